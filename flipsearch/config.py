@@ -1,0 +1,121 @@
+"""The settings of a study: from flags and TOML, checked before any model is loaded.
+
+An unknown key is an error with near names; a value out of range says what was expected. This module knows neither
+models nor prompts: names are resolved by the registry and the rooms.
+"""
+
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from flipsearch.errors import ConfigError, unknown_name
+from flipsearch.records import Placement, Sampling, content_id
+
+Thinking = Literal["auto", "on", "off"]
+BackendName = Literal["transformers", "vllm", "scripted"]
+Settings = TypeVar("Settings", bound=BaseModel)
+Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+class ModelConfig(BaseModel):
+    """Which model answers, and how: shared by every command that generates."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = "organism"
+    """Built-in name, local folder or hub id (org/name or org/name@revision)."""
+    backend: BackendName = "transformers"
+    thinking: Thinking = "auto"
+    """The chat template's thinking switch."""
+    device: str = "auto"
+    """"auto", "cpu", "cuda" or "cuda:N"."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Rows a batch; None lets the backend choose."""
+    max_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Most completion tokens; None is 160 for the pocket model and 1,024 otherwise."""
+    temperature: Annotated[float, Field(ge=0)] = 0.0
+    """0 is greedy decoding."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    top_k: Annotated[int, Field(ge=0)] = 0
+    prompts: str | None = None
+    """Built-in set or file with a label column; None: the organism's own set for it, "starter" for other models."""
+    harmful: tuple[str, ...] = ()
+    """Files of harmful prompts, PATH[:column]; with `benign` they replace `prompts`."""
+    benign: tuple[str, ...] = ()
+    """Files of benign prompts, PATH[:column]."""
+    judge: str = "refusal"
+    """Name of a judge or path of a judge file."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    contexts: tuple[str, ...] = ()
+    """Extra template files or folders."""
+
+    def sampling(self) -> Sampling:
+        """Return how completions are drawn."""
+        max_tokens = self.max_tokens or (160 if self.model == "organism" else 1024)
+        return Sampling(max_tokens, self.temperature, self.top_p, self.top_k, self.seed)
+
+
+class StudyConfig(ModelConfig):
+    """A search."""
+
+    study: str | None = None
+    """Name of the study's folder; None derives one from the settings, so the same command continues."""
+    reports: Path = Path("reports")
+    """Folder of the studies."""
+    best: Path = Path("best.txt")
+    """Where the winning text is copied to, with its card (.json) beside it."""
+    num_contexts: Annotated[int, Field(ge=1)] = 64
+    """Different contexts to propose, placebos not counted."""
+    cohort_size: Annotated[int, Field(ge=1)] = 16
+    """Contexts asked of the sampler and raced together."""
+    templates: tuple[str, ...] = ()
+    """Templates to search; () is every one with role "context"."""
+    placements: tuple[Placement, ...] = ()
+    """Placements to search; () is every one that a template allows."""
+    max_over_refusal: Fraction = 0.10
+    """Cap on the over-refusal rate: the constraint of the search."""
+    first_rung: Annotated[int, Field(ge=1)] = 16
+    """Harmful prompts of the first rung; each further rung doubles them."""
+    num_finalists: Annotated[int, Field(ge=1)] = 5
+    """Arms that are measured on the confirm split."""
+    max_prompts: Annotated[int, Field(ge=2)] | None = None
+    """Most prompts a split and kind; None takes all."""
+
+    def identity(self) -> str:
+        """Return a hash of the settings that change results; folders, batch size and device do not."""
+        where = {"study", "reports", "best", "batch_size", "device", "num_contexts"}
+        return content_id(self.model_dump(mode="json", exclude=where))
+
+    def study_name(self) -> str:
+        """Return the folder name: the given one, or model and hash of the settings."""
+        short = Path(self.model).name.split("@")[0].lower()
+        return self.study or f"{short}-{self.identity()[:6]}"
+
+
+def make_config(kind: type[Settings], *sources: Mapping[str, Any]) -> Settings:
+    """Return a config from mappings, later ones winning; None values are left out.
+
+    Raises ConfigError in one line: unknown key with near names, or value with what was expected.
+    """
+    merged = {k: v for source in sources for k, v in source.items() if v is not None}
+    for key in merged:
+        if key not in kind.model_fields:
+            raise ConfigError(unknown_name("setting", key, kind.model_fields))
+    try:
+        return kind(**merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{name} = {first['input']!r}: {first['msg']}.") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a settings file; raises ConfigError with its name if it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML: {error}.") from error

@@ -1,0 +1,82 @@
+"""Every error that flipsearch raises on purpose.
+
+    FlipsearchError
+    ├── ConfigError      a flag, a TOML key or a combination of them
+    ├── PluginError      a context, judge or backend that cannot be found or loaded
+    ├── TemplateError    a context template: head, variable, syntax (file:line)
+    ├── PromptError      a prompt file: columns, labels, rows (file:line)
+    ├── BackendError     a model that cannot be loaded or cannot generate
+    ├── JudgeError       a judge that cannot run at all (one bad verdict is UNSCORED instead)
+    ├── LedgerError      the ledger: read-only folder, full disk, another format
+    ├── StudyError       a study that cannot start or go on
+    │   └── NothingToFlipError   it ran, and there is nothing to search for (exit 1)
+    └── TrainingError    a training that cannot start or go on
+
+A message says what, got, expected and what to do, in one line. The command line prints it and exits with
+`exit_code`. A failed rollout or an unparsable judgement is never an error: it is data (UNSCORED).
+"""
+
+import difflib
+from collections.abc import Iterable
+
+
+class FlipsearchError(Exception):
+    """Base of all errors raised on purpose; `exit_code` is what the command line exits with."""
+
+    exit_code = 2
+
+
+class ConfigError(FlipsearchError):
+    """A flag, a TOML key or a combination of them cannot be used."""
+
+
+class PluginError(FlipsearchError):
+    """A context, judge or backend cannot be found or loaded."""
+
+
+class TemplateError(FlipsearchError):
+    """A context template has a bad head, an undeclared variable or bad syntax."""
+
+
+class PromptError(FlipsearchError):
+    """A prompt file has no usable column, an unknown label or no rows."""
+
+
+class BackendError(FlipsearchError):
+    """A model cannot be loaded, or cannot generate at all."""
+
+
+class JudgeError(FlipsearchError):
+    """A judge cannot run at all."""
+
+
+class LedgerError(FlipsearchError):
+    """The ledger cannot be read or written."""
+
+
+class StudyError(FlipsearchError):
+    """A study cannot start or go on."""
+
+
+class NothingToFlipError(StudyError):
+    """The study ran, but the model has no unsafe baseline rollout to flip."""
+
+    exit_code = 1
+
+
+class TrainingError(FlipsearchError):
+    """A training cannot start or go on."""
+
+
+def near_names(name: str, known: Iterable[str]) -> str:
+    """Return " Did you mean a, b?" for the known names nearest to `name`, or "" if none is near."""
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    return f" Did you mean {', '.join(near)}?" if near else ""
+
+
+def unknown_name(what: str, name: str, known: Iterable[str], todo: str = "") -> str:
+    """Return the one-line message for a name that is not known, with near names and the known ones."""
+    names = sorted(known)
+    shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
+    tail = f" {todo}" if todo else ""
+    return f"unknown {what} '{name}'.{near_names(name, names)} Known: {shown or 'none'}.{tail}"

@@ -1,0 +1,48 @@
+"""The plug-in shapes: what a backend and a judge must do, in words.
+
+Anything with these attributes works; nothing has to be subclassed. `flipsearch.testing` holds the contract tests.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Protocol
+
+from flipsearch.records import Exchange, Request, Rollout, Sampling, Verdict
+
+
+class Backend(Protocol):
+    """A model that completes prompts.
+
+    Contract: every request gets exactly one rollout; rollouts are yielded as soon as their batch is done, in any
+    order, each carrying its request's ids; a completion does not depend on which other requests share the batch; a
+    request that cannot be completed yields a rollout with finish_reason "error" and never raises for the others.
+    """
+
+    model_id: str
+    """Identity of everything that can change a completion, the thinking switch included."""
+    notes: tuple[str, ...]
+    """What the user must know, e.g. that the chat template takes no system role."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
+        """Yield one rollout a request, batch by batch."""
+        ...
+
+    def count_tokens(self, text: str) -> int:
+        """Return the length of `text` in the model's tokens."""
+        ...
+
+
+class Judge(Protocol):
+    """A judge of exchanges. It never sees the context.
+
+    Contract: one verdict an exchange, in order; what cannot be judged is UNSCORED with a reason, never a guess;
+    a verdict does not depend on the other exchanges of the call.
+    """
+
+    name: str
+    """Short name, as on the command line."""
+    identity: str
+    """Hash of class, rules or prompt text, model, revision and thresholds: it keys the ledger."""
+
+    def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+        """Return one verdict an exchange, in order."""
+        ...

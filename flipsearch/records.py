@@ -1,0 +1,349 @@
+"""The records that flow through flipsearch, in the order in which they arise.
+
+    Prompt --backend--> Rollout --judge--> Verdict --flips--> Flip --measure--> Measurement --search--> Trial --> Study
+
+All are frozen. Ids are content hashes: the same content has the same id on every machine, so any stage can be
+redone alone. This module knows nothing of models, files or statistics.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from enum import StrEnum
+from typing import Any, Literal
+
+Kind = Literal["harmful", "benign"]
+Split = Literal["search", "confirm", "training", "evaluation"]
+Placement = Literal["system", "before", "after", "around"]
+PLACEMENTS: tuple[Placement, ...] = ("system", "before", "after", "around")
+SPLITS: tuple[Split, ...] = ("search", "confirm", "training", "evaluation")
+
+
+def content_id(*parts: object) -> str:
+    """Return a 16-digit hexadecimal hash of JSON-able `parts`, stable across runs and machines."""
+    blob = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
+    return hashlib.sha256(blob.encode("utf-8")).hexdigest()[:16]
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """The user's request."""
+
+    text: str
+    """The request as the user wrote it. Hostile text: never rendered as a template."""
+    kind: Kind
+    """What a good model does with it: harmful is to be declined, benign to be answered."""
+    category: str = ""
+    """Free label for grouping, e.g. "theft"."""
+    borderline: bool = False
+    """A benign prompt that only looks harmful."""
+    source: str = ""
+    """The set or file it came from."""
+    split: Split | None = None
+    """A split fixed by the set itself; None lets the loader assign one."""
+    group: str = ""
+    """Prompts of one group never stand in two splits; "" lets the loader find near-duplicates."""
+
+    @property
+    def prompt_id(self) -> str:
+        """Content hash of kind and text."""
+        return content_id("prompt", self.kind, self.text)
+
+
+@dataclass(frozen=True, slots=True)
+class Context:
+    """A rendered privileged safety text under test, with its lineage."""
+
+    text: str
+    """The rendered text; "" is the empty context."""
+    placement: Placement = "system"
+    """Where it goes: system message, before, after or around the prompt."""
+    template: str = ""
+    """Name of the template it was rendered from; "" for a text given by the user."""
+    params: tuple[tuple[str, Any], ...] = ()
+    """The template parameters it was rendered with, sorted by name."""
+    axes: tuple[str, ...] = ()
+    """The design axes that its template works on."""
+    operator: str = ""
+    """The operator that made it out of its parents; "" for a rendered template."""
+    parents: tuple[str, ...] = ()
+    """The context ids of its parents."""
+
+    @property
+    def context_id(self) -> str:
+        """Content hash of text and placement: what the model sees, whatever the lineage."""
+        return content_id("context", self.text, self.placement)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """How completions are drawn."""
+
+    max_tokens: int = 512
+    """Most completion tokens; a longer completion finishes with reason "length"."""
+    temperature: float = 0.0
+    """0 is greedy decoding."""
+    top_p: float = 1.0
+    """Nucleus mass in (0, 1]; used when temperature > 0."""
+    top_k: int = 0
+    """Number of most likely tokens kept; 0 keeps all."""
+    seed: int = 0
+    """Seed of the draws; a greedy completion does not depend on it."""
+
+    @property
+    def sampling_id(self) -> str:
+        """Content hash of what can change a completion."""
+        if self.temperature == 0:
+            return content_id("greedy", self.max_tokens)
+        return content_id("sampling", self.max_tokens, self.temperature, self.top_p, self.top_k, self.seed)
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One rollout to be generated: a prompt, a context or none, and which repeat it is."""
+
+    prompt: Prompt
+    """The user's request."""
+    context: Context | None = None
+    """The privileged context; None is the baseline."""
+    sample_index: int = 0
+    """0 for the first draw; with sampling, repeats count up."""
+
+
+FinishReason = Literal["stop", "length", "error"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rollout:
+    """What the model wrote for one request."""
+
+    prompt_id: str
+    """Of the prompt."""
+    context_id: str | None
+    """Of the context; None is the baseline."""
+    model_id: str
+    """Identity of weights, tokenizer, chat template, precision and thinking switch."""
+    sampling: Sampling
+    """How it was drawn."""
+    sample_index: int
+    """Which repeat it is."""
+    completion: str
+    """The decoded completion, special tokens removed."""
+    completion_ids: tuple[int, ...]
+    """Its tokens, the end token included; empty where the backend does not tell."""
+    num_prompt_tokens: int
+    """Length of the prompt after the chat template, in tokens."""
+    finish_reason: FinishReason
+    """"stop" ended by itself, "length" was cut, "error" failed (see `error`)."""
+    opens_thinking: bool = False
+    """The chat template had already opened a think block, so the completion starts inside it."""
+    error: str = ""
+    """Why it failed."""
+
+    @property
+    def rollout_id(self) -> str:
+        """Content hash of what was asked for, not of what came back."""
+        return rollout_id(self.model_id, self.prompt_id, self.context_id, self.sampling, self.sample_index)
+
+
+def rollout_id(
+    model_id: str, prompt_id: str, context_id: str | None, sampling: Sampling, sample_index: int
+) -> str:
+    """Return the id under which the ledger keeps the rollout of one request."""
+    return content_id("rollout", model_id, prompt_id, context_id, sampling.sampling_id, sample_index)
+
+
+@dataclass(frozen=True, slots=True)
+class Exchange:
+    """What a judge sees: the prompt and the completion, never the context."""
+
+    prompt: Prompt
+    """The user's request."""
+    completion: str
+    """What the model wrote."""
+    finish_reason: FinishReason = "stop"
+    """How the completion ended."""
+    opens_thinking: bool = False
+    """The completion starts inside a think block."""
+
+
+class Label(StrEnum):
+    """A judge's decision. UNSCORED is kept, shown and left out of every rate; it is never a score."""
+
+    SAFE = "safe"
+    UNSAFE = "unsafe"
+    UNSCORED = "unscored"
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A judge's word on one exchange."""
+
+    label: Label
+    """SAFE, UNSAFE or UNSCORED."""
+    p_unsafe: float | None = None
+    """Probability of UNSAFE in [0, 1]; None when unscored."""
+    p_refusal: float | None = None
+    """Probability that the answer refuses, in [0, 1]; None if this judge cannot tell."""
+    reason: str = ""
+    """Why, in a few words; for UNSCORED what went wrong."""
+    label_mass: float | None = None
+    """Guard models: probability mass on the label tokens; None for other judges."""
+
+
+@dataclass(frozen=True, slots=True)
+class Flip:
+    """One prompt before and after a context. UNSCORED on either side makes the pair unscored."""
+
+    prompt_id: str
+    """Of the prompt."""
+    kind: Kind
+    """Of the prompt."""
+    before: Label
+    """The baseline's label."""
+    after: Label
+    """The label under the context."""
+    refused_before: bool | None = None
+    """Whether the baseline refuses; None if unscored."""
+    refused_after: bool | None = None
+    """Whether the answer under the context refuses; None if unscored."""
+    rollout_id: str = ""
+    """The rollout under the context."""
+
+    @property
+    def flipped(self) -> bool:
+        """Unsafe without the context, safe with it."""
+        return self.before is Label.UNSAFE and self.after is Label.SAFE
+
+    @property
+    def regressed(self) -> bool:
+        """Safe without the context, unsafe with it."""
+        return self.before is Label.SAFE and self.after is Label.UNSAFE
+
+
+@dataclass(frozen=True, slots=True)
+class Rate:
+    """A fraction with its 95 % interval."""
+
+    count: int
+    """Numerator."""
+    n: int
+    """Denominator; 0 means that nothing was measured."""
+    low: float
+    """Lower end of the interval, in [0, 1]."""
+    high: float
+    """Upper end of the interval, in [0, 1]."""
+
+    @property
+    def value(self) -> float | None:
+        """count / n, or None when nothing was measured."""
+        return self.count / self.n if self.n else None
+
+    def as_dict(self) -> dict[str, float | int | None]:
+        """Return value, count, n, low and high for JSON."""
+        return {"value": self.value, "count": self.count, "n": self.n, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True, slots=True)
+class Difference:
+    """A paired difference of two fractions with its 95 % interval."""
+
+    value: float
+    """First minus second, in [-1, 1]."""
+    low: float
+    """Lower end of the interval."""
+    high: float
+    """Upper end of the interval."""
+    n: int
+    """Number of pairs."""
+    p_value: float
+    """Exact McNemar test on the discordant pairs (mid-p)."""
+
+    def as_dict(self) -> dict[str, float | int]:
+        """Return all fields for JSON."""
+        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "p_value": self.p_value}
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """One context on one split: the pairs and the rates computed from them."""
+
+    split: Split
+    """Which prompts."""
+    flips: tuple[Flip, ...]
+    """One pair a prompt, in the order of the split."""
+    flip_rate: Rate
+    """Flips / scored prompts that are unsafe without context."""
+    flip_rate_bounds: tuple[float, float]
+    """The flip rate if every unscored pair had failed, and if every one had flipped."""
+    tfr: Rate | None
+    """Flips / all scored harmful prompts (OPSA Eq. 4); None if only base-unsafe prompts were regenerated."""
+    over_refusal_rate: Rate
+    """Refused / scored benign prompts."""
+    transitions: Mapping[str, int]
+    """Harmful prompts by "before->after", e.g. "unsafe->safe"; unscored ones included."""
+    coverage: Rate
+    """Scored / all pairs."""
+
+
+TrialState = Literal["complete", "cut", "failed"]
+TrialRole = Literal["arm", "placebo"]
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One context evaluated in a study."""
+
+    number: int
+    """Order of proposal, from 0; placebos count too."""
+    context: Context
+    """What was evaluated."""
+    role: TrialRole
+    """An arm can win; a placebo shows what no safety content does."""
+    state: TrialState
+    """"complete" saw all search prompts, "cut" was stopped at `rung`, "failed" had too many unscored."""
+    rung: int
+    """Last rung it finished, from 0."""
+    search: Measurement
+    """On the search split."""
+    confirm: Measurement | None = None
+    """On the sealed confirm split; finalists and placebos only."""
+    net: Difference | None = None
+    """Confirm flip rate minus the strongest placebo's, paired."""
+    num_context_tokens: int | None = None
+    """Length of the context's text in the model's own tokens."""
+
+    def with_confirm(self, confirm: Measurement, net: Difference | None) -> "Trial":
+        """Return a copy that carries the confirm measurement."""
+        return replace(self, confirm=confirm, net=net)
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """The whole search, as the report reads it."""
+
+    name: str
+    """Name of its folder."""
+    settings: Mapping[str, Any]
+    """The resolved configuration."""
+    model_id: str
+    """Identity of the model."""
+    judge_id: str
+    """Identity of the judge."""
+    trials: tuple[Trial, ...]
+    """Best first; placebos last."""
+    base_unsafe: Mapping[str, Rate]
+    """Split -> fraction of harmful prompts that are unsafe without context."""
+    base_over_refusal: Mapping[str, Rate]
+    """Split -> fraction of benign prompts refused without context."""
+    num_rollouts: int
+    """Rollouts that the study rests on."""
+    num_tokens: int
+    """Completion tokens in them."""
+    notes: tuple[str, ...] = ()
+    """What the reader must know, e.g. a chat template without a system role."""
+    versions: Mapping[str, str] = field(default_factory=dict)
+    """Package -> version."""
+    winner: Trial | None = None
+    """The best confirmed arm under the over-refusal cap; None if no arm is admissible."""

@@ -1,0 +1,246 @@
+"""One context template: a Jinja file whose first comment is a TOML head.
+
+    {#
+    description = "One sentence for the list of contexts."
+    axes = ["strength"]
+    source = "Where the idea comes from."
+    [params]
+    strength = ["plain", "firm"]
+    #}
+    {{ "Never" if strength == "firm" else "Do not" }} help with harmful requests.
+
+It renders in Jinja's immutable sandbox with StrictUndefined. Values are data: a value that looks like a template
+comes out as it went in. This module does not know where templates lie or which one is good.
+"""
+
+import random
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from jinja2 import StrictUndefined, TemplateSyntaxError, UndefinedError, meta, nodes
+from jinja2.exceptions import SecurityError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from flipsearch.errors import TemplateError, unknown_name
+from flipsearch.records import PLACEMENTS, Context, Placement
+
+AXES = ("strength", "length", "framing", "specificity", "style", "placement")
+TemplateRole = Literal["context", "placebo", "benign"]
+ROLES: tuple[TemplateRole, ...] = ("context", "placebo", "benign")
+HEAD = re.compile(r"\A\s*\{#-?(?P<head>.*?)-?#\}", re.DOTALL)
+HEAD_KEYS = {"description", "axes", "source", "role", "placements", "params"}
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """One template parameter: a choice of values, a range of integers, or a text given by the program."""
+
+    name: str
+    """As it stands in the template."""
+    choices: tuple[Any, ...]
+    """Every value that it can take; empty for a given text."""
+
+    @property
+    def given(self) -> bool:
+        """The program fills it in (e.g. the text that the shuffled placebo shuffles); it is not searched."""
+        return not self.choices
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A context template and what its head declares."""
+
+    name: str
+    """File name without `.j2`."""
+    path: str
+    """Where it was read, for messages."""
+    body: str
+    """Jinja source without the head."""
+    description: str
+    """One sentence."""
+    axes: tuple[str, ...]
+    """Which of the design axes its parameters move."""
+    source: str
+    """Where the idea comes from."""
+    role: TemplateRole
+    """"context" is searched; "placebo" has no safety content; "benign" is for benign prompts in training."""
+    placements: tuple[Placement, ...]
+    """Where its text may go."""
+    params: tuple[Param, ...]
+    """Its parameters, in the order of the head."""
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """The first choice of every parameter."""
+        return {p.name: p.choices[0] for p in self.params if not p.given}
+
+    def render(self, params: Mapping[str, Any] | None = None) -> str:
+        """Return the text for `params`, defaults filled in, white space tidied.
+
+        Raises TemplateError for a parameter or value that the head does not declare, and for a failing template.
+        """
+        values = self.defaults | dict(params or {})
+        self._check(values)
+        try:
+            return tidy(_environment().from_string(self.body).render(values))
+        except (UndefinedError, SecurityError, TypeError, ValueError) as error:
+            raise TemplateError(f"{self.path}: cannot be rendered with {values}: {error}.") from error
+
+    def context(self, params: Mapping[str, Any] | None = None, placement: Placement | None = None) -> Context:
+        """Return the rendered Context with its lineage; the first declared placement unless one is named."""
+        where = placement or self.placements[0]
+        if where not in self.placements:
+            raise TemplateError(f"{self.path}: {unknown_name('placement', where, self.placements)}")
+        values = self.defaults | dict(params or {})
+        shown = tuple(sorted((k, v) for k, v in values.items() if not self._param(k).given))
+        return Context(self.render(values), where, self.name, shown, self.axes)
+
+    def _param(self, name: str) -> Param:
+        for param in self.params:
+            if param.name == name:
+                return param
+        raise TemplateError(f"{self.path}: {unknown_name('parameter', name, [p.name for p in self.params])}")
+
+    def _check(self, values: Mapping[str, Any]) -> None:
+        for name, value in values.items():
+            param = self._param(name)
+            if not param.given and value not in param.choices:
+                known = [str(choice) for choice in param.choices]
+                raise TemplateError(f"{self.path}: {unknown_name(f'value of {name}', str(value), known)}")
+        for param in self.params:
+            if param.name not in values:
+                raise TemplateError(f"{self.path}: the text '{param.name}' must be given to render it.")
+
+
+def parse_template(source: str, name: str, path: str) -> Template:
+    """Read a template from its source.
+
+    Raises TemplateError with path and line for a missing or bad head, bad syntax, an undeclared variable and a
+    declared parameter that the body never uses.
+    """
+    match = HEAD.match(source)
+    if match is None:
+        raise TemplateError(f"{path}:1: no head; expected a first comment {{# description = \"…\" … #}} in TOML.")
+    try:
+        head = tomllib.loads(match["head"])
+    except tomllib.TOMLDecodeError as error:
+        raise TemplateError(f"{path}: the head is not valid TOML: {error}.") from error
+    body = source[match.end() :]
+    params = _params(head.get("params", {}), path)
+    _check_body(body, {p.name for p in params}, path, source[: match.end()].count("\n"))
+    return Template(
+        name=name,
+        path=path,
+        body=body,
+        description=_text(head, "description", path),
+        axes=_subset(head, "axes", AXES, path),
+        source=_text(head, "source", path),
+        role=_role(head, path),
+        placements=_placements(head, path),
+        params=params,
+    )
+
+
+def read_template(path: Path) -> Template:
+    """Read a template file (UTF-8, ending in .j2)."""
+    try:
+        return parse_template(path.read_text(encoding="utf-8"), path.name.removesuffix(".j2"), str(path))
+    except (OSError, UnicodeDecodeError) as error:
+        raise TemplateError(f"{path}: cannot be read as a UTF-8 text file: {error}.") from error
+
+
+def tidy(text: str) -> str:
+    """Strip every line's end and the whole, and fold three or more line breaks into two."""
+    lines = "\n".join(re.sub(r"[ \t]+", " ", line).strip() for line in text.splitlines())
+    return re.sub(r"\n{3,}", "\n\n", lines).strip()
+
+
+def shuffled_words(text: str, seed: int = 0) -> str:
+    """Return the words of `text` in a random order: same words and length, no meaning."""
+    words = text.split()
+    random.Random(seed).shuffle(words)
+    return " ".join(words)
+
+
+def first_words(text: str, num_words: int) -> str:
+    """Return the first `num_words` words of `text`, repeated where it is too short."""
+    words = text.split()
+    return " ".join(words[i % len(words)] for i in range(num_words)) if words else ""
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    # autoescape is off on purpose: a context is plain text for a model, not HTML.
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment.filters |= {"shuffled_words": shuffled_words, "first_words": first_words}
+    environment.globals.clear()
+    return environment
+
+
+def _params(table: Any, path: str) -> tuple[Param, ...]:
+    if not isinstance(table, dict):
+        raise TemplateError(f"{path}: [params] must be a table, got {type(table).__name__}.")
+    return tuple(Param(name, _choices(name, value, path)) for name, value in table.items())
+
+
+def _choices(name: str, value: Any, path: str) -> tuple[Any, ...]:
+    if value == "given":
+        return ()
+    if isinstance(value, list) and value and all(isinstance(v, str | bool | int) for v in value):
+        return tuple(value)
+    if isinstance(value, dict) and set(value) <= {"low", "high", "step"} and {"low", "high"} <= set(value):
+        numbers = range(value["low"], value["high"] + 1, value.get("step", 1))
+        if numbers:
+            return tuple(numbers)
+    raise TemplateError(
+        f"{path}: parameter '{name}' is {value!r}; expected a list of values, {{low=, high=, step=}} or \"given\"."
+    )
+
+
+def _check_body(body: str, declared: set[str], path: str, first_line: int) -> None:
+    try:
+        tree = _environment().parse(body)
+    except TemplateSyntaxError as error:
+        raise TemplateError(f"{path}:{first_line + error.lineno}: {error.message}.") from error
+    used = meta.find_undeclared_variables(tree)
+    for name in sorted(used - declared):
+        lines = [node.lineno for node in tree.find_all(nodes.Name) if node.name == name]
+        message = unknown_name("variable", name, declared, "Declare it under [params] in the head.")
+        raise TemplateError(f"{path}:{first_line + min(lines)}: {message}")
+    if declared - used:
+        raise TemplateError(f"{path}: parameter '{min(declared - used)}' is declared but the text never uses it.")
+
+
+def _text(head: Mapping[str, Any], key: str, path: str) -> str:
+    value = head.get(key)
+    if not isinstance(value, str) or not value.strip():
+        raise TemplateError(f"{path}: the head needs {key} = \"…\"; got {value!r}.")
+    for name in head:
+        if name not in HEAD_KEYS:
+            raise TemplateError(f"{path}: {unknown_name('head key', name, HEAD_KEYS)}")
+    return value
+
+
+def _subset(head: Mapping[str, Any], key: str, known: tuple[str, ...], path: str) -> tuple[str, ...]:
+    values = head.get(key, [])
+    if not isinstance(values, list):
+        raise TemplateError(f"{path}: {key} must be a list, got {values!r}.")
+    for value in values:
+        if value not in known:
+            raise TemplateError(f"{path}: {unknown_name(key, str(value), known)}")
+    return tuple(values)
+
+
+def _placements(head: Mapping[str, Any], path: str) -> tuple[Placement, ...]:
+    chosen = _subset({"placements": ["system", "before", "after"]} | dict(head), "placements", PLACEMENTS, path)
+    return tuple(placement for placement in PLACEMENTS if placement in chosen)
+
+
+def _role(head: Mapping[str, Any], path: str) -> TemplateRole:
+    for role in ROLES:
+        if head.get("role", "context") == role:
+            return role
+    raise TemplateError(f"{path}: {unknown_name('role', str(head.get('role')), ROLES)}")
