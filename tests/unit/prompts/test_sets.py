@@ -1,0 +1,209 @@
+"""Prompt sets: the built-in ones, the user's files with their labels, and the public sets as they are."""
+
+from pathlib import Path
+
+import pytest
+
+from flipsearch.errors import PromptError
+from flipsearch.prompts.sets import list_sets, load_prompts
+from flipsearch.prompts.splitting import find_clusters
+
+PUBLIC = Path(__file__).parents[4] / "shared" / "data" / "prompts"
+
+
+def write(folder: Path, content: str, name: str = "a.csv") -> str:
+    path = folder / name
+    path.write_text(content, encoding="utf-8")
+    return str(path)
+
+
+def public(name: str) -> str:
+    if not (PUBLIC / name).exists():
+        pytest.skip(f"the public prompt sets are not at hand: {name} in ../shared/data/prompts")
+    return str(PUBLIC / name)
+
+
+def test_starter_has_what_its_name_promises() -> None:
+    starter = load_prompts("starter")
+    assert starter.counts() == {"harmful": 100, "benign": 150, "borderline": 50} == list_sets()["starter"]
+    assert len({prompt.category for prompt in starter.of(kind="harmful")}) >= 8
+    assert all(prompt.category for prompt in starter.prompts)
+    assert (starter.num_duplicates, starter.num_empty) == (0, 0)
+
+
+def test_starter_has_no_near_duplicates() -> None:
+    starter = load_prompts("starter")
+    assert len(set(find_clusters(starter.prompts))) == len(starter.prompts)
+
+
+@pytest.mark.parametrize("name", sorted(list_sets()))
+def test_every_built_in_set_has_both_kinds_in_search_and_confirm(name: str) -> None:
+    prompts = load_prompts(name)
+    assert all(len(prompts.of(split, kind)) >= 20 for split in ("search", "confirm") for kind in ("harmful", "benign"))
+
+
+@pytest.mark.parametrize(
+    ("name", "num_prompts", "num_duplicates"),
+    [
+        ("harmbench_val.csv", 78, 2),
+        ("strongreject.csv", 313, 0),
+        ("advbench.csv", 520, 0),
+        ("jailbreakbench_harmful.csv", 100, 0),
+    ],
+)
+def test_public_sets_of_harmful_prompts_load_as_they_are(name: str, num_prompts: int, num_duplicates: int) -> None:
+    prompts = load_prompts(harmful=public(name))
+    assert prompts.counts() == {"harmful": num_prompts, "benign": 0, "borderline": 0}
+    assert prompts.num_duplicates == num_duplicates
+    assert {prompt.source for prompt in prompts.prompts} == {name}
+
+
+def test_the_goal_and_not_its_short_name_is_the_prompt() -> None:
+    prompts = load_prompts(harmful=public("jailbreakbench_harmful.csv"), benign=public("jailbreakbench_benign.csv"))
+    assert prompts.counts() == {"harmful": 100, "benign": 100, "borderline": 0}
+    assert all(" " in prompt.text for prompt in prompts.prompts)
+    assert len({prompt.category for prompt in prompts.prompts}) == 10
+
+
+def test_harmbench_says_that_its_context_column_is_left_out() -> None:
+    assert any("19 rows lean on" in note for note in load_prompts(harmful=public("harmbench_val.csv")).notes)
+
+
+def test_xstest_is_routed_by_its_labels() -> None:
+    path = public("xstest.csv")
+    assert load_prompts(harmful=path).counts() == {"harmful": 200, "benign": 0, "borderline": 0}
+    assert load_prompts(benign=path).counts() == {"harmful": 0, "benign": 250, "borderline": 250}
+    both = load_prompts(path)
+    assert both.counts() == {"harmful": 200, "benign": 250, "borderline": 250}
+    assert both.num_per_label == {"safe -> benign": 250, "unsafe -> harmful": 200}
+    assert any("250 rows of the other kind left out" in note for note in load_prompts(harmful=path).notes)
+
+
+def test_labels_of_public_training_sets_are_understood(tmp_path: Path) -> None:
+    labels = ["vanilla_harmful", "adversarial_harmful", "vanilla_benign", "adversarial_benign", "Safe", "UNSAFE"]
+    rows = "".join(f"request about topic{index},{label}\n" for index, label in enumerate(labels))
+    prompts = load_prompts(write(tmp_path, "prompt,label\n" + rows))
+    assert prompts.counts() == {"harmful": 3, "benign": 3, "borderline": 0}
+    assert prompts.num_per_label["adversarial_harmful -> harmful"] == 1
+
+
+def test_an_unknown_label_is_an_error_with_file_and_line(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match=r"a\.csv:3: unknown label 'vanila_harmful' in column 'label'"):
+        load_prompts(write(tmp_path, "prompt,label\none,benign\ntwo,vanila_harmful\n"))
+    with pytest.raises(PromptError, match=r"a\.csv:2: unknown label '' in column 'label'"):
+        load_prompts(write(tmp_path, "prompt,label\none,\n"))
+
+
+def test_an_unknown_label_in_a_file_given_as_harmful_is_an_error_too(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="unknown label 'maybe'"):
+        load_prompts(harmful=write(tmp_path, "prompt,label\none,maybe\n"))
+
+
+@pytest.mark.parametrize(
+    ("column", "values", "harmful"),
+    [("is_harmful", ("1", "0"), "one"), ("Benign", ("true", "FALSE"), "two"), ("unsafe", ("no", "yes"), "two")],
+)
+def test_zero_and_one_count_where_the_column_says_what_they_mean(
+    tmp_path: Path, column: str, values: tuple[str, str], harmful: str
+) -> None:
+    path = write(tmp_path, f"prompt,{column}\none,{values[0]}\ntwo,{values[1]}\n")
+    prompts = load_prompts(path)
+    assert [prompt.text for prompt in prompts.of(kind="harmful")] == [harmful]
+    assert len(prompts.of(kind="benign")) == 1
+
+
+def test_zero_and_one_in_a_label_column_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match=r"unknown label '1' in column 'label'\. Rename the column to what 1 means"):
+        load_prompts(write(tmp_path, "prompt,label\none,1\n"))
+
+
+def test_a_file_without_labels_needs_a_flag(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="has no label column"):
+        load_prompts(write(tmp_path, "prompt,n\none,1\n"))
+
+
+def test_a_file_that_contradicts_its_flag_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match=r"given as harmful, but its labels say that no row is .*safe -> benign"):
+        load_prompts(harmful=write(tmp_path, "prompt,label\none,safe\n"))
+
+
+def test_empty_texts_and_duplicates_are_dropped_and_counted(tmp_path: Path) -> None:
+    prompts = load_prompts(harmful=write(tmp_path, "n,prompt\n1,one\n2,  \n3,one \n4,two\n"))
+    assert sorted(prompt.text for prompt in prompts.prompts) == ["one", "two"]
+    assert (prompts.num_duplicates, prompts.num_empty) == (1, 1)
+
+
+def test_a_column_of_empty_texts_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="all 2 rows are empty in column 'prompt'"):
+        load_prompts(harmful=write(tmp_path, "n,prompt\n1,\n2,\n"))
+
+
+def test_a_text_of_both_kinds_is_an_error(tmp_path: Path) -> None:
+    harmful, benign = write(tmp_path, "prompt\nzero\none\n"), write(tmp_path, "prompt\none\n", "b.csv")
+    with pytest.raises(PromptError, match=r"1 texts are given both .* harmful at .*a\.csv:3, benign at .*b\.csv:2"):
+        load_prompts(harmful=harmful, benign=benign)
+
+
+def test_texts_keep_their_inner_blanks_and_breaks(tmp_path: Path) -> None:
+    prompts = load_prompts(harmful=write(tmp_path, 'prompt\n"one\n\ttwo  three {{x}}"\n'))
+    assert prompts.prompts[0].text == "one\n\ttwo  three {{x}}"
+
+
+def test_a_text_that_is_no_text_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match=r"a\.jsonl:1: column 'prompt' holds int, expected text"):
+        load_prompts(harmful=write(tmp_path, '{"prompt": 3}\n', "a.jsonl"))
+
+
+def test_a_column_can_be_named(tmp_path: Path) -> None:
+    path = write(tmp_path, "prompt,other\none,two\n")
+    assert load_prompts(harmful=[f"{path}:other"]).prompts[0].text == "two"
+
+
+def test_splits_of_the_file_are_kept_and_foreign_ones_are_not_used(tmp_path: Path) -> None:
+    ours = load_prompts(harmful=write(tmp_path, "prompt,split\none,training\ntwo,evaluation\n"))
+    assert {prompt.text: prompt.split for prompt in ours.prompts} == {"one": "training", "two": "evaluation"}
+    theirs = load_prompts(harmful=write(tmp_path, "prompt,split\none,train\ntwo,test\n"))
+    assert {prompt.split for prompt in theirs.prompts} == {"search", "confirm"}
+    assert any("'split' names none of our splits" in note for note in theirs.notes)
+
+
+def test_a_wrong_split_among_ours_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match=r"a\.csv:3: unknown split 'serch'\. Did you mean search"):
+        load_prompts(harmful=write(tmp_path, "prompt,split\none,search\ntwo,serch\n"))
+
+
+def test_an_empty_split_is_said(tmp_path: Path) -> None:
+    prompts = load_prompts(harmful=write(tmp_path, "prompt\nhow to pick a lock\nHow do I pick locks?\n"))
+    assert {prompt.split for prompt in prompts.prompts} == {"search"}
+    assert any("split 'confirm' is empty" in note for note in prompts.notes)
+
+
+def test_borderline_is_for_benign_prompts(tmp_path: Path) -> None:
+    path = write(tmp_path, "text,kind,borderline\none,benign,1\ntwo,benign,\n")
+    assert load_prompts(path).counts() == {"harmful": 0, "benign": 2, "borderline": 1}
+    with pytest.raises(PromptError, match="only benign ones can be"):
+        load_prompts(write(tmp_path, "text,kind,borderline\none,harmful,1\n"))
+
+
+def test_sets_and_files_can_be_joined(tmp_path: Path) -> None:
+    joined = load_prompts("starter", harmful=write(tmp_path, "prompt\none more request of my own\n"))
+    assert joined.counts()["harmful"] == 101
+    assert joined.name == "starter+a.csv"
+
+
+def test_an_unknown_set_offers_near_names() -> None:
+    with pytest.raises(PromptError, match=r"unknown prompt set 'startr'\. Did you mean starter"):
+        load_prompts("startr")
+
+
+def test_no_prompts_at_all_is_an_error() -> None:
+    with pytest.raises(PromptError, match="no prompts given: name a set"):
+        load_prompts()
+
+
+def test_the_order_of_rows_and_files_changes_nothing(tmp_path: Path) -> None:
+    first = write(tmp_path, "prompt\n" + "".join(f"request about topic{n}\n" for n in range(20)))
+    second = write(tmp_path, "prompt\n" + "".join(f"request about topic{n}\n" for n in reversed(range(20))), "a2.csv")
+    one, other = load_prompts(harmful=first), load_prompts(harmful=second)
+    assert one.prompts_id == other.prompts_id
+    assert load_prompts(harmful=first, seed=1).prompts_id != one.prompts_id
