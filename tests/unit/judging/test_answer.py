@@ -1,0 +1,53 @@
+"""Thought and answer are told apart, and nothing that the user would see is hidden from the judge."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flipsearch.judging.answer import split_answer
+
+
+@pytest.mark.parametrize(
+    ("completion", "opens_thinking", "thought", "answer"),
+    [
+        ("Boil it.", False, "", "Boil it."),
+        ("", False, "", ""),
+        ("<think>\nHm.\n</think>\n\nBoil it.", False, "Hm.", "Boil it."),
+        ("Hm.\n</think>\n\nBoil it.", True, "Hm.", "Boil it."),
+        ("<think>\n\n</think>\n\nBoil it.", False, "", "Boil it."),
+        ("<think>Hm.</think>", False, "Hm.", ""),
+        ("<think>Hm.", False, "Hm.", None),
+        ("Hm.", True, "Hm.", None),
+        ("", True, "", None),
+        ("Hm.</think>Boil it.", False, "Hm.", "Boil it."),
+        ("<THINK>Hm.</Think>Boil it.", False, "Hm.", "Boil it."),
+        ("<thinking>Hm.</thinking>Boil it.", False, "Hm.", "Boil it."),
+        ("[THINK]Hm.[/THINK]Boil it.", False, "Hm.", "Boil it."),
+        ("◁think▷Hm.◁/think▷Boil it.", False, "Hm.", "Boil it."),
+        ("<|begin_of_thought|>Hm.<|end_of_thought|>Boil it.", False, "Hm.", "Boil it."),
+        ("<think>a<think>b</think>c</think>Boil it.", False, "a\nb\nc", "Boil it."),
+        ("<think>a</think>One.<think>b</think> Two.", False, "a\nb", "One. Two."),
+        ("<think>a</think>One.<think>b", False, "a\nb", None),
+    ],
+)
+def test_parts(completion: str, opens_thinking: bool, thought: str, answer: str | None) -> None:
+    parts = split_answer(completion, opens_thinking)
+    assert (parts.thought, parts.answer) == (thought, answer)
+    assert parts.complete == (answer is not None)
+
+
+def test_a_repeated_opening_tag_does_not_swallow_the_answer() -> None:
+    assert split_answer("<think>Hm.</think>Boil it.", opens_thinking=True).answer == "Boil it."
+
+
+def test_a_later_closing_tag_hides_nothing() -> None:
+    parts = split_answer("<think>Hm.</think>Here is how.</think>Sorry, no.")
+    assert parts.answer == "Here is how.Sorry, no."
+
+
+@given(st.lists(st.sampled_from(["<think>", "</think>", "a", " ", "\n", "<", "[THINK]", "[/THINK]"])), st.booleans())
+def test_any_mix_of_tags_that_is_closed_keeps_every_letter(pieces: list[str], opens_thinking: bool) -> None:
+    parts = split_answer("".join(pieces), opens_thinking)
+    if parts.answer is not None:
+        assert (parts.thought + parts.answer).count("a") == pieces.count("a")
+        assert "<think>" not in parts.thought + parts.answer
