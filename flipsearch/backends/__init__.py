@@ -1,0 +1,1 @@
+"""Models that complete prompts: local ones by transformers or vLLM, and replies from a table."""

@@ -1,0 +1,196 @@
+"""Decoding of one batch of prompts: the loop around a transformers model, and nothing about requests or text.
+
+Prompts are padded on the left and masks and positions come from lengths. A prefix that many prompts share (a context in
+the system message) is read once and its cache rows are repeated. Rows that have ended leave the batch and its cache.
+
+B rows in the batch now, T cached tokens with padding, C completion tokens, V vocabulary.
+"""
+
+import inspect
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch.nn.functional import pad
+from transformers import Cache, DynamicCache, PreTrainedModel
+
+from flipsearch.backends.cache import RoomyCache, attends_to_all
+from flipsearch.backends.drawing import Choose
+
+Ids = Sequence[int]
+ENDED_SHARE = 1 / 4
+"""Ended rows are taken out when they are this share of the batch: taking out costs about one step."""
+
+PART_TOKENS = {True: 1024, False: 32768}
+"""Prompt tokens read at once on a CPU (what its caches hold) and on anything else."""
+
+
+@dataclass(slots=True)
+class Batch:
+    """Rows being decoded."""
+
+    cache: Cache
+    """Keys and values of T tokens."""
+    mask: torch.Tensor
+    """(B, T + C) bool: real tokens; the part not yet written is True."""
+    lengths: torch.Tensor
+    """(B,) real tokens so far: the position of the next one."""
+    rows: torch.Tensor
+    """(B,) the number that each row had at the start."""
+    num_cached: int
+    """T."""
+
+
+class Decoder:
+    """A causal language model with what the loop must know about it."""
+
+    def __init__(self, model: PreTrainedModel, eos_ids: Collection[int]) -> None:
+        self.model = model
+        self.device = model.device
+        self._eos_set = frozenset(eos_ids)
+        self.eos_ids = torch.tensor(sorted(eos_ids), dtype=torch.long, device=model.device)
+        self.shares_prefixes = attends_to_all(model.config)
+        taken = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in taken
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
+
+    def ends(self, completion_ids: Ids) -> bool:
+        """Return whether a completion ended by itself."""
+        return len(completion_ids) > 0 and completion_ids[-1] in self._eos_set
+
+    @torch.inference_mode()
+    def complete(self, prompts: Sequence[Ids], prefixes: Sequence[int], max_tokens: int, choose: Choose) -> list[Ids]:
+        """Return the completion ids of each prompt: at most `max_tokens`, up to and with the first end token.
+
+        `prefixes[i]` leading tokens of prompt i may be read together with those of other prompts that have the same.
+        """
+        logits, batch = self._read(prompts, prefixes, max_tokens)
+        chosen = torch.zeros((len(prompts), max_tokens), dtype=torch.long, device=self.device)  # (N, C)
+        counts = torch.full((len(prompts),), max_tokens, device=self.device)
+        alive = torch.ones_like(batch.rows, dtype=torch.bool)
+        for step in range(max_tokens):
+            tokens = choose(logits, batch.rows, step)  # (B,)
+            chosen[batch.rows, step] = tokens
+            ended = alive & torch.isin(tokens, self.eos_ids)
+            counts[batch.rows[ended]] = step + 1
+            alive &= ~ended
+            num_alive = int(alive.sum())
+            if num_alive == 0 or step + 1 == max_tokens:
+                break
+            if len(alive) - num_alive >= ENDED_SHARE * len(alive):
+                kept = alive.nonzero()[:, 0]
+                batch, tokens, alive = _take(batch, kept), tokens[kept], alive[kept]
+            logits = self._step(batch, tokens)
+        return [ids[:count] for ids, count in zip(chosen.tolist(), counts.tolist(), strict=True)]
+
+    def _read(self, prompts: Sequence[Ids], prefixes: Sequence[int], max_tokens: int) -> tuple[torch.Tensor, Batch]:
+        """Return the logits (B, V) after the prompts and the batch that holds them."""
+        if not self.shares_prefixes:
+            cache: Cache = DynamicCache(config=self.model.config)
+            ids, mask = self._pad(prompts)
+            logits = self._forward(ids, mask, _positions(mask), cache)
+        else:
+            logits, mask, cache = self._read_in_parts(prompts, prefixes)
+        unwritten = mask.new_ones((len(prompts), max_tokens))
+        rows = torch.arange(len(prompts), device=self.device)
+        return logits, Batch(cache, torch.cat([mask, unwritten], dim=-1), mask.sum(-1), rows, mask.shape[-1])
+
+    def _read_in_parts(
+        self, prompts: Sequence[Ids], prefixes: Sequence[int]
+    ) -> tuple[torch.Tensor, torch.Tensor, RoomyCache]:
+        """Read shared prefixes once and the rest in parts of like length; return logits (B, V), mask (B, T), cache."""
+        heads = [tuple(ids[:length]) for ids, length in zip(prompts, prefixes, strict=True)]
+        if not all(heads) or 2 * sum(map(len, set(heads))) > sum(map(len, heads)):
+            heads = [()] * len(prompts)
+        tails = [ids[len(head) :] for ids, head in zip(prompts, heads, strict=True)]
+        distinct = {head: row for row, head in enumerate(dict.fromkeys(heads))}
+        head_cache = RoomyCache(self.model.config)
+        ids, head_mask = self._pad(list(distinct))
+        if ids.shape[-1] > 0:
+            self._forward(ids, head_mask, _positions(head_mask), head_cache)
+        parts: list[tuple[torch.Tensor, torch.Tensor, RoomyCache]] = []
+        for part in _parts(tails, PART_TOKENS[self.device.type == "cpu"]):
+            rows = torch.tensor([distinct[head] for head in heads[part]], device=self.device)
+            parts.append(self._read_tails(tails[part], head_cache, head_mask[rows], rows))
+        cache = RoomyCache(self.model.config)
+        cache.gather([part_cache for _, _, part_cache in parts])
+        width = max(mask.shape[-1] for _, mask, _ in parts)
+        mask = torch.cat([pad(mask, (width - mask.shape[-1], 0)) for _, mask, _ in parts])
+        return torch.cat([logits for logits, _, _ in parts]), mask, cache
+
+    def _read_tails(
+        self, tails: Sequence[Ids], head_cache: RoomyCache, head_mask: torch.Tensor, rows: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor, RoomyCache]:
+        cache = RoomyCache(self.model.config)
+        if head_mask.shape[-1] > 0:
+            cache.take(head_cache, rows)
+        ids, tail_mask = self._pad(tails)
+        mask = torch.cat([head_mask, tail_mask], dim=-1)
+        logits = self._forward(ids, mask, head_mask.sum(-1, keepdim=True) + _positions(tail_mask), cache)
+        return logits, mask, cache
+
+    def _step(self, batch: Batch, tokens: torch.Tensor) -> torch.Tensor:
+        batch.num_cached += 1
+        mask = batch.mask[:, : batch.num_cached]
+        logits = self._forward(tokens[:, None], mask, batch.lengths[:, None], batch.cache)
+        batch.lengths = batch.lengths + 1
+        return logits
+
+    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
+        """Return the logits (B, V) after the last token, in float32."""
+        options = {"position_ids": positions} if self._takes_positions else {}
+        output = self.model(
+            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options, **self._last_only
+        )
+        logits: torch.Tensor = output.logits[:, -1].float()
+        return logits
+
+    def _pad(self, prompts: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return ids and mask (B, T), padded on the left; masked ids are 0 and never attended to."""
+        width = max(map(len, prompts))
+        ids = torch.tensor([[0] * (width - len(prompt)) + list(prompt) for prompt in prompts], device=self.device)
+        lengths = torch.tensor([len(prompt) for prompt in prompts], device=self.device)
+        return ids, torch.arange(width, device=self.device) >= (width - lengths)[:, None]
+
+
+def shared_prefixes(prompts: Sequence[Ids], groups: Sequence[object]) -> list[int]:
+    """Return for each prompt how many leading tokens it shares with all prompts of its group, its last token apart."""
+    shared: dict[object, Ids] = {}
+    for ids, group in zip(prompts, groups, strict=True):
+        shared[group] = _common(shared.get(group, ids), ids[:-1])
+    return [len(shared[group]) for group in groups]
+
+
+def _common(first: Ids, second: Ids) -> Ids:
+    for index, (left, right) in enumerate(zip(first, second, strict=False)):
+        if left != right:
+            return first[:index]
+    return first[: len(second)]
+
+
+def _parts(prompts: Sequence[Ids], max_tokens: int) -> Iterator[slice]:
+    """Yield slices of consecutive prompts of at most `max_tokens` tokens with padding, or of one prompt."""
+    start, width = 0, 0
+    for end, ids in enumerate(prompts):
+        width = max(width, len(ids))
+        if end > start and width * (end + 1 - start) > max_tokens:
+            yield slice(start, end)
+            start, width = end, len(ids)
+    yield slice(start, len(prompts))
+
+
+def _positions(mask: torch.Tensor) -> torch.Tensor:
+    """Return the position (B, T) of each real token in its row; padding stands at 0."""
+    return (mask.long().cumsum(-1) - 1).clamp(min=0)
+
+
+def _take(batch: Batch, kept: torch.Tensor) -> Batch:
+    """Return the batch with only the `kept` rows, and without the padding that all of them have in front."""
+    mask, first = batch.mask[kept], 0
+    if isinstance(batch.cache, RoomyCache):
+        first = int(mask.int().argmax(-1).min())
+        batch.cache.take(batch.cache, kept, first)
+    else:
+        batch.cache.reorder_cache(cast(torch.LongTensor, kept))
+    return Batch(batch.cache, mask[:, first:], batch.lengths[kept], batch.rows[kept], batch.num_cached - first)

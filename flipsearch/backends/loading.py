@@ -1,0 +1,89 @@
+"""Loading a tokenizer and a causal language model from safetensors, with every failure as one clear line."""
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers.utils import logging as transformers_logging
+
+from flipsearch.backends import attention
+from flipsearch.errors import BackendError, ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device named, "auto" being the first CUDA device if there is one, else the CPU."""
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        chosen = torch.device(device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device '{device}' cannot be used here; try auto, cpu or cuda.") from error
+    return chosen
+
+
+def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
+    """Return the dtype named, "auto" being bfloat16 on CUDA and float32 elsewhere."""
+    if dtype == "auto":
+        return torch.bfloat16 if device.type == "cuda" else torch.float32
+    if dtype not in DTYPES:
+        raise ConfigError(f"dtype is '{dtype}', expected auto, {', '.join(DTYPES)}.")
+    return DTYPES[dtype]
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Return the tokenizer in `folder`; BackendError if it cannot be loaded."""
+    with quiet(), _clear_errors(folder, "tokenizer"):
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+
+
+def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+    """Return the model in `folder`, ready to complete prompts; BackendError if it cannot be loaded."""
+    options: dict[str, Any] = {
+        "dtype": dtype,
+        "trust_remote_code": False,
+        "use_safetensors": True,
+        "local_files_only": True,
+    }
+    with quiet(), _clear_errors(folder, "model"):
+        try:
+            model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention.NAME, **options)
+        except ValueError as error:  # a model without a choice of attention keeps its own
+            if "attention" not in str(error).lower():
+                raise
+            model = AutoModelForCausalLM.from_pretrained(folder, **options)
+        module: torch.nn.Module = model
+        module.to(device).eval()
+    loaded: PreTrainedModel = model
+    return loaded
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keep the library's progress bars, log lines and warnings off the terminal; leave its settings as found."""
+    verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+        if bars:
+            transformers_logging.enable_progress_bar()
+
+
+@contextlib.contextmanager
+def _clear_errors(folder: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # the library raises everything from KeyError to its own types
+        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        raise BackendError(f"the {what} in '{folder}' cannot be loaded: {reason}") from error

@@ -1,0 +1,111 @@
+"""Replies from a table or a function: a backend without a model, for demonstrations and tests."""
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from flipsearch.backends.rollouts import completed, failed
+from flipsearch.chat import EncodedPrompt
+from flipsearch.errors import BackendError
+from flipsearch.records import Request, Rollout, Sampling, content_id
+
+Reply = Callable[[str, str], str]
+"""(prompt text, context text or "") -> completion; a BackendError makes the rollout an error."""
+
+ANY_CONTEXT = "*"
+ENTRY = '{"prompt": …, "context": … or "*", "completion": …} or {…, "error": …}'
+
+
+class ScriptedBackend:
+    """A backend that looks its completions up.
+
+    `replies` is a function of prompt and context text, or a table of prompt text -> completion, or of
+    (prompt text, context text) -> completion, where the context "*" stands for any. `errors` are prompt texts whose
+    rollouts fail, with the reason. A prompt that is not in the table fails too. Tokens are words; a completion of more
+    words than max_tokens is cut. `identity` names a function, whose content cannot be hashed.
+    """
+
+    notes: tuple[str, ...] = ()
+
+    def __init__(
+        self,
+        replies: Reply | Mapping[str, str] | Mapping[tuple[str, str], str],
+        *,
+        errors: Mapping[str, str] | None = None,
+        identity: str = "",
+    ) -> None:
+        self._errors = dict(errors or {})
+        if callable(replies):
+            self._reply = replies
+            content: object = getattr(replies, "__qualname__", type(replies).__qualname__)
+        else:
+            table = {key if isinstance(key, tuple) else (key, ANY_CONTEXT): text for key, text in replies.items()}
+            self._reply = _from_table(table)
+            content = sorted([*key, text] for key, text in table.items())
+        self.model_id = content_id("scripted", identity, content, self._errors)
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "ScriptedBackend":
+        """Return the backend of a JSON list of {"prompt", "context", "completion" or "error"}.
+
+        "context" is a context's text, "" for none, or "*" (the default) for any. Raises BackendError with the entry's
+        number for anything else.
+        """
+        table: dict[tuple[str, str], str] = {}
+        errors: dict[str, str] = {}
+        for number, entry in enumerate(_read_entries(Path(path)), start=1):
+            where = f"{path}, entry {number}"
+            if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
+                raise BackendError(f"{where}: expected {ENTRY}, got {type(entry).__name__}.")
+            unknown = set(entry) - {"prompt", "context", "completion", "error"}
+            if unknown or "prompt" not in entry or ("completion" in entry) == ("error" in entry):
+                raise BackendError(f"{where}: expected {ENTRY}, got the keys {', '.join(sorted(entry)) or 'none'}.")
+            if "error" in entry:
+                errors[entry["prompt"]] = entry["error"]
+            else:
+                table[entry["prompt"], entry.get("context", ANY_CONTEXT)] = entry["completion"]
+        return cls(table, errors=errors)
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
+        """Yield one rollout a request, in order."""
+        for request in requests:
+            yield self._rollout(request, sampling)
+
+    def count_tokens(self, text: str) -> int:
+        """Return the number of words."""
+        return len(text.split())
+
+    def _rollout(self, request: Request, sampling: Sampling) -> Rollout:
+        prompt, context = request.prompt.text, request.context.text if request.context else ""
+        if prompt in self._errors:
+            return failed(request, self.model_id, sampling, self._errors[prompt])
+        try:
+            text = self._reply(prompt, context)
+        except BackendError as error:
+            return failed(request, self.model_id, sampling, str(error))
+        words = text.split()
+        stopped = len(words) <= sampling.max_tokens
+        shown = text if stopped else " ".join(words[: sampling.max_tokens])
+        # No real ids: a table has no tokenizer. The prompt's length still counts, in words.
+        read = EncodedPrompt(tuple(range(self.count_tokens(f"{context} {prompt}"))), opens_thinking=False)
+        return completed(request, self.model_id, sampling, read, completion=shown, completion_ids=(), stopped=stopped)
+
+
+def _from_table(table: Mapping[tuple[str, str], str]) -> Reply:
+    def reply(prompt: str, context: str) -> str:
+        for key in ((prompt, context), (prompt, ANY_CONTEXT)):
+            if key in table:
+                return table[key]
+        raise BackendError(f"the table has no completion for the prompt '{prompt[:60]}' under this context.")
+
+    return reply
+
+
+def _read_entries(path: Path) -> list[object]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BackendError(f"'{path}' cannot be read as a JSON table of replies: {error}.") from error
+    if not isinstance(entries, list):
+        raise BackendError(f"'{path}' holds a JSON {type(entries).__name__}, expected a list of {ENTRY}.")
+    return entries

@@ -1,0 +1,189 @@
+"""Local models through transformers, on a CPU or a GPU.
+
+Requests are sorted by length and decoded in batches. When memory runs out the batch is halved and decoded again. In
+float32 a greedy completion is the same whatever its batch; in lower precision sums of another order can tip a near tie.
+"""
+
+import gc
+import math
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from transformers import PreTrainedConfig
+
+from flipsearch.backends.decoding import Decoder, Ids, shared_prefixes
+from flipsearch.backends.drawing import chooser
+from flipsearch.backends.loading import choose_device, choose_dtype, load_model, load_tokenizer
+from flipsearch.backends.model_files import locate
+from flipsearch.backends.rollouts import completed, failed
+from flipsearch.chat import Chat, EncodedPrompt, Thinking
+from flipsearch.errors import BackendError, ConfigError
+from flipsearch.records import Request, Rollout, Sampling, content_id
+
+MOST_ROWS = {True: 128, False: 64}
+"""Rows of a batch on a CPU and on anything else, where the caller leaves it open."""
+CACHE_SHARE = 1 / 4
+"""Share of the machine's memory that a CPU batch's keys and values may take: out of memory cannot be caught there."""
+
+
+@dataclass(slots=True)
+class Waiting:
+    """An encoded request."""
+
+    request: Request
+    prompt: EncodedPrompt
+    num_shared: int = 0
+    """Leading tokens that all requests under its context share."""
+
+
+class TransformersBackend:
+    """A causal language model from a local folder or the hub, decoded by flipsearch's own loop.
+
+    `batch_size` None chooses by device. Raises BackendError for a model that cannot be loaded and ConfigError for an
+    option that cannot be used, both before any weights are read where that can be known.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        thinking: Thinking = "auto",
+        batch_size: int | None = None,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> None:
+        if batch_size is not None and batch_size < 1:
+            raise ConfigError(f"batch_size is {batch_size}, expected at least 1.")
+        chosen_device = choose_device(device)
+        chosen_dtype = choose_dtype(dtype, chosen_device)
+        files = locate(model)
+        tokenizer = load_tokenizer(files.folder)
+        self.chat = Chat(tokenizer, thinking)
+        self.notes = self.chat.notes
+        self.model_id = content_id("model", files.fingerprint, self.chat.identity, str(chosen_dtype))
+        self.model = load_model(files.folder, chosen_device, chosen_dtype)
+        self.batch_size = batch_size
+        self.max_positions: int | None = getattr(_text_config(self.model.config), "max_position_embeddings", None)
+        self._decoder = Decoder(self.model, end_ids(self.model.generation_config, tokenizer))
+
+    def count_tokens(self, text: str) -> int:
+        """Return the length of `text` in the model's tokens."""
+        return self.chat.count_tokens(text)
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
+        """Yield one rollout a request, batch by batch, longest prompts first."""
+        if sampling.max_tokens < 1:
+            raise ConfigError(f"max_tokens is {sampling.max_tokens}, expected at least 1.")
+        waiting: list[Waiting] = []
+        for request in requests:
+            try:
+                waiting.append(Waiting(request, self._encode(request, sampling)))
+            except BackendError as error:
+                yield failed(request, self.model_id, sampling, str(error))
+        queue = _in_order(waiting)
+        while queue:
+            size = self.batch_size or self._batch_size(queue, sampling)
+            batch, queue = queue[:size], queue[size:]
+            try:
+                rollouts = self._complete(batch, sampling)
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                if not is_out_of_memory(error):
+                    raise
+                if len(batch) > 1:
+                    self.batch_size, queue = len(batch) // 2, batch + queue
+                    rollouts = []
+                else:
+                    reason = f"out of memory with a single prompt of {len(batch[0].prompt.prompt_ids)} tokens"
+                    rollouts = [failed(batch[0].request, self.model_id, sampling, reason)]
+            if not rollouts:  # outside the handler: the error's traceback held the batch's tensors
+                _free_memory()
+            yield from rollouts
+
+    def _encode(self, request: Request, sampling: Sampling) -> EncodedPrompt:
+        prompt = self.chat.encode(request)
+        length = len(prompt.prompt_ids)
+        if self.max_positions is not None and length + sampling.max_tokens > self.max_positions:
+            raise BackendError(
+                f"the prompt has {length} tokens and max_tokens is {sampling.max_tokens}, but the model holds "
+                f"{self.max_positions}; lower max_tokens or shorten the context. Nothing is cut off silently."
+            )
+        return prompt
+
+    def _complete(self, batch: Sequence[Waiting], sampling: Sampling) -> list[Rollout]:
+        prompts: list[Ids] = [waiting.prompt.prompt_ids for waiting in batch]
+        choose = chooser([waiting.request for waiting in batch], sampling, self._decoder.device)
+        shared = [waiting.num_shared for waiting in batch]
+        completions = self._decoder.complete(prompts, shared, sampling.max_tokens, choose)
+        return [
+            completed(
+                waiting.request,
+                self.model_id,
+                sampling,
+                waiting.prompt,
+                completion=self.chat.decode(ids),
+                completion_ids=ids,
+                stopped=self._decoder.ends(ids),
+            )
+            for waiting, ids in zip(batch, completions, strict=True)
+        ]
+
+    def _batch_size(self, queue: Sequence[Waiting], sampling: Sampling) -> int:
+        on_cpu = self._decoder.device.type == "cpu"
+        most = MOST_ROWS[on_cpu]
+        if on_cpu:
+            num_tokens = max(len(waiting.prompt.prompt_ids) for waiting in queue) + sampling.max_tokens
+            row_bytes = num_tokens * _cache_bytes(self.model.config, self.model.dtype)
+            most = max(1, min(most, int(CACHE_SHARE * _memory_bytes() / row_bytes)))
+        # Even batches: 150 requests are two of 75, not one of 128 and a slow small one.
+        return math.ceil(len(queue) / math.ceil(len(queue) / most))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a device's or the machine's memory ran out."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
+
+
+def end_ids(generation_config: object, tokenizer: object) -> set[int]:
+    """Return the token ids that end a completion, of the generation config and of the tokenizer."""
+    found: set[int] = set()
+    for source in (generation_config, tokenizer):
+        ids = getattr(source, "eos_token_id", None)
+        found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    return found
+
+
+def _in_order(waiting: Sequence[Waiting]) -> list[Waiting]:
+    """Return longest first (out of memory then shows at once), requests with like shared prefixes together."""
+    groups = [item.request.context.context_id if item.request.context else None for item in waiting]
+    prefixes = shared_prefixes([item.prompt.prompt_ids for item in waiting], groups)
+    for item, prefix in zip(waiting, prefixes, strict=True):
+        item.num_shared = prefix
+    return sorted(waiting, key=lambda item: (item.num_shared, len(item.prompt.prompt_ids)), reverse=True)
+
+
+def _text_config(config: PreTrainedConfig) -> PreTrainedConfig:
+    return config.get_text_config(decoder=True)
+
+
+def _cache_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
+    """Return the bytes of keys and values a token."""
+    text = _text_config(config)
+    num_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    return int(2 * text.num_hidden_layers * num_heads * width * dtype.itemsize)
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # not told on this system
+        return 4 * 2**30
+
+
+def _free_memory() -> None:
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()

