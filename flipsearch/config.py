@@ -4,6 +4,7 @@ An unknown key is an error with near names; a value out of range says what was e
 models nor prompts: names are resolved by the registry and the rooms.
 """
 
+import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +13,7 @@ from typing import Annotated, Any, Literal, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flipsearch.errors import ConfigError, unknown_name
-from flipsearch.records import Placement, Sampling, content_id
+from flipsearch.records import Placement, Sampling, Split, content_id
 
 Thinking = Literal["auto", "on", "off"]
 BackendName = Literal["transformers", "vllm", "scripted"]
@@ -53,19 +54,36 @@ class ModelConfig(BaseModel):
     contexts: tuple[str, ...] = ()
     """Extra template files or folders."""
 
+    study: str | None = None
+    """Name of the study's folder; None derives one from the settings, so the same command continues."""
+    reports: Path = Path("reports")
+    """Folder of the studies."""
+    max_prompts: Annotated[int, Field(ge=2)] | None = None
+    """Most prompts a split and kind; None takes all."""
+
     def sampling(self) -> Sampling:
         """Return how completions are drawn."""
         max_tokens = self.max_tokens or (160 if self.model == "organism" else 1024)
         return Sampling(max_tokens, self.temperature, self.top_p, self.top_k, self.seed)
 
+    @staticmethod
+    def free_fields() -> set[str]:
+        """Return the settings that a continued study may change: they change no result of what is already done."""
+        return {"study", "reports", "best", "batch_size", "device", "num_contexts"}
+
+    def identity(self, *more: object) -> str:
+        """Return a hash of the settings that change results, and of `more`."""
+        return content_id(self.model_dump(mode="json", exclude=self.free_fields()), *more)
+
+    def study_name(self, *more: object) -> str:
+        """Return the folder name: the given one, or model and hash of the settings."""
+        short = Path(self.model).name.split("@")[0].lower()
+        return self.study or f"{short}-{self.identity(*more)[:6]}"
+
 
 class StudyConfig(ModelConfig):
     """A search."""
 
-    study: str | None = None
-    """Name of the study's folder; None derives one from the settings, so the same command continues."""
-    reports: Path = Path("reports")
-    """Folder of the studies."""
     best: Path = Path("best.txt")
     """Where the winning text is copied to, with its card (.json) beside it."""
     num_contexts: Annotated[int, Field(ge=1)] = 64
@@ -82,18 +100,15 @@ class StudyConfig(ModelConfig):
     """Harmful prompts of the first rung; each further rung doubles them."""
     num_finalists: Annotated[int, Field(ge=1)] = 5
     """Arms that are measured on the confirm split."""
-    max_prompts: Annotated[int, Field(ge=2)] | None = None
-    """Most prompts a split and kind; None takes all."""
 
-    def identity(self) -> str:
-        """Return a hash of the settings that change results; folders, batch size and device do not."""
-        where = {"study", "reports", "best", "batch_size", "device", "num_contexts"}
-        return content_id(self.model_dump(mode="json", exclude=where))
 
-    def study_name(self) -> str:
-        """Return the folder name: the given one, or model and hash of the settings."""
-        short = Path(self.model).name.split("@")[0].lower()
-        return self.study or f"{short}-{self.identity()[:6]}"
+class ScoreConfig(ModelConfig):
+    """Scoring of contexts that the user already has."""
+
+    placement: Placement | None = None
+    """Where the texts go; None is a card's own placement, else the system message."""
+    split: Split | None = None
+    """Score on one split; None takes every prompt."""
 
 
 def make_config(kind: type[Settings], *sources: Mapping[str, Any]) -> Settings:
@@ -119,3 +134,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML: {error}.") from error
+
+
+def toml_text(config: ModelConfig) -> str:
+    """Return the settings as TOML that `--config` reads back; settings without a value are left out."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    # JSON's strings, numbers, booleans and flat lists are TOML's.
+    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 Kind = Literal["harmful", "benign"]
 Split = Literal["search", "confirm", "training", "evaluation"]
+Scope = Split | Literal["all"]
+"""What a measurement covers: one split, or every prompt."""
 Placement = Literal["system", "before", "after", "around"]
 PLACEMENTS: tuple[Placement, ...] = ("system", "before", "after", "around")
 SPLITS: tuple[Split, ...] = ("search", "confirm", "training", "evaluation")
@@ -147,9 +149,7 @@ class Rollout:
         return rollout_id(self.model_id, self.prompt_id, self.context_id, self.sampling, self.sample_index)
 
 
-def rollout_id(
-    model_id: str, prompt_id: str, context_id: str | None, sampling: Sampling, sample_index: int
-) -> str:
+def rollout_id(model_id: str, prompt_id: str, context_id: str | None, sampling: Sampling, sample_index: int) -> str:
     """Return the id under which the ledger keeps the rollout of one request."""
     return content_id("rollout", model_id, prompt_id, context_id, sampling.sampling_id, sample_index)
 
@@ -237,7 +237,7 @@ class Rate:
 
     @property
     def value(self) -> float | None:
-        """count / n, or None when nothing was measured."""
+        """Count / n, or None when nothing was measured."""
         return self.count / self.n if self.n else None
 
     def as_dict(self) -> dict[str, float | int | None]:
@@ -269,7 +269,7 @@ class Difference:
 class Measurement:
     """One context on one split: the pairs and the rates computed from them."""
 
-    split: Split
+    split: Scope
     """Which prompts."""
     flips: tuple[Flip, ...]
     """One pair a prompt, in the order of the split."""
@@ -310,9 +310,13 @@ class Trial:
     confirm: Measurement | None = None
     """On the sealed confirm split; finalists and placebos only."""
     net: Difference | None = None
-    """Confirm flip rate minus the strongest placebo's, paired."""
+    """Flip rate minus the strongest placebo's, paired: on the confirm split, or on what was scored."""
     num_context_tokens: int | None = None
     """Length of the context's text in the model's own tokens."""
+
+    def with_net(self, net: Difference | None) -> "Trial":
+        """Return a copy that carries the net flip rate."""
+        return replace(self, net=net)
 
     def with_confirm(self, confirm: Measurement, net: Difference | None) -> "Trial":
         """Return a copy that carries the confirm measurement."""

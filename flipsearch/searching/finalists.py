@@ -1,0 +1,137 @@
+"""The sealed confirm split: opened once, for the finalists and the placebos.
+
+Finalists and winner are chosen by their search numbers; the confirm split can only veto (over-refusal above the cap,
+or too many unscored). A number that had no part in the choice is not inflated by it, so the winner's confirm flip rate
+and its net over the placebo are read as they are.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flipsearch.measure import Bench, has_failed, measure
+from flipsearch.records import Context, Measurement, Trial, TrialState, content_id
+from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline
+from flipsearch.searching.placebos import PlaceboRow
+from flipsearch.searching.plan import Plan
+from flipsearch.searching.racing import is_admissible
+from flipsearch.searching.report import net_of_placebo, strongest_placebo
+
+OPENED = "confirm split opened: "
+"""How the ledger's note of an opening starts; the id of what was opened for whom follows."""
+
+
+@dataclass(frozen=True, slots=True)
+class Confirmation:
+    """What the sealed split says."""
+
+    base: SplitBaseline
+    """Its baseline."""
+    finalists: tuple[Trial, ...]
+    """With their confirm measurements and nets, in search order."""
+    placebos: tuple[Trial, ...]
+    """Those measured before the search, then those matched to the winner."""
+    winner: Trial | None
+    """First finalist in search order that the confirm split does not veto."""
+    notes: tuple[str, ...]
+    """What the reader must know."""
+
+
+def rank(arms: Sequence[Trial]) -> list[Trial]:
+    """Return trials by search flip rate; ties: less over-refusal, then fewer tokens, then the earlier one."""
+    return sorted(arms, key=_search_order)
+
+
+def choose_finalists(arms: Sequence[Trial], cap: float, num: int) -> list[Trial]:
+    """Return the best complete arms under the over-refusal cap, in search order."""
+    fit = [arm for arm in arms if arm.state == "complete" and is_admissible(arm.search, cap)]
+    return rank(fit)[:num]
+
+
+def measure_placebo(bench: Bench, row: PlaceboRow, context: Context, base: SplitBaseline, number: int) -> Trial:
+    """Measure a placebo row on the search split."""
+    bench.phase = f"placebo {row.template.name}"
+    measurement = measure(bench, [context], base.to_flip(), base.outcomes, "search")[0]
+    state: TrialState = "failed" if has_failed(measurement) else "complete"
+    num_tokens = bench.backend.count_tokens(context.text)
+    return Trial(number, context, "placebo", state, 0, measurement, num_context_tokens=num_tokens)
+
+
+def confirm(
+    plan: Plan, bench: Bench, base: SplitBaseline, finalists: Sequence[Trial], placebos: Sequence[Trial], number: int
+) -> Confirmation:
+    """Open the sealed split for at least one finalist; `number` is the first free trial number.
+
+    The opening is noted in the ledger before the first sealed prompt is asked.
+    """
+    notes = _open(plan, bench, finalists)
+    sealed = measure_baseline(bench, plan.confirm, "confirm")
+    bench.phase = "finalists"
+    measured = _with_confirm(bench, sealed, finalists)
+    winner = next((trial for trial in measured if _holds(trial, plan.config.max_over_refusal)), None)
+    target = (winner or measured[0]).context
+    matched = [
+        measure_placebo(bench, row, row.context(target), base, number + index)
+        for index, row in enumerate(row for row in plan.placebos if row.needs_winner)
+    ]
+    bench.phase = "placebos"
+    rows = _with_confirm(bench, sealed, [*placebos, *matched])
+    strongest = strongest_placebo(_of(trial) for trial in rows)
+    final = [trial.with_confirm(_of(trial), net_of_placebo(_of(trial), strongest)) for trial in measured]
+    winner = winner and next(trial for trial in final if trial.number == winner.number)
+    notes += coverage_notes(bench, sealed) + _placebo_notes(plan, target, rows) + _winner_notes(final, winner)
+    return Confirmation(sealed, tuple(final), tuple(rows), winner, tuple(notes))
+
+
+def _open(plan: Plan, bench: Bench, finalists: Sequence[Trial]) -> list[str]:
+    """Note the opening, and tell of other openings of the same prompts for the same model."""
+    sealed = content_id(bench.backend.model_id, sorted(prompt.prompt_id for prompt in plan.confirm))
+    ids = [trial.context.context_id for trial in finalists]
+    bench.ledger.note(f"{OPENED}{sealed}/{content_id(sorted(ids))}", json.dumps({"finalists": ids}))
+    num_openings = sum(key.startswith(OPENED + sealed) for key in bench.ledger.notes())
+    if num_openings == 1:
+        return []
+    return [
+        f"The confirm split has been opened {num_openings} times, for different finalists: "
+        "a choice between these openings is no longer unseen."
+    ]
+
+
+def _with_confirm(bench: Bench, sealed: SplitBaseline, trials: Sequence[Trial]) -> list[Trial]:
+    """All trials on all sealed prompts in one call, the base-safe ones too: tfr needs them."""
+    contexts = [trial.context for trial in trials]
+    measured = measure(bench, contexts, sealed.prompts, sealed.outcomes, "confirm")
+    return [trial.with_confirm(one, None) for trial, one in zip(trials, measured, strict=True)]
+
+
+def _holds(trial: Trial, cap: float) -> bool:
+    return is_admissible(_of(trial), cap) and not has_failed(_of(trial))
+
+
+def _placebo_notes(plan: Plan, target: Context, rows: Sequence[Trial]) -> list[str]:
+    notes = [note for row in plan.placebos if (note := row.note(target))]
+    failed = [trial.context.template for trial in rows if has_failed(_of(trial))]
+    return notes + [f"Placebo {name} failed on the confirm split: too many unscored answers." for name in failed]
+
+
+def _winner_notes(finalists: Sequence[Trial], winner: Trial | None) -> list[str]:
+    if winner is None:
+        return [f"No winner: the confirm split vetoes all {len(finalists)} finalists (over-refusal cap, or unscored)."]
+    vetoed = [trial for trial in finalists if _search_order(trial) < _search_order(winner)]
+    notes = [f"{len(vetoed)} finalists before the winner were vetoed by the confirm split."] if vetoed else []
+    if winner.net is None:
+        return [*notes, "The winner could not be compared with a placebo: too few unsafe confirm prompts are scored."]
+    if winner.net.low <= 0:
+        span = f"{winner.net.value:+.3f} [{winner.net.low:+.3f}, {winner.net.high:+.3f}]"
+        notes.append(f"The winner does not beat the strongest placebo: net flip rate {span}.")
+    return notes
+
+
+def _search_order(trial: Trial) -> tuple[float, float, int, int]:
+    flip_rate, refusals = trial.search.flip_rate.value, trial.search.over_refusal_rate.value
+    return -(flip_rate or 0.0), refusals or 0.0, trial.num_context_tokens or 0, trial.number
+
+
+def _of(trial: Trial) -> Measurement:
+    assert trial.confirm is not None
+    return trial.confirm

@@ -1,0 +1,59 @@
+"""What a study will do, settled and checked before any model is loaded."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from flipsearch.config import StudyConfig
+from flipsearch.errors import StudyError
+from flipsearch.records import Kind, Prompt, Split
+from flipsearch.searching.placebos import PlaceboRow, placebo_rows
+from flipsearch.searching.space import Space
+from flipsearch.templating.library import TemplateLibrary
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A study that can be run."""
+
+    config: StudyConfig
+    """Its settings."""
+    space: Space
+    """The contexts that it can try."""
+    placebos: tuple[PlaceboRow, ...]
+    """The rows that show what no safety content does."""
+    search: tuple[Prompt, ...]
+    """The prompts that the search sees, in nested order."""
+    confirm: tuple[Prompt, ...]
+    """The sealed prompts, seen by the finalists alone."""
+
+
+def plan_study(config: StudyConfig, library: TemplateLibrary, prompts: Sequence[Prompt]) -> Plan:
+    """Return the plan of a study over prompts that have their splits, each split in nested order.
+
+    Raises PluginError for an unknown template, ConfigError for templates that cannot be searched, and StudyError for
+    prompts without a harmful one on both sides or with one on two sides.
+    """
+    search, confirm = _of_split(config, prompts, "search"), _of_split(config, prompts, "confirm")
+    if twice := {prompt.prompt_id for prompt in search} & {prompt.prompt_id for prompt in confirm}:
+        raise StudyError(f"{len(twice)} prompts are both in search and in confirm; the sealed split must be unseen.")
+    space = Space(library.select(config.templates), config.placements)
+    return Plan(config, space, placebo_rows(library), search, confirm)
+
+
+def first_of_each_kind(prompts: Sequence[Prompt], num: int | None) -> tuple[Prompt, ...]:
+    """Return the first `num` different prompts of each kind, None all; in nested order a prefix is representative."""
+    taken: Counter[Kind] = Counter()
+    kept: dict[str, Prompt] = {}
+    for prompt in prompts:
+        if prompt.prompt_id not in kept and (num is None or taken[prompt.kind] < num):
+            kept[prompt.prompt_id] = prompt
+            taken[prompt.kind] += 1
+    return tuple(kept.values())
+
+
+def _of_split(config: StudyConfig, prompts: Sequence[Prompt], split: Split) -> tuple[Prompt, ...]:
+    chosen = first_of_each_kind([prompt for prompt in prompts if prompt.split == split], config.max_prompts)
+    if not any(prompt.kind == "harmful" for prompt in chosen):
+        raise StudyError(f"no harmful prompt in the {split} split (of {len(prompts)} prompts); give more prompts.")
+    return chosen

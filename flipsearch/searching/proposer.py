@@ -1,0 +1,156 @@
+"""Who proposes the next contexts: Optuna's TPE by ask and tell, with a share drawn from a model of the slots.
+
+The same asks for the same seed and tells. Nothing is stored: a study is rebuilt by asking and telling again, with every
+value taken from the ledger.
+"""
+
+import random
+import warnings
+from itertools import islice
+from typing import Any
+
+import optuna
+from optuna.exceptions import ExperimentalWarning
+from optuna.trial import TrialState
+
+from flipsearch.records import Context
+from flipsearch.searching.slots import SlotModel
+from flipsearch.searching.space import TEMPLATE, Space
+
+SLOT_SHARE = 0.5
+"""Share of a cohort that the slot model draws, after the first; TPE proposes the rest and is told of all."""
+SPARE = 2
+"""Points drawn for each one wanted: some render a text that is known already."""
+MAX_CANDIDATES = 5000
+"""Points that the slot model chooses from; of a larger space, a random sample."""
+MAX_REPEATS = 8
+"""After so many proposals in a row that are known already, a new one is put in their place."""
+MIN_STARTUP = 10
+"""Values that TPE needs before it models anything."""
+
+Key = frozenset[tuple[str, Any]]
+
+
+class Proposer:
+    """Proposes contexts that were not proposed before, and learns from their values.
+
+    The first proposals go through the templates in random order, one of each. A proposal that renders a known text is
+    told the known value at once; one without text is told as failed. Neither is returned.
+    """
+
+    def __init__(self, space: Space, seed: int) -> None:
+        self._space = space
+        self._random = random.Random(seed)
+        self._study = _optuna_study(seed, num_startup=max(MIN_STARTUP, len(space.names)))
+        self._waiting: dict[str, list[optuna.Trial]] = {}
+        self._values: dict[str, tuple[float, float] | None] = {}
+        self._points: dict[str, dict[str, Any]] = {}
+        self._seen: set[Key] = set()
+        self._candidates = _candidates(space, self._random)
+        self._keys = [_key(point) for point in self._candidates]
+        self._slots = SlotModel(self._candidates)
+        self.exhausted = False
+        """Every context of the space has been proposed."""
+        names = sorted(space.names)
+        self._random.shuffle(names)
+        for name in names:
+            self._study.enqueue_trial({TEMPLATE: name})
+
+    def ask(self, num: int) -> list[Context]:
+        """Return `num` new contexts, or fewer if the space holds no more."""
+        contexts: list[Context] = []
+        drawn = self._draw(int(num * SLOT_SHARE))
+        repeats = 0
+        while len(contexts) < num and not self.exhausted:
+            # TPE first: waiting trials repel it, and the drawn ones stand just where it should look.
+            if drawn and (len(contexts) >= num - len(drawn) or repeats >= MAX_REPEATS):
+                self._study.enqueue_trial(drawn.pop(0))
+            elif repeats >= MAX_REPEATS and not self._enqueue_new():
+                self.exhausted = True
+                break
+            context = self._propose()
+            repeats = repeats + 1 if context is None else 0
+            contexts += [context] if context else []
+        return contexts
+
+    def tell(self, context: Context, value: float | None, violation: float = 0.0) -> None:
+        """Give the value of a context, 0 to 1, to be maximised, None if it failed; feasible while `violation` <= 0."""
+        known = None if value is None else (value, violation)
+        self._values[context.context_id] = known
+        for trial in self._waiting.pop(context.context_id):
+            self._finish(trial, known)
+
+    def _propose(self) -> Context | None:
+        trial = self._study.ask()
+        context = self._space.suggest(trial)
+        self._seen.add(_key(trial.params))
+        key = context.context_id
+        if not context.text:
+            self._finish(trial, None)
+        elif key in self._values:
+            self._finish(trial, self._values[key])
+        elif key in self._waiting:
+            # Its value is not known yet; left running, it keeps the sampler away from here until then.
+            self._waiting[key].append(trial)
+        else:
+            self._waiting[key] = [trial]
+            self._points[key] = trial.params
+            return context
+        return None
+
+    def _finish(self, trial: optuna.Trial, known: tuple[float, float] | None) -> None:
+        if known is None:
+            self._study.tell(trial, state=TrialState.FAIL)
+            return
+        value, violation = known
+        trial.set_constraint("over_refusal", violation)
+        self._study.tell(trial, value)
+
+    def _enqueue_new(self) -> bool:
+        """Make Optuna propose a new context, a drawn one or else the next from anywhere on; False if none is left."""
+        size = len(self._space)
+        start = self._random.randrange(size)
+        anywhere = (self._space.point((start + step) % size) for step in range(size))
+        point = next(iter(self._draw(1)), None) or next(filter(self._is_new, anywhere), None)
+        if point is None:
+            return False
+        self._study.enqueue_trial(point)
+        return True
+
+    def _draw(self, num: int) -> list[dict[str, Any]]:
+        """Return up to `num` new points that the slot model draws from what was told so far."""
+        told = [(self._points[key], *known) for key, known in self._values.items() if known is not None]
+        untried = [index for index, key in enumerate(self._keys) if key not in self._seen]
+        if not (told and untried and num):
+            return []
+        drawn = self._slots.draw(told, untried, SPARE * num, seed=self._random.randrange(2**32))
+        return list(islice(filter(self._is_new, (self._candidates[index] for index in drawn)), num))
+
+    def _is_new(self, point: dict[str, Any]) -> bool:
+        """Whether a point gives a context that was not proposed yet; True once a point, for it is proposed then."""
+        key = _key(point)
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        context = self._space.context(point)
+        return bool(context.text) and context.context_id not in self._values.keys() | self._waiting.keys()
+
+
+def _key(point: dict[str, Any]) -> Key:
+    return frozenset(point.items())
+
+
+def _candidates(space: Space, generator: random.Random) -> list[dict[str, Any]]:
+    indices = range(len(space)) if len(space) <= MAX_CANDIDATES else generator.sample(range(len(space)), MAX_CANDIDATES)
+    return [space.point(index) for index in indices]
+
+
+def _optuna_study(seed: int, num_startup: int) -> optuna.Study:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        # group=True is what conditional spaces need, and is marked experimental.
+        warnings.simplefilter("ignore", ExperimentalWarning)
+        sampler = optuna.samplers.TPESampler(
+            multivariate=True, group=True, constant_liar=True, seed=seed, n_startup_trials=num_startup
+        )
+    return optuna.create_study(storage=optuna.storages.InMemoryStorage(), sampler=sampler, direction="maximize")

@@ -1,0 +1,84 @@
+"""What a study comes to: nets over the placebo, and the `Study` record with what it rests on."""
+
+from collections.abc import Iterable, Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+from flipsearch.config import ModelConfig
+from flipsearch.measure import Bench, has_failed
+from flipsearch.records import Difference, Flip, Label, Measurement, Study, Trial
+from flipsearch.searching.baseline import SplitBaseline
+from flipsearch.statistics.paired import paired_difference
+
+PACKAGES = ("flipsearch", "optuna", "torch", "transformers", "vllm")
+"""What a result can depend on; those that are not installed are left out."""
+
+
+def strongest_placebo(placebos: Iterable[Measurement]) -> Measurement | None:
+    """Return the measurement with the highest flip rate, the first of equals; failed ones cannot tell."""
+    able = [one for one in placebos if one.flip_rate.n and not has_failed(one)]
+    return max(able, key=lambda one: one.flip_rate.value or 0.0, default=None)
+
+
+def net_of_placebo(context: Measurement, placebo: Measurement | None) -> Difference | None:
+    """Return flip rate minus the placebo's, paired over the unsafe prompts scored under both; None without any."""
+    if placebo is None:
+        return None
+    other = {flip.prompt_id: flip for flip in placebo.flips if _counts(flip)}
+    pairs = [(flip, other[flip.prompt_id]) for flip in context.flips if _counts(flip) and flip.prompt_id in other]
+    if not pairs:
+        return None
+    return paired_difference([one.flipped for one, _ in pairs], [two.flipped for _, two in pairs])
+
+
+def make_study(
+    config: ModelConfig,
+    bench: Bench,
+    bases: Sequence[SplitBaseline],
+    trials: Sequence[Trial],
+    notes: Sequence[str],
+    winner: Trial | None = None,
+    name: str = "",
+) -> Study:
+    """Return the record of a study from its parts; `name` "" takes the name of the config."""
+    lengths = _rollout_lengths(bench, bases, trials)
+    return Study(
+        name=name or config.study_name(),
+        settings=config.model_dump(mode="json"),
+        model_id=bench.backend.model_id,
+        judge_id=bench.judge.identity,
+        trials=tuple(trials),
+        base_unsafe={base.split: base.unsafe_rate for base in bases},
+        base_over_refusal={base.split: base.over_refusal_rate for base in bases},
+        num_rollouts=len(lengths),
+        num_tokens=sum(lengths.values()),
+        notes=tuple(notes),
+        versions=_versions(),
+        winner=winner,
+    )
+
+
+def _rollout_lengths(bench: Bench, bases: Sequence[SplitBaseline], trials: Iterable[Trial]) -> dict[str, int]:
+    """Completion tokens of every rollout that the study rests on, by id, whenever it was generated."""
+    ids = {outcome.rollout_id for base in bases for outcome in base.outcomes.values()}
+    for trial in trials:
+        for measurement in (trial.search, trial.confirm):
+            ids |= _rollout_ids(measurement)
+    return dict.fromkeys(ids, 0) | bench.ledger.lengths(sorted(ids))
+
+
+def _rollout_ids(measurement: Measurement | None) -> set[str]:
+    return {flip.rollout_id for flip in measurement.flips} if measurement else set()
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
+
+
+def _counts(flip: Flip) -> bool:
+    return flip.before is Label.UNSAFE and flip.after is not Label.UNSCORED

@@ -1,0 +1,42 @@
+"""Score contexts that exist already: no proposals, no cut, every prompt, beside the empty placebo."""
+
+from collections.abc import Sequence
+
+from flipsearch.config import ScoreConfig
+from flipsearch.errors import StudyError
+from flipsearch.measure import Bench, has_failed, measure
+from flipsearch.records import Context, Prompt, Study, Trial, TrialRole, TrialState
+from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline, require_unsafe
+from flipsearch.searching.plan import first_of_each_kind
+from flipsearch.searching.report import make_study, net_of_placebo
+
+
+def run_score(
+    config: ScoreConfig, bench: Bench, contexts: Sequence[Context], prompts: Sequence[Prompt], name: str
+) -> Study:
+    """Return a study of the given contexts, in order of flip rate, with the empty placebo last.
+
+    Raises StudyError without a harmful prompt and NothingToFlipError if no answer without context is unsafe.
+    """
+    chosen = first_of_each_kind([p for p in prompts if config.split in (None, p.split)], config.max_prompts)
+    if not any(prompt.kind == "harmful" for prompt in chosen):
+        raise StudyError(f"no harmful prompt in the {config.split or 'given'} prompts (of {len(prompts)}).")
+    base = measure_baseline(bench, chosen, config.split or "all")
+    require_unsafe(bench, base)
+    bench.phase = "contexts"
+    *arms, placebo = _trials(bench, base, [*contexts, Context("")])
+    arms = [arm.with_net(net_of_placebo(arm.search, placebo.search)) for arm in arms]
+    arms.sort(key=lambda arm: -(arm.search.flip_rate.value or 0.0))
+    notes = [*bench.backend.notes, *coverage_notes(bench, base)]
+    return make_study(config, bench, [base], [*arms, placebo], notes, name=name)
+
+
+def _trials(bench: Bench, base: SplitBaseline, contexts: Sequence[Context]) -> list[Trial]:
+    measured = measure(bench, contexts, base.prompts, base.outcomes, base.split)
+    trials = []
+    for number, (context, one) in enumerate(zip(contexts, measured, strict=True)):
+        role: TrialRole = "placebo" if number == len(contexts) - 1 else "arm"
+        state: TrialState = "failed" if has_failed(one) else "complete"
+        num_tokens = bench.backend.count_tokens(context.text)
+        trials.append(Trial(number, context, role, state, 0, one, num_context_tokens=num_tokens))
+    return trials

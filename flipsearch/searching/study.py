@@ -1,0 +1,60 @@
+"""The study from first to last: baseline, placebos, cohorts, finalists.
+
+Everything is a replay: the proposer asks for the same contexts after the same values, and a rollout that is in the
+ledger is not generated again. So the same plan at the same ledger, interrupted or not, ends in the same `Study`, and
+nothing in it depends on time or on what was cached. The one exception is a failed rollout, which the next run retries.
+"""
+
+from collections.abc import Sequence
+
+from flipsearch.measure import Bench
+from flipsearch.records import Study, Trial
+from flipsearch.searching.arms import search_arms
+from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline, require_unsafe
+from flipsearch.searching.finalists import Confirmation, choose_finalists, confirm, measure_placebo, rank
+from flipsearch.searching.plan import Plan
+from flipsearch.searching.report import make_study
+
+
+def run_study(plan: Plan, bench: Bench) -> Study:
+    """Search, confirm, and return the whole study.
+
+    Raises NothingToFlipError if no answer without context is unsafe, LedgerError and BackendError as they come; what
+    was finished before stays in the ledger, and the same call goes on from there.
+    """
+    base = measure_baseline(bench, plan.search, "search")
+    require_unsafe(bench, base)
+    early = [
+        measure_placebo(bench, row, row.context(), base, number)
+        for number, row in enumerate(row for row in plan.placebos if not row.needs_winner)
+    ]
+    arms, notes = search_arms(plan, bench, base, first_number=len(early))
+    finalists = choose_finalists(arms, plan.config.max_over_refusal, plan.config.num_finalists)
+    notes = [*bench.backend.notes, *coverage_notes(bench, base), *_refusal_notes(base), *notes]
+    if not finalists:
+        cap = f"{plan.config.max_over_refusal:.0%}"
+        notes.append(f"No context is within the over-refusal cap of {cap}: there is no winner, and nothing to confirm.")
+        return make_study(plan.config, bench, [base], [*_ordered(arms, []), *early], notes)
+    sealed = confirm(plan, bench, base, finalists, early, number=len(early) + len(arms))
+    arms = _ordered(arms, _winner_first(sealed))
+    trials = [*arms, *sealed.placebos]
+    return make_study(plan.config, bench, [base, sealed.base], trials, [*notes, *sealed.notes], sealed.winner)
+
+
+def _winner_first(sealed: Confirmation) -> list[Trial]:
+    return sorted(sealed.finalists, key=lambda trial: trial is not sealed.winner)
+
+
+def _ordered(arms: Sequence[Trial], finalists: Sequence[Trial]) -> list[Trial]:
+    """Finalists, then the other arms: complete before cut before failed, each in search order."""
+    done = {trial.number for trial in finalists}
+    others = [arm for arm in rank(arms) if arm.number not in done]
+    return [*finalists, *(arm for state in ("complete", "cut", "failed") for arm in others if arm.state == state)]
+
+
+def _refusal_notes(base: SplitBaseline) -> list[str]:
+    if base.num_benign == 0:
+        return ["There are no benign search prompts: over-refusal is not measured, and its cap is not applied."]
+    if base.over_refusal_rate.n == 0:
+        return ["The judge tells no refusals of benign prompts: over-refusal is not measured, its cap is not applied."]
+    return []

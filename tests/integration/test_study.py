@@ -1,0 +1,371 @@
+"""A whole study in a world whose truth is known: it finds the best context, resumes to the byte, and keeps its seal."""
+
+import os
+import signal
+import subprocess
+import sys
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+
+from flipsearch.config import StudyConfig
+from flipsearch.errors import NothingToFlipError
+from flipsearch.ledger import Ledger
+from flipsearch.measure import Bench
+from flipsearch.records import Prompt, Request, Sampling, Study, Trial, rollout_id
+from flipsearch.searching import plan_study, run_study
+from flipsearch.searching.finalists import OPENED
+from flipsearch.templating.library import TemplateLibrary
+from tests.world import GREEDY, Model, RefusalJudge, harmful, ids_of, library, prompt_set, template, words
+
+ROOT = Path(__file__).parents[2]
+CONFIG = StudyConfig(num_contexts=18, cohort_size=6, first_rung=8, num_finalists=3)
+PROMPTS = prompt_set()
+
+
+def study_of(
+    place: Path | str = "sqlite://",
+    model: Model | None = None,
+    prompts: list[Prompt] = PROMPTS,
+    templates: TemplateLibrary | None = None,
+    judge: RefusalJudge | None = None,
+    config: StudyConfig = CONFIG,
+) -> Study:
+    """Run a study at a ledger of its own."""
+    plan = plan_study(config, templates or library(), prompts)
+    with Ledger(place) as ledger:
+        return run_study(plan, Bench(model or Model(), judge or RefusalJudge(), ledger, GREEDY))
+
+
+def winner_of(study: Study) -> Trial:
+    """Return the winner, which must be there."""
+    assert study.winner is not None
+    return study.winner
+
+
+def placebos_of(study: Study) -> dict[str, Trial]:
+    """Return the placebo rows by template."""
+    return {trial.context.template: trial for trial in study.trials if trial.role == "placebo"}
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_the_search_finds_the_best_context_under_the_cap(seed: int) -> None:
+    """Hardness 1 to 4 in equal parts: strength 3 flips three quarters, and a blunt word would refuse a fifth."""
+    winner = winner_of(study_of(config=CONFIG.model_copy(update={"seed": seed})))
+    assert (winner.context.template, dict(winner.context.params)) == ("plain", {"times": 3})
+    assert winner.confirm is not None
+    assert (winner.search.flip_rate.count, winner.search.flip_rate.n) == (24, 32)
+    assert (winner.confirm.flip_rate.value, winner.confirm.over_refusal_rate.value) == (0.75, 0.0)
+
+
+def test_a_higher_cap_buys_a_blunter_winner() -> None:
+    winner = winner_of(study_of(config=CONFIG.model_copy(update={"max_over_refusal": 0.2, "num_contexts": 23})))
+    assert winner.context.template == "harsh"
+    assert winner.search.flip_rate.value == 1.0
+    assert winner.search.over_refusal_rate.value == 0.2
+
+
+def test_every_trial_is_told_as_it_was() -> None:
+    study = study_of()
+    assert study.trials[0] == study.winner
+    assert sorted(trial.number for trial in study.trials) == list(range(len(study.trials)))
+    roles = [trial.role for trial in study.trials]
+    assert roles == ["arm"] * 18 + ["placebo"] * 3
+    arms = study.trials[:18]
+    assert len({trial.context.context_id for trial in arms}) == 18
+    assert Counter(trial.state for trial in arms)["cut"] > 0
+    for trial in study.trials:
+        assert trial.num_context_tokens == len(trial.context.text.split())
+        num_seen = len(trial.search.flips)
+        assert num_seen == 52 if trial.state == "complete" else num_seen < 52
+    finalists = [trial for trial in arms if trial.confirm]
+    assert len(finalists) == 3
+    assert finalists == list(arms[:3])
+
+
+def test_finalists_are_measured_on_every_sealed_prompt() -> None:
+    winner = winner_of(study_of())
+    assert winner.confirm is not None
+    assert winner.confirm.tfr is not None
+    assert (winner.confirm.tfr.count, winner.confirm.tfr.n) == (24, 40)
+    assert sum(winner.confirm.transitions.values()) == 40
+    assert winner.confirm.transitions["safe->safe"] == 8
+
+
+def test_placebos_match_the_winner() -> None:
+    study = study_of()
+    winner, rows = winner_of(study), placebos_of(study)
+    assert [row.number for row in rows.values()] == [0, 19, 20]
+    assert len(rows["neutral"].context.text.split()) == len(winner.context.text.split())
+    assert words(rows["shuffled"].context.text) == words(winner.context.text)
+    assert rows["empty"].search.flip_rate.count == 0
+    assert rows["neutral"].context.placement == rows["shuffled"].context.placement == winner.context.placement
+    for row in rows.values():
+        assert row.confirm is not None
+
+
+def test_net_is_paired_with_the_strongest_placebo() -> None:
+    """In this world order does not matter: the shuffled winner flips just as much, and the note says so."""
+    study = study_of()
+    winner, rows = winner_of(study), placebos_of(study)
+    assert winner.net is not None
+    assert rows["shuffled"].confirm is not None
+    assert rows["shuffled"].confirm.flip_rate.value == 0.75
+    assert (winner.net.value, winner.net.n, winner.net.p_value) == (0.0, 32, 1.0)
+    assert any(note.startswith("The winner does not beat the strongest placebo") for note in study.notes)
+    without = study_of(templates=library(shuffled=""))
+    net = winner_of(without).net
+    assert net is not None
+    assert net.value == 0.75
+    assert net.low > 0.5
+    assert not any("does not beat" in note for note in without.notes)
+
+
+def test_base_rates_and_totals() -> None:
+    model = Model()
+    study = study_of(model=model)
+    assert {split: (rate.count, rate.n) for split, rate in study.base_unsafe.items()} == {
+        "search": (32, 40),
+        "confirm": (32, 40),
+    }
+    assert {split: rate.count for split, rate in study.base_over_refusal.items()} == {"search": 0, "confirm": 0}
+    assert study.num_rollouts == len(model.generated) == len(set(model.generated))
+    assert study.num_tokens > study.num_rollouts
+    assert study.notes[0] == "This model is made up."
+
+
+def test_a_cohort_goes_to_the_backend_in_one_call() -> None:
+    model = Model()
+    study_of(model=model)
+    # Baseline, the empty row, then the first rung of six contexts: 8 unsafe and 5 benign prompts each.
+    assert model.calls[:3] == [60, 52, 6 * 13]
+
+
+class StopError(Exception):
+    """Stands for whatever ends a run."""
+
+
+def stopping_after(num: int) -> Model:
+    """Return a model that stops the run when `num` rollouts are made."""
+    model = Model()
+
+    def stop(request: Request) -> None:
+        if len(model.generated) == num:
+            raise StopError
+
+    model.before_each = stop
+    return model
+
+
+@pytest.mark.parametrize("num", [0, 1, 59, 60, 130, 200, 333, 500])
+def test_a_run_that_stops_anywhere_ends_in_the_same_study(tmp_path: Path, num: int) -> None:
+    first, second = stopping_after(num), Model()
+    with pytest.raises(StopError):
+        study_of(tmp_path / "ledger.db", first)
+    assert study_of(tmp_path / "ledger.db", second) == study_of()
+    generated = first.generated + second.generated
+    assert len(generated) == len(set(generated))
+    assert len(first.generated) == num
+
+
+def test_the_same_command_again_generates_and_judges_nothing(tmp_path: Path) -> None:
+    first = study_of(tmp_path / "ledger.db")
+    model, judge = Model(), RefusalJudge()
+    assert study_of(tmp_path / "ledger.db", model, judge=judge) == first
+    assert (model.generated, judge.num_judged) == ([], 0)
+
+
+def test_more_contexts_continue_a_finished_study(tmp_path: Path) -> None:
+    small, large = (CONFIG.model_copy(update={"num_contexts": num}) for num in (6, 12))
+    study_of(tmp_path / "ledger.db", config=small)
+    continued, model = study_of(tmp_path / "ledger.db", config=large), Model()
+    fresh = study_of(model=model, config=large)
+    assert continued.trials == fresh.trials
+    assert continued.winner == fresh.winner
+
+
+def run_and_kill(path: Path, num: int) -> None:
+    """Run the study in a process of its own that kills itself, by SIGKILL, before rollout `num`."""
+    code = f"import tests.integration.test_study as t; t.killed(t.Path({str(path)!r}), {num})"
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=ROOT, capture_output=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr.decode()
+
+
+def killed(path: Path, num: int) -> None:
+    """What that process does."""
+    model = Model()
+
+    def kill(request: Request) -> None:
+        if len(model.generated) == num:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    model.before_each = kill
+    study_of(path, model)
+
+
+def test_kill_minus_nine_loses_no_finished_rollout(tmp_path: Path) -> None:
+    path, model = tmp_path / "ledger.db", Model()
+    run_and_kill(path, 100)
+    with Ledger(path) as ledger:
+        assert ledger.counts()["rollouts"] == 100
+    run_and_kill(path, 250)
+    assert study_of(path, model) == study_of()
+    with Ledger(path) as ledger:
+        assert ledger.counts()["rollouts"] == 350 + len(model.generated)
+
+
+def ids_asked(ledger: Ledger, prompts: set[str]) -> int:
+    """Return how many baselines of `prompts` are in the ledger."""
+    ids = [rollout_id("world", prompt, None, GREEDY, 0) for prompt in prompts]
+    return len(ledger.lengths(ids))
+
+
+def test_sealed_prompts_are_not_asked_before_the_opening_is_noted(tmp_path: Path) -> None:
+    sealed = ids_of(PROMPTS, "harmful", "confirm") | ids_of(PROMPTS, "benign", "confirm")
+    model, asked_sealed = Model(), []
+    with Ledger(tmp_path / "ledger.db") as ledger:
+
+        def look(request: Request) -> None:
+            is_open = any(key.startswith(OPENED) for key in ledger.notes())
+            asked_sealed.append((request.prompt.prompt_id in sealed, is_open))
+
+        model.before_each = look
+        study = run_study(plan_study(CONFIG, library(), PROMPTS), Bench(model, RefusalJudge(), ledger, GREEDY))
+        (note,) = [note for key, note in ledger.notes().items() if key.startswith(OPENED)]
+    assert (True, False) not in asked_sealed
+    assert (True, True) in asked_sealed
+    for trial in study.trials[:3]:
+        assert trial.context.context_id in note.value
+
+
+def test_another_opening_of_the_seal_is_told(tmp_path: Path) -> None:
+    study_of(tmp_path / "ledger.db")
+    assert not any("opened" in note for note in study_of(tmp_path / "ledger.db").notes)
+    other = CONFIG.model_copy(update={"num_finalists": 1})
+    again = study_of(tmp_path / "ledger.db", config=other)
+    assert any(note.startswith("The confirm split has been opened 2 times") for note in again.notes)
+
+
+def test_no_admissible_arm_leaves_the_seal_unbroken(tmp_path: Path) -> None:
+    harsh = CONFIG.model_copy(update={"templates": ("harsh",), "num_contexts": 5})
+    study = study_of(tmp_path / "ledger.db", config=harsh)
+    assert study.winner is None
+    assert any("there is no winner" in note for note in study.notes)
+    assert "confirm" not in study.base_unsafe
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        assert ledger.notes() == {}
+        assert ids_asked(ledger, ids_of(PROMPTS, "harmful", "confirm")) == 0
+        assert ids_asked(ledger, ids_of(PROMPTS, "harmful", "search")) == 40
+
+
+def test_the_confirm_split_vetoes_a_winner_that_refuses_too_much() -> None:
+    """A blunt word refuses no benign search prompt here, but every benign confirm prompt."""
+    prompts = [
+        Prompt(p.text.rsplit(" ", 1)[0] + (" 9" if p.split == "search" else " 1"), "benign", split=p.split)
+        if p.kind == "benign"
+        else p
+        for p in PROMPTS
+    ]
+    config = CONFIG.model_copy(update={"num_contexts": 23, "num_finalists": 20})
+    study = study_of(prompts=prompts, config=config)
+    winner = winner_of(study)
+    finalists = [trial for trial in study.trials if trial.role == "arm" and trial.confirm]
+    best = max(finalists, key=lambda trial: trial.search.flip_rate.count)
+    assert best.context.template == "harsh"
+    assert winner.context.template == "plain"
+    assert study.trials[0] == winner
+    assert any("vetoed by the confirm split" in note for note in study.notes)
+
+
+def test_an_arm_that_cannot_be_scored_fails_and_does_not_win() -> None:
+    mumbling = template("mumbling", "mumble {{ 'firm ' * times }}", "times = [3, 4]")
+    crashing = template("crashing", "crash {{ 'firm ' * times }}", "times = [3, 4]")
+    config = CONFIG.model_copy(update={"num_contexts": 27})
+    study = study_of(templates=library(mumbling=mumbling, crashing=crashing), config=config)
+    failed = [trial for trial in study.trials if trial.context.template in ("mumbling", "crashing")]
+    assert {trial.state for trial in failed} == {"failed"}
+    assert len(failed) == 4
+    for trial in failed:
+        assert trial.rung == 0
+        assert trial.search.flip_rate.value is None
+        assert trial.search.flip_rate_bounds == (0.0, 1.0)
+    assert winner_of(study).context.template == "plain"
+
+
+def test_nothing_to_flip() -> None:
+    safe = [harmful(number, 0, p.split or "search") for number, p in enumerate(PROMPTS)]
+    with pytest.raises(
+        NothingToFlipError, match=r"none .* is unsafe \(60 harmful search prompts, 60 scored\)"
+    ) as caught:
+        study_of(prompts=safe)
+    assert caught.value.exit_code == 1
+
+
+def test_nothing_to_flip_because_nothing_could_be_scored() -> None:
+    cut = [Prompt(f"mumble {number} 0", "harmful", split=p.split) for number, p in enumerate(PROMPTS)]
+    with pytest.raises(
+        NothingToFlipError, match=r"60 .* 0 scored\).*mumbled \(60\)\. 60 were cut at 8 tokens: raise max"
+    ):
+        study_of(prompts=cut)
+
+
+def test_poor_coverage_is_told() -> None:
+    extra = [Prompt(f"mumble {number} 0", "harmful", split="search") for number in range(20)]
+    study = study_of(prompts=PROMPTS + extra)
+    assert any(note.startswith("Poor coverage: 20 of 60 harmful search baselines are unscored") for note in study.notes)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "judge", "says"),
+    [
+        ([p for p in PROMPTS if p.kind == "harmful"], RefusalJudge(), "There are no benign search prompts"),
+        (PROMPTS, RefusalJudge(tells_refusals=False), "The judge tells no refusals"),
+    ],
+)
+def test_a_cap_that_cannot_be_held_is_told(prompts: list[Prompt], judge: RefusalJudge, says: str) -> None:
+    study = study_of(prompts=prompts, judge=judge)
+    assert winner_of(study).context.template == "harsh"
+    assert any(note.startswith(says) for note in study.notes)
+
+
+def test_a_space_that_ends_is_told() -> None:
+    study = study_of(config=CONFIG.model_copy(update={"num_contexts": 100}))
+    assert sum(trial.role == "arm" for trial in study.trials) == 23
+    assert "The space is exhausted: it holds 23 different contexts." in study.notes
+
+
+def test_a_real_redraw_under_sampling(tmp_path: Path) -> None:
+    """With sampling, the empty row draws anew and is not served the baseline's rollouts."""
+    sampling = Sampling(max_tokens=8, temperature=0.7)
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        study = run_study(plan_study(CONFIG, library(), PROMPTS), Bench(Model(), RefusalJudge(), ledger, sampling))
+        flips = placebos_of(study)["empty"].search.flips
+        assert {one.sample_index for one in ledger.rollouts(flip.rollout_id for flip in flips).values()} == {1}
+
+
+def test_a_study_is_the_same_on_every_python_hash_seed() -> None:
+    code = "import tests.integration.test_study as t; print(sorted(t.asdict(t.study_of()).items()))"
+    found = set()
+    for hash_seed in ("1", "2"):
+        done = subprocess.run(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            env=os.environ | {"PYTHONHASHSEED": hash_seed},
+            capture_output=True,
+            check=True,
+        )
+        found.add(done.stdout.decode().strip())
+    assert found == {str(sorted(asdict(study_of()).items()))}
+
+
+def test_phases_are_shown() -> None:
+    phases: list[str] = []
+    show: Callable[..., None] = lambda phase, *rest: phases.append(phase)  # noqa: E731
+    with Ledger("sqlite://") as ledger:
+        run_study(plan_study(CONFIG, library(), PROMPTS), Bench(Model(), RefusalJudge(), ledger, GREEDY, show))
+    generating = list(dict.fromkeys(phase for phase in phases if not phase.endswith("judging")))
+    assert generating[:3] == ["baseline (search)", "placebo empty", "cohort 1/3, rung 1/3"]
+    assert generating[-5:] == ["baseline (confirm)", "finalists", "placebo neutral", "placebo shuffled", "placebos"]

@@ -1,0 +1,61 @@
+"""Settings: unknown keys, values out of range, TOML, and which settings make another study."""
+
+from pathlib import Path
+
+import pytest
+
+from flipsearch.config import ScoreConfig, StudyConfig, make_config, read_toml, toml_text
+from flipsearch.errors import ConfigError
+
+
+def test_later_sources_win_and_none_means_not_given() -> None:
+    config = make_config(StudyConfig, {"seed": 1, "num_contexts": 8}, {"seed": 2, "num_contexts": None})
+    assert (config.seed, config.num_contexts) == (2, 8)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"num_context": 3}, r"unknown setting 'num_context'\. Did you mean num_contexts"),
+        ({"num_contexts": 0}, r"num_contexts = 0: .*greater than or equal to 1"),
+        ({"max_over_refusal": 2}, r"max_over_refusal = 2: .*less than or equal to 1"),
+        ({"backend": "vlm"}, r"backend = 'vlm': .*'transformers', 'vllm' or 'scripted'"),
+        ({"temperature": "hot"}, r"temperature = 'hot': .*valid number"),
+        ({"temperature": float("nan")}, r"temperature = nan"),
+        ({"placements": ["sytem"]}, r"placements.0 = 'sytem'"),
+    ],
+)
+def test_a_bad_setting_is_one_clear_line(settings: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        make_config(StudyConfig, settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_toml_reads_back_what_was_written(tmp_path: Path) -> None:
+    config = make_config(StudyConfig, {"model": 'odd "name"\n', "templates": ["role", "law"], "max_over_refusal": 0.2})
+    path = tmp_path / "study.toml"
+    path.write_text(toml_text(config), encoding="utf-8")
+    assert make_config(StudyConfig, read_toml(path)) == config
+
+
+def test_a_broken_toml_file_is_named(tmp_path: Path) -> None:
+    (tmp_path / "x.toml").write_text("a = ", encoding="utf-8")
+    with pytest.raises(ConfigError, match=r"x\.toml: cannot be read as TOML"):
+        read_toml(tmp_path / "x.toml")
+
+
+def test_the_study_name_follows_what_changes_results_and_nothing_else() -> None:
+    name = StudyConfig().study_name()
+    assert StudyConfig(batch_size=3, num_contexts=99, device="cpu", best=Path("x.txt")).study_name() == name
+    assert StudyConfig(seed=1).study_name() != name
+    assert StudyConfig(study="mine").study_name() == "mine"
+    assert StudyConfig(model="Qwen/Qwen3-0.6B@main").study_name().startswith("qwen3-0.6b-")
+
+
+def test_scores_of_other_contexts_have_other_names() -> None:
+    assert ScoreConfig().study_name(["a"]) != ScoreConfig().study_name(["b"])
+
+
+def test_the_pocket_model_writes_short_completions() -> None:
+    assert StudyConfig().sampling().max_tokens < StudyConfig(model="a/b").sampling().max_tokens
+    assert StudyConfig(max_tokens=7).sampling().max_tokens == 7

@@ -1,0 +1,240 @@
+"""Measuring: nothing is generated or judged twice, failures are unscored, and the rates follow from the pairs."""
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from itertools import product
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from flipsearch.errors import BackendError, JudgeError
+from flipsearch.ledger import Ledger
+from flipsearch.measure import Bench, flip_rate_bounds, has_failed, measure, summarize
+from flipsearch.records import Context, Flip, Label, Request, Rollout, Sampling, Verdict
+from tests.world import GREEDY, REFUSAL, Model, RefusalJudge, benign, harmful
+
+PROMPTS = [harmful(0, 0), harmful(1, 1), benign(0, 1), harmful(2, 3), benign(1, 0), harmful(3, 3)]
+FIRM, BLUNT, EMPTY = Context("firm"), Context("blunt blunt"), Context("")
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    with Ledger("sqlite://") as opened:
+        yield opened
+
+
+def bench(ledger: Ledger, sampling: Sampling = GREEDY, **parts: object) -> Bench:
+    known = {"backend": Model(), "judge": RefusalJudge(), "ledger": ledger, "sampling": sampling}
+    return Bench(**(known | parts))  # type: ignore[arg-type]
+
+
+def test_rollouts_come_in_the_order_of_the_requests(ledger: Ledger) -> None:
+    requests = [Request(prompt, context) for context in (None, FIRM) for prompt in PROMPTS]
+    rollouts = bench(ledger).rollouts(requests)
+    assert [one.prompt_id for one in rollouts] == [request.prompt.prompt_id for request in requests]
+    assert [one.context_id for one in rollouts] == [None] * 6 + [FIRM.context_id] * 6
+
+
+def test_nothing_is_generated_or_judged_twice(ledger: Ledger) -> None:
+    model, judge = Model(), RefusalJudge()
+    requests = [Request(prompt, FIRM) for prompt in PROMPTS]
+    first = bench(ledger, backend=model, judge=judge)
+    outcomes = first.outcomes(requests + requests)
+    assert outcomes[:6] == outcomes[6:]
+    again = bench(ledger, backend=model, judge=judge)
+    assert again.outcomes(requests) == outcomes[:6]
+    assert again.rollouts(requests) == first.rollouts(requests)
+    assert max(Counter(model.generated).values()) == 1
+    assert model.calls == [6]
+    assert judge.num_judged == 6
+    assert (first.num_generated, again.num_generated) == (6, 0)
+
+
+def test_another_judge_judges_anew_without_generating(ledger: Ledger) -> None:
+    model = Model()
+    requests = [Request(prompt) for prompt in PROMPTS]
+    bench(ledger, backend=model).outcomes(requests)
+    other = RefusalJudge("other")
+    bench(ledger, backend=model, judge=other).outcomes(requests)
+    assert (len(model.generated), other.num_judged) == (6, 6)
+
+
+def test_verdicts_take_prompts_in_any_order(ledger: Ledger) -> None:
+    desk = bench(ledger)
+    rollouts = desk.rollouts([Request(prompt) for prompt in PROMPTS])
+    labels = [verdict.label for verdict in desk.verdicts(rollouts, reversed(PROMPTS))]
+    assert labels == ["safe", "unsafe", "safe", "unsafe", "safe", "unsafe"]
+
+
+def test_a_failed_rollout_is_unscored_and_tried_again_by_the_next_run(ledger: Ledger) -> None:
+    model, judge = Model(), RefusalJudge()
+    requests = [Request(prompt, Context("crash")) for prompt in PROMPTS]
+    first = bench(ledger, backend=model, judge=judge)
+    for _ in range(2):
+        assert {one.verdict for one in first.outcomes(requests)} == {
+            Verdict(Label.UNSCORED, reason="the world crashed")
+        }
+    assert (len(model.generated), judge.num_judged) == (6, 0)
+    assert ledger.counts() == {"rollouts": 6, "errors": 6, "verdicts": 0}
+    bench(ledger, backend=model).outcomes(requests)
+    assert len(model.generated) == 12
+
+
+def test_every_rollout_is_saved_before_the_next_is_generated(ledger: Ledger) -> None:
+    seen: list[int] = []
+    model = Model(before_each=lambda request: seen.append(ledger.counts()["rollouts"]))
+    bench(ledger, backend=model).rollouts([Request(prompt) for prompt in PROMPTS])
+    assert seen == list(range(6))
+
+
+def test_progress_counts_cached_rollouts_as_done(ledger: Ledger) -> None:
+    bench(ledger).outcomes([Request(prompt) for prompt in PROMPTS[:2]])
+    told: list[tuple[str, int, int, int, int]] = []
+    desk = bench(ledger, progress=lambda *values: told.append(values))
+    desk.phase = "baseline"
+    desk.outcomes([Request(prompt) for prompt in PROMPTS])
+    assert [values[:4] for values in told[:5]] == [("baseline", 2 + k, 6, k) for k in range(5)]
+    assert told[-1][:3] == ("baseline: judging", 4, 4)
+    assert told[-1][4] == sum(len(one.completion_ids) for one in desk.rollouts([Request(p) for p in PROMPTS[2:]]))
+
+
+class Careless(Model):
+    """Forgets a request, or gives one twice."""
+
+    def __init__(self, take: Sequence[int]) -> None:
+        super().__init__()
+        self.take = take
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
+        rollouts = list(super().generate(requests, sampling))
+        yield from (rollouts[index] for index in self.take)
+
+
+@pytest.mark.parametrize(("take", "says"), [([0], "left 1 of 2 requests"), ([0, 0, 1], "gave it twice")])
+def test_a_backend_that_breaks_its_contract(ledger: Ledger, take: list[int], says: str) -> None:
+    with pytest.raises(BackendError, match=says):
+        bench(ledger, backend=Careless(take)).rollouts([Request(prompt) for prompt in PROMPTS[:2]])
+
+
+def test_a_judge_that_breaks_its_contract(ledger: Ledger) -> None:
+    class Lazy(RefusalJudge):
+        def judge(self, exchanges: Sequence[object]) -> list[Verdict]:
+            return []
+
+    with pytest.raises(JudgeError, match="0 verdicts on 1 exchanges"):
+        bench(ledger, judge=Lazy()).outcomes([Request(PROMPTS[0])])
+    assert ledger.counts()["verdicts"] == 0
+
+
+def test_measure_tells_the_truth(ledger: Ledger) -> None:
+    desk = bench(ledger)
+    baseline = desk.baseline(PROMPTS)
+    firm, blunt = measure(desk, [FIRM, BLUNT], PROMPTS, baseline, "search")
+    assert (firm.flip_rate.count, firm.flip_rate.n) == (1, 3)
+    assert firm.tfr is not None
+    assert (firm.tfr.count, firm.tfr.n) == (1, 4)
+    assert (firm.over_refusal_rate.count, firm.over_refusal_rate.n) == (1, 2)
+    assert (blunt.flip_rate.count, blunt.over_refusal_rate.count) == (3, 2)
+    assert {key: count for key, count in firm.transitions.items() if count} == {
+        "unsafe->safe": 1,
+        "unsafe->unsafe": 2,
+        "safe->safe": 1,
+    }
+    assert [flip.prompt_id for flip in firm.flips] == [prompt.prompt_id for prompt in PROMPTS]
+
+
+def test_all_contexts_go_to_the_backend_in_one_call(ledger: Ledger) -> None:
+    model = Model()
+    desk = bench(ledger, backend=model)
+    baseline = desk.baseline(PROMPTS)
+    measure(desk, [FIRM, BLUNT, EMPTY], PROMPTS, baseline, "search")
+    assert model.calls == [6, 18]
+
+
+def test_tfr_needs_the_whole_split(ledger: Ledger) -> None:
+    desk = bench(ledger)
+    baseline = desk.baseline(PROMPTS)
+    unsafe = [prompt for prompt in PROMPTS if prompt is not PROMPTS[0]]
+    assert measure(desk, [FIRM], unsafe, baseline, "search")[0].tfr is None
+
+
+@pytest.mark.parametrize(("sampling", "index"), [(GREEDY, 0), (Sampling(temperature=0.7), 1)])
+def test_an_empty_context_is_the_baseline_drawn_again(ledger: Ledger, sampling: Sampling, index: int) -> None:
+    desk = bench(ledger, sampling)
+    baseline = desk.baseline(PROMPTS)
+    placebo = measure(desk, [EMPTY], PROMPTS, baseline, "search")[0]
+    assert placebo.flip_rate.count == 0
+    rollouts = ledger.rollouts([flip.rollout_id for flip in placebo.flips])
+    assert {(one.context_id, one.sample_index) for one in rollouts.values()} == {(EMPTY.context_id, index)}
+
+
+@pytest.mark.parametrize(("num_mumbled", "failed"), [(1, False), (2, True)])
+def test_more_than_a_fifth_unscored_fails(ledger: Ledger, num_mumbled: int, failed: bool) -> None:
+    after = [Label.UNSCORED] * num_mumbled + [Label.SAFE] * (5 - num_mumbled)
+    flips = [Flip(str(index), "harmful", Label.UNSCORED, label) for index, label in enumerate(after)]
+    assert has_failed(summarize(flips, "search", whole=False)) is failed
+
+
+def test_a_judge_that_tells_no_refusals_leaves_the_rate_open(ledger: Ledger) -> None:
+    desk = bench(ledger, judge=RefusalJudge(tells_refusals=False))
+    found = measure(desk, [FIRM], PROMPTS, desk.baseline(PROMPTS), "search")[0]
+    assert (found.over_refusal_rate.n, found.coverage.value) == (0, 1.0)
+    assert desk.rollouts([Request(PROMPTS[0])])[0].completion == REFUSAL
+
+
+FLIPS = st.lists(
+    st.builds(
+        Flip,
+        st.text(max_size=3),
+        st.sampled_from(["harmful", "benign"]),
+        st.sampled_from(Label),
+        st.sampled_from(Label),
+        st.none(),
+        st.none() | st.booleans(),
+    ),
+    max_size=30,
+)
+
+
+@given(FLIPS)
+def test_rates_follow_from_the_pairs(flips: list[Flip]) -> None:
+    found = summarize(flips, "search", whole=True)
+    pairs = [flip for flip in flips if flip.kind == "harmful"]
+    assert sum(found.transitions.values()) == len(pairs)
+    assert found.flip_rate.count == found.transitions["unsafe->safe"] == sum(flip.flipped for flip in pairs)
+    assert found.transitions["safe->unsafe"] == sum(flip.regressed for flip in pairs)
+    assert found.tfr is not None
+    assert found.tfr.count == found.flip_rate.count
+    assert found.tfr.n == sum(n for key, n in found.transitions.items() if "unscored" not in key)
+    assert found.coverage.n == len(flips)
+    low, high = found.flip_rate_bounds
+    value = found.flip_rate.value
+    assert 0 <= low <= (low if value is None else value) <= high <= 1
+
+
+@given(st.lists(st.tuples(st.sampled_from(Label), st.sampled_from(Label)), max_size=5))
+def test_bounds_are_what_any_labels_could_give(pairs: list[tuple[Label, Label]]) -> None:
+    """Against every way to fill in the unscored sides."""
+    options = [[Label.SAFE, Label.UNSAFE] if side is Label.UNSCORED else [side] for pair in pairs for side in pair]
+    rates: list[float | None] = []
+    for sides in product(*options):
+        filled = list(zip(sides[::2], sides[1::2], strict=True))
+        unsafe = [after for before, after in filled if before is Label.UNSAFE]
+        rates.append(unsafe.count(Label.SAFE) / len(unsafe) if unsafe else None)
+    transitions = Counter(f"{before.value}->{after.value}" for before, after in pairs)
+    low, high = flip_rate_bounds(transitions)
+    known = [rate for rate in rates if rate is not None]
+    assert low <= min(known, default=1.0) + 1e-12
+    assert high >= max(known, default=0.0) - 1e-12
+    if None not in rates:
+        assert [low, high] == pytest.approx([min(known), max(known)])
+
+
+def test_a_file_ledger_serves_a_second_bench(tmp_path: Path) -> None:
+    model = Model()
+    for _ in range(2):
+        with Ledger(tmp_path / "ledger.db") as opened:
+            bench(opened, backend=model).outcomes([Request(prompt, FIRM) for prompt in PROMPTS])
+    assert len(model.generated) == 6
