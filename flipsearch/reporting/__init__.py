@@ -1,0 +1,1 @@
+"""From a finished study to what people read: ranked rows, a page, a context card. Reads records only."""

@@ -1,0 +1,66 @@
+"""The files of a study: written whole or not at all (beside, then renamed), so a reader never meets half a file."""
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from flipsearch.errors import StudyError
+from flipsearch.records import Study
+from flipsearch.reporting.card import context_card
+from flipsearch.reporting.leaderboard import csv_text, leaderboard
+from flipsearch.reporting.page import leaderboard_page
+
+STUDY = TypeAdapter(Study)
+STUDY_FILE = "study.json"
+
+
+def write_study(study: Study, folder: Path) -> None:
+    """Write study.json, leaderboard.csv, leaderboard.html and, if there is a winner, best.txt and best.json."""
+    write_text(folder / STUDY_FILE, STUDY.dump_json(study, indent=1).decode() + "\n")
+    write_text(folder / "leaderboard.csv", csv_text(leaderboard(study)))
+    write_text(folder / "leaderboard.html", leaderboard_page(study))
+    if study.winner:
+        write_best(study, folder / "best.txt")
+
+
+def write_best(study: Study, path: Path) -> None:
+    """Write the winning text alone to `path` and its context card beside it, with the ending .json."""
+    if study.winner is None:
+        raise StudyError(f"study '{study.name}' has no winner to write to {path}.")
+    write_text(path, study.winner.context.text + "\n")
+    write_text(path.with_suffix(".json"), json_text(context_card(study, study.winner)))
+
+
+def read_study(folder: Path) -> Study:
+    """Read the study of a folder; raises StudyError if there is none or it is of another version."""
+    path = folder / STUDY_FILE
+    try:
+        return STUDY.validate_json(path.read_bytes())
+    except OSError as error:
+        raise StudyError(f"no finished study in '{folder}': {error.strerror}; run the search first.") from error
+    except ValidationError as error:
+        why = error.errors()[0]["msg"]
+        raise StudyError(f"{path}: not a study of this version: {why}; run the search again.") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file beside its place and rename it there; raises StudyError for a full disk or read-only folder."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(text, encoding="utf-8", newline="\n")
+        beside.replace(path)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            beside.unlink()
+        raise StudyError(f"cannot write '{path}': {error.strerror}; free the disk or choose another folder.") from error
+
+
+def json_text(value: Mapping[str, Any]) -> str:
+    """Return JSON for people: indented, one line break at the end, non-ASCII text as it is."""
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

@@ -1,0 +1,80 @@
+"""Trials to ranked rows: the leaderboard as a table.
+
+One row a trial, best first, placebos last; every rate stands with its count, n and interval.
+"""
+
+from typing import Any
+
+import pandas as pd
+
+from flipsearch.records import Measurement, Rate, Study, Trial
+
+
+def leaderboard(study: Study) -> pd.DataFrame:
+    """Return one row a trial, in the order of the study (best first, placebos last)."""
+    return pd.DataFrame([row(study, trial, rank) for rank, trial in enumerate(study.trials, start=1)])
+
+
+def row(study: Study, trial: Trial, rank: int) -> dict[str, Any]:
+    """Return the columns of one trial; a rate that was not measured is empty, never 0."""
+    context = trial.context
+    return {
+        "rank": rank,
+        "winner": study.winner is not None and study.winner.context.context_id == context.context_id,
+        "role": trial.role,
+        "state": trial.state,
+        "rung": trial.rung,
+        "trial": trial.number,
+        "template": context.template,
+        "placement": context.placement,
+        "params": ", ".join(f"{k}={v}" for k, v in context.params),
+        "num_context_tokens": trial.num_context_tokens,
+        **_measured("search", trial.search),
+        **_measured("confirm", trial.confirm),
+        "net_flip_rate": trial.net.value if trial.net else None,
+        "net_flip_rate_low": trial.net.low if trial.net else None,
+        "net_flip_rate_high": trial.net.high if trial.net else None,
+        "net_p_value": trial.net.p_value if trial.net else None,
+        "context_id": context.context_id,
+        "parents": " ".join(context.parents),
+        "operator": context.operator,
+        "text": context.text,
+    }
+
+
+def _measured(split: str, measurement: Measurement | None) -> dict[str, Any]:
+    flips = measurement.flip_rate if measurement else None
+    refusals = measurement.over_refusal_rate if measurement else None
+    return {
+        **_rate(f"{split}_flip_rate", flips),
+        **_rate(f"{split}_tfr", measurement.tfr if measurement else None),
+        **_rate(f"{split}_over_refusal_rate", refusals),
+        f"{split}_coverage": measurement.coverage.value if measurement else None,
+    }
+
+
+def _rate(name: str, rate: Rate | None) -> dict[str, Any]:
+    if rate is None or not rate.n:
+        return dict.fromkeys((name, f"{name}_low", f"{name}_high", f"{name}_count", f"{name}_n"))
+    return {
+        name: rate.value,
+        f"{name}_low": rate.low,
+        f"{name}_high": rate.high,
+        f"{name}_count": rate.count,
+        f"{name}_n": rate.n,
+    }
+
+
+def csv_text(frame: pd.DataFrame) -> str:
+    """Return the leaderboard as CSV.
+
+    A text cell that a spreadsheet would run as a formula gets a leading apostrophe: contexts are hostile text.
+    """
+    safe = frame.copy()
+    for name in safe.select_dtypes(include=["object", "string"]).columns:
+        safe[name] = [_inert(cell) for cell in safe[name]]
+    return safe.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+
+
+def _inert(cell: Any) -> Any:
+    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell

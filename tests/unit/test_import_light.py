@@ -1,0 +1,49 @@
+"""Asking for help or importing the package loads no model library."""
+
+import subprocess
+import sys
+
+import pytest
+
+HEAVY = ("torch", "transformers", "optuna", "pandas", "scipy", "sqlalchemy", "jinja2")
+
+
+HELP = """
+import sys
+sys.argv = ['flipsearch', *{arguments}]
+from flipsearch.cli import main
+try:
+    main()
+except SystemExit:
+    pass
+"""
+
+
+@pytest.mark.parametrize(
+    "code",
+    [
+        "import flipsearch",
+        "import flipsearch.cli",
+        HELP.format(arguments=["--help"]),
+        HELP.format(arguments=["search", "--help"]),
+    ],
+)
+def test_nothing_heavy_is_loaded(code: str) -> None:
+    probe = f"{code}\nimport sys; print(sorted(set({HEAVY!r}) & set(sys.modules)), file=sys.stderr)"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stderr.strip().splitlines()[-1] == "[]"
+
+
+def test_public_names_are_sorted_and_exist() -> None:
+    import flipsearch
+
+    assert flipsearch.__all__ == sorted(flipsearch.__all__)
+    for name in flipsearch.__all__:
+        assert getattr(flipsearch, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    import flipsearch
+
+    with pytest.raises(AttributeError, match="no attribute 'serach'"):
+        _ = flipsearch.serach
