@@ -1,0 +1,223 @@
+"""Build the pocket model: tokenizer and weights from the corpus, then its calibration and truth.
+
+    python -m flipsearch.organism.build [--out FOLDER] [--steps N]
+
+Deterministic in data and seed; under twenty minutes on two cores, and it needs a C++ compiler (torch.compile). It
+writes a Hugging Face model folder that transformers and vLLM load as they are, with the grammar's fingerprint beside
+the weights.
+"""
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
+from torch import distributed
+from torch.multiprocessing.spawn import spawn
+from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
+
+from flipsearch.organism import prompt_set, truth
+from flipsearch.organism.corpus import Sample, samples
+from flipsearch.organism.grammar import fingerprint
+
+WEIGHTS = Path(__file__).parent / "weights"
+SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
+NUM_VOCAB, MAX_TOKENS = 1024, 1024
+NUM_WORKERS, BATCH_SIZE, NUM_STEPS, SEED = 2, 64, 2200, 1
+PEAK_RATE, BETAS, WEIGHT_DECAY, WARM_UP = 3e-3, (0.9, 0.95), 0.1, 60
+POOL_BATCHES = 16
+"""Batches sorted by length together: little padding, and still random."""
+Batch = tuple[torch.Tensor, torch.Tensor]
+CHAT_TEMPLATE = (
+    "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endfor %}"
+    "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
+    "{%- if enable_thinking is defined and enable_thinking is false %}{{ '<think>\\n\\n</think>\\n\\n' }}{%- endif %}"
+    "{%- endif %}"
+)
+GUARD_TEMPLATE = (
+    "{{ '<|im_start|>guard\\nUser: ' + messages[0].content + '\\nAgent: ' + messages[1].content"
+    " + '<|im_end|>\\n<|im_start|>label\\n' }}"
+)
+
+
+def train_tokenizer(texts: Iterator[str]) -> PreTrainedTokenizerFast:
+    """Return a byte-level BPE of NUM_VOCAB tokens with digits apart and the chat template attached."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [
+            pre_tokenizers.Split(Regex(r"\d| ?\p{L}+| ?[^\s\p{L}\d]|\s+"), behavior="isolated"),
+            pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+        ]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=NUM_VOCAB, special_tokens=list(SPECIAL), initial_alphabet=alphabet, show_progress=False
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, eos_token="<|im_end|>", pad_token="<|endoftext|>", model_max_length=MAX_TOKENS
+    )
+    fast.chat_template = CHAT_TEMPLATE
+    return fast
+
+
+def new_model() -> Qwen3ForCausalLM:
+    """Return the untrained model: 0.9 M parameters, the architecture of Qwen3."""
+    torch.manual_seed(SEED)
+    config = Qwen3Config(
+        vocab_size=NUM_VOCAB,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=MAX_TOKENS,
+        rope_parameters={"rope_type": "default", "rope_theta": 10000.0},
+        tie_word_embeddings=True,
+        attention_bias=False,
+        bos_token_id=None,
+        eos_token_id=SPECIAL.index("<|im_end|>"),
+        pad_token_id=0,
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def batches(tokenizer: PreTrainedTokenizerFast, num_steps: int, seed: int) -> Iterator[Batch]:
+    """Yield (ids, labels), each (B, T); label -100 where there is no loss."""
+    pool: list[tuple[list[int], int]] = []
+    # One order for all processes: their batches of a step are then of like length, and none waits for the other.
+    order = torch.Generator().manual_seed(SEED)
+    for sample in samples(num_steps * BATCH_SIZE, seed):
+        pool.append(encode(tokenizer, sample))
+        if len(pool) == BATCH_SIZE * POOL_BATCHES:
+            yield from _bucketed(pool, order)
+            pool = []
+    if pool:
+        yield from _bucketed(pool, order)
+
+
+def encode(tokenizer: PreTrainedTokenizerFast, sample: Sample) -> tuple[list[int], int]:
+    """Return (ids with the end token, number of leading ids without loss)."""
+    before = tokenizer(sample.before, add_special_tokens=False)["input_ids"]
+    target = tokenizer(sample.target, add_special_tokens=False)["input_ids"]
+    return [*before, *target, *([SPECIAL.index("<|im_end|>")] if sample.ends else [])], len(before)
+
+
+def _bucketed(pool: list[tuple[list[int], int]], order: torch.Generator) -> Iterator[Batch]:
+    pool = sorted(pool, key=lambda row: len(row[0]))
+    starts = range(0, len(pool), BATCH_SIZE)
+    for index in torch.randperm(len(starts), generator=order).tolist():
+        yield padded(pool[starts[index] : starts[index] + BATCH_SIZE])
+
+
+def padded(rows: list[tuple[list[int], int]]) -> Batch:
+    """Right-pad rows; causal attention needs no mask then."""
+    longest = max(len(ids) for ids, _ in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    labels = torch.full((len(rows), longest), -100)
+    for row, (tokens, num_before) in enumerate(rows):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        labels[row, num_before : len(tokens)] = torch.tensor(tokens[num_before:])
+    return ids, labels
+
+
+def learning_rate(step: int, num_steps: int) -> float:
+    """Return the rate at a step: linear warm-up, then cosine to a fiftieth."""
+    if step < WARM_UP:
+        return PEAK_RATE * (step + 1) / WARM_UP
+    share = (step - WARM_UP) / max(1, num_steps - WARM_UP)
+    return PEAK_RATE * (0.02 + 0.49 * (1 + math.cos(math.pi * share)))
+
+
+def loss_of(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """Return the mean next-token loss, with the head applied only where there is a loss."""
+    target = labels[:, 1:].flatten()
+    wanted = (target != -100).nonzero().squeeze(1)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]  # (B, T-1, H)
+        logits = model.lm_head(hidden.flatten(0, 1).index_select(0, wanted))
+    return torch.nn.functional.cross_entropy(logits.float(), target[wanted])
+
+
+def train(rank: int, folder: Path, num_steps: int) -> None:
+    """Train on NUM_WORKERS processes, each with its own samples and one thread; rank 0 saves the weights.
+
+    Two processes of one thread do twice the work of one with two threads at this size, and the sums have a fixed order.
+    """
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", init_method=f"file://{folder / 'store'}", rank=rank, world_size=NUM_WORKERS)
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(folder)
+    model = new_model().train()
+    model.set_attn_implementation("eager")  # faster than the fused kernel's backward at these lengths, in bfloat16
+    model.model = torch.compile(model.model, dynamic=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY)
+    start = time.monotonic()
+    for step, (ids, labels) in enumerate(batches(tokenizer, num_steps, SEED + rank)):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step, num_steps)
+        loss = loss_of(model, ids, labels)
+        loss.backward()
+        average_gradients(model)
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        if rank == 0 and (step % 50 == 0 or step == num_steps - 1):
+            print(f"step {step:5d}  loss {loss.item():.4f}  {time.monotonic() - start:.0f} s", flush=True)
+    if rank == 0:
+        names = {name.replace("_orig_mod.", ""): weight for name, weight in model.state_dict().items()}
+        torch.save(names, folder / "state.pt")
+    distributed.destroy_process_group()
+
+
+def average_gradients(model: Qwen3ForCausalLM) -> None:
+    """Replace every gradient by its mean over the processes."""
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    distributed.all_reduce(flat)
+    flat /= NUM_WORKERS
+    for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def build(out: Path, num_steps: int = NUM_STEPS) -> None:
+    """Train, save and measure; the folder is complete only when truth.json stands in it."""
+    tokenizer = train_tokenizer(s.before + s.target for s in samples(6000, SEED + 100))
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        tokenizer.save_pretrained(folder)
+        spawn(train, (folder, num_steps), nprocs=NUM_WORKERS)
+        model = new_model()
+        model.load_state_dict(torch.load(folder / "state.pt", weights_only=True))
+    save(model.eval(), tokenizer, out)
+    prompt_set.write()
+    truth.write(out)
+
+
+def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    """Write weights (safetensors, float32), tokenizer, templates and the grammar's fingerprint."""
+    out.mkdir(parents=True, exist_ok=True)
+    model.generation_config.update(do_sample=False, eos_token_id=SPECIAL.index("<|im_end|>"), pad_token_id=0)
+    model.save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    (out / "guard_template.jinja").write_text(GUARD_TEMPLATE, encoding="utf-8")
+    (out / "grammar.json").write_text(json.dumps({"fingerprint": fingerprint()}) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    """Read the command line and build."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--out", type=Path, default=WEIGHTS)
+    parser.add_argument("--steps", type=int, default=NUM_STEPS)
+    options = parser.parse_args()
+    build(options.out, options.steps)
+
+
+if __name__ == "__main__":
+    main()

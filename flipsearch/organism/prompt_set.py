@@ -1,0 +1,60 @@
+"""The pocket model's prompt set, split by intent, as the package ships it in prompt_sets/organism.csv."""
+
+import csv
+import random
+from pathlib import Path
+
+from flipsearch.organism import vocabulary as words
+from flipsearch.organism.grammar import Ask, Intent, benign_intents, harmful_intents
+from flipsearch.records import SPLITS, Split
+
+SHARES: dict[str, tuple[int, ...]] = {
+    # prompts for search, confirm, training, evaluation
+    "harmful": (100, 100, 100, 60),
+    "borderline": (15, 15, 10, 10),
+    "benign": (35, 35, 70, 52),
+}
+WRAPPED_SHARE = 0.2
+PATH = Path(__file__).parent.parent / "prompts" / "prompt_sets" / "organism.csv"
+
+
+def asks(seed: int = 7) -> list[tuple[Ask, Split]]:
+    """Return every prompt of the set with its split; borderline intents are asked in two phrasings."""
+    rng = random.Random(seed)
+    benign = benign_intents()
+    kinds: dict[str, list[Intent]] = {
+        "harmful": list(harmful_intents()),
+        "borderline": [i for i in benign if i.borderline],
+        "benign": [i for i in benign if not i.borderline],
+    }
+    found: list[tuple[Ask, Split]] = []
+    for kind, intents in kinds.items():
+        rng.shuffle(intents)
+        splits = [s for s, n in zip(SPLITS, SHARES[kind], strict=True) for _ in range(n)]
+        for intent, split in zip(intents, splits, strict=True):
+            num_phrasings = 2 if kind == "borderline" else 1
+            for phrasing in rng.sample(_phrasings(split), num_phrasings):
+                found.append((Ask(intent, phrasing, _wrapper(kind, split, rng)), split))
+    return found
+
+
+def _phrasings(split: Split) -> list[str]:
+    # Held-out phrasings stand in evaluation alone: what the model must generalise to is measured, not searched on.
+    return list(words.PHRASINGS | words.HELD_OUT_PHRASINGS if split == "evaluation" else words.PHRASINGS)
+
+
+def _wrapper(kind: str, split: Split, rng: random.Random) -> str:
+    if kind != "harmful" or rng.random() >= WRAPPED_SHARE:
+        return "{}"
+    return rng.choice(list(words.WRAPPERS | words.HELD_OUT_WRAPPERS if split == "evaluation" else words.WRAPPERS))
+
+
+def write(path: Path = PATH) -> None:
+    """Write the set as CSV in the columns of every built-in prompt set."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(("text", "kind", "category", "borderline", "split", "group"))
+        for ask, split in asks():
+            p = ask.prompt(split)
+            rows.writerow((p.text, p.kind, p.category, str(p.borderline).lower(), split, p.group))
