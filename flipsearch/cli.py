@@ -75,6 +75,7 @@ def search(
     num_contexts: Annotated[int | None, option("Different contexts to propose (64).", SEARCH)] = None,
     cohort_size: Annotated[int | None, option("Contexts raced together (16).", SEARCH)] = None,
     max_over_refusal: Annotated[float | None, option("Cap on refused benign prompts (0.10).", SEARCH)] = None,
+    first_rung: Annotated[int | None, option("Harmful prompts of the first rung (16).", SEARCH)] = None,
     num_finalists: Annotated[int | None, option("Contexts measured on the confirm split (5).", SEARCH)] = None,
     max_prompts: Annotated[int | None, option("Most prompts a split and kind (all).", SEARCH)] = None,
     seed: Seed = None,

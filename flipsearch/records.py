@@ -24,8 +24,8 @@ SPLITS: tuple[Split, ...] = ("search", "confirm", "training", "evaluation")
 
 def content_id(*parts: object) -> str:
     """Return a 16-digit hexadecimal hash of JSON-able `parts`, stable across runs and machines."""
-    blob = json.dumps(parts, sort_keys=True, ensure_ascii=False, separators=(",", ":"))
-    return hashlib.sha256(blob.encode("utf-8")).hexdigest()[:16]
+    blob = json.dumps(parts, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(blob.encode("ascii")).hexdigest()[:16]
 
 
 @dataclass(frozen=True, slots=True)

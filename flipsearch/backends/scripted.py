@@ -12,7 +12,8 @@ from flipsearch.records import Request, Rollout, Sampling, content_id
 Reply = Callable[[str, str], str]
 """(prompt text, context text or "") -> completion; a BackendError makes the rollout an error."""
 
-ANY_CONTEXT = "*"
+ANY = "*"
+"""In a table: any prompt, or any context."""
 ENTRY = '{"prompt": …, "context": … or "*", "completion": …} or {…, "error": …}'
 
 
@@ -20,9 +21,9 @@ class ScriptedBackend:
     """A backend that looks its completions up.
 
     `replies` is a function of prompt and context text, or a table of prompt text -> completion, or of
-    (prompt text, context text) -> completion, where the context "*" stands for any. `errors` are prompt texts whose
-    rollouts fail, with the reason. A prompt that is not in the table fails too. Tokens are words; a completion of more
-    words than max_tokens is cut. `identity` names a function, whose content cannot be hashed.
+    (prompt text, context text) -> completion, where "*" stands for any prompt or any context. `errors` are prompt texts
+    whose rollouts fail, with the reason. A prompt that is not in the table fails too. Tokens are words; a completion of
+    more words than max_tokens is cut. `identity` names a function, whose content cannot be hashed.
     """
 
     notes: tuple[str, ...] = ()
@@ -39,7 +40,7 @@ class ScriptedBackend:
             self._reply = replies
             content: object = getattr(replies, "__qualname__", type(replies).__qualname__)
         else:
-            table = {key if isinstance(key, tuple) else (key, ANY_CONTEXT): text for key, text in replies.items()}
+            table = {key if isinstance(key, tuple) else (key, ANY): text for key, text in replies.items()}
             self._reply = _from_table(table)
             content = sorted([*key, text] for key, text in table.items())
         self.model_id = content_id("scripted", identity, content, self._errors)
@@ -48,8 +49,8 @@ class ScriptedBackend:
     def from_file(cls, path: str | Path) -> "ScriptedBackend":
         """Return the backend of a JSON list of {"prompt", "context", "completion" or "error"}.
 
-        "context" is a context's text, "" for none, or "*" (the default) for any. Raises BackendError with the entry's
-        number for anything else.
+        "prompt" is its text or "*" for any; "context" is its text, "" for none, or "*" (the default) for any. Raises
+        BackendError with the entry's number for anything else.
         """
         table: dict[tuple[str, str], str] = {}
         errors: dict[str, str] = {}
@@ -63,7 +64,7 @@ class ScriptedBackend:
             if "error" in entry:
                 errors[entry["prompt"]] = entry["error"]
             else:
-                table[entry["prompt"], entry.get("context", ANY_CONTEXT)] = entry["completion"]
+                table[entry["prompt"], entry.get("context", ANY)] = entry["completion"]
         return cls(table, errors=errors)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
@@ -93,7 +94,7 @@ class ScriptedBackend:
 
 def _from_table(table: Mapping[tuple[str, str], str]) -> Reply:
     def reply(prompt: str, context: str) -> str:
-        for key in ((prompt, context), (prompt, ANY_CONTEXT)):
+        for key in ((prompt, context), (prompt, ANY), (ANY, context), (ANY, ANY)):
             if key in table:
                 return table[key]
         raise BackendError(f"the table has no completion for the prompt '{prompt[:60]}' under this context.")

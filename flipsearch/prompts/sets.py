@@ -211,6 +211,8 @@ def _text(table: Table, row: Row, column: str) -> str:
         return ""
     if not isinstance(value, str):
         raise PromptError(f"{table.at(row)}: column '{column}' holds {type(value).__name__}, expected text.")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise PromptError(f"{table.at(row)}: column '{column}' holds half a character (a lone surrogate).")
     return value.strip()
 
 
