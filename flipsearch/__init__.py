@@ -2,7 +2,7 @@
 
     import flipsearch
     found = flipsearch.search(model="organism", num_contexts=64)
-    found.best.text, found.leaderboard
+    found.best.context.text, found.leaderboard
 
 Importing it loads neither torch nor optuna: the functions load them when they are called.
 """
@@ -13,11 +13,11 @@ from flipsearch.errors import FlipsearchError
 from flipsearch.records import Context, Prompt, Study, Trial
 
 if TYPE_CHECKING:
-    from flipsearch.api import Outcome, report, score, search
+    from flipsearch.api import Findings, report, score, search
 
 __version__ = "0.1.0"
-__all__ = ["Context", "FlipsearchError", "Outcome", "Prompt", "Study", "Trial", "report", "score", "search"]
-_LAZY = {"Outcome", "report", "score", "search"}
+__all__ = ["Context", "Findings", "FlipsearchError", "Prompt", "Study", "Trial", "report", "score", "search"]
+_LAZY = {"Findings", "report", "score", "search"}
 
 
 def __getattr__(name: str) -> Any:

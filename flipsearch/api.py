@@ -5,11 +5,14 @@
 Everything that can be wrong with the input is found before the model is loaded.
 """
 
-from collections.abc import Sequence
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from flipsearch import registry
 from flipsearch.config import ModelConfig, ScoreConfig, StudyConfig, make_config, read_toml, toml_text
@@ -21,18 +24,19 @@ from flipsearch.prompts.sets import PromptSet, list_sets, load_prompts
 from flipsearch.records import Study, Trial
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.files import read_study, write_best, write_study, write_text
-from flipsearch.reporting.leaderboard import leaderboard
+from flipsearch.reporting.leaderboard import leaderboard, rows
 from flipsearch.templating.given import given_contexts
 from flipsearch.templating.library import load_library
 
 if TYPE_CHECKING:
     import pandas as pd
 
+Checked = TypeVar("Checked", bound=ModelConfig)
 SETTINGS_FILE, LEDGER_FILE = "study.toml", "ledger.db"
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Findings:
     """A finished study and where its files lie."""
 
     study: Study
@@ -53,14 +57,15 @@ class Outcome:
         return leaderboard(self.study)
 
     @property
-    def beats_placebo(self) -> bool:
-        """Whether there is a winner whose net flip rate is above 0 with its whole interval."""
+    def beats_placebo(self) -> bool | None:
+        """Whether there is a winner whose net flip rate is above 0 with its whole interval; None for a score."""
+        if "num_contexts" not in self.study.settings:
+            return None
         winner = self.study.winner
-        return winner is not None and (winner.net is None or winner.net.low > 0)
+        return winner is not None and winner.net is not None and winner.net.low > 0
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        rows = self.leaderboard.astype(object).where(self.leaderboard.notna(), None)
         return {
             "study": self.study.name,
             "folder": str(self.folder),
@@ -70,11 +75,11 @@ class Outcome:
             "num_rollouts": self.study.num_rollouts,
             "num_tokens": self.study.num_tokens,
             "notes": list(self.study.notes),
-            "leaderboard": rows.to_dict("records"),
+            "leaderboard": rows(self.study),
         }
 
 
-def search(*, config: Path | None = None, progress: Progress | None = None, **settings: Any) -> Outcome:
+def search(*, config: Path | None = None, progress: Progress | None = None, **settings: Any) -> Findings:
     """Search the context that flips most unsafe rollouts under the over-refusal cap, and write its report.
 
     Settings are the fields of StudyConfig; `config` is a TOML file of them. The same settings again continue or, once
@@ -83,18 +88,19 @@ def search(*, config: Path | None = None, progress: Progress | None = None, **se
     from flipsearch.searching.plan import plan_study
     from flipsearch.searching.study import run_study
 
-    checked = make_config(StudyConfig, read_toml(config) if config else {}, settings)
+    checked = _resolved(make_config(StudyConfig, read_toml(config) if config else {}, settings))
     library = load_library(checked.contexts)
     prompts = _prompts(checked)
     plan = plan_study(checked, library, prompts.prompts)
-    with _Desk(checked, checked.study_name(), prompts, progress) as desk:
+    _check_best(checked.best)
+    with _Desk(checked, "search", prompts, progress, checked.study_name()) as desk:
         study = run_study(plan, desk.bench)
         return desk.finish(study, checked.best if study.winner else None)
 
 
 def score(
     context: str | Sequence[str], *, config: Path | None = None, progress: Progress | None = None, **settings: Any
-) -> Outcome:
+) -> Findings:
     """Measure contexts that you already have on every prompt of a set, beside the empty placebo.
 
     A context is a text, a .txt file, a card (best.json) or the name of a template (with its default parameters).
@@ -102,16 +108,17 @@ def score(
     """
     from flipsearch.searching.scoring import run_score
 
-    checked = make_config(ScoreConfig, read_toml(config) if config else {}, settings)
+    checked = _resolved(make_config(ScoreConfig, read_toml(config) if config else {}, settings))
     texts = [context] if isinstance(context, str) else context
     contexts = given_contexts(texts, load_library(checked.contexts), checked.placement)
-    name = checked.study_name([context.context_id for context in contexts])
+    ids = sorted(context.context_id for context in contexts)
+    name = checked.study_name(ids)
     prompts = _prompts(checked)
-    with _Desk(checked, name, prompts, progress) as desk:
+    with _Desk(checked, f"score {' '.join(ids)}", prompts, progress, name) as desk:
         return desk.finish(run_score(checked, desk.bench, contexts, prompts.prompts, name), None)
 
 
-def report(study: Path | str, *, reports: Path | None = None) -> Outcome:
+def report(study: Path | str, *, reports: Path | None = None) -> Findings:
     """Write a finished study's files again, from the study alone; nothing is generated or judged."""
     folder = Path(study)
     if not folder.is_dir():
@@ -121,7 +128,7 @@ def report(study: Path | str, *, reports: Path | None = None) -> Outcome:
         raise StudyError(unknown_name("study", str(study), known))
     found = read_study(folder)
     write_study(found, folder)
-    return Outcome(found, folder, folder / "best.txt" if found.winner else None)
+    return Findings(found, folder, folder / "best.txt" if found.winner else None)
 
 
 def list_things(what: str, contexts: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -141,20 +148,28 @@ def list_things(what: str, contexts: Sequence[str] = ()) -> list[dict[str, str]]
 
 
 class _Desk:
-    """What a study works with: judge, folder, ledger and model, opened in this order, the costly one last."""
+    """What a study works with: judge, folder, ledger and model, opened in this order, the costly one last.
 
-    def __init__(self, config: ModelConfig, name: str, prompts: PromptSet, progress: Progress | None) -> None:
+    Whatever fails leaves the folders as they were.
+    """
+
+    def __init__(
+        self, config: ModelConfig, command: str, prompts: PromptSet, progress: Progress | None, name: str
+    ) -> None:
         self.folder, self.prompts = config.reports / name, prompts
         judge = load_judge(config.judge)
         registry.check_model(config)
-        _claim(self.folder, config)
-        self.ledger = Ledger(self.folder / LEDGER_FILE)
-        try:
-            _same_prompts(self.ledger, prompts, name)
-            backend = registry.make_backend(config)
-        except BaseException:
-            self.ledger.close()
-            raise
+        with _undone_on_failure(self.folder):
+            self.ledger = Ledger(self.folder / LEDGER_FILE)
+            try:
+                self._same("command", command, "another command or other contexts")
+                self._same("prompts", prompts.prompts_id, "other prompts")
+                _write_settings(self.folder, config)
+                backend = registry.make_backend(config)
+                self._same("model", backend.model_id, "another model, precision or chat template")
+            except BaseException:
+                self.ledger.close()
+                raise
         self.bench = Bench(backend, judge, self.ledger, config.sampling(), progress)
 
     def __enter__(self) -> "_Desk":
@@ -163,40 +178,66 @@ class _Desk:
     def __exit__(self, *_: object) -> None:
         self.ledger.close()
 
-    def finish(self, study: Study, best: Path | None) -> Outcome:
+    def finish(self, study: Study, best: Path | None) -> Findings:
         """Write the files of a finished study, with what the prompts' files gave to note."""
-        study = replace(study, notes=(*self.prompts.notes, *study.notes))
+        settings = {**study.settings, "prompts_id": self.prompts.prompts_id}
+        study = replace(study, settings=settings, notes=(*self.prompts.notes, *study.notes))
         write_study(study, self.folder)
         if best:
             write_best(study, best)
-        return Outcome(study, self.folder, best)
+        return Findings(study, self.folder, best)
+
+    def _same(self, key: str, value: str, what: str) -> None:
+        """Note what the study is on, once; a study on something else needs another name."""
+        if self.ledger.note(key, value).value != value:
+            name = self.folder.name
+            raise StudyError(f"study '{name}' was started with {what}; give another --study name.")
+
+
+@contextmanager
+def _undone_on_failure(folder: Path) -> Iterator[None]:
+    """Remove the folders that are made inside the block if it fails."""
+    missing = [path for path in (folder, *folder.parents) if not path.exists()]
+    try:
+        yield
+    except BaseException:
+        for path in missing[:1]:
+            shutil.rmtree(path, ignore_errors=True)
+        for path in missing[1:]:
+            with suppress(OSError):
+                path.rmdir()
+        raise
+
+
+def _resolved(config: Checked) -> Checked:
+    """Fill in the defaults that hang on the model, so that what is written down is what was done."""
+    prompts = config.prompts
+    if prompts is None and not config.harmful and not config.benign:
+        prompts = registry.default_prompts(config.model)
+    return config.model_copy(update={"prompts": prompts, "max_tokens": config.sampling().max_tokens})
 
 
 def _prompts(config: ModelConfig) -> PromptSet:
-    name = config.prompts
-    if name is None and not config.harmful and not config.benign:
-        name = registry.default_prompts(config.model)
-    return load_prompts(name, harmful=config.harmful, benign=config.benign)
+    return load_prompts(config.prompts, harmful=config.harmful, benign=config.benign)
 
 
-def _same_prompts(ledger: Ledger, prompts: PromptSet, name: str) -> None:
-    """Note which prompts the study is on; a file that has changed since is another study."""
-    if ledger.note("prompts", prompts.prompts_id).value != prompts.prompts_id:
-        raise StudyError(f"the prompts of study '{name}' have changed since it was started; give another --study name.")
-
-
-def _claim(folder: Path, config: ModelConfig) -> None:
+def _write_settings(folder: Path, config: ModelConfig) -> None:
     """Write study.toml, or check that the folder holds a study of the same settings."""
     path = folder / SETTINGS_FILE
-    if not path.exists():
-        write_text(path, toml_text(config))
-        return
-    before = read_toml(path)
-    now = config.model_dump(mode="json")
-    for key in sorted(set(now) - config.free_fields()):
-        if before.get(key) != now[key] and (before.get(key) or now[key]):
-            raise StudyError(
-                f"study '{folder.name}' was started with {key} = {before.get(key)!r}, got {now[key]!r}; "
-                "give the same settings to continue it, or another --study name."
-            )
+    if path.exists():
+        before, now = read_toml(path), config.model_dump(mode="json", exclude_none=True)
+        for key in sorted((set(now) | set(before)) - config.free_fields()):
+            if before.get(key) != now.get(key):
+                raise StudyError(
+                    f"study '{folder.name}' was started with {key} = {before.get(key)!r}, got {now.get(key)!r}; "
+                    "give the same settings to continue it, or another --study name."
+                )
     write_text(path, toml_text(config))
+
+
+def _check_best(path: Path) -> None:
+    """Refuse a place for the winning text that could not be written, or that its card would overwrite."""
+    if path.suffix == ".json" or path.is_dir() or not path.name:
+        raise ConfigError(f"--best is '{path}', expected a text file such as best.txt; its card goes to best.json.")
+    if path.parent.exists() and not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"--best is '{path}', but its folder cannot be written; choose another.")

@@ -1,56 +1,61 @@
 """The command line: every command reads its flags, calls the library and prints.
 
 Results go to stdout, progress and errors to stderr. `--json` prints one JSON object. Exit codes: 0 done, 1 ran but
-fell short (nothing to flip, nothing beats the placebo), 2 bad input, 130 interrupted.
+fell short (nothing to flip, nothing beats the placebo), 2 bad input, 3 an error that we did not foresee, 130
+interrupted. `--debug`, anywhere, shows the traceback of an error.
 """
 
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
 
 from flipsearch.errors import FlipsearchError
 
+DEBUG, INTERRUPTED = "--debug", 130
 app = typer.Typer(
     name="flipsearch",
     help="Search the privileged safety context that flips a model's unsafe rollouts.",
-    no_args_is_help=True,
+    epilog="--debug, anywhere, shows the traceback of an error.",
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-MODEL, DATA, SEARCH, OUT = "Model", "Prompts and judge", "Search", "Output"
 
 
-def option(help: str, panel: str, *names: str, **more: Any) -> Any:
+def option(help: str, *names: str, metavar: str | None = None) -> Any:
     """Return a typer option; None means: not given, so that the settings' own default holds."""
-    return typer.Option(*names, help=help, rich_help_panel=panel, show_default=False, **more)
+    return typer.Option(*names, help=help, show_default=False, metavar=metavar)
 
 
-Model = Annotated[str | None, option("organism (the default), a local folder, or a hub id org/name[@revision].", MODEL)]
-Backend = Annotated[str | None, option("transformers (the default), vllm, or scripted.", MODEL)]
-Thinking = Annotated[str | None, option("The chat template's thinking switch: auto, on or off.", MODEL)]
-Device = Annotated[str | None, option("auto, cpu, cuda or cuda:N.", MODEL)]
-Dtype = Annotated[str | None, option("auto, float32, bfloat16 or float16.", MODEL)]
-BatchSize = Annotated[int | None, option("Rows a batch; halved by itself where memory is short.", MODEL)]
-MaxTokens = Annotated[int | None, option("Most completion tokens (organism 160, others 1,024).", MODEL)]
-Temperature = Annotated[float | None, option("0 (the default) is greedy decoding.", MODEL)]
-TopP = Annotated[float | None, option("Nucleus mass, with --temperature.", MODEL)]
-TopK = Annotated[int | None, option("Most likely tokens kept, with --temperature; 0 keeps all.", MODEL)]
-Prompts = Annotated[str | None, option("A built-in set (organism, starter) or a file with labels.", DATA)]
-Harmful = Annotated[list[str] | None, option("File of harmful prompts, PATH[:column]; repeatable.", DATA)]
-Benign = Annotated[list[str] | None, option("File of benign prompts, PATH[:column]; repeatable.", DATA)]
-Judge = Annotated[str | None, option("Name of a judge (refusal is the default) or a judge file.", DATA)]
-Contexts = Annotated[list[str] | None, option("More context templates: a .j2 file or a folder; repeatable.", SEARCH)]
-Templates = Annotated[list[str] | None, option("Search this template only; repeatable.", SEARCH, "--template")]
-Placements = Annotated[list[str] | None, option("Search this placement only; repeatable.", SEARCH, "--placement")]
-Seed = Annotated[int | None, option("Seed of the search and of sampling (0).", SEARCH)]
-Reports = Annotated[Path | None, option("Folder of the studies (reports).", OUT)]
-StudyName = Annotated[str | None, option("Name of the study's folder; derived from the settings if not given.", OUT)]
-Config = Annotated[Path | None, option("TOML file of settings; flags win over it.", OUT)]
-Json = Annotated[bool, option("Print one JSON object on stdout.", OUT, "--json")]
+Model = Annotated[str | None, option("organism (the default), a local folder, or a hub id org/name[@revision].")]
+Backend = Annotated[str | None, option("transformers (the default), vllm, or scripted.")]
+Thinking = Annotated[str | None, option("The chat template's thinking switch: auto, on or off.")]
+Device = Annotated[str | None, option("auto, cpu, cuda or cuda:N.")]
+Dtype = Annotated[str | None, option("auto, float32, bfloat16 or float16.")]
+BatchSize = Annotated[int | None, option("Rows a batch; halved by itself where memory is short.")]
+MaxTokens = Annotated[int | None, option("Most completion tokens (organism 160, others 1,024).")]
+Temperature = Annotated[float | None, option("0 (the default) is greedy decoding.")]
+TopP = Annotated[float | None, option("Nucleus mass, with --temperature.")]
+TopK = Annotated[int | None, option("Most likely tokens kept, with --temperature; 0 keeps all.")]
+Prompts = Annotated[str | None, option("A built-in set (organism, starter) or a file with labels.")]
+Harmful = Annotated[list[str] | None, option("File of harmful prompts; repeatable.", metavar="PATH[:COLUMN]")]
+Benign = Annotated[list[str] | None, option("File of benign prompts; repeatable.", metavar="PATH[:COLUMN]")]
+Judge = Annotated[str | None, option("Name of a judge (refusal is the default) or a judge file.")]
+Contexts = Annotated[
+    list[str] | None, option("More context templates: a .j2 file or a folder; repeatable.", metavar="PATH")
+]
+Templates = Annotated[list[str] | None, option("Search this template only; repeatable.", "--template", metavar="NAME")]
+Placements = Annotated[
+    list[str] | None, option("Search this placement only; repeatable.", "--placement", metavar="NAME")
+]
+Seed = Annotated[int | None, option("Seed of the search and of sampling (0).")]
+Reports = Annotated[Path | None, option("Folder of the studies (reports).")]
+StudyName = Annotated[str | None, option("Name of the study's folder; derived from the settings if not given.")]
+Config = Annotated[Path | None, option("TOML file of settings; flags win over it.")]
+Json = Annotated[bool, option("Print one JSON object on stdout.", "--json")]
 
 
 @app.command()
@@ -72,16 +77,16 @@ def search(
     contexts: Contexts = None,
     templates: Templates = None,
     placements: Placements = None,
-    num_contexts: Annotated[int | None, option("Different contexts to propose (64).", SEARCH)] = None,
-    cohort_size: Annotated[int | None, option("Contexts raced together (16).", SEARCH)] = None,
-    max_over_refusal: Annotated[float | None, option("Cap on refused benign prompts (0.10).", SEARCH)] = None,
-    first_rung: Annotated[int | None, option("Harmful prompts of the first rung (16).", SEARCH)] = None,
-    num_finalists: Annotated[int | None, option("Contexts measured on the confirm split (5).", SEARCH)] = None,
-    max_prompts: Annotated[int | None, option("Most prompts a split and kind (all).", SEARCH)] = None,
+    num_contexts: Annotated[int | None, option("Different contexts to propose (64).")] = None,
+    cohort_size: Annotated[int | None, option("Contexts raced together (16).")] = None,
+    max_over_refusal: Annotated[float | None, option("Cap on refused benign prompts (0.10).")] = None,
+    first_rung: Annotated[int | None, option("Harmful prompts of the first rung (16).")] = None,
+    num_finalists: Annotated[int | None, option("Contexts measured on the confirm split (5).")] = None,
+    max_prompts: Annotated[int | None, option("Most prompts a split and kind (all).")] = None,
     seed: Seed = None,
     study: StudyName = None,
     reports: Reports = None,
-    best: Annotated[Path | None, option("Where the winning text is copied to (best.txt).", OUT)] = None,
+    best: Annotated[Path | None, option("Where the winning text is copied to (best.txt).")] = None,
     config: Config = None,
     json: Json = False,
 ) -> None:
@@ -92,8 +97,8 @@ def search(
 @app.command()
 def score(
     context: Annotated[list[str], typer.Argument(help="Texts, files, cards (best.json) or template names.")],
-    placement: Annotated[str | None, option("Where the texts go: system, before, after or around.", SEARCH)] = None,
-    split: Annotated[str | None, option("Score on one split: search, confirm, training, evaluation.", DATA)] = None,
+    placement: Annotated[str | None, option("Where the texts go: system, before, after or around.")] = None,
+    split: Annotated[str | None, option("Score on one split: search, confirm, training, evaluation.")] = None,
     model: Model = None,
     backend: Backend = None,
     thinking: Thinking = None,
@@ -109,7 +114,7 @@ def score(
     benign: Benign = None,
     judge: Judge = None,
     contexts: Contexts = None,
-    max_prompts: Annotated[int | None, option("Most prompts a kind (all).", DATA)] = None,
+    max_prompts: Annotated[int | None, option("Most prompts a kind (all).")] = None,
     seed: Seed = None,
     study: StudyName = None,
     reports: Reports = None,
@@ -126,7 +131,7 @@ def report(
     reports: Reports = None,
     json: Json = False,
 ) -> None:
-    """Write a finished study's leaderboard again, without generating or judging."""
+    """Write the files of a finished study again."""
     from flipsearch import api
 
     _show(api.report(study, reports=reports), json)
@@ -138,7 +143,7 @@ def list_things(
     contexts: Contexts = None,
     json: Json = False,
 ) -> None:
-    """List what a name can mean: models, contexts, judges, prompts, backends."""
+    """List models, contexts, judges, prompts or backends."""
     from flipsearch import api, console
 
     rows = api.list_things(what, contexts or ())
@@ -156,6 +161,7 @@ def _study_command(name: str, given: dict[str, Any], flags: dict[str, Any]) -> N
     with console.bars() as progress:
         outcome = getattr(api, name)(**given, **flags, config=config, progress=progress)
     _show(outcome, json)
+    raise SystemExit(1 if outcome.beats_placebo is False else 0)
 
 
 def _show(outcome: Any, json: bool) -> None:
@@ -165,25 +171,29 @@ def _show(outcome: Any, json: bool) -> None:
         console.print_json(outcome.as_dict())
     else:
         console.show_study(outcome.study, outcome.folder, outcome.best_path)
-    if not outcome.beats_placebo:
-        raise SystemExit(1)
 
 
 def main() -> None:
-    """Run the command line; an error made on purpose is one line and an exit code, never a traceback."""
-    debug = "--debug" in sys.argv
-    sys.argv = [argument for argument in sys.argv if argument != "--debug"]
+    """Run the command line; whatever goes wrong is one line and an exit code, and a traceback only with --debug."""
+    arguments = sys.argv[1:] or ["--help"]
     try:
-        app()
+        code = app([argument for argument in arguments if argument != DEBUG], standalone_mode=False)
     except FlipsearchError as error:
-        if debug:
+        if DEBUG in arguments:
             raise
         _fail(str(error), error.exit_code)
-    except KeyboardInterrupt:
-        _fail("interrupted; nothing finished is lost. The same command continues.", 130)
+    except Exception as error:
+        if DEBUG in arguments:
+            raise
+        if hasattr(error, "format_message"):  # a usage error of the command line parser
+            _fail(f"{error.format_message()} See: flipsearch --help.", 2)
+        _fail(f"unexpected {type(error).__name__}: {error}. {DEBUG} shows where; please report it.", 3)
+    if code == INTERRUPTED:
+        _fail("interrupted; nothing finished is lost. The same command continues.", INTERRUPTED)
+    raise SystemExit(code or 0)
 
 
-def _fail(message: str, exit_code: int) -> None:
+def _fail(message: str, exit_code: int) -> NoReturn:
     from flipsearch import console
 
     console.show_error(message, exit_code, as_json="--json" in sys.argv)

@@ -34,23 +34,25 @@ class ModelConfig(BaseModel):
     device: str = "auto"
     """"auto", "cpu", "cuda" or "cuda:N"."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    max_model_len: Annotated[int, Field(ge=16)] | None = None
+    """vLLM's longest sequence in tokens; None is max_tokens and 3,072 more, or what the model holds if that is less."""
     batch_size: Annotated[int, Field(ge=1)] | None = None
     """Rows a batch; None lets the backend choose."""
     max_tokens: Annotated[int, Field(ge=1)] | None = None
     """Most completion tokens; None is 160 for the pocket model and 1,024 otherwise."""
-    temperature: Annotated[float, Field(ge=0)] = 0.0
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """0 is greedy decoding."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     prompts: str | None = None
     """Built-in set or file with a label column; None: the organism's own set for it, "starter" for other models."""
     harmful: tuple[str, ...] = ()
-    """Files of harmful prompts, PATH[:column]; with `benign` they replace `prompts`."""
+    """Files of harmful prompts, PATH[:column]; they join `prompts`, which has no default beside them."""
     benign: tuple[str, ...] = ()
     """Files of benign prompts, PATH[:column]."""
     judge: str = "refusal"
     """Name of a judge or path of a judge file."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     contexts: tuple[str, ...] = ()
     """Extra template files or folders."""
 
@@ -69,7 +71,7 @@ class ModelConfig(BaseModel):
     @staticmethod
     def free_fields() -> set[str]:
         """Return the settings that a continued study may change: they change no result of what is already done."""
-        return {"study", "reports", "best", "batch_size", "device", "num_contexts"}
+        return {"study", "reports", "best", "batch_size", "device", "num_contexts", "max_model_len"}
 
     def identity(self, *more: object) -> str:
         """Return a hash of the settings that change results, and of `more`."""
@@ -139,5 +141,6 @@ def read_toml(path: Path) -> dict[str, Any]:
 def toml_text(config: ModelConfig) -> str:
     """Return the settings as TOML that `--config` reads back; settings without a value are left out."""
     values = config.model_dump(mode="json", exclude_none=True)
-    # JSON's strings, numbers, booleans and flat lists are TOML's.
-    return "".join(f"{key} = {json.dumps(value)}\n" for key, value in values.items())
+    # JSON's strings, numbers, booleans and flat lists are TOML's, but for escaped surrogates and a bare DEL.
+    lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+    return "".join(lines).replace("\x7f", "\\u007f")

@@ -22,28 +22,39 @@ NUM_SHOWN = 10
 
 
 class Bars:
-    """Progress bars, one a phase, with rate and time left."""
+    """One progress bar that shows the phase at work, its rate and the time left."""
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
-        self._tasks: dict[str, TaskID] = {}
-        self._start_s = time.monotonic()
+        self._phase = ""
+        self._task: TaskID | None = None
+        self._start: tuple[float, int] | None = None
 
     def __call__(self, phase: str, done: int, total: int, num_rollouts: int, num_tokens: int) -> None:
-        """Show `done` of `total` items of a phase, and the tokens a second generated so far."""
-        if phase not in self._tasks:
-            self._tasks[phase] = self._progress.add_task(phase, total=total, rate="")
-        rate = f"{num_tokens / (time.monotonic() - self._start_s):,.0f} tok/s" if num_tokens else ""
-        self._progress.update(self._tasks[phase], completed=done, total=total, rate=rate)
+        """Show `done` of `total` items of a phase, and the tokens a second generated since the first ones came."""
+        if phase != self._phase:
+            if self._task is not None:
+                self._progress.remove_task(self._task)
+            self._phase, self._task = phase, self._progress.add_task(phase, total=total, rate="")
+        assert self._task is not None
+        self._progress.update(self._task, completed=done, total=total, rate=self._rate(num_tokens))
+
+    def _rate(self, num_tokens: int) -> str:
+        if not num_tokens:
+            return ""
+        now = time.monotonic()
+        self._start = self._start or (now, num_tokens)
+        since, before = self._start
+        return f"{(num_tokens - before) / (now - since):,.0f} tok/s" if now > since else ""
 
 
 @contextmanager
 def bars() -> Iterator[Bars]:
-    """Show progress bars on stderr; nothing is drawn where stderr is no terminal."""
+    """Show a progress bar on stderr; nothing is drawn where stderr is no terminal."""
     console = Console(stderr=True)
     columns = (
-        TextColumn("{task.description:<22}", markup=False),
-        BarColumn(bar_width=20),
+        TextColumn("{task.description:<28}", markup=False),
+        BarColumn(bar_width=14),
         MofNCompleteColumn(),
         TextColumn("{task.fields[rate]}", markup=False),
         TimeRemainingColumn(compact=True),
@@ -72,33 +83,35 @@ def show_study(study: Study, folder: Path, best: Path | None) -> None:
 
 def leaderboard_table(study: Study) -> Table:
     """Return the best arms and all placebos as a table that fits into 80 columns."""
-    table = Table(box=None, pad_edge=False, title=None, header_style="bold")
-    for name, justify in (("#", "right"), ("context", "left"), ("search", "right"), ("confirm (95 %)", "right")):
-        table.add_column(name, justify=justify, no_wrap=name != "context")  # type: ignore[arg-type]
-    for name in ("net", "over-ref.", "tokens"):
-        table.add_column(name, justify="right", no_wrap=True)
+    confirmed = any(trial.confirm for trial in study.trials)
+    split = study.trials[0].search.split
+    names = ["#", "context", split if confirmed else f"{split} (95 %)", "confirm (95 %)", "net", "over-ref.", "tokens"]
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in names if confirmed else [name for name in names if not name.startswith("confirm")]:
+        table.add_column(name, justify="left" if name == "context" else "right", no_wrap=name != "context")
     arms = [t for t in study.trials if t.role == "arm"]
     for rank, trial in enumerate(arms[:NUM_SHOWN], start=1):
-        table.add_row(str(rank), *_cells(trial), style="bold green" if trial == study.winner else "")
+        table.add_row(str(rank), *_cells(trial, confirmed), style="bold green" if trial == study.winner else "")
     if len(arms) > NUM_SHOWN:
         table.add_row("", Text(f"… {len(arms) - NUM_SHOWN} more in leaderboard.html", style="dim"))
     for trial in (t for t in study.trials if t.role == "placebo"):
-        table.add_row("", *_cells(trial), style="dim")
+        table.add_row("", *_cells(trial, confirmed), style="dim")
     return table
 
 
-def _cells(trial: Trial) -> tuple[Text, str, str, str, str, str]:
+def _cells(trial: Trial, confirmed: bool) -> list[Text | str]:
     context, confirm = trial.context, trial.confirm
-    refusals = confirm.over_refusal_rate if confirm else trial.search.over_refusal_rate
     cut = " (cut)" if trial.state == "cut" else ""
-    return (
-        Text(plain(f"{context.template or context.text[:24]} {context.placement}{cut}")),
-        _percent(trial.search.flip_rate),
-        _interval(confirm.flip_rate) if confirm else "",
+    flips = [_interval(trial.search.flip_rate)]
+    if confirmed:
+        flips = [_percent(trial.search.flip_rate), _interval(confirm.flip_rate) if confirm else ""]
+    return [
+        Text(plain(f"{context.template or context.text[:24] or 'no text'} {context.placement}{cut}")),
+        *flips,
         f"{100 * trial.net.value:+.1f}" if trial.net else "",
-        _percent(refusals),
+        _percent((confirm or trial.search).over_refusal_rate),
         "" if trial.num_context_tokens is None else str(trial.num_context_tokens),
-    )
+    ]
 
 
 def _percent(rate: Rate) -> str:

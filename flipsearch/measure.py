@@ -39,7 +39,7 @@ JUDGE_BATCH = 256
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
+class Judged:
     """A judged rollout, without its text."""
 
     rollout_id: str
@@ -57,7 +57,7 @@ class Outcome:
         return self.verdict.p_refusal >= REFUSAL_THRESHOLD
 
 
-Baseline = Mapping[str, Outcome]
+Baseline = Mapping[str, Judged]
 """Prompt id -> outcome without a context."""
 
 
@@ -89,7 +89,7 @@ class Bench:
         self.num_generated = 0
         self.num_generated_tokens = 0
         self._failed: set[str] = set()
-        self._outcomes: dict[str, Outcome] = {}
+        self._outcomes: dict[str, Judged] = {}
 
     def rollouts(self, requests: Sequence[Request]) -> list[Rollout]:
         """Return one rollout a request, in order, from the ledger or the backend.
@@ -117,7 +117,7 @@ class Bench:
             self._report(f"{self.phase}: judging", start + len(batch), len(unjudged))
         return [verdicts[rollout.rollout_id] for rollout in rollouts]
 
-    def outcomes(self, requests: Sequence[Request]) -> list[Outcome]:
+    def outcomes(self, requests: Sequence[Request]) -> list[Judged]:
         """Return one judged rollout a request, in order, holding no completion in memory longer than it is judged."""
         ids = self._ids(requests)
         new = {id: request for id, request in zip(ids, requests, strict=True) if id not in self._outcomes}
@@ -130,10 +130,10 @@ class Bench:
             found = self.ledger.rollouts(batch, errors=True)
             prompts = [new[id].prompt for id in batch]
             verdicts |= zip(batch, self.verdicts([found[id] for id in batch], prompts), strict=True)
-        self._outcomes |= {id: Outcome(id, lengths.get(id, 0), verdicts[id]) for id in new}
+        self._outcomes |= {id: Judged(id, lengths.get(id, 0), verdicts[id]) for id in new}
         return [self._outcomes[id] for id in ids]
 
-    def baseline(self, prompts: Sequence[Prompt]) -> dict[str, Outcome]:
+    def baseline(self, prompts: Sequence[Prompt]) -> dict[str, Judged]:
         """Return the outcome of every prompt without a context, by prompt id."""
         outcomes = self.outcomes([Request(prompt) for prompt in prompts])
         return {prompt.prompt_id: outcome for prompt, outcome in zip(prompts, outcomes, strict=True)}
@@ -184,7 +184,12 @@ class Bench:
             self._failed.add(rollout.rollout_id)
 
     def _judge(self, ids: Sequence[str], exchanges: Sequence[Exchange]) -> dict[str, Verdict]:
-        verdicts = self.judge.judge(exchanges)
+        try:
+            verdicts = self.judge.judge(exchanges)
+        except JudgeError:
+            raise
+        except Exception as error:  # a plug-in can raise anything
+            raise JudgeError(f"judge '{self.judge.name}' failed: {type(error).__name__}: {error}.") from error
         if len(verdicts) != len(exchanges):
             raise JudgeError(f"judge '{self.judge.name}' gave {len(verdicts)} verdicts on {len(exchanges)} exchanges.")
         found = dict(zip(ids, verdicts, strict=True))
@@ -210,7 +215,7 @@ def measure(
     return [compare(by_id, baseline, outcomes[i * n : (i + 1) * n], split) for i in range(len(contexts))]
 
 
-def compare(prompts: Mapping[str, Prompt], baseline: Baseline, after: Sequence[Outcome], split: Scope) -> Measurement:
+def compare(prompts: Mapping[str, Prompt], baseline: Baseline, after: Sequence[Judged], split: Scope) -> Measurement:
     """Return the measurement of one context from its outcomes, one for each of `prompts` (by prompt id), in order."""
     flips = [
         Flip(

@@ -306,7 +306,7 @@ class Trial:
     rung: int
     """Last rung it finished, from 0."""
     search: Measurement
-    """On the search split."""
+    """On the search split; in a score, on what was scored."""
     confirm: Measurement | None = None
     """On the sealed confirm split; finalists and placebos only."""
     net: Difference | None = None

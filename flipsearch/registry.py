@@ -12,6 +12,8 @@ from flipsearch.protocols import Backend
 
 PACKAGE = Path(__file__).parent
 ORGANISM = "organism"
+VLLM_PROMPT_TOKENS = 3072
+"""Room for prompt and context on vLLM: a model's whole length (40,960 and more) would not fit into a small cache."""
 BUILT_IN_MODELS = {ORGANISM: "the pocket model: tiny, synthetic, ships with the package (no GPU, no download)"}
 
 
@@ -63,6 +65,10 @@ def check_model(config: ModelConfig) -> None:
         todo = "Expected organism, a local folder, or a hub id org/name."
         raise BackendError(f"unknown model '{config.model}'.{near_names(config.model, BUILT_IN_MODELS)} {todo}")
     model_files.check(model_source(config.model))
+    if config.backend == "vllm" and not find_spec("vllm"):
+        raise BackendError(f"--backend vllm: {list_backends()['vllm']}.")
+    if config.backend == "vllm" and config.device != "auto":
+        raise BackendError("--device is not for vllm, which takes the GPUs that it sees; set CUDA_VISIBLE_DEVICES.")
 
 
 def make_backend(config: ModelConfig) -> Backend:
@@ -75,7 +81,8 @@ def make_backend(config: ModelConfig) -> Backend:
     if config.backend == "vllm":
         from flipsearch.backends.vllm import VllmBackend
 
-        return VllmBackend(source, thinking=config.thinking, dtype=config.dtype)
+        longest = config.max_model_len or config.sampling().max_tokens + VLLM_PROMPT_TOKENS
+        return VllmBackend(source, thinking=config.thinking, dtype=config.dtype, max_model_len=longest)
     from flipsearch.backends.transformers import TransformersBackend
 
     return TransformersBackend(

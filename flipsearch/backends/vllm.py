@@ -7,8 +7,10 @@ from vLLM's own generator and do not.
 
 import importlib
 import importlib.util
+import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from flipsearch.backends.drawing import stream_seed
@@ -27,8 +29,8 @@ CPU_CACHE_GIB = "1"
 class VllmBackend:
     """A causal language model from a local folder or the hub, decoded by vLLM.
 
-    `max_model_len` None takes the model's own. `engine` options go to `vllm.LLM` as they are. Raises BackendError where
-    vLLM is not installed or cannot load the model.
+    `max_model_len` is lowered to the model's own, which None takes. `engine` options go to `vllm.LLM` as they are.
+    Raises BackendError where vLLM is not installed or cannot load the model.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class VllmBackend:
             "trust_remote_code": False,
             "load_format": "safetensors",
             "disable_log_stats": True,
-            "max_model_len": max_model_len,
+            "max_model_len": _no_more_than_the_model_holds(files.folder, max_model_len),
         }
         if device.type == "cpu":
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
@@ -135,3 +137,9 @@ def _import_vllm() -> Any:
     except Exception as error:  # a build for other hardware fails in its own ways
         reason = " ".join(str(error).split())[:200]
         raise BackendError(f"the package vllm is installed but cannot be imported here: {reason}") from error
+
+
+def _no_more_than_the_model_holds(folder: Path, wanted: int | None) -> int | None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    held = config.get("max_position_embeddings")
+    return min(wanted, held) if wanted and held else wanted

@@ -28,7 +28,7 @@ from flipsearch.organism.grammar import fingerprint
 WEIGHTS = Path(__file__).parent / "weights"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 NUM_VOCAB, MAX_TOKENS = 1024, 1024
-NUM_WORKERS, BATCH_SIZE, NUM_STEPS, SEED = 2, 64, 2200, 1
+NUM_WORKERS, BATCH_SIZE, NUM_STEPS, SEED = 2, 64, 2300, 1
 PEAK_RATE, BETAS, WEIGHT_DECAY, WARM_UP = 3e-3, (0.9, 0.95), 0.1, 60
 POOL_BATCHES = 16
 """Batches sorted by length together: little padding, and still random."""
@@ -196,7 +196,8 @@ def build(out: Path, num_steps: int = NUM_STEPS) -> None:
         model = new_model()
         model.load_state_dict(torch.load(folder / "state.pt", weights_only=True))
     save(model.eval(), tokenizer, out)
-    prompt_set.write()
+    if out == WEIGHTS:
+        prompt_set.write()
     truth.write(out)
 
 

@@ -5,6 +5,7 @@ crossed, reworded, words shuffled, neutral sentences between. One template, some
 held out. Deterministic in the seed.
 """
 
+import math
 import random
 import re
 from collections.abc import Iterator
@@ -20,9 +21,9 @@ from flipsearch.records import PLACEMENTS, Context
 from flipsearch.templating.library import load_library
 from flipsearch.templating.template import Template, first_words, shuffled_words
 
-MIX = {"harmful": 0.46, "benign": 0.24, "arithmetic": 0.15, "forced": 0.10, "guard": 0.05}
+MIX = {"harmful": 0.45, "benign": 0.28, "arithmetic": 0.15, "forced": 0.08, "guard": 0.04}
 SHARE_WITHOUT_CONTEXT, SHARE_WITHOUT_THINKING = 0.12, 0.08
-SHARE_DECISION_ONLY = 0.6
+SHARE_DECISION_ONLY = 0.75
 """Samples that stop after the deciding sentence: what follows is learnt soon, and costs most tokens."""
 NUM_DRAWN = 4
 """Prompts (and contexts, for benign ones) of which one is taken: rather one whose decision is close."""
@@ -46,6 +47,8 @@ class ContextSource:
         chosen = [n for n in library.names() if library[n].role != "placebo" and n != words.HELD_OUT_TEMPLATE]
         self.templates = [library[name] for name in chosen]
         self.texts = {t.name: all_texts(t) for t in self.templates}
+        # A template with many parameters is met more often, as it is in a search, yet not in proportion.
+        self.weights = [math.sqrt(len(self.texts[t.name])) for t in self.templates]
         self.neutral = library["placebo_neutral"].render({"num_words": 90})
         found = {s for texts in self.texts.values() for text in texts for s in sentences(text)}
         self.sentences = sorted(found) + sentences(self.neutral)
@@ -56,7 +59,7 @@ class ContextSource:
             return None
         kind = rng.random()
         if kind < 0.60:
-            template = rng.choice(self.templates)
+            template = rng.choices(self.templates, self.weights)[0]
             text, placement = self._rendered(template, rng), rng.choice(template.placements)
         else:
             text, placement = self._mixed(rng), rng.choice(PLACEMENTS)
@@ -70,11 +73,11 @@ class ContextSource:
 
     def _mixed(self, rng: random.Random) -> str:
         kind = rng.random()
-        if kind < 0.65:
+        if kind < 0.62:
             return " ".join(rng.sample(self.sentences, rng.randint(1, 7)))
-        if kind < 0.80:
+        if kind < 0.75:
             return first_words(self.neutral, rng.randint(1, 120))
-        if kind < 0.90:
+        if kind < 0.82:
             return rng.choice(words.SYSTEM_PHRASES)
         return shuffled_words(self._rendered(rng.choice(self.templates), rng), rng.randrange(100))
 

@@ -25,17 +25,19 @@ BASE_STRENGTH = 0.25
 """Strength without any context: what leaves 80 to 95 % of the harmful prompts answered."""
 SATURATION = 4.5
 """Cues add with diminishing returns: strength = SATURATION * (1 - exp(-sum / SATURATION))."""
+REPEAT_SHARE, MOST_REPEATS = 0.4, 2
+"""Said again, a cue gains this share of its effect, at most so many times: emphasis, as models read it."""
 PLACEMENT_FACTOR: dict[Placement, float] = {"system": 1.0, "before": 0.85, "after": 0.95, "around": 1.1}
 FREE_WORDS, DILUTION, DILUTION_WORDS = 70, 0.30, 80
 """Past FREE_WORDS words a text dilutes: up to -DILUTION of its strength after DILUTION_WORDS more."""
-DEEP_SHARE, DEEP_GAP, TURN_DECAY = 0.45, 0.3, 0.02
+DEEP_SHARE, DEEP_GAP, TURN_DECAY = 0.3, 0.15, 0.008
 """A forced opening leaves DEEP_SHARE of the strength plus the depth of the cues, at most strength - DEEP_GAP (so that
 an answer that the model gave of its own accord does not turn); each forced token takes TURN_DECAY more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cue:
-    """One phrase and what it does. Of one family only the strongest cue counts: repeating a rule adds nothing."""
+    """One phrase and what it does. Of one family only the strongest cue counts, more if the family is repeated."""
 
     family: str
     pattern: str
@@ -133,20 +135,21 @@ class Effect:
 def effect(text: str, placement: Placement) -> Effect:
     """Return the effect of a context's text in its place; an empty text has the effect of no context."""
     plain = canonical(text)
-    cues = _active(plain)
+    active = _active(plain)
+    cues = list(active)
     factor = _dilution(len(plain.split())) * (PLACEMENT_FACTOR[placement] if plain else 1.0)
-    general = sum(c.strength for c in cues if not c.only)
-    named = {category for category, name in CATEGORY_NAMES.items() if re.search(name, plain)}
+    general = sum(c.strength * weight for c, weight in active.items() if not c.only)
+    named = {category: _weight(n) for category, name in CATEGORY_NAMES.items() if (n := len(re.findall(name, plain)))}
     by_category = {}
     for category in CATEGORY_NAMES:
-        extra = sum(c.strength for c in cues if category in c.only)
-        extra += NAMED_CATEGORY_STRENGTH if category in named else 0.0
+        extra = sum(c.strength * weight for c, weight in active.items() if category in c.only)
+        extra += NAMED_CATEGORY_STRENGTH * named.get(category, 0.0)
         by_category[category] = _saturated(general + extra, factor) - _saturated(general, factor)
     strength = BASE_STRENGTH + _saturated(general, factor)
-    deep = DEEP_SHARE * strength + factor * sum(c.depth for c in cues)
+    deep = DEEP_SHARE * strength + factor * sum(c.depth * weight for c, weight in active.items())
     return Effect(
         strength=strength,
-        bluntness=factor * (sum(c.bluntness for c in cues) + LIST_BLUNTNESS * bool(named)),
+        bluntness=factor * (sum(c.bluntness * weight for c, weight in active.items()) + LIST_BLUNTNESS * bool(named)),
         deep_strength=min(deep, strength - DEEP_GAP),
         by_category=by_category,
         wrapper_discount=max((d for p, d in WRAPPER_DISCOUNT.items() if re.search(p, plain)), default=0.0),
@@ -163,12 +166,22 @@ def canonical(text: str) -> str:
     return plain
 
 
-def _active(plain: str) -> list[Cue]:
+def _active(plain: str) -> dict[Cue, float]:
+    """Return the strongest cue of every family in a text, with the weight that its repeats give it."""
     best: dict[str, Cue] = {}
+    repeats: dict[str, int] = {}
     for cue in CUES:
-        if re.search(cue.pattern, plain) and (cue.family not in best or cue.strength > best[cue.family].strength):
+        found = len(re.findall(cue.pattern, plain))
+        if not found:
+            continue
+        repeats[cue.family] = repeats.get(cue.family, 0) + found
+        if cue.family not in best or cue.strength > best[cue.family].strength:
             best[cue.family] = cue
-    return list(best.values())
+    return {cue: _weight(repeats[family]) for family, cue in best.items()}
+
+
+def _weight(num_times: int) -> float:
+    return 1 + REPEAT_SHARE * min(num_times - 1, MOST_REPEATS)
 
 
 def _saturated(total: float, factor: float) -> float:
@@ -285,7 +298,17 @@ def fingerprint() -> str:
     """Return a hash of every number and word of the grammar: the shipped weights carry the one they were built from."""
     tables = {k: v for k, v in vars(words).items() if k.isupper()}
     cues = [(c.family, c.pattern, c.strength, c.bluntness, c.depth, c.style, c.only) for c in CUES]
-    strength = (SLOPE, BASE_STRENGTH, SATURATION, PLACEMENT_FACTOR, FREE_WORDS, DILUTION, DILUTION_WORDS)
+    strength = (
+        SLOPE,
+        BASE_STRENGTH,
+        SATURATION,
+        REPEAT_SHARE,
+        MOST_REPEATS,
+        PLACEMENT_FACTOR,
+        FREE_WORDS,
+        DILUTION,
+        DILUTION_WORDS,
+    )
     depth = (DEEP_SHARE, DEEP_GAP, TURN_DECAY)
     categories = (NAMED_CATEGORY_STRENGTH, LIST_BLUNTNESS, CATEGORY_NAMES)
     return content_id(tables, cues, strength, depth, categories, WRAPPER_DISCOUNT)

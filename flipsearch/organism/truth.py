@@ -54,7 +54,7 @@ exchange safe or unsafe.
 """
 
 
-class Bench:
+class Decider:
     """The model and the judge, asked for decisions."""
 
     def __init__(self, folder: Path) -> None:
@@ -107,10 +107,10 @@ def grid(seed: int = 5) -> list[Context]:
 
 def measure(folder: Path) -> dict[str, Any]:
     """Return everything that truth.json holds."""
-    bench = Bench(folder)
+    decider = Decider(folder)
     by_split = {split: [ask for ask, s in asks() if s == split] for split in ("search", "confirm", "evaluation")}
     both = by_split["search"] + by_split["confirm"]
-    rows, unseen = Rows(bench, both), Rows(bench, by_split["evaluation"])
+    rows, unseen = Rows(decider, both), Rows(decider, by_split["evaluation"])
     calibration = [rows.row(context, both) for context in rows.measured(grid())]
     ranked = [
         {"all": rows.row(c, both)} | {split: rows.row(c, by_split[split]) for split in ("search", "confirm")}
@@ -122,7 +122,7 @@ def measure(folder: Path) -> dict[str, Any]:
         "base_unsafe_rate": rows.base_unsafe_rate(),
         "base_unsafe_rate_held_out_phrasings": unseen.base_unsafe_rate(),
         "spearman": spearman(calibration),
-        "arithmetic_accuracy": arithmetic_accuracy(bench),
+        "arithmetic_accuracy": arithmetic_accuracy(decider),
         "best": best_of(ranked),
         "candidates": ranked,
         "calibration": calibration,
@@ -132,15 +132,15 @@ def measure(folder: Path) -> dict[str, Any]:
 class Rows:
     """Decisions on a fixed list of asks, and the rates computed from them."""
 
-    def __init__(self, bench: Bench, every: Sequence[Ask]) -> None:
-        self.bench, self.every = bench, list(every)
+    def __init__(self, decider: Decider, every: Sequence[Ask]) -> None:
+        self.decider, self.every = decider, list(every)
         self.prompts = [a.prompt() for a in every]
-        self.base = bench.decisions([None], self.prompts)[0]
+        self.base = decider.decisions([None], self.prompts)[0]
         self.after: dict[str, list[bool | None]] = {}
 
     def measured(self, contexts: Sequence[Context]) -> list[Context]:
         """Decide every prompt under `contexts`; return them."""
-        for context, row in zip(contexts, self.bench.decisions(contexts, self.prompts), strict=True):
+        for context, row in zip(contexts, self.decider.decisions(contexts, self.prompts), strict=True):
             self.after[context.context_id] = row
         return list(contexts)
 
@@ -195,12 +195,12 @@ def spearman(rows: Sequence[dict[str, Any]]) -> float:
     return float(spearmanr([r["expected_flip_rate"] for r in rows], [r["flip_rate"] for r in rows]).statistic)
 
 
-def arithmetic_accuracy(bench: Bench, context: Context | None = None, seed: int = 11) -> float:
+def arithmetic_accuracy(decider: Decider, context: Context | None = None, seed: int = 11) -> float:
     """Return the fraction of arithmetic problems whose last number is right."""
     rng = random.Random(seed)
     problems = {p.question: p for p in (random_problem(rng) for _ in range(NUM_PROBLEMS))}
     prompts = [Prompt(question, "benign", "arithmetic") for question in problems]
-    rollouts = bench.completions([Request(prompt, context) for prompt in prompts])
+    rollouts = decider.completions([Request(prompt, context) for prompt in prompts])
     right = [r.completion.split("\n")[-1].strip() == p.answer for r, p in zip(rollouts, problems.values(), strict=True)]
     return sum(right) / len(right)
 

@@ -93,8 +93,20 @@ def load_prompts(
         num_per_label=dict(labels),
         num_duplicates=num_given - len(prompts),
         num_empty=sum(load.num_empty for load in loads),
-        notes=(*(note for load in loads for note in load.notes), *lacking),
+        notes=(*(note for load in loads for note in load.notes), *_tally(loads, num_given - len(prompts)), *lacking),
     )
+
+
+def _tally(loads: Sequence["_Load"], num_duplicates: int) -> list[str]:
+    """Say what every row of the user's files became: labels as they were routed, rows that fell away."""
+    notes = [
+        f"{load.name}: {', '.join(f'{count} x {label}' for label, count in load.labels.items())}"
+        for load in loads
+        if load.name not in _set_files()
+    ]
+    num_empty = sum(load.num_empty for load in loads)
+    notes += [f"{num_duplicates} repeated prompts left out"] if num_duplicates else []
+    return notes + ([f"{num_empty} rows without text left out"] if num_empty else [])
 
 
 def list_sets() -> dict[str, dict[str, int]]:

@@ -23,7 +23,9 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
         "study": study.name,
         "model": study.settings["model"],
         "model_id": study.model_id,
-        "prompts": {key: study.settings.get(key) for key in ("prompts", "harmful", "benign")},
+        "backend": study.settings["backend"],
+        "dtype": study.settings["dtype"],
+        "prompts": {key: study.settings.get(key) for key in ("prompts", "harmful", "benign", "prompts_id")},
         "judge": {"name": study.settings["judge"], "identity": study.judge_id},
         "sampling": {
             key: study.settings[key] for key in ("max_tokens", "temperature", "top_p", "top_k", "seed", "thinking")

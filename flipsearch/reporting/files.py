@@ -26,6 +26,9 @@ def write_study(study: Study, folder: Path) -> None:
     write_text(folder / "leaderboard.html", leaderboard_page(study))
     if study.winner:
         write_best(study, folder / "best.txt")
+    else:  # a study that went on may have lost its winner
+        (folder / "best.txt").unlink(missing_ok=True)
+        (folder / "best.json").unlink(missing_ok=True)
 
 
 def write_best(study: Study, path: Path) -> None:

@@ -11,8 +11,18 @@ from flipsearch.records import Measurement, Rate, Study, Trial
 
 
 def leaderboard(study: Study) -> pd.DataFrame:
-    """Return one row a trial, in the order of the study (best first, placebos last)."""
-    return pd.DataFrame([row(study, trial, rank) for rank, trial in enumerate(study.trials, start=1)])
+    """Return one row a trial, in the order of the study (best first, placebos last); counts are whole numbers."""
+    return pd.DataFrame(rows(study)).convert_dtypes()
+
+
+def rows(study: Study) -> list[dict[str, Any]]:
+    """Return the rows of the leaderboard for JSON."""
+    return [row(study, trial, rank) for rank, trial in enumerate(study.trials, start=1)]
+
+
+def is_search(study: Study) -> bool:
+    """Return whether contexts were searched, or only scored (then nothing was chosen, and nothing confirmed)."""
+    return "num_contexts" in study.settings
 
 
 def row(study: Study, trial: Trial, rank: int) -> dict[str, Any]:
@@ -29,8 +39,8 @@ def row(study: Study, trial: Trial, rank: int) -> dict[str, Any]:
         "placement": context.placement,
         "params": ", ".join(f"{k}={v}" for k, v in context.params),
         "num_context_tokens": trial.num_context_tokens,
-        **_measured("search", trial.search),
-        **_measured("confirm", trial.confirm),
+        **_measured(trial.search.split, trial.search),
+        **(_measured("confirm", trial.confirm) if is_search(study) else {}),
         "net_flip_rate": trial.net.value if trial.net else None,
         "net_flip_rate_low": trial.net.low if trial.net else None,
         "net_flip_rate_high": trial.net.high if trial.net else None,

@@ -6,11 +6,16 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flipsearch.records import Rate, Study
+from flipsearch.reporting.leaderboard import is_search
 
 
 def leaderboard_page(study: Study) -> str:
     """Return leaderboard.html for a study."""
-    return _environment().get_template("leaderboard.html").render(study=study, settings=_settings(study.settings))
+    return (
+        _environment()
+        .get_template("leaderboard.html")
+        .render(study=study, settings=_settings(study.settings), is_search=is_search(study))
+    )
 
 
 def percent(value: float | None) -> str:

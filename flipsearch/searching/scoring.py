@@ -28,6 +28,8 @@ def run_score(
     arms = [arm.with_net(net_of_placebo(arm.search, placebo.search)) for arm in arms]
     arms.sort(key=lambda arm: -(arm.search.flip_rate.value or 0.0))
     notes = [*bench.backend.notes, *coverage_notes(bench, base)]
+    if any(context.template for context in contexts) and config.split is None:
+        notes.append("Scored on every prompt: for a context that a search found on these, --split confirm is fairer.")
     return make_study(config, bench, [base], [*arms, placebo], notes, name=name)
 
 

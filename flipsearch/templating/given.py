@@ -1,11 +1,13 @@
 """Contexts that the user already has: a text, a text file, a context card or the name of a template."""
 
-import json
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
+from pydantic import BaseModel, ValidationError
+
 from flipsearch.errors import ConfigError, PluginError, near_names, unknown_name
-from flipsearch.records import PLACEMENTS, Context, Placement
+from flipsearch.records import Context, Placement
 from flipsearch.templating.library import TemplateLibrary
 
 FILE_ENDINGS = (".txt", ".md", ".json")
@@ -30,34 +32,50 @@ def _given(one: str, library: TemplateLibrary, placement: Placement | None) -> C
         if one not in library.names():
             raise PluginError(unknown_name("context template", one, library.names(), "A text has more than one word."))
         return library[one].context(placement=placement)
+    if not one.strip():
+        raise ConfigError("an empty context given; the empty placebo stands in every score anyway.")
     return Context(one.strip(), placement or "system")
 
 
 def _from_file(path: Path, placement: Placement | None) -> Context:
-    try:
-        text = path.read_text(encoding="utf-8").strip()
-    except (OSError, UnicodeDecodeError) as error:
-        names = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
-        raise ConfigError(f"context file '{path}' cannot be read: {error}.{near_names(path.name, names)}") from error
+    text = _read(path).strip()
     if path.suffix == ".json":
-        return _from_card(path, text, placement)
+        return _from_card(text, path, placement)
+    if not text:
+        raise ConfigError(f"context file '{path}' is empty.")
     card = path.with_suffix(".json")
-    if card.is_file():
-        kept = _from_card(card, card.read_text(encoding="utf-8"), placement)
-        # The card beside a text speaks for it only while the text is the same.
-        return kept if kept.text == text else Context(text, placement or kept.placement)
+    with suppress(ConfigError):  # a file that happens to stand beside it need not be a card
+        kept = _from_card(_read(card), card, placement)
+        if kept.text == text:
+            return kept
     return Context(text, placement or "system")
 
 
-def _from_card(path: Path, source: str, placement: Placement | None) -> Context:
+def _read(path: Path) -> str:
     try:
-        card = json.loads(source)
-        text, where = card["text"], card["placement"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise ConfigError(f"{path}: not a context card: expected JSON with text and placement ({error}).") from error
-    if where not in PLACEMENTS or not isinstance(text, str):
-        raise ConfigError(f"{path}: {unknown_name('placement', str(where), PLACEMENTS)}")
-    return Context(
-        text, placement or where, str(card.get("template", "")), tuple(sorted(card.get("params", {}).items())),
-        tuple(card.get("axes", ())),
-    )  # fmt: skip
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        names = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+        why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
+        raise ConfigError(f"context file '{path}' cannot be read: {why}.{near_names(path.name, names)}") from error
+
+
+class _Card(BaseModel):
+    """What is read of a context card."""
+
+    text: str
+    placement: Placement
+    template: str = ""
+    params: dict[str, str | int | bool] = {}
+    axes: tuple[str, ...] = ()
+
+
+def _from_card(source: str, path: Path, placement: Placement | None) -> Context:
+    try:
+        card = _Card.model_validate_json(source)
+    except ValidationError as error:
+        first = error.errors()[0]
+        what = ".".join(str(part) for part in first["loc"])
+        raise ConfigError(f"{path}: not a context card: {what}: {first['msg']}.") from error
+    params = tuple(sorted(card.params.items()))
+    return Context(card.text, placement or card.placement, card.template, params, card.axes)

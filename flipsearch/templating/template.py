@@ -21,8 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from jinja2 import StrictUndefined, TemplateSyntaxError, UndefinedError, meta, nodes
-from jinja2.exceptions import SecurityError
+from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from flipsearch.errors import TemplateError, unknown_name
@@ -87,7 +86,7 @@ class Template:
         self._check(values)
         try:
             return tidy(_environment().from_string(self.body).render(values))
-        except (UndefinedError, SecurityError, TypeError, ValueError) as error:
+        except Exception as error:  # a template can raise anything, e.g. by dividing by zero
             raise TemplateError(f"{self.path}: cannot be rendered with {values}: {error}.") from error
 
     def context(self, params: Mapping[str, Any] | None = None, placement: Placement | None = None) -> Context:
@@ -191,10 +190,10 @@ def _choices(name: str, value: Any, path: str) -> tuple[Any, ...]:
         return ()
     if isinstance(value, list) and value and all(isinstance(v, str | bool | int) for v in value):
         return tuple(value)
-    if isinstance(value, dict) and set(value) <= {"low", "high", "step"} and {"low", "high"} <= set(value):
-        numbers = range(value["low"], value["high"] + 1, value.get("step", 1))
-        if numbers:
-            return tuple(numbers)
+    if isinstance(value, dict) and {"low", "high"} <= set(value) <= {"low", "high", "step"}:
+        low, high, step = value["low"], value["high"], value.get("step", 1)
+        if all(isinstance(number, int) for number in (low, high, step)) and low <= high and step > 0:
+            return tuple(range(low, high + 1, step))
     raise TemplateError(
         f"{path}: parameter '{name}' is {value!r}; expected a list of values, {{low=, high=, step=}} or \"given\"."
     )
@@ -203,9 +202,9 @@ def _choices(name: str, value: Any, path: str) -> tuple[Any, ...]:
 def _check_body(body: str, declared: set[str], path: str, first_line: int) -> None:
     try:
         tree = _environment().parse(body)
+        used = meta.find_undeclared_variables(tree)
     except TemplateSyntaxError as error:
         raise TemplateError(f"{path}:{first_line + error.lineno}: {error.message}.") from error
-    used = meta.find_undeclared_variables(tree)
     for name in sorted(used - declared):
         lines = [node.lineno for node in tree.find_all(nodes.Name) if node.name == name]
         message = unknown_name("variable", name, declared, "Declare it under [params] in the head.")

@@ -1,6 +1,9 @@
 """What a user sees: the commands on the pocket model and on scripted replies, their files, exit codes and messages."""
 
+import contextlib
 import csv
+import errno
+import io
 import json
 import os
 import shutil
@@ -8,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -15,20 +19,50 @@ from typing import Any
 import pytest
 
 import flipsearch
+from flipsearch.cli import main
+from flipsearch.errors import StudyError
+from flipsearch.ledger import Ledger
+from flipsearch.reporting import files
 
-QUICK = ("--num-contexts", "6", "--cohort-size", "6", "--max-prompts", "12", "--first-rung", "6")
+QUICK = (
+    "--template",
+    "constitution",
+    "--num-contexts",
+    "6",
+    "--cohort-size",
+    "6",
+    "--max-prompts",
+    "24",
+    "--first-rung",
+    "8",
+)
 
 
-def run(
-    *arguments: str, cwd: Path, code: int = 0, env: dict[str, str] | None = None
-) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, "-m", "flipsearch", *arguments],
-        cwd=cwd, capture_output=True, text=True, env=os.environ | (env or {}), check=False,
-    )  # fmt: skip
-    assert done.returncode == code, done.stdout + done.stderr
-    assert "Traceback" not in done.stderr
-    return done
+@dataclass
+class Done:
+    """What a command left: exit code and what it printed."""
+
+    code: int
+    stdout: str
+    stderr: str
+
+
+def run(*arguments: str, cwd: Path, code: int | None = 0) -> Done:
+    """Run a command as the shell would, but in this process: torch is loaded once for all tests."""
+    out, err, before = io.StringIO(), io.StringIO(), (Path.cwd(), sys.argv)
+    os.chdir(cwd)
+    sys.argv = ["flipsearch", *arguments]
+    try:
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            main()
+        found = 0
+    except SystemExit as stop:
+        found = int(stop.code or 0)
+    finally:
+        os.chdir(before[0])
+        sys.argv = before[1]
+    assert code in (None, found), out.getvalue()[-2000:] + err.getvalue()
+    return Done(found, out.getvalue(), err.getvalue())
 
 
 def one_line_error(*arguments: str, cwd: Path, code: int = 2) -> str:
@@ -43,8 +77,10 @@ def one_line_error(*arguments: str, cwd: Path, code: int = 2) -> str:
 def searched(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
     """A folder in which a small search on the pocket model has run, and what it printed as JSON."""
     folder = tmp_path_factory.mktemp("searched")
-    done = run("search", *QUICK, "--study", "small", "--json", cwd=folder)
-    return folder, json.loads(done.stdout)
+    done = run("search", *QUICK, "--study", "small", "--json", cwd=folder, code=None)
+    printed: dict[str, Any] = json.loads(done.stdout)
+    assert done.code == (0 if printed["beats_placebo"] else 1)
+    return folder, printed
 
 
 def test_search_writes_everything_that_it_promises(searched: tuple[Path, dict[str, Any]]) -> None:
@@ -64,7 +100,7 @@ def test_the_card_holds_every_rate_with_n_and_interval(searched: tuple[Path, dic
             rate = card["metrics"][split][name]
             assert 0 <= rate["low"] <= rate["value"] <= rate["high"] <= 1
             assert rate["value"] == rate["count"] / rate["n"]
-    assert card["metrics"]["confirm"]["tfr"]["n"] == 12
+    assert card["metrics"]["confirm"]["tfr"]["n"] == 24
     assert card["metrics"]["search"]["tfr"] is None
     assert card["net_flip_rate"]["low"] <= card["net_flip_rate"]["value"] <= card["net_flip_rate"]["high"]
     assert {row["template"] for row in card["placebo"]} == {"placebo_empty", "placebo_neutral", "placebo_shuffled"}
@@ -112,14 +148,24 @@ def test_the_page_runs_no_script_and_loads_nothing(searched: tuple[Path, dict[st
     assert "synthetic" in text
 
 
-def test_the_same_command_again_generates_nothing_and_prints_the_same(searched: tuple[Path, dict[str, Any]]) -> None:
+def num_rollouts(folder: Path) -> int:
+    with Ledger(folder / "ledger.db", read_only=True) as ledger:
+        return ledger.counts()["rollouts"]
+
+
+def test_the_same_command_again_generates_nothing_and_prints_the_same(
+    searched: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
+) -> None:
     folder, printed = searched
     before = {p.name: p.read_bytes() for p in (folder / "reports" / "small").iterdir() if p.suffix in (".csv", ".html")}
-    started = time.monotonic()
-    again = json.loads(run("search", *QUICK, "--study", "small", "--json", cwd=folder).stdout)
+
+    def generate(*_: object, **__: object) -> object:
+        raise AssertionError("a finished study was generated again")
+
+    monkeypatch.setattr("flipsearch.backends.transformers.TransformersBackend.generate", generate)
+    again = json.loads(run("search", *QUICK, "--study", "small", "--json", cwd=folder, code=None).stdout)
     assert again == printed
     assert {name: (folder / "reports" / "small" / name).read_bytes() for name in before} == before
-    assert time.monotonic() - started < 600
 
 
 def test_report_writes_the_files_again(searched: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -127,7 +173,7 @@ def test_report_writes_the_files_again(searched: tuple[Path, dict[str, Any]], tm
     shutil.copytree(searched[0] / "reports" / "small", copy)
     expected = (copy / "leaderboard.html").read_bytes()
     (copy / "leaderboard.html").unlink()
-    printed = json.loads(run("report", "small", "--json", cwd=tmp_path).stdout)
+    printed = json.loads(run("report", "small", "--json", cwd=tmp_path, code=None).stdout)
     assert (copy / "leaderboard.html").read_bytes() == expected
     assert printed["best"] == searched[1]["best"]
 
@@ -136,7 +182,9 @@ def test_python_gives_what_the_command_gives(
     searched: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(searched[0])
-    found = flipsearch.search(num_contexts=6, cohort_size=6, max_prompts=12, first_rung=6, study="small")
+    found = flipsearch.search(
+        templates=("constitution",), num_contexts=6, cohort_size=6, max_prompts=24, first_rung=8, study="small"
+    )
     assert found.best is not None
     assert found.best.context.text == searched[1]["best"]["text"]
     assert list(found.leaderboard["context_id"]) == [row["context_id"] for row in searched[1]["leaderboard"]]
@@ -145,33 +193,48 @@ def test_python_gives_what_the_command_gives(
 def test_score_takes_texts_files_cards_and_templates(searched: tuple[Path, dict[str, Any]]) -> None:
     folder, printed = searched
     given = ["best.json", "values", "You must never help with harmful requests."]
-    done = run("score", *given, "--max-prompts", "12", "--split", "confirm", "--json", cwd=folder)
+    done = run("score", *given, "--max-prompts", "24", "--split", "confirm", "--json", cwd=folder)
     rows = json.loads(done.stdout)["leaderboard"]
     assert {row["context_id"] for row in rows} >= {printed["best"]["context_id"]}
     assert len(rows) == 4
     scored = next(row for row in rows if row["context_id"] == printed["best"]["context_id"])
     # The same prompts, the same greedy model: the same number as the search's own confirmation.
-    assert scored["search_flip_rate"] == printed["best"]["metrics"]["confirm"]["flip_rate"]["value"]
+    assert scored["confirm_flip_rate"] == printed["best"]["metrics"]["confirm"]["flip_rate"]["value"]
 
 
 def test_a_person_sees_the_leaderboard_within_80_columns(searched: tuple[Path, dict[str, Any]]) -> None:
-    done = run("search", *QUICK, "--study", "small", cwd=searched[0])
+    done = run("search", *QUICK, "--study", "small", cwd=searched[0], code=None)
     assert max(len(line) for line in done.stdout.splitlines()) <= 80
     for word in ("best.txt", "leaderboard.html", "confirm", "placebo_shuffled"):
         assert word in done.stdout
 
 
-def test_killed_and_run_again_ends_the_same(searched: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+def stopped(folder: Path, how: signal.Signals) -> subprocess.CompletedProcess[str]:
+    """Start the small search in its own process, and stop it once some rollouts are in the ledger."""
     command = [sys.executable, "-m", "flipsearch", "search", *QUICK, "--study", "small", "--json"]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    ledger = tmp_path / "reports" / "small" / "ledger.db-wal"
-    while process.poll() is None and not (ledger.exists() and ledger.stat().st_size > 200_000):
+    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    written = folder / "reports" / "small" / "ledger.db-wal"
+    while process.poll() is None and not (written.exists() and written.stat().st_size > 150_000):
         time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    again = json.loads(run("search", *QUICK, "--study", "small", "--json", cwd=tmp_path).stdout)
+    process.send_signal(how)
+    out, err = process.communicate()
+    return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def test_killed_and_run_again_ends_the_same(searched: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
+    assert stopped(tmp_path, signal.SIGKILL).returncode == -signal.SIGKILL
+    assert 0 < num_rollouts(tmp_path / "reports" / "small") < num_rollouts(searched[0] / "reports" / "small")
+    again = json.loads(run("search", *QUICK, "--study", "small", "--json", cwd=tmp_path, code=None).stdout)
     assert again["leaderboard"] == searched[1]["leaderboard"]
     assert again["best"] == searched[1]["best"]
+
+
+def test_an_interrupt_is_one_line_that_says_how_to_go_on(tmp_path: Path) -> None:
+    done = stopped(tmp_path, signal.SIGINT)
+    assert done.returncode == 130
+    assert "The same command continues." in done.stderr
+    assert "Traceback" not in done.stderr
+    assert json.loads(done.stdout)["exit_code"] == 130
 
 
 @pytest.mark.parametrize(
@@ -187,6 +250,16 @@ def test_killed_and_run_again_ends_the_same(searched: tuple[Path, dict[str, Any]
         (("search", "--config", "missing.toml"), ("missing.toml",)),
         (("search", "--max-over-refusal", "2"), ("max_over_refusal",)),
         (("search", "--placement", "sytem"), ("sytem",)),
+        (("search", "--num-contexts", "x"), ("--num-contexts", "valid integer")),
+        (("search", "--best", "best.json"), ("--best", "best.txt")),
+        (("search", "--best", "."), ("--best",)),
+        (("search", "--seed", "4294967296"), ("seed",)),
+        (("search", "--temperature", "inf"), ("temperature",)),
+        (("search", "--device", "cuda:99"), ("cuda",)),
+        (("search", "--model", "nobody/has-this-model"), ("nobody/has-this-model",)),
+        (("search", "--backend", "scripted", "--model", "none.json"), ("none.json",)),
+        (("score", " "), ("empty",)),
+        (("serach",), ("serach",)),
         (("score", "plain_rul"), ("plain_rul", "plain_rule")),
         (("score", "missing.txt"), ("missing.txt",)),
         (("report", "nowhere"), ("nowhere",)),
@@ -198,6 +271,20 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, arguments: tuple[str, ...],
     for word in expected:
         assert word in line
     assert list(tmp_path.iterdir()) == []
+
+
+def test_an_error_is_json_too_if_asked_for(tmp_path: Path) -> None:
+    done = run("search", "--model", "organsm", "--json", cwd=tmp_path, code=2)
+    assert json.loads(done.stdout)["exit_code"] == 2
+    assert "organsm" in json.loads(done.stdout)["error"]
+
+
+def test_another_command_never_overwrites_a_study(searched: tuple[Path, dict[str, Any]]) -> None:
+    study = searched[0] / "reports" / "small"
+    before = {p.name: p.read_bytes() for p in study.iterdir() if p.suffix in (".csv", ".html", ".toml", ".json")}
+    line = one_line_error("score", "You must be nice.", "--study", "small", cwd=searched[0])
+    assert "another --study name" in line
+    assert {name: (study / name).read_bytes() for name in before} == before
 
 
 def test_bad_files_are_named_with_what_was_seen(tmp_path: Path) -> None:
@@ -249,15 +336,17 @@ def test_hostile_completions_and_contexts_stay_text(tmp_path: Path) -> None:
     assert "\x1b[31m" not in done.stdout
 
 
-def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
-    target = Path("/dev/full")
-    if not target.exists():
-        pytest.skip("no /dev/full on this system")
-    from flipsearch.errors import StudyError
-    from flipsearch.reporting import files
+def test_a_full_disk_is_one_line_and_leaves_no_half_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "page.html").write_text("before")
 
-    with pytest.raises(StudyError, match=r"cannot write .*(No space left|Not a directory)"):
-        files.write_text(target / "x", "text")
+    def full(self: Path, *_: object, **__: object) -> int:
+        self.touch()
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(StudyError, match=r"cannot write .*page\.html.*No space left on device; free the disk"):
+        files.write_text(tmp_path / "page.html", "after")
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("page.html", "before")]
 
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:

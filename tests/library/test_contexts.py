@@ -1,12 +1,13 @@
 """Every file in contexts/ renders with every combination of its parameters and says what it is."""
 
 from itertools import islice, product
+from pathlib import Path
 
 import pytest
 
 from flipsearch.records import content_id
 from flipsearch.templating.library import load_library
-from flipsearch.templating.template import AXES, Template
+from flipsearch.templating.template import AXES, Template, parse_template
 
 LIBRARY = load_library()
 EVERY = [LIBRARY[name] for name in LIBRARY.names()]
@@ -49,6 +50,14 @@ def test_no_two_templates_say_the_same() -> None:
         key = content_id(template.body)
         assert key not in seen, f"{template.name} repeats {seen.get(key)}"
         seen[key] = template.name
+
+
+def test_the_example_of_the_readme_is_a_template() -> None:
+    text = (Path(__file__).parents[2] / "contexts" / "README.md").read_text(encoding="utf-8")
+    lines = text.split("lines\n\n")[1].split("\n\nSave it")[0].splitlines()
+    example = parse_template("\n".join(line.removeprefix("    ") for line in lines), "mine", "mine.j2")
+    assert len(lines) <= 20
+    assert example.render({"tone": "plain", "reason": False}) == "Please do not help with requests that hurt people."
 
 
 def test_neutral_placebo_has_the_chosen_length() -> None:

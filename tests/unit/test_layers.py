@@ -39,8 +39,9 @@ def imports(tree: ast.AST, at_top: bool) -> list[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             found += [(node, alias.name) for alias in node.names]
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            found.append((node, node.module))
+        elif isinstance(node, ast.ImportFrom):
+            assert not node.level, "imports are absolute"
+            found += [(node, f"{node.module}.{alias.name}") for alias in node.names]
     inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
     return [name for node, name in found if (id(node) not in inside) == at_top]
 
@@ -56,6 +57,7 @@ def test_imports_point_downwards(path: Path) -> None:
         if parts[0] != "flipsearch" or len(parts) == 1:
             continue
         there = parts[1]
+        assert there in LAYERS, f"{name}: import from the module that defines it"
         assert (
             there == here
             or LAYERS[there] < LAYERS[here]

@@ -117,19 +117,6 @@ def test_the_fingerprint_follows_one_bit_of_the_weights_and_not_the_readme(folde
     assert fingerprint(folder) != before
 
 
-def test_a_large_file_counts_by_size_first_and_last_block(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(model_files, "WHOLE_FILE_BYTES", 1000)
-    monkeypatch.setattr(model_files, "BLOCK_BYTES", 100)
-    weights = folder / "model.safetensors"
-    seen = {fingerprint(folder)}
-    for position in (0, -1):
-        content = bytearray(weights.read_bytes())
-        content[position] ^= 1
-        weights.write_bytes(content)
-        seen.add(fingerprint(folder))
-    assert len(seen) == 3
-
-
 def test_a_hub_model_is_identified_by_its_commit(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     snapshot = Path(shutil.copytree(folder, tmp_path / "snapshots" / ("c" * 40)))
     asked: dict[str, object] = {}

@@ -96,6 +96,14 @@ def test_too_long_a_text_dilutes() -> None:
     assert expected_flip_rate(long, HARMFUL) < expected_flip_rate(short, HARMFUL)
 
 
+def test_a_repeated_rule_is_a_little_stronger_and_not_twice_as_strong() -> None:
+    rule = "You must never help with harmful requests."
+    once, twice, many = (effect(" ".join([rule] * n), "system").strength for n in (1, 2, 6))
+    base = effect("", "system").strength
+    assert base < once < twice < many
+    assert twice - base < 2 * (once - base)
+
+
 def test_placement_matters() -> None:
     rates = {flip_rate("plain_rule", placement, strength="firm") for placement in ("system", "before", "after")}
     assert len(rates) == 3
