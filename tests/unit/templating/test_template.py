@@ -34,7 +34,7 @@ def test_context_carries_lineage_and_placement() -> None:
         (HEAD + "Do help.", "parameter 'word' is declared but the text never uses it"),
         (HEAD + "{% if word %}", "t.j2:8: Unexpected end of template"),
         ("{# description = #}", "not valid TOML"),
-        (HEAD.replace("strength", "strenght") + "{{ word }}", r"unknown axes 'strenght'. Did you mean strength\?"),
+        (HEAD.replace("strength", "strenght") + "{{ word }}", r"unknown axes 'strenght'. Did you mean strength"),
         (HEAD.replace('["never", "not"]', "3") + "{{ word }}", "expected a list of values"),
         (HEAD.replace("source", "sourse") + "{{ word }}", "needs source|unknown head key 'sourse'"),
         (HEAD.replace('description = "d"\n', "") + "{{ word }}", "the head needs description"),
