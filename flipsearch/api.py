@@ -21,6 +21,7 @@ from flipsearch.judging.library import list_judges, load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.measure import Bench, Progress
 from flipsearch.prompts.sets import PromptSet, list_sets, load_prompts
+from flipsearch.protocols import Backend
 from flipsearch.records import Study, Trial
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.files import read_study, write_best, write_study, write_text
@@ -166,7 +167,8 @@ class _Desk:
                 self._same("prompts", prompts.prompts_id, "other prompts")
                 _write_settings(self.folder, config)
                 backend = registry.make_backend(config)
-                self._same("model", backend.model_id, "another model, precision or chat template")
+                with _closed_on_failure(backend):
+                    self._same("model", backend.model_id, "another model, precision or chat template")
             except BaseException:
                 self.ledger.close()
                 raise
@@ -176,6 +178,7 @@ class _Desk:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self.bench.backend.close()
         self.ledger.close()
 
     def finish(self, study: Study, best: Path | None) -> Findings:
@@ -192,6 +195,16 @@ class _Desk:
         if self.ledger.note(key, value).value != value:
             name = self.folder.name
             raise StudyError(f"study '{name}' was started with {what}; give another --study name.")
+
+
+@contextmanager
+def _closed_on_failure(backend: Backend) -> Iterator[None]:
+    """Close the backend if the block fails."""
+    try:
+        yield
+    except BaseException:
+        backend.close()
+        raise
 
 
 @contextmanager

@@ -30,6 +30,10 @@ class Backend(Protocol):
         """Return the length of `text` in the model's tokens."""
         ...
 
+    def close(self) -> None:
+        """Free the model and end whatever runs beside it; nothing is asked of the backend afterwards."""
+        ...
+
 
 class Judge(Protocol):
     """A judge of exchanges. It never sees the context.

@@ -74,6 +74,9 @@ class Model:
             self.generated.append(rollout.rollout_id)
             yield rollout
 
+    def close(self) -> None:
+        self.closed = True
+
     def count_tokens(self, text: str) -> int:
         """Count words."""
         return len(text.split())

@@ -76,6 +76,9 @@ class ScriptedBackend:
         """Return the number of words."""
         return len(text.split())
 
+    def close(self) -> None:
+        """There is nothing to free."""
+
     def _rollout(self, request: Request, sampling: Sampling) -> Rollout:
         prompt, context = request.prompt.text, request.context.text if request.context else ""
         if prompt in self._errors:

@@ -72,6 +72,11 @@ class TransformersBackend:
         """Return the length of `text` in the model's tokens."""
         return self.chat.count_tokens(text)
 
+    def close(self) -> None:
+        """Free the weights, on a GPU the device's memory too."""
+        del self.model, self._decoder
+        _free_memory()
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
         """Yield one rollout a request, batch by batch, longest prompts first."""
         if sampling.max_tokens < 1:

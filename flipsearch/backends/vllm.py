@@ -68,6 +68,10 @@ class VllmBackend:
         """Return the length of `text` in the model's tokens."""
         return self.chat.count_tokens(text)
 
+    def close(self) -> None:
+        """End the engine's own processes: the interpreter would wait for them forever at its end."""
+        self._engine.llm_engine.engine_core.shutdown()
+
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
         """Yield one rollout a request; all requests of a chunk are in the engine at once."""
         waiting: list[tuple[Request, EncodedPrompt]] = []

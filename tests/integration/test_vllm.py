@@ -30,8 +30,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def engine(folder: Path) -> VllmBackend:
-    return VllmBackend(str(folder))
+def engine(folder: Path) -> Iterator[VllmBackend]:
+    backend = VllmBackend(str(folder))
+    yield backend
+    backend.close()
 
 
 def by_request(rollouts: Iterator[Rollout]) -> dict[tuple[str, str | None], tuple[object, ...]]:
