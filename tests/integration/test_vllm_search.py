@@ -15,7 +15,7 @@ SMALL = ("--num-contexts", "6", "--cohort-size", "6", "--max-prompts", "24", "--
 
 def search(folder: Path, backend: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "flipsearch", "search", *SMALL, "--backend", backend, "--study", backend, "--json"]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=900)
     assert done.returncode in (0, 1), done.stderr[-2000:]
     found: dict[str, Any] = json.loads(done.stdout)
     return found
