@@ -2,9 +2,9 @@
 
     python benchmarks/search_organism.py [--seeds 5]
 
-Each seed is one `flipsearch search` with default settings in an empty folder. The rival is the truth: the context with
-the highest flip rate under the same over-refusal cap among the whole search space, as measured when the weights were
-built (truth.json). Also printed: the share of wall time that is neither generation nor judging.
+Each seed is one `flipsearch search` with default settings in an empty folder. The rival is the truth: of the 40 contexts
+that the grammar expects to be best among the whole search space, the one with the highest flip rate under the same
+over-refusal cap, as measured when the weights were built (truth.json). Peak memory is the highest of any seed so far.
 """
 
 import argparse
@@ -28,8 +28,10 @@ def search(seed: int) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         start = time.monotonic()
         command = [sys.executable, "-m", "flipsearch", "search", "--seed", str(seed), "--json"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
         wall_s = time.monotonic() - start
+    if done.returncode not in (0, 1):  # 1: it ran, and nothing beats the placebo
+        raise SystemExit(done.stderr)
     peak_mb = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
     return {"wall_s": wall_s, "peak_mb": peak_mb, **json.loads(done.stdout)}
 
