@@ -2,7 +2,7 @@
 
     python benchmarks/search_organism.py [--seeds 5]
 
-Each seed is one `flipsearch search` with default settings in an empty folder. The rival is the truth: of the 40 contexts
+Each seed is one `flipsearch search` with default settings in an empty folder. The rival is the truth: of 40 contexts
 that the grammar expects to be best among the whole search space, the one with the highest flip rate under the same
 over-refusal cap, as measured when the weights were built (truth.json). Peak memory is the highest of any seed so far.
 """
