@@ -25,7 +25,7 @@ class TemplateLibrary:
 
     def descriptions(self) -> dict[str, str]:
         """Return name -> what the list of contexts says of it."""
-        return {n: f"{'' if t.role == 'context' else t.role + ': '}{t.description}" for n, t in self._templates.items()}
+        return {name: template.description for name, template in self._templates.items()}
 
     def select(self, names: Sequence[str] = ()) -> list[Template]:
         """Return the templates to search: the named ones, or every one with role "context"."""
