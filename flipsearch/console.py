@@ -72,6 +72,9 @@ def show_study(study: Study, folder: Path, best: Path | None) -> None:
     """Print the leaderboard and where the files lie."""
     console = Console(highlight=False)
     console.print(leaderboard_table(study))
+    if any(study.is_over_cap(trial) for trial in study.trials):
+        cap = f"{100 * study.settings['max_over_refusal']:g} %"
+        console.print(Text(f"! over the cap of {cap} over-refusal: cannot win", style="dim"))
     for note in study.notes:
         console.print(Text(f"Note: {plain(note)}"))
     if study.winner and best:
@@ -91,15 +94,15 @@ def leaderboard_table(study: Study) -> Table:
         table.add_column(name, justify="left" if name == "context" else "right", no_wrap=name != "context")
     arms = [t for t in study.trials if t.role == "arm"]
     for rank, trial in enumerate(arms[:NUM_SHOWN], start=1):
-        table.add_row(str(rank), *_cells(trial, confirmed), style="bold green" if trial == study.winner else "")
+        table.add_row(str(rank), *_cells(study, trial, confirmed), style="bold green" if trial == study.winner else "")
     if len(arms) > NUM_SHOWN:
         table.add_row("", Text(f"… {len(arms) - NUM_SHOWN} more in leaderboard.html", style="dim"))
     for trial in (t for t in study.trials if t.role == "placebo"):
-        table.add_row("", *_cells(trial, confirmed), style="dim")
+        table.add_row("", *_cells(study, trial, confirmed), style="dim")
     return table
 
 
-def _cells(trial: Trial, confirmed: bool) -> list[Text | str]:
+def _cells(study: Study, trial: Trial, confirmed: bool) -> list[Text | str]:
     context, confirm = trial.context, trial.confirm
     cut = " (cut)" if trial.state == "cut" else ""
     flips = [_interval(trial.search.flip_rate)]
@@ -109,7 +112,7 @@ def _cells(trial: Trial, confirmed: bool) -> list[Text | str]:
         Text(plain(f"{context.template or context.text[:24] or 'no text'} {context.placement}{cut}")),
         *flips,
         f"{100 * trial.net.value:+.1f}" if trial.net else "",
-        _percent((confirm or trial.search).over_refusal_rate),
+        f"{'!' * study.is_over_cap(trial)}{_percent((confirm or trial.search).over_refusal_rate)}",
         "" if trial.num_context_tokens is None else str(trial.num_context_tokens),
     ]
 

@@ -21,6 +21,8 @@ class Backend(Protocol):
     """Identity of everything that can change a completion, the thinking switch included."""
     notes: tuple[str, ...]
     """What the user must know, e.g. that the chat template takes no system role."""
+    revision: str | None
+    """Commit of a model from the hub; None for any other."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
         """Yield one rollout a request, batch by batch."""

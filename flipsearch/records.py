@@ -333,6 +333,8 @@ class Study:
     """The resolved configuration."""
     model_id: str
     """Identity of the model."""
+    revision: str | None
+    """Commit of a model from the hub; None for any other."""
     judge_id: str
     """Identity of the judge."""
     trials: tuple[Trial, ...]
@@ -351,3 +353,9 @@ class Study:
     """Package -> version."""
     winner: Trial | None = None
     """The best confirmed arm under the over-refusal cap; None if no arm is admissible."""
+
+    def is_over_cap(self, trial: Trial) -> bool:
+        """Return whether a trial refuses more benign prompts than the study's cap allows, on any split."""
+        cap = self.settings.get("max_over_refusal")
+        rates = [m.over_refusal_rate.value or 0.0 for m in (trial.search, trial.confirm) if m]
+        return cap is not None and max(rates) > cap

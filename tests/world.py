@@ -59,6 +59,7 @@ class Model:
 
     model_id = "world"
     notes: tuple[str, ...] = ("This model is made up.",)
+    revision: str | None = "c0ffee"
 
     def __init__(self, before_each: Callable[[Request], None] = lambda request: None) -> None:
         self.before_each = before_each

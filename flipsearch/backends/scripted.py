@@ -27,6 +27,7 @@ class ScriptedBackend:
     """
 
     notes: tuple[str, ...] = ()
+    revision: str | None = None
 
     def __init__(
         self,

@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from transformers import PreTrainedConfig
@@ -22,10 +23,15 @@ from flipsearch.chat import Chat, EncodedPrompt, Thinking
 from flipsearch.errors import BackendError, ConfigError
 from flipsearch.records import Request, Rollout, Sampling, content_id
 
-MOST_ROWS = {True: 128, False: 64}
+MOST_ROWS = {True: 192, False: 64}
 """Rows of a batch on a CPU and on anything else, where the caller leaves it open."""
 CACHE_SHARE = 1 / 4
 """Share of the machine's memory that a CPU batch's keys and values may take: out of memory cannot be caught there."""
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
+"""What torch says, in lower case, on a GPU, on a CPU and from a GPU's matrix library."""
+LIMIT_FILE = Path("/sys/fs/cgroup/memory.max")
+"""Where a container says how much memory it may take; "max" is all."""
 
 
 @dataclass(slots=True)
@@ -61,7 +67,7 @@ class TransformersBackend:
         files = locate(model)
         tokenizer = load_tokenizer(files.folder)
         self.chat = Chat(tokenizer, thinking)
-        self.notes = self.chat.notes
+        self.notes, self.revision = self.chat.notes, files.revision
         self.model_id = content_id("model", files.fingerprint, self.chat.identity, str(chosen_dtype))
         self.model = load_model(files.folder, chosen_device, chosen_dtype)
         self.batch_size = batch_size
@@ -148,7 +154,7 @@ class TransformersBackend:
 def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that a device's or the machine's memory ran out."""
     text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in OUT_OF_MEMORY)
 
 
 def end_ids(generation_config: object, tokenizer: object) -> set[int]:
@@ -183,9 +189,11 @@ def _cache_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
 
 def _memory_bytes() -> int:
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError):  # not told on this system
-        return 4 * 2**30
+        machine = 4 * 2**30
+    limit = LIMIT_FILE.read_text().strip() if LIMIT_FILE.is_file() else "max"
+    return min(machine, int(limit)) if limit.isdigit() else machine
 
 
 def _free_memory() -> None:

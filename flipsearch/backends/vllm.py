@@ -47,7 +47,7 @@ class VllmBackend:
         chosen_dtype = choose_dtype(dtype, device)
         files = locate(model)
         self.chat = Chat(load_tokenizer(files.folder), thinking)
-        self.notes = self.chat.notes
+        self.notes, self.revision = self.chat.notes, files.revision
         self.model_id = content_id("vllm", files.fingerprint, self.chat.identity, str(chosen_dtype))
         options: dict[str, Any] = {
             "model": str(files.folder),

@@ -23,6 +23,7 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
         "study": study.name,
         "model": study.settings["model"],
         "model_id": study.model_id,
+        "revision": study.revision,
         "backend": study.settings["backend"],
         "dtype": study.settings["dtype"],
         "prompts": {key: study.settings.get(key) for key in ("prompts", "harmful", "benign", "prompts_id")},

@@ -33,6 +33,7 @@ def row(study: Study, trial: Trial, rank: int) -> dict[str, Any]:
         "winner": study.winner is not None and study.winner.context.context_id == context.context_id,
         "role": trial.role,
         "state": trial.state,
+        "over_cap": study.is_over_cap(trial),
         "rung": trial.rung,
         "trial": trial.number,
         "template": context.template,

@@ -45,6 +45,7 @@ def make_study(
         name=name or config.study_name(),
         settings=config.model_dump(mode="json"),
         model_id=bench.backend.model_id,
+        revision=bench.backend.revision,
         judge_id=bench.judge.identity,
         trials=tuple(trials),
         base_unsafe={base.split: base.unsafe_rate for base in bases},

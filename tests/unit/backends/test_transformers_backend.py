@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from flipsearch.backends import transformers as transformers_backend
 from flipsearch.backends.transformers import TransformersBackend, end_ids
 from flipsearch.errors import BackendError, ConfigError
 from flipsearch.records import Context, Prompt, Request, Sampling
@@ -78,6 +79,7 @@ def test_rollouts_are_yielded_batch_by_batch(folder: Path, monkeypatch: pytest.M
         torch.OutOfMemoryError("CUDA out of memory."),
         RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory: you tried 9 bytes"),
         RuntimeError("MPS backend out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
 def test_out_of_memory_halves_the_batch_and_goes_on(
@@ -88,6 +90,19 @@ def test_out_of_memory_halves_the_batch_and_goes_on(
     rollouts = list(backend.generate(REQUESTS, SHORT))
     assert {r.prompt_id: r.completion for r in rollouts} == expected
     assert sizes == [20, 10, 5, 5, 5, 5]  # the smaller size is remembered
+
+
+def test_a_containers_memory_limit_makes_the_batches_smaller(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, limit = TransformersBackend(str(folder)), tmp_path / "memory.max"
+    sizes = break_at(backend, monkeypatch, 10**6, RuntimeError())
+    monkeypatch.setattr(transformers_backend, "LIMIT_FILE", limit)
+    for text, num_batches in (("max\n", 1), (f"{2**40}\n", 1), ("1\n", len(REQUESTS))):
+        limit.write_text(text)
+        sizes.clear()
+        list(backend.generate(REQUESTS, SHORT))
+        assert len(sizes) == num_batches
 
 
 def test_one_prompt_out_of_memory_is_an_error_rollout(
