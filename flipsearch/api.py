@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flipsearch import registry
-from flipsearch.config import ModelConfig, ScoreConfig, StudyConfig, make_config, read_toml, toml_text
+from flipsearch.config import ModelConfig, ReportConfig, ScoreConfig, StudyConfig, make_config, read_toml, toml_text
 from flipsearch.errors import ConfigError, StudyError, unknown_name
 from flipsearch.judging.library import list_judges, load_judge
 from flipsearch.ledger import Ledger
@@ -155,7 +155,7 @@ class _Desk:
     """
 
     def __init__(
-        self, config: ModelConfig, command: str, prompts: PromptSet, progress: Progress | None, name: str
+        self, config: ReportConfig, command: str, prompts: PromptSet, progress: Progress | None, name: str
     ) -> None:
         self.folder, self.prompts = config.reports / name, prompts
         judge = load_judge(config.judge)
@@ -227,14 +227,15 @@ def _resolved(config: Checked) -> Checked:
     prompts = config.prompts
     if prompts is None and not config.harmful and not config.benign:
         prompts = registry.default_prompts(config.model)
-    return config.model_copy(update={"prompts": prompts, "max_tokens": config.sampling().max_tokens})
+    max_tokens = config.max_tokens or registry.default_max_tokens(config.model)
+    return config.model_copy(update={"prompts": prompts, "max_tokens": max_tokens})
 
 
 def _prompts(config: ModelConfig) -> PromptSet:
     return load_prompts(config.prompts, harmful=config.harmful, benign=config.benign)
 
 
-def _write_settings(folder: Path, config: ModelConfig) -> None:
+def _write_settings(folder: Path, config: ReportConfig) -> None:
     """Write study.toml, or check that the folder holds a study of the same settings."""
     path = folder / SETTINGS_FILE
     if path.exists():

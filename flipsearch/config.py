@@ -18,6 +18,8 @@ from flipsearch.records import Placement, Sampling, Split, content_id
 Thinking = Literal["auto", "on", "off"]
 BackendName = Literal["transformers", "vllm", "scripted"]
 Settings = TypeVar("Settings", bound=BaseModel)
+MAX_TOKENS = 1024
+"""Most completion tokens where neither the user nor the model says otherwise."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
@@ -55,18 +57,21 @@ class ModelConfig(BaseModel):
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     contexts: tuple[str, ...] = ()
     """Extra template files or folders."""
-
-    study: str | None = None
-    """Name of the study's folder; None derives one from the settings, so the same command continues."""
-    reports: Path = Path("reports")
-    """Folder of the studies."""
     max_prompts: Annotated[int, Field(ge=2)] | None = None
     """Most prompts a split and kind; None takes all."""
 
     def sampling(self) -> Sampling:
         """Return how completions are drawn."""
-        max_tokens = self.max_tokens or (160 if self.model == "organism" else 1024)
-        return Sampling(max_tokens, self.temperature, self.top_p, self.top_k, self.seed)
+        return Sampling(self.max_tokens or MAX_TOKENS, self.temperature, self.top_p, self.top_k, self.seed)
+
+
+class ReportConfig(ModelConfig):
+    """A study: a folder of its own under the reports."""
+
+    study: str | None = None
+    """Name of the study's folder; None derives one from the settings, so the same command continues."""
+    reports: Path = Path("reports")
+    """Folder of the studies."""
 
     @staticmethod
     def free_fields() -> set[str]:
@@ -83,7 +88,7 @@ class ModelConfig(BaseModel):
         return self.study or f"{short}-{self.identity(*more)[:6]}"
 
 
-class StudyConfig(ModelConfig):
+class StudyConfig(ReportConfig):
     """A search."""
 
     best: Path = Path("best.txt")
@@ -104,7 +109,7 @@ class StudyConfig(ModelConfig):
     """Arms that are measured on the confirm split."""
 
 
-class ScoreConfig(ModelConfig):
+class ScoreConfig(ReportConfig):
     """Scoring of contexts that the user already has."""
 
     placement: Placement | None = None

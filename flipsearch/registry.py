@@ -3,15 +3,18 @@
 Imports lazily, so that listing names loads no model library. Built-in names come first, then files, then entry points.
 """
 
+import json
 from importlib.util import find_spec
 from pathlib import Path
 
-from flipsearch.config import ModelConfig
+from flipsearch.config import MAX_TOKENS, ModelConfig
 from flipsearch.errors import BackendError, PluginError, near_names
 from flipsearch.protocols import Backend
 
 PACKAGE = Path(__file__).parent
 ORGANISM = "organism"
+TRAINING_FILE = "training.json"
+"""What a checkpoint says of its training, the model it was made from among it."""
 VLLM_PROMPT_TOKENS = 3072
 """Room for prompt and context on vLLM: a model's whole length (40,960 and more) would not fit into a small cache."""
 BUILT_IN_MODELS = {ORGANISM: "the pocket model: tiny, synthetic, ships with the package (no GPU, no download)"}
@@ -30,9 +33,25 @@ def model_source(model: str) -> str:
     return str(PACKAGE / "organism" / "weights") if model == ORGANISM else model
 
 
+def base_model(model: str) -> str:
+    """Return what a checkpoint of `flipsearch train` was made from in the first place; any other model is its own."""
+    path = Path(model) / TRAINING_FILE
+    if not path.is_file():
+        return model
+    try:
+        return base_model(str(json.loads(path.read_text(encoding="utf-8"))["model"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BackendError(f"'{path}' cannot be read ({type(error).__name__}): no checkpoint of this version.") from error
+
+
 def default_prompts(model: str) -> str:
     """Return the prompt set that goes with a model: the pocket model's own world, or the starter set."""
-    return ORGANISM if model == ORGANISM else "starter"
+    return ORGANISM if base_model(model) == ORGANISM else "starter"
+
+
+def default_max_tokens(model: str) -> int:
+    """Return how long a completion may be: the pocket model's are short."""
+    return 160 if base_model(model) == ORGANISM else MAX_TOKENS
 
 
 def list_models() -> dict[str, str]:

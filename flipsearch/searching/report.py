@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 
-from flipsearch.config import ModelConfig
+from flipsearch.config import ReportConfig
 from flipsearch.measure import Bench, has_failed
 from flipsearch.records import Difference, Flip, Label, Measurement, Study, Trial
 from flipsearch.searching.baseline import SplitBaseline
@@ -31,7 +31,7 @@ def net_of_placebo(context: Measurement, placebo: Measurement | None) -> Differe
 
 
 def make_study(
-    config: ModelConfig,
+    config: ReportConfig,
     bench: Bench,
     bases: Sequence[SplitBaseline],
     trials: Sequence[Trial],

@@ -1,0 +1,32 @@
+"""What a model's name says of its defaults: a checkpoint takes those of the model that it was made from."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from flipsearch.errors import BackendError
+from flipsearch.registry import TRAINING_FILE, base_model, default_max_tokens, default_prompts
+
+
+def checkpoint(folder: Path, model: str) -> str:
+    folder.mkdir()
+    (folder / TRAINING_FILE).write_text(json.dumps({"model": model}))
+    return str(folder)
+
+
+def test_a_checkpoint_has_the_defaults_of_the_model_that_it_was_made_from(tmp_path: Path) -> None:
+    first = checkpoint(tmp_path / "first", "organism")
+    second = checkpoint(tmp_path / "second", first)
+    other = checkpoint(tmp_path / "other", "Qwen/Qwen3-0.6B")
+    assert base_model(second) == "organism"
+    assert default_prompts(second) == default_prompts("organism") == "organism"
+    assert default_max_tokens(second) == default_max_tokens("organism") < default_max_tokens(other)
+    assert default_prompts(other) == default_prompts("a/b") == "starter"
+
+
+def test_a_spoilt_training_file_is_named(tmp_path: Path) -> None:
+    folder = checkpoint(tmp_path / "first", "organism")
+    (Path(folder) / TRAINING_FILE).write_text("[]")
+    with pytest.raises(BackendError, match=TRAINING_FILE):
+        base_model(folder)
