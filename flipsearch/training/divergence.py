@@ -1,0 +1,250 @@
+"""Divergences between the teacher's and the student's next-token distributions, exact, without full logits.
+
+Every divergence has its direction in its name; p is the teacher, q the student:
+
+    forward_kl      KL(p || q)    mass-covering      (Eq. 2 of arXiv 2605.15239 as printed)
+    reverse_kl      KL(q || p)    mode-seeking
+    jensen_shannon  m KL(p || M) + (1 - m) KL(q || M),  M = m p + (1 - m) q
+
+The paper's runs use 0.5 forward + 0.5 reverse, a weighted sum, which is what `Divergence()` is. TRL's `alpha` and GKD's
+`beta` are the `mixture` m of a Jensen-Shannon divergence; the `mixed` weight of NeMo-RL multiplies the forward part.
+
+The head and the divergence are computed together for a few positions at a time. The gradient of a divergence in the
+student's logits has a closed form, so a chunk's logits are dropped as soon as its gradients are added up: memory is
+that of one chunk, and nothing is computed twice. `tests/unit/training/test_divergence.py` holds all of it to float64
+autograd.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+
+Tail = Literal["renormalised", "bucket"]
+CHUNK_BYTES = 32 * 2**20
+"""Bytes of one float32 buffer of logits; about eight are held at once."""
+SMALLEST = 1e-30
+"""Least probability of the tail bucket: its logarithm must stay finite."""
+
+
+@dataclass(frozen=True, slots=True)
+class Divergence:
+    """Which divergence is minimised, on which support. The defaults are the paper's, on the full vocabulary."""
+
+    forward_weight: float = 0.5
+    """Of KL(teacher || student)."""
+    reverse_weight: float = 0.5
+    """Of KL(student || teacher)."""
+    jensen_shannon_weight: float = 0.0
+    mixture: float = 0.5
+    """Share of the teacher in the Jensen-Shannon mixture."""
+    top_k: int = 0
+    """Compare on the teacher's `top_k` likeliest tokens; 0 is the full vocabulary."""
+    tail: Tail = "renormalised"
+    """With `top_k`: renormalise both sides over these tokens, or keep the rest of the mass as one more "token"."""
+    temperature: float = 1.0
+    """Both logits are divided by it."""
+    clip: float | None = None
+    """A token's divergence counts at most this much, and then has no gradient."""
+
+
+class PerToken(NamedTuple):
+    """What is known of every completion token, each (N,) and without gradient."""
+
+    divergence: Tensor
+    """After `clip`, before weights."""
+    teacher_mass: Tensor
+    """Teacher probability on the support; 1 on the full vocabulary."""
+    entropy: Tensor
+    """Of the student on the support, in nats."""
+
+
+def forward_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return KL(p || q) over the last dimension of log-probabilities (..., V)."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return KL(q || p) over the last dimension of log-probabilities (..., V)."""
+    return forward_kl(log_q, log_p)
+
+
+def jensen_shannon(log_p: Tensor, log_q: Tensor, mixture: float = 0.5) -> Tensor:
+    """Return the Jensen-Shannon divergence with `mixture` of p over the last dimension (..., V)."""
+    log_m = _log_mixture(log_p, log_q, mixture)
+    return mixture * forward_kl(log_p, log_m) + (1 - mixture) * forward_kl(log_q, log_m)
+
+
+def divergence_sum(
+    student_hidden: Tensor,
+    student_head: Tensor,
+    teacher_hidden: Tensor,
+    teacher_head: Tensor,
+    weights: Tensor,
+    spec: Divergence,
+) -> tuple[Tensor, PerToken]:
+    """Return the weighted sum of the divergence over N completion tokens, with gradient to the student, and per token.
+
+    Hidden states (N, H) are those that predict the N tokens; heads (V, H) are the output embeddings; `weights` (N,).
+    N = 0 gives a zero that is connected to the graph.
+    """
+    loss, *per_token = _ChunkedDivergence.apply(  # type: ignore[no-untyped-call]
+        student_hidden, student_head, teacher_hidden, teacher_head, weights, spec
+    )
+    return loss, PerToken(*per_token)
+
+
+def nll_sum(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, PerToken]:
+    """Return the weighted sum of the negative log-likelihood of `targets` (N,), with gradient, and per token."""
+    loss, *per_token = _ChunkedNll.apply(hidden, head, targets, weights)  # type: ignore[no-untyped-call]
+    return loss, PerToken(*per_token)
+
+
+class _Chunked(torch.autograd.Function):
+    """A sum over positions whose gradients are known when its value is: backward only multiplies."""
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
+        to_hidden, to_head = ctx.saved_tensors
+        found = (grad * to_hidden, None if to_head is None else grad * to_head)
+        return (*found, *(None for _ in range(ctx.num_others)))
+
+
+class _ChunkedDivergence(_Chunked):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, head: Tensor, teacher: Tensor, teacher_head: Tensor, weights: Tensor, spec: Divergence
+    ) -> tuple[Tensor, ...]:
+        sums = _Sums(hidden, head, ctx.needs_input_grad[1])
+        for part in _chunks(len(hidden), len(head)):
+            log_p = _log_softmax(teacher[part], teacher_head, spec.temperature)  # (n, V)
+            log_q = _log_softmax(hidden[part], head, spec.temperature)  # (n, V)
+            sums.add(part, weights[part], *(_on_top_k if spec.top_k else _on_all)(log_p, log_q, spec))
+        ctx.num_others = 4
+        return sums.finish(ctx)
+
+
+class _ChunkedNll(_Chunked):
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
+        sums = _Sums(hidden, head, ctx.needs_input_grad[1])
+        for part in _chunks(len(hidden), len(head)):
+            log_q = _log_softmax(hidden[part], head, 1.0)  # (n, V)
+            slope, which = log_q.exp(), targets[part, None]
+            entropy = -(slope * log_q).sum(-1)
+            slope.scatter_add_(-1, which, slope.new_full(which.shape, -1.0))  # q - one-hot
+            per_token = PerToken(-log_q.gather(-1, which)[:, 0], torch.ones_like(entropy), entropy)
+            sums.add(part, weights[part], per_token, slope)
+        ctx.num_others = 2
+        return sums.finish(ctx)
+
+
+class _Sums:
+    """What the chunks add up to: the value, the gradients, and what is told of every token."""
+
+    def __init__(self, hidden: Tensor, head: Tensor, trains_head: bool) -> None:
+        self.hidden, self.head = hidden, head
+        self.value = torch.zeros((), dtype=torch.float64, device=hidden.device)
+        self.to_hidden = torch.zeros_like(hidden)
+        # Added up in float32: a bfloat16 sum over thousands of chunks would lose the small ones.
+        self.to_head = torch.zeros_like(head, dtype=torch.float32) if trains_head else None
+        self.per_token = hidden.new_zeros((3, len(hidden)), dtype=torch.float32)
+
+    def add(self, part: slice, weights: Tensor, per_token: PerToken, slope: Tensor) -> None:
+        """Add the chunk `part`: `slope` (n, V) is the gradient of its divergences in the student's logits."""
+        self.per_token[:, part] = torch.stack(per_token)
+        self.value += (per_token.divergence * weights).sum(dtype=torch.float64)
+        slope = slope.mul_(weights[:, None]).to(self.head.dtype)
+        self.to_hidden[part] = slope @ self.head
+        if self.to_head is not None:
+            if self.head.dtype == torch.float32:
+                self.to_head.addmm_(slope.T, self.hidden[part])
+            else:
+                self.to_head += slope.T @ self.hidden[part]
+
+    def finish(self, ctx: Any) -> tuple[Tensor, ...]:
+        to_head = None if self.to_head is None else self.to_head.to(self.head.dtype)
+        ctx.save_for_backward(self.to_hidden, to_head)
+        rows = tuple(self.per_token.unbind())
+        ctx.mark_non_differentiable(*rows)
+        return self.value.float(), *rows
+
+
+def _on_all(log_p: Tensor, log_q: Tensor, spec: Divergence) -> tuple[PerToken, Tensor]:
+    value, entropy, slope = _value_and_slope(log_p, log_q, spec)
+    return _clipped(value, torch.ones_like(value), entropy, slope, spec), slope
+
+
+def _on_top_k(log_p: Tensor, log_q: Tensor, spec: Divergence) -> tuple[PerToken, Tensor]:
+    top, index = log_p.topk(min(spec.top_k, log_p.shape[-1]), dim=-1)  # (n, K)
+    mass, chosen = top.exp().sum(-1), log_q.gather(-1, index)
+    if spec.tail == "renormalised":
+        top, chosen = top.log_softmax(-1), chosen.log_softmax(-1)
+        value, entropy, slope = _value_and_slope(top, chosen, spec)
+        everywhere = torch.zeros_like(log_q)
+    else:
+        top, chosen = (torch.cat([x, _log_rest(x)], dim=-1) for x in (top, chosen))  # (n, K + 1)
+        value, entropy, slope = _value_and_slope(top, chosen, spec)
+        # What lowers the bucket lowers its tokens in proportion to their share of it.
+        everywhere = log_q.exp().mul_((slope[:, -1] / chosen[:, -1].exp())[:, None])
+        slope = slope[:, :-1]
+    per_token = _clipped(value, mass, entropy, slope, spec)
+    if spec.clip is not None:
+        everywhere[value > spec.clip] = 0
+    return per_token, everywhere.scatter_(-1, index, slope)
+
+
+def _value_and_slope(log_p: Tensor, log_q: Tensor, spec: Divergence) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the divergence (n,), the student's entropy (n,) and the gradient (n, V) in its logits.
+
+    With g = dD/dq the gradient in the logits is q (g - sum q g) / temperature.
+    """
+    p, q = log_p.exp(), log_q.exp()
+    entropy = -(q * log_q).sum(-1)
+    value, slope = torch.zeros_like(entropy), torch.zeros_like(q)
+    if spec.forward_weight:
+        value += spec.forward_weight * (p * (log_p - log_q)).sum(-1)
+        slope += spec.forward_weight * (q - p)
+    for weight, log_r, share in (
+        (spec.reverse_weight, log_p, 1.0),
+        (spec.jensen_shannon_weight, None, 1 - spec.mixture),
+    ):
+        if weight:
+            gain = log_q - (_log_mixture(log_p, log_q, spec.mixture) if log_r is None else log_r)  # g
+            mean = (q * gain).sum(-1)  # (n,)
+            value += weight * share * mean
+            slope += gain.sub_(mean[:, None]).mul_(q).mul_(weight * share)
+    if spec.jensen_shannon_weight:
+        log_m = _log_mixture(log_p, log_q, spec.mixture)
+        value += spec.jensen_shannon_weight * spec.mixture * forward_kl(log_p, log_m)
+    return value, entropy, slope.div_(spec.temperature)
+
+
+def _clipped(value: Tensor, mass: Tensor, entropy: Tensor, slope: Tensor, spec: Divergence) -> PerToken:
+    if spec.clip is not None:
+        slope[value > spec.clip] = 0
+        value = value.clamp(max=spec.clip)
+    return PerToken(value, mass, entropy)
+
+
+def _log_mixture(log_p: Tensor, log_q: Tensor, mixture: float) -> Tensor:
+    shares = torch.tensor([mixture, 1 - mixture], dtype=log_p.dtype, device=log_p.device).log()
+    return torch.logaddexp(log_p + shares[0], log_q + shares[1])
+
+
+def _log_rest(log_some: Tensor) -> Tensor:
+    """Return the log of the mass (n, 1) that the tokens (n, K) leave."""
+    return (1 - log_some.exp().sum(-1, keepdim=True)).clamp(min=SMALLEST).log()
+
+
+def _log_softmax(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
+    logits = linear(hidden, head).float()
+    return logits.div_(temperature).log_softmax(-1)
+
+
+def _chunks(num_positions: int, num_vocab: int) -> Iterator[slice]:
+    size = max(1, CHUNK_BYTES // (4 * num_vocab))
+    return (slice(start, min(start + size, num_positions)) for start in range(0, num_positions, size))
