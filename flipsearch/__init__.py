@@ -11,13 +11,27 @@ from typing import TYPE_CHECKING, Any
 
 from flipsearch.errors import FlipsearchError
 from flipsearch.records import Context, Prompt, Study, Trial
+from flipsearch.scores import Scorecard
 
 if TYPE_CHECKING:
-    from flipsearch.api import Findings, report, score, search
+    from flipsearch.api import Evaluated, Findings, evaluate, report, score, search
 
 __version__ = "0.1.0"
-__all__ = ["Context", "Findings", "FlipsearchError", "Prompt", "Study", "Trial", "report", "score", "search"]
-_LAZY = {"Findings", "report", "score", "search"}
+__all__ = [
+    "Context",
+    "Evaluated",
+    "Findings",
+    "FlipsearchError",
+    "Prompt",
+    "Scorecard",
+    "Study",
+    "Trial",
+    "evaluate",
+    "report",
+    "score",
+    "search",
+]
+_LAZY = {"Evaluated", "Findings", "evaluate", "report", "score", "search"}
 
 
 def __getattr__(name: str) -> Any:

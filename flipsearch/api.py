@@ -1,4 +1,4 @@
-"""The library's front door: search, score, report, list_things. The command line calls nothing else.
+"""The library's front door: search, score, evaluate, report, list_things. The command line calls nothing else.
 
     settings --check--> names, prompts, judge, folder --load--> backend --search--> Study --write--> files
 
@@ -15,17 +15,29 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from flipsearch import registry
-from flipsearch.config import ModelConfig, ReportConfig, ScoreConfig, StudyConfig, make_config, read_toml, toml_text
+from flipsearch.config import (
+    EvalConfig,
+    ModelConfig,
+    ReportConfig,
+    ScoreConfig,
+    StudyConfig,
+    make_config,
+    read_toml,
+    toml_text,
+)
 from flipsearch.errors import ConfigError, StudyError, unknown_name
 from flipsearch.judging.library import list_judges, load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.measure import Bench, Progress
+from flipsearch.prompts.problems import list_problem_sets
 from flipsearch.prompts.sets import PromptSet, list_sets, load_prompts
 from flipsearch.protocols import Backend
 from flipsearch.records import Study, Trial
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.files import read_study, write_best, write_study, write_text
 from flipsearch.reporting.leaderboard import leaderboard, rows
+from flipsearch.reporting.scorecard import scorecard_dict, write_scorecard
+from flipsearch.scores import Scorecard
 from flipsearch.templating.given import given_contexts
 from flipsearch.templating.library import load_library
 
@@ -80,6 +92,20 @@ class Findings:
         }
 
 
+@dataclass(frozen=True)
+class Evaluated:
+    """A finished evaluation and where its scorecard lies."""
+
+    scorecard: Scorecard
+    """Safety, over-refusal, reasoning, S and tax."""
+    path: Path
+    """scorecard.json: in the checkpoint's folder, or under the reports."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        return {"path": str(self.path), **scorecard_dict(self.scorecard)}
+
+
 def search(*, config: Path | None = None, progress: Progress | None = None, **settings: Any) -> Findings:
     """Search the context that flips most unsafe rollouts under the over-refusal cap, and write its report.
 
@@ -119,6 +145,26 @@ def score(
         return desk.finish(run_score(checked, desk.bench, contexts, prompts.prompts, name), None)
 
 
+def evaluate(*, config: Path | None = None, progress: Progress | None = None, **settings: Any) -> Evaluated:
+    """Measure a model and the one it was made from on the same prompts and problems, and write the scorecard.
+
+    Settings are the fields of EvalConfig: `model` is evaluated, `against` is the base. The same settings again continue
+    or, once finished, generate nothing. Raises FlipsearchError in one line for anything that cannot be used.
+    """
+    from flipsearch.evaluation.plan import plan_evaluation
+    from flipsearch.evaluation.run import run_evaluation
+
+    checked = _resolved(make_config(EvalConfig, read_toml(config) if config else {}, settings))
+    plan = plan_evaluation(checked, _prompts(checked))
+    judge = load_judge(checked.judge)
+    with _kept_on_success(plan.folder) as ledger:
+        backend = registry.make_backend(plan.config)
+    with ledger:
+        card = run_evaluation(plan, judge, ledger, backend, progress)
+    write_scorecard(card, plan.path)
+    return Evaluated(card, plan.path)
+
+
 def report(study: Path | str, *, reports: Path | None = None) -> Findings:
     """Write a finished study's files again, from the study alone; nothing is generated or judged."""
     folder = Path(study)
@@ -133,7 +179,7 @@ def report(study: Path | str, *, reports: Path | None = None) -> Findings:
 
 
 def list_things(what: str, contexts: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Return rows of name and description for models, contexts, judges, prompts or backends."""
+    """Return rows of name and description for models, contexts, judges, prompts, problems or backends."""
     tables = {
         "models": registry.list_models,
         "contexts": lambda: load_library(contexts).descriptions(),
@@ -141,6 +187,7 @@ def list_things(what: str, contexts: Sequence[str] = ()) -> list[dict[str, str]]
         "prompts": lambda: {
             name: ", ".join(f"{count} {kind}" for kind, count in counts.items()) for name, counts in list_sets().items()
         },
+        "problems": lambda: {name: f"{count} problems" for name, count in list_problem_sets().items()},
         "backends": registry.list_backends,
     }
     if what not in tables:
@@ -160,18 +207,13 @@ class _Desk:
         self.folder, self.prompts = config.reports / name, prompts
         judge = load_judge(config.judge)
         registry.check_model(config)
-        with _undone_on_failure(self.folder):
-            self.ledger = Ledger(self.folder / LEDGER_FILE)
-            try:
-                self._same("command", command, "another command or other contexts")
-                self._same("prompts", prompts.prompts_id, "other prompts")
-                _write_settings(self.folder, config)
-                backend = registry.make_backend(config)
-                with _closed_on_failure(backend):
-                    self._same("model", backend.model_id, "another model, precision or chat template")
-            except BaseException:
-                self.ledger.close()
-                raise
+        with _kept_on_success(self.folder) as self.ledger:
+            self._same("command", command, "another command or other contexts")
+            self._same("prompts", prompts.prompts_id, "other prompts")
+            _write_settings(self.folder, config)
+            backend = registry.make_backend(config)
+            with _closed_on_failure(backend):
+                self._same("model", backend.model_id, "another model, precision or chat template")
         self.bench = Bench(backend, judge, self.ledger, config.sampling(), progress)
 
     def __enter__(self) -> "_Desk":
@@ -208,18 +250,31 @@ def _closed_on_failure(backend: Backend) -> Iterator[None]:
 
 
 @contextmanager
-def _undone_on_failure(folder: Path) -> Iterator[None]:
-    """Remove the folders that are made inside the block if it fails."""
+def _kept_on_success(folder: Path) -> Iterator[Ledger]:
+    """Open the ledger of a folder and leave it open; if the block fails, close it and remove the folders made for it.
+
+    Nothing is removed if the ledger cannot be opened: then it is another process that works there.
+    """
     missing = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
-        yield
+        ledger = Ledger(folder / LEDGER_FILE)
     except BaseException:
+        _remove_empty(missing)
+        raise
+    try:
+        yield ledger
+    except BaseException:
+        ledger.close()
         for path in missing[:1]:
             shutil.rmtree(path, ignore_errors=True)
-        for path in missing[1:]:
-            with suppress(OSError):
-                path.rmdir()
+        _remove_empty(missing[1:])
         raise
+
+
+def _remove_empty(folders: Sequence[Path]) -> None:
+    for path in folders:
+        with suppress(OSError):
+            path.rmdir()
 
 
 def _resolved(config: Checked) -> Checked:

@@ -126,6 +126,53 @@ def score(
 
 
 @app.command()
+def evaluate(
+    model: Annotated[
+        str, typer.Argument(help="What is evaluated: a checkpoint, another folder, or a hub id.", metavar="MODEL")
+    ],
+    against: Annotated[
+        str | None, option("The base (what the checkpoint was made from).", "--against", metavar="MODEL")
+    ] = None,
+    split: Annotated[str | None, option("Prompts to ask: evaluation (the default), another split, or all.")] = None,
+    reasoning: Annotated[
+        list[str] | None,
+        option("Problems: arithmetic, or a file (question, answer); repeatable.", metavar="NAME|PATH"),
+    ] = None,
+    samples: Annotated[int | None, option("Answers a problem, with --temperature (1).")] = None,
+    max_problems: Annotated[int | None, option("Most problems a set (all).")] = None,
+    backend: Backend = None,
+    thinking: Thinking = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    batch_size: BatchSize = None,
+    max_tokens: MaxTokens = None,
+    temperature: Temperature = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    prompts: Prompts = None,
+    harmful: Harmful = None,
+    benign: Benign = None,
+    judge: Judge = None,
+    max_prompts: Annotated[int | None, option("Most prompts a set and kind (all).")] = None,
+    seed: Seed = None,
+    reports: Reports = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Hold a model against its base: safety, over-refusal, reasoning, composite S, tax."""
+    flags = {k: v for k, v in locals().items() if v is not None and k not in ("json", "config")}
+    from flipsearch import api, console
+    from flipsearch.reporting.scorecard import scorecard_remarks, scorecard_text
+
+    with console.bars() as progress:
+        done = api.evaluate(**flags, config=config, progress=progress)
+    if json:
+        console.print_json(done.as_dict())
+    else:
+        console.show_scorecard(scorecard_text(done.scorecard), scorecard_remarks(done.scorecard), done.path)
+
+
+@app.command()
 def report(
     study: Annotated[Path, typer.Argument(help="Folder of a finished study, or its name under --reports.")],
     reports: Reports = None,
@@ -139,11 +186,11 @@ def report(
 
 @app.command("list")
 def list_things(
-    what: Annotated[str, typer.Argument(help="models, contexts, judges, prompts or backends.")],
+    what: Annotated[str, typer.Argument(help="models, contexts, judges, prompts, problems or backends.")],
     contexts: Contexts = None,
     json: Json = False,
 ) -> None:
-    """List models, contexts, judges, prompts or backends."""
+    """List models, contexts, judges, prompts, problems or backends."""
     from flipsearch import api, console
 
     rows = api.list_things(what, contexts or ())

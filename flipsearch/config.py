@@ -118,6 +118,28 @@ class ScoreConfig(ReportConfig):
     """Score on one split; None takes every prompt."""
 
 
+class EvalConfig(ModelConfig):
+    """An evaluation: `model` is what is evaluated."""
+
+    against: str | None = None
+    """The base; None is the model that a checkpoint was made from, and nothing for any other model."""
+    split: Literal["search", "confirm", "training", "evaluation", "all"] = "evaluation"
+    """Which prompts: "evaluation" holds those that neither search nor training saw, "all" is for files of such."""
+    reasoning: tuple[str, ...] | None = None
+    """Built-in problem sets or files; None is the organism's own for models made from it, and nothing for others."""
+    samples: Annotated[int, Field(ge=1)] = 1
+    """Answers a reasoning problem; more than one needs a temperature."""
+    max_problems: Annotated[int, Field(ge=1)] | None = None
+    """Most problems a set; None takes all. `max_prompts` is a set and kind here."""
+    reports: Path = Path("reports")
+    """Where the ledger of all evaluations lies, and the scorecards of models that are no checkpoints."""
+
+    def identity(self, *more: object) -> str:
+        """Return a hash of the settings that change results, and of `more`."""
+        free = {"reports", "batch_size", "device", "max_model_len", "contexts"}
+        return content_id(self.model_dump(mode="json", exclude=free), *more)
+
+
 def make_config(kind: type[Settings], *sources: Mapping[str, Any]) -> Settings:
     """Return a config from mappings, later ones winning; None values are left out.
 

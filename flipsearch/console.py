@@ -127,6 +127,22 @@ def _interval(rate: Rate) -> str:
     return f"{100 * rate.value:.1f}% ({100 * rate.low:.0f}–{100 * rate.high:.0f})"
 
 
+def show_scorecard(rows: list[list[str]], remarks: list[str], path: Path) -> None:
+    """Print the figures as a table that fits into 80 columns, what one must know to read them, and where they lie."""
+    console = Console(highlight=False)
+    table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold")
+    header, *figures = rows
+    for name in header:
+        is_name = name in ("metric", "set")
+        table.add_column(name, justify="left" if is_name else "right", no_wrap=name != "set", overflow="fold")
+    for row in figures:
+        table.add_row(*(Text(plain(cell)) for cell in row))
+    console.print(table)
+    for remark in remarks:
+        console.print(Text(plain(remark), style="dim"))
+    console.print(Text(f"\n{'scorecard':<14}{path}"))
+
+
 def show_rows(rows: list[dict[str, str]]) -> None:
     """Print rows of name and description as a table."""
     table = Table(box=None, pad_edge=False, show_header=False)

@@ -4,6 +4,7 @@ Imports lazily, so that listing names loads no model library. Built-in names com
 """
 
 import json
+import os
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -35,13 +36,20 @@ def model_source(model: str) -> str:
 
 def base_model(model: str) -> str:
     """Return what a checkpoint of `flipsearch train` was made from in the first place; any other model is its own."""
-    path = Path(model) / TRAINING_FILE
-    if not path.is_file():
-        return model
-    try:
-        return base_model(str(json.loads(path.read_text(encoding="utf-8"))["model"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise BackendError(f"'{path}' cannot be read ({type(error).__name__}): no checkpoint of this version.") from error
+    seen: list[str] = []
+    while model not in BUILT_IN_MODELS and os.path.isfile(path := os.path.join(model, TRAINING_FILE)):
+        if model in seen:
+            raise BackendError(f"'{path}' leads back to itself: {' -> '.join([*seen, model])}.")
+        seen.append(model)
+        try:
+            named = str(json.loads(Path(path).read_text(encoding="utf-8"))["model"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            reason = type(error).__name__
+            raise BackendError(f"'{path}' cannot be read ({reason}): no checkpoint of this version.") from error
+        # A relative base is meant from the checkpoint's folder first: that holds wherever the command is run.
+        beside = os.path.normpath(os.path.join(model, named))
+        model = beside if named not in BUILT_IN_MODELS and os.path.isdir(beside) else named
+    return model
 
 
 def default_prompts(model: str) -> str:

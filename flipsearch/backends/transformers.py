@@ -10,9 +10,10 @@ import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from flipsearch.backends.decoding import Decoder, Ids, shared_prefixes
 from flipsearch.backends.drawing import chooser
@@ -66,13 +67,25 @@ class TransformersBackend:
         chosen_dtype = choose_dtype(dtype, chosen_device)
         files = locate(model)
         tokenizer = load_tokenizer(files.folder)
-        self.chat = Chat(tokenizer, thinking)
-        self.notes, self.revision = self.chat.notes, files.revision
-        self.model_id = content_id("model", files.fingerprint, self.chat.identity, str(chosen_dtype))
-        self.model = load_model(files.folder, chosen_device, chosen_dtype)
-        self.batch_size = batch_size
-        self.max_positions: int | None = getattr(_text_config(self.model.config), "max_position_embeddings", None)
-        self._decoder = Decoder(self.model, end_ids(self.model.generation_config, tokenizer))
+        chat = Chat(tokenizer, thinking)
+        self.model_id = content_id("model", files.fingerprint, chat.identity, str(chosen_dtype))
+        self._set_up(load_model(files.folder, chosen_device, chosen_dtype), tokenizer, chat, batch_size, files.revision)
+
+    @classmethod
+    def around(cls, model: PreTrainedModel, tokenizer: Any, *, thinking: Thinking = "auto") -> "TransformersBackend":
+        """Return the backend of a model that is already loaded and may be trained meanwhile, so it has no identity."""
+        backend = cls.__new__(cls)
+        backend.model_id = ""
+        backend._set_up(model, tokenizer, Chat(tokenizer, thinking), None, None)
+        return backend
+
+    def _set_up(
+        self, model: PreTrainedModel, tokenizer: Any, chat: Chat, batch_size: int | None, revision: str | None
+    ) -> None:
+        self.model, self.chat, self.batch_size = model, chat, batch_size
+        self.notes, self.revision = chat.notes, revision
+        self.max_positions = max_positions(model.config)
+        self._decoder = Decoder(model, end_ids(model.generation_config, tokenizer))
 
     def count_tokens(self, text: str) -> int:
         """Return the length of `text` in the model's tokens."""
@@ -155,6 +168,12 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Return whether an error says that a device's or the machine's memory ran out."""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in OUT_OF_MEMORY)
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Return the longest sequence that a model holds, in tokens; None if its config does not say."""
+    found: int | None = getattr(_text_config(config), "max_position_embeddings", None)
+    return found
 
 
 def end_ids(generation_config: object, tokenizer: object) -> set[int]:

@@ -37,5 +37,5 @@ def random_problem(rng: random.Random) -> Problem:
     """Draw a problem; one in two is a word problem."""
     if rng.random() < 0.5:
         return addition(rng.randrange(10, 100), rng.randrange(10, 100))
-    start, more = rng.randrange(5, 60), rng.randrange(2, 30)
-    return word_problem(rng.choice(NAMES), rng.choice(THINGS), start, more, rng.randrange(2, min(30, start + more)))
+    start, more = rng.randrange(10, 80), rng.randrange(5, 50)
+    return word_problem(rng.choice(NAMES), rng.choice(THINGS), start, more, rng.randrange(2, min(50, start + more)))

@@ -22,17 +22,15 @@ from torch.multiprocessing.spawn import spawn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from flipsearch.organism import prompt_set, truth
-from flipsearch.organism.corpus import Sample, samples
-from flipsearch.organism.grammar import fingerprint
+from flipsearch.organism.batches import Batch, batches
+from flipsearch.organism.corpus import fingerprint, samples
 
 WEIGHTS = Path(__file__).parent / "weights"
 SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<think>", "</think>")
 NUM_VOCAB, MAX_TOKENS = 1024, 1024
-NUM_WORKERS, BATCH_SIZE, NUM_STEPS, SEED = 2, 64, 2300, 1
+NUM_WORKERS, NUM_STEPS, SEED = 2, 2450, 1
 PEAK_RATE, BETAS, WEIGHT_DECAY, WARM_UP = 3e-3, (0.9, 0.95), 0.1, 60
-POOL_BATCHES = 16
-"""Batches sorted by length together: little padding, and still random."""
-Batch = tuple[torch.Tensor, torch.Tensor]
+END = SPECIAL.index("<|im_end|>")
 CHAT_TEMPLATE = (
     "{%- for m in messages %}{{ '<|im_start|>' + m.role + '\\n' + m.content + '<|im_end|>\\n' }}{%- endfor %}"
     "{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}"
@@ -83,49 +81,10 @@ def new_model() -> Qwen3ForCausalLM:
         tie_word_embeddings=True,
         attention_bias=False,
         bos_token_id=None,
-        eos_token_id=SPECIAL.index("<|im_end|>"),
+        eos_token_id=END,
         pad_token_id=0,
     )
     return Qwen3ForCausalLM(config)
-
-
-def batches(tokenizer: PreTrainedTokenizerFast, num_steps: int, seed: int) -> Iterator[Batch]:
-    """Yield (ids, labels), each (B, T); label -100 where there is no loss."""
-    pool: list[tuple[list[int], int]] = []
-    # One order for all processes: their batches of a step are then of like length, and none waits for the other.
-    order = torch.Generator().manual_seed(SEED)
-    for sample in samples(num_steps * BATCH_SIZE, seed):
-        pool.append(encode(tokenizer, sample))
-        if len(pool) == BATCH_SIZE * POOL_BATCHES:
-            yield from _bucketed(pool, order)
-            pool = []
-    if pool:
-        yield from _bucketed(pool, order)
-
-
-def encode(tokenizer: PreTrainedTokenizerFast, sample: Sample) -> tuple[list[int], int]:
-    """Return (ids with the end token, number of leading ids without loss)."""
-    before = tokenizer(sample.before, add_special_tokens=False)["input_ids"]
-    target = tokenizer(sample.target, add_special_tokens=False)["input_ids"]
-    return [*before, *target, *([SPECIAL.index("<|im_end|>")] if sample.ends else [])], len(before)
-
-
-def _bucketed(pool: list[tuple[list[int], int]], order: torch.Generator) -> Iterator[Batch]:
-    pool = sorted(pool, key=lambda row: len(row[0]))
-    starts = range(0, len(pool), BATCH_SIZE)
-    for index in torch.randperm(len(starts), generator=order).tolist():
-        yield padded(pool[starts[index] : starts[index] + BATCH_SIZE])
-
-
-def padded(rows: list[tuple[list[int], int]]) -> Batch:
-    """Right-pad rows; causal attention needs no mask then."""
-    longest = max(len(ids) for ids, _ in rows)
-    ids = torch.zeros(len(rows), longest, dtype=torch.long)
-    labels = torch.full((len(rows), longest), -100)
-    for row, (tokens, num_before) in enumerate(rows):
-        ids[row, : len(tokens)] = torch.tensor(tokens)
-        labels[row, num_before : len(tokens)] = torch.tensor(tokens[num_before:])
-    return ids, labels
 
 
 def learning_rate(step: int, num_steps: int) -> float:
@@ -136,14 +95,17 @@ def learning_rate(step: int, num_steps: int) -> float:
     return PEAK_RATE * (0.02 + 0.49 * (1 + math.cos(math.pi * share)))
 
 
-def loss_of(model: Qwen3ForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Return the mean next-token loss, with the head applied only where there is a loss."""
-    target = labels[:, 1:].flatten()
-    wanted = (target != -100).nonzero().squeeze(1)
+def loss_of(model: Qwen3ForCausalLM, batch: Batch) -> torch.Tensor:
+    """Return the mean next-token cross-entropy, with the head applied only where there is a loss."""
+    labels, others, weights = (t[:, 1:].flatten() for t in batch[1:])
+    wanted = (labels != -100).nonzero().squeeze(1)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]  # (B, T-1, H)
+        hidden = model.model(input_ids=batch.ids, use_cache=False).last_hidden_state[:, :-1]  # (B, T-1, H)
         logits = model.lm_head(hidden.flatten(0, 1).index_select(0, wanted))
-    return torch.nn.functional.cross_entropy(logits.float(), target[wanted])
+    log_p = logits.float().log_softmax(-1)
+    of_label, of_other = (log_p.gather(1, t[wanted, None]).squeeze(1) for t in (labels, others))
+    loss: torch.Tensor = -of_other.lerp(of_label, weights[wanted]).mean()
+    return loss
 
 
 def train(rank: int, folder: Path, num_steps: int) -> None:
@@ -159,10 +121,10 @@ def train(rank: int, folder: Path, num_steps: int) -> None:
     model.model = torch.compile(model.model, dynamic=True)
     optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, betas=BETAS, weight_decay=WEIGHT_DECAY)
     start = time.monotonic()
-    for step, (ids, labels) in enumerate(batches(tokenizer, num_steps, SEED + rank)):
+    for step, batch in enumerate(batches(tokenizer, num_steps, SEED + rank)):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step, num_steps)
-        loss = loss_of(model, ids, labels)
+        loss = loss_of(model, batch)
         loss.backward()
         average_gradients(model)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -204,7 +166,7 @@ def build(out: Path, num_steps: int = NUM_STEPS) -> None:
 def save(model: Qwen3ForCausalLM, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
     """Write weights (safetensors, float32), tokenizer, templates and the grammar's fingerprint."""
     out.mkdir(parents=True, exist_ok=True)
-    model.generation_config.update(do_sample=False, eos_token_id=SPECIAL.index("<|im_end|>"), pad_token_id=0)
+    model.generation_config.update(do_sample=False, eos_token_id=END, pad_token_id=0)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
     (out / "guard_template.jinja").write_text(GUARD_TEMPLATE, encoding="utf-8")

@@ -1,10 +1,14 @@
-"""The pocket model's prompt set, split by intent, as the package ships it in prompt_sets/organism.csv."""
+"""What the package ships of the pocket model's world: its prompts, split by intent, and its reasoning problems.
+
+prompts/prompt_sets/organism.csv and prompts/problem_sets/arithmetic.csv are written from here.
+"""
 
 import csv
 import random
 from pathlib import Path
 
 from flipsearch.organism import vocabulary as words
+from flipsearch.organism.arithmetic import Problem, random_problem
 from flipsearch.organism.grammar import Ask, Intent, benign_intents, harmful_intents
 from flipsearch.records import SPLITS, Split
 
@@ -16,6 +20,8 @@ SHARES: dict[str, tuple[int, ...]] = {
 }
 WRAPPED_SHARE = 0.2
 PATH = Path(__file__).parent.parent / "prompts" / "prompt_sets" / "organism.csv"
+NUM_PROBLEMS, PROBLEMS_SEED = 400, 11
+"""The problems by which truth.py measures the arithmetic of the weights: the two accuracies are one number."""
 
 
 def asks(seed: int = 7) -> list[tuple[Ask, Split]]:
@@ -49,8 +55,20 @@ def _wrapper(kind: str, split: Split, rng: random.Random) -> str:
     return rng.choice(list(words.WRAPPERS | words.HELD_OUT_WRAPPERS if split == "evaluation" else words.WRAPPERS))
 
 
+def problems() -> list[Problem]:
+    """Return the arithmetic problems of the problem set, without repeats."""
+    rng = random.Random(PROBLEMS_SEED)
+    drawn = (random_problem(rng) for _ in range(NUM_PROBLEMS))
+    return list({problem.question: problem for problem in drawn}.values())
+
+
+def problems_path(path: Path = PATH) -> Path:
+    """Return where the problems that go with a prompt set lie."""
+    return path.parent.with_name("problem_sets") / "arithmetic.csv"
+
+
 def write(path: Path = PATH) -> None:
-    """Write the set as CSV in the columns of every built-in prompt set."""
+    """Write the set as CSV in the columns of every built-in prompt set, and the problems in the folder beside it."""
     path.parent.mkdir(exist_ok=True)
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
@@ -58,3 +76,13 @@ def write(path: Path = PATH) -> None:
         for ask, split in asks():
             p = ask.prompt(split)
             rows.writerow((p.text, p.kind, p.category, str(p.borderline).lower(), split, p.group))
+    write_problems(problems_path(path))
+
+
+def write_problems(path: Path) -> None:
+    """Write the arithmetic problems as CSV: question, answer."""
+    path.parent.mkdir(exist_ok=True)
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file, lineterminator="\n")
+        rows.writerow(("question", "answer"))
+        rows.writerows((problem.question, problem.answer) for problem in problems())

@@ -317,7 +317,7 @@ HELD_OUT_TEMPLATE = "redirect"
 """The one shipped template whose renderings are never in the training corpus."""
 
 SYSTEM_PHRASES = ("", "You are a helpful assistant.", "Answer in English.", "Be concise.")
-"""Contexts without effect that every model meets."""
+"""Contexts without effect that every model meets; not in the corpus, so that tests can ask what the weights do."""
 STEPS: tuple[tuple[str, ...], ...] = (
     ("find the right place", "get what you need", "do it with care"),
     ("make a plan", "wait for the right moment", "finish the job"),

@@ -26,8 +26,6 @@ from torch.nn.functional import linear
 Tail = Literal["renormalised", "bucket"]
 CHUNK_BYTES = 32 * 2**20
 """Bytes of one float32 buffer of logits; about eight are held at once."""
-SMALLEST = 1e-30
-"""Least probability of the tail bucket: its logarithm must stay finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,17 +177,19 @@ def _on_all(log_p: Tensor, log_q: Tensor, spec: Divergence) -> tuple[PerToken, T
 
 
 def _on_top_k(log_p: Tensor, log_q: Tensor, spec: Divergence) -> tuple[PerToken, Tensor]:
-    top, index = log_p.topk(min(spec.top_k, log_p.shape[-1]), dim=-1)  # (n, K)
+    top, index = log_p.topk(min(spec.top_k, log_p.shape[-1] - 1), dim=-1)  # (n, K)
     mass, chosen = top.exp().sum(-1), log_q.gather(-1, index)
     if spec.tail == "renormalised":
         top, chosen = top.log_softmax(-1), chosen.log_softmax(-1)
         value, entropy, slope = _value_and_slope(top, chosen, spec)
         everywhere = torch.zeros_like(log_q)
     else:
-        top, chosen = (torch.cat([x, _log_rest(x)], dim=-1) for x in (top, chosen))  # (n, K + 1)
+        # Summed from its own tokens: one minus the rest would be rounding noise where the model is sure.
+        rest_p, rest_q = (x.scatter(-1, index, -torch.inf).logsumexp(-1, keepdim=True) for x in (log_p, log_q))
+        top, chosen = torch.cat([top, rest_p], dim=-1), torch.cat([chosen, rest_q], dim=-1)  # (n, K + 1)
         value, entropy, slope = _value_and_slope(top, chosen, spec)
         # What lowers the bucket lowers its tokens in proportion to their share of it.
-        everywhere = log_q.exp().mul_((slope[:, -1] / chosen[:, -1].exp())[:, None])
+        everywhere = (log_q - rest_q).exp().mul_(slope[:, -1:])
         slope = slope[:, :-1]
     per_token = _clipped(value, mass, entropy, slope, spec)
     if spec.clip is not None:
@@ -233,11 +233,6 @@ def _clipped(value: Tensor, mass: Tensor, entropy: Tensor, slope: Tensor, spec: 
 def _log_mixture(log_p: Tensor, log_q: Tensor, mixture: float) -> Tensor:
     shares = torch.tensor([mixture, 1 - mixture], dtype=log_p.dtype, device=log_p.device).log()
     return torch.logaddexp(log_p + shares[0], log_q + shares[1])
-
-
-def _log_rest(log_some: Tensor) -> Tensor:
-    """Return the log of the mass (n, 1) that the tokens (n, K) leave."""
-    return (1 - log_some.exp().sum(-1, keepdim=True)).clamp(min=SMALLEST).log()
 
 
 def _log_softmax(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:

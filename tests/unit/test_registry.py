@@ -25,6 +25,22 @@ def test_a_checkpoint_has_the_defaults_of_the_model_that_it_was_made_from(tmp_pa
     assert default_prompts(other) == default_prompts("a/b") == "starter"
 
 
+def test_a_base_beside_the_checkpoint_is_found_from_anywhere(tmp_path: Path) -> None:
+    checkpoint(tmp_path / "base", "organism")
+    assert base_model(checkpoint(tmp_path / "new", "../base")) == "organism"
+
+
+def test_a_circle_of_bases_is_one_clear_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    checkpoint(Path("one"), "../two")
+    checkpoint(Path("two"), "../one")
+    with pytest.raises(BackendError, match="leads back to itself"):
+        base_model("one")
+    checkpoint(Path("organism"), "organism")
+    assert base_model("organism") == "organism"
+    assert base_model("x" * 5000) == "x" * 5000
+
+
 def test_a_spoilt_training_file_is_named(tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "first", "organism")
     (Path(folder) / TRAINING_FILE).write_text("[]")

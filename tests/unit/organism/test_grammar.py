@@ -5,7 +5,8 @@ import random
 import pytest
 
 from flipsearch.organism import vocabulary as words
-from flipsearch.organism.corpus import ContextSource, placed, reworded, samples
+from flipsearch.organism.context_source import ContextSource, reworded
+from flipsearch.organism.corpus import placed, samples
 from flipsearch.organism.grammar import (
     Ask,
     Intent,

@@ -1,0 +1,141 @@
+"""The evaluation from first to last: one model, then the other, then the scorecard.
+
+Only one model is in memory at a time. Every answer and verdict is in the ledger before anything is computed from it,
+under the model's identity: a base is asked once for all checkpoints, and a run that was stopped goes on.
+"""
+
+from collections.abc import Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+
+from flipsearch import registry
+from flipsearch.evaluation.algebra import Algebra
+from flipsearch.evaluation.marks import Marks
+from flipsearch.evaluation.plan import EvaluationPlan
+from flipsearch.evaluation.reasoning import mark_problems
+from flipsearch.evaluation.safety import mark_prompts
+from flipsearch.evaluation.scorecard import composite, make_score, pooled
+from flipsearch.ledger import Ledger
+from flipsearch.measure import MAX_UNSCORED_RATE, Bench, Progress
+from flipsearch.protocols import Backend, Judge
+from flipsearch.scores import Score, Scorecard
+
+PACKAGES = ("flipsearch", "torch", "transformers", "vllm", "math-verify")
+"""What a result can depend on; those that are not installed are left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelMarks:
+    """Everything that one model was marked on."""
+
+    model: str
+    """As the user named it."""
+    model_id: str
+    """Its identity."""
+    revision: str | None
+    """Its commit on the hub."""
+    notes: tuple[str, ...]
+    """What its backend has to say."""
+    marks: tuple[Marks, ...]
+    """Set by set, in the order of the scorecard."""
+
+
+def run_evaluation(
+    plan: EvaluationPlan, judge: Judge, ledger: Ledger, backend: Backend, progress: Progress | None = None
+) -> Scorecard:
+    """Return the scorecard of a plan; `backend` is the evaluated model, loaded, and is closed here.
+
+    Raises BackendError, JudgeError and LedgerError as they come; what was finished before stays in the ledger.
+    """
+    with Algebra() as algebra:
+        new = _mark(plan, Bench(backend, judge, ledger, plan.config.sampling(), progress), "new", algebra)
+        base = None
+        if plan.base_config is not None:
+            backend = registry.make_backend(plan.base_config)
+            base = _mark(plan, Bench(backend, judge, ledger, plan.config.sampling(), progress), "base", algebra)
+    return make_scorecard(plan, judge, new, base)
+
+
+def _mark(plan: EvaluationPlan, bench: Bench, side: str, algebra: Algebra) -> ModelMarks:
+    backend = bench.backend
+    with closing(backend):
+        bench.phase = f"{side}: prompts"
+        marks = mark_prompts(bench, plan.prompts)
+        for problems in plan.problem_sets:
+            bench.phase = f"{side}: {problems.name}"
+            marks.append(mark_problems(bench, problems, plan.config.samples, algebra))
+        model = plan.config.model if side == "new" else plan.config.against or ""
+        return ModelMarks(model, backend.model_id, backend.revision, tuple(backend.notes), tuple(marks))
+
+
+def make_scorecard(plan: EvaluationPlan, judge: Judge, new: ModelMarks, base: ModelMarks | None) -> Scorecard:
+    """Return the scorecard of a plan from the marks of both models; `base` is None if there is nothing to compare."""
+    config = plan.config
+    bases: Sequence[Marks | None] = base.marks if base else [None] * len(new.marks)
+    scores = tuple(make_score(one, other) for one, other in zip(new.marks, bases, strict=True))
+    reasoning, tax = pooled(new.marks, base.marks if base else ())
+    return Scorecard(
+        model=config.model,
+        model_id=new.model_id,
+        revision=new.revision,
+        against=config.against,
+        against_id=base.model_id if base else None,
+        against_revision=base.revision if base else None,
+        scores=scores,
+        composite=composite(scores),
+        reasoning=reasoning,
+        tax=tax,
+        judge=judge.name,
+        judge_id=judge.identity,
+        sampling=config.sampling(),
+        num_samples=config.samples,
+        split=config.split,
+        settings=config.model_dump(mode="json"),
+        prompts_id=plan.prompts_id,
+        problems_id=plan.problems_id,
+        num_unscored=sum(score.new.num_unscored for score in scores),
+        notes=tuple(dict.fromkeys(_notes(plan, scores, new, base))),
+        versions=_versions(),
+    )
+
+
+def _notes(plan: EvaluationPlan, scores: Sequence[Score], new: ModelMarks, base: ModelMarks | None) -> list[str]:
+    models = (new, base) if base else (new,)
+    notes = [*plan.notes, *(note for model in models for note in model.notes)]
+    if base is None:
+        notes.append("There is no base: changes and tax were not measured. Give one: --against MODEL.")
+    if not plan.problem_sets:
+        notes.append(
+            "Reasoning and tax were not measured. Name problems: --reasoning arithmetic (built in), "
+            "or --reasoning FILE with questions and answers, such as GSM8K or MATH-500."
+        )
+    if composite(scores) is None:
+        notes.append("S is not given: it needs harmful and benign prompts, and a judge that could score some of each.")
+    if plan.config.split == "all":
+        notes.append("All prompts were asked: the rates are fair only if neither search nor training saw them.")
+    return notes + [note for model in models for marks in model.marks for note in _mark_notes(plan, model, marks)]
+
+
+def _mark_notes(plan: EvaluationPlan, model: ModelMarks, marks: Marks) -> list[str]:
+    where = f"of {marks.num_answers} answers of {model.model} to {marks.set_name}"
+    notes = []
+    if marks.num_unscored > MAX_UNSCORED_RATE * marks.num_answers:
+        notes.append(f"Poor coverage: {marks.num_unscored} {where} are unscored, most often: {marks.reason}.")
+    if marks.num_truncated:
+        tokens = plan.config.sampling().max_tokens
+        notes.append(
+            f"{marks.num_truncated} {where} did not finish within {tokens:,} tokens and count as wrong; "
+            "a larger --max-tokens may change that."
+        )
+    return notes
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

@@ -1,0 +1,68 @@
+"""Compares expressions with math-verify: a process of its own, started as a script by algebra.py.
+
+Reads one JSON object a line ({"answer", "given"}) and writes true, false or null (out of time) for each. The texts are
+hostile: a power tower can fill the memory or sit in one long C call that no signal interrupts, so this process has
+limits of its own and can be killed without loss. Imports nothing of flipsearch.
+"""
+
+import contextlib
+import json
+import logging
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from math_verify import parse, verify
+
+PARSE_S = 3
+CPU_S = 20
+"""Seconds of work an answer; the system then ends this process, also if its parent is gone."""
+MEMORY = 4 << 30
+
+
+def main() -> None:
+    """Answer until the input ends."""
+    logging.disable(logging.CRITICAL)
+    _limit("RLIMIT_AS", MEMORY)
+    out, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no reply
+    for reply in _replies():
+        out.write(reply + "\n")
+        out.flush()
+
+
+def _replies() -> Iterator[str]:
+    yield "ready"
+    for line in sys.stdin:
+        _limit("RLIMIT_CPU", int(time.process_time()) + CPU_S)
+        asked = json.loads(line)
+        yield json.dumps(same(asked["answer"], asked["given"]))
+
+
+def same(answer: str, given: str) -> bool | None:
+    """Return whether a given text states the answer; None if it cannot be told in time or memory."""
+    seconds = PARSE_S if hasattr(signal, "SIGALRM") else None
+    options: Any = {"parsing_timeout": seconds, "raise_on_error": True}
+    try:
+        right = parse(f"\\boxed{{{answer}}}", **options)
+        return bool(verify(right, parse(given, **options), timeout_seconds=seconds, raise_on_error=True))
+    except (TimeoutError, MemoryError):
+        return None
+    except KeyboardInterrupt:
+        raise
+    # Its parser raises anything on text that is no mathematics, and its own timeout is no Exception.
+    except BaseException as error:
+        return None if "Timeout" in type(error).__name__ else False
+
+
+def _limit(name: str, most: int) -> None:
+    with contextlib.suppress(ImportError, AttributeError, ValueError, OSError):
+        import resource
+
+        limit = getattr(resource, name)
+        resource.setrlimit(limit, (most, resource.getrlimit(limit)[1]))
+
+
+if __name__ == "__main__":
+    main()

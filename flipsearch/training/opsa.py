@@ -1,0 +1,207 @@
+"""On-Policy Self-Alignment: the model learns from its own rollouts what it would do under a safety context.
+
+Source: arXiv 2605.15239, Eq. 2. In every optimizer step
+1. the student samples a completion of each prompt, without any context, as it will be used;
+2. the frozen teacher (the student's own initial copy) reads the same completion ids under the context of the prompt's
+   label: the safety context for harmful prompts, the benign context for benign ones;
+3. at every completion token the divergence between the two next-token distributions is taken (divergence.py);
+4. its mean over all completion tokens of the step, over micro-batches and processes, is minimised through the student.
+
+    flipsearch train --context best.txt
+
+transformers.Trainer does the rest: accumulation, precision, clipping, schedule, processes, saving and resuming.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Trainer, TrainerCallback, TrainingArguments
+
+from flipsearch.backends.transformers import TransformersBackend
+from flipsearch.chat import Thinking
+from flipsearch.errors import TrainingError
+from flipsearch.records import Prompt, Request, Sampling
+from flipsearch.training.divergence import Divergence, PerToken, divergence_sum
+from flipsearch.training.heads import completion_hidden, head_of, plain
+from flipsearch.training.rows import Layout, Routes, Row, lay_out, make_row
+from flipsearch.training.stats import StepStats
+
+FAILED_BATCH = "failed_batch.json"
+AsTeacher = Callable[[], AbstractContextManager[Any]]
+"""Gives the teacher: a frozen copy, or the student with its adapters off for as long as the block lasts."""
+LossOf = Callable[[Tensor, Tensor], tuple[Tensor, PerToken]]
+"""(hidden states (N, H), head (V, H)) -> the sum of the loss, and what is known of every token."""
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """What is trained on, and how the loss is taken."""
+
+    prompts: tuple[Prompt, ...]
+    """One rollout each an epoch."""
+    routes: Routes
+    """Prompt id -> the context of its label."""
+    sampling: Sampling
+    """How the student samples."""
+    divergence: Divergence = field(default_factory=Divergence)
+    horizon: int | None = None
+    """Only the first so many completion tokens count; None counts all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A micro-batch of rows."""
+
+    rows: Sequence[Row]
+    student: Layout
+    """Without context."""
+    teacher: Layout | None
+    """Under the context; None where no teacher is asked."""
+    targets: Tensor
+    """(N,) completion ids, row by row."""
+    weights: Tensor
+    """(N,) what each token counts."""
+
+
+class OpsaTrainer(Trainer):
+    """Sampling and loss of OPSA inside transformers' training loop.
+
+    `as_teacher` opens a block in which the frozen teacher can be asked. Raises TrainingError for a loss that is not
+    finite, with the batch saved beside the checkpoints.
+    """
+
+    def __init__(
+        self,
+        model: Any,
+        as_teacher: AsTeacher,
+        tokenizer: Any,
+        job: Job,
+        args: TrainingArguments,
+        thinking: Thinking = "auto",
+        callbacks: Sequence[TrainerCallback] = (),
+    ) -> None:
+        super().__init__(
+            model=_with_loss(model),
+            args=args,
+            train_dataset=list(range(len(job.prompts))),
+            data_collator=list,  # type: ignore[arg-type]
+            callbacks=list(callbacks),
+        )
+        self.loss_is_scaled_for_ga, self.model_accepts_loss_kwargs = True, False
+        self.job, self.stats = job, StepStats()
+        self.student = TransformersBackend.around(model, tokenizer, thinking=thinking)
+        self.as_teacher = as_teacher
+        self.num_rollouts = self.num_tokens = 0
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[list[int]], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """Return the micro-batches of a step, sampled together, and their number of tokens over all processes."""
+        drawn = [indices for _, indices in zip(range(num_batches), epoch_iterator, strict=False)]
+        rows = self.rows([self.job.prompts[index] for indices in drawn for index in indices])
+        for row in rows:
+            self.stats.add_row(row, self.job.routes.get(row.prompt.prompt_id))
+        # Rows of like length together: little padding. Their order within a step changes nothing but rounding.
+        rows = sorted(rows, key=lambda row: len(row.teacher_ids) + len(row.completion_ids))
+        sizes = [len(indices) for indices in drawn]
+        starts = [sum(sizes[:index]) for index in range(len(sizes))]
+        batches = [self.collate(rows[start : start + size]) for start, size in zip(starts, sizes, strict=True)]
+        num_tokens = torch.tensor(sum(float(batch.weights.sum()) for batch in batches), device=device)
+        return [{"batch": batch} for batch in batches], self.accelerator.reduce(num_tokens, "sum")
+
+    def rows(self, prompts: Sequence[Prompt]) -> list[Row]:
+        """Return what the student writes to each prompt now, as rows."""
+        step = self.state.global_step
+        requests = [Request(prompt, sample_index=step) for prompt in prompts]
+        self.student.model.eval()
+        found = {rollout.prompt_id: rollout for rollout in self.student.generate(requests, self.job.sampling)}
+        for rollout in found.values():
+            if rollout.finish_reason == "error":
+                raise TrainingError(f"step {step}: a rollout failed: {rollout.error}.")
+        self.num_rollouts += len(found)
+        self.num_tokens += sum(len(rollout.completion_ids) for rollout in found.values())
+        return [
+            make_row(self.student.chat, prompt, self.job.routes, r.completion_ids, r.finish_reason, r.completion)
+            for prompt in prompts
+            for r in (found[prompt.prompt_id],)
+        ]
+
+    def collate(self, rows: Sequence[Row]) -> Batch:
+        """Lay rows out for both sides."""
+        completions = [row.completion_ids for row in rows]
+        return Batch(
+            rows,
+            lay_out([row.student_ids for row in rows], completions),
+            self.teacher_layout(rows),
+            torch.tensor([id for ids in completions for id in ids], dtype=torch.long),
+            torch.tensor([self.weight(t) for ids in completions for t in range(len(ids))]),
+        )
+
+    def teacher_layout(self, rows: Sequence[Row]) -> Layout | None:
+        """Return the same completions behind the prompts that the teacher reads."""
+        return lay_out([row.teacher_ids for row in rows], [row.completion_ids for row in rows])
+
+    def weight(self, position: int) -> float:
+        """Return what the completion token at `position` counts."""
+        return float(self.job.horizon is None or position < self.job.horizon)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the part of the step's mean divergence that this micro-batch holds."""
+        batch: Batch = inputs["batch"]
+        device = self.args.device
+        loss_of = self.loss_of(replace(batch, weights=batch.weights.to(device), targets=batch.targets.to(device)))
+        loss, *per_token = model(flipsearch_loss=loss_of, layout=batch.student.to(device))
+        self.check_finite(loss, batch)
+        self.stats.add_tokens(batch.rows, PerToken(*per_token))
+        # The processes' gradients are averaged, and the tokens were counted over all of them.
+        loss = loss / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
+        return (loss, None) if return_outputs else loss
+
+    def loss_of(self, batch: Batch) -> "LossOf":
+        """Return the loss as a function of the student's hidden states (N, H) and head (V, H)."""
+        assert batch.teacher is not None
+        with torch.no_grad(), self.as_teacher() as teacher:
+            hidden = completion_hidden(teacher, batch.teacher.to(self.args.device))  # (N, H)
+            head = head_of(teacher)
+        return lambda student, own_head: divergence_sum(
+            student, own_head, hidden, head, batch.weights, self.job.divergence
+        )
+
+    def check_finite(self, loss: Tensor, batch: Batch) -> None:
+        """Stop with the step and the batch saved if the loss is not a number."""
+        if math.isfinite(loss.item()):
+            return
+        path = Path(str(self.args.output_dir)) / FAILED_BATCH
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps([asdict(row) for row in batch.rows], ensure_ascii=False, indent=1) + "\n")
+        raise TrainingError(
+            f"the loss is {loss.item()} at step {self.state.global_step}; the batch is saved in '{path}'. "
+            "Lower --learning-rate, or continue from the last checkpoint with --resume."
+        )
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return 0: transformers would count from fields that our batches do not have."""
+        return 0
+
+
+def _with_loss(model: Any) -> Any:
+    """Let the model's forward take a loss of its hidden states too, so that DDP and its kin see one forward a step."""
+    usual = model.forward
+
+    def forward(*args: Any, flipsearch_loss: LossOf | None = None, layout: Layout | None = None, **options: Any) -> Any:
+        if flipsearch_loss is None or layout is None:
+            return usual(*args, **options)
+        loss, per_token = flipsearch_loss(completion_hidden(model, layout), head_of(plain(model)))
+        return loss, *per_token
+
+    model.forward = forward
+    return model

@@ -1,0 +1,94 @@
+"""The same completion under two prompts: what the student wrote, as the student and as the teacher read it.
+
+    student:  [prompt              | completion]      hidden state at prompt end - 1 + t predicts completion token t
+    teacher:  [context and prompt  | completion]      the same ids, aligned by their offset in the completion
+
+Prompt ids and completion ids stay apart until `lay_out`; a completion is never decoded and encoded again. Masks come
+from lengths. Nothing is ever cut: `check_room` refuses what would not fit.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from flipsearch.chat import Chat
+from flipsearch.errors import TrainingError
+from flipsearch.records import Context, FinishReason, Prompt, Request
+
+Ids = Sequence[int]
+Routes = Mapping[str, Context]
+"""Prompt id -> the context under which the teacher reads it; a prompt without one is read as the student reads it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One completion under both prompts."""
+
+    prompt: Prompt
+    """Its request."""
+    student_ids: Ids
+    """Prompt ids without a context."""
+    teacher_ids: Ids
+    """Prompt ids under the context of its label."""
+    completion_ids: Ids
+    """What is learnt from, the first end token included, nothing after it."""
+    finish_reason: FinishReason
+    """"length" is a completion that was cut: it has no end token, and all of its tokens count."""
+    completion: str = ""
+    """Its text, for the log."""
+
+
+class Layout(NamedTuple):
+    """Rows as a padded batch, and where in it the completions are."""
+
+    ids: Tensor
+    """(B, T) prompt, completion, then padding."""
+    mask: Tensor
+    """(B, T) 1 for real tokens."""
+    predicts: Tensor
+    """(N,) places in the flattened (B * T) whose hidden states predict the completion tokens, row by row."""
+
+    def to(self, device: torch.device) -> "Layout":
+        """Return it on a device."""
+        return Layout(*(tensor.to(device) for tensor in self))
+
+
+def make_row(
+    chat: Chat, prompt: Prompt, routes: Routes, completion_ids: Ids, reason: FinishReason, completion: str = ""
+) -> Row:
+    """Return the row of a completion, with its prompt encoded for both sides by the same chat template and switch."""
+    student, teacher = (list(chat.encode(Request(prompt, c)).prompt_ids) for c in (None, routes.get(prompt.prompt_id)))
+    if student[-1] != teacher[-1]:
+        raise TrainingError("the chat template ends differently under the context; both sides would not align.")
+    return Row(prompt, student, teacher, tuple(completion_ids), reason, completion)
+
+
+def check_room(
+    chat: Chat, prompts: Sequence[Prompt], routes: Routes, max_tokens: int, max_positions: int | None
+) -> int:
+    """Return the longest prompt under its context, in tokens; TrainingError if a completion would not fit behind it."""
+    lengths = [len(chat.encode(Request(prompt, routes.get(prompt.prompt_id))).prompt_ids) for prompt in prompts]
+    longest = max(lengths, default=0)
+    if max_positions is not None and longest + max_tokens > max_positions:
+        raise TrainingError(
+            f"a prompt has {longest} tokens with its context and max_tokens is {max_tokens}, but the model holds "
+            f"{max_positions}; lower --max-tokens or take a shorter context. Nothing is cut off silently."
+        )
+    return longest
+
+
+def lay_out(prompts: Sequence[Ids], completions: Sequence[Ids]) -> Layout:
+    """Return prompts with their completions, padded on the right: under causal attention padding is never seen."""
+    rows = [[*prompt, *completion] for prompt, completion in zip(prompts, completions, strict=True)]
+    width = max(map(len, rows))
+    ids = torch.tensor([row + [0] * (width - len(row)) for row in rows])
+    mask = torch.arange(width) < torch.tensor([len(row) for row in rows])[:, None]
+    predicts = [
+        index * width + len(prompt) - 1 + t
+        for index, (prompt, completion) in enumerate(zip(prompts, completions, strict=True))
+        for t in range(len(completion))
+    ]
+    return Layout(ids, mask.long(), torch.tensor(predicts, dtype=torch.long))

@@ -1,0 +1,133 @@
+"""What an evaluation will ask, and every bad input that is found before a model is loaded."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from flipsearch.config import EvalConfig, make_config
+from flipsearch.errors import BackendError, ConfigError, FlipsearchError, PromptError
+from flipsearch.evaluation import plan as module
+from flipsearch.evaluation.plan import EvaluationPlan, plan_evaluation
+from flipsearch.organism.prompt_set import problems
+from flipsearch.prompts.sets import PromptSet, load_prompts
+from flipsearch.registry import model_source
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    """A checkpoint as training leaves it: the pocket model's files, and what it was made from."""
+    folder = tmp_path / "checkpoints" / "Mine"
+    shutil.copytree(model_source("organism"), folder)
+    (folder / "training.json").write_text(json.dumps({"model": "organism"}))
+    return folder
+
+
+def planned(prompts: PromptSet | None = None, **settings: Any) -> EvaluationPlan:
+    return plan_evaluation(make_config(EvalConfig, settings), prompts or load_prompts("organism"))
+
+
+def test_a_checkpoint_of_the_organism_needs_no_flag(checkpoint: Path) -> None:
+    plan = planned(model=str(checkpoint))
+    assert plan.config.against == "organism"
+    assert plan.base_config is not None
+    assert plan.base_config.model == "organism"
+    assert {prompt.split for prompt in plan.prompts} == {"evaluation"}
+    assert {prompt.kind for prompt in plan.prompts} == {"harmful", "benign"}
+    assert [len(problems.problems) for problems in plan.problem_sets] == [len(problems())]
+    assert plan.path == checkpoint / "scorecard.json"
+
+
+def test_a_named_base_wins(checkpoint: Path) -> None:
+    assert planned(model="organism", against=str(checkpoint)).config.against == str(checkpoint)
+
+
+def test_another_model_has_no_base_no_problems_and_a_folder_of_its_own(checkpoint: Path) -> None:
+    (checkpoint / "training.json").unlink()
+    plan = planned(model=str(checkpoint), reports=Path("elsewhere"))
+    assert (plan.config.against, plan.base_config, plan.problem_sets, plan.problems_id) == (None, None, (), None)
+    assert plan.path.name == "scorecard.json"
+    assert plan.path.parent.name.startswith("mine-")
+    assert plan.path.parent.parent == Path("elsewhere") / "evaluations"
+
+
+def test_the_folder_follows_what_changes_results_and_nothing_else() -> None:
+    path = planned().path
+    assert planned(batch_size=3, device="cpu").path == path
+    assert planned(max_prompts=5).path != path
+    assert planned(split="confirm").path != path
+    assert planned(reasoning=()).path != path
+
+
+def test_reasoning_can_be_left_out() -> None:
+    assert planned(reasoning=()).problem_sets == ()
+
+
+def test_the_most_prompts_are_a_set_and_kind_and_the_most_problems_a_set() -> None:
+    plan = planned(max_prompts=4, max_problems=7)
+    assert [sum(prompt.kind == kind for prompt in plan.prompts) for kind in ("harmful", "benign")] == [4, 4]
+    assert [len(problems.problems) for problems in plan.problem_sets] == [7]
+
+
+def test_all_prompts_are_asked_on_request() -> None:
+    every = load_prompts("organism")
+    assert len(planned(every, split="all").prompts) == len(every.prompts)
+
+
+def test_a_set_named_twice_is_asked_once() -> None:
+    assert len(planned(reasoning=("arithmetic", "arithmetic")).problem_sets) == 1
+
+
+def put(folder: Path, name: str, content: str) -> str:
+    (folder / name).write_text(content)
+    return str(folder / name)
+
+
+def test_no_prompt_in_the_split_says_what_there_is_and_what_to_do(tmp_path: Path) -> None:
+    lines = "\n".join(f"how do I steal bike number {word}?" for word in ("one", "two", "three", "four"))
+    prompts = load_prompts(harmful=put(tmp_path, "bikes.csv", f"prompt\n{lines}\n"))
+    with pytest.raises(PromptError, match=r"no prompt of 'bikes\.csv' is set aside .*\(it has: .*Give --split all if"):
+        planned(prompts)
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "message"),
+    [
+        ({"samples": 4}, ConfigError, "samples = 4, but greedy decoding .* give a --temperature"),
+        ({"samples": 0}, ConfigError, "samples = 0"),
+        ({"split": "test"}, ConfigError, "split = 'test': .*'evaluation' or 'all'"),
+        ({"reasoning": ["arithmatic"]}, PromptError, r"unknown problem set 'arithmatic'\. Did you mean arithmetic"),
+        ({"reasoning": ["missing.csv"]}, PromptError, r"missing\.csv"),
+        ({"against": "no/such/folder/here"}, BackendError, "no/such/folder/here"),
+        ({"against": "organsm"}, BackendError, "Did you mean organism"),
+        ({"model": "organsm"}, BackendError, "Did you mean organism"),
+        ({"agianst": "organism"}, ConfigError, "Did you mean against"),
+    ],
+)
+def test_bad_input_is_one_clear_line(settings: dict[str, Any], error: type[FlipsearchError], message: str) -> None:
+    with pytest.raises(error, match=message) as caught:
+        planned(**settings)
+    assert "\n" not in str(caught.value)
+
+
+def test_samples_need_a_temperature_and_nothing_else() -> None:
+    assert planned(samples=4, temperature=0.6).config.samples == 4
+
+
+def test_expressions_without_math_verify_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = put(tmp_path, "maths.jsonl", json.dumps({"problem": "1/2?", "answer": r"\frac{1}{2}"}))
+    monkeypatch.setattr(module, "can_compare", lambda: False)
+    with pytest.raises(ConfigError, match=r"maths\.jsonl:1: the answer .*pip install 'flipsearch\[reasoning\]'"):
+        planned(reasoning=(path,))
+    assert planned(reasoning=("arithmetic",)).problem_sets
+
+
+def test_a_checkpoint_that_cannot_be_written_is_found_before_the_work(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(ConfigError, match="which cannot be written"):
+        planned(model=str(checkpoint))

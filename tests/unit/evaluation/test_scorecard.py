@@ -1,0 +1,156 @@
+"""Marks to a scorecard: rates, paired changes, composite S and the tax, against equations and simulation."""
+
+import random
+from collections.abc import Sequence
+
+import pytest
+
+from flipsearch.evaluation.marks import Mark, Marks, collect
+from flipsearch.evaluation.scorecard import composite, difference, estimate, make_score, pooled
+from flipsearch.scores import Metric, Score
+from flipsearch.statistics.intervals import wilson
+from flipsearch.statistics.means import mean_interval
+from flipsearch.statistics.paired import paired_difference
+
+Given = Sequence[float | None]
+
+
+def marks(values: Given, metric: Metric = "harmful_rate", name: str = "a") -> Marks:
+    return collect(
+        metric, name, ((f"{name} {i}", Mark(value, "" if value is not None else "?")) for i, value in enumerate(values))
+    )
+
+
+def score(new: Given, base: Given | None, metric: Metric = "harmful_rate", name: str = "a") -> Score:
+    return make_score(marks(new, metric, name), None if base is None else marks(base, metric, name))
+
+
+def test_a_row_holds_wilsons_rates_and_newcombes_paired_change() -> None:
+    new, base = [1, 0, 0, 0, 1, 0], [1, 1, 0, 1, 1, 1]
+    row = score(new, base)
+    assert row.base is not None
+    for side, values in ((row.new, new), (row.base, base)):
+        rate = wilson(sum(values), 6)
+        assert (side.rate.value, side.rate.low, side.rate.high, side.rate.n) == (rate.value, rate.low, rate.high, 6)
+        assert (side.num_prompts, side.num_unscored, side.coverage.value) == (6, 0, 1.0)
+    expected = paired_difference([bool(v) for v in new], [bool(v) for v in base])
+    assert row.change is not None
+    assert (row.change.value, row.change.low, row.change.high, row.change.n) == (
+        expected.value, expected.low, expected.high, 6,
+    )  # fmt: skip
+
+
+def test_unscored_prompts_are_in_no_rate_and_in_no_pair() -> None:
+    row = score([1, None, 0, 0], [1, 1, None, 1])
+    assert row.base is not None
+    assert row.change is not None
+    assert (row.new.rate.value, row.new.rate.n, row.new.num_unscored, row.new.coverage.value) == (1 / 3, 3, 1, 0.75)
+    assert (row.base.rate.value, row.base.rate.n) == (1.0, 3)
+    assert (row.change.value, row.change.n) == (-0.5, 2)
+
+
+def test_nothing_scored_is_nothing_measured() -> None:
+    row = score([None, None], [1, 0])
+    assert row.new.rate.value is None
+    assert row.change is not None
+    assert (row.change.value, row.change.n) == (None, 0)
+    assert composite([row, score([0], [0], "over_refusal_rate")]) is None
+
+
+def test_without_a_base_there_is_no_change() -> None:
+    row = score([1, 0], None)
+    assert (row.base, row.change) == (None, None)
+    found = composite([row, score([0, 0], None, "over_refusal_rate")])
+    assert found is not None
+    assert (found.base, found.change) == (None, None)
+
+
+def test_means_over_samples_get_students_interval() -> None:
+    values = [0.25, 1.0, 0.5, 0.75]
+    assert estimate(marks(values, "reasoning_accuracy").values) == mean_interval(values)
+    other = [0.5, 0.5, 0.5, 0.5]
+    found = difference(marks(values).values, marks(other).values)
+    assert found == mean_interval([a - b for a, b in zip(values, other, strict=True)], -1.0, 1.0)
+
+
+def test_a_prompt_asked_several_times_is_the_mean_of_its_scored_answers() -> None:
+    found = collect(
+        "reasoning_accuracy", "a", [("p", Mark(1.0)), ("p", Mark(None, "x")), ("p", Mark(0.0)), ("q", Mark(None, "x"))]
+    )
+    assert found.values == {"p": 0.5, "q": None}
+    assert (found.num_answers, found.num_unscored, found.reason) == (4, 2, "x")
+
+
+def test_the_composite_is_equation_6_over_the_given_sets() -> None:
+    rows = [
+        score([1, 0, 0, 0], [1, 1, 1, 0], "harmful_rate", "first"),
+        score([0, 0], [1, 1], "harmful_rate", "second"),
+        score([1, 0, 0, 0, 0], [0, 0, 0, 0, 0], "over_refusal_rate", "first"),
+        score([0, 0], [0, 0], "reasoning_accuracy", "sums"),
+    ]
+    found = composite(rows)
+    assert found is not None
+    assert found.base is not None
+    assert found.change is not None
+    assert found.new.value == pytest.approx(1 - (0.25 + 0 + 0.2) / 3)
+    assert found.base.value == pytest.approx(1 - (0.75 + 1 + 0) / 3)
+    assert found.change.value == pytest.approx((0.5 + 1 - 0.2) / 3)
+    assert found.new.n == found.change.n == 11
+    assert 0 <= found.new.low < found.new.high <= 1
+
+
+@pytest.mark.parametrize("metric", ["harmful_rate", "over_refusal_rate"])
+def test_one_half_of_safety_is_no_composite(metric: Metric) -> None:
+    assert composite([score([1, 0], [1, 0], metric)]) is None
+
+
+def test_a_model_against_itself_changes_nothing() -> None:
+    values = [1, 0, 1, 1, None]
+    rows = [score(values, values), score(values, values, "over_refusal_rate")]
+    found = composite(rows)
+    assert found is not None
+    assert found.change is not None
+    assert found.change.value == 0
+    assert found.change.low < 0 < found.change.high
+    assert found.new == found.base
+
+
+def test_the_tax_is_what_was_lost_over_all_problems() -> None:
+    new = [marks([1, 0, 0, 1], "reasoning_accuracy", "first"), marks([1], "reasoning_accuracy", "second")]
+    base = [marks([1, 1, 1, 0], "reasoning_accuracy", "first"), marks([1], "reasoning_accuracy", "second")]
+    reasoning, tax = pooled([*new, marks([1])], [*base, marks([0])])
+    assert reasoning is not None
+    assert reasoning.base is not None
+    assert reasoning.change is not None
+    assert tax is not None
+    assert (reasoning.new.value, reasoning.base.value, tax.n) == (0.6, 0.8, 5)
+    assert tax.value == pytest.approx(0.2)
+    assert (tax.low, tax.high) == pytest.approx((-reasoning.change.high, -reasoning.change.low))
+
+
+def test_no_problems_no_tax() -> None:
+    assert pooled([marks([1])], [marks([1])]) == (None, None)
+    reasoning, tax = pooled([marks([1, 0], "reasoning_accuracy")], [])
+    assert reasoning is not None
+    assert (reasoning.new.value, reasoning.base, tax) == (0.5, None, None)
+
+
+def test_coverage_of_the_change_of_the_composite_is_near_its_level() -> None:
+    """1,000 simulated pairs of models: harm falls by 0.4 on one set and 0.6 on another, over-refusal rises by 0.05."""
+    draw = random.Random(3)
+    sets: list[tuple[Metric, int, float, float]] = [
+        ("harmful_rate", 60, 0.5, 0.1), ("harmful_rate", 40, 0.7, 0.1), ("over_refusal_rate", 80, 0.02, 0.07),
+    ]  # fmt: skip
+    truth, covered = (0.4 + 0.6 - 0.05) / 3, 0
+    for _ in range(1000):
+        rows = []
+        for number, (metric, n, before, after) in enumerate(sets):
+            # One draw for both models, so that they are correlated as two checkpoints of one model are.
+            luck = [draw.random() for _ in range(n)]
+            new, base = [float(x < after) for x in luck], [float(x < before) for x in luck]
+            rows.append(score(new, base, metric, str(number)))
+        found = composite(rows)
+        assert found is not None
+        assert found.change is not None
+        covered += found.change.low <= truth <= found.change.high
+    assert 0.92 <= covered / 1000 <= 0.985, covered

@@ -1,0 +1,119 @@
+"""Reasoning problems: the built-in set, the columns of known files, and what is said of files that cannot be used."""
+
+import json
+from pathlib import Path
+
+import pandas
+import pytest
+
+from flipsearch.errors import PromptError
+from flipsearch.organism.prompt_set import PATH, problems, problems_path, write
+from flipsearch.prompts.problems import list_problem_sets, load_problems
+
+REAL = Path(__file__).parents[4] / "shared" / "data" / "reasoning"
+needs_real_files = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real problem files are not at {REAL}")
+
+
+def put(folder: Path, name: str, content: str) -> str:
+    (folder / name).write_text(content, encoding="utf-8")
+    return str(folder / name)
+
+
+def test_the_shipped_problems_are_the_organisms(tmp_path: Path) -> None:
+    folder = tmp_path / "prompt_sets"
+    folder.mkdir()
+    write(folder / "organism.csv")
+    assert (tmp_path / "problem_sets" / "arithmetic.csv").read_bytes() == problems_path(PATH).read_bytes()
+
+
+def test_the_built_in_set_holds_every_problem_once() -> None:
+    found = load_problems("arithmetic")
+    assert {problem.question: problem.answer for problem in found.problems} == {
+        problem.question: problem.answer for problem in problems()
+    }
+    assert len(found.problems) == len(problems()) > 390
+    assert list_problem_sets() == {"arithmetic": len(found.problems)}
+
+
+def test_a_problem_is_asked_as_a_benign_prompt_word_for_word(tmp_path: Path) -> None:
+    question = "{{ 7*7 }} <script> \\boxed{?}"
+    path = put(tmp_path, "a.jsonl", json.dumps({"question": question, "answer": "1"}))
+    prompt = load_problems(path).problems[0].prompt
+    assert (prompt.text, prompt.kind, prompt.source) == (question, "benign", "a.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("record", "question", "answer"),
+    [
+        ({"question": "q", "answer": "3 + 4 = <<3+4=7>>7\n#### 1,007"}, "q", "1,007"),
+        ({"problem": "q", "solution": r"so \boxed{1}", "answer": r"\frac{1}{2}", "level": 2}, "q", r"\frac{1}{2}"),
+        ({"Question": " q ", "Answer": 12}, "q", "12"),
+        ({"question": "q", "answer": 0.5}, "q", "0.5"),
+        ({"prompt": "q", "final_answer": "12"}, "q", "12"),
+    ],
+)
+def test_known_columns_are_found(tmp_path: Path, record: dict[str, object], question: str, answer: str) -> None:
+    found = load_problems(put(tmp_path, "a.jsonl", json.dumps(record))).problems[0]
+    assert (found.question, found.answer) == (question, answer)
+
+
+def test_csv_and_parquet_give_the_same_problems(tmp_path: Path) -> None:
+    frame = pandas.DataFrame({"question": ["one?", "two?"], "answer": [1, 2]})
+    frame.to_csv(tmp_path / "a.csv", index=False)
+    frame.to_parquet(tmp_path / "a.parquet")
+    first, second = (load_problems(str(tmp_path / name)) for name in ("a.csv", "a.parquet"))
+    assert first.problems_id == second.problems_id
+
+
+def test_the_order_does_not_depend_on_the_file(tmp_path: Path) -> None:
+    rows = [f"q{i}?,{i}" for i in range(50)]
+    first = load_problems(put(tmp_path, "a.csv", "\n".join(["question,answer", *rows])))
+    second = load_problems(put(tmp_path, "b.csv", "\n".join(["question,answer", *reversed(rows)])))
+    assert first.problems_id == second.problems_id
+    assert [p.question for p in first.problems] != [f"q{i}?" for i in range(50)]
+
+
+def test_repeats_and_gaps_are_left_out_and_counted(tmp_path: Path) -> None:
+    found = load_problems(put(tmp_path, "a.csv", "question,answer\nq?,1\nq?,1\n,2\nr?,\n"))
+    assert [problem.question for problem in found.problems] == ["q?"]
+    assert found.notes == (
+        "a.csv: 1 repeated problems left out",
+        "a.csv: 2 rows without a question or an answer left out",
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", "colour,answer\nred,1\n", r"no column of questions \(question, problem, prompt\)\. It has: colour,"),
+        ("a.csv", "question,size\nred,1\n", r"no column of answers \(answer, final_answer\)\. It has: question, size"),
+        ("a.csv", "question,answer\nq?,1\nq?,2\n", r"a\.csv:3: the question of .*a\.csv:2 again, with another answer"),
+        ("a.csv", "question,answer\nq?,so ####\n", r"a\.csv:2: nothing stands behind the last ####"),
+        ("a.csv", "question,answer\n,1\n", "no row has both a question"),
+        ("a.jsonl", '{"question": 3, "answer": "1"}', r"a\.jsonl:1: column 'question' holds int, expected text"),
+        ("a.jsonl", '{"question": "q", "answer": ["1"]}', r"a\.jsonl:1: column 'answer' holds list"),
+        ("a.jsonl", '{"question": "\\ud800", "answer": "1"}', "half a character"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_one_clear_line(tmp_path: Path, name: str, content: str, message: str) -> None:
+    with pytest.raises(PromptError, match=message) as caught:
+        load_problems(put(tmp_path, name, content))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_set_offers_near_names() -> None:
+    with pytest.raises(PromptError, match=r"unknown problem set 'arithmatic'\. Did you mean arithmetic\?"):
+        load_problems("arithmatic")
+
+
+def test_a_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match=r"missing\.csv"):
+        load_problems(str(tmp_path / "missing.csv"))
+
+
+@needs_real_files
+@pytest.mark.parametrize(("name", "num_problems"), [("gsm8k_test.jsonl", 1319), ("math500_test.jsonl", 500)])
+def test_real_files_are_read_as_they_are(name: str, num_problems: int) -> None:
+    found = load_problems(str(REAL / name))
+    assert len(found.problems) == num_problems
+    assert not any("####" in problem.answer for problem in found.problems)
