@@ -212,11 +212,13 @@ class Ledger:
             connection.execute(sql.delete(table).where(match), keys)
             connection.execute(sql.insert(table), rows)
 
-    def _rows(self, query: sql.Select[Any], ids: Iterable[str]) -> Iterator[sql.RowMapping]:
-        wanted = list(dict.fromkeys(ids))
+    def _rows(self, query: sql.Select[Any], ids: Iterable[str]) -> list[sql.RowMapping]:
+        # Whole, not as a generator: one that an interrupt leaves open would be closed after its connection.
+        wanted, found = list(dict.fromkeys(ids)), list[sql.RowMapping]()
         with self._reading() as connection:
             for start in range(0, len(wanted), CHUNK):
-                yield from connection.execute(query, {"ids": wanted[start : start + CHUNK]}).mappings()
+                found += connection.execute(query, {"ids": wanted[start : start + CHUNK]}).mappings()
+        return found
 
     @contextmanager
     def _reading(self) -> Iterator[sql.Connection]:
