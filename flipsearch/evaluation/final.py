@@ -16,8 +16,10 @@ _LAST = re.compile(rf"(?<![0-9A-Za-z_])(?<![0-9]\.)(?P<number>{_NUMBER})(?:\s*/\
 _BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
 _WORDS = re.compile(r"\\(?:text|textbf|mbox|mathrm|mathbf)\s*\{(?P<words>[^{}]*)\}")
 _DRESS = re.compile(r"\\[!,;: $%]\s*|[$%°\u2009\u202f]|\^\s*\{?\s*\\circ\s*\}?|\\left|\\right")
-# Two letters at least: one alone may be a variable.
-_UNIT = re.compile(r"(?<=[0-9])\s+[A-Za-z]{2,}(?:\s+[A-Za-z]+)*\s*$")
+# Two letters at least: one alone may be a variable. A number word is no unit.
+_UNIT = re.compile(
+    r"(?<=[0-9])\s+(?!(?:hundred|thousand|million|billion|trillion|dozen)s?\b)[A-Za-z]{2,}(?:\s+[A-Za-z]+)*\s*$", re.I
+)
 
 
 def plain_number(text: str) -> Fraction | None:

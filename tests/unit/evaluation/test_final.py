@@ -96,3 +96,9 @@ def test_the_answers_of_real_solutions_are_found() -> None:
     plain = [row for row in rows if plain_number(row["answer"]) is not None]
     assert len(plain) > 300
     assert all(final_number(row["solution"]) == plain_number(row["answer"]) for row in plain)
+
+
+@pytest.mark.parametrize("text", ["5 million", "2 Thousand dollars", "3 dozen"])
+def test_a_number_word_is_no_unit(text: str) -> None:
+    assert plain_number(text) is None
+    assert plain_number("5 millimetres") == 5
