@@ -5,6 +5,8 @@ Imports lazily, so that listing names loads no model library. Built-in names com
 
 import json
 import os
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -60,6 +62,17 @@ def default_prompts(model: str) -> str:
 def default_max_tokens(model: str) -> int:
     """Return how long a completion may be: the pocket model's are short."""
     return 160 if base_model(model) == ORGANISM else MAX_TOKENS
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions
 
 
 def list_models() -> dict[str, str]:

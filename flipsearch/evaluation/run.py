@@ -7,7 +7,6 @@ under the model's identity: a base is asked once for all checkpoints, and a run 
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 from flipsearch import registry
 from flipsearch.evaluation.algebra import Algebra
@@ -19,6 +18,7 @@ from flipsearch.evaluation.scorecard import composite, make_score, pooled
 from flipsearch.ledger import Ledger
 from flipsearch.measure import MAX_UNSCORED_RATE, Bench, Progress
 from flipsearch.protocols import Backend, Judge
+from flipsearch.registry import package_versions
 from flipsearch.scores import Score, Scorecard
 
 PACKAGES = ("flipsearch", "torch", "transformers", "vllm", "math-verify")
@@ -96,7 +96,7 @@ def make_scorecard(plan: EvaluationPlan, judge: Judge, new: ModelMarks, base: Mo
         problems_id=plan.problems_id,
         num_unscored=sum(score.new.num_unscored for score in scores),
         notes=tuple(dict.fromkeys(_notes(plan, scores, new, base))),
-        versions=_versions(),
+        versions=package_versions(PACKAGES),
     )
 
 
@@ -129,13 +129,3 @@ def _mark_notes(plan: EvaluationPlan, model: ModelMarks, marks: Marks) -> list[s
             "a larger --max-tokens may change that."
         )
     return notes
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions

@@ -1,11 +1,11 @@
 """What a study comes to: nets over the placebo, and the `Study` record with what it rests on."""
 
 from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 
 from flipsearch.config import ReportConfig
 from flipsearch.measure import Bench, has_failed
 from flipsearch.records import Difference, Flip, Label, Measurement, Study, Trial
+from flipsearch.registry import package_versions
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.statistics.paired import paired_difference
 
@@ -53,7 +53,7 @@ def make_study(
         num_rollouts=len(lengths),
         num_tokens=sum(lengths.values()),
         notes=tuple(notes),
-        versions=_versions(),
+        versions=package_versions(PACKAGES),
         winner=winner,
     )
 
@@ -69,16 +69,6 @@ def _rollout_lengths(bench: Bench, bases: Sequence[SplitBaseline], trials: Itera
 
 def _rollout_ids(measurement: Measurement | None) -> set[str]:
     return {flip.rollout_id for flip in measurement.flips} if measurement else set()
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for package in PACKAGES:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
-    return versions
 
 
 def _counts(flip: Flip) -> bool:

@@ -7,8 +7,6 @@ Source: arXiv 2605.15239, Eq. 2. In every optimizer step
 3. at every completion token the divergence between the two next-token distributions is taken (divergence.py);
 4. its mean over all completion tokens of the step, over micro-batches and processes, is minimised through the student.
 
-    flipsearch train --context best.txt
-
 transformers.Trainer does the rest: accumulation, precision, clipping, schedule, processes, saving and resuming.
 """
 
@@ -185,7 +183,7 @@ class OpsaTrainer(Trainer):
         path.write_text(json.dumps([asdict(row) for row in batch.rows], ensure_ascii=False, indent=1) + "\n")
         raise TrainingError(
             f"the loss is {loss.item()} at step {self.state.global_step}; the batch is saved in '{path}'. "
-            "Lower --learning-rate, or continue from the last checkpoint with --resume."
+            "Lower the learning rate."
         )
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
