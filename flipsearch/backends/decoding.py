@@ -51,7 +51,7 @@ class Decoder:
         self._eos_set = frozenset(eos_ids)
         self.eos_ids = torch.tensor(sorted(eos_ids), dtype=torch.long, device=model.device)
         self.shares_prefixes = attends_to_all(model.config)
-        taken = inspect.signature(model.forward).parameters
+        taken = inspect.signature(type(model).forward).parameters  # not of what a trainer puts around it
         self._takes_positions = "position_ids" in taken
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
 

@@ -10,6 +10,7 @@ Source: arXiv 2605.15239, Eq. 2. In every optimizer step
 transformers.Trainer does the rest: accumulation, precision, clipping, schedule, processes, saving and resuming.
 """
 
+import functools
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -94,7 +95,7 @@ class OpsaTrainer(Trainer):
         )
         self.loss_is_scaled_for_ga, self.model_accepts_loss_kwargs = True, False
         self.job, self.stats = job, StepStats()
-        self.student = TransformersBackend.around(model, tokenizer, thinking=thinking)
+        self.student = TransformersBackend.around(plain(model), tokenizer, thinking=thinking)
         self.as_teacher = as_teacher
         self.num_rollouts = self.num_tokens = 0
 
@@ -195,11 +196,23 @@ def _with_loss(model: Any) -> Any:
     """Let the model's forward take a loss of its hidden states too, so that DDP and its kin see one forward a step."""
     usual = model.forward
 
+    @functools.wraps(usual)
     def forward(*args: Any, flipsearch_loss: LossOf | None = None, layout: Layout | None = None, **options: Any) -> Any:
         if flipsearch_loss is None or layout is None:
             return usual(*args, **options)
-        loss, per_token = flipsearch_loss(completion_hidden(model, layout), head_of(plain(model)))
+        hidden, head = _in_autocast_dtype(completion_hidden(model, layout), head_of(model))
+        # The loss chooses its precisions itself: autocast would round its logits.
+        with torch.autocast(hidden.device.type, enabled=False):
+            loss, per_token = flipsearch_loss(hidden, head)
         return loss, *per_token
 
     model.forward = forward
     return model
+
+
+def _in_autocast_dtype(*tensors: Tensor) -> list[Tensor]:
+    """Weights are kept in float32 under autocast, and multiplied in its lower precision."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    return [tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors]

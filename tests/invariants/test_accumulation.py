@@ -3,6 +3,7 @@
 import copy
 import json
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +12,9 @@ import torch
 from transformers import TrainingArguments
 
 from flipsearch.backends.loading import load_model, load_tokenizer
+from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.errors import TrainingError
-from flipsearch.records import Context, Prompt, Sampling
+from flipsearch.records import Context, Prompt, Request, Sampling
 from flipsearch.training.opsa import FAILED_BATCH, Job, OpsaTrainer
 from tests.models import tiny_qwen3
 
@@ -70,11 +72,20 @@ def test_without_a_context_teacher_and_student_agree_and_nothing_is_learnt(folde
     torch.testing.assert_close(weights(run), before, rtol=0, atol=1e-7)
 
 
+def test_the_student_samples_as_the_same_model_outside_of_a_training_does(folder: Path, tmp_path: Path) -> None:
+    run = trainer(folder, tmp_path)
+    run.job = replace(run.job, sampling=Sampling(12))
+    alone = TransformersBackend(str(folder), dtype="float32", device="cpu")
+    expected = {r.prompt_id: r.completion_ids for r in alone.generate([Request(p) for p in PROMPTS], Sampling(12))}
+    assert {row.prompt.prompt_id: row.completion_ids for row in run.rows(PROMPTS)} == expected
+    assert len({len(run.student.chat.encode(Request(prompt)).prompt_ids) for prompt in PROMPTS}) > 1, "needs padding"
+
+
 def test_training_brings_the_student_to_its_teacher(folder: Path, tmp_path: Path) -> None:
-    run = trainer(folder, tmp_path, steps=12, rate=0.05)
+    run = trainer(folder, tmp_path, steps=24, rate=0.05)
     run.train()
     losses = [line["loss"] for line in run.state.log_history if "loss" in line]
-    assert len(losses) == 12
+    assert len(losses) == 24
     assert losses[-1] < 0.7 * losses[0]
 
 
