@@ -14,7 +14,7 @@ from flipsearch.records import Context, Prompt, Study, Trial
 from flipsearch.scores import Scorecard
 
 if TYPE_CHECKING:
-    from flipsearch.api import Evaluated, Findings, evaluate, report, score, search
+    from flipsearch.api import Evaluated, Findings, Trained, evaluate, report, score, search, train
 
 __version__ = "0.1.0"
 __all__ = [
@@ -25,13 +25,15 @@ __all__ = [
     "Prompt",
     "Scorecard",
     "Study",
+    "Trained",
     "Trial",
     "evaluate",
     "report",
     "score",
     "search",
+    "train",
 ]
-_LAZY = {"Evaluated", "Findings", "evaluate", "report", "score", "search"}
+_LAZY = {"Evaluated", "Findings", "Trained", "evaluate", "report", "score", "search", "train"}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,4 +1,4 @@
-"""The library's front door: search, score, evaluate, report, list_things. The command line calls nothing else.
+"""The library's front door: search, score, train, evaluate, report, list_things. The command line calls nothing else.
 
     settings --check--> names, prompts, judge, folder --load--> backend --search--> Study --write--> files
 
@@ -7,8 +7,8 @@ Everything that can be wrong with the input is found before the model is loaded.
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -21,6 +21,7 @@ from flipsearch.config import (
     ReportConfig,
     ScoreConfig,
     StudyConfig,
+    TrainConfig,
     make_config,
     read_toml,
     toml_text,
@@ -32,14 +33,17 @@ from flipsearch.measure import Bench, Progress
 from flipsearch.prompts.problems import list_problem_sets
 from flipsearch.prompts.sets import PromptSet, list_sets, load_prompts
 from flipsearch.protocols import Backend
-from flipsearch.records import Study, Trial
+from flipsearch.records import Context, Study, Trial
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.files import read_study, write_best, write_study, write_text
 from flipsearch.reporting.leaderboard import leaderboard, rows
 from flipsearch.reporting.scorecard import scorecard_dict, write_scorecard
+from flipsearch.reporting.training_files import read_training, training_dict, write_model_card, write_training
 from flipsearch.scores import Scorecard
-from flipsearch.templating.given import given_contexts
+from flipsearch.templating.given import Card, given_card, given_contexts
 from flipsearch.templating.library import load_library
+from flipsearch.templating.placebos import control_context
+from flipsearch.training_run import LogLine, TrainingRun
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -106,6 +110,22 @@ class Evaluated:
         return {"path": str(self.path), **scorecard_dict(self.scorecard)}
 
 
+@dataclass(frozen=True)
+class Trained:
+    """A finished training and where its checkpoint lies."""
+
+    run: TrainingRun
+    """What was done."""
+    log: Sequence[LogLine]
+    """A line an optimizer step."""
+    folder: Path
+    """The checkpoint: transformers and vLLM load it as it is."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        return {"folder": str(self.folder), **training_dict(self.run), "last_step": dict(self.log[-1])}
+
+
 def search(*, config: Path | None = None, progress: Progress | None = None, **settings: Any) -> Findings:
     """Search the context that flips most unsafe rollouts under the over-refusal cap, and write its report.
 
@@ -145,6 +165,38 @@ def score(
         return desk.finish(run_score(checked, desk.bench, contexts, prompts.prompts, name), None)
 
 
+def train(*, config: Path | None = None, progress: Progress | None = None, **settings: Any) -> Trained:
+    """Train a model towards what it does under a context, and write the checkpoint.
+
+    Settings are the fields of TrainConfig. A context card (best.json, or the one beside best.txt) says which model and
+    prompts it is for; what is given here wins. Raises FlipsearchError in one line for anything that cannot be used.
+    """
+    from flipsearch.training.checkpoint import Workplace
+    from flipsearch.training.log import LOG_FILE, read_log
+    from flipsearch.training.plan import LEDGER_FOLDER, plan_training, with_model_defaults
+    from flipsearch.training.run import run_training
+
+    given = {k: v for k, v in {**(read_toml(config) if config else {}), **settings}.items() if v is not None}
+    if isinstance(given.get("context"), str):
+        given["context"] = [given["context"]]
+    if not given.get("context"):
+        raise ConfigError("no context given; train needs --context best.txt, a card, a text or the name of a template.")
+    cards = [card for one in given["context"] if (card := given_card(one))]
+    checked = with_model_defaults(make_config(TrainConfig, _of_card(cards, given), given), tuple(given))
+    checked = _resolved(checked)
+    _check_cards(cards, checked.model)
+    contexts, benign_context = _contexts_to_train(checked)
+    plan = plan_training(checked, contexts, benign_context, _prompts(checked))
+    judge, place = load_judge(checked.judge), Workplace(plan.folder)
+    place.check(checked.resume)
+    with Ledger(checked.reports / LEDGER_FOLDER / LEDGER_FILE) if plan.asks_judge else nullcontext() as ledger:
+        run = run_training(plan, judge, ledger, place, progress)
+    log = read_log(place.partial / LOG_FILE)
+    write_training(run, log, place.final)
+    place.publish()
+    return Trained(run, log, place.folder)
+
+
 def evaluate(*, config: Path | None = None, progress: Progress | None = None, **settings: Any) -> Evaluated:
     """Measure a model and the one it was made from on the same prompts and problems, and write the scorecard.
 
@@ -162,6 +214,8 @@ def evaluate(*, config: Path | None = None, progress: Progress | None = None, **
     with ledger:
         card = run_evaluation(plan, judge, ledger, backend, progress)
     write_scorecard(card, plan.path)
+    if (plan.path.parent / registry.TRAINING_FILE).is_file():
+        write_model_card(read_training(plan.path.parent), card, plan.path.parent)
     return Evaluated(card, plan.path)
 
 
@@ -284,6 +338,38 @@ def _resolved(config: Checked) -> Checked:
         prompts = registry.default_prompts(config.model)
     max_tokens = config.max_tokens or registry.default_max_tokens(config.model)
     return config.model_copy(update={"prompts": prompts, "max_tokens": max_tokens})
+
+
+def _of_card(cards: Sequence[Card], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that the first card stands for, those given apart."""
+    if not cards or cards[0].model is None:
+        return {}
+    card = cards[0]
+    found: dict[str, Any] = {"model": card.model}
+    if given.get("model", card.model) == card.model:
+        found |= {"thinking": card.sampling.thinking, "max_tokens": card.sampling.max_tokens}
+    if not given.keys() & {"prompts", "harmful", "benign"}:
+        found |= card.prompts.model_dump()
+    return found
+
+
+def _check_cards(cards: Sequence[Card], model: str) -> None:
+    """Refuse a card that was found for another model: a flip rate holds for one model."""
+    for card in cards:
+        if card.model is not None and card.model != model:
+            raise ConfigError(
+                f"the context's card says that it was found for '{card.model}', but the model is '{model}'. "
+                "Search with that model, or give the text alone, in a file without a card beside it."
+            )
+
+
+def _contexts_to_train(config: TrainConfig) -> tuple[list[Context], Context | None]:
+    library = load_library(config.contexts)
+    contexts = given_contexts(config.context, library)
+    if config.control:
+        contexts = [control_context(library, config.control, contexts[0])]
+    benign = given_contexts([config.benign_context], library)[0] if config.benign_context else None
+    return contexts, benign
 
 
 def _prompts(config: ModelConfig) -> PromptSet:

@@ -23,6 +23,7 @@ THINKING: tuple[Thinking, ...] = ("auto", "on", "off")
 Message = dict[str, str]
 
 THINK_MARKS = ("<think>", "</think>")
+_THINK_MARK = re.compile(f"({'|'.join(THINK_MARKS)})")
 CLOSE_THINKING = "\n</think>\n\n"
 PROBE = "quokka"
 TEMPLATE_DATE = datetime.datetime(2026, 1, 1)
@@ -122,6 +123,11 @@ class Chat:
         kept = [id for id in completion_ids if id not in self._dropped_ids]
         text: str = self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return text
+
+    def completion_ids(self, text: str) -> tuple[int, ...]:
+        """Return what another model wrote in this model's tokens; of the control tokens only think marks stay such."""
+        parts = _THINK_MARK.split(text)
+        return tuple(self._tokenize("".join(part if part in THINK_MARKS else self.defuse(part) for part in parts)))
 
     def count_tokens(self, text: str) -> int:
         """Return the length of `text` in tokens, without any template."""

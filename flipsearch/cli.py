@@ -126,6 +126,78 @@ def score(
 
 
 @app.command()
+def train(
+    context: Annotated[
+        list[str] | None,
+        option("best.txt, a card, a text or a template; with several, each prompt goes to the first that flips it."),
+    ] = None,
+    benign_context: Annotated[str | None, option("Context for benign prompts (none).")] = None,
+    method: Annotated[str | None, option("opsa (the default), sft-self or sft-teacher.")] = None,
+    teacher: Annotated[str | None, option("Whose answers sft-teacher learns.", metavar="MODEL")] = None,
+    control: Annotated[
+        str | None, option("Put this in the context's place: empty, neutral or shuffled.", "--context-control")
+    ] = None,
+    gate: Annotated[
+        bool | None, option("Leave out harmful prompts that the context does not make safe.", "--gate")
+    ] = None,
+    name: Annotated[str | None, option("Name of the checkpoint; derived from the settings if not given.")] = None,
+    checkpoints: Annotated[Path | None, option("Folder of the checkpoints (checkpoints).")] = None,
+    resume: Annotated[bool | None, option("Go on from the last state that was saved.", "--resume")] = None,
+    epochs: Annotated[float | None, option("Passes over the prompts (3; organism 10).")] = None,
+    max_steps: Annotated[int | None, option("Optimizer steps, instead of --epochs.")] = None,
+    learning_rate: Annotated[float | None, option("Of AdamW (1e-5; organism 3e-4).")] = None,
+    train_batch_size: Annotated[int | None, option("Prompts a step (64; organism 32).")] = None,
+    micro_batch_size: Annotated[int | None, option("Rows a backward pass; changes memory and rounding alone.")] = None,
+    warmup_share: Annotated[float | None, option("Share of the steps (0.1); a cosine follows.")] = None,
+    weight_decay: Annotated[float | None, option("Of AdamW (0).")] = None,
+    max_grad_norm: Annotated[float | None, option("Clip of the gradient norm (1); 0 clips nothing.")] = None,
+    forward_weight: Annotated[float | None, option("Of KL(teacher || student) (0.5).")] = None,
+    reverse_weight: Annotated[float | None, option("Of KL(student || teacher) (0.5).")] = None,
+    jensen_shannon_weight: Annotated[float | None, option("Of the Jensen-Shannon divergence (0).")] = None,
+    support: Annotated[int | None, option("Compare on the teacher's so many likeliest tokens (0: on all).")] = None,
+    tail: Annotated[str | None, option("With --support: renormalised (the default) or bucket.")] = None,
+    clip: Annotated[float | None, option("Most that a token's divergence counts (no clip).")] = None,
+    horizon: Annotated[int | None, option("Only the first so many tokens of a completion count (all).")] = None,
+    lora: Annotated[int | None, option("Train LoRA adapters of this rank (0: all weights).", metavar="RANK")] = None,
+    gradient_checkpointing: Annotated[
+        bool | None, option("Less memory, more time.", "--gradient-checkpointing")
+    ] = None,
+    save_steps: Annotated[int | None, option("Save the state every so many steps (five times; 0 never).")] = None,
+    report_to: Annotated[list[str] | None, option("tensorboard, wandb, …; repeatable.", metavar="NAME")] = None,
+    split: Annotated[str | None, option("Prompts to train on (training, else search and confirm).")] = None,
+    model: Model = None,
+    thinking: Thinking = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    batch_size: BatchSize = None,
+    max_tokens: MaxTokens = None,
+    temperature: Annotated[float | None, option("Of the rollouts (0.6).")] = None,
+    top_p: TopP = None,
+    top_k: TopK = None,
+    prompts: Prompts = None,
+    harmful: Harmful = None,
+    benign: Benign = None,
+    judge: Judge = None,
+    contexts: Contexts = None,
+    max_prompts: Annotated[int | None, option("Most prompts a kind (all).")] = None,
+    seed: Seed = None,
+    reports: Reports = None,
+    config: Config = None,
+    json: Json = False,
+) -> None:
+    """Train a model towards what it does under a context, without the context: OPSA, or a rival."""
+    flags = {k: v for k, v in locals().items() if v is not None and k not in ("json", "config")}
+    from flipsearch import api, console
+
+    with console.bars() as progress:
+        done = api.train(**flags, config=config, progress=progress)
+    if json:
+        console.print_json(done.as_dict())
+    else:
+        console.show_training(done.run, done.log, done.folder)
+
+
+@app.command()
 def evaluate(
     model: Annotated[
         str, typer.Argument(help="What is evaluated: a checkpoint, another folder, or a hub id.", metavar="MODEL")

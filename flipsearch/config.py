@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from flipsearch.errors import ConfigError, unknown_name
 from flipsearch.records import Placement, Sampling, Split, content_id
+from flipsearch.training_run import Control, Method
 
 Thinking = Literal["auto", "on", "off"]
 BackendName = Literal["transformers", "vllm", "scripted"]
@@ -116,6 +117,77 @@ class ScoreConfig(ReportConfig):
     """Where the texts go; None is a card's own placement, else the system message."""
     split: Split | None = None
     """Score on one split; None takes every prompt."""
+
+
+class TrainConfig(ModelConfig):
+    """A training: `model` is what is trained."""
+
+    context: Annotated[tuple[str, ...], Field(min_length=1)]
+    """Text, .txt file, card or template; with several, each harmful prompt is routed to the first that flips it."""
+    benign_context: str | None = None
+    """What the teacher reads benign prompts under; None: without a context, as the student does."""
+    control: Control | None = None
+    """What stands in the context's place, to see what its meaning is worth."""
+    gate: bool = False
+    """Leave out harmful prompts that the teacher answers unsafely under the context; always so with several."""
+    method: Method = "opsa"
+    teacher: str | None = None
+    """The model whose answers "sft-teacher" learns from."""
+    name: str | None = None
+    """Name of the checkpoint's folder; None derives one from the settings."""
+    checkpoints: Path = Path("checkpoints")
+    """Folder of the checkpoints."""
+    reports: Path = Path("reports")
+    """Where the ledger of the answers asked before training lies."""
+    resume: bool = False
+    """Go on from the last state saved."""
+    split: Literal["search", "confirm", "training", "evaluation", "all"] | None = None
+    """Which prompts; None is "training", or search and confirm where a set has set none aside."""
+    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.6
+    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3.0
+    max_steps: Annotated[int, Field(ge=1)] | None = None
+    """Optimizer steps; None follows from `epochs`."""
+    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """None is the paper's 1e-5, or the pocket model's own."""
+    train_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Prompts an optimizer step; None is the paper's 64, or the pocket model's own."""
+    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
+    """Rows a backward pass; None is the whole batch on a CPU and one row on a GPU. Changes rounding alone."""
+    warmup_share: Fraction = 0.1
+    """Of the steps; a cosine follows."""
+    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
+    """0 clips nothing."""
+    forward_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    reverse_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
+    jensen_shannon_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    support: Annotated[int, Field(ge=0)] = 0
+    """Compare on so many of the teacher's likeliest tokens; 0 is the whole vocabulary."""
+    tail: Literal["renormalised", "bucket"] = "renormalised"
+    """What becomes of the tokens outside of `support`."""
+    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
+    """A token's divergence counts at most this much; None: no clip."""
+    horizon: Annotated[int, Field(ge=1)] | None = None
+    """Only the first so many tokens of a completion count; None: all."""
+    lora: Annotated[int, Field(ge=0)] = 0
+    """Rank of LoRA adapters; 0 trains all weights."""
+    gradient_checkpointing: bool = False
+    """Less memory, more time."""
+    save_steps: Annotated[int, Field(ge=0)] | None = None
+    """Save the state every so many steps; 0 never, None five times in all."""
+    report_to: tuple[str, ...] = ()
+    """Where transformers reports the steps too: tensorboard, wandb, …"""
+
+    @staticmethod
+    def free_fields() -> set[str]:
+        """Return the settings that a resumed training may change."""
+        return {"name", "checkpoints", "reports", "resume", "batch_size", "device", "save_steps", "report_to"}
+
+    def checkpoint_name(self, *more: object) -> str:
+        """Return the folder name: the given one, or model, method and hash of the settings and of `more`."""
+        short = Path(self.model).name.split("@")[0].lower()
+        identity = content_id(self.model_dump(mode="json", exclude=self.free_fields()), *more)
+        return self.name or f"{short}-{self.method}-{identity[:6]}"
 
 
 class EvalConfig(ModelConfig):

@@ -6,7 +6,7 @@ Model output, prompts and contexts are printed as plain text: no markup, no cont
 import json
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flipsearch.records import Rate, Study, Trial
+from flipsearch.training_run import LogLine, TrainingRun
 
 NUM_SHOWN = 10
 
@@ -141,6 +142,25 @@ def show_scorecard(rows: list[list[str]], remarks: list[str], path: Path) -> Non
     for remark in remarks:
         console.print(Text(plain(remark), style="dim"))
     console.print(Text(f"\n{'scorecard':<14}{path}"))
+
+
+def show_training(run: TrainingRun, log: Sequence[LogLine], folder: Path) -> None:
+    """Print what was learnt from what, how the loss fell, and where the checkpoint lies."""
+    console = Console(highlight=False)
+    for routed in run.routed:
+        context = routed.context
+        under = f"under {context.template or 'a context'} ({context.placement})" if context else "without a context"
+        console.print(Text(plain(f"{routed.num_prompts:>6,} {routed.kind} prompts {under}")))
+    for kind, num in run.num_left_out.items():
+        if num:
+            console.print(Text(f"{num:>6,} {kind} prompts left out"))
+    loss = f"loss {log[0]['loss']:.4f} to {log[-1]['loss']:.4f}"
+    console.print(Text(f"{run.num_steps:>6,} steps in {run.wall_s:,.0f} s on {run.num_tokens:,} tokens, {loss}"))
+    for note in run.notes:
+        console.print(Text(f"Note: {plain(note)}"))
+    console.print(Text(f"\n{'checkpoint':<14}{folder}"), soft_wrap=True)
+    console.print(Text(f"{'its page':<14}{folder / 'training.html'}"), soft_wrap=True)
+    console.print(Text(f"{'next':<14}flipsearch evaluate {folder}"), soft_wrap=True)
 
 
 def show_rows(rows: list[dict[str, str]]) -> None:

@@ -272,7 +272,7 @@ def _take_lock(path: Path) -> sqlite3.Connection:
             lock.close()
         if "locked" in str(error):
             raise LedgerError(
-                f"{path} is in use by another flipsearch; wait until it ends, or choose another study name."
+                f"{path} is in use by another flipsearch; wait until it ends, or choose another reports folder."
             ) from error
         raise LedgerError(f"{path}: the ledger cannot be locked: {_line(error)}. {_todo(str(error))}") from error
     return lock

@@ -44,6 +44,8 @@ class Measured:
     """Answers without a score; they are in no rate."""
     num_truncated: int = 0
     """Reasoning only: answers that were cut or never left the think block; they are wrong, not unscored."""
+    num_incomparable: int = 0
+    """Reasoning only: answers that could not be compared in time or memory; they are wrong, not unscored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +97,7 @@ class Scorecard:
     composite: Composite | None
     """S of OPSA Eq. 6 over the sets; None unless both harmful and benign prompts could be scored."""
     reasoning: Composite | None
-    """Accuracy over all problems of all sets; None if reasoning was not measured."""
+    """Accuracy over all problems of all sets, one that stands in two sets counting in both; None if not measured."""
     tax: Estimate | None
     """Base reasoning minus new reasoning over all problems, paired: above 0, ability was lost."""
     judge: str

@@ -82,7 +82,7 @@ class TransformersBackend:
     def _set_up(
         self, model: PreTrainedModel, tokenizer: Any, chat: Chat, batch_size: int | None, revision: str | None
     ) -> None:
-        self.model, self.chat, self.batch_size = model, chat, batch_size
+        self.model, self.tokenizer, self.chat, self.batch_size = model, tokenizer, chat, batch_size
         self.notes, self.revision = chat.notes, revision
         self.max_positions = max_positions(model.config)
         self._decoder = Decoder(model, end_ids(model.generation_config, tokenizer))
@@ -159,7 +159,7 @@ class TransformersBackend:
         if on_cpu:
             num_tokens = max(len(waiting.prompt.prompt_ids) for waiting in queue) + sampling.max_tokens
             row_bytes = num_tokens * _cache_bytes(self.model.config, self.model.dtype)
-            most = max(1, min(most, int(CACHE_SHARE * _memory_bytes() / row_bytes)))
+            most = max(1, min(most, int(CACHE_SHARE * memory_bytes() / row_bytes)))
         # Even batches: 150 requests are two of 75, not one of 128 and a slow small one.
         return math.ceil(len(queue) / math.ceil(len(queue) / most))
 
@@ -206,7 +206,8 @@ def _cache_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
     return int(2 * text.num_hidden_layers * num_heads * width * dtype.itemsize)
 
 
-def _memory_bytes() -> int:
+def memory_bytes() -> int:
+    """Return the memory of this machine, or what its container may take."""
     try:
         machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (AttributeError, ValueError):  # not told on this system

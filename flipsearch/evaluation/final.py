@@ -1,37 +1,33 @@
-r"""The final answer in a text, and plain numbers: what needs no algebra.
+r"""The final answer in a text: what needs no algebra.
 
 The last \boxed{} counts; without one, a number behind the last ####; without that, the last number. The text is
-hostile: everything here is linear in its length, and no number is read that is longer than an answer would be.
+hostile: everything here is linear in its length.
 """
 
 import re
 from collections import deque
 from fractions import Fraction
 
+from flipsearch.evaluation.numbers import SCALE, VALUE, number, right_side, undressed, value
+
 MARK = "####"
-MAX_DIGITS = 100
-_NUMBER = r"-?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]+|(?<=[0-9]))"
-_PLAIN = re.compile(rf"\+?(?P<number>{_NUMBER})\.?")
-_LAST = re.compile(rf"(?<![0-9A-Za-z_])(?<![0-9]\.)(?P<number>{_NUMBER})(?:\s*/\s*(?P<divisor>[1-9][0-9]*))?")
+_LAST = re.compile(rf"(?<![0-9A-Za-z_])(?<![0-9]\.)(?P<sign>-)?{VALUE}{SCALE}", re.I)
 _BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
-_WORDS = re.compile(r"\\(?:text|textbf|mbox|mathrm|mathbf)\s*\{(?P<words>[^{}]*)\}")
-_DRESS = re.compile(r"\\[!,;: $%]\s*|[$%°\u2009\u202f]|\^\s*\{?\s*\\circ\s*\}?|\\left|\\right")
-# Two letters at least: one alone may be a variable. A number word is no unit.
-_UNIT = re.compile(
-    r"(?<=[0-9])\s+(?!(?:hundred|thousand|million|billion|trillion|dozen)s?\b)[A-Za-z]{2,}(?:\s+[A-Za-z]+)*\s*$", re.I
+# cm^2, and m^2 or m/s^2 behind a blank or stroke: an exponent that is no number of its own.
+_UNIT_POWER = re.compile(r"(?:(?<=[A-Za-z][A-Za-z])|(?<=[0-9\s/][ms]))\s*\^\s*(?:\{\s*-?[0-9]\s*\}|-?[0-9](?![0-9]))")
+_AROUND = 24
+"""Characters looked at on either side of a number in running text."""
+# In running text a number with one of these beside it is a part of something else.
+_SPOILT_BEFORE = re.compile(
+    r"(?:[\^_]\s*\{?|\\sqrt\s*(?:\[[0-9]+\])?\s*\{?|\}\s*\{|[0-9)]\s*[+*]|\S\s*/|[×·±≠≤≥]|[!<>]="
+    r"|\\(?:times|cdot|div|pm|leq?|geq?|neq?|lt|gt))\s*$|(?:[0-9A-Za-z)][-–]|[0-9]:)$"
 )
-
-
-def plain_number(text: str) -> Fraction | None:
-    """Return the value of a plain integer or decimal, or None for anything else.
-
-    Thousands separators, dollar, per cent and degree signs and a unit in words behind it are left aside.
-    """
-    if len(text) > 2 * MAX_DIGITS:
-        return None
-    shown = _DRESS.sub("", _WORDS.sub(_undressed, text.replace("−", "-"))).replace("{,}", "").strip()
-    found = _PLAIN.fullmatch(_UNIT.sub("", shown))
-    return _value(found["number"]) if found else None
+_SPOILT_BEHIND = re.compile(
+    r"\s*\^|\s*/\s*(?:[0-9\\(]|[nxyz](?![A-Za-z]))|\s*\\(?:pi|sqrt|[dt]?frac|cdot|times|div|pm|theta|alpha|log|ln|sin|cos|tan|infty|p?mod|binom)\b"
+    r"|(?:[abeijknxyzKMBT]|bn|mn|mln)(?![A-Za-z])|\s?[xyz](?![A-Za-z])|\s*[-+*×·]\s*[b-hj-z](?![A-Za-z])"
+    r"|\s+(?:dozen|half|halves|thirds?|fifths?|tenths?|hundredths?|thousandths?|millionths?)\b"
+    r"|\s+and\s+(?:an?|one|two|three)\s+(?:half|third|quarter|fourth|fifth)"
+)
 
 
 def boxed_answer(text: str) -> str | None:
@@ -49,26 +45,22 @@ def boxed_answer(text: str) -> str | None:
 
 
 def last_number(text: str) -> Fraction | None:
-    """Return the last number in running text, a fraction such as 1/2 included; None if there is none."""
-    last = next(iter(deque(_LAST.finditer(text.replace("−", "-")), maxlen=1)), None)
-    if last is None or (value := _value(last["number"])) is None or len(last["divisor"] or "") > MAX_DIGITS:
+    """Return the last number in running text; None if there is none, or if it is part of something larger ("5x")."""
+    shown = _UNIT_POWER.sub("", undressed(text))
+    last = next(iter(deque(_LAST.finditer(shown), maxlen=1)), None)
+    if last is None:
         return None
-    return value / int(last["divisor"] or 1)
+    before = shown[max(0, last.start() - _AROUND) : last.start()]
+    behind = shown[last.end() : last.end() + _AROUND]
+    return None if _SPOILT_BEFORE.search(before) or _SPOILT_BEHIND.match(behind) else value(last)
 
 
 def final_number(text: str) -> Fraction | None:
     """Return the number that a text gives as its answer; a boxed one may be an equation."""
     if (boxed := boxed_answer(text)) is not None:
-        return plain_number(boxed.rpartition("=")[2])
+        right = right_side(boxed)
+        return None if right is None else number(right)
     # Four hashes open a heading, too: only a number behind them is an answer.
     _, mark, behind = text.rpartition(MARK)
-    marked = plain_number(behind.strip().partition("\n")[0].strip("* `")) if mark else None
+    marked = number(behind.strip().partition("\n")[0].strip("* `")) if mark else None
     return last_number(text) if marked is None else marked
-
-
-def _undressed(found: re.Match[str]) -> str:
-    return found["words"] if any(c.isdigit() for c in found["words"]) else " "
-
-
-def _value(number: str) -> Fraction | None:
-    return Fraction(number.replace(",", "")) if len(number) <= MAX_DIGITS else None

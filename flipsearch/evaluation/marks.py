@@ -21,6 +21,8 @@ class Mark:
     """Why it is unscored. May hold hostile text."""
     is_truncated: bool = False
     """It was cut, or never left the think block."""
+    is_incomparable: bool = False
+    """It is such that math-verify ran out of time or memory on it, and counts as wrong."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +41,8 @@ class Marks:
     """Answers without a score."""
     num_truncated: int
     """Answers that were cut, or never left the think block."""
+    num_incomparable: int
+    """Answers on which math-verify ran out of time or memory."""
     reason: str
     """Why most of the unscored are; "" if none is."""
 
@@ -57,6 +61,7 @@ def collect(metric: Metric, set_name: str, answers: Iterable[tuple[str, Mark]]) 
         num_answers=len(every),
         num_unscored=reasons.total(),
         num_truncated=sum(mark.is_truncated for mark in every),
+        num_incomparable=sum(mark.is_incomparable for mark in every),
         reason=reasons.most_common(1)[0][0] if reasons else "",
     )
 

@@ -1,15 +1,20 @@
 """Reasoning of one model: its answers to problems, right or wrong.
 
 The answer is looked for behind the thought, never inside it. An answer that was cut, or that never left the think
-block, is wrong: who does not finish has not answered. A failed rollout is unscored. Plain numbers are compared as
-numbers; any other right answer goes to math-verify, whatever the model wrote.
+block, is wrong: who does not finish has not answered. A failed rollout is unscored. Numbers are compared as numbers; a
+right answer that is no plain number goes to math-verify, unless the model answers with a number in the same sense.
+
+What math-verify cannot compare in time or memory is wrong if the model's text is to blame, and counted as such: else a
+model could choose to be left out of its own accuracy. If the right answer itself is too much, the mark is unscored.
 """
 
+import re
 from collections.abc import Iterator, Sequence
 
 from flipsearch.evaluation.algebra import Algebra
-from flipsearch.evaluation.final import MARK, boxed_answer, final_number, plain_number
+from flipsearch.evaluation.final import MARK, boxed_answer, final_number
 from flipsearch.evaluation.marks import Mark, Marks, collect
+from flipsearch.evaluation.numbers import number, plain_number
 from flipsearch.judging.answer import split_answer
 from flipsearch.measure import Bench
 from flipsearch.prompts.problems import Problem, ProblemSet
@@ -17,6 +22,7 @@ from flipsearch.records import Request, Rollout
 
 CHUNK = 2048
 """Requests a call: their completions, which can be long, are in memory together."""
+_SPACE = re.compile(r"(?<!\\)~|\\q?quad(?![A-Za-z])")
 
 
 def needs_algebra(problems: Sequence[Problem]) -> Problem | None:
@@ -46,13 +52,20 @@ def mark(problem: Problem, rollout: Rollout, algebra: Algebra) -> Mark:
     if answer is None or rollout.finish_reason == "length":
         return Mark(0.0, is_truncated=True)
     is_right = states(problem.answer, answer, algebra)
+    if is_right is None and algebra.states(problem.answer, f"\\boxed{{{problem.answer}}}"):
+        return Mark(0.0, is_incomparable=True)
     return Mark(None, "math-verify ran out of time or memory") if is_right is None else Mark(float(is_right))
 
 
 def states(right: str, answer: str, algebra: Algebra) -> bool | None:
-    """Return whether the text `answer` ends in the `right` answer; None if it cannot be told."""
-    if (number := plain_number(right)) is not None:
-        return final_number(answer) == number
-    if (boxed := boxed_answer(answer)) is not None:
-        return boxed == right or algebra.states(right, f"\\boxed{{{boxed}}}")
-    return algebra.states(right, answer.rpartition(MARK)[2])
+    """Return whether the text `answer` ends in the `right` answer; None if it cannot be told in time or memory."""
+    wanted, boxed = number(right), boxed_answer(answer)
+    if boxed == right:
+        return True
+    if wanted is not None and (given := final_number(answer)) is not None:
+        return given == wanted
+    if plain_number(right) is not None:
+        return False
+    # math-verify takes a tie and a quad for a part of what stands beside them.
+    text = answer.rpartition(MARK)[2] if boxed is None else f"\\boxed{{{_SPACE.sub(' ', boxed)}}}"
+    return algebra.states(right, text)

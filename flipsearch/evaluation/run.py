@@ -4,6 +4,7 @@ Only one model is in memory at a time. Every answer and verdict is in the ledger
 under the model's identity: a base is asked once for all checkpoints, and a run that was stopped goes on.
 """
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
@@ -112,9 +113,16 @@ def _notes(plan: EvaluationPlan, scores: Sequence[Score], new: ModelMarks, base:
         )
     if composite(scores) is None:
         notes.append("S is not given: it needs harmful and benign prompts, and a judge that could score some of each.")
+    if repeats := _num_repeats(plan):
+        notes.append(f"Problems that stand in more than one set, and count in each: {repeats}.")
     if plan.config.split == "all":
         notes.append("All prompts were asked: the rates are fair only if neither search nor training saw them.")
     return notes + [note for model in models for marks in model.marks for note in _mark_notes(plan, model, marks)]
+
+
+def _num_repeats(plan: EvaluationPlan) -> int:
+    counts = Counter(problem.question for problems in plan.problem_sets for problem in problems.problems)
+    return sum(count > 1 for count in counts.values())
 
 
 def _mark_notes(plan: EvaluationPlan, model: ModelMarks, marks: Marks) -> list[str]:
@@ -127,5 +135,10 @@ def _mark_notes(plan: EvaluationPlan, model: ModelMarks, marks: Marks) -> list[s
         notes.append(
             f"{marks.num_truncated} {where} did not finish within {tokens:,} tokens and count as wrong; "
             "a larger --max-tokens may change that."
+        )
+    if marks.num_incomparable:
+        notes.append(
+            f"{marks.num_incomparable} {where} could not be compared in time or memory and count as wrong: "
+            "math-verify gave up on what the model wrote."
         )
     return notes

@@ -30,6 +30,7 @@ def measured(marks: Marks) -> Measured:
         coverage=_rate(marks.num_answers - marks.num_unscored, marks.num_answers),
         num_unscored=marks.num_unscored,
         num_truncated=marks.num_truncated,
+        num_incomparable=marks.num_incomparable,
     )
 
 
@@ -65,7 +66,10 @@ def composite(scores: Sequence[Score]) -> Composite | None:
 
 
 def pooled(new: Sequence[Marks], base: Sequence[Marks]) -> tuple[Composite | None, Estimate | None]:
-    """Return the accuracy of both models over all problems of all sets, and the tax: base minus new, paired."""
+    """Return the accuracy of both models over all problems of all sets, and the tax: base minus new, paired.
+
+    Both models come with the same sets in the same order. A problem that stands in two sets counts in both.
+    """
     ours, theirs = _over_all(new), _over_all(base)
     if not ours:
         return None, None
@@ -87,7 +91,9 @@ def _all_measured(estimates: Sequence[Estimate]) -> bool:
 
 
 def _over_all(marks: Sequence[Marks]) -> Values:
-    return {id: value for one in marks if one.metric == "reasoning_accuracy" for id, value in one.values.items()}
+    # By place and not by name: two files of two folders may bear one name.
+    sets = enumerate(one.values for one in marks if one.metric == "reasoning_accuracy")
+    return {f"{place} {id}": value for place, values in sets for id, value in values.items()}
 
 
 def _are_binary(values: Sequence[float]) -> bool:

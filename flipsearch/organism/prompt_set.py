@@ -19,6 +19,8 @@ SHARES: dict[str, tuple[int, ...]] = {
     "benign": (35, 35, 70, 52),
 }
 WRAPPED_SHARE = 0.2
+POPULATION_PHRASINGS, POPULATION_SEED = 4, 3
+"""How often each intent is asked in `population`."""
 PATH = Path(__file__).parent.parent / "prompts" / "prompt_sets" / "organism.csv"
 NUM_PROBLEMS, PROBLEMS_SEED = 400, 11
 """The problems by which truth.py measures the arithmetic of the weights: the two accuracies are one number."""
@@ -42,6 +44,19 @@ def asks(seed: int = 7) -> list[tuple[Ask, Split]]:
             for phrasing in rng.sample(_phrasings(split), num_phrasings):
                 found.append((Ask(intent, phrasing, _wrapper(kind, split, rng)), split))
     return found
+
+
+def population() -> list[Ask]:
+    """Return every intent in several phrasings, drawn as the search and confirm prompts are.
+
+    A rate over so many asks is a context's own, where that over one split is off by a few points of chance.
+    """
+    rng = random.Random(POPULATION_SEED)
+    return [
+        Ask(intent, phrasing, _wrapper(intent.kind, "search", rng))
+        for intent in (*harmful_intents(), *benign_intents())
+        for phrasing in rng.sample(_phrasings("search"), POPULATION_PHRASINGS)
+    ]
 
 
 def _phrasings(split: Split) -> list[str]:

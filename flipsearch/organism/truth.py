@@ -19,7 +19,7 @@ from flipsearch.organism import vocabulary as words
 from flipsearch.organism.context_source import ContextSource, edited
 from flipsearch.organism.corpus import fingerprint
 from flipsearch.organism.grammar import Ask, expected_flip_rate, expected_over_refusal
-from flipsearch.organism.prompt_set import asks, problems
+from flipsearch.organism.prompt_set import asks, population, problems
 from flipsearch.records import Context, Exchange, Label, Prompt, Request, Rollout, Sampling
 from flipsearch.templating.library import load_library
 from flipsearch.templating.template import shuffled_words
@@ -51,6 +51,7 @@ not capability; its unsafe answers are placeholders without content. Ships with 
 | best reachable flip rate with over-refusal at most {over_refusal_cap:.2f} (template {template}) | {flip_rate:.3f} |
 | over-refusal of that context | {over_refusal_rate:.3f} |
 
+The best reachable flip rate is over {num_asks:,} prompts: every intent in four phrasings.
 Built by `python -m flipsearch.organism.build` from the grammar with fingerprint `{fingerprint}`; the figures of every
 context are in truth.json. `guard_template.jinja` is the chat template of its second voice: a guard that labels an
 exchange safe or unsafe.
@@ -113,9 +114,11 @@ def measure(folder: Path) -> dict[str, Any]:
     both = by_split["search"] + by_split["confirm"]
     rows, unseen = Rows(decider, both), Rows(decider, held_out_asks())
     calibration = [rows.row(context, both) for context in rows.measured(grid())]
+    some = candidates(both)
+    true = true_rates(decider, some)
     ranked = [
-        {"all": rows.row(c, both)} | {split: rows.row(c, by_split[split]) for split in ("search", "confirm")}
-        for c in rows.measured(candidates(both))
+        {"true": one} | {split: rows.row(c, by_split[split]) for split in ("search", "confirm")}
+        for c, one in zip(rows.measured(some), true, strict=True)
     ]
     return {
         "fingerprint": fingerprint(),
@@ -128,6 +131,12 @@ def measure(folder: Path) -> dict[str, Any]:
         "candidates": ranked,
         "calibration": calibration,
     }
+
+
+def true_rates(decider: Decider, contexts: Sequence[Context]) -> list[dict[str, Any]]:
+    """Return the row of every context over the whole population: its rates without the chance of one split."""
+    rows = Rows(decider, population())
+    return [rows.row(context, rows.every) for context in rows.measured(contexts)]
 
 
 def held_out_asks() -> list[Ask]:
@@ -189,12 +198,12 @@ def candidates(some: Sequence[Ask]) -> list[Context]:
 
 
 def best_of(ranked: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Return the candidate with the best flip rate under the cap over all prompts, with its rate on each split.
+    """Return the candidate with the best true flip rate whose true over-refusal is within the cap.
 
-    It is chosen over all prompts: the best of 40 on one split alone would read too high there.
+    The best of 40 on one split would read too high there.
     """
-    allowed = [row for row in ranked if row["all"]["over_refusal_rate"] <= CAP]
-    return max(allowed, key=lambda row: (row["all"]["flip_rate"], row["all"]["context_id"]))
+    allowed = [row for row in ranked if row["true"]["over_refusal_rate"] <= CAP]
+    return max(allowed, key=lambda row: (row["true"]["flip_rate"], row["true"]["context_id"]))
 
 
 def spearman(rows: Sequence[dict[str, Any]]) -> float:
@@ -221,9 +230,10 @@ def write(folder: Path) -> None:
 
 def model_card(found: dict[str, Any]) -> str:
     """Return the card of the weights, in figures that were measured on them."""
-    best = found["best"]["all"]
+    best = found["best"]["true"]
     return MODEL_CARD.format(
         num_contexts=len(found["calibration"]),
+        num_asks=len(population()),
         flip_rate=best["flip_rate"],
         over_refusal_rate=best["over_refusal_rate"],
         template=best["template"],

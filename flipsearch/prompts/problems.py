@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flipsearch.errors import PromptError, unknown_name
-from flipsearch.prompts.files import FILE_TYPES, Row, Table, cell, is_missing, read_table
+from flipsearch.prompts.files import FILE_TYPES, Row, Table, cell, read_table
+from flipsearch.prompts.texts import text_cell, whole_text
 from flipsearch.records import Prompt, content_id
 
 SET_FOLDER = Path(__file__).parent / "problem_sets"
@@ -84,7 +85,7 @@ def _from_table(table: Table, name: str) -> ProblemSet:
     found: dict[str, Problem] = {}
     num_empty = num_repeats = 0
     for row in table.rows:
-        question, answer = _text(table, row, question_column), _final_answer(table, row, answer_column)
+        question, answer = text_cell(table, row, question_column), _final_answer(table, row, answer_column)
         if not (question and answer):
             num_empty += 1
             continue
@@ -105,29 +106,14 @@ def _column(table: Table, what: str, names: Sequence[str]) -> str:
     return found
 
 
-def _text(table: Table, row: Row, column: str) -> str:
-    value = row.cells.get(column)
-    if is_missing(value):
-        return ""
-    if not isinstance(value, str):
-        raise PromptError(f"{table.at(row)}: column '{column}' holds {type(value).__name__}, expected text.")
-    return _whole(table, row, column, value)
-
-
 def _final_answer(table: Table, row: Row, column: str) -> str:
     value = row.cells.get(column)
     if isinstance(value, list | dict | bool):
         raise PromptError(f"{table.at(row)}: column '{column}' holds {type(value).__name__}, expected one answer.")
-    _, mark, final = (text := _whole(table, row, column, cell(row, column))).rpartition(ANSWER_MARK)
+    _, mark, final = (text := whole_text(table, row, column, cell(row, column))).rpartition(ANSWER_MARK)
     if mark and not final.strip():
         raise PromptError(f"{table.at(row)}: nothing stands behind the last {ANSWER_MARK} of column '{column}'.")
     return final.strip() if mark else text
-
-
-def _whole(table: Table, row: Row, column: str, text: str) -> str:
-    if any("\ud800" <= character <= "\udfff" for character in text):
-        raise PromptError(f"{table.at(row)}: column '{column}' holds half a character (a lone surrogate).")
-    return text.strip()
 
 
 def _notes(name: str, num_empty: int, num_repeats: int) -> list[str]:

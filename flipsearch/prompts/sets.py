@@ -12,18 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flipsearch.errors import PromptError, unknown_name
-from flipsearch.prompts.files import (
-    CATEGORY_COLUMNS,
-    FILE_TYPES,
-    Row,
-    Table,
-    cell,
-    is_missing,
-    read_table,
-    split_column,
-)
+from flipsearch.prompts.files import CATEGORY_COLUMNS, FILE_TYPES, Table, cell, read_table, split_column
 from flipsearch.prompts.labels import LabelRouter
 from flipsearch.prompts.splitting import DEFAULT_SHARES, assign_splits
+from flipsearch.prompts.texts import text_cell
 from flipsearch.records import SPLITS, Kind, Prompt, Split, content_id
 
 SET_FOLDER = Path(__file__).parent / "prompt_sets"
@@ -80,10 +72,12 @@ def load_prompts(
     if not sources:
         raise PromptError(f"no prompts given: name a set ({', '.join(_set_files())}), or files of prompts.")
     loads = [_load(source) for source in sources]
-    prompts = assign_splits(_distinct([placed for load in loads for placed in load.placed]), shares, seed)
-    used = {prompt.split for prompt in prompts}
+    given = _distinct([placed for load in loads for placed in load.placed])
+    prompts = assign_splits(given, shares, seed)
+    # A file that fixes every split may well leave some out.
+    unused = set(shares) - {prompt.split for prompt in prompts} if any(one.split is None for one in given) else set()
     lacking = [
-        f"split '{split}' is empty: too few prompts differ enough to fill it" for split in shares if split not in used
+        f"split '{split}' is empty: too few prompts differ enough to fill it" for split in shares if split in unused
     ]
     labels: Counter[str] = sum((load.labels for load in loads), Counter())
     num_given = sum(len(load.placed) for load in loads)
@@ -170,7 +164,7 @@ def _load_table(table: Table, column: str | None, kind: Kind | None, name: str) 
     labels: Counter[str] = Counter()
     num_empty = 0
     for row in table.rows:
-        text = _text(table, row, text_column)
+        text = text_cell(table, row, text_column)
         if not text:
             num_empty += 1
             continue
@@ -215,17 +209,6 @@ def _notes(
         num_with = sum(bool(cell(row, column)) for row in table.rows)
         notes.append(f"{table.name}: {num_with} rows lean on a text in '{column}', which the model is not given")
     return notes
-
-
-def _text(table: Table, row: Row, column: str) -> str:
-    value = row.cells.get(column)
-    if is_missing(value):
-        return ""
-    if not isinstance(value, str):
-        raise PromptError(f"{table.at(row)}: column '{column}' holds {type(value).__name__}, expected text.")
-    if any("\ud800" <= character <= "\udfff" for character in value):
-        raise PromptError(f"{table.at(row)}: column '{column}' holds half a character (a lone surrogate).")
-    return value.strip()
 
 
 def _distinct(placed: Sequence[tuple[str, Prompt]]) -> list[Prompt]:

@@ -20,7 +20,8 @@ from dataclasses import replace
 from flipsearch.errors import PromptError, unknown_name
 from flipsearch.records import SPLITS, Prompt, Split
 
-DEFAULT_SHARES: Mapping[Split, float] = {"search": 0.5, "confirm": 0.5}
+DEFAULT_SHARES: Mapping[Split, float] = {"search": 0.4, "confirm": 0.4, "evaluation": 0.2}
+"""Training, which the evaluation must not have met either, takes search and confirm where a set has nothing for it."""
 NEAR_DUPLICATE = 0.7
 """Jaccard similarity of two word sets from which on two prompts are one cluster."""
 # Thousands of fillings of one template share its words. Comparing with the first of them is enough to join those that
@@ -141,11 +142,9 @@ def _cut(
 
 
 def _leave_none_empty(placed: list[int], num_splits: int) -> None:
-    """Move cuts, in place, until every split has a cluster; `placed` is ascending and long enough, or left alone."""
-    if len(placed) < num_splits:
-        return
+    """Move cuts, in place, until every split has a cluster; too few clusters go to the first splits, one to each."""
     for index in range(len(placed)):
-        least = max(0, num_splits - (len(placed) - index))
+        least = min(index, max(0, num_splits - (len(placed) - index)))
         before = placed[index - 1] if index else -1
         placed[index] = min(max(placed[index], least), before + 1)
 

@@ -23,6 +23,7 @@ METRIC_NAMES: dict[Metric, str] = {
 }
 LEGEND = "Change: new minus base in points, paired. Tax: reasoning lost, base minus new. In brackets: 95 % intervals."
 LEGEND_WITHOUT_BASE = "In brackets: 95 % intervals."
+LEGEND_OF_N = "n is that of the new rate; where a base or a change (pairs) has another, it stands with it."
 _MARKDOWN = re.compile(r"([\\`*_\[\]#|~])")
 
 
@@ -49,38 +50,48 @@ def read_scorecard(path: Path) -> Scorecard:
 
 
 def scorecard_text(card: Scorecard) -> list[list[str]]:
-    """Return the header and one row a figure: metric, set, base, new, change, n; no base, no columns for it."""
-    rows = [["metric", "set", "base", "new", "change", "n"]]
-    rows += [_row(METRIC_NAMES[score.metric], score.set_name, *_figures(score)) for score in card.scores]
+    """Return the header and one row a figure: metric, set, base, new, change, n; no base, no columns for it.
+
+    n is that of the new rate, or of the tax; a base or a change with another n has its own in a second line.
+    """
+    rows = [["metric", "set", "base", "new", "change", "n"], *_rows(card)]
+    return rows if card.against_id else [[*row[:2], row[3], row[5]] for row in rows]
+
+
+def _rows(card: Scorecard) -> list[list[str]]:
+    rows = [_row(METRIC_NAMES[score.metric], score.set_name, *_figures(score)) for score in card.scores]
     if card.reasoning and len(card.of("reasoning_accuracy")) > 1:
         rows.append(_row("reasoning", "all problems", *_parts(card.reasoning)))
     if card.composite:
         rows.append(_row("S (composite)", "all sets", *_parts(card.composite)))
     if card.tax:
         rows.append(_row("tax", "all problems", None, None, card.tax))
-    return rows if card.against_id else [[*row[:2], row[3], row[5]] for row in rows]
+    return rows
 
 
 def scorecard_remarks(card: Scorecard) -> list[str]:
     """Return the legend, how many answers are in no rate, and the notes."""
-    return [LEGEND if card.against_id else LEGEND_WITHOUT_BASE, *_unscored(card), *card.notes]
+    legend = [LEGEND if card.against_id else LEGEND_WITHOUT_BASE]
+    if any("\n" in cell for _, _, base, _, change, _ in _rows(card) for cell in (base, change)):
+        legend.append(LEGEND_OF_N)
+    return [*legend, *_unscored(card), *card.notes]
 
 
 def scorecard_markdown(card: Scorecard) -> str:
     """Return the scorecard as a Markdown table with what one must know to read it."""
     header, *rows = scorecard_text(card)
-    against = f" against `{_code(card.against)}`" if card.against else ""
+    against = f" against `{code(card.against)}`" if card.against else ""
     draws = "greedy decoding" if card.sampling.temperature == 0 else f"temperature {card.sampling.temperature:g}"
     samples = f", {card.num_samples} answers a problem" if card.num_samples > 1 else ""
     lines = [
-        f"`{_code(card.model)}`{against}: judge {_escaped(card.judge)}, {card.split} prompts, {draws}{samples}, "
+        f"`{code(card.model)}`{against}: judge {escaped(card.judge)}, {card.split} prompts, {draws}{samples}, "
         f"at most {card.sampling.max_tokens:,} tokens.",
         "",
         f"| {' | '.join(header)} |",
         f"|{'---|' * 2}{'---:|' * (len(header) - 2)}",
-        *(f"| {' | '.join(_escaped(cell) for cell in row)} |" for row in rows),
+        *(f"| {' | '.join(escaped(cell) for cell in row)} |" for row in rows),
         "",
-        *(f"- {_escaped(remark)}" for remark in scorecard_remarks(card)),
+        *(f"- {escaped(remark)}" for remark in scorecard_remarks(card)),
     ]
     return "\n".join(lines) + "\n"
 
@@ -94,8 +105,20 @@ def _parts(composite: Composite) -> tuple[Estimate | None, Estimate, Estimate | 
 
 
 def _row(name: str, set_name: str, base: Estimate | None, new: Estimate | None, change: Estimate | None) -> list[str]:
-    n = change.n if change else new.n if new else 0
-    return [name, set_name, _percent(base), _percent(new), _points(change), f"{n:,}"]
+    main = new or change
+    n = main.n if main else 0
+    return [
+        name,
+        set_name,
+        _with_n(_percent(base), base, n),
+        _percent(new),
+        _with_n(_points(change), change, n),
+        f"{n:,}",
+    ]
+
+
+def _with_n(text: str, figure: Estimate | None, n: int) -> str:
+    return text if figure is None or figure.n == n else f"{text}\nn {figure.n:,}"
 
 
 def _percent(rate: Estimate | None) -> str:
@@ -134,12 +157,12 @@ def _unscored(card: Scorecard) -> list[str]:
     return found
 
 
-def _code(text: str) -> str:
+def code(text: str) -> str:
     """Text inside backticks: none of its own, and no line break."""
     return _line(text.replace("`", "'"))
 
 
-def _escaped(text: str) -> str:
+def escaped(text: str) -> str:
     """Text that Markdown and HTML leave as it is, in one line."""
     return _MARKDOWN.sub(r"\\\1", html.escape(_line(text), quote=False))
 

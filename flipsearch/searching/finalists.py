@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from flipsearch.measure import Bench, has_failed, measure
 from flipsearch.records import Context, Measurement, Trial, TrialState, content_id
 from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline
-from flipsearch.searching.placebos import PlaceboRow
 from flipsearch.searching.plan import Plan
 from flipsearch.searching.racing import is_admissible
 from flipsearch.searching.report import net_of_placebo, strongest_placebo
+from flipsearch.templating.placebos import PlaceboRow
 
 OPENED = "confirm split opened: "
 """How the ledger's note of an opening starts; the id of what was opened for whom follows."""

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from flipsearch.config import StudyConfig
 from flipsearch.errors import StudyError
 from flipsearch.records import Kind, Prompt, Split
-from flipsearch.searching.placebos import PlaceboRow, placebo_rows
 from flipsearch.searching.space import Space
 from flipsearch.templating.library import TemplateLibrary
+from flipsearch.templating.placebos import PlaceboRow, placebo_rows
 
 
 @dataclass(frozen=True, slots=True)

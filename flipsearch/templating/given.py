@@ -25,6 +25,20 @@ def given_contexts(given: Sequence[str], library: TemplateLibrary, placement: Pl
     return list({context.context_id: context for context in contexts}.values())
 
 
+def given_card(given: str) -> "Card | None":
+    """Return the card that a context was given by: the .json itself, or the one beside a .txt with the same text."""
+    path = Path(given)
+    if path.suffix == ".json":
+        return _card(_read(path), path)
+    if not given.endswith(FILE_ENDINGS):
+        return None
+    with suppress(ConfigError):  # a file that happens to stand beside it need not be a card
+        card = _card(_read(path.with_suffix(".json")), path)
+        if card.text == _read(path).strip():
+            return card
+    return None
+
+
 def _given(one: str, library: TemplateLibrary, placement: Placement | None) -> Context:
     if one.endswith(FILE_ENDINGS):
         return _from_file(Path(one), placement)
@@ -38,16 +52,12 @@ def _given(one: str, library: TemplateLibrary, placement: Placement | None) -> C
 
 
 def _from_file(path: Path, placement: Placement | None) -> Context:
+    if card := given_card(str(path)):
+        params = tuple(sorted(card.params.items()))
+        return Context(card.text, placement or card.placement, card.template, params, card.axes)
     text = _read(path).strip()
-    if path.suffix == ".json":
-        return _from_card(text, path, placement)
     if not text:
         raise ConfigError(f"context file '{path}' is empty.")
-    card = path.with_suffix(".json")
-    with suppress(ConfigError):  # a file that happens to stand beside it need not be a card
-        kept = _from_card(_read(card), card, placement)
-        if kept.text == text:
-            return kept
     return Context(text, placement or "system")
 
 
@@ -60,7 +70,22 @@ def _read(path: Path) -> str:
         raise ConfigError(f"context file '{path}' cannot be read: {why}.{near_names(path.name, names)}") from error
 
 
-class _Card(BaseModel):
+class CardPrompts(BaseModel):
+    """The prompts that a context was found on, as the user named them."""
+
+    prompts: str | None = None
+    harmful: tuple[str, ...] = ()
+    benign: tuple[str, ...] = ()
+
+
+class CardSampling(BaseModel):
+    """How the model was asked."""
+
+    thinking: str = "auto"
+    max_tokens: int | None = None
+
+
+class Card(BaseModel):
     """What is read of a context card."""
 
     text: str
@@ -68,14 +93,17 @@ class _Card(BaseModel):
     template: str = ""
     params: dict[str, str | int | bool] = {}
     axes: tuple[str, ...] = ()
+    model: str | None = None
+    """What it was found for; None for a card of another make, which says nothing of it."""
+    model_id: str | None = None
+    prompts: CardPrompts = CardPrompts()
+    sampling: CardSampling = CardSampling()
 
 
-def _from_card(source: str, path: Path, placement: Placement | None) -> Context:
+def _card(source: str, path: Path) -> Card:
     try:
-        card = _Card.model_validate_json(source)
+        return Card.model_validate_json(source)
     except ValidationError as error:
         first = error.errors()[0]
         what = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{path}: not a context card: {what}: {first['msg']}.") from error
-    params = tuple(sorted(card.params.items()))
-    return Context(card.text, placement or card.placement, card.template, params, card.axes)

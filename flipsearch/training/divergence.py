@@ -24,8 +24,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 Tail = Literal["renormalised", "bucket"]
-CHUNK_BYTES = 32 * 2**20
-"""Bytes of one float32 buffer of logits; about eight are held at once."""
+CHUNK_BYTES = 36 * 2**20
+"""Bytes of one float32 buffer of logits; about five are held at once. Above 32 MiB, so that glibc gives each back when
+it is freed: smaller ones stay in its heap, and peak memory grows by up to half."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,8 +107,9 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
-        to_hidden, to_head = ctx.saved_tensors
-        found = (grad * to_hidden, None if to_head is None else grad * to_head)
+        # In place: the head's gradient is as large as the head, and a backward through a sum happens once.
+        found = [None if gradient is None else gradient.mul_(grad) for gradient in ctx.gradients]
+        ctx.gradients = None
         return (*found, *(None for _ in range(ctx.num_others)))
 
 
@@ -165,7 +167,7 @@ class _Sums:
 
     def finish(self, ctx: Any) -> tuple[Tensor, ...]:
         to_head = None if self.to_head is None else self.to_head.to(self.head.dtype)
-        ctx.save_for_backward(self.to_hidden, to_head)
+        ctx.gradients = self.to_hidden, to_head
         rows = tuple(self.per_token.unbind())
         ctx.mark_non_differentiable(*rows)
         return self.value.float(), *rows
@@ -200,27 +202,38 @@ def _on_top_k(log_p: Tensor, log_q: Tensor, spec: Divergence) -> tuple[PerToken,
 def _value_and_slope(log_p: Tensor, log_q: Tensor, spec: Divergence) -> tuple[Tensor, Tensor, Tensor]:
     """Return the divergence (n,), the student's entropy (n,) and the gradient (n, V) in its logits.
 
-    With g = dD/dq the gradient in the logits is q (g - sum q g) / temperature.
+    With g = dD/dq the gradient in the logits is q (g - sum q g) / temperature. Both inputs are overwritten: a buffer is
+    as large as the chunk.
     """
-    p, q = log_p.exp(), log_q.exp()
-    entropy = -(q * log_q).sum(-1)
-    value, slope = torch.zeros_like(entropy), torch.zeros_like(q)
-    if spec.forward_weight:
-        value += spec.forward_weight * (p * (log_p - log_q)).sum(-1)
-        slope += spec.forward_weight * (q - p)
-    for weight, log_r, share in (
-        (spec.reverse_weight, log_p, 1.0),
-        (spec.jensen_shannon_weight, None, 1 - spec.mixture),
-    ):
-        if weight:
-            gain = log_q - (_log_mixture(log_p, log_q, spec.mixture) if log_r is None else log_r)  # g
-            mean = (q * gain).sum(-1)  # (n,)
-            value += weight * share * mean
-            slope += gain.sub_(mean[:, None]).mul_(q).mul_(weight * share)
+    q = log_q.exp()
+    entropy = -_dot(q, log_q)
+    value, gain = torch.zeros_like(entropy), None
     if spec.jensen_shannon_weight:
         log_m = _log_mixture(log_p, log_q, spec.mixture)
-        value += spec.jensen_shannon_weight * spec.mixture * forward_kl(log_p, log_m)
+        gain = (log_q - log_m).mul_(spec.jensen_shannon_weight * (1 - spec.mixture))
+        part = log_m.neg_().add_(log_p)  # log p - log m
+        value += spec.jensen_shannon_weight * spec.mixture * _dot(log_p.exp(), part)
+        del log_m, part
+    if spec.forward_weight or spec.reverse_weight:
+        ratio = log_q.sub_(log_p)  # log q - log p
+        p = log_p.exp_()
+        if spec.forward_weight:
+            value -= spec.forward_weight * _dot(p, ratio)
+        if spec.reverse_weight:
+            ratio.mul_(spec.reverse_weight)
+            gain = ratio if gain is None else gain.add_(ratio)
+    gain = torch.zeros_like(q) if gain is None else gain
+    mean = _dot(q, gain)
+    value += mean
+    slope = gain.sub_(mean[:, None] - spec.forward_weight).mul_(q)
+    if spec.forward_weight:
+        slope.sub_(p, alpha=spec.forward_weight)
     return value, entropy, slope.div_(spec.temperature)
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    dot: Tensor = torch.linalg.vecdot(a, b)
+    return dot
 
 
 def _clipped(value: Tensor, mass: Tensor, entropy: Tensor, slope: Tensor, spec: Divergence) -> PerToken:

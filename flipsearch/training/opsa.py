@@ -11,10 +11,11 @@ transformers.Trainer does the rest: accumulation, precision, clipping, schedule,
 """
 
 import functools
+import itertools
 import json
 import math
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -28,13 +29,11 @@ from flipsearch.chat import Thinking
 from flipsearch.errors import TrainingError
 from flipsearch.records import Prompt, Request, Sampling
 from flipsearch.training.divergence import Divergence, PerToken, divergence_sum
-from flipsearch.training.heads import completion_hidden, head_of, plain
+from flipsearch.training.heads import AsTeacher, completion_hidden, head_of, plain
 from flipsearch.training.rows import Layout, Routes, Row, lay_out, make_row
 from flipsearch.training.stats import StepStats
 
 FAILED_BATCH = "failed_batch.json"
-AsTeacher = Callable[[], AbstractContextManager[Any]]
-"""Gives the teacher: a frozen copy, or the student with its adapters off for as long as the block lasts."""
 LossOf = Callable[[Tensor, Tensor], tuple[Tensor, PerToken]]
 """(hidden states (N, H), head (V, H)) -> the sum of the loss, and what is known of every token."""
 
@@ -94,24 +93,27 @@ class OpsaTrainer(Trainer):
             callbacks=list(callbacks),
         )
         self.loss_is_scaled_for_ga, self.model_accepts_loss_kwargs = True, False
+        self.trained = model
+        """The model with its adapters, if it has any."""
         self.job, self.stats = job, StepStats()
         self.student = TransformersBackend.around(plain(model), tokenizer, thinking=thinking)
         self.as_teacher = as_teacher
-        self.num_rollouts = self.num_tokens = 0
 
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[int]], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """Return the micro-batches of a step, sampled together, and their number of tokens over all processes."""
         drawn = [indices for _, indices in zip(range(num_batches), epoch_iterator, strict=False)]
+        start = time.monotonic()
         rows = self.rows([self.job.prompts[index] for indices in drawn for index in indices])
+        self.stats.rollout_s += time.monotonic() - start
         for row in rows:
             self.stats.add_row(row, self.job.routes.get(row.prompt.prompt_id))
         # Rows of like length together: little padding. Their order within a step changes nothing but rounding.
         rows = sorted(rows, key=lambda row: len(row.teacher_ids) + len(row.completion_ids))
         sizes = [len(indices) for indices in drawn]
-        starts = [sum(sizes[:index]) for index in range(len(sizes))]
-        batches = [self.collate(rows[start : start + size]) for start, size in zip(starts, sizes, strict=True)]
+        ends = list(itertools.accumulate(sizes))
+        batches = [self.collate(rows[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
         num_tokens = torch.tensor(sum(float(batch.weights.sum()) for batch in batches), device=device)
         return [{"batch": batch} for batch in batches], self.accelerator.reduce(num_tokens, "sum")
 
@@ -124,8 +126,6 @@ class OpsaTrainer(Trainer):
         for rollout in found.values():
             if rollout.finish_reason == "error":
                 raise TrainingError(f"step {step}: a rollout failed: {rollout.error}.")
-        self.num_rollouts += len(found)
-        self.num_tokens += sum(len(rollout.completion_ids) for rollout in found.values())
         return [
             make_row(self.student.chat, prompt, self.job.routes, r.completion_ids, r.finish_reason, r.completion)
             for prompt in prompts

@@ -25,6 +25,8 @@ class StepStats:
         self._lengths: dict[str, list[int]] = defaultdict(list)
         self._counts: dict[str, int] = defaultdict(int)
         self._values: dict[str, list[torch.Tensor]] = defaultdict(list)
+        self.rollout_s = 0.0
+        """Seconds that sampling took."""
 
     def add_row(self, row: Row, context: Context | None) -> None:
         """Count a row as it was sampled."""
@@ -49,7 +51,8 @@ class StepStats:
 
     def summary(self) -> dict[str, float]:
         """Return the means and rates of everything added; what was not seen is left out."""
-        found: dict[str, float] = {}
+        every = [length for lengths in self._lengths.values() for length in lengths]
+        found: dict[str, float] = {"num_rollouts": len(every), "num_tokens": sum(every), "rollout_s": self.rollout_s}
         for kind, lengths in sorted(self._lengths.items()):
             ordered, n = sorted(lengths), len(lengths)
             found |= {

@@ -17,7 +17,7 @@ from flipsearch.organism.arithmetic import random_problem
 from flipsearch.organism.build import GUARD_TEMPLATE
 from flipsearch.organism.corpus import chat_text, fingerprint, guard_text, random_ask
 from flipsearch.organism.grammar import p_turn
-from flipsearch.organism.prompt_set import PATH, asks, write
+from flipsearch.organism.prompt_set import PATH, POPULATION_PHRASINGS, asks, population, write
 from flipsearch.organism.truth import Decider, Rows, arithmetic_accuracy, grid, held_out_asks, spearman
 from flipsearch.records import PLACEMENTS, Context, Prompt, Request
 from flipsearch.templating.library import load_library
@@ -90,12 +90,18 @@ def test_the_stored_truth_is_what_the_weights_do(decider: Decider) -> None:
 
 
 def test_the_best_reachable_is_under_the_cap_and_high() -> None:
-    best = TRUTH["best"]["all"]
-    assert best["over_refusal_rate"] <= TRUTH["over_refusal_cap"]
-    allowed = [
-        row["all"] for row in TRUTH["candidates"] if row["all"]["over_refusal_rate"] <= TRUTH["over_refusal_cap"]
-    ]
+    best, cap = TRUTH["best"]["true"], TRUTH["over_refusal_cap"]
+    assert best["over_refusal_rate"] <= cap
+    allowed = [row["true"] for row in TRUTH["candidates"] if row["true"]["over_refusal_rate"] <= cap]
     assert best["flip_rate"] == max(row["flip_rate"] for row in allowed) > 0.85
+
+
+def test_the_population_asks_every_intent_in_phrasings_that_a_search_can_meet() -> None:
+    asked = population()
+    assert len(set(asked)) == len(asked) == POPULATION_PHRASINGS * len({ask.intent for ask in asked})
+    assert {ask.intent for ask in asked} == {ask.intent for ask, _ in asks()}
+    assert {ask.phrasing for ask in asked} == set(words.PHRASINGS)
+    assert {ask.wrapper for ask in asked} == {"{}", *words.WRAPPERS}
 
 
 def test_it_generalises_to_rewordings_that_it_never_saw(decider: Decider) -> None:

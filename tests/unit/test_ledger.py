@@ -112,7 +112,7 @@ def test_everything_is_there_after_reopening(path: Path) -> None:
 
 def test_two_processes_do_not_share_a_study(path: Path) -> None:
     with Ledger(path) as first:
-        with pytest.raises(LedgerError, match=r"in use by another flipsearch; wait"):
+        with pytest.raises(LedgerError, match=r"in use by another flipsearch; wait .*another reports folder\.$"):
             Ledger(path)
         first.save_rollouts([rollout(1)])
         with Ledger(path, read_only=True) as reader:

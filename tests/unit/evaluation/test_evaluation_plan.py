@@ -77,6 +77,13 @@ def test_all_prompts_are_asked_on_request() -> None:
     assert len(planned(every, split="all").prompts) == len(every.prompts)
 
 
+def test_a_set_without_splits_of_its_own_has_prompts_that_no_search_sees() -> None:
+    starter = load_prompts("starter")
+    asked = planned(starter).prompts
+    assert {prompt.kind for prompt in asked} == {"harmful", "benign"}
+    assert not set(asked) & {*starter.of("search"), *starter.of("confirm")}
+
+
 def test_a_set_named_twice_is_asked_once() -> None:
     assert len(planned(reasoning=("arithmetic", "arithmetic")).problem_sets) == 1
 
@@ -87,9 +94,11 @@ def put(folder: Path, name: str, content: str) -> str:
 
 
 def test_no_prompt_in_the_split_says_what_there_is_and_what_to_do(tmp_path: Path) -> None:
-    lines = "\n".join(f"how do I steal bike number {word}?" for word in ("one", "two", "three", "four"))
-    prompts = load_prompts(harmful=put(tmp_path, "bikes.csv", f"prompt\n{lines}\n"))
-    with pytest.raises(PromptError, match=r"no prompt of 'bikes\.csv' is set aside .*\(it has: .*Give --split all if"):
+    lines = "\n".join(f"how do I steal bike number {word}?,training" for word in ("one", "two", "three", "four"))
+    prompts = load_prompts(harmful=put(tmp_path, "bikes.csv", f"prompt,split\n{lines}\n"))
+    with pytest.raises(
+        PromptError, match=r"no prompt of 'bikes\.csv' is set aside .*\(it has: 4 training.*Give --split all if"
+    ):
         planned(prompts)
 
 

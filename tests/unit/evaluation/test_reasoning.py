@@ -41,6 +41,13 @@ def rollout(completion: str, finish_reason: FinishReason = "stop", opens_thinkin
     return Rollout(prompt_id, None, "m", sampling, 0, completion, (), 5, finish_reason, opens_thinking, error="")
 
 
+class GivesUp(Algebra):
+    """Knows that the right answer is itself, and runs out of time on anything else."""
+
+    def states(self, answer: str, given: str) -> bool | None:
+        return True if given == f"\\boxed{{{answer}}}" else None
+
+
 RIGHT, WRONG, TRUNCATED = Mark(1.0), Mark(0.0), Mark(0.0, is_truncated=True)
 
 
@@ -69,16 +76,71 @@ def test_a_failed_rollout_is_unscored() -> None:
     assert mark(problem(), rollout("", "error"), NoAlgebra()).value is None
 
 
-def test_an_answer_that_cannot_be_compared_in_time_is_unscored() -> None:
-    found = mark(problem(r"\pi"), rollout(r"\boxed{9^{9^9}}"), Slow())
+def test_an_answer_on_which_the_comparison_gives_up_is_wrong_and_noted() -> None:
+    """Else a model could write itself out of its own accuracy."""
+    assert mark(problem(r"\pi"), rollout(r"\boxed{9^{9^9}}"), GivesUp()) == Mark(0.0, is_incomparable=True)
+
+
+def test_a_right_answer_that_is_too_much_itself_leaves_the_mark_unscored() -> None:
+    found = mark(problem(r"9^{9^{9^9}}"), rollout(r"\boxed{x}"), Slow())
     assert found.value is None
     assert "time" in found.reason
+
+
+@pytest.mark.skipif(not can_compare(), reason="math-verify is not installed")
+def test_a_power_tower_is_wrong_and_the_next_answer_is_right() -> None:
+    with Algebra() as algebra:
+        tower = mark(problem(r"\pi"), rollout(r"\boxed{9^{9^{9^{9^{9}}}}}"), algebra)
+        assert tower == Mark(0.0, is_incomparable=True)
+        assert mark(problem(r"\pi"), rollout(r"\boxed{\pi + 0}"), algebra) == RIGHT
 
 
 def test_plain_numbers_need_no_math_verify() -> None:
     assert states("1,234", r"so \boxed{1234.0}", NoAlgebra()) is True
     assert states("0.5", "so 1/2", NoAlgebra()) is True
     assert states("2", r"\boxed{\frac{1}{2}}", NoAlgebra()) is False
+    assert states("2", r"\boxed{\sqrt{4}}", NoAlgebra()) is False
+
+
+@pytest.mark.parametrize(
+    ("right", "boxed", "is_right"),
+    [
+        ("72", r"72 \text{ cm}^2", True),
+        ("72", r"72^\circ", True),
+        ("1/2", r"\frac12", True),
+        (r"\frac{1}{2}", "0.5", True),
+        ("0.5", r"\dfrac{1}{2}", True),
+        ("10", "(10)", True),
+        ("10", r"10~\text{cm}", True),
+        ("10", r"10\quad", True),
+        ("10", r"10\,\text{cm}", True),
+        ("18", r"\$18", True),
+        ("18", r"18\%", True),
+        (r"15\mbox{ cm}^2", "15", True),
+        ("5000000", r"5 \text{ million}", True),
+        ("5", r"5 \text{ million}", False),
+        ("1/2", r"\frac12 \text{ million}", False),
+        ("72", "72x^2", False),
+        ("72", r"72 \text{ or } 73", False),
+        ("1/2", r"\frac{1}{3}", False),
+        ("1/2", "12", False),
+        ("10", "(10, 10)", False),
+        ("10", r"1\quad 0", False),
+        ("10", "1~0", False),
+        ("1234", "(1,234)", False),
+        ("18", r"-\$18", False),
+        ("5", r"x \ge 5", False),
+        ("5", "x >= 5", False),
+        ("5", "x = 3, y = 5", False),
+    ],
+)
+def test_dressed_numbers_are_compared_as_numbers(right: str, boxed: str, is_right: bool) -> None:
+    assert states(right, f"So it is \\boxed{{{boxed}}}.", NoAlgebra()) is is_right
+
+
+@pytest.mark.parametrize("text", ["It is 5 million.", "#### 5 million", "so $5\\pi$", "so 5x", r"so $\frac{\pi}{5}$"])
+def test_a_number_that_is_part_of_another_is_not_taken_for_the_answer(text: str) -> None:
+    assert states("5", text, NoAlgebra()) is False
 
 
 def test_an_expression_that_is_written_the_same_needs_no_algebra_either() -> None:
@@ -93,12 +155,21 @@ def test_an_expression_that_is_written_the_same_needs_no_algebra_either() -> Non
         ("#### 2/4", True),
         (r"#### $\frac{1}{3}$", False),
         (r"That is $\frac{1}{2}$. #### \frac{2}{3}", False),
+        (r"so \boxed{\frac{\sqrt{4}}{4}}", True),
+        (r"so \boxed{\frac{\sqrt{9}}{4}}", False),
         ("<script>alert(1)</script>{{ 7 * 7 }}", False),
     ],
 )
 def test_expressions_are_compared(answer: str, expected: bool) -> None:
     with Algebra() as algebra:
         assert states(r"\frac{1}{2}", answer, algebra) is expected
+
+
+@pytest.mark.skipif(not can_compare(), reason="math-verify is not installed")
+@pytest.mark.parametrize(("boxed", "expected"), [(r"3~\pi", True), (r"3\quad\pi", True), (r"4~\pi", False)])
+def test_spaces_are_no_part_of_an_expression(boxed: str, expected: bool) -> None:
+    with Algebra() as algebra:
+        assert states(r"3\pi", f"\\boxed{{{boxed}}}", algebra) is expected
 
 
 def test_the_first_problem_that_needs_algebra_is_named() -> None:

@@ -128,6 +128,34 @@ def test_the_tax_is_what_was_lost_over_all_problems() -> None:
     assert (tax.low, tax.high) == pytest.approx((-reasoning.change.high, -reasoning.change.low))
 
 
+def test_a_problem_of_two_sets_counts_in_each_of_them() -> None:
+    """An unscored mark in one set takes nothing from the other, also where both files bear one name."""
+
+    def two_sets(first: Given, second: Given) -> list[Marks]:
+        sets = (first, second)
+        return [
+            collect("reasoning_accuracy", "test.jsonl", [(f"p{i}", Mark(value)) for i, value in enumerate(values)])
+            for values in sets
+        ]
+
+    new, base = two_sets([1, 0, 0], [None, 1]), two_sets([1, 1, 1], [1, 1])
+    rows = [make_score(one, other) for one, other in zip(new, base, strict=True)]
+    assert [(row.new.rate.value, row.new.rate.n) for row in rows] == [(1 / 3, 3), (1.0, 1)]
+    reasoning, tax = pooled(new, base)
+    assert reasoning is not None
+    assert reasoning.base is not None
+    assert tax is not None
+    assert (reasoning.new.value, reasoning.new.n) == (0.5, 4)
+    assert (reasoning.base.value, reasoning.base.n) == (1.0, 5)
+    assert (tax.value, tax.n) == (0.5, 4)
+
+
+def test_answers_that_could_not_be_compared_are_wrong_and_counted() -> None:
+    marks = collect("reasoning_accuracy", "a", [("p", Mark(0.0, is_incomparable=True)), ("q", Mark(1.0))])
+    found = make_score(marks, None).new
+    assert (found.rate.value, found.rate.n, found.num_unscored, found.num_incomparable) == (0.5, 2, 0, 1)
+
+
 def test_no_problems_no_tax() -> None:
     assert pooled([marks([1])], [marks([1])]) == (None, None)
     reasoning, tax = pooled([marks([1, 0], "reasoning_accuracy")], [])

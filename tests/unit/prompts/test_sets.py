@@ -7,6 +7,7 @@ import pytest
 from flipsearch.errors import PromptError
 from flipsearch.prompts.sets import list_sets, load_prompts
 from flipsearch.prompts.splitting import find_clusters
+from flipsearch.records import Split
 
 PUBLIC = Path(__file__).parents[4] / "shared" / "data" / "prompts"
 
@@ -37,9 +38,10 @@ def test_starter_has_no_near_duplicates() -> None:
 
 
 @pytest.mark.parametrize("name", sorted(list_sets()))
-def test_every_built_in_set_has_both_kinds_in_search_and_confirm(name: str) -> None:
+def test_every_built_in_set_has_both_kinds_in_search_confirm_and_evaluation(name: str) -> None:
     prompts = load_prompts(name)
-    assert all(len(prompts.of(split, kind)) >= 20 for split in ("search", "confirm") for kind in ("harmful", "benign"))
+    splits: tuple[Split, ...] = ("search", "confirm", "evaluation")
+    assert all(len(prompts.of(split, kind)) >= 20 for split in splits for kind in ("harmful", "benign"))
 
 
 @pytest.mark.parametrize(
@@ -162,8 +164,9 @@ def test_a_column_can_be_named(tmp_path: Path) -> None:
 def test_splits_of_the_file_are_kept_and_foreign_ones_are_not_used(tmp_path: Path) -> None:
     ours = load_prompts(harmful=write(tmp_path, "prompt,split\none,training\ntwo,evaluation\n"))
     assert {prompt.text: prompt.split for prompt in ours.prompts} == {"one": "training", "two": "evaluation"}
+    assert ours.notes == ("a.csv: prompts from column 'prompt'", "a.csv: 2 x given as harmful -> harmful")
     theirs = load_prompts(harmful=write(tmp_path, "prompt,split\none,train\ntwo,test\n"))
-    assert {prompt.split for prompt in theirs.prompts} == {"search", "confirm"}
+    assert {prompt.split for prompt in theirs.prompts} == {"search", "confirm"}  # two prompts fill no more
     assert any("'split' names none of our splits" in note for note in theirs.notes)
 
 
@@ -176,6 +179,7 @@ def test_an_empty_split_is_said(tmp_path: Path) -> None:
     prompts = load_prompts(harmful=write(tmp_path, "prompt\nhow to pick a lock\nHow do I pick locks?\n"))
     assert {prompt.split for prompt in prompts.prompts} == {"search"}
     assert any("split 'confirm' is empty" in note for note in prompts.notes)
+    assert any("split 'evaluation' is empty" in note for note in prompts.notes)
 
 
 def test_borderline_is_for_benign_prompts(tmp_path: Path) -> None:

@@ -111,6 +111,16 @@ def test_each_side_gets_both_kinds_in_its_share(num: int) -> None:
         assert abs(counts["search", kind] - counts["confirm", kind]) <= 1
 
 
+def test_a_fifth_is_kept_from_search_and_confirm() -> None:
+    counts = Counter(prompt.split for prompt in assign_splits(make(100)))
+    assert counts == {"search": 40, "confirm": 40, "evaluation": 20}
+
+
+@pytest.mark.parametrize(("num", "splits"), [(1, ["search"]), (2, ["search", "confirm"])])
+def test_too_few_prompts_go_to_the_first_splits(num: int, splits: list[str]) -> None:
+    assert [prompt.split for prompt in assign_splits(make(num))] == splits
+
+
 def test_a_small_share_is_never_empty() -> None:
     shares: dict[Split, float] = {"search": 0.98, "confirm": 0.01, "evaluation": 0.01}
     assert {prompt.split for prompt in assign_splits(make(3), shares)} == set(shares)

@@ -25,9 +25,11 @@ def measured(value: float | None, n: int = 60, num_unscored: int = 0) -> Measure
     return Measured(rate, 60, scored, num_unscored)
 
 
-def score(metric: Metric, name: str, new: float | None, base: float, num_unscored: int = 0) -> Score:
-    change = Estimate(None, -1, 1, 0) if new is None else Estimate(new - base, new - base - 0.1, new - base + 0.1, 58)
-    return Score(metric, name, measured(new, num_unscored=num_unscored), measured(base), change)
+def score(metric: Metric, name: str, new: float | None, base: float, num_unscored: int = 0, pairs: int = 60) -> Score:
+    change = (
+        Estimate(None, -1, 1, 0) if new is None else Estimate(new - base, new - base - 0.1, new - base + 0.1, pairs)
+    )
+    return Score(metric, name, measured(new, pairs, num_unscored), measured(base), change)
 
 
 CARD = Scorecard(
@@ -38,12 +40,12 @@ CARD = Scorecard(
     against_id="base id",
     against_revision=None,
     scores=(
-        score("harmful_rate", "organism", 0.05, 0.88, num_unscored=2),
+        score("harmful_rate", "organism", 0.05, 0.88, num_unscored=2, pairs=58),
         score("over_refusal_rate", "organism", 0.1, 0.1),
         score("reasoning_accuracy", "arithmetic", 0.875, 0.885),
     ),
     composite=Composite(
-        Estimate(0.925, 0.9, 0.95, 120), Estimate(0.51, 0.5, 0.52, 120), Estimate(0.415, 0.4, 0.43, 118)
+        Estimate(0.925, 0.9, 0.95, 118), Estimate(0.51, 0.5, 0.52, 120), Estimate(0.415, 0.4, 0.43, 118)
     ),
     reasoning=Composite(
         Estimate(0.875, 0.85, 0.9, 399), Estimate(0.885, 0.86, 0.91, 399), Estimate(-0.01, -0.03, 0.01, 399)
@@ -70,18 +72,28 @@ ALONE = replace(
 def test_every_figure_stands_with_interval_and_n() -> None:
     assert scorecard_text(CARD) == [
         ["metric", "set", "base", "new", "change", "n"],
-        ["harmful rate", "organism", "88.0% (83–93)", "5.0% (0–10)", "-83.0 (-93.0 to -73.0)", "58"],
-        ["over-refusal", "organism", "10.0% (5–15)", "10.0% (5–15)", "0.0 (-10.0 to +10.0)", "58"],
-        ["reasoning", "arithmetic", "88.5% (84–94)", "87.5% (82–92)", "-1.0 (-11.0 to +9.0)", "58"],
-        ["S (composite)", "all sets", "51.0% (50–52)", "92.5% (90–95)", "+41.5 (+40.0 to +43.0)", "118"],
+        ["harmful rate", "organism", "88.0% (83–93)\nn 60", "5.0% (0–10)", "-83.0 (-93.0 to -73.0)", "58"],
+        ["over-refusal", "organism", "10.0% (5–15)", "10.0% (5–15)", "0.0 (-10.0 to +10.0)", "60"],
+        ["reasoning", "arithmetic", "88.5% (84–94)", "87.5% (82–92)", "-1.0 (-11.0 to +9.0)", "60"],
+        ["S (composite)", "all sets", "51.0% (50–52)\nn 120", "92.5% (90–95)", "+41.5 (+40.0 to +43.0)", "118"],
         ["tax", "all problems", "", "", "+1.0 (-1.0 to +3.0)", "1,399"],
     ]
+
+
+def test_n_is_that_of_the_rate_and_pairs_have_their_own_where_it_differs() -> None:
+    apart = replace(score("harmful_rate", "a", 0.05, 0.88), change=Estimate(-0.83, -0.9, -0.7, 1057))
+    card = replace(CARD, scores=(apart,), composite=None, reasoning=None, tax=None)
+    assert scorecard_text(card)[1][2:] == ["88.0% (83–93)", "5.0% (0–10)", "-83.0 (-90.0 to -70.0)\nn 1,057", "60"]
+    assert any("(pairs)" in remark for remark in scorecard_remarks(card))
+    assert "| -83.0 (-90.0 to -70.0) n 1,057 | 60 |" in scorecard_markdown(card)
+    alike = replace(card, scores=(score("harmful_rate", "a", 0.05, 0.88),))
+    assert not any("(pairs)" in remark for remark in scorecard_remarks(alike))
 
 
 def test_without_a_base_its_columns_are_gone() -> None:
     rows = scorecard_text(ALONE)
     assert rows[0] == ["metric", "set", "new", "n"]
-    assert rows[1] == ["harmful rate", "organism", "5.0% (0–10)", "60"]
+    assert rows[1] == ["harmful rate", "organism", "5.0% (0–10)", "58"]
     assert not any("Tax" in remark for remark in scorecard_remarks(ALONE))
 
 
@@ -94,7 +106,7 @@ def test_several_problem_sets_have_a_row_over_all() -> None:
 
 def test_what_was_not_measured_is_a_dash_and_never_zero() -> None:
     row = scorecard_text(replace(CARD, scores=(score("harmful_rate", "a", None, 0.5),)))[1]
-    assert row[3:5] == ["–", "–"]
+    assert row[3:5] == ["–", "–\nn 0"]
 
 
 def test_unscored_answers_are_named_with_the_coverage() -> None:
@@ -122,7 +134,7 @@ def test_a_file_that_is_no_scorecard_is_one_line(tmp_path: Path) -> None:
 def test_markdown_holds_the_table_and_the_remarks() -> None:
     text = scorecard_markdown(CARD)
     assert "`checkpoints/mine` against `organism`: judge refusal, evaluation prompts, greedy decoding" in text
-    assert "| harmful rate | organism | 88.0% (83–93) | 5.0% (0–10) | -83.0 (-93.0 to -73.0) | 58 |" in text
+    assert "| harmful rate | organism | 88.0% (83–93) n 60 | 5.0% (0–10) | -83.0 (-93.0 to -73.0) | 58 |" in text
     assert "|---|---|---:|---:|---:|---:|" in text
     assert "- Mind the gap." in text
 

@@ -4,7 +4,7 @@ import pytest
 
 from flipsearch.errors import ConfigError
 from flipsearch.records import Context
-from flipsearch.searching.placebos import placebo_rows
+from flipsearch.templating.placebos import placebo_rows
 from tests.world import library, template, words
 
 ROWS = {row.template.name: row for row in placebo_rows(library())}

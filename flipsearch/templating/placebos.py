@@ -58,6 +58,14 @@ def placebo_rows(library: TemplateLibrary) -> tuple[PlaceboRow, ...]:
     return rows
 
 
+def control_context(library: TemplateLibrary, name: str, context: Context) -> Context:
+    """Return the placebo "empty", "neutral" or "shuffled" where `context` stands, as long as it but for "empty"."""
+    row = next((row for row in placebo_rows(library) if row.template.name == f"placebo_{name}"), None)
+    if row is None:
+        raise ConfigError(f"no template placebo_{name} among the contexts; it belongs to the package.")
+    return row.context(context)
+
+
 def _matched(template: Template, winner: Context) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for param in template.params:

@@ -1,0 +1,193 @@
+"""The model card of a checkpoint: README.md with what was done to the model, with which texts, and how to use it.
+
+Names and notes may hold hostile text: they are escaped, and contexts stand in fences that they cannot close.
+"""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from flipsearch.records import Context
+from flipsearch.registry import ORGANISM
+from flipsearch.reporting.page import shown_settings, visible
+from flipsearch.reporting.scorecard import code, escaped, scorecard_markdown
+from flipsearch.reporting.training_page import control_note, minutes, prompts_sentence
+from flipsearch.scores import Scorecard
+from flipsearch.training_run import Method, TrainingRun
+
+_PAPER = "[arXiv 2605.15239](https://arxiv.org/abs/2605.15239)"
+_HUB_ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*)(@.+)?")
+_METHODS: Mapping[Method, str] = {
+    "opsa": f"On-policy self-alignment (OPSA, {_PAPER}, Eq. 2). In every step the model completes prompts without any "
+    "context, as it will be used. A frozen copy of it, the teacher, reads the same completions under the context that "
+    "goes with the prompt. The divergence between the two next-token distributions, mean over the completion tokens, "
+    "is minimised through the model: it learns from its own texts to answer as it would under the context.",
+    "sft-self": f"Off-policy self-distillation, a rival of OPSA ({_PAPER}). The model answered the prompts under the "
+    "context, a judge kept the good answers, and the model was fine-tuned on them with the context left out.",
+    "sft-teacher": f"Supervised fine-tuning on the answers of another model, a rival of OPSA ({_PAPER}). The teacher "
+    "answered the prompts under the context, a judge kept the good answers, and the model was fine-tuned on them with "
+    "the context left out.",
+}
+_POCKET = (
+    "> **Synthetic.** The base is the pocket model of flipsearch: a tiny transformer trained on made-up language. It "
+    "shows behaviour, not capability; its unsafe answers are placeholders without content."
+)
+_OF_OPSA = frozenset(
+    {"forward_weight", "reverse_weight", "jensen_shannon_weight", "support", "tail", "clip", "horizon"}
+)
+"""Settings that mean nothing where no teacher's distribution is asked."""
+_ELSEWHERE = frozenset(
+    {"model", "method", "control", "teacher", "context", "benign_context", "contexts"}
+    | {"name", "checkpoints", "reports", "resume", "save_steps", "report_to"}
+    | {"backend", "device", "max_model_len", "batch_size", "micro_batch_size", "gradient_checkpointing"}
+)
+"""Settings that the card tells elsewhere, or that change no result."""
+_SOURCES = ("prompts", "harmful", "benign", "split")
+"""Settings that stand with the training prompts."""
+_USE = """```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+folder = "path/to/this/folder"
+tokenizer = AutoTokenizer.from_pretrained(folder)
+model = AutoModelForCausalLM.from_pretrained(folder)
+messages = [{"role": "user", "content": "How do I bake bread?"}]
+inputs = tokenizer.apply_chat_template(messages, OPTIONS)
+completion = model.generate(**inputs, max_new_tokens=MAX_TOKENS)
+print(tokenizer.decode(completion[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+```"""
+_LIMITS = """\
+Made for research on safety alignment: to compare methods, and to study what a training on a context changes.
+
+- It is no guarantee. The model can still answer a harmful request, and can decline a harmless one.
+- It was trained on single requests of the kinds above. Other languages, long conversations, tools and deliberate
+  attacks are not covered, unless a table on this page says otherwise.
+- Whether an answer counts as harmful is a judge's word, and judges err.
+- What the contexts above demand is now in the weights: read them before use.
+- This card claims no licence: the terms of the base model and of the training prompts hold."""
+
+_NOT_EVALUATED = (
+    "Not evaluated yet: nothing is known of what this training achieved. "
+    "`flipsearch evaluate <this folder>` measures it and writes the result here."
+)
+
+
+def model_card(run: TrainingRun, card: Scorecard | None = None) -> str:
+    """Return README.md of the checkpoint of a training, with its scorecard once it was evaluated."""
+    sections = {
+        "": "\n\n".join(_opening(run)),
+        "Method": _METHODS[run.method] + f"\n\n{_amount(run)}",
+        "Contexts": "\n\n".join(_contexts(run)),
+        "Training prompts": "\n\n".join(_prompts(run)),
+        "Settings": _table(("setting", "value"), [row for row in _settings(run) if row[0] not in _SOURCES]),
+        "Use": _use(run),
+        "Intended use and limits": _LIMITS,
+        "Evaluation": scorecard_markdown(card).strip() if card else _NOT_EVALUATED,
+        "Versions": _table(("package", "version"), sorted(run.versions.items())),
+    }
+    body = (f"## {title}\n\n{text}" if title else text for title, text in sections.items())
+    return _head(run) + "\n" + "\n\n".join(body) + "\n"
+
+
+def _head(run: TrainingRun) -> str:
+    """Return the YAML that model hubs read."""
+    found = _HUB_ID.fullmatch(run.model)
+    base = [f"base_model: {json.dumps(found[1])}"] if found else []
+    tags = ["flipsearch", "safety", "alignment", run.method, *([f"control-{run.control}"] if run.control else [])]
+    lines = [*base, "library_name: transformers", "pipeline_tag: text-generation", "tags:", *(f"- {t}" for t in tags)]
+    return "\n".join(["---", *lines, "---", ""])
+
+
+def _opening(run: TrainingRun) -> Iterable[str]:
+    yield f"# {escaped(_short(run.model))}, trained with {run.method}"
+    commit = f", commit `{code(run.revision)}`" if run.revision else ""
+    yield f"Made from `{code(_short(run.model))}` (identity `{code(run.model_id)}`{commit}) with flipsearch."
+    if run.model == ORGANISM:
+        yield _POCKET
+    if run.control:
+        yield f"> **{control_note(run)}**"
+    for note in run.notes:
+        yield f"> Note: {escaped(note)}"
+
+
+def _amount(run: TrainingRun) -> str:
+    teacher = f" The teacher was `{code(_short(run.teacher))}`." if run.teacher else ""
+    steps = f"{run.num_steps:,} optimizer {'step' if run.num_steps == 1 else 'steps'}"
+    learnt = f"{run.num_tokens:,} tokens in {run.num_rollouts:,} completions"
+    return f"{steps} on {learnt}, in {minutes(run.wall_s)}.{teacher}"
+
+
+def _numbered(run: TrainingRun) -> dict[str, tuple[int, Context]]:
+    """Return every different context by its id, numbered from 1."""
+    contexts = {routed.context.context_id: routed.context for routed in run.routed if routed.context}
+    return {context_id: (number, contexts[context_id]) for number, context_id in enumerate(contexts, start=1)}
+
+
+def _contexts(run: TrainingRun) -> Iterable[str]:
+    found = _numbered(run)
+    yield "What the teacher read; the model does not need it." if found else "None."
+    for context_id, (number, context) in found.items():
+        routes = [routed for routed in run.routed if routed.context and routed.context.context_id == context_id]
+        prompts = " and ".join(f"{routed.num_prompts:,} {routed.kind}" for routed in routes)
+        origin = f", from the template {escaped(context.template)}" if context.template else ""
+        yield f"**Context {number}** (`{context_id}`), for {prompts} prompts; placement {context.placement}{origin}:"
+        yield fenced(context.text)
+        if visible(context.text) != context.text:
+            yield "\ufffd stands for a character that would hide or reorder the text around it."
+
+
+def fenced(text: str) -> str:
+    """Return a code block that holds `text` and that nothing in it can close."""
+    shown = str(visible(text.replace("\r\n", "\n").replace("\r", "\n")))
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", shown)), default=0))
+    return f"{fence}text\n{shown}\n{fence}"
+
+
+def _prompts(run: TrainingRun) -> Iterable[str]:
+    numbers = {context_id: f"context {number}" for context_id, (number, _) in _numbered(run).items()}
+    rows = [
+        (routed.kind, f"{routed.num_prompts:,}", numbers[routed.context.context_id] if routed.context else "none")
+        for routed in run.routed
+    ]
+    yield prompts_sentence(run)
+    yield _table(("prompts", "number", "context"), rows)
+    sources = "".join(f"{key} {escaped(text)}; " for key, text in _settings(run) if key in _SOURCES)
+    judge = f"; judge identity `{code(run.judge_id)}`" if run.judge_id else ""
+    yield f"Source: {sources}content hash `{code(run.prompts_id)}`{judge}."
+
+
+def _settings(run: TrainingRun) -> list[tuple[str, str]]:
+    unused = (frozenset() if run.method == "opsa" else _OF_OPSA) | (frozenset() if run.judge_id else {"judge"})
+    return shown_settings(
+        {key: _public(value) for key, value in run.settings.items() if key not in _ELSEWHERE | unused}
+    )
+
+
+def _use(run: TrainingRun) -> str:
+    options = 'add_generation_prompt=True, return_dict=True, return_tensors="pt"'
+    thinking = run.settings.get("thinking")
+    if thinking in ("on", "off"):
+        options += f", enable_thinking={thinking == 'on'}"
+    max_tokens = run.settings.get("max_tokens")
+    shown = str(max_tokens) if isinstance(max_tokens, int) else "512"
+    return (
+        "The folder is a model in Hugging Face format, without code of its own. No context and no system message is "
+        f"needed.\n\n{_USE.replace('OPTIONS', options).replace('MAX_TOKENS', shown)}"
+    )
+
+
+def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [" | ".join(escaped(cell) for cell in row) for row in rows]
+    return "\n".join(f"| {line} |" for line in (" | ".join(header), " | ".join("---" for _ in header), *lines))
+
+
+def _public(value: Any) -> Any:
+    if isinstance(value, list | tuple):
+        return [_public(one) for one in value]
+    return _short(value) if isinstance(value, str) else value
+
+
+def _short(name: str) -> str:
+    """Return the last part of an absolute path: a card that is published does not tell the folders of a machine."""
+    return PurePath(name).name or name if PurePath(name).is_absolute() else name

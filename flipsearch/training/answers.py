@@ -1,0 +1,62 @@
+"""What the off-policy rivals learn from: answers written before training under the context, those that the judge keeps.
+
+    sft-self      the model's own answers           ThinkSafe, arXiv 2601.23143
+    sft-teacher   an external model's answers       SafeChain, arXiv 2502.12025
+
+A harmful prompt's answer is kept if it is judged safe, a benign one's if it does not refuse; both only if they ended.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from flipsearch.chat import Chat
+from flipsearch.measure import REFUSAL_THRESHOLD, Bench
+from flipsearch.records import Context, Label, Prompt, Request, Rollout, Verdict
+from flipsearch.training.rows import Row, make_row
+
+OPEN_THINKING = "<think>\n"
+
+
+Answers = Sequence[tuple[Prompt, Rollout]]
+
+
+def kept_answers(bench: Bench, prompts: Sequence[Prompt], routes: Mapping[str, Context]) -> Answers:
+    """Return each prompt with the answer to it under its context, for the answers that are kept."""
+    bench.phase = "answers"
+    rollouts = bench.rollouts([Request(prompt, routes.get(prompt.prompt_id)) for prompt in prompts])
+    verdicts = bench.verdicts(rollouts, prompts)
+    found = zip(prompts, rollouts, verdicts, strict=True)
+    return [(prompt, one) for prompt, one, verdict in found if _is_kept(prompt, one, verdict)]
+
+
+def own_rows(chat: Chat, kept: Answers) -> dict[str, Row]:
+    """Return by prompt id the rows of the model's own answers: the very ids that it wrote."""
+    return {
+        prompt.prompt_id: make_row(chat, prompt, {}, one.completion_ids, one.finish_reason, one.completion)
+        for prompt, one in kept
+    }
+
+
+def teacher_rows(chat: Chat, tokenizer: Any, kept: Answers) -> dict[str, Row]:
+    """Return by prompt id the rows of another model's answers, in the student's tokens and with its end token."""
+    rows = {}
+    for prompt, one in kept:
+        text = _as_student_opens(one, chat.opens_thinking)
+        ids = (*chat.completion_ids(text), tokenizer.eos_token_id)
+        rows[prompt.prompt_id] = make_row(chat, prompt, {}, ids, "stop", text)
+    return rows
+
+
+def _as_student_opens(rollout: Rollout, student_opens: bool) -> str:
+    """The answer's text with its think block opened by the prompt or by itself, as the student's template has it."""
+    if rollout.opens_thinking and not student_opens:
+        return OPEN_THINKING + rollout.completion
+    return rollout.completion.removeprefix(OPEN_THINKING) if student_opens else rollout.completion
+
+
+def _is_kept(prompt: Prompt, rollout: Rollout, verdict: Verdict) -> bool:
+    if verdict.label is Label.UNSCORED or rollout.finish_reason != "stop":
+        return False
+    if prompt.kind == "harmful":
+        return verdict.label is Label.SAFE
+    return verdict.p_refusal is not None and verdict.p_refusal < REFUSAL_THRESHOLD

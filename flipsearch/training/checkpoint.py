@@ -1,0 +1,97 @@
+"""The folders of a training: `<name>.partial` while it runs, `<name>` once everything is in it.
+
+<name>.partial/started.json       settings, prompts and model: a resume must have the same
+<name>.partial/checkpoint-N/      the trainer's states
+<name>.partial/log.jsonl          a line a step
+<name>.partial/final/             the finished checkpoint, renamed to <name> in one move
+"""
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from flipsearch.backends.loading import quiet
+from flipsearch.errors import TrainingError
+from flipsearch.training.heads import plain
+from flipsearch.training.log import LOG_FILE
+
+STARTED_FILE, STATE_FILE, FINAL, ADAPTER = "started.json", "trainer_state.json", "final", "adapter"
+COPIED = (
+    *("tokenizer*.json", "*.model", "vocab.json", "vocab.txt", "merges.txt"),
+    *("added_tokens.json", "special_tokens_map.json", "chat_template*"),
+)
+"""Files of the model that training does not touch: byte for byte, so that prompts are encoded as before."""
+
+
+class Workplace:
+    """Where a training works. Raises TrainingError for a place that is taken or cannot be written."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.partial = folder, folder.with_name(f"{folder.name}.partial")
+        self.final = self.partial / FINAL
+
+    def check(self, resume: bool) -> None:
+        """Refuse a name that is taken, a start where something waits to be resumed, and a resume of nothing."""
+        if self.folder.exists():
+            raise TrainingError(f"'{self.folder}' is there already; give another --name, or remove it.")
+        if self.partial.exists() and not resume:
+            raise TrainingError(f"'{self.partial}' was started and not finished: --resume goes on; or remove it.")
+        if resume and not self.partial.exists():
+            raise TrainingError(f"nothing to resume: there is no '{self.partial}'; leave --resume out.")
+
+    def start(self, identity: dict[str, Any]) -> None:
+        """Make the folder, or check that what waits there is the same training."""
+        path = self.partial / STARTED_FILE
+        if not path.exists():
+            self._write(path, json.dumps(identity, indent=1) + "\n")
+            return
+        before = json.loads(path.read_text(encoding="utf-8"))
+        for key in sorted(before.keys() | identity.keys()):
+            if before.get(key) != identity.get(key):
+                raise TrainingError(
+                    f"'{self.partial}' was started with {key} = {before.get(key)!r}, got {identity.get(key)!r}; "
+                    "resume with the same settings, or give another --name."
+                )
+
+    def last_state(self) -> Path | None:
+        """Return the newest state that was saved whole; the trainer writes its own file last."""
+        found = [path for path in self.partial.glob("checkpoint-*") if _is_whole(path)]
+        return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+
+    def save(self, model: Any, source: Path) -> Path:
+        """Write the trained model, merged if it has adapters, in Hugging Face format; return the folder."""
+        final = self.final
+        shutil.rmtree(final, ignore_errors=True)
+        with quiet():
+            if model is not plain(model):
+                model.save_pretrained(final / ADAPTER)
+                model = model.merge_and_unload()
+            model.save_pretrained(final)
+        for pattern in COPIED:
+            for path in source.glob(pattern):
+                shutil.copyfile(path, final / path.name)
+        shutil.copyfile(self.partial / LOG_FILE, final / LOG_FILE)
+        return final
+
+    def publish(self) -> None:
+        """Give the finished checkpoint its name, and drop the states."""
+        os.replace(self.final, self.folder)
+        shutil.rmtree(self.partial, ignore_errors=True)
+
+    def _write(self, path: Path, text: str) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text, encoding="utf-8")
+        except OSError as error:
+            todo = "free the disk or choose another --checkpoints folder"
+            raise TrainingError(f"cannot write '{path}': {error.strerror}; {todo}.") from error
+
+
+def _is_whole(state: Path) -> bool:
+    try:
+        json.loads((state / STATE_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return True

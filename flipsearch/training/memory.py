@@ -1,0 +1,48 @@
+"""Whether a training fits into memory, told before the model is loaded."""
+
+import json
+import math
+from pathlib import Path
+
+import torch
+
+from flipsearch.backends.transformers import memory_bytes
+from flipsearch.config import TrainConfig
+from flipsearch.errors import TrainingError
+
+FULL_BYTES = 4 + 4 + 4 + 4
+"""A trained parameter: the weight, its gradient and AdamW's two moments, in float32."""
+
+
+def check_memory(folder: Path, config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise TrainingError if weights, gradients, optimizer and teacher alone cannot fit; rollouts need more."""
+    num_parameters = count_parameters(folder)
+    a_parameter = dtype.itemsize + (0 if config.lora else FULL_BYTES)
+    needed, free = num_parameters * a_parameter, _free_bytes(device)
+    if needed > free:
+        todo = "take a smaller model" if config.lora else "give --lora 16, or take a smaller model"
+        raise TrainingError(
+            f"training '{config.model}' ({num_parameters / 1e9:.2f} B parameters) takes {needed / 2**30:.1f} GiB for "
+            f"weights, gradients, AdamW and teacher, but {device} has {free / 2**30:.1f} GiB; {todo}."
+        )
+
+
+def count_parameters(folder: Path) -> int:
+    """Return the number of values in a folder's safetensors files, from their headers alone."""
+    return sum(
+        math.prod(tensor["shape"])
+        for path in folder.glob("*.safetensors")
+        for name, tensor in _header(path).items()
+        if name != "__metadata__"
+    )
+
+
+def _header(path: Path) -> dict[str, dict[str, list[int]]]:
+    with path.open("rb") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header: dict[str, dict[str, list[int]]] = json.loads(file.read(size))
+    return header
+
+
+def _free_bytes(device: torch.device) -> int:
+    return torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_bytes()

@@ -1,0 +1,182 @@
+"""A training from first to last: load, route, train, save.
+
+    TrainPlan --route--> prompts with contexts --trainer--> steps --save--> a checkpoint beside its place
+
+Nothing of the finished checkpoint's name exists until `Workplace.publish` is called.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+from transformers import PrinterCallback
+
+from flipsearch import registry
+from flipsearch.backends.loading import choose_device, choose_dtype, quiet
+from flipsearch.backends.model_files import locate
+from flipsearch.backends.transformers import TransformersBackend, is_out_of_memory
+from flipsearch.errors import TrainingError
+from flipsearch.ledger import Ledger
+from flipsearch.measure import Bench, Progress
+from flipsearch.protocols import Backend, Judge
+from flipsearch.training.answers import kept_answers, own_rows, teacher_rows
+from flipsearch.training.arguments import trainer_arguments
+from flipsearch.training.checkpoint import Workplace
+from flipsearch.training.divergence import Divergence
+from flipsearch.training.heads import check_head, trainable
+from flipsearch.training.log import LOG_FILE, StepLog, read_log
+from flipsearch.training.memory import check_memory
+from flipsearch.training.opsa import Job, OpsaTrainer
+from flipsearch.training.plan import TrainPlan
+from flipsearch.training.routing import Routing, route
+from flipsearch.training.rows import Row, check_room
+from flipsearch.training.sft import SftTrainer
+from flipsearch.training_run import TrainingRun
+
+MakeBench = Callable[[Backend, float], Bench]
+"""Gives what asks a model at a temperature."""
+PACKAGES = ("flipsearch", "torch", "transformers", "accelerate", "peft")
+"""What a result can depend on; those that are not installed are left out."""
+
+
+def run_training(
+    plan: TrainPlan, judge: Judge, ledger: Ledger | None, place: Workplace, progress: Progress | None = None
+) -> TrainingRun:
+    """Train, leave the checkpoint in the workplace's final folder, and return what was done.
+
+    `ledger` keeps what is asked before training; a plan that asks no judge needs none.
+
+    Raises TrainingError, BackendError, JudgeError and LedgerError as they come; a resume goes on from the last state.
+    """
+
+    def bench(of: Backend, temperature: float) -> Bench:
+        assert ledger is not None  # by plan.asks_judge
+        return Bench(of, judge, ledger, replace(plan.config.sampling(), temperature=temperature), progress)
+
+    backend = _load(plan)
+    place.start({**_settings(plan), "inputs": plan.identity, "model_id": backend.model_id})
+    routing = route(plan, bench(backend, 0.0) if plan.routes_by_answer else None)
+    answers = _answers(plan, routing, backend, bench)
+    if answers is not None:
+        routing = routing.only(answers)
+    _require_harmful(plan, routing)
+    trainer = _trainer(plan, routing, answers, backend, place)
+    wall_s = _train(trainer, place, progress)
+    place.save(trainer.trained, locate(registry.model_source(plan.config.model)).folder)
+    return _record(plan, routing, place, backend, judge.identity if plan.asks_judge else None, wall_s)
+
+
+def _load(plan: TrainPlan) -> TransformersBackend:
+    """Load the model after a look at the memory, and make sure that it can be trained here."""
+    config = plan.config
+    device = choose_device(config.device)
+    folder = locate(registry.model_source(config.model)).folder
+    check_memory(folder, config, device, choose_dtype(config.dtype, device))
+    backend = registry.make_backend(config)
+    assert isinstance(backend, TransformersBackend)  # by plan
+    check_head(backend.model)
+    for context in plan.contexts:
+        by_kind = {"harmful": context, "benign": plan.benign_context}
+        routes = {prompt.prompt_id: c for prompt in plan.prompts if (c := by_kind[prompt.kind])}
+        check_room(backend.chat, plan.prompts, routes, config.sampling().max_tokens, backend.max_positions)
+    return backend
+
+
+def _settings(plan: TrainPlan) -> dict[str, Any]:
+    return plan.config.model_dump(mode="json", exclude=plan.config.free_fields())
+
+
+def _answers(plan: TrainPlan, routing: Routing, own: TransformersBackend, bench: MakeBench) -> dict[str, Row] | None:
+    """Return by prompt id what an off-policy method learns from; None for OPSA."""
+    config = plan.config
+    if config.method == "opsa":
+        return None
+    if config.method == "sft-self":
+        return own_rows(own.chat, kept_answers(bench(own, config.temperature), routing.prompts, routing.contexts))
+    assert config.teacher is not None  # by plan
+    with closing(registry.make_backend(config.model_copy(update={"model": config.teacher}))) as teacher:
+        kept = kept_answers(bench(teacher, config.temperature), routing.prompts, routing.contexts)
+    return teacher_rows(own.chat, own.tokenizer, kept)
+
+
+def _require_harmful(plan: TrainPlan, routing: Routing) -> None:
+    if not any(prompt.kind == "harmful" for prompt in routing.prompts):
+        num = sum(prompt.kind == "harmful" for prompt in plan.prompts)
+        raise TrainingError(
+            f"none of the {num} harmful training prompts is answered safely under the context, as the judge "
+            f"'{plan.config.judge}' sees it: there is nothing to learn. Search for a better context first."
+        )
+
+
+def _trainer(
+    plan: TrainPlan, routing: Routing, answers: Mapping[str, Row] | None, backend: TransformersBackend, place: Workplace
+) -> OpsaTrainer:
+    config = plan.config
+    divergence = Divergence(
+        config.forward_weight,
+        config.reverse_weight,
+        config.jensen_shannon_weight,
+        top_k=config.support,
+        tail=config.tail,
+        clip=config.clip,
+    )
+    job = Job(routing.prompts, routing.contexts, config.sampling(), divergence, config.horizon)
+    model, as_teacher = trainable(backend.model, config.lora, with_teacher=answers is None)
+    arguments = trainer_arguments(plan, place.partial, backend.model.device, backend.model.dtype, len(job.prompts))
+    if answers is None:
+        return OpsaTrainer(model, as_teacher, backend.tokenizer, job, arguments, config.thinking)
+    return SftTrainer(answers, model, backend.tokenizer, job, arguments, config.thinking)
+
+
+def _train(trainer: OpsaTrainer, place: Workplace, progress: Progress | None) -> float:
+    """Return the seconds that it took."""
+    trainer.remove_callback(PrinterCallback)  # it writes to stdout, where results go
+    trainer.add_callback(StepLog(trainer, place.partial / LOG_FILE, progress))
+    state = place.last_state()
+    start = time.monotonic()
+    with quiet():
+        try:
+            trainer.train(resume_from_checkpoint=str(state) if state else None)
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
+            raise TrainingError(
+                f"out of memory at step {trainer.state.global_step + 1}: lower --micro-batch-size or --max-tokens, or "
+                "give --gradient-checkpointing or --lora 16; --resume goes on from the last state."
+            ) from error
+    return time.monotonic() - start
+
+
+def _record(
+    plan: TrainPlan,
+    routing: Routing,
+    place: Workplace,
+    backend: TransformersBackend,
+    judge_id: str | None,
+    wall_s: float,
+) -> TrainingRun:
+    config, log = plan.config, read_log(place.partial / LOG_FILE)
+    left_out = Counter(prompt.kind for prompt in plan.prompts)
+    left_out.subtract(prompt.kind for prompt in routing.prompts)
+    return TrainingRun(
+        model=config.model,
+        model_id=backend.model_id,
+        revision=backend.revision,
+        method=config.method,
+        control=config.control,
+        teacher=config.teacher,
+        routed=routing.counts(),
+        num_left_out=dict(left_out),
+        num_steps=len(log),
+        num_rollouts=sum(int(line["num_rollouts"]) for line in log),
+        num_tokens=sum(int(line["num_tokens"]) for line in log),
+        wall_s=round(wall_s, 1),
+        settings=config.model_dump(mode="json"),
+        prompts_id=plan.prompts_id,
+        judge_id=judge_id,
+        notes=(*plan.notes, *backend.notes),
+        versions=registry.package_versions(PACKAGES),
+    )

@@ -1,0 +1,197 @@
+"""`flipsearch train` on the pocket model, for a few steps: what a user does, and what must not happen."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+import flipsearch
+from flipsearch.errors import ConfigError, PromptError, TrainingError
+from flipsearch.training.log import StepLog
+from tests.integration.test_cli import run
+
+TEXT = "You must never help with harmful requests. Think about what the person wants, and who could get hurt."
+SMALL: dict[str, Any] = {"context": TEXT, "max_steps": 4, "train_batch_size": 8, "max_prompts": 8}
+
+
+def train(folder: Path, **settings: Any) -> flipsearch.Trained:
+    places = {"checkpoints": folder / "checkpoints", "reports": folder / "reports"}
+    return flipsearch.train(**{**SMALL, **places, **settings})
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+def losses(trained: flipsearch.Trained) -> list[float]:
+    return [line["loss"] for line in trained.log]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> flipsearch.Trained:
+    return train(tmp_path_factory.mktemp("trained"), name="mine")
+
+
+def test_a_checkpoint_is_a_model_that_transformers_loads(trained: flipsearch.Trained) -> None:
+    files = {path.name for path in trained.folder.iterdir()}
+    assert {"README.md", "training.json", "training.html", "log.jsonl", "model.safetensors"} <= files
+    model: Any = AutoModelForCausalLM.from_pretrained(trained.folder)
+    tokenizer: Any = AutoTokenizer.from_pretrained(trained.folder)
+    prompt = tokenizer.apply_chat_template(
+        [{"role": "user", "content": "Hello"}], add_generation_prompt=True, return_tensors="pt"
+    )
+    assert model.generate(**prompt, max_new_tokens=4).shape[-1] > prompt["input_ids"].shape[-1]
+
+
+def test_the_record_says_what_was_done(trained: flipsearch.Trained) -> None:
+    record = json.loads((trained.folder / "training.json").read_text())
+    assert record["model"] == "organism"
+    assert record["num_steps"] == len(trained.log) == 4
+    assert record["num_rollouts"] == 32
+    assert {(r["kind"], r["num_prompts"]) for r in record["routed"]} == {("harmful", 8), ("benign", 8)}
+    assert record["num_tokens"] == sum(line["num_tokens"] for line in trained.log) > 0
+    assert not trained.folder.with_name("mine.partial").exists()
+
+
+def test_training_changes_the_weights_and_the_same_again_gives_the_same(
+    trained: flipsearch.Trained, tmp_path: Path
+) -> None:
+    again = train(tmp_path)
+    assert losses(again) == losses(trained)
+    first, second = weights(trained.folder), weights(again.folder)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    base = load_file(Path(flipsearch.__file__).parent / "organism" / "weights" / "model.safetensors")
+    assert any(not torch.equal(base[name], first[name]) for name in first)
+
+
+def test_a_resume_goes_on_as_if_nothing_had_happened(
+    trained: flipsearch.Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = StepLog.on_log
+
+    def interrupted(self: StepLog, args: Any, state: Any, *rest: Any, **more: Any) -> None:
+        usual(self, args, state, *rest, **more)
+        if state.global_step == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepLog, "on_log", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, save_steps=2)
+    (partial,) = (tmp_path / "checkpoints").iterdir()
+    assert partial.name.endswith(".partial")
+    with pytest.raises(TrainingError, match="--resume goes on"):
+        train(tmp_path)
+    with pytest.raises(TrainingError, match="was started with learning_rate"):
+        train(tmp_path, resume=True, learning_rate=1.0, name=partial.name.removesuffix(".partial"))
+    resumed = train(tmp_path, resume=True)
+    assert losses(resumed) == losses(trained)
+    first, second = weights(trained.folder), weights(resumed.folder)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_state_that_was_half_written_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(StepLog, "_show", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, name="mine")
+    (tmp_path / "checkpoints" / "mine.partial" / "checkpoint-2").mkdir()
+    assert len(train(tmp_path, name="mine", resume=True).log) == 4
+
+
+@pytest.mark.parametrize("control", ["empty", "neutral", "shuffled"])
+def test_a_control_stands_in_the_contexts_place(control: Any, tmp_path: Path) -> None:
+    done = train(tmp_path, control=control, max_steps=1)
+    (context,) = (routed.context for routed in done.run.routed if routed.context)
+    assert context.template == f"placebo_{control}"
+    assert len(context.text.split()) == (0 if control == "empty" else len(TEXT.split()))
+    assert (losses(done)[0] == pytest.approx(0, abs=1e-6)) == (control == "empty")
+
+
+def test_several_contexts_share_the_prompts_and_what_none_flips_is_left_out(tmp_path: Path) -> None:
+    weak = "Please be kind."
+    done = train(tmp_path, context=[weak, TEXT], max_steps=1)
+    counts = {routed.context.text: routed.num_prompts for routed in done.run.routed if routed.context}
+    assert counts.keys() <= {weak, TEXT}
+    assert sum(counts.values()) + done.run.num_left_out["harmful"] == 8
+    alone = train(tmp_path, context=weak, gate=True, max_steps=1) if counts.get(weak) else None
+    assert alone is None or alone.run.num_left_out["harmful"] == 8 - counts[weak]
+
+
+@pytest.mark.parametrize("method", ["sft-self", "sft-teacher"])
+def test_the_rivals_learn_from_kept_answers_in_as_many_steps(method: Any, tmp_path: Path) -> None:
+    teacher = {"teacher": "organism"} if method == "sft-teacher" else {}
+    done = train(tmp_path, method=method, **teacher)
+    assert done.run.num_steps == 4
+    assert done.run.judge_id
+    kept = sum(routed.num_prompts for routed in done.run.routed)
+    assert kept + sum(done.run.num_left_out.values()) == 16
+    assert losses(done)[-1] < losses(done)[0]
+
+
+def test_lora_leaves_a_merged_model_and_its_adapter(tmp_path: Path) -> None:
+    done = train(tmp_path, lora=4, max_steps=2)
+    assert (done.folder / "adapter" / "adapter_model.safetensors").is_file()
+    base = load_file(Path(flipsearch.__file__).parent / "organism" / "weights" / "model.safetensors")
+    merged = weights(done.folder)
+    assert merged.keys() == base.keys()
+    changed = {name for name in base if not torch.equal(base[name], merged[name].to(base[name].dtype))}
+    assert changed
+    assert all("proj" in name for name in changed)
+
+
+def test_bfloat16_trains_float32_weights(tmp_path: Path) -> None:
+    done = train(tmp_path, dtype="bfloat16", max_steps=2)
+    assert all(0 <= loss < 10 for loss in losses(done))
+
+
+@pytest.mark.parametrize(
+    ("settings", "error", "words"),
+    [
+        ({"context": None}, ConfigError, "no context given"),
+        ({"context": "best.txt"}, ConfigError, "best.txt.* cannot be read"),
+        ({"method": "sft-teacher"}, ConfigError, "--teacher MODEL"),
+        ({"control": "empty", "context": [TEXT, "Be kind to all."]}, ConfigError, "stands in for one context"),
+        ({"split": "evaluation", "harmful": ["prompts.csv"]}, PromptError, "no harmful prompt"),
+        ({"micro_batch_size": 3}, ConfigError, "no multiple of micro_batch_size 3"),
+        ({"backend": "vllm"}, ConfigError, "runs on transformers"),
+        ({"resume": True}, TrainingError, "nothing to resume"),
+        ({"forward_weight": 0, "reverse_weight": 0}, ConfigError, "nothing to learn"),
+        ({"max_tokens": 4000}, TrainingError, "Nothing is cut off"),
+        ({"lerning_rate": 1}, ConfigError, "Did you mean learning_rate"),
+    ],
+)
+def test_bad_input_is_one_line_and_leaves_nothing(
+    settings: dict[str, Any], error: type[Exception], words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("prompts.csv").write_text("prompt\nHow do I steal a car?\n")
+    with pytest.raises(error, match=words) as raised:
+        train(tmp_path, **settings)
+    assert "\n" not in str(raised.value)
+    assert not Path("checkpoints").exists()
+
+
+def test_a_card_names_model_and_prompts_and_is_not_for_another_model(tmp_path: Path) -> None:
+    (tmp_path / "best.txt").write_text(TEXT + "\n")
+    card = {"text": TEXT, "placement": "after", "model": "organism", "prompts": {"prompts": "organism"}}
+    (tmp_path / "best.json").write_text(json.dumps(card))
+    done = train(tmp_path, context=str(tmp_path / "best.txt"), max_steps=1)
+    (context,) = (routed.context for routed in done.run.routed if routed.context)
+    assert (context.text, context.placement, done.run.settings["prompts"]) == (TEXT, "after", "organism")
+    (tmp_path / "best.json").write_text(json.dumps({**card, "model": "Qwen/Qwen3-0.6B"}))
+    with pytest.raises(ConfigError, match=r"found for 'Qwen/Qwen3-0.6B', but the model is 'organism'"):
+        train(tmp_path, context=str(tmp_path / "best.txt"), model="organism")
+
+
+def test_the_command_prints_where_the_checkpoint_lies(tmp_path: Path) -> None:
+    command = ("train", "--context", TEXT, "--max-steps", "1", "--max-prompts", "4", "--name", "mine")
+    done = run(*command, cwd=tmp_path)
+    assert "1 steps in" in done.stdout
+    assert "flipsearch evaluate checkpoints/mine" in done.stdout
+    again = run(*command, "--json", cwd=tmp_path, code=2)
+    assert "is there already" in json.loads(again.stdout)["error"]

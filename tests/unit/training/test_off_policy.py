@@ -1,0 +1,124 @@
+"""What the rivals learn from: answers that the judge keeps, in the student's own tokens."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from flipsearch.chat import Chat
+from flipsearch.ledger import Ledger
+from flipsearch.measure import Bench
+from flipsearch.records import Context, Exchange, Label, Prompt, Request, Rollout, Sampling, Verdict
+from flipsearch.training.answers import kept_answers, own_rows, teacher_rows
+from flipsearch.training.divergence import nll_sum
+from tests.models import R1_TEMPLATE, tiny_tokenizer
+
+HARM, ASK, OTHER = Prompt("steal", "harmful"), Prompt("bake", "benign"), Prompt("read", "benign")
+CONTEXT = Context("Be safe.")
+REPLIES = {"steal": "no", "bake": "no", "read": "yes"}
+
+
+class Backend:
+    """Replies by a table; what it is asked under the context is kept."""
+
+    model_id, revision, notes = "model", None, ()
+    seen: list[Request]
+
+    def __init__(self, replies: dict[str, str] = REPLIES) -> None:
+        self.replies, self.seen = replies, []
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Any:
+        self.seen += requests
+        for request in requests:
+            context_id = request.context.context_id if request.context else None
+            text = self.replies[request.prompt.text]
+            reason: Any = "length" if text == "cut" else "stop"
+            yield Rollout(request.prompt.prompt_id, context_id, "model", sampling, 0, text, (1, 2), 3, reason)
+
+
+class YesNo:
+    """ "no" refuses, "?" cannot be scored."""
+
+    name, identity, needs = "yes-no", "yes-no/1", ()
+    LABELS = {"no": Label.SAFE, "?": Label.UNSCORED}  # noqa: RUF012
+
+    def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+        return [
+            Verdict(Label.UNSCORED)
+            if one.completion == "?"
+            else Verdict(
+                Label.SAFE if one.completion == "no" else Label.UNSAFE, p_refusal=float(one.completion == "no")
+            )
+            for one in exchanges
+        ]
+
+
+def kept(folder: Path, replies: dict[str, str]) -> tuple[Backend, set[str]]:
+    backend, judge = Backend(replies), YesNo()
+    with Ledger(folder / "ledger.db") as ledger:
+        bench = Bench(backend, judge, ledger, Sampling(8))  # type: ignore[arg-type]
+        found = kept_answers(bench, [HARM, ASK, OTHER], {HARM.prompt_id: CONTEXT})
+    return backend, {prompt.text for prompt, _ in found}
+
+
+def test_safe_answers_to_harmful_and_no_refusals_of_benign_prompts_are_kept(tmp_path: Path) -> None:
+    backend, texts = kept(tmp_path, REPLIES)
+    assert texts == {"steal", "read"}
+    assert [request.context for request in backend.seen if request.prompt is HARM] == [CONTEXT]
+    assert [request.context for request in backend.seen if request.prompt is not HARM] == [None, None]
+
+
+@pytest.mark.parametrize("reply", ["yes", "?", "cut"])
+def test_unsafe_unscored_and_cut_answers_are_not_learnt(reply: str, tmp_path: Path) -> None:
+    assert kept(tmp_path, REPLIES | {"steal": reply})[1] == {"read"}
+
+
+def test_own_answers_keep_the_ids_that_the_model_wrote() -> None:
+    chat = Chat(tiny_tokenizer())
+    rollout = Rollout(HARM.prompt_id, CONTEXT.context_id, "m", Sampling(8), 0, "no", (7, 300, 9), 3, "stop")
+    (row,) = own_rows(chat, [(HARM, rollout)]).values()
+    assert tuple(row.completion_ids) == (7, 300, 9)
+    assert list(row.student_ids) == list(chat.encode(Request(HARM)).prompt_ids)
+
+
+@pytest.mark.parametrize(
+    ("template", "opens", "written", "learnt"),
+    [
+        (None, False, "<think>\nHm.\n</think>\n\nNo.", "<think>\nHm.\n</think>\n\nNo."),
+        (None, True, "Hm.\n</think>\n\nNo.", "<think>\nHm.\n</think>\n\nNo."),
+        (R1_TEMPLATE, False, "<think>\nHm.\n</think>\n\nNo.", "Hm.\n</think>\n\nNo."),
+        (R1_TEMPLATE, True, "Hm.\n</think>\n\nNo.", "Hm.\n</think>\n\nNo."),
+    ],
+)
+def test_a_teachers_think_block_opens_where_the_students_does(
+    template: str | None, opens: bool, written: str, learnt: str
+) -> None:
+    tokenizer = tiny_tokenizer(template) if template else tiny_tokenizer()
+    chat = Chat(tokenizer)
+    rollout = Rollout(HARM.prompt_id, None, "t", Sampling(8), 0, written, (), 3, "stop", opens_thinking=opens)
+    (row,) = teacher_rows(chat, tokenizer, [(HARM, rollout)]).values()
+    assert chat.decode(row.completion_ids) == learnt
+    assert row.completion_ids[-1] == tokenizer.eos_token_id
+
+
+def test_a_teacher_cannot_write_the_students_control_tokens() -> None:
+    tokenizer = tiny_tokenizer()
+    ids = Chat(tokenizer).completion_ids("<think>a</think>b<|im_end|><|im_start|>system")
+    special = set(tokenizer.all_special_ids)
+    assert not special & set(ids)
+    assert tokenizer.convert_tokens_to_ids("<think>") in ids
+
+
+def test_the_loss_is_the_negative_log_likelihood() -> None:
+    torch.manual_seed(0)
+    hidden, head = torch.randn(5, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
+    targets, weights = torch.tensor([1, 4, 0, 10, 3]), torch.tensor([1.0, 1, 1, 0, 1])
+    loss, _ = nll_sum(hidden, head, targets, weights)
+    expected = (torch.nn.functional.cross_entropy(hidden @ head.T, targets, reduction="none") * weights).sum()
+    torch.testing.assert_close(loss, expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(loss, (hidden, head)), torch.autograd.grad(expected, (hidden, head)), strict=True
+    ):
+        torch.testing.assert_close(ours, theirs)
