@@ -1,4 +1,4 @@
-# make demo      search the pocket model's best context        make test      lint, types and all tests that need no service
+# make demo      search, train, evaluate on the pocket model   make test      lint, types and all tests that need no service
 # make bench     the measured claims                           make test-all  the tests on a real vLLM engine
 # Each sets up its own virtual environment first; Python >= 3.11, make and git are all that is needed.
 
@@ -11,6 +11,9 @@ VLLM_VENV = .venv-vllm
 
 demo: $(VENV)/.demo
 	$(VENV)/bin/flipsearch search
+	rm -rf checkpoints/demo checkpoints/demo.partial
+	$(VENV)/bin/flipsearch train --context best.txt --name demo
+	$(VENV)/bin/flipsearch evaluate checkpoints/demo
 
 test: $(VENV)/.dev
 	$(VENV)/bin/ruff check .

@@ -209,13 +209,15 @@ def evaluate(*, config: Path | None = None, progress: Progress | None = None, **
     checked = _resolved(make_config(EvalConfig, read_toml(config) if config else {}, settings))
     plan = plan_evaluation(checked, _prompts(checked))
     judge = load_judge(checked.judge)
+    is_checkpoint = (plan.path.parent / registry.TRAINING_FILE).is_file()
+    training = read_training(plan.path.parent) if is_checkpoint else None
     with _kept_on_success(plan.folder) as ledger:
         backend = registry.make_backend(plan.config)
     with ledger:
         card = run_evaluation(plan, judge, ledger, backend, progress)
     write_scorecard(card, plan.path)
-    if (plan.path.parent / registry.TRAINING_FILE).is_file():
-        write_model_card(read_training(plan.path.parent), card, plan.path.parent)
+    if training:
+        write_model_card(training, card, plan.path.parent)
     return Evaluated(card, plan.path)
 
 

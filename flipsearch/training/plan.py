@@ -92,6 +92,8 @@ def plan_training(
     if size != config.train_batch_size:
         notes.append(f"A step takes all {size} prompts: there are no {config.train_batch_size}.")
     config = config.model_copy(update={"train_batch_size": size, "model": _absolute(config.model)})
+    if registry.base_model(config.model) == registry.ORGANISM != config.model:
+        notes.append("The model was made from the pocket model: it is synthetic, and shows behaviour, not capability.")
     if not any(prompt.kind == "benign" for prompt in chosen):
         notes.append("No benign prompts: nothing holds the model back from refusing more of them.")
     return TrainPlan(config, tuple(contexts), benign_context, chosen, (*prompts.notes, *notes))
