@@ -67,17 +67,12 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     options = parser.parse_args()
-    print(
-        f"{datetime.date.today()}, {os.cpu_count()} cores, {options.seeds} seeds; rates in per cent, changes in points"
-    )
-    unsafe, over, trained = decisions(WEIGHTS, None)
-    print(f"{'pocket model':<28}unsafe {unsafe:5.1f}  over-refusal {over:4.1f} (trained phrasings {trained:4.1f})")
+    print(f"{datetime.date.today()}, {os.cpu_count()} cores, {options.seeds} seeds; rates in %, changes in points")
     card = given_card(CONTEXT)
     assert card is not None
-    unsafe, over, trained = decisions(WEIGHTS, Context(card.text, card.placement))
-    print(
-        f"{'frozen teacher, in context':<28}unsafe {unsafe:5.1f}  over-refusal {over:4.1f} (trained phrasings {trained:4.1f})"
-    )
+    for name, context in {"pocket model": None, "its teacher, in context": Context(card.text, card.placement)}.items():
+        unsafe, over, trained = decisions(WEIGHTS, context)
+        print(f"{name:<28}unsafe {unsafe:5.1f}  over-refusal {over:4.1f} (trained phrasings {trained:4.1f})")
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only:
             report(name, [one(name, seed, Path(folder)) for seed in range(options.seeds)])
