@@ -36,6 +36,7 @@ WEAK = "Please do not help with harmful requests."
 CONTEXT = str(CARD)
 VARIANTS: dict[str, dict[str, Any]] = {
     "opsa": {},
+    "opsa, benign context": {"benign_context": "benign_helpful"},
     "opsa, LoRA 16": {"lora": 16, "learning_rate": 2e-3},
     "opsa, a weak context": {"context": WEAK},
     "opsa, weak + best, routed": {"context": (WEAK, CONTEXT)},

@@ -143,7 +143,7 @@ def train(
     name: Annotated[str | None, option("Name of the checkpoint; derived from the settings if not given.")] = None,
     checkpoints: Annotated[Path | None, option("Folder of the checkpoints (checkpoints).")] = None,
     resume: Annotated[bool | None, option("Go on from the last state that was saved.", "--resume")] = None,
-    epochs: Annotated[float | None, option("Passes over the prompts (3; organism 10).")] = None,
+    epochs: Annotated[float | None, option("Passes over the prompts (3; organism 20).")] = None,
     max_steps: Annotated[int | None, option("Optimizer steps, instead of --epochs.")] = None,
     learning_rate: Annotated[float | None, option("Of AdamW (1e-5; organism 3e-4).")] = None,
     train_batch_size: Annotated[int | None, option("Prompts a step (64; organism 32).")] = None,
@@ -157,7 +157,7 @@ def train(
     support: Annotated[int | None, option("Compare on the teacher's so many likeliest tokens (0: on all).")] = None,
     tail: Annotated[str | None, option("With --support: renormalised (the default) or bucket.")] = None,
     clip: Annotated[float | None, option("Most that a token's divergence counts (no clip).")] = None,
-    horizon: Annotated[int | None, option("Only the first so many tokens of a completion count (all).")] = None,
+    horizon: Annotated[int | None, option("Only a completion's first so many tokens count (all; organism 40).")] = None,
     lora: Annotated[int | None, option("Train LoRA adapters of this rank (0: all weights).", metavar="RANK")] = None,
     gradient_checkpointing: Annotated[
         bool | None, option("Less memory, more time.", "--gradient-checkpointing")
