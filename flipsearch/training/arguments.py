@@ -1,7 +1,6 @@
 """Our settings as transformers' TrainingArguments."""
 
 import math
-import os
 from pathlib import Path
 
 import torch
@@ -19,15 +18,15 @@ def trainer_arguments(
 ) -> TrainingArguments:
     """Return the arguments of a training on `num_prompts` prompts: those of the plan that are left."""
     config = plan.config
-    num_processes = int(os.environ.get("WORLD_SIZE", "1"))
     size = min(config.train_batch_size or num_prompts, num_prompts)
-    rows = config.micro_batch_size or _divisor(size // num_processes, MOST_ROWS[device.type == "cpu"])
+    # Fewer prompts may be left than a batch was to hold, and then its rows have to divide what is left.
+    rows = _divisor(size, config.micro_batch_size or MOST_ROWS[device.type == "cpu"])
     save_steps = math.ceil(plan.num_steps / NUM_SAVES) if config.save_steps is None else config.save_steps
     arguments = TrainingArguments(
         output_dir=str(folder),
         max_steps=plan.num_steps,
         per_device_train_batch_size=rows,
-        gradient_accumulation_steps=max(1, size // (rows * num_processes)),
+        gradient_accumulation_steps=size // rows,
         dataloader_drop_last=True,
         dataloader_pin_memory=False,
         learning_rate=config.learning_rate or 0.0,

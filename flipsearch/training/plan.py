@@ -1,6 +1,7 @@
 """What will be trained on what; everything that can be wrong is found here, before a model is loaded."""
 
 import math
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,8 +17,8 @@ from flipsearch.records import Context, Kind, Prompt, content_id
 LEDGER_FOLDER = "trainings"
 PAPER = {"learning_rate": 1e-5, "train_batch_size": 64}
 POCKET = {"learning_rate": 3e-4, "train_batch_size": 32, "epochs": 20.0, "horizon": 40}
-"""The pocket model is small and learns from few prompts: it bears a larger rate and needs more passes. It decides within
-40 tokens; what comes after only drifts (benchmarks/RESULTS.md)."""
+"""The pocket model is small and learns from few prompts: it bears a larger rate and needs more passes. It decides in
+40 tokens; learning what comes after costs reasoning and wins nothing (benchmarks/RESULTS.md)."""
 SETTINGS_OF_OPSA = ("forward_weight", "reverse_weight", "jensen_shannon_weight", "support", "tail", "clip", "horizon")
 
 
@@ -101,6 +102,8 @@ def plan_training(
 
 
 def _check_settings(config: TrainConfig) -> None:
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise ConfigError("training runs in one process, and was started in several; start it without a launcher.")
     if config.backend != "transformers":
         raise ConfigError(f"backend = {config.backend}: training runs on transformers; leave --backend out.")
     if (config.method == "sft-teacher") != (config.teacher is not None):

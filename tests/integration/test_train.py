@@ -176,6 +176,12 @@ def test_bad_input_is_one_line_and_leaves_nothing(
     assert not Path("checkpoints").exists()
 
 
+def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match="start it without a launcher"):
+        train(tmp_path)
+
+
 def test_a_card_names_model_and_prompts_and_is_not_for_another_model(tmp_path: Path) -> None:
     (tmp_path / "best.txt").write_text(TEXT + "\n")
     card = {"text": TEXT, "placement": "after", "model": "organism", "prompts": {"prompts": "organism"}}
