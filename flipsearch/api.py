@@ -181,6 +181,8 @@ def train(*, config: Path | None = None, progress: Progress | None = None, **set
         given["context"] = [given["context"]]
     if not given.get("context"):
         raise ConfigError("no context given; train needs --context best.txt, a card, a text or the name of a template.")
+    if not isinstance(given["context"], list | tuple) or not all(isinstance(one, str) for one in given["context"]):
+        raise ConfigError(f"context = {given['context']!r}: expected a text or a list of texts.")
     cards = [card for one in given["context"] if (card := given_card(one))]
     checked = with_model_defaults(make_config(TrainConfig, _of_card(cards, given), given), tuple(given))
     checked = _resolved(checked)

@@ -181,7 +181,8 @@ class TrainConfig(ModelConfig):
     @staticmethod
     def free_fields() -> set[str]:
         """Return the settings that a resumed training may change."""
-        return {"name", "checkpoints", "reports", "resume", "batch_size", "device", "save_steps", "report_to"}
+        places = {"name", "checkpoints", "reports", "resume", "save_steps", "report_to"}
+        return places | {"batch_size", "device", "micro_batch_size", "gradient_checkpointing"}
 
     def checkpoint_name(self, *more: object) -> str:
         """Return the folder name: the given one, or model, method and hash of the settings and of `more`."""

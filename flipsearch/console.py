@@ -158,7 +158,7 @@ def show_training(run: TrainingRun, log: Sequence[LogLine], folder: Path) -> Non
     console.print(Text(f"{run.num_steps:>6,} steps in {run.wall_s:,.0f} s on {run.num_tokens:,} tokens, {loss}"))
     for note in run.notes:
         console.print(Text(f"Note: {plain(note)}"))
-    console.print(Text(f"\n{'checkpoint':<14}{folder}"), soft_wrap=True)
+    console.print(Text(f"\n{'checkpoint':<14}{plain(str(folder))}"), soft_wrap=True)
     console.print(Text(f"{'its page':<14}{folder / 'training.html'}"), soft_wrap=True)
     console.print(Text(f"{'next':<14}flipsearch evaluate {folder}"), soft_wrap=True)
 

@@ -3,8 +3,9 @@
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
+from typing import Annotated
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from flipsearch.errors import ConfigError, PluginError, near_names, unknown_name
 from flipsearch.records import Context, Placement
@@ -32,11 +33,12 @@ def given_card(given: str) -> "Card | None":
         return _card(_read(path), path)
     if not given.endswith(FILE_ENDINGS):
         return None
+    beside, card = path.with_suffix(".json"), None
     with suppress(ConfigError):  # a file that happens to stand beside it need not be a card
-        card = _card(_read(path.with_suffix(".json")), path)
-        if card.text == _read(path).strip():
-            return card
-    return None
+        card = _card(_read(beside), beside)
+    if card is not None and card.text.strip() != _read(path).strip():
+        raise ConfigError(f"'{given}' is not the text of the card '{beside}' beside it; move one of them away.")
+    return card
 
 
 def _given(one: str, library: TemplateLibrary, placement: Placement | None) -> Context:
@@ -64,8 +66,10 @@ def _from_file(path: Path, placement: Placement | None) -> Context:
 def _read(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        names = [p.name for p in path.parent.glob("*")] if path.parent.is_dir() else []
+    except (OSError, ValueError) as error:  # UnicodeDecodeError is one, and so is a NUL in a path
+        names: list[str] = []
+        with suppress(OSError, ValueError):
+            names = [p.name for p in path.parent.glob("*")]
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(f"context file '{path}' cannot be read: {why}.{near_names(path.name, names)}") from error
 
@@ -88,7 +92,7 @@ class CardSampling(BaseModel):
 class Card(BaseModel):
     """What is read of a context card."""
 
-    text: str
+    text: Annotated[str, Field(min_length=1)]
     placement: Placement
     template: str = ""
     params: dict[str, str | int | bool] = {}

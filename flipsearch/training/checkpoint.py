@@ -41,13 +41,17 @@ class Workplace:
         if resume and not self.partial.exists():
             raise TrainingError(f"nothing to resume: there is no '{self.partial}'; leave --resume out.")
 
-    def start(self, identity: dict[str, Any]) -> None:
+    def start(self, identity: dict[str, Any], resume: bool) -> None:
         """Make the folder, or check that what waits there is the same training."""
         path = self.partial / STARTED_FILE
+        self._make(resume)
         if not path.exists():
             self._write(path, json.dumps(identity, indent=1) + "\n")
             return
-        before = json.loads(path.read_text(encoding="utf-8"))
+        try:
+            before = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"'{path}' cannot be read; remove '{self.partial}' and start again.") from error
         for key in sorted(before.keys() | identity.keys()):
             if before.get(key) != identity.get(key):
                 raise TrainingError(
@@ -58,7 +62,7 @@ class Workplace:
     def last_state(self) -> Path | None:
         """Return the newest state that was saved whole; the trainer writes its own file last."""
         found = [path for path in self.partial.glob("checkpoint-*") if _is_whole(path)]
-        return max(found, key=lambda path: int(path.name.rpartition("-")[2]), default=None)
+        return max(found, key=step_of, default=None)
 
     def save(self, model: Any, source: Path) -> Path:
         """Write the trained model, merged if it has adapters, in Hugging Face format; return the folder."""
@@ -80,13 +84,31 @@ class Workplace:
         os.replace(self.final, self.folder)
         shutil.rmtree(self.partial, ignore_errors=True)
 
-    def _write(self, path: Path, text: str) -> None:
+    def _make(self, resume: bool) -> None:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text(text, encoding="utf-8")
+            self.partial.mkdir(parents=True, exist_ok=resume)
+        except FileExistsError as error:  # made since `check` looked
+            raise TrainingError(
+                f"another training works in '{self.partial}'; wait for it, or give a --name."
+            ) from error
+        except OSError as error:
+            raise TrainingError(
+                f"cannot make '{self.partial}': {error.strerror}; choose other --checkpoints."
+            ) from error
+
+    def _write(self, path: Path, text: str) -> None:
+        beside = path.with_suffix(".tmp")
+        try:
+            beside.write_text(text, encoding="utf-8")
+            beside.replace(path)
         except OSError as error:
             todo = "free the disk or choose another --checkpoints folder"
             raise TrainingError(f"cannot write '{path}': {error.strerror}; {todo}.") from error
+
+
+def step_of(state: Path) -> int:
+    """Return the optimizer step that a state was saved after."""
+    return int(state.name.rpartition("-")[2])
 
 
 def _is_whole(state: Path) -> bool:

@@ -30,7 +30,9 @@ class StepLog(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop the lines of steps that will be done again."""
         kept = [line for line in read_log(self.path) if line["step"] <= state.global_step]
-        self.path.write_text("".join(_text(line) for line in kept), encoding="utf-8")
+        beside = self.path.with_suffix(".tmp")
+        beside.write_text("".join(_text(line) for line in kept), encoding="utf-8")
+        beside.replace(self.path)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Write the line of a step."""
@@ -63,5 +65,5 @@ def read_log(path: Path) -> Sequence[LogLine]:
 
 def _text(line: LogLine) -> str:
     # JSON knows no NaN: what is not finite is null.
-    finite = {key: value if math.isfinite(value) else None for key, value in line.items()}
+    finite = {key: value if value is not None and math.isfinite(value) else None for key, value in line.items()}
     return json.dumps(finite) + "\n"

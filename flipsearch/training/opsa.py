@@ -22,6 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from flipsearch.backends.transformers import TransformersBackend
@@ -117,6 +118,10 @@ class OpsaTrainer(Trainer):
         num_tokens = torch.tensor(sum(float(batch.weights.sum()) for batch in batches), device=device)
         return [{"batch": batch} for batch in batches], self.accelerator.reduce(num_tokens, "sum")
 
+    def _get_train_sampler(self, train_dataset: Any = None) -> "WholeSteps":
+        size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        return WholeSteps(len(self.job.prompts), size, self.args.data_seed or 0)
+
     def rows(self, prompts: Sequence[Prompt]) -> list[Row]:
         """Return what the student writes to each prompt now, as rows."""
         step = self.state.global_step
@@ -181,7 +186,9 @@ class OpsaTrainer(Trainer):
             return
         path = Path(str(self.args.output_dir)) / FAILED_BATCH
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps([asdict(row) for row in batch.rows], ensure_ascii=False, indent=1) + "\n")
+        path.write_text(
+            json.dumps([asdict(row) for row in batch.rows], ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
+        )
         raise TrainingError(
             f"the loss is {loss.item()} at step {self.state.global_step}; the batch is saved in '{path}'. "
             "Lower the learning rate."
@@ -190,6 +197,27 @@ class OpsaTrainer(Trainer):
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0: transformers would count from fields that our batches do not have."""
         return 0
+
+
+class WholeSteps(Sampler[int]):
+    """Prompts in a new order every epoch, cut to whole steps: micro-batches cannot change what a step holds."""
+
+    def __init__(self, num_prompts: int, step_size: int, seed: int) -> None:
+        self.num_prompts, self.seed, self.epoch = num_prompts, seed, 0
+        self.length = num_prompts // step_size * step_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order; the training loop calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        """Return the prompts of an epoch."""
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        """Yield indices of prompts."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        yield from torch.randperm(self.num_prompts, generator=generator)[: self.length].tolist()
 
 
 def _with_loss(model: Any) -> Any:

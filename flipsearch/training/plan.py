@@ -20,6 +20,9 @@ POCKET = {"learning_rate": 3e-4, "train_batch_size": 32, "epochs": 20.0, "horizo
 """The pocket model is small and learns from few prompts: it bears a larger rate and needs more passes. It decides in
 40 tokens; learning what comes after costs reasoning and wins nothing (benchmarks/RESULTS.md)."""
 SETTINGS_OF_OPSA = ("forward_weight", "reverse_weight", "jensen_shannon_weight", "support", "tail", "clip", "horizon")
+"""Without meaning for the rivals."""
+LONGEST_NAME = 200
+"""Bytes of a folder's name; ".partial" has to fit behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,6 +109,7 @@ def _check_settings(config: TrainConfig) -> None:
         raise ConfigError("training runs in one process, and was started in several; start it without a launcher.")
     if config.backend != "transformers":
         raise ConfigError(f"backend = {config.backend}: training runs on transformers; leave --backend out.")
+    _check_name(config.name)
     if (config.method == "sft-teacher") != (config.teacher is not None):
         raise ConfigError("--method sft-teacher and --teacher MODEL (whose answers are learnt) go together.")
     if config.control and len(config.context) > 1:
@@ -122,6 +126,14 @@ def _check_settings(config: TrainConfig) -> None:
         raise ConfigError(f"train_batch_size {size} is no multiple of micro_batch_size {rows}.")
     if config.lora and not find_spec("peft"):
         raise ConfigError("--lora needs peft: pip install 'flipsearch[lora]'.")
+
+
+def _check_name(name: str | None) -> None:
+    if name is None:
+        return
+    is_plain = name.isprintable() and not set(name) & {"/", "\\"} and len(name.encode()) <= LONGEST_NAME
+    if not is_plain or name.strip(". ") == "":
+        raise ConfigError(f"--name {name[:60]!r}: expected the name of a folder, no path; --checkpoints says where.")
 
 
 def _chosen(config: TrainConfig, prompts: PromptSet) -> tuple[tuple[Prompt, ...], list[str]]:

@@ -12,7 +12,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
-from transformers import PrinterCallback
+from transformers import PrinterCallback, set_seed
 
 from flipsearch import registry
 from flipsearch.backends.loading import choose_device, choose_dtype, quiet
@@ -24,7 +24,7 @@ from flipsearch.measure import Bench, Progress
 from flipsearch.protocols import Backend, Judge
 from flipsearch.training.answers import kept_answers, own_rows, teacher_rows
 from flipsearch.training.arguments import trainer_arguments
-from flipsearch.training.checkpoint import Workplace
+from flipsearch.training.checkpoint import Workplace, step_of
 from flipsearch.training.divergence import Divergence
 from flipsearch.training.heads import check_head, trainable
 from flipsearch.training.log import LOG_FILE, StepLog, read_log
@@ -57,14 +57,17 @@ def run_training(
         return Bench(of, judge, ledger, replace(plan.config.sampling(), temperature=temperature), progress)
 
     backend = _load(plan)
-    place.start({**_settings(plan), "inputs": plan.identity, "model_id": backend.model_id})
+    place.start({**_settings(plan), "inputs": plan.identity, "model_id": backend.model_id}, plan.config.resume)
     routing = route(plan, bench(backend, 0.0) if plan.routes_by_answer else None)
     answers = _answers(plan, routing, backend, bench)
+    if ledger is not None:
+        ledger.close()  # everything is asked: others may use it while this one trains
     if answers is not None:
         routing = routing.only(answers)
     _require_harmful(plan, routing)
     trainer = _trainer(plan, routing, answers, backend, place)
     wall_s = _train(trainer, place, progress)
+    _require_finite(trainer)
     place.save(trainer.trained, locate(registry.model_source(plan.config.model)).folder)
     return _record(plan, routing, place, backend, judge.identity if plan.asks_judge else None, wall_s)
 
@@ -124,8 +127,10 @@ def _trainer(
         clip=config.clip,
     )
     job = Job(routing.prompts, routing.contexts, config.sampling(), divergence, config.horizon)
-    model, as_teacher = trainable(backend.model, config.lora, with_teacher=answers is None)
+    # Before `trainable`, which makes the weights float32 and draws the adapters.
     arguments = trainer_arguments(plan, place.partial, backend.model.device, backend.model.dtype, len(job.prompts))
+    set_seed(config.seed)
+    model, as_teacher = trainable(backend.model, config.lora, with_teacher=answers is None)
     if answers is None:
         return OpsaTrainer(model, as_teacher, backend.tokenizer, job, arguments, config.thinking)
     return SftTrainer(answers, model, backend.tokenizer, job, arguments, config.thinking)
@@ -137,6 +142,9 @@ def _train(trainer: OpsaTrainer, place: Workplace, progress: Progress | None) ->
     trainer.add_callback(StepLog(trainer, place.partial / LOG_FILE, progress))
     state = place.last_state()
     start = time.monotonic()
+    if state and step_of(state) >= trainer.args.max_steps:  # only saving was left
+        trainer._load_from_checkpoint(str(state))
+        return 0.0
     with quiet():
         try:
             trainer.train(resume_from_checkpoint=str(state) if state else None)
@@ -144,10 +152,20 @@ def _train(trainer: OpsaTrainer, place: Workplace, progress: Progress | None) ->
             if not is_out_of_memory(error):
                 raise
             raise TrainingError(
-                f"out of memory at step {trainer.state.global_step + 1}: lower --micro-batch-size or --max-tokens, or "
-                "give --gradient-checkpointing or --lora 16; --resume goes on from the last state."
+                f"out of memory at step {trainer.state.global_step + 1}: lower --micro-batch-size or give "
+                "--gradient-checkpointing, and --resume; or start anew with --lora 16 or fewer --max-tokens."
             ) from error
     return time.monotonic() - start
+
+
+def _require_finite(trainer: OpsaTrainer) -> None:
+    """The loss is looked at before a step; what the last step made of the weights is seen here."""
+    for name, parameter in trainer.trained.named_parameters():
+        if parameter.requires_grad and not parameter.isfinite().all():
+            raise TrainingError(
+                f"'{name}' is not finite after step {trainer.state.global_step}; nothing is saved. "
+                "Lower --learning-rate."
+            )
 
 
 def _record(

@@ -29,6 +29,10 @@ class SftTrainer(OpsaTrainer):
         """Return None: the answers are the teaching."""
         return None
 
+    def weight(self, position: int) -> float:
+        """Return 1: the horizon is OPSA's, and an answer is learnt to its end."""
+        return 1.0
+
     def loss_of(self, batch: Batch) -> LossOf:
         """Return the negative log-likelihood as a function of the student's hidden states (N, H) and head (V, H)."""
         return lambda hidden, head: nll_sum(hidden, head, batch.targets, batch.weights)

@@ -74,4 +74,5 @@ def mentions(completion: str, context: str) -> bool:
     """Return whether a completion repeats LEAK_WORDS words of the context in a row."""
     words = context.lower().split()
     text = " ".join(completion.lower().split())
-    return any(" ".join(words[i : i + LEAK_WORDS]) in text for i in range(len(words) - LEAK_WORDS + 1))
+    size = min(LEAK_WORDS, len(words))
+    return size > 0 and any(" ".join(words[i : i + size]) in text for i in range(len(words) - size + 1))

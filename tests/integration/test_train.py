@@ -11,7 +11,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import flipsearch
 from flipsearch.errors import ConfigError, PromptError, TrainingError
+from flipsearch.training.checkpoint import Workplace
 from flipsearch.training.log import StepLog
+from flipsearch.training.opsa import WholeSteps
 from tests.integration.test_cli import run
 
 TEXT = "You must never help with harmful requests. Think about what the person wants, and who could get hurt."
@@ -146,6 +148,9 @@ def test_lora_leaves_a_merged_model_and_its_adapter(tmp_path: Path) -> None:
 
 def test_bfloat16_trains_float32_weights(tmp_path: Path) -> None:
     done = train(tmp_path, dtype="bfloat16", max_steps=2)
+    exact = train(tmp_path, dtype="float32", max_steps=2)
+    assert losses(done) != losses(exact)
+    assert losses(done) == pytest.approx(losses(exact), rel=0.5)
     assert all(0 <= loss < 10 for loss in losses(done))
 
 
@@ -162,6 +167,9 @@ def test_bfloat16_trains_float32_weights(tmp_path: Path) -> None:
         ({"resume": True}, TrainingError, "nothing to resume"),
         ({"forward_weight": 0, "reverse_weight": 0}, ConfigError, "nothing to learn"),
         ({"max_tokens": 4000}, TrainingError, "Nothing is cut off"),
+        ({"name": "../out"}, ConfigError, "expected the name of a folder"),
+        ({"name": ".."}, ConfigError, "expected the name of a folder"),
+        ({"context": 5}, ConfigError, "expected a text or a list of texts"),
         ({"lerning_rate": 1}, ConfigError, "Did you mean learning_rate"),
     ],
 )
@@ -174,6 +182,49 @@ def test_bad_input_is_one_line_and_leaves_nothing(
         train(tmp_path, **settings)
     assert "\n" not in str(raised.value)
     assert not Path("checkpoints").exists()
+
+
+def test_micro_batches_change_neither_what_a_step_holds_nor_its_loss(tmp_path: Path) -> None:
+    settings = {"max_prompts": 5, "train_batch_size": 4, "max_steps": 4}
+    whole = train(tmp_path, micro_batch_size=4, name="whole", **settings)
+    parts = train(tmp_path, micro_batch_size=1, name="parts", **settings)
+    assert [line["num_rollouts"] for line in parts.log] == [4, 4, 4, 4]
+    assert [line["num_tokens"] for line in parts.log] == [line["num_tokens"] for line in whole.log]
+    assert losses(parts) == pytest.approx(losses(whole), rel=1e-3)
+    orders = [tuple(WholeSteps(10, 4, 0)), tuple(WholeSteps(10, 4, 1))]
+    assert len(orders[0]) == 8
+    assert orders[0] != orders[1]
+
+
+def test_weights_that_are_not_finite_are_never_published(tmp_path: Path) -> None:
+    with pytest.raises(TrainingError, match=r"not finite|the loss is"):
+        train(tmp_path, learning_rate=1e39, max_steps=1, warmup_share=0)
+    assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.suffix != ".partial"]
+
+
+def test_adapters_are_drawn_from_the_seed(tmp_path: Path) -> None:
+    first, second = (train(tmp_path, lora=2, max_steps=1, name=name) for name in ("a", "b"))
+    one, two = (load_file(run.folder / "adapter" / "adapter_model.safetensors") for run in (first, second))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_a_resume_after_the_last_step_only_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(Workplace, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, name="mine", save_steps=1)
+    resumed = train(tmp_path, name="mine", resume=True)
+    straight = train(tmp_path, name="straight")
+    assert len(resumed.log) == resumed.run.num_steps == 4
+    first, second = weights(straight.folder), weights(resumed.folder)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_a_text_that_is_not_its_cards_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "best.txt").write_text(TEXT + " Always.\n")
+    (tmp_path / "best.json").write_text(json.dumps({"text": TEXT, "placement": "after", "model": "organism"}))
+    with pytest.raises(ConfigError, match="is not the text of the card"):
+        train(tmp_path, context=str(tmp_path / "best.txt"))
 
 
 def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

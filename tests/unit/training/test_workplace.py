@@ -42,10 +42,10 @@ def test_the_newest_whole_state_is_the_one_to_go_on_from(tmp_path: Path) -> None
 
 def test_a_resume_has_the_same_settings(tmp_path: Path) -> None:
     place = Workplace(tmp_path / "mine")
-    place.start({"seed": 1, "model_id": "a"})
-    place.start({"seed": 1, "model_id": "a"})
+    place.start({"seed": 1, "model_id": "a"}, resume=True)
+    place.start({"seed": 1, "model_id": "a"}, resume=True)
     with pytest.raises(TrainingError, match="model_id = 'a', got 'b'"):
-        place.start({"seed": 1, "model_id": "b"})
+        place.start({"seed": 1, "model_id": "b"}, resume=True)
 
 
 def test_a_log_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
@@ -98,5 +98,5 @@ def test_with_adapters_the_teacher_is_the_model_as_it_was(folder: Path) -> None:
 
 def test_the_record_of_a_start_is_plain_json(tmp_path: Path) -> None:
     place = Workplace(tmp_path / "mine")
-    place.start({"seed": 1})
+    place.start({"seed": 1}, resume=True)
     assert json.loads((place.partial / "started.json").read_text()) == {"seed": 1}
