@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from flipsearch.errors import PromptError, unknown_name
-from flipsearch.records import SPLITS, Prompt, Split
+from flipsearch.records import SPLITS, Kind, Prompt, Split
 
 DEFAULT_SHARES: Mapping[Split, float] = {"search": 0.4, "confirm": 0.4, "evaluation": 0.2}
 """Training, which the evaluation must not have met either, takes search and confirm where a set has nothing for it."""
@@ -216,3 +216,14 @@ def _root(roots: list[int], index: int) -> int:
         roots[index] = roots[roots[index]]
         index = roots[index]
     return index
+
+
+def first_of_each_kind(prompts: Sequence[Prompt], num: int | None) -> tuple[Prompt, ...]:
+    """Return the first `num` different prompts of each kind, None all; in nested order a prefix is representative."""
+    taken: Counter[Kind] = Counter()
+    kept: dict[str, Prompt] = {}
+    for prompt in prompts:
+        if prompt.prompt_id not in kept and (num is None or taken[prompt.kind] < num):
+            kept[prompt.prompt_id] = prompt
+            taken[prompt.kind] += 1
+    return tuple(kept.values())

@@ -1,12 +1,12 @@
 """What a study will do, settled and checked before any model is loaded."""
 
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flipsearch.config import StudyConfig
 from flipsearch.errors import StudyError
-from flipsearch.records import Kind, Prompt, Split
+from flipsearch.prompts.splitting import first_of_each_kind
+from flipsearch.records import Prompt, Split
 from flipsearch.searching.space import Space
 from flipsearch.templating.library import TemplateLibrary
 from flipsearch.templating.placebos import PlaceboRow, placebo_rows
@@ -39,17 +39,6 @@ def plan_study(config: StudyConfig, library: TemplateLibrary, prompts: Sequence[
         raise StudyError(f"{len(twice)} prompts are both in search and in confirm; the sealed split must be unseen.")
     space = Space(library.select(config.templates), config.placements)
     return Plan(config, space, placebo_rows(library), search, confirm)
-
-
-def first_of_each_kind(prompts: Sequence[Prompt], num: int | None) -> tuple[Prompt, ...]:
-    """Return the first `num` different prompts of each kind, None all; in nested order a prefix is representative."""
-    taken: Counter[Kind] = Counter()
-    kept: dict[str, Prompt] = {}
-    for prompt in prompts:
-        if prompt.prompt_id not in kept and (num is None or taken[prompt.kind] < num):
-            kept[prompt.prompt_id] = prompt
-            taken[prompt.kind] += 1
-    return tuple(kept.values())
 
 
 def _of_split(config: StudyConfig, prompts: Sequence[Prompt], split: Split) -> tuple[Prompt, ...]:

@@ -12,13 +12,14 @@ from flipsearch import registry
 from flipsearch.config import TrainConfig
 from flipsearch.errors import ConfigError, PromptError
 from flipsearch.prompts.sets import PromptSet
-from flipsearch.records import Context, Kind, Prompt, content_id
+from flipsearch.prompts.splitting import first_of_each_kind
+from flipsearch.records import Context, Prompt, content_id
 
 LEDGER_FOLDER = "trainings"
 PAPER = {"learning_rate": 1e-5, "train_batch_size": 64}
 POCKET = {"learning_rate": 3e-4, "train_batch_size": 32, "epochs": 20.0, "horizon": 40}
-"""The pocket model is small and learns from few prompts: it bears a larger rate and needs more passes. It decides in
-40 tokens; learning what comes after costs reasoning and wins nothing (benchmarks/RESULTS.md)."""
+"""The pocket model is small and learns from few prompts: it bears a larger rate and needs more passes. It decides
+within 40 tokens."""
 SETTINGS_OF_OPSA = ("forward_weight", "reverse_weight", "jensen_shannon_weight", "support", "tail", "clip", "horizon")
 """Without meaning for the rivals."""
 LONGEST_NAME = 200
@@ -145,17 +146,12 @@ def _chosen(config: TrainConfig, prompts: PromptSet) -> tuple[tuple[Prompt, ...]
         splits = ("search", "confirm")
         notes.append("No prompts are set aside for training: it is on those for search and confirm.")
     found = [prompt for prompt in prompts.prompts if prompt.split in splits or config.split == "all"]
-    taken: Counter[Kind] = Counter()
-    kept = []
-    for prompt in found:
-        taken[prompt.kind] += 1
-        if config.max_prompts is None or taken[prompt.kind] <= config.max_prompts:
-            kept.append(prompt)
-    if not taken["harmful"]:
+    kept = first_of_each_kind(found, config.max_prompts)
+    if not any(prompt.kind == "harmful" for prompt in kept):
         saw = ", ".join(f"{num} {split}" for split, num in has.items())
         where = " or ".join(map(str, splits))
         raise PromptError(f"no harmful prompt of '{prompts.name}' in split {where} (it has: {saw}); see --split.")
-    return tuple(kept), notes
+    return kept, notes
 
 
 def _absolute(model: str) -> str:
