@@ -14,7 +14,8 @@ from flipsearch.records import Context, Prompt, Study, Trial
 from flipsearch.scores import Scorecard
 
 if TYPE_CHECKING:
-    from flipsearch.api import Evaluated, Findings, Trained, evaluate, report, score, search, train
+    from flipsearch.api import evaluate, report, score, search, train
+    from flipsearch.results import Evaluated, Findings, Trained
 
 __version__ = "0.1.0"
 __all__ = [

@@ -143,7 +143,7 @@ def train(
     name: Annotated[str | None, option("Name of the checkpoint; derived from the settings if not given.")] = None,
     checkpoints: Annotated[Path | None, option("Folder of the checkpoints (checkpoints).")] = None,
     resume: Annotated[bool | None, option("Go on from the last state that was saved.", "--resume")] = None,
-    epochs: Annotated[float | None, option("Passes over the prompts (3; organism 20).")] = None,
+    epochs: Annotated[float | None, option("Passes over the prompts (3; organism 6).")] = None,
     max_steps: Annotated[int | None, option("Optimizer steps, instead of --epochs.")] = None,
     learning_rate: Annotated[float | None, option("Of AdamW (1e-5; organism 3e-4).")] = None,
     train_batch_size: Annotated[int | None, option("Prompts a step (64; organism 32).")] = None,
@@ -164,7 +164,7 @@ def train(
     ] = None,
     save_steps: Annotated[int | None, option("Save the state every so many steps (five times; 0 never).")] = None,
     report_to: Annotated[list[str] | None, option("tensorboard, wandb, …; repeatable.", metavar="NAME")] = None,
-    split: Annotated[str | None, option("Prompts to train on (training, else search and confirm).")] = None,
+    split: Annotated[str | None, option("Prompts to train on (all but evaluation).")] = None,
     model: Model = None,
     thinking: Thinking = None,
     device: Annotated[str | None, option("auto, cpu or cuda.")] = None,
@@ -188,7 +188,11 @@ def train(
     """Train a model towards what it does under a context, without the context: OPSA, or a rival."""
     flags = {k: v for k, v in locals().items() if v is not None and k not in ("json", "config")}
     from flipsearch import api, console
+    from flipsearch.training.processes import is_first
 
+    if not is_first():  # of several processes one speaks
+        api.train(**flags, config=config)
+        return
     with console.bars() as progress:
         done = api.train(**flags, config=config, progress=progress)
     if json:

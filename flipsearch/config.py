@@ -142,7 +142,7 @@ class TrainConfig(ModelConfig):
     resume: bool = False
     """Go on from the last state saved."""
     split: Literal["search", "confirm", "training", "evaluation", "all"] | None = None
-    """Which prompts; None is "training", or search and confirm where a set has set none aside."""
+    """Which prompts; None is all but those of the evaluation."""
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.6
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3.0
     max_steps: Annotated[int, Field(ge=1)] | None = None

@@ -23,6 +23,7 @@ import sqlalchemy as sql
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
 from flipsearch.errors import LedgerError
+from flipsearch.locks import is_held, take_lock
 from flipsearch.records import Label, Rollout, Sampling, Verdict
 
 FORMAT = 1
@@ -98,7 +99,7 @@ class Ledger:
         self._lock: sqlite3.Connection | None = None
         if path is not None and not read_only:
             self._make_folder(path)
-            self._lock = _take_lock(path)
+            self._lock = _lock(path)
         try:
             with self._guard("opened"):
                 self._engine = _engine(path.resolve() if path else self.place, read_only)
@@ -189,7 +190,7 @@ class Ledger:
                 if version != FORMAT:
                     raise LedgerError(
                         f"{self.place}: ledger format {version}, expected {FORMAT}; "
-                        "use the flipsearch that wrote it, or another study name."
+                        "use the flipsearch that wrote it, or choose another reports folder."
                     )
             elif names or read_only:
                 raise LedgerError(f"{self.place} is not a flipsearch ledger; name another file.")
@@ -260,22 +261,15 @@ def _set_pragmas(connection: sqlite3.Connection, _: object) -> None:
     connection.execute("PRAGMA synchronous = NORMAL").close()
 
 
-def _take_lock(path: Path) -> sqlite3.Connection:
-    """Hold an exclusive transaction on an empty database beside the ledger: portable, and freed by a kill."""
-    file = path.with_name(path.name + ".lock")
-    lock = None
+def _lock(path: Path) -> sqlite3.Connection:
     try:
-        lock = sqlite3.connect(file, timeout=0, isolation_level=None)
-        lock.execute("BEGIN EXCLUSIVE")
+        return take_lock(path.with_name(path.name + ".lock"))
     except sqlite3.Error as error:
-        if lock is not None:
-            lock.close()
-        if "locked" in str(error):
+        if is_held(error):
             raise LedgerError(
                 f"{path} is in use by another flipsearch; wait until it ends, or choose another reports folder."
             ) from error
         raise LedgerError(f"{path}: the ledger cannot be locked: {_line(error)}. {_todo(str(error))}") from error
-    return lock
 
 
 def _line(error: BaseException) -> str:

@@ -9,11 +9,13 @@ from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TypeVar
 
 from flipsearch.config import MAX_TOKENS, ModelConfig
 from flipsearch.errors import BackendError, PluginError, near_names
 from flipsearch.protocols import Backend
 
+Checked = TypeVar("Checked", bound=ModelConfig)
 PACKAGE = Path(__file__).parent
 ORGANISM = "organism"
 TRAINING_FILE = "training.json"
@@ -62,6 +64,15 @@ def default_prompts(model: str) -> str:
 def default_max_tokens(model: str) -> int:
     """Return how long a completion may be: the pocket model's are short."""
     return 160 if base_model(model) == ORGANISM else MAX_TOKENS
+
+
+def resolve(config: Checked) -> Checked:
+    """Fill in prompts and lengths that hang on the model, so that what is written down is what was done."""
+    prompts = config.prompts
+    if prompts is None and not config.harmful and not config.benign:
+        prompts = default_prompts(config.model)
+    max_tokens = config.max_tokens or default_max_tokens(config.model)
+    return config.model_copy(update={"prompts": prompts, "max_tokens": max_tokens})
 
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:

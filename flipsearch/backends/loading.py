@@ -1,6 +1,7 @@
 """Loading a tokenizer and a causal language model from safetensors, with every failure as one clear line."""
 
 import contextlib
+import re
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from transformers.utils import logging as transformers_logging
 from flipsearch.backends import attention
 from flipsearch.errors import BackendError, ConfigError
 
+FLAGGED = re.compile(r"^- `(\w+)`:", re.MULTILINE)
+"""How transformers names the generation settings that it ignores, and for which it refuses to save a model."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -64,6 +67,23 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTra
     return loaded
 
 
+def make_savable(model: PreTrainedModel) -> tuple[str, ...]:
+    """Unset the generation settings that transformers ignores and would not save, and return a note of them.
+
+    Found before a training, not at its first save. Raises BackendError for what is not mended so.
+    """
+    settings = model.generation_config
+    if not (flaw := _flaw(settings)):
+        return ()
+    ignored = {name: getattr(settings, name) for name in FLAGGED.findall(flaw)}
+    for name in ignored:
+        setattr(settings, name, None)
+    if flaw := _flaw(settings):
+        raise BackendError(f"the model could not be saved with its generation_config.json: {_one_line(flaw)}")
+    told = ", ".join(f"{name} = {value!r}" for name, value in ignored.items())
+    return (f"transformers ignores {told} in the model's generation settings; the checkpoint leaves that out.",)
+
+
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
     """Keep the library's progress bars, log lines and warnings off the terminal; leave its settings as found."""
@@ -85,5 +105,17 @@ def _clear_errors(folder: Path, what: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the library raises everything from KeyError to its own types
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
+        reason = _one_line(str(error)) or type(error).__name__
         raise BackendError(f"the {what} in '{folder}' cannot be loaded: {reason}") from error
+
+
+def _flaw(settings: Any) -> str:
+    try:
+        settings.validate(strict=True)
+    except ValueError as error:
+        return str(error)
+    return ""
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())[:300]

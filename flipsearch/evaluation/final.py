@@ -25,7 +25,7 @@ _SPOILT_BEFORE = re.compile(
 _SPOILT_BEHIND = re.compile(
     r"\s*\^|\s*/\s*(?:[0-9\\(]|[nxyz](?![A-Za-z]))|\s*\\(?:pi|sqrt|[dt]?frac|cdot|times|div|pm|theta|alpha|log|ln|sin|cos|tan|infty|p?mod|binom)\b"
     r"|(?:[abeijknxyzKMBT]|bn|mn|mln)(?![A-Za-z])|\s?[xyz](?![A-Za-z])|\s*[-+*×·]\s*[b-hj-z](?![A-Za-z])"
-    r"|\s+(?:dozen|half|halves|thirds?|fifths?|tenths?|hundredths?|thousandths?|millionths?)\b"
+    r"|\s+(?:half|halves|thirds?|fifths?|tenths?|hundredths?|thousandths?|millionths?)\b"
     r"|\s+and\s+(?:an?|one|two|three)\s+(?:half|third|quarter|fourth|fifth)"
 )
 

@@ -10,14 +10,14 @@ from fractions import Fraction
 MAX_DIGITS = 100
 _SCALES = {"hundred": 10**2, "thousand": 10**3, "million": 10**6, "billion": 10**9, "trillion": 10**12}
 _NO_UNITS = frozenset(f"""
-    {" ".join(f"{scale} {scale}s {scale}th {scale}ths" for scale in _SCALES)} dozen dozens half halves quarter third
-    thirds fourth fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth tenths zero one
-    two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen
-    nineteen twenty thirty forty fifty sixty seventy eighty ninety and or but not no nor to than least most over under
-    above below about between plus minus negative point squared cubed factorial mod modulo base pi sqrt sin cos tan log
-    if unless bn mn mln k i e d j x y z
+    {" ".join(f"{scale} {scale}s {scale}th {scale}ths" for scale in _SCALES)} half halves quarter third thirds fourth
+    fourths fifth fifths sixth sixths seventh sevenths eighth eighths ninth ninths tenth tenths zero one two three four
+    five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen seventeen eighteen nineteen twenty
+    thirty forty fifty sixty seventy eighty ninety and or but not no nor to than least most over under above below about
+    between plus minus negative point squared cubed factorial mod modulo base pi sqrt sin cos tan log if unless bn mn
+    mln k i e d j x y z
 """.split())  # fmt: skip
-"""Words beside a number that may make another number of it."""
+"""Words beside a number that may make another number of it. Dozens are a unit: who asks for them is told "7 dozen"."""
 _LETTER_UNITS = frozenset("mghslLNJWVACF")
 """Single letters that are units where they are set upright; elsewhere a letter may be a variable."""
 

@@ -2,7 +2,6 @@
 
 import os
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +12,7 @@ from flipsearch.evaluation.algebra import can_compare
 from flipsearch.evaluation.reasoning import needs_algebra
 from flipsearch.prompts.problems import ProblemSet, load_problems
 from flipsearch.prompts.sets import PromptSet
+from flipsearch.prompts.splitting import first_of_each_kind
 from flipsearch.records import Prompt, content_id
 
 FOLDER, SCORECARD_FILE = "evaluations", "scorecard.json"
@@ -102,17 +102,7 @@ def _chosen(config: EvalConfig, prompts: PromptSet) -> tuple[Prompt, ...]:
             f"no prompt of '{prompts.name}' is set aside for split '{config.split}' (it has: {has}). "
             "Give --split all if neither search nor training saw these prompts, or name other files."
         )
-    return tuple(_first_of_each_set(found, config.max_prompts))
-
-
-def _first_of_each_set(prompts: Sequence[Prompt], most: int | None) -> list[Prompt]:
-    taken: Counter[tuple[str, str]] = Counter()
-    chosen = []
-    for prompt in prompts:
-        taken[prompt.source, prompt.kind] += 1
-        if most is None or taken[prompt.source, prompt.kind] <= most:
-            chosen.append(prompt)
-    return chosen
+    return first_of_each_kind(found, config.max_prompts, of_each_set=True)
 
 
 def _problems(spec: str, most: int | None) -> ProblemSet:

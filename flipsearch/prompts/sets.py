@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flipsearch.config import ModelConfig
 from flipsearch.errors import PromptError, unknown_name
 from flipsearch.prompts.files import CATEGORY_COLUMNS, FILE_TYPES, Table, cell, read_table, split_column
 from flipsearch.prompts.labels import LabelRouter
@@ -50,6 +51,11 @@ class PromptSet:
     def counts(self) -> dict[str, int]:
         """Return the numbers of harmful, benign and (among the benign) borderline prompts."""
         return _counts(self.prompts)
+
+
+def prompts_of(config: ModelConfig) -> PromptSet:
+    """Return the prompts that a command's settings name; raises PromptError as `load_prompts` does."""
+    return load_prompts(config.prompts, harmful=config.harmful, benign=config.benign)
 
 
 def load_prompts(

@@ -21,7 +21,7 @@ from flipsearch.errors import PromptError, unknown_name
 from flipsearch.records import SPLITS, Kind, Prompt, Split
 
 DEFAULT_SHARES: Mapping[Split, float] = {"search": 0.4, "confirm": 0.4, "evaluation": 0.2}
-"""Training, which the evaluation must not have met either, takes search and confirm where a set has nothing for it."""
+"""Training takes all but evaluation, so that a set needs no split of its own for it."""
 NEAR_DUPLICATE = 0.7
 """Jaccard similarity of two word sets from which on two prompts are one cluster."""
 # Thousands of fillings of one template share its words. Comparing with the first of them is enough to join those that
@@ -218,12 +218,16 @@ def _root(roots: list[int], index: int) -> int:
     return index
 
 
-def first_of_each_kind(prompts: Sequence[Prompt], num: int | None) -> tuple[Prompt, ...]:
-    """Return the first `num` different prompts of each kind, None all; in nested order a prefix is representative."""
-    taken: Counter[Kind] = Counter()
+def first_of_each_kind(prompts: Sequence[Prompt], num: int | None, *, of_each_set: bool = False) -> tuple[Prompt, ...]:
+    """Return the first `num` different prompts of each kind, of every prompt set if so wished; None takes all.
+
+    In nested order a prefix is representative.
+    """
+    taken: Counter[tuple[Kind, str]] = Counter()
     kept: dict[str, Prompt] = {}
     for prompt in prompts:
-        if prompt.prompt_id not in kept and (num is None or taken[prompt.kind] < num):
+        key = prompt.kind, prompt.source if of_each_set else ""
+        if prompt.prompt_id not in kept and (num is None or taken[key] < num):
             kept[prompt.prompt_id] = prompt
-            taken[prompt.kind] += 1
+            taken[key] += 1
     return tuple(kept.values())

@@ -111,7 +111,7 @@ def _linear_ticks(axis: Axis, values: Sequence[float]) -> list[float]:
     high = max(values if axis.high is None else [axis.high, *values])
     # Nearly equal values: a span that rounding makes would have ticks that are all the same.
     if high - low <= 1e-6 * max(abs(high), abs(low)) or high - low < 1 / LARGEST:
-        high = low + (abs(low) or 1.0)
+        high = low + (abs(low) if abs(low) > 1 / LARGEST else 1.0)
     step = _nice(high - low)
     return [index * step for index in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from flipsearch.errors import StudyError
+from flipsearch.errors import ConfigError, StudyError
 from flipsearch.records import Study
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.leaderboard import csv_text, leaderboard
@@ -37,6 +37,14 @@ def write_best(study: Study, path: Path) -> None:
         raise StudyError(f"study '{study.name}' has no winner to write to {path}.")
     write_text(path, study.winner.context.text + "\n")
     write_text(path.with_suffix(".json"), json_text(context_card(study, study.winner)))
+
+
+def check_best(path: Path) -> None:
+    """Refuse a place for the winning text that could not be written, or that its card would overwrite."""
+    if path.suffix == ".json" or path.is_dir() or not path.name:
+        raise ConfigError(f"--best is '{path}', expected a text file such as best.txt; its card goes to best.json.")
+    if path.parent.exists() and not os.access(path.parent, os.W_OK):
+        raise ConfigError(f"--best is '{path}', but its folder cannot be written; choose another.")
 
 
 def read_study(folder: Path) -> Study:

@@ -100,6 +100,7 @@ class Card(BaseModel):
     model: str | None = None
     """What it was found for; None for a card of another make, which says nothing of it."""
     model_id: str | None = None
+    backend: str | None = None
     prompts: CardPrompts = CardPrompts()
     sampling: CardSampling = CardSampling()
 

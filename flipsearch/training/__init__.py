@@ -1,6 +1,7 @@
 """Training: On-Policy Self-Alignment and its off-policy rivals under matched data.
 
-    plan.py        what is trained on what, checked before a model is loaded
+    inputs.py      what is asked for: settings, contexts, their cards
+    plan.py        what is trained on what, checked before a model is loaded (checks.py)
     run.py         from first to last: load, route, train, save
     routing.py     which context each prompt is read under         answers.py  what the rivals learn from
     opsa.py        the method: sampling and loss inside transformers' Trainer; sft.py  the rivals' loss

@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flipsearch.chat import Chat
+from flipsearch.errors import TrainingError
 from flipsearch.measure import REFUSAL_THRESHOLD, Bench
 from flipsearch.records import Context, Label, Prompt, Request, Rollout, Verdict
 from flipsearch.training.rows import Row, make_row
@@ -37,13 +38,32 @@ def own_rows(chat: Chat, kept: Answers) -> dict[str, Row]:
     }
 
 
-def teacher_rows(chat: Chat, tokenizer: Any, kept: Answers) -> dict[str, Row]:
-    """Return by prompt id the rows of another model's answers, in the student's tokens and with its end token."""
+def end_id(tokenizer: Any) -> int:
+    """Return the token that ends what a student learns from a teacher; TrainingError if its tokenizer has none."""
+    if tokenizer.eos_token_id is None:
+        raise TrainingError(
+            "the tokenizer of the model has no eos_token to end a teacher's answers with; name one in its "
+            "tokenizer_config.json, or train with another --method."
+        )
+    return int(tokenizer.eos_token_id)
+
+
+def teacher_rows(chat: Chat, tokenizer: Any, kept: Answers, max_positions: int | None) -> dict[str, Row]:
+    """Return by prompt id the rows of another model's answers, in the student's tokens and with its end token.
+
+    Raises TrainingError for a row that is longer than the student's `max_positions`; None: it has no limit.
+    """
     rows = {}
     for prompt, one in kept:
         text = _as_student_opens(one, chat.opens_thinking)
-        ids = (*chat.completion_ids(text), tokenizer.eos_token_id)
-        rows[prompt.prompt_id] = make_row(chat, prompt, {}, ids, "stop", text)
+        row = make_row(chat, prompt, {}, (*chat.completion_ids(text), end_id(tokenizer)), "stop", text)
+        num_tokens = len(row.student_ids) + len(row.completion_ids)
+        if max_positions is not None and num_tokens > max_positions:
+            raise TrainingError(
+                f"a teacher's answer has {num_tokens} of the model's tokens with its prompt, but the model holds "
+                f"{max_positions}; lower --max-tokens. Nothing is cut off silently."
+            )
+        rows[prompt.prompt_id] = row
     return rows
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 import torch
 from transformers import TrainingArguments
 
+from flipsearch.errors import TrainingError
 from flipsearch.training.plan import TrainPlan
+from flipsearch.training.processes import num_processes
 
 NUM_SAVES = 5
 MOST_ROWS = {True: 32, False: 1}
@@ -18,8 +20,10 @@ def trainer_arguments(
 ) -> TrainingArguments:
     """Return the arguments of a training on `num_prompts` prompts: those of the plan that are left."""
     config = plan.config
-    size = min(config.train_batch_size or num_prompts, num_prompts)
-    # Fewer prompts may be left than a batch was to hold, and then its rows have to divide what is left.
+    # Fewer prompts may be left than a batch was to hold: processes and rows have to divide what is left.
+    size = min(config.train_batch_size or num_prompts, num_prompts) // num_processes()  # of each process
+    if size == 0:
+        raise TrainingError(f"{num_prompts} prompts are left for {num_processes()} processes; start fewer.")
     rows = _divisor(size, config.micro_batch_size or MOST_ROWS[device.type == "cpu"])
     save_steps = math.ceil(plan.num_steps / NUM_SAVES) if config.save_steps is None else config.save_steps
     arguments = TrainingArguments(

@@ -3,21 +3,25 @@
 <name>.partial/started.json       settings, prompts and model: a resume must have the same
 <name>.partial/checkpoint-N/      the trainer's states
 <name>.partial/log.jsonl          a line a step
+<name>.partial/lock               held by the process that trains
 <name>.partial/final/             the finished checkpoint, renamed to <name> in one move
 """
 
 import json
 import os
 import shutil
+import sqlite3
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 from flipsearch.backends.loading import quiet
 from flipsearch.errors import TrainingError
+from flipsearch.locks import is_held, take_lock
 from flipsearch.training.heads import plain
 from flipsearch.training.log import LOG_FILE
 
-STARTED_FILE, STATE_FILE, FINAL, ADAPTER = "started.json", "trainer_state.json", "final", "adapter"
+STARTED_FILE, STATE_FILE, FINAL, ADAPTER, LOCK = "started.json", "trainer_state.json", "final", "adapter", "lock"
 COPIED = (
     *("tokenizer*.json", "*.model", "vocab.json", "vocab.txt", "merges.txt"),
     *("added_tokens.json", "special_tokens_map.json", "chat_template*"),
@@ -26,11 +30,21 @@ COPIED = (
 
 
 class Workplace:
-    """Where a training works. Raises TrainingError for a place that is taken or cannot be written."""
+    """Where a training works, its own from `start` to the end of the `with` block.
+
+    Raises TrainingError for a place that is taken or cannot be written.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.partial = folder, folder.with_name(f"{folder.name}.partial")
         self.final = self.partial / FINAL
+        self._held = ExitStack()
+
+    def __enter__(self) -> "Workplace":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._held.close()
 
     def check(self, resume: bool) -> None:
         """Refuse a name that is taken, a start where something waits to be resumed, and a resume of nothing."""
@@ -45,6 +59,7 @@ class Workplace:
         """Make the folder, or check that what waits there is the same training."""
         path = self.partial / STARTED_FILE
         self._make(resume)
+        self._hold()
         if not path.exists():
             self._write(path, json.dumps(identity, indent=1) + "\n")
             return
@@ -64,15 +79,20 @@ class Workplace:
         found = [path for path in self.partial.glob("checkpoint-*") if _is_whole(path)]
         return max(found, key=step_of, default=None)
 
-    def save(self, model: Any, source: Path) -> Path:
-        """Write the trained model, merged if it has adapters, in Hugging Face format; return the folder."""
+    def save(self, model: Any, weights: Any, source: Path) -> Path:
+        """Write the trained model, merged if it has adapters, in Hugging Face format; return the folder.
+
+        `weights` are those of a sharded model, gathered; None for a model that is whole.
+        """
         final = self.final
         shutil.rmtree(final, ignore_errors=True)
         with quiet():
             if model is not plain(model):
                 model.save_pretrained(final / ADAPTER)
                 model = model.merge_and_unload()
-            model.save_pretrained(final)
+            if weights is not None:  # gathered, what is tied is no longer one tensor
+                weights = {name: values for name, values in weights.items() if name not in model.all_tied_weights_keys}
+            model.save_pretrained(final, state_dict=weights)
         for pattern in COPIED:
             for path in source.glob(pattern):
                 shutil.copyfile(path, final / path.name)
@@ -88,13 +108,22 @@ class Workplace:
         try:
             self.partial.mkdir(parents=True, exist_ok=resume)
         except FileExistsError as error:  # made since `check` looked
-            raise TrainingError(
-                f"another training works in '{self.partial}'; wait for it, or give a --name."
-            ) from error
+            raise self._is_taken() from error
         except OSError as error:
             raise TrainingError(
                 f"cannot make '{self.partial}': {error.strerror}; choose other --checkpoints."
             ) from error
+
+    def _hold(self) -> None:
+        try:
+            self._held.enter_context(closing(take_lock(self.partial / LOCK)))
+        except sqlite3.Error as error:
+            if is_held(error):
+                raise self._is_taken() from error
+            raise TrainingError(f"'{self.partial}' cannot be locked: {error}; choose other --checkpoints.") from error
+
+    def _is_taken(self) -> TrainingError:
+        return TrainingError(f"another training works in '{self.partial}'; wait for it, or give a --name.")
 
     def _write(self, path: Path, text: str) -> None:
         beside = path.with_suffix(".tmp")

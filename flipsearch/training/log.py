@@ -13,7 +13,8 @@ from transformers import TrainerCallback
 
 from flipsearch.measure import Progress
 from flipsearch.training.opsa import OpsaTrainer
-from flipsearch.training.stats import StepStats
+from flipsearch.training.processes import is_first, of_all
+from flipsearch.training.stats import StepStats, merged
 from flipsearch.training_run import LogLine
 
 LOG_FILE = "log.jsonl"
@@ -29,21 +30,25 @@ class StepLog(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop the lines of steps that will be done again."""
+        if not is_first():
+            return
         kept = [line for line in read_log(self.path) if line["step"] <= state.global_step]
         beside = self.path.with_suffix(".tmp")
         beside.write_text("".join(_text(line) for line in kept), encoding="utf-8")
         beside.replace(self.path)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Write the line of a step."""
+        """Write the line of a step, of all processes together."""
         if "loss" not in logs:  # the summary at the end
             return
+        stats, self.trainer.stats = merged(of_all(self.trainer.stats)), StepStats()
+        if not is_first():
+            return
         values = {key: float(logs[key]) for key in STEP_KEYS if key in logs}
-        line = {"step": state.global_step, "epoch": state.epoch, **values, **self.trainer.stats.summary()}
+        line = {"step": state.global_step, "epoch": state.epoch, **values, **stats.summary()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_text(line))
         self._show(state, line)
-        self.trainer.stats = StepStats()
 
     def _show(self, state: Any, line: LogLine) -> None:
         self.num_rollouts += int(line["num_rollouts"])

@@ -9,22 +9,32 @@ import torch
 from flipsearch.backends.transformers import memory_bytes
 from flipsearch.config import TrainConfig
 from flipsearch.errors import TrainingError
+from flipsearch.training.processes import is_sharded, num_processes
 
-FULL_BYTES = 4 + 4 + 4 + 4
+WEIGHT_BYTES = 4
+FULL_BYTES = WEIGHT_BYTES + 4 + 4 + 4
 """A trained parameter: the weight, its gradient and AdamW's two moments, in float32."""
 
 
 def check_memory(folder: Path, config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None:
     """Raise TrainingError if weights, gradients, optimizer and teacher alone cannot fit; rollouts need more."""
     num_parameters = count_parameters(folder)
-    a_parameter = dtype.itemsize + (0 if config.lora else FULL_BYTES)
-    needed, free = num_parameters * a_parameter, _free_bytes(device)
+    needed, free = num_parameters * _bytes_a_parameter(config, dtype), _free_bytes(device)
     if needed > free:
         todo = "take a smaller model" if config.lora else "give --lora 16, or take a smaller model"
         raise TrainingError(
             f"training '{config.model}' ({num_parameters / 1e9:.2f} B parameters) takes {needed / 2**30:.1f} GiB for "
             f"weights, gradients, AdamW and teacher, but {device} has {free / 2**30:.1f} GiB; {todo}."
         )
+
+
+def _bytes_a_parameter(config: TrainConfig, dtype: torch.dtype) -> float:
+    if config.lora:  # the teacher is the model without its adapters
+        return dtype.itemsize
+    if not is_sharded():
+        return dtype.itemsize + FULL_BYTES
+    # The student is whole twice: in float32 before it is sharded, and beside its shard while it samples.
+    return dtype.itemsize + max(WEIGHT_BYTES, FULL_BYTES / num_processes() + dtype.itemsize)
 
 
 def count_parameters(folder: Path) -> int:

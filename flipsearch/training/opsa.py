@@ -31,7 +31,9 @@ from flipsearch.errors import TrainingError
 from flipsearch.records import Prompt, Request, Sampling
 from flipsearch.training.divergence import Divergence, PerToken, divergence_sum
 from flipsearch.training.heads import AsTeacher, completion_hidden, head_of, plain
+from flipsearch.training.processes import num_processes
 from flipsearch.training.rows import Layout, Routes, Row, lay_out, make_row
+from flipsearch.training.sharding import whole_weights
 from flipsearch.training.stats import StepStats
 
 FAILED_BATCH = "failed_batch.json"
@@ -119,7 +121,7 @@ class OpsaTrainer(Trainer):
         return [{"batch": batch} for batch in batches], self.accelerator.reduce(num_tokens, "sum")
 
     def _get_train_sampler(self, train_dataset: Any = None) -> "WholeSteps":
-        size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps
+        size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * num_processes()
         return WholeSteps(len(self.job.prompts), size, self.args.data_seed or 0)
 
     def rows(self, prompts: Sequence[Prompt]) -> list[Row]:
@@ -127,7 +129,8 @@ class OpsaTrainer(Trainer):
         step = self.state.global_step
         requests = [Request(prompt, sample_index=step) for prompt in prompts]
         self.student.model.eval()
-        found = {rollout.prompt_id: rollout for rollout in self.student.generate(requests, self.job.sampling)}
+        with whole_weights(self.model, self.accelerator):
+            found = {rollout.prompt_id: rollout for rollout in self.student.generate(requests, self.job.sampling)}
         for rollout in found.values():
             if rollout.finish_reason == "error":
                 raise TrainingError(f"step {step}: a rollout failed: {rollout.error}.")
@@ -200,7 +203,7 @@ class OpsaTrainer(Trainer):
 
 
 class WholeSteps(Sampler[int]):
-    """Prompts in a new order every epoch, cut to whole steps: micro-batches cannot change what a step holds."""
+    """Prompts in a new order every epoch, cut to whole steps: how a step is divided cannot change what it holds."""
 
     def __init__(self, num_prompts: int, step_size: int, seed: int) -> None:
         self.num_prompts, self.seed, self.epoch = num_prompts, seed, 0

@@ -2,27 +2,29 @@
 
     TrainPlan --route--> prompts with contexts --trainer--> steps --save--> a checkpoint beside its place
 
-Nothing of the finished checkpoint's name exists until `Workplace.publish` is called.
+Nothing of the finished checkpoint's name exists until `Workplace.publish` is called. Of several processes the first
+asks, judges and writes.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
 from typing import Any
 
+from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, set_seed
 
 from flipsearch import registry
-from flipsearch.backends.loading import choose_device, choose_dtype, quiet
+from flipsearch.backends.loading import choose_device, choose_dtype, make_savable, quiet
 from flipsearch.backends.model_files import locate
 from flipsearch.backends.transformers import TransformersBackend, is_out_of_memory
 from flipsearch.errors import TrainingError
 from flipsearch.ledger import Ledger
 from flipsearch.measure import Bench, Progress
 from flipsearch.protocols import Backend, Judge
-from flipsearch.training.answers import kept_answers, own_rows, teacher_rows
+from flipsearch.training.answers import end_id, kept_answers, own_rows, teacher_rows
 from flipsearch.training.arguments import trainer_arguments
 from flipsearch.training.checkpoint import Workplace, step_of
 from flipsearch.training.divergence import Divergence
@@ -31,11 +33,14 @@ from flipsearch.training.log import LOG_FILE, StepLog, read_log
 from flipsearch.training.memory import check_memory
 from flipsearch.training.opsa import Job, OpsaTrainer
 from flipsearch.training.plan import TrainPlan
+from flipsearch.training.processes import from_first, is_sharded, join
 from flipsearch.training.routing import Routing, route
 from flipsearch.training.rows import Row, check_room
 from flipsearch.training.sft import SftTrainer
-from flipsearch.training_run import TrainingRun
+from flipsearch.training_run import LogLine, TrainingRun
 
+Asked = tuple[Routing, dict[str, Row] | None]
+"""The prompts under their contexts, and what an off-policy method learns from."""
 MakeBench = Callable[[Backend, float], Bench]
 """Gives what asks a model at a temperature."""
 PACKAGES = ("flipsearch", "torch", "transformers", "accelerate", "peft")
@@ -44,10 +49,10 @@ PACKAGES = ("flipsearch", "torch", "transformers", "accelerate", "peft")
 
 def run_training(
     plan: TrainPlan, judge: Judge, ledger: Ledger | None, place: Workplace, progress: Progress | None = None
-) -> TrainingRun:
-    """Train, leave the checkpoint in the workplace's final folder, and return what was done.
+) -> tuple[TrainingRun, Sequence[LogLine]]:
+    """Train, leave the checkpoint in the workplace's final folder, and return what was done, and step by step.
 
-    `ledger` keeps what is asked before training; a plan that asks no judge needs none.
+    `ledger` keeps what the first process asks before training; a plan that asks no judge needs none.
 
     Raises TrainingError, BackendError, JudgeError and LedgerError as they come; a resume goes on from the last state.
     """
@@ -56,31 +61,42 @@ def run_training(
         assert ledger is not None  # by plan.asks_judge
         return Bench(of, judge, ledger, replace(plan.config.sampling(), temperature=temperature), progress)
 
+    def ask() -> Asked:
+        place.start({**_settings(plan), "inputs": plan.identity, "model_id": backend.model_id}, plan.config.resume)
+        routing = route(plan, bench(backend, 0.0) if plan.routes_by_answer else None)
+        answers = _answers(plan, routing, backend, bench)
+        if ledger is not None:
+            ledger.close()  # everything is asked: others may use it while this one trains
+        return (routing, None) if answers is None else (routing.only(answers), answers)
+
     backend = _load(plan)
-    place.start({**_settings(plan), "inputs": plan.identity, "model_id": backend.model_id}, plan.config.resume)
-    routing = route(plan, bench(backend, 0.0) if plan.routes_by_answer else None)
-    answers = _answers(plan, routing, backend, bench)
-    if ledger is not None:
-        ledger.close()  # everything is asked: others may use it while this one trains
-    if answers is not None:
-        routing = routing.only(answers)
+    routing, answers = from_first(ask)
     _require_harmful(plan, routing)
     trainer = _trainer(plan, routing, answers, backend, place)
     wall_s = _train(trainer, place, progress)
     _require_finite(trainer)
-    place.save(trainer.trained, locate(registry.model_source(plan.config.model)).folder)
-    return _record(plan, routing, place, backend, judge.identity if plan.asks_judge else None, wall_s)
+
+    weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if is_sharded() else None
+
+    def save() -> tuple[TrainingRun, Sequence[LogLine]]:
+        place.save(trainer.trained, weights, locate(registry.model_source(plan.config.model)).folder)
+        log = read_log(place.partial / LOG_FILE)
+        return _record(plan, routing, log, backend, judge.identity if plan.asks_judge else None, wall_s), log
+
+    return from_first(save)
 
 
 def _load(plan: TrainPlan) -> TransformersBackend:
     """Load the model after a look at the memory, and make sure that it can be trained here."""
     config = plan.config
     device = choose_device(config.device)
+    join(on_cpu=device.type == "cpu")
     folder = locate(registry.model_source(config.model)).folder
     check_memory(folder, config, device, choose_dtype(config.dtype, device))
     backend = registry.make_backend(config)
     assert isinstance(backend, TransformersBackend)  # by plan
     check_head(backend.model)
+    backend.notes += make_savable(backend.model)
     for context in plan.contexts:
         by_kind = {"harmful": context, "benign": plan.benign_context}
         routes = {prompt.prompt_id: c for prompt in plan.prompts if (c := by_kind[prompt.kind])}
@@ -100,9 +116,10 @@ def _answers(plan: TrainPlan, routing: Routing, own: TransformersBackend, bench:
     if config.method == "sft-self":
         return own_rows(own.chat, kept_answers(bench(own, config.temperature), routing.prompts, routing.contexts))
     assert config.teacher is not None  # by plan
+    end_id(own.tokenizer)  # before the teacher has written for hours
     with closing(registry.make_backend(config.model_copy(update={"model": config.teacher}))) as teacher:
         kept = kept_answers(bench(teacher, config.temperature), routing.prompts, routing.contexts)
-    return teacher_rows(own.chat, own.tokenizer, kept)
+    return teacher_rows(own.chat, own.tokenizer, kept, own.max_positions)
 
 
 def _require_harmful(plan: TrainPlan, routing: Routing) -> None:
@@ -161,7 +178,8 @@ def _train(trainer: OpsaTrainer, place: Workplace, progress: Progress | None) ->
 def _require_finite(trainer: OpsaTrainer) -> None:
     """The loss is looked at before a step; what the last step made of the weights is seen here."""
     for name, parameter in trainer.trained.named_parameters():
-        if parameter.requires_grad and not parameter.isfinite().all():
+        own = parameter.to_local() if isinstance(parameter, DTensor) else parameter  # a process looks at its shard
+        if parameter.requires_grad and not own.isfinite().all():
             raise TrainingError(
                 f"'{name}' is not finite after step {trainer.state.global_step}; nothing is saved. "
                 "Lower --learning-rate."
@@ -171,12 +189,12 @@ def _require_finite(trainer: OpsaTrainer) -> None:
 def _record(
     plan: TrainPlan,
     routing: Routing,
-    place: Workplace,
+    log: Sequence[LogLine],
     backend: TransformersBackend,
     judge_id: str | None,
     wall_s: float,
 ) -> TrainingRun:
-    config, log = plan.config, read_log(place.partial / LOG_FILE)
+    config = plan.config
     left_out = Counter(prompt.kind for prompt in plan.prompts)
     left_out.subtract(prompt.kind for prompt in routing.prompts)
     return TrainingRun(
@@ -195,6 +213,6 @@ def _record(
         settings=config.model_dump(mode="json"),
         prompts_id=plan.prompts_id,
         judge_id=judge_id,
-        notes=(*plan.notes, *backend.notes),
+        notes=(*plan.notes_on(backend.model_id), *backend.notes),
         versions=registry.package_versions(PACKAGES),
     )

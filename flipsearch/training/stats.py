@@ -70,6 +70,20 @@ class StepStats:
         return {name: round(value, 6) for name, value in found.items()}
 
 
+def merged(parts: Sequence[StepStats]) -> StepStats:
+    """Return one step's stats of several processes as if one had seen all of it; the slowest sampled longest."""
+    whole = StepStats()
+    for part in parts:
+        for name, count in part._counts.items():
+            whole._counts[name] += count
+        for kind, lengths in part._lengths.items():
+            whole._lengths[kind] += lengths
+        for name, values in part._values.items():
+            whole._values[name] += values
+        whole.rollout_s = max(whole.rollout_s, part.rollout_s)
+    return whole
+
+
 def mentions(completion: str, context: str) -> bool:
     """Return whether a completion repeats LEAK_WORDS words of the context in a row."""
     words = context.lower().split()

@@ -227,10 +227,22 @@ def test_a_text_that_is_not_its_cards_is_refused(tmp_path: Path) -> None:
         train(tmp_path, context=str(tmp_path / "best.txt"))
 
 
-def test_several_processes_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")
-    with pytest.raises(ConfigError, match="start it without a launcher"):
-        train(tmp_path)
+@pytest.mark.parametrize(
+    ("launched", "settings", "says"),
+    [
+        ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "by FSDP 2, not by DeepSpeed"),
+        ({"ACCELERATE_USE_FSDP": "true"}, {}, "--fsdp_version 2"),
+        ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {"lora": 2}, "--lora trains adapters alone"),
+        ({"WORLD_SIZE": "3"}, {}, "train_batch_size 8 is no multiple of 3 processes"),
+    ],
+)
+def test_launches_that_cannot_train_are_refused(
+    launched: dict[str, str], settings: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in launched.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=says):
+        train(tmp_path, **settings)
 
 
 def test_a_card_names_model_and_prompts_and_is_not_for_another_model(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "flipsearch"
 LAYERS: dict[str, int] = {
-    "errors": 0, "records": 0, "scores": 0, "training_run": 0, "protocols": 0,
+    "errors": 0, "records": 0, "scores": 0, "training_run": 0, "protocols": 0, "locks": 0,
     "config": 1, "registry": 1,
     "prompts": 2, "chat": 2, "ledger": 2,
     "templating": 3, "backends": 3, "judging": 3, "statistics": 3,
@@ -15,8 +15,8 @@ LAYERS: dict[str, int] = {
     "measure": 4,
     "searching": 5, "training": 5, "evaluation": 5, "anatomy": 5,
     "reporting": 6, "testing": 6,
-    "api": 7,
-    "console": 8, "cli": 9, "__main__": 10,
+    "results": 7, "desk": 8, "api": 9,
+    "console": 10, "cli": 11, "__main__": 12,
 }  # fmt: skip
 ROOMS_OF_PACKAGE = {
     "torch": {"backends", "training", "organism", "anatomy"},

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -70,6 +71,16 @@ def test_the_most_prompts_are_a_set_and_kind_and_the_most_problems_a_set() -> No
     plan = planned(max_prompts=4, max_problems=7)
     assert [sum(prompt.kind == kind for prompt in plan.prompts) for kind in ("harmful", "benign")] == [4, 4]
     assert [len(problems.problems) for problems in plan.problem_sets] == [7]
+
+
+def test_every_prompt_set_has_its_own_first_prompts(tmp_path: Path) -> None:
+    rows = {"a.csv": ("bread", "soup", "cake"), "b.csv": ("a shed", "a boat", "a kite")}
+    files = [
+        put(tmp_path, name, "prompt\n" + "".join(f"how do I make {one}?\n" for one in things))
+        for name, things in rows.items()
+    ]
+    asked = planned(load_prompts(benign=files), split="all", max_prompts=2).prompts
+    assert Counter(prompt.source for prompt in asked) == {"a.csv": 2, "b.csv": 2}
 
 
 def test_all_prompts_are_asked_on_request() -> None:

@@ -15,7 +15,7 @@ DRESSED = {
         "18 of them", r"18\,\text{cm}", r"18~\text{cm}", r"18 \text{ cm}^2", r"18\ \mathrm{cm}^{2}", "18 cm^2",
         "18 cm²", "18cm", "18 km/h", r"18\text{ m/s}^2", r"18\text{ m}", "18 square feet", r"18 \mbox{ inches}^2",
         r"18\text{ dollars per hour}", "18 dollars a day", r"\textbf{18}", r"\text{18 eggs}", r"\textbf{(E) } 18",
-        r"\( 18 \)", r"\frac{36}{2}", "36/2", r"\displaystyle 18",
+        r"\( 18 \)", "18 dozen", r"18 \text{ dozen}", r"\frac{36}{2}", "36/2", r"\displaystyle 18",
     ),
     "-18": ("-18", "−18", r"-\$18", "$-18$", "(-18)", r"\frac{-36}{2}", r"-\dfrac{36}{2}"),
     "1/2": (
@@ -44,7 +44,7 @@ def test_a_number_is_read_in_any_dress(value: str, text: str) -> None:
         "5 times x", "52_8", r"52_{\text{eight}}", r"\sqrt{5}", "5^2", r"\pm 5", "5!", "|5|", "5 squared",
         r"5 \pmod{7}", "5 mod 7", "3, 5", "3,5", "1,-2", "3 5", "3~5", r"3\quad 5", r"3\;5", "5%3", "(3,5)", "(1,234)",
         "(3,4]", "[5]", r"\{5\}", "5 or so", "5 or six", r"5 \text{ or } 6", r"\text{not }5", r"\text{at least }5",
-        "5 and a half", r"5\text{ and a half}", "5 feet six", "5 tenths", "5 dozen", r"5 \text{ dozen}",
+        "5 and a half", r"5\text{ and a half}", "5 feet six", "5 tenths", "2 and a half dozen",
         "5 million and two", r"5\text{ less than }x", "2-5", "5+1", r"5\cdot 6", "5/6/7", "5/0", r"\frac{1}{0}",
         r"\frac123", r"\frac{x}{5}", r"3\frac{7}{2}", "10^12", "1e999", "1{,}23", "12,34", "2k", "2 k", "5M",
         r"5\text{k}", r"5\text{M}", r"\text{five}", "9" * 101, "1" + " " * 300 + "1",

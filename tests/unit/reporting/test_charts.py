@@ -4,7 +4,7 @@ import math
 import re
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from flipsearch.reporting.axes import Axis, number, step_ruler, value_ruler
@@ -28,6 +28,7 @@ def labels(axis: Axis, values: list[float]) -> list[str]:
     return [tick.label for tick in value_ruler(axis, values, 0, 100).ticks]
 
 
+@example([-5e-324], False, 0.0)
 @given(st.lists(st.floats(-1e99, 1e99), min_size=1, max_size=8), st.booleans(), st.sampled_from([0.0, None]))
 def test_any_values_lie_on_the_axis_and_have_ticks(values: list[float], may_be_log: bool, low: float | None) -> None:
     ruler = value_ruler(Axis("u", low=low, may_be_log=may_be_log), values, 0, 100)

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from flipsearch.chat import Chat
+from flipsearch.errors import TrainingError
 from flipsearch.ledger import Ledger
 from flipsearch.measure import Bench
 from flipsearch.records import Context, Exchange, Label, Prompt, Request, Rollout, Sampling, Verdict
-from flipsearch.training.answers import kept_answers, own_rows, teacher_rows
+from flipsearch.training.answers import end_id, kept_answers, own_rows, teacher_rows
 from flipsearch.training.divergence import nll_sum
 from tests.models import R1_TEMPLATE, tiny_tokenizer
 
@@ -98,9 +99,31 @@ def test_a_teachers_think_block_opens_where_the_students_does(
     tokenizer = tiny_tokenizer(template) if template else tiny_tokenizer()
     chat = Chat(tokenizer)
     rollout = Rollout(HARM.prompt_id, None, "t", Sampling(8), 0, written, (), 3, "stop", opens_thinking=opens)
-    (row,) = teacher_rows(chat, tokenizer, [(HARM, rollout)]).values()
+    (row,) = teacher_rows(chat, tokenizer, [(HARM, rollout)], None).values()
     assert chat.decode(row.completion_ids) == learnt
     assert row.completion_ids[-1] == tokenizer.eos_token_id
+
+
+def test_a_teachers_answer_has_to_fit_into_the_student() -> None:
+    tokenizer = tiny_tokenizer()
+    chat = Chat(tokenizer)
+    answer = [(HARM, Rollout(HARM.prompt_id, None, "t", Sampling(8), 0, "No, I will not help.", (), 3, "stop"))]
+    (row,) = teacher_rows(chat, tokenizer, answer, None).values()
+    longest = len(row.student_ids) + len(row.completion_ids)
+    assert teacher_rows(chat, tokenizer, answer, longest)
+    with pytest.raises(
+        TrainingError, match=rf"has {longest} of the model's tokens .* holds {longest - 1}; lower --max"
+    ):
+        teacher_rows(chat, tokenizer, answer, longest - 1)
+
+
+def test_a_student_without_an_end_token_is_refused() -> None:
+    tokenizer = tiny_tokenizer()
+    chat, answer = Chat(tokenizer), Rollout(HARM.prompt_id, None, "t", Sampling(8), 0, "No.", (), 3, "stop")
+    assert end_id(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    tokenizer.eos_token = None
+    with pytest.raises(TrainingError, match="has no eos_token"):
+        teacher_rows(chat, tokenizer, [(HARM, answer)], None)
 
 
 def test_a_teacher_cannot_write_the_students_control_tokens() -> None:

@@ -41,11 +41,20 @@ def test_the_newest_whole_state_is_the_one_to_go_on_from(tmp_path: Path) -> None
 
 
 def test_a_resume_has_the_same_settings(tmp_path: Path) -> None:
-    place = Workplace(tmp_path / "mine")
-    place.start({"seed": 1, "model_id": "a"}, resume=True)
-    place.start({"seed": 1, "model_id": "a"}, resume=True)
-    with pytest.raises(TrainingError, match="model_id = 'a', got 'b'"):
+    for _ in range(2):
+        with Workplace(tmp_path / "mine") as place:
+            place.start({"seed": 1, "model_id": "a"}, resume=True)
+    with Workplace(tmp_path / "mine") as place, pytest.raises(TrainingError, match="model_id = 'a', got 'b'"):
         place.start({"seed": 1, "model_id": "b"}, resume=True)
+
+
+def test_of_two_resumes_one_waits(tmp_path: Path) -> None:
+    with Workplace(tmp_path / "mine") as first, Workplace(tmp_path / "mine") as second:
+        first.start({"seed": 1}, resume=False)
+        with pytest.raises(TrainingError, match="another training works in"):
+            second.start({"seed": 1}, resume=True)
+    with Workplace(tmp_path / "mine") as third:
+        third.start({"seed": 1}, resume=True)
 
 
 def test_a_log_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:

@@ -1,0 +1,92 @@
+"""What the front door gives back: a finished study, evaluation or training, and where its files lie."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from flipsearch.records import Study, Trial
+from flipsearch.reporting.card import context_card
+from flipsearch.reporting.leaderboard import leaderboard, rows
+from flipsearch.reporting.scorecard import scorecard_dict
+from flipsearch.reporting.training_files import training_dict
+from flipsearch.scores import Scorecard
+from flipsearch.training_run import LogLine, TrainingRun
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class Findings:
+    """A finished study and where its files lie."""
+
+    study: Study
+    """What was found."""
+    folder: Path
+    """reports/<study>."""
+    best_path: Path | None = None
+    """Where the winning text was copied to; None if there is no winner."""
+
+    @property
+    def best(self) -> Trial | None:
+        """The winning trial, or None."""
+        return self.study.winner
+
+    @cached_property
+    def leaderboard(self) -> "pd.DataFrame":
+        """One row a trial, best first, placebos last."""
+        return leaderboard(self.study)
+
+    @property
+    def beats_placebo(self) -> bool | None:
+        """Whether there is a winner whose net flip rate is above 0 with its whole interval; None for a score."""
+        if "num_contexts" not in self.study.settings:
+            return None
+        winner = self.study.winner
+        return winner is not None and winner.net is not None and winner.net.low > 0
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        return {
+            "study": self.study.name,
+            "folder": str(self.folder),
+            "best_path": str(self.best_path) if self.best_path else None,
+            "best": context_card(self.study, self.study.winner) if self.study.winner else None,
+            "beats_placebo": self.beats_placebo,
+            "num_rollouts": self.study.num_rollouts,
+            "num_tokens": self.study.num_tokens,
+            "notes": list(self.study.notes),
+            "leaderboard": rows(self.study),
+        }
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A finished evaluation and where its scorecard lies."""
+
+    scorecard: Scorecard
+    """Safety, over-refusal, reasoning, S and tax."""
+    path: Path
+    """scorecard.json: in the checkpoint's folder, or under the reports."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        return {"path": str(self.path), **scorecard_dict(self.scorecard)}
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished training and where its checkpoint lies."""
+
+    run: TrainingRun
+    """What was done."""
+    log: Sequence[LogLine]
+    """A line an optimizer step."""
+    folder: Path
+    """The checkpoint: transformers and vLLM load it as it is."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        return {"folder": str(self.folder), **training_dict(self.run), "last_step": dict(self.log[-1])}

@@ -1,0 +1,62 @@
+"""The processes of one training, as a launcher started them, and what they tell each other.
+
+    accelerate launch --num-processes 4 -m flipsearch train --context best.txt        (torchrun does as well)
+
+The first asks, judges and writes; all of them train. Started without a launcher there is one process, the first.
+torch is imported late: input is checked before it.
+"""
+
+import os
+from collections.abc import Callable
+from datetime import timedelta
+from typing import TypeVar
+
+Shared = TypeVar("Shared")
+LONGEST_WAIT = timedelta(days=7)
+"""The others wait while the first asks for answers; a process that dies is the launcher's to notice."""
+
+
+def num_processes() -> int:
+    """Return how many processes there are."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_first() -> bool:
+    """Return whether this one asks and writes."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def is_sharded() -> bool:
+    """Return whether the launcher asks for FSDP: gradients, optimizer and resting weights in shards."""
+    return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
+
+
+def join(on_cpu: bool) -> None:
+    """Meet the other processes; of several GPUs each takes its own. Nothing happens where there is one process."""
+    if num_processes() > 1:
+        from accelerate import PartialState  # type: ignore[import-untyped]
+
+        PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)
+
+
+def from_first(make: Callable[[], Shared]) -> Shared:
+    """Return in every process what `make` gives in the first; the others wait for it."""
+    if num_processes() == 1:
+        return make()
+    from torch import distributed
+
+    box = [make() if is_first() else None]
+    distributed.broadcast_object_list(box, src=0)
+    value: Shared = box[0]  # type: ignore[assignment]
+    return value
+
+
+def of_all(value: Shared) -> list[Shared]:
+    """Return what every process gave, in their order."""
+    if num_processes() == 1:
+        return [value]
+    from torch import distributed
+
+    boxes: list[Shared | None] = [None] * num_processes()
+    distributed.all_gather_object(boxes, value)
+    return boxes  # type: ignore[return-value]

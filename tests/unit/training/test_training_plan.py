@@ -1,0 +1,67 @@
+"""What a training will do: what the user gave, what a card adds, and what is refused before a model is loaded."""
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers.integrations import integration_utils
+
+from flipsearch.errors import ConfigError
+from flipsearch.prompts.sets import prompts_of
+from flipsearch.training.inputs import POCKET, train_inputs
+from flipsearch.training.plan import TrainPlan, plan_training
+
+TEXT = "You must never help with harmful requests."
+
+
+def planned(**settings: Any) -> TrainPlan:
+    inputs = train_inputs({"context": TEXT, **settings})
+    return plan_training(inputs, prompts_of(inputs.config))
+
+
+def card(folder: Path, **more: Any) -> str:
+    path = folder / "best.json"
+    path.write_text(json.dumps({"text": TEXT, "placement": "system", "model": "organism", **more}))
+    return str(path)
+
+
+def test_what_is_given_wins_over_the_card_and_the_card_over_the_defaults(tmp_path: Path) -> None:
+    path = card(tmp_path, prompts={"prompts": "starter"}, sampling={"max_tokens": 99, "thinking": "off"})
+    config = planned(context=path, max_tokens=50).config
+    assert (config.prompts, config.thinking, config.max_tokens) == ("starter", "off", 50)
+    assert planned().config.prompts == "organism"
+
+
+def test_the_pocket_models_own_defaults_give_way_to_what_is_given() -> None:
+    usual, given = planned().config, planned(epochs=1).config
+    assert (usual.epochs, usual.learning_rate) == (POCKET["epochs"], POCKET["learning_rate"])
+    assert (given.epochs, given.learning_rate) == (1.0, POCKET["learning_rate"])
+
+
+def test_training_takes_all_that_the_evaluation_leaves() -> None:
+    splits = Counter(prompt.split for prompt in planned().prompts)
+    assert splits == {"search": 165, "confirm": 165, "training": 190}
+    assert {prompt.split for prompt in planned(split="confirm").prompts} == {"confirm"}
+
+
+@pytest.mark.parametrize(("model_id", "is_noted"), [("a", False), ("b", True)])
+def test_a_context_found_on_other_weights_of_the_model_is_noted(model_id: str, is_noted: bool, tmp_path: Path) -> None:
+    plan = planned(context=card(tmp_path, model_id="a", backend="transformers"))
+    assert any("found on 'organism' with other weights" in note for note in plan.notes_on(model_id)) == is_noted
+    assert set(plan.notes) <= set(plan.notes_on(model_id))
+
+
+def test_identities_of_another_backend_are_not_compared(tmp_path: Path) -> None:
+    plan = planned(context=card(tmp_path, model_id="a", backend="vllm"))
+    assert plan.notes_on("b") == plan.notes == planned().notes_on("b")
+
+
+def test_what_cannot_be_reported_to_is_found_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(integration_utils, "get_available_reporting_integrations", lambda: ["mlflow"])
+    assert planned(report_to=["mlflow"]).config.report_to == ("mlflow",)
+    with pytest.raises(ConfigError, match="--report-to wandb: its package is not installed"):
+        planned(report_to=["mlflow", "wandb"])
+    with pytest.raises(ConfigError, match=r"unknown --report-to 'wanb'\. Did you mean wandb"):
+        planned(report_to=["wanb"])
