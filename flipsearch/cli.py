@@ -164,7 +164,7 @@ def train(
     ] = None,
     save_steps: Annotated[int | None, option("Save the state every so many steps (five times; 0 never).")] = None,
     report_to: Annotated[list[str] | None, option("tensorboard, wandb, …; repeatable.", metavar="NAME")] = None,
-    split: Annotated[str | None, option("Prompts to train on (all but evaluation).")] = None,
+    split: Annotated[str | None, option("Prompts: search, confirm, training, all (all but evaluation).")] = None,
     model: Model = None,
     thinking: Thinking = None,
     device: Annotated[str | None, option("auto, cpu or cuda.")] = None,
@@ -188,10 +188,13 @@ def train(
     """Train a model towards what it does under a context, without the context: OPSA, or a rival."""
     flags = {k: v for k, v in locals().items() if v is not None and k not in ("json", "config")}
     from flipsearch import api, console
-    from flipsearch.training.processes import is_first
+    from flipsearch.training.processes import FirstFailedError, is_first
 
     if not is_first():  # of several processes one speaks
-        api.train(**flags, config=config)
+        try:
+            api.train(**flags, config=config)
+        except FirstFailedError as error:
+            raise SystemExit(error.exit_code) from None
         return
     with console.bars() as progress:
         done = api.train(**flags, config=config, progress=progress)

@@ -141,8 +141,8 @@ class TrainConfig(ModelConfig):
     """Where the ledger of the answers asked before training lies."""
     resume: bool = False
     """Go on from the last state saved."""
-    split: Literal["search", "confirm", "training", "evaluation", "all"] | None = None
-    """Which prompts; None is all but those of the evaluation."""
+    split: Literal["search", "confirm", "training", "all"] | None = None
+    """Which prompts; None is all but those of the evaluation, "all" is for sets that will not be evaluated on."""
     temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.6
     epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3.0
     max_steps: Annotated[int, Field(ge=1)] | None = None

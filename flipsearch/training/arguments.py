@@ -40,6 +40,7 @@ def trainer_arguments(
         max_grad_norm=config.max_grad_norm,
         gradient_checkpointing=config.gradient_checkpointing,
         bf16=dtype is torch.bfloat16,
+        ddp_find_unused_parameters=False,
         use_cpu=device.type == "cpu",
         seed=config.seed,
         data_seed=config.seed,

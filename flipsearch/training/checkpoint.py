@@ -38,13 +38,16 @@ class Workplace:
     def __init__(self, folder: Path) -> None:
         self.folder, self.partial = folder, folder.with_name(f"{folder.name}.partial")
         self.final = self.partial / FINAL
-        self._held = ExitStack()
+        self._held, self._is_own = ExitStack(), False
 
     def __enter__(self) -> "Workplace":
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: object) -> None:
         self._held.close()
+        # Nothing was trained yet: nothing to resume, and nothing in the way of the next try.
+        if error[0] and self._is_own and not self._holds_more_than({STARTED_FILE, LOCK}):
+            shutil.rmtree(self.partial, ignore_errors=True)
 
     def check(self, resume: bool) -> None:
         """Refuse a name that is taken, a start where something waits to be resumed, and a resume of nothing."""
@@ -117,10 +120,14 @@ class Workplace:
     def _hold(self) -> None:
         try:
             self._held.enter_context(closing(take_lock(self.partial / LOCK)))
+            self._is_own = True
         except sqlite3.Error as error:
             if is_held(error):
                 raise self._is_taken() from error
             raise TrainingError(f"'{self.partial}' cannot be locked: {error}; choose other --checkpoints.") from error
+
+    def _holds_more_than(self, names: set[str]) -> bool:
+        return self.partial.is_dir() and bool({path.name for path in self.partial.iterdir()} - names)
 
     def _is_taken(self) -> TrainingError:
         return TrainingError(f"another training works in '{self.partial}'; wait for it, or give a --name.")

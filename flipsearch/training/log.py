@@ -5,6 +5,7 @@ A line is flushed when its step is done. A resumed training drops the lines afte
 
 import json
 import math
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from transformers import TrainerCallback
 from flipsearch.measure import Progress
 from flipsearch.training.opsa import OpsaTrainer
 from flipsearch.training.processes import is_first, of_all
-from flipsearch.training.stats import StepStats, merged
+from flipsearch.training.stats import StepStats
 from flipsearch.training_run import LogLine
 
 LOG_FILE = "log.jsonl"
@@ -27,9 +28,11 @@ class StepLog(TrainerCallback):
     def __init__(self, trainer: OpsaTrainer, path: Path, progress: Progress | None) -> None:
         self.trainer, self.path, self.progress = trainer, path, progress
         self.num_rollouts = self.num_tokens = 0
+        self.last = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop the lines of steps that will be done again."""
+        self.last = time.monotonic()
         if not is_first():
             return
         kept = [line for line in read_log(self.path) if line["step"] <= state.global_step]
@@ -41,10 +44,12 @@ class StepLog(TrainerCallback):
         """Write the line of a step, of all processes together."""
         if "loss" not in logs:  # the summary at the end
             return
-        stats, self.trainer.stats = merged(of_all(self.trainer.stats)), StepStats()
+        stats, self.trainer.stats = StepStats.of_parts(of_all(self.trainer.stats)), StepStats()
         if not is_first():
             return
         values = {key: float(logs[key]) for key in STEP_KEYS if key in logs}
+        before, self.last = self.last, time.monotonic()
+        values["step_s"] = round(self.last - before, 6)
         line = {"step": state.global_step, "epoch": state.epoch, **values, **stats.summary()}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(_text(line))

@@ -31,7 +31,7 @@ from flipsearch.errors import TrainingError
 from flipsearch.records import Prompt, Request, Sampling
 from flipsearch.training.divergence import Divergence, PerToken, divergence_sum
 from flipsearch.training.heads import AsTeacher, completion_hidden, head_of, plain
-from flipsearch.training.processes import num_processes
+from flipsearch.training.processes import is_first, num_processes
 from flipsearch.training.rows import Layout, Routes, Row, lay_out, make_row
 from flipsearch.training.sharding import whole_weights
 from flipsearch.training.stats import StepStats
@@ -187,7 +187,8 @@ class OpsaTrainer(Trainer):
         """Stop with the step and the batch saved if the loss is not a number."""
         if math.isfinite(loss.item()):
             return
-        path = Path(str(self.args.output_dir)) / FAILED_BATCH
+        own_name = FAILED_BATCH if is_first() else f"{self.args.process_index}_{FAILED_BATCH}"
+        path = Path(str(self.args.output_dir)) / own_name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(
             json.dumps([asdict(row) for row in batch.rows], ensure_ascii=False, indent=1) + "\n", encoding="utf-8"

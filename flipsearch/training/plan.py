@@ -96,8 +96,12 @@ def plan_training(inputs: TrainInputs, prompts: PromptSet) -> TrainPlan:
     notes: list[str] = []
     size = min(config.train_batch_size or len(chosen), len(chosen))
     size -= size % num_processes()  # each takes as many
+    if size == 0:
+        raise PromptError(f"{len(chosen)} prompts for {num_processes()} processes; start fewer, or give more prompts.")
     if size != config.train_batch_size:
-        notes.append(f"A step takes all {size} prompts: there are no {config.train_batch_size}.")
+        notes.append(f"A step takes {size} prompts: there are only {len(chosen)}.")
+    if config.split == "all":
+        notes.append("Trained on the evaluation prompts too: evaluate on others, not on these.")
     config = config.model_copy(update={"train_batch_size": size, "model": _absolute(config.model)})
     if registry.base_model(config.model) == registry.ORGANISM != config.model:
         notes.append("The model was made from the pocket model: it is synthetic, and shows behaviour, not capability.")

@@ -11,9 +11,15 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import TypeVar
 
+from flipsearch.errors import FlipsearchError
+
 Shared = TypeVar("Shared")
 LONGEST_WAIT = timedelta(days=7)
 """The others wait while the first asks for answers; a process that dies is the launcher's to notice."""
+
+
+class FirstFailedError(FlipsearchError):
+    """The first process failed, and has said why."""
 
 
 def num_processes() -> int:
@@ -34,21 +40,31 @@ def is_sharded() -> bool:
 def join(on_cpu: bool) -> None:
     """Meet the other processes; of several GPUs each takes its own. Nothing happens where there is one process."""
     if num_processes() > 1:
+        # The launcher's default has all but the first read empty weights: the teacher and the checks need real ones.
+        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
         from accelerate import PartialState  # type: ignore[import-untyped]
 
         PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)
 
 
 def from_first(make: Callable[[], Shared]) -> Shared:
-    """Return in every process what `make` gives in the first; the others wait for it."""
+    """Return in every process what `make` gives in the first; the others wait for it.
+
+    An error that the first foresees stops them all: the others raise FirstFailedError.
+    """
     if num_processes() == 1:
         return make()
     from torch import distributed
 
-    box = [make() if is_first() else None]
-    distributed.broadcast_object_list(box, src=0)
-    value: Shared = box[0]  # type: ignore[assignment]
-    return value
+    box: list[tuple[Shared] | None] = [None]
+    try:
+        if is_first():
+            box = [(make(),)]
+    finally:
+        distributed.broadcast_object_list(box, src=0)
+    if box[0] is None:
+        raise FirstFailedError("the first process failed.")
+    return box[0][0]
 
 
 def of_all(value: Shared) -> list[Shared]:

@@ -6,7 +6,6 @@ Nothing of the finished checkpoint's name exists until `Workplace.publish` is ca
 asks, judges and writes.
 """
 
-import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
@@ -33,7 +32,7 @@ from flipsearch.training.log import LOG_FILE, StepLog, read_log
 from flipsearch.training.memory import check_memory
 from flipsearch.training.opsa import Job, OpsaTrainer
 from flipsearch.training.plan import TrainPlan
-from flipsearch.training.processes import from_first, is_sharded, join
+from flipsearch.training.processes import from_first, is_sharded, join, num_processes
 from flipsearch.training.routing import Routing, route
 from flipsearch.training.rows import Row, check_room
 from flipsearch.training.sft import SftTrainer
@@ -62,7 +61,7 @@ def run_training(
         return Bench(of, judge, ledger, replace(plan.config.sampling(), temperature=temperature), progress)
 
     def ask() -> Asked:
-        place.start({**_settings(plan), "inputs": plan.identity, "model_id": backend.model_id}, plan.config.resume)
+        place.start({**_identity(plan), "model_id": backend.model_id}, plan.config.resume)
         routing = route(plan, bench(backend, 0.0) if plan.routes_by_answer else None)
         answers = _answers(plan, routing, backend, bench)
         if ledger is not None:
@@ -73,7 +72,9 @@ def run_training(
     routing, answers = from_first(ask)
     _require_harmful(plan, routing)
     trainer = _trainer(plan, routing, answers, backend, place)
-    wall_s = _train(trainer, place, progress)
+    if is_sharded() and not trainer.is_fsdp_enabled:
+        raise TrainingError("FSDP was asked for, but accelerate shards on GPUs alone; launch without --use_fsdp.")
+    _train(trainer, place, progress)
     _require_finite(trainer)
 
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if is_sharded() else None
@@ -81,7 +82,8 @@ def run_training(
     def save() -> tuple[TrainingRun, Sequence[LogLine]]:
         place.save(trainer.trained, weights, locate(registry.model_source(plan.config.model)).folder)
         log = read_log(place.partial / LOG_FILE)
-        return _record(plan, routing, log, backend, judge.identity if plan.asks_judge else None, wall_s), log
+        size = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * num_processes()
+        return _record(plan, routing, log, backend, judge.identity if plan.asks_judge else None, size), log
 
     return from_first(save)
 
@@ -104,8 +106,10 @@ def _load(plan: TrainPlan) -> TransformersBackend:
     return backend
 
 
-def _settings(plan: TrainPlan) -> dict[str, Any]:
-    return plan.config.model_dump(mode="json", exclude=plan.config.free_fields())
+def _identity(plan: TrainPlan) -> dict[str, Any]:
+    """What a resume must have the same; how a step is divided, and its states written, hangs on the processes."""
+    settings = plan.config.model_dump(mode="json", exclude=plan.config.free_fields())
+    return {**settings, "inputs": plan.identity, "processes": num_processes(), "sharded": is_sharded()}
 
 
 def _answers(plan: TrainPlan, routing: Routing, own: TransformersBackend, bench: MakeBench) -> dict[str, Row] | None:
@@ -153,15 +157,13 @@ def _trainer(
     return SftTrainer(answers, model, backend.tokenizer, job, arguments, config.thinking)
 
 
-def _train(trainer: OpsaTrainer, place: Workplace, progress: Progress | None) -> float:
-    """Return the seconds that it took."""
+def _train(trainer: OpsaTrainer, place: Workplace, progress: Progress | None) -> None:
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, where results go
     trainer.add_callback(StepLog(trainer, place.partial / LOG_FILE, progress))
     state = place.last_state()
-    start = time.monotonic()
     if state and step_of(state) >= trainer.args.max_steps:  # only saving was left
         trainer._load_from_checkpoint(str(state))
-        return 0.0
+        return
     with quiet():
         try:
             trainer.train(resume_from_checkpoint=str(state) if state else None)
@@ -172,7 +174,6 @@ def _train(trainer: OpsaTrainer, place: Workplace, progress: Progress | None) ->
                 f"out of memory at step {trainer.state.global_step + 1}: lower --micro-batch-size or give "
                 "--gradient-checkpointing, and --resume; or start anew with --lora 16 or fewer --max-tokens."
             ) from error
-    return time.monotonic() - start
 
 
 def _require_finite(trainer: OpsaTrainer) -> None:
@@ -192,9 +193,11 @@ def _record(
     log: Sequence[LogLine],
     backend: TransformersBackend,
     judge_id: str | None,
-    wall_s: float,
+    step_size: int,
 ) -> TrainingRun:
-    config = plan.config
+    config, notes = plan.config, [*plan.notes_on(backend.model_id), *backend.notes]
+    if step_size != config.train_batch_size:
+        notes.append(f"A step took {step_size} prompts: {len(routing.prompts)} were left.")
     left_out = Counter(prompt.kind for prompt in plan.prompts)
     left_out.subtract(prompt.kind for prompt in routing.prompts)
     return TrainingRun(
@@ -209,10 +212,10 @@ def _record(
         num_steps=len(log),
         num_rollouts=sum(int(line["num_rollouts"]) for line in log),
         num_tokens=sum(int(line["num_tokens"]) for line in log),
-        wall_s=round(wall_s, 1),
-        settings=config.model_dump(mode="json"),
+        wall_s=round(sum(line["step_s"] for line in log), 1),
+        settings={**config.model_dump(mode="json"), "train_batch_size": step_size},
         prompts_id=plan.prompts_id,
         judge_id=judge_id,
-        notes=(*plan.notes_on(backend.model_id), *backend.notes),
+        notes=tuple(notes),
         versions=registry.package_versions(PACKAGES),
     )

@@ -28,6 +28,20 @@ class StepStats:
         self.rollout_s = 0.0
         """Seconds that sampling took."""
 
+    @classmethod
+    def of_parts(cls, parts: Sequence["StepStats"]) -> "StepStats":
+        """Return one step's stats of several processes as if one had seen all of it; the slowest sampled longest."""
+        whole = cls()
+        for part in parts:
+            for name, count in part._counts.items():
+                whole._counts[name] += count
+            for kind, lengths in part._lengths.items():
+                whole._lengths[kind] += lengths
+            for name, values in part._values.items():
+                whole._values[name] += values
+            whole.rollout_s = max(whole.rollout_s, part.rollout_s)
+        return whole
+
     def add_row(self, row: Row, context: Context | None) -> None:
         """Count a row as it was sampled."""
         kind = row.prompt.kind
@@ -68,20 +82,6 @@ class StepStats:
             if len(values):
                 found[name] = values.mean().item()
         return {name: round(value, 6) for name, value in found.items()}
-
-
-def merged(parts: Sequence[StepStats]) -> StepStats:
-    """Return one step's stats of several processes as if one had seen all of it; the slowest sampled longest."""
-    whole = StepStats()
-    for part in parts:
-        for name, count in part._counts.items():
-            whole._counts[name] += count
-        for kind, lengths in part._lengths.items():
-            whole._lengths[kind] += lengths
-        for name, values in part._values.items():
-            whole._values[name] += values
-        whole.rollout_s = max(whole.rollout_s, part.rollout_s)
-    return whole
 
 
 def mentions(completion: str, context: str) -> bool:

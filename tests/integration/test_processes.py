@@ -22,7 +22,9 @@ SHARDED = {
     "FSDP_VERSION": "2",
     "FSDP_AUTO_WRAP_POLICY": "TRANSFORMER_BASED_WRAP",
     "FSDP_STATE_DICT_TYPE": "SHARDED_STATE_DICT",
+    "FSDP_CPU_RAM_EFFICIENT_LOADING": "true",
 }
+"""What `accelerate launch --use_fsdp --fsdp_version 2` sets."""
 
 
 def in_processes(
@@ -65,6 +67,20 @@ def test_processes_that_share_the_weights_in_shards_learn_the_same(alone: Path, 
     assert_same_training(alone, tmp_path / "checkpoints" / "mine")
     config = json.loads((tmp_path / "checkpoints" / "mine" / "config.json").read_text())
     assert config["architectures"] == ["Qwen3ForCausalLM"]
+
+
+def test_shards_on_a_cpu_are_refused(tmp_path: Path) -> None:
+    done = in_processes(2, tmp_path, "--name", "mine", *BATCH, **SHARDED)
+    assert done.returncode != 0
+    assert "FSDP was asked for, but accelerate shards on GPUs alone" in done.stderr
+    assert not list((tmp_path / "checkpoints").iterdir())
+
+
+def test_what_stops_the_first_process_is_said_once(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    done = in_processes(2, tmp_path, *BATCH, "--checkpoints", "file/in")
+    assert done.stderr.count("choose other --checkpoints") == 1
+    assert "unexpected" not in done.stderr
 
 
 def test_answers_are_asked_once_and_learnt_by_all(tmp_path: Path) -> None:

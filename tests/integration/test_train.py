@@ -161,7 +161,7 @@ def test_bfloat16_trains_float32_weights(tmp_path: Path) -> None:
         ({"context": "best.txt"}, ConfigError, "best.txt.* cannot be read"),
         ({"method": "sft-teacher"}, ConfigError, "--teacher MODEL"),
         ({"control": "empty", "context": [TEXT, "Be kind to all."]}, ConfigError, "stands in for one context"),
-        ({"split": "evaluation", "harmful": ["prompts.csv"]}, PromptError, "no harmful prompt"),
+        ({"split": "training", "harmful": ["prompts.csv"]}, PromptError, "no harmful prompt"),
         ({"micro_batch_size": 3}, ConfigError, "no multiple of micro_batch_size 3"),
         ({"backend": "vllm"}, ConfigError, "runs on transformers"),
         ({"resume": True}, TrainingError, "nothing to resume"),

@@ -53,8 +53,23 @@ def test_of_two_resumes_one_waits(tmp_path: Path) -> None:
         first.start({"seed": 1}, resume=False)
         with pytest.raises(TrainingError, match="another training works in"):
             second.start({"seed": 1}, resume=True)
+        assert first.partial.is_dir()
     with Workplace(tmp_path / "mine") as third:
         third.start({"seed": 1}, resume=True)
+
+
+@pytest.mark.parametrize("has_state", [False, True])
+def test_what_fails_before_the_first_step_leaves_nothing(has_state: bool, tmp_path: Path) -> None:
+    def fail() -> None:
+        with Workplace(tmp_path / "mine") as place:
+            place.start({"seed": 1}, resume=False)
+            if has_state:
+                state(place, 1, "{}")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        fail()
+    assert (tmp_path / "mine.partial").exists() == has_state
 
 
 def test_a_log_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
