@@ -2,7 +2,7 @@
 
     python benchmarks/methods_organism.py [--seeds 5] [--only NAME ...]
 
-Every row is `flipsearch train` on the same 520 training prompts (the row "training split": 190) in 96 or 100 steps, then
+Every row is `flipsearch train` on the same 520 prompts (190 for "training split") in 96 or 100 steps, then
 `flipsearch evaluate` on the evaluation split: intents that neither search nor training saw, some in phrasings that the
 pocket model was never trained on. The context is that of reports/example. Changes are against the pocket model, paired.
 The teacher of "sft-teacher" is the OPSA checkpoint of the same seed: this world has no other safer model.
