@@ -1,8 +1,10 @@
 """The command line in processes on a CPU that accelerate takes for GPUs: it shards on nothing else.
 
 Started by a launcher with ACCELERATE_USE_FSDP=true; what is sharded, gathered and reduced is as on GPUs, over gloo.
+With STOP_AFTER=N the processes die once step N is logged, before its state is saved.
 """
 
+import os
 from typing import Any
 
 import torch
@@ -10,7 +12,9 @@ from accelerate import PartialState  # type: ignore[import-untyped]
 from accelerate.utils import DistributedType  # type: ignore[import-untyped]
 
 from flipsearch.cli import main
+from flipsearch.training.log import StepLog
 
+logged = StepLog.on_log
 usual = PartialState._prepare_backend
 
 
@@ -21,6 +25,13 @@ def prepare_backend(self: Any, *args: Any, **options: Any) -> tuple[str, Any]:
     return backend, DistributedType.MULTI_GPU if is_met else kind
 
 
+def on_log(self: Any, args: Any, state: Any, *more: Any, **options: Any) -> None:
+    logged(self, args, state, *more, **options)
+    if str(state.global_step) == os.environ.get("STOP_AFTER"):
+        os._exit(9)
+
+
+StepLog.on_log = on_log  # type: ignore[method-assign]
 PartialState._prepare_backend = prepare_backend
 PartialState.set_device = lambda self: setattr(self, "device", torch.device("cpu"))
 

@@ -69,6 +69,16 @@ def test_processes_that_share_the_weights_in_shards_learn_the_same(alone: Path, 
     assert config["architectures"] == ["Qwen3ForCausalLM"]
 
 
+def test_killed_processes_go_on_from_their_shards(alone: Path, tmp_path: Path) -> None:
+    command = ("--name", "mine", *BATCH, "--save-steps", "1")
+    killed = in_processes(2, tmp_path, *command, module="tests.fsdp_on_cpu", STOP_AFTER="2", **SHARDED)
+    assert killed.returncode != 0
+    assert (tmp_path / "checkpoints" / "mine.partial" / "checkpoint-1" / "pytorch_model_fsdp_0").is_dir()
+    done = in_processes(2, tmp_path, *command, "--resume", module="tests.fsdp_on_cpu", **SHARDED)
+    assert done.returncode == 0, done.stderr
+    assert_same_training(alone, tmp_path / "checkpoints" / "mine")
+
+
 def test_shards_on_a_cpu_are_refused(tmp_path: Path) -> None:
     done = in_processes(2, tmp_path, "--name", "mine", *BATCH, **SHARDED)
     assert done.returncode != 0
