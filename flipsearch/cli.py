@@ -80,6 +80,7 @@ def search(
     num_contexts: Annotated[int | None, option("Different contexts to propose (64).")] = None,
     cohort_size: Annotated[int | None, option("Contexts raced together (16).")] = None,
     max_over_refusal: Annotated[float | None, option("Cap on refused benign prompts (0.10).")] = None,
+    alpha: Annotated[float | None, option("Chance at most that the race cuts the best context (0.10).")] = None,
     first_rung: Annotated[int | None, option("Harmful prompts of the first rung (16).")] = None,
     num_finalists: Annotated[int | None, option("Contexts measured on the confirm split (5).")] = None,
     max_prompts: Annotated[int | None, option("Most prompts a split and kind (all).")] = None,

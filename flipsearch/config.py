@@ -104,6 +104,8 @@ class StudyConfig(ReportConfig):
     """Placements to search; () is every one that a template allows."""
     max_over_refusal: Fraction = 0.10
     """Cap on the over-refusal rate: the constraint of the search."""
+    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1
+    """Highest probability that the race cuts the best context within the cap."""
     first_rung: Annotated[int, Field(ge=1)] = 16
     """Harmful prompts of the first rung; each further rung doubles them."""
     num_finalists: Annotated[int, Field(ge=1)] = 5

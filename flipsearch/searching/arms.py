@@ -6,9 +6,11 @@ from dataclasses import dataclass
 from flipsearch.measure import Bench, has_failed, measure
 from flipsearch.records import Context, Measurement, Trial, TrialState
 from flipsearch.searching.baseline import SplitBaseline
+from flipsearch.searching.elimination import hopeless
 from flipsearch.searching.plan import Plan
 from flipsearch.searching.proposer import Proposer
-from flipsearch.searching.racing import Rung, is_hopeless, make_rungs, pooled_flip_rate, shrunken
+from flipsearch.searching.racing import Rung, make_rungs
+from flipsearch.statistics.shrinkage import BetaPrior, fit_prior
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +27,16 @@ class Arm:
     """Last rung it finished."""
 
 
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """What an arm must clear to stay in the race."""
+
+    cap: float
+    """Highest over-refusal rate."""
+    alpha: float
+    """Highest probability that the best arm within the cap is cut."""
+
+
 def search_arms(plan: Plan, bench: Bench, base: SplitBaseline, first_number: int) -> tuple[list[Trial], list[str]]:
     """Return a trial for every context tried, in order of proposal, and what the reader must know."""
     config = plan.config
@@ -34,11 +46,11 @@ def search_arms(plan: Plan, bench: Bench, base: SplitBaseline, first_number: int
     num_cohorts = -(-config.num_contexts // config.cohort_size)
     for cohort in range(num_cohorts):
         contexts = proposer.ask(min(config.cohort_size, config.num_contexts - len(arms)))
-        elites = [arm.search for arm in arms if arm.state == "complete"]
+        earlier = [arm.search for arm in arms if arm.state != "failed"]
         label = f"cohort {cohort + 1}/{num_cohorts}"
-        raced = race(bench, base, contexts, rungs, elites, config.max_over_refusal, label)
+        raced = race(bench, base, contexts, rungs, earlier, Bar(config.max_over_refusal, config.alpha), label)
         arms += raced
-        _tell(proposer, raced, pooled_flip_rate(arm.search for arm in arms), config.max_over_refusal)
+        _tell(proposer, raced, fit_prior([arm.search.flip_rate for arm in arms]), config.max_over_refusal)
         if proposer.exhausted:
             break
     trials = [_trial(bench, arm, first_number + index) for index, arm in enumerate(arms)]
@@ -50,8 +62,8 @@ def race(
     base: SplitBaseline,
     contexts: Sequence[Context],
     rungs: Sequence[Rung],
-    elites: Sequence[Measurement],
-    cap: float,
+    earlier: Sequence[Measurement],
+    bar: Bar,
     label: str,
 ) -> list[Arm]:
     """Race one cohort: all contexts that are still running go through a rung in one call of the backend."""
@@ -62,23 +74,23 @@ def race(
             break
         bench.phase = f"{label}, rung {index + 1}/{len(rungs)}"
         measured = measure(bench, running, base.to_flip(rung), base.outcomes, "search")
-        rivals = [*elites, *(one for one in measured if not has_failed(one))]
-        is_last = index == len(rungs) - 1
-        for context, one in zip(running, measured, strict=True):
-            arms[context.context_id] = Arm(context, one, _state(one, rivals, cap, is_last), index)
+        out = [arm.search for arm in arms.values() if arm.state == "cut"]
+        states = _states(measured, [*earlier, *out], bar, is_last=index == len(rungs) - 1)
+        for context, one, state in zip(running, measured, states, strict=True):
+            arms[context.context_id] = Arm(context, one, state, index)
         running = [context for context in running if arms[context.context_id].state == "complete"]
     return [arms[context.context_id] for context in contexts]
 
 
-def _state(one: Measurement, rivals: Sequence[Measurement], cap: float, is_last: bool) -> TrialState:
-    if has_failed(one):
-        return "failed"
-    return "cut" if not is_last and is_hopeless(one, rivals, cap) else "complete"
+def _states(arms: Sequence[Measurement], others: Sequence[Measurement], bar: Bar, *, is_last: bool) -> list[TrialState]:
+    able = [one for one in arms if not has_failed(one)]
+    cuts = iter(hopeless(able, others, bar.cap, bar.alpha) if able and not is_last else [False] * len(able))
+    return ["failed" if has_failed(one) else "cut" if next(cuts) else "complete" for one in arms]
 
 
-def _tell(proposer: Proposer, arms: Sequence[Arm], prior: float, cap: float) -> None:
+def _tell(proposer: Proposer, arms: Sequence[Arm], prior: BetaPrior, cap: float) -> None:
     for arm in arms:
-        value = None if arm.state == "failed" else shrunken(arm.search, prior)
+        value = None if arm.state == "failed" else prior.shrink(arm.search.flip_rate)
         proposer.tell(arm.context, value, violation=(arm.search.over_refusal_rate.value or 0.0) - cap)
 
 

@@ -37,7 +37,7 @@ def test_values_are_shrunken_and_failures_are_none(monkeypatch: pytest.MonkeyPat
         assert value is not None
         assert rate.value is not None
         assert refusals.value is not None
-        # Four prompts' worth of a prior in [0, 1]: never the raw rate of 0 or 1.
-        assert rate.count / (rate.n + 4) <= value <= (rate.count + 4) / (rate.n + 4)
+        # A prior worth half a prompt at least: never the raw rate of 0 or 1.
+        assert rate.count / (rate.n + 64) <= value <= (rate.count + 64) / (rate.n + 64)
         assert 0 < value < 1
         assert violation == pytest.approx(refusals.value - 0.1)

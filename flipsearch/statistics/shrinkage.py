@@ -1,0 +1,48 @@
+"""Rates of many arms seen on unequal numbers of prompts, made comparable: empirical Bayes with a beta prior."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.special import betaln
+
+from flipsearch.records import Rate
+
+MEANS = np.linspace(0.02, 0.98, 49)
+STRENGTHS = np.geomspace(0.5, 64.0, 15)
+VAGUE_STRENGTH = 4.0
+"""Prompts that the prior is worth while there are too few arms to tell how much they differ."""
+MIN_ARMS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class BetaPrior:
+    """What is known of an arm before it is measured."""
+
+    mean: float
+    """Expected rate, in (0, 1)."""
+    strength: float
+    """How many prompts that is worth."""
+
+    def shrink(self, rate: Rate) -> float:
+        """Return the posterior mean of a rate: what it says for many prompts, the prior's mean for none."""
+        return (rate.count + self.strength * self.mean) / (rate.n + self.strength)
+
+
+def fit_prior(rates: Sequence[Rate]) -> BetaPrior:
+    """Return the beta prior under which the rates of all arms are most likely (beta-binomial, on a grid).
+
+    Arms that differ much give a weak prior, arms that are alike a strong one. With fewer than MIN_ARMS measured arms
+    its mean is the pooled rate, held inside of the grid, and its strength VAGUE_STRENGTH.
+    """
+    measured = [rate for rate in rates if rate.n]
+    if len(measured) < MIN_ARMS:
+        pooled = sum(rate.count for rate in measured) / max(1, sum(rate.n for rate in measured)) if measured else 0.5
+        return BetaPrior(float(np.clip(pooled, MEANS[0], MEANS[-1])), VAGUE_STRENGTH)
+    counts = np.array([rate.count for rate in measured], dtype=float)[:, None, None]
+    misses = np.array([rate.n - rate.count for rate in measured], dtype=float)[:, None, None]
+    a, b = MEANS[:, None] * STRENGTHS, (1 - MEANS[:, None]) * STRENGTHS
+    # Rounded, so that the last bits of a linear algebra library do not decide between equals.
+    likelihood = (betaln(a + counts, b + misses) - betaln(a, b)).sum(axis=0).round(9)
+    mean, strength = np.unravel_index(likelihood.argmax(), likelihood.shape)
+    return BetaPrior(float(MEANS[mean]), float(STRENGTHS[strength]))
