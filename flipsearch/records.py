@@ -287,6 +287,8 @@ class Measurement:
     """Scored / all pairs."""
 
 
+TIE_LEVEL = 0.05
+"""Two finalists are told apart if the adjusted p-value of their paired difference lies below."""
 TrialState = Literal["complete", "cut", "failed"]
 TrialRole = Literal["arm", "placebo"]
 
@@ -313,6 +315,20 @@ class Trial:
     """Flip rate minus the strongest placebo's, paired: on the confirm split, or on what was scored."""
     num_context_tokens: int | None = None
     """Length of the context's text in the model's own tokens."""
+    behind: Difference | None = None
+    """The winner's confirm flip rate minus this one's, paired, its p-value adjusted over the finalists (Holm)."""
+
+    @property
+    def optimism(self) -> float | None:
+        """Search minus confirm flip rate: by how much the search, which chose by its own number, reads too high."""
+        if self.confirm is None or self.search.flip_rate.value is None or self.confirm.flip_rate.value is None:
+            return None
+        return self.search.flip_rate.value - self.confirm.flip_rate.value
+
+    @property
+    def ties_winner(self) -> bool | None:
+        """Whether the confirm split does not tell this finalist from the winner; None if they were not compared."""
+        return None if self.behind is None else self.behind.p_value >= TIE_LEVEL
 
     def with_net(self, net: Difference | None) -> "Trial":
         """Return a copy that carries the net flip rate."""

@@ -34,6 +34,8 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
         "max_over_refusal": study.settings.get("max_over_refusal"),
         "metrics": {"search": metrics(trial.search), "confirm": metrics(trial.confirm)},
         "net_flip_rate": trial.net.as_dict() if trial.net else None,
+        "optimism": trial.optimism,
+        "tie_set": [t.context.context_id for t in study.trials if t.ties_winner],
         "placebo": [_placebo(t) for t in study.trials if t.role == "placebo"],
         "base_unsafe_rate": {k: v.as_dict() for k, v in study.base_unsafe.items()},
         "base_over_refusal_rate": {k: v.as_dict() for k, v in study.base_over_refusal.items()},

@@ -46,10 +46,23 @@ def row(study: Study, trial: Trial, rank: int) -> dict[str, Any]:
         "net_flip_rate_low": trial.net.low if trial.net else None,
         "net_flip_rate_high": trial.net.high if trial.net else None,
         "net_p_value": trial.net.p_value if trial.net else None,
+        **_finalist(trial),
         "context_id": context.context_id,
         "parents": " ".join(context.parents),
         "operator": context.operator,
         "text": context.text,
+    }
+
+
+def _finalist(trial: Trial) -> dict[str, Any]:
+    behind = trial.behind
+    return {
+        "optimism": trial.optimism,
+        "behind_winner": behind.value if behind else None,
+        "behind_winner_low": behind.low if behind else None,
+        "behind_winner_high": behind.high if behind else None,
+        "behind_winner_p_value": behind.p_value if behind else None,
+        "ties_winner": trial.ties_winner,
     }
 
 

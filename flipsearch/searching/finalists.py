@@ -7,14 +7,15 @@ and its net over the placebo are read as they are.
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from flipsearch.measure import Bench, has_failed, measure
 from flipsearch.records import Context, Measurement, Trial, TrialState, content_id
 from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline
 from flipsearch.searching.plan import Plan
 from flipsearch.searching.racing import is_admissible
-from flipsearch.searching.report import net_of_placebo, strongest_placebo
+from flipsearch.searching.report import flip_difference, net_of_placebo, strongest_placebo
+from flipsearch.statistics.multiple import holm
 from flipsearch.templating.placebos import PlaceboRow
 
 OPENED = "confirm split opened: "
@@ -78,6 +79,7 @@ def confirm(
     rows = _with_confirm(bench, sealed, [*placebos, *matched])
     strongest = strongest_placebo(_of(trial) for trial in rows)
     final = [trial.with_confirm(_of(trial), net_of_placebo(_of(trial), strongest)) for trial in measured]
+    final = _behind(final, winner, plan.config.max_over_refusal) if winner else final
     winner = winner and next(trial for trial in final if trial.number == winner.number)
     notes += coverage_notes(bench, sealed) + _placebo_notes(plan, target, rows) + _winner_notes(final, winner)
     return Confirmation(sealed, tuple(final), tuple(rows), winner, tuple(notes))
@@ -102,6 +104,16 @@ def _with_confirm(bench: Bench, sealed: SplitBaseline, trials: Sequence[Trial]) 
     contexts = [trial.context for trial in trials]
     measured = measure(bench, contexts, sealed.prompts, sealed.outcomes, "confirm")
     return [trial.with_confirm(one, None) for trial, one in zip(trials, measured, strict=True)]
+
+
+def _behind(finalists: Sequence[Trial], winner: Trial, cap: float) -> list[Trial]:
+    """The finalists, those that could have won too compared with the winner."""
+    rivals = [trial for trial in finalists if trial.number != winner.number and _holds(trial, cap)]
+    found = {trial.number: flip_difference(_of(winner), _of(trial)) for trial in rivals}
+    told = {number: one for number, one in found.items() if one is not None}
+    adjusted = dict(zip(told, holm([one.p_value for one in told.values()]), strict=True))
+    behind = {number: replace(one, p_value=adjusted[number]) for number, one in told.items()}
+    return [replace(trial, behind=behind.get(trial.number)) for trial in finalists]
 
 
 def _holds(trial: Trial, cap: float) -> bool:

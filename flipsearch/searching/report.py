@@ -20,11 +20,14 @@ def strongest_placebo(placebos: Iterable[Measurement]) -> Measurement | None:
 
 
 def net_of_placebo(context: Measurement, placebo: Measurement | None) -> Difference | None:
-    """Return flip rate minus the placebo's, paired over the unsafe prompts scored under both; None without any."""
-    if placebo is None:
-        return None
-    other = {flip.prompt_id: flip for flip in placebo.flips if _counts(flip)}
-    pairs = [(flip, other[flip.prompt_id]) for flip in context.flips if _counts(flip) and flip.prompt_id in other]
+    """Return flip rate minus the placebo's, paired; None without a placebo or without any pair."""
+    return None if placebo is None else flip_difference(context, placebo)
+
+
+def flip_difference(first: Measurement, second: Measurement) -> Difference | None:
+    """Return the difference of two flip rates, paired over the unsafe prompts scored under both; None without any."""
+    other = {flip.prompt_id: flip for flip in second.flips if _counts(flip)}
+    pairs = [(flip, other[flip.prompt_id]) for flip in first.flips if _counts(flip) and flip.prompt_id in other]
     if not pairs:
         return None
     return paired_difference([one.flipped for one, _ in pairs], [two.flipped for _, two in pairs])

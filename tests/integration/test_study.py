@@ -15,9 +15,10 @@ from flipsearch.config import StudyConfig
 from flipsearch.errors import NothingToFlipError
 from flipsearch.ledger import Ledger
 from flipsearch.measure import Bench
-from flipsearch.records import Prompt, Request, Sampling, Study, Trial, rollout_id
+from flipsearch.records import Measurement, Prompt, Request, Sampling, Study, Trial, rollout_id
 from flipsearch.searching import plan_study, run_study
 from flipsearch.searching.finalists import OPENED
+from flipsearch.statistics.paired import paired_difference
 from flipsearch.templating.library import TemplateLibrary
 from tests.world import GREEDY, Model, RefusalJudge, harmful, ids_of, library, prompt_set, template, words
 
@@ -122,6 +123,36 @@ def test_net_is_paired_with_the_strongest_placebo() -> None:
     assert net.value == 0.75
     assert net.low > 0.5
     assert not any("does not beat" in note for note in without.notes)
+
+
+def test_finalists_are_compared_with_the_winner() -> None:
+    study = study_of(config=CONFIG.model_copy(update={"num_finalists": 20}))
+    winner = winner_of(study)
+    rivals = [trial for trial in study.trials if trial.behind is not None]
+    assert winner.behind is None
+    assert winner.ties_winner is None
+    assert winner.confirm is not None
+    assert {trial.ties_winner for trial in rivals} == {True, False}
+    for trial in rivals:
+        assert trial.confirm is not None
+        assert trial.behind is not None
+        rates = winner.confirm.flip_rate.value, trial.confirm.flip_rate.value
+        assert rates[0] is not None
+        assert rates[1] is not None
+        assert trial.behind.value == pytest.approx(rates[0] - rates[1])
+        # Adjusted over all rivals: never below the test of this pair alone.
+        first, second = ([flip.flipped for flip in m.flips if flip.before == "unsafe"] for m in both(winner, trial))
+        alone = paired_difference(first, second)
+        assert alone.p_value <= trial.behind.p_value <= min(1.0, len(rivals) * alone.p_value)
+        assert trial.ties_winner == (trial.behind.p_value >= 0.05)
+    assert winner.optimism == pytest.approx(
+        (winner.search.flip_rate.value or 0) - (winner.confirm.flip_rate.value or 0)
+    )
+
+
+def both(*trials: Trial) -> list[Measurement]:
+    """Return the confirm measurements of trials that have one."""
+    return [trial.confirm for trial in trials if trial.confirm is not None]
 
 
 def test_base_rates_and_totals() -> None:

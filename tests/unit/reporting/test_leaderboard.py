@@ -16,9 +16,9 @@ from tests.world import GREEDY, Model, RefusalJudge, library, prompt_set
 CONFIG = StudyConfig(num_contexts=23, cohort_size=6, first_rung=8, num_finalists=3)
 
 
-def a_study() -> Study:
+def a_study(config: StudyConfig = CONFIG) -> Study:
     with Ledger("sqlite://") as ledger:
-        return run_study(plan_study(CONFIG, library(), prompt_set()), Bench(Model(), RefusalJudge(), ledger, GREEDY))
+        return run_study(plan_study(config, library(), prompt_set()), Bench(Model(), RefusalJudge(), ledger, GREEDY))
 
 
 def test_contexts_over_the_cap_are_marked_in_every_form() -> None:
@@ -42,3 +42,16 @@ def test_card_and_page_name_the_commit_of_a_hub_model() -> None:
     assert study.winner is not None
     assert context_card(study, study.winner)["revision"] == Model.revision == "c0ffee"
     assert "commit c0ffee" in leaderboard_page(study)
+
+
+def test_what_ties_with_the_winner_is_named_in_every_form() -> None:
+    study = a_study(CONFIG.model_copy(update={"num_finalists": 20}))
+    assert study.winner is not None
+    tied = [row["context_id"] for row in rows(study) if row["ties_winner"]]
+    apart = [row for row in rows(study) if row["ties_winner"] is False]
+    assert tied
+    assert apart
+    assert all(row["behind_winner_low"] > 0 for row in apart)
+    assert context_card(study, study.winner)["tie_set"] == tied
+    assert leaderboard_page(study).count("ties with the winner</summary>") == len(tied)
+    assert f"search read {100 * (study.winner.optimism or 0):+.1f} points" in leaderboard_page(study)
