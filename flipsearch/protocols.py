@@ -4,9 +4,9 @@ Anything with these attributes works; nothing has to be subclassed. `flipsearch.
 """
 
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from flipsearch.records import Exchange, Request, Rollout, Sampling, Verdict
+from flipsearch.records import Exchange, Reading, Request, Rollout, Sampling, Verdict
 
 
 class Backend(Protocol):
@@ -14,7 +14,8 @@ class Backend(Protocol):
 
     Contract: every request gets exactly one rollout; rollouts are yielded as soon as their batch is done, in any
     order, each carrying its request's ids; a completion does not depend on which other requests share the batch; a
-    request that cannot be completed yields a rollout with finish_reason "error" and never raises for the others.
+    request that cannot be completed yields a rollout with finish_reason "error" and never raises for the others. The
+    completion of a request with an opening begins with it; a backend that cannot do so yields an error.
     """
 
     model_id: str
@@ -34,6 +35,19 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Free the model and end whatever runs beside it; nothing is asked of the backend afterwards."""
+        ...
+
+
+@runtime_checkable
+class Reader(Protocol):
+    """What a backend may do besides: tell how likely the model finds a given opening, which costs one pass.
+
+    Contract: one reading a request, in order, None for one that the model cannot hold; a reading does not depend on
+    the other requests of the call but for rounding.
+    """
+
+    def read(self, requests: Sequence[Request]) -> list[Reading | None]:
+        """Return the reading of each request's opening."""
         ...
 
 

@@ -111,6 +111,8 @@ class Request:
     """The privileged context; None is the baseline."""
     sample_index: int = 0
     """0 for the first draw; with sampling, repeats count up."""
+    opening: tuple[int, ...] = ()
+    """Tokens that the completion begins with, whatever the model would write; what follows is generated."""
 
 
 FinishReason = Literal["stop", "length", "error"]
@@ -142,16 +144,48 @@ class Rollout:
     """The chat template had already opened a think block, so the completion starts inside it."""
     error: str = ""
     """Why it failed."""
+    opening: tuple[int, ...] = ()
+    """The tokens that it was made to begin with; `completion_ids` holds them too."""
 
     @property
     def rollout_id(self) -> str:
         """Content hash of what was asked for, not of what came back."""
-        return rollout_id(self.model_id, self.prompt_id, self.context_id, self.sampling, self.sample_index)
+        return rollout_id(
+            self.model_id, self.prompt_id, self.context_id, self.sampling, self.sample_index, self.opening
+        )
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens that the model wrote: the completion's without the opening's."""
+        return max(0, len(self.completion_ids) - len(self.opening))
 
 
-def rollout_id(model_id: str, prompt_id: str, context_id: str | None, sampling: Sampling, sample_index: int) -> str:
+def rollout_id(
+    model_id: str,
+    prompt_id: str,
+    context_id: str | None,
+    sampling: Sampling,
+    sample_index: int,
+    opening: tuple[int, ...] = (),
+) -> str:
     """Return the id under which the ledger keeps the rollout of one request."""
-    return content_id("rollout", model_id, prompt_id, context_id, sampling.sampling_id, sample_index)
+    asked = ("rollout", model_id, prompt_id, context_id, sampling.sampling_id, sample_index)
+    return content_id(*asked, opening) if opening else content_id(*asked)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How likely a model finds the opening of a request: read in one pass, nothing is generated."""
+
+    log_probs: tuple[float, ...]
+    """Natural logarithm of the probability of each token of the opening after those before it, at temperature 1."""
+    num_agreed: int
+    """Leading tokens that greedy decoding would have written itself."""
+
+
+def reading_id(model_id: str, prompt_id: str, context_id: str | None, opening: tuple[int, ...]) -> str:
+    """Return the id under which the ledger keeps the reading of one request."""
+    return content_id("reading", model_id, prompt_id, context_id, opening)
 
 
 @dataclass(frozen=True, slots=True)
