@@ -314,7 +314,7 @@ class OperatorCredit:
     num_raced: int
     """Children whose gain is known."""
     num_better: int
-    """Those of them that flip more than their parent."""
+    """Those of them that flip more than their parent and are within the over-refusal cap."""
     mean_gain: float | None
     """Flip rate of child minus parent on the prompts that both have seen, mean over the raced; None without any."""
     low: float

@@ -51,15 +51,16 @@ class Breeder:
                 children.append(child)
         return children
 
-    def learn(self, child_id: str, gain: float) -> None:
+    def learn(self, child_id: str, gain: float, *, admissible: bool = True) -> None:
         """Add the gain of a child: its flip rate minus its parent's over the prompts that both have seen.
 
-        Of two parents the better one counts. A child whose gain is not known is simply not learned from. ValueError
-        for a context that was not bred here, and for a gain outside of [-1, 1].
+        Of two parents the better one counts; `admissible` says whether the child is within the over-refusal cap. A
+        child whose gain is not known is not learned from. ValueError for a context that was not bred here, and for a
+        gain outside of [-1, 1].
         """
         if child_id not in self._operator_of:
             raise ValueError(f"context {child_id} was not bred here.")
-        self._credit.add_gain(self._operator_of[child_id], gain)
+        self._credit.add_gain(self._operator_of[child_id], gain, admissible=admissible)
 
     def credit(self) -> tuple[OperatorCredit, ...]:
         """Return what every operator has brought, the most gainful first."""

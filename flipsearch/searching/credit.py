@@ -23,6 +23,7 @@ class _Tally:
     num_children: int = 0
     num_barred: int = 0
     gains: list[float] = field(default_factory=list)
+    improvements: list[float] = field(default_factory=list)
 
 
 class Credit:
@@ -30,7 +31,8 @@ class Credit:
 
     Thompson sampling (Thompson 1933, doi:10.1093/biomet/25.3-4.285) on the mean *improvement*, max(gain, 0): a search
     keeps the better of child and parent, so that a child that is far worse costs no more than one that is a little
-    worse, and an operator that seldom but clearly improves is worth more than one that changes nothing.
+    worse, and an operator that seldom but clearly improves is worth more than one that changes nothing. A child over
+    the over-refusal cap cannot win and improves nothing, whatever its gain.
     """
 
     def __init__(self, names: Sequence[str]) -> None:
@@ -44,11 +46,12 @@ class Credit:
         """Count a child that the hygiene gates kept out."""
         self._tallies[name].num_barred += 1
 
-    def add_gain(self, name: str, gain: float) -> None:
-        """Add the gain of a child that was raced; ValueError unless it is in [-1, 1]."""
+    def add_gain(self, name: str, gain: float, *, admissible: bool = True) -> None:
+        """Add the gain of a child that was raced, within the cap or not; ValueError unless it is in [-1, 1]."""
         if not -1 <= gain <= 1:
             raise ValueError(f"expected a gain in [-1, 1], got {gain}.")
         self._tallies[name].gains.append(gain)
+        self._tallies[name].improvements.append(max(gain, 0.0) if admissible else 0.0)
 
     def choose(self, names: Sequence[str], rng: random.Random) -> str:
         """Return the name that is best under one draw of what every operator is worth."""
@@ -62,7 +65,7 @@ class Credit:
 
     def _worth(self, name: str) -> tuple[float, float]:
         """Mean and standard deviation of the improvement, normal prior and noise."""
-        improvements = [max(gain, 0.0) for gain in self._tallies[name].gains]
+        improvements = self._tallies[name].improvements
         precision = 1 / PRIOR_SPREAD**2 + len(improvements) / NOISE**2
         mean = (PRIOR_MEAN / PRIOR_SPREAD**2 + sum(improvements) / NOISE**2) / precision
         return mean, precision**-0.5
@@ -89,7 +92,7 @@ def _row(name: str, tally: _Tally) -> OperatorCredit:
         num_children=tally.num_children,
         num_barred=tally.num_barred,
         num_raced=len(tally.gains),
-        num_better=sum(one > 0 for one in tally.gains),
+        num_better=sum(one > 0 for one in tally.improvements),
         mean_gain=gain.value,
         low=gain.low,
         high=gain.high,

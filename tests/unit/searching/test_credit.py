@@ -80,6 +80,17 @@ def test_rare_improvement_is_worth_more_than_no_change() -> None:
     assert picks["rare"] > 0.8 * 300
 
 
+def test_what_breaks_the_cap_improves_nothing() -> None:
+    credit, rng = Credit(["blunt", "fair"]), random.Random(0)
+    for _ in range(20):
+        credit.add_gain("blunt", 0.5, admissible=False)
+        credit.add_gain("fair", 0.1)
+    assert [credit.choose(["blunt", "fair"], rng) for _ in range(50)].count("fair") >= 48
+    rows = {row.operator: row for row in credit.rows()}
+    assert (rows["blunt"].num_better, rows["fair"].num_better) == (0, 20)
+    assert rows["blunt"].mean_gain == pytest.approx(0.5)
+
+
 def test_what_was_not_tried_gets_its_turn() -> None:
     picks = chosen({"new": [], "fair": [0.05] * 20, "useless": [0.0] * 20})
     assert picks["new"] > 75
