@@ -1,12 +1,13 @@
-"""The plug-in shapes: what a backend and a judge must do, in words.
+"""The plug-in shapes: what a backend, a judge and an operator must do, in words.
 
 Anything with these attributes works; nothing has to be subclassed. `flipsearch.testing` holds the contract tests.
 """
 
+import random
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from flipsearch.records import Exchange, Reading, Request, Rollout, Sampling, Verdict
+from flipsearch.records import Context, Exchange, Parent, Reading, Request, Rollout, Sampling, Verdict
 
 
 class Backend(Protocol):
@@ -65,4 +66,23 @@ class Judge(Protocol):
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return one verdict an exchange, in order."""
+        ...
+
+
+class Operator(Protocol):
+    """A rule that makes a new context out of others.
+
+    Contract: the same parents and the same state of `rng` give the same child, and no other source of chance is used. A
+    child has text, differs from its parents, names the operator and its parents (by id, in order), and stands where the
+    first parent stands unless the operator is about the place. A text that was edited has no template and no params,
+    for they no longer give it. Texts are data: they are hostile, never rendered as a template, never formatted into.
+    """
+
+    name: str
+    """Short name, as in the report."""
+    num_parents: int
+    """How many parents it takes, 1 or more."""
+
+    def make(self, parents: Sequence[Parent], rng: random.Random) -> Context | None:
+        """Return a child of exactly `num_parents` different parents; None where the rule does not apply to them."""
         ...

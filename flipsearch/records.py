@@ -321,6 +321,42 @@ class Measurement:
     """Scored / all pairs."""
 
 
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A context that operators make children of, with what is known of it."""
+
+    context: Context
+    """What it says, and where."""
+    flip_rate: Rate
+    """On the prompts that it has seen."""
+    unflipped: tuple[str, ...] = ()
+    """Texts of harmful prompts that stay unsafe under it. Hostile text; only `rewrite` reads it."""
+    over_refused: tuple[str, ...] = ()
+    """Texts of benign prompts that are refused under it. Hostile text; only `rewrite` reads it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorCredit:
+    """What one operator has brought to a search."""
+
+    operator: str
+    """Its name."""
+    num_children: int
+    """Children that it made and that were fit to be measured."""
+    num_barred: int
+    """Children that the hygiene gates kept out."""
+    num_raced: int
+    """Children whose gain is known."""
+    num_better: int
+    """Those of them that flip more than their parent and are within the over-refusal cap."""
+    mean_gain: float | None
+    """Flip rate of child minus parent on the prompts that both have seen, mean over the raced; None without any."""
+    low: float
+    """Lower end of its 95 % interval, in [-1, 1]."""
+    high: float
+    """Upper end of the interval."""
+
+
 TIE_LEVEL = 0.05
 """Two finalists are told apart if the adjusted p-value of their paired difference lies below."""
 TrialState = Literal["complete", "cut", "failed"]
