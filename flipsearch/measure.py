@@ -6,7 +6,7 @@ A `Bench` holds what a measurement needs (backend, judge, ledger, sampling) and 
 below it are pure. This module knows neither templates nor how contexts are searched.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -167,7 +167,7 @@ class Bench:
         missing = {id: it for id, it in wanted.items() if id not in finished and id not in self._failed}
         self._report(self.phase, len(wanted) - len(missing), len(wanted))
         waiting = set(missing)
-        for rollout in self.backend.generate(list(missing.values()), self.sampling) if missing else ():
+        for rollout in self._ask(missing):
             if rollout.rollout_id not in waiting:
                 raise BackendError(f"the backend gave rollout {rollout.rollout_id} unasked, or gave it twice.")
             waiting.remove(rollout.rollout_id)
@@ -175,6 +175,12 @@ class Bench:
             self._report(self.phase, len(wanted) - len(waiting), len(wanted))
         if waiting:
             raise BackendError(f"the backend left {len(waiting)} of {len(missing)} requests without a rollout.")
+
+    def _ask(self, missing: Mapping[str, Request]) -> Iterator[Rollout]:
+        """Ask the backend; until it has given everything, the ledger says what is in flight."""
+        if missing:
+            with self.ledger.in_flight(self.phase, missing):
+                yield from self.backend.generate(list(missing.values()), self.sampling)
 
     def _save(self, rollout: Rollout) -> None:
         self.ledger.save_rollouts([rollout])
