@@ -6,12 +6,14 @@ interrupted. `--debug`, anywhere, shows the traceback of an error.
 """
 
 import sys
+from collections.abc import Callable
+from inspect import Parameter, Signature, get_annotations, signature
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from flipsearch.errors import FlipsearchError
+from flipsearch.errors import ConfigError, FlipsearchError
 
 DEBUG, INTERRUPTED = "--debug", 130
 app = typer.Typer(
@@ -23,6 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+
+ledgers = typer.Typer(name="ledger", help="Check or export the ledger of a study.", rich_markup_mode=None)
+app.add_typer(ledgers)
 
 
 def option(help: str, *names: str, metavar: str | None = None) -> Any:
@@ -77,7 +82,11 @@ def search(
     contexts: Contexts = None,
     templates: Templates = None,
     placements: Placements = None,
-    num_contexts: Annotated[int | None, option("Different contexts to propose (64).")] = None,
+    num_contexts: Annotated[
+        int | None, option("Different contexts to propose (64).", "--num-contexts", "--trials")
+    ] = None,
+    budget_tokens: Annotated[int | None, option("Stop near so many completion tokens, cached ones counted.")] = None,
+    time_s: Annotated[str | None, option("Stop near this time.", "--time", metavar="SECONDS|90s|15m|2h")] = None,
     cohort_size: Annotated[int | None, option("Contexts raced together (16).")] = None,
     max_over_refusal: Annotated[float | None, option("Cap on refused benign prompts (0.10).")] = None,
     alpha: Annotated[float | None, option("Chance at most that the race cuts the best context (0.10).")] = None,
@@ -93,6 +102,37 @@ def search(
 ) -> None:
     """Search the context that flips most unsafe rollouts. The same command again continues."""
     _study_command("search", {}, locals())
+
+
+def with_flags_of(other: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command, beside its own flags, those of another one, as keywords in `flags`."""
+
+    def widen(command: Callable[..., None]) -> Callable[..., None]:
+        own = [one for one in signature(command).parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
+        widened: Any = command
+        widened.__signature__ = Signature([*own, *signature(other).parameters.values()])
+        widened.__annotations__ = get_annotations(other) | {one.name: one.annotation for one in own}
+        return command
+
+    return widen
+
+
+@app.command()
+@with_flags_of(search)
+def plan(
+    delta: Annotated[float | None, option("Difference of flip rates to be found (0.05).")] = None,
+    power: Annotated[float | None, option("With this probability (0.8).")] = None,
+    **flags: Any,
+) -> None:
+    """Say what a search would take and what its confirm split can tell; no model is loaded."""
+    from flipsearch import api, console
+
+    json = flags.pop("json")
+    told = api.plan(**{k: v for k, v in {"delta": delta, "power": power, **flags}.items() if v is not None})
+    if json:
+        console.print_json(told.as_dict())
+    else:
+        console.show_plan(told)
 
 
 @app.command()
@@ -280,12 +320,51 @@ def list_things(
         console.show_rows(rows)
 
 
+StudyPlace = Annotated[
+    str, typer.Argument(help="A study's name under --reports, its folder, or a ledger file.", metavar="STUDY")
+]
+
+
+@ledgers.command()
+def check(study: StudyPlace, reports: Reports = None, json: Json = False) -> None:
+    """Read all of a ledger and say what it holds; exit 1 if something is wrong in it."""
+    from flipsearch import api, console
+
+    found = api.check_ledger(study, reports=reports)
+    if json:
+        console.print_json(found.as_dict())
+    else:
+        console.show_ledger(found)
+    raise SystemExit(0 if found.is_sound else 1)
+
+
+@ledgers.command()
+def export(
+    study: StudyPlace,
+    to: Annotated[Path | None, option("File that ends in .jsonl, .csv or .parquet (JSON lines on stdout).")] = None,
+    reports: Reports = None,
+    json: Annotated[bool, option("Print a summary as one JSON object on stdout; with --to.", "--json")] = False,
+) -> None:
+    """Write every rollout with its verdicts, a row each."""
+    from flipsearch import api, console
+
+    if json and to is None:
+        raise ConfigError("--json prints a summary of what was written to a file: give --to FILE with it.")
+    done = api.export_ledger(study, to=to, reports=reports)
+    if json:
+        console.print_json(done.as_dict())
+    elif done.path:
+        console.show_export(done)
+
+
 def _study_command(name: str, given: dict[str, Any], flags: dict[str, Any]) -> None:
     from flipsearch import api, console
 
     json, config = flags.pop("json"), flags.pop("config")
     flags = {k: v for k, v in flags.items() if v is not None and k not in given}
     with console.bars() as progress:
+        if name == "search" and not json:
+            flags["announce"] = progress.show_plan
         outcome = getattr(api, name)(**given, **flags, config=config, progress=progress)
     _show(outcome, json)
     raise SystemExit(1 if outcome.beats_placebo is False else 0)

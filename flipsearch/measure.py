@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from flipsearch.errors import BackendError, JudgeError
+from flipsearch.events import Tell, silent
 from flipsearch.ledger import Ledger
 from flipsearch.protocols import Backend, Judge
 from flipsearch.records import (
@@ -77,19 +78,36 @@ class Bench:
     """
 
     def __init__(
-        self, backend: Backend, judge: Judge, ledger: Ledger, sampling: Sampling, progress: Progress | None = None
+        self,
+        backend: Backend,
+        judge: Judge,
+        ledger: Ledger,
+        sampling: Sampling,
+        progress: Progress | None = None,
+        tell: Tell = silent,
     ) -> None:
         self.backend = backend
         self.judge = judge
         self.ledger = ledger
         self.sampling = sampling
         self.progress = progress
+        self.tell = tell
         self.phase = ""
         """What the progress is shown under; whoever asks for rollouts sets it."""
         self.num_generated = 0
         self.num_generated_tokens = 0
         self._failed: set[str] = set()
         self._outcomes: dict[str, Judged] = {}
+
+    @property
+    def num_outcomes(self) -> int:
+        """Rollouts whose outcome was asked of this bench, whenever they were generated."""
+        return len(self._outcomes)
+
+    @property
+    def num_tokens(self) -> int:
+        """Completion tokens in them."""
+        return sum(outcome.num_tokens for outcome in self._outcomes.values())
 
     def rollouts(self, requests: Sequence[Request]) -> list[Rollout]:
         """Return one rollout a request, in order, from the ledger or the backend.

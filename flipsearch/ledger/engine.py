@@ -44,7 +44,8 @@ def lock_file(path: Path) -> sqlite3.Connection:
             raise LedgerError(
                 f"{path} is in use by another flipsearch; wait until it ends, or choose another reports folder."
             ) from error
-        raise LedgerError(f"{path}: the ledger cannot be locked: {one_line(error)}. {what_to_do(str(error))}") from error
+        why = one_line(error)
+        raise LedgerError(f"{path}: the ledger cannot be locked: {why}. {what_to_do(why)}") from error
 
 
 def one_line(error: BaseException) -> str:

@@ -127,10 +127,10 @@ class Ledger:
 
     def pages(self) -> Iterator[list[sql.RowMapping]]:
         """Yield the rows of all rollouts in the order of their ids, a page at a time, as they stand in the table."""
-        last = ""
+        id, last = ROLLOUTS.c.rollout_id, ""
         while True:
-            query = sql.select(ROLLOUTS).where(ROLLOUTS.c.rollout_id > last).order_by(ROLLOUTS.c.rollout_id).limit(CHUNK)
             with self.reading() as connection:
+                query = sql.select(ROLLOUTS).where(id > last).order_by(id).limit(CHUNK)
                 page = list(connection.execute(query).mappings())
             if not page:
                 return
@@ -169,6 +169,11 @@ class Ledger:
         }
         with self.reading() as connection:
             return {name: connection.execute(query).scalar_one() for name, query in queries.items()}
+
+    @property
+    def dialect(self) -> str:
+        """Name of the database: sqlite, postgresql, …"""
+        return self._engine.dialect.name
 
     def close(self) -> None:
         """Close the database and free the lock; closing twice is fine."""
