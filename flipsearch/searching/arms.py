@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from flipsearch.measure import Bench, has_failed, measure
 from flipsearch.records import Context, Measurement, Trial, TrialState
@@ -48,13 +49,13 @@ def search_arms(
     rungs = make_rungs(base.num_unsafe, base.num_benign, config.first_rung)
     arms: list[Arm] = []
     num_cohorts = -(-config.num_contexts // config.cohort_size)
-    for cohort in range(num_cohorts):
+    for cohort in count():  # a budget makes cohorts smaller, and so more of them
         num = budget.room(bench, base, min(config.cohort_size, config.num_contexts - len(arms)))
         if not num:
             break
         contexts = proposer.ask(num)
         earlier = [arm.search for arm in arms if arm.state != "failed"]
-        label = f"cohort {cohort + 1}/{num_cohorts}"
+        label = f"cohort {cohort + 1}/{max(num_cohorts, cohort + 1)}"
         raced = race(bench, base, contexts, rungs, earlier, Bar(config.max_over_refusal, config.alpha), label)
         arms += raced
         for arm in raced:

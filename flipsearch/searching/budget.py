@@ -34,7 +34,7 @@ class Budget:
 
     def room(self, bench: Bench, base: SplitBaseline, num: int) -> int:
         """Return how many of `num` contexts may be proposed next; 0 is the end of the search."""
-        if self._config.budget_tokens is not None:
+        if num and self._config.budget_tokens is not None:
             length = _length(bench, base)
             left = self._config.budget_tokens - bench.num_tokens - length * reserved_rollouts(self._plan, base)
             each = length * len(base.to_flip())

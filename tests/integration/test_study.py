@@ -400,3 +400,21 @@ def test_phases_are_shown() -> None:
     generating = list(dict.fromkeys(phase for phase in phases if not phase.endswith("judging")))
     assert generating[:3] == ["baseline (search)", "placebo empty", "cohort 1/3, rung 1/3"]
     assert generating[-5:] == ["baseline (confirm)", "finalists", "placebo neutral", "placebo shuffled", "placebos"]
+
+
+def test_cuts_are_told_with_the_evidence_that_cut_them() -> None:
+    told: list[tuple[str, dict[str, object]]] = []
+    with Ledger("sqlite://") as ledger:
+        tell: Callable[..., None] = lambda event, **facts: told.append((event, facts))  # noqa: E731
+        bench = Bench(Model(), RefusalJudge(), ledger, GREEDY, tell=tell)
+        study = run_study(plan_study(CONFIG, library(), PROMPTS), bench)
+    assert study == study_of()
+    cuts = {facts["context_id"]: facts for event, facts in told if event == "cut"}
+    arms = [trial for trial in study.trials if trial.role == "arm"]
+    assert cuts.keys() == {trial.context.context_id for trial in arms if trial.state == "cut"}
+    for trial in arms:
+        if facts := cuts.get(trial.context.context_id):
+            assert facts["rung"] == trial.rung + 1
+            assert isinstance(facts["evidence"], float)
+            assert facts["evidence"] >= 2 / CONFIG.alpha
+    assert [event for event, _ in told].count("trial") == len(arms)

@@ -37,8 +37,8 @@ def test_a_torn_line_does_not_harm_the_next_launch(tmp_path: Path) -> None:
 
 
 def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "events.jsonl").mkdir()
     with pytest.raises(StudyError, match=r"cannot write .*events\.jsonl.*Is a directory"):
-        (tmp_path / "events.jsonl").mkdir()
         Events(tmp_path / "events.jsonl")("launch")
 
 

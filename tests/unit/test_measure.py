@@ -76,8 +76,11 @@ def test_repeats_are_drawn_apart_and_served_apart(ledger: Ledger) -> None:
 
 def test_a_batch_is_in_flight_while_the_backend_is_at_it(ledger: Ledger) -> None:
     seen: list[int] = []
-    mark = lambda: json.loads(ledger.notes()[IN_FLIGHT].value)  # noqa: E731
-    model = Model(before_each=lambda request: seen.append(len(mark()["rollout_ids"])))
+
+    def look(_: Request) -> None:
+        seen.append(len(json.loads(ledger.notes()[IN_FLIGHT].value)["rollout_ids"]))
+
+    model = Model(before_each=look)
     desk = bench(ledger, backend=model)
     desk.rollouts([Request(prompt) for prompt in PROMPTS])
     assert seen == [6] * 6

@@ -103,8 +103,8 @@ def test_rollouts_in_flight_when_a_process_ended_are_told(path: Path) -> None:
     new = [rollout(number).rollout_id for number in (20, 21, 22)]
     with Ledger(path) as ledger:
         with pytest.raises(KeyboardInterrupt), ledger.in_flight("rung 2", [*new, FAILED.rollout_id]):
-            ledger.save_rollouts([rollout(20)])
             raise KeyboardInterrupt
+        ledger.save_rollouts([rollout(20)])
         running = check_ledger(path).in_flight
     ended = check_ledger(path).in_flight
     assert running is not None
