@@ -84,10 +84,11 @@ def _pages(ledger: Ledger) -> Iterator[list[Row]]:
 
 
 def _row(rollout: Rollout, verdicts: dict[str, Verdict]) -> Row:
-    row = asdict(rollout)
-    row |= row.pop("sampling")
+    # Not asdict, which copies every token id one by one.
+    values = {name: getattr(rollout, name) for name in ROLLOUT_FIELDS if hasattr(rollout, name)}
+    values |= asdict(rollout.sampling)
     told = {judge: asdict(verdict) | {"label": verdict.label.value} for judge, verdict in verdicts.items()}
-    return {"rollout_id": rollout.rollout_id} | {k: row[k] for k in list(ROLLOUT_FIELDS)[1:]} | {"verdicts": told}
+    return {name: values[name] for name in ROLLOUT_FIELDS} | {"verdicts": told}
 
 
 def _flat(row: Row, judges: Sequence[str]) -> Row:
