@@ -82,9 +82,7 @@ def search(
     contexts: Contexts = None,
     templates: Templates = None,
     placements: Placements = None,
-    num_contexts: Annotated[
-        int | None, option("Different contexts to propose (64).", "--num-contexts", "--trials")
-    ] = None,
+    num_contexts: Annotated[int | None, option("Contexts to propose (64).", "--num-contexts", "--trials")] = None,
     budget_tokens: Annotated[int | None, option("Stop near so many completion tokens, cached ones counted.")] = None,
     time_s: Annotated[str | None, option("Stop near this time.", "--time", metavar="SECONDS|90s|15m|2h")] = None,
     cohort_size: Annotated[int | None, option("Contexts raced together (16).")] = None,
@@ -129,10 +127,7 @@ def plan(
 
     json = flags.pop("json")
     told = api.plan(**{k: v for k, v in {"delta": delta, "power": power, **flags}.items() if v is not None})
-    if json:
-        console.print_json(told.as_dict())
-    else:
-        console.show_plan(told)
+    _print(told, json, console.show_plan)
 
 
 @app.command()
@@ -239,10 +234,7 @@ def train(
         return
     with console.bars() as progress:
         done = api.train(**flags, config=config, progress=progress)
-    if json:
-        console.print_json(done.as_dict())
-    else:
-        console.show_training(done.run, done.log, done.folder)
+    _print(done, json, lambda done: console.show_training(done.run, done.log, done.folder))
 
 
 @app.command()
@@ -286,10 +278,8 @@ def evaluate(
 
     with console.bars() as progress:
         done = api.evaluate(**flags, config=config, progress=progress)
-    if json:
-        console.print_json(done.as_dict())
-    else:
-        console.show_scorecard(scorecard_text(done.scorecard), scorecard_remarks(done.scorecard), done.path)
+    card = done.scorecard
+    _print(done, json, lambda _: console.show_scorecard(scorecard_text(card), scorecard_remarks(card), done.path))
 
 
 @app.command()
@@ -320,9 +310,7 @@ def list_things(
         console.show_rows(rows)
 
 
-StudyPlace = Annotated[
-    str, typer.Argument(help="A study's name under --reports, its folder, or a ledger file.", metavar="STUDY")
-]
+StudyPlace = Annotated[str, typer.Argument(help="A study's name or folder, or a ledger file.", metavar="STUDY")]
 
 
 @ledgers.command()
@@ -331,10 +319,7 @@ def check(study: StudyPlace, reports: Reports = None, json: Json = False) -> Non
     from flipsearch import api, console
 
     found = api.check_ledger(study, reports=reports)
-    if json:
-        console.print_json(found.as_dict())
-    else:
-        console.show_ledger(found)
+    _print(found, json, console.show_ledger)
     raise SystemExit(0 if found.is_sound else 1)
 
 
@@ -351,10 +336,8 @@ def export(
     if json and to is None:
         raise ConfigError("--json prints a summary of what was written to a file: give --to FILE with it.")
     done = api.export_ledger(study, to=to, reports=reports)
-    if json:
-        console.print_json(done.as_dict())
-    elif done.path:
-        console.show_export(done)
+    if to:
+        _print(done, json, console.show_export)
 
 
 def _study_command(name: str, given: dict[str, Any], flags: dict[str, Any]) -> None:
@@ -373,10 +356,16 @@ def _study_command(name: str, given: dict[str, Any], flags: dict[str, Any]) -> N
 def _show(outcome: Any, json: bool) -> None:
     from flipsearch import console
 
+    _print(outcome, json, lambda done: console.show_study(done.study, done.folder, done.best_path))
+
+
+def _print(outcome: Any, json: bool, show: Callable[[Any], None]) -> None:
+    from flipsearch import console
+
     if json:
         console.print_json(outcome.as_dict())
     else:
-        console.show_study(outcome.study, outcome.folder, outcome.best_path)
+        show(outcome)
 
 
 def main() -> None:
