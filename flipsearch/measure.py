@@ -6,11 +6,12 @@ A `Bench` holds what a measurement needs (backend, judge, ledger, sampling) and 
 below it are pure. This module knows neither templates nor how contexts are searched.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from flipsearch.errors import BackendError, JudgeError
+from flipsearch.events import Tell, silent
 from flipsearch.ledger import Ledger
 from flipsearch.protocols import Backend, Judge
 from flipsearch.records import (
@@ -77,19 +78,36 @@ class Bench:
     """
 
     def __init__(
-        self, backend: Backend, judge: Judge, ledger: Ledger, sampling: Sampling, progress: Progress | None = None
+        self,
+        backend: Backend,
+        judge: Judge,
+        ledger: Ledger,
+        sampling: Sampling,
+        progress: Progress | None = None,
+        tell: Tell = silent,
     ) -> None:
         self.backend = backend
         self.judge = judge
         self.ledger = ledger
         self.sampling = sampling
         self.progress = progress
+        self.tell = tell
         self.phase = ""
         """What the progress is shown under; whoever asks for rollouts sets it."""
         self.num_generated = 0
         self.num_generated_tokens = 0
         self._failed: set[str] = set()
         self._outcomes: dict[str, Judged] = {}
+
+    @property
+    def num_outcomes(self) -> int:
+        """Rollouts whose outcome was asked of this bench, whenever they were generated."""
+        return len(self._outcomes)
+
+    @property
+    def num_tokens(self) -> int:
+        """Completion tokens in them."""
+        return sum(outcome.num_tokens for outcome in self._outcomes.values())
 
     def rollouts(self, requests: Sequence[Request]) -> list[Rollout]:
         """Return one rollout a request, in order, from the ledger or the backend.
@@ -167,7 +185,7 @@ class Bench:
         missing = {id: it for id, it in wanted.items() if id not in finished and id not in self._failed}
         self._report(self.phase, len(wanted) - len(missing), len(wanted))
         waiting = set(missing)
-        for rollout in self.backend.generate(list(missing.values()), self.sampling) if missing else ():
+        for rollout in self._ask(missing):
             if rollout.rollout_id not in waiting:
                 raise BackendError(f"the backend gave rollout {rollout.rollout_id} unasked, or gave it twice.")
             waiting.remove(rollout.rollout_id)
@@ -175,6 +193,12 @@ class Bench:
             self._report(self.phase, len(wanted) - len(waiting), len(wanted))
         if waiting:
             raise BackendError(f"the backend left {len(waiting)} of {len(missing)} requests without a rollout.")
+
+    def _ask(self, missing: Mapping[str, Request]) -> Iterator[Rollout]:
+        """Ask the backend; until it has given everything, the ledger says what is in flight."""
+        if missing:
+            with self.ledger.in_flight(self.phase, missing):
+                yield from self.backend.generate(list(missing.values()), self.sampling)
 
     def _save(self, rollout: Rollout) -> None:
         self.ledger.save_rollouts([rollout])

@@ -1,5 +1,6 @@
 """Measuring: nothing is generated or judged twice, failures are unscored, and the rates follow from the pairs."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from flipsearch.errors import BackendError, JudgeError
 from flipsearch.ledger import Ledger
+from flipsearch.ledger.tables import IN_FLIGHT
 from flipsearch.measure import Bench, flip_rate_bounds, has_failed, measure, summarize
 from flipsearch.records import Context, Flip, Label, Request, Rollout, Sampling, Verdict
 from tests.world import GREEDY, REFUSAL, Model, RefusalJudge, benign, harmful
@@ -59,6 +61,43 @@ def test_another_judge_judges_anew_without_generating(ledger: Ledger) -> None:
     other = RefusalJudge("other")
     bench(ledger, backend=model, judge=other).outcomes(requests)
     assert (len(model.generated), other.num_judged) == (6, 6)
+
+
+def test_repeats_are_drawn_apart_and_served_apart(ledger: Ledger) -> None:
+    """The world's answers do not differ; what tells that they are three draws is that three were generated."""
+    model, sampling = Model(), Sampling(max_tokens=8, temperature=0.7)
+    repeats = [Request(PROMPTS[1], FIRM, sample_index=index) for index in range(3)]
+    drawn = bench(ledger, sampling, backend=model).rollouts(repeats)
+    assert [one.sample_index for one in drawn] == [0, 1, 2]
+    assert len(set(model.generated)) == 3
+    assert bench(ledger, sampling, backend=model).rollouts(repeats[::-1]) == drawn[::-1]
+    assert len(model.generated) == 3
+
+
+def test_a_batch_is_in_flight_while_the_backend_is_at_it(ledger: Ledger) -> None:
+    seen: list[int] = []
+
+    def look(_: Request) -> None:
+        seen.append(len(json.loads(ledger.notes()[IN_FLIGHT].value)["rollout_ids"]))
+
+    model = Model(before_each=look)
+    desk = bench(ledger, backend=model)
+    desk.rollouts([Request(prompt) for prompt in PROMPTS])
+    assert seen == [6] * 6
+    assert ledger.notes() == {}
+    desk.rollouts([Request(prompt) for prompt in PROMPTS])
+    assert len(seen) == 6
+
+
+def test_tokens_are_counted_whenever_they_were_generated(ledger: Ledger) -> None:
+    requests = [Request(prompt) for prompt in PROMPTS]
+    first, second = bench(ledger), bench(ledger)
+    first.outcomes(requests[:4])
+    second.outcomes(requests)
+    first.outcomes(requests)
+    assert first.num_tokens == second.num_tokens == sum(len(one.completion_ids) for one in first.rollouts(requests))
+    assert (first.num_outcomes, second.num_outcomes) == (6, 6)
+    assert second.num_generated_tokens < second.num_tokens
 
 
 def test_verdicts_take_prompts_in_any_order(ledger: Ledger) -> None:
