@@ -29,17 +29,20 @@ from flipsearch.ledger.tables import (
     FORMATS,
     IN_FLIGHT,
     NOTES,
+    READINGS,
     ROLLOUTS,
     TABLES,
     TOKEN_BYTES,
     VERDICTS,
     Note,
     read_notes,
+    reading_of,
+    reading_row,
     rollout_of,
     rollout_row,
     verdict_of,
 )
-from flipsearch.records import Rollout, Verdict
+from flipsearch.records import Reading, Rollout, Verdict
 
 CHUNK = 500
 """Ids a query: well under every database's limit of bound values."""
@@ -76,16 +79,26 @@ class Ledger:
         return {row["rollout_id"]: rollout_of(row) for row in self._rows(query, ids)}
 
     def lengths(self, ids: Iterable[str]) -> dict[str, int]:
-        """Return, for the finished rollouts among `ids`, the number of completion tokens by id."""
-        columns = ROLLOUTS.c.rollout_id, sql.func.length(ROLLOUTS.c.completion_ids).label("num_bytes")
+        """Return, for the finished rollouts among `ids`, the tokens that the model wrote by id, openings left out."""
+        num_bytes = sql.func.length(ROLLOUTS.c.completion_ids) - sql.func.length(ROLLOUTS.c.opening)
+        columns = ROLLOUTS.c.rollout_id, num_bytes.label("num_bytes")
         query = sql.select(*columns).where(
             ROLLOUTS.c.finish_reason != "error", ROLLOUTS.c.rollout_id.in_(sql.bindparam("ids", expanding=True))
         )
-        return {row["rollout_id"]: row["num_bytes"] // TOKEN_BYTES for row in self._rows(query, ids)}
+        return {row["rollout_id"]: max(0, row["num_bytes"]) // TOKEN_BYTES for row in self._rows(query, ids)}
 
     def save_rollouts(self, rollouts: Iterable[Rollout]) -> None:
         """Write rollouts in one transaction; one that is there already is replaced."""
         self._replace(ROLLOUTS, [ROLLOUTS.c.rollout_id], [rollout_row(rollout) for rollout in rollouts])
+
+    def readings(self, ids: Iterable[str]) -> dict[str, Reading]:
+        """Return the readings among `ids` by id."""
+        query = sql.select(READINGS).where(READINGS.c.reading_id.in_(sql.bindparam("ids", expanding=True)))
+        return {row["reading_id"]: reading_of(row) for row in self._rows(query, ids)}
+
+    def save_readings(self, readings: Iterable[tuple[str, Reading]]) -> None:
+        """Write (id, reading) pairs in one transaction; one that is there already is replaced."""
+        self._replace(READINGS, [READINGS.c.reading_id], [reading_row(id, reading) for id, reading in readings])
 
     def verdicts(self, judge_id: str, ids: Iterable[str]) -> dict[str, Verdict]:
         """Return a judge's verdicts on the rollouts `ids`, by rollout id."""

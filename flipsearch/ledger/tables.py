@@ -7,12 +7,14 @@ from typing import Any
 
 import sqlalchemy as sql
 
-from flipsearch.records import Label, Rollout, Sampling, Verdict
+from flipsearch.records import Label, Reading, Rollout, Sampling, Verdict
 
-FORMAT = 1
+FORMAT = 2
 """Version of the tables; a ledger of another version is refused, not guessed at."""
 TOKEN_BYTES = 4
 """Token ids are kept as little-endian 32-bit integers, the same on every machine."""
+DOUBLE_BYTES = 8
+"""Log-probabilities are kept as little-endian doubles."""
 
 IN_FLIGHT = "in flight"
 """The note of the rollouts that a backend was asked for and has not all given."""
@@ -38,6 +40,7 @@ ROLLOUTS = sql.Table(
     sql.Column("finish_reason", sql.String(8), nullable=False),
     sql.Column("opens_thinking", sql.Boolean, nullable=False),
     sql.Column("error", sql.Text, nullable=False),
+    sql.Column("opening", sql.LargeBinary, nullable=False),
 )
 VERDICTS = sql.Table(
     "verdicts",
@@ -49,6 +52,13 @@ VERDICTS = sql.Table(
     sql.Column("p_refusal", sql.Double),
     sql.Column("reason", sql.Text, nullable=False),
     sql.Column("label_mass", sql.Double),
+)
+READINGS = sql.Table(
+    "readings",
+    TABLES,
+    sql.Column("reading_id", sql.String(16), primary_key=True),
+    sql.Column("log_probs", sql.LargeBinary, nullable=False),
+    sql.Column("num_agreed", sql.Integer, nullable=False),
 )
 NOTES = sql.Table(
     "notes",
@@ -95,6 +105,7 @@ def rollout_row(rollout: Rollout) -> dict[str, Any]:
         "finish_reason": rollout.finish_reason,
         "opens_thinking": rollout.opens_thinking,
         "error": rollout.error,
+        "opening": _pack(rollout.opening),
     }
 
 
@@ -112,7 +123,20 @@ def rollout_of(row: sql.RowMapping) -> Rollout:
         finish_reason=row["finish_reason"],
         opens_thinking=row["opens_thinking"],
         error=row["error"],
+        opening=_unpack(row["opening"]),
     )
+
+
+def reading_row(id: str, reading: Reading) -> dict[str, Any]:
+    """Return the row of a reading."""
+    log_probs = struct.pack(f"<{len(reading.log_probs)}d", *reading.log_probs)
+    return {"reading_id": id, "log_probs": log_probs, "num_agreed": reading.num_agreed}
+
+
+def reading_of(row: sql.RowMapping) -> Reading:
+    """Return the reading of a row."""
+    blob = row["log_probs"]
+    return Reading(struct.unpack(f"<{len(blob) // DOUBLE_BYTES}d", blob), row["num_agreed"])
 
 
 def verdict_of(row: sql.RowMapping) -> Verdict:

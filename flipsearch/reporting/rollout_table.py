@@ -32,6 +32,7 @@ ROLLOUT_FIELDS = {
     "max_tokens": pa.int64(), "temperature": pa.float64(), "top_p": pa.float64(), "top_k": pa.int64(),
     "seed": pa.int64(), "sample_index": pa.int64(), "completion": pa.string(), "completion_ids": pa.list_(pa.int64()),
     "num_prompt_tokens": pa.int64(), "finish_reason": pa.string(), "opens_thinking": pa.bool_(), "error": pa.string(),
+    "opening": pa.list_(pa.int64()),
 }  # fmt: skip
 
 

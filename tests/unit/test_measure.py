@@ -14,7 +14,7 @@ from flipsearch.errors import BackendError, JudgeError
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.tables import IN_FLIGHT
 from flipsearch.measure import Bench, flip_rate_bounds, has_failed, measure, summarize
-from flipsearch.records import Context, Flip, Label, Request, Rollout, Sampling, Verdict
+from flipsearch.records import Context, Flip, Label, Reading, Request, Rollout, Sampling, Verdict
 from tests.world import GREEDY, REFUSAL, Model, RefusalJudge, benign, harmful
 
 PROMPTS = [harmful(0, 0), harmful(1, 1), benign(0, 1), harmful(2, 3), benign(1, 0), harmful(3, 3)]
@@ -189,7 +189,7 @@ def test_all_contexts_go_to_the_backend_in_one_call(ledger: Ledger) -> None:
     desk = bench(ledger, backend=model)
     baseline = desk.baseline(PROMPTS)
     measure(desk, [FIRM, BLUNT, EMPTY], PROMPTS, baseline, "search")
-    assert model.calls == [6, 18]
+    assert model.calls == [6, 12]  # greedily the empty context is the baseline, and is not asked again
 
 
 def test_tfr_needs_the_whole_split(ledger: Ledger) -> None:
@@ -199,14 +199,18 @@ def test_tfr_needs_the_whole_split(ledger: Ledger) -> None:
     assert measure(desk, [FIRM], unsafe, baseline, "search")[0].tfr is None
 
 
-@pytest.mark.parametrize(("sampling", "index"), [(GREEDY, 0), (Sampling(temperature=0.7), 1)])
-def test_an_empty_context_is_the_baseline_drawn_again(ledger: Ledger, sampling: Sampling, index: int) -> None:
+@pytest.mark.parametrize(
+    ("sampling", "context_id", "index"), [(GREEDY, None, 0), (Sampling(temperature=0.7), EMPTY.context_id, 1)]
+)
+def test_an_empty_context_is_the_baseline_or_with_sampling_drawn_again(
+    ledger: Ledger, sampling: Sampling, context_id: str | None, index: int
+) -> None:
     desk = bench(ledger, sampling)
     baseline = desk.baseline(PROMPTS)
     placebo = measure(desk, [EMPTY], PROMPTS, baseline, "search")[0]
     assert placebo.flip_rate.count == 0
     rollouts = ledger.rollouts([flip.rollout_id for flip in placebo.flips])
-    assert {(one.context_id, one.sample_index) for one in rollouts.values()} == {(EMPTY.context_id, index)}
+    assert {(one.context_id, one.sample_index) for one in rollouts.values()} == {(context_id, index)}
 
 
 @pytest.mark.parametrize(("num_mumbled", "failed"), [(1, False), (2, True)])
@@ -277,3 +281,30 @@ def test_a_file_ledger_serves_a_second_bench(tmp_path: Path) -> None:
         with Ledger(tmp_path / "ledger.db") as opened:
             bench(opened, backend=model).outcomes([Request(prompt, FIRM) for prompt in PROMPTS])
     assert len(model.generated) == 6
+
+
+class ReadingModel(Model):
+    """A model that can say how likely it finds an opening."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_read = 0
+
+    def read(self, requests: Sequence[Request]) -> list[Reading | None]:
+        self.num_read += len(requests)
+        return [Reading((-0.5,) * len(request.opening), 1) if request.opening[0] < 9 else None for request in requests]
+
+
+def test_readings_are_kept_and_what_cannot_be_read_is_none(ledger: Ledger) -> None:
+    model = ReadingModel()
+    desk = bench(ledger, backend=model)
+    requests = [Request(PROMPTS[0], FIRM, opening=(1, 2)), Request(PROMPTS[0], opening=(1, 2))]
+    requests += [Request(PROMPTS[1], FIRM, opening=(9,)), Request(PROMPTS[1], FIRM, opening=(3,))]
+    found = desk.read(requests)
+    assert found == [Reading((-0.5, -0.5), 1), Reading((-0.5, -0.5), 1), None, Reading((-0.5,), 1)]
+    assert bench(ledger, backend=model).read(requests) == found
+    assert model.num_read == 5  # the one that gave nothing is asked for again
+
+
+def test_a_backend_that_cannot_read_gives_no_readings(ledger: Ledger) -> None:
+    assert bench(ledger).read([Request(PROMPTS[0], opening=(1,))]) == [None]
