@@ -19,6 +19,8 @@ from flipsearch.searching.plan import Plan
 from flipsearch.searching.proposer import Proposer
 from flipsearch.searching.screening import Forecast, Screen
 
+MIN_CANDIDATES = 64
+"""Contexts that are screened for a cohort, however small it is: reading costs little beside answers."""
 CHECK_SHARE = 0.25
 """Share of a screened cohort that races whatever the screen says: else it would only be checked on what it likes."""
 
@@ -37,7 +39,8 @@ class Proposals:
 
     def ask(self, num: int, elite: Sequence[Parent]) -> list[Context]:
         """Return up to `num` new contexts; fewer only if neither templates nor operators give more."""
-        wanted = num * self._config.screen if self._screen.is_ready else num
+        screens = self._screen.is_ready and self._config.screen > 1
+        wanted = max(num * self._config.screen, MIN_CANDIDATES) if screens else num
         children = self._breeder.breed(elite, int(wanted * self._config.breed)) if elite else []
         for child in children:
             self._proposer.expect(child)

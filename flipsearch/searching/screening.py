@@ -3,8 +3,9 @@
 For each prompt there is the answer that the model gave without a context: unsafe on a harmful prompt, helpful on a
 benign one. Under a context that will change this answer the model finds its opening unlikely, and greedy decoding would
 leave it. Both can be read off in one pass over prompt and opening. How far they tell what the whole answer will be is
-not assumed but learnt, from all pairs of this study that were decoded in full, and said: the rank correlation of the
-forecast with the decoded flip rate over contexts. A screen that is not good enough is not used.
+learnt from all pairs of this study that were decoded in full, and said: the rank correlation of the forecast with the
+decoded flip rate over contexts. Before there are any, an opening that is left counts as an answer that changes, which
+is enough to rank by; a screen that ranks badly once it can be checked is used no more.
 
 It chooses who races. What is reported, and who wins, is decided by whole answers alone; the race's guarantee holds for
 what is raced.
@@ -23,12 +24,14 @@ from flipsearch.records import Context, Flip, Kind, Label, Measurement, Prompt, 
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.statistics.logistic import fit_logistic, predict_logistic
 
-OPENING_TOKENS = 32
+OPENING_TOKENS = 24
 """Teacher and student differ most in the first ten tokens and hardly past thirty (OPSA, Figure 2)."""
 MOST_DROP, DROP_UNIT = 30.0, 10.0
 """A drop of log-probability counts at most this much, in units that are of size 1."""
-MIN_CONTEXTS, MIN_CORRELATION = 4, 0.5
-"""The forecast is used once it was checked on so many contexts, and ranks them at least so well."""
+PRIOR = (-3.0, 1.0, 3.0)
+"""Log-odds of a changed answer before anything is decoded: intercept, a unit of drop, an opening that is left."""
+MIN_CONTEXTS, MIN_CORRELATION = 6, 0.5
+"""Checked on so many contexts, the forecast must rank them at least so well to be used on."""
 
 Pair = tuple[str, str]
 """Context id, prompt id."""
@@ -67,7 +70,7 @@ class Screen:
         self._features: dict[Pair, tuple[float, float]] = {}
         self._decoded: dict[str, Mapping[str, bool]] = {}
         self._contexts: dict[str, Context] = {}
-        self._weights: dict[Kind, NDArray[np.float64]] = {}
+        self._weights: dict[Kind, NDArray[np.float64]] = dict.fromkeys(("harmful", "benign"), np.array(PRIOR))
         self.correlation: float | None = None
         """Spearman's, of forecast and decoded flip rate over the raced contexts; None while it cannot be told."""
         self.num_screened = 0
@@ -75,8 +78,8 @@ class Screen:
 
     @property
     def is_ready(self) -> bool:
-        """Whether the forecast was checked and is good enough to be used."""
-        return self.correlation is not None and self.correlation >= MIN_CORRELATION
+        """Whether there is anything to read, and no check has shown that it does not tell."""
+        return len(self._own) > 0 and (self.correlation is None or self.correlation >= MIN_CORRELATION)
 
     @property
     def num_prompts(self) -> int:
@@ -114,12 +117,12 @@ class Screen:
 
     def notes(self) -> list[str]:
         """Return what the reader must know of how contexts came into the race."""
-        if not self.num_screened or self.correlation is None:
+        if not self.num_screened:
             return []
+        told = "could not be told" if self.correlation is None else f"is {self.correlation:.2f}"
         return [
             f"{self.num_screened} contexts were screened by reading known answers on {self.num_prompts} prompts, and "
-            f"the best raced. Rank correlation of the screen with decoded flip rates: {self.correlation:.2f} over "
-            f"{len(self._decoded)} contexts."
+            f"the best raced. Its rank correlation with decoded flip rates {told} ({len(self._decoded)} contexts)."
         ]
 
     def _read(self, contexts: Sequence[Context]) -> None:
@@ -140,15 +143,13 @@ class Screen:
             for id, label in labels.items()
             if self._kind(id) == kind and (context_id, id) in self._features
         ]
-        if pairs:
-            features, labels = zip(*pairs, strict=True)
-            self._weights[kind] = fit_logistic(features, labels)
+        self._weights[kind] = fit_logistic([one for one, _ in pairs], [label for _, label in pairs], PRIOR)
 
     def _rate(self, context_id: str, kind: Kind, among: Iterable[str] | None = None) -> float:
         ids = self._own if among is None else among
         pairs = [(context_id, id) for id in ids if self._kind(id) == kind]
         rows = [self._features[pair] for pair in pairs if pair in self._features]
-        if not rows or kind not in self._weights:
+        if not rows:
             return 0.0
         return round(float(predict_logistic(self._weights[kind], rows).mean()), 6)
 

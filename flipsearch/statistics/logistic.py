@@ -8,21 +8,21 @@ PRIOR_SPREAD = 3.0
 STEPS, DIGITS = 50, 6
 
 
-def fit_logistic(features: ArrayLike, labels: ArrayLike) -> NDArray[np.float64]:
-    """Return intercept and slopes (1 + K,) of the posterior mode under normal priors, for features (N, K), labels (N,).
+def fit_logistic(features: ArrayLike, labels: ArrayLike, prior: ArrayLike) -> NDArray[np.float64]:
+    """Return intercept and slopes (1 + K,) of the posterior mode, for features (N, K) and labels (N,).
 
-    Newton's method, which the priors make converge; rounded, so that the last bits of a linear algebra library do not
-    decide between equals. Features should be of size 1 or so. ValueError without rows.
+    `prior` (1 + K,) are the means of normal priors; without rows it is what is returned. Newton's method, which the
+    priors make converge; rounded, so that the last bits of a linear algebra library do not decide between equals.
+    Features should be of size 1 or so.
     """
-    rows, wanted = np.asarray(features, dtype=np.float64), np.asarray(labels, dtype=np.float64)
-    if not len(rows):
-        raise ValueError("expected at least one row, got none.")
+    wanted, mean = np.asarray(labels, dtype=np.float64), np.asarray(prior, dtype=np.float64)
+    rows = np.asarray(features, dtype=np.float64).reshape(len(wanted), len(mean) - 1)
     design = np.column_stack([np.ones(len(rows)), rows])
-    precision = np.eye(design.shape[1]) / PRIOR_SPREAD**2
-    coefficients = np.zeros(design.shape[1])
+    precision = np.eye(len(mean)) / PRIOR_SPREAD**2
+    coefficients = mean
     for _ in range(STEPS):
         p = _sigmoid(design @ coefficients)
-        gradient = design.T @ (wanted - p) - precision @ coefficients
+        gradient = design.T @ (wanted - p) - precision @ (coefficients - mean)
         step = np.linalg.solve((design.T * (p * (1 - p))) @ design + precision, gradient)
         # A full step from a far point can overshoot; the direction is right.
         coefficients = coefficients + step / max(1.0, float(np.abs(step).max()))
