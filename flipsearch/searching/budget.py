@@ -23,7 +23,7 @@ from flipsearch.searching.plan import Plan
 class Budget:
     """Says for how many more contexts there is room; the clock starts when it is made.
 
-    Raises StudyError if the tokens cannot hold the baseline, at a token or more for each prompt.
+    Raises StudyError if the tokens cannot hold the baseline, at a token or more for each answer.
     """
 
     def __init__(self, plan: Plan, clock: Callable[[], float] = time.monotonic) -> None:
@@ -37,7 +37,7 @@ class Budget:
         if num and self._config.budget_tokens is not None:
             length = _length(bench, base)
             left = self._config.budget_tokens - bench.num_tokens - length * reserved_rollouts(self._plan, base)
-            each = length * len(base.to_flip())
+            each = length * len(base.to_flip()) * self._config.samples
             num = num if each == 0 else max(0, min(num, int(left // each)))
             self._spent = "" if num else f"token budget of {self._config.budget_tokens:,}"
         if num and self._config.time_s is not None and self._is_late(bench, base):
@@ -60,19 +60,20 @@ def reserved_rollouts(plan: Plan, base: SplitBaseline) -> int:
     """Return the rollouts that come after the search: the confirm split, and the placebos matched to the winner."""
     num_confirmed = 1 + plan.config.num_finalists + len(plan.placebos)
     num_matched = sum(row.needs_winner for row in plan.placebos)
-    return num_confirmed * len(plan.confirm) + num_matched * len(base.to_flip())
+    return (num_confirmed * len(plan.confirm) + num_matched * len(base.to_flip())) * plan.config.samples
 
 
 def _length(bench: Bench, base: SplitBaseline) -> float:
     """Mean tokens of an answer: of all so far, or of those without context, whichever are longer."""
-    of_base = [outcome.num_tokens for outcome in base.outcomes.values()]
+    of_base = [draw.num_tokens for draws in base.outcomes.values() for draw in draws.judged]
     return max(bench.num_tokens / max(1, bench.num_outcomes), sum(of_base) / max(1, len(of_base)))
 
 
 def _check_tokens(plan: Plan) -> None:
     config: StudyConfig = plan.config
-    if config.budget_tokens is not None and config.budget_tokens < len(plan.search):
+    num_answers = len(plan.search) * config.samples
+    if config.budget_tokens is not None and config.budget_tokens < num_answers:
         raise StudyError(
-            f"budget_tokens = {config.budget_tokens:,} cannot hold the baseline, {len(plan.search):,} answers without "
+            f"budget_tokens = {config.budget_tokens:,} cannot hold the baseline, {num_answers:,} answers without "
             "context; give a larger budget (flipsearch plan shows what a search takes), or fewer --max-prompts."
         )

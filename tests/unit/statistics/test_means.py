@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, ttest_1samp
 
-from flipsearch.scores import Estimate
+from flipsearch.records import Estimate
 from flipsearch.statistics.intervals import wilson
 from flipsearch.statistics.means import mean_interval, paired_mean_difference, weighted_sum
 
