@@ -141,6 +141,12 @@ class StudyConfig(ReportConfig):
     """Templates to search; () is every one with role "context"."""
     placements: tuple[Placement, ...] = ()
     """Placements to search; () is every one that a template allows."""
+    breed: Fraction = 0.5
+    """Share of the contexts that operators make out of the best so far; 0 is templates alone."""
+    screen: Annotated[int, Field(ge=1)] = 4
+    """Contexts that are read for each one raced, once the screen has shown that it can tell; 1 is no screen."""
+    max_context_tokens: Annotated[int, Field(ge=1)] = 256
+    """Longest text that an operator may make."""
     max_over_refusal: Fraction = 0.10
     """Cap on the over-refusal rate: the constraint of the search."""
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1

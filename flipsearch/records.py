@@ -477,6 +477,8 @@ class Study:
     """Package -> version."""
     winner: Trial | None = None
     """The best confirmed arm under the over-refusal cap; None if no arm is admissible."""
+    operators: tuple[OperatorCredit, ...] = ()
+    """What each operator's children gained on their parents, the most gainful first; () where none was used."""
 
     def is_over_cap(self, trial: Trial) -> bool:
         """Return whether a trial refuses more benign prompts than the study's cap allows, on any split."""

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 from flipsearch.errors import FlipsearchError, PluginError
 from flipsearch.protocols import Operator
-from flipsearch.records import Context, OperatorCredit, Parent
-from flipsearch.searching.credit import Credit
+from flipsearch.records import Context, Measurement, OperatorCredit, Parent
+from flipsearch.searching.credit import Credit, paired_gain
 from flipsearch.searching.hygiene import Hygiene
 
 PATIENCE = 6
@@ -61,6 +61,14 @@ class Breeder:
         if child_id not in self._operator_of:
             raise ValueError(f"context {child_id} was not bred here.")
         self._credit.add_gain(self._operator_of[child_id], gain, admissible=admissible)
+
+    def learn_from(
+        self, child: Context, measured: Measurement, parents: Sequence[Measurement], *, admissible: bool
+    ) -> None:
+        """Credit a child that was raced with its gain over the better of its parents; others are passed over."""
+        gains = [gain for parent in parents if (gain := paired_gain(measured, parent)) is not None]
+        if child.context_id in self._operator_of and gains:
+            self.learn(child.context_id, min(gains), admissible=admissible)
 
     def credit(self) -> tuple[OperatorCredit, ...]:
         """Return what every operator has brought, the most gainful first."""

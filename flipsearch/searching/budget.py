@@ -1,13 +1,14 @@
 """How much a search may cost: completion tokens of the study, wall time of the launch.
 
-Both are looked at before each cohort. Of the tokens, those of the confirm split are set aside at the mean length of the
-answers so far (or of those without context, if these are longer), and a context is proposed only if it could be raced
-to the end at that length without touching them. So a study stays within its tokens unless later answers are longer than
-that on the mean; nothing is cut off to enforce it. The baseline and the placebos before the search are always measured.
+Of the tokens, those of the confirm split are set aside at the mean length of the answers so far (or of those without
+context, if these are longer). Of the rest, EXPLORE_SHARE goes to first rungs, many contexts on few prompts; then as
+many arms run on as can, and one at least to its end. So a study stays within its tokens unless later answers are longer
+on the mean; nothing is cut off to enforce it. The baseline and the placebos before the search are always measured.
 
-What counts is what the study rests on, whenever it was generated: run again, it ends where it ended. A backend that
-does not tell its tokens spends none. Time is counted for this launch alone, so that a later one goes on; the search
-stops when the rest would be needed for the confirm split at the speed so far, and a cohort is raced to its end.
+What counts is what the study rests on, whenever it was generated: run again, it ends where it ended. Reading known
+answers generates nothing and is free. A backend that does not tell its tokens spends none. Time is counted for this
+launch alone, so that a later one goes on; it is looked at before each cohort, and the search stops when the rest would
+be needed for the confirm split at the speed so far.
 """
 
 import time
@@ -18,31 +19,70 @@ from flipsearch.errors import StudyError
 from flipsearch.measure import Bench
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.plan import Plan
+from flipsearch.searching.racing import Rung
+
+EXPLORE_SHARE = 0.5
+"""Of the tokens that are left for the race after the baseline."""
+NUM_COHORTS, MIN_COHORT = 3, 4
+"""Exploring goes in at least so many cohorts, of at least so many contexts, for the later ones learn from the first."""
 
 
 class Budget:
     """Says for how many more contexts there is room; the clock starts when it is made.
 
-    Raises StudyError if the tokens cannot hold the baseline, at a token or more for each answer.
+    `reserve` False keeps nothing back for the confirm split. Raises StudyError if the tokens cannot hold the baseline,
+    at a token or more for each answer.
     """
 
-    def __init__(self, plan: Plan, clock: Callable[[], float] = time.monotonic) -> None:
-        self._config, self._plan = plan.config, plan
+    def __init__(self, plan: Plan, clock: Callable[[], float] = time.monotonic, *, reserve: bool = True) -> None:
+        self._config, self._plan, self._reserve = plan.config, plan, reserve
         self._clock, self._start = clock, clock()
         self._spent = ""
+        self._at_first: float | None = None
         _check_tokens(plan)
 
-    def room(self, bench: Bench, base: SplitBaseline, num: int) -> int:
-        """Return how many of `num` contexts may be proposed next; 0 is the end of the search."""
-        if num and self._config.budget_tokens is not None:
-            length = _length(bench, base)
-            left = self._config.budget_tokens - bench.num_tokens - length * reserved_rollouts(self._plan, base)
-            each = length * len(base.to_flip()) * self._config.samples
-            num = num if each == 0 else max(0, min(num, int(left // each)))
+    @property
+    def counts_tokens(self) -> bool:
+        """Whether tokens are limited."""
+        return self._config.budget_tokens is not None
+
+    def room(self, bench: Bench, base: SplitBaseline, num: int, rung: Rung) -> int:
+        """Return how many of `num` contexts may be proposed next, to be raced over their first `rung`; 0 is the end."""
+        if num and self.counts_tokens:
+            num = min(num, self._explorers(bench, base, rung))
             self._spent = "" if num else f"token budget of {self._config.budget_tokens:,}"
         if num and self._config.time_s is not None and self._is_late(bench, base):
             self._spent, num = f"time of {self._config.time_s:g} s", 0
         return num
+
+    def finishers(self, bench: Bench, base: SplitBaseline, num_seen: int, rung: Rung, num: int) -> int:
+        """Return how many of `num` arms may run the next rung if one is to see all; they saw `num_seen` prompts."""
+        if not (num and self.counts_tokens):
+            return num
+        length, seen = _length(bench, base), num_seen * self._config.samples
+        step, whole = self._num_rollouts(base, rung) - seen, self._num_rollouts(base) - seen
+        affordable = (self._left(bench, base) - length * (whole - step)) / (length * step) if length * step else num
+        kept = max(0, min(num, int(affordable)))
+        self._spent = self._spent or (f"token budget of {self._config.budget_tokens:,}" if kept < num else "")
+        return kept
+
+    def _explorers(self, bench: Bench, base: SplitBaseline, rung: Rung) -> int:
+        left, each = self._left(bench, base), _length(bench, base) * self._num_rollouts(base, rung)
+        whole = _length(bench, base) * self._num_rollouts(base)
+        self._at_first = left if self._at_first is None else self._at_first
+        if each == 0:
+            return self._config.num_contexts
+        kept = max((1 - EXPLORE_SHARE) * self._at_first, whole - each)
+        cohort = max(MIN_COHORT, int((self._at_first - kept) / each / NUM_COHORTS))
+        return max(0, min(cohort, int((left - kept) / each)))
+
+    def _num_rollouts(self, base: SplitBaseline, rung: Rung | None = None) -> int:
+        """Rollouts of one context up to a rung; None takes all."""
+        return len(base.to_flip(rung)) * self._config.samples
+
+    def _left(self, bench: Bench, base: SplitBaseline) -> float:
+        reserved = reserved_rollouts(self._plan, base) if self._reserve else 0
+        return (self._config.budget_tokens or 0) - bench.num_tokens - _length(bench, base) * reserved
 
     def notes(self, num_arms: int) -> list[str]:
         """Return what the reader must know of a search that its budget ended after `num_arms` contexts."""

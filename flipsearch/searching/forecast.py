@@ -180,7 +180,8 @@ def _resolution(num_pairs: int, delta: float, power: float) -> Resolution:
 
 
 def _num_contexts(plan: Plan) -> int:
-    return min(plan.config.num_contexts, len(plan.space))
+    # Operators make contexts without end; templates hold so many.
+    return plan.config.num_contexts if plan.operators else min(plan.config.num_contexts, len(plan.space))
 
 
 def _kinds(prompts: tuple[Prompt, ...]) -> list[Kind]:

@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from flipsearch.config import StudyConfig
 from flipsearch.errors import StudyError
 from flipsearch.prompts.splitting import first_of_each_kind
+from flipsearch.protocols import Operator
 from flipsearch.records import Prompt, Split
+from flipsearch.searching.operators import built_in
 from flipsearch.searching.space import Space
 from flipsearch.templating.library import TemplateLibrary
 from flipsearch.templating.placebos import PlaceboRow, placebo_rows
@@ -26,6 +28,8 @@ class Plan:
     """The prompts that the search sees, in nested order."""
     confirm: tuple[Prompt, ...]
     """The sealed prompts, seen by the finalists alone."""
+    operators: tuple[Operator, ...] = ()
+    """The rules that make contexts out of others."""
 
 
 def plan_study(config: StudyConfig, library: TemplateLibrary, prompts: Sequence[Prompt]) -> Plan:
@@ -37,8 +41,10 @@ def plan_study(config: StudyConfig, library: TemplateLibrary, prompts: Sequence[
     search, confirm = _of_split(config, prompts, "search"), _of_split(config, prompts, "confirm")
     if twice := {prompt.prompt_id for prompt in search} & {prompt.prompt_id for prompt in confirm}:
         raise StudyError(f"{len(twice)} prompts are both in search and in confirm; the sealed split must be unseen.")
-    space = Space(library.select(config.templates), config.placements)
-    return Plan(config, space, placebo_rows(library), search, confirm)
+    templates = library.select(config.templates)
+    space = Space(templates, config.placements)
+    operators = tuple(built_in(templates, config.placements)) if config.breed else ()
+    return Plan(config, space, placebo_rows(library), search, confirm, operators)
 
 
 def _of_split(config: StudyConfig, prompts: Sequence[Prompt], split: Split) -> tuple[Prompt, ...]:

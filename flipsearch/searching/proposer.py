@@ -73,6 +73,10 @@ class Proposer:
             contexts += [context] if context else []
         return contexts
 
+    def expect(self, context: Context) -> None:
+        """Take note of a context that comes from elsewhere: its value will be told, and it is not proposed here."""
+        self._waiting.setdefault(context.context_id, [])
+
     def tell(self, context: Context, value: float | None, violation: float = 0.0) -> None:
         """Give the value of a context, 0 to 1, to be maximised, None if it failed; feasible while `violation` <= 0."""
         known = None if value is None else (value, violation)
@@ -119,7 +123,8 @@ class Proposer:
 
     def _draw(self, num: int) -> list[dict[str, Any]]:
         """Return up to `num` new points that the slot model draws from what was told so far."""
-        told = [(self._points[key], *known) for key, known in self._values.items() if known is not None]
+        points = {key: point for key, point in self._points.items() if key in self._values}
+        told = [(point, *known) for key, point in points.items() if (known := self._values[key]) is not None]
         untried = [index for index, key in enumerate(self._keys) if key not in self._seen]
         if not (told and untried and num):
             return []

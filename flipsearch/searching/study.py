@@ -6,6 +6,7 @@ nothing in it depends on time or on what was cached. The one exception is a fail
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 from flipsearch.measure import Bench
 from flipsearch.records import Study, Trial
@@ -32,17 +33,20 @@ def run_study(plan: Plan, bench: Bench, budget: Budget | None = None) -> Study:
         measure_placebo(bench, row, row.context(), base, number)
         for number, row in enumerate(row for row in plan.placebos if not row.needs_winner)
     ]
-    arms, notes = search_arms(plan, bench, base, first_number=len(early), budget=budget)
+    found = search_arms(plan, bench, base, first_number=len(early), budget=budget)
+    arms = found.trials
     finalists = choose_finalists(arms, plan.config.max_over_refusal, plan.config.num_finalists)
-    notes = [*bench.backend.notes, *coverage_notes(bench, base), *_refusal_notes(base), *notes]
+    notes = [*bench.backend.notes, *coverage_notes(bench, base), *_refusal_notes(base), *found.notes]
     if not finalists:
         notes += _no_finalist_notes(arms, plan.config.max_over_refusal)
-        return make_study(plan.config, bench, [base], [*_ordered(arms, []), *early], notes)
+        study = make_study(plan.config, bench, [base], [*_ordered(arms, []), *early], notes)
+        return replace(study, operators=found.operators)
     tell_confirm(bench, finalists)
     sealed = confirm(plan, bench, base, finalists, early, number=len(early) + len(arms))
     arms = _ordered(arms, _winner_first(sealed))
     trials = [*arms, *sealed.placebos]
-    return make_study(plan.config, bench, [base, sealed.base], trials, [*notes, *sealed.notes], sealed.winner)
+    study = make_study(plan.config, bench, [base, sealed.base], trials, [*notes, *sealed.notes], sealed.winner)
+    return replace(study, operators=found.operators)
 
 
 def _winner_first(sealed: Confirmation) -> list[Trial]:

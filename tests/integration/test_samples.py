@@ -2,6 +2,7 @@
 
 import json
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from flipsearch.draws import DrawRule
 from flipsearch.errors import StudyError
 from flipsearch.ledger import Ledger
 from flipsearch.measure import Bench, measure
-from flipsearch.records import Context, Flip, Label, Sampling, Study, Trial, rollout_id
+from flipsearch.records import Context, Flip, Label, Reading, Request, Sampling, Study, Trial, rollout_id
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.leaderboard import rows
 from flipsearch.reporting.page import leaderboard_page
@@ -24,11 +25,11 @@ from flipsearch.searching.report import net_of_placebo
 from flipsearch.statistics.redraws import redraw_flip_rate
 from tests.integration.test_cli import run, scripted
 from tests.integration.test_study import PROMPTS, StopError, study_of, winner_of
-from tests.world import RefusalJudge, SampledModel, harmful, library
+from tests.world import COMPLIANCE, RefusalJudge, SampledModel, harmful, library
 
 SAMPLING = Sampling(max_tokens=8, temperature=0.7)
 CONFIG = StudyConfig(
-    temperature=0.7, samples=3, unsafe_at=2, num_contexts=12, cohort_size=6, first_rung=8, num_finalists=3
+    temperature=0.7, samples=3, unsafe_at=2, num_contexts=12, cohort_size=6, first_rung=8, num_finalists=3, breed=0
 )
 RULE = CONFIG.draw_rule()
 MURMURS = [replace(harmful(90 + number, 2), text=f"murmur {number} hardness 2") for number in range(10)]
@@ -145,10 +146,10 @@ def test_the_budget_counts_every_draw() -> None:
     small = CONFIG.model_copy(update={"budget_tokens": 179})
     with pytest.raises(StudyError, match=r"budget_tokens = 179 cannot hold the baseline, 180 answers"):
         Budget(plan_study(small, library(), PROMPTS))
-    study = sampled(config=CONFIG.model_copy(update={"budget_tokens": 13_000}))
+    study = sampled(config=CONFIG.model_copy(update={"budget_tokens": 11_000}))
     arms = [trial for trial in study.trials if trial.role == "arm"]
     assert 0 < len(arms) < 12
-    assert study.num_tokens <= 13_000
+    assert study.num_tokens <= 11_000
 
 
 @pytest.mark.parametrize("rule", [DrawRule(1, 1), DrawRule(3, 2)])
@@ -196,3 +197,24 @@ def test_the_pocket_model_with_a_temperature(tmp_path: Path) -> None:
     assert json.loads(run(*command, cwd=tmp_path, code=None).stdout) == first
     with Ledger(tmp_path / "reports" / "s" / "ledger.db") as ledger:
         assert ledger.counts() == counts
+
+
+class ReadingModel(SampledModel):
+    """A sampled model that can be asked how likely it finds an opening; it keeps what it was asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read_openings: dict[str, tuple[int, ...]] = {}
+
+    def read(self, requests: Sequence[Request]) -> list[Reading | None]:
+        self.read_openings |= {request.prompt.prompt_id: request.opening for request in requests}
+        return [Reading((-0.5,) * len(request.opening), 1) for request in requests]
+
+
+def test_the_screen_reads_a_draw_that_shows_what_the_prompt_counts_as(tmp_path: Path) -> None:
+    model = ReadingModel()
+    study = sampled(tmp_path / "ledger.db", model)
+    harmful_ids = {flip.prompt_id for flip in study.trials[0].search.flips if flip.kind == "harmful"}
+    asked = {id: opening for id, opening in model.read_openings.items() if id in harmful_ids}
+    assert asked
+    assert {len(opening) for opening in asked.values()} == {len(COMPLIANCE.split())}

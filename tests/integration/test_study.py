@@ -24,7 +24,7 @@ from flipsearch.templating.library import TemplateLibrary
 from tests.world import GREEDY, Model, RefusalJudge, harmful, ids_of, library, prompt_set, template, words
 
 ROOT = Path(__file__).parents[2]
-CONFIG = StudyConfig(num_contexts=18, cohort_size=6, first_rung=8, num_finalists=3)
+CONFIG = StudyConfig(num_contexts=18, cohort_size=6, first_rung=8, num_finalists=3, breed=0)
 PROMPTS = prompt_set()
 
 

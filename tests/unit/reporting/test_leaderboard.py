@@ -13,7 +13,7 @@ from flipsearch.reporting.page import leaderboard_page
 from flipsearch.searching import plan_study, run_study
 from tests.world import GREEDY, Model, RefusalJudge, library, prompt_set
 
-CONFIG = StudyConfig(num_contexts=23, cohort_size=6, first_rung=8, num_finalists=3)
+CONFIG = StudyConfig(num_contexts=23, cohort_size=6, first_rung=8, num_finalists=3, breed=0)
 
 
 def a_study(config: StudyConfig = CONFIG) -> Study:

@@ -23,10 +23,10 @@ def test_values_are_shrunken_and_failures_are_none(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Proposer, "tell", tell)
     mumbling = template("mumbling", "mumble {{ tail }}", 'tail = ["so", "thus"]')
-    plan = plan_study(StudyConfig(num_contexts=20, first_rung=8), library(mumbling=mumbling), prompt_set())
+    plan = plan_study(StudyConfig(num_contexts=20, first_rung=8, breed=0), library(mumbling=mumbling), prompt_set())
     with Ledger("sqlite://") as ledger:
         bench = Bench(Model(), RefusalJudge(), ledger, GREEDY)
-        trials, _ = search_arms(plan, bench, measure_baseline(bench, plan.search, "search"), first_number=1)
+        trials = search_arms(plan, bench, measure_baseline(bench, plan.search, "search"), first_number=1).trials
     assert {trial.state for trial in trials} == {"complete", "cut", "failed"}
     for trial in trials:
         value, violation = told[trial.context.context_id]

@@ -1,0 +1,54 @@
+"""What an arm is worth by all that is known so far, and which arms are the elite.
+
+Arms were seen on unequal numbers of prompts: a rate is shrunken under a prior fitted to all arms, and the screen's
+forecast, where it has shown that it can tell, counts as so many prompts more as its correlation is worth.
+"""
+
+from collections.abc import Mapping, Sequence
+
+from flipsearch.records import Label, Parent, Prompt
+from flipsearch.searching.race import Arm
+from flipsearch.searching.racing import is_admissible
+from flipsearch.searching.screening import Screen
+from flipsearch.statistics.shrinkage import BetaPrior, fit_prior
+
+ELITE = 8
+"""Arms that children are bred from."""
+
+
+class Estimates:
+    """Values of arms; made anew after every cohort."""
+
+    def __init__(self, arms: Sequence[Arm], screen: Screen, cap: float) -> None:
+        self._prior: BetaPrior = fit_prior([arm.search.flip_rate for arm in arms])
+        self._screen, self._cap = screen, cap
+
+    def value(self, arm: Arm) -> float | None:
+        """Return the expected flip rate of an arm; None for one that failed."""
+        if arm.state == "failed":
+            return None
+        rate, told = arm.search.flip_rate, self._screen.told(arm.context)
+        weight = self._prior.strength + told.num_worth
+        known = self._prior.strength * self._prior.mean + told.num_worth * told.flip_rate
+        return (rate.count + known) / (rate.n + weight)
+
+    def ranked(self, arms: Sequence[Arm]) -> list[Arm]:
+        """Return the arms that may win, best first: not failed, not cut, within the cap so far."""
+        able = [arm for arm in arms if arm.state in ("running", "complete") and is_admissible(arm.search, self._cap)]
+        return sorted(able, key=lambda arm: (-(self.value(arm) or 0.0), arm.search.over_refusal_rate.value or 0.0))
+
+    def elite(self, arms: Sequence[Arm], prompts: Mapping[str, Prompt]) -> list[Parent]:
+        """Return the best arms as parents, with the prompts that they failed on."""
+        return [_parent(arm, prompts) for arm in self.ranked(arms)[:ELITE]]
+
+
+def _parent(arm: Arm, prompts: Mapping[str, Prompt]) -> Parent:
+    flips = arm.search.flips
+    unflipped = [flip for flip in flips if flip.kind == "harmful" and flip.after is Label.UNSAFE]
+    refused = [flip for flip in flips if flip.kind == "benign" and flip.refused_after and not flip.refused_before]
+    return Parent(
+        context=arm.context,
+        flip_rate=arm.search.flip_rate,
+        unflipped=tuple(prompts[flip.prompt_id].text for flip in unflipped),
+        over_refused=tuple(prompts[flip.prompt_id].text for flip in refused),
+    )
