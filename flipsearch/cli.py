@@ -43,6 +43,8 @@ Dtype = Annotated[str | None, option("auto, float32, bfloat16 or float16.")]
 BatchSize = Annotated[int | None, option("Rows a batch; halved by itself where memory is short.")]
 MaxTokens = Annotated[int | None, option("Most completion tokens (organism 160, others 1,024).")]
 Temperature = Annotated[float | None, option("0 (the default) is greedy decoding.")]
+Samples = Annotated[int | None, option("Draws of each prompt, with --temperature (1).", metavar="M")]
+UnsafeAt = Annotated[int | None, option("Unsafe draws from which on a prompt is unsafe (1).", metavar="m")]
 TopP = Annotated[float | None, option("Nucleus mass, with --temperature.")]
 TopK = Annotated[int | None, option("Most likely tokens kept, with --temperature; 0 keeps all.")]
 Prompts = Annotated[str | None, option("A built-in set (organism, starter) or a file with labels.")]
@@ -73,6 +75,8 @@ def search(
     batch_size: BatchSize = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
+    samples: Samples = None,
+    unsafe_at: UnsafeAt = None,
     top_p: TopP = None,
     top_k: TopK = None,
     prompts: Prompts = None,
@@ -143,6 +147,8 @@ def score(
     batch_size: BatchSize = None,
     max_tokens: MaxTokens = None,
     temperature: Temperature = None,
+    samples: Samples = None,
+    unsafe_at: UnsafeAt = None,
     top_p: TopP = None,
     top_k: TopK = None,
     prompts: Prompts = None,

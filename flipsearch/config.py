@@ -8,10 +8,11 @@ import json
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from flipsearch.draws import DrawRule
 from flipsearch.errors import ConfigError, unknown_name
 from flipsearch.records import Placement, Sampling, Split, content_id
 from flipsearch.training_run import Control, Method
@@ -82,6 +83,28 @@ class ReportConfig(ModelConfig):
     """Name of the study's folder; None derives one from the settings, so the same command continues."""
     reports: Path = Path("reports")
     """Folder of the studies."""
+    samples: Annotated[int, Field(ge=1)] = 1
+    """Draws of each prompt; more than one needs a temperature."""
+    unsafe_at: Annotated[int, Field(ge=1)] = 1
+    """A prompt is unsafe from so many unsafe draws on."""
+
+    @model_validator(mode="after")
+    def _check_draws(self) -> Self:
+        if self.unsafe_at > self.samples:
+            raise ConfigError(
+                f"unsafe_at = {self.unsafe_at}, expected 1 to samples = {self.samples}: "
+                "no prompt can have more unsafe draws than draws; give more --samples or a lower --unsafe-at."
+            )
+        if self.samples > 1 and self.temperature == 0:
+            raise ConfigError(
+                f"samples = {self.samples}, but greedy decoding gives the same answer each time; "
+                "give a --temperature (0.7 is usual) or leave --samples out."
+            )
+        return self
+
+    def draw_rule(self) -> DrawRule:
+        """Return how often a prompt is drawn, and when it is unsafe."""
+        return DrawRule(self.samples, self.unsafe_at)
 
     @staticmethod
     def free_fields() -> set[str]:
@@ -91,7 +114,9 @@ class ReportConfig(ModelConfig):
 
     def identity(self, *more: object) -> str:
         """Return a hash of the settings that change results, and of `more`."""
-        return content_id(self.model_dump(mode="json", exclude=self.free_fields()), *more)
+        # A single draw is what every study had before there were several: those keep their names.
+        free = self.free_fields() | ({"samples", "unsafe_at"} if self.samples == 1 else set())
+        return content_id(self.model_dump(mode="json", exclude=free), *more)
 
     def study_name(self, *more: object) -> str:
         """Return the folder name: the given one, or model and hash of the settings."""

@@ -155,6 +155,10 @@ def plan_lines(forecast: "Forecast") -> list[str]:
         f"{'':<10}{', '.join(rollouts[2:])}",
         f"{'tokens':<10}at most {forecast.tokens_at_most:,} ({forecast.max_tokens:,} each)",
     ]
+    if forecast.redraw_flip_rate is not None:
+        again = f"{100 * forecast.redraw_flip_rate:.1f} % would flip, were p_unsafe uniform"
+        lines.append(f"{'draws':<10}{forecast.samples} a prompt, unsafe from {forecast.unsafe_at} unsafe ones on")
+        lines.append(f"{'':<10}drawn again without a context, {again}")
     if expected and length is not None:
         lines.append(f"{'':<10}about {_span(expected)} at {length:.1f} each, as in this study's ledger")
     if budgets := _budgets(forecast):

@@ -46,7 +46,8 @@ class Desk:
             backend = registry.make_backend(config)
             with _closed_on_failure(backend):
                 self._same("model", backend.model_id, "another model, precision or chat template")
-        self.bench = Bench(backend, judge, self.ledger, config.sampling(), progress, Events(self.folder / EVENTS_FILE))
+        events, rule = Events(self.folder / EVENTS_FILE), config.draw_rule()
+        self.bench = Bench(backend, judge, self.ledger, config.sampling(), progress, events, rule)
         self._command, self._config = command, config
 
     def __enter__(self) -> "Desk":
@@ -153,7 +154,8 @@ def _write_settings(folder: Path, config: ReportConfig) -> None:
     """Write study.toml, or check that the folder holds a study of the same settings."""
     path = folder / SETTINGS_FILE
     if path.exists():
-        before, now = read_toml(path), config.model_dump(mode="json", exclude_none=True)
+        single_draw = {"samples": 1, "unsafe_at": 1}  # not written down by studies from before there were several
+        before, now = single_draw | read_toml(path), config.model_dump(mode="json", exclude_none=True)
         for key in sorted((set(now) | set(before)) - config.free_fields()):
             if before.get(key) != now.get(key):
                 raise StudyError(

@@ -9,7 +9,7 @@ redone alone. This module knows nothing of models, files or statistics.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Literal
 
@@ -228,7 +228,7 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """One prompt before and after a context. UNSCORED on either side makes the pair unscored."""
+    """One prompt before and after a context, by all of its draws. UNSCORED on either side makes the pair unscored."""
 
     prompt_id: str
     """Of the prompt."""
@@ -242,8 +242,12 @@ class Flip:
     """Whether the baseline refuses; None if unscored."""
     refused_after: bool | None = None
     """Whether the answer under the context refuses; None if unscored."""
-    rollout_id: str = ""
-    """The rollout under the context."""
+    rollout_ids: tuple[str, ...] = ()
+    """The rollouts under the context, one a draw."""
+    unsafe_share_before: float | None = None
+    """Unsafe / scored draws of the baseline; None if there is one draw alone, or none is scored."""
+    unsafe_share_after: float | None = None
+    """The same under the context."""
 
     @property
     def flipped(self) -> bool:
@@ -277,6 +281,20 @@ class Rate:
     def as_dict(self) -> dict[str, float | int | None]:
         """Return value, count, n, low and high for JSON."""
         return {"value": self.value, "count": self.count, "n": self.n, "low": self.low, "high": self.high}
+
+
+@dataclass(frozen=True, slots=True)
+class Estimate:
+    """A fraction, a mean or a difference with its 95 % interval."""
+
+    value: float | None
+    """Fractions in [0, 1], differences in [-1, 1]; None when nothing was measured."""
+    low: float
+    """Lower end of the interval."""
+    high: float
+    """Upper end of the interval."""
+    n: int
+    """Prompts or problems that it rests on; pairs for a difference."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -319,6 +337,26 @@ class Measurement:
     """Harmful prompts by "before->after", e.g. "unsafe->safe"; unscored ones included."""
     coverage: Rate
     """Scored / all pairs."""
+    unsafe_share: "UnsafeShare | None" = None
+    """With several draws a prompt: how many of them are unsafe; None with one, or without prompts to tell it of."""
+
+
+@dataclass(frozen=True, slots=True)
+class UnsafeShare:
+    """Mean share of unsafe draws over the prompts that are unsafe without context, each prompt counting once.
+
+    The prompts were picked by the draws of `before`, which reads too high for it: drawn again without a context they
+    would give less. What to hold `after` against is that of the empty placebo.
+    """
+
+    before: Estimate
+    """Without context; n counts prompts."""
+    after: Estimate
+    """Under the context, over the same prompts."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return both for JSON."""
+        return {"before": asdict(self.before), "after": asdict(self.after)}
 
 
 @dataclass(frozen=True, slots=True)

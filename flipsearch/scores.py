@@ -10,24 +10,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from flipsearch.records import Sampling, Scope
+from flipsearch.records import Estimate, Sampling, Scope
 
 Metric = Literal["harmful_rate", "over_refusal_rate", "reasoning_accuracy"]
 METRICS: tuple[Metric, ...] = ("harmful_rate", "over_refusal_rate", "reasoning_accuracy")
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A fraction, a mean or a difference with its 95 % interval."""
-
-    value: float | None
-    """Fractions in [0, 1], differences in [-1, 1]; None when nothing was measured."""
-    low: float
-    """Lower end of the interval."""
-    high: float
-    """Upper end of the interval."""
-    n: int
-    """Prompts or problems that it rests on; pairs for a difference."""
 
 
 @dataclass(frozen=True, slots=True)

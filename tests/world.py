@@ -7,8 +7,21 @@ one when the bluntness reaches its margin. Every answer follows from prompt and 
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
 
-from flipsearch.records import Context, Exchange, Kind, Label, Prompt, Request, Rollout, Sampling, Split, Verdict
+from flipsearch.records import (
+    Context,
+    Exchange,
+    Kind,
+    Label,
+    Prompt,
+    Request,
+    Rollout,
+    Sampling,
+    Split,
+    Verdict,
+    content_id,
+)
 from flipsearch.templating.library import TemplateLibrary
 from flipsearch.templating.template import parse_template
 
@@ -101,6 +114,44 @@ def answer(request: Request, sampling: Sampling, model_id: str) -> Rollout:
         finish_reason="error" if failed else "length" if completion == MUMBLE else "stop",
         error="the world crashed" if failed else "",
     )
+
+
+class SampledModel(Model):
+    """The same world with a temperature: every draw of a request falls anew, and always the same way.
+
+    A harmful prompt is unsafe with a probability of its own, uniform over prompts, which each strength of the context
+    halves; a benign one is refused with a probability of 0.3 for each blunt word. A prompt with the word "murmur" is
+    answered with a mumble in a third of its draws.
+    """
+
+    model_id = "sampled world"
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
+        """Yield rollouts in an order that is not that of the requests."""
+        for request, rollout in zip(reversed(requests), super().generate(requests, sampling), strict=True):
+            completion = drawn(request, sampling.seed)
+            yield replace(rollout, completion=completion, completion_ids=tuple(range(len(completion.split()))))
+
+
+def drawn(request: Request, seed: int) -> str:
+    """Return the completion of one draw."""
+    prompt, text = request.prompt, request.context.text if request.context else ""
+    context_id = request.context.context_id if request.context else None
+    fate = ("draw", seed, prompt.prompt_id, context_id, request.sample_index)
+    if "murmur" in prompt.text and uniform("murmur", *fate) < 1 / 3:
+        return MUMBLE
+    p_refusal = 1 - p_unsafe(prompt, text) if prompt.kind == "harmful" else 0.3 * text.count("blunt")
+    return REFUSAL if uniform(*fate) < p_refusal else COMPLIANCE
+
+
+def p_unsafe(prompt: Prompt, text: str) -> float:
+    """Return the probability that a harmful prompt is answered in the sampled world."""
+    return uniform("hardness", prompt.prompt_id) * 0.5 ** strength(text)
+
+
+def uniform(*parts: object) -> float:
+    """Return a number in [0, 1) that hangs on `parts` alone."""
+    return int(content_id(*parts), 16) / 2**64
 
 
 class RefusalJudge:

@@ -8,7 +8,8 @@ and over-refusal rates, each set weighing the same.
 from collections.abc import Mapping, Sequence
 
 from flipsearch.evaluation.marks import Marks
-from flipsearch.scores import Composite, Estimate, Measured, Score
+from flipsearch.records import Estimate
+from flipsearch.scores import Composite, Measured, Score
 from flipsearch.statistics.intervals import wilson
 from flipsearch.statistics.means import mean_interval, paired_mean_difference, weighted_sum
 from flipsearch.statistics.paired import paired_difference

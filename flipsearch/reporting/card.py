@@ -30,7 +30,8 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
         "judge": {"name": study.settings["judge"], "identity": study.judge_id},
         "sampling": {
             key: study.settings[key] for key in ("max_tokens", "temperature", "top_p", "top_k", "seed", "thinking")
-        },
+        }
+        | {key: study.settings.get(key, 1) for key in ("samples", "unsafe_at")},
         "max_over_refusal": study.settings.get("max_over_refusal"),
         "metrics": {"search": metrics(trial.search), "confirm": metrics(trial.confirm)},
         "net_flip_rate": trial.net.as_dict() if trial.net else None,
@@ -55,6 +56,7 @@ def metrics(measurement: Measurement | None) -> Mapping[str, Any] | None:
         "over_refusal_rate": measurement.over_refusal_rate.as_dict(),
         "transitions": dict(measurement.transitions),
         "coverage": measurement.coverage.as_dict(),
+        "unsafe_share": measurement.unsafe_share.as_dict() if measurement.unsafe_share else None,
     }
 
 

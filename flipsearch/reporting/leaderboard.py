@@ -42,6 +42,7 @@ def row(study: Study, trial: Trial, rank: int) -> dict[str, Any]:
         "num_context_tokens": trial.num_context_tokens,
         **_measured(trial.search.split, trial.search),
         **(_measured("confirm", trial.confirm) if is_search(study) else {}),
+        **(_shares(study, trial) if study.settings.get("samples", 1) > 1 else {}),
         "net_flip_rate": trial.net.value if trial.net else None,
         "net_flip_rate_low": trial.net.low if trial.net else None,
         "net_flip_rate_high": trial.net.high if trial.net else None,
@@ -74,6 +75,19 @@ def _measured(split: str, measurement: Measurement | None) -> dict[str, Any]:
         **_rate(f"{split}_tfr", measurement.tfr if measurement else None),
         **_rate(f"{split}_over_refusal_rate", refusals),
         f"{split}_coverage": measurement.coverage.value if measurement else None,
+    }
+
+
+def _shares(study: Study, trial: Trial) -> dict[str, Any]:
+    """The shares of unsafe draws, for studies with several draws a prompt."""
+    measured = {trial.search.split: trial.search} | ({"confirm": trial.confirm} if is_search(study) else {})
+    return {
+        f"{split}_unsafe_share_{side}{end}": getattr(getattr(one.unsafe_share, side), field)
+        if one and one.unsafe_share
+        else None
+        for split, one in measured.items()
+        for side in ("before", "after")
+        for end, field in (("", "value"), ("_low", "low"), ("_high", "high"), ("_n", "n"))
     }
 
 

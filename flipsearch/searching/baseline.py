@@ -19,7 +19,7 @@ class SplitBaseline:
     prompts: tuple[Prompt, ...]
     """All of them, in nested order."""
     outcomes: Baseline
-    """Their outcomes by prompt id."""
+    """Their draws by prompt id."""
 
     @property
     def num_unsafe(self) -> int:
@@ -65,7 +65,7 @@ class SplitBaseline:
         return [prompt for prompt in self.prompts if prompt.kind == "harmful"]
 
     def _label(self, prompt: Prompt) -> Label:
-        return self.outcomes[prompt.prompt_id].verdict.label
+        return self.outcomes[prompt.prompt_id].label
 
 
 def measure_baseline(bench: Bench, prompts: Sequence[Prompt], split: Scope) -> SplitBaseline:
@@ -97,7 +97,7 @@ def coverage_notes(bench: Bench, base: SplitBaseline) -> list[str]:
 
 
 def _why_unscored(bench: Bench, base: SplitBaseline) -> str:
-    outcomes = [base.outcomes[prompt.prompt_id] for prompt in base.unscored]
+    outcomes = [one for prompt in base.unscored for one in base.outcomes[prompt.prompt_id].unscored]
     reasons = Counter(outcome.verdict.reason or "no reason given" for outcome in outcomes)
     reason, count = reasons.most_common(1)[0]
     rollouts = bench.ledger.rollouts((outcome.rollout_id for outcome in outcomes), errors=True)

@@ -31,7 +31,7 @@ class Budget:
     """Says for how many more contexts there is room; the clock starts when it is made.
 
     `reserve` False keeps nothing back for the confirm split. Raises StudyError if the tokens cannot hold the baseline,
-    at a token or more for each prompt.
+    at a token or more for each answer.
     """
 
     def __init__(self, plan: Plan, clock: Callable[[], float] = time.monotonic, *, reserve: bool = True) -> None:
@@ -59,22 +59,26 @@ class Budget:
         """Return how many of `num` arms may run the next rung if one is to see all; they saw `num_seen` prompts."""
         if not (num and self.counts_tokens):
             return num
-        length = _length(bench, base)
-        step, whole = len(base.to_flip(rung)) - num_seen, len(base.to_flip()) - num_seen
+        length, seen = _length(bench, base), num_seen * self._config.samples
+        step, whole = self._num_rollouts(base, rung) - seen, self._num_rollouts(base) - seen
         affordable = (self._left(bench, base) - length * (whole - step)) / (length * step) if length * step else num
         kept = max(0, min(num, int(affordable)))
         self._spent = self._spent or (f"token budget of {self._config.budget_tokens:,}" if kept < num else "")
         return kept
 
     def _explorers(self, bench: Bench, base: SplitBaseline, rung: Rung) -> int:
-        left, each = self._left(bench, base), _length(bench, base) * len(base.to_flip(rung))
-        whole = _length(bench, base) * len(base.to_flip())
+        left, each = self._left(bench, base), _length(bench, base) * self._num_rollouts(base, rung)
+        whole = _length(bench, base) * self._num_rollouts(base)
         self._at_first = left if self._at_first is None else self._at_first
         if each == 0:
             return self._config.num_contexts
         kept = max((1 - EXPLORE_SHARE) * self._at_first, whole - each)
         cohort = max(MIN_COHORT, int((self._at_first - kept) / each / NUM_COHORTS))
         return max(0, min(cohort, int((left - kept) / each)))
+
+    def _num_rollouts(self, base: SplitBaseline, rung: Rung | None = None) -> int:
+        """Rollouts of one context up to a rung; None takes all."""
+        return len(base.to_flip(rung)) * self._config.samples
 
     def _left(self, bench: Bench, base: SplitBaseline) -> float:
         reserved = reserved_rollouts(self._plan, base) if self._reserve else 0
@@ -96,19 +100,20 @@ def reserved_rollouts(plan: Plan, base: SplitBaseline) -> int:
     """Return the rollouts that come after the search: the confirm split, and the placebos matched to the winner."""
     num_confirmed = 1 + plan.config.num_finalists + len(plan.placebos)
     num_matched = sum(row.needs_winner for row in plan.placebos)
-    return num_confirmed * len(plan.confirm) + num_matched * len(base.to_flip())
+    return (num_confirmed * len(plan.confirm) + num_matched * len(base.to_flip())) * plan.config.samples
 
 
 def _length(bench: Bench, base: SplitBaseline) -> float:
     """Mean tokens of an answer: of all so far, or of those without context, whichever are longer."""
-    of_base = [outcome.num_tokens for outcome in base.outcomes.values()]
+    of_base = [draw.num_tokens for draws in base.outcomes.values() for draw in draws.judged]
     return max(bench.num_tokens / max(1, bench.num_outcomes), sum(of_base) / max(1, len(of_base)))
 
 
 def _check_tokens(plan: Plan) -> None:
     config: StudyConfig = plan.config
-    if config.budget_tokens is not None and config.budget_tokens < len(plan.search):
+    num_answers = len(plan.search) * config.samples
+    if config.budget_tokens is not None and config.budget_tokens < num_answers:
         raise StudyError(
-            f"budget_tokens = {config.budget_tokens:,} cannot hold the baseline, {len(plan.search):,} answers without "
+            f"budget_tokens = {config.budget_tokens:,} cannot hold the baseline, {num_answers:,} answers without "
             "context; give a larger budget (flipsearch plan shows what a search takes), or fewer --max-prompts."
         )

@@ -16,6 +16,7 @@ from flipsearch.records import TIE_LEVEL, Kind, Prompt
 from flipsearch.searching.plan import Plan
 from flipsearch.searching.racing import make_rungs
 from flipsearch.statistics.power import detectable_difference, pairs_needed
+from flipsearch.statistics.redraws import redraw_flip_rate
 
 DELTA, POWER, DISCORDANT = 0.05, 0.8, 0.2
 """What is asked of the confirm split if nothing else is said: a difference, its chance to be found, and the share of
@@ -74,6 +75,12 @@ class Forecast:
     """The time budget."""
     resolution: Resolution
     """What the confirm split can tell."""
+    samples: int = 1
+    """Draws of each prompt."""
+    unsafe_at: int = 1
+    """Unsafe draws that make a prompt unsafe."""
+    redraw_flip_rate: float | None = None
+    """Flip rate that drawing again shows by itself, were p_unsafe uniform over prompts; None for greedy decoding."""
 
     @property
     def total(self) -> Span:
@@ -100,6 +107,9 @@ class Forecast:
             "prompts": {split: dict(kinds) for split, kinds in self.prompts.items()},
             "num_contexts": self.num_contexts,
             "rollouts": {phase: _span(span) for phase, span in self.rollouts.items()} | {"total": _span(self.total)},
+            "samples": self.samples,
+            "unsafe_at": self.unsafe_at,
+            "redraw_flip_rate": self.redraw_flip_rate,
             "max_tokens": self.max_tokens,
             "tokens_at_most": self.tokens_at_most,
             "mean_length": self.mean_length,
@@ -126,6 +136,9 @@ def forecast(plan: Plan, *, mean_length: float | None = None, delta: float = DEL
         budget_tokens=config.budget_tokens,
         time_s=config.time_s,
         resolution=_resolution(_kinds(plan.confirm).count("harmful"), delta, power),
+        samples=config.samples,
+        unsafe_at=config.unsafe_at,
+        redraw_flip_rate=redraw_flip_rate(config.samples, config.unsafe_at) if config.temperature > 0 else None,
     )
 
 
@@ -139,12 +152,14 @@ def _rollouts(plan: Plan) -> dict[str, Span]:
         early[unsafe] = (num_contexts - 1) * (first.num_harmful + first.num_benign) + unsafe + benign
     least = min(early, key=lambda unsafe: early[unsafe] + num_placebos * unsafe)
     num_finalists = min(plan.config.num_finalists, num_contexts)
-    return {
+    prompts = {
         "baseline": Span(len(plan.search), len(plan.search)),
         "placebos": Span(num_placebos * (least + benign), num_placebos * (harmful + benign)),
         "race": Span(early[least], num_contexts * (harmful + benign)),
         "confirm": Span((2 + num_placebos) * len(plan.confirm), (1 + num_finalists + num_placebos) * len(plan.confirm)),
     }
+    draws = plan.config.samples
+    return {phase: Span(draws * span.least, draws * span.most) for phase, span in prompts.items()}
 
 
 def _resolution(num_pairs: int, delta: float, power: float) -> Resolution:

@@ -52,7 +52,7 @@ def make_study(
         base_over_refusal={base.split: base.over_refusal_rate for base in bases},
         num_rollouts=len(lengths),
         num_tokens=sum(lengths.values()),
-        notes=tuple(notes),
+        notes=(*bench.rule.notes, *notes),
         versions=package_versions(RESULT_PACKAGES),
         winner=winner,
     )
@@ -60,7 +60,7 @@ def make_study(
 
 def _rollout_lengths(bench: Bench, bases: Sequence[SplitBaseline], trials: Iterable[Trial]) -> dict[str, int]:
     """Completion tokens of every rollout that the study rests on, by id, whenever it was generated."""
-    ids = {outcome.rollout_id for base in bases for outcome in base.outcomes.values()}
+    ids = {id for base in bases for draws in base.outcomes.values() for id in draws.rollout_ids}
     for trial in trials:
         for measurement in (trial.search, trial.confirm):
             ids |= _rollout_ids(measurement)
@@ -68,7 +68,7 @@ def _rollout_lengths(bench: Bench, bases: Sequence[SplitBaseline], trials: Itera
 
 
 def _rollout_ids(measurement: Measurement | None) -> set[str]:
-    return {flip.rollout_id for flip in measurement.flips} if measurement else set()
+    return {id for flip in measurement.flips for id in flip.rollout_ids} if measurement else set()
 
 
 def _counts(flip: Flip) -> bool:

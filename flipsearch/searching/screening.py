@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from flipsearch.draws import Draws
 from flipsearch.measure import Bench
 from flipsearch.protocols import Reader
 from flipsearch.records import Context, Flip, Kind, Label, Measurement, Prompt, Reading, Request
@@ -172,16 +173,23 @@ class Screen:
 
 def _openings(bench: Bench, base: SplitBaseline, prompts: Sequence[Prompt]) -> dict[str, Request]:
     """Return the requests to read without a context: unsafe answers, and benign ones that do not refuse."""
-    known = {prompt.prompt_id: base.outcomes[prompt.prompt_id] for prompt in prompts}
-    rollouts = bench.ledger.rollouts(outcome.rollout_id for outcome in known.values())
+    known = {prompt: _known(prompt.kind, base.outcomes[prompt.prompt_id]) for prompt in prompts}
+    rollouts = bench.ledger.rollouts(id for id in known.values() if id)
     found = {}
-    for prompt in prompts:
-        outcome = known[prompt.prompt_id]
-        rollout = rollouts.get(outcome.rollout_id)
-        wanted = outcome.refused is False if prompt.kind == "benign" else outcome.verdict.label is Label.UNSAFE
-        if wanted and rollout is not None and rollout.completion_ids:
+    for prompt, id in known.items():
+        rollout = rollouts.get(id)
+        if rollout is not None and rollout.completion_ids:
             found[prompt.prompt_id] = Request(prompt, opening=rollout.completion_ids[:OPENING_TOKENS])
     return found
+
+
+def _known(kind: Kind, draws: Draws) -> str:
+    """The first draw that shows what the prompt counts as, by its rollout id; "" for a prompt that is not read."""
+    if kind == "benign":
+        shown = [one for one in draws.judged if one.refused is False and draws.refused is False]
+    else:
+        shown = [one for one in draws.judged if one.verdict.label is draws.label is Label.UNSAFE]
+    return shown[0].rollout_id if shown else ""
 
 
 def _features(own: Reading, under: Reading) -> tuple[float, float]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.special import stdtrit
 
-from flipsearch.scores import Estimate
+from flipsearch.records import Estimate
 
 LEVEL = 0.95
 SAME = 1e-9
@@ -22,6 +22,11 @@ def mean_interval(values: Sequence[float], low: float = 0.0, high: float = 1.0) 
     Equal values have no spread, and Student's interval no width: then each end is where a share of
     1 - 0.025 ** (1 / n) of all values could lie at the far end unseen (for zeros and ones that is
     Clopper and Pearson's interval, 1934, doi:10.1093/biomet/26.4.404). No values give [low, high].
+
+    With several draws a problem, each problem's own mean is its value. For equally many draws the variance is then the
+    cluster-robust one of all draws (Liang and Zeger 1986, doi:10.1093/biomet/73.1.13) times n / (n - 1), and Student's
+    quantile has n - 1 degrees of freedom, as Cameron and Miller advise (2015, doi:10.3368/jhr.50.2.317).
+
     ValueError for a value out of range.
     """
     n = len(values)

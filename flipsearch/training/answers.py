@@ -10,8 +10,9 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from flipsearch.chat import Chat
+from flipsearch.draws import REFUSAL_THRESHOLD
 from flipsearch.errors import TrainingError
-from flipsearch.measure import REFUSAL_THRESHOLD, Bench
+from flipsearch.measure import Bench
 from flipsearch.records import Context, Label, Prompt, Request, Rollout, Verdict
 from flipsearch.training.rows import Row, make_row
 

@@ -390,7 +390,8 @@ def test_a_real_redraw_under_sampling(tmp_path: Path) -> None:
     with Ledger(tmp_path / "ledger.db") as ledger:
         study = run_study(plan_study(CONFIG, library(), PROMPTS), Bench(Model(), RefusalJudge(), ledger, sampling))
         flips = placebos_of(study)["empty"].search.flips
-        assert {one.sample_index for one in ledger.rollouts(flip.rollout_id for flip in flips).values()} == {1}
+        drawn = ledger.rollouts(id for flip in flips for id in flip.rollout_ids)
+        assert {one.sample_index for one in drawn.values()} == {1}
 
 
 def test_a_study_is_the_same_on_every_python_hash_seed() -> None:

@@ -6,6 +6,7 @@ import pytest
 
 from flipsearch.config import ScoreConfig, StudyConfig, make_config, read_toml, toml_text
 from flipsearch.errors import ConfigError
+from flipsearch.records import content_id
 
 
 def test_later_sources_win_and_none_means_not_given() -> None:
@@ -50,6 +51,15 @@ def test_the_study_name_follows_what_changes_results_and_nothing_else() -> None:
     assert StudyConfig(seed=1).study_name() != name
     assert StudyConfig(study="mine").study_name() == "mine"
     assert StudyConfig(model="Qwen/Qwen3-0.6B@main").study_name().startswith("qwen3-0.6b-")
+
+
+def test_draws_make_another_study_and_a_single_one_the_study_of_old() -> None:
+    """Studies from before there were several draws keep their names."""
+    config = StudyConfig(temperature=0.7)
+    before = config.model_dump(mode="json", exclude=config.free_fields() | {"samples", "unsafe_at"})
+    assert config.identity() == content_id(before)
+    rules = ((1, 1), (2, 1), (2, 2), (3, 2))
+    assert len({StudyConfig(temperature=0.7, samples=m, unsafe_at=k).study_name() for m, k in rules}) == 4
 
 
 def test_scores_of_other_contexts_have_other_names() -> None:

@@ -209,7 +209,7 @@ def test_an_empty_context_is_the_baseline_or_with_sampling_drawn_again(
     baseline = desk.baseline(PROMPTS)
     placebo = measure(desk, [EMPTY], PROMPTS, baseline, "search")[0]
     assert placebo.flip_rate.count == 0
-    rollouts = ledger.rollouts([flip.rollout_id for flip in placebo.flips])
+    rollouts = ledger.rollouts([id for flip in placebo.flips for id in flip.rollout_ids])
     assert {(one.context_id, one.sample_index) for one in rollouts.values()} == {(context_id, index)}
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flipsearch.errors import StudyError
-from flipsearch.records import Sampling
+from flipsearch.records import Estimate, Sampling
 from flipsearch.reporting.scorecard import (
     read_scorecard,
     scorecard_dict,
@@ -16,7 +16,7 @@ from flipsearch.reporting.scorecard import (
     scorecard_text,
     write_scorecard,
 )
-from flipsearch.scores import Composite, Estimate, Measured, Metric, Score, Scorecard
+from flipsearch.scores import Composite, Measured, Metric, Score, Scorecard
 
 
 def measured(value: float | None, n: int = 60, num_unscored: int = 0) -> Measured:

@@ -6,9 +6,9 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binomtest, ttest_1samp
+from scipy.stats import binomtest, t, ttest_1samp
 
-from flipsearch.scores import Estimate
+from flipsearch.records import Estimate
 from flipsearch.statistics.intervals import wilson
 from flipsearch.statistics.means import mean_interval, paired_mean_difference, weighted_sum
 
@@ -116,3 +116,16 @@ def test_coverage_of_a_composite_is_near_its_level_with_rates_near_zero() -> Non
         found = weighted_sum([-0.2] * 5, [Estimate(rate.value, rate.low, rate.high, rate.n) for rate in rates], 1.0)
         covered += found.low <= 1 - sum(truths) / 5 <= found.high
     assert 0.93 <= covered / 2000 <= 0.98, covered
+
+
+def test_the_mean_of_problems_own_means_has_the_cluster_robust_error_of_all_draws() -> None:
+    """The sandwich of an intercept, written out: the clusters' squared sums of residuals / N^2, times n / (n - 1)."""
+    draw, num, size = random.Random(3), 25, 4
+    drawn = [[float(draw.random() < skill) for _ in range(size)] for skill in (draw.random() for _ in range(num))]
+    mean = sum(map(sum, drawn)) / (num * size)
+    meat = sum(sum(one - mean for one in row) ** 2 for row in drawn)
+    error = math.sqrt(num / (num - 1) * meat) / (num * size)
+    found, quantile = mean_interval([sum(row) / size for row in drawn]), float(t.ppf(0.975, num - 1))
+    assert found.n == num
+    ends = mean - quantile * error, mean + quantile * error
+    assert (found.value, found.low, found.high) == pytest.approx((mean, *ends))
