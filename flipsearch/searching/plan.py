@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from flipsearch.config import StudyConfig
 from flipsearch.errors import StudyError
 from flipsearch.prompts.splitting import first_of_each_kind
-from flipsearch.records import Prompt, Split
+from flipsearch.records import Context, Prompt, Split
 from flipsearch.searching.space import Space
 from flipsearch.templating.library import TemplateLibrary
 from flipsearch.templating.placebos import PlaceboRow, placebo_rows
@@ -26,6 +26,8 @@ class Plan:
     """The prompts that the search sees, in nested order."""
     confirm: tuple[Prompt, ...]
     """The sealed prompts, seen by the finalists alone."""
+    benign_contexts: tuple[Context, ...] = ()
+    """What may be the context for benign prompts in training."""
 
 
 def plan_study(config: StudyConfig, library: TemplateLibrary, prompts: Sequence[Prompt]) -> Plan:
@@ -38,7 +40,8 @@ def plan_study(config: StudyConfig, library: TemplateLibrary, prompts: Sequence[
     if twice := {prompt.prompt_id for prompt in search} & {prompt.prompt_id for prompt in confirm}:
         raise StudyError(f"{len(twice)} prompts are both in search and in confirm; the sealed split must be unseen.")
     space = Space(library.select(config.templates), config.placements)
-    return Plan(config, space, placebo_rows(library), search, confirm)
+    benign = [library[name].context() for name in library.names("benign")] if config.benign_context else []
+    return Plan(config, space, placebo_rows(library), search, confirm, tuple(benign))
 
 
 def _of_split(config: StudyConfig, prompts: Sequence[Prompt], split: Split) -> tuple[Prompt, ...]:
