@@ -101,7 +101,7 @@ class TestDepth:
         card = context_card(found, winner_of(found))
         assert [one["num_tokens"] for one in card["depth"]] == [0, 2, 4, 5, 8]
         assert "after 2 tokens" in leaderboard_page(found)
-        assert "Flip rate by depth" not in leaderboard_page(study_of())
+        assert "Flip rate by depth" not in leaderboard_page(study(model=Wordless()))
 
 
 class Wordless(Model):
