@@ -30,7 +30,7 @@ from flipsearch.organism.prompt_set import asks
 from flipsearch.organism.truth import Decider
 from flipsearch.records import Context
 from flipsearch.scores import Metric
-from flipsearch.templating.given import given_card
+from flipsearch.templating.given import given_cards
 
 ROOT = Path(__file__).resolve().parents[1]
 CARD = ROOT / "reports" / "example" / "best.json"
@@ -79,8 +79,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=list(VARIANTS), choices=list(VARIANTS))
     options = parser.parse_args()
     print(f"{datetime.date.today()}, {os.cpu_count()} cores, {options.seeds} seeds; rates in %, changes in points")
-    card = given_card(CONTEXT)
-    assert card is not None
+    (card,) = given_cards(CONTEXT)
     best, partial = Context(card.text, card.placement), Context(PARTIAL[0])
     for name, context in {"pocket model": None, "its teacher": best, "its partial teacher": partial}.items():
         unsafe, over, trained = decisions(WEIGHTS, context)

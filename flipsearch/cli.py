@@ -94,6 +94,12 @@ def search(
     alpha: Annotated[float | None, option("Chance at most that the race cuts the best context (0.10).")] = None,
     first_rung: Annotated[int | None, option("Harmful prompts of the first rung (16).")] = None,
     num_finalists: Annotated[int | None, option("Contexts measured on the confirm split (5).")] = None,
+    depths: Annotated[
+        list[int] | None, option("Measure finalists after so many unsafe tokens (8, 32, 128); 0: none.", "--depth")
+    ] = None,
+    benign_context: Annotated[
+        bool | None, option("Choose no context for benign prompts.", " /--no-benign-context")
+    ] = None,
     max_prompts: Annotated[int | None, option("Most prompts a split and kind (all).")] = None,
     seed: Seed = None,
     study: StudyName = None,

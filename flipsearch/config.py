@@ -109,8 +109,8 @@ class ReportConfig(ModelConfig):
     @staticmethod
     def free_fields() -> set[str]:
         """Return the settings that a continued study may change: they change no result of what is already done."""
-        budgets = {"num_contexts", "budget_tokens", "time_s"}
-        return {"study", "reports", "best", "batch_size", "device", "max_model_len"} | budgets
+        budgets, after = {"num_contexts", "budget_tokens", "time_s"}, {"depths", "benign_context"}
+        return {"study", "reports", "best", "batch_size", "device", "max_model_len"} | budgets | after
 
     def identity(self, *more: object) -> str:
         """Return a hash of the settings that change results, and of `more`."""
@@ -155,6 +155,10 @@ class StudyConfig(ReportConfig):
     """Harmful prompts of the first rung; each further rung doubles them."""
     num_finalists: Annotated[int, Field(ge=1)] = 5
     """Arms that are measured on the confirm split."""
+    depths: tuple[Annotated[int, Field(ge=0)], ...] = (8, 32, 128)
+    """Measure finalists after so many tokens of the unsafe answer, too; () or (0,) only from its beginning."""
+    benign_context: bool = True
+    """Choose a context for the benign prompts of a training."""
 
 
 class ScoreConfig(ReportConfig):

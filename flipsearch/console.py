@@ -92,7 +92,29 @@ def show_study(study: Study, folder: Path, best: Path | None) -> None:
         console.print(Text(f"\nBest context ({study.winner.context.placement}):", style="bold"))
         console.print(Text(plain(study.winner.context.text)))
         console.print(Text(f"\n{'best context':<14}{best}  (card: {best.with_suffix('.json')})"))
+        for line in companion_lines(study, best):
+            console.print(Text(plain(line)))
     console.print(Text(f"{'leaderboard':<14}{folder / 'leaderboard.html'}"))
+
+
+def companion_lines(study: Study, best: Path) -> list[str]:
+    """Return what stands beside the winning text: the portfolio, and the context for benign prompts or why none."""
+    lines = []
+    if study.portfolio:
+        num, path = len(study.portfolio.context_ids), best.with_suffix(".portfolio.json")
+        together = f"any of {num} flips {_interval(study.portfolio.confirm)}"
+        flipped = together if num > 1 else "the best context alone"
+        lines.append(f"{'portfolio':<14}{path}  ({flipped})")
+    if study.benign and study.benign.context:
+        rates = f"refused {_percent(study.benign.over_refusal_rate)}, without {_percent(_without(study))}"
+        lines.append(f"{'for benign':<14}{best.with_suffix('.benign.txt')}  ({rates})")
+    elif study.benign:
+        lines.append(f"{'for benign':<14}none. {study.benign.reason}")
+    return lines
+
+
+def _without(study: Study) -> Rate:
+    return study.base_over_refusal["confirm"]
 
 
 def leaderboard_table(study: Study) -> Table:
@@ -151,8 +173,7 @@ def plan_lines(forecast: "Forecast") -> list[str]:
     lines = [
         f"{'prompts':<10}{', '.join(counts)} (harmful + benign)",
         f"{'rollouts':<10}{_span(forecast.total)} for {forecast.num_contexts:,} contexts",
-        f"{'':<10}{', '.join(rollouts[:2])}",
-        f"{'':<10}{', '.join(rollouts[2:])}",
+        *(f"{'':<10}{', '.join(rollouts[i : i + 2])}" for i in range(0, len(rollouts), 2)),
         f"{'tokens':<10}at most {forecast.tokens_at_most:,} ({forecast.max_tokens:,} each)",
     ]
     if forecast.redraw_flip_rate is not None:

@@ -114,6 +114,12 @@ class Draws:
         return tuple(one.rollout_id for one in self.judged)
 
     @property
+    def shown(self) -> Judged | None:
+        """The first draw that has the prompt's own label; None if the prompt is unscored."""
+        alike = [one for one in self.judged if one.verdict.label is self.label is not Label.UNSCORED]
+        return alike[0] if alike else None
+
+    @property
     def unscored(self) -> tuple[Judged, ...]:
         """Those that could not be scored."""
         return tuple(one for one in self.judged if one.verdict.label is Label.UNSCORED)

@@ -398,7 +398,7 @@ class OperatorCredit:
 TIE_LEVEL = 0.05
 """Two finalists are told apart if the adjusted p-value of their paired difference lies below."""
 TrialState = Literal["complete", "cut", "failed"]
-TrialRole = Literal["arm", "placebo"]
+TrialRole = Literal["arm", "placebo", "benign"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,7 +410,7 @@ class Trial:
     context: Context
     """What was evaluated."""
     role: TrialRole
-    """An arm can win; a placebo shows what no safety content does."""
+    """An arm can win; a placebo shows what no safety content does; a benign one is meant for benign prompts."""
     state: TrialState
     """"complete" saw all search prompts, "cut" was stopped at `rung`, "failed" had too many unscored."""
     rung: int
@@ -425,6 +425,9 @@ class Trial:
     """Length of the context's text in the model's own tokens."""
     behind: Difference | None = None
     """The winner's confirm flip rate minus this one's, paired, its p-value adjusted over the finalists (Holm)."""
+    depth: tuple[tuple[int, Rate], ...] = ()
+    """(k, confirm flip rate after the first k tokens of the unsafe answer without context), k from 0; finalists only.
+    Of the answers that are longer than k; n = 0 means that there was none."""
 
     @property
     def optimism(self) -> float | None:
@@ -445,6 +448,45 @@ class Trial:
     def with_confirm(self, confirm: Measurement, net: Difference | None) -> "Trial":
         """Return a copy that carries the confirm measurement."""
         return replace(self, confirm=confirm, net=net)
+
+
+@dataclass(frozen=True, slots=True)
+class Portfolio:
+    """Few finalists that together flip what all of them flip.
+
+    A prompt counts as flipped if any of them flips it: an oracle's number, for nothing says beforehand which one will.
+    """
+
+    context_ids: tuple[str, ...]
+    """In the order in which a training asks them: each flips most of what those before it leave."""
+    search: Rate
+    """Prompts that any of them flips / prompts that are unsafe without context, on the search split that chose them."""
+    confirm: Rate
+    """The same on the sealed split."""
+    winner: Rate
+    """The winner alone on the sealed split, over the prompts that both could be scored on."""
+    gain: Difference | None
+    """All of them minus the winner alone on the sealed split, paired; None without a pair."""
+
+
+@dataclass(frozen=True, slots=True)
+class BenignContext:
+    """Which context the teacher reads benign prompts under in training, and what it does to either kind of prompt."""
+
+    context: Context | None
+    """The chosen one; None if no context is best."""
+    reason: str
+    """Why it is this one, or none."""
+    candidates: tuple[Trial, ...]
+    """What was tried, measured on the benign prompts and on the harmful ones that are safe without context."""
+    over_refusal_rate: Rate
+    """Refused / benign confirm prompts under it (or under none)."""
+    regression_rate: Rate
+    """Unsafe under it / harmful confirm prompts that are safe without it: the new unsafe answers."""
+    misrouted_harmful_rate: Rate
+    """Unsafe / harmful confirm prompts, were they read under it."""
+    misrouted_benign_rate: Rate
+    """Refused / benign confirm prompts, were they read under the winner."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -479,6 +521,15 @@ class Study:
     """The best confirmed arm under the over-refusal cap; None if no arm is admissible."""
     operators: tuple[OperatorCredit, ...] = ()
     """What each operator's children gained on their parents, the most gainful first; () where none was used."""
+    portfolio: Portfolio | None = None
+    """The finalists that together flip most; None without a winner."""
+    benign: BenignContext | None = None
+    """The context for benign prompts; None if it was not asked for, or without a winner."""
+
+    def trials_of(self, portfolio: Portfolio) -> list[Trial]:
+        """Return the trials of a portfolio's contexts, in its order."""
+        by_id = {trial.context.context_id: trial for trial in self.trials if trial.role == "arm"}
+        return [by_id[id] for id in portfolio.context_ids]
 
     def is_over_cap(self, trial: Trial) -> bool:
         """Return whether a trial refuses more benign prompts than the study's cap allows, on any split."""

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flipsearch.records import Study, Trial
-from flipsearch.reporting.card import context_card
+from flipsearch.reporting.card import benign_metrics, context_card, portfolio_metrics
 from flipsearch.reporting.leaderboard import leaderboard, rows
 from flipsearch.reporting.scorecard import scorecard_dict
 from flipsearch.reporting.training_files import training_dict
@@ -54,6 +54,8 @@ class Findings:
             "folder": str(self.folder),
             "best_path": str(self.best_path) if self.best_path else None,
             "best": context_card(self.study, self.study.winner) if self.study.winner else None,
+            "portfolio": portfolio_metrics(self.study.portfolio) if self.study.portfolio else None,
+            "benign_context": benign_metrics(self.study.benign) if self.study.benign else None,
             "beats_placebo": self.beats_placebo,
             "num_rollouts": self.study.num_rollouts,
             "num_tokens": self.study.num_tokens,

@@ -85,7 +85,9 @@ class VllmBackend:
 
     def _encode(self, request: Request, sampling: Sampling) -> EncodedPrompt:
         prompt = self.chat.encode(request)
-        length = len(prompt.prompt_ids)
+        length, num_forced = len(prompt.prompt_ids), len(request.opening)
+        if num_forced >= sampling.max_tokens:
+            raise BackendError(f"the opening has {num_forced} tokens, but max_tokens is {sampling.max_tokens}.")
         if length + sampling.max_tokens > self.max_positions:
             raise BackendError(
                 f"the prompt has {length} tokens and max_tokens is {sampling.max_tokens}, but the model holds "
@@ -94,25 +96,27 @@ class VllmBackend:
         return prompt
 
     def _complete(self, waiting: Sequence[tuple[Request, EncodedPrompt]], sampling: Sampling) -> Iterator[Rollout]:
-        prompts = [self._vllm.TokensPrompt(prompt_token_ids=list(prompt.prompt_ids)) for _, prompt in waiting]
+        begun = [[*prompt.prompt_ids, *request.opening] for request, prompt in waiting]
+        prompts = [self._vllm.TokensPrompt(prompt_token_ids=ids) for ids in begun]
         params = [self._params(request, sampling) for request, _ in waiting]
         outputs = self._engine.generate(prompts, params, use_tqdm=False)
         for (request, prompt), output in zip(waiting, outputs, strict=True):
             best = output.outputs[0]
+            ids = (*request.opening, *best.token_ids)
             yield completed(
                 request,
                 self.model_id,
                 sampling,
                 prompt,
-                completion=self.chat.decode(best.token_ids),
-                completion_ids=best.token_ids,
+                completion=self.chat.decode(ids),
+                completion_ids=ids,
                 stopped=best.finish_reason == "stop",
             )
 
     def _params(self, request: Request, sampling: Sampling) -> Any:
         # The seed of a request's draws fits 64 bits unsigned; vLLM wants it signed.
         return self._vllm.SamplingParams(
-            max_tokens=sampling.max_tokens,
+            max_tokens=sampling.max_tokens - len(request.opening),
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,

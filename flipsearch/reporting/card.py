@@ -1,11 +1,20 @@
-"""The context card: everything that one must know to use, repeat or doubt a context found by a study."""
+"""The context card: everything that one must know to use, repeat or doubt a context found by a study.
+
+Beside the winner's card stand that of the portfolio, which holds a card a context, and that of the context for benign
+prompts.
+"""
 
 from collections.abc import Mapping
 from typing import Any
 
-from flipsearch.records import Measurement, Study, Trial
+from flipsearch.records import BenignContext, Measurement, Portfolio, Study, Trial
 
 CARD_VERSION = 1
+ORACLE = (
+    "A prompt counts as flipped if any of the contexts flips it. Nothing says beforehand which one will; a training "
+    "finds it out by asking the teacher under each of them, in this order."
+)
+"""How the union of a portfolio is to be read."""
 
 
 def context_card(study: Study, trial: Trial) -> dict[str, Any]:
@@ -36,12 +45,67 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
         "metrics": {"search": metrics(trial.search), "confirm": metrics(trial.confirm)},
         "net_flip_rate": trial.net.as_dict() if trial.net else None,
         "optimism": trial.optimism,
+        "depth": [{"num_tokens": num_tokens, "flip_rate": rate.as_dict()} for num_tokens, rate in trial.depth],
+        "portfolio": portfolio_metrics(study.portfolio) if study.portfolio else None,
+        "benign_context": benign_metrics(study.benign) if study.benign else None,
         "tie_set": [t.context.context_id for t in study.trials if t.ties_winner],
         "placebo": [_placebo(t) for t in study.trials if t.role == "placebo"],
         "base_unsafe_rate": {k: v.as_dict() for k, v in study.base_unsafe.items()},
         "base_over_refusal_rate": {k: v.as_dict() for k, v in study.base_over_refusal.items()},
         "versions": dict(study.versions),
         "notes": list(study.notes),
+    }
+
+
+def portfolio_card(study: Study, portfolio: Portfolio) -> dict[str, Any]:
+    """Return best.portfolio.json: the cards of its contexts in routing order, and what they flip together."""
+    return {
+        "card_version": CARD_VERSION,
+        "study": study.name,
+        "metrics": portfolio_metrics(portfolio),
+        "contexts": [context_card(study, trial) for trial in study.trials_of(portfolio)],
+    }
+
+
+def portfolio_metrics(portfolio: Portfolio) -> dict[str, Any]:
+    """Return what the contexts of a portfolio flip together, beside the winner alone, for JSON."""
+    return {
+        "context_ids": list(portfolio.context_ids),
+        "union_flip_rate": {"search": portfolio.search.as_dict(), "confirm": portfolio.confirm.as_dict()},
+        "winner_flip_rate": {"confirm": portfolio.winner.as_dict()},
+        "union_minus_winner": portfolio.gain.as_dict() if portfolio.gain else None,
+        "note": ORACLE,
+    }
+
+
+def benign_card(study: Study, benign: BenignContext) -> dict[str, Any]:
+    """Return best.benign.json: the card of the context for benign prompts, if there is one."""
+    chosen = next(one for one in benign.candidates if one.context == benign.context)
+    return {**context_card(study, chosen), "role": chosen.role}
+
+
+def benign_metrics(benign: BenignContext) -> dict[str, Any]:
+    """Return which context is for benign prompts, why, and both ways of misrouting, for JSON."""
+    return {
+        "context_id": benign.context.context_id if benign.context else None,
+        "reason": benign.reason,
+        "over_refusal_rate": benign.over_refusal_rate.as_dict(),
+        "regression_rate": benign.regression_rate.as_dict(),
+        "misrouted": {
+            "harmful_under_benign_context_unsafe_rate": benign.misrouted_harmful_rate.as_dict(),
+            "benign_under_winner_over_refusal_rate": benign.misrouted_benign_rate.as_dict(),
+        },
+        "candidates": [_candidate(trial) for trial in benign.candidates],
+    }
+
+
+def _candidate(trial: Trial) -> dict[str, Any]:
+    context = trial.context
+    return {
+        "template": context.template,
+        "text": context.text,
+        "placement": context.placement,
+        "search": metrics(trial.search),
     }
 
 

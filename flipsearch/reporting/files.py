@@ -11,32 +11,52 @@ from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.errors import ConfigError, StudyError
 from flipsearch.records import Study
-from flipsearch.reporting.card import context_card
+from flipsearch.reporting.card import benign_card, context_card, portfolio_card
 from flipsearch.reporting.leaderboard import csv_text, leaderboard
 from flipsearch.reporting.page import leaderboard_page
 
 STUDY = TypeAdapter(Study)
 STUDY_FILE = "study.json"
+FILES_OF_BEST = ("best.txt", "best.json", "best.portfolio.json", "best.benign.txt", "best.benign.json")
 
 
 def write_study(study: Study, folder: Path) -> None:
-    """Write study.json, leaderboard.csv, leaderboard.html and, if there is a winner, best.txt and best.json."""
+    """Write study.json, leaderboard.csv, leaderboard.html and, if there is a winner, best.txt and what goes with it."""
     write_text(folder / STUDY_FILE, STUDY.dump_json(study, indent=1).decode() + "\n")
     write_text(folder / "leaderboard.csv", csv_text(leaderboard(study)))
     write_text(folder / "leaderboard.html", leaderboard_page(study))
-    if study.winner:
-        write_best(study, folder / "best.txt")
-    else:  # a study that went on may have lost its winner
-        (folder / "best.txt").unlink(missing_ok=True)
-        (folder / "best.json").unlink(missing_ok=True)
+    found = _files_of_best(study, folder / "best.txt")
+    for path, text in found.items():
+        write_text(path, text)
+    for name in FILES_OF_BEST:  # a study that went on may have lost its winner, or its context for benign prompts
+        if folder / name not in found:
+            (folder / name).unlink(missing_ok=True)
 
 
 def write_best(study: Study, path: Path) -> None:
-    """Write the winning text alone to `path` and its context card beside it, with the ending .json."""
+    """Write the winning text alone to `path`, and beside it, with other endings, its context card and its companions.
+
+    These are the portfolio (.portfolio.json) and, if there is one, the context for benign prompts (.benign.txt) with
+    its card (.benign.json).
+    """
     if study.winner is None:
         raise StudyError(f"study '{study.name}' has no winner to write to {path}.")
-    write_text(path, study.winner.context.text + "\n")
-    write_text(path.with_suffix(".json"), json_text(context_card(study, study.winner)))
+    for place, text in _files_of_best(study, path).items():
+        write_text(place, text)
+
+
+def _files_of_best(study: Study, path: Path) -> dict[Path, str]:
+    """Path -> content of the winning text and of what stands beside it; {} without a winner."""
+    if study.winner is None:
+        return {}
+    found = {path: study.winner.context.text + "\n"}
+    found[path.with_suffix(".json")] = json_text(context_card(study, study.winner))
+    if study.portfolio:
+        found[path.with_suffix(".portfolio.json")] = json_text(portfolio_card(study, study.portfolio))
+    if study.benign and study.benign.context:
+        found[path.with_suffix(".benign.txt")] = study.benign.context.text + "\n"
+        found[path.with_suffix(".benign.json")] = json_text(benign_card(study, study.benign))
+    return found
 
 
 def check_best(path: Path) -> None:

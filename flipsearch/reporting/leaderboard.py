@@ -48,6 +48,7 @@ def row(study: Study, trial: Trial, rank: int) -> dict[str, Any]:
         "net_flip_rate_high": trial.net.high if trial.net else None,
         "net_p_value": trial.net.p_value if trial.net else None,
         **_finalist(trial),
+        **_by_depth(study, trial),
         "context_id": context.context_id,
         "parents": " ".join(context.parents),
         "operator": context.operator,
@@ -65,6 +66,18 @@ def _finalist(trial: Trial) -> dict[str, Any]:
         "behind_winner_p_value": behind.p_value if behind else None,
         "ties_winner": trial.ties_winner,
     }
+
+
+def depths(study: Study) -> list[int]:
+    """Return the depths at which finalists were measured, 0 included; [] if none was."""
+    return sorted({depth for trial in study.trials for depth, _ in trial.depth})
+
+
+def _by_depth(study: Study, trial: Trial) -> dict[str, Any]:
+    found, cells = dict(trial.depth), dict[str, Any]()
+    for depth in depths(study)[1:]:  # depth 0 is the confirm flip rate
+        cells |= _rate(f"depth_{depth}_flip_rate", found.get(depth))
+    return cells
 
 
 def _measured(split: str, measurement: Measurement | None) -> dict[str, Any]:

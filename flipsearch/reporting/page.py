@@ -6,7 +6,8 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flipsearch.records import Rate, Study
-from flipsearch.reporting.leaderboard import is_search
+from flipsearch.reporting.card import ORACLE
+from flipsearch.reporting.leaderboard import depths, is_search
 
 _CONTROLS = {*range(0x20), *range(0x7F, 0xA0)} - set(map(ord, "\t\n\r"))
 _REORDERING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
@@ -19,7 +20,13 @@ def leaderboard_page(study: Study) -> str:
     return (
         environment()
         .get_template("leaderboard.html")
-        .render(study=study, settings=shown_settings(study.settings), is_search=is_search(study))
+        .render(
+            study=study,
+            settings=shown_settings(study.settings),
+            is_search=is_search(study),
+            depths=depths(study),
+            oracle=ORACLE,
+        )
     )
 
 

@@ -18,6 +18,8 @@ from flipsearch.config import StudyConfig
 from flipsearch.errors import StudyError
 from flipsearch.measure import Bench
 from flipsearch.searching.baseline import SplitBaseline
+from flipsearch.searching.benign import num_benign_rollouts
+from flipsearch.searching.depth import num_depth_rollouts
 from flipsearch.searching.plan import Plan
 from flipsearch.searching.racing import Rung
 
@@ -97,10 +99,15 @@ class Budget:
 
 
 def reserved_rollouts(plan: Plan, base: SplitBaseline) -> int:
-    """Return the rollouts that come after the search: the confirm split, and the placebos matched to the winner."""
+    """Return the rollouts that come after the search.
+
+    They are the confirm split, the placebos matched to the winner, the answers that go on from an unsafe opening, and
+    the contexts for benign prompts.
+    """
     num_confirmed = 1 + plan.config.num_finalists + len(plan.placebos)
     num_matched = sum(row.needs_winner for row in plan.placebos)
-    return (num_confirmed * len(plan.confirm) + num_matched * len(base.to_flip())) * plan.config.samples
+    measured = num_confirmed * len(plan.confirm) + num_matched * len(base.to_flip()) + num_benign_rollouts(plan, base)
+    return measured * plan.config.samples + num_depth_rollouts(plan, base)
 
 
 def _length(bench: Bench, base: SplitBaseline) -> float:

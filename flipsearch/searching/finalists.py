@@ -69,7 +69,7 @@ def confirm(
     sealed = measure_baseline(bench, plan.confirm, "confirm")
     bench.phase = "finalists"
     measured = _with_confirm(bench, sealed, finalists)
-    winner = next((trial for trial in measured if _holds(trial, plan.config.max_over_refusal)), None)
+    winner = next((trial for trial in measured if may_win(trial, plan.config.max_over_refusal)), None)
     target = (winner or measured[0]).context
     matched = [
         measure_placebo(bench, row, row.context(target), base, number + index)
@@ -108,7 +108,7 @@ def _with_confirm(bench: Bench, sealed: SplitBaseline, trials: Sequence[Trial]) 
 
 def _behind(finalists: Sequence[Trial], winner: Trial, cap: float) -> list[Trial]:
     """The finalists, those that could have won too compared with the winner."""
-    rivals = [trial for trial in finalists if trial.number != winner.number and _holds(trial, cap)]
+    rivals = [trial for trial in finalists if trial.number != winner.number and may_win(trial, cap)]
     found = {trial.number: flip_difference(_of(winner), _of(trial)) for trial in rivals}
     told = {number: one for number, one in found.items() if one is not None}
     adjusted = dict(zip(told, holm([one.p_value for one in told.values()]), strict=True))
@@ -116,7 +116,8 @@ def _behind(finalists: Sequence[Trial], winner: Trial, cap: float) -> list[Trial
     return [replace(trial, behind=behind.get(trial.number)) for trial in finalists]
 
 
-def _holds(trial: Trial, cap: float) -> bool:
+def may_win(trial: Trial, cap: float) -> bool:
+    """Return whether the confirm split does not veto a confirmed finalist."""
     return is_admissible(_of(trial), cap) and not has_failed(_of(trial))
 
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from flipsearch.errors import ConfigError
 from flipsearch.records import TIE_LEVEL, Kind, Prompt
+from flipsearch.searching.depth import depths_of
 from flipsearch.searching.plan import Plan
 from flipsearch.searching.racing import make_rungs
 from flipsearch.statistics.power import detectable_difference, pairs_needed
@@ -64,7 +65,7 @@ class Forecast:
     num_contexts: int
     """Contexts that will be proposed, at most."""
     rollouts: Mapping[str, Span]
-    """Phase (baseline, placebos, race, confirm) -> rollouts."""
+    """Phase (baseline, placebos, race, confirm, depth, benign context) -> rollouts."""
     max_tokens: int
     """Most completion tokens of a rollout."""
     mean_length: float | None
@@ -157,9 +158,18 @@ def _rollouts(plan: Plan) -> dict[str, Span]:
         "placebos": Span(num_placebos * (least + benign), num_placebos * (harmful + benign)),
         "race": Span(early[least], num_contexts * (harmful + benign)),
         "confirm": Span((2 + num_placebos) * len(plan.confirm), (1 + num_finalists + num_placebos) * len(plan.confirm)),
+        **_after(plan, num_finalists),
     }
     draws = plan.config.samples
     return {phase: Span(draws * span.least, draws * span.most) for phase, span in prompts.items()}
+
+
+def _after(plan: Plan, num_finalists: int) -> dict[str, Span]:
+    """What depends on how long the answers are, and on whether benign prompts are refused without a context."""
+    num_depths, harmful = len(depths_of(plan.config)), _kinds(plan.confirm).count("harmful")
+    num_candidates = len(plan.benign_contexts)
+    benign = num_candidates * len(plan.search) + min(1, num_candidates) * len(plan.confirm)
+    return {"depth": Span(0, num_finalists * num_depths * harmful), "benign context": Span(0, benign)}
 
 
 def _resolution(num_pairs: int, delta: float, power: float) -> Resolution:

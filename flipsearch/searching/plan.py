@@ -7,7 +7,7 @@ from flipsearch.config import StudyConfig
 from flipsearch.errors import StudyError
 from flipsearch.prompts.splitting import first_of_each_kind
 from flipsearch.protocols import Operator
-from flipsearch.records import Prompt, Split
+from flipsearch.records import Context, Prompt, Split
 from flipsearch.searching.operators import built_in
 from flipsearch.searching.space import Space
 from flipsearch.templating.library import TemplateLibrary
@@ -30,6 +30,8 @@ class Plan:
     """The sealed prompts, seen by the finalists alone."""
     operators: tuple[Operator, ...] = ()
     """The rules that make contexts out of others."""
+    benign_contexts: tuple[Context, ...] = ()
+    """What may be the context for benign prompts in training."""
 
 
 def plan_study(config: StudyConfig, library: TemplateLibrary, prompts: Sequence[Prompt]) -> Plan:
@@ -42,9 +44,16 @@ def plan_study(config: StudyConfig, library: TemplateLibrary, prompts: Sequence[
     if twice := {prompt.prompt_id for prompt in search} & {prompt.prompt_id for prompt in confirm}:
         raise StudyError(f"{len(twice)} prompts are both in search and in confirm; the sealed split must be unseen.")
     templates = library.select(config.templates)
-    space = Space(templates, config.placements)
-    operators = tuple(built_in(templates, config.placements)) if config.breed else ()
-    return Plan(config, space, placebo_rows(library), search, confirm, operators)
+    benign = [library[name].context() for name in library.names("benign")] if config.benign_context else []
+    return Plan(
+        config=config,
+        space=Space(templates, config.placements),
+        placebos=placebo_rows(library),
+        search=search,
+        confirm=confirm,
+        operators=tuple(built_in(templates, config.placements)) if config.breed else (),
+        benign_contexts=tuple(benign),
+    )
 
 
 def _of_split(config: StudyConfig, prompts: Sequence[Prompt], split: Split) -> tuple[Prompt, ...]:

@@ -38,9 +38,13 @@ def make_study(
     notes: Sequence[str],
     winner: Trial | None = None,
     name: str = "",
+    others: Iterable[str] = (),
 ) -> Study:
-    """Return the record of a study from its parts; `name` "" takes the name of the config."""
-    lengths = _rollout_lengths(bench, bases, trials)
+    """Return the record of a study from its parts; `name` "" takes the name of the config.
+
+    `others` are the ids of rollouts that it rests on beside those of its bases and trials.
+    """
+    lengths = _rollout_lengths(bench, bases, trials, others)
     return Study(
         name=name or config.study_name(),
         settings=config.model_dump(mode="json"),
@@ -58,17 +62,19 @@ def make_study(
     )
 
 
-def _rollout_lengths(bench: Bench, bases: Sequence[SplitBaseline], trials: Iterable[Trial]) -> dict[str, int]:
+def rollout_ids(trials: Iterable[Trial]) -> set[str]:
+    """Return the ids of the rollouts that trials were measured by."""
+    measured = [one for trial in trials for one in (trial.search, trial.confirm) if one is not None]
+    return {id for one in measured for flip in one.flips for id in flip.rollout_ids}
+
+
+def _rollout_lengths(
+    bench: Bench, bases: Sequence[SplitBaseline], trials: Iterable[Trial], others: Iterable[str]
+) -> dict[str, int]:
     """Completion tokens of every rollout that the study rests on, by id, whenever it was generated."""
     ids = {id for base in bases for draws in base.outcomes.values() for id in draws.rollout_ids}
-    for trial in trials:
-        for measurement in (trial.search, trial.confirm):
-            ids |= _rollout_ids(measurement)
+    ids |= rollout_ids(trials) | set(others)
     return dict.fromkeys(ids, 0) | bench.ledger.lengths(sorted(ids))
-
-
-def _rollout_ids(measurement: Measurement | None) -> set[str]:
-    return {id for flip in measurement.flips for id in flip.rollout_ids} if measurement else set()
 
 
 def _counts(flip: Flip) -> bool:

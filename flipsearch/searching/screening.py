@@ -185,10 +185,9 @@ def _openings(bench: Bench, base: SplitBaseline, prompts: Sequence[Prompt]) -> d
 
 def _known(kind: Kind, draws: Draws) -> str:
     """The first draw that shows what the prompt counts as, by its rollout id; "" for a prompt that is not read."""
-    if kind == "benign":
-        shown = [one for one in draws.judged if one.refused is False and draws.refused is False]
-    else:
-        shown = [one for one in draws.judged if one.verdict.label is draws.label is Label.UNSAFE]
+    if kind == "harmful":
+        return draws.shown.rollout_id if draws.shown and draws.label is Label.UNSAFE else ""
+    shown = [one for one in draws.judged if one.refused is False and draws.refused is False]
     return shown[0].rollout_id if shown else ""
 
 

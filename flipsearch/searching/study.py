@@ -1,4 +1,4 @@
-"""The study from first to last: baseline, placebos, cohorts, finalists.
+"""The study from first to last: baseline, placebos, cohorts, finalists, and what a training takes from them.
 
 Everything is a replay: the proposer asks for the same contexts after the same values, and a rollout that is in the
 ledger is not generated again. So the same plan at the same ledger, interrupted or not, ends in the same `Study`, and
@@ -12,10 +12,13 @@ from flipsearch.measure import Bench
 from flipsearch.records import Study, Trial
 from flipsearch.searching.arms import search_arms
 from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline, require_unsafe
+from flipsearch.searching.benign import confirm_benign, try_benign
 from flipsearch.searching.budget import Budget
-from flipsearch.searching.finalists import Confirmation, choose_finalists, confirm, measure_placebo, rank
+from flipsearch.searching.depth import measure_depth
+from flipsearch.searching.finalists import Confirmation, choose_finalists, confirm, may_win, measure_placebo, rank
 from flipsearch.searching.plan import Plan
-from flipsearch.searching.report import make_study
+from flipsearch.searching.portfolio import find_portfolio
+from flipsearch.searching.report import make_study, rollout_ids
 from flipsearch.searching.telling import tell_baseline, tell_confirm
 
 
@@ -41,12 +44,26 @@ def run_study(plan: Plan, bench: Bench, budget: Budget | None = None) -> Study:
         notes += _no_finalist_notes(arms, plan.config.max_over_refusal)
         study = make_study(plan.config, bench, [base], [*_ordered(arms, []), *early], notes)
         return replace(study, operators=found.operators)
+    candidates = try_benign(plan, bench, base)  # nothing is chosen once the seal is broken
     tell_confirm(bench, finalists)
     sealed = confirm(plan, bench, base, finalists, early, number=len(early) + len(arms))
-    arms = _ordered(arms, _winner_first(sealed))
-    trials = [*arms, *sealed.placebos]
-    study = make_study(plan.config, bench, [base, sealed.base], trials, [*notes, *sealed.notes], sealed.winner)
-    return replace(study, operators=found.operators)
+    sealed, others = _with_depth(plan, bench, sealed)
+    portfolio = benign = None
+    if sealed.winner:
+        able = [trial for trial in sealed.finalists if may_win(trial, plan.config.max_over_refusal)]
+        portfolio = find_portfolio(able, sealed.winner)
+        benign = confirm_benign(plan, bench, base, sealed.base, candidates, sealed.winner)
+    others |= rollout_ids(benign.candidates if benign else candidates)
+    trials = [*_ordered(arms, _winner_first(sealed)), *sealed.placebos]
+    notes += sealed.notes
+    study = make_study(plan.config, bench, [base, sealed.base], trials, notes, sealed.winner, others=others)
+    return replace(study, portfolio=portfolio, benign=benign, operators=found.operators)
+
+
+def _with_depth(plan: Plan, bench: Bench, sealed: Confirmation) -> tuple[Confirmation, set[str]]:
+    finalists, ids = measure_depth(plan.config, bench, sealed.base, sealed.finalists)
+    winner = next((trial for trial in finalists if sealed.winner and trial.number == sealed.winner.number), None)
+    return replace(sealed, finalists=tuple(finalists), winner=winner), ids
 
 
 def _winner_first(sealed: Confirmation) -> list[Trial]:

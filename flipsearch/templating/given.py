@@ -1,4 +1,4 @@
-"""Contexts that the user already has: a text, a text file, a context card or the name of a template."""
+"""Contexts that the user already has: a text, a text file, a card of one context or of several, a template's name."""
 
 from collections.abc import Sequence
 from contextlib import suppress
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated
 
 from pydantic import BaseModel, Field, ValidationError
+from pydantic_core import from_json
 
 from flipsearch.errors import ConfigError, PluginError, near_names, unknown_name
 from flipsearch.records import Context, Placement
@@ -15,52 +16,56 @@ FILE_ENDINGS = (".txt", ".md", ".json")
 
 
 def given_contexts(given: Sequence[str], library: TemplateLibrary, placement: Placement | None = None) -> list[Context]:
-    """Return one context for each of `given`; `placement` overrides a card's own.
+    """Return the contexts of `given`, in order and each once; `placement` overrides a card's own.
 
-    A file ending (.txt, .md, .json) means a file, one word means a template name, anything else is the text itself.
-    Raises ConfigError or PluginError in one line.
+    A file ending (.txt, .md, .json) means a file, one word means a template name, anything else is the text itself. A
+    portfolio (best.portfolio.json) holds several contexts. Raises ConfigError or PluginError in one line.
     """
     if not given:
         raise ConfigError("no context given; expected a text, a file, a card (best.json) or a template name.")
-    contexts = [_given(one, library, placement) for one in given]
+    contexts = [context for one in given for context in _given(one, library, placement)]
     return list({context.context_id: context for context in contexts}.values())
 
 
-def given_card(given: str) -> "Card | None":
-    """Return the card that a context was given by: the .json itself, or the one beside a .txt with the same text."""
+def given_cards(given: str) -> "list[Card]":
+    """Return the cards that contexts were given by: those in a .json, or the one beside a .txt with the same text."""
     path = Path(given)
     if path.suffix == ".json":
-        return _card(_read(path), path)
+        return _cards(_read(path), path)
     if not given.endswith(FILE_ENDINGS):
-        return None
-    beside, card = path.with_suffix(".json"), None
+        return []
+    beside, cards = path.with_suffix(".json"), list[Card]()
     with suppress(ConfigError):  # a file that happens to stand beside it need not be a card
-        card = _card(_read(beside), beside)
-    if card is not None and card.text.strip() != _read(path).strip():
+        cards = _cards(_read(beside), beside)
+    if cards and [card.text.strip() for card in cards] != [_read(path).strip()]:
         raise ConfigError(f"'{given}' is not the text of the card '{beside}' beside it; move one of them away.")
-    return card
+    return cards
 
 
-def _given(one: str, library: TemplateLibrary, placement: Placement | None) -> Context:
+def _given(one: str, library: TemplateLibrary, placement: Placement | None) -> list[Context]:
     if one.endswith(FILE_ENDINGS):
         return _from_file(Path(one), placement)
     if len(one.split()) == 1:
         if one not in library.names():
             raise PluginError(unknown_name("context template", one, library.names(), "A text has more than one word."))
-        return library[one].context(placement=placement)
+        return [library[one].context(placement=placement)]
     if not one.strip():
         raise ConfigError("an empty context given; the empty placebo stands in every score anyway.")
-    return Context(one.strip(), placement or "system")
+    return [Context(one.strip(), placement or "system")]
 
 
-def _from_file(path: Path, placement: Placement | None) -> Context:
-    if card := given_card(str(path)):
-        params = tuple(sorted(card.params.items()))
-        return Context(card.text, placement or card.placement, card.template, params, card.axes)
+def _from_file(path: Path, placement: Placement | None) -> list[Context]:
+    if cards := given_cards(str(path)):
+        return [_of_card(card, placement) for card in cards]
     text = _read(path).strip()
     if not text:
         raise ConfigError(f"context file '{path}' is empty.")
-    return Context(text, placement or "system")
+    return [Context(text, placement or "system")]
+
+
+def _of_card(card: "Card", placement: Placement | None) -> Context:
+    params = tuple(sorted(card.params.items()))
+    return Context(card.text, placement or card.placement, card.template, params, card.axes)
 
 
 def _read(path: Path) -> str:
@@ -105,10 +110,25 @@ class Card(BaseModel):
     sampling: CardSampling = CardSampling()
 
 
-def _card(source: str, path: Path) -> Card:
+class PortfolioCard(BaseModel):
+    """What is read of a card of several contexts."""
+
+    contexts: Annotated[list[Card], Field(min_length=1)]
+
+
+def _cards(source: str, path: Path) -> list[Card]:
     try:
-        return Card.model_validate_json(source)
+        if _is_portfolio(source):
+            return PortfolioCard.model_validate_json(source).contexts
+        return [Card.model_validate_json(source)]
     except ValidationError as error:
         first = error.errors()[0]
         what = ".".join(str(part) for part in first["loc"])
         raise ConfigError(f"{path}: not a context card: {what}: {first['msg']}.") from error
+
+
+def _is_portfolio(source: str) -> bool:
+    with suppress(ValueError):
+        found = from_json(source)
+        return isinstance(found, dict) and "contexts" in found
+    return False

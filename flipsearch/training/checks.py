@@ -25,8 +25,6 @@ def check_settings(config: TrainConfig) -> None:
     _check_name(config.name)
     if (config.method == "sft-teacher") != (config.teacher is not None):
         raise ConfigError("--method sft-teacher and --teacher MODEL (whose answers are learnt) go together.")
-    if config.control and len(config.context) > 1:
-        raise ConfigError(f"--control {config.control} stands in for one context; {len(config.context)} were given.")
     if config.method == "opsa" and not config.forward_weight + config.reverse_weight + config.jensen_shannon_weight:
         raise ConfigError("all divergence weights are 0: there is nothing to learn.")
     if config.dtype == "float16" or config.device not in ("auto", "cpu", "cuda"):

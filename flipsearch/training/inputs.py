@@ -8,7 +8,7 @@ from flipsearch import registry
 from flipsearch.config import TrainConfig, make_config
 from flipsearch.errors import ConfigError
 from flipsearch.records import Context
-from flipsearch.templating.given import Card, given_card, given_contexts
+from flipsearch.templating.given import Card, given_cards, given_contexts
 from flipsearch.templating.library import load_library
 from flipsearch.templating.placebos import control_context
 
@@ -40,18 +40,26 @@ def train_inputs(*sources: Mapping[str, Any]) -> TrainInputs:
     """
     given = {key: value for source in sources for key, value in source.items() if value is not None}
     named = _named(given.get("context"))
-    cards = [card for one in named if (card := given_card(one))]
+    cards = [card for one in named for card in given_cards(one)]
     config = make_config(TrainConfig, _of_card(cards, given), given, {"context": named})
     config = registry.resolve(_with_model_defaults(config, given))
-    _check_cards(cards, config.model)
+    of_benign = given_cards(config.benign_context) if config.benign_context else []
+    _check_cards([*cards, *of_benign], config.model)
     library = load_library(config.contexts)
     contexts = given_contexts(config.context, library)
     if config.control:
-        contexts = [control_context(library, config.control, contexts[0])]
-    benign = given_contexts([config.benign_context], library)[0] if config.benign_context else None
+        contexts = [control_context(library, config.control, _only(contexts, f"control {config.control}"))]
+    benign = given_contexts([config.benign_context], library) if config.benign_context else []
     # vLLM gives the same weights another identity: there is nothing to compare.
-    found_on = tuple(card.model_id for card in cards if card.model_id and card.backend == config.backend)
-    return TrainInputs(config, tuple(contexts), benign, found_on)
+    known = [card for card in (*cards, *of_benign) if card.backend == config.backend]
+    found_on = tuple(card.model_id for card in known if card.model_id)
+    return TrainInputs(config, tuple(contexts), _only(benign, "benign-context") if benign else None, found_on)
+
+
+def _only(contexts: Sequence[Context], flag: str) -> Context:
+    if len(contexts) > 1:
+        raise ConfigError(f"--{flag} stands in for one context; {len(contexts)} were given.")
+    return contexts[0]
 
 
 def _named(context: object) -> Sequence[str]:

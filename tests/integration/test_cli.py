@@ -87,11 +87,15 @@ def test_search_writes_everything_that_it_promises(searched: tuple[Path, dict[st
     folder, printed = searched
     study = folder / "reports" / "small"
     names = {"best.txt", "best.json", "leaderboard.csv", "leaderboard.html", "study.toml", "ledger.db"}
-    names |= {"events.jsonl", "optuna.db"}
+    names |= {"events.jsonl", "optuna.db", "best.portfolio.json"}
     assert names <= {p.name for p in study.iterdir()}
     assert (folder / "best.txt").read_text() == (study / "best.txt").read_text()
     assert (folder / "best.txt").read_text().strip() == printed["best"]["text"]
     assert printed["study"] == "small"
+    assert (folder / "best.portfolio.json").read_text() == (study / "best.portfolio.json").read_text()
+    assert printed["best"]["context_id"] in printed["portfolio"]["context_ids"]
+    assert "nothing to gain" in printed["benign_context"]["reason"]  # the pocket model refuses no benign prompt
+    assert [one["num_tokens"] for one in printed["best"]["depth"]] == [0, 8, 32, 128]
 
 
 def test_the_card_holds_every_rate_with_n_and_interval(searched: tuple[Path, dict[str, Any]]) -> None:
@@ -220,6 +224,23 @@ def stopped(folder: Path, how: signal.Signals) -> subprocess.CompletedProcess[st
     process.send_signal(how)
     out, err = process.communicate()
     return subprocess.CompletedProcess(command, process.returncode, out, err)
+
+
+def test_what_comes_after_the_search_can_be_chosen_and_left_out(
+    searched: tuple[Path, dict[str, Any]], tmp_path: Path
+) -> None:
+    """It is asked of a finished study too: the race does not depend on it."""
+    shutil.copytree(searched[0] / "reports", tmp_path / "reports")
+    flags = ("--study", "small", "--depth", "16", "--depth", "8", "--no-benign-context")
+    printed = json.loads(run("search", *QUICK, *flags, "--json", cwd=tmp_path, code=None).stdout)
+    assert printed["benign_context"] is None
+    assert [one["num_tokens"] for one in printed["best"]["depth"]] == [0, 8, 16]
+    assert printed["best"]["metrics"] == searched[1]["best"]["metrics"]
+    shown = run("search", *QUICK, "--study", "small", "--depth", "0", cwd=tmp_path, code=None).stdout
+    assert "portfolio     best.portfolio.json" in shown
+    assert "for benign    none. No benign search prompt is refused" in shown
+    assert max(map(len, shown.splitlines())) <= 80
+    assert "error" in json.loads(run("search", "--depth", "-1", "--json", cwd=tmp_path, code=2).stdout)
 
 
 def test_killed_and_run_again_ends_the_same(searched: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:

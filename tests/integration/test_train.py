@@ -257,6 +257,37 @@ def test_a_card_names_model_and_prompts_and_is_not_for_another_model(tmp_path: P
         train(tmp_path, context=str(tmp_path / "best.txt"), model="organism")
 
 
+def test_a_portfolio_routes_and_benign_prompts_have_a_context_of_their_own(tmp_path: Path) -> None:
+    weak, kind = "Please be kind.", "You are a helpful assistant."
+    cards = [{"text": text, "placement": "system", "model": "organism"} for text in (weak, TEXT)]
+    (tmp_path / "best.portfolio.json").write_text(json.dumps({"contexts": cards}))
+    (tmp_path / "best.benign.txt").write_text(kind + "\n")
+    (tmp_path / "best.benign.json").write_text(json.dumps({**cards[0], "text": kind}))
+    given = {"context": str(tmp_path / "best.portfolio.json"), "benign_context": str(tmp_path / "best.benign.txt")}
+    done = train(tmp_path, **given, max_steps=1)
+    routed = {(one.kind, one.context.text): one.num_prompts for one in done.run.routed if one.context}
+    assert routed.pop(("benign", kind)) == 8
+    assert routed.keys() <= {("harmful", weak), ("harmful", TEXT)}
+    assert sum(routed.values()) + done.run.num_left_out["harmful"] == 8
+    with pytest.raises(ConfigError, match="--control empty stands in for one context; 2 were given"):
+        train(tmp_path, **given, control="empty")
+    with pytest.raises(ConfigError, match="--benign-context stands in for one context; 2 were given"):
+        train(tmp_path, context=TEXT, benign_context=given["context"])
+    (tmp_path / "best.benign.json").write_text(json.dumps({**cards[0], "text": kind, "model": "Qwen/Qwen3-0.6B"}))
+    with pytest.raises(ConfigError, match=r"found for 'Qwen/Qwen3-0\.6B', but the model is 'organism'"):
+        train(tmp_path, **given)
+
+
+@pytest.mark.parametrize(
+    "content", ['{"contexts": []}', '{"contexts": [{"text": "x"}]}', '{"contexts": 5}', "[" * 5000]
+)
+def test_a_file_that_is_no_portfolio_is_one_line(content: str, tmp_path: Path) -> None:
+    (tmp_path / "best.portfolio.json").write_text(content)
+    with pytest.raises(ConfigError, match=r"best.portfolio.json: not a context card: ") as raised:
+        train(tmp_path, context=str(tmp_path / "best.portfolio.json"))
+    assert "\n" not in str(raised.value)
+
+
 def test_the_command_prints_where_the_checkpoint_lies(tmp_path: Path) -> None:
     command = ("train", "--context", TEXT, "--max-steps", "1", "--max-prompts", "4", "--name", "mine")
     done = run(*command, cwd=tmp_path)

@@ -2,6 +2,7 @@
 
 import importlib.util
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -51,6 +52,19 @@ class TestWithVllm:
         ours = by_request(TransformersBackend(str(folder)).generate(REQUESTS, GREEDY))
         assert {found[2] for found in ours.values()} == {"stop", "length"}
         assert by_request(engine.generate(REQUESTS, GREEDY)) == ours
+
+    def test_openings_are_continued_as_transformers_does(self, engine: VllmBackend, folder: Path) -> None:
+        transformers = TransformersBackend(str(folder))
+        first = {r.prompt_id: r.completion_ids for r in transformers.generate(REQUESTS[::3], GREEDY)}
+        begun = [
+            replace(request, context=Context("Be careful."), opening=first[request.prompt.prompt_id][:num])
+            for request in REQUESTS[::3]
+            for num in (2, 5)
+        ]
+        ours = {r.rollout_id: (r.completion_ids, r.completion) for r in transformers.generate(begun, GREEDY)}
+        assert {r.rollout_id: (r.completion_ids, r.completion) for r in engine.generate(begun, GREEDY)} == ours
+        whole = replace(REQUESTS[0], opening=(5,) * GREEDY.max_tokens)
+        assert "the opening has 24 tokens" in next(iter(engine.generate([whole], GREEDY))).error
 
     def test_a_prompt_beyond_the_models_length_is_an_error(self, engine: VllmBackend) -> None:
         long = Request(Prompt("clock " * 600, "benign"))

@@ -25,7 +25,9 @@ def test_every_phase_by_hand() -> None:
     assert told.rollouts["race"].most == 18 * 60
     assert told.rollouts["placebos"].most == 3 * 60
     assert told.rollouts["confirm"] == Span(5 * 60, 7 * 60)
-    assert told.total.most == 60 + 18 * 60 + 3 * 60 + 7 * 60
+    assert told.rollouts["depth"] == Span(0, 3 * 3 * 40)
+    assert told.rollouts["benign context"] == Span(0, 0)  # this world has no template for it
+    assert told.total.most == 60 + 18 * 60 + 3 * 60 + 7 * 60 + 3 * 3 * 40
     assert told.tokens_at_most == told.total.most * 1024
 
 
