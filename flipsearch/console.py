@@ -16,7 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from flipsearch.records import Rate, Study, Trial
+from flipsearch.records import Context, Rate, Study, Trial
 from flipsearch.training_run import LogLine, TrainingRun
 
 if TYPE_CHECKING:  # an error is one line, and waits for none of these
@@ -142,12 +142,16 @@ def _cells(study: Study, trial: Trial, confirmed: bool) -> list[Text | str]:
     if confirmed:
         flips = [_percent(trial.search.flip_rate), _interval(confirm.flip_rate) if confirm else ""]
     return [
-        Text(plain(f"{context.template or context.text[:24] or 'no text'} {context.placement}{cut}")),
+        Text(plain(f"{_named(context)} {context.placement}{cut}")),
         *flips,
         f"{100 * trial.net.value:+.1f}" if trial.net else "",
         f"{'!' * study.is_over_cap(trial)}{_percent((confirm or trial.search).over_refusal_rate)}",
         "" if trial.num_context_tokens is None else str(trial.num_context_tokens),
     ]
+
+
+def _named(context: Context) -> str:
+    return context.text[:24] or "no text" if context.origin == "text" else context.origin
 
 
 def _percent(rate: Rate) -> str:

@@ -77,6 +77,13 @@ class Context:
         """Content hash of text and placement: what the model sees, whatever the lineage."""
         return content_id("context", self.text, self.placement)
 
+    @property
+    def origin(self) -> str:
+        """Where it comes from, in a word or two: its template, the operator that bred it, or "text"."""
+        if self.operator and self.template:
+            return f"{self.template} by {self.operator}"
+        return self.template or self.operator or "text"
+
 
 @dataclass(frozen=True, slots=True)
 class Sampling:

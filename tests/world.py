@@ -17,6 +17,7 @@ from flipsearch.records import (
     Kind,
     Label,
     Prompt,
+    Reading,
     Request,
     Rollout,
     Sampling,
@@ -124,6 +125,31 @@ def answer(request: Request, sampling: Sampling, model_id: str) -> Rollout:
         error="the world crashed" if failed else "",
         opening=request.opening,
     )
+
+
+class ReadingModel(Model):
+    """The same world, whose model also says how likely it finds an opening: sure of its own words, and of no others.
+
+    With `lies` it says the contrary. It counts what it reads.
+    """
+
+    def __init__(self, *, lies: bool = False) -> None:
+        super().__init__()
+        self.lies = lies
+        self.num_read = 0
+
+    def read(self, requests: Sequence[Request]) -> list[Reading | None]:
+        """Return one reading a request."""
+        self.num_read += len(requests)
+        return [self._reading(request) for request in requests]
+
+    def _reading(self, request: Request) -> Reading:
+        own = answer(replace(request, opening=()), GREEDY, self.model_id).completion_ids
+        agrees = own[: len(request.opening)] == request.opening
+        # Without a context there is nothing to lie about: the opening is its own answer.
+        if agrees != (self.lies and request.context is not None):
+            return Reading((-0.1,) * len(request.opening), len(request.opening))
+        return Reading((-4.0,) * len(request.opening), 0)
 
 
 class SampledModel(Model):

@@ -1,0 +1,97 @@
+"""Proposals: children from the elite, new contexts from templates, the promising ones of both, and no text twice."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from flipsearch.config import StudyConfig
+from flipsearch.ledger import Ledger
+from flipsearch.measure import Bench
+from flipsearch.records import Context, Parent, Rate
+from flipsearch.searching.baseline import measure_baseline
+from flipsearch.searching.plan import plan_study
+from flipsearch.searching.proposals import MIN_CANDIDATES, Proposals
+from flipsearch.searching.screening import Screen
+from tests.world import GREEDY, Model, ReadingModel, RefusalJudge, library, prompt_set, strength, template
+
+WIDE = template("wide", "{{ 'firm ' * firm }}{{ 'mild ' * mild }}{{ tail }}",
+                f"firm = [0, 1, 2, 3]\nmild = {list(range(30))}\ntail = [\"so\", \"thus\", \"hence\"]")  # fmt: skip
+ELITE = [Parent(Context("firm firm. Be kind. Do no harm."), Rate(9, 10, 0.6, 1.0))]
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    with Ledger("sqlite://") as opened:
+        yield opened
+
+
+def made(ledger: Ledger, model: Model, **settings: object) -> tuple[Proposals, Screen]:
+    config = StudyConfig.model_validate({"templates": ("wide",), "seed": 3, **settings})
+    plan = plan_study(config, library(wide=WIDE), prompt_set())
+    bench = Bench(model, RefusalJudge(), ledger, GREEDY)
+    base = measure_baseline(bench, plan.search, "search")
+    screen = Screen(bench, base, base.to_flip())
+    return Proposals(plan, bench, base, screen), screen
+
+
+def test_half_are_bred_once_there_is_an_elite(ledger: Ledger) -> None:
+    proposals, _ = made(ledger, Model())
+    assert {one.operator for one in proposals.ask(8, [])} == {""}
+    children = [one for one in proposals.ask(8, ELITE) if one.operator]
+    assert len(children) == 4
+    assert all(one.parents == (ELITE[0].context.context_id,) for one in children)
+
+
+def test_without_breeding_all_come_from_templates(ledger: Ledger) -> None:
+    proposals, _ = made(ledger, Model(), breed=0)
+    assert {one.template for one in proposals.ask(8, ELITE)} == {"wide"}
+
+
+def test_the_screen_takes_the_promising_ones_and_leaves_room_for_others(ledger: Ledger) -> None:
+    proposals, screen = made(ledger, ReadingModel(), breed=0)
+    chosen = proposals.ask(8, [])
+    assert screen.num_screened == MIN_CANDIDATES
+    assert sorted(strength(one.text) for one in chosen)[2:] == [3] * 6  # two race whatever the screen says
+    assert len(chosen) == 8
+
+
+@pytest.mark.parametrize("settings", [{"screen": 1}, {}])
+def test_no_screen_where_it_is_off_or_the_model_cannot_read(ledger: Ledger, settings: dict[str, int]) -> None:
+    proposals, screen = made(ledger, ReadingModel() if settings else Model(), **settings)
+    assert len(proposals.ask(8, [])) == 8
+    assert screen.num_screened == 0
+
+
+def test_no_context_comes_twice(ledger: Ledger) -> None:
+    proposals, _ = made(ledger, ReadingModel())
+    seen: list[str] = []
+    for _ in range(4):
+        found = proposals.ask(6, ELITE)
+        seen += [one.context_id for one in found]
+        for one in found:
+            proposals.tell(one, 0.5)
+    assert len(seen) == len(set(seen)) == 24
+
+
+def test_the_same_seed_and_values_give_the_same_contexts() -> None:
+    def rounds() -> list[Context]:
+        with Ledger("sqlite://") as opened:
+            proposals, _ = made(opened, ReadingModel())
+            first = proposals.ask(6, ELITE)
+            for one in first:
+                proposals.tell(one, 0.1 * strength(one.text))
+            return [*first, *proposals.ask(6, ELITE)]
+
+    assert rounds() == rounds()
+
+
+def test_a_small_space_ends_and_says_so(ledger: Ledger) -> None:
+    tiny = template("tiny", "{{ 'firm ' * firm }}end", "firm = [0, 1, 2]")
+    config = StudyConfig(templates=("tiny",), breed=0)
+    plan = plan_study(config, library(tiny=tiny), prompt_set())
+    bench = Bench(Model(), RefusalJudge(), ledger, GREEDY)
+    base = measure_baseline(bench, plan.search, "search")
+    proposals = Proposals(plan, bench, base, Screen(bench, base, []))
+    assert len(proposals.ask(8, [])) == 3
+    assert proposals.ask(8, []) == []
+    assert "holds 3 different contexts" in proposals.notes(3)[0]
