@@ -39,7 +39,7 @@ def true_rate(base: SplitBaseline, context: Context, kind: str) -> float:
 
 def test_it_ranks_before_anything_is_decoded(ledger: Ledger) -> None:
     model = ReadingModel()
-    bench, _, screen = made(ledger, model)
+    _, _, screen = made(ledger, model)
     num_generated = len(model.generated)
     weak, firm, blunt = screen.forecast([WEAK, FIRM, BLUNT])
     assert weak.flip_rate < firm.flip_rate < blunt.flip_rate
@@ -58,7 +58,7 @@ def test_it_learns_what_a_left_opening_means(ledger: Ledger) -> None:
     # None of these refused a benign prompt, so what a left opening means there is known by the prior alone.
     weak, firm, blunt = (told.over_refusal_rate for told in screen.forecast([WEAK, FIRM, BLUNT]))
     assert weak == firm < 0.05 < blunt
-    assert "3 contexts were screened" in screen.notes()[0]
+    assert "6 contexts were screened" in screen.notes()[0]
     assert "1.00 (8 contexts)" in screen.notes()[0]
 
 
