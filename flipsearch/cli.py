@@ -95,7 +95,8 @@ def search(
     first_rung: Annotated[int | None, option("Harmful prompts of the first rung (16).")] = None,
     num_finalists: Annotated[int | None, option("Contexts measured on the confirm split (5).")] = None,
     depths: Annotated[
-        list[int] | None, option("Measure finalists after so many unsafe tokens (8, 32, 128); 0: none.", "--depth")
+        list[int] | None,
+        option("Measure finalists after so many unsafe tokens, too (8, 32, 128); 0: not.", "--depth", metavar="TOKENS"),
     ] = None,
     benign_context: Annotated[
         bool | None, option("Choose no context for benign prompts.", " /--no-benign-context")

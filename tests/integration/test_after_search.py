@@ -92,8 +92,8 @@ class TestDepth:
 
     def test_a_backend_that_cannot_go_on_leaves_it_unmeasured(self) -> None:
         found = depths_of(study(DEEP_CONFIG, model=Forgetful()))
-        cells = {k: cell for one in found.values() for k, cell in one.items() if k}
-        assert cells == dict.fromkeys((2, 4, 5, 8), (0, 0))
+        deeper = {k: cell for one in found.values() for k, cell in one.items() if k}
+        assert deeper == dict.fromkeys((2, 4, 5, 8), (0, 0))
 
     def test_every_form_shows_it(self) -> None:
         found = study(DEEP_CONFIG)

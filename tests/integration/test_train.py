@@ -274,7 +274,7 @@ def test_a_portfolio_routes_and_benign_prompts_have_a_context_of_their_own(tmp_p
     with pytest.raises(ConfigError, match="--benign-context stands in for one context; 2 were given"):
         train(tmp_path, context=TEXT, benign_context=given["context"])
     (tmp_path / "best.benign.json").write_text(json.dumps({**cards[0], "text": kind, "model": "Qwen/Qwen3-0.6B"}))
-    with pytest.raises(ConfigError, match=r"found for 'Qwen/Qwen3-0\.6B', but the model is 'organism'"):
+    with pytest.raises(ConfigError, match=r"found for 'Qwen/Qwen3-0.6B', but the model is 'organism'"):
         train(tmp_path, **given)
 
 

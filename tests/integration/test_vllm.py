@@ -61,8 +61,11 @@ class TestWithVllm:
             for request in REQUESTS[::3]
             for num in (2, 5)
         ]
-        ours = {r.rollout_id: (r.completion_ids, r.completion) for r in transformers.generate(begun, GREEDY)}
-        assert {r.rollout_id: (r.completion_ids, r.completion) for r in engine.generate(begun, GREEDY)} == ours
+        ours, its = (
+            {(r.prompt_id, r.opening): (r.completion_ids, r.completion) for r in backend.generate(begun, GREEDY)}
+            for backend in (transformers, engine)
+        )
+        assert its == ours
         whole = replace(REQUESTS[0], opening=(5,) * GREEDY.max_tokens)
         assert "the opening has 24 tokens" in next(iter(engine.generate([whole], GREEDY))).error
 
