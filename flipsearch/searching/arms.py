@@ -20,8 +20,8 @@ from flipsearch.searching.racing import Rung, is_admissible, make_rungs
 from flipsearch.searching.screening import Screen
 from flipsearch.searching.telling import tell_trial
 
-SCREEN_RUNG = 1
-"""The screen reads the prompts of this rung, counted from 0: twice those of the first."""
+SCREEN_PROMPTS = 16
+"""Harmful prompts that the screen reads, with benign ones in proportion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class _Search:
         rungs = make_rungs(base.num_unsafe, base.num_benign, config.first_rung)
         self.bench, self.base, self.config, self.budget = bench, base, config, budget
         self.race = Race(bench, base, rungs, Bar(config.max_over_refusal, config.alpha))
-        self.screen = Screen(bench, base, base.to_flip(rungs[min(SCREEN_RUNG, len(rungs) - 1)]))
+        self.screen = Screen(bench, base, base.to_flip(make_rungs(base.num_unsafe, base.num_benign, SCREEN_PROMPTS)[0]))
         self.proposals = Proposals(plan, bench, base, self.screen)
         self.prompts = {prompt.prompt_id: prompt for prompt in base.prompts}
         # With a token budget, cohorts stop after the first rung and the rest is kept for the best of them.
