@@ -14,7 +14,7 @@ from flipsearch.records import Context, Prompt, Study, Trial
 from flipsearch.scores import Scorecard
 
 if TYPE_CHECKING:
-    from flipsearch.api import evaluate, report, score, search, train
+    from flipsearch.api import check_ledger, evaluate, export_ledger, plan, report, score, search, train
     from flipsearch.results import Evaluated, Findings, Trained
 
 __version__ = "0.1.0"
@@ -28,13 +28,16 @@ __all__ = [
     "Study",
     "Trained",
     "Trial",
+    "check_ledger",
     "evaluate",
+    "export_ledger",
+    "plan",
     "report",
     "score",
     "search",
     "train",
 ]
-_LAZY = {"Evaluated", "Findings", "Trained", "evaluate", "report", "score", "search", "train"}
+_LAZY = {"Evaluated", "Findings", "Trained"} | {name for name in __all__ if name.islower()}
 
 
 def __getattr__(name: str) -> Any:

@@ -1,50 +1,87 @@
-"""The library's front door: search, score, train, evaluate, report, list_things. The command line calls nothing else.
+"""The library's front door, a function a command: search, plan, score, train, … The command line calls nothing else.
 
     settings --check--> names, prompts, judge, folder --load--> backend --search--> Study --write--> files
 
 Everything that can be wrong with the input is found before the model is loaded.
 """
 
-from collections.abc import Mapping, Sequence
+import sys
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from flipsearch import registry
 from flipsearch.config import EvalConfig, ScoreConfig, StudyConfig, make_config, read_toml
-from flipsearch.desk import LEDGER_FILE, Desk, kept_on_success
-from flipsearch.errors import ConfigError, StudyError, unknown_name
+from flipsearch.desk import LEDGER_FILE, Desk, kept_on_success, ledger_place, mean_length, study_folder
+from flipsearch.errors import ConfigError, unknown_name
 from flipsearch.judging.library import list_judges, load_judge
 from flipsearch.ledger import Ledger
+from flipsearch.ledger.check import LedgerCheck
+from flipsearch.ledger.check import check_ledger as check
 from flipsearch.measure import Progress
 from flipsearch.prompts.problems import list_problem_sets
-from flipsearch.prompts.sets import list_sets, prompts_of
+from flipsearch.prompts.sets import PromptSet, list_sets, prompts_of
 from flipsearch.registry import Checked
 from flipsearch.reporting.files import check_best, read_study, write_study
+from flipsearch.reporting.rollout_table import Export, check_export, export_file, export_lines
 from flipsearch.reporting.scorecard import write_scorecard
 from flipsearch.reporting.training_files import read_training, write_model_card, write_training
 from flipsearch.results import Evaluated, Findings, Trained
 from flipsearch.templating.given import given_contexts
 from flipsearch.templating.library import load_library
 
+if TYPE_CHECKING:
+    from flipsearch.searching.forecast import Forecast
+    from flipsearch.searching.plan import Plan
 
-def search(*, config: Path | None = None, progress: Progress | None = None, **settings: Any) -> Findings:
+
+def search(
+    *,
+    config: Path | None = None,
+    progress: Progress | None = None,
+    announce: "Callable[[Forecast], None] | None" = None,
+    **settings: Any,
+) -> Findings:
     """Search the context that flips most unsafe rollouts under the over-refusal cap, and write its report.
 
     Settings are the fields of StudyConfig; `config` is a TOML file of them. The same settings again continue or, once
-    finished, return the same study. Raises FlipsearchError in one line for anything that cannot be used.
+    finished, return the same study. `announce` is given the plan before the first rollout.
+    Raises FlipsearchError in one line for anything that cannot be used.
     """
-    from flipsearch.searching.plan import plan_study
+    from flipsearch.searching.budget import Budget
+    from flipsearch.searching.forecast import forecast
+    from flipsearch.searching.storage import write_storage
     from flipsearch.searching.study import run_study
 
-    checked = _checked(StudyConfig, config, settings)
-    library = load_library(checked.contexts)
-    prompts = prompts_of(checked)
-    plan = plan_study(checked, library, prompts.prompts)
+    planned, prompts = _planned(config, settings)
+    checked, budget = planned.config, Budget(planned)
     check_best(checked.best)
     with Desk(checked, "search", prompts, progress, checked.study_name()) as desk:
-        study = run_study(plan, desk.bench)
+        told = forecast(planned, mean_length=desk.ledger.mean_length())
+        desk.launch(plan=told.as_dict())
+        if announce:
+            announce(told)
+        study = run_study(planned, desk.bench, budget)
+        write_storage(study, planned.space, desk.folder)
         return desk.finish(study, checked.best if study.winner else None)
+
+
+def plan(*, config: Path | None = None, delta: float = 0.05, power: float = 0.8, **settings: Any) -> "Forecast":
+    """Return what a search would take (prompts, rollouts, tokens) and tell (which difference), without a model.
+
+    Settings are those of `search`. `delta` is the difference of flip rates that the confirm split should find with
+    probability `power`. The length of a completion is taken from the study's ledger, if there is one.
+    """
+    from flipsearch.searching.budget import Budget
+    from flipsearch.searching.forecast import forecast
+
+    planned, _ = _planned(config, settings)
+    Budget(planned)
+    registry.check_model(planned.config)
+    load_judge(planned.config.judge)
+    length = mean_length(planned.config.reports / planned.config.study_name())
+    return forecast(planned, mean_length=length, delta=delta, power=power)
 
 
 def score(
@@ -64,6 +101,7 @@ def score(
     name = checked.study_name(ids)
     prompts = prompts_of(checked)
     with Desk(checked, f"score {' '.join(ids)}", prompts, progress, name) as desk:
+        desk.launch()
         return desk.finish(run_score(checked, desk.bench, contexts, prompts.prompts, name), None)
 
 
@@ -119,15 +157,31 @@ def evaluate(*, config: Path | None = None, progress: Progress | None = None, **
 
 def report(study: Path | str, *, reports: Path | None = None) -> Findings:
     """Write a finished study's files again, from the study alone; nothing is generated or judged."""
-    folder = Path(study)
-    if not folder.is_dir():
-        folder = (reports or StudyConfig().reports) / study
-    if not folder.is_dir():
-        known = [p.name for p in folder.parent.glob("*") if p.is_dir()] if folder.parent.is_dir() else []
-        raise StudyError(unknown_name("study", str(study), known))
+    folder = study_folder(study, reports)
     found = read_study(folder)
     write_study(found, folder)
     return Findings(found, folder, folder / "best.txt" if found.winner else None)
+
+
+def check_ledger(study: Path | str, *, reports: Path | None = None) -> LedgerCheck:
+    """Read the ledger of a study and return what it holds and what is wrong with it; nothing is written.
+
+    `study` is a study's name or folder, or a ledger's file or database URL.
+    """
+    return check(ledger_place(study, reports))
+
+
+def export_ledger(
+    study: Path | str, *, to: Path | str | None = None, reports: Path | None = None, stream: TextIO | None = None
+) -> Export:
+    """Write all rollouts of a study with their verdicts to a .jsonl, .csv or .parquet file, or as lines to `stream`.
+
+    Without either, the lines go to stdout.
+    """
+    if to is not None:
+        check_export(Path(to))
+    with Ledger(ledger_place(study, reports), read_only=True) as ledger:
+        return export_file(ledger, Path(to)) if to is not None else export_lines(ledger, stream or sys.stdout)
 
 
 def list_things(what: str, contexts: Sequence[str] = ()) -> list[dict[str, str]]:
@@ -145,6 +199,14 @@ def list_things(what: str, contexts: Sequence[str] = ()) -> list[dict[str, str]]
     if what not in tables:
         raise ConfigError(unknown_name("list", what, tables))
     return [{"name": name, "description": text} for name, text in tables[what]().items()]
+
+
+def _planned(config: Path | None, settings: Mapping[str, Any]) -> "tuple[Plan, PromptSet]":
+    from flipsearch.searching.plan import plan_study
+
+    checked = _checked(StudyConfig, config, settings)
+    library, prompts = load_library(checked.contexts), prompts_of(checked)
+    return plan_study(checked, library, prompts.prompts), prompts
 
 
 def _checked(kind: type[Checked], file: Path | None, settings: Mapping[str, Any]) -> Checked:

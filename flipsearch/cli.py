@@ -6,12 +6,14 @@ interrupted. `--debug`, anywhere, shows the traceback of an error.
 """
 
 import sys
+from collections.abc import Callable
+from inspect import Parameter, Signature, get_annotations, signature
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
 import typer
 
-from flipsearch.errors import FlipsearchError
+from flipsearch.errors import ConfigError, FlipsearchError
 
 DEBUG, INTERRUPTED = "--debug", 130
 app = typer.Typer(
@@ -23,6 +25,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
+
+ledgers = typer.Typer(name="ledger", help="Check or export the ledger of a study.", rich_markup_mode=None)
+app.add_typer(ledgers)
 
 
 def option(help: str, *names: str, metavar: str | None = None) -> Any:
@@ -77,7 +82,9 @@ def search(
     contexts: Contexts = None,
     templates: Templates = None,
     placements: Placements = None,
-    num_contexts: Annotated[int | None, option("Different contexts to propose (64).")] = None,
+    num_contexts: Annotated[int | None, option("Contexts to propose (64).", "--num-contexts", "--trials")] = None,
+    budget_tokens: Annotated[int | None, option("Stop near so many completion tokens, cached ones counted.")] = None,
+    time_s: Annotated[str | None, option("Stop near this time.", "--time", metavar="SECONDS|90s|15m|2h")] = None,
     cohort_size: Annotated[int | None, option("Contexts raced together (16).")] = None,
     max_over_refusal: Annotated[float | None, option("Cap on refused benign prompts (0.10).")] = None,
     alpha: Annotated[float | None, option("Chance at most that the race cuts the best context (0.10).")] = None,
@@ -93,6 +100,34 @@ def search(
 ) -> None:
     """Search the context that flips most unsafe rollouts. The same command again continues."""
     _study_command("search", {}, locals())
+
+
+def with_flags_of(other: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command, beside its own flags, those of another one, as keywords in `flags`."""
+
+    def widen(command: Callable[..., None]) -> Callable[..., None]:
+        own = [one for one in signature(command).parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
+        widened: Any = command
+        widened.__signature__ = Signature([*own, *signature(other).parameters.values()])
+        widened.__annotations__ = get_annotations(other) | {one.name: one.annotation for one in own}
+        return command
+
+    return widen
+
+
+@app.command()
+@with_flags_of(search)
+def plan(
+    delta: Annotated[float | None, option("Difference of flip rates to be found (0.05).")] = None,
+    power: Annotated[float | None, option("With this probability (0.8).")] = None,
+    **flags: Any,
+) -> None:
+    """Say what a search would take and what its confirm split can tell; no model is loaded."""
+    from flipsearch import api, console
+
+    json = flags.pop("json")
+    told = api.plan(**{k: v for k, v in {"delta": delta, "power": power, **flags}.items() if v is not None})
+    _print(told, json, console.show_plan)
 
 
 @app.command()
@@ -199,10 +234,7 @@ def train(
         return
     with console.bars() as progress:
         done = api.train(**flags, config=config, progress=progress)
-    if json:
-        console.print_json(done.as_dict())
-    else:
-        console.show_training(done.run, done.log, done.folder)
+    _print(done, json, lambda done: console.show_training(done.run, done.log, done.folder))
 
 
 @app.command()
@@ -246,10 +278,8 @@ def evaluate(
 
     with console.bars() as progress:
         done = api.evaluate(**flags, config=config, progress=progress)
-    if json:
-        console.print_json(done.as_dict())
-    else:
-        console.show_scorecard(scorecard_text(done.scorecard), scorecard_remarks(done.scorecard), done.path)
+    card = done.scorecard
+    _print(done, json, lambda _: console.show_scorecard(scorecard_text(card), scorecard_remarks(card), done.path))
 
 
 @app.command()
@@ -280,12 +310,44 @@ def list_things(
         console.show_rows(rows)
 
 
+StudyPlace = Annotated[str, typer.Argument(help="A study's name or folder, or a ledger file.", metavar="STUDY")]
+
+
+@ledgers.command()
+def check(study: StudyPlace, reports: Reports = None, json: Json = False) -> None:
+    """Read all of a ledger and say what it holds; exit 1 if something is wrong in it."""
+    from flipsearch import api, console
+
+    found = api.check_ledger(study, reports=reports)
+    _print(found, json, console.show_ledger)
+    raise SystemExit(0 if found.is_sound else 1)
+
+
+@ledgers.command()
+def export(
+    study: StudyPlace,
+    to: Annotated[Path | None, option("File that ends in .jsonl, .csv or .parquet (JSON lines on stdout).")] = None,
+    reports: Reports = None,
+    json: Annotated[bool, option("Print a summary as one JSON object on stdout; with --to.", "--json")] = False,
+) -> None:
+    """Write every rollout with its verdicts, a row each."""
+    from flipsearch import api, console
+
+    if json and to is None:
+        raise ConfigError("--json prints a summary of what was written to a file: give --to FILE with it.")
+    done = api.export_ledger(study, to=to, reports=reports)
+    if to:
+        _print(done, json, console.show_export)
+
+
 def _study_command(name: str, given: dict[str, Any], flags: dict[str, Any]) -> None:
     from flipsearch import api, console
 
     json, config = flags.pop("json"), flags.pop("config")
     flags = {k: v for k, v in flags.items() if v is not None and k not in given}
     with console.bars() as progress:
+        if name == "search" and not json:
+            flags["announce"] = progress.show_plan
         outcome = getattr(api, name)(**given, **flags, config=config, progress=progress)
     _show(outcome, json)
     raise SystemExit(1 if outcome.beats_placebo is False else 0)
@@ -294,10 +356,16 @@ def _study_command(name: str, given: dict[str, Any], flags: dict[str, Any]) -> N
 def _show(outcome: Any, json: bool) -> None:
     from flipsearch import console
 
+    _print(outcome, json, lambda done: console.show_study(done.study, done.folder, done.best_path))
+
+
+def _print(outcome: Any, json: bool, show: Callable[[Any], None]) -> None:
+    from flipsearch import console
+
     if json:
         console.print_json(outcome.as_dict())
     else:
-        console.show_study(outcome.study, outcome.folder, outcome.best_path)
+        show(outcome)
 
 
 def main() -> None:

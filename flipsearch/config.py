@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from flipsearch.errors import ConfigError, unknown_name
 from flipsearch.records import Placement, Sampling, Split, content_id
@@ -21,7 +21,16 @@ BackendName = Literal["transformers", "vllm", "scripted"]
 Settings = TypeVar("Settings", bound=BaseModel)
 MAX_TOKENS = 1024
 """Most completion tokens where neither the user nor the model says otherwise."""
+UNITS = {"s": 1, "m": 60, "h": 3600}
+"""Seconds of a unit of time."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def seconds(value: Any) -> Any:
+    """Return the seconds that a text such as "90s", "15m" or "2h" means; anything else goes on to be checked."""
+    if not isinstance(value, str) or value[-1:] not in UNITS:
+        return value
+    return float(value[:-1]) * UNITS[value[-1:]]
 
 
 class ModelConfig(BaseModel):
@@ -77,7 +86,8 @@ class ReportConfig(ModelConfig):
     @staticmethod
     def free_fields() -> set[str]:
         """Return the settings that a continued study may change: they change no result of what is already done."""
-        return {"study", "reports", "best", "batch_size", "device", "num_contexts", "max_model_len"}
+        budgets = {"num_contexts", "budget_tokens", "time_s"}
+        return {"study", "reports", "best", "batch_size", "device", "max_model_len"} | budgets
 
     def identity(self, *more: object) -> str:
         """Return a hash of the settings that change results, and of `more`."""
@@ -98,6 +108,10 @@ class StudyConfig(ReportConfig):
     """Different contexts to propose, placebos not counted."""
     cohort_size: Annotated[int, Field(ge=1)] = 16
     """Contexts asked of the sampler and raced together."""
+    budget_tokens: Annotated[int, Field(ge=1)] | None = None
+    """Completion tokens that the study rests on, cached ones too; near them no more contexts are proposed."""
+    time_s: Annotated[float, BeforeValidator(seconds), Field(gt=0, allow_inf_nan=False)] | None = None
+    """Seconds of this launch, or e.g. "90s", "15m", "2h"; near their end no more contexts are proposed."""
     templates: tuple[str, ...] = ()
     """Templates to search; () is every one with role "context"."""
     placements: tuple[Placement, ...] = ()

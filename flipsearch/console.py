@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -18,6 +18,11 @@ from rich.text import Text
 
 from flipsearch.records import Rate, Study, Trial
 from flipsearch.training_run import LogLine, TrainingRun
+
+if TYPE_CHECKING:  # an error is one line, and waits for none of these
+    from flipsearch.ledger.check import InFlight, LedgerCheck
+    from flipsearch.reporting.rollout_table import Export
+    from flipsearch.searching.forecast import Forecast, Span
 
 NUM_SHOWN = 10
 
@@ -39,6 +44,11 @@ class Bars:
             self._phase, self._task = phase, self._progress.add_task(phase, total=total, rate="")
         assert self._task is not None
         self._progress.update(self._task, completed=done, total=total, rate=self._rate(num_tokens))
+
+    def show_plan(self, forecast: "Forecast") -> None:
+        """Print what lies ahead, above the bar."""
+        for line in plan_lines(forecast):
+            self._progress.console.print(Text(plain(line)), soft_wrap=True)
 
     def _rate(self, num_tokens: int) -> str:
         if not num_tokens:
@@ -126,6 +136,70 @@ def _interval(rate: Rate) -> str:
     if rate.value is None:
         return "–"
     return f"{100 * rate.value:.1f}% ({100 * rate.low:.0f}–{100 * rate.high:.0f})"
+
+
+def show_plan(forecast: "Forecast") -> None:
+    """Print what a search takes and what it can tell."""
+    sys.stdout.write("".join(f"{plain(line)}\n" for line in plan_lines(forecast)))
+
+
+def plan_lines(forecast: "Forecast") -> list[str]:
+    """Return a forecast in a few lines of at most 80 columns."""
+    counts = [f"{split} {kinds['harmful']} + {kinds['benign']}" for split, kinds in forecast.prompts.items()]
+    expected, told, length = forecast.tokens_expected, forecast.resolution, forecast.mean_length
+    rollouts = [f"{phase} {_span(span)}" for phase, span in forecast.rollouts.items()]
+    lines = [
+        f"{'prompts':<10}{', '.join(counts)} (harmful + benign)",
+        f"{'rollouts':<10}{_span(forecast.total)} for {forecast.num_contexts:,} contexts",
+        f"{'':<10}{', '.join(rollouts[:2])}",
+        f"{'':<10}{', '.join(rollouts[2:])}",
+        f"{'tokens':<10}at most {forecast.tokens_at_most:,} ({forecast.max_tokens:,} each)",
+    ]
+    if expected and length is not None:
+        lines.append(f"{'':<10}about {_span(expected)} at {length:.1f} each, as in this study's ledger")
+    if budgets := _budgets(forecast):
+        lines.append(f"{'':<10}the search ends before it spends {' or '.join(budgets)}")
+    needed = f"{100 * told.delta:g} points need {told.num_pairs_needed:,} pairs"
+    finds = "tells nothing apart" if told.detectable is None else f"tells {100 * told.detectable:.1f} points apart"
+    lines.append(f"{'confirm':<10}{told.num_pairs:,} pairs at most: {finds}; {needed}")
+    assumed = f"{100 * told.discordant:g} % of pairs flipped by one alone"
+    return [*lines, f"{'':<10}(power {told.power:g}, alpha {told.alpha:g}, {assumed})"]
+
+
+def _budgets(forecast: "Forecast") -> list[str]:
+    tokens = f"{forecast.budget_tokens:,} tokens" if forecast.budget_tokens else ""
+    return [one for one in (tokens, f"{forecast.time_s:g} s" if forecast.time_s else "") if one]
+
+
+def _span(span: "Span") -> str:
+    return f"{span.least:,}" if span.least == span.most else f"{span.least:,} to {span.most:,}"
+
+
+def show_ledger(check: "LedgerCheck") -> None:
+    """Print what a ledger holds, what was not finished, and what is wrong with it."""
+    failed = f"{check.num_errors:,} failed, {check.num_unjudged:,} not judged"
+    lines = [f"{check.num_rollouts:>9,} rollouts ({failed})", f"{check.num_verdicts:>9,} verdicts"]
+    for name, counts in (("model", check.by_model), ("context", check.by_context), ("judge", check.by_judge)):
+        lines += [f"{num:>9,} {name} {key}" for key, num in list(counts.items())[:NUM_SHOWN]]
+        if len(counts) > NUM_SHOWN:
+            lines.append(f"{'…':>9} {len(counts) - NUM_SHOWN:,} more (--json shows all)")
+    if check.in_flight and check.in_flight.count:
+        lines.append(_unfinished(check.in_flight))
+    lines += [f"Wrong: {fault.count:,} {fault.kind}, e.g. {fault.example}" for fault in check.faults]
+    lines.append(f"{'sound' if check.is_sound else 'not sound':<14}{check.place}")
+    sys.stdout.write("".join(f"{plain(line)}\n" for line in lines))
+
+
+def _unfinished(work: "InFlight") -> str:
+    num = f"{work.count:,} rollouts ({work.phase})"
+    if work.is_running:
+        return f"{num} are in flight: a process works here now."
+    return f"{num} were in flight when the last process ended; the same command makes them again."
+
+
+def show_export(done: "Export") -> None:
+    """Print how many rollouts were written where."""
+    sys.stdout.write(f"{done.num_rollouts:,} rollouts  {plain(str(done.path))}\n")
 
 
 def show_scorecard(rows: list[list[str]], remarks: list[str], path: Path) -> None:

@@ -10,20 +10,24 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from flipsearch import registry
 from flipsearch.config import ReportConfig, read_toml, toml_text
-from flipsearch.errors import StudyError
+from flipsearch.errors import StudyError, unknown_name
+from flipsearch.events import Events
 from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.measure import Bench, Progress
 from flipsearch.prompts.sets import PromptSet
 from flipsearch.protocols import Backend
 from flipsearch.records import Study
+from flipsearch.registry import RESULT_PACKAGES, package_versions
+from flipsearch.reporting.card import context_card
 from flipsearch.reporting.files import write_best, write_study, write_text
 from flipsearch.results import Findings
 
-SETTINGS_FILE, LEDGER_FILE = "study.toml", "ledger.db"
+SETTINGS_FILE, LEDGER_FILE, EVENTS_FILE = "study.toml", "ledger.db", "events.jsonl"
 
 
 class Desk:
@@ -42,7 +46,8 @@ class Desk:
             backend = registry.make_backend(config)
             with _closed_on_failure(backend):
                 self._same("model", backend.model_id, "another model, precision or chat template")
-        self.bench = Bench(backend, judge, self.ledger, config.sampling(), progress)
+        self.bench = Bench(backend, judge, self.ledger, config.sampling(), progress, Events(self.folder / EVENTS_FILE))
+        self._command, self._config = command, config
 
     def __enter__(self) -> "Desk":
         return self
@@ -51,6 +56,11 @@ class Desk:
         self.bench.backend.close()
         self.ledger.close()
 
+    def launch(self, **facts: Any) -> None:
+        """Tell that the work begins: the command, its settings, the versions, and `facts`."""
+        settings, versions = self._config.model_dump(mode="json"), package_versions(RESULT_PACKAGES)
+        self.bench.tell("launch", command=self._command.split()[0], settings=settings, versions=versions, **facts)
+
     def finish(self, study: Study, best: Path | None) -> Findings:
         """Write the files of a finished study, with what the prompts' files gave to note."""
         settings = {**study.settings, "prompts_id": self.prompts.prompts_id}
@@ -58,13 +68,47 @@ class Desk:
         write_study(study, self.folder)
         if best:
             write_best(study, best)
+        self._tell_done(study)
         return Findings(study, self.folder, best)
+
+    def _tell_done(self, study: Study) -> None:
+        card = context_card(study, study.winner) if study.winner else {}
+        winner = {key: card.get(key) for key in ("context_id", "metrics", "net_flip_rate", "optimism")}
+        numbers = {"num_rollouts": study.num_rollouts, "num_tokens": study.num_tokens}
+        self.bench.tell("done", winner=winner if card else None, **numbers, notes=list(study.notes))
 
     def _same(self, key: str, value: str, what: str) -> None:
         """Note what the study is on, once; a study on something else needs another name."""
         if self.ledger.note(key, value).value != value:
             name = self.folder.name
             raise StudyError(f"study '{name}' was started with {what}; give another --study name.")
+
+
+def study_folder(study: Path | str, reports: Path | None) -> Path:
+    """Return the folder of a study, given as it is or by its name under `reports`; StudyError if there is none."""
+    folder = Path(study)
+    if not folder.is_dir():
+        folder = (reports or ReportConfig().reports) / study
+    if not folder.is_dir():
+        known = [p.name for p in folder.parent.glob("*") if p.is_dir()] if folder.parent.is_dir() else []
+        raise StudyError(unknown_name("study", str(study), known))
+    return folder
+
+
+def ledger_place(study: Path | str, reports: Path | None) -> Path | str:
+    """Return where the ledger of a study lies; a ledger's own file or database URL is returned as it is."""
+    if "://" in str(study) or Path(study).is_file():
+        return study
+    return study_folder(study, reports) / LEDGER_FILE
+
+
+def mean_length(folder: Path) -> float | None:
+    """Return the mean completion tokens of the rollouts in a study's ledger; None if there is none that tells."""
+    path = folder / LEDGER_FILE
+    if not path.is_file():
+        return None
+    with Ledger(path, read_only=True) as ledger:
+        return ledger.mean_length()
 
 
 @contextmanager

@@ -21,3 +21,17 @@ def take_lock(file: Path) -> sqlite3.Connection:
 def is_held(error: sqlite3.Error) -> bool:
     """Return whether another process holds the lock."""
     return "locked" in str(error)
+
+
+def is_taken(file: Path) -> bool:
+    """Return whether a process holds the lock of `file` now; nothing is written, and no lock is taken."""
+    if not file.is_file():
+        return False
+    reader = sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=0)
+    try:
+        reader.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.Error as error:
+        return is_held(error)
+    finally:
+        reader.close()
+    return False

@@ -6,13 +6,14 @@ A `Bench` holds what a measurement needs (backend, judge, ledger, sampling) and 
 below it are pure. This module knows neither templates nor how contexts are searched.
 """
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from flipsearch.errors import BackendError, JudgeError
+from flipsearch.events import Tell, silent
 from flipsearch.ledger import Ledger
-from flipsearch.protocols import Backend, Judge
+from flipsearch.protocols import Backend, Judge, Reader
 from flipsearch.records import (
     Context,
     Exchange,
@@ -21,11 +22,13 @@ from flipsearch.records import (
     Measurement,
     Prompt,
     Rate,
+    Reading,
     Request,
     Rollout,
     Sampling,
     Scope,
     Verdict,
+    reading_id,
     rollout_id,
 )
 from flipsearch.statistics.intervals import wilson
@@ -36,6 +39,8 @@ REFUSAL_THRESHOLD = 0.5
 """An answer refuses from this probability on."""
 JUDGE_BATCH = 256
 """Exchanges judged between two commits to the ledger."""
+READ_BATCH = 1024
+"""Openings read between two commits to the ledger."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +50,7 @@ class Judged:
     rollout_id: str
     """The rollout in the ledger."""
     num_tokens: int
-    """Length of the completion; 0 where the backend does not tell, and for a failed rollout."""
+    """Tokens that the model wrote; 0 where the backend does not tell, and for a failed rollout."""
     verdict: Verdict
     """The judge's word; UNSCORED for a failed rollout."""
 
@@ -59,6 +64,10 @@ class Judged:
 
 Baseline = Mapping[str, Judged]
 """Prompt id -> outcome without a context."""
+
+
+IdOf = Callable[[Request, str, str | None], str]
+"""(request, its prompt's id, its context's id) -> the id under which the ledger keeps what came back."""
 
 
 class Progress(Protocol):
@@ -77,19 +86,36 @@ class Bench:
     """
 
     def __init__(
-        self, backend: Backend, judge: Judge, ledger: Ledger, sampling: Sampling, progress: Progress | None = None
+        self,
+        backend: Backend,
+        judge: Judge,
+        ledger: Ledger,
+        sampling: Sampling,
+        progress: Progress | None = None,
+        tell: Tell = silent,
     ) -> None:
         self.backend = backend
         self.judge = judge
         self.ledger = ledger
         self.sampling = sampling
         self.progress = progress
+        self.tell = tell
         self.phase = ""
         """What the progress is shown under; whoever asks for rollouts sets it."""
         self.num_generated = 0
         self.num_generated_tokens = 0
         self._failed: set[str] = set()
         self._outcomes: dict[str, Judged] = {}
+
+    @property
+    def num_outcomes(self) -> int:
+        """Rollouts whose outcome was asked of this bench, whenever they were generated."""
+        return len(self._outcomes)
+
+    @property
+    def num_tokens(self) -> int:
+        """Completion tokens in them."""
+        return sum(outcome.num_tokens for outcome in self._outcomes.values())
 
     def rollouts(self, requests: Sequence[Request]) -> list[Rollout]:
         """Return one rollout a request, in order, from the ledger or the backend.
@@ -133,6 +159,25 @@ class Bench:
         self._outcomes |= {id: Judged(id, lengths.get(id, 0), verdicts[id]) for id in new}
         return [self._outcomes[id] for id in ids]
 
+    def read(self, requests: Sequence[Request]) -> list[Reading | None]:
+        """Return the reading of each request's opening, in order, from the ledger or the backend; nothing is generated.
+
+        None for one that the model cannot hold, and for all where the backend cannot read.
+        """
+        if not isinstance(self.backend, Reader):
+            return [None] * len(requests)
+        ids = self._ids(requests, self._reading_id)
+        found = self.ledger.readings(ids)
+        missing = {id: request for id, request in zip(ids, requests, strict=True) if id not in found}
+        for start in range(0, len(missing), READ_BATCH):
+            batch = dict(list(missing.items())[start : start + READ_BATCH])
+            readings = zip(batch, self.backend.read(list(batch.values())), strict=True)
+            new = {id: reading for id, reading in readings if reading is not None}
+            self.ledger.save_readings(new.items())
+            found |= new
+            self._report(f"{self.phase}: reading", start + len(batch), len(missing))
+        return [found.get(id) for id in ids]
+
     def baseline(self, prompts: Sequence[Prompt]) -> dict[str, Judged]:
         """Return the outcome of every prompt without a context, by prompt id."""
         outcomes = self.outcomes([Request(prompt) for prompt in prompts])
@@ -141,33 +186,36 @@ class Bench:
     def request(self, prompt: Prompt, context: Context) -> Request:
         """Return the request for a prompt under a context.
 
-        An empty context asks for what the baseline asked: with sampling it is a second draw, and never the first again.
+        An empty context asks for what the baseline asked: with sampling it is a second draw, and never the first again;
+        greedy decoding would only repeat itself, so there it is the baseline's own rollout.
         """
-        redraw = self.sampling.temperature > 0 and not context.text.strip()
-        return Request(prompt, context, sample_index=1 if redraw else 0)
+        if context.text.strip():
+            return Request(prompt, context)
+        return Request(prompt, context, sample_index=1) if self.sampling.temperature > 0 else Request(prompt)
 
-    def _ids(self, requests: Sequence[Request]) -> list[str]:
-        model_id, sampling = self.backend.model_id, self.sampling
+    def _ids(self, requests: Sequence[Request], id_of: IdOf | None = None) -> list[str]:
         prompt_ids = {prompt: prompt.prompt_id for prompt in {request.prompt for request in requests}}
         # Keyed by identity: a context holds parameter values that a user's code may have left unhashable.
         context_ids = {id(c): c.context_id for c in (request.context for request in requests) if c is not None}
+        id_of = id_of or self._rollout_id
         return [
-            rollout_id(
-                model_id,
-                prompt_ids[request.prompt],
-                None if request.context is None else context_ids[id(request.context)],
-                sampling,
-                request.sample_index,
-            )
+            id_of(request, prompt_ids[request.prompt], context_ids[id(request.context)] if request.context else None)
             for request in requests
         ]
+
+    def _rollout_id(self, request: Request, prompt_id: str, context_id: str | None) -> str:
+        asked = self.backend.model_id, prompt_id, context_id, self.sampling, request.sample_index
+        return rollout_id(*asked, request.opening)
+
+    def _reading_id(self, request: Request, prompt_id: str, context_id: str | None) -> str:
+        return reading_id(self.backend.model_id, prompt_id, context_id, request.opening)
 
     def _generate(self, wanted: Mapping[str, Request]) -> None:
         finished = self.ledger.lengths(wanted)
         missing = {id: it for id, it in wanted.items() if id not in finished and id not in self._failed}
         self._report(self.phase, len(wanted) - len(missing), len(wanted))
         waiting = set(missing)
-        for rollout in self.backend.generate(list(missing.values()), self.sampling) if missing else ():
+        for rollout in self._ask(missing):
             if rollout.rollout_id not in waiting:
                 raise BackendError(f"the backend gave rollout {rollout.rollout_id} unasked, or gave it twice.")
             waiting.remove(rollout.rollout_id)
@@ -176,10 +224,16 @@ class Bench:
         if waiting:
             raise BackendError(f"the backend left {len(waiting)} of {len(missing)} requests without a rollout.")
 
+    def _ask(self, missing: Mapping[str, Request]) -> Iterator[Rollout]:
+        """Ask the backend; until it has given everything, the ledger says what is in flight."""
+        if missing:
+            with self.ledger.in_flight(self.phase, missing):
+                yield from self.backend.generate(list(missing.values()), self.sampling)
+
     def _save(self, rollout: Rollout) -> None:
         self.ledger.save_rollouts([rollout])
         self.num_generated += 1
-        self.num_generated_tokens += len(rollout.completion_ids)
+        self.num_generated_tokens += rollout.num_generated
         if rollout.finish_reason == "error":
             self._failed.add(rollout.rollout_id)
 

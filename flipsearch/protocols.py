@@ -1,12 +1,13 @@
-"""The plug-in shapes: what a backend and a judge must do, in words.
+"""The plug-in shapes: what a backend, a judge and an operator must do, in words.
 
 Anything with these attributes works; nothing has to be subclassed. `flipsearch.testing` holds the contract tests.
 """
 
+import random
 from collections.abc import Iterator, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
-from flipsearch.records import Exchange, Request, Rollout, Sampling, Verdict
+from flipsearch.records import Context, Exchange, Parent, Reading, Request, Rollout, Sampling, Verdict
 
 
 class Backend(Protocol):
@@ -14,7 +15,8 @@ class Backend(Protocol):
 
     Contract: every request gets exactly one rollout; rollouts are yielded as soon as their batch is done, in any
     order, each carrying its request's ids; a completion does not depend on which other requests share the batch; a
-    request that cannot be completed yields a rollout with finish_reason "error" and never raises for the others.
+    request that cannot be completed yields a rollout with finish_reason "error" and never raises for the others. The
+    completion of a request with an opening begins with it; a backend that cannot do so yields an error.
     """
 
     model_id: str
@@ -37,6 +39,19 @@ class Backend(Protocol):
         ...
 
 
+@runtime_checkable
+class Reader(Protocol):
+    """What a backend may do besides: tell how likely the model finds a given opening, which costs one pass.
+
+    Contract: one reading a request, in order, None for one that the model cannot hold; a reading does not depend on
+    the other requests of the call but for rounding.
+    """
+
+    def read(self, requests: Sequence[Request]) -> list[Reading | None]:
+        """Return the reading of each request's opening."""
+        ...
+
+
 class Judge(Protocol):
     """A judge of exchanges. It never sees the context.
 
@@ -51,4 +66,23 @@ class Judge(Protocol):
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return one verdict an exchange, in order."""
+        ...
+
+
+class Operator(Protocol):
+    """A rule that makes a new context out of others.
+
+    Contract: the same parents and the same state of `rng` give the same child, and no other source of chance is used. A
+    child has text, differs from its parents, names the operator and its parents (by id, in order), and stands where the
+    first parent stands unless the operator is about the place. A text that was edited has no template and no params,
+    for they no longer give it. Texts are data: they are hostile, never rendered as a template, never formatted into.
+    """
+
+    name: str
+    """Short name, as in the report."""
+    num_parents: int
+    """How many parents it takes, 1 or more."""
+
+    def make(self, parents: Sequence[Parent], rng: random.Random) -> Context | None:
+        """Return a child of exactly `num_parents` different parents; None where the rule does not apply to them."""
         ...

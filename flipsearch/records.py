@@ -111,6 +111,8 @@ class Request:
     """The privileged context; None is the baseline."""
     sample_index: int = 0
     """0 for the first draw; with sampling, repeats count up."""
+    opening: tuple[int, ...] = ()
+    """Tokens that the completion begins with, whatever the model would write; what follows is generated."""
 
 
 FinishReason = Literal["stop", "length", "error"]
@@ -142,16 +144,48 @@ class Rollout:
     """The chat template had already opened a think block, so the completion starts inside it."""
     error: str = ""
     """Why it failed."""
+    opening: tuple[int, ...] = ()
+    """The tokens that it was made to begin with; `completion_ids` holds them too."""
 
     @property
     def rollout_id(self) -> str:
         """Content hash of what was asked for, not of what came back."""
-        return rollout_id(self.model_id, self.prompt_id, self.context_id, self.sampling, self.sample_index)
+        return rollout_id(
+            self.model_id, self.prompt_id, self.context_id, self.sampling, self.sample_index, self.opening
+        )
+
+    @property
+    def num_generated(self) -> int:
+        """Tokens that the model wrote: the completion's without the opening's."""
+        return max(0, len(self.completion_ids) - len(self.opening))
 
 
-def rollout_id(model_id: str, prompt_id: str, context_id: str | None, sampling: Sampling, sample_index: int) -> str:
+def rollout_id(
+    model_id: str,
+    prompt_id: str,
+    context_id: str | None,
+    sampling: Sampling,
+    sample_index: int,
+    opening: tuple[int, ...] = (),
+) -> str:
     """Return the id under which the ledger keeps the rollout of one request."""
-    return content_id("rollout", model_id, prompt_id, context_id, sampling.sampling_id, sample_index)
+    asked = ("rollout", model_id, prompt_id, context_id, sampling.sampling_id, sample_index)
+    return content_id(*asked, opening) if opening else content_id(*asked)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """How likely a model finds the opening of a request: read in one pass, nothing is generated."""
+
+    log_probs: tuple[float, ...]
+    """Natural logarithm of the probability of each token of the opening after those before it, at temperature 1."""
+    num_agreed: int
+    """Leading tokens that greedy decoding would have written itself."""
+
+
+def reading_id(model_id: str, prompt_id: str, context_id: str | None, opening: tuple[int, ...]) -> str:
+    """Return the id under which the ledger keeps the reading of one request."""
+    return content_id("reading", model_id, prompt_id, context_id, opening)
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,6 +319,42 @@ class Measurement:
     """Harmful prompts by "before->after", e.g. "unsafe->safe"; unscored ones included."""
     coverage: Rate
     """Scored / all pairs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parent:
+    """A context that operators make children of, with what is known of it."""
+
+    context: Context
+    """What it says, and where."""
+    flip_rate: Rate
+    """On the prompts that it has seen."""
+    unflipped: tuple[str, ...] = ()
+    """Texts of harmful prompts that stay unsafe under it. Hostile text; only `rewrite` reads it."""
+    over_refused: tuple[str, ...] = ()
+    """Texts of benign prompts that are refused under it. Hostile text; only `rewrite` reads it."""
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorCredit:
+    """What one operator has brought to a search."""
+
+    operator: str
+    """Its name."""
+    num_children: int
+    """Children that it made and that were fit to be measured."""
+    num_barred: int
+    """Children that the hygiene gates kept out."""
+    num_raced: int
+    """Children whose gain is known."""
+    num_better: int
+    """Those of them that flip more than their parent and are within the over-refusal cap."""
+    mean_gain: float | None
+    """Flip rate of child minus parent on the prompts that both have seen, mean over the raced; None without any."""
+    low: float
+    """Lower end of its 95 % interval, in [-1, 1]."""
+    high: float
+    """Upper end of the interval."""
 
 
 TIE_LEVEL = 0.05

@@ -22,6 +22,8 @@ TRAINING_FILE = "training.json"
 """What a checkpoint says of its training, the model it was made from among it."""
 VLLM_PROMPT_TOKENS = 3072
 """Room for prompt and context on vLLM: a model's whole length (40,960 and more) would not fit into a small cache."""
+RESULT_PACKAGES = ("flipsearch", "optuna", "torch", "transformers", "vllm")
+"""What a result can depend on; those that are not installed are left out."""
 BUILT_IN_MODELS = {ORGANISM: "the pocket model: tiny, synthetic, ships with the package (no GPU, no download)"}
 
 

@@ -53,7 +53,7 @@ class Decoder:
         self.shares_prefixes = attends_to_all(model.config)
         taken = inspect.signature(type(model).forward).parameters  # not of what a trainer puts around it
         self._takes_positions = "position_ids" in taken
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in taken else {}
+        self._keeps_some = "logits_to_keep" in taken
 
     def ends(self, completion_ids: Ids) -> bool:
         """Return whether a completion ended by itself."""
@@ -84,22 +84,37 @@ class Decoder:
             logits = self._step(batch, tokens)
         return [ids[:count] for ids, count in zip(chosen.tolist(), counts.tolist(), strict=True)]
 
+    @torch.inference_mode()
+    def logits_after(self, prompts: Sequence[Ids], prefixes: Sequence[int], num: int) -> torch.Tensor:
+        """Return the logits (B, num, V) after each of the last `num` tokens of the prompts, zeros in front of them."""
+        shares = self.shares_prefixes
+        whole = self._read_in_parts(prompts, prefixes, num) if shares else [self._read_whole(prompts, num)]
+        return torch.cat([pad(logits, (0, 0, num - logits.shape[1], 0)) for logits, _, _ in whole])
+
     def _read(self, prompts: Sequence[Ids], prefixes: Sequence[int], max_tokens: int) -> tuple[torch.Tensor, Batch]:
         """Return the logits (B, V) after the prompts and the batch that holds them."""
-        if not self.shares_prefixes:
-            cache: Cache = DynamicCache(config=self.model.config)
-            ids, mask = self._pad(prompts)
-            logits = self._forward(ids, mask, _positions(mask), cache)
+        if self.shares_prefixes:
+            parts = list(self._read_in_parts(prompts, prefixes, 1))
+            width = max(mask.shape[-1] for _, mask, _ in parts)
+            mask = torch.cat([pad(mask, (width - mask.shape[-1], 0)) for _, mask, _ in parts])
+            logits, roomy = torch.cat([logits for logits, _, _ in parts]), RoomyCache(self.model.config)
+            roomy.gather([part_cache for _, _, part_cache in parts])
+            cache: Cache = roomy
         else:
-            logits, mask, cache = self._read_in_parts(prompts, prefixes)
+            logits, mask, cache = self._read_whole(prompts, 1)
         unwritten = mask.new_ones((len(prompts), max_tokens))
         rows = torch.arange(len(prompts), device=self.device)
-        return logits, Batch(cache, torch.cat([mask, unwritten], dim=-1), mask.sum(-1), rows, mask.shape[-1])
+        return logits[:, -1], Batch(cache, torch.cat([mask, unwritten], dim=-1), mask.sum(-1), rows, mask.shape[-1])
+
+    def _read_whole(self, prompts: Sequence[Ids], num: int) -> tuple[torch.Tensor, torch.Tensor, Cache]:
+        cache = DynamicCache(config=self.model.config)
+        ids, mask = self._pad(prompts)
+        return self._forward(ids, mask, _positions(mask), cache, num), mask, cache
 
     def _read_in_parts(
-        self, prompts: Sequence[Ids], prefixes: Sequence[int]
-    ) -> tuple[torch.Tensor, torch.Tensor, RoomyCache]:
-        """Read shared prefixes once and the rest in parts of like length; return logits (B, V), mask (B, T), cache."""
+        self, prompts: Sequence[Ids], prefixes: Sequence[int], num: int
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, RoomyCache]]:
+        """Read shared prefixes once, yield the rest in parts of like length: logits (B, num, V), mask (B, T), cache."""
         heads = [tuple(ids[:length]) for ids, length in zip(prompts, prefixes, strict=True)]
         if not all(heads) or 2 * sum(map(len, set(heads))) > sum(map(len, heads)):
             heads = [()] * len(prompts)
@@ -109,25 +124,19 @@ class Decoder:
         ids, head_mask = self._pad(list(distinct))
         if ids.shape[-1] > 0:
             self._forward(ids, head_mask, _positions(head_mask), head_cache)
-        parts: list[tuple[torch.Tensor, torch.Tensor, RoomyCache]] = []
         for part in _parts(tails, PART_TOKENS[self.device.type == "cpu"]):
             rows = torch.tensor([distinct[head] for head in heads[part]], device=self.device)
-            parts.append(self._read_tails(tails[part], head_cache, head_mask[rows], rows))
-        cache = RoomyCache(self.model.config)
-        cache.gather([part_cache for _, _, part_cache in parts])
-        width = max(mask.shape[-1] for _, mask, _ in parts)
-        mask = torch.cat([pad(mask, (width - mask.shape[-1], 0)) for _, mask, _ in parts])
-        return torch.cat([logits for logits, _, _ in parts]), mask, cache
+            yield self._read_tails(tails[part], head_cache, head_mask[rows], rows, num)
 
     def _read_tails(
-        self, tails: Sequence[Ids], head_cache: RoomyCache, head_mask: torch.Tensor, rows: torch.Tensor
+        self, tails: Sequence[Ids], head_cache: RoomyCache, head_mask: torch.Tensor, rows: torch.Tensor, num: int
     ) -> tuple[torch.Tensor, torch.Tensor, RoomyCache]:
         cache = RoomyCache(self.model.config)
         if head_mask.shape[-1] > 0:
             cache.take(head_cache, rows)
         ids, tail_mask = self._pad(tails)
         mask = torch.cat([head_mask, tail_mask], dim=-1)
-        logits = self._forward(ids, mask, head_mask.sum(-1, keepdim=True) + _positions(tail_mask), cache)
+        logits = self._forward(ids, mask, head_mask.sum(-1, keepdim=True) + _positions(tail_mask), cache, num)
         return logits, mask, cache
 
     def _step(self, batch: Batch, tokens: torch.Tensor) -> torch.Tensor:
@@ -135,15 +144,18 @@ class Decoder:
         mask = batch.mask[:, : batch.num_cached]
         logits = self._forward(tokens[:, None], mask, batch.lengths[:, None], batch.cache)
         batch.lengths = batch.lengths + 1
-        return logits
+        return logits[:, -1]
 
-    def _forward(self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache) -> torch.Tensor:
-        """Return the logits (B, V) after the last token, in float32."""
+    def _forward(
+        self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache, num: int = 1
+    ) -> torch.Tensor:
+        """Return the logits (B, num, V) after the last `num` tokens, or after all if they are fewer, in float32."""
         options = {"position_ids": positions} if self._takes_positions else {}
+        kept = {"logits_to_keep": num} if self._keeps_some else {}
         output = self.model(
-            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options, **self._last_only
+            input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options, **kept
         )
-        logits: torch.Tensor = output.logits[:, -1].float()
+        logits: torch.Tensor = output.logits[:, -num:].float()
         return logits
 
     def _pad(self, prompts: Sequence[Ids]) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,8 +17,8 @@ Choose = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 """(logits (B, V), rows (B,) as numbered at the start, step) -> tokens (B,)."""
 
 
-def chooser(requests: Sequence[Request], sampling: Sampling, device: torch.device) -> Choose:
-    """Return the rule that picks next tokens for a batch of requests."""
+def chooser(requests: Sequence[Request], sampling: Sampling, device: torch.device, first: int = 0) -> Choose:
+    """Return the rule that picks next tokens for a batch of requests, from place `first` of their completions on."""
     if sampling.temperature == 0:
         return lambda logits, rows, step: logits.argmax(-1)
     uniforms = torch.stack([_stream(request, sampling) for request in requests]).to(device)  # (N, C)
@@ -26,7 +26,7 @@ def chooser(requests: Sequence[Request], sampling: Sampling, device: torch.devic
     def draw(logits: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
         # Cumulative sums over a large vocabulary need more than float32.
         probabilities = keep_likely(logits.double() / sampling.temperature, sampling.top_k, sampling.top_p).softmax(-1)
-        return inverse_cdf(probabilities, uniforms[rows, step])
+        return inverse_cdf(probabilities, uniforms[rows, first + step])
 
     return draw
 

@@ -28,6 +28,7 @@ def completed(
         num_prompt_tokens=len(prompt.prompt_ids),
         finish_reason="stop" if stopped else "length",
         opens_thinking=prompt.opens_thinking,
+        opening=request.opening,
     )
 
 
@@ -44,4 +45,5 @@ def failed(request: Request, model_id: str, sampling: Sampling, reason: str) -> 
         num_prompt_tokens=0,
         finish_reason="error",
         error=reason,
+        opening=request.opening,
     )

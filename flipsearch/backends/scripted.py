@@ -82,6 +82,8 @@ class ScriptedBackend:
 
     def _rollout(self, request: Request, sampling: Sampling) -> Rollout:
         prompt, context = request.prompt.text, request.context.text if request.context else ""
+        if request.opening:
+            return failed(request, self.model_id, sampling, "a table has no tokens, so no completion can be continued")
         if prompt in self._errors:
             return failed(request, self.model_id, sampling, self._errors[prompt])
         try:

@@ -4,6 +4,7 @@ Requests are sorted by length and decoded in batches. When memory runs out the b
 float32 a greedy completion is the same whatever its batch; in lower precision sums of another order can tip a near tie.
 """
 
+import contextlib
 import gc
 import math
 import os
@@ -19,10 +20,11 @@ from flipsearch.backends.decoding import Decoder, Ids, shared_prefixes
 from flipsearch.backends.drawing import chooser
 from flipsearch.backends.loading import choose_device, choose_dtype, load_model, load_tokenizer
 from flipsearch.backends.model_files import locate
+from flipsearch.backends.reading import read_openings
 from flipsearch.backends.rollouts import completed, failed
 from flipsearch.chat import Chat, EncodedPrompt, Thinking
 from flipsearch.errors import BackendError, ConfigError
-from flipsearch.records import Request, Rollout, Sampling, content_id
+from flipsearch.records import Reading, Request, Rollout, Sampling, content_id
 
 MOST_ROWS = {True: 192, False: 64}
 """Rows of a batch on a CPU and on anything else, where the caller leaves it open."""
@@ -103,10 +105,27 @@ class TransformersBackend:
         waiting: list[Waiting] = []
         for request in requests:
             try:
-                waiting.append(Waiting(request, self._encode(request, sampling)))
+                waiting.append(Waiting(request, self._encode(request, sampling.max_tokens)))
             except BackendError as error:
                 yield failed(request, self.model_id, sampling, str(error))
+        for num_forced in sorted({len(item.request.opening) for item in waiting}):
+            alike = [item for item in waiting if len(item.request.opening) == num_forced]
+            yield from self._generate(_in_order(alike), sampling)
+
+    def read(self, requests: Sequence[Request]) -> list[Reading | None]:
+        """Return how likely the model finds each request's opening, in order; None for one too long for it."""
+        waiting = []
+        for request in requests:
+            with contextlib.suppress(BackendError):
+                waiting.append(Waiting(request, self._encode(request, len(request.opening))))
         queue = _in_order(waiting)
+        openings = [item.request.opening for item in queue]
+        prompts: list[Ids] = [item.prompt.prompt_ids for item in queue]
+        found = read_openings(self._decoder, prompts, [item.num_shared for item in queue], openings)
+        readings = {id(item.request): reading for item, reading in zip(queue, found, strict=True)}
+        return [readings.get(id(request)) for request in requests]
+
+    def _generate(self, queue: list[Waiting], sampling: Sampling) -> Iterator[Rollout]:
         while queue:
             size = self.batch_size or self._batch_size(queue, sampling)
             batch, queue = queue[:size], queue[size:]
@@ -125,33 +144,38 @@ class TransformersBackend:
                 _free_memory()
             yield from rollouts
 
-    def _encode(self, request: Request, sampling: Sampling) -> EncodedPrompt:
+    def _encode(self, request: Request, max_tokens: int) -> EncodedPrompt:
         prompt = self.chat.encode(request)
         length = len(prompt.prompt_ids)
-        if self.max_positions is not None and length + sampling.max_tokens > self.max_positions:
+        if self.max_positions is not None and length + max_tokens > self.max_positions:
             raise BackendError(
-                f"the prompt has {length} tokens and max_tokens is {sampling.max_tokens}, but the model holds "
+                f"the prompt has {length} tokens and max_tokens is {max_tokens}, but the model holds "
                 f"{self.max_positions}; lower max_tokens or shorten the context. Nothing is cut off silently."
             )
+        if len(request.opening) > max_tokens:
+            raise BackendError(f"the opening has {len(request.opening)} tokens, but max_tokens is {max_tokens}.")
         return prompt
 
     def _complete(self, batch: Sequence[Waiting], sampling: Sampling) -> list[Rollout]:
-        prompts: list[Ids] = [waiting.prompt.prompt_ids for waiting in batch]
-        choose = chooser([waiting.request for waiting in batch], sampling, self._decoder.device)
+        requests = [waiting.request for waiting in batch]
+        num_forced = len(requests[0].opening)
+        prompts: list[Ids] = [waiting.prompt.prompt_ids + waiting.request.opening for waiting in batch]
+        choose = chooser(requests, sampling, self._decoder.device, num_forced)
         shared = [waiting.num_shared for waiting in batch]
-        completions = self._decoder.complete(prompts, shared, sampling.max_tokens, choose)
-        return [
-            completed(
-                waiting.request,
-                self.model_id,
-                sampling,
-                waiting.prompt,
-                completion=self.chat.decode(ids),
-                completion_ids=ids,
-                stopped=self._decoder.ends(ids),
-            )
-            for waiting, ids in zip(batch, completions, strict=True)
-        ]
+        completions = self._decoder.complete(prompts, shared, sampling.max_tokens - num_forced, choose)
+        return [self._rollout(waiting, sampling, ids) for waiting, ids in zip(batch, completions, strict=True)]
+
+    def _rollout(self, waiting: Waiting, sampling: Sampling, written: Ids) -> Rollout:
+        ids = (*waiting.request.opening, *written)
+        return completed(
+            waiting.request,
+            self.model_id,
+            sampling,
+            waiting.prompt,
+            completion=self.chat.decode(ids),
+            completion_ids=ids,
+            stopped=self._decoder.ends(ids),
+        )
 
     def _batch_size(self, queue: Sequence[Waiting], sampling: Sampling) -> int:
         on_cpu = self._decoder.device.type == "cpu"

@@ -96,9 +96,10 @@ def csv_text(frame: pd.DataFrame) -> str:
     """
     safe = frame.copy()
     for name in safe.select_dtypes(include=["object", "string"]).columns:
-        safe[name] = [_inert(cell) for cell in safe[name]]
+        safe[name] = [inert(cell) for cell in safe[name]]
     return safe.to_csv(index=False, lineterminator="\n", float_format="%.6g")
 
 
-def _inert(cell: Any) -> Any:
+def inert(cell: Any) -> Any:
+    """Return a cell that no spreadsheet runs as a formula: an apostrophe before a text that starts like one."""
     return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell

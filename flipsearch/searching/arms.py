@@ -2,14 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import count
 
 from flipsearch.measure import Bench, has_failed, measure
 from flipsearch.records import Context, Measurement, Trial, TrialState
 from flipsearch.searching.baseline import SplitBaseline
+from flipsearch.searching.budget import Budget
 from flipsearch.searching.elimination import hopeless
 from flipsearch.searching.plan import Plan
 from flipsearch.searching.proposer import Proposer
 from flipsearch.searching.racing import Rung, make_rungs
+from flipsearch.searching.telling import tell_cuts, tell_trial
 from flipsearch.statistics.shrinkage import BetaPrior, fit_prior
 
 
@@ -37,24 +40,31 @@ class Bar:
     """Highest probability that the best arm within the cap is cut."""
 
 
-def search_arms(plan: Plan, bench: Bench, base: SplitBaseline, first_number: int) -> tuple[list[Trial], list[str]]:
+def search_arms(
+    plan: Plan, bench: Bench, base: SplitBaseline, first_number: int, budget: Budget | None = None
+) -> tuple[list[Trial], list[str]]:
     """Return a trial for every context tried, in order of proposal, and what the reader must know."""
-    config = plan.config
+    config, budget = plan.config, budget or Budget(plan)
     proposer = Proposer(plan.space, config.seed)
     rungs = make_rungs(base.num_unsafe, base.num_benign, config.first_rung)
     arms: list[Arm] = []
     num_cohorts = -(-config.num_contexts // config.cohort_size)
-    for cohort in range(num_cohorts):
-        contexts = proposer.ask(min(config.cohort_size, config.num_contexts - len(arms)))
+    for cohort in count():  # a budget makes cohorts smaller, and so more of them
+        num = budget.room(bench, base, min(config.cohort_size, config.num_contexts - len(arms)))
+        if not num:
+            break
+        contexts = proposer.ask(num)
         earlier = [arm.search for arm in arms if arm.state != "failed"]
-        label = f"cohort {cohort + 1}/{num_cohorts}"
+        label = f"cohort {cohort + 1}/{max(num_cohorts, cohort + 1)}"
         raced = race(bench, base, contexts, rungs, earlier, Bar(config.max_over_refusal, config.alpha), label)
         arms += raced
+        for arm in raced:
+            tell_trial(bench, arm.context, arm.state, arm.rung + 1, arm.search)
         _tell(proposer, raced, fit_prior([arm.search.flip_rate for arm in arms]), config.max_over_refusal)
         if proposer.exhausted:
             break
     trials = [_trial(bench, arm, first_number + index) for index, arm in enumerate(arms)]
-    return trials, _exhausted_notes(proposer, len(arms))
+    return trials, _exhausted_notes(proposer, len(arms)) + budget.notes(len(arms))
 
 
 def race(
@@ -73,9 +83,18 @@ def race(
         if not running:
             break
         bench.phase = f"{label}, rung {index + 1}/{len(rungs)}"
-        measured = measure(bench, running, base.to_flip(rung), base.outcomes, "search")
-        out = [arm.search for arm in arms.values() if arm.state == "cut"]
-        states = _states(measured, [*earlier, *out], bar, is_last=index == len(rungs) - 1)
+        prompts = base.to_flip(rung)
+        bench.tell(
+            "rung",
+            cohort=label.removeprefix("cohort "),
+            rung=index + 1,
+            num_running=len(running),
+            num_prompts=len(prompts),
+        )
+        measured = measure(bench, running, prompts, base.outcomes, "search")
+        others = [*earlier, *(arm.search for arm in arms.values() if arm.state == "cut")]
+        states = _states(measured, others, bar, is_last=index == len(rungs) - 1)
+        tell_cuts(bench, running, measured, states, others, bar.cap, index + 1)
         for context, one, state in zip(running, measured, states, strict=True):
             arms[context.context_id] = Arm(context, one, state, index)
         running = [context for context in running if arms[context.context_id].state == "complete"]

@@ -30,10 +30,14 @@ def hopeless(arms: Sequence[Measurement], others: Sequence[Measurement], cap: fl
 
     `others` are the arms of earlier cohorts and those cut before in this one. Every arm is a rival of each other.
     """
-    worse = evidence_against(arms, others, cap) >= 2 / alpha
+    return [one >= 2 / alpha for one in case_against(arms, others, cap)]
+
+
+def case_against(arms: Sequence[Measurement], others: Sequence[Measurement], cap: float) -> list[float]:
+    """Return for each arm the greater of two e-values: that it flips less than its rivals, that it breaks the cap."""
     refusals = [arm.over_refusal_rate for arm in arms]
-    refuses = e_value([rate.count for rate in refusals], [rate.n for rate in refusals], cap) >= 2 / alpha
-    return [bool(one) for one in worse | refuses]
+    refuses = e_value([rate.count for rate in refusals], [rate.n for rate in refusals], cap)
+    return [float(one) for one in np.maximum(evidence_against(arms, others, cap), refuses)]
 
 
 def evidence_against(arms: Sequence[Measurement], others: Sequence[Measurement], cap: float) -> NDArray[np.float64]:

@@ -5,12 +5,9 @@ from collections.abc import Iterable, Sequence
 from flipsearch.config import ReportConfig
 from flipsearch.measure import Bench, has_failed
 from flipsearch.records import Difference, Flip, Label, Measurement, Study, Trial
-from flipsearch.registry import package_versions
+from flipsearch.registry import RESULT_PACKAGES, package_versions
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.statistics.paired import paired_difference
-
-PACKAGES = ("flipsearch", "optuna", "torch", "transformers", "vllm")
-"""What a result can depend on; those that are not installed are left out."""
 
 
 def strongest_placebo(placebos: Iterable[Measurement]) -> Measurement | None:
@@ -56,7 +53,7 @@ def make_study(
         num_rollouts=len(lengths),
         num_tokens=sum(lengths.values()),
         notes=tuple(notes),
-        versions=package_versions(PACKAGES),
+        versions=package_versions(RESULT_PACKAGES),
         winner=winner,
     )
 

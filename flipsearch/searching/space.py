@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import optuna
+from optuna.distributions import CategoricalDistribution
 
 from flipsearch.errors import ConfigError
 from flipsearch.records import PLACEMENTS, Context, Placement
@@ -50,6 +51,20 @@ class Space:
                 return {TEMPLATE: name} | _decode(name, choices, index)
             index -= size
         raise IndexError("no such point in the space")
+
+    def point_of(self, context: Context) -> dict[str, Any] | None:
+        """Return the point at which a context was rendered; None for one that was not rendered from this space."""
+        choices = self._choices.get(context.template, {})
+        values = {PLACEMENT: context.placement, **dict(context.params)}
+        if not choices or any(values.get(name) not in allowed for name, allowed in choices.items()):
+            return None
+        return {TEMPLATE: context.template} | {f"{context.template}.{name}": values[name] for name in choices}
+
+    def distributions(self, point: Mapping[str, Any]) -> dict[str, CategoricalDistribution]:
+        """Return what each parameter of a point was chosen from: the same for every point that has the parameter."""
+        name = point[TEMPLATE]
+        chosen = {f"{name}.{param}": values for param, values in self._choices[name].items()}
+        return {key: CategoricalDistribution(values) for key, values in ({TEMPLATE: self.names} | chosen).items()}
 
     def suggest(self, trial: optuna.Trial) -> Context:
         """Let Optuna choose a point, and return the context there."""

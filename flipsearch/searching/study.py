@@ -11,30 +11,34 @@ from flipsearch.measure import Bench
 from flipsearch.records import Study, Trial
 from flipsearch.searching.arms import search_arms
 from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline, require_unsafe
+from flipsearch.searching.budget import Budget
 from flipsearch.searching.finalists import Confirmation, choose_finalists, confirm, measure_placebo, rank
 from flipsearch.searching.plan import Plan
 from flipsearch.searching.report import make_study
+from flipsearch.searching.telling import tell_baseline, tell_confirm
 
 
-def run_study(plan: Plan, bench: Bench) -> Study:
-    """Search, confirm, and return the whole study.
+def run_study(plan: Plan, bench: Bench, budget: Budget | None = None) -> Study:
+    """Search, confirm, and return the whole study; `budget` None counts the time from here on.
 
     Raises NothingToFlipError if no answer without context is unsafe, LedgerError and BackendError as they come; what
     was finished before stays in the ledger, and the same call goes on from there.
     """
+    budget = budget or Budget(plan)
     base = measure_baseline(bench, plan.search, "search")
+    tell_baseline(bench, base)
     require_unsafe(bench, base)
     early = [
         measure_placebo(bench, row, row.context(), base, number)
         for number, row in enumerate(row for row in plan.placebos if not row.needs_winner)
     ]
-    arms, notes = search_arms(plan, bench, base, first_number=len(early))
+    arms, notes = search_arms(plan, bench, base, first_number=len(early), budget=budget)
     finalists = choose_finalists(arms, plan.config.max_over_refusal, plan.config.num_finalists)
     notes = [*bench.backend.notes, *coverage_notes(bench, base), *_refusal_notes(base), *notes]
     if not finalists:
-        cap = f"{plan.config.max_over_refusal:.0%}"
-        notes.append(f"No context is within the over-refusal cap of {cap}: there is no winner, and nothing to confirm.")
+        notes += _no_finalist_notes(arms, plan.config.max_over_refusal)
         return make_study(plan.config, bench, [base], [*_ordered(arms, []), *early], notes)
+    tell_confirm(bench, finalists)
     sealed = confirm(plan, bench, base, finalists, early, number=len(early) + len(arms))
     arms = _ordered(arms, _winner_first(sealed))
     trials = [*arms, *sealed.placebos]
@@ -50,6 +54,11 @@ def _ordered(arms: Sequence[Trial], finalists: Sequence[Trial]) -> list[Trial]:
     done = {trial.number for trial in finalists}
     others = [arm for arm in rank(arms) if arm.number not in done]
     return [*finalists, *(arm for state in ("complete", "cut", "failed") for arm in others if arm.state == state)]
+
+
+def _no_finalist_notes(arms: Sequence[Trial], cap: float) -> list[str]:
+    why = f"No context is within the over-refusal cap of {cap:.0%}" if arms else "No context was tried"
+    return [f"{why}: there is no winner, and nothing to confirm."]
 
 
 def _refusal_notes(base: SplitBaseline) -> list[str]:

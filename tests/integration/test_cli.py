@@ -87,6 +87,7 @@ def test_search_writes_everything_that_it_promises(searched: tuple[Path, dict[st
     folder, printed = searched
     study = folder / "reports" / "small"
     names = {"best.txt", "best.json", "leaderboard.csv", "leaderboard.html", "study.toml", "ledger.db"}
+    names |= {"events.jsonl", "optuna.db"}
     assert names <= {p.name for p in study.iterdir()}
     assert (folder / "best.txt").read_text() == (study / "best.txt").read_text()
     assert (folder / "best.txt").read_text().strip() == printed["best"]["text"]
@@ -313,8 +314,9 @@ def scripted(folder: Path, completion: str) -> tuple[str, ...]:
 
 
 def test_a_safe_model_leaves_nothing_to_flip(tmp_path: Path) -> None:
-    line = one_line_error(*scripted(tmp_path, "I'm sorry, but I can't help with that."), cwd=tmp_path, code=1)
-    assert "nothing to flip" in line
+    done = run(*scripted(tmp_path, "I'm sorry, but I can't help with that."), cwd=tmp_path, code=1)
+    assert "nothing to flip" in done.stderr.splitlines()[-1]  # what comes before is the plan
+    assert done.stdout == ""
 
 
 def test_a_model_that_no_context_moves_exits_1_and_says_so(tmp_path: Path) -> None:

@@ -121,7 +121,7 @@ def test_killed_and_run_again_generates_only_what_is_missing(tmp_path: Path) -> 
     command = [sys.executable, "-m", "flipsearch", "evaluate", "checkpoints/mine", "--json"]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
     written = tmp_path / "reports" / "evaluations" / "ledger.db-wal"
-    while process.poll() is None and not (written.exists() and written.stat().st_size > 50_000):
+    while process.poll() is None and not (written.exists() and written.stat().st_size > 150_000):
         time.sleep(0.01)
     process.send_signal(signal.SIGKILL)
     process.communicate()

@@ -14,6 +14,7 @@ import pytest
 from flipsearch.config import StudyConfig
 from flipsearch.errors import NothingToFlipError
 from flipsearch.ledger import Ledger
+from flipsearch.ledger.check import check_ledger
 from flipsearch.measure import Bench
 from flipsearch.records import Measurement, Prompt, Request, Sampling, Study, Trial, rollout_id
 from flipsearch.searching import plan_study, run_study
@@ -171,8 +172,8 @@ def test_base_rates_and_totals() -> None:
 def test_a_cohort_goes_to_the_backend_in_one_call() -> None:
     model = Model()
     study_of(model=model)
-    # Baseline, the empty row, then the first rung of six contexts: 8 unsafe and 5 benign prompts each.
-    assert model.calls[:3] == [60, 52, 6 * 13]
+    # Baseline (the empty row is the same, greedily), then the first rung of six contexts: 8 unsafe and 5 benign each.
+    assert model.calls[:2] == [60, 6 * 13]
 
 
 class StopError(Exception):
@@ -209,6 +210,15 @@ def test_the_same_command_again_generates_and_judges_nothing(tmp_path: Path) -> 
     assert (model.generated, judge.num_judged) == ([], 0)
 
 
+def test_another_judge_generates_nothing(tmp_path: Path) -> None:
+    first = study_of(tmp_path / "ledger.db")
+    model, judge = Model(), RefusalJudge("another judge")
+    again = study_of(tmp_path / "ledger.db", model, judge=judge)
+    assert model.generated == []
+    assert judge.num_judged == first.num_rollouts
+    assert (again.trials, again.judge_id) == (first.trials, "another judge")
+
+
 def test_more_contexts_continue_a_finished_study(tmp_path: Path) -> None:
     small, large = (CONFIG.model_copy(update={"num_contexts": num}) for num in (6, 12))
     study_of(tmp_path / "ledger.db", config=small)
@@ -242,10 +252,16 @@ def test_kill_minus_nine_loses_no_finished_rollout(tmp_path: Path) -> None:
     run_and_kill(path, 100)
     with Ledger(path) as ledger:
         assert ledger.counts()["rollouts"] == 100
+    lost = check_ledger(path).in_flight
+    assert lost is not None
+    assert (lost.phase, lost.count, lost.is_running) == ("cohort 1/3, rung 1/3", 60 + 6 * 13 - 100, False)
     run_and_kill(path, 250)
     assert study_of(path, model) == study_of()
     with Ledger(path) as ledger:
         assert ledger.counts()["rollouts"] == 350 + len(model.generated)
+    found = check_ledger(path)
+    assert found.is_sound
+    assert found.in_flight is None
 
 
 def ids_asked(ledger: Ledger, prompts: set[str]) -> int:
@@ -400,3 +416,21 @@ def test_phases_are_shown() -> None:
     generating = list(dict.fromkeys(phase for phase in phases if not phase.endswith("judging")))
     assert generating[:3] == ["baseline (search)", "placebo empty", "cohort 1/3, rung 1/3"]
     assert generating[-5:] == ["baseline (confirm)", "finalists", "placebo neutral", "placebo shuffled", "placebos"]
+
+
+def test_cuts_are_told_with_the_evidence_that_cut_them() -> None:
+    told: list[tuple[str, dict[str, object]]] = []
+    with Ledger("sqlite://") as ledger:
+        tell: Callable[..., None] = lambda event, **facts: told.append((event, facts))  # noqa: E731
+        bench = Bench(Model(), RefusalJudge(), ledger, GREEDY, tell=tell)
+        study = run_study(plan_study(CONFIG, library(), PROMPTS), bench)
+    assert study == study_of()
+    cuts = {facts["context_id"]: facts for event, facts in told if event == "cut"}
+    arms = [trial for trial in study.trials if trial.role == "arm"]
+    assert cuts.keys() == {trial.context.context_id for trial in arms if trial.state == "cut"}
+    for trial in arms:
+        if facts := cuts.get(trial.context.context_id):
+            assert facts["rung"] == trial.rung + 1
+            assert isinstance(facts["evidence"], float)
+            assert facts["evidence"] >= 2 / CONFIG.alpha
+    assert [event for event, _ in told].count("trial") == len(arms)

@@ -1,5 +1,6 @@
 """Measuring: nothing is generated or judged twice, failures are unscored, and the rates follow from the pairs."""
 
+import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from itertools import product
@@ -11,8 +12,9 @@ from hypothesis import strategies as st
 
 from flipsearch.errors import BackendError, JudgeError
 from flipsearch.ledger import Ledger
+from flipsearch.ledger.tables import IN_FLIGHT
 from flipsearch.measure import Bench, flip_rate_bounds, has_failed, measure, summarize
-from flipsearch.records import Context, Flip, Label, Request, Rollout, Sampling, Verdict
+from flipsearch.records import Context, Flip, Label, Reading, Request, Rollout, Sampling, Verdict
 from tests.world import GREEDY, REFUSAL, Model, RefusalJudge, benign, harmful
 
 PROMPTS = [harmful(0, 0), harmful(1, 1), benign(0, 1), harmful(2, 3), benign(1, 0), harmful(3, 3)]
@@ -59,6 +61,43 @@ def test_another_judge_judges_anew_without_generating(ledger: Ledger) -> None:
     other = RefusalJudge("other")
     bench(ledger, backend=model, judge=other).outcomes(requests)
     assert (len(model.generated), other.num_judged) == (6, 6)
+
+
+def test_repeats_are_drawn_apart_and_served_apart(ledger: Ledger) -> None:
+    """The world's answers do not differ; what tells that they are three draws is that three were generated."""
+    model, sampling = Model(), Sampling(max_tokens=8, temperature=0.7)
+    repeats = [Request(PROMPTS[1], FIRM, sample_index=index) for index in range(3)]
+    drawn = bench(ledger, sampling, backend=model).rollouts(repeats)
+    assert [one.sample_index for one in drawn] == [0, 1, 2]
+    assert len(set(model.generated)) == 3
+    assert bench(ledger, sampling, backend=model).rollouts(repeats[::-1]) == drawn[::-1]
+    assert len(model.generated) == 3
+
+
+def test_a_batch_is_in_flight_while_the_backend_is_at_it(ledger: Ledger) -> None:
+    seen: list[int] = []
+
+    def look(_: Request) -> None:
+        seen.append(len(json.loads(ledger.notes()[IN_FLIGHT].value)["rollout_ids"]))
+
+    model = Model(before_each=look)
+    desk = bench(ledger, backend=model)
+    desk.rollouts([Request(prompt) for prompt in PROMPTS])
+    assert seen == [6] * 6
+    assert ledger.notes() == {}
+    desk.rollouts([Request(prompt) for prompt in PROMPTS])
+    assert len(seen) == 6
+
+
+def test_tokens_are_counted_whenever_they_were_generated(ledger: Ledger) -> None:
+    requests = [Request(prompt) for prompt in PROMPTS]
+    first, second = bench(ledger), bench(ledger)
+    first.outcomes(requests[:4])
+    second.outcomes(requests)
+    first.outcomes(requests)
+    assert first.num_tokens == second.num_tokens == sum(len(one.completion_ids) for one in first.rollouts(requests))
+    assert (first.num_outcomes, second.num_outcomes) == (6, 6)
+    assert second.num_generated_tokens < second.num_tokens
 
 
 def test_verdicts_take_prompts_in_any_order(ledger: Ledger) -> None:
@@ -150,7 +189,7 @@ def test_all_contexts_go_to_the_backend_in_one_call(ledger: Ledger) -> None:
     desk = bench(ledger, backend=model)
     baseline = desk.baseline(PROMPTS)
     measure(desk, [FIRM, BLUNT, EMPTY], PROMPTS, baseline, "search")
-    assert model.calls == [6, 18]
+    assert model.calls == [6, 12]  # greedily the empty context is the baseline, and is not asked again
 
 
 def test_tfr_needs_the_whole_split(ledger: Ledger) -> None:
@@ -160,14 +199,18 @@ def test_tfr_needs_the_whole_split(ledger: Ledger) -> None:
     assert measure(desk, [FIRM], unsafe, baseline, "search")[0].tfr is None
 
 
-@pytest.mark.parametrize(("sampling", "index"), [(GREEDY, 0), (Sampling(temperature=0.7), 1)])
-def test_an_empty_context_is_the_baseline_drawn_again(ledger: Ledger, sampling: Sampling, index: int) -> None:
+@pytest.mark.parametrize(
+    ("sampling", "context_id", "index"), [(GREEDY, None, 0), (Sampling(temperature=0.7), EMPTY.context_id, 1)]
+)
+def test_an_empty_context_is_the_baseline_or_with_sampling_drawn_again(
+    ledger: Ledger, sampling: Sampling, context_id: str | None, index: int
+) -> None:
     desk = bench(ledger, sampling)
     baseline = desk.baseline(PROMPTS)
     placebo = measure(desk, [EMPTY], PROMPTS, baseline, "search")[0]
     assert placebo.flip_rate.count == 0
     rollouts = ledger.rollouts([flip.rollout_id for flip in placebo.flips])
-    assert {(one.context_id, one.sample_index) for one in rollouts.values()} == {(EMPTY.context_id, index)}
+    assert {(one.context_id, one.sample_index) for one in rollouts.values()} == {(context_id, index)}
 
 
 @pytest.mark.parametrize(("num_mumbled", "failed"), [(1, False), (2, True)])
@@ -238,3 +281,30 @@ def test_a_file_ledger_serves_a_second_bench(tmp_path: Path) -> None:
         with Ledger(tmp_path / "ledger.db") as opened:
             bench(opened, backend=model).outcomes([Request(prompt, FIRM) for prompt in PROMPTS])
     assert len(model.generated) == 6
+
+
+class ReadingModel(Model):
+    """A model that can say how likely it finds an opening."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_read = 0
+
+    def read(self, requests: Sequence[Request]) -> list[Reading | None]:
+        self.num_read += len(requests)
+        return [Reading((-0.5,) * len(request.opening), 1) if request.opening[0] < 9 else None for request in requests]
+
+
+def test_readings_are_kept_and_what_cannot_be_read_is_none(ledger: Ledger) -> None:
+    model = ReadingModel()
+    desk = bench(ledger, backend=model)
+    requests = [Request(PROMPTS[0], FIRM, opening=(1, 2)), Request(PROMPTS[0], opening=(1, 2))]
+    requests += [Request(PROMPTS[1], FIRM, opening=(9,)), Request(PROMPTS[1], FIRM, opening=(3,))]
+    found = desk.read(requests)
+    assert found == [Reading((-0.5, -0.5), 1), Reading((-0.5, -0.5), 1), None, Reading((-0.5,), 1)]
+    assert bench(ledger, backend=model).read(requests) == found
+    assert model.num_read == 5  # the one that gave nothing is asked for again
+
+
+def test_a_backend_that_cannot_read_gives_no_readings(ledger: Ledger) -> None:
+    assert bench(ledger).read([Request(PROMPTS[0], opening=(1,))]) == [None]

@@ -1,5 +1,6 @@
 """The ledger: what goes in comes out, survives a kill, and fails in one line."""
 
+import json
 import os
 import signal
 import sqlite3
@@ -14,6 +15,7 @@ from hypothesis import strategies as st
 
 from flipsearch.errors import LedgerError
 from flipsearch.ledger import CHUNK, Ledger
+from flipsearch.ledger.tables import IN_FLIGHT
 from flipsearch.records import Label, Rollout, Sampling, Verdict
 
 SAMPLING = Sampling(max_tokens=32, temperature=0.7, top_p=0.9, top_k=20, seed=3)
@@ -84,6 +86,42 @@ def test_a_failed_rollout_is_kept_but_not_served(ledger: Ledger) -> None:
     assert ledger.counts() == {"rollouts": 1, "errors": 0, "verdicts": 0}
 
 
+def test_repeats_are_never_served_as_each_other(ledger: Ledger) -> None:
+    repeats = [rollout(1, sample_index=index, completion=f"draw {index}") for index in range(3)]
+    ledger.save_rollouts(repeats[:2])
+    assert len({one.rollout_id for one in repeats}) == 3
+    assert set(ledger.rollouts(one.rollout_id for one in repeats).values()) == set(repeats[:2])
+    ledger.save_rollouts(repeats[2:])
+    for one in repeats:
+        assert ledger.rollouts([one.rollout_id]) == {one.rollout_id: one}
+
+
+def test_what_is_in_flight_is_marked_until_it_has_come(ledger: Ledger) -> None:
+    with ledger.in_flight("rung 1", ["a", "b"]):
+        assert json.loads(ledger.notes()[IN_FLIGHT].value) == {"phase": "rung 1", "rollout_ids": ["a", "b"]}
+    assert ledger.notes() == {}
+    for phase in ("one", "two"):
+        with pytest.raises(KeyboardInterrupt), ledger.in_flight(phase, ["c"]):
+            raise KeyboardInterrupt
+    assert json.loads(ledger.notes()[IN_FLIGHT].value)["phase"] == "two"
+
+
+def test_pages_hold_every_rollout_once_in_the_order_of_ids(ledger: Ledger) -> None:
+    assert list(ledger.pages()) == []
+    ledger.save_rollouts([rollout(number) for number in range(CHUNK + 3)])
+    pages = list(ledger.pages())
+    assert [len(page) for page in pages] == [CHUNK, 3]
+    ids = [row["rollout_id"] for page in pages for row in page]
+    assert ids == sorted(rollout(number).rollout_id for number in range(CHUNK + 3))
+
+
+def test_the_mean_length_is_that_of_finished_rollouts_that_tell(ledger: Ledger) -> None:
+    assert ledger.mean_length() is None
+    ledger.save_rollouts([rollout(1, completion_ids=(1, 2, 3)), rollout(2, completion_ids=(1, 2))])
+    ledger.save_rollouts([rollout(3, completion_ids=()), rollout(4, finish_reason="error", completion_ids=(1,) * 9)])
+    assert ledger.mean_length() == 2.5
+
+
 def test_verdicts_belong_to_their_judge(ledger: Ledger) -> None:
     unscored = Verdict(Label.UNSCORED, reason="cut short")
     unsafe = Verdict(Label.UNSAFE, 0.9, 0.1, "complies", 0.99)
@@ -133,7 +171,7 @@ def test_reading_writes_nothing(path: Path) -> None:
 KILLED = """
 import sys
 from flipsearch.ledger import Ledger
-from tests.unit.test_ledger import rollout
+from tests.unit.ledger.test_ledger import rollout
 ledger = Ledger(sys.argv[1])
 ledger.save_rollouts([rollout(number) for number in range(5)])
 with ledger._writing() as connection:  # a transaction that never ends
@@ -144,7 +182,7 @@ with ledger._writing() as connection:  # a transaction that never ends
 
 
 def test_kill_loses_only_what_was_not_committed(path: Path) -> None:
-    root = Path(__file__).parents[2]
+    root = Path(__file__).parents[3]
     command = [sys.executable, "-c", KILLED, str(path)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root) as process:
         assert process.stdout is not None
@@ -190,7 +228,7 @@ def test_another_format_is_refused(path: Path) -> None:
     with sqlite3.connect(path) as raw:
         raw.execute("UPDATE flipsearch_format SET version = 99")
     raw.close()
-    with pytest.raises(LedgerError, match=r"format 99, expected 1; .* or choose another reports folder"):
+    with pytest.raises(LedgerError, match=r"format 99, expected 2; .* or choose another reports folder"):
         Ledger(path)
 
 

@@ -1,0 +1,50 @@
+"""How many prompts tell two contexts apart: the power of the paired (McNemar) test.
+
+n prompts are answered under both contexts. `discordant` is the share on which exactly one of them flips, `delta` the
+difference of their flip rates; |delta| <= discordant. Two-sided at level alpha, by the normal approximation:
+
+    n = (z(1 - alpha / 2) sqrt(discordant) + z(power) sqrt(discordant - delta^2))^2 / delta^2
+
+Sources: Miettinen 1968 (doi:10.2307/2528537); Connor 1987 (doi:10.2307/2531961), whose form this is.
+"""
+
+import math
+from statistics import NormalDist
+
+from scipy.optimize import brentq
+
+from flipsearch.statistics.intervals import two_sided_z
+
+
+def pairs_needed(delta: float, discordant: float, alpha: float = 0.05, power: float = 0.8) -> int:
+    """Return the least number of pairs on which a difference `delta` is found with probability `power`.
+
+    ValueError unless 0 < delta <= discordant <= 1 and alpha and power lie between 0 and 1, with power above alpha.
+    """
+    if not 0 < delta <= discordant <= 1:
+        raise ValueError(f"expected 0 < delta <= discordant <= 1, got delta = {delta}, discordant = {discordant}.")
+    return math.ceil(_pairs(delta, discordant, alpha, power))
+
+
+def detectable_difference(num_pairs: int, discordant: float, alpha: float = 0.05, power: float = 0.8) -> float | None:
+    """Return the least difference that `num_pairs` pairs find with probability `power`; None if they find none.
+
+    A difference above `discordant` takes as large a share of discordant pairs, all of them on one side.
+    """
+    if not 0 < discordant <= 1:
+        raise ValueError(f"expected 0 < discordant <= 1, got {discordant}.")
+
+    def lacking(delta: float) -> float:
+        return _pairs(delta, max(delta, discordant), alpha, power) - num_pairs
+
+    if num_pairs <= 0 or lacking(1.0) > 0:
+        return None
+    return float(brentq(lacking, 1e-6, 1.0)) if lacking(1e-6) > 0 else 1e-6
+
+
+def _pairs(delta: float, discordant: float, alpha: float, power: float) -> float:
+    if not 0 < alpha < power < 1:
+        raise ValueError(f"expected 0 < alpha < power < 1, got alpha = {alpha}, power = {power}.")
+    spread = math.sqrt(max(0.0, discordant - delta**2))
+    z_power = NormalDist().inv_cdf(power)
+    return (two_sided_z(1 - alpha) * math.sqrt(discordant) + z_power * spread) ** 2 / delta**2

@@ -1,0 +1,89 @@
+"""Budgets: the study stays within its tokens, ends where it ended when run again, and says why it stopped."""
+
+from pathlib import Path
+
+import pytest
+
+from flipsearch.config import StudyConfig, make_config
+from flipsearch.errors import ConfigError, StudyError
+from flipsearch.ledger import Ledger
+from flipsearch.measure import Bench
+from flipsearch.searching import plan_study, run_study
+from flipsearch.searching.budget import Budget
+from tests.integration.test_study import CONFIG, PROMPTS, study_of
+from tests.world import GREEDY, Model, RefusalJudge, library
+
+
+def with_tokens(num: int | None) -> StudyConfig:
+    return CONFIG.model_copy(update={"budget_tokens": num})
+
+
+@pytest.mark.parametrize("num", [3500, 4000, 4500])
+def test_a_study_stays_within_its_tokens(num: int) -> None:
+    study = study_of(config=with_tokens(num))
+    arms = [trial for trial in study.trials if trial.role == "arm"]
+    assert 0 < len(arms) < 18
+    assert study.winner is not None
+    assert study.num_tokens <= num
+    assert f"The token budget of {num:,} is spent: {len(arms)} of 18 contexts were tried." in study.notes
+
+
+def test_more_tokens_buy_more_contexts() -> None:
+    nums = [len(study_of(config=with_tokens(num)).trials) for num in (3500, 4000, 4500, 100_000)]
+    assert nums == sorted(set(nums))
+    assert study_of(config=with_tokens(100_000)).trials == study_of().trials
+
+
+def test_run_again_it_ends_where_it_ended(tmp_path: Path) -> None:
+    config, model = with_tokens(4000), Model()
+    first = study_of(tmp_path / "ledger.db", config=config)
+    assert study_of(tmp_path / "ledger.db", model, config=config) == first
+    assert model.generated == []
+
+
+def test_a_larger_budget_goes_on(tmp_path: Path) -> None:
+    study_of(tmp_path / "ledger.db", config=with_tokens(4000))
+    assert study_of(tmp_path / "ledger.db").winner == study_of().winner
+
+
+def test_tokens_that_hold_the_baseline_alone() -> None:
+    study = study_of(config=with_tokens(300))
+    assert study.winner is None
+    assert [trial.role for trial in study.trials] == ["placebo"]
+    assert "The token budget of 300 is spent: 0 of 18 contexts were tried." in study.notes
+    assert "No context was tried: there is no winner, and nothing to confirm." in study.notes
+
+
+def test_tokens_that_cannot_hold_the_baseline() -> None:
+    with pytest.raises(StudyError, match=r"budget_tokens = 59 cannot hold the baseline, 60 answers without context"):
+        Budget(plan_study(with_tokens(59), library(), PROMPTS))
+
+
+def test_time_ends_the_search_and_a_later_launch_goes_on(tmp_path: Path) -> None:
+    """Each rollout takes a second here: the baseline 60, the empty placebo 52, a whole context at most 52."""
+    model = Model()
+    config = CONFIG.model_copy(update={"time_s": 900.0})
+    plan = plan_study(config, library(), PROMPTS)
+    studies = []
+    for _ in range(2):
+        start = len(model.generated)
+        clock = lambda start=start: float(len(model.generated) - start)  # noqa: E731
+        with Ledger(tmp_path / "ledger.db") as ledger:
+            studies.append(run_study(plan, Bench(model, RefusalJudge(), ledger, GREEDY), Budget(plan, clock)))
+    first, second = studies
+    num_arms = [sum(trial.role == "arm" for trial in study.trials) for study in studies]
+    assert 0 < num_arms[0] < num_arms[1]
+    assert f"The time of 900 s is spent: {num_arms[0]} of 18 contexts were tried." in first.notes
+    assert first.winner is not None
+    assert second.winner == study_of().winner
+
+
+@pytest.mark.parametrize(("text", "num"), [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), (1.5, 1.5)])
+def test_times(text: object, num: float) -> None:
+    assert make_config(StudyConfig, {"time_s": text}).time_s == num
+
+
+@pytest.mark.parametrize("text", ["soon", "m", "-5m", "0", "inf", "5 days", "1e999h", "nanm"])
+def test_times_that_are_none(text: str) -> None:
+    with pytest.raises(ConfigError, match="time_s = "):
+        make_config(StudyConfig, {"time_s": text})

@@ -1,0 +1,114 @@
+"""Checking a ledger: a sound one is counted, every kind of fault is named, nothing is written."""
+
+import json
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from flipsearch.errors import LedgerError
+from flipsearch.ledger import Ledger
+from flipsearch.ledger.check import check_ledger
+from flipsearch.records import Label, Verdict
+from tests.unit.ledger.test_ledger import rollout
+
+ROLLOUTS = [rollout(number) for number in range(4)]
+IDS = [one.rollout_id for one in ROLLOUTS]
+FAILED = rollout(4, finish_reason="error", error="too long", completion="", completion_ids=(), context_id="c" * 16)
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    """A sound ledger: four finished rollouts, three of them judged, and a failed one."""
+    place = tmp_path / "ledger.db"
+    with Ledger(place) as ledger:
+        ledger.save_rollouts([*ROLLOUTS, FAILED])
+        ledger.save_verdicts("judge", [(IDS[0], Verdict(Label.SAFE, 0.1)), (IDS[1], Verdict(Label.UNSAFE, 1.0))])
+        ledger.save_verdicts("judge", [(IDS[2], Verdict(Label.UNSCORED, reason="cut"))])
+        ledger.save_verdicts("other", [(IDS[0], Verdict(Label.UNSAFE, 0.9))])
+    return place
+
+
+def broken(path: Path, statement: str, *values: object) -> None:
+    connection = sqlite3.connect(path)
+    with connection:
+        connection.execute(statement, values)
+    connection.close()
+
+
+def test_a_sound_ledger_is_counted(path: Path) -> None:
+    before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
+    found = check_ledger(path)
+    assert found.is_sound
+    assert (found.num_rollouts, found.num_errors, found.num_verdicts, found.num_unjudged) == (5, 1, 4, 1)
+    assert (found.by_model, found.by_context) == ({"m": 5}, {"baseline": 4, "c" * 16: 1})
+    assert found.by_judge == {"judge": 3, "other": 1}
+    assert found.in_flight is None
+    assert json.loads(json.dumps(found.as_dict()))["is_sound"] is True
+    assert {name: (path.parent / name).read_bytes() for name in before} == before
+
+
+@pytest.mark.parametrize(
+    ("statement", "kind"),
+    [
+        ("UPDATE rollouts SET sample_index = 7 WHERE rollout_id = ?", "id is not the hash"),
+        ("UPDATE rollouts SET model_id = 'n' WHERE rollout_id = ?", "id is not the hash"),
+        ("UPDATE rollouts SET completion_ids = x'0102' WHERE rollout_id = ?", "tokens cannot be unpacked"),
+        ("UPDATE rollouts SET finish_reason = 'odd' WHERE rollout_id = ?", "finish reason is none"),
+        ("DELETE FROM rollouts WHERE rollout_id = ?", "without a rollout"),
+        ("UPDATE verdicts SET label = 'odd' WHERE judge_id = 'other' AND rollout_id = ?", "unknown label"),
+        ("UPDATE verdicts SET label = 'unscored' WHERE judge_id = 'other' AND rollout_id = ?", "UNSCORED with a p"),
+        ("UPDATE verdicts SET p_unsafe = NULL WHERE judge_id = 'other' AND rollout_id = ?", "without a p_unsafe"),
+        ("UPDATE verdicts SET p_unsafe = 1.5 WHERE judge_id = 'other' AND rollout_id = ?", "outside 0 to 1"),
+        ("UPDATE rollouts SET finish_reason = 'error' WHERE rollout_id = ?", "score a failed rollout"),
+    ],
+)
+def test_every_kind_of_fault_is_named_with_its_first_row(path: Path, statement: str, kind: str) -> None:
+    broken(path, statement, IDS[0])
+    (fault,) = check_ledger(path).faults
+    assert kind in fault.kind
+    assert fault.example == IDS[0]
+    assert fault.count == (2 if "without a rollout" in kind or "failed rollout" in kind else 1)
+
+
+def test_several_faults_are_a_line_each(path: Path) -> None:
+    broken(path, "UPDATE rollouts SET model_id = 'n'")
+    broken(path, "UPDATE verdicts SET p_unsafe = NULL")
+    assert [(fault.count, fault.kind) for fault in check_ledger(path).faults] == [
+        (5, "rollouts whose id is not the hash of their fields"),
+        (3, "verdicts scored without a p_unsafe"),
+    ]
+
+
+def test_damage_to_the_file_is_found(path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.save_rollouts([rollout(number, completion="x" * 3000) for number in range(10, 60)])
+    connection = sqlite3.connect(path)
+    connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
+    connection.close()
+    content = bytearray(path.read_bytes())
+    content[60_000:70_000] = b"\xff" * 10_000
+    path.write_bytes(bytes(content))
+    (fault,) = check_ledger(path).faults
+    assert fault.kind == "the file is damaged"
+
+
+def test_what_no_ledger_is_cannot_be_checked(tmp_path: Path) -> None:
+    (tmp_path / "x.db").write_bytes(b"a,b\n" * 500)
+    with pytest.raises(LedgerError, match="not a database"):
+        check_ledger(tmp_path / "x.db")
+
+
+def test_rollouts_in_flight_when_a_process_ended_are_told(path: Path) -> None:
+    new = [rollout(number).rollout_id for number in (20, 21, 22)]
+    with Ledger(path) as ledger:
+        with pytest.raises(KeyboardInterrupt), ledger.in_flight("rung 2", [*new, FAILED.rollout_id]):
+            raise KeyboardInterrupt
+        ledger.save_rollouts([rollout(20)])
+        running = check_ledger(path).in_flight
+    ended = check_ledger(path).in_flight
+    assert running is not None
+    assert ended is not None
+    # One came; two did not, and a failure is tried again.
+    assert (running.is_running, running.phase, running.count) == (True, "rung 2", 3)
+    assert (ended.is_running, ended.count) == (False, 3)

@@ -1,0 +1,83 @@
+"""Reword: only phrases of the table change, into others of their group."""
+
+import random
+import re
+from itertools import product
+from pathlib import Path
+
+import pytest
+
+from flipsearch.errors import PluginError
+from flipsearch.records import Context, Parent, Rate
+from flipsearch.searching.operators.reword import Reword, load_phrases
+from flipsearch.templating.library import load_library
+
+GROUPS = [["do not help", "don't help"], ["harm", "damage", "hurt"], ["do not", "never"], [r"a\1b", "c"]]
+
+
+def children(text: str, groups: list[list[str]] | None = None) -> set[str]:
+    operator = Reword(groups)
+    made = [operator.make([Parent(Context(text), Rate(0, 0, 0, 1))], random.Random(seed)) for seed in range(60)]
+    return {child.text for child in made if child is not None}
+
+
+def test_groups_are_symmetric() -> None:
+    assert children("No harm", GROUPS) == {"No damage", "No hurt"}
+    assert children("No hurt", GROUPS) == {"No damage", "No harm"}
+
+
+def test_the_first_letter_keeps_its_case() -> None:
+    assert children("Harm is bad, HARM too.", [["harm", "damage"]]) == {
+        "Damage is bad, HARM too.",
+        "Harm is bad, Damage too.",
+        "Damage is bad, Damage too.",
+    }
+
+
+def test_the_longest_phrase_counts_and_words_stay_whole() -> None:
+    assert children("do not help", GROUPS) == {"don't help"}
+    assert children("harmless charm", GROUPS) == set()
+
+
+def test_phrases_are_plain_text() -> None:
+    assert children(r"x a\1b", GROUPS) == {"x c"}
+    assert children("x c", GROUPS) == {r"x a\1b"}
+
+
+def test_without_a_phrase_or_a_table_it_does_not_apply() -> None:
+    assert children("Be good.", GROUPS) == set()
+    assert children("Be good.", []) == set()
+
+
+def test_most_library_contexts_can_be_reworded() -> None:
+    templates = load_library().select()
+    able = [template.name for template in templates if children(template.render())]
+    assert len(able) >= 0.8 * len(templates)
+
+
+def test_the_table_fits_the_grammar() -> None:
+    """Phrases of a group take the same articles, and none hides a part of another that would be changed with it."""
+    for group in load_phrases():
+        vowels = {phrase[0] in "aeiou" for phrase in group if len(phrase.split()) == 1}
+        assert len(vowels) <= 1, group
+        assert all(phrase == phrase.lower() == phrase.strip() for phrase in group)
+        for one, other in product(group, group):
+            assert one == other or not re.search(rf"\b{re.escape(one)}\b", other), (one, other)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("groups = [['a']]", "two or more phrases"),
+        ("groups = ['a']", "two or more phrases"),
+        ("groups = [['a', 1]]", "two or more phrases"),
+        ("groups = [['a', 'b'], ['A', 'c']]", "'A' is there twice"),
+        ("groups = [", "cannot be read"),
+        ("group = []", "cannot be read"),
+    ],
+)
+def test_a_bad_table_is_an_error(text: str, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "phrases.toml"
+    path.write_text(text, encoding="utf-8")
+    with pytest.raises(PluginError, match=message):
+        load_phrases(path)
