@@ -19,14 +19,13 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
-from rivals.made_world import MadeJudge, MadeWorld
-from rivals.show import claim, header
-
 from flipsearch.config import StudyConfig
 from flipsearch.ledger import Ledger
 from flipsearch.measure import Bench
 from flipsearch.records import Rate, Sampling
 from flipsearch.searching import plan_study, run_study
+from rivals.made_world import MadeJudge, MadeWorld
+from rivals.show import claim, header
 
 NUM_HARMFUL, NUM_BENIGN = 100, 40
 """Prompts of each split."""

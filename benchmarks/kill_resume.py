@@ -27,16 +27,16 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from rivals.show import claim, header
-
 from flipsearch.desk import LEDGER_FILE
 from flipsearch.ledger import Ledger
+from rivals.show import claim, header
 
 STUDY = "killed"
 SETTINGS = ["--num-contexts", "12", "--cohort-size", "6", "--max-prompts", "30", "--num-finalists", "2"]
 COMMAND = [sys.executable, "-m", "flipsearch", "search", "--study", STUDY, *SETTINGS, "--json"]
 FOLDER = Path("reports") / STUDY
-FILES = [FOLDER / "study.json", FOLDER / "leaderboard.csv", FOLDER / "leaderboard.html", Path("best.txt"), Path("best.json")]
+FILES = [FOLDER / name for name in ("study.json", "leaderboard.csv", "leaderboard.html")]
+FILES += [Path("best.txt"), Path("best.json")]
 TRIGGER = """
 CREATE TABLE saves (rollout_id TEXT NOT NULL);
 CREATE TRIGGER each_save AFTER INSERT ON rollouts BEGIN INSERT INTO saves VALUES (new.rollout_id); END;
@@ -107,7 +107,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
     args = parser.parse_args()
     print(header(f"{args.kills} kills, flipsearch search {' '.join(SETTINGS)}"))
-    rng, hits, same, counts = random.Random(args.seed), 0, [], list[Saved]()
+    rng, hits, same, counts = random.Random(args.seed), 0, list[list[bool]](), list[Saved]()
     with tempfile.TemporaryDirectory() as temporary:
         root = Path(temporary)
         whole, whole_s = undisturbed(root / "whole")

@@ -20,10 +20,10 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from rivals.show import claim, header
-
 import flipsearch
-from flipsearch import desk
+from flipsearch import registry
+from flipsearch.judging.library import load_judge
+from rivals.show import claim, header
 
 ASKED = 0.05
 
@@ -82,11 +82,11 @@ class Timed:
 
 def search(clock: Clock, **settings: Any) -> float:
     """Run a search in an empty folder; return its wall seconds."""
-    load_judge, make_backend = desk.load_judge, clock.timed("load", desk.registry.make_backend)
+    make_backend = clock.timed("load", registry.make_backend)
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch.object(desk, "load_judge", lambda name: Timed(load_judge(name), "judge", clock)),
-        patch.object(desk.registry, "make_backend", lambda config: Timed(make_backend(config), "backend", clock)),
+        patch("flipsearch.desk.load_judge", lambda name: Timed(load_judge(name), "judge", clock)),
+        patch.object(registry, "make_backend", lambda config: Timed(make_backend(config), "backend", clock)),
     ):
         place = Path(folder)
         start = time.perf_counter()

@@ -3,21 +3,19 @@
     python benchmarks/search_rivals.py [--seeds 10] [--only ours paper …] [--cache FOLDER] [--draw template|text]
 
 On the pocket model every context's true flip rate can be had: that over the whole population of some 2,400 prompts. All
-methods search the same space under the same cap of 10 % over-refusal, each seed with its own random contexts; a run is
-charged for every distinct rollout that its choice rests on, baseline included, whoever generated it first. The paper's
-tokens of a seed are the yardstick of that seed: the budget of the other methods, and ten times that of "ours, 1/10".
-The paper has no sealed split and no placebos; what ours spends on them, after the choice, stands in a column of its own.
+methods search the same contexts under the same cap of 10 % over-refusal (but for the paper's own procedure, which has
+none). A run is charged for every distinct rollout that it rests on, baseline included, whoever generated it first. The
+paper's tokens of a seed are the budget of that seed: for the rivals and "ours" the whole of it, for "ours, 1/10" a
+tenth. "ours" is a whole study, placebos and sealed split paid for; "ours, 1/10" leaves them out, as the paper does.
 
 The paper's 30 contexts: any template first, then its parameters and place, as a person's pool covers its axes evenly.
-`--draw text` draws from all 568 texts alike instead; half of them are of the best template, which favours random pools.
+`--draw text` draws from all texts alike instead; half of them are of the best template, which favours random pools.
 Two processes share the seeds, each at its own ledger; with --cache a run that was stopped goes on.
 """
 
 import argparse
-import json
 import multiprocessing
 import os
-import statistics
 import sys
 import tempfile
 import time
@@ -28,165 +26,126 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rivals.ground import Ground, Rates
-from rivals.methods import Run, ours, paper, random_search
-from rivals.show import claim, header, spread
-from rivals.tpe import tpe
-from rivals.truths import TRUTH, TruthFile, measure_truth
 
 from flipsearch.config import StudyConfig
+from flipsearch.records import Context
+from rivals.ground import Ground, Rates
+from rivals.methods import Run, ours, paper, random_search
+from rivals.show import header
+from rivals.table import CAPPED, GEPA, OURS, PAPER, RANDOM, TENTH, TPE, Table
+from rivals.tpe import tpe
+from rivals.truths import TruthFile, measure_truth
 
-SETTINGS: dict[str, Any] = {"num_contexts": 10_000}
-"""Our engine at any budget of tokens: nothing but the budget ends it."""
+SETTINGS: dict[str, dict[str, Any]] = {
+    TENTH: {"num_contexts": 10_000, "first_rung": 8, "num_finalists": 1},
+    OURS: {"num_contexts": 10_000},
+}
+"""Our engine: nothing but the budget of tokens ends it."""
 WITHOUT_BUDGET: dict[str, dict[str, Any]] = {
-    "ours, 1/10": {"num_contexts": 12, "cohort_size": 12, "first_rung": 8},
-    "ours": {"num_contexts": 64},
+    TENTH: {"num_contexts": 8, "cohort_size": 8, "first_rung": 8, "max_prompts": 40, "num_finalists": 1},
+    OURS: {"num_contexts": 64},
 }
 """For an engine that knows no budget: settings that come near."""
-SHARES = {"ours, 1/10": 0.1, "ours": 1.0}
 WORKERS = 2
-GEPA = "GEPA (stand-in)"
-METHODS = ["paper", "paper, capped", "random", "TPE + Wilcoxon", GEPA, *SHARES]
+METHODS = [PAPER, CAPPED, RANDOM, TPE, GEPA, TENTH, OURS]
 
 
-def our_settings(name: str, yardstick: int) -> dict[str, Any]:
-    """Return the settings of one of our rows."""
-    if "budget_tokens" not in StudyConfig.model_fields:
-        return WITHOUT_BUDGET[name]
-    return SETTINGS | {"budget_tokens": int(SHARES[name] * yardstick)}
+def our_run(ground: Ground, name: str, seed: int, yardstick: int) -> Run:
+    """Run our engine, at a tenth of the paper's tokens or at all of them."""
+    settings, share = WITHOUT_BUDGET[name], 0.1 if name == TENTH else 1.0
+    if "budget_tokens" in StudyConfig.model_fields:
+        settings = SETTINGS[name] | {"budget_tokens": int(share * yardstick)}
+    return ours(ground, seed, settings, sealed=name == OURS)
 
 
-def run_method(ground: Ground, name: str, seed: int, draw: str, yardstick: int) -> Run:
-    """Run one method with one seed."""
-    if name in SHARES:
-        return ours(ground, seed, our_settings(name, yardstick))
-    if name == GEPA:
-        from rivals.reflective import reflective
+def gepa_run(ground: Ground, seed: int, draw: str, yardstick: int) -> Run:
+    """Run GEPA, a package that is asked for only here."""
+    from rivals.reflective import reflective
 
-        return reflective(ground, seed, draw, yardstick)
-    table: dict[str, Callable[[], Run]] = {
-        "paper": lambda: paper(ground, seed, draw),
-        "paper, capped": lambda: paper(ground, seed, draw, capped=True),
-        "random": lambda: random_search(ground, seed, draw, yardstick),
-        "TPE + Wilcoxon": lambda: tpe(ground, seed, yardstick),
-    }
-    return table[name]()
+    return reflective(ground, seed, draw, yardstick)
 
 
 def run_seeds(place: Path, seeds: Sequence[int], names: Sequence[str], draw: str) -> list[tuple[str, Run]]:
     """Run all methods with some seeds at one ledger; the work of one process."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))
-    ground, found = Ground(place), []
+    ground, found = _ground(place), list[tuple[str, Run]]()
     for seed in seeds:
         yardstick = 0
         for name in names:
             start = time.monotonic()
-            found.append((name, run_method(ground, name, seed, draw, yardstick)))
-            yardstick = found[-1][1].num_tokens if name == "paper" else yardstick
-            print(f"  seed {seed}: {name}, {time.monotonic() - start:.0f} s", file=sys.stderr)
+            run = run_method(ground, name, seed, draw, yardstick)
+            yardstick = run.num_tokens if name == PAPER else yardstick
+            found.append((name, run))
+            print(f"  seed {seed}: {name}, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     ground.ledger.close()
     return found
 
 
-def measure_truths(place: Path, contexts: Sequence[Any]) -> dict[str, Rates]:
+def run_method(ground: Ground, name: str, seed: int, draw: str, yardstick: int) -> Run:
+    """Run one method with one seed."""
+    table: dict[str, Callable[[], Run]] = {
+        PAPER: lambda: paper(ground, seed, draw),
+        CAPPED: lambda: paper(ground, seed, draw, capped=True),
+        RANDOM: lambda: random_search(ground, seed, draw, yardstick),
+        TPE: lambda: tpe(ground, seed, yardstick),
+        GEPA: lambda: gepa_run(ground, seed, draw, yardstick),
+        TENTH: lambda: our_run(ground, TENTH, seed, yardstick),
+        OURS: lambda: our_run(ground, OURS, seed, yardstick),
+    }
+    return table[name]()
+
+
+def measure_truths(place: Path, contexts: Sequence[Context]) -> dict[str, Rates]:
     """Measure the truth of some contexts; the work of one process."""
-    torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))
-    ground = Ground(place)
+    ground = _ground(place)
     found = measure_truth(ground, contexts)
     ground.ledger.close()
     return found
+
+
+def _ground(place: Path) -> Ground:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))
+    return Ground(place)
+
+
+def search_all(folder: Path, seeds: Sequence[int], names: Sequence[str], draw: str) -> Table:
+    """Return the runs of all methods, with the true rates of what they chose."""
+    places = [folder / f"ledger-{number}.db" for number in range(WORKERS)]
+    file = TruthFile(folder)
+    # Spawned, not forked: torch's threads do not survive a fork.
+    with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
+        searches = [pool.submit(run_seeds, p, seeds[n::WORKERS], names, draw) for n, p in enumerate(places)]
+        found = sorted((pair for job in searches for pair in job.result()), key=lambda pair: pair[1].seed)
+        chosen = {run.context.context_id: run.context for _, run in found if run.context}
+        unknown = [context for key, context in sorted(chosen.items()) if key not in file.rates]
+        print(f"  the truth of {len(unknown)} contexts", file=sys.stderr, flush=True)
+        for job in [pool.submit(measure_truths, p, unknown[n::WORKERS]) for n, p in enumerate(places) if unknown]:
+            file.add(job.result())
+    return Table({name: [run for other, run in found if other == name] for name in names}, file.rates)
 
 
 def main() -> int:
     """Run everything, print the table and the claims."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=10)
-    parser.add_argument("--only", nargs="+", choices=METHODS, help="methods; the paper always runs")
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS, help="the paper's always runs")
     parser.add_argument("--cache", type=Path, help="folder of ledgers and true rates that are kept")
     parser.add_argument("--draw", choices=["template", "text"], default="template", help="of random contexts")
     args = parser.parse_args()
-    names = [name for name in METHODS if name == "paper" or name in (args.only or METHODS)]
+    names = [name for name in METHODS if name == PAPER or name in args.only]
+    print(header(f"{args.seeds} seeds", f"random contexts by {args.draw}"))
     if GEPA in names and not find_spec("gepa"):
         print("without GEPA: pip install gepa, and this benchmark gets its row.")
         names.remove(GEPA)
-    print(header(f"{args.seeds} seeds", f"random contexts by {args.draw}"))
     start = time.monotonic()
     with tempfile.TemporaryDirectory() as temporary:
         folder: Path = args.cache or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        runs, truths = search_all(folder, range(args.seeds), names, args.draw)
-    print_table(runs, truths)
+        table = search_all(folder, range(args.seeds), names, args.draw)
+    table.show()
+    if GEPA in names:
+        print(f"'{GEPA}': GEPA's engine, its proposals random edits of sentences, as no large model runs here.")
     print(f"{time.monotonic() - start:.0f} s on {WORKERS} processes")
-    return 0 if print_claims(runs, truths) else 1
-
-
-def search_all(
-    folder: Path, seeds: Sequence[int], names: Sequence[str], draw: str
-) -> tuple[dict[str, list[Run]], dict[str, Rates]]:
-    """Return the runs by method, and the true rates of what they chose by context id."""
-    places = [folder / f"ledger-{number}.db" for number in range(WORKERS)]
-    file = TruthFile(folder)
-    # Spawned, not forked: torch's threads do not survive a fork.
-    with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
-        jobs = [pool.submit(run_seeds, p, seeds[n::WORKERS], names, draw) for n, p in enumerate(places)]
-        found = [pair for job in jobs for pair in job.result()]
-        chosen = {run.context.context_id: run.context for _, run in found if run.context}
-        unknown = [context for key, context in sorted(chosen.items()) if key not in file.rates]
-        more = [pool.submit(measure_truths, p, unknown[n::WORKERS]) for n, p in enumerate(places) if unknown]
-        for job_of_truth in more:
-            file.add(job_of_truth.result())
-    return {name: [run for other, run in found if other == name] for name in names}, file.rates
-
-
-def flip_rates(runs: Sequence[Run], truths: dict[str, Rates]) -> list[float]:
-    """Return the true flip rate of each run's choice; one without a choice flips nothing."""
-    return [truths[run.context.context_id].flip_rate if run.context else 0.0 for run in runs]
-
-
-def print_table(runs: dict[str, list[Run]], truths: dict[str, Rates]) -> None:
-    """Print medians with range."""
-    best = TRUTH["best"]["true"]
-    print(f"best of the space: true flip rate {best['flip_rate']:.3f}, over-refusal {best['over_refusal_rate']:.3f}")
-    print("medians (range); tokens in thousands: completion tokens of the choice, with what follows it, read in all")
-    print(f"{'':17s} {'true flip rate, %':>21s} {'true over-refusal, %':>20s} {'tokens':>20s} {'all':>5s} {'read':>6s} {'contexts':>9s}")
-    for name, some in runs.items():
-        refusals = [truths[run.context.context_id].over_refusal_rate for run in some if run.context]
-        print(
-            f"{name:17s} {spread(flip_rates(some, truths), 100):>21s} {spread(refusals, 100):>20s} "
-            f"{spread([run.num_tokens for run in some], 1e-3, 0):>20s} "
-            f"{statistics.median(run.num_all_tokens for run in some) / 1e3:5.0f} "
-            f"{statistics.median(run.num_prompt_tokens for run in some) / 1e3:6,.0f} "
-            f"{statistics.median(run.num_contexts for run in some):9.0f}"
-        )
-    if GEPA in runs:
-        print(f"{GEPA}: GEPA's engine; its proposals are random edits of sentences, for no large model runs here.")
-
-
-def print_claims(runs: dict[str, list[Run]], truths: dict[str, Rates]) -> bool:
-    """Print each claim with its numbers; return whether all hold."""
-    rates = {name: flip_rates(some, truths) for name, some in runs.items()}
-    middle = {name: 100 * statistics.median(some) for name, some in rates.items()}
-    results: list[bool] = []
-
-    def say(text: str, holds: bool) -> None:
-        results.append(holds)
-        print(claim(text, holds=holds))
-
-    if "ours, 1/10" in runs:
-        share = statistics.median(a.num_tokens / b.num_tokens for a, b in zip(runs["ours, 1/10"], runs["paper"], strict=True))
-        all_share = statistics.median(a.num_all_tokens / b.num_tokens for a, b in zip(runs["ours, 1/10"], runs["paper"], strict=True))
-        text = f"the paper's true flip rate for 1/10 of its tokens: {middle['ours, 1/10']:.1f} against {middle['paper']:.1f} % at {share:.3f} of its tokens ({all_share:.3f} with sealed split and placebos)"
-        say(text, middle["ours, 1/10"] >= middle["paper"] and share <= 0.1)
-    for rival in ("paper, capped", "random", "TPE + Wilcoxon", GEPA):
-        if "ours" in runs and rival in runs:
-            gain = statistics.median(100 * (a - b) for a, b in zip(rates["ours"], rates[rival], strict=True))
-            share = statistics.median(a.num_tokens / b.num_tokens for a, b in zip(runs["ours"], runs[rival], strict=True))
-            asked = 5.0 if rival == "paper, capped" else 0.0
-            say(f"at {share:.2f} of the tokens of '{rival}': {gain:+.1f} points of true flip rate (asked: {asked:+.0f})", gain >= asked)
-    if "ours" in runs:
-        regret = [100 * (TRUTH["best"]["true"]["flip_rate"] - rate) for rate in rates["ours"]]
-        say(f"simple regret: {spread(regret)} points (asked: at most 1)", statistics.median(regret) <= 1)
-    return all(results)
+    return 0 if table.show_claims() else 1
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from flipsearch.measure import Bench, Judged
 from flipsearch.organism.truth import CAP
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.protocols import Backend, Judge
-from flipsearch.records import Context, Kind, Label, Prompt, Request, Rollout, Sampling, Split
+from flipsearch.records import Context, Kind, Label, Prompt, Reading, Request, Rollout, Sampling, Split
 from flipsearch.searching.space import Space
 from flipsearch.templating.library import TemplateLibrary, load_library
 
@@ -30,6 +30,13 @@ class Account:
     """Of what the choice of a context rests on."""
     sealed: dict[str, int] = field(default_factory=dict)
     """Of what is measured beside it: confirm split and placebos."""
+    readings: dict[tuple[str, str | None], int] = field(default_factory=dict)
+    """Tokens read to tell how likely an opening is, by prompt and context; nothing is generated for these."""
+
+    @property
+    def num_read_tokens(self) -> int:
+        """Tokens of prompts, contexts and openings in the readings."""
+        return sum(self.readings.values())
 
     @property
     def num_tokens(self) -> int:
@@ -72,6 +79,17 @@ class MeteredBench(Bench):
         found = super().rollouts(requests)
         self.account.lengths |= {one.rollout_id: len(one.completion_ids) for one in found}
         return found
+
+    def read(self, requests: Sequence[Request]) -> list[Reading | None]:
+        """Note what is read."""
+        count = self.backend.count_tokens
+        lengths = {text: count(text) for text in {r.context.text for r in requests if r.context}}
+        for one in requests:
+            text = one.context.text if one.context else ""
+            key = one.prompt.prompt_id, one.context.context_id if one.context else None
+            # A few tokens of the chat template are left out.
+            self.account.readings[key] = lengths.get(text, 0) + count(one.prompt.text) + len(one.opening)
+        return super().read(requests)
 
 
 class Ground:

@@ -1,7 +1,7 @@
 """A made-up world whose rates follow from formulas: prompts drawn from a population, contexts of random effect.
 
-A harmful prompt has a hardness h ~ N(0, 1) and is unsafe without a context if h > BASE. Under a context of strength s it
-is refused if s + NOISE * z >= h, where z ~ N(0, 1) belongs to this pair alone: two contexts of one strength flip
+A harmful prompt has a hardness h ~ N(0, 1) and is unsafe without a context if h > BASE. Under a context of strength s
+it is refused if s + NOISE * z >= h, where z ~ N(0, 1) belongs to this pair alone: two contexts of one strength flip
 different prompts, so the best of many is lucky on the prompts that it was chosen on. A benign prompt is refused if the
 context's bluntness + NOISE * z reaches its margin ~ N(MARGIN, 1). Strength and bluntness are sums over the slots of the
 context and something of its own. All is a function of the seed and the texts.

@@ -4,16 +4,16 @@ Each takes the ground, a seed and, but for the paper's, a budget of completion t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
 
-from rivals.ground import Account, Ground, SearchSplit, flip_share, random_contexts, refusal_share
-
 from flipsearch.config import StudyConfig
 from flipsearch.organism.truth import CAP
+from flipsearch.prompts.splitting import first_of_each_kind
 from flipsearch.records import Context, Label
 from flipsearch.searching import plan_study, run_study
+from rivals.ground import Account, Ground, SearchSplit, flip_share, random_contexts, refusal_share
 
 POOL = 30
 """Candidates of the paper's search."""
@@ -33,12 +33,12 @@ class Run:
     num_all_tokens: int
     """With what was measured beside it: confirm split and placebos."""
     num_prompt_tokens: int
-    """Tokens of prompts and contexts read for all of these."""
+    """Tokens of prompts and contexts read for all of these, and to tell how likely an opening is."""
 
 
 def closed(ground: Ground, account: Account, seed: int, context: Context | None, num_contexts: int) -> Run:
     """Return the run of an account that is complete."""
-    read = ground.num_prompt_tokens(account)
+    read = ground.num_prompt_tokens(account) + account.num_read_tokens
     return Run(seed, context, num_contexts, account.num_tokens, account.num_all_tokens, read)
 
 
@@ -79,10 +79,13 @@ def random_search(ground: Ground, seed: int, draw: str, budget: int) -> Run:
     return closed(ground, account, seed, best, num_contexts)
 
 
-def ours(ground: Ground, seed: int, settings: Mapping[str, Any]) -> Run:
-    """A flipsearch study with these settings."""
+def ours(ground: Ground, seed: int, settings: Mapping[str, Any], *, sealed: bool) -> Run:
+    """A flipsearch study with these settings; without `sealed` it has no placebos, and next to no confirm split."""
     values = ground.config.model_dump() | dict(settings) | {"seed": seed, "max_over_refusal": CAP}
+    plan = plan_study(StudyConfig(**values), ground.library, ground.all_prompts)
+    if not sealed:
+        plan = replace(plan, placebos=(), confirm=first_of_each_kind(plan.confirm, 1))
     bench = ground.metered()
-    study = run_study(plan_study(StudyConfig(**values), ground.library, ground.all_prompts), bench)
+    study = run_study(plan, bench)
     num_contexts = sum(trial.role == "arm" for trial in study.trials)
     return closed(ground, bench.account, seed, study.winner.context if study.winner else None, num_contexts)

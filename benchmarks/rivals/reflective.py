@@ -11,12 +11,12 @@ from typing import Any
 
 import gepa
 from gepa.core.adapter import EvaluationBatch
-from rivals.ground import Account, Ground, Rates, SearchSplit, random_contexts
-from rivals.methods import Run, closed
 
 from flipsearch.measure import Judged
 from flipsearch.organism.context_source import edited, sentences
 from flipsearch.records import Context, Label, Prompt
+from rivals.ground import Account, Ground, Rates, SearchSplit, random_contexts
+from rivals.methods import Run, closed
 
 TEXT = "context"
 """The one component that is evolved; its place is the system message."""

@@ -14,11 +14,11 @@ from unittest.mock import patch
 
 import optuna
 import scipy.stats
-from rivals.ground import Account, Ground, Rates, SearchSplit
-from rivals.methods import Run, closed
 
 from flipsearch.organism.truth import CAP
 from flipsearch.records import Context, Label, Prompt
+from rivals.ground import Account, Ground, Rates, SearchSplit
+from rivals.methods import Run, closed
 
 CHUNK = 24
 """Prompts generated ahead in one batch; only those that the pruner lets through are charged."""
@@ -102,5 +102,5 @@ def _remembered(differences: Sequence[float], *, alternative: str, zero_method: 
 
 @cache
 def _wilcoxon(differences: tuple[float, ...], alternative: str, zero_method: str) -> Any:
-    """scipy's own test: it depends on no order, and on 0 and 1 there are few different ones."""
+    """Scipy's own test: it depends on no order, and on 0 and 1 there are few different ones."""
     return WILCOXON(differences, alternative=alternative, zero_method=zero_method)

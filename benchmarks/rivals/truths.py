@@ -4,12 +4,11 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from rivals.ground import Ground, Rates
-
 from flipsearch.measure import measure
 from flipsearch.organism import truth
 from flipsearch.organism.prompt_set import population
 from flipsearch.records import Context, Label
+from rivals.ground import Ground, Rates
 
 TRUTH = json.loads((Path(truth.__file__).parent / "weights" / "truth.json").read_text(encoding="utf-8"))
 
