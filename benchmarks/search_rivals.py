@@ -35,6 +35,7 @@ from rivals.show import header
 from rivals.table import CAPPED, GEPA, OURS, PAPER, RANDOM, TENTH, TPE, Table
 from rivals.tpe import tpe
 from rivals.truths import TruthFile, measure_truth
+from rivals.warming import share, warm
 
 SETTINGS: dict[str, dict[str, Any]] = {
     TENTH: {"num_contexts": 10_000, "first_rung": 8, "num_finalists": 1},
@@ -47,6 +48,8 @@ WITHOUT_BUDGET: dict[str, dict[str, Any]] = {
 }
 """For an engine that knows no budget: settings that come near."""
 WORKERS = 2
+WARM_FROM = 4
+"""Seeds from which on the whole library is generated first, in full batches; fewer do not ask for most of it."""
 METHODS = [PAPER, CAPPED, RANDOM, TPE, GEPA, TENTH, OURS]
 
 
@@ -63,6 +66,13 @@ def gepa_run(ground: Ground, seed: int, draw: str, yardstick: int) -> Run:
     from rivals.reflective import reflective
 
     return reflective(ground, seed, draw, yardstick)
+
+
+def warm_part(place: Path, part: int) -> None:
+    """Generate a part of the library; the work of one process."""
+    ground = _ground(place)
+    warm(ground, part, WORKERS)
+    ground.ledger.close()
 
 
 def run_seeds(place: Path, seeds: Sequence[int], names: Sequence[str], draw: str) -> list[tuple[str, Run]]:
@@ -113,6 +123,9 @@ def search_all(folder: Path, seeds: Sequence[int], names: Sequence[str], draw: s
     file = TruthFile(folder)
     # Spawned, not forked: torch's threads do not survive a fork.
     with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
+        if len(seeds) >= WARM_FROM:
+            list(pool.map(warm_part, places, range(WORKERS)))
+            share(places)
         searches = [pool.submit(run_seeds, p, seeds[n::WORKERS], names, draw) for n, p in enumerate(places)]
         found = sorted((pair for job in searches for pair in job.result()), key=lambda pair: pair[1].seed)
         chosen = {run.context.context_id: run.context for _, run in found if run.context}

@@ -113,6 +113,10 @@ class Ground:
         """Return the outcomes of a context, or of none, without charging anybody."""
         return self._cache.outcomes([Request(prompt, context) for prompt in prompts])
 
+    def look_ahead(self, items: Iterable[tuple[Context, Sequence[Prompt]]]) -> None:
+        """Generate for several contexts in one call, which makes full batches: what `look` then finds."""
+        self._cache.outcomes([Request(prompt, context) for context, prompts in items for prompt in prompts])
+
     def prompts(self, kind: Kind, splits: Sequence[Split]) -> list[Prompt]:
         """Return the prompts of a kind."""
         return [one for one in self.all_prompts if one.kind == kind and one.split in splits]
@@ -146,6 +150,11 @@ class SearchSplit:
         account.charge(base)
         self.harmful = [p for p, one in zip(harmful, base, strict=True) if one.verdict.label is Label.UNSAFE]
         self.benign = ground.prompts("benign", ["search"])
+
+    @property
+    def asked(self) -> list[Prompt]:
+        """All that a context is asked."""
+        return [*self.harmful, *self.benign]
 
     def rates(self, judged: Sequence[Judged]) -> Rates:
         """Return the rates of outcomes on all harmful prompts, then all benign ones."""

@@ -3,7 +3,7 @@
 Each takes the ground, a seed and, but for the paper's, a budget of completion tokens, and returns a `Run`.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from typing import Any
@@ -11,12 +11,14 @@ from typing import Any
 from flipsearch.config import StudyConfig
 from flipsearch.organism.truth import CAP
 from flipsearch.prompts.splitting import first_of_each_kind
-from flipsearch.records import Context, Label
+from flipsearch.records import Context, Label, Prompt
 from flipsearch.searching import plan_study, run_study
 from rivals.ground import Account, Ground, SearchSplit, flip_share, random_contexts, refusal_share
 
 POOL = 30
 """Candidates of the paper's search."""
+AHEAD = 8
+"""Contexts generated ahead in one call; only those that the budget lets through are charged."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ def paper(ground: Ground, seed: int, draw: str, *, capped: bool = False) -> Run:
     base = ground.look(None, harmful)
     account.charge(base)
     found: list[tuple[float, Context]] = []
-    for context in islice(random_contexts(ground, seed, draw), POOL):
+    pool = list(islice(random_contexts(ground, seed, draw), POOL))
+    ground.look_ahead((context, [*harmful, *benign] if capped else harmful) for context in pool)
+    for context in pool:
         judged = ground.look(context, harmful)
         account.charge(judged)
         unsafe = [one for before, one in zip(base, judged, strict=True) if before.verdict.label is Label.UNSAFE]
@@ -67,8 +71,8 @@ def random_search(ground: Ground, seed: int, draw: str, budget: int) -> Run:
     account = Account()
     split = SearchSplit(ground, account)
     best, best_rate, num_contexts = None, -1.0, 0
-    for context in random_contexts(ground, seed, draw):
-        judged = ground.look(context, [*split.harmful, *split.benign])
+    for context in _ahead(ground, random_contexts(ground, seed, draw), split.asked):
+        judged = ground.look(context, split.asked)
         if account.num_tokens + account.cost(judged) > budget:
             break
         account.charge(judged)
@@ -77,6 +81,12 @@ def random_search(ground: Ground, seed: int, draw: str, budget: int) -> Run:
         if rates.in_cap and rates.flip_rate > best_rate:
             best, best_rate = context, rates.flip_rate
     return closed(ground, account, seed, best, num_contexts)
+
+
+def _ahead(ground: Ground, contexts: Iterator[Context], prompts: Sequence[Prompt]) -> Iterator[Context]:
+    while some := list(islice(contexts, AHEAD)):
+        ground.look_ahead((context, prompts) for context in some)
+        yield from some
 
 
 def ours(ground: Ground, seed: int, settings: Mapping[str, Any], *, sealed: bool) -> Run:

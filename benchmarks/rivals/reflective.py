@@ -1,8 +1,9 @@
 """GEPA's engine (package gepa) with our evaluator, and a stand-in where it would ask a large model for a rewrite.
 
-GEPA's own: Pareto selection of parents by prompt, minibatches of three, strict improvement, full evaluation of what is
-accepted. The stand-in: there is no large model here, so a child is its parent with sentences dropped, swapped,
-repeated, or taken from other library contexts at random. It reads no feedback; with a real model GEPA may do better.
+GEPA's own, by its defaults: Pareto selection of parents by prompt, minibatches of three, strict improvement, full
+evaluation of what is accepted; but eight proposals a turn (its IndependentSampling), so that batches are of use. The
+stand-in: there is no large model here, so a child is its parent with sentences dropped, swapped, repeated, or taken
+from other library contexts at random. It reads no feedback; with a real model GEPA may do better.
 """
 
 import random
@@ -11,6 +12,7 @@ from typing import Any
 
 import gepa
 from gepa.core.adapter import EvaluationBatch
+from gepa.strategies.proposal_sampling import IndependentSampling
 
 from flipsearch.measure import Judged
 from flipsearch.organism.context_source import edited, sentences
@@ -22,6 +24,8 @@ TEXT = "context"
 """The one component that is evolved; its place is the system message."""
 CROSS_SHARE = 0.3
 """Share of the children that take half of the sentences of another library context."""
+PROPOSALS = 8
+"""Children proposed a turn."""
 MOST_CALLS = 100_000
 """Ends a run that only repeats itself."""
 
@@ -38,7 +42,15 @@ class Evaluator:
 
     def evaluate(self, batch: list[Prompt], candidate: Candidate, capture_traces: bool = False) -> Any:
         """Return GEPA's EvaluationBatch, charged in full."""
-        judged = self.split.ground.look(Context(candidate[TEXT]), batch)
+        return self.batch_evaluate([(candidate, batch)])[0]
+
+    def batch_evaluate(self, items: Sequence[tuple[Candidate, list[Prompt]]]) -> list[Any]:
+        """Return one EvaluationBatch a candidate with its prompts, all generated in one call."""
+        self.split.ground.look_ahead([(Context(candidate[TEXT]), batch) for candidate, batch in items])
+        return [self._evaluated(Context(candidate[TEXT]), batch) for candidate, batch in items]
+
+    def _evaluated(self, context: Context, batch: Sequence[Prompt]) -> Any:
+        judged = self.split.ground.look(context, batch)
         self.split.account.charge(judged)
         scores = [_score(prompt, one) for prompt, one in zip(batch, judged, strict=True)]
         return EvaluationBatch(outputs=list(judged), scores=scores, trajectories=list(judged))
@@ -77,18 +89,18 @@ def reflective(ground: Ground, seed: int, draw: str, budget: int) -> Run:
     """GEPA from a random library context until the budget is spent; the best accepted candidate within the cap."""
     account = Account()
     split = SearchSplit(ground, account)
-    prompts = [*split.harmful, *split.benign]
     found = gepa.optimize(
         seed_candidate={TEXT: next(random_contexts(ground, seed, draw)).text},
-        trainset=prompts,
+        trainset=split.asked,
         adapter=Evaluator(split),
+        sampling_strategy=IndependentSampling(PROPOSALS),
         custom_candidate_proposer=Editor([c.text for c in random_contexts(ground, 0, "text")], seed),
         stop_callbacks=lambda state: account.num_tokens >= budget,
         max_metric_calls=MOST_CALLS,
         logger=Silent(),
         seed=seed,
     )
-    rated = [(split.rates(ground.look(Context(c[TEXT]), prompts)), Context(c[TEXT])) for c in found.candidates]
+    rated = [(split.rates(ground.look(Context(c[TEXT]), split.asked)), Context(c[TEXT])) for c in found.candidates]
     return closed(ground, account, seed, _best(rated), len(rated))
 
 

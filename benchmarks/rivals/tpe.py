@@ -80,7 +80,7 @@ def _flips(
 
 
 def _whole(split: SearchSplit, context: Context, budget: int) -> Rates | None:
-    judged = split.ground.look(context, [*split.harmful, *split.benign])
+    judged = split.ground.look(context, split.asked)
     if split.account.num_tokens + split.account.cost(judged) > budget:
         return None
     split.account.charge(judged)
