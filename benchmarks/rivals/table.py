@@ -31,11 +31,12 @@ class Table:
             "medians (range); rates in %, tokens in thousands: completion tokens of all distinct rollouts of a run,\n"
             "those that the choice rests on, and the tokens of prompts and contexts read"
         )
-        heads = ("", "true flip rate", "true over-refusal", "tokens", "choice", "read", "contexts")
-        print("{:18s} {:>19s} {:>18s} {:>16s} {:>6s} {:>6s} {:>8s}".format(*heads))
+        heads = ("", "seeds", "true flip rate", "true over-refusal", "tokens", "choice", "read", "contexts")
+        print("{:18s} {:>5s} {:>19s} {:>18s} {:>16s} {:>6s} {:>6s} {:>8s}".format(*heads))
         for name, some in self.runs.items():
             print(
-                f"{name:18s} {spread(self.flips[name], 100):>19s} {spread(self.refusals[name], 100):>18s} "
+                f"{name:18s} {len(some):5d} {spread(self.flips[name], 100):>19s} "
+                f"{spread(self.refusals[name], 100):>18s} "
                 f"{spread([run.num_all_tokens for run in some], 1e-3, 0):>16s} "
                 f"{_thousands(some, lambda run: run.num_tokens)} {_thousands(some, lambda run: run.num_prompt_tokens)} "
                 f"{statistics.median(run.num_contexts for run in some):8.0f}"
@@ -63,7 +64,8 @@ class Table:
         return text, ours >= theirs and share <= ASKED_SHARE
 
     def _gain(self, rival: str) -> tuple[str, bool]:
-        gains = [100 * (a - b) for a, b in zip(self.flips[OURS], self.flips[rival], strict=True)]
+        # Sorted by seed; a rival may have fewer of them.
+        gains = [100 * (ours - rate) for ours, rate in zip(self.flips[OURS], self.flips[rival], strict=False)]
         asked = ASKED_GAIN if rival == CAPPED else 0.0
         share = self._share(OURS, rival)
         text = (
@@ -80,7 +82,7 @@ class Table:
 
     def _share(self, name: str, rival: str) -> float:
         """Median over the seeds of a method's tokens over a rival's."""
-        pairs = zip(self.runs[name], self.runs[rival], strict=True)
+        pairs = zip(self.runs[name], self.runs[rival], strict=False)
         return statistics.median(one.num_all_tokens / other.num_all_tokens for one, other in pairs)
 
 
