@@ -1,0 +1,133 @@
+"""What a default search costs beside generating and judging, as a share of its wall time.
+
+    python benchmarks/search_overhead.py [--rounds 3] [--profile]
+
+The rival is the work that cannot be saved: the time inside the backend (generation and whatever else it is asked) and
+inside the judge, taken by wrapping both. Imports and the loading of the model are left out. Asked: under 5 %.
+`--profile` shows where the rest goes.
+"""
+
+import argparse
+import cProfile
+import pstats
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import flipsearch
+from flipsearch import registry
+from flipsearch.judging.library import load_judge
+from rivals.show import claim, header
+
+ASKED = 0.05
+
+
+class Clock:
+    """Seconds by what they were spent on."""
+
+    def __init__(self) -> None:
+        self.seconds = {"load": 0.0, "backend": 0.0, "judge": 0.0}
+        self.profile: cProfile.Profile | None = None
+
+    @contextmanager
+    def spent_on(self, what: str) -> Iterator[None]:
+        """Count the time of a block, and hide it from the profile."""
+        start = time.perf_counter()
+        if self.profile:
+            self.profile.disable()
+        try:
+            yield
+        finally:
+            if self.profile:
+                self.profile.enable()
+            self.seconds[what] += time.perf_counter() - start
+
+    def timed(self, what: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """Return the function with its time counted; an iterator's steps are counted one by one."""
+
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self.spent_on(what):
+                found = function(*args, **kwargs)
+            return self._steps(what, found) if isinstance(found, Iterator) else found
+
+        return call
+
+    def _steps(self, what: str, steps: Iterator[Any]) -> Iterator[Any]:
+        while True:
+            with self.spent_on(what):
+                step = next(steps, self)
+            if step is self:
+                return
+            yield step
+
+
+class Timed:
+    """A backend or judge whose methods are timed; counting tokens is the search's own wish, and is not."""
+
+    def __init__(self, inner: Any, what: str, clock: Clock) -> None:
+        self._inner, self._what, self._clock = inner, what, clock
+
+    def __getattr__(self, name: str) -> Any:
+        found = getattr(self._inner, name)
+        if not callable(found) or name in ("count_tokens", "close"):
+            return found
+        return self._clock.timed(self._what, found)
+
+
+def search(clock: Clock, **settings: Any) -> float:
+    """Run a search in an empty folder; return its wall seconds."""
+    make_backend = clock.timed("load", registry.make_backend)
+    with (
+        tempfile.TemporaryDirectory() as folder,
+        patch("flipsearch.desk.load_judge", lambda name: Timed(load_judge(name), "judge", clock)),
+        patch.object(registry, "make_backend", lambda config: Timed(make_backend(config), "backend", clock)),
+    ):
+        place = Path(folder)
+        start = time.perf_counter()
+        flipsearch.search(reports=place / "reports", best=place / "best.txt", **settings)
+        return time.perf_counter() - start
+
+
+def main() -> int:
+    """Run the rounds and print the shares."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--profile", action="store_true")
+    args = parser.parse_args()
+    search(Clock(), num_contexts=2, cohort_size=1, max_prompts=4, num_finalists=1)  # everything is imported now
+    print(header(f"{args.rounds} default searches of the pocket model"))
+    shares = []
+    for seed in range(args.rounds):
+        clock = Clock()
+        wall_s = search(clock, seed=seed) - clock.seconds["load"]
+        rest_s = wall_s - clock.seconds["backend"] - clock.seconds["judge"]
+        shares.append(rest_s / wall_s)
+        parts = "  ".join(f"{what} {spent:.1f} s" for what, spent in clock.seconds.items() if what != "load")
+        print(f"seed {seed}: {wall_s:.1f} s without loading: {parts}  rest {rest_s:.1f} s = {shares[-1]:.1%}")
+    if args.profile:
+        show_profile()
+    share = statistics.median(shares)
+    holds = share < ASKED
+    print(claim(f"outside of generation and judging: median {share:.1%} (asked: under {ASKED:.0%})", holds=holds))
+    return 0 if holds else 1
+
+
+def show_profile() -> None:
+    """Print where the time outside of backend and judge goes; profiling itself makes it longer."""
+    clock = Clock()
+    clock.profile = cProfile.Profile()
+    clock.profile.enable()
+    search(clock)
+    clock.profile.disable()
+    for order in ("tottime", "cumulative"):
+        pstats.Stats(clock.profile).sort_stats(order).print_stats(25)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
