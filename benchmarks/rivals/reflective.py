@@ -14,7 +14,7 @@ import gepa
 from gepa.core.adapter import EvaluationBatch
 from gepa.strategies.proposal_sampling import IndependentSampling
 
-from flipsearch.measure import Judged
+from flipsearch.draws import Judged
 from flipsearch.organism.context_source import edited, sentences
 from flipsearch.records import Context, Label, Prompt
 from rivals.ground import Account, Ground, Rates, SearchSplit, random_contexts

@@ -18,7 +18,7 @@ def measure_truth(ground: Ground, contexts: Sequence[Context]) -> dict[str, Rate
     prompts = [ask.prompt() for ask in population()]
     bench = ground.metered()
     base = bench.baseline(prompts)
-    asked = [p for p in prompts if p.kind == "benign" or base[p.prompt_id].verdict.label is Label.UNSAFE]
+    asked = [p for p in prompts if p.kind == "benign" or base[p.prompt_id].label is Label.UNSAFE]
     found = {}
     for context, one in zip(contexts, measure(bench, contexts, asked, base, "all"), strict=True):
         found[context.context_id] = Rates(one.flip_rate.value or 0.0, one.over_refusal_rate.value or 0.0)
