@@ -16,7 +16,7 @@ LAYERS: dict[str, int] = {
     "searching": 5, "training": 5, "evaluation": 5, "anatomy": 5,
     "reporting": 6, "testing": 6,
     "results": 7, "desk": 8, "api": 9,
-    "console": 10, "cli": 11, "__main__": 12,
+    "console": 10, "flags": 10, "cli": 11, "__main__": 12,
 }  # fmt: skip
 ROOMS_OF_PACKAGE = {
     "torch": {"backends", "training", "organism", "anatomy"},
