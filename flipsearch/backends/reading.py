@@ -12,30 +12,25 @@ from flipsearch.records import Reading
 
 MOST_ROWS = 256
 """Rows read at once: their keys and values are held until all are read."""
-LOGIT_BYTES = 128 * 2**20
-"""Logits of at most so many bytes are held at once."""
+LOGIT_BYTES = {True: 128 * 2**20, False: 2**30}
+"""Logits of at most so many bytes are held at once on a CPU and on anything else."""
+
+
+def rows_at_once(decoder: Decoder, width: int) -> int:
+    """Return how many openings of at most `width` tokens may be read in one call."""
+    row_bytes = 4 * max(1, width) * decoder.model.config.get_text_config(decoder=True).vocab_size
+    return int(max(1, min(MOST_ROWS, LOGIT_BYTES[decoder.device.type == "cpu"] // row_bytes)))
 
 
 @torch.inference_mode()
 def read_openings(
     decoder: Decoder, prompts: Sequence[Ids], prefixes: Sequence[int], openings: Sequence[Ids]
 ) -> list[Reading]:
-    """Return a reading for each prompt and opening, in order.
+    """Return a reading for each prompt and opening, in order, all read in one call.
 
-    Neighbours should be of like length. `prefixes[i]` leading tokens of prompt i may be read together with those of
-    other prompts that have the same.
+    They should be of like length. `prefixes[i]` leading tokens of prompt i may be read together with those of other
+    prompts that have the same.
     """
-    readings: list[Reading] = []
-    size = _rows_at_once(decoder, max((len(ids) for ids in openings), default=0))
-    for start in range(0, len(prompts), size):
-        part = slice(start, start + size)
-        readings += _read(decoder, prompts[part], prefixes[part], openings[part])
-    return readings
-
-
-def _read(
-    decoder: Decoder, prompts: Sequence[Ids], prefixes: Sequence[int], openings: Sequence[Ids]
-) -> list[Reading]:
     width = max(map(len, openings))
     if width == 0:
         return [Reading((), 0) for _ in openings]
@@ -50,8 +45,3 @@ def _read(
         agrees = (own.argmax(-1) == wanted).int().cumprod(-1)
         found.append(Reading(tuple(log_probs.tolist()), int(agrees.sum())))
     return found
-
-
-def _rows_at_once(decoder: Decoder, width: int) -> int:
-    row_bytes = 4 * max(1, width) * decoder.model.config.get_text_config(decoder=True).vocab_size
-    return int(max(1, min(MOST_ROWS, LOGIT_BYTES // row_bytes)))

@@ -20,7 +20,7 @@ from flipsearch.backends.decoding import Decoder, Ids, shared_prefixes
 from flipsearch.backends.drawing import chooser
 from flipsearch.backends.loading import choose_device, choose_dtype, load_model, load_tokenizer
 from flipsearch.backends.model_files import locate
-from flipsearch.backends.reading import read_openings
+from flipsearch.backends.reading import read_openings, rows_at_once
 from flipsearch.backends.rollouts import completed, failed
 from flipsearch.chat import Chat, EncodedPrompt, Thinking
 from flipsearch.errors import BackendError, ConfigError
@@ -118,12 +118,29 @@ class TransformersBackend:
         for request in requests:
             with contextlib.suppress(BackendError):
                 waiting.append(Waiting(request, self._encode(request, len(request.opening))))
-        queue = _in_order(waiting)
-        openings = [item.request.opening for item in queue]
-        prompts: list[Ids] = [item.prompt.prompt_ids for item in queue]
-        found = read_openings(self._decoder, prompts, [item.num_shared for item in queue], openings)
-        readings = {id(item.request): reading for item, reading in zip(queue, found, strict=True)}
-        return [readings.get(id(request)) for request in requests]
+        found: dict[int, Reading] = {}
+        for item, reading in self._read(_in_order(waiting)):
+            found[id(item.request)] = reading
+        return [found.get(id(request)) for request in requests]
+
+    def _read(self, queue: list[Waiting]) -> Iterator[tuple[Waiting, Reading]]:
+        size = rows_at_once(self._decoder, max((len(item.request.opening) for item in queue), default=0))
+        while queue:
+            batch, rest = queue[:size], queue[size:]
+            prompts: list[Ids] = [item.prompt.prompt_ids for item in batch]
+            prefixes, openings = [item.num_shared for item in batch], [item.request.opening for item in batch]
+            try:
+                readings = read_openings(self._decoder, prompts, prefixes, openings)
+            except RuntimeError as error:  # torch.OutOfMemoryError is one
+                if not is_out_of_memory(error) or len(batch) == 1:
+                    raise
+                readings = []
+            if not readings:  # outside the handler: the error's traceback held the batch's tensors
+                _free_memory()
+                size = len(batch) // 2
+                continue
+            yield from zip(batch, readings, strict=True)
+            queue = rest
 
     def _generate(self, queue: list[Waiting], sampling: Sampling) -> Iterator[Rollout]:
         while queue:

@@ -77,6 +77,26 @@ def test_readings_do_not_depend_on_the_batch(
         assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
 
 
+def test_where_memory_is_short_fewer_are_read_at_once(
+    folder: Path, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, sizes = TransformersBackend(str(folder)), []
+    expected = backend.read(requests)
+    real = module.read_openings
+
+    def fragile(decoder: Any, prompts: Any, prefixes: Any, openings: Any) -> list[Reading]:
+        sizes.append(len(prompts))
+        if len(prompts) > 10:
+            raise torch.OutOfMemoryError("out of memory")
+        return real(decoder, prompts, prefixes, openings)
+
+    monkeypatch.setattr("flipsearch.backends.transformers.read_openings", fragile)
+    found = backend.read(requests)
+    assert [one and one.num_agreed for one in found] == [one and one.num_agreed for one in expected]
+    assert sizes[0] == len(requests) > 10
+    assert max(sizes[-4:]) <= 10
+
+
 def test_without_a_context_the_model_agrees_with_what_it_wrote(folder: Path) -> None:
     backend, prompt = TransformersBackend(str(folder)), Prompt("garden", "benign")
     rollout = next(backend.generate([Request(prompt)], GREEDY))
