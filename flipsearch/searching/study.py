@@ -16,6 +16,7 @@ from flipsearch.searching.benign import confirm_benign, try_benign
 from flipsearch.searching.budget import Budget
 from flipsearch.searching.depth import measure_depth
 from flipsearch.searching.finalists import Confirmation, choose_finalists, confirm, may_win, measure_placebo, rank
+from flipsearch.searching.headroom import headroom, require_headroom
 from flipsearch.searching.plan import Plan
 from flipsearch.searching.portfolio import find_portfolio
 from flipsearch.searching.report import make_study, rollout_ids
@@ -25,8 +26,8 @@ from flipsearch.searching.telling import tell_baseline, tell_confirm
 def run_study(plan: Plan, bench: Bench, budget: Budget | None = None) -> Study:
     """Search, confirm, and return the whole study; `budget` None counts the time from here on.
 
-    Raises NothingToFlipError if no answer without context is unsafe, LedgerError and BackendError as they come; what
-    was finished before stays in the ledger, and the same call goes on from there.
+    Raises NothingToFlipError if no answer without context is unsafe, or if a placebo flips all that are, LedgerError and BackendError as they come;
+    what was finished before stays in the ledger, and the same call goes on from there.
     """
     budget = budget or Budget(plan)
     base = measure_baseline(bench, plan.search, "search")
@@ -36,10 +37,11 @@ def run_study(plan: Plan, bench: Bench, budget: Budget | None = None) -> Study:
         measure_placebo(bench, row, row.context(), base, number)
         for number, row in enumerate(row for row in plan.placebos if not row.needs_winner)
     ]
+    room = require_headroom(headroom(base, early))
     found = search_arms(plan, bench, base, first_number=len(early), budget=budget)
     arms = found.trials
     finalists = choose_finalists(arms, plan.config.max_over_refusal, plan.config.num_finalists)
-    notes = [*bench.backend.notes, *coverage_notes(bench, base), *_refusal_notes(base), *found.notes]
+    notes = [*bench.backend.notes, *coverage_notes(bench, base), *_refusal_notes(base), *room, *found.notes]
     if not finalists:
         notes += _no_finalist_notes(arms, plan.config.max_over_refusal)
         study = make_study(plan.config, bench, [base], [*_ordered(arms, []), *early], notes)
