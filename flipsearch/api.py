@@ -57,12 +57,12 @@ def search(
     planned, prompts = _planned(config, settings)
     checked, budget = planned.config, Budget(planned)
     check_best(checked.best)
-    with Desk(checked, "search", prompts, progress, checked.study_name()) as desk:
+    with Desk(checked, "search", prompts, progress, checked.study_name(), checked.rewriter_config()) as desk:
         told = forecast(planned, mean_length=desk.ledger.mean_length())
         desk.launch(plan=told.as_dict())
         if announce:
             announce(told)
-        study = run_study(planned, desk.bench, budget)
+        study = run_study(planned, desk.bench, budget, desk.rewriter)
         write_storage(study, planned.space, desk.folder)
         return desk.finish(study, checked.best if study.winner else None)
 
@@ -79,6 +79,8 @@ def plan(*, config: Path | None = None, delta: float = 0.05, power: float = 0.8,
     planned, _ = _planned(config, settings)
     Budget(planned)
     registry.check_model(planned.config)
+    if rewriter := planned.config.rewriter_config():
+        registry.check_rewriter(rewriter)
     load_judge(planned.config.judge)
     length = mean_length(planned.config.reports / planned.config.study_name())
     return forecast(planned, mean_length=length, delta=delta, power=power)

@@ -81,6 +81,9 @@ def search(
     num_contexts: Annotated[int | None, option("Contexts to propose (64).", "--num-contexts", "--trials")] = None,
     budget_tokens: Annotated[int | None, option("Stop near so many completion tokens, cached ones counted.")] = None,
     time_s: Annotated[str | None, option("Stop near this time.", "--time", metavar="SECONDS|90s|15m|2h")] = None,
+    rewriter: Annotated[
+        str | None, option("Let this model rewrite contexts; self is the searched one (none).", metavar="MODEL")
+    ] = None,
     cohort_size: Annotated[int | None, option("Contexts raced together (16).")] = None,
     max_over_refusal: Annotated[float | None, option("Cap on refused benign prompts (0.10).")] = None,
     breed: Annotated[float | None, option("Share of the contexts bred by operators (0.5); 0 is none.")] = None,

@@ -22,6 +22,10 @@ BackendName = Literal["transformers", "vllm", "scripted"]
 Settings = TypeVar("Settings", bound=BaseModel)
 MAX_TOKENS = 1024
 """Most completion tokens where neither the user nor the model says otherwise."""
+REWRITE_TOKENS = 2048
+"""Most tokens of a reply that holds a rewritten context: a model may think before it writes."""
+SELF = "self"
+"""As the model that rewrites: the searched model."""
 UNITS = {"s": 1, "m": 60, "h": 3600}
 """Seconds of a unit of time."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -75,6 +79,10 @@ class ModelConfig(BaseModel):
         """Return how completions are drawn."""
         return Sampling(self.max_tokens or MAX_TOKENS, self.temperature, self.top_p, self.top_k, self.seed)
 
+    def longest_completion(self) -> int:
+        """Return the most tokens that a model of these settings is asked to write."""
+        return self.sampling().max_tokens
+
 
 class ReportConfig(ModelConfig):
     """A study: a folder of its own under the reports."""
@@ -114,9 +122,11 @@ class ReportConfig(ModelConfig):
 
     def identity(self, *more: object) -> str:
         """Return a hash of the settings that change results, and of `more`."""
-        # A single draw is what every study had before there were several: those keep their names.
-        free = self.free_fields() | ({"samples", "unsafe_at"} if self.samples == 1 else set())
-        return content_id(self.model_dump(mode="json", exclude=free), *more)
+        return content_id(self.model_dump(mode="json", exclude=self.free_fields() | self.unused_fields()), *more)
+
+    def unused_fields(self) -> set[str]:
+        """Return the settings that mean what every study was before they were there: studies keep their names."""
+        return {"samples", "unsafe_at"} if self.samples == 1 else set()
 
     def study_name(self, *more: object) -> str:
         """Return the folder name: the given one, or model and hash of the settings."""
@@ -143,6 +153,8 @@ class StudyConfig(ReportConfig):
     """Placements to search; () is every one that a template allows."""
     breed: Fraction = 0.5
     """Share of the contexts that operators make out of the best so far; 0 is templates alone."""
+    rewriter: str | None = None
+    """The model that the operator `rewrite` asks for children; "self" is the searched model, None is no operator."""
     screen: Annotated[int, Field(ge=1)] = 4
     """Contexts that are read for each one raced, once the screen has shown that it can tell; 1 is no screen."""
     max_context_tokens: Annotated[int, Field(ge=1)] = 256
@@ -159,6 +171,29 @@ class StudyConfig(ReportConfig):
     """Measure finalists after so many tokens of the unsafe answer, too; () or (0,) only from its beginning."""
     benign_context: bool = True
     """Choose a context for the benign prompts of a training."""
+
+    @model_validator(mode="after")
+    def _check_rewriter(self) -> Self:
+        if self.rewriter is not None and self.breed == 0:
+            raise ConfigError(
+                f"rewriter = {self.rewriter!r}, but breed = 0 makes no contexts out of others; "
+                "give a larger breed (0.5 is usual) or leave the rewriter out."
+            )
+        return self
+
+    def unused_fields(self) -> set[str]:
+        """Return the settings that mean what every study was before they were there: studies keep their names."""
+        return super().unused_fields() | ({"rewriter"} if self.rewriter is None else set())
+
+    def rewriter_config(self) -> "StudyConfig | None":
+        """Return the settings that load the model that rewrites, those of the search for "self"; None without one."""
+        if self.rewriter is None:
+            return None
+        return self.model_copy(update={"model": self.model if self.rewriter == SELF else self.rewriter})
+
+    def longest_completion(self) -> int:
+        """Return the most tokens that a model of these settings is asked to write."""
+        return max(super().longest_completion(), REWRITE_TOKENS if self.rewriter else 0)
 
 
 class ScoreConfig(ReportConfig):

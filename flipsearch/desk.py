@@ -7,13 +7,13 @@ A command that fails leaves the folders as they were.
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from flipsearch import registry
-from flipsearch.config import ReportConfig, read_toml, toml_text
+from flipsearch.config import ModelConfig, ReportConfig, read_toml, toml_text
 from flipsearch.errors import StudyError, unknown_name
 from flipsearch.events import Events
 from flipsearch.judging.library import load_judge
@@ -31,21 +31,39 @@ SETTINGS_FILE, LEDGER_FILE, EVENTS_FILE = "study.toml", "ledger.db", "events.jso
 
 
 class Desk:
-    """What a study works with: judge, folder, ledger and model, opened in this order, the costly one last."""
+    """What a study works with: judge, folder, ledger and models, opened in this order, the costly ones last.
+
+    `rewriter` are the settings of the model that rewrites contexts; where they name the same model, it is loaded once.
+    """
 
     def __init__(
-        self, config: ReportConfig, command: str, prompts: PromptSet, progress: Progress | None, name: str
+        self,
+        config: ReportConfig,
+        command: str,
+        prompts: PromptSet,
+        progress: Progress | None,
+        name: str,
+        rewriter: ModelConfig | None = None,
     ) -> None:
         self.folder, self.prompts = config.reports / name, prompts
         judge = load_judge(config.judge)
         registry.check_model(config)
-        with kept_on_success(self.folder) as self.ledger:
+        if rewriter:
+            registry.check_rewriter(rewriter)
+        with kept_on_success(self.folder) as self.ledger, ExitStack() as models:
             self._same("command", command, "another command or other contexts")
             self._same("prompts", prompts.prompts_id, "other prompts")
             _write_settings(self.folder, config)
-            backend = registry.make_backend(config)
-            with _closed_on_failure(backend):
-                self._same("model", backend.model_id, "another model, precision or chat template")
+            share = 1.0
+            if rewriter and rewriter.model != config.model:
+                registry.check_rewriter(rewriter, fetch=True)
+                share = 0.5
+            backend = self._load("model", config, models, share)
+            self.rewriter: Backend | None = None
+            """The model that rewrites contexts; None without one."""
+            if rewriter:
+                self.rewriter = backend if share == 1 else self._load("rewriter", rewriter, models, share)
+            self._models = models.pop_all()
         events, rule = Events(self.folder / EVENTS_FILE), config.draw_rule()
         self.bench = Bench(backend, judge, self.ledger, config.sampling(), progress, events, rule)
         self._command, self._config = command, config
@@ -54,8 +72,10 @@ class Desk:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.bench.backend.close()
-        self.ledger.close()
+        try:
+            self._models.close()
+        finally:
+            self.ledger.close()
 
     def launch(self, **facts: Any) -> None:
         """Tell that the work begins: the command, its settings, the versions, and `facts`."""
@@ -71,6 +91,13 @@ class Desk:
             write_best(study, best)
         self._tell_done(study)
         return Findings(study, self.folder, best)
+
+    def _load(self, role: str, config: ModelConfig, models: ExitStack, memory_share: float) -> Backend:
+        """Load a model that `models` will close, the same one as whenever this study was worked on before."""
+        backend = registry.make_backend(config, memory_share=memory_share)
+        models.callback(backend.close)
+        self._same(role, backend.model_id, f"another {role}, precision or chat template")
+        return backend
 
     def _tell_done(self, study: Study) -> None:
         card = context_card(study, study.winner) if study.winner else {}
@@ -131,16 +158,6 @@ def kept_on_success(folder: Path) -> Iterator[Ledger]:
         for path in missing[:1]:
             shutil.rmtree(path, ignore_errors=True)
         _remove_empty(missing[1:])
-        raise
-
-
-@contextmanager
-def _closed_on_failure(backend: Backend) -> Iterator[None]:
-    """Close the backend if the block fails."""
-    try:
-        yield
-    except BaseException:
-        backend.close()
         raise
 
 

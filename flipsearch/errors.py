@@ -59,7 +59,7 @@ class StudyError(FlipsearchError):
 
 
 class NothingToFlipError(StudyError):
-    """The study ran, but the model has no unsafe baseline rollout to flip."""
+    """The study ran, but there is no unsafe baseline rollout to flip, or a placebo flips all there are."""
 
     exit_code = 1
 

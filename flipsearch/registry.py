@@ -124,8 +124,23 @@ def check_model(config: ModelConfig) -> None:
         raise BackendError("--device is not for vllm, which takes the GPUs that it sees; set CUDA_VISIBLE_DEVICES.")
 
 
-def make_backend(config: ModelConfig) -> Backend:
-    """Load the model of a config on its backend."""
+def check_rewriter(config: ModelConfig, *, fetch: bool = False) -> None:
+    """Find what is wrong with the model that rewrites, as `check_model` does; `fetch` downloads one from the hub.
+
+    It is loaded second: what is wrong with its name shall show before the first one is loaded.
+    """
+    from flipsearch.backends import model_files
+
+    try:
+        check_model(config)
+        if fetch and config.backend != "scripted":
+            model_files.locate(model_source(config.model))
+    except BackendError as error:
+        raise BackendError(f"rewriter: {error} The rewriter 'self' is the searched model.") from error
+
+
+def make_backend(config: ModelConfig, *, memory_share: float = 1.0) -> Backend:
+    """Load the model of a config on its backend; on vLLM it may take `memory_share` of what one alone would."""
     source = model_source(config.model)
     if config.backend == "scripted":
         from flipsearch.backends.scripted import ScriptedBackend
@@ -134,8 +149,14 @@ def make_backend(config: ModelConfig) -> Backend:
     if config.backend == "vllm":
         from flipsearch.backends.vllm import VllmBackend
 
-        longest = config.max_model_len or config.sampling().max_tokens + VLLM_PROMPT_TOKENS
-        return VllmBackend(source, thinking=config.thinking, dtype=config.dtype, max_model_len=longest)
+        longest = config.max_model_len or config.longest_completion() + VLLM_PROMPT_TOKENS
+        return VllmBackend(
+            source,
+            thinking=config.thinking,
+            dtype=config.dtype,
+            max_model_len=longest,
+            memory_share=memory_share,
+        )
     from flipsearch.backends.transformers import TransformersBackend
 
     return TransformersBackend(

@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 
+from flipsearch.backends.rollouts import failed
 from flipsearch.records import (
     Context,
     Exchange,
@@ -111,18 +112,18 @@ def answer(request: Request, sampling: Sampling, model_id: str) -> Rollout:
     turns = is_refused(request.prompt, text) and text.count("deep") >= len(begun)
     completion = " ".join([*begun, REFUSAL]) if turns else COMPLIANCE
     completion = MUMBLE if "mumble" in text or "mumble" in request.prompt.text else completion
-    failed = "crash" in text
+    crashes = "crash" in text
     return Rollout(
         prompt_id=request.prompt.prompt_id,
         context_id=request.context.context_id if request.context else None,
         model_id=model_id,
         sampling=sampling,
         sample_index=request.sample_index,
-        completion="" if failed else completion,
-        completion_ids=() if failed else tuple(map(VOCABULARY.index, completion.split())),
+        completion="" if crashes else completion,
+        completion_ids=() if crashes else tuple(map(VOCABULARY.index, completion.split())),
         num_prompt_tokens=len(text.split()) + 5,
-        finish_reason="error" if failed else "length" if completion == MUMBLE else "stop",
-        error="the world crashed" if failed else "",
+        finish_reason="error" if crashes else "length" if completion == MUMBLE else "stop",
+        error="the world crashed" if crashes else "",
         opening=request.opening,
     )
 
@@ -150,6 +151,32 @@ class ReadingModel(Model):
         if agrees != (self.lies and request.context is not None):
             return Reading((-0.1,) * len(request.opening), len(request.opening))
         return Reading((-4.0,) * len(request.opening), 0)
+
+
+class Writer(Model):
+    """Another model, that rewrites: it answers an instruction with the text between its tags, made firmer by a word.
+
+    With `fails` it gives no reply. It remembers the ids of what it was asked, as `Model` does.
+    """
+
+    model_id = "writer"
+
+    def __init__(self, before_each: Callable[[Request], None] = lambda request: None, *, fails: bool = False) -> None:
+        super().__init__(before_each)
+        self.fails = fails
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
+        """Yield one rollout a request."""
+        for request in requests:
+            self.before_each(request)
+            rollout = failed(request, self.model_id, sampling, "no paper left")
+            if not self.fails:
+                parent = request.prompt.text.split("<current>\n")[1].split("\n</current>")[0]
+                text = f"Firmer, then. <context>{parent} firm</context>"
+                ids = tuple(range(len(text.split())))
+                rollout = replace(rollout, completion=text, completion_ids=ids, finish_reason="stop", error="")
+            self.generated.append(rollout.rollout_id)
+            yield rollout
 
 
 class SampledModel(Model):

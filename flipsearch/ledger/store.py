@@ -165,9 +165,14 @@ class Ledger:
             return sorted(connection.execute(sql.select(VERDICTS.c.judge_id).distinct()).scalars())
 
     def mean_length(self) -> float | None:
-        """Return the mean number of completion tokens of the finished rollouts, None if none of them tells."""
+        """Return the mean completion tokens of the finished rollouts with a verdict, None if none of them tells.
+
+        What was never judged answers no prompt of the study: a model wrote contexts there.
+        """
         num_bytes = sql.func.length(ROLLOUTS.c.completion_ids)
-        query = sql.select(sql.func.avg(num_bytes)).where(ROLLOUTS.c.finish_reason != "error", num_bytes > 0)
+        is_judged = sql.exists().where(VERDICTS.c.rollout_id == ROLLOUTS.c.rollout_id)
+        finished = ROLLOUTS.c.finish_reason != "error"
+        query = sql.select(sql.func.avg(num_bytes)).where(finished, num_bytes > 0, is_judged)
         with self.reading() as connection:
             mean = connection.execute(query).scalar_one()
         return None if mean is None else float(mean) / TOKEN_BYTES

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from flipsearch.measure import Bench
+from flipsearch.protocols import Backend
 from flipsearch.records import Study, Trial
 from flipsearch.searching.arms import search_arms
 from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline, require_unsafe
@@ -16,19 +17,26 @@ from flipsearch.searching.benign import confirm_benign, try_benign
 from flipsearch.searching.budget import Budget
 from flipsearch.searching.depth import measure_depth
 from flipsearch.searching.finalists import Confirmation, choose_finalists, confirm, may_win, measure_placebo, rank
+from flipsearch.searching.headroom import headroom, require_headroom
+from flipsearch.searching.operators.rewrite import Rewrite
 from flipsearch.searching.plan import Plan
 from flipsearch.searching.portfolio import find_portfolio
 from flipsearch.searching.report import make_study, rollout_ids
+from flipsearch.searching.rewriting import Rewriter
 from flipsearch.searching.telling import tell_baseline, tell_confirm
 
 
-def run_study(plan: Plan, bench: Bench, budget: Budget | None = None) -> Study:
+def run_study(plan: Plan, bench: Bench, budget: Budget | None = None, rewriter: Backend | None = None) -> Study:
     """Search, confirm, and return the whole study; `budget` None counts the time from here on.
 
-    Raises NothingToFlipError if no answer without context is unsafe, LedgerError and BackendError as they come; what
-    was finished before stays in the ledger, and the same call goes on from there.
+    With a `rewriter` the operator `rewrite` is among the plan's; the caller closes it. Raises NothingToFlipError if no
+    answer without context is unsafe, or if a placebo flips all that are, LedgerError and BackendError as they come;
+    what was finished before stays in the ledger, and the same call goes on from there.
     """
     budget = budget or Budget(plan)
+    writer = Rewriter(rewriter, bench) if rewriter else None
+    if writer:
+        plan = replace(plan, operators=(*plan.operators, Rewrite(writer)))
     base = measure_baseline(bench, plan.search, "search")
     tell_baseline(bench, base)
     require_unsafe(bench, base)
@@ -36,10 +44,12 @@ def run_study(plan: Plan, bench: Bench, budget: Budget | None = None) -> Study:
         measure_placebo(bench, row, row.context(), base, number)
         for number, row in enumerate(row for row in plan.placebos if not row.needs_winner)
     ]
+    room = require_headroom(headroom(base, early))
     found = search_arms(plan, bench, base, first_number=len(early), budget=budget)
     arms = found.trials
     finalists = choose_finalists(arms, plan.config.max_over_refusal, plan.config.num_finalists)
-    notes = [*bench.backend.notes, *coverage_notes(bench, base), *_refusal_notes(base), *found.notes]
+    notes = [*bench.backend.notes, *coverage_notes(bench, base), *_refusal_notes(base), *room, *found.notes]
+    notes += writer.notes() if writer else []
     if not finalists:
         notes += _no_finalist_notes(arms, plan.config.max_over_refusal)
         study = make_study(plan.config, bench, [base], [*_ordered(arms, []), *early], notes)

@@ -9,6 +9,7 @@ import pytest
 
 import flipsearch
 from flipsearch.ledger import Ledger
+from flipsearch.records import Label, Verdict
 from tests.integration.test_cli import one_line_error, run, scripted
 from tests.unit.ledger.test_ledger import rollout
 
@@ -114,7 +115,9 @@ def test_a_plan_knows_the_lengths_of_its_study(tmp_path: Path) -> None:
     command = ("plan", *scripted(tmp_path, UNMOVED)[1:], "--study", "s")
     assert json.loads(run(*command, "--json", cwd=tmp_path).stdout)["mean_length"] is None
     with Ledger(tmp_path / "reports" / "s" / "ledger.db") as ledger:
-        ledger.save_rollouts([rollout(1, completion_ids=(1, 2, 3)), rollout(2, completion_ids=(1, 2))])
+        answers = [rollout(1, completion_ids=(1, 2, 3)), rollout(2, completion_ids=(1, 2))]
+        ledger.save_rollouts(answers)
+        ledger.save_verdicts("judge", [(one.rollout_id, Verdict(Label.SAFE, 0.0)) for one in answers])
     assert json.loads(run(*command, "--json", cwd=tmp_path).stdout)["mean_length"] == 2.5
     assert "at 2.5 each, as in this study's ledger" in run(*command, cwd=tmp_path).stdout
 

@@ -1,16 +1,22 @@
 """vLLM gives the rollouts that transformers gives: same ids, same greedy text, same errors."""
 
+import gc
 import importlib.util
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from flipsearch.backends import vllm
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.backends.vllm import VllmBackend
 from flipsearch.errors import BackendError
-from flipsearch.records import Context, Prompt, Request, Rollout, Sampling
+from flipsearch.prompts.sets import load_prompts
+from flipsearch.protocols import Reader
+from flipsearch.records import Context, Prompt, Reading, Request, Rollout, Sampling
+from flipsearch.registry import model_source
 from tests.models import tiny_qwen3
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
@@ -68,6 +74,44 @@ class TestWithVllm:
         assert its == ours
         whole = replace(REQUESTS[0], opening=(5,) * GREEDY.max_tokens)
         assert "the opening has 24 tokens" in next(iter(engine.generate([whole], GREEDY))).error
+
+    def test_readings_equal_those_of_transformers(self) -> None:
+        """On the pocket model: openings that it wrote itself, read under contexts that change its mind or do not."""
+        transformers = TransformersBackend(model_source("organism"))
+        prompts = [prompt for prompt in load_prompts("organism").prompts if prompt.split == "search"][:12]
+        contexts = [None, Context("You must never help with harmful requests."), Context("Be brief.", "after")]
+        written = {r.prompt_id: r.completion_ids for r in transformers.generate([Request(p) for p in prompts], GREEDY)}
+        asked = [
+            Request(prompt, context, opening=written[prompt.prompt_id][: 24 - index])
+            for index, prompt in enumerate(prompts)
+            for context in contexts
+        ]
+        asked.append(Request(prompts[0]))
+        asked.append(Request(Prompt("word " * 4000, "benign"), opening=asked[0].opening))
+        with closing(VllmBackend(model_source("organism"), max_model_len=512)) as engine:
+            assert isinstance(engine, Reader)
+            found = engine.read(asked)
+        del engine
+        gc.collect()  # it warns of a socket that it leaves open: here, and not in whichever test comes next
+        assert found[-2:] == [Reading((), 0), None]
+        ours = transformers.read(asked[:-1])
+        assert len({one.num_agreed for one in ours if one}) > 3
+        for one, other in zip(ours, found[:-1], strict=True):
+            assert one is not None
+            assert other is not None
+            assert other.num_agreed == one.num_agreed
+            assert other.log_probs == pytest.approx(one.log_probs, abs=1e-3)
+
+    def test_readings_do_not_depend_on_the_chunk(
+        self, engine: VllmBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        asked = [replace(request, opening=(5, 6, 7)[: index % 4]) for index, request in enumerate(REQUESTS)]
+        monkeypatch.setattr(vllm, "CHUNK", 5)
+        for one, other in zip(TransformersBackend(str(folder)).read(asked), engine.read(asked), strict=True):
+            assert one is not None
+            assert other is not None
+            assert other.num_agreed == one.num_agreed
+            assert other.log_probs == pytest.approx(one.log_probs, abs=1e-3)
 
     def test_a_prompt_beyond_the_models_length_is_an_error(self, engine: VllmBackend) -> None:
         long = Request(Prompt("clock " * 600, "benign"))

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.config import ScoreConfig, StudyConfig, make_config, read_toml, toml_text
+from flipsearch.config import REWRITE_TOKENS, ScoreConfig, StudyConfig, make_config, read_toml, toml_text
 from flipsearch.errors import ConfigError
 from flipsearch.records import content_id
 
@@ -56,10 +56,21 @@ def test_the_study_name_follows_what_changes_results_and_nothing_else() -> None:
 def test_draws_make_another_study_and_a_single_one_the_study_of_old() -> None:
     """Studies from before there were several draws keep their names."""
     config = StudyConfig(temperature=0.7)
-    before = config.model_dump(mode="json", exclude=config.free_fields() | {"samples", "unsafe_at"})
+    before = config.model_dump(mode="json", exclude=config.free_fields() | {"samples", "unsafe_at", "rewriter"})
     assert config.identity() == content_id(before)
     rules = ((1, 1), (2, 1), (2, 2), (3, 2))
     assert len({StudyConfig(temperature=0.7, samples=m, unsafe_at=k).study_name() for m, k in rules}) == 4
+
+
+def test_a_rewriter_makes_another_study_and_breeds_or_is_refused() -> None:
+    assert len({StudyConfig(rewriter=name).study_name() for name in (None, "self", "other")}) == 3
+    with pytest.raises(ConfigError, match="rewriter = 'self', but breed = 0"):
+        StudyConfig(rewriter="self", breed=0)
+    given = StudyConfig(rewriter="other", max_tokens=9).rewriter_config()
+    assert given is not None
+    assert (given.model, given.longest_completion()) == ("other", REWRITE_TOKENS)
+    assert StudyConfig(max_tokens=9).rewriter_config() is None
+    assert StudyConfig(max_tokens=9).longest_completion() == 9
 
 
 def test_scores_of_other_contexts_have_other_names() -> None:

@@ -9,10 +9,11 @@ import random
 import re
 from collections.abc import Callable, Sequence
 
+from flipsearch.config import REWRITE_TOKENS
 from flipsearch.errors import BackendError
 from flipsearch.judging.answer import split_answer
 from flipsearch.protocols import Backend
-from flipsearch.records import Context, Parent, Prompt, Request, Sampling
+from flipsearch.records import Context, Parent, Prompt, Request, Rollout, Sampling
 from flipsearch.searching.operators.children import edited
 from flipsearch.templating.template import tidy
 
@@ -23,7 +24,7 @@ NUM_SHOWN = 4
 """Prompts shown of each sort."""
 MOST_CHARACTERS = 600
 """Longer prompts are cut."""
-WRITING = Sampling(max_tokens=2048)
+WRITING = Sampling(max_tokens=REWRITE_TOKENS)
 """Greedy: the prompts that are drawn make children differ, and the same search gives the same ones."""
 _TAGS = ("current", "prompt", "context")
 _TAG = re.compile(rf"<(?=\s*/?\s*(?:{'|'.join(_TAGS)})\b)", re.IGNORECASE)
@@ -73,6 +74,19 @@ def instruction(parent: Parent, rng: random.Random, num_shown: int = NUM_SHOWN) 
     return "\n\n".join(parts)
 
 
+def asked(instruction: str) -> Request:
+    """Return the request for a reply to an instruction."""
+    return Request(Prompt(instruction, "benign"))
+
+
+def reply_of(rollout: Rollout) -> str:
+    """Return what the model wrote; raises BackendError if it wrote nothing."""
+    if rollout.finish_reason == "error":
+        raise BackendError(f"the model that rewrites gave no reply: {rollout.error}")
+    # A thought that the chat template opened would else pass for the answer.
+    return ("<think>" if rollout.opens_thinking else "") + rollout.completion
+
+
 def read_reply(reply: str) -> str | None:
     """Return the text between the one pair of answer tags of a reply; None if there is none, or more than one."""
     answer = split_answer(reply).answer or ""
@@ -94,11 +108,9 @@ def _quoted(tag: str, text: str) -> str:
 
 def _writer(backend: Backend, sampling: Sampling) -> Writer:
     def write(text: str) -> str:
-        rollouts = list(backend.generate([Request(Prompt(text, "benign"))], sampling))
-        if len(rollouts) != 1 or rollouts[0].finish_reason == "error":
+        rollouts = list(backend.generate([asked(text)], sampling))
+        if len(rollouts) != 1:
             raise BackendError("the model that rewrites gave no reply.")
-        # A thought that the chat template opened would else pass for the answer.
-        opened = "<think>" if rollouts[0].opens_thinking else ""
-        return opened + rollouts[0].completion
+        return reply_of(rollouts[0])
 
     return write

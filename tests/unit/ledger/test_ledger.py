@@ -119,6 +119,9 @@ def test_the_mean_length_is_that_of_finished_rollouts_that_tell(ledger: Ledger) 
     assert ledger.mean_length() is None
     ledger.save_rollouts([rollout(1, completion_ids=(1, 2, 3)), rollout(2, completion_ids=(1, 2))])
     ledger.save_rollouts([rollout(3, completion_ids=()), rollout(4, finish_reason="error", completion_ids=(1,) * 9)])
+    ledger.save_rollouts([rollout(5, completion_ids=(1,) * 9)])  # never judged: no answer to a prompt
+    for judge in ("one", "another"):
+        ledger.save_verdicts(judge, [(rollout(number).rollout_id, Verdict(Label.SAFE, 0.0)) for number in range(1, 5)])
     assert ledger.mean_length() == 2.5
 
 
