@@ -7,7 +7,6 @@ interrupted. `--debug`, anywhere, shows the traceback of an error.
 
 import sys
 from collections.abc import Callable
-from inspect import Parameter, Signature, get_annotations, signature
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -40,6 +39,7 @@ from flipsearch.flags import (
     TopP,
     UnsafeAt,
     option,
+    with_flags_of,
 )
 
 DEBUG, INTERRUPTED = "--debug", 130
@@ -108,19 +108,6 @@ def search(
 ) -> None:
     """Search the context that flips most unsafe rollouts. The same command again continues."""
     _study_command("search", {}, locals())
-
-
-def with_flags_of(other: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command, beside its own flags, those of another one, as keywords in `flags`."""
-
-    def widen(command: Callable[..., None]) -> Callable[..., None]:
-        own = [one for one in signature(command).parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
-        widened: Any = command
-        widened.__signature__ = Signature([*own, *signature(other).parameters.values()])
-        widened.__annotations__ = get_annotations(other) | {one.name: one.annotation for one in own}
-        return command
-
-    return widen
 
 
 @app.command()

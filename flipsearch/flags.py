@@ -1,5 +1,7 @@
 """The flags that several commands share. None means: not given, so that the settings' own default holds."""
 
+from collections.abc import Callable
+from inspect import Parameter, Signature, get_annotations, signature
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -39,3 +41,16 @@ Reports = Annotated[Path | None, option("Folder of the studies (reports).")]
 StudyName = Annotated[str | None, option("Name of the study's folder; derived from the settings if not given.")]
 Config = Annotated[Path | None, option("TOML file of settings; flags win over it.")]
 Json = Annotated[bool, option("Print one JSON object on stdout.", "--json")]
+
+
+def with_flags_of(other: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command, beside its own flags, those of another one, as keywords in `flags`."""
+
+    def widen(command: Callable[..., None]) -> Callable[..., None]:
+        own = [one for one in signature(command).parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
+        widened: Any = command
+        widened.__signature__ = Signature([*own, *signature(other).parameters.values()])
+        widened.__annotations__ = get_annotations(other) | {one.name: one.annotation for one in own}
+        return command
+
+    return widen
