@@ -183,7 +183,7 @@ def test_a_study_without_draws_in_its_settings_goes_on(tmp_path: Path) -> None:
 
 def test_the_pocket_model_with_a_temperature(tmp_path: Path) -> None:
     draws = ("--temperature", "0.7", "--samples", "3", "--unsafe-at", "2")
-    small = ("--num-contexts", "4", "--max-prompts", "12", "--num-finalists", "1")
+    small = ("--num-contexts", "4", "--max-prompts", "12", "--num-finalists", "1", "--depth", "0")
     command = ("search", *draws, *small, "--json", "--study", "s")
     first = json.loads(run(*command, cwd=tmp_path, code=None).stdout)
     assert first["num_rollouts"] % 3 == 0
