@@ -6,6 +6,7 @@ The first asks, judges and writes; all of them train. Started without a launcher
 torch is imported late: input is checked before it.
 """
 
+import atexit
 import os
 from collections.abc import Callable
 from datetime import timedelta
@@ -45,6 +46,7 @@ def join(on_cpu: bool) -> None:
         from accelerate import PartialState  # type: ignore[import-untyped]
 
         PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)
+        atexit.register(_part)
 
 
 def from_first(make: Callable[[], Shared]) -> Shared:
@@ -65,6 +67,14 @@ def from_first(make: Callable[[], Shared]) -> Shared:
     if box[0] is None:
         raise FirstFailedError("the first process failed.")
     return box[0][0]
+
+
+def _part() -> None:
+    """Leave the group while the interpreter still stands: threads that go on beyond it can abort the process."""
+    from torch import distributed
+
+    if distributed.is_initialized():
+        distributed.destroy_process_group()
 
 
 def of_all(value: Shared) -> list[Shared]:
