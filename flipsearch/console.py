@@ -129,7 +129,7 @@ def leaderboard_table(study: Study) -> Table:
     for rank, trial in enumerate(arms[:NUM_SHOWN], start=1):
         table.add_row(str(rank), *_cells(study, trial, confirmed), style="bold green" if trial == study.winner else "")
     if len(arms) > NUM_SHOWN:
-        table.add_row("", Text(f"… {len(arms) - NUM_SHOWN} more in leaderboard.html", style="dim"))
+        table.add_row("", Text(f"… {len(arms) - NUM_SHOWN} more on the page", style="dim"))
     for trial in (t for t in study.trials if t.role == "placebo"):
         table.add_row("", *_cells(study, trial, confirmed), style="dim")
     return table
