@@ -86,7 +86,7 @@ def search(clock: Clock, **settings: Any) -> float:
     with (
         tempfile.TemporaryDirectory() as folder,
         patch("flipsearch.desk.load_judge", lambda name: Timed(load_judge(name), "judge", clock)),
-        patch.object(registry, "make_backend", lambda config, **more: Timed(make_backend(config, **more), "backend", clock)),
+        patch.object(registry, "make_backend", lambda *on, **more: Timed(make_backend(*on, **more), "backend", clock)),
     ):
         place = Path(folder)
         start = time.perf_counter()
