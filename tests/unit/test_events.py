@@ -42,5 +42,7 @@ def test_a_place_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
         Events(tmp_path / "events.jsonl")("launch")
 
 
-def test_silence_writes_nothing() -> None:
+def test_silence_writes_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     silent("launch", anything=object())
+    assert list(tmp_path.iterdir()) == []
