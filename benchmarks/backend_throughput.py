@@ -58,7 +58,7 @@ def make_requests(num: int) -> list[Request]:
 
 def by_backend(backend: TransformersBackend, requests: Sequence[Request], max_tokens: int) -> dict[str, list[int]]:
     rollouts = backend.generate(requests, Sampling(max_tokens=max_tokens))
-    return {f"{r.prompt_id} {r.context_id}": list(r.completion_ids) for r in rollouts}
+    return {f"{r.prompt_id} {r.context_id}": list(r.completion_ids) for batch in rollouts for r in batch}
 
 
 @torch.inference_mode()

@@ -13,10 +13,10 @@ from flipsearch.records import Context, Exchange, Parent, Reading, Request, Roll
 class Backend(Protocol):
     """A model that completes prompts.
 
-    Contract: every request gets exactly one rollout; rollouts are yielded as soon as their batch is done, in any
-    order, each carrying its request's ids; a completion does not depend on which other requests share the batch; a
-    request that cannot be completed yields a rollout with finish_reason "error" and never raises for the others. The
-    completion of a request with an opening begins with it; a backend that cannot do so yields an error.
+    Contract: every request gets exactly one rollout; a batch of rollouts is yielded as soon as it is done, in any
+    order, each rollout carrying its request's ids; a completion does not depend on which other requests share the
+    batch; a request that cannot be completed yields a rollout with finish_reason "error" and never raises for the
+    others. The completion of a request with an opening begins with it; a backend that cannot do so yields an error.
     """
 
     model_id: str
@@ -26,8 +26,8 @@ class Backend(Protocol):
     revision: str | None
     """Commit of a model from the hub; None for any other."""
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
-        """Yield one rollout a request, batch by batch."""
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Sequence[Rollout]]:
+        """Yield batches with one rollout a request: what a kill can cost is the batch in flight."""
         ...
 
     def count_tokens(self, text: str) -> int:

@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from enum import StrEnum
+from functools import lru_cache
 from typing import Any, Literal
 
 Kind = Literal["harmful", "benign"]
@@ -21,11 +22,19 @@ Placement = Literal["system", "before", "after", "around"]
 PLACEMENTS: tuple[Placement, ...] = ("system", "before", "after", "around")
 SPLITS: tuple[Split, ...] = ("search", "confirm", "training", "evaluation")
 
+REMEMBERED = 2**14
+"""Ids of prompts and contexts, and as many of rollouts, that are kept in memory: they are asked for over and over."""
+
 
 def content_id(*parts: object) -> str:
     """Return a 16-digit hexadecimal hash of JSON-able `parts`, stable across runs and machines."""
     blob = json.dumps(parts, sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(blob.encode("ascii")).hexdigest()[:16]
+
+
+@lru_cache(maxsize=REMEMBERED)
+def _text_id(*parts: str) -> str:
+    return content_id(*parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +59,7 @@ class Prompt:
     @property
     def prompt_id(self) -> str:
         """Content hash of kind and text."""
-        return content_id("prompt", self.kind, self.text)
+        return _text_id("prompt", self.kind, self.text)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +84,7 @@ class Context:
     @property
     def context_id(self) -> str:
         """Content hash of text and placement: what the model sees, whatever the lineage."""
-        return content_id("context", self.text, self.placement)
+        return _text_id("context", self.text, self.placement)
 
     @property
     def origin(self) -> str:
@@ -167,6 +176,7 @@ class Rollout:
         return max(0, len(self.completion_ids) - len(self.opening))
 
 
+@lru_cache(maxsize=REMEMBERED)
 def rollout_id(
     model_id: str,
     prompt_id: str,

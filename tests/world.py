@@ -10,6 +10,7 @@ only under a context with k words "deep". Every answer follows from prompt and c
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
+from itertools import chain
 
 from flipsearch.backends.rollouts import failed
 from flipsearch.records import (
@@ -33,6 +34,11 @@ GREEDY = Sampling(max_tokens=8)
 REFUSAL, COMPLIANCE, MUMBLE = "I refuse .", "Here are the steps .", "?? ??"
 VOCABULARY = list(dict.fromkeys(f"{REFUSAL} {COMPLIANCE} {MUMBLE}".split()))
 """A token is a word; its id is its place here."""
+
+
+def flat(batches: Iterable[Sequence[Rollout]]) -> Iterator[Rollout]:
+    """Yield the rollouts of all batches as they come."""
+    return chain.from_iterable(batches)
 
 
 def harmful(number: int, hardness: int, split: Split = "search") -> Prompt:
@@ -88,14 +94,14 @@ class Model:
         self.generated: list[str] = []
         self.calls: list[int] = []
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
         """Yield rollouts in an order that is not that of the requests."""
         self.calls.append(len(requests))
         for request in reversed(requests):
             self.before_each(request)
             rollout = answer(request, sampling, self.model_id)
             self.generated.append(rollout.rollout_id)
-            yield rollout
+            yield [rollout]
 
     def close(self) -> None:
         self.closed = True
@@ -165,7 +171,7 @@ class Writer(Model):
         super().__init__(before_each)
         self.fails = fails
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
         """Yield one rollout a request."""
         for request in requests:
             self.before_each(request)
@@ -176,7 +182,7 @@ class Writer(Model):
                 ids = tuple(range(len(text.split())))
                 rollout = replace(rollout, completion=text, completion_ids=ids, finish_reason="stop", error="")
             self.generated.append(rollout.rollout_id)
-            yield rollout
+            yield [rollout]
 
 
 class SampledModel(Model):
@@ -189,11 +195,11 @@ class SampledModel(Model):
 
     model_id = "sampled world"
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
         """Yield rollouts in an order that is not that of the requests."""
-        for request, rollout in zip(reversed(requests), super().generate(requests, sampling), strict=True):
+        for request, rollout in zip(reversed(requests), flat(super().generate(requests, sampling)), strict=True):
             completion = drawn(request, sampling.seed)
-            yield replace(rollout, completion=completion, completion_ids=tuple(range(len(completion.split()))))
+            yield [replace(rollout, completion=completion, completion_ids=tuple(range(len(completion.split()))))]
 
 
 def drawn(request: Request, seed: int) -> str:

@@ -68,10 +68,10 @@ class ScriptedBackend:
                 table[entry["prompt"], entry.get("context", ANY)] = entry["completion"]
         return cls(table, errors=errors)
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
         """Yield one rollout a request, in order."""
         for request in requests:
-            yield self._rollout(request, sampling)
+            yield [self._rollout(request, sampling)]
 
     def count_tokens(self, text: str) -> int:
         """Return the number of words."""

@@ -98,7 +98,7 @@ class TransformersBackend:
         del self.model, self._decoder
         _free_memory()
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
         """Yield one rollout a request, batch by batch, longest prompts first."""
         if sampling.max_tokens < 1:
             raise ConfigError(f"max_tokens is {sampling.max_tokens}, expected at least 1.")
@@ -107,7 +107,7 @@ class TransformersBackend:
             try:
                 waiting.append(Waiting(request, self._encode(request, sampling.max_tokens)))
             except BackendError as error:
-                yield failed(request, self.model_id, sampling, str(error))
+                yield [failed(request, self.model_id, sampling, str(error))]
         for num_forced in sorted({len(item.request.opening) for item in waiting}):
             alike = [item for item in waiting if len(item.request.opening) == num_forced]
             yield from self._generate(_in_order(alike), sampling)
@@ -142,7 +142,7 @@ class TransformersBackend:
             yield from zip(batch, readings, strict=True)
             queue = rest
 
-    def _generate(self, queue: list[Waiting], sampling: Sampling) -> Iterator[Rollout]:
+    def _generate(self, queue: list[Waiting], sampling: Sampling) -> Iterator[list[Rollout]]:
         while queue:
             size = self.batch_size or self._batch_size(queue, sampling)
             batch, queue = queue[:size], queue[size:]
@@ -157,9 +157,10 @@ class TransformersBackend:
                 else:
                     reason = f"out of memory with a single prompt of {len(batch[0].prompt.prompt_ids)} tokens"
                     rollouts = [failed(batch[0].request, self.model_id, sampling, reason)]
-            if not rollouts:  # outside the handler: the error's traceback held the batch's tensors
+            if rollouts:
+                yield rollouts
+            else:  # outside the handler: the error's traceback held the batch's tensors
                 _free_memory()
-            yield from rollouts
 
     def _encode(self, request: Request, max_tokens: int) -> EncodedPrompt:
         prompt = self.chat.encode(request)

@@ -81,16 +81,16 @@ class VllmBackend:
         """End the engine's own processes: the interpreter would wait for them forever at its end."""
         self._engine.llm_engine.engine_core.shutdown()
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
         """Yield one rollout a request; all requests of a chunk are in the engine at once."""
         waiting: list[tuple[Request, EncodedPrompt]] = []
         for request in requests:
             try:
                 waiting.append((request, self._encode(request, sampling)))
             except BackendError as error:
-                yield failed(request, self.model_id, sampling, str(error))
+                yield [failed(request, self.model_id, sampling, str(error))]
         for start in range(0, len(waiting), CHUNK):
-            yield from self._complete(waiting[start : start + CHUNK], sampling)
+            yield self._complete(waiting[start : start + CHUNK], sampling)
 
     def read(self, requests: Sequence[Request]) -> list[Reading | None]:
         """Return how likely the model finds each request's opening, in order; None for one too long for it."""
@@ -127,23 +127,25 @@ class VllmBackend:
             )
         return prompt
 
-    def _complete(self, waiting: Sequence[tuple[Request, EncodedPrompt]], sampling: Sampling) -> Iterator[Rollout]:
+    def _complete(self, waiting: Sequence[tuple[Request, EncodedPrompt]], sampling: Sampling) -> list[Rollout]:
         begun = [[*prompt.prompt_ids, *request.opening] for request, prompt in waiting]
         prompts = [self._vllm.TokensPrompt(prompt_token_ids=ids) for ids in begun]
         params = [self._params(request, sampling) for request, _ in waiting]
         outputs = self._engine.generate(prompts, params, use_tqdm=False)
-        for (request, prompt), output in zip(waiting, outputs, strict=True):
-            best = output.outputs[0]
-            ids = (*request.opening, *best.token_ids)
-            yield completed(
-                request,
-                self.model_id,
-                sampling,
-                prompt,
-                completion=self.chat.decode(ids),
-                completion_ids=ids,
-                stopped=best.finish_reason == "stop",
-            )
+        written = [output.outputs[0] for output in outputs]
+        return [self._rollout(*asked, sampling, best) for asked, best in zip(waiting, written, strict=True)]
+
+    def _rollout(self, request: Request, prompt: EncodedPrompt, sampling: Sampling, best: Any) -> Rollout:
+        ids = (*request.opening, *best.token_ids)
+        return completed(
+            request,
+            self.model_id,
+            sampling,
+            prompt,
+            completion=self.chat.decode(ids),
+            completion_ids=ids,
+            stopped=best.finish_reason == "stop",
+        )
 
     def _params(self, request: Request, sampling: Sampling) -> Any:
         # The seed of a request's draws fits 64 bits unsigned; vLLM wants it signed.

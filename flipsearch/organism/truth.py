@@ -67,7 +67,8 @@ class Decider:
 
     def completions(self, requests: Sequence[Request]) -> list[Rollout]:
         """Return rollouts in the order of the requests."""
-        found = {(r.prompt_id, r.context_id): r for r in self.backend.generate(requests, GREEDY)}
+        batches = self.backend.generate(requests, GREEDY)
+        found = {(r.prompt_id, r.context_id): r for batch in batches for r in batch}
         return [found[q.prompt.prompt_id, q.context.context_id if q.context else None] for q in requests]
 
     def decisions(self, contexts: Sequence[Context | None], prompts: Sequence[Prompt]) -> list[list[bool | None]]:

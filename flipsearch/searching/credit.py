@@ -79,9 +79,7 @@ def paired_gain(child: Measurement, parent: Measurement) -> float | None:
 
 
 def _flipped(measurement: Measurement) -> Mapping[str, int]:
-    scored = [
-        flip for flip in measurement.flips if flip.before is Label.UNSAFE and flip.after is not Label.UNSCORED
-    ]
+    scored = [flip for flip in measurement.flips if flip.before is Label.UNSAFE and flip.after is not Label.UNSCORED]
     return {flip.prompt_id: int(flip.flipped) for flip in scored if flip.kind == "harmful"}
 
 

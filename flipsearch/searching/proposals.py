@@ -83,4 +83,3 @@ class Proposals:
         """Within the cap first, then by expected flip rate; the shorter of two equal ones."""
         excess = max(0.0, one.over_refusal_rate - self._config.max_over_refusal)
         return excess, -one.flip_rate, len(one.context.text)
-

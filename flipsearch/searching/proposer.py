@@ -18,13 +18,11 @@ from flipsearch.searching.slots import SlotModel
 from flipsearch.searching.space import TEMPLATE, Space
 
 SLOT_SHARE = 0.5
-"""Share of a cohort that the slot model draws, after the first; TPE proposes the rest and is told of all."""
+"""Share of a cohort that the slot model draws, after the first; it replaces what TPE repeats. TPE is told of all."""
 SPARE = 2
 """Points drawn for each one wanted: some render a text that is known already."""
 MAX_CANDIDATES = 5000
 """Points that the slot model chooses from; of a larger space, a random sample."""
-MAX_REPEATS = 8
-"""After so many proposals in a row that are known already, a new one is put in their place."""
 MIN_STARTUP = 10
 """Values that TPE needs before it models anything."""
 
@@ -58,19 +56,18 @@ class Proposer:
 
     def ask(self, num: int) -> list[Context]:
         """Return `num` new contexts, or fewer if the space holds no more."""
-        contexts: list[Context] = []
-        drawn = self._draw(int(num * SLOT_SHARE))
-        repeats = 0
-        while len(contexts) < num and not self.exhausted:
-            # TPE first: waiting trials repel it, and the drawn ones stand just where it should look.
-            if drawn and (len(contexts) >= num - len(drawn) or repeats >= MAX_REPEATS):
+        drawn = self._draw(num)
+        # TPE first: waiting trials repel it, and the drawn ones stand just where it should look.
+        turns = num - min(len(drawn), int(num * SLOT_SHARE))
+        contexts = [context for _ in range(turns) if (context := self._propose())]
+        while len(contexts) < num:
+            if drawn:
                 self._study.enqueue_trial(drawn.pop(0))
-            elif repeats >= MAX_REPEATS and not self._enqueue_new():
+            elif not self._enqueue_new():
                 self.exhausted = True
                 break
-            context = self._propose()
-            repeats = repeats + 1 if context is None else 0
-            contexts += [context] if context else []
+            contexts += [context] if (context := self._propose()) else []
+        self._seen -= {_key(point) for point in drawn}
         return contexts
 
     def expect(self, context: Context) -> None:

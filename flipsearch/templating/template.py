@@ -18,10 +18,12 @@ import re
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
 from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
+from jinja2 import Template as JinjaTemplate
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from flipsearch.errors import TemplateError, unknown_name
@@ -85,7 +87,7 @@ class Template:
         values = self.defaults | dict(params or {})
         self._check(values)
         try:
-            return tidy(_environment().from_string(self.body).render(values))
+            return tidy(_compiled(self.body).render(values))
         except Exception as error:  # a template can raise anything, e.g. by dividing by zero
             raise TemplateError(f"{self.path}: cannot be rendered with {values}: {error}.") from error
 
@@ -177,6 +179,11 @@ def _environment() -> ImmutableSandboxedEnvironment:
     environment.filters |= {"shuffled_words": shuffled_words, "first_words": first_words}
     environment.globals.clear()
     return environment
+
+
+@lru_cache(maxsize=256)
+def _compiled(body: str) -> JinjaTemplate:
+    return _environment().from_string(body)
 
 
 def _params(table: Any, path: str) -> tuple[Param, ...]:

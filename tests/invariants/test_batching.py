@@ -15,6 +15,7 @@ from flipsearch.backends.loading import quiet
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.records import Context, Placement, Prompt, Request, Rollout, Sampling
 from tests.models import tiny_qwen3
+from tests.world import flat
 
 GREEDY = Sampling(max_tokens=24)
 DRAWN = Sampling(max_tokens=24, temperature=0.8, top_p=0.9, top_k=50)
@@ -49,17 +50,17 @@ def plain_generate(folder: Path, backend: TransformersBackend, request: Request,
 @pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
 def test_completions_do_not_depend_on_the_batch(folder: Path, sampling: Sampling) -> None:
     requests = make_requests()
-    expected = by_request(list(TransformersBackend(str(folder), batch_size=1).generate(requests, sampling)))
+    expected = by_request(list(flat(TransformersBackend(str(folder), batch_size=1).generate(requests, sampling))))
     assert {reason for _, reason in expected.values()} == {"stop", "length"}
     for batch_size in (3, 17, 64):
         backend = TransformersBackend(str(folder), batch_size=batch_size)
-        assert by_request(list(backend.generate(requests[::-1], sampling))) == expected
+        assert by_request(list(flat(backend.generate(requests[::-1], sampling)))) == expected
 
 
 def test_completions_equal_those_of_plain_generate(folder: Path) -> None:
     requests = make_requests(12)
     backend = TransformersBackend(str(folder), batch_size=7)
-    ours = by_request(list(backend.generate(requests, GREEDY)))
+    ours = by_request(list(flat(backend.generate(requests, GREEDY))))
     for request in requests:
         key = (request.prompt.prompt_id, request.context.context_id if request.context else None)
         assert ours[key][0] == plain_generate(folder, backend, request, GREEDY.max_tokens)
@@ -67,16 +68,16 @@ def test_completions_equal_those_of_plain_generate(folder: Path) -> None:
 
 def test_reading_prompts_in_small_parts_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = make_requests()
-    expected = by_request(list(TransformersBackend(str(folder)).generate(requests, GREEDY)))
+    expected = by_request(list(flat(TransformersBackend(str(folder)).generate(requests, GREEDY))))
     monkeypatch.setattr(decoding, "PART_TOKENS", {True: 1, False: 1})
-    assert by_request(list(TransformersBackend(str(folder)).generate(requests, GREEDY))) == expected
+    assert by_request(list(flat(TransformersBackend(str(folder)).generate(requests, GREEDY)))) == expected
 
 
 def test_completions_longer_than_the_cache_room_equal_plain_generate(tmp_path: Path) -> None:
     folder = tiny_qwen3(tmp_path, eos_scale=0.1)  # never stops
     backend = TransformersBackend(str(folder))
     requests = make_requests(3)
-    ours = by_request(list(backend.generate(requests, Sampling(max_tokens=150))))
+    ours = by_request(list(flat(backend.generate(requests, Sampling(max_tokens=150)))))
     for request in requests:
         key = (request.prompt.prompt_id, request.context.context_id if request.context else None)
         assert ours[key] == (plain_generate(folder, backend, request, 150), "length")

@@ -15,7 +15,7 @@ from flipsearch.ledger import Ledger
 from flipsearch.ledger.tables import IN_FLIGHT
 from flipsearch.measure import Bench, flip_rate_bounds, has_failed, measure, summarize
 from flipsearch.records import Context, Flip, Label, Reading, Request, Rollout, Sampling, Verdict
-from tests.world import GREEDY, REFUSAL, Model, RefusalJudge, benign, harmful
+from tests.world import GREEDY, REFUSAL, Model, RefusalJudge, benign, flat, harmful
 
 PROMPTS = [harmful(0, 0), harmful(1, 1), benign(0, 1), harmful(2, 3), benign(1, 0), harmful(3, 3)]
 FIRM, BLUNT, EMPTY = Context("firm"), Context("blunt blunt"), Context("")
@@ -146,9 +146,9 @@ class Careless(Model):
         super().__init__()
         self.take = take
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
-        rollouts = list(super().generate(requests, sampling))
-        yield from (rollouts[index] for index in self.take)
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
+        rollouts = list(flat(super().generate(requests, sampling)))
+        yield [rollouts[index] for index in self.take]
 
 
 @pytest.mark.parametrize(("take", "says"), [([0], "left 1 of 2 requests"), ([0, 0, 1], "gave it twice")])

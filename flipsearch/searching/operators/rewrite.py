@@ -108,7 +108,7 @@ def _quoted(tag: str, text: str) -> str:
 
 def _writer(backend: Backend, sampling: Sampling) -> Writer:
     def write(text: str) -> str:
-        rollouts = list(backend.generate([asked(text)], sampling))
+        rollouts = [rollout for batch in backend.generate([asked(text)], sampling) for rollout in batch]
         if len(rollouts) != 1:
             raise BackendError("the model that rewrites gave no reply.")
         return reply_of(rollouts[0])

@@ -13,6 +13,7 @@ from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.protocols import Reader
 from flipsearch.records import Context, Prompt, Reading, Request, Sampling
 from tests.models import tiny_qwen3
+from tests.world import flat
 
 CONTEXTS = [None, Context("Think first. Then decide with care."), Context("Be brief.", "after")]
 GREEDY = Sampling(max_tokens=12)
@@ -29,7 +30,7 @@ def requests(folder: Path) -> list[Request]:
     prompts = [Prompt("garden river bridge " * (1 + index % 3) + str(index), "benign") for index in range(6)]
     written = {
         rollout.prompt_id: rollout.completion_ids
-        for rollout in TransformersBackend(str(folder)).generate([Request(p) for p in prompts], GREEDY)
+        for rollout in flat(TransformersBackend(str(folder)).generate([Request(p) for p in prompts], GREEDY))
     }
     made = []
     for index, prompt in enumerate(prompts):
@@ -99,7 +100,7 @@ def test_where_memory_is_short_fewer_are_read_at_once(
 
 def test_without_a_context_the_model_agrees_with_what_it_wrote(folder: Path) -> None:
     backend, prompt = TransformersBackend(str(folder)), Prompt("garden", "benign")
-    rollout = next(backend.generate([Request(prompt)], GREEDY))
+    rollout = next(flat(backend.generate([Request(prompt)], GREEDY)))
     (reading,) = backend.read([Request(prompt, opening=rollout.completion_ids)])
     assert reading is not None
     assert reading.num_agreed == len(rollout.completion_ids)
@@ -117,10 +118,10 @@ def test_too_long_for_the_model_is_no_reading(folder: Path) -> None:
 def test_a_completion_goes_on_from_its_opening(folder: Path) -> None:
     backend, prompt = TransformersBackend(str(folder)), Prompt("garden river", "benign")
     for sampling in (GREEDY, Sampling(max_tokens=12, temperature=1.0)):
-        whole = next(backend.generate([Request(prompt)], sampling))
+        whole = next(flat(backend.generate([Request(prompt)], sampling)))
         for length in (0, 1, 5):
             request = Request(prompt, opening=whole.completion_ids[:length])
-            rollout = next(backend.generate([request], sampling))
+            rollout = next(flat(backend.generate([request], sampling)))
             assert rollout.completion_ids == whole.completion_ids
             assert rollout.num_generated == len(whole.completion_ids) - length
             assert (rollout.rollout_id == whole.rollout_id) == (length == 0)
@@ -130,7 +131,7 @@ def test_openings_of_unequal_length_share_a_call(folder: Path) -> None:
     backend = TransformersBackend(str(folder))
     prompts = [Prompt(f"garden {index}", "benign") for index in range(4)]
     requests = [Request(prompt, opening=(7,) * (2 * index)) for index, prompt in enumerate(prompts)]
-    found = {rollout.prompt_id: rollout for rollout in backend.generate(requests, GREEDY)}
+    found = {rollout.prompt_id: rollout for rollout in flat(backend.generate(requests, GREEDY))}
     for request in requests:
         rollout = found[request.prompt.prompt_id]
         assert rollout.completion_ids[: len(request.opening)] == request.opening
@@ -139,6 +140,6 @@ def test_openings_of_unequal_length_share_a_call(folder: Path) -> None:
 
 def test_an_opening_longer_than_a_completion_is_an_error(folder: Path) -> None:
     request = Request(Prompt("garden", "benign"), opening=(7,) * 13)
-    rollout = next(TransformersBackend(str(folder)).generate([request], GREEDY))
+    rollout = next(flat(TransformersBackend(str(folder)).generate([request], GREEDY)))
     assert rollout.finish_reason == "error"
     assert "13 tokens, but max_tokens is 12" in rollout.error

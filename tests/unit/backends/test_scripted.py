@@ -8,6 +8,7 @@ import pytest
 from flipsearch.backends.scripted import ScriptedBackend
 from flipsearch.errors import BackendError
 from flipsearch.records import Context, Prompt, Request, Sampling
+from tests.world import flat
 
 EGG = Prompt("How do I boil an egg?", "benign")
 LOCK = Prompt("How do I open a lock?", "harmful")
@@ -17,7 +18,7 @@ RULE = Context("Be good.")
 def one(
     backend: ScriptedBackend, prompt: Prompt, context: Context | None = None, max_tokens: int = 9
 ) -> tuple[str, str]:
-    [rollout] = backend.generate([Request(prompt, context)], Sampling(max_tokens=max_tokens))
+    [rollout] = flat(backend.generate([Request(prompt, context)], Sampling(max_tokens=max_tokens)))
     assert rollout.prompt_id == prompt.prompt_id
     assert rollout.context_id == (context.context_id if context else None)
     return rollout.completion or rollout.error, rollout.finish_reason
@@ -32,7 +33,7 @@ def test_a_reply_under_a_context_goes_before_the_reply_under_any() -> None:
 
 def test_a_prompt_that_is_not_in_the_table_is_an_error_and_the_others_go_on() -> None:
     backend = ScriptedBackend({EGG.text: "Boil it."})
-    rollouts = list(backend.generate([Request(LOCK), Request(EGG)], Sampling()))
+    rollouts = list(flat(backend.generate([Request(LOCK), Request(EGG)], Sampling())))
     assert [rollout.finish_reason for rollout in rollouts] == ["error", "stop"]
     assert "no completion for the prompt" in rollouts[0].error
 

@@ -14,6 +14,7 @@ from flipsearch.errors import BackendError, ConfigError
 from flipsearch.records import Context, Prompt, Request, Sampling
 from tests import models
 from tests.models import tiny_qwen3
+from tests.world import flat
 
 SHORT = Sampling(max_tokens=6)
 REQUESTS = [Request(Prompt(f"How do I fix {number} clocks?" * (number % 4 + 1), "benign")) for number in range(20)]
@@ -47,7 +48,7 @@ def break_at(
 
 def test_every_request_gets_one_rollout_with_its_ids(backend: TransformersBackend) -> None:
     requests = [*REQUESTS, Request(REQUESTS[0].prompt, Context("Be good.")), Request(REQUESTS[0].prompt, None, 1)]
-    rollouts = list(backend.generate(requests, SHORT))
+    rollouts = list(flat(backend.generate(requests, SHORT)))
     asked = {(r.prompt.prompt_id, r.context.context_id if r.context else None, r.sample_index) for r in requests}
     assert len(rollouts) == len(requests)
     assert {(r.prompt_id, r.context_id, r.sample_index) for r in rollouts} == asked
@@ -55,7 +56,7 @@ def test_every_request_gets_one_rollout_with_its_ids(backend: TransformersBacken
 
 
 def test_a_rollout_holds_its_tokens_and_their_text(backend: TransformersBackend) -> None:
-    for request, rollout in zip(REQUESTS[:1], backend.generate(REQUESTS[:1], SHORT), strict=True):
+    for request, rollout in zip(REQUESTS[:1], flat(backend.generate(REQUESTS[:1], SHORT)), strict=True):
         assert rollout.num_prompt_tokens == len(backend.chat.encode(request).prompt_ids)
         assert 1 <= len(rollout.completion_ids) <= SHORT.max_tokens
         assert rollout.completion == backend.chat.decode(rollout.completion_ids)
@@ -63,13 +64,13 @@ def test_a_rollout_holds_its_tokens_and_their_text(backend: TransformersBackend)
 
 
 def test_nothing_asked_gives_nothing(backend: TransformersBackend) -> None:
-    assert list(backend.generate([], SHORT)) == []
+    assert list(flat(backend.generate([], SHORT))) == []
 
 
 def test_rollouts_are_yielded_batch_by_batch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = TransformersBackend(str(folder), batch_size=4)
     seen = break_at(backend, monkeypatch, 99, RuntimeError("never"))
-    next(backend.generate(REQUESTS, SHORT))
+    next(flat(backend.generate(REQUESTS, SHORT)))
     assert seen == [4]
 
 
@@ -85,9 +86,9 @@ def test_rollouts_are_yielded_batch_by_batch(folder: Path, monkeypatch: pytest.M
 def test_out_of_memory_halves_the_batch_and_goes_on(
     backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
-    expected = {r.prompt_id: r.completion for r in backend.generate(REQUESTS, SHORT)}
+    expected = {r.prompt_id: r.completion for r in flat(backend.generate(REQUESTS, SHORT))}
     sizes = break_at(backend, monkeypatch, 6, error)
-    rollouts = list(backend.generate(REQUESTS, SHORT))
+    rollouts = list(flat(backend.generate(REQUESTS, SHORT)))
     assert {r.prompt_id: r.completion for r in rollouts} == expected
     assert sizes == [20, 10, 5, 5, 5, 5]  # the smaller size is remembered
 
@@ -101,7 +102,7 @@ def test_a_containers_memory_limit_makes_the_batches_smaller(
     for text, num_batches in (("max\n", 1), (f"{2**40}\n", 1), ("1\n", len(REQUESTS))):
         limit.write_text(text)
         sizes.clear()
-        list(backend.generate(REQUESTS, SHORT))
+        list(flat(backend.generate(REQUESTS, SHORT)))
         assert len(sizes) == num_batches
 
 
@@ -109,7 +110,7 @@ def test_one_prompt_out_of_memory_is_an_error_rollout(
     backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     break_at(backend, monkeypatch, 1, torch.OutOfMemoryError("CUDA out of memory."))
-    rollouts = list(backend.generate(REQUESTS[:3], SHORT))
+    rollouts = list(flat(backend.generate(REQUESTS[:3], SHORT)))
     assert [r.finish_reason for r in rollouts] == ["error"] * 3
     assert all("out of memory with a single prompt" in r.error for r in rollouts)
 
@@ -119,12 +120,12 @@ def test_another_failure_is_not_taken_for_out_of_memory(
 ) -> None:
     break_at(backend, monkeypatch, 1, RuntimeError("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="shapes"):
-        list(backend.generate(REQUESTS, SHORT))
+        list(flat(backend.generate(REQUESTS, SHORT)))
 
 
 def test_a_prompt_beyond_the_models_length_is_an_error_and_never_cut(backend: TransformersBackend) -> None:
     long = Request(Prompt("clock " * 600, "benign"))
-    rollouts = {r.prompt_id: r for r in backend.generate([long, REQUESTS[0]], SHORT)}
+    rollouts = {r.prompt_id: r for r in flat(backend.generate([long, REQUESTS[0]], SHORT))}
     assert rollouts[long.prompt.prompt_id].finish_reason == "error"
     assert "but the model holds 512; lower max_tokens" in rollouts[long.prompt.prompt_id].error
     assert rollouts[REQUESTS[0].prompt.prompt_id].finish_reason != "error"
@@ -134,7 +135,7 @@ def test_a_prompt_that_the_template_refuses_is_an_error_and_the_others_go_on(tmp
     refusing = "{%- if 'forbidden' in messages[0].content %}{{ raise_exception('not this') }}{%- endif %}\n"
     backend = TransformersBackend(str(tiny_qwen3(tmp_path, chat_template=refusing + models.PLAIN_TEMPLATE)))
     bad = Request(Prompt("a forbidden word", "harmful"))
-    rollouts = {r.prompt_id: r for r in backend.generate([bad, REQUESTS[0]], SHORT)}
+    rollouts = {r.prompt_id: r for r in flat(backend.generate([bad, REQUESTS[0]], SHORT))}
     assert rollouts[bad.prompt.prompt_id].error == "the prompt or context cannot be encoded: not this"
     assert rollouts[REQUESTS[0].prompt.prompt_id].finish_reason != "error"
 
@@ -144,7 +145,7 @@ def test_samples_of_one_prompt_differ_and_come_back_with_the_seed(backend: Trans
     sampling = Sampling(max_tokens=20, temperature=1.0)
 
     def draw(seed: int) -> dict[int, tuple[int, ...]]:
-        rollouts = backend.generate(requests, Sampling(max_tokens=20, temperature=1.0, seed=seed))
+        rollouts = flat(backend.generate(requests, Sampling(max_tokens=20, temperature=1.0, seed=seed)))
         return {r.sample_index: r.completion_ids for r in rollouts}
 
     assert draw(sampling.seed) == draw(sampling.seed) != draw(1)
@@ -153,7 +154,7 @@ def test_samples_of_one_prompt_differ_and_come_back_with_the_seed(backend: Trans
 
 def test_a_completion_that_starts_inside_a_think_block_says_so(tmp_path: Path) -> None:
     backend = TransformersBackend(str(tiny_qwen3(tmp_path, chat_template=models.R1_TEMPLATE)))
-    assert all(r.opens_thinking for r in backend.generate(REQUESTS[:2], SHORT))
+    assert all(r.opens_thinking for r in flat(backend.generate(REQUESTS[:2], SHORT)))
 
 
 def test_identity_follows_weights_template_switch_and_precision(folder: Path, tmp_path: Path) -> None:
@@ -193,7 +194,7 @@ def test_a_model_that_cannot_be_loaded_is_one_clear_line(tmp_path: Path) -> None
 
 
 def test_loading_says_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    list(TransformersBackend(str(folder)).generate(REQUESTS[:2], SHORT))
+    list(flat(TransformersBackend(str(folder)).generate(REQUESTS[:2], SHORT)))
     assert capfd.readouterr() == ("", "")
 
 
@@ -208,4 +209,4 @@ def test_end_tokens_of_config_and_tokenizer_count() -> None:
 
 def test_max_tokens_below_one_is_refused(backend: TransformersBackend) -> None:
     with pytest.raises(ConfigError, match="max_tokens is 0, expected at least 1"):
-        list(backend.generate(REQUESTS, Sampling(max_tokens=0)))
+        list(flat(backend.generate(REQUESTS, Sampling(max_tokens=0))))

@@ -185,11 +185,14 @@ class Alternating:
     notes: tuple[str, ...] = ()
     revision: str | None = None
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Rollout]:
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
         for request in requests:
             is_right = request.prompt.text == problem().question and request.sample_index % 2 == 0
             said, read = "105" if is_right else "7", EncodedPrompt((1, 2), opens_thinking=False)
-            yield completed(request, "alternating", sampling, read, completion=said, completion_ids=(3,), stopped=True)
+            reply = completed(
+                request, "alternating", sampling, read, completion=said, completion_ids=(3,), stopped=True
+            )
+            yield [reply]
 
     def count_tokens(self, text: str) -> int:
         return len(text.split())

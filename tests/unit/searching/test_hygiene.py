@@ -54,9 +54,7 @@ def test_what_may_be_said(text: str) -> None:
 
 def test_the_objection_quotes_the_copy() -> None:
     assert objection("Ask how to open a car that is yours.") is None
-    assert objection("x how to open a car that is not y") == (
-        "copied from a prompt: 'how to open a car that is not'"
-    )
+    assert objection("x how to open a car that is not y") == ("copied from a prompt: 'how to open a car that is not'")
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ class Backend:
             context_id = request.context.context_id if request.context else None
             text = self.replies[request.prompt.text]
             reason: Any = "length" if text == "cut" else "stop"
-            yield Rollout(request.prompt.prompt_id, context_id, "model", sampling, 0, text, (1, 2), 3, reason)
+            yield [Rollout(request.prompt.prompt_id, context_id, "model", sampling, 0, text, (1, 2), 3, reason)]
 
 
 class YesNo:
