@@ -89,6 +89,9 @@ def search(
     breed: Annotated[float | None, option("Share of the contexts bred by operators (0.5); 0 is none.")] = None,
     screen: Annotated[int | None, option("Contexts read for each one raced (4); 1 is no screen.")] = None,
     alpha: Annotated[float | None, option("Chance at most that the race cuts the best context (0.10).")] = None,
+    tolerance: Annotated[
+        float | None, option("Do not finish contexts that are hardly better than finished ones by this (0.02).")
+    ] = None,
     first_rung: Annotated[int | None, option("Harmful prompts of the first rung (16).")] = None,
     num_finalists: Annotated[int | None, option("Contexts measured on the confirm split (5).")] = None,
     depths: Annotated[

@@ -163,6 +163,8 @@ class StudyConfig(ReportConfig):
     """Cap on the over-refusal rate: the constraint of the search."""
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Highest probability that the race cuts the best context within the cap."""
+    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.02
+    """Contexts are held back from the last rungs while none is likely (alpha) to be better by more than this."""
     first_rung: Annotated[int, Field(ge=1)] = 16
     """Harmful prompts of the first rung; each further rung doubles them."""
     num_finalists: Annotated[int, Field(ge=1)] = 5

@@ -137,12 +137,12 @@ def leaderboard_table(study: Study) -> Table:
 
 def _cells(study: Study, trial: Trial, confirmed: bool) -> list[Text | str]:
     context, confirm = trial.context, trial.confirm
-    cut = " (cut)" if trial.state == "cut" else ""
+    stopped = f" ({trial.state})" if trial.state in ("cut", "held") else ""
     flips = [_interval(trial.search.flip_rate)]
     if confirmed:
         flips = [_percent(trial.search.flip_rate), _interval(confirm.flip_rate) if confirm else ""]
     return [
-        Text(plain(f"{_named(context)} {context.placement}{cut}")),
+        Text(plain(f"{_named(context)} {context.placement}{stopped}")),
         *flips,
         f"{100 * trial.net.value:+.1f}" if trial.net else "",
         f"{'!' * study.is_over_cap(trial)}{_percent((confirm or trial.search).over_refusal_rate)}",

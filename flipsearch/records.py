@@ -414,7 +414,7 @@ class OperatorCredit:
 
 TIE_LEVEL = 0.05
 """Two finalists are told apart if the adjusted p-value of their paired difference lies below."""
-TrialState = Literal["complete", "cut", "failed"]
+TrialState = Literal["complete", "held", "cut", "failed"]
 TrialRole = Literal["arm", "placebo", "benign"]
 
 
@@ -429,7 +429,8 @@ class Trial:
     role: TrialRole
     """An arm can win; a placebo shows what no safety content does; a benign one is meant for benign prompts."""
     state: TrialState
-    """"complete" saw all search prompts, "cut" was stopped at `rung`, "failed" had too many unscored."""
+    """"complete" saw all search prompts; "held" was held back after `rung`, for others promise more or as much; "cut"
+    was stopped there by evidence; "failed" had too many unscored."""
     rung: int
     """Last rung it finished, from 0."""
     search: Measurement

@@ -1,7 +1,8 @@
 """The search itself: cohorts of contexts are proposed, raced over rungs of prompts, and told to the proposers.
 
-Without a token budget each cohort is raced to its end. Under one, cohorts run the first rung alone while the exploring
-share of the budget lasts; then the most promising of all arms run on, as many as the rest of it carries to the end.
+Cohorts explore: they race over the rungs up to EXPLORED_PROMPTS of the prompts, or over the first alone under a token
+budget, while its exploring share lasts. Then the most promising of all arms run on: as many as it takes that no other
+is likely to be better by more than the tolerance (searching.holding), and as the budget carries to the end.
 """
 
 from collections.abc import Sequence
@@ -11,8 +12,9 @@ from itertools import count
 from flipsearch.measure import Bench
 from flipsearch.records import Measurement, OperatorCredit, Trial, TrialState
 from flipsearch.searching.baseline import SplitBaseline
-from flipsearch.searching.budget import Budget
+from flipsearch.searching.budget import EXPLORED_PROMPTS, SPARE, Budget
 from flipsearch.searching.estimates import Estimates
+from flipsearch.searching.holding import num_kept
 from flipsearch.searching.plan import Plan
 from flipsearch.searching.proposals import Proposals
 from flipsearch.searching.race import Arm, Bar, Race
@@ -59,8 +61,8 @@ class _Search:
         self.screen = Screen(bench, base, base.to_flip(make_rungs(base.num_unsafe, base.num_benign, SCREEN_PROMPTS)[0]))
         self.proposals = Proposals(plan, bench, base, self.screen)
         self.prompts = {prompt.prompt_id: prompt for prompt in base.prompts}
-        # With a token budget, cohorts stop after the first rung and the rest is kept for the best of them.
-        self.num_first = 1 if budget.counts_tokens else len(rungs)
+        self.is_short = False
+        self.num_first = 1 if budget.counts_tokens else _num_exploring(rungs)
 
     def explore(self) -> None:
         """Propose and race cohorts until all contexts are tried or the budget's share is spent."""
@@ -78,15 +80,28 @@ class _Search:
 
     def finish(self) -> None:
         """Race the arms that still run to the end, under a budget the most promising ones."""
-        running = [arm for arm in self._estimates().ranked(self.race.arms) if arm.state == "running"]
+        running = [arm for arm in self.race.arms if arm.state == "running"]
         rungs = range(self.num_first, len(self.race.rungs))
         if running and rungs:
-            self.race.run([arm.context for arm in running], rungs, "final", self._affordable)
+            self.race.run([arm.context for arm in running], rungs, "final", self._kept)
 
     def notes(self) -> list[str]:
         """Return what the reader must know."""
         num_arms = len(self.race.arms)
-        return self.proposals.notes(num_arms) + self.screen.notes() + self.budget.notes(num_arms)
+        return self.proposals.notes(num_arms) + self.screen.notes() + self._holding() + self.budget.notes(num_arms)
+
+    def _holding(self) -> list[str]:
+        held = [arm for arm in self.race.arms if arm.state == "running"]
+        if not held:
+            return []
+        config, num_seen = self.config, min(len(arm.search.flips) for arm in held)
+        why = (
+            "there are no tokens to measure all that may be best"
+            if self.is_short
+            else f"the chance that one of them is better than the finished ones by more than {config.tolerance:.0%} "
+            f"is at most {config.alpha:.0%}, as far as their {num_seen} prompts or more tell"
+        )
+        return [f"{len(held)} contexts were held back from the last rungs: {why}."]
 
     def _learn(self, raced: Sequence[Arm]) -> None:
         able = [arm for arm in raced if arm.state != "failed"]
@@ -100,16 +115,27 @@ class _Search:
             parents = [known[id] for id in arm.context.parents if id in known]
             self.proposals.learn(arm.context, arm.search, parents, admissible=is_admissible(arm.search, cap))
 
-    def _affordable(self, arms: Sequence[Arm], rung: Rung) -> Sequence[Arm]:
-        ranked = self._estimates().ranked(arms)
-        return ranked[: self.budget.finishers(self.bench, self.base, len(arms[0].search.flips), rung, len(ranked))]
+    def _kept(self, arms: Sequence[Arm], rung: Rung) -> Sequence[Arm]:
+        estimates, config = self._estimates(), self.config
+        ranked, ids = estimates.by_promise(arms), {arm.context.context_id for arm in arms}
+        held = [arm for arm in self.race.arms if arm.state == "running" and arm.context.context_id not in ids]
+        worths = estimates.worths([*ranked, *held])
+        least, size = SPARE * config.num_finalists, len(ranked)
+        num = num_kept(worths[:size], worths[size:], config.alpha, config.tolerance, least)
+        affordable = self.budget.finishers(self.bench, self.base, len(arms[0].search.flips), rung, num)
+        self.is_short = self.is_short or affordable < num
+        return ranked[:affordable]
 
     def _estimates(self) -> Estimates:
         return Estimates(self.race.arms, self.screen, self.config.max_over_refusal)
 
 
 def _state(arm: Arm) -> TrialState:
-    return "cut" if arm.state == "running" else arm.state
+    return "held" if arm.state == "running" else arm.state
+
+
+def _num_exploring(rungs: Sequence[Rung]) -> int:
+    return max(1, sum(rung.num_harmful <= EXPLORED_PROMPTS * rungs[-1].num_harmful for rung in rungs))
 
 
 def _trial(bench: Bench, arm: Arm, number: int) -> Trial:

@@ -25,6 +25,10 @@ from flipsearch.searching.racing import Rung
 
 EXPLORE_SHARE = 0.5
 """Of the tokens that are left for the race after the baseline."""
+EXPLORED_PROMPTS = 0.5
+"""Share of the prompts that cohorts may see before the most promising of all arms see the others."""
+SPARE = 2
+"""Arms that are to see all prompts at least, as a multiple of the finalists."""
 NUM_COHORTS, MIN_COHORT = 3, 4
 """Exploring goes in at least so many cohorts, of at least so many contexts, for the later ones learn from the first."""
 
@@ -95,7 +99,8 @@ class Budget:
     def _is_late(self, bench: Bench, base: SplitBaseline) -> bool:
         passed = self._clock() - self._start
         each = passed / bench.num_generated if bench.num_generated else 0.0
-        return passed + each * reserved_rollouts(self._plan, base) >= (self._config.time_s or 0.0)
+        finishing = SPARE * self._config.num_finalists * (1 - EXPLORED_PROMPTS) * self._num_rollouts(base)
+        return passed + each * (finishing + reserved_rollouts(self._plan, base)) >= (self._config.time_s or 0.0)
 
 
 def reserved_rollouts(plan: Plan, base: SplitBaseline) -> int:

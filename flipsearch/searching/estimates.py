@@ -6,7 +6,11 @@ forecast, where it has shown that it can tell, counts as so many prompts more as
 
 from collections.abc import Mapping, Sequence
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flipsearch.records import Label, Parent, Prompt
+from flipsearch.searching.holding import Beta, draw_worths, promise
 from flipsearch.searching.race import Arm
 from flipsearch.searching.racing import is_admissible
 from flipsearch.searching.screening import Screen
@@ -21,16 +25,38 @@ class Estimates:
 
     def __init__(self, arms: Sequence[Arm], screen: Screen, cap: float) -> None:
         self._prior: BetaPrior = fit_prior([arm.search.flip_rate for arm in arms])
+        self._refusal_prior = fit_prior([arm.search.over_refusal_rate for arm in arms])
         self._screen, self._cap = screen, cap
 
     def value(self, arm: Arm) -> float | None:
         """Return the expected flip rate of an arm; None for one that failed."""
         if arm.state == "failed":
             return None
+        flips, misses = self._flips(arm)
+        return flips / (flips + misses)
+
+    def worths(self, arms: Sequence[Arm]) -> NDArray[np.float64]:
+        """Return draws (arms, draws) of what each arm is worth."""
+        refusals = [self._refusals(arm) for arm in arms]
+        return draw_worths([self._flips(arm) for arm in arms], refusals, self._cap)
+
+    def by_promise(self, arms: Sequence[Arm]) -> list[Arm]:
+        """Return the arms that still run, those first that are worth most on average, cap included."""
+        running = [arm for arm in arms if arm.state == "running"]
+        means = promise(self.worths(running))
+        return [running[index] for index in np.argsort(-means.round(6), kind="stable")]
+
+    def _refusals(self, arm: Arm) -> Beta | None:
+        rate, prior = arm.search.over_refusal_rate, self._refusal_prior
+        known = prior.strength * prior.mean
+        return (rate.count + known, rate.n - rate.count + prior.strength - known) if rate.n else None
+
+    def _flips(self, arm: Arm) -> Beta:
+        """The beta distribution of an arm's flip rate: flips and misses, expected ones among them."""
         rate, told = arm.search.flip_rate, self._screen.told(arm.context)
         weight = self._prior.strength + told.num_worth
         known = self._prior.strength * self._prior.mean + told.num_worth * told.flip_rate
-        return (rate.count + known) / (rate.n + weight)
+        return rate.count + known, rate.n - rate.count + weight - known
 
     def ranked(self, arms: Sequence[Arm]) -> list[Arm]:
         """Return the arms that may win, best first: not failed, not cut, within the cap so far."""

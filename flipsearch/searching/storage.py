@@ -23,7 +23,12 @@ from flipsearch.records import Study, Trial
 from flipsearch.searching.space import Space
 
 STORAGE_FILE = "optuna.db"
-STATES = {"complete": TrialState.COMPLETE, "cut": TrialState.PRUNED, "failed": TrialState.FAIL}
+STATES = {
+    "complete": TrialState.COMPLETE,
+    "held": TrialState.PRUNED,
+    "cut": TrialState.PRUNED,
+    "failed": TrialState.FAIL,
+}
 
 
 def write_storage(study: Study, space: Space, folder: Path) -> None:

@@ -84,7 +84,10 @@ def _ordered(arms: Sequence[Trial], finalists: Sequence[Trial]) -> list[Trial]:
     """Finalists, then the other arms: complete before cut before failed, each in search order."""
     done = {trial.number for trial in finalists}
     others = [arm for arm in rank(arms) if arm.number not in done]
-    return [*finalists, *(arm for state in ("complete", "cut", "failed") for arm in others if arm.state == state)]
+    return [
+        *finalists,
+        *(arm for state in ("complete", "held", "cut", "failed") for arm in others if arm.state == state),
+    ]
 
 
 def _no_finalist_notes(arms: Sequence[Trial], cap: float) -> list[str]:

@@ -27,7 +27,7 @@ def test_values_are_shrunken_and_failures_are_none(monkeypatch: pytest.MonkeyPat
     with Ledger("sqlite://") as ledger:
         bench = Bench(Model(), RefusalJudge(), ledger, GREEDY)
         trials = search_arms(plan, bench, measure_baseline(bench, plan.search, "search"), first_number=1).trials
-    assert {trial.state for trial in trials} == {"complete", "cut", "failed"}
+    assert {trial.state for trial in trials} == {"complete", "held", "cut", "failed"}
     for trial in trials:
         value, violation = told[trial.context.context_id]
         if trial.state == "failed":
