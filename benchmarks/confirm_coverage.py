@@ -19,9 +19,9 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
 from flipsearch.ledger import Ledger
-from flipsearch.measure import Bench
 from flipsearch.records import Rate, Sampling
 from flipsearch.searching import plan_study, run_study
 from rivals.made_world import MadeJudge, MadeWorld

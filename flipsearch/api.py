@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TextIO
 
 from flipsearch import registry
+from flipsearch.bench import Progress
 from flipsearch.config import EvalConfig, ScoreConfig, StudyConfig, make_config, read_toml
 from flipsearch.desk import LEDGER_FILE, Desk, kept_on_success, ledger_place, mean_length, study_folder
 from flipsearch.errors import ConfigError, unknown_name
@@ -19,7 +20,6 @@ from flipsearch.judging.library import list_judges, load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.check import LedgerCheck
 from flipsearch.ledger.check import check_ledger as check
-from flipsearch.measure import Progress
 from flipsearch.prompts.problems import list_problem_sets
 from flipsearch.prompts.sets import PromptSet, list_sets, prompts_of
 from flipsearch.registry import Checked

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from flipsearch import registry
+from flipsearch.bench import Bench, Progress
 from flipsearch.config import ModelConfig, ReportConfig, read_toml, toml_text
 from flipsearch.errors import StudyError, unknown_name
 from flipsearch.events import Events
 from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
-from flipsearch.measure import Bench, Progress
 from flipsearch.prompts.sets import PromptSet
 from flipsearch.protocols import Backend
 from flipsearch.records import Study

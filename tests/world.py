@@ -16,6 +16,7 @@ from flipsearch.backends.rollouts import failed
 from flipsearch.records import (
     Context,
     Exchange,
+    FinishReason,
     Kind,
     Label,
     Prompt,
@@ -223,6 +224,49 @@ def uniform(*parts: object) -> float:
     return int(content_id(*parts), 16) / 2**64
 
 
+LONG = Sampling(max_tokens=80)
+"""Enough for every answer of the model below."""
+
+
+class LongModel(Model):
+    """The same world, whose model says each answer at length: `num_thought` words before it, and many after it.
+
+    It goes on from any beginning of its own answer, stops where it is told to, and counts the tokens that it writes.
+    """
+
+    model_id = "long world"
+
+    def __init__(self, *, num_thought: int = 0) -> None:
+        super().__init__()
+        self.num_thought = num_thought
+        self.num_written = 0
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
+        """Yield rollouts in an order that is not that of the requests."""
+        for short in flat(super().generate([replace(one, opening=()) for one in requests], sampling)):
+            [request] = [one for one in requests if asks_for(one, short)]
+            words = [*["hm"] * self.num_thought, *short.completion.split(), *["so"] * 56]
+            kept = words[: sampling.max_tokens]
+            ids = tuple(LONG_VOCABULARY.index(word) for word in kept)
+            assert ids[: len(request.opening)] == request.opening, "it only goes on from its own words"
+            self.num_written += len(ids) - len(request.opening)
+            reason: FinishReason = "stop" if len(kept) == len(words) else "length"
+            yield [
+                replace(
+                    short, completion=" ".join(kept), completion_ids=ids, finish_reason=reason, opening=request.opening
+                )
+            ]
+
+
+LONG_VOCABULARY = [*VOCABULARY, "hm", "so"]
+
+
+def asks_for(request: Request, rollout: Rollout) -> bool:
+    """Return whether a rollout answers a request."""
+    context_id = request.context.context_id if request.context else None
+    return (request.prompt.prompt_id, context_id) == (rollout.prompt_id, rollout.context_id)
+
+
 class RefusalJudge:
     """Knows the answers of this world; counts what it is asked."""
 
@@ -285,3 +329,14 @@ def ids_of(prompts: Iterable[Prompt], kind: Kind, split: Split) -> set[str]:
 def words(text: str) -> list[str]:
     """Return the words of a text, sorted."""
     return sorted(re.findall(r"\w+", text))
+
+
+class LongJudge(RefusalJudge):
+    """Knows the answers of the model that speaks at length; while it still thinks, nothing can be said."""
+
+    def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+        """Return what the other judge says of the words that count."""
+        said = [" ".join(word for word in one.completion.split() if word not in ("hm", "so")) for one in exchanges]
+        found = super().judge([replace(one, completion=text) for one, text in zip(exchanges, said, strict=True)])
+        nothing = Verdict(Label.UNSCORED, reason="still thinking")
+        return [verdict if text else nothing for verdict, text in zip(found, said, strict=True)]

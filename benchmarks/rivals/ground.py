@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flipsearch import registry
+from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
 from flipsearch.draws import Judged
 from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
-from flipsearch.measure import Bench
 from flipsearch.organism.truth import CAP
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.protocols import Backend, Judge

@@ -11,12 +11,12 @@ model could choose to be left out of its own accuracy. If the right answer itsel
 import re
 from collections.abc import Iterator, Sequence
 
+from flipsearch.bench import Bench
 from flipsearch.evaluation.algebra import Algebra
 from flipsearch.evaluation.final import MARK, boxed_answer, final_number
 from flipsearch.evaluation.marks import Mark, Marks, collect
 from flipsearch.evaluation.numbers import number, plain_number
 from flipsearch.judging.answer import split_answer
-from flipsearch.measure import Bench
 from flipsearch.prompts.problems import Problem, ProblemSet
 from flipsearch.records import Request, Rollout
 

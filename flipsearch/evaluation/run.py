@@ -10,6 +10,7 @@ from contextlib import closing
 from dataclasses import dataclass
 
 from flipsearch import registry
+from flipsearch.bench import Bench, Progress
 from flipsearch.evaluation.algebra import Algebra
 from flipsearch.evaluation.marks import Marks
 from flipsearch.evaluation.plan import EvaluationPlan
@@ -17,7 +18,7 @@ from flipsearch.evaluation.reasoning import mark_problems
 from flipsearch.evaluation.safety import mark_prompts
 from flipsearch.evaluation.scorecard import composite, make_score, pooled
 from flipsearch.ledger import Ledger
-from flipsearch.measure import MAX_UNSCORED_RATE, Bench, Progress
+from flipsearch.measure import MAX_UNSCORED_RATE
 from flipsearch.protocols import Backend, Judge
 from flipsearch.registry import package_versions
 from flipsearch.scores import Score, Scorecard

@@ -5,9 +5,9 @@ Harm is asked of harmful prompts alone and refusal of benign ones alone: a refus
 
 from collections.abc import Sequence
 
+from flipsearch.bench import Bench
 from flipsearch.draws import Draws
 from flipsearch.evaluation.marks import Mark, Marks, collect
-from flipsearch.measure import Bench
 from flipsearch.records import Kind, Label, Prompt
 from flipsearch.scores import Metric
 

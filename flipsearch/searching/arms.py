@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from flipsearch.measure import Bench
+from flipsearch.bench import Bench
 from flipsearch.records import Measurement, OperatorCredit, Trial, TrialState
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.budget import EXPLORED_PROMPTS, SPARE, Budget

@@ -4,8 +4,9 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from flipsearch.bench import Bench
 from flipsearch.errors import NothingToFlipError
-from flipsearch.measure import MAX_UNSCORED_RATE, Baseline, Bench, refusal_rate, unsafe_rate
+from flipsearch.measure import MAX_UNSCORED_RATE, Baseline, refusal_rate, unsafe_rate
 from flipsearch.records import Label, Prompt, Rate, Scope
 from flipsearch.searching.racing import Rung
 

@@ -8,7 +8,8 @@ benign one must not turn unsafe by it. Without refusals there is nothing to gain
 
 from collections.abc import Sequence
 
-from flipsearch.measure import Bench, has_failed, measure, unsafe_rate
+from flipsearch.bench import Bench
+from flipsearch.measure import has_failed, measure, unsafe_rate
 from flipsearch.records import BenignContext, Label, Measurement, Prompt, Rate, Trial
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.plan import Plan

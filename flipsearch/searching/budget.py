@@ -14,9 +14,9 @@ be needed for the confirm split at the speed so far.
 import time
 from collections.abc import Callable
 
+from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
 from flipsearch.errors import StudyError
-from flipsearch.measure import Bench
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.benign import num_benign_rollouts
 from flipsearch.searching.depth import num_depth_rollouts

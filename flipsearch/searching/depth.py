@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
+from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
 from flipsearch.draws import Judged
-from flipsearch.measure import Bench
 from flipsearch.records import Label, Prompt, Rate, Request, Trial
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.plan import Plan

@@ -9,7 +9,8 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from flipsearch.measure import Bench, has_failed, measure
+from flipsearch.bench import Bench
+from flipsearch.measure import has_failed, measure
 from flipsearch.records import Context, Measurement, Trial, TrialState, content_id
 from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline
 from flipsearch.searching.plan import Plan

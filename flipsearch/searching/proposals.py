@@ -10,7 +10,7 @@ The same contexts for the same seed, elites and values, so that a study can be r
 import random
 from collections.abc import Sequence
 
-from flipsearch.measure import Bench
+from flipsearch.bench import Bench
 from flipsearch.records import Context, Measurement, OperatorCredit, Parent
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.breeder import Breeder
@@ -19,8 +19,6 @@ from flipsearch.searching.plan import Plan
 from flipsearch.searching.proposer import Proposer
 from flipsearch.searching.screening import Forecast, Screen
 
-MIN_CANDIDATES = 64
-"""Contexts that are screened for a cohort, however small it is: reading costs little beside answers."""
 CHECK_SHARE = 0.25
 """Share of a screened cohort that races whatever the screen says: else it would only be checked on what it likes."""
 
@@ -39,8 +37,7 @@ class Proposals:
 
     def ask(self, num: int, elite: Sequence[Parent]) -> list[Context]:
         """Return up to `num` new contexts; fewer only if neither templates nor operators give more."""
-        screens = self._screen.is_ready and self._config.screen > 1
-        wanted = max(num * self._config.screen, MIN_CANDIDATES) if screens else num
+        wanted = self._screen.num_candidates(num, self._config.screen)
         children = self._breeder.breed(elite, int(wanted * self._config.breed)) if elite else []
         for child in children:
             self._proposer.expect(child)

@@ -7,7 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from flipsearch.measure import Bench, has_failed, measure
+from flipsearch.bench import Bench
+from flipsearch.measure import has_failed, measure
 from flipsearch.records import Context, Measurement, TrialState
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.elimination import hopeless

@@ -2,8 +2,9 @@
 
 from collections.abc import Iterable, Sequence
 
+from flipsearch.bench import Bench
 from flipsearch.config import ReportConfig
-from flipsearch.measure import Bench, has_failed
+from flipsearch.measure import has_failed
 from flipsearch.records import Difference, Flip, Label, Measurement, Study, Trial
 from flipsearch.registry import RESULT_PACKAGES, package_versions
 from flipsearch.searching.baseline import SplitBaseline

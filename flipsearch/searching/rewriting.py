@@ -5,7 +5,7 @@ them, and they are in none of the study's counts. How many there are is said in 
 the next run, as any failed rollout is.
 """
 
-from flipsearch.measure import Bench
+from flipsearch.bench import Bench
 from flipsearch.protocols import Backend
 from flipsearch.records import Rollout
 from flipsearch.searching.operators.rewrite import WRITING, asked, reply_of

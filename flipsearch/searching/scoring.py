@@ -2,9 +2,10 @@
 
 from collections.abc import Sequence
 
+from flipsearch.bench import Bench
 from flipsearch.config import ScoreConfig
 from flipsearch.errors import StudyError
-from flipsearch.measure import Bench, has_failed, measure
+from flipsearch.measure import has_failed, measure
 from flipsearch.prompts.splitting import first_of_each_kind
 from flipsearch.records import Context, Prompt, Study, Trial, TrialRole, TrialState
 from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline, require_unsafe

@@ -1,16 +1,15 @@
-"""The screen: contexts judged by how the model reads its own known answers under them. Nothing is generated.
+"""The screen: contexts judged by cheap looks at what they do (searching.probes), before they race.
 
-For each prompt there is the answer that the model gave without a context: unsafe on a harmful prompt, helpful on a
-benign one. Under a context that will change this answer the model finds its opening unlikely, and greedy decoding would
-leave it. Both can be read off in one pass over prompt and opening. How far they tell what the whole answer will be is
-learnt from all pairs of this study that were decoded in full, and said: the rank correlation of the forecast with the
-decoded flip rate over contexts. Before there are any, an opening that is left counts as an answer that changes, which
-is enough to rank by; a screen that ranks badly once it can be checked is used no more.
+How far a look tells what the whole answer will be is learnt from all pairs of this study that were looked at and
+decoded in full, and said: the rank correlation of the forecast with the decoded flip rate over contexts. Before there
+are any, a known answer that is left counts as an answer that changes, which is enough to rank by. A probe that ranks
+badly once it can be checked is put away for the next, costlier one, the last of them for none.
 
 It chooses who races. What is reported, and who wins, is decided by whole answers alone; the race's guarantee holds for
 what is raced.
 """
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -18,24 +17,19 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
-from flipsearch.draws import Draws
-from flipsearch.measure import Bench
-from flipsearch.protocols import Reader
-from flipsearch.records import Context, Flip, Kind, Label, Measurement, Prompt, Reading, Request
+from flipsearch.bench import Bench
+from flipsearch.records import Context, Flip, Kind, Label, Measurement, Prompt
 from flipsearch.searching.baseline import SplitBaseline
+from flipsearch.searching.probes import Features, GlimpseProbe, Pair, Probe, ReadingProbe
+from flipsearch.statistics.intervals import two_sided_z
 from flipsearch.statistics.logistic import fit_logistic, predict_logistic
 
-OPENING_TOKENS = 24
-"""Teacher and student differ most in the first ten tokens and hardly past thirty (OPSA, Figure 2)."""
-MOST_DROP, DROP_UNIT = 30.0, 10.0
-"""A drop of log-probability counts at most this much, in units that are of size 1."""
+CLIP = 0.999
+"""Correlations are held off 1 by this before they are transformed."""
 PRIOR = (-3.0, 1.0, 3.0)
-"""Log-odds of a changed answer before anything is decoded: intercept, a unit of drop, an opening that is left."""
+"""Log-odds of a changed answer before anything is decoded: intercept, a unit of drop, a known answer that is left."""
 MIN_CONTEXTS, MIN_CORRELATION = 6, 0.5
-"""Checked on so many contexts, the forecast must rank them at least so well to be used on."""
-
-Pair = tuple[str, str]
-"""Context id, prompt id."""
+"""Checked on so many contexts, the forecast must rank them so well, as far as chance allows, to be used on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,12 +59,15 @@ class Screen:
 
     def __init__(self, bench: Bench, base: SplitBaseline, prompts: Sequence[Prompt]) -> None:
         self._bench = bench
-        self._requests = _openings(bench, base, prompts) if isinstance(bench.backend, Reader) else {}
-        own = bench.read(list(self._requests.values()))
-        self._own = {id: reading for id, reading in zip(self._requests, own, strict=True) if reading is not None}
-        self._features: dict[Pair, tuple[float, float]] = {}
+        self._kinds: dict[str, Kind] = {prompt.prompt_id: prompt.kind for prompt in prompts}
+        self._probes: list[Probe] = [ReadingProbe(bench, base, prompts), GlimpseProbe(bench, base, prompts)]
         self._decoded: dict[str, Mapping[str, bool]] = {}
         self._contexts: dict[str, Context] = {}
+        self._checks: list[str] = []
+        self._reset()
+
+    def _reset(self) -> None:
+        self._features: dict[Pair, Features] = {}
         self._weights: dict[Kind, NDArray[np.float64]] = dict.fromkeys(("harmful", "benign"), np.array(PRIOR))
         self.correlation: float | None = None
         """Spearman's, of forecast and decoded flip rate over the raced contexts; None while it cannot be told."""
@@ -78,31 +75,40 @@ class Screen:
         """Contexts that a forecast was asked for."""
 
     @property
-    def is_ready(self) -> bool:
-        """Whether there is anything to read, and no check has shown that it does not tell."""
-        return len(self._own) > 0 and (self.correlation is None or self.correlation >= MIN_CORRELATION)
+    def _probe(self) -> Probe | None:
+        """The cheapest one that is able and was not put away."""
+        return next((probe for probe in self._probes if probe.prompt_ids), None)
 
     @property
-    def num_prompts(self) -> int:
-        """Prompts that are read under each context."""
-        return len(self._own)
+    def is_ready(self) -> bool:
+        """Whether there is a probe that is able, and was not put away."""
+        return self._probe is not None
+
+    def num_candidates(self, num: int, screen: int) -> int:
+        """Return how many contexts to screen if `num` are to race; `num` for a screen that is not ready or wanted."""
+        return self._probe.num_candidates(num, screen) if self._probe and screen > 1 else num
 
     def learn(self, raced: Iterable[tuple[Context, Measurement]]) -> None:
         """Learn from contexts with their measurements on whole answers, and check the forecast against all so far."""
         for context, measurement in raced:
-            labels = {flip.prompt_id: _changed(flip) for flip in measurement.flips if flip.prompt_id in self._own}
+            labels = {flip.prompt_id: _changed(flip) for flip in measurement.flips if flip.prompt_id in self._kinds}
             self._decoded[context.context_id] = {id: label for id, label in labels.items() if label is not None}
             self._contexts[context.context_id] = context
-        self._bench.phase = "screen"
-        self._read(list(self._contexts.values()))
+        probe = self._probe
+        if probe is None:
+            return
+        if probe.is_free:
+            self._look(probe, list(self._contexts.values()))
         for kind in ("harmful", "benign"):
             self._fit(kind)
         self.correlation = self._check()
+        if self.correlation is not None and self._most() < MIN_CORRELATION:
+            self._put_away(probe)
 
     def forecast(self, contexts: Sequence[Context]) -> list[Forecast]:
         """Return a forecast for each context, in order."""
-        self._bench.phase = "screen"
-        self._read(contexts)
+        if self._probe:
+            self._look(self._probe, contexts)
         self.num_screened += len(contexts)
         return [
             Forecast(context, self._rate(context.context_id, "harmful"), self._rate(context.context_id, "benign"))
@@ -110,45 +116,55 @@ class Screen:
         ]
 
     def told(self, context: Context) -> Told:
-        """Return the forecast for a context that was read before, and what it is worth; else it is worth nothing."""
-        ids = [id for id in self._own if self._kind(id) == "harmful" and (context.context_id, id) in self._features]
-        if not (ids and self.is_ready and self.correlation):
+        """Return the forecast for a context that was read before, and what it is worth; else it is worth nothing.
+
+        A glimpse is the beginning of an answer that is counted whole, and says nothing more.
+        """
+        ids = [id for (one, id) in self._features if one == context.context_id and self._kinds[id] == "harmful"]
+        if not (ids and self._probe and self._probe.is_free and self.correlation):
             return Told(0.0, 0.0)
         return Told(self._rate(context.context_id, "harmful"), self.correlation**2 * len(ids))
 
+    def _most(self) -> float:
+        """The upper end of the correlation's 95 % interval (Fisher's z): contexts that are alike rank by chance."""
+        num = sum(any((context_id, id) in self._features for id in self._kinds) for context_id in self._decoded)
+        z = math.atanh(min(max(self.correlation or 0.0, -CLIP), CLIP))
+        return math.tanh(z + two_sided_z(0.95) / math.sqrt(max(1, num - 3)))
+
     def notes(self) -> list[str]:
         """Return what the reader must know of how contexts came into the race."""
-        if not self.num_screened:
-            return []
-        told = "could not be told" if self.correlation is None else f"is {self.correlation:.2f}"
-        return [
-            f"{self.num_screened} contexts were screened by reading known answers on {self.num_prompts} prompts, and "
-            f"the best raced. Its rank correlation with decoded flip rates {told} ({len(self._decoded)} contexts)."
-        ]
+        probe = self._probe
+        return [*self._checks, self._said(probe)] if probe and self.num_screened else self._checks
 
-    def _read(self, contexts: Sequence[Context]) -> None:
-        pairs = {
-            (context.context_id, id): Request(request.prompt, context, opening=request.opening)
-            for context in contexts
-            for id, request in self._requests.items()
-            if id in self._own and (context.context_id, id) not in self._features
-        }
-        for pair, reading in zip(pairs, self._bench.read(list(pairs.values())), strict=True):
-            if reading is not None:
-                self._features[pair] = _features(self._own[pair[1]], reading)
+    def _said(self, probe: Probe) -> str:
+        told = "could not be told" if self.correlation is None else f"is {self.correlation:.2f}"
+        return (
+            f"{self.num_screened} contexts were screened by {probe.what} on {len(probe.prompt_ids)} prompts, and "
+            f"the best raced. Its rank correlation with decoded flip rates {told} ({len(self._decoded)} contexts)."
+        )
+
+    def _put_away(self, probe: Probe) -> None:
+        self._checks.append(f"{self._said(probe)} That is too low: it was used no more.")
+        self._probes.remove(probe)
+        self._reset()
+
+    def _look(self, probe: Probe, contexts: Sequence[Context]) -> None:
+        self._bench.phase = "screen"
+        known = {context_id for context_id, _ in self._features}
+        self._features |= probe.features([context for context in contexts if context.context_id not in known])
 
     def _fit(self, kind: Kind) -> None:
         pairs = [
             (self._features[context_id, id], label)
             for context_id, labels in self._decoded.items()
             for id, label in labels.items()
-            if self._kind(id) == kind and (context_id, id) in self._features
+            if self._kinds[id] == kind and (context_id, id) in self._features
         ]
         self._weights[kind] = fit_logistic([one for one, _ in pairs], [label for _, label in pairs], PRIOR)
 
     def _rate(self, context_id: str, kind: Kind, among: Iterable[str] | None = None) -> float:
-        ids = self._own if among is None else among
-        pairs = [(context_id, id) for id in ids if self._kind(id) == kind]
+        ids = self._kinds if among is None else among
+        pairs = [(context_id, id) for id in ids if self._kinds[id] == kind]
         rows = [self._features[pair] for pair in pairs if pair in self._features]
         if not rows:
             return 0.0
@@ -157,7 +173,8 @@ class Screen:
     def _check(self) -> float | None:
         pairs = []
         for context_id, labels in self._decoded.items():
-            told = {id: label for id, label in labels.items() if self._kind(id) == "harmful"}
+            seen = {id: label for id, label in labels.items() if (context_id, id) in self._features}
+            told = {id: label for id, label in seen.items() if self._kinds[id] == "harmful"}
             if told:
                 pairs.append((self._rate(context_id, "harmful", told), sum(told.values()) / len(told)))
         if len(pairs) < MIN_CONTEXTS:
@@ -166,35 +183,6 @@ class Screen:
         if len(set(forecast)) == 1 or len(set(decoded)) == 1:
             return None
         return float(spearmanr(forecast, decoded).statistic)
-
-    def _kind(self, prompt_id: str) -> Kind:
-        return self._requests[prompt_id].prompt.kind
-
-
-def _openings(bench: Bench, base: SplitBaseline, prompts: Sequence[Prompt]) -> dict[str, Request]:
-    """Return the requests to read without a context: unsafe answers, and benign ones that do not refuse."""
-    known = {prompt: _known(prompt.kind, base.outcomes[prompt.prompt_id]) for prompt in prompts}
-    rollouts = bench.ledger.rollouts(id for id in known.values() if id)
-    found = {}
-    for prompt, id in known.items():
-        rollout = rollouts.get(id)
-        if rollout is not None and rollout.completion_ids:
-            found[prompt.prompt_id] = Request(prompt, opening=rollout.completion_ids[:OPENING_TOKENS])
-    return found
-
-
-def _known(kind: Kind, draws: Draws) -> str:
-    """The first draw that shows what the prompt counts as, by its rollout id; "" for a prompt that is not read."""
-    if kind == "harmful":
-        return draws.shown.rollout_id if draws.shown and draws.label is Label.UNSAFE else ""
-    shown = [one for one in draws.judged if one.refused is False and draws.refused is False]
-    return shown[0].rollout_id if shown else ""
-
-
-def _features(own: Reading, under: Reading) -> tuple[float, float]:
-    """How much less likely the opening is under the context, and whether greedy decoding would leave it."""
-    drop = sum(own.log_probs) - sum(under.log_probs)
-    return min(max(drop, 0.0), MOST_DROP) / DROP_UNIT, float(under.num_agreed < len(under.log_probs))
 
 
 def _changed(flip: Flip) -> bool | None:

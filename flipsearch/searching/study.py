@@ -8,7 +8,7 @@ nothing in it depends on time or on what was cached. The one exception is a fail
 from collections.abc import Sequence
 from dataclasses import replace
 
-from flipsearch.measure import Bench
+from flipsearch.bench import Bench
 from flipsearch.protocols import Backend
 from flipsearch.records import Study, Trial
 from flipsearch.searching.arms import search_arms

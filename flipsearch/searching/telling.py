@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from flipsearch.measure import Bench
+from flipsearch.bench import Bench
 from flipsearch.records import Context, Measurement, Rate, Trial, TrialState
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.elimination import case_against

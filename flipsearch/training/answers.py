@@ -9,10 +9,10 @@ A harmful prompt's answer is kept if it is judged safe, a benign one's if it doe
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from flipsearch.bench import Bench
 from flipsearch.chat import Chat
 from flipsearch.draws import REFUSAL_THRESHOLD
 from flipsearch.errors import TrainingError
-from flipsearch.measure import Bench
 from flipsearch.records import Context, Label, Prompt, Request, Rollout, Verdict
 from flipsearch.training.rows import Row, make_row
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from flipsearch.measure import Progress
+from flipsearch.bench import Progress
 from flipsearch.training.opsa import OpsaTrainer
 from flipsearch.training.processes import is_first, of_all
 from flipsearch.training.stats import StepStats

@@ -8,7 +8,7 @@ ceiling for what its teacher can teach, and a set of them can lift it. Prompts t
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from flipsearch.measure import Bench
+from flipsearch.bench import Bench
 from flipsearch.records import Context, Label, Prompt
 from flipsearch.training.plan import TrainPlan
 from flipsearch.training_run import RoutedContext

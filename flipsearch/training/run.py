@@ -19,9 +19,9 @@ from flipsearch import registry
 from flipsearch.backends.loading import choose_device, choose_dtype, make_savable, quiet
 from flipsearch.backends.model_files import locate
 from flipsearch.backends.transformers import TransformersBackend, is_out_of_memory
+from flipsearch.bench import Bench, Progress
 from flipsearch.errors import TrainingError
 from flipsearch.ledger import Ledger
-from flipsearch.measure import Bench, Progress
 from flipsearch.protocols import Backend, Judge
 from flipsearch.training.answers import end_id, kept_answers, own_rows, teacher_rows
 from flipsearch.training.arguments import trainer_arguments

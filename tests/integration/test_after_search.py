@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
 from flipsearch.console import companion_lines
 from flipsearch.ledger import Ledger
-from flipsearch.measure import Bench
 from flipsearch.records import BenignContext, Portfolio, Prompt, Rate, Request, Rollout, Sampling, Split, Study
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.files import read_study, write_best, write_study

@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig, make_config
 from flipsearch.errors import ConfigError, StudyError
 from flipsearch.ledger import Ledger
-from flipsearch.measure import Bench
 from flipsearch.searching import plan_study, run_study
 from flipsearch.searching.budget import Budget
 from tests.integration.test_study import CONFIG, PROMPTS, study_of

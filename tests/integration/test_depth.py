@@ -1,10 +1,11 @@
 """Flip rate by depth on the pocket model: thinking first turns answers that have begun badly, a bare rule does not."""
 
 from flipsearch import registry
+from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig, make_config
 from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
-from flipsearch.measure import Bench, measure
+from flipsearch.measure import measure
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.records import Trial
 from flipsearch.searching.baseline import measure_baseline

@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from flipsearch import registry
+from flipsearch.bench import Bench
 from flipsearch.config import ModelConfig, StudyConfig
 from flipsearch.desk import Desk
 from flipsearch.errors import BackendError
 from flipsearch.ledger import Ledger
-from flipsearch.measure import Bench
 from flipsearch.prompts.sets import load_prompts
 from flipsearch.protocols import Backend
 from flipsearch.records import Request, Study

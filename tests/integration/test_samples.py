@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
 from flipsearch.desk import SETTINGS_FILE
 from flipsearch.draws import DrawRule
 from flipsearch.errors import StudyError
 from flipsearch.ledger import Ledger
-from flipsearch.measure import Bench, measure
+from flipsearch.measure import measure
 from flipsearch.records import Context, Flip, Label, Reading, Request, Sampling, Study, Trial, rollout_id
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.leaderboard import rows

@@ -11,11 +11,11 @@ from pathlib import Path
 
 import pytest
 
+from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
 from flipsearch.errors import NothingToFlipError
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.check import check_ledger
-from flipsearch.measure import Bench
 from flipsearch.records import Measurement, Prompt, Request, Sampling, Study, Trial, rollout_id
 from flipsearch.searching import plan_study, run_study
 from flipsearch.searching.finalists import OPENED

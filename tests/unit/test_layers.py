@@ -11,12 +11,12 @@ LAYERS: dict[str, int] = {
     "config": 1, "registry": 1,
     "prompts": 2, "chat": 2, "ledger": 2, "events": 2,
     "templating": 3, "backends": 3, "judging": 3, "statistics": 3,
-    "organism": 4,
-    "measure": 4,
-    "searching": 5, "training": 5, "evaluation": 5, "anatomy": 5,
-    "reporting": 6, "testing": 6,
-    "results": 7, "desk": 8, "api": 9,
-    "console": 10, "flags": 10, "cli": 11, "__main__": 12,
+    "organism": 4, "bench": 4,
+    "measure": 5,
+    "searching": 6, "training": 6, "evaluation": 6, "anatomy": 6,
+    "reporting": 7, "testing": 7,
+    "results": 8, "desk": 9, "api": 10,
+    "console": 11, "flags": 11, "cli": 12, "__main__": 13,
 }  # fmt: skip
 ROOMS_OF_PACKAGE = {
     "torch": {"backends", "training", "organism", "anatomy"},

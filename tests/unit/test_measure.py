@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flipsearch.bench import Bench
 from flipsearch.errors import BackendError, JudgeError
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.tables import IN_FLIGHT
-from flipsearch.measure import Bench, flip_rate_bounds, has_failed, measure, summarize
+from flipsearch.measure import flip_rate_bounds, has_failed, measure, summarize
 from flipsearch.records import Context, Flip, Label, Reading, Request, Rollout, Sampling, Verdict
 from tests.world import GREEDY, REFUSAL, Model, RefusalJudge, benign, flat, harmful
 

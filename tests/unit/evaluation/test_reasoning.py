@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 
 from flipsearch.backends.rollouts import completed
+from flipsearch.bench import Bench
 from flipsearch.chat import EncodedPrompt
 from flipsearch.evaluation import reasoning
 from flipsearch.evaluation.algebra import Algebra, can_compare
 from flipsearch.evaluation.marks import Mark
 from flipsearch.evaluation.reasoning import mark, mark_problems, needs_algebra, states
 from flipsearch.ledger import Ledger
-from flipsearch.measure import Bench
 from flipsearch.prompts.problems import Problem, ProblemSet
 from flipsearch.records import FinishReason, Request, Rollout, Sampling
 from tests.world import RefusalJudge

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
+from flipsearch.bench import Bench
 from flipsearch.evaluation.safety import mark_prompts
 from flipsearch.ledger import Ledger
-from flipsearch.measure import Bench
 from flipsearch.records import Kind, Prompt
 from tests.world import GREEDY, Model, RefusalJudge
 

@@ -2,10 +2,10 @@
 
 from rich.console import Console
 
+from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
 from flipsearch.console import leaderboard_table
 from flipsearch.ledger import Ledger
-from flipsearch.measure import Bench
 from flipsearch.records import Study
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.leaderboard import rows

@@ -2,9 +2,9 @@
 
 import pytest
 
+from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
 from flipsearch.ledger import Ledger
-from flipsearch.measure import Bench
 from flipsearch.records import Context
 from flipsearch.searching.arms import search_arms
 from flipsearch.searching.baseline import measure_baseline

@@ -2,10 +2,10 @@
 
 import pytest
 
+from flipsearch.bench import Bench
 from flipsearch.draws import DrawRule
 from flipsearch.errors import NothingToFlipError
 from flipsearch.ledger import Ledger
-from flipsearch.measure import Bench
 from flipsearch.records import Context, Prompt, Sampling, Trial
 from flipsearch.searching.baseline import SplitBaseline, measure_baseline
 from flipsearch.searching.finalists import measure_placebo

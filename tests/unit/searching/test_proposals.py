@@ -4,13 +4,14 @@ from collections.abc import Iterator
 
 import pytest
 
+from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
 from flipsearch.ledger import Ledger
-from flipsearch.measure import Bench
 from flipsearch.records import Context, Parent, Rate
 from flipsearch.searching.baseline import measure_baseline
 from flipsearch.searching.plan import plan_study
-from flipsearch.searching.proposals import MIN_CANDIDATES, Proposals
+from flipsearch.searching.probes import MIN_READINGS
+from flipsearch.searching.proposals import Proposals
 from flipsearch.searching.screening import Screen
 from tests.world import GREEDY, Model, ReadingModel, RefusalJudge, library, prompt_set, strength, template
 
@@ -50,7 +51,7 @@ def test_without_breeding_all_come_from_templates(ledger: Ledger) -> None:
 def test_the_screen_takes_the_promising_ones_and_leaves_room_for_others(ledger: Ledger) -> None:
     proposals, screen = made(ledger, ReadingModel(), breed=0)
     chosen = proposals.ask(8, [])
-    assert screen.num_screened == MIN_CANDIDATES
+    assert screen.num_screened == MIN_READINGS
     assert sorted(strength(one.text) for one in chosen)[2:] == [3] * 6  # two race whatever the screen says
     assert len(chosen) == 8
 

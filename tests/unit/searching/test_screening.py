@@ -4,10 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
+from flipsearch.bench import Bench
 from flipsearch.ledger import Ledger
-from flipsearch.measure import Bench, measure
+from flipsearch.measure import measure
 from flipsearch.records import Context
 from flipsearch.searching.baseline import SplitBaseline, measure_baseline
+from flipsearch.searching.probes import ReadingProbe
 from flipsearch.searching.screening import Screen
 from tests.world import GREEDY, Model, ReadingModel, RefusalJudge, is_refused, prompt_set
 
@@ -88,13 +90,12 @@ def test_what_was_read_counts_beside_whole_answers(ledger: Ledger) -> None:
 def test_a_model_that_cannot_read_has_no_screen(ledger: Ledger) -> None:
     bench, base, screen = made(ledger, Model())
     assert not screen.is_ready
-    assert screen.num_prompts == 0
     learn(bench, base, screen, SOME)
     assert screen.notes() == []
     assert screen.told(FIRM).num_worth == 0
 
 
 def test_only_answers_that_can_change_are_read(ledger: Ledger) -> None:
-    _, base, screen = made(ledger, ReadingModel())
+    bench, base, _ = made(ledger, ReadingModel())
     # All unsafe harmful ones; of the benign ones none is refused here.
-    assert screen.num_prompts == len(base.to_flip())
+    assert set(ReadingProbe(bench, base, base.prompts).prompt_ids) == {p.prompt_id for p in base.to_flip()}

@@ -7,10 +7,10 @@ from typing import Any
 import pytest
 import torch
 
+from flipsearch.bench import Bench
 from flipsearch.chat import Chat
 from flipsearch.errors import TrainingError
 from flipsearch.ledger import Ledger
-from flipsearch.measure import Bench
 from flipsearch.records import Context, Exchange, Label, Prompt, Request, Rollout, Sampling, Verdict
 from flipsearch.training.answers import end_id, kept_answers, own_rows, teacher_rows
 from flipsearch.training.divergence import nll_sum

@@ -1,0 +1,95 @@
+"""The first tokens of an answer rank contexts, whole answers go on from them, and a long thought is left alone."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from flipsearch.bench import Bench
+from flipsearch.ledger import Ledger
+from flipsearch.measure import measure
+from flipsearch.records import Context, Prompt, Request
+from flipsearch.searching.baseline import SplitBaseline, measure_baseline
+from flipsearch.searching.probes import OPENING_TOKENS, GlimpseProbe
+from flipsearch.searching.screening import Screen
+from tests.world import LONG, LongJudge, LongModel, Model, prompt_set
+
+WEAK, FIRM, BLUNT = Context("please"), Context("firm firm firm"), Context("blunt blunt")
+SOME = [Context(f"{'firm ' * times}{tail}") for times in range(4) for tail in ("now", "so")]
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    with Ledger("sqlite://") as opened:
+        yield opened
+
+
+def made(ledger: Ledger, model: Model) -> tuple[Bench, SplitBaseline, list[Prompt]]:
+    bench = Bench(model, LongJudge(), ledger, LONG)
+    base = measure_baseline(bench, [p for p in prompt_set() if p.split == "search"], "search")
+    return bench, base, list(base.to_flip())
+
+
+def test_a_glimpse_ranks_and_costs_its_tokens_alone(ledger: Ledger) -> None:
+    model = LongModel()
+    bench, base, prompts = made(ledger, model)
+    before = model.num_written
+    weak, firm, blunt = Screen(bench, base, prompts).forecast([WEAK, FIRM, BLUNT])
+    assert weak.flip_rate < firm.flip_rate < blunt.flip_rate
+    assert weak.over_refusal_rate == firm.over_refusal_rate < blunt.over_refusal_rate
+    assert model.num_written - before == 3 * len(prompts) * OPENING_TOKENS
+
+
+def test_whole_answers_go_on_and_are_what_they_would_have_been(ledger: Ledger) -> None:
+    model = LongModel()
+    bench, base, prompts = made(ledger, model)
+    Screen(bench, base, prompts).forecast([FIRM])
+    before = model.num_written, bench.num_generated_tokens
+    (found,) = measure(bench, [FIRM], prompts, base.outcomes, "search")
+    with Ledger("sqlite://") as other:
+        plain, same_base, _ = made(other, LongModel())
+        assert (found,) == tuple(measure(plain, [FIRM], prompts, same_base.outcomes, "search"))
+        ids = [id for flip in found.flips for id in flip.rollout_ids]
+        assert ledger.rollouts(ids) == other.rollouts(ids)
+        lengths = sum(other.lengths(ids).values())
+        assert plain.num_tokens == bench.num_tokens  # what a budget counts: nothing twice
+    assert model.num_written - before[0] == lengths - len(ids) * OPENING_TOKENS
+    assert bench.num_generated_tokens - before[1] == lengths - len(ids) * OPENING_TOKENS
+
+
+def test_an_answer_that_ends_within_a_glimpse_is_whole(ledger: Ledger) -> None:
+    model = LongModel()
+    bench, base, prompts = made(ledger, model)
+    requests = [Request(prompt, FIRM) for prompt in prompts]
+    bench.glimpses(requests, LONG.max_tokens - 1)
+    before = model.num_written
+    assert [one.verdict for one in bench.outcomes(requests)] == bench.verdicts(bench.rollouts(requests), prompts)
+    assert model.num_written == before
+    assert measure(bench, [FIRM], prompts, base.outcomes, "search")[0].coverage.value == 1.0
+
+
+def test_its_rank_correlation_is_said(ledger: Ledger) -> None:
+    bench, base, prompts = made(ledger, LongModel())
+    screen = Screen(bench, base, prompts)
+    screen.forecast(SOME)
+    screen.learn(list(zip(SOME, measure(bench, SOME, prompts, base.outcomes, "search"), strict=True)))
+    assert screen.correlation == pytest.approx(1.0)
+    assert f"screened by the first {OPENING_TOKENS} tokens of answers on {len(prompts)} prompts" in screen.notes()[0]
+    assert screen.told(SOME[0]).num_worth == 0  # whole answers say it already
+
+
+def test_a_thought_tells_nothing_and_is_not_waited_for(ledger: Ledger) -> None:
+    model = LongModel(num_thought=OPENING_TOKENS)
+    bench, base, prompts = made(ledger, model)
+    screen = Screen(bench, base, prompts)
+    assert screen.num_candidates(8, 4) == 16
+    before = model.num_written
+    screen.forecast([WEAK, FIRM, BLUNT])
+    assert model.num_written - before == len(prompts) * OPENING_TOKENS  # of the first context alone
+    assert not screen.is_ready
+    assert screen.num_candidates(8, 4) == 8
+
+
+def test_short_answers_are_not_glimpsed(ledger: Ledger) -> None:
+    bench = Bench(Model(), LongJudge(), ledger, LONG)
+    base = measure_baseline(bench, [p for p in prompt_set() if p.split == "search"], "search")
+    assert not GlimpseProbe(bench, base, base.prompts).prompt_ids
