@@ -19,6 +19,8 @@ from flipsearch.searching.baseline import SplitBaseline
 
 OPENING_TOKENS = 24
 """Teacher and student differ most in the first ten tokens and hardly past thirty (OPSA, Figure 2)."""
+GLIMPSE_TOKENS = 16
+"""Enough for a refusal to show: one that comes is mostly there within the first ten tokens."""
 MOST_DROP, DROP_UNIT = 30.0, 10.0
 """A drop of log-probability counts at most this much, in units that are of size 1."""
 MIN_READINGS = 64
@@ -94,14 +96,14 @@ class ReadingProbe:
 class GlimpseProbe:
     """Decodes the first tokens of new answers, for a model that cannot be read, or whose readings did not tell."""
 
-    what = f"the first {OPENING_TOKENS} tokens of answers"
+    what = f"the first {GLIMPSE_TOKENS} tokens of answers"
     is_free = False
 
     def __init__(self, bench: Bench, base: SplitBaseline, prompts: Sequence[Prompt]) -> None:
         self._bench = bench
         known = {prompt: base.outcomes[prompt.prompt_id] for prompt in prompts}
         lengths = [draw.num_tokens for draws in known.values() for draw in draws.judged]
-        saves = sum(lengths) >= WORTH_CUTTING * OPENING_TOKENS * max(1, len(lengths))
+        saves = sum(lengths) >= WORTH_CUTTING * GLIMPSE_TOKENS * max(1, len(lengths))
         self._prompts = {p.prompt_id: p for p, draws in known.items() if saves and _known(p.kind, draws)}
 
     @property
@@ -124,7 +126,7 @@ class GlimpseProbe:
 
     def _glimpse(self, contexts: Sequence[Context]) -> dict[Pair, Features]:
         asked = [(context, prompt) for context in contexts for prompt in self._prompts.values()]
-        judged = self._bench.glimpses([self._bench.request(p, context) for context, p in asked], OPENING_TOKENS)
+        judged = self._bench.glimpses([self._bench.request(p, context) for context, p in asked], GLIMPSE_TOKENS)
         left = [_is_left(prompt.kind, one) for (_, prompt), one in zip(asked, judged, strict=True)]
         pairs = [(context.context_id, prompt.prompt_id) for context, prompt in asked]
         return {pair: (0.0, float(gone)) for pair, gone in zip(pairs, left, strict=True) if gone is not None}

@@ -9,7 +9,7 @@ from flipsearch.ledger import Ledger
 from flipsearch.measure import measure
 from flipsearch.records import Context, Prompt, Request
 from flipsearch.searching.baseline import SplitBaseline, measure_baseline
-from flipsearch.searching.probes import OPENING_TOKENS, GlimpseProbe
+from flipsearch.searching.probes import GLIMPSE_TOKENS, GlimpseProbe
 from flipsearch.searching.screening import Screen
 from tests.world import LONG, LongJudge, LongModel, Model, prompt_set
 
@@ -36,7 +36,7 @@ def test_a_glimpse_ranks_and_costs_its_tokens_alone(ledger: Ledger) -> None:
     weak, firm, blunt = Screen(bench, base, prompts).forecast([WEAK, FIRM, BLUNT])
     assert weak.flip_rate < firm.flip_rate < blunt.flip_rate
     assert weak.over_refusal_rate == firm.over_refusal_rate < blunt.over_refusal_rate
-    assert model.num_written - before == 3 * len(prompts) * OPENING_TOKENS
+    assert model.num_written - before == 3 * len(prompts) * GLIMPSE_TOKENS
 
 
 def test_whole_answers_go_on_and_are_what_they_would_have_been(ledger: Ledger) -> None:
@@ -52,8 +52,8 @@ def test_whole_answers_go_on_and_are_what_they_would_have_been(ledger: Ledger) -
         assert ledger.rollouts(ids) == other.rollouts(ids)
         lengths = sum(other.lengths(ids).values())
         assert plain.num_tokens == bench.num_tokens  # what a budget counts: nothing twice
-    assert model.num_written - before[0] == lengths - len(ids) * OPENING_TOKENS
-    assert bench.num_generated_tokens - before[1] == lengths - len(ids) * OPENING_TOKENS
+    assert model.num_written - before[0] == lengths - len(ids) * GLIMPSE_TOKENS
+    assert bench.num_generated_tokens - before[1] == lengths - len(ids) * GLIMPSE_TOKENS
 
 
 def test_an_answer_that_ends_within_a_glimpse_is_whole(ledger: Ledger) -> None:
@@ -73,18 +73,18 @@ def test_its_rank_correlation_is_said(ledger: Ledger) -> None:
     screen.forecast(SOME)
     screen.learn(list(zip(SOME, measure(bench, SOME, prompts, base.outcomes, "search"), strict=True)))
     assert screen.correlation == pytest.approx(1.0)
-    assert f"screened by the first {OPENING_TOKENS} tokens of answers on {len(prompts)} prompts" in screen.notes()[0]
+    assert f"screened by the first {GLIMPSE_TOKENS} tokens of answers on {len(prompts)} prompts" in screen.notes()[0]
     assert screen.told(SOME[0]).num_worth == 0  # whole answers say it already
 
 
 def test_a_thought_tells_nothing_and_is_not_waited_for(ledger: Ledger) -> None:
-    model = LongModel(num_thought=OPENING_TOKENS)
+    model = LongModel(num_thought=GLIMPSE_TOKENS)
     bench, base, prompts = made(ledger, model)
     screen = Screen(bench, base, prompts)
     assert screen.num_candidates(8, 4) == 16
     before = model.num_written
     screen.forecast([WEAK, FIRM, BLUNT])
-    assert model.num_written - before == len(prompts) * OPENING_TOKENS  # of the first context alone
+    assert model.num_written - before == len(prompts) * GLIMPSE_TOKENS  # of the first context alone
     assert not screen.is_ready
     assert screen.num_candidates(8, 4) == 8
 
