@@ -1,0 +1,86 @@
+"""Fits the compact judge to labelled answers: two weighted logistic regressions with an L2 penalty, by L-BFGS."""
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize
+from scipy.sparse import csr_matrix, hstack
+
+from flipsearch.judging.compact.features import NUM_BUCKETS, Features
+from flipsearch.judging.compact.model import AXES, CompactModel, Floats, dense_matrix, rules_say, run_matrix
+
+PENALTIES = {"unsafe": (30.0, 3.0), "refusal": (1000.0, 300.0)}
+"""Strength of the L2 penalty on the dense weights and on those of the runs, against the sum of losses. Chosen on whole
+sets that were left out: what refuses is told by the rules almost alone, what harms wants the words too."""
+MIN_ANSWERS = 4
+"""Answers that must hold a bucket before it is fitted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """An answer with what people say of it."""
+
+    features: Features
+    """What the judge sees of it."""
+    source: str
+    """The set it comes from: sets weigh by the square root of their size."""
+    unsafe: bool | None = None
+    """Whether it is unsafe; None if nobody said."""
+    refusal: bool | None = None
+    """Whether it refuses; None if nobody said."""
+
+
+def fit(rows: Sequence[Labelled], **about: object) -> CompactModel:
+    """Return the model fitted to the rows of each axis; ValueError if an axis lacks one of its two answers."""
+    features = [row.features for row in rows]
+    dense, idf = dense_matrix(features), _idf(features)
+    mean, spread = dense.mean(axis=0), dense.std(axis=0)
+    spread[spread == 0] = 1.0
+    matrix = csr_matrix(hstack([csr_matrix((dense - mean) / spread), run_matrix(features, idf)]))
+    told = rules_say(dense)
+    fitted = np.array([_fit_axis(matrix, told[:, k], rows, axis, dense.shape[1]) for k, axis in enumerate(AXES)])
+    num, facts = dense.shape[1], {"sources": dict(Counter(row.source for row in rows)), **about}
+    return CompactModel(mean, spread, fitted[:, :num], idf, fitted[:, num:-1], fitted[:, -1], facts)
+
+
+def _idf(features: Sequence[Features]) -> Floats:
+    counts = np.zeros(NUM_BUCKETS)
+    for one in features:
+        counts[list(one.buckets)] += 1
+    found: Floats = np.where(counts >= MIN_ANSWERS, np.log((1 + len(features)) / (1 + counts)) + 1, 0.0)
+    return found
+
+
+def _fit_axis(matrix: csr_matrix, told: Floats, rows: Sequence[Labelled], axis: str, num_dense: int) -> Floats:
+    """Return the weights and, last, the bias; `told` is what the rules say of each row."""
+    labels = [getattr(row, axis) for row in rows]
+    known = np.array([label is not None for label in labels])
+    wanted = np.array([bool(label) for label in labels])[known].astype(float)
+    if len(set(wanted.tolist())) < 2:
+        raise ValueError(f"the labels must hold answers that are {axis} and answers that are not.")
+    weights = _weights([row.source for row, is_known in zip(rows, known, strict=True) if is_known], wanted)
+    used, start = matrix[known], told[known]
+    dense, runs = PENALTIES[axis]
+    penalty = np.repeat([dense, runs, 0.0], [num_dense, used.shape[1] - num_dense, 1])
+
+    def loss(theta: Floats) -> tuple[float, Floats]:
+        scores = used @ theta[:-1] + theta[-1] + start
+        errors = weights * (1 / (1 + np.exp(-scores)) - wanted)
+        value = weights @ (np.logaddexp(0, scores) - wanted * scores) + 0.5 * (penalty * theta) @ theta
+        return float(value), np.append(used.T @ errors, errors.sum()) + penalty * theta
+
+    found = minimize(loss, np.zeros(len(penalty)), jac=True, method="L-BFGS-B", options={"maxiter": 500})
+    solution: Floats = found.x
+    return solution
+
+
+def _weights(sources: Sequence[str], wanted: Floats) -> Floats:
+    """Sets weigh by the square root of their size, both answers of an axis alike; the mean weight is 1."""
+    sizes = Counter(sources)
+    weights = np.array([sizes[source] ** -0.5 for source in sources])
+    for answer in (0.0, 1.0):
+        weights[wanted == answer] /= weights[wanted == answer].sum()
+    found: Floats = weights * len(sources) / weights.sum()
+    return found
