@@ -80,6 +80,16 @@ class Bench:
         return len(self._outcomes)
 
     @property
+    def mean_length(self) -> float:
+        """Completion tokens of a whole answer, on average; 0 before there are any."""
+        return sum(outcome.num_tokens for outcome in self._outcomes.values()) / max(1, len(self._outcomes))
+
+    @property
+    def glimpse_ids(self) -> set[str]:
+        """The glimpses that no whole answer went on from."""
+        return {glimpse.rollout_id for id, glimpse in self._glimpses.items() if id not in self._outcomes}
+
+    @property
     def num_tokens(self) -> int:
         """Completion tokens in them, and in the glimpses that nothing went on from."""
         return sum(outcome.num_tokens for outcome in {**self._glimpses, **self._outcomes}.values())
@@ -202,7 +212,13 @@ class Bench:
             raise BackendError(f"the backend left {len(waiting)} of {len(missing)} requests without a rollout.")
 
     def _begun(self, missing: Mapping[str, Request], sampling: Sampling) -> dict[str, Request]:
-        """Return the requests that are still to be asked: what was glimpsed goes on, or is whole already."""
+        """Return the requests that are still to be asked: what was glimpsed goes on, or is whole already.
+
+        A drawn answer goes on only on a backend whose draws depend on the place of a token: on another it would begin
+        its draws anew, and not be what a whole one is.
+        """
+        if sampling.temperature > 0 and not getattr(self.backend, "draws_by_place", False):
+            return dict(missing)
         short = {id: glimpse.rollout_id for id in missing if (glimpse := self._glimpses.get(id))}
         known = self.ledger.rollouts(short.values())
         begun = {id: known[one] for id, one in short.items() if one in known}

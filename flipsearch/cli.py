@@ -87,10 +87,10 @@ def search(
     cohort_size: Annotated[int | None, option("Contexts raced together (16).")] = None,
     max_over_refusal: Annotated[float | None, option("Cap on refused benign prompts (0.10).")] = None,
     breed: Annotated[float | None, option("Share of the contexts bred by operators (0.5); 0 is none.")] = None,
-    screen: Annotated[int | None, option("Contexts read for each one raced (4); 1 is no screen.")] = None,
+    screen: Annotated[int | None, option("Contexts screened for each one raced (4); 1 is no screen.")] = None,
     alpha: Annotated[float | None, option("Chance at most that the race cuts the best context (0.10).")] = None,
     tolerance: Annotated[
-        float | None, option("Do not finish contexts that are hardly better than finished ones by this (0.02).")
+        float | None, option("Hold contexts back while none is likely to be better by more (0.02).")
     ] = None,
     first_rung: Annotated[int | None, option("Harmful prompts of the first rung (16).")] = None,
     num_finalists: Annotated[int | None, option("Contexts measured on the confirm split (5).")] = None,

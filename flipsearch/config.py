@@ -156,7 +156,8 @@ class StudyConfig(ReportConfig):
     rewriter: str | None = None
     """The model that the operator `rewrite` asks for children; "self" is the searched model, None is no operator."""
     screen: Annotated[int, Field(ge=1)] = 4
-    """Contexts that are read for each one raced, once the screen has shown that it can tell; 1 is no screen."""
+    """Contexts that are screened for each one raced; 1 is no screen. Where they are read, 64 a cohort at least; where
+    answers are begun, 2 at most for each."""
     max_context_tokens: Annotated[int, Field(ge=1)] = 256
     """Longest text that an operator may make."""
     max_over_refusal: Fraction = 0.10

@@ -17,6 +17,7 @@ class Backend(Protocol):
     order, each rollout carrying its request's ids; a completion does not depend on which other requests share the
     batch; a request that cannot be completed yields a rollout with finish_reason "error" and never raises for the
     others. The completion of a request with an opening begins with it; a backend that cannot do so yields an error.
+    One with a true attribute `draws_by_place` says that what it draws then is what it would have drawn at once.
     """
 
     model_id: str

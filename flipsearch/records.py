@@ -109,6 +109,11 @@ class Sampling:
     seed: int = 0
     """Seed of the draws; a greedy completion does not depend on it."""
 
+    def __post_init__(self) -> None:
+        # 1 and 1.0 are equal, but are written differently, and ids hash what is written.
+        object.__setattr__(self, "temperature", float(self.temperature))
+        object.__setattr__(self, "top_p", float(self.top_p))
+
     @property
     def sampling_id(self) -> str:
         """Content hash of what can change a completion."""

@@ -231,7 +231,7 @@ LONG = Sampling(max_tokens=80)
 class LongModel(Model):
     """The same world, whose model says each answer at length: `num_thought` words before it, and many after it.
 
-    It goes on from any beginning of its own answer, stops where it is told to, and counts the tokens that it writes.
+    It goes on from any beginning, stops where it is told to, and counts the tokens that it writes.
     """
 
     model_id = "long world"
@@ -240,31 +240,28 @@ class LongModel(Model):
         super().__init__()
         self.num_thought = num_thought
         self.num_written = 0
+        self.openings: list[int] = []
+        self.draws_by_place = True
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
         """Yield rollouts in an order that is not that of the requests."""
-        for short in flat(super().generate([replace(one, opening=()) for one in requests], sampling)):
-            [request] = [one for one in requests if asks_for(one, short)]
+        for request in reversed(requests):
+            short = answer(replace(request, opening=()), sampling, self.model_id)
             words = [*["hm"] * self.num_thought, *short.completion.split(), *["so"] * 56]
+            begun = [LONG_VOCABULARY[id] for id in request.opening]
+            if words[: len(begun)] != begun:
+                words = [*begun, *words]
             kept = words[: sampling.max_tokens]
-            ids = tuple(LONG_VOCABULARY.index(word) for word in kept)
-            assert ids[: len(request.opening)] == request.opening, "it only goes on from its own words"
-            self.num_written += len(ids) - len(request.opening)
+            ids = tuple(map(LONG_VOCABULARY.index, kept))
+            self.num_written += len(ids) - len(begun)
+            self.openings.append(len(begun))
             reason: FinishReason = "stop" if len(kept) == len(words) else "length"
-            yield [
-                replace(
-                    short, completion=" ".join(kept), completion_ids=ids, finish_reason=reason, opening=request.opening
-                )
-            ]
+            made = replace(short, completion=" ".join(kept), completion_ids=ids, finish_reason=reason)
+            self.generated.append(made.rollout_id)
+            yield [replace(made, opening=request.opening)]
 
 
 LONG_VOCABULARY = [*VOCABULARY, "hm", "so"]
-
-
-def asks_for(request: Request, rollout: Rollout) -> bool:
-    """Return whether a rollout answers a request."""
-    context_id = request.context.context_id if request.context else None
-    return (request.prompt.prompt_id, context_id) == (rollout.prompt_id, rollout.context_id)
 
 
 class RefusalJudge:

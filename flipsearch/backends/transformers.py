@@ -54,6 +54,9 @@ class TransformersBackend:
     option that cannot be used, both before any weights are read where that can be known.
     """
 
+    draws_by_place = True
+    """The draws of an answer are the same whether it is written at once or goes on from its beginning."""
+
     def __init__(
         self,
         model: str,

@@ -167,12 +167,15 @@ class Ledger:
     def mean_length(self) -> float | None:
         """Return the mean completion tokens of the finished rollouts with a verdict, None if none of them tells.
 
+        Those that were cut shorter than others, to be glimpsed, are no whole answers and do not count.
         What was never judged answers no prompt of the study: a model wrote contexts there.
         """
         num_bytes = sql.func.length(ROLLOUTS.c.completion_ids)
         is_judged = sql.exists().where(VERDICTS.c.rollout_id == ROLLOUTS.c.rollout_id)
         finished = ROLLOUTS.c.finish_reason != "error"
-        query = sql.select(sql.func.avg(num_bytes)).where(finished, num_bytes > 0, is_judged)
+        longest = sql.select(sql.func.max(ROLLOUTS.c.max_tokens)).where(is_judged).scalar_subquery()
+        whole = ROLLOUTS.c.max_tokens == longest
+        query = sql.select(sql.func.avg(num_bytes)).where(finished, num_bytes > 0, is_judged, whole)
         with self.reading() as connection:
             mean = connection.execute(query).scalar_one()
         return None if mean is None else float(mean) / TOKEN_BYTES

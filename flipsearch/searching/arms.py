@@ -12,9 +12,9 @@ from itertools import count
 from flipsearch.bench import Bench
 from flipsearch.records import Measurement, OperatorCredit, Trial, TrialState
 from flipsearch.searching.baseline import SplitBaseline
-from flipsearch.searching.budget import EXPLORED_PROMPTS, SPARE, Budget
+from flipsearch.searching.budget import EXPLORED_PROMPTS, MANY_FINALISTS, Budget
 from flipsearch.searching.estimates import Estimates
-from flipsearch.searching.holding import num_kept
+from flipsearch.searching.holding import chance_missed, num_kept
 from flipsearch.searching.plan import Plan
 from flipsearch.searching.proposals import Proposals
 from flipsearch.searching.race import Arm, Bar, Race
@@ -22,8 +22,10 @@ from flipsearch.searching.racing import Rung, is_admissible, make_rungs
 from flipsearch.searching.screening import Screen
 from flipsearch.searching.telling import tell_trial
 
+LEAST_SHOWN = 0.01
+"""A chance below this is not told more closely."""
 SCREEN_PROMPTS = 16
-"""Harmful prompts that the screen reads, with benign ones in proportion."""
+"""Harmful prompts that the screen looks at, with benign ones in proportion."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +63,6 @@ class _Search:
         self.screen = Screen(bench, base, base.to_flip(make_rungs(base.num_unsafe, base.num_benign, SCREEN_PROMPTS)[0]))
         self.proposals = Proposals(plan, bench, base, self.screen)
         self.prompts = {prompt.prompt_id: prompt for prompt in base.prompts}
-        self.is_short = False
         self.num_first = 1 if budget.counts_tokens else _num_exploring(rungs)
 
     def explore(self) -> None:
@@ -70,7 +71,8 @@ class _Search:
         num_cohorts = -(-config.num_contexts // config.cohort_size)
         for cohort in count():  # a budget makes cohorts smaller, and so more of them
             left = config.num_contexts - len(self.race.arms)
-            num = self.budget.room(self.bench, self.base, min(config.cohort_size, left), self.race.rungs[0])
+            wanted, lost = min(config.cohort_size, left), self.screen.lost_tokens(config.screen)
+            num = self.budget.room(self.bench, self.base, wanted, self.race.rungs[0], lost)
             estimates = self._estimates()
             contexts = self.proposals.ask(num, estimates.elite(self.race.arms, self.prompts)) if num else []
             if not contexts:
@@ -79,29 +81,42 @@ class _Search:
             self._learn(self.race.run(contexts, range(self.num_first), label))
 
     def finish(self) -> None:
-        """Race the arms that still run to the end, under a budget the most promising ones."""
-        running = [arm for arm in self.race.arms if arm.state == "running"]
+        """Race the most promising arms to the end; the next ones too while none that finished is within the cap."""
         rungs = range(self.num_first, len(self.race.rungs))
-        if running and rungs:
+        while rungs and not self._finished():
+            running = self._running()
             self.race.run([arm.context for arm in running], rungs, "final", self._kept)
+            if len(self._running()) == len(running):  # nothing is left, or affordable
+                break
 
     def notes(self) -> list[str]:
         """Return what the reader must know."""
         num_arms = len(self.race.arms)
         return self.proposals.notes(num_arms) + self.screen.notes() + self._holding() + self.budget.notes(num_arms)
 
+    def _running(self) -> list[Arm]:
+        return [arm for arm in self.race.arms if arm.state == "running"]
+
+    def _finished(self) -> list[Arm]:
+        """The arms that may win."""
+        return [arm for arm in self._estimates().ranked(self.race.arms) if arm.state == "complete"]
+
     def _holding(self) -> list[str]:
-        held = [arm for arm in self.race.arms if arm.state == "running"]
+        """What is known of the arms that were held back, from all that was measured."""
+        held, finished, tolerance = self._running(), self._finished(), self.config.tolerance
         if not held:
             return []
-        config, num_seen = self.config, min(len(arm.search.flips) for arm in held)
-        why = (
-            "there are no tokens to measure all that may be best"
-            if self.is_short
-            else f"the chance that one of them is better than the finished ones by more than {config.tolerance:.0%} "
-            f"is at most {config.alpha:.0%}, as far as their {num_seen} prompts or more tell"
-        )
-        return [f"{len(held)} contexts were held back from the last rungs: {why}."]
+        said = f"{len(held)} contexts were held back from the last rungs"
+        if not finished:
+            return [f"{said}, for want of tokens."]
+        estimates, num_seen = self._estimates(), min(arm.search.flip_rate.n for arm in held)
+        chance = chance_missed(estimates.worths(finished), estimates.worths(held), tolerance)
+        shown = f"about {chance:.0%}" if chance >= LEAST_SHOWN else f"below {LEAST_SHOWN:.0%}"
+        by = f"by more than {100 * tolerance:g} points" if tolerance else "at all"
+        return [
+            f"{said}: the chance that one of them is better than all finished ones, {by}, is {shown}, "
+            f"as far as {num_seen} harmful prompts or more tell."
+        ]
 
     def _learn(self, raced: Sequence[Arm]) -> None:
         able = [arm for arm in raced if arm.state != "failed"]
@@ -120,11 +135,9 @@ class _Search:
         ranked, ids = estimates.by_promise(arms), {arm.context.context_id for arm in arms}
         held = [arm for arm in self.race.arms if arm.state == "running" and arm.context.context_id not in ids]
         worths = estimates.worths([*ranked, *held])
-        least, size = SPARE * config.num_finalists, len(ranked)
+        least, size = MANY_FINALISTS * config.num_finalists, len(ranked)
         num = num_kept(worths[:size], worths[size:], config.alpha, config.tolerance, least)
-        affordable = self.budget.finishers(self.bench, self.base, len(arms[0].search.flips), rung, num)
-        self.is_short = self.is_short or affordable < num
-        return ranked[:affordable]
+        return ranked[: self.budget.finishers(self.bench, self.base, len(arms[0].search.flips), rung, num)]
 
     def _estimates(self) -> Estimates:
         return Estimates(self.race.arms, self.screen, self.config.max_over_refusal)

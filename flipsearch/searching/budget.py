@@ -27,7 +27,7 @@ EXPLORE_SHARE = 0.5
 """Of the tokens that are left for the race after the baseline."""
 EXPLORED_PROMPTS = 0.5
 """Share of the prompts that cohorts may see before the most promising of all arms see the others."""
-SPARE = 2
+MANY_FINALISTS = 2
 """Arms that are to see all prompts at least, as a multiple of the finalists."""
 NUM_COHORTS, MIN_COHORT = 3, 4
 """Exploring goes in at least so many cohorts, of at least so many contexts, for the later ones learn from the first."""
@@ -52,10 +52,13 @@ class Budget:
         """Whether tokens are limited."""
         return self._config.budget_tokens is not None
 
-    def room(self, bench: Bench, base: SplitBaseline, num: int, rung: Rung) -> int:
-        """Return how many of `num` contexts may be proposed next, to be raced over their first `rung`; 0 is the end."""
+    def room(self, bench: Bench, base: SplitBaseline, num: int, rung: Rung, lost_tokens: float = 0.0) -> int:
+        """Return how many of `num` contexts may be proposed next, to be raced over their first `rung`; 0 is the end.
+
+        Screening loses `lost_tokens` for each of them.
+        """
         if num and self.counts_tokens:
-            num = min(num, self._explorers(bench, base, rung))
+            num = min(num, self._explorers(bench, base, rung, lost_tokens))
             self._spent = "" if num else f"token budget of {self._config.budget_tokens:,}"
         if num and self._config.time_s is not None and self._is_late(bench, base):
             self._spent, num = f"time of {self._config.time_s:g} s", 0
@@ -72,8 +75,8 @@ class Budget:
         self._spent = self._spent or (f"token budget of {self._config.budget_tokens:,}" if kept < num else "")
         return kept
 
-    def _explorers(self, bench: Bench, base: SplitBaseline, rung: Rung) -> int:
-        left, each = self._left(bench, base), _length(bench, base) * self._num_rollouts(base, rung)
+    def _explorers(self, bench: Bench, base: SplitBaseline, rung: Rung, lost_tokens: float) -> int:
+        left, each = self._left(bench, base), _length(bench, base) * self._num_rollouts(base, rung) + lost_tokens
         whole = _length(bench, base) * self._num_rollouts(base)
         self._at_first = left if self._at_first is None else self._at_first
         if each == 0:
@@ -98,8 +101,8 @@ class Budget:
 
     def _is_late(self, bench: Bench, base: SplitBaseline) -> bool:
         passed = self._clock() - self._start
-        each = passed / bench.num_generated if bench.num_generated else 0.0
-        finishing = SPARE * self._config.num_finalists * (1 - EXPLORED_PROMPTS) * self._num_rollouts(base)
+        each = passed / max(1, bench.num_generated_tokens) * _length(bench, base)
+        finishing = MANY_FINALISTS * self._config.num_finalists * (1 - EXPLORED_PROMPTS) * self._num_rollouts(base)
         return passed + each * (finishing + reserved_rollouts(self._plan, base)) >= (self._config.time_s or 0.0)
 
 
@@ -118,7 +121,7 @@ def reserved_rollouts(plan: Plan, base: SplitBaseline) -> int:
 def _length(bench: Bench, base: SplitBaseline) -> float:
     """Mean tokens of an answer: of all so far, or of those without context, whichever are longer."""
     of_base = [draw.num_tokens for draws in base.outcomes.values() for draw in draws.judged]
-    return max(bench.num_tokens / max(1, bench.num_outcomes), sum(of_base) / max(1, len(of_base)))
+    return max(bench.mean_length, sum(of_base) / max(1, len(of_base)))
 
 
 def _check_tokens(plan: Plan) -> None:

@@ -49,11 +49,14 @@ class Estimates:
     def _refusals(self, arm: Arm) -> Beta | None:
         rate, prior = arm.search.over_refusal_rate, self._refusal_prior
         known = prior.strength * prior.mean
-        return (rate.count + known, rate.n - rate.count + prior.strength - known) if rate.n else None
+        if not rate.n or (self._cap == 0 and rate.count == 0):  # no rate is surely 0: none seen is all one can ask
+            return None
+        return rate.count + known, rate.n - rate.count + prior.strength - known
 
     def _flips(self, arm: Arm) -> Beta:
         """The beta distribution of an arm's flip rate: flips and misses, expected ones among them."""
-        rate, told = arm.search.flip_rate, self._screen.told(arm.context)
+        decoded = {flip.prompt_id for flip in arm.search.flips}
+        rate, told = arm.search.flip_rate, self._screen.told(arm.context, decoded)
         weight = self._prior.strength + told.num_worth
         known = self._prior.strength * self._prior.mean + told.num_worth * told.flip_rate
         return rate.count + known, rate.n - rate.count + weight - known

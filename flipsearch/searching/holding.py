@@ -5,8 +5,9 @@ nothing where it breaks the cap. The most promising arms run on, as few as make 
 
     P(best worth among the held > best worth among the kept + tolerance) <= alpha.
 
-Nothing is said against a held arm: it may be as good as a kept one. Prompts are taken as drawn at random, and arms as
-independent, though they are seen on the same prompts: where they fail together, this keeps more than it must.
+Nothing is said against a held arm: it may be as good as a kept one. The statement is as good as its model: prompts are
+taken as drawn at random, the arms' rates as independent draws of one fitted prior, and what is fitted as known. It is
+no test that holds whatever the truth is, as the cuts of the race are (searching.elimination).
 """
 
 from collections.abc import Sequence
@@ -53,3 +54,8 @@ def num_kept(ranked: NDArray[np.float64], held: NDArray[np.float64], alpha: floa
         if kept and float((best_left[kept] > best_kept[kept - 1] + tolerance).mean()) <= alpha:
             return kept
     return num
+
+
+def chance_missed(kept: NDArray[np.float64], held: NDArray[np.float64], tolerance: float) -> float:
+    """Return the probability that the best held arm is worth more than all kept ones by more than the tolerance."""
+    return float((held.max(axis=0) > kept.max(axis=0) + tolerance).mean())

@@ -29,8 +29,10 @@ GLIMPSED = 2
 """Contexts that are glimpsed for each one raced: a glimpse of an answer that nothing goes on from is lost."""
 WORTH_CUTTING = 2.0
 """Whole answers must be so many times longer than a glimpse, or a glimpse saves nothing."""
+TRIED = 3
+"""Contexts on which a glimpse must show that it can be scored."""
 MIN_SCORED = 0.5
-"""Share of the glimpses under a context that the judge must be able to score: a thought that goes on tells nothing."""
+"""Share of their glimpses that the judge must be able to score: a thought that goes on tells nothing."""
 
 Pair = tuple[str, str]
 """Context id, prompt id."""
@@ -45,6 +47,8 @@ class Probe(Protocol):
     """What was looked at, for the reader of a report."""
     is_free: bool
     """Whether looking generates nothing."""
+    lost_tokens: float
+    """Tokens that looking generates for each context that races, beyond what its answers go on from."""
 
     @property
     def prompt_ids(self) -> Collection[str]:
@@ -65,6 +69,7 @@ class ReadingProbe:
 
     what = "reading known answers"
     is_free = True
+    lost_tokens = 0.0
 
     def __init__(self, bench: Bench, base: SplitBaseline, prompts: Sequence[Prompt]) -> None:
         self._bench = bench
@@ -105,6 +110,7 @@ class GlimpseProbe:
         lengths = [draw.num_tokens for draws in known.values() for draw in draws.judged]
         saves = sum(lengths) >= WORTH_CUTTING * GLIMPSE_TOKENS * max(1, len(lengths))
         self._prompts = {p.prompt_id: p for p, draws in known.items() if saves and _known(p.kind, draws)}
+        self.lost_tokens = float((GLIMPSED - 1) * len(self._prompts) * GLIMPSE_TOKENS)
 
     @property
     def prompt_ids(self) -> Collection[str]:
@@ -116,13 +122,13 @@ class GlimpseProbe:
         return num * min(screen, GLIMPSED)
 
     def features(self, contexts: Sequence[Context]) -> dict[Pair, Features]:
-        """Glimpse all contexts, the first one before the others: where it cannot be scored, none can."""
-        seen: dict[Pair, Features] = {}
-        for some in (contexts[:1], contexts[1:]):
-            seen |= self._glimpse(some) if self._prompts else {}
-            if len(seen) < MIN_SCORED * len(self._prompts):
-                self._prompts = {}
-        return seen
+        """Glimpse a few contexts before the others: if hardly any answer of theirs can be scored, this probe ends."""
+        few, others = contexts[:TRIED], contexts[TRIED:]
+        seen = self._glimpse(few)
+        if len(seen) < MIN_SCORED * len(self._prompts) * len(few):
+            self._prompts = {}
+            return {}
+        return seen | self._glimpse(others)
 
     def _glimpse(self, contexts: Sequence[Context]) -> dict[Pair, Features]:
         asked = [(context, prompt) for context in contexts for prompt in self._prompts.values()]

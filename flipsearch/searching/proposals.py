@@ -34,17 +34,23 @@ class Proposals:
         self._hygiene, self._screen = hygiene, screen
         self._config = config
         self._random = random.Random(config.seed)
+        self._spare: list[Context] = []
+        """Proposed, but neither looked at nor raced yet."""
+        self._left: list[Forecast] = []
+        """Looked at and passed over."""
 
     def ask(self, num: int, elite: Sequence[Parent]) -> list[Context]:
         """Return up to `num` new contexts; fewer only if neither templates nor operators give more."""
         wanted = self._screen.num_candidates(num, self._config.screen)
-        children = self._breeder.breed(elite, int(wanted * self._config.breed)) if elite else []
+        found, self._spare = self._spare[:wanted], self._spare[wanted:]
+        children = self._breeder.breed(elite, int((wanted - len(found)) * self._config.breed)) if elite else []
         for child in children:
             self._proposer.expect(child)
-        found = [*children, *self._proposer.ask(wanted - len(children))]
+        found += [*children, *self._proposer.ask(wanted - len(found) - len(children))]
         for context in found:
             self._hygiene.add(context)
-        return found if len(found) <= num else self._screened(found, num)
+        chosen = found if len(found) <= num else self._screened(found, num)
+        return chosen + self._passed_over(num - len(chosen))
 
     def tell(self, context: Context, value: float | None, violation: float = 0.0) -> None:
         """Give the value of a context, 0 to 1, to be maximised, None if it failed; feasible while `violation` <= 0."""
@@ -65,16 +71,33 @@ class Proposals:
         return []
 
     def _screened(self, candidates: Sequence[Context], num: int) -> list[Context]:
-        """Return the most promising candidates and some others, and tell the proposer of the rest."""
+        """Return the most promising candidates and some others, and tell the proposer of the rest.
+
+        What could not be looked at races if there is room, and else waits for the next cohort.
+        """
         forecasts = self._screen.forecast(candidates)
+        seen = {one.context.context_id for one in forecasts}
+        unseen = [context for context in candidates if context.context_id not in seen]
         ranked = sorted(forecasts, key=self._promise)
         num_checks = int(num * CHECK_SHARE)
         best, rest = ranked[: num - num_checks], ranked[num - num_checks :]
-        checks = self._random.sample(rest, num_checks)
+        checks = self._random.sample(rest, min(len(rest), num_checks))
+        chosen = [one.context for one in (*best, *checks)]
+        room = num - len(chosen)
+        self._spare += unseen[room:]
         for one in rest:
             if one not in checks:
                 self.tell(one.context, one.flip_rate, one.over_refusal_rate - self._config.max_over_refusal)
-        return [one.context for one in (*best, *checks)]
+                self._left.append(one)
+        return chosen + unseen[:room]
+
+    def _passed_over(self, num: int) -> list[Context]:
+        """Return the most promising of those that the screen passed over: they race when nothing new is left."""
+        self._left.sort(key=self._promise)
+        taken, self._left = [one.context for one in self._left[:num]], self._left[num:]
+        for context in taken:
+            self._proposer.expect(context)
+        return taken
 
     def _promise(self, one: Forecast) -> tuple[float, float, int]:
         """Within the cap first, then by expected flip rate; the shorter of two equal ones."""

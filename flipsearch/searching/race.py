@@ -59,7 +59,7 @@ class Race:
         """Take contexts through some rungs, those that are cut or held back apart; return what became of them."""
         running = list(contexts)
         for index in rungs:
-            if trim is not None:
+            if trim is not None and running:
                 kept = trim([self._arms[context.context_id] for context in running], self.rungs[index])
                 running = [arm.context for arm in kept]
             if not running:

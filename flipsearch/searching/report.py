@@ -74,7 +74,7 @@ def _rollout_lengths(
 ) -> dict[str, int]:
     """Completion tokens of every rollout that the study rests on, by id, whenever it was generated."""
     ids = {id for base in bases for draws in base.outcomes.values() for id in draws.rollout_ids}
-    ids |= rollout_ids(trials) | set(others)
+    ids |= rollout_ids(trials) | set(others) | bench.glimpse_ids
     return dict.fromkeys(ids, 0) | bench.ledger.lengths(sorted(ids))
 
 

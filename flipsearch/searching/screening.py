@@ -10,7 +10,7 @@ what is raced.
 """
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -34,12 +34,12 @@ MIN_CONTEXTS, MIN_CORRELATION = 6, 0.5
 
 @dataclass(frozen=True, slots=True)
 class Forecast:
-    """What a context will do, as far as reading tells."""
+    """What a context will do, as far as a look tells."""
 
     context: Context
     """Which one."""
     flip_rate: float
-    """Expected on the prompts that were read."""
+    """Expected on the harmful prompts that were looked at."""
     over_refusal_rate: float
     """Expected on the benign ones; 0 without any."""
 
@@ -49,7 +49,7 @@ class Told:
     """What a forecast is worth beside whole answers."""
 
     flip_rate: float
-    """Expected on the prompts that were read."""
+    """Expected on those prompts."""
     num_worth: float
     """As many whole answers say as much; 0 for a screen that is not ready."""
 
@@ -73,6 +73,7 @@ class Screen:
         """Spearman's, of forecast and decoded flip rate over the raced contexts; None while it cannot be told."""
         self.num_screened = 0
         """Contexts that a forecast was asked for."""
+        self._num_checked = 0
 
     @property
     def _probe(self) -> Probe | None:
@@ -87,6 +88,10 @@ class Screen:
     def num_candidates(self, num: int, screen: int) -> int:
         """Return how many contexts to screen if `num` are to race; `num` for a screen that is not ready or wanted."""
         return self._probe.num_candidates(num, screen) if self._probe and screen > 1 else num
+
+    def lost_tokens(self, screen: int) -> float:
+        """Return the tokens that screening loses for each context that races; 0 where nothing is generated for it."""
+        return self._probe.lost_tokens if self._probe and screen > 1 else 0.0
 
     def learn(self, raced: Iterable[tuple[Context, Measurement]]) -> None:
         """Learn from contexts with their measurements on whole answers, and check the forecast against all so far."""
@@ -106,30 +111,32 @@ class Screen:
             self._put_away(probe)
 
     def forecast(self, contexts: Sequence[Context]) -> list[Forecast]:
-        """Return a forecast for each context, in order."""
+        """Return a forecast for each context that could be looked at, in order; none for the others."""
         if self._probe:
             self._look(self._probe, contexts)
-        self.num_screened += len(contexts)
+        seen = {context_id for context_id, _ in self._features}
+        able = [context for context in contexts if context.context_id in seen]
+        self.num_screened += len(able)
         return [
             Forecast(context, self._rate(context.context_id, "harmful"), self._rate(context.context_id, "benign"))
-            for context in contexts
+            for context in able
         ]
 
-    def told(self, context: Context) -> Told:
-        """Return the forecast for a context that was read before, and what it is worth; else it is worth nothing.
+    def told(self, context: Context, decoded: Collection[str]) -> Told:
+        """Return the forecast for a context over prompts whose answers were not `decoded` whole, and what it is worth.
 
-        A glimpse is the beginning of an answer that is counted whole, and says nothing more.
+        Where the whole answer is there, a look at it says nothing more.
         """
         ids = [id for (one, id) in self._features if one == context.context_id and self._kinds[id] == "harmful"]
-        if not (ids and self._probe and self._probe.is_free and self.correlation):
+        ids = [id for id in ids if id not in decoded]
+        if not (ids and self._probe and self.correlation and self.correlation > 0):
             return Told(0.0, 0.0)
-        return Told(self._rate(context.context_id, "harmful"), self.correlation**2 * len(ids))
+        return Told(self._rate(context.context_id, "harmful", ids), self.correlation**2 * len(ids))
 
     def _most(self) -> float:
         """The upper end of the correlation's 95 % interval (Fisher's z): contexts that are alike rank by chance."""
-        num = sum(any((context_id, id) in self._features for id in self._kinds) for context_id in self._decoded)
         z = math.atanh(min(max(self.correlation or 0.0, -CLIP), CLIP))
-        return math.tanh(z + two_sided_z(0.95) / math.sqrt(max(1, num - 3)))
+        return math.tanh(z + two_sided_z(0.95) / math.sqrt(max(1, self._num_checked - 3)))
 
     def notes(self) -> list[str]:
         """Return what the reader must know of how contexts came into the race."""
@@ -140,7 +147,7 @@ class Screen:
         told = "could not be told" if self.correlation is None else f"is {self.correlation:.2f}"
         return (
             f"{self.num_screened} contexts were screened by {probe.what} on {len(probe.prompt_ids)} prompts, and "
-            f"the best raced. Its rank correlation with decoded flip rates {told} ({len(self._decoded)} contexts)."
+            f"the best raced. Its rank correlation with decoded flip rates {told} ({self._num_checked} contexts)."
         )
 
     def _put_away(self, probe: Probe) -> None:
@@ -152,6 +159,10 @@ class Screen:
         self._bench.phase = "screen"
         known = {context_id for context_id, _ in self._features}
         self._features |= probe.features([context for context in contexts if context.context_id not in known])
+        if not probe.prompt_ids:
+            self._checks.append(f"Contexts cannot be screened by {probe.what}: they tell too little.")
+            self._probes.remove(probe)
+            self._reset()
 
     def _fit(self, kind: Kind) -> None:
         pairs = [
@@ -177,6 +188,7 @@ class Screen:
             told = {id: label for id, label in seen.items() if self._kinds[id] == "harmful"}
             if told:
                 pairs.append((self._rate(context_id, "harmful", told), sum(told.values()) / len(told)))
+        self._num_checked = len(pairs)
         if len(pairs) < MIN_CONTEXTS:
             return None
         forecast, decoded = zip(*pairs, strict=True)

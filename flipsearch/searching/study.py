@@ -91,7 +91,18 @@ def _ordered(arms: Sequence[Trial], finalists: Sequence[Trial]) -> list[Trial]:
 
 
 def _no_finalist_notes(arms: Sequence[Trial], cap: float) -> list[str]:
-    why = f"No context is within the over-refusal cap of {cap:.0%}" if arms else "No context was tried"
+    states = {arm.state for arm in arms}
+    why = "No context was tried"
+    if "complete" in states:
+        why = f"No context that saw all prompts is within the over-refusal cap of {cap:.0%}"
+    elif "held" in states:
+        why = "The budget did not carry any context to the last prompts"
+    elif "cut" in states:
+        why = (
+            f"Every context was cut, or had too many answers that cannot be scored (the cap is {cap:.0%} over-refusal)"
+        )
+    elif "failed" in states:
+        why = "Under every context too many answers cannot be scored"
     return [f"{why}: there is no winner, and nothing to confirm."]
 
 

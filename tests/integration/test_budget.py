@@ -11,7 +11,7 @@ from flipsearch.ledger import Ledger
 from flipsearch.searching import plan_study, run_study
 from flipsearch.searching.budget import Budget
 from tests.integration.test_study import CONFIG, PROMPTS, study_of
-from tests.world import GREEDY, Model, RefusalJudge, library
+from tests.world import GREEDY, LONG, LongJudge, LongModel, Model, RefusalJudge, library
 
 
 def with_tokens(num: int | None) -> StudyConfig:
@@ -81,6 +81,26 @@ def test_time_ends_the_search_and_a_later_launch_goes_on(tmp_path: Path) -> None
     assert f"The time of 900 s is spent: {num_arms[0]} of 18 contexts were tried." in first.notes
     assert first.winner is not None
     assert second.winner == study_of().winner
+
+
+@pytest.mark.parametrize("num", [60_000, 80_000, 100_000])
+def test_glimpses_are_paid_for_and_leave_enough_to_finish(num: int) -> None:
+    model, config = LongModel(), with_tokens(num).model_copy(update={"screen": 4})
+    with Ledger("sqlite://") as ledger:
+        study = run_study(plan_study(config, library(), PROMPTS), Bench(model, LongJudge(), ledger, LONG))
+    assert study.winner is not None
+    assert study.num_tokens == model.num_written <= num
+
+
+def test_time_counts_tokens_and_not_answers_that_are_cut_short() -> None:
+    """A token takes a second here."""
+    model, config = LongModel(), CONFIG.model_copy(update={"time_s": 60_000.0, "screen": 4})
+    plan = plan_study(config, library(), PROMPTS)
+    with Ledger("sqlite://") as ledger:
+        bench = Bench(model, LongJudge(), ledger, LONG)
+        study = run_study(plan, bench, Budget(plan, lambda: float(model.num_written)))
+    assert study.winner is not None
+    assert model.num_written <= 1.1 * 60_000
 
 
 @pytest.mark.parametrize(("text", "num"), [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), (1.5, 1.5)])

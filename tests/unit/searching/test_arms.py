@@ -1,16 +1,22 @@
 """What the proposer is told of its arms: shrunken values, and nothing of a failed one."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import Any
+
 import pytest
 
 from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
 from flipsearch.ledger import Ledger
-from flipsearch.records import Context
+from flipsearch.records import Context, Request, Rollout, Sampling, Study
+from flipsearch.searching import run_study
 from flipsearch.searching.arms import search_arms
 from flipsearch.searching.baseline import measure_baseline
 from flipsearch.searching.plan import plan_study
 from flipsearch.searching.proposer import Proposer
-from tests.world import GREEDY, Model, RefusalJudge, library, prompt_set, template
+from flipsearch.searching.racing import make_rungs
+from tests.world import GREEDY, REFUSAL, Model, RefusalJudge, flat, library, prompt_set, template
 
 
 def test_values_are_shrunken_and_failures_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,3 +47,55 @@ def test_values_are_shrunken_and_failures_are_none(monkeypatch: pytest.MonkeyPat
         assert rate.count / (rate.n + 64) <= value <= (rate.count + 64) / (rate.n + 64)
         assert 0 < value < 1
         assert violation == pytest.approx(refusals.value - 0.1)
+
+
+class LateRefuser(Model):
+    """Refuses the benign prompts that a race sees late, under contexts with a given word."""
+
+    def __init__(self, late: set[str], word: str) -> None:
+        super().__init__()
+        self.late, self.word = late, word
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
+        texts = {one.context.context_id: one.context.text for one in requests if one.context}
+        for rollout in flat(super().generate(requests, sampling)):
+            refuses = rollout.prompt_id in self.late and self.word in texts.get(rollout.context_id or "", "")
+            yield [replace(rollout, completion=REFUSAL) if refuses else rollout]
+
+
+def study_with_late_refusals(word: str, **settings: Any) -> Study:
+    config = StudyConfig.model_validate({"num_contexts": 18, "cohort_size": 6, "breed": 0, "seed": 1, **settings})
+    plan = plan_study(config, library(), prompt_set(63, 40))
+    with Ledger("sqlite://") as ledger:
+        base = measure_baseline(Bench(Model(), RefusalJudge(), ledger, GREEDY), plan.search, "search")
+    first = make_rungs(base.num_unsafe, base.num_benign, config.first_rung)[0]
+    early = {prompt.prompt_id for prompt in base.to_flip(first)}
+    late = {prompt.prompt_id for prompt in base.prompts if prompt.kind == "benign"} - early
+    with Ledger("sqlite://") as ledger:
+        return run_study(plan, Bench(LateRefuser(late, word), RefusalJudge(), ledger, GREEDY))
+
+
+def test_all_arms_may_be_cut_before_the_last_rung() -> None:
+    study = study_with_late_refusals("")
+    assert study.winner is None
+    assert {trial.state for trial in study.trials if trial.role == "arm"} <= {"cut", "held"}
+    assert any("no winner" in note and "cut" in note for note in study.notes)
+
+
+def test_arms_that_were_held_run_on_when_none_that_finished_may_win() -> None:
+    """Blunt contexts flip most, and break the cap on the prompts that come late."""
+    study = study_with_late_refusals("blunt", num_finalists=1, max_over_refusal=0.3, alpha=0.001)
+    assert study.winner is not None
+    assert "blunt" not in study.winner.context.text
+
+
+@pytest.mark.parametrize("cap", [0.0, 0.1])
+def test_without_refusals_the_strongest_run_on_whatever_the_cap(cap: float) -> None:
+    settings = {"num_finalists": 2, "max_over_refusal": cap, "num_contexts": 18, "cohort_size": 6, "breed": 0}
+    plan = plan_study(StudyConfig.model_validate(settings), library(), prompt_set(63, 40))
+    with Ledger("sqlite://") as ledger:
+        study = run_study(plan, Bench(Model(), RefusalJudge(), ledger, GREEDY))
+    arms = [trial for trial in study.trials if trial.role == "arm" and not trial.search.over_refusal_rate.count]
+    ended = [trial.search.flip_rate.value or 0.0 for trial in arms if trial.state == "complete"]
+    held = [trial.search.flip_rate.value or 0.0 for trial in arms if trial.state == "held"]
+    assert min(ended) >= max(held, default=0.0) - 0.1

@@ -1,6 +1,7 @@
 """The first tokens of an answer rank contexts, whole answers go on from them, and a long thought is left alone."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
@@ -74,7 +75,9 @@ def test_its_rank_correlation_is_said(ledger: Ledger) -> None:
     screen.learn(list(zip(SOME, measure(bench, SOME, prompts, base.outcomes, "search"), strict=True)))
     assert screen.correlation == pytest.approx(1.0)
     assert f"screened by the first {GLIMPSE_TOKENS} tokens of answers on {len(prompts)} prompts" in screen.notes()[0]
-    assert screen.told(SOME[0]).num_worth == 0  # whole answers say it already
+    assert f"({len(SOME)} contexts)" in screen.notes()[0]
+    whole = [prompt.prompt_id for prompt in prompts]
+    assert screen.told(SOME[0], whole).num_worth == 0  # whole answers say it already
 
 
 def test_a_thought_tells_nothing_and_is_not_waited_for(ledger: Ledger) -> None:
@@ -83,10 +86,32 @@ def test_a_thought_tells_nothing_and_is_not_waited_for(ledger: Ledger) -> None:
     screen = Screen(bench, base, prompts)
     assert screen.num_candidates(8, 4) == 16
     before = model.num_written
-    screen.forecast([WEAK, FIRM, BLUNT])
-    assert model.num_written - before == len(prompts) * GLIMPSE_TOKENS  # of the first context alone
+    assert screen.forecast([WEAK, FIRM, BLUNT, *SOME]) == []
+    assert model.num_written - before == 3 * len(prompts) * GLIMPSE_TOKENS  # of the first contexts alone
     assert not screen.is_ready
     assert screen.num_candidates(8, 4) == 8
+    assert "they tell too little" in screen.notes()[0]
+
+
+def test_one_context_that_cannot_be_scored_ends_nothing(ledger: Ledger) -> None:
+    bench, base, prompts = made(ledger, LongModel())
+    screen = Screen(bench, base, prompts)
+    assert [one.context for one in screen.forecast([Context("mumble"), FIRM, BLUNT])] == [FIRM, BLUNT]
+    assert screen.is_ready
+    assert screen.forecast([FIRM])[0].flip_rate > 0  # known already: nothing to look at, and nothing ends
+
+
+def test_drawn_answers_go_on_only_where_that_is_the_same_draw(ledger: Ledger) -> None:
+    model = LongModel()
+    bench = Bench(model, LongJudge(), ledger, replace(LONG, temperature=0.7))
+    requests = [Request(prompt, FIRM) for prompt in prompt_set()[:6]]
+    for knows, openings in ((False, {0}), (True, {GLIMPSE_TOKENS})):
+        model.draws_by_place = knows
+        asked = [replace(request, sample_index=int(knows)) for request in requests]
+        bench.glimpses(asked, GLIMPSE_TOKENS)
+        model.openings.clear()
+        bench.outcomes(asked)
+        assert set(model.openings) == openings
 
 
 def test_short_answers_are_not_glimpsed(ledger: Ledger) -> None:

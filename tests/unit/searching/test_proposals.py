@@ -13,7 +13,19 @@ from flipsearch.searching.plan import plan_study
 from flipsearch.searching.probes import MIN_READINGS
 from flipsearch.searching.proposals import Proposals
 from flipsearch.searching.screening import Screen
-from tests.world import GREEDY, Model, ReadingModel, RefusalJudge, library, prompt_set, strength, template
+from tests.world import (
+    GREEDY,
+    LONG,
+    LongJudge,
+    LongModel,
+    Model,
+    ReadingModel,
+    RefusalJudge,
+    library,
+    prompt_set,
+    strength,
+    template,
+)
 
 WIDE = template("wide", "{{ 'firm ' * firm }}{{ 'mild ' * mild }}{{ tail }}",
                 f"firm = [0, 1, 2, 3]\nmild = {list(range(30))}\ntail = [\"so\", \"thus\", \"hence\"]")  # fmt: skip
@@ -96,3 +108,36 @@ def test_a_small_space_ends_and_says_so(ledger: Ledger) -> None:
     assert len(proposals.ask(8, [])) == 3
     assert proposals.ask(8, []) == []
     assert "holds 3 different contexts" in proposals.notes(3)[0]
+
+
+def test_what_cannot_be_looked_at_is_told_nothing_and_waits(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[str] = []
+    monkeypatch.setattr(Proposals, "tell", lambda self, context, *rest, **more: told.append(context.context_id))
+    config = StudyConfig.model_validate({"templates": ("wide",), "breed": 0})
+    plan = plan_study(config, library(wide=WIDE), prompt_set())
+    bench = Bench(LongModel(num_thought=16), LongJudge(), ledger, LONG)
+    base = measure_baseline(bench, plan.search, "search")
+    proposals = Proposals(plan, bench, base, Screen(bench, base, base.to_flip()))
+    asked: list[Context] = []
+    monkeypatch.setattr(proposals._proposer, "ask", lambda num: made_up(asked, num))
+    first, second = proposals.ask(8, []), proposals.ask(8, [])
+    assert [one.text for one in (*first, *second)] == [one.text for one in asked[:16]]
+    assert len(asked) == 16
+    assert told == []
+
+
+def made_up(asked: list[Context], num: int) -> list[Context]:
+    new = [Context(f"now {len(asked) + index}") for index in range(num)]
+    asked += new
+    return new
+
+
+def test_the_screened_out_race_when_nothing_new_is_left(ledger: Ledger) -> None:
+    proposals, screen = made(ledger, ReadingModel(), breed=0)
+    raced: list[str] = []
+    while found := proposals.ask(8, []):
+        raced += [one.context_id for one in found]
+        for one in found:
+            proposals.tell(one, 0.5)
+    assert len(set(raced)) == len(raced)
+    assert len(raced) >= screen.num_screened

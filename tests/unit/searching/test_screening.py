@@ -77,14 +77,16 @@ def test_a_screen_that_misleads_is_used_no_more(ledger: Ledger) -> None:
     assert told.flip_rate == pytest.approx(true_rate(base, FIRM, "harmful"), abs=0.05)
 
 
-def test_what_was_read_counts_beside_whole_answers(ledger: Ledger) -> None:
+def test_a_reading_counts_where_no_whole_answer_is(ledger: Ledger) -> None:
     bench, base, screen = made(ledger, ReadingModel())
-    assert screen.told(FIRM).num_worth == 0  # not read yet
+    assert screen.told(FIRM, ()).num_worth == 0  # not read yet
     learn(bench, base, screen, SOME)
-    told = screen.told(SOME[-1])
-    num_harmful = sum(prompt.kind == "harmful" for prompt in base.to_flip())
-    assert told.num_worth == pytest.approx(num_harmful)
+    told = screen.told(SOME[-1], ())
+    harmful = [prompt.prompt_id for prompt in base.to_flip() if prompt.kind == "harmful"]
+    assert told.num_worth == pytest.approx(len(harmful))
     assert told.flip_rate == pytest.approx(true_rate(base, SOME[-1], "harmful"), abs=0.05)
+    assert screen.told(SOME[-1], harmful[:10]).num_worth == pytest.approx(len(harmful) - 10)
+    assert screen.told(SOME[-1], harmful).num_worth == 0
 
 
 def test_a_model_that_cannot_read_has_no_screen(ledger: Ledger) -> None:
@@ -92,7 +94,7 @@ def test_a_model_that_cannot_read_has_no_screen(ledger: Ledger) -> None:
     assert not screen.is_ready
     learn(bench, base, screen, SOME)
     assert screen.notes() == []
-    assert screen.told(FIRM).num_worth == 0
+    assert screen.told(FIRM, ()).num_worth == 0
 
 
 def test_only_answers_that_can_change_are_read(ledger: Ledger) -> None:
