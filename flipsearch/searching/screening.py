@@ -127,8 +127,8 @@ class Screen:
 
         Where the whole answer is there, a look at it says nothing more.
         """
-        ids = [id for (one, id) in self._features if one == context.context_id and self._kinds[id] == "harmful"]
-        ids = [id for id in ids if id not in decoded]
+        harmful = [id for id, kind in self._kinds.items() if kind == "harmful" and id not in decoded]
+        ids = [id for id in harmful if (context.context_id, id) in self._features]
         if not (ids and self._probe and self.correlation and self.correlation > 0):
             return Told(0.0, 0.0)
         return Told(self._rate(context.context_id, "harmful", ids), self.correlation**2 * len(ids))
