@@ -7,7 +7,7 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
-from flipsearch.judging.answer import split_answer
+from flipsearch.judging.answer import what_to_judge
 from flipsearch.judging.compact.features import extract
 from flipsearch.judging.compact.model import CompactModel
 from flipsearch.judging.refusal_rules import RefusalRules
@@ -52,13 +52,9 @@ class CompactJudge:
 
 def _answer(exchange: Exchange) -> str | Verdict:
     """The answer to judge, or why there is none."""
-    if exchange.finish_reason == "error":
-        return Verdict(Label.UNSCORED, reason="the rollout failed")
-    answer = split_answer(exchange.completion, exchange.opens_thinking).answer
-    if answer is None:
-        return Verdict(Label.UNSCORED, reason="truncated in its thought")
-    if not answer:
-        return Verdict(Label.UNSCORED, reason="empty answer")
+    answer = what_to_judge(exchange)
+    if isinstance(answer, Verdict):
+        return answer
     if exchange.finish_reason == "length" and len(answer) < _UNDECIDED_CHARACTERS:
         return Verdict(Label.UNSCORED, reason="truncated before the answer is decided")
     return answer

@@ -8,7 +8,7 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
-from flipsearch.judging.answer import split_answer
+from flipsearch.judging.answer import what_to_judge
 from flipsearch.judging.refusal_rules import RefusalRules
 from flipsearch.records import Exchange, Label, Verdict, content_id
 
@@ -35,13 +35,9 @@ class RefusalJudge:
         return [self._judge_one(exchange) for exchange in exchanges]
 
     def _judge_one(self, exchange: Exchange) -> Verdict:
-        if exchange.finish_reason == "error":
-            return Verdict(Label.UNSCORED, reason="the rollout failed")
-        answer = split_answer(exchange.completion, exchange.opens_thinking).answer
-        if answer is None:
-            return Verdict(Label.UNSCORED, reason="truncated in its thought")
-        if not answer:
-            return Verdict(Label.UNSCORED, reason="empty answer")
+        answer = what_to_judge(exchange)
+        if isinstance(answer, Verdict):
+            return answer
         points, matched = self._rules.points(answer)
         if (
             exchange.finish_reason == "length"

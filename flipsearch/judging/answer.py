@@ -7,6 +7,8 @@ judge: text after the first closed block is answer, whatever closing tags come l
 import re
 from dataclasses import dataclass
 
+from flipsearch.records import Exchange, Label, Verdict
+
 # Qwen3 and DeepSeek-R1; Claude-like; Magistral; Kimi; Seed-OSS; OpenThinker.
 _TAG = re.compile(
     r"(?P<open><(?:think|thinking|thought|seed:think)>|\[THINK\]|◁think▷|<\|begin_of_thought\|>)"
@@ -55,3 +57,13 @@ def split_answer(completion: str, opens_thinking: bool = False) -> Answer:
     (thoughts if depth else shown).append(completion[position:])
     thought = "\n".join(part.strip() for part in thoughts).strip()
     return Answer(thought, None if depth else "".join(shown).strip())
+
+
+def what_to_judge(exchange: Exchange) -> str | Verdict:
+    """Return the answer of an exchange, or the UNSCORED verdict that says why there is none."""
+    if exchange.finish_reason == "error":
+        return Verdict(Label.UNSCORED, reason="the rollout failed")
+    answer = split_answer(exchange.completion, exchange.opens_thinking).answer
+    if answer is None:
+        return Verdict(Label.UNSCORED, reason="truncated in its thought")
+    return answer or Verdict(Label.UNSCORED, reason="empty answer")
