@@ -4,7 +4,7 @@ Arms were seen on unequal numbers of prompts: a rate is shrunken under a prior f
 forecast, where it has shown that it can tell, counts as so many prompts more as its correlation is worth.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,14 +36,17 @@ class Estimates:
         return flips / (flips + misses)
 
     def worths(self, arms: Sequence[Arm]) -> NDArray[np.float64]:
-        """Return draws (arms, draws) of what each arm is worth."""
+        """Return draws (arms, draws) of what each arm is worth; nothing is counted twice."""
         refusals = [self._refusals(arm) for arm in arms]
-        return draw_worths([self._flips(arm) for arm in arms], refusals, self._cap)
+        flips = [self._flips(arm, {flip.prompt_id for flip in arm.search.flips}) for arm in arms]
+        return draw_worths(flips, refusals, self._cap)
 
     def by_promise(self, arms: Sequence[Arm]) -> list[Arm]:
         """Return the arms that still run, those first that are worth most on average, cap included."""
         running = [arm for arm in arms if arm.state == "running"]
-        means = promise(self.worths(running))
+        # To rank, a reading counts on decoded prompts too: how far an answer gave way says more than that it did.
+        flips, refusals = [self._flips(arm) for arm in running], [self._refusals(arm) for arm in running]
+        means = promise(draw_worths(flips, refusals, self._cap))
         return [running[index] for index in np.argsort(-means.round(6), kind="stable")]
 
     def _refusals(self, arm: Arm) -> Beta | None:
@@ -53,9 +56,8 @@ class Estimates:
             return None
         return rate.count + known, rate.n - rate.count + prior.strength - known
 
-    def _flips(self, arm: Arm) -> Beta:
+    def _flips(self, arm: Arm, decoded: Collection[str] = ()) -> Beta:
         """The beta distribution of an arm's flip rate: flips and misses, expected ones among them."""
-        decoded = {flip.prompt_id for flip in arm.search.flips}
         rate, told = arm.search.flip_rate, self._screen.told(arm.context, decoded)
         weight = self._prior.strength + told.num_worth
         known = self._prior.strength * self._prior.mean + told.num_worth * told.flip_rate

@@ -123,9 +123,9 @@ class Screen:
         ]
 
     def told(self, context: Context, decoded: Collection[str]) -> Told:
-        """Return the forecast for a context over prompts whose answers were not `decoded` whole, and what it is worth.
+        """Return the forecast for a context over the prompts that are not among `decoded`, and what it is worth.
 
-        Where the whole answer is there, a look at it says nothing more.
+        On a prompt whose whole answer is known a look is no evidence of its own, though it may rank better.
         """
         harmful = [id for id, kind in self._kinds.items() if kind == "harmful" and id not in decoded]
         ids = [id for id in harmful if (context.context_id, id) in self._features]
