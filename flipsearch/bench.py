@@ -85,6 +85,11 @@ class Bench:
         return sum(outcome.num_tokens for outcome in self._outcomes.values()) / max(1, len(self._outcomes))
 
     @property
+    def goes_on(self) -> bool:
+        """Whether an answer that goes on from its beginning is what a whole one is: greedily, or drawn by place."""
+        return self.sampling.temperature == 0 or bool(getattr(self.backend, "draws_by_place", False))
+
+    @property
     def glimpse_ids(self) -> set[str]:
         """The glimpses that no whole answer went on from."""
         return {glimpse.rollout_id for id, glimpse in self._glimpses.items() if id not in self._outcomes}
@@ -214,10 +219,9 @@ class Bench:
     def _begun(self, missing: Mapping[str, Request], sampling: Sampling) -> dict[str, Request]:
         """Return the requests that are still to be asked: what was glimpsed goes on, or is whole already.
 
-        A drawn answer goes on only on a backend whose draws depend on the place of a token: on another it would begin
-        its draws anew, and not be what a whole one is.
+        Where a drawn answer would begin its draws anew, and not be what a whole one is, all are asked whole.
         """
-        if sampling.temperature > 0 and not getattr(self.backend, "draws_by_place", False):
+        if not self.goes_on:
             return dict(missing)
         short = {id: glimpse.rollout_id for id in missing if (glimpse := self._glimpses.get(id))}
         known = self.ledger.rollouts(short.values())

@@ -108,7 +108,7 @@ class GlimpseProbe:
         self._bench = bench
         known = {prompt: base.outcomes[prompt.prompt_id] for prompt in prompts}
         lengths = [draw.num_tokens for draws in known.values() for draw in draws.judged]
-        saves = sum(lengths) >= WORTH_CUTTING * GLIMPSE_TOKENS * max(1, len(lengths))
+        saves = bench.goes_on and sum(lengths) >= WORTH_CUTTING * GLIMPSE_TOKENS * max(1, len(lengths))
         self._prompts = {p.prompt_id: p for p, draws in known.items() if saves and _known(p.kind, draws)}
         self.lost_tokens = float((GLIMPSED - 1) * len(self._prompts) * GLIMPSE_TOKENS)
 
