@@ -10,13 +10,14 @@ LAYERS: dict[str, int] = {
     "errors": 0, "records": 0, "draws": 0, "scores": 0, "training_run": 0, "protocols": 0, "locks": 0,
     "config": 1, "registry": 1,
     "prompts": 2, "chat": 2, "ledger": 2, "events": 2,
-    "templating": 3, "backends": 3, "judging": 3, "statistics": 3,
-    "organism": 4, "bench": 4,
-    "measure": 5,
-    "searching": 6, "training": 6, "evaluation": 6, "anatomy": 6,
-    "reporting": 7, "testing": 7,
-    "results": 8, "desk": 9, "api": 10,
-    "console": 11, "flags": 11, "cli": 12, "__main__": 13,
+    "templating": 3, "backends": 3, "statistics": 3,
+    "judging": 4,  # a judge may be a model, and what it gets wrong is a statistic
+    "organism": 5, "bench": 5,
+    "measure": 6,
+    "searching": 7, "training": 7, "evaluation": 7, "anatomy": 7,
+    "reporting": 8, "testing": 8,
+    "results": 9, "desk": 10, "api": 11,
+    "console": 12, "flags": 12, "cli": 13, "__main__": 14,
 }  # fmt: skip
 ROOMS_OF_PACKAGE = {
     "torch": {"backends", "training", "organism", "anatomy"},
