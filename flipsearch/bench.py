@@ -10,8 +10,9 @@ from dataclasses import replace
 from typing import Protocol
 
 from flipsearch.draws import ONE_DRAW, DrawRule, Draws, Judged
-from flipsearch.errors import BackendError, JudgeError
+from flipsearch.errors import BackendError
 from flipsearch.events import Tell, silent
+from flipsearch.judging.keeping import judge_kept
 from flipsearch.ledger import Ledger
 from flipsearch.protocols import Backend, Judge, Reader
 from flipsearch.records import (
@@ -121,7 +122,8 @@ class Bench:
         unjudged = [id for id in by_id if id not in verdicts]
         for start in range(0, len(unjudged), JUDGE_BATCH):
             batch = unjudged[start : start + JUDGE_BATCH]
-            verdicts |= self._judge(batch, [_exchange(by_id[id], text_of[by_id[id].prompt_id]) for id in batch])
+            exchanges = [_exchange(by_id[id], text_of[by_id[id].prompt_id]) for id in batch]
+            verdicts |= zip(batch, judge_kept(self.ledger, self.judge, batch, exchanges), strict=True)
             self._report(f"{self.phase}: judging", start + len(batch), len(unjudged))
         return [verdicts[rollout.rollout_id] for rollout in rollouts]
 
@@ -244,19 +246,6 @@ class Bench:
         self.num_generated += len(batch)
         self.num_generated_tokens += sum(rollout.num_generated for rollout, _ in batch)
         self._failed.update(id for rollout, id in batch if rollout.finish_reason == "error")
-
-    def _judge(self, ids: Sequence[str], exchanges: Sequence[Exchange]) -> dict[str, Verdict]:
-        try:
-            verdicts = self.judge.judge(exchanges)
-        except JudgeError:
-            raise
-        except Exception as error:  # a plug-in can raise anything
-            raise JudgeError(f"judge '{self.judge.name}' failed: {type(error).__name__}: {error}.") from error
-        if len(verdicts) != len(exchanges):
-            raise JudgeError(f"judge '{self.judge.name}' gave {len(verdicts)} verdicts on {len(exchanges)} exchanges.")
-        found = dict(zip(ids, verdicts, strict=True))
-        self.ledger.save_verdicts(self.judge.identity, found.items())
-        return found
 
     def _report(self, phase: str, done: int, total: int) -> None:
         if self.progress is not None:

@@ -57,16 +57,36 @@ class Judge(Protocol):
     """A judge of exchanges. It never sees the context.
 
     Contract: one verdict an exchange, in order; what cannot be judged is UNSCORED with a reason, never a guess;
-    a verdict does not depend on the other exchanges of the call.
+    a verdict does not depend on the other exchanges of the call. What a user must know of the judge it may say in an
+    attribute `notes`, a tuple of texts; a method `close` frees its model.
     """
 
-    name: str
-    """Short name, as on the command line."""
-    identity: str
-    """Hash of class, rules or prompt text, model, revision and thresholds: it keys the ledger."""
+    @property
+    def name(self) -> str:
+        """Short name, as on the command line."""
+        ...
+
+    @property
+    def identity(self) -> str:
+        """Hash of class, rules or prompt text, model, revision and thresholds: it keys the ledger."""
+        ...
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return one verdict an exchange, in order."""
+        ...
+
+
+@runtime_checkable
+class Panel(Judge, Protocol):
+    """Several judges that decide together; each one's own verdicts are kept too."""
+
+    @property
+    def members(self) -> Sequence[Judge]:
+        """The judges, in order."""
+        ...
+
+    def combine(self, verdicts: Sequence[Sequence[Verdict]]) -> list[Verdict]:
+        """Return the panel's verdicts of its members' (a sequence a member, in order)."""
         ...
 
 

@@ -1,7 +1,7 @@
-"""Finds and loads judges: files of judges/, the user's own files, and entry points of installed packages.
+"""Finds and loads judges: files of judges/, the user's own files and folders, and entry points of installed packages.
 
-One file holds one judge: a single public class with `name`, `identity` and `judge`, built without arguments. Listing
-reads the files as text; only loading runs them.
+One file holds one judge: a single public class with `name`, `identity` and `judge`, built with keyword options alone.
+Listing reads the files as text; only loading runs them.
 """
 
 import ast
@@ -11,9 +11,13 @@ import sys
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
-from typing import Any, cast
+from typing import Any
 
 from flipsearch.errors import PluginError, near_names, unknown_name
+from flipsearch.judging.needs import Needs, needs_of
+from flipsearch.judging.options import build_judge
+from flipsearch.judging.panel import PanelJudge
+from flipsearch.judging.spec import Member, parse_spec
 from flipsearch.protocols import Judge
 from flipsearch.registry import content_folder
 
@@ -21,7 +25,10 @@ ENTRY_POINTS = "flipsearch.judges"
 
 
 def list_judges() -> dict[str, str]:
-    """Return the names of all judges with a one-line description each, without running their files."""
+    """Return the names of all judges with what each is, what it needs and whether it can run here.
+
+    Their files are not run.
+    """
     described = {name: _describe(path) for name, path in _files().items()}
     for name, entry in _entries().items():
         described.setdefault(name, f"from {entry.value}")
@@ -29,22 +36,47 @@ def list_judges() -> dict[str, str]:
 
 
 def load_judge(spec: str) -> Judge:
-    """Return the judge of a name, or of a path to a Python file, which is run.
+    """Return the judge, or the panel of them, that a text of the form told in judging.spec asks for.
 
-    Raises PluginError if there is none of that name, or if it cannot be loaded or is no judge.
+    Raises PluginError if there is none of a name, or if it cannot be loaded or is no judge, and ConfigError for options
+    or a rule that cannot be used. The file of a judge that is named by its path is run.
     """
-    if spec.lower().endswith(".py") or "/" in spec or "\\" in spec:
-        return _build(_class_of(Path(spec).expanduser()), spec)
+    wanted = parse_spec(spec)
+    members = [_load(member) for member in wanted.members]
+    return PanelJudge(members, wanted.rule) if wanted.rule else members[0]
+
+
+def _load(member: Member) -> Judge:
+    name = member.name
+    if name.lower().endswith(".py") or "/" in name or "\\" in name:
+        return build_judge(_class_of(_judge_file(Path(name).expanduser())), name, member.options)
     files, entries = _files(), _entries()
-    if spec in files:
-        return _build(_class_of(files[spec]), str(files[spec]))
-    if spec in entries:
-        return _build(_from_entry(entries[spec]), f"entry point '{spec}'")
-    raise PluginError(unknown_name("judge", spec, {*files, *entries}, "Or give the path of a judge file (.py)."))
+    if name in files:
+        return build_judge(_class_of(files[name]), str(files[name]), member.options)
+    if name in entries:
+        return build_judge(_from_entry(entries[name]), f"entry point '{name}'", member.options)
+    raise PluginError(
+        unknown_name("judge", name, {*files, *entries}, "Or give the path of a judge file (.py) or folder.")
+    )
 
 
 def _files() -> dict[str, Path]:
-    return {path.stem: path for path in sorted(content_folder("judges").glob("*.py")) if not path.stem.startswith("_")}
+    paths = sorted(content_folder("judges").iterdir())
+    folders = {path.name: path / f"{path.name}.py" for path in paths if path.is_dir()}
+    files = {path.stem: path for path in paths if path.suffix == ".py" and not path.stem.startswith("_")}
+    return {name: path for name, path in folders.items() if path.is_file()} | files
+
+
+def _judge_file(path: Path) -> Path:
+    """The judge file itself; of a folder the one that bears its name, or the only one."""
+    if not path.is_dir():
+        return path
+    found = sorted(file for file in path.glob("*.py") if not file.stem.startswith("_"))
+    named = [file for file in found if file.stem == path.resolve().name]
+    if len(found) != 1 and not named:
+        saw = ", ".join(file.name for file in found) or "none"
+        raise PluginError(f"judge folder '{path}' must hold one judge file (.py) or {path.name}.py, got {saw}.")
+    return named[0] if named else found[0]
 
 
 def _entries() -> dict[str, EntryPoint]:
@@ -53,10 +85,11 @@ def _entries() -> dict[str, EntryPoint]:
 
 def _describe(path: Path) -> str:
     try:
-        docstring = ast.get_docstring(_public_class(path)) or ""
+        syntax = _public_class(path)
     except PluginError as error:
         return f"cannot be used: {error}"
-    return docstring.partition("\n")[0]
+    needs: Needs = needs_of(syntax)
+    return f"{(ast.get_docstring(syntax) or '').partition(chr(10))[0]} {needs.told()}".strip()
 
 
 def _public_class(path: Path) -> ast.ClassDef:
@@ -107,19 +140,3 @@ def _from_entry(entry: EntryPoint) -> Any:
         return entry.load()
     except Exception as error:
         raise PluginError(f"judge '{entry.name}' ({entry.value}) fails when loaded: {error}") from error
-
-
-def _build(judge_class: Any, where: str) -> Judge:
-    try:
-        judge = judge_class()
-    except PluginError:
-        raise
-    except Exception as error:
-        raise PluginError(f"judge in {where} cannot be built: {type(error).__name__}: {error}") from error
-    texts = [name for name in ("name", "identity") if not isinstance(getattr(judge, name, None), str)]
-    missing = texts + ([] if callable(getattr(judge, "judge", None)) else ["judge"])
-    if missing:
-        raise PluginError(
-            f"judge in {where} lacks {', '.join(missing)}: it needs name and identity (text) and judge(exchanges)."
-        )
-    return cast(Judge, judge)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.errors import PluginError
+from flipsearch.errors import ConfigError, PluginError
 from flipsearch.judging import library
 from flipsearch.judging.library import list_judges, load_judge
 from flipsearch.records import Exchange, Label, Prompt
@@ -103,3 +103,82 @@ def test_judges_of_installed_packages_are_found(monkeypatch: pytest.MonkeyPatch,
     assert load_judge("outside").name == "mild"
     with pytest.raises(PluginError, match=r"judge 'gone' .* fails when loaded"):
         load_judge("gone")
+
+
+TAKES_OPTIONS = '''
+from typing import Literal
+
+from flipsearch.records import Label, Verdict
+
+
+class Optional:
+    """Takes options."""
+
+    name = "optional"
+    needs_model: str = "org/name-of-a-model"
+    needs_packages = ("a_package_that_nobody_has",)
+
+    def __init__(self, *, model: str | None = None, reading: Literal["strict", "loose"] = "strict",
+                 threshold: float = 0.5, most: int = 3, quick: bool = False) -> None:
+        self.given = (model, reading, threshold, most, quick)
+        self.identity = str(self.given)
+
+    def judge(self, exchanges):
+        return [Verdict(Label.SAFE, 0.0)] * len(exchanges)
+'''
+
+
+@pytest.fixture
+def taker(tmp_path: Path) -> Path:
+    file = tmp_path / "taker.py"
+    file.write_text(TAKES_OPTIONS, encoding="utf-8")
+    return file
+
+
+def test_options_are_read_as_the_constructor_says(taker: Path) -> None:
+    judge = load_judge(f"{taker}(model=./m, reading=loose, threshold=0.25, most=7, quick=yes)")
+    assert judge.identity == "('./m', 'loose', 0.25, 7, True)"
+    assert load_judge(str(taker)).identity == "(None, 'strict', 0.5, 3, False)"
+
+
+@pytest.mark.parametrize(
+    ("options", "said"),
+    [
+        ("reeding=loose", "has no option 'reeding'. Did you mean reading"),
+        ("reading=lose", "unknown value 'lose'. Did you mean loose"),
+        ("threshold=high", "option threshold is 'high', expected a number."),
+        ("most=1.5", "option most is '1.5', expected a whole number."),
+        ("quick=maybe", "option quick is 'maybe', expected true or false."),
+    ],
+)
+def test_an_option_that_cannot_be_used_is_one_line(taker: Path, options: str, said: str) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_judge(f"{taker}({options})")
+    assert said in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_judge_without_options_says_so() -> None:
+    with pytest.raises(ConfigError, match="takes no options, got 'threshold'"):
+        load_judge("refusal(threshold=0.4)")
+
+
+def test_a_folder_holds_a_judge_with_what_it_needs(taker: Path) -> None:
+    folder = taker.parent / "mine"
+    folder.mkdir()
+    with pytest.raises(PluginError, match=r"must hold one judge file \(.py\) or mine.py, got none"):
+        load_judge(str(folder) + "/")
+    taker.rename(folder / "anything.py")
+    (folder / "_helper.py").write_text("", encoding="utf-8")
+    assert load_judge(str(folder)).name == "optional"
+    (folder / "mine.py").write_text(TAKES_OPTIONS.replace('"optional"', '"mine"'), encoding="utf-8")
+    assert load_judge(str(folder)).name == "mine"
+
+
+def test_listing_says_what_a_judge_needs_and_whether_it_is_here(taker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flipsearch.judging.library.content_folder", lambda _: taker.parent)
+    told = list_judges()["taker"]
+    assert told == (
+        "Takes options. [not installed: pip install a_package_that_nobody_has; "
+        "needs org/name-of-a-model: not downloaded yet, or model=PATH]"
+    )

@@ -1,0 +1,45 @@
+"""What a judge needs to run, read from its file as text: a model, packages; and whether they are here."""
+
+import ast
+from dataclasses import dataclass
+from importlib.util import find_spec
+from typing import Any
+
+from huggingface_hub import try_to_load_from_cache
+
+
+@dataclass(frozen=True, slots=True)
+class Needs:
+    """What the literals `needs_model` and `needs_packages` of a judge's class say."""
+
+    model: str = ""
+    """Hub id of the model that it takes if none is given; "" if it needs none."""
+    packages: tuple[str, ...] = ()
+    """Names to import."""
+
+    def told(self) -> str:
+        """Return in a bracket what is needed, and whether it is here; "" if nothing is."""
+        missing = [package for package in self.packages if find_spec(package) is None]
+        parts = [f"not installed: pip install {' '.join(missing)}"] if missing else []
+        if self.model:
+            is_here = isinstance(try_to_load_from_cache(self.model, "config.json"), str)
+            parts.append(f"needs {self.model}: {'here' if is_here else 'not downloaded yet'}, or model=PATH")
+        return f"[{'; '.join(parts)}]" if parts else ""
+
+
+def needs_of(syntax: ast.ClassDef) -> Needs:
+    """Return what a class says that it needs."""
+    told = {target: value for node in syntax.body for target, value in _literals(node)}
+    packages = told.get("needs_packages", ())
+    return Needs(str(told.get("needs_model", "")), tuple(map(str, packages)) if isinstance(packages, tuple) else ())
+
+
+def _literals(node: ast.stmt) -> list[tuple[str, Any]]:
+    targets = node.targets if isinstance(node, ast.Assign) else [node.target] if isinstance(node, ast.AnnAssign) else []
+    value = node.value if isinstance(node, ast.Assign | ast.AnnAssign) else None
+    if not isinstance(value, ast.Constant | ast.Tuple):
+        return []
+    try:
+        return [(target.id, ast.literal_eval(value)) for target in targets if isinstance(target, ast.Name)]
+    except ValueError:
+        return []
