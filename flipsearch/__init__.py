@@ -10,8 +10,9 @@ Importing it loads neither torch nor optuna: the functions load them when they a
 from typing import TYPE_CHECKING, Any
 
 from flipsearch.errors import FlipsearchError
-from flipsearch.records import Context, Prompt, Study, Trial
+from flipsearch.records import Context, Prompt
 from flipsearch.scores import Scorecard
+from flipsearch.studies import Study, Trial
 
 if TYPE_CHECKING:
     from flipsearch.api import check_ledger, evaluate, export_ledger, plan, report, score, search, train

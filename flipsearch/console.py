@@ -16,7 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from flipsearch.records import Context, Rate, Study, Trial
+from flipsearch.records import Context, Rate
+from flipsearch.studies import Study, Trial
 from flipsearch.training_run import LogLine, TrainingRun
 
 if TYPE_CHECKING:  # an error is one line, and waits for none of these

@@ -21,11 +21,11 @@ from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import PromptSet
 from flipsearch.protocols import Backend
-from flipsearch.records import Study
 from flipsearch.registry import RESULT_PACKAGES, package_versions
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.files import write_best, write_study, write_text
 from flipsearch.results import Findings
+from flipsearch.studies import Study
 
 SETTINGS_FILE, LEDGER_FILE, EVENTS_FILE = "study.toml", "ledger.db", "events.jsonl"
 

@@ -7,7 +7,8 @@ import random
 from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from flipsearch.records import Context, Exchange, Parent, Reading, Request, Rollout, Sampling, Verdict
+from flipsearch.records import Context, Exchange, Reading, Request, Rollout, Sampling, Verdict
+from flipsearch.studies import Parent
 
 
 class Backend(Protocol):

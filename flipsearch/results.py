@@ -6,12 +6,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from flipsearch.records import Study, Trial
 from flipsearch.reporting.card import benign_metrics, context_card, portfolio_metrics
 from flipsearch.reporting.leaderboard import leaderboard, rows
 from flipsearch.reporting.scorecard import scorecard_dict
 from flipsearch.reporting.training_files import training_dict
 from flipsearch.scores import Scorecard
+from flipsearch.studies import Study, Trial
 from flipsearch.training_run import LogLine, TrainingRun
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ prompts.
 from collections.abc import Mapping
 from typing import Any
 
-from flipsearch.records import BenignContext, Measurement, Portfolio, Study, Trial
+from flipsearch.records import Measurement
+from flipsearch.studies import BenignContext, Portfolio, Study, Trial
 
 CARD_VERSION = 1
 ORACLE = (

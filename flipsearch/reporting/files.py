@@ -10,10 +10,10 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.errors import ConfigError, StudyError
-from flipsearch.records import Study
 from flipsearch.reporting.card import benign_card, context_card, portfolio_card
 from flipsearch.reporting.leaderboard import csv_text, leaderboard
 from flipsearch.reporting.page import leaderboard_page
+from flipsearch.studies import Study
 
 STUDY = TypeAdapter(Study)
 STUDY_FILE = "study.json"

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from flipsearch.records import Measurement, Rate, Study, Trial
+from flipsearch.records import Measurement, Rate
+from flipsearch.studies import Study, Trial
 
 
 def leaderboard(study: Study) -> pd.DataFrame:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from flipsearch.bench import Bench
-from flipsearch.records import Measurement, OperatorCredit, Trial, TrialState
+from flipsearch.records import Measurement
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.budget import EXPLORED_PROMPTS, MANY_FINALISTS, Budget
 from flipsearch.searching.estimates import Estimates
@@ -21,6 +21,7 @@ from flipsearch.searching.race import Arm, Bar, Race
 from flipsearch.searching.racing import Rung, is_admissible, make_rungs
 from flipsearch.searching.screening import Screen
 from flipsearch.searching.telling import tell_trial
+from flipsearch.studies import OperatorCredit, Trial, TrialState
 
 LEAST_SHOWN = 0.01
 """A chance below this is not told more closely."""

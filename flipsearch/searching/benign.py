@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 from flipsearch.bench import Bench
 from flipsearch.measure import has_failed, measure, unsafe_rate
-from flipsearch.records import BenignContext, Label, Measurement, Prompt, Rate, Trial
+from flipsearch.records import Label, Measurement, Prompt, Rate
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.plan import Plan
 from flipsearch.statistics.intervals import wilson
+from flipsearch.studies import BenignContext, Trial
 
 
 def try_benign(plan: Plan, bench: Bench, base: SplitBaseline) -> list[Trial]:

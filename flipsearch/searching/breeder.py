@@ -10,9 +10,10 @@ from collections.abc import Sequence
 
 from flipsearch.errors import FlipsearchError, PluginError
 from flipsearch.protocols import Operator
-from flipsearch.records import Context, Measurement, OperatorCredit, Parent
+from flipsearch.records import Context, Measurement
 from flipsearch.searching.credit import Credit, paired_gain
 from flipsearch.searching.hygiene import Hygiene
+from flipsearch.studies import OperatorCredit, Parent
 
 PATIENCE = 6
 """Failures (not applicable, or kept out) after which an operator rests for the rest of a call."""

@@ -9,8 +9,9 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from flipsearch.records import Label, Measurement, OperatorCredit
+from flipsearch.records import Label, Measurement
 from flipsearch.statistics.means import mean_interval
+from flipsearch.studies import OperatorCredit
 
 PRIOR_MEAN, PRIOR_SPREAD = 0.03, 0.05
 """Improvement expected of an operator that was not tried, and how far it may be off: new ones are worth a try."""

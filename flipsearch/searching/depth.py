@@ -12,10 +12,11 @@ from dataclasses import replace
 from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
 from flipsearch.draws import Judged
-from flipsearch.records import Label, Prompt, Rate, Request, Trial
+from flipsearch.records import Label, Prompt, Rate, Request
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.plan import Plan
 from flipsearch.statistics.intervals import wilson
+from flipsearch.studies import Trial
 
 Openings = list[tuple[Prompt, tuple[int, ...]]]
 """Prompts with the tokens that their answers begin with."""

@@ -9,12 +9,13 @@ from collections.abc import Collection, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from flipsearch.records import Label, Parent, Prompt
+from flipsearch.records import Label, Prompt
 from flipsearch.searching.holding import Beta, draw_worths, promise
 from flipsearch.searching.race import Arm
 from flipsearch.searching.racing import is_admissible
 from flipsearch.searching.screening import Screen
 from flipsearch.statistics.shrinkage import BetaPrior, fit_prior
+from flipsearch.studies import Parent
 
 ELITE = 8
 """Arms that children are bred from."""

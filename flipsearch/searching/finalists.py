@@ -11,12 +11,13 @@ from dataclasses import dataclass, replace
 
 from flipsearch.bench import Bench
 from flipsearch.measure import has_failed, measure
-from flipsearch.records import Context, Measurement, Trial, TrialState, content_id
+from flipsearch.records import Context, Measurement, content_id
 from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline
 from flipsearch.searching.plan import Plan
 from flipsearch.searching.racing import is_admissible
 from flipsearch.searching.report import flip_difference, net_of_placebo, strongest_placebo
 from flipsearch.statistics.multiple import holm
+from flipsearch.studies import Trial, TrialState
 from flipsearch.templating.placebos import PlaceboRow
 
 OPENED = "confirm split opened: "

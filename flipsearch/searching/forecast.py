@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from flipsearch.errors import ConfigError
-from flipsearch.records import TIE_LEVEL, Kind, Prompt
+from flipsearch.records import Kind, Prompt
 from flipsearch.searching.depth import depths_of
 from flipsearch.searching.plan import Plan
 from flipsearch.searching.racing import make_rungs
 from flipsearch.statistics.power import detectable_difference, pairs_needed
 from flipsearch.statistics.redraws import redraw_flip_rate
+from flipsearch.studies import TIE_LEVEL
 
 DELTA, POWER, DISCORDANT = 0.05, 0.8, 0.2
 """What is asked of the confirm split if nothing else is said: a difference, its chance to be found, and the share of

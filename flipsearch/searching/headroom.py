@@ -10,10 +10,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from flipsearch.errors import NothingToFlipError
-from flipsearch.records import TIE_LEVEL, Label, Trial
+from flipsearch.records import Label
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.report import strongest_placebo
 from flipsearch.statistics.paired import mcnemar_mid_p
+from flipsearch.studies import TIE_LEVEL, Trial
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,9 +7,10 @@ a training can, which routes each prompt by the teacher's own judged answer.
 
 from collections.abc import Mapping, Sequence, Set
 
-from flipsearch.records import Label, Measurement, Portfolio, Rate, Trial
+from flipsearch.records import Label, Measurement, Rate
 from flipsearch.statistics.intervals import wilson
 from flipsearch.statistics.paired import paired_difference
+from flipsearch.studies import Portfolio, Trial
 
 MAX_CONTEXTS = 5
 """A training asks the teacher under each of them."""

@@ -11,13 +11,14 @@ import random
 from collections.abc import Sequence
 
 from flipsearch.bench import Bench
-from flipsearch.records import Context, Measurement, OperatorCredit, Parent
+from flipsearch.records import Context, Measurement
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.breeder import Breeder
 from flipsearch.searching.hygiene import Hygiene
 from flipsearch.searching.plan import Plan
 from flipsearch.searching.proposer import Proposer
 from flipsearch.searching.screening import Forecast, Screen
+from flipsearch.studies import OperatorCredit, Parent
 
 CHECK_SHARE = 0.25
 """Share of a screened cohort that races whatever the screen says: else it would only be checked on what it likes."""

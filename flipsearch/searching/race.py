@@ -9,11 +9,12 @@ from typing import Literal
 
 from flipsearch.bench import Bench
 from flipsearch.measure import has_failed, measure
-from flipsearch.records import Context, Measurement, TrialState
+from flipsearch.records import Context, Measurement
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.elimination import hopeless
 from flipsearch.searching.racing import Rung
 from flipsearch.searching.telling import tell_cuts
+from flipsearch.studies import TrialState
 
 Trim = Callable[[Sequence["Arm"], Rung], Sequence["Arm"]]
 """(arms that may go on, the rung before them) -> those that do; a budget may hold some back."""

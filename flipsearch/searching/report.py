@@ -5,10 +5,11 @@ from collections.abc import Iterable, Sequence
 from flipsearch.bench import Bench
 from flipsearch.config import ReportConfig
 from flipsearch.measure import has_failed
-from flipsearch.records import Difference, Flip, Label, Measurement, Study, Trial
+from flipsearch.records import Difference, Flip, Label, Measurement
 from flipsearch.registry import RESULT_PACKAGES, package_versions
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.statistics.paired import paired_difference
+from flipsearch.studies import Study, Trial
 
 
 def strongest_placebo(placebos: Iterable[Measurement]) -> Measurement | None:

@@ -7,9 +7,10 @@ from flipsearch.config import ScoreConfig
 from flipsearch.errors import StudyError
 from flipsearch.measure import has_failed, measure
 from flipsearch.prompts.splitting import first_of_each_kind
-from flipsearch.records import Context, Prompt, Study, Trial, TrialRole, TrialState
+from flipsearch.records import Context, Prompt
 from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline, require_unsafe
 from flipsearch.searching.report import make_study, net_of_placebo
+from flipsearch.studies import Study, Trial, TrialRole, TrialState
 
 
 def run_score(

@@ -19,8 +19,8 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.pool import StaticPool
 
 from flipsearch.errors import StudyError
-from flipsearch.records import Study, Trial
 from flipsearch.searching.space import Space
+from flipsearch.studies import Study, Trial
 
 STORAGE_FILE = "optuna.db"
 STATES = {

@@ -10,7 +10,6 @@ from dataclasses import replace
 
 from flipsearch.bench import Bench
 from flipsearch.protocols import Backend
-from flipsearch.records import Study, Trial
 from flipsearch.searching.arms import search_arms
 from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline, require_unsafe
 from flipsearch.searching.benign import confirm_benign, try_benign
@@ -24,6 +23,7 @@ from flipsearch.searching.portfolio import find_portfolio
 from flipsearch.searching.report import make_study, rollout_ids
 from flipsearch.searching.rewriting import Rewriter
 from flipsearch.searching.telling import tell_baseline, tell_confirm
+from flipsearch.studies import Study, Trial
 
 
 def run_study(plan: Plan, bench: Bench, budget: Budget | None = None, rewriter: Backend | None = None) -> Study:

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from typing import Any
 
 from flipsearch.bench import Bench
-from flipsearch.records import Context, Measurement, Rate, Trial, TrialState
+from flipsearch.records import Context, Measurement, Rate
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.elimination import case_against
+from flipsearch.studies import Trial, TrialState
 
 
 def tell_baseline(bench: Bench, base: SplitBaseline) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from flipsearch.protocols import Operator
-from flipsearch.records import Context, Parent, Rate
+from flipsearch.records import Context, Rate
+from flipsearch.studies import Parent
 from flipsearch.testing.texts import HOSTILE_TEXTS
 
 _TEXTS = (

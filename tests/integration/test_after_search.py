@@ -11,7 +11,7 @@ from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
 from flipsearch.console import companion_lines
 from flipsearch.ledger import Ledger
-from flipsearch.records import BenignContext, Portfolio, Prompt, Rate, Request, Rollout, Sampling, Split, Study
+from flipsearch.records import Prompt, Rate, Request, Rollout, Sampling, Split
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.files import read_study, write_best, write_study
 from flipsearch.reporting.leaderboard import rows
@@ -20,6 +20,7 @@ from flipsearch.searching import plan_study
 from flipsearch.searching.baseline import measure_baseline
 from flipsearch.searching.budget import reserved_rollouts
 from flipsearch.searching.forecast import forecast
+from flipsearch.studies import BenignContext, Portfolio, Study
 from flipsearch.templating.given import given_cards, given_contexts
 from tests.integration.test_study import StopError, stopping_after, study_of, winner_of
 from tests.world import GREEDY, Model, RefusalJudge, answer, benign, flat, library, prompt_set, template

@@ -7,9 +7,9 @@ from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.measure import measure
 from flipsearch.prompts.sets import prompts_of
-from flipsearch.records import Trial
 from flipsearch.searching.baseline import measure_baseline
 from flipsearch.searching.depth import measure_depth
+from flipsearch.studies import Trial
 from flipsearch.templating.library import load_library
 
 CONFIG = registry.resolve(make_config(StudyConfig, {"max_prompts": 12, "depths": (8, 16, 128)}))

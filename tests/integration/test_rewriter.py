@@ -14,8 +14,9 @@ from flipsearch.errors import BackendError
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import load_prompts
 from flipsearch.protocols import Backend
-from flipsearch.records import Request, Study
+from flipsearch.records import Request
 from flipsearch.searching import plan_study, run_study
+from flipsearch.studies import Study
 from tests.integration.test_cli import one_line_error, run, scripted
 from tests.integration.test_study import CONFIG, PROMPTS, study_of
 from tests.world import GREEDY, Model, RefusalJudge, Writer, library

@@ -15,7 +15,7 @@ from flipsearch.draws import DrawRule
 from flipsearch.errors import StudyError
 from flipsearch.ledger import Ledger
 from flipsearch.measure import measure
-from flipsearch.records import Context, Flip, Label, Reading, Request, Sampling, Study, Trial, rollout_id
+from flipsearch.records import Context, Flip, Label, Reading, Request, Sampling, rollout_id
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.leaderboard import rows
 from flipsearch.reporting.page import leaderboard_page
@@ -24,6 +24,7 @@ from flipsearch.searching.budget import Budget
 from flipsearch.searching.forecast import Span, forecast
 from flipsearch.searching.report import net_of_placebo
 from flipsearch.statistics.redraws import redraw_flip_rate
+from flipsearch.studies import Study, Trial
 from tests.integration.test_cli import run, scripted
 from tests.integration.test_study import PROMPTS, StopError, study_of, winner_of
 from tests.world import COMPLIANCE, RefusalJudge, SampledModel, harmful, library

@@ -16,10 +16,11 @@ from flipsearch.config import StudyConfig
 from flipsearch.errors import NothingToFlipError
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.check import check_ledger
-from flipsearch.records import Measurement, Prompt, Request, Sampling, Study, Trial, rollout_id
+from flipsearch.records import Measurement, Prompt, Request, Sampling, rollout_id
 from flipsearch.searching import plan_study, run_study
 from flipsearch.searching.finalists import OPENED
 from flipsearch.statistics.paired import paired_difference
+from flipsearch.studies import Study, Trial
 from flipsearch.templating.library import TemplateLibrary
 from tests.world import GREEDY, Model, RefusalJudge, harmful, ids_of, library, prompt_set, template, words
 

@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 
 from flipsearch.protocols import Operator
-from flipsearch.records import Context, Parent, Rate
+from flipsearch.records import Context, Rate
 from flipsearch.searching.operators import built_in
+from flipsearch.studies import Parent
 from flipsearch.templating.library import load_library
 from flipsearch.testing import OperatorContract
 

@@ -7,7 +7,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "flipsearch"
 LAYERS: dict[str, int] = {
-    "errors": 0, "records": 0, "draws": 0, "scores": 0, "training_run": 0, "protocols": 0, "locks": 0,
+    "errors": 0, "records": 0, "draws": 0, "studies": 0, "scores": 0, "training_run": 0, "protocols": 0, "locks": 0,
     "config": 1, "registry": 1,
     "prompts": 2, "chat": 2, "ledger": 2, "events": 2,
     "templating": 3, "backends": 3, "statistics": 3,

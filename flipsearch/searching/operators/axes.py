@@ -4,8 +4,9 @@ import random
 from collections.abc import Sequence
 
 from flipsearch.errors import TemplateError
-from flipsearch.records import PLACEMENTS, Context, Parent, Placement
+from flipsearch.records import PLACEMENTS, Context, Placement
 from flipsearch.searching.operators.children import child
+from flipsearch.studies import Parent
 from flipsearch.templating.template import Template
 
 

@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from flipsearch.records import Context, Parent
+from flipsearch.records import Context
+from flipsearch.studies import Parent
 
 
 def edited(operator: str, parents: Sequence[Parent], text: str) -> Context | None:

@@ -4,10 +4,11 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from flipsearch.records import Context, Parent
+from flipsearch.records import Context
 from flipsearch.searching.hygiene import normalised
 from flipsearch.searching.operators.children import edited
 from flipsearch.searching.operators.pieces import Piece, join, movable, num_words, seams, split, without
+from flipsearch.studies import Parent
 
 MOST_GROWTH = 1.5
 """The longest child, in words, as a multiple of its longer parent."""

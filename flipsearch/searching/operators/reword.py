@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flipsearch.errors import PluginError
-from flipsearch.records import Context, Parent
+from flipsearch.records import Context
 from flipsearch.searching.operators.children import edited
+from flipsearch.studies import Parent
 
 PHRASES = Path(__file__).parent / "phrases.toml"
 MOST_CHANGES = 3

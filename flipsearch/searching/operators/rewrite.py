@@ -13,8 +13,9 @@ from flipsearch.config import REWRITE_TOKENS
 from flipsearch.errors import BackendError
 from flipsearch.judging.answer import split_answer
 from flipsearch.protocols import Backend
-from flipsearch.records import Context, Parent, Prompt, Request, Rollout, Sampling
+from flipsearch.records import Context, Prompt, Request, Rollout, Sampling
 from flipsearch.searching.operators.children import edited
+from flipsearch.studies import Parent
 from flipsearch.templating.template import tidy
 
 Writer = Callable[[str], str]

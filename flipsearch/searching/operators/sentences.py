@@ -4,9 +4,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 
-from flipsearch.records import Context, Parent
+from flipsearch.records import Context
 from flipsearch.searching.operators.children import edited
 from flipsearch.searching.operators.pieces import Piece, inserted, join, movable, places, split, without
+from flipsearch.studies import Parent
 
 
 class Drop:

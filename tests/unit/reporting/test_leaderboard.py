@@ -6,11 +6,11 @@ from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
 from flipsearch.console import leaderboard_table
 from flipsearch.ledger import Ledger
-from flipsearch.records import Study
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.leaderboard import rows
 from flipsearch.reporting.page import leaderboard_page
 from flipsearch.searching import plan_study, run_study
+from flipsearch.studies import Study
 from tests.world import GREEDY, Model, RefusalJudge, library, prompt_set
 
 CONFIG = StudyConfig(num_contexts=23, cohort_size=6, first_rung=8, num_finalists=3, breed=0)

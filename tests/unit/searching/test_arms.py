@@ -9,13 +9,14 @@ import pytest
 from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
 from flipsearch.ledger import Ledger
-from flipsearch.records import Context, Request, Rollout, Sampling, Study
+from flipsearch.records import Context, Request, Rollout, Sampling
 from flipsearch.searching import run_study
 from flipsearch.searching.arms import search_arms
 from flipsearch.searching.baseline import measure_baseline
 from flipsearch.searching.plan import plan_study
 from flipsearch.searching.proposer import Proposer
 from flipsearch.searching.racing import make_rungs
+from flipsearch.studies import Study
 from tests.world import GREEDY, REFUSAL, Model, RefusalJudge, flat, library, prompt_set, template
 
 

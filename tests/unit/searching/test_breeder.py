@@ -13,10 +13,11 @@ import pytest
 
 from flipsearch.errors import BackendError, PluginError
 from flipsearch.protocols import Operator
-from flipsearch.records import Context, Parent, Rate
+from flipsearch.records import Context, Rate
 from flipsearch.searching.breeder import PATIENCE, Breeder
 from flipsearch.searching.hygiene import Hygiene
 from flipsearch.searching.operators import built_in
+from flipsearch.studies import Parent
 from flipsearch.templating.library import load_library
 
 TEMPLATES = load_library().select()

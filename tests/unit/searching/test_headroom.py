@@ -6,10 +6,11 @@ from flipsearch.bench import Bench
 from flipsearch.draws import DrawRule
 from flipsearch.errors import NothingToFlipError
 from flipsearch.ledger import Ledger
-from flipsearch.records import Context, Prompt, Sampling, Trial
+from flipsearch.records import Context, Prompt, Sampling
 from flipsearch.searching.baseline import SplitBaseline, measure_baseline
 from flipsearch.searching.finalists import measure_placebo
 from flipsearch.searching.headroom import Headroom, headroom, require_headroom
+from flipsearch.studies import Trial
 from flipsearch.templating.placebos import placebo_rows
 from tests.integration.test_study import CONFIG, placebos_of, study_of
 from tests.world import GREEDY, Model, RefusalJudge, SampledModel, benign, harmful, library

@@ -7,12 +7,13 @@ import pytest
 from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
 from flipsearch.ledger import Ledger
-from flipsearch.records import Context, Parent, Rate
+from flipsearch.records import Context, Rate
 from flipsearch.searching.baseline import measure_baseline
 from flipsearch.searching.plan import plan_study
 from flipsearch.searching.probes import MIN_READINGS
 from flipsearch.searching.proposals import Proposals
 from flipsearch.searching.screening import Screen
+from flipsearch.studies import Parent
 from tests.world import (
     GREEDY,
     LONG,

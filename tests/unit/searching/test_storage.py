@@ -10,10 +10,10 @@ from optuna.trial import TrialState
 
 from flipsearch.config import StudyConfig
 from flipsearch.errors import StudyError
-from flipsearch.records import Study
 from flipsearch.searching.plan import plan_study
 from flipsearch.searching.space import Space
 from flipsearch.searching.storage import STORAGE_FILE, write_storage
+from flipsearch.studies import Study
 from tests.integration.test_study import CONFIG, study_of
 from tests.world import library, prompt_set, template
 

@@ -2,8 +2,9 @@
 
 import random
 
-from flipsearch.records import Context, Parent, Rate
+from flipsearch.records import Context, Rate
 from flipsearch.searching.operators.axes import Axis, Place
+from flipsearch.studies import Parent
 from tests.world import library, template
 
 TEMPLATES = library(

@@ -9,11 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flipsearch.protocols import Operator
-from flipsearch.records import Context, Parent, Placement, Rate
+from flipsearch.records import Context, Placement, Rate
 from flipsearch.searching.operators.crossover import MOST_GROWTH, Crossover
 from flipsearch.searching.operators.pieces import split
 from flipsearch.searching.operators.sentences import Drop, Move, Repeat, Swap
 from flipsearch.searching.operators.shorten import Shorten
+from flipsearch.studies import Parent
 
 SENTENCE = st.sampled_from(["Do no harm.", "Be kind, whoever asks you for it.", "Stop?", "Head", "List:", "- a", "- b"])
 TEXT = st.lists(st.tuples(SENTENCE, st.sampled_from(["\n", "\n\n"])), min_size=1, max_size=8).map(

@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from flipsearch.backends.scripted import ScriptedBackend
 from flipsearch.errors import BackendError
-from flipsearch.records import Context, Parent, Rate, Sampling
+from flipsearch.records import Context, Rate, Sampling
 from flipsearch.searching.operators.rewrite import MOST_CHARACTERS, Rewrite, instruction, read_reply
+from flipsearch.studies import Parent
 from flipsearch.testing import HOSTILE_TEXTS
 
 FAILED = tuple(f"bad thing {number}" for number in range(9))
