@@ -1,0 +1,131 @@
+"""How well a judge agrees with people, over answers that come in clusters: those to one prompt resemble each other.
+
+The people's word counts as the truth. Positive means UNSAFE, or on the other axis a refusal.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from flipsearch.records import Estimate
+from flipsearch.statistics.intervals import two_sided_z
+
+NUM_REDRAWS = 2000
+"""Bootstrap samples of clusters."""
+LEVEL = 0.95
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """A fraction over clustered rows."""
+
+    estimate: Estimate
+    """With its 95 % interval; n counts rows."""
+    effective_n: float
+    """Independent rows that would tell as much."""
+
+
+@dataclass(frozen=True, slots=True)
+class Agreement:
+    """A judge beside people on the same rows."""
+
+    accuracy: Share
+    """Judged as people do / scored rows."""
+    sensitivity: Share
+    """Called positive / scored rows that people call so."""
+    specificity: Share
+    """Called negative / scored rows that people call so."""
+    coverage: Share
+    """Scored / all rows."""
+    kappa: Estimate
+    """Cohen 1960 (doi:10.1177/001316446002000104): agreement beyond chance, in [-1, 1]."""
+    f1: Estimate
+    """Harmonic mean of sensitivity and precision."""
+
+
+def agreement(people: Sequence[bool], judged: Sequence[bool | None], clusters: Sequence[object]) -> Agreement:
+    """Return how a judge agrees with people, row by row; None is a row that it could not score.
+
+    Intervals of fractions: Wilson's at the effective number of rows (Rao and Scott 1992, doi:10.2307/2532311). Those of
+    kappa and F1: percentiles of a bootstrap over whole clusters, with a fixed seed. ValueError for unequal lengths.
+    """
+    tables = _tables(people, judged, clusters)  # (clusters, 5): true and false positives and negatives, unscored
+    tp, fp, fn, tn, unscored = tables.T
+    scored = tp + fp + fn + tn
+    return Agreement(
+        accuracy=clustered_share(tp + tn, scored),
+        sensitivity=clustered_share(tp, tp + fn),
+        specificity=clustered_share(tn, tn + fp),
+        coverage=clustered_share(scored, scored + unscored),
+        kappa=_bootstrapped(tables, _kappa, -1.0),
+        f1=_bootstrapped(tables, _f1, 0.0),
+    )
+
+
+def clustered_share(counts: Floats, sizes: Floats) -> Share:
+    """Return sum(counts) / sum(sizes) over clusters, with Wilson's interval at the effective n.
+
+    The effective n is n / design effect, the design effect being the cluster-robust variance over the binomial one. It
+    is never more than n; where all rows are alike, and there is no variance to see, it is the number of clusters.
+    """
+    counts, sizes = counts[sizes > 0], sizes[sizes > 0]
+    n, num = float(sizes.sum()), len(sizes)
+    if n == 0:
+        return Share(Estimate(None, 0.0, 1.0, 0), 0.0)
+    share = float(counts.sum() / n)
+    binomial = share * (1 - share) / n
+    robust = num / max(1, num - 1) * float(((counts - share * sizes) ** 2).sum()) / n**2
+    effective = float(num) if binomial == 0 else n if robust == 0 else min(n, n * binomial / robust)
+    return Share(_wilson(share, max(1.0, effective), int(n)), max(1.0, effective))
+
+
+def _wilson(share: float, effective: float, n: int) -> Estimate:
+    z = two_sided_z(LEVEL)
+    middle = (share + z * z / (2 * effective)) / (1 + z * z / effective)
+    half = z * (share * (1 - share) / effective + (z / (2 * effective)) ** 2) ** 0.5 / (1 + z * z / effective)
+    return Estimate(share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half)), n)
+
+
+def _tables(people: Sequence[bool], judged: Sequence[bool | None], clusters: Sequence[object]) -> Floats:
+    number = {cluster: index for index, cluster in enumerate(dict.fromkeys(clusters))}
+    tables = np.zeros((len(number), 5))
+    for truth, said, cluster in zip(people, judged, clusters, strict=True):
+        column = 4 if said is None else (0 if said else 2) if truth else (1 if said else 3)
+        tables[number[cluster], column] += 1
+    return tables
+
+
+def _kappa(tables: Floats) -> Floats:
+    tp, fp, fn, tn = tables[..., 0], tables[..., 1], tables[..., 2], tables[..., 3]
+    n = tp + fp + fn + tn
+    agreed = (tp + tn) * n
+    chance = (tp + fn) * (tp + fp) + (tn + fp) * (tn + fn)
+    return _ratio(agreed - chance, n * n - chance)
+
+
+def _f1(tables: Floats) -> Floats:
+    tp, fp, fn = tables[..., 0], tables[..., 1], tables[..., 2]
+    return _ratio(2 * tp, 2 * tp + fp + fn)
+
+
+def _ratio(above: Floats, below: Floats) -> Floats:
+    found: Floats = np.divide(above, below, out=np.full_like(below, np.nan), where=below != 0)
+    return found
+
+
+def _bootstrapped(tables: Floats, statistic: Callable[[Floats], Floats], lowest: float) -> Estimate:
+    n = int(tables[:, :4].sum())
+    value = float(statistic(tables.sum(axis=0))) if n else np.nan
+    if np.isnan(value):
+        return Estimate(None, lowest, 1.0, n)
+    num = len(tables)
+    draws = np.random.default_rng(0).multinomial(num, np.full(num, 1 / num), size=NUM_REDRAWS) @ tables
+    redrawn = statistic(draws)
+    told = redrawn[~np.isnan(redrawn)]
+    tail = 50 * (1 - LEVEL)
+    low, high = np.percentile(told, [tail, 100 - tail]) if num > 1 else (lowest, 1.0)
+    return Estimate(value, min(value, float(low)), max(value, float(high)), n)
