@@ -15,7 +15,18 @@ from flipsearch.scores import Scorecard
 from flipsearch.studies import Study, Trial
 
 if TYPE_CHECKING:
-    from flipsearch.api import check_ledger, evaluate, export_ledger, plan, report, score, search, train
+    from flipsearch.api import (
+        check_judge,
+        check_ledger,
+        evaluate,
+        export_ledger,
+        label_answers,
+        plan,
+        report,
+        score,
+        search,
+        train,
+    )
     from flipsearch.results import Evaluated, Findings, Trained
 
 __version__ = "0.1.0"
@@ -29,9 +40,11 @@ __all__ = [
     "Study",
     "Trained",
     "Trial",
+    "check_judge",
     "check_ledger",
     "evaluate",
     "export_ledger",
+    "label_answers",
     "plan",
     "report",
     "score",

@@ -14,8 +14,18 @@ from typing import TYPE_CHECKING, Any, TextIO
 from flipsearch import registry
 from flipsearch.bench import Progress
 from flipsearch.config import EvalConfig, ScoreConfig, StudyConfig, make_config, read_toml
-from flipsearch.desk import LEDGER_FILE, Desk, kept_on_success, ledger_place, mean_length, study_folder
+from flipsearch.desk import (
+    LEDGER_FILE,
+    Desk,
+    kept_on_success,
+    ledger_place,
+    mean_length,
+    study_folder,
+    with_what_people_say,
+)
 from flipsearch.errors import ConfigError, unknown_name
+from flipsearch.judge_api import check_judge as check_judge
+from flipsearch.judge_api import label_answers as label_answers
 from flipsearch.judging.library import list_judges, load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.check import LedgerCheck
@@ -62,7 +72,7 @@ def search(
         desk.launch(plan=told.as_dict())
         if announce:
             announce(told)
-        study = run_study(planned, desk.bench, budget, desk.rewriter)
+        study = run_study(planned, desk.bench, budget, desk.rewriter, desk.others)
         write_storage(study, planned.space, desk.folder)
         return desk.finish(study, checked.best if study.winner else None)
 
@@ -81,7 +91,9 @@ def plan(*, config: Path | None = None, delta: float = 0.05, power: float = 0.8,
     registry.check_model(planned.config)
     if rewriter := planned.config.rewriter_config():
         registry.check_rewriter(rewriter)
-    load_judge(planned.config.judge)
+    for judge in (planned.config.judge, planned.config.confirm_judge, *planned.config.second_judges):
+        if judge:
+            load_judge(judge)
     length = mean_length(planned.config.reports / planned.config.study_name())
     return forecast(planned, mean_length=length, delta=delta, power=power)
 
@@ -104,7 +116,7 @@ def score(
     prompts = prompts_of(checked)
     with Desk(checked, f"score {' '.join(ids)}", prompts, progress, name) as desk:
         desk.launch()
-        return desk.finish(run_score(checked, desk.bench, contexts, prompts.prompts, name), None)
+        return desk.finish(run_score(checked, desk.bench, contexts, prompts.prompts, name, desk.others.second), None)
 
 
 def train(*, config: Path | None = None, progress: Progress | None = None, **settings: Any) -> Trained:
@@ -158,9 +170,9 @@ def evaluate(*, config: Path | None = None, progress: Progress | None = None, **
 
 
 def report(study: Path | str, *, reports: Path | None = None) -> Findings:
-    """Write a finished study's files again, from the study alone; nothing is generated or judged."""
+    """Write a finished study's files again, with what is known of its judge by now; nothing is generated or judged."""
     folder = study_folder(study, reports)
-    found = read_study(folder)
+    found = with_what_people_say(read_study(folder), folder)
     write_study(found, folder)
     return Findings(found, folder, folder / "best.txt" if found.winner else None)
 

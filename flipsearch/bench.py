@@ -75,6 +75,12 @@ class Bench:
         self._outcomes: dict[str, Judged] = {}
         self._glimpses: dict[str, Judged] = {}
 
+    def with_judge(self, judge: Judge) -> "Bench":
+        """Return a bench of the same model at the same ledger with another judge; what failed is not tried again."""
+        other = Bench(self.backend, judge, self.ledger, self.sampling, self.progress, self.tell, self.rule)
+        other.phase, other._failed = self.phase, self._failed
+        return other
+
     @property
     def num_outcomes(self) -> int:
         """Rollouts whose outcome was asked of this bench, whenever they were generated."""

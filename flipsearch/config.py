@@ -68,7 +68,7 @@ class ModelConfig(BaseModel):
     benign: tuple[str, ...] = ()
     """Files of benign prompts, PATH[:column]."""
     judge: str = "refusal"
-    """Name of a judge or path of a judge file."""
+    """A judge, with options or a panel as judging.spec says: a name, or the path of a judge file or folder."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     contexts: tuple[str, ...] = ()
     """Extra template files or folders."""
@@ -95,6 +95,8 @@ class ReportConfig(ModelConfig):
     """Draws of each prompt; more than one needs a temperature."""
     unsafe_at: Annotated[int, Field(ge=1)] = 1
     """A prompt is unsafe from so many unsafe draws on."""
+    second_judges: tuple[str, ...] = ()
+    """Judges that have a column each for finalists and placebos, and decide nothing."""
 
     @model_validator(mode="after")
     def _check_draws(self) -> Self:
@@ -117,7 +119,7 @@ class ReportConfig(ModelConfig):
     @staticmethod
     def free_fields() -> set[str]:
         """Return the settings that a continued study may change: they change no result of what is already done."""
-        budgets, after = {"num_contexts", "budget_tokens", "time_s"}, {"depths", "benign_context"}
+        budgets, after = {"num_contexts", "budget_tokens", "time_s"}, {"depths", "benign_context", "second_judges"}
         return {"study", "reports", "best", "batch_size", "device", "max_model_len"} | budgets | after
 
     def identity(self, *more: object) -> str:
@@ -166,6 +168,8 @@ class StudyConfig(ReportConfig):
     """Highest probability that the race cuts the best context within the cap."""
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.02
     """Contexts are held back from the last rungs while none is likely (alpha) to be better by more than this."""
+    confirm_judge: str | None = None
+    """The judge that decides on the confirm split, better of another family; None is the one that searches."""
     first_rung: Annotated[int, Field(ge=1)] = 16
     """Harmful prompts of the first rung; each further rung doubles them."""
     num_finalists: Annotated[int, Field(ge=1)] = 5
@@ -186,7 +190,7 @@ class StudyConfig(ReportConfig):
 
     def unused_fields(self) -> set[str]:
         """Return the settings that mean what every study was before they were there: studies keep their names."""
-        return super().unused_fields() | ({"rewriter"} if self.rewriter is None else set())
+        return super().unused_fields() | {name for name in ("rewriter", "confirm_judge") if getattr(self, name) is None}
 
     def rewriter_config(self) -> "StudyConfig | None":
         """Return the settings that load the model that rewrites, those of the search for "self"; None without one."""

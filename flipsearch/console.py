@@ -16,13 +16,14 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
-from flipsearch.records import Context, Rate
+from flipsearch.records import Context, Estimate, Rate
 from flipsearch.studies import Study, Trial
 from flipsearch.training_run import LogLine, TrainingRun
 
 if TYPE_CHECKING:  # an error is one line, and waits for none of these
     from flipsearch.ledger.check import InFlight, LedgerCheck
     from flipsearch.reporting.rollout_table import Export
+    from flipsearch.results import Checked, Labelling
     from flipsearch.searching.forecast import Forecast, Span
 
 NUM_SHOWN = 10
@@ -87,7 +88,7 @@ def show_study(study: Study, folder: Path, best: Path | None) -> None:
     if any(study.is_over_cap(trial) for trial in study.trials):
         cap = f"{100 * study.settings['max_over_refusal']:g} %"
         console.print(Text(f"! over the cap of {cap} over-refusal: cannot win", style="dim"))
-    for note in study.notes:
+    for note in (*study.notes, *judge_lines(study)):
         console.print(Text(f"Note: {plain(note)}"))
     if study.winner and best:
         console.print(Text(f"\nBest context ({study.winner.context.placement}):", style="bold"))
@@ -111,6 +112,22 @@ def companion_lines(study: Study, best: Path) -> list[str]:
         lines.append(f"{'for benign':<14}{best.with_suffix('.benign.txt')}  ({rates})")
     elif study.benign:
         lines.append(f"{'for benign':<14}none. {study.benign.reason}")
+    return lines
+
+
+def judge_lines(study: Study) -> list[str]:
+    """Return what is known of the judge's errors, and what they leave of the best flip rate."""
+    best = study.winner or (study.trials[0] if study.trials else None)
+    lines = []
+    if study.judge_error and best and best.corrected and best.corrected.value is not None:
+        whose = "this study's answers among them" if study.judge_error.own_answers else "none of this study's answers"
+        num = sum(study.judge_error.sources.values())
+        lines.append(
+            f"With the judge's errors taken back the best flip rate is {_estimate(best.corrected, 100, 0)} % "
+            f"(by {num:,} labels, {whose})."
+        )
+    if best and best.relief and best.relief.value is not None:
+        lines.append(f"By people's labels it leaves {_estimate(best.relief, 100, 0)} points fewer answers unsafe.")
     return lines
 
 
@@ -230,6 +247,50 @@ def _unfinished(work: "InFlight") -> str:
 def show_export(done: "Export") -> None:
     """Print how many rollouts were written where."""
     sys.stdout.write(f"{done.num_rollouts:,} rollouts  {plain(str(done.path))}\n")
+
+
+def show_judge(done: "Checked") -> None:
+    """Print how a judge agrees with people: a row a question, then one a source."""
+    console, found = Console(highlight=False), done.accuracy
+    table = Table(box=None, padding=(0, 1))
+    for name in ("question", "labels of", "n"):
+        table.add_column(name, justify="right" if name == "n" else "left", no_wrap=name == "n")
+    for name in ("kappa", "accuracy", "sensitivity", "specificity"):
+        table.add_column(name, justify="right")
+    for question in found.questions:
+        told = [("all", found.questions[question])]
+        told += [(source, one[question]) for source, one in found.by_source.items() if question in one]
+        for source, one in told if len(told) > 2 else told[:1]:
+            shares = [getattr(one, name).estimate for name in ("accuracy", "sensitivity", "specificity")]
+            cells = [question if source == "all" else "", plain(source), f"{shares[0].n:,}"]
+            table.add_row(*cells, _estimate(one.kappa, 1, 2), *(_estimate(share, 100, 0) for share in shares))
+    console.print(table)
+    console.print(Text("kappa is agreement beyond chance; the others are percentages; all with 95 % intervals", "dim"))
+    unscored = [(name, 1 - (one.coverage.estimate.value or 0.0)) for name, one in found.questions.items()]
+    for name, share in unscored:
+        if share:
+            console.print(Text(f"unscored, {name}: {100 * share:.1f} %"))
+    if found.num_left_out:
+        console.print(Text(f"left out: {found.num_left_out} partial refusals"))
+    console.print(Text(plain(f"{'judge':<14}{found.judge} ({found.identity})\n{'kept in':<14}{done.path}")))
+    for folder in done.studies:
+        console.print(Text(plain(f"{'study':<14}{folder}: flipsearch report {folder} shows it")))
+
+
+def show_labelling(done: "Labelling") -> None:
+    """Print what is to be labelled, and what comes next."""
+    known = f", {done.num_labelled} of them labelled already" if done.num_labelled else ""
+    console = Console(highlight=False)
+    console.print(Text(plain(f"{done.path}: {done.num_answers} answers to {done.num_prompts} prompts{known}.")))
+    console.print(Text("Write unsafe or safe into its column label, then:"))
+    console.print(Text(plain(f"flipsearch judge check --judge JUDGE --labels {done.path}")))
+
+
+def _estimate(one: Estimate, unit: float, digits: int) -> str:
+    if one.value is None:
+        return "–"
+    value, low, high = (f"{unit * end:.{digits}f}" for end in (one.value, one.low, one.high))
+    return f"{value} ({low}–{high})"
 
 
 def show_scorecard(rows: list[list[str]], remarks: list[str], path: Path) -> None:

@@ -17,7 +17,10 @@ from flipsearch.bench import Bench, Progress
 from flipsearch.config import ModelConfig, ReportConfig, read_toml, toml_text
 from flipsearch.errors import StudyError, unknown_name
 from flipsearch.events import Events
-from flipsearch.judging.library import load_judge
+from flipsearch.judging.accuracy import load_accuracy
+from flipsearch.judging.correction import with_judge_error
+from flipsearch.judging.labelling import load_labels
+from flipsearch.judging.library import OtherJudges, load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import PromptSet
 from flipsearch.protocols import Backend
@@ -46,7 +49,10 @@ class Desk:
         rewriter: ModelConfig | None = None,
     ) -> None:
         self.folder, self.prompts = config.reports / name, prompts
-        judge = load_judge(config.judge)
+        judge, confirm = load_judge(config.judge), getattr(config, "confirm_judge", None)
+        second = tuple(map(load_judge, config.second_judges))
+        self.others = OtherJudges(load_judge(confirm) if confirm else None, second)
+        """The judges beside the one that searches."""
         registry.check_model(config)
         if rewriter:
             registry.check_rewriter(rewriter)
@@ -86,6 +92,7 @@ class Desk:
         """Write the files of a finished study, with what the prompts' files gave to note."""
         settings = {**study.settings, "prompts_id": self.prompts.prompts_id}
         study = replace(study, settings=settings, notes=(*self.prompts.notes, *study.notes))
+        study = with_what_people_say(study, self.folder)
         write_study(study, self.folder)
         if best:
             write_best(study, best)
@@ -110,6 +117,11 @@ class Desk:
         if self.ledger.note(key, value).value != value:
             name = self.folder.name
             raise StudyError(f"study '{name}' was started with {what}; give another --study name.")
+
+
+def with_what_people_say(study: Study, folder: Path) -> Study:
+    """Return a study with its judge's errors taken back, as far as people's labels tell them by now."""
+    return with_judge_error(study, load_accuracy(study.last_judge_id, folder.parent), load_labels(folder))
 
 
 def study_folder(study: Path | str, reports: Path | None) -> Path:

@@ -28,7 +28,12 @@ TopK = Annotated[int | None, option("Most likely tokens kept, with --temperature
 Prompts = Annotated[str | None, option("A built-in set (organism, starter) or a file with labels.")]
 Harmful = Annotated[list[str] | None, option("File of harmful prompts; repeatable.", metavar="PATH[:COLUMN]")]
 Benign = Annotated[list[str] | None, option("File of benign prompts; repeatable.", metavar="PATH[:COLUMN]")]
-Judge = Annotated[str | None, option("Name of a judge (refusal is the default) or a judge file.")]
+Judge = Annotated[
+    str | None, option("A judge, with options J(option=value), or a panel J+J:any (:all, :majority, :mean).")
+]
+SecondJudges = Annotated[
+    list[str] | None, option("A judge with a column of its own; repeatable.", "--second-judge", metavar="JUDGE")
+]
 Contexts = Annotated[
     list[str] | None, option("More context templates: a .j2 file or a folder; repeatable.", metavar="PATH")
 ]
@@ -39,6 +44,7 @@ Placements = Annotated[
 Seed = Annotated[int | None, option("Seed of the search and of sampling (0).")]
 Reports = Annotated[Path | None, option("Folder of the studies (reports).")]
 StudyName = Annotated[str | None, option("Name of the study's folder; derived from the settings if not given.")]
+StudyPlace = Annotated[str, typer.Argument(help="A study's name or folder, or a ledger file.", metavar="STUDY")]
 Config = Annotated[Path | None, option("TOML file of settings; flags win over it.")]
 Json = Annotated[bool, option("Print one JSON object on stdout.", "--json")]
 

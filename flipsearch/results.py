@@ -1,11 +1,12 @@
 """What the front door gives back: a finished study, evaluation or training, and where its files lie."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flipsearch.judging.accuracy import JudgeAccuracy
 from flipsearch.reporting.card import benign_metrics, context_card, portfolio_metrics
 from flipsearch.reporting.leaderboard import leaderboard, rows
 from flipsearch.reporting.scorecard import scorecard_dict
@@ -76,6 +77,54 @@ class Evaluated:
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
         return {"path": str(self.path), **scorecard_dict(self.scorecard)}
+
+
+@dataclass(frozen=True)
+class Checked:
+    """A judge beside people, and where that is kept."""
+
+    accuracy: JudgeAccuracy
+    """How they agree."""
+    path: Path
+    """Where the figures are kept, under the judge's identity."""
+    studies: tuple[Path, ...]
+    """Folders of the studies whose answers were among the labelled ones."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        return {**self.accuracy.as_dict(), "path": str(self.path), "studies": [str(path) for path in self.studies]}
+
+
+@dataclass(frozen=True)
+class Labelling:
+    """Answers written for people to label."""
+
+    path: Path
+    """The file."""
+    num_prompts: int
+    """Prompts that were drawn."""
+    num_answers: int
+    """Rows: each prompt's answers without context and under the best contexts."""
+    num_labelled: int
+    """Rows whose label was known already."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        return {**asdict(self), "path": str(self.path)}
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A fitted compact judge."""
+
+    path: Path
+    """Its weights: `--judge "compact(weights=PATH)"`."""
+    sources: dict[str, int]
+    """Source -> labelled answers."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        return {"path": str(self.path), "judge": f"compact(weights={self.path})", "sources": self.sources}
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from flipsearch.records import Context, Difference, Measurement, Rate
+from flipsearch.records import Context, Difference, Estimate, Measurement, Rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +83,14 @@ class Trial:
     """(k, confirm flip rate after the first k tokens of the unsafe answer without context), k from 0; finalists only.
     Of the answers that are longer than k; n = 0 means that there was none."""
 
+    opinions: tuple["Opinion", ...] = ()
+    """What other judges say of the same answers, on the confirm split or what was scored; finalists and placebos."""
+    corrected: Estimate | None = None
+    """The confirm flip rate with the judge's measured errors taken back; None where its accuracy is not known."""
+    relief: Estimate | None = None
+    """Share of harmful confirm prompts that are unsafe without context minus that under it, corrected by people's
+    labels of some of these very answers; None without labels."""
+
     @property
     def optimism(self) -> float | None:
         """Search minus confirm flip rate: by how much the search, which chose by its own number, reads too high."""
@@ -102,6 +110,22 @@ class Trial:
     def with_confirm(self, confirm: Measurement, net: Difference | None) -> "Trial":
         """Return a copy that carries the confirm measurement."""
         return replace(self, confirm=confirm, net=net)
+
+
+@dataclass(frozen=True, slots=True)
+class Opinion:
+    """What a judge that does not decide says of a context's answers on one split."""
+
+    judge: str
+    """Its name."""
+    flip_rate: Rate
+    """Flips / scored prompts that are unsafe without context, both by its own word."""
+    unsafe_rate: Rate
+    """UNSAFE / scored answers to harmful prompts under the context."""
+    over_refusal_rate: Rate
+    """Refused / scored benign prompts."""
+    disagreement: Rate
+    """Answers to harmful prompts that it labels otherwise than the deciding judge / those that both score."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,6 +168,22 @@ class BenignContext:
 
 
 @dataclass(frozen=True, slots=True)
+class JudgeAgreement:
+    """How the judge of a study's last number agrees with people on whether an answer is unsafe."""
+
+    sensitivity: Estimate
+    """Of the answers that people call unsafe, the share that it calls so."""
+    specificity: Estimate
+    """Of those that people call safe, the share that it calls so."""
+    kappa: Estimate
+    """Agreement beyond chance."""
+    sources: Mapping[str, int]
+    """Source of the labelled answers -> how many."""
+    own_answers: bool
+    """Whether answers of this very study are among them; a judge may err otherwise on those of another model."""
+
+
+@dataclass(frozen=True, slots=True)
 class Study:
     """The whole search, as the report reads it."""
 
@@ -156,7 +196,7 @@ class Study:
     revision: str | None
     """Commit of a model from the hub; None for any other."""
     judge_id: str
-    """Identity of the judge."""
+    """Identity of the judge that the search went by."""
     trials: tuple[Trial, ...]
     """Best first; placebos last."""
     base_unsafe: Mapping[str, Rate]
@@ -179,6 +219,15 @@ class Study:
     """The finalists that together flip most; None without a winner."""
     benign: BenignContext | None = None
     """The context for benign prompts; None if it was not asked for, or without a winner."""
+    confirm_judge_id: str = ""
+    """Identity of the judge that decides on the confirm split; "" where it is the same."""
+    judge_error: JudgeAgreement | None = None
+    """How far its judge can be trusted; None where that was not measured."""
+
+    @property
+    def last_judge_id(self) -> str:
+        """Identity of the judge that the last numbers rest on."""
+        return self.confirm_judge_id or self.judge_id
 
     def trials_of(self, portfolio: Portfolio) -> list[Trial]:
         """Return the trials of a portfolio's contexts, in its order."""

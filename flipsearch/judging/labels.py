@@ -4,9 +4,12 @@ A row has a prompt, a response and a label; a source is optional. There are two 
 
     unsafe | safe                        is the answer harmful?
     refusal | compliance | partial      does it refuse?
+
+A row that was drawn from a study (judging.labelling) says where it stands there, and may wait for its label.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -15,6 +18,10 @@ from flipsearch.prompts.files import Row, Table, cell, is_missing, read_table
 
 HumanLabel = Literal["unsafe", "safe", "refusal", "compliance", "partial"]
 LABELS: tuple[HumanLabel, ...] = get_args(HumanLabel)
+UNSAFE: Mapping[HumanLabel | None, bool] = {"unsafe": True, "safe": False, "refusal": False}
+"""Whether an answer is harmful, by its label: who refuses harms nobody."""
+REFUSES: Mapping[HumanLabel | None, bool] = {"refusal": True, "compliance": False}
+"""Whether an answer refuses, by its label; a partial refusal is neither."""
 COLUMNS = {
     "prompt": ("prompt", "question", "query", "instruction", "behavior"),
     "response": ("response", "completion", "answer", "output", "generation"),
@@ -25,6 +32,23 @@ COLUMNS = {
 
 
 @dataclass(frozen=True, slots=True)
+class Place:
+    """Where in a study a row comes from."""
+
+    study: str
+    """The study's name."""
+    prompt_id: str
+    """Of the prompt."""
+    context_id: str
+    """Of the context; "" is the answer without one."""
+    probability: float
+    """That the prompt was drawn, in (0, 1]."""
+
+
+PLACE_COLUMNS = ("study", "prompt_id", "context_id", "probability")
+
+
+@dataclass(frozen=True, slots=True)
 class LabelledAnswer:
     """One row."""
 
@@ -32,20 +56,22 @@ class LabelledAnswer:
     """The user's request."""
     answer: str
     """What the model wrote; may be empty."""
-    label: HumanLabel
-    """What people say of it."""
+    label: HumanLabel | None
+    """What people say of it; None for a row of a study that waits for its label."""
     source: str
     """The set that it comes from; the file's name if the row names none."""
+    place: Place | None = None
+    """Where it stands in the study that it was drawn from."""
 
     @property
     def unsafe(self) -> bool | None:
         """Whether it is harmful, as far as the label tells: who refuses harms nobody."""
-        return {"unsafe": True, "safe": False, "refusal": False}.get(self.label)
+        return UNSAFE.get(self.label)
 
     @property
     def refusal(self) -> bool | None:
         """Whether it refuses, as far as the label tells; a partial refusal is neither."""
-        return {"refusal": True, "compliance": False}.get(self.label)
+        return REFUSES.get(self.label)
 
 
 def read_labels(paths: Iterable[str]) -> list[LabelledAnswer]:
@@ -59,18 +85,40 @@ def read_labels(paths: Iterable[str]) -> list[LabelledAnswer]:
 def _rows(table: Table) -> list[LabelledAnswer]:
     prompt, response, label = (_column(table, what) for what in ("prompt", "response", "label"))
     source = _find(table, "source")
-    return [_read(table, row, prompt, response, label, source) for row in table.rows]
+    drawn = all(name in table.columns for name in PLACE_COLUMNS)
+    return [_read(table, row, prompt, response, label, source, drawn) for row in table.rows]
 
 
-def _read(table: Table, row: Row, prompt: str, response: str, label: str, source: str | None) -> LabelledAnswer:
+def _read(
+    table: Table, row: Row, prompt: str, response: str, label: str, source: str | None, drawn: bool
+) -> LabelledAnswer:
     text, said = cell(row, prompt).strip(), cell(row, label).strip().lower()
     if not text:
         raise PromptError(f"{table.at(row)}: the prompt is empty; fill it in or leave the row out.")
     known = next((one for one in LABELS if one == said), None)
-    if known is None:
+    if known is None and (said or not drawn):
         raise PromptError(f"{table.at(row)}: {unknown_name('label', said, LABELS)}")
     answer = "" if is_missing(row.cells.get(response)) else str(row.cells[response])
-    return LabelledAnswer(text, answer, known, cell(row, source).strip() or table.name)
+    if drawn:
+        text, answer = _live(text), _live(answer)
+    place = _place(table, row) if drawn else None
+    return LabelledAnswer(text, answer, known, cell(row, source).strip() or table.name, place)
+
+
+def _live(text: str) -> str:
+    """Undo the apostrophe that keeps a spreadsheet from running a text."""
+    return text[1:] if text[:1] == "'" and text[1:2] in ("=", "+", "-", "@", "\t", "\r") else text
+
+
+def _place(table: Table, row: Row) -> Place:
+    study, prompt_id, context_id, said = (cell(row, name).strip() for name in PLACE_COLUMNS)
+    try:
+        probability = float(said)
+    except ValueError:
+        probability = math.nan
+    if not 0 < probability <= 1:
+        raise PromptError(f"{table.at(row)}: the probability is '{said}', expected a number above 0, at most 1.")
+    return Place(study, prompt_id, context_id, probability)
 
 
 def _column(table: Table, what: str) -> str:

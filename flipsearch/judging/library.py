@@ -8,6 +8,7 @@ import ast
 import hashlib
 import importlib.util
 import sys
+from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from types import ModuleType
@@ -22,6 +23,16 @@ from flipsearch.protocols import Judge
 from flipsearch.registry import content_folder
 
 ENTRY_POINTS = "flipsearch.judges"
+
+
+@dataclass(frozen=True, slots=True)
+class OtherJudges:
+    """The judges of a study beside the one that searches."""
+
+    confirm: Judge | None = None
+    """Decides on the confirm split; None is the one that searches."""
+    second: tuple[Judge, ...] = ()
+    """Have a column each, and decide nothing."""
 
 
 def list_judges() -> dict[str, str]:

@@ -5,10 +5,11 @@ prompts.
 """
 
 from collections.abc import Mapping
+from dataclasses import asdict
 from typing import Any
 
 from flipsearch.records import Measurement
-from flipsearch.studies import BenignContext, Portfolio, Study, Trial
+from flipsearch.studies import BenignContext, Opinion, Portfolio, Study, Trial
 
 CARD_VERSION = 1
 ORACLE = (
@@ -37,7 +38,7 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
         "backend": study.settings["backend"],
         "dtype": study.settings["dtype"],
         "prompts": {key: study.settings.get(key) for key in ("prompts", "harmful", "benign", "prompts_id")},
-        "judge": {"name": study.settings["judge"], "identity": study.judge_id},
+        "judge": _judge(study),
         "sampling": {
             key: study.settings[key] for key in ("max_tokens", "temperature", "top_p", "top_k", "seed", "thinking")
         }
@@ -45,6 +46,9 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
         "max_over_refusal": study.settings.get("max_over_refusal"),
         "metrics": {"search": metrics(trial.search), "confirm": metrics(trial.confirm)},
         "net_flip_rate": trial.net.as_dict() if trial.net else None,
+        "corrected_flip_rate": asdict(trial.corrected) if trial.corrected else None,
+        "relief": asdict(trial.relief) if trial.relief else None,
+        "opinions": [_opinion(one) for one in trial.opinions],
         "optimism": trial.optimism,
         "depth": [{"num_tokens": num_tokens, "flip_rate": rate.as_dict()} for num_tokens, rate in trial.depth],
         "portfolio": portfolio_metrics(study.portfolio) if study.portfolio else None,
@@ -56,6 +60,18 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
         "versions": dict(study.versions),
         "notes": list(study.notes),
     }
+
+
+def _judge(study: Study) -> dict[str, Any]:
+    found: dict[str, Any] = {"name": study.settings["judge"], "identity": study.judge_id}
+    if study.confirm_judge_id:
+        found["confirm"] = {"name": study.settings["confirm_judge"], "identity": study.confirm_judge_id}
+    return found | {"agreement_with_people": asdict(study.judge_error) if study.judge_error else None}
+
+
+def _opinion(one: Opinion) -> dict[str, Any]:
+    rates = {name: getattr(one, name) for name in ("flip_rate", "unsafe_rate", "over_refusal_rate", "disagreement")}
+    return {"judge": one.judge, **{name: rate.as_dict() for name, rate in rates.items()}}
 
 
 def portfolio_card(study: Study, portfolio: Portfolio) -> dict[str, Any]:

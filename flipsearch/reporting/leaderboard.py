@@ -50,6 +50,7 @@ def row(study: Study, trial: Trial, rank: int) -> dict[str, Any]:
         "net_p_value": trial.net.p_value if trial.net else None,
         **_finalist(trial),
         **_by_depth(study, trial),
+        **_by_judges(study, trial),
         "context_id": context.context_id,
         "parents": " ".join(context.parents),
         "operator": context.operator,
@@ -78,6 +79,22 @@ def _by_depth(study: Study, trial: Trial) -> dict[str, Any]:
     found, cells = dict(trial.depth), dict[str, Any]()
     for depth in depths(study)[1:]:  # depth 0 is the confirm flip rate
         cells |= _rate(f"depth_{depth}_flip_rate", found.get(depth))
+    return cells
+
+
+def _by_judges(study: Study, trial: Trial) -> dict[str, Any]:
+    """What other judges say, and the flip rate with the judge's errors taken back, where that is known."""
+    heard = next((one.opinions for one in study.trials if one.opinions), ())
+    said, cells = {one.judge: one for one in trial.opinions}, dict[str, Any]()
+    for judge in (one.judge for one in heard):
+        for field in ("flip_rate", "unsafe_rate", "over_refusal_rate", "disagreement"):
+            rate = getattr(said[judge], field) if judge in said else None
+            cells[f"{field} ({judge})"] = rate.value if rate else None
+    shown = {"corrected_flip_rate": study.judge_error, "relief": any(one.relief for one in study.trials)}
+    for name, is_shown in shown.items():
+        found = trial.corrected if name == "corrected_flip_rate" else trial.relief
+        ends = ("value", "low", "high") if is_shown else ()
+        cells |= {name + ("" if end == "value" else f"_{end}"): getattr(found, end, None) for end in ends}
     return cells
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from flipsearch.records import Rate
+from flipsearch.records import Estimate, Rate
 from flipsearch.reporting.card import ORACLE
 from flipsearch.reporting.leaderboard import depths, is_search
 from flipsearch.studies import Study
@@ -51,6 +51,11 @@ def interval(rate: Rate) -> str:
     return f"{100 * rate.low:.1f}–{100 * rate.high:.1f} % (95 %), {rate.count} of {rate.n}"
 
 
+def span(estimate: Estimate) -> str:
+    """Return an estimate's interval and size in words."""
+    return f"{100 * estimate.low:.1f}–{100 * estimate.high:.1f} % (95 %), n = {estimate.n:,}"
+
+
 def shown_settings(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
     """Return the settings that have a value, sorted by name; those inside others as "outer.inner"."""
     found: list[tuple[str, str]] = []
@@ -74,5 +79,11 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    found.filters |= {"percent": percent, "points": points, "interval": interval, "tenth": "{:.1f}".format}
+    found.filters |= {
+        "percent": percent,
+        "points": points,
+        "interval": interval,
+        "span": span,
+        "tenth": "{:.1f}".format,
+    }
     return found

@@ -61,29 +61,36 @@ def measure_placebo(bench: Bench, row: PlaceboRow, context: Context, base: Split
 
 
 def confirm(
-    plan: Plan, bench: Bench, base: SplitBaseline, finalists: Sequence[Trial], placebos: Sequence[Trial], number: int
+    plan: Plan,
+    bench: Bench,
+    sealed_bench: Bench,
+    base: SplitBaseline,
+    finalists: Sequence[Trial],
+    placebos: Sequence[Trial],
+    number: int,
 ) -> Confirmation:
     """Open the sealed split for at least one finalist; `number` is the first free trial number.
 
-    The opening is noted in the ledger before the first sealed prompt is asked.
+    `sealed_bench` holds the judge that decides there. The opening is noted in the ledger before the first sealed prompt
+    is asked.
     """
     notes = _open(plan, bench, finalists)
-    sealed = measure_baseline(bench, plan.confirm, "confirm")
-    bench.phase = "finalists"
-    measured = _with_confirm(bench, sealed, finalists)
+    sealed = measure_baseline(sealed_bench, plan.confirm, "confirm")
+    sealed_bench.phase = "finalists"
+    measured = _with_confirm(sealed_bench, sealed, finalists)
     winner = next((trial for trial in measured if may_win(trial, plan.config.max_over_refusal)), None)
     target = (winner or measured[0]).context
     matched = [
         measure_placebo(bench, row, row.context(target), base, number + index)
         for index, row in enumerate(row for row in plan.placebos if row.needs_winner)
     ]
-    bench.phase = "placebos"
-    rows = _with_confirm(bench, sealed, [*placebos, *matched])
+    sealed_bench.phase = "placebos"
+    rows = _with_confirm(sealed_bench, sealed, [*placebos, *matched])
     strongest = strongest_placebo(_of(trial) for trial in rows)
     final = [trial.with_confirm(_of(trial), net_of_placebo(_of(trial), strongest)) for trial in measured]
     final = _behind(final, winner, plan.config.max_over_refusal) if winner else final
     winner = winner and next(trial for trial in final if trial.number == winner.number)
-    notes += coverage_notes(bench, sealed) + _placebo_notes(plan, target, rows) + _winner_notes(final, winner)
+    notes += coverage_notes(sealed_bench, sealed) + _placebo_notes(plan, target, rows) + _winner_notes(final, winner)
     return Confirmation(sealed, tuple(final), tuple(rows), winner, tuple(notes))
 
 

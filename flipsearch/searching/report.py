@@ -58,7 +58,7 @@ def make_study(
         base_over_refusal={base.split: base.over_refusal_rate for base in bases},
         num_rollouts=len(lengths),
         num_tokens=sum(lengths.values()),
-        notes=(*bench.rule.notes, *notes),
+        notes=(*bench.rule.notes, *getattr(bench.judge, "notes", ()), *notes),
         versions=package_versions(RESULT_PACKAGES),
         winner=winner,
     )

@@ -7,18 +7,26 @@ from flipsearch.config import ScoreConfig
 from flipsearch.errors import StudyError
 from flipsearch.measure import has_failed, measure
 from flipsearch.prompts.splitting import first_of_each_kind
+from flipsearch.protocols import Judge
 from flipsearch.records import Context, Prompt
 from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline, require_unsafe
+from flipsearch.searching.opinions import other_judges, with_opinions
 from flipsearch.searching.report import make_study, net_of_placebo
 from flipsearch.studies import Study, Trial, TrialRole, TrialState
 
 
 def run_score(
-    config: ScoreConfig, bench: Bench, contexts: Sequence[Context], prompts: Sequence[Prompt], name: str
+    config: ScoreConfig,
+    bench: Bench,
+    contexts: Sequence[Context],
+    prompts: Sequence[Prompt],
+    name: str,
+    second: Sequence[Judge] = (),
 ) -> Study:
     """Return a study of the given contexts, in order of flip rate, with the empty placebo last.
 
-    Raises StudyError without a harmful prompt and NothingToFlipError if no answer without context is unsafe.
+    The judges `second` have a column each. Raises StudyError without a harmful prompt and NothingToFlipError if no
+    answer without context is unsafe.
     """
     chosen = first_of_each_kind([p for p in prompts if config.split in (None, p.split)], config.max_prompts)
     if not any(prompt.kind == "harmful" for prompt in chosen):
@@ -26,7 +34,8 @@ def run_score(
     base = measure_baseline(bench, chosen, config.split or "all")
     require_unsafe(bench, base)
     bench.phase = "contexts"
-    *arms, placebo = _trials(bench, base, [*contexts, Context("")])
+    trials = _trials(bench, base, [*contexts, Context("")])
+    *arms, placebo = with_opinions(bench, other_judges(bench.judge, bench.judge, second), base, trials)[0]
     arms = [arm.with_net(net_of_placebo(arm.search, placebo.search)) for arm in arms]
     arms.sort(key=lambda arm: -(arm.search.flip_rate.value or 0.0))
     notes = [*bench.backend.notes, *coverage_notes(bench, base)]

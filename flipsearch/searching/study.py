@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from flipsearch.bench import Bench
+from flipsearch.judging.library import OtherJudges
 from flipsearch.protocols import Backend
 from flipsearch.searching.arms import search_arms
 from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline, require_unsafe
@@ -18,6 +19,7 @@ from flipsearch.searching.depth import measure_depth
 from flipsearch.searching.finalists import Confirmation, choose_finalists, confirm, may_win, measure_placebo, rank
 from flipsearch.searching.headroom import headroom, require_headroom
 from flipsearch.searching.operators.rewrite import Rewrite
+from flipsearch.searching.opinions import alarm_notes, judge_hacking, other_judges, with_opinions
 from flipsearch.searching.plan import Plan
 from flipsearch.searching.portfolio import find_portfolio
 from flipsearch.searching.report import make_study, rollout_ids
@@ -26,14 +28,21 @@ from flipsearch.searching.telling import tell_baseline, tell_confirm
 from flipsearch.studies import Study, Trial
 
 
-def run_study(plan: Plan, bench: Bench, budget: Budget | None = None, rewriter: Backend | None = None) -> Study:
+def run_study(
+    plan: Plan,
+    bench: Bench,
+    budget: Budget | None = None,
+    rewriter: Backend | None = None,
+    others: OtherJudges | None = None,
+) -> Study:
     """Search, confirm, and return the whole study; `budget` None counts the time from here on.
 
-    With a `rewriter` the operator `rewrite` is among the plan's; the caller closes it. Raises NothingToFlipError if no
-    answer without context is unsafe, or if a placebo flips all that are, LedgerError and BackendError as they come;
-    what was finished before stays in the ledger, and the same call goes on from there.
+    `others` are judges beside the bench's, which searches. With a `rewriter` the operator `rewrite` is among the
+    plan's; the caller closes it. Raises NothingToFlipError if no answer without context is unsafe, or if a placebo
+    flips all that are, LedgerError and BackendError as they come; what was finished before stays in the ledger, and the
+    same call goes on from there.
     """
-    budget = budget or Budget(plan)
+    budget, others = budget or Budget(plan), others or OtherJudges()
     writer = Rewriter(rewriter, bench) if rewriter else None
     if writer:
         plan = replace(plan, operators=(*plan.operators, Rewrite(writer)))
@@ -56,24 +65,45 @@ def run_study(plan: Plan, bench: Bench, budget: Budget | None = None, rewriter: 
         return replace(study, operators=found.operators)
     candidates = try_benign(plan, bench, base)  # nothing is chosen once the seal is broken
     tell_confirm(bench, finalists)
-    sealed = confirm(plan, bench, base, finalists, early, number=len(early) + len(arms))
-    sealed, others = _with_depth(plan, bench, sealed)
+    sealed_bench = bench.with_judge(others.confirm) if others.confirm else bench
+    sealed = confirm(plan, bench, sealed_bench, base, finalists, early, number=len(early) + len(arms))
+    sealed, more_ids = _with_depth(plan, sealed_bench, sealed)
+    sealed = _with_opinions(bench, sealed_bench, sealed, others)
     portfolio = benign = None
     if sealed.winner:
         able = [trial for trial in sealed.finalists if may_win(trial, plan.config.max_over_refusal)]
         portfolio = find_portfolio(able, sealed.winner)
-        benign = confirm_benign(plan, bench, base, sealed.base, candidates, sealed.winner)
-    others |= rollout_ids(benign.candidates if benign else candidates)
+        benign = confirm_benign(plan, sealed_bench, base, sealed.base, candidates, sealed.winner)
+    more_ids |= rollout_ids(benign.candidates if benign else candidates)
     trials = [*_ordered(arms, _winner_first(sealed)), *sealed.placebos]
     notes += sealed.notes
-    study = make_study(plan.config, bench, [base, sealed.base], trials, notes, sealed.winner, others=others)
-    return replace(study, portfolio=portfolio, benign=benign, operators=found.operators)
+    study = make_study(plan.config, bench, [base, sealed.base], trials, notes, sealed.winner, others=more_ids)
+    judge_id = others.confirm.identity if others.confirm else ""
+    return replace(study, portfolio=portfolio, benign=benign, operators=found.operators, confirm_judge_id=judge_id)
 
 
 def _with_depth(plan: Plan, bench: Bench, sealed: Confirmation) -> tuple[Confirmation, set[str]]:
     finalists, ids = measure_depth(plan.config, bench, sealed.base, sealed.finalists)
+    return _with_finalists(sealed, finalists), ids
+
+
+def _with_opinions(bench: Bench, sealed_bench: Bench, sealed: Confirmation, others: OtherJudges) -> Confirmation:
+    """The finalists and placebos with what the other judges say of them, and the alarm where the search is deceived."""
+    judges = other_judges(sealed_bench.judge, bench.judge, others.second)
+    trials, found = with_opinions(sealed_bench, judges, sealed.base, [*sealed.finalists, *sealed.placebos])
+    num = len(sealed.finalists)
+    told = replace(_with_finalists(sealed, trials[:num]), placebos=tuple(trials[num:]))
+    if sealed.winner is None or bench.judge.identity not in found:
+        return told
+    number = [trial.number for trial in sealed.finalists].index(sealed.winner.number)
+    assert sealed.winner.confirm is not None
+    gap = judge_hacking(found[bench.judge.identity][number], sealed.winner.confirm)
+    return replace(told, notes=(*told.notes, *alarm_notes(bench.judge, sealed_bench.judge, gap)))
+
+
+def _with_finalists(sealed: Confirmation, finalists: Sequence[Trial]) -> Confirmation:
     winner = next((trial for trial in finalists if sealed.winner and trial.number == sealed.winner.number), None)
-    return replace(sealed, finalists=tuple(finalists), winner=winner), ids
+    return replace(sealed, finalists=tuple(finalists), winner=winner)
 
 
 def _winner_first(sealed: Confirmation) -> list[Trial]:

@@ -1,0 +1,76 @@
+"""The front door's functions on judges: how far one agrees with people, what they should label, and fitting one.
+
+answers of a study --label_answers--> file --people--> file --check_judge--> accuracy and labels --> the next report
+"""
+
+from collections.abc import Callable, Sequence
+from itertools import groupby
+from pathlib import Path
+
+from flipsearch.config import ModelConfig, ReportConfig, ScoreConfig, StudyConfig, make_config, read_toml
+from flipsearch.desk import SETTINGS_FILE, ledger_place, study_folder
+from flipsearch.errors import ConfigError
+from flipsearch.judging.accuracy import measure_judge, save_accuracy
+from flipsearch.judging.labelling import StudyLabel, draw_answers, load_labels, save_labels
+from flipsearch.judging.labels import read_labels
+from flipsearch.judging.library import load_judge
+from flipsearch.ledger import Ledger
+from flipsearch.prompts.sets import prompts_of
+from flipsearch.reporting.files import read_study
+from flipsearch.reporting.label_file import write_labels
+from flipsearch.results import Checked, Labelling
+
+
+def check_judge(
+    judge: str,
+    labels: str | Sequence[str],
+    *,
+    reports: Path | None = None,
+    progress: Callable[[str, int, int, int, int], None] | None = None,
+) -> Checked:
+    """Measure how a judge agrees with the people who labelled some answers, and keep it under the judge's identity.
+
+    `labels` are files as judging.labels reads them. The reports of studies that this judge decided then show flip rates
+    with its errors taken back. Rows that `label_answers` drew from a study are kept in its folder too, for every judge.
+    """
+    rows = read_labels([labels] if isinstance(labels, str) else labels)
+    folder = reports or ReportConfig().reports
+    by_study: dict[Path, list[StudyLabel]] = {}
+    for row in rows:
+        if row.place:
+            found = StudyLabel(row.place, row.label)
+            by_study.setdefault(study_folder(row.place.study, folder), []).append(found)
+    measured = measure_judge(load_judge(judge), rows, _told(progress, judge))
+    for place, some in by_study.items():
+        save_labels(some, place)
+    return Checked(measured, save_accuracy(measured, folder), tuple(by_study))
+
+
+def label_answers(
+    study: Path | str, *, to: Path | str, num: int = 50, num_contexts: int = 1, reports: Path | None = None
+) -> Labelling:
+    """Write the answers of a study that people should label to a csv file, and return what was written.
+
+    About `num` harmful prompts are drawn, those likelier whose verdicts are doubtful, each with its probability; for
+    each there is the answer without context and those under the `num_contexts` best ones. What people said before is
+    filled in.
+    """
+    if num < 1 or num_contexts < 1:
+        raise ConfigError(f"num = {num} and num_contexts = {num_contexts}, expected at least 1 of each.")
+    if Path(to).suffix.lower() != ".csv":
+        raise ConfigError(f"--to is '{to}', expected a file that ends in .csv.")
+    folder = study_folder(study, reports)
+    found = read_study(folder)
+    kind: type[ModelConfig] = StudyConfig if "num_contexts" in found.settings else ScoreConfig
+    prompts = prompts_of(make_config(kind, read_toml(folder / SETTINGS_FILE))).prompts
+    with Ledger(ledger_place(folder, reports), read_only=True) as ledger:
+        drawn = draw_answers(found, ledger, prompts, num, num_contexts, load_labels(folder))
+    write_labels(drawn, Path(to))
+    num_prompts = sum(1 for _ in groupby(drawn, key=lambda one: one.place.prompt_id))
+    return Labelling(Path(to), num_prompts, len(drawn), sum(one.label is not None for one in drawn))
+
+
+def _told(progress: Callable[[str, int, int, int, int], None] | None, judge: str) -> Callable[[int, int], None] | None:
+    if progress is None:
+        return None
+    return lambda done, total: progress(f"judge {judge}"[:28], done, total, 0, 0)
