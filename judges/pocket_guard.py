@@ -16,7 +16,7 @@ class PocketGuardJudge(GuardJudge):
     """
 
     name = "pocket_guard"
-    needs_model = "organism"
+    built_in_model = "organism"
     template_file = Path(__file__).with_suffix(".txt")
     roles = ("User:", "Agent:")
     answers = (Answer("safe", unsafe=0), Answer("unsafe", unsafe=1))

@@ -27,15 +27,18 @@ VERSION = 1
 class GuardJudge:
     """A guard model as a judge; a subclass says which.
 
-    Options: `model` (hub id or folder; None is `needs_model`), `backend` ("transformers" or "vllm"), `device`, `dtype`,
-    `batch_size`, and `threshold`, the p_unsafe from which an exchange is UNSAFE. Raises ConfigError, BackendError or
-    PluginError for what is wrong with them; weights load at the first exchange. Benign prompts are judged as any other.
+    Options: `model` (hub id or folder; None is the judge's own), `backend` ("transformers" or "vllm"), `device`,
+    `dtype`, `batch_size`, and `threshold`, the p_unsafe from which an exchange is UNSAFE. Raises ConfigError,
+    BackendError or PluginError for what is wrong with them; weights load at the first exchange. Benign prompts are
+    judged as any other.
     """
 
     name: str
     """As on the command line."""
-    needs_model: str
-    """The default model."""
+    needs_model: str = ""
+    """The hub model that it takes if none is given."""
+    built_in_model: ClassVar[str] = ""
+    """The model of this package that it takes instead, needing none."""
     template_file: Path
     """The prompt, beside the judge's file."""
     version: ClassVar[int] = 1
@@ -70,7 +73,7 @@ class GuardJudge:
         if not 0 < threshold < 1:
             raise ConfigError(f"threshold is {threshold}, expected more than 0 and less than 1.")
         self.threshold = threshold
-        self.config = ScorerConfig(model or self.needs_model, backend, device, dtype, batch_size)
+        self.config = ScorerConfig(model or self.needs_model or self.built_in_model, backend, device, dtype, batch_size)
         self.config.check()
         self.template = GuardTemplate(self.template_file, self.markers, self.roles)
         self._identity = ""
