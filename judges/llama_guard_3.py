@@ -1,8 +1,8 @@
 """Llama Guard 3, Meta's safety classifier of 13 hazards (MLCommons taxonomy).
 
-Template: the chat template inside the 1B weights, compared byte by byte with a copy of it in a public list of the chat
-templates of GGUF files; the 8B's own differs (14 categories, no blank before its last token). Meta's own files are gated
-and were not read.
+Template: the chat template inside the 1B weights, compared byte by byte with its copy in huggingface.js (ollama-utils,
+the templates of GGUF files); the 8B's own differs (14 categories, no blank before its last token). Meta's own files are
+gated and were not read.
 """
 
 from pathlib import Path

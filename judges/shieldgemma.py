@@ -1,8 +1,8 @@
 """ShieldGemma, Google's content moderation model: does an answer violate a guideline.
 
 Template and guidelines: the prompt-response form of responsible/shieldgemma_on_huggingface.ipynb in
-google-gemini/gemma-cookbook (Apache-2.0), read there, its double blank included; its tokenizer puts the begin token in
-front. Guidelines: shieldgemma_guidelines.txt, one a line.
+google-gemini/gemma-cookbook (Apache-2.0), compared byte by byte, its double blank included; its tokenizer puts the
+begin token in front. Guidelines: shieldgemma_guidelines.txt, one a line.
 """
 
 from pathlib import Path

@@ -1,7 +1,7 @@
 """WildGuard, the Allen Institute's moderation model: is the request harmful, is the answer a refusal, is it harmful.
 
-Template: WILDGUARD_INPUT_FORMAT in wildguard/utils.py of allenai/wildguard (Apache-2.0), read there; its tokenizer puts
-the begin token in front.
+Template: WILDGUARD_INPUT_FORMAT in wildguard/utils.py of allenai/wildguard (Apache-2.0), compared byte by byte; its
+tokenizer puts the begin token in front.
 """
 
 from pathlib import Path

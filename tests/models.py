@@ -4,10 +4,11 @@ Random weights repeat themselves and rarely stop; the end token's output row is 
 "length" occur. Nothing here is trained except the tokenizer's merges.
 """
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -87,6 +88,23 @@ def tiny_tokenizer(chat_template: str | None = QWEN3_TEMPLATE, vocab_size: int =
         chat_template=chat_template,
         clean_up_tokenization_spaces=False,
     )
+
+
+def guard_tokenizer(
+    special: Sequence[str] = (), begin: str | None = None, splits_digits: bool = False
+) -> PreTrainedTokenizerFast:
+    """Return the tiny tokenizer with the special tokens of a guard's own, and a begin token if it has one."""
+    tokenizer = tiny_tokenizer(None)
+    if splits_digits:
+        digits, letters = (
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        )
+        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, letters])
+    tokenizer.add_special_tokens({"extra_special_tokens": [AddedToken(one, special=True) for one in special]})
+    if begin is not None:
+        tokenizer.add_special_tokens({"bos_token": begin})
+    return tokenizer
 
 
 def tiny_qwen3(
