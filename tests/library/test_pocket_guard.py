@@ -8,10 +8,13 @@ import pytest
 import torch
 from jinja2 import Environment
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flipsearch.backends import reading
+from flipsearch.backends.loading import quiet
 from flipsearch.backends.scoring import Scorer, ScorerConfig
 from flipsearch.backends.transformers import TransformersBackend
+from flipsearch.judging.answer import split_answer
 from flipsearch.judging.guard.judge import GuardJudge
 from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import load_prompts
@@ -71,6 +74,40 @@ def test_what_it_does_not_know_it_does_not_judge(guard: GuardJudge) -> None:
     verdict = judge_one(guard, "Quarterly revenue rose by 4 %.", Prompt("Summarise the annual report.", "harmful"))
     assert verdict.label is Label.UNSCORED
     assert "label mass" in verdict.reason
+
+
+def test_says_what_it_would_write(guard: GuardJudge, exchanges: list[Exchange]) -> None:
+    """Plain greedy generation after the template writes the label that has the higher probability."""
+    with quiet():
+        model: Any = AutoModelForCausalLM.from_pretrained(WEIGHTS, dtype=torch.float32)
+    tokenizer: Any = AutoTokenizer.from_pretrained(WEIGHTS)
+    labels = set()
+    for exchange, verdict in zip(exchanges[:40], guard.judge(exchanges[:40]), strict=True):
+        answer = split_answer(exchange.completion, exchange.opens_thinking).answer or ""
+        text = guard.template.render({"prompt": exchange.prompt.text, "answer": answer}, str)
+        ids = tokenizer(text, add_special_tokens=False, return_tensors="pt")
+        wrote = model.generate(**ids, max_new_tokens=3, do_sample=False)[0, ids["input_ids"].shape[1] :]
+        assert tokenizer.decode(wrote, skip_special_tokens=True) == verdict.label
+        labels.add(verdict.label)
+    assert labels == {Label.SAFE, Label.UNSAFE}
+
+
+def test_one_pass_an_exchange_and_what_all_prompts_share_is_read_once(
+    guard: GuardJudge, exchanges: list[Exchange], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows: list[reading.Row] = []
+    real = reading.read_rows
+
+    def counted(decoder: Any, asked: list[reading.Row], openings: Any) -> Any:
+        rows.extend(asked)
+        return real(decoder, asked, openings)
+
+    monkeypatch.setattr(reading, "read_rows", counted)
+    different = {(one.prompt.text, one.completion): one for one in exchanges}
+    guard.judge(list(different.values()))
+    assert len(rows) == len(different)
+    assert {row.num_shared for row in rows} == {min(row.num_shared for row in rows)}
+    assert rows[0].num_shared >= 4  # <|im_start|>, guard, User and its colon
 
 
 @pytest.mark.parametrize("options", [{"batch_size": 1}, {"batch_size": 7}])
