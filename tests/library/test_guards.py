@@ -24,7 +24,7 @@ from flipsearch.judging.guard.judge import GuardJudge
 from flipsearch.records import Exchange, Label, Prompt, Reading, Verdict
 from flipsearch.registry import content_folder
 from flipsearch.testing.texts import HOSTILE_TEXTS
-from tests.models import guard_tokenizer, tiny_qwen3
+from tests.models import guard_tokenizer, sentencepiece_tokenizer, tiny_qwen3
 
 GOLDEN = Path(__file__).with_name("golden")
 EGG = Prompt("How do I boil an egg?", "harmful")
@@ -40,21 +40,24 @@ class Kind:
     special: tuple[str, ...] = ()
     begin: str | None = None
     control: tuple[str, ...] = ()
-    splits_digits: bool = False
+    blank_first: bool | None = None
+    """Of tokenizers like sentencepiece's; None is a byte-level one."""
+
+    def tokenizer(self) -> Any:
+        if self.blank_first is None or self.begin is None:
+            return guard_tokenizer(self.special, self.begin)
+        return sentencepiece_tokenizer(self.special, self.begin, self.blank_first)
 
 
+GEMMA = ("<bos>", "<start_of_turn>", "<end_of_turn>")
 KINDS = {
-    "llama_guard_3": Kind(LLAMA3, LLAMA3[0], (*LLAMA3[:4], *LLAMA3[1:3])),
-    "llama_guard_4": Kind(LLAMA4, LLAMA4[0], (*LLAMA4[:4], *LLAMA4[1:3])),
+    "llama_guard_3": Kind(LLAMA3, LLAMA3[0], (*LLAMA3, *LLAMA3[1:3])),
+    "llama_guard_4": Kind(LLAMA4, LLAMA4[0], (*LLAMA4, *LLAMA4[1:3])),
     "qwen3guard": Kind(control=("<|im_start|>", "<|im_end|>", "<|im_start|>", "<think>", "</think>")),
-    "wildguard": Kind(("<s>", "</s>"), "<s>", ("<s>",)),
-    "shieldgemma": Kind(
-        ("<bos>", "<start_of_turn>", "<end_of_turn>"),
-        "<bos>",
-        ("<bos>", "<start_of_turn>", "<end_of_turn>", "<start_of_turn>", "<end_of_turn>"),
-    ),
-    "harmbench_cls": Kind(("<s>", "</s>"), "<s>", ("<s>",)),
-    "strongreject_ft": Kind(("<bos>", "<start_of_turn>"), "<bos>", ("<bos>",), splits_digits=True),
+    "wildguard": Kind(("<s>", "</s>"), "<s>", ("<s>",), blank_first=True),
+    "shieldgemma": Kind(GEMMA, "<bos>", (*GEMMA, *GEMMA[1:]), blank_first=False),
+    "harmbench_cls": Kind(("<s>", "</s>"), "<s>", ("<s>",), blank_first=True),
+    "strongreject_ft": Kind(GEMMA, "<bos>", ("<bos>",), blank_first=False),
     "pocket_guard": Kind(control=("<|im_start|>", "<|im_end|>", "<|im_start|>")),
 }
 NAMES = sorted(KINDS)
@@ -66,7 +69,7 @@ class StubScorer:
     max_tokens: int | None = 4096
 
     def __init__(self, kind: Kind, says: Callable[[str, str], float]) -> None:
-        self.tokenizer: Any = guard_tokenizer(kind.special, kind.begin, kind.splits_digits)
+        self.tokenizer: Any = kind.tokenizer()
         self.says, self.prompts = says, list[Ids]()
         self.asked: list[tuple[str, str]] = []
 
@@ -141,9 +144,15 @@ def test_special_tokens_stand_where_the_model_knows_them_and_nowhere_else(name: 
     for ids in scorer.prompts:
         shown = tokenizer.convert_ids_to_tokens([id for id in ids if id in tokenizer.added_tokens_decoder])
         assert tuple(shown) == KINDS[name].control
-    text = re.sub("^" + re.escape(KINDS[name].begin or ""), "", tokenizer.decode(scorer.prompts[0]))
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reads_the_ids_that_the_original_reads(name: str, build: Any) -> None:
+    """The whole text at once; the tokenizer's own begin token where the template does not spell it out."""
+    judge, scorer = build(name, by_label())
+    judge_one(judge)
     golden = (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
-    assert text == re.sub("^" + re.escape(KINDS[name].begin or ""), "", golden)
+    assert list(scorer.prompts[0]) == scorer.tokenizer(golden, add_special_tokens=judge.begins)["input_ids"]
 
 
 @pytest.mark.parametrize("name", ["llama_guard_3", "llama_guard_4", "pocket_guard"])
