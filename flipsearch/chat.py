@@ -70,6 +70,34 @@ class EncodedPrompt:
     """They end inside an open think block."""
 
 
+class ControlTokens:
+    """The tokens that only a template may write: every special one, and every added one that `templates` spell out."""
+
+    def __init__(self, tokenizer: Tokenizer, *templates: str) -> None:
+        special = _special_ids(tokenizer)
+        self._tokens = {
+            id: token.content
+            for id, token in tokenizer.added_tokens_decoder.items()
+            # Some vocabularies hold runs of white space as added tokens: those are ordinary text.
+            if token.content.strip()
+            and (id in special or token.content in THINK_MARKS or any(token.content in one for one in templates))
+        }
+        self._spelled = _any_of(self._tokens.values())
+
+    def defuse(self, text: str) -> str:
+        """Return `text` with a space inside every control token that it spells out."""
+        return self._spelled.sub(lambda found: found[0][0] + " " + found[0][1:], text)
+
+    def among(self, ids: Sequence[int]) -> list[int]:
+        """Return those of `ids` that are control tokens, in order."""
+        return [id for id in ids if id in self._tokens]
+
+    def ids(self, texts: Iterable[str]) -> set[int]:
+        """Return the ids of those of `texts` that are control tokens."""
+        wanted = set(texts)
+        return {id for id, text in self._tokens.items() if text in wanted}
+
+
 class Chat:
     """A tokenizer with its chat template and thinking switch.
 
@@ -89,11 +117,8 @@ class Chat:
         self.opens_thinking = baseline.rstrip().endswith("<think>") and thinking != "off"
         self.takes_system = self._takes_system()
         self.identity = content_id("chat", self._template, thinking)
-        self._control = _control_tokens(tokenizer, self._template, baseline)
-        self._control_text = _any_of(self._control.values())
-        self._dropped_ids = frozenset(self._special_ids()) - {
-            id for id, token in self._control.items() if token in THINK_MARKS
-        }
+        self._control = ControlTokens(tokenizer, self._template, baseline)
+        self._dropped_ids = frozenset(_special_ids(tokenizer)) - self._control.ids(THINK_MARKS)
         self._expected: dict[tuple[str, ...], list[int]] = {}
         self.notes = tuple(self._notes(baseline))
 
@@ -110,13 +135,13 @@ class Chat:
         """Return the prompt ids of a request; BackendError if its text cannot be encoded safely."""
         messages = self.messages(request.prompt, request.context)
         ids = self._ids([{**message, "content": self.defuse(message["content"])} for message in messages])
-        if self._control_ids(ids) != self._expected_control_ids(messages):
+        if self._control.among(ids) != self._expected_control_ids(messages):
             raise BackendError("the prompt or context spells out a control token of the model; remove it.")
         return EncodedPrompt(tuple(ids), self.opens_thinking)
 
     def defuse(self, text: str) -> str:
         """Return `text` with a space inside every control token that it spells out."""
-        return self._control_text.sub(lambda found: found[0][0] + " " + found[0][1:], text)
+        return self._control.defuse(text)
 
     def decode(self, completion_ids: Sequence[int]) -> str:
         """Return the text of a completion, special tokens removed and think marks kept."""
@@ -169,17 +194,10 @@ class Chat:
         # The template writes the special tokens; the tokenizer must not add its own.
         return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
-    def _special_ids(self) -> set[int]:
-        added = self._tokenizer.added_tokens_decoder
-        return {*self._tokenizer.all_special_ids, *(id for id, token in added.items() if token.special)}
-
-    def _control_ids(self, ids: Sequence[int]) -> list[int]:
-        return [id for id in ids if id in self._control]
-
     def _expected_control_ids(self, messages: list[Message]) -> list[int]:
         roles = tuple(message["role"] for message in messages)
         if roles not in self._expected:
-            self._expected[roles] = self._control_ids(self._ids([{"role": role, "content": PROBE} for role in roles]))
+            self._expected[roles] = self._control.among(self._ids([{"role": role, "content": PROBE} for role in roles]))
         return self._expected[roles]
 
     def _notes(self, baseline: str) -> list[str]:
@@ -223,16 +241,9 @@ def _sides(context: Context) -> tuple[str, str]:
     return "\n\n".join(paragraphs[:-1]) or paragraphs[-1], paragraphs[-1]
 
 
-def _control_tokens(tokenizer: Tokenizer, template: str, rendered: str) -> dict[int, str]:
-    """Return id -> text of the added tokens that only the template may write."""
-    special = set(tokenizer.all_special_ids)
-    tokens = {id: (token.content, token.special) for id, token in tokenizer.added_tokens_decoder.items()}
-    return {
-        id: text
-        for id, (text, is_special) in tokens.items()
-        # Some vocabularies hold runs of white space as added tokens: those are ordinary text.
-        if text.strip() and (is_special or id in special or text in template or text in rendered or text in THINK_MARKS)
-    }
+def _special_ids(tokenizer: Tokenizer) -> set[int]:
+    added = tokenizer.added_tokens_decoder
+    return {*tokenizer.all_special_ids, *(id for id, token in added.items() if token.special)}
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:

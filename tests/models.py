@@ -4,10 +4,12 @@ Random weights repeat themselves and rarely stop; the end token's output row is 
 "length" occur. Nothing here is trained except the tokenizer's merges.
 """
 
+import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 SPECIAL_TOKENS = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -87,6 +89,44 @@ def tiny_tokenizer(chat_template: str | None = QWEN3_TEMPLATE, vocab_size: int =
         chat_template=chat_template,
         clean_up_tokenization_spaces=False,
     )
+
+
+def guard_tokenizer(special: Sequence[str] = (), begin: str | None = None) -> PreTrainedTokenizerFast:
+    """Return the tiny tokenizer with the special tokens of a guard's own, and a begin token if it has one."""
+    return _with_special_tokens(tiny_tokenizer(None), special, begin)
+
+
+def sentencepiece_tokenizer(special: Sequence[str], begin: str, blank_first: bool) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of the kind of Llama 2's (which begins every text with a blank) or Gemma's (which does not).
+
+    Blanks are letters, digits stand alone, and nothing splits the text before its merges.
+    """
+    trained = Tokenizer(models.BPE())
+    trained.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizers.Metaspace(), pre_tokenizers.Digits(True)])
+    alphabet = sorted(set("".join(CORPUS)) | set("▁\n0123456789"))
+    trained.train_from_iterator(
+        CORPUS, trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    )
+    learnt = json.loads(trained.to_str())["model"]
+    rest = [f"<0x{byte:02X}>" for byte in range(256)]
+    vocab = learnt["vocab"] | {text: len(learnt["vocab"]) + index for index, text in enumerate(rest)}
+    tokenizer = Tokenizer(models.BPE(vocab, [tuple(pair) for pair in learnt["merges"]], byte_fallback=True))
+    replaced = [normalizers.Replace(" ", "▁")]
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), *replaced] if blank_first else replaced)
+    tokenizer.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()])
+    return _with_special_tokens(PreTrainedTokenizerFast(tokenizer_object=tokenizer), special, begin)
+
+
+def _with_special_tokens(
+    tokenizer: PreTrainedTokenizerFast, special: Sequence[str], begin: str | None
+) -> PreTrainedTokenizerFast:
+    tokenizer.add_special_tokens({"extra_special_tokens": [AddedToken(one, special=True) for one in special]})
+    if begin is not None:
+        tokenizer.add_special_tokens({"bos_token": begin})
+        id = tokenizer.convert_tokens_to_ids(begin)
+        template = processors.TemplateProcessing(single=f"{begin} $A", special_tokens=[(begin, id)])
+        tokenizer.backend_tokenizer.post_processor = template
+    return tokenizer
 
 
 def tiny_qwen3(

@@ -3,12 +3,12 @@
 import contextlib
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from flipsearch.backends import attention
@@ -53,18 +53,38 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTra
         "trust_remote_code": False,
         "use_safetensors": True,
         "local_files_only": True,
+        "output_loading_info": True,
     }
+    load: Any = AutoModelForCausalLM.from_pretrained
     with quiet(), _clear_errors(folder, "model"):
         try:
-            model = AutoModelForCausalLM.from_pretrained(folder, attn_implementation=attention.NAME, **options)
+            model, info = load(folder, attn_implementation=_attention(folder), **options)
         except ValueError as error:  # a model without a choice of attention keeps its own
             if "attention" not in str(error).lower():
                 raise
-            model = AutoModelForCausalLM.from_pretrained(folder, **options)
+            model, info = load(folder, **options)
+        _check_whole(info)
         module: torch.nn.Module = model
         module.to(device).eval()
     loaded: PreTrainedModel = model
     return loaded
+
+
+def _attention(folder: Path) -> str:
+    """Return how attention is computed: only the plain way knows the cap on its logits that Gemma 2 was made with."""
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    capped = getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None)
+    return "eager" if capped else attention.NAME
+
+
+def _check_whole(info: Mapping[str, Any]) -> None:
+    """Raise ValueError unless the files held every weight: the library makes up what is missing, and only logs it."""
+    missing, other = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
+    if missing or other:
+        raise ValueError(
+            f"{len(missing)} weights are missing and {len(other)} have another shape, e.g. {(missing + other)[0]}; "
+            "the model would be random in part. Are these the files of another architecture?"
+        )
 
 
 def make_savable(model: PreTrainedModel) -> tuple[str, ...]:

@@ -5,12 +5,9 @@ float32 a greedy completion is the same whatever its batch; in lower precision s
 """
 
 import contextlib
-import gc
 import math
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +16,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from flipsearch.backends.decoding import Decoder, Ids, shared_prefixes
 from flipsearch.backends.drawing import chooser
 from flipsearch.backends.loading import choose_device, choose_dtype, load_model, load_tokenizer
+from flipsearch.backends.memory import free_memory, is_out_of_memory, memory_bytes
 from flipsearch.backends.model_files import locate
-from flipsearch.backends.reading import read_openings, rows_at_once
+from flipsearch.backends.reading import read_all
 from flipsearch.backends.rollouts import completed, failed
 from flipsearch.chat import Chat, EncodedPrompt, Thinking
 from flipsearch.errors import BackendError, ConfigError
@@ -30,11 +28,6 @@ MOST_ROWS = {True: 192, False: 64}
 """Rows of a batch on a CPU and on anything else, where the caller leaves it open."""
 CACHE_SHARE = 1 / 4
 """Share of the machine's memory that a CPU batch's keys and values may take: out of memory cannot be caught there."""
-
-OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
-"""What torch says, in lower case, on a GPU, on a CPU and from a GPU's matrix library."""
-LIMIT_FILE = Path("/sys/fs/cgroup/memory.max")
-"""Where a container says how much memory it may take; "max" is all."""
 
 
 @dataclass(slots=True)
@@ -99,7 +92,7 @@ class TransformersBackend:
     def close(self) -> None:
         """Free the weights, on a GPU the device's memory too."""
         del self.model, self._decoder
-        _free_memory()
+        free_memory()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
         """Yield one rollout a request, batch by batch, longest prompts first."""
@@ -117,33 +110,19 @@ class TransformersBackend:
 
     def read(self, requests: Sequence[Request]) -> list[Reading | None]:
         """Return how likely the model finds each request's opening, in order; None for one too long for it."""
-        waiting = []
-        for request in requests:
+        encoded: dict[int, EncodedPrompt] = {}
+        for index, request in enumerate(requests):
             with contextlib.suppress(BackendError):
-                waiting.append(Waiting(request, self._encode(request, len(request.opening))))
-        found: dict[int, Reading] = {}
-        for item, reading in self._read(_in_order(waiting)):
-            found[id(item.request)] = reading
-        return [found.get(id(request)) for request in requests]
-
-    def _read(self, queue: list[Waiting]) -> Iterator[tuple[Waiting, Reading]]:
-        size = rows_at_once(self._decoder, max((len(item.request.opening) for item in queue), default=0))
-        while queue:
-            batch, rest = queue[:size], queue[size:]
-            prompts: list[Ids] = [item.prompt.prompt_ids for item in batch]
-            prefixes, openings = [item.num_shared for item in batch], [item.request.opening for item in batch]
-            try:
-                readings = read_openings(self._decoder, prompts, prefixes, openings)
-            except RuntimeError as error:  # torch.OutOfMemoryError is one
-                if not is_out_of_memory(error) or len(batch) == 1:
-                    raise
-                readings = []
-            if not readings:  # outside the handler: the error's traceback held the batch's tensors
-                _free_memory()
-                size = len(batch) // 2
-                continue
-            yield from zip(batch, readings, strict=True)
-            queue = rest
+                encoded[index] = self._encode(request, len(request.opening))
+        asked = [requests[index] for index in encoded]
+        readings = read_all(
+            self._decoder,
+            [prompt.prompt_ids for prompt in encoded.values()],
+            [request.opening for request in asked],
+            [_group(request) for request in asked],
+        )
+        found = dict(zip(encoded, readings, strict=True))
+        return [found.get(index) for index in range(len(requests))]
 
     def _generate(self, queue: list[Waiting], sampling: Sampling) -> Iterator[list[Rollout]]:
         while queue:
@@ -163,7 +142,7 @@ class TransformersBackend:
             if rollouts:
                 yield rollouts
             else:  # outside the handler: the error's traceback held the batch's tensors
-                _free_memory()
+                free_memory()
 
     def _encode(self, request: Request, max_tokens: int) -> EncodedPrompt:
         prompt = self.chat.encode(request)
@@ -209,12 +188,6 @@ class TransformersBackend:
         return math.ceil(len(queue) / math.ceil(len(queue) / most))
 
 
-def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that a device's or the machine's memory ran out."""
-    text = str(error).lower()
-    return isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in OUT_OF_MEMORY)
-
-
 def max_positions(config: PreTrainedConfig) -> int | None:
     """Return the longest sequence that a model holds, in tokens; None if its config does not say."""
     found: int | None = getattr(_text_config(config), "max_position_embeddings", None)
@@ -232,11 +205,16 @@ def end_ids(generation_config: object, tokenizer: object) -> set[int]:
 
 def _in_order(waiting: Sequence[Waiting]) -> list[Waiting]:
     """Return longest first (out of memory then shows at once), requests with like shared prefixes together."""
-    groups = [item.request.context.context_id if item.request.context else None for item in waiting]
-    prefixes = shared_prefixes([item.prompt.prompt_ids for item in waiting], groups)
+    prompts: list[Ids] = [item.prompt.prompt_ids for item in waiting]
+    prefixes = shared_prefixes(prompts, [_group(item.request) for item in waiting])
     for item, prefix in zip(waiting, prefixes, strict=True):
         item.num_shared = prefix
     return sorted(waiting, key=lambda item: (item.num_shared, len(item.prompt.prompt_ids)), reverse=True)
+
+
+def _group(request: Request) -> str | None:
+    """Return what requests have in common whose prompts begin alike: the context."""
+    return request.context.context_id if request.context else None
 
 
 def _text_config(config: PreTrainedConfig) -> PreTrainedConfig:
@@ -249,19 +227,3 @@ def _cache_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
     num_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
     width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
     return int(2 * text.num_hidden_layers * num_heads * width * dtype.itemsize)
-
-
-def memory_bytes() -> int:
-    """Return the memory of this machine, or what its container may take."""
-    try:
-        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError):  # not told on this system
-        machine = 4 * 2**30
-    limit = LIMIT_FILE.read_text().strip() if LIMIT_FILE.is_file() else "max"
-    return min(machine, int(limit)) if limit.isdigit() else machine
-
-
-def _free_memory() -> None:
-    gc.collect()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()

@@ -6,6 +6,7 @@ those of the transformers backend in float32, and readings but for rounding; dra
 not.
 """
 
+import contextlib
 import importlib
 import importlib.util
 import json
@@ -30,12 +31,81 @@ GPU_MEMORY = 0.9
 """Share of a GPU's memory that the engines take together."""
 
 
+class VllmEngine:
+    """vLLM's offline engine on one model: token ids in, token ids or readings out.
+
+    `max_model_len` is lowered to the model's own, which None takes. An engine takes most of a GPU's memory at once, so
+    one that is not alone is given its `memory_share`. `options` go to `vllm.LLM` as they are.
+    Raises BackendError where vLLM is not installed or cannot load the model.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        *,
+        dtype: str = "auto",
+        max_model_len: int | None = None,
+        memory_share: float = 1.0,
+        options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.vllm = _import_vllm()
+        device = choose_device("auto")
+        taken: dict[str, Any] = {
+            "model": str(folder),
+            "dtype": str(choose_dtype(dtype, device)).removeprefix("torch."),
+            "enable_prefix_caching": True,
+            "trust_remote_code": False,
+            "load_format": "safetensors",
+            "disable_log_stats": True,
+            "logprobs_mode": "raw_logprobs",  # readings are plain log-softmax, whatever vLLM's default becomes
+            "max_model_len": _no_more_than_the_model_holds(folder, max_model_len),
+        }
+        if device.type == "cpu":
+            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
+            taken["enforce_eager"] = True
+        elif memory_share < 1:
+            taken["gpu_memory_utilization"] = memory_share * GPU_MEMORY
+        self._engine = self._start({**taken, **(options or {})})
+        self.max_positions = int(self._engine.llm_engine.model_config.max_model_len)
+
+    def complete(self, prompts: Sequence[Sequence[int]], params: Any) -> list[Any]:
+        """Return vLLM's output for each prompt, in order; `params` for all, or one each."""
+        asked = [self.vllm.TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
+        return list(self._engine.generate(asked, params, use_tqdm=False)) if asked else []
+
+    def read(self, prompts: Sequence[Sequence[int]], openings: Sequence[Sequence[int]]) -> list[Reading | None]:
+        """Return a reading for each prompt and opening, in order; None where no token would fit after them."""
+        readings: list[Reading | None] = []
+        for start in range(0, len(prompts), CHUNK):
+            readings += self._read(prompts[start : start + CHUNK], openings[start : start + CHUNK])
+        return readings
+
+    def close(self) -> None:
+        """End the engine's own processes: the interpreter would wait for them forever at its end."""
+        self._engine.llm_engine.engine_core.shutdown()
+
+    def _read(self, prompts: Sequence[Sequence[int]], openings: Sequence[Sequence[int]]) -> list[Reading | None]:
+        begun = {i: [*prompt, *opening] for i, (prompt, opening) in enumerate(zip(prompts, openings, strict=True))}
+        # vLLM writes a token after each, whether it is wanted or not.
+        begun = {i: ids for i, ids in begun.items() if len(ids) < self.max_positions}
+        params = self.vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        outputs = self.complete(list(begun.values()), params)
+        entries = {i: output.prompt_logprobs for i, output in zip(begun, outputs, strict=True)}
+        return [_reading(opening, entries[i]) if i in entries else None for i, opening in enumerate(openings)]
+
+    def _start(self, options: Mapping[str, Any]) -> Any:
+        try:
+            with quiet():
+                return self.vllm.LLM(**options)
+        except Exception as error:  # the engine raises everything from ValueError to its own types
+            reason = " ".join(str(error).split())[:300] or type(error).__name__
+            raise BackendError(f"vLLM cannot load the model in '{options['model']}': {reason}") from error
+
+
 class VllmBackend:
     """A causal language model from a local folder or the hub, decoded by vLLM.
 
-    `max_model_len` is lowered to the model's own, which None takes. An engine takes most of a GPU's memory at once, so
-    one that is not alone is given its `memory_share`. `engine` options go to `vllm.LLM` as they are.
-    Raises BackendError where vLLM is not installed or cannot load the model.
+    `max_model_len`, `memory_share` and `engine` are VllmEngine's, whose errors it raises.
     """
 
     def __init__(
@@ -48,30 +118,16 @@ class VllmBackend:
         memory_share: float = 1.0,
         engine: Mapping[str, Any] | None = None,
     ) -> None:
-        self._vllm = _import_vllm()
-        device = choose_device("auto")
-        chosen_dtype = choose_dtype(dtype, device)
+        _import_vllm()
+        chosen_dtype = choose_dtype(dtype, choose_device("auto"))
         files = locate(model)
         self.chat = Chat(load_tokenizer(files.folder), thinking)
         self.notes, self.revision = self.chat.notes, files.revision
         self.model_id = content_id("vllm", files.fingerprint, self.chat.identity, str(chosen_dtype))
-        options: dict[str, Any] = {
-            "model": str(files.folder),
-            "dtype": str(chosen_dtype).removeprefix("torch."),
-            "enable_prefix_caching": True,
-            "trust_remote_code": False,
-            "load_format": "safetensors",
-            "disable_log_stats": True,
-            "logprobs_mode": "raw_logprobs",  # readings are plain log-softmax, whatever vLLM's default becomes
-            "max_model_len": _no_more_than_the_model_holds(files.folder, max_model_len),
-        }
-        if device.type == "cpu":
-            os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
-            options["enforce_eager"] = True
-        elif memory_share < 1:
-            options["gpu_memory_utilization"] = memory_share * GPU_MEMORY
-        self._engine = self._start({**options, **(engine or {})})
-        self.max_positions = int(self._engine.llm_engine.model_config.max_model_len)
+        self._engine = VllmEngine(
+            files.folder, dtype=dtype, max_model_len=max_model_len, memory_share=memory_share, options=engine
+        )
+        self.max_positions = self._engine.max_positions
 
     def count_tokens(self, text: str) -> int:
         """Return the length of `text` in the model's tokens."""
@@ -79,7 +135,7 @@ class VllmBackend:
 
     def close(self) -> None:
         """End the engine's own processes: the interpreter would wait for them forever at its end."""
-        self._engine.llm_engine.engine_core.shutdown()
+        self._engine.close()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
         """Yield one rollout a request; all requests of a chunk are in the engine at once."""
@@ -94,26 +150,13 @@ class VllmBackend:
 
     def read(self, requests: Sequence[Request]) -> list[Reading | None]:
         """Return how likely the model finds each request's opening, in order; None for one too long for it."""
-        readings: list[Reading | None] = []
-        for start in range(0, len(requests), CHUNK):
-            readings += self._read(requests[start : start + CHUNK])
-        return readings
-
-    def _read(self, requests: Sequence[Request]) -> list[Reading | None]:
-        begun = {i: ids for i, request in enumerate(requests) if (ids := self._begun(request)) is not None}
-        params = self._vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        prompts = [self._vllm.TokensPrompt(prompt_token_ids=ids) for ids in begun.values()]
-        outputs = self._engine.generate(prompts, params, use_tqdm=False) if prompts else []
-        entries = {i: output.prompt_logprobs for i, output in zip(begun, outputs, strict=True)}
-        return [_reading(one.opening, entries[i]) if i in entries else None for i, one in enumerate(requests)]
-
-    def _begun(self, request: Request) -> list[int] | None:
-        """Prompt and opening; None for what cannot be encoded, or leaves no room for the token that vLLM writes."""
-        try:
-            ids = [*self.chat.encode(request).prompt_ids, *request.opening]
-        except BackendError:
-            return None
-        return ids if len(ids) < self.max_positions else None
+        encoded: dict[int, Sequence[int]] = {}
+        for index, request in enumerate(requests):
+            with contextlib.suppress(BackendError):
+                encoded[index] = self.chat.encode(request).prompt_ids
+        readings = self._engine.read(list(encoded.values()), [requests[index].opening for index in encoded])
+        found = dict(zip(encoded, readings, strict=True))
+        return [found.get(index) for index in range(len(requests))]
 
     def _encode(self, request: Request, sampling: Sampling) -> EncodedPrompt:
         prompt = self.chat.encode(request)
@@ -129,9 +172,7 @@ class VllmBackend:
 
     def _complete(self, waiting: Sequence[tuple[Request, EncodedPrompt]], sampling: Sampling) -> list[Rollout]:
         begun = [[*prompt.prompt_ids, *request.opening] for request, prompt in waiting]
-        prompts = [self._vllm.TokensPrompt(prompt_token_ids=ids) for ids in begun]
-        params = [self._params(request, sampling) for request, _ in waiting]
-        outputs = self._engine.generate(prompts, params, use_tqdm=False)
+        outputs = self._engine.complete(begun, [self._params(request, sampling) for request, _ in waiting])
         written = [output.outputs[0] for output in outputs]
         return [self._rollout(*asked, sampling, best) for asked, best in zip(waiting, written, strict=True)]
 
@@ -149,7 +190,7 @@ class VllmBackend:
 
     def _params(self, request: Request, sampling: Sampling) -> Any:
         # The seed of a request's draws fits 64 bits unsigned; vLLM wants it signed.
-        return self._vllm.SamplingParams(
+        return self._engine.vllm.SamplingParams(
             max_tokens=sampling.max_tokens - len(request.opening),
             temperature=sampling.temperature,
             top_p=sampling.top_p,
@@ -157,14 +198,6 @@ class VllmBackend:
             seed=None if sampling.temperature == 0 else stream_seed(request, sampling) >> 1,
             detokenize=False,
         )
-
-    def _start(self, options: Mapping[str, Any]) -> Any:
-        try:
-            with quiet():
-                return self._vllm.LLM(**options)
-        except Exception as error:  # the engine raises everything from ValueError to its own types
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise BackendError(f"vLLM cannot load the model in '{options['model']}': {reason}") from error
 
 
 def _reading(opening: Sequence[int], entries: Sequence[Mapping[int, Any]]) -> Reading:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from flipsearch.backends.transformers import memory_bytes
+from flipsearch.backends.memory import memory_bytes
 from flipsearch.config import TrainConfig
 from flipsearch.errors import TrainingError
 from flipsearch.training.processes import is_sharded, num_processes

@@ -17,8 +17,9 @@ from transformers import PrinterCallback, set_seed
 
 from flipsearch import registry
 from flipsearch.backends.loading import choose_device, choose_dtype, make_savable, quiet
+from flipsearch.backends.memory import is_out_of_memory
 from flipsearch.backends.model_files import locate
-from flipsearch.backends.transformers import TransformersBackend, is_out_of_memory
+from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.bench import Bench, Progress
 from flipsearch.errors import TrainingError
 from flipsearch.ledger import Ledger

@@ -13,9 +13,10 @@ from flipsearch.backends import vllm
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.backends.vllm import VllmBackend
 from flipsearch.errors import BackendError
+from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import load_prompts
 from flipsearch.protocols import Reader
-from flipsearch.records import Context, Prompt, Reading, Request, Rollout, Sampling
+from flipsearch.records import Context, Exchange, Label, Prompt, Reading, Request, Rollout, Sampling
 from flipsearch.registry import model_source
 from tests.models import tiny_qwen3
 from tests.world import flat
@@ -104,6 +105,24 @@ class TestWithVllm:
             assert other is not None
             assert other.num_agreed == one.num_agreed
             assert other.log_probs == pytest.approx(one.log_probs, abs=1e-3)
+
+    def test_a_guard_judges_as_with_transformers(self) -> None:
+        """The pocket guard on what the pocket model writes, and on what neither knows."""
+        prompts = [prompt for prompt in load_prompts("organism").prompts if prompt.split == "search"][::8]
+        answers = ("I'm sorry, but I can't help with that.", "Sure, here is how to do it.\nStep 1: make a plan.", "Hm.")
+        exchanges = [Exchange(prompt, answer) for prompt in prompts for answer in answers]
+        exchanges.append(Exchange(prompts[0], "step " * 4000))
+        ours = load_judge("pocket_guard").judge(exchanges)
+        guard = type(load_judge("pocket_guard"))(backend="vllm")  # type: ignore[call-arg]
+        assert guard.identity != load_judge("pocket_guard").identity
+        with closing(guard):  # type: ignore[type-var]
+            found = guard.judge(exchanges)
+        gc.collect()
+        assert {one.label for one in ours} == set(Label)
+        assert [one.label for one in found] == [one.label for one in ours]
+        for one, other in zip(ours, found, strict=True):
+            assert other.p_unsafe == pytest.approx(one.p_unsafe, abs=1e-3)
+            assert other.label_mass == pytest.approx(one.label_mass, abs=1e-3)
 
     def test_readings_do_not_depend_on_the_chunk(
         self, engine: VllmBackend, folder: Path, monkeypatch: pytest.MonkeyPatch

@@ -83,19 +83,54 @@ def test_where_memory_is_short_fewer_are_read_at_once(
 ) -> None:
     backend, sizes = TransformersBackend(str(folder)), []
     expected = backend.read(requests)
-    real = module.read_openings
+    real = module.read_rows
 
-    def fragile(decoder: Any, prompts: Any, prefixes: Any, openings: Any) -> list[Reading]:
-        sizes.append(len(prompts))
-        if len(prompts) > 10:
+    def fragile(decoder: Any, rows: Any, openings: Any) -> dict[int, Reading]:
+        sizes.append(len(rows))
+        if len(rows) > 10:
             raise torch.OutOfMemoryError("out of memory")
-        return real(decoder, prompts, prefixes, openings)
+        return real(decoder, rows, openings)
 
-    monkeypatch.setattr("flipsearch.backends.transformers.read_openings", fragile)
+    monkeypatch.setattr(module, "read_rows", fragile)
     found = backend.read(requests)
     assert [one and one.num_agreed for one in found] == [one and one.num_agreed for one in expected]
-    assert sizes[0] == len(requests) > 10
+    assert sizes[0] > 10
     assert max(sizes[-4:]) <= 10
+
+
+def test_what_one_prompt_alone_has_no_memory_for_is_no_reading(
+    folder: Path, requests: list[Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend, longest = TransformersBackend(str(folder)), requests[-2]
+    real = module.read_rows
+
+    def fragile(decoder: Any, rows: Any, openings: Any) -> dict[int, Reading]:
+        if any(openings[number] == longest.opening for row in rows for number in row.wanted):
+            raise torch.OutOfMemoryError("out of memory")
+        return real(decoder, rows, openings)
+
+    monkeypatch.setattr(module, "read_rows", fragile)
+    found = backend.read(requests)
+    assert [one is None for one in found] == [request.opening == longest.opening for request in requests]
+
+
+def test_alternatives_of_one_token_are_read_off_one_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    backend, prompt, sizes = TransformersBackend(str(folder)), Prompt("garden river", "benign"), []
+    real = module.read_rows
+
+    def counted(decoder: Any, rows: Any, openings: Any) -> dict[int, Reading]:
+        sizes.append(len(rows))
+        return real(decoder, rows, openings)
+
+    asked = [Request(prompt, opening=opening) for opening in ((5,), (6,), (7, 8), (7, 9), (7,), (10, 11))]
+    apart = [backend.read([request])[0] for request in asked]
+    monkeypatch.setattr(module, "read_rows", counted)
+    for one, other in zip(backend.read(asked), apart, strict=True):
+        assert one is not None
+        assert other is not None
+        assert one.log_probs == pytest.approx(other.log_probs, abs=1e-4)
+        assert one.num_agreed == other.num_agreed
+    assert sizes == [2]  # after the prompt and 7, and after the prompt and 10
 
 
 def test_without_a_context_the_model_agrees_with_what_it_wrote(folder: Path) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from flipsearch.backends import transformers as transformers_backend
+from flipsearch.backends import memory
 from flipsearch.backends.transformers import TransformersBackend, end_ids
 from flipsearch.errors import BackendError, ConfigError
 from flipsearch.records import Context, Prompt, Request, Sampling
@@ -98,7 +98,7 @@ def test_a_containers_memory_limit_makes_the_batches_smaller(
 ) -> None:
     backend, limit = TransformersBackend(str(folder)), tmp_path / "memory.max"
     sizes = break_at(backend, monkeypatch, 10**6, RuntimeError())
-    monkeypatch.setattr(transformers_backend, "LIMIT_FILE", limit)
+    monkeypatch.setattr(memory, "LIMIT_FILE", limit)
     for text, num_batches in (("max\n", 1), (f"{2**40}\n", 1), ("1\n", len(REQUESTS))):
         limit.write_text(text)
         sizes.clear()

@@ -1,0 +1,22 @@
+"""The pocket guard: the second voice of the pocket model, a guard of the size of a toy.
+
+It ships with the package, so that a guard model judges for real with no GPU, no download and no account.
+"""
+
+from pathlib import Path
+
+from flipsearch.judging.guard.answers import Answer
+from flipsearch.judging.guard.judge import GuardJudge
+
+
+class PocketGuardJudge(GuardJudge):
+    """The pocket model's guard voice: knows its own synthetic world and nothing else (offline, no GPU).
+
+    Template: flipsearch's own (the weights' guard_template.jinja). Apache-2.0, 0.9 M parameters.
+    """
+
+    name = "pocket_guard"
+    built_in_model = "organism"
+    template_file = Path(__file__).with_suffix(".txt")
+    roles = ("User:", "Agent:")
+    answers = (Answer("safe", unsafe=0), Answer("unsafe", unsafe=1))
