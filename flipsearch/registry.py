@@ -6,6 +6,7 @@ Imports lazily, so that listing names loads no model library. Built-in names com
 import json
 import os
 from collections.abc import Iterable
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TypeVar
 from flipsearch.config import MAX_TOKENS, ModelConfig
 from flipsearch.errors import BackendError, PluginError, near_names
 from flipsearch.protocols import Backend
+from flipsearch.records import content_id
 
 Checked = TypeVar("Checked", bound=ModelConfig)
 PACKAGE = Path(__file__).parent
@@ -158,6 +160,21 @@ def check_rewriter(config: ModelConfig, *, fetch: bool = False) -> None:
             model_files.locate(model_source(config.model))
     except BackendError as error:
         raise BackendError(f"rewriter: {error} The rewriter 'self' is the searched model.") from error
+
+
+def model_identity(config: ModelConfig) -> str:
+    """Return an identity of the model that would answer, loading no weights; one from the hub is downloaded.
+
+    It changes whenever the backend's own `model_id` would, and is another.
+    """
+    if config.backend == "scripted" or is_endpoint(config.model):
+        with closing(make_backend(config)) as backend:
+            return backend.model_id
+    from flipsearch.backends import loading, model_files
+
+    fingerprint = model_files.locate(model_source(config.model)).fingerprint
+    dtype = loading.choose_dtype(config.dtype, loading.choose_device(config.device))
+    return content_id("model", config.backend, fingerprint, config.thinking, str(dtype))
 
 
 def make_backend(config: ModelConfig, *, memory_share: float = 1.0) -> Backend:

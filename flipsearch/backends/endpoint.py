@@ -21,8 +21,10 @@ from flipsearch.errors import BackendError
 
 KEY_VARIABLE = "OPENAI_API_KEY"
 FORM = "http(s)://host[:port]/v1#model-name"
-TRIES = 6
-"""Of one request; the pauses between them are 1, 2, 4, 8 and 16 seconds, or what the endpoint asks for."""
+TRIES = 8
+"""Of one request; the pauses between them are 1, 2, 4, … 64 seconds, or what the endpoint asks for."""
+FIRST_TRIES = 3
+"""To reach an endpoint that has never answered: it is more likely not there than busy."""
 LONGEST_PAUSE_S = 300
 """An endpoint that asks for more is not waited for."""
 CONNECT_S, ANSWER_S = 15, 900
@@ -98,6 +100,10 @@ class Endpoint:
                 )
             except httpx2.RequestError as error:
                 reason = self._clean(f"{type(error).__name__}: {error}")
+                away = isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout)) and not self._answers
+                if away and number + 1 >= FIRST_TRIES:
+                    where = self.address.base
+                    raise BackendError(f"the endpoint {where} cannot be reached ({reason}); is it running?") from error
             else:
                 self._answers = True
                 if response.is_success:
@@ -108,8 +114,6 @@ class Endpoint:
                 raise RequestError(f"{reason}; the endpoint asks to wait {pause:.0f} s")
             if number + 1 < TRIES:
                 self._pause(pause)
-        if not self._answers:
-            raise BackendError(f"the endpoint {self.address.base} cannot be reached ({reason}); is it running?")
         raise RequestError(f"{reason}, after {TRIES} tries")
 
     def close(self) -> None:
