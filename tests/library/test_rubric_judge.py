@@ -135,6 +135,9 @@ def test_a_model_behind_an_endpoint_judges(make: Any) -> None:
 
 def test_a_model_that_cannot_be_had_is_a_judge_error(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("OPENAI_API_KEY", raising=False)
-    with serving(lambda body: refuses(401)) as served, closing(make(model=f"{served.url}#tiny")) as judge:
-        with pytest.raises(JudgeError, match=r"judge rubric: .*OPENAI_API_KEY"):
-            judge.judge([Exchange(LOCK, "Step 1.")])
+    with (
+        serving(lambda body: refuses(401)) as served,
+        closing(make(model=f"{served.url}#tiny")) as judge,
+        pytest.raises(JudgeError, match=r"judge rubric: .*OPENAI_API_KEY"),
+    ):
+        judge.judge([Exchange(LOCK, "Step 1.")])
