@@ -164,7 +164,7 @@ def _find_architecture(variant: str, given: str | None) -> Path:
     if not whole:
         raise PluginError(
             f"judge detoxify: config and tokenizer of {names[0]} are not in the cache of transformers; fetch them by "
-            f"hf download {names[1]} --include '*.json' '*.txt', or give architecture=FOLDER."
+            f"hf download {names[1]} --include '*.json' --include '*.txt', or give architecture=FOLDER."
         )
     return whole[0]
 

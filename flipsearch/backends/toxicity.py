@@ -40,7 +40,8 @@ LEFTOVERS = re.compile(r"\w+\.embeddings\.position_ids|roberta\.pooler\.dense\.(
 LONGEST_WINDOW = 512
 OVERLAP_SHARE = 1 / 4
 """Of a window, so that what is cut at its edge stands whole in the next."""
-BATCH_TOKENS = 16384
+BATCH_TOKENS = {True: 1024, False: 32768}
+"""Tokens of a batch on a CPU (what its caches hold) and on anything else."""
 
 
 class _Arguments(BaseModel):
@@ -91,7 +92,7 @@ class ToxicityModel:
         """Return the sigmoid (N, K) of each class for each text, in [0, 1]; the highest of its windows."""
         windows, owners = self._windows(texts) if texts else ([], [])
         highest = torch.zeros((len(texts), len(self.classes)))
-        for rows in _batches(windows):
+        for rows in _batches(windows, BATCH_TOKENS[self._model.device.type == "cpu"]):
             found = self._sigmoids([windows[row] for row in rows])  # (rows, K)
             for row, one in zip(rows, found, strict=True):
                 highest[owners[row]] = torch.maximum(highest[owners[row]], one)
@@ -186,10 +187,10 @@ def _window(config: PreTrainedConfig) -> int:
     return min(LONGEST_WINDOW, int(config.max_position_embeddings) - unused)
 
 
-def _batches(windows: Sequence[Sequence[int]]) -> Iterator[list[int]]:
-    """Yield rows of like length, longest first, so many at once as BATCH_TOKENS hold."""
+def _batches(windows: Sequence[Sequence[int]], num_tokens: int) -> Iterator[list[int]]:
+    """Yield rows of like length, longest first, so many at once that they have at most `num_tokens`."""
     left = sorted(range(len(windows)), key=lambda row: len(windows[row]), reverse=True)
     while left:
-        num = max(1, BATCH_TOKENS // max(1, len(windows[left[0]])))
+        num = max(1, num_tokens // max(1, len(windows[left[0]])))
         yield left[:num]
         left = left[num:]
