@@ -89,32 +89,33 @@ class Endpoint:
         key, an unknown model or path, and an endpoint that never answered.
         """
         content = _encode(body)
-        reason = ""
         for number in range(TRIES):
-            pause = 2.0**number
-            try:
-                response = self._client.post(
-                    f"{self.address.base}/chat/completions",
-                    content=content,
-                    headers={"Content-Type": "application/json"},
-                )
-            except httpx2.RequestError as error:
-                reason = self._clean(f"{type(error).__name__}: {error}")
-                away = isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout)) and not self._answers
-                if away and number + 1 >= FIRST_TRIES:
-                    where = self.address.base
-                    raise BackendError(f"the endpoint {where} cannot be reached ({reason}); is it running?") from error
-            else:
-                self._answers = True
-                if response.is_success:
-                    return response.content
-                reason = self._failure(response)
-                pause = max(pause, _asked_pause(response.headers.get("retry-after", "")))
-            if pause > LONGEST_PAUSE_S:
-                raise RequestError(f"{reason}; the endpoint asks to wait {pause:.0f} s")
+            answer = self._post(content, patient=number + 1 < FIRST_TRIES)
+            if isinstance(answer, bytes):
+                return answer
+            reason, asked_pause = answer
+            if asked_pause > LONGEST_PAUSE_S:
+                raise RequestError(f"{reason}; the endpoint asks to wait {asked_pause:.0f} s")
             if number + 1 < TRIES:
-                self._pause(pause)
+                self._pause(max(2.0**number, asked_pause))
         raise RequestError(f"{reason}, after {TRIES} tries")
+
+    def _post(self, content: bytes, patient: bool) -> bytes | tuple[str, float]:
+        """Return the answer, or why there is none yet and what pause is asked for; raises where no try can help."""
+        url, headers = f"{self.address.base}/chat/completions", {"Content-Type": "application/json"}
+        try:
+            response = self._client.post(url, content=content, headers=headers)
+        except httpx2.RequestError as error:
+            reason = self._clean(f"{type(error).__name__}: {error}")
+            away = isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout)) and not self._answers
+            if away and not patient:
+                where = self.address.base
+                raise BackendError(f"the endpoint {where} cannot be reached ({reason}); is it running?") from error
+            return reason, 0.0
+        self._answers = True
+        if response.is_success:
+            return response.content
+        return self._failure(response), _asked_pause(response.headers.get("retry-after", ""))
 
     def close(self) -> None:
         """Close the connections."""
@@ -169,6 +170,6 @@ def _asked_pause(told: str) -> float:
         return float(told)
     try:
         until = email.utils.parsedate_to_datetime(told)
-    except ValueError:
+        return max(0.0, until.replace(tzinfo=until.tzinfo or UTC).timestamp() - time.time())
+    except (ValueError, OverflowError):
         return 0.0
-    return max(0.0, until.replace(tzinfo=until.tzinfo or UTC).timestamp() - time.time())

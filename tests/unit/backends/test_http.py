@@ -169,6 +169,13 @@ def test_the_endpoint_may_say_how_long_to_wait() -> None:
     assert pauses == [17, 2]
 
 
+@pytest.mark.parametrize("told", ["soon", "-5", "nan", "Fri, 31 Dec 99999999999999999999 23:59:59 GMT"])
+def test_a_wait_that_cannot_be_read_is_the_usual_one(told: str) -> None:
+    with backend_to(in_turn(refuses(429, Retry_After=told), says("a"))) as (backend, _, pauses):
+        list(backend.generate([Request(EGG)], GREEDY))
+    assert pauses == [1]
+
+
 @pytest.mark.parametrize("told", ["86400", "Fri, 31 Dec 2199 23:59:59 GMT"])
 def test_an_endpoint_that_asks_for_hours_is_not_waited_for(told: str) -> None:
     rollout = one(lambda body: refuses(429, "quota", Retry_After=told))
