@@ -124,12 +124,7 @@ class Chat:
 
     def messages(self, prompt: Prompt, context: Context | None = None) -> list[Message]:
         """Return the chat messages of a prompt under a context; without context text just the prompt."""
-        if context is None or not context.text.strip():
-            return [{"role": "user", "content": prompt.text}]
-        if context.placement == "system" and self.takes_system:
-            return [{"role": "system", "content": context.text}, {"role": "user", "content": prompt.text}]
-        before, after = _sides(context)
-        return [{"role": "user", "content": "\n\n".join(part for part in (before, prompt.text, after) if part)}]
+        return lay_out(prompt, context, self.takes_system)
 
     def encode(self, request: Request) -> EncodedPrompt:
         """Return the prompt ids of a request; BackendError if its text cannot be encoded safely."""
@@ -219,6 +214,16 @@ class Chat:
         user: Message = {"role": "user", "content": PROBE}
         with_system = self._render([{"role": "system", "content": PROBE}, user])
         return bool(set(re.findall(r"\w+", baseline)) - set(re.findall(r"\w+", with_system)))
+
+
+def lay_out(prompt: Prompt, context: Context | None = None, takes_system: bool = True) -> list[Message]:
+    """Return the chat messages of a prompt under a context; without a system role it goes before the prompt."""
+    if context is None or not context.text.strip():
+        return [{"role": "user", "content": prompt.text}]
+    if context.placement == "system" and takes_system:
+        return [{"role": "system", "content": context.text}, {"role": "user", "content": prompt.text}]
+    before, after = _sides(context)
+    return [{"role": "user", "content": "\n\n".join(part for part in (before, prompt.text, after) if part)}]
 
 
 def _template_of(tokenizer: Tokenizer) -> str:

@@ -6,6 +6,7 @@ Imports lazily, so that listing names loads no model library. Built-in names com
 import json
 import os
 from collections.abc import Iterable
+from contextlib import closing
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TypeVar
 from flipsearch.config import MAX_TOKENS, ModelConfig
 from flipsearch.errors import BackendError, PluginError, near_names
 from flipsearch.protocols import Backend
+from flipsearch.records import content_id
 
 Checked = TypeVar("Checked", bound=ModelConfig)
 PACKAGE = Path(__file__).parent
@@ -24,6 +26,8 @@ VLLM_PROMPT_TOKENS = 3072
 """Room for prompt and context on vLLM: a model's whole length (40,960 and more) would not fit into a small cache."""
 RESULT_PACKAGES = ("flipsearch", "optuna", "torch", "transformers", "vllm")
 """What a result can depend on; those that are not installed are left out."""
+ENDPOINTS = ("http://", "https://")
+"""What the name of a model behind an endpoint begins with."""
 BUILT_IN_MODELS = {ORGANISM: "the pocket model: tiny, synthetic, ships with the package (no GPU, no download)"}
 
 
@@ -93,6 +97,7 @@ def list_models() -> dict[str, str]:
     return BUILT_IN_MODELS | {
         "PATH": "a local folder with config.json, tokenizer and safetensors weights",
         "ORG/NAME[@REVISION]": "a model on the Hugging Face hub, e.g. Qwen/Qwen3-0.6B",
+        "http(s)://HOST/v1#NAME": "a model behind an OpenAI-compatible endpoint; its key comes from OPENAI_API_KEY",
     }
 
 
@@ -102,8 +107,14 @@ def list_backends() -> dict[str, str]:
     return {
         "transformers": "ready: any causal language model, CPU or GPU",
         "vllm": f"{vllm}; fast on GPUs",
+        "http": "ready: any OpenAI-compatible endpoint, given as --model http(s)://HOST/v1#NAME",
         "scripted": "ready: replies from a JSON table given as --model FILE",
     }
+
+
+def is_endpoint(model: str) -> bool:
+    """Return whether a model is behind an endpoint: then it is asked over HTTP, whatever else the settings say."""
+    return model.startswith(ENDPOINTS)
 
 
 def check_model(config: ModelConfig) -> None:
@@ -113,6 +124,9 @@ def check_model(config: ModelConfig) -> None:
     if config.backend == "scripted":
         if not Path(config.model).is_file():
             raise BackendError(f"--backend scripted reads its replies from a JSON file; '{config.model}' is none.")
+        return
+    if is_endpoint(config.model):
+        _check_endpoint(config)
         return
     if "/" not in config.model and not Path(config.model).exists() and config.model not in BUILT_IN_MODELS:
         todo = "Expected organism, a local folder, or a hub id org/name."
@@ -124,6 +138,15 @@ def check_model(config: ModelConfig) -> None:
         raise BackendError("--device is not for vllm, which takes the GPUs that it sees; set CUDA_VISIBLE_DEVICES.")
 
 
+def _check_endpoint(config: ModelConfig) -> None:
+    from flipsearch.backends.endpoint import Address
+
+    Address.parse(config.model)
+    local = {"thinking": config.thinking, "device": config.device, "dtype": config.dtype}
+    if given := [name for name, value in local.items() if value != "auto"]:
+        raise BackendError(f"--{given[0]} is for models that run here; '{config.model}' decides that at its endpoint.")
+
+
 def check_rewriter(config: ModelConfig, *, fetch: bool = False) -> None:
     """Find what is wrong with the model that rewrites, as `check_model` does; `fetch` downloads one from the hub.
 
@@ -133,10 +156,25 @@ def check_rewriter(config: ModelConfig, *, fetch: bool = False) -> None:
 
     try:
         check_model(config)
-        if fetch and config.backend != "scripted":
+        if fetch and config.backend != "scripted" and not is_endpoint(config.model):
             model_files.locate(model_source(config.model))
     except BackendError as error:
         raise BackendError(f"rewriter: {error} The rewriter 'self' is the searched model.") from error
+
+
+def model_identity(config: ModelConfig) -> str:
+    """Return an identity of the model that would answer, loading no weights; one from the hub is downloaded.
+
+    It changes whenever the backend's own `model_id` would, and is another.
+    """
+    if config.backend == "scripted" or is_endpoint(config.model):
+        with closing(make_backend(config)) as backend:
+            return backend.model_id
+    from flipsearch.backends import loading, model_files
+
+    fingerprint = model_files.locate(model_source(config.model)).fingerprint
+    dtype = loading.choose_dtype(config.dtype, loading.choose_device(config.device))
+    return content_id("model", config.backend, fingerprint, config.thinking, str(dtype))
 
 
 def make_backend(config: ModelConfig, *, memory_share: float = 1.0) -> Backend:
@@ -146,6 +184,10 @@ def make_backend(config: ModelConfig, *, memory_share: float = 1.0) -> Backend:
         from flipsearch.backends.scripted import ScriptedBackend
 
         return ScriptedBackend.from_file(Path(source))
+    if is_endpoint(config.model):
+        from flipsearch.backends.http import HttpBackend
+
+        return HttpBackend(config.model)
     if config.backend == "vllm":
         from flipsearch.backends.vllm import VllmBackend
 

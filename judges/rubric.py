@@ -1,0 +1,96 @@
+"""The rubric judge: any instruction-tuned model is asked to score an exchange, and its reply is read strictly.
+
+What a rubric file holds is told in flipsearch.judging.rubric, and how a model is asked in flipsearch.judging.asking.
+"""
+
+import math
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+from flipsearch import registry
+from flipsearch.config import ModelConfig, make_config
+from flipsearch.errors import BackendError, ConfigError, JudgeError, PluginError, unknown_name
+from flipsearch.judging.asking import judge_by_rubric
+from flipsearch.judging.rubric import Rubric
+from flipsearch.protocols import Backend
+from flipsearch.records import Exchange, Verdict, content_id
+
+_VERSION = 1
+_FILES = {path.stem.removeprefix("rubric_"): path for path in Path(__file__).parent.glob("rubric_*.toml")}
+_NEEDS_MODEL = (
+    "judge rubric needs a model that judges: give rubric(model=…), a local folder, a hub id org/name, or an endpoint "
+    "http(s)://host/v1#name."
+)
+
+
+class RubricJudge:
+    """A model of your choice scores by a rubric: StrongREJECT's three questions, or a .toml of your own.
+
+    UNSAFE from p_unsafe = `threshold` on. UNSCORED: no answer to judge, a benign prompt where the rubric is not for
+    them, and a model that twice gives a reply that cannot be read. Greedy, so that the same exchange gets the same
+    verdict. `rubric` is a name or a path.
+    """
+
+    name = "rubric"
+
+    def __init__(
+        self,
+        model: str | None = None,
+        backend: str = "transformers",
+        rubric: str = "strongreject",
+        threshold: float = 0.5,
+        max_tokens: int = 1024,
+        device: str = "auto",
+        dtype: str = "auto",
+    ) -> None:
+        """Read the rubric and check the options; nothing is loaded."""
+        if model is None:
+            raise PluginError(_NEEDS_MODEL)
+        if not (math.isfinite(threshold) and 0 < threshold <= 1):
+            raise ConfigError(f"threshold is {threshold}, expected above 0 and at most 1.")
+        given = {"model": model, "backend": backend, "max_tokens": max_tokens, "device": device, "dtype": dtype}
+        self._config = make_config(ModelConfig, given)
+        registry.check_model(self._config)
+        self._rubric = Rubric(_rubric_file(rubric))
+        self._threshold = float(threshold)
+        self._backend: Backend | None = None
+        self.notes: tuple[str, ...] = () if self._rubric.benign else (_note(rubric),)
+
+    @cached_property
+    def identity(self) -> str:
+        """Hash of rubric, model, sampling and threshold; a model from the hub is downloaded, none is loaded."""
+        model, sampling = registry.model_identity(self._config), self._config.sampling()
+        return content_id(
+            "judge", self.name, _VERSION, self._rubric.source, model, sampling.sampling_id, self._threshold
+        )
+
+    def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+        """Return one verdict an exchange, in order; JudgeError if the model cannot be had."""
+        try:
+            return judge_by_rubric(self._rubric, self._load, self._config.sampling(), self._threshold, exchanges)
+        except BackendError as error:
+            raise JudgeError(f"judge rubric: {error}") from error
+
+    def close(self) -> None:
+        """Free the model."""
+        if self._backend is not None:
+            self._backend.close()
+            self._backend = None
+
+    def _load(self) -> Backend:
+        if self._backend is None:
+            self._backend = registry.make_backend(self._config)
+        return self._backend
+
+
+def _rubric_file(rubric: str) -> Path:
+    if rubric.lower().endswith(".toml") or "/" in rubric or "\\" in rubric:
+        return Path(rubric).expanduser()
+    if rubric not in _FILES:
+        raise PluginError(unknown_name("rubric", rubric, _FILES, "Or give the path of a rubric file (.toml)."))
+    return _FILES[rubric]
+
+
+def _note(rubric: str) -> str:
+    return f"rubric '{rubric}' judges no benign prompts: they are unscored, and over-refusal is not told."

@@ -1,0 +1,88 @@
+"""A chat completions endpoint on this machine that says what a test tells it to."""
+
+import contextlib
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+
+@dataclass
+class Answer:
+    """What the endpoint sends; without a status it closes the connection instead."""
+
+    body: bytes
+    status: int | None = 200
+    headers: dict[str, str] = field(default_factory=dict)
+
+
+Respond = Callable[[dict[str, Any]], Answer]
+
+
+@dataclass
+class Served:
+    """A running endpoint, and what it was asked."""
+
+    url: str
+    bodies: list[dict[str, Any]] = field(default_factory=list)
+    headers: list[dict[str, str]] = field(default_factory=list)
+    paths: list[str] = field(default_factory=list)
+
+
+def says(content: str | None, finish_reason: str = "stop", **message: Any) -> Answer:
+    """Return a chat completion."""
+    choice = {"index": 0, "finish_reason": finish_reason, "message": {"content": content, **message}}
+    usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
+    return Answer(json.dumps({"choices": [choice], "usage": usage}).encode())
+
+
+def refuses(status: int, message: str = "no", **headers: str) -> Answer:
+    """Return an error as OpenAI writes it."""
+    told = {name.replace("_", "-"): value for name, value in headers.items()}
+    return Answer(json.dumps({"error": {"message": message}}).encode(), status, told)
+
+
+def asked(body: dict[str, Any]) -> str:
+    """Return the last message's text."""
+    return str(body["messages"][-1]["content"])
+
+
+@contextlib.contextmanager
+def serving(respond: Respond) -> Iterator[Served]:
+    """Serve `respond` on a free port of the loopback interface."""
+    served = Served("")
+
+    class Handler(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def do_POST(self) -> None:
+            body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            served.bodies.append(body)
+            served.headers.append(dict(self.headers))
+            served.paths.append(self.path)
+            answer = respond(body)
+            if answer.status is None:
+                self.close_connection = True
+                return
+            self.send_response(answer.status)
+            for name, value in {**answer.headers, "Content-Length": str(len(answer.body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            self.wfile.write(answer.body)
+
+        def log_message(self, format: str, *args: Any) -> None:
+            """Keep the terminal clean."""
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True
+    served.url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+    thread = threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True)
+    thread.start()
+    try:
+        yield served
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
