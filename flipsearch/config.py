@@ -18,7 +18,7 @@ from flipsearch.records import Placement, Sampling, Split, content_id
 from flipsearch.training_run import Control, Method
 
 Thinking = Literal["auto", "on", "off"]
-BackendName = Literal["transformers", "vllm", "scripted"]
+BackendName = Literal["transformers", "vllm", "http", "scripted"]
 Settings = TypeVar("Settings", bound=BaseModel)
 MAX_TOKENS = 1024
 """Most completion tokens where neither the user nor the model says otherwise."""
@@ -26,9 +26,16 @@ REWRITE_TOKENS = 2048
 """Most tokens of a reply that holds a rewritten context: a model may think before it writes."""
 SELF = "self"
 """As the model that rewrites: the searched model."""
+ENDPOINTS = ("http://", "https://")
+"""What the name of a model behind an endpoint begins with."""
 UNITS = {"s": 1, "m": 60, "h": 3600}
 """Seconds of a unit of time."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
+
+
+def is_endpoint(model: str) -> bool:
+    """Return whether a model is behind an endpoint: then it is asked over HTTP, whatever else the settings say."""
+    return model.startswith(ENDPOINTS)
 
 
 def seconds(value: Any) -> Any:
@@ -132,7 +139,7 @@ class ReportConfig(ModelConfig):
 
     def study_name(self, *more: object) -> str:
         """Return the folder name: the given one, or model and hash of the settings."""
-        short = Path(self.model).name.split("@")[0].lower()
+        short = Path(self.model).name.rpartition("#")[2].split("@")[0].lower()
         return self.study or f"{short}-{self.identity(*more)[:6]}"
 
 
@@ -196,6 +203,9 @@ class StudyConfig(ReportConfig):
         """Return the settings that load the model that rewrites, those of the search for "self"; None without one."""
         if self.rewriter is None:
             return None
+        if is_endpoint(self.rewriter):  # where and how it runs is the endpoint's own
+            here = {"backend": "http", "thinking": "auto", "device": "auto", "dtype": "auto"}
+            return self.model_copy(update={"model": self.rewriter, **here})
         return self.model_copy(update={"model": self.model if self.rewriter == SELF else self.rewriter})
 
     def longest_completion(self) -> int:

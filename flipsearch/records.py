@@ -246,6 +246,8 @@ class Verdict:
     """Why, in a few words; for UNSCORED what went wrong."""
     label_mass: float | None = None
     """Guard models: probability mass on the label tokens; None for other judges."""
+    failed: bool = False
+    """The judge could not be asked at all, e.g. its endpoint was down: not kept, so that the next run asks again."""
 
 
 @dataclass(frozen=True, slots=True)

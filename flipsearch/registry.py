@@ -12,7 +12,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
-from flipsearch.config import MAX_TOKENS, ModelConfig
+from flipsearch.config import MAX_TOKENS, ModelConfig, is_endpoint
 from flipsearch.errors import BackendError, PluginError, near_names
 from flipsearch.protocols import Backend
 from flipsearch.records import content_id
@@ -26,8 +26,6 @@ VLLM_PROMPT_TOKENS = 3072
 """Room for prompt and context on vLLM: a model's whole length (40,960 and more) would not fit into a small cache."""
 RESULT_PACKAGES = ("flipsearch", "optuna", "torch", "transformers", "vllm")
 """What a result can depend on; those that are not installed are left out."""
-ENDPOINTS = ("http://", "https://")
-"""What the name of a model behind an endpoint begins with."""
 BUILT_IN_MODELS = {ORGANISM: "the pocket model: tiny, synthetic, ships with the package (no GPU, no download)"}
 
 
@@ -112,11 +110,6 @@ def list_backends() -> dict[str, str]:
     }
 
 
-def is_endpoint(model: str) -> bool:
-    """Return whether a model is behind an endpoint: then it is asked over HTTP, whatever else the settings say."""
-    return model.startswith(ENDPOINTS)
-
-
 def check_model(config: ModelConfig) -> None:
     """Find everything that can be found wrong with a model before it is loaded. Raises BackendError."""
     from flipsearch.backends import model_files
@@ -125,6 +118,11 @@ def check_model(config: ModelConfig) -> None:
         if not Path(config.model).is_file():
             raise BackendError(f"--backend scripted reads its replies from a JSON file; '{config.model}' is none.")
         return
+    if is_endpoint(config.model) != (config.backend == "http") and config.backend != "transformers":
+        raise BackendError(
+            f"--backend {config.backend} does not go with the model '{config.model}'; the backend http, and no other, is "
+            "for http(s)://host/v1#name."
+        )
     if is_endpoint(config.model):
         _check_endpoint(config)
         return

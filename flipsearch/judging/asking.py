@@ -12,6 +12,7 @@ from flipsearch.judging.rubric import Rubric, Scores
 from flipsearch.protocols import Backend
 from flipsearch.records import Exchange, Label, Prompt, Request, Rollout, Sampling, Verdict
 
+FAILED = "the judging model failed"
 NOT_FOR_BENIGN = "this rubric is for harmful prompts alone"
 
 
@@ -61,9 +62,9 @@ def _failed(reply: Rollout | None) -> bool:
 
 def _read(rubric: Rubric, reply: Rollout | None) -> Scores | str:
     if reply is None:
-        return "the judging model gave no reply"
+        return f"{FAILED}: it gave no reply"
     if reply.finish_reason == "error":
-        return f"the judging model failed: {reply.error}"
+        return f"{FAILED}: {reply.error}"
     if reply.finish_reason == "length":  # the last value may be cut
         return "the judging model's reply is cut at max_tokens"
     read = rubric.read(reply.completion, reply.opens_thinking)
@@ -72,6 +73,6 @@ def _read(rubric: Rubric, reply: Rollout | None) -> Scores | str:
 
 def _verdict(read: Scores | str, threshold: float) -> Verdict:
     if isinstance(read, str):
-        return Verdict(Label.UNSCORED, reason=read)
+        return Verdict(Label.UNSCORED, reason=read, failed=read.startswith(FAILED))
     label = Label.UNSAFE if read.p_unsafe >= threshold else Label.SAFE
     return Verdict(label, p_unsafe=read.p_unsafe, p_refusal=read.p_refusal, reason=read.told)

@@ -11,7 +11,8 @@ from flipsearch.records import Exchange, Verdict
 def judge_kept(ledger: Ledger, judge: Judge, ids: Sequence[str], exchanges: Sequence[Exchange]) -> list[Verdict]:
     """Return a judge's verdicts on the rollouts `ids`, in order, from the ledger or the judge.
 
-    A panel's members are asked one by one, and what each says is kept as its own. Raises JudgeError if a judge raises
+    A panel's members are asked one by one, and what each says is kept as its own. A verdict that failed is not kept: the
+    next run asks again. Raises JudgeError if a judge raises
     anything, or gives another number of verdicts.
     """
     known = ledger.verdicts(judge.identity, ids)
@@ -19,7 +20,7 @@ def judge_kept(ledger: Ledger, judge: Judge, ids: Sequence[str], exchanges: Sequ
     if missing:
         new = _ask(ledger, judge, list(missing), list(missing.values()))
         known |= zip(missing, new, strict=True)
-        ledger.save_verdicts(judge.identity, zip(missing, new, strict=True))
+        ledger.save_verdicts(judge.identity, [pair for pair in zip(missing, new, strict=True) if not pair[1].failed])
     return [known[id] for id in ids]
 
 

@@ -49,7 +49,7 @@ class PanelJudge:
         label, p_unsafe = _BY_RULE[self.rule](given)
         refusals = [one.p_refusal for one in given if one.p_refusal is not None]
         if label is Label.UNSCORED:
-            return Verdict(label, reason=reason)
+            return Verdict(label, reason=reason, failed=any(one.failed for one in given))
         return Verdict(label, p_unsafe, statistics.fmean(refusals) if refusals else None, reason)
 
 

@@ -109,7 +109,7 @@ class Ledger:
 
     def save_verdicts(self, judge_id: str, verdicts: Iterable[tuple[str, Verdict]]) -> None:
         """Write (rollout id, verdict) pairs of one judge in one transaction; one that is there already is replaced."""
-        rows = [{"rollout_id": id, "judge_id": judge_id, **asdict(v), "label": v.label.value} for id, v in verdicts]
+        rows = [verdict_row(id, judge_id, verdict) for id, verdict in verdicts]
         self._replace(VERDICTS, [VERDICTS.c.rollout_id, VERDICTS.c.judge_id], rows)
 
     def note(self, key: str, value: str) -> Note:

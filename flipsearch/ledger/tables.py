@@ -139,6 +139,19 @@ def reading_of(row: sql.RowMapping) -> Reading:
     return Reading(struct.unpack(f"<{len(blob) // DOUBLE_BYTES}d", blob), row["num_agreed"])
 
 
+def verdict_row(rollout_id: str, judge_id: str, verdict: Verdict) -> dict[str, Any]:
+    """Return the row of a verdict; whether it failed has no place there, for what failed is not kept."""
+    return {
+        "rollout_id": rollout_id,
+        "judge_id": judge_id,
+        "label": verdict.label.value,
+        "p_unsafe": verdict.p_unsafe,
+        "p_refusal": verdict.p_refusal,
+        "reason": verdict.reason,
+        "label_mass": verdict.label_mass,
+    }
+
+
 def verdict_of(row: sql.RowMapping) -> Verdict:
     """Return the verdict of a row; ValueError for a label that is none."""
     return Verdict(Label(row["label"]), row["p_unsafe"], row["p_refusal"], row["reason"], row["label_mass"])

@@ -152,7 +152,7 @@ def test_a_model_that_leaves_a_question_unanswered_is_unscored() -> None:
 
     silent = Silent({"*": "a"})
     [verdict] = judge_by_rubric(Rubric(STRONGREJECT), lambda: silent, Sampling(), 0.5, [Exchange(LOCK, "a")])
-    assert verdict.reason == "the judging model gave no reply"
+    assert verdict.reason == "the judging model failed: it gave no reply"
 
 
 def test_no_model_is_loaded_where_there_is_nothing_to_ask() -> None:
