@@ -120,8 +120,8 @@ def check_model(config: ModelConfig) -> None:
         return
     if is_endpoint(config.model) != (config.backend == "http") and config.backend != "transformers":
         raise BackendError(
-            f"--backend {config.backend} does not go with the model '{config.model}'; the backend http, and no other, is "
-            "for http(s)://host/v1#name."
+            f"--backend {config.backend} does not go with the model '{config.model}'; the backend http, and no other, "
+            "is for http(s)://host/v1#name."
         )
     if is_endpoint(config.model):
         _check_endpoint(config)

@@ -11,9 +11,8 @@ from flipsearch.records import Exchange, Verdict
 def judge_kept(ledger: Ledger, judge: Judge, ids: Sequence[str], exchanges: Sequence[Exchange]) -> list[Verdict]:
     """Return a judge's verdicts on the rollouts `ids`, in order, from the ledger or the judge.
 
-    A panel's members are asked one by one, and what each says is kept as its own. A verdict that failed is not kept: the
-    next run asks again. Raises JudgeError if a judge raises
-    anything, or gives another number of verdicts.
+    A panel's members are asked one by one, and what each says is kept as its own. A verdict that failed is not kept:
+    the next run asks again. Raises JudgeError if a judge raises anything, or gives another number of verdicts.
     """
     known = ledger.verdicts(judge.identity, ids)
     missing = {id: exchange for id, exchange in zip(ids, exchanges, strict=True) if id not in known}

@@ -41,6 +41,7 @@ from flipsearch.ledger.tables import (
     rollout_of,
     rollout_row,
     verdict_of,
+    verdict_row,
 )
 from flipsearch.records import Reading, Rollout, Verdict
 
