@@ -74,8 +74,9 @@ class ModelConfig(BaseModel):
     """Files of harmful prompts, PATH[:column]; they join `prompts`, which has no default beside them."""
     benign: tuple[str, ...] = ()
     """Files of benign prompts, PATH[:column]."""
-    judge: str = "refusal"
-    """A judge, with options or a panel as judging.spec says: a name, or the path of a judge file or folder."""
+    judge: str = ""
+    """A judge, with options or a panel as judging.spec says: a name, or the path of a judge file or folder; "" is
+    "refusal" for the pocket model, whose answers it knows, and "compact" for any other."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
     contexts: tuple[str, ...] = ()
     """Extra template files or folders."""

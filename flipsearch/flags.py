@@ -29,7 +29,10 @@ Prompts = Annotated[str | None, option("A built-in set (organism, starter) or a 
 Harmful = Annotated[list[str] | None, option("File of harmful prompts; repeatable.", metavar="PATH[:COLUMN]")]
 Benign = Annotated[list[str] | None, option("File of benign prompts; repeatable.", metavar="PATH[:COLUMN]")]
 Judge = Annotated[
-    str | None, option("A judge, with options J(option=value), or a panel J+J:any (:all, :majority, :mean).")
+    str | None,
+    option(
+        "A judge, J(option=value), or a panel J+J:any (:all, :majority, :mean). Default: compact; organism refusal."
+    ),
 ]
 SecondJudges = Annotated[
     list[str] | None, option("A judge with a column of its own; repeatable.", "--second-judge", metavar="JUDGE")

@@ -65,18 +65,24 @@ def default_prompts(model: str) -> str:
     return ORGANISM if base_model(model) == ORGANISM else "starter"
 
 
+def default_judge(model: str) -> str:
+    """Return the judge of a model's answers where none is named: rules fit the pocket model's few phrases best."""
+    return "refusal" if base_model(model) == ORGANISM else "compact"
+
+
 def default_max_tokens(model: str) -> int:
     """Return how long a completion may be: the pocket model's are short."""
     return 160 if base_model(model) == ORGANISM else MAX_TOKENS
 
 
 def resolve(config: Checked) -> Checked:
-    """Fill in prompts and lengths that hang on the model, so that what is written down is what was done."""
+    """Fill in prompts, judge and lengths that hang on the model, so that what is written down is what was done."""
     prompts = config.prompts
     if prompts is None and not config.harmful and not config.benign:
         prompts = default_prompts(config.model)
     max_tokens = config.max_tokens or default_max_tokens(config.model)
-    return config.model_copy(update={"prompts": prompts, "max_tokens": max_tokens})
+    judge = config.judge or default_judge(config.model)
+    return config.model_copy(update={"prompts": prompts, "max_tokens": max_tokens, "judge": judge})
 
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:
