@@ -56,8 +56,11 @@ def test_the_study_name_follows_what_changes_results_and_nothing_else() -> None:
 def test_draws_make_another_study_and_a_single_one_the_study_of_old() -> None:
     """Studies from before there were several draws keep their names."""
     config = StudyConfig(temperature=0.7)
-    before = config.model_dump(mode="json", exclude=config.free_fields() | {"samples", "unsafe_at", "rewriter"})
+    newer = {"samples", "unsafe_at", "rewriter", "confirm_judge"}
+    before = config.model_dump(mode="json", exclude=config.free_fields() | newer)
     assert config.identity() == content_id(before)
+    assert config.model_copy(update={"second_judges": ("compact",)}).identity() == config.identity()
+    assert config.model_copy(update={"confirm_judge": "compact"}).identity() != config.identity()
     rules = ((1, 1), (2, 1), (2, 2), (3, 2))
     assert len({StudyConfig(temperature=0.7, samples=m, unsafe_at=k).study_name() for m, k in rules}) == 4
 
@@ -69,6 +72,9 @@ def test_a_rewriter_makes_another_study_and_breeds_or_is_refused() -> None:
     given = StudyConfig(rewriter="other", max_tokens=9).rewriter_config()
     assert given is not None
     assert (given.model, given.longest_completion()) == ("other", REWRITE_TOKENS)
+    far = StudyConfig(rewriter="http://127.0.0.1:1/v1#far", backend="vllm", dtype="float32").rewriter_config()
+    assert far is not None
+    assert (far.backend, far.dtype) == ("http", "auto")
     assert StudyConfig(max_tokens=9).rewriter_config() is None
     assert StudyConfig(max_tokens=9).longest_completion() == 9
 
