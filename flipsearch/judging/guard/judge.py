@@ -22,6 +22,8 @@ from flipsearch.records import Exchange, Label, Verdict, content_id
 
 VERSION = 1
 """Of what is done here with a guard's answers."""
+REMEMBERED = 2**16
+"""Verdicts kept in memory: under many contexts a model gives the same answer to a prompt, above all refusals."""
 
 
 class GuardJudge:
@@ -77,6 +79,7 @@ class GuardJudge:
         self.config.check()
         self.template = GuardTemplate(self.template_file, self.markers, self.roles)
         self._identity = ""
+        self._said: dict[str, Verdict] = {}
         self._scorer: Scorer | None = None
         self._asker: Asker | None = None
 
@@ -95,9 +98,12 @@ class GuardJudge:
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return one verdict an exchange, in order."""
         shown = [self.what_to_show(exchange) for exchange in exchanges]
-        asked = [one for one in shown if not isinstance(one, Verdict)]
-        verdicts = iter(self._judge(asked) if asked else [])
-        return [one if isinstance(one, Verdict) else next(verdicts) for one in shown]
+        keys = ["" if isinstance(one, Verdict) else content_id(one) for one in shown]
+        new = {key: one for key, one in zip(keys, shown, strict=True) if key and key not in self._said}
+        found = dict(zip(new, self._judge([one for one in new.values() if not isinstance(one, Verdict)]), strict=True))
+        told = {**self._said, **found}
+        self._said = dict(list(told.items())[-REMEMBERED:])
+        return [one if isinstance(one, Verdict) else told[key] for key, one in zip(keys, shown, strict=True)]
 
     def close(self) -> None:
         """Free the model; it is loaded again if there is more to judge."""
@@ -114,6 +120,8 @@ class GuardJudge:
         return {"prompt": prompt.strip() if self.trims else prompt, "answer": answer}
 
     def _judge(self, shown: Sequence[Mapping[str, str]]) -> list[Verdict]:
+        if not shown:
+            return []
         if self._scorer is None or self._asker is None:
             self._scorer = self.config.load()
             self._asker = Asker(self._scorer, self.template, self.begins)
