@@ -60,6 +60,7 @@ def code_of(token: str) -> int:
     return zlib.crc32(token.encode())
 
 
+_BLANK = np.uint32(code_of("_"))
 SIGNS = frozenset(map(code_of, (*_MARKS, _NUMBER)))
 """Codes that are no words: always read. A number is any number."""
 
@@ -75,7 +76,7 @@ def extract(rules: RefusalRules, prompt: str, answer: str) -> Features:
 
 def buckets(codes: Codes, common: Codes) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Return the buckets of all runs of one answer, each once, and how often; what is not in `common` is a blank."""
-    masked = np.where(np.isin(codes, common), codes, 0).astype(np.uint64)
+    masked = np.where(np.isin(codes, common), codes, _BLANK).astype(np.uint64)
     found, runs = [masked], masked
     for length in range(2, LONGEST_RUN + 1):
         runs = runs[:-1] * _BASE + masked[length - 1 :]

@@ -11,7 +11,7 @@ from scipy.sparse import csr_matrix, hstack
 from flipsearch.judging.compact.features import SIGNS, Codes, Features
 from flipsearch.judging.compact.model import AXES, CompactModel, Floats, dense_matrix, rules_say, run_matrix
 
-PENALTIES = {"unsafe": (10.0, 0.5), "refusal": (300.0, 10.0)}
+PENALTIES = {"unsafe": (10.0, 0.5), "refusal": (100.0, 10.0)}
 """Strength of the L2 penalty on the dense weights and on those of the runs, against the sum of losses. Chosen on whole
 sets that were left out: what refuses is told by the rules almost alone, what harms wants the runs too."""
 NUM_COMMON = 600

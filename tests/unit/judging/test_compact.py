@@ -64,6 +64,12 @@ def test_runs_are_told_apart_by_their_order() -> None:
     assert len(set(first) & set(second)) == 2
 
 
+def test_blanks_count_in_a_run() -> None:
+    places, counts = buckets(codes("x", "x", "x", "a"), codes("a"))
+    assert len(places) == 4 + 3  # runs of up to four that end in a word, and of up to three blanks
+    assert sorted(counts.tolist()) == [1, 1, 1, 1, 1, 2, 3]
+
+
 def test_rows_of_runs_have_one_length() -> None:
     answers = [extract(RULES, "", "one two two three"), extract(RULES, "", "four " * 50), extract(RULES, "", "")]
     matrix = run_matrix(answers, codes("one", "two"))
