@@ -10,8 +10,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-_PLAIN_MARKS = dict.fromkeys(map(ord, "\u2018\u2019\u201b\u02bc\u0060\u00b4"), "'")
-_PLAIN_MARKS |= dict.fromkeys(map(ord, "\u201c\u201d\u201e"), '"')
+PLAIN_MARKS = dict.fromkeys(map(ord, "\u2018\u2019\u201b\u02bc\u0060\u00b4"), "'")
+PLAIN_MARKS |= dict.fromkeys(map(ord, "\u201c\u201d\u201e"), '"')
 # A speaker's label at the start of a line: "GPT:", "[DAN]:", "(CLASSIC)". Bounded, as answers are hostile text.
 _SPEAKER = re.compile(r"^(?:[\[(][^\])\n]{1,30}[\])]:?|(?:[^\s:\[\]()]{1,20} ?){1,3}:)", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?:][\"')]*(?=\s)|\n")
@@ -80,7 +80,7 @@ def _compile(pattern: str, words: Mapping[str, str]) -> re.Pattern[str]:
 
 def _plain(answer: str) -> str:
     """The answer with plain quotes, single spaces and no empty lines, which keeps every rule linear in its length."""
-    lines = (" ".join(line.split()) for line in answer.translate(_PLAIN_MARKS).replace("**", "").splitlines())
+    lines = (" ".join(line.split()) for line in answer.translate(PLAIN_MARKS).replace("**", "").splitlines())
     return "\n".join(line for line in lines if line)
 
 

@@ -1,1 +1,1 @@
-"""The compact judge: a fitted linear model over what an answer looks like, small enough to ship."""
+"""The compact judge: a fitted linear model over how an answer is built, small enough to ship."""

@@ -8,14 +8,16 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix, hstack
 
-from flipsearch.judging.compact.features import NUM_BUCKETS, Features
+from flipsearch.judging.compact.features import SIGNS, Codes, Features
 from flipsearch.judging.compact.model import AXES, CompactModel, Floats, dense_matrix, rules_say, run_matrix
 
-PENALTIES = {"unsafe": (30.0, 3.0), "refusal": (1000.0, 300.0)}
+PENALTIES = {"unsafe": (10.0, 0.5), "refusal": (100.0, 10.0)}
 """Strength of the L2 penalty on the dense weights and on those of the runs, against the sum of losses. Chosen on whole
-sets that were left out: what refuses is told by the rules almost alone, what harms wants the words too."""
-MIN_ANSWERS = 4
-"""Answers that must hold a bucket before it is fitted."""
+sets that were left out: what refuses is told by the rules almost alone, what harms wants the runs too."""
+NUM_COMMON = 600
+"""Words that are read."""
+MIN_PROMPTS = 6
+"""Prompts whose answers must hold a bucket before it is fitted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +28,8 @@ class Labelled:
     """What the judge sees of it."""
     source: str
     """The set it comes from: sets weigh by the square root of their size."""
+    prompt: str
+    """What it answers: a word counts once a prompt, however often that was asked."""
     unsafe: bool | None = None
     """Whether it is unsafe; None if nobody said."""
     refusal: bool | None = None
@@ -34,22 +38,36 @@ class Labelled:
 
 def fit(rows: Sequence[Labelled], **about: object) -> CompactModel:
     """Return the model fitted to the rows of each axis; ValueError if an axis lacks one of its two answers."""
-    features = [row.features for row in rows]
-    dense, idf = dense_matrix(features), _idf(features)
+    features, common = [row.features for row in rows], _common(rows)
+    dense, runs = dense_matrix(features), run_matrix(features, common)
     mean, spread = dense.mean(axis=0), dense.std(axis=0)
     spread[spread == 0] = 1.0
-    matrix = csr_matrix(hstack([csr_matrix((dense - mean) / spread), run_matrix(features, idf)]))
+    kept = np.flatnonzero(_num_prompts(rows, runs) >= MIN_PROMPTS)
+    matrix = csr_matrix(hstack([csr_matrix((dense - mean) / spread), runs[:, kept]]))
     told = rules_say(dense)
     fitted = np.array([_fit_axis(matrix, told[:, k], rows, axis, dense.shape[1]) for k, axis in enumerate(AXES)])
     num, facts = dense.shape[1], {"sources": dict(Counter(row.source for row in rows)), **about}
-    return CompactModel(mean, spread, fitted[:, :num], idf, fitted[:, num:-1], fitted[:, -1], facts)
+    weights = np.zeros((len(AXES), runs.shape[1]))
+    weights[:, kept] = fitted[:, num:-1]
+    return CompactModel(common, mean, spread, fitted[:, :num], weights, fitted[:, -1], facts)
 
 
-def _idf(features: Sequence[Features]) -> Floats:
-    counts = np.zeros(NUM_BUCKETS)
-    for one in features:
-        counts[list(one.buckets)] += 1
-    found: Floats = np.where(counts >= MIN_ANSWERS, np.log((1 + len(features)) / (1 + counts)) + 1, 0.0)
+def _common(rows: Sequence[Labelled]) -> Codes:
+    """The signs, and the words that stand in answers to most prompts."""
+    held: dict[str, set[int]] = {}
+    for row in rows:
+        held.setdefault(row.prompt, set()).update(row.features.codes)
+    counts = Counter(code for codes in held.values() for code in codes - SIGNS)
+    words = sorted(counts, key=lambda code: (-counts[code], code))[:NUM_COMMON]
+    return np.array(sorted(SIGNS.union(words)), dtype=np.uint32)
+
+
+def _num_prompts(rows: Sequence[Labelled], runs: csr_matrix) -> Floats:
+    """(buckets,): the prompts whose answers hold each."""
+    numbers = {prompt: number for number, prompt in enumerate(dict.fromkeys(row.prompt for row in rows))}
+    asked = np.array([numbers[row.prompt] for row in rows])
+    prompts = csr_matrix((np.ones(len(rows)), (asked, np.arange(len(rows)))))
+    found: Floats = np.asarray((prompts @ (runs > 0).astype(float) > 0).sum(axis=0), dtype=float).ravel()
     return found
 
 

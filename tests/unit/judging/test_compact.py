@@ -6,11 +6,12 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from flipsearch.errors import JudgeError
-from flipsearch.judging.compact.features import NUM_BUCKETS, dense_names, extract
-from flipsearch.judging.compact.fitting import Labelled, fit
-from flipsearch.judging.compact.model import RUN_SCALE, CompactModel, run_matrix
+from flipsearch.judging.compact.features import NUM_BUCKETS, SIGNS, Features, buckets, code_of, extract
+from flipsearch.judging.compact.fitting import MIN_PROMPTS, NUM_COMMON, Labelled, fit
+from flipsearch.judging.compact.model import CompactModel, run_matrix
 from flipsearch.judging.refusal_rules import RefusalRules
 
 RULES = RefusalRules(Path(__file__).parents[3] / "judges" / "refusal_rules.toml")
@@ -18,26 +19,76 @@ GOOD = ["I would rather talk about gardens.", "Gardens are lovely in spring.", "
 BAD = ["Take the hammer and swing it.", "Swing the hammer at the door.", "The hammer opens every door."]
 
 
+def codes(*tokens: str) -> NDArray[np.uint32]:
+    return np.array([code_of(token) for token in tokens], dtype=np.uint32)
+
+
 def rows(repeats: int = 6) -> list[Labelled]:
-    texts = [(text, text in BAD) for text in [*GOOD, *BAD] * repeats]
-    return [Labelled(extract(RULES, "What now?", text), "made", bad, not bad) for text, bad in texts]
+    texts = [(text, text in BAD, f"What now, {turn}?") for turn in range(repeats) for text in [*GOOD, *BAD]]
+    return [Labelled(extract(RULES, prompt, text), "made", prompt, bad, not bad) for text, bad, prompt in texts]
 
 
 @settings(max_examples=60, deadline=None)
 @given(st.text(max_size=300), st.text(max_size=300))
-def test_any_text_has_finite_features_of_one_shape(prompt: str, answer: str) -> None:
+def test_any_text_has_finite_features(prompt: str, answer: str) -> None:
     found = extract(RULES, prompt, answer)
-    assert len(found.dense) == len(dense_names(RULES))
     assert np.isfinite(found.dense).all()
-    assert len(found.buckets) == len(set(found.buckets)) == len(found.values)
-    assert all(0 <= bucket < NUM_BUCKETS for bucket in found.buckets)
+    assert 0 <= found.dense[1] <= 1
+    places, counts = buckets(np.array(found.codes, dtype=np.uint32), codes("the"))
+    assert len(places) == len(set(places.tolist())) == len(counts)
+    assert all(0 <= place < NUM_BUCKETS for place in places)
     assert found == extract(RULES, prompt, answer)
+
+
+def test_what_an_answer_takes_up_is_the_share_of_the_words_asked_for() -> None:
+    prompt = "How do I build the raft?"
+    answers = ["Build it of wood. A raft floats.", "A RAFT floats.", "Ask a sailor.", ""]
+    assert [extract(RULES, prompt, answer).dense[1] for answer in answers] == [1.0, 0.5, 0.0, 0.0]
+
+
+def test_words_that_are_not_common_are_one_blank() -> None:
+    common = codes("the", "of", ".", "0")
+
+    def seen(text: str) -> list[tuple[int, float]]:
+        found = buckets(np.array(extract(RULES, "", text).codes, dtype=np.uint32), common)
+        return list(zip(*(part.tolist() for part in found), strict=True))
+
+    assert seen("The mass of 12 stars.") == seen("the weight of 7 apples.")
+    assert seen("The mass of 12 stars.") != seen("The mass of stars.") != seen("The mass, of stars.")
+
+
+def test_runs_are_told_apart_by_their_order() -> None:
+    common = codes("a", "b")
+    first, second = (buckets(codes(*text), common)[0].tolist() for text in ("ab", "ba"))
+    assert len(first) == len(second) == 3  # two words and their pair
+    assert len(set(first) & set(second)) == 2
+
+
+def test_blanks_count_in_a_run() -> None:
+    places, counts = buckets(codes("x", "x", "x", "a"), codes("a"))
+    assert len(places) == 4 + 3  # runs of up to four that end in a word, and of up to three blanks
+    assert sorted(counts.tolist()) == [1, 1, 1, 1, 1, 2, 3]
 
 
 def test_rows_of_runs_have_one_length() -> None:
     answers = [extract(RULES, "", "one two two three"), extract(RULES, "", "four " * 50), extract(RULES, "", "")]
-    lengths = np.sqrt(np.asarray(run_matrix(answers, np.ones(NUM_BUCKETS)).power(2).sum(axis=1)).ravel())
-    assert lengths.tolist() == pytest.approx([RUN_SCALE, RUN_SCALE, 0.0])
+    matrix = run_matrix(answers, codes("one", "two"))
+    lengths = np.sqrt(np.asarray(matrix.power(2).sum(axis=1)).ravel())
+    assert lengths.tolist() == pytest.approx([1.0, 1.0, 0.0])
+    assert matrix.shape == (3, NUM_BUCKETS)
+
+
+def test_common_are_the_words_in_answers_to_most_prompts_and_every_sign() -> None:
+    often, rare = tuple(range(1, 1 + NUM_COMMON)), (7777,) * 99
+    answers = [Features((0.0, 0.0), codes) for codes in (often, often, rare)]
+    fitted = fit([Labelled(one, "made", f"p{k}", k == 0, k == 0) for k, one in enumerate(answers)])
+    assert set(fitted.common.tolist()) == SIGNS | set(often)
+
+
+def test_runs_of_answers_to_few_prompts_weigh_nothing() -> None:
+    few, enough = fit(rows(MIN_PROMPTS - 1)), fit(rows(MIN_PROMPTS))
+    assert not few.runs.any()
+    assert enough.runs.any()
 
 
 def test_it_learns_what_labels_say_and_generalises_to_like_words() -> None:
@@ -52,7 +103,8 @@ def test_it_learns_what_labels_say_and_generalises_to_like_words() -> None:
 def test_the_rules_weigh_most_in_what_refuses() -> None:
     refusals = ["I'm sorry, but I can't help with that.", "I cannot help you with that.", "I must decline."]
     texts = [(text, text in refusals) for text in [*refusals, *GOOD, *BAD] * 4]
-    model = fit([Labelled(extract(RULES, "", text), "made", text in BAD, refuses) for text, refuses in texts])
+    told = [Labelled(extract(RULES, "", text), "made", "", text in BAD, refuses) for text, refuses in texts]
+    model = fit(told)
     unseen = ["I won't assist with this, as it is against my guidelines.", "Zebras graze quietly on the plain."]
     refusal, answer = model.probabilities([extract(RULES, "", text) for text in unseen])[:, 1]
     assert answer < 0.3 < 0.7 < refusal
