@@ -25,6 +25,7 @@ from flipsearch.desk import (
 )
 from flipsearch.errors import ConfigError, unknown_name
 from flipsearch.judge_api import check_judge as check_judge
+from flipsearch.judge_api import fit_judge as fit_judge
 from flipsearch.judge_api import label_answers as label_answers
 from flipsearch.judging.library import list_judges, load_judge
 from flipsearch.ledger import Ledger

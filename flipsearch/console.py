@@ -23,7 +23,7 @@ from flipsearch.training_run import LogLine, TrainingRun
 if TYPE_CHECKING:  # an error is one line, and waits for none of these
     from flipsearch.ledger.check import InFlight, LedgerCheck
     from flipsearch.reporting.rollout_table import Export
-    from flipsearch.results import Checked, Labelling
+    from flipsearch.results import Checked, Fitted, Labelling
     from flipsearch.searching.forecast import Forecast, Span
 
 NUM_SHOWN = 10
@@ -275,6 +275,15 @@ def show_judge(done: "Checked") -> None:
     console.print(Text(plain(f"{'judge':<14}{found.judge} ({found.identity})\n{'kept in':<14}{done.path}")))
     for folder in done.studies:
         console.print(Text(plain(f"{'study':<14}{folder}: flipsearch report {folder} shows it")))
+
+
+def show_fitted(done: "Fitted") -> None:
+    """Print what a judge was fitted to, and how it is named."""
+    told = ", ".join(f"{source} ({num:,})" for source, num in done.sources.items())
+    console = Console(highlight=False)
+    console.print(Text(plain(f"fitted to {sum(done.sources.values()):,} answers: {told}")))
+    console.print(Text(plain(f'--judge "compact(weights={done.path})"')))
+    console.print(Text("Measure it on answers that it was not fitted to: flipsearch judge check."))
 
 
 def show_labelling(done: "Labelling") -> None:

@@ -3,6 +3,7 @@
 answers of a study --label_answers--> file --people--> file --check_judge--> accuracy and labels --> the next report
 """
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -11,14 +12,18 @@ from flipsearch.config import ModelConfig, ReportConfig, ScoreConfig, StudyConfi
 from flipsearch.desk import SETTINGS_FILE, ledger_place, study_folder
 from flipsearch.errors import ConfigError
 from flipsearch.judging.accuracy import measure_judge, save_accuracy
+from flipsearch.judging.compact.features import extract
+from flipsearch.judging.compact.fitting import Labelled, fit
 from flipsearch.judging.labelling import StudyLabel, draw_answers, load_labels, save_labels
 from flipsearch.judging.labels import read_labels
 from flipsearch.judging.library import load_judge
+from flipsearch.judging.refusal_rules import RefusalRules
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import prompts_of
+from flipsearch.registry import content_folder
 from flipsearch.reporting.files import read_study
 from flipsearch.reporting.label_file import write_labels
-from flipsearch.results import Checked, Labelling
+from flipsearch.results import Checked, Fitted, Labelling
 
 
 def check_judge(
@@ -68,6 +73,29 @@ def label_answers(
     write_labels(drawn, Path(to))
     num_prompts = sum(1 for _ in groupby(drawn, key=lambda one: one.place.prompt_id))
     return Labelling(Path(to), num_prompts, len(drawn), sum(one.label is not None for one in drawn))
+
+
+def fit_judge(labels: str | Sequence[str], *, to: Path | str) -> Fitted:
+    """Fit the compact judge to labelled answers and write its weights; `compact(weights=FILE)` is the judge.
+
+    Raises ConfigError for labels that hold one answer alone, and for a file that cannot be written.
+    """
+    path = Path(to)
+    if path.suffix != ".npz":
+        raise ConfigError(f"--to is '{to}', expected a file that ends in .npz.")
+    rows = [row for row in read_labels([labels] if isinstance(labels, str) else labels) if row.label]
+    rules = RefusalRules(content_folder("judges") / "refusal_rules.toml")
+    answers = [
+        Labelled(extract(rules, row.prompt, row.answer), row.source, row.prompt, row.unsafe, row.refusal)
+        for row in rows
+    ]
+    try:
+        fit(answers).save(path)
+    except ValueError as error:
+        raise ConfigError(f"nothing can be fitted to these {len(rows)} answers: {error}") from error
+    except OSError as error:
+        raise ConfigError(f"cannot write '{path}': {error.strerror}.") from error
+    return Fitted(path, dict(Counter(row.source for row in rows)))
 
 
 def _told(progress: Callable[[str, int, int, int, int], None] | None, judge: str) -> Callable[[int, int], None] | None:

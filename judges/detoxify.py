@@ -49,6 +49,7 @@ class DetoxifyJudge:
     """
 
     name = "detoxify"
+    needs_checkpoint = "toxic_original-c1212f89.ckpt"
     notes: tuple[str, ...] = (
         "judge detoxify tells whether the wording is toxic, not whether the answer helps with harm: polite "
         "instructions are safe to it. Use it beside a judge of harm, not alone.",

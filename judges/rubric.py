@@ -33,6 +33,7 @@ class RubricJudge:
     """
 
     name = "rubric"
+    needs_option = "model"
 
     def __init__(
         self,

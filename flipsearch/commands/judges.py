@@ -50,10 +50,10 @@ def label(
 @app.command()
 def fit(
     labels: Labels,
-    to: Annotated[Path, option("Folder of the new judge.", "--to")],
+    to: Annotated[Path, option("File of the weights (.npz).", "--to")],
     json: Json = False,
 ) -> None:
-    """Fit the compact judge to labelled answers; the folder it makes is a judge: --judge FOLDER."""
+    """Fit the compact judge to labelled answers; --judge "compact(weights=FILE)" takes it."""
     from flipsearch import api, console
 
     print_outcome(api.fit_judge(labels, to=to), json, console.show_fitted)

@@ -1,8 +1,10 @@
-"""What a judge needs to run, read from its file as text: a model, packages; and whether they are here."""
+"""What a judge needs to run, read from its file as text: a model, packages, a file; and whether they are here."""
 
 import ast
+import os
 from dataclasses import dataclass
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from huggingface_hub import try_to_load_from_cache
@@ -10,12 +12,16 @@ from huggingface_hub import try_to_load_from_cache
 
 @dataclass(frozen=True, slots=True)
 class Needs:
-    """What the literals `needs_model` and `needs_packages` of a judge's class say."""
+    """What the literals `needs_model`, `needs_packages`, `needs_checkpoint` and `needs_option` of a class say."""
 
     model: str = ""
     """Hub id of the model that it takes if none is given; "" if it needs none."""
     packages: tuple[str, ...] = ()
     """Names to import."""
+    checkpoint: str = ""
+    """File in torch's folder of checkpoints that it takes if none is given."""
+    option: str = ""
+    """An option that must be given."""
 
     def told(self) -> str:
         """Return in a bracket what is needed, and whether it is here; "" if nothing is."""
@@ -24,6 +30,11 @@ class Needs:
         if self.model:
             is_here = isinstance(try_to_load_from_cache(self.model, "config.json"), str)
             parts.append(f"needs {self.model}: {'here' if is_here else 'not downloaded yet'}, or model=PATH")
+        if self.checkpoint:
+            is_here = (_torch_home() / "hub" / "checkpoints" / self.checkpoint).is_file()
+            parts.append(f"needs {self.checkpoint}: {'here' if is_here else 'not downloaded yet'}, or checkpoint=PATH")
+        if self.option:
+            parts.append(f"needs {self.option}=…")
         return f"[{'; '.join(parts)}]" if parts else ""
 
 
@@ -31,7 +42,15 @@ def needs_of(syntax: ast.ClassDef) -> Needs:
     """Return what a class says that it needs."""
     told = {target: value for node in syntax.body for target, value in _literals(node)}
     packages = told.get("needs_packages", ())
-    return Needs(str(told.get("needs_model", "")), tuple(map(str, packages)) if isinstance(packages, tuple) else ())
+    names = tuple(map(str, packages)) if isinstance(packages, tuple) else ()
+    model, checkpoint, option = (str(told.get(f"needs_{name}", "")) for name in ("model", "checkpoint", "option"))
+    return Needs(model, names, checkpoint, option)
+
+
+def _torch_home() -> Path:
+    """Where torch keeps downloads, by its own rule; asking it would import it."""
+    cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("TORCH_HOME") or f"{cache}/torch").expanduser()
 
 
 def _literals(node: ast.stmt) -> list[tuple[str, Any]]:

@@ -53,6 +53,8 @@ class Features:
     """The points of the refusal rules, within MOST_POINTS, and the share of the prompt's words that the answer has."""
     codes: tuple[int, ...]
     """The words and marks that it begins with, in order, each as its `code_of`."""
+    foreign: bool = False
+    """Most of its letters are none of English."""
 
 
 def code_of(token: str) -> int:
@@ -69,9 +71,13 @@ def extract(rules: RefusalRules, prompt: str, answer: str) -> Features:
     """Return the features of an answer; the texts are hostile, and time is linear in their length."""
     text = answer[:RULES_CHARACTERS]
     points, _ = rules.points(text)
-    tokens = _TOKEN.findall(_plain(answer[:READ_CHARACTERS]))
+    beginning = answer[:READ_CHARACTERS]
+    letters = [letter for letter in beginning if letter.isalpha()]
+    foreign = 2 * sum(map(str.isascii, letters)) < len(letters)
+    tokens = _TOKEN.findall(_plain(beginning))
     codes = tuple(code_of(_NUMBER if token[0].isdigit() else token) for token in tokens)
-    return Features((min(max(points, -MOST_POINTS), MOST_POINTS), _taken_up(_plain(prompt), _plain(text))), codes)
+    clipped = min(max(points, -MOST_POINTS), MOST_POINTS)
+    return Features((clipped, _taken_up(_plain(prompt), _plain(text))), codes, foreign)
 
 
 def buckets(codes: Codes, common: Codes) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

@@ -37,7 +37,12 @@ class Labelled:
 
 
 def fit(rows: Sequence[Labelled], **about: object) -> CompactModel:
-    """Return the model fitted to the rows of each axis; ValueError if an axis lacks one of its two answers."""
+    """Return the model fitted to the rows of each axis; ValueError if no axis has both of its answers.
+
+    An axis that lacks one stays with what the refusal rules say.
+    """
+    if not any(len({getattr(row, axis) for row in rows} - {None}) == 2 for axis in AXES):
+        raise ValueError("the labels must hold both answers to a question: unsafe and safe, or refusal and compliance.")
     features, common = [row.features for row in rows], _common(rows)
     dense, runs = dense_matrix(features), run_matrix(features, common)
     mean, spread = dense.mean(axis=0), dense.std(axis=0)
@@ -77,7 +82,7 @@ def _fit_axis(matrix: csr_matrix, told: Floats, rows: Sequence[Labelled], axis: 
     known = np.array([label is not None for label in labels])
     wanted = np.array([bool(label) for label in labels])[known].astype(float)
     if len(set(wanted.tolist())) < 2:
-        raise ValueError(f"the labels must hold answers that are {axis} and answers that are not.")
+        return np.zeros(matrix.shape[1] + 1)
     weights = _weights([row.source for row, is_known in zip(rows, known, strict=True) if is_known], wanted)
     used, start = matrix[known], told[known]
     dense, runs = PENALTIES[axis]
