@@ -25,7 +25,7 @@ def test_every_make_target_and_command_exists() -> None:
     makefile = (ROOT / "Makefile").read_text(encoding="utf-8")
     for target in set(re.findall(r"^    make ([a-z-]+)", README, re.MULTILINE)):
         assert re.search(rf"^{target}:", makefile, re.MULTILINE), target
-    source = (ROOT / "flipsearch" / "cli.py").read_text(encoding="utf-8")
+    source = "".join(path.read_text("utf-8") for path in (ROOT / "flipsearch" / "commands").glob("*.py"))
     for command in set(re.findall(r"^    flipsearch ([a-z]+)", README, re.MULTILINE)):
         assert any(f'{form}"{command}"' in source for form in ("command(", "name=")) or f"def {command}(" in source, (
             command
