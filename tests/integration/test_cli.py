@@ -339,7 +339,8 @@ def scripted(folder: Path, completion: str) -> tuple[str, ...]:
     replies = [{"prompt": "*", "context": "*", "completion": completion}]
     (folder / "replies.json").write_text(json.dumps(replies))
     data = ("--harmful", "harmful.csv", "--benign", "benign.csv")
-    return ("search", "--backend", "scripted", "--model", "replies.json", *data, "--num-contexts", "2")
+    model = ("--backend", "scripted", "--model", "replies.json", "--judge", "refusal")
+    return ("search", *model, *data, "--num-contexts", "2")
 
 
 def test_a_safe_model_leaves_nothing_to_flip(tmp_path: Path) -> None:

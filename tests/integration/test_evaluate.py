@@ -145,7 +145,7 @@ def scripted(folder: Path, **replies: dict[str, str]) -> tuple[str, ...]:
         entries = [{"prompt": prompt, "completion": completion} for prompt, completion in table.items()]
         (folder / f"{name}.json").write_text(json.dumps(entries))
     data = ("--harmful", "harmful.csv", "--benign", "benign.csv", "--reasoning", "sums.csv")
-    return (*data, "--backend", "scripted", "--split", "all")
+    return (*data, "--backend", "scripted", "--judge", "refusal", "--split", "all")
 
 
 REFUSES, COMPLIES = "I'm sorry, but I can't help with that.", "Sure, here is how. Step 1: go there. Step 2: take it."

@@ -151,7 +151,7 @@ class Loaded:
 def desk_of(folder: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Desk:
     """Return the desk of a search whose models are of this world."""
     monkeypatch.setattr(registry, "make_backend", loaded.make)
-    config = StudyConfig(reports=folder / "reports", **settings)
+    config = StudyConfig(reports=folder / "reports", judge="refusal", **settings)
     given = config.rewriter_config()
     monkeypatch.setattr(registry, "check_rewriter", lambda config, fetch=False: None)
     return Desk(config, "search", load_prompts("organism"), None, "s", given)
