@@ -19,8 +19,8 @@ from flipsearch.errors import StudyError, unknown_name
 from flipsearch.events import Events
 from flipsearch.judging.accuracy import load_accuracy
 from flipsearch.judging.correction import with_judge_error
-from flipsearch.judging.labelling import load_labels
 from flipsearch.judging.library import OtherJudges, load_judge
+from flipsearch.judging.study_labels import load_labels
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import PromptSet
 from flipsearch.protocols import Backend
