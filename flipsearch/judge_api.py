@@ -67,7 +67,7 @@ def label_answers(
         drawn = draw_answers(found, ledger, prompts, num, num_contexts, load_labels(folder))
     write_labels(drawn, Path(to))
     num_prompts = sum(1 for _ in groupby(drawn, key=lambda one: one.place.prompt_id))
-    return Labelling(Path(to), num_prompts, len(drawn), sum(one.label is not None for one in drawn))
+    return Labelling(Path(to), num_prompts, len(drawn), sum(one.label is not None for one in drawn), folder.parent)
 
 
 def _by_study(rows: Sequence[LabelledAnswer], reports: Path) -> dict[Path, list[StudyLabel]]:
