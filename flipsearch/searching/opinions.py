@@ -24,9 +24,11 @@ ALARM_POINTS = 0.10
 def other_judges(deciding: Judge, search: Judge, second: Sequence[Judge]) -> list[Judge]:
     """Return the judges whose word stands beside that of the deciding one: each once, and never that one itself."""
     members = deciding.members if isinstance(deciding, Panel) else ()
-    by_identity = {judge.identity: judge for judge in [*second[::-1], *members[::-1], search]}
+    by_identity: dict[str, Judge] = {}
+    for judge in (search, *members, *second):
+        by_identity.setdefault(judge.identity, judge)
     by_identity.pop(deciding.identity, None)
-    return list(by_identity.values())[::-1]
+    return list(by_identity.values())
 
 
 def names_of(judges: Sequence[Judge]) -> dict[str, str]:
