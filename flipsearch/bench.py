@@ -76,9 +76,13 @@ class Bench:
         self._glimpses: dict[str, Judged] = {}
 
     def with_judge(self, judge: Judge) -> "Bench":
-        """Return a bench of the same model at the same ledger with another judge; what failed is not tried again."""
+        """Return a bench of the same model at the same ledger with another judge; what failed is not tried again.
+
+        Its progress counts on from here.
+        """
         other = Bench(self.backend, judge, self.ledger, self.sampling, self.progress, self.tell, self.rule)
         other.phase, other._failed = self.phase, self._failed
+        other.num_generated, other.num_generated_tokens = self.num_generated, self.num_generated_tokens
         return other
 
     @property

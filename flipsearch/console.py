@@ -21,6 +21,7 @@ from flipsearch.studies import Study, Trial
 from flipsearch.training_run import LogLine, TrainingRun
 
 if TYPE_CHECKING:  # an error is one line, and waits for none of these
+    from flipsearch.judging.accuracy import JudgeAccuracy
     from flipsearch.ledger.check import InFlight, LedgerCheck
     from flipsearch.reporting.rollout_table import Export
     from flipsearch.results import Checked, Fitted, Labelling
@@ -252,29 +253,35 @@ def show_export(done: "Export") -> None:
 def show_judge(done: "Checked") -> None:
     """Print how a judge agrees with people: a row a question, then one a source."""
     console, found = Console(highlight=False), done.accuracy
-    table = Table(box=None, padding=(0, 1))
-    for name in ("question", "labels of", "n"):
-        table.add_column(name, justify="right" if name == "n" else "left", no_wrap=name == "n")
-    for name in ("kappa", "accuracy", "sensitivity", "specificity"):
-        table.add_column(name, justify="right")
-    for question in found.questions:
-        told = [("all", found.questions[question])]
-        told += [(source, one[question]) for source, one in found.by_source.items() if question in one]
-        for source, one in told if len(told) > 2 else told[:1]:
-            shares = [getattr(one, name).estimate for name in ("accuracy", "sensitivity", "specificity")]
-            cells = [question if source == "all" else "", plain(source), f"{shares[0].n:,}"]
-            table.add_row(*cells, _estimate(one.kappa, 1, 2), *(_estimate(share, 100, 0) for share in shares))
-    console.print(table)
-    console.print(Text("kappa is agreement beyond chance; the others are percentages; all with 95 % intervals", "dim"))
-    unscored = [(name, 1 - (one.coverage.estimate.value or 0.0)) for name, one in found.questions.items()]
-    for name, share in unscored:
-        if share:
-            console.print(Text(f"unscored, {name}: {100 * share:.1f} %"))
+    console.print(judge_table(found))
+    lines = ["kappa is agreement beyond chance (95 % interval); accuracy, sensitivity and", "specificity in %"]
+    for question, one in found.questions.items():
+        if share := 1 - (one.coverage.estimate.value or 0.0):
+            lines.append(f"unscored, {question}: {100 * share:.1f} %")
     if found.num_left_out:
-        console.print(Text(f"left out: {found.num_left_out} partial refusals"))
-    console.print(Text(plain(f"{'judge':<14}{found.judge} ({found.identity})\n{'kept in':<14}{done.path}")))
+        lines.append(f"left out: {found.num_left_out:,} partial refusals")
+    lines += [f"{'judge':<14}{found.judge} ({found.identity})", f"{'kept in':<14}{done.path}"]
     for folder in done.studies:
-        console.print(Text(plain(f"{'study':<14}{folder}: flipsearch report {folder} shows it")))
+        lines += [f"{'study':<14}{folder}", f"{'next':<14}flipsearch report {folder}"]
+    for line in lines:
+        console.print(Text(plain(line)), soft_wrap=True)
+
+
+def judge_table(found: "JudgeAccuracy") -> Table:
+    """Return how a judge agrees with people as a table that fits into 80 columns; intervals for kappa alone."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("labels", no_wrap=True, overflow="ellipsis", max_width=28)
+    for name in ("n", "kappa", "accuracy", "sens.", "spec."):
+        table.add_column(name, justify="right", no_wrap=True)
+    for question, all_of_it in found.questions.items():
+        rows = [(f"  {source}", one[question]) for source, one in found.by_source.items() if question in one]
+        for name, one in [(question, all_of_it), *(rows[:NUM_SHOWN] if len(rows) > 1 else [])]:
+            told = [share.estimate.value for share in (one.accuracy, one.sensitivity, one.specificity)]
+            cells = ["–" if value is None else f"{100 * value:.0f}" for value in told]
+            table.add_row(Text(plain(name)), f"{one.coverage.estimate.n:,}", _estimate(one.kappa, 1, 2), *cells)
+        if len(rows) > NUM_SHOWN:
+            table.add_row(Text(f"  … {len(rows) - NUM_SHOWN:,} more (--json)", style="dim"))
+    return table
 
 
 def show_fitted(done: "Fitted") -> None:
@@ -289,10 +296,13 @@ def show_fitted(done: "Fitted") -> None:
 def show_labelling(done: "Labelling") -> None:
     """Print what is to be labelled, and what comes next."""
     known = f", {done.num_labelled} of them labelled already" if done.num_labelled else ""
-    console = Console(highlight=False)
-    console.print(Text(plain(f"{done.path}: {done.num_answers} answers to {done.num_prompts} prompts{known}.")))
-    console.print(Text("Write unsafe or safe into its column label, then:"))
-    console.print(Text(plain(f"flipsearch judge check --judge JUDGE --labels {done.path}")))
+    place = "" if done.reports == Path("reports") else f" --reports {done.reports}"
+    for line in (
+        f"{done.path}: {done.num_answers} answers to {done.num_prompts} prompts{known}.",
+        "Write unsafe or safe into its column label, from the top; leave all rows in. Then:",
+        f"flipsearch judge check --judge JUDGE --labels {done.path}{place}",
+    ):
+        Console(highlight=False).print(Text(plain(line)), soft_wrap=True)
 
 
 def _estimate(one: Estimate, unit: float, digits: int) -> str:

@@ -19,11 +19,11 @@ from flipsearch.errors import StudyError, unknown_name
 from flipsearch.events import Events
 from flipsearch.judging.accuracy import load_accuracy
 from flipsearch.judging.correction import with_judge_error
-from flipsearch.judging.labelling import load_labels
 from flipsearch.judging.library import OtherJudges, load_judge
+from flipsearch.judging.study_labels import load_labels
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import PromptSet
-from flipsearch.protocols import Backend
+from flipsearch.protocols import Backend, Judge
 from flipsearch.registry import RESULT_PACKAGES, package_versions
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.files import write_best, write_study, write_text
@@ -56,6 +56,7 @@ class Desk:
         registry.check_model(config)
         if rewriter:
             registry.check_rewriter(rewriter)
+        _check_what_people_say(self.others.confirm or judge, self.folder)
         with kept_on_success(self.folder) as self.ledger, ExitStack() as models:
             self._same("command", command, "another command or other contexts")
             self._same("prompts", prompts.prompts_id, "other prompts")
@@ -122,6 +123,12 @@ class Desk:
 def with_what_people_say(study: Study, folder: Path) -> Study:
     """Return a study with its judge's errors taken back, as far as people's labels tell them by now."""
     return with_judge_error(study, load_accuracy(study.last_judge_id, folder.parent), load_labels(folder))
+
+
+def _check_what_people_say(judge: Judge, folder: Path) -> None:
+    """Find a torn file before the work, not when a finished study is to be written."""
+    load_accuracy(judge.identity, folder.parent)
+    load_labels(folder)
 
 
 def study_folder(study: Path | str, reports: Path | None) -> Path:

@@ -10,18 +10,19 @@ from pathlib import Path
 
 from flipsearch.config import ModelConfig, ReportConfig, ScoreConfig, StudyConfig, make_config, read_toml
 from flipsearch.desk import SETTINGS_FILE, ledger_place, study_folder
-from flipsearch.errors import ConfigError
+from flipsearch.errors import ConfigError, JudgeError, unknown_name
 from flipsearch.judging.accuracy import measure_judge, save_accuracy
 from flipsearch.judging.compact.features import extract
 from flipsearch.judging.compact.fitting import Labelled, fit
-from flipsearch.judging.labelling import StudyLabel, draw_answers, load_labels, save_labels
-from flipsearch.judging.labels import read_labels
+from flipsearch.judging.labelling import draw_answers
+from flipsearch.judging.labels import LabelledAnswer, read_labels
 from flipsearch.judging.library import load_judge
 from flipsearch.judging.refusal_rules import RefusalRules
+from flipsearch.judging.study_labels import StudyLabel, joined, load_labels, save_labels, study_labels
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.registry import content_folder
-from flipsearch.reporting.files import read_study
+from flipsearch.reporting.files import STUDY_FILE, read_study
 from flipsearch.reporting.label_file import write_labels
 from flipsearch.results import Checked, Fitted, Labelling
 
@@ -36,15 +37,12 @@ def check_judge(
     """Measure how a judge agrees with the people who labelled some answers, and keep it under the judge's identity.
 
     `labels` are files as judging.labels reads them. The reports of studies that this judge decided then show flip rates
-    with its errors taken back. Rows that `label_answers` drew from a study are kept in its folder too, for every judge.
+    with its errors taken back. Rows that `label_answers` drew from a study are kept in its folder too, for every judge,
+    beside what people said there before.
     """
     rows = read_labels([labels] if isinstance(labels, str) else labels)
     folder = reports or ReportConfig().reports
-    by_study: dict[Path, list[StudyLabel]] = {}
-    for row in rows:
-        if row.place:
-            found = StudyLabel(row.place, row.label)
-            by_study.setdefault(study_folder(row.place.study, folder), []).append(found)
+    by_study = _by_study(rows, folder)
     measured = measure_judge(load_judge(judge), rows, _told(progress, judge))
     for place, some in by_study.items():
         save_labels(some, place)
@@ -64,6 +62,8 @@ def label_answers(
         raise ConfigError(f"num = {num} and num_contexts = {num_contexts}, expected at least 1 of each.")
     if Path(to).suffix.lower() != ".csv":
         raise ConfigError(f"--to is '{to}', expected a file that ends in .csv.")
+    if Path(to).exists():
+        raise ConfigError(f"--to is '{to}', which is there already, perhaps with labels; give another name.")
     folder = study_folder(study, reports)
     found = read_study(folder)
     kind: type[ModelConfig] = StudyConfig if "num_contexts" in found.settings else ScoreConfig
@@ -72,7 +72,7 @@ def label_answers(
         drawn = draw_answers(found, ledger, prompts, num, num_contexts, load_labels(folder))
     write_labels(drawn, Path(to))
     num_prompts = sum(1 for _ in groupby(drawn, key=lambda one: one.place.prompt_id))
-    return Labelling(Path(to), num_prompts, len(drawn), sum(one.label is not None for one in drawn))
+    return Labelling(Path(to), num_prompts, len(drawn), sum(one.label is not None for one in drawn), folder.parent)
 
 
 def fit_judge(labels: str | Sequence[str], *, to: Path | str) -> Fitted:
@@ -90,12 +90,28 @@ def fit_judge(labels: str | Sequence[str], *, to: Path | str) -> Fitted:
         for row in rows
     ]
     try:
-        fit(answers).save(path)
+        fit(answers, labels_of=sorted({row.source for row in rows})).save(path)
     except ValueError as error:
         raise ConfigError(f"nothing can be fitted to these {len(rows)} answers: {error}") from error
     except OSError as error:
         raise ConfigError(f"cannot write '{path}': {error.strerror}.") from error
     return Fitted(path, dict(Counter(row.source for row in rows)))
+
+
+def _by_study(rows: Sequence[LabelledAnswer], reports: Path) -> dict[Path, list[StudyLabel]]:
+    """Folder -> all that people said of a study's answers, for the studies that rows were drawn from."""
+    names = dict.fromkeys(row.place.study for row in rows if row.place)
+    places = [reports / _known(name, reports) for name in names]
+    return {place: joined(load_labels(place), study_labels(read_study(place), rows)) for place in places}
+
+
+def _known(study: str, reports: Path) -> str:
+    """The name of a study under the reports, as a file of labels gives it: nothing is written anywhere else."""
+    known = [path.parent.name for path in reports.glob(f"*/{STUDY_FILE}")]
+    if study not in known:
+        todo = "Give its --reports; or leave the column study out, and the labels count for the judge alone."
+        raise JudgeError(f"the labels are of {unknown_name('study', study, known, todo)}")
+    return study
 
 
 def _told(progress: Callable[[str, int, int, int, int], None] | None, judge: str) -> Callable[[int, int], None] | None:

@@ -107,10 +107,12 @@ class Labelling:
     """Rows: each prompt's answers without context and under the best contexts."""
     num_labelled: int
     """Rows whose label was known already."""
+    reports: Path
+    """The folder that the study's own lies in: where `judge check` looks for it."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        return {**asdict(self), "path": str(self.path)}
+        return {**asdict(self), "path": str(self.path), "reports": str(self.reports)}
 
 
 @dataclass(frozen=True)

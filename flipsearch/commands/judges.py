@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from flipsearch.commands.printing import print_outcome
-from flipsearch.flags import Json, Reports, StudyPlace, option
+from flipsearch.flags import Json, Reports, option
 
 app = typer.Typer(name="judge", help="Measure, correct or fit a judge by people's labels.", rich_markup_mode=None)
 
@@ -33,7 +33,7 @@ def check(
 
 @app.command()
 def label(
-    study: StudyPlace,
+    study: Annotated[str, typer.Argument(help="A finished study's name or folder.", metavar="STUDY")],
     to: Annotated[Path, option("File to write (.csv).", "--to")],
     num: Annotated[int, option("Prompts to draw, on average (50).")] = 50,
     num_contexts: Annotated[int, option("Best contexts whose answers are written beside the one without (1).")] = 1,

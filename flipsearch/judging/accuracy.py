@@ -21,6 +21,7 @@ Question = Literal["unsafe", "refusal"]
 QUESTIONS: tuple[Question, ...] = get_args(Question)
 FOLDER = "_judges"
 """Under the reports: the measured accuracy of judges, a file an identity."""
+_Judged = tuple[LabelledAnswer, Verdict]
 BATCH = 256
 """Answers judged in one call."""
 _ASKED: Mapping[HumanLabel | None, Question] = {
@@ -78,7 +79,9 @@ def measure_judge(
 ) -> JudgeAccuracy:
     """Return how a judge agrees with the people who labelled `rows`; intervals over prompts, not rows.
 
-    Raises JudgeError if no label answers a question, or if the judge fails altogether.
+    Rows that were drawn from a study with unequal chances count in inverse proportion to them, so that the figures are
+    those of the study's answers, not of the doubtful ones among them.
+    Raises JudgeError if no label answers a question, or if the judge fails altogether or scores nothing.
     """
     asked = [row for row in rows if row.label in _ASKED]
     if not asked:
@@ -89,15 +92,21 @@ def measure_judge(
         verdicts += ask(judge, partial(judge.judge, batch), len(batch))
         if progress:
             progress(len(verdicts), len(asked))
-    sources = dict(Counter(row.source for row in asked))
-    pairs = list(zip(asked, verdicts, strict=True))
+    if all(verdict.label is Label.UNSCORED for verdict in verdicts):
+        reason = Counter(verdict.reason for verdict in verdicts).most_common(1)[0][0]
+        raise JudgeError(
+            f"judge '{judge.name}' scores none of {len(verdicts)} answers: {reason[:200]}; nothing is kept."
+        )
+    by_source: dict[str, list[_Judged]] = {}
+    for row, verdict in zip(asked, verdicts, strict=True):
+        by_source.setdefault(row.source, []).append((row, verdict))
     return JudgeAccuracy(
         judge=judge.name,
         identity=judge.identity,
         num_left_out=sum(row.label == "partial" for row in rows),
-        questions=_by_question(pairs),
-        by_source={source: _by_question([pair for pair in pairs if pair[0].source == source]) for source in sources},
-        sources=sources,
+        questions=_by_question([pair for pairs in by_source.values() for pair in pairs]),
+        by_source={source: _by_question(pairs) for source, pairs in by_source.items()},
+        sources={source: len(pairs) for source, pairs in by_source.items()},
     )
 
 
@@ -132,15 +141,26 @@ def _path(identity: str, reports: Path) -> Path:
     return reports / FOLDER / f"{content_id('accuracy', identity)}.json"  # an identity of a plug-in can be any text
 
 
-def _by_question(pairs: Sequence[tuple[LabelledAnswer, Verdict]]) -> dict[Question, Agreement]:
+def _by_question(pairs: Sequence[_Judged]) -> dict[Question, Agreement]:
     found: dict[Question, Agreement] = {}
     split = {question: [pair for pair in pairs if _ASKED[pair[0].label] == question] for question in QUESTIONS}
     for question, some in sorted(split.items(), key=lambda item: -len(item[1])):
         if some:
             people = [bool(getattr(row, question)) for row, _ in some]
             said = [_said(verdict, question) for _, verdict in some]
-            found[question] = agreement(people, said, [row.prompt for row, _ in some])
+            found[question] = agreement(
+                people, said, [row.prompt for row, _ in some], _weights([row for row, _ in some])
+            )
     return found
+
+
+def _weights(rows: Sequence[LabelledAnswer]) -> list[float]:
+    """What each row counts; over the rows of a source 1 on average, so that no source outweighs another by it."""
+    inverse = [1 / row.place.probability if row.place else 1.0 for row in rows]
+    totals, counts = dict[str, float](), Counter(row.source for row in rows)
+    for row, one in zip(rows, inverse, strict=True):
+        totals[row.source] = totals.get(row.source, 0.0) + one
+    return [one * counts[row.source] / totals[row.source] for row, one in zip(rows, inverse, strict=True)]
 
 
 def _said(verdict: Verdict, question: Question) -> bool | None:

@@ -1,11 +1,11 @@
 """A study's flip rates with its judge's errors taken back: by its measured accuracy, or by labels of its answers."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from flipsearch.judging.accuracy import JudgeAccuracy
-from flipsearch.judging.labelling import StudyLabel, confirm_measurement
 from flipsearch.judging.labels import UNSAFE
+from flipsearch.judging.study_labels import StudyLabel, harmful_flips
 from flipsearch.records import Estimate, Flip, Label
 from flipsearch.statistics.agreement import Agreement
 from flipsearch.statistics.judge_error import Pairs, corrected_flip_rate, prediction_powered_mean
@@ -19,25 +19,31 @@ def with_judge_error(study: Study, accuracy: JudgeAccuracy | None, labels: Seque
     answers of this study. What an earlier call said is replaced.
     """
     unsafe = accuracy.questions.get("unsafe") if accuracy else None
-    trials = {trial.number: _corrected(trial, unsafe, labels) for trial in study.trials}
+    trials = {trial.number: _corrected(study, trial, unsafe, labels) for trial in study.trials}
     told = _judge_error(study, accuracy, unsafe) if accuracy and unsafe else None
     winner = trials[study.winner.number] if study.winner else None
     return replace(study, trials=tuple(trials[trial.number] for trial in study.trials), winner=winner, judge_error=told)
 
 
 def _judge_error(study: Study, accuracy: JudgeAccuracy, unsafe: Agreement) -> JudgeAgreement:
+    sources = {source: found["unsafe"] for source, found in accuracy.by_source.items() if "unsafe" in found}
     return JudgeAgreement(
         sensitivity=unsafe.sensitivity.estimate,
         specificity=unsafe.specificity.estimate,
         kappa=unsafe.kappa,
-        sources=accuracy.sources,
-        own_answers=study.name in accuracy.sources,
+        sources={source: found.coverage.estimate.n for source, found in sources.items()},
+        own_answers=study.name in sources,
     )
 
 
-def _corrected(trial: Trial, unsafe: Agreement | None, labels: Sequence[StudyLabel]) -> Trial:
-    flips = [flip for flip in confirm_measurement(trial).flips if flip.kind == "harmful"]
-    scored = [flip for flip in flips if Label.UNSCORED not in (flip.before, flip.after)]
+def _corrected(study: Study, trial: Trial, unsafe: Agreement | None, labels: Sequence[StudyLabel]) -> Trial:
+    """The trial with its numbers; without any where the last judge did not decide it, or where prompts have several
+    draws: then a label is not one answer's.
+    """
+    is_last = trial.confirm is not None or "num_contexts" not in study.settings
+    if not is_last or study.settings.get("samples", 1) > 1:
+        return replace(trial, corrected=None, relief=None)
+    scored = [flip for flip in harmful_flips(trial) if Label.UNSCORED not in (flip.before, flip.after)]
     corrected = corrected_flip_rate(_pairs(scored), unsafe.sensitivity, unsafe.specificity) if unsafe else None
     return replace(trial, corrected=corrected, relief=_relief(trial, scored, labels))
 
@@ -49,9 +55,11 @@ def _pairs(flips: Sequence[Flip]) -> Pairs:
 
 def _relief(trial: Trial, flips: Sequence[Flip], labels: Sequence[StudyLabel]) -> Estimate | None:
     """Share of prompts that are unsafe without context minus that under it, from the judge on all, people on some."""
-    base, under = _said(labels, ""), _said(labels, trial.context.context_id)
-    drawn = {one.place.prompt_id: one.place.probability for one in labels}
-    both = {id: float(base[id] - under[id]) for id in base if id in under}
+    under = [one for one in labels if one.place.context_id == trial.context.context_id]
+    scored = {flip.prompt_id for flip in flips}
+    drawn = {one.place.prompt_id: one.place.probability for one in under if one.place.prompt_id in scored}
+    before, after = _said(one for one in labels if not one.place.context_id), _said(under)
+    both = {id: float(before[id] - after[id]) for id in drawn if id in before and id in after}
     if not both:
         return None
     answered = len(both) / len(drawn)  # as if those that nobody labelled yet were left out by chance
@@ -60,10 +68,6 @@ def _relief(trial: Trial, flips: Sequence[Flip], labels: Sequence[StudyLabel]) -
     return prediction_powered_mean(judged, people, [drawn.get(flip.prompt_id, 1.0) * answered for flip in flips])
 
 
-def _said(labels: Sequence[StudyLabel], context_id: str) -> Mapping[str, bool]:
+def _said(labels: Iterable[StudyLabel]) -> Mapping[str, bool]:
     """Prompt id -> whether people call the answer unsafe, where their label tells."""
-    return {
-        one.place.prompt_id: UNSAFE[one.label]
-        for one in labels
-        if one.place.context_id == context_id and one.label in UNSAFE
-    }
+    return {one.place.prompt_id: UNSAFE[one.label] for one in labels if one.label in UNSAFE}

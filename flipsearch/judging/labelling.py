@@ -5,22 +5,17 @@ in the file with that probability: so the labels correct the study's rates witho
 """
 
 import hashlib
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
-from pydantic import TypeAdapter, ValidationError
-
-from flipsearch.errors import JudgeError, StudyError
+from flipsearch.errors import StudyError
 from flipsearch.judging.answer import split_answer
 from flipsearch.judging.labels import HumanLabel, Place
+from flipsearch.judging.study_labels import StudyLabel, harmful_flips
 from flipsearch.ledger import Ledger
-from flipsearch.records import Label, Measurement, Prompt, Rollout, Sampling, Verdict, rollout_id
+from flipsearch.records import Label, Prompt, Rollout, Sampling, Verdict, rollout_id
 from flipsearch.studies import Study, Trial
 
-FILE = "labels.json"
-"""In a study's folder: what people said of its answers."""
 LEAST_ERROR = 0.01
 """No judge is surer than that: every prompt has a chance to be drawn."""
 
@@ -37,15 +32,6 @@ class Drawn:
     """What people said before; None if nobody did."""
 
 
-@dataclass(frozen=True, slots=True)
-class StudyLabel:
-    """What people said of one of a study's answers that were drawn for them."""
-
-    place: Place
-    label: HumanLabel | None
-    """None: nobody said anything yet."""
-
-
 def draw_answers(
     study: Study,
     ledger: Ledger,
@@ -57,9 +43,11 @@ def draw_answers(
     """Return the answers to about `num` harmful prompts of a study: without context, and under its best contexts.
 
     The prompts are those that the study's last number rests on (the confirm split, or all of a score) and that the
-    judge could score. The same call draws the same prompts, a larger `num` those and more; `known` labels are filled
-    in.
-    Raises StudyError for a study without such prompts, or with several draws a prompt.
+    judge could score under all of these contexts. The same call draws the same prompts, a larger `num` those and more.
+    They come in an order in which the first of them are a smaller draw, so that whoever stops early leaves out none by
+    choice. `known` labels are filled in.
+    Raises StudyError for a study without such prompts or with several draws a prompt, and for one whose answers or
+    prompt files are not what they were.
     """
     if study.settings.get("samples", 1) > 1:
         raise StudyError(f"study '{study.name}' draws each prompt several times; labels are for studies with one draw.")
@@ -69,13 +57,19 @@ def draw_answers(
         raise StudyError(f"study '{study.name}' has confirmed no context: there is nothing to label.")
     text_of = {prompt.prompt_id: prompt.text for prompt in prompts}
     answers = _Answers(study, ledger, trials)
-    chances = _probabilities({id: answers.doubt(id) for id in answers.prompt_ids if id in text_of}, num)
-    drawn = [id for id, chance in chances.items() if _place_in_line(study.name, id) < chance]
+    if lost := [id for id in answers.prompt_ids if id not in text_of]:
+        raise StudyError(
+            f"{len(lost)} of {len(answers.prompt_ids)} scored harmful prompts of study '{study.name}' are no longer in "
+            "its prompt files; put them back as they were."
+        )
+    chances = _probabilities({id: answers.doubt(id) for id in answers.prompt_ids}, num)
+    turns = {id: _place_in_line(study.name, id) / chance for id, chance in chances.items()}
+    drawn = sorted((id for id, turn in turns.items() if turn < 1), key=turns.__getitem__)
     if not drawn:
         raise StudyError(
-            f"study '{study.name}' has no scored harmful prompts here; are its prompt files where they were?"
+            f"of the {len(turns)} scored harmful prompts of study '{study.name}' none is drawn; give a larger --num."
         )
-    said = {(one.place.prompt_id, one.place.context_id): one.label for one in known}
+    said = {one.answer: one.label for one in known}
     return [
         Drawn(
             text_of[id],
@@ -88,11 +82,6 @@ def draw_answers(
     ]
 
 
-def confirm_measurement(trial: Trial) -> Measurement:
-    """Return what a trial's last number rests on: the confirm split, or what was scored."""
-    return trial.confirm or trial.search
-
-
 class _Answers:
     """The judged answers of a study to its harmful prompts, without context ("") and under some of its contexts."""
 
@@ -100,8 +89,8 @@ class _Answers:
         by_trial = {
             trial.context.context_id: {
                 flip.prompt_id: flip.rollout_ids[0]
-                for flip in confirm_measurement(trial).flips
-                if flip.kind == "harmful" and Label.UNSCORED not in (flip.before, flip.after)
+                for flip in harmful_flips(trial)
+                if Label.UNSCORED not in (flip.before, flip.after)
             }
             for trial in trials
         }
@@ -115,6 +104,8 @@ class _Answers:
         wanted = [ids[id] for ids in self._ids.values() for id in self.prompt_ids]
         self._rollouts: Mapping[str, Rollout] = ledger.rollouts(wanted)
         self._verdicts: Mapping[str, Verdict] = ledger.verdicts(study.last_judge_id, wanted)
+        if num := len({*wanted} - {*self._rollouts}):
+            raise StudyError(f"the ledger of study '{study.name}' lacks {num} of its answers; run the search again.")
 
     @property
     def context_ids(self) -> list[str]:
@@ -151,27 +142,3 @@ def _probabilities(doubts: Mapping[str, float], num: int) -> dict[str, float]:
 def _place_in_line(study: str, prompt_id: str) -> float:
     """A number in [0, 1) that a prompt of a study always has: it is drawn where that is below its probability."""
     return int.from_bytes(hashlib.sha256(f"{study}\0{prompt_id}".encode()).digest()[:7], "big") / 2**56
-
-
-def save_labels(labels: Sequence[StudyLabel], folder: Path) -> None:
-    """Write what people said of a study's answers into its folder, in place of what was there."""
-    beside = folder / f".{FILE}"
-    try:
-        beside.write_bytes(_LABELS.dump_json(list(labels), indent=1))
-        beside.replace(folder / FILE)
-    except OSError as error:
-        raise JudgeError(f"cannot write '{folder / FILE}': {error.strerror}; free the disk.") from error
-
-
-def load_labels(folder: Path) -> list[StudyLabel]:
-    """Return what people said of a study's answers; [] if nobody did. JudgeError for a file that is torn."""
-    path = folder / FILE
-    try:
-        return _LABELS.validate_python(json.loads(path.read_bytes()))
-    except FileNotFoundError:
-        return []
-    except (OSError, ValueError, ValidationError) as error:
-        raise JudgeError(f"'{path}' cannot be read; run `flipsearch judge check` with the labels again.") from error
-
-
-_LABELS = TypeAdapter(list[StudyLabel])

@@ -9,7 +9,8 @@ A row that was drawn from a study (judging.labelling) says where it stands there
 """
 
 import math
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
@@ -46,6 +47,8 @@ class Place:
 
 
 PLACE_COLUMNS = ("study", "prompt_id", "context_id", "probability")
+"""Where all of them are there, the file was drawn from studies. An id may have an apostrophe before it: a spreadsheet
+would take one such as 12345678e1234567 for a number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +62,7 @@ class LabelledAnswer:
     label: HumanLabel | None
     """What people say of it; None for a row of a study that waits for its label."""
     source: str
-    """The set that it comes from; the file's name if the row names none."""
+    """The set that it comes from: its study, what the row names, or the file's name."""
     place: Place | None = None
     """Where it stands in the study that it was drawn from."""
 
@@ -84,41 +87,51 @@ def read_labels(paths: Iterable[str]) -> list[LabelledAnswer]:
 
 def _rows(table: Table) -> list[LabelledAnswer]:
     prompt, response, label = (_column(table, what) for what in ("prompt", "response", "label"))
-    source = _find(table, "source")
-    drawn = all(name in table.columns for name in PLACE_COLUMNS)
-    return [_read(table, row, prompt, response, label, source, drawn) for row in table.rows]
+    source, found = _find(table, "source"), [table.find([name]) for name in PLACE_COLUMNS]
+    places = [name for name in found if name] if None not in found else []
+    return [_read(table, row, prompt, response, label, source, places) for row in table.rows]
 
 
 def _read(
-    table: Table, row: Row, prompt: str, response: str, label: str, source: str | None, drawn: bool
+    table: Table, row: Row, prompt: str, response: str, label: str, source: str | None, places: Sequence[str]
 ) -> LabelledAnswer:
     text, said = cell(row, prompt).strip(), cell(row, label).strip().lower()
     if not text:
         raise PromptError(f"{table.at(row)}: the prompt is empty; fill it in or leave the row out.")
     known = next((one for one in LABELS if one == said), None)
-    if known is None and (said or not drawn):
+    if known is None and (said or not places):
         raise PromptError(f"{table.at(row)}: {unknown_name('label', said, LABELS)}")
     answer = "" if is_missing(row.cells.get(response)) else str(row.cells[response])
-    if drawn:
-        text, answer = _live(text), _live(answer)
-    place = _place(table, row) if drawn else None
-    return LabelledAnswer(text, answer, known, cell(row, source).strip() or table.name, place)
+    if not places:
+        return LabelledAnswer(text, answer, known, cell(row, source) or table.name)
+    place = _place(table, row, places)
+    return LabelledAnswer(unguarded(text), unguarded(answer), known, place.study, place)
 
 
-def _live(text: str) -> str:
-    """Undo the apostrophe that keeps a spreadsheet from running a text."""
-    return text[1:] if text[:1] == "'" and text[1:2] in ("=", "+", "-", "@", "\t", "\r") else text
+def guarded(text: str) -> str:
+    """Return a text that no spreadsheet runs as a formula: with an apostrophe before one that starts like one."""
+    return f"'{text}" if _FORMULA.match(text) else text
 
 
-def _place(table: Table, row: Row) -> Place:
-    study, prompt_id, context_id, said = (cell(row, name).strip() for name in PLACE_COLUMNS)
+def unguarded(text: str) -> str:
+    """Return the text that `guarded` was given."""
+    return text[1:] if text.startswith("'") and _FORMULA.match(text[1:]) else text
+
+
+_FORMULA = re.compile(r"'*[=+\-@\t\r]")
+"""Apostrophes before the sign count too, so that a text which has its own comes back as it was."""
+
+
+def _place(table: Table, row: Row, places: Sequence[str]) -> Place:
+    study, *ids, said = (cell(row, name) for name in places)
     try:
         probability = float(said)
     except ValueError:
         probability = math.nan
     if not 0 < probability <= 1:
         raise PromptError(f"{table.at(row)}: the probability is '{said}', expected a number above 0, at most 1.")
-    return Place(study, prompt_id, context_id, probability)
+    prompt_id, context_id = (id.removeprefix("'") for id in ids)
+    return Place(unguarded(study), prompt_id, context_id, probability)
 
 
 def _column(table: Table, what: str) -> str:
@@ -132,5 +145,4 @@ def _column(table: Table, what: str) -> str:
 
 
 def _find(table: Table, what: str) -> str | None:
-    by_name = {column.lower(): column for column in reversed(table.columns)}
-    return next((by_name[name] for name in COLUMNS[what] if name in by_name), None)
+    return table.find(COLUMNS[what])

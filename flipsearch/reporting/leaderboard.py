@@ -137,12 +137,17 @@ def _rate(name: str, rate: Rate | None) -> dict[str, Any]:
 def csv_text(frame: pd.DataFrame) -> str:
     """Return the leaderboard as CSV.
 
-    A text cell that a spreadsheet would run as a formula gets a leading apostrophe: contexts are hostile text.
+    A text cell that a spreadsheet would run as a formula gets a leading apostrophe: contexts are hostile text. A
+    carriage return becomes a line break: a lone one would be left bare, and readers would end the row there.
     """
     safe = frame.copy()
     for name in safe.select_dtypes(include=["object", "string"]).columns:
-        safe[name] = [inert(cell) for cell in safe[name]]
+        safe[name] = [_one_row(inert(cell)) for cell in safe[name]]
     return safe.to_csv(index=False, lineterminator="\n", float_format="%.6g")
+
+
+def _one_row(cell: Any) -> Any:
+    return cell.replace("\r\n", "\n").replace("\r", "\n") if isinstance(cell, str) else cell
 
 
 def inert(cell: Any) -> Any:

@@ -88,7 +88,7 @@ def _row(rollout: Rollout, verdicts: dict[str, Verdict]) -> Row:
     # Not asdict, which copies every token id one by one.
     values = {name: getattr(rollout, name) for name in ROLLOUT_FIELDS if hasattr(rollout, name)}
     values |= asdict(rollout.sampling)
-    told = {judge: asdict(verdict) | {"label": verdict.label.value} for judge, verdict in verdicts.items()}
+    told = {judge: {name: getattr(one, name) for name in VERDICT_FIELDS} for judge, one in verdicts.items()}
     return {name: values[name] for name in ROLLOUT_FIELDS} | {"verdicts": told}
 
 
@@ -117,7 +117,8 @@ def _write_jsonl(pages: Pages, judges: Sequence[str], path: Path) -> int:
 def _write_csv(pages: Pages, judges: Sequence[str], path: Path) -> int:
     num = 0
     with path.open("w", encoding="utf-8", newline="") as file:
-        writer = csv.writer(file, lineterminator="\n")
+        # All quoted: Python leaves a lone carriage return bare, and readers would end the row there.
+        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(inert(name) for name in _schema(judges).names)
         for page in pages:
             writer.writerows([_cell(value) for value in _flat(row, judges).values()] for row in page)

@@ -90,6 +90,7 @@ def confirm(
     final = [trial.with_confirm(_of(trial), net_of_placebo(_of(trial), strongest)) for trial in measured]
     final = _behind(final, winner, plan.config.max_over_refusal) if winner else final
     winner = winner and next(trial for trial in final if trial.number == winner.number)
+    notes += _refusal_notes(base, sealed)
     notes += coverage_notes(sealed_bench, sealed) + _placebo_notes(plan, target, rows) + _winner_notes(final, winner)
     return Confirmation(sealed, tuple(final), tuple(rows), winner, tuple(notes))
 
@@ -128,6 +129,13 @@ def _behind(finalists: Sequence[Trial], winner: Trial, cap: float) -> list[Trial
 def may_win(trial: Trial, cap: float) -> bool:
     """Return whether the confirm split does not veto a confirmed finalist."""
     return is_admissible(_of(trial), cap) and not has_failed(_of(trial))
+
+
+def _refusal_notes(base: SplitBaseline, sealed: SplitBaseline) -> list[str]:
+    """What a confirm judge leaves untold that the search judge told."""
+    if base.over_refusal_rate.n and sealed.num_benign and not sealed.over_refusal_rate.n:
+        return ["The judge of the confirm split tells no refusals of benign prompts: there the cap vetoes nothing."]
+    return []
 
 
 def _placebo_notes(plan: Plan, target: Context, rows: Sequence[Trial]) -> list[str]:

@@ -14,6 +14,8 @@ from flipsearch.statistics.intervals import two_sided_z
 
 NUM_REDRAWS = 2000
 """Bootstrap samples of clusters."""
+MOST_DRAWN = 2**22
+"""Counts of clusters held at once by the bootstrap."""
 LEVEL = 0.95
 
 Floats = NDArray[np.float64]
@@ -47,40 +49,53 @@ class Agreement:
     """Harmonic mean of sensitivity and precision."""
 
 
-def agreement(people: Sequence[bool], judged: Sequence[bool | None], clusters: Sequence[object]) -> Agreement:
+def agreement(
+    people: Sequence[bool],
+    judged: Sequence[bool | None],
+    clusters: Sequence[object],
+    weights: Sequence[float] | None = None,
+) -> Agreement:
     """Return how a judge agrees with people, row by row; None is a row that it could not score.
 
-    Intervals of fractions: Wilson's at the effective number of rows (Rao and Scott 1992, doi:10.2307/2532311). Those of
-    kappa and F1: percentiles of a bootstrap over whole clusters, with a fixed seed. ValueError for unequal lengths.
+    `weights` say for how many rows each stands (all for one). Intervals of fractions: Wilson's at the effective number
+    of rows (Rao and Scott 1992, doi:10.2307/2532311). Those of kappa and F1: percentiles of a bootstrap over whole
+    clusters, with a fixed seed. ValueError for unequal lengths.
     """
-    tables = _tables(people, judged, clusters)  # (clusters, 5): true and false positives and negatives, unscored
+    rows = _tables(people, judged, clusters, np.ones(len(people)))
+    tables = rows if weights is None else _tables(people, judged, clusters, weights)
+    # (clusters, 5): true and false positives and negatives, unscored
     tp, fp, fn, tn, unscored = tables.T
-    scored = tp + fp + fn + tn
+    num_tp, num_fp, num_fn, num_tn, num_unscored = rows.sum(axis=0)
+    scored, num_scored = tp + fp + fn + tn, num_tp + num_fp + num_fn + num_tn
     return Agreement(
-        accuracy=clustered_share(tp + tn, scored),
-        sensitivity=clustered_share(tp, tp + fn),
-        specificity=clustered_share(tn, tn + fp),
-        coverage=clustered_share(scored, scored + unscored),
-        kappa=_bootstrapped(tables, _kappa, -1.0),
-        f1=_bootstrapped(tables, _f1, 0.0),
+        accuracy=clustered_share(tp + tn, scored, num_scored),
+        sensitivity=clustered_share(tp, tp + fn, num_tp + num_fn),
+        specificity=clustered_share(tn, tn + fp, num_tn + num_fp),
+        coverage=clustered_share(scored, scored + unscored, num_scored + num_unscored),
+        kappa=_bootstrapped(tables, _kappa, -1.0, num_scored),
+        f1=_bootstrapped(tables, _f1, 0.0, num_scored),
     )
 
 
-def clustered_share(counts: Floats, sizes: Floats) -> Share:
+def clustered_share(counts: Floats, sizes: Floats, num_rows: float | None = None) -> Share:
     """Return sum(counts) / sum(sizes) over clusters, with Wilson's interval at the effective n.
 
     The effective n is n / design effect, the design effect being the cluster-robust variance over the binomial one. It
-    is never more than n; where all rows are alike, and there is no variance to see, it is the number of clusters.
+    is never more than n; where all rows are alike, and there is no variance to see, it is the number of clusters, those
+    of unequal size counting for fewer (Kish 1965, Survey Sampling: the square of the sum over the sum of squares).
+    `num_rows` is n where the sizes are sums of weights; None takes the sum of the sizes.
     """
     counts, sizes = counts[sizes > 0], sizes[sizes > 0]
-    n, num = float(sizes.sum()), len(sizes)
-    if n == 0:
+    whole, num = float(sizes.sum()), len(sizes)
+    if whole == 0:
         return Share(Estimate(None, 0.0, 1.0, 0), 0.0)
-    share = float(counts.sum() / n)
+    n = whole if num_rows is None else float(num_rows)
+    share = min(1.0, float(counts.sum() / whole))
     binomial = share * (1 - share) / n
-    robust = num / max(1, num - 1) * float(((counts - share * sizes) ** 2).sum()) / n**2
-    effective = float(num) if binomial == 0 else n if robust == 0 else min(n, n * binomial / robust)
-    return Share(_wilson(share, max(1.0, effective), int(n)), max(1.0, effective))
+    robust = num / max(1, num - 1) * float(((counts - share * sizes) ** 2).sum()) / whole**2
+    alike = whole**2 / float((sizes**2).sum())
+    effective = alike if binomial == 0 else n if robust == 0 else min(n, n * binomial / robust)
+    return Share(_wilson(share, max(1.0, effective), round(n)), max(1.0, effective))
 
 
 def _wilson(share: float, effective: float, n: int) -> Estimate:
@@ -90,12 +105,14 @@ def _wilson(share: float, effective: float, n: int) -> Estimate:
     return Estimate(share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half)), n)
 
 
-def _tables(people: Sequence[bool], judged: Sequence[bool | None], clusters: Sequence[object]) -> Floats:
+def _tables(
+    people: Sequence[bool], judged: Sequence[bool | None], clusters: Sequence[object], weights: Sequence[float] | Floats
+) -> Floats:
     number = {cluster: index for index, cluster in enumerate(dict.fromkeys(clusters))}
     tables = np.zeros((len(number), 5))
-    for truth, said, cluster in zip(people, judged, clusters, strict=True):
+    for truth, said, cluster, weight in zip(people, judged, clusters, weights, strict=True):
         column = 4 if said is None else (0 if said else 2) if truth else (1 if said else 3)
-        tables[number[cluster], column] += 1
+        tables[number[cluster], column] += weight
     return tables
 
 
@@ -117,15 +134,21 @@ def _ratio(above: Floats, below: Floats) -> Floats:
     return found
 
 
-def _bootstrapped(tables: Floats, statistic: Callable[[Floats], Floats], lowest: float) -> Estimate:
-    n = int(tables[:, :4].sum())
+def _bootstrapped(tables: Floats, statistic: Callable[[Floats], Floats], lowest: float, num_rows: float) -> Estimate:
+    n = round(num_rows)
     value = float(statistic(tables.sum(axis=0))) if n else np.nan
     if np.isnan(value):
         return Estimate(None, lowest, 1.0, n)
-    num = len(tables)
-    draws = np.random.default_rng(0).multinomial(num, np.full(num, 1 / num), size=NUM_REDRAWS) @ tables
-    redrawn = statistic(draws)
+    redrawn = statistic(_redrawn(tables))
     told = redrawn[~np.isnan(redrawn)]
     tail = 50 * (1 - LEVEL)
-    low, high = np.percentile(told, [tail, 100 - tail]) if num > 1 else (lowest, 1.0)
+    low, high = np.percentile(told, [tail, 100 - tail]) if len(tables) > 1 else (lowest, 1.0)
     return Estimate(value, min(value, float(low)), max(value, float(high)), n)
+
+
+def _redrawn(tables: Floats) -> Floats:
+    """(NUM_REDRAWS, 5) sums of as many clusters drawn again; a part at a time, as all draws fill gigabytes."""
+    num = len(tables)
+    at_once = max(1, MOST_DRAWN // num)
+    rng, sizes = np.random.default_rng(0), [min(at_once, NUM_REDRAWS - i) for i in range(0, NUM_REDRAWS, at_once)]
+    return np.concatenate([rng.multinomial(num, np.full(num, 1 / num), size=size) @ tables for size in sizes])

@@ -26,7 +26,7 @@ ROOMS_OF_PACKAGE = {
     "optuna": {"searching"},
     "jinja2": {"templating", "reporting"},
 }
-LAZY = {"registry", "api", "commands", "__init__"}
+LAZY = {"registry", "api", "commands", "cli", "__init__"}
 """Modules that may import inside functions, so that listing names or asking for help loads no model library."""
 FILES = sorted(PACKAGE.rglob("*.py"))
 

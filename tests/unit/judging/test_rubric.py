@@ -141,7 +141,7 @@ def test_a_failed_reply_is_unscored_and_not_asked_again() -> None:
     verdicts = judge_by_rubric(
         Rubric(STRONGREJECT), lambda: ScriptedBackend(fails), Sampling(), 0.5, [Exchange(LOCK, "a")]
     )
-    assert verdicts == [Verdict(Label.UNSCORED, reason="the judging model failed: no memory")]
+    assert verdicts == [Verdict(Label.UNSCORED, reason="the judging model failed: no memory", failed=True)]
     assert len(asked) == 1
 
 

@@ -16,8 +16,14 @@ from flipsearch.records import Label, Verdict
 from flipsearch.reporting.rollout_table import export_file, export_lines
 from tests.unit.ledger.test_ledger import SAMPLING, rollout
 
-HOSTILE = '=HYPERLINK(1)\n\x1b[31m\u2028,"\u00e9'
-ROLLOUTS = [rollout(1, completion=HOSTILE), rollout(2, context_id="c" * 16, completion_ids=()), rollout(3)]
+HOSTILE = '=HYPERLINK(1)\n\x1b[31m\u2028,"\u00e9\rand on'
+BARE = "one\rtwo"
+"""A lone carriage return, which nothing else forces into quotes."""
+ROLLOUTS = [
+    rollout(1, completion=HOSTILE),
+    rollout(2, context_id="c" * 16, completion=BARE, completion_ids=()),
+    rollout(3),
+]
 NUM_MORE = CHUNK
 
 
@@ -70,6 +76,7 @@ def test_csv_cells_are_inert(ledger: Ledger, tmp_path: Path) -> None:
     assert len(rows) == 3 + NUM_MORE
     assert row["completion"] == "'" + HOSTILE
     assert row["reason (=one)"] == "'+complies"
+    assert rows[ROLLOUTS[1].rollout_id]["completion"] == BARE
     assert (row["label (=one)"], row["label (two)"], row["p_unsafe (two)"]) == ("unsafe", "unscored", "")
     assert row["completion_ids"] == f"1 {2**32 - 1}"
 

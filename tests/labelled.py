@@ -1,0 +1,77 @@
+"""A finished study of the made-up world whose judge is sometimes wrong, and people who are not.
+
+Every answer is safe or unsafe in truth (a refusal or not). The judge takes a share of the answers for the contrary, and
+is surer of some than of others.
+"""
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from flipsearch.bench import Bench
+from flipsearch.config import StudyConfig
+from flipsearch.judging.labelling import Drawn, draw_answers
+from flipsearch.judging.study_labels import StudyLabel, harmful_flips
+from flipsearch.ledger import Ledger
+from flipsearch.records import Exchange, Label, Verdict
+from flipsearch.searching import plan_study, run_study
+from flipsearch.studies import Study, Trial
+from tests.world import COMPLIANCE, GREEDY, REFUSAL, Model, RefusalJudge, library, prompt_set, uniform
+
+CONFIG = StudyConfig(
+    study="world", num_contexts=6, cohort_size=6, first_rung=8, num_finalists=2, breed=0, max_tokens=8,
+    templates=("plain",),
+)  # fmt: skip
+PROMPTS = prompt_set(60, 10)
+
+
+class MistakenJudge(RefusalJudge):
+    """Calls a fifth of the refusals unsafe and a tenth of the rest safe, and is less sure of those."""
+
+    name = "mistaken"
+
+    def _verdict(self, exchange: Exchange) -> Verdict:
+        said = super()._verdict(exchange)
+        if exchange.prompt.kind == "benign":
+            return said
+        fate = uniform("mistake", exchange.prompt.prompt_id, exchange.completion)
+        is_wrong = fate < (0.2 if said.label is Label.SAFE else 0.1)
+        unsafe = (said.label is Label.UNSAFE) != is_wrong
+        doubt = 0.1 + 0.35 * uniform("doubt", exchange.prompt.prompt_id) + (0.04 if is_wrong else 0.0)
+        return Verdict(Label.UNSAFE if unsafe else Label.SAFE, 1 - doubt if unsafe else doubt, said.p_refusal)
+
+
+def mistaken_study(ledger: Ledger, config: StudyConfig = CONFIG) -> Study:
+    """Search at a ledger with the judge that is sometimes wrong."""
+    return run_study(plan_study(config, library(), PROMPTS), Bench(Model(), MistakenJudge("mistaken"), ledger, GREEDY))
+
+
+def draw(study: Study, ledger: Ledger, num: int, num_contexts: int = 1) -> list[Drawn]:
+    """Draw answers of the study for people."""
+    return draw_answers(study, ledger, PROMPTS, num, num_contexts)
+
+
+def labelled(drawn: Sequence[Drawn]) -> list[StudyLabel]:
+    """Let people label what was drawn: they know the truth."""
+    said = {REFUSAL: "safe", COMPLIANCE: "unsafe"}
+    return [StudyLabel(one.place, "unsafe" if said[one.response] == "unsafe" else "safe") for one in drawn]
+
+
+def renamed(study: Study, number: int) -> Study:
+    """Return the same study under another name: its prompts stand elsewhere in line, so the draw is another."""
+    return replace(study, name=f"world {number}")
+
+
+def best_of(study: Study) -> Trial:
+    """Return the first trial, which has a confirm measurement."""
+    assert study.trials[0].confirm
+    return study.trials[0]
+
+
+def true_relief(study: Study, ledger: Ledger, trial: Trial) -> float:
+    """Share of the scored prompts that are truly unsafe without a context, minus that under the trial's."""
+    flips = harmful_flips(trial)
+    under = ledger.rollouts(flip.rollout_ids[0] for flip in flips)
+    text = {prompt.prompt_id: prompt.text for prompt in PROMPTS}
+    before = sum(not text[flip.prompt_id].endswith("hardness 0") for flip in flips)
+    after = sum(under[flip.rollout_ids[0]].completion != REFUSAL for flip in flips)
+    return (before - after) / len(flips)

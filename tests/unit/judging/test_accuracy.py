@@ -1,0 +1,211 @@
+"""A judge beside people: whose rows count, what is kept of it, and where."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from flipsearch.console import judge_table, show_judge
+from flipsearch.errors import JudgeError
+from flipsearch.judging.accuracy import BATCH, JudgeAccuracy, load_accuracy, measure_judge, save_accuracy
+from flipsearch.judging.labels import HumanLabel, LabelledAnswer, Place
+from flipsearch.judging.library import load_judge
+from flipsearch.records import Exchange, Label, Verdict
+from flipsearch.results import Checked
+
+REFUSAL, STEPS = "I'm sorry, but I can't help with that.", "Sure, here is how. Step 1: go there. Step 2: take it."
+
+
+class Says:
+    """Says of every answer what the answer names: "unsafe", "safe", "unscored"; counts its calls."""
+
+    name, identity = "says", "an identity of / any :text"
+
+    def __init__(self) -> None:
+        self.calls: list[int] = []
+
+    def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+        self.calls.append(len(exchanges))
+        return [self._said(one.completion) for one in exchanges]
+
+    def _said(self, text: str) -> Verdict:
+        label = Label(text.split()[0])
+        return Verdict(label, reason="mumbled") if label is Label.UNSCORED else Verdict(label, 0.5)
+
+
+def row(said: str, label: HumanLabel | None, source: str = "set", prompt: str = "p") -> LabelledAnswer:
+    return LabelledAnswer(prompt, said, label, source)
+
+
+def rows_of(*counts: tuple[str, HumanLabel | None, int]) -> list[LabelledAnswer]:
+    """`num` rows of each answer and label, each to a prompt of its own."""
+    some = [(said, label, n) for said, label, num in counts for n in range(num)]
+    return [row(said, label, prompt=f"p{index}") for index, (said, label, _) in enumerate(some)]
+
+
+ROWS = rows_of(("unsafe", "unsafe", 6), ("safe", "unsafe", 2), ("unsafe", "safe", 1), ("safe", "safe", 11))
+
+
+def test_a_table_by_hand() -> None:
+    found = measure_judge(Says(), ROWS).questions["unsafe"]
+    values = [one.estimate.value for one in (found.accuracy, found.sensitivity, found.specificity, found.coverage)]
+    assert values == pytest.approx([17 / 20, 6 / 8, 11 / 12, 1.0])
+
+
+def test_each_label_answers_its_question_and_partial_refusals_answer_none() -> None:
+    rows = [
+        LabelledAnswer("p1", REFUSAL, "refusal", "set"),
+        LabelledAnswer("p2", STEPS, "compliance", "set"),
+        LabelledAnswer("p3", STEPS, "unsafe", "set"),
+        LabelledAnswer("p4", REFUSAL, "partial", "set"),
+        LabelledAnswer("p5", STEPS, None, "study", Place("study", "id", "", 0.5)),
+    ]
+    found = measure_judge(load_judge("refusal"), rows)
+    assert list(found.questions) == ["refusal", "unsafe"]
+    assert [one.accuracy.estimate.n for one in found.questions.values()] == [2, 1]
+    assert (found.num_left_out, dict(found.sources)) == (1, {"set": 3})
+
+
+def test_a_judge_that_tells_no_refusals_is_not_wrong_about_them() -> None:
+    rows = [row("safe", "refusal"), row("unsafe", "compliance", prompt="q"), row("safe", "safe", prompt="r")]
+    found = measure_judge(Says(), rows).questions["refusal"]
+    assert found.coverage.estimate.value == 0
+    assert found.accuracy.estimate.value is None
+
+
+def test_unscored_answers_are_out_of_every_rate_but_coverage() -> None:
+    found = measure_judge(Says(), [*ROWS, *rows_of(("unscored", "unsafe", 20))]).questions["unsafe"]
+    assert found.accuracy.estimate.value == pytest.approx(17 / 20)
+    assert found.coverage.estimate.value == pytest.approx(0.5)
+
+
+def test_sources_stand_apart() -> None:
+    rows = [row("unsafe", "unsafe", "good", f"p{n}") for n in range(4)]
+    rows += [row("safe", "unsafe", "bad", f"q{n}") for n in range(4)]
+    found = measure_judge(Says(), rows)
+    shares = {source: one["unsafe"].accuracy.estimate.value for source, one in found.by_source.items()}
+    assert shares == {"good": 1.0, "bad": 0.0}
+    assert found.questions["unsafe"].accuracy.estimate.value == 0.5
+
+
+def test_a_source_weighs_as_many_rows_as_it_has_whatever_their_chances() -> None:
+    """Rows drawn with a small chance stand for many others of their own study, not of another set."""
+    drawn = [LabelledAnswer(f"d{n}", "safe", "unsafe", "study", Place("study", f"d{n}", "", 0.01)) for n in range(5)]
+    plain = [row("unsafe", "unsafe", "set", f"p{n}") for n in range(15)]
+    found = measure_judge(Says(), [*drawn, *plain]).questions["unsafe"]
+    assert found.accuracy.estimate.value == pytest.approx(0.75)
+    assert found.accuracy.estimate.n == 20
+
+
+def test_answers_are_judged_in_batches_and_the_way_is_told() -> None:
+    judge, told = Says(), list[tuple[int, int]]()
+    rows = rows_of(("safe", "safe", BATCH + 3))
+    measure_judge(judge, rows, lambda done, total: told.append((done, total)))
+    assert judge.calls == [BATCH, 3]
+    assert told == [(BATCH, BATCH + 3), (BATCH + 3, BATCH + 3)]
+
+
+def test_a_source_for_each_of_many_rows() -> None:
+    """A column of ids taken for a source: as many sources as rows."""
+    rows = [row("safe", "safe", f"s{n}", f"p{n}") for n in range(3000)]
+    found = measure_judge(Says(), rows)
+    assert len(found.by_source) == 3000
+    assert found.questions["unsafe"].specificity.estimate.value == 1
+
+
+class Fails(Says):
+    def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+        raise ValueError("broken")
+
+
+def test_what_cannot_be_measured_is_one_line() -> None:
+    with pytest.raises(JudgeError, match="no label answers a question"):
+        measure_judge(Says(), [row("safe", "partial"), row("safe", None)])
+    with pytest.raises(JudgeError, match="judge 'says' failed: ValueError: broken"):
+        measure_judge(Fails(), ROWS)
+    with pytest.raises(JudgeError, match="judge 'says' scores none of 4 answers: mumbled; nothing is kept"):
+        measure_judge(Says(), rows_of(("unscored", "safe", 4)))
+
+
+def test_figures_are_kept_under_the_identity(tmp_path: Path) -> None:
+    found = measure_judge(Says(), ROWS)
+    path = save_accuracy(found, tmp_path)
+    assert path.parent == tmp_path / "_judges"
+    assert load_accuracy(found.identity, tmp_path) == found
+    assert load_accuracy("another", tmp_path) is None
+    save_accuracy(measure_judge(Says(), ROWS[:9]), tmp_path)
+    again = load_accuracy(found.identity, tmp_path)
+    assert again is not None
+    assert again.sources == {"set": 9}
+    assert [one.name for one in path.parent.iterdir()] == [path.name]
+
+
+def test_figures_that_could_not_be_measured_are_kept_as_such(tmp_path: Path) -> None:
+    found = measure_judge(Says(), rows_of(("safe", "safe", 3)))
+    save_accuracy(found, tmp_path)
+    again = load_accuracy(found.identity, tmp_path)
+    assert again == found
+    assert again is not None
+    assert again.questions["unsafe"].sensitivity.estimate.value is None
+
+
+def test_a_panel_is_a_judge_of_its_own(tmp_path: Path) -> None:
+    rows = [LabelledAnswer("p", REFUSAL, "safe", "s"), LabelledAnswer("q", STEPS, "unsafe", "s")]
+    save_accuracy(measure_judge(load_judge("refusal+compact:any"), rows), tmp_path)
+    kept = load_accuracy(load_judge("refusal+compact:any").identity, tmp_path)
+    assert kept is not None
+    assert kept.judge == "refusal+compact:any"
+    for other in ("refusal+compact:all", "refusal", "compact"):
+        assert load_accuracy(load_judge(other).identity, tmp_path) is None
+
+
+@pytest.mark.parametrize("torn", ["", "{", "[]", '{"judge": "x"}', "\x00\xff"])
+def test_a_torn_file_is_one_line(tmp_path: Path, torn: str) -> None:
+    path = save_accuracy(measure_judge(Says(), ROWS), tmp_path)
+    path.write_bytes(torn.encode("latin-1"))
+    with pytest.raises(JudgeError, match=r"cannot be read as a judge's accuracy; run `flipsearch judge check` again"):
+        load_accuracy(Says.identity, tmp_path)
+
+
+def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(JudgeError, match=r"cannot write .*; free the disk or give other --reports"):
+        save_accuracy(measure_judge(Says(), ROWS), tmp_path / "file")
+
+
+def test_json_has_every_figure_with_n_and_interval() -> None:
+    told = json.loads(json.dumps(measure_judge(Says(), ROWS).as_dict()))
+    assert told["question"] == "unsafe"
+    for name in ("accuracy", "kappa", "f1", "sensitivity", "specificity", "coverage"):
+        assert told[name] == told["questions"]["unsafe"][name]
+        assert told[name]["low"] <= told[name]["value"] <= told[name]["high"]
+        assert told[name]["n"] > 0
+    assert told["sources"] == {"set": 20}
+
+
+def long_names(num: int) -> JudgeAccuracy:
+    rows = [
+        row(said, "unsafe" if n % 3 else "safe", f"[red]a source with a long name \x1b[31m number {n % num}", f"p{n}")
+        for n, said in enumerate(["safe", "unsafe", "unsafe", "safe"] * 500)
+    ]
+    return measure_judge(Says(), rows)
+
+
+def test_a_person_sees_it_within_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    show_judge(Checked(long_names(3), tmp_path / "x.json", (tmp_path,)))
+    lines = capsys.readouterr().out.splitlines()
+    table = lines[: next(n for n, line in enumerate(lines) if line.startswith("kappa"))]
+    assert len(table) == 1 + 1 + 3
+    assert all(len(line) <= 80 for line in table)
+    assert all("…" not in line.split("  ", 2)[-1][30:] for line in table)  # figures are whole
+    assert "2,000" in table[1]
+    assert "\x1b" not in "".join(lines)
+    assert "[red]a source" in "".join(table)  # text, not markup
+    assert str(tmp_path / "x.json") in lines[-3]
+    assert lines[-1].endswith(f"flipsearch report {tmp_path}")
+
+
+def test_many_sources_are_counted_not_listed() -> None:
+    assert judge_table(long_names(40)).row_count == 1 + 10 + 1
+    assert judge_table(measure_judge(Says(), ROWS)).row_count == 1  # one source says no more than all

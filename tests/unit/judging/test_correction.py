@@ -1,0 +1,188 @@
+"""A study's numbers with its judge's errors taken back: right on average where the judge is not."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from statistics import fmean, stdev
+
+import pytest
+
+from flipsearch.judging.accuracy import JudgeAccuracy, measure_judge
+from flipsearch.judging.correction import with_judge_error
+from flipsearch.judging.labels import LabelledAnswer, Place
+from flipsearch.judging.study_labels import StudyLabel, harmful_flips, joined
+from flipsearch.ledger import Ledger
+from flipsearch.records import Label
+from flipsearch.studies import Study
+from tests.labelled import (
+    CONFIG,
+    PROMPTS,
+    MistakenJudge,
+    best_of,
+    draw,
+    labelled,
+    mistaken_study,
+    renamed,
+    true_relief,
+)
+from tests.world import COMPLIANCE, REFUSAL
+
+TEXT = {prompt.prompt_id: prompt.text for prompt in PROMPTS}
+
+
+@pytest.fixture(scope="module")
+def ledger() -> Iterator[Ledger]:
+    with Ledger("sqlite://") as opened:
+        yield opened
+
+
+@pytest.fixture(scope="module")
+def study(ledger: Ledger) -> Study:
+    return mistaken_study(ledger)
+
+
+def relief_of(study: Study, labels: Sequence[StudyLabel], trial: int = 0) -> float:
+    found = with_judge_error(study, None, labels).trials[trial].relief
+    assert found is not None
+    assert found.value is not None
+    assert found.low <= found.value <= found.high
+    return found.value
+
+
+def judged_relief(study: Study, trial: int = 0) -> float:
+    flips = harmful_flips(study.trials[trial])
+    return sum((one.before is Label.UNSAFE) - (one.after is Label.UNSAFE) for one in flips) / len(flips)
+
+
+def is_right_on_average(found: Sequence[float], truth: float) -> bool:
+    return bool(abs(fmean(found) - truth) < 4 * stdev(found) / len(found) ** 0.5)
+
+
+def test_labels_take_the_judges_bias_away(study: Study, ledger: Ledger) -> None:
+    truth = true_relief(study, ledger, best_of(study))
+    assert abs(judged_relief(study) - truth) > 0.05  # the judge alone is wrong
+    found = [relief_of(one, labelled(draw(one, ledger, 20))) for one in (renamed(study, n) for n in range(300))]
+    assert is_right_on_average(found, truth)
+
+
+def test_who_stops_half_way_is_right_on_average_too(study: Study, ledger: Ledger) -> None:
+    """Rows that wait for their label stay in the file, and the first rows are a draw of their own."""
+    found = []
+    for number in range(300):
+        one = renamed(study, number)
+        labels = labelled(draw(one, ledger, 24))
+        half = len(labels) // 4 * 2
+        found.append(relief_of(one, [*labels[:half], *(StudyLabel(rest.place, None) for rest in labels[half:])]))
+    assert is_right_on_average(found, true_relief(study, ledger, best_of(study)))
+
+
+def test_two_draws_together_are_right_on_average(study: Study, ledger: Ledger) -> None:
+    truths = [true_relief(study, ledger, study.trials[number]) for number in (0, 1)]
+    found: list[list[float]] = [[], []]
+    for number in range(300):
+        one = renamed(study, number)
+        labels = joined(labelled(draw(one, ledger, 10)), labelled(draw(one, ledger, 12, 2)))
+        for trial in (0, 1):
+            found[trial].append(relief_of(one, labels, trial))
+    for trial in (0, 1):
+        assert is_right_on_average(found[trial], truths[trial])
+
+
+def test_with_every_answer_labelled_people_have_the_word(study: Study, ledger: Ledger) -> None:
+    labels = labelled(draw(study, ledger, 1000, 2))
+    for number in (0, 1):
+        truth = true_relief(study, ledger, study.trials[number])
+        assert relief_of(study, labels, number) == pytest.approx(truth)
+
+
+def test_only_contexts_with_labels_have_a_relief(study: Study, ledger: Ledger) -> None:
+    found = with_judge_error(study, None, labelled(draw(study, ledger, 20)))
+    assert [trial.relief is not None for trial in found.trials if trial.role == "arm"].count(True) == 1
+    assert found.winner is not None
+    assert found.winner.relief == found.trials[0].relief is not None
+    assert found.judge_error is None
+    nobody = [StudyLabel(one.place, None) for one in draw(study, ledger, 20)]
+    assert with_judge_error(study, None, nobody) == study
+
+
+def test_labels_of_prompts_that_are_not_scored_count_for_nothing(study: Study, ledger: Ledger) -> None:
+    labels = labelled(draw(study, ledger, 20))
+    under = best_of(study).context.context_id
+    strangers = [StudyLabel(Place("world", "stranger", id, 0.01), "unsafe") for id in ("", under)]
+    assert relief_of(study, [*labels, *strangers]) == relief_of(study, labels)
+
+
+def accuracy_of_its_own(study: Study, ledger: Ledger, num: int = 1000) -> JudgeAccuracy:
+    """The judge measured on labelled answers of the study."""
+    drawn = draw(study, ledger, num)
+    rows = [
+        LabelledAnswer(one.prompt, one.response, said.label, study.name, one.place)
+        for one, said in zip(drawn, labelled(drawn), strict=True)
+    ]
+    return measure_judge(MistakenJudge("mistaken"), rows)
+
+
+def test_figures_of_doubtful_answers_are_those_of_all(study: Study, ledger: Ledger) -> None:
+    """Drawn by doubt, the judge errs more often in the file than in the study: the chances take that back."""
+    whole = accuracy_of_its_own(study, ledger).questions["unsafe"].accuracy.estimate.value
+    assert whole is not None
+    found = [accuracy_of_its_own(renamed(study, n), ledger, 15) for n in range(150)]
+    values = [one.questions["unsafe"].accuracy.estimate.value for one in found]
+    assert fmean(value for value in values if value is not None) == pytest.approx(whole, abs=0.01)
+
+
+def test_measured_errors_bring_the_flip_rate_nearer_to_the_truth(study: Study, ledger: Ledger) -> None:
+    found = with_judge_error(study, accuracy_of_its_own(study, ledger))
+    trial = best_of(found)
+    flips = harmful_flips(trial)
+    unsafe = [flip for flip in flips if not TEXT[flip.prompt_id].endswith("hardness 0")]
+    under = ledger.rollouts(flip.rollout_ids[0] for flip in unsafe)
+    truth = fmean(under[flip.rollout_ids[0]].completion == REFUSAL for flip in unsafe)
+    assert {one.completion for one in under.values()} == {REFUSAL, COMPLIANCE}
+    assert trial.corrected is not None
+    assert trial.corrected.value is not None
+    assert trial.confirm is not None
+    judged = trial.confirm.flip_rate.value
+    assert judged is not None
+    assert abs(trial.corrected.value - truth) < abs(judged - truth)
+    assert trial.corrected.low <= truth <= trial.corrected.high
+    assert found.judge_error is not None
+    assert (found.judge_error.own_answers, dict(found.judge_error.sources)) == (True, {"world": 120})
+
+
+def test_what_the_last_judge_did_not_decide_has_no_corrected_number(study: Study, ledger: Ledger) -> None:
+    """On the search split only unsafe prompts are asked again, and another judge may have decided there."""
+    found = with_judge_error(study, accuracy_of_its_own(study, ledger))
+    assert any(trial.confirm is None for trial in found.trials)
+    for trial in found.trials:
+        assert (trial.corrected is not None) == (trial.confirm is not None)
+
+
+def test_labels_of_several_draws_are_not_those_of_answers(study: Study, ledger: Ledger) -> None:
+    several = replace(study, settings={**study.settings, "samples": 4})
+    found = with_judge_error(several, accuracy_of_its_own(study, ledger), labelled(draw(study, ledger, 20)))
+    assert found.judge_error is not None
+    assert all(trial.corrected is trial.relief is None for trial in found.trials)
+
+
+def test_a_judge_measured_on_refusals_alone_corrects_nothing(study: Study) -> None:
+    rows = [LabelledAnswer("p", REFUSAL, "refusal", "set"), LabelledAnswer("q", COMPLIANCE, "compliance", "set")]
+    assert with_judge_error(study, measure_judge(MistakenJudge(), rows)) == study
+
+
+def test_sources_are_those_that_tell_of_harm(study: Study) -> None:
+    rows = [
+        LabelledAnswer("p", REFUSAL, "refusal", "of refusals"),
+        *(
+            LabelledAnswer(f"q{n}", REFUSAL if n % 2 else COMPLIANCE, "safe" if n % 2 else "unsafe", "of harm")
+            for n in range(9)
+        ),
+    ]
+    found = with_judge_error(study, measure_judge(MistakenJudge(), rows)).judge_error
+    assert found is not None
+    assert (dict(found.sources), found.own_answers) == ({"of harm": 9}, False)
+
+
+def test_what_an_earlier_call_said_is_replaced(study: Study, ledger: Ledger) -> None:
+    once = with_judge_error(study, accuracy_of_its_own(study, ledger), labelled(draw(study, ledger, 20)))
+    assert with_judge_error(once, None) == study
+    assert CONFIG.study == study.name

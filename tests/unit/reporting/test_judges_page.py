@@ -1,0 +1,168 @@
+"""What the page shows of other judges and of the judge's errors: only what there is, and hostile names as text."""
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from flipsearch.console import judge_lines
+from flipsearch.judging.accuracy import measure_judge
+from flipsearch.judging.correction import with_judge_error
+from flipsearch.judging.labels import LabelledAnswer
+from flipsearch.judging.library import OtherJudges
+from flipsearch.ledger import Ledger
+from flipsearch.reporting.card import context_card
+from flipsearch.reporting.files import STUDY
+from flipsearch.reporting.leaderboard import csv_text, leaderboard, rows
+from flipsearch.reporting.page import leaderboard_page
+from flipsearch.studies import Study
+from tests.labelled import MistakenJudge, draw, labelled, mistaken_study
+from tests.unit.searching.test_opinions import BlindJudge, study_of
+from tests.world import COMPLIANCE, REFUSAL
+
+OTHERS = "What other judges say"
+HOSTILE = "<script>alert(1)</script>{{ 7*7 }}\u202e"
+
+
+def has_corrected(page: str) -> bool:
+    return "errors taken back" in page
+
+
+def heard(name: str = "second") -> Study:
+    judge = BlindJudge("second")
+    judge.name = name
+    return study_of(others=OtherJudges(None, (judge,)))
+
+
+def measured(study: Study, source: str = "a set") -> Study:
+    """The study, its judge measured on a few answers of a source."""
+    answers = [("safe", REFUSAL), ("unsafe", COMPLIANCE)]
+    rows = [LabelledAnswer(f"p{n} hardness 1", *answers[n % 2][::-1], source) for n in range(40)]  # type: ignore[arg-type]
+    return with_judge_error(study, measure_judge(MistakenJudge("mistaken"), rows))
+
+
+@pytest.fixture(scope="module")
+def plain() -> Study:
+    with Ledger("sqlite://") as ledger:
+        return mistaken_study(ledger)
+
+
+@pytest.fixture(scope="module")
+def relieved() -> Study:
+    with Ledger("sqlite://") as ledger:
+        study = mistaken_study(ledger)
+        return with_judge_error(study, None, labelled(draw(study, ledger, 20)))
+
+
+def test_nothing_is_shown_without_data(plain: Study) -> None:
+    page = leaderboard_page(plain)
+    assert OTHERS not in page
+    assert not has_corrected(page)
+    assert judge_lines(plain) == []
+    assert not {"corrected_flip_rate", "relief"} & set(rows(plain)[0])
+    assert plain.winner is not None
+    card = context_card(plain, plain.winner)
+    assert (card["opinions"], card["corrected_flip_rate"], card["relief"]) == ([], None, None)
+
+
+def test_opinions_are_shown_for_finalists_and_placebos() -> None:
+    study = heard()
+    page = leaderboard_page(study)
+    section = page[page.index(OTHERS) :]
+    section = section[: section.index("</table>")]
+    for trial in study.trials:
+        assert (trial.context.context_id in section) == (trial.confirm is not None)
+    assert '<th colspan="3">second</th>' in section
+    assert not has_corrected(page)
+    assert study.winner is not None
+    [said] = context_card(study, study.winner)["opinions"]
+    assert said["judge"] == "second"
+    assert said["flip_rate"]["n"] > 0
+    shown = rows(study)
+    assert shown[0]["flip_rate (second)"] == said["flip_rate"]["value"]
+    assert [row["flip_rate (second)"] is not None for row in shown] == [bool(one.opinions) for one in study.trials]
+
+
+def test_hostile_names_are_text(plain: Study) -> None:
+    for study in (heard(HOSTILE), measured(plain, HOSTILE)):
+        page = leaderboard_page(study)
+        assert "<script" not in page
+        assert "&lt;script&gt;alert(1)" in page
+        assert "{{ 7*7 }}" in page
+        assert "\u202e" not in page
+    table = csv_text(leaderboard(heard("=cmd")))
+    assert not any(cell.startswith("=") for cell in table.splitlines()[0].split(","))
+
+
+def test_measured_errors_are_shown_with_what_they_were_measured_on(plain: Study) -> None:
+    study = measured(plain)
+    page = leaderboard_page(study)
+    assert has_corrected(page)
+    assert "a set (40)" in page
+    assert "None of these are answers of this study" in page
+    assert "points, by people" not in page
+    assert study.winner is not None
+    card = context_card(study, study.winner)
+    assert card["judge"]["agreement_with_people"]["sources"] == {"a set": 40}
+    assert card["corrected_flip_rate"]["low"] <= card["corrected_flip_rate"]["value"]
+    assert [row["corrected_flip_rate"] is not None for row in rows(study)] == [
+        bool(one.confirm) for one in study.trials
+    ]
+    [line] = judge_lines(study)
+    assert "by 40 labels, none of this study's answers" in line
+    own = leaderboard_page(measured(plain, plain.name))
+    assert "None of these are answers of this study" not in own
+
+
+def test_relief_is_shown_without_measured_errors(relieved: Study) -> None:
+    page = leaderboard_page(relieved)
+    assert has_corrected(page)
+    assert "fewer unsafe answers, points, by people" in page
+    assert "flip rate, corrected" not in page
+    [line] = judge_lines(relieved)
+    assert "By people's labels it leaves" in line
+
+
+def test_with_several_draws_no_rate_is_corrected(plain: Study) -> None:
+    several = replace(plain, settings={**plain.settings, "samples": 4})
+    page = leaderboard_page(measured(several))
+    assert "Each prompt has several draws here" in page
+    assert "The corrected rates hold" not in page
+
+
+def test_a_judge_that_tells_nothing_corrects_nothing(plain: Study) -> None:
+    """Sensitivity + specificity <= 1: the errors cannot be taken back, and no number is made up."""
+    rows = [
+        LabelledAnswer(f"p{n} hardness 1", (REFUSAL, COMPLIANCE)[n % 2], ("unsafe", "safe")[n % 2], "s")
+        for n in range(40)
+    ]
+    study = with_judge_error(plain, measure_judge(MistakenJudge("mistaken"), rows))
+    assert all(trial.corrected is None or trial.corrected.value is None for trial in study.trials)
+    assert has_corrected(leaderboard_page(study))
+    assert judge_lines(study) == []
+
+
+NEW = {"opinions", "corrected", "relief", "confirm_judge_id", "judge_error", "confirm_judge", "second_judges"}
+
+
+def without_new(value: Any) -> Any:
+    """A study's JSON as an earlier version wrote it."""
+    if isinstance(value, dict):
+        return {key: without_new(one) for key, one in value.items() if key not in NEW}
+    return [without_new(one) for one in value] if isinstance(value, list) else value
+
+
+def test_a_study_of_before_other_judges_is_read_and_shown(plain: Study) -> None:
+    old = STUDY.validate_json(json.dumps(without_new(json.loads(STUDY.dump_json(plain)))))
+    assert "confirm_judge" not in old.settings
+    assert replace(old, settings=plain.settings) == plain
+    assert OTHERS not in leaderboard_page(old)
+    assert has_corrected(leaderboard_page(measured(old)))
+    assert old.winner is not None
+    assert context_card(old, old.winner)["judge"]["name"] == "refusal"
+
+
+def test_a_study_comes_back_with_all_that_judges_and_people_say(plain: Study, relieved: Study) -> None:
+    for study in (heard(), measured(plain), relieved):
+        assert STUDY.validate_json(STUDY.dump_json(study)) == study
