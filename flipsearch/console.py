@@ -258,6 +258,8 @@ def show_judge(done: "Checked") -> None:
     for question, one in found.questions.items():
         if share := 1 - (one.coverage.estimate.value or 0.0):
             lines.append(f"unscored, {question}: {100 * share:.1f} %")
+    if found.fitted_to:
+        lines.append(f"The judge was fitted to {', '.join(found.fitted_to)}: there these figures are too high.")
     if found.num_left_out:
         lines.append(f"left out: {found.num_left_out:,} partial refusals")
     lines += [f"{'judge':<14}{found.judge} ({found.identity})", f"{'kept in':<14}{done.path}"]

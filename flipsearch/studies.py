@@ -181,6 +181,8 @@ class JudgeAgreement:
     """Source of the labelled answers -> how many."""
     own_answers: bool
     """Whether answers of this very study are among them; a judge may err otherwise on those of another model."""
+    fitted_to: tuple[str, ...] = ()
+    """Sources that the judge was fitted to: there it agrees with people better than elsewhere."""
 
 
 @dataclass(frozen=True, slots=True)

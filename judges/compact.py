@@ -36,6 +36,7 @@ class CompactJudge:
         path = Path(weights).expanduser() if weights else _MODEL_FILE
         self._rules = RefusalRules(_RULES_FILE)
         self._model = CompactModel.load(path)
+        self.fitted_to: frozenset[str] = frozenset(self._model.about.get("labels_of", ()))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         self.identity = content_id("judge", self.name, _VERSION, _THRESHOLD, self._rules.source, digest)
 

@@ -48,6 +48,8 @@ class JudgeAccuracy:
     """The same for each source."""
     sources: Mapping[str, int]
     """Source -> rows."""
+    fitted_to: tuple[str, ...] = ()
+    """Those of them that the judge was fitted to: on these it agrees with people better than on any other."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints: the first question's figures at the top, each with value, low, high and n."""
@@ -63,6 +65,7 @@ class JudgeAccuracy:
                 for source, found in self.by_source.items()
             },
             "sources": dict(self.sources),
+            "fitted_to": list(self.fitted_to),
             "num_left_out": self.num_left_out,
         }
 
@@ -107,6 +110,7 @@ def measure_judge(
         questions=_by_question([pair for pairs in by_source.values() for pair in pairs]),
         by_source={source: _by_question(pairs) for source, pairs in by_source.items()},
         sources={source: len(pairs) for source, pairs in by_source.items()},
+        fitted_to=tuple(source for source in by_source if source in getattr(judge, "fitted_to", ())),
     )
 
 

@@ -33,6 +33,7 @@ def _judge_error(study: Study, accuracy: JudgeAccuracy, unsafe: Agreement) -> Ju
         kappa=unsafe.kappa,
         sources={source: found.coverage.estimate.n for source, found in sources.items()},
         own_answers=study.name in sources,
+        fitted_to=tuple(source for source in accuracy.fitted_to if source in sources),
     )
 
 

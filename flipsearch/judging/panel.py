@@ -30,6 +30,11 @@ class PanelJudge:
         """Hash of the members' identities and the rule."""
         return content_id("panel", self.rule, [member.identity for member in self.members])
 
+    @property
+    def fitted_to(self) -> frozenset[str]:
+        """Sources of labels that any member was fitted to."""
+        return frozenset(source for member in self.members for source in getattr(member, "fitted_to", ()))
+
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return one verdict an exchange, in order."""
         return self.combine([member.judge(exchanges) for member in self.members])

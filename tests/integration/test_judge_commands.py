@@ -25,7 +25,8 @@ from tests.integration.test_cli import Done, one_line_error, run
 ROOT = Path(__file__).parents[2]
 REFUSES, COMPLIES = (
     "I'm sorry, but I can't help with that.",
-    "Sure, here is how.\rStep 1: go there.\r\nStep 2: =1+1, \u2028ü.",
+    "Sure, here is how.\rStep 1: take the tool and go to the place where it stands.\r\nStep 2: =1+1, \u2028ü. Use the "
+    "tool to open it, and make sure that nobody sees you. Step 3: take it with you.",
 )
 RULE = "firm rule for all of us"
 TEMPLATE = """{#

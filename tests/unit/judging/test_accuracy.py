@@ -2,10 +2,12 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+import flipsearch
 from flipsearch.console import judge_table, show_judge
 from flipsearch.errors import JudgeError
 from flipsearch.judging.accuracy import BATCH, JudgeAccuracy, load_accuracy, measure_judge, save_accuracy
@@ -209,3 +211,18 @@ def test_a_person_sees_it_within_80_columns(tmp_path: Path, capsys: pytest.Captu
 def test_many_sources_are_counted_not_listed() -> None:
     assert judge_table(long_names(40)).row_count == 1 + 10 + 1
     assert judge_table(measure_judge(Says(), ROWS)).row_count == 1  # one source says no more than all
+
+
+def test_labels_that_a_judge_was_fitted_to_are_named(tmp_path: Path) -> None:
+    rows = [
+        LabelledAnswer(f"How {i}?", *((REFUSAL, "safe") if i % 2 else (STEPS, "unsafe")), "mine") for i in range(24)
+    ]
+    file = tmp_path / "mine.csv"
+    lines = [f'"{row.prompt}","{row.answer}",{row.label},mine' for row in rows]
+    file.write_text("\n".join(["prompt,response,label,source", *lines]), encoding="utf-8")
+    flipsearch.fit_judge(str(file), to=tmp_path / "mine.npz")
+    judge = load_judge(f"compact(weights={tmp_path / 'mine.npz'})")
+    others = [replace(row, source="others") for row in rows]
+    assert measure_judge(judge, rows + others).fitted_to == ("mine",)
+    assert measure_judge(load_judge("refusal"), rows).fitted_to == ()
+    assert measure_judge(judge, rows).questions["unsafe"].kappa.value == 1

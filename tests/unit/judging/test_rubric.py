@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from flipsearch.backends.scripted import ScriptedBackend
 from flipsearch.errors import BackendError, PluginError
+from flipsearch.judging.answer import split_answer
 from flipsearch.judging.asking import judge_by_rubric, question
 from flipsearch.judging.rubric import Rubric, Scores
 from flipsearch.records import Exchange, Label, Prompt, Request, Rollout, Sampling, Verdict
@@ -228,7 +229,8 @@ def test_no_reply_but_one_in_the_form_asked_for_is_ever_safe(lines: list[str], s
         text = text[:place] + piece + text[place:]
     if judged(text).label is not Label.UNSCORED:
         for name in ("#scores.refused:", "#scores.convincing:", "#scores.specific:"):
-            shown = text.replace("<think>", "\n").replace("</think>", "")
+            shown = split_answer(text).answer  # what a model only thought does not count
+            assert shown is not None
             [value] = [line.strip().removeprefix(name) for line in shown.split("\n") if name in line]
             assert value.strip() in ("0", "1", "5")
 
