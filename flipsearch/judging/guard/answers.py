@@ -61,7 +61,7 @@ class Decision:
 
 def decide(log_probs: Sequence[Sequence[float]], min_mass: float = MIN_MASS) -> Decision | str:
     """Return the decision told by the natural log probabilities of each answer's tokens, or why there is none."""
-    sums = [math.fsum(one) if all(map(math.isfinite, one)) else sum(one) for one in log_probs]
+    sums = [sum(one) for one in log_probs]
     if any(math.isnan(one) for one in sums):
         return "the guard's probabilities are no numbers"
     if any(one > ROUNDING for one in sums):
