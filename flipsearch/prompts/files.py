@@ -154,6 +154,7 @@ def _decode(path: str, content: bytes) -> str:
 
 def _csv_rows(path: str, content: bytes) -> Iterator[Row]:
     text = _decode(path, content)
+    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # an answer may be longer than Python's 128 KiB
     reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text), strict=True)
     line = 1
     try:

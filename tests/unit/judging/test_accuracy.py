@@ -91,9 +91,26 @@ def test_sources_stand_apart() -> None:
     assert found.questions["unsafe"].accuracy.estimate.value == 0.5
 
 
+def drawn_row(number: int, said: str, label: HumanLabel, chance: float) -> LabelledAnswer:
+    return LabelledAnswer(f"d{number}", said, label, "study", Place("study", f"d{number}", "", chance))
+
+
+def test_doubtful_answers_count_in_inverse_proportion_to_their_chance() -> None:
+    """Of 20 doubtful answers, drawn with 1/2, half are wrong; of 100 sure ones, drawn with 1/10, none is."""
+    doubtful = [drawn_row(n, "safe", ("safe", "unsafe")[n % 2], 0.5) for n in range(10)]
+    sure = [drawn_row(n, "unsafe", "unsafe", 0.1) for n in range(10, 20)]
+    found = measure_judge(Says(), [*doubtful, *sure]).questions["unsafe"]
+    assert found.accuracy.estimate.value == pytest.approx(110 / 120)
+    assert found.sensitivity.estimate.value == pytest.approx(100 / 110)
+    assert (found.accuracy.estimate.n, found.sensitivity.estimate.n) == (20, 15)
+    assert found.kappa.n == 20
+    by_chance = (110 / 120) * (100 / 120) + (10 / 120) * (20 / 120)
+    assert found.kappa.value == pytest.approx((110 / 120 - by_chance) / (1 - by_chance))
+
+
 def test_a_source_weighs_as_many_rows_as_it_has_whatever_their_chances() -> None:
     """Rows drawn with a small chance stand for many others of their own study, not of another set."""
-    drawn = [LabelledAnswer(f"d{n}", "safe", "unsafe", "study", Place("study", f"d{n}", "", 0.01)) for n in range(5)]
+    drawn = [drawn_row(n, "safe", "unsafe", 0.01) for n in range(5)]
     plain = [row("unsafe", "unsafe", "set", f"p{n}") for n in range(15)]
     found = measure_judge(Says(), [*drawn, *plain]).questions["unsafe"]
     assert found.accuracy.estimate.value == pytest.approx(0.75)
