@@ -93,7 +93,7 @@ def test_says_what_it_would_write(guard: GuardJudge, exchanges: list[Exchange]) 
 
 
 def test_one_pass_an_exchange_and_what_all_prompts_share_is_read_once(
-    guard: GuardJudge, exchanges: list[Exchange], monkeypatch: pytest.MonkeyPatch
+    exchanges: list[Exchange], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     rows: list[reading.Row] = []
     real = reading.read_rows
@@ -104,7 +104,10 @@ def test_one_pass_an_exchange_and_what_all_prompts_share_is_read_once(
 
     monkeypatch.setattr(reading, "read_rows", counted)
     different = {(one.prompt.text, one.completion): one for one in exchanges}
-    guard.judge(list(different.values()))
+    fresh = pocket_guard()  # the other one remembers what it said
+    fresh.judge(list(different.values()))
+    assert len(rows) == len(different)
+    fresh.judge(list(different.values()))
     assert len(rows) == len(different)
     assert {row.num_shared for row in rows} == {min(row.num_shared for row in rows)}
     assert rows[0].num_shared >= 4  # <|im_start|>, guard, User and its colon
@@ -186,7 +189,9 @@ def test_weights_load_at_the_first_exchange_that_has_something_to_judge(monkeypa
     assert loaded == []
     first = judge_one(guard, HELP)
     guard.close()
-    assert judge_one(guard, HELP) == first
+    assert judge_one(guard, HELP) == first  # remembered
+    assert loaded == ["organism"]
+    judge_one(guard, "Step 1: wait.")
     assert loaded == ["organism", "organism"]
 
 

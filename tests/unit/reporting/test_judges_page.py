@@ -160,7 +160,7 @@ def test_a_study_of_before_other_judges_is_read_and_shown(plain: Study) -> None:
     assert OTHERS not in leaderboard_page(old)
     assert has_corrected(leaderboard_page(measured(old)))
     assert old.winner is not None
-    assert context_card(old, old.winner)["judge"]["name"] == "refusal"
+    assert context_card(old, old.winner)["judge"]["name"] == plain.settings["judge"]
 
 
 def test_a_study_comes_back_with_all_that_judges_and_people_say(plain: Study, relieved: Study) -> None:
