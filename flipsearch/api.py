@@ -27,7 +27,7 @@ from flipsearch.errors import ConfigError, unknown_name
 from flipsearch.judge_api import check_judge as check_judge
 from flipsearch.judge_api import fit_judge as fit_judge
 from flipsearch.judge_api import label_answers as label_answers
-from flipsearch.judging.library import list_judges, load_judge
+from flipsearch.judging.library import closed_after, list_judges, load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.check import LedgerCheck
 from flipsearch.ledger.check import check_ledger as check
@@ -138,7 +138,7 @@ def train(*, config: Path | None = None, progress: Progress | None = None, **set
     if is_first():
         place.check(plan.config.resume)
     ledger_path = plan.config.reports / LEDGER_FOLDER / LEDGER_FILE
-    with place, Ledger(ledger_path) if plan.asks_judge and is_first() else nullcontext() as ledger:
+    with closed_after(judge), place, Ledger(ledger_path) if plan.asks_judge and is_first() else nullcontext() as ledger:
         run, log = run_training(plan, judge, ledger, place, progress)
         if is_first():
             write_training(run, log, place.final)
@@ -162,7 +162,7 @@ def evaluate(*, config: Path | None = None, progress: Progress | None = None, **
     training = read_training(plan.path.parent) if is_checkpoint else None
     with kept_on_success(plan.folder) as ledger:
         backend = registry.make_backend(plan.config)
-    with ledger:
+    with ledger, closed_after(judge):
         card = run_evaluation(plan, judge, ledger, backend, progress)
     write_scorecard(card, plan.path)
     if training:

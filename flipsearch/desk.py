@@ -19,7 +19,7 @@ from flipsearch.errors import StudyError, unknown_name
 from flipsearch.events import Events
 from flipsearch.judging.accuracy import load_accuracy
 from flipsearch.judging.correction import with_judge_error
-from flipsearch.judging.library import OtherJudges, load_judge
+from flipsearch.judging.library import OtherJudges, closed_after, load_judge
 from flipsearch.judging.study_labels import load_labels
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import PromptSet
@@ -70,6 +70,7 @@ class Desk:
             """The model that rewrites contexts; None without one."""
             if rewriter:
                 self.rewriter = backend if share == 1 else self._load("rewriter", rewriter, models, share)
+            models.enter_context(closed_after(judge, self.others.confirm, *self.others.second))
             self._models = models.pop_all()
         events, rule = Events(self.folder / EVENTS_FILE), config.draw_rule()
         self.bench = Bench(backend, judge, self.ledger, config.sampling(), progress, events, rule)
@@ -139,7 +140,7 @@ def study_folder(study: Path | str, reports: Path | None) -> Path:
     if not folder.is_dir():
         known = [p.name for p in folder.parent.glob("*") if p.is_dir()] if folder.parent.is_dir() else []
         raise StudyError(unknown_name("study", str(study), known))
-    return folder
+    return folder.resolve() if folder.name in ("", ".", "..") else folder
 
 
 def ledger_place(study: Path | str, reports: Path | None) -> Path | str:

@@ -16,7 +16,7 @@ from flipsearch.judging.compact.features import extract
 from flipsearch.judging.compact.fitting import Labelled, fit
 from flipsearch.judging.labelling import draw_answers
 from flipsearch.judging.labels import LabelledAnswer, read_labels
-from flipsearch.judging.library import load_judge
+from flipsearch.judging.library import closed_after, load_judge
 from flipsearch.judging.refusal_rules import RefusalRules
 from flipsearch.judging.study_labels import StudyLabel, joined, load_labels, save_labels, study_labels
 from flipsearch.ledger import Ledger
@@ -43,7 +43,9 @@ def check_judge(
     rows = read_labels([labels] if isinstance(labels, str) else labels)
     folder = reports or ReportConfig().reports
     by_study = _by_study(rows, folder)
-    measured = measure_judge(load_judge(judge), rows, _told(progress, judge))
+    loaded = load_judge(judge)
+    with closed_after(loaded):
+        measured = measure_judge(loaded, rows, _told(progress, judge))
     for place, some in by_study.items():
         save_labels(some, place)
     return Checked(measured, save_accuracy(measured, folder), tuple(by_study))

@@ -97,7 +97,7 @@ def make_scorecard(plan: EvaluationPlan, judge: Judge, new: ModelMarks, base: Mo
         prompts_id=plan.prompts_id,
         problems_id=plan.problems_id,
         num_unscored=sum(score.new.num_unscored for score in scores),
-        notes=tuple(dict.fromkeys(_notes(plan, scores, new, base))),
+        notes=tuple(dict.fromkeys([*getattr(judge, "notes", ()), *_notes(plan, scores, new, base)])),
         versions=package_versions(PACKAGES),
     )
 

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from flipsearch.judging.accuracy import JudgeAccuracy
-from flipsearch.judging.labels import UNSAFE
 from flipsearch.judging.study_labels import StudyLabel, harmful_flips
 from flipsearch.records import Estimate, Flip, Label
 from flipsearch.statistics.agreement import Agreement
@@ -70,5 +69,8 @@ def _relief(trial: Trial, flips: Sequence[Flip], labels: Sequence[StudyLabel]) -
 
 
 def _said(labels: Iterable[StudyLabel]) -> Mapping[str, bool]:
-    """Prompt id -> whether people call the answer unsafe, where their label tells."""
-    return {one.place.prompt_id: UNSAFE[one.label] for one in labels if one.label in UNSAFE}
+    """Prompt id -> whether people call the answer unsafe. Labels of refusal do not count: they tell of refusals alone,
+    and to take those without the answers that comply would call everything safe.
+    """
+    told = {"unsafe": True, "safe": False}
+    return {one.place.prompt_id: told[one.label] for one in labels if one.label in told}

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from flipsearch.errors import FlipsearchError, JudgeError
 from flipsearch.ledger import Ledger
 from flipsearch.protocols import Judge, Panel
-from flipsearch.records import Exchange, Verdict
+from flipsearch.records import Exchange, Label, Verdict
 
 
 def judge_kept(ledger: Ledger, judge: Judge, ids: Sequence[str], exchanges: Sequence[Exchange]) -> list[Verdict]:
@@ -40,4 +40,18 @@ def ask(judge: Judge, judging: Callable[[], list[Verdict]], num: int) -> list[Ve
         raise JudgeError(f"judge '{judge.name}' failed: {type(error).__name__}: {error}.") from error
     if len(verdicts) != num:
         raise JudgeError(f"judge '{judge.name}' gave {len(verdicts)} verdicts on {num} exchanges.")
+    if any(not _is_sound(verdict) for verdict in verdicts):
+        raise JudgeError(
+            f"judge '{judge.name}' gave a verdict of another form; expected a Verdict whose probabilities are numbers "
+            "from 0 to 1, and none of being unsafe where it is UNSCORED."
+        )
     return verdicts
+
+
+def _is_sound(verdict: object) -> bool:
+    """Whether it is a verdict that rates can be made of."""
+    if not isinstance(verdict, Verdict) or not isinstance(verdict.label, Label):
+        return False
+    told = (verdict.p_unsafe, verdict.p_refusal, verdict.label_mass)
+    in_range = all(one is None or 0 <= one <= 1 for one in told)  # NaN is not
+    return in_range and (verdict.label is not Label.UNSCORED or verdict.p_unsafe is None)

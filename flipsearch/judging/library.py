@@ -8,6 +8,8 @@ import ast
 import hashlib
 import importlib.util
 import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
@@ -55,6 +57,16 @@ def load_judge(spec: str) -> Judge:
     wanted = parse_spec(spec)
     members = [_load(member) for member in wanted.members]
     return PanelJudge(members, wanted.rule) if wanted.rule else members[0]
+
+
+@contextmanager
+def closed_after(*judges: Judge | None) -> Iterator[None]:
+    """Free the models of judges at the end of a block, whatever ends it."""
+    with ExitStack() as stack:
+        for judge in judges:
+            if close := getattr(judge, "close", None):
+                stack.callback(close)
+        yield
 
 
 def _load(member: Member) -> Judge:

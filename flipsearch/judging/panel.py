@@ -31,6 +31,12 @@ class PanelJudge:
         return content_id("panel", self.rule, [member.identity for member in self.members])
 
     @property
+    def notes(self) -> tuple[str, ...]:
+        """What its members say of themselves."""
+        found = [f"{member.name}: {note}" for member in self.members for note in getattr(member, "notes", ())]
+        return tuple(dict.fromkeys(found))
+
+    @property
     def fitted_to(self) -> frozenset[str]:
         """Sources of labels that any member was fitted to."""
         return frozenset(source for member in self.members for source in getattr(member, "fitted_to", ()))

@@ -23,7 +23,7 @@ ALARM_POINTS = 0.10
 
 def other_judges(deciding: Judge, search: Judge, second: Sequence[Judge]) -> list[Judge]:
     """Return the judges whose word stands beside that of the deciding one: each once, and never that one itself."""
-    members = deciding.members if isinstance(deciding, Panel) else ()
+    members = [member for one in (search, deciding) if isinstance(one, Panel) for member in one.members]
     by_identity: dict[str, Judge] = {}
     for judge in (search, *members, *second):
         by_identity.setdefault(judge.identity, judge)

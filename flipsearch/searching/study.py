@@ -76,7 +76,7 @@ def run_study(
         benign = confirm_benign(plan, sealed_bench, base, sealed.base, candidates, sealed.winner)
     more_ids |= rollout_ids(benign.candidates if benign else candidates)
     trials = [*_ordered(arms, _winner_first(sealed)), *sealed.placebos]
-    notes += sealed.notes
+    notes += [*sealed.notes, *(getattr(others.confirm, "notes", ()) if others.confirm else ())]
     study = make_study(plan.config, bench, [base, sealed.base], trials, notes, sealed.winner, others=more_ids)
     judge_id = others.confirm.identity if others.confirm else ""
     return replace(study, portfolio=portfolio, benign=benign, operators=found.operators, confirm_judge_id=judge_id)

@@ -16,6 +16,9 @@ NUM_REDRAWS = 2000
 """Bootstrap samples of clusters."""
 MOST_DRAWN = 2**22
 """Counts of clusters held at once by the bootstrap."""
+UNSEEN = 0.5
+"""Clusters' worth of rows of each kind that every redraw may hold besides (gamma): where no error was seen, drawing the
+same rows again never shows one, and the interval would have no width."""
 LEVEL = 0.95
 
 Floats = NDArray[np.float64]
@@ -59,7 +62,7 @@ def agreement(
 
     `weights` say for how many rows each stands (all for one). Intervals of fractions: Wilson's at the effective number
     of rows (Rao and Scott 1992, doi:10.2307/2532311). Those of kappa and F1: percentiles of a bootstrap over whole
-    clusters, with a fixed seed. ValueError for unequal lengths.
+    clusters, with a fixed seed, in which errors may show that the rows did not. ValueError for unequal lengths.
     """
     rows = _tables(people, judged, clusters, np.ones(len(people)))
     tables = rows if weights is None else _tables(people, judged, clusters, weights)
@@ -151,4 +154,6 @@ def _redrawn(tables: Floats) -> Floats:
     num = len(tables)
     at_once = max(1, MOST_DRAWN // num)
     rng, sizes = np.random.default_rng(0), [min(at_once, NUM_REDRAWS - i) for i in range(0, NUM_REDRAWS, at_once)]
-    return np.concatenate([rng.multinomial(num, np.full(num, 1 / num), size=size) @ tables for size in sizes])
+    drawn = np.concatenate([rng.multinomial(num, np.full(num, 1 / num), size=size) @ tables for size in sizes])
+    drawn[:, :4] += rng.gamma(UNSEEN, tables[:, :4].sum() / num, size=(NUM_REDRAWS, 4))
+    return drawn

@@ -1,14 +1,17 @@
 """Several judges that decide together."""
 
+import math
 from collections.abc import Callable, Sequence
 from itertools import product
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flipsearch.errors import JudgeError
 from flipsearch.judging.keeping import judge_kept
-from flipsearch.judging.library import load_judge
+from flipsearch.judging.library import closed_after, load_judge
 from flipsearch.judging.panel import PanelJudge
 from flipsearch.judging.spec import RULES
 from flipsearch.ledger import Ledger
@@ -104,3 +107,29 @@ def test_members_are_kept_as_their_own_and_not_asked_twice() -> None:
         assert ledger.verdicts(second.identity, ["r1", "r2"]) == {"r1": UNSAFE, "r2": UNSAFE}
         judge_kept(ledger, both, ["r1", "r2"], [EXCHANGE, EXCHANGE])
     assert (first.num_asked, second.num_asked) == (2, 2)
+
+
+@pytest.mark.parametrize(
+    "verdict",
+    [Verdict(Label.SAFE, math.nan), Verdict(Label.UNSAFE, 1.5), Verdict(Label.UNSCORED, 0.2, reason="odd"), "safe"],
+)
+def test_what_is_no_verdict_is_never_kept(verdict: Any) -> None:
+    with Ledger("sqlite://") as ledger:
+        with pytest.raises(JudgeError, match="gave a verdict of another form"):
+            judge_kept(ledger, Fixed(verdict), ["r1"], [EXCHANGE])
+        with pytest.raises(JudgeError, match="gave a verdict of another form"):
+            judge_kept(ledger, PanelJudge([Fixed(verdict), Fixed(SAFE)], "mean"), ["r1"], [EXCHANGE])
+        assert ledger.judge_ids() == []
+
+
+def test_models_of_judges_are_freed_whatever_happens() -> None:
+    closed: list[str] = []
+
+    class Heavy(Fixed):
+        def close(self) -> None:
+            closed.append(self.name)
+
+    both = PanelJudge([Heavy(SAFE, "first"), Fixed(SAFE), Heavy(SAFE, "second")], "any")
+    with pytest.raises(ZeroDivisionError), closed_after(both, None, Heavy(SAFE, "third")):
+        raise ZeroDivisionError
+    assert sorted(closed) == ["first", "second", "third"]

@@ -71,3 +71,15 @@ def test_every_interval_holds_its_value(rows: list[tuple[bool, bool | None, int]
     for one in [*(share.estimate for share in shares), found.f1, found.kappa]:
         assert -1 <= one.low <= one.high <= 1
         assert one.value is None or one.low <= one.value <= one.high
+
+
+@pytest.mark.parametrize("num", [10, 40])
+def test_kappa_covers_where_few_rows_show_no_error(num: int) -> None:
+    """At 3 % errors most draws of ten rows show none; their interval must not be a point."""
+    rng, covered = np.random.default_rng(5), 0
+    for _ in range(150):
+        people = rng.random(num) < 0.5
+        judged = np.where(rng.random(num) < 0.03, ~people, people)
+        found = agreement(people.tolist(), judged.tolist(), range(num)).kappa
+        covered += found.value is None or found.low <= 0.94 <= found.high
+    assert covered / 150 > 0.9
