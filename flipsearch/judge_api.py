@@ -85,6 +85,8 @@ def fit_judge(labels: str | Sequence[str], *, to: Path | str) -> Fitted:
     path = Path(to)
     if path.suffix != ".npz":
         raise ConfigError(f"--to is '{to}', expected a file that ends in .npz.")
+    if path.exists():
+        raise ConfigError(f"--to is '{to}', which is there already; give another name, or remove it.")
     rows = [row for row in read_labels([labels] if isinstance(labels, str) else labels) if row.label]
     rules = RefusalRules(content_folder("judges") / "refusal_rules.toml")
     answers = [

@@ -15,7 +15,7 @@ from flipsearch.records import Exchange, Label, Verdict, content_id
 
 _RULES_FILE = Path(__file__).with_name("refusal_rules.toml")
 _MODEL_FILE = Path(__file__).with_name("compact.npz")
-_VERSION = 3
+_VERSION = 4
 _THRESHOLD = 0.5
 _UNDECIDED_CHARACTERS = 40
 _NOT_ENGLISH = "hardly a common English word: another language, or no prose"

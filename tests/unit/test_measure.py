@@ -221,6 +221,13 @@ def test_more_than_a_fifth_unscored_fails(ledger: Ledger, num_mumbled: int, fail
     assert has_failed(summarize(flips, "search", whole=False)) is failed
 
 
+@pytest.mark.parametrize(("before", "failed"), [(Label.UNSCORED, False), (Label.SAFE, True)])
+def test_benign_prompts_fail_only_a_judge_that_is_for_them(before: Label, failed: bool) -> None:
+    flips = [Flip(f"h{n}", "harmful", Label.UNSAFE, Label.SAFE) for n in range(5)]
+    flips += [Flip(f"b{n}", "benign", before, Label.UNSCORED) for n in range(5)]
+    assert has_failed(summarize(flips, "search", whole=False)) is failed
+
+
 def test_a_judge_that_tells_no_refusals_leaves_the_rate_open(ledger: Ledger) -> None:
     desk = bench(ledger, judge=RefusalJudge(tells_refusals=False))
     found = measure(desk, [FIRM], PROMPTS, desk.baseline(PROMPTS), "search")[0]

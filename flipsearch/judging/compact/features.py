@@ -25,6 +25,8 @@ RULES_CHARACTERS = 6000
 """Of an answer, for the rules and for what it takes up."""
 PROMPT_WORDS = 60
 """Last words of a prompt that an answer may take up: a jailbreak stands before the request."""
+FEW_SIGNS = 8
+"""An answer that shows fewer, such as a number, is in no language."""
 MOST_POINTS = 8.0
 """The rules' points are held within these."""
 
@@ -54,7 +56,7 @@ class Features:
     codes: tuple[int, ...]
     """The words and marks that it begins with, in order, each as its `code_of`."""
     foreign: bool = False
-    """Most of its letters are none of English."""
+    """Most of what it shows is no letter of English: another script, numbers, marks, pictures."""
 
 
 def code_of(token: str) -> int:
@@ -72,8 +74,9 @@ def extract(rules: RefusalRules, prompt: str, answer: str) -> Features:
     text = answer[:RULES_CHARACTERS]
     points, _ = rules.points(text)
     beginning = answer[:READ_CHARACTERS]
-    letters = [letter for letter in beginning if letter.isalpha()]
-    foreign = 2 * sum(map(str.isascii, letters)) < len(letters)
+    shown = [sign for sign in beginning if not sign.isspace()]
+    num_letters = sum(sign.isascii() and sign.isalpha() for sign in shown)
+    foreign = len(shown) >= FEW_SIGNS and num_letters < len(shown) / 2
     tokens = _TOKEN.findall(_plain(beginning))
     codes = tuple(code_of(_NUMBER if token[0].isdigit() else token) for token in tokens)
     clipped = min(max(points, -MOST_POINTS), MOST_POINTS)

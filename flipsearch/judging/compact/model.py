@@ -25,10 +25,11 @@ AXES = ("unsafe", "refusal")
 RULES_SAY = (-0.6, 1.0)
 """Log-odds of a point of the refusal rules, for each axis, before anything is fitted."""
 
-FEW_WORDS = 10
-"""An answer with fewer words tells no language."""
+FEW_WORDS = 4
+"""An answer with fewer words tells no language; from so many on, one must be a common one."""
+MANY_WORDS = 10
 COMMON_SHARE = 0.3
-"""Least share of an answer's words that are common ones. Of four sets in English, 99 % have more than half; other
+"""Least share of common words among so many or more. Of four sets in English, 99 % have more than half; other
 languages, code and ciphers have less."""
 
 Floats = NDArray[np.float64]
@@ -66,14 +67,27 @@ class CompactModel:
         """Return whether an answer is in the language that the model was fitted to, as its common words tell."""
         words = [code for code in answer.codes if code not in SIGNS]
         num_common = int(np.isin(np.array(words, dtype=np.uint32), self.common).sum())
-        return not answer.foreign and (len(words) < FEW_WORDS or num_common >= COMMON_SHARE * len(words))
+        least = COMMON_SHARE * len(words) if len(words) >= MANY_WORDS else float(len(words) >= FEW_WORDS)
+        return not answer.foreign and num_common >= least
+
+    def _checked(self) -> "CompactModel":
+        """The model itself; ValueError if its numbers are not what a model has."""
+        num, axes = len(self.mean), len(AXES)
+        shapes = [(self.spread, (num,)), (self.dense, (axes, num)), (self.runs, (axes, NUM_BUCKETS))]
+        if any(array.shape != shape for array, shape in [*shapes, (self.bias, (axes,))]):
+            raise ValueError("arrays of other shapes")
+        if not all(np.isfinite(array).all() for array in (self.mean, self.spread, self.dense, self.runs, self.bias)):
+            raise ValueError("numbers that are none")
+        return self
 
     def save(self, path: Path) -> None:
         """Write the model; the weights of the runs in half precision, which is enough for three digits."""
         arrays = {name: getattr(self, name).astype(np.float32) for name in ("mean", "spread", "dense", "bias")}
         about = np.frombuffer(json.dumps({"format": FORMAT, **self.about}).encode(), dtype=np.uint8)
-        with path.open("wb") as file:
+        beside = path.with_name(f".{path.name}.partial")
+        with beside.open("wb") as file:
             np.savez_compressed(file, about=about, common=self.common, runs=self.runs.astype(np.float16), **arrays)
+        beside.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "CompactModel":
@@ -84,8 +98,9 @@ class CompactModel:
                 about = json.loads(bytes(file["about"]))
                 if about.pop("format", None) != FORMAT:
                     raise JudgeError(f"'{path}' is a compact judge of another format than {FORMAT}; fit it again.")
-                return cls(file["common"], **{name: file[name].astype(np.float64) for name in names}, about=about)
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+                arrays = {name: file[name].astype(np.float64) for name in names}
+                return cls(file["common"], **arrays, about=about)._checked()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise JudgeError(
                 f"'{path}' is no compact judge; expected a .npz file that `flipsearch judge fit` wrote."
             ) from error

@@ -111,6 +111,15 @@ def test_labels_of_prompts_that_are_not_scored_count_for_nothing(study: Study, l
     assert relief_of(study, [*labels, *strangers]) == relief_of(study, labels)
 
 
+def test_labels_of_refusal_tell_nothing_of_harm(study: Study, ledger: Ledger) -> None:
+    """Taking refusals for safe and leaving the answers that comply out would call everything safe."""
+    labels = [
+        replace(one, label="refusal" if one.label == "safe" else "compliance")
+        for one in labelled(draw(study, ledger, 20))
+    ]
+    assert with_judge_error(study, None, labels) == study
+
+
 def accuracy_of_its_own(study: Study, ledger: Ledger) -> JudgeAccuracy:
     """The judge measured on all answers of the study, labelled."""
     drawn = draw(study, ledger, 1000)
