@@ -53,11 +53,6 @@ class Rows:
             self.sets[path.stem] = read_labels([str(path)])
             self.features[path.stem] = [extract(RULES, row.prompt, row.answer) for row in self.sets[path.stem]]
 
-    @property
-    def labels_of(self) -> list[str]:
-        """The sources as the rows name them: figures on these would be too high."""
-        return sorted({row.source for some in self.sets.values() for row in some})
-
     def labelled(self, *, without: str = "") -> list[Labelled]:
         """Return what a model is fitted to."""
         return [
@@ -169,7 +164,7 @@ def main() -> int:
     ]
     reached += [context_effect(rows, models["xstest"]), speed(rows, models["xstest"])]
     if args.fit:
-        fit(rows.labelled(), licences=LICENCES, labels_of=rows.labels_of).save(args.fit)
+        fit(rows.labelled(), licences=LICENCES).save(args.fit)
         print(f"fitted to all sets: {args.fit}, {args.fit.stat().st_size / 1024:.0f} KB")
     return 0 if all(reached) else 1
 

@@ -259,10 +259,12 @@ def show_judge(done: "Checked") -> None:
         if share := 1 - (one.coverage.estimate.value or 0.0):
             lines.append(f"unscored, {question}: {100 * share:.1f} %")
     if found.fitted_to:
-        lines.append(f"The judge was fitted to {', '.join(found.fitted_to)}: there these figures are too high.")
+        lines.append(f"The judge was fitted to {sum(found.fitted_to.values()):,} of these answers: too high a figure.")
     if found.num_left_out:
         lines.append(f"left out: {found.num_left_out:,} partial refusals")
     lines += [f"{'judge':<14}{found.judge} ({found.identity})", f"{'kept in':<14}{done.path}"]
+    if done.replaced and done.replaced != found.sources:
+        lines.append(f"{'in place of':<14}figures on {_sources(done.replaced)}")
     for folder in done.studies:
         lines += [f"{'study':<14}{folder}", f"{'next':<14}flipsearch report {folder}"]
     for line in lines:
@@ -288,11 +290,24 @@ def judge_table(found: "JudgeAccuracy") -> Table:
 
 def show_fitted(done: "Fitted") -> None:
     """Print what a judge was fitted to, and how it is named."""
-    told = ", ".join(f"{source} ({num:,})" for source, num in done.sources.items())
     console = Console(highlight=False)
-    console.print(Text(plain(f"fitted to {sum(done.sources.values()):,} answers: {told}")))
+    console.print(Text(plain(f"fitted to {sum(done.sources.values()):,} answers: {_sources(done.sources)}")))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("", "n", "fitted", "shipped", "shipped saw"):
+        table.add_column(name, justify="right" if name else "left", no_wrap=True)
+    for question, one in done.trials.items():
+        kappas = (_estimate(kappa, 1, 2) for kappa in (one.fitted, one.shipped))
+        table.add_row(question, f"{one.fitted.n:,}", *kappas, f"{one.num_seen:,}")
+    console.print(table)
+    console.print(Text("kappa with people (95 % interval): of fitted ones on prompts left out in turn, and of"))
+    console.print(Text("the one shipped here, too high where it saw the labels before"))
     console.print(Text(plain(f'--judge "compact(weights={done.path})"')))
-    console.print(Text("Measure it on answers that it was not fitted to: flipsearch judge check."))
+    console.print(Text("flipsearch judge check measures it on other answers."))
+
+
+def _sources(sources: "Mapping[str, int]") -> str:
+    told = [f"{source} ({num:,})" for source, num in sources.items()]
+    return ", ".join(told[:NUM_SHOWN]) + (f" and {len(told) - NUM_SHOWN:,} more" if len(told) > NUM_SHOWN else "")
 
 
 def show_labelling(done: "Labelling") -> None:

@@ -9,11 +9,11 @@ from itertools import groupby
 from pathlib import Path
 
 from flipsearch.config import ModelConfig, ReportConfig, ScoreConfig, StudyConfig, make_config, read_toml
-from flipsearch.desk import SETTINGS_FILE, ledger_place, study_folder
+from flipsearch.desk import LEDGER_FILE, SETTINGS_FILE, ledger_place, study_folder
 from flipsearch.errors import ConfigError, JudgeError, unknown_name
-from flipsearch.judging.accuracy import measure_judge, save_accuracy
-from flipsearch.judging.compact.features import extract
-from flipsearch.judging.compact.fitting import Labelled, fit
+from flipsearch.judging.accuracy import FOLDER, load_accuracy, measure_judge, save_accuracy
+from flipsearch.judging.compact.fitting import fit
+from flipsearch.judging.compact.trying import learnt, tried
 from flipsearch.judging.labelling import draw_answers
 from flipsearch.judging.labels import LabelledAnswer, read_labels
 from flipsearch.judging.library import closed_after, load_judge
@@ -38,17 +38,19 @@ def check_judge(
 
     `labels` are files as judging.labels reads them. The reports of studies that this judge decided then show flip rates
     with its errors taken back. Rows that `label_answers` drew from a study are kept in its folder too, for every judge,
-    beside what people said there before.
+    beside what people said there before. What was measured of the judge before is replaced; an answer that it judged
+    there is not judged again.
     """
     rows = read_labels([labels] if isinstance(labels, str) else labels)
     folder = reports or ReportConfig().reports
     by_study = _by_study(rows, folder)
     loaded = load_judge(judge)
+    before = load_accuracy(loaded.identity, folder)
     with closed_after(loaded):
-        measured = measure_judge(loaded, rows, _told(progress, judge))
+        measured = measure_judge(loaded, rows, folder / FOLDER / LEDGER_FILE, _told(progress, judge))
     for place, some in by_study.items():
         save_labels(some, place)
-    return Checked(measured, save_accuracy(measured, folder), tuple(by_study))
+    return Checked(measured, save_accuracy(measured, folder), tuple(by_study), before.sources if before else {})
 
 
 def label_answers(
@@ -80,7 +82,8 @@ def label_answers(
 def fit_judge(labels: str | Sequence[str], *, to: Path | str) -> Fitted:
     """Fit the compact judge to labelled answers and write its weights; `compact(weights=FILE)` is the judge.
 
-    Raises ConfigError for labels that hold one answer alone, and for a file that cannot be written.
+    What is returned says how far people agree with it on prompts that were left out, and with the one of this package.
+    Raises ConfigError for labels that are too few, and for a file that cannot be written.
     """
     path = Path(to)
     if path.suffix != ".npz":
@@ -89,17 +92,15 @@ def fit_judge(labels: str | Sequence[str], *, to: Path | str) -> Fitted:
         raise ConfigError(f"--to is '{to}', which is there already; give another name, or remove it.")
     rows = [row for row in read_labels([labels] if isinstance(labels, str) else labels) if row.label]
     rules = RefusalRules(content_folder("judges") / "refusal_rules.toml")
-    answers = [
-        Labelled(extract(rules, row.prompt, row.answer), row.source, row.prompt, row.unsafe, row.refusal)
-        for row in rows
-    ]
     try:
-        fit(answers, labels_of=sorted({row.source for row in rows})).save(path)
+        answers = learnt(rows, rules)
+        found = tried(answers, content_folder("judges") / "compact.npz")
+        fit(answers).save(path)
     except ValueError as error:
         raise ConfigError(f"nothing can be fitted to these {len(rows)} answers: {error}") from error
     except OSError as error:
         raise ConfigError(f"cannot write '{path}': {error.strerror}.") from error
-    return Fitted(path, dict(Counter(row.source for row in rows)))
+    return Fitted(path, dict(Counter(row.source for row in answers)), found)
 
 
 def _by_study(rows: Sequence[LabelledAnswer], reports: Path) -> dict[Path, list[StudyLabel]]:

@@ -59,8 +59,8 @@ class Judge(Protocol):
 
     Contract: one verdict an exchange, in order; what cannot be judged is UNSCORED with a reason, never a guess;
     a verdict does not depend on the other exchanges of the call. What a user must know of the judge it may say in an
-    attribute `notes`, a tuple of texts; the sources of labels that it was fitted to in `fitted_to`; a method `close`
-    frees its model.
+    attribute `notes`, a tuple of texts; a method `was_fitted_to` tells of each exchange whether it was fitted to what
+    people say of it; a method `close` frees its model.
     """
 
     @property

@@ -1,12 +1,13 @@
 """What the front door gives back: a finished study, evaluation or training, and where its files lie."""
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flipsearch.judging.accuracy import JudgeAccuracy
+from flipsearch.judging.compact.trying import Fit
 from flipsearch.reporting.card import benign_metrics, context_card, portfolio_metrics
 from flipsearch.reporting.leaderboard import leaderboard, rows
 from flipsearch.reporting.scorecard import scorecard_dict
@@ -89,10 +90,13 @@ class Checked:
     """Where the figures are kept, under the judge's identity."""
     studies: tuple[Path, ...]
     """Folders of the studies whose answers were among the labelled ones."""
+    replaced: Mapping[str, int] = field(default_factory=dict)
+    """Source -> rows of the figures that stood there before."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        return {**self.accuracy.as_dict(), "path": str(self.path), "studies": [str(path) for path in self.studies]}
+        places = {"path": str(self.path), "studies": [str(path) for path in self.studies]}
+        return {**self.accuracy.as_dict(), **places, "replaced": dict(self.replaced)}
 
 
 @dataclass(frozen=True)
@@ -123,10 +127,15 @@ class Fitted:
     """Its weights: `--judge "compact(weights=PATH)"`."""
     sources: dict[str, int]
     """Source -> labelled answers."""
+    trials: Mapping[str, Fit]
+    """Question that was fitted -> how far people agree with it on prompts left out; any other stays with the rules."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        return {"path": str(self.path), "judge": f"compact(weights={self.path})", "sources": self.sources}
+        kappas = {question: asdict(one) for question, one in self.trials.items()}
+        return {
+            "path": str(self.path), "judge": f"compact(weights={self.path})", "sources": self.sources, "kappa": kappas
+        }  # fmt: skip
 
 
 @dataclass(frozen=True)

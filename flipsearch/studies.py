@@ -179,10 +179,10 @@ class JudgeAgreement:
     """Agreement beyond chance."""
     sources: Mapping[str, int]
     """Source of the labelled answers -> how many."""
-    own_answers: bool
-    """Whether answers of this very study are among them; a judge may err otherwise on those of another model."""
-    fitted_to: tuple[str, ...] = ()
-    """Sources that the judge was fitted to: there it agrees with people better than elsewhere."""
+    own_answers: int
+    """How many of them are answers of this very study; a judge may err otherwise on those of another model."""
+    fitted_to: int = 0
+    """How many of them the judge was fitted to: on these it agrees with people better than on others."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,6 @@ class CompactJudge:
         path = Path(weights).expanduser() if weights else _MODEL_FILE
         self._rules = RefusalRules(_RULES_FILE)
         self._model = CompactModel.load(path)
-        self.fitted_to: frozenset[str] = frozenset(self._model.about.get("labels_of", ()))
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
         self.identity = content_id("judge", self.name, _VERSION, _THRESHOLD, self._rules.source, digest)
 
@@ -53,6 +52,14 @@ class CompactJudge:
             for (exchange, _), row, told in zip(told, rows, probabilities, strict=True)
         )
         return [one if isinstance(one, Verdict) else next(verdicts) for one in answers]
+
+    def was_fitted_to(self, exchanges: Sequence[Exchange]) -> list[bool]:
+        """Return, for each exchange in order, whether its answer was among those that the weights were fitted to."""
+        return [self._saw(exchange) for exchange in exchanges]
+
+    def _saw(self, exchange: Exchange) -> bool:
+        text, prompt = what_to_judge(exchange), exchange.prompt.text
+        return isinstance(text, str) and self._model.saw(prompt, extract(self._rules, prompt, text))
 
 
 def _answer(exchange: Exchange) -> str | Verdict:

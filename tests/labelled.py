@@ -4,14 +4,19 @@ Every answer is safe or unsafe in truth (a refusal or not). The judge takes a sh
 is surer of some than of others.
 """
 
-from collections.abc import Sequence
+import csv
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
+from flipsearch.judging.accuracy import JudgeAccuracy, measure_judge
 from flipsearch.judging.labelling import Drawn, draw_answers
+from flipsearch.judging.labels import LabelledAnswer
 from flipsearch.judging.study_labels import StudyLabel, harmful_flips
 from flipsearch.ledger import Ledger
+from flipsearch.protocols import Judge
 from flipsearch.records import Exchange, Label, Verdict
 from flipsearch.searching import plan_study, run_study
 from flipsearch.studies import Study, Trial
@@ -22,6 +27,22 @@ CONFIG = StudyConfig(
     templates=("plain",),
 )  # fmt: skip
 PROMPTS = prompt_set(60, 10)
+
+
+def measured(
+    judge: Judge, rows: Sequence[LabelledAnswer], progress: Callable[[int, int], None] | None = None
+) -> JudgeAccuracy:
+    """Return how a judge agrees with people, at a ledger that nobody keeps."""
+    return measure_judge(judge, rows, "sqlite://", progress)
+
+
+def table_of(path: Path, rows: Sequence[LabelledAnswer]) -> Path:
+    """Write rows to a csv file."""
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.writer(file)
+        writer.writerow(["prompt", "response", "label", "source"])
+        writer.writerows([row.prompt, row.answer, row.label, row.source] for row in rows)
+    return path
 
 
 class MistakenJudge(RefusalJudge):

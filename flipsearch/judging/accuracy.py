@@ -3,24 +3,24 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from functools import partial
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.errors import JudgeError
-from flipsearch.judging.keeping import ask
+from flipsearch.judging.keeping import judge_kept, were_fitted_to
 from flipsearch.judging.labels import HumanLabel, LabelledAnswer
+from flipsearch.ledger import Ledger
 from flipsearch.protocols import Judge
-from flipsearch.records import Exchange, Label, Prompt, Verdict, content_id
+from flipsearch.records import Exchange, Label, Verdict, content_id
 from flipsearch.statistics.agreement import Agreement, agreement
 
 Question = Literal["unsafe", "refusal"]
 QUESTIONS: tuple[Question, ...] = get_args(Question)
 FOLDER = "_judges"
-"""Under the reports: the measured accuracy of judges, a file an identity."""
+"""Under the reports: the measured accuracy of judges, a file an identity, and a ledger of what they said."""
 _Judged = tuple[LabelledAnswer, Verdict]
 BATCH = 256
 """Answers judged in one call."""
@@ -48,8 +48,10 @@ class JudgeAccuracy:
     """The same for each source."""
     sources: Mapping[str, int]
     """Source -> rows."""
-    fitted_to: tuple[str, ...] = ()
-    """Those of them that the judge was fitted to: on these it agrees with people better than on any other."""
+    fitted_to: Mapping[Question, int] = field(default_factory=dict)
+    """Question -> those of its rows that the judge was fitted to: on these it agrees with people better than on any."""
+    studies: Mapping[str, int] = field(default_factory=dict)
+    """Study -> rows on harm that were drawn from it."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints: the first question's figures at the top, each with value, low, high and n."""
@@ -65,7 +67,7 @@ class JudgeAccuracy:
                 for source, found in self.by_source.items()
             },
             "sources": dict(self.sources),
-            "fitted_to": list(self.fitted_to),
+            "fitted_to": dict(self.fitted_to),
             "num_left_out": self.num_left_out,
         }
 
@@ -78,9 +80,11 @@ def figures(found: Agreement) -> dict[str, Any]:
 
 
 def measure_judge(
-    judge: Judge, rows: Sequence[LabelledAnswer], progress: Callable[[int, int], None] | None = None
+    judge: Judge, rows: Sequence[LabelledAnswer], place: Path | str, progress: Callable[[int, int], None] | None = None
 ) -> JudgeAccuracy:
     """Return how a judge agrees with the people who labelled `rows`; intervals over prompts, not rows.
+
+    Its verdicts are kept in the ledger at `place`, so that no judge is asked twice about one answer.
 
     Rows that were drawn from a study with unequal chances count in inverse proportion to them, so that the figures are
     those of the study's answers, not of the doubtful ones among them.
@@ -89,12 +93,8 @@ def measure_judge(
     asked = [row for row in rows if row.label in _ASKED]
     if not asked:
         raise JudgeError("no label answers a question: expected unsafe, safe, refusal or compliance.")
-    verdicts: list[Verdict] = []
-    for start in range(0, len(asked), BATCH):
-        batch = [Exchange(Prompt(row.prompt, "harmful"), row.answer) for row in asked[start : start + BATCH]]
-        verdicts += ask(judge, partial(judge.judge, batch), len(batch))
-        if progress:
-            progress(len(verdicts), len(asked))
+    exchanges = [row.exchange for row in asked]
+    verdicts = _verdicts(judge, exchanges, place, progress)
     if all(verdict.label is Label.UNSCORED for verdict in verdicts):
         reason = Counter(verdict.reason for verdict in verdicts).most_common(1)[0][0]
         raise JudgeError(
@@ -103,6 +103,7 @@ def measure_judge(
     by_source: dict[str, list[_Judged]] = {}
     for row, verdict in zip(asked, verdicts, strict=True):
         by_source.setdefault(row.source, []).append((row, verdict))
+    fitted_to = [row for row, saw in zip(asked, were_fitted_to(judge, exchanges), strict=True) if saw]
     return JudgeAccuracy(
         judge=judge.name,
         identity=judge.identity,
@@ -110,8 +111,23 @@ def measure_judge(
         questions=_by_question([pair for pairs in by_source.values() for pair in pairs]),
         by_source={source: _by_question(pairs) for source, pairs in by_source.items()},
         sources={source: len(pairs) for source, pairs in by_source.items()},
-        fitted_to=tuple(source for source in by_source if source in getattr(judge, "fitted_to", ())),
+        fitted_to=Counter(_ASKED[row.label] for row in fitted_to),
+        studies=Counter(row.place.study for row in asked if row.place and _ASKED[row.label] == "unsafe"),
     )
+
+
+def _verdicts(
+    judge: Judge, exchanges: Sequence[Exchange], place: Path | str, progress: Callable[[int, int], None] | None
+) -> list[Verdict]:
+    ids = [content_id("answer", one.prompt.text, one.completion) for one in exchanges]
+    verdicts: list[Verdict] = []
+    with Ledger(place) as ledger:
+        for start in range(0, len(ids), BATCH):
+            part = slice(start, start + BATCH)
+            verdicts += judge_kept(ledger, judge, ids[part], exchanges[part])
+            if progress:
+                progress(len(verdicts), len(ids))
+    return verdicts
 
 
 def save_accuracy(found: JudgeAccuracy, reports: Path) -> Path:

@@ -31,8 +31,8 @@ def _judge_error(study: Study, accuracy: JudgeAccuracy, unsafe: Agreement) -> Ju
         specificity=unsafe.specificity.estimate,
         kappa=unsafe.kappa,
         sources={source: found.coverage.estimate.n for source, found in sources.items()},
-        own_answers=study.name in sources,
-        fitted_to=tuple(source for source in accuracy.fitted_to if source in sources),
+        own_answers=accuracy.studies.get(study.name, 0),
+        fitted_to=accuracy.fitted_to.get("unsafe", 0),
     )
 
 

@@ -48,6 +48,12 @@ def ask(judge: Judge, judging: Callable[[], list[Verdict]], num: int) -> list[Ve
     return verdicts
 
 
+def were_fitted_to(judge: Judge, exchanges: Sequence[Exchange]) -> list[bool]:
+    """Return which exchanges a judge was fitted to; one that does not tell was fitted to none."""
+    told = getattr(judge, "was_fitted_to", None)
+    return told(exchanges) if told else [False] * len(exchanges)
+
+
 def _is_sound(verdict: object) -> bool:
     """Whether it is a verdict that rates can be made of."""
     if not isinstance(verdict, Verdict) or not isinstance(verdict.label, Label):

@@ -16,6 +16,7 @@ from typing import Literal, get_args
 
 from flipsearch.errors import PromptError, unknown_name
 from flipsearch.prompts.files import Row, Table, cell, is_missing, read_table
+from flipsearch.records import Exchange, Prompt
 
 HumanLabel = Literal["unsafe", "safe", "refusal", "compliance", "partial"]
 LABELS: tuple[HumanLabel, ...] = get_args(HumanLabel)
@@ -65,6 +66,11 @@ class LabelledAnswer:
     """The set that it comes from: its study, what the row names, or the file's name."""
     place: Place | None = None
     """Where it stands in the study that it was drawn from."""
+
+    @property
+    def exchange(self) -> Exchange:
+        """What a judge is asked about it: every label is of an answer that might harm."""
+        return Exchange(Prompt(self.prompt, "harmful"), self.answer)
 
     @property
     def unsafe(self) -> bool | None:

@@ -6,6 +6,7 @@ Each gives its own verdict, and these are kept: where they differ, one of them i
 import statistics
 from collections.abc import Callable, Sequence
 
+from flipsearch.judging.keeping import were_fitted_to
 from flipsearch.protocols import Judge
 from flipsearch.records import Exchange, Label, Verdict, content_id
 
@@ -36,14 +37,14 @@ class PanelJudge:
         found = [f"{member.name}: {note}" for member in self.members for note in getattr(member, "notes", ())]
         return tuple(dict.fromkeys(found))
 
-    @property
-    def fitted_to(self) -> frozenset[str]:
-        """Sources of labels that any member was fitted to."""
-        return frozenset(source for member in self.members for source in getattr(member, "fitted_to", ()))
-
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return one verdict an exchange, in order."""
         return self.combine([member.judge(exchanges) for member in self.members])
+
+    def was_fitted_to(self, exchanges: Sequence[Exchange]) -> list[bool]:
+        """Return, for each exchange in order, whether any member was fitted to it."""
+        told = [were_fitted_to(member, exchanges) for member in self.members]
+        return [any(one) for one in zip(*told, strict=True)]
 
     def combine(self, verdicts: Sequence[Sequence[Verdict]]) -> list[Verdict]:
         """Return the panel's verdicts of its members' (a sequence a member, in order)."""

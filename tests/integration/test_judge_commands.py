@@ -419,7 +419,7 @@ def test_torn_files_are_one_line_before_any_work(place: Path, command: str) -> N
     flags = (*make_world(place), *SEARCH, "--study", "s", *JUDGES, "--confirm-judge", "compact")
     again = ("report", "s") if command == "report" else ("search", *flags)
     folder, before = place / "reports" / "s", (place / "reports" / "s" / "events.jsonl").read_bytes()
-    [accuracy] = (place / "reports" / "_judges").iterdir()
+    [accuracy] = (place / "reports" / "_judges").glob("*.json")
     for path, says in ((folder / "labels.json", "labels.json' cannot be read"), (accuracy, "as a judge's accuracy")):
         whole = path.read_bytes()
         path.write_bytes(whole[:-20])

@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from flipsearch.errors import JudgeError
-from flipsearch.judging.compact.features import NUM_BUCKETS, SIGNS, Codes, Features, buckets
+from flipsearch.judging.compact.features import NUM_BUCKETS, SIGNS, Codes, Features, buckets, mark_of
 
-FORMAT = 2
+FORMAT = 3
 AXES = ("unsafe", "refusal")
 RULES_SAY = (-0.6, 1.0)
 """Log-odds of a point of the refusal rules, for each axis, before anything is fitted."""
@@ -51,6 +51,8 @@ class CompactModel:
     """(K, buckets) weights; 0 for a bucket that was too rare to be fitted."""
     bias: Floats
     """(K,)"""
+    fitted_to: Codes
+    """Marks of the answers that it was fitted to, in order."""
     about: dict[str, Any]
     """What it was fitted on."""
 
@@ -62,6 +64,10 @@ class CompactModel:
         scores = (standard * self.dense).sum(axis=-1) + runs @ self.runs.T + self.bias + rules_say(dense)
         found: Floats = 1 / (1 + np.exp(-np.clip(scores, -30, 30)))
         return found
+
+    def saw(self, prompt: str, answer: Features) -> bool:
+        """Return whether it was fitted to this answer to this prompt."""
+        return bool(np.isin(mark_of(prompt, answer), self.fitted_to))
 
     def reads(self, answer: Features) -> bool:
         """Return whether an answer is in the language that the model was fitted to, as its common words tell."""
@@ -83,10 +89,11 @@ class CompactModel:
     def save(self, path: Path) -> None:
         """Write the model; the weights of the runs in half precision, which is enough for three digits."""
         arrays = {name: getattr(self, name).astype(np.float32) for name in ("mean", "spread", "dense", "bias")}
+        codes: dict[str, Any] = {"common": self.common, "fitted_to": self.fitted_to}
         about = np.frombuffer(json.dumps({"format": FORMAT, **self.about}).encode(), dtype=np.uint8)
         beside = path.with_name(f".{path.name}.partial")
         with beside.open("wb") as file:
-            np.savez_compressed(file, about=about, common=self.common, runs=self.runs.astype(np.float16), **arrays)
+            np.savez_compressed(file, about=about, **codes, runs=self.runs.astype(np.float16), **arrays)
         beside.replace(path)
 
     @classmethod
@@ -99,7 +106,7 @@ class CompactModel:
                 if about.pop("format", None) != FORMAT:
                     raise JudgeError(f"'{path}' is a compact judge of another format than {FORMAT}; fit it again.")
                 arrays = {name: file[name].astype(np.float64) for name in names}
-                return cls(file["common"], **arrays, about=about)._checked()
+                return cls(file["common"], **arrays, fitted_to=file["fitted_to"], about=about)._checked()
         except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise JudgeError(
                 f"'{path}' is no compact judge; expected a .npz file that `flipsearch judge fit` wrote."

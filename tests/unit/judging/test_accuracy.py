@@ -15,6 +15,7 @@ from flipsearch.judging.labels import HumanLabel, LabelledAnswer, Place
 from flipsearch.judging.library import load_judge
 from flipsearch.records import Exchange, Label, Verdict
 from flipsearch.results import Checked
+from tests.labelled import measured, table_of
 
 REFUSAL, STEPS = "I'm sorry, but I can't help with that.", "Sure, here is how. Step 1: go there. Step 2: take it."
 
@@ -50,7 +51,7 @@ ROWS = rows_of(("unsafe", "unsafe", 6), ("safe", "unsafe", 2), ("unsafe", "safe"
 
 
 def test_a_table_by_hand() -> None:
-    found = measure_judge(Says(), ROWS).questions["unsafe"]
+    found = measured(Says(), ROWS).questions["unsafe"]
     values = [one.estimate.value for one in (found.accuracy, found.sensitivity, found.specificity, found.coverage)]
     assert values == pytest.approx([17 / 20, 6 / 8, 11 / 12, 1.0])
 
@@ -63,7 +64,7 @@ def test_each_label_answers_its_question_and_partial_refusals_answer_none() -> N
         LabelledAnswer("p4", REFUSAL, "partial", "set"),
         LabelledAnswer("p5", STEPS, None, "study", Place("study", "id", "", 0.5)),
     ]
-    found = measure_judge(load_judge("refusal"), rows)
+    found = measured(load_judge("refusal"), rows)
     assert list(found.questions) == ["refusal", "unsafe"]
     assert [one.accuracy.estimate.n for one in found.questions.values()] == [2, 1]
     assert (found.num_left_out, dict(found.sources)) == (1, {"set": 3})
@@ -71,13 +72,13 @@ def test_each_label_answers_its_question_and_partial_refusals_answer_none() -> N
 
 def test_a_judge_that_tells_no_refusals_is_not_wrong_about_them() -> None:
     rows = [row("safe", "refusal"), row("unsafe", "compliance", prompt="q"), row("safe", "safe", prompt="r")]
-    found = measure_judge(Says(), rows).questions["refusal"]
+    found = measured(Says(), rows).questions["refusal"]
     assert found.coverage.estimate.value == 0
     assert found.accuracy.estimate.value is None
 
 
 def test_unscored_answers_are_out_of_every_rate_but_coverage() -> None:
-    found = measure_judge(Says(), [*ROWS, *rows_of(("unscored", "unsafe", 20))]).questions["unsafe"]
+    found = measured(Says(), [*ROWS, *rows_of(("unscored", "unsafe", 20))]).questions["unsafe"]
     assert found.accuracy.estimate.value == pytest.approx(17 / 20)
     assert found.coverage.estimate.value == pytest.approx(0.5)
 
@@ -85,7 +86,7 @@ def test_unscored_answers_are_out_of_every_rate_but_coverage() -> None:
 def test_sources_stand_apart() -> None:
     rows = [row("unsafe", "unsafe", "good", f"p{n}") for n in range(4)]
     rows += [row("safe", "unsafe", "bad", f"q{n}") for n in range(4)]
-    found = measure_judge(Says(), rows)
+    found = measured(Says(), rows)
     shares = {source: one["unsafe"].accuracy.estimate.value for source, one in found.by_source.items()}
     assert shares == {"good": 1.0, "bad": 0.0}
     assert found.questions["unsafe"].accuracy.estimate.value == 0.5
@@ -99,7 +100,7 @@ def test_doubtful_answers_count_in_inverse_proportion_to_their_chance() -> None:
     """Of 20 doubtful answers, drawn with 1/2, half are wrong; of 100 sure ones, drawn with 1/10, none is."""
     doubtful = [drawn_row(n, "safe", ("safe", "unsafe")[n % 2], 0.5) for n in range(10)]
     sure = [drawn_row(n, "unsafe", "unsafe", 0.1) for n in range(10, 20)]
-    found = measure_judge(Says(), [*doubtful, *sure]).questions["unsafe"]
+    found = measured(Says(), [*doubtful, *sure]).questions["unsafe"]
     assert found.accuracy.estimate.value == pytest.approx(110 / 120)
     assert found.sensitivity.estimate.value == pytest.approx(100 / 110)
     assert (found.accuracy.estimate.n, found.sensitivity.estimate.n) == (20, 15)
@@ -112,7 +113,7 @@ def test_a_source_weighs_as_many_rows_as_it_has_whatever_their_chances() -> None
     """Rows drawn with a small chance stand for many others of their own study, not of another set."""
     drawn = [drawn_row(n, "safe", "unsafe", 0.01) for n in range(5)]
     plain = [row("unsafe", "unsafe", "set", f"p{n}") for n in range(15)]
-    found = measure_judge(Says(), [*drawn, *plain]).questions["unsafe"]
+    found = measured(Says(), [*drawn, *plain]).questions["unsafe"]
     assert found.accuracy.estimate.value == pytest.approx(0.75)
     assert found.accuracy.estimate.n == 20
 
@@ -120,7 +121,7 @@ def test_a_source_weighs_as_many_rows_as_it_has_whatever_their_chances() -> None
 def test_answers_are_judged_in_batches_and_the_way_is_told() -> None:
     judge, told = Says(), list[tuple[int, int]]()
     rows = rows_of(("safe", "safe", BATCH + 3))
-    measure_judge(judge, rows, lambda done, total: told.append((done, total)))
+    measured(judge, rows, lambda done, total: told.append((done, total)))
     assert judge.calls == [BATCH, 3]
     assert told == [(BATCH, BATCH + 3), (BATCH + 3, BATCH + 3)]
 
@@ -128,7 +129,7 @@ def test_answers_are_judged_in_batches_and_the_way_is_told() -> None:
 def test_a_source_for_each_of_many_rows() -> None:
     """A column of ids taken for a source: as many sources as rows."""
     rows = [row("safe", "safe", f"s{n}", f"p{n}") for n in range(3000)]
-    found = measure_judge(Says(), rows)
+    found = measured(Says(), rows)
     assert len(found.by_source) == 3000
     assert found.questions["unsafe"].specificity.estimate.value == 1
 
@@ -140,20 +141,20 @@ class Fails(Says):
 
 def test_what_cannot_be_measured_is_one_line() -> None:
     with pytest.raises(JudgeError, match="no label answers a question"):
-        measure_judge(Says(), [row("safe", "partial"), row("safe", None)])
+        measured(Says(), [row("safe", "partial"), row("safe", None)])
     with pytest.raises(JudgeError, match="judge 'says' failed: ValueError: broken"):
-        measure_judge(Fails(), ROWS)
+        measured(Fails(), ROWS)
     with pytest.raises(JudgeError, match="judge 'says' scores none of 4 answers: mumbled; nothing is kept"):
-        measure_judge(Says(), rows_of(("unscored", "safe", 4)))
+        measured(Says(), rows_of(("unscored", "safe", 4)))
 
 
 def test_figures_are_kept_under_the_identity(tmp_path: Path) -> None:
-    found = measure_judge(Says(), ROWS)
+    found = measured(Says(), ROWS)
     path = save_accuracy(found, tmp_path)
     assert path.parent == tmp_path / "_judges"
     assert load_accuracy(found.identity, tmp_path) == found
     assert load_accuracy("another", tmp_path) is None
-    save_accuracy(measure_judge(Says(), ROWS[:9]), tmp_path)
+    save_accuracy(measured(Says(), ROWS[:9]), tmp_path)
     again = load_accuracy(found.identity, tmp_path)
     assert again is not None
     assert again.sources == {"set": 9}
@@ -161,7 +162,7 @@ def test_figures_are_kept_under_the_identity(tmp_path: Path) -> None:
 
 
 def test_figures_that_could_not_be_measured_are_kept_as_such(tmp_path: Path) -> None:
-    found = measure_judge(Says(), rows_of(("safe", "safe", 3)))
+    found = measured(Says(), rows_of(("safe", "safe", 3)))
     save_accuracy(found, tmp_path)
     again = load_accuracy(found.identity, tmp_path)
     assert again == found
@@ -171,7 +172,7 @@ def test_figures_that_could_not_be_measured_are_kept_as_such(tmp_path: Path) -> 
 
 def test_a_panel_is_a_judge_of_its_own(tmp_path: Path) -> None:
     rows = [LabelledAnswer("p", REFUSAL, "safe", "s"), LabelledAnswer("q", STEPS, "unsafe", "s")]
-    save_accuracy(measure_judge(load_judge("refusal+compact:any"), rows), tmp_path)
+    save_accuracy(measured(load_judge("refusal+compact:any"), rows), tmp_path)
     kept = load_accuracy(load_judge("refusal+compact:any").identity, tmp_path)
     assert kept is not None
     assert kept.judge == "refusal+compact:any"
@@ -181,7 +182,7 @@ def test_a_panel_is_a_judge_of_its_own(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("torn", ["", "{", "[]", '{"judge": "x"}', "\x00\xff"])
 def test_a_torn_file_is_one_line(tmp_path: Path, torn: str) -> None:
-    path = save_accuracy(measure_judge(Says(), ROWS), tmp_path)
+    path = save_accuracy(measured(Says(), ROWS), tmp_path)
     path.write_bytes(torn.encode("latin-1"))
     with pytest.raises(JudgeError, match=r"cannot be read as a judge's accuracy; run `flipsearch judge check` again"):
         load_accuracy(Says.identity, tmp_path)
@@ -190,11 +191,11 @@ def test_a_torn_file_is_one_line(tmp_path: Path, torn: str) -> None:
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(JudgeError, match=r"cannot write .*; free the disk or give other --reports"):
-        save_accuracy(measure_judge(Says(), ROWS), tmp_path / "file")
+        save_accuracy(measured(Says(), ROWS), tmp_path / "file")
 
 
 def test_json_has_every_figure_with_n_and_interval() -> None:
-    told = json.loads(json.dumps(measure_judge(Says(), ROWS).as_dict()))
+    told = json.loads(json.dumps(measured(Says(), ROWS).as_dict()))
     assert told["question"] == "unsafe"
     for name in ("accuracy", "kappa", "f1", "sensitivity", "specificity", "coverage"):
         assert told[name] == told["questions"]["unsafe"][name]
@@ -208,7 +209,7 @@ def long_names(num: int) -> JudgeAccuracy:
         row(said, "unsafe" if n % 3 else "safe", f"[red]a source with a long name \x1b[31m number {n % num}", f"p{n}")
         for n, said in enumerate(["safe", "unsafe", "unsafe", "safe"] * 500)
     ]
-    return measure_judge(Says(), rows)
+    return measured(Says(), rows)
 
 
 def test_a_person_sees_it_within_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -227,19 +228,38 @@ def test_a_person_sees_it_within_80_columns(tmp_path: Path, capsys: pytest.Captu
 
 def test_many_sources_are_counted_not_listed() -> None:
     assert judge_table(long_names(40)).row_count == 1 + 10 + 1
-    assert judge_table(measure_judge(Says(), ROWS)).row_count == 1  # one source says no more than all
+    assert judge_table(measured(Says(), ROWS)).row_count == 1  # one source says no more than all
 
 
 def test_labels_that_a_judge_was_fitted_to_are_named(tmp_path: Path) -> None:
-    rows = [
-        LabelledAnswer(f"How {i}?", *((REFUSAL, "safe") if i % 2 else (STEPS, "unsafe")), "mine") for i in range(24)
-    ]
-    file = tmp_path / "mine.csv"
-    lines = [f'"{row.prompt}","{row.answer}",{row.label},mine' for row in rows]
-    file.write_text("\n".join(["prompt,response,label,source", *lines]), encoding="utf-8")
-    flipsearch.fit_judge(str(file), to=tmp_path / "mine.npz")
+    rows = labelled("mine", 60)
+    flipsearch.fit_judge(str(table_of(tmp_path / "mine.csv", rows)), to=tmp_path / "mine.npz")
     judge = load_judge(f"compact(weights={tmp_path / 'mine.npz'})")
-    others = [replace(row, source="others") for row in rows]
-    assert measure_judge(judge, rows + others).fitted_to == ("mine",)
-    assert measure_judge(load_judge("refusal"), rows).fitted_to == ()
-    assert measure_judge(judge, rows).questions["unsafe"].kappa.value == 1
+    others = [replace(row, prompt=f"Again, {row.prompt}") for row in rows]
+    assert measured(judge, rows + others).fitted_to == {"unsafe": 60}
+    assert measured(load_judge("refusal"), rows).fitted_to == {}
+    assert measured(judge, rows).questions["unsafe"].kappa.value == 1
+
+
+def test_no_judge_is_asked_twice_about_an_answer(tmp_path: Path) -> None:
+    judge, again = Says(), Says()
+    first = measure_judge(judge, ROWS, tmp_path / "ledger.db")
+    assert measure_judge(again, [*ROWS, row("unsafe", "unsafe", prompt="new")], tmp_path / "ledger.db") != first
+    assert (sum(judge.calls), sum(again.calls)) == (len(ROWS), 1)
+
+
+def test_figures_that_are_replaced_are_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few, many = (table_of(tmp_path / f"{name}.csv", labelled(name, num)) for name, num in (("few", 4), ("many", 40)))
+    first = flipsearch.check_judge("refusal", str(many), reports=tmp_path / "reports")
+    second = flipsearch.check_judge("refusal", str(few), reports=tmp_path / "reports")
+    again = flipsearch.check_judge("refusal", str(few), reports=tmp_path / "reports")
+    assert (first.replaced, second.replaced, again.replaced) == ({}, {"many": 40}, {"few": 4})
+    show_judge(second)
+    assert "in place of   figures on many (40)" in capsys.readouterr().out
+    show_judge(again)
+    assert "in place of" not in capsys.readouterr().out
+
+
+def labelled(source: str, num: int) -> list[LabelledAnswer]:
+    answers: list[tuple[str, HumanLabel]] = [(REFUSAL, "safe"), (STEPS, "unsafe")]
+    return [LabelledAnswer(f"How {n}?", *answers[n % 2], source) for n in range(num)]

@@ -6,7 +6,7 @@ from statistics import fmean, stdev
 
 import pytest
 
-from flipsearch.judging.accuracy import JudgeAccuracy, measure_judge
+from flipsearch.judging.accuracy import JudgeAccuracy
 from flipsearch.judging.correction import with_judge_error
 from flipsearch.judging.labels import LabelledAnswer, Place
 from flipsearch.judging.study_labels import StudyLabel, harmful_flips, joined
@@ -20,6 +20,7 @@ from tests.labelled import (
     best_of,
     draw,
     labelled,
+    measured,
     mistaken_study,
     renamed,
     true_relief,
@@ -127,7 +128,7 @@ def accuracy_of_its_own(study: Study, ledger: Ledger) -> JudgeAccuracy:
         LabelledAnswer(one.prompt, one.response, said.label, study.name, one.place)
         for one, said in zip(drawn, labelled(drawn), strict=True)
     ]
-    return measure_judge(MistakenJudge("mistaken"), rows)
+    return measured(MistakenJudge("mistaken"), rows)
 
 
 def test_measured_errors_bring_the_flip_rate_nearer_to_the_truth(study: Study, ledger: Ledger) -> None:
@@ -146,7 +147,7 @@ def test_measured_errors_bring_the_flip_rate_nearer_to_the_truth(study: Study, l
     assert abs(trial.corrected.value - truth) < abs(judged - truth)
     assert trial.corrected.low <= truth <= trial.corrected.high
     assert found.judge_error is not None
-    assert (found.judge_error.own_answers, dict(found.judge_error.sources)) == (True, {"world": 120})
+    assert (found.judge_error.own_answers, dict(found.judge_error.sources)) == (120, {"world": 120})
 
 
 def test_what_the_last_judge_did_not_decide_has_no_corrected_number(study: Study, ledger: Ledger) -> None:
@@ -166,7 +167,7 @@ def test_labels_of_several_draws_are_not_those_of_answers(study: Study, ledger: 
 
 def test_a_judge_measured_on_refusals_alone_corrects_nothing(study: Study) -> None:
     rows = [LabelledAnswer("p", REFUSAL, "refusal", "set"), LabelledAnswer("q", COMPLIANCE, "compliance", "set")]
-    assert with_judge_error(study, measure_judge(MistakenJudge(), rows)) == study
+    assert with_judge_error(study, measured(MistakenJudge(), rows)) == study
 
 
 def test_sources_are_those_that_tell_of_harm(study: Study) -> None:
@@ -177,9 +178,9 @@ def test_sources_are_those_that_tell_of_harm(study: Study) -> None:
             for n in range(9)
         ),
     ]
-    found = with_judge_error(study, measure_judge(MistakenJudge(), rows)).judge_error
+    found = with_judge_error(study, measured(MistakenJudge(), rows)).judge_error
     assert found is not None
-    assert (dict(found.sources), found.own_answers) == ({"of harm": 9}, False)
+    assert (dict(found.sources), found.own_answers) == ({"of harm": 9}, 0)
 
 
 def test_what_an_earlier_call_said_is_replaced(study: Study, ledger: Ledger) -> None:

@@ -7,9 +7,8 @@ from typing import Any
 import pytest
 
 from flipsearch.console import judge_lines
-from flipsearch.judging.accuracy import measure_judge
 from flipsearch.judging.correction import with_judge_error
-from flipsearch.judging.labels import LabelledAnswer
+from flipsearch.judging.labels import LabelledAnswer, Place
 from flipsearch.judging.library import OtherJudges
 from flipsearch.ledger import Ledger
 from flipsearch.reporting.card import context_card
@@ -17,7 +16,7 @@ from flipsearch.reporting.files import STUDY
 from flipsearch.reporting.leaderboard import csv_text, leaderboard, rows
 from flipsearch.reporting.page import leaderboard_page
 from flipsearch.studies import Study
-from tests.labelled import MistakenJudge, draw, labelled, mistaken_study
+from tests.labelled import MistakenJudge, draw, labelled, measured, mistaken_study
 from tests.unit.searching.test_opinions import BlindJudge, study_of
 from tests.world import COMPLIANCE, REFUSAL
 
@@ -35,11 +34,11 @@ def heard(name: str = "second") -> Study:
     return study_of(others=OtherJudges(None, (judge,)))
 
 
-def measured(study: Study, source: str = "a set") -> Study:
-    """The study, its judge measured on a few answers of a source."""
+def with_accuracy(study: Study, source: str = "a set", place: Place | None = None) -> Study:
+    """The study, its judge measured on a few answers of a source, drawn from a place if one is given."""
     answers = [("safe", REFUSAL), ("unsafe", COMPLIANCE)]
-    rows = [LabelledAnswer(f"p{n} hardness 1", *answers[n % 2][::-1], source) for n in range(40)]  # type: ignore[arg-type]
-    return with_judge_error(study, measure_judge(MistakenJudge("mistaken"), rows))
+    rows = [LabelledAnswer(f"p{n} hardness 1", *answers[n % 2][::-1], source, place) for n in range(40)]  # type: ignore[arg-type]
+    return with_judge_error(study, measured(MistakenJudge("mistaken"), rows))
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +84,7 @@ def test_opinions_are_shown_for_finalists_and_placebos() -> None:
 
 
 def test_hostile_names_are_text(plain: Study) -> None:
-    for study in (heard(HOSTILE), measured(plain, HOSTILE)):
+    for study in (heard(HOSTILE), with_accuracy(plain, HOSTILE)):
         page = leaderboard_page(study)
         assert "<script" not in page
         assert "&lt;script&gt;alert(1)" in page
@@ -96,7 +95,7 @@ def test_hostile_names_are_text(plain: Study) -> None:
 
 
 def test_measured_errors_are_shown_with_what_they_were_measured_on(plain: Study) -> None:
-    study = measured(plain)
+    study = with_accuracy(plain)
     page = leaderboard_page(study)
     assert has_corrected(page)
     assert "a set (40)" in page
@@ -111,8 +110,10 @@ def test_measured_errors_are_shown_with_what_they_were_measured_on(plain: Study)
     ]
     [line] = judge_lines(study)
     assert "by 40 labels, none of this study's answers" in line
-    own = leaderboard_page(measured(plain, plain.name))
+    assert "None of these are answers of this study" in leaderboard_page(with_accuracy(plain, plain.name))
+    own = leaderboard_page(with_accuracy(plain, plain.name, Place(plain.name, "p", "", 1.0)))
     assert "None of these are answers of this study" not in own
+    assert "40 of these are answers of this study" in own
 
 
 def test_relief_is_shown_without_measured_errors(relieved: Study) -> None:
@@ -126,7 +127,7 @@ def test_relief_is_shown_without_measured_errors(relieved: Study) -> None:
 
 def test_with_several_draws_no_rate_is_corrected(plain: Study) -> None:
     several = replace(plain, settings={**plain.settings, "samples": 4})
-    page = leaderboard_page(measured(several))
+    page = leaderboard_page(with_accuracy(several))
     assert "Each prompt has several draws here" in page
     assert "The corrected rates hold" not in page
 
@@ -137,7 +138,7 @@ def test_a_judge_that_tells_nothing_corrects_nothing(plain: Study) -> None:
         LabelledAnswer(f"p{n} hardness 1", (REFUSAL, COMPLIANCE)[n % 2], ("unsafe", "safe")[n % 2], "s")
         for n in range(40)
     ]
-    study = with_judge_error(plain, measure_judge(MistakenJudge("mistaken"), rows))
+    study = with_judge_error(plain, measured(MistakenJudge("mistaken"), rows))
     assert all(trial.corrected is None or trial.corrected.value is None for trial in study.trials)
     assert has_corrected(leaderboard_page(study))
     assert judge_lines(study) == []
@@ -158,11 +159,11 @@ def test_a_study_of_before_other_judges_is_read_and_shown(plain: Study) -> None:
     assert "confirm_judge" not in old.settings
     assert replace(old, settings=plain.settings) == plain
     assert OTHERS not in leaderboard_page(old)
-    assert has_corrected(leaderboard_page(measured(old)))
+    assert has_corrected(leaderboard_page(with_accuracy(old)))
     assert old.winner is not None
     assert context_card(old, old.winner)["judge"]["name"] == plain.settings["judge"]
 
 
 def test_a_study_comes_back_with_all_that_judges_and_people_say(plain: Study, relieved: Study) -> None:
-    for study in (heard(), measured(plain), relieved):
+    for study in (heard(), with_accuracy(plain), relieved):
         assert STUDY.validate_json(STUDY.dump_json(study)) == study
