@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from flipsearch.judging.answer import what_to_judge
 from flipsearch.judging.compact.features import Features, extract
 from flipsearch.judging.compact.fitting import Labelled, fit
 from flipsearch.judging.compact.model import AXES, CompactModel
@@ -43,6 +44,12 @@ Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
 
 
+def seen(row: LabelledAnswer) -> Features:
+    """Return the features of what the judge is shown of an answer; "" where that is nothing."""
+    shown = what_to_judge(row.exchange)
+    return extract(RULES, row.prompt, shown if isinstance(shown, str) else "")
+
+
 class Rows:
     """Labelled answers of all sets, with their features."""
 
@@ -51,7 +58,7 @@ class Rows:
         self.features: dict[str, list[Features]] = {}
         for path in sorted(folder.glob("*.csv")):
             self.sets[path.stem] = read_labels([str(path)])
-            self.features[path.stem] = [extract(RULES, row.prompt, row.answer) for row in self.sets[path.stem]]
+            self.features[path.stem] = [seen(row) for row in self.sets[path.stem]]
 
     def labelled(self, *, without: str = "") -> list[Labelled]:
         """Return what a model is fitted to."""

@@ -259,7 +259,7 @@ def show_judge(done: "Checked") -> None:
         if share := 1 - (one.coverage.estimate.value or 0.0):
             lines.append(f"unscored, {question}: {100 * share:.1f} %")
     if found.fitted_to:
-        lines.append(f"The judge was fitted to {sum(found.fitted_to.values()):,} of these answers: too high a figure.")
+        lines.append(f"The judge was fitted to {sum(found.fitted_to.values()):,} of these answers, which flatters it.")
     if found.num_left_out:
         lines.append(f"left out: {found.num_left_out:,} partial refusals")
     lines += [f"{'judge':<14}{found.judge} ({found.identity})", f"{'kept in':<14}{done.path}"]

@@ -75,12 +75,15 @@ class RefusalRules:
 def _compile(pattern: str, words: Mapping[str, str]) -> re.Pattern[str]:
     for name, alternatives in words.items():
         pattern = pattern.replace(f"{{{name}}}", alternatives)
-    return re.compile(pattern, re.IGNORECASE | re.VERBOSE)
+    return re.compile(pattern, re.VERBOSE)
 
 
 def _plain(answer: str) -> str:
-    """The answer with plain quotes, single spaces and no empty lines, which keeps every rule linear in its length."""
-    lines = (" ".join(line.split()) for line in answer.translate(PLAIN_MARKS).replace("**", "").splitlines())
+    """The answer in small letters, with plain quotes, single spaces and no empty lines: every rule is linear in it.
+
+    Patterns that leave the case to the text are nearly twice as fast as those that ignore it.
+    """
+    lines = (" ".join(line.split()) for line in answer.lower().translate(PLAIN_MARKS).replace("**", "").splitlines())
     return "\n".join(line for line in lines if line)
 
 
