@@ -291,7 +291,7 @@ def show_fitted(done: "Fitted") -> None:
     told = ", ".join(f"{source} ({num:,})" for source, num in done.sources.items())
     console = Console(highlight=False)
     console.print(Text(plain(f"fitted to {sum(done.sources.values()):,} answers: {told}")))
-    console.print(Text(plain(f'--judge "compact(weights={done.path})"')))
+    console.print(Text(plain(f'--judge "{done.judge}"')))
     console.print(Text("Measure it on answers that it was not fitted to: flipsearch judge check."))
 
 

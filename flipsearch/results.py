@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flipsearch.judging.accuracy import JudgeAccuracy
+from flipsearch.judging.spec import Member
 from flipsearch.reporting.card import benign_metrics, context_card, portfolio_metrics
 from flipsearch.reporting.leaderboard import leaderboard, rows
 from flipsearch.reporting.scorecard import scorecard_dict
@@ -120,13 +121,18 @@ class Fitted:
     """A fitted compact judge."""
 
     path: Path
-    """Its weights: `--judge "compact(weights=PATH)"`."""
+    """Its weights."""
     sources: dict[str, int]
     """Source -> labelled answers."""
 
+    @property
+    def judge(self) -> str:
+        """What `--judge` takes."""
+        return str(Member("compact", {"weights": str(self.path)}))
+
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        return {"path": str(self.path), "judge": f"compact(weights={self.path})", "sources": self.sources}
+        return {"path": str(self.path), "judge": self.judge, "sources": self.sources}
 
 
 @dataclass(frozen=True)

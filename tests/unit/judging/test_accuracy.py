@@ -237,8 +237,7 @@ def test_labels_that_a_judge_was_fitted_to_are_named(tmp_path: Path) -> None:
     file = tmp_path / "mine.csv"
     lines = [f'"{row.prompt}","{row.answer}",{row.label},mine' for row in rows]
     file.write_text("\n".join(["prompt,response,label,source", *lines]), encoding="utf-8")
-    flipsearch.fit_judge(str(file), to=tmp_path / "mine.npz")
-    judge = load_judge(f"compact(weights={tmp_path / 'mine.npz'})")
+    judge = load_judge(flipsearch.fit_judge(str(file), to=tmp_path / "it's mine, a+b (1).npz").judge)
     others = [replace(row, source="others") for row in rows]
     assert measure_judge(judge, rows + others).fitted_to == ("mine",)
     assert measure_judge(load_judge("refusal"), rows).fitted_to == ()
