@@ -20,6 +20,7 @@ from flipsearch.events import Events
 from flipsearch.judging.accuracy import load_accuracy
 from flipsearch.judging.correction import with_judge_error
 from flipsearch.judging.library import OtherJudges, closed_after, load_judge
+from flipsearch.judging.spec import respelled
 from flipsearch.judging.study_labels import load_labels
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import PromptSet
@@ -193,6 +194,7 @@ def _write_settings(folder: Path, config: ReportConfig) -> None:
     if path.exists():
         single_draw = {"samples": 1, "unsafe_at": 1}  # not written down by studies from before there were several
         before, now = single_draw | read_toml(path), config.model_dump(mode="json", exclude_none=True)
+        before |= respelled(before)
         for key in sorted((set(now) | set(before)) - config.free_fields()):
             if before.get(key) != now.get(key):
                 raise StudyError(

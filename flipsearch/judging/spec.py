@@ -12,6 +12,7 @@ is; other names hold no + and no brackets, other values no comma and no brackets
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from flipsearch.errors import ConfigError, unknown_name
 
@@ -69,6 +70,16 @@ def parse_spec(text: str) -> JudgeSpec:
 def canonical(text: str) -> str:
     """Return the one spelling of all texts that ask for the same judge. Raises ConfigError for what is none."""
     return str(parse_spec(text))
+
+
+def respelled(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the settings that name judges, in their one spelling."""
+    found: dict[str, Any] = {
+        key: canonical(str(settings[key])) for key in ("judge", "confirm_judge") if settings.get(key)
+    }
+    if second := settings.get("second_judges"):
+        found["second_judges"] = tuple(map(canonical, second))
+    return found
 
 
 def _checked_rule(rule: str, members: tuple[Member, ...], text: str) -> str:

@@ -147,6 +147,17 @@ def test_second_judges_may_come_and_go(finished: tuple[Path, dict[str, Any]], pl
         assert ledger.counts()["rollouts"] == before
 
 
+def test_a_study_goes_on_with_its_judges_in_another_spelling(
+    finished: tuple[Path, dict[str, Any]], place: Path
+) -> None:
+    flags = ("--judge", "'refusal'", "--confirm-judge", "compact()", "--second-judge", "refusal + compact : any")
+    assert json.loads(search(place, *flags, "--json").stdout) == finished[1]
+    settings = place / "reports" / "s" / "study.toml"
+    settings.write_text(settings.read_text().replace('"compact"', '" compact ( )"'))  # as studies of before have it
+    assert json.loads(search(place, *flags, "--json").stdout) == finished[1]
+    assert 'confirm_judge = "compact"' in settings.read_text()
+
+
 @pytest.mark.parametrize("confirm", [(), ("--confirm-judge", "refusal+compact:all")])
 def test_a_study_goes_on_with_its_own_confirm_judge_alone(place: Path, confirm: tuple[str, ...]) -> None:
     command = ("search", *make_world(place), *SEARCH, "--study", "s", *JUDGES, *confirm)
