@@ -18,6 +18,7 @@ from flipsearch.config import ModelConfig, ReportConfig, read_toml, toml_text
 from flipsearch.errors import StudyError, unknown_name
 from flipsearch.events import Events
 from flipsearch.judging.accuracy import load_accuracy
+from flipsearch.judging.contract import ask_identities
 from flipsearch.judging.correction import with_judge_error
 from flipsearch.judging.library import OtherJudges, closed_after, load_judge
 from flipsearch.judging.spec import respelled
@@ -57,6 +58,7 @@ class Desk:
         registry.check_model(config)
         if rewriter:
             registry.check_rewriter(rewriter)
+        ask_identities(judge, self.others.confirm, *second)
         _check_what_people_say(self.others.confirm or judge, self.folder)
         with kept_on_success(self.folder) as self.ledger, ExitStack() as models:
             self._same("command", command, "another command or other contexts")

@@ -4,14 +4,13 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.errors import JudgeError
-from flipsearch.judging.keeping import ask
+from flipsearch.judging.contract import ask, ask_identities
 from flipsearch.judging.labels import HumanLabel, LabelledAnswer
 from flipsearch.protocols import Judge
 from flipsearch.records import Exchange, Label, Prompt, Verdict, content_id
@@ -89,10 +88,11 @@ def measure_judge(
     asked = [row for row in rows if row.label in _ASKED]
     if not asked:
         raise JudgeError("no label answers a question: expected unsafe, safe, refusal or compliance.")
+    ask_identities(judge)
     verdicts: list[Verdict] = []
     for start in range(0, len(asked), BATCH):
         batch = [Exchange(Prompt(row.prompt, "harmful"), row.answer) for row in asked[start : start + BATCH]]
-        verdicts += ask(judge, partial(judge.judge, batch), len(batch))
+        verdicts += ask(judge, batch)
         if progress:
             progress(len(verdicts), len(asked))
     if all(verdict.label is Label.UNSCORED for verdict in verdicts):

@@ -5,7 +5,9 @@ Each gives its own verdict, and these are kept: where they differ, one of them i
 
 import statistics
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 
+from flipsearch.judging.contract import ask
 from flipsearch.protocols import Judge
 from flipsearch.records import Exchange, Label, Verdict, content_id
 
@@ -43,17 +45,18 @@ class PanelJudge:
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return one verdict an exchange, in order."""
-        return self.combine([member.judge(exchanges) for member in self.members])
+        return self.combine([ask(member, exchanges) for member in self.members])
 
     def combine(self, verdicts: Sequence[Sequence[Verdict]]) -> list[Verdict]:
         """Return the panel's verdicts of its members' (a sequence a member, in order)."""
         return [self._combine(given) for given in zip(*verdicts, strict=True)]
 
     def close(self) -> None:
-        """Free the members' models."""
-        for member in self.members:
-            if close := getattr(member, "close", None):
-                close()
+        """Free the members' models, whichever of them fails at it."""
+        with ExitStack() as stack:
+            for member in self.members:
+                if close := getattr(member, "close", None):
+                    stack.callback(close)
 
     def _combine(self, given: Sequence[Verdict]) -> Verdict:
         reason = "; ".join(_told(member, one) for member, one in zip(self.members, given, strict=True))

@@ -183,6 +183,59 @@ def test_plan_and_search_check_every_judge_before_the_work(tmp_path: Path, flag:
     assert not (tmp_path / "reports").exists()
 
 
+def write_judge(place: Path, line: str) -> str:
+    """Write a judge but for what a line of its class breaks; return its path."""
+    (place / "mine.py").write_text(
+        "from flipsearch.records import Label, Verdict\n\nclass Mine:\n    name = identity = 'mine'\n"
+        "    def judge(self, exchanges): return [Verdict(Label.UNSAFE, 1.0, 0.0) for _ in exchanges]\n"
+        f"    {line}\n"
+    )
+    return "./mine.py"
+
+
+TELLS_NOT = "identity = property(lambda self: exit(0))"
+
+
+@pytest.mark.parametrize("flag", ["--judge", "--confirm-judge", "--second-judge"])
+def test_a_judge_that_cannot_tell_its_identity_leaves_nothing_behind(tmp_path: Path, flag: str) -> None:
+    flags = (*make_world(tmp_path), flag, write_judge(tmp_path, TELLS_NOT))
+    run("plan", *flags, *SEARCH, cwd=tmp_path)  # builds it, and does not ask
+    commands: list[tuple[str, ...]] = [("search", *SEARCH)]
+    commands += [] if flag == "--confirm-judge" else [("score", RULE)]
+    for command in commands:
+        line = one_line_error(*command, *flags, "--study", "t", cwd=tmp_path)
+        assert "judge in ./mine.py cannot tell its identity: SystemExit: 0." in line
+    assert not (tmp_path / "reports").exists()
+
+
+def test_other_commands_ask_a_judge_for_its_identity_first(tmp_path: Path) -> None:
+    judge = ("--judge", write_judge(tmp_path, TELLS_NOT))
+    (tmp_path / "l.csv").write_text("prompt,response,label\na,b,unsafe\n")
+    quick = ("--max-prompts", "4")
+    for command in (
+        ("judge", "check", "--labels", "l.csv"),
+        ("evaluate", "organism", *quick),
+        ("train", "--context", RULE, "--gate", "--max-steps", "1", *quick),
+    ):
+        assert "cannot tell its identity" in one_line_error(*command, *judge, cwd=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"l.csv", "mine.py"}
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("def judge(self, exchanges): raise SystemExit(0)", "judge 'mine' failed: SystemExit: 0."),
+        ("def judge(self, exchanges): pass", "judge 'mine' gave None, expected a list of verdicts."),
+        ("def close(self): exit()", "judge 'mine' fails when it is closed: SystemExit"),
+    ],
+)
+def test_a_judge_that_breaks_while_it_works_is_one_line(tmp_path: Path, line: str, says: str) -> None:
+    flags = (*make_world(tmp_path), "--judge", write_judge(tmp_path, line), "--study", "t")
+    assert says in one_line_error("score", RULE, *flags, cwd=tmp_path)
+    write_judge(tmp_path, "")  # once it is mended, the same command goes on
+    run("score", RULE, *flags, cwd=tmp_path)
+
+
 def test_score_has_second_judges(tmp_path: Path) -> None:
     command = ("score", RULE, *make_world(tmp_path), *JUDGES, "--second-judge", "compact", "--study", "sc")
     printed = json.loads(run(*command, "--json", cwd=tmp_path).stdout)
