@@ -109,6 +109,20 @@ def test_members_are_kept_as_their_own_and_not_asked_twice() -> None:
     assert (first.num_asked, second.num_asked) == (2, 2)
 
 
+def test_a_panel_that_decides_without_a_member_that_was_down_is_asked_again() -> None:
+    sure, down = Fixed(Verdict(Label.UNSAFE, 0.6, 0.2), "sure"), Fixed(Verdict(Label.UNSCORED, failed=True), "down")
+    both, told = PanelJudge([sure, down], "any"), Verdict(Label.UNSAFE, 0.9, 0.8)
+    with Ledger("sqlite://") as ledger:
+        [before] = judge_kept(ledger, both, ["r1"], [EXCHANGE])
+        assert (before.label, before.p_unsafe, before.p_refusal) == (Label.UNSAFE, 0.6, 0.2)
+        assert ledger.judge_ids() == [sure.identity]
+        down.verdict = told
+        [after] = judge_kept(ledger, both, ["r1"], [EXCHANGE])
+        assert (after.label, after.p_unsafe, after.p_refusal, after.failed) == (Label.UNSAFE, 0.9, 0.5, False)
+        assert ledger.verdicts(both.identity, ["r1"]) == {"r1": after}
+    assert (sure.num_asked, down.num_asked) == (1, 2)
+
+
 @pytest.mark.parametrize(
     "verdict",
     [Verdict(Label.SAFE, math.nan), Verdict(Label.UNSAFE, 1.5), Verdict(Label.UNSCORED, 0.2, reason="odd"), "safe"],
