@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from flipsearch import registry
 from flipsearch.bench import Progress
-from flipsearch.config import EvalConfig, ScoreConfig, StudyConfig, make_config, read_toml
+from flipsearch.config import TRAININGS, EvalConfig, ScoreConfig, StudyConfig, make_config, read_toml
 from flipsearch.desk import (
     LEDGER_FILE,
     Desk,
@@ -129,7 +129,7 @@ def train(*, config: Path | None = None, progress: Progress | None = None, **set
     """
     from flipsearch.training.checkpoint import Workplace
     from flipsearch.training.inputs import train_inputs
-    from flipsearch.training.plan import LEDGER_FOLDER, plan_training
+    from flipsearch.training.plan import plan_training
     from flipsearch.training.processes import is_first
     from flipsearch.training.run import run_training
 
@@ -139,7 +139,7 @@ def train(*, config: Path | None = None, progress: Progress | None = None, **set
     if is_first():
         place.check(plan.config.resume)
         ask_identities(judge if plan.asks_judge else None)
-    ledger_path = plan.config.reports / LEDGER_FOLDER / LEDGER_FILE
+    ledger_path = plan.config.reports / TRAININGS / LEDGER_FILE
     with closed_after(judge), place, Ledger(ledger_path) if plan.asks_judge and is_first() else nullcontext() as ledger:
         run, log = run_training(plan, judge, ledger, place, progress)
         if is_first():

@@ -141,7 +141,7 @@ def study_folder(study: Path | str, reports: Path | None) -> Path:
     if not folder.is_dir():
         folder = (reports or ReportConfig().reports) / study
     if not folder.is_dir():
-        known = [p.name for p in folder.parent.glob("*") if p.is_dir()] if folder.parent.is_dir() else []
+        known = [path.parent.name for path in folder.parent.glob(f"*/{SETTINGS_FILE}")]
         raise StudyError(unknown_name("study", str(study), known))
     return folder.resolve() if folder.name in ("", ".", "..") else folder
 

@@ -472,6 +472,13 @@ def test_a_lost_ledger_is_one_line(place: Path) -> None:
     )
 
 
+def test_only_studies_are_offered_where_one_is_unknown(place: Path) -> None:
+    for name in ("_judges", "trainings", "other"):
+        (place / "reports" / name).mkdir()
+    for command in (("report", "t"), ("ledger", "check", "judges"), ("judge", "label", "t", "--to", "l.csv")):
+        assert one_line_error(*command, cwd=place).endswith("Known: s.")
+
+
 def test_several_draws_are_refused_in_one_line(tmp_path: Path) -> None:
     search(tmp_path, *JUDGES, "--temperature", "0.7", "--samples", "2", code=None)
     assert "draws each prompt several times" in one_line_error("judge", "label", "s", "--to", "l.csv", cwd=tmp_path)
