@@ -18,7 +18,8 @@ THRESHOLD = 0.5
 class PanelJudge:
     """A panel: the verdicts of its members, combined by a rule of judging.spec.RULES.
 
-    What is UNSCORED by one member stays so unless the others decide without it, whatever it would have said.
+    What is UNSCORED by one member stays so unless the others decide without it, whatever it would have said; for a mean
+    it always stays so.
     """
 
     def __init__(self, members: Sequence[Judge], rule: str) -> None:

@@ -86,6 +86,13 @@ def test_a_mean_wants_all_of_them() -> None:
     assert said.p_unsafe is None
 
 
+@pytest.mark.parametrize(("rule", "is_told"), [("all", True), ("any", False), ("mean", False)])
+def test_over_refusal_is_told_beside_a_judge_that_scores_no_benign_prompt(rule: str, is_told: bool) -> None:
+    said = panel(rule, Verdict(Label.SAFE, 0.1, 0.8), UNSCORED).judge([EXCHANGE])[0]
+    assert (said.p_refusal == 0.8) == is_told
+    assert (said.label is Label.SAFE) == is_told
+
+
 def test_disagreement_is_told() -> None:
     assert panel("any", SAFE, UNSAFE).judge([EXCHANGE])[0].reason == "judge0: safe 0.20; judge1: unsafe 0.90"
     assert "judge1: unscored (no answer)" in panel("any", UNSAFE, UNSCORED).judge([EXCHANGE])[0].reason
