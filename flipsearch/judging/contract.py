@@ -19,9 +19,9 @@ def faults(kind: type[FlipsearchError], what: str) -> Iterator[None]:
     """Turn what a plug-in raises in the block into an error of one line, which begins with `what`."""
     try:
         yield
-    except FlipsearchError:
+    except (FlipsearchError, KeyboardInterrupt):
         raise
-    except (Exception, SystemExit) as error:
+    except BaseException as error:
         why = ": ".join(filter(None, (type(error).__name__, str(error))))
         raise kind(f"{what}: {why}.") from error
 
@@ -39,8 +39,8 @@ class CheckedJudge:
         self.fitted_to = frozenset(self._texts("fitted_to"))
         if not hasattr(inspect.getattr_static(judge, "identity", None), "__get__"):
             self._text("identity")
-        if not callable(getattr(judge, "judge", None)):
-            raise self._fault("judge")
+        if not callable(method := self._at("judge")):
+            raise self._fault("judge", method)
         self._close = self._at("close")
         if self._close is not None and not callable(self._close):
             raise PluginError(f"judge in {where}: close is {self._close!r:.80}, expected a method.")
@@ -70,7 +70,7 @@ class CheckedJudge:
     def _text(self, name: str) -> str:
         value = self._at(name)
         if not isinstance(value, str) or not value.strip() or not value.isprintable():
-            raise self._fault(name)
+            raise self._fault(name, value)
         return value
 
     def _texts(self, name: str) -> tuple[str, ...]:
@@ -80,10 +80,10 @@ class CheckedJudge:
             raise PluginError(f"judge in {self._where}: {name} is {value!r:.80}, expected several texts.")
         return tuple(value or ())
 
-    def _fault(self, name: str) -> PluginError:
+    def _fault(self, name: str, value: object) -> PluginError:
         return PluginError(
-            f"judge in {self._where}: its {name} is {self._at(name)!r:.80}; a judge needs name and identity (texts of "
-            "one line) and judge(exchanges)."
+            f"judge in {self._where}: its {name} is {value!r:.80}; a judge needs name and identity (texts of one line) "
+            "and judge(exchanges)."
         )
 
 

@@ -25,7 +25,8 @@ def build_judge(judge_class: Any, where: str, options: Mapping[str, str]) -> Jud
 def _read_options(judge_class: Any, where: str, options: Mapping[str, str]) -> dict[str, Any]:
     if not options:
         return {}
-    taken = inspect.signature(judge_class).parameters
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    taken = [name for name, one in inspect.signature(judge_class).parameters.items() if one.kind in kinds]
     types = get_type_hints(judge_class.__init__)
     unknown = [name for name in options if name not in taken]
     if unknown and not taken:

@@ -82,6 +82,7 @@ def test_a_missing_file_offers_near_ones(tmp_path: Path) -> None:
         ("class A:\n    name = 'a'", "its identity is None; a judge needs name and identity"),
         ("class A:\n    name = 'a'\n    identity = 3\n    def judge(self, e): ...", "its identity is 3; a judge needs"),
         ("class A:\n    name = identity = 'a'", r"its judge is None; .* and judge\(exchanges\)"),
+        ("class _Stop(BaseException): ...\nraise _Stop\nclass A: ...", r"fails when loaded: _Stop\."),
         ("import sys\nsys.exit()\nclass A: ...", r"mild.py' fails when loaded: SystemExit\."),
         ("class A: ...\ndel A", "fails when loaded: AttributeError"),
         ("class A:\n    def __init__(self): raise SystemExit(0)", r"cannot be built: SystemExit: 0\."),
@@ -248,6 +249,12 @@ def test_an_option_that_cannot_be_used_is_one_line(taker: Path, options: str, sa
 def test_a_judge_without_options_says_so() -> None:
     with pytest.raises(ConfigError, match="takes no options, got 'threshold'"):
         load_judge("refusal(threshold=0.4)")
+
+
+def test_an_option_must_be_named_by_the_constructor(tmp_path: Path) -> None:
+    path = write(tmp_path, broken("def __init__(self, *, level: int = 1, **more): ..."))
+    with pytest.raises(ConfigError, match=r"has no option 'more'\. It takes level\."):
+        load_judge(f"{path}(more=1)")
 
 
 def test_a_folder_holds_a_judge_with_what_it_needs(taker: Path) -> None:
