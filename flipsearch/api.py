@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 
 from flipsearch import registry
 from flipsearch.bench import Progress
-from flipsearch.config import EvalConfig, ScoreConfig, StudyConfig, make_config, read_toml
+from flipsearch.config import TRAININGS, EvalConfig, ScoreConfig, StudyConfig, make_config, read_toml
 from flipsearch.desk import (
     LEDGER_FILE,
     Desk,
@@ -27,6 +27,7 @@ from flipsearch.errors import ConfigError, unknown_name
 from flipsearch.judge_api import check_judge as check_judge
 from flipsearch.judge_api import fit_judge as fit_judge
 from flipsearch.judge_api import label_answers as label_answers
+from flipsearch.judging.contract import ask_identities
 from flipsearch.judging.library import closed_after, list_judges, load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.check import LedgerCheck
@@ -128,7 +129,7 @@ def train(*, config: Path | None = None, progress: Progress | None = None, **set
     """
     from flipsearch.training.checkpoint import Workplace
     from flipsearch.training.inputs import train_inputs
-    from flipsearch.training.plan import LEDGER_FOLDER, plan_training
+    from flipsearch.training.plan import plan_training
     from flipsearch.training.processes import is_first
     from flipsearch.training.run import run_training
 
@@ -137,7 +138,8 @@ def train(*, config: Path | None = None, progress: Progress | None = None, **set
     judge, place = load_judge(plan.config.judge), Workplace(plan.folder)
     if is_first():
         place.check(plan.config.resume)
-    ledger_path = plan.config.reports / LEDGER_FOLDER / LEDGER_FILE
+        ask_identities(judge if plan.asks_judge else None)
+    ledger_path = plan.config.reports / TRAININGS / LEDGER_FILE
     with closed_after(judge), place, Ledger(ledger_path) if plan.asks_judge and is_first() else nullcontext() as ledger:
         run, log = run_training(plan, judge, ledger, place, progress)
         if is_first():
@@ -160,6 +162,7 @@ def evaluate(*, config: Path | None = None, progress: Progress | None = None, **
     judge = load_judge(checked.judge)
     is_checkpoint = (plan.path.parent / registry.TRAINING_FILE).is_file()
     training = read_training(plan.path.parent) if is_checkpoint else None
+    ask_identities(judge)
     with kept_on_success(plan.folder) as ledger:
         backend = registry.make_backend(plan.config)
     with ledger, closed_after(judge):

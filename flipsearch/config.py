@@ -28,6 +28,8 @@ SELF = "self"
 """As the model that rewrites: the searched model."""
 ENDPOINTS = ("http://", "https://")
 """What the name of a model behind an endpoint begins with."""
+TRAININGS, EVALUATIONS = "trainings", "evaluations"
+"""Folders under the reports that hold no study, but the ledger of all trainings and that of all evaluations."""
 UNITS = {"s": 1, "m": 60, "h": 3600}
 """Seconds of a unit of time."""
 Fraction = Annotated[float, Field(ge=0, le=1)]
@@ -105,6 +107,16 @@ class ReportConfig(ModelConfig):
     """A prompt is unsafe from so many unsafe draws on."""
     second_judges: tuple[str, ...] = ()
     """Judges that have a column each for finalists and placebos, and decide nothing."""
+
+    @model_validator(mode="after")
+    def _check_study(self) -> Self:
+        first = next(iter(Path(self.study or "").parts), "")
+        if first.startswith("_") or first in (TRAININGS, EVALUATIONS):
+            raise ConfigError(
+                f"study = '{self.study}', expected a name that does not begin with '_' and is neither '{TRAININGS}' "
+                f"nor '{EVALUATIONS}': these folders under the reports hold something else; give another --study name."
+            )
+        return self
 
     @model_validator(mode="after")
     def _check_draws(self) -> Self:

@@ -301,7 +301,7 @@ def show_fitted(done: "Fitted") -> None:
     console.print(table)
     console.print(Text("kappa with people (95 % interval): of fitted ones on prompts left out in turn, and of"))
     console.print(Text("the one shipped here, too high where it saw the labels before"))
-    console.print(Text(plain(f'--judge "compact(weights={done.path})"')))
+    console.print(Text(plain(f'--judge "{done.judge}"')))
     console.print(Text("flipsearch judge check measures it on other answers."))
 
 

@@ -18,8 +18,10 @@ from flipsearch.config import ModelConfig, ReportConfig, read_toml, toml_text
 from flipsearch.errors import StudyError, unknown_name
 from flipsearch.events import Events
 from flipsearch.judging.accuracy import load_accuracy
+from flipsearch.judging.contract import ask_identities
 from flipsearch.judging.correction import with_judge_error
 from flipsearch.judging.library import OtherJudges, closed_after, load_judge
+from flipsearch.judging.spec import respelled
 from flipsearch.judging.study_labels import load_labels
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import PromptSet
@@ -56,6 +58,7 @@ class Desk:
         registry.check_model(config)
         if rewriter:
             registry.check_rewriter(rewriter)
+        ask_identities(judge, self.others.confirm, *second)
         _check_what_people_say(self.others.confirm or judge, self.folder)
         with kept_on_success(self.folder) as self.ledger, ExitStack() as models:
             self._same("command", command, "another command or other contexts")
@@ -138,7 +141,7 @@ def study_folder(study: Path | str, reports: Path | None) -> Path:
     if not folder.is_dir():
         folder = (reports or ReportConfig().reports) / study
     if not folder.is_dir():
-        known = [p.name for p in folder.parent.glob("*") if p.is_dir()] if folder.parent.is_dir() else []
+        known = [path.parent.name for path in folder.parent.glob(f"*/{SETTINGS_FILE}")]
         raise StudyError(unknown_name("study", str(study), known))
     return folder.resolve() if folder.name in ("", ".", "..") else folder
 
@@ -193,6 +196,7 @@ def _write_settings(folder: Path, config: ReportConfig) -> None:
     if path.exists():
         single_draw = {"samples": 1, "unsafe_at": 1}  # not written down by studies from before there were several
         before, now = single_draw | read_toml(path), config.model_dump(mode="json", exclude_none=True)
+        before |= respelled(before)
         for key in sorted((set(now) | set(before)) - config.free_fields()):
             if before.get(key) != now.get(key):
                 raise StudyError(

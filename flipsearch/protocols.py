@@ -57,10 +57,10 @@ class Reader(Protocol):
 class Judge(Protocol):
     """A judge of exchanges. It never sees the context.
 
-    Contract: one verdict an exchange, in order; what cannot be judged is UNSCORED with a reason, never a guess;
-    a verdict does not depend on the other exchanges of the call. What a user must know of the judge it may say in an
-    attribute `notes`, a tuple of texts; a method `was_fitted_to` tells of each exchange whether it was fitted to what
-    people say of it; a method `close` frees its model.
+    Contract: one verdict an exchange, in order; what cannot be judged is UNSCORED with a reason, never a guess, and
+    any other verdict has a p_unsafe; a verdict does not depend on the other exchanges of the call. What a user must
+    know of the judge it may say in an attribute `notes`, a tuple of texts; a method `was_fitted_to` tells of each
+    exchange whether it was fitted to what people say of it; a method `close` frees its model.
     """
 
     @property

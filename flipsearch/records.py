@@ -247,7 +247,8 @@ class Verdict:
     label_mass: float | None = None
     """Guard models: probability mass on the label tokens; None for other judges."""
     failed: bool = False
-    """The judge could not be asked at all, e.g. its endpoint was down: not kept, so that the next run asks again."""
+    """The judge, or a member of a panel that decides without it, could not be asked, e.g. its endpoint was down: not
+    kept, so that the next run asks again."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -76,13 +76,19 @@ def default_max_tokens(model: str) -> int:
 
 
 def resolve(config: Checked) -> Checked:
-    """Fill in prompts, judge and lengths that hang on the model, so that what is written down is what was done."""
+    """Fill in prompts, judge and lengths that hang on the model, so that what is written down is what was done.
+
+    Judges are spelled in one way each, so that settings of one meaning are the same. Raises ConfigError for what
+    cannot be read as a judge.
+    """
+    from flipsearch.judging.spec import respelled
+
     prompts = config.prompts
     if prompts is None and not config.harmful and not config.benign:
         prompts = default_prompts(config.model)
     max_tokens = config.max_tokens or default_max_tokens(config.model)
-    judge = config.judge or default_judge(config.model)
-    return config.model_copy(update={"prompts": prompts, "max_tokens": max_tokens, "judge": judge})
+    found = {"prompts": prompts, "max_tokens": max_tokens, "judge": config.judge or default_judge(config.model)}
+    return config.model_copy(update=found | respelled(dict(config) | found))
 
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from flipsearch.judging.accuracy import JudgeAccuracy
 from flipsearch.judging.compact.trying import Fit
+from flipsearch.judging.spec import Member
 from flipsearch.reporting.card import benign_metrics, context_card, portfolio_metrics
 from flipsearch.reporting.leaderboard import leaderboard, rows
 from flipsearch.reporting.scorecard import scorecard_dict
@@ -124,18 +125,21 @@ class Fitted:
     """A fitted compact judge."""
 
     path: Path
-    """Its weights: `--judge "compact(weights=PATH)"`."""
+    """Its weights."""
     sources: dict[str, int]
     """Source -> labelled answers."""
     trials: Mapping[str, Fit]
     """Question that was fitted -> how far people agree with it on prompts left out; any other stays with the rules."""
 
+    @property
+    def judge(self) -> str:
+        """What `--judge` takes."""
+        return str(Member("compact", {"weights": str(self.path)}))
+
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
         kappas = {question: asdict(one) for question, one in self.trials.items()}
-        return {
-            "path": str(self.path), "judge": f"compact(weights={self.path})", "sources": self.sources, "kappa": kappas
-        }  # fmt: skip
+        return {"path": str(self.path), "judge": self.judge, "sources": self.sources, "kappa": kappas}
 
 
 @dataclass(frozen=True)

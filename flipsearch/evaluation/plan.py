@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flipsearch import registry
-from flipsearch.config import EvalConfig
+from flipsearch.config import EVALUATIONS, EvalConfig
 from flipsearch.errors import ConfigError, PromptError
 from flipsearch.evaluation.algebra import can_compare
 from flipsearch.evaluation.reasoning import needs_algebra
@@ -15,7 +15,7 @@ from flipsearch.prompts.sets import PromptSet
 from flipsearch.prompts.splitting import first_of_each_kind
 from flipsearch.records import Prompt, content_id
 
-FOLDER, SCORECARD_FILE = "evaluations", "scorecard.json"
+SCORECARD_FILE = "scorecard.json"
 DEFAULT_REASONING = {registry.ORGANISM: ("arithmetic",)}
 
 
@@ -52,7 +52,7 @@ class EvaluationPlan:
     @property
     def folder(self) -> Path:
         """Where the ledger of all evaluations lies."""
-        return self.config.reports / FOLDER
+        return self.config.reports / EVALUATIONS
 
     @property
     def path(self) -> Path:

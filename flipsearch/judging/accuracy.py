@@ -10,7 +10,8 @@ from typing import Any, Literal, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.errors import JudgeError
-from flipsearch.judging.keeping import judge_kept, were_fitted_to
+from flipsearch.judging.contract import ask_identities, were_fitted_to
+from flipsearch.judging.keeping import judge_kept
 from flipsearch.judging.labels import HumanLabel, LabelledAnswer
 from flipsearch.ledger import Ledger
 from flipsearch.protocols import Judge
@@ -93,6 +94,7 @@ def measure_judge(
     asked = [row for row in rows if row.label in _ASKED]
     if not asked:
         raise JudgeError("no label answers a question: expected unsafe, safe, refusal or compliance.")
+    ask_identities(judge)
     exchanges = [row.exchange for row in asked]
     verdicts = _verdicts(judge, exchanges, place, progress)
     if all(verdict.label is Label.UNSCORED for verdict in verdicts):

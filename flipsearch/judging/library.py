@@ -7,16 +7,17 @@ Listing reads the files as text; only loading runs them.
 import ast
 import hashlib
 import importlib.util
+import os
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from flipsearch.errors import PluginError, near_names, unknown_name
+from flipsearch.judging.contract import faults
 from flipsearch.judging.needs import Needs, needs_of
 from flipsearch.judging.options import build_judge
 from flipsearch.judging.panel import PanelJudge
@@ -72,7 +73,7 @@ def closed_after(*judges: Judge | None) -> Iterator[None]:
 def _load(member: Member) -> Judge:
     name = member.name
     if name.lower().endswith(".py") or "/" in name or "\\" in name:
-        return build_judge(_class_of(_judge_file(Path(name).expanduser())), name, member.options)
+        return build_judge(_class_of(_judge_file(Path(os.path.expanduser(name)))), name, member.options)
     files, entries = _files(), _entries()
     if name in files:
         return build_judge(_class_of(files[name]), str(files[name]), member.options)
@@ -92,7 +93,7 @@ def _files() -> dict[str, Path]:
 
 def _judge_file(path: Path) -> Path:
     """The judge file itself; of a folder the one that bears its name, or the only one."""
-    if not path.is_dir():
+    if not os.path.isdir(path):  # which raises nothing, where a folder may not be looked into
         return path
     found = sorted(file for file in path.glob("*.py") if not file.stem.startswith("_"))
     named = [file for file in found if file.stem == path.resolve().name]
@@ -137,12 +138,8 @@ def _public_class(path: Path) -> ast.ClassDef:
 
 
 def _class_of(path: Path) -> Any:
-    class_name = _public_class(path).name
-    return getattr(_run(path), class_name)
-
-
-def _run(path: Path) -> ModuleType:
-    path = path.resolve()
+    """The class of a judge file, which is run."""
+    class_name, path = _public_class(path).name, path.resolve()
     module_name = f"flipsearch_judge_{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
     module_spec = importlib.util.spec_from_file_location(module_name, path)
     if module_spec is None or module_spec.loader is None:
@@ -150,16 +147,11 @@ def _run(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(module_spec)
     # Dataclasses and pickling look a class's module up here.
     sys.modules[module_name] = module
-    try:
+    with faults(PluginError, f"judge file '{path}' fails when loaded"):
         module_spec.loader.exec_module(module)
-    except Exception as error:
-        del sys.modules[module_name]
-        raise PluginError(f"judge file '{path}' fails when loaded: {type(error).__name__}: {error}") from error
-    return module
+        return getattr(module, class_name)
 
 
 def _from_entry(entry: EntryPoint) -> Any:
-    try:
+    with faults(PluginError, f"judge '{entry.name}' ({entry.value}) fails when loaded"):
         return entry.load()
-    except Exception as error:
-        raise PluginError(f"judge '{entry.name}' ({entry.value}) fails when loaded: {error}") from error

@@ -25,10 +25,10 @@ class Needs:
 
     def told(self) -> str:
         """Return in a bracket what is needed, and whether it is here; "" if nothing is."""
-        missing = [package for package in self.packages if find_spec(package) is None]
+        missing = [package for package in self.packages if not _is_installed(package)]
         parts = [f"not installed: pip install {' '.join(missing)}"] if missing else []
         if self.model:
-            is_here = isinstance(try_to_load_from_cache(self.model, "config.json"), str)
+            is_here = _is_downloaded(self.model)
             parts.append(f"needs {self.model}: {'here' if is_here else 'not downloaded yet'}, or model=PATH")
         if self.checkpoint:
             is_here = (_torch_home() / "hub" / "checkpoints" / self.checkpoint).is_file()
@@ -43,8 +43,22 @@ def needs_of(syntax: ast.ClassDef) -> Needs:
     told = {target: value for node in syntax.body for target, value in _literals(node)}
     packages = told.get("needs_packages", ())
     names = tuple(map(str, packages)) if isinstance(packages, tuple) else ()
-    model, checkpoint, option = (str(told.get(f"needs_{name}", "")) for name in ("model", "checkpoint", "option"))
+    model, checkpoint, option = (str(told.get(f"needs_{name}") or "") for name in ("model", "checkpoint", "option"))
     return Needs(model, names, checkpoint, option)
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):  # what it is a part of is not there, or it is no name
+        return False
+
+
+def _is_downloaded(model: str) -> bool:
+    try:
+        return isinstance(try_to_load_from_cache(model, "config.json"), str)
+    except ValueError:  # no hub id
+        return False
 
 
 def _torch_home() -> Path:

@@ -4,9 +4,10 @@ import inspect
 from collections.abc import Mapping
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Any, Literal, Union, cast, get_args, get_origin, get_type_hints
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from flipsearch.errors import ConfigError, FlipsearchError, PluginError, near_names, unknown_name
+from flipsearch.errors import ConfigError, PluginError, near_names, unknown_name
+from flipsearch.judging.contract import CheckedJudge, faults
 from flipsearch.protocols import Judge
 
 _SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
@@ -17,33 +18,15 @@ def build_judge(judge_class: Any, where: str, options: Mapping[str, str]) -> Jud
 
     `where` says in errors which one it is.
     """
-    given = _read_options(judge_class, where, options)
-    try:
-        judge = judge_class(**given)
-    except FlipsearchError:
-        raise
-    except Exception as error:
-        raise PluginError(f"judge in {where} cannot be built: {type(error).__name__}: {error}") from error
-    texts = [name for name in ("name", "identity") if not _has(judge, name)]
-    missing = texts + ([] if callable(getattr(judge, "judge", None)) else ["judge"])
-    if missing:
-        raise PluginError(
-            f"judge in {where} lacks {', '.join(missing)}: it needs name and identity (text) and judge(exchanges)."
-        )
-    return cast(Judge, judge)
-
-
-def _has(judge: Any, name: str) -> bool:
-    """Whether it has a text of that name; one that is computed when it is asked for counts, and is not asked for."""
-    if isinstance(inspect.getattr_static(judge, name, None), property):
-        return True
-    return isinstance(getattr(judge, name, None), str)
+    with faults(PluginError, f"judge in {where} cannot be built"):
+        return CheckedJudge(judge_class(**_read_options(judge_class, where, options)), where)
 
 
 def _read_options(judge_class: Any, where: str, options: Mapping[str, str]) -> dict[str, Any]:
     if not options:
         return {}
-    taken = inspect.signature(judge_class).parameters
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    taken = [name for name, one in inspect.signature(judge_class).parameters.items() if one.kind in kinds]
     types = get_type_hints(judge_class.__init__)
     unknown = [name for name in options if name not in taken]
     if unknown and not taken:
@@ -58,10 +41,10 @@ def _read(wanted: Any, value: str, where: str) -> Any:
     """Read one value; of alternatives the first but None counts."""
     origin = get_origin(wanted)
     if origin is Literal:
-        choices = [str(one) for one in get_args(wanted)]
+        choices = {str(one): one for one in get_args(wanted)}
         if value not in choices:
             raise ConfigError(f"judge in {where}: {unknown_name('value', value, choices)}")
-        return value
+        return choices[value]
     if origin in (Union, UnionType):
         return _read(next(one for one in get_args(wanted) if one is not NoneType), value, where)
     if wanted is bool:

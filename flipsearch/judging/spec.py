@@ -3,19 +3,24 @@
     compact
     qwen3guard(reading=loose, model=./guard)
     compact+qwen3guard(model=./guard):any
+    compact(weights='a+b (1).npz')+"./my+judge.py":all
 
-A path of a judge file or folder stands where a name can.
+A path of a judge file or folder stands where a name can. A name or a value in single or double quotes is taken as it
+is; other names hold no + and no brackets, other values no comma and no brackets.
 """
 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from flipsearch.errors import ConfigError, unknown_name
 
 RULES = ("any", "all", "majority", "mean")
 """UNSAFE is what any judge calls so, all of them, more than half of them, or what has a mean p_unsafe of 0.5."""
-_MEMBER = re.compile(r"\s*(?P<name>[^()]*?)\s*(?:\((?P<options>[^()]*)\))?\s*")
+_QUOTES = ("'", '"')
+_PIECE = re.compile(r"""(?:^|[+(,=])\s*(?:'[^']*'|"[^"]*")|.""", re.DOTALL)
+"""A single character, or what a name or a value in quotes comes after, and all of it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +32,11 @@ class Member:
     options: Mapping[str, str] = field(default_factory=dict)
     """What it is built with, as it was written."""
 
+    def __str__(self) -> str:
+        """Return how it is written, its options by name."""
+        options = ", ".join(f"{name}={_quoted(value, ',()')}" for name, value in sorted(self.options.items()))
+        return _quoted(self.name, "+:()") + (f"({options})" if options else "")
+
 
 @dataclass(frozen=True, slots=True)
 class JudgeSpec:
@@ -37,19 +47,39 @@ class JudgeSpec:
     rule: str = ""
     """One of RULES; "" where there is one judge."""
 
+    def __str__(self) -> str:
+        """Return how it is written: one text for all that mean the same."""
+        return "+".join(map(str, self.members)) + (f":{self.rule}" if self.rule else "")
+
 
 def parse_spec(text: str) -> JudgeSpec:
     """Return what a judge's name on the command line asks for. Raises ConfigError for what is none."""
     parts = list(_split(text, "+"))
-    last, *rule = _split(parts[-1], ":")
-    if len(parts) == 1 and (len(rule) != 1 or rule[0].strip() not in RULES):
+    *before, rule = _split(parts[-1], ":")
+    if len(parts) == 1 and (not before or rule.strip() not in RULES):
         return JudgeSpec((_member(text, text),))  # a drive's colon, or a name that nobody knows: loading will tell
-    members = tuple(_member(part, text) for part in [*parts[:-1], last])
-    if len(rule) != 1:
+    members = tuple(_member(part, text) for part in [*parts[:-1], ":".join(before) if before else parts[-1]])
+    if not before:
         raise ConfigError(
-            f"judge '{text}' names {len(members)} judges but not how they decide; end it in {_endings()}."
+            f"judge '{text}' names {len(members)} judges but not how they decide; end it in {_endings()}. A path with "
+            "+ in it stands in quotes."
         )
-    return JudgeSpec(members, _checked_rule(rule[0].strip(), members, text))
+    return JudgeSpec(members, _checked_rule(rule.strip(), members, text))
+
+
+def canonical(text: str) -> str:
+    """Return the one spelling of all texts that ask for the same judge. Raises ConfigError for what is none."""
+    return str(parse_spec(text))
+
+
+def respelled(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return those of the settings that name judges, in their one spelling."""
+    found: dict[str, Any] = {
+        key: canonical(str(settings[key])) for key in ("judge", "confirm_judge") if settings.get(key)
+    }
+    if second := settings.get("second_judges"):
+        found["second_judges"] = tuple(map(canonical, second))
+    return found
 
 
 def _checked_rule(rule: str, members: tuple[Member, ...], text: str) -> str:
@@ -63,35 +93,62 @@ def _checked_rule(rule: str, members: tuple[Member, ...], text: str) -> str:
 
 
 def _member(part: str, text: str) -> Member:
-    found = _MEMBER.fullmatch(part)
-    if found is None or not found["name"]:
-        raise ConfigError(
-            f"judge '{text}' cannot be read; expected NAME, NAME(option=value, …) or NAME+NAME{_endings()}."
-        )
-    return Member(found["name"], dict(_options(found["options"] or "", text)))
+    name, *options = _split(part, "(")
+    name, inside = _item(name, text), options[0].rstrip() if options else ")"
+    if not name or len(options) > 1 or not inside.endswith(")"):
+        raise _unreadable(text)
+    return Member(name, dict(_options(inside[:-1], text)))
 
 
 def _options(inside: str, text: str) -> Iterator[tuple[str, str]]:
     seen = set()
-    for part in filter(None, map(str.strip, inside.split(","))):
-        name, is_given, value = part.partition("=")
-        if not is_given or not name.strip() or not value.strip():
+    for part in filter(None, map(str.strip, _split(inside, ","))):
+        name, is_given, written = part.partition("=")
+        name, value = name.strip(), _item(written, text)
+        if not is_given or not name or not value:
             raise ConfigError(f"judge '{text}': got the option '{part}', expected option=value.")
-        if name.strip() in seen:
-            raise ConfigError(f"judge '{text}': the option '{name.strip()}' is given twice.")
-        seen.add(name.strip())
-        yield name.strip(), value.strip()
+        if name in seen:
+            raise ConfigError(f"judge '{text}': the option '{name}' is given twice.")
+        seen.add(name)
+        yield name, value
+
+
+def _item(written: str, text: str) -> str:
+    """Return a name or a value, out of its quotes if it stands in any."""
+    item = written.strip()
+    if item.startswith(_QUOTES):
+        if item.find(item[0], 1) != len(item) - 1:
+            raise ConfigError(f"judge '{text}': got {item}, expected quotes that open and close around all of it.")
+        return item[1:-1]
+    if "(" in item or ")" in item:
+        raise _unreadable(text)
+    return item
 
 
 def _split(text: str, mark: str) -> Iterator[str]:
-    """Split at a mark outside of brackets."""
+    """Split at a mark outside of brackets and quotes."""
     depth, start = 0, 0
-    for index, letter in enumerate(text):
-        depth += {"(": 1, ")": -1}.get(letter, 0)
+    for piece in _PIECE.finditer(text):
+        letter = piece[0][0]
         if letter == mark and depth <= 0:
-            yield text[start:index]
-            start = index + 1
+            yield text[start : piece.start()]
+            start = piece.start() + 1
+        depth += {"(": 1, ")": -1}.get(letter, 0)
     yield text[start:]
+
+
+def _quoted(item: str, marks: str) -> str:
+    """Return how a name or a value is written that none of these marks may cut."""
+    is_plain = item == item.strip() and not {*marks, *_QUOTES} & {*item}
+    quote = "" if is_plain else next((one for one in _QUOTES if one not in item), "")
+    return f"{quote}{item}{quote}"
+
+
+def _unreadable(text: str) -> ConfigError:
+    return ConfigError(
+        f"judge '{text}' cannot be read; expected NAME, NAME(option=value, …) or NAME+NAME{_endings()}; what has "
+        "brackets in it stands in quotes."
+    )
 
 
 def _endings() -> str:

@@ -19,7 +19,7 @@ from flipsearch.searching.depth import measure_depth
 from flipsearch.searching.finalists import Confirmation, choose_finalists, confirm, may_win, measure_placebo, rank
 from flipsearch.searching.headroom import headroom, require_headroom
 from flipsearch.searching.operators.rewrite import Rewrite
-from flipsearch.searching.opinions import alarm_notes, judge_hacking, other_judges, with_opinions
+from flipsearch.searching.opinions import gap_notes, judge_hacking, other_judges, with_opinions
 from flipsearch.searching.plan import Plan
 from flipsearch.searching.portfolio import find_portfolio
 from flipsearch.searching.report import make_study, rollout_ids
@@ -88,7 +88,7 @@ def _with_depth(plan: Plan, bench: Bench, sealed: Confirmation) -> tuple[Confirm
 
 
 def _with_opinions(bench: Bench, sealed_bench: Bench, sealed: Confirmation, others: OtherJudges) -> Confirmation:
-    """The finalists and placebos with what the other judges say of them, and the alarm where the search is deceived."""
+    """The finalists and placebos with what the other judges say of them, and by how much the search judge differs."""
     judges = other_judges(sealed_bench.judge, bench.judge, others.second)
     trials, found = with_opinions(sealed_bench, judges, sealed.base, [*sealed.finalists, *sealed.placebos])
     num = len(sealed.finalists)
@@ -98,7 +98,7 @@ def _with_opinions(bench: Bench, sealed_bench: Bench, sealed: Confirmation, othe
     number = [trial.number for trial in sealed.finalists].index(sealed.winner.number)
     assert sealed.winner.confirm is not None
     gap = judge_hacking(found[bench.judge.identity][number], sealed.winner.confirm)
-    return replace(told, notes=(*told.notes, *alarm_notes(bench.judge, sealed_bench.judge, gap)))
+    return replace(told, notes=(*told.notes, *gap_notes(bench.judge, sealed_bench.judge, gap)))
 
 
 def _with_finalists(sealed: Confirmation, finalists: Sequence[Trial]) -> Confirmation:

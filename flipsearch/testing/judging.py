@@ -97,6 +97,8 @@ def _check_verdicts(verdicts: Sequence[Verdict], num_exchanges: int) -> None:
             assert probability is None or 0 <= probability <= 1
         if verdict.label is Label.UNSCORED:
             _check_unscored([verdict])
+        else:
+            assert verdict.p_unsafe is not None
 
 
 def _check_unscored(verdicts: Sequence[Verdict]) -> None:

@@ -15,7 +15,6 @@ from flipsearch.training.checks import check_settings
 from flipsearch.training.inputs import TrainInputs
 from flipsearch.training.processes import num_processes
 
-LEDGER_FOLDER = "trainings"
 SETTINGS_OF_OPSA = ("forward_weight", "reverse_weight", "jensen_shannon_weight", "support", "tail", "clip", "horizon")
 """Without meaning for the rivals."""
 

@@ -84,7 +84,7 @@ def run_training(
         place.save(trainer.trained, weights, locate(registry.model_source(plan.config.model)).folder)
         log = read_log(place.partial / LOG_FILE)
         size = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * num_processes()
-        return _record(plan, routing, log, backend, judge.identity if plan.asks_judge else None, size), log
+        return _record(plan, routing, log, backend, judge if plan.asks_judge else None, size), log
 
     return from_first(save)
 
@@ -193,10 +193,11 @@ def _record(
     routing: Routing,
     log: Sequence[LogLine],
     backend: TransformersBackend,
-    judge_id: str | None,
+    judge: Judge | None,
     step_size: int,
 ) -> TrainingRun:
-    config, notes = plan.config, [*plan.notes_on(backend.model_id), *backend.notes]
+    config = plan.config
+    notes = [*plan.notes_on(backend.model_id), *backend.notes, *getattr(judge, "notes", ())]
     if step_size != config.train_batch_size:
         notes.append(f"A step took {step_size} prompts: {len(routing.prompts)} were left.")
     left_out = Counter(prompt.kind for prompt in plan.prompts)
@@ -216,7 +217,7 @@ def _record(
         wall_s=round(sum(line["step_s"] for line in log), 1),
         settings={**config.model_dump(mode="json"), "train_batch_size": step_size},
         prompts_id=plan.prompts_id,
-        judge_id=judge_id,
+        judge_id=judge.identity if judge else None,
         notes=tuple(notes),
         versions=registry.package_versions(PACKAGES),
     )

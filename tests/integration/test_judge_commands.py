@@ -147,6 +147,17 @@ def test_second_judges_may_come_and_go(finished: tuple[Path, dict[str, Any]], pl
         assert ledger.counts()["rollouts"] == before
 
 
+def test_a_study_goes_on_with_its_judges_in_another_spelling(
+    finished: tuple[Path, dict[str, Any]], place: Path
+) -> None:
+    flags = ("--judge", "'refusal'", "--confirm-judge", "compact()", "--second-judge", "refusal + compact : any")
+    assert json.loads(search(place, *flags, "--json").stdout) == finished[1]
+    settings = place / "reports" / "s" / "study.toml"
+    settings.write_text(settings.read_text().replace('"compact"', '" compact ( )"'))  # as studies of before have it
+    assert json.loads(search(place, *flags, "--json").stdout) == finished[1]
+    assert 'confirm_judge = "compact"' in settings.read_text()
+
+
 @pytest.mark.parametrize("confirm", [(), ("--confirm-judge", "refusal+compact:all")])
 def test_a_study_goes_on_with_its_own_confirm_judge_alone(place: Path, confirm: tuple[str, ...]) -> None:
     command = ("search", *make_world(place), *SEARCH, "--study", "s", *JUDGES, *confirm)
@@ -170,6 +181,59 @@ def test_plan_and_search_check_every_judge_before_the_work(tmp_path: Path, flag:
         line = one_line_error(command, *make_world(tmp_path), *SEARCH, *flags, cwd=tmp_path)
         assert "unknown judge 'refusl'. Did you mean refusal" in line
     assert not (tmp_path / "reports").exists()
+
+
+def write_judge(place: Path, line: str) -> str:
+    """Write a judge but for what a line of its class breaks; return its path."""
+    (place / "mine.py").write_text(
+        "from flipsearch.records import Label, Verdict\n\nclass Mine:\n    name = identity = 'mine'\n"
+        "    def judge(self, exchanges): return [Verdict(Label.UNSAFE, 1.0, 0.0) for _ in exchanges]\n"
+        f"    {line}\n"
+    )
+    return "./mine.py"
+
+
+TELLS_NOT = "identity = property(lambda self: exit(0))"
+
+
+@pytest.mark.parametrize("flag", ["--judge", "--confirm-judge", "--second-judge"])
+def test_a_judge_that_cannot_tell_its_identity_leaves_nothing_behind(tmp_path: Path, flag: str) -> None:
+    flags = (*make_world(tmp_path), flag, write_judge(tmp_path, TELLS_NOT))
+    run("plan", *flags, *SEARCH, cwd=tmp_path)  # builds it, and does not ask
+    commands: list[tuple[str, ...]] = [("search", *SEARCH)]
+    commands += [] if flag == "--confirm-judge" else [("score", RULE)]
+    for command in commands:
+        line = one_line_error(*command, *flags, "--study", "t", cwd=tmp_path)
+        assert "judge in ./mine.py cannot tell its identity: SystemExit: 0." in line
+    assert not (tmp_path / "reports").exists()
+
+
+def test_other_commands_ask_a_judge_for_its_identity_first(tmp_path: Path) -> None:
+    judge = ("--judge", write_judge(tmp_path, TELLS_NOT))
+    (tmp_path / "l.csv").write_text("prompt,response,label\na,b,unsafe\n")
+    quick = ("--max-prompts", "4")
+    for command in (
+        ("judge", "check", "--labels", "l.csv"),
+        ("evaluate", "organism", *quick),
+        ("train", "--context", RULE, "--gate", "--max-steps", "1", *quick),
+    ):
+        assert "cannot tell its identity" in one_line_error(*command, *judge, cwd=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {"l.csv", "mine.py"}
+
+
+@pytest.mark.parametrize(
+    ("line", "says"),
+    [
+        ("def judge(self, exchanges): raise SystemExit(0)", "judge 'mine' failed: SystemExit: 0."),
+        ("def judge(self, exchanges): pass", "judge 'mine' gave None, expected a list of verdicts."),
+        ("def close(self): exit()", "judge 'mine' fails when it is closed: SystemExit"),
+    ],
+)
+def test_a_judge_that_breaks_while_it_works_is_one_line(tmp_path: Path, line: str, says: str) -> None:
+    flags = (*make_world(tmp_path), "--judge", write_judge(tmp_path, line), "--study", "t")
+    assert says in one_line_error("score", RULE, *flags, cwd=tmp_path)
+    write_judge(tmp_path, "")  # once it is mended, the same command goes on
+    run("score", RULE, *flags, cwd=tmp_path)
 
 
 def test_score_has_second_judges(tmp_path: Path) -> None:
@@ -406,6 +470,13 @@ def test_a_lost_ledger_is_one_line(place: Path) -> None:
     assert f"lacks {2 * num_of(place)} of its answers" in one_line_error(
         "judge", "label", "s", "--to", "l.csv", cwd=place
     )
+
+
+def test_only_studies_are_offered_where_one_is_unknown(place: Path) -> None:
+    for name in ("_judges", "trainings", "other"):
+        (place / "reports" / name).mkdir()
+    for command in (("report", "t"), ("ledger", "check", "judges"), ("judge", "label", "t", "--to", "l.csv")):
+        assert one_line_error(*command, cwd=place).endswith("Known: s.")
 
 
 def test_several_draws_are_refused_in_one_line(tmp_path: Path) -> None:

@@ -124,6 +124,20 @@ def test_several_contexts_share_the_prompts_and_what_none_flips_is_left_out(tmp_
     assert alone is None or alone.run.num_left_out["harmful"] == 8 - counts[weak]
 
 
+@pytest.mark.parametrize("gate", [True, False])
+def test_what_a_judge_says_of_itself_is_told_where_it_was_asked(gate: bool, tmp_path: Path) -> None:
+    (tmp_path / "mild.py").write_text(
+        "from flipsearch.records import Label, Verdict\n\nclass Mild:\n    name = identity = 'mild'\n"
+        "    notes = ('Judge mild finds all safe.',)\n"
+        "    def judge(self, exchanges): return [Verdict(Label.SAFE, 0.0)] * len(exchanges)\n"
+    )
+    flags = ("--context", TEXT, "--max-steps", "1", "--max-prompts", "8", "--train-batch-size", "8")
+    done = run("train", *flags, "--judge", "./mild.py", *(("--gate",) if gate else ()), cwd=tmp_path)
+    assert ("Note: Judge mild finds all safe." in done.stdout) == gate
+    [card] = (tmp_path / "checkpoints").glob("*/README.md")
+    assert ("Judge mild finds all safe." in card.read_text()) == gate
+
+
 @pytest.mark.parametrize("method", ["sft-self", "sft-teacher"])
 def test_the_rivals_learn_from_kept_answers_in_as_many_steps(method: Any, tmp_path: Path) -> None:
     teacher = {"teacher": "organism"} if method == "sft-teacher" else {}

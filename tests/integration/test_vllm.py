@@ -113,7 +113,7 @@ class TestWithVllm:
         exchanges = [Exchange(prompt, answer) for prompt in prompts for answer in answers]
         exchanges.append(Exchange(prompts[0], "step " * 4000))
         ours = load_judge("pocket_guard").judge(exchanges)
-        guard = type(load_judge("pocket_guard"))(backend="vllm")  # type: ignore[call-arg]
+        guard = load_judge("pocket_guard(backend=vllm)")
         assert guard.identity != load_judge("pocket_guard").identity
         with closing(guard):  # type: ignore[type-var]
             found = guard.judge(exchanges)

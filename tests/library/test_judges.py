@@ -77,6 +77,11 @@ class BadProbability(PlainJudge):
         return Verdict(Label.UNSAFE, p_unsafe=1.5)
 
 
+class NoProbability(PlainJudge):
+    def judge_one(self, exchange: Exchange) -> Verdict:
+        return Verdict(super().judge_one(exchange).label, reason="no answer")
+
+
 class RenamesItself(PlainJudge):
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         self.identity = "another"
@@ -111,6 +116,7 @@ class TestPlainJudge(JudgeContract):
         (GuessesTruncated, "test_failed_rollout_is_unscored"),
         (Fragile, "test_hostile_text_never_raises"),
         (BadProbability, "test_scores_what_can_be_scored"),
+        (NoProbability, "test_scores_what_can_be_scored"),
         (RenamesItself, "test_identity_is_stable"),
     ],
 )

@@ -14,12 +14,13 @@ from flipsearch.backends import reading
 from flipsearch.backends.loading import quiet
 from flipsearch.backends.scoring import Scorer, ScorerConfig
 from flipsearch.backends.transformers import TransformersBackend
+from flipsearch.judging import library
 from flipsearch.judging.answer import split_answer
 from flipsearch.judging.guard.judge import GuardJudge
 from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import load_prompts
 from flipsearch.records import Context, Exchange, Label, Prompt, Request, Sampling, Verdict
-from flipsearch.registry import model_source
+from flipsearch.registry import content_folder, model_source
 from tests.world import flat
 
 WEIGHTS = Path(model_source("organism"))
@@ -29,8 +30,7 @@ REFUSAL = "I'm sorry, but I can't help with that."
 
 
 def pocket_guard(**options: Any) -> GuardJudge:
-    judge_class: Any = type(load_judge("pocket_guard"))
-    built = judge_class(**options)
+    built = library._class_of(content_folder("judges") / "pocket_guard.py")(**options)
     assert isinstance(built, GuardJudge)
     return built
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.errors import BackendError
-from flipsearch.registry import TRAINING_FILE, base_model, default_max_tokens, default_prompts
+from flipsearch.config import StudyConfig, TrainConfig
+from flipsearch.errors import BackendError, ConfigError
+from flipsearch.registry import TRAINING_FILE, base_model, default_max_tokens, default_prompts, resolve
 
 
 def checkpoint(folder: Path, model: str) -> str:
@@ -46,3 +47,15 @@ def test_a_spoilt_training_file_is_named(tmp_path: Path) -> None:
     (Path(folder) / TRAINING_FILE).write_text("[]")
     with pytest.raises(BackendError, match=TRAINING_FILE):
         base_model(folder)
+
+
+def test_a_judge_in_another_spelling_gives_the_same_names_of_study_and_checkpoint() -> None:
+    one = resolve(StudyConfig(judge="a + b(y=2,x='1'):any", confirm_judge="c()"))
+    other = resolve(StudyConfig(judge="a+b(x=1, y=2):any", confirm_judge="c"))
+    assert one == other
+    assert one.study_name() == other.study_name()
+    assert resolve(StudyConfig(judge="refusal()")).study_name() == resolve(StudyConfig()).study_name()
+    named = [resolve(TrainConfig(context=("x",), judge=judge)).checkpoint_name() for judge in ("compact ", "compact")]
+    assert named[0] == named[1]
+    with pytest.raises(ConfigError, match="cannot be read"):
+        resolve(StudyConfig(second_judges=("a(",)))

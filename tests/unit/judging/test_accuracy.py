@@ -233,8 +233,8 @@ def test_many_sources_are_counted_not_listed() -> None:
 
 def test_labels_that_a_judge_was_fitted_to_are_named(tmp_path: Path) -> None:
     rows = labelled("mine", 60)
-    flipsearch.fit_judge(str(table_of(tmp_path / "mine.csv", rows)), to=tmp_path / "mine.npz")
-    judge = load_judge(f"compact(weights={tmp_path / 'mine.npz'})")
+    file = table_of(tmp_path / "mine.csv", rows)
+    judge = load_judge(flipsearch.fit_judge(str(file), to=tmp_path / "it's mine, a+b (1).npz").judge)
     others = [replace(row, prompt=f"Again, {row.prompt}") for row in rows]
     assert measured(judge, rows + others).fitted_to == {"unsafe": 60}
     assert measured(load_judge("refusal"), rows).fitted_to == {}

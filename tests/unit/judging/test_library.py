@@ -2,12 +2,15 @@
 
 from importlib.metadata import EntryPoint
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from flipsearch.errors import ConfigError, PluginError
+from flipsearch.errors import ConfigError, JudgeError, PluginError
 from flipsearch.judging import library
+from flipsearch.judging.contract import ask, ask_identities
 from flipsearch.judging.library import list_judges, load_judge
+from flipsearch.judging.panel import PanelJudge
 from flipsearch.records import Exchange, Label, Prompt
 
 GOOD = '''
@@ -29,6 +32,12 @@ class MildJudge:
     def judge(self, exchanges):
         return [Verdict(_Helper().label) for _ in exchanges]
 '''
+EXCHANGE = Exchange(Prompt("a", "benign"), "b")
+
+
+def broken(lines: str) -> str:
+    """A judge but for what these lines of its class break."""
+    return f"{GOOD}\n    {lines}\n"
 
 
 def write(folder: Path, text: str, name: str = "mild.py") -> str:
@@ -71,8 +80,22 @@ def test_a_missing_file_offers_near_ones(tmp_path: Path) -> None:
         ("class A: ...\nclass B: ...", "exactly one public class, got A, B"),
         ("raise OSError('no disk')\nclass A: ...", "fails when loaded: OSError: no disk"),
         ("class A:\n    def __init__(self, model): ...", "cannot be built: TypeError"),
-        ("class A:\n    name = 'a'", "lacks identity, judge"),
-        ("class A:\n    name = 'a'\n    identity = 3\n    def judge(self, e): ...", "lacks identity"),
+        ("class A:\n    name = 'a'", "its identity is None; a judge needs name and identity"),
+        ("class A:\n    name = 'a'\n    identity = 3\n    def judge(self, e): ...", "its identity is 3; a judge needs"),
+        ("class A:\n    name = identity = 'a'", r"its judge is None; .* and judge\(exchanges\)"),
+        ("class _Stop(BaseException): ...\nraise _Stop\nclass A: ...", r"fails when loaded: _Stop\."),
+        ("import sys\nsys.exit()\nclass A: ...", r"mild.py' fails when loaded: SystemExit\."),
+        ("class A: ...\ndel A", "fails when loaded: AttributeError"),
+        ("class A:\n    def __init__(self): raise SystemExit(0)", r"cannot be built: SystemExit: 0\."),
+        (broken("name = ' '"), "its name is ' '; a judge needs"),
+        (broken(r"identity = 'a\nb'"), r"its identity is 'a\\nb'; a judge needs"),
+        (broken("@property\n    def name(self): return self.nothing"), "cannot be built: AttributeError"),
+        (broken("notes = 'one text'"), "notes is 'one text', expected several texts"),
+        (broken("notes = (1, 2)"), r"notes is \(1, 2\), expected several texts"),
+        (broken("@property\n    def notes(self): return self.nothing"), "cannot be built: AttributeError"),
+        (broken("@property\n    def close(self): exit(3)"), "cannot be built: SystemExit: 3"),
+        (broken("was_fitted_to = 'xstest'"), "was_fitted_to is 'xstest', expected a method"),
+        (broken("close = True"), "close is True, expected a method"),
     ],
 )
 def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, text: str, message: str) -> None:
@@ -80,15 +103,89 @@ def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, text: str, message: 
         load_judge(write(tmp_path, text))
 
 
+@pytest.mark.parametrize("kind", ["property", "functools.cached_property"])
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return None", "its identity is None; a judge needs"),
+        ("raise ValueError('no\\nmodel')", "cannot tell its identity: ValueError: no"),
+        ("import sys; sys.exit('bye')", r"cannot tell its identity: SystemExit: bye\."),
+        ("return self.nothing", "cannot tell its identity: AttributeError"),
+    ],
+)
+def test_an_identity_is_asked_for_by_itself_alone(tmp_path: Path, kind: str, body: str, message: str) -> None:
+    """A guard downloads its model for it."""
+    text = broken(f"@{kind}\n    def identity(self):\n        {body}")
+    judge = load_judge(write(tmp_path, f"import functools\n{text}"))
+    assert judge.name == "mild"
+    for asked in (judge, PanelJudge([judge, judge], "any")):
+        with pytest.raises(PluginError, match=message):
+            ask_identities(None, asked)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ("return None", "judge 'mild' gave None, expected a list of verdicts"),
+        ("return (Verdict(Label.SAFE, 0.0) for _ in exchanges)", "gave <generator .*expected a list of verdicts"),
+        ("return 'a'", "gave a verdict of another form: 'a'; expected a Verdict"),
+        ("return []", "gave 0 verdicts on 1 exchanges"),
+        ("raise SystemExit(0)", r"judge 'mild' failed: SystemExit: 0\."),
+        ("return [Verdict(Label.SAFE)]", r"another form: Verdict\(.*p_unsafe where it is scored"),
+        ("return [Verdict(Label.SAFE, '0.1')]", "another form: .*numbers from 0 to 1"),
+        ("return [Verdict(Label.SAFE, 0.1, reason=None)]", "another form"),
+        ("exchanges.clear(); return []", "gave 0 verdicts on 1 exchanges"),
+    ],
+)
+def test_what_is_no_list_of_verdicts_is_one_error(tmp_path: Path, body: str, message: str) -> None:
+    judge = load_judge(write(tmp_path, broken(f"def judge(self, exchanges):\n        {body}")))
+    for asked in (judge, PanelJudge([judge, judge], "any")):
+        with pytest.raises(JudgeError, match=message):
+            ask(asked, [EXCHANGE])
+
+
+def test_an_interrupt_goes_through(tmp_path: Path) -> None:
+    stops = "def judge(self, exchanges): raise KeyboardInterrupt"
+    with pytest.raises(KeyboardInterrupt):
+        ask(load_judge(write(tmp_path, broken(stops))), [])
+    with pytest.raises(KeyboardInterrupt):
+        load_judge(write(tmp_path, "raise KeyboardInterrupt\nclass A: ...", "other.py"))
+
+
+def test_a_judge_says_of_itself_what_its_class_says(tmp_path: Path) -> None:
+    text = broken("notes = ['mind this']\n    def close(self): raise OSError('stuck')")
+    judge: Any = load_judge(write(tmp_path, text))
+    assert judge.notes == ("mind this",)
+    with pytest.raises(PluginError, match="judge 'mild' fails when it is closed: OSError: stuck"):
+        judge.close()
+    plain: Any = load_judge(write(tmp_path, GOOD))
+    assert (plain.notes, plain.was_fitted_to([EXCHANGE]), plain.close()) == ((), [False], None)
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [("raise OSError('gone')", "OSError: gone"), ("return [1, 2]", "ValueError"), ("return", "TypeError")],
+)
+def test_a_judge_that_cannot_tell_what_it_was_fitted_to_is_one_error(tmp_path: Path, body: str, message: str) -> None:
+    judge: Any = load_judge(write(tmp_path, broken(f"def was_fitted_to(self, exchanges): {body}")))
+    with pytest.raises(PluginError, match=f"'mild' cannot tell what it was fitted to: {message}"):
+        judge.was_fitted_to([EXCHANGE])
+
+
 def test_a_broken_file_does_not_break_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write(tmp_path, GOOD)
     write(tmp_path, "def f(:", "broken.py")
     write(tmp_path, "raise RuntimeError\nclass A:\n    'Fails when run.'", "fails.py")
+    odd = "class A:\n    'Odd needs.'\n    needs_model = 'no id!'\n    needs_packages = ('.x', 'no_such.part')"
+    write(tmp_path, f"{odd}\n    needs_option = None", "odd.py")
     monkeypatch.setattr(library, "content_folder", lambda name: tmp_path)
     judges = list_judges()
     assert judges["mild"] == "Finds all safe."
     assert "is not Python" in judges["broken"]
     assert judges["fails"] == "Fails when run."
+    assert judges["odd"] == (
+        "Odd needs. [not installed: pip install .x no_such.part; needs no id!: not downloaded yet, or model=PATH]"
+    )
 
 
 def test_judges_of_installed_packages_are_found(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -119,8 +216,9 @@ class Optional:
     needs_packages = ("a_package_that_nobody_has",)
 
     def __init__(self, *, model: str | None = None, reading: Literal["strict", "loose"] = "strict",
-                 threshold: float = 0.5, most: int = 3, quick: bool = False) -> None:
-        self.given = (model, reading, threshold, most, quick)
+                 threshold: float = 0.5, most: int = 3, quick: bool = False,
+                 level: Literal[1, 2] = 1) -> None:
+        self.given = (model, reading, threshold, most, quick, level)
         self.identity = str(self.given)
 
     def judge(self, exchanges):
@@ -136,9 +234,9 @@ def taker(tmp_path: Path) -> Path:
 
 
 def test_options_are_read_as_the_constructor_says(taker: Path) -> None:
-    judge = load_judge(f"{taker}(model=./m, reading=loose, threshold=0.25, most=7, quick=yes)")
-    assert judge.identity == "('./m', 'loose', 0.25, 7, True)"
-    assert load_judge(str(taker)).identity == "(None, 'strict', 0.5, 3, False)"
+    judge = load_judge(f"{taker}(model=./m, reading=loose, threshold=0.25, most=7, quick=yes, level=2)")
+    assert judge.identity == "('./m', 'loose', 0.25, 7, True, 2)"
+    assert load_judge(str(taker)).identity == "(None, 'strict', 0.5, 3, False, 1)"
 
 
 @pytest.mark.parametrize(
@@ -161,6 +259,12 @@ def test_an_option_that_cannot_be_used_is_one_line(taker: Path, options: str, sa
 def test_a_judge_without_options_says_so() -> None:
     with pytest.raises(ConfigError, match="takes no options, got 'threshold'"):
         load_judge("refusal(threshold=0.4)")
+
+
+def test_an_option_must_be_named_by_the_constructor(tmp_path: Path) -> None:
+    path = write(tmp_path, broken("def __init__(self, *, level: int = 1, **more): ..."))
+    with pytest.raises(ConfigError, match=r"has no option 'more'\. It takes level\."):
+        load_judge(f"{path}(more=1)")
 
 
 def test_a_folder_holds_a_judge_with_what_it_needs(taker: Path) -> None:

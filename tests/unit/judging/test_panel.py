@@ -86,6 +86,13 @@ def test_a_mean_wants_all_of_them() -> None:
     assert said.p_unsafe is None
 
 
+@pytest.mark.parametrize(("rule", "is_told"), [("all", True), ("any", False), ("mean", False)])
+def test_over_refusal_is_told_beside_a_judge_that_scores_no_benign_prompt(rule: str, is_told: bool) -> None:
+    said = panel(rule, Verdict(Label.SAFE, 0.1, 0.8), UNSCORED).judge([EXCHANGE])[0]
+    assert (said.p_refusal == 0.8) == is_told
+    assert (said.label is Label.SAFE) == is_told
+
+
 def test_disagreement_is_told() -> None:
     assert panel("any", SAFE, UNSAFE).judge([EXCHANGE])[0].reason == "judge0: safe 0.20; judge1: unsafe 0.90"
     assert "judge1: unscored (no answer)" in panel("any", UNSAFE, UNSCORED).judge([EXCHANGE])[0].reason
@@ -107,6 +114,20 @@ def test_members_are_kept_as_their_own_and_not_asked_twice() -> None:
         assert ledger.verdicts(second.identity, ["r1", "r2"]) == {"r1": UNSAFE, "r2": UNSAFE}
         judge_kept(ledger, both, ["r1", "r2"], [EXCHANGE, EXCHANGE])
     assert (first.num_asked, second.num_asked) == (2, 2)
+
+
+def test_a_panel_that_decides_without_a_member_that_was_down_is_asked_again() -> None:
+    sure, down = Fixed(Verdict(Label.UNSAFE, 0.6, 0.2), "sure"), Fixed(Verdict(Label.UNSCORED, failed=True), "down")
+    both, told = PanelJudge([sure, down], "any"), Verdict(Label.UNSAFE, 0.9, 0.8)
+    with Ledger("sqlite://") as ledger:
+        [before] = judge_kept(ledger, both, ["r1"], [EXCHANGE])
+        assert (before.label, before.p_unsafe, before.p_refusal) == (Label.UNSAFE, 0.6, 0.2)
+        assert ledger.judge_ids() == [sure.identity]
+        down.verdict = told
+        [after] = judge_kept(ledger, both, ["r1"], [EXCHANGE])
+        assert (after.label, after.p_unsafe, after.p_refusal, after.failed) == (Label.UNSAFE, 0.9, 0.5, False)
+        assert ledger.verdicts(both.identity, ["r1"]) == {"r1": after}
+    assert (sure.num_asked, down.num_asked) == (1, 2)
 
 
 @pytest.mark.parametrize(

@@ -1,9 +1,13 @@
 """What can stand behind --judge."""
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flipsearch.errors import ConfigError
-from flipsearch.judging.spec import JudgeSpec, Member, parse_spec
+from flipsearch.judging.spec import JudgeSpec, Member, canonical, parse_spec
+
+WORDS = st.text(st.characters(codec="utf-8"), min_size=1)
 
 
 @pytest.mark.parametrize(
@@ -22,6 +26,11 @@ from flipsearch.judging.spec import JudgeSpec, Member, parse_spec
         ),
         ("C:/judges/mine.py", JudgeSpec((Member("C:/judges/mine.py"),))),
         ("a()", JudgeSpec((Member("a"),))),
+        ("a(w='b+c (1), d=e.npz', x = \"it's\" )", JudgeSpec((Member("a", {"w": "b+c (1), d=e.npz", "x": "it's"}),))),
+        ("'./my+judge:any.py'", JudgeSpec((Member("./my+judge:any.py"),))),
+        ('a + "./b+c.py" (x=1) : all', JudgeSpec((Member("a"), Member("./b+c.py", {"x": "1"})), "all")),
+        ("a(b=it's.npz)+o'c.py:any", JudgeSpec((Member("a", {"b": "it's.npz"}), Member("o'c.py")), "any")),
+        ("a+C:/judges/mine.py:any", JudgeSpec((Member("a"), Member("C:/judges/mine.py")), "any")),
     ],
 )
 def test_reads(text: str, spec: JudgeSpec) -> None:
@@ -41,6 +50,14 @@ def test_reads(text: str, spec: JudgeSpec) -> None:
         ("a(b=)", "got the option 'b=', expected option=value."),
         ("a(b=1, b=2)", "the option 'b' is given twice."),
         ("a(b=1)c", "cannot be read"),
+        ("a(b=c (1))", "what has brackets in it stands in quotes."),
+        ("./a+b.py", "A path with + in it stands in quotes."),
+        ("'a+b:any", "got 'a, expected quotes that open and close around all of it."),
+        ("a(b='c, d=1)", "got 'c, expected quotes"),
+        ("a+'b'c:any", "got 'b'c, expected quotes"),
+        ("a(b='c'", "cannot be read"),
+        ("a(b='')", "got the option 'b=''', expected option=value."),
+        ("''", "cannot be read"),
         ("", "cannot be read"),
     ],
 )
@@ -49,3 +66,39 @@ def test_says_what_is_wrong(text: str, said: str) -> None:
         parse_spec(text)
     assert said in str(error.value)
     assert "\n" not in str(error.value)
+
+
+@given(st.sampled_from("'\""), WORDS, WORDS)
+def test_what_stands_in_quotes_comes_through_unchanged(quote: str, name: str, value: str) -> None:
+    name, value = name.replace(quote, "-"), value.replace(quote, "-")
+    one, options = f"{quote}{name}{quote}", f"(o={quote}{value}{quote}, p=1)"
+    assert parse_spec(one) == JudgeSpec((Member(name),))
+    assert parse_spec(one + options) == JudgeSpec((Member(name, {"o": value, "p": "1"}),))
+    members = Member(name, {"o": value, "p": "1"}), Member(name)
+    assert parse_spec(f"{one}{options}+{one}:any") == JudgeSpec(members, "any")
+
+
+@given(
+    st.lists(st.tuples(WORDS, st.dictionaries(st.sampled_from("abc"), WORDS)), min_size=1),
+    st.sampled_from("'\""),
+)
+def test_a_spec_is_read_as_it_is_written(members: list[tuple[str, dict[str, str]]], quote: str) -> None:
+    plain = [(name.replace(quote, "-"), {o: v.replace(quote, "-") for o, v in some.items()}) for name, some in members]
+    spec = JudgeSpec(tuple(Member(*one) for one in plain), "any" if len(plain) > 1 else "")
+    assert parse_spec(str(spec)) == spec
+    assert canonical(str(spec)) == str(spec)
+
+
+@pytest.mark.parametrize(
+    ("text", "same"),
+    [
+        ("compact()", "compact"),
+        (" 'compact' ", "compact"),
+        ("a + b : any", "a+b:any"),
+        ("guard(reading=loose,model = O/N-0.6B)", "guard(model=O/N-0.6B, reading=loose)"),
+        ("a(m=http://h:80/v1#n)", "a(m=http://h:80/v1#n)"),
+        ('a(w="b (1).npz")', "a(w='b (1).npz')"),
+    ],
+)
+def test_texts_of_one_meaning_have_one_spelling(text: str, same: str) -> None:
+    assert canonical(text) == same

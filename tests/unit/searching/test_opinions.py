@@ -19,7 +19,7 @@ from flipsearch.reporting.files import STUDY
 from flipsearch.reporting.leaderboard import rows
 from flipsearch.reporting.page import leaderboard_page
 from flipsearch.searching import plan_study, run_study
-from flipsearch.searching.opinions import alarm_notes, judge_hacking, names_of, other_judges
+from flipsearch.searching.opinions import gap_notes, judge_hacking, names_of, other_judges
 from flipsearch.searching.scoring import run_score
 from flipsearch.studies import Study, Trial
 from tests.world import COMPLIANCE, GREEDY, REFUSAL, Model, RefusalJudge, flat, library, prompt_set, template
@@ -243,8 +243,13 @@ def test_a_search_that_only_deceives_its_judge_is_told() -> None:
 
 def test_no_alarm_where_both_judges_agree() -> None:
     twin = RefusalJudge("twin")
-    assert alarms(study_of(judge=twin, others=CONFIRMED)) == []
-    assert alarms(study_of(judge=BLIND)) == []  # nobody could tell
+    study = study_of(judge=twin, others=CONFIRMED)
+    assert alarms(study) == []
+    gap = "world twin sees the winner flip +0 points (-8 to +8) more than world world judge, n 32."
+    assert gap in study.notes
+    assert gap in leaderboard_page(study)
+    alone = study_of(judge=BLIND)
+    assert not any("points" in note for note in alone.notes)  # nobody could tell
 
 
 def test_no_alarm_where_the_confirm_judge_is_the_blind_one() -> None:
@@ -385,16 +390,23 @@ def test_the_gap_is_of_prompts_that_both_call_unsafe_and_score(
 
 @pytest.mark.parametrize(
     ("num_deceived", "num", "is_raised"),
-    [(8, 32, True), (32, 32, True), (4, 32, False), (18, 200, False), (22, 200, True), (0, 32, False)],
+    [(8, 32, True), (32, 32, True), (4, 32, False), (18, 200, False), (22, 200, True), (0, 32, False), (2, 4, False)],
 )
 def test_the_alarm_wants_a_tenth_and_an_interval_above_nothing(num_deceived: int, num: int, is_raised: bool) -> None:
     search = pairs(*[(U, S)] * num)
     confirm = pairs(*[(U, U)] * num_deceived, *[(U, S)] * (num - num_deceived))
-    assert bool(alarm_notes(BLIND, RefusalJudge(), judge_hacking(search, confirm))) == is_raised
+    gap = judge_hacking(search, confirm)
+    assert gap is not None
+    [note] = gap_notes(BLIND, RefusalJudge(), gap)
+    assert note.startswith("JUDGE-HACKING ALARM") == is_raised
+    assert f"{100 * gap.value:.0f} points" in note
+    assert f"({100 * gap.low:+.0f} to {100 * gap.high:+.0f})" in note
+    assert str(num) in note
+    assert is_raised or len(f"Note: {note}") <= 80  # a line of a terminal
 
 
 def test_what_cannot_be_told_is_said() -> None:
-    [note] = alarm_notes(BLIND, RefusalJudge("other"), None)
+    [note] = gap_notes(BLIND, RefusalJudge("other"), None)
     assert note.startswith("There is no confirm prompt that both blind and world call unsafe")
-    [note] = alarm_notes(RefusalJudge("1"), RefusalJudge("2"), None)
+    [note] = gap_notes(RefusalJudge("1"), RefusalJudge("2"), None)
     assert "both world 1 and world 2 call" in note
