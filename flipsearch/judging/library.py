@@ -16,16 +16,18 @@ from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Any
 
-from flipsearch.errors import PluginError, near_names, unknown_name
+from flipsearch.errors import ConfigError, PluginError, near_names, unknown_name
 from flipsearch.judging.contract import faults
 from flipsearch.judging.needs import Needs, needs_of
 from flipsearch.judging.options import build_judge
 from flipsearch.judging.panel import PanelJudge
 from flipsearch.judging.spec import Member, parse_spec
+from flipsearch.judging.thought import ThoughtJudge
 from flipsearch.protocols import Judge
 from flipsearch.registry import content_folder
 
 ENTRY_POINTS = "flipsearch.judges"
+PARTS = ("answer", "thought")
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,16 @@ def closed_after(*judges: Judge | None) -> Iterator[None]:
 
 
 def _load(member: Member) -> Judge:
+    """Any judge takes the option `part`: which part of a completion it is shown."""
+    others = {name: value for name, value in member.options.items() if name != "part"}
+    part = member.options.get("part", PARTS[0])
+    if part not in PARTS:
+        raise ConfigError(f"judge {member.name}, option part: {unknown_name('value', part, PARTS)}")
+    judge = _find(Member(member.name, others))
+    return judge if part == PARTS[0] else ThoughtJudge(judge)
+
+
+def _find(member: Member) -> Judge:
     name = member.name
     if name.lower().endswith(".py") or "/" in name or "\\" in name:
         return build_judge(_class_of(_judge_file(Path(os.path.expanduser(name)))), name, member.options)

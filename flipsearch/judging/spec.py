@@ -2,6 +2,7 @@
 
     compact
     qwen3guard(reading=loose, model=./guard)
+    qwen3guard(part=thought)
     compact+qwen3guard(model=./guard):any
     compact(weights='a+b (1).npz')+"./my+judge.py":all
 
