@@ -95,8 +95,9 @@ class Asker:
 
     def _encode(self, question: Question) -> Ids:
         text = self._template.render(question.content, self._control.defuse) + question.begun
-        # The template spells out the special tokens; the tokenizer must not add its own.
-        return (*self._begin, *self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        # The template spells out the special tokens, so the tokenizer must not add its own; nor shall it warn of a
+        # long text, which becomes a verdict.
+        return (*self._begin, *self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _decide(
         self, ids: Ids, log_probs: Sequence[tuple[float, ...]], num_answers: int, min_mass: float
