@@ -33,7 +33,10 @@ class Qwen3GuardJudge(GuardJudge):
         for end in ("BEGIN", "END")
         for what in ("SAFETY POLICY", "UNSAFE CONTENT CATEGORIES", "REFUSAL POLICY", "CONVERSATION")
     )
-    roles = ("USER:", "ASSISTANT:")
+    roles = (
+        *("USER:", "ASSISTANT:"),
+        *("Safety: Safe", "Safety: Controversial", "Safety: Unsafe", "Categories: None", "Refusal: Yes", "Refusal: No"),
+    )
     begun = "Safety:"
     refusal_steps = (
         Step("\nCategories:", tuple(Answer(one, unsafe=0) for one in _CATEGORIES), known=((" Safe", " None"),)),

@@ -52,7 +52,7 @@ class GuardJudge:
     markers: ClassVar[tuple[str, ...]] = ()
     """What only the template may write, wherever it stands."""
     roles: ClassVar[tuple[str, ...]] = ()
-    """What only the template may write at the beginning of a line."""
+    """What only the template or the guard may write at the beginning of a line, besides the template's own lines."""
     begun: ClassVar[str] = ""
     """What the guard is made to begin with: what all its answers begin with."""
     answers: tuple[Answer, ...]
