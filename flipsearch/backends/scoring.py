@@ -78,7 +78,8 @@ class ScorerConfig:
 
     def identity(self) -> str:
         """Return a hash of what can change a reading; a hub model is downloaded for it, if it is not here yet."""
-        return content_id("scorer", self._files().fingerprint, self.backend, self.chosen_dtype())
+        room = VLLM_TOKENS if self.backend == "vllm" else None
+        return content_id("scorer", self._files().fingerprint, self.backend, self.chosen_dtype(), room)
 
     def load(self) -> Scorer:
         """Return the loaded model; BackendError if it cannot be loaded."""

@@ -201,6 +201,16 @@ def test_refusal_that_cannot_be_read_is_left_open(build: Any) -> None:
     assert (verdict.label, verdict.p_refusal) == (Label.SAFE, None)
 
 
+@pytest.mark.parametrize(("constant", "value"), [("MIN_MASS", 0.8), ("ROUNDING", 0.1), ("DIGITS", 2)])
+def test_another_constant_is_another_judge(
+    constant: str, value: float, folder: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = guard("llama_guard_3", model=folder).identity
+    assert guard("llama_guard_3", model=folder).identity == before
+    monkeypatch.setattr(f"flipsearch.judging.guard.answers.{constant}", value)
+    assert guard("llama_guard_3", model=folder).identity != before
+
+
 def test_the_two_readings_are_two_judges(folder: str) -> None:
     assert guard("qwen3guard", model=folder).identity != guard("qwen3guard", model=folder, reading="loose").identity
     with pytest.raises(ConfigError, match=r"unknown reading 'strictest'\. Did you mean strict"):

@@ -15,7 +15,7 @@ from typing import ClassVar
 from flipsearch.backends.scoring import Scorer, ScorerConfig
 from flipsearch.errors import ConfigError
 from flipsearch.judging.answer import what_to_judge
-from flipsearch.judging.guard.answers import Answer, Decision, Step
+from flipsearch.judging.guard.answers import Answer, Decision, Step, constants
 from flipsearch.judging.guard.asking import Asker, Question
 from flipsearch.judging.guard.template import GuardTemplate
 from flipsearch.records import Exchange, Label, Verdict, content_id
@@ -90,7 +90,7 @@ class GuardJudge:
             self._identity = content_id(
                 *("judge", "guard", VERSION, self.name, self.version, self.threshold, self.config.identity()),
                 *(self.template.text, self.begun, self.begins, self.trims, self.markers, self.roles),
-                *(_told(self.answers), [dict(one) for one in self.variants]),
+                *(_told(self.answers), [dict(one) for one in self.variants], constants()),
                 [(step.prefix, _told(step.answers), step.known) for step in self.refusal_steps],
             )
         return self._identity
