@@ -27,7 +27,7 @@ from flipsearch.errors import ConfigError, unknown_name
 from flipsearch.judge_api import check_judge as check_judge
 from flipsearch.judge_api import fit_judge as fit_judge
 from flipsearch.judge_api import label_answers as label_answers
-from flipsearch.judging.library import closed_after, list_judges, load_judge
+from flipsearch.judging.library import closed_after, list_judges, load_judge, share_left
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.check import LedgerCheck
 from flipsearch.ledger.check import check_ledger as check
@@ -161,7 +161,7 @@ def evaluate(*, config: Path | None = None, progress: Progress | None = None, **
     is_checkpoint = (plan.path.parent / registry.TRAINING_FILE).is_file()
     training = read_training(plan.path.parent) if is_checkpoint else None
     with kept_on_success(plan.folder) as ledger:
-        backend = registry.make_backend(plan.config)
+        backend = registry.make_backend(plan.config, memory_share=share_left(judge))
     with ledger, closed_after(judge):
         card = run_evaluation(plan, judge, ledger, backend, progress)
     write_scorecard(card, plan.path)

@@ -59,8 +59,9 @@ class Judge(Protocol):
 
     Contract: one verdict an exchange, in order; what cannot be judged is UNSCORED with a reason, never a guess;
     a verdict does not depend on the other exchanges of the call. What a user must know of the judge it may say in an
-    attribute `notes`, a tuple of texts; the sources of labels that it was fitted to in `fitted_to`; a method `close`
-    frees its model.
+    attribute `notes`, a tuple of texts; the sources of labels that it was fitted to in `fitted_to`; what its own engine
+    takes of what vLLM alone would take of a GPU in `memory_share`. A method `close` frees its model, which is loaded
+    again if there is more to judge.
     """
 
     @property

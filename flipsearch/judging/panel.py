@@ -41,6 +41,11 @@ class PanelJudge:
         """Sources of labels that any member was fitted to."""
         return frozenset(source for member in self.members for source in getattr(member, "fitted_to", ()))
 
+    @property
+    def memory_share(self) -> float:
+        """What its members' models take together."""
+        return sum(getattr(member, "memory_share", 0.0) for member in self.members)
+
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return one verdict an exchange, in order."""
         return self.combine([member.judge(exchanges) for member in self.members])

@@ -30,9 +30,9 @@ class GuardJudge:
     """A guard model as a judge; a subclass says which.
 
     Options: `model` (hub id or folder; None is the judge's own), `backend` ("transformers" or "vllm"), `device`,
-    `dtype`, `batch_size`, and `threshold`, the p_unsafe from which an exchange is UNSAFE. Raises ConfigError,
-    BackendError or PluginError for what is wrong with them; weights load at the first exchange. Benign prompts are
-    judged as any other.
+    `dtype`, `batch_size`, `memory_share` (on vLLM, of a GPU), and `threshold`, the p_unsafe from which an exchange is
+    UNSAFE. Raises ConfigError, BackendError or PluginError for what is wrong with them; weights load at the first
+    exchange. Benign prompts are judged as any other.
     """
 
     name: str
@@ -70,13 +70,17 @@ class GuardJudge:
         device: str = "auto",
         dtype: str = "auto",
         batch_size: int | None = None,
+        memory_share: float | None = None,
         threshold: float = 0.5,
     ) -> None:
         if not 0 < threshold < 1:
             raise ConfigError(f"threshold is {threshold}, expected more than 0 and less than 1.")
         self.threshold = threshold
-        self.config = ScorerConfig(model or self.needs_model or self.built_in_model, backend, device, dtype, batch_size)
+        chosen = model or self.needs_model or self.built_in_model
+        self.config = ScorerConfig(chosen, backend, device, dtype, batch_size, memory_share)
         self.config.check()
+        self.memory_share = self.config.taken_share()
+        """Of what vLLM alone would take of a GPU; 0 where the guard is not on vLLM."""
         self.template = GuardTemplate(self.template_file, self.markers, self.roles)
         self._identity = ""
         self._said: dict[str, Verdict] = {}
