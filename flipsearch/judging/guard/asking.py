@@ -14,6 +14,8 @@ from flipsearch.judging.guard.answers import MIN_MASS, Answer, Decision, decide
 from flipsearch.judging.guard.template import PROBE, GuardTemplate
 
 Ids = tuple[int, ...]
+OUT_OF_MEMORY = "out of memory with this exchange alone"
+"""How the reason begins where there is no decision for want of memory: elsewhere there may be one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +105,7 @@ class Asker:
         self, ids: Ids, log_probs: Sequence[tuple[float, ...]], num_answers: int, min_mass: float
     ) -> Decision | str:
         if len(log_probs) < num_answers:
-            return f"out of memory with this exchange alone ({len(ids)} tokens)"
+            return f"{OUT_OF_MEMORY} ({len(ids)} tokens)"
         return decide(log_probs, min_mass)
 
     def _begin_id(self) -> int:

@@ -16,7 +16,7 @@ from flipsearch.backends.scoring import Scorer, ScorerConfig
 from flipsearch.errors import ConfigError
 from flipsearch.judging.answer import what_to_judge
 from flipsearch.judging.guard.answers import Answer, Decision, Step, constants
-from flipsearch.judging.guard.asking import Asker, Question
+from flipsearch.judging.guard.asking import OUT_OF_MEMORY, Asker, Question
 from flipsearch.judging.guard.template import GuardTemplate
 from flipsearch.records import Exchange, Label, Verdict, content_id
 
@@ -106,7 +106,7 @@ class GuardJudge:
         new = {key: one for key, one in zip(keys, shown, strict=True) if key and key not in self._said}
         found = dict(zip(new, self._judge([one for one in new.values() if not isinstance(one, Verdict)]), strict=True))
         told = {**self._said, **found}
-        self._said = dict(list(told.items())[-REMEMBERED:])
+        self._said = {key: one for key, one in list(told.items())[-REMEMBERED:] if not one.failed}
         return [one if isinstance(one, Verdict) else told[key] for key, one in zip(keys, shown, strict=True)]
 
     def close(self) -> None:
@@ -174,7 +174,8 @@ class GuardJudge:
     def _verdict(self, decisions: Sequence[Decision | str], p_refusal: float | None) -> Verdict:
         read = [one for one in decisions if isinstance(one, Decision)]
         if len(read) < len(decisions):
-            return Verdict(Label.UNSCORED, reason=next(one for one in decisions if isinstance(one, str)))
+            reason = next(one for one in decisions if isinstance(one, str))
+            return Verdict(Label.UNSCORED, reason=reason, failed=reason.startswith(OUT_OF_MEMORY))
         values = [answer.unsafe for answer in self.answers]
         p_unsafe, mass = max(one.mean(values) for one in read), min(one.mass for one in read)
         label = Label.UNSAFE if p_unsafe >= self.threshold else Label.SAFE
