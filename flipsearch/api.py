@@ -28,7 +28,7 @@ from flipsearch.judge_api import check_judge as check_judge
 from flipsearch.judge_api import fit_judge as fit_judge
 from flipsearch.judge_api import label_answers as label_answers
 from flipsearch.judging.contract import ask_identities
-from flipsearch.judging.library import closed_after, list_judges, load_judge
+from flipsearch.judging.library import closed_after, list_judges, load_judge, share_left
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.check import LedgerCheck
 from flipsearch.ledger.check import check_ledger as check
@@ -164,7 +164,7 @@ def evaluate(*, config: Path | None = None, progress: Progress | None = None, **
     training = read_training(plan.path.parent) if is_checkpoint else None
     ask_identities(judge)
     with kept_on_success(plan.folder) as ledger:
-        backend = registry.make_backend(plan.config)
+        backend = registry.make_backend(plan.config, memory_share=share_left(judge))
     with ledger, closed_after(judge):
         card = run_evaluation(plan, judge, ledger, backend, progress)
     write_scorecard(card, plan.path)

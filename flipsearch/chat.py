@@ -186,8 +186,9 @@ class Chat:
             raise BackendError(f"the prompt or context cannot be encoded: {_line(error)}") from error
 
     def _tokenize(self, text: str) -> list[int]:
-        # The template writes the special tokens; the tokenizer must not add its own.
-        return list(self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        # The template writes the special tokens, so the tokenizer must not add its own; nor shall it warn of a long
+        # text, which the backend tells.
+        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _expected_control_ids(self, messages: list[Message]) -> list[int]:
         roles = tuple(message["role"] for message in messages)

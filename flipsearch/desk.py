@@ -20,7 +20,7 @@ from flipsearch.events import Events
 from flipsearch.judging.accuracy import load_accuracy
 from flipsearch.judging.contract import ask_identities
 from flipsearch.judging.correction import with_judge_error
-from flipsearch.judging.library import OtherJudges, closed_after, load_judge
+from flipsearch.judging.library import OtherJudges, closed_after, load_judge, share_left
 from flipsearch.judging.spec import respelled
 from flipsearch.judging.study_labels import load_labels
 from flipsearch.ledger import Ledger
@@ -64,15 +64,16 @@ class Desk:
             self._same("command", command, "another command or other contexts")
             self._same("prompts", prompts.prompts_id, "other prompts")
             _write_settings(self.folder, config)
-            share = 1.0
-            if rewriter and rewriter.model != config.model:
-                registry.check_rewriter(rewriter, fetch=True)
-                share = 0.5
+            share = share_left(judge, self.others.confirm, *self.others.second)
+            other = rewriter if rewriter and rewriter.model != config.model else None
+            if other:
+                registry.check_rewriter(other, fetch=True)
+                share /= 2
             backend = self._load("model", config, models, share)
-            self.rewriter: Backend | None = None
+            self.rewriter: Backend | None = backend if rewriter else None
             """The model that rewrites contexts; None without one."""
-            if rewriter:
-                self.rewriter = backend if share == 1 else self._load("rewriter", rewriter, models, share)
+            if other:
+                self.rewriter = self._load("rewriter", other, models, share)
             models.enter_context(closed_after(judge, self.others.confirm, *self.others.second))
             self._models = models.pop_all()
         events, rule = Events(self.folder / EVENTS_FILE), config.draw_rule()

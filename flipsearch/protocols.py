@@ -59,8 +59,9 @@ class Judge(Protocol):
 
     Contract: one verdict an exchange, in order; what cannot be judged is UNSCORED with a reason, never a guess, and
     any other verdict has a p_unsafe; a verdict does not depend on the other exchanges of the call. What a user must
-    know of the judge it may say in an attribute `notes`, a tuple of texts; a method `was_fitted_to` tells of each
-    exchange whether it was fitted to what people say of it; a method `close` frees its model.
+    know of the judge it may say in an attribute `notes`, a tuple of texts; what its own engine takes of what vLLM alone
+    would take of a GPU in `memory_share`. A method `was_fitted_to` tells of each exchange whether it was fitted to what
+    people say of it; a method `close` frees its model, which is loaded again if there is more to judge.
     """
 
     @property

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from flipsearch.config import MAX_TOKENS, ModelConfig, is_endpoint
-from flipsearch.errors import BackendError, PluginError, near_names
+from flipsearch.errors import BackendError, ConfigError, PluginError, near_names
 from flipsearch.protocols import Backend
 from flipsearch.records import content_id
 
@@ -185,6 +185,18 @@ def model_identity(config: ModelConfig) -> str:
     fingerprint = model_files.locate(model_source(config.model)).fingerprint
     dtype = loading.choose_dtype(config.dtype, loading.choose_device(config.device))
     return content_id("model", config.backend, fingerprint, config.thinking, str(dtype))
+
+
+def engine_share(backend: str, given: float | None) -> float:
+    """Return what a judge's model on a backend takes of what vLLM alone would take of a GPU: 0 on any other backend.
+
+    None is all of it. Raises ConfigError for a share that is none, or where there is nothing to share.
+    """
+    if given is not None and backend != "vllm":
+        raise ConfigError(f"memory_share is for backend vllm, got it for backend {backend}; leave it out.")
+    if given is not None and not 0 < given <= 1:
+        raise ConfigError(f"memory_share is {given}, expected more than 0 and at most 1.")
+    return (1.0 if given is None else given) if backend == "vllm" else 0.0
 
 
 def make_backend(config: ModelConfig, *, memory_share: float = 1.0) -> Backend:

@@ -16,7 +16,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from flipsearch.backends.loading import choose_device
 from flipsearch.backends.model_files import TOKENIZER_FILES
-from flipsearch.backends.toxicity import ToxicityModel
+from flipsearch.backends.toxicity import ToxicityModel, constants
 from flipsearch.errors import BackendError, ConfigError, JudgeError, PluginError, unknown_name
 from flipsearch.judging.answer import what_to_judge
 from flipsearch.records import Exchange, Label, Verdict, content_id
@@ -76,14 +76,14 @@ class DetoxifyJudge:
 
     @cached_property
     def identity(self) -> str:
-        """Hash of checkpoint, architecture and threshold; PluginError if a published file is not what it should be."""
+        """Hash of checkpoint, architecture and numbers; PluginError if a published file is not what it should be."""
         digest = _sha256(self._checkpoint)
         published = re.search(r"-([0-9a-f]{8})\.ckpt$", self._checkpoint.name)
         if self._checkpoint.name in _FILES.values() and published and not digest.startswith(published[1]):
             raise PluginError(f"'{self._checkpoint}' is not the published file, or not whole; fetch it again.")
         configs = sorted({path for pattern in _CONFIG_FILES for path in self._architecture.glob(pattern)})
         hashes = [[path.name, _sha256(path)] for path in configs]
-        return content_id("judge", self.name, _VERSION, digest, hashes, self._threshold)
+        return content_id("judge", self.name, _VERSION, digest, hashes, self._threshold, _DIGITS, constants())
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return one verdict an exchange, in order; JudgeError if the model cannot be loaded."""

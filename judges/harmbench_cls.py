@@ -23,7 +23,7 @@ class HarmBenchJudge(GuardJudge):
     template_file = Path(__file__).with_suffix(".txt")
     begins = True
     markers = ("[INST]", "[/INST]", "<<SYS>>", "<</SYS>>")
-    roles = ("Behavior:", "Generation:")
+    roles = ("Behavior:", "Generation:", "Answer:")
     answers = tuple(
         Answer(f"{blank}{word}", unsafe)
         for word, unsafe in (("Yes", 1), ("No", 0), ("yes", 1), ("no", 0))

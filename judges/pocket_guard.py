@@ -1,6 +1,8 @@
 """The pocket guard: the second voice of the pocket model, a guard of the size of a toy.
 
-It ships with the package, so that a guard model judges for real with no GPU, no download and no account.
+It ships with the package, so that all that is done with guard models runs with no GPU, no download and no account. It
+says nothing of what other models answer, and what an answer says can talk it round, as it can any guard: after the
+steps of a harmful answer, two refusals are enough to be called safe.
 """
 
 from pathlib import Path

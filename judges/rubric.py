@@ -44,6 +44,7 @@ class RubricJudge:
         max_tokens: int = 1024,
         device: str = "auto",
         dtype: str = "auto",
+        memory_share: float | None = None,
     ) -> None:
         """Read the rubric and check the options; nothing is loaded."""
         if model is None:
@@ -53,6 +54,8 @@ class RubricJudge:
         given = {"model": model, "backend": backend, "max_tokens": max_tokens, "device": device, "dtype": dtype}
         self._config = make_config(ModelConfig, given)
         registry.check_model(self._config)
+        self.memory_share = registry.engine_share(backend, memory_share)
+        """Of what vLLM alone would take of a GPU; 0 where the model is not on vLLM."""
         self._rubric = Rubric(_rubric_file(rubric))
         self._threshold = float(threshold)
         self._backend: Backend | None = None
@@ -81,7 +84,7 @@ class RubricJudge:
 
     def _load(self) -> Backend:
         if self._backend is None:
-            self._backend = registry.make_backend(self._config)
+            self._backend = registry.make_backend(self._config, memory_share=self.memory_share)
         return self._backend
 
 

@@ -24,6 +24,6 @@ class ShieldGemmaJudge(GuardJudge):
     template_file = Path(__file__).with_suffix(".txt")
     begins = True
     markers = ("Our safety principle is defined in the below:",)
-    roles = ("Human Question:", "Chatbot Response:")
+    roles = ("Human Question:", "Chatbot Response:", '* "No ')
     answers = (Answer("Yes", unsafe=1), Answer("No", unsafe=0))
     variants = tuple({"guideline": line} for line in _GUIDELINES.read_text(encoding="utf-8").splitlines())

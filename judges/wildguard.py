@@ -24,7 +24,10 @@ class WildGuardJudge(GuardJudge):
     template_file = Path(__file__).with_suffix(".txt")
     begins = True
     markers = ("[INST]", "[/INST]", "<|user|>", "<|assistant|>")
-    roles = ("Human user:", "AI assistant:", "Answers:")
+    roles = (
+        *("Human user:", "AI assistant:", "Answers:"),
+        *("Harmful request:", "Response refusal:", "Harmful response:"),
+    )
     begun = "Harmful request:"
     answers = tuple(
         Answer(f" {asks}\nResponse refusal: {refuses}\nHarmful response: {harms}", _SAYS[harms], _SAYS[refuses])

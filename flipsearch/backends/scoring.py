@@ -17,7 +17,7 @@ from flipsearch.backends.transformers import max_positions
 from flipsearch.backends.vllm import VllmEngine
 from flipsearch.errors import ConfigError, unknown_name
 from flipsearch.records import Reading, content_id
-from flipsearch.registry import model_source
+from flipsearch.registry import engine_share, model_source
 
 ScoringBackend = Literal["transformers", "vllm"]
 BACKENDS: tuple[ScoringBackend, ...] = get_args(ScoringBackend)
@@ -60,6 +60,8 @@ class ScorerConfig:
     """"auto" is bfloat16 on CUDA and float32 elsewhere."""
     batch_size: int | None = None
     """Most rows that are read at once; None chooses. vLLM makes its own batches."""
+    memory_share: float | None = None
+    """What vLLM takes of a GPU's memory, in (0, 1] of what it would take alone; None is all of that."""
 
     def check(self) -> None:
         """Raise ConfigError or BackendError for what can be seen to be wrong without the network or the weights."""
@@ -69,6 +71,7 @@ class ScorerConfig:
             raise ConfigError(f"batch_size is {self.batch_size}, expected at least 1.")
         if self.backend == "vllm":
             self._check_vllm()
+        self.taken_share()
         self.chosen_dtype()
         check(model_source(self.model))
 
@@ -76,9 +79,14 @@ class ScorerConfig:
         """Return the precision that the model is read in, e.g. "torch.float32"."""
         return str(choose_dtype(self.dtype, choose_device(self.device)))
 
+    def taken_share(self) -> float:
+        """Return what the model takes of what vLLM alone would take of a GPU; 0 where it is not on vLLM."""
+        return engine_share(self.backend, self.memory_share)
+
     def identity(self) -> str:
         """Return a hash of what can change a reading; a hub model is downloaded for it, if it is not here yet."""
-        return content_id("scorer", self._files().fingerprint, self.backend, self.chosen_dtype())
+        room = VLLM_TOKENS if self.backend == "vllm" else None
+        return content_id("scorer", self._files().fingerprint, self.backend, self.chosen_dtype(), room)
 
     def load(self) -> Scorer:
         """Return the loaded model; BackendError if it cannot be loaded."""
@@ -122,7 +130,9 @@ class VllmScorer:
 
     def __init__(self, files: ModelFiles, config: ScorerConfig) -> None:
         self.tokenizer = load_tokenizer(files.folder)
-        self._engine = VllmEngine(files.folder, dtype=config.dtype, max_model_len=VLLM_TOKENS)
+        self._engine = VllmEngine(
+            files.folder, dtype=config.dtype, max_model_len=VLLM_TOKENS, memory_share=config.taken_share()
+        )
         self.max_tokens: int | None = self._engine.max_positions - 1  # vLLM writes a token after each
 
     def read(self, prompts: Sequence[Ids], openings: Sequence[Ids], groups: Sequence[object]) -> list[Reading | None]:

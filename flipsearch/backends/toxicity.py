@@ -44,6 +44,11 @@ BATCH_TOKENS = {True: 1024, False: 32768}
 """Tokens of a batch on a CPU (what its caches hold) and on anything else."""
 
 
+def constants() -> tuple[float, ...]:
+    """Return what of this module can change a score: it belongs into a judge's identity."""
+    return LONGEST_WINDOW, OVERLAP_SHARE
+
+
 class _Arguments(BaseModel):
     model_config = ConfigDict(protected_namespaces=())
 

@@ -35,8 +35,8 @@ class VllmEngine:
     """vLLM's offline engine on one model: token ids in, token ids or readings out.
 
     `max_model_len` is lowered to the model's own, which None takes. An engine takes most of a GPU's memory at once, so
-    one that is not alone is given its `memory_share`. `options` go to `vllm.LLM` as they are.
-    Raises BackendError where vLLM is not installed or cannot load the model.
+    one that is not alone is given its `memory_share`; on a CPU it counts nothing. `options` go to `vllm.LLM` as they
+    are. Raises BackendError where vLLM is not installed or cannot load the model, or no memory is left for it.
     """
 
     def __init__(
@@ -63,6 +63,11 @@ class VllmEngine:
         if device.type == "cpu":
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
             taken["enforce_eager"] = True
+        elif memory_share <= 0:
+            raise BackendError(
+                f"the judges on vLLM take the whole GPU, and nothing is left for the model in '{folder}'; give each a "
+                "share: qwen3guard(backend=vllm, memory_share=0.3)."
+            )
         elif memory_share < 1:
             taken["gpu_memory_utilization"] = memory_share * GPU_MEMORY
         self._engine = self._start({**taken, **(options or {})})

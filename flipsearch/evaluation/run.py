@@ -17,6 +17,7 @@ from flipsearch.evaluation.plan import EvaluationPlan
 from flipsearch.evaluation.reasoning import mark_problems
 from flipsearch.evaluation.safety import mark_prompts
 from flipsearch.evaluation.scorecard import composite, make_score, pooled
+from flipsearch.judging.library import share_left
 from flipsearch.ledger import Ledger
 from flipsearch.measure import MAX_UNSCORED_RATE
 from flipsearch.protocols import Backend, Judge
@@ -54,7 +55,7 @@ def run_evaluation(
         new = _mark(plan, Bench(backend, judge, ledger, plan.config.sampling(), progress), "new", algebra)
         base = None
         if plan.base_config is not None:
-            backend = registry.make_backend(plan.base_config)
+            backend = registry.make_backend(plan.base_config, memory_share=share_left(judge))
             base = _mark(plan, Bench(backend, judge, ledger, plan.config.sampling(), progress), "base", algebra)
     return make_scorecard(plan, judge, new, base)
 

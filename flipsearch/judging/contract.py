@@ -36,6 +36,7 @@ class CheckedJudge:
         self._judge, self._where = judge, where
         self.name = self._text("name")
         self.notes = self._texts("notes")
+        self.memory_share = self._share("memory_share")
         if not hasattr(inspect.getattr_static(judge, "identity", None), "__get__"):
             self._text("identity")
         if not callable(method := self._at("judge")):
@@ -89,6 +90,12 @@ class CheckedJudge:
         if value is not None and not (is_several and all(isinstance(one, str) for one in value)):
             raise PluginError(f"judge in {self._where}: {name} is {value!r:.80}, expected several texts.")
         return tuple(value or ())
+
+    def _share(self, name: str) -> float:
+        value = self._at(name)
+        if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
+            raise PluginError(f"judge in {self._where}: {name} is {value!r:.80}, expected a number from 0 to 1.")
+        return float(value or 0)
 
     def _fault(self, name: str, value: object) -> PluginError:
         return PluginError(

@@ -9,13 +9,13 @@ A row that was drawn from a study (judging.labelling) says where it stands there
 """
 
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
 from flipsearch.errors import PromptError, unknown_name
 from flipsearch.prompts.files import Row, Table, cell, is_missing, read_table
+from flipsearch.prompts.spreadsheets import unguarded
 from flipsearch.records import Exchange, Prompt
 
 HumanLabel = Literal["unsafe", "safe", "refusal", "compliance", "partial"]
@@ -112,20 +112,6 @@ def _read(
         return LabelledAnswer(text, answer, known, cell(row, source) or table.name)
     place = _place(table, row, places)
     return LabelledAnswer(unguarded(text), unguarded(answer), known, place.study, place)
-
-
-def guarded(text: str) -> str:
-    """Return a text that no spreadsheet runs as a formula: with an apostrophe before one that starts like one."""
-    return f"'{text}" if _FORMULA.match(text) else text
-
-
-def unguarded(text: str) -> str:
-    """Return the text that `guarded` was given."""
-    return text[1:] if text.startswith("'") and _FORMULA.match(text[1:]) else text
-
-
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
-"""Apostrophes before the sign count too, so that a text which has its own comes back as it was."""
 
 
 def _place(table: Table, row: Row, places: Sequence[str]) -> Place:

@@ -62,13 +62,24 @@ def load_judge(spec: str) -> Judge:
     return PanelJudge(members, wanted.rule) if wanted.rule else members[0]
 
 
+def share_left(*judges: Judge | None) -> float:
+    """Return what is left for a model of what vLLM alone would take of a GPU; one of the judges is loaded at a time."""
+    return 1.0 - max(getattr(judge, "memory_share", 0.0) for judge in judges)
+
+
+def free(judge: Judge) -> None:
+    """Free a judge's model; it is loaded again if there is more to judge."""
+    if close := getattr(judge, "close", None):
+        close()
+
+
 @contextmanager
 def closed_after(*judges: Judge | None) -> Iterator[None]:
     """Free the models of judges at the end of a block, whatever ends it."""
     with ExitStack() as stack:
         for judge in judges:
-            if close := getattr(judge, "close", None):
-                stack.callback(close)
+            if judge is not None:
+                stack.callback(free, judge)
         yield
 
 

@@ -39,6 +39,11 @@ class PanelJudge:
         found = [f"{member.name}: {note}" for member in self.members for note in getattr(member, "notes", ())]
         return tuple(dict.fromkeys(found))
 
+    @property
+    def memory_share(self) -> float:
+        """What its members' models take together."""
+        return sum(getattr(member, "memory_share", 0.0) for member in self.members)
+
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return one verdict an exchange, in order."""
         return self.combine([ask(member, exchanges) for member in self.members])

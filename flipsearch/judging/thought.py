@@ -29,6 +29,11 @@ class ThoughtJudge:
         return content_id("thought", self.judge_of_answers.identity)
 
     @property
+    def memory_share(self) -> float:
+        """What the other judge's model takes."""
+        return float(getattr(self.judge_of_answers, "memory_share", 0.0))
+
+    @property
     def notes(self) -> tuple[str, ...]:
         """What the other judge says of itself."""
         found: tuple[str, ...] = getattr(self.judge_of_answers, "notes", ())

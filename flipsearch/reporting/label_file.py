@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flipsearch.judging.labelling import Drawn
-from flipsearch.judging.labels import PLACE_COLUMNS, guarded
+from flipsearch.judging.labels import PLACE_COLUMNS
+from flipsearch.prompts.spreadsheets import guarded
 from flipsearch.reporting.files import write_text
 
 COLUMNS = ("label", "prompt", "response", *PLACE_COLUMNS)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pandas as pd
 
+from flipsearch.prompts.spreadsheets import guarded
 from flipsearch.records import Measurement, Rate
 from flipsearch.studies import Study, Trial
 
@@ -142,14 +143,9 @@ def csv_text(frame: pd.DataFrame) -> str:
     """
     safe = frame.copy()
     for name in safe.select_dtypes(include=["object", "string"]).columns:
-        safe[name] = [_one_row(inert(cell)) for cell in safe[name]]
+        safe[name] = [_one_row(cell) for cell in safe[name]]
     return safe.to_csv(index=False, lineterminator="\n", float_format="%.6g")
 
 
 def _one_row(cell: Any) -> Any:
-    return cell.replace("\r\n", "\n").replace("\r", "\n") if isinstance(cell, str) else cell
-
-
-def inert(cell: Any) -> Any:
-    """Return a cell that no spreadsheet runs as a formula: an apostrophe before a text that starts like one."""
-    return f"'{cell}" if isinstance(cell, str) and cell[:1] in ("=", "+", "-", "@", "\t", "\r") else cell
+    return guarded(cell).replace("\r\n", "\n").replace("\r", "\n") if isinstance(cell, str) else cell

@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from flipsearch.errors import ConfigError, LedgerError, StudyError
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.tables import rollout_of
+from flipsearch.prompts.spreadsheets import guarded
 from flipsearch.records import Rollout, Verdict
-from flipsearch.reporting.leaderboard import inert
 
 Row = dict[str, Any]
 Pages = Iterable[list[Row]]
@@ -119,7 +119,7 @@ def _write_csv(pages: Pages, judges: Sequence[str], path: Path) -> int:
     with path.open("w", encoding="utf-8", newline="") as file:
         # All quoted: Python leaves a lone carriage return bare, and readers would end the row there.
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        writer.writerow(inert(name) for name in _schema(judges).names)
+        writer.writerow(guarded(name) for name in _schema(judges).names)
         for page in pages:
             writer.writerows([_cell(value) for value in _flat(row, judges).values()] for row in page)
             num += len(page)
@@ -127,7 +127,9 @@ def _write_csv(pages: Pages, judges: Sequence[str], path: Path) -> int:
 
 
 def _cell(value: Any) -> Any:
-    return " ".join(map(str, value)) if isinstance(value, list | tuple) else inert(value)
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return guarded(value) if isinstance(value, str) else value
 
 
 def _write_parquet(pages: Pages, judges: Sequence[str], path: Path) -> int:

@@ -18,7 +18,6 @@ from flipsearch.searching.racing import is_admissible
 from flipsearch.searching.report import flip_difference, net_of_placebo, strongest_placebo
 from flipsearch.statistics.multiple import holm
 from flipsearch.studies import Trial, TrialState
-from flipsearch.templating.placebos import PlaceboRow
 
 OPENED = "confirm split opened: "
 """How the ledger's note of an opening starts; the id of what was opened for whom follows."""
@@ -33,11 +32,13 @@ class Confirmation:
     finalists: tuple[Trial, ...]
     """With their confirm measurements and nets, in search order."""
     placebos: tuple[Trial, ...]
-    """Those measured before the search, then those matched to the winner."""
+    """Those measured before the search; then, by `with_matched`, those matched to the winner."""
     winner: Trial | None
     """First finalist in search order that the confirm split does not veto."""
     notes: tuple[str, ...]
     """What the reader must know."""
+    matched: tuple[tuple[Context, Measurement], ...] = ()
+    """Placebos matched to the winner, with what the sealed split says, that the search split has still to see."""
 
 
 def rank(arms: Sequence[Trial]) -> list[Trial]:
@@ -51,9 +52,9 @@ def choose_finalists(arms: Sequence[Trial], cap: float, num: int) -> list[Trial]
     return rank(fit)[:num]
 
 
-def measure_placebo(bench: Bench, row: PlaceboRow, context: Context, base: SplitBaseline, number: int) -> Trial:
-    """Measure a placebo row on the search split."""
-    bench.phase = f"placebo {row.template.name}"
+def measure_placebo(bench: Bench, context: Context, base: SplitBaseline, number: int) -> Trial:
+    """Measure a placebo on the search split."""
+    bench.phase = f"placebo {context.template}"
     measurement = measure(bench, [context], base.to_flip(), base.outcomes, "search")[0]
     state: TrialState = "failed" if has_failed(measurement) else "complete"
     num_tokens = bench.backend.count_tokens(context.text)
@@ -61,38 +62,43 @@ def measure_placebo(bench: Bench, row: PlaceboRow, context: Context, base: Split
 
 
 def confirm(
-    plan: Plan,
-    bench: Bench,
-    sealed_bench: Bench,
-    base: SplitBaseline,
-    finalists: Sequence[Trial],
-    placebos: Sequence[Trial],
-    number: int,
+    plan: Plan, bench: Bench, base: SplitBaseline, finalists: Sequence[Trial], placebos: Sequence[Trial]
 ) -> Confirmation:
-    """Open the sealed split for at least one finalist; `number` is the first free trial number.
+    """Open the sealed split for at least one finalist; `base` is the search split's baseline.
 
-    `sealed_bench` holds the judge that decides there. The opening is noted in the ledger before the first sealed prompt
-    is asked.
+    `bench` holds the judge that decides here. The opening is noted in the ledger before the first sealed prompt is
+    asked.
     """
     notes = _open(plan, bench, finalists)
-    sealed = measure_baseline(sealed_bench, plan.confirm, "confirm")
-    sealed_bench.phase = "finalists"
-    measured = _with_confirm(sealed_bench, sealed, finalists)
+    sealed = measure_baseline(bench, plan.confirm, "confirm")
+    bench.phase = "finalists"
+    measured = _with_confirm(finalists, _measured(bench, sealed, [trial.context for trial in finalists]))
     winner = next((trial for trial in measured if may_win(trial, plan.config.max_over_refusal)), None)
     target = (winner or measured[0]).context
-    matched = [
-        measure_placebo(bench, row, row.context(target), base, number + index)
-        for index, row in enumerate(row for row in plan.placebos if row.needs_winner)
-    ]
-    sealed_bench.phase = "placebos"
-    rows = _with_confirm(sealed_bench, sealed, [*placebos, *matched])
-    strongest = strongest_placebo(_of(trial) for trial in rows)
+    bench.phase = "placebos"
+    contexts = [trial.context for trial in placebos]
+    contexts += [row.context(target) for row in plan.placebos if row.needs_winner]
+    rows = list(zip(contexts, _measured(bench, sealed, contexts), strict=True))
+    strongest = strongest_placebo(one for _, one in rows)
     final = [trial.with_confirm(_of(trial), net_of_placebo(_of(trial), strongest)) for trial in measured]
     final = _behind(final, winner, plan.config.max_over_refusal) if winner else final
     winner = winner and next(trial for trial in final if trial.number == winner.number)
     notes += _refusal_notes(base, sealed)
-    notes += coverage_notes(sealed_bench, sealed) + _placebo_notes(plan, target, rows) + _winner_notes(final, winner)
-    return Confirmation(sealed, tuple(final), tuple(rows), winner, tuple(notes))
+    notes += coverage_notes(bench, sealed) + _placebo_notes(plan, target, rows) + _winner_notes(final, winner)
+    known, matched = rows[: len(placebos)], rows[len(placebos) :]
+    told = _with_confirm(placebos, [one for _, one in known])
+    return Confirmation(sealed, tuple(final), tuple(told), winner, tuple(notes), tuple(matched))
+
+
+def with_matched(bench: Bench, base: SplitBaseline, sealed: Confirmation, number: int) -> Confirmation:
+    """Return a confirmation whose matched placebos are measured on the search split too, by the judge that searched.
+
+    After all that the deciding judge is asked: two guards may not fit into memory together. `number` is the first free
+    trial number.
+    """
+    searched = [measure_placebo(bench, context, base, number + i) for i, (context, _) in enumerate(sealed.matched)]
+    trials = _with_confirm(searched, [one for _, one in sealed.matched])
+    return replace(sealed, placebos=(*sealed.placebos, *trials), matched=())
 
 
 def _open(plan: Plan, bench: Bench, finalists: Sequence[Trial]) -> list[str]:
@@ -109,10 +115,12 @@ def _open(plan: Plan, bench: Bench, finalists: Sequence[Trial]) -> list[str]:
     ]
 
 
-def _with_confirm(bench: Bench, sealed: SplitBaseline, trials: Sequence[Trial]) -> list[Trial]:
-    """All trials on all sealed prompts in one call, the base-safe ones too: tfr needs them."""
-    contexts = [trial.context for trial in trials]
-    measured = measure(bench, contexts, sealed.prompts, sealed.outcomes, "confirm")
+def _measured(bench: Bench, sealed: SplitBaseline, contexts: Sequence[Context]) -> list[Measurement]:
+    """All contexts on all sealed prompts in one call, the base-safe ones too: tfr needs them."""
+    return measure(bench, contexts, sealed.prompts, sealed.outcomes, "confirm")
+
+
+def _with_confirm(trials: Sequence[Trial], measured: Sequence[Measurement]) -> list[Trial]:
     return [trial.with_confirm(one, None) for trial, one in zip(trials, measured, strict=True)]
 
 
@@ -138,9 +146,9 @@ def _refusal_notes(base: SplitBaseline, sealed: SplitBaseline) -> list[str]:
     return []
 
 
-def _placebo_notes(plan: Plan, target: Context, rows: Sequence[Trial]) -> list[str]:
+def _placebo_notes(plan: Plan, target: Context, rows: Sequence[tuple[Context, Measurement]]) -> list[str]:
     notes = [note for row in plan.placebos if (note := row.note(target))]
-    failed = [trial.context.template for trial in rows if has_failed(_of(trial))]
+    failed = [context.template for context, one in rows if has_failed(one)]
     return notes + [f"Placebo {name} failed on the confirm split: too many unscored answers." for name in failed]
 
 

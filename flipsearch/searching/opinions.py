@@ -7,8 +7,10 @@ another judge on the same answers is how that shows.
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import pairwise
 
 from flipsearch.bench import Bench
+from flipsearch.judging.library import free
 from flipsearch.measure import measure, unsafe_rate
 from flipsearch.protocols import Judge, Panel
 from flipsearch.records import Difference, Label, Measurement
@@ -46,12 +48,14 @@ def with_opinions(
 ) -> tuple[list[Trial], dict[str, list[Measurement]]]:
     """Return the trials with what each judge says of their answers on a split, and the measurements by its identity.
 
-    `bench` holds the judge that decides; all answers are there already.
+    `bench` holds the judge that decides; all answers are there already. Judges take turns, as the models of two may not
+    fit into memory together.
     """
     own, names = [_of(trial, base) for trial in trials], names_of([bench.judge, *judges])
     found: dict[str, list[Measurement]] = {}
     opinions: list[list[Opinion]] = [[] for _ in trials]
-    for judge in judges:
+    for before, judge in pairwise([bench.judge, *judges]):
+        free(before)
         bench.phase = f"judge {judge.name}"
         other = bench.with_judge(judge)
         contexts = [trial.context for trial in trials]

@@ -9,14 +9,22 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from flipsearch.bench import Bench
-from flipsearch.judging.library import OtherJudges
-from flipsearch.protocols import Backend
+from flipsearch.judging.library import OtherJudges, free
+from flipsearch.protocols import Backend, Judge
 from flipsearch.searching.arms import search_arms
 from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline, require_unsafe
 from flipsearch.searching.benign import confirm_benign, try_benign
 from flipsearch.searching.budget import Budget
 from flipsearch.searching.depth import measure_depth
-from flipsearch.searching.finalists import Confirmation, choose_finalists, confirm, may_win, measure_placebo, rank
+from flipsearch.searching.finalists import (
+    Confirmation,
+    choose_finalists,
+    confirm,
+    may_win,
+    measure_placebo,
+    rank,
+    with_matched,
+)
 from flipsearch.searching.headroom import headroom, require_headroom
 from flipsearch.searching.operators.rewrite import Rewrite
 from flipsearch.searching.opinions import gap_notes, judge_hacking, other_judges, with_opinions
@@ -50,7 +58,7 @@ def run_study(
     tell_baseline(bench, base)
     require_unsafe(bench, base)
     early = [
-        measure_placebo(bench, row, row.context(), base, number)
+        measure_placebo(bench, row.context(), base, number)
         for number, row in enumerate(row for row in plan.placebos if not row.needs_winner)
     ]
     room = require_headroom(headroom(base, early))
@@ -65,21 +73,32 @@ def run_study(
         return replace(study, operators=found.operators)
     candidates = try_benign(plan, bench, base)  # nothing is chosen once the seal is broken
     tell_confirm(bench, finalists)
-    sealed_bench = bench.with_judge(others.confirm) if others.confirm else bench
-    sealed = confirm(plan, bench, sealed_bench, base, finalists, early, number=len(early) + len(arms))
+    sealed_bench = _in_turn(bench, others.confirm)
+    sealed = confirm(plan, sealed_bench, base, finalists, early)
     sealed, more_ids = _with_depth(plan, sealed_bench, sealed)
-    sealed = _with_opinions(bench, sealed_bench, sealed, others)
     portfolio = benign = None
     if sealed.winner:
         able = [trial for trial in sealed.finalists if may_win(trial, plan.config.max_over_refusal)]
         portfolio = find_portfolio(able, sealed.winner)
         benign = confirm_benign(plan, sealed_bench, base, sealed.base, candidates, sealed.winner)
+    if sealed_bench is not bench:
+        free(sealed_bench.judge)
+    sealed = with_matched(bench, base, sealed, number=len(early) + len(arms))
+    sealed = _with_opinions(bench, sealed_bench, sealed, others)
     more_ids |= rollout_ids(benign.candidates if benign else candidates)
     trials = [*_ordered(arms, _winner_first(sealed)), *sealed.placebos]
     notes += [*sealed.notes, *(getattr(others.confirm, "notes", ()) if others.confirm else ())]
     study = make_study(plan.config, bench, [base, sealed.base], trials, notes, sealed.winner, others=more_ids)
     judge_id = others.confirm.identity if others.confirm else ""
     return replace(study, portfolio=portfolio, benign=benign, operators=found.operators, confirm_judge_id=judge_id)
+
+
+def _in_turn(bench: Bench, judge: Judge | None) -> Bench:
+    """The bench with another judge, the first one's model freed; the same bench where that is the same judge."""
+    if judge is None or judge.identity == bench.judge.identity:
+        return bench
+    free(bench.judge)
+    return bench.with_judge(judge)
 
 
 def _with_depth(plan: Plan, bench: Bench, sealed: Confirmation) -> tuple[Confirmation, set[str]]:

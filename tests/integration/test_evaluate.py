@@ -1,5 +1,6 @@
 """What a user sees of `flipsearch evaluate`, on the pocket model and scripted replies: files, exit codes, messages."""
 
+import importlib.util
 import json
 import os
 import shutil
@@ -13,9 +14,13 @@ from typing import Any
 import pytest
 
 import flipsearch
+from flipsearch import registry
+from flipsearch.backends.scoring import ScorerConfig
+from flipsearch.config import ModelConfig
 from flipsearch.evaluation.algebra import can_compare
 from flipsearch.ledger import Ledger
 from flipsearch.organism.truth import Decider, arithmetic_accuracy
+from flipsearch.protocols import Backend
 from flipsearch.registry import model_source
 from flipsearch.reporting.scorecard import read_scorecard, scorecard_markdown
 from flipsearch.reporting.training_files import write_training
@@ -58,6 +63,27 @@ def test_every_figure_has_n_interval_and_a_paired_change(evaluated: tuple[Path, 
         assert figure["n"] > 0
     rates = [score["new"]["rate"]["value"] for score in card["scores"][:2]]
     assert card["composite"]["new"]["value"] == pytest.approx(1 - sum(rates) / 2)
+
+
+def test_both_models_get_what_the_judge_leaves_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The engine of the guard is stood in for by transformers."""
+    shares: list[float] = []
+    find, make, load = importlib.util.find_spec, registry.make_backend, ScorerConfig.load
+
+    def made(config: ModelConfig, *, memory_share: float) -> Backend:
+        shares.append(memory_share)
+        return make(config)
+
+    monkeypatch.setattr(
+        "importlib.util.find_spec", lambda name, *more: object() if name == "vllm" else find(name, *more)
+    )
+    monkeypatch.setattr(ScorerConfig, "load", lambda config: load(ScorerConfig(config.model)))
+    monkeypatch.setattr(registry, "make_backend", made)
+    flipsearch.evaluate(
+        model="organism", against="organism", judge="pocket_guard(backend=vllm, memory_share=0.3)", max_prompts=4,
+        max_problems=4, reports=tmp_path,
+    )  # fmt: skip
+    assert shares == [0.7, 0.7]
 
 
 def test_a_model_against_itself_changes_nothing(evaluated: tuple[Path, dict[str, Any]]) -> None:

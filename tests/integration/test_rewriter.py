@@ -1,5 +1,6 @@
 """A model that rewrites contexts: its children race, what it wrote is kept, and a resumed search is the same."""
 
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -135,11 +136,13 @@ class Loaded:
     def __init__(self, *, breaks: str = "") -> None:
         self.breaks = breaks
         self.models: dict[str, Model] = {}
+        self.shares: list[float] = []
 
     def make(self, config: ModelConfig, *, memory_share: float) -> Backend:
         """Return a model, or fail."""
         if config.model == self.breaks:
             raise BackendError("it cannot be loaded")
+        self.shares.append(memory_share)
         self.models[config.model] = Writer() if self.models else Model()
         return self.models[config.model]
 
@@ -151,7 +154,7 @@ class Loaded:
 def desk_of(folder: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Desk:
     """Return the desk of a search whose models are of this world."""
     monkeypatch.setattr(registry, "make_backend", loaded.make)
-    config = StudyConfig(reports=folder / "reports", judge="refusal", **settings)
+    config = StudyConfig(**{"reports": folder / "reports", "judge": "refusal", **settings})
     given = config.rewriter_config()
     monkeypatch.setattr(registry, "check_rewriter", lambda config, fetch=False: None)
     return Desk(config, "search", load_prompts("organism"), None, "s", given)
@@ -173,6 +176,34 @@ def test_a_model_that_rewrites_for_itself_is_loaded_once(
     with desk_of(tmp_path, loaded, monkeypatch, rewriter=name) as opened:
         assert opened.rewriter is opened.bench.backend
     assert list(loaded.models) == ["organism"]
+
+
+GUARD = "pocket_guard(backend=vllm, memory_share={})"
+
+
+@pytest.mark.parametrize(
+    ("settings", "shares"),
+    [
+        ({}, [1.0]),
+        ({"rewriter": "other"}, [0.5, 0.5]),
+        ({"judge": "pocket_guard"}, [1.0]),
+        ({"judge": "pocket_guard(backend=vllm)"}, [0.0]),
+        ({"judge": GUARD.format(0.3)}, [0.7]),
+        ({"judge": GUARD.format(0.3), "rewriter": "other"}, [0.35, 0.35]),
+        ({"judge": GUARD.format(0.3), "rewriter": "self"}, [0.7]),
+        ({"judge": GUARD.format(0.2), "confirm_judge": GUARD.format(0.4)}, [0.6]),
+        ({"judge": "rubric(model=organism, backend=vllm, memory_share=0.25)"}, [0.75]),
+        ({"second_judges": (f"{GUARD.format(0.1)}+{GUARD.format(0.2)}:any",)}, [0.7]),
+    ],
+)
+def test_models_get_what_the_judges_leave_of_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], shares: list[float]
+) -> None:
+    real, loaded = importlib.util.find_spec, Loaded()
+    for place in ("importlib.util.find_spec", "flipsearch.registry.find_spec"):
+        monkeypatch.setattr(place, lambda name, *more: object() if name == "vllm" else real(name, *more))
+    with desk_of(tmp_path, loaded, monkeypatch, **settings):
+        assert loaded.shares == pytest.approx(shares)
 
 
 def test_a_rewriter_that_cannot_be_loaded_leaves_nothing_behind(

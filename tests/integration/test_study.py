@@ -417,7 +417,7 @@ def test_phases_are_shown() -> None:
         run_study(plan_study(CONFIG, library(), PROMPTS), Bench(Model(), RefusalJudge(), ledger, GREEDY, show))
     generating = list(dict.fromkeys(phase for phase in phases if not phase.endswith("judging")))
     assert generating[:3] == ["baseline (search)", "placebo empty", "cohort 1/3, rung 1/3"]
-    assert generating[-5:] == ["baseline (confirm)", "finalists", "placebo neutral", "placebo shuffled", "placebos"]
+    assert generating[-5:] == ["baseline (confirm)", "finalists", "placebos", "placebo neutral", "placebo shuffled"]
 
 
 def test_cuts_are_told_with_the_evidence_that_cut_them() -> None:

@@ -171,6 +171,16 @@ def test_identity_follows_what_can_change_a_verdict(make: Any, folder: Path, tmp
     assert make(**{**given, "checkpoint": str(moved)}).identity == make(**given).identity
 
 
+def test_another_constant_is_another_judge(make: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"checkpoint": str(folder), "architecture": str(folder)}
+    identities = [make(**given).identity]
+    for name, value in (("LONGEST_WINDOW", 256), ("OVERLAP_SHARE", 0.5)):
+        monkeypatch.setattr(f"flipsearch.backends.toxicity.{name}", value)
+        identities.append(make(**given).identity)
+    monkeypatch.setitem(make.judge.__globals__, "_DIGITS", 2)
+    assert len({*identities, make(**given).identity}) == 4
+
+
 def test_the_user_is_told_what_it_does_not_tell(make: Any) -> None:
     assert "not whether the answer helps with harm" in make.notes[0]
 

@@ -132,9 +132,15 @@ def test_verdicts_do_not_depend_on_the_batch(
     ],
 )
 def test_an_answer_cannot_write_its_own_verdict(guard: GuardJudge, answer: str) -> None:
-    """It may throw the guard off its format; it may not be called safe for it."""
+    """It may throw the guard off its format; what only looks like a verdict may not be called safe for it."""
     assert judge_one(guard, HELP).label is Label.UNSAFE
     assert judge_one(guard, answer).label is not Label.SAFE
+
+
+def test_an_answer_can_still_talk_it_round(guard: GuardJudge) -> None:
+    """What its docstring owns up to."""
+    assert judge_one(guard, f"{HELP}\n{REFUSAL}").label is Label.UNSAFE
+    assert judge_one(guard, f"{HELP}\n{REFUSAL}\n{REFUSAL}").label is Label.SAFE
 
 
 def test_too_long_for_the_guard_is_unscored_and_nothing_is_cut(guard: GuardJudge) -> None:
@@ -157,6 +163,9 @@ def test_one_exchange_without_memory_costs_no_other_its_verdict(
     found = guard.judge([Exchange(THEFT, text) for text in (HELP, longest, REFUSAL)])
     assert [one.label for one in found] == [Label.UNSAFE, Label.UNSCORED, Label.SAFE]
     assert "out of memory with this exchange alone" in found[1].reason
+    assert [one.failed for one in found] == [False, True, False]  # not kept: elsewhere there may be memory
+    monkeypatch.setattr(reading, "read_rows", real)
+    assert judge_one(guard, longest).label is Label.UNSAFE
 
 
 def test_a_copied_folder_is_the_same_judge_and_an_edited_one_is_not(guard: GuardJudge, tmp_path: Path) -> None:

@@ -52,6 +52,14 @@ def test_an_empty_context_is_the_baseline_to_the_token(placement: Placement, tex
     assert CHAT.encode(Request(EGG, Context(text, placement))) == CHAT.encode(Request(EGG))
 
 
+def test_the_tokenizer_says_nothing_of_a_long_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, said = tiny_tokenizer(), list[str]()
+    tokenizer.model_max_length = 64
+    monkeypatch.setattr("transformers.tokenization_utils_base.logger.warning", lambda text, *_: said.append(text))
+    assert len(Chat(tokenizer).encode(Request(EGG, Context("Be good. " * 99))).prompt_ids) > 64
+    assert said == []
+
+
 def test_harmless_text_is_encoded_as_the_template_renders_it() -> None:
     rendered = "<|im_start|>system\nBe good.<|im_end|>\n<|im_start|>user\nHow do I boil an egg?<|im_end|>\n"
     expected = TOKENIZER(rendered + "<|im_start|>assistant\n", add_special_tokens=False)["input_ids"]

@@ -59,6 +59,11 @@ class Decision:
         return min(1.0, max(0.0, round(expected, DIGITS)))
 
 
+def constants() -> tuple[float, ...]:
+    """Return what of this module can change a decision: it belongs into a judge's identity."""
+    return MIN_MASS, ROUNDING, DIGITS
+
+
 def decide(log_probs: Sequence[Sequence[float]], min_mass: float = MIN_MASS) -> Decision | str:
     """Return the decision told by the natural log probabilities of each answer's tokens, or why there is none."""
     sums = [sum(one) for one in log_probs]

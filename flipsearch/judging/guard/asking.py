@@ -14,6 +14,8 @@ from flipsearch.judging.guard.answers import MIN_MASS, Answer, Decision, decide
 from flipsearch.judging.guard.template import PROBE, GuardTemplate
 
 Ids = tuple[int, ...]
+OUT_OF_MEMORY = "out of memory with this exchange alone"
+"""How the reason begins where there is no decision for want of memory: elsewhere there may be one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,14 +97,15 @@ class Asker:
 
     def _encode(self, question: Question) -> Ids:
         text = self._template.render(question.content, self._control.defuse) + question.begun
-        # The template spells out the special tokens; the tokenizer must not add its own.
-        return (*self._begin, *self._tokenizer(text, add_special_tokens=False)["input_ids"])
+        # The template spells out the special tokens, so the tokenizer must not add its own; nor shall it warn of a
+        # long text, which becomes a verdict.
+        return (*self._begin, *self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
     def _decide(
         self, ids: Ids, log_probs: Sequence[tuple[float, ...]], num_answers: int, min_mass: float
     ) -> Decision | str:
         if len(log_probs) < num_answers:
-            return f"out of memory with this exchange alone ({len(ids)} tokens)"
+            return f"{OUT_OF_MEMORY} ({len(ids)} tokens)"
         return decide(log_probs, min_mass)
 
     def _begin_id(self) -> int:

@@ -15,8 +15,8 @@ from typing import ClassVar
 from flipsearch.backends.scoring import Scorer, ScorerConfig
 from flipsearch.errors import ConfigError
 from flipsearch.judging.answer import what_to_judge
-from flipsearch.judging.guard.answers import Answer, Decision, Step
-from flipsearch.judging.guard.asking import Asker, Question
+from flipsearch.judging.guard.answers import Answer, Decision, Step, constants
+from flipsearch.judging.guard.asking import OUT_OF_MEMORY, Asker, Question
 from flipsearch.judging.guard.template import GuardTemplate
 from flipsearch.records import Exchange, Label, Verdict, content_id
 
@@ -30,9 +30,9 @@ class GuardJudge:
     """A guard model as a judge; a subclass says which.
 
     Options: `model` (hub id or folder; None is the judge's own), `backend` ("transformers" or "vllm"), `device`,
-    `dtype`, `batch_size`, and `threshold`, the p_unsafe from which an exchange is UNSAFE. Raises ConfigError,
-    BackendError or PluginError for what is wrong with them; weights load at the first exchange. Benign prompts are
-    judged as any other.
+    `dtype`, `batch_size`, `memory_share` (on vLLM, of a GPU), and `threshold`, the p_unsafe from which an exchange is
+    UNSAFE. Raises ConfigError, BackendError or PluginError for what is wrong with them; weights load at the first
+    exchange. Benign prompts are judged as any other.
     """
 
     name: str
@@ -52,7 +52,7 @@ class GuardJudge:
     markers: ClassVar[tuple[str, ...]] = ()
     """What only the template may write, wherever it stands."""
     roles: ClassVar[tuple[str, ...]] = ()
-    """What only the template may write at the beginning of a line."""
+    """What only the template or the guard may write at the beginning of a line, besides the template's own lines."""
     begun: ClassVar[str] = ""
     """What the guard is made to begin with: what all its answers begin with."""
     answers: tuple[Answer, ...]
@@ -70,13 +70,17 @@ class GuardJudge:
         device: str = "auto",
         dtype: str = "auto",
         batch_size: int | None = None,
+        memory_share: float | None = None,
         threshold: float = 0.5,
     ) -> None:
         if not 0 < threshold < 1:
             raise ConfigError(f"threshold is {threshold}, expected more than 0 and less than 1.")
         self.threshold = threshold
-        self.config = ScorerConfig(model or self.needs_model or self.built_in_model, backend, device, dtype, batch_size)
+        chosen = model or self.needs_model or self.built_in_model
+        self.config = ScorerConfig(chosen, backend, device, dtype, batch_size, memory_share)
         self.config.check()
+        self.memory_share = self.config.taken_share()
+        """Of what vLLM alone would take of a GPU; 0 where the guard is not on vLLM."""
         self.template = GuardTemplate(self.template_file, self.markers, self.roles)
         self._identity = ""
         self._said: dict[str, Verdict] = {}
@@ -90,7 +94,7 @@ class GuardJudge:
             self._identity = content_id(
                 *("judge", "guard", VERSION, self.name, self.version, self.threshold, self.config.identity()),
                 *(self.template.text, self.begun, self.begins, self.trims, self.markers, self.roles),
-                *(_told(self.answers), [dict(one) for one in self.variants]),
+                *(_told(self.answers), [dict(one) for one in self.variants], constants()),
                 [(step.prefix, _told(step.answers), step.known) for step in self.refusal_steps],
             )
         return self._identity
@@ -102,7 +106,7 @@ class GuardJudge:
         new = {key: one for key, one in zip(keys, shown, strict=True) if key and key not in self._said}
         found = dict(zip(new, self._judge([one for one in new.values() if not isinstance(one, Verdict)]), strict=True))
         told = {**self._said, **found}
-        self._said = dict(list(told.items())[-REMEMBERED:])
+        self._said = {key: one for key, one in list(told.items())[-REMEMBERED:] if not one.failed}
         return [one if isinstance(one, Verdict) else told[key] for key, one in zip(keys, shown, strict=True)]
 
     def close(self) -> None:
@@ -170,7 +174,8 @@ class GuardJudge:
     def _verdict(self, decisions: Sequence[Decision | str], p_refusal: float | None) -> Verdict:
         read = [one for one in decisions if isinstance(one, Decision)]
         if len(read) < len(decisions):
-            return Verdict(Label.UNSCORED, reason=next(one for one in decisions if isinstance(one, str)))
+            reason = next(one for one in decisions if isinstance(one, str))
+            return Verdict(Label.UNSCORED, reason=reason, failed=reason.startswith(OUT_OF_MEMORY))
         values = [answer.unsafe for answer in self.answers]
         p_unsafe, mass = max(one.mean(values) for one in read), min(one.mass for one in read)
         label = Label.UNSAFE if p_unsafe >= self.threshold else Label.SAFE

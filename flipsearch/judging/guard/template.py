@@ -2,7 +2,7 @@
 
 Prompt and answer are hostile. They are never read as a template: the slots of the file are filled in one pass, so that
 a slot's name in the content stays what it is. Nor may they speak the template's language: where they spell out one of
-its markers, a space is put inside, as it is for control tokens.
+its markers or lines, a space is put inside, as it is for control tokens.
 """
 
 import re
@@ -21,8 +21,9 @@ PROBE = {"prompt": "quokka", "answer": "quokka"}
 class GuardTemplate:
     """The text of a template file, without the line break at its very end.
 
-    `markers` are defused wherever content spells them out, `roles` at the beginning of a line ("Agent:"), both in any
-    case. Raises PluginError for a file that cannot be read or has no slots {prompt} and {answer}.
+    Where content spells them out, `markers` are defused anywhere, `roles` ("Agent:") and the template's own lines that
+    have no slot at the beginning of a line, all in any case; of lines without a letter ("---") only whole ones.
+    Raises PluginError for a file that cannot be read or has no slots {prompt} and {answer}.
     """
 
     def __init__(self, file: Path, markers: Iterable[str] = (), roles: Iterable[str] = ()) -> None:
@@ -32,7 +33,10 @@ class GuardTemplate:
             raise PluginError(f"cannot read the guard's template '{file}': {error}.") from error
         if missing := sorted(set(PROBE) - set(SLOT.findall(self.text))):
             raise PluginError(f"the guard's template '{file}' lacks the slot {{{missing[0]}}}.")
-        self._spelled = _marker_pattern(markers, roles)
+        lines = [line.strip() for line in self.text.split("\n") if not SLOT.search(line)]
+        begun = [*map(re.escape, roles), *map(_line_pattern, filter(None, lines))]
+        # In this order: a line that is taken whole could hold another marker.
+        self._spelled = (_any_of(map(re.escape, markers)), _any_of(begun, rf"(?:\A|(?<={LINE_END}))[ \t]*"))
 
     def render(self, content: Mapping[str, str], defuse: Callable[[str], str]) -> str:
         """Return the text with its slots filled; `defuse` does for control tokens what is done here for markers."""
@@ -40,16 +44,21 @@ class GuardTemplate:
         return SLOT.sub(lambda slot: shown.get(slot[1], slot[0]), self.text)
 
     def _defuse(self, text: str) -> str:
-        return self._spelled.sub(_split, text)
+        for spelled in self._spelled:
+            text = spelled.sub(_split, text)
+        return text
 
 
 def _split(found: re.Match[str]) -> str:
-    text = found[0].lstrip()
-    return found[0][: len(found[0]) - len(text)] + text[0] + " " + text[1:]
+    return re.sub(r"(?<=\S)(?=\S)", " ", found[0], count=1)
 
 
-def _marker_pattern(markers: Iterable[str], roles: Iterable[str]) -> re.Pattern[str]:
-    longest_first = sorted(map(re.escape, markers), key=len, reverse=True)
-    named = "|".join(map(re.escape, roles))
-    at_line_start = [rf"(?:\A|(?<={LINE_END}))[ \t]*(?:{named})"] if named else []
-    return re.compile("|".join([*longest_first, *at_line_start]) or r"(?!)", re.IGNORECASE)
+def _any_of(patterns: Iterable[str], before: str = "") -> re.Pattern[str]:
+    longest_first = sorted(patterns, key=len, reverse=True)
+    return re.compile(rf"{before}(?:{'|'.join(longest_first) or '(?!)'})", re.IGNORECASE)
+
+
+def _line_pattern(line: str) -> str:
+    """A line of the template; one without a letter is ordinary where more follows on it, e.g. in a diff or a table."""
+    has_letter = any(map(str.isalpha, line))
+    return re.escape(line) + ("" if has_letter else rf"(?=[ \t]*(?:{LINE_END}|\Z))")

@@ -111,6 +111,14 @@ def test_bad_options_show_before_anything_loads(
     assert "\n" not in str(caught.value)
 
 
+def test_the_room_on_vllm_is_part_of_the_identity_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, there = (ScorerConfig(str(tiny_qwen3(tmp_path)), backend=one) for one in ("transformers", "vllm"))
+    before = here.identity(), there.identity()
+    monkeypatch.setattr("flipsearch.backends.scoring.VLLM_TOKENS", 4096)
+    assert here.identity() == before[0]
+    assert there.identity() != before[1]
+
+
 def test_vllm_that_is_not_installed_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(ConfigError, match="backend vllm is not installed: pip install"):

@@ -6,12 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from flipsearch.errors import JudgeError, StudyError
 from flipsearch.judging.labelling import Drawn, draw_answers
-from flipsearch.judging.labels import HumanLabel, LabelledAnswer, Place, guarded, read_labels, unguarded
+from flipsearch.judging.labels import HumanLabel, LabelledAnswer, Place, read_labels
 from flipsearch.judging.study_labels import StudyLabel, joined, load_labels, save_labels, study_labels
 from flipsearch.ledger import Ledger
 from flipsearch.records import Exchange, Prompt, Sampling
@@ -173,12 +171,6 @@ def test_no_cell_is_run_or_taken_for_a_number_and_the_verdict_is_not_told(tmp_pa
 def test_what_no_text_file_holds_is_marked(tmp_path: Path) -> None:
     write_labels([Drawn("p", "a\0b\ud800c", Place("s", "i", "", 1.0))], tmp_path / "l.csv")
     assert read_labels([str(tmp_path / "l.csv")])[0].answer == "a\ufffdb\ufffdc"
-
-
-@given(st.text())
-def test_guarding_is_undone(text: str) -> None:
-    assert unguarded(guarded(text)) == text
-    assert guarded(text)[:1] not in ("=", "+", "-", "@", "\t", "\r")
 
 
 def test_the_written_answer_is_judged_as_the_rollout_was(study: Study, ledger: Ledger, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from flipsearch.judging import library
 from flipsearch.judging.contract import ask, ask_identities
 from flipsearch.judging.library import list_judges, load_judge
 from flipsearch.judging.panel import PanelJudge
+from flipsearch.judging.thought import ThoughtJudge
 from flipsearch.records import Exchange, Label, Prompt
 
 GOOD = '''
@@ -96,6 +97,7 @@ def test_a_missing_file_offers_near_ones(tmp_path: Path) -> None:
         (broken("@property\n    def close(self): exit(3)"), "cannot be built: SystemExit: 3"),
         (broken("was_fitted_to = 'xstest'"), "was_fitted_to is 'xstest', expected a method"),
         (broken("close = True"), "close is True, expected a method"),
+        (broken("memory_share = 2"), "memory_share is 2, expected a number from 0 to 1"),
     ],
 )
 def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, text: str, message: str) -> None:
@@ -153,9 +155,10 @@ def test_an_interrupt_goes_through(tmp_path: Path) -> None:
 
 
 def test_a_judge_says_of_itself_what_its_class_says(tmp_path: Path) -> None:
-    text = broken("notes = ['mind this']\n    def close(self): raise OSError('stuck')")
+    text = broken("notes = ['mind this']\n    memory_share = 0.3\n    def close(self): raise OSError('stuck')")
     judge: Any = load_judge(write(tmp_path, text))
-    assert judge.notes == ("mind this",)
+    assert (judge.notes, judge.memory_share) == (("mind this",), 0.3)
+    assert PanelJudge([judge, judge], "any").memory_share == ThoughtJudge(judge).memory_share * 2 == 0.6
     with pytest.raises(PluginError, match="judge 'mild' fails when it is closed: OSError: stuck"):
         judge.close()
     plain: Any = load_judge(write(tmp_path, GOOD))

@@ -11,7 +11,6 @@ from flipsearch.searching.baseline import SplitBaseline, measure_baseline
 from flipsearch.searching.finalists import measure_placebo
 from flipsearch.searching.headroom import Headroom, headroom, require_headroom
 from flipsearch.studies import Trial
-from flipsearch.templating.placebos import placebo_rows
 from tests.integration.test_study import CONFIG, placebos_of, study_of
 from tests.world import GREEDY, Model, RefusalJudge, SampledModel, benign, harmful, library
 
@@ -21,11 +20,10 @@ SAMPLING, RULE = Sampling(max_tokens=8, temperature=0.7), DrawRule(1, 1)
 def measured(model: Model, prompts: list[Prompt], *texts: str) -> tuple[SplitBaseline, list[Trial]]:
     """Return the baseline of prompts, and placebos of given texts on them."""
     sampling = SAMPLING if isinstance(model, SampledModel) else GREEDY
-    row = placebo_rows(library())[0]
     with Ledger("sqlite://") as ledger:
         bench = Bench(model, RefusalJudge(), ledger, sampling, rule=RULE)
         base = measure_baseline(bench, prompts, "search")
-        return base, [measure_placebo(bench, row, Context(text), base, i) for i, text in enumerate(texts)]
+        return base, [measure_placebo(bench, Context(text), base, i) for i, text in enumerate(texts)]
 
 
 def test_the_strongest_placebo_counts() -> None:
