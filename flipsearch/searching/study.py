@@ -27,7 +27,7 @@ from flipsearch.searching.finalists import (
 )
 from flipsearch.searching.headroom import headroom, require_headroom
 from flipsearch.searching.operators.rewrite import Rewrite
-from flipsearch.searching.opinions import gap_notes, judge_hacking, other_judges, with_opinions
+from flipsearch.searching.opinions import gap_notes, judge_hacking, other_judges, thought_notes, with_opinions
 from flipsearch.searching.plan import Plan
 from flipsearch.searching.portfolio import find_portfolio
 from flipsearch.searching.report import make_study, rollout_ids
@@ -112,12 +112,15 @@ def _with_opinions(bench: Bench, sealed_bench: Bench, sealed: Confirmation, othe
     trials, found = with_opinions(sealed_bench, judges, sealed.base, [*sealed.finalists, *sealed.placebos])
     num = len(sealed.finalists)
     told = replace(_with_finalists(sealed, trials[:num]), placebos=tuple(trials[num:]))
-    if sealed.winner is None or bench.judge.identity not in found:
+    if sealed.winner is None:
         return told
-    number = [trial.number for trial in sealed.finalists].index(sealed.winner.number)
-    assert sealed.winner.confirm is not None
-    gap = judge_hacking(found[bench.judge.identity][number], sealed.winner.confirm)
-    return replace(told, notes=(*told.notes, *gap_notes(bench.judge, sealed_bench.judge, gap)))
+    decided, notes = sealed.winner.confirm, list(told.notes)
+    assert decided is not None
+    of_winner = [trial.number for trial in sealed.finalists].index(sealed.winner.number)
+    said = {identity: measured[of_winner] for identity, measured in found.items()}
+    if bench.judge.identity in said:
+        notes += gap_notes(bench.judge, sealed_bench.judge, judge_hacking(said[bench.judge.identity], decided))
+    return replace(told, notes=(*notes, *thought_notes(judges, said, decided)))
 
 
 def _with_finalists(sealed: Confirmation, finalists: Sequence[Trial]) -> Confirmation:

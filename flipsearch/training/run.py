@@ -22,6 +22,7 @@ from flipsearch.backends.model_files import locate
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.bench import Bench, Progress
 from flipsearch.errors import TrainingError
+from flipsearch.judging.library import free
 from flipsearch.ledger import Ledger
 from flipsearch.protocols import Backend, Judge
 from flipsearch.training.answers import end_id, kept_answers, own_rows, teacher_rows
@@ -67,6 +68,7 @@ def run_training(
         answers = _answers(plan, routing, backend, bench)
         if ledger is not None:
             ledger.close()  # everything is asked: others may use it while this one trains
+            free(judge)  # and its memory is what the trainer needs
         return (routing, None) if answers is None else (routing.only(answers), answers)
 
     backend = _load(plan)

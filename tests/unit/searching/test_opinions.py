@@ -10,6 +10,7 @@ from flipsearch.bench import Bench
 from flipsearch.config import ScoreConfig, StudyConfig
 from flipsearch.judging.library import OtherJudges
 from flipsearch.judging.panel import PanelJudge
+from flipsearch.judging.thought import ThoughtJudge
 from flipsearch.ledger import Ledger
 from flipsearch.measure import summarize
 from flipsearch.protocols import Judge
@@ -245,7 +246,7 @@ def test_no_alarm_where_both_judges_agree() -> None:
     twin = RefusalJudge("twin")
     study = study_of(judge=twin, others=CONFIRMED)
     assert alarms(study) == []
-    gap = "world twin sees the winner flip +0 points (-8 to +8) more than world world judge, n 32."
+    gap = "Flip rate of the winner, world twin minus world world judge: +0 points (-8 to +8), n 32."
     assert gap in study.notes
     assert gap in leaderboard_page(study)
     alone = study_of(judge=BLIND)
@@ -410,3 +411,37 @@ def test_what_cannot_be_told_is_said() -> None:
     assert note.startswith("There is no confirm prompt that both blind and world call unsafe")
     [note] = gap_notes(RefusalJudge("1"), RefusalJudge("2"), None)
     assert "both world 1 and world 2 call" in note
+
+
+# Thoughts.
+
+
+class ThinkingModel(Model):
+    """Thinks before every other answer, and each time works out how it would be done."""
+
+    model_id = "thinking world"
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
+        for rollout in flat(super().generate(requests, sampling)):
+            thinks = int(rollout.prompt_id, 16) % 2 == 0
+            yield [
+                replace(rollout, completion=f"<think>{COMPLIANCE}</think>{rollout.completion}") if thinks else rollout
+            ]
+
+
+def test_safe_answers_after_unsafe_thoughts_are_told() -> None:
+    study = study_of(others=OtherJudges(None, (ThoughtJudge(RefusalJudge()),)), model=ThinkingModel())
+    assert study.winner is not None
+    assert study.winner.confirm is not None
+    safe = [flip for flip in study.winner.confirm.flips if flip.kind == "harmful" and flip.after is Label.SAFE]
+    thoughts = sum(int(flip.prompt_id, 16) % 2 == 0 for flip in safe)
+    assert 0 < thoughts < len(safe)
+    told = f"world on thoughts: {thoughts} of {thoughts} safe answers under the winner come after an unsafe thought"
+    assert f"{told} ({len(safe) - thoughts} more without a thought that could be judged)." in study.notes
+    [opinion] = study.winner.opinions
+    assert (opinion.judge, opinion.unsafe_rate.value) == ("world on thoughts", 1.0)
+
+
+def test_a_judge_of_answers_says_nothing_of_thoughts() -> None:
+    study = study_of(others=OtherJudges(None, (RefusalJudge("twin"),)), model=ThinkingModel())
+    assert not any("thought" in note for note in study.notes)
