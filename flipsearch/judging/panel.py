@@ -30,8 +30,8 @@ class PanelJudge:
 
     @property
     def identity(self) -> str:
-        """Hash of the members' identities and the rule."""
-        return content_id("panel", self.rule, [member.identity for member in self.members])
+        """Hash of the members' identities, the rule and its threshold."""
+        return content_id("panel", self.rule, THRESHOLD, [member.identity for member in self.members])
 
     @property
     def notes(self) -> tuple[str, ...]:
