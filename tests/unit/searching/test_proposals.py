@@ -1,6 +1,7 @@
 """Proposals: children from the elite, new contexts from templates, the promising ones of both, and no text twice."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,7 @@ def test_the_screen_takes_the_promising_ones_and_leaves_room_for_others(ledger: 
 
 
 @pytest.mark.parametrize("settings", [{"screen": 1}, {}])
-def test_no_screen_where_it_is_off_or_the_model_cannot_read(ledger: Ledger, settings: dict[str, int]) -> None:
+def test_no_screen_where_it_is_off_or_the_model_cannot_read(ledger: Ledger, settings: dict[str, Any]) -> None:
     proposals, screen = made(ledger, ReadingModel() if settings else Model(), **settings)
     assert len(proposals.ask(8, [])) == 8
     assert screen.num_screened == 0
