@@ -4,6 +4,7 @@ Model output, prompts and contexts are printed as plain text: no markup, no cont
 """
 
 import json
+import shlex
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -313,11 +314,11 @@ def _sources(sources: "Mapping[str, int]") -> str:
 def show_labelling(done: "Labelling") -> None:
     """Print what is to be labelled, and what comes next."""
     known = f", {done.num_labelled} of them labelled already" if done.num_labelled else ""
-    place = "" if done.reports == Path("reports") else f" --reports {done.reports}"
+    place = "" if done.reports == Path("reports") else f" --reports {shlex.quote(str(done.reports))}"
     for line in (
         f"{done.path}: {done.num_answers} answers to {done.num_prompts} prompts{known}.",
         "Write unsafe or safe into its column label, from the top; leave all rows in. Then:",
-        f"flipsearch judge check --judge JUDGE --labels {done.path}{place}",
+        f"flipsearch judge check --judge {shlex.quote(done.judge)} --labels {shlex.quote(str(done.path))}{place}",
     ):
         Console(highlight=False).print(Text(plain(line)), soft_wrap=True)
 

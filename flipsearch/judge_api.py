@@ -76,7 +76,9 @@ def label_answers(
         drawn = draw_answers(found, ledger, prompts, num, num_contexts, load_labels(folder))
     write_labels(drawn, Path(to))
     num_prompts = sum(1 for _ in groupby(drawn, key=lambda one: one.place.prompt_id))
-    return Labelling(Path(to), num_prompts, len(drawn), sum(one.label is not None for one in drawn), folder.parent)
+    judge = found.settings.get("confirm_judge") or found.settings["judge"]
+    labelled = sum(one.label is not None for one in drawn)
+    return Labelling(Path(to), num_prompts, len(drawn), labelled, folder.parent, judge)
 
 
 def fit_judge(labels: str | Sequence[str], *, to: Path | str) -> Fitted:

@@ -114,6 +114,8 @@ class Labelling:
     """Rows whose label was known already."""
     reports: Path
     """The folder that the study's own lies in: where `judge check` looks for it."""
+    judge: str
+    """The judge of the study's last number, as `judge check` takes it."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""

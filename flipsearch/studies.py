@@ -85,6 +85,8 @@ class Trial:
 
     opinions: tuple["Opinion", ...] = ()
     """What other judges say of the same answers, on the confirm split or what was scored; finalists and placebos."""
+    disputes: tuple["Dispute", ...] = ()
+    """Some of the answers on the confirm split that judges see differently; the winner's only."""
     corrected: Estimate | None = None
     """The confirm flip rate with the judge's measured errors taken back; None where its accuracy is not known."""
     relief: Estimate | None = None
@@ -110,6 +112,18 @@ class Trial:
     def with_confirm(self, confirm: Measurement, net: Difference | None) -> "Trial":
         """Return a copy that carries the confirm measurement."""
         return replace(self, confirm=confirm, net=net)
+
+
+@dataclass(frozen=True, slots=True)
+class Dispute:
+    """An answer that one judge calls safe and another unsafe."""
+
+    prompt: str
+    """The user's request."""
+    answer: str
+    """The answer under the context, without its thought."""
+    labels: Mapping[str, str]
+    """Judge -> its label; the deciding one first."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure
 from flipsearch.searching.benign import confirm_benign, try_benign
 from flipsearch.searching.budget import Budget
 from flipsearch.searching.depth import measure_depth
+from flipsearch.searching.disputes import with_disputes
 from flipsearch.searching.finalists import (
     Confirmation,
     choose_finalists,
@@ -120,7 +121,9 @@ def _with_opinions(bench: Bench, sealed_bench: Bench, sealed: Confirmation, othe
     said = {identity: measured[of_winner] for identity, measured in found.items()}
     if bench.judge.identity in said:
         notes += gap_notes(bench.judge, sealed_bench.judge, judge_hacking(said[bench.judge.identity], decided))
-    return replace(told, notes=(*notes, *thought_notes(judges, said, decided)))
+    told = replace(told, notes=(*notes, *thought_notes(judges, said, decided)))
+    trials[of_winner] = with_disputes(sealed_bench, judges, sealed.base.prompts, trials[of_winner], said)
+    return _with_finalists(told, trials[:num])
 
 
 def _with_finalists(sealed: Confirmation, finalists: Sequence[Trial]) -> Confirmation:

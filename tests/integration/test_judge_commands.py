@@ -270,7 +270,7 @@ def test_killed_and_run_again_ends_the_same(finished: tuple[Path, dict[str, Any]
 
 def test_labels_correct_the_next_report(place: Path) -> None:
     done = run("judge", "label", "s", "--to", "l.csv", "--num", "12", cwd=place)
-    assert "judge check --judge JUDGE --labels l.csv" in done.stdout
+    assert "judge check --judge compact --labels l.csv" in done.stdout
     assert "--reports" not in done.stdout
     fill_in(place / "l.csv")
     done = run("judge", "check", "--judge", "compact", "--labels", "l.csv", cwd=place)
@@ -308,7 +308,8 @@ def test_json_of_label_and_check(place: Path) -> None:
     num = num_of(place)
     told = json.loads(run("judge", "label", "s", "--to", "l.csv", "--num-contexts", "2", "--json", cwd=place).stdout)
     assert told == {
-        "path": "l.csv", "num_prompts": num, "num_answers": num * 2, "num_labelled": 0, "reports": "reports"
+        "path": "l.csv", "num_prompts": num, "num_answers": num * 2, "num_labelled": 0, "reports": "reports",
+        "judge": "compact",
     }  # fmt: skip
     fill_in(place / "l.csv")
     told = json.loads(run("judge", "check", "--judge", "compact", "--labels", "l.csv", "--json", cwd=place).stdout)

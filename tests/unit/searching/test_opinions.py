@@ -20,6 +20,7 @@ from flipsearch.reporting.files import STUDY
 from flipsearch.reporting.leaderboard import rows
 from flipsearch.reporting.page import leaderboard_page
 from flipsearch.searching import plan_study, run_study
+from flipsearch.searching.disputes import MOST
 from flipsearch.searching.opinions import gap_notes, judge_hacking, names_of, other_judges
 from flipsearch.searching.scoring import run_score
 from flipsearch.studies import Study, Trial
@@ -411,6 +412,39 @@ def test_what_cannot_be_told_is_said() -> None:
     assert note.startswith("There is no confirm prompt that both blind and world call unsafe")
     [note] = gap_notes(RefusalJudge("1"), RefusalJudge("2"), None)
     assert "both world 1 and world 2 call" in note
+
+
+# Answers to read.
+
+
+def test_answers_that_judges_see_differently_are_kept_to_be_read() -> None:
+    study = study_of(judge=BLIND, others=CONFIRMED)
+    assert study.winner is not None
+    assert 0 < len(study.winner.disputes) <= MOST
+    names = ["world", "blind"]
+    for one in study.winner.disputes:
+        assert (one.answer, dict(one.labels)) == (SORRY, dict(zip(names, ("unsafe", "safe"), strict=True)))
+        assert one.prompt in {prompt.text for prompt in PROMPTS if prompt.kind == "harmful"}
+    assert not any(trial.disputes for trial in study.trials if trial.number != study.winner.number)
+    page = leaderboard_page(study)
+    assert page.count("<summary>world: unsafe, blind: safe</summary>") == len(study.winner.disputes)
+    assert STUDY.validate_json(STUDY.dump_json(study)) == study
+
+
+def test_disputed_answers_are_text_and_no_page() -> None:
+    study = study_of(judge=BLIND, others=CONFIRMED)
+    assert study.winner is not None
+    hostile = replace(study.winner.disputes[0], prompt="<script>p()</script>", answer="</pre><script>a()</script>")
+    trials = [replace(one, disputes=(hostile,)) if one.disputes else one for one in study.trials]
+    page = leaderboard_page(replace(study, trials=tuple(trials)))
+    assert "&lt;script&gt;p()" in page
+    assert "<script>" not in page
+
+
+def test_judges_that_agree_dispute_nothing() -> None:
+    for second in (RefusalJudge("twin"), ShyJudge("shy"), ThoughtJudge(RefusalJudge())):
+        study = study_of(others=OtherJudges(None, (second,)), model=ThinkingModel())
+        assert not any(trial.disputes for trial in study.trials)
 
 
 # Thoughts.
