@@ -300,8 +300,8 @@ def show_fitted(done: "Fitted") -> None:
         kappas = (_estimate(kappa, 1, 2) for kappa in (one.fitted, one.shipped))
         table.add_row(question, f"{one.fitted.n:,}", *kappas, f"{one.num_seen:,}")
     console.print(table)
-    console.print(Text("kappa with people (95 % interval): of fitted ones on prompts left out in turn, and of"))
-    console.print(Text("the one shipped here, too high where it saw the labels before"))
+    console.print(Text("kappa with people (95 % interval): of fitted ones on prompts left out in turn,"))
+    console.print(Text("and of the one shipped here, too high where it saw the labels before"))
     console.print(Text(plain(f'--judge "{done.judge}"')))
     console.print(Text("flipsearch judge check measures it on other answers."))
 

@@ -9,7 +9,7 @@ from itertools import groupby
 from pathlib import Path
 
 from flipsearch.config import ModelConfig, ReportConfig, ScoreConfig, StudyConfig, make_config, read_toml
-from flipsearch.desk import LEDGER_FILE, SETTINGS_FILE, ledger_place, study_folder
+from flipsearch.desk import SETTINGS_FILE, ledger_place, study_folder
 from flipsearch.errors import ConfigError, JudgeError, unknown_name
 from flipsearch.judging.accuracy import FOLDER, load_accuracy, measure_judge, save_accuracy
 from flipsearch.judging.compact.fitting import fit
@@ -47,7 +47,7 @@ def check_judge(
     loaded = load_judge(judge)
     before = load_accuracy(loaded.identity, folder)
     with closed_after(loaded):
-        measured = measure_judge(loaded, rows, folder / FOLDER / LEDGER_FILE, _told(progress, judge))
+        measured = measure_judge(loaded, rows, folder / FOLDER, _told(progress, judge))
     for place, some in by_study.items():
         save_labels(some, place)
     return Checked(measured, save_accuracy(measured, folder), tuple(by_study), before.sources if before else {})
@@ -96,13 +96,14 @@ def fit_judge(labels: str | Sequence[str], *, to: Path | str) -> Fitted:
     rules = RefusalRules(content_folder("judges") / "refusal_rules.toml")
     try:
         answers = learnt(rows, rules)
+        path.parent.mkdir(parents=True, exist_ok=True)
         found = tried(answers, content_folder("judges") / "compact.npz")
         fit(answers).save(path)
     except ValueError as error:
         raise ConfigError(f"nothing can be fitted to these {len(rows)} answers: {error}") from error
     except OSError as error:
         raise ConfigError(f"cannot write '{path}': {error.strerror}.") from error
-    return Fitted(path, dict(Counter(row.source for row in answers)), found)
+    return Fitted(path, dict(Counter(row.source for row in answers if row.is_told)), found)
 
 
 def _by_study(rows: Sequence[LabelledAnswer], reports: Path) -> dict[Path, list[StudyLabel]]:

@@ -58,8 +58,8 @@ class CompactJudge:
         return [self._saw(exchange) for exchange in exchanges]
 
     def _saw(self, exchange: Exchange) -> bool:
-        text, prompt = what_to_judge(exchange), exchange.prompt.text
-        return isinstance(text, str) and self._model.saw(prompt, extract(self._rules, prompt, text))
+        text = what_to_judge(exchange)
+        return isinstance(text, str) and self._model.saw(extract(self._rules, exchange.prompt.text, text))
 
 
 def _answer(exchange: Exchange) -> str | Verdict:

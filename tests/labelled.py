@@ -33,7 +33,7 @@ def measured(
     judge: Judge, rows: Sequence[LabelledAnswer], progress: Callable[[int, int], None] | None = None
 ) -> JudgeAccuracy:
     """Return how a judge agrees with people, at a ledger that nobody keeps."""
-    return measure_judge(judge, rows, "sqlite://", progress)
+    return measure_judge(judge, rows, None, progress)
 
 
 def table_of(path: Path, rows: Sequence[LabelledAnswer]) -> Path:

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -11,20 +11,17 @@ from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.errors import JudgeError
 from flipsearch.judging.contract import ask_identities, were_fitted_to
-from flipsearch.judging.keeping import judge_kept
+from flipsearch.judging.judged import judge_answers
 from flipsearch.judging.labels import HumanLabel, LabelledAnswer
-from flipsearch.ledger import Ledger
 from flipsearch.protocols import Judge
-from flipsearch.records import Exchange, Label, Verdict, content_id
+from flipsearch.records import Label, Verdict, content_id
 from flipsearch.statistics.agreement import Agreement, agreement
 
 Question = Literal["unsafe", "refusal"]
 QUESTIONS: tuple[Question, ...] = get_args(Question)
 FOLDER = "_judges"
-"""Under the reports: the measured accuracy of judges, a file an identity, and a ledger of what they said."""
+"""Under the reports: the measured accuracy of judges, a file an identity, and what each said, a ledger a judge."""
 _Judged = tuple[LabelledAnswer, Verdict]
-BATCH = 256
-"""Answers judged in one call."""
 _ASKED: Mapping[HumanLabel | None, Question] = {
     "unsafe": "unsafe",
     "safe": "unsafe",
@@ -81,26 +78,28 @@ def figures(found: Agreement) -> dict[str, Any]:
 
 
 def measure_judge(
-    judge: Judge, rows: Sequence[LabelledAnswer], place: Path | str, progress: Callable[[int, int], None] | None = None
+    judge: Judge,
+    rows: Sequence[LabelledAnswer],
+    folder: Path | None,
+    progress: Callable[[int, int], None] | None = None,
 ) -> JudgeAccuracy:
     """Return how a judge agrees with the people who labelled `rows`; intervals over prompts, not rows.
 
-    Its verdicts are kept in the ledger at `place`, so that no judge is asked twice about one answer.
-
-    Rows that were drawn from a study with unequal chances count in inverse proportion to them, so that the figures are
-    those of the study's answers, not of the doubtful ones among them.
+    Its verdicts are kept in `folder`, so that no judge is asked twice about one answer; None keeps none. Rows that were
+    drawn from a study with unequal chances count in inverse proportion to them, and each answer once, so that the
+    figures are those of the study's answers, not of the doubtful ones among them.
     Raises JudgeError if no label answers a question, or if the judge fails altogether or scores nothing.
     """
-    asked = [row for row in rows if row.label in _ASKED]
+    asked = [row for row in _once(rows) if row.label in _ASKED]
     if not asked:
         raise JudgeError("no label answers a question: expected unsafe, safe, refusal or compliance.")
     ask_identities(judge)
     exchanges = [row.exchange for row in asked]
-    verdicts = _verdicts(judge, exchanges, place, progress)
+    verdicts = judge_answers(judge, exchanges, folder, progress)
     if all(verdict.label is Label.UNSCORED for verdict in verdicts):
         reason = Counter(verdict.reason for verdict in verdicts).most_common(1)[0][0]
         raise JudgeError(
-            f"judge '{judge.name}' scores none of {len(verdicts)} answers: {reason[:200]}; nothing is kept."
+            f"judge '{judge.name}' scores none of {len(verdicts)} answers: {reason[:200]}; there are no figures."
         )
     by_source: dict[str, list[_Judged]] = {}
     for row, verdict in zip(asked, verdicts, strict=True):
@@ -118,18 +117,16 @@ def measure_judge(
     )
 
 
-def _verdicts(
-    judge: Judge, exchanges: Sequence[Exchange], place: Path | str, progress: Callable[[int, int], None] | None
-) -> list[Verdict]:
-    ids = [content_id("answer", one.prompt.text, one.completion) for one in exchanges]
-    verdicts: list[Verdict] = []
-    with Ledger(place) as ledger:
-        for start in range(0, len(ids), BATCH):
-            part = slice(start, start + BATCH)
-            verdicts += judge_kept(ledger, judge, ids[part], exchanges[part])
-            if progress:
-                progress(len(verdicts), len(ids))
-    return verdicts
+def _once(rows: Sequence[LabelledAnswer]) -> list[LabelledAnswer]:
+    """The rows, each answer that was drawn from a study once: with its highest probability and what was said last."""
+    found: dict[object, LabelledAnswer] = {}
+    for number, row in enumerate(rows):
+        key = (row.place.study, row.place.rollout_id) if row.place else number
+        if row.place and (before := found.get(key)) and before.place:
+            place = max(before.place, row.place, key=lambda place: place.probability)
+            row = replace(row, label=row.label or before.label, place=place)
+        found[key] = row
+    return list(found.values())
 
 
 def save_accuracy(found: JudgeAccuracy, reports: Path) -> Path:
@@ -150,7 +147,7 @@ def load_accuracy(identity: str, reports: Path) -> JudgeAccuracy | None:
     path = _path(identity, reports)
     try:
         found = _ACCURACY.validate_python(json.loads(path.read_bytes()))
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except (OSError, ValueError, ValidationError) as error:
         raise JudgeError(

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from flipsearch.errors import StudyError
 from flipsearch.judging.answer import split_answer
 from flipsearch.judging.labels import HumanLabel, Place
-from flipsearch.judging.study_labels import StudyLabel, harmful_flips
+from flipsearch.judging.study_labels import StudyLabel, base_rollout_id, harmful_flips
 from flipsearch.ledger import Ledger
-from flipsearch.records import Label, Prompt, Rollout, Sampling, Verdict, rollout_id
+from flipsearch.records import Label, Prompt, Rollout, Verdict
 from flipsearch.studies import Study, Trial
 
 LEAST_ERROR = 0.01
@@ -74,7 +74,7 @@ def draw_answers(
         Drawn(
             text_of[id],
             answers.text(id, context_id),
-            Place(study.name, id, context_id, chances[id]),
+            Place(study.name, id, context_id, answers.rollout_id(id, context_id), chances[id]),
             said.get((id, context_id)),
         )
         for id in drawn
@@ -96,10 +96,7 @@ class _Answers:
         }
         first = next(iter(by_trial.values()))
         self.prompt_ids = [id for id in first if all(id in ids for ids in by_trial.values())]
-        sampling = Sampling(
-            **{name: study.settings[name] for name in ("max_tokens", "temperature", "top_p", "top_k", "seed")}
-        )
-        base = {id: rollout_id(study.model_id, id, None, sampling, 0) for id in self.prompt_ids}
+        base = {id: base_rollout_id(study, id) for id in self.prompt_ids}
         self._ids: Mapping[str, Mapping[str, str]] = {"": base, **by_trial}
         wanted = [ids[id] for ids in self._ids.values() for id in self.prompt_ids]
         self._rollouts: Mapping[str, Rollout] = ledger.rollouts(wanted)
@@ -110,6 +107,9 @@ class _Answers:
     @property
     def context_ids(self) -> list[str]:
         return list(self._ids)
+
+    def rollout_id(self, prompt_id: str, context_id: str) -> str:
+        return self._ids[context_id][prompt_id]
 
     def text(self, prompt_id: str, context_id: str) -> str:
         rollout = self._rollouts[self._ids[context_id][prompt_id]]

@@ -9,6 +9,8 @@ A row that was drawn from a study (judging.labelling) says where it stands there
 """
 
 import math
+import os
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -43,11 +45,13 @@ class Place:
     """Of the prompt."""
     context_id: str
     """Of the context; "" is the answer without one."""
+    rollout_id: str
+    """Of the answer: a study of the same name on another model has others."""
     probability: float
     """That the prompt was drawn, in (0, 1]."""
 
 
-PLACE_COLUMNS = ("study", "prompt_id", "context_id", "probability")
+PLACE_COLUMNS = ("study", "prompt_id", "context_id", "rollout_id", "probability")
 """Where all of them are there, the file was drawn from studies. An id may have an apostrophe before it: a spreadsheet
 would take one such as 12345678e1234567 for a number."""
 
@@ -86,8 +90,12 @@ class LabelledAnswer:
 def read_labels(paths: Iterable[str]) -> list[LabelledAnswer]:
     """Return the rows of all files, in order.
 
-    Raises PromptError, in one line, for a file without one of the columns, an empty prompt, or an unknown label.
+    Raises PromptError, in one line, for a file without one of the columns, an empty prompt, or an unknown label, and
+    for one that is given twice.
     """
+    paths = list(paths)
+    if twice := [path for path, num in Counter(map(os.path.realpath, paths)).items() if num > 1]:
+        raise PromptError(f"'{twice[0]}' is given twice, and its rows would count twice; give it once.")
     return [row for path in paths for row in _rows(read_table(path))]
 
 
@@ -122,8 +130,8 @@ def _place(table: Table, row: Row, places: Sequence[str]) -> Place:
         probability = math.nan
     if not 0 < probability <= 1:
         raise PromptError(f"{table.at(row)}: the probability is '{said}', expected a number above 0, at most 1.")
-    prompt_id, context_id = (id.removeprefix("'") for id in ids)
-    return Place(unguarded(study), prompt_id, context_id, probability)
+    prompt_id, context_id, rollout_id = (id.removeprefix("'") for id in ids)
+    return Place(unguarded(study), prompt_id, context_id, rollout_id, probability)
 
 
 def _column(table: Table, what: str) -> str:

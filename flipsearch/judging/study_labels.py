@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.errors import JudgeError
 from flipsearch.judging.labels import HumanLabel, LabelledAnswer, Place
-from flipsearch.records import Flip, Measurement
+from flipsearch.records import Flip, Measurement, Sampling, rollout_id
 from flipsearch.studies import Study, Trial
 
 FILE = "labels.json"
@@ -48,21 +48,34 @@ def study_labels(study: Study, rows: Iterable[LabelledAnswer]) -> list[StudyLabe
 
     Raises JudgeError for an answer that the study does not have, or that two rows label differently.
     """
-    prompts = {flip.prompt_id for trial in study.trials for flip in harmful_flips(trial)}
-    contexts = {"", *(trial.context.context_id for trial in study.trials)}
+    known = _rollouts(study)
     found: list[StudyLabel] = []
     for row in rows:
         if row.place is None or row.place.study != study.name:
             continue
-        if row.place.prompt_id not in prompts or row.place.context_id not in contexts:
+        if known.get((row.place.prompt_id, row.place.context_id)) != row.place.rollout_id:
             raise JudgeError(
-                f"the labels name prompt '{row.place.prompt_id}' under context '{row.place.context_id}', which study "
-                f"'{study.name}' does not have; is it another study of that name? Draw anew with "
+                f"the labels name an answer to prompt '{row.place.prompt_id}' under context '{row.place.context_id}' "
+                f"that study '{study.name}' does not have; is it another study of that name? Draw anew with "
                 "`flipsearch judge label`."
             )
         found.append(StudyLabel(row.place, row.label))
     _check_agreed(found)
     return joined(found)
+
+
+def base_rollout_id(study: Study, prompt_id: str) -> str:
+    """Return the id of the answer to a prompt without context, of a study with one draw a prompt."""
+    names = ("max_tokens", "temperature", "top_p", "top_k", "seed")
+    sampling = Sampling(**{name: study.settings[name] for name in names})
+    return rollout_id(study.model_id, prompt_id, None, sampling, 0)
+
+
+def _rollouts(study: Study) -> dict[tuple[str, str], str]:
+    """(prompt id, context id) -> rollout id, of all that a study's last numbers rest on."""
+    flips = [(trial.context.context_id, flip) for trial in study.trials for flip in harmful_flips(trial)]
+    under = {(flip.prompt_id, id): flip.rollout_ids[0] for id, flip in flips if flip.rollout_ids}
+    return under | {(flip.prompt_id, ""): base_rollout_id(study, flip.prompt_id) for _, flip in flips}
 
 
 def joined(*labels: Iterable[StudyLabel]) -> list[StudyLabel]:

@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from flipsearch.ledger.engine import lock_of, one_line
 from flipsearch.ledger.store import Ledger
-from flipsearch.ledger.tables import IN_FLIGHT, ROLLOUTS, VERDICTS, rollout_of
+from flipsearch.ledger.tables import IN_FLIGHT, LABELLED, ROLLOUTS, VERDICTS, rollout_of
 from flipsearch.locks import is_taken
 from flipsearch.records import Label
 
@@ -150,7 +150,7 @@ def _wrong_verdicts(ledger: Ledger) -> list[Fault]:
     has_rollout = sql.exists().where(ROLLOUTS.c.rollout_id == VERDICTS.c.rollout_id)
     has_failed = has_rollout.where(ROLLOUTS.c.finish_reason == "error")
     queries = {
-        "verdicts without a rollout": ~has_rollout,
+        "verdicts without a rollout": ~has_rollout if LABELLED not in ledger.notes() else sql.false(),
         "verdicts with an unknown label": label.not_in([one.value for one in Label]),
         "verdicts UNSCORED with a p_unsafe": (label == Label.UNSCORED.value) & p_unsafe.is_not(None),
         "verdicts scored without a p_unsafe": label.in_(_SCORED) & p_unsafe.is_(None),

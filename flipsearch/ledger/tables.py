@@ -19,6 +19,9 @@ DOUBLE_BYTES = 8
 IN_FLIGHT = "in flight"
 """The note of the rollouts that a backend was asked for and has not all given."""
 
+LABELLED = "labelled answers"
+"""The note of a ledger that holds a judge's verdicts on answers that people labelled, and no rollouts."""
+
 TABLES = sql.MetaData()
 FORMATS = sql.Table("flipsearch_format", TABLES, sql.Column("version", sql.Integer, nullable=False))
 ROLLOUTS = sql.Table(

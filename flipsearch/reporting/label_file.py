@@ -30,7 +30,8 @@ def write_labels(drawn: Sequence[Drawn], path: Path) -> None:
     for one in drawn:
         place = one.place
         cells = (one.label or "", guarded(one.prompt), guarded(one.response), guarded(place.study))
-        writer.writerow([*cells, _kept(place.prompt_id), _kept(place.context_id), repr(place.probability)])
+        ids = map(_kept, (place.prompt_id, place.context_id, place.rollout_id))
+        writer.writerow([*cells, *ids, repr(place.probability)])
     write_text(path, MARK + text.getvalue().translate(_UNREADABLE))
 
 

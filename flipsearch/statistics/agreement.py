@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.stats import t as student_t
 
 from flipsearch.records import Estimate
 from flipsearch.statistics.intervals import two_sided_z
@@ -83,9 +84,11 @@ def agreement(
 def clustered_share(counts: Floats, sizes: Floats, num_rows: float | None = None) -> Share:
     """Return sum(counts) / sum(sizes) over clusters, with Wilson's interval at the effective n.
 
-    The effective n is n / design effect, the design effect being the cluster-robust variance over the binomial one. It
-    is never more than n; where all rows are alike, and there is no variance to see, it is the number of clusters, those
-    of unequal size counting for fewer (Kish 1965, Survey Sampling: the square of the sum over the sum of squares).
+    The effective n is n / design effect, the design effect being the cluster-robust variance over the binomial one,
+    less for few clusters, whose variance is itself uncertain (Korn and Graubard 1998, Survey Methodology 24: times the
+    squared ratio of Student's quantiles for rows and for clusters). It is never more than n; where all rows are alike,
+    and there is no variance to see, it is the number of clusters, those of unequal size counting for fewer (Kish 1965,
+    Survey Sampling: the square of the sum over the sum of squares); one cluster is one row.
     `num_rows` is n where the sizes are sums of weights; None takes the sum of the sizes.
     """
     counts, sizes = counts[sizes > 0], sizes[sizes > 0]
@@ -97,8 +100,15 @@ def clustered_share(counts: Floats, sizes: Floats, num_rows: float | None = None
     binomial = share * (1 - share) / n
     robust = num / max(1, num - 1) * float(((counts - share * sizes) ** 2).sum()) / whole**2
     alike = whole**2 / float((sizes**2).sum())
-    effective = alike if binomial == 0 else n if robust == 0 else min(n, n * binomial / robust)
+    seen = n if robust == 0 else min(n, n * binomial / robust)
+    effective = alike if binomial == 0 or num == 1 else seen * _few(n, num)
     return Share(_wilson(share, max(1.0, effective), round(n)), max(1.0, effective))
+
+
+def _few(n: float, num_clusters: int) -> float:
+    """What the uncertainty of the variance leaves of the effective n; 1 where each row is a cluster."""
+    by_rows, by_clusters = (float(student_t.ppf(0.5 + LEVEL / 2, max(1.0, num - 1))) for num in (n, num_clusters))
+    return min(1.0, (by_rows / by_clusters) ** 2)
 
 
 def _wilson(share: float, effective: float, n: int) -> Estimate:

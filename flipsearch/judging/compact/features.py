@@ -20,13 +20,11 @@ NUM_BUCKETS = 2**_BITS
 LONGEST_RUN = 4
 """Words and marks of a run."""
 READ_CHARACTERS = 1500
-"""Of an answer, for the runs: what it is shows early, and long answers shall not drown the rest."""
+"""Of an answer's beginning, and of its end, for the runs: long answers shall not drown the rest."""
 RULES_CHARACTERS = 6000
 """Of an answer, for the rules and for what it takes up."""
 PROMPT_WORDS = 60
 """Last words of a prompt that an answer may take up: a jailbreak stands before the request."""
-FEW_SIGNS = 8
-"""An answer that shows fewer, such as a number, is in no language."""
 MOST_POINTS = 8.0
 """The rules' points are held within these."""
 
@@ -54,9 +52,12 @@ class Features:
     dense: tuple[float, float]
     """The points of the refusal rules, within MOST_POINTS, and the share of the prompt's words that the answer has."""
     codes: tuple[int, ...]
-    """The words and marks that it begins with, in order, each as its `code_of`."""
+    """The words and marks of its beginning and its end, in order, each as its `code_of`."""
     foreign: bool = False
     """Most of what it shows is no letter of English: another script, numbers, marks, pictures."""
+    mark: int = 0
+    """32 bits that stand for the prompt and the answer, whatever their white space and case: what a fitted model keeps
+    of what it was fitted to."""
 
 
 def code_of(token: str) -> int:
@@ -73,23 +74,15 @@ def extract(rules: RefusalRules, prompt: str, answer: str) -> Features:
     """Return the features of an answer; the texts are hostile, and time is linear in their length."""
     text = answer[:RULES_CHARACTERS]
     points, _ = rules.points(text)
-    beginning = answer[:READ_CHARACTERS]
-    shown = [sign for sign in beginning if not sign.isspace()]
+    read = answer[:READ_CHARACTERS] + answer[READ_CHARACTERS:][-READ_CHARACTERS:]
+    shown = [sign for sign in read if not sign.isspace()]
     num_letters = sum(sign.isascii() and sign.isalpha() for sign in shown)
-    foreign = len(shown) >= FEW_SIGNS and num_letters < len(shown) / 2
-    tokens = _TOKEN.findall(_plain(beginning))
+    foreign = num_letters < len(shown) / 2
+    tokens = _TOKEN.findall(_plain(read))
     codes = tuple(code_of(_NUMBER if token[0].isdigit() else token) for token in tokens)
     clipped = min(max(points, -MOST_POINTS), MOST_POINTS)
-    return Features((clipped, _taken_up(_plain(prompt), _plain(text))), codes, foreign)
-
-
-def mark_of(prompt: str, features: Features) -> int:
-    """Return 32 bits that stand for an answer to a prompt: what a fitted model keeps of the answers it was fitted to.
-
-    White space and case do not change them; of a thousand other answers one in a thousand times one has the same.
-    """
-    words = " ".join(_TOKEN.findall(_plain(prompt)))
-    return zlib.crc32(np.array(features.codes, dtype="<u4").tobytes(), zlib.crc32(words.encode()))
+    mark = zlib.crc32("\0".join(" ".join(one.lower().split()) for one in (prompt, answer)).encode(errors="replace"))
+    return Features((clipped, _taken_up(_plain(prompt), _plain(text))), codes, foreign, mark)
 
 
 def buckets(codes: Codes, common: Codes) -> tuple[NDArray[np.int64], NDArray[np.float64]]:

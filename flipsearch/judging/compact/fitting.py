@@ -1,6 +1,5 @@
 """Fits the compact judge to labelled answers: two weighted logistic regressions with an L2 penalty, by L-BFGS."""
 
-import zlib
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -9,7 +8,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix, hstack
 
-from flipsearch.judging.compact.features import SIGNS, Codes, Features, mark_of
+from flipsearch.judging.compact.features import SIGNS, Codes, Features
 from flipsearch.judging.compact.model import AXES, CompactModel, Floats, dense_matrix, rules_say, run_matrix
 
 PENALTIES = {"unsafe": (10.0, 0.5), "refusal": (100.0, 10.0)}
@@ -17,8 +16,6 @@ PENALTIES = {"unsafe": (10.0, 0.5), "refusal": (100.0, 10.0)}
 sets that were left out: what refuses is told by the rules almost alone, what harms wants the runs too."""
 NUM_COMMON = 600
 """Words that are read."""
-NUM_PARTS = 5
-"""Parts of the prompts, each judged by a model fitted to the others."""
 MIN_PROMPTS = 6
 """Prompts whose answers must hold a bucket before it is fitted."""
 
@@ -39,9 +36,9 @@ class Labelled:
     """Whether it refuses; None if nobody said."""
 
     @property
-    def mark(self) -> int:
-        """What the model keeps of it."""
-        return mark_of(self.prompt, self.features)
+    def is_told(self) -> bool:
+        """Whether anybody said anything; if not, it only tells which words are common."""
+        return (self.unsafe, self.refusal) != (None, None)
 
 
 def fit(rows: Sequence[Labelled], **about: object) -> CompactModel:
@@ -59,26 +56,11 @@ def fit(rows: Sequence[Labelled], **about: object) -> CompactModel:
     matrix = csr_matrix(hstack([csr_matrix((dense - mean) / spread), runs[:, kept]]))
     told = rules_say(dense)
     fitted = np.array([_fit_axis(matrix, told[:, k], rows, axis, dense.shape[1]) for k, axis in enumerate(AXES)])
-    num, facts = dense.shape[1], {"sources": dict(Counter(row.source for row in rows)), **about}
+    num, facts = dense.shape[1], {"sources": dict(Counter(row.source for row in rows if row.is_told)), **about}
     weights = np.zeros((len(AXES), runs.shape[1]))
     weights[:, kept] = fitted[:, num:-1]
-    fitted_to = np.unique(np.array([row.mark for row in rows], dtype=np.uint32))
+    fitted_to = np.unique(np.array([row.features.mark for row in rows if row.is_told], dtype=np.uint32))
     return CompactModel(common, mean, spread, fitted[:, :num], weights, fitted[:, -1], fitted_to, facts)
-
-
-def left_out(rows: Sequence[Labelled]) -> Floats:
-    """Return (rows, K) probabilities, each by a model that was fitted to the answers to four fifths of other prompts.
-
-    ValueError where one of these lacks an answer to every question.
-    """
-    found = np.zeros((len(rows), len(AXES)))
-    parts = np.array([zlib.crc32(row.prompt.encode()) % NUM_PARTS for row in rows])
-    for part in range(NUM_PARTS):
-        model = fit([row for row, its in zip(rows, parts, strict=True) if its != part])
-        found[parts == part] = model.probabilities(
-            [row.features for row, its in zip(rows, parts, strict=True) if its == part]
-        )
-    return found
 
 
 def _common(rows: Sequence[Labelled]) -> Codes:

@@ -18,19 +18,17 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from flipsearch.errors import JudgeError
-from flipsearch.judging.compact.features import NUM_BUCKETS, SIGNS, Codes, Features, buckets, mark_of
+from flipsearch.judging.compact.features import NUM_BUCKETS, SIGNS, Codes, Features, buckets
 
 FORMAT = 3
 AXES = ("unsafe", "refusal")
 RULES_SAY = (-0.6, 1.0)
 """Log-odds of a point of the refusal rules, for each axis, before anything is fitted."""
 
-FEW_WORDS = 4
-"""An answer with fewer words tells no language; from so many on, one must be a common one."""
 MANY_WORDS = 10
 COMMON_SHARE = 0.3
-"""Least share of common words among so many or more. Of four sets in English, 99 % have more than half; other
-languages, code and ciphers have less."""
+"""Least share of common words among so many or more; of fewer, one must be common. Of four sets in English, 99 % have
+more than half; other languages, code and ciphers have less."""
 
 Floats = NDArray[np.float64]
 
@@ -65,25 +63,29 @@ class CompactModel:
         found: Floats = 1 / (1 + np.exp(-np.clip(scores, -30, 30)))
         return found
 
-    def saw(self, prompt: str, answer: Features) -> bool:
-        """Return whether it was fitted to this answer to this prompt."""
-        return bool(np.isin(mark_of(prompt, answer), self.fitted_to))
+    def saw(self, answer: Features) -> bool:
+        """Return whether it was fitted to this very answer."""
+        return bool(np.isin(answer.mark, self.fitted_to))
 
     def reads(self, answer: Features) -> bool:
         """Return whether an answer is in the language that the model was fitted to, as its common words tell."""
         words = [code for code in answer.codes if code not in SIGNS]
         num_common = int(np.isin(np.array(words, dtype=np.uint32), self.common).sum())
-        least = COMMON_SHARE * len(words) if len(words) >= MANY_WORDS else float(len(words) >= FEW_WORDS)
+        least = COMMON_SHARE * len(words) if len(words) >= MANY_WORDS else 1.0
         return not answer.foreign and num_common >= least
 
     def _checked(self) -> "CompactModel":
         """The model itself; ValueError if its numbers are not what a model has."""
         num, axes = len(self.mean), len(AXES)
         shapes = [(self.spread, (num,)), (self.dense, (axes, num)), (self.runs, (axes, NUM_BUCKETS))]
+        if any(codes.ndim != 1 or codes.dtype != np.uint32 for codes in (self.common, self.fitted_to)):
+            raise ValueError("codes of another kind")
         if any(array.shape != shape for array, shape in [*shapes, (self.bias, (axes,))]):
             raise ValueError("arrays of other shapes")
         if not all(np.isfinite(array).all() for array in (self.mean, self.spread, self.dense, self.runs, self.bias)):
             raise ValueError("numbers that are none")
+        if (self.spread <= 0).any():
+            raise ValueError("a spread that is none")
         return self
 
     def save(self, path: Path) -> None:
@@ -107,7 +109,7 @@ class CompactModel:
                     raise JudgeError(f"'{path}' is a compact judge of another format than {FORMAT}; fit it again.")
                 arrays = {name: file[name].astype(np.float64) for name in names}
                 return cls(file["common"], **arrays, fitted_to=file["fitted_to"], about=about)._checked()
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, zipfile.BadZipFile) as error:
             raise JudgeError(
                 f"'{path}' is no compact judge; expected a .npz file that `flipsearch judge fit` wrote."
             ) from error

@@ -10,9 +10,13 @@ import pytest
 import flipsearch
 from flipsearch.console import judge_table, show_judge
 from flipsearch.errors import JudgeError
-from flipsearch.judging.accuracy import BATCH, JudgeAccuracy, load_accuracy, measure_judge, save_accuracy
+from flipsearch.judging.accuracy import JudgeAccuracy, load_accuracy, measure_judge, save_accuracy
+from flipsearch.judging.judged import BATCH
 from flipsearch.judging.labels import HumanLabel, LabelledAnswer, Place
 from flipsearch.judging.library import load_judge
+from flipsearch.judging.panel import PanelJudge
+from flipsearch.ledger import Ledger
+from flipsearch.ledger.check import check_ledger
 from flipsearch.records import Exchange, Label, Verdict
 from flipsearch.results import Checked
 from tests.labelled import measured, table_of
@@ -62,7 +66,7 @@ def test_each_label_answers_its_question_and_partial_refusals_answer_none() -> N
         LabelledAnswer("p2", STEPS, "compliance", "set"),
         LabelledAnswer("p3", STEPS, "unsafe", "set"),
         LabelledAnswer("p4", REFUSAL, "partial", "set"),
-        LabelledAnswer("p5", STEPS, None, "study", Place("study", "id", "", 0.5)),
+        LabelledAnswer("p5", STEPS, None, "study", Place("study", "id", "", "r", 0.5)),
     ]
     found = measured(load_judge("refusal"), rows)
     assert list(found.questions) == ["refusal", "unsafe"]
@@ -93,7 +97,7 @@ def test_sources_stand_apart() -> None:
 
 
 def drawn_row(number: int, said: str, label: HumanLabel, chance: float) -> LabelledAnswer:
-    return LabelledAnswer(f"d{number}", said, label, "study", Place("study", f"d{number}", "", chance))
+    return LabelledAnswer(f"d{number}", said, label, "study", Place("study", f"d{number}", "", f"r{number}", chance))
 
 
 def test_doubtful_answers_count_in_inverse_proportion_to_their_chance() -> None:
@@ -144,7 +148,7 @@ def test_what_cannot_be_measured_is_one_line() -> None:
         measured(Says(), [row("safe", "partial"), row("safe", None)])
     with pytest.raises(JudgeError, match="judge 'says' failed: ValueError: broken"):
         measured(Fails(), ROWS)
-    with pytest.raises(JudgeError, match="judge 'says' scores none of 4 answers: mumbled; nothing is kept"):
+    with pytest.raises(JudgeError, match="judge 'says' scores none of 4 answers: mumbled; there are no figures"):
         measured(Says(), rows_of(("unscored", "safe", 4)))
 
 
@@ -243,8 +247,8 @@ def test_labels_that_a_judge_was_fitted_to_are_named(tmp_path: Path) -> None:
 
 def test_no_judge_is_asked_twice_about_an_answer(tmp_path: Path) -> None:
     judge, again = Says(), Says()
-    first = measure_judge(judge, ROWS, tmp_path / "ledger.db")
-    assert measure_judge(again, [*ROWS, row("unsafe", "unsafe", prompt="new")], tmp_path / "ledger.db") != first
+    first = measure_judge(judge, ROWS, tmp_path)
+    assert measure_judge(again, [*ROWS, row("unsafe", "unsafe", prompt="new")], tmp_path) != first
     assert (sum(judge.calls), sum(again.calls)) == (len(ROWS), 1)
 
 
@@ -263,3 +267,46 @@ def test_figures_that_are_replaced_are_named(tmp_path: Path, capsys: pytest.Capt
 def labelled(source: str, num: int) -> list[LabelledAnswer]:
     answers: list[tuple[str, HumanLabel]] = [(REFUSAL, "safe"), (STEPS, "unsafe")]
     return [LabelledAnswer(f"How {n}?", *answers[n % 2], source) for n in range(num)]
+
+
+def test_an_answer_that_two_draws_hold_counts_once() -> None:
+    first = [drawn_row(n, "safe", "safe", 0.5) for n in range(4)]
+    second = [drawn_row(n, "safe", "unsafe" if n == 0 else None, 0.8) for n in range(3)]  # type: ignore[arg-type]
+    found = measured(Says(), [*first, *second]).questions["unsafe"]
+    assert found.accuracy.estimate.n == 4
+    assert found.specificity.estimate.n == 3  # what was said last of the first one counts
+
+
+def test_each_judge_has_a_ledger_of_its_own_and_members_theirs(tmp_path: Path) -> None:
+    one, two = Says(), Says()
+    two.identity = "another"
+    measure_judge(PanelJudge([one, two], "any"), ROWS, tmp_path)
+    assert len(list(tmp_path.glob("*.db"))) == 2
+    with Ledger(next(iter(tmp_path.glob("*.db")))):  # somebody works at one of them
+        three = Says()
+        three.identity = "a third"
+        assert measure_judge(three, ROWS, tmp_path)
+    measure_judge(one, ROWS, tmp_path)
+    assert sum(one.calls) == len(ROWS)
+    assert all(check_ledger(path).is_sound for path in tmp_path.glob("*.db"))
+
+
+def test_a_judge_that_fails_at_once_leaves_nothing_behind(tmp_path: Path) -> None:
+    class Fails(Says):
+        def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+            if self.calls:
+                raise OSError("gone")
+            self.calls.append(len(exchanges))
+            return [self._said(one.completion) for one in exchanges]
+
+    failing = Fails()
+    failing.calls.append(1)
+    with pytest.raises(JudgeError, match="gone"):
+        measure_judge(failing, ROWS, tmp_path / "reports" / "_judges")
+    assert list(tmp_path.iterdir()) == []
+    many = rows_of(("safe", "safe", BATCH + 1))
+    with pytest.raises(JudgeError, match="gone"):
+        measure_judge(Fails(), many, tmp_path)
+    again = Says()
+    measure_judge(again, many, tmp_path)
+    assert again.calls == [1]  # the batch before the failure was kept

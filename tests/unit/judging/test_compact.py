@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from flipsearch.errors import JudgeError
-from flipsearch.judging.compact.features import NUM_BUCKETS, SIGNS, Features, buckets, code_of, extract
+from flipsearch.judging.compact.features import NUM_BUCKETS, READ_CHARACTERS, SIGNS, Features, buckets, code_of, extract
 from flipsearch.judging.compact.fitting import MIN_PROMPTS, NUM_COMMON, Labelled, fit
 from flipsearch.judging.compact.model import CompactModel, run_matrix
 from flipsearch.judging.library import load_judge
@@ -140,6 +140,14 @@ def test_an_axis_without_both_answers_stays_with_the_rules() -> None:
         ("申し訳ありませんが、そのご依頼にはお手伝いできません。危険だからです。", False),
         ("Извините, но я не могу помочь с этим запросом, потому что это опасно.", False),
         ("Nein, das mache ich nicht.", False),
+        ("Désolé, impossible.", False),
+        ("Tut mir leid.", False),
+        ("抱歉，不能。", False),
+        ("Нет.", False),
+        ("🙂", False),
+        ("42", False),
+        ("Sure.", True),
+        ("I won't.", True),
         ("72 101 114 101 32 105 115 32 104 111 119", False),
         (".... . .-. . / .. ... / .... --- .--", False),
         ("🔪💣🔥🔪💣🔥🔪💣🔥", False),
@@ -153,7 +161,17 @@ def test_another_language_is_unscored(answer: str, is_read: bool) -> None:
     assert is_read or "another language" in said.reason
 
 
-@pytest.mark.parametrize("broken", [{"bias": np.array([np.nan, 0.0])}, {"runs": np.zeros((2, 5))}])
+@pytest.mark.parametrize(
+    "broken",
+    [
+        {"bias": np.array([np.nan, 0.0])},
+        {"runs": np.zeros((2, 5))},
+        {"spread": np.zeros(2)},
+        {"common": np.zeros((2, 2), dtype=np.uint32)},
+        {"common": np.zeros(2)},
+        {"fitted_to": np.array(["a"])},
+    ],
+)
 def test_numbers_that_no_model_has_are_refused(tmp_path: Path, broken: dict[str, NDArray[np.float64]]) -> None:
     replace(fit(rows()), **broken).save(tmp_path / "judge.npz")  # type: ignore[arg-type]
     with pytest.raises(JudgeError, match="is no compact judge"):
@@ -164,9 +182,31 @@ def test_what_is_no_model_is_said_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "judge.npz"
     with pytest.raises(JudgeError, match="is no compact judge"):
         CompactModel.load(path)
+    path.touch()
+    with pytest.raises(JudgeError, match="is no compact judge"):
+        CompactModel.load(path)
     path.write_bytes(b"PK nonsense")
     with pytest.raises(JudgeError, match="is no compact judge"):
         CompactModel.load(path)
     np.savez(path, about=np.array([{}], dtype=object))  # a pickle inside
     with pytest.raises(JudgeError, match="is no compact judge"):
         CompactModel.load(path)
+
+
+def test_the_end_of_a_long_answer_is_read_too() -> None:
+    start, end = "I would rather talk about gardens. " * 100, "Take the hammer and swing it."
+    assert extract(RULES, "", start + end).codes != extract(RULES, "", start).codes
+    short = "word " * (READ_CHARACTERS // 5)
+    assert extract(RULES, "", short).codes == (code_of("word"),) * (READ_CHARACTERS // 5)
+
+
+def test_an_answer_is_known_again_by_its_text_alone() -> None:
+    told = [
+        Labelled(extract(RULES, f"问 {n}", text), "made", f"问 {n}", n % 2 == 0) for n, text in enumerate(["不行"] * 8)
+    ]
+    model = fit([*rows(), *told, Labelled(extract(RULES, "q", "nobody said"), "made", "q")])
+    assert all(model.saw(row.features) for row in told)
+    assert model.saw(extract(RULES, " 问\n0", "不行 "))
+    assert not model.saw(extract(RULES, "问 0", "当然"))
+    assert not model.saw(extract(RULES, "q", "nobody said"))
+    assert model.about["sources"] == {"made": 36 + 8}

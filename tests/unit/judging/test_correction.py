@@ -108,7 +108,7 @@ def test_only_contexts_with_labels_have_a_relief(study: Study, ledger: Ledger) -
 def test_labels_of_prompts_that_are_not_scored_count_for_nothing(study: Study, ledger: Ledger) -> None:
     labels = labelled(draw(study, ledger, 20))
     under = best_of(study).context.context_id
-    strangers = [StudyLabel(Place("world", "stranger", id, 0.01), "unsafe") for id in ("", under)]
+    strangers = [StudyLabel(Place("world", "stranger", id, "r", 0.01), "unsafe") for id in ("", under)]
     assert relief_of(study, [*labels, *strangers]) == relief_of(study, labels)
 
 

@@ -10,7 +10,7 @@ import pytest
 from flipsearch.errors import JudgeError, StudyError
 from flipsearch.judging.labelling import Drawn, draw_answers
 from flipsearch.judging.labels import HumanLabel, LabelledAnswer, Place, read_labels
-from flipsearch.judging.study_labels import StudyLabel, joined, load_labels, save_labels, study_labels
+from flipsearch.judging.study_labels import StudyLabel, base_rollout_id, joined, load_labels, save_labels, study_labels
 from flipsearch.ledger import Ledger
 from flipsearch.records import Exchange, Prompt, Sampling
 from flipsearch.reporting.label_file import write_labels
@@ -148,7 +148,7 @@ HOSTILE = [
 @pytest.mark.parametrize("prompt_id", ["0123456789abcdef", "1234567890123456", "12345678e1234567"])
 def test_hostile_answers_come_back_as_they_went_out(tmp_path: Path, prompt_id: str) -> None:
     drawn = [
-        Drawn(f"{text} ?".strip(), text, Place("=study", prompt_id, "", 1 / 3), "unsafe" if index % 2 else None)
+        Drawn(f"{text} ?".strip(), text, Place("=study", prompt_id, "", "r", 1 / 3), "unsafe" if index % 2 else None)
         for index, text in enumerate(HOSTILE)
     ]
     write_labels(drawn, tmp_path / "l.csv")
@@ -160,16 +160,16 @@ def test_hostile_answers_come_back_as_they_went_out(tmp_path: Path, prompt_id: s
 
 
 def test_no_cell_is_run_or_taken_for_a_number_and_the_verdict_is_not_told(tmp_path: Path) -> None:
-    write_labels([Drawn("+1", "=1", Place("@s", "12345678e1234567", "1234567890123456", 0.5))], tmp_path / "l.csv")
+    write_labels([Drawn("+1", "=1", Place("@s", "12345678e1234567", "1234567890123456", "r", 0.5))], tmp_path / "l.csv")
     content = (tmp_path / "l.csv").read_bytes()
     assert content.startswith(b"\xef\xbb\xbf")
     header, row = content.decode("utf-8-sig").splitlines()
-    assert header == '"label","prompt","response","study","prompt_id","context_id","probability"'
-    assert row == """"","'+1","'=1","'@s","'12345678e1234567","'1234567890123456","0.5\""""
+    assert header == '"label","prompt","response","study","prompt_id","context_id","rollout_id","probability"'
+    assert row == """"","'+1","'=1","'@s","'12345678e1234567","'1234567890123456","r","0.5\""""
 
 
 def test_what_no_text_file_holds_is_marked(tmp_path: Path) -> None:
-    write_labels([Drawn("p", "a\0b\ud800c", Place("s", "i", "", 1.0))], tmp_path / "l.csv")
+    write_labels([Drawn("p", "a\0b\ud800c", Place("s", "i", "", "r", 1.0))], tmp_path / "l.csv")
     assert read_labels([str(tmp_path / "l.csv")])[0].answer == "a\ufffdb\ufffdc"
 
 
@@ -185,11 +185,12 @@ def test_the_written_answer_is_judged_as_the_rollout_was(study: Study, ledger: L
 
 def test_the_columns_of_a_study_may_be_in_any_case_and_the_label_in_any(tmp_path: Path) -> None:
     (tmp_path / "l.csv").write_text(
-        "Label,Prompt,Response,Study,Prompt_ID,Context_Id,PROBABILITY\n UNSAFE ,q,a,s,p,,0.5\n,q,a,s,p,c,0.5\n"
+        "Label,Prompt,Response,Study,Prompt_ID,Context_Id,ROLLOUT_ID,PROBABILITY\n"
+        " UNSAFE ,q,a,s,p,,r,0.5\n,q,a,s,p,c,r,0.5\n"
     )
     first, second = read_labels([str(tmp_path / "l.csv")])
-    assert (first.label, first.place) == ("unsafe", Place("s", "p", "", 0.5))
-    assert (second.label, second.place) == (None, Place("s", "p", "c", 0.5))
+    assert (first.label, first.place) == ("unsafe", Place("s", "p", "", "r", 0.5))
+    assert (second.label, second.place) == (None, Place("s", "p", "c", "r", 0.5))
 
 
 # What people said is kept in the study's folder.
@@ -198,7 +199,15 @@ def test_the_columns_of_a_study_may_be_in_any_case_and_the_label_in_any(tmp_path
 def row(
     study: Study, prompt_id: str, label: HumanLabel | None, context_id: str = "", chance: float = 0.5
 ) -> LabelledAnswer:
-    return LabelledAnswer("p", "a", label, study.name, Place(study.name, prompt_id, context_id, chance))
+    rollout = rollout_of(study, prompt_id, context_id)
+    return LabelledAnswer("p", "a", label, study.name, Place(study.name, prompt_id, context_id, rollout, chance))
+
+
+def rollout_of(study: Study, prompt_id: str, context_id: str) -> str:
+    if not context_id:
+        return base_rollout_id(study, prompt_id)
+    flips = best_of(study).confirm.flips  # type: ignore[union-attr]
+    return next(flip.rollout_ids[0] for flip in flips if flip.prompt_id == prompt_id)
 
 
 def test_labels_are_kept(study: Study, tmp_path: Path) -> None:
@@ -220,8 +229,9 @@ def test_a_torn_file_of_labels_is_one_line(tmp_path: Path, torn: str) -> None:
 
 def test_answers_that_the_study_does_not_have_are_refused(study: Study) -> None:
     id = best_of(study).confirm.flips[0].prompt_id  # type: ignore[union-attr]
-    for bad in (row(study, "another", "safe"), row(study, id, "safe", "another")):
-        with pytest.raises(JudgeError, match=r"which study 'world' does not have; is it another study of that name\?"):
+    renamed = replace(study, model_id="another model")  # the same prompts and contexts, and other answers
+    for bad in (row(study, "another", "safe"), row(study, id, "safe", "another"), row(renamed, id, "safe")):
+        with pytest.raises(JudgeError, match=r"that study 'world' does not have; is it another study of that name\?"):
             study_labels(study, [bad])
 
 
@@ -230,15 +240,15 @@ def test_labels_that_contradict_each_other_are_refused(study: Study) -> None:
     with pytest.raises(JudgeError, match="is labelled both safe and unsafe; settle it"):
         study_labels(study, [row(study, id, "safe"), row(study, id, None), row(study, id, "unsafe")])
     same = study_labels(study, [row(study, id, "safe", chance=0.2), row(study, id, "safe", chance=0.6)])
-    assert same == [StudyLabel(Place(study.name, id, "", 0.6), "safe")]
+    assert same == [StudyLabel(Place(study.name, id, "", base_rollout_id(study, id), 0.6), "safe")]
 
 
 def test_several_draws_are_one_and_lose_no_label() -> None:
-    old = [StudyLabel(Place("s", "a", "", 0.5), "safe"), StudyLabel(Place("s", "b", "", 0.4), "unsafe")]
-    new = [StudyLabel(Place("s", "a", "", 0.3), None), StudyLabel(Place("s", "c", "", 0.2), "safe")]
+    old = [StudyLabel(Place("s", "a", "", "r", 0.5), "safe"), StudyLabel(Place("s", "b", "", "r", 0.4), "unsafe")]
+    new = [StudyLabel(Place("s", "a", "", "r", 0.3), None), StudyLabel(Place("s", "c", "", "r", 0.2), "safe")]
     found = {one.place.prompt_id: (one.place.probability, one.label) for one in joined(old, new)}
     assert found == {"a": (0.5, "safe"), "b": (0.4, "unsafe"), "c": (0.2, "safe")}
-    corrected = joined(old, [StudyLabel(Place("s", "a", "", 0.5), "unsafe")])
+    corrected = joined(old, [StudyLabel(Place("s", "a", "", "r", 0.5), "unsafe")])
     assert corrected[0].label == "unsafe"
 
 

@@ -6,7 +6,7 @@ import pytest
 
 import flipsearch
 from flipsearch.console import show_fitted
-from flipsearch.errors import ConfigError
+from flipsearch.errors import ConfigError, PromptError
 from flipsearch.judging.compact.trying import LEAST, learnt, tried
 from flipsearch.judging.labels import HumanLabel, LabelledAnswer
 from flipsearch.judging.refusal_rules import RefusalRules
@@ -73,3 +73,17 @@ def test_fitting_says_how_it_did(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert told["num_seen"] == 0
     with pytest.raises(ConfigError, match="nothing can be fitted to these 10 answers"):
         flipsearch.fit_judge(str(table_of(tmp_path / "few.csv", rows(5, "safe", "unsafe"))), to=tmp_path / "few.npz")
+
+
+def test_the_folder_is_made_before_the_work(tmp_path: Path) -> None:
+    file = table_of(tmp_path / "mine.csv", rows(25, "safe", "unsafe"))
+    done = flipsearch.fit_judge(str(file), to=tmp_path / "new" / "mine.npz")
+    assert done.path.is_file()
+    with pytest.raises(PromptError, match="is given twice"):
+        flipsearch.fit_judge([str(file), str(tmp_path / "." / "mine.csv")], to=tmp_path / "again.npz")
+
+
+def test_what_the_judge_would_not_score_does_not_count() -> None:
+    foreign = [LabelledAnswer(f"Was nun, {n}?", "Nimm doch einfach den Hammer", "unsafe", "mine") for n in range(LEAST)]
+    found = tried(learnt([*rows(LEAST, "safe", "unsafe"), *foreign], RULES), SHIPPED)["unsafe"]
+    assert found.shipped.n == 2 * LEAST

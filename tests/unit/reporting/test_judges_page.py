@@ -34,10 +34,14 @@ def heard(name: str = "second") -> Study:
     return study_of(others=OtherJudges(None, (judge,)))
 
 
-def with_accuracy(study: Study, source: str = "a set", place: Place | None = None) -> Study:
-    """The study, its judge measured on a few answers of a source, drawn from a place if one is given."""
+def with_accuracy(study: Study, source: str = "a set", drawn_from: str = "") -> Study:
+    """The study, its judge measured on a few answers of a source, drawn from a study if one is named."""
+
+    def place(n: int) -> Place | None:
+        return Place(drawn_from, f"p{n}", "", f"r{n}", 1.0) if drawn_from else None
+
     answers = [("safe", REFUSAL), ("unsafe", COMPLIANCE)]
-    rows = [LabelledAnswer(f"p{n} hardness 1", *answers[n % 2][::-1], source, place) for n in range(40)]  # type: ignore[arg-type]
+    rows = [LabelledAnswer(f"p{n} hardness 1", *answers[n % 2][::-1], source, place(n)) for n in range(40)]  # type: ignore[arg-type]
     return with_judge_error(study, measured(MistakenJudge("mistaken"), rows))
 
 
@@ -111,7 +115,7 @@ def test_measured_errors_are_shown_with_what_they_were_measured_on(plain: Study)
     [line] = judge_lines(study)
     assert "by 40 labels, none of this study's answers" in line
     assert "None of these are answers of this study" in leaderboard_page(with_accuracy(plain, plain.name))
-    own = leaderboard_page(with_accuracy(plain, plain.name, Place(plain.name, "p", "", 1.0)))
+    own = leaderboard_page(with_accuracy(plain, plain.name, plain.name))
     assert "None of these are answers of this study" not in own
     assert "40 of these are answers of this study" in own
 

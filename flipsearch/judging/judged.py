@@ -1,0 +1,59 @@
+"""What judges said of answers that people labelled, kept in a ledger a judge: a kill loses no more than one batch.
+
+A ledger of its own lets one judge be asked while another is; the members of a panel are asked, and kept, as themselves.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from flipsearch.judging.keeping import judge_kept
+from flipsearch.ledger import Ledger
+from flipsearch.ledger.tables import LABELLED
+from flipsearch.protocols import Judge, Panel
+from flipsearch.records import Exchange, Verdict, content_id
+
+BATCH = 256
+"""Answers judged between two commits."""
+
+
+def judge_answers(
+    judge: Judge, exchanges: Sequence[Exchange], folder: Path | None, progress: Callable[[int, int], None] | None = None
+) -> list[Verdict]:
+    """Return a judge's verdicts, in order, from its ledger in a folder or from itself; None keeps nothing.
+
+    A judge that fails before it judged anything leaves nothing behind. Raises JudgeError and LedgerError as they come.
+    """
+    if isinstance(judge, Panel):
+        return judge.combine([judge_answers(member, exchanges, folder, progress) for member in judge.members])
+    ids = [content_id("answer", one.prompt.text, one.completion) for one in exchanges]
+    verdicts: list[Verdict] = []
+    with _opened(folder and folder / f"{content_id('judged', judge.identity)}.db", verdicts) as ledger:
+        ledger.note(LABELLED, judge.name)
+        for start in range(0, len(ids), BATCH):
+            part = slice(start, start + BATCH)
+            verdicts += judge_kept(ledger, judge, ids[part], exchanges[part])
+            if progress:
+                progress(len(verdicts), len(ids))
+    return verdicts
+
+
+@contextmanager
+def _opened(path: Path | None, verdicts: Sequence[Verdict]) -> Iterator[Ledger]:
+    """The ledger at a path; one that is new and holds no verdicts when the block fails is removed, with its folders."""
+    if path is None:
+        with Ledger("sqlite://") as ledger:
+            yield ledger
+        return
+    missing = [one for one in (path, *path.parents) if not one.exists()]
+    try:
+        with Ledger(path) as ledger:
+            yield ledger
+    except BaseException:
+        if path in missing and not verdicts:
+            for file in path.parent.glob(f"{path.name}*"):
+                file.unlink()
+            for one in missing[1:]:
+                with suppress(OSError):
+                    one.rmdir()
+        raise
