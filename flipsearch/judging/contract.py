@@ -6,6 +6,7 @@ A plug-in can raise anything, and even end the process. An interrupt alone goes 
 import inspect
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
@@ -119,7 +120,7 @@ def ask(judge: Judge, exchanges: Sequence[Exchange]) -> list[Verdict]:
                     f"judge '{judge.name}' gave a verdict of another form: {verdict!r:.160}; expected a Verdict whose "
                     "probabilities are numbers from 0 to 1: p_unsafe where it is scored, and not where it is UNSCORED."
                 )
-        return list(given)
+        return [_keepable(verdict) for verdict in given]
 
 
 def were_fitted_to(judge: Judge, exchanges: Sequence[Exchange]) -> list[bool]:
@@ -133,6 +134,11 @@ def ask_identities(*judges: Judge | None) -> None:
     for judge in judges:
         if judge is not None:
             judge.identity  # noqa: B018
+
+
+def _keepable(verdict: Verdict) -> Verdict:
+    """The verdict with a reason that can be encoded; a judge that quotes hostile text may quote half a character."""
+    return replace(verdict, reason=verdict.reason.encode(errors="replace").decode())
 
 
 def _is_sound(verdict: object) -> bool:

@@ -9,10 +9,12 @@ import pytest
 from flipsearch.errors import ConfigError, JudgeError, PluginError
 from flipsearch.judging import library
 from flipsearch.judging.contract import ask, ask_identities
+from flipsearch.judging.keeping import judge_kept
 from flipsearch.judging.library import list_judges, load_judge
 from flipsearch.judging.panel import PanelJudge
 from flipsearch.judging.thought import ThoughtJudge
-from flipsearch.records import Exchange, Label, Prompt
+from flipsearch.ledger import Ledger
+from flipsearch.records import Exchange, Label, Prompt, Verdict
 
 GOOD = '''
 from dataclasses import dataclass
@@ -144,6 +146,14 @@ def test_what_is_no_list_of_verdicts_is_one_error(tmp_path: Path, body: str, mes
     for asked in (judge, PanelJudge([judge, judge], "any")):
         with pytest.raises(JudgeError, match=message):
             ask(asked, [EXCHANGE])
+
+
+def test_a_reason_that_quotes_half_a_character_is_kept(tmp_path: Path) -> None:
+    quotes = "def judge(self, exchanges): return [Verdict(Label.SAFE, 0.1, reason='x\\ud800\u00e9')] * len(exchanges)"
+    judge = load_judge(write(tmp_path, broken(quotes)))
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        for _ in range(2):
+            assert judge_kept(ledger, judge, ["a"], [EXCHANGE]) == [Verdict(Label.SAFE, 0.1, reason="x?\u00e9")]
 
 
 def test_an_interrupt_goes_through(tmp_path: Path) -> None:
