@@ -23,8 +23,18 @@ def faults(kind: type[FlipsearchError], what: str) -> Iterator[None]:
     except (FlipsearchError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        why = ": ".join(filter(None, (type(error).__name__, str(error))))
+        why = ": ".join(filter(None, (type(error).__name__, _told(error))))
         raise kind(f"{what}: {why}.") from error
+
+
+def _told(error: BaseException) -> str:
+    """What an exception says of itself; nothing where it fails at that, too."""
+    try:
+        return str(error)
+    except KeyboardInterrupt:
+        raise
+    except BaseException:
+        return ""
 
 
 class CheckedJudge:

@@ -87,6 +87,10 @@ def test_a_missing_file_offers_near_ones(tmp_path: Path) -> None:
         ("class A:\n    name = 'a'\n    identity = 3\n    def judge(self, e): ...", "its identity is 3; a judge needs"),
         ("class A:\n    name = identity = 'a'", r"its judge is None; .* and judge\(exchanges\)"),
         ("class _Stop(BaseException): ...\nraise _Stop\nclass A: ...", r"fails when loaded: _Stop\."),
+        (
+            "class _Mute(Exception):\n    def __str__(self): raise SystemExit\nraise _Mute\nclass A: ...",
+            r"fails when loaded: _Mute\.",
+        ),
         ("import sys\nsys.exit()\nclass A: ...", r"mild.py' fails when loaded: SystemExit\."),
         ("class A: ...\ndel A", "fails when loaded: AttributeError"),
         ("class A:\n    def __init__(self): raise SystemExit(0)", r"cannot be built: SystemExit: 0\."),
