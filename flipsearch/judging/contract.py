@@ -14,6 +14,9 @@ from flipsearch.errors import FlipsearchError, JudgeError, PluginError
 from flipsearch.protocols import Judge
 from flipsearch.records import Exchange, Label, Verdict
 
+_LONGEST = {"name": 100, "identity": 64}
+"""Characters; the ledger has no room for a longer identity."""
+
 
 @contextmanager
 def faults(kind: type[FlipsearchError], what: str) -> Iterator[None]:
@@ -93,6 +96,11 @@ class CheckedJudge:
         value = self._at(name)
         if not isinstance(value, str) or not value.strip() or not value.isprintable():
             raise self._fault(name, value)
+        if len(value) > _LONGEST[name]:
+            raise PluginError(
+                f"judge in {self._where}: its {name} has {len(value)} characters, expected at most {_LONGEST[name]}; "
+                "shorten it (flipsearch.records.content_id makes an identity of anything)."
+            )
         return value
 
     def _texts(self, name: str) -> tuple[str, ...]:

@@ -96,6 +96,8 @@ def test_a_missing_file_offers_near_ones(tmp_path: Path) -> None:
         ("class A:\n    def __init__(self): raise SystemExit(0)", r"cannot be built: SystemExit: 0\."),
         (broken("name = ' '"), "its name is ' '; a judge needs"),
         (broken(r"identity = 'a\nb'"), r"its identity is 'a\\nb'; a judge needs"),
+        (broken("name = 'a' * 101"), "its name has 101 characters, expected at most 100; shorten it"),
+        (broken("identity = 'a' * 65"), "its identity has 65 characters, expected at most 64; shorten it"),
         (broken("@property\n    def name(self): return self.nothing"), "cannot be built: AttributeError"),
         (broken("notes = 'one text'"), "notes is 'one text', expected several texts"),
         (broken("notes = (1, 2)"), r"notes is \(1, 2\), expected several texts"),
@@ -116,6 +118,7 @@ def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, text: str, message: 
     ("body", "message"),
     [
         ("return None", "its identity is None; a judge needs"),
+        ("return 'a' * 5000", "its identity has 5000 characters, expected at most 64"),
         ("raise ValueError('no\\nmodel')", "cannot tell its identity: ValueError: no"),
         ("import sys; sys.exit('bye')", r"cannot tell its identity: SystemExit: bye\."),
         ("return self.nothing", "cannot tell its identity: AttributeError"),
