@@ -10,8 +10,8 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
-from flipsearch.errors import FlipsearchError, JudgeError, PluginError
-from flipsearch.protocols import Judge
+from flipsearch.errors import ConfigError, FlipsearchError, JudgeError, PluginError
+from flipsearch.protocols import Judge, Panel
 from flipsearch.records import Exchange, Label, Verdict
 
 _LONGEST = {"name": 100, "identity": 64}
@@ -148,10 +148,25 @@ def were_fitted_to(judge: Judge, exchanges: Sequence[Exchange]) -> list[bool]:
 
 
 def ask_identities(*judges: Judge | None) -> None:
-    """Ask judges for their identity before any work, so that one that cannot tell it leaves nothing behind."""
+    """Ask judges for their identity before any work, so that one that cannot tell it leaves nothing behind.
+
+    Raises ConfigError for a panel of which two members are the same judge, however they are written.
+    """
     for judge in judges:
         if judge is not None:
             judge.identity  # noqa: B018
+        if isinstance(judge, Panel):
+            _require_different(judge)
+
+
+def _require_different(panel: Panel) -> None:
+    first: dict[str, int] = {}
+    for number, member in enumerate(panel.members, start=1):
+        if (other := first.setdefault(member.identity, number)) != number:
+            raise ConfigError(
+                f"judge '{panel.name}': its judges {other} and {number} ({member.name}) are one judge under two "
+                "spellings; name each judge of a panel once."
+            )
 
 
 def _keepable(verdict: Verdict) -> Verdict:

@@ -11,6 +11,7 @@ is; other names hold no + and no brackets, other values no comma and no brackets
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -65,6 +66,8 @@ def parse_spec(text: str) -> JudgeSpec:
             f"judge '{text}' names {len(members)} judges but not how they decide; end it in {_endings()}. A path with "
             "+ in it stands in quotes."
         )
+    if twice := next((one for one, num in Counter(map(str, members)).items() if num > 1), None):
+        raise ConfigError(f"judge '{text}' names {twice} more than once; name each judge of a panel once.")
     return JudgeSpec(members, _checked_rule(rule.strip(), members, text))
 
 
