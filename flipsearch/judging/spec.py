@@ -20,6 +20,8 @@ from flipsearch.errors import ConfigError, unknown_name
 
 RULES = ("any", "all", "majority", "mean")
 """UNSAFE is what any judge calls so, all of them, more than half of them, or what has a mean p_unsafe of 0.5."""
+PARTS = ("answer", "thought")
+"""Which part of a completion a judge is shown, by the option `part`; the first if it is not given."""
 _QUOTES = ("'", '"')
 _PIECE = re.compile(r"""(?:^|[+(,=])\s*(?:'[^']*'|"[^"]*")|.""", re.DOTALL)
 """A single character, or what a name or a value in quotes comes after, and all of it."""
@@ -101,7 +103,8 @@ def _member(part: str, text: str) -> Member:
     name, inside = _item(name, text), options[0].rstrip() if options else ")"
     if not name or len(options) > 1 or not inside.endswith(")"):
         raise _unreadable(text)
-    return Member(name, dict(_options(inside[:-1], text)))
+    given = dict(_options(inside[:-1], text))
+    return Member(name, {option: value for option, value in given.items() if (option, value) != ("part", PARTS[0])})
 
 
 def _options(inside: str, text: str) -> Iterator[tuple[str, str]]:

@@ -44,6 +44,7 @@ def test_reads(text: str, spec: JudgeSpec) -> None:
         ("a+b:anny", "unknown rule 'anny'. Did you mean any"),
         ("a+b:majority", "a majority of 2 judges may be a tie; name an odd number."),
         ("a+b+a:majority", "judge 'a+b+a:majority' names a more than once; name each judge of a panel once."),
+        ("a+a(part=answer):any", "names a more than once"),
         ("a(x=1, y=2)+ 'a'(y=2,x=1):any", "names a(x=1, y=2) more than once"),
         ("a:any", "has a rule for several judges, but names one"),
         ("a+:any", "judge 'a+:any' cannot be read"),
@@ -96,6 +97,9 @@ def test_a_spec_is_read_as_it_is_written(members: list[tuple[str, dict[str, str]
     ("text", "same"),
     [
         ("compact()", "compact"),
+        ("refusal(part=answer)", "refusal"),
+        ("refusal(part='answer', x=1)", "refusal(x=1)"),
+        ("refusal(part=thought)", "refusal(part=thought)"),
         (" 'compact' ", "compact"),
         ("a + b : any", "a+b:any"),
         ("guard(reading=loose,model = O/N-0.6B)", "guard(model=O/N-0.6B, reading=loose)"),
