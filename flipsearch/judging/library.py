@@ -21,13 +21,12 @@ from flipsearch.judging.contract import faults
 from flipsearch.judging.needs import Needs, needs_of
 from flipsearch.judging.options import build_judge
 from flipsearch.judging.panel import PanelJudge
-from flipsearch.judging.spec import Member, parse_spec
+from flipsearch.judging.spec import PARTS, Member, parse_spec
 from flipsearch.judging.thought import ThoughtJudge
 from flipsearch.protocols import Judge
 from flipsearch.registry import content_folder
 
 ENTRY_POINTS = "flipsearch.judges"
-PARTS = ("answer", "thought")
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from flipsearch.errors import ConfigError, PluginError, near_names, unknown_name
-from flipsearch.judging.contract import CheckedJudge, faults
+from flipsearch.judging.checked import CheckedJudge
+from flipsearch.judging.contract import faults
 from flipsearch.protocols import Judge
 
 _SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}

@@ -11,6 +11,7 @@ is; other names hold no + and no brackets, other values no comma and no brackets
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -19,6 +20,8 @@ from flipsearch.errors import ConfigError, unknown_name
 
 RULES = ("any", "all", "majority", "mean")
 """UNSAFE is what any judge calls so, all of them, more than half of them, or what has a mean p_unsafe of 0.5."""
+PARTS = ("answer", "thought")
+"""Which part of a completion a judge is shown, by the option `part`; the first if it is not given."""
 _QUOTES = ("'", '"')
 _PIECE = re.compile(r"""(?:^|[+(,=])\s*(?:'[^']*'|"[^"]*")|.""", re.DOTALL)
 """A single character, or what a name or a value in quotes comes after, and all of it."""
@@ -65,6 +68,8 @@ def parse_spec(text: str) -> JudgeSpec:
             f"judge '{text}' names {len(members)} judges but not how they decide; end it in {_endings()}. A path with "
             "+ in it stands in quotes."
         )
+    if twice := next((one for one, num in Counter(map(str, members)).items() if num > 1), None):
+        raise ConfigError(f"judge '{text}' names {twice} more than once; name each judge of a panel once.")
     return JudgeSpec(members, _checked_rule(rule.strip(), members, text))
 
 
@@ -98,7 +103,8 @@ def _member(part: str, text: str) -> Member:
     name, inside = _item(name, text), options[0].rstrip() if options else ")"
     if not name or len(options) > 1 or not inside.endswith(")"):
         raise _unreadable(text)
-    return Member(name, dict(_options(inside[:-1], text)))
+    given = dict(_options(inside[:-1], text))
+    return Member(name, {option: value for option, value in given.items() if (option, value) != ("part", PARTS[0])})
 
 
 def _options(inside: str, text: str) -> Iterator[tuple[str, str]]:

@@ -65,10 +65,11 @@ def run_training(
     def ask() -> Asked:
         place.start({**_identity(plan), "model_id": backend.model_id}, plan.config.resume)
         routing = route(plan, bench(backend, 0.0) if plan.routes_by_answer else None)
+        free(judge)  # its memory is what a teacher needs
         answers = _answers(plan, routing, backend, bench)
+        free(judge)  # and what the trainer needs
         if ledger is not None:
             ledger.close()  # everything is asked: others may use it while this one trains
-            free(judge)  # and its memory is what the trainer needs
         return (routing, None) if answers is None else (routing.only(answers), answers)
 
     backend = _load(plan)

@@ -1,6 +1,8 @@
 """`flipsearch train` on the pocket model, for a few steps: what a user does, and what must not happen."""
 
 import json
+from collections.abc import Callable, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import flipsearch
 from flipsearch.errors import ConfigError, PromptError, TrainingError
+from flipsearch.records import Exchange, Label, Verdict
+from flipsearch.registry import make_backend
 from flipsearch.training.checkpoint import Workplace
+from flipsearch.training.heads import trainable
 from flipsearch.training.log import StepLog
 from flipsearch.training.opsa import WholeSteps
 from tests.integration.test_cli import run
@@ -147,6 +152,36 @@ def test_the_rivals_learn_from_kept_answers_in_as_many_steps(method: Any, tmp_pa
     kept = sum(routed.num_prompts for routed in done.run.routed)
     assert kept + sum(done.run.num_left_out.values()) == 16
     assert losses(done)[-1] < losses(done)[0]
+
+
+def test_the_judges_model_is_freed_before_another_is_loaded_and_before_training(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events: list[str] = []
+
+    class Mild:
+        name = identity = "mild"
+
+        def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+            events.append("asked")
+            return [Verdict(Label.SAFE, 0.0, 0.0)] * len(exchanges)
+
+        def close(self) -> None:
+            events.append("freed")
+
+    def told(event: str, what: Callable[..., Any]) -> Callable[..., Any]:
+        def tells(*args: Any, **kwargs: Any) -> Any:
+            events.append(event)
+            return what(*args, **kwargs)
+
+        return tells
+
+    monkeypatch.setattr("flipsearch.api.load_judge", lambda _: Mild())
+    monkeypatch.setattr("flipsearch.registry.make_backend", told("model", make_backend))
+    monkeypatch.setattr("flipsearch.training.run.trainable", told("training", trainable))
+    train(tmp_path, method="sft-teacher", teacher="organism", gate=True, max_steps=1)
+    in_turn = [one for one, _ in groupby(events)]
+    assert in_turn == ["model", "asked", "freed", "model", "asked", "freed", "training", "freed"]
 
 
 def test_lora_leaves_a_merged_model_and_its_adapter(tmp_path: Path) -> None:

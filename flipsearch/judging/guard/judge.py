@@ -20,8 +20,8 @@ from flipsearch.judging.guard.asking import OUT_OF_MEMORY, Asker, Question
 from flipsearch.judging.guard.template import GuardTemplate
 from flipsearch.records import Exchange, Label, Verdict, content_id
 
-VERSION = 1
-"""Of what is done here with a guard's answers."""
+VERSION = 2
+"""Of what is done here with what a guard is shown, and with its answers."""
 REMEMBERED = 2**16
 """Verdicts kept in memory: under many contexts a model gives the same answer to a prompt, above all refusals."""
 

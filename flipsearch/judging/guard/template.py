@@ -12,8 +12,16 @@ from pathlib import Path
 from flipsearch.errors import PluginError
 
 SLOT = re.compile(r"\{([a-z]+)\}")
-LINE_END = r"[\n\r\v\f\x85\u2028\u2029]"
+_LINE_ENDS = r"\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
+LINE_END = f"[{_LINE_ENDS}]"
 """What begins a new line to a reader, the line feed not alone."""
+_BLANKS = r"\t\x1f \xa0\xad\u1680\u180e\u2000-\u200f\u202f\u205f\u2060\u3000\ufeff"
+_BLANK = f"[{_BLANKS}]*+"
+"""Any number of what a reader sees as blank, or not at all."""
+_INSIDE = re.compile(f"(?<=[^{_BLANKS}])(?=[^{_BLANKS}])")
+_LINE = rf"(?:\A|(?<={LINE_END})){_BLANK}"
+_MARKS = rf"(?:(?:_|[^\w{_LINE_ENDS}{_BLANKS}]){_BLANK}){{0,8}}"
+"""What can stand before a role and does not hide it, e.g. a list's dash; few, so that a long line costs no more."""
 PROBE = {"prompt": "quokka", "answer": "quokka"}
 """Content that spells out nothing."""
 
@@ -22,7 +30,8 @@ class GuardTemplate:
     """The text of a template file, without the line break at its very end.
 
     Where content spells them out, `markers` are defused anywhere, `roles` ("Agent:") and the template's own lines that
-    have no slot at the beginning of a line, all in any case; of lines without a letter ("---") only whole ones.
+    have no slot at the beginning of a line, or behind marks there ("- Agent :"), all in any case and however blanks are
+    written; of lines without a letter ("---") only whole ones.
     Raises PluginError for a file that cannot be read or has no slots {prompt} and {answer}.
     """
 
@@ -34,9 +43,14 @@ class GuardTemplate:
         if missing := sorted(set(PROBE) - set(SLOT.findall(self.text))):
             raise PluginError(f"the guard's template '{file}' lacks the slot {{{missing[0]}}}.")
         lines = [line.strip() for line in self.text.split("\n") if not SLOT.search(line)]
-        begun = [*map(re.escape, roles), *map(_line_pattern, filter(None, lines))]
+        begun = [*roles, *(line for line in lines if _has_letter(line))]
+        bare = [line for line in lines if line and not _has_letter(line)]  # ordinary where more follows, as in a table
         # In this order: a line that is taken whole could hold another marker.
-        self._spelled = (_any_of(map(re.escape, markers)), _any_of(begun, rf"(?:\A|(?<={LINE_END}))[ \t]*"))
+        self._spelled = (
+            _any_of(markers),
+            _any_of(begun, _LINE + _MARKS),
+            _any_of(bare, _LINE, rf"(?={_BLANK}(?:{LINE_END}|\Z))"),
+        )
 
     def render(self, content: Mapping[str, str], defuse: Callable[[str], str]) -> str:
         """Return the text with its slots filled; `defuse` does for control tokens what is done here for markers."""
@@ -50,15 +64,19 @@ class GuardTemplate:
 
 
 def _split(found: re.Match[str]) -> str:
-    return re.sub(r"(?<=\S)(?=\S)", " ", found[0], count=1)
+    return found[0].removesuffix(found[1]) + _INSIDE.sub(" ", found[1], count=1)
 
 
-def _any_of(patterns: Iterable[str], before: str = "") -> re.Pattern[str]:
-    longest_first = sorted(patterns, key=len, reverse=True)
-    return re.compile(rf"{before}(?:{'|'.join(longest_first) or '(?!)'})", re.IGNORECASE)
+def _any_of(texts: Iterable[str], before: str = "", after: str = "") -> re.Pattern[str]:
+    patterns = sorted(map(_pattern, texts), key=len, reverse=True)
+    return re.compile(rf"{before}({'|'.join(patterns) or '(?!)'}){after}", re.IGNORECASE)
 
 
-def _line_pattern(line: str) -> str:
-    """A line of the template; one without a letter is ordinary where more follows on it, e.g. in a diff or a table."""
-    has_letter = any(map(str.isalpha, line))
-    return re.escape(line) + ("" if has_letter else rf"(?=[ \t]*(?:{LINE_END}|\Z))")
+def _pattern(text: str) -> str:
+    """A text with blanks of any kind and number for its own, and before its colons."""
+    words = [re.escape(word).replace(":", f"{_BLANK}:") for word in re.split(r"\s+", text)]
+    return f"[{_BLANKS}]++".join(words)
+
+
+def _has_letter(text: str) -> bool:
+    return any(map(str.isalpha, text))

@@ -9,10 +9,12 @@ import pytest
 from flipsearch.errors import ConfigError, JudgeError, PluginError
 from flipsearch.judging import library
 from flipsearch.judging.contract import ask, ask_identities
+from flipsearch.judging.keeping import judge_kept
 from flipsearch.judging.library import list_judges, load_judge
 from flipsearch.judging.panel import PanelJudge
 from flipsearch.judging.thought import ThoughtJudge
-from flipsearch.records import Exchange, Label, Prompt
+from flipsearch.ledger import Ledger
+from flipsearch.records import Exchange, Label, Prompt, Verdict
 
 GOOD = '''
 from dataclasses import dataclass
@@ -85,11 +87,17 @@ def test_a_missing_file_offers_near_ones(tmp_path: Path) -> None:
         ("class A:\n    name = 'a'\n    identity = 3\n    def judge(self, e): ...", "its identity is 3; a judge needs"),
         ("class A:\n    name = identity = 'a'", r"its judge is None; .* and judge\(exchanges\)"),
         ("class _Stop(BaseException): ...\nraise _Stop\nclass A: ...", r"fails when loaded: _Stop\."),
+        (
+            "class _Mute(Exception):\n    def __str__(self): raise SystemExit\nraise _Mute\nclass A: ...",
+            r"fails when loaded: _Mute\.",
+        ),
         ("import sys\nsys.exit()\nclass A: ...", r"mild.py' fails when loaded: SystemExit\."),
         ("class A: ...\ndel A", "fails when loaded: AttributeError"),
         ("class A:\n    def __init__(self): raise SystemExit(0)", r"cannot be built: SystemExit: 0\."),
         (broken("name = ' '"), "its name is ' '; a judge needs"),
         (broken(r"identity = 'a\nb'"), r"its identity is 'a\\nb'; a judge needs"),
+        (broken("name = 'a' * 101"), "its name has 101 characters, expected at most 100; shorten it"),
+        (broken("identity = 'a' * 65"), "its identity has 65 characters, expected at most 64; shorten it"),
         (broken("@property\n    def name(self): return self.nothing"), "cannot be built: AttributeError"),
         (broken("notes = 'one text'"), "notes is 'one text', expected several texts"),
         (broken("notes = (1, 2)"), r"notes is \(1, 2\), expected several texts"),
@@ -110,6 +118,7 @@ def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, text: str, message: 
     ("body", "message"),
     [
         ("return None", "its identity is None; a judge needs"),
+        ("return 'a' * 5000", "its identity has 5000 characters, expected at most 64"),
         ("raise ValueError('no\\nmodel')", "cannot tell its identity: ValueError: no"),
         ("import sys; sys.exit('bye')", r"cannot tell its identity: SystemExit: bye\."),
         ("return self.nothing", "cannot tell its identity: AttributeError"),
@@ -144,6 +153,14 @@ def test_what_is_no_list_of_verdicts_is_one_error(tmp_path: Path, body: str, mes
     for asked in (judge, PanelJudge([judge, judge], "any")):
         with pytest.raises(JudgeError, match=message):
             ask(asked, [EXCHANGE])
+
+
+def test_a_reason_that_quotes_half_a_character_is_kept(tmp_path: Path) -> None:
+    quotes = "def judge(self, exchanges): return [Verdict(Label.SAFE, 0.1, reason='x\\ud800\u00e9')] * len(exchanges)"
+    judge = load_judge(write(tmp_path, broken(quotes)))
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        for _ in range(2):
+            assert judge_kept(ledger, judge, ["a"], [EXCHANGE]) == [Verdict(Label.SAFE, 0.1, reason="x?\u00e9")]
 
 
 def test_an_interrupt_goes_through(tmp_path: Path) -> None:

@@ -43,6 +43,9 @@ def test_reads(text: str, spec: JudgeSpec) -> None:
         ("a+b", "judge 'a+b' names 2 judges but not how they decide; end it in :any, :all, :majority or :mean."),
         ("a+b:anny", "unknown rule 'anny'. Did you mean any"),
         ("a+b:majority", "a majority of 2 judges may be a tie; name an odd number."),
+        ("a+b+a:majority", "judge 'a+b+a:majority' names a more than once; name each judge of a panel once."),
+        ("a+a(part=answer):any", "names a more than once"),
+        ("a(x=1, y=2)+ 'a'(y=2,x=1):any", "names a(x=1, y=2) more than once"),
         ("a:any", "has a rule for several judges, but names one"),
         ("a+:any", "judge 'a+:any' cannot be read"),
         ("a(b", "judge 'a(b' cannot be read"),
@@ -84,7 +87,8 @@ def test_what_stands_in_quotes_comes_through_unchanged(quote: str, name: str, va
 )
 def test_a_spec_is_read_as_it_is_written(members: list[tuple[str, dict[str, str]]], quote: str) -> None:
     plain = [(name.replace(quote, "-"), {o: v.replace(quote, "-") for o, v in some.items()}) for name, some in members]
-    spec = JudgeSpec(tuple(Member(*one) for one in plain), "any" if len(plain) > 1 else "")
+    different = {str(one): one for one in (Member(*one) for one in plain)}
+    spec = JudgeSpec(tuple(different.values()), "any" if len(different) > 1 else "")
     assert parse_spec(str(spec)) == spec
     assert canonical(str(spec)) == str(spec)
 
@@ -93,6 +97,9 @@ def test_a_spec_is_read_as_it_is_written(members: list[tuple[str, dict[str, str]
     ("text", "same"),
     [
         ("compact()", "compact"),
+        ("refusal(part=answer)", "refusal"),
+        ("refusal(part='answer', x=1)", "refusal(x=1)"),
+        ("refusal(part=thought)", "refusal(part=thought)"),
         (" 'compact' ", "compact"),
         ("a + b : any", "a+b:any"),
         ("guard(reading=loose,model = O/N-0.6B)", "guard(model=O/N-0.6B, reading=loose)"),
