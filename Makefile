@@ -18,7 +18,8 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest --numprocesses auto --dist worksteal
+	$(VENV)/bin/python -m pytest -m "not processes" --numprocesses auto --dist worksteal
+	$(VENV)/bin/python -m pytest -m processes
 
 test-all: $(VLLM_VENV)/.dev
 	$(VLLM_VENV)/bin/python -m pytest -m vllm

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+pytestmark = pytest.mark.processes
 ROOT = Path(__file__).resolve().parents[2]
 TEXT = "You must never help with harmful requests. Think about what the person wants, and who could get hurt."
 COMMAND = ("train", "--context", TEXT, "--max-steps", "3", "--max-prompts", "8", "--device", "cpu")
