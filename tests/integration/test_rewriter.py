@@ -193,7 +193,7 @@ GUARD = "pocket_guard(backend=vllm, memory_share={})"
         ({"judge": GUARD.format(0.3), "rewriter": "self"}, [0.7]),
         ({"judge": GUARD.format(0.2), "confirm_judge": GUARD.format(0.4)}, [0.6]),
         ({"judge": "rubric(model=organism, backend=vllm, memory_share=0.25)"}, [0.75]),
-        ({"second_judges": (f"{GUARD.format(0.1)}+rubric(model=organism, backend=vllm, memory_share=0.2):any",)}, [0.7]),
+        ({"judge": f"{GUARD.format(0.1)}+rubric(model=organism, backend=vllm, memory_share=0.2):any"}, [0.7]),
     ],
 )
 def test_models_get_what_the_judges_leave_of_a_gpu(
