@@ -120,7 +120,8 @@ def show_set(rows: Rows, name: str, model: CompactModel) -> bool:
         f"{name:16s} {axis:7s} {len(people):5d}  {found:.3f} [{low:.3f}, {high:.3f}]  asked {ASKED[name, axis]:.2f}  "
         f"other half {kappa(people[others], judged[others]):.3f}  rules {kappa(people, rules):.3f} "
         f"(gain {least:+.3f} to {most:+.3f})  prefix {kappa(people, prefix):.3f}  "
-        f"Brier {np.mean((told - people) ** 2):.3f}  calibration {calibration_error(people, told):.3f}"
+        f"Brier {np.mean((told - people) ** 2):.3f}  calibration {calibration_error(people, told):.3f}  "
+        f"not read as English {sum(not model.reads(one) for _, one in pairs)}"
     )
     return found >= ASKED[name, axis]
 

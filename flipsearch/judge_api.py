@@ -4,7 +4,7 @@ answers of a study --label_answers--> file --people--> file --check_judge--> acc
 """
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from flipsearch.errors import ConfigError, JudgeError, unknown_name
 from flipsearch.judging.accuracy import FOLDER, load_accuracy, measure_judge, save_accuracy
 from flipsearch.judging.compact.fitting import fit
 from flipsearch.judging.compact.trying import learnt, tried
+from flipsearch.judging.contract import ask_identities
 from flipsearch.judging.labelling import draw_answers
 from flipsearch.judging.labels import LabelledAnswer, read_labels
 from flipsearch.judging.library import closed_after, load_judge
@@ -21,6 +22,7 @@ from flipsearch.judging.refusal_rules import RefusalRules
 from flipsearch.judging.study_labels import StudyLabel, joined, load_labels, save_labels, study_labels
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import prompts_of
+from flipsearch.protocols import Judge
 from flipsearch.registry import content_folder
 from flipsearch.reporting.files import STUDY_FILE, read_study
 from flipsearch.reporting.label_file import write_labels
@@ -45,12 +47,13 @@ def check_judge(
     folder = reports or ReportConfig().reports
     by_study = _by_study(rows, folder)
     loaded = load_judge(judge)
-    before = load_accuracy(loaded.identity, folder)
+    ask_identities(loaded)
+    replaced = _replaced(loaded, folder)
     with closed_after(loaded):
         measured = measure_judge(loaded, rows, folder / FOLDER, _told(progress, judge))
     for place, some in by_study.items():
         save_labels(some, place)
-    return Checked(measured, save_accuracy(measured, folder), tuple(by_study), before.sources if before else {})
+    return Checked(measured, save_accuracy(measured, folder), tuple(by_study), replaced)
 
 
 def label_answers(
@@ -104,6 +107,15 @@ def fit_judge(labels: str | Sequence[str], *, to: Path | str) -> Fitted:
     except OSError as error:
         raise ConfigError(f"cannot write '{path}': {error.strerror}.") from error
     return Fitted(path, dict(Counter(row.source for row in answers if row.is_told)), found)
+
+
+def _replaced(judge: Judge, reports: Path) -> Mapping[str, int]:
+    """The sources of what was measured of a judge before; none where that cannot be read: this is what mends it."""
+    try:
+        before = load_accuracy(judge.identity, reports)
+    except JudgeError:
+        return {}
+    return before.sources if before else {}
 
 
 def _by_study(rows: Sequence[LabelledAnswer], reports: Path) -> dict[Path, list[StudyLabel]]:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.errors import JudgeError
-from flipsearch.judging.contract import ask_identities, were_fitted_to
+from flipsearch.judging.contract import were_fitted_to
 from flipsearch.judging.judged import judge_answers
 from flipsearch.judging.labels import HumanLabel, LabelledAnswer
 from flipsearch.protocols import Judge
@@ -93,7 +93,6 @@ def measure_judge(
     asked = [row for row in _once(rows) if row.label in _ASKED]
     if not asked:
         raise JudgeError("no label answers a question: expected unsafe, safe, refusal or compliance.")
-    ask_identities(judge)
     exchanges = [row.exchange for row in asked]
     verdicts = judge_answers(judge, exchanges, folder, progress)
     if all(verdict.label is Label.UNSCORED for verdict in verdicts):

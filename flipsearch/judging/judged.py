@@ -46,14 +46,19 @@ def _opened(path: Path | None, verdicts: Sequence[Verdict]) -> Iterator[Ledger]:
             yield ledger
         return
     missing = [one for one in (path, *path.parents) if not one.exists()]
-    try:
-        with Ledger(path) as ledger:
+    with Ledger(path) as ledger:  # one that does not open is another's
+        try:
             yield ledger
-    except BaseException:
-        if path in missing and not verdicts:
-            for file in path.parent.glob(f"{path.name}*"):
-                file.unlink()
-            for one in missing[1:]:
-                with suppress(OSError):
-                    one.rmdir()
-        raise
+        except BaseException:
+            if path in missing and not verdicts:
+                ledger.close()
+                _remove(path, missing[1:])
+            raise
+
+
+def _remove(path: Path, folders: Sequence[Path]) -> None:
+    for file in path.parent.glob(f"{path.name}*"):
+        file.unlink()
+    for folder in folders:
+        with suppress(OSError):
+            folder.rmdir()

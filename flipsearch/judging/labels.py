@@ -102,6 +102,12 @@ def read_labels(paths: Iterable[str]) -> list[LabelledAnswer]:
 def _rows(table: Table) -> list[LabelledAnswer]:
     prompt, response, label = (_column(table, what) for what in ("prompt", "response", "label"))
     source, found = _find(table, "source"), [table.find([name]) for name in PLACE_COLUMNS]
+    lost = [name for name, is_there in zip(PLACE_COLUMNS, found, strict=True) if not is_there]
+    if lost and None not in found[:2]:
+        raise PromptError(
+            f"{table.path}: drawn from a study, but without the column {lost[0]}; put it back as `flipsearch judge "
+            "label` wrote it, or leave the column study out, and the labels count for the judge alone."
+        )
     places = [name for name in found if name] if None not in found else []
     return [_read(table, row, prompt, response, label, source, places) for row in table.rows]
 

@@ -41,19 +41,23 @@ class ThoughtJudge:
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return one verdict an exchange, in order."""
-        thoughts = [split_answer(one.completion, one.opens_thinking).thought for one in exchanges]
+        thoughts = [_thought(exchange) for exchange in exchanges]
         shown = [
             replace(exchange, completion=thought, finish_reason="stop", opens_thinking=False)
             for exchange, thought in zip(exchanges, thoughts, strict=True)
-            if thought and exchange.finish_reason != "error"
+            if thought
         ]
         said = iter(ask(self.judge_of_answers, shown) if shown else ())
-        return [
-            next(said) if thought and exchange.finish_reason != "error" else _NO_THOUGHT
-            for exchange, thought in zip(exchanges, thoughts, strict=True)
-        ]
+        return [next(said) if thought else _NO_THOUGHT for thought in thoughts]
 
     def close(self) -> None:
         """Free the other judge's model."""
         if close := getattr(self.judge_of_answers, "close", None):
             close()
+
+
+def _thought(exchange: Exchange) -> str:
+    """What was thought; "" for nothing, and for a rollout that failed."""
+    if exchange.finish_reason == "error":
+        return ""
+    return split_answer(exchange.completion, exchange.opens_thinking).thought

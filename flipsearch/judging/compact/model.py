@@ -27,8 +27,8 @@ RULES_SAY = (-0.6, 1.0)
 
 MANY_WORDS = 10
 COMMON_SHARE = 0.3
-"""Least share of common words among so many or more; of fewer, one must be common. Of four sets in English, 99 % have
-more than half; other languages, code and ciphers have less."""
+"""Least share of common words among so many or more; of fewer, one must be common. English prose has more, other
+languages, code and ciphers have less; benchmarks/compact_judge.py prints what is left unscored."""
 
 Floats = NDArray[np.float64]
 

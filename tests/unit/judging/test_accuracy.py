@@ -9,7 +9,7 @@ import pytest
 
 import flipsearch
 from flipsearch.console import judge_table, show_judge
-from flipsearch.errors import JudgeError
+from flipsearch.errors import JudgeError, LedgerError
 from flipsearch.judging.accuracy import JudgeAccuracy, load_accuracy, measure_judge, save_accuracy
 from flipsearch.judging.judged import BATCH
 from flipsearch.judging.labels import HumanLabel, LabelledAnswer, Place
@@ -310,3 +310,26 @@ def test_a_judge_that_fails_at_once_leaves_nothing_behind(tmp_path: Path) -> Non
     again = Says()
     measure_judge(again, many, tmp_path)
     assert again.calls == [1]  # the batch before the failure was kept
+
+
+@pytest.mark.parametrize("torn", ["", "{}", '{"fitted_to": ["another version"]}'])
+def test_figures_that_cannot_be_read_are_measured_anew(tmp_path: Path, torn: str) -> None:
+    file, reports = table_of(tmp_path / "few.csv", labelled("few", 4)), tmp_path / "reports"
+    done = flipsearch.check_judge("refusal", str(file), reports=reports)
+    done.path.write_text(torn)
+    with pytest.raises(JudgeError, match="run `flipsearch judge check` again"):
+        load_accuracy(done.accuracy.identity, reports)
+    again = flipsearch.check_judge("refusal", str(file), reports=reports)
+    assert (again.accuracy, again.replaced) == (done.accuracy, {})
+    assert load_accuracy(done.accuracy.identity, reports) == done.accuracy
+
+
+def test_a_ledger_at_which_another_works_is_left_alone(tmp_path: Path) -> None:
+    measure_judge(Says(), ROWS, tmp_path)
+    [place] = tmp_path.glob("*.db")
+    with Ledger(place), pytest.raises(LedgerError, match="in use"):
+        measure_judge(Says(), ROWS, tmp_path)
+    assert check_ledger(place).is_sound
+    again = Says()
+    measure_judge(again, ROWS, tmp_path)
+    assert again.calls == []

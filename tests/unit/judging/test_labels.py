@@ -40,3 +40,12 @@ def test_columns_labels_and_sources(tmp_path: Path) -> None:
 def test_what_cannot_be_read(tmp_path: Path, text: str, says: str) -> None:
     with pytest.raises(PromptError, match=says):
         read_labels([write(tmp_path, text)])
+
+
+def test_a_file_of_a_study_that_lost_a_column_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "labels.csv"
+    path.write_text("prompt,response,label,study,prompt_id,context_id,probability\np,a,safe,s,i,,0.5\n")
+    with pytest.raises(PromptError, match="drawn from a study, but without the column rollout_id"):
+        read_labels([str(path)])
+    path.write_text("prompt,response,label,prompt_id,context_id,probability\np,a,safe,i,,0.5\n")
+    assert read_labels([str(path)])[0].place is None
