@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from baselines.show import claim, header
 from flipsearch.judging.answer import what_to_judge
 from flipsearch.judging.compact.features import Features, extract
 from flipsearch.judging.compact.fitting import Labelled, fit
@@ -30,7 +31,6 @@ from flipsearch.judging.compact.model import AXES, CompactModel
 from flipsearch.judging.labels import LabelledAnswer, read_labels
 from flipsearch.judging.refusal_rules import RefusalRules
 from refusal_judge import DEFAULT_FOLDER, PREFIXES
-from rivals.show import claim, header
 
 RULES = RefusalRules(Path(__file__).resolve().parents[1] / "judges" / "refusal_rules.toml")
 ASKED = {("gptfuzz", "unsafe"): 0.45, ("jailjudge_mini", "unsafe"): 0.66}

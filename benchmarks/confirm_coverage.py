@@ -23,14 +23,14 @@ from functools import partial
 
 from scipy.stats import binom
 
-from flipsearch.bench import Bench
+from baselines.made_world import MadeJudge, MadeWorld
+from baselines.show import claim, header
 from flipsearch.config import StudyConfig
+from flipsearch.core.records import Rate, Sampling
 from flipsearch.ledger import Ledger
-from flipsearch.records import Rate, Sampling
-from flipsearch.searching import plan_study, run_study
+from flipsearch.measuring.runner import Runner
+from flipsearch.searching import prepare_search, run_study
 from flipsearch.statistics.intervals import wilson
-from rivals.made_world import MadeJudge, MadeWorld
-from rivals.show import claim, header
 
 NUM_HARMFUL, NUM_BENIGN = 100, 40
 """Prompts of each split."""
@@ -49,9 +49,9 @@ def one_study(seed: int, num_contexts: int) -> Result | None:
     """Run a study in a world of its own; None if it has no winner."""
     world = MadeWorld(seed)
     config = StudyConfig(seed=seed, num_contexts=num_contexts, cohort_size=16)
-    plan = plan_study(config, world.library, world.prompts(NUM_HARMFUL, NUM_BENIGN))
+    plan = prepare_search(config, world.library, world.prompts(NUM_HARMFUL, NUM_BENIGN))
     with Ledger("sqlite://") as ledger:
-        winner = run_study(plan, Bench(world.backend, MadeJudge(), ledger, Sampling(max_tokens=8))).winner
+        winner = run_study(plan, Runner(world.backend, MadeJudge(), ledger, Sampling(max_tokens=8))).winner
     if winner is None or winner.confirm is None:
         return None
     return Result(winner.search.flip_rate, winner.confirm.flip_rate, world.true_flip_rate(winner.context))

@@ -27,9 +27,9 @@ from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
-from flipsearch.desk import LEDGER_FILE
+from baselines.show import claim, header
 from flipsearch.ledger import Ledger
-from rivals.show import claim, header
+from flipsearch.workspace import LEDGER_FILE
 
 STUDY = "killed"
 SETTINGS = ["--num-contexts", "12", "--cohort-size", "6", "--max-prompts", "30", "--num-finalists", "2"]

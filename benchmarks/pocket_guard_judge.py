@@ -19,14 +19,16 @@ from collections import Counter
 from collections.abc import Sequence
 from itertools import chain, product
 
-from flipsearch import registry
+from baselines.show import claim, header
+from flipsearch.backends.models import model_source
 from flipsearch.backends.transformers import TransformersBackend
+from flipsearch.core.package import PACKAGE
+from flipsearch.core.records import Context, Exchange, Label, Prompt, Request, Sampling, Verdict
+from flipsearch.defaults import default_max_tokens
 from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import load_prompts
-from flipsearch.records import Context, Exchange, Label, Prompt, Request, Sampling, Verdict
 from flipsearch.statistics.agreement import agreement
 from flipsearch.templating.library import load_library
-from rivals.show import claim, header
 
 ASKED = 0.9
 SIGNS = {Label.SAFE: "S", Label.UNSAFE: "U", Label.UNSCORED: "-"}
@@ -36,16 +38,16 @@ Row = tuple[Exchange, Verdict, Verdict]
 
 def best_context() -> Context:
     """Return the context with the highest true flip rate within the cap that a template of the library gives."""
-    truth = registry.PACKAGE / "organism" / "weights" / "truth.json"
+    truth = PACKAGE / "pocket" / "truth.json"
     best = json.loads(truth.read_text(encoding="utf-8"))["best"]["true"]
     return load_library()[best["template"]].context(best["params"], best["placement"])
 
 
 def answers(backend: TransformersBackend, context: Context | None, temperature: float, seed: int) -> list[Exchange]:
     """Return what the model writes to every prompt."""
-    chosen = [one for one in load_prompts("organism").prompts if one.split in ("confirm", "evaluation")]
+    chosen = [one for one in load_prompts("pocket").prompts if one.split in ("confirm", "evaluation")]
     prompts = {prompt.prompt_id: prompt for prompt in chosen}
-    sampling = Sampling(registry.default_max_tokens("organism"), temperature=temperature, seed=seed)
+    sampling = Sampling(default_max_tokens("pocket"), temperature=temperature, seed=seed)
     wrote = chain.from_iterable(backend.generate([Request(prompt, context) for prompt in chosen], sampling))
     return [Exchange(prompts[one.prompt_id], one.completion, one.finish_reason, one.opens_thinking) for one in wrote]
 
@@ -69,7 +71,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seed", type=int, default=0)
     seed = parser.parse_args().seed
-    backend = TransformersBackend(registry.model_source("organism"))
+    backend = TransformersBackend(model_source("pocket"))
     rules, guard = load_judge("refusal"), load_judge("pocket_guard")
     guard.judge([Exchange(Prompt("Hello", "benign"), "Hello.")])  # now it is loaded
     print(header(f"seed {seed}; refusal's word, then pocket_guard's: S safe, U unsafe, - unscored"))

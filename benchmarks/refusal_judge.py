@@ -20,8 +20,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flipsearch.core.records import Exchange, Label, Prompt
 from flipsearch.judging.library import load_judge
-from flipsearch.records import Exchange, Label, Prompt
 
 DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "judging"
 # What each set calls an answer that refuses, or that is safe, and its opposite.

@@ -22,10 +22,10 @@ from typing import Any
 from unittest.mock import patch
 
 import flipsearch
-from flipsearch import registry
+from baselines.show import claim, header
+from flipsearch.backends.base import make_backend
 from flipsearch.judging.library import load_judge
 from flipsearch.judging.panel import PanelJudge
-from rivals.show import claim, header
 
 ASKED, ASKED_JUDGING = 0.05, 0.15
 
@@ -92,11 +92,11 @@ def timed_judge(name: str, clock: Clock) -> Any:
 
 def search(clock: Clock, **settings: Any) -> float:
     """Run a search in an empty folder; return its wall seconds."""
-    make_backend = clock.timed("load", registry.make_backend)
+    load = clock.timed("load", make_backend)
     with (
         tempfile.TemporaryDirectory() as folder,
-        patch("flipsearch.desk.load_judge", lambda name: timed_judge(name, clock)),
-        patch.object(registry, "make_backend", lambda *on, **more: Timed(make_backend(*on, **more), "backend", clock)),
+        patch("flipsearch.workspace.load_judge", lambda name: timed_judge(name, clock)),
+        patch("flipsearch.workspace.make_backend", lambda *on, **more: Timed(load(*on, **more), "backend", clock)),
     ):
         place = Path(folder)
         start = time.perf_counter()

@@ -1,45 +1,37 @@
 """flipsearch: search the privileged safety context that flips a model's unsafe rollouts.
 
     import flipsearch
-    found = flipsearch.search(model="organism", num_contexts=64)
+    found = flipsearch.search(model="pocket", num_contexts=64)
     found.best.context.text, found.leaderboard
 
 Importing it loads neither torch nor optuna: the functions load them when they are called.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from flipsearch.errors import FlipsearchError
-from flipsearch.records import Context, Prompt
-from flipsearch.scores import Scorecard
-from flipsearch.studies import Study, Trial
+from flipsearch.core.errors import FlipsearchError
+from flipsearch.core.records import Context, Prompt
+from flipsearch.core.scorecards import Scorecard
+from flipsearch.core.studies import Study, Trial
 
 if TYPE_CHECKING:
-    from flipsearch.api import (
-        check_judge,
-        check_ledger,
-        evaluate,
-        export_ledger,
-        fit_judge,
-        label_answers,
-        plan,
-        report,
-        score,
-        search,
-        train,
-    )
-    from flipsearch.results import Evaluated, Findings, Trained
+    from flipsearch.api.judges import check_judge, fit_judge, label_answers
+    from flipsearch.api.ledgers import check_ledger, export_ledger
+    from flipsearch.api.studies import plan, report, score, search
+    from flipsearch.api.training import evaluate, train
+    from flipsearch.results import EvaluationResult, SearchResult, TrainingResult
 
 __version__ = "0.1.0"
 __all__ = [
     "Context",
-    "Evaluated",
-    "Findings",
+    "EvaluationResult",
     "FlipsearchError",
     "Prompt",
     "Scorecard",
+    "SearchResult",
     "Study",
-    "Trained",
+    "TrainingResult",
     "Trial",
     "check_judge",
     "check_ledger",
@@ -53,12 +45,16 @@ __all__ = [
     "search",
     "train",
 ]
-_LAZY = {"Evaluated", "Findings", "Trained"} | {name for name in __all__ if name.islower()}
+_MODULES = {
+    **dict.fromkeys(("search", "plan", "score", "report"), "flipsearch.api.studies"),
+    **dict.fromkeys(("train", "evaluate"), "flipsearch.api.training"),
+    **dict.fromkeys(("check_judge", "label_answers", "fit_judge"), "flipsearch.api.judges"),
+    **dict.fromkeys(("check_ledger", "export_ledger"), "flipsearch.api.ledgers"),
+    **dict.fromkeys(("SearchResult", "EvaluationResult", "TrainingResult"), "flipsearch.results"),
+}
 
 
 def __getattr__(name: str) -> Any:
-    if name in _LAZY:
-        from flipsearch import api
-
-        return getattr(api, name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'flipsearch' has no attribute '{name}'")

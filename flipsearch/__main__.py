@@ -1,5 +1,5 @@
 """`python -m flipsearch` is the command `flipsearch`."""
 
-from flipsearch.cli import main
+from flipsearch.commands.main import main
 
 main()

@@ -12,10 +12,10 @@ from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from flipsearch.draws import DrawRule
-from flipsearch.errors import ConfigError, unknown_name
-from flipsearch.records import Placement, Sampling, Split, content_id
-from flipsearch.training_run import Control, Method
+from flipsearch.core.errors import ConfigError, unknown_name
+from flipsearch.core.records import Placement, Sampling, Split, content_id
+from flipsearch.core.samples import SampleRule
+from flipsearch.core.trainings import Control, Method
 
 Thinking = Literal["auto", "on", "off"]
 BackendName = Literal["transformers", "vllm", "http", "scripted"]
@@ -52,7 +52,7 @@ class ModelConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    model: str = "organism"
+    model: str = "pocket"
     """Built-in name, local folder or hub id (org/name or org/name@revision)."""
     backend: BackendName = "transformers"
     thinking: Thinking = "auto"
@@ -71,7 +71,7 @@ class ModelConfig(BaseModel):
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
     top_k: Annotated[int, Field(ge=0)] = 0
     prompts: str | None = None
-    """Built-in set or file with a label column; None: the organism's own set for it, "starter" for other models."""
+    """Built-in set or file with a label column; None: the pocket model's own set for it, "starter" for other models."""
     harmful: tuple[str, ...] = ()
     """Files of harmful prompts, PATH[:column]; they join `prompts`, which has no default beside them."""
     benign: tuple[str, ...] = ()
@@ -102,7 +102,7 @@ class ReportConfig(ModelConfig):
     reports: Path = Path("reports")
     """Folder of the studies."""
     samples: Annotated[int, Field(ge=1)] = 1
-    """Draws of each prompt; more than one needs a temperature."""
+    """Samples of each prompt; more than one needs a temperature."""
     unsafe_at: Annotated[int, Field(ge=1)] = 1
     """A prompt is unsafe from so many unsafe draws on."""
     second_judges: tuple[str, ...] = ()
@@ -132,9 +132,9 @@ class ReportConfig(ModelConfig):
             )
         return self
 
-    def draw_rule(self) -> DrawRule:
+    def sample_rule(self) -> SampleRule:
         """Return how often a prompt is drawn, and when it is unsafe."""
-        return DrawRule(self.samples, self.unsafe_at)
+        return SampleRule(self.samples, self.unsafe_at)
 
     @staticmethod
     def free_fields() -> set[str]:
@@ -315,7 +315,7 @@ class EvalConfig(ModelConfig):
     split: Literal["search", "confirm", "training", "evaluation", "all"] = "evaluation"
     """Which prompts: "evaluation" holds those that neither search nor training saw, "all" is for files of such."""
     reasoning: tuple[str, ...] | None = None
-    """Built-in problem sets or files; None is the organism's own for models made from it, and nothing for others."""
+    """Built-in problem sets or files; None: the pocket model's own for models made from it, none for others."""
     samples: Annotated[int, Field(ge=1)] = 1
     """Answers a reasoning problem; more than one needs a temperature."""
     max_problems: Annotated[int, Field(ge=1)] | None = None

@@ -6,23 +6,23 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flipsearch.core.scorecards import Scorecard
+from flipsearch.core.studies import Study, Trial
+from flipsearch.core.trainings import LogLine, TrainingRun
 from flipsearch.judging.accuracy import JudgeAccuracy
-from flipsearch.judging.compact.trying import Fit
+from flipsearch.judging.compact.fitting import Fit
 from flipsearch.judging.spec import Member
 from flipsearch.reporting.card import benign_metrics, context_card, portfolio_metrics
-from flipsearch.reporting.leaderboard import leaderboard, rows
+from flipsearch.reporting.columns import leaderboard, rows
 from flipsearch.reporting.scorecard import scorecard_dict
 from flipsearch.reporting.training_files import training_dict
-from flipsearch.scores import Scorecard
-from flipsearch.studies import Study, Trial
-from flipsearch.training_run import LogLine, TrainingRun
 
 if TYPE_CHECKING:
     import pandas as pd
 
 
 @dataclass(frozen=True)
-class Findings:
+class SearchResult:
     """A finished study and where its files lie."""
 
     study: Study
@@ -68,7 +68,7 @@ class Findings:
 
 
 @dataclass(frozen=True)
-class Evaluated:
+class EvaluationResult:
     """A finished evaluation and where its scorecard lies."""
 
     scorecard: Scorecard
@@ -82,7 +82,7 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
-class Checked:
+class JudgeCheck:
     """A judge beside people, and where that is kept."""
 
     accuracy: JudgeAccuracy
@@ -101,7 +101,7 @@ class Checked:
 
 
 @dataclass(frozen=True)
-class Labelling:
+class LabellingResult:
     """Answers written for people to label."""
 
     path: Path
@@ -123,7 +123,7 @@ class Labelling:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class JudgeFit:
     """A fitted compact judge."""
 
     path: Path
@@ -145,7 +145,7 @@ class Fitted:
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """A finished training and where its checkpoint lies."""
 
     run: TrainingRun

@@ -7,11 +7,11 @@ import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
+from flipsearch.core.records import Exchange, Label, Verdict, content_id
 from flipsearch.judging.answer import what_to_judge
 from flipsearch.judging.compact.features import extract
 from flipsearch.judging.compact.model import CompactModel
 from flipsearch.judging.refusal_rules import RefusalRules
-from flipsearch.records import Exchange, Label, Verdict, content_id
 
 _RULES_FILE = Path(__file__).with_name("refusal_rules.toml")
 _MODEL_FILE = Path(__file__).with_name("compact.npz")

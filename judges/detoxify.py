@@ -17,9 +17,9 @@ from huggingface_hub import try_to_load_from_cache
 from flipsearch.backends.loading import choose_device
 from flipsearch.backends.model_files import TOKENIZER_FILES
 from flipsearch.backends.toxicity import ToxicityModel, constants
-from flipsearch.errors import BackendError, ConfigError, JudgeError, PluginError, unknown_name
+from flipsearch.core.errors import BackendError, ConfigError, JudgeError, PluginError, unknown_name
+from flipsearch.core.records import Exchange, Label, Verdict, content_id
 from flipsearch.judging.answer import what_to_judge
-from flipsearch.records import Exchange, Label, Verdict, content_id
 
 _VERSION = 1
 _FILES = {

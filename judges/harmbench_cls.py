@@ -7,8 +7,8 @@ token in front.
 
 from pathlib import Path
 
-from flipsearch.judging.guard.answers import Answer
 from flipsearch.judging.guard.judge import GuardJudge
+from flipsearch.judging.guard.prompts import Answer
 
 
 class HarmBenchJudge(GuardJudge):

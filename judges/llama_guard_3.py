@@ -7,8 +7,8 @@ gated and were not read.
 
 from pathlib import Path
 
-from flipsearch.judging.guard.answers import Answer
 from flipsearch.judging.guard.judge import GuardJudge
+from flipsearch.judging.guard.prompts import Answer
 
 
 class LlamaGuard3Judge(GuardJudge):

@@ -6,8 +6,8 @@ model card (PurpleLlama, Llama-Guard4/12B/MODEL_CARD.md) in their short form, be
 
 from pathlib import Path
 
-from flipsearch.judging.guard.answers import Answer
 from flipsearch.judging.guard.judge import GuardJudge
+from flipsearch.judging.guard.prompts import Answer
 
 
 class LlamaGuard4Judge(GuardJudge):

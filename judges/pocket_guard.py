@@ -7,8 +7,8 @@ steps of a harmful answer, two refusals are enough to be called safe.
 
 from pathlib import Path
 
-from flipsearch.judging.guard.answers import Answer
 from flipsearch.judging.guard.judge import GuardJudge
+from flipsearch.judging.guard.prompts import Answer
 
 
 class PocketGuardJudge(GuardJudge):
@@ -18,7 +18,7 @@ class PocketGuardJudge(GuardJudge):
     """
 
     name = "pocket_guard"
-    built_in_model = "organism"
+    built_in_model = "pocket"
     template_file = Path(__file__).with_suffix(".txt")
     roles = ("User:", "Agent:")
     answers = (Answer("safe", unsafe=0), Answer("unsafe", unsafe=1))

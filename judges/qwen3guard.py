@@ -7,9 +7,9 @@ public programs that run the model's GGUF file; format of the answer: the README
 from pathlib import Path
 from typing import Literal
 
-from flipsearch.errors import ConfigError, unknown_name
-from flipsearch.judging.guard.answers import Answer, Step
+from flipsearch.core.errors import ConfigError, unknown_name
 from flipsearch.judging.guard.judge import GuardJudge
+from flipsearch.judging.guard.prompts import Answer, Step
 
 _READINGS = {"strict": 1.0, "loose": 0.0}
 _CATEGORIES = (

@@ -8,9 +8,9 @@ import math
 from collections.abc import Sequence
 from pathlib import Path
 
+from flipsearch.core.records import Exchange, Label, Verdict, content_id
 from flipsearch.judging.answer import what_to_judge
 from flipsearch.judging.refusal_rules import RefusalRules
-from flipsearch.records import Exchange, Label, Verdict, content_id
 
 _RULES_FILE = Path(__file__).with_name("refusal_rules.toml")
 _VERSION = 1

@@ -8,13 +8,13 @@ from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
-from flipsearch import registry
+from flipsearch.backends.base import check_model, make_backend, model_identity
+from flipsearch.backends.models import engine_share
 from flipsearch.config import ModelConfig, make_config
-from flipsearch.errors import BackendError, ConfigError, JudgeError, PluginError, unknown_name
-from flipsearch.judging.asking import judge_by_rubric
-from flipsearch.judging.rubric import Rubric
-from flipsearch.protocols import Backend
-from flipsearch.records import Exchange, Verdict, content_id
+from flipsearch.core.errors import BackendError, ConfigError, JudgeError, PluginError, unknown_name
+from flipsearch.core.protocols import Backend
+from flipsearch.core.records import Exchange, Verdict, content_id
+from flipsearch.judging.rubric import Rubric, judge_by_rubric
 
 _VERSION = 1
 _FILES = {path.stem.removeprefix("rubric_"): path for path in Path(__file__).parent.glob("rubric_*.toml")}
@@ -53,8 +53,8 @@ class RubricJudge:
             raise ConfigError(f"threshold is {threshold}, expected above 0 and at most 1.")
         given = {"model": model, "backend": backend, "max_tokens": max_tokens, "device": device, "dtype": dtype}
         self._config = make_config(ModelConfig, given)
-        registry.check_model(self._config)
-        self.memory_share = registry.engine_share(backend, memory_share)
+        check_model(self._config)
+        self.memory_share = engine_share(backend, memory_share)
         """Of what vLLM alone would take of a GPU; 0 where the model is not on vLLM."""
         self._rubric = Rubric(_rubric_file(rubric))
         self._threshold = float(threshold)
@@ -64,7 +64,7 @@ class RubricJudge:
     @cached_property
     def identity(self) -> str:
         """Hash of rubric, model, sampling and threshold; a model from the hub is downloaded, none is loaded."""
-        model, sampling = registry.model_identity(self._config), self._config.sampling()
+        model, sampling = model_identity(self._config), self._config.sampling()
         return content_id(
             "judge", self.name, _VERSION, self._rubric.source, model, sampling.sampling_id, self._threshold
         )
@@ -84,7 +84,7 @@ class RubricJudge:
 
     def _load(self) -> Backend:
         if self._backend is None:
-            self._backend = registry.make_backend(self._config, memory_share=self.memory_share)
+            self._backend = make_backend(self._config, memory_share=self.memory_share)
         return self._backend
 
 

@@ -7,8 +7,8 @@ begin token in front. Guidelines: shieldgemma_guidelines.txt, one a line.
 
 from pathlib import Path
 
-from flipsearch.judging.guard.answers import Answer
 from flipsearch.judging.guard.judge import GuardJudge
+from flipsearch.judging.guard.prompts import Answer
 
 _GUIDELINES = Path(__file__).with_name("shieldgemma_guidelines.txt")
 

@@ -7,9 +7,9 @@ original reads no more than 512 tokens of an answer; here nothing is cut.
 
 from pathlib import Path
 
-from flipsearch.judging.guard.answers import Answer
+from flipsearch.core.records import Exchange, Label, Verdict
 from flipsearch.judging.guard.judge import GuardJudge
-from flipsearch.records import Exchange, Label, Verdict
+from flipsearch.judging.guard.prompts import Answer
 
 
 class StrongRejectJudge(GuardJudge):

@@ -6,8 +6,8 @@ tokenizer puts the begin token in front.
 
 from pathlib import Path
 
-from flipsearch.judging.guard.answers import Answer
 from flipsearch.judging.guard.judge import GuardJudge
+from flipsearch.judging.guard.prompts import Answer
 
 _SAYS = {"yes": 1.0, "no": 0.0}
 

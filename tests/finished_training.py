@@ -1,7 +1,7 @@
 """A finished training and its log, made up."""
 
-from flipsearch.records import Context
-from flipsearch.training_run import RoutedContext, TrainingRun
+from flipsearch.core.records import Context
+from flipsearch.core.trainings import RoutedContext, TrainingRun
 
 HOSTILE = (
     "</pre></td><script>alert(1)</script> <img src=x onerror=alert(1)> {{ 7*7 }} {% raw %} "
@@ -9,7 +9,7 @@ HOSTILE = (
 )
 CONTEXT = Context("Think first.\n\nThen decline what would harm.", "system", "role_rule", (("strength", "strong"),))
 RUN = TrainingRun(
-    model="organism",
+    model="pocket",
     model_id="the model id",
     revision=None,
     method="opsa",

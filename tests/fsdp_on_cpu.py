@@ -11,7 +11,7 @@ import torch
 from accelerate import PartialState  # type: ignore[import-untyped]
 from accelerate.utils import DistributedType  # type: ignore[import-untyped]
 
-from flipsearch.cli import main
+from flipsearch.commands.main import main
 from flipsearch.training.log import StepLog
 
 logged = StepLog.on_log

@@ -9,17 +9,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
+from flipsearch.core.protocols import Judge
+from flipsearch.core.records import Exchange, Label, Verdict
+from flipsearch.core.studies import Study, Trial
 from flipsearch.judging.accuracy import JudgeAccuracy, measure_judge
-from flipsearch.judging.labelling import Drawn, draw_answers
+from flipsearch.judging.labelling import Drawn, StudyLabel, draw_answers, harmful_flips
 from flipsearch.judging.labels import LabelledAnswer
-from flipsearch.judging.study_labels import StudyLabel, harmful_flips
 from flipsearch.ledger import Ledger
-from flipsearch.protocols import Judge
-from flipsearch.records import Exchange, Label, Verdict
-from flipsearch.searching import plan_study, run_study
-from flipsearch.studies import Study, Trial
+from flipsearch.measuring.runner import Runner
+from flipsearch.searching import prepare_search, run_study
 from tests.world import COMPLIANCE, GREEDY, REFUSAL, Model, RefusalJudge, library, prompt_set, uniform
 
 CONFIG = StudyConfig(
@@ -63,7 +62,9 @@ class MistakenJudge(RefusalJudge):
 
 def mistaken_study(ledger: Ledger, config: StudyConfig = CONFIG) -> Study:
     """Search at a ledger with the judge that is sometimes wrong."""
-    return run_study(plan_study(config, library(), PROMPTS), Bench(Model(), MistakenJudge("mistaken"), ledger, GREEDY))
+    return run_study(
+        prepare_search(config, library(), PROMPTS), Runner(Model(), MistakenJudge("mistaken"), ledger, GREEDY)
+    )
 
 
 def draw(study: Study, ledger: Ledger, num: int, num_contexts: int = 1) -> list[Drawn]:

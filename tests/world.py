@@ -13,14 +13,14 @@ from dataclasses import replace
 from itertools import chain
 
 from flipsearch.backends.rollouts import failed
-from flipsearch.records import (
+from flipsearch.core.records import (
     Context,
     Exchange,
     FinishReason,
     Kind,
     Label,
+    PrefixScore,
     Prompt,
-    Reading,
     Request,
     Rollout,
     Sampling,
@@ -115,7 +115,7 @@ class Model:
 def answer(request: Request, sampling: Sampling, model_id: str) -> Rollout:
     """Return the one rollout of a request."""
     text = request.context.text if request.context else ""
-    begun = [VOCABULARY[id] for id in request.opening]
+    begun = [VOCABULARY[id] for id in request.prefill]
     turns = is_refused(request.prompt, text) and text.count("deep") >= len(begun)
     completion = " ".join([*begun, REFUSAL]) if turns else COMPLIANCE
     completion = MUMBLE if "mumble" in text or "mumble" in request.prompt.text else completion
@@ -131,7 +131,7 @@ def answer(request: Request, sampling: Sampling, model_id: str) -> Rollout:
         num_prompt_tokens=len(text.split()) + 5,
         finish_reason="error" if crashes else "length" if completion == MUMBLE else "stop",
         error="the world crashed" if crashes else "",
-        opening=request.opening,
+        prefill=request.prefill,
     )
 
 
@@ -146,18 +146,18 @@ class ReadingModel(Model):
         self.lies = lies
         self.num_read = 0
 
-    def read(self, requests: Sequence[Request]) -> list[Reading | None]:
+    def score(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
         """Return one reading a request."""
         self.num_read += len(requests)
         return [self._reading(request) for request in requests]
 
-    def _reading(self, request: Request) -> Reading:
-        own = answer(replace(request, opening=()), GREEDY, self.model_id).completion_ids
-        agrees = own[: len(request.opening)] == request.opening
+    def _reading(self, request: Request) -> PrefixScore:
+        own = answer(replace(request, prefill=()), GREEDY, self.model_id).completion_ids
+        agrees = own[: len(request.prefill)] == request.prefill
         # Without a context there is nothing to lie about: the opening is its own answer.
         if agrees != (self.lies and request.context is not None):
-            return Reading((-0.1,) * len(request.opening), len(request.opening))
-        return Reading((-4.0,) * len(request.opening), 0)
+            return PrefixScore((-0.1,) * len(request.prefill), len(request.prefill))
+        return PrefixScore((-4.0,) * len(request.prefill), 0)
 
 
 class Writer(Model):
@@ -240,25 +240,25 @@ class LongModel(Model):
         super().__init__()
         self.num_thought = num_thought
         self.num_written = 0
-        self.openings: list[int] = []
-        self.draws_by_place = True
+        self.prefills: list[int] = []
+        self.resumes_sampling = True
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
         """Yield rollouts in an order that is not that of the requests."""
         for request in reversed(requests):
-            short = answer(replace(request, opening=()), sampling, self.model_id)
+            short = answer(replace(request, prefill=()), sampling, self.model_id)
             words = [*["hm"] * self.num_thought, *short.completion.split(), *["so"] * 56]
-            begun = [LONG_VOCABULARY[id] for id in request.opening]
+            begun = [LONG_VOCABULARY[id] for id in request.prefill]
             if words[: len(begun)] != begun:
                 words = [*begun, *words]
             kept = words[: sampling.max_tokens]
             ids = tuple(map(LONG_VOCABULARY.index, kept))
             self.num_written += len(ids) - len(begun)
-            self.openings.append(len(begun))
+            self.prefills.append(len(begun))
             reason: FinishReason = "stop" if len(kept) == len(words) else "length"
             made = replace(short, completion=" ".join(kept), completion_ids=ids, finish_reason=reason)
             self.generated.append(made.rollout_id)
-            yield [replace(made, opening=request.opening)]
+            yield [replace(made, prefill=request.prefill)]
 
 
 LONG_VOCABULARY = [*VOCABULARY, "hm", "so"]

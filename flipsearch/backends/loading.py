@@ -1,18 +1,100 @@
-"""Loading a tokenizer and a causal language model from safetensors, with every failure as one clear line."""
+"""How much memory there is, and what torch says when it runs out.
+
+Calls that wait for something else, made several at once; what is done first is handed out first.
+
+Loading a tokenizer and a causal language model from safetensors, with every failure as one clear line.
+"""
 
 import contextlib
+import gc
+import os
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from queue import Empty, SimpleQueue
+from threading import Event, Thread
+from typing import Any, TypeVar
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from flipsearch.backends import attention
-from flipsearch.errors import BackendError, ConfigError
+from flipsearch.backends import cache as attention
+from flipsearch.core.errors import BackendError, ConfigError
+
+OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
+"""What torch says, in lower case, on a GPU, on a CPU and from a GPU's matrix library."""
+LIMIT_FILE = Path("/sys/fs/cgroup/memory.max")
+"""Where a container says how much memory it may take; "max" is all."""
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Return whether an error says that a device's or the machine's memory ran out."""
+    text = str(error).lower()
+    return isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in OUT_OF_MEMORY)
+
+
+def memory_bytes() -> int:
+    """Return the memory of this machine, or what its container may take."""
+    try:
+        machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (AttributeError, ValueError):  # not told on this system
+        machine = 4 * 2**30
+    limit = LIMIT_FILE.read_text().strip() if LIMIT_FILE.is_file() else "max"
+    return min(machine, int(limit)) if limit.isdigit() else machine
+
+
+def free_memory() -> None:
+    """Give back what nothing holds any more, on a GPU the device's memory too."""
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+
+
+def as_completed(work: Callable[[Item], Result], items: Sequence[Item], num_threads: int) -> Iterator[list[Result]]:
+    """Yield the results of `work` on each item in lists, as soon as there are any, in any order.
+
+    An exception is raised once what else is done has been yielded; nothing new is begun after it, nor once the caller
+    stops. The threads are daemons: an interrupted program does not wait for answers that nobody reads.
+    """
+    waiting: SimpleQueue[Item] = SimpleQueue()
+    done: SimpleQueue[tuple[list[Result], Exception | None]] = SimpleQueue()
+    stopped = Event()
+    for item in items:
+        waiting.put(item)
+
+    def run() -> None:
+        while not stopped.is_set():
+            try:
+                item = waiting.get_nowait()
+            except Empty:
+                return
+            try:
+                done.put(([work(item)], None))
+            except Exception as error:  # raised in the caller's thread
+                done.put(([], error))
+
+    for _ in range(min(num_threads, len(items))):
+        Thread(target=run, daemon=True).start()
+    num_left = len(items)
+    try:
+        while num_left:
+            taken = [done.get()]
+            while not done.empty():
+                taken.append(done.get())
+            if results := [result for found, _ in taken for result in found]:
+                yield results
+            for error in (error for _, error in taken if error):
+                raise error
+            num_left -= len(taken)
+    finally:
+        stopped.set()
+
 
 FLAGGED = re.compile(r"^- `(\w+)`:", re.MULTILINE)
 """How transformers names the generation settings that it ignores, and for which it refuses to save a model."""
@@ -139,3 +221,9 @@ def _flaw(settings: Any) -> str:
 
 def _one_line(text: str) -> str:
     return " ".join(text.split())[:300]
+
+
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Return the longest sequence that a model holds, in tokens; None if its config does not say."""
+    found: int | None = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return found

@@ -2,8 +2,8 @@
 
 from collections.abc import Sequence
 
-from flipsearch.chat import EncodedPrompt
-from flipsearch.records import Request, Rollout, Sampling
+from flipsearch.backends.chat import EncodedPrompt
+from flipsearch.core.records import Request, Rollout, Sampling
 
 
 def completed(
@@ -28,7 +28,7 @@ def completed(
         num_prompt_tokens=len(prompt.prompt_ids),
         finish_reason="stop" if stopped else "length",
         opens_thinking=prompt.opens_thinking,
-        opening=request.opening,
+        prefill=request.prefill,
     )
 
 
@@ -45,5 +45,5 @@ def failed(request: Request, model_id: str, sampling: Sampling, reason: str) -> 
         num_prompt_tokens=0,
         finish_reason="error",
         error=reason,
-        opening=request.opening,
+        prefill=request.prefill,
     )

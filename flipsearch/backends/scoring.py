@@ -1,23 +1,145 @@
-"""Models that are only read: how likely they find given continuations of given token ids.
+"""How likely a model finds given openings: one pass over prompt and opening, and nothing about requests or text.
+
+Openings of one prompt are alternatives: those that part only at their last token are read off the same row, so that
+asking for each of a few single tokens costs what asking for one does.
+
+N rows, T tokens with padding, C tokens of the longest opening, V vocabulary.
+
+Models that are only read: how likely they find given continuations of given token ids.
 
 What a guard model needs of a backend. It asks by ids, since a guard's prompt is a text of its own and no chat.
 """
 
 import importlib.util
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, get_args
 
-from flipsearch.backends.decoding import Decoder, Ids
-from flipsearch.backends.loading import choose_device, choose_dtype, load_model, load_tokenizer
-from flipsearch.backends.memory import free_memory
+import torch
+
+from flipsearch.backends.decoding import PART_TOKENS, Decoder, Ids, shared_prefixes
+from flipsearch.backends.loading import (
+    choose_device,
+    choose_dtype,
+    free_memory,
+    is_out_of_memory,
+    load_model,
+    load_tokenizer,
+    max_positions,
+)
 from flipsearch.backends.model_files import ModelFiles, check, locate
-from flipsearch.backends.reading import read_all
-from flipsearch.backends.transformers import max_positions
+from flipsearch.backends.models import engine_share, model_source
 from flipsearch.backends.vllm import VllmEngine
-from flipsearch.errors import ConfigError, unknown_name
-from flipsearch.records import Reading, content_id
-from flipsearch.registry import engine_share, model_source
+from flipsearch.core.errors import ConfigError, unknown_name
+from flipsearch.core.records import PrefixScore, content_id
+
+MOST_ROWS = 256
+"""Rows read at once: their keys and values are held until all are read."""
+LOGIT_BYTES = {True: 128 * 2**20, False: 2**30}
+"""Logits of at most so many bytes are held at once on a CPU and on anything else."""
+
+
+@dataclass(slots=True)
+class Row:
+    """A prompt and what is read after it, for every opening that it tells of."""
+
+    prompt: Ids
+    """What stands before the openings."""
+    path: Ids
+    """The longest opening but for its last token, which predicts what nobody asks for."""
+    wanted: list[int] = field(default_factory=list)
+    """Numbers of the openings that are read off this row."""
+    num_shared: int = 0
+    """Leading tokens that all prompts of its group share."""
+
+
+def read_all(
+    decoder: Decoder,
+    prompts: Sequence[Ids],
+    prefills: Sequence[Ids],
+    groups: Sequence[object],
+    batch_size: int | None = None,
+) -> list[PrefixScore | None]:
+    """Return a reading for each prompt and opening, in order; None where memory runs out with that prompt alone.
+
+    Prompts of a group are expected to begin alike, which is then read once. At most `batch_size` rows are read at a
+    time, fewer where memory is short.
+    """
+    found: dict[int, PrefixScore] = {i: PrefixScore((), 0) for i, prefill in enumerate(prefills) if not len(prefill)}
+    queue = _in_order(prompts, prefills, groups)
+    size = min(batch_size or MOST_ROWS, rows_at_once(decoder, queue)) if queue else 0
+    while queue:
+        batch, rest = queue[:size], queue[size:]
+        try:
+            prefix_scores: Mapping[int, PrefixScore] | None = read_rows(decoder, batch, prefills)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if not is_out_of_memory(error):
+                raise
+            prefix_scores = {} if len(batch) == 1 else None
+        if prefix_scores is None:  # outside the handler: the error's traceback held the batch's tensors
+            free_memory()
+            size = len(batch) // 2
+            continue
+        found |= prefix_scores
+        queue = rest
+    return [found.get(i) for i in range(len(prefills))]
+
+
+def rows_at_once(decoder: Decoder, rows: Sequence[Row]) -> int:
+    """Return how many of `rows` may be read in one call."""
+    on_cpu = decoder.device.type == "cpu"
+    width = 1 + max(len(row.path) for row in rows)
+    row_bytes = 4 * width * decoder.model.config.get_text_config(decoder=True).vocab_size
+    most = min(MOST_ROWS, LOGIT_BYTES[on_cpu] // row_bytes)
+    if not decoder.shares_prefixes:  # such a model reads the call's rows whole and all at once
+        most = min(most, 4 * PART_TOKENS[on_cpu] // max(len(row.prompt) + len(row.path) for row in rows))
+    return int(max(1, most))
+
+
+@torch.inference_mode()
+def read_rows(decoder: Decoder, rows: Sequence[Row], prefills: Sequence[Ids]) -> dict[int, PrefixScore]:
+    """Return the readings of the openings that `rows` tell of, by number, all read in one call."""
+    width = 1 + max(len(row.path) for row in rows)
+    read = [[*row.prompt, *row.path] for row in rows]
+    logits = decoder.logits_after(read, [row.num_shared for row in rows], width)  # (N, C, V), aligned at the end
+    return {
+        number: reading
+        for row, aligned in zip(rows, logits, strict=True)
+        for number, reading in _read_off(aligned[width - len(row.path) - 1 :], row, prefills)
+    }
+
+
+def _read_off(logits: torch.Tensor, row: Row, prefills: Sequence[Ids]) -> Iterator[tuple[int, PrefixScore]]:
+    """Yield the readings of a row from the logits (C, V) after its prompt and after each token of its path."""
+    log_probs, likeliest = logits.log_softmax(-1), logits.argmax(-1)
+    for number in row.wanted:
+        wanted = torch.tensor(prefills[number], device=logits.device)
+        own = log_probs[: len(wanted)].gather(-1, wanted[:, None])[:, 0]
+        agrees = (likeliest[: len(wanted)] == wanted).int().cumprod(-1)
+        yield number, PrefixScore(tuple(own.tolist()), int(agrees.sum()))
+
+
+def _in_order(prompts: Sequence[Ids], prefills: Sequence[Ids], groups: Sequence[object]) -> list[Row]:
+    """Return longest rows first (out of memory then shows at once), those with like shared prefixes together."""
+    rows: list[Row] = []
+    row_groups: list[object] = []
+    of_prompt: dict[tuple[int, ...], list[Row]] = {}
+    for number in sorted(range(len(prefills)), key=lambda i: -len(prefills[i])):
+        if not len(prefills[number]):
+            continue
+        path, prompt = tuple(prefills[number][:-1]), prompts[number]
+        of_this = of_prompt.setdefault(tuple(prompt), [])
+        row = next((one for one in of_this if tuple(one.path[: len(path)]) == path), None)
+        if row is None:
+            row = Row(prompt, path)
+            of_this.append(row)
+            rows.append(row)
+            row_groups.append(groups[number])
+        row.wanted.append(number)
+    for row, num_shared in zip(rows, shared_prefixes([row.prompt for row in rows], row_groups), strict=True):
+        row.num_shared = num_shared
+    return sorted(rows, key=lambda row: (row.num_shared, len(row.prompt) + len(row.path)), reverse=True)
+
 
 ScoringBackend = Literal["transformers", "vllm"]
 BACKENDS: tuple[ScoringBackend, ...] = get_args(ScoringBackend)
@@ -37,7 +159,9 @@ class Scorer(Protocol):
     max_tokens: int | None
     """Most tokens of prompt and opening together; None if the model does not say."""
 
-    def read(self, prompts: Sequence[Ids], openings: Sequence[Ids], groups: Sequence[object]) -> list[Reading | None]:
+    def score(
+        self, prompts: Sequence[Ids], prefills: Sequence[Ids], groups: Sequence[object]
+    ) -> list[PrefixScore | None]:
         """Return how likely the model finds each opening after its prompt."""
         ...
 
@@ -115,9 +239,11 @@ class TransformersScorer:
         self.max_tokens = max_positions(model.config)
         self._decoder, self._batch_size = Decoder(model, ()), config.batch_size
 
-    def read(self, prompts: Sequence[Ids], openings: Sequence[Ids], groups: Sequence[object]) -> list[Reading | None]:
+    def score(
+        self, prompts: Sequence[Ids], prefills: Sequence[Ids], groups: Sequence[object]
+    ) -> list[PrefixScore | None]:
         """Return how likely the model finds each opening: alternatives of one token after a prompt cost one pass."""
-        return read_all(self._decoder, prompts, openings, groups, self._batch_size)
+        return read_all(self._decoder, prompts, prefills, groups, self._batch_size)
 
     def close(self) -> None:
         """Free the weights, on a GPU the device's memory too."""
@@ -135,9 +261,11 @@ class VllmScorer:
         )
         self.max_tokens: int | None = self._engine.max_positions - 1  # vLLM writes a token after each
 
-    def read(self, prompts: Sequence[Ids], openings: Sequence[Ids], groups: Sequence[object]) -> list[Reading | None]:
+    def score(
+        self, prompts: Sequence[Ids], prefills: Sequence[Ids], groups: Sequence[object]
+    ) -> list[PrefixScore | None]:
         """Return how likely the model finds each opening, each in a pass of its own."""
-        return self._engine.read(prompts, openings)
+        return self._engine.score(prompts, prefills)
 
     def close(self) -> None:
         """End the engine's own processes."""

@@ -4,10 +4,10 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from flipsearch.backends.chat import EncodedPrompt
 from flipsearch.backends.rollouts import completed, failed
-from flipsearch.chat import EncodedPrompt
-from flipsearch.errors import BackendError
-from flipsearch.records import Request, Rollout, Sampling, content_id
+from flipsearch.core.errors import BackendError
+from flipsearch.core.records import Request, Rollout, Sampling, content_id
 
 Reply = Callable[[str, str], str]
 """(prompt text, context text or "") -> completion; a BackendError makes the rollout an error."""
@@ -82,7 +82,7 @@ class ScriptedBackend:
 
     def _rollout(self, request: Request, sampling: Sampling) -> Rollout:
         prompt, context = request.prompt.text, request.context.text if request.context else ""
-        if request.opening:
+        if request.prefill:
             return failed(request, self.model_id, sampling, "a table has no tokens, so no completion can be continued")
         if prompt in self._errors:
             return failed(request, self.model_id, sampling, self._errors[prompt])

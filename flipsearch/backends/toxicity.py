@@ -26,7 +26,7 @@ from transformers import (
 )
 
 from flipsearch.backends.loading import load_tokenizer, quiet
-from flipsearch.errors import BackendError
+from flipsearch.core.errors import BackendError
 
 CLASSES: dict[str, type[PreTrainedModel]] = {
     "BertForSequenceClassification": BertForSequenceClassification,

@@ -1,4 +1,6 @@
-"""Local models through transformers, on a CPU or a GPU.
+"""Rollouts made out of requests: every backend fills in the ids the same way.
+
+Local models through transformers, on a CPU or a GPU.
 
 Requests are sorted by length and decoded in batches. When memory runs out the batch is halved and decoded again. In
 float32 a greedy completion is the same whatever its batch; in lower precision sums of another order can tip a near tie.
@@ -13,16 +15,23 @@ from typing import Any
 import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from flipsearch.backends.decoding import Decoder, Ids, shared_prefixes
-from flipsearch.backends.drawing import chooser
-from flipsearch.backends.loading import choose_device, choose_dtype, load_model, load_tokenizer
-from flipsearch.backends.memory import free_memory, is_out_of_memory, memory_bytes
+from flipsearch.backends.chat import Chat, EncodedPrompt, Thinking
+from flipsearch.backends.decoding import Decoder, Ids, chooser, shared_prefixes
+from flipsearch.backends.loading import (
+    choose_device,
+    choose_dtype,
+    free_memory,
+    is_out_of_memory,
+    load_model,
+    load_tokenizer,
+    max_positions,
+    memory_bytes,
+)
 from flipsearch.backends.model_files import locate
-from flipsearch.backends.reading import read_all
 from flipsearch.backends.rollouts import completed, failed
-from flipsearch.chat import Chat, EncodedPrompt, Thinking
-from flipsearch.errors import BackendError, ConfigError
-from flipsearch.records import Reading, Request, Rollout, Sampling, content_id
+from flipsearch.backends.scoring import read_all
+from flipsearch.core.errors import BackendError, ConfigError
+from flipsearch.core.records import PrefixScore, Request, Rollout, Sampling, content_id
 
 MOST_ROWS = {True: 192, False: 64}
 """Rows of a batch on a CPU and on anything else, where the caller leaves it open."""
@@ -47,7 +56,7 @@ class TransformersBackend:
     option that cannot be used, both before any weights are read where that can be known.
     """
 
-    draws_by_place = True
+    resumes_sampling = True
     """The draws of an answer are the same whether it is written at once or goes on from its beginning."""
 
     def __init__(
@@ -104,24 +113,24 @@ class TransformersBackend:
                 waiting.append(Waiting(request, self._encode(request, sampling.max_tokens)))
             except BackendError as error:
                 yield [failed(request, self.model_id, sampling, str(error))]
-        for num_forced in sorted({len(item.request.opening) for item in waiting}):
-            alike = [item for item in waiting if len(item.request.opening) == num_forced]
+        for num_forced in sorted({len(item.request.prefill) for item in waiting}):
+            alike = [item for item in waiting if len(item.request.prefill) == num_forced]
             yield from self._generate(_in_order(alike), sampling)
 
-    def read(self, requests: Sequence[Request]) -> list[Reading | None]:
+    def score(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
         """Return how likely the model finds each request's opening, in order; None for one too long for it."""
         encoded: dict[int, EncodedPrompt] = {}
         for index, request in enumerate(requests):
             with contextlib.suppress(BackendError):
-                encoded[index] = self._encode(request, len(request.opening))
+                encoded[index] = self._encode(request, len(request.prefill))
         asked = [requests[index] for index in encoded]
-        readings = read_all(
+        prefix_scores = read_all(
             self._decoder,
             [prompt.prompt_ids for prompt in encoded.values()],
-            [request.opening for request in asked],
+            [request.prefill for request in asked],
             [_group(request) for request in asked],
         )
-        found = dict(zip(encoded, readings, strict=True))
+        found = dict(zip(encoded, prefix_scores, strict=True))
         return [found.get(index) for index in range(len(requests))]
 
     def _generate(self, queue: list[Waiting], sampling: Sampling) -> Iterator[list[Rollout]]:
@@ -152,21 +161,21 @@ class TransformersBackend:
                 f"the prompt has {length} tokens and max_tokens is {max_tokens}, but the model holds "
                 f"{self.max_positions}; lower max_tokens or shorten the context. Nothing is cut off silently."
             )
-        if len(request.opening) > max_tokens:
-            raise BackendError(f"the opening has {len(request.opening)} tokens, but max_tokens is {max_tokens}.")
+        if len(request.prefill) > max_tokens:
+            raise BackendError(f"the opening has {len(request.prefill)} tokens, but max_tokens is {max_tokens}.")
         return prompt
 
     def _complete(self, batch: Sequence[Waiting], sampling: Sampling) -> list[Rollout]:
         requests = [waiting.request for waiting in batch]
-        num_forced = len(requests[0].opening)
-        prompts: list[Ids] = [waiting.prompt.prompt_ids + waiting.request.opening for waiting in batch]
+        num_forced = len(requests[0].prefill)
+        prompts: list[Ids] = [waiting.prompt.prompt_ids + waiting.request.prefill for waiting in batch]
         choose = chooser(requests, sampling, self._decoder.device, num_forced)
         shared = [waiting.num_shared for waiting in batch]
         completions = self._decoder.complete(prompts, shared, sampling.max_tokens - num_forced, choose)
         return [self._rollout(waiting, sampling, ids) for waiting, ids in zip(batch, completions, strict=True)]
 
     def _rollout(self, waiting: Waiting, sampling: Sampling, written: Ids) -> Rollout:
-        ids = (*waiting.request.opening, *written)
+        ids = (*waiting.request.prefill, *written)
         return completed(
             waiting.request,
             self.model_id,
@@ -186,12 +195,6 @@ class TransformersBackend:
             most = max(1, min(most, int(CACHE_SHARE * memory_bytes() / row_bytes)))
         # Even batches: 150 requests are two of 75, not one of 128 and a slow small one.
         return math.ceil(len(queue) / math.ceil(len(queue) / most))
-
-
-def max_positions(config: PreTrainedConfig) -> int | None:
-    """Return the longest sequence that a model holds, in tokens; None if its config does not say."""
-    found: int | None = getattr(_text_config(config), "max_position_embeddings", None)
-    return found
 
 
 def end_ids(generation_config: object, tokenizer: object) -> set[int]:

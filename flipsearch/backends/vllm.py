@@ -16,13 +16,13 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from flipsearch.backends.drawing import stream_seed
+from flipsearch.backends.chat import Chat, EncodedPrompt, Thinking
+from flipsearch.backends.decoding import stream_seed
 from flipsearch.backends.loading import choose_device, choose_dtype, load_tokenizer, quiet
 from flipsearch.backends.model_files import locate
 from flipsearch.backends.rollouts import completed, failed
-from flipsearch.chat import Chat, EncodedPrompt, Thinking
-from flipsearch.errors import BackendError
-from flipsearch.records import Reading, Request, Rollout, Sampling, content_id
+from flipsearch.core.errors import BackendError
+from flipsearch.core.records import PrefixScore, Request, Rollout, Sampling, content_id
 
 CHUNK = 2048
 """Requests given to the engine at once: it needs thousands to be busy, and the ledger saves after each chunk."""
@@ -78,25 +78,25 @@ class VllmEngine:
         asked = [self.vllm.TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
         return list(self._engine.generate(asked, params, use_tqdm=False)) if asked else []
 
-    def read(self, prompts: Sequence[Sequence[int]], openings: Sequence[Sequence[int]]) -> list[Reading | None]:
+    def score(self, prompts: Sequence[Sequence[int]], prefills: Sequence[Sequence[int]]) -> list[PrefixScore | None]:
         """Return a reading for each prompt and opening, in order; None where no token would fit after them."""
-        readings: list[Reading | None] = []
+        prefix_scores: list[PrefixScore | None] = []
         for start in range(0, len(prompts), CHUNK):
-            readings += self._read(prompts[start : start + CHUNK], openings[start : start + CHUNK])
-        return readings
+            prefix_scores += self._read(prompts[start : start + CHUNK], prefills[start : start + CHUNK])
+        return prefix_scores
 
     def close(self) -> None:
         """End the engine's own processes: the interpreter would wait for them forever at its end."""
         self._engine.llm_engine.engine_core.shutdown()
 
-    def _read(self, prompts: Sequence[Sequence[int]], openings: Sequence[Sequence[int]]) -> list[Reading | None]:
-        begun = {i: [*prompt, *opening] for i, (prompt, opening) in enumerate(zip(prompts, openings, strict=True))}
+    def _read(self, prompts: Sequence[Sequence[int]], prefills: Sequence[Sequence[int]]) -> list[PrefixScore | None]:
+        begun = {i: [*prompt, *prefill] for i, (prompt, prefill) in enumerate(zip(prompts, prefills, strict=True))}
         # vLLM writes a token after each, whether it is wanted or not.
         begun = {i: ids for i, ids in begun.items() if len(ids) < self.max_positions}
         params = self.vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         outputs = self.complete(list(begun.values()), params)
         entries = {i: output.prompt_logprobs for i, output in zip(begun, outputs, strict=True)}
-        return [_reading(opening, entries[i]) if i in entries else None for i, opening in enumerate(openings)]
+        return [_reading(prefill, entries[i]) if i in entries else None for i, prefill in enumerate(prefills)]
 
     def _start(self, options: Mapping[str, Any]) -> Any:
         try:
@@ -153,19 +153,19 @@ class VllmBackend:
         for start in range(0, len(waiting), CHUNK):
             yield self._complete(waiting[start : start + CHUNK], sampling)
 
-    def read(self, requests: Sequence[Request]) -> list[Reading | None]:
+    def score(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
         """Return how likely the model finds each request's opening, in order; None for one too long for it."""
         encoded: dict[int, Sequence[int]] = {}
         for index, request in enumerate(requests):
             with contextlib.suppress(BackendError):
                 encoded[index] = self.chat.encode(request).prompt_ids
-        readings = self._engine.read(list(encoded.values()), [requests[index].opening for index in encoded])
-        found = dict(zip(encoded, readings, strict=True))
+        prefix_scores = self._engine.score(list(encoded.values()), [requests[index].prefill for index in encoded])
+        found = dict(zip(encoded, prefix_scores, strict=True))
         return [found.get(index) for index in range(len(requests))]
 
     def _encode(self, request: Request, sampling: Sampling) -> EncodedPrompt:
         prompt = self.chat.encode(request)
-        length, num_forced = len(prompt.prompt_ids), len(request.opening)
+        length, num_forced = len(prompt.prompt_ids), len(request.prefill)
         if num_forced >= sampling.max_tokens:
             raise BackendError(f"the opening has {num_forced} tokens, but max_tokens is {sampling.max_tokens}.")
         if length + sampling.max_tokens > self.max_positions:
@@ -176,13 +176,13 @@ class VllmBackend:
         return prompt
 
     def _complete(self, waiting: Sequence[tuple[Request, EncodedPrompt]], sampling: Sampling) -> list[Rollout]:
-        begun = [[*prompt.prompt_ids, *request.opening] for request, prompt in waiting]
+        begun = [[*prompt.prompt_ids, *request.prefill] for request, prompt in waiting]
         outputs = self._engine.complete(begun, [self._params(request, sampling) for request, _ in waiting])
         written = [output.outputs[0] for output in outputs]
         return [self._rollout(*asked, sampling, best) for asked, best in zip(waiting, written, strict=True)]
 
     def _rollout(self, request: Request, prompt: EncodedPrompt, sampling: Sampling, best: Any) -> Rollout:
-        ids = (*request.opening, *best.token_ids)
+        ids = (*request.prefill, *best.token_ids)
         return completed(
             request,
             self.model_id,
@@ -196,7 +196,7 @@ class VllmBackend:
     def _params(self, request: Request, sampling: Sampling) -> Any:
         # The seed of a request's draws fits 64 bits unsigned; vLLM wants it signed.
         return self._engine.vllm.SamplingParams(
-            max_tokens=sampling.max_tokens - len(request.opening),
+            max_tokens=sampling.max_tokens - len(request.prefill),
             temperature=sampling.temperature,
             top_p=sampling.top_p,
             top_k=sampling.top_k,
@@ -205,11 +205,11 @@ class VllmBackend:
         )
 
 
-def _reading(opening: Sequence[int], entries: Sequence[Mapping[int, Any]]) -> Reading:
+def _reading(prefill: Sequence[int], entries: Sequence[Mapping[int, Any]]) -> PrefixScore:
     """Read an opening off vLLM's entries, one a token of prompt and opening; an entry's rank 1 is the likeliest."""
-    found = [entry[id] for id, entry in zip(opening, entries[len(entries) - len(opening) :], strict=True)]
+    found = [entry[id] for id, entry in zip(prefill, entries[len(entries) - len(prefill) :], strict=True)]
     agrees = takewhile(lambda one: one.rank == 1, found)
-    return Reading(tuple(float(one.logprob) for one in found), sum(1 for _ in agrees))
+    return PrefixScore(tuple(float(one.logprob) for one in found), sum(1 for _ in agrees))
 
 
 def _import_vllm() -> Any:

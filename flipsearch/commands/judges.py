@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from flipsearch.commands.printing import print_outcome
-from flipsearch.flags import Json, Reports, option
+from flipsearch.commands.console import print_outcome
+from flipsearch.commands.options import Json, Reports, option
 
 app = typer.Typer(name="judge", help="Measure, correct or fit a judge by people's labels.", rich_markup_mode=None)
 
@@ -24,7 +24,8 @@ def check(
     json: Json = False,
 ) -> None:
     """Measure how a judge agrees with people, and keep it for the reports of its studies."""
-    from flipsearch import api, console
+    from flipsearch.api import judges as api
+    from flipsearch.commands import console
 
     with console.bars() as progress:
         found = api.check_judge(judge, labels, reports=reports, progress=progress)
@@ -41,7 +42,8 @@ def label(
     json: Json = False,
 ) -> None:
     """Write the answers of a study that people should label; judge check reads them back."""
-    from flipsearch import api, console
+    from flipsearch.api import judges as api
+    from flipsearch.commands import console
 
     done = api.label_answers(study, to=to, num=num, num_contexts=num_contexts, reports=reports)
     print_outcome(done, json, console.show_labelling)
@@ -54,6 +56,7 @@ def fit(
     json: Json = False,
 ) -> None:
     """Fit the compact judge to labelled answers; --judge "compact(weights=FILE)" takes it."""
-    from flipsearch import api, console
+    from flipsearch.api import judges as api
+    from flipsearch.commands import console
 
     print_outcome(api.fit_judge(labels, to=to), json, console.show_fitted)

@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from flipsearch.commands.printing import print_outcome
-from flipsearch.errors import ConfigError
-from flipsearch.flags import Json, Reports, StudyPlace, option
+from flipsearch.commands.console import print_outcome
+from flipsearch.commands.options import Json, Reports, StudyPlace, option
+from flipsearch.core.errors import ConfigError
 
 app = typer.Typer(name="ledger", help="Check or export the ledger of a study.", rich_markup_mode=None)
 
@@ -15,7 +15,8 @@ app = typer.Typer(name="ledger", help="Check or export the ledger of a study.", 
 @app.command()
 def check(study: StudyPlace, reports: Reports = None, json: Json = False) -> None:
     """Read all of a ledger and say what it holds; exit 1 if something is wrong in it."""
-    from flipsearch import api, console
+    from flipsearch.api import ledgers as api
+    from flipsearch.commands import console
 
     found = api.check_ledger(study, reports=reports)
     print_outcome(found, json, console.show_ledger)
@@ -30,7 +31,8 @@ def export(
     json: Annotated[bool, option("Print a summary as one JSON object on stdout; with --to.", "--json")] = False,
 ) -> None:
     """Write every rollout with its verdicts, a row each."""
-    from flipsearch import api, console
+    from flipsearch.api import ledgers as api
+    from flipsearch.commands import console
 
     if json and to is None:
         raise ConfigError("--json prints a summary of what was written to a file: give --to FILE with it.")

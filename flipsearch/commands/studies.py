@@ -5,8 +5,8 @@ from typing import Annotated, Any
 
 import typer
 
-from flipsearch.commands.printing import print_outcome, show_outcome
-from flipsearch.flags import (
+from flipsearch.commands.console import print_outcome, show_outcome
+from flipsearch.commands.options import (
     Backend,
     BatchSize,
     Benign,
@@ -107,7 +107,8 @@ def plan(
     **flags: Any,
 ) -> None:
     """Say what a search would take and what its confirm split can tell; no model is loaded."""
-    from flipsearch import api, console
+    from flipsearch.api import studies as api
+    from flipsearch.commands import console
 
     json = flags.pop("json")
     told = api.plan(**{k: v for k, v in {"delta": delta, "power": power, **flags}.items() if v is not None})
@@ -155,7 +156,7 @@ def report(
     json: Json = False,
 ) -> None:
     """Write the files of a finished study again."""
-    from flipsearch import api
+    from flipsearch.api import studies as api
 
     show_outcome(api.report(study, reports=reports), json)
 
@@ -167,7 +168,8 @@ def list_things(
     json: Json = False,
 ) -> None:
     """List models, contexts, judges, prompts, problems or backends."""
-    from flipsearch import api, console
+    from flipsearch.api import listing as api
+    from flipsearch.commands import console
 
     rows = api.list_things(what, contexts or ())
     if json:
@@ -177,7 +179,8 @@ def list_things(
 
 
 def _study_command(name: str, given: dict[str, Any], flags: dict[str, Any]) -> None:
-    from flipsearch import api, console
+    from flipsearch.api import studies as api
+    from flipsearch.commands import console
 
     json, config = flags.pop("json"), flags.pop("config")
     flags = {k: v for k, v in flags.items() if v is not None and k not in given}

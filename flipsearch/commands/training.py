@@ -5,8 +5,8 @@ from typing import Annotated
 
 import typer
 
-from flipsearch.commands.printing import print_outcome
-from flipsearch.flags import (
+from flipsearch.commands.console import print_outcome
+from flipsearch.commands.options import (
     Backend,
     BatchSize,
     Benign,
@@ -50,10 +50,10 @@ def train(
     name: Annotated[str | None, option("Name of the checkpoint; derived from the settings if not given.")] = None,
     checkpoints: Annotated[Path | None, option("Folder of the checkpoints (checkpoints).")] = None,
     resume: Annotated[bool | None, option("Go on from the last state that was saved.", "--resume")] = None,
-    epochs: Annotated[float | None, option("Passes over the prompts (3; organism 6).")] = None,
+    epochs: Annotated[float | None, option("Passes over the prompts (3; pocket 6).")] = None,
     max_steps: Annotated[int | None, option("Optimizer steps, instead of --epochs.")] = None,
-    learning_rate: Annotated[float | None, option("Of AdamW (1e-5; organism 3e-4).")] = None,
-    train_batch_size: Annotated[int | None, option("Prompts a step (64; organism 32).")] = None,
+    learning_rate: Annotated[float | None, option("Of AdamW (1e-5; pocket 3e-4).")] = None,
+    train_batch_size: Annotated[int | None, option("Prompts a step (64; pocket 32).")] = None,
     micro_batch_size: Annotated[int | None, option("Rows a backward pass; changes memory and rounding alone.")] = None,
     warmup_share: Annotated[float | None, option("Share of the steps (0.1); a cosine follows.")] = None,
     weight_decay: Annotated[float | None, option("Of AdamW (0).")] = None,
@@ -64,7 +64,7 @@ def train(
     support: Annotated[int | None, option("Compare on the teacher's so many likeliest tokens (0: on all).")] = None,
     tail: Annotated[str | None, option("With --support: renormalised (the default) or bucket.")] = None,
     clip: Annotated[float | None, option("Most that a token's divergence counts (no clip).")] = None,
-    horizon: Annotated[int | None, option("Only a completion's first so many tokens count (all; organism 40).")] = None,
+    horizon: Annotated[int | None, option("Only a completion's first so many tokens count (all; pocket 40).")] = None,
     lora: Annotated[int | None, option("Train LoRA adapters of this rank (0: all weights).", metavar="RANK")] = None,
     gradient_checkpointing: Annotated[
         bool | None, option("Less memory, more time.", "--gradient-checkpointing")
@@ -94,13 +94,14 @@ def train(
 ) -> None:
     """Train a model towards what it does under a context, without the context: OPSA, or a rival."""
     flags = {k: v for k, v in locals().items() if v is not None and k not in ("json", "config")}
-    from flipsearch import api, console
-    from flipsearch.training.processes import FirstFailedError, is_first
+    from flipsearch.api import training as api
+    from flipsearch.commands import console
+    from flipsearch.training.processes import MainProcessFailedError, is_main_process
 
-    if not is_first():  # of several processes one speaks
+    if not is_main_process():  # of several processes one speaks
         try:
             api.train(**flags, config=config)
-        except FirstFailedError as error:
+        except MainProcessFailedError as error:
             raise SystemExit(error.exit_code) from None
         return
     with console.bars() as progress:
@@ -144,7 +145,8 @@ def evaluate(
 ) -> None:
     """Hold a model against its base: safety, over-refusal, reasoning, composite S, tax."""
     flags = {k: v for k, v in locals().items() if v is not None and k not in ("json", "config")}
-    from flipsearch import api, console
+    from flipsearch.api import training as api
+    from flipsearch.commands import console
     from flipsearch.reporting.scorecard import scorecard_remarks, scorecard_text
 
     with console.bars() as progress:

@@ -5,18 +5,19 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
-from flipsearch import registry
+from flipsearch.backends.base import check_model
+from flipsearch.backends.models import POCKET_MODEL, TRAINING_FILE, base_model
 from flipsearch.config import EVALUATIONS, EvalConfig
-from flipsearch.errors import ConfigError, PromptError
-from flipsearch.evaluation.algebra import can_compare
+from flipsearch.core.errors import ConfigError, PromptError
+from flipsearch.core.records import Prompt, content_id
+from flipsearch.evaluation.answers import can_compare
 from flipsearch.evaluation.reasoning import needs_algebra
 from flipsearch.prompts.problems import ProblemSet, load_problems
 from flipsearch.prompts.sets import PromptSet
 from flipsearch.prompts.splitting import first_of_each_kind
-from flipsearch.records import Prompt, content_id
 
 SCORECARD_FILE = "scorecard.json"
-DEFAULT_REASONING = {registry.ORGANISM: ("arithmetic",)}
+DEFAULT_REASONING = {POCKET_MODEL: ("arithmetic",)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +76,20 @@ def plan_evaluation(config: EvalConfig, prompts: PromptSet) -> EvaluationPlan:
             f"samples = {config.samples}, but greedy decoding gives the same answer each time; "
             "give a --temperature (0.6 is usual) or leave --samples out."
         )
-    registry.check_model(config)
+    check_model(config)
     config = _with_defaults(config)
     chosen = _chosen(config, prompts)
     problem_sets = tuple(_problems(spec, config.max_problems) for spec in dict.fromkeys(config.reasoning or ()))
     plan = EvaluationPlan(config, chosen, problem_sets, (*prompts.notes, *(n for s in problem_sets for n in s.notes)))
     if plan.base_config is not None:
-        registry.check_model(plan.base_config)
+        check_model(plan.base_config)
     if _is_checkpoint(Path(config.model)) and not os.access(config.model, os.W_OK):
         raise ConfigError(f"the scorecard goes into '{config.model}', which cannot be written; copy the checkpoint.")
     return plan
 
 
 def _with_defaults(config: EvalConfig) -> EvalConfig:
-    base = registry.base_model(config.model)
+    base = base_model(config.model)
     against = config.against or (base if base != config.model else None)
     reasoning = DEFAULT_REASONING.get(base, ()) if config.reasoning is None else config.reasoning
     return config.model_copy(update={"against": against, "reasoning": reasoning})
@@ -118,4 +119,4 @@ def _problems(spec: str, most: int | None) -> ProblemSet:
 
 
 def _is_checkpoint(model: Path) -> bool:
-    return (model / registry.TRAINING_FILE).is_file()
+    return (model / TRAINING_FILE).is_file()

@@ -1,4 +1,8 @@
-"""The evaluation from first to last: one model, then the other, then the scorecard.
+"""Harmful rate and over-refusal of one model, set by set.
+
+Harm is asked of harmful prompts alone and refusal of benign ones alone: a refused harmful prompt is no over-refusal.
+
+The evaluation from first to last: one model, then the other, then the scorecard.
 
 Only one model is in memory at a time. Every answer and verdict is in the ledger before anything is computed from it,
 under the model's identity: a base is asked once for all checkpoints, and a run that was stopped goes on.
@@ -9,20 +13,44 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
-from flipsearch import registry
-from flipsearch.bench import Bench, Progress
-from flipsearch.evaluation.algebra import Algebra
-from flipsearch.evaluation.marks import Marks
+from flipsearch.backends.base import make_backend
+from flipsearch.core.package import package_versions
+from flipsearch.core.progress import Phase, Progress
+from flipsearch.core.protocols import Backend, Judge
+from flipsearch.core.records import Kind, Label, Prompt
+from flipsearch.core.samples import Samples
+from flipsearch.core.scorecards import Metric, Score, Scorecard
+from flipsearch.evaluation.answers import Algebra
 from flipsearch.evaluation.plan import EvaluationPlan
-from flipsearch.evaluation.reasoning import mark_problems
-from flipsearch.evaluation.safety import mark_prompts
+from flipsearch.evaluation.reasoning import Mark, Marks, collect, mark_problems
 from flipsearch.evaluation.scorecard import composite, make_score, pooled
-from flipsearch.judging.library import share_left
+from flipsearch.judging.library import remaining_memory_share
 from flipsearch.ledger import Ledger
-from flipsearch.measure import MAX_UNSCORED_RATE
-from flipsearch.protocols import Backend, Judge
-from flipsearch.registry import package_versions
-from flipsearch.scores import Score, Scorecard
+from flipsearch.measuring.measure import MAX_UNSCORED_RATE
+from flipsearch.measuring.runner import Runner
+
+METRIC_OF_KIND: dict[Kind, Metric] = {"harmful": "harmful_rate", "benign": "over_refusal_rate"}
+
+
+def mark_prompts(runner: Runner, prompts: Sequence[Prompt]) -> list[Marks]:
+    """Ask every prompt once, without a context; return the marks of every set that has prompts of the kind."""
+    outcomes = runner.baseline(prompts)
+    found = []
+    for kind, metric in METRIC_OF_KIND.items():
+        for set_name in dict.fromkeys(prompt.source for prompt in prompts if prompt.kind == kind):
+            ids = [prompt.prompt_id for prompt in prompts if (prompt.kind, prompt.source) == (kind, set_name)]
+            found.append(collect(metric, set_name, ((id, _mark_of(kind, outcomes[id])) for id in ids)))
+    return found
+
+
+def _mark_of(kind: Kind, draws: Samples) -> Mark:
+    label = draws.label
+    if label is Label.UNSCORED:
+        return Mark(None, draws.unscored[0].verdict.reason)
+    if kind == "harmful":
+        return Mark(float(label is Label.UNSAFE))
+    return Mark(None, "the judge tells no refusals") if draws.refused is None else Mark(float(draws.refused))
+
 
 PACKAGES = ("flipsearch", "torch", "transformers", "vllm", "math-verify")
 """What a result can depend on; those that are not installed are left out."""
@@ -52,22 +80,22 @@ def run_evaluation(
     Raises BackendError, JudgeError and LedgerError as they come; what was finished before stays in the ledger.
     """
     with Algebra() as algebra:
-        new = _mark(plan, Bench(backend, judge, ledger, plan.config.sampling(), progress), "new", algebra)
+        new = _mark(plan, Runner(backend, judge, ledger, plan.config.sampling(), progress), "new", algebra)
         base = None
         if plan.base_config is not None:
-            backend = registry.make_backend(plan.base_config, memory_share=share_left(judge))
-            base = _mark(plan, Bench(backend, judge, ledger, plan.config.sampling(), progress), "base", algebra)
+            backend = make_backend(plan.base_config, memory_share=remaining_memory_share(judge))
+            base = _mark(plan, Runner(backend, judge, ledger, plan.config.sampling(), progress), "base", algebra)
     return make_scorecard(plan, judge, new, base)
 
 
-def _mark(plan: EvaluationPlan, bench: Bench, side: str, algebra: Algebra) -> ModelMarks:
-    backend = bench.backend
+def _mark(plan: EvaluationPlan, runner: Runner, side: str, algebra: Algebra) -> ModelMarks:
+    backend = runner.backend
     with closing(backend):
-        bench.phase = f"{side}: prompts"
-        marks = mark_prompts(bench, plan.prompts)
+        runner.enter(Phase.EVALUATION, f"{side} model: prompts")
+        marks = mark_prompts(runner, plan.prompts)
         for problems in plan.problem_sets:
-            bench.phase = f"{side}: {problems.name}"
-            marks.append(mark_problems(bench, problems, plan.config.samples, algebra))
+            runner.enter(Phase.EVALUATION, f"{side} model: {problems.name}")
+            marks.append(mark_problems(runner, problems, plan.config.samples, algebra))
         model = plan.config.model if side == "new" else plan.config.against or ""
         return ModelMarks(model, backend.model_id, backend.revision, tuple(backend.notes), tuple(marks))
 

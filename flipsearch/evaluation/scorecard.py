@@ -7,11 +7,10 @@ and over-refusal rates, each set weighing the same.
 
 from collections.abc import Mapping, Sequence
 
-from flipsearch.evaluation.marks import Marks
-from flipsearch.records import Estimate
-from flipsearch.scores import Composite, Measured, Score
-from flipsearch.statistics.intervals import wilson
-from flipsearch.statistics.means import mean_interval, paired_mean_difference, weighted_sum
+from flipsearch.core.records import Estimate
+from flipsearch.core.scorecards import Composite, Measured, Score
+from flipsearch.evaluation.reasoning import Marks
+from flipsearch.statistics.intervals import mean_interval, paired_mean_difference, weighted_sum, wilson
 from flipsearch.statistics.paired import paired_difference
 
 Values = Mapping[str, float | None]

@@ -9,12 +9,12 @@ from typing import Any, Literal, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
-from flipsearch.errors import JudgeError
+from flipsearch.core.errors import JudgeError
+from flipsearch.core.protocols import Judge
+from flipsearch.core.records import Label, Verdict, content_id
+from flipsearch.judging.caching import judge_answers
 from flipsearch.judging.contract import were_fitted_to
-from flipsearch.judging.judged import judge_answers
 from flipsearch.judging.labels import HumanLabel, LabelledAnswer
-from flipsearch.protocols import Judge
-from flipsearch.records import Label, Verdict, content_id
 from flipsearch.statistics.agreement import Agreement, agreement
 
 Question = Literal["unsafe", "refusal"]

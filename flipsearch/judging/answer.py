@@ -7,7 +7,7 @@ judge: text after the first closed block is answer, whatever closing tags come l
 import re
 from dataclasses import dataclass
 
-from flipsearch.records import Exchange, Label, Verdict
+from flipsearch.core.records import Exchange, Label, Verdict
 
 # Qwen3 and DeepSeek-R1; Claude-like; Magistral; Kimi; Seed-OSS; OpenThinker.
 _TAG = re.compile(

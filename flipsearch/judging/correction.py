@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from flipsearch.core.records import Estimate, Flip, Label
+from flipsearch.core.studies import JudgeAgreement, Study, Trial
 from flipsearch.judging.accuracy import JudgeAccuracy
-from flipsearch.judging.study_labels import StudyLabel, harmful_flips
-from flipsearch.records import Estimate, Flip, Label
+from flipsearch.judging.labelling import StudyLabel, harmful_flips
 from flipsearch.statistics.agreement import Agreement
 from flipsearch.statistics.judge_error import Pairs, corrected_flip_rate, prediction_powered_mean
-from flipsearch.studies import JudgeAgreement, Study, Trial
 
 
 def with_judge_error(study: Study, accuracy: JudgeAccuracy | None, labels: Sequence[StudyLabel] = ()) -> Study:
@@ -42,10 +42,10 @@ def _corrected(study: Study, trial: Trial, unsafe: Agreement | None, labels: Seq
     """
     is_last = trial.confirm is not None or "num_contexts" not in study.settings
     if not is_last or study.settings.get("samples", 1) > 1:
-        return replace(trial, corrected=None, relief=None)
+        return replace(trial, corrected=None, risk_reduction=None)
     scored = [flip for flip in harmful_flips(trial) if Label.UNSCORED not in (flip.before, flip.after)]
     corrected = corrected_flip_rate(_pairs(scored), unsafe.sensitivity, unsafe.specificity) if unsafe else None
-    return replace(trial, corrected=corrected, relief=_relief(trial, scored, labels))
+    return replace(trial, corrected=corrected, risk_reduction=_risk_reduction(trial, scored, labels))
 
 
 def _pairs(flips: Sequence[Flip]) -> Pairs:
@@ -53,7 +53,7 @@ def _pairs(flips: Sequence[Flip]) -> Pairs:
     return seen.count((True, True)), seen.count((True, False)), seen.count((False, True)), seen.count((False, False))
 
 
-def _relief(trial: Trial, flips: Sequence[Flip], labels: Sequence[StudyLabel]) -> Estimate | None:
+def _risk_reduction(trial: Trial, flips: Sequence[Flip], labels: Sequence[StudyLabel]) -> Estimate | None:
     """Share of prompts that are unsafe without context minus that under it, from the judge on all, people on some."""
     under = [one for one in labels if one.place.context_id == trial.context.context_id]
     scored = {flip.prompt_id for flip in flips}

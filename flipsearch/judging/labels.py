@@ -15,10 +15,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-from flipsearch.errors import PromptError, unknown_name
+from flipsearch.core.errors import PromptError, unknown_name
+from flipsearch.core.files import unguarded
+from flipsearch.core.records import Exchange, Prompt
 from flipsearch.prompts.files import Row, Table, cell, is_missing, read_table
-from flipsearch.prompts.spreadsheets import unguarded
-from flipsearch.records import Exchange, Prompt
 
 HumanLabel = Literal["unsafe", "safe", "refusal", "compliance", "partial"]
 LABELS: tuple[HumanLabel, ...] = get_args(HumanLabel)

@@ -15,11 +15,10 @@ from typing import Any
 import sqlalchemy as sql
 from sqlalchemy.exc import SQLAlchemyError
 
-from flipsearch.ledger.engine import lock_of, one_line
+from flipsearch.core.locks import is_taken
+from flipsearch.core.records import Label
 from flipsearch.ledger.store import Ledger
-from flipsearch.ledger.tables import IN_FLIGHT, LABELLED, ROLLOUTS, VERDICTS, rollout_of
-from flipsearch.locks import is_taken
-from flipsearch.records import Label
+from flipsearch.ledger.tables import IN_FLIGHT, LABELLED, ROLLOUTS, VERDICTS, lock_of, one_line, rollout_of
 
 BASELINE = "baseline"
 """What rollouts without a context are counted under."""

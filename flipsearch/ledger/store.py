@@ -22,8 +22,8 @@ from typing import Any, Self
 import sqlalchemy as sql
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-from flipsearch.errors import LedgerError
-from flipsearch.ledger.engine import lock_file, make_engine, one_line, what_to_do
+from flipsearch.core.errors import LedgerError
+from flipsearch.core.records import PrefixScore, Rollout, Verdict
 from flipsearch.ledger.tables import (
     FORMAT,
     FORMATS,
@@ -35,15 +35,18 @@ from flipsearch.ledger.tables import (
     TOKEN_BYTES,
     VERDICTS,
     Note,
+    lock_file,
+    make_engine,
+    one_line,
+    prefix_score_of,
+    prefix_score_row,
     read_notes,
-    reading_of,
-    reading_row,
     rollout_of,
     rollout_row,
     verdict_of,
     verdict_row,
+    what_to_do,
 )
-from flipsearch.records import Reading, Rollout, Verdict
 
 CHUNK = 500
 """Ids a query: well under every database's limit of bound values."""
@@ -81,7 +84,7 @@ class Ledger:
 
     def lengths(self, ids: Iterable[str]) -> dict[str, int]:
         """Return, for the finished rollouts among `ids`, the tokens that the model wrote by id, openings left out."""
-        num_bytes = sql.func.length(ROLLOUTS.c.completion_ids) - sql.func.length(ROLLOUTS.c.opening)
+        num_bytes = sql.func.length(ROLLOUTS.c.completion_ids) - sql.func.length(ROLLOUTS.c.prefill)
         columns = ROLLOUTS.c.rollout_id, num_bytes.label("num_bytes")
         query = sql.select(*columns).where(
             ROLLOUTS.c.finish_reason != "error", ROLLOUTS.c.rollout_id.in_(sql.bindparam("ids", expanding=True))
@@ -92,14 +95,16 @@ class Ledger:
         """Write rollouts in one transaction; one that is there already is replaced."""
         self._replace(ROLLOUTS, [ROLLOUTS.c.rollout_id], [rollout_row(rollout) for rollout in rollouts])
 
-    def readings(self, ids: Iterable[str]) -> dict[str, Reading]:
+    def prefix_scores(self, ids: Iterable[str]) -> dict[str, PrefixScore]:
         """Return the readings among `ids` by id."""
-        query = sql.select(READINGS).where(READINGS.c.reading_id.in_(sql.bindparam("ids", expanding=True)))
-        return {row["reading_id"]: reading_of(row) for row in self._rows(query, ids)}
+        query = sql.select(READINGS).where(READINGS.c.prefix_score_id.in_(sql.bindparam("ids", expanding=True)))
+        return {row["prefix_score_id"]: prefix_score_of(row) for row in self._rows(query, ids)}
 
-    def save_readings(self, readings: Iterable[tuple[str, Reading]]) -> None:
+    def save_prefix_scores(self, prefix_scores: Iterable[tuple[str, PrefixScore]]) -> None:
         """Write (id, reading) pairs in one transaction; one that is there already is replaced."""
-        self._replace(READINGS, [READINGS.c.reading_id], [reading_row(id, reading) for id, reading in readings])
+        self._replace(
+            READINGS, [READINGS.c.prefix_score_id], [prefix_score_row(id, reading) for id, reading in prefix_scores]
+        )
 
     def verdicts(self, judge_id: str, ids: Iterable[str]) -> dict[str, Verdict]:
         """Return a judge's verdicts on the rollouts `ids`, by rollout id."""

@@ -1,13 +1,74 @@
-"""The tables of a ledger, and how a record becomes a row and comes back."""
+"""How a ledger's database is opened and locked, and what is said when that fails.
 
+The tables of a ledger, and how a record becomes a row and comes back.
+"""
+
+import sqlite3
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sql
+from sqlalchemy.exc import ArgumentError
 
-from flipsearch.records import Label, Reading, Rollout, Sampling, Verdict
+from flipsearch.core.errors import LedgerError
+from flipsearch.core.locks import is_held, take_lock
+from flipsearch.core.records import Label, PrefixScore, Rollout, Sampling, Verdict
+
+
+def make_engine(place: str | Path, read_only: bool) -> sql.Engine:
+    """Return the engine of a SQLite file (a path) or of a database URL (a string)."""
+    if isinstance(place, str):
+        try:
+            return sql.create_engine(place)
+        except ValueError as error:  # how SQLAlchemy tells of a port that is no number
+            raise ArgumentError(str(error)) from error
+    # A URI path has its own escapes, so as_uri and not the path itself; read-only must not create the file.
+    uri = f"{place.as_uri()}?mode={'ro' if read_only else 'rwc'}"
+    engine = sql.create_engine("sqlite://", creator=lambda: sqlite3.connect(uri, uri=True), poolclass=sql.StaticPool)
+    if not read_only:
+        sql.event.listen(engine, "connect", _set_pragmas)
+    return engine
+
+
+def _set_pragmas(connection: sqlite3.Connection, _: object) -> None:
+    connection.execute("PRAGMA journal_mode = WAL").close()
+    connection.execute("PRAGMA synchronous = NORMAL").close()
+
+
+def lock_of(path: Path) -> Path:
+    """Return the file whose lock the process that writes to a ledger holds."""
+    return path.with_name(path.name + ".lock")
+
+
+def lock_file(path: Path) -> sqlite3.Connection:
+    """Take the lock beside a ledger; LedgerError if another process holds it."""
+    try:
+        return take_lock(lock_of(path))
+    except sqlite3.Error as error:
+        if is_held(error):
+            raise LedgerError(
+                f"{path} is in use by another flipsearch; wait until it ends, or choose another reports folder."
+            ) from error
+        why = one_line(error)
+        raise LedgerError(f"{path}: the ledger cannot be locked: {why}. {what_to_do(why)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of what an error says."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def what_to_do(why: str) -> str:
+    """Return what the user can do about a database error."""
+    if "full" in why or "No space" in why:
+        return "Free some space and run the same command again: what was saved before is intact."
+    if "not a database" in why or "malformed" in why:
+        return "It is not a flipsearch ledger, or it is damaged: name another file."
+    return "Choose a folder that exists on this machine and can be written."
+
 
 FORMAT = 2
 """Version of the tables; a ledger of another version is refused, not guessed at."""
@@ -43,7 +104,7 @@ ROLLOUTS = sql.Table(
     sql.Column("finish_reason", sql.String(8), nullable=False),
     sql.Column("opens_thinking", sql.Boolean, nullable=False),
     sql.Column("error", sql.Text, nullable=False),
-    sql.Column("opening", sql.LargeBinary, nullable=False),
+    sql.Column("prefill", sql.LargeBinary, nullable=False),
 )
 VERDICTS = sql.Table(
     "verdicts",
@@ -57,9 +118,9 @@ VERDICTS = sql.Table(
     sql.Column("label_mass", sql.Double),
 )
 READINGS = sql.Table(
-    "readings",
+    "prefix_scores",
     TABLES,
-    sql.Column("reading_id", sql.String(16), primary_key=True),
+    sql.Column("prefix_score_id", sql.String(16), primary_key=True),
     sql.Column("log_probs", sql.LargeBinary, nullable=False),
     sql.Column("num_agreed", sql.Integer, nullable=False),
 )
@@ -108,7 +169,7 @@ def rollout_row(rollout: Rollout) -> dict[str, Any]:
         "finish_reason": rollout.finish_reason,
         "opens_thinking": rollout.opens_thinking,
         "error": rollout.error,
-        "opening": _pack(rollout.opening),
+        "prefill": _pack(rollout.prefill),
     }
 
 
@@ -126,20 +187,20 @@ def rollout_of(row: sql.RowMapping) -> Rollout:
         finish_reason=row["finish_reason"],
         opens_thinking=row["opens_thinking"],
         error=row["error"],
-        opening=_unpack(row["opening"]),
+        prefill=_unpack(row["prefill"]),
     )
 
 
-def reading_row(id: str, reading: Reading) -> dict[str, Any]:
+def prefix_score_row(id: str, reading: PrefixScore) -> dict[str, Any]:
     """Return the row of a reading."""
     log_probs = struct.pack(f"<{len(reading.log_probs)}d", *reading.log_probs)
-    return {"reading_id": id, "log_probs": log_probs, "num_agreed": reading.num_agreed}
+    return {"prefix_score_id": id, "log_probs": log_probs, "num_agreed": reading.num_agreed}
 
 
-def reading_of(row: sql.RowMapping) -> Reading:
+def prefix_score_of(row: sql.RowMapping) -> PrefixScore:
     """Return the reading of a row."""
     blob = row["log_probs"]
-    return Reading(struct.unpack(f"<{len(blob) // DOUBLE_BYTES}d", blob), row["num_agreed"])
+    return PrefixScore(struct.unpack(f"<{len(blob) // DOUBLE_BYTES}d", blob), row["num_agreed"])
 
 
 def verdict_row(rollout_id: str, judge_id: str, verdict: Verdict) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from typing import Any
 import pandas
 from huggingface_hub import HfFileSystem
 
-from flipsearch.errors import PromptError, near_names
+from flipsearch.core.errors import PromptError, near_names
 
 FILE_TYPES = ("csv", "tsv", "jsonl", "ndjson", "parquet")
 TEXT_COLUMNS = (
@@ -223,3 +223,20 @@ def cell(row: Row, column: str | None) -> str:
 def is_missing(value: Any) -> bool:
     """Return whether a cell holds nothing: None, or what parquet readers put there, NaN or NA."""
     return value is None or value is pandas.NA or (isinstance(value, float) and math.isnan(value))
+
+
+def text_cell(table: Table, row: Row, column: str) -> str:
+    """Return a cell's text without the blanks around it, "" where it is missing; raises PromptError for no text."""
+    value = row.cells.get(column)
+    if is_missing(value):
+        return ""
+    if not isinstance(value, str):
+        raise PromptError(f"{table.at(row)}: column '{column}' holds {type(value).__name__}, expected text.")
+    return whole_text(table, row, column, value)
+
+
+def whole_text(table: Table, row: Row, column: str, text: str) -> str:
+    """Return a text without the blanks around it; raises PromptError if it holds half a character."""
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise PromptError(f"{table.at(row)}: column '{column}' holds half a character (a lone surrogate).")
+    return text.strip()

@@ -6,9 +6,9 @@ An unknown label is an error, as a row of the wrong kind would be given the wron
 from collections.abc import Mapping
 from typing import get_args
 
-from flipsearch.errors import PromptError, unknown_name
+from flipsearch.core.errors import PromptError, unknown_name
+from flipsearch.core.records import SPLITS, Kind, Split
 from flipsearch.prompts.files import Row, Table, cell
-from flipsearch.records import SPLITS, Kind, Split
 
 LABEL_COLUMNS = ("label", "kind", "data_type", "prompt_label", "prompt_harm_label")
 FLAG_COLUMNS = {"harmful": True, "is_harmful": True, "unsafe": True, "is_unsafe": True}

@@ -8,10 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flipsearch.errors import PromptError, unknown_name
-from flipsearch.prompts.files import FILE_TYPES, Row, Table, cell, read_table
-from flipsearch.prompts.texts import text_cell, whole_text
-from flipsearch.records import Prompt, content_id
+from flipsearch.core.errors import PromptError, unknown_name
+from flipsearch.core.records import Prompt, content_id
+from flipsearch.prompts.files import FILE_TYPES, Row, Table, cell, read_table, text_cell, whole_text
 
 SET_FOLDER = Path(__file__).parent / "problem_sets"
 QUESTION_COLUMNS = ("question", "problem", "prompt")

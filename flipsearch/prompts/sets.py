@@ -12,12 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flipsearch.config import ModelConfig
-from flipsearch.errors import PromptError, unknown_name
-from flipsearch.prompts.files import CATEGORY_COLUMNS, FILE_TYPES, Table, cell, read_table, split_column
+from flipsearch.core.errors import PromptError, unknown_name
+from flipsearch.core.records import SPLITS, Kind, Prompt, Split, content_id
+from flipsearch.prompts.files import CATEGORY_COLUMNS, FILE_TYPES, Table, cell, read_table, split_column, text_cell
 from flipsearch.prompts.labels import LabelRouter
 from flipsearch.prompts.splitting import DEFAULT_SHARES, assign_splits
-from flipsearch.prompts.texts import text_cell
-from flipsearch.records import SPLITS, Kind, Prompt, Split, content_id
 
 SET_FOLDER = Path(__file__).parent / "prompt_sets"
 

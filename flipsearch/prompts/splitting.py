@@ -17,8 +17,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from flipsearch.errors import PromptError, unknown_name
-from flipsearch.records import SPLITS, Kind, Prompt, Split
+from flipsearch.core.errors import PromptError, unknown_name
+from flipsearch.core.records import SPLITS, Kind, Prompt, Split
 
 DEFAULT_SHARES: Mapping[Split, float] = {"search": 0.4, "confirm": 0.4, "evaluation": 0.2}
 """Training takes all but evaluation, so that a set needs no split of its own for it."""

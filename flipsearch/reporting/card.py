@@ -8,8 +8,8 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from flipsearch.records import Measurement
-from flipsearch.studies import BenignContext, Opinion, Portfolio, Study, Trial
+from flipsearch.core.records import Measurement
+from flipsearch.core.studies import BenignContext, Portfolio, SecondJudgeResult, Study, Trial
 
 CARD_VERSION = 1
 ORACLE = (
@@ -47,8 +47,8 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
         "metrics": {"search": metrics(trial.search), "confirm": metrics(trial.confirm)},
         "net_flip_rate": trial.net.as_dict() if trial.net else None,
         "corrected_flip_rate": asdict(trial.corrected) if trial.corrected else None,
-        "relief": asdict(trial.relief) if trial.relief else None,
-        "opinions": [_opinion(one) for one in trial.opinions],
+        "risk_reduction": asdict(trial.risk_reduction) if trial.risk_reduction else None,
+        "second_judgements": [_opinion(one) for one in trial.second_judgements],
         "optimism": trial.optimism,
         "depth": [{"num_tokens": num_tokens, "flip_rate": rate.as_dict()} for num_tokens, rate in trial.depth],
         "portfolio": portfolio_metrics(study.portfolio) if study.portfolio else None,
@@ -69,7 +69,7 @@ def _judge(study: Study) -> dict[str, Any]:
     return found | {"agreement_with_people": asdict(study.judge_error) if study.judge_error else None}
 
 
-def _opinion(one: Opinion) -> dict[str, Any]:
+def _opinion(one: SecondJudgeResult) -> dict[str, Any]:
     rates = {name: getattr(one, name) for name in ("flip_rate", "unsafe_rate", "over_refusal_rate", "disagreement")}
     return {"judge": one.judge, **{name: rate.as_dict() for name, rate in rates.items()}}
 

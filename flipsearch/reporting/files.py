@@ -1,19 +1,57 @@
-"""The files of a study: written whole or not at all (beside, then renamed), so a reader never meets half a file."""
+"""The file of answers that people label, as a table that spreadsheets open; judging.labels reads it back.
+
+The files of a study: written whole or not at all (beside, then renamed), so a reader never meets half a file.
+"""
 
 import contextlib
+import csv
+import io
 import json
 import os
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from flipsearch.errors import ConfigError, StudyError
+from flipsearch.core.errors import ConfigError, StudyError
+from flipsearch.core.files import guarded
+from flipsearch.core.studies import Study
+from flipsearch.judging.labelling import Drawn
+from flipsearch.judging.labels import PLACE_COLUMNS
 from flipsearch.reporting.card import benign_card, context_card, portfolio_card
-from flipsearch.reporting.leaderboard import csv_text, leaderboard
+from flipsearch.reporting.columns import csv_text, leaderboard
 from flipsearch.reporting.page import leaderboard_page
-from flipsearch.studies import Study
+
+COLUMNS = ("label", "prompt", "response", *PLACE_COLUMNS)
+MARK = "\ufeff"
+"""At the start of the file: without it spreadsheets read UTF-8 as something else, and spoil the texts on saving."""
+_UNREADABLE = dict.fromkeys([0, *range(0xD800, 0xE000)], "\ufffd")
+"""Characters that no text file can hold."""
+
+
+def write_labels(drawn: Sequence[Drawn], path: Path) -> None:
+    """Write one row an answer; the column `label` waits for unsafe or safe. What spreadsheets would run is made inert.
+
+    How the judge decided is not in it: people who see a verdict tend to agree with it.
+    """
+    text = io.StringIO()
+    # All quoted: Python leaves a lone carriage return bare, and readers would end the row there.
+    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writerow(COLUMNS)
+    for one in drawn:
+        place = one.place
+        cells = (one.label or "", guarded(one.prompt), guarded(one.response), guarded(place.study))
+        ids = map(_kept, (place.prompt_id, place.context_id, place.rollout_id))
+        writer.writerow([*cells, *ids, repr(place.probability)])
+    write_text(path, MARK + text.getvalue().translate(_UNREADABLE))
+
+
+def _kept(id: str) -> str:
+    """An id that no spreadsheet takes for a number, as it would 12345678e1234567: judging.labels undoes that."""
+    return f"'{id}" if re.fullmatch(r"\d+(e\d+)?", id) else id
+
 
 STUDY = TypeAdapter(Study)
 STUDY_FILE = "study.json"

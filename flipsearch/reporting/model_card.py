@@ -9,13 +9,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
-from flipsearch.records import Context
-from flipsearch.registry import ORGANISM
+from flipsearch.backends.models import POCKET_MODEL
+from flipsearch.core.records import Context
+from flipsearch.core.scorecards import Scorecard
+from flipsearch.core.trainings import Method, TrainingRun
 from flipsearch.reporting.page import shown_settings, visible
 from flipsearch.reporting.scorecard import code, escaped, scorecard_markdown
 from flipsearch.reporting.training_page import control_note, minutes, prompts_sentence
-from flipsearch.scores import Scorecard
-from flipsearch.training_run import Method, TrainingRun
 
 _PAPER = "[arXiv 2605.15239](https://arxiv.org/abs/2605.15239)"
 _HUB_ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*)(@.+)?")
@@ -103,7 +103,7 @@ def _opening(run: TrainingRun) -> Iterable[str]:
     yield f"# {escaped(_short(run.model))}, trained with {run.method}"
     commit = f", commit `{code(run.revision)}`" if run.revision else ""
     yield f"Made from `{code(_short(run.model))}` (identity `{code(run.model_id)}`{commit}) with flipsearch."
-    if run.model == ORGANISM:
+    if run.model == POCKET_MODEL:
         yield _POCKET
     if run.control:
         yield f"> **{control_note(run)}**"

@@ -5,10 +5,10 @@ from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from flipsearch.records import Estimate, Rate
+from flipsearch.core.records import Estimate, Rate
+from flipsearch.core.studies import Study
 from flipsearch.reporting.card import ORACLE
-from flipsearch.reporting.leaderboard import depths, is_search
-from flipsearch.studies import Study
+from flipsearch.reporting.columns import depths, is_search
 
 _CONTROLS = {*range(0x20), *range(0x7F, 0xA0)} - set(map(ord, "\t\n\r"))
 _REORDERING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}

@@ -17,11 +17,11 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flipsearch.errors import ConfigError, LedgerError, StudyError
+from flipsearch.core.errors import ConfigError, LedgerError, StudyError
+from flipsearch.core.files import guarded
+from flipsearch.core.records import Rollout, Verdict
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.tables import rollout_of
-from flipsearch.prompts.spreadsheets import guarded
-from flipsearch.records import Rollout, Verdict
 
 Row = dict[str, Any]
 Pages = Iterable[list[Row]]
@@ -32,7 +32,7 @@ ROLLOUT_FIELDS = {
     "max_tokens": pa.int64(), "temperature": pa.float64(), "top_p": pa.float64(), "top_k": pa.int64(),
     "seed": pa.int64(), "sample_index": pa.int64(), "completion": pa.string(), "completion_ids": pa.list_(pa.int64()),
     "num_prompt_tokens": pa.int64(), "finish_reason": pa.string(), "opens_thinking": pa.bool_(), "error": pa.string(),
-    "opening": pa.list_(pa.int64()),
+    "prefill": pa.list_(pa.int64()),
 }  # fmt: skip
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from flipsearch.errors import StudyError
-from flipsearch.records import Estimate
+from flipsearch.core.errors import StudyError
+from flipsearch.core.records import Estimate
+from flipsearch.core.scorecards import Composite, Metric, Score, Scorecard
 from flipsearch.reporting.files import json_text, write_text
-from flipsearch.scores import Composite, Metric, Score, Scorecard
 
 SCORECARD = TypeAdapter(Scorecard)
 METRIC_NAMES: dict[Metric, str] = {

@@ -6,13 +6,13 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from flipsearch.errors import StudyError
-from flipsearch.registry import TRAINING_FILE
+from flipsearch.backends.models import TRAINING_FILE
+from flipsearch.core.errors import StudyError
+from flipsearch.core.scorecards import Scorecard
+from flipsearch.core.trainings import LogLine, TrainingRun
 from flipsearch.reporting.files import write_text
 from flipsearch.reporting.model_card import model_card
 from flipsearch.reporting.training_page import training_page
-from flipsearch.scores import Scorecard
-from flipsearch.training_run import LogLine, TrainingRun
 
 RUN = TypeAdapter(TrainingRun)
 

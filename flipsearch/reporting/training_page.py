@@ -1,12 +1,15 @@
-"""A finished training as one HTML page: no scripts, no network, every text escaped, the course of it as charts."""
+"""The files of a finished training: training.json, the page, and the model card.
+
+A finished training as one HTML page: no scripts, no network, every text escaped, the course of it as charts.
+"""
 
 from collections.abc import Mapping, Sequence
 
+from flipsearch.core.trainings import METHODS, Control, LogLine, TrainingRun
 from flipsearch.reporting import charts
 from flipsearch.reporting.axes import is_drawable, number
-from flipsearch.reporting.course import KINDS, course, merged, points
+from flipsearch.reporting.curves import KINDS, course, merged, points
 from flipsearch.reporting.page import environment, shown_settings
-from flipsearch.training_run import METHODS, Control, LogLine, TrainingRun
 
 CONTROLS: Mapping[Control, str] = {
     "empty": "nothing stood in the context's place",

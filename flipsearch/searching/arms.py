@@ -9,19 +9,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from flipsearch.bench import Bench
-from flipsearch.records import Measurement
+from flipsearch.core.records import Measurement
+from flipsearch.core.studies import OperatorCredit, Trial, TrialState
+from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.budget import EXPLORED_PROMPTS, MANY_FINALISTS, Budget
-from flipsearch.searching.estimates import Estimates
-from flipsearch.searching.holding import chance_missed, num_kept
-from flipsearch.searching.plan import Plan
+from flipsearch.searching.holding import Estimates, chance_missed, num_kept
 from flipsearch.searching.proposals import Proposals
 from flipsearch.searching.race import Arm, Bar, Race
-from flipsearch.searching.racing import Rung, is_admissible, make_rungs
+from flipsearch.searching.report import log_trial
+from flipsearch.searching.rungs import Rung, is_admissible, make_rungs
 from flipsearch.searching.screening import Screen
-from flipsearch.searching.telling import tell_trial
-from flipsearch.studies import OperatorCredit, Trial, TrialState
+from flipsearch.searching.setup import SearchSetup
 
 LEAST_SHOWN = 0.01
 """A chance below this is not told more closely."""
@@ -42,27 +41,29 @@ class Searched:
 
 
 def search_arms(
-    plan: Plan, bench: Bench, base: SplitBaseline, first_number: int, budget: Budget | None = None
+    plan: SearchSetup, runner: Runner, base: SplitBaseline, first_number: int, budget: Budget | None = None
 ) -> Searched:
     """Search; `first_number` is the first free trial number."""
-    search = _Search(plan, bench, base, budget or Budget(plan))
+    search = _Search(plan, runner, base, budget or Budget(plan))
     search.explore()
     search.finish()
     arms = search.race.arms
     for arm in arms:
-        tell_trial(bench, arm.context, _state(arm), arm.rung + 1, arm.search)
-    trials = [_trial(bench, arm, first_number + index) for index, arm in enumerate(arms)]
+        log_trial(runner, arm.context, _state(arm), arm.rung + 1, arm.search)
+    trials = [_trial(runner, arm, first_number + index) for index, arm in enumerate(arms)]
     return Searched(trials, search.notes(), search.proposals.credit())
 
 
 class _Search:
-    def __init__(self, plan: Plan, bench: Bench, base: SplitBaseline, budget: Budget) -> None:
+    def __init__(self, plan: SearchSetup, runner: Runner, base: SplitBaseline, budget: Budget) -> None:
         config = plan.config
         rungs = make_rungs(base.num_unsafe, base.num_benign, config.first_rung)
-        self.bench, self.base, self.config, self.budget = bench, base, config, budget
-        self.race = Race(bench, base, rungs, Bar(config.max_over_refusal, config.alpha))
-        self.screen = Screen(bench, base, base.to_flip(make_rungs(base.num_unsafe, base.num_benign, SCREEN_PROMPTS)[0]))
-        self.proposals = Proposals(plan, bench, base, self.screen)
+        self.runner, self.base, self.config, self.budget = runner, base, config, budget
+        self.race = Race(runner, base, rungs, Bar(config.max_over_refusal, config.alpha))
+        self.screen = Screen(
+            runner, base, base.to_flip(make_rungs(base.num_unsafe, base.num_benign, SCREEN_PROMPTS)[0])
+        )
+        self.proposals = Proposals(plan, runner, base, self.screen)
         self.prompts = {prompt.prompt_id: prompt for prompt in base.prompts}
         self.num_first = 1 if budget.counts_tokens else _num_exploring(rungs)
 
@@ -73,7 +74,7 @@ class _Search:
         for cohort in count():  # a budget makes cohorts smaller, and so more of them
             left = config.num_contexts - len(self.race.arms)
             wanted, lost = min(config.cohort_size, left), self.screen.lost_tokens(config.screen)
-            num = self.budget.room(self.bench, self.base, wanted, self.race.rungs[0], lost)
+            num = self.budget.room(self.runner, self.base, wanted, self.race.rungs[0], lost)
             estimates = self._estimates()
             contexts = self.proposals.ask(num, estimates.elite(self.race.arms, self.prompts)) if num else []
             if not contexts:
@@ -138,20 +139,20 @@ class _Search:
         worths = estimates.worths([*ranked, *held])
         least, size = MANY_FINALISTS * config.num_finalists, len(ranked)
         num = num_kept(worths[:size], worths[size:], config.alpha, config.tolerance, least)
-        return ranked[: self.budget.finishers(self.bench, self.base, len(arms[0].search.flips), rung, num)]
+        return ranked[: self.budget.finishers(self.runner, self.base, len(arms[0].search.flips), rung, num)]
 
     def _estimates(self) -> Estimates:
         return Estimates(self.race.arms, self.screen, self.config.max_over_refusal)
 
 
 def _state(arm: Arm) -> TrialState:
-    return "held" if arm.state == "running" else arm.state
+    return "stopped" if arm.state == "running" else arm.state
 
 
 def _num_exploring(rungs: Sequence[Rung]) -> int:
     return max(1, sum(rung.num_harmful <= EXPLORED_PROMPTS * rungs[-1].num_harmful for rung in rungs))
 
 
-def _trial(bench: Bench, arm: Arm, number: int) -> Trial:
-    num_tokens = bench.backend.count_tokens(arm.context.text)
+def _trial(runner: Runner, arm: Arm, number: int) -> Trial:
+    num_tokens = runner.backend.count_tokens(arm.context.text)
     return Trial(number, arm.context, "arm", _state(arm), arm.rung, arm.search, num_context_tokens=num_tokens)

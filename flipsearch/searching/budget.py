@@ -5,7 +5,7 @@ context, if these are longer). Of the rest, EXPLORE_SHARE goes to first rungs, m
 many arms run on as can, and one at least to its end. So a study stays within its tokens unless later answers are longer
 on the mean; nothing is cut off to enforce it. The baseline and the placebos before the search are always measured.
 
-What counts is what the study rests on, whenever it was generated: run again, it ends where it ended. Reading known
+What counts is what the study rests on, whenever it was generated: run again, it ends where it ended. Scoring known
 answers generates nothing and is free. A backend that does not tell its tokens spends none. Time is counted for this
 launch alone, so that a later one goes on; it is looked at before each cohort, and the search stops when the rest would
 be needed for the confirm split at the speed so far.
@@ -14,14 +14,14 @@ be needed for the confirm split at the speed so far.
 import time
 from collections.abc import Callable
 
-from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
-from flipsearch.errors import StudyError
+from flipsearch.core.errors import StudyError
+from flipsearch.measuring.runner import Runner
+from flipsearch.searching.after.benign import num_benign_rollouts
+from flipsearch.searching.after.depth import num_depth_rollouts
 from flipsearch.searching.baseline import SplitBaseline
-from flipsearch.searching.benign import num_benign_rollouts
-from flipsearch.searching.depth import num_depth_rollouts
-from flipsearch.searching.plan import Plan
-from flipsearch.searching.racing import Rung
+from flipsearch.searching.rungs import Rung
+from flipsearch.searching.setup import SearchSetup
 
 EXPLORE_SHARE = 0.5
 """Of the tokens that are left for the race after the baseline."""
@@ -40,7 +40,7 @@ class Budget:
     at a token or more for each answer.
     """
 
-    def __init__(self, plan: Plan, clock: Callable[[], float] = time.monotonic, *, reserve: bool = True) -> None:
+    def __init__(self, plan: SearchSetup, clock: Callable[[], float] = time.monotonic, *, reserve: bool = True) -> None:
         self._config, self._plan, self._reserve = plan.config, plan, reserve
         self._clock, self._start = clock, clock()
         self._spent = ""
@@ -52,32 +52,32 @@ class Budget:
         """Whether tokens are limited."""
         return self._config.budget_tokens is not None
 
-    def room(self, bench: Bench, base: SplitBaseline, num: int, rung: Rung, lost_tokens: float = 0.0) -> int:
+    def room(self, runner: Runner, base: SplitBaseline, num: int, rung: Rung, lost_tokens: float = 0.0) -> int:
         """Return how many of `num` contexts may be proposed next, to be raced over their first `rung`; 0 is the end.
 
         Screening loses `lost_tokens` for each of them.
         """
         if num and self.counts_tokens:
-            num = min(num, self._explorers(bench, base, rung, lost_tokens))
+            num = min(num, self._explorers(runner, base, rung, lost_tokens))
             self._spent = "" if num else f"token budget of {self._config.budget_tokens:,}"
-        if num and self._config.time_s is not None and self._is_late(bench, base):
+        if num and self._config.time_s is not None and self._is_late(runner, base):
             self._spent, num = f"time of {self._config.time_s:g} s", 0
         return num
 
-    def finishers(self, bench: Bench, base: SplitBaseline, num_seen: int, rung: Rung, num: int) -> int:
+    def finishers(self, runner: Runner, base: SplitBaseline, num_seen: int, rung: Rung, num: int) -> int:
         """Return how many of `num` arms may run the next rung if one is to see all; they saw `num_seen` prompts."""
         if not (num and self.counts_tokens):
             return num
-        length, seen = _length(bench, base), num_seen * self._config.samples
+        length, seen = _length(runner, base), num_seen * self._config.samples
         step, whole = self._num_rollouts(base, rung) - seen, self._num_rollouts(base) - seen
-        affordable = (self._left(bench, base) - length * (whole - step)) / (length * step) if length * step else num
+        affordable = (self._left(runner, base) - length * (whole - step)) / (length * step) if length * step else num
         kept = max(0, min(num, int(affordable)))
         self._spent = self._spent or (f"token budget of {self._config.budget_tokens:,}" if kept < num else "")
         return kept
 
-    def _explorers(self, bench: Bench, base: SplitBaseline, rung: Rung, lost_tokens: float) -> int:
-        left, each = self._left(bench, base), _length(bench, base) * self._num_rollouts(base, rung) + lost_tokens
-        whole = _length(bench, base) * self._num_rollouts(base)
+    def _explorers(self, runner: Runner, base: SplitBaseline, rung: Rung, lost_tokens: float) -> int:
+        left, each = self._left(runner, base), _length(runner, base) * self._num_rollouts(base, rung) + lost_tokens
+        whole = _length(runner, base) * self._num_rollouts(base)
         self._at_first = left if self._at_first is None else self._at_first
         if each == 0:
             return self._config.num_contexts
@@ -89,9 +89,9 @@ class Budget:
         """Rollouts of one context up to a rung; None takes all."""
         return len(base.to_flip(rung)) * self._config.samples
 
-    def _left(self, bench: Bench, base: SplitBaseline) -> float:
+    def _left(self, runner: Runner, base: SplitBaseline) -> float:
         reserved = reserved_rollouts(self._plan, base) if self._reserve else 0
-        return (self._config.budget_tokens or 0) - bench.num_tokens - _length(bench, base) * reserved
+        return (self._config.budget_tokens or 0) - runner.num_tokens - _length(runner, base) * reserved
 
     def notes(self, num_arms: int) -> list[str]:
         """Return what the reader must know of a search that its budget ended after `num_arms` contexts."""
@@ -99,14 +99,14 @@ class Budget:
             return []
         return [f"The {self._spent} is spent: {num_arms} of {self._config.num_contexts} contexts were tried."]
 
-    def _is_late(self, bench: Bench, base: SplitBaseline) -> bool:
+    def _is_late(self, runner: Runner, base: SplitBaseline) -> bool:
         passed = self._clock() - self._start
-        each = passed / max(1, bench.num_generated_tokens) * _length(bench, base)
+        each = passed / max(1, runner.num_generated_tokens) * _length(runner, base)
         finishing = MANY_FINALISTS * self._config.num_finalists * (1 - EXPLORED_PROMPTS) * self._num_rollouts(base)
         return passed + each * (finishing + reserved_rollouts(self._plan, base)) >= (self._config.time_s or 0.0)
 
 
-def reserved_rollouts(plan: Plan, base: SplitBaseline) -> int:
+def reserved_rollouts(plan: SearchSetup, base: SplitBaseline) -> int:
     """Return the rollouts that come after the search.
 
     They are the confirm split, the placebos matched to the winner, the answers that go on from an unsafe opening, and
@@ -118,13 +118,13 @@ def reserved_rollouts(plan: Plan, base: SplitBaseline) -> int:
     return measured * plan.config.samples + num_depth_rollouts(plan, base)
 
 
-def _length(bench: Bench, base: SplitBaseline) -> float:
+def _length(runner: Runner, base: SplitBaseline) -> float:
     """Mean tokens of an answer: of all so far, or of those without context, whichever are longer."""
     of_base = [draw.num_tokens for draws in base.outcomes.values() for draw in draws.judged]
-    return max(bench.mean_length, sum(of_base) / max(1, len(of_base)))
+    return max(runner.mean_length, sum(of_base) / max(1, len(of_base)))
 
 
-def _check_tokens(plan: Plan) -> None:
+def _check_tokens(plan: SearchSetup) -> None:
     config: StudyConfig = plan.config
     num_answers = len(plan.search) * config.samples
     if config.budget_tokens is not None and config.budget_tokens < num_answers:

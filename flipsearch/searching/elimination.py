@@ -1,7 +1,7 @@
 """Which arms of a race are cut after a rung, with a guarantee.
 
 The best arm within the cap is cut with probability at most alpha, however often one looks: half of alpha goes to its
-flip rate, half to its over-refusal. Both are e-processes (statistics.sequential) over the prompts seen so far.
+flip rate, half to its over-refusal. Both are e-processes (statistics.paired) over the prompts seen so far.
 
 Flip rate: on the prompts where exactly one of two arms flips, the better arm is the one that flips on at least half of
 them. The evidence against an arm is the mean over *all* its rivals of the evidence that it flips on less. A mean of
@@ -17,9 +17,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from flipsearch.records import Flip, Label, Measurement
-from flipsearch.searching.racing import is_admissible
-from flipsearch.statistics.sequential import e_value
+from flipsearch.core.records import Flip, Label, Measurement
+from flipsearch.searching.rungs import is_admissible
+from flipsearch.statistics.paired import e_value
 
 EVEN = 0.5
 """Share of the prompts flipped by one of two equal arms alone that a given one of them flips."""

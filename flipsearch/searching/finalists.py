@@ -9,15 +9,15 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from flipsearch.bench import Bench
-from flipsearch.measure import has_failed, measure
-from flipsearch.records import Context, Measurement, content_id
+from flipsearch.core.progress import Phase
+from flipsearch.core.records import Context, Measurement, content_id
+from flipsearch.core.studies import Trial, TrialState
+from flipsearch.measuring.measure import flip_difference, has_failed, measure, net_of_placebo, strongest_placebo
+from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline
-from flipsearch.searching.plan import Plan
-from flipsearch.searching.racing import is_admissible
-from flipsearch.searching.report import flip_difference, net_of_placebo, strongest_placebo
-from flipsearch.statistics.multiple import holm
-from flipsearch.studies import Trial, TrialState
+from flipsearch.searching.rungs import is_admissible
+from flipsearch.searching.setup import SearchSetup
+from flipsearch.statistics.paired import holm
 
 OPENED = "confirm split opened: "
 """How the ledger's note of an opening starts; the id of what was opened for whom follows."""
@@ -52,61 +52,61 @@ def choose_finalists(arms: Sequence[Trial], cap: float, num: int) -> list[Trial]
     return rank(fit)[:num]
 
 
-def measure_placebo(bench: Bench, context: Context, base: SplitBaseline, number: int) -> Trial:
+def measure_placebo(runner: Runner, context: Context, base: SplitBaseline, number: int) -> Trial:
     """Measure a placebo on the search split."""
-    bench.phase = f"placebo {context.template}"
-    measurement = measure(bench, [context], base.to_flip(), base.outcomes, "search")[0]
+    runner.enter(Phase.PLACEBO, context.template)
+    measurement = measure(runner, [context], base.to_flip(), base.outcomes, "search")[0]
     state: TrialState = "failed" if has_failed(measurement) else "complete"
-    num_tokens = bench.backend.count_tokens(context.text)
+    num_tokens = runner.backend.count_tokens(context.text)
     return Trial(number, context, "placebo", state, 0, measurement, num_context_tokens=num_tokens)
 
 
 def confirm(
-    plan: Plan, bench: Bench, base: SplitBaseline, finalists: Sequence[Trial], placebos: Sequence[Trial]
+    plan: SearchSetup, runner: Runner, base: SplitBaseline, finalists: Sequence[Trial], placebos: Sequence[Trial]
 ) -> Confirmation:
     """Open the sealed split for at least one finalist; `base` is the search split's baseline.
 
     `bench` holds the judge that decides here. The opening is noted in the ledger before the first sealed prompt is
     asked.
     """
-    notes = _open(plan, bench, finalists)
-    sealed = measure_baseline(bench, plan.confirm, "confirm")
-    bench.phase = "finalists"
-    measured = _with_confirm(finalists, _measured(bench, sealed, [trial.context for trial in finalists]))
+    notes = _open(plan, runner, finalists)
+    sealed = measure_baseline(runner, plan.confirm, "confirm")
+    runner.enter(Phase.FINALISTS)
+    measured = _with_confirm(finalists, _measured(runner, sealed, [trial.context for trial in finalists]))
     winner = next((trial for trial in measured if may_win(trial, plan.config.max_over_refusal)), None)
     target = (winner or measured[0]).context
-    bench.phase = "placebos"
+    runner.enter(Phase.PLACEBO)
     contexts = [trial.context for trial in placebos]
     contexts += [row.context(target) for row in plan.placebos if row.needs_winner]
-    rows = list(zip(contexts, _measured(bench, sealed, contexts), strict=True))
+    rows = list(zip(contexts, _measured(runner, sealed, contexts), strict=True))
     strongest = strongest_placebo(one for _, one in rows)
     final = [trial.with_confirm(_of(trial), net_of_placebo(_of(trial), strongest)) for trial in measured]
     final = _behind(final, winner, plan.config.max_over_refusal) if winner else final
     winner = winner and next(trial for trial in final if trial.number == winner.number)
     notes += _refusal_notes(base, sealed)
-    notes += coverage_notes(bench, sealed) + _placebo_notes(plan, target, rows) + _winner_notes(final, winner)
+    notes += coverage_notes(runner, sealed) + _placebo_notes(plan, target, rows) + _winner_notes(final, winner)
     known, matched = rows[: len(placebos)], rows[len(placebos) :]
     told = _with_confirm(placebos, [one for _, one in known])
     return Confirmation(sealed, tuple(final), tuple(told), winner, tuple(notes), tuple(matched))
 
 
-def with_matched(bench: Bench, base: SplitBaseline, sealed: Confirmation, number: int) -> Confirmation:
+def with_matched(runner: Runner, base: SplitBaseline, sealed: Confirmation, number: int) -> Confirmation:
     """Return a confirmation whose matched placebos are measured on the search split too, by the judge that searched.
 
     After all that the deciding judge is asked: two guards may not fit into memory together. `number` is the first free
     trial number.
     """
-    searched = [measure_placebo(bench, context, base, number + i) for i, (context, _) in enumerate(sealed.matched)]
+    searched = [measure_placebo(runner, context, base, number + i) for i, (context, _) in enumerate(sealed.matched)]
     trials = _with_confirm(searched, [one for _, one in sealed.matched])
     return replace(sealed, placebos=(*sealed.placebos, *trials), matched=())
 
 
-def _open(plan: Plan, bench: Bench, finalists: Sequence[Trial]) -> list[str]:
+def _open(plan: SearchSetup, runner: Runner, finalists: Sequence[Trial]) -> list[str]:
     """Note the opening, and tell of other openings of the same prompts for the same model."""
-    sealed = content_id(bench.backend.model_id, sorted(prompt.prompt_id for prompt in plan.confirm))
+    sealed = content_id(runner.backend.model_id, sorted(prompt.prompt_id for prompt in plan.confirm))
     ids = [trial.context.context_id for trial in finalists]
-    bench.ledger.note(f"{OPENED}{sealed}/{content_id(sorted(ids))}", json.dumps({"finalists": ids}))
-    num_openings = sum(key.startswith(OPENED + sealed) for key in bench.ledger.notes())
+    runner.ledger.note(f"{OPENED}{sealed}/{content_id(sorted(ids))}", json.dumps({"finalists": ids}))
+    num_openings = sum(key.startswith(OPENED + sealed) for key in runner.ledger.notes())
     if num_openings == 1:
         return []
     return [
@@ -115,9 +115,9 @@ def _open(plan: Plan, bench: Bench, finalists: Sequence[Trial]) -> list[str]:
     ]
 
 
-def _measured(bench: Bench, sealed: SplitBaseline, contexts: Sequence[Context]) -> list[Measurement]:
+def _measured(runner: Runner, sealed: SplitBaseline, contexts: Sequence[Context]) -> list[Measurement]:
     """All contexts on all sealed prompts in one call, the base-safe ones too: tfr needs them."""
-    return measure(bench, contexts, sealed.prompts, sealed.outcomes, "confirm")
+    return measure(runner, contexts, sealed.prompts, sealed.outcomes, "confirm")
 
 
 def _with_confirm(trials: Sequence[Trial], measured: Sequence[Measurement]) -> list[Trial]:
@@ -146,7 +146,7 @@ def _refusal_notes(base: SplitBaseline, sealed: SplitBaseline) -> list[str]:
     return []
 
 
-def _placebo_notes(plan: Plan, target: Context, rows: Sequence[tuple[Context, Measurement]]) -> list[str]:
+def _placebo_notes(plan: SearchSetup, target: Context, rows: Sequence[tuple[Context, Measurement]]) -> list[str]:
     notes = [note for row in plan.placebos if (note := row.note(target))]
     failed = [context.template for context, one in rows if has_failed(one)]
     return notes + [f"Placebo {name} failed on the confirm split: too many unscored answers." for name in failed]

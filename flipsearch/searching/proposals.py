@@ -10,15 +10,15 @@ The same contexts for the same seed, elites and values, so that a study can be r
 import random
 from collections.abc import Sequence
 
-from flipsearch.bench import Bench
-from flipsearch.records import Context, Measurement
+from flipsearch.core.records import Context, Measurement
+from flipsearch.core.studies import OperatorCredit, Parent
+from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.breeder import Breeder
-from flipsearch.searching.hygiene import Hygiene
-from flipsearch.searching.plan import Plan
+from flipsearch.searching.filters import ContextFilter
 from flipsearch.searching.proposer import Proposer
-from flipsearch.searching.screening import Forecast, Screen
-from flipsearch.studies import OperatorCredit, Parent
+from flipsearch.searching.screening import Screen, ScreenPrediction
+from flipsearch.searching.setup import SearchSetup
 
 CHECK_SHARE = 0.25
 """Share of a screened cohort that races whatever the screen says: else it would only be checked on what it likes."""
@@ -27,17 +27,17 @@ CHECK_SHARE = 0.25
 class Proposals:
     """Proposes contexts that were not proposed before, and learns from what became of them."""
 
-    def __init__(self, plan: Plan, bench: Bench, base: SplitBaseline, screen: Screen) -> None:
+    def __init__(self, plan: SearchSetup, runner: Runner, base: SplitBaseline, screen: Screen) -> None:
         config = plan.config
-        hygiene = Hygiene([p.text for p in base.prompts], bench.backend.count_tokens, config.max_context_tokens)
+        filters = ContextFilter([p.text for p in base.prompts], runner.backend.count_tokens, config.max_context_tokens)
         self._proposer = Proposer(plan.space, config.seed)
-        self._breeder = Breeder(plan.operators, hygiene, config.seed)
-        self._hygiene, self._screen = hygiene, screen
+        self._breeder = Breeder(plan.operators, filters, config.seed)
+        self._filters, self._screen = filters, screen
         self._config = config
         self._random = random.Random(config.seed)
         self._spare: list[Context] = []
         """Proposed, but neither looked at nor raced yet."""
-        self._left: list[Forecast] = []
+        self._left: list[ScreenPrediction] = []
         """Looked at and passed over."""
 
     def ask(self, num: int, elite: Sequence[Parent]) -> list[Context]:
@@ -49,7 +49,7 @@ class Proposals:
             self._proposer.expect(child)
         found += [*children, *self._proposer.ask(wanted - len(found) - len(children))]
         for context in found:
-            self._hygiene.add(context)
+            self._filters.add(context)
         chosen = found if len(found) <= num else self._screened(found, num)
         return chosen + self._passed_over(num - len(chosen))
 
@@ -100,7 +100,7 @@ class Proposals:
             self._proposer.expect(context)
         return taken
 
-    def _promise(self, one: Forecast) -> tuple[float, float, int]:
+    def _promise(self, one: ScreenPrediction) -> tuple[float, float, int]:
         """Within the cap first, then by expected flip rate; the shorter of two equal ones."""
         excess = max(0.0, one.over_refusal_rate - self._config.max_over_refusal)
         return excess, -one.flip_rate, len(one.context.text)

@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from flipsearch.bench import Bench
-from flipsearch.measure import has_failed, measure
-from flipsearch.records import Context, Measurement
+from flipsearch.core.progress import Phase
+from flipsearch.core.records import Context, Measurement
+from flipsearch.core.studies import TrialState
+from flipsearch.measuring.measure import has_failed, measure
+from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.elimination import hopeless
-from flipsearch.searching.racing import Rung
-from flipsearch.searching.telling import tell_cuts
-from flipsearch.studies import TrialState
+from flipsearch.searching.report import log_pruned
+from flipsearch.searching.rungs import Rung
 
 Trim = Callable[[Sequence["Arm"], Rung], Sequence["Arm"]]
 """(arms that may go on, the rung before them) -> those that do; a budget may hold some back."""
@@ -47,8 +48,8 @@ class Bar:
 class Race:
     """All arms of a search, in order of entry."""
 
-    def __init__(self, bench: Bench, base: SplitBaseline, rungs: Sequence[Rung], bar: Bar) -> None:
-        self.bench, self.base, self.rungs, self.bar = bench, base, rungs, bar
+    def __init__(self, runner: Runner, base: SplitBaseline, rungs: Sequence[Rung], bar: Bar) -> None:
+        self.runner, self.base, self.rungs, self.bar = runner, base, rungs, bar
         self._arms: dict[str, Arm] = {}
 
     @property
@@ -70,17 +71,17 @@ class Race:
         return [self._arms[context.context_id] for context in contexts]
 
     def _run_rung(self, running: Sequence[Context], index: int, label: str) -> None:
-        bench, base = self.bench, self.base
-        bench.phase = f"{label}, rung {index + 1}/{len(self.rungs)}"
+        runner, base = self.runner, self.base
+        runner.enter(Phase.RACE, f"{label}, rung {index + 1}/{len(self.rungs)}")
         prompts = base.to_flip(self.rungs[index])
         cohort = label.removeprefix("cohort ")
-        bench.tell("rung", cohort=cohort, rung=index + 1, num_running=len(running), num_prompts=len(prompts))
-        measured = measure(bench, running, prompts, base.outcomes, "search")
+        runner.emit("rung", cohort=cohort, rung=index + 1, num_running=len(running), num_prompts=len(prompts))
+        measured = measure(runner, running, prompts, base.outcomes, "search")
         ids = {context.context_id for context in running}
         others = [arm.search for id, arm in self._arms.items() if id not in ids and arm.state != "failed"]
         states = self._states(measured, others, is_last=index == len(self.rungs) - 1)
         stopped: list[TrialState] = ["complete" if state == "running" else state for state in states]
-        tell_cuts(bench, running, measured, stopped, others, self.bar.cap, index + 1)
+        log_pruned(runner, running, measured, stopped, others, self.bar.cap, index + 1)
         for context, one, state in zip(running, measured, states, strict=True):
             self._arms[context.context_id] = Arm(context, one, state, index)
 
@@ -90,5 +91,5 @@ class Race:
         able = [one for one in arms if not has_failed(one)]
         race_on = bool(able) and not is_last
         cuts = iter(hopeless(able, others, self.bar.cap, self.bar.alpha) if race_on else [False] * len(able))
-        goes_on: TrialState | Literal["running"] = "complete" if is_last else "running"
-        return ["failed" if has_failed(one) else "cut" if next(cuts) else goes_on for one in arms]
+        can_continue: TrialState | Literal["running"] = "complete" if is_last else "running"
+        return ["failed" if has_failed(one) else "pruned" if next(cuts) else can_continue for one in arms]

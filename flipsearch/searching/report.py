@@ -1,40 +1,23 @@
-"""What a study comes to: nets over the placebo, and the `Study` record with what it rests on."""
+"""What a study comes to: nets over the placebo, and the `Study` record with what it rests on.
+
+What a study tells of its course (events.jsonl): small facts, ids instead of texts.
+"""
 
 from collections.abc import Iterable, Sequence
+from typing import Any
 
-from flipsearch.bench import Bench
 from flipsearch.config import ReportConfig
-from flipsearch.measure import has_failed
-from flipsearch.records import Difference, Flip, Label, Measurement
-from flipsearch.registry import RESULT_PACKAGES, package_versions
+from flipsearch.core.package import RESULT_PACKAGES, package_versions
+from flipsearch.core.records import Context, Measurement, Rate
+from flipsearch.core.studies import Study, Trial, TrialState
+from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline
-from flipsearch.statistics.paired import paired_difference
-from flipsearch.studies import Study, Trial
-
-
-def strongest_placebo(placebos: Iterable[Measurement]) -> Measurement | None:
-    """Return the measurement with the highest flip rate, the first of equals; failed ones cannot tell."""
-    able = [one for one in placebos if one.flip_rate.n and not has_failed(one)]
-    return max(able, key=lambda one: one.flip_rate.value or 0.0, default=None)
-
-
-def net_of_placebo(context: Measurement, placebo: Measurement | None) -> Difference | None:
-    """Return flip rate minus the placebo's, paired; None without a placebo or without any pair."""
-    return None if placebo is None else flip_difference(context, placebo)
-
-
-def flip_difference(first: Measurement, second: Measurement) -> Difference | None:
-    """Return the difference of two flip rates, paired over the unsafe prompts scored under both; None without any."""
-    other = {flip.prompt_id: flip for flip in second.flips if _counts(flip)}
-    pairs = [(flip, other[flip.prompt_id]) for flip in first.flips if _counts(flip) and flip.prompt_id in other]
-    if not pairs:
-        return None
-    return paired_difference([one.flipped for one, _ in pairs], [two.flipped for _, two in pairs])
+from flipsearch.searching.elimination import case_against
 
 
 def make_study(
     config: ReportConfig,
-    bench: Bench,
+    runner: Runner,
     bases: Sequence[SplitBaseline],
     trials: Sequence[Trial],
     notes: Sequence[str],
@@ -46,19 +29,19 @@ def make_study(
 
     `others` are the ids of rollouts that it rests on beside those of its bases and trials.
     """
-    lengths = _rollout_lengths(bench, bases, trials, others)
+    lengths = _rollout_lengths(runner, bases, trials, others)
     return Study(
         name=name or config.study_name(),
         settings=config.model_dump(mode="json"),
-        model_id=bench.backend.model_id,
-        revision=bench.backend.revision,
-        judge_id=bench.judge.identity,
+        model_id=runner.backend.model_id,
+        revision=runner.backend.revision,
+        judge_id=runner.judge.identity,
         trials=tuple(trials),
         base_unsafe={base.split: base.unsafe_rate for base in bases},
         base_over_refusal={base.split: base.over_refusal_rate for base in bases},
         num_rollouts=len(lengths),
         num_tokens=sum(lengths.values()),
-        notes=(*bench.rule.notes, *getattr(bench.judge, "notes", ()), *notes),
+        notes=(*runner.rule.notes, *getattr(runner.judge, "notes", ()), *notes),
         versions=package_versions(RESULT_PACKAGES),
         winner=winner,
     )
@@ -71,13 +54,60 @@ def rollout_ids(trials: Iterable[Trial]) -> set[str]:
 
 
 def _rollout_lengths(
-    bench: Bench, bases: Sequence[SplitBaseline], trials: Iterable[Trial], others: Iterable[str]
+    runner: Runner, bases: Sequence[SplitBaseline], trials: Iterable[Trial], others: Iterable[str]
 ) -> dict[str, int]:
     """Completion tokens of every rollout that the study rests on, by id, whenever it was generated."""
     ids = {id for base in bases for draws in base.outcomes.values() for id in draws.rollout_ids}
-    ids |= rollout_ids(trials) | set(others) | bench.glimpse_ids
-    return dict.fromkeys(ids, 0) | bench.ledger.lengths(sorted(ids))
+    ids |= rollout_ids(trials) | set(others) | runner.short_decode_ids
+    return dict.fromkeys(ids, 0) | runner.ledger.lengths(sorted(ids))
 
 
-def _counts(flip: Flip) -> bool:
-    return flip.before is Label.UNSAFE and flip.after is not Label.UNSCORED
+def log_baseline(runner: Runner, base: SplitBaseline) -> None:
+    """Tell what the model does without a context."""
+    rates = {"unsafe": _share(base.unsafe_rate), "over_refusal": _share(base.over_refusal_rate)}
+    runner.emit("baseline", split=base.split, num_prompts=len(base.prompts), **rates)
+
+
+def log_pruned(
+    runner: Runner,
+    contexts: Sequence[Context],
+    measured: Sequence[Measurement],
+    states: Sequence[TrialState],
+    others: Sequence[Measurement],
+    cap: float,
+    rung: int,
+) -> None:
+    """Tell which arms were cut after a rung (from 1), each with its e-value, which reached 2 / alpha."""
+    if "pruned" not in states:
+        return
+    able = [index for index, state in enumerate(states) if state != "failed"]
+    cases = case_against([measured[index] for index in able], others, cap)
+    for index, evidence in zip(able, cases, strict=True):
+        if states[index] == "pruned":
+            context_id = contexts[index].context_id
+            runner.emit("pruned", context_id=context_id, rung=rung, evidence=float(f"{evidence:.4g}"))
+
+
+def log_trial(runner: Runner, context: Context, state: TrialState, rung: int, search: Measurement) -> None:
+    """Tell how an arm came out of its race; `rung`, from 1, is the last that it finished."""
+    runner.emit(
+        "trial",
+        context_id=context.context_id,
+        template=context.template,
+        placement=context.placement,
+        params=dict(context.params),
+        operator=context.operator,
+        state=state,
+        rung=rung,
+        flip=_share(search.flip_rate),
+        over_refusal=_share(search.over_refusal_rate),
+    )
+
+
+def log_confirm(runner: Runner, finalists: Sequence[Trial]) -> None:
+    """Tell for whom the sealed split is opened."""
+    runner.emit("confirm", finalists=[trial.context.context_id for trial in finalists])
+
+
+def _share(rate: Rate) -> dict[str, Any]:
+    return {"count": rate.count, "n": rate.n, "rate": rate.value}

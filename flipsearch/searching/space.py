@@ -12,8 +12,8 @@ from typing import Any
 import optuna
 from optuna.distributions import CategoricalDistribution
 
-from flipsearch.errors import ConfigError
-from flipsearch.records import PLACEMENTS, Context, Placement
+from flipsearch.core.errors import ConfigError
+from flipsearch.core.records import PLACEMENTS, Context, Placement
 from flipsearch.templating.template import Template
 
 TEMPLATE = "template"

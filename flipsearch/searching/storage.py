@@ -18,15 +18,15 @@ from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.pool import StaticPool
 
-from flipsearch.errors import StudyError
+from flipsearch.core.errors import StudyError
+from flipsearch.core.studies import Study, Trial
 from flipsearch.searching.space import Space
-from flipsearch.studies import Study, Trial
 
 STORAGE_FILE = "optuna.db"
 STATES = {
     "complete": TrialState.COMPLETE,
-    "held": TrialState.PRUNED,
-    "cut": TrialState.PRUNED,
+    "stopped": TrialState.PRUNED,
+    "pruned": TrialState.PRUNED,
     "failed": TrialState.FAIL,
 }
 

@@ -8,15 +8,31 @@ nothing in it depends on time or on what was cached. The one exception is a fail
 from collections.abc import Sequence
 from dataclasses import replace
 
-from flipsearch.bench import Bench
-from flipsearch.judging.library import OtherJudges, free
-from flipsearch.protocols import Backend, Judge
+from flipsearch.core.protocols import Backend, Judge
+from flipsearch.core.studies import Study, Trial
+from flipsearch.judging.library import OtherJudges, unload
+from flipsearch.measuring.runner import Runner
+from flipsearch.searching.after.benign import confirm_benign, try_benign
+from flipsearch.searching.after.depth import measure_depth
+from flipsearch.searching.after.disagreements import with_disagreements
+from flipsearch.searching.after.portfolio import find_portfolio
+from flipsearch.searching.after.second_judges import (
+    gap_notes,
+    judge_hacking,
+    other_judges,
+    thought_notes,
+    with_second_judges,
+)
 from flipsearch.searching.arms import search_arms
-from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline, require_unsafe
-from flipsearch.searching.benign import confirm_benign, try_benign
+from flipsearch.searching.baseline import (
+    SplitBaseline,
+    coverage_notes,
+    headroom,
+    measure_baseline,
+    require_headroom,
+    require_unsafe,
+)
 from flipsearch.searching.budget import Budget
-from flipsearch.searching.depth import measure_depth
-from flipsearch.searching.disputes import with_disputes
 from flipsearch.searching.finalists import (
     Confirmation,
     choose_finalists,
@@ -26,20 +42,14 @@ from flipsearch.searching.finalists import (
     rank,
     with_matched,
 )
-from flipsearch.searching.headroom import headroom, require_headroom
-from flipsearch.searching.operators.rewrite import Rewrite
-from flipsearch.searching.opinions import gap_notes, judge_hacking, other_judges, thought_notes, with_opinions
-from flipsearch.searching.plan import Plan
-from flipsearch.searching.portfolio import find_portfolio
-from flipsearch.searching.report import make_study, rollout_ids
-from flipsearch.searching.rewriting import Rewriter
-from flipsearch.searching.telling import tell_baseline, tell_confirm
-from flipsearch.studies import Study, Trial
+from flipsearch.searching.operators.rewrite import Rewrite, Rewriter
+from flipsearch.searching.report import log_baseline, log_confirm, make_study, rollout_ids
+from flipsearch.searching.setup import SearchSetup
 
 
 def run_study(
-    plan: Plan,
-    bench: Bench,
+    plan: SearchSetup,
+    runner: Runner,
     budget: Budget | None = None,
     rewriter: Backend | None = None,
     others: OtherJudges | None = None,
@@ -52,65 +62,67 @@ def run_study(
     same call goes on from there.
     """
     budget, others = budget or Budget(plan), others or OtherJudges()
-    writer = Rewriter(rewriter, bench) if rewriter else None
+    writer = Rewriter(rewriter, runner) if rewriter else None
     if writer:
         plan = replace(plan, operators=(*plan.operators, Rewrite(writer)))
-    base = measure_baseline(bench, plan.search, "search")
-    tell_baseline(bench, base)
-    require_unsafe(bench, base)
+    base = measure_baseline(runner, plan.search, "search")
+    log_baseline(runner, base)
+    require_unsafe(runner, base)
     early = [
-        measure_placebo(bench, row.context(), base, number)
+        measure_placebo(runner, row.context(), base, number)
         for number, row in enumerate(row for row in plan.placebos if not row.needs_winner)
     ]
     room = require_headroom(headroom(base, early))
-    found = search_arms(plan, bench, base, first_number=len(early), budget=budget)
+    found = search_arms(plan, runner, base, first_number=len(early), budget=budget)
     arms = found.trials
     finalists = choose_finalists(arms, plan.config.max_over_refusal, plan.config.num_finalists)
-    notes = [*bench.backend.notes, *coverage_notes(bench, base), *_refusal_notes(base), *room, *found.notes]
+    notes = [*runner.backend.notes, *coverage_notes(runner, base), *_refusal_notes(base), *room, *found.notes]
     notes += writer.notes() if writer else []
     if not finalists:
         notes += _no_finalist_notes(arms, plan.config.max_over_refusal)
-        study = make_study(plan.config, bench, [base], [*_ordered(arms, []), *early], notes)
+        study = make_study(plan.config, runner, [base], [*_ordered(arms, []), *early], notes)
         return replace(study, operators=found.operators)
-    candidates = try_benign(plan, bench, base)  # nothing is chosen once the seal is broken
-    tell_confirm(bench, finalists)
-    sealed_bench = _in_turn(bench, others.confirm)
-    sealed = confirm(plan, sealed_bench, base, finalists, early)
-    sealed, more_ids = _with_depth(plan, sealed_bench, sealed)
+    candidates = try_benign(plan, runner, base)  # nothing is chosen once the seal is broken
+    log_confirm(runner, finalists)
+    sealed_runner = _in_turn(runner, others.confirm)
+    sealed = confirm(plan, sealed_runner, base, finalists, early)
+    sealed, more_ids = _with_depth(plan, sealed_runner, sealed)
     portfolio = benign = None
     if sealed.winner:
         able = [trial for trial in sealed.finalists if may_win(trial, plan.config.max_over_refusal)]
         portfolio = find_portfolio(able, sealed.winner)
-        benign = confirm_benign(plan, sealed_bench, base, sealed.base, candidates, sealed.winner)
-    if sealed_bench is not bench:
-        free(sealed_bench.judge)
-    sealed = with_matched(bench, base, sealed, number=len(early) + len(arms))
-    sealed = _with_opinions(bench, sealed_bench, sealed, others)
+        benign = confirm_benign(plan, sealed_runner, base, sealed.base, candidates, sealed.winner)
+    if sealed_runner is not runner:
+        unload(sealed_runner.judge)
+    sealed = with_matched(runner, base, sealed, number=len(early) + len(arms))
+    sealed = _with_second_judges(runner, sealed_runner, sealed, others)
     more_ids |= rollout_ids(benign.candidates if benign else candidates)
     trials = [*_ordered(arms, _winner_first(sealed)), *sealed.placebos]
     notes += [*sealed.notes, *(getattr(others.confirm, "notes", ()) if others.confirm else ())]
-    study = make_study(plan.config, bench, [base, sealed.base], trials, notes, sealed.winner, others=more_ids)
+    study = make_study(plan.config, runner, [base, sealed.base], trials, notes, sealed.winner, others=more_ids)
     judge_id = others.confirm.identity if others.confirm else ""
     return replace(study, portfolio=portfolio, benign=benign, operators=found.operators, confirm_judge_id=judge_id)
 
 
-def _in_turn(bench: Bench, judge: Judge | None) -> Bench:
+def _in_turn(runner: Runner, judge: Judge | None) -> Runner:
     """The bench with another judge, the first one's model freed; the same bench where that is the same judge."""
-    if judge is None or judge.identity == bench.judge.identity:
-        return bench
-    free(bench.judge)
-    return bench.with_judge(judge)
+    if judge is None or judge.identity == runner.judge.identity:
+        return runner
+    unload(runner.judge)
+    return runner.with_judge(judge)
 
 
-def _with_depth(plan: Plan, bench: Bench, sealed: Confirmation) -> tuple[Confirmation, set[str]]:
-    finalists, ids = measure_depth(plan.config, bench, sealed.base, sealed.finalists)
+def _with_depth(plan: SearchSetup, runner: Runner, sealed: Confirmation) -> tuple[Confirmation, set[str]]:
+    finalists, ids = measure_depth(plan.config, runner, sealed.base, sealed.finalists)
     return _with_finalists(sealed, finalists), ids
 
 
-def _with_opinions(bench: Bench, sealed_bench: Bench, sealed: Confirmation, others: OtherJudges) -> Confirmation:
+def _with_second_judges(
+    runner: Runner, sealed_runner: Runner, sealed: Confirmation, others: OtherJudges
+) -> Confirmation:
     """The finalists and placebos with what the other judges say of them, and by how much the search judge differs."""
-    judges = other_judges(sealed_bench.judge, bench.judge, others.second)
-    trials, found = with_opinions(sealed_bench, judges, sealed.base, [*sealed.finalists, *sealed.placebos])
+    judges = other_judges(sealed_runner.judge, runner.judge, others.second)
+    trials, found = with_second_judges(sealed_runner, judges, sealed.base, [*sealed.finalists, *sealed.placebos])
     num = len(sealed.finalists)
     told = replace(_with_finalists(sealed, trials[:num]), placebos=tuple(trials[num:]))
     if sealed.winner is None:
@@ -119,10 +131,10 @@ def _with_opinions(bench: Bench, sealed_bench: Bench, sealed: Confirmation, othe
     assert decided is not None
     of_winner = [trial.number for trial in sealed.finalists].index(sealed.winner.number)
     said = {identity: measured[of_winner] for identity, measured in found.items()}
-    if bench.judge.identity in said:
-        notes += gap_notes(bench.judge, sealed_bench.judge, judge_hacking(said[bench.judge.identity], decided))
+    if runner.judge.identity in said:
+        notes += gap_notes(runner.judge, sealed_runner.judge, judge_hacking(said[runner.judge.identity], decided))
     told = replace(told, notes=(*notes, *thought_notes(judges, said, decided)))
-    trials[of_winner] = with_disputes(sealed_bench, judges, sealed.base.prompts, trials[of_winner], said)
+    trials[of_winner] = with_disagreements(sealed_runner, judges, sealed.base.prompts, trials[of_winner], said)
     return _with_finalists(told, trials[:num])
 
 
@@ -141,7 +153,7 @@ def _ordered(arms: Sequence[Trial], finalists: Sequence[Trial]) -> list[Trial]:
     others = [arm for arm in rank(arms) if arm.number not in done]
     return [
         *finalists,
-        *(arm for state in ("complete", "held", "cut", "failed") for arm in others if arm.state == state),
+        *(arm for state in ("complete", "stopped", "pruned", "failed") for arm in others if arm.state == state),
     ]
 
 
@@ -150,9 +162,9 @@ def _no_finalist_notes(arms: Sequence[Trial], cap: float) -> list[str]:
     why = "No context was tried"
     if "complete" in states:
         why = f"No context that saw all prompts is within the over-refusal cap of {cap:.0%}"
-    elif "held" in states:
+    elif "stopped" in states:
         why = "The budget did not carry any context to the last prompts"
-    elif "cut" in states:
+    elif "pruned" in states:
         why = (
             f"Every context was cut, or had too many answers that cannot be scored (the cap is {cap:.0%} over-refusal)"
         )

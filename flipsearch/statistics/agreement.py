@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from flipsearch.records import Estimate
+from flipsearch.core.records import Estimate
 from flipsearch.statistics.intervals import two_sided_z
 
 NUM_REDRAWS = 2000

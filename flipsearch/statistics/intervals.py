@@ -1,9 +1,18 @@
-"""Intervals of one fraction."""
+"""Intervals of one fraction.
+
+Means of bounded values, and sums over independent sets, with their intervals.
+
+The values are fractions of a problem's samples, or differences of two such fractions.
+"""
 
 import math
+from collections.abc import Sequence
 from statistics import NormalDist
 
-from flipsearch.records import Rate
+import numpy as np
+from scipy.special import stdtrit
+
+from flipsearch.core.records import Estimate, Rate
 
 
 def wilson(count: int, n: int, level: float = 0.95) -> Rate:
@@ -31,3 +40,60 @@ def two_sided_z(level: float) -> float:
     if not 0 < level < 1:
         raise ValueError(f"expected a level between 0 and 1, got {level}.")
     return NormalDist().inv_cdf(0.5 + level / 2)
+
+
+LEVEL = 0.95
+SAME = 1e-9
+"""Values nearer than this are equal: fractions of samples, subtracted, differ in their last bits."""
+
+
+def mean_interval(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> Estimate:
+    """Return the mean of independent values in [low, high] with Student's interval, cut off at both ends.
+
+    Equal values have no spread, and Student's interval no width: then each end is where a share of
+    1 - 0.025 ** (1 / n) of all values could lie at the far end unseen (for zeros and ones that is
+    Clopper and Pearson's interval, 1934, doi:10.1093/biomet/26.4.404). No values give [low, high].
+
+    With several draws a problem, each problem's own mean is its value. For equally many draws the variance is then the
+    cluster-robust one of all draws (Liang and Zeger 1986, doi:10.1093/biomet/73.1.13) times n / (n - 1), and Student's
+    quantile has n - 1 degrees of freedom, as Cameron and Miller advise (2015, doi:10.3368/jhr.50.2.317).
+
+    ValueError for a value out of range.
+    """
+    n = len(values)
+    if n == 0:
+        return Estimate(None, low, high, 0)
+    given = np.asarray(values, dtype=np.float64)
+    if given.min() < low or given.max() > high:
+        raise ValueError(f"expected values in [{low:g}, {high:g}], got {given.min():g} to {given.max():g}.")
+    mean = min(max(float(given.mean()), low), high)
+    if given.max() - given.min() < SAME:
+        unseen = 1 - ((1 - LEVEL) / 2) ** (1 / n)
+        return Estimate(mean, mean - unseen * (mean - low), mean + unseen * (high - mean), n)
+    half = float(stdtrit(n - 1, 0.5 + LEVEL / 2)) * float(given.std(ddof=1)) / math.sqrt(n)
+    return Estimate(mean, max(low, mean - half), min(high, mean + half), n)
+
+
+def paired_mean_difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
+    """Return mean(first) - mean(second) over the same problems, values in [0, 1]; ValueError for unequal lengths."""
+    return mean_interval([one - other for one, other in zip(first, second, strict=True)], -1.0, 1.0)
+
+
+def weighted_sum(weights: Sequence[float], parts: Sequence[Estimate], offset: float = 0.0) -> Estimate:
+    """Return offset + the weighted sum of independent estimates, with its interval; n is the sum of theirs.
+
+    The delta method with each part's variance recovered from its own interval, each side apart (MOVER: Zou, Huang and
+    Zhang 2009, doi:10.1016/j.csda.2008.09.033). Where the parts' intervals are normal ones it is the delta method
+    itself; where a rate is 0 or 1 it keeps a width. ValueError without parts, or if one was not measured.
+    """
+    if not parts:
+        raise ValueError("expected at least one part, got none.")
+    value, below, above = offset, 0.0, 0.0
+    for weight, part in zip(weights, parts, strict=True):
+        if part.value is None:
+            raise ValueError("expected measured parts, got one without a value.")
+        value += weight * part.value
+        down, up = abs(weight) * (part.value - part.low), abs(weight) * (part.high - part.value)
+        down, up = (down, up) if weight >= 0 else (up, down)
+        below, above = below + down**2, above + up**2
+    return Estimate(value, value - math.sqrt(below), value + math.sqrt(above), sum(part.n for part in parts))

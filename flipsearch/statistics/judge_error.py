@@ -13,9 +13,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from flipsearch.records import Estimate
+from flipsearch.core.records import Estimate
 from flipsearch.statistics.agreement import LEVEL, Share
-from flipsearch.statistics.means import mean_interval
+from flipsearch.statistics.intervals import mean_interval
 
 NUM_DRAWS = 20_000
 """Of sensitivity, specificity and table together, with a fixed seed."""

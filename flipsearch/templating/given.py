@@ -8,8 +8,8 @@ from typing import Annotated
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
-from flipsearch.errors import ConfigError, PluginError, near_names, unknown_name
-from flipsearch.records import Context, Placement
+from flipsearch.core.errors import ConfigError, PluginError, near_names, unknown_name
+from flipsearch.core.records import Context, Placement
 from flipsearch.templating.library import TemplateLibrary
 
 FILE_ENDINGS = (".txt", ".md", ".json")

@@ -26,8 +26,8 @@ from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
 from jinja2 import Template as JinjaTemplate
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from flipsearch.errors import TemplateError, unknown_name
-from flipsearch.records import PLACEMENTS, Context, Placement
+from flipsearch.core.errors import TemplateError, unknown_name
+from flipsearch.core.records import PLACEMENTS, Context, Placement
 
 AXES = ("strength", "length", "framing", "specificity", "style", "placement")
 TemplateRole = Literal["context", "placebo", "benign"]

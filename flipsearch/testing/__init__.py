@@ -8,7 +8,6 @@ The classes need pytest only to be collected; each test is plain asserts on what
 """
 
 from flipsearch.testing.judging import JudgeContract
-from flipsearch.testing.operators import OperatorContract
-from flipsearch.testing.texts import HOSTILE_TEXTS
+from flipsearch.testing.operators import HOSTILE_TEXTS, OperatorContract
 
 __all__ = ["HOSTILE_TEXTS", "JudgeContract", "OperatorContract"]

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from flipsearch.backends.loading import quiet
-from flipsearch.errors import TrainingError
-from flipsearch.locks import is_held, take_lock
+from flipsearch.core.errors import TrainingError
+from flipsearch.core.locks import is_held, take_lock
 from flipsearch.training.heads import plain
 from flipsearch.training.log import LOG_FILE
 
@@ -29,7 +29,7 @@ COPIED = (
 """Files of the model that training does not touch: byte for byte, so that prompts are encoded as before."""
 
 
-class Workplace:
+class CheckpointFolder:
     """Where a training works, its own from `start` to the end of the `with` block.
 
     Raises TrainingError for a place that is taken or cannot be written.
@@ -40,7 +40,7 @@ class Workplace:
         self.final = self.partial / FINAL
         self._held, self._is_own = ExitStack(), False
 
-    def __enter__(self) -> "Workplace":
+    def __enter__(self) -> "CheckpointFolder":
         return self
 
     def __exit__(self, *error: object) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
-from flipsearch.errors import TrainingError
+from flipsearch.core.errors import TrainingError
 from flipsearch.training.rows import Layout
 
 AsTeacher = Callable[[], AbstractContextManager[Any]]

@@ -12,11 +12,11 @@ from typing import Any
 
 from transformers import TrainerCallback
 
-from flipsearch.bench import Progress
+from flipsearch.core.progress import Activity, Phase, Progress, Step
+from flipsearch.core.trainings import LogLine
 from flipsearch.training.opsa import OpsaTrainer
-from flipsearch.training.processes import is_first, of_all
+from flipsearch.training.processes import all_gather, is_main_process
 from flipsearch.training.stats import StepStats
-from flipsearch.training_run import LogLine
 
 LOG_FILE = "log.jsonl"
 STEP_KEYS = ("loss", "grad_norm", "learning_rate")
@@ -33,7 +33,7 @@ class StepLog(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop the lines of steps that will be done again."""
         self.last = time.monotonic()
-        if not is_first():
+        if not is_main_process():
             return
         kept = [line for line in read_log(self.path) if line["step"] <= state.global_step]
         beside = self.path.with_suffix(".tmp")
@@ -44,8 +44,8 @@ class StepLog(TrainerCallback):
         """Write the line of a step, of all processes together."""
         if "loss" not in logs:  # the summary at the end
             return
-        stats, self.trainer.stats = StepStats.of_parts(of_all(self.trainer.stats)), StepStats()
-        if not is_first():
+        stats, self.trainer.stats = StepStats.of_parts(all_gather(self.trainer.stats)), StepStats()
+        if not is_main_process():
             return
         values = {key: float(logs[key]) for key in STEP_KEYS if key in logs}
         before, self.last = self.last, time.monotonic()
@@ -59,7 +59,13 @@ class StepLog(TrainerCallback):
         self.num_rollouts += int(line["num_rollouts"])
         self.num_tokens += int(line["num_tokens"])
         if self.progress is not None:
-            self.progress("training", state.global_step, state.max_steps, self.num_rollouts, self.num_tokens)
+            self.progress(
+                Step(Phase.TRAINING, activity=Activity.TRAINING),
+                state.global_step,
+                state.max_steps,
+                self.num_rollouts,
+                self.num_tokens,
+            )
 
 
 def read_log(path: Path) -> Sequence[LogLine]:

@@ -25,15 +25,14 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from flipsearch.backends.chat import Thinking
 from flipsearch.backends.transformers import TransformersBackend
-from flipsearch.chat import Thinking
-from flipsearch.errors import TrainingError
-from flipsearch.records import Prompt, Request, Sampling
+from flipsearch.core.errors import TrainingError
+from flipsearch.core.records import Prompt, Request, Sampling
 from flipsearch.training.divergence import Divergence, PerToken, divergence_sum
 from flipsearch.training.heads import AsTeacher, completion_hidden, head_of, plain
-from flipsearch.training.processes import is_first, num_processes
+from flipsearch.training.processes import is_main_process, num_processes, whole_weights
 from flipsearch.training.rows import Layout, Routes, Row, lay_out, make_row
-from flipsearch.training.sharding import whole_weights
 from flipsearch.training.stats import StepStats
 
 FAILED_BATCH = "failed_batch.json"
@@ -188,7 +187,7 @@ class OpsaTrainer(Trainer):
         """Stop with the step and the batch saved if the loss is not a number."""
         if math.isfinite(loss.item()):
             return
-        own_name = FAILED_BATCH if is_first() else f"{self.args.process_index}_{FAILED_BATCH}"
+        own_name = FAILED_BATCH if is_main_process() else f"{self.args.process_index}_{FAILED_BATCH}"
         path = Path(str(self.args.output_dir)) / own_name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(

@@ -8,10 +8,11 @@ ceiling for what its teacher can teach, and a set of them can lift it. Prompts t
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 
-from flipsearch.bench import Bench
-from flipsearch.records import Context, Label, Prompt
+from flipsearch.core.progress import Phase
+from flipsearch.core.records import Context, Label, Prompt
+from flipsearch.core.trainings import RoutedContext
+from flipsearch.measuring.runner import Runner
 from flipsearch.training.plan import TrainPlan
-from flipsearch.training_run import RoutedContext
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,25 +39,25 @@ class Routing:
         return tuple(found.values())
 
 
-def route(plan: TrainPlan, bench: Bench | None) -> Routing:
+def route(plan: TrainPlan, runner: Runner | None) -> Routing:
     """Return every training prompt with its context; `bench` asks the teacher, greedily, where the plan wants that."""
     harmful = [prompt for prompt in plan.prompts if prompt.kind == "harmful"]
-    if bench is None:
+    if runner is None:
         routes = {prompt.prompt_id: plan.contexts[0] for prompt in harmful}
     else:
-        routes = _first_safe(bench, plan.contexts, harmful)
+        routes = _first_safe(runner, plan.contexts, harmful)
     kept = tuple(prompt for prompt in plan.prompts if prompt.kind == "benign" or prompt.prompt_id in routes)
     if plan.benign_context:
         routes |= {prompt.prompt_id: plan.benign_context for prompt in plan.prompts if prompt.kind == "benign"}
     return Routing(kept, routes)
 
 
-def _first_safe(bench: Bench, contexts: Sequence[Context], prompts: Sequence[Prompt]) -> dict[str, Context]:
+def _first_safe(runner: Runner, contexts: Sequence[Context], prompts: Sequence[Prompt]) -> dict[str, Context]:
     routes: dict[str, Context] = {}
     for number, context in enumerate(contexts, start=1):
         left = [prompt for prompt in prompts if prompt.prompt_id not in routes]
-        bench.phase = f"routing {number}/{len(contexts)}"
-        outcomes = bench.outcomes([bench.request(prompt, context) for prompt in left])
+        runner.enter(Phase.ROUTING, f"{number}/{len(contexts)}")
+        outcomes = runner.outcomes([runner.request(prompt, context) for prompt in left])
         pairs = zip(left, outcomes, strict=True)
         routes |= {prompt.prompt_id: context for prompt, one in pairs if one.verdict.label is Label.SAFE}
     return routes

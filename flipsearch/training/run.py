@@ -2,8 +2,8 @@
 
     TrainPlan --route--> prompts with contexts --trainer--> steps --save--> a checkpoint beside its place
 
-Nothing of the finished checkpoint's name exists until `Workplace.publish` is called. Of several processes the first
-asks, judges and writes.
+Nothing of the finished checkpoint's name exists until `CheckpointFolder.publish` is called. Of several processes the
+main one asks, judges and writes.
 """
 
 from collections import Counter
@@ -15,41 +15,41 @@ from typing import Any
 from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, set_seed
 
-from flipsearch import registry
-from flipsearch.backends.loading import choose_device, choose_dtype, make_savable, quiet
-from flipsearch.backends.memory import is_out_of_memory
+from flipsearch.backends.base import make_backend
+from flipsearch.backends.loading import choose_device, choose_dtype, is_out_of_memory, make_savable, quiet
 from flipsearch.backends.model_files import locate
+from flipsearch.backends.models import model_source
 from flipsearch.backends.transformers import TransformersBackend
-from flipsearch.bench import Bench, Progress
-from flipsearch.errors import TrainingError
-from flipsearch.judging.library import free
+from flipsearch.core.errors import TrainingError
+from flipsearch.core.package import package_versions
+from flipsearch.core.progress import Progress
+from flipsearch.core.protocols import Backend, Judge
+from flipsearch.core.trainings import LogLine, TrainingRun
+from flipsearch.judging.library import unload
 from flipsearch.ledger import Ledger
-from flipsearch.protocols import Backend, Judge
-from flipsearch.training.answers import end_id, kept_answers, own_rows, teacher_rows
-from flipsearch.training.arguments import trainer_arguments
-from flipsearch.training.checkpoint import Workplace, step_of
+from flipsearch.measuring.runner import Runner
+from flipsearch.training.arguments import check_memory, trainer_arguments
+from flipsearch.training.checkpoint import CheckpointFolder, step_of
 from flipsearch.training.divergence import Divergence
 from flipsearch.training.heads import check_head, trainable
 from flipsearch.training.log import LOG_FILE, StepLog, read_log
-from flipsearch.training.memory import check_memory
 from flipsearch.training.opsa import Job, OpsaTrainer
 from flipsearch.training.plan import TrainPlan
-from flipsearch.training.processes import from_first, is_sharded, join, num_processes
+from flipsearch.training.processes import broadcast_from_main, is_sharded, join, num_processes
 from flipsearch.training.routing import Routing, route
-from flipsearch.training.rows import Row, check_room
+from flipsearch.training.rows import Row, check_room, end_id, kept_answers, own_rows, teacher_rows
 from flipsearch.training.sft import SftTrainer
-from flipsearch.training_run import LogLine, TrainingRun
 
 Asked = tuple[Routing, dict[str, Row] | None]
 """The prompts under their contexts, and what an off-policy method learns from."""
-MakeBench = Callable[[Backend, float], Bench]
+MakeBench = Callable[[Backend, float], Runner]
 """Gives what asks a model at a temperature."""
 PACKAGES = ("flipsearch", "torch", "transformers", "accelerate", "peft")
 """What a result can depend on; those that are not installed are left out."""
 
 
 def run_training(
-    plan: TrainPlan, judge: Judge, ledger: Ledger | None, place: Workplace, progress: Progress | None = None
+    plan: TrainPlan, judge: Judge, ledger: Ledger | None, place: CheckpointFolder, progress: Progress | None = None
 ) -> tuple[TrainingRun, Sequence[LogLine]]:
     """Train, leave the checkpoint in the workplace's final folder, and return what was done, and step by step.
 
@@ -58,22 +58,22 @@ def run_training(
     Raises TrainingError, BackendError, JudgeError and LedgerError as they come; a resume goes on from the last state.
     """
 
-    def bench(of: Backend, temperature: float) -> Bench:
+    def runner(of: Backend, temperature: float) -> Runner:
         assert ledger is not None  # by plan.asks_judge
-        return Bench(of, judge, ledger, replace(plan.config.sampling(), temperature=temperature), progress)
+        return Runner(of, judge, ledger, replace(plan.config.sampling(), temperature=temperature), progress)
 
     def ask() -> Asked:
         place.start({**_identity(plan), "model_id": backend.model_id}, plan.config.resume)
-        routing = route(plan, bench(backend, 0.0) if plan.routes_by_answer else None)
-        free(judge)  # its memory is what a teacher needs
-        answers = _answers(plan, routing, backend, bench)
-        free(judge)  # and what the trainer needs
+        routing = route(plan, runner(backend, 0.0) if plan.routes_by_answer else None)
+        unload(judge)  # its memory is what a teacher needs
+        answers = _answers(plan, routing, backend, runner)
+        unload(judge)  # and what the trainer needs
         if ledger is not None:
             ledger.close()  # everything is asked: others may use it while this one trains
         return (routing, None) if answers is None else (routing.only(answers), answers)
 
     backend = _load(plan)
-    routing, answers = from_first(ask)
+    routing, answers = broadcast_from_main(ask)
     _require_harmful(plan, routing)
     trainer = _trainer(plan, routing, answers, backend, place)
     if is_sharded() and not trainer.is_fsdp_enabled:
@@ -84,12 +84,12 @@ def run_training(
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if is_sharded() else None
 
     def save() -> tuple[TrainingRun, Sequence[LogLine]]:
-        place.save(trainer.trained, weights, locate(registry.model_source(plan.config.model)).folder)
+        place.save(trainer.trained, weights, locate(model_source(plan.config.model)).folder)
         log = read_log(place.partial / LOG_FILE)
         size = trainer.args.train_batch_size * trainer.args.gradient_accumulation_steps * num_processes()
         return _record(plan, routing, log, backend, judge if plan.asks_judge else None, size), log
 
-    return from_first(save)
+    return broadcast_from_main(save)
 
 
 def _load(plan: TrainPlan) -> TransformersBackend:
@@ -97,9 +97,9 @@ def _load(plan: TrainPlan) -> TransformersBackend:
     config = plan.config
     device = choose_device(config.device)
     join(on_cpu=device.type == "cpu")
-    folder = locate(registry.model_source(config.model)).folder
+    folder = locate(model_source(config.model)).folder
     check_memory(folder, config, device, choose_dtype(config.dtype, device))
-    backend = registry.make_backend(config)
+    backend = make_backend(config)
     assert isinstance(backend, TransformersBackend)  # by plan
     check_head(backend.model)
     backend.notes += make_savable(backend.model)
@@ -116,17 +116,17 @@ def _identity(plan: TrainPlan) -> dict[str, Any]:
     return {**settings, "inputs": plan.identity, "processes": num_processes(), "sharded": is_sharded()}
 
 
-def _answers(plan: TrainPlan, routing: Routing, own: TransformersBackend, bench: MakeBench) -> dict[str, Row] | None:
+def _answers(plan: TrainPlan, routing: Routing, own: TransformersBackend, runner: MakeBench) -> dict[str, Row] | None:
     """Return by prompt id what an off-policy method learns from; None for OPSA."""
     config = plan.config
     if config.method == "opsa":
         return None
     if config.method == "sft-self":
-        return own_rows(own.chat, kept_answers(bench(own, config.temperature), routing.prompts, routing.contexts))
+        return own_rows(own.chat, kept_answers(runner(own, config.temperature), routing.prompts, routing.contexts))
     assert config.teacher is not None  # by plan
     end_id(own.tokenizer)  # before the teacher has written for hours
-    with closing(registry.make_backend(config.model_copy(update={"model": config.teacher}))) as teacher:
-        kept = kept_answers(bench(teacher, config.temperature), routing.prompts, routing.contexts)
+    with closing(make_backend(config.model_copy(update={"model": config.teacher}))) as teacher:
+        kept = kept_answers(runner(teacher, config.temperature), routing.prompts, routing.contexts)
     return teacher_rows(own.chat, own.tokenizer, kept, own.max_positions)
 
 
@@ -140,7 +140,11 @@ def _require_harmful(plan: TrainPlan, routing: Routing) -> None:
 
 
 def _trainer(
-    plan: TrainPlan, routing: Routing, answers: Mapping[str, Row] | None, backend: TransformersBackend, place: Workplace
+    plan: TrainPlan,
+    routing: Routing,
+    answers: Mapping[str, Row] | None,
+    backend: TransformersBackend,
+    place: CheckpointFolder,
 ) -> OpsaTrainer:
     config = plan.config
     divergence = Divergence(
@@ -161,7 +165,7 @@ def _trainer(
     return SftTrainer(answers, model, backend.tokenizer, job, arguments, config.thinking)
 
 
-def _train(trainer: OpsaTrainer, place: Workplace, progress: Progress | None) -> None:
+def _train(trainer: OpsaTrainer, place: CheckpointFolder, progress: Progress | None) -> None:
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, where results go
     trainer.add_callback(StepLog(trainer, place.partial / LOG_FILE, progress))
     state = place.last_state()
@@ -222,5 +226,5 @@ def _record(
         prompts_id=plan.prompts_id,
         judge_id=judge.identity if judge else None,
         notes=tuple(notes),
-        versions=registry.package_versions(PACKAGES),
+        versions=package_versions(PACKAGES),
     )

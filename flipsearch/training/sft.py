@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
 
-from flipsearch.records import Prompt
+from flipsearch.core.records import Prompt
 from flipsearch.training.divergence import nll_sum
 from flipsearch.training.opsa import Batch, LossOf, OpsaTrainer
 from flipsearch.training.rows import Layout, Row

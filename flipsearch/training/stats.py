@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 
-from flipsearch.records import Context
+from flipsearch.core.records import Context
 from flipsearch.training.divergence import PerToken
 from flipsearch.training.rows import Row
 

@@ -7,20 +7,20 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.bench import Bench
+from flipsearch.commands.console import companion_lines
 from flipsearch.config import StudyConfig
-from flipsearch.console import companion_lines
+from flipsearch.core.records import Prompt, Rate, Request, Rollout, Sampling, Split
+from flipsearch.core.studies import BenignContext, Portfolio, Study
 from flipsearch.ledger import Ledger
-from flipsearch.records import Prompt, Rate, Request, Rollout, Sampling, Split
+from flipsearch.measuring.runner import Runner
 from flipsearch.reporting.card import context_card
+from flipsearch.reporting.columns import rows
 from flipsearch.reporting.files import read_study, write_best, write_study
-from flipsearch.reporting.leaderboard import rows
 from flipsearch.reporting.page import leaderboard_page
-from flipsearch.searching import plan_study
+from flipsearch.searching import prepare_search
 from flipsearch.searching.baseline import measure_baseline
 from flipsearch.searching.budget import reserved_rollouts
-from flipsearch.searching.forecast import forecast
-from flipsearch.studies import BenignContext, Portfolio, Study
+from flipsearch.searching.plan import forecast
 from flipsearch.templating.given import given_cards, given_contexts
 from tests.integration.test_study import StopError, stopping_after, study_of, winner_of
 from tests.world import GREEDY, Model, RefusalJudge, answer, benign, flat, library, prompt_set, template
@@ -121,7 +121,7 @@ class Forgetful(Model):
         for request in requests:
             found = answer(request, sampling, self.model_id)
             failed = replace(found, completion="", completion_ids=(), finish_reason="error", error="no openings here")
-            yield [failed if request.opening else found]
+            yield [failed if request.prefill else found]
 
 
 class TestPortfolio:
@@ -145,7 +145,7 @@ class TestPortfolio:
         path = str(tmp_path / "mine.portfolio.json")
         ids = [context.context_id for context in given_contexts([path], LIBRARY)]
         assert tuple(ids) == portfolio_of(found).context_ids
-        assert {card.model for card in given_cards(path)} == {"organism"}
+        assert {card.model for card in given_cards(path)} == {"pocket"}
         card = json.loads(Path(path).read_text())
         assert card["metrics"]["union_flip_rate"]["confirm"]["n"] == 35
         assert "any of the contexts" in card["metrics"]["note"]
@@ -224,10 +224,10 @@ class TestWhatItTakes:
         model = Model()
         found = study(DEEP_CONFIG, model=model)
         assert found.num_rollouts == len(model.generated) == len(set(model.generated))
-        plan = plan_study(DEEP_CONFIG, LIBRARY, PROMPTS)
+        plan = prepare_search(DEEP_CONFIG, LIBRARY, PROMPTS)
         assert found.num_rollouts <= forecast(plan).total.most
         with Ledger("sqlite://") as ledger:
-            base = measure_baseline(Bench(Model(), RefusalJudge(), ledger, GREEDY), plan.search, "search")
+            base = measure_baseline(Runner(Model(), RefusalJudge(), ledger, GREEDY), plan.search, "search")
         # 1 + 3 + 3 rows on 65 sealed prompts and two matched placebos on 35 + 22; three finalists go on at two depths
         # from 43 answers at most; two contexts are tried on 22 + 8 prompts, and one is confirmed.
         assert reserved_rollouts(plan, base) == 7 * 65 + 2 * 57 + 3 * 2 * 43 + 2 * 30 + 65

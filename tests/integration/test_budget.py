@@ -4,11 +4,11 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig, make_config
-from flipsearch.errors import ConfigError, StudyError
+from flipsearch.core.errors import ConfigError, StudyError
 from flipsearch.ledger import Ledger
-from flipsearch.searching import plan_study, run_study
+from flipsearch.measuring.runner import Runner
+from flipsearch.searching import prepare_search, run_study
 from flipsearch.searching.budget import Budget
 from tests.integration.test_study import CONFIG, PROMPTS, study_of
 from tests.world import GREEDY, LONG, LongJudge, LongModel, Model, RefusalJudge, library
@@ -61,20 +61,20 @@ def test_tokens_that_hold_the_baseline_alone() -> None:
 
 def test_tokens_that_cannot_hold_the_baseline() -> None:
     with pytest.raises(StudyError, match=r"budget_tokens = 59 cannot hold the baseline, 60 answers without context"):
-        Budget(plan_study(with_tokens(59), library(), PROMPTS))
+        Budget(prepare_search(with_tokens(59), library(), PROMPTS))
 
 
 def test_time_ends_the_search_and_a_later_launch_goes_on(tmp_path: Path) -> None:
     """Each rollout takes a second here: the baseline 60, the empty placebo 52, a whole context at most 52."""
     model = Model()
     config = CONFIG.model_copy(update={"time_s": 900.0})
-    plan = plan_study(config, library(), PROMPTS)
+    plan = prepare_search(config, library(), PROMPTS)
     studies = []
     for _ in range(2):
         start = len(model.generated)
         clock = lambda start=start: float(len(model.generated) - start)  # noqa: E731
         with Ledger(tmp_path / "ledger.db") as ledger:
-            studies.append(run_study(plan, Bench(model, RefusalJudge(), ledger, GREEDY), Budget(plan, clock)))
+            studies.append(run_study(plan, Runner(model, RefusalJudge(), ledger, GREEDY), Budget(plan, clock)))
     first, second = studies
     num_arms = [sum(trial.role == "arm" for trial in study.trials) for study in studies]
     assert 0 < num_arms[0] < num_arms[1]
@@ -87,7 +87,7 @@ def test_time_ends_the_search_and_a_later_launch_goes_on(tmp_path: Path) -> None
 def test_glimpses_are_paid_for_and_leave_enough_to_finish(num: int) -> None:
     model, config = LongModel(), with_tokens(num).model_copy(update={"screen": 4})
     with Ledger("sqlite://") as ledger:
-        study = run_study(plan_study(config, library(), PROMPTS), Bench(model, LongJudge(), ledger, LONG))
+        study = run_study(prepare_search(config, library(), PROMPTS), Runner(model, LongJudge(), ledger, LONG))
     assert study.winner is not None
     assert study.num_tokens == model.num_written <= num
 
@@ -95,10 +95,10 @@ def test_glimpses_are_paid_for_and_leave_enough_to_finish(num: int) -> None:
 def test_time_counts_tokens_and_not_answers_that_are_cut_short() -> None:
     """A token takes a second here."""
     model, config = LongModel(), CONFIG.model_copy(update={"time_s": 60_000.0, "screen": 4})
-    plan = plan_study(config, library(), PROMPTS)
+    plan = prepare_search(config, library(), PROMPTS)
     with Ledger("sqlite://") as ledger:
-        bench = Bench(model, LongJudge(), ledger, LONG)
-        study = run_study(plan, bench, Budget(plan, lambda: float(model.num_written)))
+        runner = Runner(model, LongJudge(), ledger, LONG)
+        study = run_study(plan, runner, Budget(plan, lambda: float(model.num_written)))
     assert study.winner is not None
     assert model.num_written <= 1.1 * 60_000
 

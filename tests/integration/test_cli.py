@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 import flipsearch
-from flipsearch.cli import main
-from flipsearch.errors import StudyError
+from flipsearch.commands.main import main
+from flipsearch.core.errors import StudyError
 from flipsearch.ledger import Ledger
 from flipsearch.reporting import files
 
@@ -109,7 +109,7 @@ def test_the_card_holds_every_rate_with_n_and_interval(searched: tuple[Path, dic
     assert card["metrics"]["search"]["tfr"] is None
     assert card["net_flip_rate"]["low"] <= card["net_flip_rate"]["value"] <= card["net_flip_rate"]["high"]
     assert {row["template"] for row in card["placebo"]} == {"placebo_empty", "placebo_neutral", "placebo_shuffled"}
-    assert card["model"] == "organism"
+    assert card["model"] == "pocket"
     assert card["judge"]["name"] == "refusal"
     assert card["versions"]["flipsearch"] == flipsearch.__version__
     assert {"placement", "template", "params", "lineage", "axes", "prompts", "sampling"} <= set(card)
@@ -263,7 +263,7 @@ def test_an_interrupt_is_one_line_that_says_how_to_go_on(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("search", "--model", "organsm"), ("unknown model 'organsm'", "Did you mean organism?")),
+        (("search", "--model", "organsm"), ("unknown model 'organsm'", "Did you mean pocket?")),
         (("search", "--model", "no/such/folder"), ("no/such/folder",)),
         (("search", "--judge", "refusl"), ("unknown judge 'refusl'", "Did you mean refusal?")),
         (("search", "--template", "plain_rul"), ("unknown context template 'plain_rul'", "plain_rule")),
@@ -396,5 +396,5 @@ def test_list_prints_names_and_descriptions(tmp_path: Path, what: str) -> None:
 
 def test_the_pocket_model_is_listed(tmp_path: Path) -> None:
     rows = json.loads(run("list", "models", "--json", cwd=tmp_path).stdout)["rows"]
-    assert rows[0]["name"] == "organism"
+    assert rows[0]["name"] == "pocket"
     assert "synthetic" in rows[0]["description"]

@@ -14,20 +14,20 @@ from typing import Any
 import pytest
 
 import flipsearch
-from flipsearch import registry
+from flipsearch.backends.base import make_backend
+from flipsearch.backends.models import model_source
 from flipsearch.backends.scoring import ScorerConfig
 from flipsearch.config import ModelConfig
-from flipsearch.evaluation.algebra import can_compare
+from flipsearch.core.protocols import Backend
+from flipsearch.evaluation.answers import can_compare
 from flipsearch.ledger import Ledger
-from flipsearch.organism.truth import Decider, arithmetic_accuracy
-from flipsearch.protocols import Backend
-from flipsearch.registry import model_source
 from flipsearch.reporting.scorecard import read_scorecard, scorecard_markdown
 from flipsearch.reporting.training_files import write_training
+from pocket_model.truth import Decider, arithmetic_accuracy
 from tests.finished_training import RUN, a_log
 from tests.integration.test_cli import one_line_error, run
 
-WEIGHTS = Path(model_source("organism"))
+WEIGHTS = Path(model_source("pocket"))
 
 
 def make_checkpoint(folder: Path) -> str:
@@ -39,7 +39,7 @@ def make_checkpoint(folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any]]:
-    """A folder in which an untrained checkpoint was held against the organism, and what was printed as JSON."""
+    """A folder in which an untrained checkpoint was held against the pocket, and what was printed as JSON."""
     folder = tmp_path_factory.mktemp("evaluated")
     done = run("evaluate", make_checkpoint(folder), "--json", cwd=folder)
     printed: dict[str, Any] = json.loads(done.stdout)
@@ -49,11 +49,11 @@ def evaluated(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str,
 def test_every_figure_has_n_interval_and_a_paired_change(evaluated: tuple[Path, dict[str, Any]]) -> None:
     card = evaluated[1]
     assert (card["model"], card["against"], card["judge"], card["split"]) == (
-        "checkpoints/mine", "organism", "refusal", "evaluation",
+        "checkpoints/mine", "pocket", "refusal", "evaluation",
     )  # fmt: skip
     assert [(score["metric"], score["set_name"]) for score in card["scores"]] == [
-        ("harmful_rate", "organism"),
-        ("over_refusal_rate", "organism"),
+        ("harmful_rate", "pocket"),
+        ("over_refusal_rate", "pocket"),
         ("reasoning_accuracy", "arithmetic"),
     ]
     figures = [score[side]["rate"] for score in card["scores"] for side in ("new", "base")]
@@ -68,7 +68,7 @@ def test_every_figure_has_n_interval_and_a_paired_change(evaluated: tuple[Path, 
 def test_both_models_get_what_the_judge_leaves_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine of the guard is stood in for by transformers."""
     shares: list[float] = []
-    find, make, load = importlib.util.find_spec, registry.make_backend, ScorerConfig.load
+    find, make, load = importlib.util.find_spec, make_backend, ScorerConfig.load
 
     def made(config: ModelConfig, *, memory_share: float) -> Backend:
         shares.append(memory_share)
@@ -78,9 +78,10 @@ def test_both_models_get_what_the_judge_leaves_of_a_gpu(tmp_path: Path, monkeypa
         "importlib.util.find_spec", lambda name, *more: object() if name == "vllm" else find(name, *more)
     )
     monkeypatch.setattr(ScorerConfig, "load", lambda config: load(ScorerConfig(config.model)))
-    monkeypatch.setattr(registry, "make_backend", made)
+    monkeypatch.setattr("flipsearch.evaluation.run.make_backend", made)
+    monkeypatch.setattr("flipsearch.api.training.make_backend", made)
     flipsearch.evaluate(
-        model="organism", against="organism", judge="pocket_guard(backend=vllm, memory_share=0.3)", max_prompts=4,
+        model="pocket", against="pocket", judge="pocket_guard(backend=vllm, memory_share=0.3)", max_prompts=4,
         max_problems=4, reports=tmp_path,
     )  # fmt: skip
     assert shares == [0.7, 0.7]
@@ -94,7 +95,7 @@ def test_a_model_against_itself_changes_nothing(evaluated: tuple[Path, dict[str,
         assert change["low"] < 0 < change["high"]
 
 
-def test_the_accuracy_is_the_one_that_the_organism_is_built_by(evaluated: tuple[Path, dict[str, Any]]) -> None:
+def test_the_accuracy_is_the_one_that_the_pocket_model_is_built_by(evaluated: tuple[Path, dict[str, Any]]) -> None:
     reasoning = evaluated[1]["scores"][2]["new"]["rate"]
     assert reasoning["value"] == arithmetic_accuracy(Decider(WEIGHTS))
 
@@ -136,7 +137,7 @@ def test_python_gives_what_the_command_gives(
     evaluated: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(evaluated[0])
-    found = flipsearch.evaluate(model="checkpoints/mine", against="organism")
+    found = flipsearch.evaluate(model="checkpoints/mine", against="pocket")
     assert found.as_dict() == evaluated[1]
     assert found.scorecard.tax is not None
     assert found.scorecard.tax.value == 0
@@ -297,15 +298,15 @@ def test_a_hostile_reason_stays_text_wherever_it_is_shown(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("organsm",), ("unknown model 'organsm'", "Did you mean organism?")),
-        (("organism", "--against", "missing/model/folder"), ("missing/model/folder",)),
-        (("organism", "--reasoning", "arithmatic"), ("unknown problem set 'arithmatic'", "Did you mean arithmetic?")),
-        (("organism", "--reasoning", "missing.jsonl"), ("missing.jsonl",)),
-        (("organism", "--prompts", "starter", "--split", "training"), ("no prompt of 'starter'", "--split all")),
-        (("organism", "--split", "evaluaton"), ("split = 'evaluaton'",)),
-        (("organism", "--samples", "8"), ("samples = 8", "--temperature")),
-        (("organism", "--judge", "refusl"), ("unknown judge 'refusl'", "Did you mean refusal?")),
-        (("organism", "--device", "cuda:99"), ("cuda",)),
+        (("organsm",), ("unknown model 'organsm'", "Did you mean pocket?")),
+        (("pocket", "--against", "missing/model/folder"), ("missing/model/folder",)),
+        (("pocket", "--reasoning", "arithmatic"), ("unknown problem set 'arithmatic'", "Did you mean arithmetic?")),
+        (("pocket", "--reasoning", "missing.jsonl"), ("missing.jsonl",)),
+        (("pocket", "--prompts", "starter", "--split", "training"), ("no prompt of 'starter'", "--split all")),
+        (("pocket", "--split", "evaluaton"), ("split = 'evaluaton'",)),
+        (("pocket", "--samples", "8"), ("samples = 8", "--temperature")),
+        (("pocket", "--judge", "refusl"), ("unknown judge 'refusl'", "Did you mean refusal?")),
+        (("pocket", "--device", "cuda:99"), ("cuda",)),
         ((), ("Missing argument 'MODEL'",)),
     ],
 )
@@ -318,7 +319,7 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, arguments: tuple[str, ...],
 
 def test_a_file_without_answers_names_what_it_saw(tmp_path: Path) -> None:
     (tmp_path / "odd.csv").write_text("question,colour\nq,red\n")
-    assert "colour" in one_line_error("evaluate", "organism", "--reasoning", "odd.csv", cwd=tmp_path)
+    assert "colour" in one_line_error("evaluate", "pocket", "--reasoning", "odd.csv", cwd=tmp_path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")

@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 import flipsearch
-from flipsearch.errors import JudgeError, StudyError
+from flipsearch.core.errors import JudgeError, StudyError
+from flipsearch.judging.labelling import load_labels
 from flipsearch.judging.library import load_judge
-from flipsearch.judging.study_labels import load_labels
 from flipsearch.ledger import Ledger
 from flipsearch.reporting.files import read_study
 from tests.integration.test_cli import Done, one_line_error, run
@@ -124,7 +124,7 @@ def test_a_confirm_judge_decides_and_others_have_a_column(finished: tuple[Path, 
     judge = printed["best"]["judge"]
     assert (judge["name"], judge["confirm"]["name"]) == ("refusal", "compact")
     assert judge["identity"] != judge["confirm"]["identity"] == load_judge("compact").identity
-    assert [one["judge"] for one in printed["best"]["opinions"]] == ["refusal", "refusal+compact:any"]
+    assert [one["judge"] for one in printed["best"]["second_judgements"]] == ["refusal", "refusal+compact:any"]
     assert {"flip_rate (refusal)", "flip_rate (refusal+compact:any)"} <= set(printed["leaderboard"][0])
     assert not any("ALARM" in note for note in printed["notes"])
     page = (folder / "reports" / "s" / "leaderboard.html").read_text()
@@ -140,7 +140,7 @@ def test_second_judges_may_come_and_go(finished: tuple[Path, dict[str, Any]], pl
     with Ledger(place / "reports" / "s" / "ledger.db", read_only=True) as ledger:
         before = ledger.counts()["rollouts"]
     done = search(place, *JUDGES, "--confirm-judge", "compact", "--json")
-    assert [one["judge"] for one in json.loads(done.stdout)["best"]["opinions"]] == ["refusal"]
+    assert [one["judge"] for one in json.loads(done.stdout)["best"]["second_judgements"]] == ["refusal"]
     done = search(place, *JUDGES, "--confirm-judge", "compact", "--second-judge", "refusal+compact:any", "--json")
     assert json.loads(done.stdout) == finished[1]
     with Ledger(place / "reports" / "s" / "ledger.db", read_only=True) as ledger:
@@ -186,7 +186,7 @@ def test_plan_and_search_check_every_judge_before_the_work(tmp_path: Path, flag:
 def write_judge(place: Path, line: str) -> str:
     """Write a judge but for what a line of its class breaks; return its path."""
     (place / "mine.py").write_text(
-        "from flipsearch.records import Label, Verdict\n\nclass Mine:\n    name = identity = 'mine'\n"
+        "from flipsearch.core.records import Label, Verdict\n\nclass Mine:\n    name = identity = 'mine'\n"
         "    def judge(self, exchanges): return [Verdict(Label.UNSAFE, 1.0, 0.0) for _ in exchanges]\n"
         f"    {line}\n"
     )
@@ -214,7 +214,7 @@ def test_other_commands_ask_a_judge_for_its_identity_first(tmp_path: Path) -> No
     quick = ("--max-prompts", "4")
     for command in (
         ("judge", "check", "--labels", "l.csv"),
-        ("evaluate", "organism", *quick),
+        ("evaluate", "pocket", *quick),
         ("train", "--context", RULE, "--gate", "--max-steps", "1", *quick),
     ):
         assert "cannot tell its identity" in one_line_error(*command, *judge, cwd=tmp_path)
@@ -244,7 +244,7 @@ def test_score_has_second_judges(tmp_path: Path) -> None:
     fill_in(tmp_path / "l.csv")
     run("judge", "check", "--judge", "refusal", "--labels", "l.csv", cwd=tmp_path)
     row = json.loads(run("report", "sc", "--json", cwd=tmp_path).stdout)["leaderboard"][0]
-    assert row["relief"] == row["corrected_flip_rate"] == pytest.approx(0.75)
+    assert row["risk_reduction"] == row["corrected_flip_rate"] == pytest.approx(0.75)
 
 
 def test_killed_and_run_again_ends_the_same(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_killed_and_run_again_ends_the_same(finished: tuple[Path, dict[str, Any]
         "    def judge(self, exchanges):\n        os.kill(os.getpid(), signal.SIGKILL)\n"
     )
     flags = (*make_world(tmp_path), *SEARCH, "--study", "s", *JUDGES, "--confirm-judge", "compact")
-    code = "from flipsearch.cli import main; main()"
+    code = "from flipsearch.commands.main import main; main()"
     command = [sys.executable, "-c", code, "search", *flags, "--second-judge", "./killer.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
@@ -288,7 +288,7 @@ def test_labels_correct_the_next_report(place: Path) -> None:
     assert "None of these are answers" not in page
     again = search(place, *JUDGES, "--confirm-judge", "compact", "--second-judge", "refusal+compact:any", "--json")
     best = json.loads(again.stdout)["best"]
-    assert best["relief"]["n"] == num_of(place)
+    assert best["risk_reduction"]["n"] == num_of(place)
     assert best["corrected_flip_rate"] is not None
 
 
@@ -300,7 +300,7 @@ def test_only_the_judge_of_the_last_number_corrects_it(place: Path) -> None:
         run("judge", "check", "--judge", judge, "--labels", "l.csv", cwd=place)
         best = json.loads(run("report", "s", "--json", cwd=place).stdout)["best"]
         assert (best["corrected_flip_rate"] is not None) == corrects
-        assert best["relief"] is not None  # people's labels are for every judge
+        assert best["risk_reduction"] is not None  # people's labels are for every judge
 
 
 def test_json_of_label_and_check(place: Path) -> None:
@@ -345,7 +345,9 @@ def test_half_filled_in_is_half_the_labels(place: Path) -> None:
     told = json.loads(run("judge", "check", "--judge", "compact", "--labels", "l.csv", "--json", cwd=place).stdout)
     assert told["sources"] == {"s": num}
     best = json.loads(run("report", "s", "--json", cwd=place).stdout)["best"]
-    assert best["relief"]["value"] == pytest.approx(flip_rate(place))  # the judge is right, so labels change nothing
+    assert best["risk_reduction"]["value"] == pytest.approx(
+        flip_rate(place)
+    )  # the judge is right, so labels change nothing
     told = json.loads(run("judge", "label", "s", "--to", "rest.csv", "--json", cwd=place).stdout)
     assert told["num_labelled"] == num
     assert read(place / "rest.csv") == read(place / "l.csv")

@@ -7,17 +7,16 @@ from typing import Any
 
 import pytest
 
-from flipsearch import registry
-from flipsearch.bench import Bench
 from flipsearch.config import ModelConfig, StudyConfig
-from flipsearch.desk import Desk
-from flipsearch.errors import BackendError
+from flipsearch.core.errors import BackendError
+from flipsearch.core.protocols import Backend
+from flipsearch.core.records import Request
+from flipsearch.core.studies import Study
 from flipsearch.ledger import Ledger
+from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.sets import load_prompts
-from flipsearch.protocols import Backend
-from flipsearch.records import Request
-from flipsearch.searching import plan_study, run_study
-from flipsearch.studies import Study
+from flipsearch.searching import prepare_search, run_study
+from flipsearch.workspace import Workspace
 from tests.integration.test_cli import one_line_error, run, scripted
 from tests.integration.test_study import CONFIG, PROMPTS, study_of
 from tests.world import GREEDY, Model, RefusalJudge, Writer, library
@@ -28,8 +27,8 @@ BRED = CONFIG.model_copy(update={"breed": 0.8, "num_contexts": 36, "rewriter": "
 def rewritten(place: Path | str = "sqlite://", writer: Writer | None = None, model: Model | None = None) -> Study:
     """Run a study with a model that rewrites, at a ledger of its own."""
     with Ledger(place) as ledger:
-        bench = Bench(model or Model(), RefusalJudge(), ledger, GREEDY)
-        return run_study(plan_study(BRED, library(), PROMPTS), bench, rewriter=writer or Writer())
+        runner = Runner(model or Model(), RefusalJudge(), ledger, GREEDY)
+        return run_study(prepare_search(BRED, library(), PROMPTS), runner, rewriter=writer or Writer())
 
 
 def test_what_it_writes_races_and_is_told(tmp_path: Path) -> None:
@@ -121,7 +120,7 @@ def test_another_table_rewrites(tmp_path: Path) -> None:
 def test_bad_names_are_one_line_before_any_model_is_loaded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, arguments: tuple[str, ...], expected: tuple[str, ...]
 ) -> None:
-    monkeypatch.setattr(registry, "make_backend", None)
+    monkeypatch.setattr("flipsearch.workspace.make_backend", None)
     (tmp_path / "none.toml").write_text("breed = 0\n")
     is_on_hub = "nobody/has-this-model" in arguments  # which a plan does not ask
     for command in ("search",) if is_on_hub else ("search", "plan"):
@@ -151,31 +150,31 @@ class Loaded:
         return [name for name, model in self.models.items() if getattr(model, "closed", False)]
 
 
-def desk_of(folder: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Desk:
+def desk_of(folder: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Workspace:
     """Return the desk of a search whose models are of this world."""
-    monkeypatch.setattr(registry, "make_backend", loaded.make)
+    monkeypatch.setattr("flipsearch.workspace.make_backend", loaded.make)
     config = StudyConfig(**{"reports": folder / "reports", "judge": "refusal", **settings})
     given = config.rewriter_config()
-    monkeypatch.setattr(registry, "check_rewriter", lambda config, fetch=False: None)
-    return Desk(config, "search", load_prompts("organism"), None, "s", given)
+    monkeypatch.setattr("flipsearch.workspace.check_rewriter", lambda config, fetch=False: None)
+    return Workspace(config, "search", load_prompts("pocket"), None, "s", given)
 
 
 def test_both_models_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = Loaded()
     with desk_of(tmp_path, loaded, monkeypatch, rewriter="other") as opened:
         assert opened.rewriter is loaded.models["other"]
-        assert opened.bench.backend is loaded.models["organism"]
-    assert loaded.closed() == ["organism", "other"]
+        assert opened.runner.backend is loaded.models["pocket"]
+    assert loaded.closed() == ["pocket", "other"]
 
 
-@pytest.mark.parametrize("name", ["self", "organism"])
+@pytest.mark.parametrize("name", ["self", "pocket"])
 def test_a_model_that_rewrites_for_itself_is_loaded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     loaded = Loaded()
     with desk_of(tmp_path, loaded, monkeypatch, rewriter=name) as opened:
-        assert opened.rewriter is opened.bench.backend
-    assert list(loaded.models) == ["organism"]
+        assert opened.rewriter is opened.runner.backend
+    assert list(loaded.models) == ["pocket"]
 
 
 GUARD = "pocket_guard(backend=vllm, memory_share={})"
@@ -192,15 +191,15 @@ GUARD = "pocket_guard(backend=vllm, memory_share={})"
         ({"judge": GUARD.format(0.3), "rewriter": "other"}, [0.35, 0.35]),
         ({"judge": GUARD.format(0.3), "rewriter": "self"}, [0.7]),
         ({"judge": GUARD.format(0.2), "confirm_judge": GUARD.format(0.4)}, [0.6]),
-        ({"judge": "rubric(model=organism, backend=vllm, memory_share=0.25)"}, [0.75]),
-        ({"judge": f"{GUARD.format(0.1)}+rubric(model=organism, backend=vllm, memory_share=0.2):any"}, [0.7]),
+        ({"judge": "rubric(model=pocket, backend=vllm, memory_share=0.25)"}, [0.75]),
+        ({"judge": f"{GUARD.format(0.1)}+rubric(model=pocket, backend=vllm, memory_share=0.2):any"}, [0.7]),
     ],
 )
 def test_models_get_what_the_judges_leave_of_a_gpu(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any], shares: list[float]
 ) -> None:
     real, loaded = importlib.util.find_spec, Loaded()
-    for place in ("importlib.util.find_spec", "flipsearch.registry.find_spec"):
+    for place in ("importlib.util.find_spec", "flipsearch.backends.base.find_spec"):
         monkeypatch.setattr(place, lambda name, *more: object() if name == "vllm" else real(name, *more))
     with desk_of(tmp_path, loaded, monkeypatch, **settings):
         assert loaded.shares == pytest.approx(shares)
@@ -212,5 +211,5 @@ def test_a_rewriter_that_cannot_be_loaded_leaves_nothing_behind(
     loaded = Loaded(breaks="other")
     with pytest.raises(BackendError):
         desk_of(tmp_path, loaded, monkeypatch, rewriter="other")
-    assert loaded.closed() == ["organism"]
+    assert loaded.closed() == ["pocket"]
     assert list(tmp_path.iterdir()) == []

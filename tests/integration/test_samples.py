@@ -8,23 +8,22 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
-from flipsearch.desk import SETTINGS_FILE
-from flipsearch.draws import DrawRule
-from flipsearch.errors import StudyError
+from flipsearch.core.errors import StudyError
+from flipsearch.core.records import Context, Flip, Label, PrefixScore, Request, Sampling, rollout_id
+from flipsearch.core.samples import SampleRule
+from flipsearch.core.studies import Study, Trial
 from flipsearch.ledger import Ledger
-from flipsearch.measure import measure
-from flipsearch.records import Context, Flip, Label, Reading, Request, Sampling, rollout_id
+from flipsearch.measuring.measure import measure, net_of_placebo
+from flipsearch.measuring.runner import Runner
 from flipsearch.reporting.card import context_card
-from flipsearch.reporting.leaderboard import rows
+from flipsearch.reporting.columns import rows
 from flipsearch.reporting.page import leaderboard_page
-from flipsearch.searching import plan_study, run_study
+from flipsearch.searching import prepare_search, run_study
 from flipsearch.searching.budget import Budget
-from flipsearch.searching.forecast import Span, forecast
-from flipsearch.searching.report import net_of_placebo
-from flipsearch.statistics.redraws import redraw_flip_rate
-from flipsearch.studies import Study, Trial
+from flipsearch.searching.plan import Span, forecast
+from flipsearch.statistics.power import redraw_flip_rate
+from flipsearch.workspace import SETTINGS_FILE
 from tests.integration.test_cli import run, scripted
 from tests.integration.test_study import PROMPTS, StopError, study_of, winner_of
 from tests.world import COMPLIANCE, RefusalJudge, SampledModel, harmful, library
@@ -33,15 +32,15 @@ SAMPLING = Sampling(max_tokens=8, temperature=0.7)
 CONFIG = StudyConfig(
     temperature=0.7, samples=3, unsafe_at=2, num_contexts=12, cohort_size=6, first_rung=8, num_finalists=3, breed=0
 )
-RULE = CONFIG.draw_rule()
+RULE = CONFIG.sample_rule()
 MURMURS = [replace(harmful(90 + number, 2), text=f"murmur {number} hardness 2") for number in range(10)]
 
 
 def sampled(place: Path | str = "sqlite://", model: SampledModel | None = None, config: StudyConfig = CONFIG) -> Study:
     """Run a study of the sampled world at a ledger of its own."""
     with Ledger(place) as ledger:
-        bench = Bench(model or SampledModel(), RefusalJudge(), ledger, SAMPLING, rule=config.draw_rule())
-        return run_study(plan_study(config, library(), [*PROMPTS, *MURMURS]), bench)
+        runner = Runner(model or SampledModel(), RefusalJudge(), ledger, SAMPLING, rule=config.sample_rule())
+        return run_study(prepare_search(config, library(), [*PROMPTS, *MURMURS]), runner)
 
 
 def of_draws(labels: list[Label]) -> Label:
@@ -136,33 +135,33 @@ def stop_at(model: SampledModel, num: int) -> None:
 
 
 def test_the_plan_counts_every_draw() -> None:
-    one = forecast(plan_study(CONFIG.model_copy(update={"samples": 1, "unsafe_at": 1}), library(), PROMPTS))
-    three = forecast(plan_study(CONFIG, library(), PROMPTS))
+    one = forecast(prepare_search(CONFIG.model_copy(update={"samples": 1, "unsafe_at": 1}), library(), PROMPTS))
+    three = forecast(prepare_search(CONFIG, library(), PROMPTS))
     assert three.rollouts == {phase: Span(3 * s.least, 3 * s.most) for phase, s in one.rollouts.items()}
     assert (one.redraw_flip_rate, three.redraw_flip_rate) == (redraw_flip_rate(1, 1), redraw_flip_rate(3, 2))
-    planned = forecast(plan_study(CONFIG, library(), [*PROMPTS, *MURMURS])).total
+    planned = forecast(prepare_search(CONFIG, library(), [*PROMPTS, *MURMURS])).total
     assert planned.least <= sampled().num_rollouts <= planned.most
 
 
 def test_the_budget_counts_every_draw() -> None:
     small = CONFIG.model_copy(update={"budget_tokens": 179})
     with pytest.raises(StudyError, match=r"budget_tokens = 179 cannot hold the baseline, 180 answers"):
-        Budget(plan_study(small, library(), PROMPTS))
+        Budget(prepare_search(small, library(), PROMPTS))
     study = sampled(config=CONFIG.model_copy(update={"budget_tokens": 11_000}))
     arms = [trial for trial in study.trials if trial.role == "arm"]
     assert 0 < len(arms) < 12
     assert study.num_tokens <= 11_000
 
 
-@pytest.mark.parametrize("rule", [DrawRule(1, 1), DrawRule(3, 2)])
-def test_a_context_that_does_nothing_flips_what_a_redraw_does(rule: DrawRule) -> None:
+@pytest.mark.parametrize("rule", [SampleRule(1, 1), SampleRule(3, 2)])
+def test_a_context_that_does_nothing_flips_what_a_redraw_does(rule: SampleRule) -> None:
     """Its flip rate is that of the formula, that of the empty placebo is too, and their net is 0 within its error."""
     prompts = [harmful(number, 1) for number in range(800)]
     with Ledger("sqlite://") as ledger:
-        bench = Bench(SampledModel(), RefusalJudge(), ledger, SAMPLING, rule=rule)
-        baseline = bench.baseline(prompts)
+        runner = Runner(SampledModel(), RefusalJudge(), ledger, SAMPLING, rule=rule)
+        baseline = runner.baseline(prompts)
         unsafe = [prompt for prompt in prompts if baseline[prompt.prompt_id].label is Label.UNSAFE]
-        empty, idle = measure(bench, [Context(""), Context("some idle words")], unsafe, baseline, "search")
+        empty, idle = measure(runner, [Context(""), Context("some idle words")], unsafe, baseline, "search")
     expected = redraw_flip_rate(rule.samples, rule.unsafe_at)
     for one in (empty, idle):
         assert one.flip_rate.value == pytest.approx(expected, abs=0.07)
@@ -208,15 +207,15 @@ class ReadingModel(SampledModel):
         super().__init__()
         self.read_openings: dict[str, tuple[int, ...]] = {}
 
-    def read(self, requests: Sequence[Request]) -> list[Reading | None]:
-        self.read_openings |= {request.prompt.prompt_id: request.opening for request in requests}
-        return [Reading((-0.5,) * len(request.opening), 1) for request in requests]
+    def score(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
+        self.read_openings |= {request.prompt.prompt_id: request.prefill for request in requests}
+        return [PrefixScore((-0.5,) * len(request.prefill), 1) for request in requests]
 
 
 def test_the_screen_reads_a_draw_that_shows_what_the_prompt_counts_as(tmp_path: Path) -> None:
     model = ReadingModel()
     study = sampled(tmp_path / "ledger.db", model)
     harmful_ids = {flip.prompt_id for flip in study.trials[0].search.flips if flip.kind == "harmful"}
-    asked = {id: opening for id, opening in model.read_openings.items() if id in harmful_ids}
+    asked = {id: prefill for id, prefill in model.read_openings.items() if id in harmful_ids}
     assert asked
-    assert {len(opening) for opening in asked.values()} == {len(COMPLIANCE.split())}
+    assert {len(prefill) for prefill in asked.values()} == {len(COMPLIANCE.split())}

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
-from flipsearch.errors import NothingToFlipError
+from flipsearch.core.errors import NothingToFlipError
+from flipsearch.core.records import Measurement, Prompt, Request, Sampling, rollout_id
+from flipsearch.core.studies import Study, Trial
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.check import check_ledger
-from flipsearch.records import Measurement, Prompt, Request, Sampling, rollout_id
-from flipsearch.searching import plan_study, run_study
+from flipsearch.measuring.runner import Runner
+from flipsearch.searching import prepare_search, run_study
 from flipsearch.searching.finalists import OPENED
 from flipsearch.statistics.paired import paired_difference
-from flipsearch.studies import Study, Trial
 from flipsearch.templating.library import TemplateLibrary
 from tests.world import GREEDY, Model, RefusalJudge, harmful, ids_of, library, prompt_set, template, words
 
@@ -38,9 +38,9 @@ def study_of(
     config: StudyConfig = CONFIG,
 ) -> Study:
     """Run a study at a ledger of its own."""
-    plan = plan_study(config, templates or library(), prompts)
+    plan = prepare_search(config, templates or library(), prompts)
     with Ledger(place) as ledger:
-        return run_study(plan, Bench(model or Model(), judge or RefusalJudge(), ledger, GREEDY))
+        return run_study(plan, Runner(model or Model(), judge or RefusalJudge(), ledger, GREEDY))
 
 
 def winner_of(study: Study) -> Trial:
@@ -79,7 +79,7 @@ def test_every_trial_is_told_as_it_was() -> None:
     assert roles == ["arm"] * 18 + ["placebo"] * 3
     arms = study.trials[:18]
     assert len({trial.context.context_id for trial in arms}) == 18
-    assert Counter(trial.state for trial in arms)["cut"] > 0
+    assert Counter(trial.state for trial in arms)["pruned"] > 0
     for trial in study.trials:
         assert trial.num_context_tokens == len(trial.context.text.split())
         num_seen = len(trial.search.flips)
@@ -255,7 +255,7 @@ def test_kill_minus_nine_loses_no_finished_rollout(tmp_path: Path) -> None:
         assert ledger.counts()["rollouts"] == 100
     lost = check_ledger(path).in_flight
     assert lost is not None
-    assert (lost.phase, lost.count, lost.is_running) == ("cohort 1/3, rung 1/3", 60 + 6 * 13 - 100, False)
+    assert (lost.phase, lost.count, lost.is_running) == ("race cohort 1/3, rung 1/3", 60 + 6 * 13 - 100, False)
     run_and_kill(path, 250)
     assert study_of(path, model) == study_of()
     with Ledger(path) as ledger:
@@ -281,7 +281,7 @@ def test_sealed_prompts_are_not_asked_before_the_opening_is_noted(tmp_path: Path
             asked_sealed.append((request.prompt.prompt_id in sealed, is_open))
 
         model.before_each = look
-        study = run_study(plan_study(CONFIG, library(), PROMPTS), Bench(model, RefusalJudge(), ledger, GREEDY))
+        study = run_study(prepare_search(CONFIG, library(), PROMPTS), Runner(model, RefusalJudge(), ledger, GREEDY))
         (note,) = [note for key, note in ledger.notes().items() if key.startswith(OPENED)]
     assert (True, False) not in asked_sealed
     assert (True, True) in asked_sealed
@@ -389,7 +389,7 @@ def test_a_real_redraw_under_sampling(tmp_path: Path) -> None:
     """With sampling, the empty row draws anew and is not served the baseline's rollouts."""
     sampling = Sampling(max_tokens=8, temperature=0.7)
     with Ledger(tmp_path / "ledger.db") as ledger:
-        study = run_study(plan_study(CONFIG, library(), PROMPTS), Bench(Model(), RefusalJudge(), ledger, sampling))
+        study = run_study(prepare_search(CONFIG, library(), PROMPTS), Runner(Model(), RefusalJudge(), ledger, sampling))
         flips = placebos_of(study)["empty"].search.flips
         drawn = ledger.rollouts(id for flip in flips for id in flip.rollout_ids)
         assert {one.sample_index for one in drawn.values()} == {1}
@@ -412,24 +412,24 @@ def test_a_study_is_the_same_on_every_python_hash_seed() -> None:
 
 def test_phases_are_shown() -> None:
     phases: list[str] = []
-    show: Callable[..., None] = lambda phase, *rest: phases.append(phase)  # noqa: E731
+    show: Callable[..., None] = lambda step, *rest: phases.append(step.label)  # noqa: E731
     with Ledger("sqlite://") as ledger:
-        run_study(plan_study(CONFIG, library(), PROMPTS), Bench(Model(), RefusalJudge(), ledger, GREEDY, show))
+        run_study(prepare_search(CONFIG, library(), PROMPTS), Runner(Model(), RefusalJudge(), ledger, GREEDY, show))
     generating = list(dict.fromkeys(phase for phase in phases if not phase.endswith("judging")))
-    assert generating[:3] == ["baseline (search)", "placebo empty", "cohort 1/3, rung 1/3"]
-    assert generating[-5:] == ["baseline (confirm)", "finalists", "placebos", "placebo neutral", "placebo shuffled"]
+    assert generating[:3] == ["baseline", "placebo empty", "race cohort 1/3, rung 1/3"]
+    assert generating[-5:] == ["confirm baseline", "finalists", "placebo", "placebo neutral", "placebo shuffled"]
 
 
 def test_cuts_are_told_with_the_evidence_that_cut_them() -> None:
     told: list[tuple[str, dict[str, object]]] = []
     with Ledger("sqlite://") as ledger:
         tell: Callable[..., None] = lambda event, **facts: told.append((event, facts))  # noqa: E731
-        bench = Bench(Model(), RefusalJudge(), ledger, GREEDY, tell=tell)
-        study = run_study(plan_study(CONFIG, library(), PROMPTS), bench)
+        runner = Runner(Model(), RefusalJudge(), ledger, GREEDY, emit=tell)
+        study = run_study(prepare_search(CONFIG, library(), PROMPTS), runner)
     assert study == study_of()
-    cuts = {facts["context_id"]: facts for event, facts in told if event == "cut"}
+    cuts = {facts["context_id"]: facts for event, facts in told if event == "pruned"}
     arms = [trial for trial in study.trials if trial.role == "arm"]
-    assert cuts.keys() == {trial.context.context_id for trial in arms if trial.state == "cut"}
+    assert cuts.keys() == {trial.context.context_id for trial in arms if trial.state == "pruned"}
     for trial in arms:
         if facts := cuts.get(trial.context.context_id):
             assert facts["rung"] == trial.rung + 1

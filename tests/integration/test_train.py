@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import flipsearch
-from flipsearch.errors import ConfigError, PromptError, TrainingError
-from flipsearch.records import Exchange, Label, Verdict
-from flipsearch.registry import make_backend
-from flipsearch.training.checkpoint import Workplace
+from flipsearch.backends.base import make_backend
+from flipsearch.core.errors import ConfigError, PromptError, TrainingError
+from flipsearch.core.records import Exchange, Label, Verdict
+from flipsearch.training.checkpoint import CheckpointFolder
 from flipsearch.training.heads import trainable
 from flipsearch.training.log import StepLog
 from flipsearch.training.opsa import WholeSteps
@@ -56,7 +56,7 @@ def test_a_checkpoint_is_a_model_that_transformers_loads(trained: flipsearch.Tra
 
 def test_the_record_says_what_was_done(trained: flipsearch.Trained) -> None:
     record = json.loads((trained.folder / "training.json").read_text())
-    assert record["model"] == "organism"
+    assert record["model"] == "pocket"
     assert record["num_steps"] == len(trained.log) == 4
     assert record["num_rollouts"] == 32
     assert {(r["kind"], r["num_prompts"]) for r in record["routed"]} == {("harmful", 8), ("benign", 8)}
@@ -71,7 +71,7 @@ def test_training_changes_the_weights_and_the_same_again_gives_the_same(
     assert losses(again) == losses(trained)
     first, second = weights(trained.folder), weights(again.folder)
     assert all(torch.equal(first[name], second[name]) for name in first)
-    base = load_file(Path(flipsearch.__file__).parent / "organism" / "weights" / "model.safetensors")
+    base = load_file(Path(flipsearch.__file__).parent / "pocket" / "model.safetensors")
     assert any(not torch.equal(base[name], first[name]) for name in first)
 
 
@@ -132,7 +132,7 @@ def test_several_contexts_share_the_prompts_and_what_none_flips_is_left_out(tmp_
 @pytest.mark.parametrize("gate", [True, False])
 def test_what_a_judge_says_of_itself_is_told_where_it_was_asked(gate: bool, tmp_path: Path) -> None:
     (tmp_path / "mild.py").write_text(
-        "from flipsearch.records import Label, Verdict\n\nclass Mild:\n    name = identity = 'mild'\n"
+        "from flipsearch.core.records import Label, Verdict\n\nclass Mild:\n    name = identity = 'mild'\n"
         "    notes = ('Judge mild finds all safe.',)\n"
         "    def judge(self, exchanges): return [Verdict(Label.SAFE, 0.0)] * len(exchanges)\n"
     )
@@ -145,7 +145,7 @@ def test_what_a_judge_says_of_itself_is_told_where_it_was_asked(gate: bool, tmp_
 
 @pytest.mark.parametrize("method", ["sft-self", "sft-teacher"])
 def test_the_rivals_learn_from_kept_answers_in_as_many_steps(method: Any, tmp_path: Path) -> None:
-    teacher = {"teacher": "organism"} if method == "sft-teacher" else {}
+    teacher = {"teacher": "pocket"} if method == "sft-teacher" else {}
     done = train(tmp_path, method=method, **teacher)
     assert done.run.num_steps == 4
     assert done.run.judge_id
@@ -176,10 +176,10 @@ def test_the_judges_model_is_freed_before_another_is_loaded_and_before_training(
 
         return tells
 
-    monkeypatch.setattr("flipsearch.api.load_judge", lambda _: Mild())
-    monkeypatch.setattr("flipsearch.registry.make_backend", told("model", make_backend))
+    monkeypatch.setattr("flipsearch.api.training.load_judge", lambda _: Mild())
+    monkeypatch.setattr("flipsearch.training.run.make_backend", told("model", make_backend))
     monkeypatch.setattr("flipsearch.training.run.trainable", told("training", trainable))
-    train(tmp_path, method="sft-teacher", teacher="organism", gate=True, max_steps=1)
+    train(tmp_path, method="sft-teacher", teacher="pocket", gate=True, max_steps=1)
     in_turn = [one for one, _ in groupby(events)]
     assert in_turn == ["model", "asked", "freed", "model", "asked", "freed", "training", "freed"]
 
@@ -187,7 +187,7 @@ def test_the_judges_model_is_freed_before_another_is_loaded_and_before_training(
 def test_lora_leaves_a_merged_model_and_its_adapter(tmp_path: Path) -> None:
     done = train(tmp_path, lora=4, max_steps=2)
     assert (done.folder / "adapter" / "adapter_model.safetensors").is_file()
-    base = load_file(Path(flipsearch.__file__).parent / "organism" / "weights" / "model.safetensors")
+    base = load_file(Path(flipsearch.__file__).parent / "pocket" / "model.safetensors")
     merged = weights(done.folder)
     assert merged.keys() == base.keys()
     changed = {name for name in base if not torch.equal(base[name], merged[name].to(base[name].dtype))}
@@ -259,7 +259,7 @@ def test_adapters_are_drawn_from_the_seed(tmp_path: Path) -> None:
 
 def test_a_resume_after_the_last_step_only_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(Workplace, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(CheckpointFolder, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, name="mine", save_steps=1)
     resumed = train(tmp_path, name="mine", resume=True)
@@ -271,7 +271,7 @@ def test_a_resume_after_the_last_step_only_saves(tmp_path: Path, monkeypatch: py
 
 def test_a_text_that_is_not_its_cards_is_refused(tmp_path: Path) -> None:
     (tmp_path / "best.txt").write_text(TEXT + " Always.\n")
-    (tmp_path / "best.json").write_text(json.dumps({"text": TEXT, "placement": "after", "model": "organism"}))
+    (tmp_path / "best.json").write_text(json.dumps({"text": TEXT, "placement": "after", "model": "pocket"}))
     with pytest.raises(ConfigError, match="is not the text of the card"):
         train(tmp_path, context=str(tmp_path / "best.txt"))
 
@@ -296,19 +296,19 @@ def test_launches_that_cannot_train_are_refused(
 
 def test_a_card_names_model_and_prompts_and_is_not_for_another_model(tmp_path: Path) -> None:
     (tmp_path / "best.txt").write_text(TEXT + "\n")
-    card = {"text": TEXT, "placement": "after", "model": "organism", "prompts": {"prompts": "organism"}}
+    card = {"text": TEXT, "placement": "after", "model": "pocket", "prompts": {"prompts": "pocket"}}
     (tmp_path / "best.json").write_text(json.dumps(card))
     done = train(tmp_path, context=str(tmp_path / "best.txt"), max_steps=1)
     (context,) = (routed.context for routed in done.run.routed if routed.context)
-    assert (context.text, context.placement, done.run.settings["prompts"]) == (TEXT, "after", "organism")
+    assert (context.text, context.placement, done.run.settings["prompts"]) == (TEXT, "after", "pocket")
     (tmp_path / "best.json").write_text(json.dumps({**card, "model": "Qwen/Qwen3-0.6B"}))
-    with pytest.raises(ConfigError, match=r"found for 'Qwen/Qwen3-0.6B', but the model is 'organism'"):
-        train(tmp_path, context=str(tmp_path / "best.txt"), model="organism")
+    with pytest.raises(ConfigError, match=r"found for 'Qwen/Qwen3-0.6B', but the model is 'pocket'"):
+        train(tmp_path, context=str(tmp_path / "best.txt"), model="pocket")
 
 
 def test_a_portfolio_routes_and_benign_prompts_have_a_context_of_their_own(tmp_path: Path) -> None:
     weak, kind = "Please be kind.", "You are a helpful assistant."
-    cards = [{"text": text, "placement": "system", "model": "organism"} for text in (weak, TEXT)]
+    cards = [{"text": text, "placement": "system", "model": "pocket"} for text in (weak, TEXT)]
     (tmp_path / "best.portfolio.json").write_text(json.dumps({"contexts": cards}))
     (tmp_path / "best.benign.txt").write_text(kind + "\n")
     (tmp_path / "best.benign.json").write_text(json.dumps({**cards[0], "text": kind}))
@@ -323,7 +323,7 @@ def test_a_portfolio_routes_and_benign_prompts_have_a_context_of_their_own(tmp_p
     with pytest.raises(ConfigError, match="--benign-context stands in for one context; 2 were given"):
         train(tmp_path, context=TEXT, benign_context=given["context"])
     (tmp_path / "best.benign.json").write_text(json.dumps({**cards[0], "text": kind, "model": "Qwen/Qwen3-0.6B"}))
-    with pytest.raises(ConfigError, match=r"found for 'Qwen/Qwen3-0.6B', but the model is 'organism'"):
+    with pytest.raises(ConfigError, match=r"found for 'Qwen/Qwen3-0.6B', but the model is 'pocket'"):
         train(tmp_path, **given)
 
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 
 from flipsearch.backends import vllm
+from flipsearch.backends.models import model_source
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.backends.vllm import VllmBackend
-from flipsearch.errors import BackendError
+from flipsearch.core.errors import BackendError
+from flipsearch.core.protocols import PrefixScorer
+from flipsearch.core.records import Context, Exchange, Label, PrefixScore, Prompt, Request, Rollout, Sampling
 from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import load_prompts
-from flipsearch.protocols import Reader
-from flipsearch.records import Context, Exchange, Label, Prompt, Reading, Request, Rollout, Sampling
-from flipsearch.registry import model_source
 from tests.models import tiny_qwen3
 from tests.world import flat
 
@@ -65,40 +65,40 @@ class TestWithVllm:
         transformers = TransformersBackend(str(folder))
         first = {r.prompt_id: r.completion_ids for r in flat(transformers.generate(REQUESTS[::3], GREEDY))}
         begun = [
-            replace(request, context=Context("Be careful."), opening=first[request.prompt.prompt_id][:num])
+            replace(request, context=Context("Be careful."), prefill=first[request.prompt.prompt_id][:num])
             for request in REQUESTS[::3]
             for num in (2, 5)
         ]
         ours, its = (
-            {(r.prompt_id, r.opening): (r.completion_ids, r.completion) for r in flat(backend.generate(begun, GREEDY))}
+            {(r.prompt_id, r.prefill): (r.completion_ids, r.completion) for r in flat(backend.generate(begun, GREEDY))}
             for backend in (transformers, engine)
         )
         assert its == ours
-        whole = replace(REQUESTS[0], opening=(5,) * GREEDY.max_tokens)
+        whole = replace(REQUESTS[0], prefill=(5,) * GREEDY.max_tokens)
         assert "the opening has 24 tokens" in next(iter(flat(engine.generate([whole], GREEDY)))).error
 
     def test_readings_equal_those_of_transformers(self) -> None:
         """On the pocket model: openings that it wrote itself, read under contexts that change its mind or do not."""
-        transformers = TransformersBackend(model_source("organism"))
-        prompts = [prompt for prompt in load_prompts("organism").prompts if prompt.split == "search"][:12]
+        transformers = TransformersBackend(model_source("pocket"))
+        prompts = [prompt for prompt in load_prompts("pocket").prompts if prompt.split == "search"][:12]
         contexts = [None, Context("You must never help with harmful requests."), Context("Be brief.", "after")]
         written = {
             r.prompt_id: r.completion_ids for r in flat(transformers.generate([Request(p) for p in prompts], GREEDY))
         }
         asked = [
-            Request(prompt, context, opening=written[prompt.prompt_id][: 24 - index])
+            Request(prompt, context, prefill=written[prompt.prompt_id][: 24 - index])
             for index, prompt in enumerate(prompts)
             for context in contexts
         ]
         asked.append(Request(prompts[0]))
-        asked.append(Request(Prompt("word " * 4000, "benign"), opening=asked[0].opening))
-        with closing(VllmBackend(model_source("organism"), max_model_len=512)) as engine:
-            assert isinstance(engine, Reader)
-            found = engine.read(asked)
+        asked.append(Request(Prompt("word " * 4000, "benign"), prefill=asked[0].prefill))
+        with closing(VllmBackend(model_source("pocket"), max_model_len=512)) as engine:
+            assert isinstance(engine, PrefixScorer)
+            found = engine.score(asked)
         del engine
         gc.collect()  # it warns of a socket that it leaves open: here, and not in whichever test comes next
-        assert found[-2:] == [Reading((), 0), None]
-        ours = transformers.read(asked[:-1])
+        assert found[-2:] == [PrefixScore((), 0), None]
+        ours = transformers.score(asked[:-1])
         assert len({one.num_agreed for one in ours if one}) > 3
         for one, other in zip(ours, found[:-1], strict=True):
             assert one is not None
@@ -108,7 +108,7 @@ class TestWithVllm:
 
     def test_a_guard_judges_as_with_transformers(self) -> None:
         """The pocket guard on what the pocket model writes, and on what neither knows."""
-        prompts = [prompt for prompt in load_prompts("organism").prompts if prompt.split == "search"][::8]
+        prompts = [prompt for prompt in load_prompts("pocket").prompts if prompt.split == "search"][::8]
         answers = ("I'm sorry, but I can't help with that.", "Sure, here is how to do it.\nStep 1: make a plan.", "Hm.")
         exchanges = [Exchange(prompt, answer) for prompt in prompts for answer in answers]
         exchanges.append(Exchange(prompts[0], "step " * 4000))
@@ -127,9 +127,9 @@ class TestWithVllm:
     def test_readings_do_not_depend_on_the_chunk(
         self, engine: VllmBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        asked = [replace(request, opening=(5, 6, 7)[: index % 4]) for index, request in enumerate(REQUESTS)]
+        asked = [replace(request, prefill=(5, 6, 7)[: index % 4]) for index, request in enumerate(REQUESTS)]
         monkeypatch.setattr(vllm, "CHUNK", 5)
-        for one, other in zip(TransformersBackend(str(folder)).read(asked), engine.read(asked), strict=True):
+        for one, other in zip(TransformersBackend(str(folder)).score(asked), engine.score(asked), strict=True):
             assert one is not None
             assert other is not None
             assert other.num_agreed == one.num_agreed

@@ -13,8 +13,8 @@ from transformers import TrainingArguments
 
 from flipsearch.backends.loading import load_model, load_tokenizer
 from flipsearch.backends.transformers import TransformersBackend
-from flipsearch.errors import TrainingError
-from flipsearch.records import Context, Prompt, Request, Sampling
+from flipsearch.core.errors import TrainingError
+from flipsearch.core.records import Context, Prompt, Request, Sampling
 from flipsearch.training.opsa import FAILED_BATCH, Job, OpsaTrainer
 from tests.models import tiny_qwen3
 from tests.world import flat

@@ -13,7 +13,7 @@ from flipsearch.backends import decoding
 from flipsearch.backends.decoding import Decoder, shared_prefixes
 from flipsearch.backends.loading import quiet
 from flipsearch.backends.transformers import TransformersBackend
-from flipsearch.records import Context, Placement, Prompt, Request, Rollout, Sampling
+from flipsearch.core.records import Context, Placement, Prompt, Request, Rollout, Sampling
 from tests.models import tiny_qwen3
 from tests.world import flat
 

@@ -5,14 +5,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from flipsearch.core.protocols import Judge
+from flipsearch.core.records import Exchange, FinishReason, Label, Prompt, Verdict
 from flipsearch.judging.compact.features import extract
 from flipsearch.judging.compact.fitting import Labelled, fit
 from flipsearch.judging.compact.model import AXES
 from flipsearch.judging.labels import read_labels
 from flipsearch.judging.library import load_judge
 from flipsearch.judging.refusal_rules import RefusalRules
-from flipsearch.protocols import Judge
-from flipsearch.records import Exchange, FinishReason, Label, Prompt, Verdict
 from flipsearch.testing import JudgeContract
 
 LABELLED = Path(__file__).parents[3] / "shared" / "data" / "judging"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.records import content_id
+from flipsearch.core.records import content_id
 from flipsearch.templating.library import load_library
 from flipsearch.templating.template import AXES, Template, parse_template
 

@@ -8,12 +8,12 @@ from typing import Any
 import pytest
 import torch
 
-from flipsearch.errors import ConfigError, FlipsearchError, JudgeError, PluginError
+from flipsearch.core.errors import ConfigError, FlipsearchError, JudgeError, PluginError
+from flipsearch.core.package import content_folder
+from flipsearch.core.protocols import Judge
+from flipsearch.core.records import Exchange, Label, Prompt
 from flipsearch.judging import library
 from flipsearch.judging.library import load_judge
-from flipsearch.protocols import Judge
-from flipsearch.records import Exchange, Label, Prompt
-from flipsearch.registry import content_folder
 from flipsearch.testing import JudgeContract
 from tests.toxicity import architecture, checkpoint
 

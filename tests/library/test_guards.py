@@ -18,12 +18,12 @@ from hypothesis import strategies as st
 
 from flipsearch.backends.decoding import Ids
 from flipsearch.backends.scoring import ScorerConfig
-from flipsearch.errors import BackendError, ConfigError, JudgeError
+from flipsearch.core.errors import BackendError, ConfigError, JudgeError
+from flipsearch.core.package import content_folder
+from flipsearch.core.records import Exchange, Label, PrefixScore, Prompt, Verdict
 from flipsearch.judging.guard.asking import Asker, Question
 from flipsearch.judging.guard.judge import GuardJudge
-from flipsearch.records import Exchange, Label, Prompt, Reading, Verdict
-from flipsearch.registry import content_folder
-from flipsearch.testing.texts import HOSTILE_TEXTS
+from flipsearch.testing.operators import HOSTILE_TEXTS
 from tests.models import guard_tokenizer, sentencepiece_tokenizer, tiny_qwen3
 
 GOLDEN = Path(__file__).with_name("golden")
@@ -84,11 +84,15 @@ class StubScorer:
         self.says, self.prompts = says, list[Ids]()
         self.asked: list[tuple[str, str]] = []
 
-    def read(self, prompts: Sequence[Ids], openings: Sequence[Ids], groups: Sequence[object]) -> list[Reading | None]:
+    def score(
+        self, prompts: Sequence[Ids], prefills: Sequence[Ids], groups: Sequence[object]
+    ) -> list[PrefixScore | None]:
         self.prompts += prompts
-        texts = [(self.tokenizer.decode(p), self.tokenizer.decode(o)) for p, o in zip(prompts, openings, strict=True)]
+        texts = [(self.tokenizer.decode(p), self.tokenizer.decode(o)) for p, o in zip(prompts, prefills, strict=True)]
         self.asked += texts
-        return [Reading((self.says(*text), *[0.0] * (len(o) - 1)), 0) for text, o in zip(texts, openings, strict=True)]
+        return [
+            PrefixScore((self.says(*text), *[0.0] * (len(o) - 1)), 0) for text, o in zip(texts, prefills, strict=True)
+        ]
 
     def close(self) -> None:
         self.says = None  # type: ignore[assignment]
@@ -207,7 +211,7 @@ def test_another_constant_is_another_judge(
 ) -> None:
     before = guard("llama_guard_3", model=folder).identity
     assert guard("llama_guard_3", model=folder).identity == before
-    monkeypatch.setattr(f"flipsearch.judging.guard.answers.{constant}", value)
+    monkeypatch.setattr(f"flipsearch.judging.guard.prompts.{constant}", value)
     assert guard("llama_guard_3", model=folder).identity != before
 
 

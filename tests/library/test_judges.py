@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from flipsearch.core.package import content_folder
+from flipsearch.core.protocols import Judge
+from flipsearch.core.records import Exchange, Label, Prompt, Verdict, content_id
 from flipsearch.judging.library import list_judges, load_judge
-from flipsearch.protocols import Judge
-from flipsearch.records import Exchange, Label, Prompt, Verdict, content_id
-from flipsearch.registry import content_folder
 from flipsearch.testing import JudgeContract
 
 NEEDY = {path.stem for path in content_folder("judges").glob("*.py") if "needs_model" in path.read_text("utf-8")}

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from flipsearch.protocols import Operator
-from flipsearch.records import Context, Rate
+from flipsearch.core.protocols import Operator
+from flipsearch.core.records import Context, Rate
+from flipsearch.core.studies import Parent
 from flipsearch.searching.operators import built_in
-from flipsearch.studies import Parent
 from flipsearch.templating.library import load_library
 from flipsearch.testing import OperatorContract
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from flipsearch.errors import BackendError, ConfigError, FlipsearchError, JudgeError, PluginError
+from flipsearch.core.errors import BackendError, ConfigError, FlipsearchError, JudgeError, PluginError
+from flipsearch.core.package import content_folder
+from flipsearch.core.protocols import Judge
+from flipsearch.core.records import Exchange, Label, Prompt
 from flipsearch.judging.library import load_judge
 from flipsearch.judging.rubric import Rubric
-from flipsearch.protocols import Judge
-from flipsearch.records import Exchange, Label, Prompt
-from flipsearch.registry import content_folder
 from flipsearch.testing import JudgeContract
 from tests.endpoint import asked, refuses, says, serving
 from tests.models import tiny_qwen3
@@ -90,7 +90,7 @@ def test_a_bad_option_is_found_when_it_is_built(
     make: Any, options: dict[str, Any], error: type[FlipsearchError], message: str
 ) -> None:
     with pytest.raises(error, match=message):
-        make(**{"model": "organism", **options})
+        make(**{"model": "pocket", **options})
 
 
 def test_identity_follows_what_can_change_a_verdict(make: Any, tmp_path: Path) -> None:

@@ -5,9 +5,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 
-from flipsearch.chat import Chat, Thinking
-from flipsearch.errors import BackendError, ConfigError
-from flipsearch.records import Context, Placement, Prompt, Request
+from flipsearch.backends.chat import Chat, Thinking
+from flipsearch.core.errors import BackendError, ConfigError
+from flipsearch.core.records import Context, Placement, Prompt, Request
 from tests import models
 from tests.models import tiny_tokenizer
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from flipsearch.config import REWRITE_TOKENS, ScoreConfig, StudyConfig, make_config, read_toml, toml_text
-from flipsearch.errors import ConfigError
-from flipsearch.records import content_id
+from flipsearch.core.errors import ConfigError
+from flipsearch.core.records import content_id
 
 
 def test_later_sources_win_and_none_means_not_given() -> None:

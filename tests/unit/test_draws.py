@@ -8,11 +8,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.draws import ONE_DRAW, DrawRule, Draws, Judged
-from flipsearch.measure import compare
-from flipsearch.records import Label, Measurement, Prompt, Verdict
-from flipsearch.searching.report import net_of_placebo
-from flipsearch.statistics.redraws import redraw_flip_rate
+from flipsearch.core.records import Label, Measurement, Prompt, Verdict
+from flipsearch.core.samples import SINGLE_SAMPLE, JudgedRollout, SampleRule, Samples
+from flipsearch.measuring.measure import compare, net_of_placebo
+from flipsearch.statistics.power import redraw_flip_rate
 
 SAFE, UNSAFE, UNSCORED = Label.SAFE, Label.UNSAFE, Label.UNSCORED
 SEVERITY = {SAFE: 0, UNSCORED: 1, UNSAFE: 2}
@@ -20,9 +19,9 @@ LABELS = st.lists(st.sampled_from(Label), min_size=1, max_size=6)
 REFUSED = st.lists(st.sampled_from([True, False, None]), min_size=1, max_size=6)
 
 
-def draws_of(labels: Sequence[Label], rule: DrawRule, num: int = 0) -> Draws:
+def draws_of(labels: Sequence[Label], rule: SampleRule, num: int = 0) -> Samples:
     verdicts = [Verdict(label, None if label is UNSCORED else float(label is UNSAFE), None) for label in labels]
-    return Draws(rule, tuple(Judged(f"r{num}.{i}", 5, verdict) for i, verdict in enumerate(verdicts)))
+    return Samples(rule, tuple(JudgedRollout(f"r{num}.{i}", 5, verdict) for i, verdict in enumerate(verdicts)))
 
 
 @pytest.mark.parametrize(
@@ -37,7 +36,7 @@ def draws_of(labels: Sequence[Label], rule: DrawRule, num: int = 0) -> Draws:
     ],
 )
 def test_a_prompt_is_unsafe_from_m_unsafe_draws_on(labels: list[Label], unsafe_at: int, expected: Label) -> None:
-    assert DrawRule(len(labels), unsafe_at).label(labels) is expected
+    assert SampleRule(len(labels), unsafe_at).label(labels) is expected
 
 
 @given(LABELS, st.data())
@@ -45,18 +44,18 @@ def test_a_label_is_what_all_ways_to_score_the_rest_agree_on(labels: list[Label]
     unsafe_at = data.draw(st.integers(1, len(labels)))
     ways = product(*([SAFE, UNSAFE] if label is UNSCORED else [label] for label in labels))
     told = {UNSAFE if way.count(UNSAFE) >= unsafe_at else SAFE for way in ways}
-    assert DrawRule(len(labels), unsafe_at).label(labels) is (told.pop() if len(told) == 1 else UNSCORED)
+    assert SampleRule(len(labels), unsafe_at).label(labels) is (told.pop() if len(told) == 1 else UNSCORED)
 
 
 @given(LABELS)
 def test_a_higher_bar_never_makes_a_prompt_less_safe(labels: list[Label]) -> None:
-    found = [SEVERITY[DrawRule(len(labels), m).label(labels)] for m in range(1, len(labels) + 1)]
+    found = [SEVERITY[SampleRule(len(labels), m).label(labels)] for m in range(1, len(labels) + 1)]
     assert found == sorted(found, reverse=True)
 
 
 @given(LABELS, st.data())
 def test_a_worse_draw_never_makes_a_prompt_safer(labels: list[Label], data: st.DataObject) -> None:
-    rule = DrawRule(len(labels), data.draw(st.integers(1, len(labels))))
+    rule = SampleRule(len(labels), data.draw(st.integers(1, len(labels))))
     index = data.draw(st.integers(0, len(labels) - 1))
     worse = [*labels[:index], UNSAFE, *labels[index + 1 :]]
     assert SEVERITY[rule.label(worse)] >= SEVERITY[rule.label(labels)]
@@ -66,30 +65,30 @@ def test_a_worse_draw_never_makes_a_prompt_safer(labels: list[Label], data: st.D
 def test_half_of_the_draws_refuse_a_prompt(refused: list[bool | None]) -> None:
     ways = product(*([True, False] if one is None else [one] for one in refused))
     told = {sum(way) >= len(refused) / 2 for way in ways}
-    assert DrawRule(len(refused)).refused(refused) is (told.pop() if len(told) == 1 else None)
+    assert SampleRule(len(refused)).refused(refused) is (told.pop() if len(told) == 1 else None)
 
 
 @pytest.mark.parametrize("label", Label)
 def test_a_single_draw_is_its_own_label(label: Label) -> None:
-    draws = draws_of([label], ONE_DRAW)
+    draws = draws_of([label], SINGLE_SAMPLE)
     assert (draws.label, draws.unsafe_share, draws.rollout_ids) == (label, None, ("r0.0",))
-    assert [ONE_DRAW.refused([one]) for one in (True, False, None)] == [True, False, None]
-    assert ONE_DRAW.notes == ()
+    assert [SINGLE_SAMPLE.refused([one]) for one in (True, False, None)] == [True, False, None]
+    assert SINGLE_SAMPLE.notes == ()
 
 
 def test_the_share_of_unsafe_draws_leaves_out_what_is_unscored() -> None:
-    rule = DrawRule(4, 2)
+    rule = SampleRule(4, 2)
     assert draws_of([UNSAFE, UNSCORED, SAFE, SAFE], rule).unsafe_share == 1 / 3
     assert draws_of([UNSCORED] * 4, rule).unsafe_share is None
     assert len(draws_of([UNSAFE, UNSCORED, SAFE, UNSCORED], rule).unscored) == 2
 
 
-def drawn(p_unsafe: Sequence[float], rule: DrawRule, generator: np.random.Generator) -> list[Draws]:
+def drawn(p_unsafe: Sequence[float], rule: SampleRule, generator: np.random.Generator) -> list[Samples]:
     unsafe = generator.random((len(p_unsafe), rule.samples)) < np.asarray(p_unsafe)[:, None]
     return [draws_of([UNSAFE if one else SAFE for one in row], rule, num) for num, row in enumerate(unsafe)]
 
 
-def redrawn(rule: DrawRule, a: float, b: float, num_prompts: int, seed: int) -> tuple[Measurement, Measurement]:
+def redrawn(rule: SampleRule, a: float, b: float, num_prompts: int, seed: int) -> tuple[Measurement, Measurement]:
     """Return what two contexts that do nothing measure."""
     generator = np.random.default_rng(seed)
     p_unsafe = generator.beta(a, b, num_prompts).tolist()
@@ -104,7 +103,7 @@ def redrawn(rule: DrawRule, a: float, b: float, num_prompts: int, seed: int) -> 
 def test_doing_nothing_flips_what_the_formula_says_and_nets_nothing(
     samples: int, unsafe_at: int, a: float, b: float
 ) -> None:
-    rule, num_prompts = DrawRule(samples, unsafe_at), 6000
+    rule, num_prompts = SampleRule(samples, unsafe_at), 6000
     one, other = redrawn(rule, a, b, num_prompts, seed=samples * 10 + unsafe_at)
     rate, expected = one.flip_rate, redraw_flip_rate(samples, unsafe_at, a, b)
     assert rate.value == pytest.approx(expected, abs=4 * (expected * (1 - expected) / rate.n) ** 0.5)
@@ -115,14 +114,14 @@ def test_doing_nothing_flips_what_the_formula_says_and_nets_nothing(
 
 def test_the_net_of_a_context_that_does_nothing_is_unbiased() -> None:
     """Over many studies of 60 prompts: its mean is 0, and its interval holds 0 about as often as it says."""
-    nets = [net_of_placebo(*redrawn(DrawRule(3, 2), 1.0, 1.0, 60, seed)) for seed in range(300)]
+    nets = [net_of_placebo(*redrawn(SampleRule(3, 2), 1.0, 1.0, 60, seed)) for seed in range(300)]
     values = [net.value for net in nets if net is not None]
     assert abs(np.mean(values)) < 4 * np.std(values) / len(values) ** 0.5
     assert np.mean([net.low <= 0 <= net.high for net in nets if net is not None]) > 0.92
 
 
 def test_the_draws_that_picked_the_prompts_read_too_high() -> None:
-    one, other = redrawn(DrawRule(3, 2), 1.0, 1.0, 3000, seed=1)
+    one, other = redrawn(SampleRule(3, 2), 1.0, 1.0, 3000, seed=1)
     assert one.unsafe_share is not None
     assert other.unsafe_share is not None
     assert one.unsafe_share.before == other.unsafe_share.before

@@ -11,7 +11,7 @@ HEAVY = ("torch", "transformers", "optuna", "pandas", "scipy", "sqlalchemy", "ji
 HELP = """
 import sys
 sys.argv = ['flipsearch', *{arguments}]
-from flipsearch.cli import main
+from flipsearch.commands.main import main
 try:
     main()
 except SystemExit:
@@ -23,7 +23,7 @@ except SystemExit:
     "code",
     [
         "import flipsearch",
-        "import flipsearch.cli",
+        "import flipsearch.commands.main",
         HELP.format(arguments=["--help"]),
         HELP.format(arguments=["search", "--help"]),
     ],

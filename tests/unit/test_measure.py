@@ -10,12 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.bench import Bench
-from flipsearch.errors import BackendError, JudgeError
+from flipsearch.core.errors import BackendError, JudgeError
+from flipsearch.core.progress import Activity, Phase, Step
+from flipsearch.core.records import Context, Flip, Label, PrefixScore, Request, Rollout, Sampling, Verdict
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.tables import IN_FLIGHT
-from flipsearch.measure import flip_rate_bounds, has_failed, measure, summarize
-from flipsearch.records import Context, Flip, Label, Reading, Request, Rollout, Sampling, Verdict
+from flipsearch.measuring.measure import flip_rate_bounds, has_failed, measure, summarize
+from flipsearch.measuring.runner import Runner
 from tests.world import GREEDY, REFUSAL, Model, RefusalJudge, benign, flat, harmful
 
 PROMPTS = [harmful(0, 0), harmful(1, 1), benign(0, 1), harmful(2, 3), benign(1, 0), harmful(3, 3)]
@@ -28,14 +29,14 @@ def ledger() -> Iterator[Ledger]:
         yield opened
 
 
-def bench(ledger: Ledger, sampling: Sampling = GREEDY, **parts: object) -> Bench:
+def runner(ledger: Ledger, sampling: Sampling = GREEDY, **parts: object) -> Runner:
     known = {"backend": Model(), "judge": RefusalJudge(), "ledger": ledger, "sampling": sampling}
-    return Bench(**(known | parts))  # type: ignore[arg-type]
+    return Runner(**(known | parts))  # type: ignore[arg-type]
 
 
 def test_rollouts_come_in_the_order_of_the_requests(ledger: Ledger) -> None:
     requests = [Request(prompt, context) for context in (None, FIRM) for prompt in PROMPTS]
-    rollouts = bench(ledger).rollouts(requests)
+    rollouts = runner(ledger).rollouts(requests)
     assert [one.prompt_id for one in rollouts] == [request.prompt.prompt_id for request in requests]
     assert [one.context_id for one in rollouts] == [None] * 6 + [FIRM.context_id] * 6
 
@@ -43,10 +44,10 @@ def test_rollouts_come_in_the_order_of_the_requests(ledger: Ledger) -> None:
 def test_nothing_is_generated_or_judged_twice(ledger: Ledger) -> None:
     model, judge = Model(), RefusalJudge()
     requests = [Request(prompt, FIRM) for prompt in PROMPTS]
-    first = bench(ledger, backend=model, judge=judge)
+    first = runner(ledger, backend=model, judge=judge)
     outcomes = first.outcomes(requests + requests)
     assert outcomes[:6] == outcomes[6:]
-    again = bench(ledger, backend=model, judge=judge)
+    again = runner(ledger, backend=model, judge=judge)
     assert again.outcomes(requests) == outcomes[:6]
     assert again.rollouts(requests) == first.rollouts(requests)
     assert max(Counter(model.generated).values()) == 1
@@ -58,9 +59,9 @@ def test_nothing_is_generated_or_judged_twice(ledger: Ledger) -> None:
 def test_another_judge_judges_anew_without_generating(ledger: Ledger) -> None:
     model = Model()
     requests = [Request(prompt) for prompt in PROMPTS]
-    bench(ledger, backend=model).outcomes(requests)
+    runner(ledger, backend=model).outcomes(requests)
     other = RefusalJudge("other")
-    bench(ledger, backend=model, judge=other).outcomes(requests)
+    runner(ledger, backend=model, judge=other).outcomes(requests)
     assert (len(model.generated), other.num_judged) == (6, 6)
 
 
@@ -68,10 +69,10 @@ def test_repeats_are_drawn_apart_and_served_apart(ledger: Ledger) -> None:
     """The world's answers do not differ; what tells that they are three draws is that three were generated."""
     model, sampling = Model(), Sampling(max_tokens=8, temperature=0.7)
     repeats = [Request(PROMPTS[1], FIRM, sample_index=index) for index in range(3)]
-    drawn = bench(ledger, sampling, backend=model).rollouts(repeats)
+    drawn = runner(ledger, sampling, backend=model).rollouts(repeats)
     assert [one.sample_index for one in drawn] == [0, 1, 2]
     assert len(set(model.generated)) == 3
-    assert bench(ledger, sampling, backend=model).rollouts(repeats[::-1]) == drawn[::-1]
+    assert runner(ledger, sampling, backend=model).rollouts(repeats[::-1]) == drawn[::-1]
     assert len(model.generated) == 3
 
 
@@ -82,17 +83,17 @@ def test_a_batch_is_in_flight_while_the_backend_is_at_it(ledger: Ledger) -> None
         seen.append(len(json.loads(ledger.notes()[IN_FLIGHT].value)["rollout_ids"]))
 
     model = Model(before_each=look)
-    desk = bench(ledger, backend=model)
-    desk.rollouts([Request(prompt) for prompt in PROMPTS])
+    workspace = runner(ledger, backend=model)
+    workspace.rollouts([Request(prompt) for prompt in PROMPTS])
     assert seen == [6] * 6
     assert ledger.notes() == {}
-    desk.rollouts([Request(prompt) for prompt in PROMPTS])
+    workspace.rollouts([Request(prompt) for prompt in PROMPTS])
     assert len(seen) == 6
 
 
 def test_tokens_are_counted_whenever_they_were_generated(ledger: Ledger) -> None:
     requests = [Request(prompt) for prompt in PROMPTS]
-    first, second = bench(ledger), bench(ledger)
+    first, second = runner(ledger), runner(ledger)
     first.outcomes(requests[:4])
     second.outcomes(requests)
     first.outcomes(requests)
@@ -102,42 +103,42 @@ def test_tokens_are_counted_whenever_they_were_generated(ledger: Ledger) -> None
 
 
 def test_verdicts_take_prompts_in_any_order(ledger: Ledger) -> None:
-    desk = bench(ledger)
-    rollouts = desk.rollouts([Request(prompt) for prompt in PROMPTS])
-    labels = [verdict.label for verdict in desk.verdicts(rollouts, reversed(PROMPTS))]
+    workspace = runner(ledger)
+    rollouts = workspace.rollouts([Request(prompt) for prompt in PROMPTS])
+    labels = [verdict.label for verdict in workspace.verdicts(rollouts, reversed(PROMPTS))]
     assert labels == ["safe", "unsafe", "safe", "unsafe", "safe", "unsafe"]
 
 
 def test_a_failed_rollout_is_unscored_and_tried_again_by_the_next_run(ledger: Ledger) -> None:
     model, judge = Model(), RefusalJudge()
     requests = [Request(prompt, Context("crash")) for prompt in PROMPTS]
-    first = bench(ledger, backend=model, judge=judge)
+    first = runner(ledger, backend=model, judge=judge)
     for _ in range(2):
         assert {one.verdict for one in first.outcomes(requests)} == {
             Verdict(Label.UNSCORED, reason="the world crashed")
         }
     assert (len(model.generated), judge.num_judged) == (6, 0)
     assert ledger.counts() == {"rollouts": 6, "errors": 6, "verdicts": 0}
-    bench(ledger, backend=model).outcomes(requests)
+    runner(ledger, backend=model).outcomes(requests)
     assert len(model.generated) == 12
 
 
 def test_every_rollout_is_saved_before_the_next_is_generated(ledger: Ledger) -> None:
     seen: list[int] = []
     model = Model(before_each=lambda request: seen.append(ledger.counts()["rollouts"]))
-    bench(ledger, backend=model).rollouts([Request(prompt) for prompt in PROMPTS])
+    runner(ledger, backend=model).rollouts([Request(prompt) for prompt in PROMPTS])
     assert seen == list(range(6))
 
 
 def test_progress_counts_cached_rollouts_as_done(ledger: Ledger) -> None:
-    bench(ledger).outcomes([Request(prompt) for prompt in PROMPTS[:2]])
-    told: list[tuple[str, int, int, int, int]] = []
-    desk = bench(ledger, progress=lambda *values: told.append(values))
-    desk.phase = "baseline"
-    desk.outcomes([Request(prompt) for prompt in PROMPTS])
-    assert [values[:4] for values in told[:5]] == [("baseline", 2 + k, 6, k) for k in range(5)]
-    assert told[-1][:3] == ("baseline: judging", 4, 4)
-    assert told[-1][4] == sum(len(one.completion_ids) for one in desk.rollouts([Request(p) for p in PROMPTS[2:]]))
+    runner(ledger).outcomes([Request(prompt) for prompt in PROMPTS[:2]])
+    told: list[tuple[Step, int, int, int, int]] = []
+    workspace = runner(ledger, progress=lambda *values: told.append(values))
+    workspace.enter(Phase.SCREEN)
+    workspace.outcomes([Request(prompt) for prompt in PROMPTS])
+    assert [values[:4] for values in told[:5]] == [(Step(Phase.SCREEN), 2 + k, 6, k) for k in range(5)]
+    assert told[-1][:3] == (Step(Phase.SCREEN, activity=Activity.JUDGING), 4, 4)
+    assert told[-1][4] == sum(len(one.completion_ids) for one in workspace.rollouts([Request(p) for p in PROMPTS[2:]]))
 
 
 class Careless(Model):
@@ -155,7 +156,7 @@ class Careless(Model):
 @pytest.mark.parametrize(("take", "says"), [([0], "left 1 of 2 requests"), ([0, 0, 1], "gave it twice")])
 def test_a_backend_that_breaks_its_contract(ledger: Ledger, take: list[int], says: str) -> None:
     with pytest.raises(BackendError, match=says):
-        bench(ledger, backend=Careless(take)).rollouts([Request(prompt) for prompt in PROMPTS[:2]])
+        runner(ledger, backend=Careless(take)).rollouts([Request(prompt) for prompt in PROMPTS[:2]])
 
 
 def test_a_judge_that_breaks_its_contract(ledger: Ledger) -> None:
@@ -164,14 +165,14 @@ def test_a_judge_that_breaks_its_contract(ledger: Ledger) -> None:
             return []
 
     with pytest.raises(JudgeError, match="0 verdicts on 1 exchanges"):
-        bench(ledger, judge=Lazy()).outcomes([Request(PROMPTS[0])])
+        runner(ledger, judge=Lazy()).outcomes([Request(PROMPTS[0])])
     assert ledger.counts()["verdicts"] == 0
 
 
 def test_measure_tells_the_truth(ledger: Ledger) -> None:
-    desk = bench(ledger)
-    baseline = desk.baseline(PROMPTS)
-    firm, blunt = measure(desk, [FIRM, BLUNT], PROMPTS, baseline, "search")
+    workspace = runner(ledger)
+    baseline = workspace.baseline(PROMPTS)
+    firm, blunt = measure(workspace, [FIRM, BLUNT], PROMPTS, baseline, "search")
     assert (firm.flip_rate.count, firm.flip_rate.n) == (1, 3)
     assert firm.tfr is not None
     assert (firm.tfr.count, firm.tfr.n) == (1, 4)
@@ -187,17 +188,17 @@ def test_measure_tells_the_truth(ledger: Ledger) -> None:
 
 def test_all_contexts_go_to_the_backend_in_one_call(ledger: Ledger) -> None:
     model = Model()
-    desk = bench(ledger, backend=model)
-    baseline = desk.baseline(PROMPTS)
-    measure(desk, [FIRM, BLUNT, EMPTY], PROMPTS, baseline, "search")
+    workspace = runner(ledger, backend=model)
+    baseline = workspace.baseline(PROMPTS)
+    measure(workspace, [FIRM, BLUNT, EMPTY], PROMPTS, baseline, "search")
     assert model.calls == [6, 12]  # greedily the empty context is the baseline, and is not asked again
 
 
 def test_tfr_needs_the_whole_split(ledger: Ledger) -> None:
-    desk = bench(ledger)
-    baseline = desk.baseline(PROMPTS)
+    workspace = runner(ledger)
+    baseline = workspace.baseline(PROMPTS)
     unsafe = [prompt for prompt in PROMPTS if prompt is not PROMPTS[0]]
-    assert measure(desk, [FIRM], unsafe, baseline, "search")[0].tfr is None
+    assert measure(workspace, [FIRM], unsafe, baseline, "search")[0].tfr is None
 
 
 @pytest.mark.parametrize(
@@ -206,9 +207,9 @@ def test_tfr_needs_the_whole_split(ledger: Ledger) -> None:
 def test_an_empty_context_is_the_baseline_or_with_sampling_drawn_again(
     ledger: Ledger, sampling: Sampling, context_id: str | None, index: int
 ) -> None:
-    desk = bench(ledger, sampling)
-    baseline = desk.baseline(PROMPTS)
-    placebo = measure(desk, [EMPTY], PROMPTS, baseline, "search")[0]
+    workspace = runner(ledger, sampling)
+    baseline = workspace.baseline(PROMPTS)
+    placebo = measure(workspace, [EMPTY], PROMPTS, baseline, "search")[0]
     assert placebo.flip_rate.count == 0
     rollouts = ledger.rollouts([id for flip in placebo.flips for id in flip.rollout_ids])
     assert {(one.context_id, one.sample_index) for one in rollouts.values()} == {(context_id, index)}
@@ -229,10 +230,10 @@ def test_benign_prompts_fail_only_a_judge_that_is_for_them(before: Label, failed
 
 
 def test_a_judge_that_tells_no_refusals_leaves_the_rate_open(ledger: Ledger) -> None:
-    desk = bench(ledger, judge=RefusalJudge(tells_refusals=False))
-    found = measure(desk, [FIRM], PROMPTS, desk.baseline(PROMPTS), "search")[0]
+    workspace = runner(ledger, judge=RefusalJudge(tells_refusals=False))
+    found = measure(workspace, [FIRM], PROMPTS, workspace.baseline(PROMPTS), "search")[0]
     assert (found.over_refusal_rate.n, found.coverage.value) == (0, 1.0)
-    assert desk.rollouts([Request(PROMPTS[0])])[0].completion == REFUSAL
+    assert workspace.rollouts([Request(PROMPTS[0])])[0].completion == REFUSAL
 
 
 FLIPS = st.lists(
@@ -287,7 +288,7 @@ def test_a_file_ledger_serves_a_second_bench(tmp_path: Path) -> None:
     model = Model()
     for _ in range(2):
         with Ledger(tmp_path / "ledger.db") as opened:
-            bench(opened, backend=model).outcomes([Request(prompt, FIRM) for prompt in PROMPTS])
+            runner(opened, backend=model).outcomes([Request(prompt, FIRM) for prompt in PROMPTS])
     assert len(model.generated) == 6
 
 
@@ -298,21 +299,23 @@ class ReadingModel(Model):
         super().__init__()
         self.num_read = 0
 
-    def read(self, requests: Sequence[Request]) -> list[Reading | None]:
+    def score(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
         self.num_read += len(requests)
-        return [Reading((-0.5,) * len(request.opening), 1) if request.opening[0] < 9 else None for request in requests]
+        return [
+            PrefixScore((-0.5,) * len(request.prefill), 1) if request.prefill[0] < 9 else None for request in requests
+        ]
 
 
 def test_readings_are_kept_and_what_cannot_be_read_is_none(ledger: Ledger) -> None:
     model = ReadingModel()
-    desk = bench(ledger, backend=model)
-    requests = [Request(PROMPTS[0], FIRM, opening=(1, 2)), Request(PROMPTS[0], opening=(1, 2))]
-    requests += [Request(PROMPTS[1], FIRM, opening=(9,)), Request(PROMPTS[1], FIRM, opening=(3,))]
-    found = desk.read(requests)
-    assert found == [Reading((-0.5, -0.5), 1), Reading((-0.5, -0.5), 1), None, Reading((-0.5,), 1)]
-    assert bench(ledger, backend=model).read(requests) == found
+    workspace = runner(ledger, backend=model)
+    requests = [Request(PROMPTS[0], FIRM, prefill=(1, 2)), Request(PROMPTS[0], prefill=(1, 2))]
+    requests += [Request(PROMPTS[1], FIRM, prefill=(9,)), Request(PROMPTS[1], FIRM, prefill=(3,))]
+    found = workspace.score_prefixes(requests)
+    assert found == [PrefixScore((-0.5, -0.5), 1), PrefixScore((-0.5, -0.5), 1), None, PrefixScore((-0.5,), 1)]
+    assert runner(ledger, backend=model).score_prefixes(requests) == found
     assert model.num_read == 5  # the one that gave nothing is asked for again
 
 
 def test_a_backend_that_cannot_read_gives_no_readings(ledger: Ledger) -> None:
-    assert bench(ledger).read([Request(PROMPTS[0], opening=(1,))]) == [None]
+    assert runner(ledger).score_prefixes([Request(PROMPTS[0], prefill=(1,))]) == [None]

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
-from flipsearch.errors import JudgeError
+from flipsearch.core.errors import JudgeError
 from flipsearch.judging.compact.features import NUM_BUCKETS, SIGNS, Codes, Features, buckets
 
 FORMAT = 3

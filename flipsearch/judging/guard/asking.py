@@ -7,11 +7,10 @@ to begin with; its answers are the tokens that come next.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from flipsearch.backends.chat import ControlTokens
 from flipsearch.backends.scoring import Scorer
-from flipsearch.chat import ControlTokens
-from flipsearch.errors import JudgeError
-from flipsearch.judging.guard.answers import MIN_MASS, Answer, Decision, decide
-from flipsearch.judging.guard.template import PROBE, GuardTemplate
+from flipsearch.core.errors import JudgeError
+from flipsearch.judging.guard.prompts import MIN_MASS, PROBE, Answer, Decision, GuardTemplate, decide
 
 Ids = tuple[int, ...]
 OUT_OF_MEMORY = "out of memory with this exchange alone"
@@ -52,11 +51,11 @@ class Asker:
         prompts = [self.prompt_ids(question, texts) for question in questions]
         asked = {i: ids for i, ids in enumerate(prompts) if not isinstance(ids, str)}
         wanted = [(i, ids) for i in asked for ids in self.answer_ids(questions[i].begun, texts)]
-        readings = self._scorer.read(
+        prefix_scores = self._scorer.score(
             [asked[i] for i, _ in wanted], [ids for _, ids in wanted], [questions[i].group for i, _ in wanted]
         )
         log_probs: dict[int, list[tuple[float, ...]]] = {i: [] for i in asked}
-        for (i, _), reading in zip(wanted, readings, strict=True):
+        for (i, _), reading in zip(wanted, prefix_scores, strict=True):
             if reading is not None:
                 log_probs[i].append(reading.log_probs)
         return [

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import ClassVar
 
 from flipsearch.backends.scoring import Scorer, ScorerConfig
-from flipsearch.errors import ConfigError
+from flipsearch.core.errors import ConfigError
+from flipsearch.core.records import Exchange, Label, Verdict, content_id
 from flipsearch.judging.answer import what_to_judge
-from flipsearch.judging.guard.answers import Answer, Decision, Step, constants
 from flipsearch.judging.guard.asking import OUT_OF_MEMORY, Asker, Question
-from flipsearch.judging.guard.template import GuardTemplate
-from flipsearch.records import Exchange, Label, Verdict, content_id
+from flipsearch.judging.guard.prompts import Answer, Decision, GuardTemplate, Step, constants
 
 VERSION = 2
 """Of what is done here with what a guard is shown, and with its answers."""

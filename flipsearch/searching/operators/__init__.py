@@ -1,14 +1,12 @@
-"""The built-in operators, one small module a family; `flipsearch.protocols.Operator` says what each must keep."""
+"""The built-in operators, one small module a family; `flipsearch.core.protocols.Operator` says what each must keep."""
 
 from collections.abc import Sequence
 
-from flipsearch.protocols import Operator
-from flipsearch.records import Placement
-from flipsearch.searching.operators.axes import Axis, Place
-from flipsearch.searching.operators.crossover import Crossover
+from flipsearch.core.protocols import Operator
+from flipsearch.core.records import Placement
+from flipsearch.searching.operators.edits import Axis, Crossover, Drop, Move, Place, Repeat, Swap
 from flipsearch.searching.operators.reword import Reword
 from flipsearch.searching.operators.rewrite import Model, Rewrite
-from flipsearch.searching.operators.sentences import Drop, Move, Repeat, Swap
 from flipsearch.searching.operators.shorten import Shorten
 from flipsearch.templating.template import Template
 

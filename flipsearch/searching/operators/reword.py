@@ -6,10 +6,10 @@ import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
-from flipsearch.errors import PluginError
-from flipsearch.records import Context
-from flipsearch.searching.operators.children import edited
-from flipsearch.studies import Parent
+from flipsearch.core.errors import PluginError
+from flipsearch.core.records import Context
+from flipsearch.core.studies import Parent
+from flipsearch.searching.operators.edits import edited
 
 PHRASES = Path(__file__).parent / "phrases.toml"
 MOST_CHANGES = 3

@@ -3,6 +3,12 @@
 Reflective mutation as in GEPA (Agrawal et al. 2025, arXiv 2507.19457). Prompts, parents and what the model writes are
 hostile: they stand between tags in the instruction, a tag that they spell out is defused, nothing is formatted into,
 and of the reply only the text between one pair of answer tags is taken.
+
+The model that rewrites contexts, at the study's ledger: what it has written is not asked again.
+
+Its replies are rollouts as any other, under its own model id, but no answers to the study's prompts: nobody judges
+them, and they are in none of the study's counts. How many there are is said in a note. A failed one is tried again by
+the next run, as any failed rollout is.
 """
 
 import random
@@ -10,12 +16,14 @@ import re
 from collections.abc import Callable, Sequence
 
 from flipsearch.config import REWRITE_TOKENS
-from flipsearch.errors import BackendError
+from flipsearch.core.errors import BackendError
+from flipsearch.core.progress import Phase
+from flipsearch.core.protocols import Backend
+from flipsearch.core.records import Context, Prompt, Request, Rollout, Sampling
+from flipsearch.core.studies import Parent
 from flipsearch.judging.answer import split_answer
-from flipsearch.protocols import Backend
-from flipsearch.records import Context, Prompt, Request, Rollout, Sampling
-from flipsearch.searching.operators.children import edited
-from flipsearch.studies import Parent
+from flipsearch.measuring.runner import Runner
+from flipsearch.searching.operators.edits import edited
 from flipsearch.templating.template import tidy
 
 Writer = Callable[[str], str]
@@ -115,3 +123,34 @@ def _writer(backend: Backend, sampling: Sampling) -> Writer:
         return reply_of(rollouts[0])
 
     return write
+
+
+class Rewriter:
+    """Instruction -> reply, for the operator `rewrite`; a BackendError where the model fails.
+
+    It takes from `bench` all but the model.
+    """
+
+    def __init__(self, backend: Backend, runner: Runner) -> None:
+        self._runner = Runner(backend, runner.judge, runner.ledger, WRITING, runner.progress, runner.emit)
+        self._runner.enter(Phase.REWRITE)
+        self._replies: dict[str, Rollout] = {}
+
+    def __call__(self, instruction: str) -> str:
+        """Return the reply, from the ledger if it is there."""
+        (rollout,) = self._runner.rollouts([asked(instruction)])
+        self._replies[rollout.rollout_id] = rollout
+        return reply_of(rollout)
+
+    def notes(self) -> list[str]:
+        """Return what the reader must know of what was asked: the same whenever it was written."""
+        replies = self._replies.values()
+        if not replies:
+            return []
+        num_tokens = sum(rollout.num_generated for rollout in replies)
+        failed = [rollout.error for rollout in replies if rollout.finish_reason == "error"]
+        why = f" {len(failed)} gave no reply ({' '.join(failed[0].split())[:120]})." if failed else ""
+        return [
+            f"The rewriter was asked for {len(replies)} contexts and wrote {num_tokens:,} tokens, which are not among "
+            f"the rollouts and tokens of the study.{why}"
+        ]

@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from flipsearch.records import Context
-from flipsearch.searching.operators.children import edited
+from flipsearch.core.records import Context
+from flipsearch.core.studies import Parent
+from flipsearch.searching.operators.edits import edited
 from flipsearch.searching.operators.pieces import Piece, join, movable, num_words, split, without
-from flipsearch.studies import Parent
 
 STRENGTHS = (0.1, 0.2, 0.4)
 """Shares of the words that go."""

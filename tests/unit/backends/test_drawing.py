@@ -1,12 +1,12 @@
-"""Draws follow the distribution, the filters keep what they promise, and nothing depends on the batch."""
+"""Samples follow the distribution, the filters keep what they promise, and nothing depends on the batch."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flipsearch.backends.drawing import chooser, inverse_cdf, keep_likely
-from flipsearch.records import Context, Prompt, Request, Sampling
+from flipsearch.backends.decoding import chooser, inverse_cdf, keep_likely
+from flipsearch.core.records import Context, Prompt, Request, Sampling
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([[0.5, 0.2, 0.2, 0.06, 0.04]]).log()

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import pytest
 
-from flipsearch import registry
+from flipsearch.backends.base import check_model, check_rewriter, list_backends, make_backend
+from flipsearch.backends.chat import Chat
 from flipsearch.backends.http import HttpBackend
-from flipsearch.chat import Chat
 from flipsearch.config import ModelConfig
-from flipsearch.errors import BackendError
+from flipsearch.core.errors import BackendError
+from flipsearch.core.records import Context, Placement, Prompt, Request, Rollout, Sampling
 from flipsearch.judging.answer import split_answer
-from flipsearch.records import Context, Placement, Prompt, Request, Rollout, Sampling
 from tests.endpoint import Answer, Respond, Served, asked, refuses, says, serving
 from tests.models import tiny_tokenizer
 from tests.world import flat
@@ -224,10 +224,10 @@ def test_an_answer_that_is_none_is_an_error_with_its_reason(answer: Answer, reas
 
 
 def test_an_opening_cannot_be_honoured() -> None:
-    rollout = one(lambda body: says("a"), Request(EGG, opening=(1, 2)))
+    rollout = one(lambda body: says("a"), Request(EGG, prefill=(1, 2)))
     assert rollout.finish_reason == "error"
     assert "takes no tokens" in rollout.error
-    assert rollout.opening == (1, 2)
+    assert rollout.prefill == (1, 2)
 
 
 def test_half_a_character_is_an_error() -> None:
@@ -333,7 +333,7 @@ def test_an_endpoint_that_is_not_there_is_one_clear_line() -> None:
 )
 def test_an_address_that_is_none_says_the_form(model: str) -> None:
     with pytest.raises(BackendError, match=r"expected http\(s\)://host\[:port\]/v1#model-name"):
-        registry.check_model(ModelConfig(model=model))
+        check_model(ModelConfig(model=model))
 
 
 @pytest.mark.parametrize(
@@ -341,22 +341,22 @@ def test_an_address_that_is_none_says_the_form(model: str) -> None:
 )
 def test_an_address_with_a_secret_is_refused_unseen(model: str) -> None:
     with pytest.raises(BackendError) as caught:
-        registry.check_model(ModelConfig(model=model))
+        check_model(ModelConfig(model=model))
     assert "pass" not in str(caught.value).replace("password", "")
 
 
 @pytest.mark.parametrize("setting", [{"thinking": "off"}, {"device": "cpu"}, {"dtype": "float32"}])
 def test_settings_of_local_models_are_refused(setting: dict[str, str]) -> None:
     with pytest.raises(BackendError, match=rf"--{next(iter(setting))} is for models that run here"):
-        registry.check_model(ModelConfig(model="http://localhost/v1#tiny", **setting))  # type: ignore[arg-type]
+        check_model(ModelConfig(model="http://localhost/v1#tiny", **setting))  # type: ignore[arg-type]
 
 
 def test_the_registry_makes_the_backend_that_the_name_says() -> None:
     config = ModelConfig(model="http://localhost:8000/v1#org/tiny")
-    registry.check_model(config)
-    registry.check_rewriter(config, fetch=True)
-    assert isinstance(registry.make_backend(config), HttpBackend)
-    assert "http" in registry.list_backends()
+    check_model(config)
+    check_rewriter(config, fetch=True)
+    assert isinstance(make_backend(config), HttpBackend)
+    assert "http" in list_backends()
 
 
 def test_identity_is_address_and_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ import torch
 from transformers import GenerationConfig, PreTrainedModel
 
 from flipsearch.backends.loading import load_model, make_savable, quiet
-from flipsearch.errors import BackendError
+from flipsearch.core.errors import BackendError
 from tests.models import tiny_qwen3
 
 

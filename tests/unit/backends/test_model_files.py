@@ -11,7 +11,7 @@ import pytest
 
 from flipsearch.backends import model_files
 from flipsearch.backends.model_files import check, fingerprint, locate
-from flipsearch.errors import BackendError
+from flipsearch.core.errors import BackendError
 from tests.models import tiny_qwen3
 
 

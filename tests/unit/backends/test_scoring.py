@@ -20,7 +20,7 @@ from transformers import (
 from flipsearch.backends.decoding import Ids
 from flipsearch.backends.loading import quiet
 from flipsearch.backends.scoring import ScorerConfig
-from flipsearch.errors import BackendError, ConfigError, FlipsearchError
+from flipsearch.core.errors import BackendError, ConfigError, FlipsearchError
 from tests.models import tiny_qwen3, tiny_tokenizer
 
 PROMPTS: list[Ids] = [list(range(20, 20 + length)) for length in (90, 7, 40, 41, 3)]
@@ -58,12 +58,12 @@ def saved(model: Any, folder: Path) -> Path:
     return folder
 
 
-def plainly(folder: Path, prompt: Ids, opening: Ids) -> list[float]:
+def plainly(folder: Path, prompt: Ids, prefill: Ids) -> list[float]:
     with quiet():
         model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
     with torch.no_grad():
-        logits = model(torch.tensor([[*prompt, *opening]])).logits[0, len(prompt) - 1 : -1]
-    return [float(row[id]) for row, id in zip(logits.log_softmax(-1), opening, strict=True)]
+        logits = model(torch.tensor([[*prompt, *prefill]])).logits[0, len(prompt) - 1 : -1]
+    return [float(row[id]) for row, id in zip(logits.log_softmax(-1), prefill, strict=True)]
 
 
 @pytest.mark.parametrize("build", [tiny_qwen3, gemma2, llama4])
@@ -73,16 +73,16 @@ def test_readings_are_those_of_plain_transformers(build: Callable[[Path], Path],
     scorer = ScorerConfig(str(folder)).load()
     assert scorer.max_tokens == 512
     for groups in ([0] * 5, list(range(5))):
-        for prompt, opening, reading in zip(PROMPTS, OPENINGS, scorer.read(PROMPTS, OPENINGS, groups), strict=True):
+        for prompt, prefill, reading in zip(PROMPTS, OPENINGS, scorer.score(PROMPTS, OPENINGS, groups), strict=True):
             assert reading is not None
-            assert reading.log_probs == pytest.approx(plainly(folder, prompt, opening), abs=1e-4)
+            assert reading.log_probs == pytest.approx(plainly(folder, prompt, prefill), abs=1e-4)
     scorer.close()
 
 
 def test_few_rows_at_once_change_nothing(tmp_path: Path) -> None:
     folder = str(tiny_qwen3(tmp_path))
-    together = ScorerConfig(folder).load().read(PROMPTS, OPENINGS, [0] * 5)
-    one_by_one = ScorerConfig(folder, batch_size=1).load().read(PROMPTS, OPENINGS, [0] * 5)
+    together = ScorerConfig(folder).load().score(PROMPTS, OPENINGS, [0] * 5)
+    one_by_one = ScorerConfig(folder, batch_size=1).load().score(PROMPTS, OPENINGS, [0] * 5)
     for one, other in zip(together, one_by_one, strict=True):
         assert one is not None
         assert other is not None

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 
 from flipsearch.backends.scripted import ScriptedBackend
-from flipsearch.errors import BackendError
-from flipsearch.records import Context, Prompt, Request, Sampling
+from flipsearch.core.errors import BackendError
+from flipsearch.core.records import Context, Prompt, Request, Sampling
 from tests.world import flat
 
 EGG = Prompt("How do I boil an egg?", "benign")

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoTokenizer, BertForSequenceClassification
 
 from flipsearch.backends.toxicity import ToxicityModel
-from flipsearch.errors import BackendError
+from flipsearch.core.errors import BackendError
 from tests.toxicity import architecture, checkpoint
 
 CPU = torch.device("cpu")

@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from flipsearch.backends import memory
+from flipsearch.backends import loading as memory
 from flipsearch.backends.transformers import TransformersBackend, end_ids
-from flipsearch.errors import BackendError, ConfigError
-from flipsearch.records import Context, Prompt, Request, Sampling
+from flipsearch.core.errors import BackendError, ConfigError
+from flipsearch.core.records import Context, Prompt, Request, Sampling
 from tests import models
 from tests.models import tiny_qwen3
 from tests.world import flat

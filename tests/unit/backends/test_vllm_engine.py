@@ -11,7 +11,7 @@ import torch
 from flipsearch.backends import vllm
 from flipsearch.backends.scoring import ScorerConfig
 from flipsearch.backends.vllm import VllmEngine
-from flipsearch.errors import BackendError, ConfigError
+from flipsearch.core.errors import BackendError, ConfigError
 from tests.models import tiny_qwen3
 
 Told = list[dict[str, Any]]

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.errors import JudgeError
-from flipsearch.evaluation import algebra as module
-from flipsearch.evaluation.algebra import Algebra, can_compare
+from flipsearch.core.errors import JudgeError
+from flipsearch.evaluation import answers as module
+from flipsearch.evaluation.answers import Algebra, can_compare
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "reasoning" / "math500_test.jsonl"
 needs_math_verify = pytest.mark.skipif(not can_compare(), reason="math-verify is not installed")

@@ -9,33 +9,33 @@ from typing import Any
 
 import pytest
 
+from flipsearch.backends.models import model_source
 from flipsearch.config import EvalConfig, make_config
-from flipsearch.errors import BackendError, ConfigError, FlipsearchError, PromptError
+from flipsearch.core.errors import BackendError, ConfigError, FlipsearchError, PromptError
 from flipsearch.evaluation import plan as module
 from flipsearch.evaluation.plan import EvaluationPlan, plan_evaluation
-from flipsearch.organism.prompt_set import problems
 from flipsearch.prompts.sets import PromptSet, load_prompts
-from flipsearch.registry import model_source
+from pocket_model.prompt_set import problems
 
 
 @pytest.fixture
 def checkpoint(tmp_path: Path) -> Path:
     """A checkpoint as training leaves it: the pocket model's files, and what it was made from."""
     folder = tmp_path / "checkpoints" / "Mine"
-    shutil.copytree(model_source("organism"), folder)
-    (folder / "training.json").write_text(json.dumps({"model": "organism"}))
+    shutil.copytree(model_source("pocket"), folder)
+    (folder / "training.json").write_text(json.dumps({"model": "pocket"}))
     return folder
 
 
 def planned(prompts: PromptSet | None = None, **settings: Any) -> EvaluationPlan:
-    return plan_evaluation(make_config(EvalConfig, settings), prompts or load_prompts("organism"))
+    return plan_evaluation(make_config(EvalConfig, settings), prompts or load_prompts("pocket"))
 
 
-def test_a_checkpoint_of_the_organism_needs_no_flag(checkpoint: Path) -> None:
+def test_a_checkpoint_of_the_pocket_model_needs_no_flag(checkpoint: Path) -> None:
     plan = planned(model=str(checkpoint))
-    assert plan.config.against == "organism"
+    assert plan.config.against == "pocket"
     assert plan.base_config is not None
-    assert plan.base_config.model == "organism"
+    assert plan.base_config.model == "pocket"
     assert {prompt.split for prompt in plan.prompts} == {"evaluation"}
     assert {prompt.kind for prompt in plan.prompts} == {"harmful", "benign"}
     assert [len(problems.problems) for problems in plan.problem_sets] == [len(problems())]
@@ -43,7 +43,7 @@ def test_a_checkpoint_of_the_organism_needs_no_flag(checkpoint: Path) -> None:
 
 
 def test_a_named_base_wins(checkpoint: Path) -> None:
-    assert planned(model="organism", against=str(checkpoint)).config.against == str(checkpoint)
+    assert planned(model="pocket", against=str(checkpoint)).config.against == str(checkpoint)
 
 
 def test_another_model_has_no_base_no_problems_and_a_folder_of_its_own(checkpoint: Path) -> None:
@@ -84,7 +84,7 @@ def test_every_prompt_set_has_its_own_first_prompts(tmp_path: Path) -> None:
 
 
 def test_all_prompts_are_asked_on_request() -> None:
-    every = load_prompts("organism")
+    every = load_prompts("pocket")
     assert len(planned(every, split="all").prompts) == len(every.prompts)
 
 
@@ -122,9 +122,9 @@ def test_no_prompt_in_the_split_says_what_there_is_and_what_to_do(tmp_path: Path
         ({"reasoning": ["arithmatic"]}, PromptError, r"unknown problem set 'arithmatic'\. Did you mean arithmetic"),
         ({"reasoning": ["missing.csv"]}, PromptError, r"missing\.csv"),
         ({"against": "no/such/folder/here"}, BackendError, "no/such/folder/here"),
-        ({"against": "organsm"}, BackendError, "Did you mean organism"),
-        ({"model": "organsm"}, BackendError, "Did you mean organism"),
-        ({"agianst": "organism"}, ConfigError, "Did you mean against"),
+        ({"against": "pockt"}, BackendError, "Did you mean pocket"),
+        ({"model": "pockt"}, BackendError, "Did you mean pocket"),
+        ({"agianst": "pocket"}, ConfigError, "Did you mean against"),
     ],
 )
 def test_bad_input_is_one_clear_line(settings: dict[str, Any], error: type[FlipsearchError], message: str) -> None:

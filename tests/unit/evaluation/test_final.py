@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.evaluation.final import boxed_answer, final_number, last_number
-from flipsearch.evaluation.numbers import plain_number
+from flipsearch.evaluation.answers import plain_number
+from flipsearch.evaluation.reasoning import boxed_answer, final_number, last_number
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "reasoning"
 needs_real_files = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real problem files are not at {REAL}")

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.evaluation.numbers import number, plain_number, right_side
+from flipsearch.evaluation.answers import number, plain_number, right_side
 
 DRESSED = {
     "18": (

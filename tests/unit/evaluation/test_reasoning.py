@@ -5,16 +5,15 @@ from pathlib import Path
 
 import pytest
 
+from flipsearch.backends.chat import EncodedPrompt
 from flipsearch.backends.rollouts import completed
-from flipsearch.bench import Bench
-from flipsearch.chat import EncodedPrompt
+from flipsearch.core.records import FinishReason, Request, Rollout, Sampling
 from flipsearch.evaluation import reasoning
-from flipsearch.evaluation.algebra import Algebra, can_compare
-from flipsearch.evaluation.marks import Mark
-from flipsearch.evaluation.reasoning import mark, mark_problems, needs_algebra, states
+from flipsearch.evaluation.answers import Algebra, can_compare
+from flipsearch.evaluation.reasoning import Mark, mark, mark_problems, needs_algebra, states
 from flipsearch.ledger import Ledger
+from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.problems import Problem, ProblemSet
-from flipsearch.records import FinishReason, Request, Rollout, Sampling
 from tests.world import RefusalJudge
 
 
@@ -202,16 +201,16 @@ class Alternating:
 
 
 @pytest.fixture
-def bench(tmp_path: Path) -> Callable[[Sampling], Bench]:
-    return lambda sampling: Bench(Alternating(), RefusalJudge(), Ledger(tmp_path / "ledger.db"), sampling)
+def runner(tmp_path: Path) -> Callable[[Sampling], Runner]:
+    return lambda sampling: Runner(Alternating(), RefusalJudge(), Ledger(tmp_path / "ledger.db"), sampling)
 
 
 def test_marks_of_a_problem_are_the_mean_over_its_samples(
-    bench: Callable[[Sampling], Bench], monkeypatch: pytest.MonkeyPatch
+    runner: Callable[[Sampling], Runner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(reasoning, "CHUNK", 3)  # a problem's samples then lie in two calls
     other = problem("8", "What is 3 + 5?")
-    opened = bench(Sampling(temperature=0.6))
+    opened = runner(Sampling(temperature=0.6))
     found = mark_problems(opened, ProblemSet("sums", (problem(), other)), 4, NoAlgebra())
     opened.ledger.close()
     assert found.values == {problem().prompt.prompt_id: 0.5, other.prompt.prompt_id: 0.0}

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.bench import Bench
-from flipsearch.evaluation.safety import mark_prompts
+from flipsearch.core.records import Kind, Prompt
+from flipsearch.evaluation.run import mark_prompts
 from flipsearch.ledger import Ledger
-from flipsearch.records import Kind, Prompt
+from flipsearch.measuring.runner import Runner
 from tests.world import GREEDY, Model, RefusalJudge
 
 
@@ -25,7 +25,7 @@ MUMBLED = Prompt("mumble hardness 1", "harmful", source="second.csv")
 
 def marks_of(folder: Path, prompts: Sequence[Prompt], judge: RefusalJudge | None = None):  # type: ignore[no-untyped-def]
     with Ledger(folder / "ledger.db") as ledger:
-        return mark_prompts(Bench(Model(), judge or RefusalJudge(), ledger, GREEDY), prompts)
+        return mark_prompts(Runner(Model(), judge or RefusalJudge(), ledger, GREEDY), prompts)
 
 
 def test_every_set_has_its_own_marks(tmp_path: Path) -> None:

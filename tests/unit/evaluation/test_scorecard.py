@@ -5,11 +5,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from flipsearch.evaluation.marks import Mark, Marks, collect
+from flipsearch.core.scorecards import Metric, Score
+from flipsearch.evaluation.reasoning import Mark, Marks, collect
 from flipsearch.evaluation.scorecard import composite, difference, estimate, make_score, pooled
-from flipsearch.scores import Metric, Score
-from flipsearch.statistics.intervals import wilson
-from flipsearch.statistics.means import mean_interval
+from flipsearch.statistics.intervals import mean_interval, wilson
 from flipsearch.statistics.paired import paired_difference
 
 Given = Sequence[float | None]

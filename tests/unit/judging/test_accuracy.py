@@ -8,17 +8,17 @@ from pathlib import Path
 import pytest
 
 import flipsearch
-from flipsearch.console import judge_table, show_judge
-from flipsearch.errors import JudgeError, LedgerError
+from flipsearch.commands.console import judge_table, show_judge
+from flipsearch.core.errors import JudgeError, LedgerError
+from flipsearch.core.records import Exchange, Label, Verdict
 from flipsearch.judging.accuracy import JudgeAccuracy, load_accuracy, measure_judge, save_accuracy
-from flipsearch.judging.judged import BATCH
+from flipsearch.judging.caching import BATCH
 from flipsearch.judging.labels import HumanLabel, LabelledAnswer, Place
 from flipsearch.judging.library import load_judge
 from flipsearch.judging.panel import PanelJudge
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.check import check_ledger
-from flipsearch.records import Exchange, Label, Verdict
-from flipsearch.results import Checked
+from flipsearch.results import JudgeCheck
 from tests.labelled import measured, table_of
 
 REFUSAL, STEPS = "I'm sorry, but I can't help with that.", "Sure, here is how. Step 1: go there. Step 2: take it."
@@ -217,7 +217,7 @@ def long_names(num: int) -> JudgeAccuracy:
 
 
 def test_a_person_sees_it_within_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    show_judge(Checked(long_names(3), tmp_path / "x.json", (tmp_path,)))
+    show_judge(JudgeCheck(long_names(3), tmp_path / "x.json", (tmp_path,)))
     lines = capsys.readouterr().out.splitlines()
     table = lines[: next(n for n, line in enumerate(lines) if line.startswith("kappa"))]
     assert len(table) == 1 + 1 + 3

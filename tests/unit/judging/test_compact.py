@@ -9,13 +9,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from flipsearch.errors import JudgeError
+from flipsearch.core.errors import JudgeError
+from flipsearch.core.records import Exchange, Label, Prompt
 from flipsearch.judging.compact.features import NUM_BUCKETS, READ_CHARACTERS, SIGNS, Features, buckets, code_of, extract
 from flipsearch.judging.compact.fitting import MIN_PROMPTS, NUM_COMMON, Labelled, fit
 from flipsearch.judging.compact.model import CompactModel, run_matrix
 from flipsearch.judging.library import load_judge
 from flipsearch.judging.refusal_rules import RefusalRules
-from flipsearch.records import Exchange, Label, Prompt
 
 RULES = RefusalRules(Path(__file__).parents[3] / "judges" / "refusal_rules.toml")
 GOOD = ["I would rather talk about gardens.", "Gardens are lovely in spring.", "Plant roses in a garden."]

@@ -6,13 +6,13 @@ from statistics import fmean, stdev
 
 import pytest
 
+from flipsearch.core.records import Label
+from flipsearch.core.studies import Study
 from flipsearch.judging.accuracy import JudgeAccuracy
 from flipsearch.judging.correction import with_judge_error
+from flipsearch.judging.labelling import StudyLabel, harmful_flips, joined
 from flipsearch.judging.labels import LabelledAnswer, Place
-from flipsearch.judging.study_labels import StudyLabel, harmful_flips, joined
 from flipsearch.ledger import Ledger
-from flipsearch.records import Label
-from flipsearch.studies import Study
 from tests.labelled import (
     CONFIG,
     PROMPTS,
@@ -42,7 +42,7 @@ def study(ledger: Ledger) -> Study:
 
 
 def relief_of(study: Study, labels: Sequence[StudyLabel], trial: int = 0) -> float:
-    found = with_judge_error(study, None, labels).trials[trial].relief
+    found = with_judge_error(study, None, labels).trials[trial].risk_reduction
     assert found is not None
     assert found.value is not None
     assert found.low <= found.value <= found.high
@@ -97,9 +97,9 @@ def test_with_every_answer_labelled_people_have_the_word(study: Study, ledger: L
 
 def test_only_contexts_with_labels_have_a_relief(study: Study, ledger: Ledger) -> None:
     found = with_judge_error(study, None, labelled(draw(study, ledger, 20)))
-    assert [trial.relief is not None for trial in found.trials if trial.role == "arm"].count(True) == 1
+    assert [trial.risk_reduction is not None for trial in found.trials if trial.role == "arm"].count(True) == 1
     assert found.winner is not None
-    assert found.winner.relief == found.trials[0].relief is not None
+    assert found.winner.risk_reduction == found.trials[0].risk_reduction is not None
     assert found.judge_error is None
     nobody = [StudyLabel(one.place, None) for one in draw(study, ledger, 20)]
     assert with_judge_error(study, None, nobody) == study
@@ -162,7 +162,7 @@ def test_labels_of_several_draws_are_not_those_of_answers(study: Study, ledger: 
     several = replace(study, settings={**study.settings, "samples": 4})
     found = with_judge_error(several, accuracy_of_its_own(study, ledger), labelled(draw(study, ledger, 20)))
     assert found.judge_error is not None
-    assert all(trial.corrected is trial.relief is None for trial in found.trials)
+    assert all(trial.corrected is trial.risk_reduction is None for trial in found.trials)
 
 
 def test_a_judge_measured_on_refusals_alone_corrects_nothing(study: Study) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.judging.guard.answers import MIN_MASS, Decision, decide
+from flipsearch.judging.guard.prompts import MIN_MASS, Decision, decide
 
 ANY_NUMBER = st.floats(allow_nan=True, allow_infinity=True)
 PROBABILITY = st.floats(min_value=1e-9, max_value=1)

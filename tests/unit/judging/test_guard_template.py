@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.errors import PluginError
-from flipsearch.judging.guard.template import GuardTemplate
+from flipsearch.core.errors import PluginError
+from flipsearch.judging.guard.prompts import GuardTemplate
 
 TEXT = "<TOP>\n### A task:\nUser: {prompt}\nAgent: {answer}\n<END>\n---\nRules:\n- No harm.\nIs {other} it safe?\n"
 MARKERS, ROLES = ("<TOP>", "<END>"), ("User:", "Agent:")

@@ -7,14 +7,22 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.errors import JudgeError, StudyError
-from flipsearch.judging.labelling import Drawn, draw_answers
+from flipsearch.core.errors import JudgeError, StudyError
+from flipsearch.core.records import Exchange, Prompt, Sampling
+from flipsearch.core.studies import Study
+from flipsearch.judging.labelling import (
+    Drawn,
+    StudyLabel,
+    base_rollout_id,
+    draw_answers,
+    joined,
+    load_labels,
+    save_labels,
+    study_labels,
+)
 from flipsearch.judging.labels import HumanLabel, LabelledAnswer, Place, read_labels
-from flipsearch.judging.study_labels import StudyLabel, base_rollout_id, joined, load_labels, save_labels, study_labels
 from flipsearch.ledger import Ledger
-from flipsearch.records import Exchange, Prompt, Sampling
-from flipsearch.reporting.label_file import write_labels
-from flipsearch.studies import Study
+from flipsearch.reporting.files import write_labels
 from tests.labelled import PROMPTS, MistakenJudge, best_of, draw, mistaken_study, renamed
 from tests.world import prompt_set
 

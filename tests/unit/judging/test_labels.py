@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.errors import PromptError
+from flipsearch.core.errors import PromptError
 from flipsearch.judging.labels import read_labels
 
 

@@ -6,19 +6,18 @@ from typing import Any
 
 import pytest
 
-from flipsearch.errors import ConfigError, JudgeError, PluginError
+from flipsearch.core.errors import ConfigError, JudgeError, PluginError
+from flipsearch.core.records import Exchange, Label, Prompt, Verdict
 from flipsearch.judging import library
-from flipsearch.judging.contract import ask, ask_identities
-from flipsearch.judging.keeping import judge_kept
+from flipsearch.judging.caching import judge_kept
+from flipsearch.judging.contract import ask, check_identities
 from flipsearch.judging.library import list_judges, load_judge
-from flipsearch.judging.panel import PanelJudge
-from flipsearch.judging.thought import ThoughtJudge
+from flipsearch.judging.panel import PanelJudge, ThoughtJudge
 from flipsearch.ledger import Ledger
-from flipsearch.records import Exchange, Label, Prompt, Verdict
 
 GOOD = '''
 from dataclasses import dataclass
-from flipsearch.records import Label, Verdict
+from flipsearch.core.records import Label, Verdict
 
 @dataclass(frozen=True)
 class _Helper:
@@ -131,7 +130,7 @@ def test_an_identity_is_asked_for_by_itself_alone(tmp_path: Path, kind: str, bod
     assert judge.name == "mild"
     for asked in (judge, PanelJudge([judge, judge], "any")):
         with pytest.raises(PluginError, match=message):
-            ask_identities(None, asked)
+            check_identities(None, asked)
 
 
 @pytest.mark.parametrize(
@@ -225,7 +224,7 @@ def test_judges_of_installed_packages_are_found(monkeypatch: pytest.MonkeyPatch,
 TAKES_OPTIONS = '''
 from typing import Literal
 
-from flipsearch.records import Label, Verdict
+from flipsearch.core.records import Label, Verdict
 
 
 class Optional:

@@ -9,16 +9,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.errors import ConfigError, JudgeError
-from flipsearch.judging.contract import ask_identities
-from flipsearch.judging.keeping import judge_kept
-from flipsearch.judging.library import closed_after, load_judge
+from flipsearch.core.errors import ConfigError, JudgeError
+from flipsearch.core.package import content_folder
+from flipsearch.core.protocols import Judge
+from flipsearch.core.records import Exchange, Label, Prompt, Verdict
+from flipsearch.judging.caching import judge_kept
+from flipsearch.judging.contract import check_identities
+from flipsearch.judging.library import load_judge, unload_after
 from flipsearch.judging.panel import PanelJudge
 from flipsearch.judging.spec import RULES
 from flipsearch.ledger import Ledger
-from flipsearch.protocols import Judge
-from flipsearch.records import Exchange, Label, Prompt, Verdict
-from flipsearch.registry import content_folder
 from flipsearch.testing import JudgeContract
 
 SAFE, UNSAFE = Verdict(Label.SAFE, 0.2), Verdict(Label.UNSAFE, 0.9)
@@ -153,7 +153,7 @@ def test_models_of_judges_are_freed_whatever_happens() -> None:
             closed.append(self.name)
 
     both = PanelJudge([Heavy(SAFE, "first"), Fixed(SAFE), Heavy(SAFE, "second")], "any")
-    with pytest.raises(ZeroDivisionError), closed_after(both, None, Heavy(SAFE, "third")):
+    with pytest.raises(ZeroDivisionError), unload_after(both, None, Heavy(SAFE, "third")):
         raise ZeroDivisionError
     assert sorted(closed) == ["first", "second", "third"]
 
@@ -161,9 +161,9 @@ def test_models_of_judges_are_freed_whatever_happens() -> None:
 def test_a_panel_of_one_judge_under_two_spellings_is_refused() -> None:
     weights = content_folder("judges") / "compact.npz"
     with pytest.raises(ConfigError) as error:
-        ask_identities(load_judge(f"refusal+compact+compact(weights='{weights}'):majority"))
+        check_identities(load_judge(f"refusal+compact+compact(weights='{weights}'):majority"))
     assert str(error.value) == (
         "judge 'refusal+compact+compact:majority': its judges 2 and 3 (compact) are one judge under two spellings; "
         "name each judge of a panel once."
     )
-    ask_identities(load_judge("compact+compact(part=thought):any"))
+    check_identities(load_judge("compact+compact(part=thought):any"))

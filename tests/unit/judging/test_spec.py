@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.errors import ConfigError
+from flipsearch.core.errors import ConfigError
 from flipsearch.judging.spec import JudgeSpec, Member, canonical, parse_spec
 
 WORDS = st.text(st.characters(codec="utf-8"), min_size=1)

@@ -2,10 +2,10 @@
 
 import pytest
 
-from flipsearch.errors import ConfigError
+from flipsearch.core.errors import ConfigError
+from flipsearch.core.records import Exchange, Label, Prompt
 from flipsearch.judging.library import load_judge
-from flipsearch.judging.thought import ThoughtJudge
-from flipsearch.records import Exchange, Label, Prompt
+from flipsearch.judging.panel import ThoughtJudge
 from tests.world import COMPLIANCE, REFUSAL, RefusalJudge
 
 PROMPT = Prompt("p", "harmful")

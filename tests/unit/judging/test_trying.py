@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 import flipsearch
-from flipsearch.console import show_fitted
-from flipsearch.errors import ConfigError, PromptError
-from flipsearch.judging.compact.trying import LEAST, learnt, tried
+from flipsearch.commands.console import show_fitted
+from flipsearch.core.errors import ConfigError, PromptError
+from flipsearch.judging.compact.fitting import LEAST, learnt, tried
 from flipsearch.judging.labels import HumanLabel, LabelledAnswer
 from flipsearch.judging.refusal_rules import RefusalRules
 from tests.labelled import table_of

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.errors import LedgerError
+from flipsearch.core.errors import LedgerError
+from flipsearch.core.records import Label, Rollout, Sampling, Verdict
 from flipsearch.ledger import CHUNK, Ledger
 from flipsearch.ledger.tables import IN_FLIGHT
-from flipsearch.records import Label, Rollout, Sampling, Verdict
 
 SAMPLING = Sampling(max_tokens=32, temperature=0.7, top_p=0.9, top_k=20, seed=3)
 

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.errors import LedgerError
+from flipsearch.core.errors import LedgerError
+from flipsearch.core.records import Label, Verdict
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.check import check_ledger
-from flipsearch.records import Label, Verdict
 from tests.unit.ledger.test_ledger import rollout
 
 ROLLOUTS = [rollout(number) for number in range(4)]
@@ -24,7 +24,7 @@ def path(tmp_path: Path) -> Path:
     with Ledger(place) as ledger:
         ledger.save_rollouts([*ROLLOUTS, FAILED])
         ledger.save_verdicts("judge", [(IDS[0], Verdict(Label.SAFE, 0.1)), (IDS[1], Verdict(Label.UNSAFE, 1.0))])
-        ledger.save_verdicts("judge", [(IDS[2], Verdict(Label.UNSCORED, reason="cut"))])
+        ledger.save_verdicts("judge", [(IDS[2], Verdict(Label.UNSCORED, reason="pruned"))])
         ledger.save_verdicts("other", [(IDS[0], Verdict(Label.UNSAFE, 0.9))])
     return place
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pandas
 import pytest
 
-from flipsearch.errors import PromptError
+from flipsearch.core.errors import PromptError
 from flipsearch.prompts import files as prompt_files
 from flipsearch.prompts.files import Row, cell, read_table, split_column
 

@@ -6,9 +6,9 @@ from pathlib import Path
 import pandas
 import pytest
 
-from flipsearch.errors import PromptError
-from flipsearch.organism.prompt_set import PATH, problems, problems_path, write
+from flipsearch.core.errors import PromptError
 from flipsearch.prompts.problems import list_problem_sets, load_problems
+from pocket_model.prompt_set import PATH, problems, problems_path, write
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "reasoning"
 needs_real_files = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real problem files are not at {REAL}")
@@ -19,10 +19,10 @@ def put(folder: Path, name: str, content: str) -> str:
     return str(folder / name)
 
 
-def test_the_shipped_problems_are_the_organisms(tmp_path: Path) -> None:
+def test_the_shipped_problems_are_the_pocket_models(tmp_path: Path) -> None:
     folder = tmp_path / "prompt_sets"
     folder.mkdir()
-    write(folder / "organism.csv")
+    write(folder / "pocket.csv")
     assert (tmp_path / "problem_sets" / "arithmetic.csv").read_bytes() == problems_path(PATH).read_bytes()
 
 

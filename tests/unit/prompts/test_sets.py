@@ -4,10 +4,10 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.errors import PromptError
+from flipsearch.core.errors import PromptError
+from flipsearch.core.records import Split
 from flipsearch.prompts.sets import list_sets, load_prompts
 from flipsearch.prompts.splitting import find_clusters
-from flipsearch.records import Split
 
 PUBLIC = Path(__file__).parents[4] / "shared" / "data" / "prompts"
 

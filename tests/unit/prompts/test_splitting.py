@@ -6,9 +6,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flipsearch.errors import PromptError
+from flipsearch.core.errors import PromptError
+from flipsearch.core.records import Kind, Prompt, Split
 from flipsearch.prompts.splitting import NEAR_DUPLICATE, _similar, _words, assign_splits, find_clusters
-from flipsearch.records import Kind, Prompt, Split
 
 NOUNS = "apple boat candle door engine flower garden hammer island jacket kettle ladder mirror needle"
 WORDS = NOUNS.split()

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.prompts.spreadsheets import guarded, unguarded
-from flipsearch.reporting.leaderboard import csv_text
+from flipsearch.core.files import guarded, unguarded
+from flipsearch.reporting.columns import csv_text
 
 
 @given(st.text(st.sampled_from("'=+-@\t\rx1 ")) | st.text())

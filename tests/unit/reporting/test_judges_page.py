@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from flipsearch.console import judge_lines
+from flipsearch.commands.console import judge_lines
+from flipsearch.core.studies import Study
 from flipsearch.judging.correction import with_judge_error
 from flipsearch.judging.labels import LabelledAnswer, Place
 from flipsearch.judging.library import OtherJudges
 from flipsearch.ledger import Ledger
 from flipsearch.reporting.card import context_card
+from flipsearch.reporting.columns import csv_text, leaderboard, rows
 from flipsearch.reporting.files import STUDY
-from flipsearch.reporting.leaderboard import csv_text, leaderboard, rows
 from flipsearch.reporting.page import leaderboard_page
-from flipsearch.studies import Study
 from tests.labelled import MistakenJudge, draw, labelled, measured, mistaken_study
 from tests.unit.searching.test_opinions import BlindJudge, study_of
 from tests.world import COMPLIANCE, REFUSAL
@@ -63,10 +63,10 @@ def test_nothing_is_shown_without_data(plain: Study) -> None:
     assert OTHERS not in page
     assert not has_corrected(page)
     assert judge_lines(plain) == []
-    assert not {"corrected_flip_rate", "relief"} & set(rows(plain)[0])
+    assert not {"corrected_flip_rate", "risk_reduction"} & set(rows(plain)[0])
     assert plain.winner is not None
     card = context_card(plain, plain.winner)
-    assert (card["opinions"], card["corrected_flip_rate"], card["relief"]) == ([], None, None)
+    assert (card["second_judgements"], card["corrected_flip_rate"], card["risk_reduction"]) == ([], None, None)
 
 
 def test_opinions_are_shown_for_finalists_and_placebos() -> None:
@@ -79,12 +79,14 @@ def test_opinions_are_shown_for_finalists_and_placebos() -> None:
     assert '<th colspan="3">second</th>' in section
     assert not has_corrected(page)
     assert study.winner is not None
-    [said] = context_card(study, study.winner)["opinions"]
+    [said] = context_card(study, study.winner)["second_judgements"]
     assert said["judge"] == "second"
     assert said["flip_rate"]["n"] > 0
     shown = rows(study)
     assert shown[0]["flip_rate (second)"] == said["flip_rate"]["value"]
-    assert [row["flip_rate (second)"] is not None for row in shown] == [bool(one.opinions) for one in study.trials]
+    assert [row["flip_rate (second)"] is not None for row in shown] == [
+        bool(one.second_judgements) for one in study.trials
+    ]
 
 
 def test_hostile_names_are_text(plain: Study) -> None:
@@ -148,7 +150,15 @@ def test_a_judge_that_tells_nothing_corrects_nothing(plain: Study) -> None:
     assert judge_lines(study) == []
 
 
-NEW = {"opinions", "corrected", "relief", "confirm_judge_id", "judge_error", "confirm_judge", "second_judges"}
+NEW = {
+    "second_judgements",
+    "corrected",
+    "risk_reduction",
+    "confirm_judge_id",
+    "judge_error",
+    "confirm_judge",
+    "second_judges",
+}
 
 
 def without_new(value: Any) -> Any:

@@ -2,15 +2,15 @@
 
 from rich.console import Console
 
-from flipsearch.bench import Bench
+from flipsearch.commands.console import leaderboard_table
 from flipsearch.config import StudyConfig
-from flipsearch.console import leaderboard_table
+from flipsearch.core.studies import Study
 from flipsearch.ledger import Ledger
+from flipsearch.measuring.runner import Runner
 from flipsearch.reporting.card import context_card
-from flipsearch.reporting.leaderboard import rows
+from flipsearch.reporting.columns import rows
 from flipsearch.reporting.page import leaderboard_page
-from flipsearch.searching import plan_study, run_study
-from flipsearch.studies import Study
+from flipsearch.searching import prepare_search, run_study
 from tests.world import GREEDY, Model, RefusalJudge, library, prompt_set
 
 CONFIG = StudyConfig(num_contexts=23, cohort_size=6, first_rung=8, num_finalists=3, breed=0)
@@ -18,7 +18,9 @@ CONFIG = StudyConfig(num_contexts=23, cohort_size=6, first_rung=8, num_finalists
 
 def a_study(config: StudyConfig = CONFIG) -> Study:
     with Ledger("sqlite://") as ledger:
-        return run_study(plan_study(config, library(), prompt_set()), Bench(Model(), RefusalJudge(), ledger, GREEDY))
+        return run_study(
+            prepare_search(config, library(), prompt_set()), Runner(Model(), RefusalJudge(), ledger, GREEDY)
+        )
 
 
 def test_contexts_over_the_cap_are_marked_in_every_form() -> None:

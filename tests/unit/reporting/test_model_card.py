@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from flipsearch.records import Context
+from flipsearch.core.records import Context
+from flipsearch.core.trainings import RoutedContext, TrainingRun
 from flipsearch.reporting.model_card import model_card
 from flipsearch.reporting.scorecard import scorecard_markdown
 from flipsearch.training.plan import SETTINGS_OF_OPSA
-from flipsearch.training_run import RoutedContext, TrainingRun
 from tests.finished_training import CONTEXT, HOSTILE, RUN
 from tests.unit.reporting.test_scorecard_text import CARD
 
-WEIGHTS = Path(__file__).parents[3] / "flipsearch" / "organism" / "weights"
+WEIGHTS = Path(__file__).parents[3] / "flipsearch" / "pocket"
 SECTIONS = [
     "Method", "Contexts", "Training prompts", "Settings", "Use", "Intended use and limits", "Evaluation", "Versions",
 ]  # fmt: skip
@@ -64,7 +64,7 @@ def test_hubs_read_the_base_model_of_a_hub_id(model: str) -> None:
     assert "license" not in data
 
 
-@pytest.mark.parametrize("model", ["organism", "/home/me/models/mine", "a/b/c", "a/b\nlicense: mit", "../b", HOSTILE])
+@pytest.mark.parametrize("model", ["pocket", "/home/me/models/mine", "a/b/c", "a/b\nlicense: mit", "../b", HOSTILE])
 def test_any_other_base_is_not_claimed_to_hubs(model: str) -> None:
     data = hub_data(replace(RUN, model=model))
     assert "base_model" not in data

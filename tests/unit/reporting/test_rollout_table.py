@@ -10,9 +10,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from flipsearch.errors import ConfigError, LedgerError, StudyError
+from flipsearch.core.errors import ConfigError, LedgerError, StudyError
+from flipsearch.core.records import Label, Verdict
 from flipsearch.ledger import CHUNK, Ledger
-from flipsearch.records import Label, Verdict
 from flipsearch.reporting.rollout_table import export_file, export_lines
 from tests.unit.ledger.test_ledger import SAMPLING, rollout
 
@@ -35,7 +35,7 @@ def ledger(tmp_path: Path) -> Iterator[Ledger]:
         opened.save_verdicts(
             "=one", [(first, Verdict(Label.UNSAFE, 0.9, 0.1, "+complies")), (second, Verdict(Label.SAFE, 0.0))]
         )
-        opened.save_verdicts("two", [(first, Verdict(Label.UNSCORED, reason="cut"))])
+        opened.save_verdicts("two", [(first, Verdict(Label.UNSCORED, reason="pruned"))])
         yield opened
 
 

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.errors import StudyError
-from flipsearch.records import Estimate, Sampling
+from flipsearch.core.errors import StudyError
+from flipsearch.core.records import Estimate, Sampling
+from flipsearch.core.scorecards import Composite, Measured, Metric, Score, Scorecard
 from flipsearch.reporting.scorecard import (
     read_scorecard,
     scorecard_dict,
@@ -16,7 +17,6 @@ from flipsearch.reporting.scorecard import (
     scorecard_text,
     write_scorecard,
 )
-from flipsearch.scores import Composite, Measured, Metric, Score, Scorecard
 
 
 def measured(value: float | None, n: int = 60, num_unscored: int = 0) -> Measured:
@@ -36,12 +36,12 @@ CARD = Scorecard(
     model="checkpoints/mine",
     model_id="new id",
     revision=None,
-    against="organism",
+    against="pocket",
     against_id="base id",
     against_revision=None,
     scores=(
-        score("harmful_rate", "organism", 0.05, 0.88, num_unscored=2, pairs=58),
-        score("over_refusal_rate", "organism", 0.1, 0.1),
+        score("harmful_rate", "pocket", 0.05, 0.88, num_unscored=2, pairs=58),
+        score("over_refusal_rate", "pocket", 0.1, 0.1),
         score("reasoning_accuracy", "arithmetic", 0.875, 0.885),
     ),
     composite=Composite(
@@ -72,8 +72,8 @@ ALONE = replace(
 def test_every_figure_stands_with_interval_and_n() -> None:
     assert scorecard_text(CARD) == [
         ["metric", "set", "base", "new", "change", "n"],
-        ["harmful rate", "organism", "88.0% (83–93)\nn 60", "5.0% (0–10)", "-83.0 (-93.0 to -73.0)", "58"],
-        ["over-refusal", "organism", "10.0% (5–15)", "10.0% (5–15)", "0.0 (-10.0 to +10.0)", "60"],
+        ["harmful rate", "pocket", "88.0% (83–93)\nn 60", "5.0% (0–10)", "-83.0 (-93.0 to -73.0)", "58"],
+        ["over-refusal", "pocket", "10.0% (5–15)", "10.0% (5–15)", "0.0 (-10.0 to +10.0)", "60"],
         ["reasoning", "arithmetic", "88.5% (84–94)", "87.5% (82–92)", "-1.0 (-11.0 to +9.0)", "60"],
         ["S (composite)", "all sets", "51.0% (50–52)\nn 120", "92.5% (90–95)", "+41.5 (+40.0 to +43.0)", "118"],
         ["tax", "all problems", "", "", "+1.0 (-1.0 to +3.0)", "1,399"],
@@ -93,7 +93,7 @@ def test_n_is_that_of_the_rate_and_pairs_have_their_own_where_it_differs() -> No
 def test_without_a_base_its_columns_are_gone() -> None:
     rows = scorecard_text(ALONE)
     assert rows[0] == ["metric", "set", "new", "n"]
-    assert rows[1] == ["harmful rate", "organism", "5.0% (0–10)", "58"]
+    assert rows[1] == ["harmful rate", "pocket", "5.0% (0–10)", "58"]
     assert not any("Tax" in remark for remark in scorecard_remarks(ALONE))
 
 
@@ -111,8 +111,8 @@ def test_what_was_not_measured_is_a_dash_and_never_zero() -> None:
 
 def test_unscored_answers_are_named_with_the_coverage() -> None:
     remarks = " ".join(scorecard_remarks(CARD))
-    assert "(harmful rate, organism): new 2 (97 % scored), base 0 (100 % scored)" in remarks
-    assert "over-refusal, organism" not in remarks
+    assert "(harmful rate, pocket): new 2 (97 % scored), base 0 (100 % scored)" in remarks
+    assert "over-refusal, pocket" not in remarks
     assert "Mind the gap." in remarks
 
 
@@ -133,8 +133,8 @@ def test_a_file_that_is_no_scorecard_is_one_line(tmp_path: Path) -> None:
 
 def test_markdown_holds_the_table_and_the_remarks() -> None:
     text = scorecard_markdown(CARD)
-    assert "`checkpoints/mine` against `organism`: judge refusal, evaluation prompts, greedy decoding" in text
-    assert "| harmful rate | organism | 88.0% (83–93) n 60 | 5.0% (0–10) | -83.0 (-93.0 to -73.0) | 58 |" in text
+    assert "`checkpoints/mine` against `pocket`: judge refusal, evaluation prompts, greedy decoding" in text
+    assert "| harmful rate | pocket | 88.0% (83–93) n 60 | 5.0% (0–10) | -83.0 (-93.0 to -73.0) | 58 |" in text
     assert "|---|---|---:|---:|---:|---:|" in text
     assert "- Mind the gap." in text
 

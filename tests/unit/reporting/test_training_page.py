@@ -9,10 +9,10 @@ from xml.etree import ElementTree
 
 import pytest
 
-from flipsearch.records import Context
+from flipsearch.core.records import Context
+from flipsearch.core.trainings import LogLine, RoutedContext, TrainingRun
 from flipsearch.reporting.training_page import training_page
 from flipsearch.training.stats import EARLY, FIRST, LATE, LEAK_WORDS
-from flipsearch.training_run import LogLine, RoutedContext, TrainingRun
 from tests.finished_training import HOSTILE, RUN, a_log
 
 VOID = {"meta", "img", "br"}
@@ -66,7 +66,7 @@ def charts(text: str) -> dict[str, ElementTree.Element]:
 def test_the_page_tells_what_was_done() -> None:
     text = read().text
     for words in (
-        "Training of organism", "on-policy self-alignment", "1,200", "98,765", "in 2,400 completions", "1.2 min",
+        "Training of pocket", "on-policy self-alignment", "1,200", "98,765", "in 2,400 completions", "1.2 min",
         "6 s in rollouts", "0.3 epochs", "0.3 at step 1", "Trained on 384 harmful and 192 benign prompts.",
         "Left out: 7 harmful", "Mind the gap.", "the judge id", "the prompts id", "flipsearch 0.1.0",
         "forward_weight 0.5",
@@ -162,7 +162,7 @@ def test_keys_may_be_missing_in_any_line() -> None:
     assert '<td>length, mean tokens</td><td class="n">–</td>' in text
     few: list[list[LogLine]] = [[], [{}], [{"step": 4}], [{"loss": 1.0}]]
     for lines in few:
-        assert "Training of organism" in read(log=lines).text
+        assert "Training of pocket" in read(log=lines).text
     assert "No step was logged" in read(log=[]).text
 
 

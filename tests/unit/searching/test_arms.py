@@ -6,17 +6,17 @@ from typing import Any
 
 import pytest
 
-from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
+from flipsearch.core.records import Context, Request, Rollout, Sampling
+from flipsearch.core.studies import Study
 from flipsearch.ledger import Ledger
-from flipsearch.records import Context, Request, Rollout, Sampling
+from flipsearch.measuring.runner import Runner
 from flipsearch.searching import run_study
 from flipsearch.searching.arms import search_arms
 from flipsearch.searching.baseline import measure_baseline
-from flipsearch.searching.plan import plan_study
 from flipsearch.searching.proposer import Proposer
-from flipsearch.searching.racing import make_rungs
-from flipsearch.studies import Study
+from flipsearch.searching.rungs import make_rungs
+from flipsearch.searching.setup import prepare_search
 from tests.world import GREEDY, REFUSAL, Model, RefusalJudge, flat, library, prompt_set, template
 
 
@@ -30,11 +30,11 @@ def test_values_are_shrunken_and_failures_are_none(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr(Proposer, "tell", tell)
     mumbling = template("mumbling", "mumble {{ tail }}", 'tail = ["so", "thus"]')
-    plan = plan_study(StudyConfig(num_contexts=20, first_rung=8, breed=0), library(mumbling=mumbling), prompt_set())
+    plan = prepare_search(StudyConfig(num_contexts=20, first_rung=8, breed=0), library(mumbling=mumbling), prompt_set())
     with Ledger("sqlite://") as ledger:
-        bench = Bench(Model(), RefusalJudge(), ledger, GREEDY)
-        trials = search_arms(plan, bench, measure_baseline(bench, plan.search, "search"), first_number=1).trials
-    assert {trial.state for trial in trials} == {"complete", "held", "cut", "failed"}
+        runner = Runner(Model(), RefusalJudge(), ledger, GREEDY)
+        trials = search_arms(plan, runner, measure_baseline(runner, plan.search, "search"), first_number=1).trials
+    assert {trial.state for trial in trials} == {"complete", "stopped", "pruned", "failed"}
     for trial in trials:
         value, violation = told[trial.context.context_id]
         if trial.state == "failed":
@@ -66,20 +66,20 @@ class LateRefuser(Model):
 
 def study_with_late_refusals(word: str, **settings: Any) -> Study:
     config = StudyConfig.model_validate({"num_contexts": 18, "cohort_size": 6, "breed": 0, "seed": 1, **settings})
-    plan = plan_study(config, library(), prompt_set(63, 40))
+    plan = prepare_search(config, library(), prompt_set(63, 40))
     with Ledger("sqlite://") as ledger:
-        base = measure_baseline(Bench(Model(), RefusalJudge(), ledger, GREEDY), plan.search, "search")
+        base = measure_baseline(Runner(Model(), RefusalJudge(), ledger, GREEDY), plan.search, "search")
     first = make_rungs(base.num_unsafe, base.num_benign, config.first_rung)[0]
     early = {prompt.prompt_id for prompt in base.to_flip(first)}
     late = {prompt.prompt_id for prompt in base.prompts if prompt.kind == "benign"} - early
     with Ledger("sqlite://") as ledger:
-        return run_study(plan, Bench(LateRefuser(late, word), RefusalJudge(), ledger, GREEDY))
+        return run_study(plan, Runner(LateRefuser(late, word), RefusalJudge(), ledger, GREEDY))
 
 
 def test_all_arms_may_be_cut_before_the_last_rung() -> None:
     study = study_with_late_refusals("")
     assert study.winner is None
-    assert {trial.state for trial in study.trials if trial.role == "arm"} <= {"cut", "held"}
+    assert {trial.state for trial in study.trials if trial.role == "arm"} <= {"pruned", "stopped"}
     assert any("no winner" in note and "cut" in note for note in study.notes)
 
 
@@ -93,10 +93,10 @@ def test_arms_that_were_held_run_on_when_none_that_finished_may_win() -> None:
 @pytest.mark.parametrize("cap", [0.0, 0.1])
 def test_without_refusals_the_strongest_run_on_whatever_the_cap(cap: float) -> None:
     settings = {"num_finalists": 2, "max_over_refusal": cap, "num_contexts": 18, "cohort_size": 6, "breed": 0}
-    plan = plan_study(StudyConfig.model_validate(settings), library(), prompt_set(63, 40))
+    plan = prepare_search(StudyConfig.model_validate(settings), library(), prompt_set(63, 40))
     with Ledger("sqlite://") as ledger:
-        study = run_study(plan, Bench(Model(), RefusalJudge(), ledger, GREEDY))
+        study = run_study(plan, Runner(Model(), RefusalJudge(), ledger, GREEDY))
     arms = [trial for trial in study.trials if trial.role == "arm" and not trial.search.over_refusal_rate.count]
     ended = [trial.search.flip_rate.value or 0.0 for trial in arms if trial.state == "complete"]
-    held = [trial.search.flip_rate.value or 0.0 for trial in arms if trial.state == "held"]
+    held = [trial.search.flip_rate.value or 0.0 for trial in arms if trial.state == "stopped"]
     assert min(ended) >= max(held, default=0.0) - 0.1

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.errors import BackendError, PluginError
-from flipsearch.protocols import Operator
-from flipsearch.records import Context, Rate
+from flipsearch.core.errors import BackendError, PluginError
+from flipsearch.core.protocols import Operator
+from flipsearch.core.records import Context, Rate
+from flipsearch.core.studies import Parent
 from flipsearch.searching.breeder import PATIENCE, Breeder
-from flipsearch.searching.hygiene import Hygiene
+from flipsearch.searching.filters import ContextFilter
 from flipsearch.searching.operators import built_in
-from flipsearch.studies import Parent
 from flipsearch.templating.library import load_library
 
 TEMPLATES = load_library().select()
@@ -28,8 +28,8 @@ def elite(num: int = 6) -> list[Parent]:
     return [Parent(template.context(), Rate(1, 2, 0.0, 1.0)) for template in TEMPLATES[:num]]
 
 
-def hygiene(max_tokens: int = 400) -> Hygiene:
-    return Hygiene(PROMPTS, lambda text: len(text.split()), max_tokens)
+def filters(max_tokens: int = 400) -> ContextFilter:
+    return ContextFilter(PROMPTS, lambda text: len(text.split()), max_tokens)
 
 
 class Adds:
@@ -55,7 +55,7 @@ class Never(Adds):
 
 
 def bred(seed: int, num_rounds: int = 3) -> list[str]:
-    breeder = Breeder(built_in(TEMPLATES), hygiene(), seed)
+    breeder = Breeder(built_in(TEMPLATES), filters(), seed)
     texts: list[str] = []
     for _ in range(num_rounds):
         children = breeder.breed(elite(), 8)
@@ -79,7 +79,7 @@ def test_children_do_not_depend_on_the_order_of_sets() -> None:
 
 def test_children_are_distinct_new_and_of_the_elite() -> None:
     parents = {parent.context.context_id for parent in elite()}
-    breeder = Breeder(built_in(TEMPLATES), hygiene(), 0)
+    breeder = Breeder(built_in(TEMPLATES), filters(), 0)
     children = [child for _ in range(6) for child in breeder.breed(elite(), 10)]
     ids = [child.context_id for child in children]
     assert len(set(ids)) == len(ids) == 60
@@ -89,7 +89,7 @@ def test_children_are_distinct_new_and_of_the_elite() -> None:
 
 
 def test_a_known_context_is_not_made_again() -> None:
-    gates = hygiene()
+    gates = filters()
     known = Context("Be good. add 0")
     gates.add(known)
     parent = Parent(Context("Be good."), Rate(1, 2, 0.0, 1.0))
@@ -98,23 +98,23 @@ def test_a_known_context_is_not_made_again() -> None:
 
 def test_it_gives_up_when_nothing_new_comes() -> None:
     never, few = Never("never"), Adds("few", 2)
-    children = Breeder([never, few], hygiene(), 0).breed(elite(1), 50)
+    children = Breeder([never, few], filters(), 0).breed(elite(1), 50)
     assert len(children) == 2
     assert len(never.asked) == PATIENCE
     assert len(few.asked) == 2 + PATIENCE
 
 
 def test_nothing_to_breed_from() -> None:
-    assert Breeder(built_in(TEMPLATES), hygiene(), 0).breed([], 5) == []
-    assert Breeder([], hygiene(), 0).breed(elite(), 5) == []
-    children = Breeder(built_in(TEMPLATES), hygiene(), 0).breed(elite(1), 5)
+    assert Breeder(built_in(TEMPLATES), filters(), 0).breed([], 5) == []
+    assert Breeder([], filters(), 0).breed(elite(), 5) == []
+    children = Breeder(built_in(TEMPLATES), filters(), 0).breed(elite(1), 5)
     assert children
     assert "crossover" not in {child.operator for child in children}
 
 
 def test_better_parents_have_more_children() -> None:
     operator, parents = Adds("add"), elite(4)
-    Breeder([operator], hygiene(), 0).breed(parents, 400)
+    Breeder([operator], filters(), 0).breed(parents, 400)
     counts = Counter(operator.asked)
     shares = [counts[parent.context.text] / 400 for parent in parents]
     assert shares == pytest.approx([0.4, 0.3, 0.2, 0.1], abs=0.06)
@@ -122,13 +122,13 @@ def test_better_parents_have_more_children() -> None:
 
 def test_parents_of_one_child_differ() -> None:
     operators = [operator for operator in built_in(TEMPLATES) if operator.num_parents == 2]
-    for child in Breeder(operators, hygiene(), 0).breed(elite(2), 10):
+    for child in Breeder(operators, filters(), 0).breed(elite(2), 10):
         assert len(set(child.parents)) == 2
 
 
 def test_it_learns_which_operator_pays() -> None:
     operators: list[Operator] = [Adds("good"), Adds("idle"), Adds("bad")]
-    breeder, gains = Breeder(operators, hygiene(), 0), {"good": 0.2, "idle": 0.0, "bad": -0.2}
+    breeder, gains = Breeder(operators, filters(), 0), {"good": 0.2, "idle": 0.0, "bad": -0.2}
     for _ in range(10):
         children = breeder.breed(elite(), 8)
         for child in children:
@@ -141,20 +141,20 @@ def test_it_learns_which_operator_pays() -> None:
 
 
 def test_what_the_gates_keep_out_is_counted() -> None:
-    breeder = Breeder([Adds("add")], hygiene(max_tokens=3), 0)
+    breeder = Breeder([Adds("add")], filters(max_tokens=3), 0)
     assert breeder.breed(elite(), 5) == []
     (row,) = breeder.credit()
-    assert (row.num_children, row.num_barred, row.num_raced) == (0, PATIENCE, 0)
+    assert (row.num_children, row.num_filtered, row.num_raced) == (0, PATIENCE, 0)
 
 
 def test_it_learns_of_its_own_children_alone() -> None:
     with pytest.raises(ValueError, match="was not bred here"):
-        Breeder([Adds("add")], hygiene(), 0).learn("0123456789abcdef", 0.1)
+        Breeder([Adds("add")], filters(), 0).learn("0123456789abcdef", 0.1)
 
 
 def test_two_operators_of_one_name() -> None:
     with pytest.raises(PluginError, match="one name: add, add"):
-        Breeder([Adds("add"), Adds("add")], hygiene(), 0)
+        Breeder([Adds("add"), Adds("add")], filters(), 0)
 
 
 @pytest.mark.parametrize(
@@ -167,4 +167,4 @@ def test_a_failing_operator_is_named(raised: Exception, expected: type[Exception
             raise raised
 
     with pytest.raises(expected, match=message):
-        Breeder([Fails("fails")], hygiene(), 0).breed(elite(), 1)
+        Breeder([Fails("fails")], filters(), 0).breed(elite(), 1)

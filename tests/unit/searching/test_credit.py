@@ -4,9 +4,9 @@ import random
 
 import pytest
 
-from flipsearch.measure import summarize
-from flipsearch.records import Flip, Kind, Label, Measurement
-from flipsearch.searching.credit import Credit, paired_gain
+from flipsearch.core.records import Flip, Kind, Label, Measurement
+from flipsearch.measuring.measure import summarize
+from flipsearch.searching.breeder import Credit, paired_gain
 
 LABELS = {"f": Label.SAFE, "-": Label.UNSAFE, "?": Label.UNSCORED}
 
@@ -44,10 +44,10 @@ def test_rows() -> None:
         credit.count_child("drop")
         credit.add_gain("drop", gain)
     credit.count_child("swap")
-    credit.count_barred("swap")
+    credit.count_filtered("swap")
     credit.add_gain("swap", 0.3)
     first, second, third = credit.rows()
-    assert (first.operator, first.num_children, first.num_barred, first.num_raced) == ("swap", 1, 1, 1)
+    assert (first.operator, first.num_children, first.num_filtered, first.num_raced) == ("swap", 1, 1, 1)
     assert (second.operator, second.num_raced, second.num_better) == ("drop", 3, 2)
     assert second.mean_gain == pytest.approx(0.1)
     assert -1 <= second.low < 0.1 < second.high <= 1

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from flipsearch.measure import summarize
-from flipsearch.records import Flip, Label, Measurement
+from flipsearch.core.records import Flip, Label, Measurement
+from flipsearch.measuring.measure import summarize
 from flipsearch.searching.elimination import evidence_against, hopeless
 
 OF = {1: Label.SAFE, 0: Label.UNSAFE, -1: Label.UNSCORED}

@@ -6,15 +6,15 @@ from typing import Any
 import pytest
 
 from flipsearch.config import StudyConfig
-from flipsearch.errors import ConfigError
-from flipsearch.searching.forecast import Forecast, Span, forecast
-from flipsearch.searching.plan import plan_study
+from flipsearch.core.errors import ConfigError
+from flipsearch.searching.plan import SearchPlan, Span, forecast
+from flipsearch.searching.setup import prepare_search
 from tests.integration.test_study import CONFIG, study_of
 from tests.world import library, prompt_set
 
 
-def forecast_of(config: StudyConfig = CONFIG, **more: Any) -> Forecast:
-    return forecast(plan_study(config, library(), prompt_set()), **more)
+def forecast_of(config: StudyConfig = CONFIG, **more: Any) -> SearchPlan:
+    return forecast(prepare_search(config, library(), prompt_set()), **more)
 
 
 def test_every_phase_by_hand() -> None:

@@ -2,28 +2,27 @@
 
 import pytest
 
-from flipsearch.bench import Bench
-from flipsearch.draws import DrawRule
-from flipsearch.errors import NothingToFlipError
+from flipsearch.core.errors import NothingToFlipError
+from flipsearch.core.records import Context, Prompt, Sampling
+from flipsearch.core.samples import SampleRule
+from flipsearch.core.studies import Trial
 from flipsearch.ledger import Ledger
-from flipsearch.records import Context, Prompt, Sampling
-from flipsearch.searching.baseline import SplitBaseline, measure_baseline
+from flipsearch.measuring.runner import Runner
+from flipsearch.searching.baseline import Headroom, SplitBaseline, headroom, measure_baseline, require_headroom
 from flipsearch.searching.finalists import measure_placebo
-from flipsearch.searching.headroom import Headroom, headroom, require_headroom
-from flipsearch.studies import Trial
 from tests.integration.test_study import CONFIG, placebos_of, study_of
 from tests.world import GREEDY, Model, RefusalJudge, SampledModel, benign, harmful, library
 
-SAMPLING, RULE = Sampling(max_tokens=8, temperature=0.7), DrawRule(1, 1)
+SAMPLING, RULE = Sampling(max_tokens=8, temperature=0.7), SampleRule(1, 1)
 
 
 def measured(model: Model, prompts: list[Prompt], *texts: str) -> tuple[SplitBaseline, list[Trial]]:
     """Return the baseline of prompts, and placebos of given texts on them."""
     sampling = SAMPLING if isinstance(model, SampledModel) else GREEDY
     with Ledger("sqlite://") as ledger:
-        bench = Bench(model, RefusalJudge(), ledger, sampling, rule=RULE)
-        base = measure_baseline(bench, prompts, "search")
-        return base, [measure_placebo(bench, Context(text), base, i) for i, text in enumerate(texts)]
+        runner = Runner(model, RefusalJudge(), ledger, sampling, rule=RULE)
+        base = measure_baseline(runner, prompts, "search")
+        return base, [measure_placebo(runner, Context(text), base, i) for i, text in enumerate(texts)]
 
 
 def test_the_strongest_placebo_counts() -> None:

@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flipsearch.core.records import Context, Placement
 from flipsearch.prompts.sets import load_prompts
-from flipsearch.records import Context, Placement
-from flipsearch.searching.hygiene import BENCHMARKS, Hygiene
+from flipsearch.searching.filters import BENCHMARKS, ContextFilter
 from flipsearch.templating.library import load_library
 from flipsearch.testing import HOSTILE_TEXTS
 
@@ -18,12 +18,12 @@ PROMPTS = [
 ]
 
 
-def hygiene(max_tokens: int = 50) -> Hygiene:
-    return Hygiene(PROMPTS, lambda text: len(text.split()), max_tokens)
+def filters(max_tokens: int = 50) -> ContextFilter:
+    return ContextFilter(PROMPTS, lambda text: len(text.split()), max_tokens)
 
 
 def objection(text: str, placement: Placement = "system") -> str | None:
-    return hygiene().objection(Context(text, placement))
+    return filters().objection(Context(text, placement))
 
 
 @pytest.mark.parametrize(
@@ -76,12 +76,12 @@ def test_every_benchmark_is_known_as_it_is_written(name: str) -> None:
 
 
 def test_the_token_budget() -> None:
-    assert hygiene(3).objection(Context("one two three")) is None
-    assert hygiene(3).objection(Context("one two three four")) == "4 tokens, 3 at most"
+    assert filters(3).objection(Context("one two three")) is None
+    assert filters(3).objection(Context("one two three four")) == "4 tokens, 3 at most"
 
 
 def test_a_duplicate_differs_in_case_space_and_punctuation_only() -> None:
-    gates = hygiene()
+    gates = filters()
     gates.add(Context("Be good. Think first."))
     for text in ("Be good. Think first.", "be good;\n\nthink  FIRST", "Be good – think first!"):
         assert gates.objection(Context(text)) == "a duplicate of a known context"
@@ -90,7 +90,7 @@ def test_a_duplicate_differs_in_case_space_and_punctuation_only() -> None:
 
 
 def test_around_the_prompt_the_last_paragraph_counts() -> None:
-    gates = hygiene()
+    gates = filters()
     gates.add(Context("One.\n\nTwo. Three.", "around"))
     assert gates.objection(Context("One. Two.\n\nThree.", "around")) is None
     assert gates.objection(Context("one\n\ntwo three", "around")) == "a duplicate of a known context"
@@ -106,13 +106,13 @@ def test_what_is_no_text(text: str, reason: str) -> None:
 
 @pytest.mark.parametrize("text", HOSTILE_TEXTS)
 def test_hostile_text_never_raises(text: str) -> None:
-    gates = Hygiene(HOSTILE_TEXTS, len, 10**9)
+    gates = ContextFilter(HOSTILE_TEXTS, len, 10**9)
     assert gates.objection(Context(text)) is None or gates.objection(Context(text))
 
 
 @given(st.lists(st.sampled_from("abcdefghijk"), min_size=8, max_size=20), st.integers(0, 12), st.text(max_size=9))
 def test_any_run_of_eight_words_is_found(found: list[str], start: int, noise: str) -> None:
-    gates = Hygiene([" ".join(found)], len, 10**6)
+    gates = ContextFilter([" ".join(found)], len, 10**6)
     start = min(start, len(found) - 8)
     run = ", ".join(found[start : start + 8])
     context = Context(f"xx {run.upper()} xx")
@@ -120,7 +120,7 @@ def test_any_run_of_eight_words_is_found(found: list[str], start: int, noise: st
 
 
 def test_no_library_context_meets_an_objection() -> None:
-    prompts = [prompt.text for name in ("organism", "starter") for prompt in load_prompts(name).prompts]
-    gates = Hygiene(prompts, lambda text: len(text.split()), 400)
+    prompts = [prompt.text for name in ("pocket", "starter") for prompt in load_prompts(name).prompts]
+    gates = ContextFilter(prompts, lambda text: len(text.split()), 400)
     for template in load_library().select():
         assert gates.objection(template.context()) is None, template.name

@@ -6,24 +6,34 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.bench import Bench
 from flipsearch.config import ScoreConfig, StudyConfig
+from flipsearch.core.protocols import Judge
+from flipsearch.core.records import (
+    Context,
+    Exchange,
+    Flip,
+    Label,
+    Measurement,
+    Prompt,
+    Request,
+    Rollout,
+    Sampling,
+    Verdict,
+)
+from flipsearch.core.studies import Study, Trial
 from flipsearch.judging.library import OtherJudges
-from flipsearch.judging.panel import PanelJudge
-from flipsearch.judging.thought import ThoughtJudge
+from flipsearch.judging.panel import PanelJudge, ThoughtJudge
 from flipsearch.ledger import Ledger
-from flipsearch.measure import summarize
-from flipsearch.protocols import Judge
-from flipsearch.records import Context, Exchange, Flip, Label, Measurement, Prompt, Request, Rollout, Sampling, Verdict
+from flipsearch.measuring.measure import summarize
+from flipsearch.measuring.runner import Runner
 from flipsearch.reporting.card import context_card
+from flipsearch.reporting.columns import rows
 from flipsearch.reporting.files import STUDY
-from flipsearch.reporting.leaderboard import rows
 from flipsearch.reporting.page import leaderboard_page
-from flipsearch.searching import plan_study, run_study
-from flipsearch.searching.disputes import MOST
-from flipsearch.searching.opinions import gap_notes, judge_hacking, names_of, other_judges
-from flipsearch.searching.scoring import run_score
-from flipsearch.studies import Study, Trial
+from flipsearch.searching import prepare_search, run_study
+from flipsearch.searching.after.disagreements import MOST
+from flipsearch.searching.after.second_judges import gap_notes, judge_hacking, names_of, other_judges
+from flipsearch.searching.score import run_score
 from tests.world import COMPLIANCE, GREEDY, REFUSAL, Model, RefusalJudge, flat, library, prompt_set, template
 
 CONFIG = StudyConfig(num_contexts=12, cohort_size=6, first_rung=8, num_finalists=3, breed=0)
@@ -76,10 +86,10 @@ def study_of(
     config: StudyConfig = CONFIG,
     prompts: Sequence[Prompt] = PROMPTS,
 ) -> Study:
-    plan = plan_study(config, library(**STYLE), prompts)
+    plan = prepare_search(config, library(**STYLE), prompts)
     with Ledger(place) as ledger:
-        bench = Bench(model or StyledModel(), judge or RefusalJudge(), ledger, GREEDY)
-        return run_study(plan, bench, others=others)
+        runner = Runner(model or StyledModel(), judge or RefusalJudge(), ledger, GREEDY)
+        return run_study(plan, runner, others=others)
 
 
 def alarms(study: Study) -> list[str]:
@@ -87,7 +97,7 @@ def alarms(study: Study) -> list[str]:
 
 
 def with_word(study: Study) -> list[Trial]:
-    return [trial for trial in study.trials if trial.opinions]
+    return [trial for trial in study.trials if trial.second_judgements]
 
 
 # Whose word is heard, and under which name.
@@ -111,7 +121,7 @@ def test_judges_of_one_name_are_told_apart() -> None:
 def test_two_judges_of_one_name_have_a_column_each() -> None:
     others = OtherJudges(None, (BlindJudge("a"), BlindJudge("b")))
     study = study_of(others=others)
-    assert [one.judge for one in study.trials[0].opinions] == ["blind a", "blind b"]
+    assert [one.judge for one in study.trials[0].second_judgements] == ["blind a", "blind b"]
     assert {"flip_rate (blind a)", "flip_rate (blind b)"} <= set(rows(study)[0])
 
 
@@ -124,7 +134,7 @@ def test_a_judge_that_agrees_says_the_same_and_differs_nowhere() -> None:
     assert {trial.role for trial in heard} == {"arm", "placebo"}
     assert {trial.number for trial in heard} == {trial.number for trial in study.trials if trial.confirm}
     for trial in heard:
-        [said] = trial.opinions
+        [said] = trial.second_judgements
         assert trial.confirm is not None
         assert said.flip_rate == trial.confirm.flip_rate
         assert said.over_refusal_rate == trial.confirm.over_refusal_rate
@@ -137,15 +147,15 @@ def test_a_blind_judge_differs_where_the_style_is() -> None:
     study = score_of([Context("sorry"), Context("firm firm firm")], BLIND)
     sorry, firm = (next(one for one in study.trials if word in one.context.text) for word in ("sorry", "firm"))
     assert sorry.search.flip_rate.value == 0.0
-    assert sorry.opinions[0].flip_rate.value == 1.0
-    assert (sorry.opinions[0].disagreement.count, sorry.opinions[0].disagreement.n) == (64, 80)
-    assert sorry.opinions[0].unsafe_rate.count == 0
-    assert firm.opinions[0].disagreement.count == 0
+    assert sorry.second_judgements[0].flip_rate.value == 1.0
+    assert (sorry.second_judgements[0].disagreement.count, sorry.second_judgements[0].disagreement.n) == (64, 80)
+    assert sorry.second_judgements[0].unsafe_rate.count == 0
+    assert firm.second_judgements[0].disagreement.count == 0
 
 
 def test_what_one_cannot_score_is_out_of_the_disagreement() -> None:
     study = study_of(others=OtherJudges(None, (ShyJudge("shy"),)))
-    [said] = study.trials[0].opinions
+    [said] = study.trials[0].second_judgements
     assert (said.flip_rate.n, said.unsafe_rate.n, said.over_refusal_rate.n, said.disagreement.n) == (0, 0, 0, 0)
     row = rows(study)[0]
     assert row["flip_rate (shy)"] is row["disagreement (shy)"] is None
@@ -163,7 +173,7 @@ def test_failed_rollouts_are_nobodys_word() -> None:
     crashing, model, twin = {prompt.prompt_id for prompt in confirm[:4]}, Crashing(), RefusalJudge("twin")
     study = study_of(others=OtherJudges(None, (twin,)), model=model)
     assert len(model.generated) == len(set(model.generated))
-    [said] = study.trials[0].opinions
+    [said] = study.trials[0].second_judgements
     assert (said.unsafe_rate.n, said.disagreement.n) == (36, 36)
     assert study.trials[0].confirm is not None
     assert said.flip_rate == study.trials[0].confirm.flip_rate
@@ -186,7 +196,7 @@ def test_members_of_a_panel_are_asked_nothing_for_their_opinion(others: OtherJud
         search = panel  # type: ignore[assignment]
     study = study_of(judge=search, others=others)
     asked = [member.num_judged for member in members]
-    names = [one.judge for one in study.trials[0].opinions]
+    names = [one.judge for one in study.trials[0].second_judgements]
     assert names[-2:] == ["world first", "blind"] if others else ["world", "blind"]
     whole = study.num_rollouts if not others else num_confirm(study)
     assert asked == [whole, whole]
@@ -206,7 +216,7 @@ def test_second_judges_join_a_finished_study_and_generate_nothing(tmp_path: Path
     assert (model.generated, first.num_judged) == ([], 0)
     assert second.num_judged > 0
     assert with_word(after)
-    bare = [replace(trial, opinions=()) for trial in after.trials]
+    bare = [replace(trial, second_judgements=()) for trial in after.trials]
     assert (tuple(bare), after.notes) == (before.trials, before.notes)
     asked = second.num_judged
     assert study_of(tmp_path / "ledger.db", first, OtherJudges(None, (second,)), model) == after
@@ -257,7 +267,7 @@ def test_no_alarm_where_both_judges_agree() -> None:
 def test_no_alarm_where_the_confirm_judge_is_the_blind_one() -> None:
     study = study_of(judge=RefusalJudge(), others=OtherJudges(BLIND))
     assert alarms(study) == []
-    assert study.trials[0].opinions[0].judge == "world"
+    assert study.trials[0].second_judgements[0].judge == "world"
 
 
 def test_a_confirm_judge_that_scores_nothing_is_told() -> None:
@@ -284,12 +294,12 @@ def test_a_context_for_benign_prompts_needs_a_confirm_judge_that_tells_refusals(
         for split in ("search", "confirm")
     ]
     kind = template("kind", "kind {{ 'word ' * times }}", "times = [1]", role="benign")
-    plan = plan_study(CONFIG, library(kind=kind), [*PROMPTS, *refused])
+    plan = prepare_search(CONFIG, library(kind=kind), [*PROMPTS, *refused])
     assert plan.benign_contexts
     with Ledger("sqlite://") as ledger:
         confirm = OtherJudges(RefusalJudge("confirm", tells_refusals=False))
         config = plan.config.model_copy(update={"max_over_refusal": 1.0})
-        study = run_study(replace(plan, config=config), Bench(Model(), RefusalJudge(), ledger, GREEDY), others=confirm)
+        study = run_study(replace(plan, config=config), Runner(Model(), RefusalJudge(), ledger, GREEDY), others=confirm)
     assert study.benign is not None
     assert study.benign.context is None
     assert study.benign.reason.startswith("The judge of the confirm split tells no refusals")
@@ -336,11 +346,11 @@ def test_a_run_that_stops_while_a_second_judge_is_asked_ends_the_same(tmp_path: 
 
 def test_progress_counts_on_under_the_confirm_judge() -> None:
     seen: list[int] = []
-    plan = plan_study(CONFIG, library(**STYLE), PROMPTS)
+    plan = prepare_search(CONFIG, library(**STYLE), PROMPTS)
     with Ledger("sqlite://") as ledger:
         show = lambda phase, done, total, num_rollouts, num_tokens: seen.append(num_tokens)  # noqa: E731
-        bench = Bench(StyledModel(), BLIND, ledger, GREEDY, show)
-        run_study(plan, bench, others=CONFIRMED)
+        runner = Runner(StyledModel(), BLIND, ledger, GREEDY, show)
+        run_study(plan, runner, others=CONFIRMED)
     assert max(seen) == seen[-1]
 
 
@@ -349,16 +359,18 @@ def test_progress_counts_on_under_the_confirm_judge() -> None:
 
 def score_of(contexts: Sequence[Context], *second: Judge) -> Study:
     with Ledger("sqlite://") as ledger:
-        bench = Bench(StyledModel(), RefusalJudge(), ledger, GREEDY)
-        return run_score(ScoreConfig(), bench, contexts, PROMPTS, "s", second)
+        runner = Runner(StyledModel(), RefusalJudge(), ledger, GREEDY)
+        return run_score(ScoreConfig(), runner, contexts, PROMPTS, "s", second)
 
 
 def test_a_score_has_opinions_too() -> None:
     panel = PanelJudge([RefusalJudge("one"), BLIND], "all")
     study = score_of([Context("sorry"), Context("firm firm firm")], panel, BLIND)
-    assert [[one.judge for one in trial.opinions] for trial in study.trials] == [["world+blind:all", "blind"]] * 3
+    assert [[one.judge for one in trial.second_judgements] for trial in study.trials] == [
+        ["world+blind:all", "blind"]
+    ] * 3
     assert study.trials[-1].role == "placebo"
-    assert study.trials[-1].opinions[0].flip_rate.value == 0.0
+    assert study.trials[-1].second_judgements[0].flip_rate.value == 0.0
 
 
 # The alarm alone.
@@ -420,22 +432,22 @@ def test_what_cannot_be_told_is_said() -> None:
 def test_answers_that_judges_see_differently_are_kept_to_be_read() -> None:
     study = study_of(judge=BLIND, others=CONFIRMED)
     assert study.winner is not None
-    assert 0 < len(study.winner.disputes) <= MOST
+    assert 0 < len(study.winner.disagreements) <= MOST
     names = ["world", "blind"]
-    for one in study.winner.disputes:
+    for one in study.winner.disagreements:
         assert (one.answer, dict(one.labels)) == (SORRY, dict(zip(names, ("unsafe", "safe"), strict=True)))
         assert one.prompt in {prompt.text for prompt in PROMPTS if prompt.kind == "harmful"}
-    assert not any(trial.disputes for trial in study.trials if trial.number != study.winner.number)
+    assert not any(trial.disagreements for trial in study.trials if trial.number != study.winner.number)
     page = leaderboard_page(study)
-    assert page.count("<summary>world: unsafe, blind: safe</summary>") == len(study.winner.disputes)
+    assert page.count("<summary>world: unsafe, blind: safe</summary>") == len(study.winner.disagreements)
     assert STUDY.validate_json(STUDY.dump_json(study)) == study
 
 
 def test_disputed_answers_are_text_and_no_page() -> None:
     study = study_of(judge=BLIND, others=CONFIRMED)
     assert study.winner is not None
-    hostile = replace(study.winner.disputes[0], prompt="<script>p()</script>", answer="</pre><script>a()</script>")
-    trials = [replace(one, disputes=(hostile,)) if one.disputes else one for one in study.trials]
+    hostile = replace(study.winner.disagreements[0], prompt="<script>p()</script>", answer="</pre><script>a()</script>")
+    trials = [replace(one, disagreements=(hostile,)) if one.disagreements else one for one in study.trials]
     page = leaderboard_page(replace(study, trials=tuple(trials)))
     assert "&lt;script&gt;p()" in page
     assert "<script>" not in page
@@ -444,7 +456,7 @@ def test_disputed_answers_are_text_and_no_page() -> None:
 def test_judges_that_agree_dispute_nothing() -> None:
     for second in (RefusalJudge("twin"), ShyJudge("shy"), ThoughtJudge(RefusalJudge())):
         study = study_of(others=OtherJudges(None, (second,)), model=ThinkingModel())
-        assert not any(trial.disputes for trial in study.trials)
+        assert not any(trial.disagreements for trial in study.trials)
 
 
 # Thoughts.
@@ -472,7 +484,7 @@ def test_safe_answers_after_unsafe_thoughts_are_told() -> None:
     assert 0 < thoughts < len(safe)
     told = f"world on thoughts: {thoughts} of {thoughts} safe answers under the winner come after an unsafe thought"
     assert f"{told} ({len(safe) - thoughts} more without a thought that could be judged)." in study.notes
-    [opinion] = study.winner.opinions
+    [opinion] = study.winner.second_judgements
     assert (opinion.judge, opinion.unsafe_rate.value) == ("world on thoughts", 1.0)
 
 

@@ -5,9 +5,9 @@ from itertools import combinations, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.measure import summarize
-from flipsearch.records import Flip, Label, Measurement
-from flipsearch.searching.portfolio import greedy_cover, union
+from flipsearch.core.records import Flip, Label, Measurement
+from flipsearch.measuring.measure import summarize
+from flipsearch.searching.after.portfolio import greedy_cover, union
 
 TABLES = st.lists(st.frozensets(st.sampled_from("abcdefg")), max_size=6)
 LABELS = {"s": Label.SAFE, "u": Label.UNSAFE, "?": Label.UNSCORED}

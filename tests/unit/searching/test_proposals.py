@@ -5,16 +5,15 @@ from typing import Any
 
 import pytest
 
-from flipsearch.bench import Bench
 from flipsearch.config import StudyConfig
+from flipsearch.core.records import Context, Rate
+from flipsearch.core.studies import Parent
 from flipsearch.ledger import Ledger
-from flipsearch.records import Context, Rate
+from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import measure_baseline
-from flipsearch.searching.plan import plan_study
-from flipsearch.searching.probes import MIN_READINGS
 from flipsearch.searching.proposals import Proposals
-from flipsearch.searching.screening import Screen
-from flipsearch.studies import Parent
+from flipsearch.searching.screening import MIN_READINGS, Screen
+from flipsearch.searching.setup import prepare_search
 from tests.world import (
     GREEDY,
     LONG,
@@ -42,11 +41,11 @@ def ledger() -> Iterator[Ledger]:
 
 def made(ledger: Ledger, model: Model, wide: str = WIDE, **settings: object) -> tuple[Proposals, Screen]:
     config = StudyConfig.model_validate({"templates": ("wide",), "seed": 3, **settings})
-    plan = plan_study(config, library(wide=wide), prompt_set())
-    bench = Bench(model, RefusalJudge(), ledger, GREEDY)
-    base = measure_baseline(bench, plan.search, "search")
-    screen = Screen(bench, base, base.to_flip())
-    return Proposals(plan, bench, base, screen), screen
+    plan = prepare_search(config, library(wide=wide), prompt_set())
+    runner = Runner(model, RefusalJudge(), ledger, GREEDY)
+    base = measure_baseline(runner, plan.search, "search")
+    screen = Screen(runner, base, base.to_flip())
+    return Proposals(plan, runner, base, screen), screen
 
 
 def test_half_are_bred_once_there_is_an_elite(ledger: Ledger) -> None:
@@ -103,10 +102,10 @@ def test_the_same_seed_and_values_give_the_same_contexts() -> None:
 def test_a_small_space_ends_and_says_so(ledger: Ledger) -> None:
     tiny = template("tiny", "{{ 'firm ' * firm }}end", "firm = [0, 1, 2]")
     config = StudyConfig(templates=("tiny",), breed=0)
-    plan = plan_study(config, library(tiny=tiny), prompt_set())
-    bench = Bench(Model(), RefusalJudge(), ledger, GREEDY)
-    base = measure_baseline(bench, plan.search, "search")
-    proposals = Proposals(plan, bench, base, Screen(bench, base, []))
+    plan = prepare_search(config, library(tiny=tiny), prompt_set())
+    runner = Runner(Model(), RefusalJudge(), ledger, GREEDY)
+    base = measure_baseline(runner, plan.search, "search")
+    proposals = Proposals(plan, runner, base, Screen(runner, base, []))
     assert len(proposals.ask(8, [])) == 3
     assert proposals.ask(8, []) == []
     assert "holds 3 different contexts" in proposals.notes(3)[0]
@@ -116,10 +115,10 @@ def test_what_cannot_be_looked_at_is_told_nothing_and_waits(ledger: Ledger, monk
     told: list[str] = []
     monkeypatch.setattr(Proposals, "tell", lambda self, context, *rest, **more: told.append(context.context_id))
     config = StudyConfig.model_validate({"templates": ("wide",), "breed": 0})
-    plan = plan_study(config, library(wide=WIDE), prompt_set())
-    bench = Bench(LongModel(num_thought=16), LongJudge(), ledger, LONG)
-    base = measure_baseline(bench, plan.search, "search")
-    proposals = Proposals(plan, bench, base, Screen(bench, base, base.to_flip()))
+    plan = prepare_search(config, library(wide=WIDE), prompt_set())
+    runner = Runner(LongModel(num_thought=16), LongJudge(), ledger, LONG)
+    base = measure_baseline(runner, plan.search, "search")
+    proposals = Proposals(plan, runner, base, Screen(runner, base, base.to_flip()))
     asked: list[Context] = []
     monkeypatch.setattr(proposals._proposer, "ask", lambda num: made_up(asked, num))
     first, second = proposals.ask(8, []), proposals.ask(8, [])

@@ -5,9 +5,9 @@ from itertools import pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.measure import summarize
-from flipsearch.records import Flip, Label, Measurement
-from flipsearch.searching.racing import Rung, is_admissible, make_rungs
+from flipsearch.core.records import Flip, Label, Measurement
+from flipsearch.measuring.measure import summarize
+from flipsearch.searching.rungs import Rung, is_admissible, make_rungs
 
 
 def measured(num_flips: int, n: int, num_refused: int = 0, num_benign: int = 0) -> Measurement:

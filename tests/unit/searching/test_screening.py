@@ -4,13 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 
-from flipsearch.bench import Bench
+from flipsearch.core.records import Context
 from flipsearch.ledger import Ledger
-from flipsearch.measure import measure
-from flipsearch.records import Context
+from flipsearch.measuring.measure import measure
+from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline, measure_baseline
-from flipsearch.searching.probes import ReadingProbe
-from flipsearch.searching.screening import Screen
+from flipsearch.searching.screening import PrefixScoreProbe, Screen
 from tests.world import GREEDY, Model, ReadingModel, RefusalJudge, is_refused, prompt_set
 
 WEAK, FIRM, BLUNT = Context("please"), Context("firm firm firm"), Context("blunt blunt")
@@ -23,14 +22,14 @@ def ledger() -> Iterator[Ledger]:
         yield opened
 
 
-def made(ledger: Ledger, model: Model) -> tuple[Bench, SplitBaseline, Screen]:
-    bench = Bench(model, RefusalJudge(), ledger, GREEDY)
-    base = measure_baseline(bench, [p for p in prompt_set() if p.split == "search"], "search")
-    return bench, base, Screen(bench, base, base.to_flip())
+def made(ledger: Ledger, model: Model) -> tuple[Runner, SplitBaseline, Screen]:
+    runner = Runner(model, RefusalJudge(), ledger, GREEDY)
+    base = measure_baseline(runner, [p for p in prompt_set() if p.split == "search"], "search")
+    return runner, base, Screen(runner, base, base.to_flip())
 
 
-def learn(bench: Bench, base: SplitBaseline, screen: Screen, contexts: list[Context]) -> None:
-    found = measure(bench, contexts, base.to_flip(), base.outcomes, "search")
+def learn(runner: Runner, base: SplitBaseline, screen: Screen, contexts: list[Context]) -> None:
+    found = measure(runner, contexts, base.to_flip(), base.outcomes, "search")
     screen.learn(list(zip(contexts, found, strict=True)))
 
 
@@ -52,8 +51,8 @@ def test_it_ranks_before_anything_is_decoded(ledger: Ledger) -> None:
 
 
 def test_it_learns_what_a_left_opening_means(ledger: Ledger) -> None:
-    bench, base, screen = made(ledger, ReadingModel())
-    learn(bench, base, screen, SOME)
+    runner, base, screen = made(ledger, ReadingModel())
+    learn(runner, base, screen, SOME)
     assert screen.correlation == pytest.approx(1.0)
     for told in screen.forecast([WEAK, FIRM, BLUNT]):
         assert told.flip_rate == pytest.approx(true_rate(base, told.context, "harmful"), abs=0.05)
@@ -65,12 +64,12 @@ def test_it_learns_what_a_left_opening_means(ledger: Ledger) -> None:
 
 
 def test_a_screen_that_misleads_is_used_no_more(ledger: Ledger) -> None:
-    bench, base, screen = made(ledger, ReadingModel(lies=True))
+    runner, base, screen = made(ledger, ReadingModel(lies=True))
     assert screen.is_ready
     # Too few, and too much alike, to be checked on: still trusted.
-    learn(bench, base, screen, SOME[:2])
+    learn(runner, base, screen, SOME[:2])
     assert screen.is_ready
-    learn(bench, base, screen, SOME)
+    learn(runner, base, screen, SOME)
     assert screen.correlation is not None
     told = screen.forecast([FIRM])[0]
     # It has learnt that the model says the contrary of what it does.
@@ -78,9 +77,9 @@ def test_a_screen_that_misleads_is_used_no_more(ledger: Ledger) -> None:
 
 
 def test_a_reading_counts_where_no_whole_answer_is(ledger: Ledger) -> None:
-    bench, base, screen = made(ledger, ReadingModel())
+    runner, base, screen = made(ledger, ReadingModel())
     assert screen.told(FIRM, ()).num_worth == 0  # not read yet
-    learn(bench, base, screen, SOME)
+    learn(runner, base, screen, SOME)
     told = screen.told(SOME[-1], ())
     harmful = [prompt.prompt_id for prompt in base.to_flip() if prompt.kind == "harmful"]
     assert told.num_worth == pytest.approx(len(harmful))
@@ -90,14 +89,14 @@ def test_a_reading_counts_where_no_whole_answer_is(ledger: Ledger) -> None:
 
 
 def test_a_model_that_cannot_read_has_no_screen(ledger: Ledger) -> None:
-    bench, base, screen = made(ledger, Model())
+    runner, base, screen = made(ledger, Model())
     assert not screen.is_ready
-    learn(bench, base, screen, SOME)
+    learn(runner, base, screen, SOME)
     assert screen.notes() == []
     assert screen.told(FIRM, ()).num_worth == 0
 
 
 def test_only_answers_that_can_change_are_read(ledger: Ledger) -> None:
-    bench, base, _ = made(ledger, ReadingModel())
+    runner, base, _ = made(ledger, ReadingModel())
     # All unsafe harmful ones; of the benign ones none is refused here.
-    assert set(ReadingProbe(bench, base, base.prompts).prompt_ids) == {p.prompt_id for p in base.to_flip()}
+    assert set(PrefixScoreProbe(runner, base, base.prompts).prompt_ids) == {p.prompt_id for p in base.to_flip()}

@@ -2,7 +2,7 @@
 
 from itertools import product
 
-from flipsearch.searching.slots import SlotModel
+from flipsearch.searching.proposer import SlotModel
 
 POINTS = [
     {"template": name, f"{name}.strength": strength, f"{name}.tone": tone}

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.errors import ConfigError
+from flipsearch.core.errors import ConfigError
 from flipsearch.searching.space import Space
 from flipsearch.templating.template import parse_template
 from tests.world import library, template

@@ -9,11 +9,11 @@ import pytest
 from optuna.trial import TrialState
 
 from flipsearch.config import StudyConfig
-from flipsearch.errors import StudyError
-from flipsearch.searching.plan import plan_study
+from flipsearch.core.errors import StudyError
+from flipsearch.core.studies import Study
+from flipsearch.searching.setup import prepare_search
 from flipsearch.searching.space import Space
 from flipsearch.searching.storage import STORAGE_FILE, write_storage
-from flipsearch.studies import Study
 from tests.integration.test_study import CONFIG, study_of
 from tests.world import library, prompt_set, template
 
@@ -28,7 +28,7 @@ def study() -> Study:
 
 @pytest.fixture(scope="module")
 def space() -> Space:
-    return plan_study(WIDE, MUMBLING, prompt_set()).space
+    return prepare_search(WIDE, MUMBLING, prompt_set()).space
 
 
 def opened(folder: Path, study: Study) -> optuna.Study:

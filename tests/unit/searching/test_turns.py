@@ -3,17 +3,17 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from flipsearch.bench import Bench
 from flipsearch.config import ScoreConfig, StudyConfig
+from flipsearch.core.protocols import Judge
+from flipsearch.core.records import Context, Exchange, Verdict
+from flipsearch.core.studies import Study
 from flipsearch.judging.library import OtherJudges
 from flipsearch.judging.panel import PanelJudge
 from flipsearch.ledger import Ledger
-from flipsearch.protocols import Judge
-from flipsearch.records import Context, Exchange, Verdict
+from flipsearch.measuring.runner import Runner
 from flipsearch.reporting.files import STUDY
-from flipsearch.searching import plan_study, run_study
-from flipsearch.searching.scoring import run_score
-from flipsearch.studies import Study
+from flipsearch.searching import prepare_search, run_study
+from flipsearch.searching.score import run_score
 from tests.world import GREEDY, Model, RefusalJudge, benign, library, prompt_set, template
 
 CONFIG = StudyConfig(
@@ -60,8 +60,8 @@ class HeavyJudge(RefusalJudge):
 
 def study_of(judge: Judge, others: OtherJudges, place: Path | str = "sqlite://") -> Study:
     with Ledger(place) as ledger:
-        bench = Bench(Model(), judge, ledger, GREEDY)
-        return run_study(plan_study(CONFIG, TEMPLATES, PROMPTS), bench, others=others)
+        runner = Runner(Model(), judge, ledger, GREEDY)
+        return run_study(prepare_search(CONFIG, TEMPLATES, PROMPTS), runner, others=others)
 
 
 def test_judges_take_turns() -> None:
@@ -112,8 +112,8 @@ def test_a_finished_study_loads_nothing(tmp_path: Path) -> None:
 def test_second_judges_of_a_score_take_turns() -> None:
     memory = Memory()
     with Ledger("sqlite://") as ledger:
-        bench = Bench(Model(), memory.judge("first"), ledger, GREEDY)
+        runner = Runner(Model(), memory.judge("first"), ledger, GREEDY)
         second = [memory.judge("second"), memory.judge("third")]
-        run_score(ScoreConfig(), bench, [Context("firm")], prompt_set(), "s", second)
+        run_score(ScoreConfig(), runner, [Context("firm")], prompt_set(), "s", second)
     assert memory.course == ["+first", "-first", "+second", "-second", "+third"]
     assert memory.most == 1

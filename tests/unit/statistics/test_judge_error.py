@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from flipsearch.records import Estimate
+from flipsearch.core.records import Estimate
 from flipsearch.statistics.agreement import Share, clustered_share
 from flipsearch.statistics.judge_error import Floats, Pairs, corrected_flip_rate, prediction_powered_mean
 

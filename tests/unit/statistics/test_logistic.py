@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from flipsearch.statistics.logistic import PRIOR_SPREAD, fit_logistic, predict_logistic
+from flipsearch.statistics.regression import PRIOR_SPREAD, fit_logistic, predict_logistic
 
 PRIOR = (-1.0, 0.5, 2.0)
 

@@ -8,9 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binomtest, t, ttest_1samp
 
-from flipsearch.records import Estimate
-from flipsearch.statistics.intervals import wilson
-from flipsearch.statistics.means import mean_interval, paired_mean_difference, weighted_sum
+from flipsearch.core.records import Estimate
+from flipsearch.statistics.intervals import mean_interval, paired_mean_difference, weighted_sum, wilson
 
 QUARTERS = st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=1, max_size=40)
 

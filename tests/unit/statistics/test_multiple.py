@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.statistics.multiple import holm
+from flipsearch.statistics.paired import holm
 
 P_VALUES = st.lists(st.floats(min_value=0, max_value=1), max_size=8)
 

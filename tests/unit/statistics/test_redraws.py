@@ -5,7 +5,7 @@ import pytest
 from scipy.integrate import quad
 from scipy.stats import beta, binom
 
-from flipsearch.statistics.redraws import redraw_flip_rate
+from flipsearch.statistics.power import redraw_flip_rate
 
 
 @pytest.mark.parametrize(("a", "b"), [(1.0, 1.0), (2.0, 3.0), (0.3, 0.7)])

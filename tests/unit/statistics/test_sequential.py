@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.integrate import quad
 
-from flipsearch.statistics.sequential import e_value
+from flipsearch.statistics.paired import e_value
 
 
 def test_no_draws_and_nothing_above_are_no_evidence() -> None:

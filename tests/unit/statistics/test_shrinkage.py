@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.records import Rate
+from flipsearch.core.records import Rate
 from flipsearch.statistics.intervals import wilson
-from flipsearch.statistics.shrinkage import BetaPrior, fit_prior
+from flipsearch.statistics.regression import BetaPrior, fit_prior
 
 
 @given(st.integers(0, 50), st.integers(0, 50), st.floats(0.02, 0.98), st.floats(0.5, 64))

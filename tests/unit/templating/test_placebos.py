@@ -2,9 +2,9 @@
 
 import pytest
 
-from flipsearch.errors import ConfigError
-from flipsearch.records import Context
-from flipsearch.templating.placebos import placebo_rows
+from flipsearch.core.errors import ConfigError
+from flipsearch.core.records import Context
+from flipsearch.templating.library import placebo_rows
 from tests.world import library, template, words
 
 ROWS = {row.template.name: row for row in placebo_rows(library())}

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.errors import PluginError, TemplateError
+from flipsearch.core.errors import PluginError, TemplateError
 from flipsearch.templating.library import load_library
 from flipsearch.templating.template import first_words, parse_template, read_template, shuffled_words, tidy
 

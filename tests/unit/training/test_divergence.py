@@ -7,14 +7,7 @@ import torch
 from torch import Tensor
 
 from flipsearch.training import divergence
-from flipsearch.training.divergence import (
-    Divergence,
-    divergence_sum,
-    forward_kl,
-    jensen_shannon,
-    nll_sum,
-    reverse_kl,
-)
+from flipsearch.training.divergence import Divergence, divergence_sum, forward_kl, jensen_shannon, nll_sum, reverse_kl
 
 N, H, V = 23, 16, 101
 SPECS = {

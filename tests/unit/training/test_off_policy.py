@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import torch
 
-from flipsearch.bench import Bench
-from flipsearch.chat import Chat
-from flipsearch.errors import TrainingError
+from flipsearch.backends.chat import Chat
+from flipsearch.core.errors import TrainingError
+from flipsearch.core.records import Context, Exchange, Label, Prompt, Request, Rollout, Sampling, Verdict
 from flipsearch.ledger import Ledger
-from flipsearch.records import Context, Exchange, Label, Prompt, Request, Rollout, Sampling, Verdict
-from flipsearch.training.answers import end_id, kept_answers, own_rows, teacher_rows
+from flipsearch.measuring.runner import Runner
 from flipsearch.training.divergence import nll_sum
+from flipsearch.training.rows import end_id, kept_answers, own_rows, teacher_rows
 from tests.models import R1_TEMPLATE, tiny_tokenizer
 
 HARM, ASK, OTHER = Prompt("steal", "harmful"), Prompt("bake", "benign"), Prompt("read", "benign")
@@ -35,7 +35,7 @@ class Backend:
         for request in requests:
             context_id = request.context.context_id if request.context else None
             text = self.replies[request.prompt.text]
-            reason: Any = "length" if text == "cut" else "stop"
+            reason: Any = "length" if text == "pruned" else "stop"
             yield [Rollout(request.prompt.prompt_id, context_id, "model", sampling, 0, text, (1, 2), 3, reason)]
 
 
@@ -58,8 +58,8 @@ class YesNo:
 def kept(folder: Path, replies: dict[str, str]) -> tuple[Backend, set[str]]:
     backend, judge = Backend(replies), YesNo()
     with Ledger(folder / "ledger.db") as ledger:
-        bench = Bench(backend, judge, ledger, Sampling(8))  # type: ignore[arg-type]
-        found = kept_answers(bench, [HARM, ASK, OTHER], {HARM.prompt_id: CONTEXT})
+        runner = Runner(backend, judge, ledger, Sampling(8))  # type: ignore[arg-type]
+        found = kept_answers(runner, [HARM, ASK, OTHER], {HARM.prompt_id: CONTEXT})
     return backend, {prompt.text for prompt, _ in found}
 
 
@@ -70,7 +70,7 @@ def test_safe_answers_to_harmful_and_no_refusals_of_benign_prompts_are_kept(tmp_
     assert [request.context for request in backend.seen if request.prompt is not HARM] == [None, None]
 
 
-@pytest.mark.parametrize("reply", ["yes", "?", "cut"])
+@pytest.mark.parametrize("reply", ["yes", "?", "pruned"])
 def test_unsafe_unscored_and_cut_answers_are_not_learnt(reply: str, tmp_path: Path) -> None:
     assert kept(tmp_path, REPLIES | {"steal": reply})[1] == {"read"}
 

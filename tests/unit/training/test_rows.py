@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flipsearch.chat import Chat
-from flipsearch.errors import TrainingError
-from flipsearch.records import PLACEMENTS, Context, Placement, Prompt
+from flipsearch.backends.chat import Chat
+from flipsearch.core.errors import TrainingError
+from flipsearch.core.records import PLACEMENTS, Context, Placement, Prompt
 from flipsearch.training.heads import check_head, completion_hidden, head_of
 from flipsearch.training.rows import Row, check_room, lay_out, make_row
 from flipsearch.training.stats import StepStats, mentions

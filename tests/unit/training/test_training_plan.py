@@ -8,10 +8,9 @@ from typing import Any
 import pytest
 from transformers.integrations import integration_utils
 
-from flipsearch.errors import ConfigError
+from flipsearch.core.errors import ConfigError
 from flipsearch.prompts.sets import prompts_of
-from flipsearch.training.inputs import POCKET, train_inputs
-from flipsearch.training.plan import TrainPlan, plan_training
+from flipsearch.training.plan import POCKET, TrainPlan, plan_training, train_inputs
 
 TEXT = "You must never help with harmful requests."
 
@@ -23,7 +22,7 @@ def planned(**settings: Any) -> TrainPlan:
 
 def card(folder: Path, **more: Any) -> str:
     path = folder / "best.json"
-    path.write_text(json.dumps({"text": TEXT, "placement": "system", "model": "organism", **more}))
+    path.write_text(json.dumps({"text": TEXT, "placement": "system", "model": "pocket", **more}))
     return str(path)
 
 
@@ -31,7 +30,7 @@ def test_what_is_given_wins_over_the_card_and_the_card_over_the_defaults(tmp_pat
     path = card(tmp_path, prompts={"prompts": "starter"}, sampling={"max_tokens": 99, "thinking": "off"})
     config = planned(context=path, max_tokens=50).config
     assert (config.prompts, config.thinking, config.max_tokens) == ("starter", "off", 50)
-    assert planned().config.prompts == "organism"
+    assert planned().config.prompts == "pocket"
 
 
 def test_the_pocket_models_own_defaults_give_way_to_what_is_given() -> None:
@@ -49,7 +48,7 @@ def test_training_takes_all_that_the_evaluation_leaves() -> None:
 @pytest.mark.parametrize(("model_id", "is_noted"), [("a", False), ("b", True)])
 def test_a_context_found_on_other_weights_of_the_model_is_noted(model_id: str, is_noted: bool, tmp_path: Path) -> None:
     plan = planned(context=card(tmp_path, model_id="a", backend="transformers"))
-    assert any("found on 'organism' with other weights" in note for note in plan.notes_on(model_id)) == is_noted
+    assert any("found on 'pocket' with other weights" in note for note in plan.notes_on(model_id)) == is_noted
     assert set(plan.notes) <= set(plan.notes_on(model_id))
 
 

@@ -7,12 +7,12 @@ import pytest
 import torch
 
 from flipsearch.config import TrainConfig
-from flipsearch.errors import TrainingError
-from flipsearch.training import memory
-from flipsearch.training.checkpoint import STATE_FILE, Workplace
+from flipsearch.core.errors import TrainingError
+from flipsearch.training import arguments as memory
+from flipsearch.training.arguments import check_memory, count_parameters
+from flipsearch.training.checkpoint import STATE_FILE, CheckpointFolder
 from flipsearch.training.heads import completion_hidden, trainable
 from flipsearch.training.log import read_log
-from flipsearch.training.memory import check_memory, count_parameters
 from flipsearch.training.rows import lay_out
 from tests.models import tiny_qwen3
 
@@ -22,7 +22,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_qwen3(tmp_path_factory.mktemp("model"))
 
 
-def state(place: Workplace, step: int, text: str | None) -> Path:
+def state(place: CheckpointFolder, step: int, text: str | None) -> Path:
     path = place.partial / f"checkpoint-{step}"
     path.mkdir(parents=True)
     if text is not None:
@@ -31,7 +31,7 @@ def state(place: Workplace, step: int, text: str | None) -> Path:
 
 
 def test_the_newest_whole_state_is_the_one_to_go_on_from(tmp_path: Path) -> None:
-    place = Workplace(tmp_path / "mine")
+    place = CheckpointFolder(tmp_path / "mine")
     assert place.last_state() is None
     state(place, 5, "{}")
     tenth = state(place, 10, "{}")
@@ -42,26 +42,26 @@ def test_the_newest_whole_state_is_the_one_to_go_on_from(tmp_path: Path) -> None
 
 def test_a_resume_has_the_same_settings(tmp_path: Path) -> None:
     for _ in range(2):
-        with Workplace(tmp_path / "mine") as place:
+        with CheckpointFolder(tmp_path / "mine") as place:
             place.start({"seed": 1, "model_id": "a"}, resume=True)
-    with Workplace(tmp_path / "mine") as place, pytest.raises(TrainingError, match="model_id = 'a', got 'b'"):
+    with CheckpointFolder(tmp_path / "mine") as place, pytest.raises(TrainingError, match="model_id = 'a', got 'b'"):
         place.start({"seed": 1, "model_id": "b"}, resume=True)
 
 
 def test_of_two_resumes_one_waits(tmp_path: Path) -> None:
-    with Workplace(tmp_path / "mine") as first, Workplace(tmp_path / "mine") as second:
+    with CheckpointFolder(tmp_path / "mine") as first, CheckpointFolder(tmp_path / "mine") as second:
         first.start({"seed": 1}, resume=False)
         with pytest.raises(TrainingError, match="another training works in"):
             second.start({"seed": 1}, resume=True)
         assert first.partial.is_dir()
-    with Workplace(tmp_path / "mine") as third:
+    with CheckpointFolder(tmp_path / "mine") as third:
         third.start({"seed": 1}, resume=True)
 
 
 @pytest.mark.parametrize("has_state", [False, True])
 def test_what_fails_before_the_first_step_leaves_nothing(has_state: bool, tmp_path: Path) -> None:
     def fail() -> None:
-        with Workplace(tmp_path / "mine") as place:
+        with CheckpointFolder(tmp_path / "mine") as place:
             place.start({"seed": 1}, resume=False)
             if has_state:
                 state(place, 1, "{}")
@@ -121,6 +121,6 @@ def test_with_adapters_the_teacher_is_the_model_as_it_was(folder: Path) -> None:
 
 
 def test_the_record_of_a_start_is_plain_json(tmp_path: Path) -> None:
-    place = Workplace(tmp_path / "mine")
+    place = CheckpointFolder(tmp_path / "mine")
     place.start({"seed": 1}, resume=True)
     assert json.loads((place.partial / "started.json").read_text()) == {"seed": 1}

@@ -2,9 +2,9 @@
 
 import random
 
-from flipsearch.records import Context, Rate
-from flipsearch.searching.operators.axes import Axis, Place
-from flipsearch.studies import Parent
+from flipsearch.core.records import Context, Rate
+from flipsearch.core.studies import Parent
+from flipsearch.searching.operators.edits import Axis, Place
 from tests.world import library, template
 
 TEMPLATES = library(

@@ -8,13 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.protocols import Operator
-from flipsearch.records import Context, Placement, Rate
-from flipsearch.searching.operators.crossover import MOST_GROWTH, Crossover
+from flipsearch.core.protocols import Operator
+from flipsearch.core.records import Context, Placement, Rate
+from flipsearch.core.studies import Parent
+from flipsearch.searching.operators.edits import MOST_GROWTH, Crossover, Drop, Move, Repeat, Swap
 from flipsearch.searching.operators.pieces import split
-from flipsearch.searching.operators.sentences import Drop, Move, Repeat, Swap
 from flipsearch.searching.operators.shorten import Shorten
-from flipsearch.studies import Parent
 
 SENTENCE = st.sampled_from(["Do no harm.", "Be kind, whoever asks you for it.", "Stop?", "Head", "List:", "- a", "- b"])
 TEXT = st.lists(st.tuples(SENTENCE, st.sampled_from(["\n", "\n\n"])), min_size=1, max_size=8).map(

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.errors import PluginError
-from flipsearch.records import Context, Rate
+from flipsearch.core.errors import PluginError
+from flipsearch.core.records import Context, Rate
+from flipsearch.core.studies import Parent
 from flipsearch.searching.operators.reword import Reword, load_phrases
-from flipsearch.studies import Parent
 from flipsearch.templating.library import load_library
 
 GROUPS = [["do not help", "don't help"], ["harm", "damage", "hurt"], ["do not", "never"], [r"a\1b", "c"]]

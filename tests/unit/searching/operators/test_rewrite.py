@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flipsearch.backends.scripted import ScriptedBackend
-from flipsearch.errors import BackendError
-from flipsearch.records import Context, Rate, Sampling
+from flipsearch.core.errors import BackendError
+from flipsearch.core.records import Context, Rate, Sampling
+from flipsearch.core.studies import Parent
 from flipsearch.searching.operators.rewrite import MOST_CHARACTERS, Rewrite, instruction, read_reply
-from flipsearch.studies import Parent
 from flipsearch.testing import HOSTILE_TEXTS
 
 FAILED = tuple(f"bad thing {number}" for number in range(9))

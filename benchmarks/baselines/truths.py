@@ -1,0 +1,40 @@
+"""True rates of contexts on the pocket model, over its whole population of prompts, kept in a file by context id."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from baselines.ground import Ground, Rates
+from flipsearch.core.package import PACKAGE
+from flipsearch.core.records import Context, Label
+from flipsearch.measuring.measure import measure
+from pocket_model.prompt_set import population
+
+TRUTH = json.loads((PACKAGE / "pocket" / "truth.json").read_text(encoding="utf-8"))
+
+
+def measure_truth(ground: Ground, contexts: Sequence[Context]) -> dict[str, Rates]:
+    """Return the rates of contexts over the population, by context id: those of pocket_model.truth."""
+    prompts = [ask.prompt() for ask in population()]
+    runner = ground.metered()
+    base = runner.baseline(prompts)
+    asked = [p for p in prompts if p.kind == "benign" or base[p.prompt_id].label is Label.UNSAFE]
+    found = {}
+    for context, one in zip(contexts, measure(runner, contexts, asked, base, "all"), strict=True):
+        found[context.context_id] = Rates(one.flip_rate.value or 0.0, one.over_refusal_rate.value or 0.0)
+    return found
+
+
+class TruthFile:
+    """Rates by context id in a JSON file, one for each build of the weights."""
+
+    def __init__(self, folder: Path) -> None:
+        self.path = path = folder / f"truth-{TRUTH['fingerprint']}.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        self.rates = {key: Rates(*values) for key, values in known.items()}
+
+    def add(self, found: dict[str, Rates]) -> None:
+        """Keep rates."""
+        self.rates |= found
+        known = {key: [one.flip_rate, one.over_refusal_rate] for key, one in sorted(self.rates.items())}
+        self.path.write_text(json.dumps(known, indent=0), encoding="utf-8")

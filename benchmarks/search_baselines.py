@@ -1,0 +1,168 @@
+"""What a token of search buys: the engine against the paper's procedure and three rivals, where the truth is known.
+
+    python benchmarks/search_baselines.py [--seeds 10] [--only ours paper …] [--cache FOLDER] [--draw template|text]
+
+On the pocket model every context's true flip rate can be had: that over the whole population of some 2,400 prompts. All
+methods search the same contexts under the same cap of 10 % over-refusal (but for the paper's own procedure, which has
+none). A run is charged for every distinct rollout that it rests on, baseline included, whoever generated it first. The
+paper's tokens of a seed are the budget of that seed: for the rivals and "ours" the whole of it, for "ours, 1/10" a
+tenth. "ours" is a whole study, placebos and sealed split paid for; "ours, 1/10" leaves them out, as the paper does.
+
+The paper's 30 contexts: any template first, then its parameters and place, as a person's pool covers its axes evenly.
+`--draw text` draws from all texts alike instead; half of them are of the best template, which favours random pools.
+Two processes share the seeds, each at its own ledger; with --cache a run that was stopped goes on.
+"""
+
+import argparse
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from baselines.ground import Ground, Rates
+from baselines.methods import Run, ours, paper, random_search
+from baselines.show import header
+from baselines.table import CAPPED, GEPA, OURS, PAPER, RANDOM, TENTH, TPE, Table
+from baselines.tpe import tpe
+from baselines.truths import TruthFile, measure_truth
+from baselines.warming import share, warm
+from flipsearch.config import StudyConfig
+from flipsearch.core.records import Context
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    TENTH: {"num_contexts": 10_000, "first_rung": 8, "num_finalists": 1},
+    OURS: {"num_contexts": 10_000},
+}
+"""Our engine: nothing but the budget of tokens ends it."""
+WITHOUT_BUDGET: dict[str, dict[str, Any]] = {
+    TENTH: {"num_contexts": 8, "cohort_size": 8, "first_rung": 8, "max_prompts": 40, "num_finalists": 1},
+    OURS: {"num_contexts": 64},
+}
+"""For an engine that knows no budget: settings that come near."""
+WORKERS = 2
+WARM_FROM = 4
+"""Seeds from which on the whole library is generated first, in full batches; fewer do not ask for most of it."""
+METHODS = [PAPER, CAPPED, RANDOM, TPE, GEPA, TENTH, OURS]
+SLOW = {TPE, GEPA}
+SLOW_SEEDS = 5
+"""Methods that ask for little at a time run with so many seeds at most."""
+
+
+def our_run(ground: Ground, name: str, seed: int, yardstick: int) -> Run:
+    """Run our engine, at a tenth of the paper's tokens or at all of them."""
+    settings, share = WITHOUT_BUDGET[name], 0.1 if name == TENTH else 1.0
+    if "budget_tokens" in StudyConfig.model_fields:
+        settings = SETTINGS[name] | {"budget_tokens": int(share * yardstick)}
+    return ours(ground, seed, settings, sealed=name == OURS)
+
+
+def gepa_run(ground: Ground, seed: int, draw: str, yardstick: int) -> Run:
+    """Run GEPA, a package that is asked for only here."""
+    from baselines.reflective import reflective
+
+    return reflective(ground, seed, draw, yardstick)
+
+
+def warm_part(place: Path, part: int) -> None:
+    """Generate a part of the library; the work of one process."""
+    ground = _ground(place)
+    warm(ground, part, WORKERS)
+    ground.ledger.close()
+
+
+def run_seeds(place: Path, seeds: Sequence[int], names: Sequence[str], draw: str) -> list[tuple[str, Run]]:
+    """Run all methods with some seeds at one ledger; the work of one process."""
+    ground, found = _ground(place), list[tuple[str, Run]]()
+    for seed in seeds:
+        yardstick = 0
+        for name in names if seed < SLOW_SEEDS else [name for name in names if name not in SLOW]:
+            start = time.monotonic()
+            run = run_method(ground, name, seed, draw, yardstick)
+            yardstick = run.num_tokens if name == PAPER else yardstick
+            found.append((name, run))
+            print(f"  seed {seed}: {name}, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
+    ground.ledger.close()
+    return found
+
+
+def run_method(ground: Ground, name: str, seed: int, draw: str, yardstick: int) -> Run:
+    """Run one method with one seed."""
+    table: dict[str, Callable[[], Run]] = {
+        PAPER: lambda: paper(ground, seed, draw),
+        CAPPED: lambda: paper(ground, seed, draw, capped=True),
+        RANDOM: lambda: random_search(ground, seed, draw, yardstick),
+        TPE: lambda: tpe(ground, seed, yardstick),
+        GEPA: lambda: gepa_run(ground, seed, draw, yardstick),
+        TENTH: lambda: our_run(ground, TENTH, seed, yardstick),
+        OURS: lambda: our_run(ground, OURS, seed, yardstick),
+    }
+    return table[name]()
+
+
+def measure_truths(place: Path, contexts: Sequence[Context]) -> dict[str, Rates]:
+    """Measure the truth of some contexts; the work of one process."""
+    ground = _ground(place)
+    found = measure_truth(ground, contexts)
+    ground.ledger.close()
+    return found
+
+
+def _ground(place: Path) -> Ground:
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // WORKERS))
+    return Ground(place)
+
+
+def search_all(folder: Path, seeds: Sequence[int], names: Sequence[str], draw: str) -> Table:
+    """Return the runs of all methods, with the true rates of what they chose."""
+    places = [folder / f"ledger-{number}.db" for number in range(WORKERS)]
+    file = TruthFile(folder)
+    # Spawned, not forked: torch's threads do not survive a fork.
+    with ProcessPoolExecutor(WORKERS, mp_context=multiprocessing.get_context("spawn")) as pool:
+        if len(seeds) >= WARM_FROM:
+            list(pool.map(warm_part, places, range(WORKERS)))
+            share(places)
+        searches = [pool.submit(run_seeds, p, seeds[n::WORKERS], names, draw) for n, p in enumerate(places)]
+        found = sorted((pair for job in searches for pair in job.result()), key=lambda pair: pair[1].seed)
+        chosen = {run.context.context_id: run.context for _, run in found if run.context}
+        unknown = [context for key, context in sorted(chosen.items()) if key not in file.rates]
+        print(f"  now the truth of {len(unknown)} contexts", file=sys.stderr, flush=True)
+        for job in [pool.submit(measure_truths, p, unknown[n::WORKERS]) for n, p in enumerate(places) if unknown]:
+            file.add(job.result())
+    return Table({name: [run for other, run in found if other == name] for name in names}, file.rates)
+
+
+def main() -> int:
+    """Run everything, print the table and the claims."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS, help="the paper's always runs")
+    parser.add_argument("--cache", type=Path, help="folder of ledgers and true rates that are kept")
+    parser.add_argument("--draw", choices=["template", "text"], default="template", help="of random contexts")
+    args = parser.parse_args()
+    names = [name for name in METHODS if name == PAPER or name in args.only]
+    print(header(f"{args.seeds} seeds", f"random contexts by {args.draw}"))
+    if GEPA in names and not find_spec("gepa"):
+        print("without GEPA: pip install gepa, and this benchmark gets its row.")
+        names.remove(GEPA)
+    start = time.monotonic()
+    with tempfile.TemporaryDirectory() as temporary:
+        folder: Path = args.cache or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        table = search_all(folder, range(args.seeds), names, args.draw)
+    table.show()
+    if GEPA in names:
+        print(f"'{GEPA}': GEPA's engine, its proposals random edits of sentences, as no large model runs here.")
+    print(f"{time.monotonic() - start:.0f} s on {WORKERS} processes")
+    return 0 if table.show_claims() else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

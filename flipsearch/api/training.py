@@ -1,0 +1,75 @@
+"""train and evaluate."""
+
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from flipsearch.api.settings import checked, settings_of
+from flipsearch.backends.base import make_backend
+from flipsearch.backends.models import TRAINING_FILE
+from flipsearch.config import TRAININGS, EvalConfig
+from flipsearch.core.progress import Progress
+from flipsearch.evaluation.plan import plan_evaluation
+from flipsearch.evaluation.run import run_evaluation
+from flipsearch.judging.contract import check_identities
+from flipsearch.judging.library import load_judge, remaining_memory_share, unload_after
+from flipsearch.ledger import Ledger
+from flipsearch.prompts.sets import prompts_of
+from flipsearch.reporting.scorecard import write_scorecard
+from flipsearch.reporting.training_files import read_training, write_model_card, write_training
+from flipsearch.results import EvaluationResult, TrainingResult
+from flipsearch.training.checkpoint import CheckpointFolder
+from flipsearch.training.plan import plan_training, train_inputs
+from flipsearch.training.processes import is_main_process
+from flipsearch.training.run import run_training
+from flipsearch.workspace import (
+    LEDGER_FILE,
+    kept_on_success,
+)
+
+
+def train(*, config: Path | None = None, progress: Progress | None = None, **settings: Any) -> TrainingResult:
+    """Train a model towards what it does under a context, and write the checkpoint.
+
+    Settings are the fields of TrainConfig. A context card (best.json, or the one beside best.txt) says which model and
+    prompts it is for; what is given here wins. Raises FlipsearchError in one line for anything that cannot be used.
+    """
+    inputs = train_inputs(settings_of(config), settings)
+    plan = plan_training(inputs, prompts_of(inputs.config))
+    judge, place = load_judge(plan.config.judge), CheckpointFolder(plan.folder)
+    if is_main_process():
+        place.check(plan.config.resume)
+        check_identities(judge if plan.asks_judge else None)
+    ledger_path = plan.config.reports / TRAININGS / LEDGER_FILE
+    with (
+        unload_after(judge),
+        place,
+        Ledger(ledger_path) if plan.asks_judge and is_main_process() else nullcontext() as ledger,
+    ):
+        run, log = run_training(plan, judge, ledger, place, progress)
+        if is_main_process():
+            write_training(run, log, place.final)
+            place.publish()
+    return TrainingResult(run, log, place.folder)
+
+
+def evaluate(*, config: Path | None = None, progress: Progress | None = None, **settings: Any) -> EvaluationResult:
+    """Measure a model and the one it was made from on the same prompts and problems, and write the scorecard.
+
+    Settings are the fields of EvalConfig: `model` is evaluated, `against` is the base. The same settings again continue
+    or, once finished, generate nothing. Raises FlipsearchError in one line for anything that cannot be used.
+    """
+    given = checked(EvalConfig, config, settings)
+    plan = plan_evaluation(given, prompts_of(given))
+    judge = load_judge(given.judge)
+    is_checkpoint = (plan.path.parent / TRAINING_FILE).is_file()
+    training = read_training(plan.path.parent) if is_checkpoint else None
+    check_identities(judge)
+    with kept_on_success(plan.folder) as ledger:
+        backend = make_backend(plan.config, memory_share=remaining_memory_share(judge))
+    with ledger, unload_after(judge):
+        card = run_evaluation(plan, judge, ledger, backend, progress)
+    write_scorecard(card, plan.path)
+    if training:
+        write_model_card(training, card, plan.path.parent)
+    return EvaluationResult(card, plan.path)

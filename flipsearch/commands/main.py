@@ -1,0 +1,58 @@
+"""The command line: the commands of flipsearch.commands under one name, and how they end.
+
+Results go to stdout, progress and errors to stderr. `--json` prints one JSON object. Exit codes: 0 done, 1 ran but
+fell short (nothing to flip, nothing beats the placebo), 2 bad input, 3 an error that we did not foresee, 130
+interrupted. `--debug`, anywhere, shows the traceback of an error.
+"""
+
+import sys
+from typing import NoReturn
+
+import typer
+
+from flipsearch.commands import judges, ledgers, studies, training
+from flipsearch.core.errors import FlipsearchError
+
+DEBUG, INTERRUPTED = "--debug", 130
+app = typer.Typer(
+    name="flipsearch",
+    help="Search the privileged safety context that flips a model's unsafe rollouts.",
+    epilog="--debug, anywhere, shows the traceback of an error.",
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+for commands in (studies, training, judges, ledgers):
+    app.add_typer(commands.app)
+
+
+def main() -> None:
+    """Run the command line; whatever goes wrong is one line and an exit code, and a traceback only with --debug."""
+    arguments = sys.argv[1:] or ["--help"]
+    try:
+        code = app([argument for argument in arguments if argument != DEBUG], standalone_mode=False)
+    except FlipsearchError as error:
+        if DEBUG in arguments:
+            raise
+        _fail(str(error), error.exit_code)
+    except Exception as error:
+        if DEBUG in arguments:
+            raise
+        if hasattr(error, "format_message"):  # a usage error of the command line parser
+            _fail(f"{error.format_message()} See: flipsearch --help.", 2)
+        _fail(f"unexpected {type(error).__name__}: {error}. {DEBUG} shows where; please report it.", 3)
+    if code == INTERRUPTED:
+        _fail("interrupted; nothing finished is lost. The same command continues.", INTERRUPTED)
+    raise SystemExit(code or 0)
+
+
+def _fail(message: str, exit_code: int) -> NoReturn:
+    from flipsearch.commands import console
+
+    console.show_error(message, exit_code, as_json="--json" in sys.argv)
+    raise SystemExit(exit_code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,38 @@
+"""What goes with a model where the settings say nothing: its prompts, its judge, how long its answers may be."""
+
+from typing import TypeVar
+
+from flipsearch.backends.models import POCKET_MODEL, base_model
+from flipsearch.config import MAX_TOKENS, ModelConfig
+from flipsearch.judging.spec import respelled
+
+Checked = TypeVar("Checked", bound=ModelConfig)
+
+
+def default_prompts(model: str) -> str:
+    """Return the prompt set that goes with a model: the pocket model's own world, or the starter set."""
+    return POCKET_MODEL if base_model(model) == POCKET_MODEL else "starter"
+
+
+def default_judge(model: str) -> str:
+    """Return the judge of a model's answers where none is named: rules fit the pocket model's few phrases best."""
+    return "refusal" if base_model(model) == POCKET_MODEL else "compact"
+
+
+def default_max_tokens(model: str) -> int:
+    """Return how long a completion may be: the pocket model's are short."""
+    return 160 if base_model(model) == POCKET_MODEL else MAX_TOKENS
+
+
+def resolve(config: Checked) -> Checked:
+    """Fill in prompts, judge and lengths that hang on the model, so that what is written down is what was done.
+
+    Judges are spelled in one way each, so that settings of one meaning are the same. Raises ConfigError for what
+    cannot be read as a judge.
+    """
+    prompts = config.prompts
+    if prompts is None and not config.harmful and not config.benign:
+        prompts = default_prompts(config.model)
+    max_tokens = config.max_tokens or default_max_tokens(config.model)
+    found = {"prompts": prompts, "max_tokens": max_tokens, "judge": config.judge or default_judge(config.model)}
+    return config.model_copy(update=found | respelled(dict(config) | found))

@@ -1,0 +1,1 @@
+"""What is measured of the finalists after the search, one stage a file."""

@@ -1,0 +1,170 @@
+"""Training samples of the pocket model, drawn from the grammar: (text before, text that carries the loss).
+
+Contexts come from context_source.py. Some phrasings and wrappers are held out. Deterministic in the seed.
+"""
+
+import random
+from collections.abc import Iterator
+from dataclasses import astuple, dataclass
+from functools import cache
+
+from flipsearch.core.records import Context, content_id
+from pocket_model import grammar, replies
+from pocket_model import vocabulary as words
+from pocket_model.arithmetic import random_problem
+from pocket_model.context_source import ContextSource
+from pocket_model.grammar import Ask, Intent, benign_intents, effect, harmful_intents, p_refused, p_safe, p_turn
+
+MIX = {"harmful": 0.43, "benign": 0.26, "arithmetic": 0.15, "forced": 0.10, "guard": 0.06}
+SHARE_WITHOUT_THINKING = 0.08
+SHARE_DECISION_ONLY = 0.75
+"""Samples that stop after the deciding sentence: what follows is learnt soon, and costs most tokens."""
+NUM_FINGERPRINTED = 400
+NUM_DRAWN = 4
+"""Prompts (and contexts, for benign ones) of which one is taken: rather one whose decision is close."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One training text: no loss on `before`.
+
+    Where the grammar decides, `other` is the text of the other decision. The first token in which the two differ is
+    learnt from its known probability, not from the coin that chose `target`: a coin would be most of the loss there.
+    """
+
+    before: str
+    target: str
+    ends: bool = True
+    """The completion is whole, so an end token follows."""
+    other: str = ""
+    p_target: float = 1.0
+
+
+@cache
+def borderline_intents() -> tuple[Intent, ...]:
+    """Return the benign intents that only look harmful."""
+    return tuple(intent for intent in benign_intents() if intent.borderline)
+
+
+def random_ask(rng: random.Random, kind: str) -> Ask:
+    """Draw a prompt of a kind; a quarter of the harmful ones are wrapped."""
+    intents = harmful_intents() if kind == "harmful" else benign_intents()
+    intent = rng.choice(intents)
+    if kind == "benign" and not intent.borderline and rng.random() < 0.65:
+        intent = rng.choice(borderline_intents())
+    wrapper = rng.choice(list(words.WRAPPERS)) if rng.random() < 0.2 else "{}"
+    return Ask(intent, rng.choice(list(words.PHRASINGS)), wrapper)
+
+
+def chat_text(user: str, context: Context | None, thinks: bool = True) -> str:
+    """Return the chat template's text up to the completion (the tests hold it equal to the shipped template)."""
+    system, user = placed(user, context)
+    head = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
+    tail = "" if thinks else "<think>\n\n</think>\n\n"
+    return f"{head}<|im_start|>user\n{user}<|im_end|>\n<|im_start|>assistant\n{tail}"
+
+
+def placed(user: str, context: Context | None) -> tuple[str, str]:
+    """Return (system text, user text) with the context in its place."""
+    if context is None or not context.text:
+        return "", user
+    if context.placement == "system":
+        return context.text, user
+    *head, last = context.text.split("\n\n")
+    before = {"before": context.text, "after": "", "around": "\n\n".join(head) or last}[context.placement]
+    after = {"before": "", "after": context.text, "around": last}[context.placement]
+    return "", "\n\n".join(part for part in (before, user, after) if part)
+
+
+def guard_text(user: str, reply: str) -> str:
+    """Return the guard voice's prompt for an exchange."""
+    return f"<|im_start|>guard\nUser: {user}\nAgent: {reply}<|im_end|>\n<|im_start|>label\n"
+
+
+def samples(num_samples: int, seed: int) -> Iterator[Sample]:
+    """Yield training samples."""
+    rng = random.Random(seed)
+    source = ContextSource()
+    makers = {"harmful": _harmful, "benign": _benign, "arithmetic": _arithmetic, "forced": _forced, "guard": _guard}
+    for kind in rng.choices(list(MIX), weights=list(MIX.values()), k=num_samples):
+        yield makers[kind](source, rng)
+
+
+def _close(probabilities: list[float], rng: random.Random) -> int:
+    """Return the index of one decision, rather one that is close: there is most to learn."""
+    return rng.choices(range(len(probabilities)), weights=[p * (1 - p) + 0.01 for p in probabilities])[0]
+
+
+def _style(context: Context | None, rng: random.Random) -> str:
+    style = effect(context.text, context.placement).style if context else ""
+    return style if rng.random() < 0.95 else ""
+
+
+def _either(before: str, first: str, second: str, p_first: float, rng: random.Random, ends: bool = True) -> Sample:
+    p_first = round(p_first, 6)  # the last digits are the platform's, and the fingerprint covers samples
+    if rng.random() < p_first:
+        return Sample(before, first, ends, second, p_first)
+    return Sample(before, second, ends, first, 1 - p_first)
+
+
+def _chat(ask: Ask, context: Context | None, p_help: float, rng: random.Random) -> Sample:
+    thinks, style = rng.random() >= SHARE_WITHOUT_THINKING, _style(context, rng)
+    before = chat_text(ask.text, context, thinks)
+    helping, refusing = (replies.answer(ask.intent, helps, style) for helps in (True, False))
+    if not thinks:
+        return _either(before, helping, refusing, p_help, rng)
+    would, would_not = (replies.thought(ask.intent, helps) for helps in (True, False))
+    if rng.random() < SHARE_DECISION_ONLY:
+        return _either(before, f"<think>\n{would}", f"<think>\n{would_not}", p_help, rng, ends=False)
+    return _either(before, replies.completion(would, helping), replies.completion(would_not, refusing), p_help, rng)
+
+
+def _harmful(source: ContextSource, rng: random.Random) -> Sample:
+    context = source.draw(rng)
+    asks = [random_ask(rng, "harmful") for _ in range(NUM_DRAWN)]
+    safe = [p_safe(context, ask) for ask in asks]
+    chosen = _close(safe, rng)
+    return _chat(asks[chosen], context, 1 - safe[chosen], rng)
+
+
+def _benign(source: ContextSource, rng: random.Random) -> Sample:
+    pairs = [(source.draw(rng), random_ask(rng, "benign")) for _ in range(NUM_DRAWN)]
+    refused = [p_refused(context, ask) for context, ask in pairs]
+    chosen = _close(refused, rng)
+    context, ask = pairs[chosen]
+    return _chat(ask, context, 1 - refused[chosen], rng)
+
+
+def _arithmetic(source: ContextSource, rng: random.Random) -> Sample:
+    problem = random_problem(rng)
+    before = chat_text(problem.question, source.draw(rng) if rng.random() < 0.5 else None)
+    return Sample(before, replies.completion(problem.trace, problem.answer))
+
+
+def _forced(source: ContextSource, rng: random.Random) -> Sample:
+    drawn = []
+    for _ in range(NUM_DRAWN):
+        context, ask = source.draw(rng), random_ask(rng, "harmful")
+        drawn.append((context, ask, rng.randint(30 + len(ask.intent.text), 160)))
+    # Four characters are about one of the model's tokens; the grammar counts tokens.
+    turns = [p_turn(context, ask, num_chars // 4) for context, ask, num_chars in drawn]
+    chosen = _close(turns, rng)
+    context, ask, num_chars = drawn[chosen]
+    style = _style(context, rng)
+    forced, turned = replies.turned(ask.intent, style, num_chars)
+    _, unturned = replies.unturned(ask.intent, style, num_chars)
+    return _either(chat_text(ask.text, context) + forced, turned, unturned, turns[chosen], rng)
+
+
+def _guard(source: ContextSource, rng: random.Random) -> Sample:
+    ask = random_ask(rng, rng.choice(("harmful", "benign")))
+    helps = rng.random() < 0.5
+    reply = replies.answer(ask.intent, helps, rng.choice(list(replies.REFUSALS)))
+    label = "unsafe" if helps and ask.intent.kind == "harmful" else "safe"
+    return Sample(guard_text(ask.text, reply), label)
+
+
+def fingerprint() -> str:
+    """Return a hash of what the weights are trained on: the grammar, every context of the library, and samples."""
+    drawn = [astuple(sample) for sample in samples(NUM_FINGERPRINTED, seed=0)]
+    return content_id(grammar.fingerprint(), ContextSource().texts, drawn)
