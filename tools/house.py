@@ -79,6 +79,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--run", action="store_true", help="run --help and a small search too")
     parser.add_argument("--small", action="store_true", help="name the short functions that are used once")
+    parser.add_argument("--rooms", action="store_true", help="one line for each room")
     args = parser.parse_args()
     texts = {module_name(path): path.read_text(encoding="utf-8") for path in sorted(PACKAGE.rglob("*.py"))}
     trees = {name: ast.parse(text) for name, text in texts.items()}
@@ -110,6 +111,17 @@ def main() -> None:
     }
     for what, value in rows.items():
         print(f"{what:30} {value}")
+    if args.rooms:
+        for name in sorted(rooms):
+            own = [size(node) for module, node in functions if module.count(".") and room(module) == name]
+            files = [module for module in texts if module.count(".") and room(module) == name]
+            short = sum(module.count(".") > 0 and room(module) == name for module, _ in once)
+            lines = sum(texts[module].count("\n") for module in files)
+            median = statistics.median(own) if own else 0
+            print(
+                f"{name:12} modules {len(files):3}  lines {lines:5}  functions {len(own):4}  median {median:4}  "
+                f"7 lines or fewer {sum(n <= 7 for n in own):4}  used once, short {short:3}"
+            )
     if args.small:
         print("\n".join(f"{name}:{node.lineno} {node.name}" for name, node in once))
     if args.run:
