@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.core.errors import JudgeError
+from flipsearch.core.files import write_text
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Label, Verdict, content_id
 from flipsearch.judging.caching import judge_answers
@@ -131,13 +132,7 @@ def _once(rows: Sequence[LabelledAnswer]) -> list[LabelledAnswer]:
 def save_accuracy(found: JudgeAccuracy, reports: Path) -> Path:
     """Write the figures where `load_accuracy` finds them; what was measured of the same judge before is replaced."""
     path = _path(found.identity, reports)
-    beside = path.with_suffix(".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_bytes(_ACCURACY.dump_json(found, indent=1))
-        beside.replace(path)
-    except OSError as error:
-        raise JudgeError(f"cannot write '{path}': {error.strerror}; free the disk or give other --reports.") from error
+    write_text(path, _ACCURACY.dump_json(found, indent=1).decode(), JudgeError)
     return path
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.core.errors import JudgeError, StudyError
+from flipsearch.core.files import write_text
 from flipsearch.core.records import Flip, Label, Measurement, Prompt, Rollout, Sampling, Verdict, rollout_id
 from flipsearch.core.studies import Study, Trial
 from flipsearch.judging.answer import split_answer
@@ -108,12 +109,7 @@ def _check_agreed(labels: Iterable[StudyLabel]) -> None:
 
 def save_labels(labels: Sequence[StudyLabel], folder: Path) -> None:
     """Write what people said of a study's answers into its folder, in place of what was there."""
-    beside = folder / f".{FILE}"
-    try:
-        beside.write_bytes(_LABELS.dump_json(list(labels), indent=1))
-        beside.replace(folder / FILE)
-    except OSError as error:
-        raise JudgeError(f"cannot write '{folder / FILE}': {error.strerror}; free the disk.") from error
+    write_text(folder / FILE, _LABELS.dump_json(list(labels), indent=1).decode(), JudgeError)
 
 
 def load_labels(folder: Path) -> list[StudyLabel]:

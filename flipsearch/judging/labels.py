@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 from flipsearch.core.errors import PromptError, unknown_name
-from flipsearch.core.files import unguarded
+from flipsearch.core.files import unescape_formula
 from flipsearch.core.records import Exchange, Prompt
 from flipsearch.prompts.files import Row, Table, cell, is_missing, read_table
 
@@ -125,7 +125,7 @@ def _read(
     if not places:
         return LabelledAnswer(text, answer, known, cell(row, source) or table.name)
     place = _place(table, row, places)
-    return LabelledAnswer(unguarded(text), unguarded(answer), known, place.study, place)
+    return LabelledAnswer(unescape_formula(text), unescape_formula(answer), known, place.study, place)
 
 
 def _place(table: Table, row: Row, places: Sequence[str]) -> Place:
@@ -137,7 +137,7 @@ def _place(table: Table, row: Row, places: Sequence[str]) -> Place:
     if not 0 < probability <= 1:
         raise PromptError(f"{table.at(row)}: the probability is '{said}', expected a number above 0, at most 1.")
     prompt_id, context_id, rollout_id = (id.removeprefix("'") for id in ids)
-    return Place(unguarded(study), prompt_id, context_id, rollout_id, probability)
+    return Place(unescape_formula(study), prompt_id, context_id, rollout_id, probability)
 
 
 def _column(table: Table, what: str) -> str:

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from flipsearch.core.errors import JudgeError
+from flipsearch.core.files import atomic_write
 from flipsearch.judging.compact.features import NUM_BUCKETS, SIGNS, Codes, Features, buckets
 
 FORMAT = 3
@@ -93,10 +94,8 @@ class CompactModel:
         arrays = {name: getattr(self, name).astype(np.float32) for name in ("mean", "spread", "dense", "bias")}
         codes: dict[str, Any] = {"common": self.common, "fitted_to": self.fitted_to}
         about = np.frombuffer(json.dumps({"format": FORMAT, **self.about}).encode(), dtype=np.uint8)
-        beside = path.with_name(f".{path.name}.partial")
-        with beside.open("wb") as file:
+        with atomic_write(path, JudgeError) as partial, partial.open("wb") as file:
             np.savez_compressed(file, about=about, **codes, runs=self.runs.astype(np.float16), **arrays)
-        beside.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "CompactModel":
