@@ -14,8 +14,7 @@ from flipsearch.judging.compact.fitting import Fit
 from flipsearch.judging.spec import Member
 from flipsearch.reporting.card import benign_metrics, context_card, portfolio_metrics
 from flipsearch.reporting.columns import leaderboard, rows
-from flipsearch.reporting.scorecard import scorecard_dict
-from flipsearch.reporting.training_files import training_dict
+from flipsearch.reporting.format import json_value
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -78,7 +77,7 @@ class EvaluationResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        return {"path": str(self.path), **scorecard_dict(self.scorecard)}
+        return {"path": str(self.path), **json_value(self.scorecard)}
 
 
 @dataclass(frozen=True)
@@ -157,4 +156,4 @@ class TrainingResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        return {"folder": str(self.folder), **training_dict(self.run), "last_step": dict(self.log[-1])}
+        return {"folder": str(self.folder), **json_value(self.run), "last_step": dict(self.log[-1])}

@@ -15,8 +15,7 @@ from flipsearch.judging.contract import check_identities
 from flipsearch.judging.library import load_judge, remaining_memory_share, unload_after
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import prompts_of
-from flipsearch.reporting.scorecard import write_scorecard
-from flipsearch.reporting.training_files import read_training, write_model_card, write_training
+from flipsearch.reporting.files import read_training, write_model_card, write_scorecard, write_training
 from flipsearch.results import EvaluationResult, TrainingResult
 from flipsearch.training.checkpoint import CheckpointFolder
 from flipsearch.training.plan import plan_training, train_inputs

@@ -21,9 +21,9 @@ from rich.text import Text
 
 from flipsearch.core.files import printable
 from flipsearch.core.progress import Step
-from flipsearch.core.records import Context, Estimate, Rate
-from flipsearch.core.studies import Study, Trial
+from flipsearch.core.studies import Study
 from flipsearch.core.trainings import LogLine, TrainingRun
+from flipsearch.reporting.format import DASH, percent, percent_with_interval, with_interval
 
 
 def print_outcome(outcome: Any, json: bool, show: Callable[[Any], None]) -> None:
@@ -97,7 +97,7 @@ def bars() -> Iterator[Bars]:
 
 
 def show_study(study: Study, folder: Path, best: Path | None) -> None:
-    """Print the leaderboard and where the files lie."""
+    """Print the leaderboard and where the files are."""
     console = Console(highlight=False)
     console.print(leaderboard_table(study))
     if any(study.is_over_cap(trial) for trial in study.trials):
@@ -114,129 +114,98 @@ def show_study(study: Study, folder: Path, best: Path | None) -> None:
     console.print(Text(f"{'leaderboard':<14}{folder / 'leaderboard.html'}"))
 
 
+def leaderboard_table(study: Study) -> Table:
+    """Return the best arms and all placebos as a table that fits into 80 columns; see reporting/columns.py."""
+    from flipsearch.reporting.columns import terminal_columns
+
+    columns = terminal_columns(study)
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for column in columns:
+        wraps = column.format.wraps
+        table.add_column(column.terminal, justify="left" if wraps else "right", no_wrap=not wraps)
+    arms = [trial for trial in study.trials if trial.role == "arm"]
+    for trial in arms[:NUM_SHOWN]:
+        cells = (Text(column.text(study, trial)) for column in columns)
+        table.add_row(*cells, style="bold green" if trial == study.winner else "")
+    if len(arms) > NUM_SHOWN:
+        table.add_row("", Text(f"… {len(arms) - NUM_SHOWN} more on the page", style="dim"))
+    for trial in study.trials:
+        if trial.role == "placebo":
+            table.add_row(*(Text(column.text(study, trial)) for column in columns), style="dim")
+    return table
+
+
 def companion_lines(study: Study, best: Path) -> list[str]:
-    """Return what stands beside the winning text: the portfolio, and the context for benign prompts or why none."""
+    """Return what else is written with the winning text: the portfolio, the context for benign prompts or why none."""
     lines = []
     if study.portfolio:
         num, path = len(study.portfolio.context_ids), best.with_suffix(".portfolio.json")
-        together = f"any of {num} flips {_interval(study.portfolio.confirm)}"
-        flipped = together if num > 1 else "the best context alone"
-        lines.append(f"{'portfolio':<14}{path}  ({flipped})")
+        together = f"any of {num} flips {percent_with_interval(study.portfolio.confirm)}"
+        lines.append(f"{'portfolio':<14}{path}  ({together if num > 1 else 'the best context alone'})")
     if study.benign and study.benign.context:
-        rates = f"refused {_percent(study.benign.over_refusal_rate)}, without {_percent(_without(study))}"
-        lines.append(f"{'for benign':<14}{best.with_suffix('.benign.txt')}  ({rates})")
+        refused = percent(study.benign.over_refusal_rate.value, "%")
+        without = percent(study.base_over_refusal["confirm"].value, "%")
+        path = best.with_suffix(".benign.txt")
+        lines.append(f"{'for benign':<14}{path}  (refused {refused}, without {without})")
     elif study.benign:
         lines.append(f"{'for benign':<14}none. {study.benign.reason}")
     return lines
 
 
 def judge_lines(study: Study) -> list[str]:
-    """Return what is known of the judge's errors, and what they leave of the best flip rate."""
+    """Return the best flip rate corrected for the judge's errors, and its risk reduction, where they are known."""
     best = study.winner or (study.trials[0] if study.trials else None)
     lines = []
     if study.judge_error and best and best.corrected and best.corrected.value is not None:
         whose = "this study's answers among them" if study.judge_error.own_answers else "none of this study's answers"
         num = sum(study.judge_error.sources.values())
         lines.append(
-            f"With the judge's errors taken back the best flip rate is {_estimate(best.corrected, 100, 0)} % "
+            f"Corrected for the judge's errors the best flip rate is {with_interval(best.corrected, 100, 0)} % "
             f"(by {num:,} labels, {whose})."
         )
     if best and best.risk_reduction and best.risk_reduction.value is not None:
         lines.append(
-            f"By people's labels it leaves {_estimate(best.risk_reduction, 100, 0)} points fewer answers unsafe."
+            f"By human labels it leaves {with_interval(best.risk_reduction, 100, 0)} points fewer answers unsafe."
         )
     return lines
 
 
-def _without(study: Study) -> Rate:
-    return study.base_over_refusal["confirm"]
+def show_plan(plan: "SearchPlan") -> None:
+    """Print what a search costs and what it can detect."""
+    sys.stdout.write("".join(f"{printable(line)}\n" for line in plan_lines(plan)))
 
 
-def leaderboard_table(study: Study) -> Table:
-    """Return the best arms and all placebos as a table that fits into 80 columns."""
-    confirmed = any(trial.confirm for trial in study.trials)
-    split = study.trials[0].search.split
-    names = ["#", "context", split if confirmed else f"{split} (95 %)", "confirm (95 %)", "net", "over-ref.", "tokens"]
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in names if confirmed else [name for name in names if not name.startswith("confirm")]:
-        table.add_column(name, justify="left" if name == "context" else "right", no_wrap=name != "context")
-    arms = [t for t in study.trials if t.role == "arm"]
-    for rank, trial in enumerate(arms[:NUM_SHOWN], start=1):
-        table.add_row(str(rank), *_cells(study, trial, confirmed), style="bold green" if trial == study.winner else "")
-    if len(arms) > NUM_SHOWN:
-        table.add_row("", Text(f"… {len(arms) - NUM_SHOWN} more on the page", style="dim"))
-    for trial in (t for t in study.trials if t.role == "placebo"):
-        table.add_row("", *_cells(study, trial, confirmed), style="dim")
-    return table
+def plan_lines(plan: "SearchPlan") -> list[str]:
+    """Return a search plan in a few lines of at most 80 columns."""
 
+    def between(span: "Span") -> str:
+        return f"{span.least:,}" if span.least == span.most else f"{span.least:,} to {span.most:,}"
 
-def _cells(study: Study, trial: Trial, confirmed: bool) -> list[Text | str]:
-    context, confirm = trial.context, trial.confirm
-    stopped = f" ({trial.state})" if trial.state in ("pruned", "stopped") else ""
-    flips = [_interval(trial.search.flip_rate)]
-    if confirmed:
-        flips = [_percent(trial.search.flip_rate), _interval(confirm.flip_rate) if confirm else ""]
-    return [
-        Text(printable(f"{_named(context)} {context.placement}{stopped}")),
-        *flips,
-        f"{100 * trial.net.value:+.1f}" if trial.net else "",
-        f"{'!' * study.is_over_cap(trial)}{_percent((confirm or trial.search).over_refusal_rate)}",
-        "" if trial.num_context_tokens is None else str(trial.num_context_tokens),
-    ]
-
-
-def _named(context: Context) -> str:
-    return context.text[:24] or "no text" if context.origin == "text" else context.origin
-
-
-def _percent(rate: Rate) -> str:
-    return "–" if rate.value is None else f"{100 * rate.value:.1f}%"
-
-
-def _interval(rate: Rate) -> str:
-    if rate.value is None:
-        return "–"
-    return f"{100 * rate.value:.1f}% ({100 * rate.low:.0f}–{100 * rate.high:.0f})"
-
-
-def show_plan(forecast: "SearchPlan") -> None:
-    """Print what a search takes and what it can tell."""
-    sys.stdout.write("".join(f"{printable(line)}\n" for line in plan_lines(forecast)))
-
-
-def plan_lines(forecast: "SearchPlan") -> list[str]:
-    """Return a forecast in a few lines of at most 80 columns."""
-    counts = [f"{split} {kinds['harmful']} + {kinds['benign']}" for split, kinds in forecast.prompts.items()]
-    expected, told, length = forecast.tokens_expected, forecast.resolution, forecast.mean_length
-    rollouts = [f"{phase} {_span(span)}" for phase, span in forecast.rollouts.items()]
+    counts = [f"{split} {kinds['harmful']} + {kinds['benign']}" for split, kinds in plan.prompts.items()]
+    rollouts = [f"{phase} {between(span)}" for phase, span in plan.rollouts.items()]
     lines = [
         f"{'prompts':<10}{', '.join(counts)} (harmful + benign)",
-        f"{'rollouts':<10}{_span(forecast.total)} for {forecast.num_contexts:,} contexts",
+        f"{'rollouts':<10}{between(plan.total)} for {plan.num_contexts:,} contexts",
         *(f"{'':<10}{', '.join(rollouts[i : i + 2])}" for i in range(0, len(rollouts), 2)),
-        f"{'tokens':<10}at most {forecast.tokens_at_most:,} ({forecast.max_tokens:,} each)",
+        f"{'tokens':<10}at most {plan.tokens_at_most:,} ({plan.max_tokens:,} each)",
     ]
-    if forecast.redraw_flip_rate is not None:
-        again = f"{100 * forecast.redraw_flip_rate:.1f} % would flip, were p_unsafe uniform"
-        lines.append(f"{'draws':<10}{forecast.samples} a prompt, unsafe from {forecast.unsafe_at} unsafe ones on")
-        lines.append(f"{'':<10}drawn again without a context, {again}")
-    if expected and length is not None:
-        lines.append(f"{'':<10}about {_span(expected)} at {length:.1f} each, as in this study's ledger")
-    if budgets := _budgets(forecast):
+    if plan.redraw_flip_rate is not None:
+        again = f"{percent(plan.redraw_flip_rate)} would flip, were p_unsafe uniform"
+        lines.append(f"{'samples':<10}{plan.samples} per prompt, unsafe from {plan.unsafe_at} unsafe ones on")
+        lines.append(f"{'':<10}sampled again without a context, {again}")
+    if plan.tokens_expected and plan.mean_length is not None:
+        expected = between(plan.tokens_expected)
+        lines.append(f"{'':<10}about {expected} at {plan.mean_length:.1f} each, as in this study's ledger")
+    budgets = [f"{plan.budget_tokens:,} tokens"] if plan.budget_tokens else []
+    budgets += [f"{plan.time_s:g} s"] if plan.time_s else []
+    if budgets:
         lines.append(f"{'':<10}the search ends before it spends {' or '.join(budgets)}")
-    needed = f"{100 * told.delta:g} points need {told.num_pairs_needed:,} pairs"
-    finds = "tells nothing apart" if told.detectable is None else f"tells {100 * told.detectable:.1f} points apart"
-    lines.append(f"{'confirm':<10}{told.num_pairs:,} pairs at most: {finds}; {needed}")
-    assumed = f"{100 * told.discordant:g} % of pairs flipped by one alone"
-    return [*lines, f"{'':<10}(power {told.power:g}, alpha {told.alpha:g}, {assumed})"]
-
-
-def _budgets(forecast: "SearchPlan") -> list[str]:
-    tokens = f"{forecast.budget_tokens:,} tokens" if forecast.budget_tokens else ""
-    return [one for one in (tokens, f"{forecast.time_s:g} s" if forecast.time_s else "") if one]
-
-
-def _span(span: "Span") -> str:
-    return f"{span.least:,}" if span.least == span.most else f"{span.least:,} to {span.most:,}"
+    power = plan.resolution
+    needed = f"{100 * power.delta:g} points need {power.num_pairs_needed:,} pairs"
+    detects = "none" if power.detectable is None else f"from {100 * power.detectable:.1f} points on"
+    lines.append(f"{'confirm':<10}{power.num_pairs:,} pairs at most: detects differences {detects}; {needed}")
+    assumed = f"{100 * power.discordant:g} % of pairs flipped by one alone"
+    return [*lines, f"{'':<10}(power {power.power:g}, alpha {power.alpha:g}, {assumed})"]
 
 
 def show_ledger(check: "LedgerCheck") -> None:
@@ -266,87 +235,85 @@ def show_export(done: "Export") -> None:
     sys.stdout.write(f"{done.num_rollouts:,} rollouts  {printable(str(done.path))}\n")
 
 
-def show_judge(done: "JudgeCheck") -> None:
-    """Print how a judge agrees with people: a row a question, then one a source."""
-    console, found = Console(highlight=False), done.accuracy
-    console.print(judge_table(found))
+def show_judge(check: "JudgeCheck") -> None:
+    """Print how a judge agrees with human labels: one row per question, then one per source."""
+    console, accuracy = Console(highlight=False), check.accuracy
+    console.print(judge_table(accuracy))
     lines = ["kappa is agreement beyond chance (95 % interval); accuracy, sensitivity and", "specificity in %"]
-    for question, one in found.questions.items():
-        if share := 1 - (one.coverage.estimate.value or 0.0):
+    for question, agreement in accuracy.questions.items():
+        if share := 1 - (agreement.coverage.estimate.value or 0.0):
             lines.append(f"unscored, {question}: {100 * share:.1f} %")
-    if found.fitted_to:
-        lines.append(f"The judge was fitted to {sum(found.fitted_to.values()):,} of these answers, which flatters it.")
-    if found.num_left_out:
-        lines.append(f"left out: {found.num_left_out:,} partial refusals")
-    lines += [f"{'judge':<14}{found.judge} ({found.identity})", f"{'kept in':<14}{done.path}"]
-    if done.replaced and done.replaced != found.sources:
-        lines.append(f"{'in place of':<14}figures on {_sources(done.replaced)}")
-    for folder in done.studies:
+    if accuracy.fitted_to:
+        num = sum(accuracy.fitted_to.values())
+        lines.append(f"The judge was fitted to {num:,} of these answers, which flatters it.")
+    if accuracy.num_left_out:
+        lines.append(f"left out: {accuracy.num_left_out:,} partial refusals")
+    lines += [f"{'judge':<14}{accuracy.judge} ({accuracy.identity})", f"{'kept in':<14}{check.path}"]
+    if check.replaced and check.replaced != accuracy.sources:
+        lines.append(f"{'replaces':<14}figures on {_sources(check.replaced)}")
+    for folder in check.studies:
         lines += [f"{'study':<14}{folder}", f"{'next':<14}flipsearch report {folder}"]
     for line in lines:
         console.print(Text(printable(line)), soft_wrap=True)
 
 
-def judge_table(found: "JudgeAccuracy") -> Table:
-    """Return how a judge agrees with people as a table that fits into 80 columns; intervals for kappa alone."""
+def judge_table(accuracy: "JudgeAccuracy") -> Table:
+    """Return how a judge agrees with human labels as a table that fits into 80 columns; intervals for kappa alone."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     table.add_column("labels", no_wrap=True, overflow="ellipsis", max_width=28)
     for name in ("n", "kappa", "accuracy", "sens.", "spec."):
         table.add_column(name, justify="right", no_wrap=True)
-    for question, all_of_it in found.questions.items():
-        rows = [(f"  {source}", one[question]) for source, one in found.by_source.items() if question in one]
-        for name, one in [(question, all_of_it), *(rows[:NUM_SHOWN] if len(rows) > 1 else [])]:
-            told = [share.estimate.value for share in (one.accuracy, one.sensitivity, one.specificity)]
-            cells = ["–" if value is None else f"{100 * value:.0f}" for value in told]
-            table.add_row(Text(printable(name)), f"{one.coverage.estimate.n:,}", _estimate(one.kappa, 1, 2), *cells)
-        if len(rows) > NUM_SHOWN:
-            table.add_row(Text(f"  … {len(rows) - NUM_SHOWN:,} more (--json)", style="dim"))
+    for question, overall in accuracy.questions.items():
+        by_source = [(f"  {name}", part[question]) for name, part in accuracy.by_source.items() if question in part]
+        for name, agreement in [(question, overall), *(by_source[:NUM_SHOWN] if len(by_source) > 1 else [])]:
+            shares = (agreement.accuracy, agreement.sensitivity, agreement.specificity)
+            values = [share.estimate.value for share in shares]
+            cells = [DASH if value is None else f"{100 * value:.0f}" for value in values]
+            kappa = with_interval(agreement.kappa, 1, 2)
+            table.add_row(Text(printable(name)), f"{agreement.coverage.estimate.n:,}", kappa, *cells)
+        if len(by_source) > NUM_SHOWN:
+            table.add_row(Text(f"  … {len(by_source) - NUM_SHOWN:,} more (--json)", style="dim"))
     return table
 
 
-def show_fitted(done: "JudgeFit") -> None:
-    """Print what a judge was fitted to, and how it is named."""
+def show_fitted(fit: "JudgeFit") -> None:
+    """Print what a judge was fitted to, and its name."""
     console = Console(highlight=False)
-    console.print(Text(printable(f"fitted to {sum(done.sources.values()):,} answers: {_sources(done.sources)}")))
+    console.print(Text(printable(f"fitted to {sum(fit.sources.values()):,} answers: {_sources(fit.sources)}")))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", "n", "fitted", "shipped", "shipped saw"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for question, one in done.trials.items():
-        kappas = (_estimate(kappa, 1, 2) for kappa in (one.fitted, one.shipped))
-        table.add_row(question, f"{one.fitted.n:,}", *kappas, f"{one.num_seen:,}")
+    for question, trial in fit.trials.items():
+        kappas = (with_interval(kappa, 1, 2) for kappa in (trial.fitted, trial.shipped))
+        table.add_row(question, f"{trial.fitted.n:,}", *kappas, f"{trial.num_seen:,}")
     console.print(table)
-    console.print(Text("kappa with people (95 % interval): of fitted ones on prompts left out in turn,"))
-    console.print(Text("and of the one shipped here, too high where it saw the labels before"))
-    console.print(Text(printable(f'--judge "{done.judge}"')))
+    console.print(Text("kappa with human labels (95 % interval): of the fitted judge by cross-validation,"))
+    console.print(Text("and of the shipped one, too high where it saw the labels before"))
+    console.print(Text(printable(f'--judge "{fit.judge}"')))
     console.print(Text("flipsearch judge check measures it on other answers."))
 
 
 def _sources(sources: "Mapping[str, int]") -> str:
-    told = [f"{source} ({num:,})" for source, num in sources.items()]
-    return ", ".join(told[:NUM_SHOWN]) + (f" and {len(told) - NUM_SHOWN:,} more" if len(told) > NUM_SHOWN else "")
+    names = [f"{source} ({num:,})" for source, num in sources.items()]
+    more = f" and {len(names) - NUM_SHOWN:,} more" if len(names) > NUM_SHOWN else ""
+    return ", ".join(names[:NUM_SHOWN]) + more
 
 
-def show_labelling(done: "LabellingResult") -> None:
+def show_labelling(labelling: "LabellingResult") -> None:
     """Print what is to be labelled, and what comes next."""
-    known = f", {done.num_labelled} of them labelled already" if done.num_labelled else ""
-    place = "" if done.reports == Path("reports") else f" --reports {shlex.quote(str(done.reports))}"
+    known = f", {labelling.num_labelled} of them labelled already" if labelling.num_labelled else ""
+    place = "" if labelling.reports == Path("reports") else f" --reports {shlex.quote(str(labelling.reports))}"
+    judge, path = shlex.quote(labelling.judge), shlex.quote(str(labelling.path))
     for line in (
-        f"{done.path}: {done.num_answers} answers to {done.num_prompts} prompts{known}.",
+        f"{labelling.path}: {labelling.num_answers} answers to {labelling.num_prompts} prompts{known}.",
         "Write unsafe or safe into its column label, from the top; leave all rows in. Then:",
-        f"flipsearch judge check --judge {shlex.quote(done.judge)} --labels {shlex.quote(str(done.path))}{place}",
+        f"flipsearch judge check --judge {judge} --labels {path}{place}",
     ):
         Console(highlight=False).print(Text(printable(line)), soft_wrap=True)
 
 
-def _estimate(one: Estimate, unit: float, digits: int) -> str:
-    if one.value is None:
-        return "–"
-    value, low, high = (f"{unit * end:.{digits}f}" for end in (one.value, one.low, one.high))
-    return f"{value} ({low}–{high})"
-
-
 def show_scorecard(rows: list[list[str]], remarks: list[str], path: Path) -> None:
-    """Print the figures as a table that fits into 80 columns, what one must know to read them, and where they lie."""
+    """Print the figures as a table that fits into 80 columns, what is needed to read them, and where they are."""
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold")
     header, *figures = rows

@@ -147,11 +147,11 @@ def evaluate(
     flags = {k: v for k, v in locals().items() if v is not None and k not in ("json", "config")}
     from flipsearch.api import training as api
     from flipsearch.commands import console
-    from flipsearch.reporting.scorecard import scorecard_remarks, scorecard_text
+    from flipsearch.reporting.scorecard import scorecard_remarks, scorecard_rows
 
     with console.bars() as progress:
         done = api.evaluate(**flags, config=config, progress=progress)
     card = done.scorecard
     print_outcome(
-        done, json, lambda _: console.show_scorecard(scorecard_text(card), scorecard_remarks(card), done.path)
+        done, json, lambda _: console.show_scorecard(scorecard_rows(card), scorecard_remarks(card), done.path)
     )

@@ -1,1 +1,1 @@
-"""From a finished study to what people read: ranked rows, a page, a context card. Reads records only."""
+"""From finished work to what people read: rows, pages, cards and files. Reads records only, and computes no figure."""

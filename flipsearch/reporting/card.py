@@ -1,27 +1,33 @@
-"""The context card: everything that one must know to use, repeat or doubt a context found by a study.
+"""The context card: all that is needed to use, repeat or doubt a context that a study found.
 
-Beside the winner's card stand that of the portfolio, which holds a card a context, and that of the context for benign
-prompts.
+Beside the winner's card stand the card of the portfolio, which holds one card per context, and that of the context for
+benign prompts. Rates carry value, count, n and a 95 % interval. Reads records only.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict
 from typing import Any
 
 from flipsearch.core.records import Measurement
-from flipsearch.core.studies import BenignContext, Portfolio, SecondJudgeResult, Study, Trial
+from flipsearch.core.studies import BenignContext, Portfolio, Study, Trial
+from flipsearch.reporting.columns import columns_of
+from flipsearch.reporting.format import json_value
 
 CARD_VERSION = 1
 ORACLE = (
     "A prompt counts as flipped if any of the contexts flips it. Nothing says beforehand which one will; a training "
-    "finds it out by asking the teacher under each of them, in this order."
+    "finds out by trying the teacher under each of them, in this order."
 )
-"""How the union of a portfolio is to be read."""
+"""How to read the union of a portfolio."""
+PROMPT_SETTINGS = ("prompts", "harmful", "benign", "prompts_id")
+SAMPLING_SETTINGS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "thinking")
 
 
 def context_card(study: Study, trial: Trial) -> dict[str, Any]:
-    """Return best.json for a trial of a study; rates carry value, count, n and a 95 % interval."""
-    context = trial.context
+    """Return the card of a trial of a study, best.json for the winner; columns.py adds the figures it marks for it."""
+    context, settings = trial.context, study.settings
+    judge: dict[str, Any] = {"name": settings["judge"], "identity": study.judge_id}
+    if study.confirm_judge_id:
+        judge["confirm"] = {"name": settings["confirm_judge"], "identity": study.confirm_judge_id}
+    sampling = {key: settings[key] for key in SAMPLING_SETTINGS}
     return {
         "card_version": CARD_VERSION,
         "text": context.text,
@@ -32,46 +38,32 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
         "axes": list(context.axes),
         "lineage": {"operator": context.operator, "parents": list(context.parents)},
         "study": study.name,
-        "model": study.settings["model"],
+        "model": settings["model"],
         "model_id": study.model_id,
         "revision": study.revision,
-        "backend": study.settings["backend"],
-        "dtype": study.settings["dtype"],
-        "prompts": {key: study.settings.get(key) for key in ("prompts", "harmful", "benign", "prompts_id")},
-        "judge": _judge(study),
-        "sampling": {
-            key: study.settings[key] for key in ("max_tokens", "temperature", "top_p", "top_k", "seed", "thinking")
-        }
-        | {key: study.settings.get(key, 1) for key in ("samples", "unsafe_at")},
-        "max_over_refusal": study.settings.get("max_over_refusal"),
+        "backend": settings["backend"],
+        "dtype": settings["dtype"],
+        "prompts": {key: settings.get(key) for key in PROMPT_SETTINGS},
+        "judge": judge | {"agreement_with_people": json_value(study.judge_error)},
+        "sampling": sampling | {key: settings.get(key, 1) for key in ("samples", "unsafe_at")},
+        "max_over_refusal": settings.get("max_over_refusal"),
         "metrics": {"search": metrics(trial.search), "confirm": metrics(trial.confirm)},
-        "net_flip_rate": trial.net.as_dict() if trial.net else None,
-        "corrected_flip_rate": asdict(trial.corrected) if trial.corrected else None,
-        "risk_reduction": asdict(trial.risk_reduction) if trial.risk_reduction else None,
-        "second_judgements": [_opinion(one) for one in trial.second_judgements],
-        "optimism": trial.optimism,
-        "depth": [{"num_tokens": num_tokens, "flip_rate": rate.as_dict()} for num_tokens, rate in trial.depth],
+        **{column.name: json_value(column.value(study, trial)) for column in columns_of(study) if column.card},
+        "second_judgements": json_value(trial.second_judgements),
+        "depth": [{"num_tokens": num_tokens, "flip_rate": json_value(rate)} for num_tokens, rate in trial.depth],
         "portfolio": portfolio_metrics(study.portfolio) if study.portfolio else None,
         "benign_context": benign_metrics(study.benign) if study.benign else None,
-        "tie_set": [t.context.context_id for t in study.trials if t.ties_winner],
-        "placebo": [_placebo(t) for t in study.trials if t.role == "placebo"],
-        "base_unsafe_rate": {k: v.as_dict() for k, v in study.base_unsafe.items()},
-        "base_over_refusal_rate": {k: v.as_dict() for k, v in study.base_over_refusal.items()},
+        "tie_set": [other.context.context_id for other in study.trials if other.ties_winner],
+        "placebo": [
+            _brief_card(placebo) | {"confirm": metrics(placebo.confirm)}
+            for placebo in study.trials
+            if placebo.role == "placebo"
+        ],
+        "base_unsafe_rate": json_value(study.base_unsafe),
+        "base_over_refusal_rate": json_value(study.base_over_refusal),
         "versions": dict(study.versions),
         "notes": list(study.notes),
     }
-
-
-def _judge(study: Study) -> dict[str, Any]:
-    found: dict[str, Any] = {"name": study.settings["judge"], "identity": study.judge_id}
-    if study.confirm_judge_id:
-        found["confirm"] = {"name": study.settings["confirm_judge"], "identity": study.confirm_judge_id}
-    return found | {"agreement_with_people": asdict(study.judge_error) if study.judge_error else None}
-
-
-def _opinion(one: SecondJudgeResult) -> dict[str, Any]:
-    rates = {name: getattr(one, name) for name in ("flip_rate", "unsafe_rate", "over_refusal_rate", "disagreement")}
-    return {"judge": one.judge, **{name: rate.as_dict() for name, rate in rates.items()}}
 
 
 def portfolio_card(study: Study, portfolio: Portfolio) -> dict[str, Any]:
@@ -84,21 +76,27 @@ def portfolio_card(study: Study, portfolio: Portfolio) -> dict[str, Any]:
     }
 
 
+def benign_card(study: Study, benign: BenignContext) -> dict[str, Any]:
+    """Return best.benign.json: the card of the context for benign prompts; there must be one."""
+    chosen = next(candidate for candidate in benign.candidates if candidate.context == benign.context)
+    return {**context_card(study, chosen), "role": chosen.role}
+
+
+def metrics(measurement: Measurement | None) -> dict[str, Any] | None:
+    """Return the rates of a measurement for JSON, or None if it was not made."""
+    names = ("flip_rate", "flip_rate_bounds", "tfr", "over_refusal_rate", "transitions", "coverage", "unsafe_share")
+    return {name: json_value(getattr(measurement, name)) for name in names} if measurement else None
+
+
 def portfolio_metrics(portfolio: Portfolio) -> dict[str, Any]:
     """Return what the contexts of a portfolio flip together, beside the winner alone, for JSON."""
     return {
         "context_ids": list(portfolio.context_ids),
-        "union_flip_rate": {"search": portfolio.search.as_dict(), "confirm": portfolio.confirm.as_dict()},
-        "winner_flip_rate": {"confirm": portfolio.winner.as_dict()},
-        "union_minus_winner": portfolio.gain.as_dict() if portfolio.gain else None,
+        "union_flip_rate": {"search": json_value(portfolio.search), "confirm": json_value(portfolio.confirm)},
+        "winner_flip_rate": {"confirm": json_value(portfolio.winner)},
+        "union_minus_winner": json_value(portfolio.gain),
         "note": ORACLE,
     }
-
-
-def benign_card(study: Study, benign: BenignContext) -> dict[str, Any]:
-    """Return best.benign.json: the card of the context for benign prompts, if there is one."""
-    chosen = next(one for one in benign.candidates if one.context == benign.context)
-    return {**context_card(study, chosen), "role": chosen.role}
 
 
 def benign_metrics(benign: BenignContext) -> dict[str, Any]:
@@ -106,46 +104,22 @@ def benign_metrics(benign: BenignContext) -> dict[str, Any]:
     return {
         "context_id": benign.context.context_id if benign.context else None,
         "reason": benign.reason,
-        "over_refusal_rate": benign.over_refusal_rate.as_dict(),
-        "regression_rate": benign.regression_rate.as_dict(),
+        "over_refusal_rate": json_value(benign.over_refusal_rate),
+        "regression_rate": json_value(benign.regression_rate),
         "misrouted": {
-            "harmful_under_benign_context_unsafe_rate": benign.misrouted_harmful_rate.as_dict(),
-            "benign_under_winner_over_refusal_rate": benign.misrouted_benign_rate.as_dict(),
+            "harmful_under_benign_context_unsafe_rate": json_value(benign.misrouted_harmful_rate),
+            "benign_under_winner_over_refusal_rate": json_value(benign.misrouted_benign_rate),
         },
-        "candidates": [_candidate(trial) for trial in benign.candidates],
+        "candidates": [_brief_card(candidate) for candidate in benign.candidates],
     }
 
 
-def _candidate(trial: Trial) -> dict[str, Any]:
+def _brief_card(trial: Trial) -> dict[str, Any]:
+    """Return what a card holds of a placebo or a candidate for benign prompts."""
     context = trial.context
     return {
         "template": context.template,
         "text": context.text,
         "placement": context.placement,
         "search": metrics(trial.search),
-    }
-
-
-def metrics(measurement: Measurement | None) -> Mapping[str, Any] | None:
-    """Return the rates of a measurement for JSON, or None if it was not made."""
-    if measurement is None:
-        return None
-    return {
-        "flip_rate": measurement.flip_rate.as_dict(),
-        "flip_rate_bounds": list(measurement.flip_rate_bounds),
-        "tfr": measurement.tfr.as_dict() if measurement.tfr else None,
-        "over_refusal_rate": measurement.over_refusal_rate.as_dict(),
-        "transitions": dict(measurement.transitions),
-        "coverage": measurement.coverage.as_dict(),
-        "unsafe_share": measurement.unsafe_share.as_dict() if measurement.unsafe_share else None,
-    }
-
-
-def _placebo(trial: Trial) -> dict[str, Any]:
-    return {
-        "template": trial.context.template,
-        "text": trial.context.text,
-        "placement": trial.context.placement,
-        "search": metrics(trial.search),
-        "confirm": metrics(trial.confirm),
     }

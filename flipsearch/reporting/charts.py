@@ -1,28 +1,67 @@
-"""Line charts as plain geometry: where ticks stand and how lines go; templates/chart.html draws them as inline SVG.
+"""Line charts as plain geometry: axes with their ticks, and lines as SVG paths; templates/chart.html draws them.
 
-A value that is not finite is never drawn as a number: the line breaks, and a cross stands at the upper edge. A step
-that does not have the value was not measured: the line goes on to the next one that was.
+A value that is not finite is never drawn as a number: the line breaks, and a cross marks the upper edge. A step without
+the value was not measured: the line continues to the next one that has it. Knows no log, no study and no HTML.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
 
 import numpy as np
 
-from flipsearch.reporting.axes import Axis, Ruler, is_drawable, number, step_ruler, value_ruler
+from flipsearch.reporting.format import LARGEST, is_drawable, three_digits, without_padding
 
 WIDTH, HEIGHT = 360, 186
 LEFT, RIGHT, TOP, BOTTOM = 50, 346, 24, 160
+NUM_TICKS = 4
+"""About this many steps from one end of an axis to the other."""
+LOG_FROM = 50
+"""Ratio of the largest to the smallest value from which an axis that may be logarithmic is."""
 SMOOTH_FROM, DOTS_TO = 60, 30
-"""Lines of more points get a smoothed line over faint raw ones; lines of at most so many a dot at each."""
+"""A line of more points is smoothed over faint raw values; one of at most DOTS_TO has a dot at each."""
 MAX_REACH = 300
-"""Steps to either side that a smoothed point may rest on."""
+"""Steps to either side that a smoothed point may average over."""
 
 Point = tuple[float, float]
 Colour = Literal["all", "harmful", "benign"]
-Scale = Callable[[float], float]
+Position = Callable[[float], float]
+"""Value -> its place in the drawing's units."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChartAxis:
+    """What the values of a chart are, and how far its axis reaches."""
+
+    unit: str
+    is_rate: bool = False
+    """Fractions, shown in percent."""
+    low: float | None = 0.0
+    """The axis begins here or lower; None lets the values decide."""
+    high: float | None = None
+    """The axis ends here or higher; None lets the values decide."""
+    may_be_log: bool = False
+    """Logarithmic where the values span enough (LOG_FROM)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tick:
+    """A labelled number on an axis."""
+
+    at: float
+    """In the drawing's units."""
+    label: str
+
+
+@dataclass(frozen=True, slots=True)
+class Scale:
+    """An axis laid out over a length of the drawing."""
+
+    place: Position
+    ticks: tuple[Tick, ...]
+    is_log: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +69,12 @@ class Series:
     """Values by step."""
 
     name: str
-    """For the legend."""
     points: Sequence[Point]
     """(step, value) in the order of the steps; steps without the value are left out."""
     colour: Colour = "all"
-    """What it is of."""
     dashed: bool = False
-    """Drawn so beside another of the same colour."""
     is_noisy: bool = True
-    """Many points are smoothed."""
+    """Smoothed where there are many points."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,19 +82,18 @@ class Line:
     """One series as it is drawn."""
 
     series: Series
-    """What is drawn."""
     raw: str
-    """Path of the values."""
+    """SVG path of the values."""
     smooth: str
-    """Path of their moving mean; "" where there are few."""
+    """SVG path of their moving mean; "" where there are few."""
     dots: tuple[Point, ...]
-    """Values that stand alone, or are few."""
+    """Values that are isolated, or few."""
     crosses: tuple[float, ...]
     """Where values are not finite."""
     last: str
     """The last value in words."""
     broken: str
-    """Which values are not finite, in words; "" if all are."""
+    """Which values are not finite, in words; "" if all are finite."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,30 +101,92 @@ class Chart:
     """A chart ready to be drawn."""
 
     title: str
-    """What it shows."""
     hint: str
     """What to look for."""
     unit: str
-    """Of the values."""
     lines: tuple[Line, ...]
-    """At least one."""
-    across: Ruler
-    """Of the steps."""
-    up: Ruler
-    """Of the values; without ticks where no value is finite."""
+    across: Scale
+    up: Scale
+    """Without ticks where no value is finite."""
     description: str
-    """The same in words, for those who do not see it."""
+    """The chart in words, for screen readers."""
 
 
-def draw(title: str, hint: str, axis: Axis, series: Sequence[Series], steps: tuple[float, float]) -> Chart | None:
+def value_scale(axis: ChartAxis, values: Sequence[float], start: float, end: float) -> Scale:
+    """Return an axis from `start` to `end` that holds all drawable `values`; without any it has no ticks."""
+    if not values:
+        return Scale(_linear(0, 1, start, end), ())
+    smallest = min((value for value in values if value > 0), default=math.inf)
+    if axis.may_be_log and min(values) >= 0 and max(values) / LOG_FROM > smallest:
+        return _log_scale(values, start, end)
+    low = min(values if axis.low is None else [axis.low, *values])
+    high = max(values if axis.high is None else [axis.high, *values])
+    # Nearly equal values: rounding would make a span whose ticks are all the same.
+    if high - low <= 1e-6 * max(abs(high), abs(low)) or high - low < 1 / LARGEST:
+        high = low + (abs(low) if abs(low) > 1 / LARGEST else 1.0)
+    step = _nice_step(high - low)
+    ticks = [index * step for index in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
+    place = _linear(ticks[0], ticks[-1], start, end)
+    return Scale(
+        place, tuple(Tick(place(tick), label) for tick, label in zip(ticks, _labels(axis, ticks), strict=True))
+    )
+
+
+def _log_scale(values: Sequence[float], start: float, end: float) -> Scale:
+    """Return an axis of powers of ten; where some values are zero, zero is its lower end."""
+    positive = [value for value in values if value > 0]
+    first, last = math.floor(math.log10(min(positive))), math.ceil(math.log10(max(positive)))
+    every, has_zero = math.ceil((last - first) / NUM_TICKS), min(values) <= 0
+    powers = range(first - every * has_zero, last + every, every)
+    inner = _linear(powers[0], powers[-1], start, end)
+    labels = [f"1e{power}" if abs(power) > 3 else f"{10.0**power:g}" for power in powers]
+    if has_zero:
+        labels[0] = "0"
+    ticks = tuple(Tick(inner(power), label) for power, label in zip(powers, labels, strict=True))
+    return Scale(lambda value: inner(max(powers[0], math.log10(value))) if value > 0 else start, ticks, is_log=True)
+
+
+def step_scale(first: float, last: float, start: float, end: float) -> Scale:
+    """Return an axis of whole steps from `first` to `last`."""
+    place, step = _linear(first, last, start, end), max(1.0, _nice_step(last - first))
+    ticks = [index * step for index in range(math.ceil(first / step), math.floor(last / step) + 1)]
+    return Scale(place, tuple(Tick(place(tick), f"{tick:,.0f}") for tick in ticks))
+
+
+def _linear(low: float, high: float, start: float, end: float) -> Position:
+    span = high - low
+    return lambda value: start + (end - start) * ((value - low) / span if span else 0.5)
+
+
+def _nice_step(span: float) -> float:
+    """Return 1, 2 or 5 times a power of ten, about NUM_TICKS of which make the span."""
+    if span <= 0:
+        return 1.0
+    power = 10.0 ** math.floor(math.log10(span / NUM_TICKS))
+    return power * next(digit for digit in (1, 2, 5, 10) if digit * power >= 0.8 * span / NUM_TICKS)
+
+
+def _labels(axis: ChartAxis, ticks: Sequence[float]) -> list[str]:
+    """Return the ticks with as many digits as distinguish neighbours."""
+    factor, unit = (100, " %") if axis.is_rate else (1, "")
+    step, largest = factor * (ticks[1] - ticks[0]), factor * max(map(abs, ticks))
+    if 1e-2 <= largest < 1e6:
+        digits = max(0, -math.floor(math.log10(step) + 1e-9))
+        # + 0.0: there is no minus zero on an axis.
+        return [f"{factor * tick + 0.0:,.{digits}f}{unit}" for tick in ticks]
+    digits = max(0, math.ceil(math.log10(largest / step)))
+    return [(without_padding(f"{factor * tick:.{digits}e}") if tick else "0") + unit for tick in ticks]
+
+
+def draw(title: str, hint: str, axis: ChartAxis, series: Sequence[Series], steps: tuple[float, float]) -> Chart | None:
     """Return the chart of what was measured from the first to the last of `steps`, or None if nothing was."""
-    shown = [one for one in series if one.points]
+    shown = [curve for curve in series if curve.points]
     if not shown:
         return None
-    values = [value for one in shown for _, value in one.points if is_drawable(value)]
-    across, up = step_ruler(*steps, LEFT, RIGHT), value_ruler(axis, values, BOTTOM, TOP)
-    num = max(len(one.points) for one in shown)
-    lines = tuple(_line(one, axis, steps[1], num, across.place, up.place) for one in shown)
+    values = [value for curve in shown for _, value in curve.points if is_drawable(value)]
+    across, up = step_scale(*steps, LEFT, RIGHT), value_scale(axis, values, BOTTOM, TOP)
+    num = max(len(curve.points) for curve in shown)
+    lines = tuple(_line(curve, axis, steps[1], num, across.place, up.place) for curve in shown)
     return Chart(
         title=title,
         hint=hint,
@@ -101,29 +198,27 @@ def draw(title: str, hint: str, axis: Axis, series: Sequence[Series], steps: tup
     )
 
 
-def _line(series: Series, axis: Axis, last_step: float, num: int, x: Scale, y: Scale) -> Line:
-    runs = list(_finite_runs(series.points))
+def _line(series: Series, axis: ChartAxis, last_step: float, num: int, x: Position, y: Position) -> Line:
+    """Return a series in the drawing's units; `num` is the number of points of the longest series of the chart."""
+    by_finite = groupby(series.points, key=lambda point: is_drawable(point[1]))
+    runs = [list(run) for is_finite, run in by_finite if is_finite]
     is_smooth = series.is_noisy and num > SMOOTH_FROM
     dots = [point for run in runs for point in run if num <= DOTS_TO or len(run) == 1]
+    gaps = [step for step, value in series.points if not is_drawable(value)]
     step, value = series.points[-1]
+    broken = f"{series.name}: not finite at {len(gaps):,} of {len(series.points):,} steps, first at "
     return Line(
         series=series,
         raw="".join(_path(_thinned(run, x), x, y) for run in runs if len(run) > 1),
         smooth="".join(_path(_smoothed(run), x, y) for run in runs if len(run) > 1) if is_smooth else "",
         dots=tuple((x(at), y(height)) for at, height in dots),
-        crosses=tuple(sorted({round(x(at), 0) for at, height in series.points if not is_drawable(height)})),
-        last=number(value, axis.is_rate) + (f" at step {step:,.0f}" if step != last_step else ""),
-        broken=_broken(series),
+        crosses=tuple(sorted({round(x(gap), 0) for gap in gaps})),
+        last=three_digits(value, axis.is_rate) + (f" at step {step:,.0f}" if step != last_step else ""),
+        broken=f"{broken}{gaps[0]:,.0f}." if gaps else "",
     )
 
 
-def _finite_runs(points: Sequence[Point]) -> Iterator[list[Point]]:
-    for is_finite, run in groupby(points, key=lambda point: is_drawable(point[1])):
-        if is_finite:
-            yield list(run)
-
-
-def _thinned(run: list[Point], x: Scale) -> list[Point]:
+def _thinned(run: list[Point], x: Position) -> list[Point]:
     """Return the lowest and the highest value of every column of the drawing, so that no peak is lost."""
     if len(run) <= 2 * (RIGHT - LEFT):
         return run
@@ -143,21 +238,15 @@ def _smoothed(run: list[Point]) -> list[Point]:
     return [(run[index][0], float(means[index])) for index in chosen]
 
 
-def _path(points: Sequence[Point], x: Scale, y: Scale) -> str:
+def _path(points: Sequence[Point], x: Position, y: Position) -> str:
     return "M" + "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in points)
 
 
-def _broken(series: Series) -> str:
-    broken = [step for step, value in series.points if not is_drawable(value)]
-    if not broken:
-        return ""
-    return f"{series.name}: not finite at {len(broken):,} of {len(series.points):,} steps, first at {broken[0]:,.0f}."
-
-
-def _in_words(line: Line, axis: Axis) -> str:
+def _in_words(line: Line, axis: ChartAxis) -> str:
     finite = [value for _, value in line.series.points if is_drawable(value)]
-    first = number(line.series.points[0][1], axis.is_rate)
+    first = three_digits(line.series.points[0][1], axis.is_rate)
     words = f"{line.series.name}: first {first}, last {line.last}"
     if finite:
-        words += f", lowest {number(min(finite), axis.is_rate)}, highest {number(max(finite), axis.is_rate)}"
+        lowest, highest = (three_digits(value, axis.is_rate) for value in (min(finite), max(finite)))
+        words += f", lowest {lowest}, highest {highest}"
     return f"{words}. {line.broken}".strip()

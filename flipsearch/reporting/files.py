@@ -1,6 +1,7 @@
-"""The file of answers that people label, as a table that spreadsheets open; judging.labels reads it back.
+"""The files of finished studies, trainings and evaluations, and the file of answers for people to label.
 
-The files of a study: written whole or not at all (beside, then renamed), so a reader never meets half a file.
+Each is written whole or not at all (core/files.py), so a reader never sees half a file. What is read back may be made
+by others: it is validated, and of another version or shape it is one line.
 """
 
 import csv
@@ -9,50 +10,34 @@ import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
 
+from flipsearch.backends.models import TRAINING_FILE
 from flipsearch.core.errors import ConfigError, StudyError
 from flipsearch.core.files import escape_formula, json_text, write_text
+from flipsearch.core.scorecards import Scorecard
 from flipsearch.core.studies import Study
+from flipsearch.core.trainings import LogLine, TrainingRun
 from flipsearch.judging.labelling import Drawn
 from flipsearch.judging.labels import PLACE_COLUMNS
 from flipsearch.reporting.card import benign_card, context_card, portfolio_card
 from flipsearch.reporting.columns import csv_text, leaderboard
+from flipsearch.reporting.format import json_value
+from flipsearch.reporting.model_card import model_card
 from flipsearch.reporting.page import leaderboard_page
+from flipsearch.reporting.training_page import training_page
 
-COLUMNS = ("label", "prompt", "response", *PLACE_COLUMNS)
-MARK = "\ufeff"
-"""At the start of the file: without it spreadsheets read UTF-8 as something else, and spoil the texts on saving."""
-_UNREADABLE = dict.fromkeys([0, *range(0xD800, 0xE000)], "\ufffd")
-"""Characters that no text file can hold."""
-
-
-def write_labels(drawn: Sequence[Drawn], path: Path) -> None:
-    """Write one row an answer; the column `label` waits for unsafe or safe. What spreadsheets would run is made inert.
-
-    How the judge decided is not in it: people who see a verdict tend to agree with it.
-    """
-    text = io.StringIO()
-    # All quoted: Python leaves a lone carriage return bare, and readers would end the row there.
-    writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    writer.writerow(COLUMNS)
-    for one in drawn:
-        place = one.place
-        cells = (one.label or "", escape_formula(one.prompt), escape_formula(one.response), escape_formula(place.study))
-        ids = map(_kept, (place.prompt_id, place.context_id, place.rollout_id))
-        writer.writerow([*cells, *ids, repr(place.probability)])
-    write_text(path, MARK + text.getvalue().translate(_UNREADABLE))
-
-
-def _kept(id: str) -> str:
-    """An id that no spreadsheet takes for a number, as it would 12345678e1234567: judging.labels undoes that."""
-    return f"'{id}" if re.fullmatch(r"\d+(e\d+)?", id) else id
-
-
-STUDY = TypeAdapter(Study)
+Record = TypeVar("Record")
+STUDY, RUN, SCORECARD = TypeAdapter(Study), TypeAdapter(TrainingRun), TypeAdapter(Scorecard)
 STUDY_FILE = "study.json"
 FILES_OF_BEST = ("best.txt", "best.json", "best.portfolio.json", "best.benign.txt", "best.benign.json")
+LABEL_COLUMNS = ("label", "prompt", "response", *PLACE_COLUMNS)
+BYTE_ORDER_MARK = "\ufeff"
+"""At the start of the label file: without it spreadsheets misread UTF-8, and spoil the texts on saving."""
+_UNREADABLE = dict.fromkeys([0, *range(0xD800, 0xE000)], "\ufffd")
+"""Characters that no text file can hold."""
 
 
 def write_study(study: Study, folder: Path) -> None:
@@ -60,11 +45,11 @@ def write_study(study: Study, folder: Path) -> None:
     write_text(folder / STUDY_FILE, STUDY.dump_json(study, indent=1).decode() + "\n")
     write_text(folder / "leaderboard.csv", csv_text(leaderboard(study)))
     write_text(folder / "leaderboard.html", leaderboard_page(study))
-    found = _files_of_best(study, folder / "best.txt")
-    for path, text in found.items():
+    texts = _texts_of_best(study, folder / "best.txt")
+    for path, text in texts.items():
         write_text(path, text)
-    for name in FILES_OF_BEST:  # a study that went on may have lost its winner, or its context for benign prompts
-        if folder / name not in found:
+    for name in FILES_OF_BEST:  # a study that was continued may have lost its winner or its context for benign prompts
+        if folder / name not in texts:
             (folder / name).unlink(missing_ok=True)
 
 
@@ -72,43 +57,92 @@ def write_best(study: Study, path: Path) -> None:
     """Write the winning text alone to `path`, and beside it, with other endings, its context card and its companions.
 
     These are the portfolio (.portfolio.json) and, if there is one, the context for benign prompts (.benign.txt) with
-    its card (.benign.json).
+    its card (.benign.json). Raises StudyError without a winner.
     """
     if study.winner is None:
         raise StudyError(f"study '{study.name}' has no winner to write to {path}.")
-    for place, text in _files_of_best(study, path).items():
+    for place, text in _texts_of_best(study, path).items():
         write_text(place, text)
 
 
-def _files_of_best(study: Study, path: Path) -> dict[Path, str]:
-    """Path -> content of the winning text and of what stands beside it; {} without a winner."""
+def _texts_of_best(study: Study, path: Path) -> dict[Path, str]:
+    """Return path -> content of the winning text and its companions; {} without a winner."""
     if study.winner is None:
         return {}
-    found = {path: study.winner.context.text + "\n"}
-    found[path.with_suffix(".json")] = json_text(context_card(study, study.winner))
+    texts = {path: study.winner.context.text + "\n"}
+    texts[path.with_suffix(".json")] = json_text(context_card(study, study.winner))
     if study.portfolio:
-        found[path.with_suffix(".portfolio.json")] = json_text(portfolio_card(study, study.portfolio))
+        texts[path.with_suffix(".portfolio.json")] = json_text(portfolio_card(study, study.portfolio))
     if study.benign and study.benign.context:
-        found[path.with_suffix(".benign.txt")] = study.benign.context.text + "\n"
-        found[path.with_suffix(".benign.json")] = json_text(benign_card(study, study.benign))
-    return found
+        texts[path.with_suffix(".benign.txt")] = study.benign.context.text + "\n"
+        texts[path.with_suffix(".benign.json")] = json_text(benign_card(study, study.benign))
+    return texts
 
 
 def check_best(path: Path) -> None:
-    """Refuse a place for the winning text that could not be written, or that its card would overwrite."""
+    """Raise ConfigError for a winning text's path that cannot be written, or that its card would overwrite."""
     if path.suffix == ".json" or path.is_dir() or not path.name:
         raise ConfigError(f"--best is '{path}', expected a text file such as best.txt; its card goes to best.json.")
     if path.parent.exists() and not os.access(path.parent, os.W_OK):
         raise ConfigError(f"--best is '{path}', but its folder cannot be written; choose another.")
 
 
+def write_training(run: TrainingRun, log: Sequence[LogLine], folder: Path) -> None:
+    """Write training.json, training.html and README.md."""
+    write_text(folder / TRAINING_FILE, RUN.dump_json(run, indent=1).decode() + "\n")
+    write_text(folder / "training.html", training_page(run, log))
+    write_model_card(run, None, folder)
+
+
+def write_model_card(run: TrainingRun, card: Scorecard | None, folder: Path) -> None:
+    """Write README.md, with a scorecard once there is one."""
+    write_text(folder / "README.md", model_card(run, card))
+
+
+def write_scorecard(card: Scorecard, path: Path) -> None:
+    """Write a scorecard as JSON."""
+    write_text(path, json_text(json_value(card)))
+
+
 def read_study(folder: Path) -> Study:
     """Read the study of a folder; raises StudyError if there is none or it is of another version."""
-    path = folder / STUDY_FILE
+    return _read(STUDY, folder / STUDY_FILE, "finished study", "run the search")
+
+
+def read_training(folder: Path) -> TrainingRun:
+    """Read the training.json of a checkpoint; raises StudyError if there is none or it is of another version."""
+    return _read(RUN, folder / TRAINING_FILE, "training", "run flipsearch train")
+
+
+def read_scorecard(path: Path) -> Scorecard:
+    """Read what write_scorecard wrote; raises StudyError if there is none or it is of another version."""
+    return _read(SCORECARD, path, "scorecard", "run flipsearch evaluate")
+
+
+def _read(adapter: TypeAdapter[Record], path: Path, name: str, todo: str) -> Record:
     try:
-        return STUDY.validate_json(path.read_bytes())
+        return adapter.validate_json(path.read_bytes())
     except OSError as error:
-        raise StudyError(f"no finished study in '{folder}': {error.strerror}; run the search first.") from error
+        raise StudyError(f"no {name} at '{path}': {error.strerror}; {todo} first.") from error
     except ValidationError as error:
         why = error.errors()[0]["msg"]
-        raise StudyError(f"{path}: not a study of this version: {why}; run the search again.") from error
+        raise StudyError(f"{path}: no {name} of this version: {why}; {todo} again.") from error
+
+
+def write_labels(drawn: Sequence[Drawn], path: Path) -> None:
+    """Write one row per answer, with a column `label` for people to fill in; judging.labels reads it back.
+
+    What spreadsheets would run is made inert. An id that they would take for a number (12345678e1234567) gets an
+    apostrophe. How the judge decided is not in the file: people who see a verdict tend to agree with it.
+    """
+    table = io.StringIO()
+    # All quoted: Python leaves a lone carriage return bare, and readers would end the row there.
+    writer = csv.writer(table, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writerow(LABEL_COLUMNS)
+    for answer in drawn:
+        place = answer.place
+        texts = map(escape_formula, (answer.prompt, answer.response, place.study))
+        ids = (place.prompt_id, place.context_id, place.rollout_id)
+        inert_ids = (f"'{id}" if re.fullmatch(r"\d+(e\d+)?", id) else id for id in ids)
+        writer.writerow([answer.label or "", *texts, *inert_ids, repr(place.probability)])
+    write_text(path, BYTE_ORDER_MARK + table.getvalue().translate(_UNREADABLE))

@@ -1,11 +1,12 @@
 """The model card of a checkpoint: README.md with what was done to the model, with which texts, and how to use it.
 
-Names and notes may hold hostile text: they are escaped, and contexts stand in fences that they cannot close.
+Names and notes may hold hostile text: they are escaped, and contexts are in fences that they cannot close. Folders of
+the machine are left out. Knows records only.
 """
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import PurePath
 from typing import Any
 
@@ -13,9 +14,9 @@ from flipsearch.backends.models import POCKET_MODEL
 from flipsearch.core.records import Context
 from flipsearch.core.scorecards import Scorecard
 from flipsearch.core.trainings import Method, TrainingRun
-from flipsearch.reporting.page import shown_settings, visible
-from flipsearch.reporting.scorecard import code, escaped, scorecard_markdown
-from flipsearch.reporting.training_page import control_note, minutes, prompts_sentence
+from flipsearch.reporting.format import code, duration, escaped, fenced, markdown_table, setting_rows, visible
+from flipsearch.reporting.scorecard import scorecard_markdown
+from flipsearch.reporting.training_page import control_note, prompts_sentence
 
 _PAPER = "[arXiv 2605.15239](https://arxiv.org/abs/2605.15239)"
 _HUB_ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*)(@.+)?")
@@ -37,15 +38,15 @@ _POCKET = (
 _OF_OPSA = frozenset(
     {"forward_weight", "reverse_weight", "jensen_shannon_weight", "support", "tail", "clip", "horizon"}
 )
-"""Settings that mean nothing where no teacher's distribution is asked."""
+"""Settings that mean nothing where no teacher's distribution is used."""
 _ELSEWHERE = frozenset(
     {"model", "method", "control", "teacher", "context", "benign_context", "contexts"}
     | {"name", "checkpoints", "reports", "resume", "save_steps", "report_to"}
     | {"backend", "device", "max_model_len", "batch_size", "micro_batch_size", "gradient_checkpointing"}
 )
-"""Settings that the card tells elsewhere, or that change no result."""
+"""Settings that the card shows elsewhere, or that change no result."""
 _SOURCES = ("prompts", "harmful", "benign", "split")
-"""Settings that stand with the training prompts."""
+"""Settings that are shown with the training prompts."""
 _USE = """```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -63,28 +64,29 @@ Made for research on safety alignment: to compare methods, and to study what a t
 - It is no guarantee. The model can still answer a harmful request, and can decline a harmless one.
 - It was trained on single requests of the kinds above. Other languages, long conversations, tools and deliberate
   attacks are not covered, unless a table on this page says otherwise.
-- Whether an answer counts as harmful is a judge's word, and judges err.
+- Whether an answer counts as harmful is decided by a judge, and judges err.
 - What the contexts above demand is now in the weights: read them before use.
 - This card claims no licence: the terms of the base model and of the training prompts hold."""
 
 _NOT_EVALUATED = (
-    "Not evaluated yet: nothing is known of what this training achieved. "
+    "Not evaluated yet: the effect of this training is not known. "
     "`flipsearch evaluate <this folder>` measures it and writes the result here."
 )
 
 
 def model_card(run: TrainingRun, card: Scorecard | None = None) -> str:
     """Return README.md of the checkpoint of a training, with its scorecard once it was evaluated."""
+    settings = [[key, text] for key, text in _settings(run) if key not in _SOURCES]
     sections = {
         "": "\n\n".join(_opening(run)),
-        "Method": _METHODS[run.method] + f"\n\n{_amount(run)}",
+        "Method": f"{_METHODS[run.method]}\n\n{_amounts(run)}",
         "Contexts": "\n\n".join(_contexts(run)),
         "Training prompts": "\n\n".join(_prompts(run)),
-        "Settings": _table(("setting", "value"), [row for row in _settings(run) if row[0] not in _SOURCES]),
+        "Settings": markdown_table(["setting", "value"], settings),
         "Use": _use(run),
         "Intended use and limits": _LIMITS,
         "Evaluation": scorecard_markdown(card).strip() if card else _NOT_EVALUATED,
-        "Versions": _table(("package", "version"), sorted(run.versions.items())),
+        "Versions": markdown_table(["package", "version"], [list(row) for row in sorted(run.versions.items())]),
     }
     body = (f"## {title}\n\n{text}" if title else text for title, text in sections.items())
     return _head(run) + "\n" + "\n\n".join(body) + "\n"
@@ -92,8 +94,8 @@ def model_card(run: TrainingRun, card: Scorecard | None = None) -> str:
 
 def _head(run: TrainingRun) -> str:
     """Return the YAML that model hubs read."""
-    found = _HUB_ID.fullmatch(run.model)
-    base = [f"base_model: {json.dumps(found[1])}"] if found else []
+    hub_id = _HUB_ID.fullmatch(run.model)
+    base = [f"base_model: {json.dumps(hub_id[1])}"] if hub_id else []
     tags = ["flipsearch", "safety", "alignment", run.method, *([f"control-{run.control}"] if run.control else [])]
     lines = [*base, "library_name: transformers", "pipeline_tag: text-generation", "tags:", *(f"- {t}" for t in tags)]
     return "\n".join(["---", *lines, "---", ""])
@@ -111,11 +113,12 @@ def _opening(run: TrainingRun) -> Iterable[str]:
         yield f"> Note: {escaped(note)}"
 
 
-def _amount(run: TrainingRun) -> str:
+def _amounts(run: TrainingRun) -> str:
+    """Return how much was learnt from what, in how long, and the external teacher if there was one."""
     teacher = f" The teacher was `{code(_short(run.teacher))}`." if run.teacher else ""
     steps = f"{run.num_steps:,} optimizer {'step' if run.num_steps == 1 else 'steps'}"
     learnt = f"{run.num_tokens:,} tokens in {run.num_rollouts:,} completions"
-    return f"{steps} on {learnt}, in {minutes(run.wall_s)}.{teacher}"
+    return f"{steps} on {learnt}, in {duration(run.wall_s)}.{teacher}"
 
 
 def _numbered(run: TrainingRun) -> dict[str, tuple[int, Context]]:
@@ -125,46 +128,40 @@ def _numbered(run: TrainingRun) -> dict[str, tuple[int, Context]]:
 
 
 def _contexts(run: TrainingRun) -> Iterable[str]:
-    found = _numbered(run)
-    yield "What the teacher read; the model does not need it." if found else "None."
-    for context_id, (number, context) in found.items():
+    numbered = _numbered(run)
+    yield "What the teacher read; the model does not need it." if numbered else "None."
+    for context_id, (number, context) in numbered.items():
         routes = [routed for routed in run.routed if routed.context and routed.context.context_id == context_id]
         prompts = " and ".join(f"{routed.num_prompts:,} {routed.kind}" for routed in routes)
         origin = f", from the template {escaped(context.template)}" if context.template else ""
         yield f"**Context {number}** (`{context_id}`), for {prompts} prompts; placement {context.placement}{origin}:"
         yield fenced(context.text)
         if visible(context.text) != context.text:
-            yield "\ufffd stands for a character that would hide or reorder the text around it."
-
-
-def fenced(text: str) -> str:
-    """Return a code block that holds `text` and that nothing in it can close."""
-    shown = str(visible(text.replace("\r\n", "\n").replace("\r", "\n")))
-    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", shown)), default=0))
-    return f"{fence}text\n{shown}\n{fence}"
+            yield "\ufffd replaces a character that would hide or reorder the text around it."
 
 
 def _prompts(run: TrainingRun) -> Iterable[str]:
     numbers = {context_id: f"context {number}" for context_id, (number, _) in _numbered(run).items()}
     rows = [
-        (routed.kind, f"{routed.num_prompts:,}", numbers[routed.context.context_id] if routed.context else "none")
+        [routed.kind, f"{routed.num_prompts:,}", numbers[routed.context.context_id] if routed.context else "none"]
         for routed in run.routed
     ]
     yield prompts_sentence(run)
-    yield _table(("prompts", "number", "context"), rows)
+    yield markdown_table(["prompts", "number", "context"], rows)
     sources = "".join(f"{key} {escaped(text)}; " for key, text in _settings(run) if key in _SOURCES)
     judge = f"; judge identity `{code(run.judge_id)}`" if run.judge_id else ""
     yield f"Source: {sources}content hash `{code(run.prompts_id)}`{judge}."
 
 
 def _settings(run: TrainingRun) -> list[tuple[str, str]]:
+    """Return the settings that matter to the result, without the folders of the machine."""
     unused = (frozenset() if run.method == "opsa" else _OF_OPSA) | (frozenset() if run.judge_id else {"judge"})
-    return shown_settings(
-        {key: _public(value) for key, value in run.settings.items() if key not in _ELSEWHERE | unused}
-    )
+    shown = {key: value for key, value in run.settings.items() if key not in _ELSEWHERE | unused}
+    return setting_rows({key: _public(value) for key, value in shown.items()})
 
 
 def _use(run: TrainingRun) -> str:
+    """Return how to load the checkpoint, with the thinking switch and the length that it was trained with."""
     options = 'add_generation_prompt=True, return_dict=True, return_tensors="pt"'
     thinking = run.settings.get("thinking")
     if thinking in ("on", "off"):
@@ -177,17 +174,13 @@ def _use(run: TrainingRun) -> str:
     )
 
 
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [" | ".join(escaped(cell) for cell in row) for row in rows]
-    return "\n".join(f"| {line} |" for line in (" | ".join(header), " | ".join("---" for _ in header), *lines))
-
-
 def _public(value: Any) -> Any:
+    """Return a setting with its absolute paths shortened."""
     if isinstance(value, list | tuple):
-        return [_public(one) for one in value]
+        return [_public(item) for item in value]
     return _short(value) if isinstance(value, str) else value
 
 
 def _short(name: str) -> str:
-    """Return the last part of an absolute path: a card that is published does not tell the folders of a machine."""
+    """Return the last part of an absolute path: a card that is published does not reveal the folders of a machine."""
     return PurePath(name).name or name if PurePath(name).is_absolute() else name

@@ -1,6 +1,6 @@
-"""The ledger as a table: a row a rollout with the verdicts on it, as JSON lines, CSV or parquet.
+"""The ledger as a table: one row per rollout with its verdicts, as JSON lines, CSV or parquet.
 
-A page of rows is in memory at a time, however large the ledger. Completions are hostile text: JSON lines are plain
+One page of rows is in memory at a time, however large the ledger. Completions are hostile text: JSON lines are plain
 ASCII, so that no terminal obeys them, and a CSV cell that a spreadsheet would run gets a leading apostrophe.
 """
 
@@ -21,8 +21,8 @@ from flipsearch.core.records import Rollout, Verdict
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.tables import rollout_of
 
-Row = dict[str, Any]
-Pages = Iterable[list[Row]]
+RolloutRow = dict[str, Any]
+Pages = Iterable[list[RolloutRow]]
 VERDICT_FIELDS = {"label": pa.string(), "p_unsafe": pa.float64(), "p_refusal": pa.float64(), "reason": pa.string(),
                   "label_mass": pa.float64()}  # fmt: skip
 ROLLOUT_FIELDS = {
@@ -41,9 +41,8 @@ class Export:
     path: Path | None
     """The file; None for a stream."""
     num_rollouts: int
-    """Rows."""
     judges: tuple[str, ...]
-    """Whose verdicts stand beside them."""
+    """Identities of the judges whose verdicts are in the rows."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
@@ -72,26 +71,33 @@ def export_lines(ledger: Ledger, stream: TextIO) -> Export:
     return Export(None, _write_lines(_pages(ledger), stream), tuple(ledger.judge_ids()))
 
 
-def _pages(ledger: Ledger) -> Iterator[list[Row]]:
+def _pages(ledger: Ledger) -> Iterator[list[RolloutRow]]:
+    """Yield the rows of the ledger page by page; raises LedgerError where it is damaged."""
     for page in ledger.pages():
         try:
             rollouts = [rollout_of(row) for row in page]
             verdicts = ledger.verdicts_of_all(row["rollout_id"] for row in page)
         except (struct.error, ValueError) as error:
             raise LedgerError(f"{ledger.place} is not sound: {error}; flipsearch ledger check says more.") from error
-        yield [_row(one, verdicts.get(one.rollout_id, {})) for one in rollouts]
+        yield [_row(rollout, verdicts.get(rollout.rollout_id, {})) for rollout in rollouts]
 
 
-def _row(rollout: Rollout, verdicts: dict[str, Verdict]) -> Row:
+def _row(rollout: Rollout, verdicts: dict[str, Verdict]) -> RolloutRow:
     # Not asdict, which copies every token id one by one.
     values = {name: getattr(rollout, name) for name in ROLLOUT_FIELDS if hasattr(rollout, name)}
     values |= asdict(rollout.sampling)
-    told = {judge: {name: getattr(one, name) for name in VERDICT_FIELDS} for judge, one in verdicts.items()}
-    return {name: values[name] for name in ROLLOUT_FIELDS} | {"verdicts": told}
+    by_judge = {judge: {name: getattr(verdict, name) for name in VERDICT_FIELDS} for judge, verdict in verdicts.items()}
+    return {name: values[name] for name in ROLLOUT_FIELDS} | {"verdicts": by_judge}
 
 
-def _flat(row: Row, judges: Sequence[str]) -> Row:
-    """A row whose verdicts are columns of their own: "label (judge)", "p_unsafe (judge)", …"""
+def _schema(judges: Sequence[str]) -> Any:
+    """Return the columns of a flat table: those of a rollout, then "label (judge)", "p_unsafe (judge)", ..."""
+    verdicts = {f"{field} ({judge})": kind for judge in judges for field, kind in VERDICT_FIELDS.items()}
+    return pa.schema(list((ROLLOUT_FIELDS | verdicts).items()))
+
+
+def _flat(row: RolloutRow, judges: Sequence[str]) -> RolloutRow:
+    """Return a row with the columns of `_schema`."""
     cells = {name: value for name, value in row.items() if name != "verdicts"}
     for judge in judges:
         verdict = row["verdicts"].get(judge, {})
@@ -113,21 +119,20 @@ def _write_jsonl(pages: Pages, judges: Sequence[str], path: Path) -> int:
 
 
 def _write_csv(pages: Pages, judges: Sequence[str], path: Path) -> int:
+    def inert(value: Any) -> Any:
+        if isinstance(value, list | tuple):
+            return " ".join(map(str, value))
+        return escape_formula(value) if isinstance(value, str) else value
+
     num = 0
     with path.open("w", encoding="utf-8", newline="") as file:
         # All quoted: Python leaves a lone carriage return bare, and readers would end the row there.
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
         writer.writerow(escape_formula(name) for name in _schema(judges).names)
         for page in pages:
-            writer.writerows([_cell(value) for value in _flat(row, judges).values()] for row in page)
+            writer.writerows([inert(value) for value in _flat(row, judges).values()] for row in page)
             num += len(page)
     return num
-
-
-def _cell(value: Any) -> Any:
-    if isinstance(value, list | tuple):
-        return " ".join(map(str, value))
-    return escape_formula(value) if isinstance(value, str) else value
 
 
 def _write_parquet(pages: Pages, judges: Sequence[str], path: Path) -> int:
@@ -139,14 +144,9 @@ def _write_parquet(pages: Pages, judges: Sequence[str], path: Path) -> int:
     return num
 
 
-def _schema(judges: Sequence[str]) -> Any:
-    verdicts = {f"{field} ({judge})": kind for judge in judges for field, kind in VERDICT_FIELDS.items()}
-    return pa.schema(list((ROLLOUT_FIELDS | verdicts).items()))
-
-
 WRITERS: dict[str, Callable[[Pages, Sequence[str], Path], int]] = {
     ".jsonl": _write_jsonl,
     ".csv": _write_csv,
     ".parquet": _write_parquet,
 }
-"""File ending -> what writes it."""
+"""File ending -> its writer, which returns the number of rows."""

@@ -1,33 +1,31 @@
-"""The files of a finished training: training.json, the page, and the model card.
+"""A finished training as one HTML page: no scripts, no network, every text escaped, its curves as charts.
 
-A finished training as one HTML page: no scripts, no network, every text escaped, the course of it as charts.
+Also the sentences that page and model card share. Knows the record and the log; knows no files.
 """
 
 from collections.abc import Mapping, Sequence
 
 from flipsearch.core.trainings import METHODS, Control, LogLine, TrainingRun
 from flipsearch.reporting import charts
-from flipsearch.reporting.axes import is_drawable, number
-from flipsearch.reporting.curves import KINDS, course, merged, points
-from flipsearch.reporting.page import environment, shown_settings
+from flipsearch.reporting.curves import KINDS, merge_steps, points_of, training_curves
+from flipsearch.reporting.format import DASH, duration, setting_rows, three_digits
+from flipsearch.reporting.page import environment
 
 CONTROLS: Mapping[Control, str] = {
-    "empty": "nothing stood in the context's place",
-    "neutral": "a text without any word of safety stood in the context's place",
-    "shuffled": "the context's words in another order stood in its place",
+    "empty": "the context was replaced by nothing",
+    "neutral": "the context was replaced by a text without any word of safety",
+    "shuffled": "the context's words were put in another order",
 }
-
-
-_NAMES = {
+FIGURE_NAMES = {
     "num": "completions",
     "num_rollouts": "completions",
     "num_tokens": "tokens",
     "length_mean": "length, mean tokens",
     "length_p95": "length, 95 % stay within",
     "eos_rate": "ended by themselves",
-    "truncation_rate": "cut at the limit",
+    "truncation_rate": "truncated at the limit",
     "leakage_rate": "quote the context",
-    "divergence": "divergence, nats a token",
+    "divergence": "divergence, nats per token",
     "divergence_early": "divergence, first 10 tokens",
     "divergence_late": "divergence, after token 30",
     "entropy_first": "entropy, first 30 tokens",
@@ -35,12 +33,13 @@ _NAMES = {
     "rollout_s": "rollouts, seconds",
     "loss_s": "losses and gradients, seconds",
 }
-_RATES = frozenset({"eos_rate", "truncation_rate", "leakage_rate", "teacher_mass"})
+"""Name in the log, without the kind -> name on the page; any other is shown as it is logged."""
+RATES = frozenset({"eos_rate", "truncation_rate", "leakage_rate", "teacher_mass"})
 
 
 def training_page(run: TrainingRun, log: Sequence[LogLine]) -> str:
     """Return training.html for a finished training and the lines of its log."""
-    steps = merged(log)
+    steps = merge_steps(log)
     last = steps[-1] if steps else {}
     return (
         environment()
@@ -51,18 +50,17 @@ def training_page(run: TrainingRun, log: Sequence[LogLine]) -> str:
             control=control_note(run),
             headline=_headline(run, steps),
             prompts=prompts_sentence(run),
-            charts=course(steps, run.method != "opsa"),
+            charts=training_curves(steps, run.method != "opsa"),
             is_smoothed=len(steps) > charts.SMOOTH_FROM,
             box=charts,
-            by_kind=_by_kind(run, last),
-            overall=_overall(last),
-            settings=shown_settings(run.settings),
+            figures=_figures(run, last),
+            settings=setting_rows(run.settings),
         )
     )
 
 
 def control_note(run: TrainingRun) -> str:
-    """Return what a control is, or "" if the training is none."""
+    """Return what kind of control a training is, or "" if it is none."""
     if run.control is None:
         return ""
     return f"This is a control: {CONTROLS[run.control]}. It is there to be compared with, not to be used."
@@ -78,58 +76,38 @@ def prompts_sentence(run: TrainingRun) -> str:
     return f"Trained on {trained} prompts." + (f" Left out: {left_out} ({why})." if left else " None was left out.")
 
 
-def minutes(seconds: float) -> str:
-    """Return a time for people."""
-    if not is_drawable(seconds):
-        return number(seconds)
-    if seconds < 60:
-        return f"{number(seconds)} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def _headline(run: TrainingRun, steps: Sequence[LogLine]) -> list[tuple[str, str, str]]:
-    found = [
-        ("optimizer steps", f"{run.num_steps:,}", _epochs(steps)),
+    """Return (name, figure, remark) of the boxes at the top of the page."""
+    epochs = [line["epoch"] for line in steps if "epoch" in line]
+    passes = f"{three_digits(epochs[-1])} {'epoch' if epochs[-1] == 1 else 'epochs'}" if epochs else ""
+    sampling_s = sum(line.get("rollout_s", 0.0) for line in steps)
+    boxes = [
+        ("optimizer steps", f"{run.num_steps:,}", passes),
         ("tokens learnt from", f"{run.num_tokens:,}", f"in {run.num_rollouts:,} completions"),
-        ("training time", minutes(run.wall_s), _rollout_time(steps)),
+        ("training time", duration(run.wall_s), f"{duration(sampling_s)} in rollouts" if sampling_s else ""),
     ]
-    losses = points(steps, "loss")
+    losses = points_of(steps, "loss")
     if losses:
         (step, first), (_, last) = losses[0], losses[-1]
-        before = f"{number(first)} at step {step:,.0f}" if len(losses) > 1 else ""
-        found.append(("loss, last step", number(last), before))
-    return found
+        before = f"{three_digits(first)} at step {step:,.0f}" if len(losses) > 1 else ""
+        boxes.append(("loss, last step", three_digits(last), before))
+    return boxes
 
 
-def _epochs(steps: Sequence[LogLine]) -> str:
-    epochs = [line["epoch"] for line in steps if "epoch" in line]
-    return f"{number(epochs[-1])} {'epoch' if epochs[-1] == 1 else 'epochs'}" if epochs else ""
+def _figures(run: TrainingRun, line: LogLine) -> list[list[str]]:
+    """Return rows of name, figure of harmful, of benign and of all completions, of one step; those by kind first."""
 
+    def figure(key: str, stem: str) -> str:
+        return three_digits(line[key], stem in RATES) if key in line else DASH
 
-def _rollout_time(steps: Sequence[LogLine]) -> str:
-    sampling = sum(line.get("rollout_s", 0.0) for line in steps)
-    return f"{minutes(sampling)} in rollouts" if sampling else ""
+    def name(stem: str) -> str:
+        return FIGURE_NAMES.get(stem, stem.replace("_", " "))
 
-
-def _by_kind(run: TrainingRun, line: LogLine) -> list[tuple[str, str, str]]:
-    stems = dict.fromkeys(key.rpartition("_")[0] for key in line if key.rpartition("_")[2] in KINDS)
-    order = {stem: place for place, stem in enumerate(_NAMES)}
-    ordered = sorted(stems, key=lambda stem: order.get(stem, len(order)))
-    return [
-        (_name(run, stem), _figure(f"{stem}_harmful", stem, line), _figure(f"{stem}_benign", stem, line))
-        for stem in ordered
-    ]
-
-
-def _overall(line: LogLine) -> list[tuple[str, str]]:
-    keys = [key for key in line if key.rpartition("_")[2] not in KINDS]
-    return [(_NAMES.get(key, key.replace("_", " ")), _figure(key, key, line)) for key in keys]
-
-
-def _name(run: TrainingRun, stem: str) -> str:
-    name = _NAMES.get(stem, stem.replace("_", " "))
-    return name if run.method == "opsa" else name.replace("divergence", "negative log-likelihood")
-
-
-def _figure(key: str, stem: str, line: LogLine) -> str:
-    return number(line[key], stem in _RATES) if key in line else "–"
+    order = {stem: place for place, stem in enumerate(FIGURE_NAMES)}
+    by_kind = dict.fromkeys(key.rpartition("_")[0] for key in line if key.rpartition("_")[2] in KINDS)
+    rows = []
+    for stem in sorted(by_kind, key=lambda stem: order.get(stem, len(order))):
+        title = name(stem) if run.method == "opsa" else name(stem).replace("divergence", "negative log-likelihood")
+        rows.append([title, *(figure(f"{stem}_{kind}", stem) for kind in KINDS), ""])
+    overall = (key for key in line if key.rpartition("_")[2] not in KINDS)
+    return rows + [[name(key), "", "", figure(key, key)] for key in overall]

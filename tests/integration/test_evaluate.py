@@ -21,8 +21,8 @@ from flipsearch.config import ModelConfig
 from flipsearch.core.protocols import Backend
 from flipsearch.evaluation.answers import can_compare
 from flipsearch.ledger import Ledger
-from flipsearch.reporting.scorecard import read_scorecard, scorecard_markdown
-from flipsearch.reporting.training_files import write_training
+from flipsearch.reporting.files import read_scorecard, write_training
+from flipsearch.reporting.scorecard import scorecard_markdown
 from pocket_model.truth import Decider, arithmetic_accuracy
 from tests.finished_training import RUN, a_log
 from tests.integration.test_cli import one_line_error, run

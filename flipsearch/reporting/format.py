@@ -1,0 +1,165 @@
+"""How figures and texts are written for readers: the one place for percentages, intervals, numbers and text cleaning.
+
+A figure that was not measured is a dash, never 0. Knows records; knows no study, no page and no terminal.
+"""
+
+import html
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from flipsearch.core.files import printable
+from flipsearch.core.records import Difference, Estimate, Rate
+
+Figure = Rate | Estimate | Difference
+DASH = "–"
+LARGEST = 1e100
+"""A larger value is treated as not finite: no axis could show it."""
+_CONTROLS = {*range(0x20), *range(0x7F, 0xA0)} - set(map(ord, "\t\n\r"))
+_REORDERING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
+_SURROGATES = range(0xD800, 0xE000)  # they cannot be written to a file
+_HIDDEN = dict.fromkeys([*_CONTROLS, *_REORDERING, *_SURROGATES], "\ufffd")
+_MARKDOWN = re.compile(r"([\\`*_\[\]#|~])")
+
+
+def percent(value: float | None, unit: str = " %") -> str:
+    """Return a fraction as a percentage with one decimal; tables of a terminal write its unit without the space."""
+    return DASH if value is None else f"{100 * value:.1f}{unit}"
+
+
+def points(value: float | None) -> str:
+    """Return a difference of fractions in signed percentage points; 0.0 has no sign."""
+    if value is None:
+        return DASH
+    text = f"{100 * value:+.1f}"
+    return text.lstrip("+-") if float(text) == 0 else text
+
+
+def percent_range(figure: Figure) -> str:
+    """Return the interval of a fraction in percent, without the unit: 10.2–15.9."""
+    return f"{100 * figure.low:.1f}–{100 * figure.high:.1f}"
+
+
+def points_range(figure: Figure) -> str:
+    """Return the interval of a difference in points: -1.2 to +3.4."""
+    return f"{points(figure.low)} to {points(figure.high)}"
+
+
+def interval(figure: Figure) -> str:
+    """Return the interval of a fraction and what it rests on, in words."""
+    size = f"{figure.count} of {figure.n}" if isinstance(figure, Rate) else f"n = {figure.n:,}"
+    return f"{percent_range(figure)} % (95 %), {size}"
+
+
+def percent_with_interval(figure: Figure) -> str:
+    """Return a fraction and its interval for a narrow column: 12.3% (10–16)."""
+    if figure.value is None:
+        return DASH
+    return f"{percent(figure.value, '%')} ({100 * figure.low:.0f}–{100 * figure.high:.0f})"
+
+
+def points_with_interval(figure: Figure) -> str:
+    """Return a difference and its interval for a narrow column: -1.0 (-2.4 to +0.3)."""
+    return DASH if figure.value is None else f"{points(figure.value)} ({points_range(figure)})"
+
+
+def with_interval(figure: Figure, scale: float, digits: int) -> str:
+    """Return `scale` times a figure and its interval, without a unit: 0.87 (0.80–0.93)."""
+    if figure.value is None:
+        return DASH
+    value, low, high = (f"{scale * number:.{digits}f}" for number in (figure.value, figure.low, figure.high))
+    return f"{value} ({low}–{high})"
+
+
+def is_drawable(value: float) -> bool:
+    """Return whether a value is finite and small enough to be shown as a number."""
+    return math.isfinite(value) and abs(value) < LARGEST
+
+
+def three_digits(value: float, is_rate: bool = False) -> str:
+    """Return a number with three significant digits, a rate in percent; one that is not finite in words."""
+    if not math.isfinite(value):
+        return "not finite" if math.isnan(value) else "infinite" if value > 0 else "minus infinite"
+    if is_rate and abs(value) < LARGEST:
+        return f"{without_padding(f'{100 * value:.3g}')} %"
+    if value and abs(value) < 1e-3:
+        return without_padding(f"{value:.2e}")
+    return f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else without_padding(f"{value:.3g}")
+
+
+def without_padding(text: str) -> str:
+    """Return a number in scientific notation without the padding of its mantissa and exponent: 2e-4, not 2.00e-04."""
+    mantissa, exponent, power = text.partition("e")
+    return f"{mantissa.rstrip('0').rstrip('.') if '.' in mantissa else mantissa}e{int(power)}" if exponent else text
+
+
+def duration(seconds: float) -> str:
+    """Return a time in seconds, minutes or hours."""
+    if not is_drawable(seconds):
+        return three_digits(seconds)
+    if seconds < 60:
+        return f"{three_digits(seconds)} s"
+    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def setting_rows(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """Return the settings that have a value, sorted by name; those inside others as "outer.inner"."""
+    rows: list[tuple[str, str]] = []
+    for key, value in sorted(settings.items()):
+        if isinstance(value, Mapping):
+            rows += [(f"{key}.{inner}", text) for inner, text in setting_rows(value)]
+        elif isinstance(value, list | tuple):
+            rows += [(key, ", ".join(map(str, value)))] if value else []
+        elif value not in (None, ""):
+            rows.append((key, str(value)))
+    return rows
+
+
+def json_value(value: Any) -> Any:
+    """Return a record as cards and --json show it: by its fields, or by its own `as_dict` (a rate has its value there).
+
+    study.json, scorecard.json and training.json are read back: they hold the fields alone, as pydantic writes them.
+    """
+    if hasattr(value, "as_dict"):
+        return json_value(value.as_dict())
+    if is_dataclass(value):
+        return {field.name: json_value(getattr(value, field.name)) for field in fields(value)}
+    if isinstance(value, Mapping):
+        return {key: json_value(inner) for key, inner in value.items()}
+    return [json_value(inner) for inner in value] if isinstance(value, list | tuple) else value
+
+
+def visible(value: Any) -> Any:
+    """Return a text for a page: the layout is kept, a character that hides or reorders others becomes U+FFFD.
+
+    Laxer than `printable` of core/files.py: a browser lays out tabs, and joins letters by characters of no width. Any
+    other value is returned as it is: Jinja passes all that it prints through this.
+    """
+    return value.translate(_HIDDEN) if isinstance(value, str) else value
+
+
+def code(text: str) -> str:
+    """Return a text for between Markdown backticks: in one line, without backticks of its own."""
+    return printable(" ".join(text.replace("`", "'").split()))
+
+
+def escaped(text: str) -> str:
+    """Return a text in one line that Markdown and HTML show as it is."""
+    return _MARKDOWN.sub(r"\\\1", html.escape(printable(" ".join(text.split())), quote=False))
+
+
+def fenced(text: str) -> str:
+    """Return a Markdown code block that holds `text` and that nothing in it can close."""
+    shown = str(visible(text.replace("\r\n", "\n").replace("\r", "\n")))
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", shown)), default=0))
+    return f"{fence}text\n{shown}\n{fence}"
+
+
+def markdown_table(header: list[str], rows: list[list[str]], num_names: int | None = None) -> str:
+    """Return a Markdown table; the columns after the first `num_names` are right-aligned (None: no column is)."""
+    num_left = len(header) if num_names is None else num_names
+    rule = ["---"] * num_left + ["---:"] * (len(header) - num_left)
+    lines = [header, rule, *([escaped(cell) for cell in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
