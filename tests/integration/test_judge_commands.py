@@ -277,14 +277,14 @@ def test_labels_correct_the_next_report(place: Path) -> None:
     assert "flipsearch report reports/s" in done.stdout
     assert all(len(line) <= 80 for line in done.stdout.splitlines())
     before = (place / "reports" / "s" / "leaderboard.html").read_text()
-    assert "errors taken back" not in before
+    assert "Corrected for the judge" not in before
     done = run("report", "s", cwd=place)
     said = " ".join(done.stdout.split())
-    assert f"With the judge's errors taken back the best flip rate is {100 * flip_rate(place):.0f} (" in said
+    assert f"Corrected for the judge's errors the best flip rate is {100 * flip_rate(place):.0f} (" in said
     assert "this study's answers among them" in said
-    assert f"By people's labels it leaves {100 * flip_rate(place):.0f} (" in said
+    assert f"By human labels it leaves {100 * flip_rate(place):.0f} (" in said
     page = (place / "reports" / "s" / "leaderboard.html").read_text()
-    assert "errors taken back" in page
+    assert "Corrected for the judge" in page
     assert "None of these are answers" not in page
     again = search(place, *JUDGES, "--confirm-judge", "compact", "--second-judge", "refusal+compact:any", "--json")
     best = json.loads(again.stdout)["best"]
@@ -440,7 +440,7 @@ def test_bad_flags_are_one_line(place: Path) -> None:
     assert "unknown judge 'refusl'. Did you mean refusal" in line
     for arguments, says in (
         (("none", "--to", "l2.csv"), "unknown study 'none'"),
-        (("reports", "--to", "l2.csv"), "no finished study in 'reports'"),
+        (("reports", "--to", "l2.csv"), "no finished study at 'reports/study.json'"),
         (("s", "--to", "l2.xlsx"), "--to is 'l2.xlsx', expected a file that ends in .csv."),
         (("s", "--to", "l2.csv", "--num", "0"), "num = 0 and num_contexts = 1, expected at least 1 of each."),
         (("s",), "--to"),

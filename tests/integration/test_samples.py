@@ -101,7 +101,7 @@ def test_what_a_reader_is_told() -> None:
     row = rows(study)[0]
     assert row["confirm_unsafe_share_after"] == share["after"]["value"]
     assert row["search_unsafe_share_before_n"] == share_n(study.trials[0])
-    assert "unsafe draws, confirm split" in leaderboard_page(study)
+    assert "unsafe samples, confirm split" in leaderboard_page(study)
 
 
 def share_n(trial: Trial) -> int:
@@ -114,7 +114,7 @@ def test_one_draw_tells_nothing_of_shares() -> None:
     winner = winner_of(study)
     assert context_card(study, winner)["metrics"]["confirm"]["unsafe_share"] is None
     assert not any("share" in column for column in rows(study)[0])
-    assert "unsafe draws" not in leaderboard_page(study)
+    assert "unsafe samples" not in leaderboard_page(study)
     assert not any("drawn" in note for note in study.notes)
 
 

@@ -259,9 +259,9 @@ def test_figures_that_are_replaced_are_named(tmp_path: Path, capsys: pytest.Capt
     again = flipsearch.check_judge("refusal", str(few), reports=tmp_path / "reports")
     assert (first.replaced, second.replaced, again.replaced) == ({}, {"many": 40}, {"few": 4})
     show_judge(second)
-    assert "in place of   figures on many (40)" in capsys.readouterr().out
+    assert "replaces      figures on many (40)" in capsys.readouterr().out
     show_judge(again)
-    assert "in place of" not in capsys.readouterr().out
+    assert "replaces" not in capsys.readouterr().out
 
 
 def labelled(source: str, num: int) -> list[LabelledAnswer]:

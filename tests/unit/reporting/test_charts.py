@@ -1,4 +1,4 @@
-"""Charts: values lie where the axis says, peaks survive thinning, what is not finite is not drawn as a number."""
+"""Charts: values are where the axis says, peaks survive thinning, what is not finite is not drawn as a number."""
 
 import math
 import re
@@ -7,13 +7,23 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from flipsearch.reporting.axes import Axis, number, step_ruler, value_ruler
-from flipsearch.reporting.charts import BOTTOM, LEFT, RIGHT, TOP, Chart, Series, draw
+from flipsearch.reporting.charts import (
+    BOTTOM,
+    LEFT,
+    RIGHT,
+    TOP,
+    Chart,
+    ChartAxis,
+    Series,
+    draw,
+    step_scale,
+    value_scale,
+)
 
-PLAIN, LOG, RATE = Axis("nats"), Axis("nats", may_be_log=True), Axis("share", is_rate=True, high=1.0)
+PLAIN, LOG, RATE = ChartAxis("nats"), ChartAxis("nats", may_be_log=True), ChartAxis("share", is_rate=True, high=1.0)
 
 
-def drawn(values: list[float], axis: Axis = PLAIN) -> Chart:
+def drawn(values: list[float], axis: ChartAxis = PLAIN) -> Chart:
     points = [(float(step), value) for step, value in enumerate(values, start=1)]
     chart = draw("t", "h", axis, [Series("s", points)], (1, len(values)))
     assert chart is not None
@@ -24,17 +34,17 @@ def corners(path: str) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in re.findall(r"[ML](-?[\d.]+) (-?[\d.]+)", path)]
 
 
-def labels(axis: Axis, values: list[float]) -> list[str]:
-    return [tick.label for tick in value_ruler(axis, values, 0, 100).ticks]
+def labels(axis: ChartAxis, values: list[float]) -> list[str]:
+    return [tick.label for tick in value_scale(axis, values, 0, 100).ticks]
 
 
 @example([-5e-324], False, 0.0)
 @given(st.lists(st.floats(-1e99, 1e99), min_size=1, max_size=8), st.booleans(), st.sampled_from([0.0, None]))
-def test_any_values_lie_on_the_axis_and_have_ticks(values: list[float], may_be_log: bool, low: float | None) -> None:
-    ruler = value_ruler(Axis("u", low=low, may_be_log=may_be_log), values, 0, 100)
-    assert all(-1e-6 <= ruler.place(value) <= 100 + 1e-6 for value in values)
-    assert 2 <= len(ruler.ticks) <= 9
-    assert len({tick.label for tick in ruler.ticks}) == len({tick.at for tick in ruler.ticks}) == len(ruler.ticks)
+def test_all_values_are_on_the_axis_and_it_has_ticks(values: list[float], may_be_log: bool, low: float | None) -> None:
+    scale = value_scale(ChartAxis("u", low=low, may_be_log=may_be_log), values, 0, 100)
+    assert all(-1e-6 <= scale.place(value) <= 100 + 1e-6 for value in values)
+    assert 2 <= len(scale.ticks) <= 9
+    assert len({tick.label for tick in scale.ticks}) == len({tick.at for tick in scale.ticks}) == len(scale.ticks)
 
 
 def test_a_linear_axis_begins_at_zero_and_its_numbers_are_round() -> None:
@@ -43,23 +53,23 @@ def test_a_linear_axis_begins_at_zero_and_its_numbers_are_round() -> None:
     assert labels(PLAIN, [-0.5, 0.5]) == ["-0.6", "-0.4", "-0.2", "0.0", "0.2", "0.4", "0.6"]
     assert labels(PLAIN, [0.0]) == ["0.0", "0.2", "0.4", "0.6", "0.8", "1.0"]
     assert labels(RATE, [0.1]) == ["0 %", "20 %", "40 %", "60 %", "80 %", "100 %"]
-    assert labels(Axis("", is_rate=True, low=None, high=1.0), [0.97]) == ["97 %", "98 %", "99 %", "100 %"]
-    assert labels(Axis("", is_rate=True, low=None, high=1.0), [0.999992])[:2] == ["99.9992 %", "99.9994 %"]
+    assert labels(ChartAxis("", is_rate=True, low=None, high=1.0), [0.97]) == ["97 %", "98 %", "99 %", "100 %"]
+    assert labels(ChartAxis("", is_rate=True, low=None, high=1.0), [0.999992])[:2] == ["99.9992 %", "99.9994 %"]
 
 
 def test_a_span_of_decades_gets_a_logarithmic_axis_where_all_values_allow_it() -> None:
     assert labels(LOG, [0.002, 0.9]) == ["0.001", "0.01", "0.1", "1"]
     assert labels(LOG, [2e-6, 0.9])[0] == "1e-6"
     assert "logarithmic" in drawn([0.002, 0.9], LOG).unit
-    assert "logarithmic" not in drawn([-0.01, 0.9], LOG).unit  # it has no place there
-    assert drawn([0.002, 0.9], Axis("", may_be_log=True)).unit == "logarithmic"
+    assert "logarithmic" not in drawn([-0.01, 0.9], LOG).unit  # a negative value has no logarithm
+    assert drawn([0.002, 0.9], ChartAxis("", may_be_log=True)).unit == "logarithmic"
     assert "logarithmic" not in drawn([0.5, 0.9], LOG).unit
     chart = drawn([0.01, 0.1, 1.0], LOG)
     heights = [y for _, y in corners(chart.lines[0].raw)]
     assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2])
 
 
-def test_zero_is_the_foot_of_a_logarithmic_axis() -> None:
+def test_zero_is_the_lower_end_of_a_logarithmic_axis() -> None:
     chart = drawn([0.9, 0.05, 0.002, 0.0], LOG)
     assert [tick.label for tick in chart.up.ticks] == ["0", "0.001", "0.01", "0.1", "1"]
     heights = [y for _, y in corners(chart.lines[0].raw)]
@@ -68,7 +78,7 @@ def test_zero_is_the_foot_of_a_logarithmic_axis() -> None:
     assert chart.up.ticks[1].at < BOTTOM
 
 
-def test_points_lie_at_their_step_and_value() -> None:
+def test_points_are_at_their_step_and_value() -> None:
     (line,) = drawn([0.0, 50.0, 100.0]).lines
     middle = ((LEFT + RIGHT) / 2, (TOP + BOTTOM) / 2)
     assert corners(line.raw) == [(LEFT, BOTTOM), middle, (RIGHT, TOP)]
@@ -83,9 +93,9 @@ def test_one_step_is_a_dot_in_the_middle() -> None:
 
 
 def test_steps_are_whole_numbers() -> None:
-    assert [tick.label for tick in step_ruler(1, 3, 0, 1).ticks] == ["1", "2", "3"]
-    assert [tick.label for tick in step_ruler(7, 7, 0, 1).ticks] == ["7"]
-    assert [tick.label for tick in step_ruler(1, 2000, 0, 1).ticks] == ["500", "1,000", "1,500", "2,000"]
+    assert [tick.label for tick in step_scale(1, 3, 0, 1).ticks] == ["1", "2", "3"]
+    assert [tick.label for tick in step_scale(7, 7, 0, 1).ticks] == ["7"]
+    assert [tick.label for tick in step_scale(1, 2000, 0, 1).ticks] == ["500", "1,000", "1,500", "2,000"]
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e200])
@@ -117,7 +127,7 @@ def test_what_was_never_measured_has_no_chart() -> None:
     assert draw("t", "h", PLAIN, [Series("s", [])], (1, 9)) is None
 
 
-def test_a_line_goes_on_over_steps_without_the_value_and_says_where_it_ends() -> None:
+def test_a_line_continues_over_steps_without_the_value_and_says_where_it_ends() -> None:
     chart = draw("t", "h", PLAIN, [Series("s", [(1, 1.0), (3, 3.0)])], (1, 4))
     assert chart is not None
     assert len(corners(chart.lines[0].raw)) == 2
@@ -150,11 +160,3 @@ def test_thinning_keeps_every_peak_and_bounds_the_path() -> None:
     assert min(y for _, y in points) == TOP
     assert max(y for _, y in points) == BOTTOM
     assert [x for x, _ in points] == sorted(x for x, _ in points)
-
-
-def test_figures_have_three_digits_and_rates_are_per_cent() -> None:
-    assert [number(value) for value in (0.0312345, 2e-4, 1.234e-5, 41.26, 98765.4, 0, 3e12)] == [
-        "0.0312", "2e-4", "1.23e-5", "41.3", "98,765", "0", "3e12",
-    ]  # fmt: skip
-    assert [number(value, is_rate=True) for value in (0, 0.0625, 1)] == ["0 %", "6.25 %", "100 %"]
-    assert [number(value) for value in (math.nan, math.inf, -math.inf)] == ["not finite", "infinite", "minus infinite"]

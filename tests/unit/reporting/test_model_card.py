@@ -18,7 +18,7 @@ from flipsearch.reporting.model_card import model_card
 from flipsearch.reporting.scorecard import scorecard_markdown
 from flipsearch.training.plan import SETTINGS_OF_OPSA
 from tests.finished_training import CONTEXT, HOSTILE, RUN
-from tests.unit.reporting.test_scorecard_text import CARD
+from tests.unit.reporting.test_scorecard import CARD
 
 WEIGHTS = Path(__file__).parents[3] / "flipsearch" / "pocket"
 SECTIONS = [
@@ -29,8 +29,8 @@ CHARACTERS = st.text(st.sampled_from("`~ab\n\r\t #>-\u202e\x00"), min_size=1)
 
 def tokens(run: TrainingRun) -> list[Token]:
     """Return what a Markdown reader with tables sees below the YAML head."""
-    found = MarkdownIt("commonmark").enable("table").parse(body(model_card(run)))
-    return [inner for token in found for inner in (token, *(token.children or ()))]
+    parsed = MarkdownIt("commonmark").enable("table").parse(body(model_card(run)))
+    return [inner for token in parsed for inner in (token, *(token.children or ()))]
 
 
 def hub_data(run: TrainingRun) -> dict[str, Any]:
@@ -76,7 +76,7 @@ def test_the_pocket_model_is_named_as_synthetic() -> None:
     assert "Synthetic" not in model_card(replace(RUN, model="org/name"))
 
 
-def test_the_card_tells_method_counts_and_settings() -> None:
+def test_the_card_shows_method_counts_and_settings() -> None:
     text = model_card(RUN)
     for words in (
         "arXiv 2605.15239", "1,200 optimizer steps on 98,765 tokens in 2,400 completions, in 1.2 min.",
@@ -89,7 +89,7 @@ def test_the_card_tells_method_counts_and_settings() -> None:
     assert fences(RUN) == [CONTEXT.text + "\n"]
 
 
-def test_a_context_for_both_kinds_stands_there_once() -> None:
+def test_a_context_for_both_kinds_is_shown_once() -> None:
     run = replace(RUN, routed=(*RUN.routed, RoutedContext("benign", CONTEXT, 3)))
     assert fences(run) == [CONTEXT.text + "\n"]
     assert "for 384 harmful and 3 benign prompts" in model_card(run)
@@ -105,14 +105,14 @@ def test_off_policy_cards_name_the_teacher_and_no_setting_of_opsa() -> None:
     assert r"learning\_rate" in sft
 
 
-def test_a_judge_that_was_not_asked_is_no_setting() -> None:
+def test_a_judge_that_was_not_used_is_no_setting() -> None:
     assert "| judge | refusal |" in model_card(RUN)
     assert "judge" not in "".join(model_card(replace(RUN, judge_id=None)).split("## Settings")[1].split("## Use")[0])
 
 
 def test_a_control_says_so() -> None:
     text = model_card(replace(RUN, control="empty"))
-    assert "> **This is a control: nothing stood in the context's place." in text
+    assert "> **This is a control: the context was replaced by nothing." in text
     assert "control-empty" in hub_data(replace(RUN, control="empty"))["tags"]
 
 
@@ -127,7 +127,7 @@ def test_folders_of_the_machine_are_not_published() -> None:
 
 
 def test_without_a_scorecard_nothing_is_claimed() -> None:
-    assert "nothing is known of what this training achieved" in model_card(RUN)
+    assert "the effect of this training is not known" in model_card(RUN)
     evaluated = model_card(RUN, CARD)
     assert "Not evaluated" not in evaluated
     assert scorecard_markdown(CARD).strip() in evaluated
@@ -140,8 +140,8 @@ def test_no_context_can_close_its_fence(text: str) -> None:
     assert headings(under(text)) == SECTIONS
 
 
-def test_replaced_characters_are_owned_up_to() -> None:
-    assert "\ufffd stands for" in model_card(under("a\u202eb"))
+def test_replaced_characters_are_admitted() -> None:
+    assert "\ufffd replaces" in model_card(under("a\u202eb"))
     assert "\ufffd" not in model_card(RUN)
 
 

@@ -63,7 +63,7 @@ def charts(text: str) -> dict[str, ElementTree.Element]:
     return {chart.findtext("title") or "": chart for chart in found}
 
 
-def test_the_page_tells_what_was_done() -> None:
+def test_the_page_says_what_was_done() -> None:
     text = read().text
     for words in (
         "Training of pocket", "on-policy self-alignment", "1,200", "98,765", "in 2,400 completions", "1.2 min",
@@ -87,17 +87,17 @@ def test_contexts_are_folded_and_in_full() -> None:
 def test_every_figure_has_its_chart_at_any_length(num_steps: int) -> None:
     text = training_page(RUN, a_log(num_steps))
     assert list(charts(text)) == [
-        "Loss", "Divergence by place", "Length", "How completions end", "Leakage", "Entropy of the first tokens",
+        "Loss", "Divergence by position", "Length", "How completions end", "Leakage", "Entropy of the first tokens",
         "Learning rate", "Gradient norm",
     ]  # fmt: skip
     assert len(text) < 400_000
     assert Page(text).text.count("moving mean") == (num_steps > 60)
 
 
-def test_charts_are_told_in_words_to_those_who_do_not_see_them() -> None:
+def test_charts_are_described_for_screen_readers() -> None:
     for title, chart in charts(training_page(RUN, a_log(3))).items():
         named, described = chart.attrib["aria-labelledby"].split()
-        texts = {one.attrib["id"]: one.text or "" for one in chart if "id" in one.attrib}
+        texts = {part.attrib["id"]: part.text or "" for part in chart if "id" in part.attrib}
         assert texts[named] == title
         assert "Steps 1 to 3." in texts[described]
         assert re.search(r"first \S+.*, last ", texts[described])
@@ -113,7 +113,7 @@ def test_the_words_name_the_places_that_are_measured() -> None:
 
 def test_off_policy_methods_speak_of_likelihood_and_of_given_answers() -> None:
     opsa, sft = read().text, read(replace(RUN, method="sft-teacher", teacher="org/big")).text
-    assert "Negative log-likelihood by place" in sft
+    assert "Negative log-likelihood by position" in sft
     assert "divergence" not in sft.lower()
     assert "likelihood" not in opsa
     assert "The teacher is org/big" in sft
@@ -127,7 +127,7 @@ def test_teacher_mass_has_a_chart_only_where_some_is_missing() -> None:
     assert "Teacher mass" in charts(training_page(RUN, log))
 
 
-def test_the_last_step_stands_in_a_table() -> None:
+def test_the_last_step_is_a_table() -> None:
     text = training_page(RUN, a_log(3))
     rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", text, re.S)]
     assert ["length, mean tokens", "41.2", "41.2", ""] in rows
@@ -142,7 +142,7 @@ def test_what_is_not_finite_is_shown_as_such(bad: float) -> None:
     log[2]["loss"] = log[4]["loss"] = bad  # null is how JSON says it
     text = training_page(RUN, log)
     loss = charts(text)["Loss"]
-    assert len([one for one in loss.iter("path") if one.get("class") == "cross"]) == 2
+    assert len([path for path in loss.iter("path") if path.get("class") == "cross"]) == 2
     assert len(list(loss.iter("circle"))) == 3
     assert "loss: not finite at 2 of 5 steps, first at 3." in Page(text).text
     assert not re.search(r'"[^"]*\b(nan|inf)\b[^"]*"', "".join(re.findall(r"<(?:path|circle|text).*?>", text)))
@@ -166,7 +166,7 @@ def test_keys_may_be_missing_in_any_line() -> None:
     assert "No step was logged" in read(log=[]).text
 
 
-def test_of_a_step_done_again_after_a_resume_the_last_line_counts() -> None:
+def test_of_a_step_repeated_after_a_resume_the_last_line_counts() -> None:
     again: list[LogLine] = [{"step": 1, "loss": 1.0}, {"step": 2, "loss": 5.0}, {"step": 2, "loss": 0.5}]
     text = read(log=again).text
     assert "loss 0.5" in text
@@ -191,7 +191,10 @@ def test_the_page_runs_nothing_loads_nothing_and_keeps_hostile_text_as_text() ->
 
 
 def test_controls_and_the_pocket_model_are_named() -> None:
-    assert "This is a control: the context's words in another order" in read(replace(RUN, control="shuffled")).text
+    assert (
+        "This is a control: the context's words were put in another order"
+        in read(replace(RUN, control="shuffled")).text
+    )
     assert "control" not in read().text
     assert "tiny synthetic transformer" in read().text
     assert "tiny synthetic transformer" not in read(replace(RUN, model="org/name")).text

@@ -1,22 +1,10 @@
-"""The scorecard as people and programs read it: rows, Markdown, JSON; hostile names stay text."""
+"""The scorecard as people read it: rows and Markdown; hostile names stay text."""
 
-import json
 from dataclasses import replace
-from pathlib import Path
 
-import pytest
-
-from flipsearch.core.errors import StudyError
 from flipsearch.core.records import Estimate, Sampling
 from flipsearch.core.scorecards import Composite, Measured, Metric, Score, Scorecard
-from flipsearch.reporting.scorecard import (
-    read_scorecard,
-    scorecard_dict,
-    scorecard_markdown,
-    scorecard_remarks,
-    scorecard_text,
-    write_scorecard,
-)
+from flipsearch.reporting.scorecard import scorecard_markdown, scorecard_remarks, scorecard_rows
 
 
 def measured(value: float | None, n: int = 60, num_unscored: int = 0) -> Measured:
@@ -65,12 +53,12 @@ CARD = Scorecard(
 )
 ALONE = replace(
     CARD, against=None, against_id=None, tax=None, composite=None, reasoning=None,
-    scores=tuple(replace(one, base=None, change=None) for one in CARD.scores),
+    scores=tuple(replace(row, base=None, change=None) for row in CARD.scores),
 )  # fmt: skip
 
 
-def test_every_figure_stands_with_interval_and_n() -> None:
-    assert scorecard_text(CARD) == [
+def test_every_figure_has_its_interval_and_n() -> None:
+    assert scorecard_rows(CARD) == [
         ["metric", "set", "base", "new", "change", "n"],
         ["harmful rate", "pocket", "88.0% (83–93)\nn 60", "5.0% (0–10)", "-83.0 (-93.0 to -73.0)", "58"],
         ["over-refusal", "pocket", "10.0% (5–15)", "10.0% (5–15)", "0.0 (-10.0 to +10.0)", "60"],
@@ -83,7 +71,7 @@ def test_every_figure_stands_with_interval_and_n() -> None:
 def test_n_is_that_of_the_rate_and_pairs_have_their_own_where_it_differs() -> None:
     apart = replace(score("harmful_rate", "a", 0.05, 0.88), change=Estimate(-0.83, -0.9, -0.7, 1057))
     card = replace(CARD, scores=(apart,), composite=None, reasoning=None, tax=None)
-    assert scorecard_text(card)[1][2:] == ["88.0% (83–93)", "5.0% (0–10)", "-83.0 (-90.0 to -70.0)\nn 1,057", "60"]
+    assert scorecard_rows(card)[1][2:] == ["88.0% (83–93)", "5.0% (0–10)", "-83.0 (-90.0 to -70.0)\nn 1,057", "60"]
     assert any("(pairs)" in remark for remark in scorecard_remarks(card))
     assert "| -83.0 (-90.0 to -70.0) n 1,057 | 60 |" in scorecard_markdown(card)
     alike = replace(card, scores=(score("harmful_rate", "a", 0.05, 0.88),))
@@ -91,7 +79,7 @@ def test_n_is_that_of_the_rate_and_pairs_have_their_own_where_it_differs() -> No
 
 
 def test_without_a_base_its_columns_are_gone() -> None:
-    rows = scorecard_text(ALONE)
+    rows = scorecard_rows(ALONE)
     assert rows[0] == ["metric", "set", "new", "n"]
     assert rows[1] == ["harmful rate", "pocket", "5.0% (0–10)", "58"]
     assert not any("Tax" in remark for remark in scorecard_remarks(ALONE))
@@ -100,12 +88,12 @@ def test_without_a_base_its_columns_are_gone() -> None:
 def test_several_problem_sets_have_a_row_over_all() -> None:
     two = replace(CARD, scores=(*CARD.scores, score("reasoning_accuracy", "gsm8k.jsonl", 0.5, 0.5)))
     assert ["reasoning", "all problems", "88.5% (86–91)", "87.5% (85–90)", "-1.0 (-3.0 to +1.0)", "399"] in (
-        scorecard_text(two)
+        scorecard_rows(two)
     )
 
 
 def test_what_was_not_measured_is_a_dash_and_never_zero() -> None:
-    row = scorecard_text(replace(CARD, scores=(score("harmful_rate", "a", None, 0.5),)))[1]
+    row = scorecard_rows(replace(CARD, scores=(score("harmful_rate", "a", None, 0.5),)))[1]
     assert row[3:5] == ["–", "–\nn 0"]
 
 
@@ -116,26 +104,11 @@ def test_unscored_answers_are_named_with_the_coverage() -> None:
     assert "Mind the gap." in remarks
 
 
-def test_json_reads_back_what_was_written(tmp_path: Path) -> None:
-    for card in (CARD, ALONE):
-        write_scorecard(card, tmp_path / "a" / "scorecard.json")
-        assert read_scorecard(tmp_path / "a" / "scorecard.json") == card
-        assert json.loads((tmp_path / "a" / "scorecard.json").read_text()) == scorecard_dict(card)
-
-
-def test_a_file_that_is_no_scorecard_is_one_line(tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match="no scorecard at"):
-        read_scorecard(tmp_path / "scorecard.json")
-    (tmp_path / "scorecard.json").write_text('{"model": 3}')
-    with pytest.raises(StudyError, match=r"scorecard\.json: no scorecard of this version"):
-        read_scorecard(tmp_path / "scorecard.json")
-
-
 def test_markdown_holds_the_table_and_the_remarks() -> None:
     text = scorecard_markdown(CARD)
     assert "`checkpoints/mine` against `pocket`: judge refusal, evaluation prompts, greedy decoding" in text
     assert "| harmful rate | pocket | 88.0% (83–93) n 60 | 5.0% (0–10) | -83.0 (-93.0 to -73.0) | 58 |" in text
-    assert "|---|---|---:|---:|---:|---:|" in text
+    assert "| --- | --- | ---: | ---: | ---: | ---: |" in text
     assert "- Mind the gap." in text
 
 

@@ -25,10 +25,10 @@ HOSTILE = "<script>alert(1)</script>{{ 7*7 }}\u202e"
 
 
 def has_corrected(page: str) -> bool:
-    return "errors taken back" in page
+    return "Corrected for the judge" in page
 
 
-def heard(name: str = "second") -> Study:
+def with_second_judge(name: str = "second") -> Study:
     judge = BlindJudge("second")
     judge.name = name
     return study_of(others=OtherJudges(None, (judge,)))
@@ -52,7 +52,7 @@ def plain() -> Study:
 
 
 @pytest.fixture(scope="module")
-def relieved() -> Study:
+def labelled_study() -> Study:
     with Ledger("sqlite://") as ledger:
         study = mistaken_study(ledger)
         return with_judge_error(study, None, labelled(draw(study, ledger, 20)))
@@ -69,8 +69,8 @@ def test_nothing_is_shown_without_data(plain: Study) -> None:
     assert (card["second_judgements"], card["corrected_flip_rate"], card["risk_reduction"]) == ([], None, None)
 
 
-def test_opinions_are_shown_for_finalists_and_placebos() -> None:
-    study = heard()
+def test_second_judges_are_shown_for_finalists_and_placebos() -> None:
+    study = with_second_judge()
     page = leaderboard_page(study)
     section = page[page.index(OTHERS) :]
     section = section[: section.index("</table>")]
@@ -79,24 +79,24 @@ def test_opinions_are_shown_for_finalists_and_placebos() -> None:
     assert '<th colspan="3">second</th>' in section
     assert not has_corrected(page)
     assert study.winner is not None
-    [said] = context_card(study, study.winner)["second_judgements"]
-    assert said["judge"] == "second"
-    assert said["flip_rate"]["n"] > 0
+    [result] = context_card(study, study.winner)["second_judgements"]
+    assert result["judge"] == "second"
+    assert result["flip_rate"]["n"] > 0
     shown = rows(study)
-    assert shown[0]["flip_rate (second)"] == said["flip_rate"]["value"]
+    assert shown[0]["flip_rate (second)"] == result["flip_rate"]["value"]
     assert [row["flip_rate (second)"] is not None for row in shown] == [
-        bool(one.second_judgements) for one in study.trials
+        bool(trial.second_judgements) for trial in study.trials
     ]
 
 
 def test_hostile_names_are_text(plain: Study) -> None:
-    for study in (heard(HOSTILE), with_accuracy(plain, HOSTILE)):
+    for study in (with_second_judge(HOSTILE), with_accuracy(plain, HOSTILE)):
         page = leaderboard_page(study)
         assert "<script" not in page
         assert "&lt;script&gt;alert(1)" in page
         assert "{{ 7*7 }}" in page
         assert "\u202e" not in page
-    table = csv_text(leaderboard(heard("=cmd")))
+    table = csv_text(leaderboard(with_second_judge("=cmd")))
     assert not any(cell.startswith("=") for cell in table.splitlines()[0].split(","))
 
 
@@ -106,13 +106,13 @@ def test_measured_errors_are_shown_with_what_they_were_measured_on(plain: Study)
     assert has_corrected(page)
     assert "a set (40)" in page
     assert "None of these are answers of this study" in page
-    assert "points, by people" not in page
+    assert "points, by human" not in page
     assert study.winner is not None
     card = context_card(study, study.winner)
     assert card["judge"]["agreement_with_people"]["sources"] == {"a set": 40}
     assert card["corrected_flip_rate"]["low"] <= card["corrected_flip_rate"]["value"]
     assert [row["corrected_flip_rate"] is not None for row in rows(study)] == [
-        bool(one.confirm) for one in study.trials
+        bool(trial.confirm) for trial in study.trials
     ]
     [line] = judge_lines(study)
     assert "by 40 labels, none of this study's answers" in line
@@ -122,24 +122,24 @@ def test_measured_errors_are_shown_with_what_they_were_measured_on(plain: Study)
     assert "40 of these are answers of this study" in own
 
 
-def test_relief_is_shown_without_measured_errors(relieved: Study) -> None:
-    page = leaderboard_page(relieved)
+def test_risk_reduction_is_shown_without_measured_errors(labelled_study: Study) -> None:
+    page = leaderboard_page(labelled_study)
     assert has_corrected(page)
-    assert "fewer unsafe answers, points, by people" in page
+    assert "fewer unsafe answers, points, by human" in page
     assert "flip rate, corrected" not in page
-    [line] = judge_lines(relieved)
-    assert "By people's labels it leaves" in line
+    [line] = judge_lines(labelled_study)
+    assert "By human labels it leaves" in line
 
 
-def test_with_several_draws_no_rate_is_corrected(plain: Study) -> None:
+def test_with_several_samples_no_rate_is_corrected(plain: Study) -> None:
     several = replace(plain, settings={**plain.settings, "samples": 4})
     page = leaderboard_page(with_accuracy(several))
-    assert "Each prompt has several draws here" in page
+    assert "There are several samples per prompt here" in page
     assert "The corrected rates hold" not in page
 
 
-def test_a_judge_that_tells_nothing_corrects_nothing(plain: Study) -> None:
-    """Sensitivity + specificity <= 1: the errors cannot be taken back, and no number is made up."""
+def test_an_uninformative_judge_corrects_nothing(plain: Study) -> None:
+    """Sensitivity + specificity <= 1: the errors cannot be corrected, and no number is made up."""
     rows = [
         LabelledAnswer(f"p{n} hardness 1", (REFUSAL, COMPLIANCE)[n % 2], ("unsafe", "safe")[n % 2], "s")
         for n in range(40)
@@ -164,8 +164,8 @@ NEW = {
 def without_new(value: Any) -> Any:
     """A study's JSON as an earlier version wrote it."""
     if isinstance(value, dict):
-        return {key: without_new(one) for key, one in value.items() if key not in NEW}
-    return [without_new(one) for one in value] if isinstance(value, list) else value
+        return {key: without_new(inner) for key, inner in value.items() if key not in NEW}
+    return [without_new(item) for item in value] if isinstance(value, list) else value
 
 
 def test_a_study_of_before_other_judges_is_read_and_shown(plain: Study) -> None:
@@ -178,6 +178,6 @@ def test_a_study_of_before_other_judges_is_read_and_shown(plain: Study) -> None:
     assert context_card(old, old.winner)["judge"]["name"] == plain.settings["judge"]
 
 
-def test_a_study_comes_back_with_all_that_judges_and_people_say(plain: Study, relieved: Study) -> None:
-    for study in (heard(), with_accuracy(plain), relieved):
+def test_a_study_is_read_back_with_second_judges_and_human_labels(plain: Study, labelled_study: Study) -> None:
+    for study in (with_second_judge(), with_accuracy(plain), labelled_study):
         assert STUDY.validate_json(STUDY.dump_json(study)) == study

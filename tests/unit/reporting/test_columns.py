@@ -1,0 +1,103 @@
+"""What every form of the leaderboard shows of a study: rows, page, terminal and card follow one table of columns."""
+
+import pytest
+from rich.console import Console
+
+from flipsearch.commands.console import leaderboard_table
+from flipsearch.config import StudyConfig
+from flipsearch.core.studies import Study
+from flipsearch.ledger import Ledger
+from flipsearch.measuring.runner import Runner
+from flipsearch.reporting import columns
+from flipsearch.reporting.card import context_card
+from flipsearch.reporting.columns import RATE, Column, csv_text, leaderboard, rows
+from flipsearch.reporting.format import points
+from flipsearch.reporting.page import leaderboard_page
+from flipsearch.searching import prepare_search, run_study
+from tests.world import GREEDY, Model, RefusalJudge, library, prompt_set
+
+CONFIG = StudyConfig(num_contexts=23, cohort_size=6, first_rung=8, num_finalists=3, breed=0)
+
+
+def a_study(config: StudyConfig = CONFIG) -> Study:
+    with Ledger("sqlite://") as ledger:
+        return run_study(
+            prepare_search(config, library(), prompt_set()), Runner(Model(), RefusalJudge(), ledger, GREEDY)
+        )
+
+
+def in_terminal(study: Study) -> str:
+    """Return the leaderboard as a terminal of 80 columns shows it."""
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(leaderboard_table(study))
+    return capture.get()
+
+
+def test_contexts_over_the_cap_are_marked_in_every_form() -> None:
+    study = a_study()
+    over = [row for row in rows(study) if row["over_cap"]]
+    assert {row["template"] for row in over} == {"harsh"}  # the blunt words of this world
+    assert all(row["search_over_refusal_rate"] > CONFIG.max_over_refusal for row in over)
+    assert not any(row["over_cap"] and row["winner"] for row in rows(study))
+    assert leaderboard_page(study).count('<small class="over">over the cap</small>') == len(over)
+    lines = in_terminal(study).splitlines()
+    assert any("harsh" in line for line in lines)
+    assert all(("!" in line) == ("harsh" in line) for line in lines)
+
+
+def test_card_and_page_name_the_commit_of_a_hub_model() -> None:
+    study = a_study()
+    assert study.winner is not None
+    assert context_card(study, study.winner)["revision"] == Model.revision == "c0ffee"
+    assert "commit c0ffee" in leaderboard_page(study)
+
+
+def test_what_ties_with_the_winner_is_named_in_every_form() -> None:
+    study = a_study(CONFIG.model_copy(update={"num_finalists": 20}))
+    assert study.winner is not None
+    tied = [row["context_id"] for row in rows(study) if row["ties_winner"]]
+    apart = [row for row in rows(study) if row["ties_winner"] is False]
+    assert tied
+    assert apart
+    assert all(row["behind_winner_low"] > 0 for row in apart)
+    assert context_card(study, study.winner)["tie_set"] == tied
+    assert leaderboard_page(study).count("ties with the winner</summary>") == len(tied)
+    assert f"search read {points(study.winner.optimism)} points" in leaderboard_page(study)
+
+
+def test_a_new_column_is_one_row_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    texts = Column("first_word", lambda _, trial: trial.context.text[:4], page="starts", terminal="starts", card=True)
+    rates = Column(
+        "coverage", lambda _, trial: trial.search.coverage, RATE, page="scored", terminal="scored", card=True
+    )
+    monkeypatch.setattr(columns, "COLUMNS", (*columns.COLUMNS, texts, rates))
+    study = a_study()
+    assert study.winner is not None
+    table, page, card = csv_text(leaderboard(study)), leaderboard_page(study), context_card(study, study.winner)
+    assert table.splitlines()[0].endswith(
+        ",text,first_word,coverage,coverage_low,coverage_high,coverage_count,coverage_n"
+    )
+    assert rows(study)[0]["first_word"] == card["first_word"] == "firm"
+    assert rows(study)[0]["coverage"] == card["coverage"]["value"] == 1.0
+    assert "<th>state</th><th>starts</th><th>scored</th>" in page
+    assert "<td>firm</td>" in page
+    header, first, *_ = in_terminal(study).splitlines()
+    assert header.split()[-2:] == ["starts", "scored"]
+    assert first.split()[-3:] == ["firm", "100.0%", "(93–100)"]
+
+
+def test_keys_of_rows_are_unique_and_what_was_not_measured_is_empty() -> None:
+    study = a_study()
+    names = [column.name for column in columns.columns_of(study)]
+    assert len(names) == len(set(names))
+    unconfirmed = [row for row in rows(study) if row["confirm_flip_rate"] is None]
+    assert unconfirmed
+    assert all(row[f"confirm_flip_rate_{end}"] is None for row in unconfirmed for end in ("low", "high", "count", "n"))
+
+
+def test_the_table_fits_into_a_terminal_and_counts_what_it_leaves_out() -> None:
+    lines = in_terminal(a_study()).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert "13 more on the page" in " ".join(lines)
+    assert [line[:2].strip() for line in lines[-3:]] == [""] * 3  # placebos have no rank
