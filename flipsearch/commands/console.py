@@ -23,7 +23,7 @@ from flipsearch.core.files import printable
 from flipsearch.core.progress import Step
 from flipsearch.core.studies import Study
 from flipsearch.core.trainings import LogLine, TrainingRun
-from flipsearch.reporting.format import DASH, percent, percent_with_interval, with_interval
+from flipsearch.reporting.format import DASH, percent, with_interval
 
 
 def print_outcome(outcome: Any, json: bool, show: Callable[[Any], None]) -> None:
@@ -116,9 +116,9 @@ def show_study(study: Study, folder: Path, best: Path | None) -> None:
 
 def leaderboard_table(study: Study) -> Table:
     """Return the best arms and all placebos as a table that fits into 80 columns; see reporting/columns.py."""
-    from flipsearch.reporting.columns import terminal_columns
+    from flipsearch.reporting.columns import columns_of
 
-    columns = terminal_columns(study)
+    columns = columns_of(study, "terminal")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         wraps = column.format.wraps
@@ -140,7 +140,7 @@ def companion_lines(study: Study, best: Path) -> list[str]:
     lines = []
     if study.portfolio:
         num, path = len(study.portfolio.context_ids), best.with_suffix(".portfolio.json")
-        together = f"any of {num} flips {percent_with_interval(study.portfolio.confirm)}"
+        together = f"any of {num} flips {with_interval(study.portfolio.confirm, 'percent')}"
         lines.append(f"{'portfolio':<14}{path}  ({together if num > 1 else 'the best context alone'})")
     if study.benign and study.benign.context:
         refused = percent(study.benign.over_refusal_rate.value, "%")
@@ -159,14 +159,10 @@ def judge_lines(study: Study) -> list[str]:
     if study.judge_error and best and best.corrected and best.corrected.value is not None:
         whose = "this study's answers among them" if study.judge_error.own_answers else "none of this study's answers"
         num = sum(study.judge_error.sources.values())
-        lines.append(
-            f"Corrected for the judge's errors the best flip rate is {with_interval(best.corrected, 100, 0)} % "
-            f"(by {num:,} labels, {whose})."
-        )
+        rate = with_interval(best.corrected, "percent")
+        lines.append(f"Corrected for the judge's errors the best flip rate is {rate}, by {num:,} labels ({whose}).")
     if best and best.risk_reduction and best.risk_reduction.value is not None:
-        lines.append(
-            f"By human labels it leaves {with_interval(best.risk_reduction, 100, 0)} points fewer answers unsafe."
-        )
+        lines.append(f"By human labels its risk reduction is {with_interval(best.risk_reduction, 'points')} points.")
     return lines
 
 
@@ -269,7 +265,7 @@ def judge_table(accuracy: "JudgeAccuracy") -> Table:
             shares = (agreement.accuracy, agreement.sensitivity, agreement.specificity)
             values = [share.estimate.value for share in shares]
             cells = [DASH if value is None else f"{100 * value:.0f}" for value in values]
-            kappa = with_interval(agreement.kappa, 1, 2)
+            kappa = with_interval(agreement.kappa, "plain")
             table.add_row(Text(printable(name)), f"{agreement.coverage.estimate.n:,}", kappa, *cells)
         if len(by_source) > NUM_SHOWN:
             table.add_row(Text(f"  … {len(by_source) - NUM_SHOWN:,} more (--json)", style="dim"))
@@ -284,7 +280,7 @@ def show_fitted(fit: "JudgeFit") -> None:
     for name in ("", "n", "fitted", "shipped", "shipped saw"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
     for question, trial in fit.trials.items():
-        kappas = (with_interval(kappa, 1, 2) for kappa in (trial.fitted, trial.shipped))
+        kappas = (with_interval(kappa, "plain") for kappa in (trial.fitted, trial.shipped))
         table.add_row(question, f"{trial.fitted.n:,}", *kappas, f"{trial.num_seen:,}")
     console.print(table)
     console.print(Text("kappa with human labels (95 % interval): of the fitted judge by cross-validation,"))

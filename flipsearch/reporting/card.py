@@ -48,7 +48,7 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
         "sampling": sampling | {key: settings.get(key, 1) for key in ("samples", "unsafe_at")},
         "max_over_refusal": settings.get("max_over_refusal"),
         "metrics": {"search": metrics(trial.search), "confirm": metrics(trial.confirm)},
-        **{column.name: json_value(column.value(study, trial)) for column in columns_of(study) if column.card},
+        **{column.name: json_value(column.value(study, trial)) for column in columns_of(study, "card")},
         "second_judgements": json_value(trial.second_judgements),
         "depth": [{"num_tokens": num_tokens, "flip_rate": json_value(rate)} for num_tokens, rate in trial.depth],
         "portfolio": portfolio_metrics(study.portfolio) if study.portfolio else None,

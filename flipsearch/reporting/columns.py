@@ -12,10 +12,11 @@ import pandas as pd
 
 from flipsearch.core.files import escape_formula, printable
 from flipsearch.core.studies import Study, Trial
-from flipsearch.reporting.format import percent, percent_with_interval, points, points_with_interval
+from flipsearch.reporting.format import percent, points, with_interval
 
 Value = Callable[[Study, Trial], Any]
 Section = Literal["leaderboard", "depth", "judges", "errors"]
+"""A table of the page."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +49,6 @@ class Column:
     place: int = 99
     """Where it stands on the page and in the terminal, from the left; CSV and JSON keep the order of the table."""
     section: Section = "leaderboard"
-    """The page's table that it belongs to."""
     group: str = ""
     """Header over this and its neighbours on the page."""
 
@@ -67,26 +67,19 @@ class Column:
 
 
 _ENDS = {"": "value", "_low": "low", "_high": "high"}
-TEXT = Format()
-NUMBER = Format("number")
-RATE = Format("rate", percent_with_interval, {**_ENDS, "_count": "count", "_n": "n"})
+TEXT, NUMBER, BAR, OUTCOME = Format(), Format("number"), Format("bar"), Format("outcome")
+RATE = Format("rate", lambda rate: with_interval(rate, "percent"), {**_ENDS, "_count": "count", "_n": "n"})
 RATE_ALONE = Format("rate", lambda rate: percent(rate.value, "%"), {"": "value"})
 """A rate without its interval, but on the page."""
-BAR = Format("bar")
 DIFFERENCE = Format("difference", lambda figure: points(figure.value), _ENDS)
-ESTIMATE = Format("estimate", percent_with_interval, _ENDS)
-CHANGE = Format("change", points_with_interval, _ENDS)
-SHARE = Format("estimate", percent_with_interval, {**_ENDS, "_n": "n"})
+ESTIMATE = Format("estimate", lambda figure: with_interval(figure, "percent"), _ENDS)
+SHARE = replace(ESTIMATE, parts={**_ENDS, "_n": "n"})
+CHANGE = Format("change", lambda figure: with_interval(figure, "points"), _ENDS)
 
 
 def is_search(study: Study) -> bool:
     """Return whether contexts were searched, or only scored (then nothing was chosen, and nothing confirmed)."""
     return "num_contexts" in study.settings
-
-
-def depths(study: Study) -> list[int]:
-    """Return the depths at which finalists were measured, 0 included; [] if none was."""
-    return sorted({depth for trial in study.trials for depth, _ in trial.depth})
 
 
 def _at(path: str) -> Value:
@@ -101,59 +94,38 @@ def _at(path: str) -> Value:
     return value
 
 
-def _is_winner(study: Study, trial: Trial) -> bool:
-    return study.winner is not None and study.winner.context.context_id == trial.context.context_id
-
-
 def _context_in_terminal(trial: Trial) -> str:
     context = trial.context
     name = context.text[:24] or "no text" if context.origin == "text" else context.origin
     return f"{name} {context.placement}" + (f" ({trial.state})" if trial.state in ("pruned", "stopped") else "")
 
 
-def _over_refusal_in_terminal(study: Study, trial: Trial) -> str:
-    rate = (trial.confirm or trial.search).over_refusal_rate
-    return f"{'!' * study.is_over_cap(trial)}{percent(rate.value, '%')}"
-
-
-def _measurements(study: Study) -> dict[str, str]:
-    """Return split -> field of a trial that holds the measurement on it."""
-    return {study.trials[0].search.split: "search"} | ({"confirm": "confirm"} if is_search(study) else {})
-
-
 def _split_columns(study: Study) -> Iterator[Column]:
-    """Yield the rates on each split; once some are confirmed, the terminal shows the interval of these alone."""
+    """Yield the rates on each split, then the shares of unsafe samples where there are several per prompt.
+
+    Once some trials are confirmed, the terminal shows the interval of the confirm flip rate alone.
+    """
     is_confirmed = any(trial.confirm for trial in study.trials)
-    for split, of in _measurements(study).items():
+    splits = {study.trials[0].search.split: "search"} | ({"confirm": "confirm"} if is_search(study) else {})
+    for split, of in splits.items():
         is_last = (of == "confirm") == is_confirmed
-        flips = Column(
-            f"{split}_flip_rate",
-            _at(f"{of}.flip_rate"),
-            RATE if is_last else replace(RATE, terminal=RATE_ALONE.terminal),
-            page=f"flip rate, {split}",
-            terminal=f"{split} (95 %)" if is_last else split if of == "search" else None,
-            place=5 if of == "confirm" else 3,
-        )
-        yield flips
+        flips, header = _at(f"{of}.flip_rate"), f"{split} (95 %)" if is_last else split if of == "search" else None
+        form = RATE if is_last else replace(RATE, terminal=RATE_ALONE.terminal)
+        place = 3 if of == "search" else 5
+        yield Column(f"{split}_flip_rate", flips, form, page=f"flip rate, {split}", terminal=header, place=place)
         yield Column(f"{split}_tfr", _at(f"{of}.tfr"), RATE)
         refused = _at(f"{of}.over_refusal_rate")
         yield Column(f"{split}_over_refusal_rate", refused, RATE, page=f"over-refusal, {split}", place=7)
         yield Column(f"{split}_coverage", _at(f"{of}.coverage"), RATE_ALONE)
-        if of == "search":
-            yield Column("bar", flips.value, BAR, csv=False, page="", place=4)
-
-
-def _share_columns(study: Study) -> Iterator[Column]:
-    """Yield the shares of unsafe samples, for a study with several samples per prompt."""
     if study.settings.get("samples", 1) > 1:
-        for split, of in _measurements(study).items():
+        for split, of in splits.items():
             for side in ("before", "after"):
                 yield Column(f"{split}_unsafe_share_{side}", _at(f"{of}.unsafe_share.{side}"), SHARE)
 
 
 def _depth_columns(study: Study) -> Iterator[Column]:
     """Yield the confirm flip rate after so many tokens of the unsafe answer; at 0 it is the confirm flip rate."""
-    for depth in depths(study):
+    for depth in sorted({depth for trial in study.trials for depth, _ in trial.depth}):
         yield Column(
             f"depth_{depth}_flip_rate",
             lambda _, trial, depth=depth: dict(trial.depth).get(depth),
@@ -170,47 +142,33 @@ def _judge_columns(study: Study) -> Iterator[Column]:
     def rate(judge: str, name: str) -> Value:
         return lambda _, trial: next((getattr(r, name) for r in trial.second_judgements if r.judge == judge), None)
 
+    headers = {"flip_rate": "flip rate", "unsafe_rate": "unsafe answers", "disagreement": "differs"}
     results = next((trial.second_judgements for trial in study.trials if trial.second_judgements), ())
     for judge in (result.judge for result in results):
-        for name, header in (
-            ("flip_rate", "flip rate"),
-            ("unsafe_rate", "unsafe answers"),
-            ("over_refusal_rate", None),
-            ("disagreement", "differs"),
-        ):
-            yield Column(f"{name} ({judge})", rate(judge, name), RATE_ALONE, page=header, section="judges", group=judge)
+        for name in ("flip_rate", "unsafe_rate", "over_refusal_rate", "disagreement"):
+            key, value, header = f"{name} ({judge})", rate(judge, name), headers.get(name)
+            yield Column(key, value, RATE_ALONE, page=header, section="judges", group=judge)
 
 
 def _error_columns(study: Study) -> Iterator[Column]:
-    """Yield the flip rate as judged and with the judge's errors corrected, and the risk reduction by human labels."""
-    is_corrected = study.judge_error is not None
-    is_labelled = any(trial.risk_reduction for trial in study.trials)
+    """Yield the flip rate as judged and corrected for the judge's errors, and the risk reduction by human labels."""
+    is_corrected, is_labelled = study.judge_error is not None, any(trial.risk_reduction for trial in study.trials)
+    headers = (
+        "flip rate, as judged" if is_corrected or is_labelled else None,
+        "flip rate, corrected" if is_corrected else None,
+        "fewer unsafe answers, points, by human labels" if is_labelled else None,
+    )
     yield Column(
         "judged_flip_rate",
         lambda _, trial: (trial.confirm or trial.search).flip_rate,
         RATE,
         csv=False,
-        page="flip rate, as judged" if is_corrected or is_labelled else None,
+        page=headers[0],
         section="errors",
     )
-    yield Column(
-        "corrected_flip_rate",
-        lambda _, trial: trial.corrected,
-        ESTIMATE,
-        csv=is_corrected,
-        page="flip rate, corrected" if is_corrected else None,
-        card=True,
-        section="errors",
-    )
-    yield Column(
-        "risk_reduction",
-        lambda _, trial: trial.risk_reduction,
-        CHANGE,
-        csv=is_labelled,
-        page="fewer unsafe answers, points, by human labels" if is_labelled else None,
-        card=True,
-        section="errors",
-    )
+    columns = (("corrected_flip_rate", "corrected", ESTIMATE), ("risk_reduction", "risk_reduction", CHANGE))
+    for (name, path, form), header in zip(columns, headers[1:], strict=True):
+        yield Column(name, _at(path), form, csv=header is not None, page=header, card=True, section="errors")
 
 
 COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (
@@ -231,74 +189,60 @@ COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (
         terminal="context",
         place=2,
     ),
-    Column("winner", _is_winner),
-    Column("role", lambda _, trial: trial.role),
-    Column("state", lambda _, trial: trial.state),
-    Column("outcome", lambda _, trial: trial, Format("outcome"), csv=False, page="state", place=10),
+    Column(
+        "winner",
+        lambda study, trial: study.winner is not None and study.winner.context.context_id == trial.context.context_id,
+    ),
+    Column("role", _at("role")),
+    Column("state", _at("state")),
+    Column("outcome", lambda _, trial: trial, OUTCOME, csv=False, page="state", place=10),
     Column("over_cap", lambda study, trial: study.is_over_cap(trial)),
-    Column("rung", lambda _, trial: trial.rung),
-    Column("trial", lambda _, trial: trial.number),
-    Column("template", lambda _, trial: trial.context.template),
-    Column("placement", lambda _, trial: trial.context.placement),
+    Column("rung", _at("rung")),
+    Column("trial", _at("number")),
+    Column("template", _at("context.template")),
+    Column("placement", _at("context.placement")),
     Column("params", lambda _, trial: ", ".join(f"{name}={value}" for name, value in trial.context.params)),
-    Column(
-        "num_context_tokens",
-        lambda _, trial: trial.num_context_tokens,
-        NUMBER,
-        page="tokens",
-        terminal="tokens",
-        place=9,
-    ),
+    Column("num_context_tokens", _at("num_context_tokens"), NUMBER, page="tokens", terminal="tokens", place=9),
     _split_columns,
-    _share_columns,
-    Column("over_refusal_rate", _over_refusal_in_terminal, csv=False, terminal="over-ref.", place=7),
+    Column("bar", _at("search.flip_rate"), BAR, csv=False, page="", place=4),
     Column(
-        "net_flip_rate",
-        lambda _, trial: trial.net,
-        DIFFERENCE,
-        page="net, points",
-        terminal="net",
-        card=True,
-        place=6,
+        "over_refusal_rate",
+        lambda study, trial: (
+            "!" * study.is_over_cap(trial) + percent((trial.confirm or trial.search).over_refusal_rate.value, "%")
+        ),
+        csv=False,
+        terminal="over-ref.",
+        place=7,
     ),
+    Column("net_flip_rate", _at("net"), DIFFERENCE, page="net, points", terminal="net", card=True, place=6),
     Column("net_p_value", _at("net.p_value")),
-    Column("optimism", lambda _, trial: trial.optimism, card=True),
-    Column("behind_winner", lambda _, trial: trial.behind, DIFFERENCE),
+    Column("optimism", _at("optimism"), card=True),
+    Column("behind_winner", _at("behind"), DIFFERENCE),
     Column("behind_winner_p_value", _at("behind.p_value")),
-    Column("ties_winner", lambda _, trial: trial.ties_winner),
+    Column("ties_winner", _at("ties_winner")),
     _depth_columns,
     _judge_columns,
     _error_columns,
-    Column("context_id", lambda _, trial: trial.context.context_id),
+    Column("context_id", _at("context.context_id")),
     Column("parents", lambda _, trial: " ".join(trial.context.parents)),
-    Column("operator", lambda _, trial: trial.context.operator),
-    Column("text", lambda _, trial: trial.context.text),
+    Column("operator", _at("context.operator")),
+    Column("text", _at("context.text")),
 )
 
 
-def columns_of(study: Study) -> list[Column]:
-    """Return all columns of a study, in the order of CSV and JSON, with its families spelled out."""
-    return [column for entry in COLUMNS for column in ([entry] if isinstance(entry, Column) else entry(study))]
+def columns_of(study: Study, where: Literal["csv", "page", "terminal", "card"]) -> list[Column]:
+    """Return the columns of a study that are shown in one place, those of families spelled out.
 
-
-def page_columns(study: Study) -> dict[Section, list[Column]]:
-    """Return the columns of each table of the page, from the left."""
-    sections: dict[Section, list[Column]] = {"leaderboard": [], "depth": [], "judges": [], "errors": []}
-    for column in sorted(columns_of(study), key=lambda column: column.place):
-        if column.page is not None:
-            sections[column.section].append(column)
-    return sections
-
-
-def terminal_columns(study: Study) -> list[Column]:
-    """Return the columns of the terminal's table, from the left."""
-    shown = (column for column in columns_of(study) if column.terminal is not None)
-    return sorted(shown, key=lambda column: column.place)
+    CSV and card keep the order of the table; on the page and in the terminal `place` decides.
+    """
+    columns = [column for entry in COLUMNS for column in ([entry] if isinstance(entry, Column) else entry(study))]
+    shown = [column for column in columns if getattr(column, where) not in (None, False)]
+    return sorted(shown, key=lambda column: column.place) if where in ("page", "terminal") else shown
 
 
 def rows(study: Study) -> list[dict[str, Any]]:
     """Return one row per trial for JSON, in the order of the study: best first, placebos last."""
-    columns = [column for column in columns_of(study) if column.csv]
+    columns = columns_of(study, "csv")
     return [
         {key: value for column in columns for key, value in column.entries(study, trial).items()}
         for trial in study.trials
@@ -316,11 +260,10 @@ def csv_text(frame: pd.DataFrame) -> str:
     A text cell that a spreadsheet would run as a formula gets a leading apostrophe: contexts are hostile text. A
     carriage return becomes a line break: a lone one would be left bare, and readers would end the row there.
     """
-
-    def inert(cell: Any) -> Any:
-        return escape_formula(cell).replace("\r\n", "\n").replace("\r", "\n") if isinstance(cell, str) else cell
-
     safe = frame.copy()
     for name in safe.select_dtypes(include=["object", "string"]).columns:
-        safe[name] = [inert(cell) for cell in safe[name]]
+        safe[name] = [
+            escape_formula(cell).replace("\r\n", "\n").replace("\r", "\n") if isinstance(cell, str) else cell
+            for cell in safe[name]
+        ]
     return safe.to_csv(index=False, lineterminator="\n", float_format="%.6g")

@@ -30,7 +30,7 @@ from flipsearch.reporting.page import leaderboard_page
 from flipsearch.reporting.training_page import training_page
 
 Record = TypeVar("Record")
-STUDY, RUN, SCORECARD = TypeAdapter(Study), TypeAdapter(TrainingRun), TypeAdapter(Scorecard)
+STUDY, RUN = TypeAdapter(Study), TypeAdapter(TrainingRun)
 STUDY_FILE = "study.json"
 FILES_OF_BEST = ("best.txt", "best.json", "best.portfolio.json", "best.benign.txt", "best.benign.json")
 LABEL_COLUMNS = ("label", "prompt", "response", *PLACE_COLUMNS)
@@ -112,11 +112,6 @@ def read_study(folder: Path) -> Study:
 def read_training(folder: Path) -> TrainingRun:
     """Read the training.json of a checkpoint; raises StudyError if there is none or it is of another version."""
     return _read(RUN, folder / TRAINING_FILE, "training", "run flipsearch train")
-
-
-def read_scorecard(path: Path) -> Scorecard:
-    """Read what write_scorecard wrote; raises StudyError if there is none or it is of another version."""
-    return _read(SCORECARD, path, "scorecard", "run flipsearch evaluate")
 
 
 def _read(adapter: TypeAdapter[Record], path: Path, name: str, todo: str) -> Record:

@@ -8,12 +8,13 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
-from typing import Any
+from typing import Any, Literal
 
 from flipsearch.core.files import printable
 from flipsearch.core.records import Difference, Estimate, Rate
 
 Figure = Rate | Estimate | Difference
+Unit = Literal["percent", "points", "plain"]
 DASH = "–"
 LARGEST = 1e100
 """A larger value is treated as not finite: no axis could show it."""
@@ -37,40 +38,31 @@ def points(value: float | None) -> str:
     return text.lstrip("+-") if float(text) == 0 else text
 
 
-def percent_range(figure: Figure) -> str:
-    """Return the interval of a fraction in percent, without the unit: 10.2–15.9."""
+def low_high(figure: Figure, unit: Unit = "percent") -> str:
+    """Return the ends of a 95 % interval with one decimal: 10.2–15.9 of a fraction, -1.2 to +3.4 of a difference."""
+    if unit == "points":
+        return f"{points(figure.low)} to {points(figure.high)}"
     return f"{100 * figure.low:.1f}–{100 * figure.high:.1f}"
-
-
-def points_range(figure: Figure) -> str:
-    """Return the interval of a difference in points: -1.2 to +3.4."""
-    return f"{points(figure.low)} to {points(figure.high)}"
 
 
 def interval(figure: Figure) -> str:
     """Return the interval of a fraction and what it rests on, in words."""
     size = f"{figure.count} of {figure.n}" if isinstance(figure, Rate) else f"n = {figure.n:,}"
-    return f"{percent_range(figure)} % (95 %), {size}"
+    return f"{low_high(figure)} % (95 %), {size}"
 
 
-def percent_with_interval(figure: Figure) -> str:
-    """Return a fraction and its interval for a narrow column: 12.3% (10–16)."""
+def with_interval(figure: Figure, unit: Unit) -> str:
+    """Return a figure and its interval for a narrow column.
+
+    A fraction is 12.3% (10–16), a difference -1.0 (-2.4 to +0.3), any other figure 0.87 (0.80–0.93).
+    """
     if figure.value is None:
         return DASH
-    return f"{percent(figure.value, '%')} ({100 * figure.low:.0f}–{100 * figure.high:.0f})"
-
-
-def points_with_interval(figure: Figure) -> str:
-    """Return a difference and its interval for a narrow column: -1.0 (-2.4 to +0.3)."""
-    return DASH if figure.value is None else f"{points(figure.value)} ({points_range(figure)})"
-
-
-def with_interval(figure: Figure, scale: float, digits: int) -> str:
-    """Return `scale` times a figure and its interval, without a unit: 0.87 (0.80–0.93)."""
-    if figure.value is None:
-        return DASH
-    value, low, high = (f"{scale * number:.{digits}f}" for number in (figure.value, figure.low, figure.high))
-    return f"{value} ({low}–{high})"
+    if unit == "points":
+        return f"{points(figure.value)} ({low_high(figure, unit)})"
+    if unit == "percent":
+        return f"{percent(figure.value, '%')} ({100 * figure.low:.0f}–{100 * figure.high:.0f})"
+    return f"{figure.value:.2f} ({figure.low:.2f}–{figure.high:.2f})"
 
 
 def is_drawable(value: float) -> bool:
@@ -141,8 +133,8 @@ def visible(value: Any) -> Any:
 
 
 def code(text: str) -> str:
-    """Return a text for between Markdown backticks: in one line, without backticks of its own."""
-    return printable(" ".join(text.replace("`", "'").split()))
+    """Return a text as Markdown code in one line; backticks of its own become apostrophes."""
+    return f"`{printable(' '.join(text.replace('`', chr(39)).split()))}`"
 
 
 def escaped(text: str) -> str:

@@ -76,10 +76,13 @@ _NOT_EVALUATED = (
 
 def model_card(run: TrainingRun, card: Scorecard | None = None) -> str:
     """Return README.md of the checkpoint of a training, with its scorecard once it was evaluated."""
+    teacher = f" The teacher was {code(_short(run.teacher))}." if run.teacher else ""
+    steps = f"{run.num_steps:,} optimizer {'step' if run.num_steps == 1 else 'steps'}"
+    amounts = f"{steps} on {run.num_tokens:,} tokens in {run.num_rollouts:,} completions"
     settings = [[key, text] for key, text in _settings(run) if key not in _SOURCES]
     sections = {
         "": "\n\n".join(_opening(run)),
-        "Method": f"{_METHODS[run.method]}\n\n{_amounts(run)}",
+        "Method": f"{_METHODS[run.method]}\n\n{amounts}, in {duration(run.wall_s)}.{teacher}",
         "Contexts": "\n\n".join(_contexts(run)),
         "Training prompts": "\n\n".join(_prompts(run)),
         "Settings": markdown_table(["setting", "value"], settings),
@@ -103,22 +106,14 @@ def _head(run: TrainingRun) -> str:
 
 def _opening(run: TrainingRun) -> Iterable[str]:
     yield f"# {escaped(_short(run.model))}, trained with {run.method}"
-    commit = f", commit `{code(run.revision)}`" if run.revision else ""
-    yield f"Made from `{code(_short(run.model))}` (identity `{code(run.model_id)}`{commit}) with flipsearch."
+    commit = f", commit {code(run.revision)}" if run.revision else ""
+    yield f"Made from {code(_short(run.model))} (identity {code(run.model_id)}{commit}) with flipsearch."
     if run.model == POCKET_MODEL:
         yield _POCKET
     if run.control:
         yield f"> **{control_note(run)}**"
     for note in run.notes:
         yield f"> Note: {escaped(note)}"
-
-
-def _amounts(run: TrainingRun) -> str:
-    """Return how much was learnt from what, in how long, and the external teacher if there was one."""
-    teacher = f" The teacher was `{code(_short(run.teacher))}`." if run.teacher else ""
-    steps = f"{run.num_steps:,} optimizer {'step' if run.num_steps == 1 else 'steps'}"
-    learnt = f"{run.num_tokens:,} tokens in {run.num_rollouts:,} completions"
-    return f"{steps} on {learnt}, in {duration(run.wall_s)}.{teacher}"
 
 
 def _numbered(run: TrainingRun) -> dict[str, tuple[int, Context]]:
@@ -149,8 +144,8 @@ def _prompts(run: TrainingRun) -> Iterable[str]:
     yield prompts_sentence(run)
     yield markdown_table(["prompts", "number", "context"], rows)
     sources = "".join(f"{key} {escaped(text)}; " for key, text in _settings(run) if key in _SOURCES)
-    judge = f"; judge identity `{code(run.judge_id)}`" if run.judge_id else ""
-    yield f"Source: {sources}content hash `{code(run.prompts_id)}`{judge}."
+    judge = f"; judge identity {code(run.judge_id)}" if run.judge_id else ""
+    yield f"Source: {sources}content hash {code(run.prompts_id)}{judge}."
 
 
 def _settings(run: TrainingRun) -> list[tuple[str, str]]:

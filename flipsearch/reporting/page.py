@@ -3,22 +3,25 @@
 The tables follow reporting/columns.py; the templates hold the words. Also makes Jinja's environment of all pages.
 """
 
+from typing import get_args
+
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flipsearch.core.studies import Study
 from flipsearch.reporting import format
 from flipsearch.reporting.card import ORACLE
-from flipsearch.reporting.columns import is_search, page_columns
+from flipsearch.reporting.columns import Section, columns_of, is_search
 
 
 def leaderboard_page(study: Study) -> str:
     """Return leaderboard.html for a study."""
+    columns = columns_of(study, "page")
     return (
         environment()
         .get_template("leaderboard.html")
         .render(
             study=study,
-            columns=page_columns(study),
+            columns={section: [c for c in columns if c.section == section] for section in get_args(Section)},
             settings=format.setting_rows(study.settings),
             is_search=is_search(study),
             oracle=ORACLE,
@@ -36,6 +39,6 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    figures = (format.percent, format.percent_range, format.points, format.points_range, format.interval)
+    figures = (format.percent, format.points, format.low_high, format.interval)
     jinja.filters |= {function.__name__: function for function in figures} | {"tenth": "{:.1f}".format}
     return jinja

@@ -7,7 +7,7 @@ ASCII, so that no terminal obeys them, and a CSV cell that a spreadsheet would r
 import csv
 import json
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -21,6 +21,7 @@ from flipsearch.core.records import Rollout, Verdict
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.tables import rollout_of
 
+ENDINGS = (".jsonl", ".csv", ".parquet")
 RolloutRow = dict[str, Any]
 Pages = Iterable[list[RolloutRow]]
 VERDICT_FIELDS = {"label": pa.string(), "p_unsafe": pa.float64(), "p_refusal": pa.float64(), "reason": pa.string(),
@@ -51,8 +52,8 @@ class Export:
 
 def check_export(path: Path) -> None:
     """Raise ConfigError for a file whose ending names no format."""
-    if path.suffix not in WRITERS:
-        raise ConfigError(f"--to is '{path}', expected a file that ends in {', '.join(WRITERS)}.")
+    if path.suffix not in ENDINGS:
+        raise ConfigError(f"--to is '{path}', expected a file that ends in {', '.join(ENDINGS)}.")
 
 
 def export_file(ledger: Ledger, path: Path) -> Export:
@@ -61,9 +62,18 @@ def export_file(ledger: Ledger, path: Path) -> Export:
     Raises ConfigError for another ending, StudyError for a place that cannot be written.
     """
     check_export(path)
+    judges = ledger.judge_ids()
     with atomic_write(path) as partial:
-        num = WRITERS[path.suffix](_pages(ledger), ledger.judge_ids(), partial)
-    return Export(path, num, tuple(ledger.judge_ids()))
+        if path.suffix == ".parquet":
+            num = _write_parquet(_pages(ledger), judges, partial)
+        else:
+            with partial.open("w", encoding="utf-8", newline="") as file:
+                num = (
+                    _write_csv(_pages(ledger), judges, file)
+                    if path.suffix == ".csv"
+                    else _write_lines(_pages(ledger), file)
+                )
+    return Export(path, num, tuple(judges))
 
 
 def export_lines(ledger: Ledger, stream: TextIO) -> Export:
@@ -83,7 +93,7 @@ def _pages(ledger: Ledger) -> Iterator[list[RolloutRow]]:
 
 
 def _row(rollout: Rollout, verdicts: dict[str, Verdict]) -> RolloutRow:
-    # Not asdict, which copies every token id one by one.
+    """Return the fields of a rollout and its verdicts by judge; not by asdict, which copies every token id."""
     values = {name: getattr(rollout, name) for name in ROLLOUT_FIELDS if hasattr(rollout, name)}
     values |= asdict(rollout.sampling)
     by_judge = {judge: {name: getattr(verdict, name) for name in VERDICT_FIELDS} for judge, verdict in verdicts.items()}
@@ -113,25 +123,19 @@ def _write_lines(pages: Pages, stream: TextIO) -> int:
     return num
 
 
-def _write_jsonl(pages: Pages, judges: Sequence[str], path: Path) -> int:
-    with path.open("w", encoding="utf-8", newline="\n") as file:
-        return _write_lines(pages, file)
-
-
-def _write_csv(pages: Pages, judges: Sequence[str], path: Path) -> int:
+def _write_csv(pages: Pages, judges: Sequence[str], stream: TextIO) -> int:
     def inert(value: Any) -> Any:
         if isinstance(value, list | tuple):
             return " ".join(map(str, value))
         return escape_formula(value) if isinstance(value, str) else value
 
     num = 0
-    with path.open("w", encoding="utf-8", newline="") as file:
-        # All quoted: Python leaves a lone carriage return bare, and readers would end the row there.
-        writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        writer.writerow(escape_formula(name) for name in _schema(judges).names)
-        for page in pages:
-            writer.writerows([inert(value) for value in _flat(row, judges).values()] for row in page)
-            num += len(page)
+    # All quoted: Python leaves a lone carriage return bare, and readers would end the row there.
+    writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writerow(escape_formula(name) for name in _schema(judges).names)
+    for page in pages:
+        writer.writerows([inert(value) for value in _flat(row, judges).values()] for row in page)
+        num += len(page)
     return num
 
 
@@ -142,11 +146,3 @@ def _write_parquet(pages: Pages, judges: Sequence[str], path: Path) -> int:
             writer.write_table(pa.Table.from_pylist([_flat(row, judges) for row in page], schema))
             num += len(page)
     return num
-
-
-WRITERS: dict[str, Callable[[Pages, Sequence[str], Path], int]] = {
-    ".jsonl": _write_jsonl,
-    ".csv": _write_csv,
-    ".parquet": _write_parquet,
-}
-"""File ending -> its writer, which returns the number of rows."""

@@ -7,11 +7,11 @@ are plain text (the terminal removes control characters), the Markdown escapes t
 from flipsearch.core.records import Estimate
 from flipsearch.core.scorecards import Metric, Scorecard
 from flipsearch.reporting.format import (
+    Unit,
     code,
     escaped,
     markdown_table,
-    percent_with_interval,
-    points_with_interval,
+    with_interval,
 )
 
 METRIC_NAMES: dict[Metric, str] = {
@@ -53,12 +53,12 @@ def scorecard_remarks(card: Scorecard) -> list[str]:
 
 def scorecard_markdown(card: Scorecard) -> str:
     """Return the scorecard as a Markdown table with what is needed to read it."""
-    against = f" against `{code(card.against)}`" if card.against else ""
+    against = f" against {code(card.against)}" if card.against else ""
     decoding = "greedy decoding" if card.sampling.temperature == 0 else f"temperature {card.sampling.temperature:g}"
     samples = f", {card.num_samples} answers per problem" if card.num_samples > 1 else ""
     header, *rows = scorecard_rows(card)
     lines = [
-        f"`{code(card.model)}`{against}: judge {escaped(card.judge)}, {card.split} prompts, {decoding}{samples}, "
+        f"{code(card.model)}{against}: judge {escaped(card.judge)}, {card.split} prompts, {decoding}{samples}, "
         f"at most {card.sampling.max_tokens:,} tokens.",
         "",
         markdown_table(header, rows, num_names=2),
@@ -87,11 +87,8 @@ def _row(name: str, set_name: str, base: Estimate | None, new: Estimate | None, 
     main = new or change
     n = main.n if main else 0
     cells = [name, set_name]
-    for figure, written in (
-        (base, percent_with_interval),
-        (new, percent_with_interval),
-        (change, points_with_interval),
-    ):
-        cell = written(figure) if figure else ""
+    figures: tuple[tuple[Estimate | None, Unit], ...] = ((base, "percent"), (new, "percent"), (change, "points"))
+    for figure, unit in figures:
+        cell = with_interval(figure, unit) if figure else ""
         cells.append(cell if figure is None or figure.n == n else f"{cell}\nn {figure.n:,}")
     return [*cells, f"{n:,}"]

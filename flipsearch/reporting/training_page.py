@@ -96,18 +96,18 @@ def _headline(run: TrainingRun, steps: Sequence[LogLine]) -> list[tuple[str, str
 
 def _figures(run: TrainingRun, line: LogLine) -> list[list[str]]:
     """Return rows of name, figure of harmful, of benign and of all completions, of one step; those by kind first."""
-
-    def figure(key: str, stem: str) -> str:
-        return three_digits(line[key], stem in RATES) if key in line else DASH
-
-    def name(stem: str) -> str:
-        return FIGURE_NAMES.get(stem, stem.replace("_", " "))
-
-    order = {stem: place for place, stem in enumerate(FIGURE_NAMES)}
-    by_kind = dict.fromkeys(key.rpartition("_")[0] for key in line if key.rpartition("_")[2] in KINDS)
-    rows = []
-    for stem in sorted(by_kind, key=lambda stem: order.get(stem, len(order))):
-        title = name(stem) if run.method == "opsa" else name(stem).replace("divergence", "negative log-likelihood")
-        rows.append([title, *(figure(f"{stem}_{kind}", stem) for kind in KINDS), ""])
-    overall = (key for key in line if key.rpartition("_")[2] not in KINDS)
-    return rows + [[name(key), "", "", figure(key, key)] for key in overall]
+    order = {name: place for place, name in enumerate(FIGURE_NAMES)}
+    rows: dict[tuple[bool, str], list[str]] = {}
+    for key, value in line.items():
+        stem, _, kind = key.rpartition("_")
+        is_overall = kind not in KINDS
+        name, column = (key, -1) if is_overall else (stem, list[str](KINDS).index(kind))
+        cells = rows.setdefault((is_overall, name), ["", "", ""] if is_overall else [DASH, DASH, ""])
+        cells[column] = three_digits(value, name in RATES)
+    shown = []
+    for is_overall, name in sorted(rows, key=lambda row: (row[0], 0 if row[0] else order.get(row[1], len(order)))):
+        title = FIGURE_NAMES.get(name, name.replace("_", " "))
+        if run.method != "opsa" and not is_overall:
+            title = title.replace("divergence", "negative log-likelihood")
+        shown.append([title, *rows[is_overall, name]])
+    return shown

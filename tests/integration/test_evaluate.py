@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from pydantic import TypeAdapter
 
 import flipsearch
 from flipsearch.backends.base import make_backend
@@ -19,15 +20,17 @@ from flipsearch.backends.models import model_source
 from flipsearch.backends.scoring import ScorerConfig
 from flipsearch.config import ModelConfig
 from flipsearch.core.protocols import Backend
+from flipsearch.core.scorecards import Scorecard
 from flipsearch.evaluation.answers import can_compare
 from flipsearch.ledger import Ledger
-from flipsearch.reporting.files import read_scorecard, write_training
+from flipsearch.reporting.files import write_training
 from flipsearch.reporting.scorecard import scorecard_markdown
 from pocket_model.truth import Decider, arithmetic_accuracy
 from tests.finished_training import RUN, a_log
 from tests.integration.test_cli import one_line_error, run
 
 WEIGHTS = Path(model_source("pocket"))
+SCORECARD = TypeAdapter(Scorecard)
 
 
 def make_checkpoint(folder: Path) -> str:
@@ -105,7 +108,7 @@ def test_the_scorecard_lies_in_the_checkpoint_and_changes_no_identity(evaluated:
     path = folder / "checkpoints" / "mine" / "scorecard.json"
     assert printed["path"] == "checkpoints/mine/scorecard.json"
     assert json.loads(path.read_text()) == {key: value for key, value in printed.items() if key != "path"}
-    assert read_scorecard(path).model_id == printed["model_id"]
+    assert SCORECARD.validate_json(path.read_bytes()).model_id == printed["model_id"]
 
 
 def test_the_same_command_again_generates_nothing_and_prints_the_same(
@@ -292,7 +295,7 @@ def test_a_hostile_reason_stays_text_wherever_it_is_shown(tmp_path: Path) -> Non
     assert "{{ 7*7 }}[bold]" in shown  # neither rendered nor read as markup
     assert "\x1b" not in done.stdout + done.stderr
     card = next((tmp_path / "reports" / "evaluations").glob("evil.json-*/scorecard.json"))
-    assert "<script" not in scorecard_markdown(read_scorecard(card))
+    assert "<script" not in scorecard_markdown(SCORECARD.validate_json(card.read_bytes()))
 
 
 @pytest.mark.parametrize(

@@ -280,9 +280,9 @@ def test_labels_correct_the_next_report(place: Path) -> None:
     assert "Corrected for the judge" not in before
     done = run("report", "s", cwd=place)
     said = " ".join(done.stdout.split())
-    assert f"Corrected for the judge's errors the best flip rate is {100 * flip_rate(place):.0f} (" in said
+    assert f"Corrected for the judge's errors the best flip rate is {100 * flip_rate(place):.1f}% (" in said
     assert "this study's answers among them" in said
-    assert f"By human labels it leaves {100 * flip_rate(place):.0f} (" in said
+    assert f"By human labels its risk reduction is +{100 * flip_rate(place):.1f} (" in said
     page = (place / "reports" / "s" / "leaderboard.html").read_text()
     assert "Corrected for the judge" in page
     assert "None of these are answers" not in page

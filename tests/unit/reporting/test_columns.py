@@ -89,7 +89,7 @@ def test_a_new_column_is_one_row_of_the_table(monkeypatch: pytest.MonkeyPatch) -
 
 def test_keys_of_rows_are_unique_and_what_was_not_measured_is_empty() -> None:
     study = a_study()
-    names = [column.name for column in columns.columns_of(study)]
+    names = [column.name for column in columns.columns_of(study, "csv")]
     assert len(names) == len(set(names))
     unconfirmed = [row for row in rows(study) if row["confirm_flip_rate"] is None]
     assert unconfirmed

@@ -12,9 +12,7 @@ from flipsearch.reporting.format import (
     interval,
     json_value,
     percent,
-    percent_with_interval,
     points,
-    points_with_interval,
     setting_rows,
     three_digits,
     visible,
@@ -39,18 +37,18 @@ def test_figures_have_three_digits_and_rates_are_per_cent() -> None:
 
 def test_rates_and_changes_have_their_interval() -> None:
     assert (percent(0.125), percent(0.125, "%")) == ("12.5 %", "12.5%")
-    assert percent_with_interval(RATE) == "12.5% (4–31)"
+    assert with_interval(RATE, "percent") == "12.5% (4–31)"
     assert interval(RATE) == "4.0–31.0 % (95 %), 3 of 24"
     assert interval(Estimate(0.5, 0.4, 0.6, 1200)) == "40.0–60.0 % (95 %), n = 1,200"
-    assert points_with_interval(CHANGE) == "-1.0 (-3.0 to 0.0)"
-    assert with_interval(Estimate(0.871, 0.8, 0.93, 9), 1, 2) == "0.87 (0.80–0.93)"
+    assert with_interval(CHANGE, "points") == "-1.0 (-3.0 to 0.0)"
+    assert with_interval(Estimate(0.871, 0.8, 0.93, 9), "plain") == "0.87 (0.80–0.93)"
     assert [points(value) for value in (0.012, -0.012, 0.0, -0.0004)] == ["+1.2", "-1.2", "0.0", "0.0"]
 
 
 def test_what_was_not_measured_is_a_dash() -> None:
     missing = Estimate(None, 0.0, 1.0, 0)
-    assert percent(None) == points(None) == percent_with_interval(NOTHING) == "–"
-    assert points_with_interval(missing) == with_interval(missing, 100, 0) == "–"
+    assert percent(None) == points(None) == with_interval(NOTHING, "percent") == "–"
+    assert with_interval(missing, "points") == with_interval(missing, "plain") == "–"
 
 
 @pytest.mark.parametrize(
@@ -76,5 +74,5 @@ def test_records_are_json_by_their_fields_and_rates_have_their_value() -> None:
 
 def test_texts_stay_texts() -> None:
     assert visible("a\tb\n\u202e\x1b\ud800") == "a\tb\n" + "\ufffd" * 3
-    assert code("a `b`\n\x1b") == "a 'b' \ufffd"
+    assert code("a `b`\n\x1b") == "`a 'b' \ufffd`"
     assert escaped("<b> *x* |\n#") == r"&lt;b&gt; \*x\* \| \#"

@@ -115,7 +115,7 @@ def test_measured_errors_are_shown_with_what_they_were_measured_on(plain: Study)
         bool(trial.confirm) for trial in study.trials
     ]
     [line] = judge_lines(study)
-    assert "by 40 labels, none of this study's answers" in line
+    assert "by 40 labels (none of this study's answers)" in line
     assert "None of these are answers of this study" in leaderboard_page(with_accuracy(plain, plain.name))
     own = leaderboard_page(with_accuracy(plain, plain.name, plain.name))
     assert "None of these are answers of this study" not in own
@@ -128,7 +128,7 @@ def test_risk_reduction_is_shown_without_measured_errors(labelled_study: Study) 
     assert "fewer unsafe answers, points, by human" in page
     assert "flip rate, corrected" not in page
     [line] = judge_lines(labelled_study)
-    assert "By human labels it leaves" in line
+    assert "By human labels its risk reduction is" in line
 
 
 def test_with_several_samples_no_rate_is_corrected(plain: Study) -> None:
