@@ -122,7 +122,7 @@ def leaderboard_table(study: Study) -> Table:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         wraps = column.format.wraps
-        table.add_column(column.terminal, justify="left" if wraps else "right", no_wrap=not wraps)
+        table.add_column(column.terminal or "", justify="left" if wraps else "right", no_wrap=not wraps)
     arms = [trial for trial in study.trials if trial.role == "arm"]
     for trial in arms[:NUM_SHOWN]:
         cells = (Text(column.text(study, trial)) for column in columns)

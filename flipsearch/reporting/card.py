@@ -1,6 +1,6 @@
 """The context card: all that is needed to use, repeat or doubt a context that a study found.
 
-Beside the winner's card stand the card of the portfolio, which holds one card per context, and that of the context for
+The winner's card comes with the card of the portfolio, which holds one card per context, and that of the context for
 benign prompts. Rates carry value, count, n and a 95 % interval. Reads records only.
 """
 

@@ -5,7 +5,7 @@ the value was not measured: the line continues to the next one that has it. Know
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 from typing import Literal
@@ -209,8 +209,8 @@ def _line(series: Series, axis: ChartAxis, last_step: float, num: int, x: Positi
     broken = f"{series.name}: not finite at {len(gaps):,} of {len(series.points):,} steps, first at "
     return Line(
         series=series,
-        raw="".join(_path(_thinned(run, x), x, y) for run in runs if len(run) > 1),
-        smooth="".join(_path(_smoothed(run), x, y) for run in runs if len(run) > 1) if is_smooth else "",
+        raw=_path((_thinned(run, x) for run in runs), x, y),
+        smooth=_path(map(_smoothed, runs), x, y) if is_smooth else "",
         dots=tuple((x(at), y(height)) for at, height in dots),
         crosses=tuple(sorted({round(x(gap), 0) for gap in gaps})),
         last=three_digits(value, axis.is_rate) + (f" at step {step:,.0f}" if step != last_step else ""),
@@ -238,8 +238,10 @@ def _smoothed(run: list[Point]) -> list[Point]:
     return [(run[index][0], float(means[index])) for index in chosen]
 
 
-def _path(points: Sequence[Point], x: Position, y: Position) -> str:
-    return "M" + "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in points)
+def _path(runs: Iterable[Sequence[Point]], x: Position, y: Position) -> str:
+    """Return the SVG path of several runs of points; a single point has none."""
+    drawn = (run for run in runs if len(run) > 1)
+    return "".join("M" + "L".join(f"{x(step):.1f} {y(value):.1f}" for step, value in run) for run in drawn)
 
 
 def _in_words(line: Line, axis: ChartAxis) -> str:

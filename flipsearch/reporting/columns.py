@@ -1,7 +1,7 @@
 """The columns of the leaderboard, each a row of COLUMNS: its key, its value, its format, and where it shows.
 
 CSV and JSON rows, the tables of the page, the table of the terminal and the context card are all made from it; a
-function there stands for a family of columns that depends on the study. Reads records only.
+function in it yields a family of columns that depends on the study. Reads records only.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -47,7 +47,7 @@ class Column:
     """Header in the terminal, where 80 columns must do; None: not shown there."""
     card: bool = False
     place: int = 99
-    """Where it stands on the page and in the terminal, from the left; CSV and JSON keep the order of the table."""
+    """Its position on the page and in the terminal, from the left; CSV and JSON keep the order of the table."""
     section: Section = "leaderboard"
     group: str = ""
     """Header over this and its neighbours on the page."""
@@ -125,15 +125,13 @@ def _split_columns(study: Study) -> Iterator[Column]:
 
 def _depth_columns(study: Study) -> Iterator[Column]:
     """Yield the confirm flip rate after so many tokens of the unsafe answer; at 0 it is the confirm flip rate."""
+
+    def rate(depth: int) -> Value:
+        return lambda _, trial: dict(trial.depth).get(depth)
+
     for depth in sorted({depth for trial in study.trials for depth, _ in trial.depth}):
-        yield Column(
-            f"depth_{depth}_flip_rate",
-            lambda _, trial, depth=depth: dict(trial.depth).get(depth),
-            RATE,
-            csv=depth > 0,
-            page=f"after {depth} tokens" if depth else "from the beginning",
-            section="depth",
-        )
+        header = f"after {depth} tokens" if depth else "from the beginning"
+        yield Column(f"depth_{depth}_flip_rate", rate(depth), RATE, csv=depth > 0, page=header, section="depth")
 
 
 def _judge_columns(study: Study) -> Iterator[Column]:

@@ -71,7 +71,13 @@ def scorecard_markdown(card: Scorecard) -> str:
 def _all_rows(card: Scorecard) -> list[list[str]]:
     """Return all rows, each with the columns of HEADER; an empty cell is one that does not apply."""
     rows = [
-        _row(METRIC_NAMES[score.metric], score.set_name, score.base and score.base.rate, score.new.rate, score.change)
+        _row(
+            METRIC_NAMES[score.metric],
+            score.set_name,
+            score.base.rate if score.base else None,
+            score.new.rate,
+            score.change,
+        )
         for score in card.scores
     ]
     if card.reasoning and len(card.of("reasoning_accuracy")) > 1:

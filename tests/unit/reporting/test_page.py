@@ -1,4 +1,4 @@
-"""What the page shows of other judges and of the judge's errors: only what there is, and hostile names as text."""
+"""What the page shows of second judges and of the judge's errors: only what there is, and hostile names as text."""
 
 import json
 from dataclasses import replace
@@ -20,7 +20,7 @@ from tests.labelled import MistakenJudge, draw, labelled, measured, mistaken_stu
 from tests.unit.searching.test_opinions import BlindJudge, study_of
 from tests.world import COMPLIANCE, REFUSAL
 
-OTHERS = "What other judges say"
+OTHERS = "Second judges"
 HOSTILE = "<script>alert(1)</script>{{ 7*7 }}\u202e"
 
 
