@@ -298,7 +298,7 @@ def test_a_hostile_reason_stays_text_wherever_it_is_shown(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("organsm",), ("unknown model 'organsm'", "Did you mean pocket?")),
+        (("pockt",), ("unknown model 'organsm'", "Did you mean pocket?")),
         (("pocket", "--against", "missing/model/folder"), ("missing/model/folder",)),
         (("pocket", "--reasoning", "arithmatic"), ("unknown problem set 'arithmatic'", "Did you mean arithmetic?")),
         (("pocket", "--reasoning", "missing.jsonl"), ("missing.jsonl",)),
