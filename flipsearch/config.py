@@ -10,12 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from flipsearch.core.errors import ConfigError, unknown_name
 from flipsearch.core.records import Placement, Sampling, Split, content_id
 from flipsearch.core.samples import SampleRule
-from flipsearch.core.trainings import Control, Method
+from flipsearch.core.trainings import Control, check_method
 
 Thinking = Literal["auto", "on", "off"]
 BackendName = Literal["transformers", "vllm", "http", "scripted"]
@@ -246,9 +246,9 @@ class TrainConfig(ModelConfig):
     """What stands in the context's place, to see what its meaning is worth."""
     gate: bool = False
     """Leave out harmful prompts that the teacher answers unsafely under the context; always so with several."""
-    method: Method = "opsa"
+    method: Annotated[str, AfterValidator(check_method)] = "opsa"
     teacher: str | None = None
-    """The model whose answers "sft-teacher" learns from."""
+    """The model whose answers are learnt, for a method that needs one."""
     name: str | None = None
     """Name of the checkpoint's folder; None derives one from the settings."""
     checkpoints: Path = Path("checkpoints")

@@ -19,7 +19,7 @@ from flipsearch.reporting.scorecard import write_scorecard
 from flipsearch.reporting.training_files import read_training, write_model_card, write_training
 from flipsearch.results import EvaluationResult, TrainingResult
 from flipsearch.training.checkpoint import CheckpointFolder
-from flipsearch.training.plan import plan_training, train_inputs
+from flipsearch.training.plan import plan_training
 from flipsearch.training.processes import is_main_process
 from flipsearch.training.run import run_training
 from flipsearch.workspace import (
@@ -34,23 +34,22 @@ def train(*, config: Path | None = None, progress: Progress | None = None, **set
     Settings are the fields of TrainConfig. A context card (best.json, or the one beside best.txt) says which model and
     prompts it is for; what is given here wins. Raises FlipsearchError in one line for anything that cannot be used.
     """
-    inputs = train_inputs(settings_of(config), settings)
-    plan = plan_training(inputs, prompts_of(inputs.config))
-    judge, place = load_judge(plan.config.judge), CheckpointFolder(plan.folder)
+    plan = plan_training(settings_of(config), settings)
+    judge, folder = load_judge(plan.config.judge), CheckpointFolder(plan.folder)
     if is_main_process():
-        place.check(plan.config.resume)
+        folder.check(plan.config.resume)
         check_identities(judge if plan.asks_judge else None)
     ledger_path = plan.config.reports / TRAININGS / LEDGER_FILE
     with (
         unload_after(judge),
-        place,
+        folder,
         Ledger(ledger_path) if plan.asks_judge and is_main_process() else nullcontext() as ledger,
     ):
-        run, log = run_training(plan, judge, ledger, place, progress)
+        run, log = run_training(plan, judge, ledger, folder, progress)
         if is_main_process():
-            write_training(run, log, place.final)
-            place.publish()
-    return TrainingResult(run, log, place.folder)
+            write_training(run, log, folder.final)
+            folder.publish()
+    return TrainingResult(run, log, folder.folder)
 
 
 def evaluate(*, config: Path | None = None, progress: Progress | None = None, **settings: Any) -> EvaluationResult:

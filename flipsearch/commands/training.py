@@ -28,6 +28,7 @@ from flipsearch.commands.options import (
     TopP,
     option,
 )
+from flipsearch.core.trainings import METHODS
 
 app = typer.Typer(rich_markup_mode=None)
 
@@ -39,8 +40,10 @@ def train(
         option("best.txt, a card, a text or a template; with several, each prompt goes to the first that flips it."),
     ] = None,
     benign_context: Annotated[str | None, option("Context for benign prompts (none).")] = None,
-    method: Annotated[str | None, option("opsa (the default), sft-self or sft-teacher.")] = None,
-    teacher: Annotated[str | None, option("Whose answers sft-teacher learns.", metavar="MODEL")] = None,
+    method: Annotated[str | None, option(f"{', '.join(METHODS)}; the first is the default.")] = None,
+    teacher: Annotated[
+        str | None, option("Whose answers are learnt, where the method needs it.", metavar="MODEL")
+    ] = None,
     control: Annotated[
         str | None, option("Put this in the context's place: empty, neutral or shuffled.", "--context-control")
     ] = None,
@@ -92,7 +95,7 @@ def train(
     config: Config = None,
     json: Json = False,
 ) -> None:
-    """Train a model towards what it does under a context, without the context: OPSA, or a rival."""
+    """Train a model towards what it does under a context, without the context: OPSA, or a baseline method."""
     flags = {k: v for k, v in locals().items() if v is not None and k not in ("json", "config")}
     from flipsearch.api import training as api
     from flipsearch.commands import console
