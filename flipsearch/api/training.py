@@ -38,12 +38,12 @@ def train(*, config: Path | None = None, progress: Progress | None = None, **set
     judge, folder = load_judge(plan.config.judge), CheckpointFolder(plan.folder)
     if is_main_process():
         folder.check(plan.config.resume)
-        check_identities(judge if plan.asks_judge else None)
+        check_identities(judge if plan.needs_judge else None)
     ledger_path = plan.config.reports / TRAININGS / LEDGER_FILE
     with (
         unload_after(judge),
         folder,
-        Ledger(ledger_path) if plan.asks_judge and is_main_process() else nullcontext() as ledger,
+        Ledger(ledger_path) if plan.needs_judge and is_main_process() else nullcontext() as ledger,
     ):
         run, log = run_training(plan, judge, ledger, folder, progress)
         if is_main_process():

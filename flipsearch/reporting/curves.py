@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import get_args
 
 from flipsearch.core.records import Kind
-from flipsearch.core.trainings import LogLine, TrainingMethod
+from flipsearch.core.trainings import LogLine
 from flipsearch.reporting.axes import Axis, is_drawable
 from flipsearch.reporting.charts import Chart, Series, draw
 
@@ -24,8 +24,9 @@ class CurvePlan:
     """Name in the log without the kind -> name in the legend; from the second on dashed."""
     by_kind: bool = True
     is_noisy: bool = True
+    sft_title: str = ""
+    """In the place of `title` where no teacher is asked, and the loss is a likelihood; "" is the same."""
     sft_hint: str = ""
-    """The hint for methods that learn from kept answers; "" is the same."""
 
 
 _NATS = Axis("nats a token", may_be_log=True)
@@ -42,12 +43,13 @@ PLANS = (
         "flatten; jumps that do not settle ask for a lower learning rate.",
     ),
     CurvePlan(
-        "{loss} by place",
+        "Divergence by place",
         "Early: the first 10 tokens; late: after token 30. Where answers turn to comply or to decline, harmful lines "
         "should fall most: early, or late where the model thinks first. If they stay, the context is not being learnt. "
         "Benign lines that rise and stay up are a change that nobody asked for.",
         _NATS,
         {"divergence_early": "early", "divergence_late": "late"},
+        sft_title="Negative log-likelihood by place",
         sft_hint="Early: the first 10 tokens; late: after token 30. Where answers turn to comply or to decline, "
         "harmful lines should fall most; lines that near zero mean that answers are being learnt by heart.",
     ),
@@ -127,7 +129,7 @@ def _figure(value: object) -> float:
     return value if isinstance(value, int | float) else math.nan
 
 
-def course(steps: Sequence[LogLine], method: TrainingMethod) -> list[Chart]:
+def course(steps: Sequence[LogLine], is_sft: bool) -> list[Chart]:
     """Return the charts of `merged` lines; what was never logged has none."""
     if not steps:
         return []
@@ -136,8 +138,8 @@ def course(steps: Sequence[LogLine], method: TrainingMethod) -> list[Chart]:
     plans = [plan for plan in PLANS if "teacher_mass" not in plan.figures or any(not mass >= 1 for mass in masses)]
     drawn = (
         draw(
-            plan.title.format(loss=method.loss.capitalize()),
-            (method.is_supervised and plan.sft_hint) or plan.hint,
+            (is_sft and plan.sft_title) or plan.title,
+            (is_sft and plan.sft_hint) or plan.hint,
             plan.axis,
             _series(plan, steps),
             ends,

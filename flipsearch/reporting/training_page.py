@@ -51,7 +51,7 @@ def training_page(run: TrainingRun, log: Sequence[LogLine]) -> str:
             control=control_note(run),
             headline=_headline(run, steps),
             prompts=prompts_sentence(run),
-            charts=course(steps, METHODS[run.method]),
+            charts=course(steps, METHODS[run.method].is_supervised),
             is_smoothed=len(steps) > charts.SMOOTH_FROM,
             box=charts,
             by_kind=_by_kind(run, last),

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 from torch.nn.functional import linear
 
 Tail = Literal["renormalised", "bucket"]
@@ -190,24 +191,25 @@ def _value_and_gradient(log_p: Tensor, log_q: Tensor, spec: Divergence) -> tuple
     overwritten: a buffer is as large as the chunk.
     """
     q = log_q.exp()
-    entropy = -_dot(q, log_q)
+    entropy = -vecdot(q, log_q)
     value, derivative = torch.zeros_like(entropy), None
     if spec.jensen_shannon_weight:
-        log_m = _log_mixture(log_p, log_q, spec.mixture)
+        shares = torch.tensor([spec.mixture, 1 - spec.mixture], dtype=log_p.dtype, device=log_p.device).log()
+        log_m = torch.logaddexp(log_p + shares[0], log_q + shares[1])
         derivative = (log_q - log_m).mul_(spec.jensen_shannon_weight * (1 - spec.mixture))
         part = log_m.neg_().add_(log_p)  # log p - log m
-        value += spec.jensen_shannon_weight * spec.mixture * _dot(log_p.exp(), part)
+        value += spec.jensen_shannon_weight * spec.mixture * vecdot(log_p.exp(), part)
         del log_m, part
     if spec.forward_weight or spec.reverse_weight:
         ratio = log_q.sub_(log_p)  # log q - log p
         p = log_p.exp_()
         if spec.forward_weight:
-            value -= spec.forward_weight * _dot(p, ratio)
+            value -= spec.forward_weight * vecdot(p, ratio)
         if spec.reverse_weight:
             ratio.mul_(spec.reverse_weight)
             derivative = ratio if derivative is None else derivative.add_(ratio)
     derivative = torch.zeros_like(q) if derivative is None else derivative
-    mean = _dot(q, derivative)
+    mean = vecdot(q, derivative)
     value += mean
     gradient = derivative.sub_(mean[:, None] - spec.forward_weight).mul_(q)
     if spec.forward_weight:
@@ -215,21 +217,11 @@ def _value_and_gradient(log_p: Tensor, log_q: Tensor, spec: Divergence) -> tuple
     return value, entropy, gradient.div_(spec.temperature)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    dot: Tensor = torch.linalg.vecdot(a, b)
-    return dot
-
-
 def _clipped(value: Tensor, mass: Tensor, entropy: Tensor, gradient: Tensor, spec: Divergence) -> PerToken:
     if spec.clip is not None:
         gradient[value > spec.clip] = 0
         value = value.clamp(max=spec.clip)
     return PerToken(value, mass, entropy)
-
-
-def _log_mixture(log_p: Tensor, log_q: Tensor, mixture: float) -> Tensor:
-    shares = torch.tensor([mixture, 1 - mixture], dtype=log_p.dtype, device=log_p.device).log()
-    return torch.logaddexp(log_p + shares[0], log_q + shares[1])
 
 
 def _log_softmax(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:

@@ -10,8 +10,9 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from transformers import TrainerCallback
@@ -30,41 +31,37 @@ LEAK_WORDS = 5
 """Consecutive words of the context in a completion that count as a leak: the student writes without the context."""
 
 
+@dataclass(slots=True)
 class StepStats:
     """Sums over the rows of one optimizer step, by label."""
 
-    def __init__(self) -> None:
-        self.clear()
-
-    def clear(self) -> None:
-        """Begin the next step."""
-        self.rollout_s = 0.0
-        """Seconds that sampling took."""
-        self._lengths: dict[str, list[int]] = defaultdict(list)
-        self._counts: dict[str, int] = defaultdict(int)
-        self._values: dict[str, list[torch.Tensor]] = defaultdict(list)
+    rollout_s: float = 0.0
+    """Seconds that sampling took."""
+    lengths: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    values: dict[str, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))
 
     @classmethod
     def merged(cls, parts: Sequence["StepStats"]) -> "StepStats":
         """Return the statistics of a step from those of several processes; its sampling took as long as the slowest."""
         whole = cls()
         for part in parts:
-            for name, count in part._counts.items():
-                whole._counts[name] += count
-            for kind, lengths in part._lengths.items():
-                whole._lengths[kind] += lengths
-            for name, values in part._values.items():
-                whole._values[name] += values
+            for name, count in part.counts.items():
+                whole.counts[name] += count
+            for kind, lengths in part.lengths.items():
+                whole.lengths[kind] += lengths
+            for name, values in part.values.items():
+                whole.values[name] += values
             whole.rollout_s = max(whole.rollout_s, part.rollout_s)
         return whole
 
     def add_row(self, row: TrainingRow, context: Context | None) -> None:
         """Count a row's length, its end, and whether it leaks the context of its prompt."""
         kind = row.prompt.kind
-        self._lengths[kind].append(len(row.completion_ids))
-        self._counts[f"ended_{kind}"] += row.finish_reason == "stop"
-        self._counts[f"truncated_{kind}"] += row.finish_reason == "length"
-        self._counts[f"leaks_{kind}"] += context is not None and is_leak(row.completion, context.text)
+        self.lengths[kind].append(len(row.completion_ids))
+        self.counts[f"ended_{kind}"] += row.finish_reason == "stop"
+        self.counts[f"truncated_{kind}"] += row.finish_reason == "length"
+        self.counts[f"leaks_{kind}"] += context is not None and is_leak(row.completion, context.text)
 
     def add_tokens(self, rows: Sequence[TrainingRow], per_token: PerToken) -> None:
         """Add what the loss computed per completion token of `rows`, row by row."""
@@ -74,27 +71,27 @@ class StepStats:
             end = start + len(row.completion_ids)
             own, kind = divergence[start:end], row.prompt.kind
             for name, values in (("", own), ("_early", own[:EARLY]), ("_late", own[LATE:])):
-                self._values[f"divergence{name}_{kind}"].append(values)
-            self._values[f"entropy_first_{kind}"].append(entropy[start : start + FIRST][: end - start])
-            self._values["teacher_mass"].append(mass[start:end])
+                self.values[f"divergence{name}_{kind}"].append(values)
+            self.values[f"entropy_first_{kind}"].append(entropy[start : start + FIRST][: end - start])
+            self.values["teacher_mass"].append(mass[start:end])
             start = end
 
     def summary(self) -> dict[str, float]:
         """Return the means and rates of everything added; what did not occur is left out."""
-        all_lengths = [length for lengths in self._lengths.values() for length in lengths]
+        all_lengths = [length for lengths in self.lengths.values() for length in lengths]
         summary: dict[str, float] = {"num_rollouts": len(all_lengths), "num_tokens": sum(all_lengths)}
         summary["rollout_s"] = self.rollout_s
-        for kind, lengths in sorted(self._lengths.items()):
+        for kind, lengths in sorted(self.lengths.items()):
             ordered, n = sorted(lengths), len(lengths)
             summary |= {
                 f"num_{kind}": n,
                 f"length_mean_{kind}": sum(lengths) / n,
                 f"length_p95_{kind}": ordered[min(n - 1, int(0.95 * n))],
-                f"eos_rate_{kind}": self._counts[f"ended_{kind}"] / n,
-                f"truncation_rate_{kind}": self._counts[f"truncated_{kind}"] / n,
-                f"leakage_rate_{kind}": self._counts[f"leaks_{kind}"] / n,
+                f"eos_rate_{kind}": self.counts[f"ended_{kind}"] / n,
+                f"truncation_rate_{kind}": self.counts[f"truncated_{kind}"] / n,
+                f"leakage_rate_{kind}": self.counts[f"leaks_{kind}"] / n,
             }
-        for name, parts in sorted(self._values.items()):
+        for name, parts in sorted(self.values.items()):
             values = torch.cat(parts)
             if len(values):
                 summary[name] = values.mean().item()
@@ -109,11 +106,17 @@ def is_leak(completion: str, context: str) -> bool:
     return size > 0 and any(" ".join(words[i : i + size]) in text for i in range(len(words) - size + 1))
 
 
-class StepLog(TrainerCallback):
-    """Writes one line per step from a trainer's statistics, which it clears, and reports progress."""
+class HasStats(Protocol):
+    """A trainer that adds to the statistics of the current step."""
 
-    def __init__(self, stats: StepStats, path: Path, progress: Progress | None) -> None:
-        self.stats, self.path, self.progress = stats, path, progress
+    stats: StepStats
+
+
+class StepLog(TrainerCallback):
+    """Writes one line per step from a trainer's `stats`, which it replaces, and reports progress."""
+
+    def __init__(self, trainer: HasStats, path: Path, progress: Progress | None) -> None:
+        self.trainer, self.path, self.progress = trainer, path, progress
         self.num_rollouts = self.num_tokens = 0
         self.last = time.monotonic()
 
@@ -131,8 +134,7 @@ class StepLog(TrainerCallback):
         """Write the line of a step, of all processes together."""
         if "loss" not in logs:  # the summary at the end
             return
-        stats = StepStats.merged(all_gather(self.stats))
-        self.stats.clear()
+        stats, self.trainer.stats = StepStats.merged(all_gather(self.trainer.stats)), StepStats()
         if not is_main_process():
             return
         now = time.monotonic()

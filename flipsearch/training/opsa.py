@@ -74,10 +74,6 @@ class OpsaTrainer(CompletionTrainer):
             rows.append(make_row(self.student.chat, prompt, self.job.routes, ids, reason, text))
         return rows
 
-    def weight(self, position: int) -> float:
-        """Return 1 up to the horizon, 0 behind it."""
-        return float(self.horizon is None or position < self.horizon)
-
     def loss_of(self, batch: TrainingBatch) -> TokenLoss:
         """Return the divergence from the teacher, which scores the same completions behind its own prompts."""
         layout = lay_out([row.teacher_ids for row in batch.rows], [row.completion_ids for row in batch.rows])

@@ -66,7 +66,7 @@ class TrainPlan:
         return len(self.contexts) > 1 or self.config.gate
 
     @property
-    def asks_judge(self) -> bool:
+    def needs_judge(self) -> bool:
         """Whether answers are generated and judged before training."""
         return self.routes_by_answer or self.method.is_supervised
 

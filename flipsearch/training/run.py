@@ -89,7 +89,7 @@ def _before_training(
     folder.start(identity, config.resume)
 
     def runner(model: Backend, temperature: float) -> Runner:
-        assert ledger is not None  # by plan.asks_judge
+        assert ledger is not None  # by plan.needs_judge
         return Runner(model, judge, ledger, replace(config.sampling(), temperature=temperature), progress)
 
     routing, answers = route(plan, runner(backend, 0.0) if plan.routes_by_answer else None), {}
@@ -125,7 +125,7 @@ def _answer_rows(
 def _train(trainer: CompletionTrainer, folder: CheckpointFolder, progress: Progress | None) -> None:
     """Run the training loop from the last state to the end; TrainingError if it runs out of memory or diverges."""
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, where results go
-    trainer.add_callback(StepLog(trainer.stats, folder.partial / LOG_FILE, progress))
+    trainer.add_callback(StepLog(trainer, folder.partial / LOG_FILE, progress))
     state = folder.last_state()
     if state and step_of(state) >= trainer.args.max_steps:  # only saving was left
         trainer._load_from_checkpoint(str(state))
@@ -161,7 +161,7 @@ def _record(
     """Return the record of a finished training whose steps took `step_size` prompts."""
     config = plan.config
     notes = [*plan.notes_on(backend.model_id), *backend.notes]
-    notes += getattr(judge, "notes", ()) if plan.asks_judge else ()
+    notes += getattr(judge, "notes", ()) if plan.needs_judge else ()
     if step_size != config.train_batch_size:
         notes.append(f"A step took {step_size} prompts: {len(routing.prompts)} were left.")
     left_out = Counter(prompt.kind for prompt in plan.prompts)
@@ -183,7 +183,7 @@ def _record(
         wall_s=round(sum(line["step_s"] for line in log), 1),
         settings={**config.model_dump(mode="json"), "train_batch_size": step_size},
         prompts_id=plan.prompts_id,
-        judge_id=judge.identity if plan.asks_judge else None,
+        judge_id=judge.identity if plan.needs_judge else None,
         notes=tuple(notes),
         versions=package_versions(PACKAGES),
     )

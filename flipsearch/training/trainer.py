@@ -75,17 +75,15 @@ class TrainingBatch:
     weights: Tensor
     """(N,) what each token counts."""
 
-    def to(self, device: torch.device) -> "TrainingBatch":
-        """Return the batch on a device."""
-        student, targets, weights = self.student.to(device), self.targets.to(device), self.weights.to(device)
-        return TrainingBatch(self.rows, student, targets, weights)
-
 
 class CompletionTrainer(Trainer):
     """Base of the methods' trainers.
 
     Raises TrainingError for a loss that is not finite, with the batch saved beside the states.
     """
+
+    horizon: int | None = None
+    """Only the first so many tokens of a completion count; None: all."""
 
     def __init__(self, job: TrainingJob) -> None:
         super().__init__(
@@ -106,10 +104,6 @@ class CompletionTrainer(Trainer):
         """Return the batch's loss as a function of the student's hidden states and head."""
         raise NotImplementedError
 
-    def weight(self, position: int) -> float:
-        """Return what the completion token at `position` counts."""
-        return 1.0
-
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[int]], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
@@ -117,16 +111,14 @@ class CompletionTrainer(Trainer):
 
         Rows of similar length share a micro-batch: little padding. Their order within a step changes rounding alone.
         """
-        drawn = [indices for _, indices in zip(range(num_batches), epoch_iterator, strict=False)]
+        micro_batches = list(itertools.islice(epoch_iterator, num_batches))
         start = time.monotonic()
-        rows = self.rows([self.job.prompts[index] for indices in drawn for index in indices])
+        rows = self.rows([self.job.prompts[index] for indices in micro_batches for index in indices])
         self.stats.rollout_s += time.monotonic() - start
         for row in rows:
             self.stats.add_row(row, self.job.routes.get(row.prompt.prompt_id))
-        rows = sorted(rows, key=lambda row: len(row.teacher_ids) + len(row.completion_ids))
-        sizes = [len(indices) for indices in drawn]
-        ends = itertools.accumulate(sizes)
-        batches = [self.collate(rows[end - size : end]) for end, size in zip(ends, sizes, strict=True)]
+        remaining = iter(sorted(rows, key=lambda row: len(row.teacher_ids) + len(row.completion_ids)))
+        batches = [self.collate(list(itertools.islice(remaining, len(indices)))) for indices in micro_batches]
         num_tokens = torch.tensor(sum(float(batch.weights.sum()) for batch in batches), device=device)
         return [{"batch": batch} for batch in batches], self.accelerator.reduce(num_tokens, "sum")
 
@@ -134,14 +126,17 @@ class CompletionTrainer(Trainer):
         """Return rows as a batch."""
         completions = [row.completion_ids for row in rows]
         targets = torch.tensor([id for ids in completions for id in ids], dtype=torch.long)
-        weights = torch.tensor([self.weight(t) for ids in completions for t in range(len(ids))])
+        horizon = math.inf if self.horizon is None else self.horizon
+        weights = torch.tensor([float(t < horizon) for ids in completions for t in range(len(ids))])
         return TrainingBatch(rows, lay_out([row.student_ids for row in rows], completions), targets, weights)
 
     def compute_loss(
         self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
     ) -> Any:
         """Return the part of the step's mean loss per token that this micro-batch holds."""
-        batch: TrainingBatch = inputs["batch"].to(self.args.device)
+        batch: TrainingBatch = inputs["batch"]
+        to = self.args.device
+        batch = TrainingBatch(batch.rows, batch.student.to(to), batch.targets.to(to), batch.weights.to(to))
         loss, *per_token = model(token_loss=self.loss_of(batch), layout=batch.student)
         if not math.isfinite(loss.item()):
             self._stop(loss.item(), batch)
