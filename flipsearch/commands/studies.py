@@ -186,7 +186,7 @@ def _study_command(name: str, given: dict[str, Any], flags: dict[str, Any]) -> N
     flags = {k: v for k, v in flags.items() if v is not None and k not in given}
     with console.bars() as progress:
         if name == "search" and not json:
-            flags["announce"] = progress.show_plan
+            flags["on_plan"] = progress.show_plan
         outcome = getattr(api, name)(**given, **flags, config=config, progress=progress)
     show_outcome(outcome, json)
     raise SystemExit(1 if outcome.beats_placebo is False else 0)
