@@ -174,9 +174,10 @@ def _read_contexts(config: TrainConfig) -> tuple[tuple[Context, ...], Context | 
     library = load_library(config.contexts)
     contexts = given_contexts(config.context, library)
     benign = given_contexts([config.benign_context], library) if config.benign_context else []
-    for flag, texts in ((f"control {config.control}", contexts if config.control else []), ("benign-context", benign)):
-        if len(texts) > 1:
-            raise ConfigError(f"--{flag} takes one context; {len(texts)} were given.")
+    if config.control and len(contexts) > 1:
+        raise ConfigError(f"--context-control {config.control} takes one context; {len(contexts)} were given.")
+    if len(benign) > 1:
+        raise ConfigError(f"--benign-context takes one context; {len(benign)} were given.")
     if config.control:
         contexts = [control_context(library, config.control, contexts[0])]
     return tuple(contexts), benign[0] if benign else None

@@ -140,14 +140,11 @@ def _train(trainer: CompletionTrainer, folder: CheckpointFolder, progress: Progr
                 f"out of memory at step {trainer.state.global_step + 1}: lower --micro-batch-size or give "
                 "--gradient-checkpointing, and --resume; or start anew with --lora 16 or fewer --max-tokens."
             ) from error
-    # The loss is checked before each step; what the last step made of the weights only shows here.
+    # The loss is checked before each step; what the last step made of the weights shows only here.
     for name, parameter in trainer.job.model.named_parameters():
         own = parameter.to_local() if isinstance(parameter, DTensor) else parameter  # each process checks its shard
         if parameter.requires_grad and not own.isfinite().all():
-            raise TrainingError(
-                f"'{name}' is not finite after step {trainer.state.global_step}; nothing is saved. "
-                "Lower --learning-rate."
-            )
+            raise TrainingError(f"'{name}' is not finite after the last step; nothing is saved. Lower --learning-rate.")
 
 
 def _record(

@@ -364,7 +364,7 @@ def test_a_portfolio_routes_and_benign_prompts_have_a_context_of_their_own(tmp_p
     assert routed.pop(("benign", kind)) == 8
     assert routed.keys() <= {("harmful", weak), ("harmful", TEXT)}
     assert sum(routed.values()) + done.run.num_left_out["harmful"] == 8
-    with pytest.raises(ConfigError, match="--control empty takes one context; 2 were given"):
+    with pytest.raises(ConfigError, match="--context-control empty takes one context; 2 were given"):
         train(tmp_path, **given, control="empty")
     with pytest.raises(ConfigError, match="--benign-context takes one context; 2 were given"):
         train(tmp_path, context=TEXT, benign_context=given["context"])
