@@ -1,19 +1,14 @@
-"""train and evaluate."""
+"""train and evaluate: a checkpoint that behaves as under the context, and how it compares with its base."""
 
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
 
-from flipsearch.api.settings import checked, settings_of
-from flipsearch.backends.base import make_backend
+from flipsearch.api.settings import Given, takes
 from flipsearch.backends.models import TRAINING_FILE
-from flipsearch.config import TRAININGS, EvalConfig
+from flipsearch.config import TRAININGS, EvalConfig, TrainConfig
 from flipsearch.core.progress import Progress
 from flipsearch.evaluation.plan import plan_evaluation
 from flipsearch.evaluation.run import run_evaluation
-from flipsearch.judging.contract import check_identities
-from flipsearch.judging.library import load_judge, remaining_memory_share, unload_after
-from flipsearch.ledger import Ledger
+from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.reporting.scorecard import write_scorecard
 from flipsearch.reporting.training_files import read_training, write_model_card, write_training
@@ -22,52 +17,43 @@ from flipsearch.training.checkpoint import CheckpointFolder
 from flipsearch.training.plan import plan_training
 from flipsearch.training.processes import is_main_process
 from flipsearch.training.run import run_training
-from flipsearch.workspace import (
-    LEDGER_FILE,
-    kept_on_success,
-)
+from flipsearch.workspace import Workspace
 
 
-def train(*, config: Path | None = None, progress: Progress | None = None, **settings: Any) -> TrainingResult:
+@takes(TrainConfig)
+def train(given: Given[TrainConfig], *, progress: Progress | None = None) -> TrainingResult:
     """Train a model towards what it does under a context, and write the checkpoint.
 
-    Settings are the fields of TrainConfig. A context card (best.json, or the one beside best.txt) says which model and
+    A context card (best.json, or the one beside best.txt) says which model and
     prompts it is for; what is given here wins. Raises FlipsearchError in one line for anything that cannot be used.
     """
-    plan = plan_training(settings_of(config), settings)
+    plan = plan_training(given.file, given.keywords)
     judge, folder = load_judge(plan.config.judge), CheckpointFolder(plan.folder)
     if is_main_process():
         folder.check(plan.config.resume)
-        check_identities(judge if plan.needs_judge else None)
-    ledger_path = plan.config.reports / TRAININGS / LEDGER_FILE
-    with (
-        unload_after(judge),
-        folder,
-        Ledger(ledger_path) if plan.needs_judge and is_main_process() else nullcontext() as ledger,
-    ):
-        run, log = run_training(plan, judge, ledger, folder, progress)
+    needs_ledger = plan.needs_judge and is_main_process()
+    with Workspace(plan.config.reports / TRAININGS, judge) if needs_ledger else nullcontext() as workspace, folder:
+        run, log = run_training(plan, judge, workspace.ledger if workspace else None, folder, progress)
         if is_main_process():
             write_training(run, log, folder.final)
             folder.publish()
     return TrainingResult(run, log, folder.folder)
 
 
-def evaluate(*, config: Path | None = None, progress: Progress | None = None, **settings: Any) -> EvaluationResult:
+@takes(EvalConfig)
+def evaluate(given: Given[EvalConfig], *, progress: Progress | None = None) -> EvaluationResult:
     """Measure a model and the one it was made from on the same prompts and problems, and write the scorecard.
 
-    Settings are the fields of EvalConfig: `model` is evaluated, `against` is the base. The same settings again continue
+    `model` is evaluated, `against` is its base. The same settings again continue
     or, once finished, generate nothing. Raises FlipsearchError in one line for anything that cannot be used.
     """
-    given = checked(EvalConfig, config, settings)
-    plan = plan_evaluation(given, prompts_of(given))
-    judge = load_judge(given.judge)
+    config = given.config()
+    plan = plan_evaluation(config, prompts_of(config))
+    judge = load_judge(config.judge)
     is_checkpoint = (plan.path.parent / TRAINING_FILE).is_file()
     training = read_training(plan.path.parent) if is_checkpoint else None
-    check_identities(judge)
-    with kept_on_success(plan.folder) as ledger:
-        backend = make_backend(plan.config, memory_share=remaining_memory_share(judge))
-    with ledger, unload_after(judge):
-        card = run_evaluation(plan, judge, ledger, backend, progress)
+    with Workspace(plan.folder, judge) as workspace:
+        card = run_evaluation(plan, judge, workspace.ledger, progress)
     write_scorecard(card, plan.path)
     if training:
         write_model_card(training, card, plan.path.parent)
