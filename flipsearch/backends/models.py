@@ -6,6 +6,7 @@ from pathlib import Path
 
 from flipsearch.core.errors import BackendError, ConfigError
 from flipsearch.core.package import PACKAGE
+from flipsearch.core.trainings import check_format
 
 POCKET_MODEL = "pocket"
 TRAINING_FILE = "training.json"
@@ -26,8 +27,10 @@ def base_model(model: str) -> str:
             raise BackendError(f"'{path}' leads back to itself: {' -> '.join([*seen, model])}.")
         seen.append(model)
         try:
-            named = str(json.loads(Path(path).read_text(encoding="utf-8"))["model"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            check_format(content, path)
+            named = str(content["model"])
+        except (OSError, ValueError, KeyError, RecursionError) as error:
             reason = type(error).__name__
             raise BackendError(f"'{path}' cannot be read ({reason}): no checkpoint of this version.") from error
         # A relative base is meant from the checkpoint's folder first: that holds wherever the command is run.

@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from flipsearch.backends.models import TRAINING_FILE
-from flipsearch.core.errors import StudyError
+from flipsearch.core.errors import ConfigError, StudyError
 from flipsearch.core.scorecards import Scorecard
-from flipsearch.core.trainings import LogLine, TrainingRun
+from flipsearch.core.trainings import LogLine, TrainingRun, check_format, check_method
 from flipsearch.reporting.files import write_text
 from flipsearch.reporting.model_card import model_card
 from flipsearch.reporting.training_page import training_page
@@ -36,11 +37,17 @@ def training_dict(run: TrainingRun) -> dict[str, Any]:
 
 
 def read_training(folder: Path) -> TrainingRun:
-    """Read training.json; raises StudyError if there is none or it is of another version."""
+    """Read training.json; raises StudyError if there is none, TrainingError if it is of another format."""
     path = folder / TRAINING_FILE
     try:
-        return RUN.validate_json(path.read_bytes())
+        content = path.read_bytes()
+        check_format(from_json(content), path)
+        run = RUN.validate_json(content)
+        check_method(run.method)
     except OSError as error:
         raise StudyError(f"no training at '{path}': {error.strerror}.") from error
     except ValidationError as error:
         raise StudyError(f"{path}: no training of this version: {error.errors()[0]['msg']}.") from error
+    except (ValueError, ConfigError) as error:
+        raise StudyError(f"{path}: no training of this version: {error}.") from error
+    return run

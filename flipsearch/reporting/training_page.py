@@ -47,11 +47,11 @@ def training_page(run: TrainingRun, log: Sequence[LogLine]) -> str:
         .get_template("training.html")
         .render(
             run=run,
-            method=METHODS[run.method] + ".",
+            method=METHODS[run.method].summary + ".",
             control=control_note(run),
             headline=_headline(run, steps),
             prompts=prompts_sentence(run),
-            charts=course(steps, run.method != "opsa"),
+            charts=course(steps, METHODS[run.method].is_supervised),
             is_smoothed=len(steps) > charts.SMOOTH_FROM,
             box=charts,
             by_kind=_by_kind(run, last),
@@ -73,7 +73,8 @@ def prompts_sentence(run: TrainingRun) -> str:
     counts = {kind: sum(routed.num_prompts for routed in run.routed if routed.kind == kind) for kind in KINDS}
     left = {kind: n for kind in KINDS if (n := run.num_left_out.get(kind, 0))}
     trained = " and ".join(f"{n:,} {kind}" for kind, n in counts.items())
-    why = "no context makes the teacher's answer safe" if run.method == "opsa" else "the judge kept no answer to them"
+    is_supervised = METHODS[run.method].is_supervised
+    why = "the judge kept no answer to them" if is_supervised else "no context makes the teacher's answer safe"
     left_out = " and ".join(f"{n:,} {kind}" for kind, n in left.items())
     return f"Trained on {trained} prompts." + (f" Left out: {left_out} ({why})." if left else " None was left out.")
 
@@ -128,7 +129,7 @@ def _overall(line: LogLine) -> list[tuple[str, str]]:
 
 def _name(run: TrainingRun, stem: str) -> str:
     name = _NAMES.get(stem, stem.replace("_", " "))
-    return name if run.method == "opsa" else name.replace("divergence", "negative log-likelihood")
+    return name.replace("divergence", METHODS[run.method].loss)
 
 
 def _figure(key: str, stem: str, line: LogLine) -> str:
