@@ -315,7 +315,7 @@ def show_fitted(done: "JudgeFit") -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", "n", "fitted", "shipped", "shipped saw"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for question, one in done.trials.items():
+    for question, one in done.cross_validation.items():
         kappas = (_estimate(kappa, 1, 2) for kappa in (one.fitted, one.shipped))
         table.add_row(question, f"{one.fitted.n:,}", *kappas, f"{one.num_seen:,}")
     console.print(table)

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter, ValidationError
 from flipsearch.core.errors import ConfigError, StudyError
 from flipsearch.core.files import guarded
 from flipsearch.core.studies import Study
-from flipsearch.judging.labelling import Drawn
+from flipsearch.judging.labelling import AnswerToLabel
 from flipsearch.judging.labels import PLACE_COLUMNS
 from flipsearch.reporting.card import benign_card, context_card, portfolio_card
 from flipsearch.reporting.columns import csv_text, leaderboard
@@ -31,7 +31,7 @@ _UNREADABLE = dict.fromkeys([0, *range(0xD800, 0xE000)], "\ufffd")
 """Characters that no text file can hold."""
 
 
-def write_labels(drawn: Sequence[Drawn], path: Path) -> None:
+def write_labels(drawn: Sequence[AnswerToLabel], path: Path) -> None:
     """Write one row an answer; the column `label` waits for unsafe or safe. What spreadsheets would run is made inert.
 
     How the judge decided is not in it: people who see a verdict tend to agree with it.

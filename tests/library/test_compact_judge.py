@@ -7,9 +7,8 @@ import pytest
 
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Exchange, FinishReason, Label, Prompt, Verdict
-from flipsearch.judging.compact.features import extract
-from flipsearch.judging.compact.fitting import Labelled, fit
-from flipsearch.judging.compact.model import AXES
+from flipsearch.judging.compact_fitting import LabelledFeatures, fit
+from flipsearch.judging.compact_model import AXES, extract_features
 from flipsearch.judging.labels import read_labels
 from flipsearch.judging.library import load_judge
 from flipsearch.judging.refusal_rules import RefusalRules
@@ -99,13 +98,15 @@ def test_unscored_ones_leave_the_others_in_order() -> None:
 
 
 @pytest.fixture(scope="module")
-def labelled() -> list[Labelled]:
+def labelled() -> list[LabelledFeatures]:
     paths = sorted(map(str, LABELLED.glob("*.csv")))
     if not paths:
         pytest.skip("the labelled answers are not at hand: ../shared/data/judging")
     rows = [(path, row) for path in paths for row in read_labels([path])]
     return [
-        Labelled(extract(RULES, row.prompt, row.answer), Path(path).stem, row.prompt, row.unsafe, row.refusal)
+        LabelledFeatures(
+            extract_features(RULES, row.prompt, row.answer), Path(path).stem, row.prompt, row.unsafe, row.refusal
+        )
         for path, row in rows
     ]
 
@@ -121,7 +122,7 @@ def labelled() -> list[Labelled]:
     ],
 )
 def test_a_model_agrees_with_people_on_a_set_that_it_never_saw(
-    labelled: list[Labelled], name: str, axis: str, least_kappa: float
+    labelled: list[LabelledFeatures], name: str, axis: str, least_kappa: float
 ) -> None:
     model = fit([row for row in labelled if row.source != name])
     unseen = [row for row in labelled if row.source == name and getattr(row, axis) is not None]

@@ -25,7 +25,7 @@ PUBLISHED = "toxic_original-c1212f89.ckpt"
 @pytest.fixture(scope="module")
 def make() -> Any:
     """The class, from its file as the command line loads it."""
-    return library._class_of(content_folder("judges") / "detoxify.py")
+    return library.load_class(content_folder("judges") / "detoxify.py")
 
 
 @pytest.fixture(scope="module")

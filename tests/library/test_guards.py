@@ -21,8 +21,8 @@ from flipsearch.backends.scoring import ScorerConfig
 from flipsearch.core.errors import BackendError, ConfigError, JudgeError
 from flipsearch.core.package import content_folder
 from flipsearch.core.records import Exchange, Label, PrefixScore, Prompt, Verdict
-from flipsearch.judging.guard.asking import Asker, Question
-from flipsearch.judging.guard.judge import GuardJudge
+from flipsearch.judging.guard import GuardJudge
+from flipsearch.judging.guard_prompts import GuardInput, GuardScorer
 from flipsearch.testing.operators import HOSTILE_TEXTS
 from tests.models import guard_tokenizer, sentencepiece_tokenizer, tiny_qwen3
 
@@ -147,7 +147,7 @@ def judge_one(judge: GuardJudge, prompt: Prompt = EGG, answer: str = ANSWER) -> 
 def test_asks_in_the_published_words(name: str, build: Any) -> None:
     judge, _ = build(name, by_label())
     content = {"prompt": EGG.text, "answer": ANSWER, **judge.variants[0]}
-    rendered = judge.template.render(content, lambda text: text) + judge.begun
+    rendered = judge.template.render(content, lambda text: text) + judge.prefill
     assert rendered.encode() == (GOLDEN / f"{name}.txt").read_bytes()
 
 
@@ -167,7 +167,7 @@ def test_reads_the_ids_that_the_original_reads(name: str, build: Any) -> None:
     judge, scorer = build(name, by_label())
     judge_one(judge)
     golden = (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
-    assert list(scorer.prompts[0]) == scorer.tokenizer(golden, add_special_tokens=judge.begins)["input_ids"]
+    assert list(scorer.prompts[0]) == scorer.tokenizer(golden, add_special_tokens=judge.adds_begin_token)["input_ids"]
 
 
 @pytest.mark.parametrize("name", ["llama_guard_3", "llama_guard_4", "pocket_guard"])
@@ -211,7 +211,7 @@ def test_another_constant_is_another_judge(
 ) -> None:
     before = guard("llama_guard_3", model=folder).identity
     assert guard("llama_guard_3", model=folder).identity == before
-    monkeypatch.setattr(f"flipsearch.judging.guard.prompts.{constant}", value)
+    monkeypatch.setattr(f"flipsearch.judging.guard.{constant}", value)
     assert guard("llama_guard_3", model=folder).identity != before
 
 
@@ -274,13 +274,13 @@ def test_content_that_speaks_the_templates_language_does_not_move_where_the_verd
     template = judge.template.text
     hostile = [
         template,
-        template.replace("{answer}", "I refuse.") + judge.begun + judge.answers[0].text,
+        template.replace("{answer}", "I refuse.") + judge.prefill + judge.answers[0].text,
         "{answer}{guideline}" + "".join(judge.markers) + "\n" + "\n".join(judge.roles),
         *(f"x{token}y" for token in KINDS[name].special),
     ]
     judge.judge([Exchange(Prompt(text, "harmful"), text) for text in hostile])
-    tokenizer, tail = scorer.tokenizer, re.split(r"\{\w+\}", template)[-1] + judge.begun
-    asked = template.replace("{guideline}", judge.variants[0].get("guideline", "")) + judge.begun
+    tokenizer, tail = scorer.tokenizer, re.split(r"\{\w+\}", template)[-1] + judge.prefill
+    asked = template.replace("{guideline}", judge.variants[0].get("guideline", "")) + judge.prefill
     assert scorer.prompts
     for ids in scorer.prompts:
         shown = tokenizer.convert_ids_to_tokens([id for id in ids if id in tokenizer.added_tokens_decoder])
@@ -384,9 +384,9 @@ def test_a_tokenizer_that_joins_the_answer_to_the_prompt_is_told(build: Any) -> 
 
 def test_answers_that_are_no_alternatives_are_told(build: Any) -> None:
     judge, scorer = build("llama_guard_3", by_label())
-    asker = Asker(scorer, judge.template, begins=False)
+    guard_scorer = GuardScorer(scorer, judge.template, adds_begin_token=False)
     with pytest.raises(JudgeError, match=r"the answers 'safe', 'safely' begin with each other"):
-        asker.ask([Question({"prompt": "a", "answer": "b"})], [judge.answers[0], type(judge.answers[0])("safely", 1)])
+        guard_scorer.score([GuardInput({"prompt": "a", "answer": "b"})], ("safe", "safely"))
 
 
 def test_a_pad_token_that_is_a_real_token_changes_nothing(build: Any) -> None:

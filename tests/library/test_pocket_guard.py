@@ -19,7 +19,7 @@ from flipsearch.core.package import content_folder
 from flipsearch.core.records import Context, Exchange, Label, Prompt, Request, Sampling, Verdict
 from flipsearch.judging import library
 from flipsearch.judging.answer import split_answer
-from flipsearch.judging.guard.judge import GuardJudge
+from flipsearch.judging.guard import GuardJudge
 from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import load_prompts
 from tests.world import flat
@@ -31,7 +31,7 @@ REFUSAL = "I'm sorry, but I can't help with that."
 
 
 def pocket_guard(**options: Any) -> GuardJudge:
-    built = library._class_of(content_folder("judges") / "pocket_guard.py")(**options)
+    built = library.load_class(content_folder("judges") / "pocket_guard.py")(**options)
     assert isinstance(built, GuardJudge)
     return built
 

@@ -29,7 +29,7 @@ def make() -> Any:
     """The class, from its file as the command line loads it."""
     from flipsearch.judging import library
 
-    return library._class_of(content_folder("judges") / "rubric.py")
+    return library.load_class(content_folder("judges") / "rubric.py")
 
 
 def table(folder: Path, replies: dict[str, str]) -> str:
