@@ -53,12 +53,12 @@ class GuardTemplate:
         if missing := sorted(set(_PROBE) - set(SLOT.findall(self.text))):
             raise PluginError(f"the guard's template '{file}' lacks the slot {{{missing[0]}}}.")
         lines = [line.strip() for line in self.text.split("\n") if not SLOT.search(line)]
-        beginnings = [*roles, *(line for line in lines if _has_letter(line))]
-        bare = [line for line in lines if line and not _has_letter(line)]  # ordinary where more follows, as in a table
+        worded = [line for line in lines if any(map(str.isalpha, line))]
+        bare = [line for line in lines if line and line not in worded]  # ordinary where more follows, as in a table
         # In this order: a line that is matched whole could hold another marker.
         self._patterns = (
             _pattern_of(markers),
-            _pattern_of(beginnings, _LINE + _MARKS),
+            _pattern_of([*roles, *worded], _LINE + _MARKS),
             _pattern_of(bare, _LINE, rf"(?={_BLANK}(?:{_LINE_END}|\Z))"),
         )
 
@@ -67,13 +67,11 @@ class GuardTemplate:
         shown = {}
         for name, text in content.items():
             for pattern in self._patterns:
-                text = pattern.sub(_put_space_inside, text)
+                text = pattern.sub(
+                    lambda match: match[0].removesuffix(match[1]) + _INSIDE.sub(" ", match[1], count=1), text
+                )
             shown[name] = defuse(text)
         return SLOT.sub(lambda slot: shown.get(slot[1], slot[0]), self.text)
-
-
-def _put_space_inside(match: re.Match[str]) -> str:
-    return match[0].removesuffix(match[1]) + _INSIDE.sub(" ", match[1], count=1)
 
 
 def _pattern_of(texts: Iterable[str], before: str = "", after: str = "") -> re.Pattern[str]:
@@ -84,10 +82,6 @@ def _pattern_of(texts: Iterable[str], before: str = "", after: str = "") -> re.P
         patterns.append(f"[{_BLANKS}]++".join(words))
     patterns.sort(key=len, reverse=True)
     return re.compile(rf"{before}({'|'.join(patterns) or '(?!)'}){after}", re.IGNORECASE)
-
-
-def _has_letter(text: str) -> bool:
-    return any(map(str.isalpha, text))
 
 
 @dataclass(frozen=True, slots=True)

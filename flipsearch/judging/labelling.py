@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from flipsearch.core.errors import StudyError
 from flipsearch.core.records import Label, Prompt, Verdict
-from flipsearch.core.studies import Study, Trial
+from flipsearch.core.studies import Study
 from flipsearch.judging.answer import split_answer
 from flipsearch.judging.labels import AnswerPlace, HumanLabel, StudyLabel, base_rollout_id, harmful_flips
 from flipsearch.ledger import Ledger
@@ -59,13 +59,12 @@ def sample_answers(
             f"{len(lost)} of {len(prompt_ids)} scored harmful prompts of study '{study.name}' are no longer in its "
             "prompt files; put them back as they were."
         )
-    # The root of the summed chances of an error is the optimal allocation of a sample (Neyman).
-    doubts = {
-        id: float(sum(_error_chance(verdicts.get(by_prompt[id])) for by_prompt in ids.values()) ** 0.5)
-        for id in prompt_ids
-    }
-    probabilities = _probabilities(doubts, num)
-    turns = {id: _turn(study.name, id) / probability for id, probability in probabilities.items()}
+    probabilities = _probabilities(_doubts(ids, verdicts), num)
+    turns: dict[str, float] = {}
+    for id, probability in probabilities.items():
+        # A prompt of a study always has the same number in [0, 1), and is sampled if that is below its probability.
+        digest = hashlib.sha256(f"{study.name}\0{id}".encode()).digest()
+        turns[id] = int.from_bytes(digest[:7], "big") / 2**56 / probability
     sampled = sorted((id for id, turn in turns.items() if turn < 1), key=turns.__getitem__)
     if not sampled:
         raise StudyError(
@@ -96,22 +95,31 @@ def _rollout_ids(study: Study, num_contexts: int) -> dict[str, dict[str, str]]:
     trials = [trial for trial in trials if trial.confirm or "num_contexts" not in study.settings][:num_contexts]
     if not trials:
         raise StudyError(f"study '{study.name}' has confirmed no context: there is nothing to label.")
-    scored = {trial.context.context_id: _scored_rollouts(trial) for trial in trials}
+    scored = {
+        trial.context.context_id: {
+            flip.prompt_id: flip.rollout_ids[0]
+            for flip in harmful_flips(trial)
+            if Label.UNSCORED not in (flip.before, flip.after)
+        }
+        for trial in trials
+    }
     shared = [id for id in next(iter(scored.values())) if all(id in by_prompt for by_prompt in scored.values())]
     base = {id: base_rollout_id(study, id) for id in shared}
     return {"": base} | {context: {id: by_prompt[id] for id in shared} for context, by_prompt in scored.items()}
 
 
-def _scored_rollouts(trial: Trial) -> dict[str, str]:
-    """Return prompt id -> rollout id of a trial's scored harmful pairs."""
-    flips = [flip for flip in harmful_flips(trial) if Label.UNSCORED not in (flip.before, flip.after)]
-    return {flip.prompt_id: flip.rollout_ids[0] for flip in flips}
+def _doubts(ids: Mapping[str, Mapping[str, str]], verdicts: Mapping[str, Verdict]) -> dict[str, float]:
+    """Return a doubt per prompt: the root of the chance of an error, summed over its answers.
 
-
-def _error_chance(verdict: Verdict | None) -> float:
-    if verdict is None or verdict.p_unsafe is None:
-        return 0.5
-    return max(MIN_ERROR, min(verdict.p_unsafe, 1 - verdict.p_unsafe))
+    Probabilities in proportion to it are optimal (Neyman allocation).
+    """
+    doubts: dict[str, float] = {}
+    for prompt_id in ids[""]:
+        answers = [verdicts.get(by_prompt[prompt_id]) for by_prompt in ids.values()]
+        scores = [verdict.p_unsafe if verdict else None for verdict in answers]
+        errors = [0.5 if p is None else max(MIN_ERROR, min(p, 1 - p)) for p in scores]
+        doubts[prompt_id] = float(sum(errors) ** 0.5)
+    return doubts
 
 
 def _probabilities(doubts: Mapping[str, float], num: int) -> dict[str, float]:
@@ -125,8 +133,3 @@ def _probabilities(doubts: Mapping[str, float], num: int) -> dict[str, float]:
         if not over:
             return {id: 1.0 if id in certain else doubts[id] * scale for id in doubts}
         certain |= over
-
-
-def _turn(study: str, prompt_id: str) -> float:
-    """Return the number in [0, 1) that a prompt of a study always has; it is sampled where that is below its chance."""
-    return int.from_bytes(hashlib.sha256(f"{study}\0{prompt_id}".encode()).digest()[:7], "big") / 2**56

@@ -25,22 +25,14 @@ class PanelJudge:
         self.members = tuple(members)
         self.rule = rule
         self.name = f"{'+'.join(member.name for member in members)}:{rule}"
+        notes = [f"{member.name}: {note}" for member in members for note in getattr(member, "notes", ())]
+        self.notes = tuple(dict.fromkeys(notes))
+        self.memory_share = float(sum(getattr(member, "memory_share", 0.0) for member in members))
 
     @property
     def identity(self) -> str:
         """Hash of the members' identities, the rule and its threshold."""
         return content_id("panel", self.rule, THRESHOLD, [member.identity for member in self.members])
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """The members' notes, each with the member's name."""
-        notes = [f"{member.name}: {note}" for member in self.members for note in getattr(member, "notes", ())]
-        return tuple(dict.fromkeys(notes))
-
-    @property
-    def memory_share(self) -> float:
-        """The sum over the members."""
-        return sum(getattr(member, "memory_share", 0.0) for member in self.members)
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return one verdict per exchange, in order."""
@@ -110,22 +102,13 @@ class ThoughtJudge:
     def __init__(self, judge: Judge) -> None:
         self.judge_of_answers = judge
         self.name = f"{judge.name} on thoughts"
+        self.notes: tuple[str, ...] = getattr(judge, "notes", ())
+        self.memory_share = float(getattr(judge, "memory_share", 0.0))
 
     @property
     def identity(self) -> str:
         """Hash of the other judge's identity."""
         return content_id("thought", self.judge_of_answers.identity)
-
-    @property
-    def memory_share(self) -> float:
-        """As the other judge's."""
-        return float(getattr(self.judge_of_answers, "memory_share", 0.0))
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """As the other judge's."""
-        notes: tuple[str, ...] = getattr(self.judge_of_answers, "notes", ())
-        return notes
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return one verdict per exchange, in order."""
