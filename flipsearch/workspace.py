@@ -16,6 +16,7 @@ from flipsearch.backends.base import check_model, check_rewriter, make_backend
 from flipsearch.config import ModelConfig, ReportConfig, read_toml, toml_text
 from flipsearch.core.errors import StudyError, unknown_name
 from flipsearch.core.events import Events
+from flipsearch.core.files import write_text
 from flipsearch.core.package import RESULT_PACKAGES, package_versions
 from flipsearch.core.progress import Progress
 from flipsearch.core.protocols import Backend, Judge
@@ -30,7 +31,7 @@ from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.sets import PromptSet
 from flipsearch.reporting.card import context_card
-from flipsearch.reporting.files import write_best, write_study, write_text
+from flipsearch.reporting.files import write_best, write_study
 from flipsearch.results import SearchResult
 
 SETTINGS_FILE, LEDGER_FILE, EVENTS_FILE = "study.toml", "ledger.db", "events.jsonl"

@@ -10,6 +10,7 @@ from typing import Any, Literal, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.core.errors import JudgeError
+from flipsearch.core.files import write_text
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Label, Verdict, content_id
 from flipsearch.judging.caching import judge_answers
@@ -121,13 +122,7 @@ def measure_judge(
 def save_accuracy(accuracy: JudgeAccuracy, reports: Path) -> Path:
     """Write the figures where `load_accuracy` finds them, replacing earlier ones of the same judge."""
     path = _path(accuracy.identity, reports)
-    partial = path.with_suffix(".partial")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_bytes(_ACCURACY.dump_json(accuracy, indent=1))
-        partial.replace(path)
-    except OSError as error:
-        raise JudgeError(f"cannot write '{path}': {error.strerror}; free the disk or give other --reports.") from error
+    write_text(path, _ACCURACY.dump_json(accuracy, indent=1).decode(), JudgeError)
     return path
 
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from scipy.sparse import csr_matrix
 
 from flipsearch.core.errors import JudgeError
+from flipsearch.core.files import atomic_write
 from flipsearch.judging.refusal_rules import PLAIN_MARKS, RefusalRules
 
 Codes = NDArray[np.uint32]
@@ -194,10 +195,8 @@ class CompactModel:
         arrays = {name: getattr(self, name).astype(np.float32) for name in ("mean", "spread", "dense", "bias")}
         codes: dict[str, Any] = {"common": self.common, "fitted_to": self.fitted_to}
         about = np.frombuffer(json.dumps({"format": FORMAT, **self.about}).encode(), dtype=np.uint8)
-        partial = path.with_name(f".{path.name}.partial")
-        with partial.open("wb") as file:
+        with atomic_write(path, JudgeError) as partial, partial.open("wb") as file:
             np.savez_compressed(file, about=about, **codes, runs=self.ngrams.astype(np.float16), **arrays)
-        partial.replace(path)
 
     @classmethod
     def load(cls, path: Path) -> "CompactModel":

@@ -21,7 +21,7 @@ from typing import Literal, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.core.errors import JudgeError, PromptError, unknown_name
-from flipsearch.core.files import unguarded
+from flipsearch.core.files import unescape_formula, write_text
 from flipsearch.core.records import Exchange, Flip, Prompt, Sampling, rollout_id
 from flipsearch.core.studies import Study, Trial
 from flipsearch.prompts.files import Row, Table, cell, is_missing, read_table
@@ -154,8 +154,8 @@ def _read_row(
     if not 0 < probability <= 1:
         raise PromptError(f"{table.at(row)}: the probability is '{number}', expected a number above 0, at most 1.")
     prompt_id, context_id, rollout = (id.removeprefix("'") for id in ids)
-    place = AnswerPlace(unguarded(study), prompt_id, context_id, rollout, probability)
-    return LabelledAnswer(unguarded(prompt), unguarded(answer), label, place.study, place)
+    place = AnswerPlace(unescape_formula(study), prompt_id, context_id, rollout, probability)
+    return LabelledAnswer(unescape_formula(prompt), unescape_formula(answer), label, place.study, place)
 
 
 def harmful_flips(trial: Trial) -> list[Flip]:
@@ -212,12 +212,7 @@ def merge_labels(*samples: Iterable[StudyLabel]) -> list[StudyLabel]:
 
 def save_labels(labels: Sequence[StudyLabel], folder: Path) -> None:
     """Write the labels of a study's answers into its folder, replacing those before. Raises JudgeError."""
-    partial = folder / f".{LABELS_FILE}"
-    try:
-        partial.write_bytes(_LABELS.dump_json(list(labels), indent=1))
-        partial.replace(folder / LABELS_FILE)
-    except OSError as error:
-        raise JudgeError(f"cannot write '{folder / LABELS_FILE}': {error.strerror}; free the disk.") from error
+    write_text(folder / LABELS_FILE, _LABELS.dump_json(list(labels), indent=1).decode(), JudgeError)
 
 
 def load_labels(folder: Path) -> list[StudyLabel]:

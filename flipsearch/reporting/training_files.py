@@ -8,9 +8,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.backends.models import TRAINING_FILE
 from flipsearch.core.errors import StudyError
+from flipsearch.core.files import write_text
 from flipsearch.core.scorecards import Scorecard
 from flipsearch.core.trainings import LogLine, TrainingRun
-from flipsearch.reporting.files import write_text
 from flipsearch.reporting.model_card import model_card
 from flipsearch.reporting.training_page import training_page
 

@@ -17,6 +17,7 @@ from typing import Any
 
 from flipsearch.backends.loading import quiet
 from flipsearch.core.errors import TrainingError
+from flipsearch.core.files import write_text
 from flipsearch.core.locks import is_held, take_lock
 from flipsearch.training.heads import plain
 from flipsearch.training.log import LOG_FILE
@@ -64,7 +65,7 @@ class CheckpointFolder:
         self._make(resume)
         self._hold()
         if not path.exists():
-            self._write(path, json.dumps(identity, indent=1) + "\n")
+            write_text(path, json.dumps(identity, indent=1) + "\n", TrainingError)
             return
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
@@ -131,15 +132,6 @@ class CheckpointFolder:
 
     def _is_taken(self) -> TrainingError:
         return TrainingError(f"another training works in '{self.partial}'; wait for it, or give a --name.")
-
-    def _write(self, path: Path, text: str) -> None:
-        beside = path.with_suffix(".tmp")
-        try:
-            beside.write_text(text, encoding="utf-8")
-            beside.replace(path)
-        except OSError as error:
-            todo = "free the disk or choose another --checkpoints folder"
-            raise TrainingError(f"cannot write '{path}': {error.strerror}; {todo}.") from error
 
 
 def step_of(state: Path) -> int:

@@ -12,6 +12,8 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from flipsearch.core.errors import TrainingError
+from flipsearch.core.files import write_text
 from flipsearch.core.progress import Activity, Phase, Progress, Step
 from flipsearch.core.trainings import LogLine
 from flipsearch.training.opsa import OpsaTrainer
@@ -36,9 +38,7 @@ class StepLog(TrainerCallback):
         if not is_main_process():
             return
         kept = [line for line in read_log(self.path) if line["step"] <= state.global_step]
-        beside = self.path.with_suffix(".tmp")
-        beside.write_text("".join(_text(line) for line in kept), encoding="utf-8")
-        beside.replace(self.path)
+        write_text(self.path, "".join(_text(line) for line in kept), TrainingError)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Write the line of a step, of all processes together."""

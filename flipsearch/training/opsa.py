@@ -28,6 +28,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from flipsearch.backends.chat import Thinking
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.core.errors import TrainingError
+from flipsearch.core.files import write_text
 from flipsearch.core.records import Prompt, Request, Sampling
 from flipsearch.training.divergence import Divergence, PerToken, divergence_sum
 from flipsearch.training.heads import AsTeacher, completion_hidden, head_of, plain
@@ -189,10 +190,8 @@ class OpsaTrainer(Trainer):
             return
         own_name = FAILED_BATCH if is_main_process() else f"{self.args.process_index}_{FAILED_BATCH}"
         path = Path(str(self.args.output_dir)) / own_name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(
-            json.dumps([asdict(row) for row in batch.rows], ensure_ascii=False, indent=1) + "\n", encoding="utf-8"
-        )
+        rows = json.dumps([asdict(row) for row in batch.rows], ensure_ascii=False, indent=1)
+        write_text(path, rows + "\n", TrainingError)
         raise TrainingError(
             f"the loss is {loss.item()} at step {self.state.global_step}; the batch is saved in '{path}'. "
             "Lower the learning rate."

@@ -196,7 +196,7 @@ def test_a_damaged_file_is_one_line(tmp_path: Path, damaged: str) -> None:
 
 def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(JudgeError, match=r"cannot write .*; free the disk or give other --reports"):
+    with pytest.raises(JudgeError, match=r"cannot write .*; free the disk or choose another folder"):
         save_accuracy(measured(Says(), ROWS), tmp_path / "file")
 
 
