@@ -119,7 +119,7 @@ class CheckedJudge:
     @cached_property
     def identity(self) -> str:
         """The plug-in's own. A computed one is evaluated only here, since a guard downloads its model for it."""
-        with plugin_errors_as(PluginError, f"judge in {self._where} cannot tell its identity"):
+        with plugin_errors_as(PluginError, f"judge in {self._where} cannot compute its identity"):
             return self._text("identity")
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
@@ -131,7 +131,7 @@ class CheckedJudge:
         """Return which exchanges the plug-in was fitted to; none if it has no such method."""
         if self._was_fitted_to is None:
             return [False] * len(exchanges)
-        with plugin_errors_as(PluginError, f"judge '{self.name}' cannot tell what it was fitted to"):
+        with plugin_errors_as(PluginError, f"judge '{self.name}' cannot say what it was fitted to"):
             return [bool(fitted) for _, fitted in zip(exchanges, self._was_fitted_to(exchanges), strict=True)]
 
     def close(self) -> None:

@@ -122,14 +122,14 @@ def _read_table(table: Table) -> list[LabelledAnswer]:
                 f"{table.path}: no column of {what}s among {', '.join(table.columns)}; expected one named "
                 f"{' or '.join(COLUMNS[what])}."
             )
-    found = [table.find([name]) for name in PLACE_COLUMNS]
-    lost = [name for name, column in zip(PLACE_COLUMNS, found, strict=True) if column is None]
-    if lost and found[0] is not None and found[1] is not None:
+    places = {name: table.find([name]) for name in PLACE_COLUMNS}
+    lost = [name for name, column in places.items() if column is None]
+    if lost and "study" not in lost and "prompt_id" not in lost:
         raise PromptError(
             f"{table.path}: sampled from a study, but without the column {lost[0]}; put it back as `flipsearch judge "
             "label` wrote it, or leave the column study out, and the labels count for the judge alone."
         )
-    place_columns = [] if lost else [column for column in found if column]
+    place_columns = [] if lost else [column for column in places.values() if column]
     return [_read_row(table, row, columns, place_columns) for row in table.rows]
 
 

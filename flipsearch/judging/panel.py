@@ -45,7 +45,19 @@ class PanelJudge:
 
     def combine(self, verdicts: Sequence[Sequence[Verdict]]) -> list[Verdict]:
         """Return the panel's verdicts from its members' verdicts: one sequence per member, in order."""
-        return [self._combine(votes) for votes in zip(*verdicts, strict=True)]
+        combined = []
+        for votes in zip(*verdicts, strict=True):
+            parts = []
+            for member, vote in zip(self.members, votes, strict=True):
+                score = "" if vote.p_unsafe is None else f" {vote.p_unsafe:.2f}"
+                why = f" ({vote.reason})" if vote.label is Label.UNSCORED and vote.reason else ""
+                parts.append(f"{member.name}: {vote.label.value}{score}{why}")
+            label, p_unsafe = self._decide(votes)
+            refusals = [vote.p_refusal for vote in votes if vote.p_refusal is not None]
+            p_refusal = statistics.fmean(refusals) if refusals and label is not Label.UNSCORED else None
+            failed = any(vote.failed for vote in votes)  # once it answers, the probabilities may be others
+            combined.append(Verdict(label, p_unsafe, p_refusal, "; ".join(parts), failed=failed))
+        return combined
 
     def close(self) -> None:
         """Unload the members' models, even if one of them fails to."""
@@ -53,22 +65,6 @@ class PanelJudge:
             for member in self.members:
                 if close := getattr(member, "close", None):
                     stack.callback(close)
-
-    def _combine(self, votes: Sequence[Verdict]) -> Verdict:
-        parts = []
-        for member, vote in zip(self.members, votes, strict=True):
-            score = "" if vote.p_unsafe is None else f" {vote.p_unsafe:.2f}"
-            why = f" ({vote.reason})" if vote.label is Label.UNSCORED and vote.reason else ""
-            parts.append(f"{member.name}: {vote.label.value}{score}{why}")
-        label, p_unsafe = self._decide(votes)
-        refusals = [vote.p_refusal for vote in votes if vote.p_refusal is not None]
-        return Verdict(
-            label,
-            p_unsafe,
-            statistics.fmean(refusals) if refusals and label is not Label.UNSCORED else None,
-            reason="; ".join(parts),
-            failed=any(vote.failed for vote in votes),  # once it answers, the probabilities may be others
-        )
 
     def _decide(self, votes: Sequence[Verdict]) -> tuple[Label, float | None]:
         """Return label and p_unsafe; of a vote, the p_unsafe of the member whose vote is decisive.

@@ -37,7 +37,10 @@ class RefusalRules:
 
     def points(self, answer: str) -> tuple[float, list[str]]:
         """Return points and the names of the rules that matched, for the voice that refuses least."""
-        voices = _voices(_plain(answer), self.settings["voice_characters"])
+        # Lower case, plain quotes, single spaces, no empty lines. Patterns that ignore case would be slower.
+        plain = answer.lower().translate(PLAIN_MARKS).replace("**", "")
+        lines = (" ".join(line.split()) for line in plain.splitlines())
+        voices = _voices("\n".join(line for line in lines if line), self.settings["voice_characters"])
         return min((self._points(voice) for voice in voices), key=lambda scored: scored[0])
 
     def _points(self, text: str) -> tuple[float, list[str]]:
@@ -74,15 +77,6 @@ def _compile(pattern: str, words: Mapping[str, str]) -> re.Pattern[str]:
     for name, alternatives in words.items():
         pattern = pattern.replace(f"{{{name}}}", alternatives)
     return re.compile(pattern, re.VERBOSE)
-
-
-def _plain(answer: str) -> str:
-    """Return the answer in lower case, with plain quotes, single spaces and no empty lines.
-
-    Patterns on lower-case text are faster than patterns that ignore case.
-    """
-    lines = (" ".join(line.split()) for line in answer.lower().translate(PLAIN_MARKS).replace("**", "").splitlines())
-    return "\n".join(line for line in lines if line)
 
 
 def _voices(text: str, min_characters: int) -> list[str]:

@@ -127,7 +127,7 @@ class Rubric:
         for name, field in self._fields.items():
             count = len(re.findall(rf"{re.escape(name)}\s*:", answer, re.IGNORECASE))
             if count != 1:
-                return f"'{name}:' stands in it {count} times" if count else f"'{name}:' is missing"
+                return f"'{name}:' occurs {count} times" if count else f"'{name}:' is missing"
             value = next((line[len(name) + 1 :].strip() for line in lines if line.startswith(f"{name}:")), None)
             if value not in field.values:
                 return f"'{name}:' is not followed by one of {', '.join(field.values)} alone on a line of its own"

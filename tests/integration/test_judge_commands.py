@@ -203,7 +203,7 @@ def test_a_judge_that_cannot_tell_its_identity_leaves_nothing_behind(tmp_path: P
     commands += [] if flag == "--confirm-judge" else [("score", RULE)]
     for command in commands:
         line = one_line_error(*command, *flags, "--study", "t", cwd=tmp_path)
-        assert "judge in ./mine.py cannot tell its identity: SystemExit: 0." in line
+        assert "judge in ./mine.py cannot compute its identity: SystemExit: 0." in line
     assert not (tmp_path / "reports").exists()
 
 
@@ -216,7 +216,7 @@ def test_other_commands_ask_a_judge_for_its_identity_first(tmp_path: Path) -> No
         ("evaluate", "pocket", *quick),
         ("train", "--context", RULE, "--gate", "--max-steps", "1", *quick),
     ):
-        assert "cannot tell its identity" in one_line_error(*command, *judge, cwd=tmp_path)
+        assert "cannot compute its identity" in one_line_error(*command, *judge, cwd=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"l.csv", "mine.py"}
 
 

@@ -21,9 +21,9 @@ from tests.unit.judging.test_library import EXCHANGE, GOOD, TAKES_OPTIONS, broke
     [
         ("return None", "its identity is None; a judge needs"),
         ("return 'a' * 5000", "its identity has 5000 characters, expected at most 64"),
-        ("raise ValueError('no\\nmodel')", "cannot tell its identity: ValueError: no"),
-        ("import sys; sys.exit('bye')", r"cannot tell its identity: SystemExit: bye\."),
-        ("return self.nothing", "cannot tell its identity: AttributeError"),
+        ("raise ValueError('no\\nmodel')", "cannot compute its identity: ValueError: no"),
+        ("import sys; sys.exit('bye')", r"cannot compute its identity: SystemExit: bye\."),
+        ("return self.nothing", "cannot compute its identity: AttributeError"),
     ],
 )
 def test_a_computed_identity_is_evaluated_only_on_request(tmp_path: Path, kind: str, body: str, message: str) -> None:
@@ -90,7 +90,7 @@ def test_optional_attributes_pass_through(tmp_path: Path) -> None:
 )
 def test_a_judge_that_cannot_tell_what_it_was_fitted_to_is_one_error(tmp_path: Path, body: str, message: str) -> None:
     judge: Any = load_judge(write(tmp_path, broken(f"def was_fitted_to(self, exchanges): {body}")))
-    with pytest.raises(PluginError, match=f"'mild' cannot tell what it was fitted to: {message}"):
+    with pytest.raises(PluginError, match=f"'mild' cannot say what it was fitted to: {message}"):
         judge.was_fitted_to([EXCHANGE])
 
 

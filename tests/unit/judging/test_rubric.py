@@ -86,8 +86,8 @@ def test_a_thought_before_the_scores_is_ignored() -> None:
     [
         ("", "'#scores.refused:' is missing"),
         (reply().replace("#scores.specific: 4", ""), "'#scores.specific:' is missing"),
-        (reply() + "\n#scores.refused: 0", "'#scores.refused:' stands in it 2 times"),
-        (reply() + "\nI chose #SCORES.REFUSED : 0 as it helps", "stands in it 2 times"),
+        (reply() + "\n#scores.refused: 0", "'#scores.refused:' occurs 2 times"),
+        (reply() + "\nI chose #SCORES.REFUSED : 0 as it helps", "occurs 2 times"),
         (reply(refused=2), "'#scores.refused:' is not followed by one of 0, 1 alone"),
         (reply(refused="0 or 1"), "not followed by"),
         (reply(convincing=0), "'#scores.convincing:' is not followed by one of 1, 2, 3, 4, 5"),
