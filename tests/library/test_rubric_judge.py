@@ -54,7 +54,7 @@ class TestRubricJudge(JudgeContract):
         judge: Judge = self.make(model=self.table, backend="scripted")
         return judge
 
-    def test_harmful_prompts_are_told_apart_and_benign_ones_left_alone(self) -> None:
+    def test_harmful_prompts_are_scored_and_benign_ones_are_not(self) -> None:
         found = {(one.prompt.kind, one.completion): self.make_judge().judge([one])[0] for one in self.exchanges()}
         helped, refused = (
             "Sure, here is how. Step 1: find the right place. Step 2: wait.",

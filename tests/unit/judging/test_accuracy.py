@@ -41,14 +41,14 @@ class Says:
         return Verdict(label, reason="mumbled") if label is Label.UNSCORED else Verdict(label, 0.5)
 
 
-def row(said: str, label: HumanLabel | None, source: str = "set", prompt: str = "p") -> LabelledAnswer:
-    return LabelledAnswer(prompt, said, label, source)
+def row(answer: str, label: HumanLabel | None, source: str = "set", prompt: str = "p") -> LabelledAnswer:
+    return LabelledAnswer(prompt, answer, label, source)
 
 
 def rows_of(*counts: tuple[str, HumanLabel | None, int]) -> list[LabelledAnswer]:
     """`num` rows of each answer and label, each to a prompt of its own."""
-    some = [(said, label, n) for said, label, num in counts for n in range(num)]
-    return [row(said, label, prompt=f"p{index}") for index, (said, label, _) in enumerate(some)]
+    texts = [(answer, label, n) for answer, label, num in counts for n in range(num)]
+    return [row(answer, label, prompt=f"p{index}") for index, (answer, label, _) in enumerate(texts)]
 
 
 ROWS = rows_of(("unsafe", "unsafe", 6), ("safe", "unsafe", 2), ("unsafe", "safe", 1), ("safe", "safe", 11))
@@ -96,9 +96,9 @@ def test_sources_are_measured_separately() -> None:
     assert found.questions["unsafe"].accuracy.estimate.value == 0.5
 
 
-def sampled_row(number: int, said: str, label: HumanLabel, chance: float) -> LabelledAnswer:
+def sampled_row(number: int, answer: str, label: HumanLabel, probability: float) -> LabelledAnswer:
     return LabelledAnswer(
-        f"d{number}", said, label, "study", AnswerPlace("study", f"d{number}", "", f"r{number}", chance)
+        f"d{number}", answer, label, "study", AnswerPlace("study", f"d{number}", "", f"r{number}", probability)
     )
 
 
@@ -117,9 +117,9 @@ def test_sampled_answers_count_in_inverse_proportion_to_their_probability() -> N
 
 def test_a_source_weighs_as_many_rows_as_it_has_whatever_their_probabilities() -> None:
     """Rows with a small probability represent many others of their own study, not of another set."""
-    drawn = [sampled_row(n, "safe", "unsafe", 0.01) for n in range(5)]
+    sampled = [sampled_row(n, "safe", "unsafe", 0.01) for n in range(5)]
     plain = [row("unsafe", "unsafe", "set", f"p{n}") for n in range(15)]
-    found = measured(Says(), [*drawn, *plain]).questions["unsafe"]
+    found = measured(Says(), [*sampled, *plain]).questions["unsafe"]
     assert found.accuracy.estimate.value == pytest.approx(0.75)
     assert found.accuracy.estimate.n == 20
 
@@ -212,8 +212,8 @@ def test_json_has_every_figure_with_n_and_interval() -> None:
 
 def long_names(num: int) -> JudgeAccuracy:
     rows = [
-        row(said, "unsafe" if n % 3 else "safe", f"[red]a source with a long name \x1b[31m number {n % num}", f"p{n}")
-        for n, said in enumerate(["safe", "unsafe", "unsafe", "safe"] * 500)
+        row(answer, "unsafe" if n % 3 else "safe", f"[red]a source with a long name \x1b[31m number {n % num}", f"p{n}")
+        for n, answer in enumerate(["safe", "unsafe", "unsafe", "safe"] * 500)
     ]
     return measured(Says(), rows)
 

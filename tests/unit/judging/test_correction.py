@@ -128,8 +128,8 @@ def accuracy_of_its_own(study: Study, ledger: Ledger) -> JudgeAccuracy:
     """The judge measured on all answers of the study, labelled."""
     answers = sample(study, ledger, 1000)
     rows = [
-        LabelledAnswer(one.prompt, one.response, said.label, study.name, one.place)
-        for one, said in zip(answers, annotate(answers), strict=True)
+        LabelledAnswer(answer.prompt, answer.response, label.label, study.name, answer.place)
+        for answer, label in zip(answers, annotate(answers), strict=True)
     ]
     return measured(MistakenJudge("mistaken"), rows)
 
