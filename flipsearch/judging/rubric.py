@@ -24,10 +24,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal, NamedTuple
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flipsearch.config import make_config, read_toml
-from flipsearch.core.errors import ConfigError, PluginError
+from flipsearch.config import read_toml
+from flipsearch.core.errors import ConfigError, PluginError, unknown_name
 from flipsearch.core.protocols import Backend
 from flipsearch.core.records import Exchange, Label, Prompt, Request, Rollout, Sampling, Verdict, content_id
 from flipsearch.judging.answer import answer_to_judge, split_answer
@@ -81,8 +81,15 @@ class Rubric:
 
     def __init__(self, path: Path) -> None:
         try:
-            form = make_config(_RubricForm, read_toml(path))
+            content = read_toml(path)
+            if unknown := [key for key in content if key not in _RubricForm.model_fields]:
+                raise ConfigError(unknown_name("setting", unknown[0], _RubricForm.model_fields))
+            form = _RubricForm.model_validate(content)
             form.check()
+        except ValidationError as error:
+            first = error.errors()[0]
+            key = ".".join(map(str, first["loc"]))
+            raise PluginError(f"rubric '{path}' cannot be used: {key}: {first['msg']}.") from error
         except ConfigError as error:
             raise PluginError(f"rubric '{path}' cannot be used: {error}") from error
         self.benign = form.benign
