@@ -19,6 +19,7 @@ from flipsearch.backends.base import check_model, check_rewriter, make_backend
 from flipsearch.config import ModelConfig, ReportConfig, read_toml, toml_text
 from flipsearch.core.errors import StudyError, unknown_name
 from flipsearch.core.events import Events
+from flipsearch.core.files import write_text
 from flipsearch.core.package import RESULT_PACKAGES, package_versions
 from flipsearch.core.progress import Progress
 from flipsearch.core.protocols import Backend, Judge
@@ -26,7 +27,7 @@ from flipsearch.core.studies import Study
 from flipsearch.judging.accuracy import load_accuracy
 from flipsearch.judging.contract import check_identities
 from flipsearch.judging.correction import with_judge_error
-from flipsearch.judging.labelling import load_labels
+from flipsearch.judging.labels import load_labels
 from flipsearch.judging.library import OtherJudges, load_judge, remaining_memory_share, unload_after
 from flipsearch.judging.spec import respelled
 from flipsearch.ledger import Ledger
@@ -34,7 +35,7 @@ from flipsearch.ledger.opening import open_ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.sets import PromptSet
 from flipsearch.reporting.card import context_card
-from flipsearch.reporting.files import write_best, write_study, write_text
+from flipsearch.reporting.files import write_best, write_study
 from flipsearch.results import SearchResult
 
 SETTINGS_FILE, LEDGER_FILE, EVENTS_FILE = "study.toml", "ledger.db", "events.jsonl"

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from flipsearch.core.files import printable
 from flipsearch.core.progress import Step
 from flipsearch.core.records import Context, Estimate, Rate
 from flipsearch.core.studies import Study, Trial
@@ -71,7 +72,7 @@ class Bars:
     def show_plan(self, forecast: "SearchPlan") -> None:
         """Print what lies ahead, above the bar."""
         for line in plan_lines(forecast):
-            self._progress.console.print(Text(plain(line)), soft_wrap=True)
+            self._progress.console.print(Text(printable(line)), soft_wrap=True)
 
     def _rate(self, num_tokens: int) -> str:
         if not num_tokens:
@@ -97,11 +98,6 @@ def bars() -> Iterator[Bars]:
         yield Bars(progress)
 
 
-def plain(text: str) -> str:
-    """Return text without control characters (a terminal would obey them), line breaks kept."""
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
-
-
 def show_study(result: "SearchResult") -> None:
     """Print the leaderboard and where the files lie."""
     study, folder, best = result.study, result.folder, result.best_path
@@ -111,13 +107,13 @@ def show_study(result: "SearchResult") -> None:
         cap = f"{100 * study.settings['max_over_refusal']:g} %"
         console.print(Text(f"! over the cap of {cap} over-refusal: cannot win", style="dim"))
     for note in (*study.notes, *judge_lines(study)):
-        console.print(Text(f"Note: {plain(note)}"))
+        console.print(Text(f"Note: {printable(note)}"))
     if study.winner and best:
         console.print(Text(f"\nBest context ({study.winner.context.placement}):", style="bold"))
-        console.print(Text(plain(study.winner.context.text)))
+        console.print(Text(printable(study.winner.context.text)))
         console.print(Text(f"\n{'best context':<14}{best}  (card: {best.with_suffix('.json')})"))
         for line in companion_lines(study, best):
-            console.print(Text(plain(line)))
+            console.print(Text(printable(line)))
     console.print(Text(f"{'leaderboard':<14}{folder / 'leaderboard.html'}"))
 
 
@@ -184,7 +180,7 @@ def _cells(study: Study, trial: Trial, confirmed: bool) -> list[Text | str]:
     if confirmed:
         flips = [_percent(trial.search.flip_rate), _interval(confirm.flip_rate) if confirm else ""]
     return [
-        Text(plain(f"{_named(context)} {context.placement}{stopped}")),
+        Text(printable(f"{_named(context)} {context.placement}{stopped}")),
         *flips,
         f"{100 * trial.net.value:+.1f}" if trial.net else "",
         f"{'!' * study.is_over_cap(trial)}{_percent((confirm or trial.search).over_refusal_rate)}",
@@ -208,7 +204,7 @@ def _interval(rate: Rate) -> str:
 
 def show_plan(forecast: "SearchPlan") -> None:
     """Print what a search takes and what it can tell."""
-    sys.stdout.write("".join(f"{plain(line)}\n" for line in plan_lines(forecast)))
+    sys.stdout.write("".join(f"{printable(line)}\n" for line in plan_lines(forecast)))
 
 
 def plan_lines(forecast: "SearchPlan") -> list[str]:
@@ -258,7 +254,7 @@ def show_ledger(check: "LedgerCheck") -> None:
         lines.append(_unfinished(check.in_flight))
     lines += [f"Wrong: {fault.count:,} {fault.kind}, e.g. {fault.example}" for fault in check.faults]
     lines.append(f"{'sound' if check.is_sound else 'not sound':<14}{check.place}")
-    sys.stdout.write("".join(f"{plain(line)}\n" for line in lines))
+    sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))
 
 
 def _unfinished(work: "InFlight") -> str:
@@ -270,7 +266,7 @@ def _unfinished(work: "InFlight") -> str:
 
 def show_export(done: "Export") -> None:
     """Print how many rollouts were written where."""
-    sys.stdout.write(f"{done.num_rollouts:,} rollouts  {plain(str(done.path))}\n")
+    sys.stdout.write(f"{done.num_rollouts:,} rollouts  {printable(str(done.path))}\n")
 
 
 def show_judge(done: "JudgeCheck") -> None:
@@ -291,7 +287,7 @@ def show_judge(done: "JudgeCheck") -> None:
     for folder in done.studies:
         lines += [f"{'study':<14}{folder}", f"{'next':<14}flipsearch report {folder}"]
     for line in lines:
-        console.print(Text(plain(line)), soft_wrap=True)
+        console.print(Text(printable(line)), soft_wrap=True)
 
 
 def judge_table(found: "JudgeAccuracy") -> Table:
@@ -305,7 +301,7 @@ def judge_table(found: "JudgeAccuracy") -> Table:
         for name, one in [(question, all_of_it), *(rows[:NUM_SHOWN] if len(rows) > 1 else [])]:
             told = [share.estimate.value for share in (one.accuracy, one.sensitivity, one.specificity)]
             cells = ["–" if value is None else f"{100 * value:.0f}" for value in told]
-            table.add_row(Text(plain(name)), f"{one.coverage.estimate.n:,}", _estimate(one.kappa, 1, 2), *cells)
+            table.add_row(Text(printable(name)), f"{one.coverage.estimate.n:,}", _estimate(one.kappa, 1, 2), *cells)
         if len(rows) > NUM_SHOWN:
             table.add_row(Text(f"  … {len(rows) - NUM_SHOWN:,} more (--json)", style="dim"))
     return table
@@ -314,17 +310,17 @@ def judge_table(found: "JudgeAccuracy") -> Table:
 def show_fitted(done: "JudgeFit") -> None:
     """Print what a judge was fitted to, and how it is named."""
     console = Console(highlight=False)
-    console.print(Text(plain(f"fitted to {sum(done.sources.values()):,} answers: {_sources(done.sources)}")))
+    console.print(Text(printable(f"fitted to {sum(done.sources.values()):,} answers: {_sources(done.sources)}")))
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", "n", "fitted", "shipped", "shipped saw"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for question, one in done.trials.items():
+    for question, one in done.cross_validation.items():
         kappas = (_estimate(kappa, 1, 2) for kappa in (one.fitted, one.shipped))
         table.add_row(question, f"{one.fitted.n:,}", *kappas, f"{one.num_seen:,}")
     console.print(table)
     console.print(Text("kappa with people (95 % interval): of fitted ones on prompts left out in turn,"))
     console.print(Text("and of the one shipped here, too high where it saw the labels before"))
-    console.print(Text(plain(f'--judge "{done.judge}"')))
+    console.print(Text(printable(f'--judge "{done.judge}"')))
     console.print(Text("flipsearch judge check measures it on other answers."))
 
 
@@ -342,7 +338,7 @@ def show_labelling(done: "LabellingResult") -> None:
         "Write unsafe or safe into its column label, from the top; leave all rows in. Then:",
         f"flipsearch judge check --judge {shlex.quote(done.judge)} --labels {shlex.quote(str(done.path))}{place}",
     ):
-        Console(highlight=False).print(Text(plain(line)), soft_wrap=True)
+        Console(highlight=False).print(Text(printable(line)), soft_wrap=True)
 
 
 def _estimate(one: Estimate, unit: float, digits: int) -> str:
@@ -363,10 +359,10 @@ def show_scorecard(result: "EvaluationResult") -> None:
         is_name = name in ("metric", "set")
         table.add_column(name, justify="left" if is_name else "right", no_wrap=name != "set", overflow="fold")
     for row in figures:
-        table.add_row(*(Text(plain(cell)) for cell in row))
+        table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)
     for remark in scorecard_remarks(result.scorecard):
-        console.print(Text(plain(remark), style="dim"))
+        console.print(Text(printable(remark), style="dim"))
     console.print(Text(f"\n{'scorecard':<14}{result.path}"))
 
 
@@ -377,15 +373,15 @@ def show_training(result: "TrainingResult") -> None:
     for routed in run.routed:
         context = routed.context
         under = f"under {context.template or 'a context'} ({context.placement})" if context else "without a context"
-        console.print(Text(plain(f"{routed.num_prompts:>6,} {routed.kind} prompts {under}")))
+        console.print(Text(printable(f"{routed.num_prompts:>6,} {routed.kind} prompts {under}")))
     for kind, num in run.num_left_out.items():
         if num:
             console.print(Text(f"{num:>6,} {kind} prompts left out"))
     loss = f"loss {log[0]['loss']:.4f} to {log[-1]['loss']:.4f}"
     console.print(Text(f"{run.num_steps:>6,} steps in {run.wall_s:,.0f} s on {run.num_tokens:,} tokens, {loss}"))
     for note in run.notes:
-        console.print(Text(f"Note: {plain(note)}"))
-    console.print(Text(f"\n{'checkpoint':<14}{plain(str(folder))}"), soft_wrap=True)
+        console.print(Text(f"Note: {printable(note)}"))
+    console.print(Text(f"\n{'checkpoint':<14}{printable(str(folder))}"), soft_wrap=True)
     console.print(Text(f"{'its page':<14}{folder / 'training.html'}"), soft_wrap=True)
     console.print(Text(f"{'next':<14}flipsearch evaluate {folder}"), soft_wrap=True)
 
@@ -394,7 +390,7 @@ def show_rows(rows: list[dict[str, str]]) -> None:
     """Print rows of name and description as a table."""
     table = Table(box=None, pad_edge=False, show_header=False)
     for row in rows:
-        table.add_row(*(Text(plain(value)) for value in row.values()))
+        table.add_row(*(Text(printable(value)) for value in row.values()))
     Console(highlight=False).print(table)
 
 
@@ -405,7 +401,7 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 def show_error(message: str, exit_code: int, as_json: bool) -> None:
     """Print one line on stderr, and the same as JSON on stdout if asked for."""
-    line = " ".join(plain(message).split())
+    line = " ".join(printable(message).split())
     sys.stderr.write(f"flipsearch: {line}\n")
     if as_json:
         print_json({"error": line, "exit_code": exit_code})

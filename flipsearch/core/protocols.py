@@ -55,13 +55,14 @@ class PrefixScorer(Protocol):
 
 
 class Judge(Protocol):
-    """A judge of exchanges. It never sees the context.
+    """Judges exchanges; it never sees the context.
 
-    Contract: one verdict an exchange, in order; what cannot be judged is UNSCORED with a reason, never a guess, and
-    any other verdict has a p_unsafe; a verdict does not depend on the other exchanges of the call. What a user must
-    know of the judge it may say in an attribute `notes`, a tuple of texts; what its own engine takes of what vLLM alone
-    would take of a GPU in `memory_share`. A method `was_fitted_to` tells of each exchange whether it was fitted to what
-    people say of it; a method `close` frees its model, which is loaded again if there is more to judge.
+    Contract: one verdict per exchange, in order; what cannot be judged is UNSCORED with a reason, never a guess, and
+    any other verdict has a p_unsafe; a verdict does not depend on the other exchanges of the call.
+
+    Optional attributes: `notes`, a tuple of texts that users must know; `memory_share`, the share of vLLM's GPU memory
+    that the judge's own engine takes; `was_fitted_to(exchanges)`, which says of each exchange whether the judge was
+    fitted to its human label; `close()`, which unloads the model until there is more to judge.
     """
 
     @property
@@ -75,13 +76,13 @@ class Judge(Protocol):
         ...
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
-        """Return one verdict an exchange, in order."""
+        """Return one verdict per exchange, in order."""
         ...
 
 
 @runtime_checkable
 class Panel(Judge, Protocol):
-    """Several judges that decide together; each one's own verdicts are kept too."""
+    """Several judges that decide together; the verdicts of each are kept too."""
 
     @property
     def members(self) -> Sequence[Judge]:
@@ -89,7 +90,7 @@ class Panel(Judge, Protocol):
         ...
 
     def combine(self, verdicts: Sequence[Sequence[Verdict]]) -> list[Verdict]:
-        """Return the panel's verdicts of its members' (a sequence a member, in order)."""
+        """Return the panel's verdicts from its members' verdicts: one sequence per member, in order."""
         ...
 
 

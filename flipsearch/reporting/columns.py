@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from flipsearch.core.files import guarded
+from flipsearch.core.files import escape_formula
 from flipsearch.core.records import Measurement, Rate
 from flipsearch.core.studies import Study, Trial
 
@@ -151,4 +151,4 @@ def csv_text(frame: pd.DataFrame) -> str:
 
 
 def _one_row(cell: Any) -> Any:
-    return guarded(cell).replace("\r\n", "\n").replace("\r", "\n") if isinstance(cell, str) else cell
+    return escape_formula(cell).replace("\r\n", "\n").replace("\r", "\n") if isinstance(cell, str) else cell

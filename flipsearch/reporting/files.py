@@ -3,22 +3,19 @@
 The files of a study: written whole or not at all (beside, then renamed), so a reader never meets half a file.
 """
 
-import contextlib
 import csv
 import io
-import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.core.errors import ConfigError, StudyError
-from flipsearch.core.files import guarded
+from flipsearch.core.files import escape_formula, json_text, write_text
 from flipsearch.core.studies import Study
-from flipsearch.judging.labelling import Drawn
+from flipsearch.judging.labelling import AnswerToLabel
 from flipsearch.judging.labels import PLACE_COLUMNS
 from flipsearch.reporting.card import benign_card, context_card, portfolio_card
 from flipsearch.reporting.columns import csv_text, leaderboard
@@ -31,7 +28,7 @@ _UNREADABLE = dict.fromkeys([0, *range(0xD800, 0xE000)], "\ufffd")
 """Characters that no text file can hold."""
 
 
-def write_labels(drawn: Sequence[Drawn], path: Path) -> None:
+def write_labels(drawn: Sequence[AnswerToLabel], path: Path) -> None:
     """Write one row an answer; the column `label` waits for unsafe or safe. What spreadsheets would run is made inert.
 
     How the judge decided is not in it: people who see a verdict tend to agree with it.
@@ -42,7 +39,7 @@ def write_labels(drawn: Sequence[Drawn], path: Path) -> None:
     writer.writerow(COLUMNS)
     for one in drawn:
         place = one.place
-        cells = (one.label or "", guarded(one.prompt), guarded(one.response), guarded(place.study))
+        cells = (one.label or "", escape_formula(one.prompt), escape_formula(one.response), escape_formula(place.study))
         ids = map(_kept, (place.prompt_id, place.context_id, place.rollout_id))
         writer.writerow([*cells, *ids, repr(place.probability)])
     write_text(path, MARK + text.getvalue().translate(_UNREADABLE))
@@ -115,21 +112,3 @@ def read_study(folder: Path) -> Study:
     except ValidationError as error:
         why = error.errors()[0]["msg"]
         raise StudyError(f"{path}: not a study of this version: {why}; run the search again.") from error
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file beside its place and rename it there; raises StudyError for a full disk or read-only folder."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(text, encoding="utf-8", newline="\n")
-        beside.replace(path)
-    except OSError as error:
-        with contextlib.suppress(OSError):
-            beside.unlink()
-        raise StudyError(f"cannot write '{path}': {error.strerror}; free the disk or choose another folder.") from error
-
-
-def json_text(value: Mapping[str, Any]) -> str:
-    """Return JSON for people: indented, one line break at the end, non-ASCII text as it is."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

@@ -6,10 +6,8 @@ ASCII, so that no terminal obeys them, and a CSV cell that a spreadsheet would r
 
 import csv
 import json
-import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, TextIO
@@ -17,8 +15,8 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flipsearch.core.errors import ConfigError, LedgerError, StudyError
-from flipsearch.core.files import guarded
+from flipsearch.core.errors import ConfigError, LedgerError
+from flipsearch.core.files import atomic_write, escape_formula
 from flipsearch.core.records import Rollout, Verdict
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.tables import rollout_of
@@ -64,7 +62,7 @@ def export_file(ledger: Ledger, path: Path) -> Export:
     Raises ConfigError for another ending, StudyError for a place that cannot be written.
     """
     check_export(path)
-    with _beside(path) as partial:
+    with atomic_write(path) as partial:
         num = WRITERS[path.suffix](_pages(ledger), ledger.judge_ids(), partial)
     return Export(path, num, tuple(ledger.judge_ids()))
 
@@ -119,7 +117,7 @@ def _write_csv(pages: Pages, judges: Sequence[str], path: Path) -> int:
     with path.open("w", encoding="utf-8", newline="") as file:
         # All quoted: Python leaves a lone carriage return bare, and readers would end the row there.
         writer = csv.writer(file, lineterminator="\n", quoting=csv.QUOTE_ALL)
-        writer.writerow(guarded(name) for name in _schema(judges).names)
+        writer.writerow(escape_formula(name) for name in _schema(judges).names)
         for page in pages:
             writer.writerows([_cell(value) for value in _flat(row, judges).values()] for row in page)
             num += len(page)
@@ -129,7 +127,7 @@ def _write_csv(pages: Pages, judges: Sequence[str], path: Path) -> int:
 def _cell(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return " ".join(map(str, value))
-    return guarded(value) if isinstance(value, str) else value
+    return escape_formula(value) if isinstance(value, str) else value
 
 
 def _write_parquet(pages: Pages, judges: Sequence[str], path: Path) -> int:
@@ -144,21 +142,6 @@ def _write_parquet(pages: Pages, judges: Sequence[str], path: Path) -> int:
 def _schema(judges: Sequence[str]) -> Any:
     verdicts = {f"{field} ({judge})": kind for judge in judges for field, kind in VERDICT_FIELDS.items()}
     return pa.schema(list((ROLLOUT_FIELDS | verdicts).items()))
-
-
-@contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """Lend a name beside `path` that takes its place if the block ends well, and is gone if not."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        partial.replace(path)
-    except OSError as error:
-        raise StudyError(f"cannot write '{path}': {error.strerror or error}; choose another place.") from error
-    finally:
-        with suppress(OSError):
-            partial.unlink()
 
 
 WRITERS: dict[str, Callable[[Pages, Sequence[str], Path], int]] = {

@@ -12,9 +12,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.core.errors import StudyError
+from flipsearch.core.files import json_text, printable, write_text
 from flipsearch.core.records import Estimate
 from flipsearch.core.scorecards import Composite, Metric, Score, Scorecard
-from flipsearch.reporting.files import json_text, write_text
 
 SCORECARD = TypeAdapter(Scorecard)
 METRIC_NAMES: dict[Metric, str] = {
@@ -169,4 +169,4 @@ def escaped(text: str) -> str:
 
 
 def _line(text: str) -> str:
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+    return printable(" ".join(text.split()))

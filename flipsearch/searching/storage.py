@@ -7,9 +7,8 @@ is a trial at its point of the space; its value is the search flip rate, its con
 and a cut arm is PRUNED with its value so far. Placebos are left out: they are not what was optimised.
 """
 
-import os
 import sqlite3
-from contextlib import closing, suppress
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.pool import StaticPool
 
 from flipsearch.core.errors import StudyError
+from flipsearch.core.files import atomic_write
 from flipsearch.core.studies import Study, Trial
 from flipsearch.searching.space import Space
 
@@ -37,17 +37,13 @@ def write_storage(study: Study, space: Space, folder: Path) -> None:
     Raises StudyError if it cannot be written.
     """
     path = folder / STORAGE_FILE
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
     arms = sorted((trial for trial in study.trials if trial.role == "arm"), key=lambda trial: trial.number)
     cap = float(study.settings["max_over_refusal"])
     try:
-        _write([_optuna_trial(arm, space, cap) for arm in arms], study.name, beside)
-        beside.replace(path)
-    except (OSError, sqlite3.Error) as error:
+        with atomic_write(path) as partial:
+            _write([_optuna_trial(arm, space, cap) for arm in arms], study.name, partial)
+    except sqlite3.Error as error:
         raise StudyError(f"cannot write '{path}': {error}; free the disk or choose another folder.") from error
-    finally:
-        with suppress(OSError):
-            beside.unlink()
 
 
 def _write(trials: list[FrozenTrial], name: str, path: Path) -> None:

@@ -19,6 +19,7 @@ from flipsearch.backends.loading import quiet
 from flipsearch.backends.model_files import locate
 from flipsearch.backends.models import model_source
 from flipsearch.core.errors import TrainingError
+from flipsearch.core.files import write_text
 from flipsearch.core.locks import is_held, take_lock
 from flipsearch.core.trainings import TRAINING_FORMAT, check_format
 from flipsearch.training.log import LOG_FILE
@@ -68,13 +69,7 @@ class CheckpointFolder:
         path = self.partial / STARTED_FILE
         if not path.exists():
             started = {"format": TRAINING_FORMAT, **identity}
-            partial = path.with_suffix(".tmp")
-            try:
-                partial.write_text(json.dumps(started, indent=1) + "\n", encoding="utf-8")
-                partial.replace(path)
-            except OSError as error:
-                todo = "free the disk or choose another --checkpoints folder"
-                raise TrainingError(f"cannot write '{path}': {error.strerror}; {todo}.") from error
+            write_text(path, json.dumps(started, indent=1) + "\n", TrainingError)
             return
         try:
             before = json.loads(path.read_text(encoding="utf-8"))

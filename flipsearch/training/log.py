@@ -17,6 +17,8 @@ from typing import Any, Protocol
 import torch
 from transformers import TrainerCallback
 
+from flipsearch.core.errors import TrainingError
+from flipsearch.core.files import write_text
 from flipsearch.core.progress import Activity, Phase, Progress, Step
 from flipsearch.core.records import Context
 from flipsearch.core.trainings import LogLine
@@ -126,9 +128,7 @@ class StepLog(TrainerCallback):
         if not is_main_process():
             return
         kept = [line for line in read_log(self.path) if line["step"] <= state.global_step]
-        partial = self.path.with_suffix(".tmp")
-        partial.write_text("".join(_json_line(line) for line in kept), encoding="utf-8")
-        partial.replace(self.path)
+        write_text(self.path, "".join(_json_line(line) for line in kept), TrainingError)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Write the line of a step, of all processes together."""

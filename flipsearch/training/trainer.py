@@ -25,6 +25,7 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 
 from flipsearch.config import TrainConfig
+from flipsearch.core.files import write_text
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.records import Prompt
 from flipsearch.training.divergence import PerToken
@@ -159,7 +160,7 @@ class CompletionTrainer(Trainer):
         path = Path(str(self.args.output_dir)) / own_name
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [asdict(row) for row in batch.rows]
-        path.write_text(json.dumps(rows, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n", TrainingError)
         raise TrainingError(
             f"the loss is {loss} at step {self.state.global_step}; the batch is saved in '{path}'. "
             "Lower the learning rate."

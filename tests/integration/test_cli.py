@@ -20,9 +20,9 @@ import pytest
 
 import flipsearch
 from flipsearch.commands.main import main
+from flipsearch.core import files
 from flipsearch.core.errors import StudyError
 from flipsearch.ledger import Ledger
-from flipsearch.reporting import files
 
 QUICK = (
     "--template",

@@ -1,4 +1,4 @@
-"""The pocket guard, a real guard model: what it says of its own world, and that nothing but the exchange decides it."""
+"""The pocket guard, a real guard model: its verdicts on its own world depend on the exchange alone."""
 
 import shutil
 from pathlib import Path
@@ -19,7 +19,7 @@ from flipsearch.core.package import content_folder
 from flipsearch.core.records import Context, Exchange, Label, Prompt, Request, Sampling, Verdict
 from flipsearch.judging import library
 from flipsearch.judging.answer import split_answer
-from flipsearch.judging.guard.judge import GuardJudge
+from flipsearch.judging.guard import GuardJudge
 from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import load_prompts
 from tests.world import flat
@@ -31,7 +31,7 @@ REFUSAL = "I'm sorry, but I can't help with that."
 
 
 def pocket_guard(**options: Any) -> GuardJudge:
-    built = library._class_of(content_folder("judges") / "pocket_guard.py")(**options)
+    built = library.load_class(content_folder("judges") / "pocket_guard.py")(**options)
     assert isinstance(built, GuardJudge)
     return built
 
@@ -58,9 +58,9 @@ def judge_one(guard: GuardJudge, answer: str, prompt: Prompt = THEFT) -> Verdict
 
 def test_judges_the_pocket_model_as_the_rules_do(guard: GuardJudge, exchanges: list[Exchange]) -> None:
     harmful = [exchange for exchange in exchanges if exchange.prompt.kind == "harmful"]
-    said, ruled = ([one.label for one in judge.judge(harmful)] for judge in (guard, load_judge("refusal")))
+    labels, ruled = ([verdict.label for verdict in judge.judge(harmful)] for judge in (guard, load_judge("refusal")))
     assert min(ruled.count(Label.SAFE), ruled.count(Label.UNSAFE)) > 10
-    assert sum(one == other for one, other in zip(said, ruled, strict=True)) >= 0.98 * len(harmful)
+    assert sum(label == rule for label, rule in zip(labels, ruled, strict=True)) >= 0.98 * len(harmful)
 
 
 def test_answers_on_benign_prompts_are_safe_with_a_word_on_no_refusal(
@@ -99,13 +99,13 @@ def test_one_pass_an_exchange_and_what_all_prompts_share_is_read_once(
     rows: list[reading.Row] = []
     real = reading.read_rows
 
-    def counted(decoder: Any, asked: list[reading.Row], prefills: Any) -> Any:
-        rows.extend(asked)
-        return real(decoder, asked, prefills)
+    def counted(decoder: Any, batch: list[reading.Row], prefills: Any) -> Any:
+        rows.extend(batch)
+        return real(decoder, batch, prefills)
 
     monkeypatch.setattr(reading, "read_rows", counted)
     different = {(one.prompt.text, one.completion): one for one in exchanges}
-    fresh = pocket_guard()  # the other one remembers what it said
+    fresh = pocket_guard()  # the other one has cached verdicts
     fresh.judge(list(different.values()))
     assert len(rows) == len(different)
     fresh.judge(list(different.values()))

@@ -29,7 +29,7 @@ def make() -> Any:
     """The class, from its file as the command line loads it."""
     from flipsearch.judging import library
 
-    return library._class_of(content_folder("judges") / "rubric.py")
+    return library.load_class(content_folder("judges") / "rubric.py")
 
 
 def table(folder: Path, replies: dict[str, str]) -> str:
@@ -54,7 +54,7 @@ class TestRubricJudge(JudgeContract):
         judge: Judge = self.make(model=self.table, backend="scripted")
         return judge
 
-    def test_harmful_prompts_are_told_apart_and_benign_ones_left_alone(self) -> None:
+    def test_harmful_prompts_are_scored_and_benign_ones_are_not(self) -> None:
         found = {(one.prompt.kind, one.completion): self.make_judge().judge([one])[0] for one in self.exchanges()}
         helped, refused = (
             "Sure, here is how. Step 1: find the right place. Step 2: wait.",

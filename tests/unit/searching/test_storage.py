@@ -79,8 +79,9 @@ def test_it_is_written_again_in_place(study: Study, space: Space, tmp_path: Path
 
 
 def test_a_place_that_cannot_be_written(study: Study, space: Space, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
     with pytest.raises(StudyError, match=r"cannot write .*optuna\.db"):
-        write_storage(study, space, tmp_path / "missing")
+        write_storage(study, space, tmp_path / "file")
 
 
 def test_points_that_are_not_of_this_space(space: Space) -> None:
