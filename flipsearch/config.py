@@ -18,7 +18,6 @@ from flipsearch.core.samples import SampleRule
 from flipsearch.core.trainings import Control, Method
 
 Thinking = Literal["auto", "on", "off"]
-BackendName = Literal["transformers", "vllm", "http", "scripted"]
 Settings = TypeVar("Settings", bound=BaseModel)
 MAX_TOKENS = 1024
 """Most completion tokens where neither the user nor the model says otherwise."""
@@ -54,7 +53,8 @@ class ModelConfig(BaseModel):
 
     model: str = "pocket"
     """Built-in name, local folder or hub id (org/name or org/name@revision)."""
-    backend: BackendName = "transformers"
+    backend: str = "transformers"
+    """A name of `flipsearch list backends`; it is looked up when the model is checked."""
     thinking: Thinking = "auto"
     """The chat template's thinking switch."""
     device: str = "auto"

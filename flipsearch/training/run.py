@@ -17,8 +17,7 @@ from transformers import PrinterCallback, set_seed
 
 from flipsearch.backends.base import make_backend
 from flipsearch.backends.loading import choose_device, choose_dtype, is_out_of_memory, make_savable, quiet
-from flipsearch.backends.model_files import locate
-from flipsearch.backends.models import model_source
+from flipsearch.backends.models import locate, model_source
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.package import package_versions

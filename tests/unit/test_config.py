@@ -20,7 +20,6 @@ def test_later_sources_win_and_none_means_not_given() -> None:
         ({"num_context": 3}, r"unknown setting 'num_context'\. Did you mean num_contexts"),
         ({"num_contexts": 0}, r"num_contexts = 0: .*greater than or equal to 1"),
         ({"max_over_refusal": 2}, r"max_over_refusal = 2: .*less than or equal to 1"),
-        ({"backend": "vlm"}, r"backend = 'vlm': .*'transformers', 'vllm', 'http' or 'scripted'"),
         ({"temperature": "hot"}, r"temperature = 'hot': .*valid number"),
         ({"temperature": float("nan")}, r"temperature = nan"),
         ({"placements": ["sytem"]}, r"placements.0 = 'sytem'"),

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from flipsearch.backends.chat import ControlTokens
-from flipsearch.backends.scoring import Scorer
+from flipsearch.backends.scoring import TokenScorer
 from flipsearch.core.errors import JudgeError
 from flipsearch.judging.guard.prompts import MIN_MASS, PROBE, Answer, Decision, GuardTemplate, decide
 
@@ -36,7 +36,7 @@ class Asker:
     JudgeError for a tokenizer that has none.
     """
 
-    def __init__(self, scorer: Scorer, template: GuardTemplate, begins: bool) -> None:
+    def __init__(self, scorer: TokenScorer, template: GuardTemplate, begins: bool) -> None:
         self._scorer, self._template, self._tokenizer = scorer, template, scorer.tokenizer
         self._begin: Ids = (self._begin_id(),) if begins else ()
         self._control = ControlTokens(self._tokenizer, template.text)

@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import ClassVar
 
-from flipsearch.backends.scoring import Scorer, ScorerConfig
+from flipsearch.backends.scoring import TokenScorer, TokenScorerConfig
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.records import Exchange, Label, Verdict, content_id
 from flipsearch.judging.answer import what_to_judge
@@ -76,14 +76,14 @@ class GuardJudge:
             raise ConfigError(f"threshold is {threshold}, expected more than 0 and less than 1.")
         self.threshold = threshold
         chosen = model or self.needs_model or self.built_in_model
-        self.config = ScorerConfig(chosen, backend, device, dtype, batch_size, memory_share)
+        self.config = TokenScorerConfig(chosen, backend, device, dtype, batch_size, memory_share)
         self.config.check()
-        self.memory_share = self.config.taken_share()
+        self.memory_share = self.config.reserved_share()
         """Of what vLLM alone would take of a GPU; 0 where the guard is not on vLLM."""
         self.template = GuardTemplate(self.template_file, self.markers, self.roles)
         self._identity = ""
         self._said: dict[str, Verdict] = {}
-        self._scorer: Scorer | None = None
+        self._scorer: TokenScorer | None = None
         self._asker: Asker | None = None
 
     @property
