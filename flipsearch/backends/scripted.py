@@ -42,7 +42,7 @@ class ScriptedBackend:
             content: object = getattr(replies, "__qualname__", type(replies).__qualname__)
         else:
             table = {key if isinstance(key, tuple) else (key, ANY): text for key, text in replies.items()}
-            self._reply = _from_table(table)
+            self._table, self._reply = table, self._look_up
             content = sorted([*key, text] for key, text in table.items())
         self.model_id = content_id("scripted", identity, content, self._errors)
 
@@ -116,12 +116,9 @@ class ScriptedBackend:
             request, self.model_id, sampling, prompt_words, completion=shown, completion_ids=(), stopped=stopped
         )
 
-
-def _from_table(table: Mapping[tuple[str, str], str]) -> Reply:
-    def reply(prompt: str, context: str) -> str:
+    def _look_up(self, prompt: str, context: str) -> str:
+        """Return the completion of the closest entry; BackendError if there is none."""
         for key in ((prompt, context), (prompt, ANY), (ANY, context), (ANY, ANY)):
-            if key in table:
-                return table[key]
+            if key in self._table:
+                return self._table[key]
         raise BackendError(f"the table has no completion for the prompt '{prompt[:60]}' under this context.")
-
-    return reply

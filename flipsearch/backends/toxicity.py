@@ -25,13 +25,10 @@ from transformers import (
 )
 
 from flipsearch.backends.loading import load_tokenizer, quiet
-from flipsearch.core.errors import BackendError
+from flipsearch.core.errors import BackendError, one_line
 
-CLASSES: dict[str, type[PreTrainedModel]] = {
-    "BertForSequenceClassification": BertForSequenceClassification,
-    "RobertaForSequenceClassification": RobertaForSequenceClassification,
-    "XLMRobertaForSequenceClassification": XLMRobertaForSequenceClassification,
-}
+ARCHITECTURES = (BertForSequenceClassification, RobertaForSequenceClassification, XLMRobertaForSequenceClassification)
+CLASSES: dict[str, type[PreTrainedModel]] = {architecture.__name__: architecture for architecture in ARCHITECTURES}
 STANDARD_NAMES = {"toxic": "toxicity", "severe_toxic": "severe_toxicity", "identity_hate": "identity_attack"}
 """Class names of the first checkpoint -> those of the later ones, as in the package."""
 LEFTOVERS = re.compile(r"\w+\.embeddings\.position_ids|roberta\.pooler\.dense\.(weight|bias)")
@@ -114,7 +111,7 @@ def _read(checkpoint: Path) -> tuple[_CheckpointConfig, dict[str, torch.Tensor]]
         # Tensors and plain values alone: nothing in the file is run.
         content: Any = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises everything from KeyError to its own types, in many lines
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = one_line(error, 160)
         raise BackendError(
             f"'{checkpoint}' cannot be read as tensors and plain values ({reason}); is it whole, and Detoxify's?"
         ) from error
@@ -139,9 +136,7 @@ def _build(checkpoint: _CheckpointConfig, architecture: Path) -> PreTrainedModel
                 architecture, num_labels=checkpoint.num_classes, local_files_only=True, trust_remote_code=False
             )
     except Exception as error:  # the library raises everything from KeyError to its own types
-        raise BackendError(
-            f"the config in '{architecture}' cannot be read: {' '.join(str(error).split())[:200]}"
-        ) from error
+        raise BackendError(f"the config in '{architecture}' cannot be read: {one_line(error)}") from error
     if type(config) is not model_class.config_class:
         raise BackendError(
             f"the checkpoint is a {checkpoint.model_class}, but '{architecture}' holds the config of a "
@@ -156,18 +151,15 @@ def _fill(model: PreTrainedModel, state: dict[str, torch.Tensor], checkpoint: Pa
     expected = set(model.state_dict())
     missing, unknown = sorted(expected - set(kept)), sorted(set(kept) - expected)
     if missing or unknown:
+        examples = [", ".join(names[:3] + ["…"] * (len(names) > 3)) or "none" for names in (missing, unknown)]
         raise BackendError(
-            f"'{checkpoint}' does not fill its model: {len(missing)} weights are missing ({_sample(missing)}), "
-            f"{len(unknown)} are unknown ({_sample(unknown)})."
+            f"'{checkpoint}' does not fill its model: {len(missing)} weights are missing ({examples[0]}), "
+            f"{len(unknown)} are unknown ({examples[1]})."
         )
     try:
         model.load_state_dict(kept, strict=True)
     except RuntimeError as error:  # sizes
-        raise BackendError(f"'{checkpoint}' does not fit its model: {' '.join(str(error).split())[:300]}") from error
-
-
-def _sample(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "") if names else "none"
+        raise BackendError(f"'{checkpoint}' does not fit its model: {one_line(error, 300)}") from error
 
 
 def _batches(windows: Sequence[Sequence[int]], num_tokens: int) -> Iterator[list[int]]:

@@ -20,7 +20,6 @@ from flipsearch.backends.loading import (
     is_out_of_memory,
     load_model,
     load_tokenizer,
-    local_identity,
     max_positions,
     memory_bytes,
 )
@@ -84,11 +83,6 @@ class TransformersBackend(LocalBackend):
             device=config.device,
             dtype=config.dtype,
         )
-
-    @classmethod
-    def identity(cls, config: ModelConfig) -> str:
-        """Return an identity of the model; a hub model is downloaded, no weights are loaded."""
-        return local_identity("transformers", config)
 
     def _set_up(
         self, model: PreTrainedModel, tokenizer: Any, chat: Chat, batch_size: int | None, revision: str | None

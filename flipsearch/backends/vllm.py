@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from flipsearch.backends.chat import Chat
-from flipsearch.backends.loading import choose_device, choose_dtype, load_tokenizer, local_identity, quiet
+from flipsearch.backends.loading import choose_device, choose_dtype, load_tokenizer, quiet
 from flipsearch.backends.models import check_local_model, locate, model_source
 from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, stream_seed
 from flipsearch.config import ModelConfig, Thinking
-from flipsearch.core.errors import BackendError, ConfigError
+from flipsearch.core.errors import BackendError, ConfigError, one_line
 from flipsearch.core.records import PrefixScore, Rollout, Sampling, content_id
 
 CHUNK = 2048
@@ -45,7 +45,7 @@ def reserved_share(backend: str, memory_share: float | None) -> float:
 
 
 class VllmEngine:
-    """vLLM's offline engine on one model: token ids in, token ids or scores out.
+    """vLLM's offline engine on one model: token ids in, token ids or scores out. With a tokenizer it is a TokenScorer.
 
     `max_model_len` is limited to the model's own, which None takes. An engine reserves most of a GPU's memory when it
     starts, so one that is not alone is given its `memory_share`, which has no effect on a CPU. `options` go to
@@ -61,8 +61,9 @@ class VllmEngine:
         max_model_len: int | None = None,
         memory_share: float = 1.0,
         options: Mapping[str, Any] | None = None,
+        tokenizer: Any = None,
     ) -> None:
-        self.vllm = _import_vllm()
+        self.vllm, self.tokenizer = _import_vllm(), tokenizer
         device = choose_device("auto")
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
         longest = config.get("max_position_embeddings")
@@ -90,19 +91,23 @@ class VllmEngine:
             with quiet():
                 self._engine = self.vllm.LLM(**{**engine_options, **(options or {})})
         except Exception as error:  # the engine raises everything from ValueError to its own types
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise BackendError(f"vLLM cannot load the model in '{folder}': {reason}") from error
+            raise BackendError(f"vLLM cannot load the model in '{folder}': {one_line(error, 300)}") from error
         self.max_positions = int(self._engine.llm_engine.model_config.max_model_len)
+        self.max_tokens: int | None = self.max_positions - 1  # vLLM writes a token after each, wanted or not
 
     def complete(self, prompts: Sequence[Sequence[int]], params: Any) -> list[Any]:
         """Return vLLM's output for each prompt, in order; `params` are one for all, or one each."""
         inputs = [self.vllm.TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
         return list(self._engine.generate(inputs, params, use_tqdm=False)) if inputs else []
 
-    def score(self, prompts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]]) -> list[PrefixScore | None]:
-        """Return the score of each prefix after its prompt, in order; None where no token would fit after them."""
+    def score(
+        self, prompts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]], groups: Sequence[object] = ()
+    ) -> list[PrefixScore | None]:
+        """Return the score of each prefix after its prompt, in order; None where no token would fit after them.
+
+        Each is a pass of its own, whatever the `groups`.
+        """
         scores: dict[int, PrefixScore] = {}
-        # vLLM writes a token after each, whether it is wanted or not.
         fitting = [i for i in range(len(prompts)) if len(prompts[i]) + len(prefixes[i]) < self.max_positions]
         params = self.vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
         for start in range(0, len(fitting), CHUNK):
@@ -168,11 +173,6 @@ class VllmBackend(LocalBackend):
             memory_share=memory_share,
         )
 
-    @classmethod
-    def identity(cls, config: ModelConfig) -> str:
-        """Return an identity of the model; a hub model is downloaded, no weights are loaded."""
-        return local_identity("vllm", config)
-
     def close(self) -> None:
         """End the engine's own processes: the interpreter would wait for them forever at its end."""
         self._engine.close()
@@ -215,5 +215,4 @@ def _import_vllm() -> Any:
     try:
         return importlib.import_module("vllm")
     except Exception as error:  # a build for other hardware fails in its own ways
-        reason = " ".join(str(error).split())[:200]
-        raise BackendError(f"the package vllm is installed but cannot be imported here: {reason}") from error
+        raise BackendError(f"the package vllm is installed but cannot be imported here: {one_line(error)}") from error

@@ -136,7 +136,9 @@ class BackendContract:
 
     def _scored_requests(self, backend: Backend) -> list[Request]:
         """Return requests whose prefills are what the model wrote without a context, cut at unequal lengths."""
-        written = {rollout.prompt_id: rollout.completion_ids for rollout in self._complete(backend, self._requests()[:3])}
+        written = {
+            rollout.prompt_id: rollout.completion_ids for rollout in self._complete(backend, self._requests()[:3])
+        }
         return [
             Request(request.prompt, request.context, prefill=written[request.prompt.prompt_id][: index % 5])
             for index, request in enumerate(self._requests())

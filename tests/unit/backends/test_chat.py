@@ -31,7 +31,9 @@ def text_of(chat: Chat, prompt: Prompt, context: Context | None = None) -> str:
         ("around", "First.\n\nHow do I boil an egg?\n\nSecond.", None),
     ],
 )
-def test_each_placement_puts_the_context_where_its_name_says(placement: Placement, user: str, system: str | None) -> None:
+def test_each_placement_puts_the_context_where_its_name_says(
+    placement: Placement, user: str, system: str | None
+) -> None:
     messages = lay_out(EGG, Context("First.\n\nSecond.", placement))
     expected = [{"role": "system", "content": system}] if system else []
     assert messages == [*expected, {"role": "user", "content": user}]

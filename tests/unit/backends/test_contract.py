@@ -12,7 +12,11 @@ from flipsearch.core.protocols import Backend
 from flipsearch.testing import BackendContract
 from tests.endpoint import last_message, says, serving
 from tests.models import tiny_qwen3
-from tests.world import Model, ScoringModel
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_qwen3(tmp_path_factory.mktemp("model"))
 
 
 class TestScriptedBackend(BackendContract):
@@ -21,10 +25,9 @@ class TestScriptedBackend(BackendContract):
 
 
 class TestTransformersBackend(BackendContract):
-    @pytest.fixture(autouse=True, scope="class")
-    @classmethod
-    def _saved(cls, tmp_path_factory: pytest.TempPathFactory) -> None:
-        cls.folder: Path = tiny_qwen3(tmp_path_factory.mktemp("model"))
+    @pytest.fixture(autouse=True)
+    def _saved(self, saved: Path) -> None:
+        self.folder = saved
 
     def make_backend(self) -> Backend:
         return TransformersBackend(str(self.folder))

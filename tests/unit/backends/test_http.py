@@ -207,7 +207,10 @@ def test_a_lasting_failure_is_an_error_and_the_others_are_completed() -> None:
         (EndpointAnswer(b"\xff\xfe"), "no chat completion"),
         (EndpointAnswer(b"{}"), "no chat completion (choices: Field required)"),
         (EndpointAnswer(b'{"choices": []}'), "no chat completion (choices"),
-        (EndpointAnswer(b'{"choices": [{"message": {"content": 3}}]}'), "no chat completion (choices.0.message.content"),
+        (
+            EndpointAnswer(b'{"choices": [{"message": {"content": 3}}]}'),
+            "no chat completion (choices.0.message.content",
+        ),
         (EndpointAnswer(b'{"choices": [{"message": {"content": "\\ud800"}}]}'), "no chat completion"),
         (says(None), "message has no content"),
         (says("a", "content_filter"), "finish_reason is 'content_filter', expected stop or length"),

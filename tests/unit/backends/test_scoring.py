@@ -81,7 +81,9 @@ def test_scores_of_prefills_equal_those_of_plain_transformers(folder: Path, requ
     scores = backend.score(requests)
     assert len({score.num_agreed for score in scores if score}) > 3
     prompts = [backend.chat.encode(request).prompt_ids for request in requests]
-    assert_same(scores, [by_transformers(folder, *pair) for pair in zip(prompts, (r.prefill for r in requests), strict=True)])
+    assert_same(
+        scores, [by_transformers(folder, *pair) for pair in zip(prompts, (r.prefill for r in requests), strict=True)]
+    )
 
 
 def test_scores_do_not_depend_on_the_batch(
@@ -124,7 +126,9 @@ def test_a_prompt_without_memory_even_alone_has_no_score(
         return real(decoder, rows, prefixes)
 
     monkeypatch.setattr(scoring, "score_rows", fragile)
-    assert [score is None for score in backend.score(requests)] == [request.prefill == longest.prefill for request in requests]
+    assert [score is None for score in backend.score(requests)] == [
+        request.prefill == longest.prefill for request in requests
+    ]
 
 
 def test_alternatives_of_one_token_are_scored_on_one_row(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -226,7 +230,9 @@ def test_bad_options_are_found_before_loading(
     assert "\n" not in str(caught.value)
 
 
-def test_the_longest_prompt_on_vllm_is_part_of_the_identity_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_longest_prompt_on_vllm_is_part_of_the_identity_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     here, there = (TokenScorerConfig(str(tiny_qwen3(tmp_path)), backend=name) for name in ("transformers", "vllm"))
     before = here.identity(), there.identity()
     monkeypatch.setattr("flipsearch.backends.scoring.VLLM_TOKENS", 4096)

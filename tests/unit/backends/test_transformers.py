@@ -11,7 +11,7 @@ import torch
 from flipsearch.backends import loading
 from flipsearch.backends.transformers import TransformersBackend, end_ids
 from flipsearch.core.errors import BackendError, ConfigError
-from flipsearch.core.records import Context, Prompt, Request, Sampling
+from flipsearch.core.records import Prompt, Request, Sampling
 from tests import models
 from tests.models import tiny_qwen3
 from tests.world import flat
@@ -102,9 +102,7 @@ def test_one_prompt_out_of_memory_is_an_error_rollout(
     assert all("out of memory with a single prompt" in r.error for r in rollouts)
 
 
-def test_other_failures_are_raised(
-    backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_failures_are_raised(backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     break_at(backend, monkeypatch, 1, RuntimeError("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="shapes"):
         list(flat(backend.generate(REQUESTS, SHORT)))

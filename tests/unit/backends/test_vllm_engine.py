@@ -55,7 +55,9 @@ def test_an_engine_alone_reserves_what_vllm_does_by_default(started: EngineOptio
     assert not any("gpu_memory_utilization" in options for options in started)
 
 
-def test_an_engine_without_memory_is_not_started(started: EngineOptions, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_without_memory_is_not_started(
+    started: EngineOptions, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(BackendError, match=r"nothing is left for the model in .*memory_share=0\.3") as caught:
         VllmEngine(folder, memory_share=0.0)
     assert "\n" not in str(caught.value)
@@ -78,5 +80,6 @@ def test_a_share_on_another_backend_is_refused(folder: Path) -> None:
 
 def test_the_share_is_not_part_of_the_identity(started: EngineOptions, folder: Path) -> None:
     assert (
-        TokenScorerConfig(str(folder), "vllm", memory_share=0.3).identity() == TokenScorerConfig(str(folder), "vllm").identity()
+        TokenScorerConfig(str(folder), "vllm", memory_share=0.3).identity()
+        == TokenScorerConfig(str(folder), "vllm").identity()
     )

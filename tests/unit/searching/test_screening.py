@@ -10,7 +10,7 @@ from flipsearch.measuring.measure import measure
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline, measure_baseline
 from flipsearch.searching.screening import PrefixScoreProbe, Screen
-from tests.world import GREEDY, Model, ScoringModel, RefusalJudge, is_refused, prompt_set
+from tests.world import GREEDY, Model, RefusalJudge, ScoringModel, is_refused, prompt_set
 
 WEAK, FIRM, BLUNT = Context("please"), Context("firm firm firm"), Context("blunt blunt")
 SOME = [Context(f"{'firm ' * times}{tail}") for times in range(4) for tail in ("now", "so")]
