@@ -72,12 +72,14 @@ def list_backends() -> dict[str, str]:
 
 
 def check_model(config: ModelConfig) -> None:
-    """Raise BackendError or PluginError for everything that is seen to be wrong with a model before it is loaded."""
+    """Check all that can be wrong with a model before it is loaded.
+
+    Raises BackendError, or PluginError for a broken entry point. A missing package is found without importing anything.
+    """
     name, entry = _resolve(config)
     if entry.package and not find_spec(entry.package):
         raise BackendError(f"--backend {name} needs a package that is not installed: {entry.install}.")
-    check = _import(name, entry.check) if entry.check else getattr(_load_class(config), "check", None)
-    if check is not None:
+    if check := _hook(config, "check"):
         check(config)
 
 
@@ -88,7 +90,7 @@ def check_rewriter(config: ModelConfig, *, fetch: bool = False) -> None:
     """
     try:
         check_model(config)
-        if fetch and (identity := _identity_function(config)):
+        if fetch and (identity := _hook(config, "identity")):
             identity(config)
     except BackendError as error:
         raise BackendError(f"rewriter: {error} The rewriter 'self' is the searched model.") from error
@@ -99,8 +101,8 @@ def model_identity(config: ModelConfig) -> str:
 
     It changes whenever the backend's own `model_id` would, but is not equal to it.
     """
-    if identity := _identity_function(config):
-        return identity(config)
+    if identity := _hook(config, "identity"):
+        return str(identity(config))
     with closing(make_backend(config)) as backend:
         return backend.model_id
 
@@ -115,7 +117,10 @@ def make_backend(config: ModelConfig, *, memory_share: float = 1.0) -> Backend:
 
 
 def _resolve(config: ModelConfig) -> tuple[str, BackendEntry]:
-    """Return name and row of a config's backend; the address of an endpoint chooses http where none was given."""
+    """Return name and row of a config's backend; the address of an endpoint chooses http where none was given.
+
+    Raises BackendError, with near names, for an unknown one.
+    """
     name = "http" if config.backend == DEFAULT_BACKEND and is_endpoint(config.model) else config.backend
     entries = _entries()
     if name not in entries:
@@ -130,11 +135,14 @@ def _entries() -> dict[str, BackendEntry]:
     return {plugin.name: BackendEntry(plugin.value, f"from {plugin.value}") for plugin in plugins} | BACKENDS
 
 
-def _identity_function(config: ModelConfig) -> Callable[[ModelConfig], str] | None:
+def _hook(config: ModelConfig, hook: str) -> Callable[[ModelConfig], Any] | None:
+    """Return the function "check" or "identity" of a config's backend: the row's or the class's; None without one."""
     name, entry = _resolve(config)
-    function: Callable[[ModelConfig], str] | None = (
-        _import(name, entry.identity) if entry.identity else getattr(_load_class(config), "identity", None)
-    )
+    function: Callable[[ModelConfig], Any] | None
+    if target := {"check": entry.check, "identity": entry.identity}[hook]:
+        function = _import(name, target)
+    else:
+        function = getattr(_load_class(config), hook, None)
     return function
 
 

@@ -217,7 +217,10 @@ class Decoder:
 
 
 def shared_prefixes(prompts: Sequence[Ids], groups: Sequence[object]) -> list[int]:
-    """Return how many leading tokens each prompt shares with all prompts of its group, its last token excepted."""
+    """Return how many leading tokens each prompt shares with all prompts of its group.
+
+    The last token never counts: every prompt computes at least one token of its own, for the logits after it.
+    """
     shared: dict[object, Ids] = {}
     for ids, group in zip(prompts, groups, strict=True):
         prefix = shared.get(group, ids)[: max(0, len(ids) - 1)]

@@ -56,7 +56,10 @@ def free_memory() -> None:
 
 
 def choose_device(device: str) -> torch.device:
-    """Return the named device; "auto" is the first CUDA device if there is one, else the CPU."""
+    """Return the named device; "auto" is the first CUDA device if there is one, else the CPU.
+
+    Raises ConfigError for one that this machine does not have.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -68,7 +71,10 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the named dtype; "auto" is bfloat16 on CUDA and float32 elsewhere."""
+    """Return the named dtype; "auto" is bfloat16 on CUDA and float32 elsewhere.
+
+    Raises ConfigError for any other name.
+    """
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if dtype not in DTYPES:

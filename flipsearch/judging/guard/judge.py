@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import ClassVar
 
 from flipsearch.backends.scoring import TokenScorer, TokenScorerConfig
+from flipsearch.backends.vllm import reserved_share
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.records import Exchange, Label, Verdict, content_id
 from flipsearch.judging.answer import what_to_judge
@@ -78,7 +79,7 @@ class GuardJudge:
         chosen = model or self.needs_model or self.built_in_model
         self.config = TokenScorerConfig(chosen, backend, device, dtype, batch_size, memory_share)
         self.config.check()
-        self.memory_share = self.config.reserved_share()
+        self.memory_share = reserved_share(backend, memory_share)
         """Of what vLLM alone would take of a GPU; 0 where the guard is not on vLLM."""
         self.template = GuardTemplate(self.template_file, self.markers, self.roles)
         self._identity = ""
