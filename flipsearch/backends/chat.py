@@ -13,12 +13,12 @@ import datetime
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, Literal, get_args
 
-from flipsearch.config import Thinking
 from flipsearch.core.errors import BackendError, ConfigError, one_line
 from flipsearch.core.records import Context, Prompt, Request, content_id
 
+Thinking = Literal["auto", "on", "off"]
 Message = dict[str, str]
 THINK_MARKS = ("<think>", "</think>")
 THINK_MARK = re.compile(f"({'|'.join(THINK_MARKS)})")

@@ -11,7 +11,7 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from flipsearch.backends.chat import Chat
+from flipsearch.backends.chat import Chat, Thinking
 from flipsearch.backends.decoding import Decoder, chooser, shared_prefixes
 from flipsearch.backends.loading import (
     choose_device,
@@ -26,7 +26,7 @@ from flipsearch.backends.loading import (
 from flipsearch.backends.models import locate, model_source
 from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, failed
 from flipsearch.backends.scoring import score_prefixes
-from flipsearch.config import ModelConfig, Thinking
+from flipsearch.config import ModelConfig
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.records import PrefixScore, Request, Rollout, Sampling, content_id
 

@@ -15,11 +15,11 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from flipsearch.backends.chat import Chat
+from flipsearch.backends.chat import Chat, Thinking
 from flipsearch.backends.loading import choose_device, choose_dtype, load_tokenizer, quiet
 from flipsearch.backends.models import check_local_model, locate, model_source
 from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, stream_seed
-from flipsearch.config import ModelConfig, Thinking
+from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError, ConfigError, one_line
 from flipsearch.core.records import PrefixScore, Rollout, Sampling, content_id
 

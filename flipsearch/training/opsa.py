@@ -25,8 +25,8 @@ from torch import Tensor
 from torch.utils.data import Sampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from flipsearch.backends.chat import Thinking
 from flipsearch.backends.transformers import TransformersBackend
-from flipsearch.config import Thinking
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.records import Prompt, Request, Sampling
 from flipsearch.training.divergence import Divergence, PerToken, divergence_sum

@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 
-from flipsearch.backends.chat import Chat, lay_out
-from flipsearch.config import Thinking
+from flipsearch.backends.chat import Chat, Thinking, lay_out
 from flipsearch.core.errors import BackendError, ConfigError
 from flipsearch.core.records import Context, Placement, Prompt, Request
 from tests import models
