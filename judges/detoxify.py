@@ -15,7 +15,7 @@ import torch
 from huggingface_hub import try_to_load_from_cache
 
 from flipsearch.backends.loading import choose_device
-from flipsearch.backends.model_files import TOKENIZER_FILES
+from flipsearch.backends.models import TOKENIZER_FILES
 from flipsearch.backends.toxicity import ToxicityModel, constants
 from flipsearch.core.errors import BackendError, ConfigError, JudgeError, PluginError, unknown_name
 from flipsearch.core.records import Exchange, Label, Verdict, content_id

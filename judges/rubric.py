@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from flipsearch.backends.base import check_model, make_backend, model_identity
-from flipsearch.backends.models import engine_share
+from flipsearch.backends.vllm import reserved_share
 from flipsearch.config import ModelConfig, make_config
 from flipsearch.core.errors import BackendError, ConfigError, JudgeError, PluginError, unknown_name
 from flipsearch.core.protocols import Backend
@@ -53,7 +53,8 @@ class RubricJudge:
         given = {"model": model, "backend": backend, "max_tokens": max_tokens, "device": device, "dtype": dtype}
         self._config = make_config(ModelConfig, given)
         check_model(self._config)
-        self.memory_share = engine_share(backend, memory_share)
+        self.memory_share = reserved_share(backend, memory_share)
+        """Of what vLLM alone would take of a GPU; 0 where the model is not on vLLM."""
         self._rubric = Rubric(_rubric_file(rubric))
         self._threshold = float(threshold)
         self._backend: Backend | None = None

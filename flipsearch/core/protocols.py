@@ -1,4 +1,4 @@
-"""The plug-in shapes: what a backend, a judge and an operator must do, in words.
+"""The protocols of plug-ins: what a backend, a judge and an operator must do.
 
 Anything with these attributes works; nothing has to be subclassed. `flipsearch.testing` holds the contract tests.
 """
@@ -14,11 +14,12 @@ from flipsearch.core.studies import Parent
 class Backend(Protocol):
     """A model that completes prompts.
 
-    Contract: every request gets exactly one rollout; a batch of rollouts is yielded as soon as it is done, in any
-    order, each rollout carrying its request's ids; a completion does not depend on which other requests share the
-    batch; a request that cannot be completed yields a rollout with finish_reason "error" and never raises for the
-    others. The completion of a request with an opening begins with it; a backend that cannot do so yields an error.
-    One with a true attribute `resumes_sampling` says that what it draws then is what it would have drawn at once.
+    Contract: every request gets exactly one rollout, which carries its ids; batches of rollouts are yielded as soon as
+    they are done, in any order; a completion does not depend on which other requests share the batch; a request that
+    cannot be completed yields a rollout with finish_reason "error" and never raises for the others. The completion of
+    a request with a prefill begins with it; a backend that cannot do so yields an error. An optional true attribute
+    `resumes_sampling` promises that sampling after a prefill gives what sampling the whole completion would have given.
+    How a backend is loaded and checked is described in `flipsearch.backends.base`.
     """
 
     model_id: str
@@ -29,7 +30,7 @@ class Backend(Protocol):
     """Commit of a model from the hub; None for any other."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Sequence[Rollout]]:
-        """Yield batches with one rollout a request: what a kill can cost is the batch in flight."""
+        """Yield batches with one rollout per request; a kill costs at most the batch in flight."""
         ...
 
     def count_tokens(self, text: str) -> int:
@@ -37,20 +38,20 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None:
-        """Free the model and end whatever runs beside it; nothing is asked of the backend afterwards."""
+        """Unload the model and end whatever runs beside it; the backend is not used afterwards."""
         ...
 
 
 @runtime_checkable
 class PrefixScorer(Protocol):
-    """What a backend may do besides: tell how likely the model finds a given opening, which costs one pass.
+    """A backend that can also score prefills: their teacher-forced log-probabilities, in one pass.
 
-    Contract: one reading a request, in order, None for one that the model cannot hold; a reading does not depend on
-    the other requests of the call but for rounding.
+    Contract: one score per request, in order, None for one that the model cannot hold; a score depends on the other
+    requests of the call by rounding alone.
     """
 
     def score(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
-        """Return the reading of each request's opening."""
+        """Return the score of each request's prefill."""
         ...
 
 

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from flipsearch.backends.scoring import Scorer, ScorerConfig
+from flipsearch.backends.scoring import TokenScorer, TokenScorerConfig
+from flipsearch.backends.vllm import reserved_share
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.records import Exchange, Label, Verdict, content_id
 from flipsearch.judging.answer import answer_to_judge
@@ -146,13 +147,13 @@ class GuardJudge:
             raise ConfigError(f"threshold is {threshold}, expected more than 0 and less than 1.")
         self.threshold = threshold
         chosen = model or self.needs_model or self.built_in_model
-        self.config = ScorerConfig(chosen, backend, device, dtype, batch_size, memory_share)
+        self.config = TokenScorerConfig(chosen, backend, device, dtype, batch_size, memory_share)
         self.config.check()
-        self.memory_share = self.config.taken_share()
+        self.memory_share = reserved_share(backend, memory_share)
         self.template = GuardTemplate(self.template_file, self.markers, self.roles)
         self._identity = ""
         self._cache: dict[str, Verdict] = {}
-        self._model: Scorer | None = None
+        self._model: TokenScorer | None = None
         self._scorer: GuardScorer | None = None
 
     @property

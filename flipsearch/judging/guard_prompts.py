@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flipsearch.backends.chat import ControlTokens
-from flipsearch.backends.scoring import Scorer
+from flipsearch.backends.scoring import TokenScorer
 from flipsearch.core.errors import JudgeError, PluginError
 from flipsearch.core.records import Label, Verdict
 
@@ -103,7 +103,7 @@ class GuardScorer:
     JudgeError for a tokenizer that has none.
     """
 
-    def __init__(self, scorer: Scorer, template: GuardTemplate, adds_begin_token: bool) -> None:
+    def __init__(self, scorer: TokenScorer, template: GuardTemplate, adds_begin_token: bool) -> None:
         self._scorer, self._template, self._tokenizer = scorer, template, scorer.tokenizer
         self._begin: Ids = ()
         if adds_begin_token:

@@ -9,9 +9,9 @@ from pydantic_core import from_json
 
 from flipsearch.backends.models import TRAINING_FILE
 from flipsearch.core.errors import ConfigError, StudyError
+from flipsearch.core.files import write_text
 from flipsearch.core.scorecards import Scorecard
 from flipsearch.core.trainings import LogLine, TrainingRun, check_format, check_method
-from flipsearch.core.files import write_text
 from flipsearch.reporting.model_card import model_card
 from flipsearch.reporting.training_page import training_page
 

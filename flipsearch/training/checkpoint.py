@@ -16,8 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flipsearch.backends.loading import quiet
-from flipsearch.backends.model_files import locate
-from flipsearch.backends.models import model_source
+from flipsearch.backends.models import locate, model_source
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.files import write_text
 from flipsearch.core.locks import is_held, take_lock

@@ -21,8 +21,7 @@ from transformers import PreTrainedModel
 
 from flipsearch.backends.base import make_backend
 from flipsearch.backends.loading import choose_device, choose_dtype, make_savable, memory_bytes
-from flipsearch.backends.model_files import locate
-from flipsearch.backends.models import model_source
+from flipsearch.backends.models import locate, model_source
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.config import TrainConfig
 from flipsearch.core.errors import TrainingError

@@ -25,8 +25,8 @@ from torch.utils.data import Sampler
 from transformers import Trainer, TrainingArguments
 
 from flipsearch.config import TrainConfig
-from flipsearch.core.files import write_text
 from flipsearch.core.errors import TrainingError
+from flipsearch.core.files import write_text
 from flipsearch.core.records import Prompt
 from flipsearch.training.divergence import PerToken
 from flipsearch.training.log import StepStats

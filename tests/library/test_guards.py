@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flipsearch.backends.decoding import Ids
-from flipsearch.backends.scoring import ScorerConfig
+from flipsearch.backends.scoring import TokenScorerConfig
 from flipsearch.core.errors import BackendError, ConfigError, JudgeError
 from flipsearch.core.package import content_folder
 from flipsearch.core.records import Exchange, Label, PrefixScore, Prompt, Verdict
@@ -107,7 +107,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def build(folder: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[GuardJudge, StubScorer]]:
     def make(name: str, says: Callable[[str, str], float], **options: Any) -> tuple[GuardJudge, StubScorer]:
         judge, scorer = guard(name, model=folder, **options), StubScorer(KINDS[name], says)
-        monkeypatch.setattr(ScorerConfig, "load", lambda config: scorer)
+        monkeypatch.setattr(TokenScorerConfig, "load", lambda config: scorer)
         return judge, scorer
 
     return make
@@ -342,7 +342,7 @@ def test_no_text_and_no_number_makes_what_cannot_be_read_safe(
             return queue.pop()
 
         scorer = StubScorer(KINDS[name], says)
-        monkeypatch.setattr(ScorerConfig, "load", lambda config: scorer)
+        monkeypatch.setattr(TokenScorerConfig, "load", lambda config: scorer)
         verdict = judge_one(guard(name, model=folder), Prompt(prompt, "harmful"), answer)
         if verdict.label is Label.UNSCORED:
             assert verdict.reason
