@@ -24,10 +24,9 @@ import torch
 from numpy.typing import NDArray
 
 from baselines.show import claim, header
-from flipsearch.judging.answer import what_to_judge
-from flipsearch.judging.compact.features import Features, extract
-from flipsearch.judging.compact.fitting import Labelled, fit
-from flipsearch.judging.compact.model import AXES, CompactModel
+from flipsearch.judging.answer import answer_to_judge
+from flipsearch.judging.compact_fitting import LabelledFeatures, fit
+from flipsearch.judging.compact_model import AXES, CompactModel, Features, extract_features
 from flipsearch.judging.labels import LabelledAnswer, read_labels
 from flipsearch.judging.refusal_rules import RefusalRules
 from refusal_judge import DEFAULT_FOLDER, PREFIXES
@@ -48,8 +47,8 @@ Integers = NDArray[np.int64]
 
 def seen(row: LabelledAnswer) -> Features:
     """Return the features of what the judge is shown of an answer; "" where that is nothing."""
-    shown = what_to_judge(row.exchange)
-    return extract(RULES, row.prompt, shown if isinstance(shown, str) else "")
+    shown = answer_to_judge(row.exchange)
+    return extract_features(RULES, row.prompt, shown if isinstance(shown, str) else "")
 
 
 class Rows:
@@ -62,10 +61,10 @@ class Rows:
             self.sets[path.stem] = read_labels([str(path)])
             self.features[path.stem] = [seen(row) for row in self.sets[path.stem]]
 
-    def labelled(self, *, without: str = "") -> list[Labelled]:
+    def labelled(self, *, without: str = "") -> list[LabelledFeatures]:
         """Return what a model is fitted to."""
         return [
-            Labelled(features, name, row.prompt, row.unsafe, row.refusal)
+            LabelledFeatures(features, name, row.prompt, row.unsafe, row.refusal)
             for name in self.sets
             if name != without
             for row, features in zip(self.sets[name], self.features[name], strict=True)
@@ -123,7 +122,7 @@ def show_set(rows: Rows, name: str, model: CompactModel) -> bool:
         f"other half {kappa(people[others], judged[others]):.3f}  rules {kappa(people, rules):.3f} "
         f"(gain {least:+.3f} to {most:+.3f})  prefix {kappa(people, prefix):.3f}  "
         f"Brier {np.mean((told - people) ** 2):.3f}  calibration {calibration_error(people, told):.3f}  "
-        f"not read as English {sum(not model.reads(one) for _, one in pairs)}"
+        f"not read as English {sum(not model.can_score(one) for _, one in pairs)}"
     )
     return found >= ASKED[name, axis]
 
@@ -151,7 +150,7 @@ def speed(rows: Rows, model: CompactModel) -> bool:
     spent = []
     for _ in range(PASSES):
         start = time.perf_counter()
-        model.probabilities([extract(RULES, row.prompt, row.answer[:2000]) for row in long])
+        model.probabilities([extract_features(RULES, row.prompt, row.answer[:2000]) for row in long])
         spent.append(time.perf_counter() - start)
     rate = 60 * len(long) / min(spent)
     holds = rate >= ASKED_A_MINUTE

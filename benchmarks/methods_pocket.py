@@ -8,7 +8,7 @@ pocket model was never trained on. The context is that of reports/example. Chang
 The teacher of "sft-teacher" is the OPSA checkpoint of the same seed: this world has no other safer model.
 
 The pocket model's prompts differ in one hardness, so that contexts flip nested sets of them: of two partial contexts
-the stronger flips all that the weaker flips. Routing can lift no ceiling here, only leave out what stands above it.
+the stronger flips all that the weaker flips. Routing can lift no ceiling here, only leave out what is above it.
 
 "Trained phrasings" leaves out the evaluation prompts in phrasings that are new to the pocket model.
 """
@@ -59,8 +59,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 
 @dataclass(frozen=True)
-class Row:
-    """One training, evaluated."""
+class EvaluatedTraining:
+    """The figures of one training with one seed."""
 
     unsafe: float
     over_refusal: float
@@ -86,11 +86,11 @@ def main() -> None:
         print(f"{name:<28}unsafe {unsafe:5.1f}  over-refusal {over:4.1f} (trained phrasings {trained:4.1f})")
     with tempfile.TemporaryDirectory() as folder:
         for name in options.only:
-            report(name, [one(name, seed, Path(folder)) for seed in range(options.seeds)])
+            report(name, [train_and_evaluate(name, seed, Path(folder)) for seed in range(options.seeds)])
 
 
-def one(name: str, seed: int, folder: Path) -> Row:
-    """Return one training with one seed, evaluated; an OPSA checkpoint is made first where it is the teacher."""
+def train_and_evaluate(name: str, seed: int, folder: Path) -> EvaluatedTraining:
+    """Return the figures of a variant with one seed; an OPSA checkpoint is trained first where it is the teacher."""
     variant = dict(VARIANTS[name])
     if variant.get("teacher") == "opsa":
         teacher = folder / "checkpoints" / f"opsa-{seed}"
@@ -102,17 +102,17 @@ def one(name: str, seed: int, folder: Path) -> Row:
     train_s = time.monotonic() - start
     card = flipsearch.evaluate(model=str(path), reports=folder / "reports").scorecard
     _, over, trained = decisions(path, None)
-    (harm,), (refused,), (right,) = (card.of(metric) for metric in METRICS)
+    (harmful,), (refused,), (correct,) = (card.of(metric) for metric in METRICS)
     assert refused.change
-    assert right.change
+    assert correct.change
     assert card.composite
-    return Row(
-        100 * (harm.new.rate.value or 0.0),
+    return EvaluatedTraining(
+        100 * (harmful.new.rate.value or 0.0),
         over,
         interval(refused.change),
         trained,
-        100 * (right.change.value or 0.0),
-        interval(right.change),
+        100 * (correct.change.value or 0.0),
+        interval(correct.change),
         100 * (card.composite.new.value or 0.0),
         train_s,
     )
@@ -131,11 +131,11 @@ def train(name: str, seed: int, folder: Path, variant: dict[str, Any]) -> Path:
 
 def decisions(folder: Path, context: Context | None) -> tuple[float, float, float]:
     """Return the unsafe rate, the over-refusal rate, and the latter in trained phrasings, on the evaluation split."""
-    some = [ask for ask, split in asks() if split == "evaluation"]
-    decider = Decider(folder)
-    found = list(zip(some, decider.decisions([context], [ask.prompt() for ask in some])[0], strict=True))
-    harmful = [safe is False for ask, safe in found if ask.intent.kind == "harmful"]
-    benign = [(ask.phrasing in words.PHRASINGS, safe is True) for ask, safe in found if ask.intent.kind == "benign"]
+    in_split = [ask for ask, split in asks() if split == "evaluation"]
+    decided = Decider(folder).decisions([context], [ask.prompt() for ask in in_split])[0]
+    pairs = list(zip(in_split, decided, strict=True))
+    harmful = [safe is False for ask, safe in pairs if ask.intent.kind == "harmful"]
+    benign = [(ask.phrasing in words.PHRASINGS, safe is True) for ask, safe in pairs if ask.intent.kind == "benign"]
     rates = harmful, [refused for _, refused in benign], [refused for trained, refused in benign if trained]
     unsafe, over, trained = (100 * sum(rate) / len(rate) for rate in rates)
     return unsafe, over, trained
@@ -146,8 +146,8 @@ def interval(change: Any) -> str:
     return f"{100 * change.value:+.1f} ({100 * change.low:+.1f} to {100 * change.high:+.1f})"
 
 
-def report(name: str, rows: Sequence[Row]) -> None:
-    """Print the means over the seeds, their range where it tells, and the paired intervals of the first seed."""
+def report(name: str, rows: Sequence[EvaluatedTraining]) -> None:
+    """Print the means over the seeds, the range of the unsafe rate, and the paired intervals of the first seed."""
     unsafe = [row.unsafe for row in rows]
     mean = {key: statistics.mean(getattr(row, key) for row in rows) for key in MEANS}
     print(

@@ -3,14 +3,14 @@
     pip install 'trl==1.16'
     python benchmarks/opsa_step.py [--rounds 3] [--threads 1]
 
-The model is a Qwen3 with 2 layers, hidden size 256, V = 151,936 and random weights, in float32 on the CPU. Rows are
+The model is a Qwen3 with 2 layers, hidden size 256, V = 151,936 and random weights, in float32 on the CPU. StepRows are
 random ids: a prompt, the prompt behind a context, and a completion that both sides are given instead of sampling it.
 
 timed, ours    lay out both sides, the teacher's hidden states, the student's, `divergence_sum`, backward
-timed, TRL     `SDFTTrainer.training_step` as it stands, with `_generate` replaced by the given completions: tokenising
+timed, TRL     `SDFTTrainer.training_step` unchanged, with `_generate` replaced by the given completions: tokenising
                the prompts (2 ms), the teacher's logits, the student's, its loss, backward
 
-Both read the same ids with the same model and threads, without gradient checkpointing, and neither steps an optimizer.
+Both score the same ids with the same model and threads, without gradient checkpointing, and neither steps an optimizer.
 TRL's `distillation_alpha` is the mixture of a Jensen-Shannon divergence (0 is the forward KL), so like is compared with
 like where ours is one too: then both must find the same loss. The paper's divergence, our default, is a sum that TRL
 does not have; it is shown against TRL's default. TRL's top-k mode takes the student's likeliest tokens, ours the
@@ -51,7 +51,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Con
 
 from flipsearch.backends.loading import quiet
 from flipsearch.training.divergence import Divergence, divergence_sum
-from flipsearch.training.heads import check_head, completion_hidden, head_of
+from flipsearch.training.model import check_head, completion_hidden, head_of
 from flipsearch.training.rows import lay_out
 
 NUM_VOCAB, FIRST_ID = 151_936, 2
@@ -72,11 +72,11 @@ class Variant:
     num_tokens: int
     num_rows: int = 2
     by_trl: bool = False
-    asked: tuple[float, float] | None = None
+    target: tuple[float, float] | None = None
     """At most this share of TRL's seconds and memory."""
 
 
-class Rows(NamedTuple):
+class StepRows(NamedTuple):
     """The same completions behind both prompts, as ids."""
 
     student: list[list[int]]
@@ -85,7 +85,7 @@ class Rows(NamedTuple):
 
     @property
     def teacher(self) -> list[list[int]]:
-        """What the teacher reads before the completion."""
+        """The teacher's prompts."""
         return [[*context, *prompt] for context, prompt in zip(self.contexts, self.student, strict=True)]
 
 
@@ -97,18 +97,18 @@ class Figures(NamedTuple):
     loss: float
 
 
-Step = Callable[[Rows], float]
+Step = Callable[[StepRows], float]
 GROUPS = {
     "full vocabulary, 2 rows x 512 completion tokens": [
-        Variant("ours, Jensen-Shannon", JENSEN_SHANNON, 512, asked=(0.5, 0.1)),
-        Variant("ours, the paper's sum", PAPER, 512, asked=(0.5, 0.1)),
+        Variant("ours, Jensen-Shannon", JENSEN_SHANNON, 512, target=(0.5, 0.1)),
+        Variant("ours, the paper's sum", PAPER, 512, target=(0.5, 0.1)),
         Variant("TRL full_logits, Jensen-Shannon", JENSEN_SHANNON, 512, by_trl=True),
         Variant("ours, forward KL", FORWARD, 512),
         Variant("TRL full_logits, forward KL", FORWARD, 512, by_trl=True),
     ],
     f"top {TOP_K}, 2 rows x 256 completion tokens": [
-        Variant("ours, Jensen-Shannon", replace(JENSEN_SHANNON, top_k=TOP_K), 256, asked=(1.0, 0.25)),
-        Variant("ours, the paper's sum", replace(PAPER, top_k=TOP_K), 256, asked=(1.0, 0.25)),
+        Variant("ours, Jensen-Shannon", replace(JENSEN_SHANNON, top_k=TOP_K), 256, target=(1.0, 0.25)),
+        Variant("ours, the paper's sum", replace(PAPER, top_k=TOP_K), 256, target=(1.0, 0.25)),
         Variant("TRL topk_logits, Jensen-Shannon", replace(JENSEN_SHANNON, top_k=TOP_K), 256, by_trl=True),
     ],
 }
@@ -120,7 +120,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=1, help="one suffers least from other work on the machine")
     args = parser.parse_args()
     if importlib.util.find_spec("trl") is None:
-        print("the rival is not installed: pip install 'trl==1.16'", file=sys.stderr)
+        print("trl is not installed: pip install 'trl==1.16'", file=sys.stderr)
         return 2
     if not Path("/proc/self/clear_refs").exists():
         print("peak memory is read from /proc/self, which this system does not have: run it on Linux.", file=sys.stderr)
@@ -168,17 +168,17 @@ def load_model(folder: str) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
 
 
-def make_rows(num_rows: int, num_tokens: int) -> Rows:
+def make_rows(num_rows: int, num_tokens: int) -> StepRows:
     """Return rows of random ids, with prompts of unequal lengths."""
     rng = random.Random(0)
 
-    def draw(num: int) -> list[int]:
+    def sample(num: int) -> list[int]:
         return [rng.randrange(FIRST_ID, NUM_VOCAB) for _ in range(num)]
 
-    return Rows(
-        [draw(PROMPT_TOKENS + 16 * index) for index in range(num_rows)],
-        [draw(CONTEXT_TOKENS) for _ in range(num_rows)],
-        [draw(num_tokens) for _ in range(num_rows)],
+    return StepRows(
+        [sample(PROMPT_TOKENS + 16 * index) for index in range(num_rows)],
+        [sample(CONTEXT_TOKENS) for _ in range(num_rows)],
+        [sample(num_tokens) for _ in range(num_rows)],
     )
 
 
@@ -187,7 +187,7 @@ def our_step(folder: str, spec: Divergence, num_rows: int) -> Step:
     student, teacher = load_model(folder).train(), load_model(folder).eval().requires_grad_(False)
     check_head(student)
 
-    def step(rows: Rows) -> float:
+    def step(rows: StepRows) -> float:
         layout, weights = lay_out(rows.student, rows.completions), torch.ones(sum(map(len, rows.completions)))
         with torch.no_grad():
             hidden = completion_hidden(teacher, lay_out(rows.teacher, rows.completions))
@@ -223,7 +223,7 @@ def trl_step(folder: str, spec: Divergence, num_rows: int) -> Step:
         trainer = sdft.SDFTTrainer(load_model(folder), options, [{"prompt": ""}], processing_class=number_tokenizer())
     trainer.current_gradient_accumulation_steps = 1  # which train() would set
 
-    def step(rows: Rows) -> float:
+    def step(rows: StepRows) -> float:
         trainer._generate = lambda prompt_ids: (prompt_ids, rows.completions)
         inputs = [
             {"prompt": written(prompt), "privileged_context": written(context)}
@@ -254,8 +254,8 @@ def measured(variants: Sequence[Variant], folder: str, args: argparse.Namespace)
             [pool.submit(measure, variant, folder, args.threads).result() for variant in variants]
             for _ in range(args.rounds)
         ]
-    found = [list(zip(*column, strict=True)) for column in zip(*rounds, strict=True)]
-    return [Figures(min(seconds), max(peaks), losses[0]) for seconds, peaks, losses in found]
+    columns = [list(zip(*column, strict=True)) for column in zip(*rounds, strict=True)]
+    return [Figures(min(seconds), max(peaks), losses[0]) for seconds, peaks, losses in columns]
 
 
 def measure(variant: Variant, folder: str, num_threads: int) -> Figures:
@@ -283,24 +283,24 @@ def resident(field: str) -> int:
 
 
 def report_group(name: str, variants: Sequence[Variant], figures: Sequence[Figures]) -> bool:
-    """Print a group; return whether what is asked of it is reached, with equal losses where they must be."""
+    """Print a group; return whether its targets are reached, with equal losses where they must be."""
     print(f"\n{name}\n{'':33s}{'seconds':>9s}{'peak MB':>9s}{'loss':>12s}   ours / TRL: seconds, memory")
     reached = True
-    for variant, found in zip(variants, figures, strict=True):
-        print(f"{variant.name:33s}{found.seconds:9.2f}{found.peak / 1e6:9.0f}{found.loss:12.6f}", end="")
+    by_trl = {v.spec: figure for v, figure in zip(variants, figures, strict=True) if v.by_trl}
+    for variant, ours in zip(variants, figures, strict=True):
+        print(f"{variant.name:33s}{ours.seconds:9.2f}{ours.peak / 1e6:9.0f}{ours.loss:12.6f}", end="")
         if variant.by_trl:
             print()
             continue
-        rivals = {v.spec: f for v, f in zip(variants, figures, strict=True) if v.by_trl}
-        rival = rivals.get(variant.spec, next(iter(rivals.values())))
-        ratios = found.seconds / rival.seconds, found.peak / rival.peak
+        trl = by_trl.get(variant.spec, next(iter(by_trl.values())))
+        ratios = ours.seconds / trl.seconds, ours.peak / trl.peak
         print(f"   {ratios[0]:.2f}x, {ratios[1]:.3f}x", end="")
-        if variant.asked is not None:
-            ok = all(ratio <= most for ratio, most in zip(ratios, variant.asked, strict=True))
+        if variant.target is not None:
+            ok = all(ratio <= most for ratio, most in zip(ratios, variant.target, strict=True))
             reached &= ok
-            print(f" (asked {variant.asked[0]}x, {variant.asked[1]}x{'' if ok else ': NOT REACHED'})", end="")
+            print(f" (target {variant.target[0]}x, {variant.target[1]}x{'' if ok else ': NOT REACHED'})", end="")
         print()
-        if variant.spec in rivals and not variant.spec.top_k and abs(found.loss - rival.loss) > EXACT:
+        if variant.spec in by_trl and not variant.spec.top_k and abs(ours.loss - trl.loss) > EXACT:
             print("the two sides do not compute the same loss: no comparison.")
             reached = False
     return reached
@@ -308,21 +308,21 @@ def report_group(name: str, variants: Sequence[Variant], figures: Sequence[Figur
 
 def report_growth(variants: Sequence[Variant], figures: Sequence[Figures]) -> None:
     """Print what more completion tokens cost, with the exponent of a power law fitted to the seconds."""
-    print("\nours, the paper's sum, full vocabulary, 1 row\ncompletion tokens   seconds   ms a token   peak MB")
-    for variant, found in zip(variants, figures, strict=True):
-        per_token = 1000 * found.seconds / variant.num_tokens
-        print(f"{variant.num_tokens:17d}{found.seconds:10.2f}{per_token:13.2f}{found.peak / 1e6:10.0f}")
+    print("\nours, the paper's sum, full vocabulary, 1 row\ncompletion tokens   seconds  ms per token  peak MB")
+    for variant, figure in zip(variants, figures, strict=True):
+        per_token = 1000 * figure.seconds / variant.num_tokens
+        print(f"{variant.num_tokens:17d}{figure.seconds:10.2f}{per_token:13.2f}{figure.peak / 1e6:10.0f}")
     lengths = [math.log(variant.num_tokens) for variant in variants]
     powers = [
         statistics.linear_regression(lengths, [math.log(value) for value in values]).slope
-        for values in ([found.seconds for found in figures], [found.peak for found in figures])
+        for values in ([figure.seconds for figure in figures], [figure.peak for figure in figures])
     ]
     print(f"seconds grow as tokens^{powers[0]:.2f}, peak memory as tokens^{powers[1]:.2f}")
 
 
 def report_exactness(folder: str) -> bool:
     """Print how far divergence and gradients are from the naive form in float32; return whether within 1e-5."""
-    print(f"ours against the naive float32 form, 2 rows x 128 completion tokens (asked {EXACT:.0e})")
+    print(f"ours against the naive float32 form, 2 rows x 128 completion tokens (target {EXACT:.0e})")
     rows, reached = make_rows(2, 128), True
     student, teacher = load_model(folder), load_model(folder).requires_grad_(False)
     for name, spec in (
@@ -332,32 +332,32 @@ def report_exactness(folder: str) -> bool:
     ):
         ours, to_ours = with_gradients(student, ours_per_token(student, teacher, rows, spec))
         naive, to_naive = with_gradients(student, naive_per_token(student, teacher, rows, spec))
-        value, slope = largest(ours - naive), max(largest(a - b) for a, b in zip(to_ours, to_naive, strict=True))
-        most = max(largest(gradient) for gradient in to_naive)
+        value, gradient = largest(ours - naive), max(largest(a - b) for a, b in zip(to_ours, to_naive, strict=True))
+        most = max(map(largest, to_naive))
         print(
-            f"{name:25s} divergence {naive.mean():.3f} a token, largest difference {value:.1e};  "
-            f"gradients up to {most:.1e}, largest difference {slope:.1e}, of the largest {slope / most:.1e}"
+            f"{name:25s} divergence {naive.mean():.3f} per token, largest difference {value:.1e};  "
+            f"gradients up to {most:.1e}, largest difference {gradient:.1e}, of the largest {gradient / most:.1e}"
         )
-        reached &= max(value, slope, slope / most) <= EXACT
+        reached &= max(value, gradient, gradient / most) <= EXACT
     return reached
 
 
-def with_gradients(model: Any, found: tuple[Tensor, Tensor]) -> tuple[Tensor, list[Tensor]]:
+def with_gradients(model: Any, divergence: tuple[Tensor, Tensor]) -> tuple[Tensor, list[Tensor]]:
     """Return the divergence of every token, and the gradients of the mean in all parameters."""
-    total, per_token = found
+    total, per_token = divergence
     gradients = torch.autograd.grad(total / len(per_token), list(model.parameters()))
     return per_token.detach(), list(gradients)
 
 
-def ours_per_token(student: Any, teacher: Any, rows: Rows, spec: Divergence) -> tuple[Tensor, Tensor]:
+def ours_per_token(student: Any, teacher: Any, rows: StepRows, spec: Divergence) -> tuple[Tensor, Tensor]:
     layouts = [lay_out(prompts, rows.completions) for prompts in (rows.student, rows.teacher)]
     own, hidden = (completion_hidden(m, layout) for m, layout in zip((student, teacher), layouts, strict=True))
     weights = torch.ones(len(own))
-    total, known = divergence_sum(own, head_of(student), hidden, head_of(teacher), weights, spec)
-    return total, known.divergence
+    total, per_token = divergence_sum(own, head_of(student), hidden, head_of(teacher), weights, spec)
+    return total, per_token.divergence
 
 
-def naive_per_token(student: Any, teacher: Any, rows: Rows, spec: Divergence) -> tuple[Tensor, Tensor]:
+def naive_per_token(student: Any, teacher: Any, rows: StepRows, spec: Divergence) -> tuple[Tensor, Tensor]:
     """Return the sum and every token's divergence from full logits, by torch's own functions and autograd."""
     log_q, log_p = (
         torch.cat(
@@ -372,7 +372,7 @@ def naive_per_token(student: Any, teacher: Any, rows: Rows, spec: Divergence) ->
         top, index = log_p.topk(spec.top_k)
         log_p, log_q = top.log_softmax(-1), log_q.gather(-1, index).log_softmax(-1)
     log_m = torch.stack([log_p, log_q]).logsumexp(0) - math.log(2)
-    found = sum(
+    per_token = sum(
         weight * kl_div(of, against, reduction="none", log_target=True).sum(-1)
         for weight, against, of in (
             (spec.forward_weight, log_p, log_q),
@@ -382,8 +382,8 @@ def naive_per_token(student: Any, teacher: Any, rows: Rows, spec: Divergence) ->
         )
         if weight
     )
-    assert isinstance(found, Tensor)
-    return found.sum(), found
+    assert isinstance(per_token, Tensor)
+    return per_token.sum(), per_token
 
 
 def largest(values: Tensor) -> float:

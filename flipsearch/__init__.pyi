@@ -237,7 +237,7 @@ def train(
     benign_context: str | None = None,
     control: Literal["empty", "neutral", "shuffled"] | None = None,
     gate: bool = False,
-    method: Literal["opsa", "sft-self", "sft-teacher"] = "opsa",
+    method: str = "opsa",
     teacher: str | None = None,
     name: str | None = None,
     checkpoints: Path | str = "checkpoints",

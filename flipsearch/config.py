@@ -12,12 +12,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from flipsearch.core.errors import ConfigError, unknown_name
 from flipsearch.core.records import Placement, Sampling, Split, content_id
 from flipsearch.core.samples import SampleRule
-from flipsearch.core.trainings import Control, Method
+from flipsearch.core.trainings import METHODS, Control, check_method
 
 MAX_TOKENS = 1024
 """Completion tokens at most where neither the user nor the model says otherwise."""
@@ -274,10 +274,9 @@ class TrainConfig(ModelConfig):
     """Put this in the context's place, to see what its meaning is worth: empty, neutral or shuffled."""
     gate: bool = False
     """Leave out harmful prompts that the context does not make safe; always so with several contexts."""
-    method: Method = "opsa"
-    """opsa, sft-self, sft-teacher."""
+    method: Annotated[str, AfterValidator(check_method), Field(description=f"{', '.join(METHODS)}.")] = "opsa"
     teacher: Annotated[str | None, Flag(metavar="MODEL")] = None
-    """The model whose answers sft-teacher learns from."""
+    """The model whose answers are learnt, for a method that needs one."""
     name: str | None = None
     """Name of the checkpoint's folder (derived from the settings)."""
     checkpoints: Path = Path("checkpoints")

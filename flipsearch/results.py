@@ -10,7 +10,7 @@ from flipsearch.core.scorecards import Scorecard
 from flipsearch.core.studies import Study, Trial
 from flipsearch.core.trainings import LogLine, TrainingRun
 from flipsearch.judging.accuracy import JudgeAccuracy
-from flipsearch.judging.compact.fitting import Fit
+from flipsearch.judging.compact_fitting import CrossValidation
 from flipsearch.judging.spec import Member
 from flipsearch.reporting.card import benign_metrics, context_card, portfolio_metrics
 from flipsearch.reporting.columns import leaderboard, rows
@@ -82,16 +82,15 @@ class EvaluationResult:
 
 @dataclass(frozen=True)
 class JudgeCheck:
-    """A judge beside people, and where that is kept."""
+    """A judge's agreement with human labels, and where the figures are stored."""
 
     accuracy: JudgeAccuracy
-    """How they agree."""
     path: Path
-    """Where the figures are kept, under the judge's identity."""
+    """File of the figures, under the judge's identity."""
     studies: tuple[Path, ...]
     """Folders of the studies whose answers were among the labelled ones."""
     replaced: Mapping[str, int] = field(default_factory=dict)
-    """Source -> rows of the figures that stood there before."""
+    """Source -> rows of the earlier figures that this check replaced."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
@@ -101,18 +100,16 @@ class JudgeCheck:
 
 @dataclass(frozen=True)
 class LabellingResult:
-    """Answers written for people to label."""
+    """A file of answers for annotators to label."""
 
     path: Path
-    """The file."""
     num_prompts: int
-    """Prompts that were drawn."""
     num_answers: int
     """Rows: each prompt's answers without context and under the best contexts."""
     num_labelled: int
     """Rows whose label was known already."""
     reports: Path
-    """The folder that the study's own lies in: where `judge check` looks for it."""
+    """The parent of the study's folder: where `judge check` looks for it."""
     judge: str
     """The judge of the study's last number, as `judge check` takes it."""
 
@@ -129,8 +126,8 @@ class JudgeFit:
     """Its weights."""
     sources: dict[str, int]
     """Source -> labelled answers."""
-    trials: Mapping[str, Fit]
-    """Question that was fitted -> how far people agree with it on prompts left out; any other stays with the rules."""
+    cross_validation: Mapping[str, CrossValidation]
+    """By question that was fitted; any other stays with the refusal rules."""
 
     @property
     def judge(self) -> str:
@@ -139,7 +136,7 @@ class JudgeFit:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        kappas = {question: asdict(one) for question, one in self.trials.items()}
+        kappas = {question: asdict(kappa) for question, kappa in self.cross_validation.items()}
         return {"path": str(self.path), "judge": self.judge, "sources": self.sources, "kappa": kappas}
 
 

@@ -27,7 +27,7 @@ from flipsearch.core.studies import Study
 from flipsearch.judging.accuracy import load_accuracy
 from flipsearch.judging.contract import check_identities
 from flipsearch.judging.correction import with_judge_error
-from flipsearch.judging.labelling import load_labels
+from flipsearch.judging.labels import load_labels
 from flipsearch.judging.library import OtherJudges, load_judge, remaining_memory_share, unload_after
 from flipsearch.judging.spec import respelled
 from flipsearch.ledger import Ledger

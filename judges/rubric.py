@@ -1,6 +1,6 @@
-"""The rubric judge: any instruction-tuned model is asked to score an exchange, and its reply is read strictly.
+"""The rubric judge: any instruction-tuned model scores an exchange, and its reply is parsed strictly.
 
-What a rubric file holds is told in flipsearch.judging.rubric, and how a model is asked in flipsearch.judging.asking.
+See flipsearch.judging.rubric for the form of a rubric file, and for how the model is prompted.
 """
 
 import math
@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from flipsearch.backends.base import check_model, make_backend, model_identity
-from flipsearch.backends.models import engine_share
+from flipsearch.backends.vllm import reserved_share
 from flipsearch.config import ModelConfig, make_config
 from flipsearch.core.errors import BackendError, ConfigError, JudgeError, PluginError, unknown_name
 from flipsearch.core.protocols import Backend
@@ -27,9 +27,9 @@ _NEEDS_MODEL = (
 class RubricJudge:
     """A model of your choice scores by a rubric: StrongREJECT's three questions, or a .toml of your own.
 
-    UNSAFE from p_unsafe = `threshold` on. UNSCORED: no answer to judge, a benign prompt where the rubric is not for
-    them, and a model that twice gives a reply that cannot be read. Greedy, so that the same exchange gets the same
-    verdict. `rubric` is a name or a path.
+    UNSAFE from p_unsafe = `threshold` on. UNSCORED: no answer to judge, a benign prompt if the rubric is not for them,
+    and two replies in a row that cannot be parsed. Decoding is greedy, so that equal exchanges get equal verdicts.
+    `rubric` is a name or a path.
     """
 
     name = "rubric"
@@ -46,7 +46,6 @@ class RubricJudge:
         dtype: str = "auto",
         memory_share: float | None = None,
     ) -> None:
-        """Read the rubric and check the options; nothing is loaded."""
         if model is None:
             raise PluginError(_NEEDS_MODEL)
         if not (math.isfinite(threshold) and 0 < threshold <= 1):
@@ -54,30 +53,31 @@ class RubricJudge:
         given = {"model": model, "backend": backend, "max_tokens": max_tokens, "device": device, "dtype": dtype}
         self._config = make_config(ModelConfig, given)
         check_model(self._config)
-        self.memory_share = engine_share(backend, memory_share)
+        self.memory_share = reserved_share(backend, memory_share)
         """Of what vLLM alone would take of a GPU; 0 where the model is not on vLLM."""
         self._rubric = Rubric(_rubric_file(rubric))
         self._threshold = float(threshold)
         self._backend: Backend | None = None
-        self.notes: tuple[str, ...] = () if self._rubric.benign else (_note(rubric),)
+        note = f"rubric '{rubric}' judges no benign prompts: they are unscored, and over-refusal is not measured."
+        self.notes: tuple[str, ...] = () if self._rubric.benign else (note,)
 
     @cached_property
     def identity(self) -> str:
-        """Hash of rubric, model, sampling and threshold; a model from the hub is downloaded, none is loaded."""
+        """Hash of rubric, model, sampling and threshold; a hub model is downloaded for it, and not loaded."""
         model, sampling = model_identity(self._config), self._config.sampling()
         return content_id(
             "judge", self.name, _VERSION, self._rubric.source, model, sampling.sampling_id, self._threshold
         )
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
-        """Return one verdict an exchange, in order; JudgeError if the model cannot be had."""
+        """Return one verdict per exchange, in order. Raises JudgeError if the model cannot be loaded or reached."""
         try:
             return judge_by_rubric(self._rubric, self._load, self._config.sampling(), self._threshold, exchanges)
         except BackendError as error:
             raise JudgeError(f"judge rubric: {error}") from error
 
     def close(self) -> None:
-        """Free the model."""
+        """Unload the model."""
         if self._backend is not None:
             self._backend.close()
             self._backend = None
@@ -94,7 +94,3 @@ def _rubric_file(rubric: str) -> Path:
     if rubric not in _FILES:
         raise PluginError(unknown_name("rubric", rubric, _FILES, "Or give the path of a rubric file (.toml)."))
     return _FILES[rubric]
-
-
-def _note(rubric: str) -> str:
-    return f"rubric '{rubric}' judges no benign prompts: they are unscored, and over-refusal is not told."

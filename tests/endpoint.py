@@ -1,4 +1,4 @@
-"""A chat completions endpoint on this machine that says what a test tells it to."""
+"""A chat completions endpoint on this machine whose answers a test chooses."""
 
 import contextlib
 import json
@@ -10,20 +10,20 @@ from typing import Any
 
 
 @dataclass
-class Answer:
-    """What the endpoint sends; without a status it closes the connection instead."""
+class EndpointAnswer:
+    """A response; without a status the endpoint closes the connection instead."""
 
     body: bytes
     status: int | None = 200
     headers: dict[str, str] = field(default_factory=dict)
 
 
-Respond = Callable[[dict[str, Any]], Answer]
+Respond = Callable[[dict[str, Any]], EndpointAnswer]
 
 
 @dataclass
 class Served:
-    """A running endpoint, and what it was asked."""
+    """A running endpoint, and the requests that it received."""
 
     url: str
     bodies: list[dict[str, Any]] = field(default_factory=list)
@@ -31,21 +31,21 @@ class Served:
     paths: list[str] = field(default_factory=list)
 
 
-def says(content: str | None, finish_reason: str = "stop", **message: Any) -> Answer:
+def says(content: str | None, finish_reason: str = "stop", **message: Any) -> EndpointAnswer:
     """Return a chat completion."""
     choice = {"index": 0, "finish_reason": finish_reason, "message": {"content": content, **message}}
     usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
-    return Answer(json.dumps({"choices": [choice], "usage": usage}).encode())
+    return EndpointAnswer(json.dumps({"choices": [choice], "usage": usage}).encode())
 
 
-def refuses(status: int, message: str = "no", **headers: str) -> Answer:
-    """Return an error as OpenAI writes it."""
-    told = {name.replace("_", "-"): value for name, value in headers.items()}
-    return Answer(json.dumps({"error": {"message": message}}).encode(), status, told)
+def refuses(status: int, message: str = "no", **headers: str) -> EndpointAnswer:
+    """Return an error in OpenAI's form."""
+    renamed = {name.replace("_", "-"): value for name, value in headers.items()}
+    return EndpointAnswer(json.dumps({"error": {"message": message}}).encode(), status, renamed)
 
 
-def asked(body: dict[str, Any]) -> str:
-    """Return the last message's text."""
+def last_message(body: dict[str, Any]) -> str:
+    """Return the text of the last message of a request."""
     return str(body["messages"][-1]["content"])
 
 

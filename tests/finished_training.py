@@ -1,7 +1,7 @@
-"""A finished training and its log, made up."""
+"""A made-up record of a finished training, and its log."""
 
 from flipsearch.core.records import Context
-from flipsearch.core.trainings import RoutedContext, TrainingRun
+from flipsearch.core.trainings import TRAINING_FORMAT, RoutedContext, TrainingRun
 
 HOSTILE = (
     "</pre></td><script>alert(1)</script> <img src=x onerror=alert(1)> {{ 7*7 }} {% raw %} "
@@ -9,6 +9,7 @@ HOSTILE = (
 )
 CONTEXT = Context("Think first.\n\nThen decline what would harm.", "system", "role_rule", (("strength", "strong"),))
 RUN = TrainingRun(
+    format=TRAINING_FORMAT,
     model="pocket",
     model_id="the model id",
     revision=None,
@@ -30,16 +31,16 @@ RUN = TrainingRun(
 
 
 def a_log(num_steps: int) -> list[dict[str, float]]:
-    """Return the lines of an OPSA training that goes as it should."""
+    """Return the lines of an OPSA training that converges."""
     return [_line(step) for step in range(1, num_steps + 1)]
 
 
 def _line(step: int) -> dict[str, float]:
-    of_kind = {
+    by_label = {
         "num": 16, "length_mean": 41.25, "length_p95": 60, "eos_rate": 0.9375, "truncation_rate": 0.0625,
         "leakage_rate": 0.0, "divergence": 0.02 / step, "divergence_early": 0.09 / step,
         "divergence_late": 0.001 / step, "entropy_first": 0.3,
     }  # fmt: skip
     overall = {"step": step, "epoch": step / 10, "loss": 0.3 / step, "grad_norm": 0.4, "learning_rate": 2e-4}
-    by_kind = {f"{name}_{kind}": value for kind in ("harmful", "benign") for name, value in of_kind.items()}
+    by_kind = {f"{name}_{kind}": value for kind in ("harmful", "benign") for name, value in by_label.items()}
     return {**overall, **by_kind, "teacher_mass": 1.0, "rollout_s": 2.0}

@@ -14,19 +14,19 @@ from accelerate.utils import DistributedType  # type: ignore[import-untyped]
 from flipsearch.commands.main import main
 from flipsearch.training.log import StepLog
 
-logged = StepLog.on_log
-usual = PartialState._prepare_backend
+usual_on_log = StepLog.on_log
+usual_backend = PartialState._prepare_backend
 
 
 def prepare_backend(self: Any, *args: Any, **options: Any) -> tuple[str, Any]:
-    backend, kind = usual(self, *args, **options)
-    # Only once the processes have met: they meet as those of a CPU.
-    is_met = torch.distributed.is_initialized() and kind is DistributedType.MULTI_CPU
-    return backend, DistributedType.MULTI_GPU if is_met else kind
+    backend, kind = usual_backend(self, *args, **options)
+    # Only once the process group is initialized: that is done as for a CPU.
+    is_ready = torch.distributed.is_initialized() and kind is DistributedType.MULTI_CPU
+    return backend, DistributedType.MULTI_GPU if is_ready else kind
 
 
 def on_log(self: Any, args: Any, state: Any, *more: Any, **options: Any) -> None:
-    logged(self, args, state, *more, **options)
+    usual_on_log(self, args, state, *more, **options)
     if str(state.global_step) == os.environ.get("STOP_AFTER"):
         os._exit(9)
 

@@ -1,7 +1,7 @@
-"""A finished study of the made-up world whose judge is sometimes wrong, and people who are not.
+"""A finished study of the synthetic world whose judge is sometimes wrong, and annotators who are not.
 
-Every answer is safe or unsafe in truth (a refusal or not). The judge takes a share of the answers for the contrary, and
-is surer of some than of others.
+Every answer is truly safe (a refusal) or unsafe. The judge gets a share of the answers wrong, and is surer of some than
+of others.
 """
 
 import csv
@@ -14,8 +14,8 @@ from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Exchange, Label, Verdict
 from flipsearch.core.studies import Study, Trial
 from flipsearch.judging.accuracy import JudgeAccuracy, measure_judge
-from flipsearch.judging.labelling import Drawn, StudyLabel, draw_answers, harmful_flips
-from flipsearch.judging.labels import LabelledAnswer
+from flipsearch.judging.labelling import AnswerToLabel, sample_answers
+from flipsearch.judging.labels import LabelledAnswer, StudyLabel, harmful_flips
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching import prepare_search, run_study
@@ -31,7 +31,7 @@ PROMPTS = prompt_set(60, 10)
 def measured(
     judge: Judge, rows: Sequence[LabelledAnswer], progress: Callable[[int, int], None] | None = None
 ) -> JudgeAccuracy:
-    """Return how a judge agrees with people, at a ledger that nobody keeps."""
+    """Return how a judge agrees with human labels, keeping no verdicts."""
     return measure_judge(judge, rows, None, progress)
 
 
@@ -45,41 +45,41 @@ def table_of(path: Path, rows: Sequence[LabelledAnswer]) -> Path:
 
 
 class MistakenJudge(RefusalJudge):
-    """Calls a fifth of the refusals unsafe and a tenth of the rest safe, and is less sure of those."""
+    """Calls a fifth of the refusals unsafe and a tenth of the rest safe, with less certainty."""
 
     name = "mistaken"
 
     def _verdict(self, exchange: Exchange) -> Verdict:
-        said = super()._verdict(exchange)
+        truth = super()._verdict(exchange)
         if exchange.prompt.kind == "benign":
-            return said
+            return truth
         fate = uniform("mistake", exchange.prompt.prompt_id, exchange.completion)
-        is_wrong = fate < (0.2 if said.label is Label.SAFE else 0.1)
-        unsafe = (said.label is Label.UNSAFE) != is_wrong
+        is_wrong = fate < (0.2 if truth.label is Label.SAFE else 0.1)
+        unsafe = (truth.label is Label.UNSAFE) != is_wrong
         doubt = 0.1 + 0.35 * uniform("doubt", exchange.prompt.prompt_id) + (0.04 if is_wrong else 0.0)
-        return Verdict(Label.UNSAFE if unsafe else Label.SAFE, 1 - doubt if unsafe else doubt, said.p_refusal)
+        return Verdict(Label.UNSAFE if unsafe else Label.SAFE, 1 - doubt if unsafe else doubt, truth.p_refusal)
 
 
 def mistaken_study(ledger: Ledger, config: StudyConfig = CONFIG) -> Study:
-    """Search at a ledger with the judge that is sometimes wrong."""
+    """Search with the judge that is sometimes wrong."""
     return run_study(
         prepare_search(config, library(), PROMPTS), Runner(Model(), MistakenJudge("mistaken"), ledger, GREEDY)
     )
 
 
-def draw(study: Study, ledger: Ledger, num: int, num_contexts: int = 1) -> list[Drawn]:
-    """Draw answers of the study for people."""
-    return draw_answers(study, ledger, PROMPTS, num, num_contexts)
+def sample(study: Study, ledger: Ledger, num: int, num_contexts: int = 1) -> list[AnswerToLabel]:
+    """Sample answers of the study for annotators."""
+    return sample_answers(study, ledger, PROMPTS, num, num_contexts)
 
 
-def labelled(drawn: Sequence[Drawn]) -> list[StudyLabel]:
-    """Let people label what was drawn: they know the truth."""
-    said = {REFUSAL: "safe", COMPLIANCE: "unsafe"}
-    return [StudyLabel(one.place, "unsafe" if said[one.response] == "unsafe" else "safe") for one in drawn]
+def annotate(answers: Sequence[AnswerToLabel]) -> list[StudyLabel]:
+    """Label the sampled answers truthfully."""
+    assert {answer.response for answer in answers} <= {REFUSAL, COMPLIANCE}
+    return [StudyLabel(answer.place, "safe" if answer.response == REFUSAL else "unsafe") for answer in answers]
 
 
 def renamed(study: Study, number: int) -> Study:
-    """Return the same study under another name: its prompts stand elsewhere in line, so the draw is another."""
+    """Return the same study under another name, which changes the turns of its prompts and so the sample."""
     return replace(study, name=f"world {number}")
 
 
@@ -89,7 +89,7 @@ def best_of(study: Study) -> Trial:
     return study.trials[0]
 
 
-def true_relief(study: Study, ledger: Ledger, trial: Trial) -> float:
+def true_risk_reduction(study: Study, ledger: Ledger, trial: Trial) -> float:
     """Share of the scored prompts that are truly unsafe without a context, minus that under the trial's."""
     flips = harmful_flips(trial)
     under = ledger.rollouts(flip.rollout_ids[0] for flip in flips)

@@ -82,8 +82,8 @@ def is_refused(prompt: Prompt, text: str) -> bool:
 class Model:
     """The backend of this world.
 
-    It remembers the ids of what it generated, and calls `before_each` first. A context with the word "mumble" is
-    answered so that no judge can tell, one with "crash" not at all.
+    It records the ids of what it generated, and calls `before_each` first. Under a context with the word "mumble" the
+    answer cannot be judged, under one with "crash" the rollout fails.
     """
 
     model_id = "world"
@@ -113,7 +113,7 @@ class Model:
 
 
 def answer(request: Request, sampling: Sampling, model_id: str) -> Rollout:
-    """Return the one rollout of a request."""
+    """Return the rollout of a request."""
     text = request.context.text if request.context else ""
     begun = [VOCABULARY[id] for id in request.prefill]
     turns = is_refused(request.prompt, text) and text.count("deep") >= len(begun)
@@ -135,35 +135,35 @@ def answer(request: Request, sampling: Sampling, model_id: str) -> Rollout:
     )
 
 
-class ReadingModel(Model):
-    """The same world, whose model also says how likely it finds an opening: sure of its own words, and of no others.
+class ScoringModel(Model):
+    """The same world, whose model also scores prefills: its own words are likely, all others unlikely.
 
-    With `lies` it says the contrary. It counts what it reads.
+    With `lies` the scores are the opposite. It counts what it scores.
     """
 
     def __init__(self, *, lies: bool = False) -> None:
         super().__init__()
         self.lies = lies
-        self.num_read = 0
+        self.num_scored = 0
 
     def score(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
-        """Return one reading a request."""
-        self.num_read += len(requests)
-        return [self._reading(request) for request in requests]
+        """Return one score per request."""
+        self.num_scored += len(requests)
+        return [self._score(request) for request in requests]
 
-    def _reading(self, request: Request) -> PrefixScore:
+    def _score(self, request: Request) -> PrefixScore:
         own = answer(replace(request, prefill=()), GREEDY, self.model_id).completion_ids
         agrees = own[: len(request.prefill)] == request.prefill
-        # Without a context there is nothing to lie about: the opening is its own answer.
+        # Without a context there is nothing to lie about: the prefill is its own answer.
         if agrees != (self.lies and request.context is not None):
             return PrefixScore((-0.1,) * len(request.prefill), len(request.prefill))
         return PrefixScore((-4.0,) * len(request.prefill), 0)
 
 
 class Writer(Model):
-    """Another model, that rewrites: it answers an instruction with the text between its tags, made firmer by a word.
+    """A model that rewrites: it answers an instruction with the text between its tags, made firmer by a word.
 
-    With `fails` it gives no reply. It remembers the ids of what it was asked, as `Model` does.
+    With `fails` every rollout is an error. It records the ids of what it generated, as `Model` does.
     """
 
     model_id = "writer"
@@ -173,7 +173,7 @@ class Writer(Model):
         self.fails = fails
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
-        """Yield one rollout a request."""
+        """Yield one rollout per request."""
         for request in requests:
             self.before_each(request)
             rollout = failed(request, self.model_id, sampling, "no paper left")
@@ -187,11 +187,11 @@ class Writer(Model):
 
 
 class SampledModel(Model):
-    """The same world with a temperature: every draw of a request falls anew, and always the same way.
+    """The same world with a temperature: every sample of a request is random, and reproduced by its seed.
 
     A harmful prompt is unsafe with a probability of its own, uniform over prompts, which each strength of the context
     halves; a benign one is refused with a probability of 0.3 for each blunt word. A prompt with the word "murmur" is
-    answered with a mumble in a third of its draws.
+    answered with a mumble in a third of its samples.
     """
 
     model_id = "sampled world"
@@ -199,12 +199,12 @@ class SampledModel(Model):
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
         """Yield rollouts in an order that is not that of the requests."""
         for request, rollout in zip(reversed(requests), flat(super().generate(requests, sampling)), strict=True):
-            completion = drawn(request, sampling.seed)
+            completion = sampled_completion(request, sampling.seed)
             yield [replace(rollout, completion=completion, completion_ids=tuple(range(len(completion.split()))))]
 
 
-def drawn(request: Request, seed: int) -> str:
-    """Return the completion of one draw."""
+def sampled_completion(request: Request, seed: int) -> str:
+    """Return the completion of one sample."""
     prompt, text = request.prompt, request.context.text if request.context else ""
     context_id = request.context.context_id if request.context else None
     fate = ("draw", seed, prompt.prompt_id, context_id, request.sample_index)
@@ -220,7 +220,7 @@ def p_unsafe(prompt: Prompt, text: str) -> float:
 
 
 def uniform(*parts: object) -> float:
-    """Return a number in [0, 1) that hangs on `parts` alone."""
+    """Return a number in [0, 1) that depends on `parts` alone."""
     return int(content_id(*parts), 16) / 2**64
 
 
@@ -229,9 +229,9 @@ LONG = Sampling(max_tokens=80)
 
 
 class LongModel(Model):
-    """The same world, whose model says each answer at length: `num_thought` words before it, and many after it.
+    """The same world with long completions: `num_thought` words before each answer, and many after it.
 
-    It goes on from any beginning, stops where it is told to, and counts the tokens that it writes.
+    It continues any prefill, stops at max_tokens, and counts the tokens that it writes.
     """
 
     model_id = "long world"

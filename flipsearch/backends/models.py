@@ -1,43 +1,54 @@
-"""What the name of a model means: a built-in model, a folder, a checkpoint of ours, a hub id, an endpoint."""
+"""What a model name means, whether its files can be loaded, and what identifies them.
 
+A model is a built-in one, a local folder (a checkpoint of `flipsearch train` is one), or a hub id org/name[@revision].
+Only safetensors weights are accepted, because pickled weights can run code. Nothing here loads a model or imports
+torch; names of endpoints (http://...) are left to `flipsearch.backends.http`.
+"""
+
+import hashlib
 import json
 import os
+import re
+from dataclasses import dataclass
 from pathlib import Path
 
-from flipsearch.core.errors import BackendError, ConfigError
+from huggingface_hub import errors as hub_errors
+from huggingface_hub import snapshot_download
+
+from flipsearch.config import ModelConfig, is_endpoint
+from flipsearch.core.errors import BackendError, near_names
 from flipsearch.core.package import PACKAGE
+from flipsearch.core.trainings import check_format
 
 POCKET_MODEL = "pocket"
-TRAINING_FILE = "training.json"
-"""What a checkpoint says of its training, the model it was made from among it."""
 BUILT_IN_MODELS = {POCKET_MODEL: "the pocket model: tiny, synthetic, ships with the package (no GPU, no download)"}
+TRAINING_FILE = "training.json"
+"""File of a checkpoint that describes its training; "model" is the model it was trained from."""
+HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
+LOADED_FILES = (
+    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
+    *("tokenizer*.json", "*.model", "vocab.json", "vocab.txt", "merges.txt"),
+    *("added_tokens.json", "special_tokens_map.json", "chat_template*"),
+)
+UNLOADED_FILES = ("*/*", "consolidated*")
+"""Hub files that match LOADED_FILES but are other formats of the same model."""
+PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
-def model_source(model: str) -> str:
-    """Return what a backend loads for `model`: the weights folder of a built-in model, or the name as it is."""
-    return str(PACKAGE / "pocket") if model == POCKET_MODEL else model
+@dataclass(frozen=True, slots=True)
+class ModelFiles:
+    """A model whose files are on this machine."""
 
-
-def base_model(model: str) -> str:
-    """Return what a checkpoint of `flipsearch train` was made from in the first place; any other model is its own."""
-    seen: list[str] = []
-    while model not in BUILT_IN_MODELS and os.path.isfile(path := os.path.join(model, TRAINING_FILE)):
-        if model in seen:
-            raise BackendError(f"'{path}' leads back to itself: {' -> '.join([*seen, model])}.")
-        seen.append(model)
-        try:
-            named = str(json.loads(Path(path).read_text(encoding="utf-8"))["model"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            reason = type(error).__name__
-            raise BackendError(f"'{path}' cannot be read ({reason}): no checkpoint of this version.") from error
-        # A relative base is meant from the checkpoint's folder first: that holds wherever the command is run.
-        beside = os.path.normpath(os.path.join(model, named))
-        model = beside if named not in BUILT_IN_MODELS and os.path.isdir(beside) else named
-    return model
+    folder: Path
+    revision: str | None
+    """Commit hash of a hub model; None for a local folder."""
+    fingerprint: str
+    """Content hash of a local folder, or name and commit of a hub model."""
 
 
 def list_models() -> dict[str, str]:
-    """Return the built-in models, and how to name any other."""
+    """Return the built-in models, and the forms in which any other model is named."""
     return BUILT_IN_MODELS | {
         "PATH": "a local folder with config.json, tokenizer and safetensors weights",
         "ORG/NAME[@REVISION]": "a model on the Hugging Face hub, e.g. Qwen/Qwen3-0.6B",
@@ -45,13 +56,161 @@ def list_models() -> dict[str, str]:
     }
 
 
-def engine_share(backend: str, given: float | None) -> float:
-    """Return what a judge's model on a backend takes of what vLLM alone would take of a GPU: 0 on any other backend.
+def model_source(model: str) -> str:
+    """Return what a backend loads for `model`: the weights folder of a built-in model, any other name unchanged."""
+    return str(PACKAGE / "pocket") if model == POCKET_MODEL else model
 
-    None is all of it. Raises ConfigError for a share that is none, or where there is nothing to share.
+
+def base_model(model: str) -> str:
+    """Return the model that a checkpoint was originally trained from; any other model is its own base.
+
+    Raises BackendError for a training.json that cannot be read or that leads back to itself.
     """
-    if given is not None and backend != "vllm":
-        raise ConfigError(f"memory_share is for backend vllm, got it for backend {backend}; leave it out.")
-    if given is not None and not 0 < given <= 1:
-        raise ConfigError(f"memory_share is {given}, expected more than 0 and at most 1.")
-    return (1.0 if given is None else given) if backend == "vllm" else 0.0
+    seen: list[str] = []
+    while model not in BUILT_IN_MODELS and os.path.isfile(path := os.path.join(model, TRAINING_FILE)):
+        if model in seen:
+            raise BackendError(f"'{path}' leads back to itself: {' -> '.join([*seen, model])}.")
+        seen.append(model)
+        try:
+            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            check_format(content, path)
+            parent = str(content["model"])
+        except (OSError, ValueError, KeyError, RecursionError) as error:
+            reason = type(error).__name__
+            raise BackendError(f"'{path}' cannot be read ({reason}): no checkpoint of this version.") from error
+        # A relative path is resolved from the checkpoint's folder first: that holds wherever the command is run.
+        beside = os.path.normpath(os.path.join(model, parent))
+        model = beside if parent not in BUILT_IN_MODELS and os.path.isdir(beside) else parent
+    return model
+
+
+def check_local_model(config: ModelConfig) -> None:
+    """Raise BackendError if a model of the hub or of this machine is seen to be unusable without loading it."""
+    model = config.model
+    if is_endpoint(model):
+        raise BackendError(
+            f"--backend {config.backend} loads a local or hub model, but --model is the address of an endpoint; "
+            "leave --backend out or give --backend http."
+        )
+    if "/" not in model and not Path(model).exists() and model not in BUILT_IN_MODELS:
+        expected = "Expected pocket, a local folder, or a hub id org/name."
+        raise BackendError(f"unknown model '{model}'.{near_names(model, BUILT_IN_MODELS)} {expected}")
+    check_source(model_source(model))
+
+
+def check_source(source: str) -> None:
+    """Raise BackendError if a folder or hub id is seen to be unusable without loading it or using the network."""
+    folder = _local_folder(source)
+    if folder is not None:
+        check_folder(folder)
+    elif not HUB_ID.fullmatch(source):
+        raise BackendError(
+            f"unknown model '{source}': there is no such folder here, and a hub id has the form org/name[@revision]."
+        )
+
+
+def locate(source: str) -> ModelFiles:
+    """Return the files of a folder or hub id, downloading what is not here yet; BackendError if that fails."""
+    check_source(source)
+    folder = _local_folder(source)
+    if folder is not None:
+        return ModelFiles(folder, None, fingerprint(folder))
+    match = HUB_ID.fullmatch(source)
+    assert match is not None  # by check_source
+    folder = _download(source, match["name"], match["revision"])
+    check_folder(folder)
+    # The cache names a snapshot's folder by its commit.
+    return ModelFiles(folder, folder.name, f"{match['name']}@{folder.name}")
+
+
+def check_folder(folder: Path) -> None:
+    """Raise BackendError, naming what is there, unless `folder` holds a config, a tokenizer and complete weights."""
+    names = sorted(path.name for path in folder.iterdir())
+    content = f"it holds {', '.join(names[:12]) or 'nothing'}{', …' if len(names) > 12 else ''}"
+    if "config.json" not in names:
+        hint = " An adapter alone cannot be loaded: merge it first." if "adapter_config.json" in names else ""
+        raise BackendError(f"no model in '{folder}': config.json is missing; {content}.{hint}")
+    if "model_type" not in _read_json(folder / "config.json"):
+        raise BackendError(f"'{folder / 'config.json'}' names no model_type: it is not a transformers config.")
+    if not any(name in names for name in TOKENIZER_FILES):
+        raise BackendError(f"no tokenizer in '{folder}': expected one of {', '.join(TOKENIZER_FILES)}; {content}.")
+    weights = [name for name in names if name.endswith(".safetensors")]
+    if not weights:
+        pickled = any(name.endswith(PICKLED) for name in names)
+        hint = " Pickled weights are not loaded, as they can run code: convert them to safetensors." if pickled else ""
+        raise BackendError(f"no safetensors weights in '{folder}': {content}.{hint}")
+    index = folder / "model.safetensors.index.json"
+    shards = _read_json(index).get("weight_map") if index.is_file() else None
+    for name in [*weights, *sorted(set(shards.values()) if isinstance(shards, dict) else ())]:
+        _check_weights(folder / name)
+
+
+def fingerprint(folder: Path) -> str:
+    """Return a content hash of everything in `folder` that can change a completion.
+
+    Configs, tokenizer files, chat templates and weights are hashed whole: a sample of the weights would miss an edit of
+    a single layer. About a second for two gigabytes, less than loading them takes.
+    """
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in LOADED_FILES for path in folder.glob(pattern)}):
+        digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()[:16]
+
+
+def _local_folder(source: str) -> Path | None:
+    """Return the folder that `source` names, None if there is no such folder; BackendError for a file."""
+    folder = Path(source).expanduser()
+    if folder.is_file():
+        raise BackendError(f"'{source}' is a file; expected the model's folder or a hub id org/name.")
+    return folder if folder.is_dir() else None
+
+
+def _read_json(path: Path) -> dict[str, object]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise BackendError(f"'{path}' cannot be read as JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise BackendError(f"'{path}' holds a JSON {type(content).__name__}, expected an object.")
+    return content
+
+
+def _check_weights(path: Path) -> None:
+    """Compare a safetensors file's size with its header, which finds missing, truncated and Git LFS pointer files."""
+    if not path.is_file():
+        raise BackendError(f"weights are incomplete: '{path}' is missing; download the model again.")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = file.read(length) if 8 + length <= size else b""
+    try:
+        tensors = json.loads(header)
+        end = max((entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"), default=0)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        end = None
+    if end is None or 8 + length + end != size:
+        raise BackendError(f"'{path}' is not a whole safetensors file ({size} bytes); download the model again.")
+
+
+def _download(source: str, name: str, revision: str | None) -> Path:
+    try:
+        wanted, unwanted = list(LOADED_FILES), list(UNLOADED_FILES)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted))
+    except hub_errors.GatedRepoError as error:
+        raise BackendError(
+            f"model '{source}' is gated: accept its terms on the hub and log in with `hf auth login`."
+        ) from error
+    except hub_errors.RevisionNotFoundError as error:
+        raise BackendError(f"model '{name}' has no revision '{revision}'; check the part after the @.") from error
+    except hub_errors.RepositoryNotFoundError as error:
+        raise BackendError(
+            f"model '{source}' is neither a folder here nor a public model on the hub; "
+            "check the spelling, or log in with `hf auth login` if it is private."
+        ) from error
+    except Exception as error:  # the hub's HTTP library differs by version, and so do its errors
+        raise BackendError(
+            f"model '{source}' is not a folder here, not in the local cache, and the hub cannot be reached "
+            f"({type(error).__name__}); go online or give the model's folder."
+        ) from error

@@ -1,9 +1,15 @@
-"""Rollouts made out of requests: every backend fills in the ids the same way."""
+"""What backends share: rollouts and seeds made from requests, and the base class of those that hold their model.
 
-from collections.abc import Sequence
+Imports no model library.
+"""
 
-from flipsearch.backends.chat import EncodedPrompt
-from flipsearch.core.records import Request, Rollout, Sampling
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from flipsearch.backends.chat import Chat, EncodedPrompt
+from flipsearch.core.errors import BackendError, ConfigError
+from flipsearch.core.records import PrefixScore, Request, Rollout, Sampling, content_id
 
 
 def completed(
@@ -16,7 +22,7 @@ def completed(
     completion_ids: Sequence[int],
     stopped: bool,
 ) -> Rollout:
-    """Return the rollout of a request that the model completed; `stopped` by itself or cut at max_tokens."""
+    """Return the rollout of a completed request; not `stopped` means that it was cut off at max_tokens."""
     return Rollout(
         prompt_id=request.prompt.prompt_id,
         context_id=request.context.context_id if request.context else None,
@@ -33,17 +39,94 @@ def completed(
 
 
 def failed(request: Request, model_id: str, sampling: Sampling, reason: str) -> Rollout:
-    """Return the rollout of a request that could not be completed."""
-    return Rollout(
-        prompt_id=request.prompt.prompt_id,
-        context_id=request.context.context_id if request.context else None,
-        model_id=model_id,
-        sampling=sampling,
-        sample_index=request.sample_index,
-        completion="",
-        completion_ids=(),
-        num_prompt_tokens=0,
-        finish_reason="error",
-        error=reason,
-        prefill=request.prefill,
-    )
+    """Return the rollout of a request that could not be completed, with the reason."""
+    unread = EncodedPrompt((), opens_thinking=False)
+    rollout = completed(request, model_id, sampling, unread, completion="", completion_ids=(), stopped=False)
+    return replace(rollout, finish_reason="error", error=reason)
+
+
+def stream_seed(request: Request, sampling: Sampling) -> int:
+    """Return the 64-bit seed of a request's own random stream."""
+    context_id = request.context.context_id if request.context else None
+    key = content_id("draws", sampling.seed, request.prompt.prompt_id, context_id, request.sample_index)
+    return int(key, 16)
+
+
+@dataclass(slots=True)
+class EncodedRequest:
+    """A request with its prompt in tokens."""
+
+    request: Request
+    prompt: EncodedPrompt
+    num_shared: int = 0
+    """Leading prompt tokens that all requests under its context share."""
+
+
+class LocalBackend:
+    """The part of a backend that holds its model: a chat, and which requests fit.
+
+    A subclass sets the attributes and completes and scores token ids; failures are handled here.
+    """
+
+    model_id: str
+    notes: tuple[str, ...]
+    revision: str | None
+    chat: Chat
+    max_positions: int | None
+    """Longest sequence of the model, in tokens; None if it does not say."""
+    min_new_tokens = 0
+    """Fewest tokens that the model writes after a prefill."""
+
+    def count_tokens(self, text: str) -> int:
+        """Return the length of `text` in the model's tokens."""
+        return self.chat.count_tokens(text)
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
+        """Yield one rollout per request, batch by batch; those that cannot be encoded come first, as errors."""
+        if sampling.max_tokens < 1:
+            raise ConfigError(f"max_tokens is {sampling.max_tokens}, expected at least 1.")
+        encoded: list[EncodedRequest] = []
+        for request in requests:
+            try:
+                encoded.append(self._encode(request, sampling.max_tokens))
+            except BackendError as error:
+                yield [failed(request, self.model_id, sampling, str(error))]
+        yield from self._generate(encoded, sampling)
+
+    def score(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
+        """Return the score of each request's prefill, in order; None for one too long for the model."""
+        encoded: dict[int, EncodedRequest] = {}
+        for index, request in enumerate(requests):
+            with contextlib.suppress(BackendError):
+                encoded[index] = self._encode(request, len(request.prefill) + self.min_new_tokens)
+        by_index = dict(zip(encoded, self._score(list(encoded.values())), strict=True))
+        return [by_index.get(index) for index in range(len(requests))]
+
+    def _generate(self, requests: Sequence[EncodedRequest], sampling: Sampling) -> Iterator[list[Rollout]]:
+        """Yield one rollout per encoded request, batch by batch, in any order."""
+        raise NotImplementedError
+
+    def _score(self, requests: Sequence[EncodedRequest]) -> list[PrefixScore | None]:
+        """Return the score of each encoded request's prefill, in order; None where memory runs out."""
+        raise NotImplementedError
+
+    def _encode(self, request: Request, max_tokens: int) -> EncodedRequest:
+        """Return a request in tokens; BackendError if the model cannot hold it with a completion of `max_tokens`."""
+        prompt = self.chat.encode(request)
+        length, num_forced = len(prompt.prompt_ids), len(request.prefill)
+        if self.max_positions is not None and length + max_tokens > self.max_positions:
+            raise BackendError(
+                f"the prompt has {length} tokens and max_tokens is {max_tokens}, but the model holds "
+                f"{self.max_positions}; lower max_tokens or shorten the context. Nothing is cut off silently."
+            )
+        if num_forced + self.min_new_tokens > max_tokens:
+            raise BackendError(f"the prefill has {num_forced} tokens, but max_tokens is {max_tokens}.")
+        return EncodedRequest(request, prompt)
+
+    def _completed(self, item: EncodedRequest, sampling: Sampling, new_ids: Sequence[int], stopped: bool) -> Rollout:
+        """Return the rollout of a request after whose prefill the model wrote `new_ids`."""
+        ids = (*item.request.prefill, *new_ids)
+        text = self.chat.decode(ids)
+        return completed(
+            item.request, self.model_id, sampling, item.prompt, completion=text, completion_ids=ids, stopped=stopped
+        )

@@ -1,4 +1,4 @@
-"""Replies from a table or a function: a backend without a model, for demonstrations and tests."""
+"""A backend without a model: completions from a table or a function, for demonstrations and tests."""
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -6,12 +6,12 @@ from pathlib import Path
 
 from flipsearch.backends.chat import EncodedPrompt
 from flipsearch.backends.rollouts import completed, failed
+from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError
 from flipsearch.core.records import Request, Rollout, Sampling, content_id
 
 Reply = Callable[[str, str], str]
 """(prompt text, context text or "") -> completion; a BackendError makes the rollout an error."""
-
 ANY = "*"
 """In a table: any prompt, or any context."""
 ENTRY = '{"prompt": …, "context": … or "*", "completion": …} or {…, "error": …}'
@@ -21,9 +21,9 @@ class ScriptedBackend:
     """A backend that looks its completions up.
 
     `replies` is a function of prompt and context text, or a table of prompt text -> completion, or of
-    (prompt text, context text) -> completion, where "*" stands for any prompt or any context. `errors` are prompt texts
+    (prompt text, context text) -> completion, where "*" matches any prompt or any context. `errors` are prompt texts
     whose rollouts fail, with the reason. A prompt that is not in the table fails too. Tokens are words; a completion of
-    more words than max_tokens is cut. `identity` names a function, whose content cannot be hashed.
+    more words than max_tokens is cut off. `identity` distinguishes functions, whose content cannot be hashed.
     """
 
     notes: tuple[str, ...] = ()
@@ -42,9 +42,20 @@ class ScriptedBackend:
             content: object = getattr(replies, "__qualname__", type(replies).__qualname__)
         else:
             table = {key if isinstance(key, tuple) else (key, ANY): text for key, text in replies.items()}
-            self._reply = _from_table(table)
+            self._table, self._reply = table, self._look_up
             content = sorted([*key, text] for key, text in table.items())
         self.model_id = content_id("scripted", identity, content, self._errors)
+
+    @classmethod
+    def check(cls, config: ModelConfig) -> None:
+        """Raise BackendError if the model is not a file."""
+        if not Path(config.model).is_file():
+            raise BackendError(f"--backend scripted reads its replies from a JSON file; '{config.model}' is none.")
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, memory_share: float = 1.0) -> "ScriptedBackend":
+        """Return the backend of the table that --model names."""
+        return cls.from_file(config.model)
 
     @classmethod
     def from_file(cls, path: str | Path) -> "ScriptedBackend":
@@ -53,9 +64,15 @@ class ScriptedBackend:
         "prompt" is its text or "*" for any; "context" is its text, "" for none, or "*" (the default) for any. Raises
         BackendError with the entry's number for anything else.
         """
+        try:
+            entries = json.loads(Path(path).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise BackendError(f"'{path}' cannot be read as a JSON table of replies: {error}.") from error
+        if not isinstance(entries, list):
+            raise BackendError(f"'{path}' holds a JSON {type(entries).__name__}, expected a list of {ENTRY}.")
         table: dict[tuple[str, str], str] = {}
         errors: dict[str, str] = {}
-        for number, entry in enumerate(_read_entries(Path(path)), start=1):
+        for number, entry in enumerate(entries, start=1):
             where = f"{path}, entry {number}"
             if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
                 raise BackendError(f"{where}: expected {ENTRY}, got {type(entry).__name__}.")
@@ -69,7 +86,7 @@ class ScriptedBackend:
         return cls(table, errors=errors)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
-        """Yield one rollout a request, in order."""
+        """Yield one rollout per request, in order."""
         for request in requests:
             yield [self._rollout(request, sampling)]
 
@@ -78,7 +95,7 @@ class ScriptedBackend:
         return len(text.split())
 
     def close(self) -> None:
-        """There is nothing to free."""
+        """There is nothing to unload."""
 
     def _rollout(self, request: Request, sampling: Sampling) -> Rollout:
         prompt, context = request.prompt.text, request.context.text if request.context else ""
@@ -94,25 +111,14 @@ class ScriptedBackend:
         stopped = len(words) <= sampling.max_tokens
         shown = text if stopped else " ".join(words[: sampling.max_tokens])
         # No real ids: a table has no tokenizer. The prompt's length still counts, in words.
-        read = EncodedPrompt(tuple(range(self.count_tokens(f"{context} {prompt}"))), opens_thinking=False)
-        return completed(request, self.model_id, sampling, read, completion=shown, completion_ids=(), stopped=stopped)
+        prompt_words = EncodedPrompt(tuple(range(self.count_tokens(f"{context} {prompt}"))), opens_thinking=False)
+        return completed(
+            request, self.model_id, sampling, prompt_words, completion=shown, completion_ids=(), stopped=stopped
+        )
 
-
-def _from_table(table: Mapping[tuple[str, str], str]) -> Reply:
-    def reply(prompt: str, context: str) -> str:
+    def _look_up(self, prompt: str, context: str) -> str:
+        """Return the completion of the closest entry; BackendError if there is none."""
         for key in ((prompt, context), (prompt, ANY), (ANY, context), (ANY, ANY)):
-            if key in table:
-                return table[key]
+            if key in self._table:
+                return self._table[key]
         raise BackendError(f"the table has no completion for the prompt '{prompt[:60]}' under this context.")
-
-    return reply
-
-
-def _read_entries(path: Path) -> list[object]:
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BackendError(f"'{path}' cannot be read as a JSON table of replies: {error}.") from error
-    if not isinstance(entries, list):
-        raise BackendError(f"'{path}' holds a JSON {type(entries).__name__}, expected a list of {ENTRY}.")
-    return entries

@@ -1,9 +1,9 @@
-"""Detoxify's classifiers (Hanu and Unitary team 2020): how toxic the wording of a text is, by class.
+"""Detoxify's classifiers (Hanu and Unitary team 2020): the toxicity of a text's wording, by class.
 
-The package's own loader reaches for the hub even where all files are here, unpickles what it is given, and gives a head
-of random weights where a checkpoint's names do not fit. This one reads tensors and plain values alone, takes its
-architecture from a local folder, and loads a checkpoint whole or not at all. Long texts are read in windows that
-overlap, and each class counts at its highest. In float32; another batch changes rounding alone.
+The package's own loader contacts the hub even where all files are here, unpickles what it is given, and initialises the
+head at random where a checkpoint's names do not fit. This one reads tensors and plain values alone, takes its
+architecture from a local folder, and loads a checkpoint completely or not at all. Long texts are classified in
+overlapping windows, and each class scores its highest. In float32; another batch changes rounding alone.
 
 N texts, W windows, T tokens of the longest window of a batch, K classes.
 """
@@ -11,86 +11,66 @@ N texts, W windows, T tokens of the longest window of a batch, K classes.
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import AliasPath, BaseModel, Field, ValidationError
 from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoConfig,
     BertForSequenceClassification,
-    PreTrainedConfig,
     PreTrainedModel,
     RobertaForSequenceClassification,
     XLMRobertaForSequenceClassification,
 )
 
 from flipsearch.backends.loading import load_tokenizer, quiet
-from flipsearch.core.errors import BackendError
+from flipsearch.core.errors import BackendError, one_line
 
-CLASSES: dict[str, type[PreTrainedModel]] = {
-    "BertForSequenceClassification": BertForSequenceClassification,
-    "RobertaForSequenceClassification": RobertaForSequenceClassification,
-    "XLMRobertaForSequenceClassification": XLMRobertaForSequenceClassification,
-}
+ARCHITECTURES = (BertForSequenceClassification, RobertaForSequenceClassification, XLMRobertaForSequenceClassification)
+CLASSES: dict[str, type[PreTrainedModel]] = {architecture.__name__: architecture for architecture in ARCHITECTURES}
 STANDARD_NAMES = {"toxic": "toxicity", "severe_toxic": "severe_toxicity", "identity_hate": "identity_attack"}
-"""Names of the first checkpoint's classes -> those of the later ones, as the package has them."""
+"""Class names of the first checkpoint -> those of the later ones, as in the package."""
 LEFTOVERS = re.compile(r"\w+\.embeddings\.position_ids|roberta\.pooler\.dense\.(weight|bias)")
-"""What the transformers of 2020 saved and a classifier never read, or counts out itself."""
+"""Weights that the transformers of 2020 saved and a classifier never uses, or computes itself."""
 LONGEST_WINDOW = 512
 OVERLAP_SHARE = 1 / 4
-"""Of a window, so that what is cut at its edge stands whole in the next."""
+"""Of a window, so that text cut at its edge is whole in the next."""
 BATCH_TOKENS = {True: 1024, False: 32768}
-"""Tokens of a batch on a CPU (what its caches hold) and on anything else."""
+"""Tokens per batch on a CPU (what its caches hold) and on anything else."""
 
 
 def constants() -> tuple[float, ...]:
-    """Return what of this module can change a score: it belongs into a judge's identity."""
+    """Return the constants that can change a score, which are part of a judge's identity."""
     return LONGEST_WINDOW, OVERLAP_SHARE
 
 
-class _Arguments(BaseModel):
-    model_config = ConfigDict(protected_namespaces=())
-
-    model_name: str
-    num_classes: Annotated[int, Field(ge=1)]
-
-
-class _Architecture(BaseModel):
-    args: _Arguments
-
-
-class _DatasetArguments(BaseModel):
-    classes: Annotated[list[str], Field(min_length=1)]
-
-
-class _Dataset(BaseModel):
-    args: _DatasetArguments
-
-
-class _Config(BaseModel):
-    arch: _Architecture
-    dataset: _Dataset
+class _CheckpointConfig(BaseModel):
+    model_class: str = Field(validation_alias=AliasPath("arch", "args", "model_name"))
+    num_classes: int = Field(ge=1, validation_alias=AliasPath("arch", "args", "num_classes"))
+    classes: list[str] = Field(min_length=1, validation_alias=AliasPath("dataset", "args", "classes"))
 
 
 class ToxicityModel:
-    """A checkpoint on an architecture, a folder with config.json and tokenizer; BackendError if they do not fit."""
+    """A checkpoint on an architecture (a folder with config.json and tokenizer); BackendError if they do not fit."""
 
     def __init__(self, checkpoint: Path, architecture: Path, device: torch.device) -> None:
         config, state = _read(checkpoint)
-        arguments = config.arch.args
-        self.classes = tuple(STANDARD_NAMES.get(name, name) for name in config.dataset.args.classes)
-        """Names of the K classes, "toxicity" among them; what a checkpoint predicts beyond them is not told."""
-        if "toxicity" not in self.classes or len(self.classes) > arguments.num_classes:
+        self.classes = tuple(STANDARD_NAMES.get(name, name) for name in config.classes)
+        """Names of the K classes, "toxicity" among them; outputs beyond them are ignored."""
+        if "toxicity" not in self.classes or len(self.classes) > config.num_classes:
             raise BackendError(
                 f"'{checkpoint}' has the classes {', '.join(self.classes)}: none is toxicity, or too many."
             )
-        self._model = _build(arguments, architecture)
+        self._model = _build(config, architecture)
         _fill(self._model, state, checkpoint)
         module: torch.nn.Module = self._model
         module.to(device).eval()
         self._tokenizer = load_tokenizer(architecture)
-        self._window = _window(self._model.config)
+        shape = self._model.config
+        # RoBERTa's positions begin after that of its padding.
+        unused = 0 if shape.model_type == "bert" else shape.pad_token_id + 1
+        self._window = min(LONGEST_WINDOW, int(shape.max_position_embeddings) - unused)
 
     @torch.inference_mode()
     def scores(self, texts: Sequence[str]) -> torch.Tensor:
@@ -98,13 +78,13 @@ class ToxicityModel:
         windows, owners = self._windows(texts) if texts else ([], [])
         highest = torch.zeros((len(texts), len(self.classes)))
         for rows in _batches(windows, BATCH_TOKENS[self._model.device.type == "cpu"]):
-            found = self._sigmoids([windows[row] for row in rows])  # (rows, K)
-            for row, one in zip(rows, found, strict=True):
-                highest[owners[row]] = torch.maximum(highest[owners[row]], one)
+            sigmoids = self._sigmoids([windows[row] for row in rows])  # (rows, K)
+            for row, values in zip(rows, sigmoids, strict=True):
+                highest[owners[row]] = torch.maximum(highest[owners[row]], values)
         return highest
 
     def _windows(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
-        """Return the token ids of all W windows, and which text each is of."""
+        """Return the token ids of all W windows, and the index of each one's text."""
         with quiet():
             encoded = self._tokenizer(
                 list(texts),
@@ -116,6 +96,7 @@ class ToxicityModel:
         return encoded["input_ids"], encoded["overflow_to_sample_mapping"]
 
     def _sigmoids(self, windows: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Return the sigmoid (W, K) of each class for the windows of one batch."""
         lengths = torch.tensor([len(ids) for ids in windows])
         pad = float(self._tokenizer.pad_token_id)
         ids = pad_sequence([torch.tensor(ids) for ids in windows], batch_first=True, padding_value=pad)  # (rows, T)
@@ -125,42 +106,40 @@ class ToxicityModel:
         return torch.sigmoid(logits[:, : len(self.classes)].float()).cpu()
 
 
-def _read(checkpoint: Path) -> tuple[_Config, dict[str, torch.Tensor]]:
+def _read(checkpoint: Path) -> tuple[_CheckpointConfig, dict[str, torch.Tensor]]:
     try:
         # Tensors and plain values alone: nothing in the file is run.
         content: Any = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises everything from KeyError to its own types, in many lines
-        reason = " ".join(str(error).split())[:160] or type(error).__name__
+        reason = one_line(error, 160)
         raise BackendError(
             f"'{checkpoint}' cannot be read as tensors and plain values ({reason}); is it whole, and Detoxify's?"
         ) from error
     try:
-        config, state = _Config.model_validate(content["config"]), dict(content["state_dict"])
+        config, state = _CheckpointConfig.model_validate(content["config"]), dict(content["state_dict"])
     except (ValidationError, KeyError, TypeError, ValueError, IndexError) as error:
         raise BackendError(
-            f"'{checkpoint}' is no checkpoint of Detoxify: expected config (arch and dataset) and state_dict."
+            f"'{checkpoint}' is no Detoxify checkpoint: expected config (arch and dataset) and state_dict."
         ) from error
-    if not all(isinstance(name, str) and isinstance(one, torch.Tensor) for name, one in state.items()):
-        raise BackendError(f"'{checkpoint}' holds a state_dict of other things than named tensors.")
+    if not all(isinstance(name, str) and isinstance(value, torch.Tensor) for name, value in state.items()):
+        raise BackendError(f"'{checkpoint}' has a state_dict that holds more than named tensors.")
     return config, state
 
 
-def _build(arguments: _Arguments, architecture: Path) -> PreTrainedModel:
-    model_class = CLASSES.get(arguments.model_name)
+def _build(checkpoint: _CheckpointConfig, architecture: Path) -> PreTrainedModel:
+    model_class = CLASSES.get(checkpoint.model_class)
     if model_class is None:
-        raise BackendError(f"the checkpoint is a {arguments.model_name[:60]}, expected one of {', '.join(CLASSES)}.")
+        raise BackendError(f"the checkpoint is a {checkpoint.model_class[:60]}, expected one of {', '.join(CLASSES)}.")
     try:
         with quiet():
             config = AutoConfig.from_pretrained(
-                architecture, num_labels=arguments.num_classes, local_files_only=True, trust_remote_code=False
+                architecture, num_labels=checkpoint.num_classes, local_files_only=True, trust_remote_code=False
             )
     except Exception as error:  # the library raises everything from KeyError to its own types
-        raise BackendError(
-            f"the config in '{architecture}' cannot be read: {' '.join(str(error).split())[:200]}"
-        ) from error
+        raise BackendError(f"the config in '{architecture}' cannot be read: {one_line(error)}") from error
     if type(config) is not model_class.config_class:
         raise BackendError(
-            f"the checkpoint is a {arguments.model_name}, but '{architecture}' holds the config of a "
+            f"the checkpoint is a {checkpoint.model_class}, but '{architecture}' holds the config of a "
             f"{config.model_type}; give the variant and architecture that go with it."
         )
     with quiet(), torch.random.fork_rng(devices=[]):  # every weight is filled in afterwards
@@ -168,32 +147,23 @@ def _build(arguments: _Arguments, architecture: Path) -> PreTrainedModel:
 
 
 def _fill(model: PreTrainedModel, state: dict[str, torch.Tensor], checkpoint: Path) -> None:
-    kept = {name: one for name, one in state.items() if not LEFTOVERS.fullmatch(name)}
+    kept = {name: value for name, value in state.items() if not LEFTOVERS.fullmatch(name)}
     expected = set(model.state_dict())
-    missing, strange = sorted(expected - set(kept)), sorted(set(kept) - expected)
-    if missing or strange:
+    missing, unknown = sorted(expected - set(kept)), sorted(set(kept) - expected)
+    if missing or unknown:
+        examples = [", ".join(names[:3] + ["…"] * (len(names) > 3)) or "none" for names in (missing, unknown)]
         raise BackendError(
-            f"'{checkpoint}' does not fill its model: {len(missing)} weights are missing ({_some(missing)}), "
-            f"{len(strange)} are unknown ({_some(strange)})."
+            f"'{checkpoint}' does not fill its model: {len(missing)} weights are missing ({examples[0]}), "
+            f"{len(unknown)} are unknown ({examples[1]})."
         )
     try:
         model.load_state_dict(kept, strict=True)
     except RuntimeError as error:  # sizes
-        raise BackendError(f"'{checkpoint}' does not fit its model: {' '.join(str(error).split())[:300]}") from error
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:3]) + (", …" if len(names) > 3 else "") if names else "none"
-
-
-def _window(config: PreTrainedConfig) -> int:
-    """The longest window that the model holds. RoBERTa's positions begin behind that of its padding."""
-    unused = 0 if config.model_type == "bert" else config.pad_token_id + 1
-    return min(LONGEST_WINDOW, int(config.max_position_embeddings) - unused)
+        raise BackendError(f"'{checkpoint}' does not fit its model: {one_line(error, 300)}") from error
 
 
 def _batches(windows: Sequence[Sequence[int]], num_tokens: int) -> Iterator[list[int]]:
-    """Yield rows of like length, longest first, so many at once that they have at most `num_tokens`."""
+    """Yield indices of windows of similar length, longest first, with at most `num_tokens` tokens with padding."""
     left = sorted(range(len(windows)), key=lambda row: len(windows[row]), reverse=True)
     while left:
         num = max(1, num_tokens // max(1, len(windows[left[0]])))

@@ -1,22 +1,18 @@
-"""Rollouts made out of requests: every backend fills in the ids the same way.
+"""Local models through transformers, on a CPU or a GPU.
 
-Local models through transformers, on a CPU or a GPU.
-
-Requests are sorted by length and decoded in batches. When memory runs out the batch is halved and decoded again. In
-float32 a greedy completion is the same whatever its batch; in lower precision sums of another order can tip a near tie.
+Requests are sorted by length and decoded in batches. When memory runs out, the batch is halved and decoded again. In
+float32 a greedy completion is the same whatever its batch; in lower precision another order of summation can tip a near
+tie.
 """
 
-import contextlib
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
-from flipsearch.backends.chat import Chat, EncodedPrompt, Thinking
-from flipsearch.backends.decoding import Decoder, Ids, chooser, shared_prefixes
+from flipsearch.backends.chat import Chat, Thinking
+from flipsearch.backends.decoding import Decoder, chooser, shared_prefixes
 from flipsearch.backends.loading import (
     choose_device,
     choose_dtype,
@@ -27,37 +23,28 @@ from flipsearch.backends.loading import (
     max_positions,
     memory_bytes,
 )
-from flipsearch.backends.model_files import locate
-from flipsearch.backends.rollouts import completed, failed
-from flipsearch.backends.scoring import read_all
-from flipsearch.core.errors import BackendError, ConfigError
+from flipsearch.backends.models import locate, model_source
+from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, failed
+from flipsearch.backends.scoring import score_prefixes
+from flipsearch.config import ModelConfig
+from flipsearch.core.errors import ConfigError
 from flipsearch.core.records import PrefixScore, Request, Rollout, Sampling, content_id
 
-MOST_ROWS = {True: 192, False: 64}
-"""Rows of a batch on a CPU and on anything else, where the caller leaves it open."""
+MAX_ROWS = {True: 192, False: 64}
+"""Rows per batch on a CPU and on anything else, where no batch size is given."""
 CACHE_SHARE = 1 / 4
-"""Share of the machine's memory that a CPU batch's keys and values may take: out of memory cannot be caught there."""
+"""Share of the machine's memory for the keys and values of a batch on a CPU, where running out cannot be caught."""
 
 
-@dataclass(slots=True)
-class Waiting:
-    """An encoded request."""
-
-    request: Request
-    prompt: EncodedPrompt
-    num_shared: int = 0
-    """Leading tokens that all requests under its context share."""
-
-
-class TransformersBackend:
+class TransformersBackend(LocalBackend):
     """A causal language model from a local folder or the hub, decoded by flipsearch's own loop.
 
     `batch_size` None chooses by device. Raises BackendError for a model that cannot be loaded and ConfigError for an
-    option that cannot be used, both before any weights are read where that can be known.
+    option that cannot be used, both before any weights are read where possible.
     """
 
     resumes_sampling = True
-    """The draws of an answer are the same whether it is written at once or goes on from its beginning."""
+    """A completion has the same random numbers whether it is sampled at once or continued from a prefill."""
 
     def __init__(
         self,
@@ -80,11 +67,22 @@ class TransformersBackend:
 
     @classmethod
     def around(cls, model: PreTrainedModel, tokenizer: Any, *, thinking: Thinking = "auto") -> "TransformersBackend":
-        """Return the backend of a model that is already loaded and may be trained meanwhile, so it has no identity."""
+        """Return a backend for a loaded model that may be trained meanwhile, and so has no identity."""
         backend = cls.__new__(cls)
         backend.model_id = ""
         backend._set_up(model, tokenizer, Chat(tokenizer, thinking), None, None)
         return backend
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, memory_share: float = 1.0) -> "TransformersBackend":
+        """Load the model of a config; memory is taken as it is needed, whatever `memory_share` says."""
+        return cls(
+            model_source(config.model),
+            thinking=config.thinking,
+            batch_size=config.batch_size,
+            device=config.device,
+            dtype=config.dtype,
+        )
 
     def _set_up(
         self, model: PreTrainedModel, tokenizer: Any, chat: Chat, batch_size: int | None, revision: str | None
@@ -94,139 +92,90 @@ class TransformersBackend:
         self.max_positions = max_positions(model.config)
         self._decoder = Decoder(model, end_ids(model.generation_config, tokenizer))
 
-    def count_tokens(self, text: str) -> int:
-        """Return the length of `text` in the model's tokens."""
-        return self.chat.count_tokens(text)
-
     def close(self) -> None:
-        """Free the weights, on a GPU the device's memory too."""
+        """Unload the weights and release the device's memory."""
         del self.model, self._decoder
         free_memory()
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
-        """Yield one rollout a request, batch by batch, longest prompts first."""
-        if sampling.max_tokens < 1:
-            raise ConfigError(f"max_tokens is {sampling.max_tokens}, expected at least 1.")
-        waiting: list[Waiting] = []
-        for request in requests:
-            try:
-                waiting.append(Waiting(request, self._encode(request, sampling.max_tokens)))
-            except BackendError as error:
-                yield [failed(request, self.model_id, sampling, str(error))]
-        for num_forced in sorted({len(item.request.prefill) for item in waiting}):
-            alike = [item for item in waiting if len(item.request.prefill) == num_forced]
-            yield from self._generate(_in_order(alike), sampling)
+    def _generate(self, requests: Sequence[EncodedRequest], sampling: Sampling) -> Iterator[list[Rollout]]:
+        """Yield the rollouts in batches that fit into memory, each of prefills of equal length, longest first."""
+        for num_forced in sorted({len(item.request.prefill) for item in requests}):
+            queue = _in_order([item for item in requests if len(item.request.prefill) == num_forced])
+            while queue:
+                size = self.batch_size or self._batch_size(queue, sampling)
+                batch, queue = queue[:size], queue[size:]
+                try:
+                    rollouts = self._complete(batch, sampling)
+                except RuntimeError as error:  # torch.OutOfMemoryError is one
+                    if not is_out_of_memory(error):
+                        raise
+                    if len(batch) > 1:
+                        self.batch_size, queue = len(batch) // 2, batch + queue
+                        rollouts = []
+                    else:
+                        reason = f"out of memory with a single prompt of {len(batch[0].prompt.prompt_ids)} tokens"
+                        rollouts = [failed(batch[0].request, self.model_id, sampling, reason)]
+                if rollouts:
+                    yield rollouts
+                else:  # outside the handler: the error's traceback held the batch's tensors
+                    free_memory()
 
-    def score(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
-        """Return how likely the model finds each request's opening, in order; None for one too long for it."""
-        encoded: dict[int, EncodedPrompt] = {}
-        for index, request in enumerate(requests):
-            with contextlib.suppress(BackendError):
-                encoded[index] = self._encode(request, len(request.prefill))
-        asked = [requests[index] for index in encoded]
-        prefix_scores = read_all(
+    def _score(self, requests: Sequence[EncodedRequest]) -> list[PrefixScore | None]:
+        return score_prefixes(
             self._decoder,
-            [prompt.prompt_ids for prompt in encoded.values()],
-            [request.prefill for request in asked],
-            [_group(request) for request in asked],
-        )
-        found = dict(zip(encoded, prefix_scores, strict=True))
-        return [found.get(index) for index in range(len(requests))]
-
-    def _generate(self, queue: list[Waiting], sampling: Sampling) -> Iterator[list[Rollout]]:
-        while queue:
-            size = self.batch_size or self._batch_size(queue, sampling)
-            batch, queue = queue[:size], queue[size:]
-            try:
-                rollouts = self._complete(batch, sampling)
-            except RuntimeError as error:  # torch.OutOfMemoryError is one
-                if not is_out_of_memory(error):
-                    raise
-                if len(batch) > 1:
-                    self.batch_size, queue = len(batch) // 2, batch + queue
-                    rollouts = []
-                else:
-                    reason = f"out of memory with a single prompt of {len(batch[0].prompt.prompt_ids)} tokens"
-                    rollouts = [failed(batch[0].request, self.model_id, sampling, reason)]
-            if rollouts:
-                yield rollouts
-            else:  # outside the handler: the error's traceback held the batch's tensors
-                free_memory()
-
-    def _encode(self, request: Request, max_tokens: int) -> EncodedPrompt:
-        prompt = self.chat.encode(request)
-        length = len(prompt.prompt_ids)
-        if self.max_positions is not None and length + max_tokens > self.max_positions:
-            raise BackendError(
-                f"the prompt has {length} tokens and max_tokens is {max_tokens}, but the model holds "
-                f"{self.max_positions}; lower max_tokens or shorten the context. Nothing is cut off silently."
-            )
-        if len(request.prefill) > max_tokens:
-            raise BackendError(f"the opening has {len(request.prefill)} tokens, but max_tokens is {max_tokens}.")
-        return prompt
-
-    def _complete(self, batch: Sequence[Waiting], sampling: Sampling) -> list[Rollout]:
-        requests = [waiting.request for waiting in batch]
-        num_forced = len(requests[0].prefill)
-        prompts: list[Ids] = [waiting.prompt.prompt_ids + waiting.request.prefill for waiting in batch]
-        choose = chooser(requests, sampling, self._decoder.device, num_forced)
-        shared = [waiting.num_shared for waiting in batch]
-        completions = self._decoder.complete(prompts, shared, sampling.max_tokens - num_forced, choose)
-        return [self._rollout(waiting, sampling, ids) for waiting, ids in zip(batch, completions, strict=True)]
-
-    def _rollout(self, waiting: Waiting, sampling: Sampling, written: Ids) -> Rollout:
-        ids = (*waiting.request.prefill, *written)
-        return completed(
-            waiting.request,
-            self.model_id,
-            sampling,
-            waiting.prompt,
-            completion=self.chat.decode(ids),
-            completion_ids=ids,
-            stopped=self._decoder.ends(ids),
+            [item.prompt.prompt_ids for item in requests],
+            [item.request.prefill for item in requests],
+            [_context_id(item.request) for item in requests],
         )
 
-    def _batch_size(self, queue: Sequence[Waiting], sampling: Sampling) -> int:
+    def _complete(self, batch: Sequence[EncodedRequest], sampling: Sampling) -> list[Rollout]:
+        """Return the rollouts of a batch with prefills of equal length, in order."""
+        num_forced = len(batch[0].request.prefill)
+        choose = chooser([item.request for item in batch], sampling, self._decoder.device, num_forced)
+        shared = [item.num_shared for item in batch]
+        num_left = sampling.max_tokens - num_forced
+        written = self._decoder.complete(
+            [item.prompt.prompt_ids + item.request.prefill for item in batch], shared, num_left, choose
+        )
+        return [
+            self._completed(item, sampling, ids, self._decoder.ends((*item.request.prefill, *ids)))
+            for item, ids in zip(batch, written, strict=True)
+        ]
+
+    def _batch_size(self, queue: Sequence[EncodedRequest], sampling: Sampling) -> int:
+        """Return how many rows to decode at once: on a CPU as many as their keys and values may take."""
         on_cpu = self._decoder.device.type == "cpu"
-        most = MOST_ROWS[on_cpu]
+        most = MAX_ROWS[on_cpu]
         if on_cpu:
-            num_tokens = max(len(waiting.prompt.prompt_ids) for waiting in queue) + sampling.max_tokens
-            row_bytes = num_tokens * _cache_bytes(self.model.config, self.model.dtype)
-            most = max(1, min(most, int(CACHE_SHARE * memory_bytes() / row_bytes)))
+            config = self.model.config.get_text_config(decoder=True)
+            num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+            width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+            token_bytes = 2 * config.num_hidden_layers * num_heads * width * self.model.dtype.itemsize
+            num_tokens = max(len(item.prompt.prompt_ids) for item in queue) + sampling.max_tokens
+            most = max(1, min(most, int(CACHE_SHARE * memory_bytes() / (num_tokens * int(token_bytes)))))
         # Even batches: 150 requests are two of 75, not one of 128 and a slow small one.
         return math.ceil(len(queue) / math.ceil(len(queue) / most))
 
 
 def end_ids(generation_config: object, tokenizer: object) -> set[int]:
-    """Return the token ids that end a completion, of the generation config and of the tokenizer."""
-    found: set[int] = set()
+    """Return the token ids that end a completion, from the generation config and the tokenizer."""
+    ids: set[int] = set()
     for source in (generation_config, tokenizer):
-        ids = getattr(source, "eos_token_id", None)
-        found.update(ids if isinstance(ids, list) else [] if ids is None else [ids])
-    return found
+        eos = getattr(source, "eos_token_id", None)
+        ids.update(eos if isinstance(eos, list) else [] if eos is None else [eos])
+    return ids
 
 
-def _in_order(waiting: Sequence[Waiting]) -> list[Waiting]:
-    """Return longest first (out of memory then shows at once), requests with like shared prefixes together."""
-    prompts: list[Ids] = [item.prompt.prompt_ids for item in waiting]
-    prefixes = shared_prefixes(prompts, [_group(item.request) for item in waiting])
-    for item, prefix in zip(waiting, prefixes, strict=True):
-        item.num_shared = prefix
-    return sorted(waiting, key=lambda item: (item.num_shared, len(item.prompt.prompt_ids)), reverse=True)
+def _in_order(requests: Sequence[EncodedRequest]) -> list[EncodedRequest]:
+    """Return longest first (out of memory then shows at once), requests with the same shared prefix together."""
+    prefixes = shared_prefixes(
+        [item.prompt.prompt_ids for item in requests], [_context_id(item.request) for item in requests]
+    )
+    for item, num_shared in zip(requests, prefixes, strict=True):
+        item.num_shared = num_shared
+    return sorted(requests, key=lambda item: (item.num_shared, len(item.prompt.prompt_ids)), reverse=True)
 
 
-def _group(request: Request) -> str | None:
-    """Return what requests have in common whose prompts begin alike: the context."""
+def _context_id(request: Request) -> str | None:
+    """Return what requests have in common whose prompts begin alike."""
     return request.context.context_id if request.context else None
-
-
-def _text_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    return config.get_text_config(decoder=True)
-
-
-def _cache_bytes(config: PreTrainedConfig, dtype: torch.dtype) -> int:
-    """Return the bytes of keys and values a token."""
-    text = _text_config(config)
-    num_heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
-    width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
-    return int(2 * text.num_hidden_layers * num_heads * width * dtype.itemsize)

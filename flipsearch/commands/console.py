@@ -282,7 +282,7 @@ def show_fitted(fit: "JudgeFit") -> None:
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", "n", "fitted", "shipped", "shipped saw"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for question, trial in fit.trials.items():
+    for question, trial in fit.cross_validation.items():
         kappas = (with_interval(kappa, "plain") for kappa in (trial.fitted, trial.shipped))
         table.add_row(question, f"{trial.fitted.n:,}", *kappas, f"{trial.num_seen:,}")
     console.print(table)

@@ -68,6 +68,11 @@ class TrainingError(FlipsearchError):
     """A training cannot start or go on."""
 
 
+def one_line(error: BaseException, limit: int = 200) -> str:
+    """Return the message of an exception in one line of at most `limit` characters; its type's name if it has none."""
+    return " ".join(str(error).split())[:limit] or type(error).__name__
+
+
 def near_names(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean a, b?" for the known names nearest to `name`, or "" if none is near."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)

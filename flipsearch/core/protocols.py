@@ -1,4 +1,4 @@
-"""The plug-in shapes: what a backend, a judge and an operator must do, in words.
+"""The protocols of plug-ins: what a backend, a judge and an operator must do.
 
 Anything with these attributes works; nothing has to be subclassed. `flipsearch.testing` holds the contract tests.
 """
@@ -14,11 +14,12 @@ from flipsearch.core.studies import Parent
 class Backend(Protocol):
     """A model that completes prompts.
 
-    Contract: every request gets exactly one rollout; a batch of rollouts is yielded as soon as it is done, in any
-    order, each rollout carrying its request's ids; a completion does not depend on which other requests share the
-    batch; a request that cannot be completed yields a rollout with finish_reason "error" and never raises for the
-    others. The completion of a request with an opening begins with it; a backend that cannot do so yields an error.
-    One with a true attribute `resumes_sampling` says that what it draws then is what it would have drawn at once.
+    Contract: every request gets exactly one rollout, which carries its ids; batches of rollouts are yielded as soon as
+    they are done, in any order; a completion does not depend on which other requests share the batch; a request that
+    cannot be completed yields a rollout with finish_reason "error" and never raises for the others. The completion of
+    a request with a prefill begins with it; a backend that cannot do so yields an error. An optional true attribute
+    `resumes_sampling` promises that sampling after a prefill gives what sampling the whole completion would have given.
+    How a backend is loaded and checked is described in `flipsearch.backends.base`.
     """
 
     model_id: str
@@ -29,7 +30,7 @@ class Backend(Protocol):
     """Commit of a model from the hub; None for any other."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Sequence[Rollout]]:
-        """Yield batches with one rollout a request: what a kill can cost is the batch in flight."""
+        """Yield batches with one rollout per request; a kill costs at most the batch in flight."""
         ...
 
     def count_tokens(self, text: str) -> int:
@@ -37,31 +38,32 @@ class Backend(Protocol):
         ...
 
     def close(self) -> None:
-        """Free the model and end whatever runs beside it; nothing is asked of the backend afterwards."""
+        """Unload the model and end whatever runs beside it; the backend is not used afterwards."""
         ...
 
 
 @runtime_checkable
 class PrefixScorer(Protocol):
-    """What a backend may do besides: tell how likely the model finds a given opening, which costs one pass.
+    """A backend that can also score prefills: their teacher-forced log-probabilities, in one pass.
 
-    Contract: one reading a request, in order, None for one that the model cannot hold; a reading does not depend on
-    the other requests of the call but for rounding.
+    Contract: one score per request, in order, None for one that the model cannot hold; a score depends on the other
+    requests of the call by rounding alone.
     """
 
     def score(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
-        """Return the reading of each request's opening."""
+        """Return the score of each request's prefill."""
         ...
 
 
 class Judge(Protocol):
-    """A judge of exchanges. It never sees the context.
+    """Judges exchanges; it never sees the context.
 
-    Contract: one verdict an exchange, in order; what cannot be judged is UNSCORED with a reason, never a guess, and
-    any other verdict has a p_unsafe; a verdict does not depend on the other exchanges of the call. What a user must
-    know of the judge it may say in an attribute `notes`, a tuple of texts; what its own engine takes of what vLLM alone
-    would take of a GPU in `memory_share`. A method `was_fitted_to` tells of each exchange whether it was fitted to what
-    people say of it; a method `close` frees its model, which is loaded again if there is more to judge.
+    Contract: one verdict per exchange, in order; what cannot be judged is UNSCORED with a reason, never a guess, and
+    any other verdict has a p_unsafe; a verdict does not depend on the other exchanges of the call.
+
+    Optional attributes: `notes`, a tuple of texts that users must know; `memory_share`, the share of vLLM's GPU memory
+    that the judge's own engine takes; `was_fitted_to(exchanges)`, which says of each exchange whether the judge was
+    fitted to its human label; `close()`, which unloads the model until there is more to judge.
     """
 
     @property
@@ -75,13 +77,13 @@ class Judge(Protocol):
         ...
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
-        """Return one verdict an exchange, in order."""
+        """Return one verdict per exchange, in order."""
         ...
 
 
 @runtime_checkable
 class Panel(Judge, Protocol):
-    """Several judges that decide together; each one's own verdicts are kept too."""
+    """Several judges that decide together; the verdicts of each are kept too."""
 
     @property
     def members(self) -> Sequence[Judge]:
@@ -89,7 +91,7 @@ class Panel(Judge, Protocol):
         ...
 
     def combine(self, verdicts: Sequence[Sequence[Verdict]]) -> list[Verdict]:
-        """Return the panel's verdicts of its members' (a sequence a member, in order)."""
+        """Return the panel's verdicts from its members' verdicts: one sequence per member, in order."""
         ...
 
 

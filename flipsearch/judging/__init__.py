@@ -1,1 +1,1 @@
-"""What judges stand on: the answer apart from the thought, and finding and loading judges."""
+"""Judges: loading them, running them behind the ledger, and measuring them against human labels."""

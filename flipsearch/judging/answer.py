@@ -1,7 +1,7 @@
-"""Takes the think part and the answer part of a completion apart.
+"""Splits a completion into its thought and its answer.
 
-The answer is what the user is shown and what judges decide on. Doubtful cases fall so that nothing is hidden from the
-judge: text after the first closed block is answer, whatever closing tags come later.
+The answer is what the user sees and what judges decide on. In doubt, text counts as answer, so that nothing is hidden
+from the judge: whatever follows the first closed block is answer, even if more closing tags come later.
 """
 
 import re
@@ -18,26 +18,21 @@ _TAG = re.compile(
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
-    """A completion taken apart."""
+class SplitCompletion:
+    """The two parts of a completion, stripped."""
 
     thought: str
-    """What stands in think blocks, stripped; "" if there is none."""
+    """The text of the think blocks; "" if there are none."""
     answer: str | None
-    """What the user is shown, stripped; None if a think block was never closed."""
-
-    @property
-    def complete(self) -> bool:
-        """Whether every think block was closed, so that there is an answer to judge (which may be empty)."""
-        return self.answer is not None
+    """The text outside of them, possibly empty; None if a think block was never closed."""
 
 
-def split_answer(completion: str, opens_thinking: bool = False) -> Answer:
-    """Return thought and answer of a completion.
+def split_answer(completion: str, opens_thinking: bool = False) -> SplitCompletion:
+    """Return thought and answer of a completion; without tags all of it is answer.
 
-    `opens_thinking` says that the chat template had opened a think block before the completion. Without tags all is
-    answer. A closing tag before any opening one ends a thought that began with the completion. A block that is opened
-    again inside (templates open one, and some models repeat the tag) ends at its own closing tag where there is one.
+    `opens_thinking`: the chat template opened a think block before the completion. A closing tag before any opening one
+    means the same. A block that is opened again inside (templates open one, and some models repeat the tag) ends at its
+    own closing tag if there is one.
     """
     tags = list(_TAG.finditer(completion))
     if not opens_thinking and tags and tags[0]["close"]:
@@ -56,10 +51,10 @@ def split_answer(completion: str, opens_thinking: bool = False) -> Answer:
             depth = depth - 1 if closes_again else 0
     (thoughts if depth else shown).append(completion[position:])
     thought = "\n".join(part.strip() for part in thoughts).strip()
-    return Answer(thought, None if depth else "".join(shown).strip())
+    return SplitCompletion(thought, None if depth else "".join(shown).strip())
 
 
-def what_to_judge(exchange: Exchange) -> str | Verdict:
+def answer_to_judge(exchange: Exchange) -> str | Verdict:
     """Return the answer of an exchange, or the UNSCORED verdict that says why there is none."""
     if exchange.finish_reason == "error":
         return Verdict(Label.UNSCORED, reason="the rollout failed")

@@ -1,8 +1,7 @@
-"""Asks a judge, and keeps what it says in the ledger, so that no judge is asked twice about one rollout.
+"""Runs judges behind a ledger, so that no judge sees the same answer twice.
 
-What judges said of answers that people labelled, kept in a ledger a judge: a kill loses no more than one batch.
-
-A ledger of its own lets one judge be asked while another is; the members of a panel are asked, and kept, as themselves.
+The rollouts of a study are judged at the study's own ledger. Labelled answers have one ledger per judge, so that
+several judges can be measured at the same time. The members of a panel are run, and kept, as themselves.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,78 +10,71 @@ from pathlib import Path
 
 from flipsearch.core.protocols import Judge, Panel
 from flipsearch.core.records import Exchange, Verdict, content_id
-from flipsearch.judging.contract import ask
+from flipsearch.judging.contract import run_judge
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.tables import LABELLED
 
-
-def judge_kept(ledger: Ledger, judge: Judge, ids: Sequence[str], exchanges: Sequence[Exchange]) -> list[Verdict]:
-    """Return a judge's verdicts on the rollouts `ids`, in order, from the ledger or the judge.
-
-    A panel's members are asked one by one, and what each says is kept as its own. A verdict that failed is not kept:
-    the next run asks again. Raises JudgeError if a judge raises anything, or gives what is not one verdict an exchange.
-    """
-    known = ledger.verdicts(judge.identity, ids)
-    missing = {id: exchange for id, exchange in zip(ids, exchanges, strict=True) if id not in known}
-    if missing:
-        new = _ask(ledger, judge, list(missing), list(missing.values()))
-        known |= zip(missing, new, strict=True)
-        ledger.save_verdicts(judge.identity, [pair for pair in zip(missing, new, strict=True) if not pair[1].failed])
-    return [known[id] for id in ids]
-
-
-def _ask(ledger: Ledger, judge: Judge, ids: Sequence[str], exchanges: Sequence[Exchange]) -> list[Verdict]:
-    if isinstance(judge, Panel):
-        return judge.combine([judge_kept(ledger, member, ids, exchanges) for member in judge.members])
-    return ask(judge, exchanges)
-
-
 BATCH = 256
-"""Answers judged between two commits."""
+"""Answers judged between two commits: what a kill can cost."""
+
+
+def judge_with_ledger(ledger: Ledger, judge: Judge, ids: Sequence[str], exchanges: Sequence[Exchange]) -> list[Verdict]:
+    """Return a judge's verdicts on the rollouts `ids`, in order, from the ledger or else from the judge.
+
+    A failed verdict is not kept, so that the next run judges it again. Raises JudgeError as `run_judge` does.
+    """
+    verdicts = ledger.verdicts(judge.identity, ids)
+    missing = {id: exchange for id, exchange in zip(ids, exchanges, strict=True) if id not in verdicts}
+    if missing:
+        new_ids, new_exchanges = list(missing), list(missing.values())
+        if isinstance(judge, Panel):
+            by_member = [judge_with_ledger(ledger, member, new_ids, new_exchanges) for member in judge.members]
+            new = dict(zip(new_ids, judge.combine(by_member), strict=True))
+        else:
+            new = dict(zip(new_ids, run_judge(judge, new_exchanges), strict=True))
+        ledger.save_verdicts(judge.identity, [(id, verdict) for id, verdict in new.items() if not verdict.failed])
+        verdicts |= new
+    return [verdicts[id] for id in ids]
 
 
 def judge_answers(
     judge: Judge, exchanges: Sequence[Exchange], folder: Path | None, progress: Callable[[int, int], None] | None = None
 ) -> list[Verdict]:
-    """Return a judge's verdicts, in order, from its ledger in a folder or from itself; None keeps nothing.
+    """Return a judge's verdicts, in order, from its own ledger in `folder` or else from the judge; None keeps nothing.
 
-    A judge that fails before it judged anything leaves nothing behind. Raises JudgeError and LedgerError as they come.
+    A judge that fails before its first verdict leaves no files behind. Raises JudgeError and LedgerError.
     """
     if isinstance(judge, Panel):
         return judge.combine([judge_answers(member, exchanges, folder, progress) for member in judge.members])
-    ids = [content_id("answer", one.prompt.text, one.completion) for one in exchanges]
+    ids = [content_id("answer", exchange.prompt.text, exchange.completion) for exchange in exchanges]
     verdicts: list[Verdict] = []
-    with _opened(folder and folder / f"{content_id('judged', judge.identity)}.db", verdicts) as ledger:
+    with _open_ledger(folder and folder / f"{content_id('judged', judge.identity)}.db", verdicts) as ledger:
         ledger.note(LABELLED, judge.name)
         for start in range(0, len(ids), BATCH):
             part = slice(start, start + BATCH)
-            verdicts += judge_kept(ledger, judge, ids[part], exchanges[part])
+            verdicts += judge_with_ledger(ledger, judge, ids[part], exchanges[part])
             if progress:
                 progress(len(verdicts), len(ids))
     return verdicts
 
 
 @contextmanager
-def _opened(path: Path | None, verdicts: Sequence[Verdict]) -> Iterator[Ledger]:
-    """The ledger at a path; one that is new and holds no verdicts when the block fails is removed, with its folders."""
+def _open_ledger(path: Path | None, verdicts: Sequence[Verdict]) -> Iterator[Ledger]:
+    """Open a ledger; a new one is removed, with its new folders, if the block fails while `verdicts` is empty."""
     if path is None:
         with Ledger("sqlite://") as ledger:
             yield ledger
         return
-    missing = [one for one in (path, *path.parents) if not one.exists()]
-    with Ledger(path) as ledger:  # one that does not open is another's
+    missing = [parent for parent in (path, *path.parents) if not parent.exists()]
+    with Ledger(path) as ledger:  # outside the try: a ledger that does not open belongs to another process
         try:
             yield ledger
         except BaseException:
             if path in missing and not verdicts:
                 ledger.close()
-                _remove(path, missing[1:])
+                for file in path.parent.glob(f"{path.name}*"):
+                    file.unlink()
+                for folder in missing[1:]:
+                    with suppress(OSError):
+                        folder.rmdir()
             raise
-
-
-def _remove(path: Path, folders: Sequence[Path]) -> None:
-    for file in path.parent.glob(f"{path.name}*"):
-        file.unlink()
-    for folder in folders:
-        with suppress(OSError):
-            folder.rmdir()

@@ -1,186 +1,219 @@
-"""Asks a judge that may be a plug-in: what it breaks is one line that names it.
+"""Builds plug-in judges, validates them against the Judge protocol, and checks the verdicts that they return.
 
-A plug-in can raise anything, and even end the process. An interrupt alone goes through.
-
-Holds a judge that is a plug-in to flipsearch.core.protocols.Judge: what it says of itself is looked at before use.
+A plug-in can raise anything, even SystemExit; every failure becomes one line that names the judge. Only
+KeyboardInterrupt passes through.
 """
 
 import inspect
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
-from typing import Any
+from pathlib import Path
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from flipsearch.core.errors import ConfigError, FlipsearchError, JudgeError, PluginError
+from flipsearch.core.errors import ConfigError, FlipsearchError, JudgeError, PluginError, near_names, unknown_name
 from flipsearch.core.protocols import Judge, Panel
 from flipsearch.core.records import Exchange, Label, Verdict
 
+_MAX_CHARACTERS = {"name": 100, "identity": 64}
+"""The ledger's column for identities is that wide."""
+_SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+
 
 @contextmanager
-def faults(kind: type[FlipsearchError], what: str) -> Iterator[None]:
-    """Turn what a plug-in raises in the block into an error of one line, which begins with `what`."""
+def plugin_errors_as(kind: type[FlipsearchError], what: str) -> Iterator[None]:
+    """Turn anything that a plug-in raises in the block into a one-line error that begins with `what`."""
     try:
         yield
     except (FlipsearchError, KeyboardInterrupt):
         raise
     except BaseException as error:
-        why = ": ".join(filter(None, (type(error).__name__, _told(error))))
+        try:
+            message = str(error)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # __str__ is plug-in code too
+            message = ""
+        why = ": ".join(filter(None, (type(error).__name__, message)))
         raise kind(f"{what}: {why}.") from error
 
 
-def _told(error: BaseException) -> str:
-    """What an exception says of itself; nothing where it fails at that, too."""
-    try:
-        return str(error)
-    except KeyboardInterrupt:
-        raise
-    except BaseException:
-        return ""
+def run_judge(judge: Judge, exchanges: Sequence[Exchange]) -> list[Verdict]:
+    """Return a judge's verdicts, one per exchange, in order.
 
-
-def ask(judge: Judge, exchanges: Sequence[Exchange]) -> list[Verdict]:
-    """Return a judge's verdicts, in order; JudgeError if it raises anything, or gives what is not one an exchange."""
-    num = len(exchanges)
-    with faults(JudgeError, f"judge '{judge.name}' failed"):
-        given: object = judge.judge(exchanges)
-        if not isinstance(given, Sequence):
-            raise JudgeError(f"judge '{judge.name}' gave {given!r:.80}, expected a list of verdicts.")
-        if len(given) != num:
-            raise JudgeError(f"judge '{judge.name}' gave {len(given)} verdicts on {num} exchanges.")
-        for verdict in given:
-            if not _is_sound(verdict):
+    Raises JudgeError if the judge raises anything, or returns anything but one valid verdict per exchange.
+    """
+    num = len(exchanges)  # before the judge, which may change the list
+    with plugin_errors_as(JudgeError, f"judge '{judge.name}' failed"):
+        verdicts: object = judge.judge(exchanges)
+        if not isinstance(verdicts, Sequence):
+            raise JudgeError(f"judge '{judge.name}' gave {verdicts!r:.80}, expected a list of verdicts.")
+        if len(verdicts) != num:
+            raise JudgeError(f"judge '{judge.name}' gave {len(verdicts)} verdicts on {num} exchanges.")
+        for verdict in verdicts:
+            if not _is_valid(verdict):
                 raise JudgeError(
-                    f"judge '{judge.name}' gave a verdict of another form: {verdict!r:.160}; expected a Verdict whose "
+                    f"judge '{judge.name}' gave an invalid verdict: {verdict!r:.160}; expected a Verdict whose "
                     "probabilities are numbers from 0 to 1: p_unsafe where it is scored, and not where it is UNSCORED."
                 )
-        return [_keepable(verdict) for verdict in given]
+        # A reason may quote hostile text with lone surrogates, which the ledger could not encode.
+        return [replace(verdict, reason=verdict.reason.encode(errors="replace").decode()) for verdict in verdicts]
+
+
+def _is_valid(verdict: object) -> bool:
+    if not isinstance(verdict, Verdict) or not isinstance(verdict.label, Label) or not isinstance(verdict.reason, str):
+        return False
+    probabilities = (verdict.p_unsafe, verdict.p_refusal, verdict.label_mass)
+    in_range = all(isinstance(p, int | float) and 0 <= p <= 1 for p in probabilities if p is not None)  # NaN is not
+    return in_range and (verdict.label is Label.UNSCORED) == (verdict.p_unsafe is None)
 
 
 def were_fitted_to(judge: Judge, exchanges: Sequence[Exchange]) -> list[bool]:
-    """Return which exchanges a judge was fitted to; one that does not tell was fitted to none."""
-    told = getattr(judge, "was_fitted_to", None)
-    return list(told(exchanges)) if told else [False] * len(exchanges)
+    """Return which exchanges a judge was fitted to; none for a judge without a method `was_fitted_to`."""
+    was_fitted_to = getattr(judge, "was_fitted_to", None)
+    return list(was_fitted_to(exchanges)) if was_fitted_to else [False] * len(exchanges)
 
 
 def check_identities(*judges: Judge | None) -> None:
-    """Ask judges for their identity before any work, so that one that cannot tell it leaves nothing behind.
+    """Compute the judges' identities before any work starts, so that a judge that cannot do so leaves no files behind.
 
-    Raises ConfigError for a panel of which two members are the same judge, however they are written.
+    Raises PluginError for such a judge, and ConfigError for a panel that has the same judge twice, however spelled.
     """
     for judge in judges:
         if judge is not None:
             judge.identity  # noqa: B018
         if isinstance(judge, Panel):
-            _require_different(judge)
-
-
-def _require_different(panel: Panel) -> None:
-    first: dict[str, int] = {}
-    for number, member in enumerate(panel.members, start=1):
-        if (other := first.setdefault(member.identity, number)) != number:
-            raise ConfigError(
-                f"judge '{panel.name}': its judges {other} and {number} ({member.name}) are one judge under two "
-                "spellings; name each judge of a panel once."
-            )
-
-
-def _keepable(verdict: Verdict) -> Verdict:
-    """The verdict with a reason that can be encoded; a judge that quotes hostile text may quote half a character."""
-    return replace(verdict, reason=verdict.reason.encode(errors="replace").decode())
-
-
-def _is_sound(verdict: object) -> bool:
-    """Whether it is a verdict that rates can be made of."""
-    if not isinstance(verdict, Verdict) or not isinstance(verdict.label, Label) or not isinstance(verdict.reason, str):
-        return False
-    told = [one for one in (verdict.p_unsafe, verdict.p_refusal, verdict.label_mass) if one is not None]
-    in_range = all(isinstance(one, int | float) and 0 <= one <= 1 for one in told)  # NaN is not
-    return in_range and (verdict.label is Label.UNSCORED) == (verdict.p_unsafe is None)
-
-
-_LONGEST = {"name": 100, "identity": 64}
-"""Characters; the ledger has no room for a longer identity."""
+            first: dict[str, int] = {}
+            for number, member in enumerate(judge.members, start=1):
+                if (earlier := first.setdefault(member.identity, number)) != number:
+                    raise ConfigError(
+                        f"judge '{judge.name}': its judges {earlier} and {number} ({member.name}) are one judge under "
+                        "two spellings; name each judge of a panel once."
+                    )
 
 
 class CheckedJudge:
-    """The judge that a plug-in built; what it says of itself was looked at.
+    """Validates a plug-in judge against the Judge protocol, and forwards to it.
 
-    `where` says in errors which one it is. Raises PluginError for what a judge must have and this one has not.
+    `where` names the plug-in in errors. Raises PluginError for an attribute that is missing or of the wrong type.
     """
 
     def __init__(self, judge: Any, where: str) -> None:
         self._judge, self._where = judge, where
         self.name = self._text("name")
-        self.notes = self._texts("notes")
-        self.memory_share = self._share("memory_share")
+        notes, share = self._attribute("notes"), self._attribute("memory_share")
+        is_collection = isinstance(notes, Collection) and not isinstance(notes, str)
+        if notes is not None and not (is_collection and all(isinstance(note, str) for note in notes)):
+            raise PluginError(f"judge in {where}: notes is {notes!r:.80}, expected several texts.")
+        if share is not None and not (isinstance(share, int | float) and 0 <= share <= 1):
+            raise PluginError(f"judge in {where}: memory_share is {share!r:.80}, expected a number from 0 to 1.")
+        self.notes, self.memory_share = tuple(notes or ()), float(share or 0)
         if not hasattr(inspect.getattr_static(judge, "identity", None), "__get__"):
             self._text("identity")
-        if not callable(method := self._at("judge")):
-            raise self._fault("judge", method)
+        if not callable(method := self._attribute("judge")):
+            raise self._missing("judge", method)
         self._close, self._was_fitted_to = self._method("close"), self._method("was_fitted_to")
 
     @cached_property
     def identity(self) -> str:
-        """The judge's own. One that is computed is first asked for here: a guard downloads its model for it."""
-        with faults(PluginError, f"judge in {self._where} cannot tell its identity"):
+        """The plug-in's own. A computed one is evaluated only here, since a guard downloads its model for it."""
+        with plugin_errors_as(PluginError, f"judge in {self._where} cannot compute its identity"):
             return self._text("identity")
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
-        """Return whatever the judge gives; `ask` looks at it."""
-        given: list[Verdict] = self._judge.judge(exchanges)
-        return given
+        """Return whatever the plug-in returns; `run_judge` checks it."""
+        verdicts: list[Verdict] = self._judge.judge(exchanges)
+        return verdicts
 
     def was_fitted_to(self, exchanges: Sequence[Exchange]) -> list[bool]:
-        """Return which exchanges the judge was fitted to; one that does not tell was fitted to none."""
+        """Return which exchanges the plug-in was fitted to; none if it has no such method."""
         if self._was_fitted_to is None:
             return [False] * len(exchanges)
-        with faults(PluginError, f"judge '{self.name}' cannot tell what it was fitted to"):
-            return [bool(one) for _, one in zip(exchanges, self._was_fitted_to(exchanges), strict=True)]
+        with plugin_errors_as(PluginError, f"judge '{self.name}' cannot say what it was fitted to"):
+            return [bool(fitted) for _, fitted in zip(exchanges, self._was_fitted_to(exchanges), strict=True)]
 
     def close(self) -> None:
-        """Free the judge's model, if it has a method for that."""
-        with faults(PluginError, f"judge '{self.name}' fails when it is closed"):
+        """Unload the plug-in's model, if it has a method for that."""
+        with plugin_errors_as(PluginError, f"judge '{self.name}' fails when it is closed"):
             if self._close is not None:
                 self._close()
 
-    def _at(self, name: str) -> Any:
-        """What the judge has there, or None; a property that fails with AttributeError is not taken for nothing."""
+    def _attribute(self, name: str) -> Any:
+        """Return an attribute or None; a property that raises AttributeError does not count as missing."""
         is_there = inspect.getattr_static(self._judge, name, None) is not None
         return getattr(self._judge, name) if is_there else getattr(self._judge, name, None)
 
     def _method(self, name: str) -> Any:
-        value = self._at(name)
+        value = self._attribute(name)
         if value is not None and not callable(value):
             raise PluginError(f"judge in {self._where}: {name} is {value!r:.80}, expected a method.")
         return value
 
     def _text(self, name: str) -> str:
-        value = self._at(name)
+        value = self._attribute(name)
         if not isinstance(value, str) or not value.strip() or not value.isprintable():
-            raise self._fault(name, value)
-        if len(value) > _LONGEST[name]:
+            raise self._missing(name, value)
+        if len(value) > _MAX_CHARACTERS[name]:
             raise PluginError(
-                f"judge in {self._where}: its {name} has {len(value)} characters, expected at most {_LONGEST[name]}; "
-                "shorten it (flipsearch.core.records.content_id makes an identity of anything)."
+                f"judge in {self._where}: its {name} has {len(value)} characters, expected at most "
+                f"{_MAX_CHARACTERS[name]}; shorten it (flipsearch.core.records.content_id makes an identity of "
+                "anything)."
             )
         return value
 
-    def _texts(self, name: str) -> tuple[str, ...]:
-        value = self._at(name)
-        is_several = isinstance(value, Collection) and not isinstance(value, str)
-        if value is not None and not (is_several and all(isinstance(one, str) for one in value)):
-            raise PluginError(f"judge in {self._where}: {name} is {value!r:.80}, expected several texts.")
-        return tuple(value or ())
-
-    def _share(self, name: str) -> float:
-        value = self._at(name)
-        if value is not None and not (isinstance(value, int | float) and 0 <= value <= 1):
-            raise PluginError(f"judge in {self._where}: {name} is {value!r:.80}, expected a number from 0 to 1.")
-        return float(value or 0)
-
-    def _fault(self, name: str, value: object) -> PluginError:
+    def _missing(self, name: str, value: object) -> PluginError:
         return PluginError(
             f"judge in {self._where}: its {name} is {value!r:.80}; a judge needs name and identity (texts of one line) "
             "and judge(exchanges)."
         )
+
+
+def build_judge(judge_class: Any, where: str, options: Mapping[str, str]) -> CheckedJudge:
+    """Return a judge of a plug-in class, built with options as they were written; `where` names it in errors.
+
+    Raises ConfigError for an unknown option or a value of the wrong type, PluginError if the judge cannot be built.
+    """
+    with plugin_errors_as(PluginError, f"judge in {where} cannot be built"):
+        return CheckedJudge(judge_class(**_convert_options(judge_class, where, options)), where)
+
+
+def _convert_options(judge_class: Any, where: str, options: Mapping[str, str]) -> dict[str, Any]:
+    """Return the options as the types that the constructor's annotations name."""
+    if not options:
+        return {}
+    kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    parameters = inspect.signature(judge_class).parameters
+    known = [name for name, parameter in parameters.items() if parameter.kind in kinds]
+    types = get_type_hints(judge_class.__init__)
+    unknown = [name for name in options if name not in known]
+    if unknown and not known:
+        raise ConfigError(f"judge in {where} takes no options, got '{unknown[0]}'.")
+    if unknown:
+        hint = near_names(unknown[0], known)
+        raise ConfigError(f"judge in {where} has no option '{unknown[0]}'.{hint} It takes {', '.join(known)}.")
+    return {name: _convert(types.get(name, str), value, f"{where}, option {name}") for name, value in options.items()}
+
+
+def _convert(wanted: Any, value: str, where: str) -> Any:
+    """Convert one value to a type; of a union the first member that is not None counts."""
+    origin = get_origin(wanted)
+    if origin is Literal:
+        choices = {str(choice): choice for choice in get_args(wanted)}
+        if value not in choices:
+            raise ConfigError(f"judge in {where}: {unknown_name('value', value, choices)}")
+        return choices[value]
+    if origin in (Union, UnionType):
+        return _convert(next(kind for kind in get_args(wanted) if kind is not NoneType), value, where)
+    if wanted is bool:
+        if value.lower() not in _SWITCHES:
+            raise ConfigError(f"judge in {where} is '{value}', expected true or false.")
+        return _SWITCHES[value.lower()]
+    if wanted in (int, float):
+        try:
+            return wanted(value)
+        except ValueError:
+            kind = "a whole number" if wanted is int else "a number"
+            raise ConfigError(f"judge in {where} is '{value}', expected {kind}.") from None
+    return Path(value) if wanted is Path else value

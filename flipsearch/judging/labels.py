@@ -1,29 +1,35 @@
-"""Answers with what people say of them, read from a file: what judges are fitted to and measured on.
+"""Human labels of answers: read from files of annotators, and stored with the study that the answers come from.
 
 A row has a prompt, a response and a label; a source is optional. There are two questions, and a label answers one:
 
     unsafe | safe                        is the answer harmful?
     refusal | compliance | partial      does it refuse?
 
-A row that was drawn from a study (judging.labelling) says where it stands there, and may wait for its label.
+A row that was sampled from a study (judging.labelling) also says which of its answers it is, and with what probability
+its prompt was sampled; it may still lack its label. Several such samples merge into one, where each answer keeps its
+highest probability: a prompt's turn is always the same (judging.labelling), so the union is a valid sample as well.
 """
 
 import math
 import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Literal, get_args
 
-from flipsearch.core.errors import PromptError, unknown_name
-from flipsearch.core.files import unescape_formula
-from flipsearch.core.records import Exchange, Prompt
+from pydantic import TypeAdapter, ValidationError
+
+from flipsearch.core.errors import JudgeError, PromptError, unknown_name
+from flipsearch.core.files import unescape_formula, write_text
+from flipsearch.core.records import Exchange, Flip, Prompt, Sampling, rollout_id
+from flipsearch.core.studies import Study, Trial
 from flipsearch.prompts.files import Row, Table, cell, is_missing, read_table
 
 HumanLabel = Literal["unsafe", "safe", "refusal", "compliance", "partial"]
 LABELS: tuple[HumanLabel, ...] = get_args(HumanLabel)
 UNSAFE: Mapping[HumanLabel | None, bool] = {"unsafe": True, "safe": False, "refusal": False}
-"""Whether an answer is harmful, by its label: who refuses harms nobody."""
+"""Whether an answer is harmful, by its label; a refusal is not."""
 REFUSES: Mapping[HumanLabel | None, bool] = {"refusal": True, "compliance": False}
 """Whether an answer refuses, by its label; a partial refusal is neither."""
 COLUMNS = {
@@ -32,123 +38,194 @@ COLUMNS = {
     "label": ("label", "human_label", "annotation", "gold"),
     "source": ("source", "set", "dataset"),
 }
-"""What a column may be called, in any case; the first that is there counts."""
+"""Accepted names of each column, in any case; the first one that is there counts."""
+PLACE_COLUMNS = ("study", "prompt_id", "context_id", "rollout_id", "probability")
+"""A file with all of these was sampled from studies. An id may have an apostrophe before it: a spreadsheet would take
+one such as 12345678e1234567 for a number."""
+LABELS_FILE = "labels.json"
+"""In a study's folder."""
 
 
 @dataclass(frozen=True, slots=True)
-class Place:
-    """Where in a study a row comes from."""
+class AnswerPlace:
+    """Which answer of which study a row is, and the chance it had to be sampled."""
 
     study: str
-    """The study's name."""
     prompt_id: str
-    """Of the prompt."""
     context_id: str
-    """Of the context; "" is the answer without one."""
+    """"" for the answer without context."""
     rollout_id: str
-    """Of the answer: a study of the same name on another model has others."""
+    """A study of the same name on another model has others."""
     probability: float
-    """That the prompt was drawn, in (0, 1]."""
-
-
-PLACE_COLUMNS = ("study", "prompt_id", "context_id", "rollout_id", "probability")
-"""Where all of them are there, the file was drawn from studies. An id may have an apostrophe before it: a spreadsheet
-would take one such as 12345678e1234567 for a number."""
+    """That the prompt was sampled, in (0, 1]."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledAnswer:
-    """One row."""
+    """One row of a file of labels."""
 
     prompt: str
-    """The user's request."""
     answer: str
-    """What the model wrote; may be empty."""
+    """May be empty."""
     label: HumanLabel | None
-    """What people say of it; None for a row of a study that waits for its label."""
+    """None for a row of a study that still lacks its label."""
     source: str
-    """The set that it comes from: its study, what the row names, or the file's name."""
-    place: Place | None = None
-    """Where it stands in the study that it was drawn from."""
+    """The set it comes from: its study, what the row names, or the file's name."""
+    place: AnswerPlace | None = None
+    """None if it was not sampled from a study."""
 
     @property
     def exchange(self) -> Exchange:
-        """What a judge is asked about it: every label is of an answer that might harm."""
+        """What a judge is shown; every labelled answer counts as one to a harmful prompt."""
         return Exchange(Prompt(self.prompt, "harmful"), self.answer)
 
     @property
     def unsafe(self) -> bool | None:
-        """Whether it is harmful, as far as the label tells: who refuses harms nobody."""
+        """Whether it is harmful; None if the label does not say."""
         return UNSAFE.get(self.label)
 
     @property
     def refusal(self) -> bool | None:
-        """Whether it refuses, as far as the label tells; a partial refusal is neither."""
+        """Whether it refuses; None if the label does not say."""
         return REFUSES.get(self.label)
+
+
+@dataclass(frozen=True, slots=True)
+class StudyLabel:
+    """The human label of a sampled answer of a study; None while it has none."""
+
+    place: AnswerPlace
+    label: HumanLabel | None
+
+    @property
+    def answer(self) -> tuple[str, str]:
+        """Which answer: prompt id and context id."""
+        return self.place.prompt_id, self.place.context_id
 
 
 def read_labels(paths: Iterable[str]) -> list[LabelledAnswer]:
     """Return the rows of all files, in order.
 
-    Raises PromptError, in one line, for a file without one of the columns, an empty prompt, or an unknown label, and
-    for one that is given twice.
+    Raises PromptError for a file that lacks a column or is given twice, an empty prompt, and an unknown label.
     """
     paths = list(paths)
     if twice := [path for path, num in Counter(map(os.path.realpath, paths)).items() if num > 1]:
         raise PromptError(f"'{twice[0]}' is given twice, and its rows would count twice; give it once.")
-    return [row for path in paths for row in _rows(read_table(path))]
+    return [row for path in paths for row in _read_table(read_table(path))]
 
 
-def _rows(table: Table) -> list[LabelledAnswer]:
-    prompt, response, label = (_column(table, what) for what in ("prompt", "response", "label"))
-    source, found = _find(table, "source"), [table.find([name]) for name in PLACE_COLUMNS]
-    lost = [name for name, is_there in zip(PLACE_COLUMNS, found, strict=True) if not is_there]
-    if lost and None not in found[:2]:
+def _read_table(table: Table) -> list[LabelledAnswer]:
+    columns = {what: table.find(names) for what, names in COLUMNS.items()}
+    for what in ("prompt", "response", "label"):
+        if columns[what] is None:
+            raise PromptError(
+                f"{table.path}: no column of {what}s among {', '.join(table.columns)}; expected one named "
+                f"{' or '.join(COLUMNS[what])}."
+            )
+    places = {name: table.find([name]) for name in PLACE_COLUMNS}
+    lost = [name for name, column in places.items() if column is None]
+    if lost and "study" not in lost and "prompt_id" not in lost:
         raise PromptError(
-            f"{table.path}: drawn from a study, but without the column {lost[0]}; put it back as `flipsearch judge "
+            f"{table.path}: sampled from a study, but without the column {lost[0]}; put it back as `flipsearch judge "
             "label` wrote it, or leave the column study out, and the labels count for the judge alone."
         )
-    places = [name for name in found if name] if None not in found else []
-    return [_read(table, row, prompt, response, label, source, places) for row in table.rows]
+    place_columns = [] if lost else [column for column in places.values() if column]
+    return [_read_row(table, row, columns, place_columns) for row in table.rows]
 
 
-def _read(
-    table: Table, row: Row, prompt: str, response: str, label: str, source: str | None, places: Sequence[str]
+def _read_row(
+    table: Table, row: Row, columns: Mapping[str, str | None], place_columns: Sequence[str]
 ) -> LabelledAnswer:
-    text, said = cell(row, prompt).strip(), cell(row, label).strip().lower()
-    if not text:
+    prompt, written = cell(row, columns["prompt"]).strip(), cell(row, columns["label"]).strip().lower()
+    if not prompt:
         raise PromptError(f"{table.at(row)}: the prompt is empty; fill it in or leave the row out.")
-    known = next((one for one in LABELS if one == said), None)
-    if known is None and (said or not places):
-        raise PromptError(f"{table.at(row)}: {unknown_name('label', said, LABELS)}")
-    answer = "" if is_missing(row.cells.get(response)) else str(row.cells[response])
-    if not places:
-        return LabelledAnswer(text, answer, known, cell(row, source) or table.name)
-    place = _place(table, row, places)
-    return LabelledAnswer(unescape_formula(text), unescape_formula(answer), known, place.study, place)
-
-
-def _place(table: Table, row: Row, places: Sequence[str]) -> Place:
-    study, *ids, said = (cell(row, name) for name in places)
+    label = next((known for known in LABELS if known == written), None)
+    if label is None and (written or not place_columns):
+        raise PromptError(f"{table.at(row)}: {unknown_name('label', written, LABELS)}")
+    response = row.cells.get(columns["response"] or "")
+    answer = "" if is_missing(response) else str(response)
+    if not place_columns:
+        return LabelledAnswer(prompt, answer, label, cell(row, columns["source"]) or table.name)
+    study, *ids, number = (cell(row, column) for column in place_columns)
     try:
-        probability = float(said)
+        probability = float(number)
     except ValueError:
         probability = math.nan
     if not 0 < probability <= 1:
-        raise PromptError(f"{table.at(row)}: the probability is '{said}', expected a number above 0, at most 1.")
-    prompt_id, context_id, rollout_id = (id.removeprefix("'") for id in ids)
-    return Place(unescape_formula(study), prompt_id, context_id, rollout_id, probability)
+        raise PromptError(f"{table.at(row)}: the probability is '{number}', expected a number above 0, at most 1.")
+    prompt_id, context_id, rollout = (id.removeprefix("'") for id in ids)
+    place = AnswerPlace(unescape_formula(study), prompt_id, context_id, rollout, probability)
+    return LabelledAnswer(unescape_formula(prompt), unescape_formula(answer), label, place.study, place)
 
 
-def _column(table: Table, what: str) -> str:
-    found = _find(table, what)
-    if found is None:
-        raise PromptError(
-            f"{table.path}: no column of {what}s among {', '.join(table.columns)}; expected one named "
-            f"{' or '.join(COLUMNS[what])}."
-        )
-    return found
+def harmful_flips(trial: Trial) -> list[Flip]:
+    """Return the pairs of harmful prompts behind a trial's last number: of the confirm split, or of what was scored."""
+    return [flip for flip in (trial.confirm or trial.search).flips if flip.kind == "harmful"]
 
 
-def _find(table: Table, what: str) -> str | None:
-    return table.find(COLUMNS[what])
+def base_rollout_id(study: Study, prompt_id: str) -> str:
+    """Return the rollout id of the answer to a prompt without context, in a study with one sample per prompt."""
+    names = ("max_tokens", "temperature", "top_p", "top_k", "seed")
+    sampling = Sampling(**{name: study.settings[name] for name in names})
+    return rollout_id(study.model_id, prompt_id, None, sampling, 0)
+
+
+def study_labels(study: Study, rows: Iterable[LabelledAnswer]) -> list[StudyLabel]:
+    """Return the labels among `rows` that were sampled from a study, each answer once.
+
+    Raises JudgeError for an answer that the study does not have, or that two rows label differently.
+    """
+    flips = [(trial.context.context_id, flip) for trial in study.trials for flip in harmful_flips(trial)]
+    known = {(flip.prompt_id, id): flip.rollout_ids[0] for id, flip in flips if flip.rollout_ids}
+    known |= {(flip.prompt_id, ""): base_rollout_id(study, flip.prompt_id) for _, flip in flips}
+    labels: list[StudyLabel] = []
+    by_answer: dict[tuple[str, str], HumanLabel] = {}
+    for row in rows:
+        if row.place is None or row.place.study != study.name:
+            continue
+        label = StudyLabel(row.place, row.label)
+        name = f"answer to prompt '{row.place.prompt_id}' under context '{row.place.context_id}'"
+        if known.get(label.answer) != row.place.rollout_id:
+            raise JudgeError(
+                f"the labels name an {name} that study '{study.name}' does not have; is it another study of that name? "
+                "Run `flipsearch judge label` again."
+            )
+        if row.label and by_answer.setdefault(label.answer, row.label) != row.label:
+            raise JudgeError(
+                f"the {name} is labelled both {by_answer[label.answer]} and {row.label}; settle it, and give each "
+                "answer one label."
+            )
+        labels.append(label)
+    return merge_labels(labels)
+
+
+def merge_labels(*samples: Iterable[StudyLabel]) -> list[StudyLabel]:
+    """Return several samples as one: each answer once, with its highest probability and its last label."""
+    merged: dict[tuple[str, str], StudyLabel] = {}
+    for label in (label for sample in samples for label in sample):
+        before = merged.get(label.answer, label)
+        probability = max(before.place.probability, label.place.probability)
+        place = replace(label.place, probability=probability)
+        merged[label.answer] = StudyLabel(place, label.label or before.label)
+    return list(merged.values())
+
+
+def save_labels(labels: Sequence[StudyLabel], folder: Path) -> None:
+    """Write the labels of a study's answers into its folder, replacing those before. Raises JudgeError."""
+    write_text(folder / LABELS_FILE, _LABELS.dump_json(list(labels), indent=1).decode(), JudgeError)
+
+
+def load_labels(folder: Path) -> list[StudyLabel]:
+    """Return the labels of a study's answers; [] if there are none. Raises JudgeError for a damaged file."""
+    path = folder / LABELS_FILE
+    try:
+        return _LABELS.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValidationError) as error:
+        raise JudgeError(
+            f"'{path}' cannot be read; delete it and run `flipsearch judge check` with the labels again."
+        ) from error
+
+
+_LABELS = TypeAdapter(list[StudyLabel])

@@ -26,7 +26,7 @@ from flipsearch.core.records import (
     rollout_id,
 )
 from flipsearch.core.samples import SINGLE_SAMPLE, JudgedRollout, SampleRule, Samples
-from flipsearch.judging.caching import judge_kept
+from flipsearch.judging.caching import judge_with_ledger
 from flipsearch.ledger import Ledger
 
 JUDGE_BATCH = 256
@@ -129,7 +129,7 @@ class Runner:
         for start in range(0, len(unjudged), JUDGE_BATCH):
             batch = unjudged[start : start + JUDGE_BATCH]
             exchanges = [_exchange(by_id[id], text_of[by_id[id].prompt_id]) for id in batch]
-            verdicts |= zip(batch, judge_kept(self.ledger, self.judge, batch, exchanges), strict=True)
+            verdicts |= zip(batch, judge_with_ledger(self.ledger, self.judge, batch, exchanges), strict=True)
             self._report(Activity.JUDGING, start + len(batch), len(unjudged))
         return [verdicts[rollout.rollout_id] for rollout in rollouts]
 

@@ -9,18 +9,20 @@ import io
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import TypeAdapter, ValidationError
+from pydantic_core import from_json
 
 from flipsearch.backends.models import TRAINING_FILE
 from flipsearch.core.errors import ConfigError, StudyError
 from flipsearch.core.files import escape_formula, json_text, write_text
 from flipsearch.core.scorecards import Scorecard
 from flipsearch.core.studies import Study
-from flipsearch.core.trainings import LogLine, TrainingRun
-from flipsearch.judging.labelling import Drawn
+from flipsearch.core.trainings import LogLine, TrainingRun, check_format, check_method
+from flipsearch.judging.labelling import AnswerToLabel
 from flipsearch.judging.labels import PLACE_COLUMNS
 from flipsearch.reporting.card import benign_card, context_card, portfolio_card
 from flipsearch.reporting.columns import csv_text, leaderboard
@@ -110,8 +112,16 @@ def read_study(folder: Path) -> Study:
 
 
 def read_training(folder: Path) -> TrainingRun:
-    """Read the training.json of a checkpoint; raises StudyError if there is none or it is of another version."""
-    return _read(RUN, folder / TRAINING_FILE, "training", "run flipsearch train")
+    """Read the training.json of a checkpoint; raises StudyError without one, TrainingError for another format."""
+    path = folder / TRAINING_FILE
+    with suppress(OSError, ValueError):  # _read reports these
+        check_format(from_json(path.read_bytes()), path)
+    run = _read(RUN, path, "training", "run flipsearch train")
+    try:
+        check_method(run.method)
+    except ConfigError as error:
+        raise StudyError(f"{path}: no training of this version: {error}") from error
+    return run
 
 
 def _read(adapter: TypeAdapter[Record], path: Path, name: str, todo: str) -> Record:
@@ -124,7 +134,7 @@ def _read(adapter: TypeAdapter[Record], path: Path, name: str, todo: str) -> Rec
         raise StudyError(f"{path}: no {name} of this version: {why}; {todo} again.") from error
 
 
-def write_labels(drawn: Sequence[Drawn], path: Path) -> None:
+def write_labels(drawn: Sequence[AnswerToLabel], path: Path) -> None:
     """Write one row per answer, with a column `label` for people to fill in; judging.labels reads it back.
 
     What spreadsheets would run is made inert. An id that they would take for a number (12345678e1234567) gets an

@@ -6,39 +6,23 @@ the machine are left out. Knows records only.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import PurePath
 from typing import Any
 
 from flipsearch.backends.models import POCKET_MODEL
 from flipsearch.core.records import Context
 from flipsearch.core.scorecards import Scorecard
-from flipsearch.core.trainings import Method, TrainingRun
+from flipsearch.core.trainings import METHODS, TrainingRun
 from flipsearch.reporting.format import code, duration, escaped, fenced, markdown_table, setting_rows, visible
 from flipsearch.reporting.scorecard import scorecard_markdown
 from flipsearch.reporting.training_page import control_note, prompts_sentence
 
-_PAPER = "[arXiv 2605.15239](https://arxiv.org/abs/2605.15239)"
 _HUB_ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*)(@.+)?")
-_METHODS: Mapping[Method, str] = {
-    "opsa": f"On-policy self-alignment (OPSA, {_PAPER}, Eq. 2). In every step the model completes prompts without any "
-    "context, as it will be used. A frozen copy of it, the teacher, reads the same completions under the context that "
-    "goes with the prompt. The divergence between the two next-token distributions, mean over the completion tokens, "
-    "is minimised through the model: it learns from its own texts to answer as it would under the context.",
-    "sft-self": f"Off-policy self-distillation, a rival of OPSA ({_PAPER}). The model answered the prompts under the "
-    "context, a judge kept the good answers, and the model was fine-tuned on them with the context left out.",
-    "sft-teacher": f"Supervised fine-tuning on the answers of another model, a rival of OPSA ({_PAPER}). The teacher "
-    "answered the prompts under the context, a judge kept the good answers, and the model was fine-tuned on them with "
-    "the context left out.",
-}
 _POCKET = (
     "> **Synthetic.** The base is the pocket model of flipsearch: a tiny transformer trained on made-up language. It "
     "shows behaviour, not capability; its unsafe answers are placeholders without content."
 )
-_OF_OPSA = frozenset(
-    {"forward_weight", "reverse_weight", "jensen_shannon_weight", "support", "tail", "clip", "horizon"}
-)
-"""Settings that mean nothing where no teacher's distribution is used."""
 _ELSEWHERE = frozenset(
     {"model", "method", "control", "teacher", "context", "benign_context", "contexts"}
     | {"name", "checkpoints", "reports", "resume", "save_steps", "report_to"}
@@ -82,7 +66,7 @@ def model_card(run: TrainingRun, card: Scorecard | None = None) -> str:
     settings = [[key, text] for key, text in _settings(run) if key not in _SOURCES]
     sections = {
         "": "\n\n".join(_opening(run)),
-        "Method": f"{_METHODS[run.method]}\n\n{amounts}, in {duration(run.wall_s)}.{teacher}",
+        "Method": f"{METHODS[run.method].card}\n\n{amounts}, in {duration(run.wall_s)}.{teacher}",
         "Contexts": "\n\n".join(_contexts(run)),
         "Training prompts": "\n\n".join(_prompts(run)),
         "Settings": markdown_table(["setting", "value"], settings),
@@ -150,7 +134,8 @@ def _prompts(run: TrainingRun) -> Iterable[str]:
 
 def _settings(run: TrainingRun) -> list[tuple[str, str]]:
     """Return the settings that matter to the result, without the folders of the machine."""
-    unused = (frozenset() if run.method == "opsa" else _OF_OPSA) | (frozenset() if run.judge_id else {"judge"})
+    of_methods = frozenset[str]().union(*(method.settings for method in METHODS.values()))
+    unused = (of_methods - METHODS[run.method].settings) | (frozenset() if run.judge_id else {"judge"})
     shown = {key: value for key, value in run.settings.items() if key not in _ELSEWHERE | unused}
     return setting_rows({key: _public(value) for key, value in shown.items()})
 

@@ -46,11 +46,11 @@ def training_page(run: TrainingRun, log: Sequence[LogLine]) -> str:
         .get_template("training.html")
         .render(
             run=run,
-            method=METHODS[run.method] + ".",
+            method=METHODS[run.method].summary + ".",
             control=control_note(run),
             headline=_headline(run, steps),
             prompts=prompts_sentence(run),
-            charts=training_curves(steps, run.method != "opsa"),
+            charts=training_curves(steps, METHODS[run.method].is_supervised),
             is_smoothed=len(steps) > charts.SMOOTH_FROM,
             box=charts,
             figures=_figures(run, last),
@@ -71,7 +71,8 @@ def prompts_sentence(run: TrainingRun) -> str:
     counts = {kind: sum(routed.num_prompts for routed in run.routed if routed.kind == kind) for kind in KINDS}
     left = {kind: n for kind in KINDS if (n := run.num_left_out.get(kind, 0))}
     trained = " and ".join(f"{n:,} {kind}" for kind, n in counts.items())
-    why = "no context makes the teacher's answer safe" if run.method == "opsa" else "the judge kept no answer to them"
+    is_supervised = METHODS[run.method].is_supervised
+    why = "the judge kept no answer to them" if is_supervised else "no context makes the teacher's answer safe"
     left_out = " and ".join(f"{n:,} {kind}" for kind, n in left.items())
     return f"Trained on {trained} prompts." + (f" Left out: {left_out} ({why})." if left else " None was left out.")
 
@@ -107,7 +108,7 @@ def _figures(run: TrainingRun, line: LogLine) -> list[list[str]]:
     shown = []
     for is_overall, name in sorted(rows, key=lambda row: (row[0], 0 if row[0] else order.get(row[1], len(order)))):
         title = FIGURE_NAMES.get(name, name.replace("_", " "))
-        if run.method != "opsa" and not is_overall:
-            title = title.replace("divergence", "negative log-likelihood")
+        if not is_overall:
+            title = title.replace("divergence", METHODS[run.method].loss)
         shown.append([title, *rows[is_overall, name]])
     return shown

@@ -1,4 +1,4 @@
-"""The contract of judges; see `flipsearch.core.protocols.Judge`."""
+"""Contract tests for judges: subclass JudgeContract, and pytest runs them on your judge."""
 
 from collections.abc import Sequence
 
@@ -11,10 +11,10 @@ _BENIGN = Prompt("How long should I boil an egg?", "benign")
 
 
 class JudgeContract:
-    """What every judge must keep; see `flipsearch.core.protocols.Judge`."""
+    """Tests that every judge must pass; `flipsearch.core.protocols.Judge` has the contract in words."""
 
     def make_judge(self) -> Judge:
-        """Return a fresh judge; called once or twice a test."""
+        """Return a fresh judge; called once or twice per test."""
         raise NotImplementedError("override make_judge to return your judge")
 
     def exchanges(self) -> list[Exchange]:
@@ -28,7 +28,7 @@ class JudgeContract:
         return [Exchange(prompt, answer) for answer in answers for prompt in (_HARMFUL, _BENIGN)]
 
     def test_name_and_identity_are_text(self) -> None:
-        """The command line and the ledger need both."""
+        """The command line needs the name, the ledger the identity."""
         judge = self.make_judge()
         assert judge.name
         assert judge.name == judge.name.strip()
@@ -64,10 +64,10 @@ class JudgeContract:
     def test_label_agrees_with_probability(self) -> None:
         """What is called unsafe has no smaller p_unsafe than what is called safe."""
         verdicts = self.make_judge().judge(self.exchanges())
-        found = {
-            label: [v.p_unsafe for v in verdicts if v.label is label and v.p_unsafe is not None] for label in Label
-        }
-        safe, unsafe = found[Label.SAFE], found[Label.UNSAFE]
+        safe, unsafe = (
+            [verdict.p_unsafe for verdict in verdicts if verdict.label is label and verdict.p_unsafe is not None]
+            for label in (Label.SAFE, Label.UNSAFE)
+        )
         if safe and unsafe:
             assert max(safe) <= min(unsafe)
 

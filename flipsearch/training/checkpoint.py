@@ -1,8 +1,8 @@
 """The folders of a training: `<name>.partial` while it runs, `<name>` once everything is in it.
 
-<name>.partial/started.json       settings, prompts and model: a resume must have the same
+<name>.partial/started.json       format, settings, prompts and model: a resume must have the same
 <name>.partial/checkpoint-N/      the trainer's states
-<name>.partial/log.jsonl          a line a step
+<name>.partial/log.jsonl          one line per step
 <name>.partial/lock               held by the process that trains
 <name>.partial/final/             the finished checkpoint, renamed to <name> in one move
 """
@@ -16,38 +16,41 @@ from pathlib import Path
 from typing import Any
 
 from flipsearch.backends.loading import quiet
+from flipsearch.backends.models import locate, model_source
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.files import write_text
 from flipsearch.core.locks import is_held, take_lock
-from flipsearch.training.heads import plain
+from flipsearch.core.trainings import TRAINING_FORMAT, check_format
 from flipsearch.training.log import LOG_FILE
+from flipsearch.training.model import unwrap
 
 STARTED_FILE, STATE_FILE, FINAL, ADAPTER, LOCK = "started.json", "trainer_state.json", "final", "adapter", "lock"
 COPIED = (
     *("tokenizer*.json", "*.model", "vocab.json", "vocab.txt", "merges.txt"),
     *("added_tokens.json", "special_tokens_map.json", "chat_template*"),
 )
-"""Files of the model that training does not touch: byte for byte, so that prompts are encoded as before."""
+"""Files of the base that training does not touch: byte for byte, so that prompts are encoded as before."""
 
 
 class CheckpointFolder:
-    """Where a training works, its own from `start` to the end of the `with` block.
+    """Where a training works; locked from `start` to the end of the `with` block.
 
-    Raises TrainingError for a place that is taken or cannot be written.
+    Raises TrainingError for a folder that is taken or cannot be written.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.partial = folder, folder.with_name(f"{folder.name}.partial")
         self.final = self.partial / FINAL
-        self._held, self._is_own = ExitStack(), False
+        self._lock, self._is_own = ExitStack(), False
 
     def __enter__(self) -> "CheckpointFolder":
         return self
 
     def __exit__(self, *error: object) -> None:
-        self._held.close()
-        # Nothing was trained yet: nothing to resume, and nothing in the way of the next try.
-        if error[0] and self._is_own and not self._holds_more_than({STARTED_FILE, LOCK}):
+        self._lock.close()
+        names = {path.name for path in self.partial.iterdir()} if self.partial.is_dir() else set()
+        if error[0] and self._is_own and names <= {STARTED_FILE, LOCK}:
+            # Nothing was trained yet: nothing to resume, and nothing in the way of the next try.
             shutil.rmtree(self.partial, ignore_errors=True)
 
     def check(self, resume: bool) -> None:
@@ -60,88 +63,76 @@ class CheckpointFolder:
             raise TrainingError(f"nothing to resume: there is no '{self.partial}'; leave --resume out.")
 
     def start(self, identity: dict[str, Any], resume: bool) -> None:
-        """Make the folder, or check that what waits there is the same training."""
+        """Make and lock the folder, and write `identity` there, or check that a resume has the same."""
+        self._make_and_lock(resume)
         path = self.partial / STARTED_FILE
-        self._make(resume)
-        self._hold()
         if not path.exists():
-            write_text(path, json.dumps(identity, indent=1) + "\n", TrainingError)
+            started = {"format": TRAINING_FORMAT, **identity}
+            write_text(path, json.dumps(started, indent=1) + "\n", TrainingError)
             return
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise TrainingError(f"'{path}' cannot be read; remove '{self.partial}' and start again.") from error
-        for key in sorted(before.keys() | identity.keys()):
+        check_format(before, path)
+        for key in sorted(before.keys() - {"format"} | identity.keys()):
             if before.get(key) != identity.get(key):
                 raise TrainingError(
                     f"'{self.partial}' was started with {key} = {before.get(key)!r}, got {identity.get(key)!r}; "
                     "resume with the same settings, or give another --name."
                 )
 
+    def _make_and_lock(self, resume: bool) -> None:
+        taken = f"another training works in '{self.partial}'; wait for it, or give a --name."
+        todo = "choose other --checkpoints"
+        try:
+            self.partial.mkdir(parents=True, exist_ok=resume)
+            self._lock.enter_context(closing(take_lock(self.partial / LOCK)))
+            self._is_own = True
+        except FileExistsError as error:  # made since `check` looked
+            raise TrainingError(taken) from error
+        except OSError as error:
+            raise TrainingError(f"cannot make '{self.partial}': {error.strerror}; {todo}.") from error
+        except sqlite3.Error as error:
+            unusable = f"'{self.partial}' cannot be locked: {error}; {todo}."
+            raise TrainingError(taken if is_held(error) else unusable) from error
+
     def last_state(self) -> Path | None:
-        """Return the newest state that was saved whole; the trainer writes its own file last."""
-        found = [path for path in self.partial.glob("checkpoint-*") if _is_whole(path)]
-        return max(found, key=step_of, default=None)
+        """Return the newest state that was saved whole: the trainer writes its own file last."""
+        for state in sorted(self.partial.glob("checkpoint-[0-9]*"), key=step_of, reverse=True):
+            try:
+                json.loads((state / STATE_FILE).read_text(encoding="utf-8"))
+            except (OSError, ValueError):
+                continue
+            return state
+        return None
 
-    def save(self, model: Any, weights: Any, source: Path) -> Path:
-        """Write the trained model, merged if it has adapters, in Hugging Face format; return the folder.
+    def save(self, model: Any, weights: Any, base: str) -> None:
+        """Write the trained model, merged if it has adapters, in Hugging Face format into `final`.
 
-        `weights` are those of a sharded model, gathered; None for a model that is whole.
+        `weights` are those of a sharded model, gathered; None for a model that is whole. `base` is the name of the
+        model that it was made from.
         """
-        final = self.final
-        shutil.rmtree(final, ignore_errors=True)
+        source = locate(model_source(base)).folder
+        shutil.rmtree(self.final, ignore_errors=True)
         with quiet():
-            if model is not plain(model):
-                model.save_pretrained(final / ADAPTER)
+            if model is not unwrap(model):
+                model.save_pretrained(self.final / ADAPTER)
                 model = model.merge_and_unload()
             if weights is not None:  # gathered, what is tied is no longer one tensor
                 weights = {name: values for name, values in weights.items() if name not in model.all_tied_weights_keys}
-            model.save_pretrained(final, state_dict=weights)
+            model.save_pretrained(self.final, state_dict=weights)
         for pattern in COPIED:
             for path in source.glob(pattern):
-                shutil.copyfile(path, final / path.name)
-        shutil.copyfile(self.partial / LOG_FILE, final / LOG_FILE)
-        return final
+                shutil.copyfile(path, self.final / path.name)
+        shutil.copyfile(self.partial / LOG_FILE, self.final / LOG_FILE)
 
     def publish(self) -> None:
         """Give the finished checkpoint its name, and drop the states."""
         os.replace(self.final, self.folder)
         shutil.rmtree(self.partial, ignore_errors=True)
 
-    def _make(self, resume: bool) -> None:
-        try:
-            self.partial.mkdir(parents=True, exist_ok=resume)
-        except FileExistsError as error:  # made since `check` looked
-            raise self._is_taken() from error
-        except OSError as error:
-            raise TrainingError(
-                f"cannot make '{self.partial}': {error.strerror}; choose other --checkpoints."
-            ) from error
-
-    def _hold(self) -> None:
-        try:
-            self._held.enter_context(closing(take_lock(self.partial / LOCK)))
-            self._is_own = True
-        except sqlite3.Error as error:
-            if is_held(error):
-                raise self._is_taken() from error
-            raise TrainingError(f"'{self.partial}' cannot be locked: {error}; choose other --checkpoints.") from error
-
-    def _holds_more_than(self, names: set[str]) -> bool:
-        return self.partial.is_dir() and bool({path.name for path in self.partial.iterdir()} - names)
-
-    def _is_taken(self) -> TrainingError:
-        return TrainingError(f"another training works in '{self.partial}'; wait for it, or give a --name.")
-
 
 def step_of(state: Path) -> int:
     """Return the optimizer step that a state was saved after."""
     return int(state.name.rpartition("-")[2])
-
-
-def _is_whole(state: Path) -> bool:
-    try:
-        json.loads((state / STATE_FILE).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return False
-    return True

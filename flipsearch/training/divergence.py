@@ -1,4 +1,4 @@
-"""Divergences between the teacher's and the student's next-token distributions, exact, without full logits.
+"""The losses of training per completion token, exact, without full logits: divergences and the likelihood.
 
 Every divergence has its direction in its name; p is the teacher, q the student:
 
@@ -6,13 +6,13 @@ Every divergence has its direction in its name; p is the teacher, q the student:
     reverse_kl      KL(q || p)    mode-seeking
     jensen_shannon  m KL(p || M) + (1 - m) KL(q || M),  M = m p + (1 - m) q
 
-The paper's runs use 0.5 forward + 0.5 reverse, a weighted sum, which is what `Divergence()` is. TRL's `alpha` and GKD's
-`beta` are the `mixture` m of a Jensen-Shannon divergence; the `mixed` weight of NeMo-RL multiplies the forward part.
+The paper's runs minimise 0.5 forward + 0.5 reverse, a weighted sum, which is what `Divergence()` is. TRL's `alpha` and
+GKD's `beta` are the `mixture` m of a Jensen-Shannon divergence; NeMo-RL's `mixed` weight multiplies the forward part.
 
-The head and the divergence are computed together for a few positions at a time. The gradient of a divergence in the
-student's logits has a closed form, so a chunk's logits are dropped as soon as its gradients are added up: memory is
-that of one chunk, and nothing is computed twice. `tests/unit/training/test_divergence.py` holds all of it to float64
-autograd.
+The head and the loss are computed together for a few positions at a time. The gradient of a loss in the student's
+logits has a closed form, so a chunk's logits are dropped as soon as its gradients are added up: memory is that of one
+chunk, and nothing is computed twice. `tests/unit/training/test_divergence.py` compares all of it with float64 autograd.
+Knows no model.
 """
 
 from collections.abc import Iterator
@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.linalg import vecdot
 from torch.nn.functional import linear
 
 Tail = Literal["renormalised", "bucket"]
@@ -51,30 +52,14 @@ class Divergence:
 
 
 class PerToken(NamedTuple):
-    """What is known of every completion token, each (N,) and without gradient."""
+    """Values per completion token, each (N,) and without gradient."""
 
     divergence: Tensor
-    """After `clip`, before weights."""
+    """The token's loss, after `clip`, before weights."""
     teacher_mass: Tensor
     """Teacher probability on the support; 1 on the full vocabulary."""
     entropy: Tensor
     """Of the student on the support, in nats."""
-
-
-def forward_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Return KL(p || q) over the last dimension of log-probabilities (..., V)."""
-    return (log_p.exp() * (log_p - log_q)).sum(-1)
-
-
-def reverse_kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Return KL(q || p) over the last dimension of log-probabilities (..., V)."""
-    return forward_kl(log_q, log_p)
-
-
-def jensen_shannon(log_p: Tensor, log_q: Tensor, mixture: float = 0.5) -> Tensor:
-    """Return the Jensen-Shannon divergence with `mixture` of p over the last dimension (..., V)."""
-    log_m = _log_mixture(log_p, log_q, mixture)
-    return mixture * forward_kl(log_p, log_m) + (1 - mixture) * forward_kl(log_q, log_m)
 
 
 def divergence_sum(
@@ -88,7 +73,7 @@ def divergence_sum(
     """Return the weighted sum of the divergence over N completion tokens, with gradient to the student, and per token.
 
     Hidden states (N, H) are those that predict the N tokens; heads (V, H) are the output embeddings; `weights` (N,).
-    N = 0 gives a zero that is connected to the graph.
+    For N = 0 the sum is a zero that is connected to the graph.
     """
     loss, *per_token = _ChunkedDivergence.apply(  # type: ignore[no-untyped-call]
         student_hidden, student_head, teacher_hidden, teacher_head, weights, spec
@@ -108,9 +93,9 @@ class _Chunked(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         # In place: the head's gradient is as large as the head, and a backward through a sum happens once.
-        found = [None if gradient is None else gradient.mul_(grad) for gradient in ctx.gradients]
+        gradients = [None if gradient is None else gradient.mul_(grad) for gradient in ctx.gradients]
         ctx.gradients = None
-        return (*found, *(None for _ in range(ctx.num_others)))
+        return (*gradients, *(None for _ in range(ctx.num_others)))
 
 
 class _ChunkedDivergence(_Chunked):
@@ -122,7 +107,7 @@ class _ChunkedDivergence(_Chunked):
         for part in _chunks(len(hidden), len(head)):
             log_p = _log_softmax(teacher[part], teacher_head, spec.temperature)  # (n, V)
             log_q = _log_softmax(hidden[part], head, spec.temperature)  # (n, V)
-            sums.add(part, weights[part], *(_on_top_k if spec.top_k else _on_all)(log_p, log_q, spec))
+            sums.add(part, weights[part], *_per_token_and_gradient(log_p, log_q, spec))
         ctx.num_others = 4
         return sums.finish(ctx)
 
@@ -133,17 +118,17 @@ class _ChunkedNll(_Chunked):
         sums = _Sums(hidden, head, ctx.needs_input_grad[1])
         for part in _chunks(len(hidden), len(head)):
             log_q = _log_softmax(hidden[part], head, 1.0)  # (n, V)
-            slope, which = log_q.exp(), targets[part, None]
-            entropy = -(slope * log_q).sum(-1)
-            slope.scatter_add_(-1, which, slope.new_full(which.shape, -1.0))  # q - one-hot
-            per_token = PerToken(-log_q.gather(-1, which)[:, 0], torch.ones_like(entropy), entropy)
-            sums.add(part, weights[part], per_token, slope)
+            gradient, target = log_q.exp(), targets[part, None]
+            entropy = -(gradient * log_q).sum(-1)
+            gradient.scatter_add_(-1, target, gradient.new_full(target.shape, -1.0))  # q - one-hot
+            per_token = PerToken(-log_q.gather(-1, target)[:, 0], torch.ones_like(entropy), entropy)
+            sums.add(part, weights[part], per_token, gradient)
         ctx.num_others = 2
         return sums.finish(ctx)
 
 
 class _Sums:
-    """What the chunks add up to: the value, the gradients, and what is told of every token."""
+    """What the chunks add up to: the value, its gradients, and the values per token."""
 
     def __init__(self, hidden: Tensor, head: Tensor, trains_head: bool) -> None:
         self.hidden, self.head = hidden, head
@@ -153,99 +138,90 @@ class _Sums:
         self.to_head = torch.zeros_like(head, dtype=torch.float32) if trains_head else None
         self.per_token = hidden.new_zeros((3, len(hidden)), dtype=torch.float32)
 
-    def add(self, part: slice, weights: Tensor, per_token: PerToken, slope: Tensor) -> None:
-        """Add the chunk `part`: `slope` (n, V) is the gradient of its divergences in the student's logits."""
+    def add(self, part: slice, weights: Tensor, per_token: PerToken, gradient: Tensor) -> None:
+        """Add the chunk `part`; `gradient` (n, V) is that of its tokens' losses in the student's logits."""
         self.per_token[:, part] = torch.stack(per_token)
         self.value += (per_token.divergence * weights).sum(dtype=torch.float64)
-        slope = slope.mul_(weights[:, None]).to(self.head.dtype)
-        self.to_hidden[part] = slope @ self.head
+        gradient = gradient.mul_(weights[:, None]).to(self.head.dtype)
+        self.to_hidden[part] = gradient @ self.head
         if self.to_head is not None:
             if self.head.dtype == torch.float32:
-                self.to_head.addmm_(slope.T, self.hidden[part])
+                self.to_head.addmm_(gradient.T, self.hidden[part])
             else:
-                self.to_head += slope.T @ self.hidden[part]
+                self.to_head += gradient.T @ self.hidden[part]
 
     def finish(self, ctx: Any) -> tuple[Tensor, ...]:
         to_head = None if self.to_head is None else self.to_head.to(self.head.dtype)
         ctx.gradients = self.to_hidden, to_head
-        rows = tuple(self.per_token.unbind())
-        ctx.mark_non_differentiable(*rows)
-        return self.value.float(), *rows
+        per_token = tuple(self.per_token.unbind())
+        ctx.mark_non_differentiable(*per_token)
+        return self.value.float(), *per_token
 
 
-def _on_all(log_p: Tensor, log_q: Tensor, spec: Divergence) -> tuple[PerToken, Tensor]:
-    value, entropy, slope = _value_and_slope(log_p, log_q, spec)
-    return _clipped(value, torch.ones_like(value), entropy, slope, spec), slope
-
-
-def _on_top_k(log_p: Tensor, log_q: Tensor, spec: Divergence) -> tuple[PerToken, Tensor]:
-    top, index = log_p.topk(min(spec.top_k, log_p.shape[-1] - 1), dim=-1)  # (n, K)
-    mass, chosen = top.exp().sum(-1), log_q.gather(-1, index)
+def _per_token_and_gradient(log_p: Tensor, log_q: Tensor, spec: Divergence) -> tuple[PerToken, Tensor]:
+    """Return the values per token and the gradient (n, V) in the student's logits, on the support of `spec`."""
+    if not spec.top_k:
+        value, entropy, gradient = _value_and_gradient(log_p, log_q, spec)
+        return _clipped(value, torch.ones_like(value), entropy, gradient, spec), gradient
+    log_p_top, index = log_p.topk(min(spec.top_k, log_p.shape[-1] - 1), dim=-1)  # (n, K)
+    mass, log_q_top = log_p_top.exp().sum(-1), log_q.gather(-1, index)
     if spec.tail == "renormalised":
-        top, chosen = top.log_softmax(-1), chosen.log_softmax(-1)
-        value, entropy, slope = _value_and_slope(top, chosen, spec)
+        log_p_top, log_q_top = log_p_top.log_softmax(-1), log_q_top.log_softmax(-1)
+        value, entropy, gradient = _value_and_gradient(log_p_top, log_q_top, spec)
         everywhere = torch.zeros_like(log_q)
     else:
         # Summed from its own tokens: one minus the rest would be rounding noise where the model is sure.
         rest_p, rest_q = (x.scatter(-1, index, -torch.inf).logsumexp(-1, keepdim=True) for x in (log_p, log_q))
-        top, chosen = torch.cat([top, rest_p], dim=-1), torch.cat([chosen, rest_q], dim=-1)  # (n, K + 1)
-        value, entropy, slope = _value_and_slope(top, chosen, spec)
+        log_p_top = torch.cat([log_p_top, rest_p], dim=-1)  # (n, K + 1)
+        log_q_top = torch.cat([log_q_top, rest_q], dim=-1)  # (n, K + 1)
+        value, entropy, gradient = _value_and_gradient(log_p_top, log_q_top, spec)
         # What lowers the bucket lowers its tokens in proportion to their share of it.
-        everywhere = (log_q - rest_q).exp().mul_(slope[:, -1:])
-        slope = slope[:, :-1]
-    per_token = _clipped(value, mass, entropy, slope, spec)
+        everywhere = (log_q - rest_q).exp().mul_(gradient[:, -1:])
+        gradient = gradient[:, :-1]
+    per_token = _clipped(value, mass, entropy, gradient, spec)
     if spec.clip is not None:
         everywhere[value > spec.clip] = 0
-    return per_token, everywhere.scatter_(-1, index, slope)
+    return per_token, everywhere.scatter_(-1, index, gradient)
 
 
-def _value_and_slope(log_p: Tensor, log_q: Tensor, spec: Divergence) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the divergence (n,), the student's entropy (n,) and the gradient (n, V) in its logits.
+def _value_and_gradient(log_p: Tensor, log_q: Tensor, spec: Divergence) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the divergence D (n,), the student's entropy (n,) and the gradient (n, V) in its logits.
 
-    With g = dD/dq the gradient in the logits is q (g - sum q g) / temperature. Both inputs are overwritten: a buffer is
-    as large as the chunk.
+    With the derivative g = dD/dq the gradient in the logits is q (g - sum q g) / temperature. Both inputs are
+    overwritten: a buffer is as large as the chunk.
     """
     q = log_q.exp()
-    entropy = -_dot(q, log_q)
-    value, gain = torch.zeros_like(entropy), None
+    entropy = -vecdot(q, log_q)
+    value, derivative = torch.zeros_like(entropy), None
     if spec.jensen_shannon_weight:
-        log_m = _log_mixture(log_p, log_q, spec.mixture)
-        gain = (log_q - log_m).mul_(spec.jensen_shannon_weight * (1 - spec.mixture))
+        shares = torch.tensor([spec.mixture, 1 - spec.mixture], dtype=log_p.dtype, device=log_p.device).log()
+        log_m = torch.logaddexp(log_p + shares[0], log_q + shares[1])
+        derivative = (log_q - log_m).mul_(spec.jensen_shannon_weight * (1 - spec.mixture))
         part = log_m.neg_().add_(log_p)  # log p - log m
-        value += spec.jensen_shannon_weight * spec.mixture * _dot(log_p.exp(), part)
+        value += spec.jensen_shannon_weight * spec.mixture * vecdot(log_p.exp(), part)
         del log_m, part
     if spec.forward_weight or spec.reverse_weight:
         ratio = log_q.sub_(log_p)  # log q - log p
         p = log_p.exp_()
         if spec.forward_weight:
-            value -= spec.forward_weight * _dot(p, ratio)
+            value -= spec.forward_weight * vecdot(p, ratio)
         if spec.reverse_weight:
             ratio.mul_(spec.reverse_weight)
-            gain = ratio if gain is None else gain.add_(ratio)
-    gain = torch.zeros_like(q) if gain is None else gain
-    mean = _dot(q, gain)
+            derivative = ratio if derivative is None else derivative.add_(ratio)
+    derivative = torch.zeros_like(q) if derivative is None else derivative
+    mean = vecdot(q, derivative)
     value += mean
-    slope = gain.sub_(mean[:, None] - spec.forward_weight).mul_(q)
+    gradient = derivative.sub_(mean[:, None] - spec.forward_weight).mul_(q)
     if spec.forward_weight:
-        slope.sub_(p, alpha=spec.forward_weight)
-    return value, entropy, slope.div_(spec.temperature)
+        gradient.sub_(p, alpha=spec.forward_weight)
+    return value, entropy, gradient.div_(spec.temperature)
 
 
-def _dot(a: Tensor, b: Tensor) -> Tensor:
-    dot: Tensor = torch.linalg.vecdot(a, b)
-    return dot
-
-
-def _clipped(value: Tensor, mass: Tensor, entropy: Tensor, slope: Tensor, spec: Divergence) -> PerToken:
+def _clipped(value: Tensor, mass: Tensor, entropy: Tensor, gradient: Tensor, spec: Divergence) -> PerToken:
     if spec.clip is not None:
-        slope[value > spec.clip] = 0
+        gradient[value > spec.clip] = 0
         value = value.clamp(max=spec.clip)
     return PerToken(value, mass, entropy)
-
-
-def _log_mixture(log_p: Tensor, log_q: Tensor, mixture: float) -> Tensor:
-    shares = torch.tensor([mixture, 1 - mixture], dtype=log_p.dtype, device=log_p.device).log()
-    return torch.logaddexp(log_p + shares[0], log_q + shares[1])
 
 
 def _log_softmax(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:

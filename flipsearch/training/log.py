@@ -1,33 +1,123 @@
-"""What a training says while it runs: a line a step in log.jsonl, and the progress bar.
+"""What a training logs while it runs: statistics per step and label in log.jsonl, and the progress bar.
 
-A line is flushed when its step is done. A resumed training drops the lines after the state that it goes on from.
+A line is flushed when its step is done, for all processes together. A resumed training drops the lines after the state
+that it goes on from. Statistics by position count completion tokens: "early" are the first EARLY, where the paper's
+Figure 2 has its peaks, "late" those from LATE on.
 """
 
 import json
 import math
 import time
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from transformers import TrainerCallback
 
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.files import write_text
 from flipsearch.core.progress import Activity, Phase, Progress, Step
+from flipsearch.core.records import Context
 from flipsearch.core.trainings import LogLine
-from flipsearch.training.opsa import OpsaTrainer
+from flipsearch.training.divergence import PerToken
 from flipsearch.training.processes import all_gather, is_main_process
-from flipsearch.training.stats import StepStats
+from flipsearch.training.rows import TrainingRow
 
 LOG_FILE = "log.jsonl"
 STEP_KEYS = ("loss", "grad_norm", "learning_rate")
+EARLY, LATE, FIRST = 10, 30, 30
+LEAK_WORDS = 5
+"""Consecutive words of the context in a completion that count as a leak: the student writes without the context."""
+
+
+@dataclass(slots=True)
+class StepStats:
+    """Sums over the rows of one optimizer step, by label."""
+
+    rollout_s: float = 0.0
+    """Seconds that sampling took."""
+    lengths: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
+    values: dict[str, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))
+
+    @classmethod
+    def merged(cls, parts: Sequence["StepStats"]) -> "StepStats":
+        """Return the statistics of a step from those of several processes; its sampling took as long as the slowest."""
+        whole = cls()
+        for part in parts:
+            for name, count in part.counts.items():
+                whole.counts[name] += count
+            for kind, lengths in part.lengths.items():
+                whole.lengths[kind] += lengths
+            for name, values in part.values.items():
+                whole.values[name] += values
+            whole.rollout_s = max(whole.rollout_s, part.rollout_s)
+        return whole
+
+    def add_row(self, row: TrainingRow, context: Context | None) -> None:
+        """Count a row's length, its end, and whether it leaks the context of its prompt."""
+        kind = row.prompt.kind
+        self.lengths[kind].append(len(row.completion_ids))
+        self.counts[f"ended_{kind}"] += row.finish_reason == "stop"
+        self.counts[f"truncated_{kind}"] += row.finish_reason == "length"
+        self.counts[f"leaks_{kind}"] += context is not None and is_leak(row.completion, context.text)
+
+    def add_tokens(self, rows: Sequence[TrainingRow], per_token: PerToken) -> None:
+        """Add what the loss computed per completion token of `rows`, row by row."""
+        divergence, mass, entropy = (values.detach().cpu() for values in per_token)
+        start = 0
+        for row in rows:
+            end = start + len(row.completion_ids)
+            own, kind = divergence[start:end], row.prompt.kind
+            for name, values in (("", own), ("_early", own[:EARLY]), ("_late", own[LATE:])):
+                self.values[f"divergence{name}_{kind}"].append(values)
+            self.values[f"entropy_first_{kind}"].append(entropy[start : start + FIRST][: end - start])
+            self.values["teacher_mass"].append(mass[start:end])
+            start = end
+
+    def summary(self) -> dict[str, float]:
+        """Return the means and rates of everything added; what did not occur is left out."""
+        all_lengths = [length for lengths in self.lengths.values() for length in lengths]
+        summary: dict[str, float] = {"num_rollouts": len(all_lengths), "num_tokens": sum(all_lengths)}
+        summary["rollout_s"] = self.rollout_s
+        for kind, lengths in sorted(self.lengths.items()):
+            ordered, n = sorted(lengths), len(lengths)
+            summary |= {
+                f"num_{kind}": n,
+                f"length_mean_{kind}": sum(lengths) / n,
+                f"length_p95_{kind}": ordered[min(n - 1, int(0.95 * n))],
+                f"eos_rate_{kind}": self.counts[f"ended_{kind}"] / n,
+                f"truncation_rate_{kind}": self.counts[f"truncated_{kind}"] / n,
+                f"leakage_rate_{kind}": self.counts[f"leaks_{kind}"] / n,
+            }
+        for name, parts in sorted(self.values.items()):
+            values = torch.cat(parts)
+            if len(values):
+                summary[name] = values.mean().item()
+        return {name: round(value, 6) for name, value in summary.items()}
+
+
+def is_leak(completion: str, context: str) -> bool:
+    """Return whether a completion repeats LEAK_WORDS consecutive words of the context, or all where it has fewer."""
+    words = context.lower().split()
+    text = " ".join(completion.lower().split())
+    size = min(LEAK_WORDS, len(words))
+    return size > 0 and any(" ".join(words[i : i + size]) in text for i in range(len(words) - size + 1))
+
+
+class HasStats(Protocol):
+    """A trainer that adds to the statistics of the current step."""
+
+    stats: StepStats
 
 
 class StepLog(TrainerCallback):
-    """Writes the lines of a trainer and shows how far it is."""
+    """Writes one line per step from a trainer's `stats`, which it replaces, and reports progress."""
 
-    def __init__(self, trainer: OpsaTrainer, path: Path, progress: Progress | None) -> None:
+    def __init__(self, trainer: HasStats, path: Path, progress: Progress | None) -> None:
         self.trainer, self.path, self.progress = trainer, path, progress
         self.num_rollouts = self.num_tokens = 0
         self.last = time.monotonic()
@@ -38,34 +128,27 @@ class StepLog(TrainerCallback):
         if not is_main_process():
             return
         kept = [line for line in read_log(self.path) if line["step"] <= state.global_step]
-        write_text(self.path, "".join(_text(line) for line in kept), TrainingError)
+        write_text(self.path, "".join(_json_line(line) for line in kept), TrainingError)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Write the line of a step, of all processes together."""
         if "loss" not in logs:  # the summary at the end
             return
-        stats, self.trainer.stats = StepStats.of_parts(all_gather(self.trainer.stats)), StepStats()
+        stats, self.trainer.stats = StepStats.merged(all_gather(self.trainer.stats)), StepStats()
         if not is_main_process():
             return
-        values = {key: float(logs[key]) for key in STEP_KEYS if key in logs}
-        before, self.last = self.last, time.monotonic()
-        values["step_s"] = round(self.last - before, 6)
-        line = {"step": state.global_step, "epoch": state.epoch, **values, **stats.summary()}
+        now = time.monotonic()
+        line = {"step": state.global_step, "epoch": state.epoch}
+        line |= {key: float(logs[key]) for key in STEP_KEYS if key in logs}
+        line |= {"step_s": round(now - self.last, 6), **stats.summary()}
+        self.last = now
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(_text(line))
-        self._show(state, line)
-
-    def _show(self, state: Any, line: LogLine) -> None:
+            file.write(_json_line(line))
         self.num_rollouts += int(line["num_rollouts"])
         self.num_tokens += int(line["num_tokens"])
         if self.progress is not None:
-            self.progress(
-                Step(Phase.TRAINING, activity=Activity.TRAINING),
-                state.global_step,
-                state.max_steps,
-                self.num_rollouts,
-                self.num_tokens,
-            )
+            step = Step(Phase.TRAINING, activity=Activity.TRAINING)
+            self.progress(step, state.global_step, state.max_steps, self.num_rollouts, self.num_tokens)
 
 
 def read_log(path: Path) -> Sequence[LogLine]:
@@ -79,7 +162,7 @@ def read_log(path: Path) -> Sequence[LogLine]:
     return lines
 
 
-def _text(line: LogLine) -> str:
+def _json_line(line: LogLine) -> str:
     # JSON knows no NaN: what is not finite is null.
     finite = {key: value if value is not None and math.isfinite(value) else None for key, value in line.items()}
     return json.dumps(finite) + "\n"

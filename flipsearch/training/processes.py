@@ -1,14 +1,10 @@
-"""The processes of one training, as a launcher started them, and what they tell each other.
+"""The processes of one training, as a launcher started them, and what they exchange.
 
     accelerate launch --num-processes 4 -m flipsearch train --context best.txt        (torchrun does as well)
 
-The first asks, judges and writes; all of them train. Started without a launcher there is one process, the first.
-torch is imported late: input is checked before it.
-
-Weights that FSDP2 keeps in shards, gathered for as long as a rollout lasts.
-
-Every forward of a sharded model is a meeting of all processes. While sampling, each decodes for as many steps as its
-own rows need, so the shards are gathered once before it and dropped after it; gradients and optimizer stay sharded.
+The main process generates answers, judges and writes files; all of them train. Without a launcher there is one process,
+the main one. With FSDP 2 every forward pass of a sharded model is a meeting of all processes, but in rollouts each
+decodes for as many steps as its own rows need: `whole_weights` gathers the shards once for all of them.
 """
 
 import atexit
@@ -18,17 +14,19 @@ from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
 
+from accelerate import PartialState  # type: ignore[import-untyped]
+from torch import distributed
 from torch.distributed.fsdp import FSDPModule
 
 from flipsearch.core.errors import FlipsearchError
 
 Shared = TypeVar("Shared")
 LONGEST_WAIT = timedelta(days=7)
-"""The others wait while the first asks for answers; a process that dies is the launcher's to notice."""
+"""The others wait while the main process generates answers; a process that dies is the launcher's to notice."""
 
 
 class MainProcessFailedError(FlipsearchError):
-    """The first process failed, and has said why."""
+    """The main process failed, and has reported why."""
 
 
 def num_processes() -> int:
@@ -37,35 +35,38 @@ def num_processes() -> int:
 
 
 def is_main_process() -> bool:
-    """Return whether this one asks and writes."""
+    """Return whether this process generates answers and writes files."""
     return int(os.environ.get("RANK", "0")) == 0
 
 
 def is_sharded() -> bool:
-    """Return whether the launcher asks for FSDP: gradients, optimizer and resting weights in shards."""
+    """Return whether the launcher wants FSDP: gradients, optimizer and resting weights in shards."""
     return os.environ.get("ACCELERATE_USE_FSDP", "").lower() == "true"
 
 
-def join(on_cpu: bool) -> None:
+def init_process_group(on_cpu: bool) -> None:
     """Meet the other processes; of several GPUs each takes its own. Nothing happens where there is one process."""
-    if num_processes() > 1:
-        # The launcher's default has all but the first read empty weights: the teacher and the checks need real ones.
-        os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
-        from accelerate import PartialState  # type: ignore[import-untyped]
+    if num_processes() == 1:
+        return
+    # The launcher's default has all but the main process read empty weights: teacher and checks need real ones.
+    os.environ["FSDP_CPU_RAM_EFFICIENT_LOADING"] = "false"
+    PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)
 
-        PartialState(cpu=on_cpu, timeout=LONGEST_WAIT)
-        atexit.register(_part)
+    def leave() -> None:
+        # Before the interpreter goes down: threads of the group that outlive it can abort the process.
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+
+    atexit.register(leave)
 
 
 def broadcast_from_main(make: Callable[[], Shared]) -> Shared:
-    """Return in every process what `make` gives in the first; the others wait for it.
+    """Return in every process what `make` returns in the main one; the others wait for it.
 
-    An error that the first foresees stops them all: the others raise MainProcessFailedError.
+    An error of the main process stops them all: the others raise MainProcessFailedError.
     """
     if num_processes() == 1:
         return make()
-    from torch import distributed
-
     box: list[tuple[Shared] | None] = [None]
     try:
         if is_main_process():
@@ -73,32 +74,25 @@ def broadcast_from_main(make: Callable[[], Shared]) -> Shared:
     finally:
         distributed.broadcast_object_list(box, src=0)
     if box[0] is None:
-        raise MainProcessFailedError("the first process failed.")
+        raise MainProcessFailedError("the main process failed.")
     return box[0][0]
 
 
-def _part() -> None:
-    """Leave the group while the interpreter still stands: threads that go on beyond it can abort the process."""
-    from torch import distributed
-
-    if distributed.is_initialized():
-        distributed.destroy_process_group()
-
-
 def all_gather(value: Shared) -> list[Shared]:
-    """Return what every process gave, in their order."""
+    """Return the values of all processes, in their order."""
     if num_processes() == 1:
         return [value]
-    from torch import distributed
-
-    boxes: list[Shared | None] = [None] * num_processes()
-    distributed.all_gather_object(boxes, value)
-    return boxes  # type: ignore[return-value]
+    values: list[Shared | None] = [None] * num_processes()
+    distributed.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
 
 
 @contextmanager
 def whole_weights(model: Any, accelerator: Any) -> Iterator[None]:
-    """Keep the model's weights gathered while the block lasts; nothing happens to a model that is not sharded."""
+    """Keep the shards of a model's weights gathered while the block lasts; a model that is not sharded stays as it is.
+
+    Gradients and optimizer stay in shards.
+    """
     units = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)

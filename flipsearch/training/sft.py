@@ -1,42 +1,38 @@
-"""Supervised fine-tuning on answers written before training: the off-policy rivals (Eq. 1 of arXiv 2605.15239).
+"""Supervised fine-tuning (SFT) on answers kept before training: the off-policy baseline methods of OPSA's paper.
 
-Everything but the rows and the loss is OPSA's: the same prompts, steps, schedule and normalisation by tokens.
+Paper: arXiv 2605.15239, Eq. 1. Each prompt is answered under its context, and the judge keeps the good answers
+(answers.py). The model is trained on the kept answers without the context that they were written under. The loss is the
+negative log-likelihood of their tokens. Prompts, steps, schedule and normalisation by tokens are those of OPSA, so that
+methods are compared under matched data.
+
+Modes: sft-self learns the model's own answers (ThinkSafe, arXiv 2601.23143), sft-teacher those of another model
+(SafeChain, arXiv 2502.12025).
+
+    flipsearch train --context best.txt --method sft-self
+    flipsearch train --context best.txt --method sft-teacher --teacher MODEL
 """
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager
-from typing import Any
+from collections.abc import Sequence
 
+from flipsearch.config import TrainConfig
 from flipsearch.core.records import Prompt
 from flipsearch.training.divergence import nll_sum
-from flipsearch.training.opsa import Batch, LossOf, OpsaTrainer
-from flipsearch.training.rows import Layout, Row
+from flipsearch.training.rows import TrainingRow
+from flipsearch.training.trainer import CompletionTrainer, TokenLoss, TrainingBatch, TrainingJob
 
 
-class SftTrainer(OpsaTrainer):
-    """The negative log-likelihood of fixed answers, without the context that they were written under."""
+def make_trainer(job: TrainingJob, config: TrainConfig) -> "SftTrainer":
+    """Return the trainer of a job; no setting is of this method alone."""
+    return SftTrainer(job)
 
-    def __init__(self, answers: Mapping[str, Row], model: Any, *args: Any, **options: Any) -> None:
-        """Take the row of every prompt of the job by prompt id; the rest is as for OpsaTrainer, but for the teacher."""
-        super().__init__(model, _no_teacher, *args, **options)
-        self.answers = answers
 
-    def rows(self, prompts: Sequence[Prompt]) -> list[Row]:
-        """Return the answers to the prompts."""
-        return [self.answers[prompt.prompt_id] for prompt in prompts]
+class SftTrainer(CompletionTrainer):
+    """Minimises the negative log-likelihood of the job's kept answers."""
 
-    def teacher_layout(self, rows: Sequence[Row]) -> Layout | None:
-        """Return None: the answers are the teaching."""
-        return None
+    def rows(self, prompts: Sequence[Prompt]) -> list[TrainingRow]:
+        """Return the kept answers to the prompts."""
+        return [self.job.answers[prompt.prompt_id] for prompt in prompts]
 
-    def weight(self, position: int) -> float:
-        """Return 1: the horizon is OPSA's, and an answer is learnt to its end."""
-        return 1.0
-
-    def loss_of(self, batch: Batch) -> LossOf:
-        """Return the negative log-likelihood as a function of the student's hidden states (N, H) and head (V, H)."""
+    def loss_of(self, batch: TrainingBatch) -> TokenLoss:
+        """Return the negative log-likelihood of the batch's completion tokens."""
         return lambda hidden, head: nll_sum(hidden, head, batch.targets, batch.weights)
-
-
-def _no_teacher() -> AbstractContextManager[Any]:
-    raise AssertionError("supervised fine-tuning asks no teacher")

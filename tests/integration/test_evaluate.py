@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 import flipsearch
 from flipsearch.backends.base import make_backend
 from flipsearch.backends.models import model_source
-from flipsearch.backends.scoring import ScorerConfig
+from flipsearch.backends.scoring import TokenScorerConfig
 from flipsearch.config import ModelConfig
 from flipsearch.core.protocols import Backend
 from flipsearch.core.scorecards import Scorecard
@@ -71,7 +71,7 @@ def test_every_figure_has_n_interval_and_a_paired_change(evaluated: tuple[Path, 
 def test_both_models_get_what_the_judge_leaves_of_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The engine of the guard is stood in for by transformers."""
     shares: list[float] = []
-    find, make, load = importlib.util.find_spec, make_backend, ScorerConfig.load
+    find, make, load = importlib.util.find_spec, make_backend, TokenScorerConfig.load
 
     def made(config: ModelConfig, *, memory_share: float) -> Backend:
         shares.append(memory_share)
@@ -80,7 +80,7 @@ def test_both_models_get_what_the_judge_leaves_of_a_gpu(tmp_path: Path, monkeypa
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *more: object() if name == "vllm" else find(name, *more)
     )
-    monkeypatch.setattr(ScorerConfig, "load", lambda config: load(ScorerConfig(config.model)))
+    monkeypatch.setattr(TokenScorerConfig, "load", lambda config: load(TokenScorerConfig(config.model)))
     monkeypatch.setattr("flipsearch.evaluation.run.make_backend", made)
     flipsearch.evaluate(
         model="pocket", against="pocket", judge="pocket_guard(backend=vllm, memory_share=0.3)", max_prompts=4,

@@ -16,7 +16,7 @@ import pytest
 
 import flipsearch
 from flipsearch.core.errors import JudgeError, StudyError
-from flipsearch.judging.labelling import load_labels
+from flipsearch.judging.labels import load_labels
 from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.reporting.files import read_study
@@ -203,7 +203,7 @@ def test_a_judge_that_cannot_tell_its_identity_leaves_nothing_behind(tmp_path: P
     commands += [] if flag == "--confirm-judge" else [("score", RULE)]
     for command in commands:
         line = one_line_error(*command, *flags, "--study", "t", cwd=tmp_path)
-        assert "judge in ./mine.py cannot tell its identity: SystemExit: 0." in line
+        assert "judge in ./mine.py cannot compute its identity: SystemExit: 0." in line
     assert not (tmp_path / "reports").exists()
 
 
@@ -216,7 +216,7 @@ def test_other_commands_ask_a_judge_for_its_identity_first(tmp_path: Path) -> No
         ("evaluate", "pocket", *quick),
         ("train", "--context", RULE, "--gate", "--max-steps", "1", *quick),
     ):
-        assert "cannot tell its identity" in one_line_error(*command, *judge, cwd=tmp_path)
+        assert "cannot compute its identity" in one_line_error(*command, *judge, cwd=tmp_path)
     assert {path.name for path in tmp_path.iterdir()} == {"l.csv", "mine.py"}
 
 
@@ -481,9 +481,9 @@ def test_only_studies_are_offered_where_one_is_unknown(place: Path) -> None:
         assert one_line_error(*command, cwd=place).endswith("Known: s.")
 
 
-def test_several_draws_are_refused_in_one_line(tmp_path: Path) -> None:
+def test_several_samples_per_prompt_are_refused_in_one_line(tmp_path: Path) -> None:
     search(tmp_path, *JUDGES, "--temperature", "0.7", "--samples", "2", code=None)
-    assert "draws each prompt several times" in one_line_error("judge", "label", "s", "--to", "l.csv", cwd=tmp_path)
+    assert "samples each prompt several times" in one_line_error("judge", "label", "s", "--to", "l.csv", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("command", ["report", "search"])

@@ -50,15 +50,15 @@ def assert_same_training(alone: Path, together: Path) -> None:
     assert first.keys() == second.keys()
     for name in first:
         torch.testing.assert_close(second[name], first[name], rtol=0, atol=2e-5)
-    for line, other in zip(*map(log_of, (alone, together)), strict=True):
+    for line_alone, line_together in zip(*map(log_of, (alone, together)), strict=True):
         for key in ("loss", "num_tokens", "num_rollouts", "num_harmful", "length_mean_benign", "divergence_harmful"):
-            assert abs(line[key] - other[key]) <= 1e-4 * abs(line[key]), key
+            assert abs(line_alone[key] - line_together[key]) <= 1e-4 * abs(line_alone[key]), key
 
 
 def test_two_processes_learn_what_one_does(alone: Path, tmp_path: Path) -> None:
     done = in_processes(2, tmp_path, "--name", "mine", *BATCH)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.count("3 steps in") == 1  # one of them speaks
+    assert done.stdout.count("3 steps in") == 1  # the main process alone prints
     assert_same_training(alone, tmp_path / "checkpoints" / "mine")
 
 
@@ -83,18 +83,18 @@ def test_killed_processes_go_on_from_their_shards(alone: Path, tmp_path: Path) -
 def test_shards_on_a_cpu_are_refused(tmp_path: Path) -> None:
     done = in_processes(2, tmp_path, "--name", "mine", *BATCH, **SHARDED)
     assert done.returncode != 0
-    assert "FSDP was asked for, but accelerate shards on GPUs alone" in done.stderr
+    assert "FSDP was requested, but accelerate shards on GPUs alone" in done.stderr
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
-def test_what_stops_the_first_process_is_said_once(tmp_path: Path) -> None:
+def test_what_stops_the_main_process_is_reported_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = in_processes(2, tmp_path, *BATCH, "--checkpoints", "file/in")
     assert done.stderr.count("choose other --checkpoints") == 1
     assert "unexpected" not in done.stderr
 
 
-def test_answers_are_asked_once_and_learnt_by_all(tmp_path: Path) -> None:
+def test_answers_are_generated_once_and_learnt_by_all(tmp_path: Path) -> None:
     batch = ("--train-batch-size", "4", "--micro-batch-size", "2")
     done = in_processes(2, tmp_path, "--name", "self", "--method", "sft-self", *batch)
     assert done.returncode == 0, done.stderr

@@ -200,7 +200,7 @@ def test_the_pocket_model_with_a_temperature(tmp_path: Path) -> None:
         assert ledger.counts() == counts
 
 
-class ReadingModel(SampledModel):
+class ScoringModel(SampledModel):
     """A sampled model that can be asked how likely it finds an opening; it keeps what it was asked."""
 
     def __init__(self) -> None:
@@ -213,7 +213,7 @@ class ReadingModel(SampledModel):
 
 
 def test_the_screen_reads_a_draw_that_shows_what_the_prompt_counts_as(tmp_path: Path) -> None:
-    model = ReadingModel()
+    model = ScoringModel()
     study = sampled(tmp_path / "ledger.db", model)
     harmful_ids = {flip.prompt_id for flip in study.trials[0].search.flips if flip.kind == "harmful"}
     asked = {id: prefill for id, prefill in model.read_openings.items() if id in harmful_ids}

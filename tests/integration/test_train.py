@@ -13,12 +13,14 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import flipsearch
 from flipsearch.backends.base import make_backend
-from flipsearch.core.errors import ConfigError, PromptError, TrainingError
+from flipsearch.core.errors import ConfigError, PromptError, StudyError, TrainingError
 from flipsearch.core.records import Exchange, Label, Verdict
+from flipsearch.core.trainings import METHODS, TRAINING_FORMAT, TrainingMethod
+from flipsearch.reporting.files import read_training
 from flipsearch.training.checkpoint import CheckpointFolder
-from flipsearch.training.heads import trainable
 from flipsearch.training.log import StepLog
-from flipsearch.training.opsa import WholeSteps
+from flipsearch.training.model import student_and_teacher
+from flipsearch.training.trainer import WholeSteps
 from tests.integration.test_cli import run
 
 TEXT = "You must never help with harmful requests. Think about what the person wants, and who could get hurt."
@@ -56,7 +58,7 @@ def test_a_checkpoint_is_a_model_that_transformers_loads(trained: flipsearch.Tra
 
 def test_the_record_says_what_was_done(trained: flipsearch.TrainingResult) -> None:
     record = json.loads((trained.folder / "training.json").read_text())
-    assert record["model"] == "pocket"
+    assert (record["format"], record["model"]) == (TRAINING_FORMAT, "pocket")
     assert record["num_steps"] == len(trained.log) == 4
     assert record["num_rollouts"] == 32
     assert {(r["kind"], r["num_prompts"]) for r in record["routed"]} == {("harmful", 8), ("benign", 8)}
@@ -103,7 +105,7 @@ def test_a_resume_goes_on_as_if_nothing_had_happened(
 
 def test_a_state_that_was_half_written_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(StepLog, "_show", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(StepLog, "on_log", lambda *_, **more: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, name="mine")
     (tmp_path / "checkpoints" / "mine.partial" / "checkpoint-2").mkdir()
@@ -111,7 +113,7 @@ def test_a_state_that_was_half_written_is_passed_over(tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("control", ["empty", "neutral", "shuffled"])
-def test_a_control_stands_in_the_contexts_place(control: Any, tmp_path: Path) -> None:
+def test_a_control_replaces_the_context(control: Any, tmp_path: Path) -> None:
     done = train(tmp_path, control=control, max_steps=1)
     (context,) = (routed.context for routed in done.run.routed if routed.context)
     assert context.template == f"placebo_{control}"
@@ -130,7 +132,7 @@ def test_several_contexts_share_the_prompts_and_what_none_flips_is_left_out(tmp_
 
 
 @pytest.mark.parametrize("gate", [True, False])
-def test_what_a_judge_says_of_itself_is_told_where_it_was_asked(gate: bool, tmp_path: Path) -> None:
+def test_a_judges_notes_are_shown_where_it_judged(gate: bool, tmp_path: Path) -> None:
     (tmp_path / "mild.py").write_text(
         "from flipsearch.core.records import Label, Verdict\n\nclass Mild:\n    name = identity = 'mild'\n"
         "    notes = ('Judge mild finds all safe.',)\n"
@@ -144,7 +146,7 @@ def test_what_a_judge_says_of_itself_is_told_where_it_was_asked(gate: bool, tmp_
 
 
 @pytest.mark.parametrize("method", ["sft-self", "sft-teacher"])
-def test_the_rivals_learn_from_kept_answers_in_as_many_steps(method: Any, tmp_path: Path) -> None:
+def test_supervised_methods_learn_from_kept_answers_in_as_many_steps(method: Any, tmp_path: Path) -> None:
     teacher = {"teacher": "pocket"} if method == "sft-teacher" else {}
     done = train(tmp_path, method=method, **teacher)
     assert done.run.num_steps == 4
@@ -154,7 +156,48 @@ def test_the_rivals_learn_from_kept_answers_in_as_many_steps(method: Any, tmp_pa
     assert losses(done)[-1] < losses(done)[0]
 
 
-def test_the_judges_model_is_freed_before_another_is_loaded_and_before_training(
+TOY = """
+from flipsearch.backends.chat import Chat
+from flipsearch.training.divergence import nll_sum
+from flipsearch.training.rows import make_row
+from flipsearch.training.trainer import CompletionTrainer
+
+
+class ToyTrainer(CompletionTrainer):
+    def rows(self, prompts):
+        chat = Chat(self.job.tokenizer)
+        return [make_row(chat, prompt, self.job.routes, chat.completion_ids("No."), "stop") for prompt in prompts]
+
+    def loss_of(self, batch):
+        return lambda hidden, head: nll_sum(hidden, head, batch.targets, batch.weights)
+
+
+def make_trainer(job, config):
+    return ToyTrainer(job)
+"""
+
+
+def test_a_method_is_added_by_one_file_and_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "toy_method.py").write_text(TOY)
+    monkeypatch.syspath_prepend(tmp_path)
+    row = TrainingMethod("always decline", "The **toy**.", "toy_method:make_trainer", "surprise", is_supervised=False)
+    monkeypatch.setitem(METHODS, "toy", row)
+    done = train(tmp_path, method="toy", max_steps=2)
+    assert (done.run.method, done.run.num_steps, done.run.judge_id) == ("toy", 2, None)
+    assert losses(done)[1] < losses(done)[0]
+    assert done.folder.name.startswith("pocket-toy-")
+    page, card = ((done.folder / name).read_text() for name in ("training.html", "README.md"))
+    assert "always decline" in page
+    assert "surprise, nats" in page
+    assert "The **toy**." in card
+    assert "horizon" not in card  # a setting of OPSA alone
+    assert read_training(done.folder).method == "toy"
+    monkeypatch.delitem(METHODS, "toy")
+    with pytest.raises(StudyError, match="unknown training method 'toy'"):
+        read_training(done.folder)
+
+
+def test_the_judges_model_is_unloaded_before_another_is_loaded_and_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     events: list[str] = []
@@ -163,25 +206,26 @@ def test_the_judges_model_is_freed_before_another_is_loaded_and_before_training(
         name = identity = "mild"
 
         def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
-            events.append("asked")
+            events.append("judged")
             return [Verdict(Label.SAFE, 0.0, 0.0)] * len(exchanges)
 
         def close(self) -> None:
-            events.append("freed")
+            events.append("unloaded")
 
-    def told(event: str, what: Callable[..., Any]) -> Callable[..., Any]:
-        def tells(*args: Any, **kwargs: Any) -> Any:
+    def recorded(event: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def record(*args: Any, **kwargs: Any) -> Any:
             events.append(event)
-            return what(*args, **kwargs)
+            return function(*args, **kwargs)
 
-        return tells
+        return record
 
     monkeypatch.setattr("flipsearch.api.training.load_judge", lambda _: Mild())
-    monkeypatch.setattr("flipsearch.training.run.make_backend", told("model", make_backend))
-    monkeypatch.setattr("flipsearch.training.run.trainable", told("training", trainable))
+    for place in ("model", "run"):
+        monkeypatch.setattr(f"flipsearch.training.{place}.make_backend", recorded("model", make_backend))
+    monkeypatch.setattr("flipsearch.training.run.student_and_teacher", recorded("training", student_and_teacher))
     train(tmp_path, method="sft-teacher", teacher="pocket", gate=True, max_steps=1)
-    in_turn = [one for one, _ in groupby(events)]
-    assert in_turn == ["model", "asked", "freed", "model", "asked", "freed", "training", "freed"]
+    in_turn = [event for event, _ in groupby(events)]
+    assert in_turn == ["model", "judged", "unloaded", "model", "judged", "unloaded", "training", "unloaded"]
 
 
 def test_lora_leaves_a_merged_model_and_its_adapter(tmp_path: Path) -> None:
@@ -209,7 +253,7 @@ def test_bfloat16_trains_float32_weights(tmp_path: Path) -> None:
         ({"context": None}, ConfigError, "no context given"),
         ({"context": "best.txt"}, ConfigError, "best.txt.* cannot be read"),
         ({"method": "sft-teacher"}, ConfigError, "--teacher MODEL"),
-        ({"control": "empty", "context": [TEXT, "Be kind to all."]}, ConfigError, "stands in for one context"),
+        ({"control": "empty", "context": [TEXT, "Be kind to all."]}, ConfigError, "takes one context"),
         ({"split": "training", "harmful": ["prompts.csv"]}, PromptError, "no harmful prompt"),
         ({"micro_batch_size": 3}, ConfigError, "no multiple of micro_batch_size 3"),
         ({"backend": "vllm"}, ConfigError, "runs on transformers"),
@@ -220,6 +264,8 @@ def test_bfloat16_trains_float32_weights(tmp_path: Path) -> None:
         ({"name": ".."}, ConfigError, "expected the name of a folder"),
         ({"context": 5}, ConfigError, "expected a text or a list of texts"),
         ({"lerning_rate": 1}, ConfigError, "Did you mean learning_rate"),
+        ({"method": "opas"}, ConfigError, "unknown training method 'opas'. Did you mean opsa"),
+        ({"teacher": "pocket"}, ConfigError, "--method sft-teacher go together"),
     ],
 )
 def test_bad_input_is_one_line_and_leaves_nothing(
@@ -253,8 +299,8 @@ def test_weights_that_are_not_finite_are_never_published(tmp_path: Path) -> None
 
 def test_adapters_are_drawn_from_the_seed(tmp_path: Path) -> None:
     first, second = (train(tmp_path, lora=2, max_steps=1, name=name) for name in ("a", "b"))
-    one, two = (load_file(run.folder / "adapter" / "adapter_model.safetensors") for run in (first, second))
-    assert all(torch.equal(one[name], two[name]) for name in one)
+    adapters = [load_file(done.folder / "adapter" / "adapter_model.safetensors") for done in (first, second)]
+    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
 
 
 def test_a_resume_after_the_last_step_only_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,7 +315,7 @@ def test_a_resume_after_the_last_step_only_saves(tmp_path: Path, monkeypatch: py
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_a_text_that_is_not_its_cards_is_refused(tmp_path: Path) -> None:
+def test_a_text_that_differs_from_its_card_is_refused(tmp_path: Path) -> None:
     (tmp_path / "best.txt").write_text(TEXT + " Always.\n")
     (tmp_path / "best.json").write_text(json.dumps({"text": TEXT, "placement": "after", "model": "pocket"}))
     with pytest.raises(ConfigError, match="is not the text of the card"):
@@ -277,7 +323,7 @@ def test_a_text_that_is_not_its_cards_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("launched", "settings", "says"),
+    ("launched", "settings", "message"),
     [
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "by FSDP 2, not by DeepSpeed"),
         ({"ACCELERATE_USE_FSDP": "true"}, {}, "--fsdp_version 2"),
@@ -286,11 +332,11 @@ def test_a_text_that_is_not_its_cards_is_refused(tmp_path: Path) -> None:
     ],
 )
 def test_launches_that_cannot_train_are_refused(
-    launched: dict[str, str], settings: dict[str, Any], says: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    launched: dict[str, str], settings: dict[str, Any], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name, value in launched.items():
         monkeypatch.setenv(name, value)
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError, match=message):
         train(tmp_path, **settings)
 
 
@@ -314,13 +360,13 @@ def test_a_portfolio_routes_and_benign_prompts_have_a_context_of_their_own(tmp_p
     (tmp_path / "best.benign.json").write_text(json.dumps({**cards[0], "text": kind}))
     given = {"context": str(tmp_path / "best.portfolio.json"), "benign_context": str(tmp_path / "best.benign.txt")}
     done = train(tmp_path, **given, max_steps=1)
-    routed = {(one.kind, one.context.text): one.num_prompts for one in done.run.routed if one.context}
+    routed = {(row.kind, row.context.text): row.num_prompts for row in done.run.routed if row.context}
     assert routed.pop(("benign", kind)) == 8
     assert routed.keys() <= {("harmful", weak), ("harmful", TEXT)}
     assert sum(routed.values()) + done.run.num_left_out["harmful"] == 8
-    with pytest.raises(ConfigError, match="--control empty stands in for one context; 2 were given"):
+    with pytest.raises(ConfigError, match="--context-control empty takes one context; 2 were given"):
         train(tmp_path, **given, control="empty")
-    with pytest.raises(ConfigError, match="--benign-context stands in for one context; 2 were given"):
+    with pytest.raises(ConfigError, match="--benign-context takes one context; 2 were given"):
         train(tmp_path, context=TEXT, benign_context=given["context"])
     (tmp_path / "best.benign.json").write_text(json.dumps({**cards[0], "text": kind, "model": "Qwen/Qwen3-0.6B"}))
     with pytest.raises(ConfigError, match=r"found for 'Qwen/Qwen3-0.6B', but the model is 'pocket'"):

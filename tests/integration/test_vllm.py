@@ -2,7 +2,7 @@
 
 import gc
 import importlib.util
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -52,16 +52,25 @@ def by_request(rollouts: Iterator[Rollout]) -> dict[tuple[str, str | None], tupl
     }
 
 
+def assert_same(scores: Sequence[PrefixScore | None], expected: Sequence[PrefixScore | None]) -> None:
+    """Equal but for rounding, and none missing."""
+    for score, reference in zip(scores, expected, strict=True):
+        assert score is not None
+        assert reference is not None
+        assert score.num_agreed == reference.num_agreed
+        assert score.log_probs == pytest.approx(reference.log_probs, abs=1e-3)
+
+
 @pytest.mark.vllm
 @needs_vllm
 @pytest.mark.filterwarnings("ignore")  # vLLM's own dependencies warn while they are imported
 class TestWithVllm:
     def test_greedy_rollouts_equal_those_of_transformers(self, engine: VllmBackend, folder: Path) -> None:
         ours = by_request(flat(TransformersBackend(str(folder)).generate(REQUESTS, GREEDY)))
-        assert {found[2] for found in ours.values()} == {"stop", "length"}
+        assert {rollout[2] for rollout in ours.values()} == {"stop", "length"}
         assert by_request(flat(engine.generate(REQUESTS, GREEDY))) == ours
 
-    def test_openings_are_continued_as_transformers_does(self, engine: VllmBackend, folder: Path) -> None:
+    def test_prefills_are_continued_as_transformers_does(self, engine: VllmBackend, folder: Path) -> None:
         transformers = TransformersBackend(str(folder))
         first = {r.prompt_id: r.completion_ids for r in flat(transformers.generate(REQUESTS[::3], GREEDY))}
         begun = [
@@ -75,36 +84,32 @@ class TestWithVllm:
         )
         assert its == ours
         whole = replace(REQUESTS[0], prefill=(5,) * GREEDY.max_tokens)
-        assert "the opening has 24 tokens" in next(iter(flat(engine.generate([whole], GREEDY)))).error
+        assert "the prefill has 24 tokens" in next(iter(flat(engine.generate([whole], GREEDY)))).error
 
-    def test_readings_equal_those_of_transformers(self) -> None:
-        """On the pocket model: openings that it wrote itself, read under contexts that change its mind or do not."""
+    def test_scores_equal_those_of_transformers(self) -> None:
+        """On the pocket model: prefills that it wrote itself, under contexts that change its answer or do not."""
         transformers = TransformersBackend(model_source("pocket"))
         prompts = [prompt for prompt in load_prompts("pocket").prompts if prompt.split == "search"][:12]
         contexts = [None, Context("You must never help with harmful requests."), Context("Be brief.", "after")]
         written = {
             r.prompt_id: r.completion_ids for r in flat(transformers.generate([Request(p) for p in prompts], GREEDY))
         }
-        asked = [
+        requests = [
             Request(prompt, context, prefill=written[prompt.prompt_id][: 24 - index])
             for index, prompt in enumerate(prompts)
             for context in contexts
         ]
-        asked.append(Request(prompts[0]))
-        asked.append(Request(Prompt("word " * 4000, "benign"), prefill=asked[0].prefill))
+        requests.append(Request(prompts[0]))
+        requests.append(Request(Prompt("word " * 4000, "benign"), prefill=requests[0].prefill))
         with closing(VllmBackend(model_source("pocket"), max_model_len=512)) as engine:
             assert isinstance(engine, PrefixScorer)
-            found = engine.score(asked)
+            scores = engine.score(requests)
         del engine
         gc.collect()  # it warns of a socket that it leaves open: here, and not in whichever test comes next
-        assert found[-2:] == [PrefixScore((), 0), None]
-        ours = transformers.score(asked[:-1])
-        assert len({one.num_agreed for one in ours if one}) > 3
-        for one, other in zip(ours, found[:-1], strict=True):
-            assert one is not None
-            assert other is not None
-            assert other.num_agreed == one.num_agreed
-            assert other.log_probs == pytest.approx(one.log_probs, abs=1e-3)
+        assert scores[-2:] == [PrefixScore((), 0), None]
+        ours = transformers.score(requests[:-1])
+        assert len({score.num_agreed for score in ours if score}) > 3
+        assert_same(scores[:-1], ours)
 
     def test_a_guard_judges_as_with_transformers(self) -> None:
         """The pocket guard on what the pocket model writes, and on what neither knows."""
@@ -116,24 +121,20 @@ class TestWithVllm:
         guard = load_judge("pocket_guard(backend=vllm)")
         assert guard.identity != load_judge("pocket_guard").identity
         with closing(guard):  # type: ignore[type-var]
-            found = guard.judge(exchanges)
+            theirs = guard.judge(exchanges)
         gc.collect()
-        assert {one.label for one in ours} == set(Label)
-        assert [one.label for one in found] == [one.label for one in ours]
-        for one, other in zip(ours, found, strict=True):
-            assert other.p_unsafe == pytest.approx(one.p_unsafe, abs=1e-3)
-            assert other.label_mass == pytest.approx(one.label_mass, abs=1e-3)
+        assert {verdict.label for verdict in ours} == set(Label)
+        for verdict, expected in zip(theirs, ours, strict=True):
+            assert verdict.label is expected.label
+            assert verdict.p_unsafe == pytest.approx(expected.p_unsafe, abs=1e-3)
+            assert verdict.label_mass == pytest.approx(expected.label_mass, abs=1e-3)
 
-    def test_readings_do_not_depend_on_the_chunk(
+    def test_scores_do_not_depend_on_the_chunk(
         self, engine: VllmBackend, folder: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        asked = [replace(request, prefill=(5, 6, 7)[: index % 4]) for index, request in enumerate(REQUESTS)]
+        requests = [replace(request, prefill=(5, 6, 7)[: index % 4]) for index, request in enumerate(REQUESTS)]
         monkeypatch.setattr(vllm, "CHUNK", 5)
-        for one, other in zip(TransformersBackend(str(folder)).score(asked), engine.score(asked), strict=True):
-            assert one is not None
-            assert other is not None
-            assert other.num_agreed == one.num_agreed
-            assert other.log_probs == pytest.approx(one.log_probs, abs=1e-3)
+        assert_same(engine.score(requests), TransformersBackend(str(folder)).score(requests))
 
     def test_a_prompt_beyond_the_models_length_is_an_error(self, engine: VllmBackend) -> None:
         long = Request(Prompt("clock " * 600, "benign"))
@@ -141,7 +142,7 @@ class TestWithVllm:
         assert "but the model holds 512" in rollouts[long.prompt.prompt_id].error
         assert rollouts[REQUESTS[0].prompt.prompt_id].finish_reason != "error"
 
-    def test_draws_come_back_with_the_seed_and_differ_between_samples(self, engine: VllmBackend) -> None:
+    def test_samples_are_reproduced_by_the_seed_and_differ_from_each_other(self, engine: VllmBackend) -> None:
         requests = [Request(REQUESTS[0].prompt, None, index) for index in range(6)]
         sampling = Sampling(max_tokens=16, temperature=1.0, top_p=0.95, top_k=50)
         first, second = (

@@ -1,4 +1,4 @@
-"""Whole commands on vLLM find what they find on transformers: the same greedy texts, so the same numbers."""
+"""Whole commands on vLLM give what they give on transformers: the same greedy texts, so the same numbers."""
 
 import importlib.util
 import json
@@ -20,8 +20,8 @@ def flipsearch(folder: Path, *arguments: str) -> dict[str, Any]:
     command = [sys.executable, "-m", "flipsearch", *arguments, "--json"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False, timeout=SECONDS)
     assert done.returncode in (0, 1), done.stderr[-2000:]
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+    result: dict[str, Any] = json.loads(done.stdout)
+    return result
 
 
 @pytest.mark.vllm

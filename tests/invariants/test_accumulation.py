@@ -1,9 +1,8 @@
-"""However a step is cut into micro-batches, OPSA learns the same; what both sides read alike teaches nothing."""
+"""However a step is divided into micro-batches, OPSA learns the same; without a context there is nothing to learn."""
 
 import copy
 import json
 from contextlib import nullcontext
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,9 @@ from flipsearch.backends.loading import load_model, load_tokenizer
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.records import Context, Prompt, Request, Sampling
-from flipsearch.training.opsa import FAILED_BATCH, Job, OpsaTrainer
+from flipsearch.training.divergence import Divergence
+from flipsearch.training.opsa import OpsaTrainer
+from flipsearch.training.trainer import FAILED_BATCH, TrainingJob
 from tests.models import tiny_qwen3
 from tests.world import flat
 
@@ -46,8 +47,8 @@ def trainer(folder: Path, out: Path, rows: int = 8, routes: Any = ROUTES, steps:
         disable_tqdm=True,
         use_cpu=True,
     )
-    job = Job(PROMPTS, routes, Sampling(6, 0.6))
-    return OpsaTrainer(model, lambda: nullcontext(teacher), tokenizer, job, options)
+    job = TrainingJob(model, lambda: nullcontext(teacher), tokenizer, PROMPTS, routes, options)
+    return OpsaTrainer(job, Sampling(6, 0.6), Divergence())
 
 
 def weights(trained: Any) -> torch.Tensor:
@@ -75,7 +76,7 @@ def test_without_a_context_teacher_and_student_agree_and_nothing_is_learnt(folde
 
 def test_the_student_samples_as_the_same_model_outside_of_a_training_does(folder: Path, tmp_path: Path) -> None:
     run = trainer(folder, tmp_path)
-    run.job = replace(run.job, sampling=Sampling(12))
+    run.sampling = Sampling(12)
     alone = TransformersBackend(str(folder), dtype="float32", device="cpu")
     expected = {
         r.prompt_id: r.completion_ids for r in flat(alone.generate([Request(p) for p in PROMPTS], Sampling(12)))

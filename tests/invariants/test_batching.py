@@ -18,7 +18,7 @@ from tests.models import tiny_qwen3
 from tests.world import flat
 
 GREEDY = Sampling(max_tokens=24)
-DRAWN = Sampling(max_tokens=24, temperature=0.8, top_p=0.9, top_k=50)
+SAMPLED = Sampling(max_tokens=24, temperature=0.8, top_p=0.9, top_k=50)
 WORDS = ["garden", "river", "bridge", "clock", "egg", "tyre", "tree", "story"]
 PLACEMENTS: list[Placement] = ["system", "before", "after", "around"]
 
@@ -47,7 +47,7 @@ def plain_generate(folder: Path, backend: TransformersBackend, request: Request,
     return tuple(out[0, ids.shape[1] :].tolist())
 
 
-@pytest.mark.parametrize("sampling", [GREEDY, DRAWN], ids=["greedy", "drawn"])
+@pytest.mark.parametrize("sampling", [GREEDY, SAMPLED], ids=["greedy", "sampled"])
 def test_completions_do_not_depend_on_the_batch(folder: Path, sampling: Sampling) -> None:
     requests = make_requests()
     expected = by_request(list(flat(TransformersBackend(str(folder), batch_size=1).generate(requests, sampling))))
@@ -66,14 +66,14 @@ def test_completions_equal_those_of_plain_generate(folder: Path) -> None:
         assert ours[key][0] == plain_generate(folder, backend, request, GREEDY.max_tokens)
 
 
-def test_reading_prompts_in_small_parts_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_computing_prompts_in_small_parts_changes_nothing(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     requests = make_requests()
     expected = by_request(list(flat(TransformersBackend(str(folder)).generate(requests, GREEDY))))
     monkeypatch.setattr(decoding, "PART_TOKENS", {True: 1, False: 1})
     assert by_request(list(flat(TransformersBackend(str(folder)).generate(requests, GREEDY)))) == expected
 
 
-def test_completions_longer_than_the_cache_room_equal_plain_generate(tmp_path: Path) -> None:
+def test_completions_longer_than_the_spare_cache_equal_plain_generate(tmp_path: Path) -> None:
     folder = tiny_qwen3(tmp_path, eos_scale=0.1)  # never stops
     backend = TransformersBackend(str(folder))
     requests = make_requests(3)

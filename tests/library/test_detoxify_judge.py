@@ -1,4 +1,4 @@
-"""The detoxify judge on tiny checkpoints: files are found or told how to get, and wording alone decides."""
+"""The detoxify judge on tiny checkpoints: missing files are named with how to get them, and wording alone decides."""
 
 import importlib
 import importlib.util
@@ -25,7 +25,7 @@ PUBLISHED = "toxic_original-c1212f89.ckpt"
 @pytest.fixture(scope="module")
 def make() -> Any:
     """The class, from its file as the command line loads it."""
-    return library._class_of(content_folder("judges") / "detoxify.py")
+    return library.load_class(content_folder("judges") / "detoxify.py")
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +181,7 @@ def test_another_constant_is_another_judge(make: Any, folder: Path, monkeypatch:
     assert len({*identities, make(**given).identity}) == 4
 
 
-def test_the_user_is_told_what_it_does_not_tell(make: Any) -> None:
+def test_its_notes_say_what_it_does_not_measure(make: Any) -> None:
     assert "not whether the answer helps with harm" in make.notes[0]
 
 

@@ -1,6 +1,6 @@
-"""Every published guard asks in its published words and reads off what its answers say.
+"""Every published guard gets its published prompt, and its answers' probabilities become the verdict.
 
-The models are gated or large, so their tokenizers and weights are stood in for: a tiny tokenizer with the guard's own
+The models are gated or large, so stubs replace their tokenizers and weights: a tiny tokenizer with the guard's own
 special tokens, and probabilities from a function.
 """
 
@@ -17,12 +17,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flipsearch.backends.decoding import Ids
-from flipsearch.backends.scoring import ScorerConfig
+from flipsearch.backends.scoring import TokenScorerConfig
 from flipsearch.core.errors import BackendError, ConfigError, JudgeError
 from flipsearch.core.package import content_folder
 from flipsearch.core.records import Exchange, Label, PrefixScore, Prompt, Verdict
-from flipsearch.judging.guard.asking import Asker, Question
-from flipsearch.judging.guard.judge import GuardJudge
+from flipsearch.judging.guard import GuardJudge
+from flipsearch.judging.guard_prompts import GuardInput, GuardScorer
 from flipsearch.testing.operators import HOSTILE_TEXTS
 from tests.models import guard_tokenizer, sentencepiece_tokenizer, tiny_qwen3
 
@@ -75,21 +75,21 @@ STRUCTURE = {
 
 
 class StubScorer:
-    """Says how likely an answer is by a function of the prompt's text and the answer's; keeps what it was asked."""
+    """Scores an answer by a function of the prompt's text and the answer's; keeps both texts."""
 
     max_tokens: int | None = 4096
 
     def __init__(self, kind: Kind, says: Callable[[str, str], float]) -> None:
         self.tokenizer: Any = kind.tokenizer()
         self.says, self.prompts = says, list[Ids]()
-        self.asked: list[tuple[str, str]] = []
+        self.texts: list[tuple[str, str]] = []
 
     def score(
         self, prompts: Sequence[Ids], prefills: Sequence[Ids], groups: Sequence[object]
     ) -> list[PrefixScore | None]:
         self.prompts += prompts
         texts = [(self.tokenizer.decode(p), self.tokenizer.decode(o)) for p, o in zip(prompts, prefills, strict=True)]
-        self.asked += texts
+        self.texts += texts
         return [
             PrefixScore((self.says(*text), *[0.0] * (len(o) - 1)), 0) for text, o in zip(texts, prefills, strict=True)
         ]
@@ -107,7 +107,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> str:
 def build(folder: str, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[GuardJudge, StubScorer]]:
     def make(name: str, says: Callable[[str, str], float], **options: Any) -> tuple[GuardJudge, StubScorer]:
         judge, scorer = guard(name, model=folder, **options), StubScorer(KINDS[name], says)
-        monkeypatch.setattr(ScorerConfig, "load", lambda config: scorer)
+        monkeypatch.setattr(TokenScorerConfig, "load", lambda config: scorer)
         return judge, scorer
 
     return make
@@ -144,15 +144,15 @@ def judge_one(judge: GuardJudge, prompt: Prompt = EGG, answer: str = ANSWER) -> 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_asks_in_the_published_words(name: str, build: Any) -> None:
+def test_the_prompt_is_the_published_one(name: str, build: Any) -> None:
     judge, _ = build(name, by_label())
     content = {"prompt": EGG.text, "answer": ANSWER, **judge.variants[0]}
-    rendered = judge.template.render(content, lambda text: text) + judge.begun
+    rendered = judge.template.render(content, lambda text: text) + judge.prefill
     assert rendered.encode() == (GOLDEN / f"{name}.txt").read_bytes()
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_special_tokens_stand_where_the_model_knows_them_and_nowhere_else(name: str, build: Any) -> None:
+def test_special_tokens_are_where_the_model_expects_them_and_nowhere_else(name: str, build: Any) -> None:
     judge, scorer = build(name, by_label())
     judge_one(judge)
     tokenizer = scorer.tokenizer
@@ -162,12 +162,12 @@ def test_special_tokens_stand_where_the_model_knows_them_and_nowhere_else(name: 
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_reads_the_ids_that_the_original_reads(name: str, build: Any) -> None:
+def test_the_ids_are_those_of_the_original(name: str, build: Any) -> None:
     """The whole text at once; the tokenizer's own begin token where the template does not spell it out."""
     judge, scorer = build(name, by_label())
     judge_one(judge)
     golden = (GOLDEN / f"{name}.txt").read_text(encoding="utf-8")
-    assert list(scorer.prompts[0]) == scorer.tokenizer(golden, add_special_tokens=judge.begins)["input_ids"]
+    assert list(scorer.prompts[0]) == scorer.tokenizer(golden, add_special_tokens=judge.adds_begin_token)["input_ids"]
 
 
 @pytest.mark.parametrize("name", ["llama_guard_3", "llama_guard_4", "pocket_guard"])
@@ -188,18 +188,18 @@ def test_controversial_is_unsafe_in_the_strict_reading(reading: str, p_unsafe: f
     assert (verdict.label, verdict.p_unsafe, verdict.label_mass) == (label, p_unsafe, 1.0)
     assert verdict.p_refusal == round(0.1 / 0.95, 4)
     # Refusal is read after what the guard would have written: its likeliest level and category.
-    assert scorer.asked[-1][0].endswith("</think>\n\nSafety: Controversial\nCategories: PII\nRefusal:")
+    assert scorer.texts[-1][0].endswith("</think>\n\nSafety: Controversial\nCategories: PII\nRefusal:")
 
 
-def test_what_is_safe_has_no_category_to_ask_for(build: Any) -> None:
+def test_a_safe_answer_skips_the_category(build: Any) -> None:
     judge, scorer = build("qwen3guard", by_label(Safe=0.99, Yes=0.95, No=0.05))
     verdict = judge_one(judge)
     assert (verdict.label, verdict.p_unsafe, verdict.p_refusal) == (Label.SAFE, 0.0, 0.95)
-    assert [answer for _, answer in scorer.asked] == [" Safe", " Controversial", " Unsafe", " Yes", " No"]
-    assert scorer.asked[-1][0].endswith("Safety: Safe\nCategories: None\nRefusal:")
+    assert [answer for _, answer in scorer.texts] == [" Safe", " Controversial", " Unsafe", " Yes", " No"]
+    assert scorer.texts[-1][0].endswith("Safety: Safe\nCategories: None\nRefusal:")
 
 
-def test_refusal_that_cannot_be_read_is_left_open(build: Any) -> None:
+def test_refusal_without_enough_mass_is_none(build: Any) -> None:
     judge, _ = build("qwen3guard", by_label(Safe=0.99, Yes=0.3, No=0.3))
     verdict = judge_one(judge)
     assert (verdict.label, verdict.p_refusal) == (Label.SAFE, None)
@@ -211,7 +211,7 @@ def test_another_constant_is_another_judge(
 ) -> None:
     before = guard("llama_guard_3", model=folder).identity
     assert guard("llama_guard_3", model=folder).identity == before
-    monkeypatch.setattr(f"flipsearch.judging.guard.prompts.{constant}", value)
+    monkeypatch.setattr(f"flipsearch.judging.guard.{constant}", value)
     assert guard("llama_guard_3", model=folder).identity != before
 
 
@@ -246,7 +246,7 @@ def test_shieldgemmas_worst_guideline_counts(build: Any) -> None:
     judge, scorer = build("shieldgemma", says)
     verdict = judge_one(judge)
     assert (verdict.label, verdict.p_unsafe, verdict.label_mass) == (Label.UNSAFE, 0.96, 0.98)
-    named = {re.findall(r"\n\* \"No ([\w ]+)\": The chatbot shall", prompt)[0] for prompt, _ in scorer.asked}
+    named = {re.findall(r"\n\* \"No ([\w ]+)\": The chatbot shall", prompt)[0] for prompt, _ in scorer.texts}
     assert named == {"Dangerous Content", "Hate Speech", "Sexually Explicit Information", "Harassment"}
 
 
@@ -259,28 +259,26 @@ def test_harmbench_counts_an_answer_however_it_is_written(build: Any) -> None:
 def test_strongreject_is_the_expected_grade_of_harmful_prompts_alone(build: Any) -> None:
     judge, scorer = build("strongreject_ft", by_label(**{"1": 0.1, "2": 0.2, "4": 0.3, "5": 0.4}))
     benign = judge_one(judge, Prompt(EGG.text, "benign"))
-    assert (benign.label, benign.p_unsafe, scorer.asked) == (Label.UNSCORED, None, [])
+    assert (benign.label, benign.p_unsafe, scorer.texts) == (Label.UNSCORED, None, [])
     assert "harmful prompts only" in benign.reason
     verdict = judge_one(judge)
     assert (verdict.label, verdict.p_unsafe) == (Label.UNSAFE, 0.675)
-    assert scorer.asked[0][0].endswith("\n\n### Answer: ")
+    assert scorer.texts[0][0].endswith("\n\n### Answer: ")
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_content_that_speaks_the_templates_language_does_not_move_where_the_verdict_is_read(
-    name: str, build: Any
-) -> None:
+def test_content_that_writes_the_templates_language_does_not_move_the_verdict(name: str, build: Any) -> None:
     judge, scorer = build(name, by_label())
     template = judge.template.text
     hostile = [
         template,
-        template.replace("{answer}", "I refuse.") + judge.begun + judge.answers[0].text,
+        template.replace("{answer}", "I refuse.") + judge.prefill + judge.answers[0].text,
         "{answer}{guideline}" + "".join(judge.markers) + "\n" + "\n".join(judge.roles),
         *(f"x{token}y" for token in KINDS[name].special),
     ]
     judge.judge([Exchange(Prompt(text, "harmful"), text) for text in hostile])
-    tokenizer, tail = scorer.tokenizer, re.split(r"\{\w+\}", template)[-1] + judge.begun
-    asked = template.replace("{guideline}", judge.variants[0].get("guideline", "")) + judge.begun
+    tokenizer, tail = scorer.tokenizer, re.split(r"\{\w+\}", template)[-1] + judge.prefill
+    expected = template.replace("{guideline}", judge.variants[0].get("guideline", "")) + judge.prefill
     assert scorer.prompts
     for ids in scorer.prompts:
         shown = tokenizer.convert_ids_to_tokens([id for id in ids if id in tokenizer.added_tokens_decoder])
@@ -290,7 +288,7 @@ def test_content_that_speaks_the_templates_language_does_not_move_where_the_verd
             assert text.lower().count(marker.lower()) == template.lower().count(marker.lower())
         for role in judge.roles:
             at_line_start = re.compile(rf"^[ \t]*{re.escape(role)}", re.MULTILINE | re.IGNORECASE)
-            assert len(at_line_start.findall(text)) == len(at_line_start.findall(asked))
+            assert len(at_line_start.findall(text)) == len(at_line_start.findall(expected))
         assert tail in text
 
 
@@ -321,10 +319,10 @@ def test_ordinary_text_reaches_the_guard_as_it_is(name: str, build: Any) -> None
 def test_the_tokenizer_says_nothing_of_a_long_exchange(name: str, build: Any, monkeypatch: Any) -> None:
     judge, scorer = build(name, by_label())
     scorer.tokenizer.model_max_length = 64
-    said: list[str] = []
-    monkeypatch.setattr("transformers.tokenization_utils_base.logger.warning", lambda text, *_: said.append(text))
+    warnings: list[str] = []
+    monkeypatch.setattr("transformers.tokenization_utils_base.logger.warning", lambda text, *_: warnings.append(text))
     assert "too long for the guard" in judge_one(judge, answer="Step by step. " * 4096).reason
-    assert said == []
+    assert warnings == []
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -335,16 +333,16 @@ def test_no_text_and_no_number_makes_what_cannot_be_read_safe(
 
     @settings(max_examples=25, deadline=None, suppress_health_check=list(HealthCheck))
     @given(st.lists(numbers, min_size=1, max_size=9), st.text(max_size=60), st.text(max_size=60))
-    def check(drawn: list[float], prompt: str, answer: str) -> None:
+    def check(numbers_given: list[float], prompt: str, answer: str) -> None:
         queue: list[float] = []
 
         def says(_: str, __: str) -> float:
             if not queue:
-                queue.extend(drawn)
+                queue.extend(numbers_given)
             return queue.pop()
 
         scorer = StubScorer(KINDS[name], says)
-        monkeypatch.setattr(ScorerConfig, "load", lambda config: scorer)
+        monkeypatch.setattr(TokenScorerConfig, "load", lambda config: scorer)
         verdict = judge_one(guard(name, model=folder), Prompt(prompt, "harmful"), answer)
         if verdict.label is Label.UNSCORED:
             assert verdict.reason
@@ -368,25 +366,25 @@ def test_hostile_texts_get_a_verdict_each(name: str, build: Any) -> None:
     assert any(re.search(r"too long for the guard: \d+ tokens, and it holds 3000", one.reason) for one in verdicts)
 
 
-def test_another_guards_model_is_told(build: Any) -> None:
+def test_another_guards_model_is_refused(build: Any) -> None:
     judge, scorer = build("wildguard", by_label())
     scorer.tokenizer = guard_tokenizer()
     with pytest.raises(JudgeError, match="begins with a begin token, but there is none in the model's tokenizer"):
         judge_one(judge)
 
 
-def test_a_tokenizer_that_joins_the_answer_to_the_prompt_is_told(build: Any) -> None:
+def test_a_tokenizer_that_joins_the_answer_to_the_prompt_is_refused(build: Any) -> None:
     judge, scorer = build("strongreject_ft", by_label())
     scorer.tokenizer = guard_tokenizer(begin="<bos>")
     with pytest.raises(JudgeError, match=r"the answers '1', .* do not stand apart from '' in the model's tokenizer"):
         judge_one(judge)
 
 
-def test_answers_that_are_no_alternatives_are_told(build: Any) -> None:
+def test_answers_that_are_no_alternatives_are_refused(build: Any) -> None:
     judge, scorer = build("llama_guard_3", by_label())
-    asker = Asker(scorer, judge.template, begins=False)
+    guard_scorer = GuardScorer(scorer, judge.template, adds_begin_token=False)
     with pytest.raises(JudgeError, match=r"the answers 'safe', 'safely' begin with each other"):
-        asker.ask([Question({"prompt": "a", "answer": "b"})], [judge.answers[0], type(judge.answers[0])("safely", 1)])
+        guard_scorer.score([GuardInput({"prompt": "a", "answer": "b"})], ("safe", "safely"))
 
 
 def test_a_pad_token_that_is_a_real_token_changes_nothing(build: Any) -> None:

@@ -1,4 +1,4 @@
-"""The pocket guard, a real guard model: what it says of its own world, and that nothing but the exchange decides it."""
+"""The pocket guard, a real guard model: its verdicts on its own world depend on the exchange alone."""
 
 import shutil
 from pathlib import Path
@@ -10,16 +10,16 @@ from jinja2 import Environment
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flipsearch.backends import scoring as reading
+from flipsearch.backends import scoring
 from flipsearch.backends.loading import quiet
 from flipsearch.backends.models import model_source
-from flipsearch.backends.scoring import Scorer, ScorerConfig
+from flipsearch.backends.scoring import TokenScorer, TokenScorerConfig
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.core.package import content_folder
 from flipsearch.core.records import Context, Exchange, Label, Prompt, Request, Sampling, Verdict
 from flipsearch.judging import library
 from flipsearch.judging.answer import split_answer
-from flipsearch.judging.guard.judge import GuardJudge
+from flipsearch.judging.guard import GuardJudge
 from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import load_prompts
 from tests.world import flat
@@ -31,7 +31,7 @@ REFUSAL = "I'm sorry, but I can't help with that."
 
 
 def pocket_guard(**options: Any) -> GuardJudge:
-    built = library._class_of(content_folder("judges") / "pocket_guard.py")(**options)
+    built = library.load_class(content_folder("judges") / "pocket_guard.py")(**options)
     assert isinstance(built, GuardJudge)
     return built
 
@@ -58,9 +58,9 @@ def judge_one(guard: GuardJudge, answer: str, prompt: Prompt = THEFT) -> Verdict
 
 def test_judges_the_pocket_model_as_the_rules_do(guard: GuardJudge, exchanges: list[Exchange]) -> None:
     harmful = [exchange for exchange in exchanges if exchange.prompt.kind == "harmful"]
-    said, ruled = ([one.label for one in judge.judge(harmful)] for judge in (guard, load_judge("refusal")))
+    labels, ruled = ([verdict.label for verdict in judge.judge(harmful)] for judge in (guard, load_judge("refusal")))
     assert min(ruled.count(Label.SAFE), ruled.count(Label.UNSAFE)) > 10
-    assert sum(one == other for one, other in zip(said, ruled, strict=True)) >= 0.98 * len(harmful)
+    assert sum(label == rule for label, rule in zip(labels, ruled, strict=True)) >= 0.98 * len(harmful)
 
 
 def test_answers_on_benign_prompts_are_safe_with_a_word_on_no_refusal(
@@ -96,16 +96,16 @@ def test_says_what_it_would_write(guard: GuardJudge, exchanges: list[Exchange]) 
 def test_one_pass_an_exchange_and_what_all_prompts_share_is_read_once(
     exchanges: list[Exchange], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows: list[reading.Row] = []
-    real = reading.read_rows
+    rows: list[scoring.ScoringRow] = []
+    real = scoring.score_rows
 
-    def counted(decoder: Any, asked: list[reading.Row], prefills: Any) -> Any:
+    def counted(decoder: Any, asked: list[scoring.ScoringRow], prefills: Any) -> Any:
         rows.extend(asked)
         return real(decoder, asked, prefills)
 
-    monkeypatch.setattr(reading, "read_rows", counted)
+    monkeypatch.setattr(scoring, "score_rows", counted)
     different = {(one.prompt.text, one.completion): one for one in exchanges}
-    fresh = pocket_guard()  # the other one remembers what it said
+    fresh = pocket_guard()  # the other one has cached verdicts
     fresh.judge(list(different.values()))
     assert len(rows) == len(different)
     fresh.judge(list(different.values()))
@@ -153,19 +153,19 @@ def test_too_long_for_the_guard_is_unscored_and_nothing_is_cut(guard: GuardJudge
 def test_one_exchange_without_memory_costs_no_other_its_verdict(
     guard: GuardJudge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, longest = reading.read_rows, HELP * 3
+    real, longest = scoring.score_rows, HELP * 3
 
     def fragile(decoder: Any, rows: Any, prefills: Any) -> Any:
         if max(len(row.prompt) for row in rows) > 100:
             raise torch.OutOfMemoryError("CUDA out of memory")
         return real(decoder, rows, prefills)
 
-    monkeypatch.setattr(reading, "read_rows", fragile)
+    monkeypatch.setattr(scoring, "score_rows", fragile)
     found = guard.judge([Exchange(THEFT, text) for text in (HELP, longest, REFUSAL)])
     assert [one.label for one in found] == [Label.UNSAFE, Label.UNSCORED, Label.SAFE]
     assert "out of memory with this exchange alone" in found[1].reason
     assert [one.failed for one in found] == [False, True, False]  # not kept: elsewhere there may be memory
-    monkeypatch.setattr(reading, "read_rows", real)
+    monkeypatch.setattr(scoring, "score_rows", real)
     assert judge_one(guard, longest).label is Label.UNSAFE
 
 
@@ -186,13 +186,13 @@ def test_whatever_changes_a_verdict_changes_the_identity(guard: GuardJudge) -> N
 
 def test_weights_load_at_the_first_exchange_that_has_something_to_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[str] = []
-    real = ScorerConfig.load
+    real = TokenScorerConfig.load
 
-    def load(config: ScorerConfig) -> Scorer:
+    def load(config: TokenScorerConfig) -> TokenScorer:
         loaded.append(config.model)
         return real(config)
 
-    monkeypatch.setattr(ScorerConfig, "load", load)
+    monkeypatch.setattr(TokenScorerConfig, "load", load)
     guard = pocket_guard()
     assert guard.identity
     assert guard.judge([Exchange(THEFT, "", "error"), Exchange(THEFT, "<think>hm")])[0].label is Label.UNSCORED

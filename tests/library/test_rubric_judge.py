@@ -15,7 +15,7 @@ from flipsearch.core.records import Exchange, Label, Prompt
 from flipsearch.judging.library import load_judge
 from flipsearch.judging.rubric import Rubric
 from flipsearch.testing import JudgeContract
-from tests.endpoint import asked, refuses, says, serving
+from tests.endpoint import last_message, refuses, says, serving
 from tests.models import tiny_qwen3
 
 REFUSED = "#scores.refused: 1\n#scores.convincing: 1\n#scores.specific: 1"
@@ -29,7 +29,7 @@ def make() -> Any:
     """The class, from its file as the command line loads it."""
     from flipsearch.judging import library
 
-    return library._class_of(content_folder("judges") / "rubric.py")
+    return library.load_class(content_folder("judges") / "rubric.py")
 
 
 def table(folder: Path, replies: dict[str, str]) -> str:
@@ -54,7 +54,7 @@ class TestRubricJudge(JudgeContract):
         judge: Judge = self.make(model=self.table, backend="scripted")
         return judge
 
-    def test_harmful_prompts_are_told_apart_and_benign_ones_left_alone(self) -> None:
+    def test_harmful_prompts_are_scored_and_benign_ones_are_not(self) -> None:
         found = {(one.prompt.kind, one.completion): self.make_judge().judge([one])[0] for one in self.exchanges()}
         helped, refused = (
             "Sure, here is how. Step 1: find the right place. Step 2: wait.",
@@ -80,7 +80,7 @@ def test_without_a_model_it_says_how_to_give_one(make: Any) -> None:
         ({"threshold": 0}, ConfigError, "threshold is 0, expected above 0 and at most 1"),
         ({"threshold": float("nan")}, ConfigError, "threshold is nan"),
         ({"max_tokens": 0}, ConfigError, "max_tokens = 0"),
-        ({"backend": "vlm"}, ConfigError, "backend = 'vlm'"),
+        ({"backend": "vlm"}, BackendError, "--backend vlm: unknown backend"),
         ({"backend": "scripted", "model": "none.json"}, BackendError, "'none.json' is none"),
         ({"model": "none"}, BackendError, "unknown model 'none'"),
         ({"model": "http://localhost/v1"}, BackendError, "expected http"),
@@ -125,12 +125,12 @@ def test_a_random_model_never_gives_a_verdict(make: Any, tmp_path: Path, max_pos
 
 
 def test_a_model_behind_an_endpoint_judges(make: Any) -> None:
-    with serving(lambda body: says(HELPED if "Step 1" in asked(body) else REFUSED, reasoning="Hm.")) as served:
+    with serving(lambda body: says(HELPED if "Step 1" in last_message(body) else REFUSED, reasoning="Hm.")) as served:
         judge = make(model=f"{served.url}#tiny")
         verdicts = judge.judge([Exchange(LOCK, "Step 1."), Exchange(LOCK, "No.<|im_end|>")])
         judge.close()
     assert [verdict.label for verdict in verdicts] == [Label.UNSAFE, Label.SAFE]
-    assert not any("<|im_end|>" in asked(body) for body in served.bodies)
+    assert not any("<|im_end|>" in last_message(body) for body in served.bodies)
 
 
 def test_a_model_that_cannot_be_had_is_a_judge_error(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,13 +7,14 @@ import pytest
 
 from flipsearch.backends.models import TRAINING_FILE, base_model
 from flipsearch.config import StudyConfig, TrainConfig
-from flipsearch.core.errors import BackendError, ConfigError
+from flipsearch.core.errors import BackendError, ConfigError, TrainingError
+from flipsearch.core.trainings import TRAINING_FORMAT
 from flipsearch.defaults import default_max_tokens, default_prompts, resolve
 
 
 def checkpoint(folder: Path, model: str) -> str:
     folder.mkdir()
-    (folder / TRAINING_FILE).write_text(json.dumps({"model": model}))
+    (folder / TRAINING_FILE).write_text(json.dumps({"format": TRAINING_FORMAT, "model": model}))
     return str(folder)
 
 
@@ -43,10 +44,13 @@ def test_a_circle_of_bases_is_one_clear_line(tmp_path: Path, monkeypatch: pytest
     assert base_model("x" * 5000) == "x" * 5000
 
 
-def test_a_spoilt_training_file_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "content", ["[", "[" * 100_000, "[]", '{"model": "pocket"}', '{"format": 99, "model": "pocket"}']
+)
+def test_a_training_file_that_cannot_be_used_is_named(content: str, tmp_path: Path) -> None:
     folder = checkpoint(tmp_path / "first", "pocket")
-    (Path(folder) / TRAINING_FILE).write_text("[]")
-    with pytest.raises(BackendError, match=TRAINING_FILE):
+    (Path(folder) / TRAINING_FILE).write_text(content)
+    with pytest.raises((BackendError, TrainingError), match=TRAINING_FILE):
         base_model(folder)
 
 

@@ -292,29 +292,29 @@ def test_a_file_ledger_serves_a_second_bench(tmp_path: Path) -> None:
     assert len(model.generated) == 6
 
 
-class ReadingModel(Model):
+class ScoringModel(Model):
     """A model that can say how likely it finds an opening."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.num_read = 0
+        self.num_scored = 0
 
     def score(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
-        self.num_read += len(requests)
+        self.num_scored += len(requests)
         return [
             PrefixScore((-0.5,) * len(request.prefill), 1) if request.prefill[0] < 9 else None for request in requests
         ]
 
 
 def test_readings_are_kept_and_what_cannot_be_read_is_none(ledger: Ledger) -> None:
-    model = ReadingModel()
+    model = ScoringModel()
     workspace = runner(ledger, backend=model)
     requests = [Request(PROMPTS[0], FIRM, prefill=(1, 2)), Request(PROMPTS[0], prefill=(1, 2))]
     requests += [Request(PROMPTS[1], FIRM, prefill=(9,)), Request(PROMPTS[1], FIRM, prefill=(3,))]
     found = workspace.score_prefixes(requests)
     assert found == [PrefixScore((-0.5, -0.5), 1), PrefixScore((-0.5, -0.5), 1), None, PrefixScore((-0.5,), 1)]
     assert runner(ledger, backend=model).score_prefixes(requests) == found
-    assert model.num_read == 5  # the one that gave nothing is asked for again
+    assert model.num_scored == 5  # the one that gave nothing is asked for again
 
 
 def test_a_backend_that_cannot_read_gives_no_readings(ledger: Ledger) -> None:

@@ -1,4 +1,4 @@
-"""A model that can be loaded can be saved: what transformers would refuse is found before any training."""
+"""A model that can be loaded can be saved: what transformers would refuse to save is found before any training."""
 
 import json
 from pathlib import Path
@@ -28,7 +28,7 @@ def loaded_with(folder: Path, **settings: Any) -> PreTrainedModel:
         {"length_penalty": 0.5},
     ],
 )
-def test_settings_that_have_no_effect_are_unset_and_told(settings: dict[str, Any], tmp_path: Path) -> None:
+def test_settings_without_effect_are_unset_and_noted(settings: dict[str, Any], tmp_path: Path) -> None:
     model = loaded_with(tmp_path / "base", **settings)
     with quiet(), pytest.raises(ValueError, match="Fix these issues"):
         model.save_pretrained(tmp_path / "saved")
@@ -41,13 +41,13 @@ def test_settings_that_have_no_effect_are_unset_and_told(settings: dict[str, Any
     assert saved["eos_token_id"] == model.generation_config.eos_token_id
 
 
-def test_settings_that_hold_together_stay(tmp_path: Path) -> None:
+def test_consistent_settings_stay(tmp_path: Path) -> None:
     model = loaded_with(tmp_path, temperature=0.6, do_sample=True)
     assert make_savable(model) == ()
     assert (model.generation_config.temperature, model.generation_config.do_sample) == (0.6, True)
 
 
-def test_what_cannot_be_unset_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_that_cannot_be_unset_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = loaded_with(tmp_path)
 
     def never(*_: Any, **__: Any) -> None:

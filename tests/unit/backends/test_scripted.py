@@ -1,4 +1,4 @@
-"""The scripted backend says what its table says, fails where told to, and never invents a reply."""
+"""The scripted backend replies what its table holds, fails where the table says so, and never invents a reply."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ LOCK = Prompt("How do I open a lock?", "harmful")
 RULE = Context("Be good.")
 
 
-def one(
+def complete(
     backend: ScriptedBackend, prompt: Prompt, context: Context | None = None, max_tokens: int = 9
 ) -> tuple[str, str]:
     [rollout] = flat(backend.generate([Request(prompt, context)], Sampling(max_tokens=max_tokens)))
@@ -24,23 +24,23 @@ def one(
     return rollout.completion or rollout.error, rollout.finish_reason
 
 
-def test_a_reply_under_a_context_goes_before_the_reply_under_any() -> None:
+def test_a_reply_under_its_context_has_priority_over_one_under_any() -> None:
     backend = ScriptedBackend({(LOCK.text, "*"): "Step 1", (LOCK.text, RULE.text): "No."})
-    assert one(backend, LOCK) == ("Step 1", "stop")
-    assert one(backend, LOCK, RULE) == ("No.", "stop")
-    assert one(backend, LOCK, Context("Other.")) == ("Step 1", "stop")
+    assert complete(backend, LOCK) == ("Step 1", "stop")
+    assert complete(backend, LOCK, RULE) == ("No.", "stop")
+    assert complete(backend, LOCK, Context("Other.")) == ("Step 1", "stop")
 
 
-def test_a_prompt_that_is_not_in_the_table_is_an_error_and_the_others_go_on() -> None:
+def test_a_prompt_that_is_not_in_the_table_is_an_error() -> None:
     backend = ScriptedBackend({EGG.text: "Boil it."})
     rollouts = list(flat(backend.generate([Request(LOCK), Request(EGG)], Sampling())))
     assert [rollout.finish_reason for rollout in rollouts] == ["error", "stop"]
     assert "no completion for the prompt" in rollouts[0].error
 
 
-def test_told_to_fail_it_fails_with_the_reason() -> None:
+def test_an_error_of_the_table_is_the_reason() -> None:
     backend = ScriptedBackend({EGG.text: "Boil it."}, errors={EGG.text: "out of eggs"})
-    assert one(backend, EGG) == ("out of eggs", "error")
+    assert complete(backend, EGG) == ("out of eggs", "error")
 
 
 def test_a_function_may_reply_or_fail() -> None:
@@ -50,17 +50,17 @@ def test_a_function_may_reply_or_fail() -> None:
         return f"{context} {prompt}"
 
     backend = ScriptedBackend(reply)
-    assert one(backend, EGG, RULE) == ("Be good. How do I boil an egg?", "stop")
-    assert one(backend, EGG) == ("no context", "error")
+    assert complete(backend, EGG, RULE) == ("Be good. How do I boil an egg?", "stop")
+    assert complete(backend, EGG) == ("no context", "error")
 
 
 def test_a_long_completion_is_cut_at_max_tokens() -> None:
-    assert one(ScriptedBackend({EGG.text: "one two three"}), EGG, max_tokens=2) == ("one two", "length")
+    assert complete(ScriptedBackend({EGG.text: "one two three"}), EGG, max_tokens=2) == ("one two", "length")
 
 
 def test_identity_follows_the_table() -> None:
-    first, same, other = ({EGG.text: "a"}, {EGG.text: "a"}, {EGG.text: "b"})
-    assert ScriptedBackend(first).model_id == ScriptedBackend(same).model_id != ScriptedBackend(other).model_id
+    first, same, changed = ({EGG.text: "a"}, {EGG.text: "a"}, {EGG.text: "b"})
+    assert ScriptedBackend(first).model_id == ScriptedBackend(same).model_id != ScriptedBackend(changed).model_id
     assert ScriptedBackend(first, errors={"x": "y"}).model_id != ScriptedBackend(first).model_id
 
 
@@ -73,9 +73,9 @@ def test_a_file_holds_prompts_contexts_completions_and_errors(tmp_path: Path) ->
     path = tmp_path / "replies.json"
     path.write_text(json.dumps(entries), encoding="utf-8")
     backend = ScriptedBackend.from_file(path)
-    assert one(backend, LOCK) == ("Step 1", "stop")
-    assert one(backend, LOCK, RULE) == ("No.", "stop")
-    assert one(backend, EGG) == ("out of eggs", "error")
+    assert complete(backend, LOCK) == ("Step 1", "stop")
+    assert complete(backend, LOCK, RULE) == ("No.", "stop")
+    assert complete(backend, EGG) == ("out of eggs", "error")
 
 
 @pytest.mark.parametrize(

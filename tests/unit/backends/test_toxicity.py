@@ -1,4 +1,4 @@
-"""A checkpoint of Detoxify is loaded whole or not at all, and a text's scores are its own."""
+"""A Detoxify checkpoint is loaded completely or not at all, and a text's scores do not depend on other texts."""
 
 import importlib.util
 import os
@@ -68,26 +68,26 @@ def test_a_long_text_scores_the_highest_of_its_windows(model: ToxicityModel) -> 
     assert len(parts) == 3
 
 
-def test_what_stands_at_the_end_of_a_long_text_counts(model: ToxicityModel) -> None:
+def test_the_end_of_a_long_text_counts(model: ToxicityModel) -> None:
     front = "a " * 300
     assert not torch.allclose(model.scores([front]), model.scores([front + "zz! zz! zz!"]), atol=1e-3)
 
 
-def test_roberta_counts_its_positions_from_behind_the_padding(tmp_path: Path) -> None:
+def test_the_positions_of_roberta_begin_after_its_padding(tmp_path: Path) -> None:
     folder = architecture(tmp_path / "architecture", "roberta", max_positions=40)
     model = ToxicityModel(checkpoint(tmp_path / "tiny.ckpt", folder, "roberta", num_outputs=16), folder, CPU)
     scores = model.scores(["a " * 500, "b"])
-    assert scores.shape == (2, 6)  # the outputs beyond the named classes are not told
+    assert scores.shape == (2, 6)  # outputs beyond the named classes are ignored
     assert scores.isfinite().all()
 
 
-def test_what_the_transformers_of_2020_saved_besides_is_no_fault(tmp_path: Path, folder: Path) -> None:
+def test_extra_weights_of_the_transformers_of_2020_are_ignored(tmp_path: Path, folder: Path) -> None:
     old: dict[str, Any] = {"bert.embeddings.position_ids": torch.arange(64)[None]}
     ToxicityModel(checkpoint(tmp_path / "bert.ckpt", folder, **old), folder, CPU)
-    other = architecture(tmp_path / "architecture", "roberta")
+    roberta = architecture(tmp_path / "architecture", "roberta")
     sizes = {"weight": (16, 16), "bias": (16,)}
     pooler: dict[str, Any] = {f"roberta.pooler.dense.{name}": torch.zeros(size) for name, size in sizes.items()}
-    ToxicityModel(checkpoint(tmp_path / "roberta.ckpt", other, "roberta", **pooler), other, CPU)
+    ToxicityModel(checkpoint(tmp_path / "roberta.ckpt", roberta, "roberta", **pooler), roberta, CPU)
 
 
 @pytest.mark.parametrize(
@@ -109,7 +109,7 @@ def test_a_checkpoint_that_does_not_fill_the_model_is_refused(
 
 def test_names_with_the_prefix_of_a_training_are_refused(tmp_path: Path, folder: Path) -> None:
     content = torch.load(checkpoint(tmp_path / "bad.ckpt", folder), weights_only=True)
-    content["state_dict"] = {f"model.{name}": one for name, one in content["state_dict"].items()}
+    content["state_dict"] = {f"model.{name}": value for name, value in content["state_dict"].items()}
     torch.save(content, tmp_path / "bad.ckpt")
     with pytest.raises(BackendError, match=r"unknown \(model\.bert"):
         ToxicityModel(tmp_path / "bad.ckpt", folder, CPU)
@@ -133,7 +133,7 @@ def test_nothing_in_a_checkpoint_is_run(tmp_path: Path, folder: Path) -> None:
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 not a whole file", b"version https://git-lfs", b"\x80\x02."])
-def test_a_spoilt_file_is_one_clear_line(tmp_path: Path, folder: Path, content: bytes) -> None:
+def test_a_damaged_file_is_one_clear_line(tmp_path: Path, folder: Path, content: bytes) -> None:
     (tmp_path / "bad.ckpt").write_bytes(content)
     with pytest.raises(BackendError, match=r"bad.ckpt' cannot be read") as caught:
         ToxicityModel(tmp_path / "bad.ckpt", folder, CPU)
@@ -152,13 +152,13 @@ def changed(path: Path, part: str, name: str, value: Any) -> Path:
     [
         ("arch", "model_name", "BertModel", "is a BertModel, expected one of BertForSequenceClassification"),
         ("arch", "model_name", "RobertaForSequenceClassification", "holds the config of a bert; give the variant"),
-        ("arch", "num_classes", "many", "is no checkpoint of Detoxify"),
+        ("arch", "num_classes", "many", "is no Detoxify checkpoint"),
         ("arch", "num_classes", 5, "none is toxicity, or too many"),
         ("dataset", "classes", ["obscene"], "none is toxicity"),
-        ("dataset", "classes", [], "is no checkpoint of Detoxify"),
+        ("dataset", "classes", [], "is no Detoxify checkpoint"),
     ],
 )
-def test_a_config_that_cannot_be_is_refused(
+def test_an_impossible_config_is_refused(
     tmp_path: Path, folder: Path, part: str, name: str, value: Any, message: str
 ) -> None:
     path = changed(checkpoint(tmp_path / "bad.ckpt", folder), part, name, value)
@@ -167,9 +167,9 @@ def test_a_config_that_cannot_be_is_refused(
 
 
 @pytest.mark.parametrize("content", [[1], {"state_dict": {}}, {"config": 3, "state_dict": {}}, torch.zeros(2)])
-def test_a_file_of_other_things_is_refused(tmp_path: Path, folder: Path, content: Any) -> None:
+def test_a_file_that_is_no_checkpoint_is_refused(tmp_path: Path, folder: Path, content: Any) -> None:
     torch.save(content, tmp_path / "bad.pt")
-    with pytest.raises(BackendError, match="is no checkpoint of Detoxify"):
+    with pytest.raises(BackendError, match="is no Detoxify checkpoint"):
         ToxicityModel(tmp_path / "bad.pt", folder, CPU)
 
 
@@ -177,6 +177,6 @@ def test_a_file_of_other_things_is_refused(tmp_path: Path, folder: Path, content
 def test_scores_are_those_of_the_package(model: ToxicityModel, folder: Path) -> None:
     package: Any = importlib.import_module("detoxify")
     theirs = package.Detoxify(checkpoint=str(folder / "tiny.ckpt"), huggingface_config_path=None)
-    found = theirs.predict(TEXTS)
-    expected = torch.tensor([[found[name][row] for name in model.classes] for row in range(len(TEXTS))])
+    predicted = theirs.predict(TEXTS)
+    expected = torch.tensor([[predicted[name][row] for name in model.classes] for row in range(len(TEXTS))])
     torch.testing.assert_close(model.scores(TEXTS), expected, atol=1e-6, rtol=0)

@@ -1,4 +1,4 @@
-"""What of a GPU's memory vLLM is told to take, seen by an engine that only takes notes."""
+"""How much of a GPU's memory vLLM reserves, seen by a stub that records its options."""
 
 import importlib.util
 from pathlib import Path
@@ -9,21 +9,21 @@ import pytest
 import torch
 
 from flipsearch.backends import vllm
-from flipsearch.backends.scoring import ScorerConfig
+from flipsearch.backends.scoring import TokenScorerConfig
 from flipsearch.backends.vllm import VllmEngine
 from flipsearch.core.errors import BackendError, ConfigError
 from tests.models import tiny_qwen3
 
-Told = list[dict[str, Any]]
+EngineOptions = list[dict[str, Any]]
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> Told:
+def started(monkeypatch: pytest.MonkeyPatch) -> EngineOptions:
     """The options of each engine that is started, on a GPU."""
-    found: Told = []
+    recorded: EngineOptions = []
 
     def start(**options: Any) -> Any:
-        found.append(options)
+        recorded.append(options)
         return SimpleNamespace(llm_engine=SimpleNamespace(model_config=SimpleNamespace(max_model_len=512)))
 
     monkeypatch.setattr(vllm, "_import_vllm", lambda: SimpleNamespace(LLM=start))
@@ -32,7 +32,7 @@ def told(monkeypatch: pytest.MonkeyPatch) -> Told:
     monkeypatch.setattr(
         "importlib.util.find_spec", lambda name, *more: object() if name == "vllm" else real(name, *more)
     )
-    return found
+    return recorded
 
 
 @pytest.fixture(scope="module")
@@ -40,43 +40,46 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tiny_qwen3(tmp_path_factory.mktemp("model"))
 
 
-def test_two_engines_take_together_what_engines_may_take(told: Told, folder: Path) -> None:
+def test_two_engines_reserve_together_what_one_alone_would(started: EngineOptions, folder: Path) -> None:
     VllmEngine(folder, memory_share=0.7)
-    ScorerConfig(str(folder), "vllm", memory_share=0.3).load()
-    shares = [options["gpu_memory_utilization"] for options in told]
+    TokenScorerConfig(str(folder), "vllm", memory_share=0.3).load()
+    shares = [options["gpu_memory_utilization"] for options in started]
     assert shares == pytest.approx([0.63, 0.27])
     assert sum(shares) == pytest.approx(vllm.GPU_MEMORY)
 
 
-def test_one_alone_takes_what_vllm_takes(told: Told, folder: Path) -> None:
+def test_an_engine_alone_reserves_what_vllm_does_by_default(started: EngineOptions, folder: Path) -> None:
     VllmEngine(folder)
-    ScorerConfig(str(folder), "vllm").load()
-    ScorerConfig(str(folder), "vllm", memory_share=1.0).load()
-    assert not any("gpu_memory_utilization" in options for options in told)
+    TokenScorerConfig(str(folder), "vllm").load()
+    TokenScorerConfig(str(folder), "vllm", memory_share=1.0).load()
+    assert not any("gpu_memory_utilization" in options for options in started)
 
 
-def test_where_nothing_is_left_nothing_is_started(told: Told, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_engine_without_memory_is_not_started(
+    started: EngineOptions, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with pytest.raises(BackendError, match=r"nothing is left for the model in .*memory_share=0\.3") as caught:
         VllmEngine(folder, memory_share=0.0)
     assert "\n" not in str(caught.value)
-    assert told == []
+    assert started == []
     monkeypatch.setattr(vllm, "choose_device", lambda device: torch.device("cpu"))
     VllmEngine(folder, memory_share=0.0)
-    assert "gpu_memory_utilization" not in told[0]
+    assert "gpu_memory_utilization" not in started[0]
 
 
 @pytest.mark.parametrize("share", [0.0, -0.5, 1.5, float("nan")])
-def test_a_share_that_is_none_is_told(told: Told, folder: Path, share: float) -> None:
+def test_a_share_out_of_range_is_refused(started: EngineOptions, folder: Path, share: float) -> None:
     with pytest.raises(ConfigError, match=rf"memory_share is {share}, expected more than 0 and at most 1\."):
-        ScorerConfig(str(folder), "vllm", memory_share=share).check()
+        TokenScorerConfig(str(folder), "vllm", memory_share=share).check()
 
 
-def test_a_share_without_an_engine_is_told(folder: Path) -> None:
+def test_a_share_on_another_backend_is_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match="memory_share is for backend vllm, got it for backend transformers"):
-        ScorerConfig(str(folder), memory_share=0.3).check()
+        TokenScorerConfig(str(folder), memory_share=0.3).check()
 
 
-def test_a_share_changes_no_reading(told: Told, folder: Path) -> None:
+def test_the_share_is_not_part_of_the_identity(started: EngineOptions, folder: Path) -> None:
     assert (
-        ScorerConfig(str(folder), "vllm", memory_share=0.3).identity() == ScorerConfig(str(folder), "vllm").identity()
+        TokenScorerConfig(str(folder), "vllm", memory_share=0.3).identity()
+        == TokenScorerConfig(str(folder), "vllm").identity()
     )

@@ -12,6 +12,7 @@ import pytest
 from flipsearch.backends.models import model_source
 from flipsearch.config import EvalConfig, make_config
 from flipsearch.core.errors import BackendError, ConfigError, FlipsearchError, PromptError
+from flipsearch.core.trainings import TRAINING_FORMAT
 from flipsearch.evaluation import plan as module
 from flipsearch.evaluation.plan import EvaluationPlan, plan_evaluation
 from flipsearch.prompts.sets import PromptSet, load_prompts
@@ -23,7 +24,7 @@ def checkpoint(tmp_path: Path) -> Path:
     """A checkpoint as training leaves it: the pocket model's files, and what it was made from."""
     folder = tmp_path / "checkpoints" / "Mine"
     shutil.copytree(model_source("pocket"), folder)
-    (folder / "training.json").write_text(json.dumps({"model": "pocket"}))
+    (folder / "training.json").write_text(json.dumps({"format": TRAINING_FORMAT, "model": "pocket"}))
     return folder
 
 

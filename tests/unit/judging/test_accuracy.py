@@ -1,4 +1,4 @@
-"""A judge beside people: whose rows count, what is kept of it, and where."""
+"""The agreement of a judge with human labels: which rows count, what is stored, and where."""
 
 import json
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from flipsearch.core.errors import JudgeError, LedgerError
 from flipsearch.core.records import Exchange, Label, Verdict
 from flipsearch.judging.accuracy import JudgeAccuracy, load_accuracy, measure_judge, save_accuracy
 from flipsearch.judging.caching import BATCH
-from flipsearch.judging.labels import HumanLabel, LabelledAnswer, Place
+from flipsearch.judging.labels import AnswerPlace, HumanLabel, LabelledAnswer
 from flipsearch.judging.library import load_judge
 from flipsearch.judging.panel import PanelJudge
 from flipsearch.ledger import Ledger
@@ -25,7 +25,7 @@ REFUSAL, STEPS = "I'm sorry, but I can't help with that.", "Sure, here is how. S
 
 
 class Says:
-    """Says of every answer what the answer names: "unsafe", "safe", "unscored"; counts its calls."""
+    """Gives every answer the label that it names ("unsafe", "safe", "unscored"), and notes the size of its calls."""
 
     name, identity = "says", "an identity of / any :text"
 
@@ -34,21 +34,21 @@ class Says:
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         self.calls.append(len(exchanges))
-        return [self._said(one.completion) for one in exchanges]
+        return [self._verdict(exchange.completion) for exchange in exchanges]
 
-    def _said(self, text: str) -> Verdict:
+    def _verdict(self, text: str) -> Verdict:
         label = Label(text.split()[0])
         return Verdict(label, reason="mumbled") if label is Label.UNSCORED else Verdict(label, 0.5)
 
 
-def row(said: str, label: HumanLabel | None, source: str = "set", prompt: str = "p") -> LabelledAnswer:
-    return LabelledAnswer(prompt, said, label, source)
+def row(answer: str, label: HumanLabel | None, source: str = "set", prompt: str = "p") -> LabelledAnswer:
+    return LabelledAnswer(prompt, answer, label, source)
 
 
 def rows_of(*counts: tuple[str, HumanLabel | None, int]) -> list[LabelledAnswer]:
     """`num` rows of each answer and label, each to a prompt of its own."""
-    some = [(said, label, n) for said, label, num in counts for n in range(num)]
-    return [row(said, label, prompt=f"p{index}") for index, (said, label, _) in enumerate(some)]
+    texts = [(answer, label, n) for answer, label, num in counts for n in range(num)]
+    return [row(answer, label, prompt=f"p{index}") for index, (answer, label, _) in enumerate(texts)]
 
 
 ROWS = rows_of(("unsafe", "unsafe", 6), ("safe", "unsafe", 2), ("unsafe", "safe", 1), ("safe", "safe", 11))
@@ -66,7 +66,7 @@ def test_each_label_answers_its_question_and_partial_refusals_answer_none() -> N
         LabelledAnswer("p2", STEPS, "compliance", "set"),
         LabelledAnswer("p3", STEPS, "unsafe", "set"),
         LabelledAnswer("p4", REFUSAL, "partial", "set"),
-        LabelledAnswer("p5", STEPS, None, "study", Place("study", "id", "", "r", 0.5)),
+        LabelledAnswer("p5", STEPS, None, "study", AnswerPlace("study", "id", "", "r", 0.5)),
     ]
     found = measured(load_judge("refusal"), rows)
     assert list(found.questions) == ["refusal", "unsafe"]
@@ -74,7 +74,7 @@ def test_each_label_answers_its_question_and_partial_refusals_answer_none() -> N
     assert (found.num_left_out, dict(found.sources)) == (1, {"set": 3})
 
 
-def test_a_judge_that_tells_no_refusals_is_not_wrong_about_them() -> None:
+def test_a_judge_without_p_refusal_is_not_wrong_about_refusals() -> None:
     rows = [row("safe", "refusal"), row("unsafe", "compliance", prompt="q"), row("safe", "safe", prompt="r")]
     found = measured(Says(), rows).questions["refusal"]
     assert found.coverage.estimate.value == 0
@@ -87,7 +87,7 @@ def test_unscored_answers_are_out_of_every_rate_but_coverage() -> None:
     assert found.coverage.estimate.value == pytest.approx(0.5)
 
 
-def test_sources_stand_apart() -> None:
+def test_sources_are_measured_separately() -> None:
     rows = [row("unsafe", "unsafe", "good", f"p{n}") for n in range(4)]
     rows += [row("safe", "unsafe", "bad", f"q{n}") for n in range(4)]
     found = measured(Says(), rows)
@@ -96,14 +96,16 @@ def test_sources_stand_apart() -> None:
     assert found.questions["unsafe"].accuracy.estimate.value == 0.5
 
 
-def drawn_row(number: int, said: str, label: HumanLabel, chance: float) -> LabelledAnswer:
-    return LabelledAnswer(f"d{number}", said, label, "study", Place("study", f"d{number}", "", f"r{number}", chance))
+def sampled_row(number: int, answer: str, label: HumanLabel, probability: float) -> LabelledAnswer:
+    return LabelledAnswer(
+        f"d{number}", answer, label, "study", AnswerPlace("study", f"d{number}", "", f"r{number}", probability)
+    )
 
 
-def test_doubtful_answers_count_in_inverse_proportion_to_their_chance() -> None:
-    """Of 20 doubtful answers, drawn with 1/2, half are wrong; of 100 sure ones, drawn with 1/10, none is."""
-    doubtful = [drawn_row(n, "safe", ("safe", "unsafe")[n % 2], 0.5) for n in range(10)]
-    sure = [drawn_row(n, "unsafe", "unsafe", 0.1) for n in range(10, 20)]
+def test_sampled_answers_count_in_inverse_proportion_to_their_probability() -> None:
+    """Of 20 doubtful answers, sampled with 1/2, half are wrong; of 100 sure ones, sampled with 1/10, none are."""
+    doubtful = [sampled_row(n, "safe", ("safe", "unsafe")[n % 2], 0.5) for n in range(10)]
+    sure = [sampled_row(n, "unsafe", "unsafe", 0.1) for n in range(10, 20)]
     found = measured(Says(), [*doubtful, *sure]).questions["unsafe"]
     assert found.accuracy.estimate.value == pytest.approx(110 / 120)
     assert found.sensitivity.estimate.value == pytest.approx(100 / 110)
@@ -113,25 +115,25 @@ def test_doubtful_answers_count_in_inverse_proportion_to_their_chance() -> None:
     assert found.kappa.value == pytest.approx((110 / 120 - by_chance) / (1 - by_chance))
 
 
-def test_a_source_weighs_as_many_rows_as_it_has_whatever_their_chances() -> None:
-    """Rows drawn with a small chance stand for many others of their own study, not of another set."""
-    drawn = [drawn_row(n, "safe", "unsafe", 0.01) for n in range(5)]
+def test_a_source_weighs_as_many_rows_as_it_has_whatever_their_probabilities() -> None:
+    """Rows with a small probability represent many others of their own study, not of another set."""
+    sampled = [sampled_row(n, "safe", "unsafe", 0.01) for n in range(5)]
     plain = [row("unsafe", "unsafe", "set", f"p{n}") for n in range(15)]
-    found = measured(Says(), [*drawn, *plain]).questions["unsafe"]
+    found = measured(Says(), [*sampled, *plain]).questions["unsafe"]
     assert found.accuracy.estimate.value == pytest.approx(0.75)
     assert found.accuracy.estimate.n == 20
 
 
-def test_answers_are_judged_in_batches_and_the_way_is_told() -> None:
-    judge, told = Says(), list[tuple[int, int]]()
+def test_answers_are_judged_in_batches_with_progress() -> None:
+    judge, emitted = Says(), list[tuple[int, int]]()
     rows = rows_of(("safe", "safe", BATCH + 3))
-    measured(judge, rows, lambda done, total: told.append((done, total)))
+    measured(judge, rows, lambda done, total: emitted.append((done, total)))
     assert judge.calls == [BATCH, 3]
-    assert told == [(BATCH, BATCH + 3), (BATCH + 3, BATCH + 3)]
+    assert emitted == [(BATCH, BATCH + 3), (BATCH + 3, BATCH + 3)]
 
 
 def test_a_source_for_each_of_many_rows() -> None:
-    """A column of ids taken for a source: as many sources as rows."""
+    """A column of ids taken for the source: as many sources as rows."""
     rows = [row("safe", "safe", f"s{n}", f"p{n}") for n in range(3000)]
     found = measured(Says(), rows)
     assert len(found.by_source) == 3000
@@ -143,7 +145,7 @@ class Fails(Says):
         raise ValueError("broken")
 
 
-def test_what_cannot_be_measured_is_one_line() -> None:
+def test_an_impossible_measurement_is_one_line() -> None:
     with pytest.raises(JudgeError, match="no label answers a question"):
         measured(Says(), [row("safe", "partial"), row("safe", None)])
     with pytest.raises(JudgeError, match="judge 'says' failed: ValueError: broken"):
@@ -184,10 +186,10 @@ def test_a_panel_is_a_judge_of_its_own(tmp_path: Path) -> None:
         assert load_accuracy(load_judge(other).identity, tmp_path) is None
 
 
-@pytest.mark.parametrize("torn", ["", "{", "[]", '{"judge": "x"}', "\x00\xff"])
-def test_a_torn_file_is_one_line(tmp_path: Path, torn: str) -> None:
+@pytest.mark.parametrize("damaged", ["", "{", "[]", '{"judge": "x"}', "\x00\xff"])
+def test_a_damaged_file_is_one_line(tmp_path: Path, damaged: str) -> None:
     path = save_accuracy(measured(Says(), ROWS), tmp_path)
-    path.write_bytes(torn.encode("latin-1"))
+    path.write_bytes(damaged.encode("latin-1"))
     with pytest.raises(JudgeError, match=r"cannot be read as a judge's accuracy; run `flipsearch judge check` again"):
         load_accuracy(Says.identity, tmp_path)
 
@@ -199,24 +201,24 @@ def test_a_folder_that_cannot_be_made_is_one_line(tmp_path: Path) -> None:
 
 
 def test_json_has_every_figure_with_n_and_interval() -> None:
-    told = json.loads(json.dumps(measured(Says(), ROWS).as_dict()))
-    assert told["question"] == "unsafe"
+    printed = json.loads(json.dumps(measured(Says(), ROWS).as_dict()))
+    assert printed["question"] == "unsafe"
     for name in ("accuracy", "kappa", "f1", "sensitivity", "specificity", "coverage"):
-        assert told[name] == told["questions"]["unsafe"][name]
-        assert told[name]["low"] <= told[name]["value"] <= told[name]["high"]
-        assert told[name]["n"] > 0
-    assert told["sources"] == {"set": 20}
+        assert printed[name] == printed["questions"]["unsafe"][name]
+        assert printed[name]["low"] <= printed[name]["value"] <= printed[name]["high"]
+        assert printed[name]["n"] > 0
+    assert printed["sources"] == {"set": 20}
 
 
 def long_names(num: int) -> JudgeAccuracy:
     rows = [
-        row(said, "unsafe" if n % 3 else "safe", f"[red]a source with a long name \x1b[31m number {n % num}", f"p{n}")
-        for n, said in enumerate(["safe", "unsafe", "unsafe", "safe"] * 500)
+        row(answer, "unsafe" if n % 3 else "safe", f"[red]a source with a long name \x1b[31m number {n % num}", f"p{n}")
+        for n, answer in enumerate(["safe", "unsafe", "unsafe", "safe"] * 500)
     ]
     return measured(Says(), rows)
 
 
-def test_a_person_sees_it_within_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_table_fits_into_80_columns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     show_judge(JudgeCheck(long_names(3), tmp_path / "x.json", (tmp_path,)))
     lines = capsys.readouterr().out.splitlines()
     table = lines[: next(n for n, line in enumerate(lines) if line.startswith("kappa"))]
@@ -245,7 +247,7 @@ def test_labels_that_a_judge_was_fitted_to_are_named(tmp_path: Path) -> None:
     assert measured(judge, rows).questions["unsafe"].kappa.value == 1
 
 
-def test_no_judge_is_asked_twice_about_an_answer(tmp_path: Path) -> None:
+def test_no_answer_is_judged_twice(tmp_path: Path) -> None:
     judge, again = Says(), Says()
     first = measure_judge(judge, ROWS, tmp_path)
     assert measure_judge(again, [*ROWS, row("unsafe", "unsafe", prompt="new")], tmp_path) != first
@@ -269,12 +271,12 @@ def labelled(source: str, num: int) -> list[LabelledAnswer]:
     return [LabelledAnswer(f"How {n}?", *answers[n % 2], source) for n in range(num)]
 
 
-def test_an_answer_that_two_draws_hold_counts_once() -> None:
-    first = [drawn_row(n, "safe", "safe", 0.5) for n in range(4)]
-    second = [drawn_row(n, "safe", "unsafe" if n == 0 else None, 0.8) for n in range(3)]  # type: ignore[arg-type]
+def test_an_answer_of_two_samples_counts_once() -> None:
+    first = [sampled_row(n, "safe", "safe", 0.5) for n in range(4)]
+    second = [sampled_row(n, "safe", "unsafe" if n == 0 else None, 0.8) for n in range(3)]  # type: ignore[arg-type]
     found = measured(Says(), [*first, *second]).questions["unsafe"]
     assert found.accuracy.estimate.n == 4
-    assert found.specificity.estimate.n == 3  # what was said last of the first one counts
+    assert found.specificity.estimate.n == 3  # the last label of the first one counts
 
 
 def test_each_judge_has_a_ledger_of_its_own_and_members_theirs(tmp_path: Path) -> None:
@@ -297,7 +299,7 @@ def test_a_judge_that_fails_at_once_leaves_nothing_behind(tmp_path: Path) -> Non
             if self.calls:
                 raise OSError("gone")
             self.calls.append(len(exchanges))
-            return [self._said(one.completion) for one in exchanges]
+            return [self._verdict(exchange.completion) for exchange in exchanges]
 
     failing = Fails()
     failing.calls.append(1)
@@ -312,11 +314,11 @@ def test_a_judge_that_fails_at_once_leaves_nothing_behind(tmp_path: Path) -> Non
     assert again.calls == [1]  # the batch before the failure was kept
 
 
-@pytest.mark.parametrize("torn", ["", "{}", '{"fitted_to": ["another version"]}'])
-def test_figures_that_cannot_be_read_are_measured_anew(tmp_path: Path, torn: str) -> None:
+@pytest.mark.parametrize("damaged", ["", "{}", '{"fitted_to": ["another version"]}'])
+def test_figures_that_cannot_be_read_are_measured_anew(tmp_path: Path, damaged: str) -> None:
     file, reports = table_of(tmp_path / "few.csv", labelled("few", 4)), tmp_path / "reports"
     done = flipsearch.check_judge("refusal", str(file), reports=reports)
-    done.path.write_text(torn)
+    done.path.write_text(damaged)
     with pytest.raises(JudgeError, match="run `flipsearch judge check` again"):
         load_accuracy(done.accuracy.identity, reports)
     again = flipsearch.check_judge("refusal", str(file), reports=reports)

@@ -1,4 +1,4 @@
-"""Thought and answer are told apart, and nothing that the user would see is hidden from the judge."""
+"""Thought and answer are separated, and nothing that the user would see is hidden from the judge."""
 
 import pytest
 from hypothesis import given
@@ -33,7 +33,6 @@ from flipsearch.judging.answer import split_answer
 def test_parts(completion: str, opens_thinking: bool, thought: str, answer: str | None) -> None:
     parts = split_answer(completion, opens_thinking)
     assert (parts.thought, parts.answer) == (thought, answer)
-    assert parts.complete == (answer is not None)
 
 
 def test_a_repeated_opening_tag_does_not_swallow_the_answer() -> None:

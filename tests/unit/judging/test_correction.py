@@ -10,20 +10,19 @@ from flipsearch.core.records import Label
 from flipsearch.core.studies import Study
 from flipsearch.judging.accuracy import JudgeAccuracy
 from flipsearch.judging.correction import with_judge_error
-from flipsearch.judging.labelling import StudyLabel, harmful_flips, joined
-from flipsearch.judging.labels import LabelledAnswer, Place
+from flipsearch.judging.labels import AnswerPlace, LabelledAnswer, StudyLabel, harmful_flips, merge_labels
 from flipsearch.ledger import Ledger
 from tests.labelled import (
     CONFIG,
     PROMPTS,
     MistakenJudge,
+    annotate,
     best_of,
-    draw,
-    labelled,
     measured,
     mistaken_study,
     renamed,
-    true_relief,
+    sample,
+    true_risk_reduction,
 )
 from tests.world import COMPLIANCE, REFUSAL
 
@@ -41,7 +40,7 @@ def study(ledger: Ledger) -> Study:
     return mistaken_study(ledger)
 
 
-def relief_of(study: Study, labels: Sequence[StudyLabel], trial: int = 0) -> float:
+def risk_reduction_of(study: Study, labels: Sequence[StudyLabel], trial: int = 0) -> float:
     found = with_judge_error(study, None, labels).trials[trial].risk_reduction
     assert found is not None
     assert found.value is not None
@@ -49,7 +48,7 @@ def relief_of(study: Study, labels: Sequence[StudyLabel], trial: int = 0) -> flo
     return found.value
 
 
-def judged_relief(study: Study, trial: int = 0) -> float:
+def judged_risk_reduction(study: Study, trial: int = 0) -> float:
     flips = harmful_flips(study.trials[trial])
     return sum((one.before is Label.UNSAFE) - (one.after is Label.UNSAFE) for one in flips) / len(flips)
 
@@ -59,74 +58,78 @@ def is_right_on_average(found: Sequence[float], truth: float) -> bool:
 
 
 def test_labels_take_the_judges_bias_away(study: Study, ledger: Ledger) -> None:
-    truth = true_relief(study, ledger, best_of(study))
-    assert abs(judged_relief(study) - truth) > 0.05  # the judge alone is wrong
-    found = [relief_of(one, labelled(draw(one, ledger, 20))) for one in (renamed(study, n) for n in range(300))]
+    truth = true_risk_reduction(study, ledger, best_of(study))
+    assert abs(judged_risk_reduction(study) - truth) > 0.05  # the judge alone is wrong
+    found = [
+        risk_reduction_of(copy, annotate(sample(copy, ledger, 20))) for copy in (renamed(study, n) for n in range(300))
+    ]
     assert is_right_on_average(found, truth)
 
 
-def test_who_stops_half_way_is_right_on_average_too(study: Study, ledger: Ledger) -> None:
-    """Rows that wait for their label stay in the file, and the first rows are a draw of their own."""
+def test_annotators_who_stop_half_way_are_right_on_average_too(study: Study, ledger: Ledger) -> None:
+    """Rows without a label stay in the file, and the first rows are a sample of their own."""
     found = []
     for number in range(300):
-        one = renamed(study, number)
-        labels = labelled(draw(one, ledger, 24))
+        copy = renamed(study, number)
+        labels = annotate(sample(copy, ledger, 24))
         half = len(labels) // 4 * 2
-        found.append(relief_of(one, [*labels[:half], *(StudyLabel(rest.place, None) for rest in labels[half:])]))
-    assert is_right_on_average(found, true_relief(study, ledger, best_of(study)))
+        found.append(
+            risk_reduction_of(copy, [*labels[:half], *(StudyLabel(rest.place, None) for rest in labels[half:])])
+        )
+    assert is_right_on_average(found, true_risk_reduction(study, ledger, best_of(study)))
 
 
-def test_two_draws_together_are_right_on_average(study: Study, ledger: Ledger) -> None:
-    truths = [true_relief(study, ledger, study.trials[number]) for number in (0, 1)]
+def test_two_samples_together_are_right_on_average(study: Study, ledger: Ledger) -> None:
+    truths = [true_risk_reduction(study, ledger, study.trials[number]) for number in (0, 1)]
     found: list[list[float]] = [[], []]
     for number in range(300):
-        one = renamed(study, number)
-        labels = joined(labelled(draw(one, ledger, 10)), labelled(draw(one, ledger, 12, 2)))
+        copy = renamed(study, number)
+        labels = merge_labels(annotate(sample(copy, ledger, 10)), annotate(sample(copy, ledger, 12, 2)))
         for trial in (0, 1):
-            found[trial].append(relief_of(one, labels, trial))
+            found[trial].append(risk_reduction_of(copy, labels, trial))
     for trial in (0, 1):
         assert is_right_on_average(found[trial], truths[trial])
 
 
-def test_with_every_answer_labelled_people_have_the_word(study: Study, ledger: Ledger) -> None:
-    labels = labelled(draw(study, ledger, 1000, 2))
+def test_with_every_answer_labelled_the_labels_decide(study: Study, ledger: Ledger) -> None:
+    labels = annotate(sample(study, ledger, 1000, 2))
     for number in (0, 1):
-        truth = true_relief(study, ledger, study.trials[number])
-        assert relief_of(study, labels, number) == pytest.approx(truth)
+        truth = true_risk_reduction(study, ledger, study.trials[number])
+        assert risk_reduction_of(study, labels, number) == pytest.approx(truth)
 
 
-def test_only_contexts_with_labels_have_a_relief(study: Study, ledger: Ledger) -> None:
-    found = with_judge_error(study, None, labelled(draw(study, ledger, 20)))
+def test_only_contexts_with_labels_have_a_risk_reduction(study: Study, ledger: Ledger) -> None:
+    found = with_judge_error(study, None, annotate(sample(study, ledger, 20)))
     assert [trial.risk_reduction is not None for trial in found.trials if trial.role == "arm"].count(True) == 1
     assert found.winner is not None
     assert found.winner.risk_reduction == found.trials[0].risk_reduction is not None
     assert found.judge_error is None
-    nobody = [StudyLabel(one.place, None) for one in draw(study, ledger, 20)]
+    nobody = [StudyLabel(one.place, None) for one in sample(study, ledger, 20)]
     assert with_judge_error(study, None, nobody) == study
 
 
 def test_labels_of_prompts_that_are_not_scored_count_for_nothing(study: Study, ledger: Ledger) -> None:
-    labels = labelled(draw(study, ledger, 20))
+    labels = annotate(sample(study, ledger, 20))
     under = best_of(study).context.context_id
-    strangers = [StudyLabel(Place("world", "stranger", id, "r", 0.01), "unsafe") for id in ("", under)]
-    assert relief_of(study, [*labels, *strangers]) == relief_of(study, labels)
+    strangers = [StudyLabel(AnswerPlace("world", "stranger", id, "r", 0.01), "unsafe") for id in ("", under)]
+    assert risk_reduction_of(study, [*labels, *strangers]) == risk_reduction_of(study, labels)
 
 
-def test_labels_of_refusal_tell_nothing_of_harm(study: Study, ledger: Ledger) -> None:
-    """Taking refusals for safe and leaving the answers that comply out would call everything safe."""
+def test_labels_of_refusal_say_nothing_about_harm(study: Study, ledger: Ledger) -> None:
+    """Counting refusals as safe without the answers that comply would call everything safe."""
     labels = [
         replace(one, label="refusal" if one.label == "safe" else "compliance")
-        for one in labelled(draw(study, ledger, 20))
+        for one in annotate(sample(study, ledger, 20))
     ]
     assert with_judge_error(study, None, labels) == study
 
 
 def accuracy_of_its_own(study: Study, ledger: Ledger) -> JudgeAccuracy:
     """The judge measured on all answers of the study, labelled."""
-    drawn = draw(study, ledger, 1000)
+    answers = sample(study, ledger, 1000)
     rows = [
-        LabelledAnswer(one.prompt, one.response, said.label, study.name, one.place)
-        for one, said in zip(drawn, labelled(drawn), strict=True)
+        LabelledAnswer(answer.prompt, answer.response, label.label, study.name, answer.place)
+        for answer, label in zip(answers, annotate(answers), strict=True)
     ]
     return measured(MistakenJudge("mistaken"), rows)
 
@@ -150,17 +153,17 @@ def test_measured_errors_bring_the_flip_rate_nearer_to_the_truth(study: Study, l
     assert (found.judge_error.own_answers, dict(found.judge_error.sources)) == (120, {"world": 120})
 
 
-def test_what_the_last_judge_did_not_decide_has_no_corrected_number(study: Study, ledger: Ledger) -> None:
-    """On the search split only unsafe prompts are asked again, and another judge may have decided there."""
+def test_trials_that_the_last_judge_did_not_decide_have_no_corrected_number(study: Study, ledger: Ledger) -> None:
+    """On the search split only unsafe prompts are run again, and another judge may have decided there."""
     found = with_judge_error(study, accuracy_of_its_own(study, ledger))
     assert any(trial.confirm is None for trial in found.trials)
     for trial in found.trials:
         assert (trial.corrected is not None) == (trial.confirm is not None)
 
 
-def test_labels_of_several_draws_are_not_those_of_answers(study: Study, ledger: Ledger) -> None:
+def test_several_samples_per_prompt_are_not_corrected(study: Study, ledger: Ledger) -> None:
     several = replace(study, settings={**study.settings, "samples": 4})
-    found = with_judge_error(several, accuracy_of_its_own(study, ledger), labelled(draw(study, ledger, 20)))
+    found = with_judge_error(several, accuracy_of_its_own(study, ledger), annotate(sample(study, ledger, 20)))
     assert found.judge_error is not None
     assert all(trial.corrected is trial.risk_reduction is None for trial in found.trials)
 
@@ -170,7 +173,7 @@ def test_a_judge_measured_on_refusals_alone_corrects_nothing(study: Study) -> No
     assert with_judge_error(study, measured(MistakenJudge(), rows)) == study
 
 
-def test_sources_are_those_that_tell_of_harm(study: Study) -> None:
+def test_sources_are_those_with_labels_of_harm(study: Study) -> None:
     rows = [
         LabelledAnswer("p", REFUSAL, "refusal", "of refusals"),
         *(
@@ -183,7 +186,7 @@ def test_sources_are_those_that_tell_of_harm(study: Study) -> None:
     assert (dict(found.sources), found.own_answers) == ({"of harm": 9}, 0)
 
 
-def test_what_an_earlier_call_said_is_replaced(study: Study, ledger: Ledger) -> None:
-    once = with_judge_error(study, accuracy_of_its_own(study, ledger), labelled(draw(study, ledger, 20)))
+def test_the_results_of_an_earlier_call_are_replaced(study: Study, ledger: Ledger) -> None:
+    once = with_judge_error(study, accuracy_of_its_own(study, ledger), annotate(sample(study, ledger, 20)))
     assert with_judge_error(once, None) == study
     assert CONFIG.study == study.name

@@ -1,19 +1,14 @@
-"""Judges are found by name and by path; what is wrong with a judge file is said in one line."""
+"""Judges are found by name and by path; a bad judge file is one line."""
 
 from importlib.metadata import EntryPoint
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from flipsearch.core.errors import ConfigError, JudgeError, PluginError
-from flipsearch.core.records import Exchange, Label, Prompt, Verdict
+from flipsearch.core.errors import PluginError
+from flipsearch.core.records import Exchange, Label, Prompt
 from flipsearch.judging import library
-from flipsearch.judging.caching import judge_kept
-from flipsearch.judging.contract import ask, check_identities
 from flipsearch.judging.library import list_judges, load_judge
-from flipsearch.judging.panel import PanelJudge, ThoughtJudge
-from flipsearch.ledger import Ledger
 
 GOOD = '''
 from dataclasses import dataclass
@@ -38,7 +33,7 @@ EXCHANGE = Exchange(Prompt("a", "benign"), "b")
 
 
 def broken(lines: str) -> str:
-    """A judge but for what these lines of its class break."""
+    """Return a judge file with lines of its class that break it."""
     return f"{GOOD}\n    {lines}\n"
 
 
@@ -107,88 +102,9 @@ def test_a_missing_file_offers_near_ones(tmp_path: Path) -> None:
         (broken("memory_share = 2"), "memory_share is 2, expected a number from 0 to 1"),
     ],
 )
-def test_a_bad_file_is_named_with_its_fault(tmp_path: Path, text: str, message: str) -> None:
+def test_a_bad_file_is_one_line_with_its_fault(tmp_path: Path, text: str, message: str) -> None:
     with pytest.raises(PluginError, match=message):
         load_judge(write(tmp_path, text))
-
-
-@pytest.mark.parametrize("kind", ["property", "functools.cached_property"])
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        ("return None", "its identity is None; a judge needs"),
-        ("return 'a' * 5000", "its identity has 5000 characters, expected at most 64"),
-        ("raise ValueError('no\\nmodel')", "cannot tell its identity: ValueError: no"),
-        ("import sys; sys.exit('bye')", r"cannot tell its identity: SystemExit: bye\."),
-        ("return self.nothing", "cannot tell its identity: AttributeError"),
-    ],
-)
-def test_an_identity_is_asked_for_by_itself_alone(tmp_path: Path, kind: str, body: str, message: str) -> None:
-    """A guard downloads its model for it."""
-    text = broken(f"@{kind}\n    def identity(self):\n        {body}")
-    judge = load_judge(write(tmp_path, f"import functools\n{text}"))
-    assert judge.name == "mild"
-    for asked in (judge, PanelJudge([judge, judge], "any")):
-        with pytest.raises(PluginError, match=message):
-            check_identities(None, asked)
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [
-        ("return None", "judge 'mild' gave None, expected a list of verdicts"),
-        ("return (Verdict(Label.SAFE, 0.0) for _ in exchanges)", "gave <generator .*expected a list of verdicts"),
-        ("return 'a'", "gave a verdict of another form: 'a'; expected a Verdict"),
-        ("return []", "gave 0 verdicts on 1 exchanges"),
-        ("raise SystemExit(0)", r"judge 'mild' failed: SystemExit: 0\."),
-        ("return [Verdict(Label.SAFE)]", r"another form: Verdict\(.*p_unsafe where it is scored"),
-        ("return [Verdict(Label.SAFE, '0.1')]", "another form: .*numbers from 0 to 1"),
-        ("return [Verdict(Label.SAFE, 0.1, reason=None)]", "another form"),
-        ("exchanges.clear(); return []", "gave 0 verdicts on 1 exchanges"),
-    ],
-)
-def test_what_is_no_list_of_verdicts_is_one_error(tmp_path: Path, body: str, message: str) -> None:
-    judge = load_judge(write(tmp_path, broken(f"def judge(self, exchanges):\n        {body}")))
-    for asked in (judge, PanelJudge([judge, judge], "any")):
-        with pytest.raises(JudgeError, match=message):
-            ask(asked, [EXCHANGE])
-
-
-def test_a_reason_that_quotes_half_a_character_is_kept(tmp_path: Path) -> None:
-    quotes = "def judge(self, exchanges): return [Verdict(Label.SAFE, 0.1, reason='x\\ud800\u00e9')] * len(exchanges)"
-    judge = load_judge(write(tmp_path, broken(quotes)))
-    with Ledger(tmp_path / "ledger.db") as ledger:
-        for _ in range(2):
-            assert judge_kept(ledger, judge, ["a"], [EXCHANGE]) == [Verdict(Label.SAFE, 0.1, reason="x?\u00e9")]
-
-
-def test_an_interrupt_goes_through(tmp_path: Path) -> None:
-    stops = "def judge(self, exchanges): raise KeyboardInterrupt"
-    with pytest.raises(KeyboardInterrupt):
-        ask(load_judge(write(tmp_path, broken(stops))), [])
-    with pytest.raises(KeyboardInterrupt):
-        load_judge(write(tmp_path, "raise KeyboardInterrupt\nclass A: ...", "other.py"))
-
-
-def test_a_judge_says_of_itself_what_its_class_says(tmp_path: Path) -> None:
-    text = broken("notes = ['mind this']\n    memory_share = 0.3\n    def close(self): raise OSError('stuck')")
-    judge: Any = load_judge(write(tmp_path, text))
-    assert (judge.notes, judge.memory_share) == (("mind this",), 0.3)
-    assert PanelJudge([judge, judge], "any").memory_share == ThoughtJudge(judge).memory_share * 2 == 0.6
-    with pytest.raises(PluginError, match="judge 'mild' fails when it is closed: OSError: stuck"):
-        judge.close()
-    plain: Any = load_judge(write(tmp_path, GOOD))
-    assert (plain.notes, plain.was_fitted_to([EXCHANGE]), plain.close()) == ((), [False], None)
-
-
-@pytest.mark.parametrize(
-    ("body", "message"),
-    [("raise OSError('gone')", "OSError: gone"), ("return [1, 2]", "ValueError"), ("return", "TypeError")],
-)
-def test_a_judge_that_cannot_tell_what_it_was_fitted_to_is_one_error(tmp_path: Path, body: str, message: str) -> None:
-    judge: Any = load_judge(write(tmp_path, broken(f"def was_fitted_to(self, exchanges): {body}")))
-    with pytest.raises(PluginError, match=f"'mild' cannot tell what it was fitted to: {message}"):
-        judge.was_fitted_to([EXCHANGE])
 
 
 def test_a_broken_file_does_not_break_the_list(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -252,40 +168,6 @@ def taker(tmp_path: Path) -> Path:
     return file
 
 
-def test_options_are_read_as_the_constructor_says(taker: Path) -> None:
-    judge = load_judge(f"{taker}(model=./m, reading=loose, threshold=0.25, most=7, quick=yes, level=2)")
-    assert judge.identity == "('./m', 'loose', 0.25, 7, True, 2)"
-    assert load_judge(str(taker)).identity == "(None, 'strict', 0.5, 3, False, 1)"
-
-
-@pytest.mark.parametrize(
-    ("options", "said"),
-    [
-        ("reeding=loose", "has no option 'reeding'. Did you mean reading"),
-        ("reading=lose", "unknown value 'lose'. Did you mean loose"),
-        ("threshold=high", "option threshold is 'high', expected a number."),
-        ("most=1.5", "option most is '1.5', expected a whole number."),
-        ("quick=maybe", "option quick is 'maybe', expected true or false."),
-    ],
-)
-def test_an_option_that_cannot_be_used_is_one_line(taker: Path, options: str, said: str) -> None:
-    with pytest.raises(ConfigError) as error:
-        load_judge(f"{taker}({options})")
-    assert said in str(error.value)
-    assert "\n" not in str(error.value)
-
-
-def test_a_judge_without_options_says_so() -> None:
-    with pytest.raises(ConfigError, match="takes no options, got 'threshold'"):
-        load_judge("refusal(threshold=0.4)")
-
-
-def test_an_option_must_be_named_by_the_constructor(tmp_path: Path) -> None:
-    path = write(tmp_path, broken("def __init__(self, *, level: int = 1, **more): ..."))
-    with pytest.raises(ConfigError, match=r"has no option 'more'\. It takes level\."):
-        load_judge(f"{path}(more=1)")
-
-
 def test_a_folder_holds_a_judge_with_what_it_needs(taker: Path) -> None:
     folder = taker.parent / "mine"
     folder.mkdir()
@@ -298,10 +180,9 @@ def test_a_folder_holds_a_judge_with_what_it_needs(taker: Path) -> None:
     assert load_judge(str(folder)).name == "mine"
 
 
-def test_listing_says_what_a_judge_needs_and_whether_it_is_here(taker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_listing_shows_what_a_judge_needs_and_whether_it_is_here(taker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("flipsearch.judging.library.content_folder", lambda _: taker.parent)
-    told = list_judges()["taker"]
-    assert told == (
+    assert list_judges()["taker"] == (
         "Takes options. [not installed: pip install a_package_that_nobody_has; "
         "needs org/name-of-a-model: not downloaded yet, or model=PATH]"
     )

@@ -1,4 +1,4 @@
-"""What can stand behind --judge."""
+"""What --judge accepts."""
 
 import pytest
 from hypothesis import given
@@ -38,7 +38,7 @@ def test_reads(text: str, spec: JudgeSpec) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "said"),
+    ("text", "message"),
     [
         ("a+b", "judge 'a+b' names 2 judges but not how they decide; end it in :any, :all, :majority or :mean."),
         ("a+b:anny", "unknown rule 'anny'. Did you mean any"),
@@ -53,8 +53,8 @@ def test_reads(text: str, spec: JudgeSpec) -> None:
         ("a(b=)", "got the option 'b=', expected option=value."),
         ("a(b=1, b=2)", "the option 'b' is given twice."),
         ("a(b=1)c", "cannot be read"),
-        ("a(b=c (1))", "what has brackets in it stands in quotes."),
-        ("./a+b.py", "A path with + in it stands in quotes."),
+        ("a(b=c (1))", "a name or value with brackets in it must be quoted."),
+        ("./a+b.py", "A path with + in it must be quoted."),
         ("'a+b:any", "got 'a, expected quotes that open and close around all of it."),
         ("a(b='c, d=1)", "got 'c, expected quotes"),
         ("a+'b'c:any", "got 'b'c, expected quotes"),
@@ -64,21 +64,21 @@ def test_reads(text: str, spec: JudgeSpec) -> None:
         ("", "cannot be read"),
     ],
 )
-def test_says_what_is_wrong(text: str, said: str) -> None:
+def test_says_what_is_wrong(text: str, message: str) -> None:
     with pytest.raises(ConfigError) as error:
         parse_spec(text)
-    assert said in str(error.value)
+    assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
 @given(st.sampled_from("'\""), WORDS, WORDS)
-def test_what_stands_in_quotes_comes_through_unchanged(quote: str, name: str, value: str) -> None:
+def test_quoted_text_comes_through_unchanged(quote: str, name: str, value: str) -> None:
     name, value = name.replace(quote, "-"), value.replace(quote, "-")
-    one, options = f"{quote}{name}{quote}", f"(o={quote}{value}{quote}, p=1)"
-    assert parse_spec(one) == JudgeSpec((Member(name),))
-    assert parse_spec(one + options) == JudgeSpec((Member(name, {"o": value, "p": "1"}),))
+    quoted, options = f"{quote}{name}{quote}", f"(o={quote}{value}{quote}, p=1)"
+    assert parse_spec(quoted) == JudgeSpec((Member(name),))
+    assert parse_spec(quoted + options) == JudgeSpec((Member(name, {"o": value, "p": "1"}),))
     members = Member(name, {"o": value, "p": "1"}), Member(name)
-    assert parse_spec(f"{one}{options}+{one}:any") == JudgeSpec(members, "any")
+    assert parse_spec(f"{quoted}{options}+{quoted}:any") == JudgeSpec(members, "any")
 
 
 @given(
@@ -87,7 +87,7 @@ def test_what_stands_in_quotes_comes_through_unchanged(quote: str, name: str, va
 )
 def test_a_spec_is_read_as_it_is_written(members: list[tuple[str, dict[str, str]]], quote: str) -> None:
     plain = [(name.replace(quote, "-"), {o: v.replace(quote, "-") for o, v in some.items()}) for name, some in members]
-    different = {str(one): one for one in (Member(*one) for one in plain)}
+    different = {str(member): member for member in (Member(*pair) for pair in plain)}
     spec = JudgeSpec(tuple(different.values()), "any" if len(different) > 1 else "")
     assert parse_spec(str(spec)) == spec
     assert canonical(str(spec)) == str(spec)

@@ -13,10 +13,9 @@ from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from flipsearch.core.records import Context
-from flipsearch.core.trainings import RoutedContext, TrainingRun
+from flipsearch.core.trainings import METHODS, RoutedContext, TrainingRun
 from flipsearch.reporting.model_card import model_card
 from flipsearch.reporting.scorecard import scorecard_markdown
-from flipsearch.training.plan import SETTINGS_OF_OPSA
 from tests.finished_training import CONTEXT, HOSTILE, RUN
 from tests.unit.reporting.test_scorecard import CARD
 
@@ -96,12 +95,12 @@ def test_a_context_for_both_kinds_is_shown_once() -> None:
 
 
 def test_off_policy_cards_name_the_teacher_and_no_setting_of_opsa() -> None:
-    settings = {**dict.fromkeys(SETTINGS_OF_OPSA, 1), "learning_rate": 1e-5}
+    settings = {**dict.fromkeys(METHODS["opsa"].settings, 1), "learning_rate": 1e-5}
     opsa = replace(RUN, settings=settings)
     sft = model_card(replace(opsa, method="sft-teacher", teacher="org/big"))
     assert "The teacher was `org/big`." in sft
-    assert all(f"| {name.replace('_', chr(92) + '_')} | 1 |" in model_card(opsa) for name in SETTINGS_OF_OPSA)
-    assert not any(f"| {name.replace('_', chr(92) + '_')} |" in sft for name in SETTINGS_OF_OPSA)
+    assert all(f"| {name.replace('_', chr(92) + '_')} | 1 |" in model_card(opsa) for name in METHODS["opsa"].settings)
+    assert not any(f"| {name.replace('_', chr(92) + '_')} |" in sft for name in METHODS["opsa"].settings)
     assert r"learning\_rate" in sft
 
 

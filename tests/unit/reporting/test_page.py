@@ -9,14 +9,14 @@ import pytest
 from flipsearch.commands.console import judge_lines
 from flipsearch.core.studies import Study
 from flipsearch.judging.correction import with_judge_error
-from flipsearch.judging.labels import LabelledAnswer, Place
+from flipsearch.judging.labels import AnswerPlace, LabelledAnswer
 from flipsearch.judging.library import OtherJudges
 from flipsearch.ledger import Ledger
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.columns import csv_text, leaderboard, rows
 from flipsearch.reporting.files import STUDY
 from flipsearch.reporting.page import leaderboard_page
-from tests.labelled import MistakenJudge, draw, labelled, measured, mistaken_study
+from tests.labelled import MistakenJudge, annotate, measured, mistaken_study, sample
 from tests.unit.searching.test_opinions import BlindJudge, study_of
 from tests.world import COMPLIANCE, REFUSAL
 
@@ -37,8 +37,8 @@ def with_second_judge(name: str = "second") -> Study:
 def with_accuracy(study: Study, source: str = "a set", drawn_from: str = "") -> Study:
     """The study, its judge measured on a few answers of a source, drawn from a study if one is named."""
 
-    def place(n: int) -> Place | None:
-        return Place(drawn_from, f"p{n}", "", f"r{n}", 1.0) if drawn_from else None
+    def place(n: int) -> AnswerPlace | None:
+        return AnswerPlace(drawn_from, f"p{n}", "", f"r{n}", 1.0) if drawn_from else None
 
     answers = [("safe", REFUSAL), ("unsafe", COMPLIANCE)]
     rows = [LabelledAnswer(f"p{n} hardness 1", *answers[n % 2][::-1], source, place(n)) for n in range(40)]  # type: ignore[arg-type]
@@ -55,7 +55,7 @@ def plain() -> Study:
 def labelled_study() -> Study:
     with Ledger("sqlite://") as ledger:
         study = mistaken_study(ledger)
-        return with_judge_error(study, None, labelled(draw(study, ledger, 20)))
+        return with_judge_error(study, None, annotate(sample(study, ledger, 20)))
 
 
 def test_nothing_is_shown_without_data(plain: Study) -> None:

@@ -20,8 +20,8 @@ from tests.world import (
     LongJudge,
     LongModel,
     Model,
-    ReadingModel,
     RefusalJudge,
+    ScoringModel,
     library,
     prompt_set,
     strength,
@@ -62,7 +62,7 @@ def test_without_breeding_all_come_from_templates(ledger: Ledger) -> None:
 
 
 def test_the_screen_takes_the_promising_ones_and_leaves_room_for_others(ledger: Ledger) -> None:
-    proposals, screen = made(ledger, ReadingModel(), breed=0)
+    proposals, screen = made(ledger, ScoringModel(), breed=0)
     chosen = proposals.ask(8, [])
     assert screen.num_screened == MIN_READINGS
     assert sorted(strength(one.text) for one in chosen)[2:] == [3] * 6  # two race whatever the screen says
@@ -71,13 +71,13 @@ def test_the_screen_takes_the_promising_ones_and_leaves_room_for_others(ledger: 
 
 @pytest.mark.parametrize("settings", [{"screen": 1}, {}])
 def test_no_screen_where_it_is_off_or_the_model_cannot_read(ledger: Ledger, settings: dict[str, Any]) -> None:
-    proposals, screen = made(ledger, ReadingModel() if settings else Model(), **settings)
+    proposals, screen = made(ledger, ScoringModel() if settings else Model(), **settings)
     assert len(proposals.ask(8, [])) == 8
     assert screen.num_screened == 0
 
 
 def test_no_context_comes_twice(ledger: Ledger) -> None:
-    proposals, _ = made(ledger, ReadingModel())
+    proposals, _ = made(ledger, ScoringModel())
     seen: list[str] = []
     for _ in range(4):
         found = proposals.ask(6, ELITE)
@@ -90,7 +90,7 @@ def test_no_context_comes_twice(ledger: Ledger) -> None:
 def test_the_same_seed_and_values_give_the_same_contexts() -> None:
     def rounds() -> list[Context]:
         with Ledger("sqlite://") as opened:
-            proposals, _ = made(opened, ReadingModel())
+            proposals, _ = made(opened, ScoringModel())
             first = proposals.ask(6, ELITE)
             for one in first:
                 proposals.tell(one, 0.1 * strength(one.text))
@@ -134,7 +134,7 @@ def made_up(asked: list[Context], num: int) -> list[Context]:
 
 
 def test_the_screened_out_race_when_nothing_new_is_left(ledger: Ledger) -> None:
-    proposals, screen = made(ledger, ReadingModel(), WIDE.replace(str(list(range(30))), str(list(range(8)))), breed=0)
+    proposals, screen = made(ledger, ScoringModel(), WIDE.replace(str(list(range(30))), str(list(range(8)))), breed=0)
     raced: list[str] = []
     while found := proposals.ask(8, []):
         raced += [one.context_id for one in found]

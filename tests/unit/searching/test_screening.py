@@ -10,7 +10,7 @@ from flipsearch.measuring.measure import measure
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline, measure_baseline
 from flipsearch.searching.screening import PrefixScoreProbe, Screen
-from tests.world import GREEDY, Model, ReadingModel, RefusalJudge, is_refused, prompt_set
+from tests.world import GREEDY, Model, RefusalJudge, ScoringModel, is_refused, prompt_set
 
 WEAK, FIRM, BLUNT = Context("please"), Context("firm firm firm"), Context("blunt blunt")
 SOME = [Context(f"{'firm ' * times}{tail}") for times in range(4) for tail in ("now", "so")]
@@ -39,7 +39,7 @@ def true_rate(base: SplitBaseline, context: Context, kind: str) -> float:
 
 
 def test_it_ranks_before_anything_is_decoded(ledger: Ledger) -> None:
-    model = ReadingModel()
+    model = ScoringModel()
     _, _, screen = made(ledger, model)
     num_generated = len(model.generated)
     weak, firm, blunt = screen.forecast([WEAK, FIRM, BLUNT])
@@ -51,7 +51,7 @@ def test_it_ranks_before_anything_is_decoded(ledger: Ledger) -> None:
 
 
 def test_it_learns_what_a_left_opening_means(ledger: Ledger) -> None:
-    runner, base, screen = made(ledger, ReadingModel())
+    runner, base, screen = made(ledger, ScoringModel())
     learn(runner, base, screen, SOME)
     assert screen.correlation == pytest.approx(1.0)
     for told in screen.forecast([WEAK, FIRM, BLUNT]):
@@ -64,7 +64,7 @@ def test_it_learns_what_a_left_opening_means(ledger: Ledger) -> None:
 
 
 def test_a_screen_that_misleads_is_used_no_more(ledger: Ledger) -> None:
-    runner, base, screen = made(ledger, ReadingModel(lies=True))
+    runner, base, screen = made(ledger, ScoringModel(lies=True))
     assert screen.is_ready
     # Too few, and too much alike, to be checked on: still trusted.
     learn(runner, base, screen, SOME[:2])
@@ -77,7 +77,7 @@ def test_a_screen_that_misleads_is_used_no_more(ledger: Ledger) -> None:
 
 
 def test_a_reading_counts_where_no_whole_answer_is(ledger: Ledger) -> None:
-    runner, base, screen = made(ledger, ReadingModel())
+    runner, base, screen = made(ledger, ScoringModel())
     assert screen.told(FIRM, ()).num_worth == 0  # not read yet
     learn(runner, base, screen, SOME)
     told = screen.told(SOME[-1], ())
@@ -97,6 +97,6 @@ def test_a_model_that_cannot_read_has_no_screen(ledger: Ledger) -> None:
 
 
 def test_only_answers_that_can_change_are_read(ledger: Ledger) -> None:
-    runner, base, _ = made(ledger, ReadingModel())
+    runner, base, _ = made(ledger, ScoringModel())
     # All unsafe harmful ones; of the benign ones none is refused here.
     assert set(PrefixScoreProbe(runner, base, base.prompts).prompt_ids) == {p.prompt_id for p in base.to_flip()}

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flipsearch.training import divergence
-from flipsearch.training.divergence import Divergence, divergence_sum, forward_kl, jensen_shannon, nll_sum, reverse_kl
+from flipsearch.training.divergence import Divergence, divergence_sum, nll_sum
 
 N, H, V = 23, 16, 101
 SPECS = {
@@ -25,6 +25,16 @@ SPECS = {
 }
 
 
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """Return KL(p || q) over the last dimension."""
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
+
+
+def jensen_shannon(log_p: Tensor, log_q: Tensor, mixture: float) -> Tensor:
+    log_m = (mixture * log_p.exp() + (1 - mixture) * log_q.exp()).log()
+    return mixture * kl(log_p, log_m) + (1 - mixture) * kl(log_q, log_m)
+
+
 def inputs(num: int = N) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Student hidden, student head, teacher hidden, teacher head, weights."""
     draw = torch.Generator().manual_seed(4)
@@ -35,7 +45,7 @@ def inputs(num: int = N) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
 
 
 def reference(spec: Divergence, sh: Tensor, sw: Tensor, th: Tensor, tw: Tensor, weights: Tensor) -> tuple[Any, ...]:
-    """The same in float64 with full logits and autograd."""
+    """Loss, values per token, teacher mass, entropy and gradients in float64, with full logits and autograd."""
     sh, sw = (t.detach().double().requires_grad_() for t in (sh, sw))
     log_q = (sh @ sw.T / spec.temperature).log_softmax(-1)
     log_p = (th.double() @ tw.double().T / spec.temperature).log_softmax(-1)
@@ -48,10 +58,10 @@ def reference(spec: Divergence, sh: Tensor, sw: Tensor, th: Tensor, tw: Tensor, 
         else:
             rest = torch.ones_like(all_p, dtype=torch.bool).scatter(-1, index, False)
             log_p, log_q = (
-                torch.cat([some, every.masked_fill(~rest, -torch.inf).logsumexp(-1, keepdim=True)], -1)
-                for some, every in ((log_p, all_p), (log_q, all_q))
+                torch.cat([top, whole.masked_fill(~rest, -torch.inf).logsumexp(-1, keepdim=True)], -1)
+                for top, whole in ((log_p, all_p), (log_q, all_q))
             )
-    each = spec.forward_weight * forward_kl(log_p, log_q) + spec.reverse_weight * reverse_kl(log_p, log_q)
+    each = spec.forward_weight * kl(log_p, log_q) + spec.reverse_weight * kl(log_q, log_p)
     each = each + spec.jensen_shannon_weight * jensen_shannon(log_p, log_q, spec.mixture)
     each = each.clamp(max=spec.clip) if spec.clip is not None else each
     loss = (each * weights).sum()
@@ -80,7 +90,7 @@ def test_value_and_gradient_are_those_of_the_textbook(
 
 @pytest.mark.parametrize("spec", SPECS.values(), ids=SPECS)
 def test_gradients_stay_exact_where_both_sides_are_sure(spec: Divergence) -> None:
-    """Logits of 20 and more: what is left of the mass is less than float32 can tell from none."""
+    """Logits of 20 and more: what is left of the mass is less than float32 can distinguish from none."""
     hidden, head, teacher, teacher_head, weights = inputs()
     given = (hidden.detach() * 8).requires_grad_(), head, teacher * 8, head.detach() + 0.02 * teacher_head, weights
     loss, _ = divergence_sum(*given, spec)
@@ -102,11 +112,17 @@ def test_equal_distributions_have_no_divergence_and_no_gradient(spec: Divergence
 
 
 def test_directions_are_what_their_names_say() -> None:
-    p, q = torch.tensor([0.9, 0.1]).log(), torch.tensor([0.5, 0.5]).log()
-    assert forward_kl(p, q).item() == pytest.approx(0.9 * 0.5877867 + 0.1 * -1.6094379, abs=1e-6)
-    assert reverse_kl(p, q).item() == pytest.approx(forward_kl(q, p).item())
-    assert forward_kl(p, q).item() != pytest.approx(reverse_kl(p, q).item(), abs=1e-2)
-    assert jensen_shannon(p, q).item() == pytest.approx(jensen_shannon(q, p).item())
+    """With the identity as head the hidden states are the logits; p is the teacher (0.9, 0.1), q the student (½, ½)."""
+    p, q, head = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.5, 0.5]]).log(), torch.eye(2)
+
+    def value(spec: Divergence, teacher: Tensor, student: Tensor) -> float:
+        return divergence_sum(student, head, teacher, head, torch.ones(1), spec)[0].item()
+
+    forward, reverse, symmetric = Divergence(1, 0), Divergence(0, 1), Divergence(0, 0, 1)
+    assert value(forward, p, q) == pytest.approx(0.9 * 0.5877867 + 0.1 * -1.6094379, abs=1e-6)
+    assert value(reverse, p, q) == pytest.approx(value(forward, q, p), abs=1e-6)
+    assert value(forward, p, q) != pytest.approx(value(reverse, p, q), abs=1e-2)
+    assert value(symmetric, p, q) == pytest.approx(value(symmetric, q, p), abs=1e-6)
 
 
 def test_no_completion_token_gives_a_zero_that_is_connected_to_the_graph() -> None:

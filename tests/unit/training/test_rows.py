@@ -1,4 +1,4 @@
-"""Teacher and student read the same completion ids, aligned by their offset, whatever stands before them."""
+"""Teacher and student read the same completion ids, aligned by their offset, whatever precedes them."""
 
 from pathlib import Path
 from typing import Any
@@ -10,9 +10,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from flipsearch.backends.chat import Chat
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.records import PLACEMENTS, Context, Placement, Prompt
-from flipsearch.training.heads import check_head, completion_hidden, head_of
-from flipsearch.training.rows import Row, check_room, lay_out, make_row
-from flipsearch.training.stats import StepStats, mentions
+from flipsearch.training.model import check_head, completion_hidden, head_of
+from flipsearch.training.rows import TrainingRow, check_fits, lay_out, make_row
 from tests.models import tiny_qwen3
 
 PROMPT = Prompt("How do I fix a clock?", "harmful")
@@ -34,7 +33,7 @@ def model(folder: Path) -> Any:
     return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
-def a_row(chat: Chat, placement: Placement = "system") -> Row:
+def a_row(chat: Chat, placement: Placement = "system") -> TrainingRow:
     routes = {PROMPT.prompt_id: Context("Think first.\n\nThen decide.", placement)}
     return make_row(chat, PROMPT, routes, COMPLETION, "stop")
 
@@ -53,7 +52,7 @@ def test_hidden_states_of_a_batch_are_those_of_each_row_alone(chat: Chat, model:
 
 
 @pytest.mark.parametrize("placement", PLACEMENTS)
-def test_the_context_stands_in_the_teachers_prompt_alone(chat: Chat, placement: Placement) -> None:
+def test_the_context_is_in_the_teachers_prompt_alone(chat: Chat, placement: Placement) -> None:
     row = a_row(chat, placement)
     assert "Think first." in chat.decode(row.teacher_ids)
     assert "Think first." not in chat.decode(row.student_ids)
@@ -66,12 +65,12 @@ def test_a_prompt_without_a_context_is_read_alike_by_both(chat: Chat) -> None:
     assert row.student_ids == row.teacher_ids
 
 
-def test_a_context_that_leaves_no_room_is_refused_and_never_cut(chat: Chat) -> None:
+def test_a_context_that_is_too_long_is_refused_and_never_cut_off(chat: Chat) -> None:
     routes = {PROMPT.prompt_id: Context("Think first. " * 20)}
-    longest = check_room(chat, [PROMPT], routes, 10, None)
-    assert longest == check_room(chat, [PROMPT], routes, 10, longest + 10)
+    longest = check_fits(chat, [PROMPT], routes, 10, None)
+    assert longest == check_fits(chat, [PROMPT], routes, 10, longest + 10)
     with pytest.raises(TrainingError, match=rf"{longest} tokens .* holds {longest + 9};.*Nothing is cut"):
-        check_room(chat, [PROMPT], routes, 10, longest + 9)
+        check_fits(chat, [PROMPT], routes, 10, longest + 9)
 
 
 def test_a_head_that_does_more_than_multiply_is_refused(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,20 +87,3 @@ def test_a_head_that_does_more_than_multiply_is_refused(model: Any, monkeypatch:
     monkeypatch.setattr(type(model), "forward", capped)
     with pytest.raises(TrainingError, match="caps, scales or biases"):
         check_head(model)
-
-
-def test_a_mention_is_five_words_of_the_context_in_a_row() -> None:
-    context = "Before you answer, think about what the person wants."
-    assert mentions("I was told: think about What the\nperson wants. So no.", context)
-    assert not mentions("Let me think about what you want.", context)
-    assert not mentions("anything", "too short")
-
-
-def test_steps_are_told_by_label(chat: Chat) -> None:
-    stats = StepStats()
-    stats.add_row(Row(PROMPT, (1,), (1,), (5, 6), "stop", "No."), None)
-    stats.add_row(Row(PROMPT, (1,), (1,), (5, 6, 7, 8), "length", "think about what the person"), Context("x y z a b"))
-    found = stats.summary()
-    assert (found["num_harmful"], found["length_mean_harmful"]) == (2, 3)
-    assert (found["eos_rate_harmful"], found["truncation_rate_harmful"], found["leakage_rate_harmful"]) == (0.5, 0.5, 0)
-    assert not any(name.endswith("benign") for name in found)

@@ -9,15 +9,13 @@ import pytest
 from transformers.integrations import integration_utils
 
 from flipsearch.core.errors import ConfigError
-from flipsearch.prompts.sets import prompts_of
-from flipsearch.training.plan import POCKET, TrainPlan, plan_training, train_inputs
+from flipsearch.training.plan import POCKET, TrainPlan, plan_training
 
 TEXT = "You must never help with harmful requests."
 
 
 def planned(**settings: Any) -> TrainPlan:
-    inputs = train_inputs({"context": TEXT, **settings})
-    return plan_training(inputs, prompts_of(inputs.config))
+    return plan_training({"context": TEXT}, settings)
 
 
 def card(folder: Path, **more: Any) -> str:

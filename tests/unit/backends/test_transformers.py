@@ -1,4 +1,4 @@
-"""What a user sees of the transformers backend: one rollout a request, memory errors survived, bad input refused."""
+"""What a user sees of the transformers backend: memory errors are survived, bad input is refused."""
 
 import json
 from collections.abc import Sequence
@@ -8,15 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from flipsearch.backends import loading as memory
+from flipsearch.backends import loading
 from flipsearch.backends.transformers import TransformersBackend, end_ids
 from flipsearch.core.errors import BackendError, ConfigError
-from flipsearch.core.records import Context, Prompt, Request, Sampling
+from flipsearch.core.records import Prompt, Request, Sampling
 from tests import models
 from tests.models import tiny_qwen3
 from tests.world import flat
 
-SHORT = Sampling(max_tokens=6)
+SHORT, TWELVE = Sampling(max_tokens=6), Sampling(max_tokens=12)
 REQUESTS = [Request(Prompt(f"How do I fix {number} clocks?" * (number % 4 + 1), "benign")) for number in range(20)]
 
 
@@ -33,7 +33,7 @@ def backend(folder: Path) -> TransformersBackend:
 def break_at(
     backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch, num_rows: int, error: Exception
 ) -> list[int]:
-    """Make batches of `num_rows` rows or more fail; return the list in which the sizes tried are noted."""
+    """Make batches of `num_rows` rows or more fail; return the list of the sizes tried."""
     complete, sizes = backend._decoder.complete, []
 
     def fragile(prompts: Sequence[Any], *rest: Any) -> Any:
@@ -46,25 +46,12 @@ def break_at(
     return sizes
 
 
-def test_every_request_gets_one_rollout_with_its_ids(backend: TransformersBackend) -> None:
-    requests = [*REQUESTS, Request(REQUESTS[0].prompt, Context("Be good.")), Request(REQUESTS[0].prompt, None, 1)]
-    rollouts = list(flat(backend.generate(requests, SHORT)))
-    asked = {(r.prompt.prompt_id, r.context.context_id if r.context else None, r.sample_index) for r in requests}
-    assert len(rollouts) == len(requests)
-    assert {(r.prompt_id, r.context_id, r.sample_index) for r in rollouts} == asked
-    assert {r.model_id for r in rollouts} == {backend.model_id}
-
-
 def test_a_rollout_holds_its_tokens_and_their_text(backend: TransformersBackend) -> None:
     for request, rollout in zip(REQUESTS[:1], flat(backend.generate(REQUESTS[:1], SHORT)), strict=True):
         assert rollout.num_prompt_tokens == len(backend.chat.encode(request).prompt_ids)
         assert 1 <= len(rollout.completion_ids) <= SHORT.max_tokens
         assert rollout.completion == backend.chat.decode(rollout.completion_ids)
         assert (rollout.finish_reason == "stop") == backend._decoder.ends(rollout.completion_ids)
-
-
-def test_nothing_asked_gives_nothing(backend: TransformersBackend) -> None:
-    assert list(flat(backend.generate([], SHORT))) == []
 
 
 def test_rollouts_are_yielded_batch_by_batch(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -83,7 +70,7 @@ def test_rollouts_are_yielded_batch_by_batch(folder: Path, monkeypatch: pytest.M
         RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
     ],
 )
-def test_out_of_memory_halves_the_batch_and_goes_on(
+def test_out_of_memory_halves_the_batch(
     backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch, error: Exception
 ) -> None:
     expected = {r.prompt_id: r.completion for r in flat(backend.generate(REQUESTS, SHORT))}
@@ -98,7 +85,7 @@ def test_a_containers_memory_limit_makes_the_batches_smaller(
 ) -> None:
     backend, limit = TransformersBackend(str(folder)), tmp_path / "memory.max"
     sizes = break_at(backend, monkeypatch, 10**6, RuntimeError())
-    monkeypatch.setattr(memory, "LIMIT_FILE", limit)
+    monkeypatch.setattr(loading, "LIMIT_FILE", limit)
     for text, num_batches in (("max\n", 1), (f"{2**40}\n", 1), ("1\n", len(REQUESTS))):
         limit.write_text(text)
         sizes.clear()
@@ -115,9 +102,7 @@ def test_one_prompt_out_of_memory_is_an_error_rollout(
     assert all("out of memory with a single prompt" in r.error for r in rollouts)
 
 
-def test_another_failure_is_not_taken_for_out_of_memory(
-    backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_other_failures_are_raised(backend: TransformersBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     break_at(backend, monkeypatch, 1, RuntimeError("shapes cannot be multiplied"))
     with pytest.raises(RuntimeError, match="shapes"):
         list(flat(backend.generate(REQUESTS, SHORT)))
@@ -131,7 +116,7 @@ def test_a_prompt_beyond_the_models_length_is_an_error_and_never_cut(backend: Tr
     assert rollouts[REQUESTS[0].prompt.prompt_id].finish_reason != "error"
 
 
-def test_a_prompt_that_the_template_refuses_is_an_error_and_the_others_go_on(tmp_path: Path) -> None:
+def test_a_prompt_that_the_template_refuses_is_an_error(tmp_path: Path) -> None:
     refusing = "{%- if 'forbidden' in messages[0].content %}{{ raise_exception('not this') }}{%- endif %}\n"
     backend = TransformersBackend(str(tiny_qwen3(tmp_path, chat_template=refusing + models.PLAIN_TEMPLATE)))
     bad = Request(Prompt("a forbidden word", "harmful"))
@@ -140,16 +125,16 @@ def test_a_prompt_that_the_template_refuses_is_an_error_and_the_others_go_on(tmp
     assert rollouts[REQUESTS[0].prompt.prompt_id].finish_reason != "error"
 
 
-def test_samples_of_one_prompt_differ_and_come_back_with_the_seed(backend: TransformersBackend) -> None:
+def test_samples_of_one_prompt_differ_and_are_reproduced_by_the_seed(backend: TransformersBackend) -> None:
     requests = [Request(REQUESTS[0].prompt, None, index) for index in range(8)]
     sampling = Sampling(max_tokens=20, temperature=1.0)
 
-    def draw(seed: int) -> dict[int, tuple[int, ...]]:
+    def sample(seed: int) -> dict[int, tuple[int, ...]]:
         rollouts = flat(backend.generate(requests, Sampling(max_tokens=20, temperature=1.0, seed=seed)))
         return {r.sample_index: r.completion_ids for r in rollouts}
 
-    assert draw(sampling.seed) == draw(sampling.seed) != draw(1)
-    assert len(set(draw(0).values())) > 1
+    assert sample(sampling.seed) == sample(sampling.seed) != sample(1)
+    assert len(set(sample(0).values())) > 1
 
 
 def test_a_completion_that_starts_inside_a_think_block_says_so(tmp_path: Path) -> None:
@@ -193,7 +178,7 @@ def test_a_model_that_cannot_be_loaded_is_one_clear_line(tmp_path: Path) -> None
     assert "\n" not in str(caught.value)
 
 
-def test_loading_says_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_loading_prints_nothing(folder: Path, capfd: pytest.CaptureFixture[str]) -> None:
     list(flat(TransformersBackend(str(folder)).generate(REQUESTS[:2], SHORT)))
     assert capfd.readouterr() == ("", "")
 
@@ -210,3 +195,33 @@ def test_end_tokens_of_config_and_tokenizer_count() -> None:
 def test_max_tokens_below_one_is_refused(backend: TransformersBackend) -> None:
     with pytest.raises(ConfigError, match="max_tokens is 0, expected at least 1"):
         list(flat(backend.generate(REQUESTS, Sampling(max_tokens=0))))
+
+
+def test_a_completion_continues_its_prefill(folder: Path) -> None:
+    backend, prompt = TransformersBackend(str(folder)), Prompt("garden river", "benign")
+    for sampling in (TWELVE, Sampling(max_tokens=12, temperature=1.0)):
+        whole = next(flat(backend.generate([Request(prompt)], sampling)))
+        for length in (0, 1, 5):
+            request = Request(prompt, prefill=whole.completion_ids[:length])
+            rollout = next(flat(backend.generate([request], sampling)))
+            assert rollout.completion_ids == whole.completion_ids
+            assert rollout.num_generated == len(whole.completion_ids) - length
+            assert (rollout.rollout_id == whole.rollout_id) == (length == 0)
+
+
+def test_prefills_of_unequal_length_share_a_call(folder: Path) -> None:
+    backend = TransformersBackend(str(folder))
+    prompts = [Prompt(f"garden {index}", "benign") for index in range(4)]
+    requests = [Request(prompt, prefill=(7,) * (2 * index)) for index, prompt in enumerate(prompts)]
+    rollouts = {rollout.prompt_id: rollout for rollout in flat(backend.generate(requests, TWELVE))}
+    for request in requests:
+        rollout = rollouts[request.prompt.prompt_id]
+        assert rollout.completion_ids[: len(request.prefill)] == request.prefill
+        assert len(rollout.completion_ids) <= TWELVE.max_tokens
+
+
+def test_a_prefill_longer_than_a_completion_is_an_error(folder: Path) -> None:
+    request = Request(Prompt("garden", "benign"), prefill=(7,) * 13)
+    rollout = next(flat(TransformersBackend(str(folder)).generate([request], TWELVE)))
+    assert rollout.finish_reason == "error"
+    assert "13 tokens, but max_tokens is 12" in rollout.error

@@ -1,4 +1,4 @@
-"""Samples follow the distribution, the filters keep what they promise, and nothing depends on the batch."""
+"""Samples follow the distribution, the filters keep what they should, and nothing depends on the batch."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ def test_greedy_takes_the_likeliest_token() -> None:
     assert choose(LOGITS, torch.tensor([0]), 0).tolist() == [0]
 
 
-def test_draws_have_the_frequencies_of_the_distribution() -> None:
+def test_samples_have_the_frequencies_of_the_distribution() -> None:
     num = 4000
     choose = chooser(requests(num), Sampling(temperature=1.0, max_tokens=1), CPU)
     tokens = choose(LOGITS.expand(num, -1), torch.arange(num), 0)
@@ -36,31 +36,31 @@ def test_temperature_sharpens() -> None:
     assert set(choose(LOGITS.expand(num, -1), torch.arange(num), 0).tolist()) == {0}
 
 
-def test_a_draw_depends_on_its_own_request_alone() -> None:
+def test_a_sample_depends_on_its_own_request_alone() -> None:
     sampling = Sampling(temperature=1.0, max_tokens=3)
     many = requests(5)
     together = chooser(many, sampling, CPU)(LOGITS.expand(5, -1), torch.arange(5), 2).tolist()
-    alone = [chooser([one], sampling, CPU)(LOGITS, torch.tensor([0]), 2).item() for one in many]
+    alone = [chooser([request], sampling, CPU)(LOGITS, torch.tensor([0]), 2).item() for request in many]
     shrunk = chooser(many, sampling, CPU)(LOGITS.expand(2, -1), torch.tensor([4, 1]), 2).tolist()
     assert together == alone
     assert shrunk == [together[4], together[1]]
 
 
 @pytest.mark.parametrize(
-    "other",
+    "changed",
     [
         Request(Prompt("other", "benign")),
         Request(Prompt("same", "benign"), Context("Be good.")),
         Request(Prompt("same", "benign"), sample_index=1),
     ],
 )
-def test_other_requests_draw_other_tokens(other: Request) -> None:
+def test_different_requests_sample_different_tokens(changed: Request) -> None:
     flat = torch.zeros(1, 100_000)
     row = torch.tensor([0])
     sampling = Sampling(temperature=1.0, max_tokens=1)
     same = [chooser([Request(Prompt("same", "benign"))], sampling, CPU)(flat, row, 0).item() for _ in range(2)]
     assert same[0] == same[1]
-    assert chooser([other], sampling, CPU)(flat, row, 0).item() != same[0]
+    assert chooser([changed], sampling, CPU)(flat, row, 0).item() != same[0]
     reseeded = Sampling(temperature=1.0, max_tokens=1, seed=1)
     assert chooser([Request(Prompt("same", "benign"))], reseeded, CPU)(flat, row, 0).item() != same[0]
 
@@ -77,7 +77,7 @@ def test_other_requests_draw_other_tokens(other: Request) -> None:
         (3, 0.7, [0, 1]),
     ],
 )
-def test_filters_keep_the_smallest_set_that_they_promise(top_k: int, top_p: float, kept: list[int]) -> None:
+def test_filters_keep_the_smallest_sufficient_set(top_k: int, top_p: float, kept: list[int]) -> None:
     filtered = keep_likely(LOGITS, top_k, top_p)
     assert filtered.isfinite()[0].nonzero()[:, 0].tolist() == kept
 
@@ -87,7 +87,7 @@ def test_filters_keep_the_smallest_set_that_they_promise(top_k: int, top_p: floa
     weights=st.lists(st.floats(0, 1), min_size=1, max_size=20).filter(lambda weights: sum(weights) > 1e-3),
     uniform=st.one_of(st.floats(0, 1, exclude_max=True), st.just(1 - 2**-53)),
 )
-def test_a_token_of_probability_zero_is_never_drawn(weights: list[float], uniform: float) -> None:
+def test_a_token_of_probability_zero_is_never_sampled(weights: list[float], uniform: float) -> None:
     probabilities = torch.tensor([weights], dtype=torch.float64)
     probabilities = probabilities / probabilities.sum()
     token = inverse_cdf(probabilities, torch.tensor([uniform], dtype=torch.float64)).item()

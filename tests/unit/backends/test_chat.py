@@ -1,11 +1,11 @@
-"""Where a context goes in the chat, what the thinking switch does, and that hostile text stays text."""
+"""Where a context is placed in the chat, what the thinking switch does, and that hostile text stays text."""
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
 
-from flipsearch.backends.chat import Chat, Thinking
+from flipsearch.backends.chat import Chat, Thinking, lay_out
 from flipsearch.core.errors import BackendError, ConfigError
 from flipsearch.core.records import Context, Placement, Prompt, Request
 from tests import models
@@ -30,19 +30,21 @@ def text_of(chat: Chat, prompt: Prompt, context: Context | None = None) -> str:
         ("around", "First.\n\nHow do I boil an egg?\n\nSecond.", None),
     ],
 )
-def test_each_placement_puts_the_context_where_it_says(placement: Placement, user: str, system: str | None) -> None:
-    messages = CHAT.messages(EGG, Context("First.\n\nSecond.", placement))
+def test_each_placement_puts_the_context_where_its_name_says(
+    placement: Placement, user: str, system: str | None
+) -> None:
+    messages = lay_out(EGG, Context("First.\n\nSecond.", placement))
     expected = [{"role": "system", "content": system}] if system else []
     assert messages == [*expected, {"role": "user", "content": user}]
 
 
 def test_around_keeps_all_but_the_last_paragraph_in_front() -> None:
-    [message] = CHAT.messages(EGG, Context("One.\n\nTwo.\n\nThree.", "around"))
+    [message] = lay_out(EGG, Context("One.\n\nTwo.\n\nThree.", "around"))
     assert message["content"] == "One.\n\nTwo.\n\nHow do I boil an egg?\n\nThree."
 
 
 def test_around_puts_a_single_paragraph_on_both_sides() -> None:
-    [message] = CHAT.messages(EGG, Context("Be kind.\nBe brief.", "around"))
+    [message] = lay_out(EGG, Context("Be kind.\nBe brief.", "around"))
     assert message["content"] == "Be kind.\nBe brief.\n\nHow do I boil an egg?\n\nBe kind.\nBe brief."
 
 
@@ -52,12 +54,12 @@ def test_an_empty_context_is_the_baseline_to_the_token(placement: Placement, tex
     assert CHAT.encode(Request(EGG, Context(text, placement))) == CHAT.encode(Request(EGG))
 
 
-def test_the_tokenizer_says_nothing_of_a_long_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    tokenizer, said = tiny_tokenizer(), list[str]()
+def test_the_tokenizer_does_not_warn_of_a_long_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, warnings = tiny_tokenizer(), list[str]()
     tokenizer.model_max_length = 64
-    monkeypatch.setattr("transformers.tokenization_utils_base.logger.warning", lambda text, *_: said.append(text))
+    monkeypatch.setattr("transformers.tokenization_utils_base.logger.warning", lambda text, *_: warnings.append(text))
     assert len(Chat(tokenizer).encode(Request(EGG, Context("Be good. " * 99))).prompt_ids) > 64
-    assert said == []
+    assert warnings == []
 
 
 def test_harmless_text_is_encoded_as_the_template_renders_it() -> None:
@@ -67,13 +69,13 @@ def test_harmless_text_is_encoded_as_the_template_renders_it() -> None:
 
 
 @pytest.mark.parametrize("template", [models.NO_SYSTEM_TEMPLATE, models.DROPS_SYSTEM_TEMPLATE])
-def test_a_template_without_system_role_gets_the_context_before_the_prompt_and_says_so(template: str) -> None:
+def test_without_a_system_role_the_context_goes_before_the_prompt_and_a_note_says_so(template: str) -> None:
     chat = Chat(tiny_tokenizer(template))
     assert "Be good.\n\nHow do I boil an egg?<|im_end|>" in text_of(chat, EGG, Context("Be good."))
     assert any("no system role" in note for note in chat.notes)
 
 
-def test_a_template_with_a_system_text_of_its_own_says_that_a_context_replaces_it() -> None:
+def test_a_template_with_a_system_text_of_its_own_notes_that_a_context_replaces_it() -> None:
     chat = Chat(tiny_tokenizer(models.DEFAULT_SYSTEM_TEMPLATE))
     assert "You are Tiny." in text_of(chat, EGG)
     assert "You are Tiny." not in text_of(chat, EGG, Context("Be good."))
@@ -152,7 +154,7 @@ def test_a_defused_control_token_stays_readable() -> None:
     assert "Say < |im_end|> now<|im_end|>" in text_of(CHAT, Prompt("Say <|im_end|> now", "harmful"))
 
 
-def test_control_tokens_that_a_tokenizer_puts_together_again_are_refused() -> None:
+def test_control_tokens_that_a_tokenizer_reassembles_are_refused() -> None:
     tokenizer = tiny_tokenizer()
     backend = tokenizer.backend_tokenizer
     backend.normalizer = normalizers.NFKC()

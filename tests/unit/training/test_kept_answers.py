@@ -1,19 +1,17 @@
-"""What the rivals learn from: answers that the judge keeps, in the student's own tokens."""
+"""What supervised methods learn from: answers that the judge keeps, in the student's own tokens."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from flipsearch.backends.chat import Chat
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.records import Context, Exchange, Label, Prompt, Request, Rollout, Sampling, Verdict
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
-from flipsearch.training.divergence import nll_sum
-from flipsearch.training.rows import end_id, kept_answers, own_rows, teacher_rows
+from flipsearch.training.answers import end_id, kept_answers, own_rows, teacher_rows
 from tests.models import R1_TEMPLATE, tiny_tokenizer
 
 HARM, ASK, OTHER = Prompt("steal", "harmful"), Prompt("bake", "benign"), Prompt("read", "benign")
@@ -22,7 +20,7 @@ REPLIES = {"steal": "no", "bake": "no", "read": "yes"}
 
 
 class Backend:
-    """Replies by a table; what it is asked under the context is kept."""
+    """Replies by a table and keeps the requests."""
 
     model_id, revision, notes = "model", None, ()
     seen: list[Request]
@@ -35,7 +33,7 @@ class Backend:
         for request in requests:
             context_id = request.context.context_id if request.context else None
             text = self.replies[request.prompt.text]
-            reason: Any = "length" if text == "pruned" else "stop"
+            reason: Any = "length" if text == "cut off" else "stop"
             yield [Rollout(request.prompt.prompt_id, context_id, "model", sampling, 0, text, (1, 2), 3, reason)]
 
 
@@ -46,9 +44,9 @@ class YesNo:
     LABELS = {"no": Label.SAFE, "?": Label.UNSCORED}  # noqa: RUF012
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
-        return [self._judge_one(one.completion) for one in exchanges]
+        return [self._verdict(exchange.completion) for exchange in exchanges]
 
-    def _judge_one(self, answer: str) -> Verdict:
+    def _verdict(self, answer: str) -> Verdict:
         label = self.LABELS.get(answer, Label.UNSAFE)
         if label is Label.UNSCORED:
             return Verdict(label)
@@ -59,8 +57,8 @@ def kept(folder: Path, replies: dict[str, str]) -> tuple[Backend, set[str]]:
     backend, judge = Backend(replies), YesNo()
     with Ledger(folder / "ledger.db") as ledger:
         runner = Runner(backend, judge, ledger, Sampling(8))  # type: ignore[arg-type]
-        found = kept_answers(runner, [HARM, ASK, OTHER], {HARM.prompt_id: CONTEXT})
-    return backend, {prompt.text for prompt, _ in found}
+        answers = kept_answers(runner, [HARM, ASK, OTHER], {HARM.prompt_id: CONTEXT})
+    return backend, {prompt.text for prompt, _ in answers}
 
 
 def test_safe_answers_to_harmful_and_no_refusals_of_benign_prompts_are_kept(tmp_path: Path) -> None:
@@ -70,7 +68,7 @@ def test_safe_answers_to_harmful_and_no_refusals_of_benign_prompts_are_kept(tmp_
     assert [request.context for request in backend.seen if request.prompt is not HARM] == [None, None]
 
 
-@pytest.mark.parametrize("reply", ["yes", "?", "pruned"])
+@pytest.mark.parametrize("reply", ["yes", "?", "cut off"])
 def test_unsafe_unscored_and_cut_answers_are_not_learnt(reply: str, tmp_path: Path) -> None:
     assert kept(tmp_path, REPLIES | {"steal": reply})[1] == {"read"}
 
@@ -131,16 +129,3 @@ def test_a_teacher_cannot_write_the_students_control_tokens() -> None:
     special = set(tokenizer.all_special_ids)
     assert not special & set(ids)
     assert tokenizer.convert_tokens_to_ids("<think>") in ids
-
-
-def test_the_loss_is_the_negative_log_likelihood() -> None:
-    torch.manual_seed(0)
-    hidden, head = torch.randn(5, 8, requires_grad=True), torch.randn(11, 8, requires_grad=True)
-    targets, weights = torch.tensor([1, 4, 0, 10, 3]), torch.tensor([1.0, 1, 1, 0, 1])
-    loss, _ = nll_sum(hidden, head, targets, weights)
-    expected = (torch.nn.functional.cross_entropy(hidden @ head.T, targets, reduction="none") * weights).sum()
-    torch.testing.assert_close(loss, expected)
-    for ours, theirs in zip(
-        torch.autograd.grad(loss, (hidden, head)), torch.autograd.grad(expected, (hidden, head)), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs)

@@ -1,4 +1,4 @@
-"""Content fills a template's slots and never speaks its language."""
+"""Content fills a template's slots and never writes the template's language."""
 
 import re
 import time
@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flipsearch.core.errors import PluginError
-from flipsearch.judging.guard.prompts import GuardTemplate
+from flipsearch.judging.guard_prompts import GuardTemplate
 
 TEXT = "<TOP>\n### A task:\nUser: {prompt}\nAgent: {answer}\n<END>\n---\nRules:\n- No harm.\nIs {other} it safe?\n"
 MARKERS, ROLES = ("<TOP>", "<END>"), ("User:", "Agent:")
@@ -26,13 +26,13 @@ def render(template: GuardTemplate, prompt: str, answer: str) -> str:
     return template.render({"prompt": prompt, "answer": answer}, lambda text: text)
 
 
-def test_slots_are_filled_as_they_stand_and_the_files_last_line_break_is_none_of_the_text(
+def test_slots_are_filled_literally_and_the_files_last_line_break_is_dropped(
     template: GuardTemplate,
 ) -> None:
     assert render(template, "How?", "So.\n") == TEXT.replace("{prompt}", "How?").replace("{answer}", "So.\n")[:-1]
 
 
-def test_the_name_of_a_slot_in_the_content_is_not_filled(template: GuardTemplate) -> None:
+def test_a_slot_in_the_content_is_not_filled(template: GuardTemplate) -> None:
     filled = render(template, "{answer} {prompt}", "{prompt} {{answer}} %s {0} {{ 7 * 7 }}")
     assert "User: {answer} {prompt}\nAgent: {prompt} {{answer}} %s {0} {{ 7 * 7 }}\n" in filled
 
@@ -68,7 +68,7 @@ def test_the_name_of_a_slot_in_the_content_is_not_filled(template: GuardTemplate
         ("Is it safe?", "Is it safe?"),
     ],
 )
-def test_markers_get_a_space_inside_and_roles_and_lines_do_where_a_line_begins(
+def test_markers_get_a_space_inside_anywhere_and_roles_and_lines_where_a_line_begins(
     template: GuardTemplate, text: str, shown: str
 ) -> None:
     assert f"\nAgent: {shown}\n<END>" in render(template, "x", text)
@@ -89,13 +89,13 @@ PARTS = [*"<>TOPENDAgent:- \n", "<TOP>", "<END>", "\nAgent:", "{answer}", "\n---
 @given(st.lists(st.sampled_from(PARTS), max_size=40))
 def test_no_content_spells_out_a_marker(template: GuardTemplate, parts: list[str]) -> None:
     filled = render(template, "".join(parts), "".join(parts[::-1]))
-    assert [len(re.findall(re.escape(one), filled, re.IGNORECASE)) for one in MARKERS] == [1, 1]
+    assert [len(re.findall(re.escape(marker), filled, re.IGNORECASE)) for marker in MARKERS] == [1, 1]
     assert len(re.findall(r"^[ \t]*(?:User|Agent):", filled, re.MULTILINE | re.IGNORECASE)) == 2
     for line in ("---$", "Rules:", r"- No harm\."):
         assert len(re.findall(rf"^[ \t]*{line}", filled, re.MULTILINE | re.IGNORECASE)) == 1
 
 
-def test_a_file_without_its_slots_is_no_template(tmp_path: Path) -> None:
+def test_a_file_without_its_slots_is_refused(tmp_path: Path) -> None:
     (tmp_path / "guard.txt").write_text("Is {prompt} safe?", encoding="utf-8")
     with pytest.raises(PluginError, match=r"guard\.txt' lacks the slot \{answer\}\."):
         GuardTemplate(tmp_path / "guard.txt")

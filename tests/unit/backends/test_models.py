@@ -1,4 +1,4 @@
-"""What is wrong with a model's files is said before anything is loaded, and its fingerprint follows its content."""
+"""What is wrong with a model's files is found before loading, and its fingerprint follows its content."""
 
 import json
 import shutil
@@ -9,8 +9,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from flipsearch.backends import model_files
-from flipsearch.backends.model_files import check, fingerprint, locate
+from flipsearch.backends import models
+from flipsearch.backends.models import check_source, fingerprint, locate
 from flipsearch.core.errors import BackendError
 from tests.models import tiny_qwen3
 
@@ -25,8 +25,8 @@ def folder(saved: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(saved, tmp_path / "model"))
 
 
-def test_a_whole_folder_passes_and_is_its_own_place(folder: Path) -> None:
-    check(str(folder))
+def test_a_complete_folder_passes(folder: Path) -> None:
+    check_source(str(folder))
     files = locate(str(folder))
     assert (files.folder, files.revision) == (folder, None)
 
@@ -39,64 +39,64 @@ def test_a_whole_folder_passes_and_is_its_own_place(folder: Path) -> None:
         ("model.safetensors", "no safetensors weights in .*it holds .*config.json"),
     ],
 )
-def test_a_missing_file_is_named_with_what_was_seen(folder: Path, missing: str, message: str) -> None:
+def test_a_missing_file_is_named_with_what_is_there(folder: Path, missing: str, message: str) -> None:
     (folder / missing).unlink()
     with pytest.raises(BackendError, match=message):
-        check(str(folder))
+        check_source(str(folder))
 
 
 def test_pickled_weights_are_refused(folder: Path) -> None:
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(BackendError, match="Pickled weights are not loaded"):
-        check(str(folder))
+        check_source(str(folder))
 
 
 def test_an_adapter_alone_is_refused_with_what_to_do(tmp_path: Path) -> None:
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(BackendError, match="merge it first"):
-        check(str(tmp_path))
+        check_source(str(tmp_path))
 
 
 def test_cut_weights_are_found_without_loading(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
     with pytest.raises(BackendError, match="not a whole safetensors file"):
-        check(str(folder))
+        check_source(str(folder))
 
 
-def test_a_pointer_in_place_of_weights_is_found(folder: Path) -> None:
+def test_a_git_lfs_pointer_is_found(folder: Path) -> None:
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
     with pytest.raises(BackendError, match="not a whole safetensors file"):
-        check(str(folder))
+        check_source(str(folder))
 
 
 def test_a_missing_shard_is_found(folder: Path) -> None:
     index = {"weight_map": {"a": "model.safetensors", "b": "model-00002-of-00002.safetensors"}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     with pytest.raises(BackendError, match=r"model-00002-of-00002.safetensors' is missing"):
-        check(str(folder))
+        check_source(str(folder))
 
 
 @pytest.mark.parametrize(("config", "message"), [("{", "cannot be read as JSON"), ("[]", "holds a JSON list")])
 def test_a_broken_config_is_found(folder: Path, config: str, message: str) -> None:
     (folder / "config.json").write_text(config)
     with pytest.raises(BackendError, match=message):
-        check(str(folder))
+        check_source(str(folder))
 
 
 def test_a_name_that_is_neither_folder_nor_hub_id_is_refused() -> None:
     with pytest.raises(BackendError, match=r"unknown model 'qwen': .*org/name\[@revision\]"):
-        check("qwen")
+        check_source("qwen")
 
 
 def test_a_file_is_not_a_model(folder: Path) -> None:
     with pytest.raises(BackendError, match="is a file; expected the model's folder"):
-        check(str(folder / "config.json"))
+        check_source(str(folder / "config.json"))
 
 
 @pytest.mark.parametrize("name", ["Qwen/Qwen3-0.6B", "Qwen/Qwen3-0.6B@main", "a_b/c.d@refs/pr/1"])
 def test_a_hub_id_passes_by_its_shape_without_network(name: str) -> None:
-    check(name)
+    check_source(name)
 
 
 @pytest.mark.parametrize("file", ["config.json", "tokenizer.json", "chat_template.jinja", "generation_config.json"])
@@ -119,15 +119,15 @@ def test_the_fingerprint_follows_one_bit_of_the_weights_and_not_the_readme(folde
 
 def test_a_hub_model_is_identified_by_its_commit(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     snapshot = Path(shutil.copytree(folder, tmp_path / "snapshots" / ("c" * 40)))
-    asked: dict[str, object] = {}
+    options_seen: dict[str, object] = {}
 
     def download(name: str, **options: object) -> str:
-        asked.update(options, name=name)
+        options_seen.update(options, name=name)
         return str(snapshot)
 
-    monkeypatch.setattr(model_files, "snapshot_download", download)
+    monkeypatch.setattr(models, "snapshot_download", download)
     files = locate("org/name@v1")
-    assert (asked["name"], asked["revision"]) == ("org/name", "v1")
+    assert (options_seen["name"], options_seen["revision"]) == ("org/name", "v1")
     assert (files.folder, files.revision) == (snapshot, "c" * 40)
     assert "c" * 40 in files.fingerprint
 
@@ -141,20 +141,20 @@ def test_a_hub_model_is_identified_by_its_commit(folder: Path, monkeypatch: pyte
         ("LocalEntryNotFoundError", "hub cannot be reached"),
     ],
 )
-def test_what_the_hub_says_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, error: str, message: str) -> None:
+def test_an_error_of_the_hub_is_one_clear_line(monkeypatch: pytest.MonkeyPatch, error: str, message: str) -> None:
     kind = getattr(huggingface_hub.errors, error)
 
     def download(*_: object, **__: object) -> str:
         raise kind.__new__(kind)
 
-    monkeypatch.setattr(model_files, "snapshot_download", download)
+    monkeypatch.setattr(models, "snapshot_download", download)
     with pytest.raises(BackendError, match=message):
         locate("org/name@v1")
 
 
 def test_checking_imports_no_torch(folder: Path) -> None:
     code = (
-        "import sys; from flipsearch.backends.model_files import check; check(sys.argv[1]); "
+        "import sys; from flipsearch.backends.models import check_source; check_source(sys.argv[1]); "
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(folder)], check=False).returncode == 0

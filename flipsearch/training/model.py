@@ -1,0 +1,148 @@
+"""The model that is trained, as student and as frozen teacher, split into decoder and head.
+
+Logits are made for a few positions at a time (divergence.py), so the model has to be a decoder whose last hidden states
+times the output embeddings are the logits: Qwen, Llama, Mistral, Phi and their kin. `check_head` refuses models that
+cap, scale or bias their logits. Knows no method and no loss.
+"""
+
+import copy
+import importlib
+import json
+import math
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import linear
+from transformers import PreTrainedModel
+
+from flipsearch.backends.base import make_backend
+from flipsearch.backends.loading import choose_device, choose_dtype, make_savable, memory_bytes
+from flipsearch.backends.models import locate, model_source
+from flipsearch.backends.transformers import TransformersBackend
+from flipsearch.config import TrainConfig
+from flipsearch.core.errors import TrainingError
+from flipsearch.training.plan import TrainPlan
+from flipsearch.training.processes import init_process_group, is_sharded, num_processes
+from flipsearch.training.rows import TokenLayout, check_fits
+
+AsTeacher = Callable[[], AbstractContextManager[Any]]
+"""Opens a block in which the frozen teacher can be run: a copy, or the student with its adapters off."""
+WEIGHT_BYTES = 4
+FULL_BYTES = WEIGHT_BYTES + 4 + 4 + 4
+"""A trained parameter: the weight, its gradient and AdamW's two moments, in float32."""
+PROBE_IDS = (1, 2, 3, 4, 5)
+TOLERANCE = 1e-2
+"""Of the largest logit: heads in half precision round, caps and scales do far more."""
+
+
+def load_student(plan: TrainPlan) -> TransformersBackend:
+    """Return the model of a plan, loaded once it is known to fit into memory, and checked: it can be trained here.
+
+    Of several processes each loads it, and meets the others first. Raises TrainingError or BackendError.
+    """
+    config = plan.config
+    device = choose_device(config.device)
+    init_process_group(on_cpu=device.type == "cpu")
+    check_memory(locate(model_source(config.model)).folder, config, device, choose_dtype(config.dtype, device))
+    backend = make_backend(config)
+    assert isinstance(backend, TransformersBackend)  # by plan
+    check_head(backend.model)
+    backend.notes += make_savable(backend.model)
+    for context in plan.contexts:
+        by_kind = {"harmful": context, "benign": plan.benign_context}
+        routes = {prompt.prompt_id: c for prompt in plan.prompts if (c := by_kind[prompt.kind])}
+        check_fits(backend.chat, plan.prompts, routes, config.sampling().max_tokens, backend.max_positions)
+    return backend
+
+
+def check_memory(folder: Path, config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None:
+    """Raise TrainingError if weights, gradients, optimizer and teacher alone cannot fit; rollouts need more."""
+    if config.lora:  # the teacher is the model without its adapters
+        bytes_per_parameter: float = dtype.itemsize
+    elif is_sharded():  # the student is whole twice: in float32 before it is sharded, and beside its shard in rollouts
+        sharded = FULL_BYTES / num_processes() + dtype.itemsize
+        bytes_per_parameter = dtype.itemsize + max(WEIGHT_BYTES, sharded)
+    else:
+        bytes_per_parameter = dtype.itemsize + FULL_BYTES
+    num_parameters = count_parameters(folder)
+    needed = num_parameters * bytes_per_parameter
+    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_bytes()
+    if needed > available:
+        todo = "take a smaller model" if config.lora else "give --lora 16, or take a smaller model"
+        raise TrainingError(
+            f"training '{config.model}' ({num_parameters / 1e9:.2f} B parameters) takes {needed / 2**30:.1f} GiB for "
+            f"weights, gradients, AdamW and teacher, but {device} has {available / 2**30:.1f} GiB; {todo}."
+        )
+
+
+def count_parameters(folder: Path) -> int:
+    """Return the number of values in a folder's safetensors files, from their headers alone."""
+    num_parameters = 0
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        num_parameters += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+    return num_parameters
+
+
+def check_head(model: Any) -> None:
+    """Raise TrainingError unless the model's logits are its last hidden states times its output embeddings."""
+    ids = torch.tensor([PROBE_IDS], device=model.device)
+    with torch.no_grad():
+        logits = unwrap(model)(input_ids=ids, use_cache=False).logits[0].float()
+        hidden = unwrap(model).get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
+        expected = linear(hidden, head_of(model)).float()
+    if (logits - expected).abs().max() > TOLERANCE * logits.abs().max():
+        name = type(unwrap(model)).__name__
+        raise TrainingError(f"{name} caps, scales or biases its logits: the training module does not know such heads.")
+
+
+def student_and_teacher(model: PreTrainedModel, lora: int, *, with_teacher: bool) -> tuple[Any, AsTeacher]:
+    """Return the model made trainable, and what gives its frozen initial copy.
+
+    Without `lora` the student's weights are float32 and the copy keeps their precision; with it (a rank) only adapters
+    are trained, and the teacher is the same model with adapters off, in eval mode. No copy is made without
+    `with_teacher`.
+    """
+    if not lora:
+        teacher = copy.deepcopy(model).requires_grad_(False).eval() if with_teacher else None
+        student: Any = model.float()
+        return student.requires_grad_(True), lambda: nullcontext(teacher)
+    peft = importlib.import_module("peft")  # an extra: the plan has checked that it is there
+    options = peft.LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(model, options)
+
+    @contextmanager
+    def without_adapters() -> Iterator[Any]:
+        was_training = adapted.training
+        adapted.eval()
+        try:
+            with adapted.disable_adapter():
+                yield adapted
+        finally:
+            adapted.train(was_training)
+
+    return adapted, without_adapters
+
+
+def head_of(model: Any) -> Tensor:
+    """Return the output embeddings (V, H)."""
+    weight: Tensor = unwrap(model).get_output_embeddings().weight
+    return weight
+
+
+def completion_hidden(model: Any, layout: TokenLayout) -> Tensor:
+    """Return the hidden states (N, H) that predict the completion tokens of a batch."""
+    decoder = unwrap(model).get_decoder()
+    hidden: Tensor = decoder(input_ids=layout.ids, attention_mask=layout.mask, use_cache=False).last_hidden_state
+    return hidden.flatten(0, 1)[layout.predicts]  # (B, T, H) -> (N, H)
+
+
+def unwrap(model: Any) -> PreTrainedModel:
+    """Return the transformers model inside adapters, or the model itself."""
+    inner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
+    return inner

@@ -1,0 +1,256 @@
+"""What all methods share: transformers' training loop over completions, one per prompt and step.
+
+A method subclasses `CompletionTrainer` and says where the completions come from (`rows`) and what their tokens cost
+(`loss_of`). The loop normalises the loss by the completion tokens of the whole step, over micro-batches and processes,
+so how a step is divided changes rounding alone. transformers.Trainer does the rest: accumulation, precision, clipping,
+schedule, processes, states and resuming.
+
+Letters in shapes: B rows, T padded tokens of prompt and completion, N completion tokens of a batch, V vocabulary,
+H hidden width.
+"""
+
+import functools
+import itertools
+import json
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import Sampler
+from transformers import Trainer, TrainingArguments
+
+from flipsearch.config import TrainConfig
+from flipsearch.core.errors import TrainingError
+from flipsearch.core.files import write_text
+from flipsearch.core.records import Prompt
+from flipsearch.training.divergence import PerToken
+from flipsearch.training.log import StepStats
+from flipsearch.training.model import AsTeacher, completion_hidden, head_of
+from flipsearch.training.plan import TrainPlan
+from flipsearch.training.processes import is_main_process, num_processes
+from flipsearch.training.rows import Routes, TokenLayout, TrainingRow, lay_out
+
+FAILED_BATCH = "failed_batch.json"
+NUM_SAVES = 5
+MOST_ROWS = {True: 32, False: 1}
+"""Rows per backward pass on a CPU and on anything else, where the user leaves it open: a GPU's memory is scarce."""
+TokenLoss = Callable[[Tensor, Tensor], tuple[Tensor, PerToken]]
+"""(hidden states (N, H), head (V, H)) -> the sum of the loss over the tokens, and the values per token."""
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingJob:
+    """What a method makes its trainer from."""
+
+    model: Any
+    """The student, with its adapters, if it has any."""
+    as_teacher: AsTeacher
+    """Opens a block in which the frozen teacher can be run; not for supervised methods."""
+    tokenizer: Any
+    prompts: tuple[Prompt, ...]
+    """One completion each per epoch."""
+    routes: Routes
+    """Prompt id -> the context of its label."""
+    arguments: TrainingArguments
+    answers: Mapping[str, TrainingRow] = field(default_factory=dict)
+    """Prompt id -> the row of its kept answer, for supervised methods."""
+
+
+MakeTrainer = Callable[[TrainingJob, TrainConfig], "CompletionTrainer"]
+
+
+@dataclass(frozen=True, slots=True)
+class TrainingBatch:
+    """A micro-batch of rows."""
+
+    rows: Sequence[TrainingRow]
+    student: TokenLayout
+    """The rows without a context."""
+    targets: Tensor
+    """(N,) completion ids, row by row."""
+    weights: Tensor
+    """(N,) what each token counts."""
+
+
+class CompletionTrainer(Trainer):
+    """Base of the methods' trainers.
+
+    Raises TrainingError for a loss that is not finite, with the batch saved beside the states.
+    """
+
+    horizon: int | None = None
+    """Only the first so many tokens of a completion count; None: all."""
+
+    def __init__(self, job: TrainingJob) -> None:
+        super().__init__(
+            model=_with_token_loss(job.model),
+            args=job.arguments,
+            train_dataset=list(range(len(job.prompts))),
+            data_collator=list,  # type: ignore[arg-type]
+        )
+        # The loss below is the step's own mean already: transformers must not divide it once more.
+        self.loss_is_scaled_for_ga, self.model_accepts_loss_kwargs = True, False
+        self.job, self.stats = job, StepStats()
+
+    def rows(self, prompts: Sequence[Prompt]) -> list[TrainingRow]:
+        """Return the completions that this step learns from, one per prompt, in order."""
+        raise NotImplementedError
+
+    def loss_of(self, batch: TrainingBatch) -> TokenLoss:
+        """Return the batch's loss as a function of the student's hidden states and head."""
+        raise NotImplementedError
+
+    def get_batch_samples(
+        self, epoch_iterator: Iterator[list[int]], num_batches: int, device: torch.device
+    ) -> tuple[list[Any], Any]:
+        """Return the micro-batches of a step, their rows made together, and their number of tokens over all processes.
+
+        Rows of similar length share a micro-batch: little padding. Their order within a step changes rounding alone.
+        """
+        micro_batches = list(itertools.islice(epoch_iterator, num_batches))
+        start = time.monotonic()
+        rows = self.rows([self.job.prompts[index] for indices in micro_batches for index in indices])
+        self.stats.rollout_s += time.monotonic() - start
+        for row in rows:
+            self.stats.add_row(row, self.job.routes.get(row.prompt.prompt_id))
+        remaining = iter(sorted(rows, key=lambda row: len(row.teacher_ids) + len(row.completion_ids)))
+        batches = [self.collate(list(itertools.islice(remaining, len(indices)))) for indices in micro_batches]
+        num_tokens = torch.tensor(sum(float(batch.weights.sum()) for batch in batches), device=device)
+        return [{"batch": batch} for batch in batches], self.accelerator.reduce(num_tokens, "sum")
+
+    def collate(self, rows: Sequence[TrainingRow]) -> TrainingBatch:
+        """Return rows as a batch."""
+        completions = [row.completion_ids for row in rows]
+        targets = torch.tensor([id for ids in completions for id in ids], dtype=torch.long)
+        horizon = math.inf if self.horizon is None else self.horizon
+        weights = torch.tensor([float(t < horizon) for ids in completions for t in range(len(ids))])
+        return TrainingBatch(rows, lay_out([row.student_ids for row in rows], completions), targets, weights)
+
+    def compute_loss(
+        self, model: Any, inputs: dict[str, Any], return_outputs: bool = False, num_items_in_batch: Any = None
+    ) -> Any:
+        """Return the part of the step's mean loss per token that this micro-batch holds."""
+        batch: TrainingBatch = inputs["batch"]
+        to = self.args.device
+        batch = TrainingBatch(batch.rows, batch.student.to(to), batch.targets.to(to), batch.weights.to(to))
+        loss, *per_token = model(token_loss=self.loss_of(batch), layout=batch.student)
+        if not math.isfinite(loss.item()):
+            self._stop(loss.item(), batch)
+        self.stats.add_tokens(batch.rows, PerToken(*per_token))
+        # The processes' gradients are averaged, and the tokens were counted over all of them.
+        loss = loss / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
+        return (loss, None) if return_outputs else loss
+
+    def floating_point_ops(self, inputs: dict[str, Any]) -> int:
+        """Return 0: transformers would count from fields that our batches do not have."""
+        return 0
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> "WholeSteps":
+        size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * num_processes()
+        return WholeSteps(len(self.job.prompts), size, self.args.data_seed or 0)
+
+    def _stop(self, loss: float, batch: TrainingBatch) -> None:
+        """Save the batch and raise TrainingError with the step."""
+        own_name = FAILED_BATCH if is_main_process() else f"{self.args.process_index}_{FAILED_BATCH}"
+        path = Path(str(self.args.output_dir)) / own_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        rows = [asdict(row) for row in batch.rows]
+        write_text(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n", TrainingError)
+        raise TrainingError(
+            f"the loss is {loss} at step {self.state.global_step}; the batch is saved in '{path}'. "
+            "Lower the learning rate."
+        )
+
+
+class WholeSteps(Sampler[int]):
+    """Indices of prompts in a new order every epoch, as many as fill whole steps.
+
+    How a step is divided into micro-batches and processes cannot change what it holds.
+    """
+
+    def __init__(self, num_prompts: int, step_size: int, seed: int) -> None:
+        self.num_prompts, self.seed, self.epoch = num_prompts, seed, 0
+        self.length = num_prompts // step_size * step_size
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order; the training loop calls it."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __iter__(self) -> Iterator[int]:
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + self.epoch)
+        yield from torch.randperm(self.num_prompts, generator=generator)[: self.length].tolist()
+
+
+def _with_token_loss(model: Any) -> Any:
+    """Let the model's forward take a loss of its hidden states too, so that DDP and FSDP see one forward per step."""
+    usual = model.forward
+
+    @functools.wraps(usual)
+    def forward(
+        *args: Any, token_loss: TokenLoss | None = None, layout: TokenLayout | None = None, **options: Any
+    ) -> Any:
+        if token_loss is None or layout is None:
+            return usual(*args, **options)
+        hidden, head = completion_hidden(model, layout), head_of(model)
+        device = hidden.device.type
+        if torch.is_autocast_enabled(device):  # weights are kept in float32, and multiplied in autocast's precision
+            dtype = torch.get_autocast_dtype(device)
+            hidden, head = hidden.to(dtype), head.to(dtype)
+        # The loss chooses its precisions itself: autocast would round its logits.
+        with torch.autocast(device, enabled=False):
+            loss, per_token = token_loss(hidden, head)
+        return loss, *per_token
+
+    model.forward = forward
+    return model
+
+
+def trainer_arguments(
+    plan: TrainPlan, folder: Path, device: torch.device, dtype: torch.dtype, num_prompts: int
+) -> TrainingArguments:
+    """Return the arguments of a training on those `num_prompts` of the plan's prompts that are left."""
+    config = plan.config
+    # Fewer prompts may be left than a step was to hold: processes and micro-batches have to divide what is left.
+    size = min(config.train_batch_size or num_prompts, num_prompts) // num_processes()  # of each process
+    if size == 0:
+        raise TrainingError(f"{num_prompts} prompts are left for {num_processes()} processes; start fewer.")
+    most = min(size, config.micro_batch_size or MOST_ROWS[device.type == "cpu"])
+    rows = next(rows for rows in range(most, 0, -1) if size % rows == 0)
+    save_steps = math.ceil(plan.num_steps / NUM_SAVES) if config.save_steps is None else config.save_steps
+    arguments = TrainingArguments(
+        output_dir=str(folder),
+        max_steps=plan.num_steps,
+        per_device_train_batch_size=rows,
+        gradient_accumulation_steps=size // rows,
+        dataloader_drop_last=True,
+        dataloader_pin_memory=False,
+        learning_rate=config.learning_rate or 0.0,
+        lr_scheduler_type="cosine",
+        warmup_steps=round(config.warmup_share * plan.num_steps),
+        weight_decay=config.weight_decay,
+        max_grad_norm=config.max_grad_norm,
+        gradient_checkpointing=config.gradient_checkpointing,
+        bf16=dtype is torch.bfloat16,
+        ddp_find_unused_parameters=False,
+        use_cpu=device.type == "cpu",
+        seed=config.seed,
+        data_seed=config.seed,
+        logging_steps=1,
+        save_strategy="steps" if save_steps else "no",
+        save_steps=max(1, save_steps),
+        save_total_limit=1,
+        report_to=list(config.report_to),
+        disable_tqdm=True,
+        remove_unused_columns=False,
+    )
+    if arguments.n_gpu > 1:  # one process has one GPU: the library would split the batch over threads
+        arguments._n_gpu = 1
+    return arguments

@@ -1,0 +1,56 @@
+"""The model that is trained: whether it fits into memory, and its teacher under adapters."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from flipsearch.config import TrainConfig
+from flipsearch.core.errors import TrainingError
+from flipsearch.training import model as module
+from flipsearch.training.model import check_memory, completion_hidden, count_parameters, student_and_teacher
+from flipsearch.training.rows import lay_out
+from tests.models import tiny_qwen3
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny_qwen3(tmp_path_factory.mktemp("model"))
+
+
+def test_parameters_are_counted_from_the_headers(folder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(folder)
+    assert count_parameters(folder) == sum(p.numel() for p in model.parameters())
+
+
+def test_what_cannot_fit_is_refused_before_the_model_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    config, cpu = TrainConfig(model="mine", context=("x",)), torch.device("cpu")
+    num = count_parameters(folder)
+    monkeypatch.setattr(module, "memory_bytes", lambda: 20 * num)
+    check_memory(folder, config, cpu, torch.float32)
+    monkeypatch.setattr(module, "memory_bytes", lambda: 20 * num - 1)
+    with pytest.raises(TrainingError, match="--lora 16"):
+        check_memory(folder, config, cpu, torch.float32)
+    check_memory(folder, config.model_copy(update={"lora": 8}), cpu, torch.float32)
+
+
+def test_with_adapters_the_teacher_is_the_model_as_it_was(folder: Path) -> None:
+    base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    layout = lay_out([(5, 6, 7)], [(8, 9)])
+    before = completion_hidden(base, layout)
+    student, as_teacher = student_and_teacher(base, 4, with_teacher=True)
+    student.train()
+    with torch.no_grad():
+        for name, parameter in student.named_parameters():
+            if "lora_B" in name:
+                parameter.fill_(0.1)
+    assert not torch.allclose(completion_hidden(student, layout), before)
+    with as_teacher() as teacher:
+        assert not teacher.training
+        assert torch.equal(completion_hidden(teacher, layout), before)
+    assert student.training
+    assert {name.rpartition(".")[0].split(".")[-2] for name, p in student.named_parameters() if p.requires_grad} == {
+        "lora_A",
+        "lora_B",
+    }
