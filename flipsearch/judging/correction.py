@@ -40,12 +40,13 @@ def _corrected(study: Study, trial: Trial, unsafe: Agreement | None, labels: Seq
     """The trial with its numbers; without any where the last judge did not decide it, or where prompts have several
     draws: then a label is not one answer's.
     """
-    is_last = trial.confirm is not None or "num_contexts" not in study.settings
-    if not is_last or study.settings.get("samples", 1) > 1:
-        return replace(trial, corrected=None, risk_reduction=None)
+    if trial.confirmed is None:
+        return trial
+    if study.settings.get("samples", 1) > 1:
+        return trial.with_confirmed(corrected=None, risk_reduction=None)
     scored = [flip for flip in harmful_flips(trial) if Label.UNSCORED not in (flip.before, flip.after)]
     corrected = corrected_flip_rate(_pairs(scored), unsafe.sensitivity, unsafe.specificity) if unsafe else None
-    return replace(trial, corrected=corrected, risk_reduction=_risk_reduction(trial, scored, labels))
+    return trial.with_confirmed(corrected=corrected, risk_reduction=_risk_reduction(trial, scored, labels))
 
 
 def _pairs(flips: Sequence[Flip]) -> Pairs:

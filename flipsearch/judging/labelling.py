@@ -17,7 +17,7 @@ from pathlib import Path
 from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.core.errors import JudgeError, StudyError
-from flipsearch.core.records import Flip, Label, Measurement, Prompt, Rollout, Sampling, Verdict, rollout_id
+from flipsearch.core.records import Flip, Label, Prompt, Rollout, Sampling, Verdict, rollout_id
 from flipsearch.core.studies import Study, Trial
 from flipsearch.judging.answer import split_answer
 from flipsearch.judging.labels import HumanLabel, LabelledAnswer, Place
@@ -41,14 +41,9 @@ class StudyLabel:
         return self.place.prompt_id, self.place.context_id
 
 
-def last_measurement(trial: Trial) -> Measurement:
-    """Return what a trial's last number rests on: the confirm split, or what was scored."""
-    return trial.confirm or trial.search
-
-
 def harmful_flips(trial: Trial) -> list[Flip]:
     """Return the pairs of harmful prompts that a trial's last number rests on."""
-    return [flip for flip in last_measurement(trial).flips if flip.kind == "harmful"]
+    return [flip for flip in trial.final.flips if flip.kind == "harmful"]
 
 
 def study_labels(study: Study, rows: Iterable[LabelledAnswer]) -> list[StudyLabel]:
@@ -168,7 +163,7 @@ def draw_answers(
     if study.settings.get("samples", 1) > 1:
         raise StudyError(f"study '{study.name}' draws each prompt several times; labels are for studies with one draw.")
     trials = [trial for trial in study.trials if trial.role == "arm" and trial.state == "complete"]
-    trials = [trial for trial in trials if trial.confirm or "num_contexts" not in study.settings][:num_contexts]
+    trials = [trial for trial in trials if trial.confirmed][:num_contexts]
     if not trials:
         raise StudyError(f"study '{study.name}' has confirmed no context: there is nothing to label.")
     text_of = {prompt.prompt_id: prompt.text for prompt in prompts}

@@ -130,23 +130,26 @@ def test_net_is_paired_with_the_strongest_placebo() -> None:
 def test_finalists_are_compared_with_the_winner() -> None:
     study = study_of(config=CONFIG.model_copy(update={"num_finalists": 20}))
     winner = winner_of(study)
-    rivals = [trial for trial in study.trials if trial.behind is not None]
-    assert winner.behind is None
+    rivals = [trial for trial in study.trials if trial.confirmed and trial.confirmed.behind]
+    assert winner.confirmed is not None
+    assert winner.confirmed.behind is None
     assert winner.ties_winner is None
     assert winner.confirm is not None
     assert {trial.ties_winner for trial in rivals} == {True, False}
     for trial in rivals:
         assert trial.confirm is not None
-        assert trial.behind is not None
+        assert trial.confirmed is not None
+        behind = trial.confirmed.behind
+        assert behind is not None
         rates = winner.confirm.flip_rate.value, trial.confirm.flip_rate.value
         assert rates[0] is not None
         assert rates[1] is not None
-        assert trial.behind.value == pytest.approx(rates[0] - rates[1])
+        assert behind.value == pytest.approx(rates[0] - rates[1])
         # Adjusted over all rivals: never below the test of this pair alone.
         first, second = ([flip.flipped for flip in m.flips if flip.before == "unsafe"] for m in both(winner, trial))
         alone = paired_difference(first, second)
-        assert alone.p_value <= trial.behind.p_value <= min(1.0, len(rivals) * alone.p_value)
-        assert trial.ties_winner == (trial.behind.p_value >= 0.05)
+        assert alone.p_value <= behind.p_value <= min(1.0, len(rivals) * alone.p_value)
+        assert trial.ties_winner == (behind.p_value >= 0.05)
     assert winner.optimism == pytest.approx(
         (winner.search.flip_rate.value or 0) - (winner.confirm.flip_rate.value or 0)
     )
@@ -370,7 +373,7 @@ def test_poor_coverage_is_told() -> None:
     ("prompts", "judge", "says"),
     [
         ([p for p in PROMPTS if p.kind == "harmful"], RefusalJudge(), "There are no benign search prompts"),
-        (PROMPTS, RefusalJudge(tells_refusals=False), "The judge tells no refusals"),
+        (PROMPTS, RefusalJudge(tells_refusals=False), "The judge does not detect refusals"),
     ],
 )
 def test_a_cap_that_cannot_be_held_is_told(prompts: list[Prompt], judge: RefusalJudge, says: str) -> None:

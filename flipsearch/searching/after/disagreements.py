@@ -1,56 +1,57 @@
-"""Answers that judges see differently: one of them is wrong about each, and a reader can tell which."""
+"""Answers on which judges disagree: at least one judge is wrong about each, and a reader can see which."""
 
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
-from flipsearch.core.protocols import Judge
-from flipsearch.core.records import Label, Measurement, Prompt
-from flipsearch.core.studies import Disagreement, Trial
+from flipsearch.core.records import Label
+from flipsearch.core.studies import Disagreement
 from flipsearch.judging.answer import split_answer
 from flipsearch.judging.panel import ThoughtJudge
-from flipsearch.measuring.runner import Runner
 from flipsearch.searching.after.second_judges import names_of
+from flipsearch.searching.after.stage import CompletedSearch, Stage
+from flipsearch.searching.finalists import Confirmation
 
 MOST = 10
-"""Answers that are kept with their texts."""
+"""Number of answers that are kept with their texts."""
 
 
-def with_disagreements(
-    runner: Runner, judges: Sequence[Judge], prompts: Sequence[Prompt], trial: Trial, said: Mapping[str, Measurement]
-) -> Trial:
-    """Return a confirmed trial with the first MOST answers to harmful prompts on which a judge and the bench's differ.
+class DisagreementsStage(Stage):
+    """Keeps the first MOST of the winner's answers to harmful prompts that one judge calls safe and another unsafe."""
 
-    `said` is by a judge's identity. Judges of thoughts do not count, for they judge something else, and prompts with
-    several draws neither, as their label is not one answer's.
-    """
-    assert trial.confirm is not None
-    names = names_of([runner.judge, *judges])
-    others = {names[one.identity]: said[one.identity] for one in judges if not isinstance(one, ThoughtJudge)}
-    by_judge = {
-        names[runner.judge.identity]: _labels(trial.confirm),
-        **{name: _labels(one) for name, one in others.items()},
-    }
-    disputed = [
-        (flip.prompt_id, flip.rollout_ids[0])
-        for flip in trial.confirm.flips
-        if len(flip.rollout_ids) == 1 and _differ([labels.get(flip.prompt_id) for labels in by_judge.values()])
-    ][:MOST]
-    rollouts = runner.ledger.rollouts(rollout_id for _, rollout_id in disputed)
-    text_of = {prompt.prompt_id: prompt.text for prompt in prompts}
-    found = [
-        Disagreement(
-            text_of[id],
-            split_answer(rollouts[rollout_id].completion, rollouts[rollout_id].opens_thinking).answer or "",
-            {name: labels[id].value for name, labels in by_judge.items()},
-        )
-        for id, rollout_id in disputed
-    ]
-    return replace(trial, disagreements=tuple(found))
+    name = "disagreements"
 
+    def run(self, search: CompletedSearch, confirmation: Confirmation) -> Confirmation:
+        """Add the answers to the winner.
 
-def _labels(measured: Measurement) -> dict[str, Label]:
-    return {flip.prompt_id: flip.after for flip in measured.flips if flip.kind == "harmful"}
-
-
-def _differ(labels: Sequence[Label | None]) -> bool:
-    return {Label.SAFE, Label.UNSAFE} <= set(labels)
+        Judges of thoughts do not count, as they judge something else, nor do prompts with several samples, whose label
+        is not that of one answer.
+        """
+        winner, deciding = confirmation.winner, search.deciding
+        if winner is None:
+            return confirmation
+        names = names_of([deciding.judge, *search.other_judges])
+        thoughts = {judge.identity for judge in search.other_judges if isinstance(judge, ThoughtJudge)}
+        measured = {deciding.judge.identity: winner.final, **confirmation.winner_by_judge}
+        labels = {
+            names[identity]: {flip.prompt_id: flip.after for flip in measurement.flips if flip.kind == "harmful"}
+            for identity, measurement in measured.items()
+            if identity not in thoughts
+        }
+        answers = [
+            (flip.prompt_id, flip.rollout_ids[0])
+            for flip in winner.final.flips
+            if len(flip.rollout_ids) == 1
+            and {Label.SAFE, Label.UNSAFE} <= {of_judge.get(flip.prompt_id) for of_judge in labels.values()}
+        ][:MOST]
+        rollouts = deciding.ledger.rollouts(rollout_id for _, rollout_id in answers)
+        text_of = {prompt.prompt_id: prompt.text for prompt in confirmation.base.prompts}
+        disagreements = [
+            Disagreement(
+                text_of[id],
+                split_answer(rollouts[rollout_id].completion, rollouts[rollout_id].opens_thinking).answer or "",
+                {name: of_judge[id].value for name, of_judge in labels.items()},
+            )
+            for id, rollout_id in answers
+        ]
+        winner = winner.with_confirmed(disagreements=tuple(disagreements))
+        finalists = [winner if trial.number == winner.number else trial for trial in confirmation.finalists]
+        return replace(confirmation, finalists=tuple(finalists))

@@ -67,7 +67,7 @@ def test_doubtful_answers_are_likelier(study: Study, ledger: Ledger) -> None:
     judge, text = MistakenJudge(), {prompt.prompt_id: prompt for prompt in PROMPTS}
     doubt = {}
     for id in probability:
-        [base], flips = judge.judge([Exchange(text[id], "Here are the steps .")]), best_of(study).confirm
+        [base], flips = judge.judge([Exchange(text[id], "Here are the steps .")]), best_of(study).final
         assert flips is not None
         assert base.p_unsafe is not None
         doubt[id] = min(base.p_unsafe, 1 - base.p_unsafe)
@@ -123,7 +123,7 @@ def test_what_cannot_be_labelled_is_one_line(study: Study, ledger: Ledger) -> No
     with pytest.raises(StudyError, match="draws each prompt several times"):
         draw(several, ledger, 5)
     with pytest.raises(StudyError, match="has confirmed no context"):
-        draw(replace(study, trials=tuple(replace(trial, confirm=None) for trial in study.trials)), ledger, 5)
+        draw(replace(study, trials=tuple(replace(trial, confirmed=None) for trial in study.trials)), ledger, 5)
     with pytest.raises(
         StudyError, match="60 of 60 scored harmful prompts of study 'world' are no longer in its prompt"
     ):
@@ -183,7 +183,7 @@ def test_what_no_text_file_holds_is_marked(tmp_path: Path) -> None:
 
 def test_the_written_answer_is_judged_as_the_rollout_was(study: Study, ledger: Ledger, tmp_path: Path) -> None:
     write_labels(draw(study, ledger, 40), tmp_path / "l.csv")
-    judge, flips = MistakenJudge(), {flip.prompt_id: flip for flip in best_of(study).confirm.flips}  # type: ignore[union-attr]
+    judge, flips = MistakenJudge(), {flip.prompt_id: flip for flip in best_of(study).final.flips}
     for row in read_labels([str(tmp_path / "l.csv")]):
         assert row.place is not None
         flip = flips[row.place.prompt_id]
@@ -214,12 +214,12 @@ def row(
 def rollout_of(study: Study, prompt_id: str, context_id: str) -> str:
     if not context_id:
         return base_rollout_id(study, prompt_id)
-    flips = best_of(study).confirm.flips  # type: ignore[union-attr]
+    flips = best_of(study).final.flips
     return next(flip.rollout_ids[0] for flip in flips if flip.prompt_id == prompt_id)
 
 
 def test_labels_are_kept(study: Study, tmp_path: Path) -> None:
-    id = best_of(study).confirm.flips[0].prompt_id  # type: ignore[union-attr]
+    id = best_of(study).final.flips[0].prompt_id
     labels = study_labels(study, [row(study, id, "unsafe"), LabelledAnswer("p", "a", "safe", "another set")])
     assert [(one.place.prompt_id, one.label) for one in labels] == [(id, "unsafe")]
     assert load_labels(tmp_path) == []
@@ -236,7 +236,7 @@ def test_a_torn_file_of_labels_is_one_line(tmp_path: Path, torn: str) -> None:
 
 
 def test_answers_that_the_study_does_not_have_are_refused(study: Study) -> None:
-    id = best_of(study).confirm.flips[0].prompt_id  # type: ignore[union-attr]
+    id = best_of(study).final.flips[0].prompt_id
     renamed = replace(study, model_id="another model")  # the same prompts and contexts, and other answers
     for bad in (row(study, "another", "safe"), row(study, id, "safe", "another"), row(renamed, id, "safe")):
         with pytest.raises(JudgeError, match=r"that study 'world' does not have; is it another study of that name\?"):
@@ -244,7 +244,7 @@ def test_answers_that_the_study_does_not_have_are_refused(study: Study) -> None:
 
 
 def test_labels_that_contradict_each_other_are_refused(study: Study) -> None:
-    id = best_of(study).confirm.flips[0].prompt_id  # type: ignore[union-attr]
+    id = best_of(study).final.flips[0].prompt_id
     with pytest.raises(JudgeError, match="is labelled both safe and unsafe; settle it"):
         study_labels(study, [row(study, id, "safe"), row(study, id, None), row(study, id, "unsafe")])
     same = study_labels(study, [row(study, id, "safe", chance=0.2), row(study, id, "safe", chance=0.6)])
