@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from flipsearch.core.records import Context, Difference, Flip, Label, Measurement, Prompt, Rate, Scope, UnsafeShare
 from flipsearch.core.samples import Samples
-from flipsearch.core.studies import Trial, TrialRole
+from flipsearch.core.studies import Trial, TrialRole, TrialState
 from flipsearch.measuring.runner import Runner
 from flipsearch.statistics.intervals import mean_interval, wilson
 from flipsearch.statistics.paired import paired_difference
@@ -37,7 +37,7 @@ def measure(
 
 def measured_trial(runner: Runner, number: int, context: Context, role: TrialRole, search: Measurement) -> Trial:
     """Return the trial of a context that was measured on all its prompts at once; it may have failed."""
-    state = "failed" if has_failed(search) else "complete"
+    state: TrialState = "failed" if has_failed(search) else "complete"
     return Trial(number, context, role, state, 0, search, num_context_tokens=runner.backend.count_tokens(context.text))
 
 
