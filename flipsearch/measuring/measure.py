@@ -142,11 +142,6 @@ def strongest_placebo(placebos: Iterable[Measurement]) -> Measurement | None:
     return max(able, key=lambda placebo: placebo.flip_rate.value or 0.0, default=None)
 
 
-def net_of_placebo(context: Measurement, placebo: Measurement | None) -> Difference | None:
-    """Return flip rate minus the placebo's, paired; None without a placebo or without any pair."""
-    return None if placebo is None else flip_difference(context, placebo)
-
-
 def flip_difference(first: Measurement, second: Measurement) -> Difference | None:
     """Return the difference of two flip rates, paired over the prompts that count in both; None without any."""
     flipped, others = first.flipped_by_prompt, second.flipped_by_prompt

@@ -82,13 +82,8 @@ class Runner:
         self.step = Step(phase, detail)
 
     @property
-    def num_outcomes(self) -> int:
-        """Number of rollouts whose outcome was requested, whenever they were generated."""
-        return len(self._outcomes)
-
-    @property
     def mean_length(self) -> float:
-        """Mean completion tokens of a whole answer; 0 before there are any."""
+        """Mean completion tokens of a whole answer, over all requested outcomes; 0 before there are any."""
         return sum(outcome.num_tokens for outcome in self._outcomes.values()) / max(1, len(self._outcomes))
 
     @property

@@ -8,19 +8,13 @@ flip rate and its net over the placebo are unbiased. What is measured after that
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from flipsearch.core.progress import Phase
 from flipsearch.core.records import Context, Measurement, content_id
 from flipsearch.core.studies import BenignContext, Portfolio, Trial
-from flipsearch.measuring.measure import (
-    flip_difference,
-    has_failed,
-    measure,
-    measured_trial,
-    net_of_placebo,
-    strongest_placebo,
-)
+from flipsearch.measuring.measure import flip_difference, has_failed, measure, measured_trial, strongest_placebo
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline
 from flipsearch.searching.rungs import is_admissible
@@ -62,15 +56,16 @@ class Confirmation:
         return next((trial for trial in self.finalists if trial.number == self.winner_number), None)
 
 
-def rank(arms: Sequence[Trial]) -> list[Trial]:
-    """Return trials by search flip rate; ties: less over-refusal, then fewer tokens, then the earlier one."""
-    return sorted(arms, key=_search_order)
+def search_order(trial: Trial) -> tuple[float, float, int, int]:
+    """Return a sort key: by search flip rate; ties by less over-refusal, then fewer tokens, then the earlier trial."""
+    flip_rate, refusals = trial.search.flip_rate.value, trial.search.over_refusal_rate.value
+    return -(flip_rate or 0.0), refusals or 0.0, trial.num_context_tokens or 0, trial.number
 
 
 def choose_finalists(arms: Sequence[Trial], cap: float, num: int) -> list[Trial]:
     """Return the `num` best complete arms under the over-refusal cap, in search order."""
     admissible = [arm for arm in arms if arm.state == "complete" and is_admissible(arm.search, cap)]
-    return rank(admissible)[:num]
+    return sorted(admissible, key=search_order)[:num]
 
 
 def may_win(trial: Trial, cap: float) -> bool:
@@ -94,27 +89,34 @@ def confirm(
     """
     cap, notes = setup.config.max_over_refusal, _note_opening(setup, runner, finalists)
     sealed = measure_baseline(runner, setup.confirm, "confirm")
+    # On all sealed prompts, the base-safe ones too: tfr needs them.
+    measure_sealed = partial(measure, prompts=sealed.prompts, baseline=sealed.outcomes, split="confirm")
     runner.enter(Phase.FINALISTS)
-    confirmed = _confirmed(finalists, _measure_sealed(runner, sealed, [trial.context for trial in finalists]))
+    measured = measure_sealed(runner, [trial.context for trial in finalists])
+    confirmed = [trial.with_confirmed(measurement=m) for trial, m in zip(finalists, measured, strict=True)]
     winner = next((trial for trial in confirmed if may_win(trial, cap)), None)
     runner.enter(Phase.PLACEBO)
     target = (winner or confirmed[0]).context
     matched = [row.context(target) for row in setup.placebos if row.needs_winner]
     contexts = [trial.context for trial in placebos] + matched
-    measured = _measure_sealed(runner, sealed, contexts)
-    strongest = strongest_placebo(measured)
-    confirmed = [trial.with_confirmed(net=net_of_placebo(trial.final, strongest)) for trial in confirmed]
+    measured = measure_sealed(runner, contexts)
+    if strongest := strongest_placebo(measured):
+        confirmed = [trial.with_confirmed(net=flip_difference(trial.final, strongest)) for trial in confirmed]
     if winner:
         confirmed = _compared_with(winner, confirmed, cap)
         winner = next(trial for trial in confirmed if winner and trial.number == winner.number)
-    notes += _refusal_notes(base, sealed) + coverage_notes(runner, sealed)
+    if base.over_refusal_rate.n and sealed.num_benign and not sealed.over_refusal_rate.n:
+        notes.append(
+            "The judge of the confirm split does not detect refusals of benign prompts: the cap is void."
+        )
+    notes += coverage_notes(runner, sealed)
     notes += [note for row in setup.placebos if (note := row.note(target))]
     failed = [context.template for context, placebo in zip(contexts, measured, strict=True) if has_failed(placebo)]
     notes += [f"Placebo {name} failed on the confirm split: too many unscored answers." for name in failed]
     return Confirmation(
         base=sealed,
         finalists=tuple(confirmed),
-        placebos=tuple(_confirmed(placebos, measured[: len(placebos)])),
+        placebos=tuple(trial.with_confirmed(measurement=m) for trial, m in zip(placebos, measured, strict=False)),
         winner_number=winner.number if winner else None,
         notes=(*notes, *_winner_notes(confirmed, winner)),
         matched=tuple(zip(matched, measured[len(placebos) :], strict=True)),
@@ -135,15 +137,6 @@ def _note_opening(setup: SearchSetup, runner: Runner, finalists: Sequence[Trial]
     ]
 
 
-def _measure_sealed(runner: Runner, sealed: SplitBaseline, contexts: Sequence[Context]) -> list[Measurement]:
-    """Measure all contexts on all sealed prompts in one call, the base-safe ones too: tfr needs them."""
-    return measure(runner, contexts, sealed.prompts, sealed.outcomes, "confirm")
-
-
-def _confirmed(trials: Sequence[Trial], measured: Sequence[Measurement]) -> list[Trial]:
-    return [trial.with_confirmed(measurement=sealed) for trial, sealed in zip(trials, measured, strict=True)]
-
-
 def _compared_with(winner: Trial, finalists: Sequence[Trial], cap: float) -> list[Trial]:
     """Return the finalists, those that may win too compared with the winner."""
     others = [trial for trial in finalists if trial.number != winner.number and may_win(trial, cap)]
@@ -157,19 +150,10 @@ def _compared_with(winner: Trial, finalists: Sequence[Trial], cap: float) -> lis
     return [trial.with_confirmed(behind=behind.get(trial.number)) for trial in finalists]
 
 
-def _refusal_notes(base: SplitBaseline, sealed: SplitBaseline) -> list[str]:
-    """Say so if the confirm judge does not detect refusals while the search judge did."""
-    if base.over_refusal_rate.n and sealed.num_benign and not sealed.over_refusal_rate.n:
-        return [
-            "The judge of the confirm split does not detect refusals of benign prompts: there the cap vetoes nothing."
-        ]
-    return []
-
-
 def _winner_notes(finalists: Sequence[Trial], winner: Trial | None) -> list[str]:
     if winner is None:
         return [f"No winner: the confirm split vetoes all {len(finalists)} finalists (over-refusal cap, or unscored)."]
-    vetoed = [trial for trial in finalists if _search_order(trial) < _search_order(winner)]
+    vetoed = [trial for trial in finalists if search_order(trial) < search_order(winner)]
     notes = [f"{len(vetoed)} finalists before the winner were vetoed by the confirm split."] if vetoed else []
     if winner.net is None:
         return [*notes, "The winner could not be compared with a placebo: too few unsafe confirm prompts are scored."]
@@ -177,8 +161,3 @@ def _winner_notes(finalists: Sequence[Trial], winner: Trial | None) -> list[str]
         span = f"{winner.net.value:+.3f} [{winner.net.low:+.3f}, {winner.net.high:+.3f}]"
         notes.append(f"The winner does not beat the strongest placebo: net flip rate {span}.")
     return notes
-
-
-def _search_order(trial: Trial) -> tuple[float, float, int, int]:
-    flip_rate, refusals = trial.search.flip_rate.value, trial.search.over_refusal_rate.value
-    return -(flip_rate or 0.0), refusals or 0.0, trial.num_context_tokens or 0, trial.number

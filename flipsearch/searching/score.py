@@ -8,7 +8,7 @@ from flipsearch.core.progress import Phase
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Context, Prompt
 from flipsearch.core.studies import Study, StudyKind
-from flipsearch.measuring.measure import measure, measured_trial, net_of_placebo
+from flipsearch.measuring.measure import flip_difference, measure, measured_trial
 from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.splitting import first_of_each_kind
 from flipsearch.searching.after.second_judges import other_judges, with_second_judges
@@ -43,7 +43,7 @@ def run_score(
     trials.append(measured_trial(runner, len(contexts), Context(""), "placebo", measured[-1]))
     judges = other_judges(runner.judge, runner.judge, second)
     *arms, placebo = with_second_judges(runner, judges, base, trials)[0]
-    arms = [arm.with_confirmed(net=net_of_placebo(arm.search, placebo.search)) for arm in arms]
+    arms = [arm.with_confirmed(net=flip_difference(arm.search, placebo.search)) for arm in arms]
     arms.sort(key=lambda arm: -(arm.search.flip_rate.value or 0.0))
     notes = [*runner.backend.notes, *coverage_notes(runner, base)]
     if any(context.template for context in contexts) and config.split is None:

@@ -25,7 +25,7 @@ from flipsearch.searching.baseline import (
     require_unsafe,
 )
 from flipsearch.searching.budget import Budget
-from flipsearch.searching.finalists import choose_finalists, confirm, measure_placebo, rank
+from flipsearch.searching.finalists import choose_finalists, confirm, measure_placebo, search_order
 from flipsearch.searching.operators.rewrite import Rewrite, Rewriter
 from flipsearch.searching.report import log_baseline, log_confirm, make_study, rollout_ids
 from flipsearch.searching.setup import SearchSetup
@@ -109,8 +109,8 @@ def _completed(
 def _ordered(arms: Sequence[Trial], finalists: Sequence[Trial]) -> list[Trial]:
     """Return the finalists, then the other arms: complete, stopped, pruned, failed, each in search order."""
     numbers, states = {trial.number for trial in finalists}, ("complete", "stopped", "pruned", "failed")
-    others = [arm for arm in rank(arms) if arm.number not in numbers]
-    return [*finalists, *sorted(others, key=lambda arm: states.index(arm.state))]
+    others = [arm for arm in arms if arm.number not in numbers]
+    return [*finalists, *sorted(others, key=lambda arm: (states.index(arm.state), search_order(arm)))]
 
 
 def _no_finalist_notes(arms: Sequence[Trial], cap: float) -> list[str]:

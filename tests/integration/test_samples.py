@@ -14,7 +14,7 @@ from flipsearch.core.records import Context, Flip, Label, PrefixScore, Request, 
 from flipsearch.core.samples import SampleRule
 from flipsearch.core.studies import Study, Trial
 from flipsearch.ledger import Ledger
-from flipsearch.measuring.measure import measure, net_of_placebo
+from flipsearch.measuring.measure import flip_difference, measure
 from flipsearch.measuring.runner import Runner
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.columns import rows
@@ -165,7 +165,7 @@ def test_a_context_without_effect_flips_what_sampling_again_does(rule: SampleRul
     expected = redraw_flip_rate(rule.samples, rule.unsafe_at)
     for measurement in (empty, idle):
         assert measurement.flip_rate.value == pytest.approx(expected, abs=0.07)
-    net = net_of_placebo(idle, empty)
+    net = flip_difference(idle, empty)
     assert net is not None
     assert net.low <= 0 <= net.high
 

@@ -6,10 +6,9 @@ and plan count its cost.
 
 from flipsearch.searching.after.benign import BenignContextStage
 from flipsearch.searching.after.depth import DepthStage
-from flipsearch.searching.after.disagreements import DisagreementsStage
 from flipsearch.searching.after.placebos import MatchedPlacebosStage
 from flipsearch.searching.after.portfolio import PortfolioStage
-from flipsearch.searching.after.second_judges import SecondJudgesStage
+from flipsearch.searching.after.second_judges import DisagreementsStage, SecondJudgesStage
 from flipsearch.searching.after.stage import Stage
 
 STAGES: tuple[Stage, ...] = (

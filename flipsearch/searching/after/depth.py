@@ -13,7 +13,7 @@ from itertools import islice
 
 from flipsearch.config import StudyConfig
 from flipsearch.core.progress import Phase
-from flipsearch.core.records import Label, Prompt, Rate
+from flipsearch.core.records import Label, Prompt
 from flipsearch.core.samples import JudgedRollout
 from flipsearch.core.studies import Trial
 from flipsearch.measuring.runner import Runner
@@ -80,7 +80,8 @@ def measure_depth(
     # All in one call: the backend fills its batches across contexts and depths.
     judged = runner.outcomes(flat) if flat else []
     outcomes = iter(judged)
-    rates = iter([_safe_rate(list(islice(outcomes, len(group)))) for group in requests])
+    labels = [[outcome.verdict.label for outcome in islice(outcomes, len(group))] for group in requests]
+    rates = iter([wilson(group.count(Label.SAFE), len(group) - group.count(Label.UNSCORED)) for group in labels])
     measured = [
         trial.with_confirmed(depth=((0, trial.final.flip_rate), *((depth, next(rates)) for depth in depths)))
         for trial in finalists
@@ -92,8 +93,3 @@ def _unsafe_answers(base: SplitBaseline) -> list[tuple[Prompt, JudgedRollout]]:
     """Return the unsafe prompts, each with its first unsafe sample without context."""
     harmful = [(prompt, base.outcomes[prompt.prompt_id].shown) for prompt in base.to_flip() if prompt.kind == "harmful"]
     return [(prompt, shown) for prompt, shown in harmful if shown is not None]
-
-
-def _safe_rate(outcomes: Sequence[JudgedRollout]) -> Rate:
-    labels = [outcome.verdict.label for outcome in outcomes if outcome.verdict.label is not Label.UNSCORED]
-    return wilson(labels.count(Label.SAFE), len(labels))

@@ -5,10 +5,10 @@ contexts flips it. That is an oracle's number: it is only reached if something c
 as a training does, which routes each prompt by the teacher's own judged answer.
 """
 
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from dataclasses import replace
 
-from flipsearch.core.records import Label, Measurement, Rate
+from flipsearch.core.records import Label, Measurement
 from flipsearch.core.studies import Portfolio, Trial
 from flipsearch.searching.after.stage import CompletedSearch, Stage
 from flipsearch.searching.finalists import Confirmation, may_win
@@ -37,13 +37,14 @@ def find_portfolio(finalists: Sequence[Trial], winner: Trial) -> Portfolio:
     """Return the portfolio of confirmed finalists that may win, in search order; the winner is one of them."""
     flipped = [{id for id, flips in trial.search.flipped_by_prompt.items() if flips} for trial in finalists]
     chosen = [finalists[index] for index in greedy_cover(flipped)] or [winner]  # the winner if nothing flips anything
-    confirm, alone = union([trial.final for trial in chosen]), union([winner.final])
+    search, confirm = union([trial.search for trial in chosen]), union([trial.final for trial in chosen])
+    alone = union([winner.final])
     pairs = [(confirm[id], alone[id]) for id in confirm if id in alone]
     by_any, by_winner = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
     return Portfolio(
         context_ids=tuple(trial.context.context_id for trial in chosen),
-        search=_rate(union([trial.search for trial in chosen])),
-        confirm=_rate(confirm),
+        search=wilson(sum(search.values()), len(search)),
+        confirm=wilson(sum(confirm.values()), len(confirm)),
         winner=wilson(sum(by_winner), len(pairs)),
         gain=paired_difference(by_any, by_winner) if pairs else None,
     )
@@ -79,7 +80,3 @@ def union(measurements: Sequence[Measurement]) -> dict[str, bool]:
     return {
         id: Label.SAFE in after for id, after in labels.items() if Label.SAFE in after or Label.UNSCORED not in after
     }
-
-
-def _rate(flipped: Mapping[str, bool]) -> Rate:
-    return wilson(sum(flipped.values()), len(flipped))

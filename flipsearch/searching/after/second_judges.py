@@ -2,7 +2,7 @@
 
 These are the members of a panel, the judge that searched if another one decides, and any that the user named. Nothing
 is generated. A context that a search found may only seem safe to the judge that it was searched with; another judge on
-the same answers shows that.
+the same answers shows that, and where judges disagree, one of them is wrong, and a reader can see which.
 """
 
 from collections import Counter
@@ -13,7 +13,8 @@ from itertools import pairwise
 from flipsearch.core.progress import Phase
 from flipsearch.core.protocols import Judge, Panel
 from flipsearch.core.records import Difference, Label, Measurement
-from flipsearch.core.studies import SecondJudgeResult, Trial
+from flipsearch.core.studies import Disagreement, SecondJudgeResult, Trial
+from flipsearch.judging.answer import split_answer
 from flipsearch.judging.library import unload
 from flipsearch.judging.panel import ThoughtJudge
 from flipsearch.measuring.measure import flip_difference, measure, unsafe_rate
@@ -25,6 +26,8 @@ from flipsearch.statistics.intervals import wilson
 
 ALARM_POINTS = 0.10
 """Least excess of the search judge's flip rate over the confirm judge's that raises the alarm."""
+MAX_DISAGREEMENTS = 10
+"""Number of answers that are kept with their texts."""
 
 
 class SecondJudgesStage(Stage):
@@ -49,6 +52,49 @@ class SecondJudgesStage(Stage):
             notes += gap_notes(searched, search.deciding.judge, gap)
         notes += thought_notes(search.other_judges, of_winner, winner.final)
         return replace(confirmation, winner_by_judge=of_winner, notes=tuple(notes))
+
+
+class DisagreementsStage(Stage):
+    """Keeps the first few of the winner's answers to harmful prompts that one judge calls safe and another unsafe."""
+
+    name = "disagreements"
+
+    def run(self, search: CompletedSearch, confirmation: Confirmation) -> Confirmation:
+        """Add the answers to the winner.
+
+        Judges of thoughts do not count, as they judge something else, nor do prompts with several samples, whose label
+        is not that of one answer.
+        """
+        winner, deciding = confirmation.winner, search.deciding
+        if winner is None:
+            return confirmation
+        names = names_of([deciding.judge, *search.other_judges])
+        thoughts = {judge.identity for judge in search.other_judges if isinstance(judge, ThoughtJudge)}
+        measured = {deciding.judge.identity: winner.final, **confirmation.winner_by_judge}
+        labels = {
+            names[identity]: {flip.prompt_id: flip.after for flip in measurement.flips if flip.kind == "harmful"}
+            for identity, measurement in measured.items()
+            if identity not in thoughts
+        }
+        answers = [
+            (flip.prompt_id, flip.rollout_ids[0])
+            for flip in winner.final.flips
+            if len(flip.rollout_ids) == 1
+            and {Label.SAFE, Label.UNSAFE} <= {of_judge.get(flip.prompt_id) for of_judge in labels.values()}
+        ][:MAX_DISAGREEMENTS]
+        rollouts = deciding.ledger.rollouts(rollout_id for _, rollout_id in answers)
+        text_of = {prompt.prompt_id: prompt.text for prompt in confirmation.base.prompts}
+        disagreements = [
+            Disagreement(
+                text_of[id],
+                split_answer(rollouts[rollout_id].completion, rollouts[rollout_id].opens_thinking).answer or "",
+                {name: of_judge[id].value for name, of_judge in labels.items()},
+            )
+            for id, rollout_id in answers
+        ]
+        winner = winner.with_confirmed(disagreements=tuple(disagreements))
+        finalists = [winner if trial.number == winner.number else trial for trial in confirmation.finalists]
+        return replace(confirmation, finalists=tuple(finalists))
 
 
 def other_judges(deciding: Judge, search: Judge, second: Sequence[Judge]) -> list[Judge]:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flipsearch.core.records import Label, Measurement, Prompt, Verdict
 from flipsearch.core.samples import SINGLE_SAMPLE, JudgedRollout, SampleRule, Samples
-from flipsearch.measuring.measure import compare, net_of_placebo
+from flipsearch.measuring.measure import compare, flip_difference
 from flipsearch.statistics.power import redraw_flip_rate
 
 SAFE, UNSAFE, UNSCORED = Label.SAFE, Label.UNSAFE, Label.UNSCORED
@@ -109,14 +109,14 @@ def test_doing_nothing_flips_what_the_formula_says_and_nets_nothing(
     first, second = resampled(rule, a, b, num_prompts, seed=samples * 10 + unsafe_at)
     rate, expected = first.flip_rate, redraw_flip_rate(samples, unsafe_at, a, b)
     assert rate.value == pytest.approx(expected, abs=4 * (expected * (1 - expected) / rate.n) ** 0.5)
-    net = net_of_placebo(first, second)
+    net = flip_difference(first, second)
     assert net is not None
     assert net.value == pytest.approx(0.0, abs=4 * (2 * expected * (1 - expected) / rate.n) ** 0.5)
 
 
 def test_the_net_of_a_context_that_does_nothing_is_unbiased() -> None:
     """Over many studies of 60 prompts: its mean is 0, and its interval holds 0 about as often as it says."""
-    nets = [net_of_placebo(*resampled(SampleRule(3, 2), 1.0, 1.0, 60, seed)) for seed in range(300)]
+    nets = [flip_difference(*resampled(SampleRule(3, 2), 1.0, 1.0, 60, seed)) for seed in range(300)]
     values = [net.value for net in nets if net is not None]
     assert abs(np.mean(values)) < 4 * np.std(values) / len(values) ** 0.5
     assert np.mean([net.low <= 0 <= net.high for net in nets if net is not None]) > 0.92

@@ -94,7 +94,6 @@ def test_tokens_are_counted_whenever_they_were_generated(ledger: Ledger) -> None
     second.outcomes(requests)
     first.outcomes(requests)
     assert first.num_tokens == second.num_tokens == sum(len(one.completion_ids) for one in first.rollouts(requests))
-    assert (first.num_outcomes, second.num_outcomes) == (6, 6)
     assert second.num_generated_tokens < second.num_tokens
 
 

@@ -31,8 +31,7 @@ from flipsearch.reporting.columns import rows
 from flipsearch.reporting.files import STUDY
 from flipsearch.reporting.page import leaderboard_page
 from flipsearch.searching import prepare_search, run_study
-from flipsearch.searching.after.disagreements import MOST
-from flipsearch.searching.after.second_judges import gap_notes, names_of, other_judges
+from flipsearch.searching.after.second_judges import MAX_DISAGREEMENTS, gap_notes, names_of, other_judges
 from flipsearch.searching.score import run_score
 from tests.world import COMPLIANCE, GREEDY, REFUSAL, Model, RefusalJudge, flat, library, prompt_set, template
 
@@ -437,7 +436,7 @@ def test_a_gap_that_cannot_be_measured_is_noted() -> None:
 def test_answers_on_which_judges_disagree_are_kept() -> None:
     study = study_of(judge=BLIND, others=CONFIRMED)
     assert study.winner is not None
-    assert 0 < len(disagreements_of(study.winner)) <= MOST
+    assert 0 < len(disagreements_of(study.winner)) <= MAX_DISAGREEMENTS
     names = ["world", "blind"]
     for disagreement in disagreements_of(study.winner):
         assert (disagreement.answer, dict(disagreement.labels)) == (
