@@ -8,7 +8,7 @@ nothing in it depends on time or on what was cached. The one exception is a fail
 from collections.abc import Sequence
 from dataclasses import replace
 
-from flipsearch.core.protocols import Backend
+from flipsearch.core.protocols import Backend, Judge
 from flipsearch.core.studies import Study, StudyKind, Trial
 from flipsearch.judging.library import OtherJudges, unload
 from flipsearch.measuring.runner import Runner
@@ -60,37 +60,14 @@ def run_study(
     notes = [*runner.backend.notes, *coverage_notes(runner, base), *_refusal_notes(base), *headroom_notes]
     notes += [*searched.notes, *(writer.notes() if writer else [])]
     finalists = choose_finalists(arms, cap, setup.config.num_finalists)
-    if not finalists:
-        notes += _no_finalist_notes(arms, cap)
+    if finalists:
+        search = _completed(setup, runner, base, len(placebos) + len(arms), others)
+        study = _confirmed_study(search, arms, finalists, placebos, notes, others.confirm)
+    else:
         trials = [*_ordered(arms, []), *placebos]
+        notes += _no_finalist_notes(arms, cap)
         study = make_study(StudyKind.SEARCH, setup.config, runner, [base], trials, notes)
-        return replace(study, operators=searched.operators)
-    search = _completed(setup, runner, base, len(placebos) + len(arms), others)
-    log_confirm(runner, finalists)
-    confirmation = confirm(setup, search.deciding, base, finalists, placebos)
-    for stage in after.STAGES:
-        confirmation = stage.run(search, confirmation)
-    notes += [*confirmation.notes, *(getattr(others.confirm, "notes", ()) if others.confirm else ())]
-    winner = confirmation.winner
-    winner_first = sorted(confirmation.finalists, key=lambda trial: trial is not winner)
-    study = make_study(
-        StudyKind.SEARCH,
-        setup.config,
-        runner,
-        [base, confirmation.base],
-        [*_ordered(arms, winner_first), *confirmation.placebos],
-        notes,
-        winner,
-        others=confirmation.rollout_ids.union(*map(rollout_ids, search.prepared.values())),
-    )
-    return replace(
-        study,
-        operators=searched.operators,
-        portfolio=confirmation.portfolio,
-        benign=confirmation.benign,
-        measures=confirmation.measures,
-        confirm_judge_id=others.confirm.identity if others.confirm else "",
-    )
+    return replace(study, operators=searched.operators)
 
 
 def _completed(
@@ -104,6 +81,40 @@ def _completed(
         deciding = runner.with_judge(confirm_judge)
     second = other_judges(deciding.judge, runner.judge, others.second)
     return CompletedSearch(setup, runner, deciding, second, base, num_trials, prepared)
+
+
+def _confirmed_study(
+    search: CompletedSearch,
+    arms: Sequence[Trial],
+    finalists: Sequence[Trial],
+    placebos: Sequence[Trial],
+    notes: Sequence[str],
+    confirm_judge: Judge | None,
+) -> Study:
+    """Open the sealed split, run the stages after the search, and return the study."""
+    log_confirm(search.runner, finalists)
+    confirmation = confirm(search.setup, search.deciding, search.base, finalists, placebos)
+    for stage in after.STAGES:
+        confirmation = stage.run(search, confirmation)
+    winner = confirmation.winner
+    winner_first = sorted(confirmation.finalists, key=lambda trial: trial is not winner)
+    study = make_study(
+        StudyKind.SEARCH,
+        search.setup.config,
+        search.runner,
+        [search.base, confirmation.base],
+        [*_ordered(arms, winner_first), *confirmation.placebos],
+        [*notes, *confirmation.notes, *getattr(confirm_judge, "notes", ())],
+        winner,
+        others=confirmation.rollout_ids.union(*map(rollout_ids, search.prepared.values())),
+    )
+    return replace(
+        study,
+        portfolio=confirmation.portfolio,
+        benign=confirmation.benign,
+        measures=confirmation.measures,
+        confirm_judge_id=confirm_judge.identity if confirm_judge else "",
+    )
 
 
 def _ordered(arms: Sequence[Trial], finalists: Sequence[Trial]) -> list[Trial]:
