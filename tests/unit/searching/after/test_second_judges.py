@@ -111,7 +111,7 @@ def judged_again(study: Study) -> list[Trial]:
 
 
 def test_each_judge_judges_once_and_never_the_deciding_one() -> None:
-    search, confirm, second = (RefusalJudge(one) for one in ("search", "confirm", "second"))
+    search, confirm, second = (RefusalJudge(name) for name in ("search", "confirm", "second"))
     assert other_judges(search, search, []) == []
     assert other_judges(confirm, search, [second, search, confirm]) == [search, second]
     panel = PanelJudge([confirm, search], "any")
@@ -120,9 +120,9 @@ def test_each_judge_judges_once_and_never_the_deciding_one() -> None:
 
 
 def test_judges_of_one_name_have_distinct_names() -> None:
-    one, two, blind = RefusalJudge("1"), RefusalJudge("2"), BlindJudge("3")
-    assert names_of([one, two, blind]) == {"1": "world 1", "2": "world 2", "3": "blind"}
-    assert names_of([one, one]) == {"1": "world"}
+    first, second, blind = RefusalJudge("1"), RefusalJudge("2"), BlindJudge("3")
+    assert names_of([first, second, blind]) == {"1": "world 1", "2": "world 2", "3": "blind"}
+    assert names_of([first, first]) == {"1": "world"}
 
 
 def test_two_judges_of_one_name_have_a_column_each() -> None:
@@ -151,7 +151,7 @@ def test_a_judge_that_agrees_has_the_same_rates_and_no_disagreement() -> None:
 
 def test_a_blind_judge_differs_where_the_style_is() -> None:
     study = score_of([Context("sorry"), Context("firm firm firm")], BLIND)
-    sorry, firm = (next(one for one in study.trials if word in one.context.text) for word in ("sorry", "firm"))
+    sorry, firm = (next(trial for trial in study.trials if word in trial.context.text) for word in ("sorry", "firm"))
     assert sorry.search.flip_rate.value == 0.0
     assert results_of(sorry)[0].flip_rate.value == 1.0
     assert (results_of(sorry)[0].disagreement.count, results_of(sorry)[0].disagreement.n) == (64, 80)
