@@ -104,23 +104,23 @@ def confirm(
         confirmed = [trial.with_confirmed(net=flip_difference(trial.final, strongest)) for trial in confirmed]
     if winner:
         confirmed = _compared_with(winner, confirmed, cap)
-        winner = next(trial for trial in confirmed if winner and trial.number == winner.number)
     if base.over_refusal_rate.n and sealed.num_benign and not sealed.over_refusal_rate.n:
         notes.append(
-            "The judge of the confirm split does not detect refusals of benign prompts: the cap is void."
+            "The judge of the confirm split does not detect refusals of benign prompts: there the cap vetoes nothing."
         )
     notes += coverage_notes(runner, sealed)
     notes += [note for row in setup.placebos if (note := row.note(target))]
     failed = [context.template for context, placebo in zip(contexts, measured, strict=True) if has_failed(placebo)]
     notes += [f"Placebo {name} failed on the confirm split: too many unscored answers." for name in failed]
-    return Confirmation(
+    confirmation = Confirmation(
         base=sealed,
         finalists=tuple(confirmed),
         placebos=tuple(trial.with_confirmed(measurement=m) for trial, m in zip(placebos, measured, strict=False)),
         winner_number=winner.number if winner else None,
-        notes=(*notes, *_winner_notes(confirmed, winner)),
+        notes=tuple(notes),
         matched=tuple(zip(matched, measured[len(placebos) :], strict=True)),
     )
+    return replace(confirmation, notes=(*notes, *_winner_notes(confirmation)))
 
 
 def _note_opening(setup: SearchSetup, runner: Runner, finalists: Sequence[Trial]) -> list[str]:
@@ -150,7 +150,8 @@ def _compared_with(winner: Trial, finalists: Sequence[Trial], cap: float) -> lis
     return [trial.with_confirmed(behind=behind.get(trial.number)) for trial in finalists]
 
 
-def _winner_notes(finalists: Sequence[Trial], winner: Trial | None) -> list[str]:
+def _winner_notes(confirmation: Confirmation) -> list[str]:
+    finalists, winner = confirmation.finalists, confirmation.winner
     if winner is None:
         return [f"No winner: the confirm split vetoes all {len(finalists)} finalists (over-refusal cap, or unscored)."]
     vetoed = [trial for trial in finalists if search_order(trial) < search_order(winner)]
