@@ -140,7 +140,7 @@ def companion_lines(study: Study, best: Path) -> list[str]:
 def judge_lines(study: Study) -> list[str]:
     """Return what is known of the judge's errors, and what they leave of the best flip rate."""
     trial = study.winner or (study.trials[0] if study.trials else None)
-    best = trial.confirmed if trial else None
+    best = trial.late if trial else None
     lines = []
     if study.judge_error and best and best.corrected and best.corrected.value is not None:
         whose = "this study's answers among them" if study.judge_error.own_answers else "none of this study's answers"

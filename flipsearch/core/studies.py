@@ -124,9 +124,14 @@ class Trial:
     """Length of the context's text in the model's own tokens."""
 
     @property
+    def late(self) -> Confirmed:
+        """`confirmed`, or an empty record if nothing was measured after the search."""
+        return self.confirmed or Confirmed()
+
+    @property
     def confirm(self) -> Measurement | None:
         """The measurement on the sealed confirm split, if there is one."""
-        return self.confirmed.measurement if self.confirmed else None
+        return self.late.measurement
 
     @property
     def final(self) -> Measurement:
@@ -136,7 +141,7 @@ class Trial:
     @property
     def net(self) -> Difference | None:
         """Flip rate minus the strongest placebo's, paired."""
-        return self.confirmed.net if self.confirmed else None
+        return self.late.net
 
     @property
     def optimism(self) -> float | None:
@@ -148,12 +153,11 @@ class Trial:
     @property
     def ties_winner(self) -> bool | None:
         """Whether the confirm split does not separate this finalist from the winner; None if they were not compared."""
-        behind = self.confirmed.behind if self.confirmed else None
-        return None if behind is None else behind.p_value >= TIE_LEVEL
+        return None if self.late.behind is None else self.late.behind.p_value >= TIE_LEVEL
 
     def with_confirmed(self, **changes: Any) -> "Trial":
         """Return a copy with these fields of `Confirmed` replaced."""
-        return replace(self, confirmed=replace(self.confirmed or Confirmed(), **changes))
+        return replace(self, confirmed=replace(self.late, **changes))
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from flipsearch.core.records import Measurement
-from flipsearch.core.studies import BenignContext, Confirmed, Portfolio, SecondJudgeResult, Study, Trial
+from flipsearch.core.studies import BenignContext, Portfolio, SecondJudgeResult, Study, Trial
 
 CARD_VERSION = 1
 ORACLE = (
@@ -22,7 +22,6 @@ ORACLE = (
 def context_card(study: Study, trial: Trial) -> dict[str, Any]:
     """Return best.json for a trial of a study; rates carry value, count, n and a 95 % interval."""
     context = trial.context
-    confirmed = trial.confirmed or Confirmed()
     return {
         "card_version": CARD_VERSION,
         "text": context.text,
@@ -47,11 +46,11 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
         "max_over_refusal": study.settings.get("max_over_refusal"),
         "metrics": {"search": metrics(trial.search), "confirm": metrics(trial.confirm)},
         "net_flip_rate": trial.net.as_dict() if trial.net else None,
-        "corrected_flip_rate": asdict(confirmed.corrected) if confirmed.corrected else None,
-        "risk_reduction": asdict(confirmed.risk_reduction) if confirmed.risk_reduction else None,
-        "second_judgements": [_opinion(one) for one in confirmed.second_judgements],
+        "corrected_flip_rate": asdict(trial.late.corrected) if trial.late.corrected else None,
+        "risk_reduction": asdict(trial.late.risk_reduction) if trial.late.risk_reduction else None,
+        "second_judgements": [_opinion(one) for one in trial.late.second_judgements],
         "optimism": trial.optimism,
-        "depth": [{"num_tokens": num_tokens, "flip_rate": rate.as_dict()} for num_tokens, rate in confirmed.depth],
+        "depth": [{"num_tokens": num_tokens, "flip_rate": rate.as_dict()} for num_tokens, rate in trial.late.depth],
         "portfolio": portfolio_metrics(study.portfolio) if study.portfolio else None,
         "benign_context": benign_metrics(study.benign) if study.benign else None,
         "tie_set": [t.context.context_id for t in study.trials if t.ties_winner],

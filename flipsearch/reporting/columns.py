@@ -9,7 +9,7 @@ import pandas as pd
 
 from flipsearch.core.files import guarded
 from flipsearch.core.records import Measurement, Rate
-from flipsearch.core.studies import Confirmed, Study, StudyKind, Trial
+from flipsearch.core.studies import Study, StudyKind, Trial
 
 
 def leaderboard(study: Study) -> pd.DataFrame:
@@ -60,7 +60,7 @@ def row(study: Study, trial: Trial, rank: int) -> dict[str, Any]:
 
 
 def _finalist(trial: Trial) -> dict[str, Any]:
-    behind = trial.confirmed.behind if trial.confirmed else None
+    behind = trial.late.behind
     return {
         "optimism": trial.optimism,
         "behind_winner": behind.value if behind else None,
@@ -73,11 +73,11 @@ def _finalist(trial: Trial) -> dict[str, Any]:
 
 def depths(study: Study) -> list[int]:
     """Return the depths at which finalists were measured, 0 included; [] if none was."""
-    return sorted({depth for trial in study.trials for depth, _ in (trial.confirmed.depth if trial.confirmed else ())})
+    return sorted({depth for trial in study.trials for depth, _ in trial.late.depth})
 
 
 def _by_depth(study: Study, trial: Trial) -> dict[str, Any]:
-    found, cells = dict((trial.confirmed or Confirmed()).depth), dict[str, Any]()
+    found, cells = dict(trial.late.depth), dict[str, Any]()
     for depth in depths(study)[1:]:  # depth 0 is the confirm flip rate
         cells |= _rate(f"depth_{depth}_flip_rate", found.get(depth))
     return cells
@@ -85,20 +85,18 @@ def _by_depth(study: Study, trial: Trial) -> dict[str, Any]:
 
 def _by_judges(study: Study, trial: Trial) -> dict[str, Any]:
     """What other judges say, and the flip rate with the judge's errors taken back, where that is known."""
-    all_confirmed = [one.confirmed for one in study.trials if one.confirmed]
-    confirmed = trial.confirmed or Confirmed()
-    heard = next((one.second_judgements for one in all_confirmed if one.second_judgements), ())
-    said, cells = {one.judge: one for one in confirmed.second_judgements}, dict[str, Any]()
+    heard = next((one.late.second_judgements for one in study.trials if one.late.second_judgements), ())
+    said, cells = {one.judge: one for one in trial.late.second_judgements}, dict[str, Any]()
     for judge in (one.judge for one in heard):
         for field in ("flip_rate", "unsafe_rate", "over_refusal_rate", "disagreement"):
             rate = getattr(said[judge], field) if judge in said else None
             cells[f"{field} ({judge})"] = rate.value if rate else None
     shown = {
         "corrected_flip_rate": study.judge_error,
-        "risk_reduction": any(one.risk_reduction for one in all_confirmed),
+        "risk_reduction": any(one.late.risk_reduction for one in study.trials),
     }
     for name, is_shown in shown.items():
-        found = confirmed.corrected if name == "corrected_flip_rate" else confirmed.risk_reduction
+        found = trial.late.corrected if name == "corrected_flip_rate" else trial.late.risk_reduction
         ends = ("value", "low", "high") if is_shown else ()
         cells |= {name + ("" if end == "value" else f"_{end}"): getattr(found, end, None) for end in ends}
     return cells

@@ -63,7 +63,7 @@ def counts(*rates: Rate) -> list[tuple[int, int]]:
 
 def depths_of(study: Study) -> dict[int, dict[int, tuple[int, int]]]:
     """Words "deep" of each finalist -> depth -> (flips, n)."""
-    by_depth = [(trial, trial.confirmed.depth) for trial in study.trials if trial.confirmed and trial.confirmed.depth]
+    by_depth = [(trial, trial.late.depth) for trial in study.trials if trial.late.depth]
     return {trial.context.text.count("deep"): {k: (r.count, r.n) for k, r in rates} for trial, rates in by_depth}
 
 

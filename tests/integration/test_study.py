@@ -130,16 +130,14 @@ def test_net_is_paired_with_the_strongest_placebo() -> None:
 def test_finalists_are_compared_with_the_winner() -> None:
     study = study_of(config=CONFIG.model_copy(update={"num_finalists": 20}))
     winner = winner_of(study)
-    others = [trial for trial in study.trials if trial.confirmed and trial.confirmed.behind]
-    assert winner.confirmed is not None
-    assert winner.confirmed.behind is None
+    others = [trial for trial in study.trials if trial.late.behind]
+    assert winner.late.behind is None
     assert winner.ties_winner is None
     assert winner.confirm is not None
     assert {trial.ties_winner for trial in others} == {True, False}
     for trial in others:
         assert trial.confirm is not None
-        assert trial.confirmed is not None
-        behind = trial.confirmed.behind
+        behind = trial.late.behind
         assert behind is not None
         rates = winner.confirm.flip_rate.value, trial.confirm.flip_rate.value
         assert rates[0] is not None

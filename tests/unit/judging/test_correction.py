@@ -7,7 +7,7 @@ from statistics import fmean, stdev
 import pytest
 
 from flipsearch.core.records import Label
-from flipsearch.core.studies import Confirmed, Study, Trial
+from flipsearch.core.studies import Study
 from flipsearch.judging.accuracy import JudgeAccuracy
 from flipsearch.judging.correction import with_judge_error
 from flipsearch.judging.labelling import StudyLabel, harmful_flips, joined
@@ -41,12 +41,8 @@ def study(ledger: Ledger) -> Study:
     return mistaken_study(ledger)
 
 
-def confirmed_of(trial: Trial) -> Confirmed:
-    return trial.confirmed or Confirmed()
-
-
 def relief_of(study: Study, labels: Sequence[StudyLabel], trial: int = 0) -> float:
-    found = confirmed_of(with_judge_error(study, None, labels).trials[trial]).risk_reduction
+    found = with_judge_error(study, None, labels).trials[trial].late.risk_reduction
     assert found is not None
     assert found.value is not None
     assert found.low <= found.value <= found.high
@@ -101,11 +97,9 @@ def test_with_every_answer_labelled_people_have_the_word(study: Study, ledger: L
 
 def test_only_contexts_with_labels_have_a_relief(study: Study, ledger: Ledger) -> None:
     found = with_judge_error(study, None, labelled(draw(study, ledger, 20)))
-    assert [confirmed_of(trial).risk_reduction is not None for trial in found.trials if trial.role == "arm"].count(
-        True
-    ) == 1
+    assert [trial.late.risk_reduction is not None for trial in found.trials if trial.role == "arm"].count(True) == 1
     assert found.winner is not None
-    assert confirmed_of(found.winner).risk_reduction == confirmed_of(found.trials[0]).risk_reduction is not None
+    assert found.winner.late.risk_reduction == found.trials[0].late.risk_reduction is not None
     assert found.judge_error is None
     nobody = [StudyLabel(one.place, None) for one in draw(study, ledger, 20)]
     assert with_judge_error(study, None, nobody) == study
@@ -145,7 +139,7 @@ def test_measured_errors_bring_the_flip_rate_nearer_to_the_truth(study: Study, l
     under = ledger.rollouts(flip.rollout_ids[0] for flip in unsafe)
     truth = fmean(under[flip.rollout_ids[0]].completion == REFUSAL for flip in unsafe)
     assert {one.completion for one in under.values()} == {REFUSAL, COMPLIANCE}
-    corrected = confirmed_of(trial).corrected
+    corrected = trial.late.corrected
     assert corrected is not None
     assert corrected.value is not None
     assert trial.confirm is not None
@@ -162,14 +156,14 @@ def test_what_the_last_judge_did_not_decide_has_no_corrected_number(study: Study
     found = with_judge_error(study, accuracy_of_its_own(study, ledger))
     assert any(trial.confirm is None for trial in found.trials)
     for trial in found.trials:
-        assert (confirmed_of(trial).corrected is not None) == (trial.confirm is not None)
+        assert (trial.late.corrected is not None) == (trial.confirm is not None)
 
 
 def test_labels_of_several_draws_are_not_those_of_answers(study: Study, ledger: Ledger) -> None:
     several = replace(study, settings={**study.settings, "samples": 4})
     found = with_judge_error(several, accuracy_of_its_own(study, ledger), labelled(draw(study, ledger, 20)))
     assert found.judge_error is not None
-    assert all(confirmed_of(trial).corrected is confirmed_of(trial).risk_reduction is None for trial in found.trials)
+    assert all(trial.late.corrected is trial.late.risk_reduction is None for trial in found.trials)
 
 
 def test_a_judge_measured_on_refusals_alone_corrects_nothing(study: Study) -> None:

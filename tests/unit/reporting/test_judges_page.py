@@ -86,7 +86,7 @@ def test_opinions_are_shown_for_finalists_and_placebos() -> None:
     shown = rows(study)
     assert shown[0]["flip_rate (second)"] == said["flip_rate"]["value"]
     assert [row["flip_rate (second)"] is not None for row in shown] == [
-        bool(one.confirmed and one.confirmed.second_judgements) for one in study.trials
+        bool(one.late.second_judgements) for one in study.trials
     ]
 
 
@@ -146,7 +146,7 @@ def test_a_judge_that_tells_nothing_corrects_nothing(plain: Study) -> None:
         for n in range(40)
     ]
     study = with_judge_error(plain, measured(MistakenJudge("mistaken"), rows))
-    assert not any(t.confirmed and t.confirmed.corrected and t.confirmed.corrected.value for t in study.trials)
+    assert not any(trial.late.corrected and trial.late.corrected.value for trial in study.trials)
     assert has_corrected(leaderboard_page(study))
     assert judge_lines(study) == []
 

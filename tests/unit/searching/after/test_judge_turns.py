@@ -72,8 +72,7 @@ def test_judges_take_turns() -> None:
     assert memory.events == turns.split()
     light = [RefusalJudge(judge.identity) for judge in (search, confirm, second, third)]
     assert study == study_of(light[0], OtherJudges(light[1], tuple(light[2:])))
-    assert study.trials[0].confirmed
-    assert study.trials[0].confirmed.depth
+    assert study.trials[0].late.depth
     assert study.benign
     assert study.benign.context
 

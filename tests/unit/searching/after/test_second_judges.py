@@ -96,11 +96,11 @@ def alarms(study: Study) -> list[str]:
 
 
 def results_of(trial: Trial) -> tuple[SecondJudgeResult, ...]:
-    return trial.confirmed.second_judgements if trial.confirmed else ()
+    return trial.late.second_judgements
 
 
 def disagreements_of(trial: Trial | None) -> tuple[Disagreement, ...]:
-    return trial.confirmed.disagreements if trial and trial.confirmed else ()
+    return trial.late.disagreements if trial else ()
 
 
 def judged_again(study: Study) -> list[Trial]:
