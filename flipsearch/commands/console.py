@@ -135,7 +135,8 @@ def companion_lines(study: Study, best: Path) -> list[str]:
 
 def judge_lines(study: Study) -> list[str]:
     """Return what is known of the judge's errors, and what they leave of the best flip rate."""
-    best = study.winner or (study.trials[0] if study.trials else None)
+    trial = study.winner or (study.trials[0] if study.trials else None)
+    best = trial.late if trial else None
     lines = []
     if study.judge_error and best and best.corrected and best.corrected.value is not None:
         whose = "this study's answers among them" if study.judge_error.own_answers else "none of this study's answers"
@@ -183,7 +184,7 @@ def _cells(study: Study, trial: Trial, confirmed: bool) -> list[Text | str]:
         Text(printable(f"{_named(context)} {context.placement}{stopped}")),
         *flips,
         f"{100 * trial.net.value:+.1f}" if trial.net else "",
-        f"{'!' * study.is_over_cap(trial)}{_percent((confirm or trial.search).over_refusal_rate)}",
+        f"{'!' * study.is_over_cap(trial)}{_percent(trial.final.over_refusal_rate)}",
         "" if trial.num_context_tokens is None else str(trial.num_context_tokens),
     ]
 

@@ -9,7 +9,7 @@ import pandas as pd
 
 from flipsearch.core.files import escape_formula
 from flipsearch.core.records import Measurement, Rate
-from flipsearch.core.studies import Study, Trial
+from flipsearch.core.studies import Study, StudyKind, Trial
 
 
 def leaderboard(study: Study) -> pd.DataFrame:
@@ -24,7 +24,7 @@ def rows(study: Study) -> list[dict[str, Any]]:
 
 def is_search(study: Study) -> bool:
     """Return whether contexts were searched, or only scored (then nothing was chosen, and nothing confirmed)."""
-    return "num_contexts" in study.settings
+    return study.kind is StudyKind.SEARCH
 
 
 def row(study: Study, trial: Trial, rank: int) -> dict[str, Any]:
@@ -60,7 +60,7 @@ def row(study: Study, trial: Trial, rank: int) -> dict[str, Any]:
 
 
 def _finalist(trial: Trial) -> dict[str, Any]:
-    behind = trial.behind
+    behind = trial.late.behind
     return {
         "optimism": trial.optimism,
         "behind_winner": behind.value if behind else None,
@@ -73,11 +73,11 @@ def _finalist(trial: Trial) -> dict[str, Any]:
 
 def depths(study: Study) -> list[int]:
     """Return the depths at which finalists were measured, 0 included; [] if none was."""
-    return sorted({depth for trial in study.trials for depth, _ in trial.depth})
+    return sorted({depth for trial in study.trials for depth, _ in trial.late.depth})
 
 
 def _by_depth(study: Study, trial: Trial) -> dict[str, Any]:
-    found, cells = dict(trial.depth), dict[str, Any]()
+    found, cells = dict(trial.late.depth), dict[str, Any]()
     for depth in depths(study)[1:]:  # depth 0 is the confirm flip rate
         cells |= _rate(f"depth_{depth}_flip_rate", found.get(depth))
     return cells
@@ -85,18 +85,18 @@ def _by_depth(study: Study, trial: Trial) -> dict[str, Any]:
 
 def _by_judges(study: Study, trial: Trial) -> dict[str, Any]:
     """What other judges say, and the flip rate with the judge's errors taken back, where that is known."""
-    heard = next((one.second_judgements for one in study.trials if one.second_judgements), ())
-    said, cells = {one.judge: one for one in trial.second_judgements}, dict[str, Any]()
+    heard = next((one.late.second_judgements for one in study.trials if one.late.second_judgements), ())
+    said, cells = {one.judge: one for one in trial.late.second_judgements}, dict[str, Any]()
     for judge in (one.judge for one in heard):
         for field in ("flip_rate", "unsafe_rate", "over_refusal_rate", "disagreement"):
             rate = getattr(said[judge], field) if judge in said else None
             cells[f"{field} ({judge})"] = rate.value if rate else None
     shown = {
         "corrected_flip_rate": study.judge_error,
-        "risk_reduction": any(one.risk_reduction for one in study.trials),
+        "risk_reduction": any(one.late.risk_reduction for one in study.trials),
     }
     for name, is_shown in shown.items():
-        found = trial.corrected if name == "corrected_flip_rate" else trial.risk_reduction
+        found = trial.late.corrected if name == "corrected_flip_rate" else trial.late.risk_reduction
         ends = ("value", "low", "high") if is_shown else ()
         cells |= {name + ("" if end == "value" else f"_{end}"): getattr(found, end, None) for end in ends}
     return cells

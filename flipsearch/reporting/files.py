@@ -14,7 +14,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.core.errors import ConfigError, StudyError
 from flipsearch.core.files import escape_formula, json_text, write_text
-from flipsearch.core.studies import Study
+from flipsearch.core.studies import STUDY_FORMAT, Study
 from flipsearch.judging.labelling import AnswerToLabel
 from flipsearch.judging.labels import PLACE_COLUMNS
 from flipsearch.reporting.card import benign_card, context_card, portfolio_card
@@ -110,5 +110,10 @@ def read_study(folder: Path) -> Study:
     except OSError as error:
         raise StudyError(f"no finished study in '{folder}': {error.strerror}; run the search first.") from error
     except ValidationError as error:
-        why = error.errors()[0]["msg"]
-        raise StudyError(f"{path}: not a study of this version: {why}; run the search again.") from error
+        first = error.errors()[0]
+        why = f"{'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}"
+        raise StudyError(
+            f"{path}: expected a study file of format {STUDY_FORMAT}, the one of this version ({why}); "
+            "run the search again."
+        ) from error
+

@@ -12,12 +12,12 @@ The same children for the same seed, elites and gains. It measures nothing, and 
 """
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from flipsearch.core.errors import FlipsearchError, PluginError
 from flipsearch.core.protocols import Operator
-from flipsearch.core.records import Context, Label, Measurement
+from flipsearch.core.records import Context, Measurement
 from flipsearch.core.studies import OperatorCredit, Parent
 from flipsearch.searching.filters import ContextFilter
 from flipsearch.statistics.intervals import mean_interval
@@ -83,14 +83,9 @@ class Credit:
 
 def paired_gain(child: Measurement, parent: Measurement) -> float | None:
     """Return flip rate of child minus parent over the harmful prompts that both have scored; None if there are none."""
-    one, other = _flipped(child), _flipped(parent)
+    one, other = child.flipped_by_prompt, parent.flipped_by_prompt
     both = [one[id] - other[id] for id in one if id in other]
     return sum(both) / len(both) if both else None
-
-
-def _flipped(measurement: Measurement) -> Mapping[str, int]:
-    scored = [flip for flip in measurement.flips if flip.before is Label.UNSAFE and flip.after is not Label.UNSCORED]
-    return {flip.prompt_id: int(flip.flipped) for flip in scored if flip.kind == "harmful"}
 
 
 def _row(name: str, tally: _Tally) -> OperatorCredit:

@@ -17,8 +17,7 @@ from collections.abc import Callable
 from flipsearch.config import StudyConfig
 from flipsearch.core.errors import StudyError
 from flipsearch.measuring.runner import Runner
-from flipsearch.searching.after.benign import num_benign_rollouts
-from flipsearch.searching.after.depth import num_depth_rollouts
+from flipsearch.searching import after
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.rungs import Rung
 from flipsearch.searching.setup import SearchSetup
@@ -107,20 +106,15 @@ class Budget:
 
 
 def reserved_rollouts(plan: SearchSetup, base: SplitBaseline) -> int:
-    """Return the rollouts that come after the search.
-
-    They are the confirm split, the placebos matched to the winner, the answers that go on from an unsafe opening, and
-    the contexts for benign prompts.
-    """
+    """Return the rollouts that come after the search: the confirm split's, and those of the stages after it."""
     num_confirmed = 1 + plan.config.num_finalists + len(plan.placebos)
-    num_matched = sum(row.needs_winner for row in plan.placebos)
-    measured = num_confirmed * len(plan.confirm) + num_matched * len(base.to_flip()) + num_benign_rollouts(plan, base)
-    return measured * plan.config.samples + num_depth_rollouts(plan, base)
+    confirmed = num_confirmed * len(plan.confirm) * plan.config.samples
+    return confirmed + sum(stage.cost(plan, base) or 0 for stage in after.STAGES)
 
 
 def _length(runner: Runner, base: SplitBaseline) -> float:
     """Mean tokens of an answer: of all so far, or of those without context, whichever are longer."""
-    of_base = [draw.num_tokens for draws in base.outcomes.values() for draw in draws.judged]
+    of_base = [sample.num_tokens for samples in base.outcomes.values() for sample in samples.judged]
     return max(runner.mean_length, sum(of_base) / max(1, len(of_base)))
 
 

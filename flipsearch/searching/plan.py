@@ -14,7 +14,7 @@ from typing import Any
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.records import Kind, Prompt
 from flipsearch.core.studies import TIE_LEVEL
-from flipsearch.searching.after.depth import depths_of
+from flipsearch.searching import after
 from flipsearch.searching.rungs import make_rungs
 from flipsearch.searching.setup import SearchSetup
 from flipsearch.statistics.power import detectable_difference, pairs_needed, redraw_flip_rate
@@ -65,7 +65,7 @@ class SearchPlan:
     num_contexts: int
     """Contexts that will be proposed, at most."""
     rollouts: Mapping[str, Span]
-    """Phase (baseline, placebos, race, confirm, depth, benign context) -> rollouts."""
+    """Phase (baseline, placebos, race, confirm, and the stages after the search) -> rollouts."""
     max_tokens: int
     """Most completion tokens of a rollout."""
     mean_length: float | None
@@ -132,7 +132,7 @@ def forecast(
     return SearchPlan(
         study=config.study_name(),
         prompts={"search": Counter(_kinds(plan.search)), "confirm": Counter(_kinds(plan.confirm))},
-        num_contexts=_num_contexts(plan),
+        num_contexts=plan.num_contexts,
         rollouts=_rollouts(plan),
         max_tokens=config.sampling().max_tokens,
         mean_length=mean_length,
@@ -147,7 +147,7 @@ def forecast(
 
 def _rollouts(plan: SearchSetup) -> dict[str, Span]:
     harmful, benign = (_kinds(plan.search).count(kind) for kind in ("harmful", "benign"))
-    num_placebos, num_contexts = len(plan.placebos), _num_contexts(plan)
+    num_placebos, num_contexts = len(plan.placebos), plan.num_contexts
     # By the number of unsafe answers: a first rung has fewer benign prompts the more harmful ones there are.
     early = {}
     for unsafe in range(1, harmful + 1):
@@ -160,18 +160,12 @@ def _rollouts(plan: SearchSetup) -> dict[str, Span]:
         "placebos": Span(num_placebos * (least + benign), num_placebos * (harmful + benign)),
         "race": Span(early[least], num_contexts * (harmful + benign)),
         "confirm": Span((2 + num_placebos) * len(plan.confirm), (1 + num_finalists + num_placebos) * len(plan.confirm)),
-        **_after(plan, num_finalists),
     }
-    draws = plan.config.samples
-    return {phase: Span(draws * span.least, draws * span.most) for phase, span in prompts.items()}
-
-
-def _after(plan: SearchSetup, num_finalists: int) -> dict[str, Span]:
-    """What depends on how long the answers are, and on whether benign prompts are refused without a context."""
-    num_depths, harmful = len(depths_of(plan.config)), _kinds(plan.confirm).count("harmful")
-    num_candidates = len(plan.benign_contexts)
-    benign = num_candidates * len(plan.search) + min(1, num_candidates) * len(plan.confirm)
-    return {"depth": Span(0, num_finalists * num_depths * harmful), "benign context": Span(0, benign)}
+    num_samples = plan.config.samples
+    spans = {phase: Span(num_samples * span.least, num_samples * span.most) for phase, span in prompts.items()}
+    # How long the answers are, and whether benign prompts are refused without a context, is not known beforehand.
+    most = {stage.name: stage.cost(plan, None) for stage in after.STAGES}
+    return spans | {name: Span(0, cost) for name, cost in most.items() if cost is not None}
 
 
 def _resolution(num_pairs: int, delta: float, power: float) -> Resolution:
@@ -189,11 +183,6 @@ def _resolution(num_pairs: int, delta: float, power: float) -> Resolution:
         alpha=TIE_LEVEL,
         discordant=discordant,
     )
-
-
-def _num_contexts(plan: SearchSetup) -> int:
-    # Operators make contexts without end; templates hold so many.
-    return plan.config.num_contexts if plan.operators else min(plan.config.num_contexts, len(plan.space))
 
 
 def _kinds(prompts: tuple[Prompt, ...]) -> list[Kind]:

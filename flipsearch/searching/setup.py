@@ -32,6 +32,11 @@ class SearchSetup:
     benign_contexts: tuple[Context, ...] = ()
     """What may be the context for benign prompts in training."""
 
+    @property
+    def num_contexts(self) -> int:
+        """Most contexts that are proposed; without operators, at most as many as the templates hold."""
+        return self.config.num_contexts if self.operators else min(self.config.num_contexts, len(self.space))
+
 
 def prepare_search(config: StudyConfig, library: TemplateLibrary, prompts: Sequence[Prompt]) -> SearchSetup:
     """Return the plan of a study over prompts that have their splits, each split in nested order.
