@@ -18,7 +18,7 @@ from flipsearch.prompts.sets import PromptSet, prompts_of
 from flipsearch.reporting.files import check_best, read_study, write_study
 from flipsearch.results import SearchResult
 from flipsearch.searching.budget import Budget
-from flipsearch.searching.plan import SearchPlan, forecast
+from flipsearch.searching.plan import SearchPlan, plan_search
 from flipsearch.searching.score import run_score
 from flipsearch.searching.setup import SearchSetup, prepare_search
 from flipsearch.searching.storage import write_storage
@@ -50,7 +50,7 @@ def search(
     checked, budget = planned.config, Budget(planned)
     check_best(checked.best)
     with Workspace(checked, "search", prompts, progress, checked.study_name(), checked.rewriter_config()) as workspace:
-        told = forecast(planned, mean_length=workspace.ledger.mean_length())
+        told = plan_search(planned, mean_length=workspace.ledger.mean_length())
         workspace.launch(plan=told.as_dict())
         if on_plan:
             on_plan(told)
@@ -74,7 +74,7 @@ def plan(*, config: Path | None = None, delta: float = 0.05, power: float = 0.8,
         if judge:
             load_judge(judge)
     length = mean_length(planned.config.reports / planned.config.study_name())
-    return forecast(planned, mean_length=length, delta=delta, power=power)
+    return plan_search(planned, mean_length=length, delta=delta, power=power)
 
 
 def score(

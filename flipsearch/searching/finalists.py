@@ -15,7 +15,7 @@ from flipsearch.core.studies import Trial, TrialState
 from flipsearch.measuring.measure import flip_difference, has_failed, measure, net_of_placebo, strongest_placebo
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline
-from flipsearch.searching.rungs import is_admissible
+from flipsearch.searching.race import is_admissible
 from flipsearch.searching.setup import SearchSetup
 from flipsearch.statistics.paired import holm
 
