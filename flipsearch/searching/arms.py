@@ -14,7 +14,7 @@ from flipsearch.core.studies import OperatorCredit, Trial, TrialState
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import Rung, SplitBaseline, make_rungs
 from flipsearch.searching.budget import EXPLORED_PROMPTS, MANY_FINALISTS, Budget
-from flipsearch.searching.early_stopping import Estimates, chance_missed, num_to_promote
+from flipsearch.searching.early_stopping import Estimates, num_to_promote
 from flipsearch.searching.proposals import Proposals
 from flipsearch.searching.race import Arm, Race, is_admissible
 from flipsearch.searching.report import log_trial
@@ -105,7 +105,8 @@ class _Search:
         if not finished:
             return [f"{len(stopped)} contexts were stopped early: the budget did not carry one to the last prompts."]
         estimates, num_seen = self._estimates(), min(arm.search.flip_rate.n for arm in stopped)
-        chance = chance_missed(estimates.utilities(finished), estimates.utilities(stopped), tolerance)
+        best_finished, best_stopped = (estimates.utilities(arms).max(axis=0) for arms in (finished, stopped))
+        chance = float((best_stopped > best_finished + tolerance).mean())
         shown = f"about {chance:.0%}" if chance >= LEAST_SHOWN else f"below {LEAST_SHOWN:.0%}"
         margin = f"by more than {100 * tolerance:g} points" if tolerance else "at all"
         return [

@@ -127,8 +127,3 @@ def num_to_promote(
         if promoted and float((best_left[promoted] > best_promoted[promoted - 1] + tolerance).mean()) <= alpha:
             return promoted
     return num
-
-
-def chance_missed(finished: NDArray[np.float64], stopped: NDArray[np.float64], tolerance: float) -> float:
-    """Return the probability that the best stopped arm beats all finished ones by more than the tolerance."""
-    return float((stopped.max(axis=0) > finished.max(axis=0) + tolerance).mean())

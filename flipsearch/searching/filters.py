@@ -39,7 +39,8 @@ class ContextFilter:
         benchmarks: Sequence[str] = BENCHMARKS,
     ) -> None:
         self._copies: set[tuple[str, ...]] = set()
-        for prompt in map(words, prompts):
+        for text in prompts:
+            prompt = normalised(text).split()
             if len(prompt) >= SHORTEST_COPY:
                 last = max(1, len(prompt) - COPY_WORDS + 1)
                 self._copies |= {tuple(prompt[start : start + COPY_WORDS]) for start in range(last)}
@@ -57,7 +58,7 @@ class ContextFilter:
 
     def objection(self, context: Context) -> str | None:
         """Return why a context must not race, in a few words; None if it may."""
-        text_words = words(context.text)
+        text_words = normalised(context.text).split()
         if not text_words:
             return "no words"
         if any(char not in "\n\t" and unicodedata.category(char) in ("Cc", "Cs") for char in context.text):
@@ -74,14 +75,9 @@ class ContextFilter:
         return f"{num_tokens} tokens, {self._max_tokens} at most" if num_tokens > self._max_tokens else None
 
 
-def words(text: str) -> list[str]:
-    """Return the words of a text without case, white space, punctuation and variants of a character."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
-
-
 def normalised(text: str) -> str:
-    """Return what two texts share that differ in case, white space and punctuation only."""
-    return " ".join(words(text))
+    """Return the words of a text, joined by blanks, without case, punctuation and variants of a character."""
+    return " ".join(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
 
 
 def _key(context: Context) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ class Proposer:
         size = len(space)
         indices = range(size) if size <= MAX_CANDIDATES else self._random.sample(range(size), MAX_CANDIDATES)
         self._candidates = [space.point(index) for index in indices]
-        self._keys = [_key(point) for point in self._candidates]
+        self._keys = [frozenset(point.items()) for point in self._candidates]
         self._slots = SlotModel(self._candidates)
         self.exhausted = False
         """Every context of the space has been proposed."""
@@ -69,7 +69,7 @@ class Proposer:
                 self.exhausted = True
                 break
             contexts += [context] if (context := self._propose()) else []
-        self._seen -= {_key(point) for point in drawn}
+        self._seen -= {frozenset(point.items()) for point in drawn}
         return contexts
 
     def expect(self, context: Context) -> None:
@@ -87,7 +87,7 @@ class Proposer:
         """Ask Optuna for a point and return its context; None if it is known already or has no text."""
         trial = self._study.ask()
         context = self._space.suggest(trial)
-        self._seen.add(_key(trial.params))
+        self._seen.add(frozenset(trial.params.items()))
         id = context.context_id
         if not context.text:
             self._finish(trial, None)
@@ -133,16 +133,12 @@ class Proposer:
 
     def _is_new(self, point: dict[str, Any]) -> bool:
         """Whether a point gives a context that was not proposed yet. True only once per point: it counts as seen."""
-        key = _key(point)
+        key = frozenset(point.items())
         if key in self._seen:
             return False
         self._seen.add(key)
         context = self._space.context(point)
         return bool(context.text) and context.context_id not in self._values.keys() | self._waiting.keys()
-
-
-def _key(point: dict[str, Any]) -> frozenset[tuple[str, Any]]:
-    return frozenset(point.items())
 
 
 def _optuna_study(seed: int, num_startup: int) -> optuna.Study:

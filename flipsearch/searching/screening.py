@@ -16,7 +16,6 @@ holds for what is raced.
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,36 +59,16 @@ Features = tuple[float, float]
 """Drop of the known answer's log-probability, in DROP_UNITs; 1 where the known answer is left, 0 where it stays."""
 
 
-class Probe(Protocol):
-    """A cheap way to see what contexts do."""
-
-    what: str
-    """What is probed, for the reader of a report."""
-    is_free: bool
-    """Whether it generates nothing."""
-    lost_tokens: float
-    """Tokens generated for each context that races, beyond what its answers go on from."""
-
-    @property
-    def prompt_ids(self) -> Collection[str]:
-        """The prompts that are probed under each context; none for a probe that cannot be used."""
-        ...
-
-    def num_candidates(self, num: int, screen: int) -> int:
-        """Return how many contexts to probe if `num` are to race; the user wants `screen` for each of those."""
-        ...
-
-    def features(self, contexts: Sequence[Context]) -> dict[Pair, Features]:
-        """Return the features of each context on each prompt; pairs that could not be scored are left out."""
-        ...
-
-
 class PrefixScoreProbe:
     """Scores prefixes of known answers: unsafe ones to harmful prompts, helpful ones to benign prompts."""
 
     what = "scoring known answers"
     is_free = True
+    """Whether it generates nothing."""
     lost_tokens = 0.0
+    """Tokens generated for each context that races, beyond what its answers go on from."""
+    least, most_per_raced = MIN_PREFIX_SCORED, math.inf
+    """Contexts that are probed: at least so many, and at most so many for each one that races."""
 
     def __init__(self, runner: Runner, base: SplitBaseline, prompts: Sequence[Prompt]) -> None:
         self._runner = runner
@@ -104,18 +83,11 @@ class PrefixScoreProbe:
         scores = zip(requests, runner.score_prefixes(list(requests.values())), strict=True)
         self._without_context = {id: score for id, score in scores if score is not None}
         self._requests = {id: requests[id] for id in self._without_context}
-
-    @property
-    def prompt_ids(self) -> Collection[str]:
-        """Those whose known answer the model could score without a context."""
-        return self._without_context.keys()
-
-    def num_candidates(self, num: int, screen: int) -> int:
-        """Return as many as the user wants, and enough for a choice."""
-        return max(num * screen, MIN_PREFIX_SCORED)
+        self.prompt_ids: Collection[str] = self._requests.keys()
+        """Those whose known answer the model could score without a context; none if it cannot be used."""
 
     def features(self, contexts: Sequence[Context]) -> dict[Pair, Features]:
-        """Score every known answer under every context."""
+        """Score every known answer under every context; pairs that could not be scored are left out."""
         requests = {
             (context.context_id, id): Request(request.prompt, context, prefill=request.prefill)
             for context in contexts
@@ -135,6 +107,7 @@ class ShortDecodeProbe:
 
     what = f"the first {SHORT_DECODE_TOKENS} tokens of answers"
     is_free = False
+    least, most_per_raced = 0, SHORT_DECODED
 
     def __init__(self, runner: Runner, base: SplitBaseline, prompts: Sequence[Prompt]) -> None:
         self._runner = runner
@@ -144,33 +117,25 @@ class ShortDecodeProbe:
         usable = runner.can_continue and saves
         self._prompts = {p.prompt_id: p for p, samples in known.items() if usable and _known_answer(p.kind, samples)}
         self.lost_tokens = float((SHORT_DECODED - 1) * len(self._prompts) * SHORT_DECODE_TOKENS)
-
-    @property
-    def prompt_ids(self) -> Collection[str]:
-        """Those whose answer without a context is known to be unsafe, or to help."""
-        return self._prompts.keys()
-
-    def num_candidates(self, num: int, screen: int) -> int:
-        """Return few, as they are decoded."""
-        return num * min(screen, SHORT_DECODED)
+        self.prompt_ids: Collection[str] = self._prompts.keys()
+        """Those whose answer without a context is known to be unsafe, or to help; none if it cannot be used."""
 
     def features(self, contexts: Sequence[Context]) -> dict[Pair, Features]:
         """Decode a few contexts before the others: if hardly any answer can be scored, this probe ends itself."""
         pilot, others = contexts[:NUM_PILOT], contexts[NUM_PILOT:]
         features = self._short_decode(pilot)
         if len(features) < MIN_SCORED * len(self._prompts) * len(pilot):
-            self._prompts = {}
+            self.prompt_ids = ()
             return {}
         return features | self._short_decode(others)
 
     def _short_decode(self, contexts: Sequence[Context]) -> dict[Pair, Features]:
-        asked_for = [(context, prompt) for context in contexts for prompt in self._prompts.values()]
-        requests = [self._runner.request(prompt, context) for context, prompt in asked_for]
+        pairs = [(context, prompt) for context in contexts for prompt in self._prompts.values()]
+        requests = [self._runner.request(prompt, context) for context, prompt in pairs]
+        judged = self._runner.short_decodes(requests, SHORT_DECODE_TOKENS)
         features = {}
-        for (context, prompt), judged in zip(
-            asked_for, self._runner.short_decodes(requests, SHORT_DECODE_TOKENS), strict=True
-        ):
-            changed = _changed(prompt.kind, judged.verdict.label, judged.refused)
+        for (context, prompt), answer in zip(pairs, judged, strict=True):
+            changed = _changed(prompt.kind, answer.verdict.label, answer.refused)
             if changed is not None:
                 features[context.context_id, prompt.prompt_id] = 0.0, float(changed)
         return features
@@ -189,6 +154,9 @@ def _changed(kind: Kind, label: Label, refused: bool | None) -> bool | None:
     if kind == "benign":
         return refused
     return None if label is Label.UNSCORED else label is Label.SAFE
+
+
+Probe = PrefixScoreProbe | ShortDecodeProbe
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,14 +205,15 @@ class Screen:
         """The cheapest one that can be used and was not dropped."""
         return next((probe for probe in self._probes if probe.prompt_ids), None)
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether there is a probe that can be used and was not dropped."""
-        return self._probe is not None
-
     def num_candidates(self, num: int, screen: int) -> int:
-        """Return how many contexts to screen if `num` are to race; `num` for a screen that is not ready or wanted."""
-        return self._probe.num_candidates(num, screen) if self._probe and screen > 1 else num
+        """Return how many contexts to screen if `num` are to race; the user wants `screen` for each of those.
+
+        It is `num`, and nothing is screened, where `screen` is 1 or no probe is left.
+        """
+        probe = self._probe
+        if probe is None or screen <= 1:
+            return num
+        return max(num * int(min(screen, probe.most_per_raced)), probe.least)
 
     def lost_tokens(self, screen: int) -> float:
         """Return the tokens that screening loses for each context that races; 0 where nothing is generated for it."""

@@ -18,7 +18,7 @@ from optuna.distributions import CategoricalDistribution
 from flipsearch.config import StudyConfig
 from flipsearch.core.errors import ConfigError, StudyError
 from flipsearch.core.protocols import Operator
-from flipsearch.core.records import PLACEMENTS, Context, Placement, Prompt, Split
+from flipsearch.core.records import PLACEMENTS, Context, Placement, Prompt
 from flipsearch.prompts.splitting import first_of_each_kind
 from flipsearch.searching.operators import make_operators
 from flipsearch.templating.library import PlaceboRow, TemplateLibrary, placebo_rows
@@ -126,7 +126,13 @@ def prepare_search(config: StudyConfig, library: TemplateLibrary, prompts: Seque
     Raises PluginError for an unknown template or a broken operator, ConfigError for templates that cannot be searched,
     and StudyError for prompts without a harmful one in both splits or with one that is in two.
     """
-    search, confirm = _select(config, prompts, "search"), _select(config, prompts, "confirm")
+    splits: list[tuple[Prompt, ...]] = []
+    for split in ("search", "confirm"):
+        chosen = first_of_each_kind([prompt for prompt in prompts if prompt.split == split], config.max_prompts)
+        if not any(prompt.kind == "harmful" for prompt in chosen):
+            raise StudyError(f"no harmful prompt in the {split} split (of {len(prompts)} prompts); give more prompts.")
+        splits.append(chosen)
+    search, confirm = splits
     if twice := {prompt.prompt_id for prompt in search} & {prompt.prompt_id for prompt in confirm}:
         raise StudyError(f"{len(twice)} prompts are both in search and in confirm; the sealed split must be unseen.")
     templates = library.select(config.templates)
@@ -140,11 +146,3 @@ def prepare_search(config: StudyConfig, library: TemplateLibrary, prompts: Seque
         operators=tuple(make_operators(templates, config.placements)) if config.breed else (),
         benign_contexts=tuple(benign),
     )
-
-
-def _select(config: StudyConfig, prompts: Sequence[Prompt], split: Split) -> tuple[Prompt, ...]:
-    """The prompts of a split, at most `max_prompts` of each kind."""
-    chosen = first_of_each_kind([prompt for prompt in prompts if prompt.split == split], config.max_prompts)
-    if not any(prompt.kind == "harmful" for prompt in chosen):
-        raise StudyError(f"no harmful prompt in the {split} split (of {len(prompts)} prompts); give more prompts.")
-    return chosen

@@ -166,7 +166,7 @@ def _no_finalist_notes(arms: Sequence[Trial], cap: float) -> list[str]:
         why = "The budget did not carry any context to the last prompts"
     elif "pruned" in states:
         why = (
-            f"Every context was cut, or had too many answers that cannot be scored (the cap is {cap:.0%} over-refusal)"
+            f"Every context was pruned, or had too many answers that cannot be scored (the cap is {cap:.0%} over-refusal)"
         )
     elif "failed" in states:
         why = "Under every context too many answers cannot be scored"

@@ -1,7 +1,6 @@
 """Operators that follow rules: edits of whole sentences and list items, and changes of a template's parameters.
 
-Each returns a child with its lineage set, or None where it does not apply. A text that was edited leaves template and
-params behind, since they no longer give it.
+Each returns one child, or None where it does not apply.
 """
 
 import math
@@ -38,13 +37,13 @@ _CLAUSE = re.compile(r"(?P<before>\S+(?:\s+\S+){3,})(?:[,;]| [–—-]) [^,;–�
 _NEEDS_MORE = re.compile(r"(?:if|when|before|after|while|although|unless|because|since|as|in|for|to)\b", re.IGNORECASE)
 
 
-def edited_child(operator: str, parents: Sequence[Parent], text: str) -> Context | None:
-    """Return the child with this text at the first parent's placement; None if it is empty or what a parent says."""
-    return child_of(operator, parents, Context(text, parents[0].context.placement))
+def child_of(operator: str, parents: Sequence[Parent], changed: Context | str) -> Context | None:
+    """Return the child of `parents` with its lineage set; None if it has no text or is the same as one of them.
 
-
-def child_of(operator: str, parents: Sequence[Parent], context: Context) -> Context | None:
-    """Return `context` as the child of `parents`; None if it has no text or is the same as one of them."""
+    A str is an edited text: it gets the first parent's placement and leaves template and params behind, since they no
+    longer give it.
+    """
+    context = Context(changed, parents[0].context.placement) if isinstance(changed, str) else changed
     ids = tuple(parent.context.context_id for parent in parents)
     if not context.text.strip() or context.context_id in ids:
         return None
@@ -62,7 +61,7 @@ class DropPiece:
         pieces = split(parents[0].context.text)
         if len(pieces) < 2:
             return None
-        return edited_child(self.name, parents, join(without(pieces, rng.choice(movable(pieces)))))
+        return child_of(self.name, parents, join(without(pieces, rng.choice(movable(pieces)))))
 
 
 class SwapPieces:
@@ -81,7 +80,7 @@ class SwapPieces:
         first, second = rng.sample(rng.choice(able), 2)
         texts = pieces[first].text, pieces[second].text
         pieces[first], pieces[second] = replace(pieces[first], text=texts[1]), replace(pieces[second], text=texts[0])
-        return edited_child(self.name, parents, join(pieces))
+        return child_of(self.name, parents, join(pieces))
 
 
 class RepeatPiece:
@@ -98,7 +97,7 @@ class RepeatPiece:
             return None
         piece = pieces[rng.choice(able)]
         point = rng.choice(insertion_points(pieces, piece))
-        return edited_child(self.name, parents, join(inserted(pieces, point, piece)))
+        return child_of(self.name, parents, join(inserted(pieces, point, piece)))
 
 
 class MovePiece:
@@ -117,7 +116,7 @@ class MovePiece:
         points = insertion_points(rest, pieces[index])
         texts = (join(inserted(rest, point, pieces[index])) for point in rng.sample(points, len(points)))
         before = join(pieces)
-        return edited_child(self.name, parents, next((text for text in texts if text != before), ""))
+        return child_of(self.name, parents, next((text for text in texts if text != before), ""))
 
 
 class Shorten:
@@ -150,7 +149,7 @@ class Shorten:
                 pieces[index] = replace(pieces[index], text=left)
             else:
                 pieces = without(pieces, index)
-        return edited_child(self.name, parents, join(pieces))
+        return child_of(self.name, parents, join(pieces))
 
 
 def _cuts(pieces: Sequence[Piece]) -> list[tuple[int, int, str]]:
@@ -191,7 +190,7 @@ class Crossover:
         pieces = [*head, *(replace(piece, gap="\n") for piece in new[:1]), *new[1:]]
         while num_words(pieces) > most and len(pieces) > 1:
             pieces = without(pieces, rng.choice(movable(pieces)))
-        return edited_child(self.name, parents, join(pieces))
+        return child_of(self.name, parents, join(pieces))
 
 
 class ChangeAxis:

@@ -62,7 +62,7 @@ def join(pieces: Sequence[Piece]) -> str:
             least = "\n"
         else:
             least = "" if before.text[-1] in "。！？" else " "
-        text += _wider(piece.gap, least) + piece.text
+        text += max(piece.gap, least, key=GAPS.index) + piece.text
     return text
 
 
@@ -70,7 +70,7 @@ def without(pieces: Sequence[Piece], index: int) -> list[Piece]:
     """Return the pieces without one of them; a paragraph that goes on without it still starts there."""
     rest = [*pieces[:index], *pieces[index + 1 :]]
     if index < len(rest):
-        rest[index] = replace(rest[index], gap=_wider(pieces[index].gap, rest[index].gap))
+        rest[index] = replace(rest[index], gap=max(pieces[index].gap, rest[index].gap, key=GAPS.index))
     return rest
 
 
@@ -128,7 +128,3 @@ def _sentences(line: str) -> list[tuple[str, str]]:
             sentences.append((line[start:stop], gap))
             start, gap = end.end(), " " if end[0] else ""
     return [*sentences, (line[start:], gap)]
-
-
-def _wider(*gaps: str) -> str:
-    return max(gaps, key=GAPS.index)

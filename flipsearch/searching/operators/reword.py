@@ -9,7 +9,7 @@ from pathlib import Path
 from flipsearch.core.errors import PluginError
 from flipsearch.core.records import Context
 from flipsearch.core.studies import Parent
-from flipsearch.searching.operators.edits import edited_child
+from flipsearch.searching.operators.edits import child_of
 
 PHRASES = Path(__file__).parent / "phrases.toml"
 MOST_CHANGES = 3
@@ -42,7 +42,7 @@ class Reword:
             if match[0][0].isupper():
                 synonym = synonym[0].upper() + synonym[1:]
             text = text[: match.start()] + synonym + text[match.end() :]
-        return edited_child(self.name, parents, text)
+        return child_of(self.name, parents, text)
 
 
 def load_phrases(path: Path = PHRASES) -> tuple[tuple[str, ...], ...]:

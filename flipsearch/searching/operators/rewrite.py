@@ -21,7 +21,7 @@ from flipsearch.core.records import Context, Prompt, Request, Rollout, Sampling
 from flipsearch.core.studies import Parent
 from flipsearch.judging.answer import split_answer
 from flipsearch.measuring.runner import Runner
-from flipsearch.searching.operators.edits import edited_child
+from flipsearch.searching.operators.edits import child_of
 from flipsearch.templating.template import tidy
 
 Writer = Callable[[str], str]
@@ -52,7 +52,7 @@ class Rewrite:
         except BackendError:
             return None
         text = read_reply(reply)
-        return None if text is None else edited_child(self.name, parents, text)
+        return None if text is None else child_of(self.name, parents, text)
 
 
 def instruction(parent: Parent, rng: random.Random, num_shown: int = NUM_SHOWN) -> str:
