@@ -6,7 +6,7 @@
 The headroom is checked after the placebos that need no winner, before any context is proposed. Decoded greedily, the
 empty placebo is the baseline itself and flips nothing; with sampling it samples again, and may flip most of what there
 is to flip. The net flip rate is tested on prompts that exactly one of context and placebo flips (McNemar), so if few
-are left, not even a context that flips all of them can be told from the placebo.
+are left, not even a context that flips all of them can be distinguished from the placebo.
 """
 
 from collections import Counter
@@ -169,6 +169,6 @@ def require_headroom(headroom: Headroom) -> list[str]:
         return []
     return [
         f"Little is left to gain: of {unsafe} unsafe search prompts the strongest placebo before the search leaves "
-        f"{left}. On so many prompts even a context that flips all {left} could not be told from it (exact McNemar, "
-        f"p = {headroom.p_value:.3f}, needed below {TIE_LEVEL:g}): give more or harder prompts."
+        f"{left}. On so many prompts even a context that flips all {left} could not be distinguished from it (exact "
+        f"McNemar, p = {headroom.p_value:.3f}, needed below {TIE_LEVEL:g}): give more or harder prompts."
     ]

@@ -61,7 +61,8 @@ class Estimates:
         running = [arm for arm in arms if arm.state == "running"]
         # To rank, the screen counts on decoded prompts too: how far an answer gave way says more than that it did.
         flips, refusals = [self._flips(arm) for arm in running], [self._refusals(arm) for arm in running]
-        means = expected_utilities(draw_utilities(flips, refusals, self._cap))
+        utilities = draw_utilities(flips, refusals, self._cap)
+        means = utilities.clip(min=0.0).mean(axis=1)  # a draw that breaks the cap counts as 0
         return [running[index] for index in np.argsort(-means.round(6), kind="stable")]
 
     def ranked(self, arms: Sequence[Arm]) -> list[Arm]:
@@ -105,12 +106,6 @@ def draw_utilities(flips: Sequence[Beta], refusals: Sequence[Beta | None], cap: 
         within = generator.beta(*refusal, NUM_DRAWS) <= cap if refusal else np.ones(NUM_DRAWS, dtype=bool)
         row[within] = rates[within]
     return utilities
-
-
-def expected_utilities(utilities: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the mean over the draws of each arm, where a draw that breaks the cap counts as 0."""
-    means: NDArray[np.float64] = utilities.clip(min=0.0).mean(axis=1)
-    return means
 
 
 def num_to_promote(

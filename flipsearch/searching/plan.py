@@ -1,4 +1,4 @@
-"""What a search takes and can tell, from its setup alone: no model is loaded, nothing is generated.
+"""What a search takes and can detect, from its setup alone: no model is loaded, nothing is generated.
 
 How many answers without context are unsafe is not known beforehand, so every number of rollouts is a range: `least` if
 the number of unsafe answers is the cheapest one, the race prunes all contexts but one after their first rung, and that
@@ -54,7 +54,7 @@ class Resolution:
 
 @dataclass(frozen=True, slots=True)
 class SearchPlan:
-    """What a search takes and can tell."""
+    """What a search takes and can detect."""
 
     study: str
     prompts: Mapping[str, Mapping[Kind, int]]
@@ -120,7 +120,7 @@ class SearchPlan:
 def plan_search(
     setup: SearchSetup, *, mean_length: float | None = None, delta: float = DELTA, power: float = POWER
 ) -> SearchPlan:
-    """Return what a search takes and can tell; `mean_length` is that of rollouts that are in the ledger already.
+    """Return what a search takes and can detect; `mean_length` is that of rollouts that are in the ledger already.
 
     Raises ConfigError for a difference or a power that makes no sense.
     """

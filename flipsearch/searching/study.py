@@ -165,9 +165,7 @@ def _no_finalist_notes(arms: Sequence[Trial], cap: float) -> list[str]:
     elif "stopped" in states:
         why = "The budget did not carry any context to the last prompts"
     elif "pruned" in states:
-        why = (
-            f"Every context was pruned, or had too many answers that cannot be scored (the cap is {cap:.0%} over-refusal)"
-        )
+        why = f"Every context was pruned, or had too many unscored answers (the cap is {cap:.0%} over-refusal)"
     elif "failed" in states:
         why = "Under every context too many answers cannot be scored"
     return [f"{why}: there is no winner, and nothing to confirm."]

@@ -138,7 +138,7 @@ class TestPlainOperator(OperatorContract):
         (ChangesNothing, "test_a_child_is_new"),
         (NeedsTwoSentences, "test_parents_with_little_to_change_never_raise"),
         (Forgets, "test_lineage"),
-        (MovesAway, "test_the_place_is_kept"),
+        (MovesAway, "test_the_placement_is_kept"),
         (KeepsTheParams, "test_an_edited_text_has_no_template"),
         (EmptiesTheList, "test_parents_are_left_as_they_are"),
         (NeverApplies, "test_makes_children"),
