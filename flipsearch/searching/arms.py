@@ -65,7 +65,7 @@ class _Search:
         self.proposals = Proposals(setup, runner, base, self.screen)
         self.prompts = {prompt.prompt_id: prompt for prompt in base.prompts}
         exploring = [rung for rung in rungs if rung.num_harmful <= EXPLORED_PROMPTS * rungs[-1].num_harmful]
-        self.num_exploring = 1 if budget.counts_tokens else max(1, len(exploring))
+        self.num_exploring = 1 if config.budget_tokens is not None else max(1, len(exploring))
 
     def explore(self) -> None:
         """Propose and race cohorts until all contexts are tried or the budget's share is spent."""

@@ -65,8 +65,15 @@ class Breeder:
             self.credit.add_gain(self._operator_of[child.context_id], min(gains), admissible=admissible)
 
     def _make_child(self, operator: Operator, elite: Sequence[Parent]) -> Context | None:
-        """One child by one operator; None if it does not apply or its child is filtered."""
-        parents = _draw_parents(elite, operator.num_parents, self._random)
+        """One child by one operator; None if it does not apply or its child is filtered.
+
+        Its parents are different ones, drawn by rank: the first of n with weight n, the last with weight 1.
+        """
+        left, parents = list(range(len(elite))), []
+        for _ in range(operator.num_parents):
+            weights = [len(elite) - rank for rank in left]
+            rank = left.pop(self._random.choices(range(len(left)), weights)[0])
+            parents.append(elite[rank])
         # A generator of its own: what one operator draws does not change what the next ones do.
         rng = random.Random(self._random.getrandbits(64))
         with faults(PluginError, f"operator '{operator.name}' failed"):
@@ -81,16 +88,6 @@ class Breeder:
         tally.num_children += 1
         self._operator_of[child.context_id] = operator.name
         return child
-
-
-def _draw_parents(elite: Sequence[Parent], num: int, rng: random.Random) -> list[Parent]:
-    """Draw different parents, the first of n with weight n, the last with weight 1."""
-    left = list(range(len(elite)))
-    drawn = []
-    for _ in range(num):
-        weights = [len(elite) - rank for rank in left]
-        drawn.append(left.pop(rng.choices(range(len(left)), weights)[0]))
-    return [elite[rank] for rank in drawn]
 
 
 # The operators' credit.

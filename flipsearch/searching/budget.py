@@ -49,11 +49,6 @@ class Budget:
                 "give a larger budget (flipsearch plan shows what a search takes), or fewer --max-prompts."
             )
 
-    @property
-    def counts_tokens(self) -> bool:
-        """Whether tokens are limited."""
-        return self._config.budget_tokens is not None
-
     def num_affordable(
         self, runner: Runner, base: SplitBaseline, num: int, rung: Rung, lost_tokens: float = 0.0
     ) -> int:
@@ -61,7 +56,7 @@ class Budget:
 
         Screening loses `lost_tokens` for each of them.
         """
-        if num and self.counts_tokens:
+        if num and self._config.budget_tokens is not None:
             num = min(num, self._next_cohort(runner, base, rung, lost_tokens))
             self._spent = "" if num else f"token budget of {self._config.budget_tokens:,}"
         if num and self._config.time_s is not None:
@@ -75,7 +70,7 @@ class Budget:
 
     def num_finishing(self, runner: Runner, base: SplitBaseline, num_seen: int, rung: Rung, num: int) -> int:
         """Return how many of `num` arms may run the next rung if one is to see all; they saw `num_seen` prompts."""
-        if not (num and self.counts_tokens):
+        if not num or self._config.budget_tokens is None:
             return num
         length, seen = _mean_length(runner, base), num_seen * self._config.samples
         step, whole = self._num_rollouts(base, rung) - seen, self._num_rollouts(base) - seen

@@ -60,7 +60,8 @@ class Estimates:
         """Return the arms that still run, the highest expected utility first."""
         running = [arm for arm in arms if arm.state == "running"]
         # To rank, the screen counts on decoded prompts too: how far an answer gave way says more than that it did.
-        flips, refusals = [self._flips(arm) for arm in running], [self._refusals(arm) for arm in running]
+        flips = [self._flips(arm) for arm in running]
+        refusals = [self._refusals(arm) for arm in running]
         utilities = draw_utilities(flips, refusals, self._cap)
         means = utilities.clip(min=0.0).mean(axis=1)  # a draw that breaks the cap counts as 0
         return [running[index] for index in np.argsort(-means.round(6), kind="stable")]

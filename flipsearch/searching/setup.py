@@ -40,7 +40,15 @@ class Space:
         if not self._templates:
             names = ", ".join(t.name for t in templates) or "none"
             raise ConfigError(f"no template goes to {' or '.join(allowed)} (templates: {names}); name other ones.")
-        self._choices = {name: _choices(t, allowed) for name, t in self._templates.items()}
+        self._choices: dict[str, dict[str, tuple[Any, ...]]] = {}
+        for name, template in self._templates.items():
+            for param in template.params:
+                if param.given:
+                    raise ConfigError(f"template '{name}' needs a text '{param.name}' and cannot be searched.")
+                if param.name == PLACEMENT:
+                    raise ConfigError(f"{template.path}: the parameter '{PLACEMENT}' has a reserved name; rename it.")
+            where = tuple(placement for placement in template.placements if placement in allowed)
+            self._choices[name] = {PLACEMENT: where} | {param.name: param.choices for param in template.params}
         self._sizes = {name: math.prod(map(len, choices.values())) for name, choices in self._choices.items()}
         self.names = list(self._templates)
 
@@ -91,16 +99,6 @@ class Space:
         values = {param: point[f"{name}.{param}"] for param in self._choices[name]}
         placement = values.pop(PLACEMENT)
         return self._templates[name].context(values, placement)
-
-
-def _choices(template: Template, allowed: Sequence[Placement]) -> dict[str, tuple[Any, ...]]:
-    for param in template.params:
-        if param.given:
-            raise ConfigError(f"template '{template.name}' needs a text '{param.name}' and cannot be searched.")
-        if param.name == PLACEMENT:
-            raise ConfigError(f"{template.path}: the parameter '{PLACEMENT}' has a reserved name; rename it.")
-    placements = tuple(placement for placement in template.placements if placement in allowed)
-    return {PLACEMENT: placements} | {param.name: param.choices for param in template.params}
 
 
 @dataclass(frozen=True, slots=True)

@@ -304,7 +304,7 @@ def test_a_hostile_reason_stays_text_wherever_it_is_shown(tmp_path: Path) -> Non
         (("pocket", "--reasoning", "missing.jsonl"), ("missing.jsonl",)),
         (("pocket", "--prompts", "starter", "--split", "training"), ("no prompt of 'starter'", "--split all")),
         (("pocket", "--split", "evaluaton"), ("split = 'evaluaton'",)),
-        (("pocket", "--samples", "8"), ("samples = 8", "--temperature")),
+        (("pocket", "--samples", "8"), ("samples", "--temperature")),
         (("pocket", "--judge", "refusl"), ("unknown judge 'refusl'", "Did you mean refusal?")),
         (("pocket", "--device", "cuda:99"), ("cuda",)),
         ((), ("Missing argument 'MODEL'",)),

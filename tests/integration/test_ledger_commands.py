@@ -89,12 +89,12 @@ def test_export_to_stdout_and_to_files(folder: Path, tmp_path: Path) -> None:
         (("plan", "--delta", "2"), "delta = 2.0"),
         (("plan", "--budget-tokens", "3"), "cannot hold the baseline"),
         (("search", "--budget-tokens", "3"), "cannot hold the baseline"),
-        (("search", "--time", "soon"), "time_s = 'soon'"),
-        (("search", "--trials", "0"), "num_contexts = 0"),
-        (("search", "--study", "_judges"), "study = '_judges', expected a name that does not begin with '_'"),
+        (("search", "--time", "soon"), "--time is 'soon'"),
+        (("search", "--trials", "0"), "--num-contexts is 0"),
+        (("search", "--study", "_judges"), "--study is '_judges', expected a name that does not begin with '_'"),
         (("plan", "--study", "./_mine/s"), "study = './_mine/s', expected a name"),
-        (("score", "be safe", "--study", "trainings"), "study = 'trainings', expected a name"),
-        (("search", "--study", "evaluations"), "study = 'evaluations', expected a name"),
+        (("score", "be safe", "--study", "trainings"), "--study is 'trainings', expected a name"),
+        (("search", "--study", "evaluations"), "--study is 'evaluations', expected a name"),
     ],
 )
 def test_bad_input_is_one_clear_line(tmp_path: Path, arguments: tuple[str, ...], expected: str) -> None:

@@ -42,13 +42,13 @@ class Rewrite:
     name = "rewrite"
     num_parents = 1
 
-    def __init__(self, write: Writer, num_shown: int = NUM_SHOWN) -> None:
-        self._write, self._num_shown = write, num_shown
+    def __init__(self, write: Writer) -> None:
+        self._write = write
 
     def make(self, parents: Sequence[Parent], rng: random.Random) -> Context | None:
         """Return what the model wrote, at the parent's placement; None if it wrote nothing that can be used."""
         try:
-            reply = self._write(instruction(parents[0], rng, self._num_shown))
+            reply = self._write(instruction(parents[0], rng))
         except BackendError:
             return None
         text = read_reply(reply)
