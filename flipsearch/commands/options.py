@@ -7,7 +7,7 @@ from collections.abc import Callable
 from importlib import import_module
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -53,12 +53,15 @@ def with_options(command: Command, *, is_run: bool) -> Command:
         settings = [setting_option(kind, name) for name in kind.model_fields]
     ahead = [parameter for parameter in own if parameter.default is Parameter.empty]
     behind = [parameter for parameter in own if parameter.default is not Parameter.empty]
-    parameters = [*ahead, *settings, *behind]
-    command.__signature__ = Signature(  # type: ignore[attr-defined]
-        [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in parameters]
-    )
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return command
+    parameters = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in (*ahead, *settings, *behind)]
+
+    def run(**keywords: Any) -> None:
+        command(**keywords)
+
+    run.__doc__, widened = command.__doc__, cast(Any, run)
+    widened.__signature__ = Signature(parameters)
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
 
 
 def setting_option(kind: "type[ModelConfig]", name: str) -> Parameter:

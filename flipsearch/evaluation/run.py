@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from flipsearch.backends.base import make_backend
 from flipsearch.core.package import package_versions
 from flipsearch.core.progress import Phase, Progress
-from flipsearch.core.protocols import Backend, Judge
+from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Kind, Label, Prompt
 from flipsearch.core.samples import Samples
 from flipsearch.core.scorecards import Metric, Score, Scorecard
@@ -73,17 +73,19 @@ class ModelMarks:
 
 
 def run_evaluation(
-    plan: EvaluationPlan, judge: Judge, ledger: Ledger, backend: Backend, progress: Progress | None = None
+    plan: EvaluationPlan, judge: Judge, ledger: Ledger, progress: Progress | None = None
 ) -> Scorecard:
-    """Return the scorecard of a plan; `backend` is the evaluated model, loaded, and is closed here.
+    """Return the scorecard of a plan; one model is loaded, evaluated and unloaded after the other.
 
     Raises BackendError, JudgeError and LedgerError as they come; what was finished before stays in the ledger.
     """
+    share = remaining_memory_share(judge)
+    backend = make_backend(plan.config, memory_share=share)
     with Algebra() as algebra:
         new = _mark(plan, Runner(backend, judge, ledger, plan.config.sampling(), progress), "new", algebra)
         base = None
         if plan.base_config is not None:
-            backend = make_backend(plan.base_config, memory_share=remaining_memory_share(judge))
+            backend = make_backend(plan.base_config, memory_share=share)
             base = _mark(plan, Runner(backend, judge, ledger, plan.config.sampling(), progress), "base", algebra)
     return make_scorecard(plan, judge, new, base)
 

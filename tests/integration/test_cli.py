@@ -263,7 +263,7 @@ def test_an_interrupt_is_one_line_that_says_how_to_go_on(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("search", "--model", "organsm"), ("unknown model 'organsm'", "Did you mean pocket?")),
+        (("search", "--model", "pockt"), ("unknown model 'pockt'", "Did you mean pocket?")),
         (("search", "--model", "no/such/folder"), ("no/such/folder",)),
         (("search", "--judge", "refusl"), ("unknown judge 'refusl'", "Did you mean refusal?")),
         (("search", "--template", "plain_rul"), ("unknown context template 'plain_rul'", "plain_rule")),
@@ -271,7 +271,7 @@ def test_an_interrupt_is_one_line_that_says_how_to_go_on(tmp_path: Path) -> None
         (("search", "--contexts", "missing.j2"), ("missing.j2",)),
         (("search", "--harmful", "missing.csv"), ("missing.csv",)),
         (("search", "--config", "missing.toml"), ("missing.toml",)),
-        (("search", "--max-over-refusal", "2"), ("max_over_refusal",)),
+        (("search", "--max-over-refusal", "2"), ("--max-over-refusal is 2",)),
         (("search", "--placement", "sytem"), ("sytem",)),
         (("search", "--num-contexts", "x"), ("--num-contexts", "valid integer")),
         (("search", "--best", "best.json"), ("--best", "best.txt")),
@@ -304,9 +304,9 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, arguments: tuple[str, ...],
 
 
 def test_an_error_is_json_too_if_asked_for(tmp_path: Path) -> None:
-    done = run("search", "--model", "organsm", "--json", cwd=tmp_path, code=2)
+    done = run("search", "--model", "pockt", "--json", cwd=tmp_path, code=2)
     assert json.loads(done.stdout)["exit_code"] == 2
-    assert "organsm" in json.loads(done.stdout)["error"]
+    assert "pockt" in json.loads(done.stdout)["error"]
 
 
 def test_another_command_never_overwrites_a_study(searched: tuple[Path, dict[str, Any]]) -> None:

@@ -84,7 +84,7 @@ def test_export_to_stdout_and_to_files(folder: Path, tmp_path: Path) -> None:
         (("ledger", "export", "nowhere"), "unknown study 'nowhere'"),
         (("ledger", "export", "x.csv", "--to", "out.txt"), ".parquet"),
         (("ledger", "chek", "s"), "chek"),
-        (("plan", "--model", "organsm"), "Did you mean pocket?"),
+        (("plan", "--model", "pockt"), "Did you mean pocket?"),
         (("plan", "--judge", "refusl"), "Did you mean refusal?"),
         (("plan", "--delta", "2"), "delta = 2.0"),
         (("plan", "--budget-tokens", "3"), "cannot hold the baseline"),
