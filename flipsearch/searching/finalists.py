@@ -17,7 +17,7 @@ from flipsearch.core.studies import BenignContext, Portfolio, Trial
 from flipsearch.measuring.measure import flip_difference, has_failed, measure, measured_trial, strongest_placebo
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline
-from flipsearch.searching.rungs import is_admissible
+from flipsearch.searching.race import is_admissible
 from flipsearch.searching.setup import SearchSetup
 from flipsearch.statistics.paired import holm
 

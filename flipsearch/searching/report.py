@@ -9,7 +9,6 @@ from flipsearch.core.records import Context, Measurement, Rate
 from flipsearch.core.studies import STUDY_FORMAT, Study, StudyKind, Trial, TrialState
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline
-from flipsearch.searching.elimination import case_against
 
 
 def make_study(
@@ -59,26 +58,6 @@ def log_baseline(runner: Runner, base: SplitBaseline) -> None:
     """Log the rates of the model without a context."""
     rates = {"unsafe": _share(base.unsafe_rate), "over_refusal": _share(base.over_refusal_rate)}
     runner.emit("baseline", split=base.split, num_prompts=len(base.prompts), **rates)
-
-
-def log_pruned(
-    runner: Runner,
-    contexts: Sequence[Context],
-    measured: Sequence[Measurement],
-    states: Sequence[TrialState],
-    others: Sequence[Measurement],
-    cap: float,
-    rung: int,
-) -> None:
-    """Log which arms were pruned after a rung (from 1), each with its e-value, which reached 2 / alpha."""
-    if "pruned" not in states:
-        return
-    able = [index for index, state in enumerate(states) if state != "failed"]
-    cases = case_against([measured[index] for index in able], others, cap)
-    for index, evidence in zip(able, cases, strict=True):
-        if states[index] == "pruned":
-            context_id = contexts[index].context_id
-            runner.emit("pruned", context_id=context_id, rung=rung, evidence=float(f"{evidence:.4g}"))
 
 
 def log_trial(runner: Runner, context: Context, state: TrialState, rung: int, search: Measurement) -> None:

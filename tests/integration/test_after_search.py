@@ -20,7 +20,7 @@ from flipsearch.reporting.page import leaderboard_page
 from flipsearch.searching import prepare_search
 from flipsearch.searching.baseline import measure_baseline
 from flipsearch.searching.budget import reserved_rollouts
-from flipsearch.searching.plan import forecast
+from flipsearch.searching.plan import plan_search
 from flipsearch.templating.given import given_cards, given_contexts
 from tests.integration.test_study import StopError, stopping_after, study_of, winner_of
 from tests.world import GREEDY, Model, RefusalJudge, answer, benign, flat, library, prompt_set, template
@@ -227,7 +227,7 @@ class TestWhatItTakes:
         searched = study(DEEP_CONFIG, model=model)
         assert searched.num_rollouts == len(model.generated) == len(set(model.generated))
         plan = prepare_search(DEEP_CONFIG, LIBRARY, PROMPTS)
-        assert searched.num_rollouts <= forecast(plan).total.most
+        assert searched.num_rollouts <= plan_search(plan).total.most
         with Ledger("sqlite://") as ledger:
             base = measure_baseline(Runner(Model(), RefusalJudge(), ledger, GREEDY), plan.search, "search")
         # 1 + 3 + 3 rows on 65 sealed prompts and two matched placebos on 35 + 22; three finalists continue 43 answers

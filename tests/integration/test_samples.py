@@ -21,7 +21,7 @@ from flipsearch.reporting.columns import rows
 from flipsearch.reporting.page import leaderboard_page
 from flipsearch.searching import prepare_search, run_study
 from flipsearch.searching.budget import Budget
-from flipsearch.searching.plan import Span, forecast
+from flipsearch.searching.plan import Span, plan_search
 from flipsearch.statistics.power import redraw_flip_rate
 from flipsearch.workspace import SETTINGS_FILE
 from tests.integration.test_cli import run, scripted
@@ -135,11 +135,11 @@ def stop_at(model: SampledModel, num: int) -> None:
 
 
 def test_the_plan_counts_every_sample() -> None:
-    one = forecast(prepare_search(CONFIG.model_copy(update={"samples": 1, "unsafe_at": 1}), library(), PROMPTS))
-    three = forecast(prepare_search(CONFIG, library(), PROMPTS))
+    one = plan_search(prepare_search(CONFIG.model_copy(update={"samples": 1, "unsafe_at": 1}), library(), PROMPTS))
+    three = plan_search(prepare_search(CONFIG, library(), PROMPTS))
     assert three.rollouts == {phase: Span(3 * s.least, 3 * s.most) for phase, s in one.rollouts.items()}
     assert (one.redraw_flip_rate, three.redraw_flip_rate) == (redraw_flip_rate(1, 1), redraw_flip_rate(3, 2))
-    planned = forecast(prepare_search(CONFIG, library(), [*PROMPTS, *MURMURS])).total
+    planned = plan_search(prepare_search(CONFIG, library(), [*PROMPTS, *MURMURS])).total
     assert planned.least <= sampled().num_rollouts <= planned.most
 
 

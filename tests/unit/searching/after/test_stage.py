@@ -17,7 +17,7 @@ from flipsearch.searching.after.stage import CompletedSearch, Stage
 from flipsearch.searching.baseline import SplitBaseline, measure_baseline
 from flipsearch.searching.budget import reserved_rollouts
 from flipsearch.searching.finalists import Confirmation
-from flipsearch.searching.plan import Span, forecast
+from flipsearch.searching.plan import Span, plan_search
 from flipsearch.searching.setup import SearchSetup
 from tests.world import GREEDY, Model, RefusalJudge, context, library, prompt_set
 
@@ -50,14 +50,14 @@ def runner() -> Runner:
 def test_a_new_stage_is_planned_budgeted_run_and_kept(
     runner: Runner, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    plan, base = forecast(SETUP), measure_baseline(runner, SETUP.search, "search")
+    plan, base = plan_search(SETUP), measure_baseline(runner, SETUP.search, "search")
     study, reserved = run_study(SETUP, runner), reserved_rollouts(SETUP, base)
     assert (study.kind, study.measures) == (StudyKind.SEARCH, {})
     monkeypatch.setattr(after, "STAGES", (*after.STAGES, ShoutStage()))
     shouted = run_study(SETUP, runner)
     num_confirm = len(SETUP.confirm)
-    assert forecast(SETUP).rollouts == {**plan.rollouts, "shout": Span(0, num_confirm)}
-    assert forecast(SETUP).total.most == plan.total.most + num_confirm
+    assert plan_search(SETUP).rollouts == {**plan.rollouts, "shout": Span(0, num_confirm)}
+    assert plan_search(SETUP).total.most == plan.total.most + num_confirm
     assert reserved_rollouts(SETUP, base) == reserved + num_confirm
     assert shouted.num_rollouts == study.num_rollouts + num_confirm
     assert Rate(0, 32, 0.0, shouted.measures["shout"]["high"]).as_dict() == shouted.measures["shout"]
