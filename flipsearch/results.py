@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from flipsearch.core.scorecards import Scorecard
-from flipsearch.core.studies import Study, Trial
+from flipsearch.core.studies import Study, StudyKind, Trial
 from flipsearch.core.trainings import LogLine, TrainingRun
 from flipsearch.judging.accuracy import JudgeAccuracy
 from flipsearch.judging.compact_fitting import CrossValidation
@@ -44,7 +44,7 @@ class SearchResult:
     @property
     def beats_placebo(self) -> bool | None:
         """Whether there is a winner whose net flip rate is above 0 with its whole interval; None for a score."""
-        if "num_contexts" not in self.study.settings:
+        if self.study.kind is StudyKind.SCORE:
             return None
         winner = self.study.winner
         return winner is not None and winner.net is not None and winner.net.low > 0

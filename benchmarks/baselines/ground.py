@@ -20,7 +20,7 @@ from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.sets import prompts_of
-from flipsearch.searching.space import Space
+from flipsearch.searching.setup import Space
 from flipsearch.templating.library import TemplateLibrary, load_library
 from pocket_model.truth import CAP
 

@@ -13,6 +13,7 @@ from flipsearch.core.errors import ConfigError, JudgeError, unknown_name
 from flipsearch.core.package import content_folder
 from flipsearch.core.progress import Activity, Phase, Progress, Step
 from flipsearch.core.protocols import Judge
+from flipsearch.core.studies import StudyKind
 from flipsearch.judging.accuracy import FOLDER, load_accuracy, measure_judge, save_accuracy
 from flipsearch.judging.compact_fitting import cross_validate, fit, fitting_rows
 from flipsearch.judging.contract import check_identities
@@ -77,7 +78,7 @@ def label_answers(
         raise ConfigError(f"--to is '{to}', which is there already, perhaps with labels; give another name.")
     folder = study_folder(study, reports)
     finished = read_study(folder)
-    kind: type[ModelConfig] = StudyConfig if "num_contexts" in finished.settings else ScoreConfig
+    kind: type[ModelConfig] = StudyConfig if finished.kind is StudyKind.SEARCH else ScoreConfig
     prompts = prompts_of(make_config(kind, read_toml(folder / SETTINGS_FILE))).prompts
     with Ledger(ledger_place(folder, reports), read_only=True) as ledger:
         answers = sample_answers(finished, ledger, prompts, num, num_contexts, load_labels(folder))

@@ -17,7 +17,7 @@ from flipsearch.prompts.sets import PromptSet, prompts_of
 from flipsearch.reporting.files import check_best, read_study, write_study
 from flipsearch.results import SearchResult
 from flipsearch.searching.budget import Budget
-from flipsearch.searching.plan import SearchPlan, forecast
+from flipsearch.searching.plan import SearchPlan, plan_search
 from flipsearch.searching.score import run_score
 from flipsearch.searching.setup import SearchSetup, prepare_search
 from flipsearch.searching.storage import write_storage
@@ -44,7 +44,7 @@ def search(
     config, budget = setup.config, Budget(setup)
     check_best(config.best)
     with study_session(config, "search", prompts, config.study_name(), progress, config.rewriter_config()) as session:
-        plan = forecast(setup, mean_length=session.workspace.ledger.mean_length())
+        plan = plan_search(setup, mean_length=session.workspace.ledger.mean_length())
         session.log_start(plan=plan.as_dict())
         if on_plan:
             on_plan(plan)
@@ -69,7 +69,7 @@ def plan(given: Given[StudyConfig], *, delta: float = 0.05, power: float = 0.8) 
     for judge in filter(None, (config.judge, config.confirm_judge, *config.second_judges)):
         load_judge(judge)
     length = mean_length(config.reports / config.study_name())
-    return forecast(setup, mean_length=length, delta=delta, power=power)
+    return plan_search(setup, mean_length=length, delta=delta, power=power)
 
 
 @takes(ScoreConfig)

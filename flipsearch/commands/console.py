@@ -157,7 +157,8 @@ def companion_lines(study: Study, best: Path) -> list[str]:
 
 def judge_lines(study: Study) -> list[str]:
     """Return the best flip rate corrected for the judge's errors, and its risk reduction, where they are known."""
-    best = study.winner or (study.trials[0] if study.trials else None)
+    trial = study.winner or (study.trials[0] if study.trials else None)
+    best = trial.late if trial else None
     lines = []
     if study.judge_error and best and best.corrected and best.corrected.value is not None:
         whose = "this study's answers among them" if study.judge_error.own_answers else "none of this study's answers"

@@ -1,23 +1,23 @@
-"""What a study holds: the contexts tried, what was made of them, and what was chosen; as the report reads it.
+"""The records of a study: the contexts that were tried, what was measured of them, and what was chosen.
 
-    Measurement --search--> Trial --> Study
+    Measurement --search--> Trial --after the search--> Confirmed --> Study
 
 All are frozen. This module knows nothing of models, files or statistics.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Any, Final, Literal
 
 from flipsearch.core.records import Context, Difference, Estimate, Measurement, Rate
 
 
 @dataclass(frozen=True, slots=True)
 class Parent:
-    """A context that operators make children of, with what is known of it."""
+    """A context that operators make children of, with what was measured of it so far."""
 
     context: Context
-    """What it says, and where."""
     flip_rate: Rate
     """On the prompts that it has seen."""
     unflipped: tuple[str, ...] = ()
@@ -28,14 +28,13 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class OperatorCredit:
-    """What one operator has brought to a search."""
+    """What the children of one operator gained in a search."""
 
     operator: str
-    """Its name."""
     num_children: int
-    """Children that it made and that were fit to be measured."""
+    """Children that it made and that passed the filters."""
     num_filtered: int
-    """Children that the hygiene gates kept out."""
+    """Children that the filters rejected."""
     num_raced: int
     """Children whose gain is known."""
     num_better: int
@@ -43,75 +42,14 @@ class OperatorCredit:
     mean_gain: float | None
     """Flip rate of child minus parent on the prompts that both have seen, mean over the raced; None without any."""
     low: float
-    """Lower end of its 95 % interval, in [-1, 1]."""
+    """Lower end of the 95 % interval of `mean_gain`, in [-1, 1]."""
     high: float
-    """Upper end of the interval."""
 
 
 TIE_LEVEL = 0.05
-"""Two finalists are told apart if the adjusted p-value of their paired difference lies below."""
+"""The confirm split separates two finalists if the adjusted p-value of their paired difference is below this."""
 TrialState = Literal["complete", "stopped", "pruned", "failed"]
 TrialRole = Literal["arm", "placebo", "benign"]
-
-
-@dataclass(frozen=True, slots=True)
-class Trial:
-    """One context evaluated in a study."""
-
-    number: int
-    """Order of proposal, from 0; placebos count too."""
-    context: Context
-    """What was evaluated."""
-    role: TrialRole
-    """An arm can win; a placebo shows what no safety content does; a benign one is meant for benign prompts."""
-    state: TrialState
-    """"complete" saw all search prompts; "stopped" ended early after `rung`, as others promise more or as much;
-    "pruned" was ruled out there by evidence; "failed" had too many unscored."""
-    rung: int
-    """Last rung it finished, from 0."""
-    search: Measurement
-    """On the search split; in a score, on what was scored."""
-    confirm: Measurement | None = None
-    """On the sealed confirm split; finalists and placebos only."""
-    net: Difference | None = None
-    """Flip rate minus the strongest placebo's, paired: on the confirm split, or on what was scored."""
-    num_context_tokens: int | None = None
-    """Length of the context's text in the model's own tokens."""
-    behind: Difference | None = None
-    """The winner's confirm flip rate minus this one's, paired, its p-value adjusted over the finalists (Holm)."""
-    depth: tuple[tuple[int, Rate], ...] = ()
-    """(k, confirm flip rate after the first k tokens of the unsafe answer without context), k from 0; finalists only.
-    Of the answers that are longer than k; n = 0 means that there was none."""
-
-    second_judgements: tuple["SecondJudgeResult", ...] = ()
-    """What other judges say of the same answers, on the confirm split or what was scored; finalists and placebos."""
-    disagreements: tuple["Disagreement", ...] = ()
-    """Some of the answers on the confirm split that judges see differently; the winner's only."""
-    corrected: Estimate | None = None
-    """The confirm flip rate with the judge's measured errors taken back; None where its accuracy is not known."""
-    risk_reduction: Estimate | None = None
-    """Share of harmful confirm prompts that are unsafe without context minus that under it, corrected by people's
-    labels of some of these very answers; None without labels."""
-
-    @property
-    def optimism(self) -> float | None:
-        """Search minus confirm flip rate: by how much the search, which chose by its own number, reads too high."""
-        if self.confirm is None or self.search.flip_rate.value is None or self.confirm.flip_rate.value is None:
-            return None
-        return self.search.flip_rate.value - self.confirm.flip_rate.value
-
-    @property
-    def ties_winner(self) -> bool | None:
-        """Whether the confirm split does not tell this finalist from the winner; None if they were not compared."""
-        return None if self.behind is None else self.behind.p_value >= TIE_LEVEL
-
-    def with_net(self, net: Difference | None) -> "Trial":
-        """Return a copy that carries the net flip rate."""
-        return replace(self, net=net)
-
-    def with_confirm(self, confirm: Measurement, net: Difference | None) -> "Trial":
-        """Return a copy that carries the confirm measurement."""
-        return replace(self, confirm=confirm, net=net)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,21 +57,19 @@ class Disagreement:
     """An answer that one judge calls safe and another unsafe."""
 
     prompt: str
-    """The user's request."""
     answer: str
     """The answer under the context, without its thought."""
     labels: Mapping[str, str]
-    """Judge -> its label; the deciding one first."""
+    """Judge -> its label; the deciding judge first."""
 
 
 @dataclass(frozen=True, slots=True)
 class SecondJudgeResult:
-    """What a judge that does not decide says of a context's answers on one split."""
+    """The rates of a context's answers on one split according to a judge that does not decide."""
 
     judge: str
-    """Its name."""
     flip_rate: Rate
-    """Flips / scored prompts that are unsafe without context, both by its own word."""
+    """Flips / scored prompts that are unsafe without context, both by this judge."""
     unsafe_rate: Rate
     """UNSAFE / scored answers to harmful prompts under the context."""
     over_refusal_rate: Rate
@@ -143,14 +79,96 @@ class SecondJudgeResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Portfolio:
-    """Few finalists that together flip what all of them flip.
+class Confirmed:
+    """What was measured of a trial after the search: of finalists and placebos, and of every trial of a score."""
 
-    A prompt counts as flipped if any of them flips it: an oracle's number, for nothing says beforehand which one will.
+    measurement: Measurement | None = None
+    """On the sealed confirm split; None in a score, whose `Trial.search` is the last measurement."""
+    net: Difference | None = None
+    """Flip rate minus the strongest placebo's, paired: on the confirm split, or on the scored prompts."""
+    behind: Difference | None = None
+    """The winner's confirm flip rate minus this one's, paired, its p-value adjusted over the finalists (Holm)."""
+    depth: tuple[tuple[int, Rate], ...] = ()
+    """(k, confirm flip rate after the first k tokens of the unsafe answer without context), k from 0; finalists only.
+    Over the answers that are longer than k; n = 0 means that there was none."""
+    second_judgements: tuple[SecondJudgeResult, ...] = ()
+    """What other judges say about the same answers."""
+    disagreements: tuple[Disagreement, ...] = ()
+    """Some of the answers on which judges disagree; the winner's only."""
+    corrected: Estimate | None = None
+    """Flip rate corrected for the judge's measured errors; None if its accuracy is not known."""
+    risk_reduction: Estimate | None = None
+    """Share of harmful prompts that are unsafe without context minus that under it, corrected by human labels of some
+    of these very answers; None without labels."""
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One context evaluated in a study."""
+
+    number: int
+    """Order of proposal, from 0; placebos count too."""
+    context: Context
+    role: TrialRole
+    """An arm can win; a placebo shows the effect of no safety content; a benign one is meant for benign prompts."""
+    state: TrialState
+    """"complete" saw all search prompts; "stopped" was stopped early after `rung`, as other arms promised at least as
+    much; "pruned" was ruled out there by evidence; "failed" had too many unscored answers."""
+    rung: int
+    """Last rung it finished, from 0."""
+    search: Measurement
+    """On the search split; in a score, on the scored prompts."""
+    confirmed: Confirmed | None = None
+    """None if nothing was measured after the search."""
+    num_context_tokens: int | None = None
+    """Length of the context's text in the model's own tokens."""
+
+    @property
+    def late(self) -> Confirmed:
+        """`confirmed`, or an empty record if nothing was measured after the search."""
+        return self.confirmed or Confirmed()
+
+    @property
+    def confirm(self) -> Measurement | None:
+        """The measurement on the sealed confirm split, if there is one."""
+        return self.late.measurement
+
+    @property
+    def final(self) -> Measurement:
+        """The measurement that the last numbers rest on: the confirm split's, if any, else the search split's."""
+        return self.confirm or self.search
+
+    @property
+    def net(self) -> Difference | None:
+        """Flip rate minus the strongest placebo's, paired."""
+        return self.late.net
+
+    @property
+    def optimism(self) -> float | None:
+        """Search minus confirm flip rate: how much the search, which chose by its own number, overestimates."""
+        if self.confirm is None or self.search.flip_rate.value is None or self.confirm.flip_rate.value is None:
+            return None
+        return self.search.flip_rate.value - self.confirm.flip_rate.value
+
+    @property
+    def ties_winner(self) -> bool | None:
+        """Whether the confirm split does not separate this finalist from the winner; None if they were not compared."""
+        return None if self.late.behind is None else self.late.behind.p_value >= TIE_LEVEL
+
+    def with_confirmed(self, **changes: Any) -> "Trial":
+        """Return a copy with these fields of `Confirmed` replaced."""
+        return replace(self, confirmed=replace(self.late, **changes))
+
+
+@dataclass(frozen=True, slots=True)
+class Portfolio:
+    """A few finalists that together flip what all of them flip.
+
+    A prompt counts as flipped if any of them flips it: an oracle's number, as nothing says beforehand which one will.
     """
 
     context_ids: tuple[str, ...]
-    """In the order in which a training asks them: each flips most of what those before it leave."""
+    """In the order in which a training tries them: each flips most of what those before it leave."""
     search: Rate
     """Prompts that any of them flips / prompts that are unsafe without context, on the search split that chose them."""
     confirm: Rate
@@ -163,56 +181,71 @@ class Portfolio:
 
 @dataclass(frozen=True, slots=True)
 class BenignContext:
-    """Which context the teacher reads benign prompts under in training, and what it does to either kind of prompt."""
+    """The context under which the teacher reads benign prompts in training, and its effect on both kinds of prompts."""
 
     context: Context | None
-    """The chosen one; None if no context is best."""
+    """None if no context is best."""
     reason: str
-    """Why it is this one, or none."""
+    """Why this one, or none, was chosen."""
     candidates: tuple[Trial, ...]
-    """What was tried, measured on the benign prompts and on the harmful ones that are safe without context."""
+    """Measured on the benign prompts and on the harmful ones that are safe without context."""
     over_refusal_rate: Rate
     """Refused / benign confirm prompts under it (or under none)."""
     regression_rate: Rate
-    """Unsafe under it / harmful confirm prompts that are safe without it: the new unsafe answers."""
+    """Unsafe under it / harmful confirm prompts that are safe without context."""
     misrouted_harmful_rate: Rate
-    """Unsafe / harmful confirm prompts, were they read under it."""
+    """Unsafe / harmful confirm prompts, if they were read under it."""
     misrouted_benign_rate: Rate
-    """Refused / benign confirm prompts, were they read under the winner."""
+    """Refused / benign confirm prompts, if they were read under the winner."""
 
 
 @dataclass(frozen=True, slots=True)
 class JudgeAgreement:
-    """How the judge of a study's last number agrees with people on whether an answer is unsafe."""
+    """How the judge of a study's last numbers agrees with human labels on whether an answer is unsafe."""
 
     sensitivity: Estimate
-    """Of the answers that people call unsafe, the share that it calls so."""
+    """Share of the answers labelled unsafe that it calls unsafe."""
     specificity: Estimate
-    """Of those that people call safe, the share that it calls so."""
+    """Share of the answers labelled safe that it calls safe."""
     kappa: Estimate
-    """Agreement beyond chance."""
+    """Cohen's kappa: agreement beyond chance."""
     sources: Mapping[str, int]
     """Source of the labelled answers -> how many."""
     own_answers: int
     """How many of them are answers of this very study; a judge may err otherwise on those of another model."""
     fitted_to: int = 0
-    """How many of them the judge was fitted to: on these it agrees with people better than on others."""
+    """How many of them the judge was fitted to: on these it agrees with annotators better than on others."""
+
+
+class StudyKind(StrEnum):
+    """How a study came by its contexts."""
+
+    SEARCH = "search"
+    """Contexts were searched, chosen and confirmed."""
+    SCORE = "score"
+    """Given contexts were scored: nothing was chosen or confirmed."""
+
+
+STUDY_FORMAT: Final = 2
+"""Version of the study file; a file of any other cannot be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """The whole search, as the report reads it."""
+    """A finished search or score, as the report reads it."""
 
+    format: Literal[2]
+    """STUDY_FORMAT; the first field, so that it is the first to be refused."""
     name: str
     """Name of its folder."""
+    kind: StudyKind
     settings: Mapping[str, Any]
     """The resolved configuration."""
     model_id: str
-    """Identity of the model."""
     revision: str | None
     """Commit of a model from the hub; None for any other."""
     judge_id: str
-    """Identity of the judge that the search went by."""
+    """Identity of the judge of the search."""
     trials: tuple[Trial, ...]
     """Best first; placebos last."""
     base_unsafe: Mapping[str, Rate]
@@ -230,15 +263,17 @@ class Study:
     winner: Trial | None = None
     """The best confirmed arm under the over-refusal cap; None if no arm is admissible."""
     operators: tuple[OperatorCredit, ...] = ()
-    """What each operator's children gained on their parents, the most gainful first; () where none was used."""
+    """The operators by the gain of their children, largest first; () if none was used."""
     portfolio: Portfolio | None = None
-    """The finalists that together flip most; None without a winner."""
+    """None without a winner."""
     benign: BenignContext | None = None
-    """The context for benign prompts; None if it was not asked for, or without a winner."""
+    """None if it was not requested, or without a winner."""
+    measures: Mapping[str, Any] = field(default_factory=dict)
+    """Stage after the search -> its JSON-able result; for stages that have no field of their own."""
     confirm_judge_id: str = ""
-    """Identity of the judge that decides on the confirm split; "" where it is the same."""
+    """Identity of the judge that decides on the confirm split; "" if it is the same."""
     judge_error: JudgeAgreement | None = None
-    """How far its judge can be trusted; None where that was not measured."""
+    """None if the judge's accuracy was not measured."""
 
     @property
     def last_judge_id(self) -> str:

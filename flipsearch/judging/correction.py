@@ -41,9 +41,10 @@ def _corrected(study: Study, trial: Trial, unsafe: Agreement | None, labels: Seq
     They are None where another judge than the last decided it, and with several samples per prompt: then a label does
     not belong to a single answer.
     """
-    is_last = trial.confirm is not None or "num_contexts" not in study.settings
-    if not is_last or study.settings.get("samples", 1) > 1:
-        return replace(trial, corrected=None, risk_reduction=None)
+    if trial.confirmed is None:
+        return trial
+    if study.settings.get("samples", 1) > 1:
+        return trial.with_confirmed(corrected=None, risk_reduction=None)
     scored = [flip for flip in harmful_flips(trial) if Label.UNSCORED not in (flip.before, flip.after)]
     corrected = None
     if unsafe:
@@ -51,7 +52,7 @@ def _corrected(study: Study, trial: Trial, unsafe: Agreement | None, labels: Seq
         both, before, after = pairs.count((True, True)), pairs.count((True, False)), pairs.count((False, True))
         table = (both, before, after, pairs.count((False, False)))
         corrected = corrected_flip_rate(table, unsafe.sensitivity, unsafe.specificity)
-    return replace(trial, corrected=corrected, risk_reduction=_risk_reduction(trial, scored, labels))
+    return trial.with_confirmed(corrected=corrected, risk_reduction=_risk_reduction(trial, scored, labels))
 
 
 def _risk_reduction(trial: Trial, flips: Sequence[Flip], labels: Sequence[StudyLabel]) -> Estimate | None:

@@ -92,7 +92,7 @@ def _rollout_ids(study: Study, num_contexts: int) -> dict[str, dict[str, str]]:
             "prompt."
         )
     trials = [trial for trial in study.trials if trial.role == "arm" and trial.state == "complete"]
-    trials = [trial for trial in trials if trial.confirm or "num_contexts" not in study.settings][:num_contexts]
+    trials = [trial for trial in trials if trial.confirmed][:num_contexts]
     if not trials:
         raise StudyError(f"study '{study.name}' has confirmed no context: there is nothing to label.")
     scored = {

@@ -160,7 +160,7 @@ def _read_row(
 
 def harmful_flips(trial: Trial) -> list[Flip]:
     """Return the pairs of harmful prompts behind a trial's last number: of the confirm split, or of what was scored."""
-    return [flip for flip in (trial.confirm or trial.search).flips if flip.kind == "harmful"]
+    return [flip for flip in trial.final.flips if flip.kind == "harmful"]
 
 
 def base_rollout_id(study: Study, prompt_id: str) -> str:

@@ -1,14 +1,16 @@
-"""Contexts over prompts: compare with the baseline, count.
+"""Measures contexts over prompts: compares their samples with the baseline's, and counts.
 
     Samples --compare--> Flips --summarize--> Measurement
 
-All but `measure`, which asks a `Runner`, is pure. This module knows neither templates nor how contexts are searched.
+Only `measure` and `measured_trial` need a `Runner`; the rest is pure. This module knows neither templates nor how
+contexts are searched.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
 
 from flipsearch.core.records import Context, Difference, Flip, Label, Measurement, Prompt, Rate, Scope, UnsafeShare
 from flipsearch.core.samples import Samples
+from flipsearch.core.studies import Trial, TrialRole, TrialState
 from flipsearch.measuring.runner import Runner
 from flipsearch.statistics.intervals import mean_interval, wilson
 from flipsearch.statistics.paired import paired_difference
@@ -16,26 +18,45 @@ from flipsearch.statistics.paired import paired_difference
 MAX_UNSCORED_RATE = 0.2
 """A context under which a larger share of the answers cannot be scored has failed: its rates would mislead."""
 Baseline = Mapping[str, Samples]
-"""Prompt id -> its draws without a context."""
+"""Prompt id -> its samples without a context."""
 
 
 def measure(
     runner: Runner, contexts: Sequence[Context], prompts: Sequence[Prompt], baseline: Baseline, split: Scope
 ) -> list[Measurement]:
-    """Return one measurement a context over the same prompts, generated in one call of the backend.
+    """Return one measurement per context over the same prompts, generated in one call of the backend.
 
-    `baseline` holds the draws of every prompt of the split; `prompts` may be fewer of them, and then tfr is None.
+    `baseline` holds the samples of every prompt of the split; `prompts` may be fewer of them, and then tfr is None.
     No prompt may come twice.
     """
-    draws = runner.draws([(prompt, context) for context in contexts for prompt in prompts])
+    samples = runner.samples([(prompt, context) for context in contexts for prompt in prompts])
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
     n = len(prompts)
-    return [compare(by_id, baseline, draws[i * n : (i + 1) * n], split) for i in range(len(contexts))]
+    return [compare(by_id, baseline, samples[i * n : (i + 1) * n], split) for i in range(len(contexts))]
+
+
+def measured_trial(runner: Runner, number: int, context: Context, role: TrialRole, search: Measurement) -> Trial:
+    """Return the trial of a context that was measured on all its prompts at once; it may have failed."""
+    state: TrialState = "failed" if has_failed(search) else "complete"
+    return Trial(number, context, role, state, 0, search, num_context_tokens=runner.backend.count_tokens(context.text))
 
 
 def compare(prompts: Mapping[str, Prompt], baseline: Baseline, after: Sequence[Samples], split: Scope) -> Measurement:
-    """Return the measurement of one context from the draws under it, of each of `prompts` (by prompt id), in order."""
-    flips = [_flip(prompt, baseline[id], one) for (id, prompt), one in zip(prompts.items(), after, strict=True)]
+    """Return the measurement of one context from its samples of each of `prompts` (by prompt id), in order."""
+    flips = [
+        Flip(
+            prompt_id=id,
+            kind=prompt.kind,
+            before=baseline[id].label,
+            after=samples.label,
+            refused_before=baseline[id].refused,
+            refused_after=samples.refused,
+            rollout_ids=samples.rollout_ids,
+            unsafe_share_before=baseline[id].unsafe_share,
+            unsafe_share_after=samples.unsafe_share,
+        )
+        for (id, prompt), samples in zip(prompts.items(), after, strict=True)
+    ]
     return summarize(flips, split, whole=prompts.keys() >= baseline.keys())
 
 
@@ -46,7 +67,8 @@ def summarize(flips: Sequence[Flip], split: Scope, *, whole: bool) -> Measuremen
     for flip in harmful:
         transitions[f"{flip.before.value}->{flip.after.value}"] += 1
     num_flips = transitions["unsafe->safe"]
-    num_scored = sum(map(_is_scored, harmful))
+    scored = [flip for flip in flips if Label.UNSCORED not in (flip.before, flip.after)]
+    num_scored = sum(flip.kind == "harmful" for flip in scored)
     return Measurement(
         split=split,
         flips=tuple(flips),
@@ -55,7 +77,7 @@ def summarize(flips: Sequence[Flip], split: Scope, *, whole: bool) -> Measuremen
         tfr=wilson(num_flips, num_scored) if whole else None,
         over_refusal_rate=refusal_rate(flip.refused_after for flip in flips if flip.kind == "benign"),
         transitions=transitions,
-        coverage=wilson(sum(map(_is_scored, flips)), len(flips)),
+        coverage=wilson(len(scored), len(flips)),
         unsafe_share=unsafe_share(harmful),
     )
 
@@ -63,8 +85,8 @@ def summarize(flips: Sequence[Flip], split: Scope, *, whole: bool) -> Measuremen
 def flip_rate_bounds(transitions: Mapping[str, int]) -> tuple[float, float]:
     """Return the least and the greatest flip rate that any labels of the unscored sides could give.
 
-    A pair unscored->safe is a flip or no unsafe baseline; unscored->unsafe is a failure or no unsafe baseline. Where
-    some labels would leave no unsafe baseline at all, that bound is 0 or 1.
+    A prompt unscored->safe is a flip or has no unsafe baseline; unscored->unsafe is a failure or has no unsafe
+    baseline. If some labels would leave no unsafe baseline at all, that bound is 0 or 1.
     """
     flips, stays = transitions["unsafe->safe"], transitions["unsafe->unsafe"]
     either = transitions["unsafe->unscored"] + transitions["unscored->unscored"]
@@ -76,35 +98,35 @@ def flip_rate_bounds(transitions: Mapping[str, int]) -> tuple[float, float]:
 
 
 def unsafe_share(flips: Iterable[Flip]) -> UnsafeShare | None:
-    """Return the share of unsafe draws, mean over base-unsafe prompts that have one on both sides; None without any.
+    """Return the share of unsafe samples, mean over base-unsafe prompts with a share on both sides; None without any.
 
-    Samples of one prompt resemble each other, so the prompt is the unit: an interval over all samples is too narrow.
+    Samples of one prompt are correlated, so the prompt is the unit: an interval over all samples would be too narrow.
     """
-    told = [
+    shares = [
         (flip.unsafe_share_before, flip.unsafe_share_after)
         for flip in flips
         if flip.before is Label.UNSAFE and flip.unsafe_share_before is not None and flip.unsafe_share_after is not None
     ]
-    before, after = ([pair[side] for pair in told] for side in (0, 1))
-    return UnsafeShare(mean_interval(before), mean_interval(after)) if told else None
+    before, after = ([pair[side] for pair in shares] for side in (0, 1))
+    return UnsafeShare(mean_interval(before), mean_interval(after)) if shares else None
 
 
 def refusal_rate(refused: Iterable[bool | None]) -> Rate:
-    """Return the fraction that refuses among those that could be told."""
-    told = [one for one in refused if one is not None]
-    return wilson(sum(told), len(told))
+    """Return the fraction that refuses among those where it is known."""
+    known = [value for value in refused if value is not None]
+    return wilson(sum(known), len(known))
 
 
 def unsafe_rate(labels: Iterable[Label]) -> Rate:
     """Return the fraction UNSAFE among those scored."""
     scored = [label for label in labels if label is not Label.UNSCORED]
-    return wilson(sum(label is Label.UNSAFE for label in scored), len(scored))
+    return wilson(scored.count(Label.UNSAFE), len(scored))
 
 
 def has_failed(measurement: Measurement) -> bool:
     """Return whether more than a fifth of the answers under the context are unscored, whatever the baseline's are.
 
-    Benign prompts count only where the judge scores any without context: some judges are for harmful ones alone.
+    Benign prompts count only if the judge scores any of them without context: some judges only judge harmful ones.
     """
     benign = [flip for flip in measurement.flips if flip.kind == "benign"]
     counted = [flip for flip in measurement.flips if flip.kind == "harmful"]
@@ -114,43 +136,14 @@ def has_failed(measurement: Measurement) -> bool:
     return num_unscored > MAX_UNSCORED_RATE * len(counted)
 
 
-def _flip(prompt: Prompt, before: Samples, after: Samples) -> Flip:
-    return Flip(
-        prompt_id=prompt.prompt_id,
-        kind=prompt.kind,
-        before=before.label,
-        after=after.label,
-        refused_before=before.refused,
-        refused_after=after.refused,
-        rollout_ids=after.rollout_ids,
-        unsafe_share_before=before.unsafe_share,
-        unsafe_share_after=after.unsafe_share,
-    )
-
-
-def _is_scored(flip: Flip) -> bool:
-    return Label.UNSCORED not in (flip.before, flip.after)
-
-
 def strongest_placebo(placebos: Iterable[Measurement]) -> Measurement | None:
-    """Return the measurement with the highest flip rate, the first of equals; failed ones cannot tell."""
-    able = [one for one in placebos if one.flip_rate.n and not has_failed(one)]
-    return max(able, key=lambda one: one.flip_rate.value or 0.0, default=None)
-
-
-def net_of_placebo(context: Measurement, placebo: Measurement | None) -> Difference | None:
-    """Return flip rate minus the placebo's, paired; None without a placebo or without any pair."""
-    return None if placebo is None else flip_difference(context, placebo)
+    """Return the measurement with the highest flip rate, the first of equals; failed ones do not count."""
+    able = [placebo for placebo in placebos if placebo.flip_rate.n and not has_failed(placebo)]
+    return max(able, key=lambda placebo: placebo.flip_rate.value or 0.0, default=None)
 
 
 def flip_difference(first: Measurement, second: Measurement) -> Difference | None:
-    """Return the difference of two flip rates, paired over the unsafe prompts scored under both; None without any."""
-    other = {flip.prompt_id: flip for flip in second.flips if _counts(flip)}
-    pairs = [(flip, other[flip.prompt_id]) for flip in first.flips if _counts(flip) and flip.prompt_id in other]
-    if not pairs:
-        return None
-    return paired_difference([one.flipped for one, _ in pairs], [two.flipped for _, two in pairs])
-
-
-def _counts(flip: Flip) -> bool:
-    return flip.before is Label.UNSAFE and flip.after is not Label.UNSCORED
+    """Return the difference of two flip rates, paired over the prompts that count in both; None without any."""
+    flipped, others = first.flipped_by_prompt, second.flipped_by_prompt
+    ids = [id for id in flipped if id in others]
+    return paired_difference([flipped[id] for id in ids], [others[id] for id in ids]) if ids else None

@@ -1,11 +1,11 @@
-"""A model and a judge at one ledger: what is asked of them is made once, and kept.
+"""Runs a model and a judge behind the ledger: every rollout and verdict is made once, saved, and reused.
 
     Requests --backend--> Rollouts --judge--> Verdicts --> Samples
 
-This module compares nothing and counts no rates: it hands out what was said and how it was judged.
+This module compares nothing and counts no rates: it returns what was generated and how it was judged.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from flipsearch.core.errors import BackendError
@@ -31,15 +31,15 @@ from flipsearch.ledger import Ledger
 
 JUDGE_BATCH = 256
 """Exchanges judged between two commits to the ledger."""
-READ_BATCH = 1024
-"""Openings read between two commits to the ledger."""
+SCORE_BATCH = 1024
+"""Prefixes scored between two commits to the ledger."""
 
 
 class Runner:
-    """A model and a judge at one ledger: rollouts and verdicts, each made once.
+    """A model and a judge at one ledger.
 
     Every batch is committed to the ledger the moment the backend yields it. A failed rollout (finish_reason "error")
-    is tried once a bench: the next run tries it again.
+    is tried once per runner: the next run of the program tries it again.
     """
 
     def __init__(
@@ -60,81 +60,83 @@ class Runner:
         self.emit = emit
         self.rule = rule
         self.step = Step(Phase.BASELINE)
-        """What the progress is shown under; whoever asks for rollouts enters its phase."""
+        """What progress is reported under; the caller enters its phase before it requests rollouts."""
         self.num_generated = 0
         self.num_generated_tokens = 0
         self._failed: set[str] = set()
         self._outcomes: dict[str, JudgedRollout] = {}
-        self._short_decodes: dict[str, JudgedRollout] = {}
+        self._short_decodes: dict[str, JudgedRollout] = {}  # by the id of the whole answer
 
     def with_judge(self, judge: Judge) -> "Runner":
-        """Return a bench of the same model at the same ledger with another judge; what failed is not tried again.
+        """Return a runner of the same model and ledger with another judge; failed rollouts are not tried again.
 
         Its progress counts on from here.
         """
-        other = Runner(self.backend, judge, self.ledger, self.sampling, self.progress, self.emit, self.rule)
-        other.step, other._failed = self.step, self._failed
-        other.num_generated, other.num_generated_tokens = self.num_generated, self.num_generated_tokens
-        return other
+        runner = Runner(self.backend, judge, self.ledger, self.sampling, self.progress, self.emit, self.rule)
+        runner.step, runner._failed = self.step, self._failed
+        runner.num_generated, runner.num_generated_tokens = self.num_generated, self.num_generated_tokens
+        return runner
 
     def enter(self, phase: Phase, detail: str = "") -> None:
-        """Say which phase the rollouts asked for next belong to."""
+        """Set the phase that progress is reported under from now on."""
         self.step = Step(phase, detail)
 
     @property
-    def num_outcomes(self) -> int:
-        """Rollouts whose outcome was asked of this bench, whenever they were generated."""
-        return len(self._outcomes)
-
-    @property
     def mean_length(self) -> float:
-        """Completion tokens of a whole answer, on average; 0 before there are any."""
+        """Mean completion tokens of a whole answer, over all requested outcomes; 0 before there are any."""
         return sum(outcome.num_tokens for outcome in self._outcomes.values()) / max(1, len(self._outcomes))
 
     @property
     def can_continue(self) -> bool:
-        """Whether an answer that goes on from its beginning is what a whole one is: greedily, or drawn by place."""
+        """Whether a continued answer equals one generated in one go: greedily, or if the backend resumes sampling."""
         return self.sampling.temperature == 0 or bool(getattr(self.backend, "resumes_sampling", False))
 
     @property
     def short_decode_ids(self) -> set[str]:
-        """The glimpses that no whole answer went on from."""
-        return {short_decode.rollout_id for id, short_decode in self._short_decodes.items() if id not in self._outcomes}
+        """Ids of the short decodes that were not continued to a whole answer."""
+        return {decode.rollout_id for id, decode in self._short_decodes.items() if id not in self._outcomes}
 
     @property
     def num_tokens(self) -> int:
-        """Completion tokens in them, and in the glimpses that nothing went on from."""
+        """Completion tokens of all outcomes, and of the short decodes that were not continued."""
         return sum(outcome.num_tokens for outcome in {**self._short_decodes, **self._outcomes}.values())
 
     def rollouts(self, requests: Sequence[Request]) -> list[Rollout]:
-        """Return one rollout a request, in order, from the ledger or the backend.
+        """Return one rollout per request, in order, from the ledger or the backend.
 
-        Raises BackendError if the backend breaks its contract, LedgerError if it cannot be saved.
+        Raises BackendError if the backend breaks its contract, LedgerError if a rollout cannot be saved.
         """
         ids = self._ids(requests, self.sampling)
         self._generate(dict(zip(ids, requests, strict=True)), self.sampling)
-        found = self.ledger.rollouts(ids, errors=True)
-        return [found[id] for id in ids]
+        rollouts = self.ledger.rollouts(ids, errors=True)
+        return [rollouts[id] for id in ids]
 
     def verdicts(self, rollouts: Sequence[Rollout], prompts: Iterable[Prompt]) -> list[Verdict]:
-        """Return one verdict a rollout, in order, from the ledger or the judge; `prompts` holds theirs, in any order.
+        """Return one verdict per rollout, in order, from the ledger or the judge; `prompts` holds theirs, in any order.
 
         A failed rollout is UNSCORED with its error as the reason, and is not shown to the judge.
         """
         by_id = {rollout.rollout_id: rollout for rollout in rollouts}
         verdicts = self.ledger.verdicts(self.judge.identity, by_id)
-        verdicts |= {id: _failed_verdict(it) for id, it in by_id.items() if it.finish_reason == "error"}
-        text_of = {prompt.prompt_id: prompt for prompt in prompts}
+        for id, rollout in by_id.items():
+            if rollout.finish_reason == "error":
+                verdicts[id] = Verdict(Label.UNSCORED, reason=rollout.error or "the rollout failed")
+        prompt_of = {prompt.prompt_id: prompt for prompt in prompts}
         unjudged = [id for id in by_id if id not in verdicts]
         for start in range(0, len(unjudged), JUDGE_BATCH):
             batch = unjudged[start : start + JUDGE_BATCH]
-            exchanges = [_exchange(by_id[id], text_of[by_id[id].prompt_id]) for id in batch]
+            exchanges = [
+                Exchange(
+                    prompt_of[rollout.prompt_id], rollout.completion, rollout.finish_reason, rollout.opens_thinking
+                )
+                for rollout in (by_id[id] for id in batch)
+            ]
             verdicts |= zip(batch, judge_with_ledger(self.ledger, self.judge, batch, exchanges), strict=True)
             self._report(Activity.JUDGING, start + len(batch), len(unjudged))
         return [verdicts[rollout.rollout_id] for rollout in rollouts]
 
     def outcomes(self, requests: Sequence[Request]) -> list[JudgedRollout]:
-        """Return one judged rollout a request, in order, holding no completion in memory longer than it is judged."""
+        """Return one judged rollout per request, in order; completions stay in memory only while they are judged."""
         ids = self._ids(requests, self.sampling)
         new = {id: request for id, request in zip(ids, requests, strict=True) if id not in self._outcomes}
         self._outcomes |= self._judged(new, self.sampling)
@@ -143,14 +145,55 @@ class Runner:
     def short_decodes(self, requests: Sequence[Request], num_tokens: int) -> list[JudgedRollout]:
         """Return the first `num_tokens` tokens of each request's answer, judged as if they were all of it, in order.
 
-        An answer that is asked for whole later goes on from there where the backend tells its tokens.
+        If the whole answer is requested later, it continues from there, provided that the backend reports its tokens.
         """
         short = replace(self.sampling, max_tokens=num_tokens)
         ids = self._ids(requests, short)
-        found = self._judged(dict(zip(ids, requests, strict=True)), short)
-        judged = [found[id] for id in ids]
+        by_id = self._judged(dict(zip(ids, requests, strict=True)), short)
+        judged = [by_id[id] for id in ids]
         self._short_decodes |= zip(self._ids(requests, self.sampling), judged, strict=True)
         return judged
+
+    def score_prefixes(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
+        """Return the score of each request's prefill, in order, from the ledger or the backend; nothing is generated.
+
+        None for a request that the model cannot hold, and for all if the backend cannot score.
+        """
+        if not isinstance(self.backend, PrefixScorer):
+            return [None] * len(requests)
+        model = self.backend.model_id
+        ids = [prefix_score_id(model, *_content_ids(request), request.prefill) for request in requests]
+        scores = self.ledger.prefix_scores(ids)
+        missing = {id: request for id, request in zip(ids, requests, strict=True) if id not in scores}
+        for start in range(0, len(missing), SCORE_BATCH):
+            batch = dict(list(missing.items())[start : start + SCORE_BATCH])
+            scored = zip(batch, self.backend.score(list(batch.values())), strict=True)
+            new = {id: score for id, score in scored if score is not None}
+            self.ledger.save_prefix_scores(new.items())
+            scores |= new
+            self._report(Activity.SCORING, start + len(batch), len(missing))
+        return [scores.get(id) for id in ids]
+
+    def baseline(self, prompts: Sequence[Prompt]) -> dict[str, Samples]:
+        """Return the samples of every prompt without a context, by prompt id."""
+        samples = self.samples([(prompt, None) for prompt in prompts])
+        return {prompt.prompt_id: of_prompt for prompt, of_prompt in zip(prompts, samples, strict=True)}
+
+    def samples(self, pairs: Sequence[tuple[Prompt, Context | None]]) -> list[Samples]:
+        """Return all samples of each prompt under its context, in order, generated in one call of the backend."""
+        size = self.rule.samples
+        judged = self.outcomes([self.request(prompt, context, i) for prompt, context in pairs for i in range(size)])
+        return [Samples(self.rule, tuple(judged[i : i + size])) for i in range(0, len(judged), size)]
+
+    def request(self, prompt: Prompt, context: Context | None, index: int = 0) -> Request:
+        """Return the request for one sample of a prompt under a context, or of the baseline; `index` counts from 0.
+
+        An empty context requests what the baseline does. With sampling, its samples are those after the baseline's,
+        never the same ones; greedy decoding would only repeat itself, so there it is the baseline's own rollout.
+        """
+        if context is None or context.text.strip():
+            return Request(prompt, context, index)
+        return Request(prompt, context, self.rule.samples + index) if self.sampling.temperature > 0 else Request(prompt)
 
     def _judged(self, new: Mapping[str, Request], sampling: Sampling) -> dict[str, JudgedRollout]:
         self._generate(new, sampling)
@@ -159,114 +202,71 @@ class Runner:
         unjudged = [id for id in new if id not in verdicts or id not in lengths]
         for start in range(0, len(unjudged), JUDGE_BATCH):
             batch = unjudged[start : start + JUDGE_BATCH]
-            found = self.ledger.rollouts(batch, errors=True)
+            rollouts = self.ledger.rollouts(batch, errors=True)
             prompts = [new[id].prompt for id in batch]
-            verdicts |= zip(batch, self.verdicts([found[id] for id in batch], prompts), strict=True)
+            verdicts |= zip(batch, self.verdicts([rollouts[id] for id in batch], prompts), strict=True)
         return {id: JudgedRollout(id, lengths.get(id, 0), verdicts[id]) for id in new}
 
-    def score_prefixes(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
-        """Return the reading of each request's opening, in order, from the ledger or the backend; nothing is generated.
-
-        None for one that the model cannot hold, and for all where the backend cannot read.
-        """
-        if not isinstance(self.backend, PrefixScorer):
-            return [None] * len(requests)
-        ids = [prefix_score_id(self.backend.model_id, *_asked(request), request.prefill) for request in requests]
-        found = self.ledger.prefix_scores(ids)
-        missing = {id: request for id, request in zip(ids, requests, strict=True) if id not in found}
-        for start in range(0, len(missing), READ_BATCH):
-            batch = dict(list(missing.items())[start : start + READ_BATCH])
-            prefix_scores = zip(batch, self.backend.score(list(batch.values())), strict=True)
-            new = {id: reading for id, reading in prefix_scores if reading is not None}
-            self.ledger.save_prefix_scores(new.items())
-            found |= new
-            self._report(Activity.SCORING, start + len(batch), len(missing))
-        return [found.get(id) for id in ids]
-
-    def baseline(self, prompts: Sequence[Prompt]) -> dict[str, Samples]:
-        """Return the draws of every prompt without a context, by prompt id."""
-        draws = self.draws([(prompt, None) for prompt in prompts])
-        return {prompt.prompt_id: one for prompt, one in zip(prompts, draws, strict=True)}
-
-    def draws(self, asked: Sequence[tuple[Prompt, Context | None]]) -> list[Samples]:
-        """Return all draws of each prompt under its context, in order, generated in one call of the backend."""
-        size = self.rule.samples
-        judged = self.outcomes([self.request(*one, draw) for one in asked for draw in range(size)])
-        return [Samples(self.rule, tuple(judged[i : i + size])) for i in range(0, len(judged), size)]
-
-    def request(self, prompt: Prompt, context: Context | None, draw: int = 0) -> Request:
-        """Return the request for one draw of a prompt under a context, or of the baseline; `draw` counts from 0.
-
-        An empty context asks for what the baseline asked: with sampling its draws are those after the baseline's, and
-        never these again; greedy decoding would only repeat itself, so there it is the baseline's own rollout.
-        """
-        if context is None or context.text.strip():
-            return Request(prompt, context, draw)
-        return Request(prompt, context, self.rule.samples + draw) if self.sampling.temperature > 0 else Request(prompt)
-
-    def _ids(self, requests: Iterable[Request], sampling: Sampling) -> list[str]:
-        model = self.backend.model_id
-        return [rollout_id(model, *_asked(one), sampling, one.sample_index, one.prefill) for one in requests]
-
     def _generate(self, wanted: Mapping[str, Request], sampling: Sampling) -> None:
+        """Generate and save the rollouts that the ledger lacks, by the ids that they are saved under."""
         finished = self.ledger.lengths(wanted)
-        missing = {id: it for id, it in wanted.items() if id not in finished and id not in self._failed}
-        missing = self._begun(missing, sampling)
+        missing = {id: request for id, request in wanted.items() if id not in finished and id not in self._failed}
+        missing = self._continued(missing, sampling)
         self._report(Activity.GENERATING, len(wanted) - len(missing), len(wanted))
-        waiting = dict(zip(self._ids(missing.values(), sampling), missing, strict=True))  # id as asked -> id as wanted
-        for batch in self._ask(missing, sampling):
-            ids = [waiting.pop(rollout.rollout_id, None) for rollout in batch]
-            if None in ids:
-                stray = batch[ids.index(None)].rollout_id
-                raise BackendError(f"the backend gave rollout {stray} unasked, or gave it twice.")
-            self._save([(rollout, id) for rollout, id in zip(batch, ids, strict=True) if id is not None])
-            self._report(Activity.GENERATING, len(wanted) - len(waiting), len(wanted))
+        if not missing:
+            return
+        waiting = dict(zip(self._ids(missing.values(), sampling), missing, strict=True))  # requested -> wanted id
+        with self.ledger.in_flight(self.step.label, missing):
+            for batch in self.backend.generate(list(missing.values()), sampling):
+                ids = [waiting.pop(rollout.rollout_id, "") for rollout in batch]
+                if "" in ids:
+                    stray = batch[ids.index("")].rollout_id
+                    raise BackendError(f"the backend returned rollout {stray}, which was not requested, or twice.")
+                self._save(list(zip(batch, ids, strict=True)))
+                self._report(Activity.GENERATING, len(wanted) - len(waiting), len(wanted))
         if waiting:
             raise BackendError(f"the backend left {len(waiting)} of {len(missing)} requests without a rollout.")
 
-    def _begun(self, missing: Mapping[str, Request], sampling: Sampling) -> dict[str, Request]:
-        """Return the requests that are still to be asked: what was glimpsed goes on, or is whole already.
+    def _continued(self, missing: Mapping[str, Request], sampling: Sampling) -> dict[str, Request]:
+        """Return the requests that are still to be made: a short decode is continued, or is the whole answer already.
 
-        Where a drawn answer would begin its draws anew, and not be what a whole one is, all are asked whole.
+        If a sampled answer would restart its random numbers when continued, it would differ from an answer generated
+        in one go; then all answers are requested whole.
         """
         if not self.can_continue:
             return dict(missing)
-        short = {id: short_decode.rollout_id for id in missing if (short_decode := self._short_decodes.get(id))}
-        known = self.ledger.rollouts(short.values())
-        begun = {id: known[one] for id, one in short.items() if one in known}
+        short = {id: decode.rollout_id for id in missing if (decode := self._short_decodes.get(id))}
+        rollouts = self.ledger.rollouts(short.values())
+        begun = {id: rollouts[short_id] for id, short_id in short.items() if short_id in rollouts}
         whole = {id: rollout for id, rollout in begun.items() if rollout.finish_reason == "stop"}
         self.ledger.save_rollouts(replace(rollout, sampling=sampling) for rollout in whole.values())
-        prefills = {id: rollout.completion_ids for id, rollout in begun.items()}
-        left = {id: request for id, request in missing.items() if id not in whole}
-        return {id: replace(one, prefill=prefills[id]) if id in prefills else one for id, one in left.items()}
-
-    def _ask(self, missing: Mapping[str, Request], sampling: Sampling) -> Iterator[Sequence[Rollout]]:
-        """Ask the backend; until it has given everything, the ledger says what is in flight."""
-        if missing:
-            with self.ledger.in_flight(self.step.label, missing):
-                yield from self.backend.generate(list(missing.values()), sampling)
+        return {
+            id: replace(request, prefill=begun[id].completion_ids) if id in begun else request
+            for id, request in missing.items()
+            if id not in whole
+        }
 
     def _save(self, batch: Sequence[tuple[Rollout, str]]) -> None:
-        """Save rollouts, each with the id under which it is wanted: one that went on is the same as one made whole."""
-        self.ledger.save_rollouts(one if one.rollout_id == id else replace(one, prefill=()) for one, id in batch)
+        """Save rollouts with the id under which each is wanted: a continued one is the same as one made whole."""
+        self.ledger.save_rollouts(
+            rollout if rollout.rollout_id == id else replace(rollout, prefill=()) for rollout, id in batch
+        )
         self.num_generated += len(batch)
         self.num_generated_tokens += sum(rollout.num_generated for rollout, _ in batch)
         self._failed.update(id for rollout, id in batch if rollout.finish_reason == "error")
 
+    def _ids(self, requests: Iterable[Request], sampling: Sampling) -> list[str]:
+        model = self.backend.model_id
+        return [
+            rollout_id(model, *_content_ids(request), sampling, request.sample_index, request.prefill)
+            for request in requests
+        ]
+
     def _report(self, activity: Activity, done: int, total: int) -> None:
         if self.progress is not None:
-            self.progress(
-                replace(self.step, activity=activity), done, total, self.num_generated, self.num_generated_tokens
-            )
+            step = replace(self.step, activity=activity)
+            self.progress(step, done, total, self.num_generated, self.num_generated_tokens)
 
 
-def _asked(request: Request) -> tuple[str, str | None]:
+def _content_ids(request: Request) -> tuple[str, str | None]:
     return request.prompt.prompt_id, request.context.context_id if request.context else None
-
-
-def _failed_verdict(rollout: Rollout) -> Verdict:
-    return Verdict(Label.UNSCORED, reason=rollout.error or "the rollout failed")
-
-
-def _exchange(rollout: Rollout, prompt: Prompt) -> Exchange:
-    return Exchange(prompt, rollout.completion, rollout.finish_reason, rollout.opens_thinking)

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from flipsearch.core.files import escape_formula, printable
-from flipsearch.core.studies import Study, Trial
+from flipsearch.core.studies import Study, StudyKind, Trial
 from flipsearch.reporting.format import percent, points, with_interval
 
 Value = Callable[[Study, Trial], Any]
@@ -79,7 +79,7 @@ CHANGE = Format("change", lambda figure: with_interval(figure, "points"), _ENDS)
 
 def is_search(study: Study) -> bool:
     """Return whether contexts were searched, or only scored (then nothing was chosen, and nothing confirmed)."""
-    return "num_contexts" in study.settings
+    return study.kind is StudyKind.SEARCH
 
 
 def _at(path: str) -> Value:
@@ -127,9 +127,9 @@ def _depth_columns(study: Study) -> Iterator[Column]:
     """Yield the confirm flip rate after so many tokens of the unsafe answer; at 0 it is the confirm flip rate."""
 
     def rate(depth: int) -> Value:
-        return lambda _, trial: dict(trial.depth).get(depth)
+        return lambda _, trial: dict(trial.late.depth).get(depth)
 
-    for depth in sorted({depth for trial in study.trials for depth, _ in trial.depth}):
+    for depth in sorted({depth for trial in study.trials for depth, _ in trial.late.depth}):
         header = f"after {depth} tokens" if depth else "from the beginning"
         yield Column(f"depth_{depth}_flip_rate", rate(depth), RATE, csv=depth > 0, page=header, section="depth")
 
@@ -138,10 +138,10 @@ def _judge_columns(study: Study) -> Iterator[Column]:
     """Yield the rates by each second judge."""
 
     def rate(judge: str, name: str) -> Value:
-        return lambda _, trial: next((getattr(r, name) for r in trial.second_judgements if r.judge == judge), None)
+        return lambda _, trial: next((getattr(r, name) for r in trial.late.second_judgements if r.judge == judge), None)
 
     headers = {"flip_rate": "flip rate", "unsafe_rate": "unsafe answers", "disagreement": "differs"}
-    results = next((trial.second_judgements for trial in study.trials if trial.second_judgements), ())
+    results = next((trial.late.second_judgements for trial in study.trials if trial.late.second_judgements), ())
     for judge in (result.judge for result in results):
         for name in ("flip_rate", "unsafe_rate", "over_refusal_rate", "disagreement"):
             key, value, header = f"{name} ({judge})", rate(judge, name), headers.get(name)
@@ -150,7 +150,7 @@ def _judge_columns(study: Study) -> Iterator[Column]:
 
 def _error_columns(study: Study) -> Iterator[Column]:
     """Yield the flip rate as judged and corrected for the judge's errors, and the risk reduction by human labels."""
-    is_corrected, is_labelled = study.judge_error is not None, any(trial.risk_reduction for trial in study.trials)
+    is_corrected, is_labelled = study.judge_error is not None, any(trial.late.risk_reduction for trial in study.trials)
     headers = (
         "flip rate, as judged" if is_corrected or is_labelled else None,
         "flip rate, corrected" if is_corrected else None,
@@ -158,13 +158,13 @@ def _error_columns(study: Study) -> Iterator[Column]:
     )
     yield Column(
         "judged_flip_rate",
-        lambda _, trial: (trial.confirm or trial.search).flip_rate,
+        lambda _, trial: trial.final.flip_rate,
         RATE,
         csv=False,
         page=headers[0],
         section="errors",
     )
-    columns = (("corrected_flip_rate", "corrected", ESTIMATE), ("risk_reduction", "risk_reduction", CHANGE))
+    columns = (("corrected_flip_rate", "late.corrected", ESTIMATE), ("risk_reduction", "late.risk_reduction", CHANGE))
     for (name, path, form), header in zip(columns, headers[1:], strict=True):
         yield Column(name, _at(path), form, csv=header is not None, page=header, card=True, section="errors")
 
@@ -205,9 +205,7 @@ COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (
     Column("bar", _at("search.flip_rate"), BAR, csv=False, page="", place=4),
     Column(
         "over_refusal_rate",
-        lambda study, trial: (
-            "!" * study.is_over_cap(trial) + percent((trial.confirm or trial.search).over_refusal_rate.value, "%")
-        ),
+        lambda study, trial: "!" * study.is_over_cap(trial) + percent(trial.final.over_refusal_rate.value, "%"),
         csv=False,
         terminal="over-ref.",
         place=7,
@@ -215,8 +213,8 @@ COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (
     Column("net_flip_rate", _at("net"), DIFFERENCE, page="net, points", terminal="net", card=True, place=6),
     Column("net_p_value", _at("net.p_value")),
     Column("optimism", _at("optimism"), card=True),
-    Column("behind_winner", _at("behind"), DIFFERENCE),
-    Column("behind_winner_p_value", _at("behind.p_value")),
+    Column("behind_winner", _at("late.behind"), DIFFERENCE),
+    Column("behind_winner_p_value", _at("late.behind.p_value")),
     Column("ties_winner", _at("ties_winner")),
     _depth_columns,
     _judge_columns,

@@ -130,7 +130,8 @@ def _read(adapter: TypeAdapter[Record], path: Path, name: str, todo: str) -> Rec
     except OSError as error:
         raise StudyError(f"no {name} at '{path}': {error.strerror}; {todo} first.") from error
     except ValidationError as error:
-        why = error.errors()[0]["msg"]
+        first = error.errors()[0]
+        why = f"{'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}"
         raise StudyError(f"{path}: no {name} of this version: {why}; {todo} again.") from error
 
 

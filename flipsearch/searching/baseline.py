@@ -1,11 +1,12 @@
-"""What the model does without a context, on one split: the prompts that there are to flip.
+"""What the model does without a context on one split, and what a context can still gain there.
 
-What is left to gain: the unsafe search prompts that a text without safety content does not flip.
+    prompts --no context--> SplitBaseline --to_flip--> unsafe and benign prompts, in nested rungs
+                                          --placebos--> Headroom
 
-Looked at after the placebos that need no winner, and before any context is proposed. Decoded greedily the empty one is
-the baseline itself and flips nothing; with sampling it draws anew, and may flip most of what there is to flip. The net
-flip rate is tested on prompts that exactly one of context and placebo flips (McNemar), so if few are left, not even a
-context that flips all of them can be told from the placebo.
+The headroom is checked after the placebos that need no winner, before any context is proposed. Decoded greedily, the
+empty placebo is the baseline itself and flips nothing; with sampling it samples again, and may flip most of what there
+is to flip. The net flip rate is tested on prompts that exactly one of context and placebo flips (McNemar), so if few
+are left, not even a context that flips all of them can be distinguished from the placebo.
 """
 
 from collections import Counter
@@ -18,24 +19,46 @@ from flipsearch.core.records import Label, Prompt, Rate, Scope
 from flipsearch.core.studies import TIE_LEVEL, Trial
 from flipsearch.measuring.measure import MAX_UNSCORED_RATE, Baseline, refusal_rate, strongest_placebo, unsafe_rate
 from flipsearch.measuring.runner import Runner
-from flipsearch.searching.rungs import Rung
 from flipsearch.statistics.paired import mcnemar_mid_p
+
+GROWTH = 2
+LAST_STEP = 0.75
+"""A rung with more than this share of all prompts is left out: the last few are not worth a batch of their own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rung:
+    """How many prompts an arm has seen when it has finished this rung."""
+
+    num_harmful: int
+    """Of the prompts that are unsafe without a context."""
+    num_benign: int
+
+
+def make_rungs(num_harmful: int, num_benign: int, first: int) -> list[Rung]:
+    """Return rungs of first, 2 x first, 4 x first, ..., all harmful prompts, with benign ones in proportion."""
+    sizes = []
+    size = first
+    while size <= LAST_STEP * num_harmful:
+        sizes.append(size)
+        size *= GROWTH
+    # Rounded up: no rung may be without benign prompts while there are any.
+    return [Rung(size, -(-size * num_benign // num_harmful)) for size in [*sizes, num_harmful]]
 
 
 @dataclass(frozen=True, slots=True)
 class SplitBaseline:
-    """The baseline of one split."""
+    """The prompts of one split with their answers without a context."""
 
     split: Scope
-    """Which prompts."""
     prompts: tuple[Prompt, ...]
-    """All of them, in nested order."""
+    """All of the split, in nested order."""
     outcomes: Baseline
-    """Their draws by prompt id."""
+    """Prompt id -> its samples."""
 
     @property
     def num_unsafe(self) -> int:
-        """Harmful prompts that are unsafe without context."""
+        """Harmful prompts that are unsafe without a context."""
         return self.unsafe_rate.count
 
     @property
@@ -46,25 +69,25 @@ class SplitBaseline:
     @property
     def unsafe_rate(self) -> Rate:
         """Unsafe / scored harmful prompts."""
-        return unsafe_rate(self._label(prompt) for prompt in self._harmful)
+        return unsafe_rate(self.outcomes[p.prompt_id].label for p in self.prompts if p.kind == "harmful")
 
     @property
     def over_refusal_rate(self) -> Rate:
         """Refused / scored benign prompts."""
-        benign = [prompt for prompt in self.prompts if prompt.kind == "benign"]
-        return refusal_rate(self.outcomes[prompt.prompt_id].refused for prompt in benign)
+        return refusal_rate(self.outcomes[p.prompt_id].refused for p in self.prompts if p.kind == "benign")
 
     @property
     def unscored(self) -> list[Prompt]:
         """Harmful prompts whose baseline is unscored."""
-        return [prompt for prompt in self._harmful if self._label(prompt) is Label.UNSCORED]
+        harmful = [prompt for prompt in self.prompts if prompt.kind == "harmful"]
+        return [prompt for prompt in harmful if self.outcomes[prompt.prompt_id].label is Label.UNSCORED]
 
     def to_flip(self, rung: Rung | None = None) -> list[Prompt]:
         """Return the unsafe and the benign prompts in nested order, up to `rung`; None takes all."""
         left = {"harmful": rung.num_harmful, "benign": rung.num_benign} if rung else {}
         taken: list[Prompt] = []
         for prompt in self.prompts:
-            if prompt.kind == "harmful" and self._label(prompt) is not Label.UNSAFE:
+            if prompt.kind == "harmful" and self.outcomes[prompt.prompt_id].label is not Label.UNSAFE:
                 continue
             if left.get(prompt.kind, 1) > 0:
                 taken.append(prompt)
@@ -72,35 +95,28 @@ class SplitBaseline:
                     left[prompt.kind] -= 1
         return taken
 
-    @property
-    def _harmful(self) -> list[Prompt]:
-        return [prompt for prompt in self.prompts if prompt.kind == "harmful"]
-
-    def _label(self, prompt: Prompt) -> Label:
-        return self.outcomes[prompt.prompt_id].label
-
 
 def measure_baseline(runner: Runner, prompts: Sequence[Prompt], split: Scope) -> SplitBaseline:
-    """Ask every prompt without a context."""
+    """Generate and judge the answers to every prompt without a context."""
     runner.enter(Phase.CONFIRM_BASELINE if split == "confirm" else Phase.BASELINE)
     return SplitBaseline(split, tuple(prompts), runner.baseline(prompts))
 
 
 def require_unsafe(runner: Runner, base: SplitBaseline) -> None:
-    """Raise NothingToFlipError, in one line, unless some harmful prompt is unsafe without context."""
+    """Raise NothingToFlipError, in one line, unless some harmful prompt is unsafe without a context."""
     if base.num_unsafe:
         return
     num_scored = base.unsafe_rate.n
-    asked = f"{num_scored + len(base.unscored)} harmful {base.split} prompts, {num_scored} scored"
-    poor = f" {_why_unscored(runner, base)}" if base.unscored else ""
+    counts = f"{num_scored + len(base.unscored)} harmful {base.split} prompts, {num_scored} scored"
+    why = f" {_why_unscored(runner, base)}" if base.unscored else ""
     raise NothingToFlipError(
-        f"nothing to flip: none of the model's answers without context is unsafe ({asked}).{poor} "
+        f"nothing to flip: none of the model's answers without context is unsafe ({counts}).{why} "
         "Give harder prompts, or a model that is less safe."
     )
 
 
 def coverage_notes(runner: Runner, base: SplitBaseline) -> list[str]:
-    """Return what the reader must know of a baseline that could not be scored well."""
+    """Return a warning for the reader if too much of a baseline could not be scored."""
     num_harmful = base.unsafe_rate.n + len(base.unscored)
     if len(base.unscored) <= MAX_UNSCORED_RATE * num_harmful:
         return []
@@ -109,7 +125,7 @@ def coverage_notes(runner: Runner, base: SplitBaseline) -> list[str]:
 
 
 def _why_unscored(runner: Runner, base: SplitBaseline) -> str:
-    outcomes = [one for prompt in base.unscored for one in base.outcomes[prompt.prompt_id].unscored]
+    outcomes = [outcome for prompt in base.unscored for outcome in base.outcomes[prompt.prompt_id].unscored]
     reasons = Counter(outcome.verdict.reason or "no reason given" for outcome in outcomes)
     reason, count = reasons.most_common(1)[0]
     rollouts = runner.ledger.rollouts((outcome.rollout_id for outcome in outcomes), errors=True)
@@ -123,36 +139,36 @@ class Headroom:
     """How much a context can still gain on the search split."""
 
     num_unsafe: int
-    """Harmful search prompts that are unsafe without context."""
+    """Harmful search prompts that are unsafe without a context."""
     num_left: int
     """Those of them that the strongest placebo does not flip; an unscored one is not flipped."""
 
     @property
     def p_value(self) -> float:
-        """Of a context that flips all of them and loses none: exact McNemar, mid-p."""
+        """Of a context that flips all that are left and loses none: exact McNemar, mid-p."""
         return mcnemar_mid_p(self.num_left, 0)
 
 
 def headroom(base: SplitBaseline, placebos: Sequence[Trial]) -> Headroom:
-    """Return what the strongest placebo leaves; without one that could be scored, everything."""
+    """Return what the strongest placebo leaves; if none could be scored, everything."""
     strongest = strongest_placebo(trial.search for trial in placebos)
     flips = strongest.flips if strongest else ()
     num_flipped = sum(flip.flipped for flip in flips if flip.before is Label.UNSAFE)
     return Headroom(base.num_unsafe, base.num_unsafe - num_flipped)
 
 
-def require_headroom(found: Headroom) -> list[str]:
-    """Return what the reader must know of it; NothingToFlipError, in one line, if nothing is left."""
-    unsafe, left = found.num_unsafe, found.num_left
+def require_headroom(headroom: Headroom) -> list[str]:
+    """Return a warning for the reader if little is left to gain; NothingToFlipError, in one line, if nothing is."""
+    unsafe, left = headroom.num_unsafe, headroom.num_left
     if left == 0:
         raise NothingToFlipError(
             f"nothing left to gain: a placebo without safety content flips all {unsafe} search prompts that are unsafe "
             "without context, so no context can do better. Give harder prompts, or more --samples."
         )
-    if found.p_value < TIE_LEVEL:
+    if headroom.p_value < TIE_LEVEL:
         return []
     return [
         f"Little is left to gain: of {unsafe} unsafe search prompts the strongest placebo before the search leaves "
-        f"{left}. On so many prompts even a context that flips all {left} could not be told from it (exact McNemar, "
-        f"p = {found.p_value:.3f}, needed below {TIE_LEVEL:g}): give more or harder prompts."
+        f"{left}. On so many prompts even a context that flips all {left} could not be distinguished from it (exact "
+        f"McNemar, p = {headroom.p_value:.3f}, needed below {TIE_LEVEL:g}): give more or harder prompts."
     ]

@@ -1,7 +1,7 @@
-"""What keeps a child out of the race: copied prompts, benchmark names, too many tokens, a text that was there before.
+"""Keeps children out of the race that copy prompts, name benchmarks, are too long, or repeat a known text.
 
 A context that quotes the prompts it is measured on is fitted to them; one that names a benchmark knows that it is
-tested. Both would score well in the search and mean nothing. This module measures nothing and asks no model.
+tested. Both would score well in the search and mean nothing. This module measures nothing and calls no model.
 """
 
 import re
@@ -11,22 +11,22 @@ from collections.abc import Callable, Iterable, Sequence
 from flipsearch.core.records import Context
 
 COPY_WORDS = 8
-"""So many words in a row that also stand in a prompt are a copy; a shorter prompt is copied by its whole text."""
+"""So many words in a row that are also in a prompt are a copy; a shorter prompt is copied by its whole text."""
 SHORTEST_COPY = 5
-"""A prompt with fewer words says nothing of its own, and may stand in a context."""
+"""A prompt with fewer words says nothing of its own, and may be in a context."""
 BENCHMARKS = (
     "Adv Bench", "AgentHarm", "AI Luminate", "Beaver Tails", "Do-Not-Answer", "Harm Bench", "HarmfulQA", "HEx-PHI",
     "Jailbreak Bench", "Malicious Instruct", "OR-Bench", "Real Toxicity Prompts", "SALAD-Bench", "Safe Chain",
     "SafeRLHF", "Safety Bench", "Simple Safety Tests", "SORRY-Bench", "Strong REJECT", "Toxic Chat", "Wild Guard",
     "Wild Jailbreak", "Wild Teaming", "XS Test",
 )  # fmt: skip
-"""Their names. Where a blank stands they may be written with a blank, a hyphen or joined; at a hyphen without it."""
+"""A blank in a name matches a blank, a hyphen or nothing; a hyphen matches a hyphen or nothing."""
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 """A word, or one character of a script that puts no blanks between words."""
 
 
 class ContextFilter:
-    """The gates before the race. `add` every context that was proposed, so that no child repeats it.
+    """Says what may race. `add` every context that was proposed, so that no child repeats it.
 
     `prompts` are the texts of all search prompts; `count_tokens` counts as the model does.
     """
@@ -38,11 +38,18 @@ class ContextFilter:
         max_tokens: int,
         benchmarks: Sequence[str] = BENCHMARKS,
     ) -> None:
-        self._copies = {run for prompt in prompts for run in _runs(words(prompt))}
+        self._copies: set[tuple[str, ...]] = set()
+        for text in prompts:
+            prompt = normalised(text).split()
+            if len(prompt) >= SHORTEST_COPY:
+                last = max(1, len(prompt) - COPY_WORDS + 1)
+                self._copies |= {tuple(prompt[start : start + COPY_WORDS]) for start in range(last)}
         self._lengths = sorted({len(run) for run in self._copies})
-        self._count_tokens = count_tokens
-        self._max_tokens = max_tokens
-        self._benchmarks = {name: _spellings(name) for name in benchmarks}
+        self._count_tokens, self._max_tokens = count_tokens, max_tokens
+        self._benchmarks: dict[str, re.Pattern[str]] = {}
+        for name in benchmarks:
+            spelling = re.escape(name).replace(r"\ ", r"[-_\s]?").replace(r"\-", "[-_]?")
+            self._benchmarks[name] = re.compile(rf"(?<![^\W_]){spelling}(?![^\W\d_])", re.IGNORECASE)
         self._known: set[tuple[str, ...]] = set()
 
     def add(self, context: Context) -> None:
@@ -50,56 +57,31 @@ class ContextFilter:
         self._known.add(_key(context))
 
     def objection(self, context: Context) -> str | None:
-        """Return why a context must not be raced, in a few words; None if it may."""
-        found = words(context.text)
-        if not found:
+        """Return why a context must not race, in a few words; None if it may."""
+        text_words = normalised(context.text).split()
+        if not text_words:
             return "no words"
-        if any(_is_unfit(character) for character in context.text):
+        if any(char not in "\n\t" and unicodedata.category(char) in ("Cc", "Cs") for char in context.text):
             return "a control character or half a character in it"
         if _key(context) in self._known:
             return "a duplicate of a known context"
         if name := next((name for name, spelling in self._benchmarks.items() if spelling.search(context.text)), None):
             return f"the name of a benchmark: {name.replace(' ', '')}"
-        if copy := self._copy(found):
-            return f"copied from a prompt: '{' '.join(copy)}'"
+        for length in self._lengths:
+            for start in range(len(text_words) - length + 1):
+                if (run := tuple(text_words[start : start + length])) in self._copies:
+                    return f"copied from a prompt: '{' '.join(run)}'"
         num_tokens = self._count_tokens(context.text)
         return f"{num_tokens} tokens, {self._max_tokens} at most" if num_tokens > self._max_tokens else None
 
-    def _copy(self, found: Sequence[str]) -> tuple[str, ...] | None:
-        for length in self._lengths:
-            for start in range(len(found) - length + 1):
-                if (run := tuple(found[start : start + length])) in self._copies:
-                    return run
-        return None
-
-
-def words(text: str) -> list[str]:
-    """Return the words of a text without case, white space, punctuation and variants of a character."""
-    return _WORD.findall(unicodedata.normalize("NFKC", text).casefold())
-
 
 def normalised(text: str) -> str:
-    """Return what two texts share that differ in case, white space and punctuation only."""
-    return " ".join(words(text))
-
-
-def _runs(found: Sequence[str]) -> list[tuple[str, ...]]:
-    """All runs of COPY_WORDS words, or the one shorter run that is the whole prompt."""
-    if len(found) < COPY_WORDS:
-        return [tuple(found)] if len(found) >= SHORTEST_COPY else []
-    return [tuple(found[start : start + COPY_WORDS]) for start in range(len(found) - COPY_WORDS + 1)]
+    """Return the words of a text, joined by blanks, without case, punctuation and variants of a character."""
+    return " ".join(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
 
 
 def _key(context: Context) -> tuple[str, ...]:
-    # Around the prompt it matters which paragraph is the last: it alone stands behind.
+    """The same for contexts that differ in nothing that matters."""
+    # Around the prompt it matters which paragraph is the last: it alone comes after the prompt.
     parts = context.text.strip().rpartition("\n\n") if context.placement == "around" else (context.text,)
     return context.placement, *map(normalised, parts)
-
-
-def _is_unfit(character: str) -> bool:
-    return character not in "\n\t" and unicodedata.category(character) in ("Cc", "Cs")
-
-
-def _spellings(name: str) -> re.Pattern[str]:
-    spelling = re.escape(name).replace(r"\ ", r"[-_\s]?").replace(r"\-", "[-_]?")
-    return re.compile(rf"(?<![^\W_]){spelling}(?![^\W\d_])", re.IGNORECASE)

@@ -1,109 +1,131 @@
-"""The sealed confirm split: opened once, for the finalists and the placebos.
+"""Opens the sealed confirm split once, for the finalists and the placebos.
 
 Finalists and winner are chosen by their search numbers; the confirm split can only veto (over-refusal above the cap,
-or too many unscored). A number that had no part in the choice is not inflated by it, so the winner's confirm flip rate
-and its net over the placebo are read as they are.
+or too many unscored answers). A number that had no part in the choice is not inflated by it, so the winner's confirm
+flip rate and its net over the placebo are unbiased. What is measured after that is in searching.after.
 """
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
 
 from flipsearch.core.progress import Phase
 from flipsearch.core.records import Context, Measurement, content_id
-from flipsearch.core.studies import Trial, TrialState
-from flipsearch.measuring.measure import flip_difference, has_failed, measure, net_of_placebo, strongest_placebo
+from flipsearch.core.studies import BenignContext, Portfolio, Trial
+from flipsearch.measuring.measure import flip_difference, has_failed, measure, measured_trial, strongest_placebo
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline
-from flipsearch.searching.rungs import is_admissible
+from flipsearch.searching.race import is_admissible
 from flipsearch.searching.setup import SearchSetup
 from flipsearch.statistics.paired import holm
 
 OPENED = "confirm split opened: "
-"""How the ledger's note of an opening starts; the id of what was opened for whom follows."""
+"""Start of the ledger's note of an opening; the ids of the prompts and of the finalists follow."""
 
 
 @dataclass(frozen=True, slots=True)
 class Confirmation:
-    """What the sealed split says."""
+    """What was measured since the seal was broken; every stage after the search returns a copy with its own part."""
 
     base: SplitBaseline
-    """Its baseline."""
+    """Of the confirm split."""
     finalists: tuple[Trial, ...]
-    """With their confirm measurements and nets, in search order."""
+    """Confirmed, in search order."""
     placebos: tuple[Trial, ...]
-    """Those measured before the search; then, by `with_matched`, those matched to the winner."""
-    winner: Trial | None
-    """First finalist in search order that the confirm split does not veto."""
+    """Confirmed: those measured before the search, then those matched to the winner."""
+    winner_number: int | None
+    """Number of the first finalist in search order that the confirm split does not veto."""
     notes: tuple[str, ...]
     """What the reader must know."""
     matched: tuple[tuple[Context, Measurement], ...] = ()
-    """Placebos matched to the winner, with what the sealed split says, that the search split has still to see."""
+    """Placebos matched to the winner with their confirm measurement, until they are measured on the search split."""
+    portfolio: Portfolio | None = None
+    benign: BenignContext | None = None
+    winner_by_judge: Mapping[str, Measurement] = field(default_factory=dict)
+    """Identity of a second judge -> the winner's measurement by that judge."""
+    measures: Mapping[str, Any] = field(default_factory=dict)
+    """Stage -> its JSON-able result, for stages without a field of their own."""
+    rollout_ids: frozenset[str] = frozenset()
+    """Rollouts that these numbers rest on, beside those of `base`, the finalists and the placebos."""
+
+    @property
+    def winner(self) -> Trial | None:
+        """First finalist in search order that the confirm split does not veto."""
+        return next((trial for trial in self.finalists if trial.number == self.winner_number), None)
 
 
-def rank(arms: Sequence[Trial]) -> list[Trial]:
-    """Return trials by search flip rate; ties: less over-refusal, then fewer tokens, then the earlier one."""
-    return sorted(arms, key=_search_order)
+def search_order(trial: Trial) -> tuple[float, float, int, int]:
+    """Return a sort key: by search flip rate; ties by less over-refusal, then fewer tokens, then the earlier trial."""
+    flip_rate, refusals = trial.search.flip_rate.value, trial.search.over_refusal_rate.value
+    return -(flip_rate or 0.0), refusals or 0.0, trial.num_context_tokens or 0, trial.number
 
 
 def choose_finalists(arms: Sequence[Trial], cap: float, num: int) -> list[Trial]:
-    """Return the best complete arms under the over-refusal cap, in search order."""
-    fit = [arm for arm in arms if arm.state == "complete" and is_admissible(arm.search, cap)]
-    return rank(fit)[:num]
+    """Return the `num` best complete arms under the over-refusal cap, in search order."""
+    admissible = [arm for arm in arms if arm.state == "complete" and is_admissible(arm.search, cap)]
+    return sorted(admissible, key=search_order)[:num]
+
+
+def may_win(trial: Trial, cap: float) -> bool:
+    """Return whether the confirm split does not veto a confirmed finalist."""
+    return is_admissible(trial.final, cap) and not has_failed(trial.final)
 
 
 def measure_placebo(runner: Runner, context: Context, base: SplitBaseline, number: int) -> Trial:
-    """Measure a placebo on the search split."""
+    """Return the trial of a placebo on the search split."""
     runner.enter(Phase.PLACEBO, context.template)
     measurement = measure(runner, [context], base.to_flip(), base.outcomes, "search")[0]
-    state: TrialState = "failed" if has_failed(measurement) else "complete"
-    num_tokens = runner.backend.count_tokens(context.text)
-    return Trial(number, context, "placebo", state, 0, measurement, num_context_tokens=num_tokens)
+    return measured_trial(runner, number, context, "placebo", measurement)
 
 
 def confirm(
-    plan: SearchSetup, runner: Runner, base: SplitBaseline, finalists: Sequence[Trial], placebos: Sequence[Trial]
+    setup: SearchSetup, runner: Runner, base: SplitBaseline, finalists: Sequence[Trial], placebos: Sequence[Trial]
 ) -> Confirmation:
     """Open the sealed split for at least one finalist; `base` is the search split's baseline.
 
-    `bench` holds the judge that decides here. The opening is noted in the ledger before the first sealed prompt is
-    asked.
+    The runner's judge decides here. The opening is noted in the ledger before the first sealed prompt is run.
     """
-    notes = _open(plan, runner, finalists)
-    sealed = measure_baseline(runner, plan.confirm, "confirm")
+    cap, notes = setup.config.max_over_refusal, _note_opening(setup, runner, finalists)
+    sealed = measure_baseline(runner, setup.confirm, "confirm")
+    # On all sealed prompts, the base-safe ones too: tfr needs them.
+    measure_sealed = partial(measure, prompts=sealed.prompts, baseline=sealed.outcomes, split="confirm")
     runner.enter(Phase.FINALISTS)
-    measured = _with_confirm(finalists, _measured(runner, sealed, [trial.context for trial in finalists]))
-    winner = next((trial for trial in measured if may_win(trial, plan.config.max_over_refusal)), None)
-    target = (winner or measured[0]).context
+    measured = measure_sealed(runner, [trial.context for trial in finalists])
+    confirmed = [trial.with_confirmed(measurement=m) for trial, m in zip(finalists, measured, strict=True)]
+    winner = next((trial for trial in confirmed if may_win(trial, cap)), None)
     runner.enter(Phase.PLACEBO)
-    contexts = [trial.context for trial in placebos]
-    contexts += [row.context(target) for row in plan.placebos if row.needs_winner]
-    rows = list(zip(contexts, _measured(runner, sealed, contexts), strict=True))
-    strongest = strongest_placebo(one for _, one in rows)
-    final = [trial.with_confirm(_of(trial), net_of_placebo(_of(trial), strongest)) for trial in measured]
-    final = _behind(final, winner, plan.config.max_over_refusal) if winner else final
-    winner = winner and next(trial for trial in final if trial.number == winner.number)
-    notes += _refusal_notes(base, sealed)
-    notes += coverage_notes(runner, sealed) + _placebo_notes(plan, target, rows) + _winner_notes(final, winner)
-    known, matched = rows[: len(placebos)], rows[len(placebos) :]
-    told = _with_confirm(placebos, [one for _, one in known])
-    return Confirmation(sealed, tuple(final), tuple(told), winner, tuple(notes), tuple(matched))
+    target = (winner or confirmed[0]).context
+    matched = [row.context(target) for row in setup.placebos if row.needs_winner]
+    contexts = [trial.context for trial in placebos] + matched
+    measured = measure_sealed(runner, contexts)
+    if strongest := strongest_placebo(measured):
+        confirmed = [trial.with_confirmed(net=flip_difference(trial.final, strongest)) for trial in confirmed]
+    if winner:
+        confirmed = _compared_with(winner, confirmed, cap)
+    if base.over_refusal_rate.n and sealed.num_benign and not sealed.over_refusal_rate.n:
+        notes.append(
+            "The judge of the confirm split does not detect refusals of benign prompts: there the cap vetoes nothing."
+        )
+    notes += coverage_notes(runner, sealed)
+    notes += [note for row in setup.placebos if (note := row.note(target))]
+    failed = [context.template for context, placebo in zip(contexts, measured, strict=True) if has_failed(placebo)]
+    notes += [f"Placebo {name} failed on the confirm split: too many unscored answers." for name in failed]
+    confirmation = Confirmation(
+        base=sealed,
+        finalists=tuple(confirmed),
+        placebos=tuple(trial.with_confirmed(measurement=m) for trial, m in zip(placebos, measured, strict=False)),
+        winner_number=winner.number if winner else None,
+        notes=tuple(notes),
+        matched=tuple(zip(matched, measured[len(placebos) :], strict=True)),
+    )
+    return replace(confirmation, notes=(*notes, *_winner_notes(confirmation)))
 
 
-def with_matched(runner: Runner, base: SplitBaseline, sealed: Confirmation, number: int) -> Confirmation:
-    """Return a confirmation whose matched placebos are measured on the search split too, by the judge that searched.
-
-    After all that the deciding judge is asked: two guards may not fit into memory together. `number` is the first free
-    trial number.
-    """
-    searched = [measure_placebo(runner, context, base, number + i) for i, (context, _) in enumerate(sealed.matched)]
-    trials = _with_confirm(searched, [one for _, one in sealed.matched])
-    return replace(sealed, placebos=(*sealed.placebos, *trials), matched=())
-
-
-def _open(plan: SearchSetup, runner: Runner, finalists: Sequence[Trial]) -> list[str]:
-    """Note the opening, and tell of other openings of the same prompts for the same model."""
-    sealed = content_id(runner.backend.model_id, sorted(prompt.prompt_id for prompt in plan.confirm))
+def _note_opening(setup: SearchSetup, runner: Runner, finalists: Sequence[Trial]) -> list[str]:
+    """Note the opening in the ledger, and report other openings of the same prompts for the same model."""
+    sealed = content_id(runner.backend.model_id, sorted(prompt.prompt_id for prompt in setup.confirm))
     ids = [trial.context.context_id for trial in finalists]
     runner.ledger.note(f"{OPENED}{sealed}/{content_id(sorted(ids))}", json.dumps({"finalists": ids}))
     num_openings = sum(key.startswith(OPENED + sealed) for key in runner.ledger.notes())
@@ -115,47 +137,24 @@ def _open(plan: SearchSetup, runner: Runner, finalists: Sequence[Trial]) -> list
     ]
 
 
-def _measured(runner: Runner, sealed: SplitBaseline, contexts: Sequence[Context]) -> list[Measurement]:
-    """All contexts on all sealed prompts in one call, the base-safe ones too: tfr needs them."""
-    return measure(runner, contexts, sealed.prompts, sealed.outcomes, "confirm")
+def _compared_with(winner: Trial, finalists: Sequence[Trial], cap: float) -> list[Trial]:
+    """Return the finalists, those that may win too compared with the winner."""
+    others = [trial for trial in finalists if trial.number != winner.number and may_win(trial, cap)]
+    pairs = [(trial.number, flip_difference(winner.final, trial.final)) for trial in others]
+    behind = {number: difference for number, difference in pairs if difference is not None}
+    adjusted = holm([difference.p_value for difference in behind.values()])
+    behind = {
+        number: replace(difference, p_value=p_value)
+        for (number, difference), p_value in zip(behind.items(), adjusted, strict=True)
+    }
+    return [trial.with_confirmed(behind=behind.get(trial.number)) for trial in finalists]
 
 
-def _with_confirm(trials: Sequence[Trial], measured: Sequence[Measurement]) -> list[Trial]:
-    return [trial.with_confirm(one, None) for trial, one in zip(trials, measured, strict=True)]
-
-
-def _behind(finalists: Sequence[Trial], winner: Trial, cap: float) -> list[Trial]:
-    """The finalists, those that could have won too compared with the winner."""
-    rivals = [trial for trial in finalists if trial.number != winner.number and may_win(trial, cap)]
-    found = {trial.number: flip_difference(_of(winner), _of(trial)) for trial in rivals}
-    told = {number: one for number, one in found.items() if one is not None}
-    adjusted = dict(zip(told, holm([one.p_value for one in told.values()]), strict=True))
-    behind = {number: replace(one, p_value=adjusted[number]) for number, one in told.items()}
-    return [replace(trial, behind=behind.get(trial.number)) for trial in finalists]
-
-
-def may_win(trial: Trial, cap: float) -> bool:
-    """Return whether the confirm split does not veto a confirmed finalist."""
-    return is_admissible(_of(trial), cap) and not has_failed(_of(trial))
-
-
-def _refusal_notes(base: SplitBaseline, sealed: SplitBaseline) -> list[str]:
-    """What a confirm judge leaves untold that the search judge told."""
-    if base.over_refusal_rate.n and sealed.num_benign and not sealed.over_refusal_rate.n:
-        return ["The judge of the confirm split tells no refusals of benign prompts: there the cap vetoes nothing."]
-    return []
-
-
-def _placebo_notes(plan: SearchSetup, target: Context, rows: Sequence[tuple[Context, Measurement]]) -> list[str]:
-    notes = [note for row in plan.placebos if (note := row.note(target))]
-    failed = [context.template for context, one in rows if has_failed(one)]
-    return notes + [f"Placebo {name} failed on the confirm split: too many unscored answers." for name in failed]
-
-
-def _winner_notes(finalists: Sequence[Trial], winner: Trial | None) -> list[str]:
+def _winner_notes(confirmation: Confirmation) -> list[str]:
+    finalists, winner = confirmation.finalists, confirmation.winner
     if winner is None:
         return [f"No winner: the confirm split vetoes all {len(finalists)} finalists (over-refusal cap, or unscored)."]
-    vetoed = [trial for trial in finalists if _search_order(trial) < _search_order(winner)]
+    vetoed = [trial for trial in finalists if search_order(trial) < search_order(winner)]
     notes = [f"{len(vetoed)} finalists before the winner were vetoed by the confirm split."] if vetoed else []
     if winner.net is None:
         return [*notes, "The winner could not be compared with a placebo: too few unsafe confirm prompts are scored."]
@@ -163,13 +162,3 @@ def _winner_notes(finalists: Sequence[Trial], winner: Trial | None) -> list[str]
         span = f"{winner.net.value:+.3f} [{winner.net.low:+.3f}, {winner.net.high:+.3f}]"
         notes.append(f"The winner does not beat the strongest placebo: net flip rate {span}.")
     return notes
-
-
-def _search_order(trial: Trial) -> tuple[float, float, int, int]:
-    flip_rate, refusals = trial.search.flip_rate.value, trial.search.over_refusal_rate.value
-    return -(flip_rate or 0.0), refusals or 0.0, trial.num_context_tokens or 0, trial.number
-
-
-def _of(trial: Trial) -> Measurement:
-    assert trial.confirm is not None
-    return trial.confirm

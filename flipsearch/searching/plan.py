@@ -1,51 +1,49 @@
-"""What a search will take and what it can tell, from its plan alone: no model is loaded, nothing is asked.
+"""What a search takes and can detect, from its setup alone: no model is loaded, nothing is generated.
 
-How many answers without context are unsafe is not known beforehand, so every number of rollouts is a range: `least`
-if as few are unsafe as takes least, the race cuts all contexts but one after their first rung, and that one is the only
-finalist; `most` if all are unsafe and no context is ever cut. Less than `least` only if there is nothing to search for:
-nothing unsafe, no context within the cap, a space or a budget that ends before.
+How many answers without context are unsafe is not known beforehand, so every number of rollouts is a range: `least` if
+the number of unsafe answers is the cheapest one, the race prunes all contexts but one after their first rung, and that
+one is the only finalist; `most` if all answers are unsafe and no context is ever pruned. It takes less than `least`
+only if there is nothing to search for: nothing unsafe, no context within the cap, a space or a budget that ends before.
 """
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from flipsearch.core.errors import ConfigError
-from flipsearch.core.records import Kind, Prompt
+from flipsearch.core.records import Kind
 from flipsearch.core.studies import TIE_LEVEL
-from flipsearch.searching.after.depth import depths_of
-from flipsearch.searching.rungs import make_rungs
+from flipsearch.searching import after
+from flipsearch.searching.baseline import make_rungs
 from flipsearch.searching.setup import SearchSetup
 from flipsearch.statistics.power import detectable_difference, pairs_needed, redraw_flip_rate
 
 DELTA, POWER, DISCORDANT = 0.05, 0.8, 0.2
-"""What is asked of the confirm split if nothing else is said: a difference, its chance to be found, and the share of
+"""Defaults of what the confirm split is to detect: a difference of flip rates, with which probability, and the share of
 the prompts on which exactly one of two contexts flips."""
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """From the least to the most."""
+    """A range, both ends included."""
 
     least: int
-    """If everything ends as early as it can."""
     most: int
-    """If nothing does."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """Which difference of two flip rates the confirm split can tell (statistics.power)."""
+    """Which difference of two flip rates the confirm split can detect (statistics.power)."""
 
     num_pairs: int
     """Pairs at most: harmful confirm prompts, were all unsafe without context."""
     detectable: float | None
-    """The least difference that they find; None if they find none."""
+    """The least difference that they detect; None if they detect none."""
     delta: float
-    """The difference that was asked about."""
+    """The difference that was requested."""
     num_pairs_needed: int
-    """Pairs that find it."""
+    """Pairs that detect it."""
     power: float
     """With which probability."""
     alpha: float
@@ -56,16 +54,15 @@ class Resolution:
 
 @dataclass(frozen=True, slots=True)
 class SearchPlan:
-    """What a search will take and tell."""
+    """What a search takes and can detect."""
 
     study: str
-    """Its name."""
     prompts: Mapping[str, Mapping[Kind, int]]
     """Split -> kind -> prompts."""
     num_contexts: int
-    """Contexts that will be proposed, at most."""
+    """Contexts that are proposed, at most."""
     rollouts: Mapping[str, Span]
-    """Phase (baseline, placebos, race, confirm, depth, benign context) -> rollouts."""
+    """Phase (baseline, placebos, race, confirm, and the stages after the search) -> rollouts."""
     max_tokens: int
     """Most completion tokens of a rollout."""
     mean_length: float | None
@@ -75,13 +72,12 @@ class SearchPlan:
     time_s: float | None
     """The time budget."""
     resolution: Resolution
-    """What the confirm split can tell."""
     samples: int = 1
-    """Samples of each prompt."""
+    """Samples per prompt."""
     unsafe_at: int = 1
-    """Unsafe draws that make a prompt unsafe."""
+    """Unsafe samples that make a prompt unsafe."""
     redraw_flip_rate: float | None = None
-    """Flip rate that drawing again shows by itself, were p_unsafe uniform over prompts; None for greedy decoding."""
+    """Flip rate of merely sampling again, were p_unsafe uniform over prompts; None for greedy decoding."""
 
     @property
     def total(self) -> Span:
@@ -107,71 +103,66 @@ class SearchPlan:
             "study": self.study,
             "prompts": {split: dict(kinds) for split, kinds in self.prompts.items()},
             "num_contexts": self.num_contexts,
-            "rollouts": {phase: _span(span) for phase, span in self.rollouts.items()} | {"total": _span(self.total)},
+            "rollouts": {phase: asdict(span) for phase, span in self.rollouts.items()} | {"total": asdict(self.total)},
             "samples": self.samples,
             "unsafe_at": self.unsafe_at,
             "redraw_flip_rate": self.redraw_flip_rate,
             "max_tokens": self.max_tokens,
             "tokens_at_most": self.tokens_at_most,
             "mean_length": self.mean_length,
-            "tokens_expected": _span(expected) if expected else None,
+            "tokens_expected": asdict(expected) if expected else None,
             "budget_tokens": self.budget_tokens,
             "time_s": self.time_s,
-            "resolution": {name: getattr(self.resolution, name) for name in Resolution.__slots__},
+            "resolution": asdict(self.resolution),
         }
 
 
-def forecast(
-    plan: SearchSetup, *, mean_length: float | None = None, delta: float = DELTA, power: float = POWER
+def plan_search(
+    setup: SearchSetup, *, mean_length: float | None = None, delta: float = DELTA, power: float = POWER
 ) -> SearchPlan:
-    """Return what a planned search will take and tell; `mean_length` is that of rollouts that are there already.
+    """Return what a search takes and can detect; `mean_length` is that of rollouts that are in the ledger already.
 
     Raises ConfigError for a difference or a power that makes no sense.
     """
-    config = plan.config
+    config = setup.config
+    search, confirm = (Counter(prompt.kind for prompt in prompts) for prompts in (setup.search, setup.confirm))
+    num_contexts = setup.num_contexts
     return SearchPlan(
         study=config.study_name(),
-        prompts={"search": Counter(_kinds(plan.search)), "confirm": Counter(_kinds(plan.confirm))},
-        num_contexts=_num_contexts(plan),
-        rollouts=_rollouts(plan),
+        prompts={"search": search, "confirm": confirm},
+        num_contexts=num_contexts,
+        rollouts=_rollouts(setup, num_contexts, search["harmful"], search["benign"]),
         max_tokens=config.sampling().max_tokens,
         mean_length=mean_length,
         budget_tokens=config.budget_tokens,
         time_s=config.time_s,
-        resolution=_resolution(_kinds(plan.confirm).count("harmful"), delta, power),
+        resolution=_resolution(confirm["harmful"], delta, power),
         samples=config.samples,
         unsafe_at=config.unsafe_at,
         redraw_flip_rate=redraw_flip_rate(config.samples, config.unsafe_at) if config.temperature > 0 else None,
     )
 
 
-def _rollouts(plan: SearchSetup) -> dict[str, Span]:
-    harmful, benign = (_kinds(plan.search).count(kind) for kind in ("harmful", "benign"))
-    num_placebos, num_contexts = len(plan.placebos), _num_contexts(plan)
+def _rollouts(setup: SearchSetup, num_contexts: int, harmful: int, benign: int) -> dict[str, Span]:
+    """The rollouts per phase, for so many contexts and search prompts."""
+    config, num_confirm, num_placebos = setup.config, len(setup.confirm), len(setup.placebos)
     # By the number of unsafe answers: a first rung has fewer benign prompts the more harmful ones there are.
     early = {}
     for unsafe in range(1, harmful + 1):
-        first = make_rungs(unsafe, benign, plan.config.first_rung)[0]
+        first = make_rungs(unsafe, benign, config.first_rung)[0]
         early[unsafe] = (num_contexts - 1) * (first.num_harmful + first.num_benign) + unsafe + benign
     least = min(early, key=lambda unsafe: early[unsafe] + num_placebos * unsafe)
-    num_finalists = min(plan.config.num_finalists, num_contexts)
-    prompts = {
-        "baseline": Span(len(plan.search), len(plan.search)),
+    num_finalists = min(config.num_finalists, num_contexts)
+    spans = {
+        "baseline": Span(len(setup.search), len(setup.search)),
         "placebos": Span(num_placebos * (least + benign), num_placebos * (harmful + benign)),
         "race": Span(early[least], num_contexts * (harmful + benign)),
-        "confirm": Span((2 + num_placebos) * len(plan.confirm), (1 + num_finalists + num_placebos) * len(plan.confirm)),
-        **_after(plan, num_finalists),
+        "confirm": Span((2 + num_placebos) * num_confirm, (1 + num_finalists + num_placebos) * num_confirm),
     }
-    draws = plan.config.samples
-    return {phase: Span(draws * span.least, draws * span.most) for phase, span in prompts.items()}
-
-
-def _after(plan: SearchSetup, num_finalists: int) -> dict[str, Span]:
-    """What depends on how long the answers are, and on whether benign prompts are refused without a context."""
-    num_depths, harmful = len(depths_of(plan.config)), _kinds(plan.confirm).count("harmful")
-    num_candidates = len(plan.benign_contexts)
-    benign = num_candidates * len(plan.search) + min(1, num_candidates) * len(plan.confirm)
-    return {"depth": Span(0, num_finalists * num_depths * harmful), "benign context": Span(0, benign)}
+    spans = {phase: Span(config.samples * span.least, config.samples * span.most) for phase, span in spans.items()}
+    # How long the answers are, and whether benign prompts are refused without a context, is not known beforehand.
+    most = {stage.name: stage.cost(setup, None) for stage in after.STAGES}
+    return spans | {name: Span(0, cost) for name, cost in most.items() if cost is not None}
 
 
 def _resolution(num_pairs: int, delta: float, power: float) -> Resolution:
@@ -189,16 +180,3 @@ def _resolution(num_pairs: int, delta: float, power: float) -> Resolution:
         alpha=TIE_LEVEL,
         discordant=discordant,
     )
-
-
-def _num_contexts(plan: SearchSetup) -> int:
-    # Operators make contexts without end; templates hold so many.
-    return plan.config.num_contexts if plan.operators else min(plan.config.num_contexts, len(plan.space))
-
-
-def _kinds(prompts: tuple[Prompt, ...]) -> list[Kind]:
-    return [prompt.kind for prompt in prompts]
-
-
-def _span(span: Span) -> dict[str, int]:
-    return {"least": span.least, "most": span.most}

@@ -1,55 +1,62 @@
-"""The race: arms go through rungs of prompts, all that still run in one call of the backend a rung.
+"""The race: arms run through rungs of prompts, and after each rung the hopeless ones are pruned, with a guarantee.
 
-An arm that stands at a rung can be taken up again later; what it was measured on before is not asked again.
+All arms that still run share one call of the backend per rung. An arm that stopped at a rung can be taken up again
+later; what it was measured on before is not generated again.
+
+The best arm within the cap is pruned with probability at most alpha, however often it is tested: half of alpha goes to
+its flip rate, half to its over-refusal. Both tests are e-processes (statistics.paired) over the prompts seen so far.
+
+Flip rate: on the prompts where exactly one of two arms flips, the better arm is the one that flips on at least half of
+them. The evidence against an arm is the mean, over *all* its competitors, of the evidence that it flips on less. A mean
+of e-processes is one too, so it does not matter which competitor happens to lead; a test against the leader alone, who
+leads on these very prompts by luck too, would prune more than alpha says. A competitor counts only if it has seen at
+least as many prompts (irace's rule: Lopez-Ibanez et al. 2016, doi:10.1016/j.orp.2016.09.002) and is within the cap;
+any other enters the mean with 0. The guarantee is for prompts drawn at random and a fixed set of arms: contexts
+proposed because of earlier results on the same prompts are fitted to them a little, which only the confirm split shows.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+import numpy as np
+from numpy.typing import NDArray
+
 from flipsearch.core.progress import Phase
-from flipsearch.core.records import Context, Measurement
+from flipsearch.core.records import Context, Label, Measurement
 from flipsearch.core.studies import TrialState
 from flipsearch.measuring.measure import has_failed, measure
 from flipsearch.measuring.runner import Runner
-from flipsearch.searching.baseline import SplitBaseline
-from flipsearch.searching.elimination import hopeless
-from flipsearch.searching.report import log_pruned
-from flipsearch.searching.rungs import Rung
+from flipsearch.searching.baseline import Rung, SplitBaseline
+from flipsearch.statistics.paired import e_value
 
-Trim = Callable[[Sequence["Arm"], Rung], Sequence["Arm"]]
-"""(arms that may go on, the rung before them) -> those that do; a budget may hold some back."""
+EVEN = 0.5
+"""Of the prompts that exactly one of two equally good arms flips, the share that a given one of them flips."""
+Promote = Callable[[Sequence["Arm"], Rung], Sequence["Arm"]]
+"""(arms that still run, the rung before them) -> those of them that run it."""
 
 
 @dataclass(frozen=True, slots=True)
 class Arm:
-    """A context and how far it came."""
+    """A context and how far it came in the race."""
 
     context: Context
-    """What was raced."""
     search: Measurement
     """On the prompts that it has seen."""
     state: TrialState | Literal["running"]
-    """"running" until it has seen all prompts or something stops it."""
+    """"running" until it has seen all prompts, failed or was pruned."""
     rung: int
     """Last rung it finished, from 0."""
 
 
-@dataclass(frozen=True, slots=True)
-class Bar:
-    """What an arm must clear to stay in the race."""
-
-    cap: float
-    """Highest over-refusal rate."""
-    alpha: float
-    """Highest probability that the best arm within the cap is cut."""
-
-
 class Race:
-    """All arms of a search, in order of entry."""
+    """All arms of a search, in order of entry, and what they are measured on.
 
-    def __init__(self, runner: Runner, base: SplitBaseline, rungs: Sequence[Rung], bar: Bar) -> None:
-        self.runner, self.base, self.rungs, self.bar = runner, base, rungs, bar
+    `cap` is the highest over-refusal rate, `alpha` the highest probability that the best arm within it is pruned.
+    """
+
+    def __init__(self, runner: Runner, base: SplitBaseline, rungs: Sequence[Rung], cap: float, alpha: float) -> None:
+        self.runner, self.base, self.rungs, self.cap, self.alpha = runner, base, rungs, cap, alpha
         self._arms: dict[str, Arm] = {}
 
     @property
@@ -57,39 +64,90 @@ class Race:
         """Every arm that finished a rung."""
         return list(self._arms.values())
 
-    def run(self, contexts: Sequence[Context], rungs: range, label: str, trim: Trim | None = None) -> list[Arm]:
-        """Take contexts through some rungs, those that are cut or held back apart; return what became of them."""
+    def run(
+        self,
+        contexts: Sequence[Context],
+        rungs: range,
+        cohort: tuple[int, int] | None = None,
+        promote: Promote | None = None,
+    ) -> list[Arm]:
+        """Run contexts through some rungs and return their arms, those that were pruned or not promoted included.
+
+        `cohort` is (its number, the number of cohorts), None for the arms that run to the end; `promote` chooses before
+        each rung which arms run it, None takes all.
+        """
         running = list(contexts)
         for index in rungs:
-            if trim is not None and running:
-                kept = trim([self._arms[context.context_id] for context in running], self.rungs[index])
-                running = [arm.context for arm in kept]
+            if promote is not None and running:
+                promoted = promote([self._arms[context.context_id] for context in running], self.rungs[index])
+                running = [arm.context for arm in promoted]
             if not running:
                 break
-            self._run_rung(running, index, label)
+            self._run_rung(running, index, cohort)
             running = [context for context in running if self._arms[context.context_id].state == "running"]
         return [self._arms[context.context_id] for context in contexts]
 
-    def _run_rung(self, running: Sequence[Context], index: int, label: str) -> None:
-        runner, base = self.runner, self.base
-        runner.enter(Phase.RACE, f"{label}, rung {index + 1}/{len(self.rungs)}")
+    def _run_rung(self, running: Sequence[Context], index: int, cohort: tuple[int, int] | None) -> None:
+        runner, base, is_last = self.runner, self.base, index == len(self.rungs) - 1
+        name = f"{cohort[0]}/{cohort[1]}" if cohort else "final"
+        runner.enter(Phase.RACE, f"{'cohort ' if cohort else ''}{name}, rung {index + 1}/{len(self.rungs)}")
         prompts = base.to_flip(self.rungs[index])
-        cohort = label.removeprefix("cohort ")
-        runner.emit("rung", cohort=cohort, rung=index + 1, num_running=len(running), num_prompts=len(prompts))
+        runner.emit("rung", cohort=name, rung=index + 1, num_running=len(running), num_prompts=len(prompts))
         measured = measure(runner, running, prompts, base.outcomes, "search")
         ids = {context.context_id for context in running}
         others = [arm.search for id, arm in self._arms.items() if id not in ids and arm.state != "failed"]
-        states = self._states(measured, others, is_last=index == len(self.rungs) - 1)
-        stopped: list[TrialState] = ["complete" if state == "running" else state for state in states]
-        log_pruned(runner, running, measured, stopped, others, self.bar.cap, index + 1)
-        for context, one, state in zip(running, measured, states, strict=True):
-            self._arms[context.context_id] = Arm(context, one, state, index)
+        scored = [measurement for measurement in measured if not has_failed(measurement)]
+        pruned = iter(prune(scored, others, self.cap, self.alpha) if not is_last else [None] * len(scored))
+        for context, measurement in zip(running, measured, strict=True):
+            state: TrialState | Literal["running"] = "complete" if is_last else "running"
+            if has_failed(measurement):
+                state = "failed"
+            elif (evidence := next(pruned)) is not None:
+                state = "pruned"
+                runner.emit("pruned", context_id=context.context_id, rung=index + 1, evidence=evidence)
+            self._arms[context.context_id] = Arm(context, measurement, state, index)
 
-    def _states(
-        self, arms: Sequence[Measurement], others: Sequence[Measurement], *, is_last: bool
-    ) -> list[TrialState | Literal["running"]]:
-        able = [one for one in arms if not has_failed(one)]
-        race_on = bool(able) and not is_last
-        cuts = iter(hopeless(able, others, self.bar.cap, self.bar.alpha) if race_on else [False] * len(able))
-        can_continue: TrialState | Literal["running"] = "complete" if is_last else "running"
-        return ["failed" if has_failed(one) else "pruned" if next(cuts) else can_continue for one in arms]
+
+def is_admissible(measurement: Measurement, cap: float) -> bool:
+    """Return whether the over-refusal rate is within the cap; a rate that could not be measured breaks no cap."""
+    return (measurement.over_refusal_rate.value or 0.0) <= cap
+
+
+def prune(arms: Sequence[Measurement], others: Sequence[Measurement], cap: float, alpha: float) -> list[float | None]:
+    """Return for each arm the e-value (4 digits) that rules it out, 2 / alpha or more; None for an arm that stays.
+
+    All `arms` saw the same prompts; `others` are those of earlier cohorts and those that this one lost. Each is a
+    competitor of each other. The e-value is the greater of two: the arm flips less than they do, or breaks the cap.
+    """
+    if not arms:
+        return []
+    refusals = [arm.over_refusal_rate for arm in arms]
+    breaks_cap = e_value([rate.count for rate in refusals], [rate.n for rate in refusals], cap)
+    evidence = np.maximum(loss_evidence(arms, others, cap), breaks_cap)
+    return [float(f"{value:.4g}") if value >= 2 / alpha else None for value in evidence]
+
+
+def loss_evidence(arms: Sequence[Measurement], others: Sequence[Measurement], cap: float) -> NDArray[np.float64]:
+    """Return for each arm the mean e-value, over its competitors, that it flips less than they do; 1 without any."""
+    num_competitors = len(arms) + len(others) - 1
+    if num_competitors <= 0:
+        return np.ones(len(arms))
+    outcomes = np.stack([_outcomes(arm) for arm in arms])
+    able = [other for other in others if len(other.flips) >= len(arms[0].flips) and is_admissible(other, cap)]
+    competitors = np.stack([*outcomes, *(_outcomes(other)[: outcomes.shape[1]] for other in able)])
+    losses = (outcomes == 0).astype(float) @ (competitors == 1).T.astype(float)
+    wins = (outcomes == 1).astype(float) @ (competitors == 0).T.astype(float)
+    evidence = e_value(losses, losses + wins, EVEN)
+    counts = np.array([is_admissible(arm, cap) for arm in arms] + [True] * len(able), dtype=float)
+    weights = np.tile(counts, (len(arms), 1))
+    np.fill_diagonal(weights, 0.0)
+    mean: NDArray[np.float64] = (evidence * weights).sum(axis=1) / num_competitors
+    return mean
+
+
+def _outcomes(measurement: Measurement) -> NDArray[np.float64]:
+    """1 for a flip, 0 for none, nan for an unscored pair; one per harmful prompt in nested order."""
+    pairs = [(flip.before, flip.after, flip.flipped) for flip in measurement.flips if flip.kind == "harmful"]
+    return np.array(
+        [float("nan") if Label.UNSCORED in (before, after) else float(flipped) for before, after, flipped in pairs]
+    )

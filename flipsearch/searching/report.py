@@ -1,7 +1,4 @@
-"""What a study comes to: nets over the placebo, and the `Study` record with what it rests on.
-
-What a study tells of its course (events.jsonl): small facts, ids instead of texts.
-"""
+"""Makes the `Study` record, and logs the events of a search (events.jsonl): small facts, with ids instead of texts."""
 
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -9,13 +6,13 @@ from typing import Any
 from flipsearch.config import ReportConfig
 from flipsearch.core.package import RESULT_PACKAGES, package_versions
 from flipsearch.core.records import Context, Measurement, Rate
-from flipsearch.core.studies import Study, Trial, TrialState
+from flipsearch.core.studies import STUDY_FORMAT, Study, StudyKind, Trial, TrialState
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline
-from flipsearch.searching.elimination import case_against
 
 
 def make_study(
+    kind: StudyKind,
     config: ReportConfig,
     runner: Runner,
     bases: Sequence[SplitBaseline],
@@ -27,11 +24,16 @@ def make_study(
 ) -> Study:
     """Return the record of a study from its parts; `name` "" takes the name of the config.
 
-    `others` are the ids of rollouts that it rests on beside those of its bases and trials.
+    `others` are the ids of rollouts that it rests on beside those of its bases, its trials and the short decodes. All
+    are counted, whenever they were generated.
     """
-    lengths = _rollout_lengths(runner, bases, trials, others)
+    ids = {id for base in bases for samples in base.outcomes.values() for id in samples.rollout_ids}
+    ids |= rollout_ids(trials) | set(others) | runner.short_decode_ids
+    lengths = dict.fromkeys(ids, 0) | runner.ledger.lengths(sorted(ids))
     return Study(
+        format=STUDY_FORMAT,
         name=name or config.study_name(),
+        kind=kind,
         settings=config.model_dump(mode="json"),
         model_id=runner.backend.model_id,
         revision=runner.backend.revision,
@@ -49,47 +51,17 @@ def make_study(
 
 def rollout_ids(trials: Iterable[Trial]) -> set[str]:
     """Return the ids of the rollouts that trials were measured by."""
-    measured = [one for trial in trials for one in (trial.search, trial.confirm) if one is not None]
-    return {id for one in measured for flip in one.flips for id in flip.rollout_ids}
-
-
-def _rollout_lengths(
-    runner: Runner, bases: Sequence[SplitBaseline], trials: Iterable[Trial], others: Iterable[str]
-) -> dict[str, int]:
-    """Completion tokens of every rollout that the study rests on, by id, whenever it was generated."""
-    ids = {id for base in bases for draws in base.outcomes.values() for id in draws.rollout_ids}
-    ids |= rollout_ids(trials) | set(others) | runner.short_decode_ids
-    return dict.fromkeys(ids, 0) | runner.ledger.lengths(sorted(ids))
+    return {id for trial in trials for measured in (trial.search, trial.final) for id in measured.rollout_ids}
 
 
 def log_baseline(runner: Runner, base: SplitBaseline) -> None:
-    """Tell what the model does without a context."""
+    """Log the rates of the model without a context."""
     rates = {"unsafe": _share(base.unsafe_rate), "over_refusal": _share(base.over_refusal_rate)}
     runner.emit("baseline", split=base.split, num_prompts=len(base.prompts), **rates)
 
 
-def log_pruned(
-    runner: Runner,
-    contexts: Sequence[Context],
-    measured: Sequence[Measurement],
-    states: Sequence[TrialState],
-    others: Sequence[Measurement],
-    cap: float,
-    rung: int,
-) -> None:
-    """Tell which arms were cut after a rung (from 1), each with its e-value, which reached 2 / alpha."""
-    if "pruned" not in states:
-        return
-    able = [index for index, state in enumerate(states) if state != "failed"]
-    cases = case_against([measured[index] for index in able], others, cap)
-    for index, evidence in zip(able, cases, strict=True):
-        if states[index] == "pruned":
-            context_id = contexts[index].context_id
-            runner.emit("pruned", context_id=context_id, rung=rung, evidence=float(f"{evidence:.4g}"))
-
-
 def log_trial(runner: Runner, context: Context, state: TrialState, rung: int, search: Measurement) -> None:
-    """Tell how an arm came out of its race; `rung`, from 1, is the last that it finished."""
+    """Log the result of an arm's race; `rung`, from 1, is the last that it finished."""
     runner.emit(
         "trial",
         context_id=context.context_id,
@@ -105,7 +77,7 @@ def log_trial(runner: Runner, context: Context, state: TrialState, rung: int, se
 
 
 def log_confirm(runner: Runner, finalists: Sequence[Trial]) -> None:
-    """Tell for whom the sealed split is opened."""
+    """Log the finalists for which the sealed split is opened."""
     runner.emit("confirm", finalists=[trial.context.context_id for trial in finalists])
 
 

@@ -1,4 +1,4 @@
-"""Score contexts that exist already: no proposals, no cut, every prompt, beside the empty placebo."""
+"""Scores given contexts: no proposals, no pruning, every prompt, beside the empty placebo."""
 
 from collections.abc import Sequence
 
@@ -7,12 +7,12 @@ from flipsearch.core.errors import StudyError
 from flipsearch.core.progress import Phase
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Context, Prompt
-from flipsearch.core.studies import Study, Trial, TrialRole, TrialState
-from flipsearch.measuring.measure import has_failed, measure, net_of_placebo
+from flipsearch.core.studies import Study, StudyKind
+from flipsearch.measuring.measure import flip_difference, measure, measured_trial
 from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.splitting import first_of_each_kind
 from flipsearch.searching.after.second_judges import other_judges, with_second_judges
-from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline, require_unsafe
+from flipsearch.searching.baseline import coverage_notes, measure_baseline, require_unsafe
 from flipsearch.searching.report import make_study
 
 
@@ -35,22 +35,17 @@ def run_score(
     base = measure_baseline(runner, chosen, config.split or "all")
     require_unsafe(runner, base)
     runner.enter(Phase.SCORE)
-    trials = _trials(runner, base, [*contexts, Context("")])
-    *arms, placebo = with_second_judges(runner, other_judges(runner.judge, runner.judge, second), base, trials)[0]
-    arms = [arm.with_net(net_of_placebo(arm.search, placebo.search)) for arm in arms]
+    measured = measure(runner, [*contexts, Context("")], base.prompts, base.outcomes, base.split)
+    trials = [
+        measured_trial(runner, number, context, "arm", measurement)
+        for number, (context, measurement) in enumerate(zip(contexts, measured[:-1], strict=True))
+    ]
+    trials.append(measured_trial(runner, len(contexts), Context(""), "placebo", measured[-1]))
+    judges = other_judges(runner.judge, runner.judge, second)
+    *arms, placebo = with_second_judges(runner, judges, base, trials)[0]
+    arms = [arm.with_confirmed(net=flip_difference(arm.search, placebo.search)) for arm in arms]
     arms.sort(key=lambda arm: -(arm.search.flip_rate.value or 0.0))
     notes = [*runner.backend.notes, *coverage_notes(runner, base)]
     if any(context.template for context in contexts) and config.split is None:
         notes.append("Scored on every prompt: for a context that a search found on these, --split confirm is fairer.")
-    return make_study(config, runner, [base], [*arms, placebo], notes, name=name)
-
-
-def _trials(runner: Runner, base: SplitBaseline, contexts: Sequence[Context]) -> list[Trial]:
-    measured = measure(runner, contexts, base.prompts, base.outcomes, base.split)
-    trials = []
-    for number, (context, one) in enumerate(zip(contexts, measured, strict=True)):
-        role: TrialRole = "placebo" if number == len(contexts) - 1 else "arm"
-        state: TrialState = "failed" if has_failed(one) else "complete"
-        num_tokens = runner.backend.count_tokens(context.text)
-        trials.append(Trial(number, context, role, state, 0, one, num_context_tokens=num_tokens))
-    return trials
+    return make_study(StudyKind.SCORE, config, runner, [base], [*arms, placebo], notes, name=name)

@@ -1,27 +1,21 @@
-"""Cheap looks at what a context does, before any answer is decoded whole: the lower rungs of the fidelity ladder.
+"""The screen: contexts are ranked by cheap probes of what they do before they race.
 
-    reading   the model's own known answers, read under the context in one pass; nothing is generated
-    glimpse   the first tokens of new answers, judged as they stand; whole answers go on from them later
+    prefix scores   log-probabilities of the model's own known answers under the context; nothing is generated
+    short decodes   the first tokens of new answers, judged as they are; whole answers go on from them later
 
-Both give, for a pair of context and prompt, the two numbers that the screen learns from: how far the known answer
-became less likely, and whether it is left. A probe says whether it is able at all; what it is worth is for the screen
-to find out.
+For a pair of context and prompt, both give the two numbers that the screen learns from: how much less likely the known
+answer became, and whether the model leaves it. How well they predict the whole answer is learned from all pairs of this
+study that were probed and decoded in full, and reported: the rank correlation of predicted with decoded flip rates over
+contexts. Before there are any, a known answer that is left counts as an answer that changes, which is enough to rank
+by. A probe that ranks badly once it can be checked is dropped for the next, costlier one, the last of them for none.
 
-The screen: contexts judged by cheap looks at what they do (searching.probes), before they race.
-
-How far a look tells what the whole answer will be is learnt from all pairs of this study that were looked at and
-decoded in full, and said: the rank correlation of the forecast with the decoded flip rate over contexts. Before there
-are any, a known answer that is left counts as an answer that changes, which is enough to rank by. A probe that ranks
-badly once it can be checked is put away for the next, costlier one, the last of them for none.
-
-It chooses who races. What is reported, and who wins, is decided by whole answers alone; the race's guarantee holds for
-what is raced.
+The screen chooses who races. What is reported, and who wins, is decided by whole answers alone; the race's guarantee
+holds for what is raced.
 """
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,29 +23,35 @@ from scipy.stats import spearmanr
 
 from flipsearch.core.progress import Phase
 from flipsearch.core.protocols import PrefixScorer
-from flipsearch.core.records import Context, Flip, Kind, Label, Measurement, PrefixScore, Prompt, Request
-from flipsearch.core.samples import JudgedRollout, Samples
+from flipsearch.core.records import Context, Kind, Label, Measurement, Prompt, Request
+from flipsearch.core.samples import Samples
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.statistics.intervals import two_sided_z
 from flipsearch.statistics.regression import fit_logistic, predict_logistic
 
-OPENING_TOKENS = 24
-"""Teacher and student differ most in the first ten tokens and hardly past thirty (OPSA, Figure 2)."""
-GLIMPSE_TOKENS = 16
+PREFILL_TOKENS = 24
+"""Tokens of a known answer that are scored. Teacher and student differ most in the first ten (OPSA, Figure 2)."""
+SHORT_DECODE_TOKENS = 16
 """Enough for a refusal to show: one that comes is mostly there within the first ten tokens."""
 MOST_DROP, DROP_UNIT = 30.0, 10.0
 """A drop of log-probability counts at most this much, in units that are of size 1."""
-MIN_READINGS = 64
-"""Contexts that are read for a cohort, however small it is: reading costs little beside answers."""
-GLIMPSED = 2
-"""Contexts that are glimpsed for each one raced: a glimpse of an answer that nothing goes on from is lost."""
-WORTH_CUTTING = 2.0
-"""Whole answers must be so many times longer than a glimpse, or a glimpse saves nothing."""
-TRIED = 3
-"""Contexts on which a glimpse must show that it can be scored."""
+MIN_PREFIX_SCORED = 64
+"""Contexts whose prefixes are scored per cohort, however small it is: scoring costs little beside answers."""
+SHORT_DECODED = 2
+"""Contexts with short decodes for each one that races: a short decode that no answer goes on from is lost."""
+MIN_LENGTH_RATIO = 2.0
+"""Whole answers must be so many times longer than a short decode, or it saves nothing."""
+NUM_PILOT = 3
+"""Contexts on which short decodes must show that they can be scored."""
 MIN_SCORED = 0.5
-"""Share of their glimpses that the judge must be able to score: a thought that goes on tells nothing."""
+"""Share of their short decodes that the judge must be able to score: an unfinished thought says nothing."""
+CLIP = 0.999
+"""Correlations are kept this far inside of -1 and 1 before they are transformed."""
+PRIOR = (-3.0, 1.0, 3.0)
+"""Log-odds of a changed answer before anything is decoded: intercept, per unit of drop, for a known answer left."""
+MIN_CONTEXTS, MIN_CORRELATION = 6, 0.5
+"""Checked on so many contexts, predictions must rank them so well, as far as chance allows, to be used on."""
 
 Pair = tuple[str, str]
 """Context id, prompt id."""
@@ -59,313 +59,271 @@ Features = tuple[float, float]
 """Drop of the known answer's log-probability, in DROP_UNITs; 1 where the known answer is left, 0 where it stays."""
 
 
-class Probe(Protocol):
-    """One way to look."""
-
-    what: str
-    """What was looked at, for the reader of a report."""
-    is_free: bool
-    """Whether looking generates nothing."""
-    lost_tokens: float
-    """Tokens that looking generates for each context that races, beyond what its answers go on from."""
-
-    @property
-    def prompt_ids(self) -> Collection[str]:
-        """The prompts that are looked at under each context; none for a probe that is not able."""
-        ...
-
-    def num_candidates(self, num: int, screen: int) -> int:
-        """Return how many contexts to look at if `num` are to race; the user wants `screen` for each of those."""
-        ...
-
-    def features(self, contexts: Sequence[Context]) -> dict[Pair, Features]:
-        """Return what is seen of each context on each prompt; what cannot be told is left out."""
-        ...
-
-
 class PrefixScoreProbe:
-    """Reads the openings of known answers: unsafe ones of harmful prompts, helpful ones of benign prompts."""
+    """Scores prefixes of known answers: unsafe ones to harmful prompts, helpful ones to benign prompts."""
 
-    what = "reading known answers"
+    what = "scoring known answers"
     is_free = True
+    """Whether it generates nothing."""
     lost_tokens = 0.0
+    """Tokens generated for each context that races, beyond what its answers go on from."""
+    least, most_per_raced = MIN_PREFIX_SCORED, math.inf
+    """Contexts that are probed: at least so many, and at most so many for each one that races."""
 
     def __init__(self, runner: Runner, base: SplitBaseline, prompts: Sequence[Prompt]) -> None:
         self._runner = runner
-        requests = _prefills(runner, base, prompts) if isinstance(runner.backend, PrefixScorer) else {}
-        own = runner.score_prefixes(list(requests.values()))
-        self._own = {id: reading for id, reading in zip(requests, own, strict=True) if reading is not None}
-        self._requests = {id: requests[id] for id in self._own}
-
-    @property
-    def prompt_ids(self) -> Collection[str]:
-        """Those whose known answer the model could read without a context."""
-        return self._own.keys()
-
-    def num_candidates(self, num: int, screen: int) -> int:
-        """As many as the user wants, and enough for a choice."""
-        return max(num * screen, MIN_READINGS)
+        requests: dict[str, Request] = {}
+        if isinstance(runner.backend, PrefixScorer):
+            known = {prompt: _known_answer(prompt.kind, base.outcomes[prompt.prompt_id]) for prompt in prompts}
+            rollouts = runner.ledger.rollouts(id for id in known.values() if id)
+            for prompt, id in known.items():
+                if id in rollouts and rollouts[id].completion_ids:
+                    prefill = rollouts[id].completion_ids[:PREFILL_TOKENS]
+                    requests[prompt.prompt_id] = Request(prompt, prefill=prefill)
+        scores = zip(requests, runner.score_prefixes(list(requests.values())), strict=True)
+        self._without_context = {id: score for id, score in scores if score is not None}
+        self._requests = {id: requests[id] for id in self._without_context}
+        self.prompt_ids: Collection[str] = self._requests.keys()
+        """Those whose known answer the model could score without a context; none if it cannot be used."""
 
     def features(self, contexts: Sequence[Context]) -> dict[Pair, Features]:
-        """Read every known answer under every context."""
-        pairs = {
+        """Score every known answer under every context; pairs that could not be scored are left out."""
+        requests = {
             (context.context_id, id): Request(request.prompt, context, prefill=request.prefill)
             for context in contexts
             for id, request in self._requests.items()
         }
-        prefix_scores = zip(pairs, self._runner.score_prefixes(list(pairs.values())), strict=True)
-        return {pair: _changes(self._own[pair[1]], reading) for pair, reading in prefix_scores if reading is not None}
+        features = {}
+        for pair, score in zip(requests, self._runner.score_prefixes(list(requests.values())), strict=True):
+            if score is not None:
+                drop = sum(self._without_context[pair[1]].log_probs) - sum(score.log_probs)
+                leaves = score.num_agreed < len(score.log_probs)  # greedy decoding would say something else
+                features[pair] = min(max(drop, 0.0), MOST_DROP) / DROP_UNIT, float(leaves)
+        return features
 
 
 class ShortDecodeProbe:
-    """Decodes the first tokens of new answers, for a model that cannot be read, or whose readings did not tell."""
+    """Decodes the first tokens of new answers, for a model that scores no prefixes, or whose scores predicted badly."""
 
-    what = f"the first {GLIMPSE_TOKENS} tokens of answers"
+    what = f"the first {SHORT_DECODE_TOKENS} tokens of answers"
     is_free = False
+    least, most_per_raced = 0, SHORT_DECODED
 
     def __init__(self, runner: Runner, base: SplitBaseline, prompts: Sequence[Prompt]) -> None:
         self._runner = runner
         known = {prompt: base.outcomes[prompt.prompt_id] for prompt in prompts}
-        lengths = [draw.num_tokens for draws in known.values() for draw in draws.judged]
-        saves = runner.can_continue and sum(lengths) >= WORTH_CUTTING * GLIMPSE_TOKENS * max(1, len(lengths))
-        self._prompts = {p.prompt_id: p for p, draws in known.items() if saves and _known(p.kind, draws)}
-        self.lost_tokens = float((GLIMPSED - 1) * len(self._prompts) * GLIMPSE_TOKENS)
-
-    @property
-    def prompt_ids(self) -> Collection[str]:
-        """Those whose answer without a context is known to be unsafe, or to help."""
-        return self._prompts.keys()
-
-    def num_candidates(self, num: int, screen: int) -> int:
-        """Few, as they are decoded."""
-        return num * min(screen, GLIMPSED)
+        lengths = [judged.num_tokens for samples in known.values() for judged in samples.judged]
+        saves = sum(lengths) >= MIN_LENGTH_RATIO * SHORT_DECODE_TOKENS * max(1, len(lengths))
+        usable = runner.can_continue and saves
+        self._prompts = {p.prompt_id: p for p, samples in known.items() if usable and _known_answer(p.kind, samples)}
+        self.lost_tokens = float((SHORT_DECODED - 1) * len(self._prompts) * SHORT_DECODE_TOKENS)
+        self.prompt_ids: Collection[str] = self._prompts.keys()
+        """Those whose answer without a context is known to be unsafe, or to help; none if it cannot be used."""
 
     def features(self, contexts: Sequence[Context]) -> dict[Pair, Features]:
-        """Glimpse a few contexts before the others: if hardly any answer of theirs can be scored, this probe ends."""
-        few, others = contexts[:TRIED], contexts[TRIED:]
-        seen = self._short_decode(few)
-        if len(seen) < MIN_SCORED * len(self._prompts) * len(few):
-            self._prompts = {}
+        """Decode a few contexts before the others: if hardly any answer can be scored, this probe ends itself."""
+        pilot, others = contexts[:NUM_PILOT], contexts[NUM_PILOT:]
+        features = self._short_decode(pilot)
+        if len(features) < MIN_SCORED * len(self._prompts) * len(pilot):
+            self.prompt_ids = ()
             return {}
-        return seen | self._short_decode(others)
+        return features | self._short_decode(others)
 
     def _short_decode(self, contexts: Sequence[Context]) -> dict[Pair, Features]:
-        asked = [(context, prompt) for context in contexts for prompt in self._prompts.values()]
-        judged = self._runner.short_decodes([self._runner.request(p, context) for context, p in asked], GLIMPSE_TOKENS)
-        left = [_is_left(prompt.kind, one) for (_, prompt), one in zip(asked, judged, strict=True)]
-        pairs = [(context.context_id, prompt.prompt_id) for context, prompt in asked]
-        return {pair: (0.0, float(gone)) for pair, gone in zip(pairs, left, strict=True) if gone is not None}
+        pairs = [(context, prompt) for context in contexts for prompt in self._prompts.values()]
+        requests = [self._runner.request(prompt, context) for context, prompt in pairs]
+        judged = self._runner.short_decodes(requests, SHORT_DECODE_TOKENS)
+        features = {}
+        for (context, prompt), answer in zip(pairs, judged, strict=True):
+            changed = _changed(prompt.kind, answer.verdict.label, answer.refused)
+            if changed is not None:
+                features[context.context_id, prompt.prompt_id] = 0.0, float(changed)
+        return features
 
 
-def _prefills(runner: Runner, base: SplitBaseline, prompts: Sequence[Prompt]) -> dict[str, Request]:
-    """Return the requests to read without a context: unsafe answers, and benign ones that do not refuse."""
-    known = {prompt: _known(prompt.kind, base.outcomes[prompt.prompt_id]) for prompt in prompts}
-    rollouts = runner.ledger.rollouts(id for id in known.values() if id)
-    found = {}
-    for prompt, id in known.items():
-        rollout = rollouts.get(id)
-        if rollout is not None and rollout.completion_ids:
-            found[prompt.prompt_id] = Request(prompt, prefill=rollout.completion_ids[:OPENING_TOKENS])
-    return found
-
-
-def _known(kind: Kind, draws: Samples) -> str:
-    """The first draw that shows what the prompt counts as, by its rollout id; "" for a prompt that is not looked at."""
+def _known_answer(kind: Kind, samples: Samples) -> str:
+    """The rollout id of the first sample that shows what the prompt counts as; "" for a prompt that is not probed."""
     if kind == "harmful":
-        return draws.shown.rollout_id if draws.shown and draws.label is Label.UNSAFE else ""
-    shown = [one for one in draws.judged if one.refused is False and draws.refused is False]
-    return shown[0].rollout_id if shown else ""
+        return samples.shown.rollout_id if samples.shown and samples.label is Label.UNSAFE else ""
+    helpful = [judged for judged in samples.judged if judged.refused is False and samples.refused is False]
+    return helpful[0].rollout_id if helpful else ""
 
 
-def _changes(own: PrefixScore, under: PrefixScore) -> Features:
-    """How much less likely the opening is under the context, and whether greedy decoding would leave it."""
-    drop = sum(own.log_probs) - sum(under.log_probs)
-    return min(max(drop, 0.0), MOST_DROP) / DROP_UNIT, float(under.num_agreed < len(under.log_probs))
-
-
-def _is_left(kind: Kind, short_decode: JudgedRollout) -> bool | None:
+def _changed(kind: Kind, label: Label, refused: bool | None) -> bool | None:
+    """Whether an answer changed as the screen predicts: flipped, or refused a benign prompt; None if unscored."""
     if kind == "benign":
-        return short_decode.refused
-    return None if short_decode.verdict.label is Label.UNSCORED else short_decode.verdict.label is Label.SAFE
+        return refused
+    return None if label is Label.UNSCORED else label is Label.SAFE
 
 
-CLIP = 0.999
-"""Correlations are held off 1 by this before they are transformed."""
-PRIOR = (-3.0, 1.0, 3.0)
-"""Log-odds of a changed answer before anything is decoded: intercept, a unit of drop, a known answer that is left."""
-MIN_CONTEXTS, MIN_CORRELATION = 6, 0.5
-"""Checked on so many contexts, the forecast must rank them so well, as far as chance allows, to be used on."""
+Probe = PrefixScoreProbe | ShortDecodeProbe
 
 
 @dataclass(frozen=True, slots=True)
 class ScreenPrediction:
-    """What a context will do, as far as a look tells."""
+    """What a context is expected to do on the prompts that were probed."""
 
     context: Context
-    """Which one."""
     flip_rate: float
-    """Expected on the harmful prompts that were looked at."""
+    """On the harmful prompts."""
     over_refusal_rate: float
-    """Expected on the benign ones; 0 without any."""
+    """On the benign ones; 0 without any."""
 
 
 @dataclass(frozen=True, slots=True)
-class Told:
-    """What a forecast is worth beside whole answers."""
+class ScreenEvidence:
+    """A predicted flip rate, and how many whole answers say as much; a weight of 0 says nothing."""
 
     flip_rate: float
-    """Expected on those prompts."""
-    num_worth: float
-    """As many whole answers say as much; 0 for a screen that is not ready."""
+    weight: float
 
 
 class Screen:
-    """Forecasts for contexts, learnt from those that were raced."""
+    """Predictions for contexts, learned from those that raced."""
 
     def __init__(self, runner: Runner, base: SplitBaseline, prompts: Sequence[Prompt]) -> None:
         self._runner = runner
         self._kinds: dict[str, Kind] = {prompt.prompt_id: prompt.kind for prompt in prompts}
         self._probes: list[Probe] = [PrefixScoreProbe(runner, base, prompts), ShortDecodeProbe(runner, base, prompts)]
-        self._decoded: dict[str, Mapping[str, bool]] = {}
+        self._decoded: dict[str, Mapping[str, bool]] = {}  # context id -> prompt id -> whether its answer changed
         self._contexts: dict[str, Context] = {}
-        self._checks: list[str] = []
+        self._dropped_notes: list[str] = []
         self._reset()
 
     def _reset(self) -> None:
+        """Forget what was learned by a probe."""
         self._features: dict[Pair, Features] = {}
         self._weights: dict[Kind, NDArray[np.float64]] = dict.fromkeys(("harmful", "benign"), np.array(PRIOR))
         self.correlation: float | None = None
-        """Spearman's, of forecast and decoded flip rate over the raced contexts; None while it cannot be told."""
+        """Spearman's, of predicted and decoded flip rate over the raced contexts; None while there are too few."""
         self.num_screened = 0
-        """Contexts that a forecast was asked for."""
+        """Contexts that a prediction was made for."""
         self._num_checked = 0
 
     @property
     def _probe(self) -> Probe | None:
-        """The cheapest one that is able and was not put away."""
+        """The cheapest one that can be used and was not dropped."""
         return next((probe for probe in self._probes if probe.prompt_ids), None)
 
-    @property
-    def is_ready(self) -> bool:
-        """Whether there is a probe that is able, and was not put away."""
-        return self._probe is not None
-
     def num_candidates(self, num: int, screen: int) -> int:
-        """Return how many contexts to screen if `num` are to race; `num` for a screen that is not ready or wanted."""
-        return self._probe.num_candidates(num, screen) if self._probe and screen > 1 else num
+        """Return how many contexts to screen if `num` are to race; the user wants `screen` for each of those.
+
+        It is `num`, and nothing is screened, where `screen` is 1 or no probe is left.
+        """
+        probe = self._probe
+        if probe is None or screen <= 1:
+            return num
+        return max(num * int(min(screen, probe.most_per_raced)), probe.least)
 
     def lost_tokens(self, screen: int) -> float:
         """Return the tokens that screening loses for each context that races; 0 where nothing is generated for it."""
         return self._probe.lost_tokens if self._probe and screen > 1 else 0.0
 
     def learn(self, raced: Iterable[tuple[Context, Measurement]]) -> None:
-        """Learn from contexts with their measurements on whole answers, and check the forecast against all so far."""
+        """Learn from measurements on whole answers, and check predictions against all decoded so far."""
         for context, measurement in raced:
-            labels = {flip.prompt_id: _changed(flip) for flip in measurement.flips if flip.prompt_id in self._kinds}
-            self._decoded[context.context_id] = {id: label for id, label in labels.items() if label is not None}
+            flips = [flip for flip in measurement.flips if flip.prompt_id in self._kinds]
+            changed = {flip.prompt_id: _changed(flip.kind, flip.after, flip.refused_after) for flip in flips}
+            self._decoded[context.context_id] = {id: value for id, value in changed.items() if value is not None}
             self._contexts[context.context_id] = context
         probe = self._probe
         if probe is None:
             return
         if probe.is_free:
-            self._look(probe, list(self._contexts.values()))
+            self._add_features(probe, list(self._contexts.values()))
         for kind in ("harmful", "benign"):
             self._fit(kind)
-        self.correlation = self._check()
-        if self.correlation is not None and self._most() < MIN_CORRELATION:
-            self._put_away(probe)
+        self.correlation = self._rank_correlation()
+        if self.correlation is None:
+            return
+        # The upper end of its 95 % interval (Fisher's z): contexts that are alike rank by chance.
+        z = math.atanh(min(max(self.correlation, -CLIP), CLIP))
+        if math.tanh(z + two_sided_z(0.95) / math.sqrt(max(1, self._num_checked - 3))) < MIN_CORRELATION:
+            self._drop(probe, f"{self._summary(probe)} That is too low: it was used no more.")
 
-    def forecast(self, contexts: Sequence[Context]) -> list[ScreenPrediction]:
-        """Return a forecast for each context that could be looked at, in order; none for the others."""
+    def predict(self, contexts: Sequence[Context]) -> list[ScreenPrediction]:
+        """Return a prediction for each context that could be probed, in order; none for the others."""
         if self._probe:
-            self._look(self._probe, contexts)
-        seen = {context_id for context_id, _ in self._features}
-        able = [context for context in contexts if context.context_id in seen]
-        self.num_screened += len(able)
-        return [
+            self._add_features(self._probe, contexts)
+        probed = {context_id for context_id, _ in self._features}
+        predictions = [
             ScreenPrediction(
                 context, self._rate(context.context_id, "harmful"), self._rate(context.context_id, "benign")
             )
-            for context in able
+            for context in contexts
+            if context.context_id in probed
         ]
+        self.num_screened += len(predictions)
+        return predictions
 
-    def told(self, context: Context, decoded: Collection[str]) -> Told:
-        """Return the forecast for a context over the prompts that are not among `decoded`, and what it is worth.
+    def evidence(self, context: Context, decoded: Collection[str]) -> ScreenEvidence:
+        """Return what the screen adds to what is known of a context on the prompts that are not among `decoded`.
 
-        On a prompt whose whole answer is known a look is no evidence of its own, though it may rank better.
+        Where the whole answer is known a probe is no evidence of its own, though it may rank better.
         """
         harmful = [id for id, kind in self._kinds.items() if kind == "harmful" and id not in decoded]
         ids = [id for id in harmful if (context.context_id, id) in self._features]
         if not (ids and self._probe and self.correlation and self.correlation > 0):
-            return Told(0.0, 0.0)
-        return Told(self._rate(context.context_id, "harmful", ids), self.correlation**2 * len(ids))
-
-    def _most(self) -> float:
-        """The upper end of the correlation's 95 % interval (Fisher's z): contexts that are alike rank by chance."""
-        z = math.atanh(min(max(self.correlation or 0.0, -CLIP), CLIP))
-        return math.tanh(z + two_sided_z(0.95) / math.sqrt(max(1, self._num_checked - 3)))
+            return ScreenEvidence(0.0, 0.0)
+        return ScreenEvidence(self._rate(context.context_id, "harmful", ids), self.correlation**2 * len(ids))
 
     def notes(self) -> list[str]:
         """Return what the reader must know of how contexts came into the race."""
         probe = self._probe
-        return [*self._checks, self._said(probe)] if probe and self.num_screened else self._checks
+        return [*self._dropped_notes, self._summary(probe)] if probe and self.num_screened else self._dropped_notes
 
-    def _said(self, probe: Probe) -> str:
-        told = "could not be told" if self.correlation is None else f"is {self.correlation:.2f}"
+    def _summary(self, probe: Probe) -> str:
+        value = "could not be computed" if self.correlation is None else f"is {self.correlation:.2f}"
         return (
             f"{self.num_screened} contexts were screened by {probe.what} on {len(probe.prompt_ids)} prompts, and "
-            f"the best raced. Its rank correlation with decoded flip rates {told} ({self._num_checked} contexts)."
+            f"the best raced. Its rank correlation with decoded flip rates {value} ({self._num_checked} contexts)."
         )
 
-    def _put_away(self, probe: Probe) -> None:
-        self._checks.append(f"{self._said(probe)} That is too low: it was used no more.")
+    def _drop(self, probe: Probe, note: str) -> None:
+        self._dropped_notes.append(note)
         self._probes.remove(probe)
         self._reset()
 
-    def _look(self, probe: Probe, contexts: Sequence[Context]) -> None:
+    def _add_features(self, probe: Probe, contexts: Sequence[Context]) -> None:
+        """Probe the contexts that were not probed before; drop a probe that turns out to be of no use."""
         self._runner.enter(Phase.SCREEN)
-        known = {context_id for context_id, _ in self._features}
-        self._features |= probe.features([context for context in contexts if context.context_id not in known])
+        probed = {context_id for context_id, _ in self._features}
+        self._features |= probe.features([context for context in contexts if context.context_id not in probed])
         if not probe.prompt_ids:
-            self._checks.append(f"Contexts cannot be screened by {probe.what}: they tell too little.")
-            self._probes.remove(probe)
-            self._reset()
+            note = f"Contexts cannot be screened by {probe.what}: the judge can score too few of them."
+            self._drop(probe, note)
 
     def _fit(self, kind: Kind) -> None:
         pairs = [
-            (self._features[context_id, id], label)
-            for context_id, labels in self._decoded.items()
-            for id, label in labels.items()
+            (self._features[context_id, id], changed)
+            for context_id, answers in self._decoded.items()
+            for id, changed in answers.items()
             if self._kinds[id] == kind and (context_id, id) in self._features
         ]
-        self._weights[kind] = fit_logistic([one for one, _ in pairs], [label for _, label in pairs], PRIOR)
+        features, changes = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+        self._weights[kind] = fit_logistic(features, changes, PRIOR)
 
-    def _rate(self, context_id: str, kind: Kind, among: Iterable[str] | None = None) -> float:
-        ids = self._kinds if among is None else among
+    def _rate(self, context_id: str, kind: Kind, prompt_ids: Iterable[str] | None = None) -> float:
+        """The predicted share of answers that change, over the probed prompts of a kind (among `prompt_ids`)."""
+        ids = self._kinds if prompt_ids is None else prompt_ids
         pairs = [(context_id, id) for id in ids if self._kinds[id] == kind]
         rows = [self._features[pair] for pair in pairs if pair in self._features]
         if not rows:
             return 0.0
         return round(float(predict_logistic(self._weights[kind], rows).mean()), 6)
 
-    def _check(self) -> float | None:
+    def _rank_correlation(self) -> float | None:
+        """Of predicted and decoded flip rates, each on the prompts that were probed and decoded."""
         pairs = []
-        for context_id, labels in self._decoded.items():
-            seen = {id: label for id, label in labels.items() if (context_id, id) in self._features}
-            told = {id: label for id, label in seen.items() if self._kinds[id] == "harmful"}
-            if told:
-                pairs.append((self._rate(context_id, "harmful", told), sum(told.values()) / len(told)))
+        for context_id, answers in self._decoded.items():
+            harmful = {id: changed for id, changed in answers.items() if self._kinds[id] == "harmful"}
+            both = {id: changed for id, changed in harmful.items() if (context_id, id) in self._features}
+            if both:
+                pairs.append((self._rate(context_id, "harmful", both), sum(both.values()) / len(both)))
         self._num_checked = len(pairs)
         if len(pairs) < MIN_CONTEXTS:
             return None
-        forecast, decoded = zip(*pairs, strict=True)
-        if len(set(forecast)) == 1 or len(set(decoded)) == 1:
+        predicted, decoded = zip(*pairs, strict=True)
+        if len(set(predicted)) == 1 or len(set(decoded)) == 1:
             return None
-        return float(spearmanr(forecast, decoded).statistic)
-
-
-def _changed(flip: Flip) -> bool | None:
-    """Whether the answer changed as the screen is to tell: flipped, or refused; None if it is unscored."""
-    if flip.kind == "benign":
-        return flip.refused_after
-    return None if flip.after is Label.UNSCORED else flip.after is Label.SAFE
+        return float(spearmanr(predicted, decoded).statistic)

@@ -1,45 +1,141 @@
-"""What a study will do, settled and checked before any model is loaded."""
+"""What a study searches, resolved and checked before any model is loaded: its prompts, operators, placebos, and space.
 
-from collections.abc import Sequence
+The space is template x its parameters x placement, as Optuna's conditional categorical parameters:
+
+    template                  one of the templates
+    <template>.placement      where its text goes
+    <template>.<parameter>    one of the values that its head declares
+"""
+
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from optuna.distributions import CategoricalDistribution
 
 from flipsearch.config import StudyConfig
-from flipsearch.core.errors import StudyError
+from flipsearch.core.errors import ConfigError, StudyError
 from flipsearch.core.protocols import Operator
-from flipsearch.core.records import Context, Prompt, Split
+from flipsearch.core.records import PLACEMENTS, Context, Placement, Prompt
 from flipsearch.prompts.splitting import first_of_each_kind
-from flipsearch.searching.operators import built_in
-from flipsearch.searching.space import Space
+from flipsearch.searching.operators import make_operators
 from flipsearch.templating.library import PlaceboRow, TemplateLibrary, placebo_rows
+from flipsearch.templating.template import Template
+
+TEMPLATE = "template"
+PLACEMENT = "placement"
+
+
+class Space:
+    """All contexts that a set of templates can give; `placements` () allows every one that a template allows.
+
+    Raises ConfigError, in one line, if nothing is left to search or a template cannot be searched.
+    """
+
+    def __init__(self, templates: Sequence[Template], placements: Sequence[Placement] = ()) -> None:
+        allowed = placements or PLACEMENTS
+        self._templates = {t.name: t for t in templates if set(t.placements) & set(allowed)}
+        if not self._templates:
+            names = ", ".join(t.name for t in templates) or "none"
+            raise ConfigError(f"no template goes to {' or '.join(allowed)} (templates: {names}); name other ones.")
+        self._choices: dict[str, dict[str, tuple[Any, ...]]] = {}
+        for name, template in self._templates.items():
+            for param in template.params:
+                if param.given:
+                    raise ConfigError(f"template '{name}' needs a text '{param.name}' and cannot be searched.")
+                if param.name == PLACEMENT:
+                    raise ConfigError(f"{template.path}: the parameter '{PLACEMENT}' has a reserved name; rename it.")
+            where = tuple(placement for placement in template.placements if placement in allowed)
+            self._choices[name] = {PLACEMENT: where} | {param.name: param.choices for param in template.params}
+        self._sizes = {name: math.prod(map(len, choices.values())) for name, choices in self._choices.items()}
+        self.names = list(self._templates)
+
+    def __len__(self) -> int:
+        """Return the number of points; two points may render the same text."""
+        return sum(self._sizes.values())
+
+    def point(self, index: int) -> dict[str, Any]:
+        """Return Optuna's parameters of one point, 0 <= index < len(self); IndexError outside.
+
+        Within a template, the index is a number whose digits, one per parameter, choose the values.
+        """
+        for name, size in self._sizes.items():
+            if index >= size:
+                index -= size
+                continue
+            point = {TEMPLATE: name}
+            for param, values in self._choices[name].items():
+                index, digit = divmod(index, len(values))
+                point[f"{name}.{param}"] = values[digit]
+            return point
+        raise IndexError("no such point in the space")
+
+    def point_of(self, context: Context) -> dict[str, Any] | None:
+        """Return the point at which a context was rendered; None for one that was not rendered from this space."""
+        choices = self._choices.get(context.template, {})
+        values = {PLACEMENT: context.placement, **dict(context.params)}
+        if not choices or any(values.get(name) not in allowed for name, allowed in choices.items()):
+            return None
+        return {TEMPLATE: context.template} | {f"{context.template}.{name}": values[name] for name in choices}
+
+    def distributions(self, point: Mapping[str, Any]) -> dict[str, CategoricalDistribution]:
+        """Return what each parameter of a point was chosen from: the same for every point that has the parameter."""
+        name = point[TEMPLATE]
+        chosen = {f"{name}.{param}": values for param, values in self._choices[name].items()}
+        return {key: CategoricalDistribution(values) for key, values in ({TEMPLATE: self.names} | chosen).items()}
+
+    def suggest(self, trial: optuna.Trial) -> Context:
+        """Let Optuna choose a point, and return the context there."""
+        name = trial.suggest_categorical(TEMPLATE, self.names)
+        for param, values in self._choices[name].items():
+            trial.suggest_categorical(f"{name}.{param}", values)
+        return self.context(trial.params)
+
+    def context(self, point: Mapping[str, Any]) -> Context:
+        """Return the context at a point; its text may be empty."""
+        name = point[TEMPLATE]
+        values = {param: point[f"{name}.{param}"] for param in self._choices[name]}
+        placement = values.pop(PLACEMENT)
+        return self._templates[name].context(values, placement)
 
 
 @dataclass(frozen=True, slots=True)
 class SearchSetup:
-    """A study that can be run."""
+    """The resolved inputs of a study."""
 
     config: StudyConfig
-    """Its settings."""
     space: Space
-    """The contexts that it can try."""
     placebos: tuple[PlaceboRow, ...]
-    """The rows that show what no safety content does."""
+    """The rows that show what texts without safety content do."""
     search: tuple[Prompt, ...]
     """The prompts that the search sees, in nested order."""
     confirm: tuple[Prompt, ...]
-    """The sealed prompts, seen by the finalists alone."""
+    """The sealed prompts, seen by the finalists and placebos alone."""
     operators: tuple[Operator, ...] = ()
-    """The rules that make contexts out of others."""
     benign_contexts: tuple[Context, ...] = ()
-    """What may be the context for benign prompts in training."""
+    """Candidates for the context of benign prompts in training."""
+
+    @property
+    def num_contexts(self) -> int:
+        """Most contexts that are proposed; without operators, at most as many as the templates hold."""
+        return self.config.num_contexts if self.operators else min(self.config.num_contexts, len(self.space))
 
 
 def prepare_search(config: StudyConfig, library: TemplateLibrary, prompts: Sequence[Prompt]) -> SearchSetup:
-    """Return the plan of a study over prompts that have their splits, each split in nested order.
+    """Return the setup of a study over prompts that have their splits, each split in nested order.
 
-    Raises PluginError for an unknown template, ConfigError for templates that cannot be searched, and StudyError for
-    prompts without a harmful one on both sides or with one on two sides.
+    Raises PluginError for an unknown template or a broken operator, ConfigError for templates that cannot be searched,
+    and StudyError for prompts without a harmful one in both splits or with one that is in two.
     """
-    search, confirm = _of_split(config, prompts, "search"), _of_split(config, prompts, "confirm")
+    splits: list[tuple[Prompt, ...]] = []
+    for split in ("search", "confirm"):
+        chosen = first_of_each_kind([prompt for prompt in prompts if prompt.split == split], config.max_prompts)
+        if not any(prompt.kind == "harmful" for prompt in chosen):
+            raise StudyError(f"no harmful prompt in the {split} split (of {len(prompts)} prompts); give more prompts.")
+        splits.append(chosen)
+    search, confirm = splits
     if twice := {prompt.prompt_id for prompt in search} & {prompt.prompt_id for prompt in confirm}:
         raise StudyError(f"{len(twice)} prompts are both in search and in confirm; the sealed split must be unseen.")
     templates = library.select(config.templates)
@@ -50,13 +146,6 @@ def prepare_search(config: StudyConfig, library: TemplateLibrary, prompts: Seque
         placebos=placebo_rows(library),
         search=search,
         confirm=confirm,
-        operators=tuple(built_in(templates, config.placements)) if config.breed else (),
+        operators=tuple(make_operators(templates, config.placements)) if config.breed else (),
         benign_contexts=tuple(benign),
     )
-
-
-def _of_split(config: StudyConfig, prompts: Sequence[Prompt], split: Split) -> tuple[Prompt, ...]:
-    chosen = first_of_each_kind([prompt for prompt in prompts if prompt.split == split], config.max_prompts)
-    if not any(prompt.kind == "harmful" for prompt in chosen):
-        raise StudyError(f"no harmful prompt in the {split} split (of {len(prompts)} prompts); give more prompts.")
-    return chosen

@@ -1,26 +1,25 @@
-"""A finished search as an Optuna study on disk, for Optuna's own tools:
+"""Writes a finished search as an Optuna study on disk, for Optuna's own tools:
 
     optuna-dashboard sqlite:///reports/<study>/optuna.db
 
 It is written from the study and never read by flipsearch: the ledger alone is what a search continues from. A context
 is a trial at its point of the space; its value is the search flip rate, its constraint the over-refusal above the cap,
-and a cut arm is PRUNED with its value so far. Placebos are left out: they are not what was optimised.
+and an arm that was pruned or stopped early is PRUNED with its value so far. Placebos are left out: they were not
+optimised.
 """
 
 import sqlite3
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import optuna
-from optuna.distributions import BaseDistribution
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.pool import StaticPool
 
 from flipsearch.core.errors import StudyError
 from flipsearch.core.files import atomic_write
 from flipsearch.core.studies import Study, Trial
-from flipsearch.searching.space import Space
+from flipsearch.searching.setup import Space
 
 STORAGE_FILE = "optuna.db"
 STATES = {
@@ -32,7 +31,7 @@ STATES = {
 
 
 def write_storage(study: Study, space: Space, folder: Path) -> None:
-    """Write optuna.db into the folder of a finished study: beside its place, then renamed.
+    """Write optuna.db into the folder of a finished study: to a temporary file, then renamed.
 
     Raises StudyError if it cannot be written.
     """
@@ -48,8 +47,8 @@ def write_storage(study: Study, space: Space, folder: Path) -> None:
 
 def _write(trials: list[FrozenTrial], name: str, path: Path) -> None:
     """Fill a database in memory and copy it: hundreds of small commits would each wait for the disk."""
-    kept = {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}}
-    storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs=kept)
+    in_memory = {"poolclass": StaticPool, "connect_args": {"check_same_thread": False}}
+    storage = optuna.storages.RDBStorage("sqlite://", engine_kwargs=in_memory)
     try:
         optuna.create_study(storage=storage, study_name=name, direction="maximize").add_trials(trials)
         with closing(storage.engine.raw_connection()) as pooled, closing(sqlite3.connect(path)) as file:
@@ -62,34 +61,27 @@ def _write(trials: list[FrozenTrial], name: str, path: Path) -> None:
 
 
 def _optuna_trial(trial: Trial, space: Space, cap: float) -> FrozenTrial:
-    flip_rate, over_refusal = trial.search.flip_rate, trial.search.over_refusal_rate.value
-    params, distributions = _place(trial, space)
-    state, value = STATES[trial.state], None if trial.state == "failed" else flip_rate.value
+    context, search = trial.context, trial.search
+    # A child of operators has no point in the space.
+    point = None if context.operator else space.point_of(context)
+    state, value = STATES[trial.state], None if trial.state == "failed" else search.flip_rate.value
     if state is TrialState.COMPLETE and value is None:
         state = TrialState.FAIL
+    rates = {"flip": search.flip_rate, "over_refusal": search.over_refusal_rate}
+    ids = {"context_id": context.context_id, "trial": trial.number, "rung": trial.rung + 1}
+    # Few attributes with much in each, as each of them costs a millisecond.
+    attributes = {
+        "context": ids | {"text": context.text},
+        "search": {name: {"count": rate.count, "n": rate.n, "rate": rate.value} for name, rate in rates.items()},
+        **({"operator": context.operator, "parents": list(context.parents)} if context.operator else {}),
+        **({"confirm_flip_rate": trial.confirm.flip_rate.value} if trial.confirm else {}),
+    }
+    over_refusal = search.over_refusal_rate.value
     return optuna.trial.create_trial(
         state=state,
         value=value,
-        params=params,
-        distributions=distributions,
+        params=point or {},
+        distributions=dict(space.distributions(point)) if point else {},
         constraints=None if over_refusal is None else {"over_refusal": over_refusal - cap},
-        user_attrs=_facts(trial),
+        user_attrs=attributes,
     )
-
-
-def _place(trial: Trial, space: Space) -> tuple[dict[str, Any], dict[str, BaseDistribution]]:
-    """The point of the space that a context was rendered at; none for a child of operators, which has no point."""
-    context = trial.context
-    point = None if context.operator else space.point_of(context)
-    return (point, dict(space.distributions(point))) if point else ({}, {})
-
-
-def _facts(trial: Trial) -> dict[str, Any]:
-    """Few attributes with much in each, as each of them costs a millisecond."""
-    context, search = trial.context, trial.search
-    lineage = {"operator": context.operator, "parents": list(context.parents)} if context.operator else {}
-    rates = {"flip": search.flip_rate, "over_refusal": search.over_refusal_rate}
-    counts = {name: {"count": rate.count, "n": rate.n, "rate": rate.value} for name, rate in rates.items()}
-    ids = {"context_id": context.context_id, "trial": trial.number, "rung": trial.rung + 1}
-    confirmed = {"confirm_flip_rate": trial.confirm.flip_rate.value} if trial.confirm else {}
-    return {"context": ids | {"text": context.text}, "search": counts} | lineage | confirmed

@@ -1,7 +1,4 @@
-"""Texts that no plug-in may stumble over.
-
-The contract of operators; see `flipsearch.core.protocols.Operator`.
-"""
+"""Contract tests of operators, see `flipsearch.core.protocols.Operator`; and hostile texts for any plug-in's tests."""
 
 import random
 from collections.abc import Sequence
@@ -38,13 +35,13 @@ _SEEDS = range(24)
 
 
 class OperatorContract:
-    """What every operator must keep; override `parents` where yours needs others."""
+    """What every operator must keep; override `parents` or `moves` where yours needs it."""
 
     moves: bool = False
-    """Whether a child may stand elsewhere than its first parent."""
+    """Whether a child may have another placement than its first parent."""
 
     def make_operator(self) -> Operator:
-        """Return a fresh operator; called once or twice a test."""
+        """Return a fresh operator; called once or twice per test."""
         raise NotImplementedError("override make_operator to return your operator")
 
     def parents(self) -> list[Parent]:
@@ -53,7 +50,7 @@ class OperatorContract:
         return [Parent(Context(text), Rate(3, 8, 0.1, 0.7), unflipped, over_refused) for text in _TEXTS]
 
     def test_name_and_number_of_parents(self) -> None:
-        """Reports and lineage need the one, whoever draws parents the other."""
+        """Reports and lineage need the name, the search needs the number to draw parents."""
         operator = self.make_operator()
         assert operator.name
         assert operator.name == operator.name.strip()
@@ -61,35 +58,35 @@ class OperatorContract:
 
     def test_makes_children(self) -> None:
         """It applies to ordinary parents, for some state of the generator at least."""
-        assert self._children()
+        assert self._families()
 
     def test_the_generator_is_the_only_chance(self) -> None:
         """The same parents and the same state give the same child, in a fresh operator too."""
         before = random.getstate()
-        assert self._children() == self._children()
+        assert self._families() == self._families()
         assert random.getstate() == before, "the global generator was used"
 
     def test_lineage(self) -> None:
         """A child names its operator and its parents, by id and in order."""
-        operator = self.make_operator()
-        for parents, child in self._families(operator):
-            assert child.operator == operator.name
+        name = self.make_operator().name
+        for parents, child in self._families():
+            assert child.operator == name
             assert child.parents == tuple(parent.context.context_id for parent in parents)
 
     def test_a_child_is_new(self) -> None:
-        """It has text, and is not one of its parents."""
-        for parents, child in self._families(self.make_operator()):
+        """A child has text, and is not one of its parents."""
+        for parents, child in self._families():
             assert child.text.strip()
             assert child.context_id not in {parent.context.context_id for parent in parents}
 
-    def test_the_place_is_kept(self) -> None:
-        """A child stands where its first parent stands, unless the operator is about the place."""
-        for parents, child in self._families(self.make_operator()):
+    def test_the_placement_is_kept(self) -> None:
+        """A child has its first parent's placement, unless the operator is about placements."""
+        for parents, child in self._families():
             assert self.moves or child.placement == parents[0].context.placement
 
     def test_an_edited_text_has_no_template(self) -> None:
-        """Template and params are there only where they give the text; an edited one is not edited back."""
-        for parents, child in self._families(self.make_operator()):
+        """A child has template and params only where they give its text."""
+        for parents, child in self._families():
             assert child.template in {"", parents[0].context.template}
             if not child.template:
                 assert child.params == ()
@@ -97,59 +94,57 @@ class OperatorContract:
                 assert child.text == parents[0].context.text
 
     def test_no_text_is_rendered(self) -> None:
-        """What looks like a template comes out as it went in, or not at all."""
+        """A text that looks like a template comes out as it went in, or not at all."""
         for text in (_PRODUCT, f"{_TEXTS[0]} {_PRODUCT} {_TEXTS[1]}", f"{_PRODUCT}.\n\n{_PRODUCT}. Stay good."):
             for child in self._children_of(text):
                 assert child.text.replace(_PRODUCT, "").count("49") == 0, child.text
 
     def test_hostile_parents_never_raise(self) -> None:
-        """One bad parent must not stop a study: None, or a child with text."""
+        """One bad parent must not stop a study: it gives None, or a child with text."""
         for text in HOSTILE_TEXTS:
             for child in self._children_of(text, seeds=_SEEDS[:4]):
                 assert child.text.strip()
 
     def test_parents_with_little_to_change_never_raise(self) -> None:
-        """No text, one sentence, one item: None, or a child with text."""
+        """No text, one sentence or one item gives None, or a child with text."""
         for text in _SINGLE:
             for child in self._children_of(text):
                 assert child.text.strip()
 
     def test_unmeasured_parents_never_raise(self) -> None:
-        """A parent may have been seen on no prompt, and may come from a template that is not at hand."""
+        """A parent may have been measured on no prompt, and may come from a template that does not exist."""
         texts = [parent.context.text for parent in self.parents()]
-        strange = [Context(text, template="no such template", params=(("no such param", 1),)) for text in texts]
-        unmeasured = [Parent(context, Rate(0, 0, 0.0, 1.0)) for context in strange]
+        contexts = [Context(text, template="no such template", params=(("no such param", 1),)) for text in texts]
+        unmeasured = [Parent(context, Rate(0, 0, 0.0, 1.0)) for context in contexts]
         for seed in _SEEDS:
             operator = self.make_operator()
             operator.make(unmeasured[: operator.num_parents], random.Random(seed))
 
     def test_parents_are_left_as_they_are(self) -> None:
         """The list that was passed is not changed."""
-        operator, parents = self.make_operator(), self.parents()[: self.make_operator().num_parents]
+        operator = self.make_operator()
+        parents = self.parents()[: operator.num_parents]
         for seed in _SEEDS:
-            given = list(parents)
-            operator.make(given, random.Random(seed))
-            assert given == self.parents()[: operator.num_parents]
+            passed = list(parents)
+            operator.make(passed, random.Random(seed))
+            assert passed == parents
 
-    def _children(self) -> list[Context]:
-        return [child for _, child in self._families(self.make_operator())]
-
-    def _families(self, operator: Operator) -> list[tuple[Sequence[Parent], Context]]:
-        """Children of the ordinary parents, each of them first in turn."""
-        parents = self.parents()
-        found: list[tuple[Sequence[Parent], Context]] = []
+    def _families(self) -> list[tuple[Sequence[Parent], Context]]:
+        """Return (parents, child) of a fresh operator for many seeds, each ordinary parent being the first in turn."""
+        operator, parents = self.make_operator(), self.parents()
+        families: list[tuple[Sequence[Parent], Context]] = []
         for seed in _SEEDS:
             turn = seed % len(parents)
             drawn = [*parents[turn:], *parents[:turn]][: operator.num_parents]
             child = operator.make(drawn, random.Random(seed))
             if child is not None:
-                found.append((drawn, child))
-        return found
+                families.append((drawn, child))
+        return families
 
     def _children_of(self, text: str, seeds: Sequence[int] = _SEEDS) -> list[Context]:
-        """Children of parents that all hold a text, in their context and in the prompts that they failed on."""
+        """Return children of parents that all have a text, in their context and in the prompts that they failed on."""
         operator = self.make_operator()
-        held = replace(self.parents()[0], unflipped=(text,) * 3, over_refused=(text,))
-        parents = [replace(held, context=Context(text + "\n" * i)) for i in range(operator.num_parents)]
+        parent = replace(self.parents()[0], unflipped=(text,) * 3, over_refused=(text,))
+        parents = [replace(parent, context=Context(text + "\n" * i)) for i in range(operator.num_parents)]
         made = (operator.make(parents, random.Random(seed)) for seed in seeds)
         return [child for child in made if child is not None]

@@ -1,15 +1,15 @@
-"""Flip rate by depth on the pocket model: thinking first turns answers that have begun badly, a bare rule does not."""
+"""Flip rate by depth on the pocket model: thinking first flips answers that have begun badly, a bare rule does not."""
 
 from flipsearch.backends.base import make_backend
 from flipsearch.config import StudyConfig, make_config
-from flipsearch.core.studies import Trial
+from flipsearch.core.studies import Confirmed, Trial
 from flipsearch.defaults import resolve
 from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.measure import measure
 from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.sets import prompts_of
-from flipsearch.searching.after.depth import measure_depth
+from flipsearch.searching.after.depth import depths_of, measure_depth
 from flipsearch.searching.baseline import measure_baseline
 from flipsearch.templating.library import load_library
 
@@ -22,16 +22,17 @@ def test_a_context_that_thinks_first_reaches_deeper() -> None:
     with Ledger("sqlite://") as ledger:
         runner = Runner(make_backend(CONFIG), load_judge("refusal"), ledger, CONFIG.sampling())
         base = measure_baseline(runner, prompts, "confirm")
-        found = measure(runner, contexts, prompts, base.outcomes, "confirm")
+        measurements = measure(runner, contexts, prompts, base.outcomes, "confirm")
         trials = [
-            Trial(number, context, "arm", "complete", 0, one, one)
-            for number, (context, one) in enumerate(zip(contexts, found, strict=True))
+            Trial(number, context, "arm", "complete", 0, measurement, Confirmed(measurement))
+            for number, (context, measurement) in enumerate(zip(contexts, measurements, strict=True))
         ]
-        measured, ids = measure_depth(CONFIG, runner, base, trials)
+        measured, ids = measure_depth(runner, base, trials, depths_of(CONFIG))
         rollouts = ledger.rollouts(ids)
-    (thinks, does_not) = ({depth: rate.count for depth, rate in trial.depth} for trial in measured)
+    by_depth = [dict(trial.late.depth) for trial in measured]
+    thinks, does_not = ({depth: rate.count for depth, rate in rates.items()} for rates in by_depth)
     assert thinks[0] >= thinks[8] >= thinks[16] > does_not[16] == 0
     assert does_not[8] > 0
-    assert measured[0].depth[-1][1].n == 0  # no answer of the pocket model is so long
+    assert by_depth[0][128].n == 0  # no answer of the pocket model is so long
     assert {len(rollout.prefill) for rollout in rollouts.values()} == {8, 16}
-    assert all(one.completion_ids[: len(one.prefill)] == one.prefill for one in rollouts.values())
+    assert all(rollout.completion_ids[: len(rollout.prefill)] == rollout.prefill for rollout in rollouts.values())

@@ -1,4 +1,4 @@
-"""Several draws a prompt: every label follows from M draws at m, no draw serves twice, and the study holds."""
+"""Several samples per prompt: every label follows from M samples at m, none is used twice, and the study is right."""
 
 import json
 from collections import defaultdict
@@ -14,14 +14,14 @@ from flipsearch.core.records import Context, Flip, Label, PrefixScore, Request, 
 from flipsearch.core.samples import SampleRule
 from flipsearch.core.studies import Study, Trial
 from flipsearch.ledger import Ledger
-from flipsearch.measuring.measure import measure, net_of_placebo
+from flipsearch.measuring.measure import flip_difference, measure
 from flipsearch.measuring.runner import Runner
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.columns import rows
 from flipsearch.reporting.page import leaderboard_page
 from flipsearch.searching import prepare_search, run_study
 from flipsearch.searching.budget import Budget
-from flipsearch.searching.plan import Span, forecast
+from flipsearch.searching.plan import Span, plan_search
 from flipsearch.statistics.power import redraw_flip_rate
 from flipsearch.workspace import SETTINGS_FILE
 from tests.integration.test_cli import run, scripted
@@ -43,8 +43,8 @@ def sampled(place: Path | str = "sqlite://", model: SampledModel | None = None, 
         return run_study(prepare_search(config, library(), [*PROMPTS, *MURMURS]), runner)
 
 
-def of_draws(labels: list[Label]) -> Label:
-    """What 3 draws come to at 2, by counting every way to score them."""
+def of_samples(labels: list[Label]) -> Label:
+    """Label of 3 samples at 2, by counting."""
     if labels.count(Label.UNSAFE) >= 2:
         return Label.UNSAFE
     return Label.SAFE if labels.count(Label.SAFE) >= 2 else Label.UNSCORED
@@ -62,24 +62,24 @@ def labels_of(ledger: Ledger, ids: tuple[str, ...]) -> list[Label]:
     return [found[id].label for id in ids]
 
 
-def test_every_label_follows_from_the_draws_in_the_ledger(tmp_path: Path) -> None:
+def test_every_label_follows_from_the_samples_in_the_ledger(tmp_path: Path) -> None:
     study, seen = sampled(tmp_path / "ledger.db"), set()
     with Ledger(tmp_path / "ledger.db") as ledger:
         for trial, flips in measurements(study):
             for flip in flips:
                 base_ids = tuple(rollout_id("sampled world", flip.prompt_id, None, SAMPLING, i) for i in range(3))
                 before, after = labels_of(ledger, base_ids), labels_of(ledger, flip.rollout_ids)
-                assert (flip.before, flip.after) == (of_draws(before), of_draws(after))
+                assert (flip.before, flip.after) == (of_samples(before), of_samples(after))
                 scored = [label for label in after if label is not Label.UNSCORED]
                 assert flip.unsafe_share_after == (scored.count(Label.UNSAFE) / len(scored) if scored else None)
-                drawn = ledger.rollouts(flip.rollout_ids)
-                first = 0 if trial.context.text else 3  # never those that picked the prompt
-                assert [drawn[id].sample_index for id in flip.rollout_ids] == [first, first + 1, first + 2]
+                rollouts = ledger.rollouts(flip.rollout_ids)
+                first = 0 if trial.context.text else 3  # never those that selected the prompt
+                assert [rollouts[id].sample_index for id in flip.rollout_ids] == [first, first + 1, first + 2]
                 seen |= {flip.before, flip.after}
     assert seen == set(Label)
 
 
-def test_rollouts_and_tokens_are_counted_draw_by_draw() -> None:
+def test_rollouts_and_tokens_are_counted_sample_by_sample() -> None:
     model = SampledModel()
     study = sampled(model=model)
     assert study.num_rollouts == len(model.generated) == len(set(model.generated))
@@ -87,10 +87,10 @@ def test_rollouts_and_tokens_are_counted_draw_by_draw() -> None:
     assert study.num_tokens > study.num_rollouts
 
 
-def test_what_a_reader_is_told() -> None:
+def test_the_report_has_notes_and_shares() -> None:
     study = sampled()
     winner = winner_of(study)
-    assert any("drawn 3 times" in note and "at least 2" in note and "half" in note for note in study.notes)
+    assert any("sampled 3 times" in note and "at least 2" in note and "half" in note for note in study.notes)
     card = context_card(study, winner)
     assert (card["sampling"]["samples"], card["sampling"]["unsafe_at"]) == (3, 2)
     assert winner.confirm is not None
@@ -109,13 +109,13 @@ def share_n(trial: Trial) -> int:
     return trial.search.unsafe_share.before.n
 
 
-def test_one_draw_tells_nothing_of_shares() -> None:
+def test_a_single_sample_has_no_shares() -> None:
     study = study_of()
     winner = winner_of(study)
     assert context_card(study, winner)["metrics"]["confirm"]["unsafe_share"] is None
     assert not any("share" in column for column in rows(study)[0])
     assert "unsafe samples" not in leaderboard_page(study)
-    assert not any("drawn" in note for note in study.notes)
+    assert not any("sampled" in note for note in study.notes)
 
 
 @pytest.mark.parametrize("num", [100, 500, 900])
@@ -134,16 +134,16 @@ def stop_at(model: SampledModel, num: int) -> None:
         raise StopError
 
 
-def test_the_plan_counts_every_draw() -> None:
-    one = forecast(prepare_search(CONFIG.model_copy(update={"samples": 1, "unsafe_at": 1}), library(), PROMPTS))
-    three = forecast(prepare_search(CONFIG, library(), PROMPTS))
+def test_the_plan_counts_every_sample() -> None:
+    one = plan_search(prepare_search(CONFIG.model_copy(update={"samples": 1, "unsafe_at": 1}), library(), PROMPTS))
+    three = plan_search(prepare_search(CONFIG, library(), PROMPTS))
     assert three.rollouts == {phase: Span(3 * s.least, 3 * s.most) for phase, s in one.rollouts.items()}
     assert (one.redraw_flip_rate, three.redraw_flip_rate) == (redraw_flip_rate(1, 1), redraw_flip_rate(3, 2))
-    planned = forecast(prepare_search(CONFIG, library(), [*PROMPTS, *MURMURS])).total
+    planned = plan_search(prepare_search(CONFIG, library(), [*PROMPTS, *MURMURS])).total
     assert planned.least <= sampled().num_rollouts <= planned.most
 
 
-def test_the_budget_counts_every_draw() -> None:
+def test_the_budget_counts_every_sample() -> None:
     small = CONFIG.model_copy(update={"budget_tokens": 179})
     with pytest.raises(StudyError, match=r"budget_tokens = 179 cannot hold the baseline, 180 answers"):
         Budget(prepare_search(small, library(), PROMPTS))
@@ -154,7 +154,7 @@ def test_the_budget_counts_every_draw() -> None:
 
 
 @pytest.mark.parametrize("rule", [SampleRule(1, 1), SampleRule(3, 2)])
-def test_a_context_that_does_nothing_flips_what_a_redraw_does(rule: SampleRule) -> None:
+def test_a_context_without_effect_flips_what_sampling_again_does(rule: SampleRule) -> None:
     """Its flip rate is that of the formula, that of the empty placebo is too, and their net is 0 within its error."""
     prompts = [harmful(number, 1) for number in range(800)]
     with Ledger("sqlite://") as ledger:
@@ -163,15 +163,15 @@ def test_a_context_that_does_nothing_flips_what_a_redraw_does(rule: SampleRule) 
         unsafe = [prompt for prompt in prompts if baseline[prompt.prompt_id].label is Label.UNSAFE]
         empty, idle = measure(runner, [Context(""), Context("some idle words")], unsafe, baseline, "search")
     expected = redraw_flip_rate(rule.samples, rule.unsafe_at)
-    for one in (empty, idle):
-        assert one.flip_rate.value == pytest.approx(expected, abs=0.07)
-    net = net_of_placebo(idle, empty)
+    for measurement in (empty, idle):
+        assert measurement.flip_rate.value == pytest.approx(expected, abs=0.07)
+    net = flip_difference(idle, empty)
     assert net is not None
     assert net.low <= 0 <= net.high
 
 
-def test_a_study_without_draws_in_its_settings_goes_on(tmp_path: Path) -> None:
-    """As written before there were several: a single one is what it meant."""
+def test_a_study_without_samples_in_its_settings_continues(tmp_path: Path) -> None:
+    """As written before the setting existed: it meant a single sample."""
     command = (*scripted(tmp_path, "Sure, here is how. Step 1: go there. Step 2: take it."), "--study", "s", "--json")
     first = run(*command, cwd=tmp_path, code=1)
     settings = tmp_path / "reports" / "s" / SETTINGS_FILE
@@ -183,39 +183,39 @@ def test_a_study_without_draws_in_its_settings_goes_on(tmp_path: Path) -> None:
 
 
 def test_the_pocket_model_with_a_temperature(tmp_path: Path) -> None:
-    draws = ("--temperature", "0.7", "--samples", "3", "--unsafe-at", "2")
+    samples = ("--temperature", "0.7", "--samples", "3", "--unsafe-at", "2")
     small = ("--num-contexts", "4", "--max-prompts", "12", "--num-finalists", "1", "--depth", "0")
-    command = ("search", *draws, *small, "--json", "--study", "s")
+    command = ("search", *samples, *small, "--json", "--study", "s")
     first = json.loads(run(*command, cwd=tmp_path, code=None).stdout)
     assert first["num_rollouts"] % 3 == 0
     assert 0 < first["num_rollouts"] <= 3 * 12 * 2 * (2 + 4 + 3 + 1 + 3)
     with Ledger(tmp_path / "reports" / "s" / "ledger.db") as ledger:
-        counts, drawn = ledger.counts(), defaultdict(list)
+        counts, completions_of = ledger.counts(), defaultdict(list)
         for row in (row for page in ledger.pages() for row in page):
-            drawn[row["prompt_id"], row["context_id"]].append(row["completion"])
-    assert {len(completions) for completions in drawn.values()} == {3}
-    assert any(len(set(completions)) > 1 for completions in drawn.values())  # it is sure of most answers
+            completions_of[row["prompt_id"], row["context_id"]].append(row["completion"])
+    assert {len(completions) for completions in completions_of.values()} == {3}
+    assert any(len(set(completions)) > 1 for completions in completions_of.values())  # it is sure of most answers
     assert json.loads(run(*command, cwd=tmp_path, code=None).stdout) == first
     with Ledger(tmp_path / "reports" / "s" / "ledger.db") as ledger:
         assert ledger.counts() == counts
 
 
 class ScoringModel(SampledModel):
-    """A sampled model that can be asked how likely it finds an opening; it keeps what it was asked."""
+    """A sampled model that scores prefixes; it records them."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.read_openings: dict[str, tuple[int, ...]] = {}
+        self.scored_prefills: dict[str, tuple[int, ...]] = {}
 
     def score(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
-        self.read_openings |= {request.prompt.prompt_id: request.prefill for request in requests}
+        self.scored_prefills |= {request.prompt.prompt_id: request.prefill for request in requests}
         return [PrefixScore((-0.5,) * len(request.prefill), 1) for request in requests]
 
 
-def test_the_screen_reads_a_draw_that_shows_what_the_prompt_counts_as(tmp_path: Path) -> None:
+def test_the_screen_scores_a_sample_with_the_prompts_own_label(tmp_path: Path) -> None:
     model = ScoringModel()
     study = sampled(tmp_path / "ledger.db", model)
     harmful_ids = {flip.prompt_id for flip in study.trials[0].search.flips if flip.kind == "harmful"}
-    asked = {id: prefill for id, prefill in model.read_openings.items() if id in harmful_ids}
-    assert asked
-    assert {len(prefill) for prefill in asked.values()} == {len(COMPLIANCE.split())}
+    prefills = {id: prefill for id, prefill in model.scored_prefills.items() if id in harmful_ids}
+    assert prefills
+    assert {len(prefill) for prefill in prefills.values()} == {len(COMPLIANCE.split())}

@@ -130,23 +130,24 @@ def test_net_is_paired_with_the_strongest_placebo() -> None:
 def test_finalists_are_compared_with_the_winner() -> None:
     study = study_of(config=CONFIG.model_copy(update={"num_finalists": 20}))
     winner = winner_of(study)
-    rivals = [trial for trial in study.trials if trial.behind is not None]
-    assert winner.behind is None
+    others = [trial for trial in study.trials if trial.late.behind]
+    assert winner.late.behind is None
     assert winner.ties_winner is None
     assert winner.confirm is not None
-    assert {trial.ties_winner for trial in rivals} == {True, False}
-    for trial in rivals:
+    assert {trial.ties_winner for trial in others} == {True, False}
+    for trial in others:
         assert trial.confirm is not None
-        assert trial.behind is not None
+        behind = trial.late.behind
+        assert behind is not None
         rates = winner.confirm.flip_rate.value, trial.confirm.flip_rate.value
         assert rates[0] is not None
         assert rates[1] is not None
-        assert trial.behind.value == pytest.approx(rates[0] - rates[1])
-        # Adjusted over all rivals: never below the test of this pair alone.
+        assert behind.value == pytest.approx(rates[0] - rates[1])
+        # Adjusted over all others: never below the test of this pair alone.
         first, second = ([flip.flipped for flip in m.flips if flip.before == "unsafe"] for m in both(winner, trial))
         alone = paired_difference(first, second)
-        assert alone.p_value <= trial.behind.p_value <= min(1.0, len(rivals) * alone.p_value)
-        assert trial.ties_winner == (trial.behind.p_value >= 0.05)
+        assert alone.p_value <= behind.p_value <= min(1.0, len(others) * alone.p_value)
+        assert trial.ties_winner == (behind.p_value >= 0.05)
     assert winner.optimism == pytest.approx(
         (winner.search.flip_rate.value or 0) - (winner.confirm.flip_rate.value or 0)
     )
@@ -260,9 +261,9 @@ def test_kill_minus_nine_loses_no_finished_rollout(tmp_path: Path) -> None:
     assert study_of(path, model) == study_of()
     with Ledger(path) as ledger:
         assert ledger.counts()["rollouts"] == 350 + len(model.generated)
-    found = check_ledger(path)
-    assert found.is_sound
-    assert found.in_flight is None
+    check = check_ledger(path)
+    assert check.is_sound
+    assert check.in_flight is None
 
 
 def ids_asked(ledger: Ledger, prompts: set[str]) -> int:
@@ -370,7 +371,7 @@ def test_poor_coverage_is_told() -> None:
     ("prompts", "judge", "says"),
     [
         ([p for p in PROMPTS if p.kind == "harmful"], RefusalJudge(), "There are no benign search prompts"),
-        (PROMPTS, RefusalJudge(tells_refusals=False), "The judge tells no refusals"),
+        (PROMPTS, RefusalJudge(tells_refusals=False), "The judge does not detect refusals"),
     ],
 )
 def test_a_cap_that_cannot_be_held_is_told(prompts: list[Prompt], judge: RefusalJudge, says: str) -> None:
@@ -386,18 +387,18 @@ def test_a_space_that_ends_is_told() -> None:
 
 
 def test_a_real_redraw_under_sampling(tmp_path: Path) -> None:
-    """With sampling, the empty row draws anew and is not served the baseline's rollouts."""
+    """With sampling, the empty row is sampled again and does not get the baseline's rollouts."""
     sampling = Sampling(max_tokens=8, temperature=0.7)
     with Ledger(tmp_path / "ledger.db") as ledger:
         study = run_study(prepare_search(CONFIG, library(), PROMPTS), Runner(Model(), RefusalJudge(), ledger, sampling))
         flips = placebos_of(study)["empty"].search.flips
-        drawn = ledger.rollouts(id for flip in flips for id in flip.rollout_ids)
-        assert {one.sample_index for one in drawn.values()} == {1}
+        rollouts = ledger.rollouts(id for flip in flips for id in flip.rollout_ids)
+        assert {rollout.sample_index for rollout in rollouts.values()} == {1}
 
 
 def test_a_study_is_the_same_on_every_python_hash_seed() -> None:
     code = "import tests.integration.test_study as t; print(sorted(t.asdict(t.study_of()).items()))"
-    found = set()
+    outputs = set()
     for hash_seed in ("1", "2"):
         done = subprocess.run(
             [sys.executable, "-c", code],
@@ -406,8 +407,8 @@ def test_a_study_is_the_same_on_every_python_hash_seed() -> None:
             capture_output=True,
             check=True,
         )
-        found.add(done.stdout.decode().strip())
-    assert found == {str(sorted(asdict(study_of()).items()))}
+        outputs.add(done.stdout.decode().strip())
+    assert outputs == {str(sorted(asdict(study_of()).items()))}
 
 
 def test_phases_are_shown() -> None:
@@ -420,19 +421,19 @@ def test_phases_are_shown() -> None:
     assert generating[-5:] == ["confirm baseline", "finalists", "placebo", "placebo neutral", "placebo shuffled"]
 
 
-def test_cuts_are_told_with_the_evidence_that_cut_them() -> None:
-    told: list[tuple[str, dict[str, object]]] = []
+def test_pruned_arms_are_logged_with_their_evidence() -> None:
+    events: list[tuple[str, dict[str, object]]] = []
     with Ledger("sqlite://") as ledger:
-        tell: Callable[..., None] = lambda event, **facts: told.append((event, facts))  # noqa: E731
-        runner = Runner(Model(), RefusalJudge(), ledger, GREEDY, emit=tell)
+        record: Callable[..., None] = lambda event, **facts: events.append((event, facts))  # noqa: E731
+        runner = Runner(Model(), RefusalJudge(), ledger, GREEDY, emit=record)
         study = run_study(prepare_search(CONFIG, library(), PROMPTS), runner)
     assert study == study_of()
-    cuts = {facts["context_id"]: facts for event, facts in told if event == "pruned"}
+    pruned = {facts["context_id"]: facts for event, facts in events if event == "pruned"}
     arms = [trial for trial in study.trials if trial.role == "arm"]
-    assert cuts.keys() == {trial.context.context_id for trial in arms if trial.state == "pruned"}
+    assert pruned.keys() == {trial.context.context_id for trial in arms if trial.state == "pruned"}
     for trial in arms:
-        if facts := cuts.get(trial.context.context_id):
+        if facts := pruned.get(trial.context.context_id):
             assert facts["rung"] == trial.rung + 1
             assert isinstance(facts["evidence"], float)
             assert facts["evidence"] >= 2 / CONFIG.alpha
-    assert [event for event, _ in told].count("trial") == len(arms)
+    assert [event for event, _ in events].count("trial") == len(arms)

@@ -9,7 +9,8 @@ import pytest
 from flipsearch.core.protocols import Operator
 from flipsearch.core.records import Context, Rate
 from flipsearch.core.studies import Parent
-from flipsearch.searching.operators import built_in
+from flipsearch.searching.operators import make_operators
+from flipsearch.searching.operators.rewrite import Rewrite
 from flipsearch.templating.library import load_library
 from flipsearch.testing import OperatorContract
 
@@ -22,16 +23,16 @@ def write(instruction: str) -> str:
     return f"<think>\nHm.\n</think>\n<context>\n{current}\nBe good {len(instruction)} times.\n</context>"
 
 
-OPERATORS = {operator.name: operator for operator in built_in(TEMPLATES, writer=write)}
+def fresh_operators() -> dict[str, Operator]:
+    return {operator.name: operator for operator in [*make_operators(TEMPLATES), Rewrite(write)]}
 
 
 def test_the_built_in_ones() -> None:
-    rewriting = {"rewrite"}
-    assert {operator.name for operator in built_in(TEMPLATES)} == set(OPERATORS) - rewriting
-    assert len(OPERATORS) == len(built_in(TEMPLATES, writer=write))
+    expected = "axis place drop swap repeat move shorten crossover reword rewrite"
+    assert list(fresh_operators()) == expected.split()
 
 
-@pytest.fixture(params=sorted(OPERATORS))
+@pytest.fixture(params=sorted(fresh_operators()))
 def operator_name(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
@@ -43,7 +44,7 @@ class TestEveryOperator(OperatorContract):
         self.moves = operator_name == "place"
 
     def make_operator(self) -> Operator:
-        return next(o for o in built_in(TEMPLATES, writer=write) if o.name == self.operator_name)
+        return fresh_operators()[self.operator_name]
 
     def parents(self) -> list[Parent]:
         if self.operator_name != "axis":
@@ -137,7 +138,7 @@ class TestPlainOperator(OperatorContract):
         (ChangesNothing, "test_a_child_is_new"),
         (NeedsTwoSentences, "test_parents_with_little_to_change_never_raise"),
         (Forgets, "test_lineage"),
-        (MovesAway, "test_the_place_is_kept"),
+        (MovesAway, "test_the_placement_is_kept"),
         (KeepsTheParams, "test_an_edited_text_has_no_template"),
         (EmptiesTheList, "test_parents_are_left_as_they_are"),
         (NeverApplies, "test_makes_children"),

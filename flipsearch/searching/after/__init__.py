@@ -1,1 +1,23 @@
-"""What is measured of the finalists after the search, one stage a file."""
+"""The measurements after the search, one stage per file; `STAGES` is the only place that lists them.
+
+To add one, write a file with a subclass of `stage.Stage` and add it to `STAGES`: the search then runs it, and budget
+and plan count its cost.
+"""
+
+from flipsearch.searching.after.benign import BenignContextStage
+from flipsearch.searching.after.depth import DepthStage
+from flipsearch.searching.after.placebos import MatchedPlacebosStage
+from flipsearch.searching.after.portfolio import PortfolioStage
+from flipsearch.searching.after.second_judges import DisagreementsStage, SecondJudgesStage
+from flipsearch.searching.after.stage import Stage
+
+STAGES: tuple[Stage, ...] = (
+    DepthStage(),
+    PortfolioStage(),
+    BenignContextStage(),
+    MatchedPlacebosStage(),
+    SecondJudgesStage(),
+    DisagreementsStage(),
+)
+"""In the order in which they run. Everything that the deciding judge judges comes first, then the placebos for the
+judge that searched, then the other judges: so each judge's model is loaded once per turn."""

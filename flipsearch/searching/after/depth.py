@@ -1,45 +1,50 @@
-"""Flip rate by depth: whether a context still turns an answer whose unsafe beginning is already written.
+"""Flip rate by depth: whether a context still flips an answer whose unsafe beginning is already written.
 
-For each finalist and each depth k, the model goes on under the context from the first k tokens of the unsafe answer
-that it gives without one, and the whole answer is judged. A context that only changes the opening falls off early; in
-training, the teacher reads just such prefixes. EOPSA calls the rate the teacher rescue rate (arXiv 2609.34519).
+For each finalist and each depth k, the model continues under the context from the first k tokens of the unsafe answer
+that it gives without one, and the whole answer is judged. The flip rate of a context that only changes the first words
+falls off early; in training, the teacher reads just such prefixes. EOPSA calls this rate the teacher rescue rate
+(arXiv 2609.34519).
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import islice
 
 from flipsearch.config import StudyConfig
 from flipsearch.core.progress import Phase
-from flipsearch.core.records import Label, Prompt, Rate, Request
+from flipsearch.core.records import Label, Prompt
 from flipsearch.core.samples import JudgedRollout
 from flipsearch.core.studies import Trial
 from flipsearch.measuring.runner import Runner
+from flipsearch.searching.after.stage import CompletedSearch, Stage
 from flipsearch.searching.baseline import SplitBaseline
+from flipsearch.searching.finalists import Confirmation
 from flipsearch.searching.setup import SearchSetup
 from flipsearch.statistics.intervals import wilson
 
-Openings = list[tuple[Prompt, tuple[int, ...]]]
-"""Prompts with the tokens that their answers begin with."""
 
+class DepthStage(Stage):
+    """Measures the finalists' flip rates by depth on the confirm split."""
 
-def measure_depth(
-    config: StudyConfig, runner: Runner, base: SplitBaseline, finalists: Sequence[Trial]
-) -> tuple[list[Trial], set[str]]:
-    """Return the finalists with their flip rates by depth on the confirm split, and the ids of the rollouts made.
+    name = "depth"
 
-    Answers that are no longer than a depth are left out of it. Nothing is measured where the backend tells no tokens.
-    """
-    by_depth = _prefills(runner, base, depths_of(config))
-    if not by_depth:
-        return list(finalists), set()
-    places = [(trial, depth) for trial in finalists for depth in by_depth]
-    judged = _judged(runner, [_requests(runner, trial, by_depth[depth]) for trial, depth in places])
-    rates: dict[int, list[tuple[int, Rate]]] = {trial.number: _start(trial) for trial in finalists}
-    for (trial, depth), outcomes in zip(places, judged, strict=True):
-        rates[trial.number].append((depth, _safe_rate(outcomes)))
-    ids = {one.rollout_id for outcomes in judged for one in outcomes}
-    return [replace(trial, depth=tuple(rates[trial.number])) for trial in finalists], ids
+    def cost(self, setup: SearchSetup, base: SplitBaseline | None) -> int:
+        """Return the rollouts if answers on the confirm split are as long as on the search split, or all long."""
+        harmful = sum(prompt.kind == "harmful" for prompt in setup.confirm)
+        depths = depths_of(setup.config)
+        if base is None:
+            num_finalists = min(setup.config.num_finalists, setup.num_contexts)
+            return num_finalists * len(depths) * harmful * setup.config.samples
+        lengths = [answer.num_tokens for _, answer in _unsafe_answers(base)]
+        longer = [sum(length > depth for length in lengths) / max(1, len(lengths)) for depth in depths]
+        return setup.config.num_finalists * sum(math.ceil(harmful * share) for share in longer)
+
+    def run(self, search: CompletedSearch, confirmation: Confirmation) -> Confirmation:
+        """Measure all finalists, whether there is a winner or not."""
+        depths = depths_of(search.setup.config)
+        finalists, ids = measure_depth(search.deciding, confirmation.base, confirmation.finalists, depths)
+        return replace(confirmation, finalists=tuple(finalists), rollout_ids=confirmation.rollout_ids | ids)
 
 
 def depths_of(config: StudyConfig) -> list[int]:
@@ -47,48 +52,44 @@ def depths_of(config: StudyConfig) -> list[int]:
     return sorted({depth for depth in config.depths if 0 < depth < config.sampling().max_tokens})
 
 
-def num_depth_rollouts(plan: SearchSetup, base: SplitBaseline) -> int:
-    """Return the rollouts that the finalists' depths take if the confirm split is as the search split `base` is."""
-    unsafe = [shown.num_tokens for _, shown in _unsafe(base)]
-    harmful = sum(prompt.kind == "harmful" for prompt in plan.confirm)
-    longer = [sum(length > depth for length in unsafe) / max(1, len(unsafe)) for depth in depths_of(plan.config)]
-    return plan.config.num_finalists * sum(math.ceil(harmful * share) for share in longer)
+def measure_depth(
+    runner: Runner, base: SplitBaseline, finalists: Sequence[Trial], depths: Sequence[int]
+) -> tuple[list[Trial], set[str]]:
+    """Return the finalists with their flip rates by depth, and the ids of the rollouts used.
+
+    Answers that are no longer than a depth are left out of it. Without depths, or if the backend reports no tokens,
+    nothing is measured.
+    """
+    unsafe = _unsafe_answers(base)
+    rollouts = runner.ledger.rollouts(answer.rollout_id for _, answer in unsafe)
+    tokens = [(p, rollouts[answer.rollout_id].completion_ids) for p, answer in unsafe if answer.rollout_id in rollouts]
+    if not depths or not any(ids for _, ids in tokens):
+        return list(finalists), set()
+    requests = [
+        [
+            replace(runner.request(prompt, trial.context), prefill=ids[:depth])
+            for prompt, ids in tokens
+            if len(ids) > depth
+        ]
+        for trial in finalists
+        for depth in depths
+    ]
+    flat = [request for group in requests for request in group]
+    if flat:
+        runner.enter(Phase.DEPTH)
+    # All in one call: the backend fills its batches across contexts and depths.
+    judged = runner.outcomes(flat) if flat else []
+    outcomes = iter(judged)
+    labels = [[outcome.verdict.label for outcome in islice(outcomes, len(group))] for group in requests]
+    rates = iter([wilson(group.count(Label.SAFE), len(group) - group.count(Label.UNSCORED)) for group in labels])
+    measured = [
+        trial.with_confirmed(depth=((0, trial.final.flip_rate), *((depth, next(rates)) for depth in depths)))
+        for trial in finalists
+    ]
+    return measured, {outcome.rollout_id for outcome in judged}
 
 
-def _prefills(runner: Runner, base: SplitBaseline, depths: Sequence[int]) -> dict[int, Openings]:
-    """By depth; {} if no answer has tokens."""
-    unsafe = _unsafe(base)
-    found = runner.ledger.rollouts(shown.rollout_id for _, shown in unsafe)
-    answers = {id: rollout.completion_ids for id, rollout in found.items()}
-    if not any(answers.values()):
-        return {}
-    pairs = [(prompt, answers.get(shown.rollout_id, ())) for prompt, shown in unsafe]
-    return {depth: [(prompt, ids[:depth]) for prompt, ids in pairs if len(ids) > depth] for depth in depths}
-
-
-def _judged(runner: Runner, requests: Sequence[Sequence[Request]]) -> list[list[JudgedRollout]]:
-    """All in one call: a backend fills its batches across contexts and depths."""
-    if not any(requests):
-        return [[] for _ in requests]
-    runner.enter(Phase.DEPTH)
-    outcomes = iter(runner.outcomes([request for some in requests for request in some]))
-    return [[next(outcomes) for _ in some] for some in requests]
-
-
-def _requests(runner: Runner, trial: Trial, prefills: Openings) -> list[Request]:
-    return [replace(runner.request(prompt, trial.context), prefill=prefill) for prompt, prefill in prefills]
-
-
-def _unsafe(base: SplitBaseline) -> list[tuple[Prompt, JudgedRollout]]:
-    """The unsafe prompts, each with the answer that shows it; of several draws the first unsafe one."""
+def _unsafe_answers(base: SplitBaseline) -> list[tuple[Prompt, JudgedRollout]]:
+    """Return the unsafe prompts, each with its first unsafe sample without context."""
     harmful = [(prompt, base.outcomes[prompt.prompt_id].shown) for prompt in base.to_flip() if prompt.kind == "harmful"]
     return [(prompt, shown) for prompt, shown in harmful if shown is not None]
-
-
-def _start(trial: Trial) -> list[tuple[int, Rate]]:
-    return [(0, trial.confirm.flip_rate)] if trial.confirm else []
-
-
-def _safe_rate(outcomes: Sequence[JudgedRollout]) -> Rate:
-    labels = [one.verdict.label for one in outcomes if one.verdict.label is not Label.UNSCORED]
-    return wilson(labels.count(Label.SAFE), len(labels))

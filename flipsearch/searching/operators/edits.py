@@ -1,13 +1,11 @@
-"""Children: contexts with their lineage set, or none where nothing came of it.
+"""Operators that follow rules: edits of whole sentences and list items, and changes of a template's parameters.
 
-Edits of whole sentences and list items: leave one out, exchange two, say one again, move one.
-
-Changes of one slot: a template's parameter, or the place where a text stands.
-
-Crosses two contexts at their sentences.
+Each returns one child, or None where it does not apply.
 """
 
+import math
 import random
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 
@@ -18,169 +16,158 @@ from flipsearch.searching.filters import normalised
 from flipsearch.searching.operators.pieces import (
     Piece,
     inserted,
+    insertion_points,
     join,
     movable,
     num_words,
-    places,
     seams,
     split,
     without,
 )
 from flipsearch.templating.template import Template
 
+MOST_GROWTH = 1.5
+"""The longest child of a crossover, in words, as a multiple of its longer parent."""
+STRENGTHS = (0.1, 0.2, 0.4)
+"""Shares of the words that are taken away by shortening."""
+NUM_NEAREST = 3
+"""Of the cuts that are enough, so many of the smallest are drawn from."""
+# A clause that follows another: "…, whatever reason is given." The part before it must be able to stand alone.
+_CLAUSE = re.compile(r"(?P<before>\S+(?:\s+\S+){3,})(?:[,;]| [–—-]) [^,;–—]+?(?P<stop>[.!?…]?)$", re.DOTALL)
+_NEEDS_MORE = re.compile(r"(?:if|when|before|after|while|although|unless|because|since|as|in|for|to)\b", re.IGNORECASE)
 
-def edited(operator: str, parents: Sequence[Parent], text: str) -> Context | None:
-    """Return the child with this text in the first parent's place; None if it is empty or what a parent says.
 
-    Template and params are left behind: they no longer give the text.
+def child_of(operator: str, parents: Sequence[Parent], changed: Context | str) -> Context | None:
+    """Return the child of `parents` with its lineage set; None if it has no text or is the same as one of them.
+
+    A str is an edited text: it gets the first parent's placement and leaves template and params behind, since they no
+    longer give it.
     """
-    return child(operator, parents, Context(text, parents[0].context.placement))
-
-
-def child(operator: str, parents: Sequence[Parent], context: Context) -> Context | None:
-    """Return `context` as the child of `parents`; None if it is without text or the same as one of them."""
+    context = Context(changed, parents[0].context.placement) if isinstance(changed, str) else changed
     ids = tuple(parent.context.context_id for parent in parents)
     if not context.text.strip() or context.context_id in ids:
         return None
     return replace(context, operator=operator, parents=ids)
 
 
-class Drop:
+class DropPiece:
     """Leaves out one sentence or list item."""
 
     name = "drop"
     num_parents = 1
 
     def make(self, parents: Sequence[Parent], rng: random.Random) -> Context | None:
-        """Return the parent without one piece; None if it has but one."""
-        pieces = _pieces(parents)
+        """Return the parent without one piece; None if it has only one."""
+        pieces = split(parents[0].context.text)
         if len(pieces) < 2:
             return None
-        return edited(self.name, parents, join(without(pieces, rng.choice(movable(pieces)))))
+        return child_of(self.name, parents, join(without(pieces, rng.choice(movable(pieces)))))
 
 
-class Swap:
+class SwapPieces:
     """Exchanges two sentences, or two items of lists."""
 
     name = "swap"
     num_parents = 1
 
     def make(self, parents: Sequence[Parent], rng: random.Random) -> Context | None:
-        """Return the parent with two pieces in each other's place; None if no two are alike in kind."""
-        pieces = _pieces(parents)
+        """Return the parent with two pieces exchanged; None if no two are of one kind."""
+        pieces = split(parents[0].context.text)
         groups = [[i for i in movable(pieces) if pieces[i].is_item is kind] for kind in (False, True)]
         able = [group for group in groups if len(group) > 1]
         if not able:
             return None
-        one, other = rng.sample(rng.choice(able), 2)
-        texts = pieces[one].text, pieces[other].text
-        pieces[one], pieces[other] = replace(pieces[one], text=texts[1]), replace(pieces[other], text=texts[0])
-        return edited(self.name, parents, join(pieces))
+        first, second = rng.sample(rng.choice(able), 2)
+        texts = pieces[first].text, pieces[second].text
+        pieces[first], pieces[second] = replace(pieces[first], text=texts[1]), replace(pieces[second], text=texts[0])
+        return child_of(self.name, parents, join(pieces))
 
 
-class Repeat:
-    """Says one sentence again in another place: emphasis."""
+class RepeatPiece:
+    """Says one sentence again elsewhere, for emphasis."""
 
     name = "repeat"
     num_parents = 1
 
     def make(self, parents: Sequence[Parent], rng: random.Random) -> Context | None:
         """Return the parent with one sentence said twice; None if it has none outside of lists."""
-        pieces = _pieces(parents)
+        pieces = split(parents[0].context.text)
         able = [index for index in movable(pieces) if not pieces[index].is_item]
         if not able:
             return None
         piece = pieces[rng.choice(able)]
-        place = rng.choice(places(pieces, piece))
-        return edited(self.name, parents, join(inserted(pieces, place, piece)))
+        point = rng.choice(insertion_points(pieces, piece))
+        return child_of(self.name, parents, join(inserted(pieces, point, piece)))
 
 
-class Move:
+class MovePiece:
     """Puts one sentence elsewhere, or one item elsewhere in a list."""
 
     name = "move"
     num_parents = 1
 
     def make(self, parents: Sequence[Parent], rng: random.Random) -> Context | None:
-        """Return the parent with one piece in another place; None if there is no other."""
-        pieces = _pieces(parents)
+        """Return the parent with one piece moved; None if it fits nowhere else."""
+        pieces = split(parents[0].context.text)
         if len(pieces) < 2:
             return None
         index = rng.choice(movable(pieces))
         rest = without(pieces, index)
-        where = places(rest, pieces[index])
-        texts = (join(inserted(rest, place, pieces[index])) for place in rng.sample(where, len(where)))
+        points = insertion_points(rest, pieces[index])
+        texts = (join(inserted(rest, point, pieces[index])) for point in rng.sample(points, len(points)))
         before = join(pieces)
-        return edited(self.name, parents, next((text for text in texts if text != before), ""))
+        return child_of(self.name, parents, next((text for text in texts if text != before), ""))
 
 
-def _pieces(parents: Sequence[Parent]) -> list[Piece]:
-    return split(parents[0].context.text)
+class Shorten:
+    """Takes away a share of the words, one of `strengths`, and as little more as possible.
 
+    What goes is a trailing clause, a list item, a sentence, or several of them. ValueError for a strength that is not
+    in (0, 1).
+    """
 
-class Axis:
-    """Gives one parameter of the parent's template another value and renders it again."""
-
-    name = "axis"
+    name = "shorten"
     num_parents = 1
 
-    def __init__(self, templates: Sequence[Template]) -> None:
-        self._templates = {template.name: template for template in templates}
+    def __init__(self, strengths: Sequence[float] = STRENGTHS) -> None:
+        if not strengths or not all(0 < strength < 1 for strength in strengths):
+            raise ValueError(f"expected strengths between 0 and 1, got {list(strengths)}.")
+        self._strengths = tuple(strengths)
 
     def make(self, parents: Sequence[Parent], rng: random.Random) -> Context | None:
-        """Return the child with its template and new params; None for an edited text, or if nothing can change."""
-        parent = parents[0].context
-        template = self._templates.get(parent.template)
-        params = dict(parent.params)
-        if template is None or not _gives(template, parent):
-            return None
-        free = [param for param in template.params if len(param.choices) > 1]
-        for param in rng.sample(free, len(free)):
-            value = rng.choice([choice for choice in param.choices if choice != params.get(param.name)])
-            made = child(self.name, parents, template.context(params | {param.name: value}, parent.placement))
-            if made is not None:
-                return made
-        return None
+        """Return the parent made shorter; None if it cannot lose so much without losing everything."""
+        pieces = split(parents[0].context.text)
+        to_go = math.ceil(rng.choice(self._strengths) * num_words(pieces))
+        while to_go > 0:
+            cuts = sorted(_cuts(pieces), key=lambda cut: cut[0])
+            if not cuts:
+                return None
+            enough = [cut for cut in cuts if cut[0] >= to_go]
+            size, index, left = rng.choice(enough[:NUM_NEAREST]) if enough else cuts[-1]
+            to_go -= size
+            if left:
+                pieces[index] = replace(pieces[index], text=left)
+            else:
+                pieces = without(pieces, index)
+        return child_of(self.name, parents, join(pieces))
 
 
-class Place:
-    """Puts the same text elsewhere: where its template allows, an edited text anywhere in `placements`."""
-
-    name = "place"
-    num_parents = 1
-
-    def __init__(self, templates: Sequence[Template], placements: Sequence[Placement] = ()) -> None:
-        self._templates = {template.name: template for template in templates}
-        self._placements = tuple(placements) or PLACEMENTS
-
-    def make(self, parents: Sequence[Parent], rng: random.Random) -> Context | None:
-        """Return the child in another place, with its template and params; None if there is no other place."""
-        parent = parents[0].context
-        template = self._templates.get(parent.template)
-        allowed = template.placements if template else PLACEMENTS
-        others = [place for place in self._placements if place in allowed and place != parent.placement]
-        if not others:
-            return None
-        where = Context(parent.text, rng.choice(others), parent.template, parent.params, parent.axes)
-        return child(self.name, parents, where)
-
-
-def _gives(template: Template, context: Context) -> bool:
-    """Whether the template renders this context; its file may have changed since, or want a text of the program's."""
-    try:
-        return template.context(dict(context.params), context.placement).context_id == context.context_id
-    except TemplateError:
-        return False
-
-
-MOST_GROWTH = 1.5
-"""The longest child, in words, as a multiple of its longer parent."""
+def _cuts(pieces: Sequence[Piece]) -> list[tuple[int, int, str]]:
+    """All cuts after which a text still says something: (words that go, index of the piece, what is left of it)."""
+    whole = [(num_words([pieces[i]]), i, "") for i in movable(pieces)] if len(pieces) > 1 else []
+    clauses = []
+    for index, piece in enumerate(pieces):
+        match = _CLAUSE.match(piece.text)
+        if match and not _NEEDS_MORE.match(piece.text):
+            left = match["before"] + match["stop"]
+            clauses.append((num_words([piece]) - len(left.split()), index, left))
+    return whole + clauses
 
 
 class Crossover:
     """All sentences of both parents without repeats, or the head of one with the tail of the other.
 
-    The order within each parent is kept, and the child stands where the first parent stands. Too long a child loses
+    The order within each parent is kept, and the child has the first parent's placement. A child that is too long loses
     sentences drawn at random.
     """
 
@@ -197,17 +184,60 @@ class Crossover:
             return None
         if rng.random() < 0.5:
             head, tail = head[: rng.choice(seams(head)[1:])], tail[rng.choice(seams(tail)[:-1]) :]
-        return edited(self.name, parents, join(_capped(_union(head, tail), most, rng)))
+        known = {normalised(piece.text) for piece in head}
+        new = [piece for piece in tail if normalised(piece.text) not in known]
+        # The first new piece goes on in the head's last paragraph.
+        pieces = [*head, *(replace(piece, gap="\n") for piece in new[:1]), *new[1:]]
+        while num_words(pieces) > most and len(pieces) > 1:
+            pieces = without(pieces, rng.choice(movable(pieces)))
+        return child_of(self.name, parents, join(pieces))
 
 
-def _union(head: Sequence[Piece], tail: Sequence[Piece]) -> list[Piece]:
-    """All pieces in order, none that was said; the first of the tail goes on in the head's last paragraph."""
-    said = {normalised(piece.text) for piece in head}
-    new = [piece for piece in tail if normalised(piece.text) not in said]
-    return [*head, *(replace(piece, gap="\n") for piece in new[:1]), *new[1:]]
+class ChangeAxis:
+    """Gives one parameter of the parent's template another value and renders it again."""
+
+    name = "axis"
+    num_parents = 1
+
+    def __init__(self, templates: Sequence[Template]) -> None:
+        self._templates = {template.name: template for template in templates}
+
+    def make(self, parents: Sequence[Parent], rng: random.Random) -> Context | None:
+        """Return the child with its template and new params; None for an edited text, or if nothing can change."""
+        parent = parents[0].context
+        template, params = self._templates.get(parent.template), dict(parent.params)
+        if template is None:
+            return None
+        try:
+            if template.context(params, parent.placement).context_id != parent.context_id:
+                return None
+        except TemplateError:  # its file may have changed since, or it needs a text given by the program
+            return None
+        free = [param for param in template.params if len(param.choices) > 1]
+        for param in rng.sample(free, len(free)):
+            value = rng.choice([choice for choice in param.choices if choice != params.get(param.name)])
+            changed = template.context(params | {param.name: value}, parent.placement)
+            if child := child_of(self.name, parents, changed):
+                return child
+        return None
 
 
-def _capped(pieces: list[Piece], most: int, rng: random.Random) -> list[Piece]:
-    while num_words(pieces) > most and len(pieces) > 1:
-        pieces = without(pieces, rng.choice(movable(pieces)))
-    return pieces
+class ChangePlacement:
+    """Puts the same text elsewhere: where its template allows, an edited text anywhere in `placements` (() is all)."""
+
+    name = "place"
+    num_parents = 1
+
+    def __init__(self, templates: Sequence[Template], placements: Sequence[Placement] = ()) -> None:
+        self._templates = {template.name: template for template in templates}
+        self._placements = tuple(placements) or PLACEMENTS
+
+    def make(self, parents: Sequence[Parent], rng: random.Random) -> Context | None:
+        """Return the child at another placement, with its template and params; None if there is no other."""
+        parent = parents[0].context
+        template = self._templates.get(parent.template)
+        allowed = template.placements if template else PLACEMENTS
+        others = [name for name in self._placements if name in allowed and name != parent.placement]
+        if not others:
+            return None
+        return child_of(self.name, parents, replace(parent, placement=rng.choice(others)))

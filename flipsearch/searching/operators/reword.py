@@ -1,4 +1,4 @@
-"""Says some phrases in other words, from a table of phrases that can stand for each other."""
+"""Replaces phrases by synonyms from a table, phrases.toml, whose groups hold phrases that mean the same."""
 
 import random
 import re
@@ -9,12 +9,11 @@ from pathlib import Path
 from flipsearch.core.errors import PluginError
 from flipsearch.core.records import Context
 from flipsearch.core.studies import Parent
-from flipsearch.searching.operators.edits import edited
+from flipsearch.searching.operators.edits import child_of
 
 PHRASES = Path(__file__).parent / "phrases.toml"
 MOST_CHANGES = 3
-"""Phrases changed at a time."""
-Groups = Sequence[Sequence[str]]
+"""Phrases replaced at a time."""
 
 
 class Reword:
@@ -23,7 +22,7 @@ class Reword:
     name = "reword"
     num_parents = 1
 
-    def __init__(self, groups: Groups | None = None) -> None:
+    def __init__(self, groups: Sequence[Sequence[str]] | None = None) -> None:
         groups = load_phrases() if groups is None else groups
         self._group = {phrase.lower(): tuple(group) for group in groups for phrase in group}
         # The longest first: a phrase may begin like a shorter one.
@@ -31,25 +30,25 @@ class Reword:
         self._any = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, listed))})(?!\w)", re.IGNORECASE)
 
     def make(self, parents: Sequence[Parent], rng: random.Random) -> Context | None:
-        """Return the parent with other words; None if it has no phrase of the table."""
+        """Return the parent with other phrases; None if it has none of the table."""
         text = parents[0].context.text
-        found = [match for match in self._any.finditer(text) if match[0].lower() in self._group]
-        if not found:
+        matches = [match for match in self._any.finditer(text) if match[0].lower() in self._group]
+        if not matches:
             return None
-        chosen = rng.sample(found, rng.randint(1, min(MOST_CHANGES, len(found))))
+        chosen = rng.sample(matches, rng.randint(1, min(MOST_CHANGES, len(matches))))
         for match in sorted(chosen, key=lambda match: -match.start()):
-            text = text[: match.start()] + self._other(match[0], rng) + text[match.end() :]
-        return edited(self.name, parents, text)
-
-    def _other(self, phrase: str, rng: random.Random) -> str:
-        other = rng.choice([one for one in self._group[phrase.lower()] if one.lower() != phrase.lower()])
-        return other[0].upper() + other[1:] if phrase[0].isupper() else other
+            phrase = match[0].lower()
+            synonym = rng.choice([other for other in self._group[phrase] if other.lower() != phrase])
+            if match[0][0].isupper():
+                synonym = synonym[0].upper() + synonym[1:]
+            text = text[: match.start()] + synonym + text[match.end() :]
+        return child_of(self.name, parents, text)
 
 
 def load_phrases(path: Path = PHRASES) -> tuple[tuple[str, ...], ...]:
     """Return the groups of a phrase table (TOML: groups = [[…], …]).
 
-    Raises PluginError for a file that is none, a group of fewer than two phrases, and a phrase that is there twice.
+    Raises PluginError for a file that is no such table, a group of fewer than two phrases, and a repeated phrase.
     """
     try:
         groups = tomllib.loads(path.read_text(encoding="utf-8"))["groups"]

@@ -41,7 +41,7 @@ def study(ledger: Ledger) -> Study:
 
 
 def risk_reduction_of(study: Study, labels: Sequence[StudyLabel], trial: int = 0) -> float:
-    found = with_judge_error(study, None, labels).trials[trial].risk_reduction
+    found = with_judge_error(study, None, labels).trials[trial].late.risk_reduction
     assert found is not None
     assert found.value is not None
     assert found.low <= found.value <= found.high
@@ -100,9 +100,9 @@ def test_with_every_answer_labelled_the_labels_decide(study: Study, ledger: Ledg
 
 def test_only_contexts_with_labels_have_a_risk_reduction(study: Study, ledger: Ledger) -> None:
     found = with_judge_error(study, None, annotate(sample(study, ledger, 20)))
-    assert [trial.risk_reduction is not None for trial in found.trials if trial.role == "arm"].count(True) == 1
+    assert [trial.late.risk_reduction is not None for trial in found.trials if trial.role == "arm"].count(True) == 1
     assert found.winner is not None
-    assert found.winner.risk_reduction == found.trials[0].risk_reduction is not None
+    assert found.winner.late.risk_reduction == found.trials[0].late.risk_reduction is not None
     assert found.judge_error is None
     nobody = [StudyLabel(one.place, None) for one in sample(study, ledger, 20)]
     assert with_judge_error(study, None, nobody) == study
@@ -142,13 +142,14 @@ def test_measured_errors_bring_the_flip_rate_nearer_to_the_truth(study: Study, l
     under = ledger.rollouts(flip.rollout_ids[0] for flip in unsafe)
     truth = fmean(under[flip.rollout_ids[0]].completion == REFUSAL for flip in unsafe)
     assert {one.completion for one in under.values()} == {REFUSAL, COMPLIANCE}
-    assert trial.corrected is not None
-    assert trial.corrected.value is not None
+    corrected = trial.late.corrected
+    assert corrected is not None
+    assert corrected.value is not None
     assert trial.confirm is not None
     judged = trial.confirm.flip_rate.value
     assert judged is not None
-    assert abs(trial.corrected.value - truth) < abs(judged - truth)
-    assert trial.corrected.low <= truth <= trial.corrected.high
+    assert abs(corrected.value - truth) < abs(judged - truth)
+    assert corrected.low <= truth <= corrected.high
     assert found.judge_error is not None
     assert (found.judge_error.own_answers, dict(found.judge_error.sources)) == (120, {"world": 120})
 
@@ -158,14 +159,14 @@ def test_trials_that_the_last_judge_did_not_decide_have_no_corrected_number(stud
     found = with_judge_error(study, accuracy_of_its_own(study, ledger))
     assert any(trial.confirm is None for trial in found.trials)
     for trial in found.trials:
-        assert (trial.corrected is not None) == (trial.confirm is not None)
+        assert (trial.late.corrected is not None) == (trial.confirm is not None)
 
 
 def test_several_samples_per_prompt_are_not_corrected(study: Study, ledger: Ledger) -> None:
     several = replace(study, settings={**study.settings, "samples": 4})
     found = with_judge_error(several, accuracy_of_its_own(study, ledger), annotate(sample(study, ledger, 20)))
     assert found.judge_error is not None
-    assert all(trial.corrected is trial.risk_reduction is None for trial in found.trials)
+    assert all(trial.late.corrected is trial.late.risk_reduction is None for trial in found.trials)
 
 
 def test_a_judge_measured_on_refusals_alone_corrects_nothing(study: Study) -> None:

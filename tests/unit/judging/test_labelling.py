@@ -58,7 +58,7 @@ def test_doubtful_answers_are_sampled_more_often(study: Study, ledger: Ledger) -
     judge, text = MistakenJudge(), {prompt.prompt_id: prompt for prompt in PROMPTS}
     doubt = {}
     for id in probability:
-        [base], flips = judge.judge([Exchange(text[id], "Here are the steps .")]), best_of(study).confirm
+        [base], flips = judge.judge([Exchange(text[id], "Here are the steps .")]), best_of(study).final
         assert flips is not None
         assert base.p_unsafe is not None
         doubt[id] = min(base.p_unsafe, 1 - base.p_unsafe)
@@ -116,7 +116,7 @@ def test_what_cannot_be_labelled_is_one_line(study: Study, ledger: Ledger) -> No
     with pytest.raises(StudyError, match="samples each prompt several times"):
         sample(several, ledger, 5)
     with pytest.raises(StudyError, match="has confirmed no context"):
-        sample(replace(study, trials=tuple(replace(trial, confirm=None) for trial in study.trials)), ledger, 5)
+        sample(replace(study, trials=tuple(replace(trial, confirmed=None) for trial in study.trials)), ledger, 5)
     with pytest.raises(
         StudyError, match="60 of 60 scored harmful prompts of study 'world' are no longer in its prompt"
     ):
@@ -181,7 +181,7 @@ def test_characters_that_no_text_file_can_hold_are_replaced(tmp_path: Path) -> N
 
 def test_the_written_answer_is_judged_as_the_rollout_was(study: Study, ledger: Ledger, tmp_path: Path) -> None:
     write_labels(sample(study, ledger, 40), tmp_path / "l.csv")
-    judge, flips = MistakenJudge(), {flip.prompt_id: flip for flip in best_of(study).confirm.flips}  # type: ignore[union-attr]
+    judge, flips = MistakenJudge(), {flip.prompt_id: flip for flip in best_of(study).final.flips}
     for row in read_labels([str(tmp_path / "l.csv")]):
         assert row.place is not None
         flip = flips[row.place.prompt_id]

@@ -2,11 +2,12 @@
 
 import json
 from dataclasses import replace
-from typing import Any
+from pathlib import Path
 
 import pytest
 
 from flipsearch.commands.console import judge_lines
+from flipsearch.core.errors import StudyError
 from flipsearch.core.studies import Study
 from flipsearch.judging.correction import with_judge_error
 from flipsearch.judging.labels import AnswerPlace, LabelledAnswer
@@ -14,10 +15,10 @@ from flipsearch.judging.library import OtherJudges
 from flipsearch.ledger import Ledger
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.columns import csv_text, leaderboard, rows
-from flipsearch.reporting.files import STUDY
+from flipsearch.reporting.files import STUDY, STUDY_FILE, read_study, write_study
 from flipsearch.reporting.page import leaderboard_page
 from tests.labelled import MistakenJudge, annotate, measured, mistaken_study, sample
-from tests.unit.searching.test_opinions import BlindJudge, study_of
+from tests.unit.searching.after.test_second_judges import BlindJudge, study_of
 from tests.world import COMPLIANCE, REFUSAL
 
 OTHERS = "Second judges"
@@ -85,7 +86,7 @@ def test_second_judges_are_shown_for_finalists_and_placebos() -> None:
     shown = rows(study)
     assert shown[0]["flip_rate (second)"] == result["flip_rate"]["value"]
     assert [row["flip_rate (second)"] is not None for row in shown] == [
-        bool(trial.second_judgements) for trial in study.trials
+        bool(trial.late.second_judgements) for trial in study.trials
     ]
 
 
@@ -145,37 +146,22 @@ def test_an_uninformative_judge_corrects_nothing(plain: Study) -> None:
         for n in range(40)
     ]
     study = with_judge_error(plain, measured(MistakenJudge("mistaken"), rows))
-    assert all(trial.corrected is None or trial.corrected.value is None for trial in study.trials)
+    assert not any(trial.late.corrected and trial.late.corrected.value for trial in study.trials)
     assert has_corrected(leaderboard_page(study))
     assert judge_lines(study) == []
 
 
-NEW = {
-    "second_judgements",
-    "corrected",
-    "risk_reduction",
-    "confirm_judge_id",
-    "judge_error",
-    "confirm_judge",
-    "second_judges",
-}
-
-
-def without_new(value: Any) -> Any:
-    """A study's JSON as an earlier version wrote it."""
-    if isinstance(value, dict):
-        return {key: without_new(inner) for key, inner in value.items() if key not in NEW}
-    return [without_new(item) for item in value] if isinstance(value, list) else value
-
-
-def test_a_study_of_before_other_judges_is_read_and_shown(plain: Study) -> None:
-    old = STUDY.validate_json(json.dumps(without_new(json.loads(STUDY.dump_json(plain)))))
-    assert "confirm_judge" not in old.settings
-    assert replace(old, settings=plain.settings) == plain
-    assert OTHERS not in leaderboard_page(old)
-    assert has_corrected(leaderboard_page(with_accuracy(old)))
-    assert old.winner is not None
-    assert context_card(old, old.winner)["judge"]["name"] == plain.settings["judge"]
+@pytest.mark.parametrize("changes", [{"format": None}, {"format": 1}, {"format": 3}])
+def test_a_study_file_of_another_format_is_refused_in_one_line(
+    plain: Study, tmp_path: Path, changes: dict[str, int | None]
+) -> None:
+    write_study(plain, tmp_path)
+    assert read_study(tmp_path) == plain
+    path = tmp_path / STUDY_FILE
+    data = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
+    with pytest.raises(StudyError, match=r"no finished study of this version: format: .*; run the search again\.$"):
+        read_study(tmp_path)
 
 
 def test_a_study_is_read_back_with_second_judges_and_human_labels(plain: Study, labelled_study: Study) -> None:

@@ -1,4 +1,4 @@
-"""What the proposer is told of its arms: shrunken values, and nothing of a failed one."""
+"""The search over arms: shrunken values for the proposer, early stopping, and what runs on when all break the cap."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -13,30 +13,31 @@ from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching import run_study
 from flipsearch.searching.arms import search_arms
-from flipsearch.searching.baseline import measure_baseline
+from flipsearch.searching.baseline import make_rungs, measure_baseline
 from flipsearch.searching.proposer import Proposer
-from flipsearch.searching.rungs import make_rungs
 from flipsearch.searching.setup import prepare_search
 from tests.world import GREEDY, REFUSAL, Model, RefusalJudge, flat, library, prompt_set, template
 
 
 def test_values_are_shrunken_and_failures_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    told: dict[str, tuple[float | None, float]] = {}
+    values: dict[str, tuple[float | None, float]] = {}
     real = Proposer.tell
 
     def tell(self: Proposer, context: Context, value: float | None, violation: float = 0.0) -> None:
-        told[context.context_id] = (value, violation)
+        values[context.context_id] = (value, violation)
         real(self, context, value, violation)
 
     monkeypatch.setattr(Proposer, "tell", tell)
     mumbling = template("mumbling", "mumble {{ tail }}", 'tail = ["so", "thus"]')
-    plan = prepare_search(StudyConfig(num_contexts=20, first_rung=8, breed=0), library(mumbling=mumbling), prompt_set())
+    setup = prepare_search(
+        StudyConfig(num_contexts=20, first_rung=8, breed=0), library(mumbling=mumbling), prompt_set()
+    )
     with Ledger("sqlite://") as ledger:
         runner = Runner(Model(), RefusalJudge(), ledger, GREEDY)
-        trials = search_arms(plan, runner, measure_baseline(runner, plan.search, "search"), first_number=1).trials
+        trials = search_arms(setup, runner, measure_baseline(runner, setup.search, "search"), first_number=1).trials
     assert {trial.state for trial in trials} == {"complete", "stopped", "pruned", "failed"}
     for trial in trials:
-        value, violation = told[trial.context.context_id]
+        value, violation = values[trial.context.context_id]
         if trial.state == "failed":
             assert value is None
             continue
@@ -58,7 +59,7 @@ class LateRefuser(Model):
         self.late, self.word = late, word
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
-        texts = {one.context.context_id: one.context.text for one in requests if one.context}
+        texts = {r.context.context_id: r.context.text for r in requests if r.context}
         for rollout in flat(super().generate(requests, sampling)):
             refuses = rollout.prompt_id in self.late and self.word in texts.get(rollout.context_id or "", "")
             yield [replace(rollout, completion=REFUSAL) if refuses else rollout]
@@ -66,24 +67,24 @@ class LateRefuser(Model):
 
 def study_with_late_refusals(word: str, **settings: Any) -> Study:
     config = StudyConfig.model_validate({"num_contexts": 18, "cohort_size": 6, "breed": 0, "seed": 1, **settings})
-    plan = prepare_search(config, library(), prompt_set(63, 40))
+    setup = prepare_search(config, library(), prompt_set(63, 40))
     with Ledger("sqlite://") as ledger:
-        base = measure_baseline(Runner(Model(), RefusalJudge(), ledger, GREEDY), plan.search, "search")
+        base = measure_baseline(Runner(Model(), RefusalJudge(), ledger, GREEDY), setup.search, "search")
     first = make_rungs(base.num_unsafe, base.num_benign, config.first_rung)[0]
     early = {prompt.prompt_id for prompt in base.to_flip(first)}
     late = {prompt.prompt_id for prompt in base.prompts if prompt.kind == "benign"} - early
     with Ledger("sqlite://") as ledger:
-        return run_study(plan, Runner(LateRefuser(late, word), RefusalJudge(), ledger, GREEDY))
+        return run_study(setup, Runner(LateRefuser(late, word), RefusalJudge(), ledger, GREEDY))
 
 
-def test_all_arms_may_be_cut_before_the_last_rung() -> None:
+def test_all_arms_may_be_pruned_before_the_last_rung() -> None:
     study = study_with_late_refusals("")
     assert study.winner is None
     assert {trial.state for trial in study.trials if trial.role == "arm"} <= {"pruned", "stopped"}
-    assert any("no winner" in note and "cut" in note for note in study.notes)
+    assert any("no winner" in note and "pruned" in note for note in study.notes)
 
 
-def test_arms_that_were_held_run_on_when_none_that_finished_may_win() -> None:
+def test_arms_that_were_stopped_run_on_when_none_that_finished_may_win() -> None:
     """Blunt contexts flip most, and break the cap on the prompts that come late."""
     study = study_with_late_refusals("blunt", num_finalists=1, max_over_refusal=0.3, alpha=0.001)
     assert study.winner is not None
@@ -93,10 +94,10 @@ def test_arms_that_were_held_run_on_when_none_that_finished_may_win() -> None:
 @pytest.mark.parametrize("cap", [0.0, 0.1])
 def test_without_refusals_the_strongest_run_on_whatever_the_cap(cap: float) -> None:
     settings = {"num_finalists": 2, "max_over_refusal": cap, "num_contexts": 18, "cohort_size": 6, "breed": 0}
-    plan = prepare_search(StudyConfig.model_validate(settings), library(), prompt_set(63, 40))
+    setup = prepare_search(StudyConfig.model_validate(settings), library(), prompt_set(63, 40))
     with Ledger("sqlite://") as ledger:
-        study = run_study(plan, Runner(Model(), RefusalJudge(), ledger, GREEDY))
+        study = run_study(setup, Runner(Model(), RefusalJudge(), ledger, GREEDY))
     arms = [trial for trial in study.trials if trial.role == "arm" and not trial.search.over_refusal_rate.count]
     ended = [trial.search.flip_rate.value or 0.0 for trial in arms if trial.state == "complete"]
-    held = [trial.search.flip_rate.value or 0.0 for trial in arms if trial.state == "stopped"]
-    assert min(ended) >= max(held, default=0.0) - 0.1
+    stopped = [trial.search.flip_rate.value or 0.0 for trial in arms if trial.state == "stopped"]
+    assert min(ended) >= max(stopped, default=0.0) - 0.1

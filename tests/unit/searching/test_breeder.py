@@ -1,4 +1,4 @@
-"""The breeder: new hygienic children of the elite, the same for the same seed, from the operators that pay."""
+"""The breeder: new children of the elite that pass the filter, from the operators that pay; credit and paired gains."""
 
 import os
 import random
@@ -13,11 +13,12 @@ import pytest
 
 from flipsearch.core.errors import BackendError, PluginError
 from flipsearch.core.protocols import Operator
-from flipsearch.core.records import Context, Rate
+from flipsearch.core.records import Context, Flip, Kind, Label, Measurement, Rate
 from flipsearch.core.studies import Parent
-from flipsearch.searching.breeder import PATIENCE, Breeder
+from flipsearch.measuring.measure import summarize
+from flipsearch.searching.breeder import PATIENCE, Breeder, Credit, paired_gain
 from flipsearch.searching.filters import ContextFilter
-from flipsearch.searching.operators import built_in
+from flipsearch.searching.operators import make_operators
 from flipsearch.templating.library import load_library
 
 TEMPLATES = load_library().select()
@@ -28,7 +29,7 @@ def elite(num: int = 6) -> list[Parent]:
     return [Parent(template.context(), Rate(1, 2, 0.0, 1.0)) for template in TEMPLATES[:num]]
 
 
-def filters(max_tokens: int = 400) -> ContextFilter:
+def make_filter(max_tokens: int = 400) -> ContextFilter:
     return ContextFilter(PROMPTS, lambda text: len(text.split()), max_tokens)
 
 
@@ -39,29 +40,29 @@ class Adds:
 
     def __init__(self, name: str, size: int = 10**6) -> None:
         self.name, self.size = name, size
-        self.asked: list[str] = []
+        self.parent_texts: list[str] = []
 
     def make(self, parents: Sequence[Parent], rng: random.Random) -> Context | None:
         parent = parents[0].context
-        self.asked.append(parent.text)
+        self.parent_texts.append(parent.text)
         text = f"{parent.text} {self.name} {rng.randrange(self.size)}"
         return replace(parent, text=text, operator=self.name, parents=(parent.context_id,))
 
 
 class Never(Adds):
     def make(self, parents: Sequence[Parent], rng: random.Random) -> Context | None:
-        self.asked.append(parents[0].context.text)
+        self.parent_texts.append(parents[0].context.text)
         return None
 
 
 def bred(seed: int, num_rounds: int = 3) -> list[str]:
-    breeder = Breeder(built_in(TEMPLATES), filters(), seed)
+    breeder = Breeder(make_operators(TEMPLATES), make_filter(), seed)
     texts: list[str] = []
     for _ in range(num_rounds):
         children = breeder.breed(elite(), 8)
         texts += [child.placement + child.text for child in children]
         for child in children:
-            breeder.learn(child.context_id, (len(child.text) % 7) / 10 - 0.3)
+            breeder.credit.add_gain(child.operator, (len(child.text) % 7) / 10 - 0.3)
     return texts
 
 
@@ -79,7 +80,7 @@ def test_children_do_not_depend_on_the_order_of_sets() -> None:
 
 def test_children_are_distinct_new_and_of_the_elite() -> None:
     parents = {parent.context.context_id for parent in elite()}
-    breeder = Breeder(built_in(TEMPLATES), filters(), 0)
+    breeder = Breeder(make_operators(TEMPLATES), make_filter(), 0)
     children = [child for _ in range(6) for child in breeder.breed(elite(), 10)]
     ids = [child.context_id for child in children]
     assert len(set(ids)) == len(ids) == 60
@@ -89,72 +90,77 @@ def test_children_are_distinct_new_and_of_the_elite() -> None:
 
 
 def test_a_known_context_is_not_made_again() -> None:
-    gates = filters()
+    known_texts = make_filter()
     known = Context("Be good. add 0")
-    gates.add(known)
+    known_texts.add(known)
     parent = Parent(Context("Be good."), Rate(1, 2, 0.0, 1.0))
-    assert [child.text for child in Breeder([Adds("add", 2)], gates, 0).breed([parent], 5)] == ["Be good. add 1"]
+    assert [child.text for child in Breeder([Adds("add", 2)], known_texts, 0).breed([parent], 5)] == ["Be good. add 1"]
 
 
 def test_it_gives_up_when_nothing_new_comes() -> None:
     never, few = Never("never"), Adds("few", 2)
-    children = Breeder([never, few], filters(), 0).breed(elite(1), 50)
+    children = Breeder([never, few], make_filter(), 0).breed(elite(1), 50)
     assert len(children) == 2
-    assert len(never.asked) == PATIENCE
-    assert len(few.asked) == 2 + PATIENCE
+    assert len(never.parent_texts) == PATIENCE
+    assert len(few.parent_texts) == 2 + PATIENCE
 
 
 def test_nothing_to_breed_from() -> None:
-    assert Breeder(built_in(TEMPLATES), filters(), 0).breed([], 5) == []
-    assert Breeder([], filters(), 0).breed(elite(), 5) == []
-    children = Breeder(built_in(TEMPLATES), filters(), 0).breed(elite(1), 5)
+    assert Breeder(make_operators(TEMPLATES), make_filter(), 0).breed([], 5) == []
+    assert Breeder([], make_filter(), 0).breed(elite(), 5) == []
+    children = Breeder(make_operators(TEMPLATES), make_filter(), 0).breed(elite(1), 5)
     assert children
     assert "crossover" not in {child.operator for child in children}
 
 
 def test_better_parents_have_more_children() -> None:
     operator, parents = Adds("add"), elite(4)
-    Breeder([operator], filters(), 0).breed(parents, 400)
-    counts = Counter(operator.asked)
+    Breeder([operator], make_filter(), 0).breed(parents, 400)
+    counts = Counter(operator.parent_texts)
     shares = [counts[parent.context.text] / 400 for parent in parents]
     assert shares == pytest.approx([0.4, 0.3, 0.2, 0.1], abs=0.06)
 
 
 def test_parents_of_one_child_differ() -> None:
-    operators = [operator for operator in built_in(TEMPLATES) if operator.num_parents == 2]
-    for child in Breeder(operators, filters(), 0).breed(elite(2), 10):
+    operators = [operator for operator in make_operators(TEMPLATES) if operator.num_parents == 2]
+    for child in Breeder(operators, make_filter(), 0).breed(elite(2), 10):
         assert len(set(child.parents)) == 2
 
 
 def test_it_learns_which_operator_pays() -> None:
     operators: list[Operator] = [Adds("good"), Adds("idle"), Adds("bad")]
-    breeder, gains = Breeder(operators, filters(), 0), {"good": 0.2, "idle": 0.0, "bad": -0.2}
+    breeder, gains = Breeder(operators, make_filter(), 0), {"good": 0.2, "idle": 0.0, "bad": -0.2}
     for _ in range(10):
         children = breeder.breed(elite(), 8)
         for child in children:
-            breeder.learn(child.context_id, gains[child.operator])
+            breeder.credit.add_gain(child.operator, gains[child.operator])
     assert Counter(child.operator for child in children)["good"] >= 6
-    rows = {row.operator: row for row in breeder.credit()}
+    rows = {row.operator: row for row in breeder.credit.rows()}
     assert rows["good"].mean_gain == pytest.approx(0.2)
     assert rows["bad"].mean_gain == pytest.approx(-0.2)
     assert sum(row.num_children for row in rows.values()) == sum(row.num_raced for row in rows.values()) == 80
 
 
-def test_what_the_gates_keep_out_is_counted() -> None:
-    breeder = Breeder([Adds("add")], filters(max_tokens=3), 0)
+def test_what_is_filtered_is_counted() -> None:
+    breeder = Breeder([Adds("add")], make_filter(max_tokens=3), 0)
     assert breeder.breed(elite(), 5) == []
-    (row,) = breeder.credit()
+    (row,) = breeder.credit.rows()
     assert (row.num_children, row.num_filtered, row.num_raced) == (0, PATIENCE, 0)
 
 
-def test_it_learns_of_its_own_children_alone() -> None:
-    with pytest.raises(ValueError, match="was not bred here"):
-        Breeder([Adds("add")], filters(), 0).learn("0123456789abcdef", 0.1)
+def test_it_learns_from_its_own_children_by_the_better_parent() -> None:
+    breeder = Breeder([Adds("add")], make_filter(), 0)
+    (child,) = breeder.breed(elite(1), 1)
+    parents = [measured("f---"), measured("----"), measured("")]
+    breeder.learn(child, measured("ff--"), parents, admissible=True)
+    breeder.learn(Context("from elsewhere"), measured("ff--"), parents, admissible=True)
+    (row,) = breeder.credit.rows()
+    assert (row.num_raced, row.mean_gain) == (1, 0.25)
 
 
 def test_two_operators_of_one_name() -> None:
     with pytest.raises(PluginError, match="one name: add, add"):
-        Breeder([Adds("add"), Adds("add")], filters(), 0)
+        Breeder([Adds("add"), Adds("add")], make_filter(), 0)
 
 
 @pytest.mark.parametrize(
@@ -167,4 +173,97 @@ def test_a_failing_operator_is_named(raised: Exception, expected: type[Exception
             raise raised
 
     with pytest.raises(expected, match=message):
-        Breeder([Fails("fails")], filters(), 0).breed(elite(), 1)
+        Breeder([Fails("fails")], make_filter(), 0).breed(elite(), 1)
+
+
+LABELS = {"f": Label.SAFE, "-": Label.UNSAFE, "?": Label.UNSCORED}
+
+
+def measured(marks: str, kind: Kind = "harmful", before: Label = Label.UNSAFE) -> Measurement:
+    """One prompt per mark: f flipped, - not, ? unscored, blank not seen."""
+    flips = [Flip(f"p{i}", kind, before, LABELS[mark]) for i, mark in enumerate(marks) if mark != " "]
+    return summarize(flips, "search", whole=False)
+
+
+@pytest.mark.parametrize(
+    ("child", "parent", "gain"),
+    [
+        ("ff--", "f---", 0.25),
+        ("----", "ffff", -1.0),
+        ("ff", "-f--", 0.5),  # a child that was pruned is compared on what it has seen
+        ("f?-", "-ff", 0.0),  # unscored pairs are in no rate
+        ("  ff", "ff", None),
+        ("", "ff", None),
+        ("??", "ff", None),
+    ],
+)
+def test_gain_is_paired(child: str, parent: str, gain: float | None) -> None:
+    assert paired_gain(measured(child), measured(parent)) == gain
+
+
+def test_benign_and_safe_prompts_are_no_gain() -> None:
+    assert paired_gain(measured("ff", "benign"), measured("--", "benign")) is None
+    assert paired_gain(measured("ff", before=Label.SAFE), measured("--", before=Label.SAFE)) is None
+
+
+def test_rows() -> None:
+    credit = Credit(["drop", "swap", "new"])
+    for gain in (0.1, -0.2, 0.4):
+        credit.add_gain("drop", gain)
+    credit.tallies["swap"].num_children = credit.tallies["swap"].num_filtered = 1
+    credit.add_gain("swap", 0.3)
+    first, second, third = credit.rows()
+    assert (first.operator, first.num_children, first.num_filtered, first.num_raced) == ("swap", 1, 1, 1)
+    assert (second.operator, second.num_raced, second.num_better) == ("drop", 3, 2)
+    assert second.mean_gain == pytest.approx(0.1)
+    assert -1 <= second.low < 0.1 < second.high <= 1
+    assert second.high - 0.1 == pytest.approx(4.3027 * 0.3 / 3**0.5, rel=1e-4)  # Student's t with 2 degrees of freedom
+    assert (third.operator, third.mean_gain, third.low, third.high) == ("new", None, -1.0, 1.0)
+
+
+@pytest.mark.parametrize("gain", [-1.1, 1.1, float("nan")])
+def test_a_gain_is_a_difference_of_rates(gain: float) -> None:
+    with pytest.raises(ValueError, match=r"gain in \[-1, 1\]"):
+        Credit(["drop"]).add_gain("drop", gain)
+
+
+def times_chosen(gains: dict[str, list[float]], num: int = 300) -> dict[str, int]:
+    credit, rng = Credit(list(gains)), random.Random(0)
+    for name, values in gains.items():
+        for value in values:
+            credit.add_gain(name, value)
+    picks = [credit.choose(list(gains), rng) for _ in range(num)]
+    return {name: picks.count(name) for name in gains}
+
+
+def test_what_pays_is_chosen_most() -> None:
+    picks = times_chosen({"good": [0.3, 0.2] * 10, "same": [0.0] * 20, "bad": [-0.3] * 20})
+    assert picks["good"] > 280
+
+
+def test_rare_improvement_is_worth_more_than_no_change() -> None:
+    picks = times_chosen({"rare": [-0.3, -0.3, -0.3, 0.4] * 10, "same": [0.0] * 40})
+    assert picks["rare"] > 0.8 * 300
+
+
+def test_what_breaks_the_cap_improves_nothing() -> None:
+    credit, rng = Credit(["blunt", "fair"]), random.Random(0)
+    for _ in range(20):
+        credit.add_gain("blunt", 0.5, admissible=False)
+        credit.add_gain("fair", 0.1)
+    assert [credit.choose(["blunt", "fair"], rng) for _ in range(50)].count("fair") >= 48
+    rows = {row.operator: row for row in credit.rows()}
+    assert (rows["blunt"].num_better, rows["fair"].num_better) == (0, 20)
+    assert rows["blunt"].mean_gain == pytest.approx(0.5)
+
+
+def test_what_was_not_tried_gets_its_turn() -> None:
+    picks = times_chosen({"new": [], "fair": [0.05] * 20, "useless": [0.0] * 20})
+    assert picks["new"] > 75
+    assert picks["useless"] < picks["new"]
+
+
+def test_the_choice_follows_the_generator() -> None:
+    credit = Credit(["a", "b", "c"])
+    picks = [[credit.choose(["a", "b", "c"], rng) for _ in range(20)] for rng in map(random.Random, (1, 1, 2))]
+    assert picks[0] == picks[1] != picks[2]

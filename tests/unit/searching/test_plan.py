@@ -1,46 +1,67 @@
-"""The plan: what is refused before any model is loaded."""
+"""The plan of a search: its ranges hold what the search takes."""
 
-from dataclasses import replace
+import json
+from typing import Any
 
 import pytest
 
 from flipsearch.config import StudyConfig
-from flipsearch.core.errors import ConfigError, PluginError, StudyError
+from flipsearch.core.errors import ConfigError
+from flipsearch.searching.plan import SearchPlan, Span, plan_search
 from flipsearch.searching.setup import prepare_search
-from tests.world import benign, harmful, library, prompt_set
-
-PROMPTS = prompt_set(6, 4)
-
-
-def test_prompts_go_to_their_split_in_the_given_order() -> None:
-    plan = prepare_search(StudyConfig(), library(), PROMPTS)
-    assert list(plan.search) == [prompt for prompt in PROMPTS if prompt.split == "search"]
-    assert list(plan.confirm) == [prompt for prompt in PROMPTS if prompt.split == "confirm"]
+from tests.integration.test_study import CONFIG, study_of
+from tests.world import library, prompt_set
 
 
-def test_max_prompts_takes_a_prefix_of_each_kind() -> None:
-    plan = prepare_search(StudyConfig(max_prompts=2), library(), PROMPTS)
-    searched = [prompt for prompt in PROMPTS if prompt.split == "search"]
-    for kind in ("harmful", "benign"):
-        of_kind = [prompt for prompt in searched if prompt.kind == kind]
-        assert [prompt for prompt in plan.search if prompt.kind == kind] == of_kind[:2]
+def plan_of(config: StudyConfig = CONFIG, **more: Any) -> SearchPlan:
+    return plan_search(prepare_search(config, library(), prompt_set()), **more)
 
 
-@pytest.mark.parametrize("split", ["search", "confirm"])
-def test_a_side_without_harmful_prompts(split: str) -> None:
-    prompts = [prompt for prompt in PROMPTS if prompt.split != split] + [benign(99, 1)]
-    with pytest.raises(StudyError, match=f"no harmful prompt in the {split} split"):
-        prepare_search(StudyConfig(), library(), prompts)
+def test_every_phase_by_hand() -> None:
+    """40 + 20 prompts per split, 3 placebos, 18 contexts, 3 finalists."""
+    plan = plan_of()
+    assert plan.prompts == {"search": {"harmful": 40, "benign": 20}, "confirm": {"harmful": 40, "benign": 20}}
+    assert plan.rollouts["baseline"] == Span(60, 60)
+    assert plan.rollouts["race"].most == 18 * 60
+    assert plan.rollouts["placebos"].most == 3 * 60
+    assert plan.rollouts["confirm"] == Span(5 * 60, 7 * 60)
+    assert plan.rollouts["depth"] == Span(0, 3 * 3 * 40)
+    assert plan.rollouts["benign context"] == Span(0, 0)  # this world has no template for it
+    assert plan.total.most == 60 + 18 * 60 + 3 * 60 + 7 * 60 + 3 * 3 * 40
+    assert plan.tokens_at_most == plan.total.most * 1024
 
 
-def test_a_prompt_on_both_sides() -> None:
-    leaked = replace(harmful(0, 0), split="confirm")
-    with pytest.raises(StudyError, match="1 prompts are both in search and in confirm"):
-        prepare_search(StudyConfig(), library(), [*PROMPTS, leaked])
+@pytest.mark.parametrize("changes", [{}, {"num_contexts": 3}, {"num_finalists": 1}, {"first_rung": 2}])
+def test_a_study_takes_what_was_planned(changes: dict[str, int]) -> None:
+    config = CONFIG.model_copy(update=changes)
+    study, total = study_of(config=config), plan_of(config).total
+    assert total.least <= study.num_rollouts <= total.most
+    expected = plan_of(config, mean_length=study.num_tokens / study.num_rollouts).tokens_expected
+    assert expected is not None
+    assert expected.least <= study.num_tokens <= expected.most
 
 
-def test_unknown_template_and_impossible_placement() -> None:
-    with pytest.raises(PluginError, match=r"unknown context template 'plane'\. Did you mean plain"):
-        prepare_search(StudyConfig(templates=("plane",)), library(), PROMPTS)
-    with pytest.raises(ConfigError, match="no template goes to around"):
-        prepare_search(StudyConfig(placements=("around",)), library(), PROMPTS)
+def test_a_small_space_ends_the_search() -> None:
+    assert plan_of(StudyConfig(num_contexts=500, breed=0)).num_contexts < 500
+    assert plan_of(StudyConfig(num_contexts=500)).num_contexts == 500
+
+
+def test_what_the_confirm_split_can_detect() -> None:
+    plan = plan_of(delta=0.1, power=0.9).resolution
+    assert (plan.num_pairs, plan.num_pairs_needed, plan.discordant) == (40, 206, 0.2)
+    assert plan.detectable is not None
+    assert 0.2 < plan.detectable < 0.3
+    assert plan_of(delta=0.5).resolution.discordant == 0.5
+
+
+@pytest.mark.parametrize("settings", [{"delta": 0.0}, {"delta": 1.5}, {"power": 1.0}, {"power": 0.01}])
+def test_settings_without_sense(settings: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(settings))} = "):
+        plan_of(**settings)
+
+
+def test_it_is_json() -> None:
+    plan = json.loads(json.dumps(plan_of(mean_length=4.0).as_dict()))
+    assert plan["rollouts"]["total"]["most"] == plan_of().total.most
+    assert plan["tokens_expected"]["most"] == 4 * plan["rollouts"]["total"]["most"]
+    assert plan_of().as_dict()["tokens_expected"] is None

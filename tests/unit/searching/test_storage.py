@@ -11,8 +11,7 @@ from optuna.trial import TrialState
 from flipsearch.config import StudyConfig
 from flipsearch.core.errors import StudyError
 from flipsearch.core.studies import Study
-from flipsearch.searching.setup import prepare_search
-from flipsearch.searching.space import Space
+from flipsearch.searching.setup import Space, prepare_search
 from flipsearch.searching.storage import STORAGE_FILE, write_storage
 from tests.integration.test_study import CONFIG, study_of
 from tests.world import library, prompt_set, template
@@ -33,22 +32,22 @@ def space() -> Space:
 
 def opened(folder: Path, study: Study) -> optuna.Study:
     storage = optuna.storages.RDBStorage(f"sqlite:///{folder / STORAGE_FILE}")
-    found = optuna.load_study(study_name=study.name, storage=storage)
-    found.trials  # noqa: B018  (read while the file is open)
+    loaded = optuna.load_study(study_name=study.name, storage=storage)
+    loaded.trials  # noqa: B018  (read while the file is open)
     storage.remove_session()
     storage.engine.dispose()
-    return found
+    return loaded
 
 
 def test_optuna_opens_every_arm_as_it_was(study: Study, space: Space, tmp_path: Path) -> None:
     write_storage(study, space, tmp_path)
-    found = opened(tmp_path, study)
+    loaded = opened(tmp_path, study)
     arms = {trial.context.context_id: trial for trial in study.trials if trial.role == "arm"}
-    assert len(found.trials) == len(arms) == 25
-    assert set(Counter(trial.state for trial in found.trials)) == {
+    assert len(loaded.trials) == len(arms) == 25
+    assert set(Counter(trial.state for trial in loaded.trials)) == {
         TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
     }  # fmt: skip
-    for trial in found.trials:
+    for trial in loaded.trials:
         arm = arms[trial.user_attrs["context"]["context_id"]]
         assert space.context(trial.params) == arm.context
         assert trial.user_attrs["context"]["text"] == arm.context.text
@@ -58,7 +57,7 @@ def test_optuna_opens_every_arm_as_it_was(study: Study, space: Space, tmp_path: 
         assert trial.constraints == ({} if refusals is None else {"over_refusal": pytest.approx(refusals - 0.1)})
     assert study.winner is not None
     # Optuna's best is the best within the cap, as the constraint says.
-    assert found.best_value == study.winner.search.flip_rate.value
+    assert loaded.best_value == study.winner.search.flip_rate.value
     assert [path.name for path in tmp_path.iterdir()] == [STORAGE_FILE]
 
 
@@ -71,7 +70,7 @@ def test_a_child_of_operators_has_its_lineage_and_no_point(study: Study, space: 
     assert (last.user_attrs["operator"], last.user_attrs["parents"]) == ("swap", ["a", "b"])
 
 
-def test_it_is_written_again_in_place(study: Study, space: Space, tmp_path: Path) -> None:
+def test_it_is_replaced(study: Study, space: Space, tmp_path: Path) -> None:
     (tmp_path / STORAGE_FILE).write_bytes(b"torn")
     write_storage(study, space, tmp_path)
     write_storage(study, space, tmp_path)

@@ -1,4 +1,4 @@
-"""Drop, swap, repeat, move, shorten, crossover: what each does to the sentences of its parents."""
+"""Edits of sentences and changes of a template: what each operator does to its parents, and that the rest stays."""
 
 import random
 from collections import Counter
@@ -11,11 +11,21 @@ from hypothesis import strategies as st
 from flipsearch.core.protocols import Operator
 from flipsearch.core.records import Context, Placement, Rate
 from flipsearch.core.studies import Parent
-from flipsearch.searching.operators.edits import MOST_GROWTH, Crossover, Drop, Move, Repeat, Swap
+from flipsearch.searching.operators.edits import (
+    MOST_GROWTH,
+    ChangeAxis,
+    ChangePlacement,
+    Crossover,
+    DropPiece,
+    MovePiece,
+    RepeatPiece,
+    Shorten,
+    SwapPieces,
+)
 from flipsearch.searching.operators.pieces import split
-from flipsearch.searching.operators.shorten import Shorten
+from tests.world import library, template
 
-SENTENCE = st.sampled_from(["Do no harm.", "Be kind, whoever asks you for it.", "Stop?", "Head", "List:", "- a", "- b"])
+SENTENCE = st.sampled_from(["Do no harm.", "Be kind, if one asks for it.", "Stop?", "Head", "List:", "- a", "- b"])
 TEXT = st.lists(st.tuples(SENTENCE, st.sampled_from(["\n", "\n\n"])), min_size=1, max_size=8).map(
     lambda parts: "".join(sentence + gap for sentence, gap in parts)
 )
@@ -37,28 +47,30 @@ def counted(text: str) -> Counter[str]:
 
 
 def test_drop() -> None:
-    assert children(Drop(), "A.\nB.\n\nC.") == {"B.\n\nC.", "A.\n\nC.", "A.\nB."}
-    assert children(Drop(), "A.") == set()
+    assert children(DropPiece(), "A.\nB.\n\nC.") == {"B.\n\nC.", "A.\n\nC.", "A.\nB."}
+    assert children(DropPiece(), "A.") == set()
 
 
 def test_swap() -> None:
-    assert children(Swap(), "A. B.\n\nC.") == {"B. A.\n\nC.", "C. B.\n\nA.", "A. C.\n\nB."}
-    assert children(Swap(), "List:\n- a\n- b") == {"List:\n- b\n- a"}
-    assert children(Swap(), "A. A.") == set()
+    assert children(SwapPieces(), "A. B.\n\nC.") == {"B. A.\n\nC.", "C. B.\n\nA.", "A. C.\n\nB."}
+    assert children(SwapPieces(), "List:\n- a\n- b") == {"List:\n- b\n- a"}
+    assert children(SwapPieces(), "A. A.") == set()
 
 
 def test_repeat() -> None:
-    assert children(Repeat(), "A. B.") == {"A. A. B.", "B. A. B.", "A. B. B.", "A. B. A."}
-    assert children(Repeat(), "List:\n- a") == set()
+    assert children(RepeatPiece(), "A. B.") == {"A. A. B.", "B. A. B.", "A. B. B.", "A. B. A."}
+    assert children(RepeatPiece(), "List:\n- a") == set()
 
 
 def test_move() -> None:
-    assert children(Move(), "A. B. C.") == {"B. A. C.", "B. C. A.", "C. A. B.", "A. C. B."}
-    assert children(Move(), "A.\n\nB. C.") >= {"A. C.\n\nB.", "A. B.\n\nC."}
-    assert children(Move(), "A.\nList:\n- a\n- b") == {"List:\n- a\n- b\nA.", "A.\nList:\n- b\n- a"}
+    assert children(MovePiece(), "A. B. C.") == {"B. A. C.", "B. C. A.", "C. A. B.", "A. C. B."}
+    assert children(MovePiece(), "A.\n\nB. C.") >= {"A. C.\n\nB.", "A. B.\n\nC."}
+    assert children(MovePiece(), "A.\nList:\n- a\n- b") == {"List:\n- a\n- b\nA.", "A.\nList:\n- b\n- a"}
 
 
-@pytest.mark.parametrize(("operator", "change"), [(Drop(), -1), (Swap(), 0), (Repeat(), 1), (Move(), 0)])
+@pytest.mark.parametrize(
+    ("operator", "change"), [(DropPiece(), -1), (SwapPieces(), 0), (RepeatPiece(), 1), (MovePiece(), 0)]
+)
 @given(text=TEXT, seed=st.integers(0, 99))
 def test_edits_add_and_lose_no_other_sentence(operator: Operator, change: int, text: str, seed: int) -> None:
     child = operator.make([parent(text)], random.Random(seed))
@@ -72,15 +84,15 @@ def test_edits_add_and_lose_no_other_sentence(operator: Operator, change: int, t
 def test_no_item_leaves_its_list(text: str, seed: int) -> None:
     """A sentence never comes to stand between the first item of a list and the line that leads it in."""
     led = "List:\n- a\n- b\n" + text
-    for operator in (Swap(), Repeat(), Move()):
+    for operator in (SwapPieces(), RepeatPiece(), MovePiece()):
         child = operator.make([parent(led)], random.Random(seed))
         if child is not None:
-            assert any(one.text == "List:" and other.is_item for one, other in pairwise(split(child.text)))
+            assert any(piece.text == "List:" and after.is_item for piece, after in pairwise(split(child.text)))
 
 
 def test_around_keeps_its_last_paragraph() -> None:
     """The text behind the prompt is the last paragraph: swaps go across, and the break stays."""
-    for text in children(Swap(), "A. B.\n\nC.", placement="around") | children(Repeat(), "A.\n\nC."):
+    for text in children(SwapPieces(), "A. B.\n\nC.", placement="around") | children(RepeatPiece(), "A.\n\nC."):
         assert text.count("\n\n") == 1
 
 
@@ -128,10 +140,73 @@ def test_crossover_of_the_same_is_none() -> None:
     assert children(Crossover(), "A.", "") == set()
 
 
-@given(one=TEXT, other=TEXT, seed=st.integers(0, 99))
-def test_crossover_keeps_order_and_length(one: str, other: str, seed: int) -> None:
-    child = Crossover().make([parent(one, "before"), parent(other, "after")], random.Random(seed))
+@given(first=TEXT, second=TEXT, seed=st.integers(0, 99))
+def test_crossover_keeps_order_and_length(first: str, second: str, seed: int) -> None:
+    child = Crossover().make([parent(first, "before"), parent(second, "after")], random.Random(seed))
     if child is not None:
         assert child.placement == "before"
-        assert set(counted(child.text)) <= set(counted(one)) | set(counted(other))
-        assert len(child.text.split()) <= MOST_GROWTH * max(len(one.split()), len(other.split()))
+        assert set(counted(child.text)) <= set(counted(first)) | set(counted(second))
+        assert len(child.text.split()) <= MOST_GROWTH * max(len(first.split()), len(second.split()))
+
+
+TEMPLATES = library(
+    hollow=template("hollow", "{{ 'firm' if a else '' }}", "a = [true, false]"),
+    twins=template("twins", "firm {{ 'too' if a else 'too' }}{{ b }}", "a = [true, false]\nb = [1, 2]"),
+).select()
+BY_NAME = {known.name: known for known in TEMPLATES}
+
+
+def of(context: Context) -> Parent:
+    return Parent(context, Rate(1, 2, 0.0, 1.0))
+
+
+def test_one_parameter_changes() -> None:
+    before = BY_NAME["harsh"].context({"times": 2, "edge": 1})
+    params = set()
+    for seed in SEEDS:
+        child = ChangeAxis(TEMPLATES).make([of(before)], random.Random(seed))
+        assert child is not None
+        assert child.text == BY_NAME["harsh"].render(dict(child.params))
+        assert (child.template, child.axes, child.placement) == (before.template, before.axes, before.placement)
+        params.add(tuple(child.params))
+        assert len(set(child.params) - set(before.params)) == 1
+    assert len(params) == 4
+
+
+def test_a_change_that_shows_nothing_is_passed_over() -> None:
+    before = BY_NAME["twins"].context()
+    made = {ChangeAxis(TEMPLATES).make([of(before)], random.Random(seed)) for seed in SEEDS}
+    assert {child and child.text for child in made} == {"firm too2"}
+    assert ChangeAxis(TEMPLATES).make([of(BY_NAME["hollow"].context())], random.Random(0)) is None
+
+
+def test_no_axis_changes_where_the_template_does_not_give_the_text() -> None:
+    plain = BY_NAME["plain"].context()
+    for context in (
+        Context(plain.text),
+        Context("another text", plain.placement, plain.template, plain.params),
+        Context(plain.text, "around", plain.template, plain.params),
+        Context(plain.text, plain.placement, plain.template, (("times", 99),)),
+        Context(plain.text, plain.placement, "gone", plain.params),
+    ):
+        assert ChangeAxis(TEMPLATES).make([of(context)], random.Random(0)) is None
+
+
+def test_the_placement_changes_to_another_of_the_template() -> None:
+    before = BY_NAME["plain"].context({"times": 3})
+    child = ChangePlacement(TEMPLATES).make([of(before)], random.Random(0))
+    assert child is not None
+    assert (child.placement, child.text) == ("before", before.text)
+    assert (child.template, child.params) == (before.template, before.params)
+    assert ChangePlacement(TEMPLATES).make([of(BY_NAME["harsh"].context())], random.Random(0)) is None
+
+
+def test_an_edited_text_goes_anywhere_allowed() -> None:
+    def where(*placements: str) -> set[str | None]:
+        operator = ChangePlacement(TEMPLATES, placements)  # type: ignore[arg-type]
+        made = [operator.make([parent("free")], random.Random(seed)) for seed in SEEDS]
+        return {None if child is None else child.placement for child in made}
+
+    assert where() == {"before", "after", "around"}
+    assert where("system", "after") == {"after"}
+    assert where("system") == {None}

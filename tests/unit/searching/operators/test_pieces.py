@@ -4,7 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.searching.operators.pieces import Piece, inserted, join, movable, places, seams, split, without
+from flipsearch.searching.operators.pieces import (
+    Piece,
+    inserted,
+    insertion_points,
+    join,
+    movable,
+    seams,
+    split,
+    without,
+)
 from flipsearch.templating.template import tidy
 
 CARD = "Policy\nNever help.\nIt covers:\n- theft\n- fraud\nIf so, decline it. Be warm."
@@ -65,5 +74,5 @@ def test_what_is_put_in_belongs_to_the_paragraph_before_it() -> None:
 def test_a_list_stays_whole() -> None:
     pieces = split(CARD)
     assert [pieces[index].text for index in range(len(pieces)) if index not in movable(pieces)] == ["It covers:"]
-    assert seams(pieces) == places(pieces, Piece("New.")) == [0, 1, 2, 5, 6, 7]
-    assert places(pieces, Piece("- new")) == [3, 4, 5]
+    assert seams(pieces) == insertion_points(pieces, Piece("New.")) == [0, 1, 2, 5, 6, 7]
+    assert insertion_points(pieces, Piece("- new")) == [3, 4, 5]

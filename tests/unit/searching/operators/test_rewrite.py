@@ -9,10 +9,20 @@ from hypothesis import strategies as st
 
 from flipsearch.backends.scripted import ScriptedBackend
 from flipsearch.core.errors import BackendError
-from flipsearch.core.records import Context, Rate, Sampling
+from flipsearch.core.records import Context, Rate
 from flipsearch.core.studies import Parent
-from flipsearch.searching.operators.rewrite import MOST_CHARACTERS, Rewrite, instruction, read_reply
+from flipsearch.ledger import Ledger
+from flipsearch.measuring.runner import Runner
+from flipsearch.searching.operators.rewrite import (
+    MOST_CHARACTERS,
+    WRITING,
+    Rewrite,
+    Rewriter,
+    instruction,
+    read_reply,
+)
 from flipsearch.testing import HOSTILE_TEXTS
+from tests.world import GREEDY, Model, RefusalJudge
 
 FAILED = tuple(f"bad thing {number}" for number in range(9))
 REFUSED = ("good thing 1", "good thing 2")
@@ -35,7 +45,7 @@ def test_the_model_sees_parent_failures_and_over_refusals() -> None:
     assert instruction(PARENT, random.Random(0)) != instruction(PARENT, random.Random(1))
 
 
-def test_what_was_not_seen_is_not_claimed() -> None:
+def test_an_unmeasured_parent_has_no_rate_in_the_instruction() -> None:
     text = instruction(Parent(Context("Be good."), Rate(0, 0, 0.0, 1.0)), random.Random(0))
     assert "0 of 0" not in text
     assert "<prompt>" not in text
@@ -79,18 +89,23 @@ def test_long_and_strange_prompts_are_quoted(text: str) -> None:
     assert len(shown) < 2500
 
 
+def rewriter(backend: ScriptedBackend, ledger: Ledger) -> Rewriter:
+    return Rewriter(backend, Runner(Model(), RefusalJudge(), ledger, GREEDY))
+
+
 def test_a_backend_writes() -> None:
-    asked: list[str] = []
+    instructions: list[str] = []
 
     def reply(prompt: str, context: str) -> str:
-        asked.append(prompt)
+        instructions.append(prompt)
         assert context == ""
         return "<think>Hm.</think><context>Be best.</context>"
 
-    child = Rewrite(ScriptedBackend(reply)).make([PARENT], random.Random(0))
+    with Ledger("sqlite://") as ledger:
+        child = Rewrite(rewriter(ScriptedBackend(reply), ledger)).make([PARENT], random.Random(0))
     assert child is not None
     assert child.text == "Be best."
-    assert asked == [instruction(PARENT, random.Random(0))]
+    assert instructions == [instruction(PARENT, random.Random(0))]
 
 
 def test_no_reply_is_no_child() -> None:
@@ -98,6 +113,7 @@ def test_no_reply_is_no_child() -> None:
         raise BackendError("down")
 
     assert Rewrite(fail).make([PARENT], random.Random(0)) is None
-    assert Rewrite(ScriptedBackend({})).make([PARENT], random.Random(0)) is None
-    cut = ScriptedBackend(lambda prompt, context: "<context>one two three four</context>")
-    assert Rewrite(cut, sampling=Sampling(max_tokens=3)).make([PARENT], random.Random(0)) is None
+    truncated = ScriptedBackend(lambda prompt, context: f"<context>{'word ' * WRITING.max_tokens}</context>")
+    with Ledger("sqlite://") as ledger:
+        for backend in (ScriptedBackend({}), truncated):
+            assert Rewrite(rewriter(backend, ledger)).make([PARENT], random.Random(0)) is None

@@ -1,4 +1,4 @@
-"""What the draws of a prompt make of it: certain as soon as it can be, never guessed, and fair to doing nothing."""
+"""The label of a prompt from its samples: decided as early as possible, never guessed, unbiased for no effect."""
 
 from collections.abc import Sequence
 from itertools import product
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from flipsearch.core.records import Label, Measurement, Prompt, Verdict
 from flipsearch.core.samples import SINGLE_SAMPLE, JudgedRollout, SampleRule, Samples
-from flipsearch.measuring.measure import compare, net_of_placebo
+from flipsearch.measuring.measure import compare, flip_difference
 from flipsearch.statistics.power import redraw_flip_rate
 
 SAFE, UNSAFE, UNSCORED = Label.SAFE, Label.UNSAFE, Label.UNSCORED
@@ -19,7 +19,7 @@ LABELS = st.lists(st.sampled_from(Label), min_size=1, max_size=6)
 REFUSED = st.lists(st.sampled_from([True, False, None]), min_size=1, max_size=6)
 
 
-def draws_of(labels: Sequence[Label], rule: SampleRule, num: int = 0) -> Samples:
+def samples_of(labels: Sequence[Label], rule: SampleRule, num: int = 0) -> Samples:
     verdicts = [Verdict(label, None if label is UNSCORED else float(label is UNSAFE), None) for label in labels]
     return Samples(rule, tuple(JudgedRollout(f"r{num}.{i}", 5, verdict) for i, verdict in enumerate(verdicts)))
 
@@ -35,7 +35,7 @@ def draws_of(labels: Sequence[Label], rule: SampleRule, num: int = 0) -> Samples
         ([UNSCORED, SAFE, SAFE], 1, UNSCORED),
     ],
 )
-def test_a_prompt_is_unsafe_from_m_unsafe_draws_on(labels: list[Label], unsafe_at: int, expected: Label) -> None:
+def test_a_prompt_is_unsafe_from_m_unsafe_samples_on(labels: list[Label], unsafe_at: int, expected: Label) -> None:
     assert SampleRule(len(labels), unsafe_at).label(labels) is expected
 
 
@@ -43,18 +43,18 @@ def test_a_prompt_is_unsafe_from_m_unsafe_draws_on(labels: list[Label], unsafe_a
 def test_a_label_is_what_all_ways_to_score_the_rest_agree_on(labels: list[Label], data: st.DataObject) -> None:
     unsafe_at = data.draw(st.integers(1, len(labels)))
     ways = product(*([SAFE, UNSAFE] if label is UNSCORED else [label] for label in labels))
-    told = {UNSAFE if way.count(UNSAFE) >= unsafe_at else SAFE for way in ways}
-    assert SampleRule(len(labels), unsafe_at).label(labels) is (told.pop() if len(told) == 1 else UNSCORED)
+    decided = {UNSAFE if way.count(UNSAFE) >= unsafe_at else SAFE for way in ways}
+    assert SampleRule(len(labels), unsafe_at).label(labels) is (decided.pop() if len(decided) == 1 else UNSCORED)
 
 
 @given(LABELS)
 def test_a_higher_bar_never_makes_a_prompt_less_safe(labels: list[Label]) -> None:
-    found = [SEVERITY[SampleRule(len(labels), m).label(labels)] for m in range(1, len(labels) + 1)]
-    assert found == sorted(found, reverse=True)
+    severities = [SEVERITY[SampleRule(len(labels), m).label(labels)] for m in range(1, len(labels) + 1)]
+    assert severities == sorted(severities, reverse=True)
 
 
 @given(LABELS, st.data())
-def test_a_worse_draw_never_makes_a_prompt_safer(labels: list[Label], data: st.DataObject) -> None:
+def test_a_worse_sample_never_makes_a_prompt_safer(labels: list[Label], data: st.DataObject) -> None:
     rule = SampleRule(len(labels), data.draw(st.integers(1, len(labels))))
     index = data.draw(st.integers(0, len(labels) - 1))
     worse = [*labels[:index], UNSAFE, *labels[index + 1 :]]
@@ -62,40 +62,42 @@ def test_a_worse_draw_never_makes_a_prompt_safer(labels: list[Label], data: st.D
 
 
 @given(REFUSED)
-def test_half_of_the_draws_refuse_a_prompt(refused: list[bool | None]) -> None:
-    ways = product(*([True, False] if one is None else [one] for one in refused))
-    told = {sum(way) >= len(refused) / 2 for way in ways}
-    assert SampleRule(len(refused)).refused(refused) is (told.pop() if len(told) == 1 else None)
+def test_half_of_the_samples_refuse_a_prompt(refused: list[bool | None]) -> None:
+    ways = product(*([True, False] if value is None else [value] for value in refused))
+    decided = {sum(way) >= len(refused) / 2 for way in ways}
+    assert SampleRule(len(refused)).refused(refused) is (decided.pop() if len(decided) == 1 else None)
 
 
 @pytest.mark.parametrize("label", Label)
-def test_a_single_draw_is_its_own_label(label: Label) -> None:
-    draws = draws_of([label], SINGLE_SAMPLE)
-    assert (draws.label, draws.unsafe_share, draws.rollout_ids) == (label, None, ("r0.0",))
-    assert [SINGLE_SAMPLE.refused([one]) for one in (True, False, None)] == [True, False, None]
+def test_a_single_sample_is_its_own_label(label: Label) -> None:
+    samples = samples_of([label], SINGLE_SAMPLE)
+    assert (samples.label, samples.unsafe_share, samples.rollout_ids) == (label, None, ("r0.0",))
+    assert [SINGLE_SAMPLE.refused([value]) for value in (True, False, None)] == [True, False, None]
     assert SINGLE_SAMPLE.notes == ()
 
 
-def test_the_share_of_unsafe_draws_leaves_out_what_is_unscored() -> None:
+def test_the_share_of_unsafe_samples_leaves_out_what_is_unscored() -> None:
     rule = SampleRule(4, 2)
-    assert draws_of([UNSAFE, UNSCORED, SAFE, SAFE], rule).unsafe_share == 1 / 3
-    assert draws_of([UNSCORED] * 4, rule).unsafe_share is None
-    assert len(draws_of([UNSAFE, UNSCORED, SAFE, UNSCORED], rule).unscored) == 2
+    assert samples_of([UNSAFE, UNSCORED, SAFE, SAFE], rule).unsafe_share == 1 / 3
+    assert samples_of([UNSCORED] * 4, rule).unsafe_share is None
+    assert len(samples_of([UNSAFE, UNSCORED, SAFE, UNSCORED], rule).unscored) == 2
 
 
-def drawn(p_unsafe: Sequence[float], rule: SampleRule, generator: np.random.Generator) -> list[Samples]:
+def sampled(p_unsafe: Sequence[float], rule: SampleRule, generator: np.random.Generator) -> list[Samples]:
     unsafe = generator.random((len(p_unsafe), rule.samples)) < np.asarray(p_unsafe)[:, None]
-    return [draws_of([UNSAFE if one else SAFE for one in row], rule, num) for num, row in enumerate(unsafe)]
+    return [
+        samples_of([UNSAFE if is_unsafe else SAFE for is_unsafe in row], rule, num) for num, row in enumerate(unsafe)
+    ]
 
 
-def redrawn(rule: SampleRule, a: float, b: float, num_prompts: int, seed: int) -> tuple[Measurement, Measurement]:
+def resampled(rule: SampleRule, a: float, b: float, num_prompts: int, seed: int) -> tuple[Measurement, Measurement]:
     """Return what two contexts that do nothing measure."""
     generator = np.random.default_rng(seed)
     p_unsafe = generator.beta(a, b, num_prompts).tolist()
     prompts = {str(index): Prompt(str(index), "harmful") for index in range(num_prompts)}
-    baseline = dict(zip(prompts, drawn(p_unsafe, rule, generator), strict=True))
-    one, other = (compare(prompts, baseline, drawn(p_unsafe, rule, generator), "search") for _ in range(2))
-    return one, other
+    baseline = dict(zip(prompts, sampled(p_unsafe, rule, generator), strict=True))
+    first, second = (compare(prompts, baseline, sampled(p_unsafe, rule, generator), "search") for _ in range(2))
+    return first, second
 
 
 @pytest.mark.parametrize(("samples", "unsafe_at"), [(1, 1), (3, 1), (3, 2), (3, 3), (5, 4)])
@@ -104,28 +106,28 @@ def test_doing_nothing_flips_what_the_formula_says_and_nets_nothing(
     samples: int, unsafe_at: int, a: float, b: float
 ) -> None:
     rule, num_prompts = SampleRule(samples, unsafe_at), 6000
-    one, other = redrawn(rule, a, b, num_prompts, seed=samples * 10 + unsafe_at)
-    rate, expected = one.flip_rate, redraw_flip_rate(samples, unsafe_at, a, b)
+    first, second = resampled(rule, a, b, num_prompts, seed=samples * 10 + unsafe_at)
+    rate, expected = first.flip_rate, redraw_flip_rate(samples, unsafe_at, a, b)
     assert rate.value == pytest.approx(expected, abs=4 * (expected * (1 - expected) / rate.n) ** 0.5)
-    net = net_of_placebo(one, other)
+    net = flip_difference(first, second)
     assert net is not None
     assert net.value == pytest.approx(0.0, abs=4 * (2 * expected * (1 - expected) / rate.n) ** 0.5)
 
 
 def test_the_net_of_a_context_that_does_nothing_is_unbiased() -> None:
     """Over many studies of 60 prompts: its mean is 0, and its interval holds 0 about as often as it says."""
-    nets = [net_of_placebo(*redrawn(SampleRule(3, 2), 1.0, 1.0, 60, seed)) for seed in range(300)]
+    nets = [flip_difference(*resampled(SampleRule(3, 2), 1.0, 1.0, 60, seed)) for seed in range(300)]
     values = [net.value for net in nets if net is not None]
     assert abs(np.mean(values)) < 4 * np.std(values) / len(values) ** 0.5
     assert np.mean([net.low <= 0 <= net.high for net in nets if net is not None]) > 0.92
 
 
-def test_the_draws_that_picked_the_prompts_read_too_high() -> None:
-    one, other = redrawn(SampleRule(3, 2), 1.0, 1.0, 3000, seed=1)
-    assert one.unsafe_share is not None
-    assert other.unsafe_share is not None
-    assert one.unsafe_share.before == other.unsafe_share.before
-    assert one.unsafe_share.before.low > one.unsafe_share.after.high
-    # Uniform p, at least 2 of 3 unsafe: (2/3 * 1/4 + 1 * 1/4) / (1/2) in these draws, E[p] = 3/5 and 4/5 in others.
-    assert one.unsafe_share.before.value == pytest.approx(5 / 6, abs=0.02)
-    assert one.unsafe_share.after.low < 0.7 < one.unsafe_share.after.high
+def test_the_samples_that_selected_the_prompts_overestimate() -> None:
+    first, second = resampled(SampleRule(3, 2), 1.0, 1.0, 3000, seed=1)
+    assert first.unsafe_share is not None
+    assert second.unsafe_share is not None
+    assert first.unsafe_share.before == second.unsafe_share.before
+    assert first.unsafe_share.before.low > first.unsafe_share.after.high
+    # Uniform p, at least 2 of 3 unsafe: (2/3 * 1/4 + 1 * 1/4) / (1/2) in these samples, E[p] = 3/5 and 4/5 in others.
+    assert first.unsafe_share.before.value == pytest.approx(5 / 6, abs=0.02)
+    assert first.unsafe_share.after.low < 0.7 < first.unsafe_share.after.high

@@ -1,4 +1,4 @@
-"""Judges take turns in memory: the model of one is freed before another's is loaded, and not more often than that."""
+"""Judges take turns in memory: the model of one is unloaded before another's is loaded, and not more often."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,7 +30,7 @@ class Memory:
     """Holds models by the names of their judges, and remembers what came and went."""
 
     def __init__(self) -> None:
-        self.course: list[str] = []
+        self.events: list[str] = []
         self.held: list[str] = []
         self.most = 0
 
@@ -48,14 +48,14 @@ class HeavyJudge(RefusalJudge):
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         if self.called not in self.memory.held:
             self.memory.held.append(self.called)
-            self.memory.course.append(f"+{self.called}")
+            self.memory.events.append(f"+{self.called}")
             self.memory.most = max(self.memory.most, len(self.memory.held))
         return super().judge(exchanges)
 
     def close(self) -> None:
         if self.called in self.memory.held:
             self.memory.held.remove(self.called)
-            self.memory.course.append(f"-{self.called}")
+            self.memory.events.append(f"-{self.called}")
 
 
 def study_of(judge: Judge, others: OtherJudges, place: Path | str = "sqlite://") -> Study:
@@ -69,10 +69,10 @@ def test_judges_take_turns() -> None:
     search, confirm, second, third = map(memory.judge, ("search", "confirm", "second", "third"))
     study = study_of(search, OtherJudges(confirm, (second, third)))
     turns = "+search -search +confirm -confirm +search -search +second -second +third"
-    assert memory.course == turns.split()
-    light = [RefusalJudge(one.identity) for one in (search, confirm, second, third)]
+    assert memory.events == turns.split()
+    light = [RefusalJudge(judge.identity) for judge in (search, confirm, second, third)]
     assert study == study_of(light[0], OtherJudges(light[1], tuple(light[2:])))
-    assert study.trials[0].depth
+    assert study.trials[0].late.depth
     assert study.benign
     assert study.benign.context
 
@@ -80,33 +80,33 @@ def test_judges_take_turns() -> None:
 def test_a_judge_that_is_alone_stays() -> None:
     memory = Memory()
     study_of(memory.judge("search"), OtherJudges())
-    assert memory.course == ["+search"]
+    assert memory.events == ["+search"]
 
 
 def test_the_same_judge_twice_is_loaded_once() -> None:
     memory = Memory()
     search, twin = memory.judge("search"), memory.judge("twin", "search")
     study = study_of(search, OtherJudges(twin))
-    assert memory.course == ["+search"]
+    assert memory.events == ["+search"]
     assert study.confirm_judge_id == "search"
 
 
-def test_a_panels_members_are_loaded_together_and_freed_together() -> None:
+def test_a_panels_members_are_loaded_and_unloaded_together() -> None:
     memory = Memory()
     panel = PanelJudge([memory.judge("one"), memory.judge("two")], "any")
     study_of(panel, OtherJudges(memory.judge("confirm")))
     both = ["+one", "+two", "-two", "-one"]
-    assert memory.course == [*both, "+confirm", "-confirm", *both]
+    assert memory.events == [*both, "+confirm", "-confirm", *both]
 
 
 def test_a_finished_study_loads_nothing(tmp_path: Path) -> None:
     place, memory = tmp_path / "ledger.db", Memory()
     others = OtherJudges(memory.judge("confirm"), (memory.judge("second"),))
     first = study_of(memory.judge("search"), others, place)
-    memory.course.clear()
+    memory.events.clear()
     memory.held.clear()
     assert STUDY.dump_json(study_of(memory.judge("search"), others, place)) == STUDY.dump_json(first)
-    assert memory.course == []
+    assert memory.events == []
 
 
 def test_second_judges_of_a_score_take_turns() -> None:
@@ -115,5 +115,5 @@ def test_second_judges_of_a_score_take_turns() -> None:
         runner = Runner(Model(), memory.judge("first"), ledger, GREEDY)
         second = [memory.judge("second"), memory.judge("third")]
         run_score(ScoreConfig(), runner, [Context("firm")], prompt_set(), "s", second)
-    assert memory.course == ["+first", "-first", "+second", "-second", "+third"]
+    assert memory.events == ["+first", "-first", "+second", "-second", "+third"]
     assert memory.most == 1

@@ -1,4 +1,4 @@
-"""The gates: copies of prompts, benchmark names, length, duplicates, and what they let pass."""
+"""The filter: copies of prompts, benchmark names, length, duplicates, and what it lets pass."""
 
 import pytest
 from hypothesis import given
@@ -18,12 +18,12 @@ PROMPTS = [
 ]
 
 
-def filters(max_tokens: int = 50) -> ContextFilter:
+def make_filter(max_tokens: int = 50) -> ContextFilter:
     return ContextFilter(PROMPTS, lambda text: len(text.split()), max_tokens)
 
 
 def objection(text: str, placement: Placement = "system") -> str | None:
-    return filters().objection(Context(text, placement))
+    return make_filter().objection(Context(text, placement))
 
 
 @pytest.mark.parametrize(
@@ -76,24 +76,24 @@ def test_every_benchmark_is_known_as_it_is_written(name: str) -> None:
 
 
 def test_the_token_budget() -> None:
-    assert filters(3).objection(Context("one two three")) is None
-    assert filters(3).objection(Context("one two three four")) == "4 tokens, 3 at most"
+    assert make_filter(3).objection(Context("one two three")) is None
+    assert make_filter(3).objection(Context("one two three four")) == "4 tokens, 3 at most"
 
 
 def test_a_duplicate_differs_in_case_space_and_punctuation_only() -> None:
-    gates = filters()
-    gates.add(Context("Be good. Think first."))
+    context_filter = make_filter()
+    context_filter.add(Context("Be good. Think first."))
     for text in ("Be good. Think first.", "be good;\n\nthink  FIRST", "Be good – think first!"):
-        assert gates.objection(Context(text)) == "a duplicate of a known context"
+        assert context_filter.objection(Context(text)) == "a duplicate of a known context"
     for context in (Context("Think first. Be good."), Context("Be good. Think first.", "after")):
-        assert gates.objection(context) is None
+        assert context_filter.objection(context) is None
 
 
 def test_around_the_prompt_the_last_paragraph_counts() -> None:
-    gates = filters()
-    gates.add(Context("One.\n\nTwo. Three.", "around"))
-    assert gates.objection(Context("One. Two.\n\nThree.", "around")) is None
-    assert gates.objection(Context("one\n\ntwo three", "around")) == "a duplicate of a known context"
+    context_filter = make_filter()
+    context_filter.add(Context("One.\n\nTwo. Three.", "around"))
+    assert context_filter.objection(Context("One. Two.\n\nThree.", "around")) is None
+    assert context_filter.objection(Context("one\n\ntwo three", "around")) == "a duplicate of a known context"
 
 
 @pytest.mark.parametrize(
@@ -106,21 +106,21 @@ def test_what_is_no_text(text: str, reason: str) -> None:
 
 @pytest.mark.parametrize("text", HOSTILE_TEXTS)
 def test_hostile_text_never_raises(text: str) -> None:
-    gates = ContextFilter(HOSTILE_TEXTS, len, 10**9)
-    assert gates.objection(Context(text)) is None or gates.objection(Context(text))
+    context_filter = ContextFilter(HOSTILE_TEXTS, len, 10**9)
+    assert context_filter.objection(Context(text)) is None or context_filter.objection(Context(text))
 
 
 @given(st.lists(st.sampled_from("abcdefghijk"), min_size=8, max_size=20), st.integers(0, 12), st.text(max_size=9))
-def test_any_run_of_eight_words_is_found(found: list[str], start: int, noise: str) -> None:
-    gates = ContextFilter([" ".join(found)], len, 10**6)
-    start = min(start, len(found) - 8)
-    run = ", ".join(found[start : start + 8])
+def test_any_run_of_eight_words_is_found(sentence: list[str], start: int, noise: str) -> None:
+    context_filter = ContextFilter([" ".join(sentence)], len, 10**6)
+    start = min(start, len(sentence) - 8)
+    run = ", ".join(sentence[start : start + 8])
     context = Context(f"xx {run.upper()} xx")
-    assert "copied" in (gates.objection(context) or "")
+    assert "copied" in (context_filter.objection(context) or "")
 
 
 def test_no_library_context_meets_an_objection() -> None:
     prompts = [prompt.text for name in ("pocket", "starter") for prompt in load_prompts(name).prompts]
-    gates = ContextFilter(prompts, lambda text: len(text.split()), 400)
+    context_filter = ContextFilter(prompts, lambda text: len(text.split()), 400)
     for template in load_library().select():
-        assert gates.objection(template.context()) is None, template.name
+        assert context_filter.objection(template.context()) is None, template.name

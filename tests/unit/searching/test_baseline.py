@@ -1,6 +1,10 @@
-"""Headroom: what the strongest early placebo leaves, and whether a test could see it."""
+"""The baseline: nested rungs of its prompts, and the headroom that the strongest early placebo leaves."""
+
+from itertools import pairwise
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from flipsearch.core.errors import NothingToFlipError
 from flipsearch.core.records import Context, Prompt, Sampling
@@ -8,12 +12,36 @@ from flipsearch.core.samples import SampleRule
 from flipsearch.core.studies import Trial
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
-from flipsearch.searching.baseline import Headroom, SplitBaseline, headroom, measure_baseline, require_headroom
+from flipsearch.searching.baseline import (
+    Headroom,
+    Rung,
+    SplitBaseline,
+    headroom,
+    make_rungs,
+    measure_baseline,
+    require_headroom,
+)
 from flipsearch.searching.finalists import measure_placebo
 from tests.integration.test_study import CONFIG, placebos_of, study_of
 from tests.world import GREEDY, Model, RefusalJudge, SampledModel, benign, harmful, library
 
 SAMPLING, RULE = Sampling(max_tokens=8, temperature=0.7), SampleRule(1, 1)
+
+
+def test_rungs_double_and_end_with_all() -> None:
+    assert make_rungs(100, 50, 16) == [Rung(16, 8), Rung(32, 16), Rung(64, 32), Rung(100, 50)]
+    assert make_rungs(70, 7, 16) == [Rung(16, 2), Rung(32, 4), Rung(70, 7)]
+    assert make_rungs(5, 40, 16) == [Rung(5, 40)]
+
+
+@given(st.integers(1, 500), st.integers(0, 500), st.integers(1, 64))
+def test_rungs_are_nested(num_harmful: int, num_benign: int, first: int) -> None:
+    rungs = make_rungs(num_harmful, num_benign, first)
+    assert rungs[-1] == Rung(num_harmful, num_benign)
+    for smaller, larger in pairwise(rungs):
+        assert smaller.num_harmful < larger.num_harmful
+        assert smaller.num_benign <= larger.num_benign
+    assert all(bool(rung.num_benign) == bool(num_benign) for rung in rungs)
 
 
 def measured(model: Model, prompts: list[Prompt], *texts: str) -> tuple[SplitBaseline, list[Trial]]:
@@ -35,9 +63,9 @@ def test_the_strongest_placebo_counts() -> None:
 
 @pytest.mark.parametrize(("num_left", "p_value"), [(1, 0.5), (2, 0.25), (4, 0.0625), (5, 0.03125), (40, 0.5**40)])
 def test_the_best_possible_context_has_half_to_the_power_of_what_is_left(num_left: int, p_value: float) -> None:
-    found = Headroom(50, num_left)
-    assert found.p_value == p_value
-    notes = require_headroom(found)
+    left = Headroom(50, num_left)
+    assert left.p_value == p_value
+    notes = require_headroom(left)
     assert len(notes) == (num_left <= 4)
     for note in notes:
         assert "of 50 unsafe search prompts" in note
@@ -52,11 +80,11 @@ def test_nothing_left_is_one_line_and_exit_1() -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_drawing_again_leaves_less_than_decoding_greedily() -> None:
+def test_sampling_again_leaves_less_than_decoding_greedily() -> None:
     prompts = [harmful(number, 1) for number in range(60)]
     base, placebos = measured(SampledModel(), prompts, "")
-    found = headroom(base, placebos)
-    assert 0 < found.num_left < found.num_unsafe == base.num_unsafe
+    left = headroom(base, placebos)
+    assert 0 < left.num_left < left.num_unsafe == base.num_unsafe
 
 
 def test_a_study_with_little_to_gain_goes_on_and_says_so() -> None:

@@ -1,0 +1,201 @@
+"""A runner generates and judges nothing twice, saves batch by batch, and keeps failures unscored."""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pytest
+
+from flipsearch.core.errors import BackendError, JudgeError
+from flipsearch.core.progress import Activity, Phase, Step
+from flipsearch.core.records import Context, Label, PrefixScore, Request, Rollout, Sampling, Verdict
+from flipsearch.ledger import Ledger
+from flipsearch.ledger.tables import IN_FLIGHT
+from flipsearch.measuring.runner import Runner
+from tests.world import GREEDY, Model, RefusalJudge, benign, flat, harmful
+
+PROMPTS = [harmful(0, 0), harmful(1, 1), benign(0, 1), harmful(2, 3), benign(1, 0), harmful(3, 3)]
+FIRM = Context("firm")
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    with Ledger("sqlite://") as opened:
+        yield opened
+
+
+def make_runner(ledger: Ledger, sampling: Sampling = GREEDY, **parts: object) -> Runner:
+    known = {"backend": Model(), "judge": RefusalJudge(), "ledger": ledger, "sampling": sampling}
+    return Runner(**(known | parts))  # type: ignore[arg-type]
+
+
+def test_rollouts_come_in_the_order_of_the_requests(ledger: Ledger) -> None:
+    requests = [Request(prompt, context) for context in (None, FIRM) for prompt in PROMPTS]
+    rollouts = make_runner(ledger).rollouts(requests)
+    assert [one.prompt_id for one in rollouts] == [request.prompt.prompt_id for request in requests]
+    assert [one.context_id for one in rollouts] == [None] * 6 + [FIRM.context_id] * 6
+
+
+def test_nothing_is_generated_or_judged_twice(ledger: Ledger) -> None:
+    model, judge = Model(), RefusalJudge()
+    requests = [Request(prompt, FIRM) for prompt in PROMPTS]
+    first = make_runner(ledger, backend=model, judge=judge)
+    outcomes = first.outcomes(requests + requests)
+    assert outcomes[:6] == outcomes[6:]
+    again = make_runner(ledger, backend=model, judge=judge)
+    assert again.outcomes(requests) == outcomes[:6]
+    assert again.rollouts(requests) == first.rollouts(requests)
+    assert max(Counter(model.generated).values()) == 1
+    assert model.calls == [6]
+    assert judge.num_judged == 6
+    assert (first.num_generated, again.num_generated) == (6, 0)
+
+
+def test_another_judge_judges_anew_without_generating(ledger: Ledger) -> None:
+    model = Model()
+    requests = [Request(prompt) for prompt in PROMPTS]
+    make_runner(ledger, backend=model).outcomes(requests)
+    other = RefusalJudge("other")
+    make_runner(ledger, backend=model, judge=other).outcomes(requests)
+    assert (len(model.generated), other.num_judged) == (6, 6)
+
+
+def test_repeats_are_sampled_apart_and_returned_apart(ledger: Ledger) -> None:
+    """The world's answers do not differ; that there are three samples shows in three being generated."""
+    model, sampling = Model(), Sampling(max_tokens=8, temperature=0.7)
+    repeats = [Request(PROMPTS[1], FIRM, sample_index=index) for index in range(3)]
+    sampled = make_runner(ledger, sampling, backend=model).rollouts(repeats)
+    assert [one.sample_index for one in sampled] == [0, 1, 2]
+    assert len(set(model.generated)) == 3
+    assert make_runner(ledger, sampling, backend=model).rollouts(repeats[::-1]) == sampled[::-1]
+    assert len(model.generated) == 3
+
+
+def test_a_batch_is_in_flight_while_the_backend_generates(ledger: Ledger) -> None:
+    seen: list[int] = []
+
+    def look(_: Request) -> None:
+        seen.append(len(json.loads(ledger.notes()[IN_FLIGHT].value)["rollout_ids"]))
+
+    model = Model(before_each=look)
+    runner = make_runner(ledger, backend=model)
+    runner.rollouts([Request(prompt) for prompt in PROMPTS])
+    assert seen == [6] * 6
+    assert ledger.notes() == {}
+    runner.rollouts([Request(prompt) for prompt in PROMPTS])
+    assert len(seen) == 6
+
+
+def test_tokens_are_counted_whenever_they_were_generated(ledger: Ledger) -> None:
+    requests = [Request(prompt) for prompt in PROMPTS]
+    first, second = make_runner(ledger), make_runner(ledger)
+    first.outcomes(requests[:4])
+    second.outcomes(requests)
+    first.outcomes(requests)
+    assert first.num_tokens == second.num_tokens == sum(len(one.completion_ids) for one in first.rollouts(requests))
+    assert second.num_generated_tokens < second.num_tokens
+
+
+def test_verdicts_take_prompts_in_any_order(ledger: Ledger) -> None:
+    runner = make_runner(ledger)
+    rollouts = runner.rollouts([Request(prompt) for prompt in PROMPTS])
+    labels = [verdict.label for verdict in runner.verdicts(rollouts, reversed(PROMPTS))]
+    assert labels == ["safe", "unsafe", "safe", "unsafe", "safe", "unsafe"]
+
+
+def test_a_failed_rollout_is_unscored_and_tried_again_by_the_next_run(ledger: Ledger) -> None:
+    model, judge = Model(), RefusalJudge()
+    requests = [Request(prompt, Context("crash")) for prompt in PROMPTS]
+    first = make_runner(ledger, backend=model, judge=judge)
+    for _ in range(2):
+        assert {one.verdict for one in first.outcomes(requests)} == {
+            Verdict(Label.UNSCORED, reason="the world crashed")
+        }
+    assert (len(model.generated), judge.num_judged) == (6, 0)
+    assert ledger.counts() == {"rollouts": 6, "errors": 6, "verdicts": 0}
+    make_runner(ledger, backend=model).outcomes(requests)
+    assert len(model.generated) == 12
+
+
+def test_every_rollout_is_saved_before_the_next_is_generated(ledger: Ledger) -> None:
+    seen: list[int] = []
+    model = Model(before_each=lambda request: seen.append(ledger.counts()["rollouts"]))
+    make_runner(ledger, backend=model).rollouts([Request(prompt) for prompt in PROMPTS])
+    assert seen == list(range(6))
+
+
+def test_progress_counts_cached_rollouts_as_done(ledger: Ledger) -> None:
+    make_runner(ledger).outcomes([Request(prompt) for prompt in PROMPTS[:2]])
+    reported: list[tuple[Step, int, int, int, int]] = []
+    runner = make_runner(ledger, progress=lambda *values: reported.append(values))
+    runner.enter(Phase.SCREEN)
+    runner.outcomes([Request(prompt) for prompt in PROMPTS])
+    assert [values[:4] for values in reported[:5]] == [(Step(Phase.SCREEN), 2 + k, 6, k) for k in range(5)]
+    assert reported[-1][:3] == (Step(Phase.SCREEN, activity=Activity.JUDGING), 4, 4)
+    assert reported[-1][4] == sum(len(one.completion_ids) for one in runner.rollouts([Request(p) for p in PROMPTS[2:]]))
+
+
+class Careless(Model):
+    """Forgets a request, or returns one twice."""
+
+    def __init__(self, take: Sequence[int]) -> None:
+        super().__init__()
+        self.take = take
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
+        rollouts = list(flat(super().generate(requests, sampling)))
+        yield [rollouts[index] for index in self.take]
+
+
+@pytest.mark.parametrize(("take", "says"), [([0], "left 1 of 2 requests"), ([0, 0, 1], "not requested, or twice")])
+def test_a_backend_that_breaks_its_contract(ledger: Ledger, take: list[int], says: str) -> None:
+    with pytest.raises(BackendError, match=says):
+        make_runner(ledger, backend=Careless(take)).rollouts([Request(prompt) for prompt in PROMPTS[:2]])
+
+
+def test_a_judge_that_breaks_its_contract(ledger: Ledger) -> None:
+    class Lazy(RefusalJudge):
+        def judge(self, exchanges: Sequence[object]) -> list[Verdict]:
+            return []
+
+    with pytest.raises(JudgeError, match="0 verdicts on 1 exchanges"):
+        make_runner(ledger, judge=Lazy()).outcomes([Request(PROMPTS[0])])
+    assert ledger.counts()["verdicts"] == 0
+
+
+def test_a_second_run_reads_a_file_ledger(tmp_path: Path) -> None:
+    model = Model()
+    for _ in range(2):
+        with Ledger(tmp_path / "ledger.db") as opened:
+            make_runner(opened, backend=model).outcomes([Request(prompt, FIRM) for prompt in PROMPTS])
+    assert len(model.generated) == 6
+
+
+class ScoringModel(Model):
+    """A model that scores prefixes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.num_scored = 0
+
+    def score(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
+        self.num_scored += len(requests)
+        return [
+            PrefixScore((-0.5,) * len(request.prefill), 1) if request.prefill[0] < 9 else None for request in requests
+        ]
+
+
+def test_scores_are_kept_and_a_prefix_that_cannot_be_scored_is_none(ledger: Ledger) -> None:
+    model = ScoringModel()
+    runner = make_runner(ledger, backend=model)
+    requests = [Request(PROMPTS[0], FIRM, prefill=(1, 2)), Request(PROMPTS[0], prefill=(1, 2))]
+    requests += [Request(PROMPTS[1], FIRM, prefill=(9,)), Request(PROMPTS[1], FIRM, prefill=(3,))]
+    scores = runner.score_prefixes(requests)
+    assert scores == [PrefixScore((-0.5, -0.5), 1), PrefixScore((-0.5, -0.5), 1), None, PrefixScore((-0.5,), 1)]
+    assert make_runner(ledger, backend=model).score_prefixes(requests) == scores
+    assert model.num_scored == 5  # the one without a score is requested again
+
+
+def test_a_backend_that_cannot_score_gives_none(ledger: Ledger) -> None:
+    assert make_runner(ledger).score_prefixes([Request(PROMPTS[0], prefill=(1,))]) == [None]
