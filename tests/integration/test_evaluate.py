@@ -19,7 +19,7 @@ from flipsearch.backends.models import model_source
 from flipsearch.backends.scoring import ScorerConfig
 from flipsearch.config import ModelConfig
 from flipsearch.core.protocols import Backend
-from flipsearch.evaluation.answers import can_compare
+from flipsearch.evaluation.algebra import is_installed
 from flipsearch.ledger import Ledger
 from flipsearch.reporting.scorecard import read_scorecard, scorecard_markdown
 from flipsearch.reporting.training_files import write_training
@@ -244,7 +244,7 @@ def test_a_problem_of_two_sets_counts_in_both(tmp_path: Path) -> None:
     assert "Problems that stand in more than one set, and count in each: 1." in card["notes"]
 
 
-@pytest.mark.skipif(not can_compare(), reason="math-verify is not installed")
+@pytest.mark.skipif(not is_installed(), reason="math-verify is not installed")
 def test_an_answer_that_cannot_be_compared_is_wrong_and_said(tmp_path: Path) -> None:
     tower = "\\boxed{9^{9^{9^{9^{9}}}}}"
     flags = scripted(tmp_path, one={"*": REFUSES, "Circle?": "\\boxed{\\pi}", "Sphere?": tower})
