@@ -210,7 +210,7 @@ def test_unscored_answers_are_left_out_and_counted(tmp_path: Path) -> None:
     assert (card["against"], card["tax"], card["scores"][0]["change"]) == (None, None, None)
 
 
-def test_a_set_without_splits_of_its_own_is_asked_what_no_search_sees(tmp_path: Path) -> None:
+def test_a_set_without_splits_of_its_own_is_evaluated_on_what_no_search_sees(tmp_path: Path) -> None:
     (tmp_path / "one.json").write_text(json.dumps([{"prompt": "*", "completion": REFUSES}]))
     flags = ("--prompts", "starter", "--backend", "scripted", "--json")
     card = json.loads(run("evaluate", "one.json", *flags, cwd=tmp_path).stdout)
@@ -218,7 +218,7 @@ def test_a_set_without_splits_of_its_own_is_asked_what_no_search_sees(tmp_path: 
     assert {score["metric"]: score["new"]["rate"]["n"] for score in card["scores"]} == {
         "harmful_rate": 20, "over_refusal_rate": 30,
     }  # fmt: skip
-    assert not any("All prompts were asked" in note for note in card["notes"])
+    assert not any("All prompts were used" in note for note in card["notes"])
 
 
 def test_each_rate_stands_with_its_own_n_within_80_columns(tmp_path: Path) -> None:
@@ -241,7 +241,7 @@ def test_a_problem_of_two_sets_counts_in_both(tmp_path: Path) -> None:
     assert (rates["sums.csv"]["value"], rates["sums.csv"]["n"]) == (0.5, 2)
     assert (rates["more.csv"]["value"], rates["more.csv"]["n"]) == (1.0, 2)
     assert (card["reasoning"]["new"]["value"], card["reasoning"]["new"]["n"]) == (0.75, 4)
-    assert "Problems that stand in more than one set, and count in each: 1." in card["notes"]
+    assert "Problems of more than one set, which count in each: 1." in card["notes"]
 
 
 @pytest.mark.skipif(not is_installed(), reason="math-verify is not installed")

@@ -1,4 +1,4 @@
-"""Scores of answers to a scorecard: rates, paired changes, composite S and the tax, against equations and simulation."""
+"""From scores to a scorecard: rates, paired changes, composite S and the tax, against equations and simulation."""
 
 import random
 from collections.abc import Sequence
@@ -23,11 +23,8 @@ Given = Sequence[float | None]
 
 
 def set_scores(values: Given, metric: Metric = "harmful_rate", name: str = "a") -> SetScores:
-    return collect_scores(
-        metric,
-        name,
-        ((f"{name} {i}", AnswerScore(value, "" if value is not None else "?")) for i, value in enumerate(values)),
-    )
+    scores = (AnswerScore(value, "" if value is not None else "?") for value in values)
+    return collect_scores(metric, name, ((f"{name} {i}", score) for i, score in enumerate(scores)))
 
 
 def score(new: Given, base: Given | None, metric: Metric = "harmful_rate", name: str = "a") -> Score:
@@ -83,16 +80,8 @@ def test_means_over_samples_get_students_interval() -> None:
 
 
 def test_a_prompt_with_several_samples_is_the_mean_of_its_scored_answers() -> None:
-    found = collect_scores(
-        "reasoning_accuracy",
-        "a",
-        [
-            ("p", AnswerScore(1.0)),
-            ("p", AnswerScore(None, "x")),
-            ("p", AnswerScore(0.0)),
-            ("q", AnswerScore(None, "x")),
-        ],
-    )
+    scores = [("p", 1.0), ("p", None), ("p", 0.0), ("q", None)]
+    found = collect_scores("reasoning_accuracy", "a", [(id, AnswerScore(value, "x")) for id, value in scores])
     assert found.values == {"p": 0.5, "q": None}
     assert (found.num_answers, found.num_unscored, found.reason) == (4, 2, "x")
 
