@@ -82,15 +82,14 @@ def collect_scores(metric: Metric, set_name: str, scores: Iterable[tuple[str, An
         scored = [score.value for score in group if score.value is not None]
         values[prompt_id] = sum(scored) / len(scored) if scored else None
     every = [score for group in by_prompt.values() for score in group]
-    reasons = Counter(
-        " ".join(score.reason.split())[:120] or "no reason given" for score in every if score.value is None
-    )
+    unscored = [score for score in every if score.value is None]
+    reasons = Counter(" ".join(score.reason.split())[:120] or "no reason given" for score in unscored)
     return SetScores(
         metric=metric,
         set_name=set_name,
         values=values,
         num_answers=len(every),
-        num_unscored=reasons.total(),
+        num_unscored=len(unscored),
         num_truncated=sum(score.is_truncated for score in every),
         num_incomparable=sum(score.is_incomparable for score in every),
         reason=reasons.most_common(1)[0][0] if reasons else "",
