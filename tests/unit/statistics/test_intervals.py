@@ -111,11 +111,11 @@ def test_last_bits_are_no_spread() -> None:
 @given(QUARTERS, st.randoms(use_true_random=False))
 def test_differences_are_antisymmetric(first: list[float], draw: random.Random) -> None:
     second = draw.sample(first, len(first))
-    first, second = paired_mean_difference(first, second), paired_mean_difference(second, first)
-    assert first.value is not None
-    assert first.value == pytest.approx(-(second.value or 0))
-    assert (first.low, first.high) == pytest.approx((-second.high, -second.low))
-    assert -1 <= first.low <= first.value <= first.high <= 1
+    change, mirror = paired_mean_difference(first, second), paired_mean_difference(second, first)
+    assert change.value is not None
+    assert change.value == pytest.approx(-(mirror.value or 0))
+    assert (change.low, change.high) == pytest.approx((-mirror.high, -mirror.low))
+    assert -1 <= change.low <= change.value <= change.high <= 1
 
 
 def test_no_values_give_the_whole_range() -> None:
@@ -146,8 +146,8 @@ def test_coverage_of_a_mean_and_of_a_difference_is_near_its_level() -> None:
         skills = [draw.uniform(0.1, 1.0) for _ in range(60)]
         first = [mean_of_samples(draw, skill, 4) for skill in skills]
         second = [mean_of_samples(draw, skill - 0.1, 4) for skill in skills]
-        first, change = mean_interval(first), paired_mean_difference(second, first)
-        covered[0] += first.low <= 0.55 <= first.high
+        mean, change = mean_interval(first), paired_mean_difference(second, first)
+        covered[0] += mean.low <= 0.55 <= mean.high
         covered[1] += change.low <= -0.1 <= change.high
     assert all(0.93 <= count / 1500 <= 0.97 for count in covered), covered
 
