@@ -1,14 +1,16 @@
-"""The settings of a study: from flags and TOML, checked before any model is loaded.
+"""The settings of every command: pydantic models that options, TOML files and Python signatures are made from.
 
-An unknown key is an error with near names; a value out of range says what was expected. This module knows neither
-models nor prompts: names are resolved by the registry and the rooms.
+A setting is one field. Its docstring is the help text of its option, its type and bounds are checked before any model
+is loaded, and `Flag` says how the option is written where the name does not. This module knows neither models nor
+prompts: what a name refers to is checked where such things live.
 """
 
 import json
 import tomllib
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
@@ -17,141 +19,173 @@ from flipsearch.core.records import Placement, Sampling, Split, content_id
 from flipsearch.core.samples import SampleRule
 from flipsearch.core.trainings import Control, Method
 
-Thinking = Literal["auto", "on", "off"]
-BackendName = Literal["transformers", "vllm", "http", "scripted"]
-Settings = TypeVar("Settings", bound=BaseModel)
 MAX_TOKENS = 1024
-"""Most completion tokens where neither the user nor the model says otherwise."""
+"""Completion tokens at most where neither the user nor the model says otherwise."""
 REWRITE_TOKENS = 2048
-"""Most tokens of a reply that holds a rewritten context: a model may think before it writes."""
+"""Tokens at most of a reply that holds a rewritten context: a model may think before it writes."""
 SELF = "self"
-"""As the model that rewrites: the searched model."""
+"""As the rewriter: the searched model."""
 ENDPOINTS = ("http://", "https://")
-"""What the name of a model behind an endpoint begins with."""
 TRAININGS, EVALUATIONS = "trainings", "evaluations"
-"""Folders under the reports that hold no study, but the ledger of all trainings and that of all evaluations."""
+"""Folders under the reports that hold no study, but the ledgers of all trainings and of all evaluations."""
 UNITS = {"s": 1, "m": 60, "h": 3600}
-"""Seconds of a unit of time."""
-Fraction = Annotated[float, Field(ge=0, le=1)]
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """How a setting is written on the command line."""
+
+    names: tuple[str, ...] = ()
+    """All spellings, the usual one first; () is the field's name with dashes."""
+    metavar: str | None = None
+    is_argument: bool = False
+    """It is given by position."""
+    is_text: bool = False
+    """It may be written otherwise than its type, e.g. 15m."""
 
 
 def is_endpoint(model: str) -> bool:
-    """Return whether a model is behind an endpoint: then it is asked over HTTP, whatever else the settings say."""
+    """Return whether a model is behind an endpoint: it is then asked over HTTP, whatever else the settings say."""
     return model.startswith(ENDPOINTS)
 
 
 def seconds(value: Any) -> Any:
-    """Return the seconds that a text such as "90s", "15m" or "2h" means; anything else goes on to be checked."""
+    """Return the seconds that a text such as "90s", "15m" or "2h" means; anything else goes on to be validated."""
     if not isinstance(value, str) or value[-1:] not in UNITS:
         return value
     return float(value[:-1]) * UNITS[value[-1:]]
 
 
-class ModelConfig(BaseModel):
-    """Which model answers, and how: shared by every command that generates."""
+def as_sequence(value: Any) -> Any:
+    """Return a single text as a sequence of one: `context="best.txt"` is what most people write."""
+    return (value,) if isinstance(value, str) else value
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(as_sequence)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+PROMPT_FILES = Flag(metavar="PATH[:COLUMN]")
+TIME = Flag(("--time",), "SECONDS|90s|15m|2h", is_text=True)
+
+
+class ModelConfig(BaseModel):
+    """Which model answers which prompts, how, and who judges: shared by every command that generates."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     model: str = "pocket"
-    """Built-in name, local folder or hub id (org/name or org/name@revision)."""
-    backend: BackendName = "transformers"
-    thinking: Thinking = "auto"
-    """The chat template's thinking switch."""
+    """Built-in name (pocket), local folder, hub id org/name[@revision] or endpoint http(s)://HOST/v1#NAME."""
+    backend: str = "transformers"
+    """transformers, vllm, http, scripted or one that is installed; see `flipsearch list backends`."""
+    thinking: Literal["auto", "on", "off"] = "auto"
+    """The chat template's thinking switch: auto, on or off."""
     device: str = "auto"
-    """"auto", "cpu", "cuda" or "cuda:N"."""
+    """auto, cpu, cuda or cuda:N."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights: auto, float32, bfloat16 or float16."""
     max_model_len: Annotated[int, Field(ge=16)] | None = None
-    """vLLM's longest sequence in tokens; None is max_tokens and 3,072 more, or what the model holds if that is less."""
-    batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Rows a batch; None lets the backend choose."""
-    max_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Most completion tokens; None is 160 for the pocket model and 1,024 otherwise."""
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """vLLM's longest sequence in tokens (max_tokens and 3,072 more, or what the model holds if that is less)."""
+    batch_size: Count | None = None
+    """Rows per batch; halved automatically where memory is short (the backend chooses)."""
+    max_tokens: Count | None = None
+    """Completion tokens at most (pocket 160, others 1,024)."""
+    temperature: NonNegative = 0.0
     """0 is greedy decoding."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Nucleus mass, with a temperature."""
     top_k: Annotated[int, Field(ge=0)] = 0
+    """Most likely tokens kept, with a temperature; 0 keeps all."""
     prompts: str | None = None
-    """Built-in set or file with a label column; None: the pocket model's own set for it, "starter" for other models."""
-    harmful: tuple[str, ...] = ()
-    """Files of harmful prompts, PATH[:column]; they join `prompts`, which has no default beside them."""
-    benign: tuple[str, ...] = ()
-    """Files of benign prompts, PATH[:column]."""
+    """Built-in prompt set (pocket, starter) or file with labels (the model's own set, unless files are given)."""
+    harmful: Annotated[Texts, PROMPT_FILES] = ()
+    """File of harmful prompts; repeatable."""
+    benign: Annotated[Texts, PROMPT_FILES] = ()
+    """File of benign prompts; repeatable."""
     judge: str = ""
-    """A judge, with options or a panel as judging.spec says: a name, or the path of a judge file or folder; "" is
-    "refusal" for the pocket model, whose answers it knows, and "compact" for any other."""
+    """A judge J(option=value), or a panel J+J:any (:all, :majority, :mean) (compact; pocket: refusal)."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    contexts: tuple[str, ...] = ()
-    """Extra template files or folders."""
+    """Seed of sampling, and of a search or a training."""
+    contexts: Annotated[Texts, Flag(metavar="PATH")] = ()
+    """More context templates: a .j2 file or a folder; repeatable."""
     max_prompts: Annotated[int, Field(ge=2)] | None = None
-    """Most prompts a split and kind; None takes all."""
+    """Prompts at most per split and kind (all)."""
 
     def sampling(self) -> Sampling:
-        """Return how completions are drawn."""
+        """Return how completions are sampled."""
         return Sampling(self.max_tokens or MAX_TOKENS, self.temperature, self.top_p, self.top_k, self.seed)
 
     def longest_completion(self) -> int:
-        """Return the most tokens that a model of these settings is asked to write."""
+        """Return the most tokens that a model with these settings is asked to write."""
         return self.sampling().max_tokens
+
+    def same_model(self, model: str) -> Self:
+        """Return the settings that load another model the same way; behind an endpoint, that decides how."""
+        remote = {"backend": "http", "thinking": "auto", "device": "auto", "dtype": "auto"}
+        return self.model_copy(update={"model": model} | (remote if is_endpoint(model) else {}))
+
+    @staticmethod
+    def free_fields() -> set[str]:
+        """Return the settings that change no result: they may differ when a command is continued."""
+        return {"reports", "batch_size", "device", "max_model_len"}
+
+    def identity(self, *more: object) -> str:
+        """Return a hash of the settings that change results, and of `more`."""
+        return content_id(self.model_dump(mode="json", exclude=self.free_fields()), *more)
 
 
 class ReportConfig(ModelConfig):
     """A study: a folder of its own under the reports."""
 
     study: str | None = None
-    """Name of the study's folder; None derives one from the settings, so the same command continues."""
+    """Name of the study's folder (derived from the settings, so that the same command continues)."""
     reports: Path = Path("reports")
     """Folder of the studies."""
-    samples: Annotated[int, Field(ge=1)] = 1
-    """Samples of each prompt; more than one needs a temperature."""
-    unsafe_at: Annotated[int, Field(ge=1)] = 1
-    """A prompt is unsafe from so many unsafe draws on."""
-    second_judges: tuple[str, ...] = ()
-    """Judges that have a column each for finalists and placebos, and decide nothing."""
+    samples: Annotated[int, Field(ge=1), Flag(metavar="M")] = 1
+    """Samples per prompt; more than one needs a temperature."""
+    unsafe_at: Annotated[int, Field(ge=1), Flag(metavar="m")] = 1
+    """A prompt is unsafe from this many unsafe samples on."""
+    second_judges: Annotated[Texts, Flag(("--second-judge",), metavar="JUDGE")] = ()
+    """A judge with columns of its own, which decides nothing; repeatable."""
 
     @model_validator(mode="after")
     def _check_study(self) -> Self:
         first = next(iter(Path(self.study or "").parts), "")
         if first.startswith("_") or first in (TRAININGS, EVALUATIONS):
             raise ConfigError(
-                f"study = '{self.study}', expected a name that does not begin with '_' and is neither '{TRAININGS}' "
-                f"nor '{EVALUATIONS}': these folders under the reports hold something else; give another --study name."
+                f"--study is '{self.study}', expected a name that does not begin with '_' and is neither "
+                f"'{TRAININGS}' nor '{EVALUATIONS}': these folders under the reports hold something else."
             )
         return self
 
     @model_validator(mode="after")
-    def _check_draws(self) -> Self:
+    def _check_samples(self) -> Self:
         if self.unsafe_at > self.samples:
             raise ConfigError(
-                f"unsafe_at = {self.unsafe_at}, expected 1 to samples = {self.samples}: "
-                "no prompt can have more unsafe draws than draws; give more --samples or a lower --unsafe-at."
+                f"--unsafe-at is {self.unsafe_at}, expected 1 to --samples ({self.samples}): "
+                "no prompt can have more unsafe samples than samples."
             )
         if self.samples > 1 and self.temperature == 0:
             raise ConfigError(
-                f"samples = {self.samples}, but greedy decoding gives the same answer each time; "
+                f"--samples is {self.samples}, but greedy decoding gives the same answer each time; "
                 "give a --temperature (0.7 is usual) or leave --samples out."
             )
         return self
 
     def sample_rule(self) -> SampleRule:
-        """Return how often a prompt is drawn, and when it is unsafe."""
+        """Return how often a prompt is sampled, and when it counts as unsafe."""
         return SampleRule(self.samples, self.unsafe_at)
 
     @staticmethod
     def free_fields() -> set[str]:
-        """Return the settings that a continued study may change: they change no result of what is already done."""
+        """Return the settings that a continued study may change: they change no result that is already there."""
         budgets, after = {"num_contexts", "budget_tokens", "time_s"}, {"depths", "benign_context", "second_judges"}
-        return {"study", "reports", "best", "batch_size", "device", "max_model_len"} | budgets | after
-
-    def identity(self, *more: object) -> str:
-        """Return a hash of the settings that change results, and of `more`."""
-        return content_id(self.model_dump(mode="json", exclude=self.free_fields() | self.unused_fields()), *more)
-
-    def unused_fields(self) -> set[str]:
-        """Return the settings that mean what every study was before they were there: studies keep their names."""
-        return {"samples", "unsafe_at"} if self.samples == 1 else set()
+        return ModelConfig.free_fields() | {"study", "best"} | budgets | after
 
     def study_name(self, *more: object) -> str:
-        """Return the folder name: the given one, or model and hash of the settings."""
+        """Return the folder's name: the given one, or model and hash of the settings and of `more`."""
         short = Path(self.model).name.rpartition("#")[2].split("@")[0].lower()
         return self.study or f"{short}-{self.identity(*more)[:6]}"
 
@@ -161,41 +195,42 @@ class StudyConfig(ReportConfig):
 
     best: Path = Path("best.txt")
     """Where the winning text is copied to, with its card (.json) beside it."""
-    num_contexts: Annotated[int, Field(ge=1)] = 64
-    """Different contexts to propose, placebos not counted."""
-    cohort_size: Annotated[int, Field(ge=1)] = 16
-    """Contexts asked of the sampler and raced together."""
-    budget_tokens: Annotated[int, Field(ge=1)] | None = None
-    """Completion tokens that the study rests on, cached ones too; near them no more contexts are proposed."""
-    time_s: Annotated[float, BeforeValidator(seconds), Field(gt=0, allow_inf_nan=False)] | None = None
-    """Seconds of this launch, or e.g. "90s", "15m", "2h"; near their end no more contexts are proposed."""
-    templates: tuple[str, ...] = ()
-    """Templates to search; () is every one with role "context"."""
-    placements: tuple[Placement, ...] = ()
-    """Placements to search; () is every one that a template allows."""
+    num_contexts: Annotated[int, Field(ge=1), Flag(("--num-contexts", "--trials"))] = 64
+    """Contexts to propose, placebos not counted."""
+    cohort_size: Count = 16
+    """Contexts raced together."""
+    budget_tokens: Count | None = None
+    """Stop near this many completion tokens, cached ones counted (no budget)."""
+    time_s: Annotated[Positive | None, BeforeValidator(seconds), TIME] = None
+    """Stop near this time, counted for this launch (no limit)."""
+    templates: Annotated[Texts, Flag(("--template",), metavar="NAME")] = ()
+    """Search this template only; repeatable (all with role "context")."""
+    placements: Annotated[
+        tuple[Placement, ...], BeforeValidator(as_sequence), Flag(("--placement",), metavar="NAME")
+    ] = ()
+    """Search this placement only: system, before, after or around; repeatable (all that a template allows)."""
     breed: Fraction = 0.5
-    """Share of the contexts that operators make out of the best so far; 0 is templates alone."""
-    rewriter: str | None = None
-    """The model that the operator `rewrite` asks for children; "self" is the searched model, None is no operator."""
-    screen: Annotated[int, Field(ge=1)] = 4
-    """Contexts that are screened for each one raced; 1 is no screen. Where they are read, 64 a cohort at least; where
-    answers are begun, 2 at most for each."""
-    max_context_tokens: Annotated[int, Field(ge=1)] = 256
-    """Longest text that an operator may make."""
+    """Share of the contexts that operators make out of the best ones so far; 0 is templates alone."""
+    rewriter: Annotated[str | None, Flag(metavar="MODEL")] = None
+    """Let this model rewrite contexts, knowing where they failed; self is the searched one (none)."""
+    screen: Count = 4
+    """Contexts screened for each one raced; 1 is no screen."""
+    max_context_tokens: Count = 256
+    """Longest text that an operator may make, in tokens."""
     max_over_refusal: Fraction = 0.10
-    """Cap on the over-refusal rate: the constraint of the search."""
+    """Cap on the share of benign prompts that are refused."""
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Highest probability that the race cuts the best context within the cap."""
+    """Highest probability that the race prunes the best context within the cap."""
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    """Contexts are held back from the last rungs while none is likely (alpha) to be better by more than this."""
-    confirm_judge: str | None = None
-    """The judge that decides on the confirm split, better of another family; None is the one that searches."""
-    first_rung: Annotated[int, Field(ge=1)] = 16
+    """Contexts are stopped early while none is likely to be better by more than this."""
+    confirm_judge: Annotated[str | None, Flag(metavar="JUDGE")] = None
+    """Another judge, better of another family, that decides on the confirm split (the same)."""
+    first_rung: Count = 16
     """Harmful prompts of the first rung; each further rung doubles them."""
-    num_finalists: Annotated[int, Field(ge=1)] = 5
-    """Arms that are measured on the confirm split."""
-    depths: tuple[Annotated[int, Field(ge=0)], ...] = (8, 32, 128)
-    """Measure finalists after so many tokens of the unsafe answer, too; () or (0,) only from its beginning."""
+    num_finalists: Count = 5
+    """Contexts measured on the confirm split."""
+    depths: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Flag(("--depth",), metavar="TOKENS")] = (8, 32, 128)
+    """Measure finalists after this many tokens of the unsafe answer, too; repeatable; 0 is none."""
     benign_context: bool = True
     """Choose a context for the benign prompts of a training."""
 
@@ -203,96 +238,96 @@ class StudyConfig(ReportConfig):
     def _check_rewriter(self) -> Self:
         if self.rewriter is not None and self.breed == 0:
             raise ConfigError(
-                f"rewriter = {self.rewriter!r}, but breed = 0 makes no contexts out of others; "
-                "give a larger breed (0.5 is usual) or leave the rewriter out."
+                f"--rewriter is '{self.rewriter}', but --breed 0 makes no contexts out of others; "
+                "give a larger --breed (0.5 is usual) or leave --rewriter out."
             )
         return self
-
-    def unused_fields(self) -> set[str]:
-        """Return the settings that mean what every study was before they were there: studies keep their names."""
-        return super().unused_fields() | {name for name in ("rewriter", "confirm_judge") if getattr(self, name) is None}
 
     def rewriter_config(self) -> "StudyConfig | None":
         """Return the settings that load the model that rewrites, those of the search for "self"; None without one."""
         if self.rewriter is None:
             return None
-        if is_endpoint(self.rewriter):  # where and how it runs is the endpoint's own
-            here = {"backend": "http", "thinking": "auto", "device": "auto", "dtype": "auto"}
-            return self.model_copy(update={"model": self.rewriter, **here})
-        return self.model_copy(update={"model": self.model if self.rewriter == SELF else self.rewriter})
+        return self.same_model(self.model if self.rewriter == SELF else self.rewriter)
 
     def longest_completion(self) -> int:
-        """Return the most tokens that a model of these settings is asked to write."""
+        """Return the most tokens that a model with these settings is asked to write."""
         return max(super().longest_completion(), REWRITE_TOKENS if self.rewriter else 0)
 
 
 class ScoreConfig(ReportConfig):
-    """Scoring of contexts that the user already has."""
+    """A measurement of contexts that the user already has."""
 
     placement: Placement | None = None
-    """Where the texts go; None is a card's own placement, else the system message."""
+    """Where the texts go: system, before, after or around (a card's own placement, else system)."""
     split: Split | None = None
-    """Score on one split; None takes every prompt."""
+    """Score on one split: search, confirm, training or evaluation (all prompts)."""
 
 
 class TrainConfig(ModelConfig):
     """A training: `model` is what is trained."""
 
-    context: Annotated[tuple[str, ...], Field(min_length=1)]
-    """Text, .txt file, card or template; with several, each harmful prompt is routed to the first that flips it."""
+    context: Annotated[Texts, Field(min_length=1)]
+    """best.txt, a card, a text or a template; with several, each harmful prompt goes to the first that flips it."""
     benign_context: str | None = None
-    """What the teacher reads benign prompts under; None: without a context, as the student does."""
-    control: Control | None = None
-    """What stands in the context's place, to see what its meaning is worth."""
+    """Context that the teacher sees with benign prompts (none)."""
+    control: Annotated[Control | None, Flag(("--context-control",))] = None
+    """Put this in the context's place, to see what its meaning is worth: empty, neutral or shuffled."""
     gate: bool = False
-    """Leave out harmful prompts that the teacher answers unsafely under the context; always so with several."""
+    """Leave out harmful prompts that the context does not make safe; always so with several contexts."""
     method: Method = "opsa"
-    teacher: str | None = None
-    """The model whose answers "sft-teacher" learns from."""
+    """opsa, sft-self, sft-teacher."""
+    teacher: Annotated[str | None, Flag(metavar="MODEL")] = None
+    """The model whose answers sft-teacher learns from."""
     name: str | None = None
-    """Name of the checkpoint's folder; None derives one from the settings."""
+    """Name of the checkpoint's folder (derived from the settings)."""
     checkpoints: Path = Path("checkpoints")
     """Folder of the checkpoints."""
     reports: Path = Path("reports")
-    """Where the ledger of the answers asked before training lies."""
+    """Folder with the ledger of the answers that are judged before training."""
     resume: bool = False
-    """Go on from the last state saved."""
+    """Continue from the last state that was saved."""
     split: Literal["search", "confirm", "training", "all"] | None = None
-    """Which prompts; None is all but those of the evaluation, "all" is for sets that will not be evaluated on."""
-    temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.6
-    epochs: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 3.0
-    max_steps: Annotated[int, Field(ge=1)] | None = None
-    """Optimizer steps; None follows from `epochs`."""
-    learning_rate: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """None is the paper's 1e-5, or the pocket model's own."""
-    train_batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Prompts an optimizer step; None is the paper's 64, or the pocket model's own."""
-    micro_batch_size: Annotated[int, Field(ge=1)] | None = None
-    """Rows a backward pass; None is the whole batch on a CPU and one row on a GPU. Changes rounding alone."""
+    """Prompts: search, confirm, training, or all, for sets that are not evaluated on (all but evaluation)."""
+    temperature: NonNegative = 0.6
+    """Of the rollouts; 0 is greedy decoding."""
+    epochs: Positive = 3.0
+    """Passes over the prompts (pocket 6)."""
+    max_steps: Count | None = None
+    """Optimizer steps, instead of epochs."""
+    learning_rate: Positive | None = None
+    """Of AdamW (1e-5; pocket 3e-4)."""
+    train_batch_size: Count | None = None
+    """Prompts per optimizer step (64; pocket 32)."""
+    micro_batch_size: Count | None = None
+    """Rows per backward pass; changes memory and rounding alone (the whole batch on a CPU, one row on a GPU)."""
     warmup_share: Fraction = 0.1
-    """Of the steps; a cosine follows."""
-    weight_decay: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    max_grad_norm: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 1.0
-    """0 clips nothing."""
-    forward_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
-    reverse_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.5
-    jensen_shannon_weight: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Share of the steps; a cosine follows."""
+    weight_decay: NonNegative = 0.0
+    """Of AdamW."""
+    max_grad_norm: NonNegative = 1.0
+    """Clip of the gradient norm; 0 clips nothing."""
+    forward_weight: NonNegative = 0.5
+    """Weight of KL(teacher || student)."""
+    reverse_weight: NonNegative = 0.5
+    """Weight of KL(student || teacher)."""
+    jensen_shannon_weight: NonNegative = 0.0
+    """Weight of the Jensen-Shannon divergence."""
     support: Annotated[int, Field(ge=0)] = 0
-    """Compare on so many of the teacher's likeliest tokens; 0 is the whole vocabulary."""
+    """Compare on this many of the teacher's likeliest tokens; 0 is the whole vocabulary."""
     tail: Literal["renormalised", "bucket"] = "renormalised"
-    """What becomes of the tokens outside of `support`."""
-    clip: Annotated[float, Field(gt=0, allow_inf_nan=False)] | None = None
-    """A token's divergence counts at most this much; None: no clip."""
-    horizon: Annotated[int, Field(ge=1)] | None = None
-    """Only the first so many tokens of a completion count; None: all."""
-    lora: Annotated[int, Field(ge=0)] = 0
-    """Rank of LoRA adapters; 0 trains all weights."""
+    """What becomes of the tokens outside of `support`: renormalised or bucket."""
+    clip: Positive | None = None
+    """A token's divergence counts this much at most (no clip)."""
+    horizon: Count | None = None
+    """Only the first tokens of a completion count, this many (all; pocket 40)."""
+    lora: Annotated[int, Field(ge=0), Flag(metavar="RANK")] = 0
+    """Train LoRA adapters of this rank; 0 trains all weights."""
     gradient_checkpointing: bool = False
     """Less memory, more time."""
     save_steps: Annotated[int, Field(ge=0)] | None = None
-    """Save the state every so many steps; 0 never, None five times in all."""
-    report_to: tuple[str, ...] = ()
-    """Where transformers reports the steps too: tensorboard, wandb, …"""
+    """Save the state every so many steps; 0 never (five times in all)."""
+    report_to: Annotated[Texts, Flag(metavar="NAME")] = ()
+    """Where transformers reports the steps too: tensorboard, wandb, …; repeatable."""
 
     @staticmethod
     def free_fields() -> set[str]:
@@ -301,40 +336,57 @@ class TrainConfig(ModelConfig):
         return places | {"batch_size", "device", "micro_batch_size", "gradient_checkpointing"}
 
     def checkpoint_name(self, *more: object) -> str:
-        """Return the folder name: the given one, or model, method and hash of the settings and of `more`."""
+        """Return the folder's name: the given one, or model, method and hash of the settings and of `more`."""
         short = Path(self.model).name.split("@")[0].lower()
-        identity = content_id(self.model_dump(mode="json", exclude=self.free_fields()), *more)
-        return self.name or f"{short}-{self.method}-{identity[:6]}"
+        return self.name or f"{short}-{self.method}-{self.identity(*more)[:6]}"
 
 
 class EvalConfig(ModelConfig):
     """An evaluation: `model` is what is evaluated."""
 
-    against: str | None = None
-    """The base; None is the model that a checkpoint was made from, and nothing for any other model."""
+    model: Annotated[str, Flag(metavar="MODEL", is_argument=True)] = "pocket"
+    """What is evaluated: a checkpoint, another folder, or a hub id."""
+    against: Annotated[str | None, Flag(metavar="MODEL")] = None
+    """The base (what a checkpoint was made from, nothing for other models)."""
     split: Literal["search", "confirm", "training", "evaluation", "all"] = "evaluation"
-    """Which prompts: "evaluation" holds those that neither search nor training saw, "all" is for files of such."""
-    reasoning: tuple[str, ...] | None = None
-    """Built-in problem sets or files; None: the pocket model's own for models made from it, none for others."""
-    samples: Annotated[int, Field(ge=1)] = 1
-    """Answers a reasoning problem; more than one needs a temperature."""
-    max_problems: Annotated[int, Field(ge=1)] | None = None
-    """Most problems a set; None takes all. `max_prompts` is a set and kind here."""
+    """Prompts: evaluation holds those that neither search nor training saw; all is for files of such prompts."""
+    reasoning: Annotated[Texts | None, Flag(metavar="NAME|PATH")] = None
+    """Problems: arithmetic, or a file with question and answer; repeatable (the pocket model's own, else none)."""
+    samples: Count = 1
+    """Answers per problem; more than one needs a temperature."""
+    max_problems: Count | None = None
+    """Problems at most per set (all)."""
     reports: Path = Path("reports")
-    """Where the ledger of all evaluations lies, and the scorecards of models that are no checkpoints."""
+    """Folder with the ledger of all evaluations, and the scorecards of models that are no checkpoints."""
 
-    def identity(self, *more: object) -> str:
-        """Return a hash of the settings that change results, and of `more`."""
-        free = {"reports", "batch_size", "device", "max_model_len", "contexts"}
-        return content_id(self.model_dump(mode="json", exclude=free), *more)
+    @staticmethod
+    def free_fields() -> set[str]:
+        """Return the settings that change no result."""
+        return ModelConfig.free_fields() | {"contexts"}
+
+
+def flag_of(kind: type[BaseModel], name: str) -> Flag:
+    """Return how a setting is written on the command line."""
+    given = next((item for item in kind.model_fields[name].metadata if isinstance(item, Flag)), Flag())
+    return given if given.names else replace(given, names=(f"--{name.replace('_', '-')}",))
+
+
+def value_type(kind: type[BaseModel], name: str) -> tuple[type, bool]:
+    """Return bool, int, float, Path or, for what is written as text, str; and whether the setting holds several."""
+    annotation: Any = kind.model_fields[name].annotation
+    is_sequence = False
+    while arguments := [part for part in get_args(annotation) if part is not type(None)]:
+        is_sequence = is_sequence or get_origin(annotation) is tuple
+        annotation = arguments[0] if get_origin(annotation) is not Literal else str
+    return (str if flag_of(kind, name).is_text else annotation), is_sequence
 
 
 def make_config(kind: type[Settings], *sources: Mapping[str, Any]) -> Settings:
     """Return a config from mappings, later ones winning; None values are left out.
 
-    Raises ConfigError in one line: unknown key with near names, or value with what was expected.
+    Raises ConfigError in one line: an unknown key with near names, or the option, what it got and what was expected.
     """
-    merged = {k: v for source in sources for k, v in source.items() if v is not None}
+    merged = {key: value for source in sources for key, value in source.items() if value is not None}
     for key in merged:
         if key not in kind.model_fields:
             raise ConfigError(unknown_name("setting", key, kind.model_fields))
@@ -342,8 +394,10 @@ def make_config(kind: type[Settings], *sources: Mapping[str, Any]) -> Settings:
         return kind(**merged)
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in first["loc"])
-        raise ConfigError(f"{name} = {first['input']!r}: {first['msg']}.") from error
+        name, given = str(first["loc"][0]), first["input"]
+        if first["type"] == "missing":
+            raise ConfigError(f"{flag_of(kind, name).names[0]} is missing.") from error
+        raise ConfigError(f"{flag_of(kind, name).names[0]} is {given!r}: {first['msg']}.") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:

@@ -1,18 +1,84 @@
-"""Settings from keywords and a TOML file, checked and filled in."""
+"""Functions whose keywords are the settings of a config class, typed in their signature and explained in their help.
 
-from collections.abc import Mapping
+@takes(StudyConfig)
+def search(given: Given, *, progress: Progress | None = None) -> SearchResult: ...
+
+search(model="pocket", num_contexts=64, config="study.toml")
+"""
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import wraps
 from pathlib import Path
-from typing import Any
+from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from flipsearch.config import make_config, read_toml
-from flipsearch.defaults import Checked, resolve
+from flipsearch.config import ModelConfig, flag_of, make_config, read_toml, value_type
+from flipsearch.core.errors import ConfigError, unknown_name
+from flipsearch.defaults import resolve
+
+Config = TypeVar("Config", bound=ModelConfig)
+Rest = ParamSpec("Rest")
+Result = TypeVar("Result")
 
 
-def checked(kind: type[Checked], file: Path | None, settings: Mapping[str, Any]) -> Checked:
-    """Return the settings of a command, checked and with the defaults that go with the model."""
-    return resolve(make_config(kind, settings_of(file), settings))
+@dataclass(frozen=True, slots=True)
+class Given(Generic[Config]):
+    """Settings as they were given, not yet checked."""
+
+    kind: type[Config]
+    file: Mapping[str, Any]
+    """From the TOML file."""
+    keywords: Mapping[str, Any]
+    """From the call; they win over the file."""
+
+    def config(self) -> Config:
+        """Return the settings, checked and with the defaults that go with the model; raises ConfigError."""
+        return resolve(make_config(self.kind, self.file, self.keywords))
 
 
-def settings_of(file: Path | None) -> dict[str, Any]:
-    """Return the settings of a TOML file, none without one."""
-    return read_toml(file) if file else {}
+def takes(
+    kind: type[Config],
+) -> Callable[[Callable[Concatenate[Given[Config], Rest], Result]], Callable[..., Result]]:
+    """Turn a function of `Given` into one of keywords: the fields of `kind`, a TOML file `config`, its own ones."""
+
+    def decorate(function: Callable[Concatenate[Given[Config], Rest], Result]) -> Callable[..., Result]:
+        _, *own = inspect.signature(function).parameters.values()
+
+        @wraps(function)
+        def call(*positional: Any, config: Path | str | None = None, **keywords: Any) -> Result:
+            others = {parameter.name for parameter in own}
+            for name in keywords.keys() - others - kind.model_fields.keys():
+                raise ConfigError(unknown_name("setting", name, [*kind.model_fields, *others]))
+            file = read_toml(Path(config)) if config else {}
+            given = Given(kind, file, {name: value for name, value in keywords.items() if name not in others})
+            return function(given, *positional, **{name: keywords[name] for name in keywords.keys() & others})
+
+        fields = [parameter_of(kind, name) for name in kind.model_fields]
+        toml = inspect.Parameter("config", inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Path | str | None)
+        ahead = [parameter for parameter in own if parameter.kind is not inspect.Parameter.KEYWORD_ONLY]
+        behind = [parameter for parameter in own if parameter.kind is inspect.Parameter.KEYWORD_ONLY]
+        signature = inspect.signature(function).replace(parameters=[*ahead, *fields, toml, *behind])
+        call.__signature__ = signature  # type: ignore[attr-defined]
+        settings = "\n".join(f"    {name}: {field.description}" for name, field in kind.model_fields.items())
+        call.__doc__ = f"{inspect.cleandoc(function.__doc__ or '')}\n\nSettings:\n{settings}"
+        return call
+
+    return decorate
+
+
+def parameter_of(kind: type[ModelConfig], name: str) -> inspect.Parameter:
+    """Return the keyword of a setting; a sequence of texts may be given as one text."""
+    field = kind.model_fields[name]
+    typed, is_sequence = value_type(kind, name)
+    if is_sequence:
+        annotation: Any = Sequence[str] | str if typed is str else Sequence[int]
+    else:
+        choices = field.annotation if "Literal" in str(field.annotation) else typed
+        annotation = choices | str if typed is Path else choices
+        if flag_of(kind, name).is_text:
+            annotation |= float
+    if field.default is None:
+        annotation |= None
+    default = inspect.Parameter.empty if field.is_required() else field.default
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)

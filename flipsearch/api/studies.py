@@ -1,15 +1,14 @@
-"""he library's front door, a function a command: search, plan, score, train, … The command line calls nothing else.
+"""search, plan, score and report: contexts, their flip rates and their leaderboard.
 
-    settings --check--> names, prompts, judge, folder --load--> backend --search--> Study --write--> files
+    settings --check--> prompts, judges, folder --load--> models --search--> Study --write--> files
 
-Everything that can be wrong with the input is found before the model is loaded.
+Everything that can be wrong with the input is found before a model is loaded.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
 
-from flipsearch.api.settings import checked
+from flipsearch.api.settings import Given, takes
 from flipsearch.backends.base import check_model, check_rewriter
 from flipsearch.config import ScoreConfig, StudyConfig
 from flipsearch.core.progress import Progress
@@ -25,89 +24,80 @@ from flipsearch.searching.storage import write_storage
 from flipsearch.searching.study import run_study
 from flipsearch.templating.given import given_contexts
 from flipsearch.templating.library import load_library
-from flipsearch.workspace import (
-    Workspace,
-    mean_length,
-    study_folder,
-    with_human_labels,
-)
+from flipsearch.workspace import Workspace, mean_length, study_folder, with_human_labels
 
 
+@takes(StudyConfig)
 def search(
+    given: Given[StudyConfig],
     *,
-    config: Path | None = None,
     progress: Progress | None = None,
-    on_plan: "Callable[[SearchPlan], None] | None" = None,
-    **settings: Any,
+    on_plan: Callable[[SearchPlan], None] | None = None,
 ) -> SearchResult:
     """Search the context that flips most unsafe rollouts under the over-refusal cap, and write its report.
 
-    Settings are the fields of StudyConfig; `config` is a TOML file of them. The same settings again continue or, once
-    finished, return the same study. `announce` is given the plan before the first rollout.
-    Raises FlipsearchError in one line for anything that cannot be used.
+    The same settings again continue the study or, once it is finished, return it. `config` is a TOML file of settings;
+    keywords win over it. `on_plan` is called with the plan before the first rollout. Raises FlipsearchError in one line
+    for anything that cannot be used.
     """
-    planned, prompts = _planned(config, settings)
-    checked, budget = planned.config, Budget(planned)
-    check_best(checked.best)
-    with Workspace(checked, "search", prompts, progress, checked.study_name(), checked.rewriter_config()) as workspace:
-        told = forecast(planned, mean_length=workspace.ledger.mean_length())
-        workspace.launch(plan=told.as_dict())
+    setup, prompts = _prepare(given)
+    config, budget = setup.config, Budget(setup)
+    check_best(config.best)
+    with Workspace(config, "search", prompts, progress, config.study_name(), config.rewriter_config()) as workspace:
+        plan = forecast(setup, mean_length=workspace.ledger.mean_length())
+        workspace.launch(plan=plan.as_dict())
         if on_plan:
-            on_plan(told)
-        study = run_study(planned, workspace.runner, budget, workspace.rewriter, workspace.others)
-        write_storage(study, planned.space, workspace.folder)
-        return workspace.finish(study, checked.best if study.winner else None)
+            on_plan(plan)
+        study = run_study(setup, workspace.runner, budget, workspace.rewriter, workspace.others)
+        write_storage(study, setup.space, workspace.folder)
+        return workspace.finish(study, config.best if study.winner else None)
 
 
-def plan(*, config: Path | None = None, delta: float = 0.05, power: float = 0.8, **settings: Any) -> "SearchPlan":
-    """Return what a search would take (prompts, rollouts, tokens) and tell (which difference), without a model.
+@takes(StudyConfig)
+def plan(given: Given[StudyConfig], *, delta: float = 0.05, power: float = 0.8) -> SearchPlan:
+    """Return what a search takes (prompts, rollouts, tokens) and which difference it can detect, without a model.
 
-    Settings are those of `search`. `delta` is the difference of flip rates that the confirm split should find with
-    probability `power`. The length of a completion is taken from the study's ledger, if there is one.
+    `delta` is the difference of flip rates that the confirm split should detect with probability `power`. The length
+    of a completion is taken from the study's ledger, if there is one.
     """
-    planned, _ = _planned(config, settings)
-    Budget(planned)
-    check_model(planned.config)
-    if rewriter := planned.config.rewriter_config():
+    setup, _ = _prepare(given)
+    config = setup.config
+    Budget(setup)
+    check_model(config)
+    if rewriter := config.rewriter_config():
         check_rewriter(rewriter)
-    for judge in (planned.config.judge, planned.config.confirm_judge, *planned.config.second_judges):
-        if judge:
-            load_judge(judge)
-    length = mean_length(planned.config.reports / planned.config.study_name())
-    return forecast(planned, mean_length=length, delta=delta, power=power)
+    for judge in filter(None, (config.judge, config.confirm_judge, *config.second_judges)):
+        load_judge(judge)
+    length = mean_length(config.reports / config.study_name())
+    return forecast(setup, mean_length=length, delta=delta, power=power)
 
 
-def score(
-    context: str | Sequence[str], *, config: Path | None = None, progress: Progress | None = None, **settings: Any
-) -> SearchResult:
+@takes(ScoreConfig)
+def score(given: Given[ScoreConfig], context: str | Sequence[str], *, progress: Progress | None = None) -> SearchResult:
     """Measure contexts that you already have on every prompt of a set, beside the empty placebo.
 
     A context is a text, a .txt file, a card (best.json) or the name of a template (with its default parameters).
-    Settings are the fields of ScoreConfig.
     """
-    given = checked(ScoreConfig, config, settings)
+    config = given.config()
     texts = [context] if isinstance(context, str) else context
-    contexts = given_contexts(texts, load_library(given.contexts), given.placement)
+    contexts = given_contexts(texts, load_library(config.contexts), config.placement)
     ids = sorted(context.context_id for context in contexts)
-    name = given.study_name(ids)
-    prompts = prompts_of(given)
-    with Workspace(given, f"score {' '.join(ids)}", prompts, progress, name) as workspace:
+    name, prompts = config.study_name(ids), prompts_of(config)
+    with Workspace(config, f"score {' '.join(ids)}", prompts, progress, name) as workspace:
         workspace.launch()
-        return workspace.finish(
-            run_score(given, workspace.runner, contexts, prompts.prompts, name, workspace.others.second), None
-        )
+        study = run_score(config, workspace.runner, contexts, prompts.prompts, name, workspace.others.second)
+        return workspace.finish(study, None)
 
 
 def report(study: Path | str, *, reports: Path | None = None) -> SearchResult:
     """Write a finished study's files again, with what is known of its judge by now; nothing is generated or judged."""
     folder = study_folder(study, reports)
-    found = with_human_labels(read_study(folder), folder)
-    write_study(found, folder)
-    return SearchResult(found, folder, folder / "best.txt" if found.winner else None)
+    result = with_human_labels(read_study(folder), folder)
+    write_study(result, folder)
+    return SearchResult(result, folder, folder / "best.txt" if result.winner else None)
 
 
-def _planned(config: Path | None, settings: Mapping[str, Any]) -> "tuple[SearchSetup, PromptSet]":
-
-    given = checked(StudyConfig, config, settings)
-    library, prompts = load_library(given.contexts), prompts_of(given)
-    return prepare_search(given, library, prompts.prompts), prompts
+def _prepare(given: Given[StudyConfig]) -> tuple[SearchSetup, PromptSet]:
+    config = given.config()
+    library, prompts = load_library(config.contexts), prompts_of(config)
+    return prepare_search(config, library, prompts.prompts), prompts

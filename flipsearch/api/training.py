@@ -1,13 +1,11 @@
-"""train and evaluate."""
+"""train and evaluate: a checkpoint that behaves as under the context, and how it compares with its base."""
 
 from contextlib import nullcontext
-from pathlib import Path
-from typing import Any
 
-from flipsearch.api.settings import checked, settings_of
+from flipsearch.api.settings import Given, takes
 from flipsearch.backends.base import make_backend
 from flipsearch.backends.models import TRAINING_FILE
-from flipsearch.config import TRAININGS, EvalConfig
+from flipsearch.config import TRAININGS, EvalConfig, TrainConfig
 from flipsearch.core.progress import Progress
 from flipsearch.evaluation.plan import plan_evaluation
 from flipsearch.evaluation.run import run_evaluation
@@ -28,13 +26,14 @@ from flipsearch.workspace import (
 )
 
 
-def train(*, config: Path | None = None, progress: Progress | None = None, **settings: Any) -> TrainingResult:
+@takes(TrainConfig)
+def train(given: Given[TrainConfig], *, progress: Progress | None = None) -> TrainingResult:
     """Train a model towards what it does under a context, and write the checkpoint.
 
-    Settings are the fields of TrainConfig. A context card (best.json, or the one beside best.txt) says which model and
+    A context card (best.json, or the one beside best.txt) says which model and
     prompts it is for; what is given here wins. Raises FlipsearchError in one line for anything that cannot be used.
     """
-    inputs = train_inputs(settings_of(config), settings)
+    inputs = train_inputs(given.file, given.keywords)
     plan = plan_training(inputs, prompts_of(inputs.config))
     judge, place = load_judge(plan.config.judge), CheckpointFolder(plan.folder)
     if is_main_process():
@@ -53,15 +52,16 @@ def train(*, config: Path | None = None, progress: Progress | None = None, **set
     return TrainingResult(run, log, place.folder)
 
 
-def evaluate(*, config: Path | None = None, progress: Progress | None = None, **settings: Any) -> EvaluationResult:
+@takes(EvalConfig)
+def evaluate(given: Given[EvalConfig], *, progress: Progress | None = None) -> EvaluationResult:
     """Measure a model and the one it was made from on the same prompts and problems, and write the scorecard.
 
-    Settings are the fields of EvalConfig: `model` is evaluated, `against` is the base. The same settings again continue
+    `model` is evaluated, `against` is its base. The same settings again continue
     or, once finished, generate nothing. Raises FlipsearchError in one line for anything that cannot be used.
     """
-    given = checked(EvalConfig, config, settings)
-    plan = plan_evaluation(given, prompts_of(given))
-    judge = load_judge(given.judge)
+    config = given.config()
+    plan = plan_evaluation(config, prompts_of(config))
+    judge = load_judge(config.judge)
     is_checkpoint = (plan.path.parent / TRAINING_FILE).is_file()
     training = read_training(plan.path.parent) if is_checkpoint else None
     check_identities(judge)

@@ -1,6 +1,4 @@
-"""How a command tells what came of it: one JSON object, or text for people.
-
-What a person sees in the terminal: progress bars on stderr, the leaderboard and where things lie on stdout.
+"""What a person sees in the terminal: progress bars on stderr, results and where the files lie on stdout.
 
 Model output, prompts and contexts are printed as plain text: no markup, no control characters.
 """
@@ -9,10 +7,10 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
@@ -23,30 +21,34 @@ from flipsearch.core.files import printable
 from flipsearch.core.progress import Step
 from flipsearch.core.records import Context, Estimate, Rate
 from flipsearch.core.studies import Study, Trial
-from flipsearch.core.trainings import LogLine, TrainingRun
-
-
-def print_outcome(outcome: Any, json: bool, show: Callable[[Any], None]) -> None:
-    """Print what `as_dict` gives, or let `show` print it."""
-    if json:
-        print_json(outcome.as_dict())
-    else:
-        show(outcome)
-
-
-def show_outcome(outcome: Any, json: bool) -> None:
-    """Print a finished study."""
-    print_outcome(outcome, json, lambda done: show_study(done.study, done.folder, done.best_path))
-
 
 if TYPE_CHECKING:  # an error is one line, and waits for none of these
     from flipsearch.judging.accuracy import JudgeAccuracy
     from flipsearch.ledger.check import InFlight, LedgerCheck
     from flipsearch.reporting.rollout_table import Export
-    from flipsearch.results import JudgeCheck, JudgeFit, LabellingResult
+    from flipsearch.results import EvaluationResult, JudgeCheck, JudgeFit, LabellingResult, SearchResult, TrainingResult
     from flipsearch.searching.plan import SearchPlan, Span
 
+Shown = TypeVar("Shown", bound="Result")
+
+
+class Result(Protocol):
+    """What a command returns."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what --json prints."""
+        ...
+
+
 NUM_SHOWN = 10
+
+
+def print_result(result: Shown, json: bool, show: Callable[[Shown], None]) -> None:
+    """Print the dictionary of a result as one JSON object, or let `show` print it for people."""
+    if json:
+        print_json(result.as_dict())
+    else:
+        show(result)
 
 
 class Bars:
@@ -96,8 +98,9 @@ def bars() -> Iterator[Bars]:
         yield Bars(progress)
 
 
-def show_study(study: Study, folder: Path, best: Path | None) -> None:
+def show_study(result: "SearchResult") -> None:
     """Print the leaderboard and where the files lie."""
+    study, folder, best = result.study, result.folder, result.best_path
     console = Console(highlight=False)
     console.print(leaderboard_table(study))
     if any(study.is_over_cap(trial) for trial in study.trials):
@@ -345,24 +348,27 @@ def _estimate(one: Estimate, unit: float, digits: int) -> str:
     return f"{value} ({low}–{high})"
 
 
-def show_scorecard(rows: list[list[str]], remarks: list[str], path: Path) -> None:
+def show_scorecard(result: "EvaluationResult") -> None:
     """Print the figures as a table that fits into 80 columns, what one must know to read them, and where they lie."""
+    from flipsearch.reporting.scorecard import scorecard_remarks, scorecard_text
+
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold")
-    header, *figures = rows
+    header, *figures = scorecard_text(result.scorecard)
     for name in header:
         is_name = name in ("metric", "set")
         table.add_column(name, justify="left" if is_name else "right", no_wrap=name != "set", overflow="fold")
     for row in figures:
         table.add_row(*(Text(printable(cell)) for cell in row))
     console.print(table)
-    for remark in remarks:
+    for remark in scorecard_remarks(result.scorecard):
         console.print(Text(printable(remark), style="dim"))
-    console.print(Text(f"\n{'scorecard':<14}{path}"))
+    console.print(Text(f"\n{'scorecard':<14}{result.path}"))
 
 
-def show_training(run: TrainingRun, log: Sequence[LogLine], folder: Path) -> None:
+def show_training(result: "TrainingResult") -> None:
     """Print what was learnt from what, how the loss fell, and where the checkpoint lies."""
+    run, log, folder = result.run, result.log, result.folder
     console = Console(highlight=False)
     for routed in run.routed:
         context = routed.context

@@ -3,39 +3,32 @@
 from pathlib import Path
 from typing import Annotated
 
-import typer
-
-from flipsearch.commands.console import print_outcome
 from flipsearch.commands.options import Json, Reports, StudyPlace, option
 from flipsearch.core.errors import ConfigError
 
-app = typer.Typer(name="ledger", help="Check or export the ledger of a study.", rich_markup_mode=None)
 
-
-@app.command()
 def check(study: StudyPlace, reports: Reports = None, json: Json = False) -> None:
     """Read all of a ledger and say what it holds; exit 1 if something is wrong in it."""
-    from flipsearch.api import ledgers as api
+    from flipsearch.api import ledgers
     from flipsearch.commands import console
 
-    found = api.check_ledger(study, reports=reports)
-    print_outcome(found, json, console.show_ledger)
-    raise SystemExit(0 if found.is_sound else 1)
+    result = ledgers.check_ledger(study, reports=reports)
+    console.print_result(result, json, console.show_ledger)
+    raise SystemExit(0 if result.is_sound else 1)
 
 
-@app.command()
 def export(
     study: StudyPlace,
     to: Annotated[Path | None, option("File that ends in .jsonl, .csv or .parquet (JSON lines on stdout).")] = None,
     reports: Reports = None,
     json: Annotated[bool, option("Print a summary as one JSON object on stdout; with --to.", "--json")] = False,
 ) -> None:
-    """Write every rollout with its verdicts, a row each."""
-    from flipsearch.api import ledgers as api
+    """Write every rollout with its verdicts, one row each."""
+    from flipsearch.api import ledgers
     from flipsearch.commands import console
 
     if json and to is None:
         raise ConfigError("--json prints a summary of what was written to a file: give --to FILE with it.")
-    done = api.export_ledger(study, to=to, reports=reports)
+    result = ledgers.export_ledger(study, to=to, reports=reports)
     if to:
-        print_outcome(done, json, console.show_export)
+        console.print_result(result, json, console.show_export)

@@ -1,37 +1,62 @@
-"""The command line: the commands of flipsearch.commands under one name, and how they end.
+"""The command line: all commands under one name, and how they end.
 
 Results go to stdout, progress and errors to stderr. `--json` prints one JSON object. Exit codes: 0 done, 1 ran but
-fell short (nothing to flip, nothing beats the placebo), 2 bad input, 3 an error that we did not foresee, 130
+fell short (nothing to flip, nothing beats the placebo), 2 bad input, 3 an error that was not foreseen, 130
 interrupted. `--debug`, anywhere, shows the traceback of an error.
 """
 
 import sys
+from collections.abc import Sequence
 from typing import NoReturn
 
 import typer
 
 from flipsearch.commands import judges, ledgers, studies, training
+from flipsearch.commands.options import Command, with_options
 from flipsearch.core.errors import FlipsearchError
 
 DEBUG, INTERRUPTED = "--debug", 130
-app = typer.Typer(
-    name="flipsearch",
-    help="Search the privileged safety context that flips a model's unsafe rollouts.",
-    epilog="--debug, anywhere, shows the traceback of an error.",
-    add_completion=False,
-    rich_markup_mode=None,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-)
-for commands in (studies, training, judges, ledgers):
-    app.add_typer(commands.app)
+COMMANDS: dict[str, Command] = {
+    "search": studies.search,
+    "plan": studies.plan,
+    "score": studies.score,
+    "report": studies.report,
+    "list": studies.list_things,
+    "train": training.train,
+    "evaluate": training.evaluate,
+}
+GROUPS: dict[str, tuple[str, tuple[Command, ...]]] = {
+    "judge": ("Measure, correct or fit a judge by human labels.", (judges.check, judges.label, judges.fit)),
+    "ledger": ("Check or export the ledger of a study.", (ledgers.check, ledgers.export)),
+}
+
+
+def make_app(arguments: Sequence[str]) -> typer.Typer:
+    """Return the typer application; only commands that are named in `arguments` get the options of their settings."""
+    app = typer.Typer(
+        name="flipsearch",
+        help="Search the privileged safety context that flips a model's unsafe rollouts.",
+        epilog="--debug, anywhere, shows the traceback of an error.",
+        add_completion=False,
+        rich_markup_mode=None,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    )
+    for name, command in COMMANDS.items():
+        app.command(name)(with_options(command, is_run=name in arguments))
+    for name, (text, commands) in GROUPS.items():
+        group = typer.Typer(name=name, help=text, rich_markup_mode=None)
+        for command in commands:
+            group.command()(command)
+        app.add_typer(group)
+    return app
 
 
 def main() -> None:
     """Run the command line; whatever goes wrong is one line and an exit code, and a traceback only with --debug."""
     arguments = sys.argv[1:] or ["--help"]
     try:
-        code = app([argument for argument in arguments if argument != DEBUG], standalone_mode=False)
+        code = make_app(arguments)([text for text in arguments if text != DEBUG], standalone_mode=False)
     except FlipsearchError as error:
         if DEBUG in arguments:
             raise

@@ -1,63 +1,89 @@
-"""The flags that several commands share. None means: not given, so that the settings' own default holds."""
+"""Options of the command line, made from the config classes: a setting's docstring is its help text.
+
+A config class is imported for the command that runs alone, so that `flipsearch --help` does not wait for pydantic.
+"""
 
 from collections.abc import Callable
-from inspect import Parameter, Signature, get_annotations, signature
+from importlib import import_module
+from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
+if TYPE_CHECKING:
+    from flipsearch.config import ModelConfig
+
+Command = Callable[..., None]
+CONFIG_CLASSES: dict[str, str] = {}
+"""Name of a command -> the class in flipsearch.config whose fields are its options."""
+
 
 def option(help: str, *names: str, metavar: str | None = None) -> Any:
-    """Return a typer option; None means: not given, so that the settings' own default holds."""
+    """Return a typer option that shows no default: None means that it was not given."""
     return typer.Option(*names, help=help, show_default=False, metavar=metavar)
 
 
-Model = Annotated[str | None, option("pocket (the default), a local folder, or a hub id org/name[@revision].")]
-Backend = Annotated[str | None, option("transformers (the default), vllm, or scripted.")]
-Thinking = Annotated[str | None, option("The chat template's thinking switch: auto, on or off.")]
-Device = Annotated[str | None, option("auto, cpu, cuda or cuda:N.")]
-Dtype = Annotated[str | None, option("auto, float32, bfloat16 or float16.")]
-BatchSize = Annotated[int | None, option("Rows a batch; halved by itself where memory is short.")]
-MaxTokens = Annotated[int | None, option("Most completion tokens (pocket 160, others 1,024).")]
-Temperature = Annotated[float | None, option("0 (the default) is greedy decoding.")]
-Samples = Annotated[int | None, option("Samples of each prompt, with --temperature (1).", metavar="M")]
-UnsafeAt = Annotated[int | None, option("Unsafe draws from which on a prompt is unsafe (1).", metavar="m")]
-TopP = Annotated[float | None, option("Nucleus mass, with --temperature.")]
-TopK = Annotated[int | None, option("Most likely tokens kept, with --temperature; 0 keeps all.")]
-Prompts = Annotated[str | None, option("A built-in set (pocket, starter) or a file with labels.")]
-Harmful = Annotated[list[str] | None, option("File of harmful prompts; repeatable.", metavar="PATH[:COLUMN]")]
-Benign = Annotated[list[str] | None, option("File of benign prompts; repeatable.", metavar="PATH[:COLUMN]")]
-Judge = Annotated[
-    str | None,
-    option("A judge, J(option=value), or a panel J+J:any (:all, :majority, :mean). Default: compact; pocket refusal."),
-]
-SecondJudges = Annotated[
-    list[str] | None, option("A judge with a column of its own; repeatable.", "--second-judge", metavar="JUDGE")
-]
-Contexts = Annotated[
-    list[str] | None, option("More context templates: a .j2 file or a folder; repeatable.", metavar="PATH")
-]
-Templates = Annotated[list[str] | None, option("Search this template only; repeatable.", "--template", metavar="NAME")]
-Placements = Annotated[
-    list[str] | None, option("Search this placement only; repeatable.", "--placement", metavar="NAME")
-]
-Seed = Annotated[int | None, option("Seed of the search and of sampling (0).")]
-Reports = Annotated[Path | None, option("Folder of the studies (reports).")]
-StudyName = Annotated[str | None, option("Name of the study's folder; derived from the settings if not given.")]
-StudyPlace = Annotated[str, typer.Argument(help="A study's name or folder, or a ledger file.", metavar="STUDY")]
-Config = Annotated[Path | None, option("TOML file of settings; flags win over it.")]
+Config = Annotated[Path | None, option("TOML file of settings; options win over it.")]
 Json = Annotated[bool, option("Print one JSON object on stdout.", "--json")]
+Reports = Annotated[Path | None, option("Folder of the studies (reports).")]
+StudyPlace = Annotated[str, typer.Argument(help="A study's name or folder, or a ledger file.", metavar="STUDY")]
 
 
-def with_flags_of(other: Callable[..., None]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command, beside its own flags, those of another one, as keywords in `flags`."""
+def takes_settings(config_class: str) -> Callable[[Command], Command]:
+    """Mark a command whose keywords beyond its own parameters are the settings of a class in flipsearch.config."""
 
-    def widen(command: Callable[..., None]) -> Callable[..., None]:
-        own = [one for one in signature(command).parameters.values() if one.kind is not Parameter.VAR_KEYWORD]
-        widened: Any = command
-        widened.__signature__ = Signature([*own, *signature(other).parameters.values()])
-        widened.__annotations__ = get_annotations(other) | {one.name: one.annotation for one in own}
+    def mark(command: Command) -> Command:
+        CONFIG_CLASSES[command.__name__] = config_class
         return command
 
-    return widen
+    return mark
+
+
+def with_options(command: Command, *, is_run: bool) -> Command:
+    """Give a command the options of its settings if it is the one that runs; else it is only listed with its help."""
+    if command.__name__ not in CONFIG_CLASSES:
+        return command
+    own = [
+        parameter for parameter in signature(command).parameters.values() if parameter.kind is not Parameter.VAR_KEYWORD
+    ]
+    settings = []
+    if is_run:
+        kind = getattr(import_module("flipsearch.config"), CONFIG_CLASSES[command.__name__])
+        settings = [setting_option(kind, name) for name in kind.model_fields]
+    ahead = [parameter for parameter in own if parameter.default is Parameter.empty]
+    behind = [parameter for parameter in own if parameter.default is not Parameter.empty]
+    parameters = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in (*ahead, *settings, *behind)]
+
+    def run(**keywords: Any) -> None:
+        command(**keywords)
+
+    run.__doc__, widened = command.__doc__, cast(Any, run)
+    widened.__signature__ = Signature(parameters)
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return run
+
+
+def setting_option(kind: "type[ModelConfig]", name: str) -> Parameter:
+    """Return the option of one setting; what is typed is validated by the config class."""
+    from flipsearch.config import flag_of, value_type
+
+    field, flag = kind.model_fields[name], flag_of(kind, name)
+    typed, is_sequence = value_type(kind, name)
+    names, metavar, help = flag.names, flag.metavar, field.description or ""
+    if typed is bool and field.default:
+        names, help = (f" /--no-{name.replace('_', '-')}",), f"Do not {help[0].lower()}{help[1:]}"
+    elif typed is not bool and not field.is_required() and field.default not in (None, (), ""):
+        values = field.default if is_sequence else (f"{field.default:g}" if typed is float else field.default,)
+        help = f"{help.removesuffix('.')} ({', '.join(map(str, values))})."
+    if flag.is_argument:
+        argument = typer.Argument(help=field.description, metavar=metavar, show_default=False)
+        return Parameter(name, Parameter.KEYWORD_ONLY, annotation=Annotated[str, argument])
+    annotation: Any = list[typed] if is_sequence else typed  # type: ignore[valid-type]
+    shown = Annotated[annotation | None, option(help, *names, metavar=metavar)]
+    return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=shown)
+
+
+def given(settings: dict[str, Any]) -> dict[str, Any]:
+    """Return the settings that were typed."""
+    return {name: value for name, value in settings.items() if value is not None}

@@ -263,7 +263,7 @@ def test_an_interrupt_is_one_line_that_says_how_to_go_on(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("search", "--model", "organsm"), ("unknown model 'organsm'", "Did you mean pocket?")),
+        (("search", "--model", "pockt"), ("unknown model 'organsm'", "Did you mean pocket?")),
         (("search", "--model", "no/such/folder"), ("no/such/folder",)),
         (("search", "--judge", "refusl"), ("unknown judge 'refusl'", "Did you mean refusal?")),
         (("search", "--template", "plain_rul"), ("unknown context template 'plain_rul'", "plain_rule")),
@@ -271,20 +271,20 @@ def test_an_interrupt_is_one_line_that_says_how_to_go_on(tmp_path: Path) -> None
         (("search", "--contexts", "missing.j2"), ("missing.j2",)),
         (("search", "--harmful", "missing.csv"), ("missing.csv",)),
         (("search", "--config", "missing.toml"), ("missing.toml",)),
-        (("search", "--max-over-refusal", "2"), ("max_over_refusal",)),
+        (("search", "--max-over-refusal", "2"), ("--max-over-refusal is 2",)),
         (("search", "--placement", "sytem"), ("sytem",)),
         (("search", "--num-contexts", "x"), ("--num-contexts", "valid integer")),
         (("search", "--best", "best.json"), ("--best", "best.txt")),
         (("search", "--best", "."), ("--best",)),
         (("search", "--seed", "4294967296"), ("seed",)),
         (("search", "--temperature", "inf"), ("temperature",)),
-        (("search", "--samples", "3"), ("samples = 3", "greedy", "--temperature")),
-        (("score", "plain_rule", "--samples", "3"), ("samples = 3", "greedy", "--temperature")),
-        (("plan", "--samples", "3"), ("samples = 3", "greedy", "--temperature")),
-        (("search", "--unsafe-at", "2"), ("unsafe_at = 2", "samples = 1")),
-        (("search", "--temperature", "1", "--samples", "3", "--unsafe-at", "4"), ("unsafe_at = 4", "samples = 3")),
-        (("search", "--temperature", "1", "--samples", "0"), ("samples = 0",)),
-        (("score", "plain_rule", "--temperature", "1", "--samples", "2", "--unsafe-at", "0"), ("unsafe_at = 0",)),
+        (("search", "--samples", "3"), ("--samples is 3", "greedy", "--temperature")),
+        (("score", "plain_rule", "--samples", "3"), ("--samples is 3", "greedy", "--temperature")),
+        (("plan", "--samples", "3"), ("--samples is 3", "greedy", "--temperature")),
+        (("search", "--unsafe-at", "2"), ("--unsafe-at is 2", "--samples (1)")),
+        (("search", "--temperature", "1", "--samples", "3", "--unsafe-at", "4"), ("--unsafe-at is 4", "--samples (3)")),
+        (("search", "--temperature", "1", "--samples", "0"), ("--samples is 0",)),
+        (("score", "plain_rule", "--temperature", "1", "--samples", "2", "--unsafe-at", "0"), ("--unsafe-at is 0",)),
         (("search", "--device", "cuda:99"), ("cuda",)),
         (("search", "--model", "nobody/has-this-model"), ("nobody/has-this-model",)),
         (("search", "--backend", "scripted", "--model", "none.json"), ("none.json",)),
@@ -304,9 +304,9 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, arguments: tuple[str, ...],
 
 
 def test_an_error_is_json_too_if_asked_for(tmp_path: Path) -> None:
-    done = run("search", "--model", "organsm", "--json", cwd=tmp_path, code=2)
+    done = run("search", "--model", "pockt", "--json", cwd=tmp_path, code=2)
     assert json.loads(done.stdout)["exit_code"] == 2
-    assert "organsm" in json.loads(done.stdout)["error"]
+    assert "pockt" in json.loads(done.stdout)["error"]
 
 
 def test_another_command_never_overwrites_a_study(searched: tuple[Path, dict[str, Any]]) -> None:

@@ -298,13 +298,13 @@ def test_a_hostile_reason_stays_text_wherever_it_is_shown(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("organsm",), ("unknown model 'organsm'", "Did you mean pocket?")),
+        (("pockt",), ("unknown model 'pockt'", "Did you mean pocket?")),
         (("pocket", "--against", "missing/model/folder"), ("missing/model/folder",)),
         (("pocket", "--reasoning", "arithmatic"), ("unknown problem set 'arithmatic'", "Did you mean arithmetic?")),
         (("pocket", "--reasoning", "missing.jsonl"), ("missing.jsonl",)),
         (("pocket", "--prompts", "starter", "--split", "training"), ("no prompt of 'starter'", "--split all")),
         (("pocket", "--split", "evaluaton"), ("split = 'evaluaton'",)),
-        (("pocket", "--samples", "8"), ("samples = 8", "--temperature")),
+        (("pocket", "--samples", "8"), ("samples", "--temperature")),
         (("pocket", "--judge", "refusl"), ("unknown judge 'refusl'", "Did you mean refusal?")),
         (("pocket", "--device", "cuda:99"), ("cuda",)),
         ((), ("Missing argument 'MODEL'",)),

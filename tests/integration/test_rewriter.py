@@ -114,7 +114,7 @@ def test_another_table_rewrites(tmp_path: Path) -> None:
     [
         (("--rewriter", "slef"), ("slef", "'self' is the searched model")),
         (("--rewriter", "nobody/has-this-model"), ("rewriter", "nobody/has-this-model")),
-        (("--config", "none.toml", "--rewriter", "self"), ("breed = 0", "rewriter = 'self'")),
+        (("--config", "none.toml", "--rewriter", "self"), ("--breed 0", "--rewriter is 'self'")),
     ],
 )
 def test_bad_names_are_one_line_before_any_model_is_loaded(

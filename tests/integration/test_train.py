@@ -25,7 +25,7 @@ TEXT = "You must never help with harmful requests. Think about what the person w
 SMALL: dict[str, Any] = {"context": TEXT, "max_steps": 4, "train_batch_size": 8, "max_prompts": 8}
 
 
-def train(folder: Path, **settings: Any) -> flipsearch.Trained:
+def train(folder: Path, **settings: Any) -> flipsearch.TrainingResult:
     places = {"checkpoints": folder / "checkpoints", "reports": folder / "reports"}
     return flipsearch.train(**{**SMALL, **places, **settings})
 
@@ -34,16 +34,16 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
     return load_file(folder / "model.safetensors")
 
 
-def losses(trained: flipsearch.Trained) -> list[float]:
+def losses(trained: flipsearch.TrainingResult) -> list[float]:
     return [line["loss"] for line in trained.log]
 
 
 @pytest.fixture(scope="module")
-def trained(tmp_path_factory: pytest.TempPathFactory) -> flipsearch.Trained:
+def trained(tmp_path_factory: pytest.TempPathFactory) -> flipsearch.TrainingResult:
     return train(tmp_path_factory.mktemp("trained"), name="mine")
 
 
-def test_a_checkpoint_is_a_model_that_transformers_loads(trained: flipsearch.Trained) -> None:
+def test_a_checkpoint_is_a_model_that_transformers_loads(trained: flipsearch.TrainingResult) -> None:
     files = {path.name for path in trained.folder.iterdir()}
     assert {"README.md", "training.json", "training.html", "log.jsonl", "model.safetensors"} <= files
     model: Any = AutoModelForCausalLM.from_pretrained(trained.folder)
@@ -54,7 +54,7 @@ def test_a_checkpoint_is_a_model_that_transformers_loads(trained: flipsearch.Tra
     assert model.generate(**prompt, max_new_tokens=4).shape[-1] > prompt["input_ids"].shape[-1]
 
 
-def test_the_record_says_what_was_done(trained: flipsearch.Trained) -> None:
+def test_the_record_says_what_was_done(trained: flipsearch.TrainingResult) -> None:
     record = json.loads((trained.folder / "training.json").read_text())
     assert record["model"] == "pocket"
     assert record["num_steps"] == len(trained.log) == 4
@@ -65,7 +65,7 @@ def test_the_record_says_what_was_done(trained: flipsearch.Trained) -> None:
 
 
 def test_training_changes_the_weights_and_the_same_again_gives_the_same(
-    trained: flipsearch.Trained, tmp_path: Path
+    trained: flipsearch.TrainingResult, tmp_path: Path
 ) -> None:
     again = train(tmp_path)
     assert losses(again) == losses(trained)
@@ -76,7 +76,7 @@ def test_training_changes_the_weights_and_the_same_again_gives_the_same(
 
 
 def test_a_resume_goes_on_as_if_nothing_had_happened(
-    trained: flipsearch.Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trained: flipsearch.TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = StepLog.on_log
 
