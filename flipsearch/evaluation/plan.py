@@ -74,7 +74,7 @@ def plan_evaluation(config: EvalConfig, prompts: PromptSet) -> EvaluationPlan:
     """
     if config.samples > 1 and config.temperature == 0:
         raise ConfigError(
-            f"samples = {config.samples}, but greedy decoding gives the same answer each time; "
+            f"--samples is {config.samples}, but greedy decoding gives the same answer each time; "
             "give a --temperature (0.6 is usual) or leave --samples out."
         )
     check_model(config)

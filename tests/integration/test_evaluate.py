@@ -303,7 +303,7 @@ def test_a_hostile_reason_stays_text_wherever_it_is_shown(tmp_path: Path) -> Non
         (("pocket", "--reasoning", "arithmatic"), ("unknown problem set 'arithmatic'", "Did you mean arithmetic?")),
         (("pocket", "--reasoning", "missing.jsonl"), ("missing.jsonl",)),
         (("pocket", "--prompts", "starter", "--split", "training"), ("no prompt of 'starter'", "--split all")),
-        (("pocket", "--split", "evaluaton"), ("split = 'evaluaton'",)),
+        (("pocket", "--split", "evaluaton"), ("--split is 'evaluaton'",)),
         (("pocket", "--samples", "8"), ("samples", "--temperature")),
         (("pocket", "--judge", "refusl"), ("unknown judge 'refusl'", "Did you mean refusal?")),
         (("pocket", "--device", "cuda:99"), ("cuda",)),

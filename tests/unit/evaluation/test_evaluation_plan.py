@@ -116,9 +116,9 @@ def test_no_prompt_in_the_split_says_what_there_is_and_what_to_do(tmp_path: Path
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"samples": 4}, ConfigError, "samples = 4, but greedy decoding .* give a --temperature"),
-        ({"samples": 0}, ConfigError, "samples = 0"),
-        ({"split": "test"}, ConfigError, "split = 'test': .*'evaluation' or 'all'"),
+        ({"samples": 4}, ConfigError, "--samples is 4, but greedy decoding .* give a --temperature"),
+        ({"samples": 0}, ConfigError, "--samples is 0"),
+        ({"split": "test"}, ConfigError, "--split is 'test': .*'evaluation' or 'all'"),
         ({"reasoning": ["arithmatic"]}, PromptError, r"unknown problem set 'arithmatic'\. Did you mean arithmetic"),
         ({"reasoning": ["missing.csv"]}, PromptError, r"missing\.csv"),
         ({"against": "no/such/folder/here"}, BackendError, "no/such/folder/here"),
