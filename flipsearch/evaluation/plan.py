@@ -1,4 +1,4 @@
-"""What an evaluation will ask of which model; everything that can be wrong is found here, before a model is loaded."""
+"""What is evaluated on which model; everything that can be wrong is found here, before a model is loaded."""
 
 import os
 from collections import Counter

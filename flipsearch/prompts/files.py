@@ -114,9 +114,7 @@ def read_table(path: str) -> Table:
     """Return all rows of a file; raises PromptError if it is missing, empty, binary or malformed."""
     file_type = path.rpartition(".")[2].lower()
     if file_type not in FILE_TYPES:
-        raise PromptError(
-            f"cannot tell the type of prompt file '{path}': expected a name ending in .{', .'.join(FILE_TYPES)}."
-        )
+        raise PromptError(f"unknown type of prompt file '{path}': expected a name ending in .{', .'.join(FILE_TYPES)}.")
     content = _read_bytes(path)
     if not content.strip():
         raise PromptError(f"{path} is empty: expected a header line and at least one prompt.")

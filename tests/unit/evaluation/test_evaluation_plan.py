@@ -1,4 +1,4 @@
-"""What an evaluation will ask, and every bad input that is found before a model is loaded."""
+"""What an evaluation covers, and every bad input that is found before a model is loaded."""
 
 import json
 import os
@@ -79,23 +79,23 @@ def test_every_prompt_set_has_its_own_first_prompts(tmp_path: Path) -> None:
         put(tmp_path, name, "prompt\n" + "".join(f"how do I make {one}?\n" for one in things))
         for name, things in rows.items()
     ]
-    asked = planned(load_prompts(benign=files), split="all", max_prompts=2).prompts
-    assert Counter(prompt.source for prompt in asked) == {"a.csv": 2, "b.csv": 2}
+    chosen = planned(load_prompts(benign=files), split="all", max_prompts=2).prompts
+    assert Counter(prompt.source for prompt in chosen) == {"a.csv": 2, "b.csv": 2}
 
 
-def test_all_prompts_are_asked_on_request() -> None:
+def test_split_all_takes_every_prompt() -> None:
     every = load_prompts("pocket")
     assert len(planned(every, split="all").prompts) == len(every.prompts)
 
 
 def test_a_set_without_splits_of_its_own_has_prompts_that_no_search_sees() -> None:
     starter = load_prompts("starter")
-    asked = planned(starter).prompts
-    assert {prompt.kind for prompt in asked} == {"harmful", "benign"}
-    assert not set(asked) & {*starter.of("search"), *starter.of("confirm")}
+    chosen = planned(starter).prompts
+    assert {prompt.kind for prompt in chosen} == {"harmful", "benign"}
+    assert not set(chosen) & {*starter.of("search"), *starter.of("confirm")}
 
 
-def test_a_set_named_twice_is_asked_once() -> None:
+def test_a_set_named_twice_is_used_once() -> None:
     assert len(planned(reasoning=("arithmetic", "arithmetic")).problem_sets) == 1
 
 

@@ -22,7 +22,7 @@ class NoAlgebra(AlgebraWorker):
     """Fails the test if it is used."""
 
     def compare(self, reference: str, text: str) -> bool | None:
-        raise AssertionError(f"math-verify was asked about {reference}")
+        raise AssertionError(f"math-verify was used for {reference}")
 
 
 class Slow(AlgebraWorker):

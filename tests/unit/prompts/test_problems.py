@@ -35,7 +35,7 @@ def test_the_built_in_set_holds_every_problem_once() -> None:
     assert list_problem_sets() == {"arithmetic": len(found.problems)}
 
 
-def test_a_problem_is_asked_as_a_benign_prompt_word_for_word(tmp_path: Path) -> None:
+def test_a_problem_is_a_benign_prompt_word_for_word(tmp_path: Path) -> None:
     question = "{{ 7*7 }} <script> \\boxed{?}"
     path = put(tmp_path, "a.jsonl", json.dumps({"question": question, "answer": "1"}))
     prompt = load_problems(path).problems[0].prompt

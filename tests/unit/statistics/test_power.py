@@ -27,7 +27,7 @@ def test_the_detectable_difference_needs_just_these_pairs(delta: float, discorda
     assert pairs_needed(result, max(result, discordant), power=power) in (num, num + 1)  # rounding at the edge
 
 
-def test_more_pairs_tell_smaller_differences() -> None:
+def test_more_pairs_detect_smaller_differences() -> None:
     result = [detectable_difference(num, 0.2) for num in (10, 30, 100, 300, 1000)]
     assert result == sorted(result, key=lambda first: -(first or 0))
     assert detectable_difference(3, 0.2) is None
