@@ -1,15 +1,18 @@
-"""Where a study is worked on: its folder, its ledger, and the model and judge that it is measured with.
+"""A command's folder, ledger, judges and models: opened in this order, the costly ones last, and closed together.
 
-    judge --> folder and ledger --same study?--> model --same model?--> Runner --> Study --> files
+    with Workspace(folder, judge) as workspace:      every command that judges: search, score, train, evaluate
 
-A command that fails leaves the folders as they were.
+    with study_session(config, ...) as session:      search and score: the same study? the same model? --> Runner
+        session.finish(run_study(...))
+
+A command that fails before its first rollout or verdict leaves the folders as they were.
 """
 
-import shutil
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 from flipsearch.backends.base import check_model, check_rewriter, make_backend
@@ -28,6 +31,7 @@ from flipsearch.judging.labelling import load_labels
 from flipsearch.judging.library import OtherJudges, load_judge, remaining_memory_share, unload_after
 from flipsearch.judging.spec import respelled
 from flipsearch.ledger import Ledger
+from flipsearch.ledger.opening import open_ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.sets import PromptSet
 from flipsearch.reporting.card import context_card
@@ -38,104 +42,114 @@ SETTINGS_FILE, LEDGER_FILE, EVENTS_FILE = "study.toml", "ledger.db", "events.jso
 
 
 class Workspace:
-    """What a study works with: judge, folder, ledger and models, opened in this order, the costly ones last.
+    """The open folder of a command, with its ledger, judges and models.
 
-    `rewriter` are the settings of the model that rewrites contexts; where they name the same model, it is loaded once.
+    Judges are checked before the folder is made and unloaded at the end, whatever ends it.
     """
 
-    def __init__(
-        self,
-        config: ReportConfig,
-        command: str,
-        prompts: PromptSet,
-        progress: Progress | None,
-        name: str,
-        rewriter: ModelConfig | None = None,
-    ) -> None:
-        self.folder, self.prompts = config.reports / name, prompts
-        judge, confirm = load_judge(config.judge), getattr(config, "confirm_judge", None)
-        second = tuple(map(load_judge, config.second_judges))
-        self.others = OtherJudges(load_judge(confirm) if confirm else None, second)
-        """The judges beside the one that searches."""
-        check_model(config)
-        if rewriter:
-            check_rewriter(rewriter)
-        check_identities(judge, self.others.confirm, *second)
-        _check_human_labels(self.others.confirm or judge, self.folder)
-        with kept_on_success(self.folder) as self.ledger, ExitStack() as models:
-            self._same("command", command, "another command or other contexts")
-            self._same("prompts", prompts.prompts_id, "other prompts")
-            _write_settings(self.folder, config)
-            share = remaining_memory_share(judge, self.others.confirm, *self.others.second)
-            other = rewriter if rewriter and rewriter.model != config.model else None
-            if other:
-                check_rewriter(other, fetch=True)
-                share /= 2
-            backend = self._load("model", config, models, share)
-            self.rewriter: Backend | None = backend if rewriter else None
-            """The model that rewrites contexts; None without one."""
-            if other:
-                self.rewriter = self._load("rewriter", other, models, share)
-            models.enter_context(unload_after(judge, self.others.confirm, *self.others.second))
-            self._models = models.pop_all()
-        events, rule = Events(self.folder / EVENTS_FILE), config.sample_rule()
-        self.runner = Runner(backend, judge, self.ledger, config.sampling(), progress, events, rule)
-        self._command, self._config = command, config
+    def __init__(self, folder: Path, *judges: Judge | None) -> None:
+        check_identities(*judges)
+        self.folder, self.judges = folder, [judge for judge in judges if judge is not None]
+        self._open = ExitStack()
 
     def __enter__(self) -> "Workspace":
+        self.ledger = self._open.enter_context(open_ledger(self.folder / LEDGER_FILE))
+        self._open.enter_context(unload_after(*self.judges))
         return self
 
-    def __exit__(self, *_: object) -> None:
-        try:
-            self._models.close()
-        finally:
-            self.ledger.close()
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, traceback)
 
-    def launch(self, **facts: Any) -> None:
-        """Tell that the work begins: the command, its settings, the versions, and `facts`."""
-        settings, versions = self._config.model_dump(mode="json"), package_versions(RESULT_PACKAGES)
-        self.runner.emit("launch", command=self._command.split()[0], settings=settings, versions=versions, **facts)
-
-    def finish(self, study: Study, best: Path | None) -> SearchResult:
-        """Write the files of a finished study, with what the prompts' files gave to note."""
-        settings = {**study.settings, "prompts_id": self.prompts.prompts_id}
-        study = replace(study, settings=settings, notes=(*self.prompts.notes, *study.notes))
-        study = with_human_labels(study, self.folder)
-        write_study(study, self.folder)
-        if best:
-            write_best(study, best)
-        self._log_done(study)
-        return SearchResult(study, self.folder, best)
-
-    def _load(self, role: str, config: ModelConfig, models: ExitStack, memory_share: float) -> Backend:
-        """Load a model that `models` will close, the same one as whenever this study was worked on before."""
+    def load(self, role: str, config: ModelConfig, memory_share: float) -> Backend:
+        """Load a model that is unloaded at the end; StudyError if this folder was worked on with another one."""
         backend = make_backend(config, memory_share=memory_share)
-        models.callback(backend.close)
-        self._same(role, backend.model_id, f"another {role}, precision or chat template")
+        self._open.callback(backend.close)
+        self.require_same(role, backend.model_id, f"another {role}, precision or chat template")
         return backend
 
-    def _log_done(self, study: Study) -> None:
+    def require_same(self, key: str, value: str, what: str) -> None:
+        """Note what the folder is about, once; StudyError if it is about something else."""
+        if self.ledger.note(key, value).value != value:
+            raise StudyError(f"study '{self.folder.name}' was started with {what}; give another --study name.")
+
+
+@dataclass(frozen=True)
+class StudySession:
+    """A study that can be run: its settings, prompts, models and judges, at its open folder."""
+
+    workspace: Workspace
+    config: ReportConfig
+    command: str
+    prompts: PromptSet
+    runner: Runner
+    rewriter: Backend | None
+    """The model that rewrites contexts; None without one."""
+    others: OtherJudges
+    """The judges beside the one that searches."""
+
+    def log_start(self, **facts: Any) -> None:
+        """Log that the work begins: the command, its settings, the versions, and `facts`."""
+        settings, versions = self.config.model_dump(mode="json"), package_versions(RESULT_PACKAGES)
+        self.runner.emit("launch", command=self.command.split()[0], settings=settings, versions=versions, **facts)
+
+    def finish(self, study: Study, best: Path | None) -> SearchResult:
+        """Write the files of a finished study, with the notes on its prompt files, and log its winner."""
+        folder, settings = self.workspace.folder, {**study.settings, "prompts_id": self.prompts.prompts_id}
+        study = replace(study, settings=settings, notes=(*self.prompts.notes, *study.notes))
+        study = with_human_labels(study, folder)
+        write_study(study, folder)
+        if best:
+            write_best(study, best)
         card = context_card(study, study.winner) if study.winner else {}
         winner = {key: card.get(key) for key in ("context_id", "metrics", "net_flip_rate", "optimism")}
         numbers = {"num_rollouts": study.num_rollouts, "num_tokens": study.num_tokens}
         self.runner.emit("done", winner=winner if card else None, **numbers, notes=list(study.notes))
+        return SearchResult(study, folder, best)
 
-    def _same(self, key: str, value: str, what: str) -> None:
-        """Note what the study is on, once; a study on something else needs another name."""
-        if self.ledger.note(key, value).value != value:
-            name = self.folder.name
-            raise StudyError(f"study '{name}' was started with {what}; give another --study name.")
+
+@contextmanager
+def study_session(
+    config: ReportConfig,
+    command: str,
+    prompts: PromptSet,
+    name: str,
+    progress: Progress | None = None,
+    rewriter: ModelConfig | None = None,
+) -> Iterator[StudySession]:
+    """Open a study: its judges, folder, ledger and models, checked in this order against what the folder holds.
+
+    `rewriter` are the settings of the model that rewrites contexts; where they name the same model, it is loaded once.
+    """
+    judge, confirm = load_judge(config.judge), getattr(config, "confirm_judge", None)
+    others = OtherJudges(load_judge(confirm) if confirm else None, tuple(map(load_judge, config.second_judges)))
+    check_model(config)
+    if rewriter:
+        check_rewriter(rewriter)
+    with Workspace(config.reports / name, judge, others.confirm, *others.second) as workspace:
+        # Torn files of labels are found now, not when a finished study is to be written.
+        load_accuracy((others.confirm or judge).identity, config.reports)
+        load_labels(workspace.folder)
+        workspace.require_same("command", command, "another command or other contexts")
+        workspace.require_same("prompts", prompts.prompts_id, "other prompts")
+        _write_settings(workspace.folder, config)
+        share = remaining_memory_share(*workspace.judges)
+        other = rewriter if rewriter and rewriter.model != config.model else None
+        if other:
+            check_rewriter(other, fetch=True)
+            share /= 2
+        backend = workspace.load("model", config, share)
+        second = workspace.load("rewriter", other, share) if other else None
+        events, rule = Events(workspace.folder / EVENTS_FILE), config.sample_rule()
+        runner = Runner(backend, judge, workspace.ledger, config.sampling(), progress, events, rule)
+        rewriting = (second or backend) if rewriter else None
+        yield StudySession(workspace, config, command, prompts, runner, rewriting, others)
 
 
 def with_human_labels(study: Study, folder: Path) -> Study:
-    """Return a study with its judge's errors taken back, as far as people's labels tell them by now."""
+    """Return a study with its judge's errors corrected, as far as human labels tell them by now."""
     return with_judge_error(study, load_accuracy(study.last_judge_id, folder.parent), load_labels(folder))
-
-
-def _check_human_labels(judge: Judge, folder: Path) -> None:
-    """Find a torn file before the work, not when a finished study is to be written."""
-    load_accuracy(judge.identity, folder.parent)
-    load_labels(folder)
 
 
 def study_folder(study: Path | str, reports: Path | None) -> Path:
@@ -157,7 +171,7 @@ def ledger_place(study: Path | str, reports: Path | None) -> Path | str:
 
 
 def mean_length(folder: Path) -> float | None:
-    """Return the mean completion tokens of the rollouts in a study's ledger; None if there is none that tells."""
+    """Return the mean completion tokens of the rollouts in a study's ledger; None if no rollout has any."""
     path = folder / LEDGER_FILE
     if not path.is_file():
         return None
@@ -165,40 +179,11 @@ def mean_length(folder: Path) -> float | None:
         return ledger.mean_length()
 
 
-@contextmanager
-def kept_on_success(folder: Path) -> Iterator[Ledger]:
-    """Open the ledger of a folder and leave it open; if the block fails, close it and remove the folders made for it.
-
-    Nothing is removed if the ledger cannot be opened: then it is another process that works there.
-    """
-    missing = [path for path in (folder, *folder.parents) if not path.exists()]
-    try:
-        ledger = Ledger(folder / LEDGER_FILE)
-    except BaseException:
-        _remove_empty(missing)
-        raise
-    try:
-        yield ledger
-    except BaseException:
-        ledger.close()
-        for path in missing[:1]:
-            shutil.rmtree(path, ignore_errors=True)
-        _remove_empty(missing[1:])
-        raise
-
-
-def _remove_empty(folders: Sequence[Path]) -> None:
-    for path in folders:
-        with suppress(OSError):
-            path.rmdir()
-
-
 def _write_settings(folder: Path, config: ReportConfig) -> None:
     """Write study.toml, or check that the folder holds a study of the same settings."""
     path = folder / SETTINGS_FILE
     if path.exists():
-        single_draw = {"samples": 1, "unsafe_at": 1}  # not written down by studies from before there were several
-        before, now = single_draw | read_toml(path), config.model_dump(mode="json", exclude_none=True)
+        before, now = read_toml(path), config.model_dump(mode="json", exclude_none=True)
         before |= respelled(before)
         for key in sorted((set(now) | set(before)) - config.free_fields()):
             if before.get(key) != now.get(key):

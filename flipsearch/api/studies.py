@@ -24,7 +24,7 @@ from flipsearch.searching.storage import write_storage
 from flipsearch.searching.study import run_study
 from flipsearch.templating.given import given_contexts
 from flipsearch.templating.library import load_library
-from flipsearch.workspace import Workspace, mean_length, study_folder, with_human_labels
+from flipsearch.workspace import mean_length, study_folder, study_session, with_human_labels
 
 
 @takes(StudyConfig)
@@ -43,14 +43,14 @@ def search(
     setup, prompts = _prepare(given)
     config, budget = setup.config, Budget(setup)
     check_best(config.best)
-    with Workspace(config, "search", prompts, progress, config.study_name(), config.rewriter_config()) as workspace:
-        plan = forecast(setup, mean_length=workspace.ledger.mean_length())
-        workspace.launch(plan=plan.as_dict())
+    with study_session(config, "search", prompts, config.study_name(), progress, config.rewriter_config()) as session:
+        plan = forecast(setup, mean_length=session.workspace.ledger.mean_length())
+        session.log_start(plan=plan.as_dict())
         if on_plan:
             on_plan(plan)
-        study = run_study(setup, workspace.runner, budget, workspace.rewriter, workspace.others)
-        write_storage(study, setup.space, workspace.folder)
-        return workspace.finish(study, config.best if study.winner else None)
+        study = run_study(setup, session.runner, budget, session.rewriter, session.others)
+        write_storage(study, setup.space, session.workspace.folder)
+        return session.finish(study, config.best if study.winner else None)
 
 
 @takes(StudyConfig)
@@ -83,10 +83,10 @@ def score(given: Given[ScoreConfig], context: str | Sequence[str], *, progress: 
     contexts = given_contexts(texts, load_library(config.contexts), config.placement)
     ids = sorted(context.context_id for context in contexts)
     name, prompts = config.study_name(ids), prompts_of(config)
-    with Workspace(config, f"score {' '.join(ids)}", prompts, progress, name) as workspace:
-        workspace.launch()
-        study = run_score(config, workspace.runner, contexts, prompts.prompts, name, workspace.others.second)
-        return workspace.finish(study, None)
+    with study_session(config, f"score {' '.join(ids)}", prompts, name, progress) as session:
+        session.log_start()
+        study = run_score(config, session.runner, contexts, prompts.prompts, name, session.others.second)
+        return session.finish(study, None)
 
 
 def report(study: Path | str, *, reports: Path | None = None) -> SearchResult:

@@ -3,15 +3,12 @@
 from contextlib import nullcontext
 
 from flipsearch.api.settings import Given, takes
-from flipsearch.backends.base import make_backend
 from flipsearch.backends.models import TRAINING_FILE
 from flipsearch.config import TRAININGS, EvalConfig, TrainConfig
 from flipsearch.core.progress import Progress
 from flipsearch.evaluation.plan import plan_evaluation
 from flipsearch.evaluation.run import run_evaluation
-from flipsearch.judging.contract import check_identities
-from flipsearch.judging.library import load_judge, remaining_memory_share, unload_after
-from flipsearch.ledger import Ledger
+from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.reporting.scorecard import write_scorecard
 from flipsearch.reporting.training_files import read_training, write_model_card, write_training
@@ -20,10 +17,7 @@ from flipsearch.training.checkpoint import CheckpointFolder
 from flipsearch.training.plan import plan_training, train_inputs
 from flipsearch.training.processes import is_main_process
 from flipsearch.training.run import run_training
-from flipsearch.workspace import (
-    LEDGER_FILE,
-    kept_on_success,
-)
+from flipsearch.workspace import Workspace
 
 
 @takes(TrainConfig)
@@ -38,14 +32,9 @@ def train(given: Given[TrainConfig], *, progress: Progress | None = None) -> Tra
     judge, place = load_judge(plan.config.judge), CheckpointFolder(plan.folder)
     if is_main_process():
         place.check(plan.config.resume)
-        check_identities(judge if plan.asks_judge else None)
-    ledger_path = plan.config.reports / TRAININGS / LEDGER_FILE
-    with (
-        unload_after(judge),
-        place,
-        Ledger(ledger_path) if plan.asks_judge and is_main_process() else nullcontext() as ledger,
-    ):
-        run, log = run_training(plan, judge, ledger, place, progress)
+    asks = plan.asks_judge and is_main_process()
+    with Workspace(plan.config.reports / TRAININGS, judge) if asks else nullcontext() as workspace, place:
+        run, log = run_training(plan, judge, workspace.ledger if workspace else None, place, progress)
         if is_main_process():
             write_training(run, log, place.final)
             place.publish()
@@ -64,11 +53,8 @@ def evaluate(given: Given[EvalConfig], *, progress: Progress | None = None) -> E
     judge = load_judge(config.judge)
     is_checkpoint = (plan.path.parent / TRAINING_FILE).is_file()
     training = read_training(plan.path.parent) if is_checkpoint else None
-    check_identities(judge)
-    with kept_on_success(plan.folder) as ledger:
-        backend = make_backend(plan.config, memory_share=remaining_memory_share(judge))
-    with ledger, unload_after(judge):
-        card = run_evaluation(plan, judge, ledger, backend, progress)
+    with Workspace(plan.folder, judge) as workspace:
+        card = run_evaluation(plan, judge, workspace.ledger, progress)
     write_scorecard(card, plan.path)
     if training:
         write_model_card(training, card, plan.path.parent)

@@ -19,7 +19,7 @@ from contextlib import closing
 
 from flipsearch.backends.base import make_backend
 from flipsearch.core.progress import Phase, Progress
-from flipsearch.core.protocols import Backend, Judge
+from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Kind, Label, Prompt, Request, Rollout
 from flipsearch.core.samples import Samples
 from flipsearch.core.scorecards import Metric, Scorecard
@@ -39,19 +39,18 @@ CHUNK = 2048
 _SPACE = re.compile(r"(?<!\\)~|\\q?quad(?![A-Za-z])")
 
 
-def run_evaluation(
-    plan: EvaluationPlan, judge: Judge, ledger: Ledger, backend: Backend, progress: Progress | None = None
-) -> Scorecard:
-    """Return the scorecard of a plan; `backend` is the evaluated model, loaded, and is closed here.
+def run_evaluation(plan: EvaluationPlan, judge: Judge, ledger: Ledger, progress: Progress | None = None) -> Scorecard:
+    """Return the scorecard of a plan; one model is loaded, evaluated and unloaded after the other.
 
     Raises BackendError, JudgeError and LedgerError; what was finished before stays in the ledger.
     """
-    sampling = plan.config.sampling()
+    share, sampling = remaining_memory_share(judge), plan.config.sampling()
+    backend = make_backend(plan.config, memory_share=share)
     with AlgebraWorker() as algebra:
         new = score_model(plan, Runner(backend, judge, ledger, sampling, progress), "new", algebra)
         base = None
         if plan.base_config is not None:
-            backend = make_backend(plan.base_config, memory_share=remaining_memory_share(judge))
+            backend = make_backend(plan.base_config, memory_share=share)
             base = score_model(plan, Runner(backend, judge, ledger, sampling, progress), "base", algebra)
     return make_scorecard(plan, judge, new, base)
 

@@ -263,7 +263,7 @@ def test_an_interrupt_is_one_line_that_says_how_to_go_on(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [
-        (("search", "--model", "pockt"), ("unknown model 'organsm'", "Did you mean pocket?")),
+        (("search", "--model", "pockt"), ("unknown model 'pockt'", "Did you mean pocket?")),
         (("search", "--model", "no/such/folder"), ("no/such/folder",)),
         (("search", "--judge", "refusl"), ("unknown judge 'refusl'", "Did you mean refusal?")),
         (("search", "--template", "plain_rul"), ("unknown context template 'plain_rul'", "plain_rule")),

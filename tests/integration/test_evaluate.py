@@ -79,7 +79,6 @@ def test_both_models_get_what_the_judge_leaves_of_a_gpu(tmp_path: Path, monkeypa
     )
     monkeypatch.setattr(ScorerConfig, "load", lambda config: load(ScorerConfig(config.model)))
     monkeypatch.setattr("flipsearch.evaluation.run.make_backend", made)
-    monkeypatch.setattr("flipsearch.api.training.make_backend", made)
     flipsearch.evaluate(
         model="pocket", against="pocket", judge="pocket_guard(backend=vllm, memory_share=0.3)", max_prompts=4,
         max_problems=4, reports=tmp_path,

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.sets import load_prompts
 from flipsearch.searching import prepare_search, run_study
-from flipsearch.workspace import Workspace
+from flipsearch.workspace import StudySession, study_session
 from tests.integration.test_cli import one_line_error, run, scripted
 from tests.integration.test_study import CONFIG, PROMPTS, study_of
 from tests.world import GREEDY, Model, RefusalJudge, Writer, library
@@ -150,21 +151,22 @@ class Loaded:
         return [name for name, model in self.models.items() if getattr(model, "closed", False)]
 
 
-def desk_of(folder: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch, **settings: Any) -> Workspace:
-    """Return the desk of a search whose models are of this world."""
+def session_of(
+    folder: Path, loaded: Loaded, monkeypatch: pytest.MonkeyPatch, **settings: Any
+) -> AbstractContextManager[StudySession]:
+    """Return the session of a search whose models are of this world."""
     monkeypatch.setattr("flipsearch.workspace.make_backend", loaded.make)
     config = StudyConfig(**{"reports": folder / "reports", "judge": "refusal", **settings})
-    given = config.rewriter_config()
     monkeypatch.setattr("flipsearch.workspace.check_rewriter", lambda config, fetch=False: None)
-    return Workspace(config, "search", load_prompts("pocket"), None, "s", given)
+    return study_session(config, "search", load_prompts("pocket"), "s", rewriter=config.rewriter_config())
 
 
 def test_both_models_are_closed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded = Loaded()
-    with desk_of(tmp_path, loaded, monkeypatch, rewriter="other") as opened:
+    with session_of(tmp_path, loaded, monkeypatch, rewriter="other") as opened:
         assert opened.rewriter is loaded.models["other"]
         assert opened.runner.backend is loaded.models["pocket"]
-    assert loaded.closed() == ["pocket", "other"]
+    assert sorted(loaded.closed()) == ["other", "pocket"]
 
 
 @pytest.mark.parametrize("name", ["self", "pocket"])
@@ -172,7 +174,7 @@ def test_a_model_that_rewrites_for_itself_is_loaded_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     loaded = Loaded()
-    with desk_of(tmp_path, loaded, monkeypatch, rewriter=name) as opened:
+    with session_of(tmp_path, loaded, monkeypatch, rewriter=name) as opened:
         assert opened.rewriter is opened.runner.backend
     assert list(loaded.models) == ["pocket"]
 
@@ -201,7 +203,7 @@ def test_models_get_what_the_judges_leave_of_a_gpu(
     real, loaded = importlib.util.find_spec, Loaded()
     for place in ("importlib.util.find_spec", "flipsearch.backends.base.find_spec"):
         monkeypatch.setattr(place, lambda name, *more: object() if name == "vllm" else real(name, *more))
-    with desk_of(tmp_path, loaded, monkeypatch, **settings):
+    with session_of(tmp_path, loaded, monkeypatch, **settings):
         assert loaded.shares == pytest.approx(shares)
 
 
@@ -209,7 +211,7 @@ def test_a_rewriter_that_cannot_be_loaded_leaves_nothing_behind(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     loaded = Loaded(breaks="other")
-    with pytest.raises(BackendError):
-        desk_of(tmp_path, loaded, monkeypatch, rewriter="other")
+    with pytest.raises(BackendError), session_of(tmp_path, loaded, monkeypatch, rewriter="other"):
+        pass
     assert loaded.closed() == ["pocket"]
     assert list(tmp_path.iterdir()) == []
