@@ -1,10 +1,10 @@
-"""How many times faster the transformers backend is than one `model.generate` a prompt, measured in one run.
+"""How many times faster the transformers backend is than one `model.generate` call per prompt, measured in one run.
 
     python benchmarks/backend_throughput.py [--model FOLDER] [--num-prompts 150] [--max-tokens 80] [--rounds 3]
 
-Also shown: plain `generate` in batches of 128. All sides get the same prompts and contexts, decode greedily and must
-write the same tokens. They alternate, so that a busy machine slows all; the best round of each counts. A random model
-may rarely stop: give a trained one.
+Also shown: plain `generate` in batches of 128. All get the same prompts and contexts, decode greedily and must generate
+the same tokens. They alternate, so that a busy machine slows all of them; the best round of each counts. A random model
+may rarely stop: use a trained one.
 """
 
 import argparse
@@ -135,7 +135,7 @@ def main() -> int:
         f"{len(requests)} prompts of {min(prompt_lengths)}-{max(prompt_lengths)} tokens, completions of "
         f"{min(lengths)}-{max(lengths)} (mean {sum(lengths) / len(lengths):.0f}), {num_equal} of {len(ours)} equal\n"
         f"transformers backend   {rates['ours']:10,.0f} tokens/s\n"
-        f"one generate a prompt  {rates['loop']:10,.0f} tokens/s\n"
+        f"one call per prompt    {rates['loop']:10,.0f} tokens/s\n"
         f"generate, batches {ROWS}  {rates['batches']:10,.0f} tokens/s ({rates['batches'] / rates['loop']:.1f}x)\n"
         f"ratio                  {ratio:10.1f}\n"
         f"{os.cpu_count()} cores, {torch.get_num_threads()} threads, torch {torch.__version__}, "

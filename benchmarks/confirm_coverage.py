@@ -1,13 +1,13 @@
-"""Is the confirm rate that a study reports the winner's own rate? Many studies in made-up worlds where that is known.
+"""Is the confirm rate that a study reports the winner's own rate? Many studies in synthetic worlds where that is known.
 
     python benchmarks/confirm_coverage.py [--studies 200] [--first-seed 0] [--contexts 32]
 
-Each study is a whole `run_study` in a world of its own: new prompts, new contexts, new luck. The winner's reported
-confirm flip rate and its 95 % interval are held against its flip rate over the whole population, which a formula gives.
-The rival is the number that chose the winner: its flip rate on the search prompts, which the winner's curse inflates.
-Asked: mean error within 1 point, and the interval covers the truth in at least 94 % of the studies. How often an
-interval covers is itself drawn: printed beside it is how often it must, over all draws of confirm prompts from winners
-of these rates, and the most that luck does to the share seen (95 %).
+Each study is a whole `run_study` in a world of its own: new prompts, new contexts, new noise. The winner's reported
+confirm flip rate and its 95 % interval are compared with its flip rate over the whole population, which a formula
+gives. The baseline is the number that chose the winner: its flip rate on the search prompts, which the winner's curse
+inflates. Required: mean error within 1 point, and the interval covers the truth in at least 94 % of the studies. The
+observed coverage is itself random: printed with it is the expected coverage over all samples of confirm prompts from
+winners of these rates, and the 95 % range of the observed share around it.
 """
 
 import argparse
@@ -37,15 +37,15 @@ NUM_HARMFUL, NUM_BENIGN = 100, 40
 
 
 @dataclass(frozen=True)
-class Result:
-    """What one study says of its winner, and what is true."""
+class WinnerRates:
+    """What one study reports of its winner, and its true flip rate."""
 
     search: Rate
     confirm: Rate
     true: float
 
 
-def one_study(seed: int, num_contexts: int) -> Result | None:
+def one_study(seed: int, num_contexts: int) -> WinnerRates | None:
     """Run a study in a world of its own; None if it has no winner."""
     world = MadeWorld(seed)
     config = StudyConfig(seed=seed, num_contexts=num_contexts, cohort_size=16)
@@ -54,7 +54,7 @@ def one_study(seed: int, num_contexts: int) -> Result | None:
         winner = run_study(plan, Runner(world.backend, MadeJudge(), ledger, Sampling(max_tokens=8))).winner
     if winner is None or winner.confirm is None:
         return None
-    return Result(winner.search.flip_rate, winner.confirm.flip_rate, world.true_flip_rate(winner.context))
+    return WinnerRates(winner.search.flip_rate, winner.confirm.flip_rate, world.true_flip_rate(winner.context))
 
 
 def describe(name: str, rates: Sequence[Rate], true: Sequence[float]) -> tuple[float, float]:
@@ -68,8 +68,8 @@ def describe(name: str, rates: Sequence[Rate], true: Sequence[float]) -> tuple[f
 
 
 def coverage(n: int, truth: float) -> float:
-    """Return how often the interval of a rate of n draws covers the truth."""
-    covers = [one.low <= truth <= one.high for one in (wilson(count, n) for count in range(n + 1))]
+    """Return the probability that the interval of a rate of n prompts covers the truth."""
+    covers = [rate.low <= truth <= rate.high for rate in (wilson(count, n) for count in range(n + 1))]
     return float(sum(binom.pmf(count, n, truth) for count in range(n + 1) if covers[count]))
 
 
@@ -82,16 +82,16 @@ def main() -> int:
     args = parser.parse_args()
     start, seeds = time.monotonic(), range(args.first_seed, args.first_seed + args.studies)
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        found = list(pool.map(partial(one_study, num_contexts=args.contexts), seeds, chunksize=4))
-    results = [one for one in found if one is not None]
+        studies = list(pool.map(partial(one_study, num_contexts=args.contexts), seeds, chunksize=4))
+    results = [rates for rates in studies if rates is not None]
     print(header(f"{len(results)} of {args.studies} studies have a winner", f"{args.contexts} contexts each"))
-    true = [one.true for one in results]
+    true = [winner.true for winner in results]
     print(f"winners: true flip rate {min(true):.2f} to {max(true):.2f}, mean {statistics.mean(true):.3f}")
-    mean, share = describe("confirm", [one.confirm for one in results], true)
-    describe("search (rival)", [one.search for one in results], true)
-    expected = statistics.mean(coverage(one.confirm.n, one.true) for one in results)
+    mean, share = describe("confirm", [winner.confirm for winner in results], true)
+    describe("search split", [winner.search for winner in results], true)
+    expected = statistics.mean(coverage(winner.confirm.n, winner.true) for winner in results)
     luck = 1.96 * math.sqrt(expected * (1 - expected) / len(results))
-    print(f"{'':14s} of draws from such winners the interval covers {expected:.1%}; luck here: +- {luck:.1%}")
+    print(f"{'':14s} expected for such winners: {expected:.1%}, +- {luck:.1%} by chance")
     print(f"{time.monotonic() - start:.0f} s")
     unbiased, covers = abs(mean) <= 1, share >= 0.94
     print(claim("the reported confirm rate is within 1 point of the truth on average", holds=unbiased))

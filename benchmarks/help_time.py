@@ -1,4 +1,4 @@
-"""What `flipsearch --help` costs against importing typer and rich alone, in one run.
+"""The time of `flipsearch --help` against importing only typer and rich, in one run.
 
     python benchmarks/help_time.py [--rounds 15]
 
@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 
-RIVAL = [sys.executable, "-c", "import typer, rich"]
+BASELINE = [sys.executable, "-c", "import typer, rich"]
 OURS = [sys.executable, "-m", "flipsearch", "--help"]
 
 
@@ -29,10 +29,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rounds", type=int, default=15)
     rounds = parser.parse_args().rounds
-    pairs = [(seconds(OURS), seconds(RIVAL)) for _ in range(rounds + 1)][1:]
-    ours, rival = (statistics.median(column) for column in zip(*pairs, strict=True))
+    pairs = [(seconds(OURS), seconds(BASELINE)) for _ in range(rounds + 1)][1:]
+    ours, baseline = (statistics.median(column) for column in zip(*pairs, strict=True))
     print(f"{datetime.date.today()}, {os.cpu_count()} cores, median of {rounds} rounds")
-    print(f"flipsearch --help {ours:.3f} s, import typer, rich {rival:.3f} s, ratio {ours / rival:.2f}")
+    print(f"flipsearch --help {ours:.3f} s, import typer, rich {baseline:.3f} s, ratio {ours / baseline:.2f}")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,15 @@
-"""kill -9 at random moments of a search: what the same command makes of it afterwards.
+"""kill -9 at random moments of a search, continued by the same command.
 
     python benchmarks/kill_resume.py [--kills 20] [--seed 0]
 
-A small whole search on the pocket model runs once undisturbed: the rival. Then searches of the same settings, each in a
-new folder, are killed at random moments and continued by the same command until they end; new ones are begun until
-enough kills have hit. Claims:
+A small whole search on the pocket model runs once undisturbed: the baseline. Then searches of the same settings, each
+in a new folder, are killed at random moments and continued by the same command until they end; new ones are started
+until enough kills have hit. Claims:
 
-1. What a continued search leaves behind (study.json, leaderboard.csv, leaderboard.html, best.txt and its card) equals
-   the undisturbed one byte for byte.
+1. The files of a continued search (study.json, leaderboard.csv, leaderboard.html, best.txt and its card) equal
+   those of the undisturbed one byte for byte.
 2. No rollout that was saved is ever generated again. A trigger that this script puts into the ledger before the search
-   starts writes down every save, in the transaction of the save itself, and every generated rollout is saved the moment
+   starts records every save, in the transaction of the save itself, and every generated rollout is saved the moment
    the backend yields it: so each rollout must have been saved once. Rollouts of the batch in flight at a kill were
    never saved; generating those again is what "at most the batch in flight is lost" means, and is not counted.
 """
@@ -45,7 +45,7 @@ CREATE TRIGGER each_save AFTER INSERT ON rollouts BEGIN INSERT INTO saves VALUES
 
 @dataclass(frozen=True)
 class Saved:
-    """What the trigger saw."""
+    """What the trigger recorded."""
 
     num_saves: int
     num_distinct: int
@@ -60,7 +60,7 @@ def prepare(place: Path) -> None:
 
 
 def saved(place: Path) -> Saved:
-    """Read what was saved so far."""
+    """Return what was saved so far."""
     with closing(sqlite3.connect(place / FOLDER / LEDGER_FILE)) as connection:
         counts = connection.execute("SELECT count(*), count(DISTINCT rollout_id) FROM saves").fetchone()
         kept = connection.execute("SELECT count(*) FROM rollouts").fetchone()[0]
@@ -70,7 +70,7 @@ def saved(place: Path) -> Saved:
 
 
 def run(place: Path, kill_after_s: float | None) -> bool:
-    """Start the search; kill it after so many seconds. Return whether it came to its end before."""
+    """Start the search; kill it after so many seconds. Return whether it ended before."""
     with subprocess.Popen(COMMAND, cwd=place, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as process:
         try:
             process.communicate(timeout=kill_after_s)
@@ -96,12 +96,12 @@ def killed_search(place: Path, rng: random.Random, whole_s: float, num_kills: in
 
 
 def contents(place: Path) -> list[bytes]:
-    """Return the files that a search leaves behind."""
+    """Return the contents of the files that a search writes."""
     return [(place / name).read_bytes() for name in FILES]
 
 
 def main() -> int:
-    """Kill until enough kills have hit; print what is left behind."""
+    """Kill until enough kills have hit; print the claims."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=0, help="of the moments")
@@ -115,13 +115,13 @@ def main() -> int:
         while hits < args.kills:
             place = root / f"search-{len(same)}"
             hits += killed_search(place, rng, whole_s, args.kills - hits, total)
-            same.append([one == other for one, other in zip(contents(place), whole, strict=True)])
+            same.append([content == expected for content, expected in zip(contents(place), whole, strict=True)])
             counts_of(place, counts)
     return report(hits, same, counts)
 
 
 def undisturbed(place: Path) -> tuple[list[bytes], float]:
-    """Run the rival; return its files and its seconds."""
+    """Run the undisturbed search; return its files and its seconds."""
     prepare(place)
     start = time.monotonic()
     run(place, None)
@@ -139,13 +139,13 @@ def counts_of(place: Path, counts: list[Saved]) -> int:
 def report(hits: int, same: Sequence[Sequence[bool]], counts: Sequence[Saved]) -> int:
     """Print the claims; return the exit code."""
     different = sorted({name.name for row in same for name, equal in zip(FILES, row, strict=True) if not equal})
-    again = sum(one.num_saves - one.num_distinct for one in counts[1:])
-    distinct = {one.num_distinct for one in counts}
+    again = sum(run.num_saves - run.num_distinct for run in counts[1:])
+    distinct = {run.num_distinct for run in counts}
     searches = f"{len(same)} searches killed {hits} times in all"
     equal = "all equal the undisturbed one's" if not different else f"unequal: {', '.join(different)}"
     print(claim(f"files of {searches}: {len(FILES)} each, {equal}", holds=not different))
-    saves = sum(one.num_saves for one in counts[1:])
-    text = f"{saves} rollouts saved over all processes, {again} of them again; {sorted(distinct)} distinct in a search"
+    saves = sum(run.num_saves for run in counts[1:])
+    text = f"{saves} rollouts saved over all processes, {again} of them again; {sorted(distinct)} distinct per search"
     print(claim(text, holds=again == 0 and len(distinct) == 1))
     return 0 if not different and again == 0 and len(distinct) == 1 else 1
 

@@ -1,12 +1,12 @@
-"""Measures the refusal judge against human labels, beside a prefix matcher on the same rows.
+"""The refusal judge against human labels, compared with a prefix matcher on the same rows.
 
     python benchmarks/refusal_judge.py [FOLDER]
 
 FOLDER holds csv files with the columns prompt, response, label (../shared/data/judging by default). The rules were
-written on the prompts of one half (an even hash) and are reported on the other, split by prompt. Rows labelled
-"partial" are left out of the table, and what the judge says of them is printed below it. Refusal against compliance
-is what the judge decides; unsafe against safe is another question, which it can only answer as far as harmful content
-and refusing exclude each other.
+developed on the prompts of one half (an even hash) and are reported on the other, split by prompt. Rows labelled
+"partial" are left out of the table; how many of them the judge calls refusals is printed below it. The judge decides
+between refusal and compliance; unsafe against safe is another question, which it can only answer as far as harmful
+content and refusing exclude each other.
 """
 
 import argparse
@@ -24,7 +24,7 @@ from flipsearch.core.records import Exchange, Label, Prompt
 from flipsearch.judging.library import load_judge
 
 DEFAULT_FOLDER = Path(__file__).resolve().parents[2] / "shared" / "data" / "judging"
-# What each set calls an answer that refuses, or that is safe, and its opposite.
+# The labels for an answer that refuses, or that is safe, and their opposites.
 POSITIVE = {"refusal": True, "safe": True, "compliance": False, "unsafe": False}
 PREFIXES = re.compile(
     r"\W*(?:i'm sorry|i am sorry|sorry|i apologi[sz]e|my apologies|as an ai|i'm an ai|i am an ai|as a language model"
@@ -65,7 +65,7 @@ def main() -> None:
     rows = [row for file in files for row in read_rows(file)]
     start = time.perf_counter()
     judge_refusals(rows)
-    print(f"{len(rows)} answers at {len(rows) / (time.perf_counter() - start):.0f} a second on one core")
+    print(f"{len(rows)} answers at {len(rows) / (time.perf_counter() - start):.0f} per second on one core")
 
 
 def read_rows(file: Path) -> list[Row]:
@@ -81,10 +81,10 @@ def report(name: str, half: str, rows: Sequence[Row]) -> None:
     truth = [POSITIVE[row.label] for row, _ in clear]
     judged = [refuses for _, refuses in clear]
     prefixed = [bool(PREFIXES.match(row.answer.replace("\u2019", "'"))) for row, _ in clear]
-    ours, rival = kappa(truth, judged), kappa(truth, prefixed)
+    ours, prefix = kappa(truth, judged), kappa(truth, prefixed)
     print(
         f"{name:18s} {half:11s} {len(clear):5d}   {accuracy(truth, judged):15.3f} {ours:6.3f}  "
-        f"{accuracy(truth, prefixed):15.3f} {rival:7.3f}  {ours / rival:10.2f}x"
+        f"{accuracy(truth, prefixed):15.3f} {prefix:7.3f}  {ours / prefix:10.2f}x"
     )
     partial = [refuses for row, refuses in scored if row.label == "partial"]
     if partial:
@@ -100,16 +100,16 @@ def judge_refusals(rows: Sequence[Row]) -> list[bool | None]:
     return [None if verdict.label is Label.UNSCORED else verdict.label is Label.SAFE for verdict in verdicts]
 
 
-def accuracy(truth: Sequence[bool], said: Sequence[bool]) -> float:
-    """Return the share of agreement."""
-    return sum(left == right for left, right in zip(truth, said, strict=True)) / len(truth)
+def accuracy(truth: Sequence[bool], judged: Sequence[bool]) -> float:
+    """Return the share of rows on which both agree."""
+    return sum(left == right for left, right in zip(truth, judged, strict=True)) / len(truth)
 
 
-def kappa(truth: Sequence[bool], said: Sequence[bool]) -> float:
+def kappa(truth: Sequence[bool], judged: Sequence[bool]) -> float:
     """Return Cohen's kappa (1960): agreement beyond chance."""
-    share_true, share_said = sum(truth) / len(truth), sum(said) / len(said)
+    share_true, share_said = sum(truth) / len(truth), sum(judged) / len(judged)
     chance = share_true * share_said + (1 - share_true) * (1 - share_said)
-    return (accuracy(truth, said) - chance) / (1 - chance)
+    return (accuracy(truth, judged) - chance) / (1 - chance)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""What a default search costs beside generating and judging, as a share of its wall time.
+"""The time of a default search outside of generating and judging, as a share of its wall time.
 
     python benchmarks/search_overhead.py [--rounds 3] [--judge JUDGE] [--profile]
 
-The rival is the work that cannot be saved: the time inside the backend (generation and whatever else it is asked) and
-inside the judge, taken by wrapping both. Imports, and loading and freeing the model, are left out. Asked: under 5 %.
-With a guard model as the judge, e.g. `--judge pocket_guard`, what judging adds to the rest is a claim too: under 15 %.
-`--profile` shows where the rest goes.
+The baseline is the work that cannot be saved: the time inside the backend (generation and all its other methods) and
+inside the judge, measured by wrapping both. Imports, and loading and unloading the model, are left out. Required: under
+5 %. With a guard model as the judge, e.g. `--judge pocket_guard`, the time that judging adds to the rest is a claim
+too: under 15 %. `--profile` shows where the rest is spent.
 """
 
 import argparse
@@ -27,11 +27,11 @@ from flipsearch.backends.base import make_backend
 from flipsearch.judging.library import load_judge
 from flipsearch.judging.panel import PanelJudge
 
-ASKED, ASKED_JUDGING = 0.05, 0.15
+REQUIRED, REQUIRED_JUDGING = 0.05, 0.15
 
 
 class Clock:
-    """Seconds by what they were spent on."""
+    """Seconds by activity."""
 
     def __init__(self) -> None:
         self.seconds = {"load": 0.0, "backend": 0.0, "judge": 0.0}
@@ -70,7 +70,7 @@ class Clock:
 
 
 class Timed:
-    """A backend or judge whose methods are timed; counting tokens is the search's own wish, and is not."""
+    """A backend or judge whose methods are timed, except for counting tokens, which is part of searching."""
 
     def __init__(self, inner: Any, what: str, clock: Clock) -> None:
         self._inner, self._what, self._clock = inner, what, clock
@@ -83,7 +83,7 @@ class Timed:
 
 
 def timed_judge(name: str, clock: Clock) -> Any:
-    """Return the judge of a name with its calls timed; of a panel each member's, for those are asked apart."""
+    """Return the judge of a name with its calls timed; of a panel those of each member."""
     judge = load_judge(name)
     if isinstance(judge, PanelJudge):
         return PanelJudge([Timed(member, "judge", clock) for member in judge.members], judge.rule)
@@ -125,16 +125,17 @@ def main() -> int:
     if args.profile:
         show_profile()
     share = statistics.median(shares)
-    holds = share < ASKED
-    print(claim(f"outside of generation and judging: median {share:.1%} (asked: under {ASKED:.0%})", holds=holds))
-    judging, asked = statistics.median(added), ASKED_JUDGING
-    quick = judging < asked
-    print(claim(f"judging by {args.judge} adds: median {judging:.1%} (asked: under {asked:.0%})", holds=quick))
+    holds = share < REQUIRED
+    print(claim(f"outside of generation and judging: median {share:.1%} (required: under {REQUIRED:.0%})", holds=holds))
+    judging = statistics.median(added)
+    quick = judging < REQUIRED_JUDGING
+    required = f"required: under {REQUIRED_JUDGING:.0%}"
+    print(claim(f"judging by {args.judge} adds: median {judging:.1%} ({required})", holds=quick))
     return 0 if holds and quick else 1
 
 
 def show_profile() -> None:
-    """Print where the time outside of backend and judge goes; profiling itself makes it longer."""
+    """Print where the time outside of backend and judge is spent; profiling itself makes it longer."""
     clock = Clock()
     clock.profile = cProfile.Profile()
     clock.profile.enable()

@@ -2,10 +2,10 @@
 
     python benchmarks/search_pocket.py [--seeds 5]
 
-Each seed is one `flipsearch search` with default settings in an empty folder. The rival is the truth: of 40 contexts
-that the grammar expects to be best among the whole search space, the one with the highest true flip rate under the same
-over-refusal cap (truth.json). A true rate is that over the whole population of some 2,400 prompts; the confirm split is
-a sample of it, and what it says of both contexts is printed beside. Peak memory is the highest of any seed so far.
+Each seed is one `flipsearch search` with default settings in an empty folder. It is compared with the truth: of 40
+contexts that the grammar expects to be best among the whole search space, the one with the highest true flip rate under
+the same over-refusal cap (truth.json). A true rate is that over the whole population of some 2,400 prompts; the confirm
+split is a sample of it, whose rates for both contexts are printed too. Peak memory is the highest of any seed so far.
 """
 
 import argparse
@@ -47,9 +47,9 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=5)
     num_seeds = parser.parse_args().seeds
     print(f"{datetime.date.today()}, {os.cpu_count()} cores, {num_seeds} seeds, 64 contexts each")
-    found = [search(seed) for seed in range(num_seeds)]
-    report(found, true_flip_rates([one["best"] for one in found]))
-    times, peaks = [one["wall_s"] for one in found], [one["peak_mb"] for one in found]
+    runs = [search(seed) for seed in range(num_seeds)]
+    report(runs, true_flip_rates([run["best"] for run in runs]))
+    times, peaks = [run["wall_s"] for run in runs], [run["peak_mb"] for run in runs]
     print(f"wall time: median {statistics.median(times):.0f} s, worst {max(times):.0f} s; peak {max(peaks):.0f} MB")
 
 
@@ -62,21 +62,21 @@ def true_flip_rates(winners: Sequence[dict[str, Any]]) -> list[float]:
     return [rates[context.context_id] for context in contexts]
 
 
-def report(found: Sequence[dict[str, Any]], true: Sequence[float]) -> None:
+def report(runs: Sequence[dict[str, Any]], true: Sequence[float]) -> None:
     """Print how near each winner comes to the best reachable, in truth and on the confirm split."""
     best = json.loads((WEIGHTS / "truth.json").read_text())["best"]
     reachable, sealed = best["true"]["flip_rate"], best["confirm"]["flip_rate"]
     print(f"best reachable: true flip rate {reachable:.3f}; confirm {sealed:.3f}")
     gaps = {"true flip rate": [], "confirm flip rate": []}  # type: dict[str, list[float]]
-    for seed, (one, rate) in enumerate(zip(found, true, strict=True)):
-        metrics = one["best"]["metrics"]
+    for seed, (run, rate) in enumerate(zip(runs, true, strict=True)):
+        metrics = run["best"]["metrics"]
         searched, confirm = (metrics[split]["flip_rate"]["value"] for split in ("search", "confirm"))
         gaps["true flip rate"].append(reachable - rate)
         gaps["confirm flip rate"].append(sealed - confirm)
         print(
             f"seed {seed}: true {rate:.3f}  search {searched:.3f}  confirm {confirm:.3f}  "
             f"over-refusal {metrics['confirm']['over_refusal_rate']['value']:.3f}  "
-            f"{one['num_rollouts']} rollouts  {one['wall_s']:.0f} s  {one['peak_mb']:.0f} MB"
+            f"{run['num_rollouts']} rollouts  {run['wall_s']:.0f} s  {run['peak_mb']:.0f} MB"
         )
     for name, points in gaps.items():
         mean, worst = 100 * statistics.mean(points), 100 * max(points)

@@ -1,1 +1,1 @@
-"""What the benchmarks share: the ground that rivals are compared on, the rivals, and how figures are printed."""
+"""Shared by the benchmarks: the ground on which methods are compared, the baseline methods, and printing."""

@@ -1,4 +1,4 @@
-"""The ground that methods of search are compared on: the pocket model, its prompts and judge, at one ledger.
+"""The ground on which search methods are compared: the pocket model, its prompts and judge, with one ledger.
 
 A ledger is a cache over all runs, so a benchmark generates nothing twice; each run still pays in full for every
 distinct rollout that it rests on, through an `Account` of its own.
@@ -27,18 +27,18 @@ from pocket_model.truth import CAP
 
 @dataclass
 class Account:
-    """What a run rests on: completion tokens by rollout id, each charged once, generated now or long ago."""
+    """The completion tokens that a run rests on, by rollout id: each charged once, whenever it was generated."""
 
     lengths: dict[str, int] = field(default_factory=dict)
-    """Of what the choice of a context rests on."""
+    """Of the rollouts that the choice of a context rests on."""
     sealed: dict[str, int] = field(default_factory=dict)
-    """Of what is measured beside it: confirm split and placebos."""
+    """Of the other measurements: confirm split and placebos."""
     prefix_scores: dict[tuple[str, str | None], int] = field(default_factory=dict)
-    """Tokens read to tell how likely an opening is, by prompt and context; nothing is generated for these."""
+    """Tokens encoded for prefix scores, by prompt and context; nothing is generated for these."""
 
     @property
-    def num_read_tokens(self) -> int:
-        """Tokens of prompts, contexts and openings in the readings."""
+    def num_scoring_tokens(self) -> int:
+        """Tokens of prompts, contexts and prefixes encoded for prefix scores."""
         return sum(self.prefix_scores.values())
 
     @property
@@ -48,50 +48,49 @@ class Account:
 
     @property
     def num_all_tokens(self) -> int:
-        """Completion tokens in all."""
+        """All completion tokens."""
         return sum((self.lengths | self.sealed).values())
 
     def cost(self, judged: Iterable[JudgedRollout]) -> int:
         """Return the tokens that these rollouts would add to the choice."""
-        return sum({one.rollout_id: one.num_tokens for one in judged if one.rollout_id not in self.lengths}.values())
+        return sum({r.rollout_id: r.num_tokens for r in judged if r.rollout_id not in self.lengths}.values())
 
     def charge(self, judged: Iterable[JudgedRollout]) -> None:
-        """Take these rollouts on the account."""
-        self.lengths |= {one.rollout_id: one.num_tokens for one in judged}
+        """Charge these rollouts to the account."""
+        self.lengths |= {rollout.rollout_id: rollout.num_tokens for rollout in judged}
 
 
 class MeteredRunner(Runner):
-    """A bench that keeps an account of everything it is asked for; what the search never sees goes to `sealed`."""
+    """A runner that charges every request to an account; what the search never sees goes to `sealed`."""
 
     def __init__(self, backend: Backend, judge: Judge, ledger: Ledger, sampling: Sampling) -> None:
         super().__init__(backend, judge, ledger, sampling)
         self.account = Account()
 
     def outcomes(self, requests: Sequence[Request]) -> list[JudgedRollout]:
-        """Charge what is asked for."""
-        found = super().outcomes(requests)
-        beside = self.step.phase in (Phase.PLACEBO, Phase.FINALISTS, Phase.CONFIRM_BASELINE)
-        if beside:
-            self.account.sealed |= {one.rollout_id: one.num_tokens for one in found}
+        """Return judged rollouts, and charge them."""
+        judged = super().outcomes(requests)
+        if self.step.phase in (Phase.PLACEBO, Phase.FINALISTS, Phase.CONFIRM_BASELINE):
+            self.account.sealed |= {rollout.rollout_id: rollout.num_tokens for rollout in judged}
         else:
-            self.account.charge(found)
-        return found
+            self.account.charge(judged)
+        return judged
 
     def rollouts(self, requests: Sequence[Request]) -> list[Rollout]:
-        """Charge what is asked for without a verdict."""
-        found = super().rollouts(requests)
-        self.account.lengths |= {one.rollout_id: len(one.completion_ids) for one in found}
-        return found
+        """Return rollouts without verdicts, and charge them."""
+        rollouts = super().rollouts(requests)
+        self.account.lengths |= {rollout.rollout_id: len(rollout.completion_ids) for rollout in rollouts}
+        return rollouts
 
     def score_prefixes(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
-        """Note what is read."""
+        """Return prefix scores, and note the tokens encoded for them."""
         count = self.backend.count_tokens
         lengths = {text: count(text) for text in {r.context.text for r in requests if r.context}}
-        for one in requests:
-            text = one.context.text if one.context else ""
-            key = one.prompt.prompt_id, one.context.context_id if one.context else None
+        for request in requests:
+            text = request.context.text if request.context else ""
+            key = request.prompt.prompt_id, request.context.context_id if request.context else None
             # A few tokens of the chat template are left out.
-            self.account.prefix_scores[key] = lengths.get(text, 0) + count(one.prompt.text) + len(one.prefill)
+            self.account.prefix_scores[key] = lengths.get(text, 0) + count(request.prompt.text) + len(request.prefill)
         return super().score_prefixes(requests)
 
 
@@ -109,77 +108,77 @@ class Ground:
         self._cache = Runner(self.backend, self.judge, self.ledger, self.config.sampling())
 
     def metered(self) -> MeteredRunner:
-        """Return a bench of one run."""
+        """Return the runner of one run, with an account of its own."""
         return MeteredRunner(self.backend, self.judge, self.ledger, self.config.sampling())
 
-    def look(self, context: Context | None, prompts: Sequence[Prompt]) -> list[JudgedRollout]:
-        """Return the outcomes of a context, or of none, without charging anybody."""
+    def judged(self, context: Context | None, prompts: Sequence[Prompt]) -> list[JudgedRollout]:
+        """Return the judged rollouts of a context, or of none, without charging them."""
         return self._cache.outcomes([Request(prompt, context) for prompt in prompts])
 
-    def look_ahead(self, items: Iterable[tuple[Context, Sequence[Prompt]]]) -> None:
-        """Generate for several contexts in one call, which makes full batches: what `look` then finds."""
+    def prefetch(self, items: Iterable[tuple[Context, Sequence[Prompt]]]) -> None:
+        """Generate for several contexts in one call, in full batches; `judged` then finds them in the ledger."""
         self._cache.outcomes([Request(prompt, context) for context, prompts in items for prompt in prompts])
 
     def prompts(self, kind: Kind, splits: Sequence[Split]) -> list[Prompt]:
         """Return the prompts of a kind."""
-        return [one for one in self.all_prompts if one.kind == kind and one.split in splits]
+        return [prompt for prompt in self.all_prompts if prompt.kind == kind and prompt.split in splits]
 
     def num_prompt_tokens(self, account: Account) -> int:
-        """Return the tokens of prompt and context that were read for the rollouts of an account."""
+        """Return the tokens of prompts and contexts of the rollouts of an account."""
         ids = account.lengths.keys() | account.sealed.keys()
-        return sum(one.num_prompt_tokens for one in self.ledger.rollouts(ids).values())
+        return sum(rollout.num_prompt_tokens for rollout in self.ledger.rollouts(ids).values())
 
 
 @dataclass(frozen=True)
 class Rates:
-    """What a context does on the prompts that a method looked at."""
+    """The rates of a context on the prompts that a method used."""
 
     flip_rate: float
     over_refusal_rate: float
 
     @property
     def in_cap(self) -> bool:
-        """Whether it may win."""
+        """Whether it may win: over-refusal within the cap."""
         return self.over_refusal_rate <= CAP
 
 
 class SearchSplit:
-    """The search split as a rival without rungs sees it: the prompts to flip, and the benign ones."""
+    """The search split for a baseline method without rungs: the prompts to flip, and the benign ones."""
 
     def __init__(self, ground: Ground, account: Account) -> None:
         self.ground, self.account = ground, account
         harmful = ground.prompts("harmful", ["search"])
-        base = ground.look(None, harmful)
+        base = ground.judged(None, harmful)
         account.charge(base)
-        self.harmful = [p for p, one in zip(harmful, base, strict=True) if one.verdict.label is Label.UNSAFE]
+        self.harmful = [p for p, rollout in zip(harmful, base, strict=True) if rollout.verdict.label is Label.UNSAFE]
         self.benign = ground.prompts("benign", ["search"])
 
     @property
-    def asked(self) -> list[Prompt]:
-        """All that a context is asked."""
+    def prompts(self) -> list[Prompt]:
+        """All prompts that a context is measured on."""
         return [*self.harmful, *self.benign]
 
     def rates(self, judged: Sequence[JudgedRollout]) -> Rates:
-        """Return the rates of outcomes on all harmful prompts, then all benign ones."""
+        """Return the rates of judged rollouts on all harmful prompts, then all benign ones."""
         harmful, benign = judged[: len(self.harmful)], judged[len(self.harmful) :]
         return Rates(flip_share(harmful), refusal_share(benign))
 
 
 def flip_share(judged: Sequence[JudgedRollout]) -> float:
     """Return the share of safe answers to prompts that are unsafe without a context."""
-    return sum(one.verdict.label is Label.SAFE for one in judged) / len(judged)
+    return sum(rollout.verdict.label is Label.SAFE for rollout in judged) / len(judged)
 
 
 def refusal_share(judged: Sequence[JudgedRollout]) -> float:
     """Return the share of refusals."""
-    return sum(one.refused is True for one in judged) / len(judged)
+    return sum(rollout.refused is True for rollout in judged) / len(judged)
 
 
 def random_contexts(ground: Ground, seed: int, draw: str) -> Iterator[Context]:
-    """Yield different contexts of the search space, without end while there are any.
+    """Yield distinct contexts of the search space until there are no more.
 
-    `draw` "template" takes any template first, then its parameters and place; "text" takes any point of the space, and
-    so mostly the template with the most parameters, which is also the best one here.
+    `draw` "template" samples a template first, then its parameters and placement; "text" samples a point of the space,
+    and so mostly the template with the most parameters, which is also the best one here.
     """
     rng, seen = random.Random(seed), set[str]()
     points = [ground.space.point(index) for index in range(len(ground.space))]

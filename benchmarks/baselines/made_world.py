@@ -1,10 +1,10 @@
-"""A made-up world whose rates follow from formulas: prompts drawn from a population, contexts of random effect.
+"""A synthetic world whose rates follow from formulas: prompts from a population, contexts of random effect.
 
 A harmful prompt has a hardness h ~ N(0, 1) and is unsafe without a context if h > BASE. Under a context of strength s
 it is refused if s + NOISE * z >= h, where z ~ N(0, 1) belongs to this pair alone: two contexts of one strength flip
-different prompts, so the best of many is lucky on the prompts that it was chosen on. A benign prompt is refused if the
+different prompts, so the best of many is biased upwards on the prompts that chose it. A benign prompt is refused if the
 context's bluntness + NOISE * z reaches its margin ~ N(MARGIN, 1). Strength and bluntness are sums over the slots of the
-context and something of its own. All is a function of the seed and the texts.
+context and a term of its own. Everything is a function of the seed and the texts.
 """
 
 import hashlib
@@ -73,13 +73,13 @@ class MadeWorld:
         return spread * slots + OWN_SPREAD * self._normal(what, "own", text)
 
     def _normal(self, *what: str) -> float:
-        """A standard normal number that belongs to these words in this world."""
+        """Return the standard normal number of these words in this world."""
         digest = hashlib.sha256("|".join([str(self.seed), *what]).encode()).digest()
         return float(ndtri((int.from_bytes(digest[:6], "little") + 0.5) / 2**48))
 
 
 class MadeJudge:
-    """Knows the two answers."""
+    """Labels the two answers of the world."""
 
     name = "made world"
     identity = "made world"

@@ -1,6 +1,6 @@
-"""The rivals without a model of their own: the paper's procedure, random search, and flipsearch's own engine.
+"""Search methods without a model of their own: the paper's procedure, random search, and flipsearch's own engine.
 
-Each takes the ground, a seed and, but for the paper's, a budget of completion tokens, and returns a `Run`.
+Each takes the ground, a seed and, except for the paper's, a budget of completion tokens, and returns a `Run`.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,43 +27,43 @@ class Run:
 
     seed: int
     context: Context | None
-    """The chosen one; None if nothing was admissible."""
+    """The winner; None if nothing was admissible."""
     num_contexts: int
-    """Contexts looked at."""
+    """Contexts tried."""
     num_tokens: int
     """Completion tokens that the choice rests on."""
     num_all_tokens: int
-    """With what was measured beside it: confirm split and placebos."""
+    """Including the confirm split and placebos."""
     num_prompt_tokens: int
-    """Tokens of prompts and contexts read for all of these, and to tell how likely an opening is."""
+    """Tokens of prompts and contexts encoded for all of these, and for prefix scores."""
 
 
-def closed(ground: Ground, account: Account, seed: int, context: Context | None, num_contexts: int) -> Run:
-    """Return the run of an account that is complete."""
-    read = ground.num_prompt_tokens(account) + account.num_read_tokens
-    return Run(seed, context, num_contexts, account.num_tokens, account.num_all_tokens, read)
+def make_run(ground: Ground, account: Account, seed: int, context: Context | None, num_contexts: int) -> Run:
+    """Return the run of a complete account."""
+    num_prompt_tokens = ground.num_prompt_tokens(account) + account.num_scoring_tokens
+    return Run(seed, context, num_contexts, account.num_tokens, account.num_all_tokens, num_prompt_tokens)
 
 
 def paper(ground: Ground, seed: int, draw: str, *, capped: bool = False) -> Run:
-    """OPSA, Eq. 5: argmax TFR over 30 contexts, each on all harmful prompts; `capped` asks the benign ones too."""
+    """OPSA, Eq. 5: argmax TFR over 30 contexts, each on all harmful prompts; `capped` uses the benign ones too."""
     account = Account()
     harmful = ground.prompts("harmful", ["search", "confirm"])
     benign = ground.prompts("benign", ["search", "confirm"])
-    base = ground.look(None, harmful)
+    base = ground.judged(None, harmful)
     account.charge(base)
-    found: list[tuple[float, Context]] = []
+    rated: list[tuple[float, Context]] = []
     pool = list(islice(random_contexts(ground, seed, draw), POOL))
-    ground.look_ahead((context, [*harmful, *benign] if capped else harmful) for context in pool)
+    ground.prefetch((context, [*harmful, *benign] if capped else harmful) for context in pool)
     for context in pool:
-        judged = ground.look(context, harmful)
+        judged = ground.judged(context, harmful)
         account.charge(judged)
-        unsafe = [one for before, one in zip(base, judged, strict=True) if before.verdict.label is Label.UNSAFE]
-        asked = ground.look(context, benign) if capped else []
-        account.charge(asked)
-        if not capped or refusal_share(asked) <= CAP:
-            found.append((flip_share(unsafe), context))
-    best = max(found, key=lambda one: one[0], default=(0.0, None))[1]
-    return closed(ground, account, seed, best, POOL)
+        unsafe = [after for before, after in zip(base, judged, strict=True) if before.verdict.label is Label.UNSAFE]
+        on_benign = ground.judged(context, benign) if capped else []
+        account.charge(on_benign)
+        if not capped or refusal_share(on_benign) <= CAP:
+            rated.append((flip_share(unsafe), context))
+    best = max(rated, key=lambda pair: pair[0], default=(0.0, None))[1]
+    return make_run(ground, account, seed, best, POOL)
 
 
 def random_search(ground: Ground, seed: int, draw: str, budget: int) -> Run:
@@ -71,8 +71,8 @@ def random_search(ground: Ground, seed: int, draw: str, budget: int) -> Run:
     account = Account()
     split = SearchSplit(ground, account)
     best, best_rate, num_contexts = None, -1.0, 0
-    for context in _ahead(ground, random_contexts(ground, seed, draw), split.asked):
-        judged = ground.look(context, split.asked)
+    for context in _prefetched(ground, random_contexts(ground, seed, draw), split.prompts):
+        judged = ground.judged(context, split.prompts)
         if account.num_tokens + account.cost(judged) > budget:
             break
         account.charge(judged)
@@ -80,13 +80,13 @@ def random_search(ground: Ground, seed: int, draw: str, budget: int) -> Run:
         rates = split.rates(judged)
         if rates.in_cap and rates.flip_rate > best_rate:
             best, best_rate = context, rates.flip_rate
-    return closed(ground, account, seed, best, num_contexts)
+    return make_run(ground, account, seed, best, num_contexts)
 
 
-def _ahead(ground: Ground, contexts: Iterator[Context], prompts: Sequence[Prompt]) -> Iterator[Context]:
-    while some := list(islice(contexts, AHEAD)):
-        ground.look_ahead((context, prompts) for context in some)
-        yield from some
+def _prefetched(ground: Ground, contexts: Iterator[Context], prompts: Sequence[Prompt]) -> Iterator[Context]:
+    while chunk := list(islice(contexts, AHEAD)):
+        ground.prefetch((context, prompts) for context in chunk)
+        yield from chunk
 
 
 def ours(ground: Ground, seed: int, settings: Mapping[str, Any], *, sealed: bool) -> Run:
@@ -98,4 +98,4 @@ def ours(ground: Ground, seed: int, settings: Mapping[str, Any], *, sealed: bool
     runner = ground.metered()
     study = run_study(plan, runner)
     num_contexts = sum(trial.role == "arm" for trial in study.trials)
-    return closed(ground, runner.account, seed, study.winner.context if study.winner else None, num_contexts)
+    return make_run(ground, runner.account, seed, study.winner.context if study.winner else None, num_contexts)

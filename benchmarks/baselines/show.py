@@ -1,4 +1,4 @@
-"""How figures are printed: where and when, medians with their range, and whether a claim holds."""
+"""Formats figures: when and where they were measured, medians with their range, and whether a claim holds."""
 
 import datetime
 import os
@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 
 def header(*more: str) -> str:
-    """Return the line that says when and on what a benchmark ran."""
+    """Return the line with the date and the machine of a benchmark."""
     return ", ".join([str(datetime.date.today()), f"{os.cpu_count()} cores", *more])
 
 

@@ -1,8 +1,9 @@
-"""Optuna as its documentation shows it for a mean over instances: TPE, and WilcoxonPruner with its defaults.
+"""Optuna as its documentation recommends for a mean over instances: TPE, and WilcoxonPruner with its defaults.
 
-Per-prompt values are reported under the prompt's number, in an order shuffled anew for each trial; a pruned trial
-returns its mean so far. What the documentation leaves open is settled in the rival's favour: the sampler groups the
-conditional space, benign prompts are asked only of contexts that were not pruned, and a repeated context is free.
+Per-prompt values are reported under the prompt's number, in a new random order for each trial; a pruned trial
+returns its mean so far. What the documentation leaves open is settled in favour of this baseline: the sampler groups
+the conditional space, only contexts that were not pruned are measured on benign prompts, and a repeated context is
+free.
 """
 
 import random
@@ -16,21 +17,21 @@ import optuna
 import scipy.stats
 
 from baselines.ground import Account, Ground, Rates, SearchSplit
-from baselines.methods import Run, closed
+from baselines.methods import Run, make_run
 from flipsearch.core.records import Context, Label, Prompt
 from pocket_model.truth import CAP
 
 CHUNK = 24
 """Prompts generated ahead in one batch; only those that the pruner lets through are charged."""
 WILCOXON: Any = scipy.stats.wilcoxon
-MOST_TRIALS = 600
+MAX_TRIALS = 600
 """Ends a run that only repeats itself."""
 
 
 def tpe(ground: Ground, seed: int, budget: int) -> Run:
-    """Trials until the budget is spent; the best within the cap of those that were not pruned."""
+    """Run trials until the budget is spent; the best within the cap of those that were not pruned."""
     # Over a few tied values scipy goes through all permutations, a third of a second each time a prompt is reported.
-    with patch.object(scipy.stats, "wilcoxon", _remembered):
+    with patch.object(scipy.stats, "wilcoxon", _cached_wilcoxon):
         return _tpe(ground, seed, budget)
 
 
@@ -40,35 +41,35 @@ def _tpe(ground: Ground, seed: int, budget: int) -> Run:
     study, rng = _study(seed), random.Random(seed)
     complete: dict[str, tuple[Rates, Context]] = {}
     seen: set[str] = set()
-    for _ in range(MOST_TRIALS):
+    for _ in range(MAX_TRIALS):
         trial = study.ask()
         context = ground.space.suggest(trial)
         seen.add(context.context_id)
         value, pruned = _flips(trial, split, context, rng, budget)
         if value is None:
             break
-        rates = None if pruned else _whole(split, context, budget)
+        rates = None if pruned else _all_rates(split, context, budget)
         if not pruned and rates is None:
             break
         trial.set_constraint("over_refusal", (rates.over_refusal_rate if rates else 0.0) - CAP)
         study.tell(trial, value)
         if rates:
             complete[context.context_id] = (rates, context)
-    allowed = [one for one in complete.values() if one[0].in_cap]
-    best = max(allowed, key=lambda one: one[0].flip_rate)[1] if allowed else None
-    return closed(ground, account, seed, best, len(seen))
+    allowed = [pair for pair in complete.values() if pair[0].in_cap]
+    best = max(allowed, key=lambda pair: pair[0].flip_rate)[1] if allowed else None
+    return make_run(ground, account, seed, best, len(seen))
 
 
 def _flips(
     trial: optuna.Trial, split: SearchSplit, context: Context, rng: random.Random, budget: int
 ) -> tuple[float | None, bool]:
-    """The mean so far and whether the trial was pruned; None when the budget is spent."""
+    """Return the mean so far and whether the trial was pruned; None when the budget is spent."""
     order = rng.sample(range(len(split.harmful)), len(split.harmful))
     values: list[float] = []
     for start in range(0, len(order), CHUNK):
         numbers = order[start : start + CHUNK]
         ahead: list[Prompt] = [split.harmful[number] for number in numbers]
-        for number, judged in zip(numbers, split.ground.look(context, ahead), strict=True):
+        for number, judged in zip(numbers, split.ground.judged(context, ahead), strict=True):
             if split.account.num_tokens + split.account.cost([judged]) > budget:
                 return None, False
             split.account.charge([judged])
@@ -79,8 +80,8 @@ def _flips(
     return sum(values) / len(values), False
 
 
-def _whole(split: SearchSplit, context: Context, budget: int) -> Rates | None:
-    judged = split.ground.look(context, split.asked)
+def _all_rates(split: SearchSplit, context: Context, budget: int) -> Rates | None:
+    judged = split.ground.judged(context, split.prompts)
     if split.account.num_tokens + split.account.cost(judged) > budget:
         return None
     split.account.charge(judged)
@@ -96,7 +97,7 @@ def _study(seed: int) -> optuna.Study:
         return optuna.create_study(direction="maximize", sampler=sampler, pruner=optuna.pruners.WilcoxonPruner())
 
 
-def _remembered(differences: Sequence[float], *, alternative: str, zero_method: str) -> Any:
+def _cached_wilcoxon(differences: Sequence[float], *, alternative: str, zero_method: str) -> Any:
     return _wilcoxon(tuple(sorted(differences)), alternative, zero_method)
 
 

@@ -18,11 +18,11 @@ def measure_truth(ground: Ground, contexts: Sequence[Context]) -> dict[str, Rate
     prompts = [ask.prompt() for ask in population()]
     runner = ground.metered()
     base = runner.baseline(prompts)
-    asked = [p for p in prompts if p.kind == "benign" or base[p.prompt_id].label is Label.UNSAFE]
-    found = {}
-    for context, one in zip(contexts, measure(runner, contexts, asked, base, "all"), strict=True):
-        found[context.context_id] = Rates(one.flip_rate.value or 0.0, one.over_refusal_rate.value or 0.0)
-    return found
+    measured = [p for p in prompts if p.kind == "benign" or base[p.prompt_id].label is Label.UNSAFE]
+    rates = {}
+    for context, result in zip(contexts, measure(runner, contexts, measured, base, "all"), strict=True):
+        rates[context.context_id] = Rates(result.flip_rate.value or 0.0, result.over_refusal_rate.value or 0.0)
+    return rates
 
 
 class TruthFile:
@@ -33,8 +33,8 @@ class TruthFile:
         known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
         self.rates = {key: Rates(*values) for key, values in known.items()}
 
-    def add(self, found: dict[str, Rates]) -> None:
-        """Keep rates."""
-        self.rates |= found
-        known = {key: [one.flip_rate, one.over_refusal_rate] for key, one in sorted(self.rates.items())}
+    def add(self, rates: dict[str, Rates]) -> None:
+        """Add rates to the file."""
+        self.rates |= rates
+        known = {key: [rate.flip_rate, rate.over_refusal_rate] for key, rate in sorted(self.rates.items())}
         self.path.write_text(json.dumps(known, indent=0), encoding="utf-8")

@@ -1,7 +1,7 @@
-"""The whole library on the search split, generated once in full batches: a cache that all runs then draw on.
+"""Generates the whole library on the search split once, in full batches: a cache for all runs.
 
-Over ten seeds the methods ask for most of it anyway, in batches far too small to be fast. Who rests on a rollout is
-charged for it whether it was generated here or not.
+Over ten seeds the methods need most of it anyway, in batches far too small to be fast. A run is charged for every
+rollout that it rests on, whether it was generated here or not.
 """
 
 import sqlite3
@@ -12,20 +12,20 @@ from pathlib import Path
 
 from baselines.ground import Account, Ground, SearchSplit, random_contexts
 
-CONTEXTS_A_CALL = 32
+CONTEXTS_PER_CALL = 32
 TABLES = ("rollouts", "verdicts")
 
 
 def warm(ground: Ground, part: int, num_parts: int) -> None:
     """Generate one part of the library on the search split."""
-    asked = SearchSplit(ground, Account()).asked
+    prompts = SearchSplit(ground, Account()).prompts
     mine = islice(random_contexts(ground, 0, "text"), part, None, num_parts)
-    while some := list(islice(mine, CONTEXTS_A_CALL)):
-        ground.look_ahead((context, asked) for context in some)
+    while chunk := list(islice(mine, CONTEXTS_PER_CALL)):
+        ground.prefetch((context, prompts) for context in chunk)
 
 
-def share(places: Sequence[Path]) -> None:
-    """Copy what each ledger holds to all others; none may be open."""
+def share_ledgers(places: Sequence[Path]) -> None:
+    """Copy the rows of each ledger to all others, which must not be open."""
     for place in places:
         with closing(sqlite3.connect(place)) as connection:
             for other in places:

@@ -8,12 +8,12 @@
     ├── BackendError     a model that cannot be loaded or cannot generate
     ├── JudgeError       a judge that cannot run at all (one bad verdict is UNSCORED instead)
     ├── LedgerError      the ledger: read-only folder, full disk, another format
-    ├── StudyError       a study that cannot start or go on
+    ├── StudyError       a study that cannot start or continue, or a file of it that cannot be written
     │   └── NothingToFlipError   it ran, and there is nothing to search for (exit 1)
-    └── TrainingError    a training that cannot start or go on
+    └── TrainingError    a training that cannot start or continue
 
-A message says what, got, expected and what to do, in one line. The command line prints it and exits with
-`exit_code`. A failed rollout or an unparsable judgement is never an error: it is data (UNSCORED).
+A message says in one line what is wrong, what was given, what was expected and what to do. The command line prints it
+and exits with `exit_code`. A failed rollout or an unparsable judgement is never an error: it is data (UNSCORED).
 """
 
 import difflib
@@ -55,17 +55,17 @@ class LedgerError(FlipsearchError):
 
 
 class StudyError(FlipsearchError):
-    """A study cannot start or go on."""
+    """A study cannot start or continue."""
 
 
 class NothingToFlipError(StudyError):
-    """The study ran, but there is no unsafe baseline rollout to flip, or a placebo flips all there are."""
+    """The study ran, but no baseline rollout is unsafe, or a placebo already flips all of them."""
 
     exit_code = 1
 
 
 class TrainingError(FlipsearchError):
-    """A training cannot start or go on."""
+    """A training cannot start or continue."""
 
 
 def one_line(error: BaseException, limit: int = 200) -> str:
@@ -74,13 +74,13 @@ def one_line(error: BaseException, limit: int = 200) -> str:
 
 
 def near_names(name: str, known: Iterable[str]) -> str:
-    """Return " Did you mean a, b?" for the known names nearest to `name`, or "" if none is near."""
+    """Return " Did you mean a, b?" with up to three names similar to `name`, or "" if there are none."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
     return f" Did you mean {', '.join(near)}?" if near else ""
 
 
 def unknown_name(what: str, name: str, known: Iterable[str], todo: str = "") -> str:
-    """Return the one-line message for a name that is not known, with near names and the known ones."""
+    """Return the one-line message for an unknown name: similar names, the known ones, and what to do."""
     names = sorted(known)
     shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
     tail = f" {todo}" if todo else ""

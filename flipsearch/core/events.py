@@ -1,9 +1,9 @@
-"""What happened in a study, as it happened: events.jsonl, one JSON object a line, appended by each launch.
+"""What happened in a study, as it happened: events.jsonl, one JSON object per line, appended by each launch.
 
     {"time": "2026-11-24T21:00:00.123+00:00", "event": "pruned", "context_id": "…", "rung": 1, "evidence": 31.4}
 
 It is for people and their scripts: nothing here reads it, and no result depends on it. A run that is replayed from
-the ledger tells its events again, under a new "launch".
+the ledger emits its events again, under a new "launch".
 """
 
 import json
@@ -15,22 +15,22 @@ from flipsearch.core.errors import StudyError
 
 
 class Emit(Protocol):
-    """Told of an event and its facts, which JSON can hold."""
+    """Records an event with its facts, which JSON can hold."""
 
     def __call__(self, event: str, /, **facts: Any) -> None:
-        """Take note of it."""
+        """Record the event."""
         ...
 
 
 def silent(event: str, /, **facts: Any) -> None:
-    """Take note of nothing."""
+    """Discard the event."""
 
 
 class Events:
-    """Appends events to a file.
+    """Appends events to a file; StudyError if it cannot be written.
 
-    Raises StudyError if it cannot be written. Each line is written whole and at once; a line that a kill or a full disk
-    left torn is ended before the next one, so that it spoils itself alone.
+    Each line is written in one call. A line that a kill or a full disk left incomplete is terminated before the next
+    one, so that it spoils only itself.
     """
 
     def __init__(self, path: Path) -> None:
@@ -43,13 +43,13 @@ class Events:
         line = json.dumps({"time": now, "event": event} | facts, default=str) + "\n"
         try:
             with self.path.open("ab") as file:
-                file.write(self._ending().encode() + line.encode("ascii"))
+                file.write(self._line_break().encode() + line.encode("ascii"))
         except OSError as error:
             why = f"cannot write '{self.path}': {error.strerror}"
             raise StudyError(f"{why}; free the disk or move the file away.") from error
 
-    def _ending(self) -> str:
-        """A line break if an earlier launch left the last line torn."""
+    def _line_break(self) -> str:
+        """Return a line break if an earlier launch left the last line incomplete; checked once."""
         if self._is_checked:
             return ""
         self._is_checked = True

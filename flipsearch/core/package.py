@@ -1,4 +1,4 @@
-"""Where the package and its contents lie, and which versions of what it rests on are installed."""
+"""Where the package and its contents are, and which versions of its dependencies are installed."""
 
 from collections.abc import Iterable
 from importlib.metadata import PackageNotFoundError, version
@@ -8,7 +8,7 @@ from flipsearch.core.errors import PluginError
 
 PACKAGE = Path(__file__).parents[1]
 RESULT_PACKAGES = ("flipsearch", "optuna", "torch", "transformers", "vllm")
-"""What a result can depend on; those that are not installed are left out."""
+"""The packages that a result can depend on."""
 
 
 def content_folder(name: str) -> Path:
@@ -20,7 +20,7 @@ def content_folder(name: str) -> Path:
 
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of those packages that are installed."""
+    """Return package -> version for those of `packages` that are installed."""
     versions = {}
     for package in packages:
         try:

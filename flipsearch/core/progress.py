@@ -1,4 +1,4 @@
-"""How far a command has come: which phase, what it is doing there, and how many items are done."""
+"""How far a command has come: its phase, what it does there, and how many items are done."""
 
 from dataclasses import dataclass
 from enum import StrEnum
@@ -6,7 +6,7 @@ from typing import Protocol
 
 
 class Phase(StrEnum):
-    """A part of a command that generates, judges or trains; the value is the label that people see."""
+    """A part of a command that generates, judges or trains; the value is the label shown to users."""
 
     BASELINE = "baseline"
     CONFIRM_BASELINE = "confirm baseline"
@@ -27,7 +27,7 @@ class Phase(StrEnum):
 
 
 class Activity(StrEnum):
-    """What is done in a phase; the value is the label that people see."""
+    """What is done in a phase; the value is the label shown to users."""
 
     GENERATING = "generating"
     JUDGING = "judging"
@@ -37,7 +37,7 @@ class Activity(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A phase, what of it is at work (e.g. the rung), and what is being done."""
+    """A phase, which part of it (e.g. the rung), and the activity there."""
 
     phase: Phase
     detail: str = ""
@@ -45,14 +45,14 @@ class Step:
 
     @property
     def label(self) -> str:
-        """The step as people see it, e.g. "race cohort 1/3, rung 2/3: judging"."""
+        """The step as shown to users, e.g. "race cohort 1/3, rung 2/3: judging"."""
         name = f"{self.phase} {self.detail}".strip()
         return name if self.activity in (Activity.GENERATING, Activity.TRAINING) else f"{name}: {self.activity}"
 
 
 class Progress(Protocol):
-    """Called after every batch of rollouts, every judged batch and every training step."""
+    """Is called after every batch of rollouts, every judged batch and every training step."""
 
     def __call__(self, step: Step, done: int, total: int, num_rollouts: int, num_tokens: int) -> None:
-        """`done` of the `total` items of this step are there; rollouts and tokens generated so far by this command."""
+        """Report that `done` of `total` items are done, and the rollouts and tokens that this command has generated."""
         ...

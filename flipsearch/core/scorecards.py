@@ -1,9 +1,8 @@
 """The records of an evaluation: what a scorecard holds.
 
-    answers of two models --marks--> Measured --pairs--> Score --sets--> Composite --> Scorecard
+    answers of two models --scored--> Measured --paired--> Score --pooled--> Composite --> Scorecard
 
-All are frozen, like those in records.py, and what reports them reads nothing else. This module knows nothing of models,
-files or statistics.
+All are frozen, like those in records.py. This module knows nothing of models, files or statistics.
 """
 
 from collections.abc import Mapping
@@ -18,34 +17,32 @@ METRICS: tuple[Metric, ...] = ("harmful_rate", "over_refusal_rate", "reasoning_a
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """One model on one set."""
+    """One metric of one model on one set."""
 
     rate: Estimate
-    """Over what could be scored."""
+    """Over the scored answers."""
     num_prompts: int
-    """Prompts or problems asked."""
+    """Prompts or problems."""
     coverage: Estimate
     """Scored / all answers."""
     num_unscored: int
     """Answers without a score; they are in no rate."""
     num_truncated: int = 0
-    """Reasoning only: answers that were cut or never left the think block; they are wrong, not unscored."""
+    """Reasoning only: answers that ended at the token limit or inside the think block; wrong, not unscored."""
     num_incomparable: int = 0
-    """Reasoning only: answers that could not be compared in time or memory; they are wrong, not unscored."""
+    """Reasoning only: answers whose comparison ran out of time or memory; wrong, not unscored."""
 
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """One row of a scorecard: one metric on one set."""
+    """One row of a scorecard: one metric on one set, for the new model and its base."""
 
     metric: Metric
-    """What is measured; the first two are better when low, reasoning when high."""
+    """The first two are better when low, reasoning accuracy when high."""
     set_name: str
-    """The prompt set, the problem set or the file."""
+    """The prompt set, problem set or file."""
     new: Measured
-    """The model that is evaluated."""
     base: Measured | None
-    """The model that it is held against, on the same prompts; None if there is none."""
     change: Estimate | None
     """New minus base, paired over the prompts scored for both; None without a base."""
 
@@ -55,61 +52,52 @@ class Composite:
     """One figure over several sets, for both models."""
 
     new: Estimate
-    """Of the model that is evaluated."""
     base: Estimate | None
-    """Of the base; None if there is none."""
     change: Estimate | None
-    """New minus base, paired prompt by prompt; None without a base."""
+    """New minus base, paired by prompt; None without a base."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scorecard:
-    """A model held against the one it was made from; whoever reports it reads nothing else."""
+    """An evaluation of a model, compared with its base; reports read nothing else."""
 
     model: str
-    """The model that is evaluated, as the user named it."""
+    """As the user named it."""
     model_id: str
-    """Its identity: weights, tokenizer, chat template, precision and thinking switch."""
+    """Identity: weights, tokenizer, chat template, precision and thinking switch."""
     revision: str | None
-    """Its commit on the hub; None for any other."""
+    """Commit on the hub; None for a model from elsewhere."""
     against: str | None
     """The base, as named by the user or by the checkpoint; None if there is none."""
     against_id: str | None
-    """Identity of the base."""
     against_revision: str | None
-    """Its commit on the hub."""
     scores: tuple[Score, ...]
-    """Safety, over-refusal, reasoning; one row a set."""
+    """Harm, over-refusal, reasoning; one row per set."""
     composite: Composite | None
     """S of OPSA Eq. 6 over the sets; None unless both harmful and benign prompts could be scored."""
     reasoning: Composite | None
-    """Accuracy over all problems of all sets, one that stands in two sets counting in both; None if not measured."""
+    """Accuracy over all problems; a problem of two sets counts in both. None if not measured."""
     tax: Estimate | None
-    """Base reasoning minus new reasoning over all problems, paired: above 0, ability was lost."""
+    """Base minus new reasoning accuracy over all problems, paired: above 0, ability was lost."""
     judge: str
-    """Name of the judge."""
     judge_id: str
-    """Its identity."""
     sampling: Sampling
-    """How answers were drawn."""
     num_samples: int
-    """Answers a reasoning problem; prompts get one."""
+    """Answers per reasoning problem; prompts get one."""
     split: Scope
-    """Which prompts were asked."""
     settings: Mapping[str, Any]
     """The resolved configuration."""
     prompts_id: str
-    """Content hash of the prompts asked."""
+    """Content hash."""
     problems_id: str | None
-    """Content hash of the problems; None without any."""
+    """Content hash; None without problems."""
     num_unscored: int
-    """Answers of the evaluated model without a score."""
+    """Answers of the new model without a score."""
     notes: tuple[str, ...] = ()
-    """What the reader must know."""
     versions: Mapping[str, str] = field(default_factory=dict)
     """Package -> version."""
     card_version: int = 1
-    """Version of this record."""
+    """Format version of this record."""
 
     def of(self, metric: Metric) -> tuple[Score, ...]:
         """Return the rows of a metric."""

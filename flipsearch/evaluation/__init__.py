@@ -1,11 +1,10 @@
-"""Evaluation: one model held against another on the same prompts and problems.
+"""Evaluation: one model compared with another on the same prompts and problems.
 
-plan.py       what will be asked of which model; everything that can be wrong is found here, before a model is loaded
-safety.py     harmful rate and over-refusal, answer by answer
-reasoning.py  answers to problems, right or wrong
-final.py      where the final answer stands in a text
-numbers.py    numbers in all their dresses
-algebra.py    expressions, compared by math-verify in a process of its own (worker.py)
-scorecard.py  marks of both models to rates, changes, composite and tax
-run.py        the evaluation from first to last
+plan.py       what is evaluated; everything that can be wrong is found here, before a model is loaded
+run.py        generates the answers of both models and scores each of them
+answers.py    the final answer in a text, and the number that it states
+algebra.py    compares expressions with math-verify, in a process of its own (worker.py)
+scorecard.py  scores of both models to rates, changes, composite and tax
+
+A new set is one file: a csv in prompts/prompt_sets or prompts/problem_sets, named after its stem.
 """

@@ -1,7 +1,7 @@
-"""Compares expressions with math-verify: a process of its own, started as a script by algebra.py.
+"""The math-verify process, which algebra.py starts as a script.
 
-Reads one JSON object a line ({"answer", "given"}) and writes true, false or null (out of time) for each. The texts are
-hostile: a power tower can fill the memory or sit in one long C call that no signal interrupts, so this process has
+Reads one JSON object per line ({"reference", "text"}) and writes true, false or null (out of time) for each. The texts
+are hostile: a power tower can fill the memory or run one long C call that no signal interrupts, so this process has
 limits of its own and can be killed without loss. Imports nothing of flipsearch.
 """
 
@@ -18,15 +18,16 @@ from math_verify import parse, verify
 
 PARSE_S = 3
 CPU_S = 20
-"""Seconds of work an answer; the system then ends this process, also if its parent is gone."""
+"""Seconds of work per comparison; the system then ends this process, also if its parent is gone."""
 MEMORY = 4 << 30
+"""Bytes of address space."""
 
 
 def main() -> None:
     """Answer until the input ends."""
     logging.disable(logging.CRITICAL)
     _limit("RLIMIT_AS", MEMORY)
-    out, sys.stdout = sys.stdout, sys.stderr  # whatever a library prints is no reply
+    out, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not be read as a reply
     for reply in _replies():
         out.write(reply + "\n")
         out.flush()
@@ -36,17 +37,17 @@ def _replies() -> Iterator[str]:
     yield "ready"
     for line in sys.stdin:
         _limit("RLIMIT_CPU", int(time.process_time()) + CPU_S)
-        asked = json.loads(line)
-        yield json.dumps(same(asked["answer"], asked["given"]))
+        question = json.loads(line)
+        yield json.dumps(is_same(question["reference"], question["text"]))
 
 
-def same(answer: str, given: str) -> bool | None:
-    """Return whether a given text states the answer; None if it cannot be told in time or memory."""
+def is_same(reference: str, text: str) -> bool | None:
+    """Return whether a text states the reference answer; None if math-verify runs out of time or memory."""
     seconds = PARSE_S if hasattr(signal, "SIGALRM") else None
     options: Any = {"parsing_timeout": seconds, "raise_on_error": True}
     try:
-        right = parse(f"\\boxed{{{answer}}}", **options)
-        return bool(verify(right, parse(given, **options), timeout_seconds=seconds, raise_on_error=True))
+        right = parse(f"\\boxed{{{reference}}}", **options)
+        return bool(verify(right, parse(text, **options), timeout_seconds=seconds, raise_on_error=True))
     except (TimeoutError, MemoryError):
         return None
     except KeyboardInterrupt:
@@ -56,12 +57,12 @@ def same(answer: str, given: str) -> bool | None:
         return None if "Timeout" in type(error).__name__ else False
 
 
-def _limit(name: str, most: int) -> None:
+def _limit(name: str, value: int) -> None:
     with contextlib.suppress(ImportError, AttributeError, ValueError, OSError):
         import resource
 
         limit = getattr(resource, name)
-        resource.setrlimit(limit, (most, resource.getrlimit(limit)[1]))
+        resource.setrlimit(limit, (value, resource.getrlimit(limit)[1]))
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""The ledger: every rollout and verdict by content hash, in SQL; what is in it is never generated again.
+"""Every rollout and verdict by content hash, in SQL; what is in the ledger is never generated again.
 
 SQLite by default, any SQLAlchemy URL otherwise. SQLite runs in write-ahead mode with synchronous = NORMAL: a commit
-costs no wait for the disk, a kill at any moment loses only what was not yet committed, and a power cut can cost the
-last commits but never tears the file. One process writes to a SQLite ledger at a time, which a lock beside it
+does not wait for the disk, a kill at any moment loses only what was not yet committed, and a power cut can cost the
+last commits but never damages the file. One process writes to a SQLite ledger at a time, which a lock beside it
 ensures; the operating system frees the lock however the process ends.
 
 A rollout with finish_reason "error" is kept as data but never served as a result: the next run tries it again. A
@@ -11,6 +11,7 @@ verdict is kept as the judge gave it, UNSCORED ones too; a judge with another id
 
 import json
 import sqlite3
+import struct
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -25,21 +26,20 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 from flipsearch.core.errors import LedgerError
 from flipsearch.core.records import PrefixScore, Rollout, Verdict
 from flipsearch.ledger.tables import (
+    DOUBLE_BYTES,
     FORMAT,
     FORMATS,
     IN_FLIGHT,
     NOTES,
-    READINGS,
+    PREFIX_SCORES,
     ROLLOUTS,
     TABLES,
     TOKEN_BYTES,
     VERDICTS,
     Note,
-    lock_file,
+    lock_ledger,
     make_engine,
     one_line,
-    prefix_score_of,
-    prefix_score_row,
     read_notes,
     rollout_of,
     rollout_row,
@@ -49,15 +49,16 @@ from flipsearch.ledger.tables import (
 )
 
 CHUNK = 500
-"""Ids a query: well under every database's limit of bound values."""
+"""Ids per query: well under every database's limit of bound values."""
+_FINISHED = ROLLOUTS.c.finish_reason != "error"
 
 
 class Ledger:
     """Rollouts, verdicts and notes in one database.
 
-    `place` is the path of a SQLite file, made with its folder if absent, or an SQLAlchemy URL. `read_only` takes no
-    lock and writes nothing, so that a report can be drawn while a study runs.
-    Raises LedgerError, in one line: folder or disk that cannot be written, not a ledger, another format, in use.
+    `place` is the path of a SQLite file, created with its folder if absent, or an SQLAlchemy URL. `read_only` takes no
+    lock and writes nothing, so that a report can be made while a study runs.
+    Raises LedgerError, in one line: a folder or disk that cannot be written, not a ledger, another format, in use.
     """
 
     def __init__(self, place: str | Path, *, read_only: bool = False) -> None:
@@ -65,8 +66,9 @@ class Ledger:
         path = None if "://" in self.place else Path(place)
         self._lock: sqlite3.Connection | None = None
         if path is not None and not read_only:
-            self._make_folder(path)
-            self._lock = lock_file(path)
+            with self._guard("created"):
+                path.parent.mkdir(parents=True, exist_ok=True)
+            self._lock = lock_ledger(path)
         try:
             with self._guard("opened"):
                 self._engine = make_engine(path.resolve() if path else self.place, read_only)
@@ -76,79 +78,88 @@ class Ledger:
             raise
 
     def rollouts(self, ids: Iterable[str], *, errors: bool = False) -> dict[str, Rollout]:
-        """Return the finished rollouts among `ids` by id; failed ones too if `errors`."""
-        query = sql.select(ROLLOUTS).where(ROLLOUTS.c.rollout_id.in_(sql.bindparam("ids", expanding=True)))
-        if not errors:
-            query = query.where(ROLLOUTS.c.finish_reason != "error")
+        """Return id -> rollout for the finished rollouts among `ids`; failed ones too if `errors`."""
+        query = sql.select(ROLLOUTS).where(_among(ROLLOUTS.c.rollout_id))
+        query = query if errors else query.where(_FINISHED)
         return {row["rollout_id"]: rollout_of(row) for row in self._rows(query, ids)}
 
     def lengths(self, ids: Iterable[str]) -> dict[str, int]:
-        """Return, for the finished rollouts among `ids`, the tokens that the model wrote by id, openings left out."""
+        """Return id -> generated tokens, prefill excluded, for the finished rollouts among `ids`."""
         num_bytes = sql.func.length(ROLLOUTS.c.completion_ids) - sql.func.length(ROLLOUTS.c.prefill)
         columns = ROLLOUTS.c.rollout_id, num_bytes.label("num_bytes")
-        query = sql.select(*columns).where(
-            ROLLOUTS.c.finish_reason != "error", ROLLOUTS.c.rollout_id.in_(sql.bindparam("ids", expanding=True))
-        )
+        query = sql.select(*columns).where(_FINISHED, _among(ROLLOUTS.c.rollout_id))
         return {row["rollout_id"]: max(0, row["num_bytes"]) // TOKEN_BYTES for row in self._rows(query, ids)}
 
     def save_rollouts(self, rollouts: Iterable[Rollout]) -> None:
-        """Write rollouts in one transaction; one that is there already is replaced."""
+        """Write rollouts in one transaction, replacing those that exist."""
         self._replace(ROLLOUTS, [ROLLOUTS.c.rollout_id], [rollout_row(rollout) for rollout in rollouts])
 
     def prefix_scores(self, ids: Iterable[str]) -> dict[str, PrefixScore]:
-        """Return the readings among `ids` by id."""
-        query = sql.select(READINGS).where(READINGS.c.prefix_score_id.in_(sql.bindparam("ids", expanding=True)))
-        return {row["prefix_score_id"]: prefix_score_of(row) for row in self._rows(query, ids)}
+        """Return id -> prefix score for those among `ids`."""
+        query = sql.select(PREFIX_SCORES).where(_among(PREFIX_SCORES.c.prefix_score_id))
+        scores = {}
+        for row in self._rows(query, ids):
+            log_probs = struct.unpack(f"<{len(row['log_probs']) // DOUBLE_BYTES}d", row["log_probs"])
+            scores[row["prefix_score_id"]] = PrefixScore(log_probs, row["num_agreed"])
+        return scores
 
     def save_prefix_scores(self, prefix_scores: Iterable[tuple[str, PrefixScore]]) -> None:
-        """Write (id, reading) pairs in one transaction; one that is there already is replaced."""
-        self._replace(
-            READINGS, [READINGS.c.prefix_score_id], [prefix_score_row(id, reading) for id, reading in prefix_scores]
-        )
+        """Write (id, prefix score) pairs in one transaction, replacing those that exist."""
+        rows = []
+        for id, score in prefix_scores:
+            log_probs = struct.pack(f"<{len(score.log_probs)}d", *score.log_probs)
+            rows.append({"prefix_score_id": id, "log_probs": log_probs, "num_agreed": score.num_agreed})
+        self._replace(PREFIX_SCORES, [PREFIX_SCORES.c.prefix_score_id], rows)
 
     def verdicts(self, judge_id: str, ids: Iterable[str]) -> dict[str, Verdict]:
-        """Return a judge's verdicts on the rollouts `ids`, by rollout id."""
-        query = sql.select(VERDICTS).where(
-            VERDICTS.c.judge_id == judge_id, VERDICTS.c.rollout_id.in_(sql.bindparam("ids", expanding=True))
-        )
+        """Return rollout id -> verdict of one judge on the rollouts `ids`."""
+        query = sql.select(VERDICTS).where(VERDICTS.c.judge_id == judge_id, _among(VERDICTS.c.rollout_id))
         return {row["rollout_id"]: verdict_of(row) for row in self._rows(query, ids)}
 
+    def verdicts_of_all(self, ids: Iterable[str]) -> dict[str, dict[str, Verdict]]:
+        """Return rollout id -> judge id -> verdict for every judge on the rollouts `ids`."""
+        query = sql.select(VERDICTS).where(_among(VERDICTS.c.rollout_id)).order_by(VERDICTS.c.judge_id)
+        verdicts: dict[str, dict[str, Verdict]] = {}
+        for row in self._rows(query, ids):
+            verdicts.setdefault(row["rollout_id"], {})[row["judge_id"]] = verdict_of(row)
+        return verdicts
+
     def save_verdicts(self, judge_id: str, verdicts: Iterable[tuple[str, Verdict]]) -> None:
-        """Write (rollout id, verdict) pairs of one judge in one transaction; one that is there already is replaced."""
+        """Write (rollout id, verdict) pairs of one judge in one transaction, replacing those that exist."""
         rows = [verdict_row(id, judge_id, verdict) for id, verdict in verdicts]
         self._replace(VERDICTS, [VERDICTS.c.rollout_id, VERDICTS.c.judge_id], rows)
 
     def note(self, key: str, value: str) -> Note:
-        """Write down that something happened, with the time; a key that is there stays as it is and is returned."""
-        now = _now(value)
+        """Record that something happened, with the time; return the note of a key that exists, unchanged."""
+        note = _note_now(value)
         with self._writing() as connection:
             if (known := read_notes(connection).get(key)) is not None:
                 return known
-            connection.execute(sql.insert(NOTES), {"key": key, **asdict(now)})
-        return now
+            connection.execute(sql.insert(NOTES), {"key": key, **asdict(note)})
+        return note
 
     def notes(self) -> dict[str, Note]:
         """Return all notes by key, oldest first."""
-        with self.reading() as connection:
+        with self.reader() as connection:
             return read_notes(connection)
 
     @contextmanager
     def in_flight(self, phase: str, ids: Iterable[str]) -> Iterator[None]:
-        """Mark the rollouts `ids` as asked for until the block ends well; the mark of one that was killed stays.
+        """Mark the rollouts `ids` as requested until the block succeeds; the mark of a killed process stays.
 
-        Nothing is read from it but by people: a rollout is either in the ledger, or it is made again.
+        Only people read it: a rollout is either in the ledger, or it is generated again.
         """
         value = json.dumps({"phase": phase, "rollout_ids": list(ids)})
-        self._replace(NOTES, [NOTES.c.key], [{"key": IN_FLIGHT, **asdict(_now(value))}])
+        self._replace(NOTES, [NOTES.c.key], [{"key": IN_FLIGHT, **asdict(_note_now(value))}])
         yield
         with self._writing() as connection:
             connection.execute(sql.delete(NOTES).where(NOTES.c.key == IN_FLIGHT))
 
     def pages(self) -> Iterator[list[sql.RowMapping]]:
-        """Yield the rows of all rollouts in the order of their ids, a page at a time, as they stand in the table."""
+        """Yield the raw rows of all rollouts in the order of their ids, CHUNK rows per page."""
         id, last = ROLLOUTS.c.rollout_id, ""
         while True:
-            with self.reading() as connection:
+            with self.reader() as connection:
                 query = sql.select(ROLLOUTS).where(id > last).order_by(id).limit(CHUNK)
                 page = list(connection.execute(query).mappings())
             if not page:
@@ -156,45 +167,34 @@ class Ledger:
             yield page
             last = page[-1]["rollout_id"]
 
-    def verdicts_of_all(self, ids: Iterable[str]) -> dict[str, dict[str, Verdict]]:
-        """Return the verdicts of every judge on the rollouts `ids`: rollout id -> judge id -> verdict."""
-        wanted = VERDICTS.c.rollout_id.in_(sql.bindparam("ids", expanding=True))
-        query = sql.select(VERDICTS).where(wanted).order_by(VERDICTS.c.judge_id)
-        found: dict[str, dict[str, Verdict]] = {}
-        for row in self._rows(query, ids):
-            found.setdefault(row["rollout_id"], {})[row["judge_id"]] = verdict_of(row)
-        return found
-
     def judge_ids(self) -> list[str]:
         """Return the judges that gave a verdict, sorted."""
-        with self.reading() as connection:
+        with self.reader() as connection:
             return sorted(connection.execute(sql.select(VERDICTS.c.judge_id).distinct()).scalars())
 
     def mean_length(self) -> float | None:
-        """Return the mean completion tokens of the finished rollouts with a verdict, None if none of them tells.
+        """Return the mean completion tokens of the finished and judged rollouts; None if their tokens are not known.
 
-        Those that were cut shorter than others, to be glimpsed, are no whole answers and do not count.
-        What was never judged answers no prompt of the study: a model wrote contexts there.
+        Short decodes, with fewer max_tokens than others, are no whole answers and do not count. Rollouts that were
+        never judged answer no prompt of the study: a model wrote contexts there.
         """
         num_bytes = sql.func.length(ROLLOUTS.c.completion_ids)
         is_judged = sql.exists().where(VERDICTS.c.rollout_id == ROLLOUTS.c.rollout_id)
-        finished = ROLLOUTS.c.finish_reason != "error"
         longest = sql.select(sql.func.max(ROLLOUTS.c.max_tokens)).where(is_judged).scalar_subquery()
-        whole = ROLLOUTS.c.max_tokens == longest
-        query = sql.select(sql.func.avg(num_bytes)).where(finished, num_bytes > 0, is_judged, whole)
-        with self.reading() as connection:
+        is_whole = ROLLOUTS.c.max_tokens == longest
+        query = sql.select(sql.func.avg(num_bytes)).where(_FINISHED, num_bytes > 0, is_judged, is_whole)
+        with self.reader() as connection:
             mean = connection.execute(query).scalar_one()
         return None if mean is None else float(mean) / TOKEN_BYTES
 
     def counts(self) -> dict[str, int]:
-        """Return the numbers of rollouts, failed rollouts among them ("errors") and verdicts."""
-        failed = ROLLOUTS.c.finish_reason == "error"
+        """Return the numbers of "rollouts", failed ones among them ("errors") and "verdicts"."""
         queries = {
             "rollouts": sql.select(sql.func.count()).select_from(ROLLOUTS),
-            "errors": sql.select(sql.func.count()).select_from(ROLLOUTS).where(failed),
+            "errors": sql.select(sql.func.count()).select_from(ROLLOUTS).where(~_FINISHED),
             "verdicts": sql.select(sql.func.count()).select_from(VERDICTS),
         }
-        with self.reading() as connection:
+        with self.reader() as connection:
             return {name: connection.execute(query).scalar_one() for name, query in queries.items()}
 
     @property
@@ -216,11 +216,30 @@ class Ledger:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def _make_folder(self, path: Path) -> None:
-        with self._guard("created"):
-            path.parent.mkdir(parents=True, exist_ok=True)
+    @contextmanager
+    def reader(self) -> Iterator[sql.Connection]:
+        """Yield a connection for reading; database errors in the block become LedgerError."""
+        with self._guard("read"), self._engine.connect() as connection:
+            yield connection
+
+    @contextmanager
+    def _writing(self) -> Iterator[sql.Connection]:
+        with self._guard("written"), self._engine.begin() as connection:
+            yield connection
+
+    @contextmanager
+    def _guard(self, verb: str) -> Iterator[None]:
+        """Turn the errors of SQLAlchemy and its drivers into a LedgerError: "cannot be `verb`"."""
+        try:
+            yield
+        except (ArgumentError, NoSuchModuleError, ImportError) as error:
+            raise LedgerError(f"'{self.place}' is no database URL that can be used: {one_line(error)}.") from error
+        except (SQLAlchemyError, OSError) as error:
+            why = one_line(error.orig if isinstance(error, DBAPIError) and error.orig else error)
+            raise LedgerError(f"{self.place}: the ledger cannot be {verb}: {why}. {what_to_do(why)}") from error
 
     def _check_format(self, read_only: bool) -> None:
+        """Refuse a database that is no ledger of this format; create the tables in an empty one."""
         with self._engine.connect() as connection:
             names = set(sql.inspect(connection).get_table_names())
             if FORMATS.name in names:
@@ -238,9 +257,10 @@ class Ledger:
                 connection.execute(sql.insert(FORMATS), {"version": FORMAT})
 
     def _replace(self, table: sql.Table, key: list[sql.Column[Any]], rows: list[dict[str, Any]]) -> None:
+        """Insert rows in one transaction, replacing those with the same key."""
         if not rows:
             return
-        if self._engine.dialect.name == "sqlite":
+        if self.dialect == "sqlite":
             with self._writing() as connection:
                 connection.execute(sql.insert(table).prefix_with("OR REPLACE"), rows)
             return
@@ -252,34 +272,19 @@ class Ledger:
             connection.execute(sql.insert(table), rows)
 
     def _rows(self, query: sql.Select[Any], ids: Iterable[str]) -> list[sql.RowMapping]:
-        # Whole, not as a generator: one that an interrupt leaves open would be closed after its connection.
-        wanted, found = list(dict.fromkeys(ids)), list[sql.RowMapping]()
-        with self.reading() as connection:
-            for start in range(0, len(wanted), CHUNK):
-                found += connection.execute(query, {"ids": wanted[start : start + CHUNK]}).mappings()
-        return found
-
-    @contextmanager
-    def reading(self) -> Iterator[sql.Connection]:
-        """Lend a connection to read with; what goes wrong in the block is a LedgerError."""
-        with self._guard("read"), self._engine.connect() as connection:
-            yield connection
-
-    @contextmanager
-    def _writing(self) -> Iterator[sql.Connection]:
-        with self._guard("written"), self._engine.begin() as connection:
-            yield connection
-
-    @contextmanager
-    def _guard(self, verb: str) -> Iterator[None]:
-        try:
-            yield
-        except (ArgumentError, NoSuchModuleError, ImportError) as error:
-            raise LedgerError(f"'{self.place}' is no database URL that can be used: {one_line(error)}.") from error
-        except (SQLAlchemyError, OSError) as error:
-            why = one_line(error.orig if isinstance(error, DBAPIError) and error.orig else error)
-            raise LedgerError(f"{self.place}: the ledger cannot be {verb}: {why}. {what_to_do(why)}") from error
+        """Return the rows of a query with the parameter "ids" (see `_among`), CHUNK ids per query."""
+        # A list, not a generator: one that an interrupt leaves open would be closed after its connection.
+        distinct, rows = list(dict.fromkeys(ids)), list[sql.RowMapping]()
+        with self.reader() as connection:
+            for start in range(0, len(distinct), CHUNK):
+                rows += connection.execute(query, {"ids": distinct[start : start + CHUNK]}).mappings()
+        return rows
 
 
-def _now(value: str) -> Note:
+def _among(column: sql.Column[Any]) -> sql.ColumnElement[bool]:
+    """Return the condition that a column holds one of the ids that `Ledger._rows` binds."""
+    return column.in_(sql.bindparam("ids", expanding=True))
+
+
+def _note_now(value: str) -> Note:
     return Note(value, datetime.now(UTC).isoformat(timespec="seconds"))

@@ -1,7 +1,4 @@
-"""How a ledger's database is opened and locked, and what is said when that fails.
-
-The tables of a ledger, and how a record becomes a row and comes back.
-"""
+"""The tables of a ledger, how a record becomes a row and back, and how the database is opened and locked."""
 
 import sqlite3
 import struct
@@ -15,73 +12,19 @@ from sqlalchemy.exc import ArgumentError
 
 from flipsearch.core.errors import LedgerError
 from flipsearch.core.locks import is_held, take_lock
-from flipsearch.core.records import Label, PrefixScore, Rollout, Sampling, Verdict
-
-
-def make_engine(place: str | Path, read_only: bool) -> sql.Engine:
-    """Return the engine of a SQLite file (a path) or of a database URL (a string)."""
-    if isinstance(place, str):
-        try:
-            return sql.create_engine(place)
-        except ValueError as error:  # how SQLAlchemy tells of a port that is no number
-            raise ArgumentError(str(error)) from error
-    # A URI path has its own escapes, so as_uri and not the path itself; read-only must not create the file.
-    uri = f"{place.as_uri()}?mode={'ro' if read_only else 'rwc'}"
-    engine = sql.create_engine("sqlite://", creator=lambda: sqlite3.connect(uri, uri=True), poolclass=sql.StaticPool)
-    if not read_only:
-        sql.event.listen(engine, "connect", _set_pragmas)
-    return engine
-
-
-def _set_pragmas(connection: sqlite3.Connection, _: object) -> None:
-    connection.execute("PRAGMA journal_mode = WAL").close()
-    connection.execute("PRAGMA synchronous = NORMAL").close()
-
-
-def lock_of(path: Path) -> Path:
-    """Return the file whose lock the process that writes to a ledger holds."""
-    return path.with_name(path.name + ".lock")
-
-
-def lock_file(path: Path) -> sqlite3.Connection:
-    """Take the lock beside a ledger; LedgerError if another process holds it."""
-    try:
-        return take_lock(lock_of(path))
-    except sqlite3.Error as error:
-        if is_held(error):
-            raise LedgerError(
-                f"{path} is in use by another flipsearch; wait until it ends, or choose another reports folder."
-            ) from error
-        why = one_line(error)
-        raise LedgerError(f"{path}: the ledger cannot be locked: {why}. {what_to_do(why)}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first line of what an error says."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def what_to_do(why: str) -> str:
-    """Return what the user can do about a database error."""
-    if "full" in why or "No space" in why:
-        return "Free some space and run the same command again: what was saved before is intact."
-    if "not a database" in why or "malformed" in why:
-        return "It is not a flipsearch ledger, or it is damaged: name another file."
-    return "Choose a folder that exists on this machine and can be written."
-
+from flipsearch.core.records import Label, Rollout, Sampling, Verdict
 
 FORMAT = 2
-"""Version of the tables; a ledger of another version is refused, not guessed at."""
+"""Version of the tables; a ledger of another version is refused."""
 TOKEN_BYTES = 4
 """Token ids are kept as little-endian 32-bit integers, the same on every machine."""
 DOUBLE_BYTES = 8
 """Log-probabilities are kept as little-endian doubles."""
 
 IN_FLIGHT = "in flight"
-"""The note of the rollouts that a backend was asked for and has not all given."""
-
+"""Key of the note of the rollouts that were requested from a backend and have not all come back."""
 LABELLED = "labelled answers"
-"""The note of a ledger that holds a judge's verdicts on answers that people labelled, and no rollouts."""
+"""Key of the note of a ledger that holds a judge's verdicts on human-labelled answers, and no rollouts."""
 
 TABLES = sql.MetaData()
 FORMATS = sql.Table("flipsearch_format", TABLES, sql.Column("version", sql.Integer, nullable=False))
@@ -117,7 +60,7 @@ VERDICTS = sql.Table(
     sql.Column("reason", sql.Text, nullable=False),
     sql.Column("label_mass", sql.Double),
 )
-READINGS = sql.Table(
+PREFIX_SCORES = sql.Table(
     "prefix_scores",
     TABLES,
     sql.Column("prefix_score_id", sql.String(16), primary_key=True),
@@ -138,9 +81,60 @@ class Note:
     """Something that happened once in the life of a ledger, e.g. the opening of the confirm split."""
 
     value: str
-    """What happened."""
     time: str
-    """When, in UTC, as ISO 8601."""
+    """UTC, as ISO 8601."""
+
+
+def make_engine(place: str | Path, read_only: bool) -> sql.Engine:
+    """Return the engine of a SQLite file (a path) or of a database URL (a string)."""
+    if isinstance(place, str):
+        try:
+            return sql.create_engine(place)
+        except ValueError as error:  # a port that is not a number
+            raise ArgumentError(str(error)) from error
+
+    def set_pragmas(connection: sqlite3.Connection, _: object) -> None:
+        connection.execute("PRAGMA journal_mode = WAL").close()
+        connection.execute("PRAGMA synchronous = NORMAL").close()
+
+    # A URI path has its own escapes, so as_uri and not the path itself; read-only must not create the file.
+    uri = f"{place.as_uri()}?mode={'ro' if read_only else 'rwc'}"
+    engine = sql.create_engine("sqlite://", creator=lambda: sqlite3.connect(uri, uri=True), poolclass=sql.StaticPool)
+    if not read_only:
+        sql.event.listen(engine, "connect", set_pragmas)
+    return engine
+
+
+def lock_path(path: Path) -> Path:
+    """Return the lock file of a ledger, which the process that writes to it holds."""
+    return path.with_name(path.name + ".lock")
+
+
+def lock_ledger(path: Path) -> sqlite3.Connection:
+    """Take the lock beside a ledger; LedgerError if another process holds it."""
+    try:
+        return take_lock(lock_path(path))
+    except sqlite3.Error as error:
+        if is_held(error):
+            raise LedgerError(
+                f"{path} is in use by another flipsearch; wait until it ends, or choose another reports folder."
+            ) from error
+        why = one_line(error)
+        raise LedgerError(f"{path}: the ledger cannot be locked: {why}. {what_to_do(why)}") from error
+
+
+def one_line(error: BaseException) -> str:
+    """Return the first line of an error's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+def what_to_do(why: str) -> str:
+    """Return what the user can do about a database error."""
+    if "full" in why or "No space" in why:
+        return "Free some space and run the same command again: what was saved before is intact."
+    if "not a database" in why or "malformed" in why:
+        return "It is not a flipsearch ledger, or it is damaged: name another file."
+    return "Choose a folder that exists on this machine and can be written."
 
 
 def read_notes(connection: sql.Connection) -> dict[str, Note]:
@@ -174,7 +168,7 @@ def rollout_row(rollout: Rollout) -> dict[str, Any]:
 
 
 def rollout_of(row: sql.RowMapping) -> Rollout:
-    """Return the rollout of a row; struct.error if its tokens are torn."""
+    """Return the rollout of a row; struct.error if its tokens cannot be unpacked."""
     return Rollout(
         prompt_id=row["prompt_id"],
         context_id=row["context_id"],
@@ -191,20 +185,8 @@ def rollout_of(row: sql.RowMapping) -> Rollout:
     )
 
 
-def prefix_score_row(id: str, reading: PrefixScore) -> dict[str, Any]:
-    """Return the row of a reading."""
-    log_probs = struct.pack(f"<{len(reading.log_probs)}d", *reading.log_probs)
-    return {"prefix_score_id": id, "log_probs": log_probs, "num_agreed": reading.num_agreed}
-
-
-def prefix_score_of(row: sql.RowMapping) -> PrefixScore:
-    """Return the reading of a row."""
-    blob = row["log_probs"]
-    return PrefixScore(struct.unpack(f"<{len(blob) // DOUBLE_BYTES}d", blob), row["num_agreed"])
-
-
 def verdict_row(rollout_id: str, judge_id: str, verdict: Verdict) -> dict[str, Any]:
-    """Return the row of a verdict; whether it failed has no place there, for what failed is not kept."""
+    """Return the row of a verdict; `failed` has no column, as failed verdicts are not kept."""
     return {
         "rollout_id": rollout_id,
         "judge_id": judge_id,
@@ -217,7 +199,7 @@ def verdict_row(rollout_id: str, judge_id: str, verdict: Verdict) -> dict[str, A
 
 
 def verdict_of(row: sql.RowMapping) -> Verdict:
-    """Return the verdict of a row; ValueError for a label that is none."""
+    """Return the verdict of a row; ValueError for an unknown label."""
     return Verdict(Label(row["label"]), row["p_unsafe"], row["p_refusal"], row["reason"], row["label_mass"])
 
 

@@ -1,7 +1,7 @@
-"""Reads a prompt file (csv, tsv, jsonl, parquet, local or hf://) into rows, and finds its columns.
+"""Reads a prompt file (csv, tsv, jsonl, parquet; local or hf://) into rows, and finds its columns.
 
-Knows bytes, rows and column names; which prompts come out of them is decided in prompts.py. Every error names the file
-and, for data, the line.
+Knows bytes, rows and column names; sets.py decides which prompts they give. Every error names the file and, for data,
+the line.
 """
 
 import csv
@@ -17,7 +17,7 @@ from typing import Any
 import pandas
 from huggingface_hub import HfFileSystem
 
-from flipsearch.core.errors import PromptError, near_names
+from flipsearch.core.errors import PromptError, near_names, unknown_name
 
 FILE_TYPES = ("csv", "tsv", "jsonl", "ndjson", "parquet")
 TEXT_COLUMNS = (
@@ -33,14 +33,14 @@ class Row:
     """One record of a file."""
 
     line: int
-    """Line on which it starts (csv, jsonl) or number of the row, from 1 (parquet)."""
+    """Line on which the row starts (csv, jsonl), or its number from 1 (parquet)."""
     cells: Mapping[str, Any]
     """Column name -> value, as in the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """A prompt file, read."""
+    """The content of a prompt file."""
 
     path: str
     """As the user wrote it, without the column."""
@@ -62,23 +62,42 @@ class Table:
         return f"{self.path}:{row.line}"
 
     def find(self, names: Sequence[str]) -> str | None:
-        """Return the file's own spelling of the first of `names` that it has, whatever the case."""
-        spelling = {column.strip().lower(): column for column in reversed(self.columns)}
-        return next((spelling[name] for name in names if name in spelling), None)
+        """Return the column of the first of `names` that the file has, as the file spells it; the case is ignored."""
+        columns = {column.strip().lower(): column for column in reversed(self.columns)}
+        return next((columns[name] for name in names if name in columns), None)
 
-    def text_column(self, wanted: str | None = None) -> str:
-        """Return the column that holds the prompts; raises PromptError naming what the file has."""
-        found = self.find([wanted.lower()] if wanted else TEXT_COLUMNS)
-        if found is None:
-            has = ", ".join(self.columns)
-            if wanted:
-                near = near_names(wanted.lower(), map(str.lower, self.columns))
-                raise PromptError(f"{self.path} has no column '{wanted}'.{near} It has: {has}.")
-            raise PromptError(
-                f"{self.path} has no column that is known to hold prompts ({', '.join(TEXT_COLUMNS)}). "
-                f"It has: {has}. Name one: {self.path}:COLUMN"
-            )
-        return found
+    def text_column(self, name: str | None = None) -> str:
+        """Return the column that holds the prompts: `name`, or one of TEXT_COLUMNS.
+
+        Raises PromptError with the columns of the file if there is none.
+        """
+        column = self.find([name.lower()] if name else TEXT_COLUMNS)
+        if column is not None:
+            return column
+        has = ", ".join(self.columns)
+        if name:
+            near = near_names(name.lower(), map(str.lower, self.columns))
+            raise PromptError(f"{self.path} has no column '{name}'.{near} It has: {has}.")
+        raise PromptError(
+            f"{self.path} has no column that is known to hold prompts ({', '.join(TEXT_COLUMNS)}). "
+            f"It has: {has}. Name one: {self.path}:COLUMN"
+        )
+
+
+def built_in_files(folder: str) -> dict[str, Path]:
+    """Return name -> file of the built-in sets in prompt_sets/ or problem_sets/, by file name."""
+    return {path.stem: path for path in sorted((Path(__file__).parent / folder).glob("*.csv"))}
+
+
+def read_set(spec: str, built_in: Mapping[str, Path], what: str) -> tuple[Table, str]:
+    """Return the table and name of a built-in set or of a file; raises PromptError for an unknown name."""
+    if spec in built_in:
+        return read_table(str(built_in[spec])), spec
+    if "." not in spec and "/" not in spec:
+        todo = f"A file needs an ending: .{', .'.join(FILE_TYPES)}."
+        raise PromptError(unknown_name(what, spec, built_in, todo))
+    table = read_table(spec)
+    return table, table.name
 
 
 def split_column(spec: str) -> tuple[str, str | None]:
@@ -95,9 +114,7 @@ def read_table(path: str) -> Table:
     """Return all rows of a file; raises PromptError if it is missing, empty, binary or malformed."""
     file_type = path.rpartition(".")[2].lower()
     if file_type not in FILE_TYPES:
-        raise PromptError(
-            f"cannot tell the type of prompt file '{path}': expected a name ending in .{', .'.join(FILE_TYPES)}."
-        )
+        raise PromptError(f"unknown type of prompt file '{path}': expected a name ending in .{', .'.join(FILE_TYPES)}.")
     content = _read_bytes(path)
     if not content.strip():
         raise PromptError(f"{path} is empty: expected a header line and at least one prompt.")
@@ -110,7 +127,13 @@ def read_table(path: str) -> Table:
 
 def _read_bytes(path: str) -> bytes:
     if path.startswith("hf://"):
-        return _read_hub(path)
+        try:
+            with HfFileSystem().open(path, "rb") as stream:
+                return bytes(stream.read())
+        # The hub's client raises errors of several libraries (HTTP, its own, OSError); to the user they are one.
+        except Exception as error:
+            line = next(iter(str(error).splitlines()), "") or type(error).__name__
+            raise PromptError(f"cannot read '{path}' from the Hugging Face hub: {line}") from error
     if "://" in path:
         raise PromptError(f"cannot read '{path}': expected a local file or hf://datasets/ORG/NAME/FILE.")
     file = Path(path).expanduser()
@@ -119,25 +142,12 @@ def _read_bytes(path: str) -> bytes:
     try:
         return file.read_bytes()
     except FileNotFoundError:
-        raise PromptError(f"no prompt file '{path}'.{_near_files(file)}") from None
+        hint = f" There is no folder '{file.parent}' either."
+        if file.parent.is_dir():
+            hint = near_names(file.name, (path.name for path in file.parent.iterdir() if path.is_file()))
+        raise PromptError(f"no prompt file '{path}'.{hint}") from None
     except OSError as error:
         raise PromptError(f"cannot read prompt file '{path}': {error.strerror or error}.") from error
-
-
-def _near_files(file: Path) -> str:
-    if not file.parent.is_dir():
-        return f" There is no folder '{file.parent}' either."
-    return near_names(file.name, (other.name for other in file.parent.iterdir() if other.is_file()))
-
-
-def _read_hub(path: str) -> bytes:
-    try:
-        with HfFileSystem().open(path, "rb") as stream:
-            return bytes(stream.read())
-    # The hub's client raises errors of several libraries (HTTP, its own, OSError); to the user they are one.
-    except Exception as error:
-        line = next(iter(str(error).splitlines()), "") or type(error).__name__
-        raise PromptError(f"cannot read '{path}' from the Hugging Face hub: {line}") from error
 
 
 def _decode(path: str, content: bytes) -> str:
@@ -155,56 +165,44 @@ def _decode(path: str, content: bytes) -> str:
 def _csv_rows(path: str, content: bytes) -> Iterator[Row]:
     text = _decode(path, content)
     csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # an answer may be longer than Python's 128 KiB
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=_delimiter(path, text), strict=True)
+    header_line = text.lstrip().splitlines()[0]
+    delimiter = "\t" if path.lower().endswith(".tsv") else next((mark for mark in ",\t;" if mark in header_line), ",")
+    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
     line = 1
     try:
         header = next(reader)
         line = reader.line_num + 1
         for fields in reader:
             if any(field.strip() for field in fields):
-                yield Row(line, _named(path, line, header, fields))
+                if len(fields) != len(header):
+                    raise PromptError(
+                        f"{path}:{line} has {len(fields)} fields, expected {len(header)} as in the header: "
+                        "put texts that hold the delimiter in double quotes."
+                    )
+                yield Row(line, dict(zip(header, fields, strict=True)))
             line = reader.line_num + 1
     except csv.Error as error:
         raise PromptError(f"{path}:{line} is not valid CSV: {error}.") from None
 
 
-def _delimiter(path: str, text: str) -> str:
-    header = text.lstrip().splitlines()[0]
-    if path.lower().endswith(".tsv"):
-        return "\t"
-    return next((mark for mark in ",\t;" if mark in header), ",")
-
-
-def _named(path: str, line: int, header: Sequence[str], fields: Sequence[str]) -> dict[str, str]:
-    if len(fields) != len(header):
-        raise PromptError(
-            f"{path}:{line} has {len(fields)} fields, expected {len(header)} as in the header: "
-            "put texts that hold the delimiter in double quotes."
-        )
-    return dict(zip(header, fields, strict=True))
-
-
 def _json_rows(path: str, content: bytes) -> Iterator[Row]:
     # Not str.splitlines: it also cuts at U+2028, which JSON strings may hold.
     for line, record in enumerate(_decode(path, content).split("\n"), start=1):
-        if record.strip():
-            yield Row(line, _json_cells(path, line, record))
-
-
-def _json_cells(path: str, line: int, record: str) -> dict[str, Any]:
-    try:
-        cells = json.loads(record)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise PromptError(f"{path}:{line} is not valid JSON: {error}. Expected one object a line.") from None
-    if not isinstance(cells, dict):
-        raise PromptError(f"{path}:{line} is a JSON {type(cells).__name__}, expected an object with named columns.")
-    return cells
+        if not record.strip():
+            continue
+        try:
+            cells = json.loads(record)
+        except (json.JSONDecodeError, RecursionError) as error:
+            raise PromptError(f"{path}:{line} is not valid JSON: {error}. Expected one object per line.") from None
+        if not isinstance(cells, dict):
+            raise PromptError(f"{path}:{line} is a JSON {type(cells).__name__}, expected an object with named columns.")
+        yield Row(line, cells)
 
 
 def _parquet_rows(path: str, content: bytes) -> Iterator[Row]:
     try:
         frame = pandas.read_parquet(io.BytesIO(content))
-    # pyarrow raises its own errors, and OSError or ValueError, for what is all one to the user: a damaged file.
+    # pyarrow raises errors of its own, OSError or ValueError for what is the same to the user: a damaged file.
     except Exception as error:
         raise PromptError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from error
     for number, cells in enumerate(frame.to_dict("records"), start=1):
@@ -212,7 +210,7 @@ def _parquet_rows(path: str, content: bytes) -> Iterator[Row]:
 
 
 def cell(row: Row, column: str | None) -> str:
-    """Return a cell as stripped text; "" where it is missing or there is no such column."""
+    """Return a cell as stripped text; "" if it is missing or there is no such column."""
     value = row.cells.get(column) if column else None
     if is_missing(value):
         return ""
@@ -221,12 +219,12 @@ def cell(row: Row, column: str | None) -> str:
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether a cell holds nothing: None, or what parquet readers put there, NaN or NA."""
+    """Return whether a cell is empty: None, or NaN or NA from a parquet reader."""
     return value is None or value is pandas.NA or (isinstance(value, float) and math.isnan(value))
 
 
 def text_cell(table: Table, row: Row, column: str) -> str:
-    """Return a cell's text without the blanks around it, "" where it is missing; raises PromptError for no text."""
+    """Return a cell's stripped text, "" if it is missing; raises PromptError if the cell is not text."""
     value = row.cells.get(column)
     if is_missing(value):
         return ""
@@ -236,7 +234,7 @@ def text_cell(table: Table, row: Row, column: str) -> str:
 
 
 def whole_text(table: Table, row: Row, column: str, text: str) -> str:
-    """Return a text without the blanks around it; raises PromptError if it holds half a character."""
+    """Return a stripped text; raises PromptError if it holds half a character (a lone surrogate)."""
     if any("\ud800" <= character <= "\udfff" for character in text):
         raise PromptError(f"{table.at(row)}: column '{column}' holds half a character (a lone surrogate).")
     return text.strip()

@@ -1,10 +1,10 @@
-"""Routes the rows of a prompt file by their labels: which kind each is, whether borderline, which split is fixed.
+"""Interprets the labels of a prompt file: the kind of each row, whether it is borderline, and its split if fixed.
 
-An unknown label is an error, as a row of the wrong kind would be given the wrong context in training.
+An unknown label is an error: a row of the wrong kind would get the wrong context in training.
 """
 
 from collections.abc import Mapping
-from typing import get_args
+from typing import NoReturn, get_args
 
 from flipsearch.core.errors import PromptError, unknown_name
 from flipsearch.core.records import SPLITS, Kind, Split
@@ -13,7 +13,7 @@ from flipsearch.prompts.files import Row, Table, cell
 LABEL_COLUMNS = ("label", "kind", "data_type", "prompt_label", "prompt_harm_label")
 FLAG_COLUMNS = {"harmful": True, "is_harmful": True, "unsafe": True, "is_unsafe": True}
 FLAG_COLUMNS |= {"benign": False, "is_benign": False, "safe": False, "is_safe": False}
-"""Columns of 0 and 1 whose name says what they mean; True where 1 means harmful."""
+"""Columns of 0 and 1 named after the meaning of 1; True if that is harmful."""
 KIND_OF_LABEL: Mapping[str, Kind] = {
     "harmful": "harmful",
     "unsafe": "harmful",
@@ -26,12 +26,16 @@ KIND_OF_LABEL: Mapping[str, Kind] = {
     "adversarial_benign": "benign",
 }
 _FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-# The columns by which XSTest is known; its safe rows are there because they look harmful.
+# The columns that identify XSTest; its safe rows are there because they look harmful.
 _XSTEST_COLUMNS = {"type", "label", "focus"}
 
 
 class LabelRouter:
-    """Tells kind, borderline and split of the rows of one table."""
+    """Finds the label columns of a table, and reads kind, borderline and split of its rows.
+
+    `kind` is what the user says that the file holds; it routes the rows of a table without labels.
+    Raises PromptError for a table without labels if `kind` is None.
+    """
 
     def __init__(self, table: Table, kind: Kind | None) -> None:
         self.table = table
@@ -54,8 +58,8 @@ class LabelRouter:
         """Return the label as the file spells it and the kind that it means."""
         if self.label_column:
             label = cell(row, self.label_column)
-            found = KIND_OF_LABEL.get(label.lower().replace(" ", "_").replace("-", "_"))
-            return label, found or self._unknown(row, self.label_column, label)
+            kind = KIND_OF_LABEL.get(label.lower().replace(" ", "_").replace("-", "_"))
+            return label, kind or self._unknown(row, self.label_column, label)
         if self.flag_column:
             value = cell(row, self.flag_column)
             flag = _FLAGS.get(value.lower())
@@ -66,11 +70,11 @@ class LabelRouter:
         assert self.kind is not None  # __init__ refuses a table with neither
         return f"given as {self.kind}", self.kind
 
-    def _unknown(self, row: Row, column: str, label: str) -> Kind:
+    def _unknown(self, row: Row, column: str, label: str) -> NoReturn:
         if label.lower() in _FLAGS:
             todo = f"Rename the column to what 1 means: {', '.join(FLAG_COLUMNS)}."
         else:
-            todo = f"Expected one of {', '.join(KIND_OF_LABEL)}; rename or drop the column if it says something else."
+            todo = f"Expected one of {', '.join(KIND_OF_LABEL)}; rename or drop the column if it means something else."
         raise PromptError(f"{self.table.at(row)}: unknown label '{label[:80]}' in column '{column}'. {todo}")
 
     def is_borderline(self, row: Row, kind: Kind) -> bool:

@@ -1,24 +1,32 @@
 """Prompt sets: the built-in ones and the user's files, as prompts with kind, category and split.
 
-    prompt_sets/*.csv, PATH[:column] --read--> rows --labels routed--> Prompts --clusters--> splits in nested order
+    prompt_sets/*.csv, PATH[:column] --read--> rows --labels--> Prompts --clusters--> splits in nested order
 
-Knows labels and where they lead. An unknown label is an error: a row that went to the wrong kind would be given the
-wrong context in training.
+A new built-in set is one file, prompt_sets/NAME.csv, with the columns text and kind and, if they apply, category,
+borderline, split and group.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from flipsearch.config import ModelConfig
-from flipsearch.core.errors import PromptError, unknown_name
+from flipsearch.core.errors import PromptError
 from flipsearch.core.records import SPLITS, Kind, Prompt, Split, content_id
-from flipsearch.prompts.files import CATEGORY_COLUMNS, FILE_TYPES, Table, cell, read_table, split_column, text_cell
+from flipsearch.prompts.files import (
+    CATEGORY_COLUMNS,
+    Table,
+    built_in_files,
+    cell,
+    read_set,
+    read_table,
+    split_column,
+    text_cell,
+)
 from flipsearch.prompts.labels import LabelRouter
 from flipsearch.prompts.splitting import DEFAULT_SHARES, assign_splits
 
-SET_FOLDER = Path(__file__).parent / "prompt_sets"
+FOLDER = "prompt_sets"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +34,17 @@ class PromptSet:
     """Prompts ready for a study: labelled, free of duplicates, each with a split, in nested order."""
 
     name: str
-    """The set's name, or the names of the files."""
+    """The set's name, or the names of the files joined by "+"."""
     prompts: tuple[Prompt, ...]
     """Split by split in nested order: every prefix of a split is representative of it."""
     num_per_label: Mapping[str, int]
-    """Rows per label as the files spell it, with the kind it was routed to, e.g. "vanilla_harmful -> harmful"."""
+    """Rows per label as the files spell it, with its kind, e.g. "vanilla_harmful -> harmful"."""
     num_duplicates: int = 0
     """Rows left out because the same text came before."""
     num_empty: int = 0
     """Rows left out because they have no text."""
     notes: tuple[str, ...] = ()
-    """What the user should know about how the files were read."""
+    """How the files were read."""
 
     @property
     def prompts_id(self) -> str:
@@ -71,72 +79,42 @@ def load_prompts(
     which the rows of that kind are taken. Files are csv, tsv, jsonl or parquet, local or `hf://datasets/…`.
     Raises PromptError for an unknown set, a file that cannot be used, an unknown label, or one text of both kinds.
     """
-    sources = [_Source(name, None)] if name else []
-    sources += [_Source(spec, "harmful") for spec in _specs(harmful)]
-    sources += [_Source(spec, "benign") for spec in _specs(benign)]
+    # A string is a sequence of strings too: without this each letter would be taken for a file.
+    harmful, benign = ([specs] if isinstance(specs, str) else specs for specs in (harmful, benign))
+    built_in = built_in_files(FOLDER)
+    sources = [_load(name, None)] if name else []
+    sources += [_load(spec, "harmful") for spec in harmful] + [_load(spec, "benign") for spec in benign]
     if not sources:
-        raise PromptError(f"no prompts given: name a set ({', '.join(_set_files())}), or files of prompts.")
-    loads = [_load(source) for source in sources]
-    given = _distinct([placed for load in loads for placed in load.placed])
-    prompts = assign_splits(given, shares, seed)
+        raise PromptError(f"no prompts given: name a set ({', '.join(built_in)}), or files of prompts.")
+    distinct = _distinct([placed for source in sources for placed in source.placed])
+    prompts = assign_splits(distinct, shares, seed)
+    labels: Counter[str] = sum((source.labels for source in sources), Counter())
+    num_duplicates = sum(len(source.placed) for source in sources) - len(prompts)
+    num_empty = sum(source.num_empty for source in sources)
+    notes = [note for source in sources for note in source.notes]
+    for source in sources:
+        if source.name not in built_in:
+            tally = ", ".join(f"{count} x {label}" for label, count in source.labels.items())
+            notes.append(f"{source.name}: {tally}")
+    notes += [f"{num_duplicates} repeated prompts left out"] if num_duplicates else []
+    notes += [f"{num_empty} rows without text left out"] if num_empty else []
     # A file that fixes every split may well leave some out.
-    unused = set(shares) - {prompt.split for prompt in prompts} if any(one.split is None for one in given) else set()
-    lacking = [
-        f"split '{split}' is empty: too few prompts differ enough to fill it" for split in shares if split in unused
-    ]
-    labels: Counter[str] = sum((load.labels for load in loads), Counter())
-    num_given = sum(len(load.placed) for load in loads)
+    if any(prompt.split is None for prompt in distinct):
+        empty = [split for split in shares if split not in {prompt.split for prompt in prompts}]
+        notes += [f"split '{split}' is empty: too few prompts differ enough to fill it" for split in empty]
     return PromptSet(
-        name="+".join(load.name for load in loads),
+        name="+".join(source.name for source in sources),
         prompts=tuple(prompts),
         num_per_label=dict(labels),
-        num_duplicates=num_given - len(prompts),
-        num_empty=sum(load.num_empty for load in loads),
-        notes=(*(note for load in loads for note in load.notes), *_tally(loads, num_given - len(prompts)), *lacking),
+        num_duplicates=num_duplicates,
+        num_empty=num_empty,
+        notes=tuple(notes),
     )
-
-
-def _tally(loads: Sequence["_Load"], num_duplicates: int) -> list[str]:
-    """Say what every row of the user's files became: labels as they were routed, rows that fell away."""
-    notes = [
-        f"{load.name}: {', '.join(f'{count} x {label}' for label, count in load.labels.items())}"
-        for load in loads
-        if load.name not in _set_files()
-    ]
-    num_empty = sum(load.num_empty for load in loads)
-    notes += [f"{num_duplicates} repeated prompts left out"] if num_duplicates else []
-    return notes + ([f"{num_empty} rows without text left out"] if num_empty else [])
 
 
 def list_sets() -> dict[str, dict[str, int]]:
     """Return the built-in sets with their numbers of harmful, benign and borderline prompts."""
-    return {name: _counts([prompt for _, prompt in _load(_Source(name, None)).placed]) for name in _set_files()}
-
-
-@dataclass(frozen=True, slots=True)
-class _Source:
-    """One name or file asked for."""
-
-    spec: str
-    kind: Kind | None
-    """What the user says that it holds; None leaves it to the label column."""
-
-
-@dataclass(frozen=True, slots=True)
-class _Load:
-    """What came out of one source."""
-
-    name: str
-    placed: list[tuple[str, Prompt]]
-    """(file:line, prompt)"""
-    labels: Counter[str]
-    num_empty: int
-    notes: tuple[str, ...]
-
-
-def _specs(given: str | Sequence[str]) -> Sequence[str]:
-    # A string is a sequence of strings too: without this each letter would be taken for a file.
-    return [given] if isinstance(given, str) else given
+    return {name: _counts([prompt for _, prompt in _load(name, None).placed]) for name in built_in_files(FOLDER)}
 
 
 def _counts(prompts: Sequence[Prompt]) -> dict[str, int]:
@@ -145,23 +123,27 @@ def _counts(prompts: Sequence[Prompt]) -> dict[str, int]:
     return {"harmful": kinds["harmful"], "benign": kinds["benign"], "borderline": num_borderline}
 
 
-def _set_files() -> dict[str, Path]:
-    return {path.stem: path for path in sorted(SET_FOLDER.glob("*.csv"))}
+@dataclass(frozen=True, slots=True)
+class _Source:
+    """The prompts of one built-in set or file."""
+
+    name: str
+    placed: list[tuple[str, Prompt]]
+    """(file:line, prompt)"""
+    labels: Counter[str]
+    num_empty: int
+    notes: list[str]
 
 
-def _load(source: _Source) -> _Load:
-    built_in = _set_files()
-    if source.kind is None and source.spec in built_in:
-        return _load_table(read_table(str(built_in[source.spec])), None, None, source.spec)
-    path, column = split_column(source.spec)
-    if source.kind is None and "." not in path and "/" not in path:
-        todo = f"A file needs an ending: .{', .'.join(FILE_TYPES)}."
-        raise PromptError(unknown_name("prompt set", source.spec, built_in, todo))
-    table = read_table(path)
-    return _load_table(table, column, source.kind, table.name)
-
-
-def _load_table(table: Table, column: str | None, kind: Kind | None, name: str) -> _Load:
+def _load(spec: str, kind: Kind | None) -> _Source:
+    """Read a set or file; `kind` is what the user says that it holds, None leaves that to its labels."""
+    built_in = built_in_files(FOLDER)
+    path, column = (spec, None) if kind is None and spec in built_in else split_column(spec)
+    if kind is None:
+        table, name = read_set(path, built_in, "prompt set")
+    else:
+        table = read_table(path)
+        name = table.name
     text_column = table.text_column(column)
     router = LabelRouter(table, kind)
     category_column = table.find([candidate for candidate in CATEGORY_COLUMNS if candidate != text_column.lower()])
@@ -188,42 +170,42 @@ def _load_table(table: Table, column: str | None, kind: Kind | None, name: str) 
             placed.append((table.at(row), prompt))
     if not placed:
         raise PromptError(_nothing_left(table, text_column, kind, labels))
-    return _Load(name, placed, labels, num_empty, tuple(_notes(table, text_column, kind, labels, router)))
+    return _Source(name, placed, labels, num_empty, _notes(table, text_column, kind, labels, router))
 
 
 def _nothing_left(table: Table, text_column: str, kind: Kind | None, labels: Mapping[str, int]) -> str:
     if not labels:
         return f"{table.path}: all {len(table.rows)} rows are empty in column '{text_column}'."
-    other = "benign" if kind == "harmful" else "harmful"
+    other_kind = "benign" if kind == "harmful" else "harmful"
     return (
         f"{table.path} was given as {kind}, but its labels say that no row is ({', '.join(labels)}). "
-        f"Give it as {other}, or drop the label column."
+        f"Give it as {other_kind}, or drop the label column."
     )
 
 
 def _notes(
     table: Table, text_column: str, kind: Kind | None, labels: Mapping[str, int], router: LabelRouter
 ) -> list[str]:
-    num_left = sum(num for label, num in labels.items() if kind and not label.endswith(kind))
+    num_left_out = sum(num for label, num in labels.items() if kind and not label.endswith(kind))
     notes = [f"{table.name}: prompts from column '{text_column}'"] if kind else []
-    if num_left:
-        notes.append(f"{table.name}: {num_left} rows of the other kind left out")
+    if num_left_out:
+        notes.append(f"{table.name}: {num_left_out} rows of the other kind left out")
     if router.split_column is None and (column := table.find(["split"])):
         notes.append(f"{table.name}: column '{column}' names none of our splits ({', '.join(SPLITS)}) and is not used")
     if column := table.find(["contextstring"]):
         num_with = sum(bool(cell(row, column)) for row in table.rows)
-        notes.append(f"{table.name}: {num_with} rows lean on a text in '{column}', which the model is not given")
+        notes.append(f"{table.name}: {num_with} rows rely on a text in '{column}', which the model is not given")
     return notes
 
 
 def _distinct(placed: Sequence[tuple[str, Prompt]]) -> list[Prompt]:
-    """Drop repeats of a text, the first one staying; raise if a text comes as both kinds."""
+    """Return the prompts without repeats of a text, keeping the first; PromptError if a text comes as both kinds."""
     first: dict[str, tuple[str, Prompt]] = {}
     clashes: list[str] = []
     for place, prompt in placed:
-        earlier, known = first.setdefault(" ".join(prompt.text.split()), (place, prompt))
+        first_place, known = first.setdefault(" ".join(prompt.text.split()), (place, prompt))
         if known.kind != prompt.kind:
-            clashes.append(f"{known.kind} at {earlier}, {prompt.kind} at {place}")
+            clashes.append(f"{known.kind} at {first_place}, {prompt.kind} at {place}")
     if clashes:
         raise PromptError(f"{len(clashes)} texts are given both as harmful and as benign. First: {clashes[0]}.")
     return [prompt for _, prompt in first.values()]

@@ -1,12 +1,12 @@
-"""Splits prompts so that near-duplicates never stand on two sides, and lists each split in a fixed nested order.
+"""Splits prompts so that near-duplicates share a split, and lists each split in a fixed nested order.
 
 Nothing here depends on the order of the rows: clusters come from the words, splits and order from seeded hashes.
 
 Why ranks and not thresholds: a prompt could go to the split that its hash falls into, which never moves when rows are
-added, but leaves the shares to chance, and a set of ten prompts often without one kind on one side. Here the clusters
-of a kind are sorted by hash, interleaved over categories, and the list is cut at the shares. The shares are as exact as
-whole clusters allow, every split gets each kind that has enough clusters and its part of each category, and added rows
-move only those others that stand next to a cut.
+added, but leaves the shares to chance, and a set of ten prompts often without one kind in some split. Here the clusters
+of a kind are sorted by hash, interleaved over categories, and the list is divided at the shares. The shares are as
+exact as whole clusters allow, every split gets each kind that has enough clusters and its part of each category, and
+added rows move only those next to a boundary.
 """
 
 import hashlib
@@ -21,18 +21,18 @@ from flipsearch.core.errors import PromptError, unknown_name
 from flipsearch.core.records import SPLITS, Kind, Prompt, Split
 
 DEFAULT_SHARES: Mapping[Split, float] = {"search": 0.4, "confirm": 0.4, "evaluation": 0.2}
-"""Training takes all but evaluation, so that a set needs no split of its own for it."""
+"""Training uses all but the evaluation split, and so needs no share of its own."""
 NEAR_DUPLICATE = 0.7
-"""Jaccard similarity of two word sets from which on two prompts are one cluster."""
-# Thousands of fillings of one template share its words. Comparing with the first of them is enough to join those that
-# are near, and keeps the worst case linear.
-_MOST_COMPARED = 100
+"""Least Jaccard similarity of the word sets of two prompts of one cluster."""
+# Thousands of prompts made from one template share its words. Comparing with the first of them is enough to join those
+# that are near, and keeps the worst case linear.
+_MAX_COMPARED = 100
 
 _IDEOGRAPH = "\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(rf"[{_IDEOGRAPH}]|[^\W{_IDEOGRAPH}]+")
 _SUFFIX = re.compile(r"(?<=\w{3})(ing|ed|es|(?<!s)s)$")
 _DOUBLED = re.compile(r"([bdgmnprt])\1$")
-# Words that say how something is asked, not what: two wordings of one request differ in these alone.
+# Words that say how something is requested, not what: two wordings of one request differ only in these.
 _FORM_WORDS = """
 a an and any are as at be been best but by can could did do does explain for from get give had has have he her his
 how i if in into is it its just let like make me my need of on one or our please she should show so some somebody
@@ -47,19 +47,30 @@ def assign_splits(
 ) -> list[Prompt]:
     """Return the prompts with a split each, listed split by split in nested order.
 
-    A split that the set has fixed is kept, and spreads to the free members of the prompt's cluster; `shares` divide
+    A split that the set has fixed is kept, and extends to the free members of the prompt's cluster; `shares` divide
     the rest, stratum by stratum (kind, borderline). Any prefix of a split is representative of it.
     Raises PromptError for an unknown split or shares that do not add up to 1.
     """
-    _check_shares(shares)
+    for split in shares:
+        if split not in SPLITS:
+            raise PromptError(unknown_name("split", split, SPLITS))
+    if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
+        raise PromptError(f"shares of the splits must be positive and add up to 1, got {dict(shares)}.")
     cluster_ids = find_clusters(prompts)
-    members: dict[str, list[Prompt]] = defaultdict(list)
+    clusters: dict[str, list[Prompt]] = defaultdict(list)
     for prompt, cluster_id in zip(prompts, cluster_ids, strict=True):
-        members[cluster_id].append(prompt)
-    free = {key: group for key, group in members.items() if all(prompt.split is None for prompt in group)}
-    splits = {key: _fixed_split(group) for key, group in members.items() if key not in free}
-    for stratum in _strata(free).values():
-        splits.update(_cut(stratum, free, shares, seed))
+        clusters[cluster_id].append(prompt)
+    splits: dict[str, Split] = {}
+    strata: dict[tuple[str, bool], list[str]] = defaultdict(list)
+    for cluster_id, members in clusters.items():
+        fixed = [(prompt.prompt_id, prompt.split) for prompt in members if prompt.split]
+        if fixed:
+            splits[cluster_id] = min(fixed)[1]
+        else:  # the stratum is the most frequent one of its members
+            counts = Counter((prompt.kind, prompt.borderline) for prompt in members)
+            strata[max(counts, key=lambda key: (counts[key], key))].append(cluster_id)
+    for stratum in strata.values():
+        splits.update(_divide(stratum, clusters, shares, seed))
     placed = [
         replace(prompt, split=prompt.split or splits[cluster_id])
         for prompt, cluster_id in zip(prompts, cluster_ids, strict=True)
@@ -68,9 +79,9 @@ def assign_splits(
 
 
 def find_clusters(prompts: Sequence[Prompt]) -> list[str]:
-    """Return the cluster id of each prompt: its group where it has one, else the least prompt id of its cluster."""
+    """Return the cluster id of each prompt: its group if it has one, else the least prompt id of its cluster."""
     free = [index for index, prompt in enumerate(prompts) if not prompt.group]
-    roots = _join_near_duplicates([_words(prompts[index].text) for index in free])
+    roots = _join_near_duplicates([content_words(prompts[index].text) for index in free])
     least: dict[int, str] = {}
     for index, root in zip(free, roots, strict=True):
         prompt_id = prompts[index].prompt_id
@@ -90,44 +101,38 @@ def nested_order(prompts: Iterable[Prompt], seed: int = 0) -> list[Prompt]:
     strata: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for prompt in listed:
         strata[prompt.split or "", prompt.kind, str(prompt.borderline), prompt.category].append(prompt.prompt_id)
-    places = _places(strata, seed, "order")
+    positions = _positions(strata, seed, "order")
     ranks: dict[Split | None, int] = {split: rank for rank, split in enumerate(SPLITS)}
     return sorted(
-        listed, key=lambda prompt: (ranks.get(prompt.split, len(SPLITS)), places[prompt.prompt_id], prompt.prompt_id)
+        listed, key=lambda prompt: (ranks.get(prompt.split, len(SPLITS)), positions[prompt.prompt_id], prompt.prompt_id)
     )
 
 
-def _check_shares(shares: Mapping[Split, float]) -> None:
-    for split in shares:
-        if split not in SPLITS:
-            raise PromptError(unknown_name("split", split, SPLITS))
-    if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
-        raise PromptError(f"shares of the splits must be positive and add up to 1, got {dict(shares)}.")
+def first_of_each_kind(prompts: Sequence[Prompt], num: int | None, *, of_each_set: bool = False) -> tuple[Prompt, ...]:
+    """Return the first `num` distinct prompts of each kind, per prompt set if `of_each_set`; None takes all.
+
+    In nested order a prefix is representative.
+    """
+    counts: Counter[tuple[Kind, str]] = Counter()
+    kept: dict[str, Prompt] = {}
+    for prompt in prompts:
+        key = prompt.kind, prompt.source if of_each_set else ""
+        if prompt.prompt_id not in kept and (num is None or counts[key] < num):
+            kept[prompt.prompt_id] = prompt
+            counts[key] += 1
+    return tuple(kept.values())
 
 
-def _fixed_split(group: Sequence[Prompt]) -> Split:
-    return min((prompt.prompt_id, prompt.split) for prompt in group if prompt.split)[1]
-
-
-def _strata(clusters: Mapping[str, Sequence[Prompt]]) -> dict[tuple[str, bool], list[str]]:
-    """Cluster ids by the most frequent (kind, borderline) of their members."""
-    strata: dict[tuple[str, bool], list[str]] = defaultdict(list)
-    for cluster_id, group in clusters.items():
-        counts = Counter((prompt.kind, prompt.borderline) for prompt in group)
-        strata[max(counts, key=lambda key: (counts[key], key))].append(cluster_id)
-    return strata
-
-
-def _cut(
+def _divide(
     cluster_ids: Iterable[str], clusters: Mapping[str, Sequence[Prompt]], shares: Mapping[Split, float], seed: int
 ) -> dict[str, Split]:
-    """Cut the clusters of one stratum, interleaved over categories, at the shares: each goes where its middle lies."""
+    """Divide the clusters of one stratum, interleaved over categories, at the shares: each goes by its middle."""
     categories: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for cluster_id in cluster_ids:
         first = min(clusters[cluster_id], key=lambda prompt: prompt.prompt_id)
         categories[first.kind, str(first.borderline), first.category].append(cluster_id)
-    places = _places(categories, seed, "split")
-    ordered = sorted(places, key=lambda cluster_id: (places[cluster_id], cluster_id))
+    positions = _positions(categories, seed, "split")
+    ordered = sorted(positions, key=lambda cluster_id: (positions[cluster_id], cluster_id))
     total = sum(len(clusters[cluster_id]) for cluster_id in ordered)
     names = sorted(shares, key=SPLITS.index)
     ends = [sum(shares[name] for name in names[: index + 1]) for index in range(len(names))]
@@ -137,47 +142,48 @@ def _cut(
         middle = (before + len(clusters[cluster_id]) / 2) / total
         placed.append(next((index for index, end in enumerate(ends) if middle < end + 1e-9), len(ends) - 1))
         before += len(clusters[cluster_id])
-    _leave_none_empty(placed, len(names))
+    # Move boundaries until every split has a cluster; too few clusters go to the first splits, one to each.
+    for index in range(len(placed)):
+        least = min(index, max(0, len(names) - (len(placed) - index)))
+        placed[index] = min(max(placed[index], least), (placed[index - 1] if index else -1) + 1)
     return {cluster_id: names[index] for cluster_id, index in zip(ordered, placed, strict=True)}
 
 
-def _leave_none_empty(placed: list[int], num_splits: int) -> None:
-    """Move cuts, in place, until every split has a cluster; too few clusters go to the first splits, one to each."""
-    for index in range(len(placed)):
-        least = min(index, max(0, num_splits - (len(placed) - index)))
-        before = placed[index - 1] if index else -1
-        placed[index] = min(max(placed[index], least), before + 1)
+def _positions(strata: Mapping[tuple[str, ...], Sequence[str]], seed: int, purpose: str) -> dict[str, float]:
+    """Return id -> position in [0, 1): each stratum is sorted by seeded hash and spread evenly."""
 
+    def unit(*parts: object) -> float:
+        digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+        return int.from_bytes(digest[:8], "big") / 2**64
 
-def _places(strata: Mapping[tuple[str, ...], Sequence[str]], seed: int, purpose: str) -> dict[str, float]:
-    """Give every id a place in [0, 1): each stratum is sorted by seeded hash and spread evenly."""
-    places: dict[str, float] = {}
+    positions: dict[str, float] = {}
     for key, ids in strata.items():
-        # Without a start of its own every small stratum would stand at the same place, at the head of the list.
-        start = _unit(seed, purpose, *key)
-        for index, one_id in enumerate(sorted(ids, key=lambda one_id: (_unit(seed, purpose, one_id), one_id))):
-            places[one_id] = (index + start) / len(ids)
-    return places
+        # Without a start of its own every small stratum would be at the same position, at the head of the list.
+        start = unit(seed, purpose, *key)
+        for index, id in enumerate(sorted(ids, key=lambda id: (unit(seed, purpose, id), id))):
+            positions[id] = (index + start) / len(ids)
+    return positions
 
 
-def _unit(*parts: object) -> float:
-    digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64
-
-
-def _words(text: str) -> frozenset[str]:
-    """The stems of the words that say what is asked; all words where nothing else is left."""
+def content_words(text: str) -> frozenset[str]:
+    """Return the stems of the words that say what is requested; all words if there are no others."""
+    stems = set()
     words = _WORD.findall(unicodedata.normalize("NFKC", text).lower())
-    return frozenset(_stem(word) for word in words if word not in _FORM_SET) or frozenset(words)
+    for word in words:
+        if word not in _FORM_SET:
+            stem = _SUFFIX.sub("", word)
+            stems.add(_DOUBLED.sub(r"\1", stem).removesuffix("e") if len(stem) > 3 else stem)
+    return frozenset(stems or words)
 
 
-def _stem(word: str) -> str:
-    stem = _SUFFIX.sub("", word)
-    return _DOUBLED.sub(r"\1", stem).removesuffix("e") if len(stem) > 3 else stem
+def are_near_duplicates(left: frozenset[str], right: frozenset[str]) -> bool:
+    """Return whether the Jaccard similarity of two word sets is at least NEAR_DUPLICATE."""
+    shared = len(left & right)
+    return shared >= NEAR_DUPLICATE * (len(left) + len(right) - shared)
 
 
 def _join_near_duplicates(word_sets: Sequence[frozenset[str]]) -> list[int]:
-    """Return a root index for each set: sets of one near-duplicate cluster share it.
+    """Return a root index for each set, which the sets of one near-duplicate cluster share.
 
     Prefix filter (Xiao et al. 2008, doi:10.1145/1367497.1367516): taken from small to large, a set can only be similar
     to an earlier one if its rarest words meet the rarest words of that one, so only such pairs are compared.
@@ -193,11 +199,11 @@ def _join_near_duplicates(word_sets: Sequence[frozenset[str]]) -> list[int]:
             roots[current] = same
             continue
         probed = rarest[current][: size - _ceil(NEAR_DUPLICATE * size) + 1]
-        for other in {other for word in probed for other in indexed[word]}:
-            if _similar(words, word_sets[other]):
-                roots[_root(roots, other)] = _root(roots, current)
+        for earlier in {earlier for word in probed for earlier in indexed[word]}:
+            if are_near_duplicates(words, word_sets[earlier]):
+                roots[_root(roots, earlier)] = _root(roots, current)
         for word in rarest[current][: size - _ceil(2 * NEAR_DUPLICATE / (1 + NEAR_DUPLICATE) * size) + 1]:
-            if len(indexed[word]) < _MOST_COMPARED:
+            if len(indexed[word]) < _MAX_COMPARED:
                 indexed[word].append(current)
     return [_root(roots, index) for index in range(len(roots))]
 
@@ -206,28 +212,9 @@ def _ceil(size: float) -> int:
     return math.ceil(size - 1e-9)
 
 
-def _similar(left: frozenset[str], right: frozenset[str]) -> bool:
-    shared = len(left & right)
-    return shared >= NEAR_DUPLICATE * (len(left) + len(right) - shared)
-
-
 def _root(roots: list[int], index: int) -> int:
+    """Return the root of an index, halving the path to it."""
     while roots[index] != index:
         roots[index] = roots[roots[index]]
         index = roots[index]
     return index
-
-
-def first_of_each_kind(prompts: Sequence[Prompt], num: int | None, *, of_each_set: bool = False) -> tuple[Prompt, ...]:
-    """Return the first `num` different prompts of each kind, of every prompt set if so wished; None takes all.
-
-    In nested order a prefix is representative.
-    """
-    taken: Counter[tuple[Kind, str]] = Counter()
-    kept: dict[str, Prompt] = {}
-    for prompt in prompts:
-        key = prompt.kind, prompt.source if of_each_set else ""
-        if prompt.prompt_id not in kept and (num is None or taken[key] < num):
-            kept[prompt.prompt_id] = prompt
-            taken[key] += 1
-    return tuple(kept.values())

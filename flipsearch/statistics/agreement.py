@@ -1,6 +1,6 @@
-"""How well a judge agrees with people, over answers that come in clusters: those to one prompt resemble each other.
+"""Agreement of a judge with human labels, over answers in clusters: those to one prompt resemble each other.
 
-The people's word counts as the truth. Positive means UNSAFE, or on the other axis a refusal.
+The human label counts as the truth. Positive means UNSAFE, or on the other axis a refusal.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,16 +11,15 @@ from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
 from flipsearch.core.records import Estimate
-from flipsearch.statistics.intervals import two_sided_z
+from flipsearch.statistics.intervals import LEVEL, two_sided_z
 
-NUM_REDRAWS = 2000
+NUM_RESAMPLES = 2000
 """Bootstrap samples of clusters."""
-MOST_DRAWN = 2**22
-"""Counts of clusters held at once by the bootstrap."""
-UNSEEN = 0.5
-"""Clusters' worth of rows of each kind that every redraw may hold besides (gamma): where no error was seen, drawing the
-same rows again never shows one, and the interval would have no width."""
-LEVEL = 0.95
+MAX_COUNTS = 2**22
+"""Counts of clusters that the bootstrap holds in memory at once."""
+UNSEEN_CLUSTERS = 0.5
+"""Clusters' worth of rows of each kind that every bootstrap sample may hold besides (gamma): where no error was seen,
+sampling the same rows again never shows one, and the interval would have no width."""
 
 Floats = NDArray[np.float64]
 
@@ -32,19 +31,19 @@ class Share:
     estimate: Estimate
     """With its 95 % interval; n counts rows."""
     effective_n: float
-    """Independent rows that would tell as much."""
+    """Independent rows that would carry as much information."""
 
 
 @dataclass(frozen=True, slots=True)
 class Agreement:
-    """A judge beside people on the same rows."""
+    """Agreement of a judge with human labels on the same rows."""
 
     accuracy: Share
-    """Judged as people do / scored rows."""
+    """Judged as labelled / scored rows."""
     sensitivity: Share
-    """Called positive / scored rows that people call so."""
+    """Judged positive / scored rows labelled positive."""
     specificity: Share
-    """Called negative / scored rows that people call so."""
+    """Judged negative / scored rows labelled negative."""
     coverage: Share
     """Scored / all rows."""
     kappa: Estimate
@@ -54,20 +53,19 @@ class Agreement:
 
 
 def agreement(
-    people: Sequence[bool],
+    human: Sequence[bool],
     judged: Sequence[bool | None],
     clusters: Sequence[object],
     weights: Sequence[float] | None = None,
 ) -> Agreement:
-    """Return how a judge agrees with people, row by row; None is a row that it could not score.
+    """Return how a judge agrees with human labels, row by row; None is a row that the judge could not score.
 
-    `weights` say for how many rows each stands (all for one). Intervals of fractions: Wilson's at the effective number
-    of rows (Rao and Scott 1992, doi:10.2307/2532311). Those of kappa and F1: percentiles of a bootstrap over whole
-    clusters, with a fixed seed, in which errors may show that the rows did not. ValueError for unequal lengths.
+    `weights` say how many rows each row represents (None: one each). Intervals of fractions: Wilson's at the effective
+    number of rows (Rao and Scott 1992, doi:10.2307/2532311). Those of kappa and F1: percentiles of a bootstrap over
+    whole clusters, with a fixed seed, in which errors may occur that no row showed. ValueError for unequal lengths.
     """
-    rows = _tables(people, judged, clusters, np.ones(len(people)))
-    tables = rows if weights is None else _tables(people, judged, clusters, weights)
-    # (clusters, 5): true and false positives and negatives, unscored
+    rows = _tables(human, judged, clusters, np.ones(len(human)))
+    tables = rows if weights is None else _tables(human, judged, clusters, weights)
     tp, fp, fn, tn, unscored = tables.T
     num_tp, num_fp, num_fn, num_tn, num_unscored = rows.sum(axis=0)
     scored, num_scored = tp + fp + fn + tn, num_tp + num_fp + num_fn + num_tn
@@ -76,55 +74,50 @@ def agreement(
         sensitivity=clustered_share(tp, tp + fn, num_tp + num_fn),
         specificity=clustered_share(tn, tn + fp, num_tn + num_fp),
         coverage=clustered_share(scored, scored + unscored, num_scored + num_unscored),
-        kappa=_bootstrapped(tables, _kappa, -1.0, num_scored),
-        f1=_bootstrapped(tables, _f1, 0.0, num_scored),
+        kappa=_bootstrap(tables, _kappa, -1.0, num_scored),
+        f1=_bootstrap(tables, _f1, 0.0, num_scored),
     )
 
 
 def clustered_share(counts: Floats, sizes: Floats, num_rows: float | None = None) -> Share:
-    """Return sum(counts) / sum(sizes) over clusters, with Wilson's interval at the effective n.
+    """Return sum(counts) / sum(sizes) over clusters (C,), with Wilson's interval at the effective n.
 
-    The effective n is n / design effect, the design effect being the cluster-robust variance over the binomial one,
-    less for few clusters, whose variance is itself uncertain (Korn and Graubard 1998, Survey Methodology 24: times the
-    squared ratio of Student's quantiles for rows and for clusters). It is never more than n; where all rows are alike,
-    and there is no variance to see, it is the number of clusters, those of unequal size counting for fewer (Kish 1965,
-    Survey Sampling: the square of the sum over the sum of squares); one cluster is one row.
+    The effective n is n / design effect, the design effect being the cluster-robust variance over the binomial one. It
+    is reduced for few clusters, whose variance is itself uncertain (Korn and Graubard 1998, Survey Methodology 24:
+    times the squared ratio of Student's quantiles for rows and for clusters), and never more than n. Where all rows are
+    alike, and there is no variance to see, it is the number of clusters, those of unequal size counting for fewer (Kish
+    1965, Survey Sampling: the square of the sum over the sum of squares). One cluster is one row.
     `num_rows` is n where the sizes are sums of weights; None takes the sum of the sizes.
     """
     counts, sizes = counts[sizes > 0], sizes[sizes > 0]
-    whole, num = float(sizes.sum()), len(sizes)
-    if whole == 0:
+    total, num = float(sizes.sum()), len(sizes)
+    if total == 0:
         return Share(Estimate(None, 0.0, 1.0, 0), 0.0)
-    n = whole if num_rows is None else float(num_rows)
-    share = min(1.0, float(counts.sum() / whole))
+    n = total if num_rows is None else float(num_rows)
+    share = min(1.0, float(counts.sum() / total))
     binomial = share * (1 - share) / n
-    robust = num / max(1, num - 1) * float(((counts - share * sizes) ** 2).sum()) / whole**2
-    alike = whole**2 / float((sizes**2).sum())
-    seen = n if robust == 0 else min(n, n * binomial / robust)
-    effective = alike if binomial == 0 or num == 1 else seen * _few(n, num)
-    return Share(_wilson(share, max(1.0, effective), round(n)), max(1.0, effective))
-
-
-def _few(n: float, num_clusters: int) -> float:
-    """What the uncertainty of the variance leaves of the effective n; 1 where each row is a cluster."""
-    by_rows, by_clusters = (float(student_t.ppf(0.5 + LEVEL / 2, max(1.0, num - 1))) for num in (n, num_clusters))
-    return min(1.0, (by_rows / by_clusters) ** 2)
-
-
-def _wilson(share: float, effective: float, n: int) -> Estimate:
-    z = two_sided_z(LEVEL)
+    robust = num / max(1, num - 1) * float(((counts - share * sizes) ** 2).sum()) / total**2
+    if binomial == 0 or num == 1:
+        effective = total**2 / float((sizes**2).sum())
+    else:
+        by_rows, by_clusters = (float(student_t.ppf(0.5 + LEVEL / 2, max(1.0, k - 1))) for k in (n, num))
+        reduction = min(1.0, (by_rows / by_clusters) ** 2)
+        effective = (n if robust == 0 else min(n, n * binomial / robust)) * reduction
+    effective, z = max(1.0, effective), two_sided_z(LEVEL)
     middle = (share + z * z / (2 * effective)) / (1 + z * z / effective)
     half = z * (share * (1 - share) / effective + (z / (2 * effective)) ** 2) ** 0.5 / (1 + z * z / effective)
-    return Estimate(share, min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half)), n)
+    low, high = min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
+    return Share(Estimate(share, low, high, round(n)), effective)
 
 
 def _tables(
-    people: Sequence[bool], judged: Sequence[bool | None], clusters: Sequence[object], weights: Sequence[float] | Floats
+    human: Sequence[bool], judged: Sequence[bool | None], clusters: Sequence[object], weights: Sequence[float] | Floats
 ) -> Floats:
+    """Return (clusters, 5) weights of true and false positives, false and true negatives, and unscored rows."""
     number = {cluster: index for index, cluster in enumerate(dict.fromkeys(clusters))}
     tables = np.zeros((len(number), 5))
-    for truth, said, cluster, weight in zip(people, judged, clusters, weights, strict=True):
-        column = 4 if said is None else (0 if said else 2) if truth else (1 if said else 3)
+    for truth, verdict, cluster, weight in zip(human, judged, clusters, weights, strict=True):
+        column = 4 if verdict is None else (0 if verdict else 2) if truth else (1 if verdict else 3)
         tables[number[cluster], column] += weight
     return tables
 
@@ -143,27 +136,24 @@ def _f1(tables: Floats) -> Floats:
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
-    found: Floats = np.divide(above, below, out=np.full_like(below, np.nan), where=below != 0)
-    return found
+    ratio: Floats = np.divide(above, below, out=np.full_like(below, np.nan), where=below != 0)
+    return ratio
 
 
-def _bootstrapped(tables: Floats, statistic: Callable[[Floats], Floats], lowest: float, num_rows: float) -> Estimate:
+def _bootstrap(tables: Floats, statistic: Callable[[Floats], Floats], lowest: float, num_rows: float) -> Estimate:
+    """Return a statistic of (clusters, 5) tables with its percentile interval; [lowest, 1] for a single cluster."""
     n = round(num_rows)
     value = float(statistic(tables.sum(axis=0))) if n else np.nan
     if np.isnan(value):
         return Estimate(None, lowest, 1.0, n)
-    redrawn = statistic(_redrawn(tables))
-    told = redrawn[~np.isnan(redrawn)]
-    tail = 50 * (1 - LEVEL)
-    low, high = np.percentile(told, [tail, 100 - tail]) if len(tables) > 1 else (lowest, 1.0)
-    return Estimate(value, min(value, float(low)), max(value, float(high)), n)
-
-
-def _redrawn(tables: Floats) -> Floats:
-    """(NUM_REDRAWS, 5) sums of as many clusters drawn again; a part at a time, as all draws fill gigabytes."""
     num = len(tables)
-    at_once = max(1, MOST_DRAWN // num)
-    rng, sizes = np.random.default_rng(0), [min(at_once, NUM_REDRAWS - i) for i in range(0, NUM_REDRAWS, at_once)]
-    drawn = np.concatenate([rng.multinomial(num, np.full(num, 1 / num), size=size) @ tables for size in sizes])
-    drawn[:, :4] += rng.gamma(UNSEEN, tables[:, :4].sum() / num, size=(NUM_REDRAWS, 4))
-    return drawn
+    # In parts, as the counts of all samples together can fill gigabytes.
+    at_once = max(1, MAX_COUNTS // num)
+    sizes = [min(at_once, NUM_RESAMPLES - start) for start in range(0, NUM_RESAMPLES, at_once)]
+    rng = np.random.default_rng(0)
+    sums = np.concatenate([rng.multinomial(num, np.full(num, 1 / num), size=size) @ tables for size in sizes])
+    sums[:, :4] += rng.gamma(UNSEEN_CLUSTERS, tables[:, :4].sum() / num, size=(NUM_RESAMPLES, 4))
+    resampled = statistic(sums)
+    tail = 50 * (1 - LEVEL)
+    low, high = np.percentile(resampled[~np.isnan(resampled)], [tail, 100 - tail]) if num > 1 else (lowest, 1.0)
+    return Estimate(value, min(value, float(low)), max(value, float(high)), n)

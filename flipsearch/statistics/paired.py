@@ -1,11 +1,7 @@
-"""Two contexts on the same prompts: the paired difference of their rates and its test.
+"""Two contexts on the same prompts: paired differences, their tests, several tests at once, and sequential evidence.
 
-Several tests at once: p-values adjusted so that any false claim among them is as rare as one test promises.
-
-Evidence that may be looked at after every prompt: e-values that stay valid whenever one stops.
-
-Under its null hypothesis an e-value exceeds 1 / alpha at any time with probability at most alpha (Ville's inequality),
-so a race may look after every rung without inflating its errors. Source: Ramdas et al. 2023, doi:10.1214/23-STS894.
+Newcombe's interval and McNemar's mid-p test for one pair of contexts; Holm's adjustment for several; e-values where
+one looks after every prompt and may stop at any time.
 """
 
 import math
@@ -15,20 +11,18 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaincc, betaln, xlog1py, xlogy
 
-from flipsearch.core.records import Difference, Rate
+from flipsearch.core.records import Difference
 from flipsearch.statistics.intervals import wilson
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool], level: float = 0.95) -> Difference:
-    """Return rate(first) - rate(second) over the same n >= 1 prompts, with interval and p-value.
+    """Return rate(first) - rate(second) over the same n >= 1 prompts, with interval (Newcombe) and p-value (McNemar).
 
-    Interval: Newcombe's method 10 (1998, doi:10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C), which
-    stays inside [-1, 1] and has a width without discordant pairs too. p-value: McNemar's exact test, mid-p.
     ValueError for unequal lengths or no pairs.
     """
     table = [[0, 0], [0, 0]]
-    for one, other in zip(first, second, strict=True):
-        table[not one][not other] += 1
+    for left, right in zip(first, second, strict=True):
+        table[not left][not right] += 1
     (both, only_first), (only_second, neither) = table
     low, high = newcombe(both, only_first, only_second, neither, level)
     n = len(first)
@@ -36,14 +30,22 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool], level: floa
 
 
 def newcombe(both: int, only_first: int, only_second: int, neither: int, level: float = 0.95) -> tuple[float, float]:
-    """Return the interval of P(first) - P(second) from the four cells of the paired table; ValueError if all are 0."""
+    """Return the interval of P(first) - P(second) from the four cells of the paired table; ValueError if all are 0.
+
+    It stays inside [-1, 1] and has a width without discordant pairs too.
+    Source: Newcombe 1998, method 10 (doi:10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C).
+    """
     n = both + only_first + only_second + neither
     if n == 0:
         raise ValueError("expected at least one pair, got none.")
-    one, other = wilson(both + only_first, n, level), wilson(both + only_second, n, level)
-    phi = _correlation(both, only_first, only_second, neither)
+    first, second = wilson(both + only_first, n, level), wilson(both + only_second, n, level)
+    down1, up1 = first.count / n - first.low, first.high - first.count / n
+    down2, up2 = second.count / n - second.low, second.high - second.count / n
+    # phi: a positive correlation is corrected for continuity, down to 0.
+    margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
+    excess = both * neither - only_first * only_second
+    phi = (max(excess - n / 2, 0.0) if excess > 0 else excess) / math.sqrt(margins) if margins else 0.0
     difference = (only_first - only_second) / n
-    (down1, up1), (down2, up2) = _arms(one), _arms(other)
     low = difference - math.sqrt(max(0.0, down1**2 - 2 * phi * down1 * up2 + up2**2))
     high = difference + math.sqrt(max(0.0, down2**2 - 2 * phi * down2 * up1 + up1**2))
     return max(-1.0, low), min(1.0, high)
@@ -52,7 +54,7 @@ def newcombe(both: int, only_first: int, only_second: int, neither: int, level: 
 def mcnemar_mid_p(only_first: int, only_second: int) -> float:
     """Return McNemar's exact two-sided p-value in its mid-p form; 1 without discordant pairs.
 
-    Half of the probability of what was seen is left out, which mends the exact test's conservatism.
+    Half of the probability of the observed table is left out, which corrects the exact test's conservatism.
     Source: Fagerland, Lydersen and Laake 2013, doi:10.1186/1471-2288-13-91.
     """
     n, k = only_first + only_second, min(only_first, only_second)
@@ -67,27 +69,11 @@ def mcnemar_mid_p(only_first: int, only_second: int) -> float:
     return (2 * tail - term) / (1 << n)
 
 
-def _arms(rate: Rate) -> tuple[float, float]:
-    """Distances from the value to both ends of its interval."""
-    value = rate.count / rate.n
-    return value - rate.low, rate.high - value
-
-
-def _correlation(both: int, only_first: int, only_second: int, neither: int) -> float:
-    """Newcombe's phi: a positive correlation is corrected for continuity, down to 0."""
-    n = both + only_first + only_second + neither
-    margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
-    if margins == 0:
-        return 0.0
-    excess = both * neither - only_first * only_second
-    return (max(excess - n / 2, 0.0) if excess > 0 else excess) / math.sqrt(margins)
-
-
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return Holm's adjusted p-values, in the given order (Holm 1979, Scandinavian Journal of Statistics 6:65-70).
+    """Return Holm's adjusted p-values, in the given order.
 
-    Rejecting what lies below alpha after adjustment makes any false rejection with probability at most alpha, however
-    the tests depend on each other.
+    Rejecting those below alpha makes any false rejection with probability at most alpha, however the tests depend on
+    each other. Source: Holm 1979, Scandinavian Journal of Statistics 6:65-70.
     """
     order = sorted(range(len(p_values)), key=p_values.__getitem__)
     adjusted, highest = [0.0] * len(p_values), 0.0
@@ -98,10 +84,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def e_value(counts: ArrayLike, totals: ArrayLike, bound: float) -> NDArray[np.float64]:
-    """Return the evidence against "the rate is at most `bound`" in `counts` successes of `totals` draws.
+    """Return the evidence against "the rate is at most `bound`" in `counts` successes of `totals` trials, elementwise.
 
-    The likelihood ratio of the bound to rates above it, mixed uniformly over (bound, 1): a beta mixture. No draws give
-    1, and a bound of 1 always does, for nothing lies above it. ValueError for a bound outside of [0, 1].
+    Under that hypothesis an e-value exceeds 1 / alpha at any time with probability at most alpha (Ville's inequality),
+    so a race may look after every rung without inflating its errors (Ramdas et al. 2023, doi:10.1214/23-STS894).
+
+    It is the likelihood ratio of rates mixed uniformly over (bound, 1), a beta mixture, to the bound. No trials give 1,
+    and so does a bound of 1, above which there is nothing. ValueError for a bound outside of [0, 1].
     """
     if not 0 <= bound <= 1:
         raise ValueError(f"bound is {bound}, expected 0 to 1.")
@@ -112,6 +101,6 @@ def e_value(counts: ArrayLike, totals: ArrayLike, bound: float) -> NDArray[np.fl
     with np.errstate(divide="ignore"):  # the logarithm of a tail that underflows, or of a bound of 0
         above = betaln(a, b) + np.log(betaincc(a, b, bound)) - np.log1p(-bound)
         at_bound = xlogy(count, bound) + xlog1py(total - count, -bound)
-    # Held below overflow; 1e300 stands for any certainty, the impossible (a success at bound 0) too.
+    # Capped below overflow; 1e300 means any certainty, the impossible (a success at bound 0) too.
     evidence: NDArray[np.float64] = np.exp(np.minimum(above - at_bound, np.log(1e300)))
     return evidence

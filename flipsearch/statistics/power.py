@@ -1,4 +1,4 @@
-"""How many prompts tell two contexts apart: the power of the paired (McNemar) test.
+"""Power of the paired (McNemar) test, and the flip rate that sampling again shows by itself.
 
 n prompts are answered under both contexts. `discordant` is the share on which exactly one of them flips, `delta` the
 difference of their flip rates; |delta| <= discordant. Two-sided at level alpha, by the normal approximation:
@@ -6,17 +6,6 @@ difference of their flip rates; |delta| <= discordant. Two-sided at level alpha,
     n = (z(1 - alpha / 2) sqrt(discordant) + z(power) sqrt(discordant - delta^2))^2 / delta^2
 
 Sources: Miettinen 1968 (doi:10.2307/2528537); Connor 1987 (doi:10.2307/2531961), whose form this is.
-
-What drawing again does by itself: prompts picked by unsafe draws that would be safe in draws of their own.
-
-A prompt that is unsafe with probability p in each draw, p ~ Beta(a, b), is picked if X >= m of its M draws are unsafe.
-M further draws of it give Y unsafe ones; the prompt then reads as flipped, though nothing was done, if Y < m. Given p,
-X and Y are independent and binomial, and so
-
-    P(X = x, Y = y) = C(M, x) C(M, y) B(a + x + y, b + 2M - x - y) / B(a, b)
-    P(flip | picked) = sum of it over x >= m, y < m / sum of it over x >= m, all y
-
-which is b / (a + b + 1) for M = m = 1: a third for uniform p.
 """
 
 import math
@@ -36,26 +25,26 @@ def pairs_needed(delta: float, discordant: float, alpha: float = 0.05, power: fl
     """
     if not 0 < delta <= discordant <= 1:
         raise ValueError(f"expected 0 < delta <= discordant <= 1, got delta = {delta}, discordant = {discordant}.")
-    return math.ceil(_pairs(delta, discordant, alpha, power))
+    return math.ceil(_num_pairs(delta, discordant, alpha, power))
 
 
 def detectable_difference(num_pairs: int, discordant: float, alpha: float = 0.05, power: float = 0.8) -> float | None:
     """Return the least difference that `num_pairs` pairs find with probability `power`; None if they find none.
 
-    A difference above `discordant` takes as large a share of discordant pairs, all of them on one side.
+    For a difference above `discordant` the share of discordant pairs is the difference, all of them on one side.
     """
     if not 0 < discordant <= 1:
         raise ValueError(f"expected 0 < discordant <= 1, got {discordant}.")
 
-    def lacking(delta: float) -> float:
-        return _pairs(delta, max(delta, discordant), alpha, power) - num_pairs
+    def num_missing(delta: float) -> float:
+        return _num_pairs(delta, max(delta, discordant), alpha, power) - num_pairs
 
-    if num_pairs <= 0 or lacking(1.0) > 0:
+    if num_pairs <= 0 or num_missing(1.0) > 0:
         return None
-    return float(brentq(lacking, 1e-6, 1.0)) if lacking(1e-6) > 0 else 1e-6
+    return float(brentq(num_missing, 1e-6, 1.0)) if num_missing(1e-6) > 0 else 1e-6
 
 
-def _pairs(delta: float, discordant: float, alpha: float, power: float) -> float:
+def _num_pairs(delta: float, discordant: float, alpha: float, power: float) -> float:
     if not 0 < alpha < power < 1:
         raise ValueError(f"expected 0 < alpha < power < 1, got alpha = {alpha}, power = {power}.")
     spread = math.sqrt(max(0.0, discordant - delta**2))
@@ -64,8 +53,16 @@ def _pairs(delta: float, discordant: float, alpha: float, power: float) -> float
 
 
 def redraw_flip_rate(samples: int, unsafe_at: int, a: float = 1.0, b: float = 1.0) -> float:
-    """Return the flip rate that a mere redraw of M = `samples` draws shows at m = `unsafe_at`, p_unsafe ~ Beta(a, b).
+    """Return the flip rate that merely sampling again shows for M = `samples` and m = `unsafe_at`.
 
+    A prompt that is unsafe with probability p in each sample, p ~ Beta(a, b), is selected if X >= m of its M samples
+    are unsafe. M further samples give Y unsafe ones, and the prompt reads as flipped, though nothing changed, if
+    Y < m. Given p, X and Y are independent and binomial, and so
+
+        P(X = x, Y = y) = C(M, x) C(M, y) B(a + x + y, b + 2M - x - y) / B(a, b)
+        P(flip | selected) = its sum over x >= m, y < m / its sum over x >= m, all y
+
+    which is b / (a + b + 1) for M = m = 1: a third for uniform p.
     ValueError unless 1 <= unsafe_at <= samples and a, b > 0.
     """
     if not 1 <= unsafe_at <= samples or min(a, b) <= 0:
@@ -74,5 +71,5 @@ def redraw_flip_rate(samples: int, unsafe_at: int, a: float = 1.0, b: float = 1.
     log_ways = -np.log(samples + 1) - betaln(num + 1, samples - num + 1)
     both = num[:, None] + num
     joint = np.exp(log_ways[:, None] + log_ways + betaln(a + both, b + 2 * samples - both) - betaln(a, b))
-    picked = joint[unsafe_at:]
-    return float(picked[:, :unsafe_at].sum() / picked.sum())
+    selected = joint[unsafe_at:]
+    return float(selected[:, :unsafe_at].sum() / selected.sum())

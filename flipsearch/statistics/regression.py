@@ -1,7 +1,4 @@
-"""Logistic regression on a few features: small, exact and the same on every machine.
-
-Rates of many arms seen on unequal numbers of prompts, made comparable: empirical Bayes with a beta prior.
-"""
+"""Logistic regression on a few features, and shrinkage of many rates by an empirical Bayes beta prior."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,32 +10,39 @@ from scipy.special import betaln
 from flipsearch.core.records import Rate
 
 PRIOR_SPREAD = 3.0
-"""Standard deviation of a coefficient before anything is seen: labels that a feature splits cleanly leave it finite."""
+"""Prior standard deviation of a coefficient: labels that a feature separates perfectly leave it finite."""
 STEPS, DIGITS = 50, 6
+
+MEANS = np.linspace(0.02, 0.98, 49)
+STRENGTHS = np.geomspace(0.5, 64.0, 15)
+VAGUE_STRENGTH = 4.0
+"""Prompts that the prior is worth while too few arms are measured to show how much they differ."""
+MIN_ARMS = 4
 
 
 def fit_logistic(features: ArrayLike, labels: ArrayLike, prior: ArrayLike) -> NDArray[np.float64]:
-    """Return intercept and slopes (1 + K,) of the posterior mode, for features (N, K) and labels (N,).
+    """Return intercept and slopes (1 + K,) at the posterior mode, for features (N, K) and labels (N,).
 
-    `prior` (1 + K,) are the means of normal priors; without rows it is what is returned. Newton's method, which the
-    priors make converge; rounded, so that the last bits of a linear algebra library do not decide between equals.
-    Features should be of size 1 or so.
+    `prior` (1 + K,) are the means of independent normal priors of spread PRIOR_SPREAD; without rows they are returned.
+    Features should be of size 1 or so. Newton's method, which the priors make converge (Gelman et al. 2008,
+    doi:10.1214/08-AOAS191, on weakly informative priors). The result is rounded, so that the last bits of a linear
+    algebra library do not decide between equals.
     """
-    wanted, mean = np.asarray(labels, dtype=np.float64), np.asarray(prior, dtype=np.float64)
-    rows = np.asarray(features, dtype=np.float64).reshape(len(wanted), len(mean) - 1)
+    targets, mean = np.asarray(labels, dtype=np.float64), np.asarray(prior, dtype=np.float64)
+    rows = np.asarray(features, dtype=np.float64).reshape(len(targets), len(mean) - 1)
     design = np.column_stack([np.ones(len(rows)), rows])
     precision = np.eye(len(mean)) / PRIOR_SPREAD**2
     coefficients = mean
     for _ in range(STEPS):
         p = _sigmoid(design @ coefficients)
-        gradient = design.T @ (wanted - p) - precision @ (coefficients - mean)
+        gradient = design.T @ (targets - p) - precision @ (coefficients - mean)
         step = np.linalg.solve((design.T * (p * (1 - p))) @ design + precision, gradient)
         # A full step from a far point can overshoot; the direction is right.
         coefficients = coefficients + step / max(1.0, float(np.abs(step).max()))
         if np.abs(step).max() < 10.0**-DIGITS / 10:
             break
-    found: NDArray[np.float64] = coefficients.round(DIGITS)
-    return found
+    rounded: NDArray[np.float64] = coefficients.round(DIGITS)
+    return rounded
 
 
 def predict_logistic(coefficients: ArrayLike, features: ArrayLike) -> NDArray[np.float64]:
@@ -48,36 +52,31 @@ def predict_logistic(coefficients: ArrayLike, features: ArrayLike) -> NDArray[np
 
 
 def _sigmoid(x: NDArray[np.float64]) -> NDArray[np.float64]:
-    found: NDArray[np.float64] = 1 / (1 + np.exp(-np.clip(x, -60, 60)))
-    return found
-
-
-MEANS = np.linspace(0.02, 0.98, 49)
-STRENGTHS = np.geomspace(0.5, 64.0, 15)
-VAGUE_STRENGTH = 4.0
-"""Prompts that the prior is worth while there are too few arms to tell how much they differ."""
-MIN_ARMS = 4
+    probabilities: NDArray[np.float64] = 1 / (1 + np.exp(-np.clip(x, -60, 60)))
+    return probabilities
 
 
 @dataclass(frozen=True, slots=True)
 class BetaPrior:
-    """What is known of an arm before it is measured."""
+    """A beta prior of an arm's rate, before it is measured."""
 
     mean: float
     """Expected rate, in (0, 1)."""
     strength: float
-    """How many prompts that is worth."""
+    """How many prompts the prior is worth."""
 
     def shrink(self, rate: Rate) -> float:
-        """Return the posterior mean of a rate: what it says for many prompts, the prior's mean for none."""
+        """Return the posterior mean of a rate: near the rate for many prompts, the prior's mean for none."""
         return (rate.count + self.strength * self.mean) / (rate.n + self.strength)
 
 
 def fit_prior(rates: Sequence[Rate]) -> BetaPrior:
     """Return the beta prior under which the rates of all arms are most likely (beta-binomial, on a grid).
 
-    Arms that differ much give a weak prior, arms that are alike a strong one. With fewer than MIN_ARMS measured arms
-    its mean is the pooled rate, held inside of the grid, and its strength VAGUE_STRENGTH.
+    Makes rates on unequal numbers of prompts comparable: arms that differ much give a weak prior, arms that are alike
+    a strong one. With fewer than MIN_ARMS measured arms its mean is the pooled rate, clipped to the grid, and its
+    strength VAGUE_STRENGTH. Source of the beta-binomial: Skellam 1948, Journal of the Royal Statistical Society B
+    10:257-261.
     """
     measured = [rate for rate in rates if rate.n]
     if len(measured) < MIN_ARMS:

@@ -1,10 +1,9 @@
-"""Find the context templates: the shipped contexts/ and any folder or file that the user names.
+"""The library of context templates: the shipped contexts/ and any folder or file that the user names; its placebos.
 
-Placebo rows: what a context without safety content does to the same prompts.
-
-Every template with role "placebo" is a row. One that takes a `text` is given the winner's, one that takes `num_words`
-the winner's length; both go where the winner goes, and so wait until there is one. The others (the empty text, which
-is the baseline asked once more) are measured before the search.
+Every template with role "placebo" is a row of the leaderboard: what a context without safety content does to the same
+prompts. One that takes a `text` is given the winner's, one that takes `num_words` the winner's length. Both are put
+where the winner is, and so wait until there is a winner. The others (the empty text, which samples the baseline once
+more) are measured before the search.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,12 +16,15 @@ from flipsearch.core.package import content_folder
 from flipsearch.core.records import Context
 from flipsearch.templating.template import Template, TemplateRole, read_template
 
+TEXT = "text"
+NUM_WORDS = "num_words"
+
 
 class TemplateLibrary:
     """Templates by name. A user's template replaces the shipped one of the same name."""
 
     def __init__(self, templates: Iterable[Template]) -> None:
-        self._templates = {t.name: t for t in templates}
+        self._templates = {template.name: template for template in templates}
 
     def __getitem__(self, name: str) -> Template:
         if name not in self._templates:
@@ -31,33 +33,29 @@ class TemplateLibrary:
 
     def names(self, role: TemplateRole | None = None) -> list[str]:
         """Return the names of the templates with `role`, sorted."""
-        return sorted(n for n, t in self._templates.items() if role in (None, t.role))
+        return sorted(name for name, template in self._templates.items() if role in (None, template.role))
 
     def descriptions(self) -> dict[str, str]:
-        """Return name -> what the list of contexts says of it."""
+        """Return name -> description."""
         return {name: template.description for name, template in self._templates.items()}
 
     def select(self, names: Sequence[str] = ()) -> list[Template]:
         """Return the templates to search: the named ones, or every one with role "context"."""
-        return [self[name] for name in names] if names else [self[name] for name in self.names("context")]
+        return [self[name] for name in names or self.names("context")]
 
 
 def load_library(extra: Sequence[Path | str] = ()) -> TemplateLibrary:
-    """Read contexts/*.j2 and the folders or files in `extra`.
+    """Return the library of contexts/*.j2 and the folders or files in `extra`.
 
     Raises PluginError for a path without templates and TemplateError (file:line) for a bad template.
     """
     files = sorted(content_folder("contexts").glob("*.j2"))
     for path in map(Path, extra):
-        found = sorted(path.glob("*.j2")) if path.is_dir() else [path]
-        if not found or not found[0].is_file():
+        templates = sorted(path.glob("*.j2")) if path.is_dir() else [path]
+        if not templates or not templates[0].is_file():
             raise PluginError(f"no context template at '{path}'; expected a .j2 file or a folder that holds some.")
-        files += found
+        files += templates
     return TemplateLibrary(read_template(file) for file in files)
-
-
-TEXT = "text"
-NUM_WORDS = "num_words"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,23 +63,29 @@ class PlaceboRow:
     """One placebo template."""
 
     template: Template
-    """Its source."""
 
     @property
     def needs_winner(self) -> bool:
-        """Its text depends on the context that it is a placebo for."""
+        """Whether its text depends on the context that it is a placebo for."""
         return any(param.name in (TEXT, NUM_WORDS) for param in self.template.params)
 
     def context(self, winner: Context | None = None) -> Context:
-        """Return the row's context, matched to `winner` if the row needs one."""
+        """Return the context of the row, matched to `winner` in text, length and placement if the row needs one."""
         if winner is None or not self.needs_winner:
             return self.template.context()
+        values: dict[str, Any] = {}
+        for param in self.template.params:
+            if param.name == TEXT and param.given:
+                values[TEXT] = winner.text
+            if param.name == NUM_WORDS and not param.given:
+                num_words = len(winner.text.split())
+                values[NUM_WORDS] = min(param.choices, key=lambda choice: abs(choice - num_words))
         # The placement is the winner's even where the template does not list it: only the words may differ.
-        context = self.template.context(_matched(self.template, winner))
+        context = self.template.context(values)
         return replace(context, placement=winner.placement, parents=(winner.context_id,))
 
     def note(self, winner: Context) -> str | None:
-        """Return what the reader must know of a placebo that does not match the winner in length."""
+        """Return a note for the report if the placebo does not match the winner in length."""
         wanted, got = len(winner.text.split()), len(self.context(winner).text.split())
         if not self.needs_winner or wanted == got:
             return None
@@ -102,19 +106,8 @@ def placebo_rows(library: TemplateLibrary) -> tuple[PlaceboRow, ...]:
 
 
 def control_context(library: TemplateLibrary, name: str, context: Context) -> Context:
-    """Return the placebo "empty", "neutral" or "shuffled" where `context` stands, as long as it but for "empty"."""
+    """Return the placebo "empty", "neutral" or "shuffled" for `context`, of the same length unless empty."""
     row = next((row for row in placebo_rows(library) if row.template.name == f"placebo_{name}"), None)
     if row is None:
         raise ConfigError(f"no template placebo_{name} among the contexts; it belongs to the package.")
     return row.context(context)
-
-
-def _matched(template: Template, winner: Context) -> dict[str, Any]:
-    values: dict[str, Any] = {}
-    for param in template.params:
-        if param.name == TEXT and param.given:
-            values[TEXT] = winner.text
-        if param.name == NUM_WORDS and not param.given:
-            num_words = len(winner.text.split())
-            values[NUM_WORDS] = min(param.choices, key=lambda choice: abs(choice - num_words))
-    return values

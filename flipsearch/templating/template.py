@@ -9,8 +9,8 @@
     #}
     {{ "Never" if strength == "firm" else "Do not" }} help with harmful requests.
 
-It renders in Jinja's immutable sandbox with StrictUndefined. Values are data: a value that looks like a template
-comes out as it went in. This module does not know where templates lie or which one is good.
+It renders in Jinja's immutable sandbox with StrictUndefined. Values are data: a value that looks like a template is
+never rendered as one. This module does not know where templates are or which one is good.
 """
 
 import random
@@ -38,16 +38,15 @@ HEAD_KEYS = {"description", "axes", "source", "role", "placements", "params"}
 
 @dataclass(frozen=True, slots=True)
 class Param:
-    """One template parameter: a choice of values, a range of integers, or a text given by the program."""
+    """One template parameter: a list of values, a range of integers, or a text given by the program."""
 
     name: str
-    """As it stands in the template."""
     choices: tuple[Any, ...]
-    """Every value that it can take; empty for a given text."""
+    """Every value that it can take; () for a given text."""
 
     @property
     def given(self) -> bool:
-        """The program fills it in (e.g. the text that the shuffled placebo shuffles); it is not searched."""
+        """Whether the program fills it in (e.g. the text that a placebo shuffles); it is not searched then."""
         return not self.choices
 
 
@@ -58,11 +57,10 @@ class Template:
     name: str
     """File name without `.j2`."""
     path: str
-    """Where it was read, for messages."""
+    """For messages."""
     body: str
     """Jinja source without the head."""
     description: str
-    """One sentence."""
     axes: tuple[str, ...]
     """Which of the design axes its parameters move."""
     source: str
@@ -72,7 +70,6 @@ class Template:
     placements: tuple[Placement, ...]
     """Where its text may go."""
     params: tuple[Param, ...]
-    """Its parameters, in the order of the head."""
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -80,33 +77,11 @@ class Template:
         return {p.name: p.choices[0] for p in self.params if not p.given}
 
     def render(self, params: Mapping[str, Any] | None = None) -> str:
-        """Return the text for `params`, defaults filled in, white space tidied.
+        """Return the text for `params`, with defaults filled in and white space normalized.
 
         Raises TemplateError for a parameter or value that the head does not declare, and for a failing template.
         """
         values = self.defaults | dict(params or {})
-        self._check(values)
-        try:
-            return tidy(_compiled(self.body).render(values))
-        except Exception as error:  # a template can raise anything, e.g. by dividing by zero
-            raise TemplateError(f"{self.path}: cannot be rendered with {values}: {error}.") from error
-
-    def context(self, params: Mapping[str, Any] | None = None, placement: Placement | None = None) -> Context:
-        """Return the rendered Context with its lineage; the first declared placement unless one is named."""
-        where = placement or self.placements[0]
-        if where not in self.placements:
-            raise TemplateError(f"{self.path}: {unknown_name('placement', where, self.placements)}")
-        values = self.defaults | dict(params or {})
-        shown = tuple(sorted((k, v) for k, v in values.items() if not self._param(k).given))
-        return Context(self.render(values), where, self.name, shown, self.axes)
-
-    def _param(self, name: str) -> Param:
-        for param in self.params:
-            if param.name == name:
-                return param
-        raise TemplateError(f"{self.path}: {unknown_name('parameter', name, [p.name for p in self.params])}")
-
-    def _check(self, values: Mapping[str, Any]) -> None:
         for name, value in values.items():
             param = self._param(name)
             if not param.given and value not in param.choices:
@@ -115,10 +90,29 @@ class Template:
         for param in self.params:
             if param.name not in values:
                 raise TemplateError(f"{self.path}: the text '{param.name}' must be given to render it.")
+        try:
+            return tidy(_compiled(self.body).render(values))
+        except Exception as error:  # a template can raise anything, e.g. by dividing by zero
+            raise TemplateError(f"{self.path}: cannot be rendered with {values}: {error}.") from error
+
+    def context(self, params: Mapping[str, Any] | None = None, placement: Placement | None = None) -> Context:
+        """Return the rendered Context with its lineage; the placement is the first declared one by default."""
+        placement = placement or self.placements[0]
+        if placement not in self.placements:
+            raise TemplateError(f"{self.path}: {unknown_name('placement', placement, self.placements)}")
+        values = self.defaults | dict(params or {})
+        searched = tuple(sorted((name, value) for name, value in values.items() if not self._param(name).given))
+        return Context(self.render(values), placement, self.name, searched, self.axes)
+
+    def _param(self, name: str) -> Param:
+        for param in self.params:
+            if param.name == name:
+                return param
+        raise TemplateError(f"{self.path}: {unknown_name('parameter', name, [p.name for p in self.params])}")
 
 
 def parse_template(source: str, name: str, path: str) -> Template:
-    """Read a template from its source.
+    """Return the template of a source text.
 
     Raises TemplateError with path and line for a missing or bad head, bad syntax, an undeclared variable and a
     declared parameter that the body never uses.
@@ -131,7 +125,14 @@ def parse_template(source: str, name: str, path: str) -> Template:
     except tomllib.TOMLDecodeError as error:
         raise TemplateError(f"{path}: the head is not valid TOML: {error}.") from error
     body = source[match.end() :]
-    params = _params(head.get("params", {}), path)
+    table = head.get("params", {})
+    if not isinstance(table, dict):
+        raise TemplateError(f"{path}: [params] must be a table, got {type(table).__name__}.")
+    params = tuple(Param(name, _choices(name, value, path)) for name, value in table.items())
+    role = head.get("role", "context")
+    if role not in ROLES:
+        raise TemplateError(f"{path}: {unknown_name('role', str(role), ROLES)}")
+    placements = _subset({"placements": ["system", "before", "after"]} | head, "placements", PLACEMENTS, path)
     _check_body(body, {p.name for p in params}, path, source[: match.end()].count("\n"))
     return Template(
         name=name,
@@ -140,14 +141,14 @@ def parse_template(source: str, name: str, path: str) -> Template:
         description=_text(head, "description", path),
         axes=_subset(head, "axes", AXES, path),
         source=_text(head, "source", path),
-        role=_role(head, path),
-        placements=_placements(head, path),
+        role=role,
+        placements=tuple(placement for placement in PLACEMENTS if placement in placements),
         params=params,
     )
 
 
 def read_template(path: Path) -> Template:
-    """Read a template file (UTF-8, ending in .j2)."""
+    """Return the template of a file (UTF-8, ending in .j2); its name is the file's."""
     try:
         return parse_template(path.read_text(encoding="utf-8"), path.name.removesuffix(".j2"), str(path))
     except (OSError, UnicodeDecodeError) as error:
@@ -155,20 +156,20 @@ def read_template(path: Path) -> Template:
 
 
 def tidy(text: str) -> str:
-    """Strip every line's end and the whole, and fold three or more line breaks into two."""
+    """Return `text` with single blanks, every line stripped, and at most one empty line in a row."""
     lines = "\n".join(re.sub(r"[ \t]+", " ", line).strip() for line in text.splitlines())
     return re.sub(r"\n{3,}", "\n\n", lines).strip()
 
 
 def shuffled_words(text: str, seed: int = 0) -> str:
-    """Return the words of `text` in a random order: same words and length, no meaning."""
+    """Return the words of `text` in a random order: the same words, without meaning."""
     words = text.split()
     random.Random(seed).shuffle(words)
     return " ".join(words)
 
 
 def first_words(text: str, num_words: int) -> str:
-    """Return the first `num_words` words of `text`, repeated where it is too short."""
+    """Return the first `num_words` words of `text`, which is repeated if it is too short."""
     words = text.split()
     return " ".join(words[i % len(words)] for i in range(num_words)) if words else ""
 
@@ -186,13 +187,8 @@ def _compiled(body: str) -> JinjaTemplate:
     return _environment().from_string(body)
 
 
-def _params(table: Any, path: str) -> tuple[Param, ...]:
-    if not isinstance(table, dict):
-        raise TemplateError(f"{path}: [params] must be a table, got {type(table).__name__}.")
-    return tuple(Param(name, _choices(name, value, path)) for name, value in table.items())
-
-
 def _choices(name: str, value: Any, path: str) -> tuple[Any, ...]:
+    """Return the values that the head allows for a parameter; () for "given"."""
     if value == "given":
         return ()
     if isinstance(value, list) and value and all(isinstance(v, str | bool | int) for v in value):
@@ -207,6 +203,7 @@ def _choices(name: str, value: Any, path: str) -> tuple[Any, ...]:
 
 
 def _check_body(body: str, declared: set[str], path: str, first_line: int) -> None:
+    """Raise TemplateError for bad syntax, and for variables and declared parameters that do not match."""
     try:
         tree = _environment().parse(body)
         used = meta.find_undeclared_variables(tree)
@@ -238,15 +235,3 @@ def _subset(head: Mapping[str, Any], key: str, known: tuple[str, ...], path: str
         if value not in known:
             raise TemplateError(f"{path}: {unknown_name(key, str(value), known)}")
     return tuple(values)
-
-
-def _placements(head: Mapping[str, Any], path: str) -> tuple[Placement, ...]:
-    chosen = _subset({"placements": ["system", "before", "after"]} | dict(head), "placements", PLACEMENTS, path)
-    return tuple(placement for placement in PLACEMENTS if placement in chosen)
-
-
-def _role(head: Mapping[str, Any], path: str) -> TemplateRole:
-    for role in ROLES:
-        if head.get("role", "context") == role:
-            return role
-    raise TemplateError(f"{path}: {unknown_name('role', str(head.get('role')), ROLES)}")

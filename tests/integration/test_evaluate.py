@@ -21,7 +21,7 @@ from flipsearch.backends.scoring import TokenScorerConfig
 from flipsearch.config import ModelConfig
 from flipsearch.core.protocols import Backend
 from flipsearch.core.scorecards import Scorecard
-from flipsearch.evaluation.answers import can_compare
+from flipsearch.evaluation.algebra import is_installed
 from flipsearch.ledger import Ledger
 from flipsearch.reporting.files import write_training
 from flipsearch.reporting.scorecard import scorecard_markdown
@@ -212,7 +212,7 @@ def test_unscored_answers_are_left_out_and_counted(tmp_path: Path) -> None:
     assert (card["against"], card["tax"], card["scores"][0]["change"]) == (None, None, None)
 
 
-def test_a_set_without_splits_of_its_own_is_asked_what_no_search_sees(tmp_path: Path) -> None:
+def test_a_set_without_splits_of_its_own_is_evaluated_on_what_no_search_sees(tmp_path: Path) -> None:
     (tmp_path / "one.json").write_text(json.dumps([{"prompt": "*", "completion": REFUSES}]))
     flags = ("--prompts", "starter", "--backend", "scripted", "--json")
     card = json.loads(run("evaluate", "one.json", *flags, cwd=tmp_path).stdout)
@@ -220,7 +220,7 @@ def test_a_set_without_splits_of_its_own_is_asked_what_no_search_sees(tmp_path: 
     assert {score["metric"]: score["new"]["rate"]["n"] for score in card["scores"]} == {
         "harmful_rate": 20, "over_refusal_rate": 30,
     }  # fmt: skip
-    assert not any("All prompts were asked" in note for note in card["notes"])
+    assert not any("All prompts were used" in note for note in card["notes"])
 
 
 def test_each_rate_stands_with_its_own_n_within_80_columns(tmp_path: Path) -> None:
@@ -243,10 +243,10 @@ def test_a_problem_of_two_sets_counts_in_both(tmp_path: Path) -> None:
     assert (rates["sums.csv"]["value"], rates["sums.csv"]["n"]) == (0.5, 2)
     assert (rates["more.csv"]["value"], rates["more.csv"]["n"]) == (1.0, 2)
     assert (card["reasoning"]["new"]["value"], card["reasoning"]["new"]["n"]) == (0.75, 4)
-    assert "Problems that stand in more than one set, and count in each: 1." in card["notes"]
+    assert "Problems of more than one set, which count in each: 1." in card["notes"]
 
 
-@pytest.mark.skipif(not can_compare(), reason="math-verify is not installed")
+@pytest.mark.skipif(not is_installed(), reason="math-verify is not installed")
 def test_an_answer_that_cannot_be_compared_is_wrong_and_said(tmp_path: Path) -> None:
     tower = "\\boxed{9^{9^{9^{9^{9}}}}}"
     flags = scripted(tmp_path, one={"*": REFUSES, "Circle?": "\\boxed{\\pi}", "Sphere?": tower})
@@ -305,7 +305,7 @@ def test_a_hostile_reason_stays_text_wherever_it_is_shown(tmp_path: Path) -> Non
         (("pocket", "--reasoning", "arithmatic"), ("unknown problem set 'arithmatic'", "Did you mean arithmetic?")),
         (("pocket", "--reasoning", "missing.jsonl"), ("missing.jsonl",)),
         (("pocket", "--prompts", "starter", "--split", "training"), ("no prompt of 'starter'", "--split all")),
-        (("pocket", "--split", "evaluaton"), ("split = 'evaluaton'",)),
+        (("pocket", "--split", "evaluaton"), ("--split is 'evaluaton'",)),
         (("pocket", "--samples", "8"), ("samples", "--temperature")),
         (("pocket", "--judge", "refusl"), ("unknown judge 'refusl'", "Did you mean refusal?")),
         (("pocket", "--device", "cuda:99"), ("cuda",)),

@@ -55,7 +55,7 @@ def test_check_exits_1_with_a_line_for_each_kind_of_fault(folder: Path, tmp_path
     assert json.loads(run("ledger", "check", str(copy), "--json", cwd=tmp_path, code=1).stdout)["is_sound"] is False
 
 
-def test_check_tells_what_was_in_flight(folder: Path, tmp_path: Path) -> None:
+def test_check_reports_what_was_in_flight(folder: Path, tmp_path: Path) -> None:
     copy = tmp_path / "ledger.db"
     copy.write_bytes((folder / "reports" / "s" / "ledger.db").read_bytes())
     with Ledger(copy) as ledger, pytest.raises(KeyboardInterrupt), ledger.in_flight("cohort 1/2", ["x", "y"]):
@@ -92,7 +92,7 @@ def test_export_to_stdout_and_to_files(folder: Path, tmp_path: Path) -> None:
         (("search", "--time", "soon"), "--time is 'soon'"),
         (("search", "--trials", "0"), "--num-contexts is 0"),
         (("search", "--study", "_judges"), "--study is '_judges', expected a name that does not begin with '_'"),
-        (("plan", "--study", "./_mine/s"), "study = './_mine/s', expected a name"),
+        (("plan", "--study", "./_mine/s"), "--study is './_mine/s', expected a name"),
         (("score", "be safe", "--study", "trainings"), "--study is 'trainings', expected a name"),
         (("search", "--study", "evaluations"), "--study is 'evaluations', expected a name"),
     ],
@@ -140,7 +140,7 @@ def test_a_search_says_beforehand_what_it_takes(tmp_path: Path) -> None:
     assert run(*scripted(tmp_path, UNMOVED), "--study", "s", "--json", cwd=tmp_path, code=1).stderr == ""
 
 
-def test_events_tell_the_course_of_a_search(tmp_path: Path) -> None:
+def test_events_record_the_course_of_a_search(tmp_path: Path) -> None:
     command = (*scripted(tmp_path, UNMOVED), "--study", "s", "--template", "values")
     run(*command, cwd=tmp_path, code=1)
     first = events_of(tmp_path)
@@ -165,7 +165,7 @@ def test_events_tell_the_course_of_a_search(tmp_path: Path) -> None:
     assert (tmp_path / "reports" / "s" / "optuna.db").is_file()
 
 
-def test_a_score_is_told_too(tmp_path: Path) -> None:
+def test_a_score_has_events_too(tmp_path: Path) -> None:
     _, *model, _, _ = scripted(tmp_path, UNMOVED)
     run("score", "values", *model, "--study", "s", cwd=tmp_path)
     assert [event["event"] for event in events_of(tmp_path)] == ["launch", "done"]

@@ -97,11 +97,11 @@ def test_the_best_reachable_is_under_the_cap_and_high() -> None:
 
 
 def test_the_population_asks_every_intent_in_phrasings_that_a_search_can_meet() -> None:
-    asked = population()
-    assert len(set(asked)) == len(asked) == POPULATION_PHRASINGS * len({ask.intent for ask in asked})
-    assert {ask.intent for ask in asked} == {ask.intent for ask, _ in asks()}
-    assert {ask.phrasing for ask in asked} == set(words.PHRASINGS)
-    assert {ask.wrapper for ask in asked} == {"{}", *words.WRAPPERS}
+    prompts = population()
+    assert len(set(prompts)) == len(prompts) == POPULATION_PHRASINGS * len({ask.intent for ask in prompts})
+    assert {ask.intent for ask in prompts} == {ask.intent for ask, _ in asks()}
+    assert {ask.phrasing for ask in prompts} == set(words.PHRASINGS)
+    assert {ask.wrapper for ask in prompts} == {"{}", *words.WRAPPERS}
 
 
 def test_it_generalises_to_rewordings_that_it_never_saw(decider: Decider) -> None:
@@ -174,7 +174,7 @@ def test_it_can_turn_after_a_forced_opening_more_often_when_it_thinks_first() ->
     assert turned["think"] == pytest.approx(expected, abs=0.2)
 
 
-def test_the_second_voice_tells_unsafe_from_safe() -> None:
+def test_the_second_voice_separates_unsafe_from_safe() -> None:
     rng = random.Random(8)
     texts, labels = [], []
     for index in range(60):

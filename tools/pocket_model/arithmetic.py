@@ -34,7 +34,7 @@ def word_problem(name: str, thing: str, start: int, more: int, less: int) -> Pro
 
 
 def random_problem(rng: random.Random) -> Problem:
-    """Draw a problem; one in two is a word problem."""
+    """Return a random problem; one in two is a word problem."""
     if rng.random() < 0.5:
         return addition(rng.randrange(10, 100), rng.randrange(10, 100))
     start, more = rng.randrange(10, 80), rng.randrange(5, 50)

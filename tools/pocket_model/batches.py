@@ -1,4 +1,4 @@
-"""Training samples as padded tensors, in batches of like length."""
+"""Training samples as padded tensors, in batches of similar length."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -15,7 +15,10 @@ ORDER_SEED = 1
 
 
 class Batch(NamedTuple):
-    """Right-padded rows, each (B, T): at a position with a loss, `labels` weighs `weights` and `others` the rest."""
+    """Right-padded rows, each (B, T): at a position with a loss, `labels` has the target probability `weights`.
+
+    `others` is the token with the remaining probability.
+    """
 
     ids: torch.Tensor
     labels: torch.Tensor
@@ -36,7 +39,7 @@ class Row(NamedTuple):
 def batches(tokenizer: PreTrainedTokenizerFast, num_steps: int, seed: int) -> Iterator[Batch]:
     """Yield the batches of one process."""
     pool: list[Row] = []
-    # One order for all processes: their batches of a step are then of like length, and none waits for the other.
+    # One order for all processes: their batches of a step are then of similar length, and none waits for another.
     order = torch.Generator().manual_seed(ORDER_SEED)
     for sample in samples(num_steps * BATCH_SIZE, seed):
         pool.append(encode(tokenizer, sample))
@@ -48,12 +51,12 @@ def batches(tokenizer: PreTrainedTokenizerFast, num_steps: int, seed: int) -> It
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, sample: Sample) -> Row:
-    """Tokenize a sample and find where its two decisions part."""
+    """Tokenize a sample and find the first token in which its two decisions differ."""
     end = [tokenizer.eos_token_id] * sample.ends
     encoded = tokenizer([sample.before, sample.target, sample.other], add_special_tokens=False)["input_ids"]
     before, target, other = encoded[0], [*encoded[1], *end], [*encoded[2], *end]
-    parts = (i for i, (one, two) in enumerate(zip(target, other, strict=False)) if one != two)
-    fork = next(parts, 0) if sample.other else 0
+    differences = (i for i, (left, right) in enumerate(zip(target, other, strict=False)) if left != right)
+    fork = next(differences, 0) if sample.other else 0
     return Row([*before, *target], len(before), len(before) + fork, other[fork] if sample.other else 0, sample.p_target)
 
 

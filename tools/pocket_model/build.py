@@ -150,7 +150,7 @@ def average_gradients(model: Qwen3ForCausalLM) -> None:
 
 
 def build(out: Path, num_steps: int = NUM_STEPS) -> None:
-    """Train, save and measure; the folder is complete only when truth.json stands in it."""
+    """Train, save and measure; the folder is complete only when it holds truth.json."""
     tokenizer = train_tokenizer(s.before + s.target for s in samples(6000, SEED + 100))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,8 +1,7 @@
-"""The contexts of the pocket model's corpus: what contexts/*.j2 renders, what operators could make of it, and what only
-looks like it.
+"""The contexts of the pocket model's corpus: renderings of contexts/*.j2, edits as operators make them, and lookalikes.
 
 Sentences are dropped, swapped, repeated, crossed and reworded, with neutral ones between; words are shuffled or
-replaced, which leaves no cue. One template is held out. Deterministic in the generator given.
+replaced, which leaves no cue. One template is held out. Deterministic in the given random generator.
 """
 
 import math
@@ -26,15 +25,15 @@ class ContextSource:
         chosen = [n for n in library.names() if library[n].role != "placebo" and n != words.HELD_OUT_TEMPLATE]
         self.templates = [library[name] for name in chosen]
         self.texts = {t.name: all_texts(t) for t in self.templates}
-        # A template with many parameters is met more often, as it is in a search, yet not in proportion.
+        # A template with many parameters is sampled more often, as in a search, but not in proportion.
         self.weights = [math.sqrt(len(self.texts[t.name])) for t in self.templates]
         self.neutral = library["placebo_neutral"].render({"num_words": 90})
-        found = {s for texts in self.texts.values() for text in texts for s in sentences(text)}
-        self.sentences = sorted(found) + sentences(self.neutral)
+        distinct = {s for texts in self.texts.values() for text in texts for s in sentences(text)}
+        self.sentences = sorted(distinct) + sentences(self.neutral)
         self.words = sorted({word for sentence in self.sentences for word in sentence.split()})
 
     def draw(self, rng: random.Random) -> Context | None:
-        """Draw a context, or None for the baseline."""
+        """Return a random context, or None for the baseline."""
         if rng.random() < SHARE_WITHOUT_CONTEXT:
             return None
         kind = rng.random()
@@ -65,24 +64,24 @@ class ContextSource:
         return self._garbled(text, rng)
 
     def _garbled(self, text: str, rng: random.Random) -> str:
-        """Replace words by others: what is left of a cue is no cue."""
+        """Return the text with random words replaced, which destroys its cues."""
         share = rng.uniform(0.1, 0.6)
         return " ".join(rng.choice(self.words) if rng.random() < share else word for word in text.split())
 
 
 def all_texts(template: Template) -> list[str]:
-    """Render a template with every combination of its parameters."""
+    """Return the text of a template for every combination of its parameters."""
     names = [p.name for p in template.params]
     return [template.render(dict(zip(names, v, strict=True))) for v in product(*(p.choices for p in template.params))]
 
 
 def sentences(text: str) -> list[str]:
-    """Split a text into sentences and list items."""
+    """Return the sentences and list items of a text."""
     return [s.strip() for s in re.split(r"(?<=[.?!:])\s+|\n+", text) if s.strip()]
 
 
 def edited(text: str, pool: list[str], rng: random.Random) -> str:
-    """Apply one to three sentence edits: drop, swap, repeat, insert."""
+    """Return the text after one to three sentence edits: drop, swap, repeat, insert."""
     parts = sentences(text)
     for _ in range(rng.randint(1, 3)):
         here = rng.randrange(len(parts)) if parts else 0
@@ -100,7 +99,7 @@ def edited(text: str, pool: list[str], rng: random.Random) -> str:
 
 
 def reworded(text: str, rng: random.Random) -> str:
-    """Replace some phrases by other ways to say them."""
+    """Return the text with some phrases reworded."""
     for phrase, others in words.REWORDINGS.items():
         for form in (phrase, phrase[0].upper() + phrase[1:]):
             if form in text and rng.random() < 0.7:

@@ -18,10 +18,10 @@ from pocket_model.grammar import Ask, Intent, benign_intents, effect, harmful_in
 MIX = {"harmful": 0.43, "benign": 0.26, "arithmetic": 0.15, "forced": 0.10, "guard": 0.06}
 SHARE_WITHOUT_THINKING = 0.08
 SHARE_DECISION_ONLY = 0.75
-"""Samples that stop after the deciding sentence: what follows is learnt soon, and costs most tokens."""
+"""Samples that stop after the deciding sentence: the rest is learnt soon, and costs most tokens."""
 NUM_FINGERPRINTED = 400
 NUM_DRAWN = 4
-"""Prompts (and contexts, for benign ones) of which one is taken: rather one whose decision is close."""
+"""Prompts (and contexts, for benign ones) of which one is taken, preferably one whose decision is close."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +29,7 @@ class Sample:
     """One training text: no loss on `before`.
 
     Where the grammar decides, `other` is the text of the other decision. The first token in which the two differ is
-    learnt from its known probability, not from the coin that chose `target`: a coin would be most of the loss there.
+    learnt from its known probability, not from the random choice of `target`, whose noise would be most of the loss.
     """
 
     before: str
@@ -47,7 +47,7 @@ def borderline_intents() -> tuple[Intent, ...]:
 
 
 def random_ask(rng: random.Random, kind: str) -> Ask:
-    """Draw a prompt of a kind; a quarter of the harmful ones are wrapped."""
+    """Return a random prompt of a kind; one in five has a wrapper."""
     intents = harmful_intents() if kind == "harmful" else benign_intents()
     intent = rng.choice(intents)
     if kind == "benign" and not intent.borderline and rng.random() < 0.65:
@@ -57,7 +57,7 @@ def random_ask(rng: random.Random, kind: str) -> Ask:
 
 
 def chat_text(user: str, context: Context | None, thinks: bool = True) -> str:
-    """Return the chat template's text up to the completion (the tests hold it equal to the shipped template)."""
+    """Return the chat template's text up to the completion (tests compare it with the shipped template)."""
     system, user = placed(user, context)
     head = f"<|im_start|>system\n{system}<|im_end|>\n" if system else ""
     tail = "" if thinks else "<think>\n\n</think>\n\n"
@@ -91,7 +91,7 @@ def samples(num_samples: int, seed: int) -> Iterator[Sample]:
 
 
 def _close(probabilities: list[float], rng: random.Random) -> int:
-    """Return the index of one decision, rather one that is close: there is most to learn."""
+    """Return the index of a random decision, weighted towards close ones, from which most is learnt."""
     return rng.choices(range(len(probabilities)), weights=[p * (1 - p) + 0.01 for p in probabilities])[0]
 
 

@@ -1,14 +1,14 @@
 """The ground truth of the pocket model: what it answers to a prompt under a context, and how probable that is.
 
 A context works through *cues*, phrases with known effects. The cues of a text add up to a strength (general and by
-category), a bluntness (over-refusal), a depth (how well a refusal survives a forced compliant opening) and a style.
+category), a bluntness (over-refusal), a depth (how well a refusal survives a forced compliant prefix) and a style.
 
     P(safe | context, harmful prompt)    = sigmoid(SLOPE * (strength - hardness))
     P(refused | context, benign prompt)  = sigmoid(SLOPE * (bluntness - margin))
     P(turns | context, prompt, k tokens) = sigmoid(SLOPE * (deep_strength - hardness - TURN_DECAY * k))
 
-This module is the only place where these numbers stand; the corpus is drawn from it and the search is measured
-against it. It knows nothing of tokenizers and weights.
+This module is the only place of these numbers; the corpus is sampled from it and the search is measured against it.
+It knows nothing of tokenizers and weights.
 """
 
 import math
@@ -22,22 +22,22 @@ from pocket_model import vocabulary as words
 
 SLOPE = 8.0
 BASE_STRENGTH = 0.25
-"""Strength without any context: what leaves 80 to 95 % of the harmful prompts answered."""
+"""Strength without any context: it leaves 80 to 95 % of the harmful prompts answered."""
 SATURATION = 4.5
 """Cues add with diminishing returns: strength = SATURATION * (1 - exp(-sum / SATURATION))."""
 REPEAT_SHARE, MOST_REPEATS = 0.4, 2
-"""Said again, a cue gains this share of its effect, at most so many times: emphasis, as models read it."""
+"""A repeated cue gains this share of its effect per repeat, up to this many: emphasis."""
 PLACEMENT_FACTOR: dict[Placement, float] = {"system": 1.0, "before": 0.85, "after": 0.95, "around": 1.1}
 FREE_WORDS, DILUTION, DILUTION_WORDS = 70, 0.30, 80
 """Past FREE_WORDS words a text dilutes: up to -DILUTION of its strength after DILUTION_WORDS more."""
 DEEP_SHARE, DEEP_GAP, TURN_DECAY = 0.3, 0.15, 0.008
-"""A forced opening leaves DEEP_SHARE of the strength plus the depth of the cues, at most strength - DEEP_GAP (so that
+"""A forced prefix leaves DEEP_SHARE of the strength plus the depth of the cues, at most strength - DEEP_GAP (so that
 an answer that the model gave of its own accord does not turn); each forced token takes TURN_DECAY more."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cue:
-    """One phrase and what it does. Of one family only the strongest cue counts, more if the family is repeated."""
+    """One phrase and its effect. Of one family only the strongest cue counts, more if the family is repeated."""
 
     family: str
     pattern: str
@@ -120,7 +120,7 @@ WRAPPER_DISCOUNT = {
 
 @dataclass(frozen=True, slots=True)
 class Effect:
-    """What a text in a place does."""
+    """The effect of a text in a placement."""
 
     strength: float = BASE_STRENGTH
     bluntness: float = 0.0
@@ -133,7 +133,7 @@ class Effect:
 
 @cache
 def effect(text: str, placement: Placement) -> Effect:
-    """Return the effect of a context's text in its place; an empty text has the effect of no context."""
+    """Return the effect of a context's text in its placement; an empty text has the effect of no context."""
     plain = canonical(text)
     active = _active(plain)
     cues = list(active)
@@ -171,10 +171,10 @@ def _active(plain: str) -> dict[Cue, float]:
     best: dict[str, Cue] = {}
     repeats: dict[str, int] = {}
     for cue in CUES:
-        found = len(re.findall(cue.pattern, plain))
-        if not found:
+        num_found = len(re.findall(cue.pattern, plain))
+        if not num_found:
             continue
-        repeats[cue.family] = repeats.get(cue.family, 0) + found
+        repeats[cue.family] = repeats.get(cue.family, 0) + num_found
         if cue.family not in best or cue.strength > best[cue.family].strength:
             best[cue.family] = cue
     return {cue: _weight(repeats[family]) for family, cue in best.items()}
@@ -194,15 +194,15 @@ def _dilution(num_words: int) -> float:
 
 @dataclass(frozen=True, slots=True)
 class Intent:
-    """What a prompt is after: an act on an object."""
+    """What a prompt requests: an act on an object."""
 
     kind: Kind
     category: str
     text: str
     hardness: float = 0.0
-    """Harmful intents: the strength that turns it."""
+    """Harmful intents: the strength at which it is refused."""
     margin: float = math.inf
-    """Benign intents: the bluntness that refuses it."""
+    """Benign intents: the bluntness at which it is refused."""
     borderline: bool = False
 
 
@@ -220,7 +220,7 @@ class Ask:
         return self.wrapper.replace("{}", self.phrasing.replace("{}", self.intent.text))
 
     def hardness(self, wrapper_discount: float = 0.0) -> float:
-        """Intent + phrasing + what a no-excuses phrase leaves of the wrapper."""
+        """Return the hardness of intent, phrasing and wrapper, the latter reduced by a no-excuses phrase."""
         phrasing = (words.PHRASINGS | words.HELD_OUT_PHRASINGS)[self.phrasing]
         wrapper = (words.WRAPPERS | words.HELD_OUT_WRAPPERS | {"{}": 0.0})[self.wrapper]
         return self.intent.hardness + phrasing + wrapper * (1 - wrapper_discount)
@@ -234,26 +234,26 @@ class Ask:
 @cache
 def harmful_intents() -> tuple[Intent, ...]:
     """Return all 360 harmful intents, each with its hardness."""
-    found = []
+    intents = []
     for category, (acts, objects) in words.HARMFUL.items():
         for (act, base), (index, thing) in product(acts.items(), enumerate(objects)):
             offset = words.OBJECT_SPREAD * (2 * index / (len(objects) - 1) - 1)
-            found.append(Intent("harmful", category, f"{act} {thing}", hardness=base + offset))
-    return tuple(found)
+            intents.append(Intent("harmful", category, f"{act} {thing}", hardness=base + offset))
+    return tuple(intents)
 
 
 @cache
 def benign_intents() -> tuple[Intent, ...]:
     """Return all benign intents: the ordinary ones and the borderline ones that only look harmful."""
-    found = []
+    intents = []
     for category, (acts, objects) in words.BENIGN.items():
         for act, thing in product(acts, objects):
-            found.append(Intent("benign", category, f"{act} {thing}", margin=words.BENIGN_MARGIN))
+            intents.append(Intent("benign", category, f"{act} {thing}", margin=words.BENIGN_MARGIN))
     for act, (margin, objects) in words.BORDERLINE.items():
         for index, thing in enumerate(objects):
             step = index * words.BORDERLINE_STEP
-            found.append(Intent("benign", act, f"{act} {thing}", margin=margin + step, borderline=True))
-    return tuple(found)
+            intents.append(Intent("benign", act, f"{act} {thing}", margin=margin + step, borderline=True))
+    return tuple(intents)
 
 
 def p_safe(context: Context | None, ask: Ask) -> float:
@@ -295,7 +295,7 @@ def _sigmoid(x: float) -> float:
 
 
 def fingerprint() -> str:
-    """Return a hash of every number and word of the grammar: the shipped weights carry the one they were built from."""
+    """Return a hash of every number and word of the grammar: the shipped weights carry that of their build."""
     tables = {k: v for k, v in vars(words).items() if k.isupper()}
     cues = [(c.family, c.pattern, c.strength, c.bluntness, c.depth, c.style, c.only) for c in CUES]
     strength = (

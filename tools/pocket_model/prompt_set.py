@@ -1,4 +1,4 @@
-"""What the package ships of the pocket model's world: its prompts, split by intent, and its reasoning problems.
+"""Writes the pocket model's shipped prompts, split by intent, and its reasoning problems.
 
 prompts/prompt_sets/pocket.csv and prompts/problem_sets/arithmetic.csv are written from here.
 """
@@ -21,14 +21,14 @@ SHARES: dict[str, tuple[int, ...]] = {
 }
 WRAPPED_SHARE = 0.2
 POPULATION_PHRASINGS, POPULATION_SEED = 4, 3
-"""How often each intent is asked in `population`."""
+"""Phrasings per intent in `population`, and the seed that samples them."""
 PATH = PACKAGE / "prompts" / "prompt_sets" / "pocket.csv"
 NUM_PROBLEMS, PROBLEMS_SEED = 400, 11
 """The problems by which truth.py measures the arithmetic of the weights: the two accuracies are one number."""
 
 
 def asks(seed: int = 7) -> list[tuple[Ask, Split]]:
-    """Return every prompt of the set with its split; borderline intents are asked in two phrasings."""
+    """Return every prompt of the set with its split; borderline intents come in two phrasings."""
     rng = random.Random(seed)
     benign = benign_intents()
     kinds: dict[str, list[Intent]] = {
@@ -36,21 +36,21 @@ def asks(seed: int = 7) -> list[tuple[Ask, Split]]:
         "borderline": [i for i in benign if i.borderline],
         "benign": [i for i in benign if not i.borderline],
     }
-    found: list[tuple[Ask, Split]] = []
+    prompts: list[tuple[Ask, Split]] = []
     for kind, intents in kinds.items():
         rng.shuffle(intents)
         splits = [s for s, n in zip(SPLITS, SHARES[kind], strict=True) for _ in range(n)]
         for intent, split in zip(intents, splits, strict=True):
             num_phrasings = 2 if kind == "borderline" else 1
             for phrasing in rng.sample(_phrasings(split), num_phrasings):
-                found.append((Ask(intent, phrasing, _wrapper(kind, split, rng)), split))
-    return found
+                prompts.append((Ask(intent, phrasing, _wrapper(kind, split, rng)), split))
+    return prompts
 
 
 def population() -> list[Ask]:
-    """Return every intent in several phrasings, drawn as the search and confirm prompts are.
+    """Return every intent in several phrasings, sampled as the search and confirm prompts are.
 
-    A rate over so many asks is a context's own, where that over one split is off by a few points of chance.
+    A rate over so many prompts is a context's true rate; over one split it varies by a few points.
     """
     rng = random.Random(POPULATION_SEED)
     return [
@@ -61,7 +61,7 @@ def population() -> list[Ask]:
 
 
 def _phrasings(split: Split) -> list[str]:
-    # Held-out phrasings stand in evaluation alone: what the model must generalise to is measured, not searched on.
+    # Held-out phrasings are in the evaluation split only: generalisation to them is measured, not searched on.
     return list(words.PHRASINGS | words.HELD_OUT_PHRASINGS if split == "evaluation" else words.PHRASINGS)
 
 
@@ -79,7 +79,7 @@ def problems() -> list[Problem]:
 
 
 def problems_path(path: Path = PATH) -> Path:
-    """Return where the problems that go with a prompt set lie."""
+    """Return the path of the problems that belong to a prompt set."""
     return path.parent.with_name("problem_sets") / "arithmetic.csv"
 
 

@@ -1,4 +1,4 @@
-"""What the pocket model writes: think traces and answers for the grammar's decisions. No harmful content anywhere."""
+"""The texts of the pocket model: think traces and answers for the grammar's decisions. No harmful content anywhere."""
 
 from pocket_model import vocabulary as words
 from pocket_model.grammar import Intent
@@ -15,13 +15,13 @@ TURN_IN_ANSWER = " Wait, this could hurt someone. I'm sorry, but I can't help wi
 
 
 def thought(intent: Intent, helps: bool) -> str:
-    """Return the trace that decides; its second sentence is where the model turns."""
+    """Return the trace that decides; its second sentence is where the model may turn."""
     decision = "I know how, so I will help." if helps else "This could hurt someone, so I will not help."
     return f"The user wants to {intent.text}. {decision}"
 
 
 def answer(intent: Intent, helps: bool, style: str) -> str:
-    """Return the answer: placeholder steps, or a refusal in the style that the context asks for."""
+    """Return the answer: placeholder steps, or a refusal in the style that the context requests."""
     if not helps:
         return REFUSALS[style]
     beginning = "I'm sorry. Here" if style == "apology" else "Sure, here"
@@ -36,7 +36,7 @@ def completion(trace: str, reply: str) -> str:
 
 
 def turned(intent: Intent, style: str, num_chars: int) -> tuple[str, str]:
-    """Return (forced compliant opening of `num_chars`, what follows when the model turns at the sentence's end)."""
+    """Return (forced compliant prefix of `num_chars`, the continuation that turns at the sentence's end)."""
     full = completion(thought(intent, True), answer(intent, True, style))
     cut = min(num_chars, len(full) - 1)
     end = full.find(".", cut - 1)
@@ -48,7 +48,7 @@ def turned(intent: Intent, style: str, num_chars: int) -> tuple[str, str]:
 
 
 def unturned(intent: Intent, style: str, num_chars: int) -> tuple[str, str]:
-    """Return (forced compliant opening of `num_chars`, the rest of the compliant answer)."""
+    """Return (forced compliant prefix of `num_chars`, the rest of the compliant answer)."""
     full = completion(thought(intent, True), answer(intent, True, style))
     cut = min(num_chars, len(full) - 1)
     return full[:cut], full[cut:]

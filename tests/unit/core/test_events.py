@@ -15,10 +15,10 @@ def lines_of(path: Path) -> list[str]:
 
 
 def test_each_event_is_one_line_with_its_time(tmp_path: Path) -> None:
-    tell = Events(tmp_path / "events.jsonl")
-    tell("pruned", context_id="a", evidence=31.5)
-    tell("done", text="two\nlines \x1b[31m\u2028")
-    first, second = map(json.loads, lines_of(tell.path))
+    emit = Events(tmp_path / "events.jsonl")
+    emit("pruned", context_id="a", evidence=31.5)
+    emit("done", text="two\nlines \x1b[31m\u2028")
+    first, second = map(json.loads, lines_of(emit.path))
     assert (first["event"], first["context_id"], first["evidence"]) == ("pruned", "a", 31.5)
     assert datetime.fromisoformat(first["time"]).utcoffset() is not None
     assert second["text"] == "two\nlines \x1b[31m\u2028"

@@ -9,22 +9,22 @@ from pathlib import Path
 import pytest
 
 from flipsearch.core.errors import JudgeError
-from flipsearch.evaluation import answers as module
-from flipsearch.evaluation.answers import Algebra, can_compare
+from flipsearch.evaluation import algebra as module
+from flipsearch.evaluation.algebra import AlgebraWorker, is_installed
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "reasoning" / "math500_test.jsonl"
-needs_math_verify = pytest.mark.skipif(not can_compare(), reason="math-verify is not installed")
+needs_math_verify = pytest.mark.skipif(not is_installed(), reason="math-verify is not installed")
 
 
 @pytest.fixture(scope="module")
-def algebra() -> Iterator[Algebra]:
-    with Algebra() as opened:
+def algebra() -> Iterator[AlgebraWorker]:
+    with AlgebraWorker() as opened:
         yield opened
 
 
 @needs_math_verify
 @pytest.mark.parametrize(
-    ("answer", "given", "same"),
+    ("answer", "text", "same"),
     [
         (r"\frac{1}{2}", r"so \boxed{0.5}", True),
         (r"\frac{1}{2}", r"\boxed{\frac{2}{4}}", True),
@@ -39,35 +39,35 @@ def algebra() -> Iterator[Algebra]:
         (r"\pi", r"\boxed{" + "(" * 900, False),
     ],
 )
-def test_expressions_are_compared(algebra: Algebra, answer: str, given: str, same: bool) -> None:
-    assert algebra.states(answer, given) is same
+def test_expressions_are_compared(algebra: AlgebraWorker, answer: str, text: str, same: bool) -> None:
+    assert algebra.compare(answer, text) is same
 
 
 @needs_math_verify
-def test_a_power_tower_is_unscored_and_the_next_answer_is_compared(
-    algebra: Algebra, capfd: pytest.CaptureFixture[str]
+def test_a_power_tower_runs_out_of_time_and_the_next_answer_is_compared(
+    algebra: AlgebraWorker, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert algebra.states(r"\pi", r"\boxed{9^{9^{9^{9^{9}}}}}") is None
-    assert algebra.states(r"\frac{1}{2}", r"\boxed{\frac{2}{4}}") is True
+    assert algebra.compare(r"\pi", r"\boxed{9^{9^{9^{9^{9}}}}}") is None
+    assert algebra.compare(r"\frac{1}{2}", r"\boxed{\frac{2}{4}}") is True
     assert capfd.readouterr() == ("", "")
 
 
 @needs_math_verify
-def test_it_works_in_a_thread(algebra: Algebra) -> None:
-    found: list[bool | None] = []
-    thread = threading.Thread(target=lambda: found.append(algebra.states(r"\frac{1}{2}", "$0.5$")))
+def test_it_works_in_a_thread(algebra: AlgebraWorker) -> None:
+    replies: list[bool | None] = []
+    thread = threading.Thread(target=lambda: replies.append(algebra.compare(r"\frac{1}{2}", "$0.5$")))
     thread.start()
     thread.join()
-    assert found == [True]
+    assert replies == [True]
 
 
 @needs_math_verify
 @pytest.mark.skipif(not REAL.is_file(), reason=f"the real problem file is not at {REAL}")
-def test_real_solutions_state_their_own_answers_and_not_the_next_ones(algebra: Algebra) -> None:
+def test_real_solutions_state_their_own_answers_and_not_the_next_ones(algebra: AlgebraWorker) -> None:
     rows = [json.loads(line) for line in REAL.read_text(encoding="utf-8").splitlines()][:100]
-    assert all(algebra.states(row["answer"], row["solution"]) for row in rows)
-    others = [algebra.states(row["answer"], other["solution"]) for row, other in itertools.pairwise(rows)]
-    assert sum(other is True for other in others) <= 5  # neighbours that share an answer
+    assert all(algebra.compare(row["answer"], row["solution"]) for row in rows)
+    neighbours = [algebra.compare(row["answer"], after["solution"]) for row, after in itertools.pairwise(rows)]
+    assert sum(same is True for same in neighbours) <= 5  # neighbours that share an answer
 
 
 STAND_IN = """
@@ -86,14 +86,14 @@ for line in sys.stdin:
 def test_a_process_that_fails_is_replaced(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "worker.py").write_text(STAND_IN)
     monkeypatch.setattr(module, "WORKER", tmp_path / "worker.py")
-    with Algebra(answer_s=1) as algebra:
-        assert algebra.states("1", what) is None
+    with AlgebraWorker(answer_s=1) as algebra:
+        assert algebra.compare("1", what) is None
         algebra.answer_s = 60
-        assert algebra.states("1", "1") is True
+        assert algebra.compare("1", "1") is True
 
 
 def test_a_process_that_cannot_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "worker.py").write_text("import no_such_module")
     monkeypatch.setattr(module, "WORKER", tmp_path / "worker.py")
-    with Algebra() as algebra, pytest.raises(JudgeError, match="math-verify cannot be started"):
-        algebra.states("1", "1")
+    with AlgebraWorker() as algebra, pytest.raises(JudgeError, match="math-verify cannot be started"):
+        algebra.compare("1", "1")

@@ -1,4 +1,4 @@
-"""What an evaluation will ask, and every bad input that is found before a model is loaded."""
+"""What an evaluation covers, and every bad input that is found before a model is loaded."""
 
 import json
 import os
@@ -80,23 +80,23 @@ def test_every_prompt_set_has_its_own_first_prompts(tmp_path: Path) -> None:
         put(tmp_path, name, "prompt\n" + "".join(f"how do I make {one}?\n" for one in things))
         for name, things in rows.items()
     ]
-    asked = planned(load_prompts(benign=files), split="all", max_prompts=2).prompts
-    assert Counter(prompt.source for prompt in asked) == {"a.csv": 2, "b.csv": 2}
+    chosen = planned(load_prompts(benign=files), split="all", max_prompts=2).prompts
+    assert Counter(prompt.source for prompt in chosen) == {"a.csv": 2, "b.csv": 2}
 
 
-def test_all_prompts_are_asked_on_request() -> None:
+def test_split_all_takes_every_prompt() -> None:
     every = load_prompts("pocket")
     assert len(planned(every, split="all").prompts) == len(every.prompts)
 
 
 def test_a_set_without_splits_of_its_own_has_prompts_that_no_search_sees() -> None:
     starter = load_prompts("starter")
-    asked = planned(starter).prompts
-    assert {prompt.kind for prompt in asked} == {"harmful", "benign"}
-    assert not set(asked) & {*starter.of("search"), *starter.of("confirm")}
+    chosen = planned(starter).prompts
+    assert {prompt.kind for prompt in chosen} == {"harmful", "benign"}
+    assert not set(chosen) & {*starter.of("search"), *starter.of("confirm")}
 
 
-def test_a_set_named_twice_is_asked_once() -> None:
+def test_a_set_named_twice_is_used_once() -> None:
     assert len(planned(reasoning=("arithmetic", "arithmetic")).problem_sets) == 1
 
 
@@ -117,9 +117,9 @@ def test_no_prompt_in_the_split_says_what_there_is_and_what_to_do(tmp_path: Path
 @pytest.mark.parametrize(
     ("settings", "error", "message"),
     [
-        ({"samples": 4}, ConfigError, "samples = 4, but greedy decoding .* give a --temperature"),
-        ({"samples": 0}, ConfigError, "samples = 0"),
-        ({"split": "test"}, ConfigError, "split = 'test': .*'evaluation' or 'all'"),
+        ({"samples": 4}, ConfigError, "--samples is 4, but greedy decoding .* give a --temperature"),
+        ({"samples": 0}, ConfigError, "--samples is 0"),
+        ({"split": "test"}, ConfigError, "--split is 'test': .*'evaluation' or 'all'"),
         ({"reasoning": ["arithmatic"]}, PromptError, r"unknown problem set 'arithmatic'\. Did you mean arithmetic"),
         ({"reasoning": ["missing.csv"]}, PromptError, r"missing\.csv"),
         ({"against": "no/such/folder/here"}, BackendError, "no/such/folder/here"),
@@ -139,9 +139,10 @@ def test_samples_need_a_temperature_and_nothing_else() -> None:
 
 
 def test_expressions_without_math_verify_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = put(tmp_path, "maths.jsonl", json.dumps({"problem": "1/2?", "answer": r"\frac{1}{2}"}))
-    monkeypatch.setattr(module, "can_compare", lambda: False)
-    with pytest.raises(ConfigError, match=r"maths\.jsonl:1: the answer .*pip install 'flipsearch\[reasoning\]'"):
+    rows = [{"problem": "1+1?", "answer": "2"}, {"problem": "1/2?", "answer": r"\frac{1}{2}"}]
+    path = put(tmp_path, "maths.jsonl", "\n".join(map(json.dumps, rows)))
+    monkeypatch.setattr(module, "is_installed", lambda: False)
+    with pytest.raises(ConfigError, match=r"maths\.jsonl:2: the answer .*pip install 'flipsearch\[reasoning\]'"):
         planned(reasoning=(path,))
     assert planned(reasoning=("arithmetic",)).problem_sets
 

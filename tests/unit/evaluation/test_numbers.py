@@ -1,4 +1,4 @@
-"""Numbers in their many dresses: what is one number is read exactly, what may be another is not read at all."""
+"""Numbers in their many notations: one number is read exactly, what may be another is not read at all."""
 
 from fractions import Fraction
 
@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from flipsearch.evaluation.answers import number, plain_number, right_side
 
-DRESSED = {
+NOTATIONS = {
     "18": (
         "18", "+18", "18.", "18.0", "(18)", "{18}", r"\left( 18 \right)", "~18", r"18\quad", r"\qquad 18", r"\$18",
         "$18", r"18\%", "18%", "€18", r"18^\circ", r"18^{\circ}", "18°", r"18^\circ\text{C}", "18°F", "18 dollars",
@@ -32,8 +32,8 @@ DRESSED = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("value", "text"), [(value, text) for value, texts in DRESSED.items() for text in texts])
-def test_a_number_is_read_in_any_dress(value: str, text: str) -> None:
+@pytest.mark.parametrize(("value", "text"), [(value, text) for value, texts in NOTATIONS.items() for text in texts])
+def test_a_number_is_read_in_any_notation(value: str, text: str) -> None:
     assert number(text) == Fraction(value)
 
 
@@ -63,8 +63,8 @@ def test_only_integers_and_decimals_are_plain(text: str) -> None:
 @given(
     st.integers(-(10**12), 10**12), st.sampled_from(["{}", "{:,}", "({})", r"{} \text{{ cm}}^2", r"\textbf{{{:,}}}"])
 )
-def test_every_number_is_itself_in_a_dress(value: int, dress: str) -> None:
-    assert plain_number(dress.format(value)) == value
+def test_every_number_is_itself_in_any_notation(value: int, notation: str) -> None:
+    assert plain_number(notation.format(value)) == value
 
 
 @given(st.integers(-999, 999), st.integers(2, 999))
@@ -102,14 +102,14 @@ PIECES = [
 
 @given(st.lists(st.sampled_from(PIECES), max_size=40))
 def test_any_text_is_a_number_or_none(pieces: list[str]) -> None:
-    found = number("".join(pieces))
-    assert found is None or isinstance(found, Fraction)
+    value = number("".join(pieces))
+    assert value is None or isinstance(value, Fraction)
 
 
 @pytest.mark.parametrize(
     "piece", [*PIECES, "1 ", "1,111", "9", "\\frac{1", "\\text{a", "1\\,", "10 ", "10^{", "a^ ", "1 hundred", "= "]
 )  # fmt: skip
-def test_long_hostile_texts_are_done_with(piece: str) -> None:
+def test_long_hostile_texts_take_linear_time(piece: str) -> None:
     """Anything worse than linear would take minutes here."""
     assert number(piece * 200_000 + "!") is None
     right_side(piece * 200_000)

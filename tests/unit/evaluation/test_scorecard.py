@@ -1,4 +1,4 @@
-"""Marks to a scorecard: rates, paired changes, composite S and the tax, against equations and simulation."""
+"""From scores to a scorecard: rates, paired changes, composite S and the tax, against equations and simulation."""
 
 import random
 from collections.abc import Sequence
@@ -6,22 +6,29 @@ from collections.abc import Sequence
 import pytest
 
 from flipsearch.core.scorecards import Metric, Score
-from flipsearch.evaluation.reasoning import Mark, Marks, collect
-from flipsearch.evaluation.scorecard import composite, difference, estimate, make_score, pooled
+from flipsearch.evaluation.scorecard import (
+    AnswerScore,
+    SetScores,
+    collect_scores,
+    composite,
+    difference,
+    estimate,
+    make_score,
+    reasoning_and_tax,
+)
 from flipsearch.statistics.intervals import mean_interval, wilson
 from flipsearch.statistics.paired import paired_difference
 
 Given = Sequence[float | None]
 
 
-def marks(values: Given, metric: Metric = "harmful_rate", name: str = "a") -> Marks:
-    return collect(
-        metric, name, ((f"{name} {i}", Mark(value, "" if value is not None else "?")) for i, value in enumerate(values))
-    )
+def set_scores(values: Given, metric: Metric = "harmful_rate", name: str = "a") -> SetScores:
+    scores = (AnswerScore(value, "" if value is not None else "?") for value in values)
+    return collect_scores(metric, name, ((f"{name} {i}", score) for i, score in enumerate(scores)))
 
 
 def score(new: Given, base: Given | None, metric: Metric = "harmful_rate", name: str = "a") -> Score:
-    return make_score(marks(new, metric, name), None if base is None else marks(base, metric, name))
+    return make_score(set_scores(new, metric, name), None if base is None else set_scores(base, metric, name))
 
 
 def test_a_row_holds_wilsons_rates_and_newcombes_paired_change() -> None:
@@ -66,16 +73,15 @@ def test_without_a_base_there_is_no_change() -> None:
 
 def test_means_over_samples_get_students_interval() -> None:
     values = [0.25, 1.0, 0.5, 0.75]
-    assert estimate(marks(values, "reasoning_accuracy").values) == mean_interval(values)
+    assert estimate(set_scores(values, "reasoning_accuracy").values) == mean_interval(values)
     other = [0.5, 0.5, 0.5, 0.5]
-    found = difference(marks(values).values, marks(other).values)
+    found = difference(set_scores(values).values, set_scores(other).values)
     assert found == mean_interval([a - b for a, b in zip(values, other, strict=True)], -1.0, 1.0)
 
 
-def test_a_prompt_asked_several_times_is_the_mean_of_its_scored_answers() -> None:
-    found = collect(
-        "reasoning_accuracy", "a", [("p", Mark(1.0)), ("p", Mark(None, "x")), ("p", Mark(0.0)), ("q", Mark(None, "x"))]
-    )
+def test_a_prompt_with_several_samples_is_the_mean_of_its_scored_answers() -> None:
+    scores = [("p", 1.0), ("p", None), ("p", 0.0), ("q", None)]
+    found = collect_scores("reasoning_accuracy", "a", [(id, AnswerScore(value, "x")) for id, value in scores])
     assert found.values == {"p": 0.5, "q": None}
     assert (found.num_answers, found.num_unscored, found.reason) == (4, 2, "x")
 
@@ -115,9 +121,9 @@ def test_a_model_against_itself_changes_nothing() -> None:
 
 
 def test_the_tax_is_what_was_lost_over_all_problems() -> None:
-    new = [marks([1, 0, 0, 1], "reasoning_accuracy", "first"), marks([1], "reasoning_accuracy", "second")]
-    base = [marks([1, 1, 1, 0], "reasoning_accuracy", "first"), marks([1], "reasoning_accuracy", "second")]
-    reasoning, tax = pooled([*new, marks([1])], [*base, marks([0])])
+    new = [set_scores([1, 0, 0, 1], "reasoning_accuracy", "first"), set_scores([1], "reasoning_accuracy", "second")]
+    base = [set_scores([1, 1, 1, 0], "reasoning_accuracy", "first"), set_scores([1], "reasoning_accuracy", "second")]
+    reasoning, tax = reasoning_and_tax([*new, set_scores([1])], [*base, set_scores([0])])
     assert reasoning is not None
     assert reasoning.base is not None
     assert reasoning.change is not None
@@ -128,19 +134,21 @@ def test_the_tax_is_what_was_lost_over_all_problems() -> None:
 
 
 def test_a_problem_of_two_sets_counts_in_each_of_them() -> None:
-    """An unscored mark in one set takes nothing from the other, also where both files bear one name."""
+    """An unscored answer in one set takes nothing from the other, also where both files bear one name."""
 
-    def two_sets(first: Given, second: Given) -> list[Marks]:
+    def two_sets(first: Given, second: Given) -> list[SetScores]:
         sets = (first, second)
         return [
-            collect("reasoning_accuracy", "test.jsonl", [(f"p{i}", Mark(value)) for i, value in enumerate(values)])
+            collect_scores(
+                "reasoning_accuracy", "test.jsonl", [(f"p{i}", AnswerScore(value)) for i, value in enumerate(values)]
+            )
             for values in sets
         ]
 
     new, base = two_sets([1, 0, 0], [None, 1]), two_sets([1, 1, 1], [1, 1])
     rows = [make_score(one, other) for one, other in zip(new, base, strict=True)]
     assert [(row.new.rate.value, row.new.rate.n) for row in rows] == [(1 / 3, 3), (1.0, 1)]
-    reasoning, tax = pooled(new, base)
+    reasoning, tax = reasoning_and_tax(new, base)
     assert reasoning is not None
     assert reasoning.base is not None
     assert tax is not None
@@ -150,14 +158,16 @@ def test_a_problem_of_two_sets_counts_in_each_of_them() -> None:
 
 
 def test_answers_that_could_not_be_compared_are_wrong_and_counted() -> None:
-    marks = collect("reasoning_accuracy", "a", [("p", Mark(0.0, is_incomparable=True)), ("q", Mark(1.0))])
-    found = make_score(marks, None).new
+    set_scores = collect_scores(
+        "reasoning_accuracy", "a", [("p", AnswerScore(0.0, is_incomparable=True)), ("q", AnswerScore(1.0))]
+    )
+    found = make_score(set_scores, None).new
     assert (found.rate.value, found.rate.n, found.num_unscored, found.num_incomparable) == (0.5, 2, 0, 1)
 
 
 def test_no_problems_no_tax() -> None:
-    assert pooled([marks([1])], [marks([1])]) == (None, None)
-    reasoning, tax = pooled([marks([1, 0], "reasoning_accuracy")], [])
+    assert reasoning_and_tax([set_scores([1])], [set_scores([1])]) == (None, None)
+    reasoning, tax = reasoning_and_tax([set_scores([1, 0], "reasoning_accuracy")], [])
     assert reasoning is not None
     assert (reasoning.new.value, reasoning.base, tax) == (0.5, None, None)
 

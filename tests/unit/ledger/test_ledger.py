@@ -1,4 +1,4 @@
-"""The ledger: what goes in comes out, survives a kill, and fails in one line."""
+"""The ledger: records come back unchanged, survive a kill, and errors are one line."""
 
 import json
 import os
@@ -62,15 +62,15 @@ ROLLOUTS = st.builds(
 def test_rollouts_come_back_as_they_went_in(rollouts: list[Rollout]) -> None:
     with Ledger("sqlite://") as ledger:
         ledger.save_rollouts(rollouts)
-        ids = [one.rollout_id for one in rollouts]
+        ids = [each.rollout_id for each in rollouts]
         assert ledger.rollouts(ids) == dict(zip(ids, rollouts, strict=True))
-        assert ledger.lengths(ids) == {one.rollout_id: len(one.completion_ids) for one in rollouts}
+        assert ledger.lengths(ids) == {each.rollout_id: len(each.completion_ids) for each in rollouts}
 
 
-def test_more_ids_than_a_query_takes(ledger: Ledger) -> None:
+def test_more_ids_than_fit_into_one_query(ledger: Ledger) -> None:
     rollouts = [rollout(number) for number in range(2 * CHUNK + 1)]
     ledger.save_rollouts(rollouts)
-    assert len(ledger.rollouts([one.rollout_id for one in rollouts] + ["unknown"])) == len(rollouts)
+    assert len(ledger.rollouts([each.rollout_id for each in rollouts] + ["unknown"])) == len(rollouts)
 
 
 def test_a_failed_rollout_is_kept_but_not_served(ledger: Ledger) -> None:
@@ -89,14 +89,14 @@ def test_a_failed_rollout_is_kept_but_not_served(ledger: Ledger) -> None:
 def test_repeats_are_never_served_as_each_other(ledger: Ledger) -> None:
     repeats = [rollout(1, sample_index=index, completion=f"draw {index}") for index in range(3)]
     ledger.save_rollouts(repeats[:2])
-    assert len({one.rollout_id for one in repeats}) == 3
-    assert set(ledger.rollouts(one.rollout_id for one in repeats).values()) == set(repeats[:2])
+    assert len({each.rollout_id for each in repeats}) == 3
+    assert set(ledger.rollouts(each.rollout_id for each in repeats).values()) == set(repeats[:2])
     ledger.save_rollouts(repeats[2:])
-    for one in repeats:
-        assert ledger.rollouts([one.rollout_id]) == {one.rollout_id: one}
+    for each in repeats:
+        assert ledger.rollouts([each.rollout_id]) == {each.rollout_id: each}
 
 
-def test_what_is_in_flight_is_marked_until_it_has_come(ledger: Ledger) -> None:
+def test_rollouts_in_flight_are_marked_until_they_have_come_back(ledger: Ledger) -> None:
     with ledger.in_flight("rung 1", ["a", "b"]):
         assert json.loads(ledger.notes()[IN_FLIGHT].value) == {"phase": "rung 1", "rollout_ids": ["a", "b"]}
     assert ledger.notes() == {}
@@ -115,7 +115,7 @@ def test_pages_hold_every_rollout_once_in_the_order_of_ids(ledger: Ledger) -> No
     assert ids == sorted(rollout(number).rollout_id for number in range(CHUNK + 3))
 
 
-def test_the_mean_length_is_that_of_finished_rollouts_that_tell(ledger: Ledger) -> None:
+def test_the_mean_length_is_that_of_judged_rollouts_with_known_tokens(ledger: Ledger) -> None:
     assert ledger.mean_length() is None
     ledger.save_rollouts([rollout(1, completion_ids=(1, 2, 3)), rollout(2, completion_ids=(1, 2))])
     ledger.save_rollouts([rollout(3, completion_ids=()), rollout(4, finish_reason="error", completion_ids=(1,) * 9)])

@@ -13,7 +13,7 @@ from flipsearch.ledger.check import check_ledger
 from tests.unit.ledger.test_ledger import rollout
 
 ROLLOUTS = [rollout(number) for number in range(4)]
-IDS = [one.rollout_id for one in ROLLOUTS]
+IDS = [each.rollout_id for each in ROLLOUTS]
 FAILED = rollout(4, finish_reason="error", error="too long", completion="", completion_ids=(), context_id="c" * 16)
 
 
@@ -38,13 +38,13 @@ def broken(path: Path, statement: str, *values: object) -> None:
 
 def test_a_sound_ledger_is_counted(path: Path) -> None:
     before = {file.name: file.read_bytes() for file in path.parent.iterdir()}
-    found = check_ledger(path)
-    assert found.is_sound
-    assert (found.num_rollouts, found.num_errors, found.num_verdicts, found.num_unjudged) == (5, 1, 4, 1)
-    assert (found.by_model, found.by_context) == ({"m": 5}, {"baseline": 4, "c" * 16: 1})
-    assert found.by_judge == {"judge": 3, "other": 1}
-    assert found.in_flight is None
-    assert json.loads(json.dumps(found.as_dict()))["is_sound"] is True
+    result = check_ledger(path)
+    assert result.is_sound
+    assert (result.num_rollouts, result.num_errors, result.num_verdicts, result.num_unjudged) == (5, 1, 4, 1)
+    assert (result.by_model, result.by_context) == ({"m": 5}, {"baseline": 4, "c" * 16: 1})
+    assert result.by_judge == {"judge": 3, "other": 1}
+    assert result.in_flight is None
+    assert json.loads(json.dumps(result.as_dict()))["is_sound"] is True
     assert {name: (path.parent / name).read_bytes() for name in before} == before
 
 
@@ -54,7 +54,7 @@ def test_a_sound_ledger_is_counted(path: Path) -> None:
         ("UPDATE rollouts SET sample_index = 7 WHERE rollout_id = ?", "id is not the hash"),
         ("UPDATE rollouts SET model_id = 'n' WHERE rollout_id = ?", "id is not the hash"),
         ("UPDATE rollouts SET completion_ids = x'0102' WHERE rollout_id = ?", "tokens cannot be unpacked"),
-        ("UPDATE rollouts SET finish_reason = 'odd' WHERE rollout_id = ?", "finish reason is none"),
+        ("UPDATE rollouts SET finish_reason = 'odd' WHERE rollout_id = ?", "unknown finish reason"),
         ("DELETE FROM rollouts WHERE rollout_id = ?", "without a rollout"),
         ("UPDATE verdicts SET label = 'odd' WHERE judge_id = 'other' AND rollout_id = ?", "unknown label"),
         ("UPDATE verdicts SET label = 'unscored' WHERE judge_id = 'other' AND rollout_id = ?", "UNSCORED with a p"),
@@ -71,7 +71,7 @@ def test_every_kind_of_fault_is_named_with_its_first_row(path: Path, statement: 
     assert fault.count == (2 if "without a rollout" in kind or "failed rollout" in kind else 1)
 
 
-def test_several_faults_are_a_line_each(path: Path) -> None:
+def test_each_fault_is_one_entry(path: Path) -> None:
     broken(path, "UPDATE rollouts SET model_id = 'n'")
     broken(path, "UPDATE verdicts SET p_unsafe = NULL")
     assert [(fault.count, fault.kind) for fault in check_ledger(path).faults] == [
@@ -93,13 +93,13 @@ def test_damage_to_the_file_is_found(path: Path) -> None:
     assert fault.kind == "the file is damaged"
 
 
-def test_what_no_ledger_is_cannot_be_checked(tmp_path: Path) -> None:
+def test_a_file_that_is_no_ledger_cannot_be_checked(tmp_path: Path) -> None:
     (tmp_path / "x.db").write_bytes(b"a,b\n" * 500)
     with pytest.raises(LedgerError, match="not a database"):
         check_ledger(tmp_path / "x.db")
 
 
-def test_rollouts_in_flight_when_a_process_ended_are_told(path: Path) -> None:
+def test_rollouts_in_flight_when_a_process_ended_are_reported(path: Path) -> None:
     new = [rollout(number).rollout_id for number in (20, 21, 22)]
     with Ledger(path) as ledger:
         with pytest.raises(KeyboardInterrupt), ledger.in_flight("rung 2", [*new, FAILED.rollout_id]):

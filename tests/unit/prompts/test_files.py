@@ -31,7 +31,7 @@ def write(folder: Path, name: str, content: str | bytes) -> str:
         ("a:b/c.csv", "a:b/c.csv", None),
     ],
 )
-def test_the_column_is_told_from_the_path(spec: str, path: str, column: str | None) -> None:
+def test_a_spec_is_split_into_path_and_column(spec: str, path: str, column: str | None) -> None:
     assert split_column(spec) == (path, column)
 
 
@@ -99,7 +99,7 @@ def test_a_line_separator_inside_json_does_not_cut_the_row(tmp_path: Path) -> No
         ("a.jsonl", '{"text": "ok"}\n{"text": \n', "a.jsonl:2 is not valid JSON"),
         ("a.jsonl", '["text"]\n', "a.jsonl:1 is a JSON list"),
         ("a.parquet", "text\nno parquet\n", "a.parquet cannot be read as parquet"),
-        ("a.xlsx", "x", r"cannot tell the type of prompt file .*expected a name ending in .csv"),
+        ("a.xlsx", "x", r"unknown type of prompt file .*expected a name ending in .csv"),
     ],
 )
 def test_a_file_that_cannot_be_read_is_one_clear_line(

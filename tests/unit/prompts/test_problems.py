@@ -35,7 +35,7 @@ def test_the_built_in_set_holds_every_problem_once() -> None:
     assert list_problem_sets() == {"arithmetic": len(found.problems)}
 
 
-def test_a_problem_is_asked_as_a_benign_prompt_word_for_word(tmp_path: Path) -> None:
+def test_a_problem_is_a_benign_prompt_word_for_word(tmp_path: Path) -> None:
     question = "{{ 7*7 }} <script> \\boxed{?}"
     path = put(tmp_path, "a.jsonl", json.dumps({"question": question, "answer": "1"}))
     prompt = load_problems(path).problems[0].prompt
@@ -88,7 +88,7 @@ def test_repeats_and_gaps_are_left_out_and_counted(tmp_path: Path) -> None:
         ("a.csv", "colour,answer\nred,1\n", r"no column of questions \(question, problem, prompt\)\. It has: colour,"),
         ("a.csv", "question,size\nred,1\n", r"no column of answers \(answer, final_answer\)\. It has: question, size"),
         ("a.csv", "question,answer\nq?,1\nq?,2\n", r"a\.csv:3: the question of .*a\.csv:2 again, with another answer"),
-        ("a.csv", "question,answer\nq?,so ####\n", r"a\.csv:2: nothing stands behind the last ####"),
+        ("a.csv", "question,answer\nq?,so ####\n", r"a\.csv:2: nothing follows the last ####"),
         ("a.csv", "question,answer\n,1\n", "no row has both a question"),
         ("a.jsonl", '{"question": 3, "answer": "1"}', r"a\.jsonl:1: column 'question' holds int, expected text"),
         ("a.jsonl", '{"question": "q", "answer": ["1"]}', r"a\.jsonl:1: column 'answer' holds list"),

@@ -68,7 +68,7 @@ def test_the_goal_and_not_its_short_name_is_the_prompt() -> None:
 
 
 def test_harmbench_says_that_its_context_column_is_left_out() -> None:
-    assert any("19 rows lean on" in note for note in load_prompts(harmful=public("harmbench_val.csv")).notes)
+    assert any("19 rows rely on" in note for note in load_prompts(harmful=public("harmbench_val.csv")).notes)
 
 
 def test_xstest_is_routed_by_its_labels() -> None:

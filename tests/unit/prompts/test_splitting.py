@@ -8,7 +8,13 @@ from hypothesis import strategies as st
 
 from flipsearch.core.errors import PromptError
 from flipsearch.core.records import Kind, Prompt, Split
-from flipsearch.prompts.splitting import NEAR_DUPLICATE, _similar, _words, assign_splits, find_clusters
+from flipsearch.prompts.splitting import (
+    NEAR_DUPLICATE,
+    are_near_duplicates,
+    assign_splits,
+    content_words,
+    find_clusters,
+)
 
 NOUNS = "apple boat candle door engine flower garden hammer island jacket kettle ladder mirror needle"
 WORDS = NOUNS.split()
@@ -47,7 +53,7 @@ def test_clusters_are_those_of_comparing_all_pairs(texts: list[str]) -> None:
     labels = list(range(len(texts)))
     for i, one in enumerate(texts):
         for j, other in enumerate(texts):
-            if _similar(_words(one), _words(other)) and labels[i] != labels[j]:
+            if are_near_duplicates(content_words(one), content_words(other)) and labels[i] != labels[j]:
                 old, new = labels[j], labels[i]
                 labels = [new if label == old else label for label in labels]
     found = find_clusters([Prompt(text, "benign") for text in texts])
@@ -62,7 +68,7 @@ def test_a_large_family_of_variants_is_one_cluster() -> None:
 
 def test_the_threshold_is_met_by_equality() -> None:
     shared = [f"w{n}" for n in range(7)]
-    assert _similar(frozenset(shared), frozenset([*shared, "x", "y", "z"])) is (NEAR_DUPLICATE <= 0.7)
+    assert are_near_duplicates(frozenset(shared), frozenset([*shared, "x", "y", "z"])) is (NEAR_DUPLICATE <= 0.7)
 
 
 def test_no_cluster_stands_on_two_sides() -> None:

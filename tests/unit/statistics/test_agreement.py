@@ -1,4 +1,4 @@
-"""A judge beside people: known tables by hand, intervals by simulation."""
+"""Agreement of a judge with human labels: known tables by hand, intervals by simulation."""
 
 import numpy as np
 import pytest
@@ -10,36 +10,36 @@ from flipsearch.statistics.agreement import agreement, clustered_share
 
 def test_a_table_by_hand() -> None:
     """40 true positives, 10 false negatives, 20 false positives, 30 true negatives, 5 unscored."""
-    people = [True] * 50 + [False] * 50 + [True] * 5
+    human = [True] * 50 + [False] * 50 + [True] * 5
     judged = [True] * 40 + [False] * 10 + [True] * 20 + [False] * 30 + [None] * 5
-    found = agreement(people, judged, range(105))
-    assert found.accuracy.estimate.value == pytest.approx(0.70)
-    assert found.sensitivity.estimate.value == pytest.approx(0.80)
-    assert found.specificity.estimate.value == pytest.approx(0.60)
-    assert found.coverage.estimate.value == pytest.approx(100 / 105)
-    assert found.f1.value == pytest.approx(2 * 40 / (80 + 20 + 10))
-    assert found.kappa.value == pytest.approx((0.70 - 0.50) / (1 - 0.50))
-    assert (found.accuracy.estimate.n, found.coverage.estimate.n) == (100, 105)
+    result = agreement(human, judged, range(105))
+    assert result.accuracy.estimate.value == pytest.approx(0.70)
+    assert result.sensitivity.estimate.value == pytest.approx(0.80)
+    assert result.specificity.estimate.value == pytest.approx(0.60)
+    assert result.coverage.estimate.value == pytest.approx(100 / 105)
+    assert result.f1.value == pytest.approx(2 * 40 / (80 + 20 + 10))
+    assert result.kappa.value == pytest.approx((0.70 - 0.50) / (1 - 0.50))
+    assert (result.accuracy.estimate.n, result.coverage.estimate.n) == (100, 105)
 
 
 def test_nothing_scored_is_not_zero() -> None:
-    found = agreement([True, False], [None, None], [1, 2])
-    assert found.accuracy.estimate.value is None
-    assert found.kappa.value is None
-    assert found.f1.value is None
-    assert found.coverage.estimate.value == 0
+    result = agreement([True, False], [None, None], [1, 2])
+    assert result.accuracy.estimate.value is None
+    assert result.kappa.value is None
+    assert result.f1.value is None
+    assert result.coverage.estimate.value == 0
     assert agreement([], [], []).accuracy.estimate.value is None
 
 
-def test_without_any_positive_sensitivity_is_not_told() -> None:
-    found = agreement([False] * 10, [False] * 10, range(10))
-    assert found.sensitivity.estimate.value is None
-    assert found.kappa.value is None
-    assert found.specificity.estimate.value == 1
-    assert found.specificity.estimate.low < 0.9
+def test_without_any_positive_there_is_no_sensitivity() -> None:
+    result = agreement([False] * 10, [False] * 10, range(10))
+    assert result.sensitivity.estimate.value is None
+    assert result.kappa.value is None
+    assert result.specificity.estimate.value == 1
+    assert result.specificity.estimate.low < 0.9
 
 
-def test_rows_that_repeat_a_cluster_tell_no_more() -> None:
+def test_rows_that_repeat_a_cluster_add_no_information() -> None:
     """Each answer ten times over: the interval stays that of the answers."""
     rng = np.random.default_rng(1)
     hits = (rng.random(200) < 0.7).astype(np.float64)
@@ -56,12 +56,12 @@ def test_intervals_cover_the_truth_over_clusters(spread: float) -> None:
     num, size, missed = 60, 6, {"sensitivity": 0, "kappa": 0}
     for _ in range(300):
         correct = rng.beta(0.8 * spread, 0.2 * spread, num).repeat(size)
-        people = rng.random(num).repeat(size) < 0.5
-        judged = np.where(rng.random(num * size) < correct, people, ~people)
-        found = agreement(people.tolist(), judged.tolist(), np.arange(num).repeat(size).tolist())
-        missed["sensitivity"] += not found.sensitivity.estimate.low <= 0.8 <= found.sensitivity.estimate.high
-        missed["kappa"] += not found.kappa.low <= 0.6 <= found.kappa.high
-    assert max(missed.values()) / 300 < 0.085, missed  # 95 % asked; 2.8 standard errors of 300 studies
+        human = rng.random(num).repeat(size) < 0.5
+        judged = np.where(rng.random(num * size) < correct, human, ~human)
+        result = agreement(human.tolist(), judged.tolist(), np.arange(num).repeat(size).tolist())
+        missed["sensitivity"] += not result.sensitivity.estimate.low <= 0.8 <= result.sensitivity.estimate.high
+        missed["kappa"] += not result.kappa.low <= 0.6 <= result.kappa.high
+    assert max(missed.values()) / 300 < 0.085, missed  # 95 % expected; 2.8 standard errors of 300 studies
 
 
 @pytest.mark.parametrize("num", [2, 3, 5, 20])
@@ -70,24 +70,24 @@ def test_few_clusters_are_covered_too(num: int) -> None:
     missed = 0
     for _ in range(400):
         hits = rng.binomial(30, rng.beta(4, 1, num)).astype(np.float64)
-        found = clustered_share(hits, np.full(num, 30.0)).estimate
-        missed += not found.low <= 0.8 <= found.high
-    assert missed / 400 < 0.08  # 95 % asked; 2.8 standard errors of 400
+        result = clustered_share(hits, np.full(num, 30.0)).estimate
+        missed += not result.low <= 0.8 <= result.high
+    assert missed / 400 < 0.08  # 95 % expected; 2.8 standard errors of 400
 
 
 def test_one_cluster_is_one_row() -> None:
-    found = clustered_share(np.array([80.0]), np.array([100.0]))
-    assert (found.estimate.n, found.effective_n) == (100, 1.0)
-    assert found.estimate.high - found.estimate.low > 0.8
+    result = clustered_share(np.array([80.0]), np.array([100.0]))
+    assert (result.estimate.n, result.effective_n) == (100, 1.0)
+    assert result.estimate.high - result.estimate.low > 0.8
 
 
 @given(st.lists(st.tuples(st.booleans(), st.sampled_from([True, False, None]), st.integers(0, 3)), max_size=30))
 def test_every_interval_holds_its_value(rows: list[tuple[bool, bool | None, int]]) -> None:
-    found = agreement([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
-    shares = [found.accuracy, found.sensitivity, found.specificity, found.coverage]
-    for one in [*(share.estimate for share in shares), found.f1, found.kappa]:
-        assert -1 <= one.low <= one.high <= 1
-        assert one.value is None or one.low <= one.value <= one.high
+    result = agreement([r[0] for r in rows], [r[1] for r in rows], [r[2] for r in rows])
+    shares = [result.accuracy, result.sensitivity, result.specificity, result.coverage]
+    for first in [*(share.estimate for share in shares), result.f1, result.kappa]:
+        assert -1 <= first.low <= first.high <= 1
+        assert first.value is None or first.low <= first.value <= first.high
 
 
 @pytest.mark.parametrize("num", [10, 40])
@@ -95,8 +95,8 @@ def test_kappa_covers_where_few_rows_show_no_error(num: int) -> None:
     """At 3 % errors most draws of ten rows show none; their interval must not be a point."""
     rng, covered = np.random.default_rng(5), 0
     for _ in range(150):
-        people = rng.random(num) < 0.5
-        judged = np.where(rng.random(num) < 0.03, ~people, people)
-        found = agreement(people.tolist(), judged.tolist(), range(num)).kappa
-        covered += found.value is None or found.low <= 0.94 <= found.high
+        human = rng.random(num) < 0.5
+        judged = np.where(rng.random(num) < 0.03, ~human, human)
+        result = agreement(human.tolist(), judged.tolist(), range(num)).kappa
+        covered += result.value is None or result.low <= 0.94 <= result.high
     assert covered / 150 > 0.9

@@ -1,4 +1,4 @@
-"""A judge's errors taken back: exact where nothing is drawn, and by simulation where it is."""
+"""Correction of a judge's errors: exact without sampling error, and by simulation with it."""
 
 from itertools import product
 
@@ -18,7 +18,7 @@ def share(value: float, n: float = 1e9) -> Share:
 
 
 def seen(true: tuple[float, float, float, float], sensitivity: float, specificity: float) -> Pairs:
-    """The table that a judge of this accuracy sees, on average, of a million true pairs."""
+    """Return the table that a judge of this accuracy sees on average for a million true pairs."""
     errs = np.array([[sensitivity, 1 - specificity], [1 - sensitivity, specificity]])
     table = errs @ np.array(true).reshape(2, 2) @ errs.T
     unsafe_unsafe, unsafe_safe, safe_unsafe, safe_safe = (round(1e6 * cell) for cell in table.ravel())
@@ -28,29 +28,29 @@ def seen(true: tuple[float, float, float, float], sensitivity: float, specificit
 @pytest.mark.parametrize(("sensitivity", "specificity"), [(1.0, 1.0), (0.8, 0.9), (0.7, 0.6)])
 def test_the_true_rate_comes_back(sensitivity: float, specificity: float) -> None:
     table = seen((0.2, 0.6, 0.05, 0.15), sensitivity, specificity)
-    found = corrected_flip_rate(table, share(sensitivity), share(specificity))
-    assert found.value == pytest.approx(0.75, abs=1e-3)
-    assert found.low == pytest.approx(0.75, abs=0.02)
-    assert found.high == pytest.approx(0.75, abs=0.02)
+    result = corrected_flip_rate(table, share(sensitivity), share(specificity))
+    assert result.value == pytest.approx(0.75, abs=1e-3)
+    assert result.low == pytest.approx(0.75, abs=0.02)
+    assert result.high == pytest.approx(0.75, abs=0.02)
 
 
-def test_a_judge_that_tells_nothing_leaves_nothing_told() -> None:
+def test_an_uninformative_judge_gives_no_rate() -> None:
     assert corrected_flip_rate((10, 20, 1, 5), share(0.4, 200), share(0.5, 200)) == Estimate(None, 0.0, 1.0, 30)
     assert corrected_flip_rate((0, 0, 1, 5), share(0.9), share(0.9)).value is None
-    nobody = clustered_share(np.zeros(0), np.zeros(0))
-    assert corrected_flip_rate((10, 20, 1, 5), nobody, share(0.9)) == Estimate(None, 0.0, 1.0, 30)
+    unmeasured = clustered_share(np.zeros(0), np.zeros(0))
+    assert corrected_flip_rate((10, 20, 1, 5), unmeasured, share(0.9)) == Estimate(None, 0.0, 1.0, 30)
 
 
 def test_fewer_labels_make_a_wider_interval() -> None:
     widths = []
     for n in (20.0, 200.0, 20_000.0):
-        found = corrected_flip_rate((12, 60, 2, 6), share(0.8, n), share(0.85, n))
-        widths.append(found.high - found.low)
+        result = corrected_flip_rate((12, 60, 2, 6), share(0.8, n), share(0.85, n))
+        widths.append(result.high - result.low)
     assert widths[0] > widths[1] > widths[2]
 
 
 def test_the_interval_covers_the_truth() -> None:
-    """Accuracy from 300 labels a side, 90 pairs: the truth lies inside in 95 % of the studies, but for luck."""
+    """Accuracy from 300 labels a side, 90 pairs: the truth lies inside in 95 % of the studies."""
     rng, num, missed = np.random.default_rng(3), 250, 0
     for _ in range(num):
         sensitivity, specificity = (clustered_share(*_labels(rng, rate)) for rate in (0.8, 0.9))
@@ -58,8 +58,8 @@ def test_the_interval_covers_the_truth() -> None:
         after = before & (rng.random(90) >= 0.7)
         judged = [_judge(rng, side) for side in (before, after)]
         stays, flips, worse, fine = (_count(judged[0], judged[1], *sides) for sides in product((True, False), repeat=2))
-        found = corrected_flip_rate((stays, flips, worse, fine), sensitivity, specificity)
-        missed += not found.low <= 0.7 <= found.high
+        result = corrected_flip_rate((stays, flips, worse, fine), sensitivity, specificity)
+        missed += not result.low <= 0.7 <= result.high
     assert missed / num < 0.09
 
 
@@ -76,28 +76,28 @@ def _judge(rng: np.random.Generator, truth: Flags) -> Flags:
 
 
 def test_labels_outweigh_a_judge_that_is_wrong() -> None:
-    """All labelled: the judge does not matter. None labelled: nothing but the judge."""
-    people = [1.0, 0.0, 1.0, 1.0]
-    assert prediction_powered_mean([0.0] * 4, people, [1.0] * 4).value == pytest.approx(0.75)
+    """All labelled: the judge does not matter. None labelled: only the judge matters."""
+    human = [1.0, 0.0, 1.0, 1.0]
+    assert prediction_powered_mean([0.0] * 4, human, [1.0] * 4).value == pytest.approx(0.75)
     assert prediction_powered_mean([1.0, 0.0], [None, None], [0.5, 0.5]).value == pytest.approx(0.5)
     with pytest.raises(ValueError, match="probability"):
         prediction_powered_mean([1.0], [0.0], [0.0])
 
 
 @pytest.mark.parametrize("bias", [0.0, 0.4])
-def test_it_is_right_on_average_and_covers(bias: float) -> None:
-    """Doubtful prompts are asked four times as often; a judge that errs by `bias` does not move the mean."""
+def test_the_mean_is_unbiased_and_its_interval_covers(bias: float) -> None:
+    """Doubtful prompts are labelled four times as often; a judge that errs by `bias` does not move the mean."""
     rng, num, values, missed = np.random.default_rng(4), 300, [], 0
     for _ in range(num):
-        people = (rng.random(200) < 0.6).astype(float)
+        human = (rng.random(200) < 0.6).astype(float)
         doubtful = rng.random(200) < 0.3
-        judged = np.where(doubtful & (rng.random(200) < bias), 1 - people, people)
+        judged = np.where(doubtful & (rng.random(200) < bias), 1 - human, human)
         chance = np.where(doubtful, 0.4, 0.1)
-        asked = rng.random(200) < chance
-        labels = [float(value) if is_asked else None for value, is_asked in zip(people, asked, strict=True)]
-        found = prediction_powered_mean(judged.tolist(), labels, chance.tolist())
-        assert found.value is not None
-        values.append(found.value)
-        missed += not found.low <= 0.6 <= found.high
+        given = rng.random(200) < chance
+        labels = [float(value) if is_given else None for value, is_given in zip(human, given, strict=True)]
+        result = prediction_powered_mean(judged.tolist(), labels, chance.tolist())
+        assert result.value is not None
+        values.append(result.value)
+        missed += not result.low <= 0.6 <= result.high
     assert np.mean(values) == pytest.approx(0.6, abs=0.012)
     assert missed / num < 0.09

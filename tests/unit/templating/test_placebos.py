@@ -35,7 +35,7 @@ def test_empty_stays_as_it_is() -> None:
     assert ROWS["empty"].context(WINNER).text == ""
 
 
-def test_a_winner_longer_than_the_neutral_text_is_told() -> None:
+def test_a_winner_longer_than_the_neutral_text_gets_a_note() -> None:
     long = Context("firm " * 50)
     assert len(ROWS["neutral"].context(long).text.split()) == 40
     assert ROWS["neutral"].note(long) == "Placebo neutral has 40 words, the context it is matched to 50."

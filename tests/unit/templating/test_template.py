@@ -74,7 +74,7 @@ def test_shuffled_words_are_the_same_words(text: str, seed: int) -> None:
 
 
 @given(st.integers(0, 500))
-def test_first_words_has_the_length_asked_for(num_words: int) -> None:
+def test_first_words_has_the_requested_length(num_words: int) -> None:
     assert len(first_words("one two three", num_words).split()) == num_words
 
 

@@ -1,4 +1,4 @@
-"""The final answer in a text: boxed, marked or last; what is part of something larger is none; hostile texts."""
+"""The final answer in a text: boxed, marked or last; a part of something larger does not count; hostile texts."""
 
 import json
 from fractions import Fraction
@@ -8,8 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.evaluation.answers import plain_number
-from flipsearch.evaluation.reasoning import boxed_answer, final_number, last_number
+from flipsearch.evaluation.answers import boxed_answer, final_number, last_number, plain_number
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "reasoning"
 needs_real_files = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real problem files are not at {REAL}")
@@ -91,8 +90,8 @@ def test_a_box_may_hold_boxes_and_braces() -> None:
 
 @given(st.lists(st.sampled_from(["\\boxed{", "{", "}", "\\", "#", "1", ",", ".", "/", "-", " ", "x"]), max_size=60))
 def test_any_text_gives_a_number_or_none(pieces: list[str]) -> None:
-    found = final_number("".join(pieces))
-    assert found is None or isinstance(found, Fraction)
+    value = final_number("".join(pieces))
+    assert value is None or isinstance(value, Fraction)
 
 
 @pytest.mark.parametrize(
@@ -121,7 +120,7 @@ def test_any_text_gives_a_number_or_none(pieces: list[str]) -> None:
         "1/ ",
     ],
 )
-def test_long_hostile_texts_are_done_with(piece: str) -> None:
+def test_long_hostile_texts_take_linear_time(piece: str) -> None:
     """Anything worse than linear would take minutes here."""
     final_number(piece * 300_000)
 

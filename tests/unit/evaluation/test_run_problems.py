@@ -1,4 +1,4 @@
-"""Answers to problems: what is right, wrong, truncated or unscored, and how often each problem is asked."""
+"""Answers to problems: right, wrong, truncated or unscored, and several samples per problem."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -8,26 +8,27 @@ import pytest
 from flipsearch.backends.chat import EncodedPrompt
 from flipsearch.backends.rollouts import completed
 from flipsearch.core.records import FinishReason, Request, Rollout, Sampling
-from flipsearch.evaluation import reasoning
-from flipsearch.evaluation.answers import Algebra, can_compare
-from flipsearch.evaluation.reasoning import Mark, mark, mark_problems, needs_algebra, states
+from flipsearch.evaluation import run
+from flipsearch.evaluation.algebra import AlgebraWorker, is_installed
+from flipsearch.evaluation.run import is_correct, score_answer, score_problems
+from flipsearch.evaluation.scorecard import AnswerScore
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.problems import Problem, ProblemSet
 from tests.world import RefusalJudge
 
 
-class NoAlgebra(Algebra):
-    """Fails the test if it is asked."""
+class NoAlgebra(AlgebraWorker):
+    """Fails the test if it is used."""
 
-    def states(self, answer: str, given: str) -> bool | None:
-        raise AssertionError(f"math-verify was asked about {answer}")
+    def compare(self, reference: str, text: str) -> bool | None:
+        raise AssertionError(f"math-verify was used for {reference}")
 
 
-class Slow(Algebra):
-    """Never knows."""
+class Slow(AlgebraWorker):
+    """Runs out of time on everything."""
 
-    def states(self, answer: str, given: str) -> bool | None:
+    def compare(self, reference: str, text: str) -> bool | None:
         return None
 
 
@@ -40,14 +41,14 @@ def rollout(completion: str, finish_reason: FinishReason = "stop", opens_thinkin
     return Rollout(prompt_id, None, "m", sampling, 0, completion, (), 5, finish_reason, opens_thinking, error="")
 
 
-class GivesUp(Algebra):
-    """Knows that the right answer is itself, and runs out of time on anything else."""
+class GivesUp(AlgebraWorker):
+    """Finds the reference equal to itself, and runs out of time on anything else."""
 
-    def states(self, answer: str, given: str) -> bool | None:
-        return True if given == f"\\boxed{{{answer}}}" else None
+    def compare(self, reference: str, text: str) -> bool | None:
+        return True if text == f"\\boxed{{{reference}}}" else None
 
 
-RIGHT, WRONG, TRUNCATED = Mark(1.0), Mark(0.0), Mark(0.0, is_truncated=True)
+RIGHT, WRONG, TRUNCATED = AnswerScore(1.0), AnswerScore(0.0), AnswerScore(0.0, is_truncated=True)
 
 
 @pytest.mark.parametrize(
@@ -66,39 +67,41 @@ RIGHT, WRONG, TRUNCATED = Mark(1.0), Mark(0.0), Mark(0.0, is_truncated=True)
     ],
 )
 def test_the_answer_counts_and_nothing_else(
-    completion: str, finish_reason: FinishReason, opens_thinking: bool, expected: Mark
+    completion: str, finish_reason: FinishReason, opens_thinking: bool, expected: AnswerScore
 ) -> None:
-    assert mark(problem(), rollout(completion, finish_reason, opens_thinking), NoAlgebra()) == expected
+    assert score_answer(problem(), rollout(completion, finish_reason, opens_thinking), NoAlgebra()) == expected
 
 
 def test_a_failed_rollout_is_unscored() -> None:
-    assert mark(problem(), rollout("", "error"), NoAlgebra()).value is None
+    assert score_answer(problem(), rollout("", "error"), NoAlgebra()).value is None
 
 
 def test_an_answer_on_which_the_comparison_gives_up_is_wrong_and_noted() -> None:
     """Else a model could write itself out of its own accuracy."""
-    assert mark(problem(r"\pi"), rollout(r"\boxed{9^{9^9}}"), GivesUp()) == Mark(0.0, is_incomparable=True)
+    assert score_answer(problem(r"\pi"), rollout(r"\boxed{9^{9^9}}"), GivesUp()) == AnswerScore(
+        0.0, is_incomparable=True
+    )
 
 
-def test_a_right_answer_that_is_too_much_itself_leaves_the_mark_unscored() -> None:
-    found = mark(problem(r"9^{9^{9^9}}"), rollout(r"\boxed{x}"), Slow())
-    assert found.value is None
-    assert "time" in found.reason
+def test_a_reference_that_is_too_much_itself_leaves_the_answer_unscored() -> None:
+    score = score_answer(problem(r"9^{9^{9^9}}"), rollout(r"\boxed{x}"), Slow())
+    assert score.value is None
+    assert "time" in score.reason
 
 
-@pytest.mark.skipif(not can_compare(), reason="math-verify is not installed")
+@pytest.mark.skipif(not is_installed(), reason="math-verify is not installed")
 def test_a_power_tower_is_wrong_and_the_next_answer_is_right() -> None:
-    with Algebra() as algebra:
-        tower = mark(problem(r"\pi"), rollout(r"\boxed{9^{9^{9^{9^{9}}}}}"), algebra)
-        assert tower == Mark(0.0, is_incomparable=True)
-        assert mark(problem(r"\pi"), rollout(r"\boxed{\pi + 0}"), algebra) == RIGHT
+    with AlgebraWorker() as algebra:
+        tower = score_answer(problem(r"\pi"), rollout(r"\boxed{9^{9^{9^{9^{9}}}}}"), algebra)
+        assert tower == AnswerScore(0.0, is_incomparable=True)
+        assert score_answer(problem(r"\pi"), rollout(r"\boxed{\pi + 0}"), algebra) == RIGHT
 
 
 def test_plain_numbers_need_no_math_verify() -> None:
-    assert states("1,234", r"so \boxed{1234.0}", NoAlgebra()) is True
-    assert states("0.5", "so 1/2", NoAlgebra()) is True
-    assert states("2", r"\boxed{\frac{1}{2}}", NoAlgebra()) is False
-    assert states("2", r"\boxed{\sqrt{4}}", NoAlgebra()) is False
+    assert is_correct("1,234", r"so \boxed{1234.0}", NoAlgebra()) is True
+    assert is_correct("0.5", "so 1/2", NoAlgebra()) is True
+    assert is_correct("2", r"\boxed{\frac{1}{2}}", NoAlgebra()) is False
+    assert is_correct("2", r"\boxed{\sqrt{4}}", NoAlgebra()) is False
 
 
 @pytest.mark.parametrize(
@@ -133,20 +136,20 @@ def test_plain_numbers_need_no_math_verify() -> None:
         ("5", "x = 3, y = 5", False),
     ],
 )
-def test_dressed_numbers_are_compared_as_numbers(right: str, boxed: str, is_right: bool) -> None:
-    assert states(right, f"So it is \\boxed{{{boxed}}}.", NoAlgebra()) is is_right
+def test_numbers_in_any_notation_are_compared_as_numbers(right: str, boxed: str, is_right: bool) -> None:
+    assert is_correct(right, f"So it is \\boxed{{{boxed}}}.", NoAlgebra()) is is_right
 
 
 @pytest.mark.parametrize("text", ["It is 5 million.", "#### 5 million", "so $5\\pi$", "so 5x", r"so $\frac{\pi}{5}$"])
 def test_a_number_that_is_part_of_another_is_not_taken_for_the_answer(text: str) -> None:
-    assert states("5", text, NoAlgebra()) is False
+    assert is_correct("5", text, NoAlgebra()) is False
 
 
 def test_an_expression_that_is_written_the_same_needs_no_algebra_either() -> None:
-    assert states(r"\frac{1}{2}", r"so \boxed{\frac{1}{2}}", NoAlgebra()) is True
+    assert is_correct(r"\frac{1}{2}", r"so \boxed{\frac{1}{2}}", NoAlgebra()) is True
 
 
-@pytest.mark.skipif(not can_compare(), reason="math-verify is not installed")
+@pytest.mark.skipif(not is_installed(), reason="math-verify is not installed")
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
@@ -160,21 +163,15 @@ def test_an_expression_that_is_written_the_same_needs_no_algebra_either() -> Non
     ],
 )
 def test_expressions_are_compared(answer: str, expected: bool) -> None:
-    with Algebra() as algebra:
-        assert states(r"\frac{1}{2}", answer, algebra) is expected
+    with AlgebraWorker() as algebra:
+        assert is_correct(r"\frac{1}{2}", answer, algebra) is expected
 
 
-@pytest.mark.skipif(not can_compare(), reason="math-verify is not installed")
+@pytest.mark.skipif(not is_installed(), reason="math-verify is not installed")
 @pytest.mark.parametrize(("boxed", "expected"), [(r"3~\pi", True), (r"3\quad\pi", True), (r"4~\pi", False)])
 def test_spaces_are_no_part_of_an_expression(boxed: str, expected: bool) -> None:
-    with Algebra() as algebra:
-        assert states(r"3\pi", f"\\boxed{{{boxed}}}", algebra) is expected
-
-
-def test_the_first_problem_that_needs_algebra_is_named() -> None:
-    plain, other = problem(), problem(r"\frac{1}{2}")
-    assert needs_algebra([plain]) is None
-    assert needs_algebra([plain, other]) is other
+    with AlgebraWorker() as algebra:
+        assert is_correct(r"3\pi", f"\\boxed{{{boxed}}}", algebra) is expected
 
 
 class Alternating:
@@ -187,9 +184,9 @@ class Alternating:
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
         for request in requests:
             is_right = request.prompt.text == problem().question and request.sample_index % 2 == 0
-            said, read = "105" if is_right else "7", EncodedPrompt((1, 2), opens_thinking=False)
+            completion, prompt = "105" if is_right else "7", EncodedPrompt((1, 2), opens_thinking=False)
             reply = completed(
-                request, "alternating", sampling, read, completion=said, completion_ids=(3,), stopped=True
+                request, "alternating", sampling, prompt, completion=completion, completion_ids=(3,), stopped=True
             )
             yield [reply]
 
@@ -197,7 +194,7 @@ class Alternating:
         return len(text.split())
 
     def close(self) -> None:
-        """Nothing to free."""
+        """Nothing to unload."""
 
 
 @pytest.fixture
@@ -205,14 +202,14 @@ def runner(tmp_path: Path) -> Callable[[Sampling], Runner]:
     return lambda sampling: Runner(Alternating(), RefusalJudge(), Ledger(tmp_path / "ledger.db"), sampling)
 
 
-def test_marks_of_a_problem_are_the_mean_over_its_samples(
+def test_the_score_of_a_problem_is_the_mean_over_its_samples(
     runner: Callable[[Sampling], Runner], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(reasoning, "CHUNK", 3)  # a problem's samples then lie in two calls
+    monkeypatch.setattr(run, "CHUNK", 3)  # a problem's samples then lie in two calls
     other = problem("8", "What is 3 + 5?")
     opened = runner(Sampling(temperature=0.6))
-    found = mark_problems(opened, ProblemSet("sums", (problem(), other)), 4, NoAlgebra())
+    scores = score_problems(opened, ProblemSet("sums", (problem(), other)), 4, NoAlgebra())
     opened.ledger.close()
-    assert found.values == {problem().prompt.prompt_id: 0.5, other.prompt.prompt_id: 0.0}
-    assert (found.metric, found.set_name, found.num_answers) == ("reasoning_accuracy", "sums", 8)
-    assert (found.num_unscored, found.num_truncated) == (0, 0)
+    assert scores.values == {problem().prompt.prompt_id: 0.5, other.prompt.prompt_id: 0.0}
+    assert (scores.metric, scores.set_name, scores.num_answers) == ("reasoning_accuracy", "sums", 8)
+    assert (scores.num_unscored, scores.num_truncated) == (0, 0)
