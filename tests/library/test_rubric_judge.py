@@ -79,7 +79,7 @@ def test_without_a_model_it_says_how_to_give_one(make: Any) -> None:
         ({"rubric": "none/own.toml"}, PluginError, "own.toml' cannot be used"),
         ({"threshold": 0}, ConfigError, "threshold is 0, expected above 0 and at most 1"),
         ({"threshold": float("nan")}, ConfigError, "threshold is nan"),
-        ({"max_tokens": 0}, ConfigError, "max_tokens = 0"),
+        ({"max_tokens": 0}, ConfigError, "--max-tokens is 0"),
         ({"backend": "vlm"}, BackendError, "--backend vlm: unknown backend"),
         ({"backend": "scripted", "model": "none.json"}, BackendError, "'none.json' is none"),
         ({"model": "none"}, BackendError, "unknown model 'none'"),

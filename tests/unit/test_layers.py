@@ -15,10 +15,11 @@ LAYERS: dict[str, int] = {
     "defaults": 5, "measuring": 5,
     "searching": 6, "training": 6, "evaluation": 6,
     "reporting": 7, "testing": 7,
-    "workspace": 8,
-    "api": 9,
-    "commands": 10,
-    "__main__": 11,
+    "results": 8,
+    "workspace": 9,
+    "api": 10,
+    "commands": 11,
+    "__main__": 12,
 }  # fmt: skip
 ROOMS_OF_PACKAGE = {
     "torch": {"backends", "training"},
