@@ -34,5 +34,5 @@ def resolve(config: Checked) -> Checked:
     if prompts is None and not config.harmful and not config.benign:
         prompts = default_prompts(config.model)
     max_tokens = config.max_tokens or default_max_tokens(config.model)
-    found = {"prompts": prompts, "max_tokens": max_tokens, "judge": config.judge or default_judge(config.model)}
-    return config.model_copy(update=found | respelled(dict(config) | found))
+    filled = {"prompts": prompts, "max_tokens": max_tokens, "judge": config.judge or default_judge(config.model)}
+    return config.model_copy(update=filled | respelled(dict(config) | filled))

@@ -1,0 +1,53 @@
+"""The words of the project are those of its field: the private ones that once stood for them do not come back."""
+
+import ast
+import re
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from flipsearch.config import EvalConfig, ScoreConfig, StudyConfig, TrainConfig
+
+PACKAGE = Path(__file__).parents[2] / "flipsearch"
+FILES = sorted(PACKAGE.rglob("*.py"))
+GONE = {
+    *("told", "telling", "asked", "bench", "benches", "desk", "desks", "glimpse", "glimpses", "hygiene", "rival"),
+    *("rivals", "opinion", "opinions", "dispute", "disputes", "relief", "organism", "findings", "forecast", "readings"),
+    *("opening", "openings", "trying", "holding", "whoever"),
+}
+VAGUE = {"one", "found", "told", "it", "some"}
+"""As names of variables and parameters: say what the thing is."""
+
+
+def names_of(tree: ast.AST) -> set[str]:
+    """Names that a module defines: classes, functions, parameters, variables and attributes."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            names.add(node.name)
+        elif isinstance(node, ast.arg):
+            names.add(node.arg)
+        elif isinstance(node, ast.Name | ast.Attribute) and isinstance(node.ctx, ast.Store):
+            names.add(node.id if isinstance(node, ast.Name) else node.attr)
+    return names
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_names_are_the_fields_words(path: Path) -> None:
+    names = names_of(ast.parse(path.read_text(encoding="utf-8")))
+    words = {word.lower() for name in names for word in re.findall(r"[A-Z]?[a-z]+", name)}
+    assert not words & GONE
+    assert not names & VAGUE
+
+
+def test_help_texts_are_in_the_fields_words() -> None:
+    for kind in (StudyConfig, ScoreConfig, TrainConfig, EvalConfig):
+        for name, field in kind.model_fields.items():
+            assert not set(re.findall(r"[a-z]+", (field.description or "").lower())) & GONE, name
+
+
+def test_no_class_name_means_two_things() -> None:
+    trees = [ast.parse(path.read_text(encoding="utf-8")) for path in FILES]
+    names = Counter(node.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ClassDef))
+    assert [name for name, count in names.items() if count > 1] == []
