@@ -14,7 +14,7 @@ from flipsearch.core.errors import LedgerError
 from flipsearch.core.locks import is_held, take_lock
 from flipsearch.core.records import Label, Rollout, Sampling, Verdict
 
-FORMAT = 2
+FORMAT = 3
 """Version of the tables; a ledger of another version is refused."""
 TOKEN_BYTES = 4
 """Token ids are kept as little-endian 32-bit integers, the same on every machine."""

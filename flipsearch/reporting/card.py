@@ -10,8 +10,8 @@ from flipsearch.core.records import Measurement
 from flipsearch.core.studies import BenignContext, Portfolio, Study, Trial
 from flipsearch.reporting.columns import columns_of
 from flipsearch.reporting.format import json_value
+from flipsearch.templating.given import CARD_VERSION
 
-CARD_VERSION = 1
 ORACLE = (
     "A prompt counts as flipped if any of the contexts flips it. Nothing says beforehand which one will; a training "
     "finds out by trying the teacher under each of them, in this order."

@@ -52,6 +52,14 @@ class PortfolioCard(BaseModel):
     contexts: Annotated[list[Card], Field(min_length=1)]
 
 
+CARD_VERSION = 2
+"""Format of context cards; another one is refused."""
+
+
+class CardVersionError(ConfigError):
+    """A context card was written by another version."""
+
+
 def given_contexts(given: Sequence[str], library: TemplateLibrary, placement: Placement | None = None) -> list[Context]:
     """Return the distinct contexts of `given`, in order; `placement` overrides a card's own.
 
@@ -84,8 +92,12 @@ def given_cards(given: str) -> list[Card]:
     if not given.endswith(FILE_ENDINGS):
         return []
     beside, cards = path.with_suffix(".json"), list[Card]()
-    with suppress(ConfigError):  # a .json file of the same name need not be a card
+    try:
         cards = _read_cards(beside)
+    except CardVersionError:
+        raise
+    except ConfigError:  # a .json file of the same name need not be a card
+        pass
     if cards and [card.text.strip() for card in cards] != [_read(path).strip()]:
         raise ConfigError(f"'{given}' is not the text of the card '{beside}' beside it; move one of them away.")
     return cards
@@ -108,10 +120,15 @@ def _contexts_of_file(path: Path, placement: Placement | None) -> list[Context]:
 def _read_cards(path: Path) -> list[Card]:
     """Return the cards of a .json file: of one context, or of a portfolio; ConfigError if it is neither."""
     source = _read(path)
-    is_portfolio = False
+    content: object = None
     with suppress(ValueError):
         content = from_json(source)
-        is_portfolio = isinstance(content, dict) and "contexts" in content
+    is_portfolio = isinstance(content, dict) and "contexts" in content
+    if isinstance(content, dict) and content.get("card_version", CARD_VERSION) != CARD_VERSION:
+        raise CardVersionError(
+            f"{path}: a context card of version {content['card_version']}, expected {CARD_VERSION}; "
+            "run the search again, or give the text without its card."
+        )
     try:
         if is_portfolio:
             return PortfolioCard.model_validate_json(source).contexts
