@@ -11,7 +11,7 @@ from typing import NoReturn
 
 import typer
 
-from flipsearch.commands import judges, ledgers, studies, training
+from flipsearch.commands import judges, lookup, studies, training
 from flipsearch.commands.options import Command, with_options
 from flipsearch.core.errors import FlipsearchError
 
@@ -21,13 +21,13 @@ COMMANDS: dict[str, Command] = {
     "plan": studies.plan,
     "score": studies.score,
     "report": studies.report,
-    "list": studies.list_things,
+    "list": lookup.list_things,
     "train": training.train,
     "evaluate": training.evaluate,
 }
 GROUPS: dict[str, tuple[str, tuple[Command, ...]]] = {
     "judge": ("Measure, correct or fit a judge by human labels.", (judges.check, judges.label, judges.fit)),
-    "ledger": ("Check or export the ledger of a study.", (ledgers.check, ledgers.export)),
+    "ledger": ("Check or export the ledger of a study.", (lookup.check, lookup.export)),
 }
 
 

@@ -65,21 +65,3 @@ def report(
     result = studies.report(study, reports=reports)
     console.print_result(result, json, console.show_study)
     raise SystemExit(1 if result.beats_placebo is False else 0)
-
-
-def list_things(
-    what: Annotated[str, typer.Argument(help="models, contexts, judges, prompts, problems or backends.")],
-    contexts: Annotated[
-        list[str] | None, option("More context templates: a .j2 file or a folder; repeatable.", metavar="PATH")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """List models, contexts, judges, prompts, problems or backends."""
-    from flipsearch.api import listing
-    from flipsearch.commands import console
-
-    rows = listing.list_things(what, contexts or ())
-    if json:
-        console.print_json({"list": what, "rows": rows})
-    else:
-        console.show_rows(rows)

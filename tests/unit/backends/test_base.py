@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import flipsearch
-from flipsearch.api.listing import list_things
+from flipsearch.api.lookup import list_things
 from flipsearch.backends.base import BACKENDS, check_model, check_rewriter, list_backends, make_backend, model_identity
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError, PluginError

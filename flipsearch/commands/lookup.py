@@ -1,18 +1,38 @@
-"""ledger check, ledger export."""
+"""list, ledger check, ledger export."""
 
 from pathlib import Path
 from typing import Annotated
+
+import typer
 
 from flipsearch.commands.options import Json, Reports, StudyPlace, option
 from flipsearch.core.errors import ConfigError
 
 
-def check(study: StudyPlace, reports: Reports = None, json: Json = False) -> None:
-    """Read all of a ledger and say what it holds; exit 1 if something is wrong in it."""
-    from flipsearch.api import ledgers
+def list_things(
+    what: Annotated[str, typer.Argument(help="models, contexts, judges, prompts, problems or backends.")],
+    contexts: Annotated[
+        list[str] | None, option("More context templates: a .j2 file or a folder; repeatable.", metavar="PATH")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List models, contexts, judges, prompts, problems or backends."""
+    from flipsearch.api import lookup
     from flipsearch.commands import console
 
-    result = ledgers.check_ledger(study, reports=reports)
+    rows = lookup.list_things(what, contexts or ())
+    if json:
+        console.print_json({"list": what, "rows": rows})
+    else:
+        console.show_rows(rows)
+
+
+def check(study: StudyPlace, reports: Reports = None, json: Json = False) -> None:
+    """Read all of a ledger and say what it holds; exit 1 if something is wrong in it."""
+    from flipsearch.api import lookup
+    from flipsearch.commands import console
+
+    result = lookup.check_ledger(study, reports=reports)
     console.print_result(result, json, console.show_ledger)
     raise SystemExit(0 if result.is_sound else 1)
 
@@ -24,11 +44,11 @@ def export(
     json: Annotated[bool, option("Print a summary as one JSON object on stdout; with --to.", "--json")] = False,
 ) -> None:
     """Write every rollout with its verdicts, one row each."""
-    from flipsearch.api import ledgers
+    from flipsearch.api import lookup
     from flipsearch.commands import console
 
     if json and to is None:
         raise ConfigError("--json prints a summary of what was written to a file: give --to FILE with it.")
-    result = ledgers.export_ledger(study, to=to, reports=reports)
+    result = lookup.export_ledger(study, to=to, reports=reports)
     if to:
         console.print_result(result, json, console.show_export)

@@ -1,0 +1,59 @@
+"""check_ledger, export_ledger and list_things: what a ledger holds, and what names on the command line can mean."""
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TextIO
+
+from flipsearch.backends.base import list_backends
+from flipsearch.backends.models import list_models
+from flipsearch.core.errors import ConfigError, unknown_name
+from flipsearch.judging.library import list_judges
+from flipsearch.ledger import Ledger
+from flipsearch.ledger.check import LedgerCheck
+from flipsearch.ledger.check import check_ledger as check
+from flipsearch.prompts.problems import list_problem_sets
+from flipsearch.prompts.sets import list_sets
+from flipsearch.reporting.rollout_table import Export, check_export, export_file, export_lines
+from flipsearch.templating.library import load_library
+from flipsearch.workspace import (
+    ledger_place,
+)
+
+
+def check_ledger(study: Path | str, *, reports: Path | None = None) -> LedgerCheck:
+    """Read the ledger of a study and return what it holds and what is wrong with it; nothing is written.
+
+    `study` is a study's name or folder, or a ledger's file or database URL.
+    """
+    return check(ledger_place(study, reports))
+
+
+def export_ledger(
+    study: Path | str, *, to: Path | str | None = None, reports: Path | None = None, stream: TextIO | None = None
+) -> Export:
+    """Write all rollouts of a study with their verdicts to a .jsonl, .csv or .parquet file, or as lines to `stream`.
+
+    Without either, the lines go to stdout.
+    """
+    if to is not None:
+        check_export(Path(to))
+    with Ledger(ledger_place(study, reports), read_only=True) as ledger:
+        return export_file(ledger, Path(to)) if to is not None else export_lines(ledger, stream or sys.stdout)
+
+
+def list_things(what: str, contexts: Sequence[str] = ()) -> list[dict[str, str]]:
+    """Return rows of name and description for models, contexts, judges, prompts, problems or backends."""
+    tables = {
+        "models": list_models,
+        "contexts": lambda: load_library(contexts).descriptions(),
+        "judges": list_judges,
+        "prompts": lambda: {
+            name: ", ".join(f"{count} {kind}" for kind, count in counts.items()) for name, counts in list_sets().items()
+        },
+        "problems": lambda: {name: f"{count} problems" for name, count in list_problem_sets().items()},
+        "backends": list_backends,
+    }
+    if what not in tables:
+        raise ConfigError(unknown_name("list", what, tables))
+    return [{"name": name, "description": text} for name, text in tables[what]().items()]
