@@ -2,6 +2,6 @@
 
 grammar.py   intents, prompts, cues and the probability of a safe answer: the ground truth
 corpus.py    training samples drawn from the grammar
-build.py     tokenizer and weights from the corpus (PYTHONPATH=tools python -m pocket_model.build)
+build.py     tokenizer and weights from the corpus (python -m pocket_model.build)
 truth.py     calibration and the best reachable flip rate, measured on the finished weights
 """

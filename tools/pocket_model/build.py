@@ -1,6 +1,6 @@
 """Build the pocket model: tokenizer and weights from the corpus, then its calibration and truth.
 
-    PYTHONPATH=tools python -m pocket_model.build [--out FOLDER] [--steps N]
+    python -m pocket_model.build [--out FOLDER] [--steps N]
 
 Deterministic in data and seed; under twenty minutes on two cores, and it needs a C++ compiler (torch.compile). It
 writes a Hugging Face model folder that transformers and vLLM load as they are, with the grammar's fingerprint beside
