@@ -8,9 +8,7 @@ from flipsearch.ledger import Ledger
 from flipsearch.ledger.check import LedgerCheck
 from flipsearch.ledger.check import check_ledger as check
 from flipsearch.reporting.rollout_table import Export, check_export, export_file, export_lines
-from flipsearch.workspace import (
-    ledger_place,
-)
+from flipsearch.workspace import ledger_place
 
 
 def check_ledger(study: Path | str, *, reports: Path | None = None) -> LedgerCheck:

@@ -4,9 +4,10 @@ A ledger that cannot be opened at all (no ledger, another format) is a LedgerErr
 one that flipsearch would not have written.
 """
 
+import itertools
 import json
 import struct
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -18,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from flipsearch.core.errors import one_line
 from flipsearch.core.files import is_taken
 from flipsearch.core.records import Label
-from flipsearch.ledger.store import Ledger, lock_path
+from flipsearch.ledger.store import LOCK_SUFFIX, Ledger
 from flipsearch.ledger.tables import IN_FLIGHT, LABELLED, ROLLOUTS, VERDICTS, rollout_of
 
 BASELINE = "baseline"
@@ -30,7 +31,6 @@ class Fault:
     """One kind of fault."""
 
     kind: str
-    """In words."""
     count: int
     example: str
     """The first one: a rollout id, or the database's message."""
@@ -52,7 +52,6 @@ class LedgerCheck:
     """What a ledger holds, and what is wrong with it; nothing is counted in a damaged file."""
 
     place: str
-    """The file, or the URL of the database."""
     num_rollouts: int = 0
     """Failed ones included."""
     num_errors: int = 0
@@ -121,21 +120,16 @@ def _damage(ledger: Ledger) -> list[Fault]:
 
 
 def _rollout_faults(ledger: Ledger) -> list[Fault]:
-    counts, first = Counter[str](), dict[str, str]()
-    for page in ledger.pages():
-        for row in page:
-            kinds = []
-            if row["finish_reason"] not in ("stop", "length", "error"):
-                kinds.append("rollouts with an unknown finish reason")
-            try:
-                if rollout_of(row).rollout_id != row["rollout_id"]:
-                    kinds.append("rollouts whose id is not the hash of their fields")
-            except struct.error:
-                kinds.append("rollouts whose tokens cannot be unpacked")
-            for kind in kinds:
-                counts[kind] += 1
-                first.setdefault(kind, row["rollout_id"])
-    return [Fault(kind, count, first[kind]) for kind, count in counts.items()]
+    ids_by_kind: dict[str, list[str]] = defaultdict(list)
+    for row in itertools.chain.from_iterable(ledger.pages()):
+        if row["finish_reason"] not in ("stop", "length", "error"):
+            ids_by_kind["rollouts with an unknown finish reason"].append(row["rollout_id"])
+        try:
+            if rollout_of(row).rollout_id != row["rollout_id"]:
+                ids_by_kind["rollouts whose id is not the hash of their fields"].append(row["rollout_id"])
+        except struct.error:
+            ids_by_kind["rollouts whose tokens cannot be unpacked"].append(row["rollout_id"])
+    return [Fault(kind, len(ids), ids[0]) for kind, ids in ids_by_kind.items()]
 
 
 def _verdict_faults(ledger: Ledger) -> list[Fault]:
@@ -174,5 +168,5 @@ def _in_flight(ledger: Ledger, place: Path | str) -> InFlight | None:
         return None
     mark = json.loads(note.value)
     num_left = len(mark["rollout_ids"]) - len(ledger.lengths(mark["rollout_ids"]))
-    is_running = "://" not in str(place) and is_taken(lock_path(Path(place)))
+    is_running = "://" not in str(place) and is_taken(Path(f"{place}{LOCK_SUFFIX}"))
     return InFlight(mark["phase"], num_left, is_running)

@@ -47,6 +47,8 @@ from flipsearch.ledger.tables import (
 
 CHUNK = 500
 """Ids per query: well under every database's limit of bound values."""
+LOCK_SUFFIX = ".lock"
+"""Ends the name of the file beside a SQLite ledger that the process which writes to it holds locked."""
 _FINISHED = ROLLOUTS.c.finish_reason != "error"
 
 
@@ -66,7 +68,7 @@ class Ledger:
             with self._guard("created"):
                 path.parent.mkdir(parents=True, exist_ok=True)
             with self._guard("locked"):
-                self._lock = take_lock(lock_path(path))
+                self._lock = take_lock(path.with_name(path.name + LOCK_SUFFIX))
         try:
             with self._guard("opened"):
                 self._engine = make_engine(path.resolve() if path else self.place, read_only)
@@ -282,11 +284,6 @@ class Ledger:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def lock_path(path: Path) -> Path:
-    """Return the lock file of a ledger, which the process that writes to it holds."""
-    return path.with_name(path.name + ".lock")
 
 
 @contextmanager

@@ -67,7 +67,7 @@ def load_library(extra: Sequence[Path | str] = ()) -> TemplateLibrary:
 
 @dataclass(frozen=True, slots=True)
 class PlaceboRow:
-    """One placebo template."""
+    """A placebo template as a row of the leaderboard."""
 
     template: Template
 
@@ -144,7 +144,6 @@ class Card(BaseModel):
     params: dict[str, str | int | bool] = {}
     axes: tuple[str, ...] = ()
     model: str | None = None
-    """The model that it was searched for; None if the card does not say."""
     model_id: str | None = None
     backend: str | None = None
     prompts: CardPrompts = CardPrompts()
