@@ -27,7 +27,7 @@ from typing import Any
 import flipsearch
 from flipsearch.core.records import Context
 from flipsearch.core.scorecards import Metric
-from flipsearch.templating.given import given_cards
+from flipsearch.templating.library import given_cards
 from pocket_model import vocabulary as words
 from pocket_model.prompt_set import asks
 from pocket_model.truth import Decider

@@ -18,10 +18,9 @@ from typing import Any
 from flipsearch.backends.base import check_model, check_rewriter, make_backend
 from flipsearch.config import ModelConfig, ReportConfig, read_toml, toml_text
 from flipsearch.core.errors import StudyError, unknown_name
-from flipsearch.core.events import Events
 from flipsearch.core.files import write_text
 from flipsearch.core.package import RESULT_PACKAGES, package_versions
-from flipsearch.core.progress import Progress
+from flipsearch.core.progress import Events, Progress
 from flipsearch.core.protocols import Backend, Judge
 from flipsearch.core.studies import Study
 from flipsearch.judging.accuracy import load_accuracy
@@ -30,8 +29,7 @@ from flipsearch.judging.correction import with_judge_error
 from flipsearch.judging.labels import load_labels
 from flipsearch.judging.library import OtherJudges, load_judge, remaining_memory_share, unload_after
 from flipsearch.judging.spec import respelled
-from flipsearch.ledger import Ledger
-from flipsearch.ledger.opening import open_ledger
+from flipsearch.ledger import Ledger, open_ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.sets import PromptSet
 from flipsearch.reporting.card import context_card
@@ -53,7 +51,7 @@ class Workspace:
         self._open = ExitStack()
 
     def __enter__(self) -> "Workspace":
-        self.ledger = self._open.enter_context(open_ledger(self.folder / LEDGER_FILE))
+        self.ledger = self._open.enter_context(open_ledger(self.folder / LEDGER_FILE, owns_folder=True))
         self._open.enter_context(unload_after(*self.judges))
         return self
 

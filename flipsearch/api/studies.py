@@ -22,8 +22,7 @@ from flipsearch.searching.score import run_score
 from flipsearch.searching.setup import SearchSetup, prepare_search
 from flipsearch.searching.storage import write_storage
 from flipsearch.searching.study import run_study
-from flipsearch.templating.given import given_contexts
-from flipsearch.templating.library import load_library
+from flipsearch.templating.library import given_contexts, load_library
 from flipsearch.workspace import mean_length, study_folder, study_session, with_human_labels
 
 

@@ -189,8 +189,8 @@ def plan_lines(plan: "SearchPlan") -> list[str]:
         *(f"{'':<10}{', '.join(rollouts[i : i + 2])}" for i in range(0, len(rollouts), 2)),
         f"{'tokens':<10}at most {plan.tokens_at_most:,} ({plan.max_tokens:,} each)",
     ]
-    if plan.redraw_flip_rate is not None:
-        again = f"{percent(plan.redraw_flip_rate)} would flip, were p_unsafe uniform"
+    if plan.resample_flip_rate is not None:
+        again = f"{percent(plan.resample_flip_rate)} would flip, were p_unsafe uniform"
         lines.append(f"{'samples':<10}{plan.samples} per prompt, unsafe from {plan.unsafe_at} unsafe ones on")
         lines.append(f"{'':<10}sampled again without a context, {again}")
     if plan.tokens_expected and plan.mean_length is not None:

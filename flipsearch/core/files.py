@@ -1,11 +1,13 @@
-"""Files that are written whole or not at all, and text made safe for terminals and spreadsheets.
+"""Files that are written whole or not at all, lock files, and text made safe for terminals and spreadsheets.
 
-Appends (log.jsonl, events.jsonl) and databases are not written through this module.
+Appends (log.jsonl, events.jsonl) and databases are not written through this module. A lock is portable, and freed by
+the operating system when the process that holds it ends.
 """
 
 import json
 import os
 import re
+import sqlite3
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -40,6 +42,39 @@ def write_text(path: Path, text: str, error: type[FlipsearchError] = StudyError)
     """Write a UTF-8 text file with `atomic_write`; line breaks stay as they are."""
     with atomic_write(path, error) as partial:
         partial.write_text(text, encoding="utf-8", newline="\n")
+
+
+def take_lock(file: Path) -> sqlite3.Connection:
+    """Hold an exclusive transaction on an empty database until the returned connection is closed.
+
+    Raises sqlite3.Error if the file cannot be created or another process holds the lock; `is_held` tells which.
+    """
+    lock = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False)
+    try:
+        lock.execute("BEGIN EXCLUSIVE")
+    except sqlite3.Error:
+        lock.close()
+        raise
+    return lock
+
+
+def is_held(error: sqlite3.Error) -> bool:
+    """Return whether an error of `take_lock` means that another process holds the lock."""
+    return "locked" in str(error)
+
+
+def is_taken(file: Path) -> bool:
+    """Return whether a process holds the lock of `file` now; writes nothing and takes no lock."""
+    if not file.is_file():
+        return False
+    reader = sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=0)
+    try:
+        reader.execute("SELECT count(*) FROM sqlite_master")
+    except sqlite3.Error as error:
+        return is_held(error)
+    finally:
+        reader.close()
+    return False
 
 
 def json_text(value: Mapping[str, Any]) -> str:

@@ -1,8 +1,21 @@
-"""How far a command has come: its phase, what it does there, and how many items are done."""
+"""What a command reports while it works: its progress to the user, and its events to events.jsonl.
 
+Progress is the phase, the activity there and how many items are done. Events are one JSON object per line:
+
+    {"time": "2026-11-24T21:00:00.123+00:00", "event": "pruned", "context_id": "…", "rung": 1, "evidence": 31.4}
+
+Events are for people and their scripts: nothing here reads them, and no result depends on them. A run that is replayed
+from the ledger emits its events again, under a new "launch".
+"""
+
+import json
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import Protocol
+from pathlib import Path
+from typing import Any, Protocol
+
+from flipsearch.core.errors import StudyError
 
 
 class Phase(StrEnum):
@@ -56,3 +69,41 @@ class Progress(Protocol):
     def __call__(self, step: Step, done: int, total: int, num_rollouts: int, num_tokens: int) -> None:
         """Report that `done` of `total` items are done, and the rollouts and tokens that this command has generated."""
         ...
+
+
+class Emit(Protocol):
+    """Records an event with its facts, which JSON can hold."""
+
+    def __call__(self, event: str, /, **facts: Any) -> None:
+        """Record the event."""
+        ...
+
+
+def silent(event: str, /, **facts: Any) -> None:
+    """Discard the event."""
+
+
+class Events:
+    """Appends events to a file, each in one write; StudyError if it cannot be written."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._is_checked = False
+
+    def __call__(self, event: str, /, **facts: Any) -> None:
+        """Append one line with the time in UTC.
+
+        The first call terminates a line that a kill or a full disk left incomplete, so that it spoils only itself.
+        """
+        now = datetime.now(UTC).isoformat(timespec="milliseconds")
+        line = json.dumps({"time": now, "event": event} | facts, default=str) + "\n"
+        try:
+            with self.path.open("ab+") as file:
+                if not self._is_checked and file.tell():
+                    file.seek(-1, 2)
+                    line = line if file.read(1) == b"\n" else f"\n{line}"
+                file.write(line.encode("ascii"))
+        except OSError as error:
+            why = f"cannot write '{self.path}': {error.strerror}"
+            raise StudyError(f"{why}; free the disk or move the file away.") from error
+        self._is_checked = True

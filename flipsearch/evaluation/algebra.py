@@ -11,8 +11,6 @@ from concurrent.futures import TimeoutError as OutOfTime
 from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
-from typing import Self
 
 from flipsearch.core.errors import JudgeError
 
@@ -57,12 +55,6 @@ class AlgebraWorker:
         """End the process; closing twice is fine."""
         self._stop()
         self._reader.shutdown()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self.close()
 
     def _start(self) -> subprocess.Popen[str]:
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL

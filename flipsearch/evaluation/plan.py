@@ -32,7 +32,6 @@ class EvaluationPlan:
     problem_sets: tuple[ProblemSet, ...]
     """() if reasoning is not measured."""
     notes: tuple[str, ...]
-    """How the files were read."""
 
     @property
     def base_config(self) -> EvalConfig | None:

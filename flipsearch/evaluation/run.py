@@ -46,7 +46,7 @@ def run_evaluation(plan: EvaluationPlan, judge: Judge, ledger: Ledger, progress:
     """
     share, sampling = remaining_memory_share(judge), plan.config.sampling()
     backend = make_backend(plan.config, memory_share=share)
-    with AlgebraWorker() as algebra:
+    with closing(AlgebraWorker()) as algebra:
         new = score_model(plan, Runner(backend, judge, ledger, sampling, progress), "new", algebra)
         base = None
         if plan.base_config is not None:

@@ -49,7 +49,6 @@ class SetScores:
     set_name: str
     values: Values
     num_answers: int
-    """Scored and unscored."""
     num_unscored: int
     num_truncated: int
     num_incomparable: int
@@ -62,12 +61,9 @@ class ModelScores:
     """The scores of one model on all sets."""
 
     model: str
-    """As the user named it."""
     model_id: str
     revision: str | None
-    """Commit on the hub."""
     notes: tuple[str, ...]
-    """From its backend."""
     sets: tuple[SetScores, ...]
     """In the order of the scorecard."""
 
@@ -147,7 +143,7 @@ def _measured(scores: SetScores) -> Measured:
 def estimate(values: Values) -> Estimate:
     """Return the mean of the scored values with its interval."""
     scored = [value for value in values.values() if value is not None]
-    return _rate(int(sum(scored)), len(scored)) if _are_binary(scored) else mean_interval(scored)
+    return _rate(int(sum(scored)), len(scored)) if set(scored) <= {0.0, 1.0} else mean_interval(scored)
 
 
 def difference(first: Values, second: Values) -> Estimate:
@@ -155,7 +151,7 @@ def difference(first: Values, second: Values) -> Estimate:
     pairs = [(value, second.get(prompt_id)) for prompt_id, value in first.items()]
     scored = [(left, right) for left, right in pairs if left is not None and right is not None]
     lefts, rights = [left for left, _ in scored], [right for _, right in scored]
-    if not scored or not _are_binary(lefts + rights):
+    if not scored or not set(lefts + rights) <= {0.0, 1.0}:
         return paired_mean_difference(lefts, rights)
     paired = paired_difference([left == 1 for left in lefts], [right == 1 for right in rights])
     return Estimate(paired.value, paired.low, paired.high, paired.n)
@@ -201,10 +197,6 @@ def reasoning_and_tax(new: Sequence[SetScores], base: Sequence[SetScores]) -> tu
         return Composite(estimate(new_values), None, None), None
     change, tax = difference(new_values, base_values), difference(base_values, new_values)
     return Composite(estimate(new_values), estimate(base_values), change), tax
-
-
-def _are_binary(values: Sequence[float]) -> bool:
-    return all(value in (0.0, 1.0) for value in values)
 
 
 def _rate(count: int, n: int) -> Estimate:

@@ -11,7 +11,6 @@ import logging
 import signal
 import sys
 import time
-from collections.abc import Iterator
 from typing import Any
 
 from math_verify import parse, verify
@@ -28,17 +27,11 @@ def main() -> None:
     logging.disable(logging.CRITICAL)
     _limit("RLIMIT_AS", MEMORY)
     out, sys.stdout = sys.stdout, sys.stderr  # what a library prints must not be read as a reply
-    for reply in _replies():
-        out.write(reply + "\n")
-        out.flush()
-
-
-def _replies() -> Iterator[str]:
-    yield "ready"
+    print("ready", file=out, flush=True)
     for line in sys.stdin:
         _limit("RLIMIT_CPU", int(time.process_time()) + CPU_S)
         question = json.loads(line)
-        yield json.dumps(is_same(question["reference"], question["text"]))
+        print(json.dumps(is_same(question["reference"], question["text"])), file=out, flush=True)
 
 
 def is_same(reference: str, text: str) -> bool | None:

@@ -4,14 +4,14 @@ The rollouts of a study are judged at the study's own ledger. Labelled answers h
 several judges can be measured at the same time. The members of a panel are run, and kept, as themselves.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 from flipsearch.core.protocols import Judge, Panel
 from flipsearch.core.records import Exchange, Verdict, content_id
 from flipsearch.judging.contract import run_judge
-from flipsearch.ledger import Ledger
+from flipsearch.ledger import Ledger, open_ledger
 from flipsearch.ledger.tables import LABELLED
 
 BATCH = 256
@@ -48,7 +48,10 @@ def judge_answers(
         return judge.combine([judge_answers(member, exchanges, folder, progress) for member in judge.members])
     ids = [content_id("answer", exchange.prompt.text, exchange.completion) for exchange in exchanges]
     verdicts: list[Verdict] = []
-    with _open_ledger(folder and folder / f"{content_id('judged', judge.identity)}.db", verdicts) as ledger:
+    opened: AbstractContextManager[Ledger] = (
+        open_ledger(folder / f"{content_id('judged', judge.identity)}.db") if folder else Ledger("sqlite://")
+    )
+    with opened as ledger:
         ledger.note(LABELLED, judge.name)
         for start in range(0, len(ids), BATCH):
             part = slice(start, start + BATCH)
@@ -56,25 +59,3 @@ def judge_answers(
             if progress:
                 progress(len(verdicts), len(ids))
     return verdicts
-
-
-@contextmanager
-def _open_ledger(path: Path | None, verdicts: Sequence[Verdict]) -> Iterator[Ledger]:
-    """Open a ledger; a new one is removed, with its new folders, if the block fails while `verdicts` is empty."""
-    if path is None:
-        with Ledger("sqlite://") as ledger:
-            yield ledger
-        return
-    missing = [parent for parent in (path, *path.parents) if not parent.exists()]
-    with Ledger(path) as ledger:  # outside the try: a ledger that does not open belongs to another process
-        try:
-            yield ledger
-        except BaseException:
-            if path in missing and not verdicts:
-                ledger.close()
-                for file in path.parent.glob(f"{path.name}*"):
-                    file.unlink()
-                for folder in missing[1:]:
-                    with suppress(OSError):
-                        folder.rmdir()
-            raise

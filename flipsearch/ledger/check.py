@@ -4,21 +4,23 @@ A ledger that cannot be opened at all (no ledger, another format) is a LedgerErr
 one that flipsearch would not have written.
 """
 
+import itertools
 import json
 import struct
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sql
 from sqlalchemy.exc import SQLAlchemyError
 
-from flipsearch.core.locks import is_taken
+from flipsearch.core.errors import one_line
+from flipsearch.core.files import is_taken
 from flipsearch.core.records import Label
-from flipsearch.ledger.store import Ledger
-from flipsearch.ledger.tables import IN_FLIGHT, LABELLED, ROLLOUTS, VERDICTS, lock_path, one_line, rollout_of
+from flipsearch.ledger.store import LOCK_SUFFIX, Ledger
+from flipsearch.ledger.tables import IN_FLIGHT, LABELLED, ROLLOUTS, VERDICTS, rollout_of
 
 BASELINE = "baseline"
 """The key under which rollouts without a context are counted."""
@@ -29,7 +31,6 @@ class Fault:
     """One kind of fault."""
 
     kind: str
-    """In words."""
     count: int
     example: str
     """The first one: a rollout id, or the database's message."""
@@ -51,23 +52,21 @@ class LedgerCheck:
     """What a ledger holds, and what is wrong with it; nothing is counted in a damaged file."""
 
     place: str
-    """The file, or the URL of the database."""
-    num_rollouts: int
+    num_rollouts: int = 0
     """Failed ones included."""
-    num_errors: int
+    num_errors: int = 0
     """Failed rollouts: kept, never served, tried again by the next run."""
-    num_verdicts: int
-    num_unjudged: int
+    num_verdicts: int = 0
+    num_unjudged: int = 0
     """Finished rollouts without a verdict of any judge."""
-    by_model: Mapping[str, int]
+    by_model: Mapping[str, int] = field(default_factory=dict)
     """Model id -> rollouts."""
-    by_context: Mapping[str, int]
+    by_context: Mapping[str, int] = field(default_factory=dict)
     """Context id (BASELINE for none) -> rollouts, most first."""
-    by_judge: Mapping[str, int]
+    by_judge: Mapping[str, int] = field(default_factory=dict)
     """Judge id -> verdicts."""
-    in_flight: InFlight | None
-    """Work that was begun and not finished."""
-    faults: tuple[Fault, ...]
+    in_flight: InFlight | None = None
+    faults: tuple[Fault, ...] = ()
     """One per kind; () for a sound ledger."""
 
     @property
@@ -86,20 +85,22 @@ def check_ledger(place: Path | str) -> LedgerCheck:
     Raises LedgerError, in one line, for a place that holds no ledger of this format, or that cannot be read.
     """
     with Ledger(place, read_only=True) as ledger:
-        if damage := _damage(ledger):  # a damaged file is not counted
-            return LedgerCheck(str(place), 0, 0, 0, 0, {}, {}, {}, None, tuple(damage))
-        by_model, by_judge = _tally(ledger, ROLLOUTS.c.model_id), _tally(ledger, VERDICTS.c.judge_id)
-        failed = ROLLOUTS.c.finish_reason == "error"
+        if damage := _damage(ledger):
+            return LedgerCheck(str(place), faults=tuple(damage))
+        counts = ledger.counts()
         judged = sql.exists().where(VERDICTS.c.rollout_id == ROLLOUTS.c.rollout_id)
+        unjudged = sql.select(sql.func.count()).where(ROLLOUTS.c.finish_reason != "error", ~judged)
+        with ledger.reader() as connection:
+            num_unjudged = connection.execute(unjudged).scalar_one()
         return LedgerCheck(
             place=str(place),
-            num_rollouts=sum(by_model.values()),
-            num_errors=_count(ledger, sql.select(ROLLOUTS.c.rollout_id).where(failed)),
-            num_verdicts=sum(by_judge.values()),
-            num_unjudged=_count(ledger, sql.select(ROLLOUTS.c.rollout_id).where(~failed, ~judged)),
-            by_model=by_model,
+            num_rollouts=counts["rollouts"],
+            num_errors=counts["errors"],
+            num_verdicts=counts["verdicts"],
+            num_unjudged=num_unjudged,
+            by_model=_tally(ledger, ROLLOUTS.c.model_id),
             by_context=_tally(ledger, ROLLOUTS.c.context_id),
-            by_judge=by_judge,
+            by_judge=_tally(ledger, VERDICTS.c.judge_id),
             in_flight=_in_flight(ledger, place),
             faults=tuple(_rollout_faults(ledger) + _verdict_faults(ledger)),
         )
@@ -113,27 +114,22 @@ def _damage(ledger: Ledger) -> list[Fault]:
         try:
             messages = list(connection.exec_driver_sql("PRAGMA integrity_check").scalars())
         except SQLAlchemyError as error:
-            messages = [one_line(getattr(error, "orig", None) or error)]
+            messages = [one_line(getattr(error, "orig", None) or error).rstrip(".")]
     lines = [line for message in messages for line in message.splitlines() if line != "ok"]
     return [Fault("the file is damaged", len(lines), lines[-1])] if lines else []
 
 
 def _rollout_faults(ledger: Ledger) -> list[Fault]:
-    counts, first = Counter[str](), dict[str, str]()
-    for page in ledger.pages():
-        for row in page:
-            kinds = []
-            if row["finish_reason"] not in ("stop", "length", "error"):
-                kinds.append("rollouts with an unknown finish reason")
-            try:
-                if rollout_of(row).rollout_id != row["rollout_id"]:
-                    kinds.append("rollouts whose id is not the hash of their fields")
-            except struct.error:
-                kinds.append("rollouts whose tokens cannot be unpacked")
-            for kind in kinds:
-                counts[kind] += 1
-                first.setdefault(kind, row["rollout_id"])
-    return [Fault(kind, count, first[kind]) for kind, count in counts.items()]
+    ids_by_kind: dict[str, list[str]] = defaultdict(list)
+    for row in itertools.chain.from_iterable(ledger.pages()):
+        if row["finish_reason"] not in ("stop", "length", "error"):
+            ids_by_kind["rollouts with an unknown finish reason"].append(row["rollout_id"])
+        try:
+            if rollout_of(row).rollout_id != row["rollout_id"]:
+                ids_by_kind["rollouts whose id is not the hash of their fields"].append(row["rollout_id"])
+        except struct.error:
+            ids_by_kind["rollouts whose tokens cannot be unpacked"].append(row["rollout_id"])
+    return [Fault(kind, len(ids), ids[0]) for kind, ids in ids_by_kind.items()]
 
 
 def _verdict_faults(ledger: Ledger) -> list[Fault]:
@@ -151,17 +147,12 @@ def _verdict_faults(ledger: Ledger) -> list[Fault]:
     }
     faults = []
     for kind, condition in conditions.items():
-        query = sql.select(VERDICTS.c.rollout_id).where(condition).order_by(VERDICTS.c.rollout_id)
+        query = sql.select(sql.func.count(), sql.func.min(VERDICTS.c.rollout_id)).where(condition)
         with ledger.reader() as connection:
-            example = connection.execute(query.limit(1)).scalar()
-        if example is not None:
-            faults.append(Fault(kind, _count(ledger, query), example))
+            count, example = connection.execute(query).one()
+        if count:
+            faults.append(Fault(kind, count, example))
     return faults
-
-
-def _count(ledger: Ledger, query: sql.Select[Any]) -> int:
-    with ledger.reader() as connection:
-        return connection.execute(sql.select(sql.func.count()).select_from(query.subquery())).scalar_one()
 
 
 def _tally(ledger: Ledger, column: sql.Column[Any]) -> dict[str, int]:
@@ -177,5 +168,5 @@ def _in_flight(ledger: Ledger, place: Path | str) -> InFlight | None:
         return None
     mark = json.loads(note.value)
     num_left = len(mark["rollout_ids"]) - len(ledger.lengths(mark["rollout_ids"]))
-    is_running = "://" not in str(place) and is_taken(lock_path(Path(place)))
+    is_running = "://" not in str(place) and is_taken(Path(f"{place}{LOCK_SUFFIX}"))
     return InFlight(mark["phase"], num_left, is_running)

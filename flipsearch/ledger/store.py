@@ -10,11 +10,10 @@ verdict is kept as the judge gave it, UNSCORED ones too; a judge with another id
 """
 
 import json
+import shutil
 import sqlite3
-import struct
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import asdict
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -23,10 +22,10 @@ from typing import Any, Self
 import sqlalchemy as sql
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlchemyError
 
-from flipsearch.core.errors import LedgerError
+from flipsearch.core.errors import LedgerError, one_line
+from flipsearch.core.files import is_held, take_lock
 from flipsearch.core.records import PrefixScore, Rollout, Verdict
 from flipsearch.ledger.tables import (
-    DOUBLE_BYTES,
     FORMAT,
     FORMATS,
     IN_FLIGHT,
@@ -37,19 +36,19 @@ from flipsearch.ledger.tables import (
     TOKEN_BYTES,
     VERDICTS,
     Note,
-    lock_ledger,
     make_engine,
-    one_line,
-    read_notes,
+    pack,
     rollout_of,
     rollout_row,
+    unpack,
     verdict_of,
     verdict_row,
-    what_to_do,
 )
 
 CHUNK = 500
 """Ids per query: well under every database's limit of bound values."""
+LOCK_SUFFIX = ".lock"
+"""Ends the name of the file beside a SQLite ledger that the process which writes to it holds locked."""
 _FINISHED = ROLLOUTS.c.finish_reason != "error"
 
 
@@ -68,10 +67,12 @@ class Ledger:
         if path is not None and not read_only:
             with self._guard("created"):
                 path.parent.mkdir(parents=True, exist_ok=True)
-            self._lock = lock_ledger(path)
+            with self._guard("locked"):
+                self._lock = take_lock(path.with_name(path.name + LOCK_SUFFIX))
         try:
             with self._guard("opened"):
                 self._engine = make_engine(path.resolve() if path else self.place, read_only)
+                self.dialect = self._engine.dialect.name  # sqlite, postgresql, …
                 self._check_format(read_only)
         except BaseException:
             self.close()
@@ -79,16 +80,15 @@ class Ledger:
 
     def rollouts(self, ids: Iterable[str], *, errors: bool = False) -> dict[str, Rollout]:
         """Return id -> rollout for the finished rollouts among `ids`; failed ones too if `errors`."""
-        query = sql.select(ROLLOUTS).where(_among(ROLLOUTS.c.rollout_id))
-        query = query if errors else query.where(_FINISHED)
-        return {row["rollout_id"]: rollout_of(row) for row in self._rows(query, ids)}
+        query = sql.select(ROLLOUTS) if errors else sql.select(ROLLOUTS).where(_FINISHED)
+        return {row["rollout_id"]: rollout_of(row) for row in self._rows(query, ROLLOUTS.c.rollout_id, ids)}
 
     def lengths(self, ids: Iterable[str]) -> dict[str, int]:
         """Return id -> generated tokens, prefill excluded, for the finished rollouts among `ids`."""
         num_bytes = sql.func.length(ROLLOUTS.c.completion_ids) - sql.func.length(ROLLOUTS.c.prefill)
-        columns = ROLLOUTS.c.rollout_id, num_bytes.label("num_bytes")
-        query = sql.select(*columns).where(_FINISHED, _among(ROLLOUTS.c.rollout_id))
-        return {row["rollout_id"]: max(0, row["num_bytes"]) // TOKEN_BYTES for row in self._rows(query, ids)}
+        query = sql.select(ROLLOUTS.c.rollout_id, num_bytes.label("num_bytes")).where(_FINISHED)
+        rows = self._rows(query, ROLLOUTS.c.rollout_id, ids)
+        return {row["rollout_id"]: max(0, row["num_bytes"]) // TOKEN_BYTES for row in rows}
 
     def save_rollouts(self, rollouts: Iterable[Rollout]) -> None:
         """Write rollouts in one transaction, replacing those that exist."""
@@ -96,31 +96,27 @@ class Ledger:
 
     def prefix_scores(self, ids: Iterable[str]) -> dict[str, PrefixScore]:
         """Return id -> prefix score for those among `ids`."""
-        query = sql.select(PREFIX_SCORES).where(_among(PREFIX_SCORES.c.prefix_score_id))
-        scores = {}
-        for row in self._rows(query, ids):
-            log_probs = struct.unpack(f"<{len(row['log_probs']) // DOUBLE_BYTES}d", row["log_probs"])
-            scores[row["prefix_score_id"]] = PrefixScore(log_probs, row["num_agreed"])
-        return scores
+        rows = self._rows(sql.select(PREFIX_SCORES), PREFIX_SCORES.c.prefix_score_id, ids)
+        return {row["prefix_score_id"]: PrefixScore(unpack("d", row["log_probs"]), row["num_agreed"]) for row in rows}
 
     def save_prefix_scores(self, prefix_scores: Iterable[tuple[str, PrefixScore]]) -> None:
         """Write (id, prefix score) pairs in one transaction, replacing those that exist."""
-        rows = []
-        for id, score in prefix_scores:
-            log_probs = struct.pack(f"<{len(score.log_probs)}d", *score.log_probs)
-            rows.append({"prefix_score_id": id, "log_probs": log_probs, "num_agreed": score.num_agreed})
+        rows = [
+            {"prefix_score_id": id, "log_probs": pack("d", score.log_probs), "num_agreed": score.num_agreed}
+            for id, score in prefix_scores
+        ]
         self._replace(PREFIX_SCORES, [PREFIX_SCORES.c.prefix_score_id], rows)
 
     def verdicts(self, judge_id: str, ids: Iterable[str]) -> dict[str, Verdict]:
         """Return rollout id -> verdict of one judge on the rollouts `ids`."""
-        query = sql.select(VERDICTS).where(VERDICTS.c.judge_id == judge_id, _among(VERDICTS.c.rollout_id))
-        return {row["rollout_id"]: verdict_of(row) for row in self._rows(query, ids)}
+        query = sql.select(VERDICTS).where(VERDICTS.c.judge_id == judge_id)
+        return {row["rollout_id"]: verdict_of(row) for row in self._rows(query, VERDICTS.c.rollout_id, ids)}
 
     def verdicts_of_all(self, ids: Iterable[str]) -> dict[str, dict[str, Verdict]]:
         """Return rollout id -> judge id -> verdict for every judge on the rollouts `ids`."""
-        query = sql.select(VERDICTS).where(_among(VERDICTS.c.rollout_id)).order_by(VERDICTS.c.judge_id)
+        query = sql.select(VERDICTS).order_by(VERDICTS.c.judge_id)
         verdicts: dict[str, dict[str, Verdict]] = {}
-        for row in self._rows(query, ids):
+        for row in self._rows(query, VERDICTS.c.rollout_id, ids):
             verdicts.setdefault(row["rollout_id"], {})[row["judge_id"]] = verdict_of(row)
         return verdicts
 
@@ -131,17 +127,19 @@ class Ledger:
 
     def note(self, key: str, value: str) -> Note:
         """Record that something happened, with the time; return the note of a key that exists, unchanged."""
-        note = _note_now(value)
+        note = Note(value, _now())
         with self._writing() as connection:
-            if (known := read_notes(connection).get(key)) is not None:
-                return known
-            connection.execute(sql.insert(NOTES), {"key": key, **asdict(note)})
+            known = connection.execute(sql.select(NOTES).where(NOTES.c.key == key)).one_or_none()
+            if known is not None:
+                return Note(known.value, known.time)
+            connection.execute(sql.insert(NOTES), {"key": key, "value": note.value, "time": note.time})
         return note
 
     def notes(self) -> dict[str, Note]:
         """Return all notes by key, oldest first."""
+        query = sql.select(NOTES).order_by(NOTES.c.time, NOTES.c.key)
         with self.reader() as connection:
-            return read_notes(connection)
+            return {row.key: Note(row.value, row.time) for row in connection.execute(query)}
 
     @contextmanager
     def in_flight(self, phase: str, ids: Iterable[str]) -> Iterator[None]:
@@ -150,7 +148,7 @@ class Ledger:
         Only people read it: a rollout is either in the ledger, or it is generated again.
         """
         value = json.dumps({"phase": phase, "rollout_ids": list(ids)})
-        self._replace(NOTES, [NOTES.c.key], [{"key": IN_FLIGHT, **asdict(_note_now(value))}])
+        self._replace(NOTES, [NOTES.c.key], [{"key": IN_FLIGHT, "value": value, "time": _now()}])
         yield
         with self._writing() as connection:
             connection.execute(sql.delete(NOTES).where(NOTES.c.key == IN_FLIGHT))
@@ -197,11 +195,6 @@ class Ledger:
         with self.reader() as connection:
             return {name: connection.execute(query).scalar_one() for name, query in queries.items()}
 
-    @property
-    def dialect(self) -> str:
-        """Name of the database: sqlite, postgresql, …"""
-        return self._engine.dialect.name
-
     def close(self) -> None:
         """Close the database and free the lock; closing twice is fine."""
         if hasattr(self, "_engine"):
@@ -229,14 +222,22 @@ class Ledger:
 
     @contextmanager
     def _guard(self, verb: str) -> Iterator[None]:
-        """Turn the errors of SQLAlchemy and its drivers into a LedgerError: "cannot be `verb`"."""
+        """Turn the errors of SQLAlchemy, its drivers and the lock into a LedgerError: "cannot be `verb`"."""
         try:
             yield
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise LedgerError(f"'{self.place}' is no database URL that can be used: {one_line(error)}.") from error
-        except (SQLAlchemyError, OSError) as error:
-            why = one_line(error.orig if isinstance(error, DBAPIError) and error.orig else error)
-            raise LedgerError(f"{self.place}: the ledger cannot be {verb}: {why}. {what_to_do(why)}") from error
+        except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+            if isinstance(error, sqlite3.Error) and is_held(error):
+                todo = "wait until it ends, or choose another reports folder."
+                raise LedgerError(f"{self.place} is in use by another flipsearch; {todo}") from error
+            why = one_line(error.orig if isinstance(error, DBAPIError) and error.orig else error).rstrip(".")
+            todo = "Choose a folder that exists on this machine and can be written."
+            if "full" in why or "No space" in why:
+                todo = "Free some space and run the same command again: what was saved before is intact."
+            elif "not a database" in why or "malformed" in why:
+                todo = "It is not a flipsearch ledger, or it is damaged: name another file."
+            raise LedgerError(f"{self.place}: the ledger cannot be {verb}: {why}. {todo}") from error
 
     def _check_format(self, read_only: bool) -> None:
         """Refuse a database that is no ledger of this format; create the tables in an empty one."""
@@ -271,20 +272,42 @@ class Ledger:
             connection.execute(sql.delete(table).where(match), keys)
             connection.execute(sql.insert(table), rows)
 
-    def _rows(self, query: sql.Select[Any], ids: Iterable[str]) -> list[sql.RowMapping]:
-        """Return the rows of a query with the parameter "ids" (see `_among`), CHUNK ids per query."""
+    def _rows(self, query: sql.Select[Any], column: sql.Column[Any], ids: Iterable[str]) -> list[sql.RowMapping]:
+        """Return the rows of a query whose `column` holds one of `ids`, CHUNK ids per query."""
         # A list, not a generator: one that an interrupt leaves open would be closed after its connection.
         distinct, rows = list(dict.fromkeys(ids)), list[sql.RowMapping]()
         with self.reader() as connection:
             for start in range(0, len(distinct), CHUNK):
-                rows += connection.execute(query, {"ids": distinct[start : start + CHUNK]}).mappings()
+                rows += connection.execute(query.where(column.in_(distinct[start : start + CHUNK]))).mappings()
         return rows
 
 
-def _among(column: sql.Column[Any]) -> sql.ColumnElement[bool]:
-    """Return the condition that a column holds one of the ids that `Ledger._rows` binds."""
-    return column.in_(sql.bindparam("ids", expanding=True))
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
-def _note_now(value: str) -> Note:
-    return Note(value, datetime.now(UTC).isoformat(timespec="seconds"))
+@contextmanager
+def open_ledger(path: Path, *, owns_folder: bool = False) -> Iterator[Ledger]:
+    """Open a ledger for a block; if that fails with no rollout and no verdict in a new one, remove it.
+
+    New folders go too where they are empty; with `owns_folder` the ledger's own goes with all that is in it. If the
+    ledger cannot be opened, another process works there, and only empty folders are removed.
+    """
+    missing = [place for place in (path, *path.parents) if not place.exists()]
+    try:
+        with Ledger(path) as ledger:
+            try:
+                yield ledger
+            except BaseException:
+                is_unused = path in missing and not any(ledger.counts().values())
+                ledger.close()
+                for file in path.parent.glob(f"{path.name}*") if is_unused else ():
+                    file.unlink()
+                if is_unused and owns_folder and path.parent in missing:
+                    shutil.rmtree(path.parent, ignore_errors=True)
+                raise
+    except BaseException:
+        for folder in missing:
+            with suppress(OSError):  # what is not an empty folder stays
+                folder.rmdir()
+        raise

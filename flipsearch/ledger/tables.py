@@ -1,26 +1,21 @@
-"""The tables of a ledger, how a record becomes a row and back, and how the database is opened and locked."""
+"""The tables of a ledger, how a record becomes a row and back, and how the database is opened."""
 
 import sqlite3
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sql
 from sqlalchemy.exc import ArgumentError
 
-from flipsearch.core.errors import LedgerError
-from flipsearch.core.locks import is_held, take_lock
 from flipsearch.core.records import Label, Rollout, Sampling, Verdict
 
 FORMAT = 3
 """Version of the tables; a ledger of another version is refused."""
 TOKEN_BYTES = 4
-"""Token ids are kept as little-endian 32-bit integers, the same on every machine."""
-DOUBLE_BYTES = 8
-"""Log-probabilities are kept as little-endian doubles."""
-
+"""Token ids are kept as little-endian 32-bit integers."""
 IN_FLIGHT = "in flight"
 """Key of the note of the rollouts that were requested from a backend and have not all come back."""
 LABELLED = "labelled answers"
@@ -105,65 +100,22 @@ def make_engine(place: str | Path, read_only: bool) -> sql.Engine:
     return engine
 
 
-def lock_path(path: Path) -> Path:
-    """Return the lock file of a ledger, which the process that writes to it holds."""
-    return path.with_name(path.name + ".lock")
-
-
-def lock_ledger(path: Path) -> sqlite3.Connection:
-    """Take the lock beside a ledger; LedgerError if another process holds it."""
-    try:
-        return take_lock(lock_path(path))
-    except sqlite3.Error as error:
-        if is_held(error):
-            raise LedgerError(
-                f"{path} is in use by another flipsearch; wait until it ends, or choose another reports folder."
-            ) from error
-        why = one_line(error)
-        raise LedgerError(f"{path}: the ledger cannot be locked: {why}. {what_to_do(why)}") from error
-
-
-def one_line(error: BaseException) -> str:
-    """Return the first line of an error's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def what_to_do(why: str) -> str:
-    """Return what the user can do about a database error."""
-    if "full" in why or "No space" in why:
-        return "Free some space and run the same command again: what was saved before is intact."
-    if "not a database" in why or "malformed" in why:
-        return "It is not a flipsearch ledger, or it is damaged: name another file."
-    return "Choose a folder that exists on this machine and can be written."
-
-
-def read_notes(connection: sql.Connection) -> dict[str, Note]:
-    """Return all notes by key, oldest first."""
-    query = sql.select(NOTES).order_by(NOTES.c.time, NOTES.c.key)
-    return {row.key: Note(row.value, row.time) for row in connection.execute(query)}
-
-
 def rollout_row(rollout: Rollout) -> dict[str, Any]:
     """Return the row of a rollout."""
-    sampling = rollout.sampling
     return {
         "rollout_id": rollout.rollout_id,
         "prompt_id": rollout.prompt_id,
         "context_id": rollout.context_id,
         "model_id": rollout.model_id,
-        "max_tokens": sampling.max_tokens,
-        "temperature": sampling.temperature,
-        "top_p": sampling.top_p,
-        "top_k": sampling.top_k,
-        "seed": sampling.seed,
+        **asdict(rollout.sampling),
         "sample_index": rollout.sample_index,
         "completion": rollout.completion,
-        "completion_ids": _pack(rollout.completion_ids),
+        "completion_ids": pack("I", rollout.completion_ids),
         "num_prompt_tokens": rollout.num_prompt_tokens,
         "finish_reason": rollout.finish_reason,
         "opens_thinking": rollout.opens_thinking,
         "error": rollout.error,
-        "prefill": _pack(rollout.prefill),
+        "prefill": pack("I", rollout.prefill),
     }
 
 
@@ -176,12 +128,12 @@ def rollout_of(row: sql.RowMapping) -> Rollout:
         sampling=Sampling(row["max_tokens"], row["temperature"], row["top_p"], row["top_k"], row["seed"]),
         sample_index=row["sample_index"],
         completion=row["completion"],
-        completion_ids=_unpack(row["completion_ids"]),
+        completion_ids=unpack("I", row["completion_ids"]),
         num_prompt_tokens=row["num_prompt_tokens"],
         finish_reason=row["finish_reason"],
         opens_thinking=row["opens_thinking"],
         error=row["error"],
-        prefill=_unpack(row["prefill"]),
+        prefill=unpack("I", row["prefill"]),
     )
 
 
@@ -203,9 +155,11 @@ def verdict_of(row: sql.RowMapping) -> Verdict:
     return Verdict(Label(row["label"]), row["p_unsafe"], row["p_refusal"], row["reason"], row["label_mass"])
 
 
-def _pack(ids: Sequence[int]) -> bytes:
-    return struct.pack(f"<{len(ids)}I", *ids)
+def pack(code: str, numbers: Sequence[float]) -> bytes:
+    """Return token ids (code "I") or log-probabilities ("d") as little-endian bytes, the same on every machine."""
+    return struct.pack(f"<{len(numbers)}{code}", *numbers)
 
 
-def _unpack(blob: bytes) -> tuple[int, ...]:
-    return struct.unpack(f"<{len(blob) // TOKEN_BYTES}I", blob)
+def unpack(code: str, blob: bytes) -> tuple[Any, ...]:
+    """Invert `pack`; struct.error if the bytes are no whole numbers."""
+    return struct.unpack(f"<{len(blob) // struct.calcsize(f'<{code}')}{code}", blob)

@@ -9,8 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from flipsearch.core.errors import BackendError
-from flipsearch.core.events import Emit, silent
-from flipsearch.core.progress import Activity, Phase, Progress, Step
+from flipsearch.core.progress import Activity, Emit, Phase, Progress, Step, silent
 from flipsearch.core.protocols import Backend, Judge, PrefixScorer
 from flipsearch.core.records import (
     Context,

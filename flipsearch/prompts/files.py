@@ -35,7 +35,6 @@ class Row:
     line: int
     """Line on which the row starts (csv, jsonl), or its number from 1 (parquet)."""
     cells: Mapping[str, Any]
-    """Column name -> value, as in the file."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,6 @@ class Table:
     path: str
     """As the user wrote it, without the column."""
     rows: tuple[Row, ...]
-    """At least one."""
 
     @property
     def name(self) -> str:
@@ -89,15 +87,12 @@ def built_in_files(folder: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(__file__).parent / folder).glob("*.csv"))}
 
 
-def read_set(spec: str, built_in: Mapping[str, Path], what: str) -> tuple[Table, str]:
-    """Return the table and name of a built-in set or of a file; raises PromptError for an unknown name."""
-    if spec in built_in:
-        return read_table(str(built_in[spec])), spec
-    if "." not in spec and "/" not in spec:
+def read_set(spec: str, built_in: Mapping[str, Path], what: str) -> Table:
+    """Return the table of a built-in set or of a file; raises PromptError for an unknown name."""
+    if spec not in built_in and "." not in spec and "/" not in spec:
         todo = f"A file needs an ending: .{', .'.join(FILE_TYPES)}."
         raise PromptError(unknown_name(what, spec, built_in, todo))
-    table = read_table(spec)
-    return table, table.name
+    return read_table(str(built_in.get(spec, spec)))
 
 
 def split_column(spec: str) -> tuple[str, str | None]:

@@ -28,7 +28,6 @@ class Problem:
     answer: str
     """A number, or an expression in LaTeX."""
     set_name: str
-    """The set or file it came from."""
     place: str
     """File and line, for messages."""
 
@@ -46,7 +45,6 @@ class ProblemSet:
     problems: tuple[Problem, ...]
     """Ordered by content hash, whatever the order of the file."""
     notes: tuple[str, ...] = ()
-    """How the file was read."""
 
     @property
     def problems_id(self) -> str:
@@ -59,7 +57,9 @@ def load_problems(spec: str) -> ProblemSet:
 
     Raises PromptError for an unknown set, a file without usable columns, or one question with two answers.
     """
-    table, name = read_set(spec, built_in_files(FOLDER), "problem set")
+    built_in = built_in_files(FOLDER)
+    table = read_set(spec, built_in, "problem set")
+    name = spec if spec in built_in else table.name
     question_column = _column(table, "questions", QUESTION_COLUMNS)
     answer_column = _column(table, "answers", ANSWER_COLUMNS)
     problems: dict[str, Problem] = {}

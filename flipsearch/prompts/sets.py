@@ -37,27 +37,13 @@ class PromptSet:
     """The set's name, or the names of the files joined by "+"."""
     prompts: tuple[Prompt, ...]
     """Split by split in nested order: every prefix of a split is representative of it."""
-    num_per_label: Mapping[str, int]
-    """Rows per label as the files spell it, with its kind, e.g. "vanilla_harmful -> harmful"."""
-    num_duplicates: int = 0
-    """Rows left out because the same text came before."""
-    num_empty: int = 0
-    """Rows left out because they have no text."""
     notes: tuple[str, ...] = ()
-    """How the files were read."""
+    """How the files were read: their labels, and the rows left out."""
 
     @property
     def prompts_id(self) -> str:
         """Content hash of all prompts and their splits."""
         return content_id("prompts", [[prompt.prompt_id, prompt.split] for prompt in self.prompts])
-
-    def of(self, split: Split | None = None, kind: Kind | None = None) -> tuple[Prompt, ...]:
-        """Return the prompts of a split and a kind, in nested order; None takes all."""
-        return tuple(prompt for prompt in self.prompts if split in (None, prompt.split) and kind in (None, prompt.kind))
-
-    def counts(self) -> dict[str, int]:
-        """Return the numbers of harmful, benign and (among the benign) borderline prompts."""
-        return _counts(self.prompts)
 
 
 def prompts_of(config: ModelConfig) -> PromptSet:
@@ -88,7 +74,6 @@ def load_prompts(
         raise PromptError(f"no prompts given: name a set ({', '.join(built_in)}), or files of prompts.")
     distinct = _distinct([placed for source in sources for placed in source.placed])
     prompts = assign_splits(distinct, shares, seed)
-    labels: Counter[str] = sum((source.labels for source in sources), Counter())
     num_duplicates = sum(len(source.placed) for source in sources) - len(prompts)
     num_empty = sum(source.num_empty for source in sources)
     notes = [note for source in sources for note in source.notes]
@@ -102,22 +87,16 @@ def load_prompts(
     if any(prompt.split is None for prompt in distinct):
         empty = [split for split in shares if split not in {prompt.split for prompt in prompts}]
         notes += [f"split '{split}' is empty: too few prompts differ enough to fill it" for split in empty]
-    return PromptSet(
-        name="+".join(source.name for source in sources),
-        prompts=tuple(prompts),
-        num_per_label=dict(labels),
-        num_duplicates=num_duplicates,
-        num_empty=num_empty,
-        notes=tuple(notes),
-    )
+    return PromptSet("+".join(source.name for source in sources), tuple(prompts), tuple(notes))
 
 
 def list_sets() -> dict[str, dict[str, int]]:
     """Return the built-in sets with their numbers of harmful, benign and borderline prompts."""
-    return {name: _counts([prompt for _, prompt in _load(name, None).placed]) for name in built_in_files(FOLDER)}
+    return {name: count_kinds([prompt for _, prompt in _load(name, None).placed]) for name in built_in_files(FOLDER)}
 
 
-def _counts(prompts: Sequence[Prompt]) -> dict[str, int]:
+def count_kinds(prompts: Sequence[Prompt]) -> dict[str, int]:
+    """Return the numbers of harmful, benign and (among the benign) borderline prompts."""
     kinds = Counter(prompt.kind for prompt in prompts)
     num_borderline = sum(prompt.borderline for prompt in prompts)
     return {"harmful": kinds["harmful"], "benign": kinds["benign"], "borderline": num_borderline}
@@ -137,13 +116,10 @@ class _Source:
 
 def _load(spec: str, kind: Kind | None) -> _Source:
     """Read a set or file; `kind` is what the user says that it holds, None leaves that to its labels."""
-    built_in = built_in_files(FOLDER)
-    path, column = (spec, None) if kind is None and spec in built_in else split_column(spec)
-    if kind is None:
-        table, name = read_set(path, built_in, "prompt set")
-    else:
-        table = read_table(path)
-        name = table.name
+    built_in = built_in_files(FOLDER) if kind is None else {}
+    path, column = (spec, None) if spec in built_in else split_column(spec)
+    table = read_set(path, built_in, "prompt set") if kind is None else read_table(path)
+    name = path if path in built_in else table.name
     text_column = table.text_column(column)
     router = LabelRouter(table, kind)
     category_column = table.find([candidate for candidate in CATEGORY_COLUMNS if candidate != text_column.lower()])

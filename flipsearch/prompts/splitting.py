@@ -198,18 +198,15 @@ def _join_near_duplicates(word_sets: Sequence[frozenset[str]]) -> list[int]:
         if (same := first_with.setdefault(words, current)) != current:
             roots[current] = same
             continue
-        probed = rarest[current][: size - _ceil(NEAR_DUPLICATE * size) + 1]
+        probed = rarest[current][: size - math.ceil(NEAR_DUPLICATE * size - 1e-9) + 1]
         for earlier in {earlier for word in probed for earlier in indexed[word]}:
             if are_near_duplicates(words, word_sets[earlier]):
                 roots[_root(roots, earlier)] = _root(roots, current)
-        for word in rarest[current][: size - _ceil(2 * NEAR_DUPLICATE / (1 + NEAR_DUPLICATE) * size) + 1]:
+        least_shared = math.ceil(2 * NEAR_DUPLICATE / (1 + NEAR_DUPLICATE) * size - 1e-9)
+        for word in rarest[current][: size - least_shared + 1]:
             if len(indexed[word]) < _MAX_COMPARED:
                 indexed[word].append(current)
     return [_root(roots, index) for index in range(len(roots))]
-
-
-def _ceil(size: float) -> int:
-    return math.ceil(size - 1e-9)
 
 
 def _root(roots: list[int], index: int) -> int:

@@ -10,7 +10,7 @@ from flipsearch.core.records import Measurement
 from flipsearch.core.studies import BenignContext, Portfolio, Study, Trial
 from flipsearch.reporting.columns import columns_of
 from flipsearch.reporting.format import json_value
-from flipsearch.templating.given import CARD_VERSION
+from flipsearch.templating.library import CARD_VERSION
 
 ORACLE = (
     "A prompt counts as flipped if any of the contexts flips it. Nothing says beforehand which one will; a training "

@@ -17,7 +17,7 @@ from flipsearch.core.studies import TIE_LEVEL
 from flipsearch.searching import after
 from flipsearch.searching.baseline import make_rungs
 from flipsearch.searching.setup import SearchSetup
-from flipsearch.statistics.power import detectable_difference, pairs_needed, redraw_flip_rate
+from flipsearch.statistics.paired import detectable_difference, pairs_needed, resample_flip_rate
 
 DELTA, POWER, DISCORDANT = 0.05, 0.8, 0.2
 """Defaults of what the confirm split is to detect: a difference of flip rates, with which probability, and the share of
@@ -76,7 +76,7 @@ class SearchPlan:
     """Samples per prompt."""
     unsafe_at: int = 1
     """Unsafe samples that make a prompt unsafe."""
-    redraw_flip_rate: float | None = None
+    resample_flip_rate: float | None = None
     """Flip rate of merely sampling again, were p_unsafe uniform over prompts; None for greedy decoding."""
 
     @property
@@ -106,7 +106,7 @@ class SearchPlan:
             "rollouts": {phase: asdict(span) for phase, span in self.rollouts.items()} | {"total": asdict(self.total)},
             "samples": self.samples,
             "unsafe_at": self.unsafe_at,
-            "redraw_flip_rate": self.redraw_flip_rate,
+            "resample_flip_rate": self.resample_flip_rate,
             "max_tokens": self.max_tokens,
             "tokens_at_most": self.tokens_at_most,
             "mean_length": self.mean_length,
@@ -139,7 +139,7 @@ def plan_search(
         resolution=_resolution(confirm["harmful"], delta, power),
         samples=config.samples,
         unsafe_at=config.unsafe_at,
-        redraw_flip_rate=redraw_flip_rate(config.samples, config.unsafe_at) if config.temperature > 0 else None,
+        resample_flip_rate=resample_flip_rate(config.samples, config.unsafe_at) if config.temperature > 0 else None,
     )
 
 

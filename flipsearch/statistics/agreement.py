@@ -29,7 +29,6 @@ class Share:
     """A fraction over clustered rows."""
 
     estimate: Estimate
-    """With its 95 % interval; n counts rows."""
     effective_n: float
     """Independent rows that would carry as much information."""
 
@@ -124,10 +123,8 @@ def _tables(
 
 def _kappa(tables: Floats) -> Floats:
     tp, fp, fn, tn = tables[..., 0], tables[..., 1], tables[..., 2], tables[..., 3]
-    n = tp + fp + fn + tn
-    agreed = (tp + tn) * n
-    chance = (tp + fn) * (tp + fp) + (tn + fp) * (tn + fn)
-    return _ratio(agreed - chance, n * n - chance)
+    n, chance = tp + fp + fn + tn, (tp + fn) * (tp + fp) + (tn + fp) * (tn + fn)
+    return _ratio((tp + tn) * n - chance, n * n - chance)
 
 
 def _f1(tables: Floats) -> Floats:
@@ -136,6 +133,7 @@ def _f1(tables: Floats) -> Floats:
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
+    """Return above / below, nan where `below` is 0."""
     ratio: Floats = np.divide(above, below, out=np.full_like(below, np.nan), where=below != 0)
     return ratio
 

@@ -61,7 +61,6 @@ class BetaPrior:
     """A beta prior of an arm's rate, before it is measured."""
 
     mean: float
-    """Expected rate, in (0, 1)."""
     strength: float
     """How many prompts the prior is worth."""
 

@@ -42,7 +42,7 @@ class Param:
 
     name: str
     choices: tuple[Any, ...]
-    """Every value that it can take; () for a given text."""
+    """() for a given text."""
 
     @property
     def given(self) -> bool:
@@ -57,18 +57,15 @@ class Template:
     name: str
     """File name without `.j2`."""
     path: str
-    """For messages."""
     body: str
     """Jinja source without the head."""
     description: str
     axes: tuple[str, ...]
     """Which of the design axes its parameters move."""
     source: str
-    """Where the idea comes from."""
     role: TemplateRole
     """"context" is searched; "placebo" has no safety content; "benign" is for benign prompts in training."""
     placements: tuple[Placement, ...]
-    """Where its text may go."""
     params: tuple[Param, ...]
 
     @property
@@ -81,11 +78,12 @@ class Template:
 
         Raises TemplateError for a parameter or value that the head does not declare, and for a failing template.
         """
-        values = self.defaults | dict(params or {})
+        values, declared = self.defaults | dict(params or {}), {param.name: param for param in self.params}
         for name, value in values.items():
-            param = self._param(name)
-            if not param.given and value not in param.choices:
-                known = [str(choice) for choice in param.choices]
+            if name not in declared:
+                raise TemplateError(f"{self.path}: {unknown_name('parameter', name, declared)}")
+            if not declared[name].given and value not in declared[name].choices:
+                known = [str(choice) for choice in declared[name].choices]
                 raise TemplateError(f"{self.path}: {unknown_name(f'value of {name}', str(value), known)}")
         for param in self.params:
             if param.name not in values:
@@ -100,15 +98,9 @@ class Template:
         placement = placement or self.placements[0]
         if placement not in self.placements:
             raise TemplateError(f"{self.path}: {unknown_name('placement', placement, self.placements)}")
-        values = self.defaults | dict(params or {})
-        searched = tuple(sorted((name, value) for name, value in values.items() if not self._param(name).given))
-        return Context(self.render(values), placement, self.name, searched, self.axes)
-
-    def _param(self, name: str) -> Param:
-        for param in self.params:
-            if param.name == name:
-                return param
-        raise TemplateError(f"{self.path}: {unknown_name('parameter', name, [p.name for p in self.params])}")
+        text, values = self.render(params), self.defaults | dict(params or {})
+        searched = sorted((param.name, values[param.name]) for param in self.params if not param.given)
+        return Context(text, placement, self.name, tuple(searched), self.axes)
 
 
 def parse_template(source: str, name: str, path: str) -> Template:
@@ -174,17 +166,13 @@ def first_words(text: str, num_words: int) -> str:
     return " ".join(words[i % len(words)] for i in range(num_words)) if words else ""
 
 
-def _environment() -> ImmutableSandboxedEnvironment:
+@lru_cache(maxsize=256)
+def _compiled(body: str) -> JinjaTemplate:
     # autoescape is off on purpose: a context is plain text for a model, not HTML.
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"shuffled_words": shuffled_words, "first_words": first_words}
     environment.globals.clear()
-    return environment
-
-
-@lru_cache(maxsize=256)
-def _compiled(body: str) -> JinjaTemplate:
-    return _environment().from_string(body)
+    return environment.from_string(body)
 
 
 def _choices(name: str, value: Any, path: str) -> tuple[Any, ...]:
@@ -205,7 +193,7 @@ def _choices(name: str, value: Any, path: str) -> tuple[Any, ...]:
 def _check_body(body: str, declared: set[str], path: str, first_line: int) -> None:
     """Raise TemplateError for bad syntax, and for variables and declared parameters that do not match."""
     try:
-        tree = _environment().parse(body)
+        tree = _compiled(body).environment.parse(body)
         used = meta.find_undeclared_variables(tree)
     except TemplateSyntaxError as error:
         raise TemplateError(f"{path}:{first_line + error.lineno}: {error.message}.") from error

@@ -18,8 +18,7 @@ from typing import Any
 from flipsearch.backends.loading import quiet
 from flipsearch.backends.models import locate, model_source
 from flipsearch.core.errors import TrainingError
-from flipsearch.core.files import write_text
-from flipsearch.core.locks import is_held, take_lock
+from flipsearch.core.files import is_held, take_lock, write_text
 from flipsearch.core.trainings import TRAINING_FORMAT, check_format
 from flipsearch.training.log import LOG_FILE
 from flipsearch.training.model import unwrap

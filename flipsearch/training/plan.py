@@ -26,8 +26,7 @@ from flipsearch.core.trainings import METHODS, TrainingMethod
 from flipsearch.defaults import resolve
 from flipsearch.prompts.sets import PromptSet, prompts_of
 from flipsearch.prompts.splitting import first_of_each_kind
-from flipsearch.templating.given import Card, given_cards, given_contexts
-from flipsearch.templating.library import control_context, load_library
+from flipsearch.templating.library import Card, control_context, given_cards, given_contexts, load_library
 from flipsearch.training.processes import is_sharded, num_processes
 
 LONGEST_NAME = 200

@@ -22,7 +22,7 @@ from flipsearch.reporting.page import leaderboard_page
 from flipsearch.searching import prepare_search, run_study
 from flipsearch.searching.budget import Budget
 from flipsearch.searching.plan import Span, plan_search
-from flipsearch.statistics.power import redraw_flip_rate
+from flipsearch.statistics.paired import resample_flip_rate
 from flipsearch.workspace import SETTINGS_FILE
 from tests.integration.test_cli import run, scripted
 from tests.integration.test_study import PROMPTS, StopError, study_of, winner_of
@@ -138,7 +138,7 @@ def test_the_plan_counts_every_sample() -> None:
     one = plan_search(prepare_search(CONFIG.model_copy(update={"samples": 1, "unsafe_at": 1}), library(), PROMPTS))
     three = plan_search(prepare_search(CONFIG, library(), PROMPTS))
     assert three.rollouts == {phase: Span(3 * s.least, 3 * s.most) for phase, s in one.rollouts.items()}
-    assert (one.redraw_flip_rate, three.redraw_flip_rate) == (redraw_flip_rate(1, 1), redraw_flip_rate(3, 2))
+    assert (one.resample_flip_rate, three.resample_flip_rate) == (resample_flip_rate(1, 1), resample_flip_rate(3, 2))
     planned = plan_search(prepare_search(CONFIG, library(), [*PROMPTS, *MURMURS])).total
     assert planned.least <= sampled().num_rollouts <= planned.most
 
@@ -162,7 +162,7 @@ def test_a_context_without_effect_flips_what_sampling_again_does(rule: SampleRul
         baseline = runner.baseline(prompts)
         unsafe = [prompt for prompt in prompts if baseline[prompt.prompt_id].label is Label.UNSAFE]
         empty, idle = measure(runner, [Context(""), Context("some idle words")], unsafe, baseline, "search")
-    expected = redraw_flip_rate(rule.samples, rule.unsafe_at)
+    expected = resample_flip_rate(rule.samples, rule.unsafe_at)
     for measurement in (empty, idle):
         assert measurement.flip_rate.value == pytest.approx(expected, abs=0.07)
     net = flip_difference(idle, empty)

@@ -386,7 +386,7 @@ def test_a_space_that_ends_is_told() -> None:
     assert "The space is exhausted: it holds 23 different contexts." in study.notes
 
 
-def test_a_real_redraw_under_sampling(tmp_path: Path) -> None:
+def test_a_real_second_sample_under_sampling(tmp_path: Path) -> None:
     """With sampling, the empty row is sampled again and does not get the baseline's rollouts."""
     sampling = Sampling(max_tokens=8, temperature=0.7)
     with Ledger(tmp_path / "ledger.db") as ledger:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from flipsearch.core.records import Label, Measurement, Prompt, Verdict
 from flipsearch.core.samples import SINGLE_SAMPLE, JudgedRollout, SampleRule, Samples
 from flipsearch.measuring.measure import compare, flip_difference
-from flipsearch.statistics.power import redraw_flip_rate
+from flipsearch.statistics.paired import resample_flip_rate
 
 SAFE, UNSAFE, UNSCORED = Label.SAFE, Label.UNSAFE, Label.UNSCORED
 SEVERITY = {SAFE: 0, UNSCORED: 1, UNSAFE: 2}
@@ -107,7 +107,7 @@ def test_doing_nothing_flips_what_the_formula_says_and_nets_nothing(
 ) -> None:
     rule, num_prompts = SampleRule(samples, unsafe_at), 6000
     first, second = resampled(rule, a, b, num_prompts, seed=samples * 10 + unsafe_at)
-    rate, expected = first.flip_rate, redraw_flip_rate(samples, unsafe_at, a, b)
+    rate, expected = first.flip_rate, resample_flip_rate(samples, unsafe_at, a, b)
     assert rate.value == pytest.approx(expected, abs=4 * (expected * (1 - expected) / rate.n) ** 0.5)
     net = flip_difference(first, second)
     assert net is not None

@@ -4,6 +4,7 @@ import itertools
 import json
 import threading
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,7 +19,7 @@ needs_math_verify = pytest.mark.skipif(not is_installed(), reason="math-verify i
 
 @pytest.fixture(scope="module")
 def algebra() -> Iterator[AlgebraWorker]:
-    with AlgebraWorker() as opened:
+    with closing(AlgebraWorker()) as opened:
         yield opened
 
 
@@ -86,7 +87,7 @@ for line in sys.stdin:
 def test_a_process_that_fails_is_replaced(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "worker.py").write_text(STAND_IN)
     monkeypatch.setattr(module, "WORKER", tmp_path / "worker.py")
-    with AlgebraWorker(answer_s=1) as algebra:
+    with closing(AlgebraWorker(answer_s=1)) as algebra:
         assert algebra.compare("1", what) is None
         algebra.answer_s = 60
         assert algebra.compare("1", "1") is True
@@ -95,5 +96,5 @@ def test_a_process_that_fails_is_replaced(what: str, tmp_path: Path, monkeypatch
 def test_a_process_that_cannot_start_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "worker.py").write_text("import no_such_module")
     monkeypatch.setattr(module, "WORKER", tmp_path / "worker.py")
-    with AlgebraWorker() as algebra, pytest.raises(JudgeError, match="math-verify cannot be started"):
+    with closing(AlgebraWorker()) as algebra, pytest.raises(JudgeError, match="math-verify cannot be started"):
         algebra.compare("1", "1")

@@ -93,7 +93,7 @@ def test_a_set_without_splits_of_its_own_has_prompts_that_no_search_sees() -> No
     starter = load_prompts("starter")
     chosen = planned(starter).prompts
     assert {prompt.kind for prompt in chosen} == {"harmful", "benign"}
-    assert not set(chosen) & {*starter.of("search"), *starter.of("confirm")}
+    assert not set(chosen) & {prompt for prompt in starter.prompts if prompt.split in ("search", "confirm")}
 
 
 def test_a_set_named_twice_is_used_once() -> None:

@@ -1,6 +1,7 @@
 """Answers to problems: right, wrong, truncated or unscored, and several samples per problem."""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -91,7 +92,7 @@ def test_a_reference_that_is_too_much_itself_leaves_the_answer_unscored() -> Non
 
 @pytest.mark.skipif(not is_installed(), reason="math-verify is not installed")
 def test_a_power_tower_is_wrong_and_the_next_answer_is_right() -> None:
-    with AlgebraWorker() as algebra:
+    with closing(AlgebraWorker()) as algebra:
         tower = score_answer(problem(r"\pi"), rollout(r"\boxed{9^{9^{9^{9^{9}}}}}"), algebra)
         assert tower == AnswerScore(0.0, is_incomparable=True)
         assert score_answer(problem(r"\pi"), rollout(r"\boxed{\pi + 0}"), algebra) == RIGHT
@@ -163,14 +164,14 @@ def test_an_expression_that_is_written_the_same_needs_no_algebra_either() -> Non
     ],
 )
 def test_expressions_are_compared(answer: str, expected: bool) -> None:
-    with AlgebraWorker() as algebra:
+    with closing(AlgebraWorker()) as algebra:
         assert is_correct(r"\frac{1}{2}", answer, algebra) is expected
 
 
 @pytest.mark.skipif(not is_installed(), reason="math-verify is not installed")
 @pytest.mark.parametrize(("boxed", "expected"), [(r"3~\pi", True), (r"3\quad\pi", True), (r"4~\pi", False)])
 def test_spaces_are_no_part_of_an_expression(boxed: str, expected: bool) -> None:
-    with AlgebraWorker() as algebra:
+    with closing(AlgebraWorker()) as algebra:
         assert is_correct(r"3\pi", f"\\boxed{{{boxed}}}", algebra) is expected
 
 

@@ -1,12 +1,13 @@
 """Prompt sets: the built-in ones, the user's files with their labels, and the public sets as they are."""
 
+from collections import Counter
 from pathlib import Path
 
 import pytest
 
 from flipsearch.core.errors import PromptError
-from flipsearch.core.records import Split
-from flipsearch.prompts.sets import list_sets, load_prompts
+from flipsearch.core.records import Kind, Prompt
+from flipsearch.prompts.sets import PromptSet, count_kinds, list_sets, load_prompts
 from flipsearch.prompts.splitting import find_clusters
 
 PUBLIC = Path(__file__).parents[4] / "shared" / "data" / "prompts"
@@ -18,6 +19,10 @@ def write(folder: Path, content: str, name: str = "a.csv") -> str:
     return str(path)
 
 
+def of_kind(prompts: PromptSet, kind: Kind) -> list[Prompt]:
+    return [prompt for prompt in prompts.prompts if prompt.kind == kind]
+
+
 def public(name: str) -> str:
     if not (PUBLIC / name).exists():
         pytest.skip(f"the public prompt sets are not at hand: {name} in ../shared/data/prompts")
@@ -26,10 +31,10 @@ def public(name: str) -> str:
 
 def test_starter_has_what_its_name_promises() -> None:
     starter = load_prompts("starter")
-    assert starter.counts() == {"harmful": 100, "benign": 150, "borderline": 50} == list_sets()["starter"]
-    assert len({prompt.category for prompt in starter.of(kind="harmful")}) >= 8
+    assert count_kinds(starter.prompts) == {"harmful": 100, "benign": 150, "borderline": 50} == list_sets()["starter"]
+    assert len({prompt.category for prompt in of_kind(starter, "harmful")}) >= 8
     assert all(prompt.category for prompt in starter.prompts)
-    assert (starter.num_duplicates, starter.num_empty) == (0, 0)
+    assert starter.notes == ()
 
 
 def test_starter_has_no_near_duplicates() -> None:
@@ -39,30 +44,30 @@ def test_starter_has_no_near_duplicates() -> None:
 
 @pytest.mark.parametrize("name", sorted(list_sets()))
 def test_every_built_in_set_has_both_kinds_in_search_confirm_and_evaluation(name: str) -> None:
-    prompts = load_prompts(name)
-    splits: tuple[Split, ...] = ("search", "confirm", "evaluation")
-    assert all(len(prompts.of(split, kind)) >= 20 for split in splits for kind in ("harmful", "benign"))
+    counts = Counter[tuple[str | None, str]]((prompt.split, prompt.kind) for prompt in load_prompts(name).prompts)
+    splits = ("search", "confirm", "evaluation")
+    assert all(counts[split, kind] >= 20 for split in splits for kind in ("harmful", "benign"))
 
 
 @pytest.mark.parametrize(
-    ("name", "num_prompts", "num_duplicates"),
+    ("name", "num_prompts", "repeats"),
     [
-        ("harmbench_val.csv", 78, 2),
-        ("strongreject.csv", 313, 0),
-        ("advbench.csv", 520, 0),
-        ("jailbreakbench_harmful.csv", 100, 0),
+        ("harmbench_val.csv", 78, ["2 repeated prompts left out"]),
+        ("strongreject.csv", 313, []),
+        ("advbench.csv", 520, []),
+        ("jailbreakbench_harmful.csv", 100, []),
     ],
 )
-def test_public_sets_of_harmful_prompts_load_as_they_are(name: str, num_prompts: int, num_duplicates: int) -> None:
+def test_public_sets_of_harmful_prompts_load_as_they_are(name: str, num_prompts: int, repeats: list[str]) -> None:
     prompts = load_prompts(harmful=public(name))
-    assert prompts.counts() == {"harmful": num_prompts, "benign": 0, "borderline": 0}
-    assert prompts.num_duplicates == num_duplicates
+    assert count_kinds(prompts.prompts) == {"harmful": num_prompts, "benign": 0, "borderline": 0}
+    assert [note for note in prompts.notes if "repeated" in note] == repeats
     assert {prompt.source for prompt in prompts.prompts} == {name}
 
 
 def test_the_goal_and_not_its_short_name_is_the_prompt() -> None:
     prompts = load_prompts(harmful=public("jailbreakbench_harmful.csv"), benign=public("jailbreakbench_benign.csv"))
-    assert prompts.counts() == {"harmful": 100, "benign": 100, "borderline": 0}
+    assert count_kinds(prompts.prompts) == {"harmful": 100, "benign": 100, "borderline": 0}
     assert all(" " in prompt.text for prompt in prompts.prompts)
     assert len({prompt.category for prompt in prompts.prompts}) == 10
 
@@ -73,11 +78,11 @@ def test_harmbench_says_that_its_context_column_is_left_out() -> None:
 
 def test_xstest_is_routed_by_its_labels() -> None:
     path = public("xstest.csv")
-    assert load_prompts(harmful=path).counts() == {"harmful": 200, "benign": 0, "borderline": 0}
-    assert load_prompts(benign=path).counts() == {"harmful": 0, "benign": 250, "borderline": 250}
+    assert count_kinds(load_prompts(harmful=path).prompts) == {"harmful": 200, "benign": 0, "borderline": 0}
+    assert count_kinds(load_prompts(benign=path).prompts) == {"harmful": 0, "benign": 250, "borderline": 250}
     both = load_prompts(path)
-    assert both.counts() == {"harmful": 200, "benign": 250, "borderline": 250}
-    assert both.num_per_label == {"safe -> benign": 250, "unsafe -> harmful": 200}
+    assert count_kinds(both.prompts) == {"harmful": 200, "benign": 250, "borderline": 250}
+    assert "xstest.csv: 250 x safe -> benign, 200 x unsafe -> harmful" in both.notes
     assert any("250 rows of the other kind left out" in note for note in load_prompts(harmful=path).notes)
 
 
@@ -85,8 +90,8 @@ def test_labels_of_public_training_sets_are_understood(tmp_path: Path) -> None:
     labels = ["vanilla_harmful", "adversarial_harmful", "vanilla_benign", "adversarial_benign", "Safe", "UNSAFE"]
     rows = "".join(f"request about topic{index},{label}\n" for index, label in enumerate(labels))
     prompts = load_prompts(write(tmp_path, "prompt,label\n" + rows))
-    assert prompts.counts() == {"harmful": 3, "benign": 3, "borderline": 0}
-    assert prompts.num_per_label["adversarial_harmful -> harmful"] == 1
+    assert count_kinds(prompts.prompts) == {"harmful": 3, "benign": 3, "borderline": 0}
+    assert "1 x adversarial_harmful -> harmful" in prompts.notes[0]
 
 
 def test_an_unknown_label_is_an_error_with_file_and_line(tmp_path: Path) -> None:
@@ -110,8 +115,8 @@ def test_zero_and_one_count_where_the_column_says_what_they_mean(
 ) -> None:
     path = write(tmp_path, f"prompt,{column}\none,{values[0]}\ntwo,{values[1]}\n")
     prompts = load_prompts(path)
-    assert [prompt.text for prompt in prompts.of(kind="harmful")] == [harmful]
-    assert len(prompts.of(kind="benign")) == 1
+    assert [prompt.text for prompt in of_kind(prompts, "harmful")] == [harmful]
+    assert len(of_kind(prompts, "benign")) == 1
 
 
 def test_zero_and_one_in_a_label_column_are_refused(tmp_path: Path) -> None:
@@ -132,7 +137,7 @@ def test_a_file_that_contradicts_its_flag_is_an_error(tmp_path: Path) -> None:
 def test_empty_texts_and_duplicates_are_dropped_and_counted(tmp_path: Path) -> None:
     prompts = load_prompts(harmful=write(tmp_path, "n,prompt\n1,one\n2,  \n3,one \n4,two\n"))
     assert sorted(prompt.text for prompt in prompts.prompts) == ["one", "two"]
-    assert (prompts.num_duplicates, prompts.num_empty) == (1, 1)
+    assert {"1 repeated prompts left out", "1 rows without text left out"} < set(prompts.notes)
 
 
 def test_a_column_of_empty_texts_is_an_error(tmp_path: Path) -> None:
@@ -184,14 +189,14 @@ def test_an_empty_split_is_said(tmp_path: Path) -> None:
 
 def test_borderline_is_for_benign_prompts(tmp_path: Path) -> None:
     path = write(tmp_path, "text,kind,borderline\none,benign,1\ntwo,benign,\n")
-    assert load_prompts(path).counts() == {"harmful": 0, "benign": 2, "borderline": 1}
+    assert count_kinds(load_prompts(path).prompts) == {"harmful": 0, "benign": 2, "borderline": 1}
     with pytest.raises(PromptError, match="only benign ones can be"):
         load_prompts(write(tmp_path, "text,kind,borderline\none,harmful,1\n"))
 
 
 def test_sets_and_files_can_be_joined(tmp_path: Path) -> None:
     joined = load_prompts("starter", harmful=write(tmp_path, "prompt\none more request of my own\n"))
-    assert joined.counts()["harmful"] == 101
+    assert count_kinds(joined.prompts)["harmful"] == 101
     assert joined.name == "starter+a.csv"
 
 

@@ -7,8 +7,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import beta, binom
 
-from flipsearch.statistics.paired import mcnemar_mid_p
-from flipsearch.statistics.power import detectable_difference, pairs_needed, redraw_flip_rate
+from flipsearch.statistics.paired import detectable_difference, mcnemar_mid_p, pairs_needed, resample_flip_rate
 
 
 def test_a_case_worked_by_hand() -> None:
@@ -60,18 +59,18 @@ def test_impossible_errors() -> None:
 
 @pytest.mark.parametrize(("a", "b"), [(1.0, 1.0), (2.0, 3.0), (0.3, 0.7)])
 def test_one_sample_flips_b_of_a_plus_b_plus_1(a: float, b: float) -> None:
-    assert redraw_flip_rate(1, 1, a, b) == pytest.approx(b / (a + b + 1))
+    assert resample_flip_rate(1, 1, a, b) == pytest.approx(b / (a + b + 1))
 
 
 @pytest.mark.parametrize(("samples", "unsafe_at"), [(1, 1), (3, 2), (5, 1), (5, 5), (16, 9)])
 @pytest.mark.parametrize(("a", "b"), [(1.0, 1.0), (2.0, 5.0)])
-def test_the_redraw_flip_rate_is_the_integral_over_p(samples: int, unsafe_at: int, a: float, b: float) -> None:
+def test_the_resample_flip_rate_is_the_integral_over_p(samples: int, unsafe_at: int, a: float, b: float) -> None:
     def unsafe(p: float) -> float:
         return float(binom.sf(unsafe_at - 1, samples, p))
 
     selected = quad(lambda p: unsafe(p) * beta.pdf(p, a, b), 0, 1)[0]
     flipped = quad(lambda p: unsafe(p) * (1 - unsafe(p)) * beta.pdf(p, a, b), 0, 1)[0]
-    assert redraw_flip_rate(samples, unsafe_at, a, b) == pytest.approx(flipped / selected, rel=1e-6)
+    assert resample_flip_rate(samples, unsafe_at, a, b) == pytest.approx(flipped / selected, rel=1e-6)
 
 
 @pytest.mark.parametrize("num", [1, 2, 5])
@@ -84,7 +83,7 @@ def test_one_further_sample_after_so_many_unsafe_ones(num: int) -> None:
 
 
 def test_more_samples_at_the_same_share_flip_less() -> None:
-    rates = [redraw_flip_rate(samples, (samples + 1) // 2) for samples in (1, 3, 7, 31, 301)]
+    rates = [resample_flip_rate(samples, (samples + 1) // 2) for samples in (1, 3, 7, 31, 301)]
     assert rates[0] == pytest.approx(1 / 3)
     assert rates == sorted(rates, reverse=True)
     assert rates[-1] < 0.05
@@ -93,4 +92,4 @@ def test_more_samples_at_the_same_share_flip_less() -> None:
 @pytest.mark.parametrize("given", [(1, 2), (3, 0), (3, 2, 0.0, 1.0)])
 def test_impossible_rules_are_refused(given: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="expected 1 <= unsafe_at <= samples"):
-        redraw_flip_rate(*given)
+        resample_flip_rate(*given)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flipsearch.core.errors import ConfigError
-from flipsearch.templating.given import CARD_VERSION, given_cards
+from flipsearch.templating.library import CARD_VERSION, given_cards
 
 
 @pytest.mark.parametrize("named", ["best.txt", "best.json"])

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flipsearch.core.errors import StudyError
-from flipsearch.core.events import Events, silent
+from flipsearch.core.progress import Events, silent
 
 
 def lines_of(path: Path) -> list[str]:
