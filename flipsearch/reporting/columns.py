@@ -77,11 +77,6 @@ SHARE = replace(ESTIMATE, parts={**_ENDS, "_n": "n"})
 CHANGE = Format("change", lambda figure: with_interval(figure, "points"), _ENDS)
 
 
-def is_search(study: Study) -> bool:
-    """Return whether contexts were searched, or only scored (then nothing was chosen, and nothing confirmed)."""
-    return study.kind is StudyKind.SEARCH
-
-
 def _at(path: str) -> Value:
     """Return the function that reads a dotted path of a trial; None where a record on the way is None."""
 
@@ -95,9 +90,12 @@ def _at(path: str) -> Value:
 
 
 def _context_in_terminal(trial: Trial) -> str:
+    """Return the origin of a context, or how its text begins where it has none, its placement and how far it got."""
     context = trial.context
-    name = context.text[:24] or "no text" if context.origin == "text" else context.origin
-    return f"{name} {context.placement}" + (f" ({trial.state})" if trial.state in ("pruned", "stopped") else "")
+    is_text = not (context.template or context.operator)
+    name = (context.text[:24] or "no text") if is_text else context.origin
+    state = f" ({trial.state})" if trial.state in ("pruned", "stopped") else ""
+    return f"{name} {context.placement}{state}"
 
 
 def _split_columns(study: Study) -> Iterator[Column]:
@@ -106,7 +104,9 @@ def _split_columns(study: Study) -> Iterator[Column]:
     Once some trials are confirmed, the terminal shows the interval of the confirm flip rate alone.
     """
     is_confirmed = any(trial.confirm for trial in study.trials)
-    splits = {study.trials[0].search.split: "search"} | ({"confirm": "confirm"} if is_search(study) else {})
+    splits = {study.trials[0].search.split: "search"}
+    if study.kind is StudyKind.SEARCH:
+        splits["confirm"] = "confirm"
     for split, of in splits.items():
         is_last = (of == "confirm") == is_confirmed
         flips, header = _at(f"{of}.flip_rate"), f"{split} (95 %)" if is_last else split if of == "search" else None
@@ -151,22 +151,16 @@ def _judge_columns(study: Study) -> Iterator[Column]:
 def _error_columns(study: Study) -> Iterator[Column]:
     """Yield the flip rate as judged and corrected for the judge's errors, and the risk reduction by human labels."""
     is_corrected, is_labelled = study.judge_error is not None, any(trial.late.risk_reduction for trial in study.trials)
-    headers = (
-        "flip rate, as judged" if is_corrected or is_labelled else None,
-        "flip rate, corrected" if is_corrected else None,
-        "fewer unsafe answers, points, by human labels" if is_labelled else None,
-    )
-    yield Column(
-        "judged_flip_rate",
-        lambda _, trial: trial.final.flip_rate,
-        RATE,
-        csv=False,
-        page=headers[0],
-        section="errors",
-    )
-    columns = (("corrected_flip_rate", "late.corrected", ESTIMATE), ("risk_reduction", "late.risk_reduction", CHANGE))
-    for (name, path, form), header in zip(columns, headers[1:], strict=True):
-        yield Column(name, _at(path), form, csv=header is not None, page=header, card=True, section="errors")
+    if is_corrected or is_labelled:
+        judged = _at("final.flip_rate")
+        yield Column("judged_flip_rate", judged, RATE, csv=False, page="flip rate, as judged", section="errors")
+    reduction = "fewer unsafe answers, points, by human labels"
+    for name, path, form, header, is_shown in (
+        ("corrected_flip_rate", "late.corrected", ESTIMATE, "flip rate, corrected", is_corrected),
+        ("risk_reduction", "late.risk_reduction", CHANGE, reduction, is_labelled),
+    ):
+        page = header if is_shown else None
+        yield Column(name, _at(path), form, csv=is_shown, page=page, card=True, section="errors")
 
 
 COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (

@@ -31,7 +31,10 @@ _ELSEWHERE = frozenset(
 """Settings that the card shows elsewhere, or that change no result."""
 _SOURCES = ("prompts", "harmful", "benign", "split")
 """Settings that are shown with the training prompts."""
-_USE = """```python
+_USE = """\
+The folder is a model in Hugging Face format, without code of its own. No context and no system message is needed.
+
+```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "path/to/this/folder"
@@ -84,8 +87,8 @@ def _head(run: TrainingRun) -> str:
     hub_id = _HUB_ID.fullmatch(run.model)
     base = [f"base_model: {json.dumps(hub_id[1])}"] if hub_id else []
     tags = ["flipsearch", "safety", "alignment", run.method, *([f"control-{run.control}"] if run.control else [])]
-    lines = [*base, "library_name: transformers", "pipeline_tag: text-generation", "tags:", *(f"- {t}" for t in tags)]
-    return "\n".join(["---", *lines, "---", ""])
+    lines = [*base, "library_name: transformers", "pipeline_tag: text-generation", "tags:"]
+    return "\n".join(["---", *lines, *(f"- {tag}" for tag in tags), "---", ""])
 
 
 def _opening(run: TrainingRun) -> Iterable[str]:
@@ -136,8 +139,7 @@ def _settings(run: TrainingRun) -> list[tuple[str, str]]:
     """Return the settings that matter to the result, without the folders of the machine."""
     of_methods = frozenset[str]().union(*(method.settings for method in METHODS.values()))
     unused = (of_methods - METHODS[run.method].settings) | (frozenset() if run.judge_id else {"judge"})
-    shown = {key: value for key, value in run.settings.items() if key not in _ELSEWHERE | unused}
-    return setting_rows({key: _public(value) for key, value in shown.items()})
+    return setting_rows({key: _short(value) for key, value in run.settings.items() if key not in _ELSEWHERE | unused})
 
 
 def _use(run: TrainingRun) -> str:
@@ -148,19 +150,12 @@ def _use(run: TrainingRun) -> str:
         options += f", enable_thinking={thinking == 'on'}"
     max_tokens = run.settings.get("max_tokens")
     shown = str(max_tokens) if isinstance(max_tokens, int) else "512"
-    return (
-        "The folder is a model in Hugging Face format, without code of its own. No context and no system message is "
-        f"needed.\n\n{_USE.replace('OPTIONS', options).replace('MAX_TOKENS', shown)}"
-    )
+    return _USE.replace("OPTIONS", options).replace("MAX_TOKENS", shown)
 
 
-def _public(value: Any) -> Any:
-    """Return a setting with its absolute paths shortened."""
+def _short(value: Any) -> Any:
+    """Return a name or setting with the last part of each absolute path: a card does not reveal a machine's folders."""
     if isinstance(value, list | tuple):
-        return [_public(item) for item in value]
-    return _short(value) if isinstance(value, str) else value
-
-
-def _short(name: str) -> str:
-    """Return the last part of an absolute path: a card that is published does not reveal the folders of a machine."""
-    return PurePath(name).name or name if PurePath(name).is_absolute() else name
+        return [_short(item) for item in value]
+    is_path = isinstance(value, str) and PurePath(value).is_absolute()
+    return PurePath(value).name or value if is_path else value

@@ -7,10 +7,10 @@ from typing import get_args
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from flipsearch.core.studies import Study
+from flipsearch.core.studies import Study, StudyKind
 from flipsearch.reporting import format
 from flipsearch.reporting.card import ORACLE
-from flipsearch.reporting.columns import Section, columns_of, is_search
+from flipsearch.reporting.columns import Section, columns_of
 
 
 def leaderboard_page(study: Study) -> str:
@@ -23,7 +23,7 @@ def leaderboard_page(study: Study) -> str:
             study=study,
             columns={section: [c for c in columns if c.section == section] for section in get_args(Section)},
             settings=format.setting_rows(study.settings),
-            is_search=is_search(study),
+            is_search=study.kind is StudyKind.SEARCH,
             oracle=ORACLE,
         )
     )

@@ -37,10 +37,9 @@ ROLLOUT_FIELDS = {
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What was written, and where."""
+    """What was written, and where; a stream has no path."""
 
     path: Path | None
-    """The file; None for a stream."""
     num_rollouts: int
     judges: tuple[str, ...]
     """Identities of the judges whose verdicts are in the rows."""
@@ -68,11 +67,8 @@ def export_file(ledger: Ledger, path: Path) -> Export:
             num = _write_parquet(_pages(ledger), judges, partial)
         else:
             with partial.open("w", encoding="utf-8", newline="") as file:
-                num = (
-                    _write_csv(_pages(ledger), judges, file)
-                    if path.suffix == ".csv"
-                    else _write_lines(_pages(ledger), file)
-                )
+                is_csv = path.suffix == ".csv"
+                num = _write_csv(_pages(ledger), judges, file) if is_csv else _write_lines(_pages(ledger), file)
     return Export(path, num, tuple(judges))
 
 
@@ -124,17 +120,14 @@ def _write_lines(pages: Pages, stream: TextIO) -> int:
 
 
 def _write_csv(pages: Pages, judges: Sequence[str], stream: TextIO) -> int:
-    def inert(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return " ".join(map(str, value))
-        return escape_formula(value) if isinstance(value, str) else value
-
     num = 0
     # All quoted: Python leaves a lone carriage return bare, and readers would end the row there.
     writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(escape_formula(name) for name in _schema(judges).names)
     for page in pages:
-        writer.writerows([inert(value) for value in _flat(row, judges).values()] for row in page)
+        for row in page:
+            values = (" ".join(map(str, v)) if isinstance(v, list | tuple) else v for v in _flat(row, judges).values())
+            writer.writerow([escape_formula(value) if isinstance(value, str) else value for value in values])
         num += len(page)
     return num
 
