@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
@@ -43,7 +43,7 @@ class Result(Protocol):
         ...
 
 
-def print_lines(lines: Iterable[str]) -> None:
+def print_lines(*lines: str) -> None:
     """Print lines on stdout, as long as they are, without control characters."""
     sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))
 
@@ -130,11 +130,13 @@ def leaderboard_table(study: Study) -> Table:
         wraps = column.format.wraps
         table.add_column(column.terminal or "", justify="left" if wraps else "right", no_wrap=not wraps)
     arms, placebos = ([trial for trial in study.trials if trial.role == role] for role in ("arm", "placebo"))
-    for trial in (*arms[:NUM_SHOWN], *placebos):
-        if trial in placebos[:1] and len(arms) > NUM_SHOWN:
-            table.add_row("", Text(f"… {len(arms) - NUM_SHOWN} more on the page", style="dim"))
-        style = "dim" if trial.role == "placebo" else "bold green" if trial == study.winner else ""
+    for trial in arms[:NUM_SHOWN]:
+        style = "bold green" if trial == study.winner else ""
         table.add_row(*(Text(column.text(study, trial)) for column in columns), style=style)
+    if len(arms) > NUM_SHOWN:
+        table.add_row("", Text(f"… {len(arms) - NUM_SHOWN} more on the page", style="dim"))
+    for trial in placebos:
+        table.add_row(*(Text(column.text(study, trial)) for column in columns), style="dim")
     return table
 
 
@@ -157,22 +159,21 @@ def companion_lines(study: Study, best: Path) -> list[str]:
 
 def judge_lines(study: Study) -> list[str]:
     """Return the best flip rate corrected for the judge's errors, and its risk reduction, where they are known."""
-    trial = study.winner or (study.trials[0] if study.trials else None)
-    best = trial.late if trial else None
+    best = (study.winner or study.trials[0]).late
     lines = []
-    if study.judge_error and best and best.corrected and best.corrected.value is not None:
+    if study.judge_error and best.corrected and best.corrected.value is not None:
         whose = "this study's answers among them" if study.judge_error.own_answers else "none of this study's answers"
         num = sum(study.judge_error.sources.values())
         rate = with_interval(best.corrected, "percent")
         lines.append(f"Corrected for the judge's errors the best flip rate is {rate}, by {num:,} labels ({whose}).")
-    if best and best.risk_reduction and best.risk_reduction.value is not None:
+    if best.risk_reduction and best.risk_reduction.value is not None:
         lines.append(f"By human labels its risk reduction is {with_interval(best.risk_reduction, 'points')} points.")
     return lines
 
 
 def show_plan(plan: "SearchPlan") -> None:
     """Print what a search costs and what it can detect."""
-    print_lines(plan_lines(plan))
+    print_lines(*plan_lines(plan))
 
 
 def plan_lines(plan: "SearchPlan") -> list[str]:
@@ -225,12 +226,12 @@ def show_ledger(check: "LedgerCheck") -> None:
         )
     lines += [f"Wrong: {fault.count:,} {fault.kind}, e.g. {fault.example}" for fault in check.faults]
     lines.append(f"{'sound' if check.is_sound else 'not sound':<14}{check.place}")
-    print_lines(lines)
+    print_lines(*lines)
 
 
 def show_export(done: "Export") -> None:
     """Print how many rollouts were written where."""
-    print_lines([f"{done.num_rollouts:,} rollouts  {done.path}"])
+    print_lines(f"{done.num_rollouts:,} rollouts  {done.path}")
 
 
 def show_judge(check: "JudgeCheck") -> None:
@@ -251,7 +252,7 @@ def show_judge(check: "JudgeCheck") -> None:
         lines.append(f"{'replaces':<14}figures on {_sources(check.replaced)}")
     for folder in check.studies:
         lines += [f"{'study':<14}{folder}", f"{'next':<14}flipsearch report {folder}"]
-    print_lines(lines)
+    print_lines(*lines)
 
 
 def judge_table(accuracy: "JudgeAccuracy") -> Table:
@@ -275,7 +276,7 @@ def judge_table(accuracy: "JudgeAccuracy") -> Table:
 
 def show_fitted(fit: "JudgeFit") -> None:
     """Print what a judge was fitted to, and its name."""
-    print_lines([f"fitted to {sum(fit.sources.values()):,} answers: {_sources(fit.sources)}"])
+    print_lines(f"fitted to {sum(fit.sources.values()):,} answers: {_sources(fit.sources)}")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", "n", "fitted", "shipped", "shipped saw"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
@@ -284,12 +285,10 @@ def show_fitted(fit: "JudgeFit") -> None:
         table.add_row(question, f"{result.fitted.n:,}", *kappas, f"{result.num_seen:,}")
     Console(highlight=False).print(table)
     print_lines(
-        [
-            "kappa with human labels (95 % interval): of the fitted judge by cross-",
-            "validation, and of the shipped one, too high where it saw the labels before",
-            f'--judge "{fit.judge}"',
-            "flipsearch judge check measures it on other answers.",
-        ]
+        "kappa with human labels (95 % interval): of the fitted judge by cross-",
+        "validation, and of the shipped one, too high where it saw the labels before",
+        f'--judge "{fit.judge}"',
+        "flipsearch judge check measures it on other answers.",
     )
 
 
@@ -305,11 +304,9 @@ def show_labelling(labelling: "LabellingResult") -> None:
     place = "" if labelling.reports == Path("reports") else f" --reports {shlex.quote(str(labelling.reports))}"
     judge, path = shlex.quote(labelling.judge), shlex.quote(str(labelling.path))
     print_lines(
-        [
-            f"{labelling.path}: {labelling.num_answers} answers to {labelling.num_prompts} prompts{known}.",
-            "Write unsafe or safe into its column label, from the top; leave all rows in. Then:",
-            f"flipsearch judge check --judge {judge} --labels {path}{place}",
-        ]
+        f"{labelling.path}: {labelling.num_answers} answers to {labelling.num_prompts} prompts{known}.",
+        "Write unsafe or safe into its column label, from the top; leave all rows in. Then:",
+        f"flipsearch judge check --judge {judge} --labels {path}{place}",
     )
 
 
@@ -341,11 +338,11 @@ def show_training(result: "TrainingResult") -> None:
         lines.append(f"{routed.num_prompts:>6,} {routed.kind} prompts {under}")
     lines += [f"{num:>6,} {kind} prompts left out" for kind, num in run.num_left_out.items() if num]
     loss = f"loss {log[0]['loss']:.4f} to {log[-1]['loss']:.4f}"
-    print_lines([*lines, f"{run.num_steps:>6,} steps in {run.wall_s:,.0f} s on {run.num_tokens:,} tokens, {loss}"])
+    print_lines(*lines, f"{run.num_steps:>6,} steps in {run.wall_s:,.0f} s on {run.num_tokens:,} tokens, {loss}")
     for note in run.notes:
         Console(highlight=False).print(Text(f"Note: {printable(note)}"))
     page, todo = folder / "training.html", f"flipsearch evaluate {folder}"
-    print_lines(["", f"{'checkpoint':<14}{folder}", f"{'its page':<14}{page}", f"{'next':<14}{todo}"])
+    print_lines("", f"{'checkpoint':<14}{folder}", f"{'its page':<14}{page}", f"{'next':<14}{todo}")
 
 
 def show_rows(rows: list[dict[str, str]]) -> None:

@@ -98,6 +98,8 @@ def _context_in_terminal(trial: Trial) -> str:
     return f"{name} {context.placement}{state}"
 
 
+CONTEXT = Format("context", _context_in_terminal, wraps=True)
+
 def _split_columns(study: Study) -> Iterator[Column]:
     """Yield the rates on each split, then the shares of unsafe samples where there are several per prompt.
 
@@ -172,15 +174,7 @@ COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (
         terminal="#",
         place=1,
     ),
-    Column(
-        "context",
-        lambda _, trial: trial,
-        Format("context", _context_in_terminal, wraps=True),
-        csv=False,
-        page="context",
-        terminal="context",
-        place=2,
-    ),
+    Column("context", lambda _, trial: trial, CONTEXT, csv=False, page="context", terminal="context", place=2),
     Column(
         "winner",
         lambda study, trial: study.winner is not None and study.winner.context.context_id == trial.context.context_id,
@@ -233,10 +227,8 @@ def columns_of(study: Study, where: Literal["csv", "page", "terminal", "card"]) 
 def rows(study: Study) -> list[dict[str, Any]]:
     """Return one row per trial for JSON, in the order of the study: best first, placebos last."""
     columns = columns_of(study, "csv")
-    return [
-        {key: value for column in columns for key, value in column.entries(study, trial).items()}
-        for trial in study.trials
-    ]
+    entries = ([column.entries(study, trial) for column in columns] for trial in study.trials)
+    return [{key: value for part in parts for key, value in part.items()} for parts in entries]
 
 
 def leaderboard(study: Study) -> pd.DataFrame:

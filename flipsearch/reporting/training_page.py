@@ -9,7 +9,7 @@ from flipsearch.core.trainings import METHODS, Control, LogLine, TrainingRun
 from flipsearch.reporting import charts
 from flipsearch.reporting.curves import KINDS, merge_steps, points_of, training_curves
 from flipsearch.reporting.format import DASH, duration, setting_rows, three_digits
-from flipsearch.reporting.page import environment
+from flipsearch.reporting.page import render
 
 CONTROLS: Mapping[Control, str] = {
     "empty": "the context was replaced by nothing",
@@ -40,22 +40,18 @@ RATES = frozenset({"eos_rate", "truncation_rate", "leakage_rate", "teacher_mass"
 def training_page(run: TrainingRun, log: Sequence[LogLine]) -> str:
     """Return training.html for a finished training and the lines of its log."""
     steps = merge_steps(log)
-    last = steps[-1] if steps else {}
-    return (
-        environment()
-        .get_template("training.html")
-        .render(
-            run=run,
-            method=METHODS[run.method].summary + ".",
-            control=control_note(run),
-            headline=_headline(run, steps),
-            prompts=prompts_sentence(run),
-            charts=training_curves(steps, METHODS[run.method].is_supervised),
-            is_smoothed=len(steps) > charts.SMOOTH_FROM,
-            box=charts,
-            figures=_figures(run, last),
-            settings=setting_rows(run.settings),
-        )
+    return render(
+        "training.html",
+        run=run,
+        method=METHODS[run.method].summary + ".",
+        control=control_note(run),
+        headline=_headline(run, steps),
+        prompts=prompts_sentence(run),
+        charts=training_curves(steps, METHODS[run.method].is_supervised),
+        is_smoothed=len(steps) > charts.SMOOTH_FROM,
+        box=charts,
+        figures=_figures(run, steps[-1] if steps else {}),
+        settings=setting_rows(run.settings),
     )
 
 
