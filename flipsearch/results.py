@@ -68,11 +68,10 @@ class SearchResult:
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """A finished evaluation and where its scorecard lies."""
+    """A finished evaluation and its scorecard.json, in the checkpoint's folder or under the reports."""
 
     scorecard: Scorecard
     path: Path
-    """scorecard.json: in the checkpoint's folder, or under the reports."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
@@ -85,7 +84,6 @@ class JudgeCheck:
 
     accuracy: JudgeAccuracy
     path: Path
-    """File of the figures, under the judge's identity."""
     studies: tuple[Path, ...]
     """Folders of the studies whose answers were among the labelled ones."""
     replaced: Mapping[str, int] = field(default_factory=dict)
@@ -119,10 +117,9 @@ class LabellingResult:
 
 @dataclass(frozen=True)
 class JudgeFit:
-    """A fitted compact judge."""
+    """A fitted compact judge; `path` holds its weights."""
 
     path: Path
-    """Its weights."""
     sources: dict[str, int]
     """Source -> labelled answers."""
     cross_validation: Mapping[str, CrossValidation]
@@ -141,13 +138,12 @@ class JudgeFit:
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A finished training and where its checkpoint lies."""
+    """A finished training and its checkpoint, a folder that transformers and vLLM load as it is."""
 
     run: TrainingRun
     log: Sequence[LogLine]
     """One line per optimizer step."""
     folder: Path
-    """The checkpoint: transformers and vLLM load it as it is."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""

@@ -285,8 +285,8 @@ def show_fitted(fit: "JudgeFit") -> None:
         table.add_row(question, f"{result.fitted.n:,}", *kappas, f"{result.num_seen:,}")
     Console(highlight=False).print(table)
     print_lines(
-        "kappa with human labels (95 % interval): of the fitted judge by cross-",
-        "validation, and of the shipped one, too high where it saw the labels before",
+        "kappa with human labels (95 % interval): by cross-validation for the fitted",
+        "judge; for the shipped one too high where it saw the labels before",
         f'--judge "{fit.judge}"',
         "flipsearch judge check measures it on other answers.",
     )

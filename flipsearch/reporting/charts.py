@@ -237,6 +237,7 @@ def _path(runs: Iterable[Sequence[Point]], x: Position, y: Position) -> str:
 
 
 def _in_words(line: Line, axis: ChartAxis) -> str:
+    """Return a line for screen readers: its first, last, lowest and highest value, and where it is not finite."""
     finite = [value for _, value in line.series.points if is_drawable(value)]
     first = three_digits(line.series.points[0][1], axis.is_rate)
     words = f"{line.series.name}: first {first}, last {line.last}"

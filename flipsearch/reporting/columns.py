@@ -1,7 +1,7 @@
 """The columns of the leaderboard, each a row of COLUMNS: its key, its value, its format, and where it shows.
 
-CSV and JSON rows, the tables of the page, the table of the terminal and the context card are all made from it; a
-function in it yields a family of columns that depends on the study. Reads records only.
+CSV, JSON, page, terminal and context card are all made from it; a function in it yields columns that depend on the
+study. Reads records only.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,24 +27,23 @@ class Format:
     """On the page: the macro of templates/cells.html that draws it, called with the value and the study."""
     terminal: Callable[[Any], str] = str
     parts: Mapping[str, str] = field(default_factory=dict)
-    """In CSV and JSON rows: what is added to the column's key -> attribute of the value; {} writes the value itself."""
+    """In CSV and JSON: ending of the column's key -> attribute of the value; {} writes the value itself."""
     wraps: bool = False
     """In the terminal: left-aligned, and broken where it is long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of the leaderboard."""
+    """One column of the leaderboard; `name` is its key in CSV, JSON and the card."""
 
     name: str
-    """Its key in CSV, JSON and the card."""
     value: Value
     format: Format = Format()
     csv: bool = True
     page: str | None = None
     """Header on the page; None: not shown there."""
     terminal: str | None = None
-    """Header in the terminal, where 80 columns must do; None: not shown there."""
+    """Header in the terminal, which has 80 characters for all; None: not shown there."""
     card: bool = False
     place: int = 99
     """Its position on the page and in the terminal, from the left; CSV and JSON keep the order of the table."""
@@ -67,7 +66,7 @@ class Column:
 
 
 _ENDS = {"": "value", "_low": "low", "_high": "high"}
-TEXT, NUMBER, BAR, OUTCOME = Format(), Format("number"), Format("bar"), Format("outcome")
+NUMBER, BAR, OUTCOME = Format("number"), Format("bar"), Format("outcome")
 RATE = Format("rate", lambda rate: with_interval(rate, "percent"), {**_ENDS, "_count": "count", "_n": "n"})
 RATE_ALONE = Format("rate", lambda rate: percent(rate.value, "%"), {"": "value"})
 """A rate without its interval, but on the page."""
@@ -99,6 +98,7 @@ def _context_in_terminal(trial: Trial) -> str:
 
 
 CONTEXT = Format("context", _context_in_terminal, wraps=True)
+
 
 def _split_columns(study: Study) -> Iterator[Column]:
     """Yield the rates on each split, then the shares of unsafe samples where there are several per prompt.

@@ -128,8 +128,7 @@ def json_value(value: Any) -> Any:
 def visible(value: Any) -> Any:
     """Return a text for a page: the layout is kept, a character that hides or reorders others becomes U+FFFD.
 
-    Laxer than `printable` of core/files.py: a browser lays out tabs, and joins letters by characters of no width. Any
-    other value is returned as it is: Jinja passes all that it prints through this.
+    Unlike `printable` of core/files.py it keeps tabs and joiners. Any other value is returned as it is, for Jinja.
     """
     return value.translate(_HIDDEN) if isinstance(value, str) else value
 

@@ -1,7 +1,6 @@
 """The model card of a checkpoint: README.md with what was done to the model, with which texts, and how to use it.
 
-Names and notes may hold hostile text: they are escaped, and contexts are in fences that they cannot close. Folders of
-the machine are left out. Knows records only.
+Hostile text is escaped or in fences that it cannot close; folders of the machine are left out. Knows records only.
 """
 
 import json
@@ -11,7 +10,6 @@ from pathlib import PurePath
 from typing import Any
 
 from flipsearch.backends.models import POCKET_MODEL
-from flipsearch.core.records import Context
 from flipsearch.core.scorecards import Scorecard
 from flipsearch.core.trainings import METHODS, TrainingRun
 from flipsearch.reporting.format import code, duration, escaped, fenced, markdown_table, setting_rows, visible
@@ -103,16 +101,10 @@ def _opening(run: TrainingRun) -> Iterable[str]:
         yield f"> Note: {escaped(note)}"
 
 
-def _numbered(run: TrainingRun) -> dict[str, tuple[int, Context]]:
-    """Return every different context by its id, numbered from 1."""
-    contexts = {routed.context.context_id: routed.context for routed in run.routed if routed.context}
-    return {context_id: (number, contexts[context_id]) for number, context_id in enumerate(contexts, start=1)}
-
-
 def _contexts(run: TrainingRun) -> Iterable[str]:
-    numbered = _numbered(run)
-    yield "What the teacher read; the model does not need it." if numbered else "None."
-    for context_id, (number, context) in numbered.items():
+    contexts = {routed.context.context_id: routed.context for routed in run.routed if routed.context}
+    yield "What the teacher read; the model does not need it." if contexts else "None."
+    for number, (context_id, context) in enumerate(contexts.items(), start=1):
         routes = [routed for routed in run.routed if routed.context and routed.context.context_id == context_id]
         prompts = " and ".join(f"{routed.num_prompts:,} {routed.kind}" for routed in routes)
         origin = f", from the template {escaped(context.template)}" if context.template else ""
@@ -123,11 +115,12 @@ def _contexts(run: TrainingRun) -> Iterable[str]:
 
 
 def _prompts(run: TrainingRun) -> Iterable[str]:
-    numbers = {context_id: f"context {number}" for context_id, (number, _) in _numbered(run).items()}
-    rows = [
-        [routed.kind, f"{routed.num_prompts:,}", numbers[routed.context.context_id] if routed.context else "none"]
-        for routed in run.routed
-    ]
+    numbers: dict[str, int] = {}
+    rows = []
+    for routed in run.routed:
+        context_id = routed.context.context_id if routed.context else ""
+        number = f"context {numbers.setdefault(context_id, 1 + len(numbers))}" if context_id else "none"
+        rows.append([routed.kind, f"{routed.num_prompts:,}", number])
     yield prompts_sentence(run)
     yield markdown_table(["prompts", "number", "context"], rows)
     sources = "".join(f"{key} {escaped(text)}; " for key, text in _settings(run) if key in _SOURCES)

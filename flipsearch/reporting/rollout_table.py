@@ -1,14 +1,14 @@
 """The ledger as a table: one row per rollout with its verdicts, as JSON lines, CSV or parquet.
 
-One page of rows is in memory at a time, however large the ledger. Completions are hostile text: JSON lines are plain
-ASCII, so that no terminal obeys them, and a CSV cell that a spreadsheet would run gets a leading apostrophe.
+One page of rows is in memory at a time. Completions are hostile text: JSON lines are plain ASCII, so that no terminal
+obeys them, and a CSV cell that a spreadsheet would run gets a leading apostrophe.
 """
 
 import csv
 import json
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 
 from flipsearch.core.errors import ConfigError, LedgerError
 from flipsearch.core.files import atomic_write, escape_formula
-from flipsearch.core.records import Rollout, Verdict
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.tables import rollout_of
 
@@ -85,15 +84,13 @@ def _pages(ledger: Ledger) -> Iterator[list[RolloutRow]]:
             verdicts = ledger.verdicts_of_all(row["rollout_id"] for row in page)
         except (struct.error, ValueError) as error:
             raise LedgerError(f"{ledger.place} is not sound: {error}; flipsearch ledger check says more.") from error
-        yield [_row(rollout, verdicts.get(rollout.rollout_id, {})) for rollout in rollouts]
-
-
-def _row(rollout: Rollout, verdicts: dict[str, Verdict]) -> RolloutRow:
-    """Return the fields of a rollout and its verdicts by judge; not by asdict, which copies every token id."""
-    values = {name: getattr(rollout, name) for name in ROLLOUT_FIELDS if hasattr(rollout, name)}
-    values |= asdict(rollout.sampling)
-    by_judge = {judge: {name: getattr(verdict, name) for name in VERDICT_FIELDS} for judge, verdict in verdicts.items()}
-    return {name: values[name] for name in ROLLOUT_FIELDS} | {"verdicts": by_judge}
+        rows = []
+        for rollout in rollouts:  # not by asdict, which copies every token id
+            row = {name: getattr(rollout, name, getattr(rollout.sampling, name, None)) for name in ROLLOUT_FIELDS}
+            by_judge = verdicts.get(rollout.rollout_id, {}).items()
+            row["verdicts"] = {judge: {name: getattr(v, name) for name in VERDICT_FIELDS} for judge, v in by_judge}
+            rows.append(row)
+        yield rows
 
 
 def _schema(judges: Sequence[str]) -> Any:
@@ -104,7 +101,7 @@ def _schema(judges: Sequence[str]) -> Any:
 
 def _flat(row: RolloutRow, judges: Sequence[str]) -> RolloutRow:
     """Return a row with the columns of `_schema`."""
-    cells = {name: value for name, value in row.items() if name != "verdicts"}
+    cells = {name: row[name] for name in ROLLOUT_FIELDS}
     for judge in judges:
         verdict = row["verdicts"].get(judge, {})
         cells |= {f"{field} ({judge})": verdict.get(field) for field in VERDICT_FIELDS}

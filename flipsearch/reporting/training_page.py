@@ -57,20 +57,18 @@ def training_page(run: TrainingRun, log: Sequence[LogLine]) -> str:
 
 def control_note(run: TrainingRun) -> str:
     """Return what kind of control a training is, or "" if it is none."""
-    if run.control is None:
-        return ""
-    return f"This is a control: {CONTROLS[run.control]}. It is there to be compared with, not to be used."
+    note = "This is a control: {}. It is there to be compared with, not to be used."
+    return note.format(CONTROLS[run.control]) if run.control else ""
 
 
 def prompts_sentence(run: TrainingRun) -> str:
     """Return how many prompts of each kind were trained on, and how many were left out and why."""
     counts = {kind: sum(routed.num_prompts for routed in run.routed if routed.kind == kind) for kind in KINDS}
-    left = {kind: n for kind in KINDS if (n := run.num_left_out.get(kind, 0))}
     trained = " and ".join(f"{n:,} {kind}" for kind, n in counts.items())
+    left_out = " and ".join(f"{n:,} {kind}" for kind in KINDS if (n := run.num_left_out.get(kind, 0)))
     is_supervised = METHODS[run.method].is_supervised
     why = "the judge kept no answer to them" if is_supervised else "no context makes the teacher's answer safe"
-    left_out = " and ".join(f"{n:,} {kind}" for kind, n in left.items())
-    return f"Trained on {trained} prompts." + (f" Left out: {left_out} ({why})." if left else " None was left out.")
+    return f"Trained on {trained} prompts." + (f" Left out: {left_out} ({why})." if left_out else " None was left out.")
 
 
 def _headline(run: TrainingRun, steps: Sequence[LogLine]) -> list[tuple[str, str, str]]:

@@ -35,7 +35,7 @@ class BackendContract:
             assert backend.revision is None or backend.revision
 
     def test_every_request_gets_one_rollout_with_its_ids(self) -> None:
-        """Prompt, context, sample index and prefill say whose rollout it is; the order is free, the call may be empty."""
+        """Prompt, context, sample index and prefill identify a rollout; the order is free, the call may be empty."""
         requests = self._requests()
         requests += [Request(request.prompt, request.context, sample_index=1) for request in requests[:2]]
         with closing(self.make_backend()) as backend:
