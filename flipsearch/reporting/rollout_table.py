@@ -86,7 +86,7 @@ def _pages(ledger: Ledger) -> Iterator[list[RolloutRow]]:
             raise LedgerError(f"{ledger.place} is not sound: {error}; flipsearch ledger check says more.") from error
         rows = []
         for rollout in rollouts:  # not by asdict, which copies every token id
-            row = {name: getattr(rollout, name, getattr(rollout.sampling, name, None)) for name in ROLLOUT_FIELDS}
+            row = {n: getattr(rollout if hasattr(rollout, n) else rollout.sampling, n) for n in ROLLOUT_FIELDS}
             by_judge = verdicts.get(rollout.rollout_id, {}).items()
             row["verdicts"] = {judge: {name: getattr(v, name) for name in VERDICT_FIELDS} for judge, v in by_judge}
             rows.append(row)
