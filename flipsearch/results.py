@@ -1,7 +1,7 @@
-"""What the front door gives back: a finished study, evaluation or training, and where its files lie."""
+"""What `flipsearch.api` returns: a finished study, evaluation, judge or training, and where its files are."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -25,7 +25,6 @@ class SearchResult:
     """A finished study and where its files lie."""
 
     study: Study
-    """What was found."""
     folder: Path
     """reports/<study>."""
     best_path: Path | None = None
@@ -38,7 +37,7 @@ class SearchResult:
 
     @cached_property
     def leaderboard(self) -> "pd.DataFrame":
-        """One row a trial, best first, placebos last."""
+        """One row per trial, best first, placebos last."""
         return leaderboard(self.study)
 
     @property
@@ -51,29 +50,28 @@ class SearchResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
+        study = self.study
         return {
-            "study": self.study.name,
+            "study": study.name,
             "folder": str(self.folder),
-            "best_path": str(self.best_path) if self.best_path else None,
-            "best": context_card(self.study, self.study.winner) if self.study.winner else None,
-            "portfolio": portfolio_metrics(self.study.portfolio) if self.study.portfolio else None,
-            "benign_context": benign_metrics(self.study.benign) if self.study.benign else None,
+            "best_path": json_value(self.best_path),
+            "best": context_card(study, study.winner) if study.winner else None,
+            "portfolio": portfolio_metrics(study.portfolio) if study.portfolio else None,
+            "benign_context": benign_metrics(study.benign) if study.benign else None,
             "beats_placebo": self.beats_placebo,
-            "num_rollouts": self.study.num_rollouts,
-            "num_tokens": self.study.num_tokens,
-            "notes": list(self.study.notes),
-            "leaderboard": rows(self.study),
+            "num_rollouts": study.num_rollouts,
+            "num_tokens": study.num_tokens,
+            "notes": list(study.notes),
+            "leaderboard": rows(study),
         }
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """A finished evaluation and where its scorecard lies."""
+    """A finished evaluation and its scorecard.json, in the checkpoint's folder or under the reports."""
 
     scorecard: Scorecard
-    """Safety, over-refusal, reasoning, S and tax."""
     path: Path
-    """scorecard.json: in the checkpoint's folder, or under the reports."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
@@ -86,7 +84,6 @@ class JudgeCheck:
 
     accuracy: JudgeAccuracy
     path: Path
-    """File of the figures, under the judge's identity."""
     studies: tuple[Path, ...]
     """Folders of the studies whose answers were among the labelled ones."""
     replaced: Mapping[str, int] = field(default_factory=dict)
@@ -94,8 +91,8 @@ class JudgeCheck:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        places = {"path": str(self.path), "studies": [str(path) for path in self.studies]}
-        return {**self.accuracy.as_dict(), **places, "replaced": dict(self.replaced)}
+        places = {"path": self.path, "studies": self.studies, "replaced": self.replaced}
+        return {**self.accuracy.as_dict(), **json_value(places)}
 
 
 @dataclass(frozen=True)
@@ -115,15 +112,14 @@ class LabellingResult:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        return {**asdict(self), "path": str(self.path), "reports": str(self.reports)}
+        return {**json_value(self)}
 
 
 @dataclass(frozen=True)
 class JudgeFit:
-    """A fitted compact judge."""
+    """A fitted compact judge; `path` holds its weights."""
 
     path: Path
-    """Its weights."""
     sources: dict[str, int]
     """Source -> labelled answers."""
     cross_validation: Mapping[str, CrossValidation]
@@ -136,20 +132,18 @@ class JudgeFit:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        kappas = {question: asdict(kappa) for question, kappa in self.cross_validation.items()}
+        kappas = json_value(self.cross_validation)
         return {"path": str(self.path), "judge": self.judge, "sources": self.sources, "kappa": kappas}
 
 
 @dataclass(frozen=True)
 class TrainingResult:
-    """A finished training and where its checkpoint lies."""
+    """A finished training and its checkpoint, a folder that transformers and vLLM load as it is."""
 
     run: TrainingRun
-    """What was done."""
     log: Sequence[LogLine]
-    """A line an optimizer step."""
+    """One line per optimizer step."""
     folder: Path
-    """The checkpoint: transformers and vLLM load it as it is."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""

@@ -24,12 +24,15 @@ from flipsearch.reporting.format import DASH, percent, with_interval
 
 if TYPE_CHECKING:  # an error is one line, and waits for none of these
     from flipsearch.judging.accuracy import JudgeAccuracy
-    from flipsearch.ledger.check import InFlight, LedgerCheck
+    from flipsearch.ledger.check import LedgerCheck
     from flipsearch.reporting.rollout_table import Export
     from flipsearch.results import EvaluationResult, JudgeCheck, JudgeFit, LabellingResult, SearchResult, TrainingResult
     from flipsearch.searching.plan import SearchPlan, Span
 
 Shown = TypeVar("Shown", bound="Result")
+
+
+NUM_SHOWN = 10
 
 
 class Result(Protocol):
@@ -40,7 +43,9 @@ class Result(Protocol):
         ...
 
 
-NUM_SHOWN = 10
+def print_lines(*lines: str) -> None:
+    """Print lines on stdout, as long as they are, without control characters."""
+    sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))
 
 
 def print_result(result: Shown, json: bool, show: Callable[[Shown], None]) -> None:
@@ -67,20 +72,18 @@ class Bars:
                 self._progress.remove_task(self._task)
             self._step, self._task = step, self._progress.add_task(step.label, total=total, rate="")
         assert self._task is not None
-        self._progress.update(self._task, completed=done, total=total, rate=self._rate(num_tokens))
+        rate = ""
+        if num_tokens:
+            now = time.monotonic()
+            self._start = self._start or (now, num_tokens)
+            since, before = self._start
+            rate = f"{(num_tokens - before) / (now - since):,.0f} tok/s" if now > since else ""
+        self._progress.update(self._task, completed=done, total=total, rate=rate)
 
     def show_plan(self, forecast: "SearchPlan") -> None:
         """Print what lies ahead, above the bar."""
         for line in plan_lines(forecast):
             self._progress.console.print(Text(printable(line)), soft_wrap=True)
-
-    def _rate(self, num_tokens: int) -> str:
-        if not num_tokens:
-            return ""
-        now = time.monotonic()
-        self._start = self._start or (now, num_tokens)
-        since, before = self._start
-        return f"{(num_tokens - before) / (now - since):,.0f} tok/s" if now > since else ""
 
 
 @contextmanager
@@ -126,15 +129,14 @@ def leaderboard_table(study: Study) -> Table:
     for column in columns:
         wraps = column.format.wraps
         table.add_column(column.terminal or "", justify="left" if wraps else "right", no_wrap=not wraps)
-    arms = [trial for trial in study.trials if trial.role == "arm"]
+    arms, placebos = ([trial for trial in study.trials if trial.role == role] for role in ("arm", "placebo"))
     for trial in arms[:NUM_SHOWN]:
-        cells = (Text(column.text(study, trial)) for column in columns)
-        table.add_row(*cells, style="bold green" if trial == study.winner else "")
+        style = "bold green" if trial == study.winner else ""
+        table.add_row(*(Text(column.text(study, trial)) for column in columns), style=style)
     if len(arms) > NUM_SHOWN:
         table.add_row("", Text(f"… {len(arms) - NUM_SHOWN} more on the page", style="dim"))
-    for trial in study.trials:
-        if trial.role == "placebo":
-            table.add_row(*(Text(column.text(study, trial)) for column in columns), style="dim")
+    for trial in placebos:
+        table.add_row(*(Text(column.text(study, trial)) for column in columns), style="dim")
     return table
 
 
@@ -157,22 +159,21 @@ def companion_lines(study: Study, best: Path) -> list[str]:
 
 def judge_lines(study: Study) -> list[str]:
     """Return the best flip rate corrected for the judge's errors, and its risk reduction, where they are known."""
-    trial = study.winner or (study.trials[0] if study.trials else None)
-    best = trial.late if trial else None
+    best = (study.winner or study.trials[0]).late
     lines = []
-    if study.judge_error and best and best.corrected and best.corrected.value is not None:
+    if study.judge_error and best.corrected and best.corrected.value is not None:
         whose = "this study's answers among them" if study.judge_error.own_answers else "none of this study's answers"
         num = sum(study.judge_error.sources.values())
         rate = with_interval(best.corrected, "percent")
         lines.append(f"Corrected for the judge's errors the best flip rate is {rate}, by {num:,} labels ({whose}).")
-    if best and best.risk_reduction and best.risk_reduction.value is not None:
+    if best.risk_reduction and best.risk_reduction.value is not None:
         lines.append(f"By human labels its risk reduction is {with_interval(best.risk_reduction, 'points')} points.")
     return lines
 
 
 def show_plan(plan: "SearchPlan") -> None:
     """Print what a search costs and what it can detect."""
-    sys.stdout.write("".join(f"{printable(line)}\n" for line in plan_lines(plan)))
+    print_lines(*plan_lines(plan))
 
 
 def plan_lines(plan: "SearchPlan") -> list[str]:
@@ -217,28 +218,26 @@ def show_ledger(check: "LedgerCheck") -> None:
         if len(counts) > NUM_SHOWN:
             lines.append(f"{'…':>9} {len(counts) - NUM_SHOWN:,} more (--json shows all)")
     if check.in_flight and check.in_flight.count:
-        lines.append(_unfinished(check.in_flight))
+        work = f"{check.in_flight.count:,} rollouts ({check.in_flight.phase})"
+        lines.append(
+            f"{work} are in flight: a process works here now."
+            if check.in_flight.is_running
+            else f"{work} were in flight when the last process ended; the same command makes them again."
+        )
     lines += [f"Wrong: {fault.count:,} {fault.kind}, e.g. {fault.example}" for fault in check.faults]
     lines.append(f"{'sound' if check.is_sound else 'not sound':<14}{check.place}")
-    sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))
-
-
-def _unfinished(work: "InFlight") -> str:
-    num = f"{work.count:,} rollouts ({work.phase})"
-    if work.is_running:
-        return f"{num} are in flight: a process works here now."
-    return f"{num} were in flight when the last process ended; the same command makes them again."
+    print_lines(*lines)
 
 
 def show_export(done: "Export") -> None:
     """Print how many rollouts were written where."""
-    sys.stdout.write(f"{done.num_rollouts:,} rollouts  {printable(str(done.path))}\n")
+    print_lines(f"{done.num_rollouts:,} rollouts  {done.path}")
 
 
 def show_judge(check: "JudgeCheck") -> None:
     """Print how a judge agrees with human labels: one row per question, then one per source."""
-    console, accuracy = Console(highlight=False), check.accuracy
-    console.print(judge_table(accuracy))
+    accuracy = check.accuracy
+    Console(highlight=False).print(judge_table(accuracy))
     lines = ["kappa is agreement beyond chance (95 % interval); accuracy, sensitivity and", "specificity in %"]
     for question, agreement in accuracy.questions.items():
         if share := 1 - (agreement.coverage.estimate.value or 0.0):
@@ -253,8 +252,7 @@ def show_judge(check: "JudgeCheck") -> None:
         lines.append(f"{'replaces':<14}figures on {_sources(check.replaced)}")
     for folder in check.studies:
         lines += [f"{'study':<14}{folder}", f"{'next':<14}flipsearch report {folder}"]
-    for line in lines:
-        console.print(Text(printable(line)), soft_wrap=True)
+    print_lines(*lines)
 
 
 def judge_table(accuracy: "JudgeAccuracy") -> Table:
@@ -278,19 +276,20 @@ def judge_table(accuracy: "JudgeAccuracy") -> Table:
 
 def show_fitted(fit: "JudgeFit") -> None:
     """Print what a judge was fitted to, and its name."""
-    console = Console(highlight=False)
-    console.print(Text(printable(f"fitted to {sum(fit.sources.values()):,} answers: {_sources(fit.sources)}")))
+    print_lines(f"fitted to {sum(fit.sources.values()):,} answers: {_sources(fit.sources)}")
     table = Table(box=None, pad_edge=False, header_style="bold")
     for name in ("", "n", "fitted", "shipped", "shipped saw"):
         table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for question, trial in fit.cross_validation.items():
-        kappas = (with_interval(kappa, "plain") for kappa in (trial.fitted, trial.shipped))
-        table.add_row(question, f"{trial.fitted.n:,}", *kappas, f"{trial.num_seen:,}")
-    console.print(table)
-    console.print(Text("kappa with human labels (95 % interval): of the fitted judge by cross-validation,"))
-    console.print(Text("and of the shipped one, too high where it saw the labels before"))
-    console.print(Text(printable(f'--judge "{fit.judge}"')))
-    console.print(Text("flipsearch judge check measures it on other answers."))
+    for question, result in fit.cross_validation.items():
+        kappas = (with_interval(kappa, "plain") for kappa in (result.fitted, result.shipped))
+        table.add_row(question, f"{result.fitted.n:,}", *kappas, f"{result.num_seen:,}")
+    Console(highlight=False).print(table)
+    print_lines(
+        "kappa with human labels (95 % interval): by cross-validation for the fitted",
+        "judge; for the shipped one too high where it saw the labels before",
+        f'--judge "{fit.judge}"',
+        "flipsearch judge check measures it on other answers.",
+    )
 
 
 def _sources(sources: "Mapping[str, int]") -> str:
@@ -304,12 +303,11 @@ def show_labelling(labelling: "LabellingResult") -> None:
     known = f", {labelling.num_labelled} of them labelled already" if labelling.num_labelled else ""
     place = "" if labelling.reports == Path("reports") else f" --reports {shlex.quote(str(labelling.reports))}"
     judge, path = shlex.quote(labelling.judge), shlex.quote(str(labelling.path))
-    for line in (
+    print_lines(
         f"{labelling.path}: {labelling.num_answers} answers to {labelling.num_prompts} prompts{known}.",
         "Write unsafe or safe into its column label, from the top; leave all rows in. Then:",
         f"flipsearch judge check --judge {judge} --labels {path}{place}",
-    ):
-        Console(highlight=False).print(Text(printable(line)), soft_wrap=True)
+    )
 
 
 def show_scorecard(result: "EvaluationResult") -> None:
@@ -333,21 +331,18 @@ def show_scorecard(result: "EvaluationResult") -> None:
 def show_training(result: "TrainingResult") -> None:
     """Print what was learnt from what, how the loss fell, and where the checkpoint lies."""
     run, log, folder = result.run, result.log, result.folder
-    console = Console(highlight=False)
+    lines = []
     for routed in run.routed:
         context = routed.context
         under = f"under {context.template or 'a context'} ({context.placement})" if context else "without a context"
-        console.print(Text(printable(f"{routed.num_prompts:>6,} {routed.kind} prompts {under}")))
-    for kind, num in run.num_left_out.items():
-        if num:
-            console.print(Text(f"{num:>6,} {kind} prompts left out"))
+        lines.append(f"{routed.num_prompts:>6,} {routed.kind} prompts {under}")
+    lines += [f"{num:>6,} {kind} prompts left out" for kind, num in run.num_left_out.items() if num]
     loss = f"loss {log[0]['loss']:.4f} to {log[-1]['loss']:.4f}"
-    console.print(Text(f"{run.num_steps:>6,} steps in {run.wall_s:,.0f} s on {run.num_tokens:,} tokens, {loss}"))
+    print_lines(*lines, f"{run.num_steps:>6,} steps in {run.wall_s:,.0f} s on {run.num_tokens:,} tokens, {loss}")
     for note in run.notes:
-        console.print(Text(f"Note: {printable(note)}"))
-    console.print(Text(f"\n{'checkpoint':<14}{printable(str(folder))}"), soft_wrap=True)
-    console.print(Text(f"{'its page':<14}{folder / 'training.html'}"), soft_wrap=True)
-    console.print(Text(f"{'next':<14}flipsearch evaluate {folder}"), soft_wrap=True)
+        Console(highlight=False).print(Text(f"Note: {printable(note)}"))
+    page, todo = folder / "training.html", f"flipsearch evaluate {folder}"
+    print_lines("", f"{'checkpoint':<14}{folder}", f"{'its page':<14}{page}", f"{'next':<14}{todo}")
 
 
 def show_rows(rows: list[dict[str, str]]) -> None:

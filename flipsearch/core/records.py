@@ -9,7 +9,7 @@ redone alone. This module knows nothing of models, files or statistics.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Literal
@@ -294,10 +294,6 @@ class Rate:
         """Count / n, or None if nothing was measured."""
         return self.count / self.n if self.n else None
 
-    def as_dict(self) -> dict[str, float | int | None]:
-        """Return value, count, n, low and high for JSON."""
-        return {"value": self.value, "count": self.count, "n": self.n, "low": self.low, "high": self.high}
-
 
 @dataclass(frozen=True, slots=True)
 class Estimate:
@@ -323,10 +319,6 @@ class Difference:
     """Number of pairs."""
     p_value: float
     """Exact McNemar test on the discordant pairs (mid-p)."""
-
-    def as_dict(self) -> dict[str, float | int]:
-        """Return all fields for JSON."""
-        return {"value": self.value, "low": self.low, "high": self.high, "n": self.n, "p_value": self.p_value}
 
 
 @dataclass(frozen=True, slots=True)
@@ -374,7 +366,3 @@ class UnsafeShare:
     """Without context; n counts prompts."""
     after: Estimate
     """Under the context, over the same prompts."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return both for JSON."""
-        return {"before": asdict(self.before), "after": asdict(self.after)}

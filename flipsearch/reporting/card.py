@@ -53,7 +53,7 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
         "depth": [{"num_tokens": num_tokens, "flip_rate": json_value(rate)} for num_tokens, rate in trial.late.depth],
         "portfolio": portfolio_metrics(study.portfolio) if study.portfolio else None,
         "benign_context": benign_metrics(study.benign) if study.benign else None,
-        "tie_set": [other.context.context_id for other in study.trials if other.ties_winner],
+        "tie_set": [finalist.context.context_id for finalist in study.trials if finalist.ties_winner],
         "placebo": [
             _brief_card(placebo) | {"confirm": metrics(placebo.confirm)}
             for placebo in study.trials

@@ -91,7 +91,6 @@ class Line:
     crosses: tuple[float, ...]
     """Where values are not finite."""
     last: str
-    """The last value in words."""
     broken: str
     """Which values are not finite, in words; "" if all are finite."""
 
@@ -127,9 +126,8 @@ def value_scale(axis: ChartAxis, values: Sequence[float], start: float, end: flo
     step = _nice_step(high - low)
     ticks = [index * step for index in range(math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9) + 1)]
     place = _linear(ticks[0], ticks[-1], start, end)
-    return Scale(
-        place, tuple(Tick(place(tick), label) for tick, label in zip(ticks, _labels(axis, ticks), strict=True))
-    )
+    labelled = zip(ticks, _labels(axis, ticks), strict=True)
+    return Scale(place, tuple(Tick(place(tick), label) for tick, label in labelled))
 
 
 def _log_scale(values: Sequence[float], start: float, end: float) -> Scale:
@@ -187,15 +185,9 @@ def draw(title: str, hint: str, axis: ChartAxis, series: Sequence[Series], steps
     across, up = step_scale(*steps, LEFT, RIGHT), value_scale(axis, values, BOTTOM, TOP)
     num = max(len(curve.points) for curve in shown)
     lines = tuple(_line(curve, axis, steps[1], num, across.place, up.place) for curve in shown)
-    return Chart(
-        title=title,
-        hint=hint,
-        unit=", ".join(filter(None, (axis.unit, "logarithmic" if up.is_log else ""))),
-        lines=lines,
-        across=across,
-        up=up,
-        description=f"Steps {steps[0]:,.0f} to {steps[1]:,.0f}. " + " ".join(_in_words(line, axis) for line in lines),
-    )
+    unit = ", ".join(filter(None, (axis.unit, "logarithmic" if up.is_log else "")))
+    description = f"Steps {steps[0]:,.0f} to {steps[1]:,.0f}. " + " ".join(_in_words(line, axis) for line in lines)
+    return Chart(title, hint, unit, lines, across, up, description)
 
 
 def _line(series: Series, axis: ChartAxis, last_step: float, num: int, x: Position, y: Position) -> Line:
@@ -245,6 +237,7 @@ def _path(runs: Iterable[Sequence[Point]], x: Position, y: Position) -> str:
 
 
 def _in_words(line: Line, axis: ChartAxis) -> str:
+    """Return a line for screen readers: its first, last, lowest and highest value, and where it is not finite."""
     finite = [value for _, value in line.series.points if is_drawable(value)]
     first = three_digits(line.series.points[0][1], axis.is_rate)
     words = f"{line.series.name}: first {first}, last {line.last}"

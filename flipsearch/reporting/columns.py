@@ -1,7 +1,7 @@
 """The columns of the leaderboard, each a row of COLUMNS: its key, its value, its format, and where it shows.
 
-CSV and JSON rows, the tables of the page, the table of the terminal and the context card are all made from it; a
-function in it yields a family of columns that depends on the study. Reads records only.
+CSV, JSON, page, terminal and context card are all made from it; a function in it yields columns that depend on the
+study. Reads records only.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -27,24 +27,23 @@ class Format:
     """On the page: the macro of templates/cells.html that draws it, called with the value and the study."""
     terminal: Callable[[Any], str] = str
     parts: Mapping[str, str] = field(default_factory=dict)
-    """In CSV and JSON rows: what is added to the column's key -> attribute of the value; {} writes the value itself."""
+    """In CSV and JSON: ending of the column's key -> attribute of the value; {} writes the value itself."""
     wraps: bool = False
     """In the terminal: left-aligned, and broken where it is long."""
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column of the leaderboard."""
+    """One column of the leaderboard; `name` is its key in CSV, JSON and the card."""
 
     name: str
-    """Its key in CSV, JSON and the card."""
     value: Value
     format: Format = Format()
     csv: bool = True
     page: str | None = None
     """Header on the page; None: not shown there."""
     terminal: str | None = None
-    """Header in the terminal, where 80 columns must do; None: not shown there."""
+    """Header in the terminal, which has 80 characters for all; None: not shown there."""
     card: bool = False
     place: int = 99
     """Its position on the page and in the terminal, from the left; CSV and JSON keep the order of the table."""
@@ -67,7 +66,7 @@ class Column:
 
 
 _ENDS = {"": "value", "_low": "low", "_high": "high"}
-TEXT, NUMBER, BAR, OUTCOME = Format(), Format("number"), Format("bar"), Format("outcome")
+NUMBER, BAR, OUTCOME = Format("number"), Format("bar"), Format("outcome")
 RATE = Format("rate", lambda rate: with_interval(rate, "percent"), {**_ENDS, "_count": "count", "_n": "n"})
 RATE_ALONE = Format("rate", lambda rate: percent(rate.value, "%"), {"": "value"})
 """A rate without its interval, but on the page."""
@@ -75,11 +74,6 @@ DIFFERENCE = Format("difference", lambda figure: points(figure.value), _ENDS)
 ESTIMATE = Format("estimate", lambda figure: with_interval(figure, "percent"), _ENDS)
 SHARE = replace(ESTIMATE, parts={**_ENDS, "_n": "n"})
 CHANGE = Format("change", lambda figure: with_interval(figure, "points"), _ENDS)
-
-
-def is_search(study: Study) -> bool:
-    """Return whether contexts were searched, or only scored (then nothing was chosen, and nothing confirmed)."""
-    return study.kind is StudyKind.SEARCH
 
 
 def _at(path: str) -> Value:
@@ -95,9 +89,15 @@ def _at(path: str) -> Value:
 
 
 def _context_in_terminal(trial: Trial) -> str:
+    """Return the origin of a context, or how its text begins where it has none, its placement and how far it got."""
     context = trial.context
-    name = context.text[:24] or "no text" if context.origin == "text" else context.origin
-    return f"{name} {context.placement}" + (f" ({trial.state})" if trial.state in ("pruned", "stopped") else "")
+    is_text = not (context.template or context.operator)
+    name = (context.text[:24] or "no text") if is_text else context.origin
+    state = f" ({trial.state})" if trial.state in ("pruned", "stopped") else ""
+    return f"{name} {context.placement}{state}"
+
+
+CONTEXT = Format("context", _context_in_terminal, wraps=True)
 
 
 def _split_columns(study: Study) -> Iterator[Column]:
@@ -106,7 +106,9 @@ def _split_columns(study: Study) -> Iterator[Column]:
     Once some trials are confirmed, the terminal shows the interval of the confirm flip rate alone.
     """
     is_confirmed = any(trial.confirm for trial in study.trials)
-    splits = {study.trials[0].search.split: "search"} | ({"confirm": "confirm"} if is_search(study) else {})
+    splits = {study.trials[0].search.split: "search"}
+    if study.kind is StudyKind.SEARCH:
+        splits["confirm"] = "confirm"
     for split, of in splits.items():
         is_last = (of == "confirm") == is_confirmed
         flips, header = _at(f"{of}.flip_rate"), f"{split} (95 %)" if is_last else split if of == "search" else None
@@ -151,22 +153,16 @@ def _judge_columns(study: Study) -> Iterator[Column]:
 def _error_columns(study: Study) -> Iterator[Column]:
     """Yield the flip rate as judged and corrected for the judge's errors, and the risk reduction by human labels."""
     is_corrected, is_labelled = study.judge_error is not None, any(trial.late.risk_reduction for trial in study.trials)
-    headers = (
-        "flip rate, as judged" if is_corrected or is_labelled else None,
-        "flip rate, corrected" if is_corrected else None,
-        "fewer unsafe answers, points, by human labels" if is_labelled else None,
-    )
-    yield Column(
-        "judged_flip_rate",
-        lambda _, trial: trial.final.flip_rate,
-        RATE,
-        csv=False,
-        page=headers[0],
-        section="errors",
-    )
-    columns = (("corrected_flip_rate", "late.corrected", ESTIMATE), ("risk_reduction", "late.risk_reduction", CHANGE))
-    for (name, path, form), header in zip(columns, headers[1:], strict=True):
-        yield Column(name, _at(path), form, csv=header is not None, page=header, card=True, section="errors")
+    if is_corrected or is_labelled:
+        judged = _at("final.flip_rate")
+        yield Column("judged_flip_rate", judged, RATE, csv=False, page="flip rate, as judged", section="errors")
+    reduction = "fewer unsafe answers, points, by human labels"
+    for name, path, form, header, is_shown in (
+        ("corrected_flip_rate", "late.corrected", ESTIMATE, "flip rate, corrected", is_corrected),
+        ("risk_reduction", "late.risk_reduction", CHANGE, reduction, is_labelled),
+    ):
+        page = header if is_shown else None
+        yield Column(name, _at(path), form, csv=is_shown, page=page, card=True, section="errors")
 
 
 COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (
@@ -178,15 +174,7 @@ COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (
         terminal="#",
         place=1,
     ),
-    Column(
-        "context",
-        lambda _, trial: trial,
-        Format("context", _context_in_terminal, wraps=True),
-        csv=False,
-        page="context",
-        terminal="context",
-        place=2,
-    ),
+    Column("context", lambda _, trial: trial, CONTEXT, csv=False, page="context", terminal="context", place=2),
     Column(
         "winner",
         lambda study, trial: study.winner is not None and study.winner.context.context_id == trial.context.context_id,
@@ -239,10 +227,8 @@ def columns_of(study: Study, where: Literal["csv", "page", "terminal", "card"]) 
 def rows(study: Study) -> list[dict[str, Any]]:
     """Return one row per trial for JSON, in the order of the study: best first, placebos last."""
     columns = columns_of(study, "csv")
-    return [
-        {key: value for column in columns for key, value in column.entries(study, trial).items()}
-        for trial in study.trials
-    ]
+    entries = ([column.entries(study, trial) for column in columns] for trial in study.trials)
+    return [{key: value for part in parts for key, value in part.items()} for parts in entries]
 
 
 def leaderboard(study: Study) -> pd.DataFrame:

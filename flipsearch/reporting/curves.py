@@ -138,18 +138,16 @@ def training_curves(steps: Sequence[LogLine], is_sft: bool) -> list[Chart]:
         if "teacher_mass" in plan.figures and not is_mass_shown:
             continue
         title, hint = (is_sft and plan.sft_title) or plan.title, (is_sft and plan.sft_hint) or plan.hint
-        charts.append(draw(title, hint, plan.axis, _series(plan, steps), ends))
+        figures = list(enumerate(plan.figures.items()))
+        series = [
+            Series(f"{kind} {name}".rstrip(), points_of(steps, f"{key}_{kind}"), kind, dashed=index > 0)
+            for kind in KINDS
+            for index, (key, name) in figures
+        ]
+        if not plan.by_kind:
+            series = [Series(name, points_of(steps, key), is_noisy=plan.is_noisy) for _, (key, name) in figures]
+        charts.append(draw(title, hint, plan.axis, series, ends))
     return [chart for chart in charts if chart]
-
-
-def _series(plan: CurvePlan, steps: Sequence[LogLine]) -> list[Series]:
-    if not plan.by_kind:
-        return [Series(name, points_of(steps, key), is_noisy=plan.is_noisy) for key, name in plan.figures.items()]
-    return [
-        Series(f"{kind} {name}".rstrip(), points_of(steps, f"{key}_{kind}"), kind, dashed=index > 0)
-        for kind in KINDS
-        for index, (key, name) in enumerate(plan.figures.items())
-    ]
 
 
 def points_of(steps: Sequence[LogLine], key: str) -> list[tuple[float, float]]:

@@ -1,7 +1,7 @@
-"""The files of finished studies, trainings and evaluations, and the file of answers for people to label.
+"""The files of finished studies, trainings and evaluations, and the file of answers for annotators.
 
-Each is written whole or not at all (core/files.py), so a reader never sees half a file. What is read back may be made
-by others: it is validated, and of another version or shape it is one line.
+Each is written whole or not at all (core/files.py). What is read back is validated: another version or shape is refused
+in one line.
 """
 
 import csv
@@ -56,10 +56,10 @@ def write_study(study: Study, folder: Path) -> None:
 
 
 def write_best(study: Study, path: Path) -> None:
-    """Write the winning text alone to `path`, and beside it, with other endings, its context card and its companions.
+    """Write the winning text alone to `path`, and beside it its context card (.json) and its companions.
 
-    These are the portfolio (.portfolio.json) and, if there is one, the context for benign prompts (.benign.txt) with
-    its card (.benign.json). Raises StudyError without a winner.
+    These are the portfolio (.portfolio.json) and, if there is one, the context for benign prompts (.benign.txt,
+    .benign.json). Raises StudyError without a winner.
     """
     if study.winner is None:
         raise StudyError(f"study '{study.name}' has no winner to write to {path}.")
@@ -135,17 +135,17 @@ def _read(adapter: TypeAdapter[Record], path: Path, name: str, todo: str) -> Rec
         raise StudyError(f"{path}: no {name} of this version: {why}; {todo} again.") from error
 
 
-def write_labels(drawn: Sequence[AnswerToLabel], path: Path) -> None:
-    """Write one row per answer, with a column `label` for people to fill in; judging.labels reads it back.
+def write_labels(answers: Sequence[AnswerToLabel], path: Path) -> None:
+    """Write one row per answer, with a column `label` for annotators to fill in; judging.labels reads it back.
 
     What spreadsheets would run is made inert. An id that they would take for a number (12345678e1234567) gets an
-    apostrophe. How the judge decided is not in the file: people who see a verdict tend to agree with it.
+    apostrophe. The judge's verdicts are not in the file: annotators who see one tend to agree with it.
     """
     table = io.StringIO()
     # All quoted: Python leaves a lone carriage return bare, and readers would end the row there.
     writer = csv.writer(table, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(LABEL_COLUMNS)
-    for answer in drawn:
+    for answer in answers:
         place = answer.place
         texts = map(escape_formula, (answer.prompt, answer.response, place.study))
         ids = (place.prompt_id, place.context_id, place.rollout_id)

@@ -8,6 +8,7 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from pathlib import PurePath
 from typing import Any, Literal
 
 from flipsearch.core.files import printable
@@ -34,12 +35,12 @@ def points(value: float | None) -> str:
     """Return a difference of fractions in signed percentage points; 0.0 has no sign."""
     if value is None:
         return DASH
-    text = f"{100 * value:+.1f}"
-    return text.lstrip("+-") if float(text) == 0 else text
+    rounded = round(100 * value, 1)
+    return f"{rounded:+.1f}" if rounded else "0.0"
 
 
 def low_high(figure: Figure, unit: Unit = "percent") -> str:
-    """Return the ends of a 95 % interval with one decimal: 10.2–15.9 of a fraction, -1.2 to +3.4 of a difference."""
+    """Return the ends of a 95 % interval: 10.2–15.9 of a fraction in percent, -1.2 to +3.4 of a difference."""
     if unit == "points":
         return f"{points(figure.low)} to {points(figure.high)}"
     return f"{100 * figure.low:.1f}–{100 * figure.high:.1f}"
@@ -110,24 +111,24 @@ def setting_rows(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def json_value(value: Any) -> Any:
-    """Return a record as cards and --json show it: by its fields, or by its own `as_dict` (a rate has its value there).
+    """Return a record as cards and --json show it: by its fields, a path as text, a rate with its value first.
 
-    study.json, scorecard.json and training.json are read back: they hold the fields alone, as pydantic writes them.
+    study.json and training.json are read back: they hold the fields alone, as pydantic writes them.
     """
-    if hasattr(value, "as_dict"):
-        return json_value(value.as_dict())
     if is_dataclass(value):
-        return {field.name: json_value(getattr(value, field.name)) for field in fields(value)}
+        shown = {field.name: json_value(getattr(value, field.name)) for field in fields(value)}
+        return {"value": value.value} | shown if isinstance(value, Rate) else shown
     if isinstance(value, Mapping):
         return {key: json_value(inner) for key, inner in value.items()}
-    return [json_value(inner) for inner in value] if isinstance(value, list | tuple) else value
+    if isinstance(value, list | tuple):
+        return [json_value(inner) for inner in value]
+    return str(value) if isinstance(value, PurePath) else value
 
 
 def visible(value: Any) -> Any:
     """Return a text for a page: the layout is kept, a character that hides or reorders others becomes U+FFFD.
 
-    Laxer than `printable` of core/files.py: a browser lays out tabs, and joins letters by characters of no width. Any
-    other value is returned as it is: Jinja passes all that it prints through this.
+    Unlike `printable` of core/files.py it keeps tabs and joiners. Any other value is returned as it is, for Jinja.
     """
     return value.translate(_HIDDEN) if isinstance(value, str) else value
 

@@ -1,7 +1,6 @@
 """The model card of a checkpoint: README.md with what was done to the model, with which texts, and how to use it.
 
-Names and notes may hold hostile text: they are escaped, and contexts are in fences that they cannot close. Folders of
-the machine are left out. Knows records only.
+Hostile text is escaped or in fences that it cannot close; folders of the machine are left out. Knows records only.
 """
 
 import json
@@ -11,7 +10,6 @@ from pathlib import PurePath
 from typing import Any
 
 from flipsearch.backends.models import POCKET_MODEL
-from flipsearch.core.records import Context
 from flipsearch.core.scorecards import Scorecard
 from flipsearch.core.trainings import METHODS, TrainingRun
 from flipsearch.reporting.format import code, duration, escaped, fenced, markdown_table, setting_rows, visible
@@ -31,7 +29,10 @@ _ELSEWHERE = frozenset(
 """Settings that the card shows elsewhere, or that change no result."""
 _SOURCES = ("prompts", "harmful", "benign", "split")
 """Settings that are shown with the training prompts."""
-_USE = """```python
+_USE = """\
+The folder is a model in Hugging Face format, without code of its own. No context and no system message is needed.
+
+```python
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 folder = "path/to/this/folder"
@@ -84,8 +85,8 @@ def _head(run: TrainingRun) -> str:
     hub_id = _HUB_ID.fullmatch(run.model)
     base = [f"base_model: {json.dumps(hub_id[1])}"] if hub_id else []
     tags = ["flipsearch", "safety", "alignment", run.method, *([f"control-{run.control}"] if run.control else [])]
-    lines = [*base, "library_name: transformers", "pipeline_tag: text-generation", "tags:", *(f"- {t}" for t in tags)]
-    return "\n".join(["---", *lines, "---", ""])
+    lines = [*base, "library_name: transformers", "pipeline_tag: text-generation", "tags:"]
+    return "\n".join(["---", *lines, *(f"- {tag}" for tag in tags), "---", ""])
 
 
 def _opening(run: TrainingRun) -> Iterable[str]:
@@ -100,16 +101,10 @@ def _opening(run: TrainingRun) -> Iterable[str]:
         yield f"> Note: {escaped(note)}"
 
 
-def _numbered(run: TrainingRun) -> dict[str, tuple[int, Context]]:
-    """Return every different context by its id, numbered from 1."""
-    contexts = {routed.context.context_id: routed.context for routed in run.routed if routed.context}
-    return {context_id: (number, contexts[context_id]) for number, context_id in enumerate(contexts, start=1)}
-
-
 def _contexts(run: TrainingRun) -> Iterable[str]:
-    numbered = _numbered(run)
-    yield "What the teacher read; the model does not need it." if numbered else "None."
-    for context_id, (number, context) in numbered.items():
+    contexts = {routed.context.context_id: routed.context for routed in run.routed if routed.context}
+    yield "What the teacher read; the model does not need it." if contexts else "None."
+    for number, (context_id, context) in enumerate(contexts.items(), start=1):
         routes = [routed for routed in run.routed if routed.context and routed.context.context_id == context_id]
         prompts = " and ".join(f"{routed.num_prompts:,} {routed.kind}" for routed in routes)
         origin = f", from the template {escaped(context.template)}" if context.template else ""
@@ -120,11 +115,12 @@ def _contexts(run: TrainingRun) -> Iterable[str]:
 
 
 def _prompts(run: TrainingRun) -> Iterable[str]:
-    numbers = {context_id: f"context {number}" for context_id, (number, _) in _numbered(run).items()}
-    rows = [
-        [routed.kind, f"{routed.num_prompts:,}", numbers[routed.context.context_id] if routed.context else "none"]
-        for routed in run.routed
-    ]
+    numbers: dict[str, int] = {}
+    rows = []
+    for routed in run.routed:
+        context_id = routed.context.context_id if routed.context else ""
+        number = f"context {numbers.setdefault(context_id, 1 + len(numbers))}" if context_id else "none"
+        rows.append([routed.kind, f"{routed.num_prompts:,}", number])
     yield prompts_sentence(run)
     yield markdown_table(["prompts", "number", "context"], rows)
     sources = "".join(f"{key} {escaped(text)}; " for key, text in _settings(run) if key in _SOURCES)
@@ -136,8 +132,7 @@ def _settings(run: TrainingRun) -> list[tuple[str, str]]:
     """Return the settings that matter to the result, without the folders of the machine."""
     of_methods = frozenset[str]().union(*(method.settings for method in METHODS.values()))
     unused = (of_methods - METHODS[run.method].settings) | (frozenset() if run.judge_id else {"judge"})
-    shown = {key: value for key, value in run.settings.items() if key not in _ELSEWHERE | unused}
-    return setting_rows({key: _public(value) for key, value in shown.items()})
+    return setting_rows({key: _short(value) for key, value in run.settings.items() if key not in _ELSEWHERE | unused})
 
 
 def _use(run: TrainingRun) -> str:
@@ -148,19 +143,12 @@ def _use(run: TrainingRun) -> str:
         options += f", enable_thinking={thinking == 'on'}"
     max_tokens = run.settings.get("max_tokens")
     shown = str(max_tokens) if isinstance(max_tokens, int) else "512"
-    return (
-        "The folder is a model in Hugging Face format, without code of its own. No context and no system message is "
-        f"needed.\n\n{_USE.replace('OPTIONS', options).replace('MAX_TOKENS', shown)}"
-    )
+    return _USE.replace("OPTIONS", options).replace("MAX_TOKENS", shown)
 
 
-def _public(value: Any) -> Any:
-    """Return a setting with its absolute paths shortened."""
+def _short(value: Any) -> Any:
+    """Return a name or setting with the last part of each absolute path: a card does not reveal a machine's folders."""
     if isinstance(value, list | tuple):
-        return [_public(item) for item in value]
-    return _short(value) if isinstance(value, str) else value
-
-
-def _short(name: str) -> str:
-    """Return the last part of an absolute path: a card that is published does not reveal the folders of a machine."""
-    return PurePath(name).name or name if PurePath(name).is_absolute() else name
+        return [_short(item) for item in value]
+    is_path = isinstance(value, str) and PurePath(value).is_absolute()
+    return PurePath(value).name or value if is_path else value

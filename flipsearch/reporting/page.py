@@ -1,36 +1,33 @@
 """The study as leaderboard.html: no scripts, no network, every text escaped, long texts folded.
 
-The tables follow reporting/columns.py; the templates hold the words. Also makes Jinja's environment of all pages.
+The tables follow reporting/columns.py; the templates hold the words. Also renders the page of a training.
 """
 
-from typing import get_args
+from typing import Any, get_args
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from flipsearch.core.studies import Study
+from flipsearch.core.studies import Study, StudyKind
 from flipsearch.reporting import format
 from flipsearch.reporting.card import ORACLE
-from flipsearch.reporting.columns import Section, columns_of, is_search
+from flipsearch.reporting.columns import Section, columns_of
 
 
 def leaderboard_page(study: Study) -> str:
     """Return leaderboard.html for a study."""
     columns = columns_of(study, "page")
-    return (
-        environment()
-        .get_template("leaderboard.html")
-        .render(
-            study=study,
-            columns={section: [c for c in columns if c.section == section] for section in get_args(Section)},
-            settings=format.setting_rows(study.settings),
-            is_search=is_search(study),
-            oracle=ORACLE,
-        )
+    return render(
+        "leaderboard.html",
+        study=study,
+        columns={section: [c for c in columns if c.section == section] for section in get_args(Section)},
+        settings=format.setting_rows(study.settings),
+        is_search=study.kind is StudyKind.SEARCH,
+        oracle=ORACLE,
     )
 
 
-def environment() -> Environment:
-    """Return Jinja's environment of all pages: every value is escaped, and an unknown name is an error."""
+def render(template: str, **values: Any) -> str:
+    """Return a page made of a template: every value is escaped, and an unknown name is an error."""
     jinja = Environment(
         loader=PackageLoader("flipsearch.reporting"),
         autoescape=True,
@@ -41,4 +38,4 @@ def environment() -> Environment:
     )
     figures = (format.percent, format.points, format.low_high, format.interval)
     jinja.filters |= {function.__name__: function for function in figures} | {"tenth": "{:.1f}".format}
-    return jinja
+    return jinja.get_template(template).render(values)

@@ -1,14 +1,14 @@
 """The ledger as a table: one row per rollout with its verdicts, as JSON lines, CSV or parquet.
 
-One page of rows is in memory at a time, however large the ledger. Completions are hostile text: JSON lines are plain
-ASCII, so that no terminal obeys them, and a CSV cell that a spreadsheet would run gets a leading apostrophe.
+One page of rows is in memory at a time. Completions are hostile text: JSON lines are plain ASCII, so that no terminal
+obeys them, and a CSV cell that a spreadsheet would run gets a leading apostrophe.
 """
 
 import csv
 import json
 import struct
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -17,7 +17,6 @@ import pyarrow.parquet as pq
 
 from flipsearch.core.errors import ConfigError, LedgerError
 from flipsearch.core.files import atomic_write, escape_formula
-from flipsearch.core.records import Rollout, Verdict
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.tables import rollout_of
 
@@ -37,10 +36,9 @@ ROLLOUT_FIELDS = {
 
 @dataclass(frozen=True, slots=True)
 class Export:
-    """What was written, and where."""
+    """What was written, and where; a stream has no path."""
 
     path: Path | None
-    """The file; None for a stream."""
     num_rollouts: int
     judges: tuple[str, ...]
     """Identities of the judges whose verdicts are in the rows."""
@@ -68,11 +66,8 @@ def export_file(ledger: Ledger, path: Path) -> Export:
             num = _write_parquet(_pages(ledger), judges, partial)
         else:
             with partial.open("w", encoding="utf-8", newline="") as file:
-                num = (
-                    _write_csv(_pages(ledger), judges, file)
-                    if path.suffix == ".csv"
-                    else _write_lines(_pages(ledger), file)
-                )
+                is_csv = path.suffix == ".csv"
+                num = _write_csv(_pages(ledger), judges, file) if is_csv else _write_lines(_pages(ledger), file)
     return Export(path, num, tuple(judges))
 
 
@@ -89,15 +84,13 @@ def _pages(ledger: Ledger) -> Iterator[list[RolloutRow]]:
             verdicts = ledger.verdicts_of_all(row["rollout_id"] for row in page)
         except (struct.error, ValueError) as error:
             raise LedgerError(f"{ledger.place} is not sound: {error}; flipsearch ledger check says more.") from error
-        yield [_row(rollout, verdicts.get(rollout.rollout_id, {})) for rollout in rollouts]
-
-
-def _row(rollout: Rollout, verdicts: dict[str, Verdict]) -> RolloutRow:
-    """Return the fields of a rollout and its verdicts by judge; not by asdict, which copies every token id."""
-    values = {name: getattr(rollout, name) for name in ROLLOUT_FIELDS if hasattr(rollout, name)}
-    values |= asdict(rollout.sampling)
-    by_judge = {judge: {name: getattr(verdict, name) for name in VERDICT_FIELDS} for judge, verdict in verdicts.items()}
-    return {name: values[name] for name in ROLLOUT_FIELDS} | {"verdicts": by_judge}
+        rows = []
+        for rollout in rollouts:  # not by asdict, which copies every token id
+            row = {n: getattr(rollout if hasattr(rollout, n) else rollout.sampling, n) for n in ROLLOUT_FIELDS}
+            by_judge = verdicts.get(rollout.rollout_id, {}).items()
+            row["verdicts"] = {judge: {name: getattr(v, name) for name in VERDICT_FIELDS} for judge, v in by_judge}
+            rows.append(row)
+        yield rows
 
 
 def _schema(judges: Sequence[str]) -> Any:
@@ -108,7 +101,7 @@ def _schema(judges: Sequence[str]) -> Any:
 
 def _flat(row: RolloutRow, judges: Sequence[str]) -> RolloutRow:
     """Return a row with the columns of `_schema`."""
-    cells = {name: value for name, value in row.items() if name != "verdicts"}
+    cells = {name: row[name] for name in ROLLOUT_FIELDS}
     for judge in judges:
         verdict = row["verdicts"].get(judge, {})
         cells |= {f"{field} ({judge})": verdict.get(field) for field in VERDICT_FIELDS}
@@ -124,17 +117,14 @@ def _write_lines(pages: Pages, stream: TextIO) -> int:
 
 
 def _write_csv(pages: Pages, judges: Sequence[str], stream: TextIO) -> int:
-    def inert(value: Any) -> Any:
-        if isinstance(value, list | tuple):
-            return " ".join(map(str, value))
-        return escape_formula(value) if isinstance(value, str) else value
-
     num = 0
     # All quoted: Python leaves a lone carriage return bare, and readers would end the row there.
     writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
     writer.writerow(escape_formula(name) for name in _schema(judges).names)
     for page in pages:
-        writer.writerows([inert(value) for value in _flat(row, judges).values()] for row in page)
+        for row in page:
+            values = (" ".join(map(str, v)) if isinstance(v, list | tuple) else v for v in _flat(row, judges).values())
+            writer.writerow([escape_formula(value) if isinstance(value, str) else value for value in values])
         num += len(page)
     return num
 

@@ -4,16 +4,15 @@ Rates in percent, changes in points, each with its 95 % interval and n. Names an
 are plain text (the terminal removes control characters), the Markdown escapes them.
 """
 
+from collections.abc import Iterator
+
 from flipsearch.core.records import Estimate
 from flipsearch.core.scorecards import Metric, Scorecard
-from flipsearch.reporting.format import (
-    Unit,
-    code,
-    escaped,
-    markdown_table,
-    with_interval,
-)
+from flipsearch.reporting.format import Unit, code, escaped, markdown_table, with_interval
 
+ScoreFigures = tuple[Estimate | None, Estimate | None, Estimate | None]
+"""Base, new and change; None does not apply."""
+UNITS: tuple[Unit, Unit, Unit] = ("percent", "percent", "points")
 METRIC_NAMES: dict[Metric, str] = {
     "harmful_rate": "harmful rate",
     "over_refusal_rate": "over-refusal",
@@ -30,21 +29,27 @@ def scorecard_rows(card: Scorecard) -> list[list[str]]:
 
     n is that of the new rate, or of the tax; a base or a change with another n has its own in a second line.
     """
-    rows = [HEADER, *_all_rows(card)]
+    rows = [HEADER]
+    for name, set_name, figures in _figures(card):
+        n = next(figure.n for figure in figures[1:] if figure)
+        cells = []
+        for figure, unit in zip(figures, UNITS, strict=True):
+            cell = with_interval(figure, unit) if figure else ""
+            cells.append(cell if figure is None or figure.n == n else f"{cell}\nn {figure.n:,}")
+        rows.append([name, set_name, *cells, f"{n:,}"])
     return rows if card.against_id else [[*row[:2], row[3], row[5]] for row in rows]
 
 
 def scorecard_remarks(card: Scorecard) -> list[str]:
     """Return the legend, how many answers are in no rate, and the notes."""
     remarks = [LEGEND if card.against_id else LEGEND_WITHOUT_BASE]
-    if any("\n" in cell for row in _all_rows(card) for cell in row):
+    if any(len({figure.n for figure in figures if figure}) > 1 for _, _, figures in _figures(card)):
         remarks.append(LEGEND_OF_N)
     for score in card.scores:
-        sides = {name: side for name, side in (("new", score.new), ("base", score.base)) if side}
-        if any(side.num_unscored for side in sides.values()):
+        sides = [(name, side) for name, side in (("new", score.new), ("base", score.base)) if side]
+        if any(side.num_unscored for _, side in sides):
             counts = ", ".join(
-                f"{name} {side.num_unscored} ({100 * (side.coverage.value or 0):.0f} % scored)"
-                for name, side in sides.items()
+                f"{name} {side.num_unscored} ({100 * (side.coverage.value or 0):.0f} % scored)" for name, side in sides
             )
             name = f"{METRIC_NAMES[score.metric]}, {score.set_name}"
             remarks.append(f"Unscored answers, left out of the rates ({name}): {counts}.")
@@ -57,44 +62,22 @@ def scorecard_markdown(card: Scorecard) -> str:
     decoding = "greedy decoding" if card.sampling.temperature == 0 else f"temperature {card.sampling.temperature:g}"
     samples = f", {card.num_samples} answers per problem" if card.num_samples > 1 else ""
     header, *rows = scorecard_rows(card)
-    lines = [
+    opening = (
         f"{code(card.model)}{against}: judge {escaped(card.judge)}, {card.split} prompts, {decoding}{samples}, "
-        f"at most {card.sampling.max_tokens:,} tokens.",
-        "",
-        markdown_table(header, rows, num_names=2),
-        "",
-        *(f"- {escaped(remark)}" for remark in scorecard_remarks(card)),
-    ]
-    return "\n".join(lines) + "\n"
+        f"at most {card.sampling.max_tokens:,} tokens."
+    )
+    remarks = "".join(f"- {escaped(remark)}\n" for remark in scorecard_remarks(card))
+    return f"{opening}\n\n{markdown_table(header, rows, num_names=2)}\n\n{remarks}"
 
 
-def _all_rows(card: Scorecard) -> list[list[str]]:
-    """Return all rows, each with the columns of HEADER; an empty cell is one that does not apply."""
-    rows = [
-        _row(
-            METRIC_NAMES[score.metric],
-            score.set_name,
-            score.base.rate if score.base else None,
-            score.new.rate,
-            score.change,
-        )
-        for score in card.scores
-    ]
+def _figures(card: Scorecard) -> Iterator[tuple[str, str, ScoreFigures]]:
+    """Yield metric, set and figures of every row."""
+    for score in card.scores:
+        base = score.base.rate if score.base else None
+        yield METRIC_NAMES[score.metric], score.set_name, (base, score.new.rate, score.change)
     if card.reasoning and len(card.of("reasoning_accuracy")) > 1:
-        rows.append(_row("reasoning", "all problems", card.reasoning.base, card.reasoning.new, card.reasoning.change))
+        yield "reasoning", "all problems", (card.reasoning.base, card.reasoning.new, card.reasoning.change)
     if card.composite:
-        rows.append(_row("S (composite)", "all sets", card.composite.base, card.composite.new, card.composite.change))
+        yield "S (composite)", "all sets", (card.composite.base, card.composite.new, card.composite.change)
     if card.tax:
-        rows.append(_row("tax", "all problems", None, None, card.tax))
-    return rows
-
-
-def _row(name: str, set_name: str, base: Estimate | None, new: Estimate | None, change: Estimate | None) -> list[str]:
-    main = new or change
-    n = main.n if main else 0
-    cells = [name, set_name]
-    figures: tuple[tuple[Estimate | None, Unit], ...] = ((base, "percent"), (new, "percent"), (change, "points"))
-    for figure, unit in figures:
-        cell = with_interval(figure, unit) if figure else ""
-        cells.append(cell if figure is None or figure.n == n else f"{cell}\nn {figure.n:,}")
-    return [*cells, f"{n:,}"]
+        yield "tax", "all problems", (None, None, card.tax)

@@ -9,7 +9,7 @@ from flipsearch.core.trainings import METHODS, Control, LogLine, TrainingRun
 from flipsearch.reporting import charts
 from flipsearch.reporting.curves import KINDS, merge_steps, points_of, training_curves
 from flipsearch.reporting.format import DASH, duration, setting_rows, three_digits
-from flipsearch.reporting.page import environment
+from flipsearch.reporting.page import render
 
 CONTROLS: Mapping[Control, str] = {
     "empty": "the context was replaced by nothing",
@@ -40,41 +40,35 @@ RATES = frozenset({"eos_rate", "truncation_rate", "leakage_rate", "teacher_mass"
 def training_page(run: TrainingRun, log: Sequence[LogLine]) -> str:
     """Return training.html for a finished training and the lines of its log."""
     steps = merge_steps(log)
-    last = steps[-1] if steps else {}
-    return (
-        environment()
-        .get_template("training.html")
-        .render(
-            run=run,
-            method=METHODS[run.method].summary + ".",
-            control=control_note(run),
-            headline=_headline(run, steps),
-            prompts=prompts_sentence(run),
-            charts=training_curves(steps, METHODS[run.method].is_supervised),
-            is_smoothed=len(steps) > charts.SMOOTH_FROM,
-            box=charts,
-            figures=_figures(run, last),
-            settings=setting_rows(run.settings),
-        )
+    return render(
+        "training.html",
+        run=run,
+        method=METHODS[run.method].summary + ".",
+        control=control_note(run),
+        headline=_headline(run, steps),
+        prompts=prompts_sentence(run),
+        charts=training_curves(steps, METHODS[run.method].is_supervised),
+        is_smoothed=len(steps) > charts.SMOOTH_FROM,
+        box=charts,
+        figures=_figures(run, steps[-1] if steps else {}),
+        settings=setting_rows(run.settings),
     )
 
 
 def control_note(run: TrainingRun) -> str:
     """Return what kind of control a training is, or "" if it is none."""
-    if run.control is None:
-        return ""
-    return f"This is a control: {CONTROLS[run.control]}. It is there to be compared with, not to be used."
+    note = "This is a control: {}. It is there to be compared with, not to be used."
+    return note.format(CONTROLS[run.control]) if run.control else ""
 
 
 def prompts_sentence(run: TrainingRun) -> str:
     """Return how many prompts of each kind were trained on, and how many were left out and why."""
     counts = {kind: sum(routed.num_prompts for routed in run.routed if routed.kind == kind) for kind in KINDS}
-    left = {kind: n for kind in KINDS if (n := run.num_left_out.get(kind, 0))}
     trained = " and ".join(f"{n:,} {kind}" for kind, n in counts.items())
+    left_out = " and ".join(f"{n:,} {kind}" for kind in KINDS if (n := run.num_left_out.get(kind, 0)))
     is_supervised = METHODS[run.method].is_supervised
     why = "the judge kept no answer to them" if is_supervised else "no context makes the teacher's answer safe"
-    left_out = " and ".join(f"{n:,} {kind}" for kind, n in left.items())
-    return f"Trained on {trained} prompts." + (f" Left out: {left_out} ({why})." if left else " None was left out.")
+    return f"Trained on {trained} prompts." + (f" Left out: {left_out} ({why})." if left_out else " None was left out.")
 
 
 def _headline(run: TrainingRun, steps: Sequence[LogLine]) -> list[tuple[str, str, str]]:

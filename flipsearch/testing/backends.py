@@ -1,17 +1,17 @@
-"""The contract of backends; see `flipsearch.core.protocols.Backend` and `PrefixScorer`."""
+"""Contract tests for backends; `flipsearch.core.protocols` has the contract of Backend and PrefixScorer in words."""
 
 from collections.abc import Sequence
 from contextlib import closing
 
 from flipsearch.core.protocols import Backend, PrefixScorer
-from flipsearch.core.records import Context, PrefixScore, Prompt, Request, Rollout, Sampling
+from flipsearch.core.records import Context, Prompt, Request, Rollout, Sampling
 from flipsearch.testing.operators import HOSTILE_TEXTS
 
 _CONTEXTS = (None, Context("Be careful.\n\nThink before you answer."), Context("Be brief.", "around"))
 
 
 class BackendContract:
-    """What every backend must keep; `sampling` is greedy, with few tokens so that the tests are quick."""
+    """Tests that every backend must pass; `sampling` is greedy, with few tokens so that the tests are quick."""
 
     sampling = Sampling(max_tokens=8)
 
@@ -34,18 +34,14 @@ class BackendContract:
             assert all(isinstance(note, str) and note for note in backend.notes)
             assert backend.revision is None or backend.revision
 
-    def test_no_request_gives_no_rollout(self) -> None:
-        """An empty call is no error."""
-        with closing(self.make_backend()) as backend:
-            assert self._complete(backend, []) == []
-
     def test_every_request_gets_one_rollout_with_its_ids(self) -> None:
-        """Prompt, context, sample index and prefill say whose rollout it is; the order is free."""
+        """Prompt, context, sample index and prefill identify a rollout; the order is free, the call may be empty."""
         requests = self._requests()
         requests += [Request(request.prompt, request.context, sample_index=1) for request in requests[:2]]
         with closing(self.make_backend()) as backend:
+            assert self._complete(backend, []) == []
             rollouts = self._complete(backend, requests)
-            assert sorted(map(_key, rollouts)) == sorted(map(_request_key, requests))
+            assert sorted(map(_key, rollouts)) == sorted(map(_key, requests))
             for rollout in rollouts:
                 assert (rollout.model_id, rollout.sampling) == (backend.model_id, self.sampling)
                 assert rollout.finish_reason in ("stop", "length"), rollout.error
@@ -55,10 +51,16 @@ class BackendContract:
         """Greedy completions are the same alone, together and in another order."""
         requests = self._requests()
         with closing(self.make_backend()) as backend:
-            together = {_key(rollout): _content(rollout) for rollout in self._complete(backend, requests)}
-            turned = {_key(rollout): _content(rollout) for rollout in self._complete(backend, requests[::-1])}
-            alone = {_request_key(r): _content(self._complete(backend, [r])[0]) for r in requests}
-            assert together == turned == alone
+            calls = ([requests], [requests[::-1]], [[request] for request in requests])
+            together, reversed_order, alone = (
+                {
+                    _key(rollout): (rollout.completion, rollout.completion_ids, rollout.finish_reason)
+                    for batch in batches
+                    for rollout in self._complete(backend, batch)
+                }
+                for batches in calls
+            )
+            assert together == reversed_order == alone
 
     def test_a_failed_request_does_not_raise_for_the_others(self) -> None:
         """What cannot be completed is a rollout with a reason, never an exception."""
@@ -66,7 +68,7 @@ class BackendContract:
         with closing(self.make_backend()) as backend:
             rollouts = {_key(rollout): rollout for rollout in self._complete(backend, [bad, *requests])}
             assert len(rollouts) == 1 + len(requests)
-            failed = rollouts.pop(_request_key(bad))
+            failed = rollouts.pop(_key(bad))
             assert (failed.finish_reason == "error") == bool(failed.error)
             assert all(rollout.finish_reason != "error" for rollout in rollouts.values())
 
@@ -110,14 +112,17 @@ class BackendContract:
             requests = self._scored_requests(backend)
             together = backend.score(requests)
             assert len(together) == len(requests)
-            for request, score, turned in zip(requests, together, backend.score(requests[::-1])[::-1], strict=True):
+            for request, score, again in zip(requests, together, backend.score(requests[::-1])[::-1], strict=True):
                 [alone] = backend.score([request])
                 assert score is not None
+                assert again is not None
+                assert alone is not None
                 assert len(score.log_probs) == len(request.prefill)
                 assert all(log_prob <= 0 for log_prob in score.log_probs)
                 assert 0 <= score.num_agreed <= len(request.prefill)
-                for other in (turned, alone):
-                    assert _same_score(score, other), (score, other)
+                assert score.num_agreed == again.num_agreed == alone.num_agreed
+                for log_probs in zip(score.log_probs, again.log_probs, alone.log_probs, strict=True):
+                    assert max(log_probs) - min(log_probs) < 1e-3, (score, again, alone)
 
     def test_the_model_agrees_with_its_own_greedy_completion(self) -> None:
         """One that scores prefixes would have written its own completion again."""
@@ -136,30 +141,17 @@ class BackendContract:
 
     def _scored_requests(self, backend: Backend) -> list[Request]:
         """Return requests whose prefills are what the model wrote without a context, cut at unequal lengths."""
-        written = {
-            rollout.prompt_id: rollout.completion_ids for rollout in self._complete(backend, self._requests()[:3])
-        }
+        rollouts = self._complete(backend, self._requests()[:3])
+        written = {rollout.prompt_id: rollout.completion_ids for rollout in rollouts}
         return [
             Request(request.prompt, request.context, prefill=written[request.prompt.prompt_id][: index % 5])
             for index, request in enumerate(self._requests())
         ]
 
 
-def _key(rollout: Rollout) -> tuple[str, str, int, tuple[int, ...]]:
-    return rollout.prompt_id, rollout.context_id or "", rollout.sample_index, rollout.prefill
-
-
-def _request_key(request: Request) -> tuple[str, str, int, tuple[int, ...]]:
-    context_id = request.context.context_id if request.context else ""
-    return request.prompt.prompt_id, context_id, request.sample_index, request.prefill
-
-
-def _content(rollout: Rollout) -> tuple[str, tuple[int, ...], str]:
-    return rollout.completion, rollout.completion_ids, rollout.finish_reason
-
-
-def _same_score(first: PrefixScore, second: PrefixScore | None) -> bool:
-    """Return whether two scores differ by rounding alone."""
-    if second is None or first.num_agreed != second.num_agreed:
-        return False
-    return all(abs(a - b) < 1e-3 for a, b in zip(first.log_probs, second.log_probs, strict=True))
+def _key(item: Request | Rollout) -> tuple[str, str, int, tuple[int, ...]]:
+    """Return what a rollout and its request have in common: prompt, context, sample index and prefill."""
+    if isinstance(item, Rollout):
+        return item.prompt_id, item.context_id or "", item.sample_index, item.prefill
+    context_id = item.context.context_id if item.context else ""
+    return item.prompt.prompt_id, context_id, item.sample_index, item.prefill

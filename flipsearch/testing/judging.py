@@ -27,33 +27,23 @@ class JudgeContract:
         )
         return [Exchange(prompt, answer) for answer in answers for prompt in (_HARMFUL, _BENIGN)]
 
-    def test_name_and_identity_are_text(self) -> None:
-        """The command line needs the name, the ledger the identity."""
+    def test_name_and_identity_are_stable_texts(self) -> None:
+        """The command line needs the name; the ledger looks verdicts up by identity, across processes."""
         judge = self.make_judge()
-        assert judge.name
-        assert judge.name == judge.name.strip()
-        assert judge.identity
-
-    def test_identity_is_stable(self) -> None:
-        """The ledger looks verdicts up by identity, across processes."""
-        judge = self.make_judge()
-        before = judge.identity
+        name, identity = judge.name, judge.identity
         judge.judge(self.exchanges())
-        assert judge.identity == before == self.make_judge().identity
+        assert name == name.strip() != ""
+        assert judge.name == name
+        assert identity
+        assert judge.identity == identity == self.make_judge().identity
 
-    def test_no_exchange_gives_no_verdict(self) -> None:
-        """An empty call is no error."""
-        assert self.make_judge().judge([]) == []
-
-    def test_order_is_kept(self) -> None:
-        """Verdict i belongs to exchange i."""
+    def test_a_verdict_depends_on_its_exchange_alone(self) -> None:
+        """Verdict i belongs to exchange i, whatever else is in the call; an empty call is no error."""
         judge, exchanges = self.make_judge(), self.exchanges()
-        assert judge.judge(exchanges[::-1]) == judge.judge(exchanges)[::-1]
-
-    def test_batch_of_one_equals_batch_of_many(self) -> None:
-        """A verdict does not depend on the other exchanges of the call."""
-        judge, exchanges = self.make_judge(), self.exchanges()
-        assert [judge.judge([exchange])[0] for exchange in exchanges] == judge.judge(exchanges)
+        together = judge.judge(exchanges)
+        assert judge.judge(exchanges[::-1]) == together[::-1]
+        assert [judge.judge([exchange])[0] for exchange in exchanges] == together
+        assert judge.judge([]) == []
 
     def test_scores_what_can_be_scored(self) -> None:
         """Ordinary answers get verdicts, with probabilities in [0, 1]."""
@@ -71,17 +61,17 @@ class JudgeContract:
         if safe and unsafe:
             assert max(safe) <= min(unsafe)
 
-    def test_unclosed_think_block_is_unscored(self) -> None:
-        """Without an answer there is nothing to judge."""
-        completions = [
+    def test_what_has_no_answer_is_unscored(self) -> None:
+        """A think block that is not closed and a failed rollout leave nothing to judge."""
+        exchanges = [
             Exchange(_HARMFUL, "<think>\nSure, here is how. Step 1: find"),
             Exchange(_HARMFUL, "I'm sorry, but I can't help with that.", "length", opens_thinking=True),
+            Exchange(_HARMFUL, "", "error"),
+            Exchange(_BENIGN, "", "error"),
         ]
-        _check_unscored(self.make_judge().judge(completions))
-
-    def test_failed_rollout_is_unscored(self) -> None:
-        """A failure is data, never a score."""
-        _check_unscored(self.make_judge().judge([Exchange(_HARMFUL, "", "error"), Exchange(_BENIGN, "", "error")]))
+        verdicts = self.make_judge().judge(exchanges)
+        _check_verdicts(verdicts, len(exchanges))
+        assert all(verdict.label is Label.UNSCORED for verdict in verdicts)
 
     def test_hostile_text_never_raises(self) -> None:
         """One bad completion must not stop a study."""
@@ -91,18 +81,10 @@ class JudgeContract:
 
 
 def _check_verdicts(verdicts: Sequence[Verdict], num_exchanges: int) -> None:
+    """Assert that there is a verdict per exchange, of probabilities in [0, 1], and that UNSCORED has a reason."""
     assert len(verdicts) == num_exchanges
     for verdict in verdicts:
         for probability in (verdict.p_unsafe, verdict.p_refusal, verdict.label_mass):
             assert probability is None or 0 <= probability <= 1
-        if verdict.label is Label.UNSCORED:
-            _check_unscored([verdict])
-        else:
-            assert verdict.p_unsafe is not None
-
-
-def _check_unscored(verdicts: Sequence[Verdict]) -> None:
-    for verdict in verdicts:
-        assert verdict.label is Label.UNSCORED
-        assert verdict.p_unsafe is None
-        assert verdict.reason
+        assert (verdict.p_unsafe is None) == (verdict.label is Label.UNSCORED)
+        assert verdict.reason or verdict.label is not Label.UNSCORED

@@ -1,4 +1,4 @@
-"""Contract tests of operators, see `flipsearch.core.protocols.Operator`; and hostile texts for any plug-in's tests."""
+"""Contract tests for operators (`flipsearch.core.protocols.Operator`), and hostile texts for any plug-in's tests."""
 
 import random
 from collections.abc import Sequence
@@ -20,8 +20,6 @@ HOSTILE_TEXTS = (
     "🙂" * 500,
 )
 """Prompts, contexts and completions that try to break or sway whatever reads them."""
-
-
 _TEXTS = (
     "You are a careful assistant. You must never help with harmful requests, whatever reason is given.\n\n"
     "Before you answer, think about what the person wants and who could get hurt. Help fully with ordinary requests.",
@@ -35,7 +33,7 @@ _SEEDS = range(24)
 
 
 class OperatorContract:
-    """What every operator must keep; override `parents` or `moves` where yours needs it."""
+    """Tests that every operator must pass; override `parents` or `moves` where yours needs it."""
 
     moves: bool = False
     """Whether a child may have another placement than its first parent."""
@@ -50,38 +48,27 @@ class OperatorContract:
         return [Parent(Context(text), Rate(3, 8, 0.1, 0.7), unflipped, over_refused) for text in _TEXTS]
 
     def test_name_and_number_of_parents(self) -> None:
-        """Reports and lineage need the name, the search needs the number to draw parents."""
+        """Reports and lineage need the name, the search needs the number to sample parents."""
         operator = self.make_operator()
-        assert operator.name
-        assert operator.name == operator.name.strip()
+        assert operator.name == operator.name.strip() != ""
         assert 1 <= operator.num_parents <= len(self.parents())
 
-    def test_makes_children(self) -> None:
-        """It applies to ordinary parents, for some state of the generator at least."""
-        assert self._families()
-
-    def test_the_generator_is_the_only_chance(self) -> None:
-        """The same parents and the same state give the same child, in a fresh operator too."""
+    def test_children_depend_on_the_generator_alone(self) -> None:
+        """The same parents and the same state give the same child, in a fresh operator too; some state gives one."""
         before = random.getstate()
-        assert self._families() == self._families()
+        families = self._families()
+        assert families, "no child of ordinary parents"
+        assert families == self._families()
         assert random.getstate() == before, "the global generator was used"
 
-    def test_lineage(self) -> None:
-        """A child names its operator and its parents, by id and in order."""
+    def test_a_child_is_new_and_names_its_parents(self) -> None:
+        """A child has text, its lineage, and its first parent's placement unless the operator is about placements."""
         name = self.make_operator().name
         for parents, child in self._families():
+            assert child.text.strip()
             assert child.operator == name
             assert child.parents == tuple(parent.context.context_id for parent in parents)
-
-    def test_a_child_is_new(self) -> None:
-        """A child has text, and is not one of its parents."""
-        for parents, child in self._families():
-            assert child.text.strip()
-            assert child.context_id not in {parent.context.context_id for parent in parents}
-
-    def test_the_placement_is_kept(self) -> None:
-        """A child has its first parent's placement, unless the operator is about placements."""
-        for parents, child in self._families():
+            assert child.context_id not in child.parents
             assert self.moves or child.placement == parents[0].context.placement
 
     def test_an_edited_text_has_no_template(self) -> None:
@@ -99,17 +86,11 @@ class OperatorContract:
             for child in self._children_of(text):
                 assert child.text.replace(_PRODUCT, "").count("49") == 0, child.text
 
-    def test_hostile_parents_never_raise(self) -> None:
-        """One bad parent must not stop a study: it gives None, or a child with text."""
-        for text in HOSTILE_TEXTS:
-            for child in self._children_of(text, seeds=_SEEDS[:4]):
-                assert child.text.strip()
-
-    def test_parents_with_little_to_change_never_raise(self) -> None:
-        """No text, one sentence or one item gives None, or a child with text."""
-        for text in _SINGLE:
-            for child in self._children_of(text):
-                assert child.text.strip()
+    def test_parents_of_any_text_never_raise(self) -> None:
+        """Hostile texts, no text, one sentence or one item give None or a child with text: a study goes on."""
+        children = [child for text in HOSTILE_TEXTS for child in self._children_of(text, seeds=_SEEDS[:4])]
+        children += [child for text in _SINGLE for child in self._children_of(text)]
+        assert all(child.text.strip() for child in children)
 
     def test_unmeasured_parents_never_raise(self) -> None:
         """A parent may have been measured on no prompt, and may come from a template that does not exist."""
@@ -135,10 +116,10 @@ class OperatorContract:
         families: list[tuple[Sequence[Parent], Context]] = []
         for seed in _SEEDS:
             turn = seed % len(parents)
-            drawn = [*parents[turn:], *parents[:turn]][: operator.num_parents]
-            child = operator.make(drawn, random.Random(seed))
+            chosen = [*parents[turn:], *parents[:turn]][: operator.num_parents]
+            child = operator.make(chosen, random.Random(seed))
             if child is not None:
-                families.append((drawn, child))
+                families.append((chosen, child))
         return families
 
     def _children_of(self, text: str, seeds: Sequence[int] = _SEEDS) -> list[Context]:

@@ -110,14 +110,13 @@ class TestPlainJudge(JudgeContract):
 @pytest.mark.parametrize(
     ("judge_class", "test"),
     [
-        (Shuffles, "test_order_is_kept"),
-        (CountsItsCalls, "test_batch_of_one_equals_batch_of_many"),
-        (GuessesTruncated, "test_unclosed_think_block_is_unscored"),
-        (GuessesTruncated, "test_failed_rollout_is_unscored"),
+        (Shuffles, "test_a_verdict_depends_on_its_exchange_alone"),
+        (CountsItsCalls, "test_a_verdict_depends_on_its_exchange_alone"),
+        (GuessesTruncated, "test_what_has_no_answer_is_unscored"),
         (Fragile, "test_hostile_text_never_raises"),
         (BadProbability, "test_scores_what_can_be_scored"),
         (NoProbability, "test_scores_what_can_be_scored"),
-        (RenamesItself, "test_identity_is_stable"),
+        (RenamesItself, "test_name_and_identity_are_stable_texts"),
     ],
 )
 def test_the_contract_catches(judge_class: type[PlainJudge], test: str) -> None:

@@ -133,15 +133,15 @@ class TestPlainOperator(OperatorContract):
     ("operator_class", "test"),
     [
         (Renders, "test_no_text_is_rendered"),
-        (Formats, "test_hostile_parents_never_raise"),
-        (UsesTheGlobalGenerator, "test_the_generator_is_the_only_chance"),
-        (ChangesNothing, "test_a_child_is_new"),
-        (NeedsTwoSentences, "test_parents_with_little_to_change_never_raise"),
-        (Forgets, "test_lineage"),
-        (MovesAway, "test_the_placement_is_kept"),
+        (Formats, "test_parents_of_any_text_never_raise"),
+        (UsesTheGlobalGenerator, "test_children_depend_on_the_generator_alone"),
+        (ChangesNothing, "test_a_child_is_new_and_names_its_parents"),
+        (NeedsTwoSentences, "test_parents_of_any_text_never_raise"),
+        (Forgets, "test_a_child_is_new_and_names_its_parents"),
+        (MovesAway, "test_a_child_is_new_and_names_its_parents"),
         (KeepsTheParams, "test_an_edited_text_has_no_template"),
         (EmptiesTheList, "test_parents_are_left_as_they_are"),
-        (NeverApplies, "test_makes_children"),
+        (NeverApplies, "test_children_depend_on_the_generator_alone"),
     ],
 )
 def test_the_contract_catches(operator_class: type[Plain], test: str) -> None:

@@ -1,6 +1,7 @@
 """Figures as readers see them: one style, a dash where nothing was measured, and texts that do nothing."""
 
 import math
+from pathlib import Path
 
 import pytest
 
@@ -64,11 +65,14 @@ def test_settings_without_a_value_are_left_out_and_nested_ones_are_named_in_full
 
 
 def test_records_are_json_by_their_fields_and_rates_have_their_value() -> None:
-    assert json_value({"rates": (RATE, NOTHING), "none": None}) == {
-        "rates": [RATE.as_dict(), NOTHING.as_dict()],
+    assert json_value({"rates": (RATE, NOTHING), "none": None, "path": Path("a", "b")}) == {
+        "rates": [
+            {"value": 0.125, "count": 3, "n": 24, "low": 0.04, "high": 0.31},
+            {"value": None, "count": 0, "n": 0, "low": 0.0, "high": 1.0},
+        ],
         "none": None,
+        "path": "a/b",
     }
-    assert json_value(RATE)["value"] == 0.125
     assert json_value(Estimate(None, 0.0, 1.0, 0)) == {"value": None, "low": 0.0, "high": 1.0, "n": 0}
 
 

@@ -12,6 +12,7 @@ from flipsearch.ledger import Ledger
 from flipsearch.measuring.measure import measure
 from flipsearch.measuring.runner import Runner
 from flipsearch.reporting.files import read_study, write_study
+from flipsearch.reporting.format import json_value
 from flipsearch.searching import after, prepare_search, run_study
 from flipsearch.searching.after.stage import CompletedSearch, Stage
 from flipsearch.searching.baseline import SplitBaseline, measure_baseline
@@ -38,7 +39,7 @@ class ShoutStage(Stage):
         loud = [context(winner.context.text.upper())]
         [measured] = measure(search.deciding, loud, sealed.prompts, sealed.outcomes, sealed.split)
         ids = confirmation.rollout_ids | measured.rollout_ids
-        measures = {**confirmation.measures, self.name: measured.flip_rate.as_dict()}
+        measures = {**confirmation.measures, self.name: json_value(measured.flip_rate)}
         return replace(confirmation, measures=measures, rollout_ids=ids)
 
 
@@ -60,7 +61,7 @@ def test_a_new_stage_is_planned_budgeted_run_and_kept(
     assert plan_search(SETUP).total.most == plan.total.most + num_confirm
     assert reserved_rollouts(SETUP, base) == reserved + num_confirm
     assert shouted.num_rollouts == study.num_rollouts + num_confirm
-    assert Rate(0, 32, 0.0, shouted.measures["shout"]["high"]).as_dict() == shouted.measures["shout"]
+    assert json_value(Rate(0, 32, 0.0, shouted.measures["shout"]["high"])) == shouted.measures["shout"]
     assert replace(shouted, measures={}, num_rollouts=study.num_rollouts, num_tokens=study.num_tokens) == study
     write_study(shouted, tmp_path)
     assert read_study(tmp_path) == shouted
