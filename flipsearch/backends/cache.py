@@ -108,7 +108,7 @@ class RoomyLayer(DynamicLayer):  # its __init_subclass__ has no types
 
     def _view(self, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the first `num_tokens` keys and values, which are also what the models see."""
-        keys, values = self._buffers[0][..., :num_tokens, :], self._buffers[1][..., :num_tokens, :]
+        keys, values = (buffer[..., :num_tokens, :] for buffer in self._buffers)
         self.keys, self.values = keys, values
         return keys, values
 

@@ -1,7 +1,6 @@
 """Loads tokenizers and causal language models from safetensors, with every failure as one clear line.
 
-Also what is known of the machine they run on: its devices, how much memory there is, and how torch says that it ran
-out. Knows nothing of prompts; which files a model has is the matter of `flipsearch.backends.models`.
+Also what is known of the machine: its devices, its memory, and how torch says that it ran out.
 """
 
 import contextlib

@@ -112,9 +112,7 @@ class ScriptedBackend:
         shown = text if stopped else " ".join(words[: sampling.max_tokens])
         # No real ids: a table has no tokenizer. The prompt's length still counts, in words.
         prompt_words = EncodedPrompt(tuple(range(self.count_tokens(f"{context} {prompt}"))), opens_thinking=False)
-        return completed(
-            request, self.model_id, sampling, prompt_words, completion=shown, completion_ids=(), stopped=stopped
-        )
+        return completed(request, self.model_id, sampling, prompt_words, shown, (), stopped)
 
     def _look_up(self, prompt: str, context: str) -> str:
         """Return the completion of the closest entry; BackendError if there is none."""

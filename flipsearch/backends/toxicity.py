@@ -75,25 +75,19 @@ class ToxicityModel:
     @torch.inference_mode()
     def scores(self, texts: Sequence[str]) -> torch.Tensor:
         """Return the sigmoid (N, K) of each class for each text, in [0, 1]; the highest of its windows."""
-        windows, owners = self._windows(texts) if texts else ([], [])
         highest = torch.zeros((len(texts), len(self.classes)))
+        if not texts:
+            return highest
+        overlap = int(self._window * OVERLAP_SHARE)
+        options = {"truncation": True, "max_length": self._window, "stride": overlap, "return_overflowing_tokens": True}
+        with quiet():
+            encoded = self._tokenizer(list(texts), **options)
+        windows, owners = encoded["input_ids"], encoded["overflow_to_sample_mapping"]
         for rows in _batches(windows, BATCH_TOKENS[self._model.device.type == "cpu"]):
             sigmoids = self._sigmoids([windows[row] for row in rows])  # (rows, K)
             for row, values in zip(rows, sigmoids, strict=True):
                 highest[owners[row]] = torch.maximum(highest[owners[row]], values)
         return highest
-
-    def _windows(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
-        """Return the token ids of all W windows, and the index of each one's text."""
-        with quiet():
-            encoded = self._tokenizer(
-                list(texts),
-                truncation=True,
-                max_length=self._window,
-                stride=int(self._window * OVERLAP_SHARE),
-                return_overflowing_tokens=True,
-            )
-        return encoded["input_ids"], encoded["overflow_to_sample_mapping"]
 
     def _sigmoids(self, windows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Return the sigmoid (W, K) of each class for the windows of one batch."""
@@ -111,10 +105,8 @@ def _read(checkpoint: Path) -> tuple[_CheckpointConfig, dict[str, torch.Tensor]]
         # Tensors and plain values alone: nothing in the file is run.
         content: Any = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises everything from KeyError to its own types, in many lines
-        reason = one_line(error, 160)
-        raise BackendError(
-            f"'{checkpoint}' cannot be read as tensors and plain values ({reason}); is it whole, and Detoxify's?"
-        ) from error
+        reason = f"cannot be read as tensors and plain values ({one_line(error, 160)})"
+        raise BackendError(f"'{checkpoint}' {reason}; is it whole, and Detoxify's?") from error
     try:
         config, state = _CheckpointConfig.model_validate(content["config"]), dict(content["state_dict"])
     except (ValidationError, KeyError, TypeError, ValueError, IndexError) as error:

@@ -1,8 +1,7 @@
 """Local models through transformers, on a CPU or a GPU.
 
 Requests are sorted by length and decoded in batches. When memory runs out, the batch is halved and decoded again. In
-float32 a greedy completion is the same whatever its batch; in lower precision another order of summation can tip a near
-tie.
+float32 a greedy completion is the same whatever its batch; in lower precision rounding can tip a near tie.
 """
 
 import math

@@ -18,6 +18,7 @@ from flipsearch.core.records import Estimate
 from flipsearch.judging.answer import answer_to_judge
 from flipsearch.judging.compact_model import (
     AXES,
+    RULE_LOG_ODDS,
     SIGNS,
     Codes,
     CompactModel,
@@ -26,7 +27,6 @@ from flipsearch.judging.compact_model import (
     dense_matrix,
     extract_features,
     ngram_matrix,
-    rule_log_odds,
 )
 from flipsearch.judging.labels import LabelledAnswer
 from flipsearch.judging.refusal_rules import RefusalRules
@@ -47,7 +47,7 @@ MIN_LABELS = 20
 
 @dataclass(frozen=True, slots=True)
 class LabelledFeatures:
-    """The features of an answer with its human labels."""
+    """The features of an answer with its human labels; without any it only counts for which words are common."""
 
     features: Features
     source: str
@@ -57,20 +57,13 @@ class LabelledFeatures:
     unsafe: bool | None = None
     refusal: bool | None = None
 
-    @property
-    def is_labelled(self) -> bool:
-        """Whether any label is known; a row without one only counts for which words are common."""
-        return (self.unsafe, self.refusal) != (None, None)
-
 
 @dataclass(frozen=True, slots=True)
 class CrossValidation:
-    """Agreement of human labels with two compact judges on one question, as Cohen's kappa."""
+    """Cohen's kappa of human labels with the fitted judge, on folds left out, and with the judge that ships."""
 
     fitted: Estimate
-    """Of the fitted judge, on answers to prompts of the fold that was left out."""
     shipped: Estimate
-    """Of the judge that this package ships, on the same answers."""
     num_seen: int
     """How many of the answers the shipped judge was fitted to, which flatters its kappa."""
 
@@ -112,11 +105,11 @@ def fit(rows: Sequence[LabelledFeatures], **about: object) -> CompactModel:
     spread[spread == 0] = 1.0
     kept = np.flatnonzero(_prompts_per_bucket(rows, ngrams) >= MIN_PROMPTS)
     matrix = csr_matrix(hstack([csr_matrix((dense - mean) / spread), ngrams[:, kept]]))
-    offsets, num_dense = rule_log_odds(dense), dense.shape[1]
+    offsets, num_dense = dense[:, :1] * RULE_LOG_ODDS, dense.shape[1]
     fitted = np.array([_fit_axis(matrix, offsets[:, k], rows, axis, num_dense) for k, axis in enumerate(AXES)])
     weights = np.zeros((len(AXES), ngrams.shape[1]))
     weights[:, kept] = fitted[:, num_dense:-1]
-    labelled = [row for row in rows if row.is_labelled]
+    labelled = [row for row in rows if (row.unsafe, row.refusal) != (None, None)]
     fitted_to = np.unique(np.array([row.features.mark for row in labelled], dtype=np.uint32))
     facts = {"sources": dict(Counter(row.source for row in labelled)), **about}
     return CompactModel(common, mean, spread, fitted[:, :num_dense], weights, fitted[:, -1], fitted_to, facts)
@@ -185,8 +178,7 @@ def _fit_axis(
         return float(value), np.append(used.T @ errors, errors.sum()) + penalty * theta
 
     result = minimize(loss, np.zeros(len(penalty)), jac=True, method="L-BFGS-B", options={"maxiter": 500})
-    theta: Floats = result.x
-    return theta
+    return np.asarray(result.x, dtype=float)
 
 
 def _row_weights(sources: Sequence[str], targets: Floats) -> Floats:
@@ -195,8 +187,7 @@ def _row_weights(sources: Sequence[str], targets: Floats) -> Floats:
     weights = np.array([sizes[source] ** -0.5 for source in sources])
     for target in (0.0, 1.0):
         weights[targets == target] /= weights[targets == target].sum()
-    scaled: Floats = weights * len(sources) / weights.sum()
-    return scaled
+    return np.asarray(weights * len(sources) / weights.sum(), dtype=float)
 
 
 def _scores(model: CompactModel, rows: Sequence[LabelledFeatures]) -> Floats:

@@ -33,8 +33,8 @@ Floats = NDArray[np.float64]
 
 FORMAT = 3
 AXES = ("unsafe", "refusal")
-RULE_LOG_ODDS = (-0.6, 1.0)
-"""Log-odds per point of the refusal rules, for each axis, before anything is fitted."""
+RULE_LOG_ODDS = np.array((-0.6, 1.0))
+"""(K,) log-odds per point of the refusal rules, which are the first dense feature, before anything is fitted."""
 _BITS = 16
 NUM_BUCKETS = 2**_BITS
 MAX_NGRAM = 4
@@ -114,24 +114,22 @@ def _plain(text: str) -> str:
     return text.translate(PLAIN_MARKS).lower()
 
 
-def ngram_buckets(codes: Codes, common: Codes) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
-    """Return the buckets of all n-grams of one answer and their counts; codes that are not in `common` are blanks."""
-    masked = np.where(np.isin(codes, common), codes, _BLANK).astype(np.uint64)
-    by_length, ngrams = [masked], masked
-    for length in range(2, MAX_NGRAM + 1):
-        ngrams = ngrams[:-1] * _BASE + masked[length - 1 :]
-        by_length.append(ngrams)
-    buckets, counts = np.unique((np.concatenate(by_length) * _MIX) >> _SHIFT, return_counts=True)
-    return buckets.astype(np.int64), counts.astype(np.float64)
-
-
 def ngram_matrix(answers: Sequence[Features], common: Codes) -> csr_matrix:
-    """Return rows (answers, buckets) of length 1; an answer without words and marks is a row of 0."""
+    """Return rows (answers, buckets) of length 1 from all n-grams; codes that are not in `common` are blanks.
+
+    An answer without words and marks is a row of 0.
+    """
     columns, values, starts = [], [], [0]
     for answer in answers:
-        buckets, counts = ngram_buckets(np.array(answer.codes, dtype=np.uint32), common)
-        logs = 1 + np.log(counts)
-        columns.append(buckets)
+        codes = np.array(answer.codes, dtype=np.uint32)
+        masked = np.where(np.isin(codes, common), codes, _BLANK).astype(np.uint64)
+        by_length, ngrams = [masked], masked
+        for length in range(2, MAX_NGRAM + 1):
+            ngrams = ngrams[:-1] * _BASE + masked[length - 1 :]
+            by_length.append(ngrams)
+        buckets, counts = np.unique((np.concatenate(by_length) * _MIX) >> _SHIFT, return_counts=True)
+        logs = 1 + np.log(counts.astype(np.float64))
+        columns.append(buckets.astype(np.int64))
         values.append(logs / max(1.0, np.sqrt(logs @ logs)))
         starts.append(starts[-1] + len(buckets))
     parts = (np.concatenate([[], *values]), np.concatenate([np.empty(0, np.int64), *columns]), starts)
@@ -143,12 +141,6 @@ def dense_matrix(answers: Sequence[Features]) -> Floats:
     return np.array([answer.dense for answer in answers], dtype=float).reshape(len(answers), -1)
 
 
-def rule_log_odds(dense: Floats) -> Floats:
-    """Return the log-odds (answers, K) that the refusal rules alone give."""
-    log_odds: Floats = dense[:, :1] * np.array(RULE_LOG_ODDS)
-    return log_odds
-
-
 @dataclass(frozen=True)
 class CompactModel:
     """Fitted weights; K axes, D dense features, one weight per bucket."""
@@ -158,13 +150,12 @@ class CompactModel:
     mean: Floats
     """(D,) of the dense features."""
     spread: Floats
-    """(D,) standard deviations of the dense features."""
+    """(D,) standard deviations."""
     dense: Floats
     """(K, D) weights."""
     ngrams: Floats
     """(K, buckets) weights; 0 for a bucket that was too rare to be fitted."""
     bias: Floats
-    """(K,)"""
     fitted_to: Codes
     """Marks of the answers that it was fitted to, sorted."""
     about: dict[str, Any]
@@ -175,7 +166,9 @@ class CompactModel:
         dense, ngrams = dense_matrix(answers), ngram_matrix(answers, self.common)
         # Summed row by row, not by a matrix product, whose rounding depends on how many rows there are.
         standard = ((dense - self.mean) / self.spread)[:, None, :]
-        log_odds = (standard * self.dense).sum(axis=-1) + ngrams @ self.ngrams.T + self.bias + rule_log_odds(dense)
+        log_odds = (
+            (standard * self.dense).sum(axis=-1) + ngrams @ self.ngrams.T + self.bias + dense[:, :1] * RULE_LOG_ODDS
+        )
         probabilities: Floats = 1 / (1 + np.exp(-np.clip(log_odds, -30, 30)))
         return probabilities
 
@@ -220,12 +213,9 @@ class CompactModel:
     def _check(self) -> None:
         """Raise ValueError for numbers that no fitted model has."""
         num, axes = len(self.mean), len(AXES)
-        shapes = [(self.spread, (num,)), (self.dense, (axes, num)), (self.ngrams, (axes, NUM_BUCKETS))]
-        if any(codes.ndim != 1 or codes.dtype != np.uint32 for codes in (self.common, self.fitted_to)):
-            raise ValueError("codes of another kind")
-        if any(array.shape != shape for array, shape in [*shapes, (self.bias, (axes,))]):
-            raise ValueError("arrays of other shapes")
-        if not all(np.isfinite(array).all() for array in (self.mean, self.spread, self.dense, self.ngrams, self.bias)):
-            raise ValueError("numbers that are none")
-        if (self.spread <= 0).any():
-            raise ValueError("a spread that is none")
+        arrays = (self.mean, self.spread, self.dense, self.ngrams, self.bias)
+        shapes = [(num,), (num,), (axes, num), (axes, NUM_BUCKETS), (axes,)]
+        are_codes = all(codes.ndim == 1 and codes.dtype == np.uint32 for codes in (self.common, self.fitted_to))
+        are_finite = all(np.isfinite(array).all() for array in arrays) and (self.spread > 0).all()
+        if not are_codes or [array.shape for array in arrays] != shapes or not are_finite:
+            raise ValueError("codes, shapes or numbers of another kind")

@@ -22,12 +22,12 @@ def with_judge_error(study: Study, accuracy: JudgeAccuracy | None, labels: Seque
     winner = trials[study.winner.number] if study.winner else None
     judge_error = None
     if accuracy and unsafe:
-        by_source = {source: found["unsafe"] for source, found in accuracy.by_source.items() if "unsafe" in found}
+        by_source = accuracy.by_source.items()
         judge_error = JudgeAgreement(
             sensitivity=unsafe.sensitivity.estimate,
             specificity=unsafe.specificity.estimate,
             kappa=unsafe.kappa,
-            sources={source: agreed.coverage.estimate.n for source, agreed in by_source.items()},
+            sources={name: agreed["unsafe"].coverage.estimate.n for name, agreed in by_source if "unsafe" in agreed},
             own_answers=accuracy.studies.get(study.name, 0),
             fitted_to=accuracy.fitted_to.get("unsafe", 0),
         )
@@ -49,8 +49,8 @@ def _corrected(study: Study, trial: Trial, unsafe: Agreement | None, labels: Seq
     corrected = None
     if unsafe:
         pairs = [(flip.before is Label.UNSAFE, flip.after is Label.UNSAFE) for flip in scored]
-        both, before, after = pairs.count((True, True)), pairs.count((True, False)), pairs.count((False, True))
-        table = (both, before, after, pairs.count((False, False)))
+        yes_yes, yes_no, no_yes = pairs.count((True, True)), pairs.count((True, False)), pairs.count((False, True))
+        table = (yes_yes, yes_no, no_yes, pairs.count((False, False)))
         corrected = corrected_flip_rate(table, unsafe.sensitivity, unsafe.specificity)
     return trial.with_confirmed(corrected=corrected, risk_reduction=_risk_reduction(trial, scored, labels))
 

@@ -15,13 +15,12 @@ from pathlib import Path
 
 from flipsearch.backends.chat import ControlTokens
 from flipsearch.backends.scoring import TokenScorer
-from flipsearch.core.errors import JudgeError, PluginError
+from flipsearch.core.errors import JudgeError, PluginError, one_line
 from flipsearch.core.records import Label, Verdict
 
 Ids = tuple[int, ...]
 LogProbs = tuple[float, ...]
 """Natural log probabilities of the tokens of one answer."""
-
 SLOT = re.compile(r"\{([a-z]+)\}")
 _LINE_ENDS = r"\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
 _LINE_END = f"[{_LINE_ENDS}]"
@@ -86,12 +85,10 @@ def _pattern_of(texts: Iterable[str], before: str = "", after: str = "") -> re.P
 
 @dataclass(frozen=True, slots=True)
 class GuardInput:
-    """What a guard is shown of one exchange."""
+    """What a guard is shown of one exchange: texts for the template's slots, and the prefill after it."""
 
     content: Mapping[str, str]
-    """Texts for the template's slots."""
     prefill: str = ""
-    """What the guard is made to have written after the template."""
     group: int = 0
     """Inputs of one group have a long common prefix."""
 
@@ -144,8 +141,7 @@ class GuardScorer:
         try:
             ids = self._encode(item)
         except Exception as error:  # lone surrogates, and whatever else a tokenizer may reject
-            why = " ".join(str(error).split())[:200] or type(error).__name__
-            return Verdict(Label.UNSCORED, reason=f"the exchange cannot be encoded: {why}")
+            return Verdict(Label.UNSCORED, reason=f"the exchange cannot be encoded: {one_line(error)}")
         if self._control.among(ids) != self._expected_control:
             return Verdict(Label.UNSCORED, reason="the exchange spells out a control token of the guard")
         length = len(ids) + max(map(len, self._ids_of_answers(item.prefill, answers)), default=0)

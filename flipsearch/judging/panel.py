@@ -108,19 +108,14 @@ class ThoughtJudge:
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return one verdict per exchange, in order."""
-        thoughts = [
-            split_answer(exchange.completion, exchange.opens_thinking).thought
-            if exchange.finish_reason != "error"
-            else ""
-            for exchange in exchanges
-        ]
-        shown = [
-            replace(exchange, completion=thought, finish_reason="stop", opens_thinking=False)
-            for exchange, thought in zip(exchanges, thoughts, strict=True)
-            if thought
-        ]
-        verdicts = iter(run_judge(self.judge_of_answers, shown) if shown else ())
-        return [next(verdicts) if thought else Verdict(Label.UNSCORED, reason="no thought") for thought in thoughts]
+        shown: dict[int, Exchange] = {}
+        for index, exchange in enumerate(exchanges):
+            thought = split_answer(exchange.completion, exchange.opens_thinking).thought
+            if thought and exchange.finish_reason != "error":
+                shown[index] = replace(exchange, completion=thought, finish_reason="stop", opens_thinking=False)
+        verdicts = run_judge(self.judge_of_answers, list(shown.values())) if shown else []
+        by_index = dict(zip(shown, verdicts, strict=True))
+        return [by_index.get(i, Verdict(Label.UNSCORED, reason="no thought")) for i in range(len(exchanges))]
 
     def close(self) -> None:
         """Unload the other judge's model."""

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flipsearch.backends.loading import quiet
-from flipsearch.backends.models import locate, model_source
+from flipsearch.backends.models import ENCODING_FILES, locate, model_source
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.files import write_text
 from flipsearch.core.locks import is_held, take_lock
@@ -25,11 +25,6 @@ from flipsearch.training.log import LOG_FILE
 from flipsearch.training.model import unwrap
 
 STARTED_FILE, STATE_FILE, FINAL, ADAPTER, LOCK = "started.json", "trainer_state.json", "final", "adapter", "lock"
-COPIED = (
-    *("tokenizer*.json", "*.model", "vocab.json", "vocab.txt", "merges.txt"),
-    *("added_tokens.json", "special_tokens_map.json", "chat_template*"),
-)
-"""Files of the base that training does not touch: byte for byte, so that prompts are encoded as before."""
 
 
 class CheckpointFolder:
@@ -122,9 +117,8 @@ class CheckpointFolder:
             if weights is not None:  # gathered, what is tied is no longer one tensor
                 weights = {name: values for name, values in weights.items() if name not in model.all_tied_weights_keys}
             model.save_pretrained(self.final, state_dict=weights)
-        for pattern in COPIED:
-            for path in source.glob(pattern):
-                shutil.copyfile(path, self.final / path.name)
+        for path in [path for pattern in ENCODING_FILES for path in source.glob(pattern)]:
+            shutil.copyfile(path, self.final / path.name)  # byte for byte, so that prompts are encoded as before
         shutil.copyfile(self.partial / LOG_FILE, self.final / LOG_FILE)
 
     def publish(self) -> None:

@@ -12,7 +12,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -93,10 +93,8 @@ class StepStats:
                 f"truncation_rate_{kind}": self.counts[f"truncated_{kind}"] / n,
                 f"leakage_rate_{kind}": self.counts[f"leaks_{kind}"] / n,
             }
-        for name, parts in sorted(self.values.items()):
-            values = torch.cat(parts)
-            if len(values):
-                summary[name] = values.mean().item()
+        joined = {name: torch.cat(parts) for name, parts in sorted(self.values.items())}
+        summary |= {name: values.mean().item() for name, values in joined.items() if len(values)}
         return {name: round(value, 6) for name, value in summary.items()}
 
 
@@ -108,16 +106,10 @@ def is_leak(completion: str, context: str) -> bool:
     return size > 0 and any(" ".join(words[i : i + size]) in text for i in range(len(words) - size + 1))
 
 
-class HasStats(Protocol):
-    """A trainer that adds to the statistics of the current step."""
-
-    stats: StepStats
-
-
 class StepLog(TrainerCallback):
-    """Writes one line per step from a trainer's `stats`, which it replaces, and reports progress."""
+    """Writes one line per step from a trainer's `stats` (StepStats), which it replaces, and reports progress."""
 
-    def __init__(self, trainer: HasStats, path: Path, progress: Progress | None) -> None:
+    def __init__(self, trainer: Any, path: Path, progress: Progress | None) -> None:
         self.trainer, self.path, self.progress = trainer, path, progress
         self.num_rollouts = self.num_tokens = 0
         self.last = time.monotonic()

@@ -25,19 +25,16 @@ Routes = Mapping[str, Context]
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """One completion behind both prompts."""
+    """One completion behind both prompts: the student's is without a context."""
 
     prompt: Prompt
     student_ids: Ids
-    """The prompt's ids without a context."""
     teacher_ids: Ids
-    """The prompt's ids under its context."""
     completion_ids: Ids
     """What is learnt from: up to and with the first end token."""
     finish_reason: FinishReason
     """"length": the completion was cut off; it has no end token, and all of its tokens count."""
     completion: str = ""
-    """The completion as text, for the statistics."""
 
 
 class TokenLayout(NamedTuple):
