@@ -2,11 +2,9 @@
 
 Prompts and contexts are hostile text. A control token is a token that only the chat template may write: every special
 token, and every added token that the template itself uses (`<think>`, `<|User|>`). Where a text spells one out, a space
-is put after its first character ("< |im_end|>"), so that it stays readable text; all other text reaches the tokenizer
-unchanged. It is a space because tokenizers that normalise their input delete invisible characters and would reassemble
-the control token. The encoded prompt is then checked to hold the template's own control tokens and no others.
-
-The tokenizer is passed in; this module knows nothing of models.
+is put after its first character ("< |im_end|>"); all other text reaches the tokenizer unchanged. (Tokenizers that
+normalise their input would delete an invisible character.) The encoded prompt is then checked to hold the template's
+own control tokens and no others. Knows nothing of models.
 """
 
 import datetime

@@ -1,8 +1,7 @@
 """A model behind an OpenAI-compatible chat completions endpoint: a served model, or one that only its vendor has.
 
-The only backend that is concurrent inside. What the endpoint does not report is not made up: completions have no token
-ids, and a completion cannot continue a prefill. Where it returns a reasoning text separately, that is put back as a
-think block in front of the answer, so that judges separate the two as they do for every other model.
+The only backend that is concurrent inside. Completions have no token ids, and cannot continue a prefill. Reasoning that
+is returned separately is put back as a think block, so that judges separate the two as for every other model.
 
 `max_tokens`, `temperature` and a seed are always sent; `top_p` when sampling, and `top_k` where it is set, which vLLM,
 SGLang and llama.cpp accept and others refuse. The key (OPENAI_API_KEY) goes into a header, nowhere else: what the

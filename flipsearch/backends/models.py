@@ -30,13 +30,9 @@ ENCODING_FILES = (
     *("tokenizer*.json", "*.model", "vocab.json", "vocab.txt", "merges.txt"),
     *("added_tokens.json", "special_tokens_map.json", "chat_template*"),
 )
-"""Files of tokenizer and chat template."""
-LOADED_FILES = (
-    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
-    *ENCODING_FILES,
-)
+LOADED_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", *ENCODING_FILES)
 UNLOADED_FILES = ("*/*", "consolidated*")
-"""Hub files that match LOADED_FILES but are other formats of the same model."""
+"""Other formats of the same model."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -149,8 +145,7 @@ def check_folder(folder: Path) -> None:
 def fingerprint(folder: Path) -> str:
     """Return a content hash of everything in `folder` that can change a completion.
 
-    Configs, tokenizer files, chat templates and weights are hashed whole: a sample of the weights would miss an edit of
-    a single layer. About a second for two gigabytes, less than loading them takes.
+    Weights are hashed whole: a sample would miss an edit of a single layer. About a second for two gigabytes.
     """
     digest = hashlib.sha256()
     for path in sorted({path for pattern in LOADED_FILES for path in folder.glob(pattern)}):

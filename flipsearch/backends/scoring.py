@@ -143,7 +143,6 @@ class TokenScorer(Protocol):
     """
 
     tokenizer: Any
-    """A Hugging Face tokenizer."""
     max_tokens: int | None
     """Most tokens of prompt and prefix together; None if the model does not say."""
 

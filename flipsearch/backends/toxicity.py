@@ -1,15 +1,14 @@
 """Detoxify's classifiers (Hanu and Unitary team 2020): the toxicity of a text's wording, by class.
 
-The package's own loader contacts the hub even where all files are here, unpickles what it is given, and initialises the
-head at random where a checkpoint's names do not fit. This one reads tensors and plain values alone, takes its
-architecture from a local folder, and loads a checkpoint completely or not at all. Long texts are classified in
-overlapping windows, and each class scores its highest. In float32; another batch changes rounding alone.
+The package's own loader contacts the hub even where all files are here, unpickles, and fills in at random what does not
+fit. This one reads tensors and plain values alone, on an architecture from a local folder, completely or not at all.
+Long texts are classified in overlapping windows, and each class scores its highest. In float32.
 
 N texts, W windows, T tokens of the longest window of a batch, K classes.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +58,8 @@ class ToxicityModel:
         self.classes = tuple(STANDARD_NAMES.get(name, name) for name in config.classes)
         """Names of the K classes, "toxicity" among them; outputs beyond them are ignored."""
         if "toxicity" not in self.classes or len(self.classes) > config.num_classes:
-            raise BackendError(
-                f"'{checkpoint}' has the classes {', '.join(self.classes)}: none is toxicity, or too many."
-            )
+            classes = ", ".join(self.classes)
+            raise BackendError(f"'{checkpoint}' has the classes {classes}: none is toxicity, or too many.")
         self._model = _build(config, architecture)
         _fill(self._model, state, checkpoint)
         module: torch.nn.Module = self._model
@@ -83,7 +81,11 @@ class ToxicityModel:
         with quiet():
             encoded = self._tokenizer(list(texts), **options)
         windows, owners = encoded["input_ids"], encoded["overflow_to_sample_mapping"]
-        for rows in _batches(windows, BATCH_TOKENS[self._model.device.type == "cpu"]):
+        most = BATCH_TOKENS[self._model.device.type == "cpu"]
+        left = sorted(range(len(windows)), key=lambda row: len(windows[row]), reverse=True)
+        while left:  # windows of similar length, so that there is little padding
+            num = max(1, most // max(1, len(windows[left[0]])))
+            rows, left = left[:num], left[num:]
             sigmoids = self._sigmoids([windows[row] for row in rows])  # (rows, K)
             for row, values in zip(rows, sigmoids, strict=True):
                 highest[owners[row]] = torch.maximum(highest[owners[row]], values)
@@ -152,12 +154,3 @@ def _fill(model: PreTrainedModel, state: dict[str, torch.Tensor], checkpoint: Pa
         model.load_state_dict(kept, strict=True)
     except RuntimeError as error:  # sizes
         raise BackendError(f"'{checkpoint}' does not fit its model: {one_line(error, 300)}") from error
-
-
-def _batches(windows: Sequence[Sequence[int]], num_tokens: int) -> Iterator[list[int]]:
-    """Yield indices of windows of similar length, longest first, with at most `num_tokens` tokens with padding."""
-    left = sorted(range(len(windows)), key=lambda row: len(windows[row]), reverse=True)
-    while left:
-        num = max(1, num_tokens // max(1, len(windows[left[0]])))
-        yield left[:num]
-        left = left[num:]

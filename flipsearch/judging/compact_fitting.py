@@ -40,7 +40,6 @@ NUM_COMMON = 600
 MIN_PROMPTS = 6
 """Prompts whose answers must contain a bucket before it is fitted."""
 NUM_FOLDS = 5
-"""Folds of the cross-validation, by prompt."""
 MIN_LABELS = 20
 """Labels of each of a question's two answers; with fewer, noise is fitted."""
 

@@ -76,7 +76,7 @@ class Features:
     codes: tuple[int, ...]
     """The words and marks of its beginning and its end, in order, each as its `code_of`."""
     foreign: bool = False
-    """Whether most of its characters are not English letters: another script, numbers, marks, pictures."""
+    """Whether most of its characters are not English letters."""
     mark: int = 0
     """32-bit hash of prompt and answer, whatever their white space and case; a model stores those it was fitted to."""
 
@@ -114,22 +114,24 @@ def _plain(text: str) -> str:
     return text.translate(PLAIN_MARKS).lower()
 
 
-def ngram_matrix(answers: Sequence[Features], common: Codes) -> csr_matrix:
-    """Return rows (answers, buckets) of length 1 from all n-grams; codes that are not in `common` are blanks.
+def ngram_buckets(codes: Codes, common: Codes) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return the buckets of all n-grams of one answer and their counts; codes that are not in `common` are blanks."""
+    masked = np.where(np.isin(codes, common), codes, _BLANK).astype(np.uint64)
+    by_length, ngrams = [masked], masked
+    for length in range(2, MAX_NGRAM + 1):
+        ngrams = ngrams[:-1] * _BASE + masked[length - 1 :]
+        by_length.append(ngrams)
+    buckets, counts = np.unique((np.concatenate(by_length) * _MIX) >> _SHIFT, return_counts=True)
+    return buckets.astype(np.int64), counts.astype(np.float64)
 
-    An answer without words and marks is a row of 0.
-    """
+
+def ngram_matrix(answers: Sequence[Features], common: Codes) -> csr_matrix:
+    """Return rows (answers, buckets) of length 1; an answer without words and marks is a row of 0."""
     columns, values, starts = [], [], [0]
     for answer in answers:
-        codes = np.array(answer.codes, dtype=np.uint32)
-        masked = np.where(np.isin(codes, common), codes, _BLANK).astype(np.uint64)
-        by_length, ngrams = [masked], masked
-        for length in range(2, MAX_NGRAM + 1):
-            ngrams = ngrams[:-1] * _BASE + masked[length - 1 :]
-            by_length.append(ngrams)
-        buckets, counts = np.unique((np.concatenate(by_length) * _MIX) >> _SHIFT, return_counts=True)
-        logs = 1 + np.log(counts.astype(np.float64))
-        columns.append(buckets.astype(np.int64))
+        buckets, counts = ngram_buckets(np.array(answer.codes, dtype=np.uint32), common)
+        logs = 1 + np.log(counts)
+        columns.append(buckets)
         values.append(logs / max(1.0, np.sqrt(logs @ logs)))
         starts.append(starts[-1] + len(buckets))
     parts = (np.concatenate([[], *values]), np.concatenate([np.empty(0, np.int64), *columns]), starts)

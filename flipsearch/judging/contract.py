@@ -174,13 +174,12 @@ def build_judge(judge_class: Any, where: str, options: Mapping[str, str]) -> Che
     Raises ConfigError for an unknown option or a value of the wrong type, PluginError if the judge cannot be built.
     """
     with plugin_errors_as(PluginError, f"judge in {where} cannot be built"):
-        return CheckedJudge(judge_class(**_convert_options(judge_class, where, options)), where)
+        converted = _convert_options(judge_class, where, options) if options else {}
+        return CheckedJudge(judge_class(**converted), where)
 
 
 def _convert_options(judge_class: Any, where: str, options: Mapping[str, str]) -> dict[str, Any]:
     """Return the options as the types that the constructor's annotations name."""
-    if not options:
-        return {}
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(judge_class).parameters
     known = [name for name, parameter in parameters.items() if parameter.kind in kinds]

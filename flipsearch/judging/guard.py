@@ -214,24 +214,24 @@ class GuardJudge:
         self, scorer: GuardScorer, inputs: Sequence[GuardInput], decisions: Sequence[GuardDecision | Verdict]
     ) -> dict[int, float | None]:
         """Return p_refusal by input, from the last of `refusal_steps`: each continues the likeliest answers before."""
-        wrote = {
+        written = {
             i: self.answers[decision.likeliest].text
             for i, decision in enumerate(decisions)
             if isinstance(decision, GuardDecision)
         }
-        prefills = {i: inputs[i].prefill + text for i, text in wrote.items()}
+        prefills = {i: inputs[i].prefill + text for i, text in written.items()}
         last: dict[int, GuardDecision] = {}
         for step in self.refusal_steps:
             prefills = {i: text + step.prefix for i, text in prefills.items()}
-            known = {i: dict(step.known)[wrote[i]] for i in prefills if wrote[i] in dict(step.known)}
+            known = {i: dict(step.known)[written[i]] for i in prefills if written[i] in dict(step.known)}
             scored = [i for i in prefills if i not in known]
             # Only the last answers are used; before, little mass on a list of several is not another format.
             min_mass = MIN_MASS if step is self.refusal_steps[-1] else 0.0
             extended = [GuardInput(inputs[i].content, prefills[i], inputs[i].group) for i in scored]
             results = zip(scored, _decisions(scorer, extended, step.answers, min_mass), strict=True)
             last = {i: decision for i, decision in results if isinstance(decision, GuardDecision)}
-            wrote = known | {i: step.answers[decision.likeliest].text for i, decision in last.items()}
-            prefills = {i: prefills[i] + text for i, text in wrote.items()}
+            written = known | {i: step.answers[decision.likeliest].text for i, decision in last.items()}
+            prefills = {i: prefills[i] + text for i, text in written.items()}
         return {i: _p_refusal(decision, self.refusal_steps[-1].answers) for i, decision in last.items()}
 
     def _verdict(self, decisions: Sequence[GuardDecision | Verdict], p_refusal: float | None) -> Verdict:

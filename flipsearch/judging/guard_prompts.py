@@ -1,11 +1,10 @@
 """Guard prompts: a template filled with hostile text, encoded, and scored with the loaded model.
 
-Prompt and answer are hostile. They are never rendered as a template: the slots of the file are filled in one pass, so a
-slot's name in the content stays what it is. Nor can content write the template's language: where it spells out one of
-the template's markers or lines, or a control token, a space is put inside.
+Prompt and answer are hostile. The slots of the file are filled in one pass, so a slot's name in the content stays what
+it is. Where content spells out one of the template's markers or lines, or a control token, a space is put inside.
 
-The whole prompt is encoded at once, as the original implementations do, together with the prefill that the guard
-continues; its possible answers are scored as the tokens that come next. What the scores mean is for judging.guard.
+The whole prompt is encoded at once, as the original implementations do, with the prefill that the guard continues; its
+possible answers are scored as the tokens that come next. What the scores mean is for judging.guard.
 """
 
 import re
@@ -66,9 +65,7 @@ class GuardTemplate:
         shown = {}
         for name, text in content.items():
             for pattern in self._patterns:
-                text = pattern.sub(
-                    lambda match: match[0].removesuffix(match[1]) + _INSIDE.sub(" ", match[1], count=1), text
-                )
+                text = pattern.sub(lambda hit: hit[0].removesuffix(hit[1]) + _INSIDE.sub(" ", hit[1], count=1), text)
             shown[name] = defuse(text)
         return SLOT.sub(lambda slot: shown.get(slot[1], slot[0]), self.text)
 
@@ -161,7 +158,7 @@ class GuardScorer:
             before = self._encode(GuardInput(_PROBE, prefill))
             after = [self._encode(GuardInput(_PROBE, prefill + answer)) for answer in answers]
             if any(ids[: len(before)] != before or len(ids) == len(before) for ids in after):
-                raise _wrong_tokenizer(f"the answers {quoted} do not stand apart from '{prefill}'")
+                raise _wrong_tokenizer(f"the answers {quoted} are not separate tokens after '{prefill}'")
             tails = [ids[len(before) :] for ids in after]
             if any(tail[: len(rest)] == rest for i, tail in enumerate(tails) for rest in tails[:i] + tails[i + 1 :]):
                 raise _wrong_tokenizer(f"the answers {quoted} begin with each other")

@@ -99,9 +99,7 @@ def _find_class(name: str) -> tuple[Any, str]:
     if name in entries:
         with plugin_errors_as(PluginError, f"judge '{name}' ({entries[name].value}) fails when loaded"):
             return entries[name].load(), f"entry point '{name}'"
-    raise PluginError(
-        unknown_name("judge", name, {*files, *entries}, "Or give the path of a judge file (.py) or folder.")
-    )
+    raise PluginError(unknown_name("judge", name, {*files, *entries}, "Or give the path of a judge file or folder."))
 
 
 def _judge_files() -> dict[str, Path]:

@@ -22,8 +22,7 @@ class PanelJudge:
     """
 
     def __init__(self, members: Sequence[Judge], rule: str) -> None:
-        self.members = tuple(members)
-        self.rule = rule
+        self.members, self.rule = tuple(members), rule
         self.name = f"{'+'.join(member.name for member in members)}:{rule}"
         notes = [f"{member.name}: {note}" for member in members for note in getattr(member, "notes", ())]
         self.notes = tuple(dict.fromkeys(notes))
@@ -90,9 +89,8 @@ class PanelJudge:
 class ThoughtJudge:
     """Runs another judge on the thoughts of a reasoning model, as if each were the answer.
 
-    An answer may refuse after a thought that works everything out, and users can often read the thought. So thoughts
-    are judged separately; the answer alone decides what is safe. UNSCORED where there is no thought; a truncated
-    thought is judged as it is.
+    An answer may refuse after a thought that works everything out, and users can often read the thought. UNSCORED where
+    there is no thought; a truncated thought is judged as it is.
     """
 
     def __init__(self, judge: Judge) -> None:

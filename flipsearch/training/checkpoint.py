@@ -79,7 +79,6 @@ class CheckpointFolder:
 
     def _make_and_lock(self, resume: bool) -> None:
         taken = f"another training works in '{self.partial}'; wait for it, or give a --name."
-        todo = "choose other --checkpoints"
         try:
             self.partial.mkdir(parents=True, exist_ok=resume)
             self._lock.enter_context(closing(take_lock(self.partial / LOCK)))
@@ -87,9 +86,9 @@ class CheckpointFolder:
         except FileExistsError as error:  # made since `check` looked
             raise TrainingError(taken) from error
         except OSError as error:
-            raise TrainingError(f"cannot make '{self.partial}': {error.strerror}; {todo}.") from error
+            raise TrainingError(f"cannot make '{self.partial}': {error.strerror}; give other --checkpoints.") from error
         except sqlite3.Error as error:
-            unusable = f"'{self.partial}' cannot be locked: {error}; {todo}."
+            unusable = f"'{self.partial}' cannot be locked: {error}; give other --checkpoints."
             raise TrainingError(taken if is_held(error) else unusable) from error
 
     def last_state(self) -> Path | None:
@@ -105,8 +104,7 @@ class CheckpointFolder:
     def save(self, model: Any, weights: Any, base: str) -> None:
         """Write the trained model, merged if it has adapters, in Hugging Face format into `final`.
 
-        `weights` are those of a sharded model, gathered; None for a model that is whole. `base` is the name of the
-        model that it was made from.
+        `weights` are those of a sharded model, gathered; None for a whole one. `base` names the model it was made from.
         """
         source = locate(model_source(base)).folder
         shutil.rmtree(self.final, ignore_errors=True)

@@ -1,8 +1,7 @@
 """What a training logs while it runs: statistics per step and label in log.jsonl, and the progress bar.
 
-A line is flushed when its step is done, for all processes together. A resumed training drops the lines after the state
-that it goes on from. Statistics by position count completion tokens: "early" are the first EARLY, where the paper's
-Figure 2 has its peaks, "late" those from LATE on.
+A line is for all processes together. A resumed training drops the lines after its last state. Statistics by position
+count completion tokens: "early" are the first EARLY, where the paper's Figure 2 peaks, "late" those from LATE on.
 """
 
 import json
@@ -120,7 +119,7 @@ class StepLog(TrainerCallback):
         if not is_main_process():
             return
         kept = [line for line in read_log(self.path) if line["step"] <= state.global_step]
-        write_text(self.path, "".join(_json_line(line) for line in kept), TrainingError)
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept), TrainingError)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Write the line of a step, of all processes together."""
@@ -134,8 +133,10 @@ class StepLog(TrainerCallback):
         line |= {key: float(logs[key]) for key in STEP_KEYS if key in logs}
         line |= {"step_s": round(now - self.last, 6), **stats.summary()}
         self.last = now
+        # JSON knows no NaN: what is not finite is null.
+        finite = {key: value if value is not None and math.isfinite(value) else None for key, value in line.items()}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(_json_line(line))
+            file.write(json.dumps(finite) + "\n")
         self.num_rollouts += int(line["num_rollouts"])
         self.num_tokens += int(line["num_tokens"])
         if self.progress is not None:
@@ -152,9 +153,3 @@ def read_log(path: Path) -> Sequence[LogLine]:
         except ValueError:
             break
     return lines
-
-
-def _json_line(line: LogLine) -> str:
-    # JSON knows no NaN: what is not finite is null.
-    finite = {key: value if value is not None and math.isfinite(value) else None for key, value in line.items()}
-    return json.dumps(finite) + "\n"

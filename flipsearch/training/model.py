@@ -103,9 +103,8 @@ def check_head(model: Any) -> None:
 def student_and_teacher(model: PreTrainedModel, lora: int, *, with_teacher: bool) -> tuple[Any, AsTeacher]:
     """Return the model made trainable, and what gives its frozen initial copy.
 
-    Without `lora` the student's weights are float32 and the copy keeps their precision; with it (a rank) only adapters
-    are trained, and the teacher is the same model with adapters off, in eval mode. No copy is made without
-    `with_teacher`.
+    Without `lora` the student's weights are float32 and the copy, made only `with_teacher`, keeps their precision; with
+    it (a rank) only adapters are trained, and the teacher is the same model with adapters off, in eval mode.
     """
     if not lora:
         teacher = copy.deepcopy(model).requires_grad_(False).eval() if with_teacher else None

@@ -34,8 +34,7 @@ LONGEST_NAME = 200
 """Bytes of a folder's name; ".partial" has to fit behind it."""
 PAPER = {"learning_rate": 1e-5, "train_batch_size": 64}
 POCKET = {"learning_rate": 3e-4, "train_batch_size": 32, "epochs": 6.0, "horizon": 40}
-"""The pocket model is small and learns from few prompts: it needs a larger rate and more passes. It decides within 40
-tokens."""
+"""Small, with few prompts, it needs a larger rate and more passes; it decides within 40 tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +50,7 @@ class TrainPlan:
     """At least one harmful one; in nested order."""
     notes: tuple[str, ...]
     found_on: frozenset[str]
-    """Identities of the models that the contexts were found on, as their cards say."""
+    """Identities of the models of the contexts' cards."""
 
     @property
     def method(self) -> TrainingMethod:

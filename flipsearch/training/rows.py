@@ -20,7 +20,7 @@ from flipsearch.core.records import Context, FinishReason, Prompt, Request
 
 Ids = Sequence[int]
 Routes = Mapping[str, Context]
-"""Prompt id -> the context under which the teacher reads it; a prompt without one is read as the student reads it."""
+"""Prompt id -> the context that the teacher's prompt has; without one it is the student's."""
 
 
 @dataclass(frozen=True, slots=True)

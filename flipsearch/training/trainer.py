@@ -1,9 +1,8 @@
 """What all methods share: transformers' training loop over completions, one per prompt and step.
 
 A method subclasses `CompletionTrainer` and says where the completions come from (`rows`) and what their tokens cost
-(`loss_of`). The loop normalises the loss by the completion tokens of the whole step, over micro-batches and processes,
-so how a step is divided changes rounding alone. transformers.Trainer does the rest: accumulation, precision, clipping,
-schedule, processes, states and resuming.
+(`loss_of`). The loss is normalised by the completion tokens of the whole step, over micro-batches and processes, so how
+a step is divided changes rounding alone. transformers.Trainer does the rest.
 
 Letters in shapes: B rows, T padded tokens of prompt and completion, N completion tokens of a batch, V vocabulary,
 H hidden width.
@@ -53,9 +52,7 @@ class TrainingJob:
     """Not for supervised methods."""
     tokenizer: Any
     prompts: tuple[Prompt, ...]
-    """One completion each per epoch."""
     routes: Routes
-    """Prompt id -> the context of its label."""
     arguments: TrainingArguments
     answers: Mapping[str, TrainingRow] = field(default_factory=dict)
     """Prompt id -> the row of its kept answer, for supervised methods."""
