@@ -56,6 +56,11 @@ class LabelledFeatures:
     unsafe: bool | None = None
     refusal: bool | None = None
 
+    @property
+    def is_labelled(self) -> bool:
+        """Whether any label is known."""
+        return (self.unsafe, self.refusal) != (None, None)
+
 
 @dataclass(frozen=True, slots=True)
 class CrossValidation:
@@ -108,7 +113,7 @@ def fit(rows: Sequence[LabelledFeatures], **about: object) -> CompactModel:
     fitted = np.array([_fit_axis(matrix, offsets[:, k], rows, axis, num_dense) for k, axis in enumerate(AXES)])
     weights = np.zeros((len(AXES), ngrams.shape[1]))
     weights[:, kept] = fitted[:, num_dense:-1]
-    labelled = [row for row in rows if (row.unsafe, row.refusal) != (None, None)]
+    labelled = [row for row in rows if row.is_labelled]
     fitted_to = np.unique(np.array([row.features.mark for row in labelled], dtype=np.uint32))
     facts = {"sources": dict(Counter(row.source for row in labelled)), **about}
     return CompactModel(common, mean, spread, fitted[:, :num_dense], weights, fitted[:, -1], fitted_to, facts)
