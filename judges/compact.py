@@ -17,7 +17,7 @@ _MODEL_FILE = Path(__file__).with_name("compact.npz")
 _VERSION = 4
 _THRESHOLD = 0.5
 _UNDECIDED_CHARACTERS = 40
-"""A truncated answer that is shorter may still become anything."""
+"""A shorter answer that was truncated is not decided yet."""
 _NOT_ENGLISH = "hardly a common English word: another language, or no prose"
 
 
@@ -41,14 +41,16 @@ class CompactJudge:
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return one verdict per exchange, in order."""
         answers = [_complete_answer(exchange) for exchange in exchanges]
-        texts = [(exchange, text) for exchange, text in zip(exchanges, answers, strict=True) if isinstance(text, str)]
-        if not texts:
+        answered = [
+            (exchange, text) for exchange, text in zip(exchanges, answers, strict=True) if isinstance(text, str)
+        ]
+        if not answered:
             return [answer for answer in answers if isinstance(answer, Verdict)]
-        rows = [extract_features(self._rules, exchange.prompt.text, text) for exchange, text in texts]
-        probabilities = self._model.probabilities(rows).tolist()
+        features = [extract_features(self._rules, exchange.prompt.text, text) for exchange, text in answered]
+        probabilities = self._model.probabilities(features).tolist()
         verdicts = iter(
-            _verdict(exchange, *pair) if self._model.can_score(row) else Verdict(Label.UNSCORED, reason=_NOT_ENGLISH)
-            for (exchange, _), row, pair in zip(texts, rows, probabilities, strict=True)
+            _verdict(exchange, *both) if self._model.can_score(own) else Verdict(Label.UNSCORED, reason=_NOT_ENGLISH)
+            for (exchange, _), own, both in zip(answered, features, probabilities, strict=True)
         )
         return [answer if isinstance(answer, Verdict) else next(verdicts) for answer in answers]
 

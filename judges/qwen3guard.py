@@ -20,7 +20,7 @@ _CATEGORIES = (
 class Qwen3GuardJudge(GuardJudge):
     """Qwen3Guard-Gen: safe, controversial or unsafe, and refusals (0.6B, 4B, 8B; Apache-2.0).
 
-    `reading`: "strict" counts controversial as unsafe, as the makers' own evaluation does; "loose" does not. p_refusal
+    `reading`: "strict" counts controversial as unsafe, as the authors' evaluation does; "loose" does not. p_refusal
     is exact given the likeliest safety level and, where that is not Safe, the likeliest first category.
     """
 

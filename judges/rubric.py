@@ -18,10 +18,6 @@ from flipsearch.judging.rubric import Rubric, judge_by_rubric
 
 _VERSION = 1
 _FILES = {path.stem.removeprefix("rubric_"): path for path in Path(__file__).parent.glob("rubric_*.toml")}
-_NEEDS_MODEL = (
-    "judge rubric needs a model that judges: give rubric(model=…), a local folder, a hub id org/name, or an endpoint "
-    "http(s)://host/v1#name."
-)
 
 
 class RubricJudge:
@@ -47,11 +43,14 @@ class RubricJudge:
         memory_share: float | None = None,
     ) -> None:
         if model is None:
-            raise PluginError(_NEEDS_MODEL)
+            raise PluginError(
+                "judge rubric needs a model that judges: give rubric(model=…), a local folder, a hub id org/name, or "
+                "an endpoint http(s)://host/v1#name."
+            )
         if not (math.isfinite(threshold) and 0 < threshold <= 1):
             raise ConfigError(f"threshold is {threshold}, expected above 0 and at most 1.")
-        given = {"model": model, "backend": backend, "max_tokens": max_tokens, "device": device, "dtype": dtype}
-        self._config = make_config(ModelConfig, given)
+        settings = {"model": model, "backend": backend, "max_tokens": max_tokens, "device": device, "dtype": dtype}
+        self._config = make_config(ModelConfig, settings)
         check_model(self._config)
         self.memory_share = reserved_share(backend, memory_share)
         """Of what vLLM alone would take of a GPU; 0 where the model is not on vLLM."""

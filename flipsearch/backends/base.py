@@ -36,9 +36,8 @@ class BackendEntry:
     """Importable name of a package that it needs beyond flipsearch's own; "" is none."""
     install: str = ""
     check: str = ""
-    """Where a check lies that needs fewer imports than the class; "" is the class's own."""
+    """A check that needs fewer imports than the class; "" is the class's own. So for `identity`."""
     identity: str = ""
-    """The same for the identity."""
 
 
 CHECK, IDENTITY = "flipsearch.backends.models:check_local_model", "flipsearch.backends.loading:local_identity"
@@ -138,11 +137,9 @@ def _entries() -> dict[str, BackendEntry]:
 def _hook(config: ModelConfig, hook: str) -> Callable[[ModelConfig], Any] | None:
     """Return the function "check" or "identity" of a config's backend: the row's or the class's; None without one."""
     name, entry = _resolve(config)
+    target = {"check": entry.check, "identity": entry.identity}[hook]
     function: Callable[[ModelConfig], Any] | None
-    if target := {"check": entry.check, "identity": entry.identity}[hook]:
-        function = _import(name, target)
-    else:
-        function = getattr(_load_class(config), hook, None)
+    function = _import(name, target) if target else getattr(_load_class(config), hook, None)
     return function
 
 

@@ -1,9 +1,8 @@
 """Attention and a key-value cache that do not copy at every decoded token.
 
-transformers' "sdpa" with a mask first repeats every key-value head for each query head of its group, which is most of
-a decoding step. For one new token the query heads of a group can be laid out as query positions instead: the same sum
-without the copies. transformers' DynamicCache copies every key and value at every token; here they stay in a buffer
-with spare capacity until that is used up, and rows can be selected, repeated and concatenated.
+transformers' "sdpa" with a mask repeats every key-value head for each query head of its group, which is most of a
+decoding step. For one new token the query heads of a group can be query positions instead: the same sum without copies.
+Its DynamicCache copies every key and value at every token; here they stay in a buffer until its capacity is used up.
 
 Shapes: B rows, H key-value heads, T cached tokens, D head width.
 """
@@ -38,8 +37,8 @@ def grouped_sdpa(
     num_rows, num_heads, num_queries, width = query.shape
     num_groups = key.shape[1]
     plain = dropout == 0 and not options.get("output_attentions") and options.get("position_bias") is None
-    one_mask = attention_mask is None or attention_mask.shape[1] == 1
-    if num_queries > 1 or num_groups == num_heads or not plain or not one_mask:
+    shares_mask = attention_mask is None or attention_mask.shape[1] == 1
+    if num_queries > 1 or num_groups == num_heads or not plain or not shares_mask:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **options)
     grouped = query.view(num_rows, num_groups, num_heads // num_groups, width)
     mixed = scaled_dot_product_attention(grouped, key, value, attn_mask=attention_mask, scale=scaling)
@@ -50,7 +49,7 @@ AttentionInterface.register(GROUPED_ATTENTION, grouped_sdpa)
 AttentionMaskInterface.register(GROUPED_ATTENTION, sdpa_mask)
 
 
-class RoomyLayer(DynamicLayer):  # its __init_subclass__ has no types
+class RoomyLayer(DynamicLayer):
     """One layer's keys and values (B, H, T, D), at the front of buffers with capacity for more tokens."""
 
     _buffers: tuple[torch.Tensor, torch.Tensor]
@@ -108,7 +107,7 @@ class RoomyLayer(DynamicLayer):  # its __init_subclass__ has no types
 
     def _view(self, num_tokens: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the first `num_tokens` keys and values, which are also what the models see."""
-        keys, values = self._buffers[0][..., :num_tokens, :], self._buffers[1][..., :num_tokens, :]
+        keys, values = (buffer[..., :num_tokens, :] for buffer in self._buffers)
         self.keys, self.values = keys, values
         return keys, values
 

@@ -2,11 +2,9 @@
 
 Prompts and contexts are hostile text. A control token is a token that only the chat template may write: every special
 token, and every added token that the template itself uses (`<think>`, `<|User|>`). Where a text spells one out, a space
-is put after its first character ("< |im_end|>"), so that it stays readable text; all other text reaches the tokenizer
-unchanged. It is a space because tokenizers that normalise their input delete invisible characters and would reassemble
-the control token. The encoded prompt is then checked to hold the template's own control tokens and no others.
-
-The tokenizer is passed in; this module knows nothing of models.
+is put after its first character ("< |im_end|>"); all other text reaches the tokenizer unchanged. (Tokenizers that
+normalise their input would delete an invisible character.) The encoded prompt is then checked to hold the template's
+own control tokens and no others. Knows nothing of models.
 """
 
 import datetime
@@ -30,11 +28,10 @@ TEMPLATE_DATE = datetime.datetime(2026, 1, 1)
 
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
-    """A request in tokens, up to the first token that the model writes."""
+    """A request in tokens, up to the first one that the model writes; it may end inside an open think block."""
 
     prompt_ids: tuple[int, ...]
     opens_thinking: bool
-    """The prompt ends inside an open think block."""
 
 
 class ControlTokens:
@@ -43,16 +40,12 @@ class ControlTokens:
     def __init__(self, tokenizer: Any, *templates: str) -> None:
         added = tokenizer.added_tokens_decoder
         self.special_ids = {*tokenizer.all_special_ids, *(id for id, token in added.items() if token.special)}
+        # Some vocabularies hold runs of white space as added tokens: those are ordinary text.
+        texts = {id: token.content for id, token in added.items() if token.content.strip()}
         self.tokens: dict[int, str] = {
-            id: token.content
-            for id, token in added.items()
-            # Some vocabularies hold runs of white space as added tokens: those are ordinary text.
-            if token.content.strip()
-            and (
-                id in self.special_ids
-                or token.content in THINK_MARKS
-                or any(token.content in template for template in templates)
-            )
+            id: text
+            for id, text in texts.items()
+            if id in self.special_ids or text in THINK_MARKS or any(text in template for template in templates)
         }
         longest_first = sorted((text for text in self.tokens.values() if len(text) > 1), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
@@ -90,9 +83,8 @@ class Chat:
         opens = baseline.rstrip().endswith("<think>")
         self._closes_thinking, self.opens_thinking = opens and thinking == "off", opens and thinking != "off"
         try:
-            self.takes_system = PROBE in self._render(
-                [{"role": "system", "content": PROBE}, {"role": "user", "content": "x"}]
-            )
+            messages = [{"role": "system", "content": PROBE}, {"role": "user", "content": "x"}]
+            self.takes_system = PROBE in self._render(messages)
         except Exception:  # raising is how a template says that it takes no system role
             self.takes_system = False
         self.identity = content_id("chat", self._template, thinking)

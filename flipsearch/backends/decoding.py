@@ -78,10 +78,9 @@ def inverse_cdf(probabilities: torch.Tensor, uniforms: torch.Tensor) -> torch.Te
 
 @dataclass(slots=True)
 class DecodingBatch:
-    """Rows being decoded."""
+    """Rows being decoded, with the keys and values of `num_cached` = T tokens."""
 
     cache: Cache
-    """Keys and values of T tokens."""
     mask: torch.Tensor
     """(B, T + C) bool: real tokens; True where not yet written."""
     lengths: torch.Tensor
@@ -89,7 +88,6 @@ class DecodingBatch:
     rows: torch.Tensor
     """(B,) the number of each row at the start."""
     num_cached: int
-    """T."""
 
 
 class Decoder:
@@ -131,7 +129,10 @@ class Decoder:
             if len(alive) - num_alive >= ENDED_SHARE * len(alive):
                 kept = alive.nonzero()[:, 0]
                 batch, tokens, alive = _take(batch, kept), tokens[kept], alive[kept]
-            logits = self._step(batch, tokens)
+            batch.num_cached += 1
+            mask = batch.mask[:, : batch.num_cached]
+            logits = self._forward(tokens[:, None], mask, batch.lengths[:, None], batch.cache)[:, -1]
+            batch.lengths = batch.lengths + 1
         return [ids[:count] for ids, count in zip(chosen.tolist(), counts.tolist(), strict=True)]
 
     @torch.inference_mode()
@@ -187,14 +188,6 @@ class Decoder:
             mask = torch.cat([front, tail_mask], dim=-1)
             positions = front.sum(-1, keepdim=True) + _positions(tail_mask)
             yield self._forward(ids, mask, positions, cache, num), mask, cache
-
-    def _step(self, batch: DecodingBatch, tokens: torch.Tensor) -> torch.Tensor:
-        """Append one token per row (B,) to the batch and return the logits (B, V) after it."""
-        batch.num_cached += 1
-        mask = batch.mask[:, : batch.num_cached]
-        logits = self._forward(tokens[:, None], mask, batch.lengths[:, None], batch.cache)
-        batch.lengths = batch.lengths + 1
-        return logits[:, -1]
 
     def _forward(
         self, ids: torch.Tensor, mask: torch.Tensor, positions: torch.Tensor, cache: Cache, num: int = 1

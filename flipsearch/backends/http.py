@@ -1,13 +1,11 @@
 """A model behind an OpenAI-compatible chat completions endpoint: a served model, or one that only its vendor has.
 
-The only backend that is concurrent inside. What the endpoint does not report is not made up: completions have no token
-ids, and a completion cannot continue a prefill. Where it returns a reasoning text separately, that is put back as a
-think block in front of the answer, so that judges separate the two as they do for every other model.
+The only backend that is concurrent inside. Completions have no token ids, and cannot continue a prefill. Reasoning that
+is returned separately is put back as a think block, so that judges separate the two as for every other model.
 
 `max_tokens`, `temperature` and a seed are always sent; `top_p` when sampling, and `top_k` where it is set, which vLLM,
-SGLang and llama.cpp accept and others refuse. The key comes from the environment variable OPENAI_API_KEY and goes into
-a header, nowhere else: what the endpoint says is quoted with the key removed, and what it says of a refused key is not
-quoted at all.
+SGLang and llama.cpp accept and others refuse. The key (OPENAI_API_KEY) goes into a header, nowhere else: what the
+endpoint says is quoted with the key removed, and what it says of a refused key is not quoted at all.
 """
 
 import email.utils
@@ -62,14 +60,11 @@ class RequestError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Address:
-    """Where a model is served."""
+    """Where a model is served, and under which name; `base` is e.g. "http://localhost:8000/v1"."""
 
     base: str
-    """URL up to and including the version, e.g. "http://localhost:8000/v1"."""
     model: str
-    """The endpoint's name of the model."""
     host: str
-    """In lower case."""
 
     @classmethod
     def parse(cls, text: str) -> "Address":
@@ -90,10 +85,8 @@ class Address:
 
 class _ChatMessage(BaseModel):
     content: str | None = None
-    reasoning_content: str | None = None
-    """Name of the reasoning text in vLLM, SGLang, DeepSeek and llama.cpp."""
-    reasoning: str | None = None
-    """Its name elsewhere and in newer versions."""
+    reasoning_content: str | None = None  # in vLLM, SGLang, DeepSeek and llama.cpp
+    reasoning: str | None = None  # elsewhere and in newer versions
 
 
 class _ChatChoice(BaseModel):
@@ -118,15 +111,14 @@ class Endpoint:
         self._key = os.environ.get(KEY_VARIABLE, "").strip()
         if re.search(r"[^!-~]", self._key):
             raise BackendError(f"{KEY_VARIABLE} holds blanks or characters that no key has; set it again.")
-        self._client = httpx2.Client(
+        self.client = httpx2.Client(
             headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
             timeout=httpx2.Timeout(ANSWER_S, connect=CONNECT_S),
             limits=httpx2.Limits(max_connections=num_connections, max_keepalive_connections=num_connections),
         )
         self._has_answered = False
-        self.sends_key_unencrypted = (
-            bool(self._key) and address.base.startswith("http:") and address.host not in LOCAL_HOSTS
-        )
+        is_plain = address.base.startswith("http:") and address.host not in LOCAL_HOSTS
+        self.sends_key_unencrypted = bool(self._key) and is_plain
 
     def post(self, body: Mapping[str, Any]) -> bytes:
         """Return the response to a chat completion request.
@@ -144,20 +136,16 @@ class Endpoint:
                 return response
             reason, pause = response
             if pause > LONGEST_PAUSE_S:
-                raise RequestError(f"{reason}; the endpoint asks to wait {pause:.0f} s")
+                raise RequestError(f"{reason}; the endpoint requests a pause of {pause:.0f} s")
             if number < TRIES:
                 self._pause(max(2.0 ** (number - 1), pause))
         raise RequestError(f"{reason}, after {TRIES} tries")
-
-    def close(self) -> None:
-        """Close the connections."""
-        self._client.close()
 
     def _try(self, content: bytes, may_be_down: bool) -> bytes | tuple[str, float]:
         """Return the response, or why there is none yet and the requested pause; raise where no retry can help."""
         url, headers = f"{self.address.base}/chat/completions", {"Content-Type": "application/json"}
         try:
-            response = self._client.post(url, content=content, headers=headers)
+            response = self.client.post(url, content=content, headers=headers)
         except httpx2.RequestError as error:
             reason = self._one_line(f"{type(error).__name__}: {error}")
             unreachable = isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout)) and not self._has_answered
@@ -227,9 +215,7 @@ class HttpBackend:
         Address.parse(config.model)
         local = {"thinking": config.thinking, "device": config.device, "dtype": config.dtype}
         if given := [name for name, value in local.items() if value != "auto"]:
-            raise BackendError(
-                f"--{given[0]} is for models that run here; the endpoint of '{config.model}' decides it."
-            )
+            raise BackendError(f"--{given[0]} is for local models; the endpoint of '{config.model}' decides it.")
 
     @classmethod
     def from_config(cls, config: ModelConfig, memory_share: float = 1.0) -> "HttpBackend":
@@ -246,7 +232,7 @@ class HttpBackend:
 
     def close(self) -> None:
         """Close the connections."""
-        self._endpoint.close()
+        self._endpoint.client.close()
 
     def _rollout(self, request: Request, sampling: Sampling) -> Rollout:
         try:
@@ -256,9 +242,7 @@ class HttpBackend:
         except RequestError as failure:
             return failed(request, self.model_id, sampling, str(failure))
         unknown = EncodedPrompt((), opens_thinking=False)
-        rollout = completed(
-            request, self.model_id, sampling, unknown, completion=completion, completion_ids=(), stopped=stopped
-        )
+        rollout = completed(request, self.model_id, sampling, unknown, completion, (), stopped)
         return replace(rollout, num_prompt_tokens=num_prompt_tokens)
 
     def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
@@ -296,9 +280,8 @@ def _parse(content: bytes) -> tuple[str, bool, int]:
         raise RequestError("the endpoint's message has no content")
     completion = message.content or ""
     if thought is not None:  # a think block; that of a thought that was cut off stays open
-        completion = (
-            f"<think>\n{thought}\n</think>\n\n{completion}" if completion or reason == "stop" else f"<think>\n{thought}"
-        )
+        is_whole = completion or reason == "stop"
+        completion = f"<think>\n{thought}" + (f"\n</think>\n\n{completion}" if is_whole else "")
     return completion, reason == "stop", (response.usage and response.usage.prompt_tokens) or 0
 
 
@@ -316,9 +299,8 @@ def _retry_after(header: str) -> float:
 def _as_completed(work: Callable[[Item], Result], items: Sequence[Item], num_threads: int) -> Iterator[list[Result]]:
     """Yield the results of `work` on each item in lists, as soon as there are any, in any order.
 
-    An exception is raised after the other finished results have been yielded; nothing new is started after it, nor
-    once the caller stops. The threads are daemons, unlike those of concurrent.futures: an interrupted program does not
-    wait for answers that nobody reads.
+    An exception is raised after the other finished results; nothing new is started after it, nor once the caller stops.
+    The threads are daemons, unlike those of concurrent.futures: an interrupted program does not wait for them.
     """
     waiting: SimpleQueue[Item] = SimpleQueue()
     done: SimpleQueue[tuple[list[Result], Exception | None]] = SimpleQueue()

@@ -1,7 +1,6 @@
 """Loads tokenizers and causal language models from safetensors, with every failure as one clear line.
 
-Also what is known of the machine they run on: its devices, how much memory there is, and how torch says that it ran
-out. Knows nothing of prompts; which files a model has is the matter of `flipsearch.backends.models`.
+Also what is known of the machine: its devices, its memory, and how torch says that it ran out.
 """
 
 import contextlib
@@ -56,10 +55,7 @@ def free_memory() -> None:
 
 
 def choose_device(device: str) -> torch.device:
-    """Return the named device; "auto" is the first CUDA device if there is one, else the CPU.
-
-    Raises ConfigError for one that this machine does not have.
-    """
+    """Return the named device; "auto" is CUDA if there is any, else the CPU. ConfigError for one that is not here."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -71,10 +67,7 @@ def choose_device(device: str) -> torch.device:
 
 
 def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
-    """Return the named dtype; "auto" is bfloat16 on CUDA and float32 elsewhere.
-
-    Raises ConfigError for any other name.
-    """
+    """Return the named dtype; "auto" is bfloat16 on CUDA and float32 elsewhere. ConfigError for any other name."""
     if dtype == "auto":
         return torch.bfloat16 if device.type == "cuda" else torch.float32
     if dtype not in DTYPES:
@@ -134,8 +127,7 @@ def max_positions(config: PreTrainedConfig) -> int | None:
 def make_savable(model: PreTrainedModel) -> tuple[str, ...]:
     """Unset the generation settings that transformers ignores and refuses to save; return a note of them.
 
-    Done before a training, so that it does not fail at its first save. Raises BackendError for what unsetting does not
-    mend.
+    Raises BackendError for what unsetting does not mend.
     """
     settings: Any = model.generation_config
     ignored: dict[str, Any] = {}

@@ -26,23 +26,22 @@ TRAINING_FILE = "training.json"
 """File of a checkpoint that describes its training; "model" is the model it was trained from."""
 HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt")
-LOADED_FILES = (
-    *("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json"),
+ENCODING_FILES = (
     *("tokenizer*.json", "*.model", "vocab.json", "vocab.txt", "merges.txt"),
     *("added_tokens.json", "special_tokens_map.json", "chat_template*"),
 )
+LOADED_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", *ENCODING_FILES)
 UNLOADED_FILES = ("*/*", "consolidated*")
-"""Hub files that match LOADED_FILES but are other formats of the same model."""
+"""Other formats of the same model."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 @dataclass(frozen=True, slots=True)
 class ModelFiles:
-    """A model whose files are on this machine."""
+    """A model whose files are on this machine; `revision` is the commit of a hub model."""
 
     folder: Path
     revision: str | None
-    """Commit hash of a hub model; None for a local folder."""
     fingerprint: str
     """Content hash of a local folder, or name and commit of a hub model."""
 
@@ -93,15 +92,14 @@ def check_local_model(config: ModelConfig) -> None:
             "leave --backend out or give --backend http."
         )
     if "/" not in model and not Path(model).exists() and model not in BUILT_IN_MODELS:
-        expected = "Expected pocket, a local folder, or a hub id org/name."
-        raise BackendError(f"unknown model '{model}'.{near_names(model, BUILT_IN_MODELS)} {expected}")
+        hint = f"{near_names(model, BUILT_IN_MODELS)} Expected pocket, a local folder, or a hub id org/name."
+        raise BackendError(f"unknown model '{model}'.{hint}")
     check_source(model_source(model))
 
 
 def check_source(source: str) -> None:
     """Raise BackendError if a folder or hub id is seen to be unusable without loading it or using the network."""
-    folder = _local_folder(source)
-    if folder is not None:
+    if folder := _local_folder(source):
         check_folder(folder)
     elif not HUB_ID.fullmatch(source):
         raise BackendError(
@@ -112,8 +110,7 @@ def check_source(source: str) -> None:
 def locate(source: str) -> ModelFiles:
     """Return the files of a folder or hub id, downloading what is not here yet; BackendError if that fails."""
     check_source(source)
-    folder = _local_folder(source)
-    if folder is not None:
+    if folder := _local_folder(source):
         return ModelFiles(folder, None, fingerprint(folder))
     match = HUB_ID.fullmatch(source)
     assert match is not None  # by check_source
@@ -148,8 +145,7 @@ def check_folder(folder: Path) -> None:
 def fingerprint(folder: Path) -> str:
     """Return a content hash of everything in `folder` that can change a completion.
 
-    Configs, tokenizer files, chat templates and weights are hashed whole: a sample of the weights would miss an edit of
-    a single layer. About a second for two gigabytes, less than loading them takes.
+    Weights are hashed whole: a sample would miss an edit of a single layer. About a second for two gigabytes.
     """
     digest = hashlib.sha256()
     for path in sorted({path for pattern in LOADED_FILES for path in folder.glob(pattern)}):

@@ -17,7 +17,6 @@ def completed(
     model_id: str,
     sampling: Sampling,
     prompt: EncodedPrompt,
-    *,
     completion: str,
     completion_ids: Sequence[int],
     stopped: bool,
@@ -41,7 +40,7 @@ def completed(
 def failed(request: Request, model_id: str, sampling: Sampling, reason: str) -> Rollout:
     """Return the rollout of a request that could not be completed, with the reason."""
     unread = EncodedPrompt((), opens_thinking=False)
-    rollout = completed(request, model_id, sampling, unread, completion="", completion_ids=(), stopped=False)
+    rollout = completed(request, model_id, sampling, unread, "", (), stopped=False)
     return replace(rollout, finish_reason="error", error=reason)
 
 
@@ -126,7 +125,4 @@ class LocalBackend:
     def _completed(self, item: EncodedRequest, sampling: Sampling, new_ids: Sequence[int], stopped: bool) -> Rollout:
         """Return the rollout of a request after whose prefill the model wrote `new_ids`."""
         ids = (*item.request.prefill, *new_ids)
-        text = self.chat.decode(ids)
-        return completed(
-            item.request, self.model_id, sampling, item.prompt, completion=text, completion_ids=ids, stopped=stopped
-        )
+        return completed(item.request, self.model_id, sampling, item.prompt, self.chat.decode(ids), ids, stopped)

@@ -1,15 +1,14 @@
 """Scores known prefixes: teacher-forced log-probabilities of given tokens after a prompt, in one pass.
 
-Prefixes of one prompt are alternatives: those that differ only in their last token are scored on the same row, so that
-scoring a few single tokens costs what scoring one does. `score_prefixes` is the engine on a Decoder. A TokenScorer is a
-whole model that only scores token ids: what guard judges need, whose prompts are texts of their own and no chat. (A
+Prefixes of one prompt that differ only in their last token are scored on the same row: a few single tokens cost what
+one does. A TokenScorer is a whole model that only scores token ids, as guard judges need, whose prompts are no chat. (A
 backend scores the prefills of requests; see `flipsearch.core.protocols.PrefixScorer`.)
 
 N rows, T tokens with padding, C tokens of the longest prefix, V vocabulary.
 """
 
 import importlib.util
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -46,7 +45,7 @@ class ScoringRow:
 
     prompt: Ids
     path: Ids
-    """The longest prefix without its last token, whose successor nobody needs."""
+    """The longest prefix without its last token."""
     wanted: list[int] = field(default_factory=list)
     """Indices of the prefixes that are scored on this row."""
     num_shared: int = 0
@@ -91,21 +90,16 @@ def score_rows(decoder: Decoder, rows: Sequence[ScoringRow], prefixes: Sequence[
     width = 1 + max(len(row.path) for row in rows)
     tokens = [[*row.prompt, *row.path] for row in rows]
     logits = decoder.logits_after(tokens, [row.num_shared for row in rows], width)  # (N, C, V), aligned at the end
-    return {
-        index: score
-        for row, aligned in zip(rows, logits, strict=True)
-        for index, score in _row_scores(aligned[width - len(row.path) - 1 :], row, prefixes)
-    }
-
-
-def _row_scores(logits: torch.Tensor, row: ScoringRow, prefixes: Sequence[Ids]) -> Iterator[tuple[int, PrefixScore]]:
-    """Yield the scores on a row from the logits (C, V) after its prompt and after each token of its path."""
-    log_probs, likeliest = logits.log_softmax(-1), logits.argmax(-1)
-    for index in row.wanted:
-        ids = torch.tensor(prefixes[index], device=logits.device)
-        own = log_probs[: len(ids)].gather(-1, ids[:, None])[:, 0]
-        agrees = (likeliest[: len(ids)] == ids).int().cumprod(-1)
-        yield index, PrefixScore(tuple(own.tolist()), int(agrees.sum()))
+    scores: dict[int, PrefixScore] = {}
+    for row, aligned in zip(rows, logits, strict=True):
+        after = aligned[width - len(row.path) - 1 :]  # its prompt, and each token of its path
+        log_probs, likeliest = after.log_softmax(-1), after.argmax(-1)
+        for index in row.wanted:
+            ids = torch.tensor(prefixes[index], device=after.device)
+            own = log_probs[: len(ids)].gather(-1, ids[:, None])[:, 0]
+            agrees = (likeliest[: len(ids)] == ids).int().cumprod(-1)
+            scores[index] = PrefixScore(tuple(own.tolist()), int(agrees.sum()))
+    return scores
 
 
 def _rows_per_call(decoder: Decoder, rows: Sequence[ScoringRow]) -> int:
@@ -149,7 +143,6 @@ class TokenScorer(Protocol):
     """
 
     tokenizer: Any
-    """A Hugging Face tokenizer."""
     max_tokens: int | None
     """Most tokens of prompt and prefix together; None if the model does not say."""
 
@@ -169,13 +162,10 @@ class TokenScorerConfig:
     """Which model scores, and on what."""
 
     model: str
-    """A built-in model, a local folder, or a hub id org/name[@revision]."""
     backend: str = "transformers"
     """"transformers", or "vllm", where every prefix is a pass of its own."""
     device: str = "auto"
-    """"auto", "cpu", "cuda", "cuda:1"; vLLM uses the GPUs that it sees."""
     dtype: str = "auto"
-    """"auto" is bfloat16 on CUDA and float32 elsewhere."""
     batch_size: int | None = None
     """Most rows per call; None chooses. vLLM makes its own batches."""
     memory_share: float | None = None

@@ -21,9 +21,9 @@ class ScriptedBackend:
     """A backend that looks its completions up.
 
     `replies` is a function of prompt and context text, or a table of prompt text -> completion, or of
-    (prompt text, context text) -> completion, where "*" matches any prompt or any context. `errors` are prompt texts
-    whose rollouts fail, with the reason. A prompt that is not in the table fails too. Tokens are words; a completion of
-    more words than max_tokens is cut off. `identity` distinguishes functions, whose content cannot be hashed.
+    (prompt text, context text) -> completion, where "*" matches any. `errors` are prompt texts whose rollouts fail, and
+    why; so does a prompt that is not in the table. Tokens are words; longer completions are cut off at
+    max_tokens. `identity` distinguishes functions, whose content cannot be hashed.
     """
 
     notes: tuple[str, ...] = ()
@@ -112,9 +112,7 @@ class ScriptedBackend:
         shown = text if stopped else " ".join(words[: sampling.max_tokens])
         # No real ids: a table has no tokenizer. The prompt's length still counts, in words.
         prompt_words = EncodedPrompt(tuple(range(self.count_tokens(f"{context} {prompt}"))), opens_thinking=False)
-        return completed(
-            request, self.model_id, sampling, prompt_words, completion=shown, completion_ids=(), stopped=stopped
-        )
+        return completed(request, self.model_id, sampling, prompt_words, shown, (), stopped)
 
     def _look_up(self, prompt: str, context: str) -> str:
         """Return the completion of the closest entry; BackendError if there is none."""

@@ -1,15 +1,14 @@
 """Detoxify's classifiers (Hanu and Unitary team 2020): the toxicity of a text's wording, by class.
 
-The package's own loader contacts the hub even where all files are here, unpickles what it is given, and initialises the
-head at random where a checkpoint's names do not fit. This one reads tensors and plain values alone, takes its
-architecture from a local folder, and loads a checkpoint completely or not at all. Long texts are classified in
-overlapping windows, and each class scores its highest. In float32; another batch changes rounding alone.
+The package's own loader contacts the hub even where all files are here, unpickles, and fills in at random what does not
+fit. This one reads tensors and plain values alone, on an architecture from a local folder, completely or not at all.
+Long texts are classified in overlapping windows, and each class scores its highest. In float32.
 
 N texts, W windows, T tokens of the longest window of a batch, K classes.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,9 +58,8 @@ class ToxicityModel:
         self.classes = tuple(STANDARD_NAMES.get(name, name) for name in config.classes)
         """Names of the K classes, "toxicity" among them; outputs beyond them are ignored."""
         if "toxicity" not in self.classes or len(self.classes) > config.num_classes:
-            raise BackendError(
-                f"'{checkpoint}' has the classes {', '.join(self.classes)}: none is toxicity, or too many."
-            )
+            classes = ", ".join(self.classes)
+            raise BackendError(f"'{checkpoint}' has the classes {classes}: none is toxicity, or too many.")
         self._model = _build(config, architecture)
         _fill(self._model, state, checkpoint)
         module: torch.nn.Module = self._model
@@ -75,25 +73,23 @@ class ToxicityModel:
     @torch.inference_mode()
     def scores(self, texts: Sequence[str]) -> torch.Tensor:
         """Return the sigmoid (N, K) of each class for each text, in [0, 1]; the highest of its windows."""
-        windows, owners = self._windows(texts) if texts else ([], [])
         highest = torch.zeros((len(texts), len(self.classes)))
-        for rows in _batches(windows, BATCH_TOKENS[self._model.device.type == "cpu"]):
+        if not texts:
+            return highest
+        overlap = int(self._window * OVERLAP_SHARE)
+        options = {"truncation": True, "max_length": self._window, "stride": overlap, "return_overflowing_tokens": True}
+        with quiet():
+            encoded = self._tokenizer(list(texts), **options)
+        windows, owners = encoded["input_ids"], encoded["overflow_to_sample_mapping"]
+        most = BATCH_TOKENS[self._model.device.type == "cpu"]
+        left = sorted(range(len(windows)), key=lambda row: len(windows[row]), reverse=True)
+        while left:  # windows of similar length, so that there is little padding
+            num = max(1, most // max(1, len(windows[left[0]])))
+            rows, left = left[:num], left[num:]
             sigmoids = self._sigmoids([windows[row] for row in rows])  # (rows, K)
             for row, values in zip(rows, sigmoids, strict=True):
                 highest[owners[row]] = torch.maximum(highest[owners[row]], values)
         return highest
-
-    def _windows(self, texts: Sequence[str]) -> tuple[list[list[int]], list[int]]:
-        """Return the token ids of all W windows, and the index of each one's text."""
-        with quiet():
-            encoded = self._tokenizer(
-                list(texts),
-                truncation=True,
-                max_length=self._window,
-                stride=int(self._window * OVERLAP_SHARE),
-                return_overflowing_tokens=True,
-            )
-        return encoded["input_ids"], encoded["overflow_to_sample_mapping"]
 
     def _sigmoids(self, windows: Sequence[Sequence[int]]) -> torch.Tensor:
         """Return the sigmoid (W, K) of each class for the windows of one batch."""
@@ -111,10 +107,8 @@ def _read(checkpoint: Path) -> tuple[_CheckpointConfig, dict[str, torch.Tensor]]
         # Tensors and plain values alone: nothing in the file is run.
         content: Any = torch.load(checkpoint, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises everything from KeyError to its own types, in many lines
-        reason = one_line(error, 160)
-        raise BackendError(
-            f"'{checkpoint}' cannot be read as tensors and plain values ({reason}); is it whole, and Detoxify's?"
-        ) from error
+        reason = f"cannot be read as tensors and plain values ({one_line(error, 160)})"
+        raise BackendError(f"'{checkpoint}' {reason}; is it whole, and Detoxify's?") from error
     try:
         config, state = _CheckpointConfig.model_validate(content["config"]), dict(content["state_dict"])
     except (ValidationError, KeyError, TypeError, ValueError, IndexError) as error:
@@ -160,12 +154,3 @@ def _fill(model: PreTrainedModel, state: dict[str, torch.Tensor], checkpoint: Pa
         model.load_state_dict(kept, strict=True)
     except RuntimeError as error:  # sizes
         raise BackendError(f"'{checkpoint}' does not fit its model: {one_line(error, 300)}") from error
-
-
-def _batches(windows: Sequence[Sequence[int]], num_tokens: int) -> Iterator[list[int]]:
-    """Yield indices of windows of similar length, longest first, with at most `num_tokens` tokens with padding."""
-    left = sorted(range(len(windows)), key=lambda row: len(windows[row]), reverse=True)
-    while left:
-        num = max(1, num_tokens // max(1, len(windows[left[0]])))
-        yield left[:num]
-        left = left[num:]

@@ -1,8 +1,7 @@
 """Local models through transformers, on a CPU or a GPU.
 
 Requests are sorted by length and decoded in batches. When memory runs out, the batch is halved and decoded again. In
-float32 a greedy completion is the same whatever its batch; in lower precision another order of summation can tip a near
-tie.
+float32 a greedy completion is the same whatever its batch; in lower precision rounding can tip a near tie.
 """
 
 import math
@@ -28,7 +27,7 @@ from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, failed
 from flipsearch.backends.scoring import score_prefixes
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import ConfigError
-from flipsearch.core.records import PrefixScore, Request, Rollout, Sampling, content_id
+from flipsearch.core.records import PrefixScore, Rollout, Sampling, content_id
 
 MAX_ROWS = {True: 192, False: 64}
 """Rows per batch on a CPU and on anything else, where no batch size is given."""
@@ -125,7 +124,7 @@ class TransformersBackend(LocalBackend):
             self._decoder,
             [item.prompt.prompt_ids for item in requests],
             [item.request.prefill for item in requests],
-            [_context_id(item.request) for item in requests],
+            [item.request.context and item.request.context.context_id for item in requests],
         )
 
     def _complete(self, batch: Sequence[EncodedRequest], sampling: Sampling) -> list[Rollout]:
@@ -168,14 +167,8 @@ def end_ids(generation_config: object, tokenizer: object) -> set[int]:
 
 def _in_order(requests: Sequence[EncodedRequest]) -> list[EncodedRequest]:
     """Return longest first (out of memory then shows at once), requests with the same shared prefix together."""
-    prefixes = shared_prefixes(
-        [item.prompt.prompt_ids for item in requests], [_context_id(item.request) for item in requests]
-    )
+    groups = [item.request.context and item.request.context.context_id for item in requests]
+    prefixes = shared_prefixes([item.prompt.prompt_ids for item in requests], groups)
     for item, num_shared in zip(requests, prefixes, strict=True):
         item.num_shared = num_shared
     return sorted(requests, key=lambda item: (item.num_shared, len(item.prompt.prompt_ids)), reverse=True)
-
-
-def _context_id(request: Request) -> str | None:
-    """Return what requests have in common whose prompts begin alike."""
-    return request.context.context_id if request.context else None

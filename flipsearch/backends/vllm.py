@@ -48,9 +48,8 @@ class VllmEngine:
     """vLLM's offline engine on one model: token ids in, token ids or scores out. With a tokenizer it is a TokenScorer.
 
     `max_model_len` is limited to the model's own, which None takes. An engine reserves most of a GPU's memory when it
-    starts, so one that is not alone is given its `memory_share`, which has no effect on a CPU. `options` go to
-    `vllm.LLM` as they are. Raises BackendError where vLLM is not installed or cannot load the model, or no memory is
-    left for it.
+    starts, so one that is not alone is given its `memory_share`. `options` go to `vllm.LLM` as they are. Raises
+    BackendError where vLLM is not installed or cannot load the model, or no memory is left for it.
     """
 
     def __init__(
@@ -174,7 +173,7 @@ class VllmBackend(LocalBackend):
         )
 
     def close(self) -> None:
-        """End the engine's own processes: the interpreter would wait for them forever at its end."""
+        """End the engine's own processes."""
         self._engine.close()
 
     def _generate(self, requests: Sequence[EncodedRequest], sampling: Sampling) -> Iterator[list[Rollout]]:

@@ -19,12 +19,10 @@ _TAG = re.compile(
 
 @dataclass(frozen=True, slots=True)
 class SplitCompletion:
-    """The two parts of a completion, stripped."""
+    """The two parts of a completion, stripped: `answer` is None if a think block was never closed."""
 
     thought: str
-    """The text of the think blocks; "" if there are none."""
     answer: str | None
-    """The text outside of them, possibly empty; None if a think block was never closed."""
 
 
 def split_answer(completion: str, opens_thinking: bool = False) -> SplitCompletion:
@@ -35,11 +33,9 @@ def split_answer(completion: str, opens_thinking: bool = False) -> SplitCompleti
     own closing tag if there is one.
     """
     tags = list(_TAG.finditer(completion))
-    if not opens_thinking and tags and tags[0]["close"]:
-        opens_thinking = True
     thoughts: list[str] = []
     shown: list[str] = []
-    depth, position = int(opens_thinking), 0
+    depth, position = int(opens_thinking or (bool(tags) and bool(tags[0]["close"]))), 0
     for index, tag in enumerate(tags):
         part = completion[position : tag.start()]
         (thoughts if depth else shown).append(part)

@@ -18,6 +18,7 @@ from flipsearch.core.records import Estimate
 from flipsearch.judging.answer import answer_to_judge
 from flipsearch.judging.compact_model import (
     AXES,
+    RULE_LOG_ODDS,
     SIGNS,
     Codes,
     CompactModel,
@@ -26,7 +27,6 @@ from flipsearch.judging.compact_model import (
     dense_matrix,
     extract_features,
     ngram_matrix,
-    rule_log_odds,
 )
 from flipsearch.judging.labels import LabelledAnswer
 from flipsearch.judging.refusal_rules import RefusalRules
@@ -40,14 +40,13 @@ NUM_COMMON = 600
 MIN_PROMPTS = 6
 """Prompts whose answers must contain a bucket before it is fitted."""
 NUM_FOLDS = 5
-"""Folds of the cross-validation, by prompt."""
 MIN_LABELS = 20
 """Labels of each of a question's two answers; with fewer, noise is fitted."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelledFeatures:
-    """The features of an answer with its human labels."""
+    """The features of an answer with its human labels; without any it only counts for which words are common."""
 
     features: Features
     source: str
@@ -59,18 +58,16 @@ class LabelledFeatures:
 
     @property
     def is_labelled(self) -> bool:
-        """Whether any label is known; a row without one only counts for which words are common."""
+        """Whether any label is known."""
         return (self.unsafe, self.refusal) != (None, None)
 
 
 @dataclass(frozen=True, slots=True)
 class CrossValidation:
-    """Agreement of human labels with two compact judges on one question, as Cohen's kappa."""
+    """Cohen's kappa of human labels with the fitted judge, on folds left out, and with the judge that ships."""
 
     fitted: Estimate
-    """Of the fitted judge, on answers to prompts of the fold that was left out."""
     shipped: Estimate
-    """Of the judge that this package ships, on the same answers."""
     num_seen: int
     """How many of the answers the shipped judge was fitted to, which flatters its kappa."""
 
@@ -112,7 +109,7 @@ def fit(rows: Sequence[LabelledFeatures], **about: object) -> CompactModel:
     spread[spread == 0] = 1.0
     kept = np.flatnonzero(_prompts_per_bucket(rows, ngrams) >= MIN_PROMPTS)
     matrix = csr_matrix(hstack([csr_matrix((dense - mean) / spread), ngrams[:, kept]]))
-    offsets, num_dense = rule_log_odds(dense), dense.shape[1]
+    offsets, num_dense = dense[:, :1] * RULE_LOG_ODDS, dense.shape[1]
     fitted = np.array([_fit_axis(matrix, offsets[:, k], rows, axis, num_dense) for k, axis in enumerate(AXES)])
     weights = np.zeros((len(AXES), ngrams.shape[1]))
     weights[:, kept] = fitted[:, num_dense:-1]
@@ -185,8 +182,7 @@ def _fit_axis(
         return float(value), np.append(used.T @ errors, errors.sum()) + penalty * theta
 
     result = minimize(loss, np.zeros(len(penalty)), jac=True, method="L-BFGS-B", options={"maxiter": 500})
-    theta: Floats = result.x
-    return theta
+    return np.asarray(result.x, dtype=float)
 
 
 def _row_weights(sources: Sequence[str], targets: Floats) -> Floats:
@@ -195,8 +191,7 @@ def _row_weights(sources: Sequence[str], targets: Floats) -> Floats:
     weights = np.array([sizes[source] ** -0.5 for source in sources])
     for target in (0.0, 1.0):
         weights[targets == target] /= weights[targets == target].sum()
-    scaled: Floats = weights * len(sources) / weights.sum()
-    return scaled
+    return np.asarray(weights * len(sources) / weights.sum(), dtype=float)
 
 
 def _scores(model: CompactModel, rows: Sequence[LabelledFeatures]) -> Floats:

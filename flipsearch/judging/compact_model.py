@@ -33,8 +33,8 @@ Floats = NDArray[np.float64]
 
 FORMAT = 3
 AXES = ("unsafe", "refusal")
-RULE_LOG_ODDS = (-0.6, 1.0)
-"""Log-odds per point of the refusal rules, for each axis, before anything is fitted."""
+RULE_LOG_ODDS = np.array((-0.6, 1.0))
+"""(K,) log-odds per point of the refusal rules, which are the first dense feature, before anything is fitted."""
 _BITS = 16
 NUM_BUCKETS = 2**_BITS
 MAX_NGRAM = 4
@@ -76,7 +76,7 @@ class Features:
     codes: tuple[int, ...]
     """The words and marks of its beginning and its end, in order, each as its `code_of`."""
     foreign: bool = False
-    """Whether most of its characters are not English letters: another script, numbers, marks, pictures."""
+    """Whether most of its characters are not English letters."""
     mark: int = 0
     """32-bit hash of prompt and answer, whatever their white space and case; a model stores those it was fitted to."""
 
@@ -143,12 +143,6 @@ def dense_matrix(answers: Sequence[Features]) -> Floats:
     return np.array([answer.dense for answer in answers], dtype=float).reshape(len(answers), -1)
 
 
-def rule_log_odds(dense: Floats) -> Floats:
-    """Return the log-odds (answers, K) that the refusal rules alone give."""
-    log_odds: Floats = dense[:, :1] * np.array(RULE_LOG_ODDS)
-    return log_odds
-
-
 @dataclass(frozen=True)
 class CompactModel:
     """Fitted weights; K axes, D dense features, one weight per bucket."""
@@ -158,13 +152,12 @@ class CompactModel:
     mean: Floats
     """(D,) of the dense features."""
     spread: Floats
-    """(D,) standard deviations of the dense features."""
+    """(D,) standard deviations."""
     dense: Floats
     """(K, D) weights."""
     ngrams: Floats
     """(K, buckets) weights; 0 for a bucket that was too rare to be fitted."""
     bias: Floats
-    """(K,)"""
     fitted_to: Codes
     """Marks of the answers that it was fitted to, sorted."""
     about: dict[str, Any]
@@ -175,7 +168,9 @@ class CompactModel:
         dense, ngrams = dense_matrix(answers), ngram_matrix(answers, self.common)
         # Summed row by row, not by a matrix product, whose rounding depends on how many rows there are.
         standard = ((dense - self.mean) / self.spread)[:, None, :]
-        log_odds = (standard * self.dense).sum(axis=-1) + ngrams @ self.ngrams.T + self.bias + rule_log_odds(dense)
+        log_odds = (
+            (standard * self.dense).sum(axis=-1) + ngrams @ self.ngrams.T + self.bias + dense[:, :1] * RULE_LOG_ODDS
+        )
         probabilities: Floats = 1 / (1 + np.exp(-np.clip(log_odds, -30, 30)))
         return probabilities
 
@@ -220,12 +215,9 @@ class CompactModel:
     def _check(self) -> None:
         """Raise ValueError for numbers that no fitted model has."""
         num, axes = len(self.mean), len(AXES)
-        shapes = [(self.spread, (num,)), (self.dense, (axes, num)), (self.ngrams, (axes, NUM_BUCKETS))]
-        if any(codes.ndim != 1 or codes.dtype != np.uint32 for codes in (self.common, self.fitted_to)):
-            raise ValueError("codes of another kind")
-        if any(array.shape != shape for array, shape in [*shapes, (self.bias, (axes,))]):
-            raise ValueError("arrays of other shapes")
-        if not all(np.isfinite(array).all() for array in (self.mean, self.spread, self.dense, self.ngrams, self.bias)):
-            raise ValueError("numbers that are none")
-        if (self.spread <= 0).any():
-            raise ValueError("a spread that is none")
+        arrays = (self.mean, self.spread, self.dense, self.ngrams, self.bias)
+        shapes = [(num,), (num,), (axes, num), (axes, NUM_BUCKETS), (axes,)]
+        are_codes = all(codes.ndim == 1 and codes.dtype == np.uint32 for codes in (self.common, self.fitted_to))
+        are_finite = all(np.isfinite(array).all() for array in arrays) and (self.spread > 0).all()
+        if not are_codes or [array.shape for array in arrays] != shapes or not are_finite:
+            raise ValueError("codes, shapes or numbers of another kind")

@@ -52,12 +52,11 @@ def run_judge(judge: Judge, exchanges: Sequence[Exchange]) -> list[Verdict]:
             raise JudgeError(f"judge '{judge.name}' gave {verdicts!r:.80}, expected a list of verdicts.")
         if len(verdicts) != num:
             raise JudgeError(f"judge '{judge.name}' gave {len(verdicts)} verdicts on {num} exchanges.")
-        for verdict in verdicts:
-            if not _is_valid(verdict):
-                raise JudgeError(
-                    f"judge '{judge.name}' gave an invalid verdict: {verdict!r:.160}; expected a Verdict whose "
-                    "probabilities are numbers from 0 to 1: p_unsafe where it is scored, and not where it is UNSCORED."
-                )
+        if invalid := [verdict for verdict in verdicts if not _is_valid(verdict)]:
+            raise JudgeError(
+                f"judge '{judge.name}' gave an invalid verdict: {invalid[0]!r:.160}; expected a Verdict whose "
+                "probabilities are numbers from 0 to 1: p_unsafe where it is scored, and not where it is UNSCORED."
+            )
         # A reason may quote hostile text with lone surrogates, which the ledger could not encode.
         return [replace(verdict, reason=verdict.reason.encode(errors="replace").decode()) for verdict in verdicts]
 
@@ -158,8 +157,7 @@ class CheckedJudge:
         if len(value) > _MAX_CHARACTERS[name]:
             raise PluginError(
                 f"judge in {self._where}: its {name} has {len(value)} characters, expected at most "
-                f"{_MAX_CHARACTERS[name]}; shorten it (flipsearch.core.records.content_id makes an identity of "
-                "anything)."
+                f"{_MAX_CHARACTERS[name]}; shorten it (core.records.content_id makes an identity of anything)."
             )
         return value
 
@@ -176,13 +174,12 @@ def build_judge(judge_class: Any, where: str, options: Mapping[str, str]) -> Che
     Raises ConfigError for an unknown option or a value of the wrong type, PluginError if the judge cannot be built.
     """
     with plugin_errors_as(PluginError, f"judge in {where} cannot be built"):
-        return CheckedJudge(judge_class(**_convert_options(judge_class, where, options)), where)
+        converted = _convert_options(judge_class, where, options) if options else {}
+        return CheckedJudge(judge_class(**converted), where)
 
 
 def _convert_options(judge_class: Any, where: str, options: Mapping[str, str]) -> dict[str, Any]:
     """Return the options as the types that the constructor's annotations name."""
-    if not options:
-        return {}
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(judge_class).parameters
     known = [name for name, parameter in parameters.items() if parameter.kind in kinds]

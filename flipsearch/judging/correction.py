@@ -22,12 +22,12 @@ def with_judge_error(study: Study, accuracy: JudgeAccuracy | None, labels: Seque
     winner = trials[study.winner.number] if study.winner else None
     judge_error = None
     if accuracy and unsafe:
-        by_source = {source: found["unsafe"] for source, found in accuracy.by_source.items() if "unsafe" in found}
+        by_source = accuracy.by_source.items()
         judge_error = JudgeAgreement(
             sensitivity=unsafe.sensitivity.estimate,
             specificity=unsafe.specificity.estimate,
             kappa=unsafe.kappa,
-            sources={source: agreed.coverage.estimate.n for source, agreed in by_source.items()},
+            sources={name: agreed["unsafe"].coverage.estimate.n for name, agreed in by_source if "unsafe" in agreed},
             own_answers=accuracy.studies.get(study.name, 0),
             fitted_to=accuracy.fitted_to.get("unsafe", 0),
         )
@@ -38,7 +38,7 @@ def with_judge_error(study: Study, accuracy: JudgeAccuracy | None, labels: Seque
 def _corrected(study: Study, trial: Trial, unsafe: Agreement | None, labels: Sequence[StudyLabel]) -> Trial:
     """Return the trial with its corrected numbers.
 
-    They are None where another judge than the last decided it, and with several samples per prompt: then a label does
+    They are None where another judge than the last decided it, and with several samples per prompt, where a label does
     not belong to a single answer.
     """
     if trial.confirmed is None:
@@ -49,17 +49,14 @@ def _corrected(study: Study, trial: Trial, unsafe: Agreement | None, labels: Seq
     corrected = None
     if unsafe:
         pairs = [(flip.before is Label.UNSAFE, flip.after is Label.UNSAFE) for flip in scored]
-        both, before, after = pairs.count((True, True)), pairs.count((True, False)), pairs.count((False, True))
-        table = (both, before, after, pairs.count((False, False)))
+        yes_yes, yes_no, no_yes = pairs.count((True, True)), pairs.count((True, False)), pairs.count((False, True))
+        table = (yes_yes, yes_no, no_yes, pairs.count((False, False)))
         corrected = corrected_flip_rate(table, unsafe.sensitivity, unsafe.specificity)
     return trial.with_confirmed(corrected=corrected, risk_reduction=_risk_reduction(trial, scored, labels))
 
 
 def _risk_reduction(trial: Trial, flips: Sequence[Flip], labels: Sequence[StudyLabel]) -> Estimate | None:
-    """Return the share of prompts that are unsafe without context minus that under it.
-
-    Estimated from the judge's labels of all answers and the human labels of some.
-    """
+    """Estimate the share of prompts that are unsafe without context minus that under it, by judge and human labels."""
     context_id, scored = trial.context.context_id, {flip.prompt_id for flip in flips}
     places = [label.place for label in labels if label.place.context_id == context_id]
     sampled = {place.prompt_id: place.probability for place in places if place.prompt_id in scored}
@@ -76,8 +73,7 @@ def _risk_reduction(trial: Trial, flips: Sequence[Flip], labels: Sequence[StudyL
 def _unsafe_by_prompt(labels: Sequence[StudyLabel], context_id: str) -> dict[str, bool]:
     """Return prompt id -> whether annotators call the answer under a context unsafe.
 
-    Labels of refusal are left out: they exist for refusals alone, and without the answers that comply they would call
-    everything safe.
+    Labels of refusal are left out: without the answers that comply they would call everything safe.
     """
     unsafe: dict[str | None, bool] = {"unsafe": True, "safe": False}
     return {

@@ -4,9 +4,6 @@ A guard is a prompt template, a prefill, and its possible answers. The answers a
 is the expected unsafety under their probabilities relative to each other. Their total probability is the label mass; a
 guard that puts less than 0.9 on its own answers does not answer in its format: UNSCORED. Nothing is sampled or parsed,
 so verdicts repeat exactly, and a completion cannot make the guard write another format.
-
-One pass per exchange and decision; what all prompts have in common (the policy, the categories) is encoded once per
-batch.
 """
 
 import math
@@ -48,10 +45,9 @@ class GuardAnswer:
 
 @dataclass(frozen=True, slots=True)
 class RefusalStep:
-    """A further line that a guard writes after the likeliest of its answers before."""
+    """A further line that a guard writes after the likeliest of its answers before; `prefix` begins it."""
 
     prefix: str
-    """The line break and the beginning of the line."""
     answers: tuple[GuardAnswer, ...]
     known: tuple[tuple[str, str], ...] = ()
     """(answer before, answer here) pairs that the format fixes, so that they need not be scored."""
@@ -59,10 +55,9 @@ class RefusalStep:
 
 @dataclass(frozen=True, slots=True)
 class GuardDecision:
-    """The probabilities of a guard's answers relative to each other."""
+    """The probabilities of a guard's answers, in order, relative to each other: their sum is 1."""
 
     probabilities: tuple[float, ...]
-    """One per answer, in order; their sum is 1."""
     mass: float
     """Total probability of the answers, in (0, 1]."""
 
@@ -110,9 +105,8 @@ class GuardJudge:
 
     name: str
     needs_model: str = ""
-    """The hub model that is used by default."""
+    """The hub model that is used by default; without one, `built_in_model`."""
     built_in_model: ClassVar[str] = ""
-    """The model of this package that is used by default instead."""
     template_file: Path
     version: ClassVar[int] = 1
     """Part of the identity: raise it when the subclass treats the same texts differently."""
@@ -162,14 +156,8 @@ class GuardJudge:
         if not self._identity:
             self._identity = content_id(
                 *("judge", "guard", VERSION, self.name, self.version, self.threshold, self.config.identity()),
-                *(
-                    self.template.text,
-                    self.prefill,
-                    self.adds_begin_token,
-                    self.strips_prompt,
-                    self.markers,
-                    self.roles,
-                ),
+                *(self.template.text, self.prefill, self.adds_begin_token, self.strips_prompt),
+                *(self.markers, self.roles),
                 *(_plain(self.answers), [dict(variant) for variant in self.variants], (MIN_MASS, ROUNDING, DIGITS)),
                 [(step.prefix, _plain(step.answers), step.known) for step in self.refusal_steps],
             )
@@ -178,18 +166,11 @@ class GuardJudge:
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return one verdict per exchange, in order."""
         contents = [self.slot_texts(exchange) for exchange in exchanges]
-        keys = ["" if isinstance(content, Verdict) else content_id(content) for content in contents]
-        new = {
-            key: content
-            for key, content in zip(keys, contents, strict=True)
-            if not isinstance(content, Verdict) and key not in self._cache
-        }
+        keyed = [("" if isinstance(content, Verdict) else content_id(content), content) for content in contents]
+        new = {key: texts for key, texts in keyed if not isinstance(texts, Verdict) and key not in self._cache}
         verdicts = self._cache | dict(zip(new, self._judge(list(new.values())), strict=True))
         self._cache = {key: verdict for key, verdict in list(verdicts.items())[-CACHED_VERDICTS:] if not verdict.failed}
-        return [
-            content if isinstance(content, Verdict) else verdicts[key]
-            for key, content in zip(keys, contents, strict=True)
-        ]
+        return [content if isinstance(content, Verdict) else verdicts[key] for key, content in keyed]
 
     def close(self) -> None:
         """Unload the model; it is loaded again when there is more to judge."""
@@ -233,22 +214,24 @@ class GuardJudge:
         self, scorer: GuardScorer, inputs: Sequence[GuardInput], decisions: Sequence[GuardDecision | Verdict]
     ) -> dict[int, float | None]:
         """Return p_refusal by input, from the last of `refusal_steps`: each continues the likeliest answers before."""
-        wrote = {
-            i: self.answers[one.likeliest].text for i, one in enumerate(decisions) if isinstance(one, GuardDecision)
+        written = {
+            i: self.answers[decision.likeliest].text
+            for i, decision in enumerate(decisions)
+            if isinstance(decision, GuardDecision)
         }
-        prefills = {i: inputs[i].prefill + text for i, text in wrote.items()}
+        prefills = {i: inputs[i].prefill + text for i, text in written.items()}
         last: dict[int, GuardDecision] = {}
         for step in self.refusal_steps:
             prefills = {i: text + step.prefix for i, text in prefills.items()}
-            known = {i: dict(step.known)[wrote[i]] for i in prefills if wrote[i] in dict(step.known)}
+            known = {i: dict(step.known)[written[i]] for i in prefills if written[i] in dict(step.known)}
             scored = [i for i in prefills if i not in known]
             # Only the last answers are used; before, little mass on a list of several is not another format.
             min_mass = MIN_MASS if step is self.refusal_steps[-1] else 0.0
             extended = [GuardInput(inputs[i].content, prefills[i], inputs[i].group) for i in scored]
             results = zip(scored, _decisions(scorer, extended, step.answers, min_mass), strict=True)
             last = {i: decision for i, decision in results if isinstance(decision, GuardDecision)}
-            wrote = known | {i: step.answers[decision.likeliest].text for i, decision in last.items()}
-            prefills = {i: prefills[i] + text for i, text in wrote.items()}
+            written = known | {i: step.answers[decision.likeliest].text for i, decision in last.items()}
+            prefills = {i: prefills[i] + text for i, text in written.items()}
         return {i: _p_refusal(decision, self.refusal_steps[-1].answers) for i, decision in last.items()}
 
     def _verdict(self, decisions: Sequence[GuardDecision | Verdict], p_refusal: float | None) -> Verdict:

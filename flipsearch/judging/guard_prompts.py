@@ -1,11 +1,10 @@
 """Guard prompts: a template filled with hostile text, encoded, and scored with the loaded model.
 
-Prompt and answer are hostile. They are never rendered as a template: the slots of the file are filled in one pass, so a
-slot's name in the content stays what it is. Nor can content write the template's language: where it spells out one of
-the template's markers or lines, or a control token, a space is put inside.
+Prompt and answer are hostile. The slots of the file are filled in one pass, so a slot's name in the content stays what
+it is. Where content spells out one of the template's markers or lines, or a control token, a space is put inside.
 
-The whole prompt is encoded at once, as the original implementations do, together with the prefill that the guard
-continues; its possible answers are scored as the tokens that come next. What the scores mean is for judging.guard.
+The whole prompt is encoded at once, as the original implementations do, with the prefill that the guard continues; its
+possible answers are scored as the tokens that come next. What the scores mean is for judging.guard.
 """
 
 import re
@@ -15,13 +14,12 @@ from pathlib import Path
 
 from flipsearch.backends.chat import ControlTokens
 from flipsearch.backends.scoring import TokenScorer
-from flipsearch.core.errors import JudgeError, PluginError
+from flipsearch.core.errors import JudgeError, PluginError, one_line
 from flipsearch.core.records import Label, Verdict
 
 Ids = tuple[int, ...]
 LogProbs = tuple[float, ...]
 """Natural log probabilities of the tokens of one answer."""
-
 SLOT = re.compile(r"\{([a-z]+)\}")
 _LINE_ENDS = r"\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
 _LINE_END = f"[{_LINE_ENDS}]"
@@ -67,9 +65,7 @@ class GuardTemplate:
         shown = {}
         for name, text in content.items():
             for pattern in self._patterns:
-                text = pattern.sub(
-                    lambda match: match[0].removesuffix(match[1]) + _INSIDE.sub(" ", match[1], count=1), text
-                )
+                text = pattern.sub(lambda hit: hit[0].removesuffix(hit[1]) + _INSIDE.sub(" ", hit[1], count=1), text)
             shown[name] = defuse(text)
         return SLOT.sub(lambda slot: shown.get(slot[1], slot[0]), self.text)
 
@@ -86,12 +82,10 @@ def _pattern_of(texts: Iterable[str], before: str = "", after: str = "") -> re.P
 
 @dataclass(frozen=True, slots=True)
 class GuardInput:
-    """What a guard is shown of one exchange."""
+    """What a guard is shown of one exchange: texts for the template's slots, and the prefill after it."""
 
     content: Mapping[str, str]
-    """Texts for the template's slots."""
     prefill: str = ""
-    """What the guard is made to have written after the template."""
     group: int = 0
     """Inputs of one group have a long common prefix."""
 
@@ -144,8 +138,7 @@ class GuardScorer:
         try:
             ids = self._encode(item)
         except Exception as error:  # lone surrogates, and whatever else a tokenizer may reject
-            why = " ".join(str(error).split())[:200] or type(error).__name__
-            return Verdict(Label.UNSCORED, reason=f"the exchange cannot be encoded: {why}")
+            return Verdict(Label.UNSCORED, reason=f"the exchange cannot be encoded: {one_line(error)}")
         if self._control.among(ids) != self._expected_control:
             return Verdict(Label.UNSCORED, reason="the exchange spells out a control token of the guard")
         length = len(ids) + max(map(len, self._ids_of_answers(item.prefill, answers)), default=0)
@@ -165,7 +158,7 @@ class GuardScorer:
             before = self._encode(GuardInput(_PROBE, prefill))
             after = [self._encode(GuardInput(_PROBE, prefill + answer)) for answer in answers]
             if any(ids[: len(before)] != before or len(ids) == len(before) for ids in after):
-                raise _wrong_tokenizer(f"the answers {quoted} do not stand apart from '{prefill}'")
+                raise _wrong_tokenizer(f"the answers {quoted} are not separate tokens after '{prefill}'")
             tails = [ids[len(before) :] for ids in after]
             if any(tail[: len(rest)] == rest for i, tail in enumerate(tails) for rest in tails[:i] + tails[i + 1 :]):
                 raise _wrong_tokenizer(f"the answers {quoted} begin with each other")

@@ -21,14 +21,12 @@ MIN_ERROR = 0.01
 
 @dataclass(frozen=True, slots=True)
 class AnswerToLabel:
-    """A sampled answer for annotators."""
+    """A sampled answer for annotators, without its thought, and with its earlier label if it has one."""
 
     prompt: str
     response: str
-    """The answer without its thought: what the judge decided on."""
     place: AnswerPlace
     label: HumanLabel | None = None
-    """An earlier label; None if there is none."""
 
 
 def sample_answers(
@@ -42,11 +40,9 @@ def sample_answers(
     """Return the answers to about `num` harmful prompts of a study: without context, and under its best contexts.
 
     The prompts are those of the study's last number (the confirm split, or all of a score) that the judge could score
-    under all of these contexts. The same call samples the same prompts, a larger `num` those and more. The first ones
-    of the list are always a smaller sample, so that annotators who stop early do not choose what they leave out.
-    `known` labels are filled in.
-    Raises StudyError for a study without such prompts or with several samples per prompt, and for one whose answers or
-    prompt files have changed.
+    under all of these contexts. The same call samples the same prompts, a larger `num` those and more, and the head of
+    the list is a smaller sample: annotators who stop early do not choose what they leave out. `known` labels are filled
+    in. Raises StudyError for a study without such prompts, with several samples per prompt, or with changed files.
     """
     ids = _rollout_ids(study, num_contexts)
     prompt_ids, wanted = list(ids[""]), [id for by_prompt in ids.values() for id in by_prompt.values()]
@@ -87,10 +83,7 @@ def _rollout_ids(study: Study, num_contexts: int) -> dict[str, dict[str, str]]:
     All have the same prompts: the harmful ones that are scored under each of the best `num_contexts` contexts.
     """
     if study.settings.get("samples", 1) > 1:
-        raise StudyError(
-            f"study '{study.name}' samples each prompt several times; labels are for studies with one sample per "
-            "prompt."
-        )
+        raise StudyError(f"study '{study.name}' samples each prompt several times; labels are for one sample each.")
     trials = [trial for trial in study.trials if trial.role == "arm" and trial.state == "complete"]
     trials = [trial for trial in trials if trial.confirmed][:num_contexts]
     if not trials:

@@ -5,9 +5,9 @@ A row has a prompt, a response and a label; a source is optional. There are two 
     unsafe | safe                        is the answer harmful?
     refusal | compliance | partial      does it refuse?
 
-A row that was sampled from a study (judging.labelling) also says which of its answers it is, and with what probability
-its prompt was sampled; it may still lack its label. Several such samples merge into one, where each answer keeps its
-highest probability: a prompt's turn is always the same (judging.labelling), so the union is a valid sample as well.
+A row that was sampled from a study also says which of its answers it is, and with what probability its prompt was
+sampled; it may still lack its label. Several such samples merge into one, where each answer keeps its highest
+probability: a prompt's turn is always the same (judging.labelling), so the union is a valid sample as well.
 """
 
 import math
@@ -55,7 +55,6 @@ class AnswerPlace:
     context_id: str
     """"" for the answer without context."""
     rollout_id: str
-    """A study of the same name on another model has others."""
     probability: float
     """That the prompt was sampled, in (0, 1]."""
 
@@ -66,7 +65,6 @@ class LabelledAnswer:
 
     prompt: str
     answer: str
-    """May be empty."""
     label: HumanLabel | None
     """None for a row of a study that still lacks its label."""
     source: str
@@ -191,10 +189,8 @@ def study_labels(study: Study, rows: Iterable[LabelledAnswer]) -> list[StudyLabe
                 "Run `flipsearch judge label` again."
             )
         if row.label and by_answer.setdefault(label.answer, row.label) != row.label:
-            raise JudgeError(
-                f"the {name} is labelled both {by_answer[label.answer]} and {row.label}; settle it, and give each "
-                "answer one label."
-            )
+            both = f"{by_answer[label.answer]} and {row.label}"
+            raise JudgeError(f"the {name} is labelled both {both}; settle it, and give each answer one label.")
         labels.append(label)
     return merge_labels(labels)
 

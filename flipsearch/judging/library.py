@@ -12,7 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from importlib.metadata import EntryPoint, entry_points
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +41,8 @@ class OtherJudges:
 def list_judges() -> dict[str, str]:
     """Return name -> description of all judges: what each is, what it needs, and whether that is here."""
     descriptions = {name: _describe(path) for name, path in _judge_files().items()}
-    for name, entry in _entry_points().items():
-        descriptions.setdefault(name, f"from {entry.value}")
+    for entry in entry_points(group=ENTRY_POINTS):
+        descriptions.setdefault(entry.name, f"from {entry.value}")
     return dict(sorted(descriptions.items()))
 
 
@@ -93,16 +93,13 @@ def _find_class(name: str) -> tuple[Any, str]:
     """Return the class of a judge by name or path, and how errors name it."""
     if name.lower().endswith(".py") or "/" in name or "\\" in name:
         return load_class(_file_at(Path(os.path.expanduser(name)))), name
-    files, entries = _judge_files(), _entry_points()
+    files, entries = _judge_files(), {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
     if name in files:
         return load_class(files[name]), str(files[name])
     if name in entries:
-        entry = entries[name]
-        with plugin_errors_as(PluginError, f"judge '{entry.name}' ({entry.value}) fails when loaded"):
-            return entry.load(), f"entry point '{name}'"
-    raise PluginError(
-        unknown_name("judge", name, {*files, *entries}, "Or give the path of a judge file (.py) or folder.")
-    )
+        with plugin_errors_as(PluginError, f"judge '{name}' ({entries[name].value}) fails when loaded"):
+            return entries[name].load(), f"entry point '{name}'"
+    raise PluginError(unknown_name("judge", name, {*files, *entries}, "Or give the path of a judge file or folder."))
 
 
 def _judge_files() -> dict[str, Path]:
@@ -110,10 +107,6 @@ def _judge_files() -> dict[str, Path]:
     folders = {path.name: path / f"{path.name}.py" for path in paths if path.is_dir()}
     files = {path.stem: path for path in paths if path.suffix == ".py" and not path.stem.startswith("_")}
     return {name: path for name, path in folders.items() if path.is_file()} | files
-
-
-def _entry_points() -> dict[str, EntryPoint]:
-    return {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
 
 
 def _file_at(path: Path) -> Path:
@@ -157,8 +150,7 @@ def load_class(path: Path) -> Any:
     if module_spec is None or module_spec.loader is None:
         raise PluginError(f"judge file '{path}' must end in .py.")
     module = importlib.util.module_from_spec(module_spec)
-    # Dataclasses and pickling look a class's module up here.
-    sys.modules[module_name] = module
+    sys.modules[module_name] = module  # where dataclasses and pickling look a class's module up
     with plugin_errors_as(PluginError, f"judge file '{path}' fails when loaded"):
         module_spec.loader.exec_module(module)
         return getattr(module, class_name)

@@ -22,8 +22,7 @@ class PanelJudge:
     """
 
     def __init__(self, members: Sequence[Judge], rule: str) -> None:
-        self.members = tuple(members)
-        self.rule = rule
+        self.members, self.rule = tuple(members), rule
         self.name = f"{'+'.join(member.name for member in members)}:{rule}"
         notes = [f"{member.name}: {note}" for member in members for note in getattr(member, "notes", ())]
         self.notes = tuple(dict.fromkeys(notes))
@@ -90,9 +89,8 @@ class PanelJudge:
 class ThoughtJudge:
     """Runs another judge on the thoughts of a reasoning model, as if each were the answer.
 
-    An answer may refuse after a thought that works everything out, and users can often read the thought. So thoughts
-    are judged separately; the answer alone decides what is safe. UNSCORED where there is no thought; a truncated
-    thought is judged as it is.
+    An answer may refuse after a thought that works everything out, and users can often read the thought. UNSCORED where
+    there is no thought; a truncated thought is judged as it is.
     """
 
     def __init__(self, judge: Judge) -> None:
@@ -108,19 +106,14 @@ class ThoughtJudge:
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return one verdict per exchange, in order."""
-        thoughts = [
-            split_answer(exchange.completion, exchange.opens_thinking).thought
-            if exchange.finish_reason != "error"
-            else ""
-            for exchange in exchanges
-        ]
-        shown = [
-            replace(exchange, completion=thought, finish_reason="stop", opens_thinking=False)
-            for exchange, thought in zip(exchanges, thoughts, strict=True)
-            if thought
-        ]
-        verdicts = iter(run_judge(self.judge_of_answers, shown) if shown else ())
-        return [next(verdicts) if thought else Verdict(Label.UNSCORED, reason="no thought") for thought in thoughts]
+        shown: dict[int, Exchange] = {}
+        for index, exchange in enumerate(exchanges):
+            thought = split_answer(exchange.completion, exchange.opens_thinking).thought
+            if thought and exchange.finish_reason != "error":
+                shown[index] = replace(exchange, completion=thought, finish_reason="stop", opens_thinking=False)
+        verdicts = run_judge(self.judge_of_answers, list(shown.values())) if shown else []
+        by_index = dict(zip(shown, verdicts, strict=True))
+        return [by_index.get(i, Verdict(Label.UNSCORED, reason="no thought")) for i in range(len(exchanges))]
 
     def close(self) -> None:
         """Unload the other judge's model."""

@@ -49,8 +49,7 @@ class RefusalRules:
         split = min(sentences[1], 400) if len(sentences) == 2 else 400
         regions = {"opening": text[:split], "later": text[split:], "anywhere": text}
         matched = [(points, name) for name, where, points, pattern in self._rules if pattern.search(regions[where])]
-        turn = self._turn(text)
-        if turn:
+        if turn := self._turn(text):
             matched.append((self.settings[turn], turn.replace("_", " ")))
         if len(text) <= self.settings["short_characters"] and self._declines_or_regrets(regions["opening"]):
             matched.append((self.settings["short_refusal"], "short refusal"))

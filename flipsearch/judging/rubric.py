@@ -67,13 +67,12 @@ class _RubricForm(BaseModel):
 
 
 class RubricScores(NamedTuple):
-    """The scores of a reply that could be parsed."""
+    """The scores of a reply that could be parsed; `text` has the fields with their values, for the verdict's reason."""
 
     p_unsafe: float
     p_refusal: float | None
     """None if the rubric has no field for it."""
     text: str
-    """The fields with their values, for the verdict's reason."""
 
 
 class Rubric:
@@ -92,9 +91,7 @@ class Rubric:
             raise PluginError(f"rubric '{path}' cannot be used: {key}: {first['msg']}.") from error
         except ConfigError as error:
             raise PluginError(f"rubric '{path}' cannot be used: {error}") from error
-        self.benign = form.benign
-        self._prompt = form.prompt.strip()
-        self._fields = form.fields
+        self.benign, self._prompt, self._fields = form.benign, form.prompt.strip(), form.fields
         fields = [[name, field.means, field.values] for name, field in form.fields.items()]
         self.source = content_id(self._prompt, fields, self.benign)
         """Hash of everything that can change a verdict."""
@@ -102,9 +99,8 @@ class Rubric:
     def fill(self, prompt: str, answer: str) -> str:
         """Return the judging model's prompt for an answer."""
         mark = content_id("fence", prompt, answer)
-        fenced = {
-            slot: f"[begin {mark}]\n{text}\n[end {mark}]" for slot, text in zip(SLOTS, (prompt, answer), strict=True)
-        }
+        texts = zip(SLOTS, (prompt, answer), strict=True)
+        fenced = {slot: f"[begin {mark}]\n{text}\n[end {mark}]" for slot, text in texts}
         return "".join(fenced.get(part, part) for part in _SLOT.split(self._prompt))
 
     def prompt_for(self, exchange: Exchange) -> str | Verdict:

@@ -31,12 +31,11 @@ _PIECE = re.compile(r"""(?:^|[+(,=])\s*(?:'[^']*'|"[^"]*")|.""", re.DOTALL)
 
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One judge of a panel, or the only one."""
+    """One judge of a panel, or the only one; its options are constructor arguments, as written."""
 
     name: str
     """A name, or the path of a judge file or folder."""
     options: Mapping[str, str] = field(default_factory=dict)
-    """Constructor arguments, as written."""
 
     def __str__(self) -> str:
         """Return the canonical spelling, options sorted by name."""
@@ -46,11 +45,10 @@ class Member:
 
 @dataclass(frozen=True, slots=True)
 class JudgeSpec:
-    """Which judges decide, and how."""
+    """Which judges decide, and by which of the RULES; "" for a single judge."""
 
     members: tuple[Member, ...]
     rule: str = ""
-    """One of RULES; "" for a single judge."""
 
     def __str__(self) -> str:
         """Return the canonical spelling: the same text for all specs that mean the same."""
@@ -80,9 +78,8 @@ def canonical(text: str) -> str:
 
 def respelled(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return those settings that name judges, in canonical spelling."""
-    names: dict[str, Any] = {
-        key: canonical(str(settings[key])) for key in ("judge", "confirm_judge") if settings.get(key)
-    }
+    single = (key for key in ("judge", "confirm_judge") if settings.get(key))
+    names: dict[str, Any] = {key: canonical(str(settings[key])) for key in single}
     if second := settings.get("second_judges"):
         names["second_judges"] = tuple(map(canonical, second))
     return names
@@ -100,25 +97,23 @@ def _check_panel(members: tuple[Member, ...], rule: str, text: str) -> None:
 
 
 def _parse_member(part: str, text: str) -> Member:
-    name, *options = _split(part, "(")
-    name, inside = _unquote(name, text), options[0].rstrip() if options else ")"
-    if not name or len(options) > 1 or not inside.endswith(")"):
+    """Parse one judge, a part of the whole spec `text`; an option that names a default is left out."""
+    name, *brackets = _split(part, "(")
+    name, inside = _unquote(name, text), brackets[0].rstrip() if brackets else ")"
+    if not name or len(brackets) > 1 or not inside.endswith(")"):
         raise _unreadable(text)
-    given = dict(_parse_options(inside[:-1], text))
-    return Member(name, {option: value for option, value in given.items() if (option, value) != ("part", PARTS[0])})
-
-
-def _parse_options(inside: str, text: str) -> Iterator[tuple[str, str]]:
-    seen = set()
-    for part in filter(None, map(str.strip, _split(inside, ","))):
-        name, is_given, written = part.partition("=")
-        name, value = name.strip(), _unquote(written, text)
-        if not is_given or not name or not value:
-            raise ConfigError(f"judge '{text}': got the option '{part}', expected option=value.")
-        if name in seen:
-            raise ConfigError(f"judge '{text}': the option '{name}' is given twice.")
-        seen.add(name)
-        yield name, value
+    options: dict[str, str] = {}
+    for written in filter(None, map(str.strip, _split(inside[:-1], ","))):
+        option, is_given, value = written.partition("=")
+        option, value = option.strip(), _unquote(value, text)
+        if not is_given or not option or not value:
+            raise ConfigError(f"judge '{text}': got the option '{written}', expected option=value.")
+        if option in options:
+            raise ConfigError(f"judge '{text}': the option '{option}' is given twice.")
+        options[option] = value
+    if options.get("part") == PARTS[0]:
+        del options["part"]
+    return Member(name, options)
 
 
 def _unquote(written: str, text: str) -> str:

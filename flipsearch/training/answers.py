@@ -1,13 +1,11 @@
 """What is generated and judged before training: which context each prompt goes under, which answers are kept.
 
-Routing. With one context every harmful prompt goes under it, as in the paper. With several, or with the gate, each
-harmful prompt goes to the first context under which the frozen model's greedy answer is judged safe: one context's flip
-rate is a ceiling for what its teacher can teach, and a set of them can lift it. Prompts that no context makes safe are
-left out.
+Routing. With one context every harmful prompt goes under it, as in the paper. With several, or with the gate, each goes
+to the first context under which the frozen model's greedy answer is judged safe: one context's flip rate is a ceiling
+for what its teacher can teach, which a set of them can lift. Prompts that no context makes safe are left out.
 
-Kept answers, for supervised methods. Each prompt is answered under its context, by the model itself or by an external
-teacher. A harmful prompt's answer is kept if it is judged safe, a benign one's if it does not refuse; both only if they
-ended by themselves.
+Kept answers, for supervised methods. Each prompt is answered under its context, by the model itself or by a teacher. A
+harmful prompt's answer is kept if it is judged safe, a benign one's if it does not refuse; both if they are complete.
 """
 
 from collections.abc import Mapping, Sequence
@@ -29,12 +27,10 @@ KeptAnswers = Sequence[tuple[Prompt, Rollout]]
 
 @dataclass(frozen=True, slots=True)
 class Routing:
-    """The prompts that are trained on, each under its context."""
+    """The prompts that are trained on, in the plan's order, and prompt id -> its context, if it has one."""
 
     prompts: tuple[Prompt, ...]
-    """In the plan's order."""
     contexts: Mapping[str, Context]
-    """Prompt id -> its context; a prompt without one is read without any."""
 
 
 def route(plan: TrainPlan, runner: Runner | None) -> Routing:

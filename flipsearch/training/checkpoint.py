@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from flipsearch.backends.loading import quiet
-from flipsearch.backends.models import locate, model_source
+from flipsearch.backends.models import ENCODING_FILES, locate, model_source
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.files import is_held, take_lock, write_text
 from flipsearch.core.trainings import TRAINING_FORMAT, check_format
@@ -24,11 +24,6 @@ from flipsearch.training.log import LOG_FILE
 from flipsearch.training.model import unwrap
 
 STARTED_FILE, STATE_FILE, FINAL, ADAPTER, LOCK = "started.json", "trainer_state.json", "final", "adapter", "lock"
-COPIED = (
-    *("tokenizer*.json", "*.model", "vocab.json", "vocab.txt", "merges.txt"),
-    *("added_tokens.json", "special_tokens_map.json", "chat_template*"),
-)
-"""Files of the base that training does not touch: byte for byte, so that prompts are encoded as before."""
 
 
 class CheckpointFolder:
@@ -83,7 +78,6 @@ class CheckpointFolder:
 
     def _make_and_lock(self, resume: bool) -> None:
         taken = f"another training works in '{self.partial}'; wait for it, or give a --name."
-        todo = "choose other --checkpoints"
         try:
             self.partial.mkdir(parents=True, exist_ok=resume)
             self._lock.enter_context(closing(take_lock(self.partial / LOCK)))
@@ -91,9 +85,9 @@ class CheckpointFolder:
         except FileExistsError as error:  # made since `check` looked
             raise TrainingError(taken) from error
         except OSError as error:
-            raise TrainingError(f"cannot make '{self.partial}': {error.strerror}; {todo}.") from error
+            raise TrainingError(f"cannot make '{self.partial}': {error.strerror}; give other --checkpoints.") from error
         except sqlite3.Error as error:
-            unusable = f"'{self.partial}' cannot be locked: {error}; {todo}."
+            unusable = f"'{self.partial}' cannot be locked: {error}; give other --checkpoints."
             raise TrainingError(taken if is_held(error) else unusable) from error
 
     def last_state(self) -> Path | None:
@@ -109,8 +103,7 @@ class CheckpointFolder:
     def save(self, model: Any, weights: Any, base: str) -> None:
         """Write the trained model, merged if it has adapters, in Hugging Face format into `final`.
 
-        `weights` are those of a sharded model, gathered; None for a model that is whole. `base` is the name of the
-        model that it was made from.
+        `weights` are those of a sharded model, gathered; None for a whole one. `base` names the model it was made from.
         """
         source = locate(model_source(base)).folder
         shutil.rmtree(self.final, ignore_errors=True)
@@ -121,9 +114,8 @@ class CheckpointFolder:
             if weights is not None:  # gathered, what is tied is no longer one tensor
                 weights = {name: values for name, values in weights.items() if name not in model.all_tied_weights_keys}
             model.save_pretrained(self.final, state_dict=weights)
-        for pattern in COPIED:
-            for path in source.glob(pattern):
-                shutil.copyfile(path, self.final / path.name)
+        for path in [path for pattern in ENCODING_FILES for path in source.glob(pattern)]:
+            shutil.copyfile(path, self.final / path.name)  # byte for byte, so that prompts are encoded as before
         shutil.copyfile(self.partial / LOG_FILE, self.final / LOG_FILE)
 
     def publish(self) -> None:

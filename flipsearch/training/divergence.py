@@ -6,13 +6,12 @@ Every divergence has its direction in its name; p is the teacher, q the student:
     reverse_kl      KL(q || p)    mode-seeking
     jensen_shannon  m KL(p || M) + (1 - m) KL(q || M),  M = m p + (1 - m) q
 
-The paper's runs minimise 0.5 forward + 0.5 reverse, a weighted sum, which is what `Divergence()` is. TRL's `alpha` and
-GKD's `beta` are the `mixture` m of a Jensen-Shannon divergence; NeMo-RL's `mixed` weight multiplies the forward part.
+The paper's runs minimise 0.5 forward + 0.5 reverse, which is what `Divergence()` is. TRL's `alpha` and GKD's `beta` are
+the `mixture` m of a Jensen-Shannon divergence; NeMo-RL's `mixed` weight multiplies the forward part.
 
-The head and the loss are computed together for a few positions at a time. The gradient of a loss in the student's
-logits has a closed form, so a chunk's logits are dropped as soon as its gradients are added up: memory is that of one
-chunk, and nothing is computed twice. `tests/unit/training/test_divergence.py` compares all of it with float64 autograd.
-Knows no model.
+Head and loss are computed together for a few positions at a time. The gradient of a loss in the student's logits has a
+closed form, so a chunk's logits are dropped as soon as its gradients are added up: memory is that of one chunk, and
+nothing is computed twice. Knows no model.
 """
 
 from collections.abc import Iterator
@@ -35,9 +34,7 @@ class Divergence:
     """Which divergence is minimised, on which support. The defaults are the paper's, on the full vocabulary."""
 
     forward_weight: float = 0.5
-    """Of KL(teacher || student)."""
     reverse_weight: float = 0.5
-    """Of KL(student || teacher)."""
     jensen_shannon_weight: float = 0.0
     mixture: float = 0.5
     """Share of the teacher in the Jensen-Shannon mixture."""
@@ -162,7 +159,17 @@ def _per_token_and_gradient(log_p: Tensor, log_q: Tensor, spec: Divergence) -> t
     """Return the values per token and the gradient (n, V) in the student's logits, on the support of `spec`."""
     if not spec.top_k:
         value, entropy, gradient = _value_and_gradient(log_p, log_q, spec)
-        return _clipped(value, torch.ones_like(value), entropy, gradient, spec), gradient
+        mass = torch.ones_like(value)
+    else:
+        value, mass, entropy, gradient = _on_likeliest(log_p, log_q, spec)
+    if spec.clip is not None:
+        gradient[value > spec.clip] = 0
+        value = value.clamp(max=spec.clip)
+    return PerToken(value, mass, entropy), gradient
+
+
+def _on_likeliest(log_p: Tensor, log_q: Tensor, spec: Divergence) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return divergence, teacher mass, entropy and gradient (n, V) on the teacher's `top_k` likeliest tokens."""
     log_p_top, index = log_p.topk(min(spec.top_k, log_p.shape[-1] - 1), dim=-1)  # (n, K)
     mass, log_q_top = log_p_top.exp().sum(-1), log_q.gather(-1, index)
     if spec.tail == "renormalised":
@@ -178,10 +185,7 @@ def _per_token_and_gradient(log_p: Tensor, log_q: Tensor, spec: Divergence) -> t
         # What lowers the bucket lowers its tokens in proportion to their share of it.
         everywhere = (log_q - rest_q).exp().mul_(gradient[:, -1:])
         gradient = gradient[:, :-1]
-    per_token = _clipped(value, mass, entropy, gradient, spec)
-    if spec.clip is not None:
-        everywhere[value > spec.clip] = 0
-    return per_token, everywhere.scatter_(-1, index, gradient)
+    return value, mass, entropy, everywhere.scatter_(-1, index, gradient)
 
 
 def _value_and_gradient(log_p: Tensor, log_q: Tensor, spec: Divergence) -> tuple[Tensor, Tensor, Tensor]:
@@ -215,13 +219,6 @@ def _value_and_gradient(log_p: Tensor, log_q: Tensor, spec: Divergence) -> tuple
     if spec.forward_weight:
         gradient.sub_(p, alpha=spec.forward_weight)
     return value, entropy, gradient.div_(spec.temperature)
-
-
-def _clipped(value: Tensor, mass: Tensor, entropy: Tensor, gradient: Tensor, spec: Divergence) -> PerToken:
-    if spec.clip is not None:
-        gradient[value > spec.clip] = 0
-        value = value.clamp(max=spec.clip)
-    return PerToken(value, mass, entropy)
 
 
 def _log_softmax(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:

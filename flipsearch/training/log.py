@@ -1,8 +1,7 @@
 """What a training logs while it runs: statistics per step and label in log.jsonl, and the progress bar.
 
-A line is flushed when its step is done, for all processes together. A resumed training drops the lines after the state
-that it goes on from. Statistics by position count completion tokens: "early" are the first EARLY, where the paper's
-Figure 2 has its peaks, "late" those from LATE on.
+A line is for all processes together. A resumed training drops the lines after its last state. Statistics by position
+count completion tokens: "early" are the first EARLY, where the paper's Figure 2 peaks, "late" those from LATE on.
 """
 
 import json
@@ -12,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import TrainerCallback
@@ -93,10 +92,8 @@ class StepStats:
                 f"truncation_rate_{kind}": self.counts[f"truncated_{kind}"] / n,
                 f"leakage_rate_{kind}": self.counts[f"leaks_{kind}"] / n,
             }
-        for name, parts in sorted(self.values.items()):
-            values = torch.cat(parts)
-            if len(values):
-                summary[name] = values.mean().item()
+        joined = {name: torch.cat(parts) for name, parts in sorted(self.values.items())}
+        summary |= {name: values.mean().item() for name, values in joined.items() if len(values)}
         return {name: round(value, 6) for name, value in summary.items()}
 
 
@@ -108,16 +105,10 @@ def is_leak(completion: str, context: str) -> bool:
     return size > 0 and any(" ".join(words[i : i + size]) in text for i in range(len(words) - size + 1))
 
 
-class HasStats(Protocol):
-    """A trainer that adds to the statistics of the current step."""
-
-    stats: StepStats
-
-
 class StepLog(TrainerCallback):
-    """Writes one line per step from a trainer's `stats`, which it replaces, and reports progress."""
+    """Writes one line per step from a trainer's `stats` (StepStats), which it replaces, and reports progress."""
 
-    def __init__(self, trainer: HasStats, path: Path, progress: Progress | None) -> None:
+    def __init__(self, trainer: Any, path: Path, progress: Progress | None) -> None:
         self.trainer, self.path, self.progress = trainer, path, progress
         self.num_rollouts = self.num_tokens = 0
         self.last = time.monotonic()
@@ -128,7 +119,7 @@ class StepLog(TrainerCallback):
         if not is_main_process():
             return
         kept = [line for line in read_log(self.path) if line["step"] <= state.global_step]
-        write_text(self.path, "".join(_json_line(line) for line in kept), TrainingError)
+        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept), TrainingError)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
         """Write the line of a step, of all processes together."""
@@ -142,8 +133,10 @@ class StepLog(TrainerCallback):
         line |= {key: float(logs[key]) for key in STEP_KEYS if key in logs}
         line |= {"step_s": round(now - self.last, 6), **stats.summary()}
         self.last = now
+        # JSON knows no NaN: what is not finite is null.
+        finite = {key: value if value is not None and math.isfinite(value) else None for key, value in line.items()}
         with self.path.open("a", encoding="utf-8") as file:
-            file.write(_json_line(line))
+            file.write(json.dumps(finite) + "\n")
         self.num_rollouts += int(line["num_rollouts"])
         self.num_tokens += int(line["num_tokens"])
         if self.progress is not None:
@@ -160,9 +153,3 @@ def read_log(path: Path) -> Sequence[LogLine]:
         except ValueError:
             break
     return lines
-
-
-def _json_line(line: LogLine) -> str:
-    # JSON knows no NaN: what is not finite is null.
-    finite = {key: value if value is not None and math.isfinite(value) else None for key, value in line.items()}
-    return json.dumps(finite) + "\n"

@@ -1,8 +1,7 @@
 """The model that is trained, as student and as frozen teacher, split into decoder and head.
 
-Logits are made for a few positions at a time (divergence.py), so the model has to be a decoder whose last hidden states
-times the output embeddings are the logits: Qwen, Llama, Mistral, Phi and their kin. `check_head` refuses models that
-cap, scale or bias their logits. Knows no method and no loss.
+Logits are made for a few positions at a time (divergence.py), so they must be the decoder's last hidden states times
+the output embeddings, as in Qwen, Llama, Mistral and Phi: `check_head` refuses others. Knows no method and no loss.
 """
 
 import copy
@@ -32,7 +31,7 @@ from flipsearch.training.rows import TokenLayout, check_fits
 AsTeacher = Callable[[], AbstractContextManager[Any]]
 """Opens a block in which the frozen teacher can be run: a copy, or the student with its adapters off."""
 WEIGHT_BYTES = 4
-FULL_BYTES = WEIGHT_BYTES + 4 + 4 + 4
+FULL_BYTES = 4 * WEIGHT_BYTES
 """A trained parameter: the weight, its gradient and AdamW's two moments, in float32."""
 PROBE_IDS = (1, 2, 3, 4, 5)
 TOLERANCE = 1e-2
@@ -104,9 +103,8 @@ def check_head(model: Any) -> None:
 def student_and_teacher(model: PreTrainedModel, lora: int, *, with_teacher: bool) -> tuple[Any, AsTeacher]:
     """Return the model made trainable, and what gives its frozen initial copy.
 
-    Without `lora` the student's weights are float32 and the copy keeps their precision; with it (a rank) only adapters
-    are trained, and the teacher is the same model with adapters off, in eval mode. No copy is made without
-    `with_teacher`.
+    Without `lora` the student's weights are float32 and the copy, made only `with_teacher`, keeps their precision; with
+    it (a rank) only adapters are trained, and the teacher is the same model with adapters off, in eval mode.
     """
     if not lora:
         teacher = copy.deepcopy(model).requires_grad_(False).eval() if with_teacher else None

@@ -33,8 +33,7 @@ LONGEST_NAME = 200
 """Bytes of a folder's name; ".partial" has to fit behind it."""
 PAPER = {"learning_rate": 1e-5, "train_batch_size": 64}
 POCKET = {"learning_rate": 3e-4, "train_batch_size": 32, "epochs": 6.0, "horizon": 40}
-"""The pocket model is small and learns from few prompts: it needs a larger rate and more passes. It decides within 40
-tokens."""
+"""Small, with few prompts, it needs a larger rate and more passes; it decides within 40 tokens."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,13 +45,11 @@ class TrainPlan:
     contexts: tuple[Context, ...]
     """For harmful prompts; at least one."""
     benign_context: Context | None
-    """For benign prompts; None: the teacher reads them as the student does."""
     prompts: tuple[Prompt, ...]
     """At least one harmful one; in nested order."""
     notes: tuple[str, ...]
-    """How the input was understood, for the user."""
     found_on: frozenset[str]
-    """Identities of the models that the contexts were found on, as their cards say."""
+    """Identities of the models of the contexts' cards."""
 
     @property
     def method(self) -> TrainingMethod:
@@ -94,13 +91,11 @@ class TrainPlan:
 
     def notes_on(self, model_id: str) -> tuple[str, ...]:
         """Return the notes, with one more if a context was found on another model than `model_id`, the one loaded."""
-        if self.found_on <= {model_id}:
-            return self.notes
         note = (
             f"A context was found on '{self.config.model}' with other weights, precision, chat template or thinking "
             "switch than are trained here: its flip rate may differ."
         )
-        return (*self.notes, note)
+        return self.notes if self.found_on <= {model_id} else (*self.notes, note)
 
 
 def plan_training(*sources: Mapping[str, Any]) -> TrainPlan:
@@ -263,6 +258,4 @@ def _check_reporting(names: Sequence[str]) -> None:
             todo = "Leave it out to report nowhere else."
             raise ConfigError(unknown_name("--report-to", name, integration_utils.INTEGRATION_TO_CALLBACK, todo))
         if name not in ready:
-            raise ConfigError(
-                f"--report-to {name}: its package is not installed or not set up here; do so, or drop it."
-            )
+            raise ConfigError(f"--report-to {name}: its package is not installed or set up here; do so, or drop it.")

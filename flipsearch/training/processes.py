@@ -2,9 +2,9 @@
 
     accelerate launch --num-processes 4 -m flipsearch train --context best.txt        (torchrun does as well)
 
-The main process generates answers, judges and writes files; all of them train. Without a launcher there is one process,
-the main one. With FSDP 2 every forward pass of a sharded model is a meeting of all processes, but in rollouts each
-decodes for as many steps as its own rows need: `whole_weights` gathers the shards once for all of them.
+The main process, the only one without a launcher, generates answers, judges and writes files; all of them train. With
+FSDP 2 all processes meet in every forward pass of a sharded model, but in rollouts each decodes for as many steps as
+its own rows need: `whole_weights` gathers the shards once for all of them.
 """
 
 import atexit

@@ -20,24 +20,21 @@ from flipsearch.core.records import Context, FinishReason, Prompt, Request
 
 Ids = Sequence[int]
 Routes = Mapping[str, Context]
-"""Prompt id -> the context under which the teacher reads it; a prompt without one is read as the student reads it."""
+"""Prompt id -> the context that the teacher's prompt has; without one it is the student's."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainingRow:
-    """One completion behind both prompts."""
+    """One completion behind both prompts: the student's is without a context."""
 
     prompt: Prompt
     student_ids: Ids
-    """The prompt's ids without a context."""
     teacher_ids: Ids
-    """The prompt's ids under its context."""
     completion_ids: Ids
     """What is learnt from: up to and with the first end token."""
     finish_reason: FinishReason
     """"length": the completion was cut off; it has no end token, and all of its tokens count."""
     completion: str = ""
-    """The completion as text, for the statistics."""
 
 
 class TokenLayout(NamedTuple):

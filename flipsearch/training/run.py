@@ -44,7 +44,7 @@ def run_training(
 ) -> tuple[TrainingRun, Sequence[LogLine]]:
     """Train, leave the checkpoint in `folder.final`, and return the record and the log.
 
-    `ledger` keeps what the main process generates and judges before training; a plan that asks no judge needs none.
+    `ledger` keeps what the main process generates and judges before training; a plan without `needs_judge` needs none.
     A resume goes on from the last state. Raises TrainingError, BackendError, JudgeError and LedgerError as they come.
     """
     make_trainer: MakeTrainer = resolve_name(plan.method.trainer)
@@ -54,9 +54,8 @@ def run_training(
     # The arguments first: a trainable model is in float32, whatever precision it is trained in.
     arguments = trainer_arguments(plan, folder.partial, backend.model.device, backend.model.dtype, len(routing.prompts))
     set_seed(plan.config.seed)  # of the adapters too
-    student, as_teacher = student_and_teacher(
-        backend.model, plan.config.lora, with_teacher=not plan.method.is_supervised
-    )
+    needs_teacher = not plan.method.is_supervised
+    student, as_teacher = student_and_teacher(backend.model, plan.config.lora, with_teacher=needs_teacher)
     job = TrainingJob(student, as_teacher, backend.tokenizer, routing.prompts, routing.contexts, arguments, answers)
     trainer = make_trainer(job, plan.config)
     if is_sharded() and not trainer.is_fsdp_enabled:

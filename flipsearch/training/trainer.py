@@ -1,9 +1,8 @@
 """What all methods share: transformers' training loop over completions, one per prompt and step.
 
 A method subclasses `CompletionTrainer` and says where the completions come from (`rows`) and what their tokens cost
-(`loss_of`). The loop normalises the loss by the completion tokens of the whole step, over micro-batches and processes,
-so how a step is divided changes rounding alone. transformers.Trainer does the rest: accumulation, precision, clipping,
-schedule, processes, states and resuming.
+(`loss_of`). The loss is normalised by the completion tokens of the whole step, over micro-batches and processes, so how
+a step is divided changes rounding alone. transformers.Trainer does the rest.
 
 Letters in shapes: B rows, T padded tokens of prompt and completion, N completion tokens of a batch, V vocabulary,
 H hidden width.
@@ -38,7 +37,7 @@ from flipsearch.training.rows import Routes, TokenLayout, TrainingRow, lay_out
 FAILED_BATCH = "failed_batch.json"
 NUM_SAVES = 5
 MOST_ROWS = {True: 32, False: 1}
-"""Rows per backward pass on a CPU and on anything else, where the user leaves it open: a GPU's memory is scarce."""
+"""Rows per backward pass by default, on a CPU and on anything else: a GPU's memory is scarce."""
 TokenLoss = Callable[[Tensor, Tensor], tuple[Tensor, PerToken]]
 """(hidden states (N, H), head (V, H)) -> the sum of the loss over the tokens, and the values per token."""
 
@@ -50,12 +49,10 @@ class TrainingJob:
     model: Any
     """The student, with its adapters, if it has any."""
     as_teacher: AsTeacher
-    """Opens a block in which the frozen teacher can be run; not for supervised methods."""
+    """Not for supervised methods."""
     tokenizer: Any
     prompts: tuple[Prompt, ...]
-    """One completion each per epoch."""
     routes: Routes
-    """Prompt id -> the context of its label."""
     arguments: TrainingArguments
     answers: Mapping[str, TrainingRow] = field(default_factory=dict)
     """Prompt id -> the row of its kept answer, for supervised methods."""
@@ -70,11 +67,10 @@ class TrainingBatch:
 
     rows: Sequence[TrainingRow]
     student: TokenLayout
-    """The rows without a context."""
     targets: Tensor
     """(N,) completion ids, row by row."""
     weights: Tensor
-    """(N,) what each token counts."""
+    """(N,) of the tokens."""
 
 
 class CompletionTrainer(Trainer):
@@ -124,7 +120,7 @@ class CompletionTrainer(Trainer):
         return [{"batch": batch} for batch in batches], self.accelerator.reduce(num_tokens, "sum")
 
     def collate(self, rows: Sequence[TrainingRow]) -> TrainingBatch:
-        """Return rows as a batch."""
+        """Return rows as a batch, the student's prompts in front."""
         completions = [row.completion_ids for row in rows]
         targets = torch.tensor([id for ids in completions for id in ids], dtype=torch.long)
         horizon = math.inf if self.horizon is None else self.horizon
@@ -156,8 +152,8 @@ class CompletionTrainer(Trainer):
 
     def _stop(self, loss: float, batch: TrainingBatch) -> None:
         """Save the batch and raise TrainingError with the step."""
-        own_name = FAILED_BATCH if is_main_process() else f"{self.args.process_index}_{FAILED_BATCH}"
-        path = Path(str(self.args.output_dir)) / own_name
+        prefix = "" if is_main_process() else f"{self.args.process_index}_"
+        path = Path(str(self.args.output_dir)) / f"{prefix}{FAILED_BATCH}"
         path.parent.mkdir(parents=True, exist_ok=True)
         rows = [asdict(row) for row in batch.rows]
         write_text(path, json.dumps(rows, ensure_ascii=False, indent=1) + "\n", TrainingError)

@@ -90,7 +90,7 @@ def test_shards_on_a_cpu_are_refused(tmp_path: Path) -> None:
 def test_what_stops_the_main_process_is_reported_once(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     done = in_processes(2, tmp_path, *BATCH, "--checkpoints", "file/in")
-    assert done.stderr.count("choose other --checkpoints") == 1
+    assert done.stderr.count("give other --checkpoints") == 1
     assert "unexpected" not in done.stderr
 
 

@@ -376,7 +376,7 @@ def test_another_guards_model_is_refused(build: Any) -> None:
 def test_a_tokenizer_that_joins_the_answer_to_the_prompt_is_refused(build: Any) -> None:
     judge, scorer = build("strongreject_ft", by_label())
     scorer.tokenizer = guard_tokenizer(begin="<bos>")
-    with pytest.raises(JudgeError, match=r"the answers '1', .* do not stand apart from '' in the model's tokenizer"):
+    with pytest.raises(JudgeError, match=r"the answers '1', .* are not separate tokens after '' in the model's token"):
         judge_one(judge)
 
 

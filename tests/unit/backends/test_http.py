@@ -179,7 +179,7 @@ def test_a_pause_that_cannot_be_read_is_the_usual_one(header: str) -> None:
 def test_a_requested_pause_of_hours_is_an_error(header: str) -> None:
     rollout = complete(lambda body: refuses(429, "quota", Retry_After=header))
     assert rollout.finish_reason == "error"
-    assert "HTTP 429: quota; the endpoint asks to wait" in rollout.error
+    assert "HTTP 429: quota; the endpoint requests a pause" in rollout.error
 
 
 def test_a_lasting_failure_is_an_error_and_the_others_are_completed() -> None:
@@ -349,7 +349,7 @@ def test_an_address_with_a_secret_is_refused_unseen(model: str) -> None:
 
 @pytest.mark.parametrize("setting", [{"thinking": "off"}, {"device": "cpu"}, {"dtype": "float32"}])
 def test_settings_of_local_models_are_refused(setting: dict[str, str]) -> None:
-    with pytest.raises(BackendError, match=rf"--{next(iter(setting))} is for models that run here"):
+    with pytest.raises(BackendError, match=rf"--{next(iter(setting))} is for local models"):
         check_model(ModelConfig(model="http://localhost/v1#tiny", **setting))  # type: ignore[arg-type]
 
 
