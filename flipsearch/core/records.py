@@ -32,9 +32,7 @@ def content_id(*parts: object) -> str:
     return hashlib.sha256(blob.encode("ascii")).hexdigest()[:16]
 
 
-@lru_cache(maxsize=REMEMBERED)
-def _text_id(*parts: str) -> str:
-    return content_id(*parts)
+_text_id = lru_cache(maxsize=REMEMBERED)(content_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,11 +122,10 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One rollout to be generated: a prompt, a context or none, and a sample index."""
+    """One rollout to be generated: a prompt, a context or none (the baseline), and a sample index."""
 
     prompt: Prompt
     context: Context | None = None
-    """None is the baseline."""
     sample_index: int = 0
     """Counts the samples of one prompt under one context from 0."""
     prefill: tuple[int, ...] = ()

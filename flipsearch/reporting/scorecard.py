@@ -80,7 +80,7 @@ def _all_rows(card: Scorecard) -> list[list[str]]:
         )
         for score in card.scores
     ]
-    if card.reasoning and len(card.of("reasoning_accuracy")) > 1:
+    if card.reasoning and sum(score.metric == "reasoning_accuracy" for score in card.scores) > 1:
         rows.append(_row("reasoning", "all problems", card.reasoning.base, card.reasoning.new, card.reasoning.change))
     if card.composite:
         rows.append(_row("S (composite)", "all sets", card.composite.base, card.composite.new, card.composite.change))

@@ -31,7 +31,6 @@ class SearchedArms:
     """What a search over arms comes to."""
 
     trials: list[Trial]
-    """One per context tried, in order of proposal."""
     notes: list[str]
     operators: tuple[OperatorCredit, ...]
     """() where no operator was used."""

@@ -126,7 +126,8 @@ def coverage_notes(runner: Runner, base: SplitBaseline) -> list[str]:
 
 
 def _why_unscored(runner: Runner, base: SplitBaseline) -> str:
-    outcomes = [outcome for prompt in base.unscored for outcome in base.outcomes[prompt.prompt_id].unscored]
+    judged = [sample for prompt in base.unscored for sample in base.outcomes[prompt.prompt_id].judged]
+    outcomes = [sample for sample in judged if sample.verdict.label is Label.UNSCORED]
     reasons = Counter(outcome.verdict.reason or "no reason given" for outcome in outcomes)
     reason, count = reasons.most_common(1)[0]
     rollouts = runner.ledger.rollouts((outcome.rollout_id for outcome in outcomes), errors=True)

@@ -35,7 +35,6 @@ class Confirmation:
     """What was measured since the seal was broken; every stage after the search returns a copy with its own part."""
 
     base: SplitBaseline
-    """Of the confirm split."""
     finalists: tuple[Trial, ...]
     """Confirmed, in search order."""
     placebos: tuple[Trial, ...]
@@ -43,7 +42,6 @@ class Confirmation:
     winner_number: int | None
     """Number of the first finalist in search order that the confirm split does not veto."""
     notes: tuple[str, ...]
-    """What the reader must know."""
     matched: tuple[tuple[Context, Measurement], ...] = ()
     """Placebos matched to the winner with their confirm measurement, until they are measured on the search split."""
     portfolio: Portfolio | None = None
