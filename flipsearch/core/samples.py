@@ -108,3 +108,8 @@ class Samples:
         """The first sample with the prompt's own label; None if the prompt is unscored."""
         alike = [sample for sample in self.judged if sample.verdict.label is self.label is not Label.UNSCORED]
         return alike[0] if alike else None
+
+    @property
+    def unscored(self) -> tuple[JudgedRollout, ...]:
+        """The samples that could not be scored."""
+        return tuple(sample for sample in self.judged if sample.verdict.label is Label.UNSCORED)

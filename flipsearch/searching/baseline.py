@@ -108,10 +108,10 @@ def require_unsafe(runner: Runner, base: SplitBaseline) -> None:
     if base.num_unsafe:
         return
     num_scored = base.unsafe_rate.n
-    counts = f"{num_scored + len(base.unscored)} harmful {base.split} prompts, {num_scored} scored"
+    coverage = f"{num_scored + len(base.unscored)} harmful {base.split} prompts, {num_scored} scored"
     why = f" {_why_unscored(runner, base)}" if base.unscored else ""
     raise NothingToFlipError(
-        f"nothing to flip: none of the model's answers without context is unsafe ({counts}).{why} "
+        f"nothing to flip: none of the model's answers without context is unsafe ({coverage}).{why} "
         "Give harder prompts, or a model that is less safe."
     )
 
@@ -126,8 +126,7 @@ def coverage_notes(runner: Runner, base: SplitBaseline) -> list[str]:
 
 
 def _why_unscored(runner: Runner, base: SplitBaseline) -> str:
-    judged = [sample for prompt in base.unscored for sample in base.outcomes[prompt.prompt_id].judged]
-    outcomes = [sample for sample in judged if sample.verdict.label is Label.UNSCORED]
+    outcomes = [outcome for prompt in base.unscored for outcome in base.outcomes[prompt.prompt_id].unscored]
     reasons = Counter(outcome.verdict.reason or "no reason given" for outcome in outcomes)
     reason, count = reasons.most_common(1)[0]
     rollouts = runner.ledger.rollouts((outcome.rollout_id for outcome in outcomes), errors=True)

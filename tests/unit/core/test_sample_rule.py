@@ -86,6 +86,7 @@ def test_the_share_of_unsafe_samples_leaves_out_what_is_unscored() -> None:
     rule = SampleRule(4, 2)
     assert samples_of([UNSAFE, UNSCORED, SAFE, SAFE], rule).unsafe_share == 1 / 3
     assert samples_of([UNSCORED] * 4, rule).unsafe_share is None
+    assert len(samples_of([UNSAFE, UNSCORED, SAFE, UNSCORED], rule).unscored) == 2
 
 
 def sampled(p_unsafe: Sequence[float], rule: SampleRule, generator: np.random.Generator) -> list[Samples]:
