@@ -60,7 +60,10 @@ def search_arms(
         )
         num_tokens = runner.backend.count_tokens(arm.context.text)
         trials.append(Trial(number, arm.context, "arm", state, arm.rung, arm.search, num_context_tokens=num_tokens))
-    return SearchedArms(trials, search.notes(), search.proposals.breeder.credit.rows())
+    num = len(trials)
+    notes = [*search.proposals.notes(num), *search.screen.notes(), *search.early_stopping_notes()]
+    notes += search.budget.notes(num)
+    return SearchedArms(trials, notes, search.proposals.breeder.credit.rows())
 
 
 class _Search:
@@ -100,14 +103,8 @@ class _Search:
             if len(self._running()) == len(running):  # nothing is left, or affordable
                 break
 
-    def notes(self) -> list[str]:
-        """Return what the reader must know of how the arms were proposed, screened, stopped and paid for."""
-        num_arms = len(self.race.arms)
-        proposed, screened = self.proposals.notes(num_arms), self.screen.notes()
-        return proposed + screened + self._early_stopping_notes() + self.budget.notes(num_arms)
-
-    def _early_stopping_notes(self) -> list[str]:
-        """How likely a stopped arm is better than the finished ones, by all that was measured."""
+    def early_stopping_notes(self) -> list[str]:
+        """Return how likely a stopped arm is better than the finished ones, by all that was measured."""
         stopped, finished, tolerance = self._running(), self._finished(), self.config.tolerance
         if not stopped:
             return []
