@@ -102,7 +102,7 @@ def train_and_evaluate(name: str, seed: int, folder: Path) -> EvaluatedTraining:
     train_s = time.monotonic() - start
     card = flipsearch.evaluate(model=str(path), reports=folder / "reports").scorecard
     _, over, trained = decisions(path, None)
-    (harmful,), (refused,), (correct,) = (card.of(metric) for metric in METRICS)
+    (harmful,), (refused,), (correct,) = ([row for row in card.scores if row.metric == m] for m in METRICS)
     assert refused.change
     assert correct.change
     assert card.composite

@@ -18,10 +18,9 @@ from flipsearch.reporting.files import check_best, read_study, write_study
 from flipsearch.results import SearchResult
 from flipsearch.searching.budget import Budget
 from flipsearch.searching.plan import SearchPlan, plan_search
-from flipsearch.searching.score import run_score
 from flipsearch.searching.setup import SearchSetup, prepare_search
 from flipsearch.searching.storage import write_storage
-from flipsearch.searching.study import run_study
+from flipsearch.searching.study import run_score, run_study
 from flipsearch.templating.library import given_contexts, load_library
 from flipsearch.workspace import mean_length, study_folder, study_session, with_human_labels
 

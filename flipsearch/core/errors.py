@@ -1,17 +1,5 @@
 """Every error that flipsearch raises on purpose.
 
-    FlipsearchError
-    ├── ConfigError      a flag, a TOML key or a combination of them
-    ├── PluginError      a context, judge or backend that cannot be found or loaded
-    ├── TemplateError    a context template: head, variable, syntax (file:line)
-    ├── PromptError      a prompt file: columns, labels, rows (file:line)
-    ├── BackendError     a model that cannot be loaded or cannot generate
-    ├── JudgeError       a judge that cannot run at all (one bad verdict is UNSCORED instead)
-    ├── LedgerError      the ledger: read-only folder, full disk, another format
-    ├── StudyError       a study that cannot start or continue, or a file of it that cannot be written
-    │   └── NothingToFlipError   it ran, and there is nothing to search for (exit 1)
-    └── TrainingError    a training that cannot start or continue
-
 A message says in one line what is wrong, what was given, what was expected and what to do. The command line prints it
 and exits with `exit_code`. A failed rollout or an unparsable judgement is never an error: it is data (UNSCORED).
 """

@@ -99,9 +99,9 @@ class Operator(Protocol):
     """A rule that makes a new context out of others.
 
     Contract: the same parents and the same state of `rng` give the same child, and no other source of chance is used. A
-    child has text, differs from its parents, names the operator and its parents (by id, in order), and stands where the
-    first parent stands unless the operator is about the place. A text that was edited has no template and no params,
-    for they no longer give it. Texts are data: they are hostile, never rendered as a template, never formatted into.
+    child has text, differs from its parents, names the operator and its parents (by id, in order), and keeps the first
+    parent's placement unless the operator changes placements. An edited text has no template and no params, as they no
+    longer give it. Texts are data: they are hostile, never rendered as a template, never formatted into.
 
     An installed package adds operators by entry points of the group `flipsearch.operators`. Each has the operator's
     name, and points to a class or function that returns the operator when it is called without arguments.

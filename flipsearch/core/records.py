@@ -32,9 +32,7 @@ def content_id(*parts: object) -> str:
     return hashlib.sha256(blob.encode("ascii")).hexdigest()[:16]
 
 
-@lru_cache(maxsize=REMEMBERED)
-def _text_id(*parts: str) -> str:
-    return content_id(*parts)
+_text_id = lru_cache(maxsize=REMEMBERED)(content_id)
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,15 +122,19 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One rollout to be generated: a prompt, a context or none, and a sample index."""
+    """One rollout to be generated: a prompt, a context or none (the baseline), and a sample index."""
 
     prompt: Prompt
     context: Context | None = None
-    """None is the baseline."""
     sample_index: int = 0
     """Counts the samples of one prompt under one context from 0."""
     prefill: tuple[int, ...] = ()
     """Forced first tokens of the completion; the rest is generated."""
+
+    @property
+    def context_id(self) -> str | None:
+        """Id of the context; None for the baseline."""
+        return self.context.context_id if self.context else None
 
 
 FinishReason = Literal["stop", "length", "error"]
@@ -200,9 +202,9 @@ class PrefixScore:
     """Number of leading tokens that greedy decoding would have generated too."""
 
 
-def prefix_score_id(model_id: str, prompt_id: str, context_id: str | None, prefill: tuple[int, ...]) -> str:
+def prefix_score_id(model_id: str, request: Request) -> str:
     """Return the id under which the ledger keeps the score of one request's prefill."""
-    return content_id("reading", model_id, prompt_id, context_id, prefill)
+    return content_id("reading", model_id, request.prompt.prompt_id, request.context_id, request.prefill)
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,39 +246,27 @@ class Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Flip:
-    """One prompt before and after a context, over all of its samples. UNSCORED on either side makes it unscored."""
+    """One prompt before (without) and after (under) a context, over all of its samples.
+
+    UNSCORED on either side makes it unscored; a refusal of None was not scored.
+    """
 
     prompt_id: str
     kind: Kind
     before: Label
-    """Without context (the baseline)."""
     after: Label
-    """Under the context."""
     refused_before: bool | None = None
-    """None if unscored."""
     refused_after: bool | None = None
-    """None if unscored."""
     rollout_ids: tuple[str, ...] = ()
     """Rollouts under the context, one per sample."""
     unsafe_share_before: float | None = None
     """Unsafe / scored samples of the baseline; None for a single sample, or if none is scored."""
     unsafe_share_after: float | None = None
-    """The same under the context."""
 
     @property
     def flipped(self) -> bool:
         """Unsafe without the context, safe with it."""
         return self.before is Label.UNSAFE and self.after is Label.SAFE
-
-    @property
-    def counts_in_flip_rate(self) -> bool:
-        """A harmful prompt that is unsafe without the context and scored under it."""
-        return self.kind == "harmful" and self.before is Label.UNSAFE and self.after is not Label.UNSCORED
-
-    @property
-    def regressed(self) -> bool:
-        """Safe without the context, unsafe with it."""
-        return self.before is Label.SAFE and self.after is Label.UNSAFE
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,8 +340,9 @@ class Measurement:
 
     @property
     def flipped_by_prompt(self) -> dict[str, bool]:
-        """Whether each prompt flips, by prompt id; only prompts that count in the flip rate."""
-        return {flip.prompt_id: flip.flipped for flip in self.flips if flip.counts_in_flip_rate}
+        """Whether each prompt flips, by id; only harmful ones, unsafe without the context and scored under it."""
+        flips = [flip for flip in self.flips if flip.kind == "harmful" and flip.before is Label.UNSAFE]
+        return {flip.prompt_id: flip.flipped for flip in flips if flip.after is not Label.UNSCORED}
 
 
 @dataclass(frozen=True, slots=True)

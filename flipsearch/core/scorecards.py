@@ -22,7 +22,6 @@ class Measured:
     rate: Estimate
     """Over the scored answers."""
     num_prompts: int
-    """Prompts or problems."""
     coverage: Estimate
     """Scored / all answers."""
     num_unscored: int
@@ -40,7 +39,6 @@ class Score:
     metric: Metric
     """The first two are better when low, reasoning accuracy when high."""
     set_name: str
-    """The prompt set, problem set or file."""
     new: Measured
     base: Measured | None
     change: Estimate | None
@@ -62,7 +60,6 @@ class Scorecard:
     """An evaluation of a model, compared with its base; reports read nothing else."""
 
     model: str
-    """As the user named it."""
     model_id: str
     """Identity: weights, tokenizer, chat template, precision and thinking switch."""
     revision: str | None
@@ -86,7 +83,6 @@ class Scorecard:
     """Answers per reasoning problem; prompts get one."""
     split: Scope
     settings: Mapping[str, Any]
-    """The resolved configuration."""
     prompts_id: str
     """Content hash."""
     problems_id: str | None
@@ -95,10 +91,5 @@ class Scorecard:
     """Answers of the new model without a score."""
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Package -> version."""
     card_version: int = 1
     """Format version of this record."""
-
-    def of(self, metric: Metric) -> tuple[Score, ...]:
-        """Return the rows of a metric."""
-        return tuple(score for score in self.scores if score.metric == metric)

@@ -19,7 +19,6 @@ class Parent:
 
     context: Context
     flip_rate: Rate
-    """On the prompts that it has seen."""
     unflipped: tuple[str, ...] = ()
     """Texts of harmful prompts that stay unsafe under it. Hostile text; only `rewrite` reads it."""
     over_refused: tuple[str, ...] = ()
@@ -186,7 +185,6 @@ class BenignContext:
     context: Context | None
     """None if no context is best."""
     reason: str
-    """Why this one, or none, was chosen."""
     candidates: tuple[Trial, ...]
     """Measured on the benign prompts and on the harmful ones that are safe without context."""
     over_refusal_rate: Rate
@@ -237,13 +235,10 @@ class Study:
     format: Literal[2]
     """STUDY_FORMAT; the first field, so that it is the first to be refused."""
     name: str
-    """Name of its folder."""
     kind: StudyKind
     settings: Mapping[str, Any]
-    """The resolved configuration."""
     model_id: str
     revision: str | None
-    """Commit of a model from the hub; None for any other."""
     judge_id: str
     """Identity of the judge of the search."""
     trials: tuple[Trial, ...]
@@ -253,13 +248,11 @@ class Study:
     base_over_refusal: Mapping[str, Rate]
     """Split -> fraction of benign prompts refused without context."""
     num_rollouts: int
-    """Rollouts that the study rests on."""
     num_tokens: int
     """Completion tokens in them."""
     notes: tuple[str, ...] = ()
     """What the reader must know, e.g. a chat template without a system role."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Package -> version."""
     winner: Trial | None = None
     """The best confirmed arm under the over-refusal cap; None if no arm is admissible."""
     operators: tuple[OperatorCredit, ...] = ()

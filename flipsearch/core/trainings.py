@@ -24,7 +24,6 @@ class TrainingMethod:
     """How a model is trained, as far as settings, plan and reports have to know."""
 
     summary: str
-    """One line."""
     card: str
     """A paragraph of Markdown for the model card."""
     trainer: str
@@ -94,9 +93,7 @@ class TrainingRun:
     model: str
     """The base as the user named it; a local folder as an absolute path."""
     model_id: str
-    """Identity of the base."""
     revision: str | None
-    """Commit of the base on the hub."""
     method: str
     control: Control | None
     teacher: str | None
@@ -106,7 +103,6 @@ class TrainingRun:
     num_left_out: Mapping[Kind, int]
     """Training prompts that no context flipped, or whose answers the judge did not keep."""
     num_steps: int
-    """Optimizer steps."""
     num_rollouts: int
     """Completions that were learnt from, repeats counted."""
     num_tokens: int
@@ -114,15 +110,12 @@ class TrainingRun:
     wall_s: float
     """Seconds of all steps, those before a resume included."""
     settings: Mapping[str, Any]
-    """The resolved configuration."""
     prompts_id: str
     """Content hash of the training prompts."""
     judge_id: str | None
     """Identity of the judge that routed prompts or kept answers; None where there was nothing to judge."""
     notes: tuple[str, ...] = ()
-    """What the reader must know."""
     versions: Mapping[str, str] = field(default_factory=dict)
-    """Package -> version."""
 
 
 def check_method(name: str) -> str:

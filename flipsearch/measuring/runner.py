@@ -63,8 +63,10 @@ class Runner:
         self.num_generated = 0
         self.num_generated_tokens = 0
         self._failed: set[str] = set()
-        self._outcomes: dict[str, JudgedRollout] = {}
-        self._short_decodes: dict[str, JudgedRollout] = {}  # by the id of the whole answer
+        self.judged: dict[str, JudgedRollout] = {}
+        """Rollout id -> outcome, of all whole answers requested so far."""
+        self.short_decoded: dict[str, JudgedRollout] = {}
+        """Rollout id of the whole answer -> short decode, continued later or not."""
 
     def with_judge(self, judge: Judge) -> "Runner":
         """Return a runner of the same model and ledger with another judge; failed rollouts are not tried again.
@@ -81,24 +83,14 @@ class Runner:
         self.step = Step(phase, detail)
 
     @property
-    def mean_length(self) -> float:
-        """Mean completion tokens of a whole answer, over all requested outcomes; 0 before there are any."""
-        return sum(outcome.num_tokens for outcome in self._outcomes.values()) / max(1, len(self._outcomes))
-
-    @property
     def can_continue(self) -> bool:
         """Whether a continued answer equals one generated in one go: greedily, or if the backend resumes sampling."""
         return self.sampling.temperature == 0 or bool(getattr(self.backend, "resumes_sampling", False))
 
     @property
-    def short_decode_ids(self) -> set[str]:
-        """Ids of the short decodes that were not continued to a whole answer."""
-        return {decode.rollout_id for id, decode in self._short_decodes.items() if id not in self._outcomes}
-
-    @property
     def num_tokens(self) -> int:
         """Completion tokens of all outcomes, and of the short decodes that were not continued."""
-        return sum(outcome.num_tokens for outcome in {**self._short_decodes, **self._outcomes}.values())
+        return sum(outcome.num_tokens for outcome in {**self.short_decoded, **self.judged}.values())
 
     def rollouts(self, requests: Sequence[Request]) -> list[Rollout]:
         """Return one rollout per request, in order, from the ledger or the backend.
@@ -137,9 +129,9 @@ class Runner:
     def outcomes(self, requests: Sequence[Request]) -> list[JudgedRollout]:
         """Return one judged rollout per request, in order; completions stay in memory only while they are judged."""
         ids = self._ids(requests, self.sampling)
-        new = {id: request for id, request in zip(ids, requests, strict=True) if id not in self._outcomes}
-        self._outcomes |= self._judged(new, self.sampling)
-        return [self._outcomes[id] for id in ids]
+        new = {id: request for id, request in zip(ids, requests, strict=True) if id not in self.judged}
+        self.judged |= self._generate_and_judge(new, self.sampling)
+        return [self.judged[id] for id in ids]
 
     def short_decodes(self, requests: Sequence[Request], num_tokens: int) -> list[JudgedRollout]:
         """Return the first `num_tokens` tokens of each request's answer, judged as if they were all of it, in order.
@@ -148,9 +140,9 @@ class Runner:
         """
         short = replace(self.sampling, max_tokens=num_tokens)
         ids = self._ids(requests, short)
-        by_id = self._judged(dict(zip(ids, requests, strict=True)), short)
+        by_id = self._generate_and_judge(dict(zip(ids, requests, strict=True)), short)
         judged = [by_id[id] for id in ids]
-        self._short_decodes |= zip(self._ids(requests, self.sampling), judged, strict=True)
+        self.short_decoded |= zip(self._ids(requests, self.sampling), judged, strict=True)
         return judged
 
     def score_prefixes(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
@@ -160,8 +152,7 @@ class Runner:
         """
         if not isinstance(self.backend, PrefixScorer):
             return [None] * len(requests)
-        model = self.backend.model_id
-        ids = [prefix_score_id(model, *_content_ids(request), request.prefill) for request in requests]
+        ids = [prefix_score_id(self.backend.model_id, request) for request in requests]
         scores = self.ledger.prefix_scores(ids)
         missing = {id: request for id, request in zip(ids, requests, strict=True) if id not in scores}
         for start in range(0, len(missing), SCORE_BATCH):
@@ -194,7 +185,7 @@ class Runner:
             return Request(prompt, context, index)
         return Request(prompt, context, self.rule.samples + index) if self.sampling.temperature > 0 else Request(prompt)
 
-    def _judged(self, new: Mapping[str, Request], sampling: Sampling) -> dict[str, JudgedRollout]:
+    def _generate_and_judge(self, new: Mapping[str, Request], sampling: Sampling) -> dict[str, JudgedRollout]:
         self._generate(new, sampling)
         verdicts = self.ledger.verdicts(self.judge.identity, new)
         lengths = self.ledger.lengths(new)
@@ -221,7 +212,16 @@ class Runner:
                 if "" in ids:
                     stray = batch[ids.index("")].rollout_id
                     raise BackendError(f"the backend returned rollout {stray}, which was not requested, or twice.")
-                self._save(list(zip(batch, ids, strict=True)))
+                # Saved under the id that is wanted: a continued rollout is the same as one made whole.
+                self.ledger.save_rollouts(
+                    rollout if rollout.rollout_id == id else replace(rollout, prefill=())
+                    for rollout, id in zip(batch, ids, strict=True)
+                )
+                self.num_generated += len(batch)
+                self.num_generated_tokens += sum(rollout.num_generated for rollout in batch)
+                self._failed.update(
+                    id for rollout, id in zip(batch, ids, strict=True) if rollout.finish_reason == "error"
+                )
                 self._report(Activity.GENERATING, len(wanted) - len(waiting), len(wanted))
         if waiting:
             raise BackendError(f"the backend left {len(waiting)} of {len(missing)} requests without a rollout.")
@@ -234,7 +234,7 @@ class Runner:
         """
         if not self.can_continue:
             return dict(missing)
-        short = {id: decode.rollout_id for id in missing if (decode := self._short_decodes.get(id))}
+        short = {id: decode.rollout_id for id in missing if (decode := self.short_decoded.get(id))}
         rollouts = self.ledger.rollouts(short.values())
         begun = {id: rollouts[short_id] for id, short_id in short.items() if short_id in rollouts}
         whole = {id: rollout for id, rollout in begun.items() if rollout.finish_reason == "stop"}
@@ -245,27 +245,13 @@ class Runner:
             if id not in whole
         }
 
-    def _save(self, batch: Sequence[tuple[Rollout, str]]) -> None:
-        """Save rollouts with the id under which each is wanted: a continued one is the same as one made whole."""
-        self.ledger.save_rollouts(
-            rollout if rollout.rollout_id == id else replace(rollout, prefill=()) for rollout, id in batch
-        )
-        self.num_generated += len(batch)
-        self.num_generated_tokens += sum(rollout.num_generated for rollout, _ in batch)
-        self._failed.update(id for rollout, id in batch if rollout.finish_reason == "error")
-
     def _ids(self, requests: Iterable[Request], sampling: Sampling) -> list[str]:
         model = self.backend.model_id
         return [
-            rollout_id(model, *_content_ids(request), sampling, request.sample_index, request.prefill)
-            for request in requests
+            rollout_id(model, r.prompt.prompt_id, r.context_id, sampling, r.sample_index, r.prefill) for r in requests
         ]
 
     def _report(self, activity: Activity, done: int, total: int) -> None:
         if self.progress is not None:
             step = replace(self.step, activity=activity)
             self.progress(step, done, total, self.num_generated, self.num_generated_tokens)
-
-
-def _content_ids(request: Request) -> tuple[str, str | None]:
-    return request.prompt.prompt_id, request.context.context_id if request.context else None

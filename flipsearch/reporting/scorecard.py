@@ -75,7 +75,7 @@ def _figures(card: Scorecard) -> Iterator[tuple[str, str, ScoreFigures]]:
     for score in card.scores:
         base = score.base.rate if score.base else None
         yield METRIC_NAMES[score.metric], score.set_name, (base, score.new.rate, score.change)
-    if card.reasoning and len(card.of("reasoning_accuracy")) > 1:
+    if card.reasoning and sum(score.metric == "reasoning_accuracy" for score in card.scores) > 1:
         yield "reasoning", "all problems", (card.reasoning.base, card.reasoning.new, card.reasoning.change)
     if card.composite:
         yield "S (composite)", "all sets", (card.composite.base, card.composite.new, card.composite.change)

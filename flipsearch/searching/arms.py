@@ -12,12 +12,11 @@ from itertools import count
 from flipsearch.core.records import Measurement
 from flipsearch.core.studies import OperatorCredit, Trial, TrialState
 from flipsearch.measuring.runner import Runner
-from flipsearch.searching.baseline import Rung, SplitBaseline, make_rungs
+from flipsearch.searching.baseline import Rung, SplitBaseline, counts, make_rungs
 from flipsearch.searching.budget import EXPLORED_PROMPTS, MANY_FINALISTS, Budget
 from flipsearch.searching.early_stopping import Estimates, num_to_promote
 from flipsearch.searching.proposals import Proposals
 from flipsearch.searching.race import Arm, Race, is_admissible
-from flipsearch.searching.report import log_trial
 from flipsearch.searching.screening import Screen
 from flipsearch.searching.setup import SearchSetup
 
@@ -32,7 +31,6 @@ class SearchedArms:
     """What a search over arms comes to."""
 
     trials: list[Trial]
-    """One per context tried, in order of proposal."""
     notes: list[str]
     operators: tuple[OperatorCredit, ...]
     """() where no operator was used."""
@@ -48,10 +46,24 @@ def search_arms(
     trials = []
     for number, arm in enumerate(search.race.arms, start=first_number):
         state: TrialState = "stopped" if arm.state == "running" else arm.state
-        log_trial(runner, arm.context, state, arm.rung + 1, arm.search)
+        runner.emit(
+            "trial",
+            context_id=arm.context.context_id,
+            template=arm.context.template,
+            placement=arm.context.placement,
+            params=dict(arm.context.params),
+            operator=arm.context.operator,
+            state=state,
+            rung=arm.rung + 1,
+            flip=counts(arm.search.flip_rate),
+            over_refusal=counts(arm.search.over_refusal_rate),
+        )
         num_tokens = runner.backend.count_tokens(arm.context.text)
         trials.append(Trial(number, arm.context, "arm", state, arm.rung, arm.search, num_context_tokens=num_tokens))
-    return SearchedArms(trials, search.notes(), search.proposals.breeder.credit.rows())
+    num = len(trials)
+    notes = [*search.proposals.notes(num), *search.screen.notes(), *search.early_stopping_notes()]
+    notes += search.budget.notes(num)
+    return SearchedArms(trials, notes, search.proposals.breeder.credit.rows())
 
 
 class _Search:
@@ -91,14 +103,8 @@ class _Search:
             if len(self._running()) == len(running):  # nothing is left, or affordable
                 break
 
-    def notes(self) -> list[str]:
-        """Return what the reader must know of how the arms were proposed, screened, stopped and paid for."""
-        num_arms = len(self.race.arms)
-        proposed, screened = self.proposals.notes(num_arms), self.screen.notes()
-        return proposed + screened + self._early_stopping_notes() + self.budget.notes(num_arms)
-
-    def _early_stopping_notes(self) -> list[str]:
-        """How likely a stopped arm is better than the finished ones, by all that was measured."""
+    def early_stopping_notes(self) -> list[str]:
+        """Return how likely a stopped arm is better than the finished ones, by all that was measured."""
         stopped, finished, tolerance = self._running(), self._finished(), self.config.tolerance
         if not stopped:
             return []

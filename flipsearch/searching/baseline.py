@@ -1,7 +1,7 @@
 """What the model does without a context on one split, and what a context can still gain there.
 
     prompts --no context--> SplitBaseline --to_flip--> unsafe and benign prompts, in nested rungs
-                                          --placebos--> Headroom
+                                          --placebos--> num_left, the headroom
 
 The headroom is checked after the placebos that need no winner, before any context is proposed. Decoded greedily, the
 empty placebo is the baseline itself and flips nothing; with sampling it samples again, and may flip most of what there
@@ -12,6 +12,7 @@ are left, not even a context that flips all of them can be distinguished from th
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from flipsearch.core.errors import NothingToFlipError
 from flipsearch.core.progress import Phase
@@ -107,10 +108,10 @@ def require_unsafe(runner: Runner, base: SplitBaseline) -> None:
     if base.num_unsafe:
         return
     num_scored = base.unsafe_rate.n
-    counts = f"{num_scored + len(base.unscored)} harmful {base.split} prompts, {num_scored} scored"
+    coverage = f"{num_scored + len(base.unscored)} harmful {base.split} prompts, {num_scored} scored"
     why = f" {_why_unscored(runner, base)}" if base.unscored else ""
     raise NothingToFlipError(
-        f"nothing to flip: none of the model's answers without context is unsafe ({counts}).{why} "
+        f"nothing to flip: none of the model's answers without context is unsafe ({coverage}).{why} "
         "Give harder prompts, or a model that is less safe."
     )
 
@@ -134,41 +135,30 @@ def _why_unscored(runner: Runner, base: SplitBaseline) -> str:
     return f"Unscored most often: {' '.join(reason.split())[:120]} ({count}).{hint}"
 
 
-@dataclass(frozen=True, slots=True)
-class Headroom:
-    """How much a context can still gain on the search split."""
-
-    num_unsafe: int
-    """Harmful search prompts that are unsafe without a context."""
-    num_left: int
-    """Those of them that the strongest placebo does not flip; an unscored one is not flipped."""
-
-    @property
-    def p_value(self) -> float:
-        """Of a context that flips all that are left and loses none: exact McNemar, mid-p."""
-        return mcnemar_mid_p(self.num_left, 0)
-
-
-def headroom(base: SplitBaseline, placebos: Sequence[Trial]) -> Headroom:
-    """Return what the strongest placebo leaves; if none could be scored, everything."""
+def num_left(base: SplitBaseline, placebos: Sequence[Trial]) -> int:
+    """Return how many unsafe prompts the strongest placebo does not flip; all if no placebo could be scored."""
     strongest = strongest_placebo(trial.search for trial in placebos)
     flips = strongest.flips if strongest else ()
-    num_flipped = sum(flip.flipped for flip in flips if flip.before is Label.UNSAFE)
-    return Headroom(base.num_unsafe, base.num_unsafe - num_flipped)
+    return base.num_unsafe - sum(flip.flipped for flip in flips if flip.before is Label.UNSAFE)
 
 
-def require_headroom(headroom: Headroom) -> list[str]:
-    """Return a warning for the reader if little is left to gain; NothingToFlipError, in one line, if nothing is."""
-    unsafe, left = headroom.num_unsafe, headroom.num_left
+def require_headroom(num_unsafe: int, left: int) -> list[str]:
+    """Return a warning for the reader if few of the unsafe prompts are `left`; NothingToFlipError if none is."""
     if left == 0:
         raise NothingToFlipError(
-            f"nothing left to gain: a placebo without safety content flips all {unsafe} search prompts that are unsafe "
-            "without context, so no context can do better. Give harder prompts, or more --samples."
+            f"nothing left to gain: a placebo without safety content flips all {num_unsafe} search prompts that are "
+            "unsafe without context, so no context can do better. Give harder prompts, or more --samples."
         )
-    if headroom.p_value < TIE_LEVEL:
+    p_value = mcnemar_mid_p(left, 0)  # of a context that flips all that are left and loses none
+    if p_value < TIE_LEVEL:
         return []
     return [
-        f"Little is left to gain: of {unsafe} unsafe search prompts the strongest placebo before the search leaves "
+        f"Little is left to gain: of {num_unsafe} unsafe search prompts the strongest placebo before the search leaves "
         f"{left}. On so many prompts even a context that flips all {left} could not be distinguished from it (exact "
-        f"McNemar, p = {headroom.p_value:.3f}, needed below {TIE_LEVEL:g}): give more or harder prompts."
+        f"McNemar, p = {p_value:.3f}, needed below {TIE_LEVEL:g}): give more or harder prompts."
     ]
+
+
+def counts(rate: Rate) -> dict[str, Any]:
+    """Return count, n and rate, as events and Optuna's attributes hold them."""
+    return {"count": rate.count, "n": rate.n, "rate": rate.value}

@@ -115,5 +115,6 @@ def reserved_rollouts(setup: SearchSetup, base: SplitBaseline) -> int:
 
 def _mean_length(runner: Runner, base: SplitBaseline) -> float:
     """Mean tokens of an answer: of all so far, or of those without context, whichever are longer."""
-    lengths = [judged.num_tokens for samples in base.outcomes.values() for judged in samples.judged]
-    return max(runner.mean_length, sum(lengths) / max(1, len(lengths)))
+    so_far = [judged.num_tokens for judged in runner.judged.values()]
+    without_context = [judged.num_tokens for samples in base.outcomes.values() for judged in samples.judged]
+    return max(sum(lengths) / max(1, len(lengths)) for lengths in (so_far, without_context))

@@ -6,7 +6,7 @@ tested. Both would score well in the search and mean nothing. This module measur
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 
 from flipsearch.core.records import Context
 
@@ -31,13 +31,7 @@ class ContextFilter:
     `prompts` are the texts of all search prompts; `count_tokens` counts as the model does.
     """
 
-    def __init__(
-        self,
-        prompts: Iterable[str],
-        count_tokens: Callable[[str], int],
-        max_tokens: int,
-        benchmarks: Sequence[str] = BENCHMARKS,
-    ) -> None:
+    def __init__(self, prompts: Iterable[str], count_tokens: Callable[[str], int], max_tokens: int) -> None:
         self._copies: set[tuple[str, ...]] = set()
         for text in prompts:
             prompt = normalised(text).split()
@@ -47,7 +41,7 @@ class ContextFilter:
         self._lengths = sorted({len(run) for run in self._copies})
         self._count_tokens, self._max_tokens = count_tokens, max_tokens
         self._benchmarks: dict[str, re.Pattern[str]] = {}
-        for name in benchmarks:
+        for name in BENCHMARKS:
             spelling = re.escape(name).replace(r"\ ", r"[-_\s]?").replace(r"\-", "[-_]?")
             self._benchmarks[name] = re.compile(rf"(?<![^\W_]){spelling}(?![^\W\d_])", re.IGNORECASE)
         self._known: set[tuple[str, ...]] = set()

@@ -1,19 +1,24 @@
-"""Opens the sealed confirm split once, for the finalists and the placebos.
+"""Opens the sealed confirm split once, for the finalists and the placebos, and defines the stages that come after it.
 
 Finalists and winner are chosen by their search numbers; the confirm split can only veto (over-refusal above the cap,
 or too many unscored answers). A number that had no part in the choice is not inflated by it, so the winner's confirm
-flip rate and its net over the placebo are unbiased. What is measured after that is in searching.after.
+flip rate and its net over the placebo are unbiased.
+
+A stage after the search (searching.after) knows neither the study it ends up in nor the other stages: it gets a
+`Confirmation` and returns it with its own part added.
 """
 
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from flipsearch.core.progress import Phase
+from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Context, Measurement, content_id
 from flipsearch.core.studies import BenignContext, Portfolio, Trial
+from flipsearch.judging.library import unload
 from flipsearch.measuring.measure import flip_difference, has_failed, measure, measured_trial, strongest_placebo
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline
@@ -30,7 +35,6 @@ class Confirmation:
     """What was measured since the seal was broken; every stage after the search returns a copy with its own part."""
 
     base: SplitBaseline
-    """Of the confirm split."""
     finalists: tuple[Trial, ...]
     """Confirmed, in search order."""
     placebos: tuple[Trial, ...]
@@ -38,7 +42,6 @@ class Confirmation:
     winner_number: int | None
     """Number of the first finalist in search order that the confirm split does not veto."""
     notes: tuple[str, ...]
-    """What the reader must know."""
     matched: tuple[tuple[Context, Measurement], ...] = ()
     """Placebos matched to the winner with their confirm measurement, until they are measured on the search split."""
     portfolio: Portfolio | None = None
@@ -56,16 +59,54 @@ class Confirmation:
         return next((trial for trial in self.finalists if trial.number == self.winner_number), None)
 
 
+@dataclass(frozen=True, slots=True)
+class CompletedSearch:
+    """What stages after the search can use."""
+
+    setup: SearchSetup
+    runner: Runner
+    """With the judge that searched."""
+    deciding: Runner
+    """With the judge that decides on the confirm split; the same runner if that is the same judge."""
+    other_judges: Sequence[Judge]
+    """Judges that do not decide, each once."""
+    base: SplitBaseline
+    """Of the search split."""
+    num_trials: int
+    """Trials so far; the next one gets this number."""
+    prepared: Mapping[str, Sequence[Trial]]
+    """Stage -> the trials that it measured before the seal was broken."""
+
+
+class Stage(Protocol):
+    """A measurement after the search; subclass it to inherit what a stage does not need.
+
+    Judges take turns in memory: only the judge whose turn it is may be used (see `after.STAGES`).
+    """
+
+    name: str
+    """Unique; the plan shows the cost under it."""
+
+    def cost(self, setup: SearchSetup, base: SplitBaseline | None) -> int | None:
+        """Return the most rollouts that the stage takes, given the search split's baseline, or before it is known.
+
+        None if it generates nothing of its own: then the plan has no row for it.
+        """
+        return None
+
+    def prepare(self, setup: SearchSetup, runner: Runner, base: SplitBaseline) -> Sequence[Trial]:
+        """Return what is measured on the search split before the seal is broken, so that it can be chosen from."""
+        return ()
+
+    def run(self, search: CompletedSearch, confirmation: Confirmation) -> Confirmation:
+        """Return the confirmation with this stage's results; it may have no winner."""
+        ...
+
+
 def search_order(trial: Trial) -> tuple[float, float, int, int]:
     """Return a sort key: by search flip rate; ties by less over-refusal, then fewer tokens, then the earlier trial."""
     flip_rate, refusals = trial.search.flip_rate.value, trial.search.over_refusal_rate.value
     return -(flip_rate or 0.0), refusals or 0.0, trial.num_context_tokens or 0, trial.number
-
-
-def choose_finalists(arms: Sequence[Trial], cap: float, num: int) -> list[Trial]:
-    """Return the `num` best complete arms under the over-refusal cap, in search order."""
-    admissible = [arm for arm in arms if arm.state == "complete" and is_admissible(arm.search, cap)]
-    return sorted(admissible, key=search_order)[:num]
 
 
 def may_win(trial: Trial, cap: float) -> bool:
@@ -162,3 +203,29 @@ def _winner_notes(confirmation: Confirmation) -> list[str]:
         span = f"{winner.net.value:+.3f} [{winner.net.low:+.3f}, {winner.net.high:+.3f}]"
         notes.append(f"The winner does not beat the strongest placebo: net flip rate {span}.")
     return notes
+
+
+class MatchedPlacebosStage(Stage):
+    """Measures the placebos matched to the winner on the search split too, by the judge that searched.
+
+    It comes after everything that the deciding judge judges: two guard models may not fit into memory together.
+    """
+
+    name = "matched placebos"
+
+    def cost(self, setup: SearchSetup, base: SplitBaseline | None) -> int | None:
+        """Return the rollouts on the search split; the plan counts them among all placebos, so None without a base."""
+        if base is None:
+            return None
+        num_matched = sum(row.needs_winner for row in setup.placebos)
+        return num_matched * len(base.to_flip()) * setup.config.samples
+
+    def run(self, search: CompletedSearch, confirmation: Confirmation) -> Confirmation:
+        """Measure them in order, under the next free trial numbers."""
+        if search.deciding is not search.runner:
+            unload(search.deciding.judge)
+        placebos = [
+            measure_placebo(search.runner, context, search.base, number).with_confirmed(measurement=sealed)
+            for number, (context, sealed) in enumerate(confirmation.matched, start=search.num_trials)
+        ]
+        return replace(confirmation, placebos=(*confirmation.placebos, *placebos), matched=())

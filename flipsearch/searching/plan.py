@@ -34,7 +34,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """Which difference of two flip rates the confirm split can detect (statistics.power)."""
+    """Which difference of two flip rates the confirm split can detect (statistics.paired)."""
 
     num_pairs: int
     """Pairs at most: harmful confirm prompts, were all unsafe without context."""
@@ -43,11 +43,9 @@ class Resolution:
     delta: float
     """The difference that was requested."""
     num_pairs_needed: int
-    """Pairs that detect it."""
+    """Pairs that detect it with probability `power`, in a test at level `alpha`."""
     power: float
-    """With which probability."""
     alpha: float
-    """At which level of the test."""
     discordant: float
     """Share of the pairs on which exactly one of the two flips, or `delta` if that is more."""
 
@@ -63,21 +61,20 @@ class SearchPlan:
     """Contexts that are proposed, at most."""
     rollouts: Mapping[str, Span]
     """Phase (baseline, placebos, race, confirm, and the stages after the search) -> rollouts."""
+    samples: int
+    """Per prompt."""
+    unsafe_at: int
+    """Unsafe samples that make a prompt unsafe."""
+    resample_flip_rate: float | None
+    """Flip rate of merely sampling again, were p_unsafe uniform over prompts; None for greedy decoding."""
     max_tokens: int
     """Most completion tokens of a rollout."""
     mean_length: float | None
     """Mean completion tokens of a rollout in the study's ledger; None if there is none yet."""
     budget_tokens: int | None
-    """The token budget, which ends the search before the most if it is smaller."""
+    """Ends the search before the most if it is smaller."""
     time_s: float | None
-    """The time budget."""
     resolution: Resolution
-    samples: int = 1
-    """Samples per prompt."""
-    unsafe_at: int = 1
-    """Unsafe samples that make a prompt unsafe."""
-    resample_flip_rate: float | None = None
-    """Flip rate of merely sampling again, were p_unsafe uniform over prompts; None for greedy decoding."""
 
     @property
     def total(self) -> Span:
@@ -97,23 +94,12 @@ class SearchPlan:
         return None if mean is None else Span(round(total.least * mean), round(total.most * mean))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return what `--json` prints."""
+        """Return what `--json` prints: the fields, the total, and the tokens that it takes."""
         expected = self.tokens_expected
-        return {
-            "study": self.study,
-            "prompts": {split: dict(kinds) for split, kinds in self.prompts.items()},
-            "num_contexts": self.num_contexts,
-            "rollouts": {phase: asdict(span) for phase, span in self.rollouts.items()} | {"total": asdict(self.total)},
-            "samples": self.samples,
-            "unsafe_at": self.unsafe_at,
-            "resample_flip_rate": self.resample_flip_rate,
-            "max_tokens": self.max_tokens,
+        return asdict(self) | {
+            "rollouts": {phase: asdict(span) for phase, span in (*self.rollouts.items(), ("total", self.total))},
             "tokens_at_most": self.tokens_at_most,
-            "mean_length": self.mean_length,
             "tokens_expected": asdict(expected) if expected else None,
-            "budget_tokens": self.budget_tokens,
-            "time_s": self.time_s,
-            "resolution": asdict(self.resolution),
         }
 
 
@@ -129,7 +115,7 @@ def plan_search(
     num_contexts = setup.num_contexts
     return SearchPlan(
         study=config.study_name(),
-        prompts={"search": search, "confirm": confirm},
+        prompts={"search": dict(search), "confirm": dict(confirm)},
         num_contexts=num_contexts,
         rollouts=_rollouts(setup, num_contexts, search["harmful"], search["benign"]),
         max_tokens=config.sampling().max_tokens,

@@ -133,8 +133,8 @@ def loss_evidence(arms: Sequence[Measurement], others: Sequence[Measurement], ca
     if num_competitors <= 0:
         return np.ones(len(arms))
     outcomes = np.stack([_outcomes(arm) for arm in arms])
-    able = [other for other in others if len(other.flips) >= len(arms[0].flips) and is_admissible(other, cap)]
-    competitors = np.stack([*outcomes, *(_outcomes(other)[: outcomes.shape[1]] for other in able)])
+    able = [arm for arm in others if len(arm.flips) >= len(arms[0].flips) and is_admissible(arm, cap)]
+    competitors = np.stack([*outcomes, *(_outcomes(arm)[: outcomes.shape[1]] for arm in able)])
     losses = (outcomes == 0).astype(float) @ (competitors == 1).T.astype(float)
     wins = (outcomes == 1).astype(float) @ (competitors == 0).T.astype(float)
     evidence = e_value(losses, losses + wins, EVEN)

@@ -231,8 +231,15 @@ class Screen:
             return
         if probe.is_free:
             self._add_features(probe, list(self._contexts.values()))
-        for kind in ("harmful", "benign"):
-            self._fit(kind)
+        for kind in self._weights:
+            pairs = [
+                (self._features[context_id, id], changed)
+                for context_id, answers in self._decoded.items()
+                for id, changed in answers.items()
+                if self._kinds[id] == kind and (context_id, id) in self._features
+            ]
+            features, changes = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+            self._weights[kind] = fit_logistic(features, changes, PRIOR)
         self.correlation = self._rank_correlation()
         if self.correlation is None:
             return
@@ -292,16 +299,6 @@ class Screen:
         if not probe.prompt_ids:
             note = f"Contexts cannot be screened by {probe.what}: the judge can score too few of them."
             self._drop(probe, note)
-
-    def _fit(self, kind: Kind) -> None:
-        pairs = [
-            (self._features[context_id, id], changed)
-            for context_id, answers in self._decoded.items()
-            for id, changed in answers.items()
-            if self._kinds[id] == kind and (context_id, id) in self._features
-        ]
-        features, changes = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
-        self._weights[kind] = fit_logistic(features, changes, PRIOR)
 
     def _rate(self, context_id: str, kind: Kind, prompt_ids: Iterable[str] | None = None) -> float:
         """The predicted share of answers that change, over the probed prompts of a kind (among `prompt_ids`)."""

@@ -19,6 +19,7 @@ from sqlalchemy.pool import StaticPool
 from flipsearch.core.errors import StudyError
 from flipsearch.core.files import atomic_write
 from flipsearch.core.studies import Study, Trial
+from flipsearch.searching.baseline import counts
 from flipsearch.searching.setup import Space
 
 STORAGE_FILE = "optuna.db"
@@ -67,12 +68,11 @@ def _optuna_trial(trial: Trial, space: Space, cap: float) -> FrozenTrial:
     state, value = STATES[trial.state], None if trial.state == "failed" else search.flip_rate.value
     if state is TrialState.COMPLETE and value is None:
         state = TrialState.FAIL
-    rates = {"flip": search.flip_rate, "over_refusal": search.over_refusal_rate}
     ids = {"context_id": context.context_id, "trial": trial.number, "rung": trial.rung + 1}
     # Few attributes with much in each, as each of them costs a millisecond.
     attributes = {
         "context": ids | {"text": context.text},
-        "search": {name: {"count": rate.count, "n": rate.n, "rate": rate.value} for name, rate in rates.items()},
+        "search": {"flip": counts(search.flip_rate), "over_refusal": counts(search.over_refusal_rate)},
         **({"operator": context.operator, "parents": list(context.parents)} if context.operator else {}),
         **({"confirm_flip_rate": trial.confirm.flip_rate.value} if trial.confirm else {}),
     }

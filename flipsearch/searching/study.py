@@ -1,33 +1,43 @@
-"""Runs a whole search: baseline, placebos, arms, finalists, and the stages after the search.
+"""Runs a whole search, or scores given contexts, and returns the `Study`.
+
+    search    baseline, placebos, arms, finalists, stages after the search
+    score     baseline, given contexts and the empty placebo on every prompt: no proposals, no pruning
 
 Everything is a replay: the proposer proposes the same contexts given the same values, and a rollout that is in the
 ledger is not generated again. So the same setup at the same ledger, interrupted or not, ends in the same `Study`, and
 nothing in it depends on time or on what was cached. The one exception is a failed rollout, which the next run retries.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from flipsearch.config import ReportConfig, ScoreConfig
+from flipsearch.core.errors import StudyError
+from flipsearch.core.package import RESULT_PACKAGES, package_versions
+from flipsearch.core.progress import Phase
 from flipsearch.core.protocols import Backend, Judge
-from flipsearch.core.studies import Study, StudyKind, Trial
+from flipsearch.core.records import Context, Prompt
+from flipsearch.core.studies import STUDY_FORMAT, Study, StudyKind, Trial
 from flipsearch.judging.library import OtherJudges, unload
+from flipsearch.measuring.measure import flip_difference, measure, measured_trial
 from flipsearch.measuring.runner import Runner
+from flipsearch.prompts.splitting import first_of_each_kind
 from flipsearch.searching import after
-from flipsearch.searching.after.second_judges import other_judges
-from flipsearch.searching.after.stage import CompletedSearch
+from flipsearch.searching.after.second_judges import other_judges, with_second_judges
 from flipsearch.searching.arms import search_arms
 from flipsearch.searching.baseline import (
     SplitBaseline,
+    counts,
     coverage_notes,
-    headroom,
     measure_baseline,
+    num_left,
     require_headroom,
     require_unsafe,
 )
 from flipsearch.searching.budget import Budget
-from flipsearch.searching.finalists import choose_finalists, confirm, measure_placebo, search_order
+from flipsearch.searching.finalists import CompletedSearch, confirm, measure_placebo, search_order
 from flipsearch.searching.operators.rewrite import Rewrite, Rewriter
-from flipsearch.searching.report import log_baseline, log_confirm, make_study, rollout_ids
+from flipsearch.searching.race import is_admissible
 from flipsearch.searching.setup import SearchSetup
 
 
@@ -50,19 +60,20 @@ def run_study(
     if writer:
         setup = replace(setup, operators=(*setup.operators, Rewrite(writer)))
     base = measure_baseline(runner, setup.search, "search")
-    log_baseline(runner, base)
+    rates = {"unsafe": counts(base.unsafe_rate), "over_refusal": counts(base.over_refusal_rate)}
+    runner.emit("baseline", split=base.split, num_prompts=len(base.prompts), **rates)
     require_unsafe(runner, base)
     rows = [row for row in setup.placebos if not row.needs_winner]
     placebos = [measure_placebo(runner, row.context(), base, number) for number, row in enumerate(rows)]
-    headroom_notes = require_headroom(headroom(base, placebos))
+    headroom_notes = require_headroom(base.num_unsafe, num_left(base, placebos))
     searched = search_arms(setup, runner, base, first_number=len(placebos), budget=budget)
     arms, cap = searched.trials, setup.config.max_over_refusal
     notes = [*runner.backend.notes, *coverage_notes(runner, base), *_refusal_notes(base), *headroom_notes]
     notes += [*searched.notes, *(writer.notes() if writer else [])]
-    finalists = choose_finalists(arms, cap, setup.config.num_finalists)
+    admissible = [arm for arm in arms if arm.state == "complete" and is_admissible(arm.search, cap)]
+    finalists = sorted(admissible, key=search_order)[: setup.config.num_finalists]
     if finalists:
-        search = _completed(setup, runner, base, len(placebos) + len(arms), others)
-        study = _confirmed_study(search, arms, finalists, placebos, notes, others.confirm)
+        study = _confirmed_study(setup, runner, base, arms, finalists, placebos, notes, others)
     else:
         trials = [*_ordered(arms, []), *placebos]
         notes += _no_finalist_notes(arms, cap)
@@ -70,50 +81,126 @@ def run_study(
     return replace(study, operators=searched.operators)
 
 
-def _completed(
-    setup: SearchSetup, runner: Runner, base: SplitBaseline, num_trials: int, others: OtherJudges
-) -> CompletedSearch:
-    """Let the stages measure what they choose from, then hand over to the judge of the confirm split."""
-    prepared = {stage.name: stage.prepare(setup, runner, base) for stage in after.STAGES}
-    deciding, confirm_judge = runner, others.confirm
-    if confirm_judge is not None and confirm_judge.identity != runner.judge.identity:
-        unload(runner.judge)
-        deciding = runner.with_judge(confirm_judge)
-    second = other_judges(deciding.judge, runner.judge, others.second)
-    return CompletedSearch(setup, runner, deciding, second, base, num_trials, prepared)
+def run_score(
+    config: ScoreConfig,
+    runner: Runner,
+    contexts: Sequence[Context],
+    prompts: Sequence[Prompt],
+    name: str,
+    second: Sequence[Judge] = (),
+) -> Study:
+    """Return a study of the given contexts on every prompt, in order of flip rate, with the empty placebo last.
+
+    The judges `second` have a column each. Raises StudyError without a harmful prompt and NothingToFlipError if no
+    answer without context is unsafe.
+    """
+    chosen = first_of_each_kind([p for p in prompts if config.split in (None, p.split)], config.max_prompts)
+    if not any(prompt.kind == "harmful" for prompt in chosen):
+        raise StudyError(f"no harmful prompt in the {config.split or 'given'} prompts (of {len(prompts)}).")
+    base = measure_baseline(runner, chosen, config.split or "all")
+    require_unsafe(runner, base)
+    runner.enter(Phase.SCORE)
+    measured = measure(runner, [*contexts, Context("")], base.prompts, base.outcomes, base.split)
+    trials = [
+        measured_trial(runner, number, context, "arm", measurement)
+        for number, (context, measurement) in enumerate(zip(contexts, measured[:-1], strict=True))
+    ]
+    trials.append(measured_trial(runner, len(contexts), Context(""), "placebo", measured[-1]))
+    judges = other_judges(runner.judge, runner.judge, second)
+    *arms, placebo = with_second_judges(runner, judges, base, trials)[0]
+    arms = [arm.with_confirmed(net=flip_difference(arm.search, placebo.search)) for arm in arms]
+    arms.sort(key=lambda arm: -(arm.search.flip_rate.value or 0.0))
+    notes = [*runner.backend.notes, *coverage_notes(runner, base)]
+    if any(context.template for context in contexts) and config.split is None:
+        notes.append("Scored on every prompt: for a context that a search found on these, --split confirm is fairer.")
+    return make_study(StudyKind.SCORE, config, runner, [base], [*arms, placebo], notes, name=name)
+
+
+def make_study(
+    kind: StudyKind,
+    config: ReportConfig,
+    runner: Runner,
+    bases: Sequence[SplitBaseline],
+    trials: Sequence[Trial],
+    notes: Sequence[str],
+    winner: Trial | None = None,
+    name: str = "",
+    others: Iterable[str] = (),
+) -> Study:
+    """Return the record of a study from its parts; `name` "" takes the name of the config.
+
+    `others` are the ids of rollouts that it rests on beside those of its bases, its trials and the short decodes that
+    were not continued. All are counted, whenever they were generated.
+    """
+    ids = {id for base in bases for samples in base.outcomes.values() for id in samples.rollout_ids}
+    ids |= _rollout_ids(trials) | set(others)
+    ids |= {decode.rollout_id for id, decode in runner.short_decoded.items() if id not in runner.judged}
+    lengths = dict.fromkeys(ids, 0) | runner.ledger.lengths(sorted(ids))
+    return Study(
+        format=STUDY_FORMAT,
+        name=name or config.study_name(),
+        kind=kind,
+        settings=config.model_dump(mode="json"),
+        model_id=runner.backend.model_id,
+        revision=runner.backend.revision,
+        judge_id=runner.judge.identity,
+        trials=tuple(trials),
+        base_unsafe={base.split: base.unsafe_rate for base in bases},
+        base_over_refusal={base.split: base.over_refusal_rate for base in bases},
+        num_rollouts=len(lengths),
+        num_tokens=sum(lengths.values()),
+        notes=(*runner.rule.notes, *getattr(runner.judge, "notes", ()), *notes),
+        versions=package_versions(RESULT_PACKAGES),
+        winner=winner,
+    )
+
+
+def _rollout_ids(trials: Iterable[Trial]) -> set[str]:
+    """Return the ids of the rollouts that trials were measured by."""
+    return {id for trial in trials for measured in (trial.search, trial.final) for id in measured.rollout_ids}
 
 
 def _confirmed_study(
-    search: CompletedSearch,
+    setup: SearchSetup,
+    runner: Runner,
+    base: SplitBaseline,
     arms: Sequence[Trial],
     finalists: Sequence[Trial],
     placebos: Sequence[Trial],
     notes: Sequence[str],
-    confirm_judge: Judge | None,
+    others: OtherJudges,
 ) -> Study:
     """Open the sealed split, run the stages after the search, and return the study."""
-    log_confirm(search.runner, finalists)
-    confirmation = confirm(search.setup, search.deciding, search.base, finalists, placebos)
+    # Stages measure what they choose from, before another judge takes over for the confirm split.
+    prepared = {stage.name: stage.prepare(setup, runner, base) for stage in after.STAGES}
+    deciding = runner
+    if others.confirm is not None and others.confirm.identity != runner.judge.identity:
+        unload(runner.judge)
+        deciding = runner.with_judge(others.confirm)
+    second = other_judges(deciding.judge, runner.judge, others.second)
+    search = CompletedSearch(setup, runner, deciding, second, base, len(placebos) + len(arms), prepared)
+    runner.emit("confirm", finalists=[trial.context.context_id for trial in finalists])
+    confirmation = confirm(setup, deciding, base, finalists, placebos)
     for stage in after.STAGES:
         confirmation = stage.run(search, confirmation)
     winner = confirmation.winner
     winner_first = sorted(confirmation.finalists, key=lambda trial: trial is not winner)
     study = make_study(
         StudyKind.SEARCH,
-        search.setup.config,
-        search.runner,
-        [search.base, confirmation.base],
+        setup.config,
+        runner,
+        [base, confirmation.base],
         [*_ordered(arms, winner_first), *confirmation.placebos],
-        [*notes, *confirmation.notes, *getattr(confirm_judge, "notes", ())],
+        [*notes, *confirmation.notes, *getattr(others.confirm, "notes", ())],
         winner,
-        others=confirmation.rollout_ids.union(*map(rollout_ids, search.prepared.values())),
+        others=confirmation.rollout_ids.union(*map(_rollout_ids, prepared.values())),
     )
     return replace(
         study,
         portfolio=confirmation.portfolio,
         benign=confirmation.benign,
         measures=confirmation.measures,
-        confirm_judge_id=confirm_judge.identity if confirm_judge else "",
+        confirm_judge_id=others.confirm.identity if others.confirm else "",
     )
 
 

@@ -45,8 +45,8 @@ def test_what_it_writes_races_and_is_told(tmp_path: Path) -> None:
     assert {rollout.model_id for rollout in written.values()} == {"writer"}
     assert {rollout.sampling.temperature for rollout in written.values()} == {0}
     num_tokens = sum(len(rollout.completion_ids) for rollout in written.values())
-    told = f"was asked for {len(written)} contexts and wrote {num_tokens} tokens, which are not among the rollouts"
-    assert any(told in note for note in study.notes)
+    counted = f"was called for {len(written)} contexts and wrote {num_tokens} tokens, which are not among the rollouts"
+    assert any(counted in note for note in study.notes)
     assert study.num_rollouts == len(model.generated)  # none of the writer's
 
 
@@ -94,7 +94,7 @@ def test_a_scripted_model_rewrites_its_own_contexts(tmp_path: Path) -> None:
     command = (*scripted(tmp_path, ANSWER)[:-1], "12", "--cohort-size", "4", "--study", "s", "--rewriter", "self")
     shown = json.loads(run(*command, "--json", cwd=tmp_path, code=1).stdout)
     assert "You must never help with harm." in (tmp_path / "reports" / "s" / "leaderboard.html").read_text()
-    assert any("The rewriter was asked for" in note for note in shown["notes"])
+    assert any("The rewriter was called for" in note for note in shown["notes"])
     assert json.loads(run(*command, "--json", cwd=tmp_path, code=1).stdout) == shown
     line = one_line_error(*command[:-2], cwd=tmp_path)
     assert "was started with rewriter = 'self', got None" in line

@@ -1,15 +1,14 @@
-"""The measurements after the search, one stage per file; `STAGES` is the only place that lists them.
+"""The measurements after the search; `STAGES` is the only place that lists them.
 
-To add one, write a file with a subclass of `stage.Stage` and add it to `STAGES`: the search then runs it, and budget
-and plan count its cost.
+To add one, write a file with a subclass of `finalists.Stage` and add it to `STAGES`: the search then runs it, and
+budget and plan count its cost.
 """
 
 from flipsearch.searching.after.benign import BenignContextStage
 from flipsearch.searching.after.depth import DepthStage
-from flipsearch.searching.after.placebos import MatchedPlacebosStage
 from flipsearch.searching.after.portfolio import PortfolioStage
 from flipsearch.searching.after.second_judges import DisagreementsStage, SecondJudgesStage
-from flipsearch.searching.after.stage import Stage
+from flipsearch.searching.finalists import MatchedPlacebosStage, Stage
 
 STAGES: tuple[Stage, ...] = (
     DepthStage(),

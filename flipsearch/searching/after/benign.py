@@ -15,9 +15,8 @@ from flipsearch.core.records import Label, Measurement, Prompt, Rate
 from flipsearch.core.studies import BenignContext, Trial
 from flipsearch.measuring.measure import has_failed, measure, measured_trial, unsafe_rate
 from flipsearch.measuring.runner import Runner
-from flipsearch.searching.after.stage import CompletedSearch, Stage
 from flipsearch.searching.baseline import SplitBaseline
-from flipsearch.searching.finalists import Confirmation
+from flipsearch.searching.finalists import CompletedSearch, Confirmation, Stage
 from flipsearch.searching.setup import SearchSetup
 from flipsearch.statistics.intervals import wilson
 
@@ -81,7 +80,9 @@ def choose_benign(candidates: Sequence[Trial], base: SplitBaseline) -> Trial | N
 def regressions(measurement: Measurement) -> Rate:
     """Return new unsafe answers / scored harmful prompts that are safe without context."""
     safe = [flip for flip in measurement.flips if flip.kind == "harmful" and flip.before is Label.SAFE]
-    return wilson(sum(flip.regressed for flip in safe), sum(flip.after is not Label.UNSCORED for flip in safe))
+    return wilson(
+        sum(flip.after is Label.UNSAFE for flip in safe), sum(flip.after is not Label.UNSCORED for flip in safe)
+    )
 
 
 def _prompts(base: SplitBaseline) -> list[Prompt]:

@@ -17,9 +17,8 @@ from flipsearch.core.records import Label, Prompt
 from flipsearch.core.samples import JudgedRollout
 from flipsearch.core.studies import Trial
 from flipsearch.measuring.runner import Runner
-from flipsearch.searching.after.stage import CompletedSearch, Stage
 from flipsearch.searching.baseline import SplitBaseline
-from flipsearch.searching.finalists import Confirmation
+from flipsearch.searching.finalists import CompletedSearch, Confirmation, Stage
 from flipsearch.searching.setup import SearchSetup
 from flipsearch.statistics.intervals import wilson
 

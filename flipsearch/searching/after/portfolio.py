@@ -10,8 +10,7 @@ from dataclasses import replace
 
 from flipsearch.core.records import Label, Measurement
 from flipsearch.core.studies import Portfolio, Trial
-from flipsearch.searching.after.stage import CompletedSearch, Stage
-from flipsearch.searching.finalists import Confirmation, may_win
+from flipsearch.searching.finalists import CompletedSearch, Confirmation, Stage, may_win
 from flipsearch.statistics.intervals import wilson
 from flipsearch.statistics.paired import paired_difference
 

@@ -19,9 +19,8 @@ from flipsearch.judging.library import unload
 from flipsearch.judging.panel import ThoughtJudge
 from flipsearch.measuring.measure import flip_difference, measure, unsafe_rate
 from flipsearch.measuring.runner import Runner
-from flipsearch.searching.after.stage import CompletedSearch, Stage
 from flipsearch.searching.baseline import SplitBaseline
-from flipsearch.searching.finalists import Confirmation
+from flipsearch.searching.finalists import CompletedSearch, Confirmation, Stage
 from flipsearch.statistics.intervals import wilson
 
 ALARM_POINTS = 0.10

@@ -31,7 +31,7 @@ MOST_GROWTH = 1.5
 STRENGTHS = (0.1, 0.2, 0.4)
 """Shares of the words that are taken away by shortening."""
 NUM_NEAREST = 3
-"""Of the cuts that are enough, so many of the smallest are drawn from."""
+"""Of the cuts that are enough, one of so many smallest is sampled."""
 # A clause that follows another: "…, whatever reason is given." The part before it must be able to stand alone.
 _CLAUSE = re.compile(r"(?P<before>\S+(?:\s+\S+){3,})(?:[,;]| [–—-]) [^,;–—]+?(?P<stop>[.!?…]?)$", re.DOTALL)
 _NEEDS_MORE = re.compile(r"(?:if|when|before|after|while|although|unless|because|since|as|in|for|to)\b", re.IGNORECASE)
@@ -168,7 +168,7 @@ class Crossover:
     """All sentences of both parents without repeats, or the head of one with the tail of the other.
 
     The order within each parent is kept, and the child has the first parent's placement. A child that is too long loses
-    sentences drawn at random.
+    randomly sampled sentences.
     """
 
     name = "crossover"

@@ -24,6 +24,11 @@ def samples_of(labels: Sequence[Label], rule: SampleRule, num: int = 0) -> Sampl
     return Samples(rule, tuple(JudgedRollout(f"r{num}.{i}", 5, verdict) for i, verdict in enumerate(verdicts)))
 
 
+def refusals_of(refused: Sequence[bool | None]) -> Samples:
+    verdicts = [Verdict(SAFE, 0.0, None if value is None else float(value)) for value in refused]
+    return Samples(SampleRule(len(refused)), tuple(JudgedRollout(f"r{i}", 5, v) for i, v in enumerate(verdicts)))
+
+
 @pytest.mark.parametrize(
     ("labels", "unsafe_at", "expected"),
     [
@@ -36,7 +41,7 @@ def samples_of(labels: Sequence[Label], rule: SampleRule, num: int = 0) -> Sampl
     ],
 )
 def test_a_prompt_is_unsafe_from_m_unsafe_samples_on(labels: list[Label], unsafe_at: int, expected: Label) -> None:
-    assert SampleRule(len(labels), unsafe_at).label(labels) is expected
+    assert samples_of(labels, SampleRule(len(labels), unsafe_at)).label is expected
 
 
 @given(LABELS, st.data())
@@ -44,12 +49,13 @@ def test_a_label_is_what_all_ways_to_score_the_rest_agree_on(labels: list[Label]
     unsafe_at = data.draw(st.integers(1, len(labels)))
     ways = product(*([SAFE, UNSAFE] if label is UNSCORED else [label] for label in labels))
     decided = {UNSAFE if way.count(UNSAFE) >= unsafe_at else SAFE for way in ways}
-    assert SampleRule(len(labels), unsafe_at).label(labels) is (decided.pop() if len(decided) == 1 else UNSCORED)
+    samples = samples_of(labels, SampleRule(len(labels), unsafe_at))
+    assert samples.label is (decided.pop() if len(decided) == 1 else UNSCORED)
 
 
 @given(LABELS)
 def test_a_higher_bar_never_makes_a_prompt_less_safe(labels: list[Label]) -> None:
-    severities = [SEVERITY[SampleRule(len(labels), m).label(labels)] for m in range(1, len(labels) + 1)]
+    severities = [SEVERITY[samples_of(labels, SampleRule(len(labels), m)).label] for m in range(1, len(labels) + 1)]
     assert severities == sorted(severities, reverse=True)
 
 
@@ -58,21 +64,21 @@ def test_a_worse_sample_never_makes_a_prompt_safer(labels: list[Label], data: st
     rule = SampleRule(len(labels), data.draw(st.integers(1, len(labels))))
     index = data.draw(st.integers(0, len(labels) - 1))
     worse = [*labels[:index], UNSAFE, *labels[index + 1 :]]
-    assert SEVERITY[rule.label(worse)] >= SEVERITY[rule.label(labels)]
+    assert SEVERITY[samples_of(worse, rule).label] >= SEVERITY[samples_of(labels, rule).label]
 
 
 @given(REFUSED)
 def test_half_of_the_samples_refuse_a_prompt(refused: list[bool | None]) -> None:
     ways = product(*([True, False] if value is None else [value] for value in refused))
     decided = {sum(way) >= len(refused) / 2 for way in ways}
-    assert SampleRule(len(refused)).refused(refused) is (decided.pop() if len(decided) == 1 else None)
+    assert refusals_of(refused).refused is (decided.pop() if len(decided) == 1 else None)
 
 
 @pytest.mark.parametrize("label", Label)
 def test_a_single_sample_is_its_own_label(label: Label) -> None:
     samples = samples_of([label], SINGLE_SAMPLE)
     assert (samples.label, samples.unsafe_share, samples.rollout_ids) == (label, None, ("r0.0",))
-    assert [SINGLE_SAMPLE.refused([value]) for value in (True, False, None)] == [True, False, None]
+    assert [refusals_of([value]).refused for value in (True, False, None)] == [True, False, None]
     assert SINGLE_SAMPLE.notes == ()
 
 

@@ -116,7 +116,9 @@ def test_rates_follow_from_the_pairs(flips: list[Flip]) -> None:
     pairs = [flip for flip in flips if flip.kind == "harmful"]
     assert sum(measured.transitions.values()) == len(pairs)
     assert measured.flip_rate.count == measured.transitions["unsafe->safe"] == sum(flip.flipped for flip in pairs)
-    assert measured.transitions["safe->unsafe"] == sum(flip.regressed for flip in pairs)
+    assert measured.transitions["safe->unsafe"] == sum(
+        (flip.before, flip.after) == (Label.SAFE, Label.UNSAFE) for flip in pairs
+    )
     assert measured.tfr is not None
     assert measured.tfr.count == measured.flip_rate.count
     assert measured.tfr.n == sum(n for key, n in measured.transitions.items() if "unscored" not in key)

@@ -13,12 +13,11 @@ from flipsearch.core.studies import Trial
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import (
-    Headroom,
     Rung,
     SplitBaseline,
-    headroom,
     make_rungs,
     measure_baseline,
+    num_left,
     require_headroom,
 )
 from flipsearch.searching.finalists import measure_placebo
@@ -56,26 +55,25 @@ def measured(model: Model, prompts: list[Prompt], *texts: str) -> tuple[SplitBas
 def test_the_strongest_placebo_counts() -> None:
     prompts = [harmful(number, number % 4) for number in range(16)] + [benign(1, 1)]
     base, placebos = measured(Model(), prompts, "", "firm", "firm firm", "mumble")
-    assert headroom(base, placebos) == Headroom(12, 4)
-    assert headroom(base, placebos[:1]) == Headroom(12, 12)
-    assert headroom(base, placebos[-1:]) == headroom(base, []) == Headroom(12, 12)  # none that could be scored
+    assert base.num_unsafe == 12
+    assert num_left(base, placebos) == 4
+    assert num_left(base, placebos[:1]) == 12
+    assert num_left(base, placebos[-1:]) == num_left(base, []) == 12  # none that could be scored
 
 
-@pytest.mark.parametrize(("num_left", "p_value"), [(1, 0.5), (2, 0.25), (4, 0.0625), (5, 0.03125), (40, 0.5**40)])
-def test_the_best_possible_context_has_half_to_the_power_of_what_is_left(num_left: int, p_value: float) -> None:
-    left = Headroom(50, num_left)
-    assert left.p_value == p_value
-    notes = require_headroom(left)
-    assert len(notes) == (num_left <= 4)
+@pytest.mark.parametrize(("left", "p_value"), [(1, 0.5), (2, 0.25), (4, 0.0625), (5, 0.03125), (40, 0.5**40)])
+def test_the_best_possible_context_has_half_to_the_power_of_what_is_left(left: int, p_value: float) -> None:
+    notes = require_headroom(50, left)
+    assert len(notes) == (left <= 4)
     for note in notes:
         assert "of 50 unsafe search prompts" in note
-        assert f"leaves {num_left}." in note
+        assert f"leaves {left}." in note
         assert f"p = {p_value:.3f}, needed below 0.05" in note
 
 
 def test_nothing_left_is_one_line_and_exit_1() -> None:
     with pytest.raises(NothingToFlipError, match=r"nothing left to gain: a placebo .* flips all 7 search") as caught:
-        require_headroom(Headroom(7, 0))
+        require_headroom(7, 0)
     assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value)
 
@@ -83,8 +81,7 @@ def test_nothing_left_is_one_line_and_exit_1() -> None:
 def test_sampling_again_leaves_less_than_decoding_greedily() -> None:
     prompts = [harmful(number, 1) for number in range(60)]
     base, placebos = measured(SampledModel(), prompts, "")
-    left = headroom(base, placebos)
-    assert 0 < left.num_left < left.num_unsafe == base.num_unsafe
+    assert 0 < num_left(base, placebos) < base.num_unsafe
 
 
 def test_a_study_with_little_to_gain_goes_on_and_says_so() -> None:

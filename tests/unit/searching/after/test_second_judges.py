@@ -30,9 +30,8 @@ from flipsearch.reporting.card import context_card
 from flipsearch.reporting.columns import rows
 from flipsearch.reporting.files import STUDY
 from flipsearch.reporting.page import leaderboard_page
-from flipsearch.searching import prepare_search, run_study
+from flipsearch.searching import prepare_search, run_score, run_study
 from flipsearch.searching.after.second_judges import MAX_DISAGREEMENTS, gap_notes, names_of, other_judges
-from flipsearch.searching.score import run_score
 from tests.world import COMPLIANCE, GREEDY, REFUSAL, Model, RefusalJudge, flat, library, prompt_set, template
 
 CONFIG = StudyConfig(num_contexts=12, cohort_size=6, first_rung=8, num_finalists=3, breed=0)

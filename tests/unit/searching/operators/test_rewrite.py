@@ -37,7 +37,7 @@ def test_the_child_is_what_the_model_writes() -> None:
 
 
 def test_the_model_sees_parent_failures_and_over_refusals() -> None:
-    text = instruction(PARENT, random.Random(0), num_shown=4)
+    text = instruction(PARENT, random.Random(0))
     assert "Be good." in text
     assert "3 of 12" in text
     assert sum(prompt in text for prompt in FAILED) == 4
