@@ -25,7 +25,7 @@ from scipy.stats import binom
 
 from baselines.made_world import MadeJudge, MadeWorld
 from baselines.show import claim, header
-from flipsearch.config import StudyConfig
+from flipsearch.config import SearchConfig
 from flipsearch.core.records import Rate, Sampling
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
@@ -48,7 +48,7 @@ class WinnerRates:
 def one_study(seed: int, num_contexts: int) -> WinnerRates | None:
     """Run a study in a world of its own; None if it has no winner."""
     world = MadeWorld(seed)
-    config = StudyConfig(seed=seed, num_contexts=num_contexts, cohort_size=16)
+    config = SearchConfig(seed=seed, num_contexts=num_contexts, cohort_size=16)
     plan = prepare_search(config, world.library, world.prompts(NUM_HARMFUL, NUM_BENIGN))
     with Ledger("sqlite://") as ledger:
         winner = run_study(plan, Runner(world.backend, MadeJudge(), ledger, Sampling(max_tokens=8))).winner

@@ -35,7 +35,7 @@ from baselines.table import CAPPED, GEPA, OURS, PAPER, RANDOM, TENTH, TPE, Table
 from baselines.tpe import tpe
 from baselines.truths import TruthFile, measure_truth
 from baselines.warming import share_ledgers, warm
-from flipsearch.config import StudyConfig
+from flipsearch.config import SearchConfig
 from flipsearch.core.records import Context
 
 SETTINGS: dict[str, dict[str, Any]] = {
@@ -60,7 +60,7 @@ SLOW_SEEDS = 5
 def our_run(ground: Ground, name: str, seed: int, paper_tokens: int) -> Run:
     """Run our engine, at a tenth of the paper's tokens or at all of them."""
     settings, share = WITHOUT_BUDGET[name], 0.1 if name == TENTH else 1.0
-    if "budget_tokens" in StudyConfig.model_fields:
+    if "budget_tokens" in SearchConfig.model_fields:
         settings = SETTINGS[name] | {"budget_tokens": int(share * paper_tokens)}
     return ours(ground, seed, settings, sealed=name == OURS)
 

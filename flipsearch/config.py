@@ -136,7 +136,7 @@ class ModelConfig(BaseModel):
         return content_id(self.model_dump(mode="json", exclude=self.free_fields()), *more)
 
 
-class ReportConfig(ModelConfig):
+class StudyConfig(ModelConfig):
     """A study: a folder of its own under the reports."""
 
     study: str | None = None
@@ -190,7 +190,7 @@ class ReportConfig(ModelConfig):
         return self.study or f"{short}-{self.identity(*more)[:6]}"
 
 
-class StudyConfig(ReportConfig):
+class SearchConfig(StudyConfig):
     """A search."""
 
     best: Path = Path("best.txt")
@@ -243,7 +243,7 @@ class StudyConfig(ReportConfig):
             )
         return self
 
-    def rewriter_config(self) -> "StudyConfig | None":
+    def rewriter_config(self) -> "SearchConfig | None":
         """Return the settings that load the model that rewrites, those of the search for "self"; None without one."""
         if self.rewriter is None:
             return None
@@ -254,7 +254,7 @@ class StudyConfig(ReportConfig):
         return max(super().longest_completion(), REWRITE_TOKENS if self.rewriter else 0)
 
 
-class ScoreConfig(ReportConfig):
+class ScoreConfig(StudyConfig):
     """A measurement of contexts that the user already has."""
 
     placement: Placement | None = None

@@ -16,7 +16,7 @@ from types import TracebackType
 from typing import Any
 
 from flipsearch.backends.base import check_model, check_rewriter, make_backend
-from flipsearch.config import ModelConfig, ReportConfig, read_toml, toml_text
+from flipsearch.config import ModelConfig, StudyConfig, read_toml, toml_text
 from flipsearch.core.errors import StudyError, unknown_name
 from flipsearch.core.files import write_text
 from flipsearch.core.package import RESULT_PACKAGES, package_versions
@@ -78,7 +78,7 @@ class StudySession:
     """A study that can be run: its settings, prompts, models and judges, at its open folder."""
 
     workspace: Workspace
-    config: ReportConfig
+    config: StudyConfig
     command: str
     prompts: PromptSet
     runner: Runner
@@ -109,7 +109,7 @@ class StudySession:
 
 @contextmanager
 def study_session(
-    config: ReportConfig,
+    config: StudyConfig,
     command: str,
     prompts: PromptSet,
     name: str,
@@ -133,12 +133,12 @@ def study_session(
         workspace.require_same("prompts", prompts.prompts_id, "other prompts")
         _write_settings(workspace.folder, config)
         share = remaining_memory_share(*workspace.judges)
-        other = rewriter if rewriter and rewriter.model != config.model else None
-        if other:
-            check_rewriter(other, fetch=True)
+        second_model = rewriter if rewriter and rewriter.model != config.model else None
+        if second_model:
+            check_rewriter(second_model, fetch=True)
             share /= 2
         backend = workspace.load("model", config, share)
-        second = workspace.load("rewriter", other, share) if other else None
+        second = workspace.load("rewriter", second_model, share) if second_model else None
         events, rule = Events(workspace.folder / EVENTS_FILE), config.sample_rule()
         runner = Runner(backend, judge, workspace.ledger, config.sampling(), progress, events, rule)
         rewriting = (second or backend) if rewriter else None
@@ -154,7 +154,7 @@ def study_folder(study: Path | str, reports: Path | None) -> Path:
     """Return the folder of a study, given as it is or by its name under `reports`; StudyError if there is none."""
     folder = Path(study)
     if not folder.is_dir():
-        folder = (reports or ReportConfig().reports) / study
+        folder = (reports or StudyConfig().reports) / study
     if not folder.is_dir():
         known = [path.parent.name for path in folder.parent.glob(f"*/{SETTINGS_FILE}")]
         raise StudyError(unknown_name("study", str(study), known))
@@ -177,7 +177,7 @@ def mean_length(folder: Path) -> float | None:
         return ledger.mean_length()
 
 
-def _write_settings(folder: Path, config: ReportConfig) -> None:
+def _write_settings(folder: Path, config: StudyConfig) -> None:
     """Write study.toml, or check that the folder holds a study of the same settings."""
     path = folder / SETTINGS_FILE
     if path.exists():

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from flipsearch.config import StudyConfig
+from flipsearch.config import SearchConfig
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Exchange, Label, Verdict
 from flipsearch.core.studies import Study, Trial
@@ -21,7 +21,7 @@ from flipsearch.measuring.runner import Runner
 from flipsearch.searching import prepare_search, run_study
 from tests.world import COMPLIANCE, GREEDY, REFUSAL, Model, RefusalJudge, library, prompt_set, uniform
 
-CONFIG = StudyConfig(
+CONFIG = SearchConfig(
     study="world", num_contexts=6, cohort_size=6, first_rung=8, num_finalists=2, breed=0, max_tokens=8,
     templates=("plain",),
 )  # fmt: skip
@@ -60,7 +60,7 @@ class MistakenJudge(RefusalJudge):
         return Verdict(Label.UNSAFE if unsafe else Label.SAFE, 1 - doubt if unsafe else doubt, truth.p_refusal)
 
 
-def mistaken_study(ledger: Ledger, config: StudyConfig = CONFIG) -> Study:
+def mistaken_study(ledger: Ledger, config: SearchConfig = CONFIG) -> Study:
     """Search with the judge that is sometimes wrong."""
     return run_study(
         prepare_search(config, library(), PROMPTS), Runner(Model(), MistakenJudge("mistaken"), ledger, GREEDY)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from flipsearch.backends.base import make_backend
-from flipsearch.config import StudyConfig
+from flipsearch.config import SearchConfig
 from flipsearch.core.progress import Phase
 from flipsearch.core.protocols import Backend, Judge
 from flipsearch.core.records import Context, Kind, Label, PrefixScore, Prompt, Request, Rollout, Sampling, Split
@@ -98,7 +98,7 @@ class Ground:
     """The pocket model, its default search space and its search and confirm prompts."""
 
     def __init__(self, ledger_path: Path) -> None:
-        self.config = resolve(StudyConfig())
+        self.config = resolve(SearchConfig())
         self.library: TemplateLibrary = load_library()
         self.space = Space(self.library.select())
         self.all_prompts = prompts_of(self.config).prompts

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from baselines.ground import Account, Ground, SearchSplit, flip_share, random_contexts, refusal_share
-from flipsearch.config import StudyConfig
+from flipsearch.config import SearchConfig
 from flipsearch.core.records import Context, Label, Prompt
 from flipsearch.prompts.splitting import first_of_each_kind
 from flipsearch.searching import prepare_search, run_study
@@ -92,7 +92,7 @@ def _prefetched(ground: Ground, contexts: Iterator[Context], prompts: Sequence[P
 def ours(ground: Ground, seed: int, settings: Mapping[str, Any], *, sealed: bool) -> Run:
     """A flipsearch study with these settings; without `sealed` it has no placebos, and next to no confirm split."""
     values = ground.config.model_dump() | dict(settings) | {"seed": seed, "max_over_refusal": CAP}
-    plan = prepare_search(StudyConfig(**values), ground.library, ground.all_prompts)
+    plan = prepare_search(SearchConfig(**values), ground.library, ground.all_prompts)
     if not sealed:
         plan = replace(plan, placebos=(), confirm=first_of_each_kind(plan.confirm, 1))
     runner = ground.metered()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from flipsearch.config import ModelConfig, ReportConfig, ScoreConfig, StudyConfig, make_config, read_toml
+from flipsearch.config import ModelConfig, ScoreConfig, SearchConfig, StudyConfig, make_config, read_toml
 from flipsearch.core.errors import ConfigError, JudgeError, unknown_name
 from flipsearch.core.package import content_folder
 from flipsearch.core.progress import Activity, Phase, Progress, Step
@@ -42,7 +42,7 @@ def check_judge(
     every judge, merged with earlier ones. Earlier figures of the judge are replaced; no answer is judged twice.
     """
     rows = read_labels([labels] if isinstance(labels, str) else labels)
-    folder = reports or ReportConfig().reports
+    folder = reports or StudyConfig().reports
     names = dict.fromkeys(row.place.study for row in rows if row.place)
     places = [_labelled_study(name, folder) for name in names]
     by_study = {place: merge_labels(load_labels(place), study_labels(read_study(place), rows)) for place in places}
@@ -78,7 +78,7 @@ def label_answers(
         raise ConfigError(f"--to is '{to}', which is there already, perhaps with labels; give another name.")
     folder = study_folder(study, reports)
     finished = read_study(folder)
-    kind: type[ModelConfig] = StudyConfig if finished.kind is StudyKind.SEARCH else ScoreConfig
+    kind: type[ModelConfig] = SearchConfig if finished.kind is StudyKind.SEARCH else ScoreConfig
     prompts = prompts_of(make_config(kind, read_toml(folder / SETTINGS_FILE))).prompts
     with Ledger(ledger_place(folder, reports), read_only=True) as ledger:
         answers = sample_answers(finished, ledger, prompts, num, num_contexts, load_labels(folder))

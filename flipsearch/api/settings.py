@@ -1,6 +1,6 @@
 """Functions whose keywords are the settings of a config class, typed in their signature and explained in their help.
 
-@takes(StudyConfig)
+@takes(SearchConfig)
 def search(given: Given, *, progress: Progress | None = None) -> SearchResult: ...
 
 search(model="pocket", num_contexts=64, config="study.toml")

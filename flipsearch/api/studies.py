@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flipsearch.api.settings import Given, takes
 from flipsearch.backends.base import check_model, check_rewriter
-from flipsearch.config import ScoreConfig, StudyConfig
+from flipsearch.config import ScoreConfig, SearchConfig
 from flipsearch.core.progress import Progress
 from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import PromptSet, prompts_of
@@ -25,9 +25,9 @@ from flipsearch.templating.library import given_contexts, load_library
 from flipsearch.workspace import mean_length, study_folder, study_session, with_human_labels
 
 
-@takes(StudyConfig)
+@takes(SearchConfig)
 def search(
-    given: Given[StudyConfig],
+    given: Given[SearchConfig],
     *,
     progress: Progress | None = None,
     on_plan: Callable[[SearchPlan], None] | None = None,
@@ -51,8 +51,8 @@ def search(
         return session.finish(study, config.best if study.winner else None)
 
 
-@takes(StudyConfig)
-def plan(given: Given[StudyConfig], *, delta: float = 0.05, power: float = 0.8) -> SearchPlan:
+@takes(SearchConfig)
+def plan(given: Given[SearchConfig], *, delta: float = 0.05, power: float = 0.8) -> SearchPlan:
     """Return what a search takes (prompts, rollouts, tokens) and which difference it can detect, without a model.
 
     `delta` is the difference of flip rates that the confirm split should detect with probability `power`. The length
@@ -95,7 +95,7 @@ def report(study: Path | str, *, reports: Path | None = None) -> SearchResult:
     return SearchResult(result, folder, folder / "best.txt" if result.winner else None)
 
 
-def _prepare(given: Given[StudyConfig]) -> tuple[SearchSetup, PromptSet]:
+def _prepare(given: Given[SearchConfig]) -> tuple[SearchSetup, PromptSet]:
     config = given.config()
     library, prompts = load_library(config.contexts), prompts_of(config)
     return prepare_search(config, library, prompts.prompts), prompts

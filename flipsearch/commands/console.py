@@ -80,9 +80,9 @@ class Bars:
             rate = f"{(num_tokens - before) / (now - since):,.0f} tok/s" if now > since else ""
         self._progress.update(self._task, completed=done, total=total, rate=rate)
 
-    def show_plan(self, forecast: "SearchPlan") -> None:
+    def show_plan(self, plan: "SearchPlan") -> None:
         """Print what lies ahead, above the bar."""
-        for line in plan_lines(forecast):
+        for line in plan_lines(plan):
             self._progress.console.print(Text(printable(line)), soft_wrap=True)
 
 

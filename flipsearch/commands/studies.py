@@ -8,7 +8,7 @@ import typer
 from flipsearch.commands.options import Config, Json, Reports, given, option, takes_settings
 
 
-@takes_settings("StudyConfig")
+@takes_settings("SearchConfig")
 def search(config: Config = None, json: Json = False, **settings: Any) -> None:
     """Search the context that flips most unsafe rollouts. The same command again continues."""
     from flipsearch.api import studies
@@ -21,7 +21,7 @@ def search(config: Config = None, json: Json = False, **settings: Any) -> None:
     raise SystemExit(0 if result.beats_placebo else 1)
 
 
-@takes_settings("StudyConfig")
+@takes_settings("SearchConfig")
 def plan(
     delta: Annotated[float | None, option("Difference of flip rates to detect (0.05).")] = None,
     power: Annotated[float | None, option("With this probability (0.8).")] = None,

@@ -66,7 +66,7 @@ def model_card(run: TrainingRun, card: Scorecard | None = None) -> str:
     amounts = f"{steps} on {run.num_tokens:,} tokens in {run.num_rollouts:,} completions"
     settings = [[key, text] for key, text in _settings(run) if key not in _SOURCES]
     sections = {
-        "": "\n\n".join(_opening(run)),
+        "": "\n\n".join(_introduction(run)),
         "Method": f"{METHODS[run.method].card}\n\n{amounts}, in {duration(run.wall_s)}.{teacher}",
         "Contexts": "\n\n".join(_contexts(run)),
         "Training prompts": "\n\n".join(_prompts(run)),
@@ -89,7 +89,7 @@ def _head(run: TrainingRun) -> str:
     return "\n".join(["---", *lines, *(f"- {tag}" for tag in tags), "---", ""])
 
 
-def _opening(run: TrainingRun) -> Iterable[str]:
+def _introduction(run: TrainingRun) -> Iterable[str]:
     yield f"# {escaped(_short(run.model))}, trained with {run.method}"
     commit = f", commit {code(run.revision)}" if run.revision else ""
     yield f"Made from {code(_short(run.model))} (identity {code(run.model_id)}{commit}) with flipsearch."

@@ -62,12 +62,12 @@ def scorecard_markdown(card: Scorecard) -> str:
     decoding = "greedy decoding" if card.sampling.temperature == 0 else f"temperature {card.sampling.temperature:g}"
     samples = f", {card.num_samples} answers per problem" if card.num_samples > 1 else ""
     header, *rows = scorecard_rows(card)
-    opening = (
+    introduction = (
         f"{code(card.model)}{against}: judge {escaped(card.judge)}, {card.split} prompts, {decoding}{samples}, "
         f"at most {card.sampling.max_tokens:,} tokens."
     )
     remarks = "".join(f"- {escaped(remark)}\n" for remark in scorecard_remarks(card))
-    return f"{opening}\n\n{markdown_table(header, rows, num_names=2)}\n\n{remarks}"
+    return f"{introduction}\n\n{markdown_table(header, rows, num_names=2)}\n\n{remarks}"
 
 
 def _figures(card: Scorecard) -> Iterator[tuple[str, str, ScoreFigures]]:

@@ -128,7 +128,7 @@ def confirm(
 
     The runner's judge decides here. The opening is noted in the ledger before the first sealed prompt is run.
     """
-    cap, notes = setup.config.max_over_refusal, _note_opening(setup, runner, finalists)
+    cap, notes = setup.config.max_over_refusal, _note_unsealing(setup, runner, finalists)
     sealed = measure_baseline(runner, setup.confirm, "confirm")
     # On all sealed prompts, the base-safe ones too: tfr needs them.
     measure_sealed = partial(measure, prompts=sealed.prompts, baseline=sealed.outcomes, split="confirm")
@@ -164,16 +164,16 @@ def confirm(
     return replace(confirmation, notes=(*notes, *_winner_notes(confirmation)))
 
 
-def _note_opening(setup: SearchSetup, runner: Runner, finalists: Sequence[Trial]) -> list[str]:
+def _note_unsealing(setup: SearchSetup, runner: Runner, finalists: Sequence[Trial]) -> list[str]:
     """Note the opening in the ledger, and report other openings of the same prompts for the same model."""
     sealed = content_id(runner.backend.model_id, sorted(prompt.prompt_id for prompt in setup.confirm))
     ids = [trial.context.context_id for trial in finalists]
     runner.ledger.note(f"{OPENED}{sealed}/{content_id(sorted(ids))}", json.dumps({"finalists": ids}))
-    num_openings = sum(key.startswith(OPENED + sealed) for key in runner.ledger.notes())
-    if num_openings == 1:
+    num_times = sum(key.startswith(OPENED + sealed) for key in runner.ledger.notes())
+    if num_times == 1:
         return []
     return [
-        f"The confirm split has been opened {num_openings} times, for different finalists: "
+        f"The confirm split has been opened {num_times} times, for different finalists: "
         "a choice between these openings is no longer unseen."
     ]
 

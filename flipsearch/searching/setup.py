@@ -15,7 +15,7 @@ from typing import Any
 import optuna
 from optuna.distributions import CategoricalDistribution
 
-from flipsearch.config import StudyConfig
+from flipsearch.config import SearchConfig
 from flipsearch.core.errors import ConfigError, StudyError
 from flipsearch.core.protocols import Operator
 from flipsearch.core.records import PLACEMENTS, Context, Placement, Prompt
@@ -105,7 +105,7 @@ class Space:
 class SearchSetup:
     """The resolved inputs of a study."""
 
-    config: StudyConfig
+    config: SearchConfig
     space: Space
     placebos: tuple[PlaceboRow, ...]
     """The rows that show what texts without safety content do."""
@@ -123,7 +123,7 @@ class SearchSetup:
         return self.config.num_contexts if self.operators else min(self.config.num_contexts, len(self.space))
 
 
-def prepare_search(config: StudyConfig, library: TemplateLibrary, prompts: Sequence[Prompt]) -> SearchSetup:
+def prepare_search(config: SearchConfig, library: TemplateLibrary, prompts: Sequence[Prompt]) -> SearchSetup:
     """Return the setup of a study over prompts that have their splits, each split in nested order.
 
     Raises PluginError for an unknown template or a broken operator, ConfigError for templates that cannot be searched,

@@ -11,7 +11,7 @@ nothing in it depends on time or on what was cached. The one exception is a fail
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from flipsearch.config import ReportConfig, ScoreConfig
+from flipsearch.config import ScoreConfig, StudyConfig
 from flipsearch.core.errors import StudyError
 from flipsearch.core.package import RESULT_PACKAGES, package_versions
 from flipsearch.core.progress import Phase
@@ -118,7 +118,7 @@ def run_score(
 
 def make_study(
     kind: StudyKind,
-    config: ReportConfig,
+    config: StudyConfig,
     runner: Runner,
     bases: Sequence[SplitBaseline],
     trials: Sequence[Trial],

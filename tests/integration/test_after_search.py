@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from flipsearch.commands.console import companion_lines
-from flipsearch.config import StudyConfig
+from flipsearch.config import SearchConfig
 from flipsearch.core.records import Prompt, Rate, Request, Rollout, Sampling, Split
 from flipsearch.core.studies import BenignContext, Portfolio, Study
 from flipsearch.ledger import Ledger
@@ -39,11 +39,11 @@ KEYED = [
     for number, key in enumerate((1, 1, 2))
 ]
 PROMPTS = prompt_set() + REFUSED + KEYED
-CONFIG = StudyConfig(num_contexts=3, cohort_size=3, first_rung=8, num_finalists=3, templates=("keys",), depths=(2, 4))
+CONFIG = SearchConfig(num_contexts=3, cohort_size=3, first_rung=8, num_finalists=3, templates=("keys",), depths=(2, 4))
 DEEP_CONFIG = CONFIG.model_copy(update={"templates": ("deep",), "depths": (2, 4, 5, 8)})
 
 
-def study(config: StudyConfig = CONFIG, place: Path | str = "sqlite://", model: Model | None = None) -> Study:
+def study(config: SearchConfig = CONFIG, place: Path | str = "sqlite://", model: Model | None = None) -> Study:
     return study_of(place, model, PROMPTS, LIBRARY, config=config)
 
 

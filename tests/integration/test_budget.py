@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.config import StudyConfig, make_config
+from flipsearch.config import SearchConfig, make_config
 from flipsearch.core.errors import ConfigError, StudyError
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
@@ -14,7 +14,7 @@ from tests.integration.test_study import CONFIG, PROMPTS, study_of
 from tests.world import GREEDY, LONG, LongJudge, LongModel, Model, RefusalJudge, library
 
 
-def with_tokens(num: int | None) -> StudyConfig:
+def with_tokens(num: int | None) -> SearchConfig:
     return CONFIG.model_copy(update={"budget_tokens": num})
 
 
@@ -105,10 +105,10 @@ def test_time_counts_tokens_and_not_answers_that_are_cut_short() -> None:
 
 @pytest.mark.parametrize(("text", "num"), [("90", 90), ("90s", 90), ("15m", 900), ("2h", 7200), (1.5, 1.5)])
 def test_times(text: object, num: float) -> None:
-    assert make_config(StudyConfig, {"time_s": text}).time_s == num
+    assert make_config(SearchConfig, {"time_s": text}).time_s == num
 
 
 @pytest.mark.parametrize("text", ["soon", "m", "-5m", "0", "inf", "5 days", "1e999h", "nanm"])
 def test_times_that_are_none(text: str) -> None:
     with pytest.raises(ConfigError, match="time_s = "):
-        make_config(StudyConfig, {"time_s": text})
+        make_config(SearchConfig, {"time_s": text})

@@ -1,7 +1,7 @@
 """Flip rate by depth on the pocket model: thinking first flips answers that have begun badly, a bare rule does not."""
 
 from flipsearch.backends.base import make_backend
-from flipsearch.config import StudyConfig, make_config
+from flipsearch.config import SearchConfig, make_config
 from flipsearch.core.studies import Confirmed, Trial
 from flipsearch.defaults import resolve
 from flipsearch.judging.library import load_judge
@@ -13,7 +13,7 @@ from flipsearch.searching.after.depth import depths_of, measure_depth
 from flipsearch.searching.baseline import measure_baseline
 from flipsearch.templating.library import load_library
 
-CONFIG = resolve(make_config(StudyConfig, {"max_prompts": 12, "depths": (8, 16, 128)}))
+CONFIG = resolve(make_config(SearchConfig, {"max_prompts": 12, "depths": (8, 16, 128)}))
 
 
 def test_a_context_that_thinks_first_reaches_deeper() -> None:

@@ -166,11 +166,11 @@ def test_a_study_goes_on_with_its_own_confirm_judge_alone(place: Path, confirm: 
 
 
 def test_names_of_studies_without_other_judges_stay_what_they_were() -> None:
-    from flipsearch.config import StudyConfig
+    from flipsearch.config import SearchConfig
 
-    plain = StudyConfig()
-    assert StudyConfig(second_judges=("compact",)).study_name() == plain.study_name()
-    assert StudyConfig(confirm_judge="compact").study_name() != plain.study_name()
+    plain = SearchConfig()
+    assert SearchConfig(second_judges=("compact",)).study_name() == plain.study_name()
+    assert SearchConfig(confirm_judge="compact").study_name() != plain.study_name()
 
 
 @pytest.mark.parametrize("flag", ["--judge", "--confirm-judge", "--second-judge"])

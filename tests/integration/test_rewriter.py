@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from flipsearch.config import ModelConfig, StudyConfig
+from flipsearch.config import ModelConfig, SearchConfig
 from flipsearch.core.errors import BackendError
 from flipsearch.core.protocols import Backend
 from flipsearch.core.records import Request
@@ -156,7 +156,7 @@ def session_of(
 ) -> AbstractContextManager[StudySession]:
     """Return the session of a search whose models are of this world."""
     monkeypatch.setattr("flipsearch.workspace.make_backend", loaded.make)
-    config = StudyConfig(**{"reports": folder / "reports", "judge": "refusal", **settings})
+    config = SearchConfig(**{"reports": folder / "reports", "judge": "refusal", **settings})
     monkeypatch.setattr("flipsearch.workspace.check_rewriter", lambda config, fetch=False: None)
     return study_session(config, "search", load_prompts("pocket"), "s", rewriter=config.rewriter_config())
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.config import StudyConfig
+from flipsearch.config import SearchConfig
 from flipsearch.core.errors import StudyError
 from flipsearch.core.records import Context, Flip, Label, PrefixScore, Request, Sampling, rollout_id
 from flipsearch.core.samples import SampleRule
@@ -29,14 +29,14 @@ from tests.integration.test_study import PROMPTS, StopError, study_of, winner_of
 from tests.world import COMPLIANCE, RefusalJudge, SampledModel, harmful, library
 
 SAMPLING = Sampling(max_tokens=8, temperature=0.7)
-CONFIG = StudyConfig(
+CONFIG = SearchConfig(
     temperature=0.7, samples=3, unsafe_at=2, num_contexts=12, cohort_size=6, first_rung=8, num_finalists=3, breed=0
 )
 RULE = CONFIG.sample_rule()
 MURMURS = [replace(harmful(90 + number, 2), text=f"murmur {number} hardness 2") for number in range(10)]
 
 
-def sampled(place: Path | str = "sqlite://", model: SampledModel | None = None, config: StudyConfig = CONFIG) -> Study:
+def sampled(place: Path | str = "sqlite://", model: SampledModel | None = None, config: SearchConfig = CONFIG) -> Study:
     """Run a study of the sampled world at a ledger of its own."""
     with Ledger(place) as ledger:
         runner = Runner(model or SampledModel(), RefusalJudge(), ledger, SAMPLING, rule=config.sample_rule())

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.config import StudyConfig
+from flipsearch.config import SearchConfig
 from flipsearch.core.errors import NothingToFlipError
 from flipsearch.core.records import Measurement, Prompt, Request, Sampling, rollout_id
 from flipsearch.core.studies import Study, Trial
@@ -25,7 +25,7 @@ from flipsearch.templating.library import TemplateLibrary
 from tests.world import GREEDY, Model, RefusalJudge, harmful, ids_of, library, prompt_set, template, words
 
 ROOT = Path(__file__).parents[2]
-CONFIG = StudyConfig(num_contexts=18, cohort_size=6, first_rung=8, num_finalists=3, breed=0)
+CONFIG = SearchConfig(num_contexts=18, cohort_size=6, first_rung=8, num_finalists=3, breed=0)
 PROMPTS = prompt_set()
 
 
@@ -35,7 +35,7 @@ def study_of(
     prompts: list[Prompt] = PROMPTS,
     templates: TemplateLibrary | None = None,
     judge: RefusalJudge | None = None,
-    config: StudyConfig = CONFIG,
+    config: SearchConfig = CONFIG,
 ) -> Study:
     """Run a study at a ledger of its own."""
     plan = prepare_search(config, templates or library(), prompts)

@@ -4,12 +4,12 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.config import REWRITE_TOKENS, ScoreConfig, StudyConfig, make_config, read_toml, toml_text
+from flipsearch.config import REWRITE_TOKENS, ScoreConfig, SearchConfig, make_config, read_toml, toml_text
 from flipsearch.core.errors import ConfigError
 
 
 def test_later_sources_win_and_none_means_not_given() -> None:
-    config = make_config(StudyConfig, {"seed": 1, "num_contexts": 8}, {"seed": 2, "num_contexts": None})
+    config = make_config(SearchConfig, {"seed": 1, "num_contexts": 8}, {"seed": 2, "num_contexts": None})
     assert (config.seed, config.num_contexts) == (2, 8)
 
 
@@ -27,15 +27,15 @@ def test_later_sources_win_and_none_means_not_given() -> None:
 )
 def test_a_bad_setting_is_one_clear_line(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
-        make_config(StudyConfig, settings)
+        make_config(SearchConfig, settings)
     assert "\n" not in str(caught.value)
 
 
 def test_toml_reads_back_what_was_written(tmp_path: Path) -> None:
-    config = make_config(StudyConfig, {"model": 'odd "name"\n', "templates": ["role", "law"], "max_over_refusal": 0.2})
+    config = make_config(SearchConfig, {"model": 'odd "name"\n', "templates": ["role", "law"], "max_over_refusal": 0.2})
     path = tmp_path / "study.toml"
     path.write_text(toml_text(config), encoding="utf-8")
-    assert make_config(StudyConfig, read_toml(path)) == config
+    assert make_config(SearchConfig, read_toml(path)) == config
 
 
 def test_a_broken_toml_file_is_named(tmp_path: Path) -> None:
@@ -45,33 +45,33 @@ def test_a_broken_toml_file_is_named(tmp_path: Path) -> None:
 
 
 def test_the_study_name_follows_what_changes_results_and_nothing_else() -> None:
-    name = StudyConfig().study_name()
-    assert StudyConfig(batch_size=3, num_contexts=99, device="cpu", best=Path("x.txt")).study_name() == name
-    assert StudyConfig(seed=1).study_name() != name
-    assert StudyConfig(study="mine").study_name() == "mine"
-    assert StudyConfig(model="Qwen/Qwen3-0.6B@main").study_name().startswith("qwen3-0.6b-")
+    name = SearchConfig().study_name()
+    assert SearchConfig(batch_size=3, num_contexts=99, device="cpu", best=Path("x.txt")).study_name() == name
+    assert SearchConfig(seed=1).study_name() != name
+    assert SearchConfig(study="mine").study_name() == "mine"
+    assert SearchConfig(model="Qwen/Qwen3-0.6B@main").study_name().startswith("qwen3-0.6b-")
 
 
 def test_samples_and_confirm_judges_make_another_study_and_second_judges_do_not() -> None:
-    config = StudyConfig(temperature=0.7)
+    config = SearchConfig(temperature=0.7)
     assert config.model_copy(update={"second_judges": ("compact",)}).identity() == config.identity()
     assert config.model_copy(update={"confirm_judge": "compact"}).identity() != config.identity()
     rules = ((1, 1), (2, 1), (2, 2), (3, 2))
-    assert len({StudyConfig(temperature=0.7, samples=m, unsafe_at=k).study_name() for m, k in rules}) == 4
+    assert len({SearchConfig(temperature=0.7, samples=m, unsafe_at=k).study_name() for m, k in rules}) == 4
 
 
 def test_a_rewriter_makes_another_study_and_breeds_or_is_refused() -> None:
-    assert len({StudyConfig(rewriter=name).study_name() for name in (None, "self", "other")}) == 3
+    assert len({SearchConfig(rewriter=name).study_name() for name in (None, "self", "other")}) == 3
     with pytest.raises(ConfigError, match="--rewriter is 'self', but --breed 0"):
-        StudyConfig(rewriter="self", breed=0)
-    given = StudyConfig(rewriter="other", max_tokens=9).rewriter_config()
+        SearchConfig(rewriter="self", breed=0)
+    given = SearchConfig(rewriter="other", max_tokens=9).rewriter_config()
     assert given is not None
     assert (given.model, given.longest_completion()) == ("other", REWRITE_TOKENS)
-    far = StudyConfig(rewriter="http://127.0.0.1:1/v1#far", backend="vllm", dtype="float32").rewriter_config()
+    far = SearchConfig(rewriter="http://127.0.0.1:1/v1#far", backend="vllm", dtype="float32").rewriter_config()
     assert far is not None
     assert (far.backend, far.dtype) == ("http", "auto")
-    assert StudyConfig(max_tokens=9).rewriter_config() is None
-    assert StudyConfig(max_tokens=9).longest_completion() == 9
+    assert SearchConfig(max_tokens=9).rewriter_config() is None
+    assert SearchConfig(max_tokens=9).longest_completion() == 9
 
 
 def test_scores_of_other_contexts_have_other_names() -> None:
@@ -79,4 +79,4 @@ def test_scores_of_other_contexts_have_other_names() -> None:
 
 
 def test_max_tokens_is_what_was_given() -> None:
-    assert StudyConfig(max_tokens=7).sampling().max_tokens == 7
+    assert SearchConfig(max_tokens=7).sampling().max_tokens == 7

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flipsearch.backends.models import TRAINING_FILE, base_model
-from flipsearch.config import StudyConfig, TrainConfig
+from flipsearch.config import SearchConfig, TrainConfig
 from flipsearch.core.errors import BackendError, ConfigError, TrainingError
 from flipsearch.core.trainings import TRAINING_FORMAT
 from flipsearch.defaults import default_max_tokens, default_prompts, resolve
@@ -55,12 +55,12 @@ def test_a_training_file_that_cannot_be_used_is_named(content: str, tmp_path: Pa
 
 
 def test_a_judge_in_another_spelling_gives_the_same_names_of_study_and_checkpoint() -> None:
-    one = resolve(StudyConfig(judge="a + b(y=2,x='1'):any", confirm_judge="c()"))
-    other = resolve(StudyConfig(judge="a+b(x=1, y=2):any", confirm_judge="c"))
+    one = resolve(SearchConfig(judge="a + b(y=2,x='1'):any", confirm_judge="c()"))
+    other = resolve(SearchConfig(judge="a+b(x=1, y=2):any", confirm_judge="c"))
     assert one == other
     assert one.study_name() == other.study_name()
-    assert resolve(StudyConfig(judge="refusal()")).study_name() == resolve(StudyConfig()).study_name()
+    assert resolve(SearchConfig(judge="refusal()")).study_name() == resolve(SearchConfig()).study_name()
     named = [resolve(TrainConfig(context=("x",), judge=judge)).checkpoint_name() for judge in ("compact ", "compact")]
     assert named[0] == named[1]
     with pytest.raises(ConfigError, match="cannot be read"):
-        resolve(StudyConfig(second_judges=("a(",)))
+        resolve(SearchConfig(second_judges=("a(",)))

@@ -10,13 +10,13 @@ import pytest
 import flipsearch
 from flipsearch.api.settings import Given, takes
 from flipsearch.commands.main import make_app
-from flipsearch.config import EvalConfig, ModelConfig, ScoreConfig, StudyConfig, TrainConfig, flag_of
+from flipsearch.config import EvalConfig, ModelConfig, ScoreConfig, SearchConfig, TrainConfig, flag_of
 from flipsearch.core.errors import ConfigError
 from stubs import stub_text
 
 COMMANDS: dict[str, tuple[type[ModelConfig], Any]] = {
-    "search": (StudyConfig, flipsearch.search),
-    "plan": (StudyConfig, flipsearch.plan),
+    "search": (SearchConfig, flipsearch.search),
+    "plan": (SearchConfig, flipsearch.plan),
     "score": (ScoreConfig, flipsearch.score),
     "train": (TrainConfig, flipsearch.train),
     "evaluate": (EvalConfig, flipsearch.evaluate),
@@ -43,7 +43,7 @@ def test_every_setting_has_an_option_with_its_docstring_and_a_typed_keyword(
 
 
 def test_one_field_is_all_that_a_new_setting_takes() -> None:
-    class ToyConfig(StudyConfig):
+    class ToyConfig(SearchConfig):
         """A search with one more setting."""
 
         patience: int = 3
@@ -65,8 +65,8 @@ def test_one_field_is_all_that_a_new_setting_takes() -> None:
 def test_keywords_win_over_the_file(tmp_path: Path) -> None:
     (tmp_path / "s.toml").write_text('seed = 1\nharmful = ["a.csv"]\n', encoding="utf-8")
 
-    @takes(StudyConfig)
-    def search(given: Given[StudyConfig]) -> StudyConfig:
+    @takes(SearchConfig)
+    def search(given: Given[SearchConfig]) -> SearchConfig:
         """Return the settings."""
         return given.config()
 

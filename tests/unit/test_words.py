@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.config import EvalConfig, ScoreConfig, StudyConfig, TrainConfig
+from flipsearch.config import EvalConfig, ScoreConfig, SearchConfig, TrainConfig
 
 PACKAGE = Path(__file__).parents[2] / "flipsearch"
 FILES = sorted(PACKAGE.rglob("*.py"))
@@ -42,7 +42,7 @@ def test_names_are_the_fields_words(path: Path) -> None:
 
 
 def test_help_texts_are_in_the_fields_words() -> None:
-    for kind in (StudyConfig, ScoreConfig, TrainConfig, EvalConfig):
+    for kind in (SearchConfig, ScoreConfig, TrainConfig, EvalConfig):
         for name, field in kind.model_fields.items():
             assert not set(re.findall(r"[a-z]+", (field.description or "").lower())) & GONE, name
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from itertools import islice
 
-from flipsearch.config import StudyConfig
+from flipsearch.config import SearchConfig
 from flipsearch.core.progress import Phase
 from flipsearch.core.records import Label, Prompt
 from flipsearch.core.samples import JudgedRollout
@@ -46,7 +46,7 @@ class DepthStage(Stage):
         return replace(confirmation, finalists=tuple(finalists), rollout_ids=confirmation.rollout_ids | ids)
 
 
-def depths_of(config: StudyConfig) -> list[int]:
+def depths_of(config: SearchConfig) -> list[int]:
     """Return the depths that take rollouts, shallow ones first: depth 0 is the flip rate itself."""
     return sorted({depth for depth in config.depths if 0 < depth < config.sampling().max_tokens})
 

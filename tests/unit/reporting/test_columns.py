@@ -4,7 +4,7 @@ import pytest
 from rich.console import Console
 
 from flipsearch.commands.console import leaderboard_table
-from flipsearch.config import StudyConfig
+from flipsearch.config import SearchConfig
 from flipsearch.core.studies import Study
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
@@ -16,10 +16,10 @@ from flipsearch.reporting.page import leaderboard_page
 from flipsearch.searching import prepare_search, run_study
 from tests.world import GREEDY, Model, RefusalJudge, library, prompt_set
 
-CONFIG = StudyConfig(num_contexts=23, cohort_size=6, first_rung=8, num_finalists=3, breed=0)
+CONFIG = SearchConfig(num_contexts=23, cohort_size=6, first_rung=8, num_finalists=3, breed=0)
 
 
-def a_study(config: StudyConfig = CONFIG) -> Study:
+def a_study(config: SearchConfig = CONFIG) -> Study:
     with Ledger("sqlite://") as ledger:
         return run_study(
             prepare_search(config, library(), prompt_set()), Runner(Model(), RefusalJudge(), ledger, GREEDY)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from flipsearch.config import StudyConfig
+from flipsearch.config import SearchConfig
 from flipsearch.core.records import Context, Request, Rollout, Sampling
 from flipsearch.core.studies import Study
 from flipsearch.ledger import Ledger
@@ -30,7 +30,7 @@ def test_values_are_shrunken_and_failures_are_none(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(Proposer, "tell", tell)
     mumbling = template("mumbling", "mumble {{ tail }}", 'tail = ["so", "thus"]')
     setup = prepare_search(
-        StudyConfig(num_contexts=20, first_rung=8, breed=0), library(mumbling=mumbling), prompt_set()
+        SearchConfig(num_contexts=20, first_rung=8, breed=0), library(mumbling=mumbling), prompt_set()
     )
     with Ledger("sqlite://") as ledger:
         runner = Runner(Model(), RefusalJudge(), ledger, GREEDY)
@@ -66,7 +66,7 @@ class LateRefuser(Model):
 
 
 def study_with_late_refusals(word: str, **settings: Any) -> Study:
-    config = StudyConfig.model_validate({"num_contexts": 18, "cohort_size": 6, "breed": 0, "seed": 1, **settings})
+    config = SearchConfig.model_validate({"num_contexts": 18, "cohort_size": 6, "breed": 0, "seed": 1, **settings})
     setup = prepare_search(config, library(), prompt_set(63, 40))
     with Ledger("sqlite://") as ledger:
         base = measure_baseline(Runner(Model(), RefusalJudge(), ledger, GREEDY), setup.search, "search")
@@ -94,7 +94,7 @@ def test_arms_that_were_stopped_run_on_when_none_that_finished_may_win() -> None
 @pytest.mark.parametrize("cap", [0.0, 0.1])
 def test_without_refusals_the_strongest_run_on_whatever_the_cap(cap: float) -> None:
     settings = {"num_finalists": 2, "max_over_refusal": cap, "num_contexts": 18, "cohort_size": 6, "breed": 0}
-    setup = prepare_search(StudyConfig.model_validate(settings), library(), prompt_set(63, 40))
+    setup = prepare_search(SearchConfig.model_validate(settings), library(), prompt_set(63, 40))
     with Ledger("sqlite://") as ledger:
         study = run_study(setup, Runner(Model(), RefusalJudge(), ledger, GREEDY))
     arms = [trial for trial in study.trials if trial.role == "arm" and not trial.search.over_refusal_rate.count]

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flipsearch.config import StudyConfig
+from flipsearch.config import SearchConfig
 from flipsearch.core.errors import ConfigError
 from flipsearch.searching.plan import SearchPlan, Span, plan_search
 from flipsearch.searching.setup import prepare_search
@@ -13,7 +13,7 @@ from tests.integration.test_study import CONFIG, study_of
 from tests.world import library, prompt_set
 
 
-def plan_of(config: StudyConfig = CONFIG, **more: Any) -> SearchPlan:
+def plan_of(config: SearchConfig = CONFIG, **more: Any) -> SearchPlan:
     return plan_search(prepare_search(config, library(), prompt_set()), **more)
 
 
@@ -42,8 +42,8 @@ def test_a_study_takes_what_was_planned(changes: dict[str, int]) -> None:
 
 
 def test_a_small_space_ends_the_search() -> None:
-    assert plan_of(StudyConfig(num_contexts=500, breed=0)).num_contexts < 500
-    assert plan_of(StudyConfig(num_contexts=500)).num_contexts == 500
+    assert plan_of(SearchConfig(num_contexts=500, breed=0)).num_contexts < 500
+    assert plan_of(SearchConfig(num_contexts=500)).num_contexts == 500
 
 
 def test_what_the_confirm_split_can_detect() -> None:

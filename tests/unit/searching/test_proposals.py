@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flipsearch.config import StudyConfig
+from flipsearch.config import SearchConfig
 from flipsearch.core.records import Context, Rate
 from flipsearch.core.studies import Parent
 from flipsearch.ledger import Ledger
@@ -41,7 +41,7 @@ def ledger() -> Iterator[Ledger]:
 
 
 def made(ledger: Ledger, model: Model, wide: str = WIDE, **settings: object) -> tuple[Proposals, Screen]:
-    config = StudyConfig.model_validate({"templates": ("wide",), "seed": 3, **settings})
+    config = SearchConfig.model_validate({"templates": ("wide",), "seed": 3, **settings})
     setup = prepare_search(config, library(wide=wide), prompt_set())
     runner = Runner(model, RefusalJudge(), ledger, GREEDY)
     base = measure_baseline(runner, setup.search, "search")
@@ -102,7 +102,7 @@ def test_the_same_seed_and_values_give_the_same_contexts() -> None:
 
 def test_a_small_space_ends_and_says_so(ledger: Ledger) -> None:
     tiny = template("tiny", "{{ 'firm ' * firm }}end", "firm = [0, 1, 2]")
-    config = StudyConfig(templates=("tiny",), breed=0)
+    config = SearchConfig(templates=("tiny",), breed=0)
     setup = prepare_search(config, library(tiny=tiny), prompt_set())
     runner = Runner(Model(), RefusalJudge(), ledger, GREEDY)
     base = measure_baseline(runner, setup.search, "search")
@@ -115,7 +115,7 @@ def test_a_small_space_ends_and_says_so(ledger: Ledger) -> None:
 def test_what_cannot_be_probed_gets_no_value_and_waits(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
     values: list[str] = []
     monkeypatch.setattr(Proposer, "tell", lambda self, context, *rest, **more: values.append(context.context_id))
-    config = StudyConfig.model_validate({"templates": ("wide",), "breed": 0})
+    config = SearchConfig.model_validate({"templates": ("wide",), "breed": 0})
     setup = prepare_search(config, library(wide=WIDE), prompt_set())
     runner = Runner(LongModel(num_thought=16), LongJudge(), ledger, LONG)
     base = measure_baseline(runner, setup.search, "search")

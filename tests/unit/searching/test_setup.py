@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.config import StudyConfig
+from flipsearch.config import SearchConfig
 from flipsearch.core.errors import ConfigError, PluginError, StudyError
 from flipsearch.searching.setup import Space, prepare_search
 from flipsearch.templating.template import parse_template
@@ -19,13 +19,13 @@ SPACE = Space(LIBRARY.select())
 
 
 def test_prompts_go_to_their_split_in_the_given_order() -> None:
-    setup = prepare_search(StudyConfig(), library(), PROMPTS)
+    setup = prepare_search(SearchConfig(), library(), PROMPTS)
     assert list(setup.search) == [prompt for prompt in PROMPTS if prompt.split == "search"]
     assert list(setup.confirm) == [prompt for prompt in PROMPTS if prompt.split == "confirm"]
 
 
 def test_max_prompts_takes_a_prefix_of_each_kind() -> None:
-    setup = prepare_search(StudyConfig(max_prompts=2), library(), PROMPTS)
+    setup = prepare_search(SearchConfig(max_prompts=2), library(), PROMPTS)
     searched = [prompt for prompt in PROMPTS if prompt.split == "search"]
     for kind in ("harmful", "benign"):
         of_kind = [prompt for prompt in searched if prompt.kind == kind]
@@ -36,20 +36,20 @@ def test_max_prompts_takes_a_prefix_of_each_kind() -> None:
 def test_a_split_without_harmful_prompts(split: str) -> None:
     prompts = [prompt for prompt in PROMPTS if prompt.split != split] + [benign(99, 1)]
     with pytest.raises(StudyError, match=f"no harmful prompt in the {split} split"):
-        prepare_search(StudyConfig(), library(), prompts)
+        prepare_search(SearchConfig(), library(), prompts)
 
 
 def test_a_prompt_in_both_splits() -> None:
     leaked = replace(harmful(0, 0), split="confirm")
     with pytest.raises(StudyError, match="1 prompts are both in search and in confirm"):
-        prepare_search(StudyConfig(), library(), [*PROMPTS, leaked])
+        prepare_search(SearchConfig(), library(), [*PROMPTS, leaked])
 
 
 def test_unknown_template_and_impossible_placement() -> None:
     with pytest.raises(PluginError, match=r"unknown context template 'plane'\. Did you mean plain"):
-        prepare_search(StudyConfig(templates=("plane",)), library(), PROMPTS)
+        prepare_search(SearchConfig(templates=("plane",)), library(), PROMPTS)
     with pytest.raises(ConfigError, match="no template goes to around"):
-        prepare_search(StudyConfig(placements=("around",)), library(), PROMPTS)
+        prepare_search(SearchConfig(placements=("around",)), library(), PROMPTS)
 
 
 def test_every_point_is_there_once() -> None:

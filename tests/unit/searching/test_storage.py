@@ -8,7 +8,7 @@ import optuna
 import pytest
 from optuna.trial import TrialState
 
-from flipsearch.config import StudyConfig
+from flipsearch.config import SearchConfig
 from flipsearch.core.errors import StudyError
 from flipsearch.core.studies import Study
 from flipsearch.searching.setup import Space, prepare_search
@@ -17,7 +17,7 @@ from tests.integration.test_study import CONFIG, study_of
 from tests.world import library, prompt_set, template
 
 MUMBLING = library(mumbling=template("mumbling", "mumble {{ 'firm ' * times }}", "times = [3, 4]"))
-WIDE: StudyConfig = CONFIG.model_copy(update={"num_contexts": 25})
+WIDE: SearchConfig = CONFIG.model_copy(update={"num_contexts": 25})
 
 
 @pytest.fixture(scope="module")

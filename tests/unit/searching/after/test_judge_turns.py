@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from flipsearch.config import ScoreConfig, StudyConfig
+from flipsearch.config import ScoreConfig, SearchConfig
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Context, Exchange, Verdict
 from flipsearch.core.studies import Study
@@ -15,7 +15,7 @@ from flipsearch.reporting.files import STUDY
 from flipsearch.searching import prepare_search, run_score, run_study
 from tests.world import GREEDY, Model, RefusalJudge, benign, library, prompt_set, template
 
-CONFIG = StudyConfig(
+CONFIG = SearchConfig(
     num_contexts=12, cohort_size=6, first_rung=8, num_finalists=3, breed=0, depths=(1,), max_over_refusal=1.0
 )
 REFUSED = [

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.config import ScoreConfig, StudyConfig
+from flipsearch.config import ScoreConfig, SearchConfig
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import (
     Context,
@@ -34,7 +34,7 @@ from flipsearch.searching import prepare_search, run_score, run_study
 from flipsearch.searching.after.second_judges import MAX_DISAGREEMENTS, gap_notes, names_of, other_judges
 from tests.world import COMPLIANCE, GREEDY, REFUSAL, Model, RefusalJudge, flat, library, prompt_set, template
 
-CONFIG = StudyConfig(num_contexts=12, cohort_size=6, first_rung=8, num_finalists=3, breed=0)
+CONFIG = SearchConfig(num_contexts=12, cohort_size=6, first_rung=8, num_finalists=3, breed=0)
 PROMPTS = prompt_set()
 SORRY = f"Sorry . {COMPLIANCE}"
 STYLE = {"sorry": template("sorry", "sorry {{ 'so ' * times }}", "times = [1, 2]"), "harsh": ""}
@@ -81,7 +81,7 @@ def study_of(
     judge: Judge | None = None,
     others: OtherJudges | None = None,
     model: Model | None = None,
-    config: StudyConfig = CONFIG,
+    config: SearchConfig = CONFIG,
     prompts: Sequence[Prompt] = PROMPTS,
 ) -> Study:
     plan = prepare_search(config, library(**STYLE), prompts)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.config import StudyConfig
+from flipsearch.config import SearchConfig
 from flipsearch.core.records import Rate
 from flipsearch.core.studies import StudyKind
 from flipsearch.ledger import Ledger
@@ -21,7 +21,7 @@ from flipsearch.searching.plan import Span, plan_search
 from flipsearch.searching.setup import SearchSetup
 from tests.world import GREEDY, Model, RefusalJudge, context, library, prompt_set
 
-SETUP = prepare_search(StudyConfig(num_contexts=6, first_rung=8, num_finalists=2, breed=0), library(), prompt_set())
+SETUP = prepare_search(SearchConfig(num_contexts=6, first_rung=8, num_finalists=2, breed=0), library(), prompt_set())
 
 
 class ShoutStage(Stage):
