@@ -5,6 +5,7 @@ python tools/stubs.py        a test compares the file with the functions
 
 import inspect
 import re
+import subprocess
 from pathlib import Path
 
 import flipsearch
@@ -49,3 +50,4 @@ def signature_text(signature: inspect.Signature) -> str:
 
 if __name__ == "__main__":
     STUB.write_text(stub_text(), encoding="utf-8")
+    subprocess.run(["ruff", "format", "--quiet", str(STUB)], check=True)

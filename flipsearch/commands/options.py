@@ -3,7 +3,7 @@
 A config class is imported for the command that runs alone, so that `flipsearch --help` does not wait for pydantic.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import import_module
 from inspect import Parameter, Signature, signature
 from pathlib import Path
@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from flipsearch.config import ModelConfig
 
 Command = Callable[..., None]
+Setting = str | int | float | bool | Path | list[str] | list[int] | None
+"""A setting as it was typed; None if it was not."""
 CONFIG_CLASSES: dict[str, str] = {}
 """Name of a command -> the class in flipsearch.config whose fields are its options."""
 
@@ -55,7 +57,7 @@ def with_options(command: Command, *, is_run: bool) -> Command:
     behind = [parameter for parameter in own if parameter.default is not Parameter.empty]
     parameters = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in (*ahead, *settings, *behind)]
 
-    def run(**keywords: Any) -> None:
+    def run(**keywords: Setting) -> None:
         command(**keywords)
 
     run.__doc__, widened = command.__doc__, cast(Any, run)
@@ -84,6 +86,6 @@ def setting_option(kind: "type[ModelConfig]", name: str) -> Parameter:
     return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=shown)
 
 
-def given(settings: dict[str, Any]) -> dict[str, Any]:
+def given(settings: Mapping[str, Setting]) -> dict[str, Setting]:
     """Return the settings that were typed."""
     return {name: value for name, value in settings.items() if value is not None}

@@ -1,15 +1,15 @@
 """search, plan, score, report, list."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
-from flipsearch.commands.options import Config, Json, Reports, given, option, takes_settings
+from flipsearch.commands.options import Config, Json, Reports, Setting, given, option, takes_settings
 
 
 @takes_settings("SearchConfig")
-def search(config: Config = None, json: Json = False, **settings: Any) -> None:
+def search(config: Config = None, json: Json = False, **settings: Setting) -> None:
     """Search the context that flips most unsafe rollouts. The same command again continues."""
     from flipsearch.api import studies
     from flipsearch.commands import console
@@ -27,7 +27,7 @@ def plan(
     power: Annotated[float | None, option("With this probability (0.8).")] = None,
     config: Config = None,
     json: Json = False,
-    **settings: Any,
+    **settings: Setting,
 ) -> None:
     """Say what a search takes and what its confirm split can tell; no model is loaded."""
     from flipsearch.api import studies
@@ -42,7 +42,7 @@ def score(
     context: Annotated[list[str], typer.Argument(help="Texts, files, cards (best.json) or template names.")],
     config: Config = None,
     json: Json = False,
-    **settings: Any,
+    **settings: Setting,
 ) -> None:
     """Measure the flip rates of contexts that you already have."""
     from flipsearch.api import studies

@@ -1,12 +1,10 @@
 """train, evaluate."""
 
-from typing import Any
-
-from flipsearch.commands.options import Config, Json, given, takes_settings
+from flipsearch.commands.options import Config, Json, Setting, given, takes_settings
 
 
 @takes_settings("TrainConfig")
-def train(config: Config = None, json: Json = False, **settings: Any) -> None:
+def train(config: Config = None, json: Json = False, **settings: Setting) -> None:
     """Train a model towards what it does under a context, without the context: OPSA, or a baseline method."""
     from flipsearch.api import training
     from flipsearch.commands import console
@@ -24,7 +22,7 @@ def train(config: Config = None, json: Json = False, **settings: Any) -> None:
 
 
 @takes_settings("EvalConfig")
-def evaluate(config: Config = None, json: Json = False, **settings: Any) -> None:
+def evaluate(config: Config = None, json: Json = False, **settings: Setting) -> None:
     """Compare a model with its base: safety, over-refusal, reasoning, composite S, tax."""
     from flipsearch.api import training
     from flipsearch.commands import console
