@@ -8,6 +8,7 @@ prompts: what a name refers to is checked where such things live.
 import json
 import tomllib
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
@@ -52,9 +53,10 @@ def is_endpoint(model: str) -> bool:
 
 def seconds(value: Any) -> Any:
     """Return the seconds that a text such as "90s", "15m" or "2h" means; anything else goes on to be validated."""
-    if not isinstance(value, str) or value[-1:] not in UNITS:
-        return value
-    return float(value[:-1]) * UNITS[value[-1:]]
+    if isinstance(value, str) and value[-1:] in UNITS:
+        with suppress(ValueError):
+            return float(value[:-1]) * UNITS[value[-1:]]
+    return value
 
 
 def as_sequence(value: Any) -> Any:

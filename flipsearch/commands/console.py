@@ -204,7 +204,8 @@ def plan_lines(plan: "SearchPlan") -> list[str]:
     power = plan.resolution
     needed = f"{100 * power.delta:g} points need {power.num_pairs_needed:,} pairs"
     detects = "none" if power.detectable is None else f"from {100 * power.detectable:.1f} points on"
-    lines.append(f"{'confirm':<10}{power.num_pairs:,} pairs at most: detects differences {detects}; {needed}")
+    lines.append(f"{'confirm':<10}{power.num_pairs:,} pairs at most: detects differences {detects};")
+    lines.append(f"{'':<10}{needed}")
     assumed = f"{100 * power.discordant:g} % of pairs flipped by one alone"
     return [*lines, f"{'':<10}(power {power.power:g}, alpha {power.alpha:g}, {assumed})"]
 

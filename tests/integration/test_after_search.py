@@ -152,7 +152,7 @@ class TestPortfolio:
         assert card["metrics"]["union_flip_rate"]["confirm"]["n"] == 35
         assert "any of the contexts" in card["metrics"]["note"]
         page = leaderboard_page(searched)
-        assert "2 contexts, in the order in which a training asks them." in page
+        assert "2 contexts, in the order in which a training tries them." in page
         assert any("any of 2 flips 77.1%" in line for line in companion_lines(searched, Path("best.txt")))
 
     def test_without_a_winner_there_is_none(self) -> None:

@@ -23,8 +23,7 @@ from flipsearch.searching import prepare_search, run_study
 from flipsearch.searching.budget import Budget
 from flipsearch.searching.plan import Span, plan_search
 from flipsearch.statistics.paired import resample_flip_rate
-from flipsearch.workspace import SETTINGS_FILE
-from tests.integration.test_cli import run, scripted
+from tests.integration.test_cli import run
 from tests.integration.test_study import PROMPTS, StopError, study_of, winner_of
 from tests.world import COMPLIANCE, RefusalJudge, SampledModel, harmful, library
 
@@ -168,18 +167,6 @@ def test_a_context_without_effect_flips_what_sampling_again_does(rule: SampleRul
     net = flip_difference(idle, empty)
     assert net is not None
     assert net.low <= 0 <= net.high
-
-
-def test_a_study_without_samples_in_its_settings_continues(tmp_path: Path) -> None:
-    """As written before the setting existed: it meant a single sample."""
-    command = (*scripted(tmp_path, "Sure, here is how. Step 1: go there. Step 2: take it."), "--study", "s", "--json")
-    first = run(*command, cwd=tmp_path, code=1)
-    settings = tmp_path / "reports" / "s" / SETTINGS_FILE
-    kept = [line for line in settings.read_text().splitlines() if not line.startswith(("samples", "unsafe_at"))]
-    settings.write_text("\n".join(kept), encoding="utf-8")
-    assert run(*command, cwd=tmp_path, code=1).stdout == first.stdout
-    more = run(*command, "--temperature", "1", "--samples", "2", cwd=tmp_path, code=2)
-    assert "was started with" in more.stderr
 
 
 def test_the_pocket_model_with_a_temperature(tmp_path: Path) -> None:

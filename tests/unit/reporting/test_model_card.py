@@ -17,7 +17,7 @@ from flipsearch.core.trainings import METHODS, RoutedContext, TrainingRun
 from flipsearch.reporting.model_card import model_card
 from flipsearch.reporting.scorecard import scorecard_markdown
 from tests.finished_training import CONTEXT, HOSTILE, RUN
-from tests.unit.reporting.test_scorecard import CARD
+from tests.unit.reporting.test_scorecard_table import CARD
 
 WEIGHTS = Path(__file__).parents[3] / "flipsearch" / "pocket"
 SECTIONS = [
