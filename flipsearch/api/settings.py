@@ -46,7 +46,7 @@ def takes(
         _, *own = inspect.signature(function).parameters.values()
 
         @wraps(function)
-        def call(*positional: Any, config: Path | str | None = None, **keywords: object) -> Result:
+        def call(*positional: Any, config: Path | str | None = None, **keywords: Any) -> Result:
             others = {parameter.name for parameter in own}
             for name in keywords.keys() - others - kind.model_fields.keys():
                 raise ConfigError(unknown_name("setting", name, [*kind.model_fields, *others]))
