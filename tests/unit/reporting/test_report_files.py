@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter
-from tests.unit.reporting.test_scorecard_table import ALONE, CARD
 
 from flipsearch.core.errors import StudyError
 from flipsearch.core.scorecards import Scorecard
 from flipsearch.reporting.files import read_study, read_training, write_scorecard, write_training
 from flipsearch.reporting.format import json_value
 from tests.finished_training import RUN, a_log
+from tests.unit.reporting.test_scorecard_table import ALONE, CARD
 
 
 def test_a_scorecard_is_read_back(tmp_path: Path) -> None:
