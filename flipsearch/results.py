@@ -6,6 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from flipsearch.core.records import json_value
 from flipsearch.core.scorecards import Scorecard
 from flipsearch.core.studies import Study, StudyKind, Trial
 from flipsearch.core.trainings import LogLine, TrainingRun
@@ -14,7 +15,6 @@ from flipsearch.judging.compact_fitting import CrossValidation
 from flipsearch.judging.spec import Member
 from flipsearch.reporting.card import benign_metrics, context_card, portfolio_metrics
 from flipsearch.reporting.columns import leaderboard, rows
-from flipsearch.reporting.format import json_value
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -22,9 +22,9 @@ from flipsearch.api import studies
 from flipsearch.commands import main
 seen = set()
 def profile(frame, event, arg):
-    code = frame.f_code
-    if event == "call" and "/flipsearch/" in code.co_filename and code.co_flags & 1:  # no bodies of modules and classes
-        seen.add(code.co_filename)
+    code, name = frame.f_code, frame.f_code.co_filename
+    if event == "call" and "/flipsearch/" in name and name.endswith(".py") and code.co_flags & 1:  # no class bodies
+        seen.add(name)
 sys.argv = ["flipsearch", *sys.argv[1:]]
 sys.setprofile(profile)
 try:

@@ -9,9 +9,10 @@ redone alone. This module knows nothing of models, files or statistics.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
 from functools import lru_cache
+from pathlib import PurePath
 from typing import Any, Literal
 
 Kind = Literal["harmful", "benign"]
@@ -357,3 +358,18 @@ class UnsafeShare:
     """Without context; n counts prompts."""
     after: Estimate
     """Under the context, over the same prompts."""
+
+
+def json_value(value: Any) -> Any:
+    """Return a record as cards and --json show it: by its fields, a path as text, a rate with its value first.
+
+    study.json and training.json are read back: they hold the fields alone, as pydantic writes them.
+    """
+    if is_dataclass(value):
+        shown = {field.name: json_value(getattr(value, field.name)) for field in fields(value)}
+        return {"value": value.value} | shown if isinstance(value, Rate) else shown
+    if isinstance(value, Mapping):
+        return {key: json_value(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [json_value(inner) for inner in value]
+    return str(value) if isinstance(value, PurePath) else value

@@ -3,7 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -12,7 +12,7 @@ from pydantic import TypeAdapter, ValidationError
 from flipsearch.core.errors import JudgeError
 from flipsearch.core.files import write_text
 from flipsearch.core.protocols import Judge
-from flipsearch.core.records import Label, Verdict, content_id
+from flipsearch.core.records import Label, Verdict, content_id, json_value
 from flipsearch.judging.caching import judge_answers
 from flipsearch.judging.contract import were_fitted_to
 from flipsearch.judging.labels import HumanLabel, LabelledAnswer
@@ -71,12 +71,12 @@ class JudgeAccuracy:
 
 def _figures(agreed: Agreement) -> dict[str, Any]:
     return {
-        "accuracy": asdict(agreed.accuracy.estimate),
-        "kappa": asdict(agreed.kappa),
-        "f1": asdict(agreed.f1),
-        "sensitivity": asdict(agreed.sensitivity.estimate),
-        "specificity": asdict(agreed.specificity.estimate),
-        "coverage": asdict(agreed.coverage.estimate),
+        "accuracy": json_value(agreed.accuracy.estimate),
+        "kappa": json_value(agreed.kappa),
+        "f1": json_value(agreed.f1),
+        "sensitivity": json_value(agreed.sensitivity.estimate),
+        "specificity": json_value(agreed.specificity.estimate),
+        "coverage": json_value(agreed.coverage.estimate),
     }
 
 

@@ -9,7 +9,7 @@ import json
 import struct
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from flipsearch.core.errors import one_line
 from flipsearch.core.files import is_taken
-from flipsearch.core.records import Label
+from flipsearch.core.records import Label, json_value
 from flipsearch.ledger.store import LOCK_SUFFIX, Ledger
 from flipsearch.ledger.tables import IN_FLIGHT, LABELLED, ROLLOUTS, VERDICTS, rollout_of
 
@@ -76,7 +76,7 @@ class LedgerCheck:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        return {"is_sound": self.is_sound, **asdict(self)}
+        return {"is_sound": self.is_sound, **json_value(self)}
 
 
 def check_ledger(place: Path | str) -> LedgerCheck:

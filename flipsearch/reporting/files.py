@@ -19,6 +19,7 @@ from pydantic_core import from_json
 from flipsearch.backends.models import TRAINING_FILE
 from flipsearch.core.errors import ConfigError, StudyError
 from flipsearch.core.files import escape_formula, json_text, write_text
+from flipsearch.core.records import json_value
 from flipsearch.core.scorecards import Scorecard
 from flipsearch.core.studies import Study
 from flipsearch.core.trainings import LogLine, TrainingRun, check_format, check_method
@@ -26,7 +27,6 @@ from flipsearch.judging.labelling import AnswerToLabel
 from flipsearch.judging.labels import PLACE_COLUMNS
 from flipsearch.reporting.card import benign_card, context_card, portfolio_card
 from flipsearch.reporting.columns import csv_text, leaderboard
-from flipsearch.reporting.format import json_value
 from flipsearch.reporting.model_card import model_card
 from flipsearch.reporting.page import leaderboard_page
 from flipsearch.reporting.training_page import training_page

@@ -7,8 +7,6 @@ import html
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
-from pathlib import PurePath
 from typing import Any, Literal
 
 from flipsearch.core.files import printable
@@ -108,21 +106,6 @@ def setting_rows(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
         elif value not in (None, ""):
             rows.append((key, str(value)))
     return rows
-
-
-def json_value(value: Any) -> Any:
-    """Return a record as cards and --json show it: by its fields, a path as text, a rate with its value first.
-
-    study.json and training.json are read back: they hold the fields alone, as pydantic writes them.
-    """
-    if is_dataclass(value):
-        shown = {field.name: json_value(getattr(value, field.name)) for field in fields(value)}
-        return {"value": value.value} | shown if isinstance(value, Rate) else shown
-    if isinstance(value, Mapping):
-        return {key: json_value(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_value(inner) for inner in value]
-    return str(value) if isinstance(value, PurePath) else value
 
 
 def visible(value: Any) -> Any:

@@ -8,11 +8,11 @@ only if there is nothing to search for: nothing unsafe, no context within the ca
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from flipsearch.core.errors import ConfigError
-from flipsearch.core.records import Kind
+from flipsearch.core.records import Kind, json_value
 from flipsearch.core.studies import TIE_LEVEL
 from flipsearch.searching import after
 from flipsearch.searching.baseline import make_rungs
@@ -95,12 +95,8 @@ class SearchPlan:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints: the fields, the total, and the tokens that it takes."""
-        expected = self.tokens_expected
-        return asdict(self) | {
-            "rollouts": {phase: asdict(span) for phase, span in (*self.rollouts.items(), ("total", self.total))},
-            "tokens_at_most": self.tokens_at_most,
-            "tokens_expected": asdict(expected) if expected else None,
-        }
+        tokens = {"tokens_at_most": self.tokens_at_most, "tokens_expected": self.tokens_expected}
+        return {**json_value(self), **json_value({"rollouts": {**self.rollouts, "total": self.total}, **tokens})}
 
 
 def plan_search(

@@ -5,13 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.core.records import Difference, Estimate, Rate
+from flipsearch.core.records import Difference, Estimate, Rate, json_value
 from flipsearch.reporting.format import (
     code,
     duration,
     escaped,
     interval,
-    json_value,
     percent,
     points,
     setting_rows,

@@ -14,7 +14,7 @@ from flipsearch.measuring.runner import Runner
 from flipsearch.searching import run_study
 from flipsearch.searching.arms import search_arms
 from flipsearch.searching.baseline import make_rungs, measure_baseline
-from flipsearch.searching.proposer import Proposer
+from flipsearch.searching.proposals import Proposer
 from flipsearch.searching.setup import prepare_search
 from tests.world import GREEDY, REFUSAL, Model, RefusalJudge, flat, library, prompt_set, template
 

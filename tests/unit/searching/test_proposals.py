@@ -11,8 +11,7 @@ from flipsearch.core.studies import Parent
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import measure_baseline
-from flipsearch.searching.proposals import Proposals
-from flipsearch.searching.proposer import Proposer
+from flipsearch.searching.proposals import Proposals, Proposer
 from flipsearch.searching.screening import MIN_PREFIX_SCORED, Screen
 from flipsearch.searching.setup import prepare_search
 from tests.world import (

@@ -8,7 +8,7 @@ from pathlib import Path
 import optuna
 import pytest
 
-from flipsearch.searching.proposer import Proposer
+from flipsearch.searching.proposals import Proposer
 from flipsearch.searching.setup import Space
 from tests.world import library, strength, template
 

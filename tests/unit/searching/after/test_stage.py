@@ -6,13 +6,12 @@ from pathlib import Path
 import pytest
 
 from flipsearch.config import SearchConfig
-from flipsearch.core.records import Rate
+from flipsearch.core.records import Rate, json_value
 from flipsearch.core.studies import StudyKind
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.measure import measure
 from flipsearch.measuring.runner import Runner
 from flipsearch.reporting.files import read_study, write_study
-from flipsearch.reporting.format import json_value
 from flipsearch.searching import after, prepare_search, run_study
 from flipsearch.searching.baseline import SplitBaseline, measure_baseline
 from flipsearch.searching.budget import reserved_rollouts
