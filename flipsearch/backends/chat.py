@@ -156,18 +156,23 @@ class Chat:
 
 
 def lay_out(prompt: Prompt, context: Context | None = None, takes_system: bool = True) -> list[Message]:
-    """Return the chat messages of a prompt under a context, which goes before the prompt without a system role."""
+    """Return the chat messages of a prompt under a context, which goes before the prompt without a system role.
+
+    Earlier turns of the chat come first; a context beside the prompt stands with the last one.
+    """
+    earlier = [{"role": role, "content": content} for role, content in prompt.turns]
     if context is None or not context.text.strip():
-        return [{"role": "user", "content": prompt.text}]
+        return [*earlier, {"role": "user", "content": prompt.text}]
     if context.placement == "system" and takes_system:
-        return [{"role": "system", "content": context.text}, {"role": "user", "content": prompt.text}]
+        return [{"role": "system", "content": context.text}, *earlier, {"role": "user", "content": prompt.text}]
     before, after = context.text, ""
     if context.placement == "after":
         before, after = "", context.text
     elif context.placement == "around":
         paragraphs = re.split(r"\n[ \t]*\n\s*", context.text.strip())
         before, after = "\n\n".join(paragraphs[:-1]) or paragraphs[-1], paragraphs[-1]
-    return [{"role": "user", "content": "\n\n".join(part for part in (before, prompt.text, after) if part)}]
+    content = "\n\n".join(part for part in (before, prompt.text, after) if part)
+    return [*earlier, {"role": "user", "content": content}]
 
 
 def _chat_template(tokenizer: Any) -> str:

@@ -77,6 +77,12 @@ def is_taken(file: Path) -> bool:
     return False
 
 
+def user_cache() -> Path:
+    """Return the folder of what can be fetched or computed again: $FLIPSEARCH_CACHE, or flipsearch in the user's cache."""
+    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(os.environ.get("FLIPSEARCH_CACHE") or f"{home}/flipsearch").expanduser()
+
+
 def json_text(value: Mapping[str, Any]) -> str:
     """Return indented JSON for people: non-ASCII text as it is, one line break at the end."""
     return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

@@ -17,6 +17,8 @@ from typing import Any, Literal
 
 Kind = Literal["harmful", "benign"]
 Split = Literal["search", "confirm", "training", "evaluation"]
+Turn = tuple[str, str]
+"""Role ("user" or "assistant") and content of a chat turn; hostile text."""
 Scope = Split | Literal["all"]
 """What a measurement covers: one split, or every prompt."""
 Placement = Literal["system", "before", "after", "around"]
@@ -54,10 +56,14 @@ class Prompt:
     """Fixed by the prompt set; None lets the loader assign one."""
     group: str = ""
     """Prompts of one group are never in two splits; "" lets the loader find near-duplicates."""
+    turns: tuple[Turn, ...] = ()
+    """Turns of the chat before this request, from the user's first to the assistant's last."""
 
     @property
     def prompt_id(self) -> str:
-        """Content hash of kind and text."""
+        """Content hash of kind and text, and of the turns before it if there are any."""
+        if self.turns:
+            return _text_id("prompt", self.kind, self.text, self.turns)
         return _text_id("prompt", self.kind, self.text)
 
 

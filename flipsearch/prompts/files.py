@@ -1,68 +1,78 @@
-"""Reads a prompt file (csv, tsv, jsonl, parquet; local or hf://) into rows, and finds its columns.
+"""Prompt files as tables: where a file lies, its columns by name, its rows one by one.
 
-Knows bytes, rows and column names; sets.py decides which prompts they give. Every error names the file and, for data,
-the line.
+    local, https, hf:// or hub dataset --locate--> local files --> Table: columns, rows
+
+Rows are read anew each time, so a table takes no memory. Which prompts they give is for sets.py. Every error names the
+file and, for data, the line.
 """
 
-import csv
-import io
-import json
 import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-import pandas
-from huggingface_hub import HfFileSystem
+from urllib.parse import urlsplit
 
 from flipsearch.core.errors import PromptError, near_names, unknown_name
+from flipsearch.prompts.downloads import HUB, fetch, hub_dataset, hub_file, is_dataset
+from flipsearch.prompts.formats import FILE_TYPES, Row, file_type, read_columns, read_rows
 
-FILE_TYPES = ("csv", "tsv", "jsonl", "ndjson", "parquet")
 TEXT_COLUMNS = (
     "text", "prompt", "forbidden_prompt", "goal", "behavior", "question", "instruction", "query", "request",
+    "prompt_text", "user_input", "user_prompt", "turns", "messages", "conversations", "conversation",
 )  # fmt: skip
-CATEGORY_COLUMNS = ("category", "semanticcategory", "semantic_category", "harm_category", "type", "functionalcategory")
+CATEGORY_COLUMNS = (
+    "category", "semanticcategory", "semantic_category", "harm_category", "type", "functionalcategory", "hazard",
+    "risk_area", "harm_area", "risk_type", "subcategory", "violated_categories",
+)  # fmt: skip
 
-_COLUMN = re.compile(rf"(?P<path>.+?\.(?:{'|'.join(FILE_TYPES)})):(?P<column>[^/\\]*)", re.IGNORECASE | re.DOTALL)
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """One record of a file."""
-
-    line: int
-    """Line on which the row starts (csv, jsonl), or its number from 1 (parquet)."""
-    cells: Mapping[str, Any]
+_COLUMN = re.compile(
+    rf"(?P<path>.+?\.(?:{'|'.join(FILE_TYPES)})(?:\.gz)?(?:\?[^:]*)?):(?P<column>[^/\\]*)", re.IGNORECASE | re.DOTALL
+)
+_DATASET_COLUMN = re.compile(r"(?P<path>[\w.-]+/[\w./-]+):(?P<column>[^/\\:]*)")
+_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
+_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """The content of a prompt file."""
+    """The content of a prompt file, or of the files of one hub dataset."""
 
     path: str
     """As the user wrote it, without the column."""
-    rows: tuple[Row, ...]
+    files: tuple[tuple[Path, str], ...]
+    """The local files and their types."""
+    columns: tuple[str, ...]
+    """All column names, in order of appearance; a repeated one is repeated."""
 
     @property
     def name(self) -> str:
-        """The file's name without its folders."""
-        return re.split(r"[/\\]", self.path)[-1]
+        """The file's name without its folders; of a hub dataset the whole id."""
+        return self.path if is_dataset(self.path) else re.split(r"[/\\]", self.path)[-1].partition("?")[0]
 
     @property
-    def columns(self) -> list[str]:
-        """All column names, in order of appearance."""
-        return list(dict.fromkeys(column for row in self.rows for column in row.cells))
+    def rows(self) -> Iterator[Row]:
+        """All rows, read from the file."""
+        for file, kind in self.files:
+            yield from read_rows(self.path, file, kind)
 
     def at(self, row: Row) -> str:
         """Return "file:line" for messages."""
         return f"{self.path}:{row.line}"
 
     def find(self, names: Sequence[str]) -> str | None:
-        """Return the column of the first of `names` that the file has, as the file spells it; the case is ignored."""
-        columns = {column.strip().lower(): column for column in reversed(self.columns)}
-        return next((columns[name] for name in names if name in columns), None)
+        """Return the column of the first of `names` that the file has, as the file spells it; the case is ignored.
+
+        Raises PromptError if two columns have that name: which one is meant cannot be known.
+        """
+        for name in names:
+            columns = [column for column in self.columns if plain_name(column) == name]
+            if len(columns) > 1:
+                raise PromptError(f"{self.path} has {len(columns)} columns named '{name}'; rename all but one.")
+            if columns:
+                return columns[0]
+        return None
 
     def text_column(self, name: str | None = None) -> str:
         """Return the column that holds the prompts: `name`, or one of TEXT_COLUMNS.
@@ -82,6 +92,11 @@ class Table:
         )
 
 
+def plain_name(column: str) -> str:
+    """Return a column's name in lower case, without the blanks and unseen characters around and in it."""
+    return _UNSEEN.sub("", column).strip().lower()
+
+
 def built_in_files(folder: str) -> dict[str, Path]:
     """Return name -> file of the built-in sets in prompt_sets/ or problem_sets/, by file name."""
     return {path.stem: path for path in sorted((Path(__file__).parent / folder).glob("*.csv"))}
@@ -89,15 +104,22 @@ def built_in_files(folder: str) -> dict[str, Path]:
 
 def read_set(spec: str, built_in: Mapping[str, Path], what: str) -> Table:
     """Return the table of a built-in set or of a file; raises PromptError for an unknown name."""
-    if spec not in built_in and "." not in spec and "/" not in spec:
-        todo = f"A file needs an ending: .{', .'.join(FILE_TYPES)}."
-        raise PromptError(unknown_name(what, spec, built_in, todo))
+    if spec not in built_in:
+        check_name(spec, built_in, what)
     return read_table(str(built_in.get(spec, spec)))
 
 
+def check_name(spec: str, known: Mapping[str, object], what: str) -> None:
+    """Raise PromptError for an unknown name that cannot be a file either."""
+    if "." not in spec and "/" not in spec:
+        todo = f"A file needs an ending: .{', .'.join(FILE_TYPES)}."
+        raise PromptError(unknown_name(what, spec, known, todo))
+
+
 def split_column(spec: str) -> tuple[str, str | None]:
-    """Return (path, column) of a `PATH[:column]` spec; the colons of drives and hf:// belong to the path."""
-    match = None if Path(spec).is_file() else _COLUMN.fullmatch(spec)
+    """Return (path, column) of a `PATH[:column]` spec; the colons of drives and addresses belong to the path."""
+    is_file = Path(spec).is_file()
+    match = None if is_file else _COLUMN.fullmatch(spec) or _DATASET_COLUMN.fullmatch(spec)
     if match is None:
         return spec, None
     if not match["column"].strip():
@@ -105,103 +127,53 @@ def split_column(spec: str) -> tuple[str, str | None]:
     return match["path"], match["column"].strip()
 
 
-def read_table(path: str) -> Table:
-    """Return all rows of a file; raises PromptError if it is missing, empty, binary or malformed."""
-    file_type = path.rpartition(".")[2].lower()
-    if file_type not in FILE_TYPES:
-        raise PromptError(f"unknown type of prompt file '{path}': expected a name ending in .{', .'.join(FILE_TYPES)}.")
-    content = _read_bytes(path)
-    if not content.strip():
+def read_table(path: str, local: Path | None = None) -> Table:
+    """Return the table of a file, or of the copy of it that lies at `local`.
+
+    Raises PromptError if it is missing, empty, binary or malformed.
+    """
+    path, files = (path, [local]) if local else _locate(path)
+    kinds = [file_type(urlsplit(path).path if "://" in path else path) or file_type(file.name) for file in files]
+    table_files = tuple((file, kind) for file, kind in zip(files, kinds, strict=True) if kind)
+    if not files or any(file.stat().st_size == 0 for file in files):
         raise PromptError(f"{path} is empty: expected a header line and at least one prompt.")
-    readers = {"parquet": _parquet_rows, "jsonl": _json_rows, "ndjson": _json_rows}
-    rows = tuple(readers.get(file_type, _csv_rows)(path, content))
-    if not rows:
-        raise PromptError(f"{path} has a header but no rows.")
-    return Table(path, rows)
+    columns = tuple(dict.fromkeys(name for file, kind in table_files[1:] for name in read_columns(path, file, kind)))
+    first = read_columns(path, *table_files[0])
+    table = Table(path, table_files, (*first, *(name for name in columns if name not in first)))
+    if next(table.rows, None) is None:
+        raise PromptError(f"{path} has a header but no rows." if columns or first else f"{path} is empty.")
+    return table
 
 
-def _read_bytes(path: str) -> bytes:
-    if path.startswith("hf://"):
-        try:
-            with HfFileSystem().open(path, "rb") as stream:
-                return bytes(stream.read())
-        # The hub's client raises errors of several libraries (HTTP, its own, OSError); to the user they are one.
-        except Exception as error:
-            line = next(iter(str(error).splitlines()), "") or type(error).__name__
-            raise PromptError(f"cannot read '{path}' from the Hugging Face hub: {line}") from error
+def _locate(path: str) -> tuple[str, list[Path]]:
+    """Return a path as it is shown from now on, and its local files."""
+    dataset = path.removeprefix(HUB).rstrip("/")
+    if file_type(path.partition("?")[0]) is None:
+        if is_dataset(dataset):
+            return hub_dataset(dataset)
+        raise PromptError(
+            f"unknown type of prompt file '{path}': expected a name ending in .{', .'.join(FILE_TYPES)} (or .gz of it), "
+            "or a hub dataset, ORG/NAME/CONFIG/SPLIT."
+        )
+    if path.startswith(HUB):
+        return path, [hub_file(path)]
+    if path.lower().startswith("https://"):
+        return path, [fetch(path)]
     if "://" in path:
-        raise PromptError(f"cannot read '{path}': expected a local file or hf://datasets/ORG/NAME/FILE.")
+        raise PromptError(f"cannot read '{path}': expected a local file, https:// or hf://datasets/ORG/NAME/FILE.")
     file = Path(path).expanduser()
     if file.is_dir():
         raise PromptError(f"{path} is a folder: expected one prompt file.")
     try:
-        return file.read_bytes()
-    except FileNotFoundError:
+        is_file = file.is_file() or file.exists()
+    except (OSError, ValueError) as error:  # a name with NUL, or one that is too long
+        raise PromptError(f"cannot read prompt file '{path[:200]}': {error}.") from error
+    if not is_file:
         hint = f" There is no folder '{file.parent}' either."
         if file.parent.is_dir():
             hint = near_names(file.name, (path.name for path in file.parent.iterdir() if path.is_file()))
-        raise PromptError(f"no prompt file '{path}'.{hint}") from None
-    except OSError as error:
-        raise PromptError(f"cannot read prompt file '{path}': {error.strerror or error}.") from error
-
-
-def _decode(path: str, content: bytes) -> str:
-    encoding = "utf-16" if content[:2] in (b"\xff\xfe", b"\xfe\xff") else "utf-8-sig"
-    try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        line = content[: error.start].count(b"\n") + 1
-        raise PromptError(f"{path}:{line} is not UTF-8 text: is it a binary file, or in another encoding?") from None
-    if "\0" in text:
-        raise PromptError(f"{path} is a binary file: expected text.")
-    return text
-
-
-def _csv_rows(path: str, content: bytes) -> Iterator[Row]:
-    text = _decode(path, content)
-    csv.field_size_limit(max(csv.field_size_limit(), len(text)))  # an answer may be longer than Python's 128 KiB
-    header_line = text.lstrip().splitlines()[0]
-    delimiter = "\t" if path.lower().endswith(".tsv") else next((mark for mark in ",\t;" if mark in header_line), ",")
-    reader = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
-    line = 1
-    try:
-        header = next(reader)
-        line = reader.line_num + 1
-        for fields in reader:
-            if any(field.strip() for field in fields):
-                if len(fields) != len(header):
-                    raise PromptError(
-                        f"{path}:{line} has {len(fields)} fields, expected {len(header)} as in the header: "
-                        "put texts that hold the delimiter in double quotes."
-                    )
-                yield Row(line, dict(zip(header, fields, strict=True)))
-            line = reader.line_num + 1
-    except csv.Error as error:
-        raise PromptError(f"{path}:{line} is not valid CSV: {error}.") from None
-
-
-def _json_rows(path: str, content: bytes) -> Iterator[Row]:
-    # Not str.splitlines: it also cuts at U+2028, which JSON strings may hold.
-    for line, record in enumerate(_decode(path, content).split("\n"), start=1):
-        if not record.strip():
-            continue
-        try:
-            cells = json.loads(record)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise PromptError(f"{path}:{line} is not valid JSON: {error}. Expected one object per line.") from None
-        if not isinstance(cells, dict):
-            raise PromptError(f"{path}:{line} is a JSON {type(cells).__name__}, expected an object with named columns.")
-        yield Row(line, cells)
-
-
-def _parquet_rows(path: str, content: bytes) -> Iterator[Row]:
-    try:
-        frame = pandas.read_parquet(io.BytesIO(content))
-    # pyarrow raises errors of its own, OSError or ValueError for what is the same to the user: a damaged file.
-    except Exception as error:
-        raise PromptError(f"{path} cannot be read as parquet: {str(error).splitlines()[0]}") from error
-    for number, cells in enumerate(frame.to_dict("records"), start=1):
-        yield Row(number, {str(name): value for name, value in cells.items()})
+        raise PromptError(f"no prompt file '{path}'.{hint}")
+    return path, [file]
 
 
 def cell(row: Row, column: str | None) -> str:
@@ -214,8 +186,8 @@ def cell(row: Row, column: str | None) -> str:
 
 
 def is_missing(value: Any) -> bool:
-    """Return whether a cell is empty: None, or NaN or NA from a parquet reader."""
-    return value is None or value is pandas.NA or (isinstance(value, float) and math.isnan(value))
+    """Return whether a cell is empty: None, or NaN where a column of numbers has gaps."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def text_cell(table: Table, row: Row, column: str) -> str:
@@ -230,6 +202,6 @@ def text_cell(table: Table, row: Row, column: str) -> str:
 
 def whole_text(table: Table, row: Row, column: str, text: str) -> str:
     """Return a stripped text; raises PromptError if it holds half a character (a lone surrogate)."""
-    if any("\ud800" <= character <= "\udfff" for character in text):
+    if not text.isascii() and _HALF_CHARACTER.search(text):
         raise PromptError(f"{table.at(row)}: column '{column}' holds half a character (a lone surrogate).")
     return text.strip()

@@ -1,6 +1,7 @@
 """Interprets the labels of a prompt file: the kind of each row, whether it is borderline, and its split if fixed.
 
-An unknown label is an error: a row of the wrong kind would get the wrong context in training.
+An unknown label is an error: a row of the wrong kind would get the wrong context in training. A label beside an answer
+speaks of the answer unless its name says that it is the prompt's, and is never taken for the prompt's.
 """
 
 from collections.abc import Mapping
@@ -8,80 +9,118 @@ from typing import NoReturn, get_args
 
 from flipsearch.core.errors import PromptError, unknown_name
 from flipsearch.core.records import SPLITS, Kind, Split
-from flipsearch.prompts.files import Row, Table, cell
+from flipsearch.prompts.files import Row, Table, cell, plain_name
+from flipsearch.prompts.known_sets import HARMFUL_OR_NOT, LEFT_OUT, KnownSet, Routed
 
-LABEL_COLUMNS = ("label", "kind", "data_type", "prompt_label", "prompt_harm_label")
+PROMPT_LABELS = ("kind", "data_type", "prompt_label", "prompt_harm_label")
+"""Columns that label the prompt, whatever stands beside it."""
+LABEL_COLUMNS = ("label", *PROMPT_LABELS)
 FLAG_COLUMNS = {"harmful": True, "is_harmful": True, "unsafe": True, "is_unsafe": True}
 FLAG_COLUMNS |= {"benign": False, "is_benign": False, "safe": False, "is_safe": False}
 """Columns of 0 and 1 named after the meaning of 1; True if that is harmful."""
-KIND_OF_LABEL: Mapping[str, Kind] = {
-    "harmful": "harmful",
-    "unsafe": "harmful",
-    "vanilla_harmful": "harmful",
-    "adversarial_harmful": "harmful",
-    "benign": "benign",
-    "safe": "benign",
-    "unharmful": "benign",
-    "vanilla_benign": "benign",
-    "adversarial_benign": "benign",
-}
+ANSWER_COLUMNS = (
+    "response", "completion", "answer", "output", "model_output", "model_response", "generation", "reply",
+    "response_0", "chosen", "assistant", "responses", "completions",
+)  # fmt: skip
 _FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
-# The columns that identify XSTest; its safe rows are there because they look harmful.
-_XSTEST_COLUMNS = {"type", "label", "focus"}
+
+
+def plain_flag(value: str) -> str:
+    """Return a flag in lower case, without the ".0" that a column of numbers with gaps gets."""
+    lower = value.lower()
+    return lower.removesuffix(".0") if lower in ("1.0", "0.0") else lower
 
 
 class LabelRouter:
     """Finds the label columns of a table, and reads kind, borderline and split of its rows.
 
-    `kind` is what the user says that the file holds; it routes the rows of a table without labels.
-    Raises PromptError for a table without labels if `kind` is None.
+    `kind` is what the user says that the file holds; it routes the rows of a table without labels. `known` is the
+    public set that the table is of. Raises PromptError for a table without labels if `kind` is None.
     """
 
-    def __init__(self, table: Table, kind: Kind | None) -> None:
+    def __init__(self, table: Table, kind: Kind | None, known: KnownSet | None = None) -> None:
         self.table = table
-        self.kind = kind
-        self.label_column = table.find(LABEL_COLUMNS)
-        self.flag_column = None if self.label_column else table.find(tuple(FLAG_COLUMNS))
+        self.known = known
+        self.answer_column = table.find(ANSWER_COLUMNS)
+        self.notes: list[str] = []
+        self.meanings: Mapping[str, Routed] = HARMFUL_OR_NOT
+        self.flag_column: str | None = None
+        self.label_column = self._find_label_column()
+        fixed = known.kind if known else None
+        by_name = known.kind_of(table.name) if known else None
+        self.kind = fixed or kind or by_name
         self.borderline_column = table.find(["borderline"])
-        self.group_column = table.find(["group"])
-        self.is_xstest = {column.lower() for column in table.columns} >= _XSTEST_COLUMNS
+        self.group_column = table.find(["group", *([known.group] if known and known.group else [])])
         self.split_column = table.find(["split"])
         if self.split_column and not any(cell(row, self.split_column) in SPLITS for row in table.rows):
             self.split_column = None
-        if not (kind or self.label_column or self.flag_column):
+        if not (self.kind or self.label_column or self.flag_column):
             raise PromptError(
-                f"{table.path} has no label column ({', '.join(LABEL_COLUMNS)}, {', '.join(FLAG_COLUMNS)}). "
-                f"It has: {', '.join(table.columns)}. Give it as a file of harmful or of benign prompts instead."
+                f"{table.path} has no label column of its prompts ({', '.join(LABEL_COLUMNS)}, "
+                f"{', '.join(FLAG_COLUMNS)}). It has: {', '.join(table.columns)}. {''.join(self.notes)}"
+                "Give it with --harmful or with --benign instead."
             )
+        if known and fixed:
+            self.notes.append(f"read as {known.name}, all {fixed}")
 
-    def route(self, row: Row) -> tuple[str, Kind]:
+    def _find_label_column(self) -> str | None:
+        """Return the column of labels, and set what they mean; a column of flags is set instead if there is none."""
+        if self.known and (self.known.kind or self.known.labels or self.known.kind_by_name):
+            for name, meanings in (self.known.labels or {}).items():
+                # A column that makes the set what it is labels the prompt, even beside an answer.
+                is_answers = self.answer_column and name == "label" and name not in self.known.columns
+                if not is_answers and (column := self.table.find([name])):
+                    self.meanings = meanings
+                    return column
+            return None
+        if self.answer_column is None:
+            if (column := self.table.find(LABEL_COLUMNS)) is None:
+                self.flag_column = self.table.find(tuple(FLAG_COLUMNS))
+            return column
+        column = self.table.find(PROMPT_LABELS)
+        if column is None and (of_answer := self.table.find(("label", *FLAG_COLUMNS))):
+            self.notes.append(
+                f"'{of_answer}' stands beside '{self.answer_column}', so it labels answers and is not used. "
+            )
+        return column
+
+    def route(self, row: Row) -> tuple[str, Routed]:
         """Return the label as the file spells it and the kind that it means."""
         if self.label_column:
             label = cell(row, self.label_column)
-            kind = KIND_OF_LABEL.get(label.lower().replace(" ", "_").replace("-", "_"))
-            return label, kind or self._unknown(row, self.label_column, label)
+            plain = plain_flag(label).replace(" ", "_")
+            kind = self.meanings.get(plain) or self.meanings.get(plain.replace("-", "_"))
+            return label or "no label", kind or self._unknown(row, self.label_column, label)
         if self.flag_column:
             value = cell(row, self.flag_column)
-            flag = _FLAGS.get(value.lower())
+            flag = _FLAGS.get(plain_flag(value))
             if flag is None:
-                self._unknown(row, self.flag_column, value)
-            means_harmful = flag is FLAG_COLUMNS[self.flag_column.strip().lower()]
+                raise PromptError(
+                    f"{self.table.at(row)}: '{value[:80]}' in column '{self.flag_column}', expected 1 or 0 (true, false, "
+                    "yes, no)."
+                )
+            means_harmful = flag is FLAG_COLUMNS[plain_name(self.flag_column)]
             return f"{self.flag_column}={value}", "harmful" if means_harmful else "benign"
+        if self.kind == "harmful" and self.known and self.known.only_harmful:
+            name, wanted = self.known.only_harmful
+            if (value := cell(row, self.table.find([name]))).lower() != wanted.lower():
+                return value[:80], LEFT_OUT
         assert self.kind is not None  # __init__ refuses a table with neither
         return f"given as {self.kind}", self.kind
 
     def _unknown(self, row: Row, column: str, label: str) -> NoReturn:
-        if label.lower() in _FLAGS:
+        if plain_flag(label) in _FLAGS:
             todo = f"Rename the column to what 1 means: {', '.join(FLAG_COLUMNS)}."
         else:
-            todo = f"Expected one of {', '.join(KIND_OF_LABEL)}; rename or drop the column if it means something else."
+            known = ", ".join(name for name in self.meanings if name)
+            todo = f"Expected one of {known}; rename or drop the column if it means something else."
         raise PromptError(f"{self.table.at(row)}: unknown label '{label[:80]}' in column '{column}'. {todo}")
 
     def is_borderline(self, row: Row, kind: Kind) -> bool:
         """Return whether a benign row only looks harmful."""
         if self.borderline_column is None:
-            return self.is_xstest and kind == "benign"
-        value = cell(row, self.borderline_column).lower()
+            return bool(self.known and self.known.borderline) and kind == "benign"
+        value = plain_flag(cell(row, self.borderline_column))
         if value and value not in _FLAGS:
             raise PromptError(f"{self.table.at(row)}: borderline is '{value[:80]}', expected 0 or 1.")
         if (is_borderline := _FLAGS.get(value, False)) and kind == "harmful":

@@ -6,27 +6,42 @@ A new built-in set is one file, prompt_sets/NAME.csv, with the columns text and 
 borderline, split and group.
 """
 
+import hashlib
+import heapq
+import re
+import unicodedata
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
 
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import PromptError
 from flipsearch.core.records import SPLITS, Kind, Prompt, Split, content_id
+from flipsearch.prompts.conversations import LIST_COLUMNS, Asked, read_request
+from flipsearch.prompts.downloads import fetch, file_hash, prompt_cache
 from flipsearch.prompts.files import (
     CATEGORY_COLUMNS,
+    TEXT_COLUMNS,
+    Row,
     Table,
     built_in_files,
     cell,
-    read_set,
+    check_name,
+    is_missing,
+    plain_name,
     read_table,
     split_column,
-    text_cell,
 )
+from flipsearch.prompts.known_sets import BY_NAME, KNOWN_SETS, LEFT_OUT, KnownSet, SetFile, files_of, recognise
 from flipsearch.prompts.labels import LabelRouter
 from flipsearch.prompts.splitting import DEFAULT_SHARES, assign_splits
 
 FOLDER = "prompt_sets"
+MAX_KEPT = 50_000
+"""Prompts of each kind that a command works on at most: of more, these many are taken at random, by their text."""
+_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,27 +77,27 @@ def load_prompts(
     """Return a built-in set, files, or both together, as one set with splits.
 
     `name` is a built-in set or a file with a label column; `harmful` and `benign` are files as `PATH[:column]`, of
-    which the rows of that kind are taken. Files are csv, tsv, jsonl or parquet, local or `hf://datasets/…`.
+    which the rows of that kind are taken. Files are csv, tsv, json, jsonl, txt or parquet (or .gz), local, `https://…`
+    or `hf://datasets/…`; a hub dataset is `ORG/NAME/CONFIG/SPLIT`. A public set is named as `list_sets` lists it.
     Raises PromptError for an unknown set, a file that cannot be used, an unknown label, or one text of both kinds.
     """
     # A string is a sequence of strings too: without this each letter would be taken for a file.
     harmful, benign = ([specs] if isinstance(specs, str) else specs for specs in (harmful, benign))
     built_in = built_in_files(FOLDER)
-    sources = [_load(name, None)] if name else []
-    sources += [_load(spec, "harmful") for spec in harmful] + [_load(spec, "benign") for spec in benign]
+    kept = _KeptPrompts()
+    sources = list(_load(name, None, kept)) if name else []
+    for kind, specs in (("harmful", harmful), ("benign", benign)):
+        sources += [source for spec in specs for source in _load(spec, kind, kept)]
     if not sources:
         raise PromptError(f"no prompts given: name a set ({', '.join(built_in)}), or files of prompts.")
-    distinct = _distinct([placed for source in sources for placed in source.placed])
+    distinct = kept.prompts()
     prompts = assign_splits(distinct, shares, seed)
-    num_duplicates = sum(len(source.placed) for source in sources) - len(prompts)
-    num_empty = sum(source.num_empty for source in sources)
     notes = [note for source in sources for note in source.notes]
     for source in sources:
         if source.name not in built_in:
             tally = ", ".join(f"{count} x {label}" for label, count in source.labels.items())
             notes.append(f"{source.name}: {tally}")
-    notes += [f"{num_duplicates} repeated prompts left out"] if num_duplicates else []
-    notes += [f"{num_empty} rows without text left out"] if num_empty else []
+    notes += kept.notes()
     # A file that fixes every split may well leave some out.
     if any(prompt.split is None for prompt in distinct):
         empty = [split for split in shares if split not in {prompt.split for prompt in prompts}]
@@ -92,7 +107,12 @@ def load_prompts(
 
 def list_sets() -> dict[str, dict[str, int]]:
     """Return the built-in sets with their numbers of harmful, benign and borderline prompts."""
-    return {name: count_kinds([prompt for _, prompt in _load(name, None).placed]) for name in built_in_files(FOLDER)}
+    counts = {}
+    for name in built_in_files(FOLDER):
+        kept = _KeptPrompts()
+        list(_load(name, None, kept))
+        counts[name] = count_kinds(kept.prompts())
+    return counts
 
 
 def count_kinds(prompts: Sequence[Prompt]) -> dict[str, int]:
@@ -102,86 +122,220 @@ def count_kinds(prompts: Sequence[Prompt]) -> dict[str, int]:
     return {"harmful": kinds["harmful"], "benign": kinds["benign"], "borderline": num_borderline}
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class _Source:
-    """The prompts of one built-in set or file."""
+    """What was read from a built-in set or one file."""
 
     name: str
-    placed: list[tuple[str, Prompt]]
-    """(file:line, prompt)"""
-    labels: Counter[str]
-    num_empty: int
-    notes: list[str]
+    labels: Counter[str] = field(default_factory=Counter)
+    notes: list[str] = field(default_factory=list)
 
 
-def _load(spec: str, kind: Kind | None) -> _Source:
-    """Read a set or file; `kind` is what the user says that it holds, None leaves that to its labels."""
+class _KeptPrompts:
+    """Distinct prompts, MAX_KEPT of each kind at most: those with the least hashes, whatever the order of the rows.
+
+    Texts that differ in blanks, unseen characters or their Unicode form alone count as one, and the first is kept.
+    """
+
+    def __init__(self) -> None:
+        self.held: dict[bytes, tuple[str, Prompt]] = {}
+        self.largest: dict[Kind, bytes] = {}
+        """Hash from which on prompts of a kind are not kept."""
+        self.num_seen: Counter[Kind] = Counter()
+        self.num_repeats = self.num_empty = self.num_clashes = 0
+        self.first_clash = ""
+
+    def add(self, place: str, prompt: Prompt) -> None:
+        self.num_seen[prompt.kind] += 1
+        key = hashlib.sha256(_spelling(prompt).encode()).digest()
+        known = self.held.get(key)
+        if known is not None:
+            if known[1].kind != prompt.kind:
+                self.num_clashes += 1
+                self.first_clash = self.first_clash or f"{known[1].kind} at {known[0]}, {prompt.kind} at {place}"
+            self.num_repeats += 1
+        elif key < self.largest.get(prompt.kind, b"\xff" * 33):
+            self.held[key] = place, prompt
+            if len(self.held) > 4 * MAX_KEPT:
+                self._shed()
+
+    def _shed(self) -> None:
+        for kind in ("harmful", "benign"):
+            keys = [key for key, (_, prompt) in self.held.items() if prompt.kind == kind]
+            if len(keys) > MAX_KEPT:
+                self.largest[kind] = heapq.nsmallest(MAX_KEPT + 1, keys)[-1]
+                for key in keys:
+                    if key >= self.largest[kind]:
+                        del self.held[key]
+
+    def prompts(self) -> list[Prompt]:
+        """Return the prompts in the order of the rows; PromptError if a text comes as both kinds."""
+        if self.num_clashes:
+            raise PromptError(
+                f"{self.num_clashes} texts are given both as harmful and as benign. First: {self.first_clash}."
+            )
+        self._shed()
+        return [prompt for _, prompt in self.held.values()]
+
+    def notes(self) -> list[str]:
+        """Return what became of the rows that are no prompt of their own."""
+        notes = [f"{self.num_repeats} repeated prompts left out"] if self.num_repeats else []
+        notes += [f"{self.num_empty} rows without text left out"] if self.num_empty else []
+        return notes + [
+            f"{MAX_KEPT:,} of {self.num_seen[kind]:,} {kind} prompts taken at random, the most that a command works on"
+            for kind in self.largest
+        ]
+
+
+def _spelling(prompt: Prompt) -> str:
+    """Return what is equal for texts that look the same."""
+    text = "\x1f".join([*(content for _, content in prompt.turns), prompt.text])
+    if not text.isascii():
+        text = _UNSEEN.sub("", unicodedata.normalize("NFC", text))
+    return " ".join(text.split())
+
+
+def _load(spec: str, kind: Kind | None, kept: _KeptPrompts) -> Iterable[_Source]:
+    """Read a set or file into `kept`; `kind` is what the user says that it holds, None leaves that to its labels."""
     built_in = built_in_files(FOLDER) if kind is None else {}
-    path, column = (spec, None) if spec in built_in else split_column(spec)
-    table = read_set(path, built_in, "prompt set") if kind is None else read_table(path)
-    name = path if path in built_in else table.name
-    text_column = table.text_column(column)
-    router = LabelRouter(table, kind)
-    category_column = table.find([candidate for candidate in CATEGORY_COLUMNS if candidate != text_column.lower()])
-    placed: list[tuple[str, Prompt]] = []
-    labels: Counter[str] = Counter()
-    num_empty = 0
+    if spec in built_in:
+        yield _read(spec, read_table(str(built_in[spec])), None, kind, None, kept)
+    elif spec in BY_NAME and not Path(spec).exists():
+        known = BY_NAME[spec]
+        files = [file for file in files_of(known) if None in (kind, file.kind) or file.kind == kind]
+        if not files:
+            raise PromptError(f"'{spec}' has no {kind} prompts: it holds {known.holds} ones.")
+        for file in files:
+            source_notes, table = _fetch(known, file)
+            source = _read(spec, table, None, kind or file.kind, known, kept)
+            source.notes += source_notes
+            yield source
+    else:
+        path, column = split_column(spec)
+        check_name(path, {**built_in_files(FOLDER), **BY_NAME}, "prompt set")
+        table = read_table(path)
+        first = next(table.rows)
+        cells = {plain_name(name): cell(first, name) for name in table.columns}
+        yield _read(table.name, table, column, kind, recognise(list(cells), cells), kept)
+
+
+def _fetch(known: KnownSet, file: SetFile) -> tuple[list[str], Table]:
+    """Return the table of a set's public file, from the cache if it was fetched before, and what to say of it."""
+    if not file.address.startswith("https://"):
+        table = read_table(file.address)
+        return [f"{known.name}: {table.path} on the Hugging Face hub, licence {known.licence}"], table
+    name = Path(urlsplit(file.address).path).name
+    local = fetch(file.address, prompt_cache() / known.name / name, file.sha256)
+    pin = "" if file.sha256 else f", not pinned: sha256 {file_hash(local)}"
+    return [f"{known.name}: {name} from {known.home}, licence {known.licence}{pin}"], read_table(name, local)
+
+
+def _read(
+    name: str, table: Table, column: str | None, kind: Kind | None, known: KnownSet | None, kept: _KeptPrompts
+) -> _Source:
+    """Read the prompts of a table; `column` is the one that the user names, which a known set would else say."""
+    columns = [table.text_column(column)]
+    if known and not column:
+        columns = [found for wanted in known.prompt if (found := table.find([wanted]))] or columns
+    router = LabelRouter(table, kind, known)
+    candidates = [*(known.category if known else ()), *CATEGORY_COLUMNS]
+    text_names = {plain_name(text_column) for text_column in columns}
+    category_column = table.find([candidate for candidate in candidates if candidate not in text_names])
+    context_column = table.find([known.context]) if known and known.context and not column else None
+    left_column, reasons = known.left_out if known and known.left_out else ("", {})
+    left_column = table.find([left_column]) or ""
+    source = _Source(name)
+    counts: Counter[str] = Counter()
+    num_empty = num_rows = 0
     for row in table.rows:
-        text = text_cell(table, row, text_column)
-        if not text:
+        num_rows += 1
+        asked = _asked(table, row, columns)
+        if not asked.text:
             num_empty += 1
             continue
+        if reason := reasons.get(cell(row, left_column).lower()):
+            counts[f"{reason}, left out"] += 1
+            continue
         label, row_kind = router.route(row)
-        labels[f"{label} -> {row_kind}"] += 1
-        if kind in (None, row_kind):
-            prompt = Prompt(
-                text=text,
-                kind=row_kind,
-                category=cell(row, category_column),
-                borderline=router.is_borderline(row, row_kind),
-                source=name,
-                split=router.split(row),
-                group=cell(row, router.group_column),
-            )
-            placed.append((table.at(row), prompt))
-    if not placed:
-        raise PromptError(_nothing_left(table, text_column, kind, labels))
-    return _Source(name, placed, labels, num_empty, _notes(table, text_column, kind, labels, router))
+        source.labels[f"{label} -> {row_kind}"] += 1
+        if row_kind == LEFT_OUT or kind not in (None, row_kind):
+            continue
+        text = asked.text
+        if context := cell(row, context_column):
+            counts[f"asked with the text in '{context_column}'"] += 1
+            text = f"{context}\n\n---\n\n{text}"
+        counts["asked with earlier turns of a chat, which judges are not shown"] += bool(asked.turns)
+        counts["with a system text, which is left out"] += asked.has_system
+        counts["with an answer after the prompt, which is left out"] += asked.has_answer
+        prompt = Prompt(
+            text=text,
+            kind=row_kind,
+            category=_category(row, category_column),
+            borderline=router.is_borderline(row, row_kind),
+            source=name,
+            split=router.split(row),
+            group=cell(row, router.group_column),
+            turns=asked.turns,
+        )
+        kept.add(table.at(row), prompt)
+    kept.num_empty += num_empty
+    if not any(label.endswith(f"-> {kept_kind}") for label in source.labels for kept_kind in _kinds(kind)):
+        raise PromptError(_nothing_left(table, columns, kind, source.labels, num_rows))
+    source.notes += _notes(table, columns, kind, source.labels, router)
+    source.notes += [f"{table.name}: {count} rows {what}" for what, count in counts.items() if count]
+    return source
 
 
-def _nothing_left(table: Table, text_column: str, kind: Kind | None, labels: Mapping[str, int]) -> str:
+def _kinds(kind: Kind | None) -> tuple[Kind, ...]:
+    return (kind,) if kind else ("harmful", "benign")
+
+
+def _asked(table: Table, row: Row, columns: Sequence[str]) -> Asked:
+    """Return the request in the first of `columns` that the row fills."""
+    asked = Asked("")
+    for column in columns:
+        asked = read_request(table, row, column)
+        if asked.text:
+            break
+    return asked
+
+
+def _category(row: Row, column: str | None) -> str:
+    """Return a row's category; of a list the first, of named flags the first that is set."""
+    value = row.cells.get(column) if column else None
+    if isinstance(value, Mapping):
+        return next((str(name) for name, is_set in value.items() if is_set is True), "")
+    if isinstance(value, list):
+        return next((str(member).strip() for member in value if not is_missing(member)), "")
+    return cell(row, column)
+
+
+def _nothing_left(
+    table: Table, columns: Sequence[str], kind: Kind | None, labels: Mapping[str, int], num_rows: int
+) -> str:
     if not labels:
-        return f"{table.path}: all {len(table.rows)} rows are empty in column '{text_column}'."
+        return f"{table.path}: all {num_rows} rows are empty in column '{columns[0]}'."
+    if kind is None:
+        return f"{table.path}: no row is harmful or benign ({', '.join(list(labels)[:5])})."
     other_kind = "benign" if kind == "harmful" else "harmful"
     return (
-        f"{table.path} was given as {kind}, but its labels say that no row is ({', '.join(labels)}). "
+        f"{table.path} was given as {kind}, but its labels say that no row is ({', '.join(list(labels)[:5])}). "
         f"Give it as {other_kind}, or drop the label column."
     )
 
 
 def _notes(
-    table: Table, text_column: str, kind: Kind | None, labels: Mapping[str, int], router: LabelRouter
+    table: Table, columns: Sequence[str], kind: Kind | None, labels: Mapping[str, int], router: LabelRouter
 ) -> list[str]:
-    num_left_out = sum(num for label, num in labels.items() if kind and not label.endswith(kind))
-    notes = [f"{table.name}: prompts from column '{text_column}'"] if kind else []
+    num_left_out = sum(num for label, num in labels.items() if label.endswith(f"-> {LEFT_OUT}"))
+    num_other = sum(num for label, num in labels.items() if kind and not label.endswith((kind, LEFT_OUT)))
+    quoted = " or ".join(f"'{column}'" for column in columns)
+    notes = [f"{table.name}: prompts from column {quoted}"] if kind else []
+    notes += [f"{table.name}: {note.strip()}" for note in router.notes]
+    if num_other:
+        notes.append(f"{table.name}: {num_other} rows of the other kind left out")
     if num_left_out:
-        notes.append(f"{table.name}: {num_left_out} rows of the other kind left out")
+        notes.append(f"{table.name}: {num_left_out} rows that are neither left out")
     if router.split_column is None and (column := table.find(["split"])):
         notes.append(f"{table.name}: column '{column}' names none of our splits ({', '.join(SPLITS)}) and is not used")
-    if column := table.find(["contextstring"]):
-        num_with = sum(bool(cell(row, column)) for row in table.rows)
-        notes.append(f"{table.name}: {num_with} rows rely on a text in '{column}', which the model is not given")
     return notes
-
-
-def _distinct(placed: Sequence[tuple[str, Prompt]]) -> list[Prompt]:
-    """Return the prompts without repeats of a text, keeping the first; PromptError if a text comes as both kinds."""
-    first: dict[str, tuple[str, Prompt]] = {}
-    clashes: list[str] = []
-    for place, prompt in placed:
-        first_place, known = first.setdefault(" ".join(prompt.text.split()), (place, prompt))
-        if known.kind != prompt.kind:
-            clashes.append(f"{known.kind} at {first_place}, {prompt.kind} at {place}")
-    if clashes:
-        raise PromptError(f"{len(clashes)} texts are given both as harmful and as benign. First: {clashes[0]}.")
-    return [prompt for _, prompt in first.values()]

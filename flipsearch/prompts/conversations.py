@@ -1,0 +1,107 @@
+"""A cell that holds a prompt: a text, or chat turns of which the last one by the user is the prompt.
+
+Known forms: `{"role": "user", "content": …}` (messages), `{"from": "human", "value": …}` (conversations), a content of
+text parts, and a list with one text (turns). In csv such a list stands as text, in JSON or as Python writes it.
+"""
+
+import ast
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from flipsearch.core.errors import PromptError
+from flipsearch.core.records import Turn
+from flipsearch.prompts.files import Row, Table, is_missing, plain_name, whole_text
+
+LIST_COLUMNS = ("turns", "messages", "conversations", "conversation")
+"""Columns that hold lists, also where the file could only write them as text."""
+_ROLES = {"user": "user", "human": "user", "prompter": "user", "assistant": "assistant", "gpt": "assistant"}
+_ROLES |= {"model": "assistant", "chatbot": "assistant", "bot": "assistant", "system": "system"}
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a row asks."""
+
+    text: str
+    turns: tuple[Turn, ...] = ()
+    """Earlier turns of the chat, the user's first."""
+    has_system: bool = False
+    """The chat began with a system text, which is left out: contexts take that place."""
+    has_answer: bool = False
+    """An answer follows the prompt, and is left out."""
+
+
+def read_request(table: Table, row: Row, column: str) -> Asked:
+    """Return the request in a cell, "" if it is missing; raises PromptError with the line for anything else."""
+    value = row.cells.get(column)
+    if is_missing(value):
+        return Asked("")
+    if isinstance(value, str) and plain_name(column) in LIST_COLUMNS and value.lstrip().startswith("["):
+        value = _written_list(value)
+    if isinstance(value, str):
+        return Asked(whole_text(table, row, column, value))
+    try:
+        return _of_turns([value] if isinstance(value, Mapping) else value)
+    except _NotARequestError as error:
+        raise PromptError(f"{table.at(row)}: column '{column}' {error}.") from None
+
+
+class _NotARequestError(ValueError):
+    pass
+
+
+def _written_list(text: str) -> Any:
+    for parse in (json.loads, ast.literal_eval):
+        try:
+            return parse(text)
+        except (ValueError, SyntaxError, RecursionError, MemoryError):
+            continue
+    return text
+
+
+def _of_turns(value: Any) -> Asked:
+    if not isinstance(value, list):
+        raise _NotARequestError(f"holds {type(value).__name__}, expected text or a list of chat turns")
+    if not value:
+        return Asked("")
+    if all(isinstance(member, str) for member in value):
+        if len(value) > 1:
+            raise _NotARequestError(f"holds {len(value)} texts without the answers between them, expected one")
+        return Asked(_whole(value[0]))
+    turns = [_turn(member) for member in value]
+    chat = [turn for turn in turns if turn[0] != "system"]
+    last = max((index for index, turn in enumerate(chat) if turn[0] == "user"), default=-1)
+    if last < 0:
+        raise _NotARequestError("holds no turn of the user")
+    roles = [role for role, _ in chat[: last + 1]]
+    if roles != ["user", "assistant"] * (last // 2) + ["user"]:
+        raise _NotARequestError("holds turns of which two in a row are by the same side, expected them to alternate")
+    return Asked(chat[last][1], tuple(chat[:last]), len(turns) > len(chat), len(chat) > last + 1)
+
+
+def _turn(member: Any) -> Turn:
+    if not isinstance(member, Mapping):
+        raise _NotARequestError(f"holds a list with {type(member).__name__}, expected chat turns")
+    name = member.get("role", member.get("from"))
+    role = _ROLES.get(name.lower()) if isinstance(name, str) else None
+    if role is None:
+        raise _NotARequestError(f"holds a turn by '{str(name)[:40]}', expected {', '.join(sorted(_ROLES))}")
+    content = member.get("content", member.get("value"))
+    if isinstance(content, list):
+        texts = [part.get("text") if isinstance(part, Mapping) else part for part in content]
+        if not all(isinstance(text, str) for text in texts):
+            raise _NotARequestError("holds a turn with parts that are no text")
+        content = "\n\n".join(map(str, texts))
+    if not isinstance(content, str):
+        raise _NotARequestError(f"holds a turn whose content is {type(content).__name__}, expected text")
+    return role, _whole(content)
+
+
+def _whole(text: str) -> str:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        raise _NotARequestError("holds half a character (a lone surrogate)") from None
+    return text.strip()
