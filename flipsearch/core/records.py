@@ -25,7 +25,7 @@ Placement = Literal["system", "before", "after", "around"]
 PLACEMENTS: tuple[Placement, ...] = ("system", "before", "after", "around")
 SPLITS: tuple[Split, ...] = ("search", "confirm", "training", "evaluation")
 
-REMEMBERED = 2**14
+REMEMBERED = 2**17
 """Number of ids of prompts and contexts, and again of rollouts, that are cached: they are needed over and over."""
 
 

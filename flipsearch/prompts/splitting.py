@@ -14,12 +14,18 @@ import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
+from itertools import chain
+from typing import TypeVar
+
+import numpy as np
 
 from flipsearch.core.errors import PromptError, unknown_name
-from flipsearch.core.records import SPLITS, Kind, Prompt, Split
+from flipsearch.core.records import REMEMBERED, SPLITS, Kind, Prompt, Split
 
+Word = TypeVar("Word", str, int)
 DEFAULT_SHARES: Mapping[Split, float] = {"search": 0.4, "confirm": 0.4, "evaluation": 0.2}
 """Training uses all but the evaluation split, and so needs no share of its own."""
 NEAR_DUPLICATE = 0.7
@@ -27,6 +33,7 @@ NEAR_DUPLICATE = 0.7
 # Thousands of prompts made from one template share its words. Comparing with the first of them is enough to join those
 # that are near, and keeps the worst case linear.
 _MAX_COMPARED = 100
+_PAIRS_AT_ONCE = 2**20
 
 _IDEOGRAPH = "\u3040-\u30ff\u3400-\u9fff"
 _WORD = re.compile(rf"[{_IDEOGRAPH}]|[^\W{_IDEOGRAPH}]+")
@@ -81,7 +88,7 @@ def assign_splits(
 def find_clusters(prompts: Sequence[Prompt]) -> list[str]:
     """Return the cluster id of each prompt: its group if it has one, else the least prompt id of its cluster."""
     free = [index for index, prompt in enumerate(prompts) if not prompt.group]
-    roots = _join_near_duplicates([content_words(prompts[index].text) for index in free])
+    roots = _join_near_duplicates([content_words(_whole_chat(prompts[index])) for index in free])
     least: dict[int, str] = {}
     for index, root in zip(free, roots, strict=True):
         prompt_id = prompts[index].prompt_id
@@ -90,6 +97,10 @@ def find_clusters(prompts: Sequence[Prompt]) -> list[str]:
     for index, root in zip(free, roots, strict=True):
         ids[index] = least[root]
     return ids
+
+
+def _whole_chat(prompt: Prompt) -> str:
+    return "\n".join([*(content for _, content in prompt.turns), prompt.text])
 
 
 def nested_order(prompts: Iterable[Prompt], seed: int = 0) -> list[Prompt]:
@@ -167,16 +178,17 @@ def _positions(strata: Mapping[tuple[str, ...], Sequence[str]], seed: int, purpo
 
 def content_words(text: str) -> frozenset[str]:
     """Return the stems of the words that say what is requested; all words if there are no others."""
-    stems = set()
     words = _WORD.findall(unicodedata.normalize("NFKC", text).lower())
-    for word in words:
-        if word not in _FORM_SET:
-            stem = _SUFFIX.sub("", word)
-            stems.add(_DOUBLED.sub(r"\1", stem).removesuffix("e") if len(stem) > 3 else stem)
-    return frozenset(stems or words)
+    return frozenset({_stem(word) for word in words if word not in _FORM_SET} or words)
 
 
-def are_near_duplicates(left: frozenset[str], right: frozenset[str]) -> bool:
+@lru_cache(maxsize=REMEMBERED)
+def _stem(word: str) -> str:
+    stem = _SUFFIX.sub("", word)
+    return _DOUBLED.sub(r"\1", stem).removesuffix("e") if len(stem) > 3 else stem
+
+
+def are_near_duplicates(left: frozenset[Word], right: frozenset[Word]) -> bool:
     """Return whether the Jaccard similarity of two word sets is at least NEAR_DUPLICATE."""
     shared = len(left & right)
     return shared >= NEAR_DUPLICATE * (len(left) + len(right) - shared)
@@ -189,24 +201,53 @@ def _join_near_duplicates(word_sets: Sequence[frozenset[str]]) -> list[int]:
     to an earlier one if its rarest words meet the rarest words of that one, so only such pairs are compared.
     """
     rarity = Counter(word for words in word_sets for word in words)
-    rarest = [sorted(words, key=lambda word: (rarity[word], word)) for words in word_sets]
+    by_rarity = sorted(rarity, key=lambda word: (rarity[word], word))
+    rank = {word: number for number, word in enumerate(by_rarity)}
+    rarest = [sorted(words, key=rank.__getitem__) for words in word_sets]
     roots = list(range(len(word_sets)))
     first_with: dict[frozenset[str], int] = {}
-    indexed: dict[str, list[int]] = defaultdict(list)
+    distinct: list[int] = []
     for current in sorted(roots, key=lambda index: (len(rarest[index]), rarest[index])):
-        words, size = word_sets[current], len(word_sets[current])
-        if (same := first_with.setdefault(words, current)) != current:
+        if (same := first_with.setdefault(word_sets[current], current)) != current:
             roots[current] = same
-            continue
-        probed = rarest[current][: size - math.ceil(NEAR_DUPLICATE * size - 1e-9) + 1]
-        for earlier in {earlier for word in probed for earlier in indexed[word]}:
-            if are_near_duplicates(words, word_sets[earlier]):
-                roots[_root(roots, earlier)] = _root(roots, current)
-        least_shared = math.ceil(2 * NEAR_DUPLICATE / (1 + NEAR_DUPLICATE) * size - 1e-9)
-        for word in rarest[current][: size - least_shared + 1]:
-            if len(indexed[word]) < _MAX_COMPARED:
-                indexed[word].append(current)
+        else:
+            distinct.append(current)
+    for earlier, later in _similar_pairs([[rank[word] for word in rarest[index]] for index in distinct]):
+        roots[_root(roots, distinct[earlier])] = _root(roots, distinct[later])
     return [_root(roots, index) for index in range(len(roots))]
+
+
+def _similar_pairs(ranked: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
+    """Yield the pairs of near-duplicates, as positions, among distinct sets of words from small to large.
+
+    A set is given by its words' ranks, rarest first. Candidates share a word of both prefixes; most of them are ruled
+    out by signatures of 64 bits, as two sets that differ in n bits differ in n words or more.
+    """
+    num, sets = len(ranked), [frozenset(words) for words in ranked]
+    sizes = np.array([len(words) for words in ranked], dtype=np.int64)
+    words = np.fromiter(chain.from_iterable(ranked), np.int64, sizes.sum())
+    owners = np.repeat(np.arange(num), sizes)
+    places = np.arange(len(words)) - (np.cumsum(sizes) - sizes)[owners]
+    bits = np.zeros(num, dtype=np.uint64)
+    np.bitwise_or.at(bits, owners, np.left_shift(np.uint64(1), (words * 2654435761 % 2**32 >> 26).astype(np.uint64)))
+    least_shared = np.ceil(2 * NEAR_DUPLICATE / (1 + NEAR_DUPLICATE) * sizes - 1e-9)
+    keys = words * num + owners
+    probing = np.sort(keys[places <= (sizes - np.ceil(NEAR_DUPLICATE * sizes - 1e-9))[owners]])
+    indexed = np.sort(keys[places <= (sizes - least_shared)[owners]])
+    nth_with_word = np.arange(len(indexed)) - np.searchsorted(indexed // num, indexed // num)
+    indexed = indexed[nth_with_word < _MAX_COMPARED]
+    starts = np.searchsorted(probing, indexed, side="right")
+    counts = np.searchsorted(probing, (indexed // num + 1) * num) - starts
+    most_different = (1 - NEAR_DUPLICATE) / (1 + NEAR_DUPLICATE)
+    for chunk in np.split(np.arange(len(indexed)), np.flatnonzero(np.diff(np.cumsum(counts) // _PAIRS_AT_ONCE)) + 1):
+        ends = np.cumsum(counts[chunk])
+        earlier = np.repeat(indexed[chunk] % num, counts[chunk])
+        later = probing[np.arange(len(earlier)) + np.repeat(starts[chunk] - ends + counts[chunk], counts[chunk])] % num
+        num_different = np.bitwise_count(bits[earlier] ^ bits[later])
+        near = num_different <= most_different * (sizes[earlier] + sizes[later]) + 1e-9
+        for one, other in zip(earlier[near].tolist(), later[near].tolist(), strict=True):
+            if are_near_duplicates(sets[one], sets[other]):
+                yield one, other
 
 
 def _root(roots: list[int], index: int) -> int:
