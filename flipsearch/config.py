@@ -22,6 +22,13 @@ from flipsearch.core.trainings import METHODS, Control, check_method
 
 MAX_TOKENS = 1024
 """Completion tokens at most where neither the user nor the model says otherwise."""
+THOUGHT_SHARE = 2
+"""A model that thinks has this part of max_tokens for its thought where the user gives no budget.
+
+Reasoning models think for hundreds to thousands of tokens, and with one limit for both nearly no answer is ever begun.
+A thought that is cut at less than about a seventh of its natural length goes on in the answer: half of the default
+length is above that for thoughts of up to 3,600 tokens.
+"""
 REWRITE_TOKENS = 2048
 """Tokens at most of a reply that holds a rewritten context: a model may think before it writes."""
 SELF = "self"
@@ -83,7 +90,9 @@ class ModelConfig(BaseModel):
     backend: str = "transformers"
     """transformers, vllm, http, scripted or one that is installed; see `flipsearch list backends`."""
     thinking: Literal["auto", "on", "off"] = "auto"
-    """The chat template's thinking switch: auto, on or off."""
+    """The chat template's thinking switch, by whichever name it has: auto, on or off."""
+    think_tokens: Annotated[int, Field(ge=0)] | None = None
+    """Close a thought after so many tokens; max_tokens is then the answer's own (half of it; 0: one limit for both)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -93,7 +102,7 @@ class ModelConfig(BaseModel):
     batch_size: Count | None = None
     """Rows per batch; halved automatically where memory is short (the backend chooses)."""
     max_tokens: Count | None = None
-    """Completion tokens at most (pocket 160, others 1,024)."""
+    """Completion tokens at most, without those of a thought that has a budget (pocket 160, others 1,024)."""
     temperature: NonNegative = 0.0
     """0 is greedy decoding."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
@@ -115,17 +124,21 @@ class ModelConfig(BaseModel):
     max_prompts: Annotated[int, Field(ge=2)] | None = None
     """Prompts at most per split and kind (all)."""
 
-    def sampling(self) -> Sampling:
-        """Return how completions are sampled."""
-        return Sampling(self.max_tokens or MAX_TOKENS, self.temperature, self.top_p, self.top_k, self.seed)
+    def sampling(self, thinks: bool = False) -> Sampling:
+        """Return how completions are sampled; a model that `thinks` has a budget for it if none was given."""
+        max_tokens = self.max_tokens or MAX_TOKENS
+        budget = self.think_tokens
+        if budget is None:
+            budget = max_tokens // THOUGHT_SHARE if thinks else 0
+        return Sampling(max_tokens, self.temperature, self.top_p, self.top_k, self.seed, budget)
 
     def longest_completion(self) -> int:
-        """Return the most tokens that a model with these settings is asked to write."""
-        return self.sampling().max_tokens
+        """Return the most tokens that a model with these settings is asked to write, a thought included."""
+        return self.sampling(thinks=True).longest
 
     def same_model(self, model: str) -> Self:
         """Return the settings that load another model the same way; behind an endpoint, that decides how."""
-        remote = {"backend": "http", "thinking": "auto", "device": "auto", "dtype": "auto"}
+        remote = {"backend": "http", "thinking": "auto", "think_tokens": None, "device": "auto", "dtype": "auto"}
         return self.model_copy(update={"model": model} | (remote if is_endpoint(model) else {}))
 
     @staticmethod

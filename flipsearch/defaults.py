@@ -24,6 +24,11 @@ def default_max_tokens(model: str) -> int:
     return 160 if base_model(model) == POCKET_MODEL else MAX_TOKENS
 
 
+def default_think_tokens(model: str) -> int | None:
+    """Return the budget of a thought: the pocket model's are a line long and need none; None is decided by template."""
+    return 0 if base_model(model) == POCKET_MODEL else None
+
+
 def resolve(config: Checked) -> Checked:
     """Fill in prompts, judge and lengths that hang on the model, so that what is written down is what was done.
 
@@ -34,5 +39,11 @@ def resolve(config: Checked) -> Checked:
     if prompts is None and not config.harmful and not config.benign:
         prompts = default_prompts(config.model)
     max_tokens = config.max_tokens or default_max_tokens(config.model)
-    filled = {"prompts": prompts, "max_tokens": max_tokens, "judge": config.judge or default_judge(config.model)}
+    think_tokens = default_think_tokens(config.model) if config.think_tokens is None else config.think_tokens
+    filled = {
+        "prompts": prompts,
+        "think_tokens": think_tokens,
+        "max_tokens": max_tokens,
+        "judge": config.judge or default_judge(config.model),
+    }
     return config.model_copy(update=filled | respelled(dict(config) | filled))

@@ -30,7 +30,7 @@ from flipsearch.judging.labels import load_labels
 from flipsearch.judging.library import OtherJudges, load_judge, remaining_memory_share, unload_after
 from flipsearch.judging.spec import respelled
 from flipsearch.ledger import Ledger, open_ledger
-from flipsearch.measuring.runner import Runner
+from flipsearch.measuring.runner import Runner, sampling_for
 from flipsearch.prompts.sets import PromptSet
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.files import write_best, write_study
@@ -140,7 +140,7 @@ def study_session(
         backend = workspace.load("model", config, share)
         second = workspace.load("rewriter", second_model, share) if second_model else None
         events, rule = Events(workspace.folder / EVENTS_FILE), config.sample_rule()
-        runner = Runner(backend, judge, workspace.ledger, config.sampling(), progress, events, rule)
+        runner = Runner(backend, judge, workspace.ledger, sampling_for(backend, config), progress, events, rule)
         rewriting = (second or backend) if rewriter else None
         yield StudySession(workspace, config, command, prompts, runner, rewriting, others)
 

@@ -42,7 +42,8 @@ def search(
     config, budget = setup.config, Budget(setup)
     check_best(config.best)
     with study_session(config, "search", prompts, config.study_name(), progress, config.rewriter_config()) as session:
-        plan = plan_search(setup, mean_length=session.workspace.ledger.mean_length())
+        length, sampling = session.workspace.ledger.mean_length(), session.runner.sampling
+        plan = plan_search(setup, mean_length=length, sampling=sampling)
         session.log_start(plan=plan.as_dict())
         if on_plan:
             on_plan(plan)

@@ -1,4 +1,4 @@
-"""Turns requests into prompt ids and completion ids into text; the only caller of `apply_chat_template`.
+"""Turns requests into prompt ids and completion ids into text.
 
 Prompts and contexts are hostile text. A control token is a token that only the chat template may write: every special
 token, and every added token that the template itself uses (`<think>`, `<|User|>`). Where a text spells one out, a space
@@ -7,23 +7,29 @@ normalise their input would delete an invisible character.) The encoded prompt i
 own control tokens and no others. Knows nothing of models.
 """
 
-import datetime
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from flipsearch.backends.chat_template import (
+    ANSWER,
+    PROBE,
+    TEMPLATE_DATE,
+    THOUGHT,
+    USUAL_SWITCH,
+    ChatTemplate,
+    Turn,
+)
+from flipsearch.backends.thought_budget import ThoughtWatch
 from flipsearch.core.errors import BackendError, ConfigError, one_line
-from flipsearch.core.records import Context, Prompt, Request, content_id
+from flipsearch.core.records import Context, Placement, Prompt, Request, content_id
+from flipsearch.core.thoughts import MARK_PARTS, THOUGHT_MARK
 
 Thinking = Literal["auto", "on", "off"]
 Message = dict[str, str]
 THINK_MARKS = ("<think>", "</think>")
-THINK_MARK = re.compile(f"({'|'.join(THINK_MARKS)})")
-CLOSE_THINKING = "\n</think>\n\n"
-PROBE = "quokka"
-TEMPLATE_DATE = datetime.datetime(2026, 1, 1)
-"""The date given to templates that write today's date, so that a request is the same prompt every day."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +51,7 @@ class ControlTokens:
         self.tokens: dict[int, str] = {
             id: text
             for id, text in texts.items()
-            if id in self.special_ids or text in THINK_MARKS or any(text in template for template in templates)
+            if id in self.special_ids or THOUGHT_MARK.fullmatch(text) or any(text in template for template in templates)
         }
         longest_first = sorted((text for text in self.tokens.values() if len(text) > 1), key=len, reverse=True)
         self._pattern = re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
@@ -69,89 +75,159 @@ class Chat:
         if thinking not in get_args(Thinking):
             raise ConfigError(f"thinking is '{thinking}', expected one of {', '.join(get_args(Thinking))}.")
         self._tokenizer, self._thinking = tokenizer, thinking
-        self._template = _chat_template(tokenizer)
-        self._options: dict[str, Any] = {}
-        if "strftime_now" in self._template:
-            self._options["strftime_now"] = TEMPLATE_DATE.strftime
-        if "enable_thinking" in self._template and thinking != "auto":
-            self._options["enable_thinking"] = thinking == "on"
-        try:
-            baseline = self._render([{"role": "user", "content": PROBE}])
-        except Exception as error:  # a template can raise anything
-            reason = one_line(error)
-            raise BackendError(f"the model's chat template cannot render one user message: {reason}") from error
-        opens = baseline.rstrip().endswith("<think>")
-        self._closes_thinking, self.opens_thinking = opens and thinking == "off", opens and thinking != "off"
-        try:
-            messages = [{"role": "system", "content": PROBE}, {"role": "user", "content": "x"}]
-            self.takes_system = PROBE in self._render(messages)
-        except Exception:  # raising is how a template says that it takes no system role
-            self.takes_system = False
-        self.identity = content_id("chat", self._template, thinking)
-        self._control = ControlTokens(tokenizer, self._template, baseline)
-        think_ids = {id for id, text in self._control.tokens.items() if text in THINK_MARKS}
-        self._dropped_ids = frozenset(self._control.special_ids - think_ids)
+        self._template = ChatTemplate(tokenizer)
+        switch = self._template.switch
+        self._options = {} if switch is None or thinking == "auto" else {switch.name: getattr(switch, thinking)}
+        self._off = {switch.name: switch.off} if switch else {}
+        self.takes_system = self._template.takes_system
+        baseline = self._template.render([("user", PROBE)], **self._options)
+        self.marks, opens = self._template.marks, self._template.opens(baseline)
+        self.opens_thinking = opens and thinking != "off"
+        """Of a prompt without a context; `encode` tells it of each request."""
+        is_closed = baseline.rstrip().endswith(self.marks.closing.rstrip())
+        self.thinks = self._template.names_marks and thinking != "off" and not is_closed
+        """Whether the model may think before it answers, as far as its template tells."""
+        self.identity = content_id("chat", self._template.text, thinking)
+        self._control = ControlTokens(tokenizer, self._template.text, baseline)
+        self._dropped_ids = self._control.special_ids - self._mark_ids()
         self._expected_ids: dict[tuple[str, ...], list[int]] = {}
         """Roles of the messages -> the control tokens that the template writes around them."""
-        self.notes = tuple(self._notes(baseline))
+        self.end_ids = self._end_ids()
+        """The token that the template writes after an answer; a completion ends there whatever else ends it."""
+        self.same_placements = self._same_placements()
+        """Placement -> another one that gives the model the same tokens."""
+        self.notes = tuple(self._notes(baseline, opens))
 
     def encode(self, request: Request) -> EncodedPrompt:
         """Return the prompt ids of a request; BackendError if its text cannot be encoded safely."""
         messages = lay_out(request.prompt, request.context, self.takes_system)
-        ids = self._ids([{**message, "content": self._control.defuse(message["content"])} for message in messages])
         roles = tuple(message["role"] for message in messages)
+        defused = [self._control.defuse(message["content"]) for message in messages]
+        ids, opens = self._ids(list(zip(roles, defused, strict=True)), request.skips_thought)
         if roles not in self._expected_ids:
-            probe = self._ids([{"role": role, "content": PROBE} for role in roles])
+            probe, _ = self._ids([(role, PROBE) for role in roles], skips_thought=False)
             self._expected_ids[roles] = self._control.among(probe)
-        if self._control.among(ids) != self._expected_ids[roles]:
+        if self._without_last_marks(ids) != self._without_last_marks(self._expected_ids[roles]):
             raise BackendError("the prompt or context spells out a control token of the model; remove it.")
-        return EncodedPrompt(tuple(ids), self.opens_thinking)
+        return EncodedPrompt(tuple(ids), opens)
 
     def decode(self, completion_ids: Sequence[int]) -> str:
-        """Return the text of a completion, special tokens removed and think marks kept."""
+        """Return the text of a completion, special tokens removed and thought marks kept.
+
+        Marks that only this template writes are spelled as the usual ones, so that judges know them.
+        """
         kept = [id for id in completion_ids if id not in self._dropped_ids]
         text: str = self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        if not self.marks.are_known:
+            usual = zip((self.marks.open_mark, self.marks.close_mark), THINK_MARKS, strict=True)
+            for own, known in usual:
+                text = text.replace(own, known)
         return text
 
     def completion_ids(self, text: str) -> tuple[int, ...]:
         """Return another model's completion in this model's tokens; of the control tokens only think marks survive."""
-        parts = THINK_MARK.split(text)
-        defused = (part if part in THINK_MARKS else self._control.defuse(part) for part in parts)
-        return tuple(self._tokenize("".join(defused)))
+        parts, position = list[str](), 0
+        for mark in THOUGHT_MARK.finditer(text):
+            parts += [self._control.defuse(text[position : mark.start()]), mark[0]]
+            position = mark.end()
+        return tuple(self._tokenize("".join([*parts, self._control.defuse(text[position:])])))
 
     def count_tokens(self, text: str) -> int:
         """Return the length of `text` in tokens, without any template."""
         return len(self._tokenize(self._control.defuse(text)))
 
-    def _render(self, messages: list[Message]) -> str:
-        options = {"tokenize": False, "add_generation_prompt": True, **self._options}
-        text: str = self._tokenizer.apply_chat_template(messages, **options)
-        return text
+    def thought_watch(self) -> "ThoughtWatch":
+        """Return what finds the marks of a thought among completion ids."""
+        texts = {text: id for id, text in self._control.tokens.items()}
+        marks = (self.marks.open_mark, self.marks.close_mark)
+        single = tuple(texts.get(mark) for mark in marks)
 
-    def _ids(self, messages: list[Message]) -> list[int]:
+        def decode(ids: Sequence[int]) -> str:
+            return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
+
+        return ThoughtWatch(*marks, *single, tuple(self._tokenize(self.marks.closing)), decode)
+
+    def end_note(self, known_ids: Collection[int]) -> tuple[str, ...]:
+        """Return a note if the template ends a turn with a token that is not among `known_ids`."""
+        added = [repr(self._control.tokens[id]) for id in sorted(self.end_ids - set(known_ids))]
+        text = "which neither the generation settings nor the tokenizer name as an end: completions end there too."
+        return (f"the chat template ends a turn with {added[0]}, {text}",) if added else ()
+
+    def _ids(self, messages: Sequence[Turn], skips_thought: bool) -> tuple[list[int], bool]:
+        """Return the prompt ids of messages, and whether they end in an open thought."""
         try:
-            return self._tokenize(self._render(messages) + (CLOSE_THINKING if self._closes_thinking else ""))
+            text = self._template.render(messages, **self._options)
+            opens = self._template.opens(text)
+            if skips_thought and not opens and not text.rstrip().endswith(self.marks.closing.rstrip()):
+                before, text = text, self._template.render(messages, **(self._options | self._off))
+                opens = self._template.opens(text)
+                text += self.marks.opening if text == before else ""
+                opens |= text != before and text.endswith(self.marks.opening)
+            if opens and (skips_thought or self._thinking == "off"):
+                text, opens = text + self.marks.closing, False
+            return self._tokenize(text), opens
         except Exception as error:  # lone surrogates, and whatever a template may refuse
             raise BackendError(f"the prompt or context cannot be encoded: {one_line(error)}") from error
+
+    def _without_last_marks(self, ids: Sequence[int]) -> list[int]:
+        """Return the control tokens among `ids` without thought marks at the end: a template may open one or not."""
+        controls = self._control.among(ids)
+        while controls and controls[-1] in self._thought_ids:
+            controls.pop()
+        return controls
+
+    def _mark_ids(self) -> frozenset[int]:
+        """Return the control tokens that are a thought mark or a part of one."""
+        texts = {text: id for id, text in self._control.tokens.items()}
+        parts = {part for parts in MARK_PARTS if parts[0] in texts for part in parts}
+        own = "" if self.marks.are_known else self.marks.open_mark + self.marks.close_mark
+        is_mark = {id for text, id in texts.items() if THOUGHT_MARK.fullmatch(text) or text in parts or text in own}
+        self._thought_ids = frozenset(is_mark)
+        return self._thought_ids
+
+    def _end_ids(self) -> frozenset[int]:
+        """Return the control token after the content of an assistant's turn, the last one first, if there is one."""
+        for tail in self._template.turn_tails():
+            controls = self._control.among(self._tokenize(tail.lstrip())[:1])
+            if controls and controls[0] not in self._thought_ids:
+                return frozenset(controls)
+        return frozenset()
+
+    def _same_placements(self) -> dict[Placement, Placement]:
+        prompt, same = Prompt(PROBE, "benign"), dict[Placement, Placement]()
+        ids: dict[Placement, tuple[int, ...]] = {}
+        for placement in ("before", "after", "around", "system"):
+            with suppress(BackendError):
+                own = self.encode(Request(prompt, Context(f"{ANSWER}.\n\n{THOUGHT}.", placement))).prompt_ids
+                if twins := [other for other, known in ids.items() if known == own]:
+                    same[placement] = twins[0]
+                ids[placement] = own
+        return same
 
     def _tokenize(self, text: str) -> list[int]:
         # The template writes the special tokens, so the tokenizer must not add its own; nor may it warn of a long
         # text, which the backend reports itself.
         return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
 
-    def _notes(self, baseline: str) -> list[str]:
+    def _notes(self, baseline: str, opens: bool) -> list[str]:
         notes = []
         if not self.takes_system:
             notes.append("the chat template takes no system role: system contexts are placed before the prompt.")
-        else:
-            with_system = self._render([{"role": role, "content": PROBE} for role in ("system", "user")])
-            if set(re.findall(r"\w+", baseline)) - set(re.findall(r"\w+", with_system)):
-                notes.append("the chat template has a system text of its own, which a system context replaces.")
-        if "strftime_now" in self._options:
+        elif default := self._template.default_system(baseline, self._options):
+            text = self._control.defuse(" ".join(default.split()))
+            notes.append(
+                f"the chat template has a system text of its own ('{text[:100]}{'…' if len(text) > 100 else ''}'), "
+                "which a system context replaces: a part of what such a context changes is the loss of that text. The "
+                "neutral placebo in the system place loses it too and is the fair comparison there, the empty one not."
+            )
+        if self._template.writes_date:
             notes.append(f"the chat template writes today's date: it is given {TEMPLATE_DATE:%Y-%m-%d}.")
-        has_switch = "enable_thinking" in self._options or baseline.rstrip().endswith("<think>")
-        if self._thinking != "auto" and not has_switch:
+        if self._template.switch is None and self._thinking != "auto" and not opens:
             notes.append(f"the chat template has no thinking switch: thinking={self._thinking} changes nothing.")
+        if (switch := self._template.switch) and self._thinking != "auto" and switch.name != USUAL_SWITCH:
+            value = getattr(switch, self._thinking)
+            limit = "; it names no way to think not at all" if self._thinking == "off" and not switch.ends else ""
+            notes.append(f"the template's name for thinking={self._thinking} is {switch.name}={value!r}{limit}.")
         return notes
 
 
@@ -173,14 +249,3 @@ def lay_out(prompt: Prompt, context: Context | None = None, takes_system: bool =
         before, after = "\n\n".join(paragraphs[:-1]) or paragraphs[-1], paragraphs[-1]
     content = "\n\n".join(part for part in (before, prompt.text, after) if part)
     return [*earlier, {"role": "user", "content": content}]
-
-
-def _chat_template(tokenizer: Any) -> str:
-    try:
-        template: str = tokenizer.get_chat_template()
-    except ValueError as error:
-        raise BackendError(
-            "the model's tokenizer has no chat template; use an instruction-tuned model, "
-            "or put a chat_template.jinja into its folder."
-        ) from error
-    return template

@@ -21,6 +21,7 @@ from transformers import Cache, DynamicCache, PreTrainedModel
 
 from flipsearch.backends.cache import RoomyCache, attends_to_all
 from flipsearch.backends.rollouts import stream_seed
+from flipsearch.backends.thought_budget import ThoughtBudget
 from flipsearch.core.records import Request, Sampling
 
 Ids = Sequence[int]
@@ -37,7 +38,7 @@ def chooser(requests: Sequence[Request], sampling: Sampling, device: torch.devic
     if sampling.temperature == 0:
         return lambda logits, rows, step: logits.argmax(-1)
     generators = [torch.Generator().manual_seed(stream_seed(request, sampling)) for request in requests]
-    streams = [torch.rand(sampling.max_tokens, generator=rng, dtype=torch.float64) for rng in generators]
+    streams = [torch.rand(sampling.longest, generator=rng, dtype=torch.float64) for rng in generators]
     uniforms = torch.stack(streams).to(device)  # (N, C)
 
     def sample(logits: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
@@ -108,10 +109,18 @@ class Decoder:
         return len(completion_ids) > 0 and completion_ids[-1] in self._eos_set
 
     @torch.inference_mode()
-    def complete(self, prompts: Sequence[Ids], prefixes: Sequence[int], max_tokens: int, choose: Choose) -> list[Ids]:
+    def complete(
+        self,
+        prompts: Sequence[Ids],
+        prefixes: Sequence[int],
+        max_tokens: int,
+        choose: Choose,
+        budgets: Sequence[ThoughtBudget] = (),
+    ) -> list[Ids]:
         """Return the completion ids of each prompt: at most `max_tokens`, up to and including the first end token.
 
-        The first `prefixes[i]` tokens of prompt i are computed once for all prompts that begin with the same ones.
+        The first `prefixes[i]` tokens of prompt i are computed once for all prompts that begin with the same ones. A
+        budget for each prompt closes its thought and ends its answer.
         """
         logits, batch = self._start(prompts, prefixes, max_tokens)
         chosen = torch.zeros((len(prompts), max_tokens), dtype=torch.long, device=self.device)  # (N, C)
@@ -119,8 +128,11 @@ class Decoder:
         alive = torch.ones_like(batch.rows, dtype=torch.bool)
         for step in range(max_tokens):
             tokens = choose(logits, batch.rows, step)  # (B,)
+            is_full = torch.zeros_like(alive)
+            if budgets:
+                tokens, is_full = _follow(budgets, batch.rows, alive, tokens)
             chosen[batch.rows, step] = tokens
-            ended = alive & torch.isin(tokens, self.eos_ids)
+            ended = alive & (torch.isin(tokens, self.eos_ids) | is_full)
             counts[batch.rows[ended]] = step + 1
             alive &= ~ended
             num_alive = int(alive.sum())
@@ -220,6 +232,20 @@ def shared_prefixes(prompts: Sequence[Ids], groups: Sequence[object]) -> list[in
         differing = (i for i, (left, right) in enumerate(zip(prefix, ids, strict=False)) if left != right)
         shared[group] = prefix[: next(differing, len(prefix))]
     return [len(shared[group]) for group in groups]
+
+
+def _follow(
+    budgets: Sequence[ThoughtBudget], rows: torch.Tensor, alive: torch.Tensor, tokens: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the tokens (B,) with those that budgets force, and whether each row's answer is full."""
+    ids, is_full = tokens.tolist(), [False] * len(tokens)
+    for i, (row, is_alive) in enumerate(zip(rows.tolist(), alive.tolist(), strict=True)):
+        if is_alive:
+            forced = budgets[row].next_id
+            ids[i] = ids[i] if forced is None else forced
+            budgets[row].follow(ids[i])
+            is_full[i] = budgets[row].is_full
+    return torch.tensor(ids, device=tokens.device), torch.tensor(is_full, device=tokens.device)
 
 
 def _parts(prompts: Sequence[Ids], max_tokens: int) -> Iterator[slice]:

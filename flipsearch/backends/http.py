@@ -213,6 +213,10 @@ class HttpBackend:
     def check(cls, config: ModelConfig) -> None:
         """Raise BackendError for a model that is no address, and for settings that only the endpoint decides."""
         Address.parse(config.model)
+        if config.think_tokens:
+            raise BackendError(
+                "--think-tokens is for local models: an endpoint takes no budget of its own for thoughts."
+            )
         local = {"thinking": config.thinking, "device": config.device, "dtype": config.dtype}
         if given := [name for name, value in local.items() if value != "auto"]:
             raise BackendError(f"--{given[0]} is for local models; the endpoint of '{config.model}' decides it.")

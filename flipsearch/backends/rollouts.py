@@ -4,12 +4,14 @@ Imports no model library.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 from flipsearch.backends.chat import Chat, EncodedPrompt
+from flipsearch.backends.thought_budget import ThoughtBudget, ThoughtWatch
 from flipsearch.core.errors import BackendError, ConfigError
-from flipsearch.core.records import PrefixScore, Request, Rollout, Sampling, content_id
+from flipsearch.core.records import Placement, PrefixScore, Request, Rollout, Sampling, content_id
 
 
 def completed(
@@ -20,6 +22,8 @@ def completed(
     completion: str,
     completion_ids: Sequence[int],
     stopped: bool,
+    num_thought_tokens: int = 0,
+    forced_close: bool = False,
 ) -> Rollout:
     """Return the rollout of a completed request; not `stopped` means that it was cut off at max_tokens."""
     return Rollout(
@@ -34,6 +38,9 @@ def completed(
         finish_reason="stop" if stopped else "length",
         opens_thinking=prompt.opens_thinking,
         prefill=request.prefill,
+        skips_thought=request.skips_thought,
+        num_thought_tokens=num_thought_tokens,
+        forced_close=forced_close,
     )
 
 
@@ -49,6 +56,15 @@ def stream_seed(request: Request, sampling: Sampling) -> int:
     context_id = request.context.context_id if request.context else None
     key = content_id("draws", sampling.seed, request.prompt.prompt_id, context_id, request.sample_index)
     return int(key, 16)
+
+
+def end_ids(*sources: object) -> set[int]:
+    """Return the token ids that generation settings and tokenizers name as the end of a completion."""
+    ids: set[int] = set()
+    for source in sources:
+        eos = getattr(source, "eos_token_id", None)
+        ids.update(eos if isinstance(eos, list) else [] if eos is None else [eos])
+    return ids
 
 
 @dataclass(slots=True)
@@ -76,6 +92,21 @@ class LocalBackend:
     min_new_tokens = 0
     """Fewest tokens that the model writes after a prefill."""
 
+    @property
+    def thinks(self) -> bool:
+        """Whether the model may think before it answers, as far as its chat template tells."""
+        return self.chat.thinks
+
+    @property
+    def same_placements(self) -> Mapping[Placement, Placement]:
+        """Placement -> another one that gives the model the same tokens."""
+        return self.chat.same_placements
+
+    @cached_property
+    def watch(self) -> ThoughtWatch:
+        """Finds the marks of a thought among completion ids."""
+        return self.chat.thought_watch()
+
     def count_tokens(self, text: str) -> int:
         """Return the length of `text` in the model's tokens."""
         return self.chat.count_tokens(text)
@@ -87,7 +118,7 @@ class LocalBackend:
         encoded: list[EncodedRequest] = []
         for request in requests:
             try:
-                encoded.append(self._encode(request, sampling.max_tokens))
+                encoded.append(self._encode(request, sampling.longest))
             except BackendError as error:
                 yield [failed(request, self.model_id, sampling, str(error))]
         yield from self._generate(encoded, sampling)
@@ -115,7 +146,7 @@ class LocalBackend:
         length, num_forced = len(prompt.prompt_ids), len(request.prefill)
         if self.max_positions is not None and length + max_tokens > self.max_positions:
             raise BackendError(
-                f"the prompt has {length} tokens and max_tokens is {max_tokens}, but the model holds "
+                f"the prompt has {length} tokens and the completion up to {max_tokens}, but the model holds "
                 f"{self.max_positions}; lower max_tokens or shorten the context. Nothing is cut off silently."
             )
         if num_forced + self.min_new_tokens > max_tokens:
@@ -124,5 +155,15 @@ class LocalBackend:
 
     def _completed(self, item: EncodedRequest, sampling: Sampling, new_ids: Sequence[int], stopped: bool) -> Rollout:
         """Return the rollout of a request after whose prefill the model wrote `new_ids`."""
-        ids = (*item.request.prefill, *new_ids)
-        return completed(item.request, self.model_id, sampling, item.prompt, self.chat.decode(ids), ids, stopped)
+        ids, opens = (*item.request.prefill, *new_ids), item.prompt.opens_thinking
+        text, is_forced = self.chat.decode(ids), False
+        if sampling.think_tokens:
+            followed = ThoughtBudget(self.watch, sampling, opens).follow_all(ids)
+            num_thought, is_forced = followed.num_thought_tokens, followed.was_forced
+        else:
+            num_thought = self.watch.num_thought_tokens(ids)
+        return completed(item.request, self.model_id, sampling, item.prompt, text, ids, stopped, num_thought, is_forced)
+
+    def _budget(self, item: EncodedRequest, sampling: Sampling) -> ThoughtBudget:
+        """Return the budget of a request, behind its prefill."""
+        return ThoughtBudget(self.watch, sampling, item.prompt.opens_thinking).follow_all(item.request.prefill)

@@ -51,6 +51,8 @@ class ScriptedBackend:
         """Raise BackendError if the model is not a file."""
         if not Path(config.model).is_file():
             raise BackendError(f"--backend scripted reads its replies from a JSON file; '{config.model}' is none.")
+        if config.think_tokens:
+            raise BackendError("--think-tokens is for models; a table of replies has no thoughts to close.")
 
     @classmethod
     def from_config(cls, config: ModelConfig, memory_share: float = 1.0) -> "ScriptedBackend":

@@ -23,7 +23,7 @@ from flipsearch.backends.loading import (
     memory_bytes,
 )
 from flipsearch.backends.models import locate, model_source
-from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, failed
+from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, end_ids, failed
 from flipsearch.backends.scoring import score_prefixes
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import ConfigError
@@ -87,9 +87,10 @@ class TransformersBackend(LocalBackend):
         self, model: PreTrainedModel, tokenizer: Any, chat: Chat, batch_size: int | None, revision: str | None
     ) -> None:
         self.model, self.tokenizer, self.chat, self.batch_size = model, tokenizer, chat, batch_size
-        self.notes, self.revision = chat.notes, revision
+        known_ends = end_ids(model.generation_config, tokenizer)
+        self.notes, self.revision = (*chat.notes, *chat.end_note(known_ends)), revision
         self.max_positions = max_positions(model.config)
-        self._decoder = Decoder(model, end_ids(model.generation_config, tokenizer))
+        self._decoder = Decoder(model, known_ends | chat.end_ids)
 
     def close(self) -> None:
         """Unload the weights and release the device's memory."""
@@ -132,10 +133,12 @@ class TransformersBackend(LocalBackend):
         num_forced = len(batch[0].request.prefill)
         choose = chooser([item.request for item in batch], sampling, self._decoder.device, num_forced)
         shared = [item.num_shared for item in batch]
-        num_left = sampling.max_tokens - num_forced
-        written = self._decoder.complete(
-            [item.prompt.prompt_ids + item.request.prefill for item in batch], shared, num_left, choose
+        num_left, prompts = (
+            sampling.longest - num_forced,
+            [item.prompt.prompt_ids + item.request.prefill for item in batch],
         )
+        budgets = [self._budget(item, sampling) for item in batch] if sampling.think_tokens else []
+        written = self._decoder.complete(prompts, shared, num_left, choose, budgets)
         return [
             self._completed(item, sampling, ids, self._decoder.ends((*item.request.prefill, *ids)))
             for item, ids in zip(batch, written, strict=True)
@@ -150,19 +153,10 @@ class TransformersBackend(LocalBackend):
             num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
             width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
             token_bytes = 2 * config.num_hidden_layers * num_heads * width * self.model.dtype.itemsize
-            num_tokens = max(len(item.prompt.prompt_ids) for item in queue) + sampling.max_tokens
+            num_tokens = max(len(item.prompt.prompt_ids) for item in queue) + sampling.longest
             most = max(1, min(most, int(CACHE_SHARE * memory_bytes() / (num_tokens * int(token_bytes)))))
         # Even batches: 150 requests are two of 75, not one of 128 and a slow small one.
         return math.ceil(len(queue) / math.ceil(len(queue) / most))
-
-
-def end_ids(generation_config: object, tokenizer: object) -> set[int]:
-    """Return the token ids that end a completion, from the generation config and the tokenizer."""
-    ids: set[int] = set()
-    for source in (generation_config, tokenizer):
-        eos = getattr(source, "eos_token_id", None)
-        ids.update(eos if isinstance(eos, list) else [] if eos is None else [eos])
-    return ids
 
 
 def _in_order(requests: Sequence[EncodedRequest]) -> list[EncodedRequest]:

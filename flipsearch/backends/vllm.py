@@ -11,14 +11,17 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
+from transformers import GenerationConfig
+
 from flipsearch.backends.chat import Chat, Thinking
 from flipsearch.backends.loading import choose_device, choose_dtype, load_tokenizer, quiet
 from flipsearch.backends.models import check_local_model, locate, model_source
-from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, stream_seed
+from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, end_ids, stream_seed
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError, ConfigError, one_line
 from flipsearch.core.records import PrefixScore, Rollout, Sampling, content_id
@@ -146,8 +149,10 @@ class VllmBackend(LocalBackend):
         _import_vllm()
         chosen_dtype = choose_dtype(dtype, choose_device("auto"))
         files = locate(model)
-        self.chat = Chat(load_tokenizer(files.folder), thinking)
-        self.notes, self.revision = self.chat.notes, files.revision
+        tokenizer = load_tokenizer(files.folder)
+        self.chat = Chat(tokenizer, thinking)
+        known_ends = end_ids(_generation_settings(files.folder), tokenizer)
+        self.notes, self.revision = (*self.chat.notes, *self.chat.end_note(known_ends)), files.revision
         self.model_id = content_id("vllm", files.fingerprint, self.chat.identity, str(chosen_dtype))
         self._engine = VllmEngine(
             files.folder, dtype=dtype, max_model_len=max_model_len, memory_share=memory_share, options=engine
@@ -180,28 +185,80 @@ class VllmBackend(LocalBackend):
         """Yield the rollouts in chunks; all requests of a chunk are in the engine at once."""
         for start in range(0, len(requests), CHUNK):
             chunk = requests[start : start + CHUNK]
-            params = [
-                self._engine.vllm.SamplingParams(
-                    max_tokens=sampling.max_tokens - len(item.request.prefill),
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
-                    top_k=sampling.top_k,
-                    # The seed of a request's stream has 64 bits unsigned; vLLM wants it signed.
-                    seed=None if sampling.temperature == 0 else stream_seed(item.request, sampling) >> 1,
-                    detokenize=False,
-                )
-                for item in chunk
-            ]
-            prompts = [item.prompt.prompt_ids + item.request.prefill for item in chunk]
-            outputs = [output.outputs[0] for output in self._engine.complete(prompts, params)]
+            if sampling.think_tokens:
+                yield self._within_budget(chunk, sampling)
+                continue
+            lengths = [sampling.max_tokens - len(item.request.prefill) for item in chunk]
+            outputs = self._write(chunk, [() for _ in chunk], lengths, sampling)
             yield [
-                self._completed(item, sampling, output.token_ids, output.finish_reason == "stop")
-                for item, output in zip(chunk, outputs, strict=True)
+                self._completed(item, sampling, ids, stopped)
+                for item, (ids, stopped) in zip(chunk, outputs, strict=True)
             ]
+
+    def _within_budget(self, chunk: Sequence[EncodedRequest], sampling: Sampling) -> list[Rollout]:
+        """Return the rollouts of a chunk in rounds: each writes no more than the budgets allow for certain.
+
+        vLLM's own `thinking_token_budget` gives the answer no share of its own, and needs a parser for each family. The
+        prefix cache holds what the rounds before have written.
+        """
+        budgets = [self._budget(item, sampling) for item in chunk]
+        is_done, stopped = [budget.is_full for budget in budgets], [False] * len(chunk)
+        while not all(is_done):
+            for budget in budgets:
+                while (forced := budget.next_id) is not None:
+                    budget.follow(forced)
+            left = [i for i, done in enumerate(is_done) if not done]
+            items, written = [chunk[i] for i in left], [budgets[i].ids[len(chunk[i].request.prefill) :] for i in left]
+            outputs = self._write(items, written, [budgets[i].num_left for i in left], sampling)
+            for i, (ids, has_ended) in zip(left, outputs, strict=True):
+                for count, id in enumerate(ids, start=1):
+                    budgets[i].follow(id)
+                    if budgets[i].is_full or budgets[i].next_id is not None:
+                        has_ended &= count == len(ids)
+                        break
+                stopped[i], is_done[i] = has_ended, has_ended or budgets[i].is_full
+        return [
+            self._completed(item, sampling, budget.ids[len(item.request.prefill) :], has_stopped)
+            for item, budget, has_stopped in zip(chunk, budgets, stopped, strict=True)
+        ]
+
+    def _write(
+        self,
+        items: Sequence[EncodedRequest],
+        written: Sequence[Sequence[int]],
+        lengths: Sequence[int],
+        sampling: Sampling,
+    ) -> list[tuple[Sequence[int], bool]]:
+        """Return what the model writes behind each request and what was `written`, and whether it ended by itself."""
+        params = [
+            self._engine.vllm.SamplingParams(
+                max_tokens=length,
+                temperature=sampling.temperature,
+                top_p=sampling.top_p,
+                top_k=sampling.top_k,
+                # The seed of a request's stream has 64 bits unsigned; vLLM wants it signed. A later round has another.
+                seed=None if sampling.temperature == 0 else (stream_seed(item.request, sampling) >> 1) ^ len(before),
+                stop_token_ids=sorted(self.chat.end_ids),
+                detokenize=False,
+            )
+            for item, before, length in zip(items, written, lengths, strict=True)
+        ]
+        prompts = [
+            (*item.prompt.prompt_ids, *item.request.prefill, *ids) for item, ids in zip(items, written, strict=True)
+        ]
+        outputs = [output.outputs[0] for output in self._engine.complete(prompts, params)]
+        return [(output.token_ids, output.finish_reason == "stop") for output in outputs]
 
     def _score(self, requests: Sequence[EncodedRequest]) -> list[PrefixScore | None]:
         prefixes = [item.request.prefill for item in requests]
         return self._engine.score([item.prompt.prompt_ids for item in requests], prefixes)
+
+
+def _generation_settings(folder: Path) -> object:
+    """Return the generation settings of a model, None without any that can be read."""
+    with suppress(OSError, ValueError):
+        return GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return None
 
 
 def _import_vllm() -> Any:

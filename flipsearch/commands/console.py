@@ -190,6 +190,12 @@ def plan_lines(plan: "SearchPlan") -> list[str]:
         *(f"{'':<10}{', '.join(rollouts[i : i + 2])}" for i in range(0, len(rollouts), 2)),
         f"{'tokens':<10}at most {plan.tokens_at_most:,} ({plan.max_tokens:,} each)",
     ]
+    if plan.think_tokens:
+        lines.append(
+            f"{'thoughts':<10}closed after {plan.think_tokens:,} tokens (--think-tokens); the answer has its own"
+        )
+    elif plan.think_tokens is None:
+        lines.append(f"{'thoughts':<10}a model that thinks has half as many tokens more for it")
     if plan.resample_flip_rate is not None:
         again = f"{percent(plan.resample_flip_rate)} would flip, were p_unsafe uniform"
         lines.append(f"{'samples':<10}{plan.samples} per prompt, unsafe from {plan.unsafe_at} unsafe ones on")

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import PurePath
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 Kind = Literal["harmful", "benign"]
 Split = Literal["search", "confirm", "training", "evaluation"]
@@ -25,6 +25,10 @@ Placement = Literal["system", "before", "after", "around"]
 PLACEMENTS: tuple[Placement, ...] = ("system", "before", "after", "around")
 SPLITS: tuple[Split, ...] = ("search", "confirm", "training", "evaluation")
 
+MARK_TOKENS = 32
+"""Room for the tokens of the marks around a thought, beside a thought's own budget."""
+SHORT_THOUGHT = 64
+"""Tokens of a thought that is a line or two."""
 REMEMBERED = 2**17
 """Number of ids of prompts and contexts, and again of rollouts, that are cached: they are needed over and over."""
 
@@ -113,6 +117,8 @@ class Sampling:
     """Number of most likely tokens kept; 0 keeps all."""
     seed: int = 0
     """A greedy completion does not depend on it."""
+    think_tokens: int = 0
+    """A thought is closed after so many tokens, and `max_tokens` then counts the answer alone; 0 closes none."""
 
     def __post_init__(self) -> None:
         # 1 and 1.0 are equal, but JSON writes them differently, and ids hash the JSON text.
@@ -122,9 +128,15 @@ class Sampling:
     @property
     def sampling_id(self) -> str:
         """Content hash of the parameters that can change a completion."""
+        budget = ("think", self.think_tokens) if self.think_tokens else ()
         if self.temperature == 0:
-            return content_id("greedy", self.max_tokens)
-        return content_id("sampling", self.max_tokens, self.temperature, self.top_p, self.top_k, self.seed)
+            return content_id("greedy", self.max_tokens, *budget)
+        return content_id("sampling", self.max_tokens, self.temperature, self.top_p, self.top_k, self.seed, *budget)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of a completion at most: the answer's and, with a budget for it, the thought's and its marks'."""
+        return self.max_tokens + (self.think_tokens + MARK_TOKENS if self.think_tokens else 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,6 +149,8 @@ class Request:
     """Counts the samples of one prompt under one context from 0."""
     prefill: tuple[int, ...] = ()
     """Forced first tokens of the completion; the rest is generated."""
+    skips_thought: bool = False
+    """The prompt ends in a thought that is closed at once, as the chat template writes it: the answer comes first."""
 
     @property
     def context_id(self) -> str | None:
@@ -159,7 +173,7 @@ class Rollout:
     sampling: Sampling
     sample_index: int
     completion: str
-    """Decoded, without special tokens."""
+    """Decoded, without special tokens other than the marks of a thought."""
     completion_ids: tuple[int, ...]
     """Tokens with the end token; empty if the backend does not report them."""
     num_prompt_tokens: int
@@ -171,18 +185,43 @@ class Rollout:
     error: str = ""
     prefill: tuple[int, ...] = ()
     """The request's forced first tokens; `completion_ids` includes them."""
+    skips_thought: bool = False
+    """The request's."""
+    num_thought_tokens: int = 0
+    """Tokens up to the end of the mark that closed the thought; 0 without a closed thought, or without tokens."""
+    forced_close: bool = False
+    """The thought was closed by its budget and not by the model."""
 
     @property
     def rollout_id(self) -> str:
         """Content hash of the request, not of the completion."""
         return rollout_id(
-            self.model_id, self.prompt_id, self.context_id, self.sampling, self.sample_index, self.prefill
+            self.model_id,
+            self.prompt_id,
+            self.context_id,
+            self.sampling,
+            self.sample_index,
+            self.prefill,
+            self.skips_thought,
         )
+
+    @property
+    def num_lead_tokens(self) -> int:
+        """Tokens of a long thought before the answer."""
+        return lead_tokens(self.num_thought_tokens)
 
     @property
     def num_generated(self) -> int:
         """Completion tokens without the prefill."""
         return max(0, len(self.completion_ids) - len(self.prefill))
+
+
+def lead_tokens(num_thought_tokens: int) -> int:
+    """Return how many tokens come before those that tell what an answer will be: all of a long thought, or none.
+
+    A thought of a line or two decides in its first words, and counts as the beginning of the answer.
+    """
+    return num_thought_tokens if num_thought_tokens > SHORT_THOUGHT else 0
 
 
 @lru_cache(maxsize=REMEMBERED)
@@ -193,10 +232,11 @@ def rollout_id(
     sampling: Sampling,
     sample_index: int,
     prefill: tuple[int, ...] = (),
+    skips_thought: bool = False,
 ) -> str:
     """Return the id under which the ledger keeps the rollout of one request."""
     request = ("rollout", model_id, prompt_id, context_id, sampling.sampling_id, sample_index)
-    return content_id(*request, prefill) if prefill else content_id(*request)
+    return content_id(*request, *([prefill] if prefill else []), *(["no thought"] if skips_thought else []))
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,7 +251,8 @@ class PrefixScore:
 
 def prefix_score_id(model_id: str, request: Request) -> str:
     """Return the id under which the ledger keeps the score of one request's prefill."""
-    return content_id("reading", model_id, request.prompt.prompt_id, request.context_id, request.prefill)
+    score = ("reading", model_id, request.prompt.prompt_id, request.context_id, request.prefill)
+    return content_id(*score, "no thought") if request.skips_thought else content_id(*score)
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +310,8 @@ class Flip:
     unsafe_share_before: float | None = None
     """Unsafe / scored samples of the baseline; None for a single sample, or if none is scored."""
     unsafe_share_after: float | None = None
+    endings: "EndingCounts | None" = None
+    """Of the answers under the context."""
 
     @property
     def flipped(self) -> bool:
@@ -339,6 +382,8 @@ class Measurement:
     """Scored / all prompts."""
     unsafe_share: "UnsafeShare | None" = None
     """None with one sample per prompt, or if no prompt has a share on both sides."""
+    endings: "Endings | None" = None
+    """How the answers under the context ended, scored or not."""
 
     @property
     def rollout_ids(self) -> frozenset[str]:
@@ -364,6 +409,34 @@ class UnsafeShare:
     """Without context; n counts prompts."""
     after: Estimate
     """Under the context, over the same prompts."""
+
+
+class EndingCounts(NamedTuple):
+    """How many answers ended in which way."""
+
+    num_answers: int
+    num_cut: int
+    """Cut at max_tokens, in the thought or in the answer."""
+    num_thoughts: int
+    """With a thought, closed or not."""
+    num_forced: int
+    """With a thought that its budget closed."""
+    num_leaks: int
+    """In which thought goes on after it was closed (core.thoughts)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Endings:
+    """How answers ended, every sample counted."""
+
+    cut: Rate
+    """Cut at max_tokens / answers."""
+    thought: Rate
+    """With a thought / answers."""
+    forced: Rate
+    """Closed by the budget / thoughts."""
+    leaks: Rate
+    """Going on in the answer / thoughts."""
 
 
 def json_value(value: Any) -> Any:

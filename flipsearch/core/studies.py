@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, Literal
 
-from flipsearch.core.records import Context, Difference, Estimate, Measurement, Rate
+from flipsearch.core.records import Context, Difference, Endings, Estimate, Measurement, Rate
 
 
 @dataclass(frozen=True, slots=True)
@@ -224,7 +224,7 @@ class StudyKind(StrEnum):
     """Given contexts were scored: nothing was chosen or confirmed."""
 
 
-STUDY_FORMAT: Final = 2
+STUDY_FORMAT: Final = 3
 """Version of the study file; a file of any other cannot be read."""
 
 
@@ -232,7 +232,7 @@ STUDY_FORMAT: Final = 2
 class Study:
     """A finished search or score, as the report reads it."""
 
-    format: Literal[2]
+    format: Literal[3]
     """STUDY_FORMAT; the first field, so that it is the first to be refused."""
     name: str
     kind: StudyKind
@@ -250,6 +250,8 @@ class Study:
     num_rollouts: int
     num_tokens: int
     """Completion tokens in them."""
+    base_endings: Mapping[str, Endings] = field(default_factory=dict)
+    """Split -> how the answers without context ended."""
     notes: tuple[str, ...] = ()
     """What the reader must know, e.g. a chat template without a system role."""
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from flipsearch.core.package import package_versions
 from flipsearch.core.protocols import Judge
-from flipsearch.core.records import Estimate
+from flipsearch.core.records import Estimate, Sampling
 from flipsearch.core.scorecards import Composite, Measured, Metric, Score, Scorecard
 from flipsearch.evaluation.plan import EvaluationPlan
 from flipsearch.measuring.measure import MAX_UNSCORED_RATE
@@ -66,6 +66,7 @@ class ModelScores:
     notes: tuple[str, ...]
     sets: tuple[SetScores, ...]
     """In the order of the scorecard."""
+    sampling: Sampling
 
 
 def collect_scores(metric: Metric, set_name: str, scores: Iterable[tuple[str, AnswerScore]]) -> SetScores:
@@ -111,7 +112,7 @@ def make_scorecard(plan: EvaluationPlan, judge: Judge, new: ModelScores, base: M
         tax=tax,
         judge=judge.name,
         judge_id=judge.identity,
-        sampling=config.sampling(),
+        sampling=new.sampling,
         num_samples=config.samples,
         split=config.split,
         settings=config.model_dump(mode="json"),
@@ -230,9 +231,9 @@ def _set_notes(plan: EvaluationPlan, model: ModelScores, scores: SetScores) -> l
     if scores.num_unscored > MAX_UNSCORED_RATE * scores.num_answers:
         notes.append(f"Poor coverage: {scores.num_unscored} {where} are unscored, most often: {scores.reason}.")
     if scores.num_truncated:
-        tokens = plan.config.sampling().max_tokens
+        counted = "count as wrong" if scores.metric == "reasoning_accuracy" else "were judged as far as they go"
         notes.append(
-            f"{scores.num_truncated} {where} did not finish within {tokens:,} tokens and count as wrong; "
+            f"{scores.num_truncated} {where} did not finish within {model.sampling.longest:,} tokens and {counted}; "
             "a larger --max-tokens may change that."
         )
     if scores.num_incomparable:

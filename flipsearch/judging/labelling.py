@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from flipsearch.core.errors import StudyError
 from flipsearch.core.records import Label, Prompt, Verdict
 from flipsearch.core.studies import Study
-from flipsearch.judging.answer import split_answer
+from flipsearch.core.thoughts import split_answer
 from flipsearch.judging.labels import AnswerPlace, HumanLabel, StudyLabel, base_rollout_id, harmful_flips
 from flipsearch.ledger import Ledger
 

@@ -163,7 +163,7 @@ def harmful_flips(trial: Trial) -> list[Flip]:
 
 def base_rollout_id(study: Study, prompt_id: str) -> str:
     """Return the rollout id of the answer to a prompt without context, in a study with one sample per prompt."""
-    names = ("max_tokens", "temperature", "top_p", "top_k", "seed")
+    names = ("max_tokens", "temperature", "top_p", "top_k", "seed", "think_tokens")
     sampling = Sampling(**{name: study.settings[name] for name in names})
     return rollout_id(study.model_id, prompt_id, None, sampling, 0)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Exchange, Label, Verdict, content_id
-from flipsearch.judging.answer import split_answer
+from flipsearch.core.thoughts import split_answer
 from flipsearch.judging.contract import run_judge, were_fitted_to
 
 THRESHOLD = 0.5

@@ -30,7 +30,8 @@ from flipsearch.config import read_toml
 from flipsearch.core.errors import ConfigError, PluginError, unknown_name
 from flipsearch.core.protocols import Backend
 from flipsearch.core.records import Exchange, Label, Prompt, Request, Rollout, Sampling, Verdict, content_id
-from flipsearch.judging.answer import answer_to_judge, split_answer
+from flipsearch.core.thoughts import split_answer
+from flipsearch.judging.answer import answer_to_judge
 
 SLOTS = ("{prompt}", "{answer}")
 _SLOT = re.compile(r"(\{prompt\}|\{answer\})")

@@ -24,7 +24,7 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 
 from flipsearch.core.errors import LedgerError, one_line
 from flipsearch.core.files import is_held, take_lock
-from flipsearch.core.records import PrefixScore, Rollout, Verdict
+from flipsearch.core.records import EndingCounts, PrefixScore, Rollout, Verdict
 from flipsearch.ledger.tables import (
     FORMAT,
     FORMATS,
@@ -89,6 +89,20 @@ class Ledger:
         query = sql.select(ROLLOUTS.c.rollout_id, num_bytes.label("num_bytes")).where(_FINISHED)
         rows = self._rows(query, ROLLOUTS.c.rollout_id, ids)
         return {row["rollout_id"]: max(0, row["num_bytes"]) // TOKEN_BYTES for row in rows}
+
+    def endings(self, ids: Iterable[str]) -> dict[str, tuple[EndingCounts, int]]:
+        """Return id -> how the answer ended, and the tokens of its thought, for the finished rollouts among `ids`."""
+        names = ("rollout_id", "finish_reason", "num_thought_tokens", "has_thought", "forced_close", "leaks")
+        query = sql.select(*(ROLLOUTS.c[name] for name in names)).where(_FINISHED)
+        return {
+            row["rollout_id"]: (
+                EndingCounts(
+                    1, row["finish_reason"] == "length", row["has_thought"], row["forced_close"], row["leaks"]
+                ),
+                row["num_thought_tokens"],
+            )
+            for row in self._rows(query, ROLLOUTS.c.rollout_id, ids)
+        }
 
     def save_rollouts(self, rollouts: Iterable[Rollout]) -> None:
         """Write rollouts in one transaction, replacing those that exist."""

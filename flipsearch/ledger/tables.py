@@ -11,8 +11,9 @@ import sqlalchemy as sql
 from sqlalchemy.exc import ArgumentError
 
 from flipsearch.core.records import Label, Rollout, Sampling, Verdict
+from flipsearch.core.thoughts import split_answer
 
-FORMAT = 3
+FORMAT = 4
 """Version of the tables; a ledger of another version is refused."""
 TOKEN_BYTES = 4
 """Token ids are kept as little-endian 32-bit integers."""
@@ -35,6 +36,7 @@ ROLLOUTS = sql.Table(
     sql.Column("top_p", sql.Double, nullable=False),
     sql.Column("top_k", sql.Integer, nullable=False),
     sql.Column("seed", sql.BigInteger, nullable=False),
+    sql.Column("think_tokens", sql.Integer, nullable=False),
     sql.Column("sample_index", sql.Integer, nullable=False),
     sql.Column("completion", sql.Text, nullable=False),
     sql.Column("completion_ids", sql.LargeBinary, nullable=False),
@@ -43,6 +45,12 @@ ROLLOUTS = sql.Table(
     sql.Column("opens_thinking", sql.Boolean, nullable=False),
     sql.Column("error", sql.Text, nullable=False),
     sql.Column("prefill", sql.LargeBinary, nullable=False),
+    sql.Column("skips_thought", sql.Boolean, nullable=False),
+    sql.Column("num_thought_tokens", sql.Integer, nullable=False),
+    sql.Column("forced_close", sql.Boolean, nullable=False),
+    # Of the completion's text, so that counting them reads no text.
+    sql.Column("has_thought", sql.Boolean, nullable=False),
+    sql.Column("leaks", sql.Boolean, nullable=False),
 )
 VERDICTS = sql.Table(
     "verdicts",
@@ -102,6 +110,7 @@ def make_engine(place: str | Path, read_only: bool) -> sql.Engine:
 
 def rollout_row(rollout: Rollout) -> dict[str, Any]:
     """Return the row of a rollout."""
+    parts = split_answer(rollout.completion, rollout.opens_thinking)
     return {
         "rollout_id": rollout.rollout_id,
         "prompt_id": rollout.prompt_id,
@@ -116,6 +125,11 @@ def rollout_row(rollout: Rollout) -> dict[str, Any]:
         "opens_thinking": rollout.opens_thinking,
         "error": rollout.error,
         "prefill": pack("I", rollout.prefill),
+        "skips_thought": rollout.skips_thought,
+        "num_thought_tokens": rollout.num_thought_tokens,
+        "forced_close": rollout.forced_close,
+        "has_thought": parts.has_thought and rollout.finish_reason != "error",
+        "leaks": parts.leaks,
     }
 
 
@@ -125,7 +139,9 @@ def rollout_of(row: sql.RowMapping) -> Rollout:
         prompt_id=row["prompt_id"],
         context_id=row["context_id"],
         model_id=row["model_id"],
-        sampling=Sampling(row["max_tokens"], row["temperature"], row["top_p"], row["top_k"], row["seed"]),
+        sampling=Sampling(
+            row["max_tokens"], row["temperature"], row["top_p"], row["top_k"], row["seed"], row["think_tokens"]
+        ),
         sample_index=row["sample_index"],
         completion=row["completion"],
         completion_ids=unpack("I", row["completion_ids"]),
@@ -134,6 +150,9 @@ def rollout_of(row: sql.RowMapping) -> Rollout:
         opens_thinking=row["opens_thinking"],
         error=row["error"],
         prefill=unpack("I", row["prefill"]),
+        skips_thought=row["skips_thought"],
+        num_thought_tokens=row["num_thought_tokens"],
+        forced_close=row["forced_close"],
     )
 
 

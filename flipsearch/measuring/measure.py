@@ -8,8 +8,20 @@ contexts are searched.
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from flipsearch.core.records import Context, Difference, Flip, Label, Measurement, Prompt, Rate, Scope, UnsafeShare
-from flipsearch.core.samples import Samples
+from flipsearch.core.records import (
+    Context,
+    Difference,
+    EndingCounts,
+    Endings,
+    Flip,
+    Label,
+    Measurement,
+    Prompt,
+    Rate,
+    Scope,
+    UnsafeShare,
+)
+from flipsearch.core.samples import Samples, sum_endings
 from flipsearch.core.studies import Trial, TrialRole, TrialState
 from flipsearch.measuring.runner import Runner
 from flipsearch.statistics.intervals import mean_interval, wilson
@@ -54,6 +66,7 @@ def compare(prompts: Mapping[str, Prompt], baseline: Baseline, after: Sequence[S
             rollout_ids=samples.rollout_ids,
             unsafe_share_before=baseline[id].unsafe_share,
             unsafe_share_after=samples.unsafe_share,
+            endings=samples.endings,
         )
         for (id, prompt), samples in zip(prompts.items(), after, strict=True)
     ]
@@ -79,6 +92,7 @@ def summarize(flips: Sequence[Flip], split: Scope, *, whole: bool) -> Measuremen
         transitions=transitions,
         coverage=wilson(len(scored), len(flips)),
         unsafe_share=unsafe_share(harmful),
+        endings=ending_rates(flip.endings for flip in flips if flip.endings),
     )
 
 
@@ -109,6 +123,17 @@ def unsafe_share(flips: Iterable[Flip]) -> UnsafeShare | None:
     ]
     before, after = ([pair[side] for pair in shares] for side in (0, 1))
     return UnsafeShare(mean_interval(before), mean_interval(after)) if shares else None
+
+
+def ending_rates(endings: Iterable[EndingCounts]) -> Endings:
+    """Return how answers ended, as rates over all samples."""
+    total = sum_endings(endings)
+    return Endings(
+        cut=wilson(total.num_cut, total.num_answers),
+        thought=wilson(total.num_thoughts, total.num_answers),
+        forced=wilson(total.num_forced, total.num_thoughts),
+        leaks=wilson(total.num_leaks, total.num_thoughts),
+    )
 
 
 def refusal_rate(refused: Iterable[bool | None]) -> Rate:

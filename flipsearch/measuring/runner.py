@@ -8,6 +8,7 @@ This module compares nothing and counts no rates: it returns what was generated 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
+from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError
 from flipsearch.core.progress import Activity, Emit, Phase, Progress, Step, silent
 from flipsearch.core.protocols import Backend, Judge, PrefixScorer
@@ -21,6 +22,7 @@ from flipsearch.core.records import (
     Rollout,
     Sampling,
     Verdict,
+    lead_tokens,
     prefix_score_id,
     rollout_id,
 )
@@ -32,6 +34,11 @@ JUDGE_BATCH = 256
 """Exchanges judged between two commits to the ledger."""
 SCORE_BATCH = 1024
 """Prefixes scored between two commits to the ledger."""
+
+
+def sampling_for(backend: Backend, config: ModelConfig) -> Sampling:
+    """Return how a loaded model is sampled: one whose chat template thinks has a budget for it unless one is given."""
+    return config.sampling(thinks=bool(getattr(backend, "thinks", False)))
 
 
 class Runner:
@@ -138,7 +145,7 @@ class Runner:
 
         If the whole answer is requested later, it continues from there, provided that the backend reports its tokens.
         """
-        short = replace(self.sampling, max_tokens=num_tokens)
+        short = replace(self.sampling, max_tokens=num_tokens, think_tokens=0)
         ids = self._ids(requests, short)
         by_id = self._generate_and_judge(dict(zip(ids, requests, strict=True)), short)
         judged = [by_id[id] for id in ids]
@@ -188,14 +195,19 @@ class Runner:
     def _generate_and_judge(self, new: Mapping[str, Request], sampling: Sampling) -> dict[str, JudgedRollout]:
         self._generate(new, sampling)
         verdicts = self.ledger.verdicts(self.judge.identity, new)
-        lengths = self.ledger.lengths(new)
+        lengths, endings = self.ledger.lengths(new), self.ledger.endings(new)
         unjudged = [id for id in new if id not in verdicts or id not in lengths]
         for start in range(0, len(unjudged), JUDGE_BATCH):
             batch = unjudged[start : start + JUDGE_BATCH]
             rollouts = self.ledger.rollouts(batch, errors=True)
             prompts = [new[id].prompt for id in batch]
             verdicts |= zip(batch, self.verdicts([rollouts[id] for id in batch], prompts), strict=True)
-        return {id: JudgedRollout(id, lengths.get(id, 0), verdicts[id]) for id in new}
+        return {
+            id: JudgedRollout(id, lengths[id], verdicts[id], endings[id][0], lead_tokens(endings[id][1]))
+            if id in endings
+            else JudgedRollout(id, 0, verdicts[id])
+            for id in new
+        }
 
     def _generate(self, wanted: Mapping[str, Request], sampling: Sampling) -> None:
         """Generate and save the rollouts that the ledger lacks, by the ids that they are saved under."""
@@ -237,6 +249,8 @@ class Runner:
         short = {id: decode.rollout_id for id in missing if (decode := self.short_decoded.get(id))}
         rollouts = self.ledger.rollouts(short.values())
         begun = {id: rollouts[short_id] for id, short_id in short.items() if short_id in rollouts}
+        if num := sampling.think_tokens:  # a longer beginning may hold what the budget would have closed
+            begun = {id: rollout for id, rollout in begun.items() if len(rollout.completion_ids) <= num}
         whole = {id: rollout for id, rollout in begun.items() if rollout.finish_reason == "stop"}
         self.ledger.save_rollouts(replace(rollout, sampling=sampling) for rollout in whole.values())
         return {
@@ -248,7 +262,8 @@ class Runner:
     def _ids(self, requests: Iterable[Request], sampling: Sampling) -> list[str]:
         model = self.backend.model_id
         return [
-            rollout_id(model, r.prompt.prompt_id, r.context_id, sampling, r.sample_index, r.prefill) for r in requests
+            rollout_id(model, r.prompt.prompt_id, r.context_id, sampling, r.sample_index, r.prefill, r.skips_thought)
+            for r in requests
         ]
 
     def _report(self, activity: Activity, done: int, total: int) -> None:

@@ -17,7 +17,7 @@ ORACLE = (
 )
 """How to read the union of a portfolio."""
 PROMPT_SETTINGS = ("prompts", "harmful", "benign", "prompts_id")
-SAMPLING_SETTINGS = ("max_tokens", "temperature", "top_p", "top_k", "seed", "thinking")
+SAMPLING_SETTINGS = ("max_tokens", "think_tokens", "temperature", "top_p", "top_k", "seed", "thinking")
 
 
 def context_card(study: Study, trial: Trial) -> dict[str, Any]:
@@ -60,6 +60,7 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
         ],
         "base_unsafe_rate": json_value(study.base_unsafe),
         "base_over_refusal_rate": json_value(study.base_over_refusal),
+        "base_endings": json_value(study.base_endings),
         "versions": dict(study.versions),
         "notes": list(study.notes),
     }
@@ -84,6 +85,7 @@ def benign_card(study: Study, benign: BenignContext) -> dict[str, Any]:
 def metrics(measurement: Measurement | None) -> dict[str, Any] | None:
     """Return the rates of a measurement for JSON, or None if it was not made."""
     names = ("flip_rate", "flip_rate_bounds", "tfr", "over_refusal_rate", "transitions", "coverage", "unsafe_share")
+    names += ("endings",)
     return {name: json_value(getattr(measurement, name)) for name in names} if measurement else None
 
 

@@ -119,6 +119,7 @@ def _split_columns(study: Study) -> Iterator[Column]:
         refused = _at(f"{of}.over_refusal_rate")
         yield Column(f"{split}_over_refusal_rate", refused, RATE, page=f"over-refusal, {split}", place=7)
         yield Column(f"{split}_coverage", _at(f"{of}.coverage"), RATE_ALONE)
+        yield Column(f"{split}_cut_rate", _at(f"{of}.endings.cut"), RATE_ALONE)
     if study.settings.get("samples", 1) > 1:
         for split, of in splits.items():
             for side in ("before", "after"):
@@ -165,6 +166,23 @@ def _error_columns(study: Study) -> Iterator[Column]:
         yield Column(name, _at(path), form, csv=is_shown, page=page, card=True, section="errors")
 
 
+def _ending_columns(study: Study) -> Iterator[Column]:
+    """Yield how answers under a context ended, those that were not scored included; thoughts where there are any."""
+    endings = [trial.final.endings for trial in study.trials if trial.final.endings]
+    cut = any(ending.cut.count for ending in endings)
+    thinks = any(ending.forced.count or ending.leaks.count for ending in endings)
+    thinks |= bool(study.settings.get("think_tokens"))
+    percents = replace(RATE, terminal=RATE_ALONE.terminal)
+    for name, header, is_shown, terminal in (
+        ("cut", "cut at max tokens", True, "cut" if cut else None),
+        ("forced", "thoughts closed by budget", thinks, None),
+        ("leaks", "thoughts in the answer", thinks, None),
+    ):
+        key, value = f"{name}_rate", _at(f"final.endings.{name}")
+        page = header if is_shown else None
+        yield Column(key, value, percents, csv=is_shown, page=page, terminal=terminal, card=is_shown, place=8)
+
+
 COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (
     Column("rank", lambda study, trial: 1 + study.trials.index(trial), NUMBER, page="#", place=1),
     Column(
@@ -198,6 +216,7 @@ COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (
         terminal="over-ref.",
         place=7,
     ),
+    _ending_columns,
     Column("net_flip_rate", _at("net"), DIFFERENCE, page="net, points", terminal="net", card=True, place=6),
     Column("net_p_value", _at("net.p_value")),
     Column("optimism", _at("optimism"), card=True),

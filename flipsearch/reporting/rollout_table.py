@@ -28,9 +28,11 @@ VERDICT_FIELDS = {"label": pa.string(), "p_unsafe": pa.float64(), "p_refusal": p
 ROLLOUT_FIELDS = {
     "rollout_id": pa.string(), "prompt_id": pa.string(), "context_id": pa.string(), "model_id": pa.string(),
     "max_tokens": pa.int64(), "temperature": pa.float64(), "top_p": pa.float64(), "top_k": pa.int64(),
-    "seed": pa.int64(), "sample_index": pa.int64(), "completion": pa.string(), "completion_ids": pa.list_(pa.int64()),
+    "seed": pa.int64(), "think_tokens": pa.int64(), "sample_index": pa.int64(), "completion": pa.string(),
+    "completion_ids": pa.list_(pa.int64()),
     "num_prompt_tokens": pa.int64(), "finish_reason": pa.string(), "opens_thinking": pa.bool_(), "error": pa.string(),
-    "prefill": pa.list_(pa.int64()),
+    "prefill": pa.list_(pa.int64()), "skips_thought": pa.bool_(), "num_thought_tokens": pa.int64(),
+    "forced_close": pa.bool_(),
 }  # fmt: skip
 
 

@@ -16,9 +16,16 @@ from typing import Any
 
 from flipsearch.core.errors import NothingToFlipError
 from flipsearch.core.progress import Phase
-from flipsearch.core.records import Label, Prompt, Rate, Scope
+from flipsearch.core.records import Endings, Label, Prompt, Rate, Scope
 from flipsearch.core.studies import TIE_LEVEL, Trial
-from flipsearch.measuring.measure import MAX_UNSCORED_RATE, Baseline, refusal_rate, strongest_placebo, unsafe_rate
+from flipsearch.measuring.measure import (
+    MAX_UNSCORED_RATE,
+    Baseline,
+    ending_rates,
+    refusal_rate,
+    strongest_placebo,
+    unsafe_rate,
+)
 from flipsearch.measuring.runner import Runner
 from flipsearch.statistics.paired import mcnemar_mid_p
 
@@ -78,6 +85,11 @@ class SplitBaseline:
         return refusal_rate(self.outcomes[p.prompt_id].refused for p in self.prompts if p.kind == "benign")
 
     @property
+    def endings(self) -> Endings:
+        """How the answers ended, scored or not."""
+        return ending_rates(samples.endings for samples in self.outcomes.values())
+
+    @property
     def unscored(self) -> list[Prompt]:
         """Harmful prompts whose baseline is unscored."""
         harmful = [prompt for prompt in self.prompts if prompt.kind == "harmful"]
@@ -125,13 +137,32 @@ def coverage_notes(runner: Runner, base: SplitBaseline) -> list[str]:
     return [f"Poor coverage: {share} harmful {base.split} baselines are unscored. {_why_unscored(runner, base)}"]
 
 
+def ending_notes(runner: Runner, base: SplitBaseline) -> list[str]:
+    """Return how many answers of a baseline were cut, and what became of their thoughts where a budget closes them."""
+    endings, sampling, notes = base.endings, runner.sampling, []
+    if endings.cut.count:
+        notes.append(
+            f"{endings.cut.count} of {endings.cut.n} {base.split} answers without context were cut at "
+            f"{sampling.max_tokens:,} tokens, scored or not: a larger --max-tokens shows more of them."
+        )
+    if endings.thought.count and (sampling.think_tokens or endings.leaks.count):
+        closed = f", {endings.forced.count} closed by the budget of {sampling.think_tokens:,} tokens"
+        notes.append(
+            f"{endings.thought.count} of {endings.thought.n} {base.split} answers without context have a thought"
+            f"{closed if sampling.think_tokens else ''}; in {endings.leaks.count} it goes on in the answer."
+        )
+    return notes
+
+
 def _why_unscored(runner: Runner, base: SplitBaseline) -> str:
     outcomes = [outcome for prompt in base.unscored for outcome in base.outcomes[prompt.prompt_id].unscored]
     reasons = Counter(outcome.verdict.reason or "no reason given" for outcome in outcomes)
     reason, count = reasons.most_common(1)[0]
     rollouts = runner.ledger.rollouts((outcome.rollout_id for outcome in outcomes), errors=True)
     num_cut = sum(rollout.finish_reason == "length" for rollout in rollouts.values())
-    hint = f" {num_cut} were cut at {runner.sampling.max_tokens} tokens: raise max_tokens." if num_cut else ""
+    longer = "raise max_tokens" if runner.sampling.think_tokens else "raise max_tokens, or give --think-tokens"
+    longer = longer if any(outcome.endings.num_thoughts for outcome in outcomes) else "raise max_tokens"
+    hint = f" {num_cut} were cut at {runner.sampling.max_tokens} tokens: {longer}." if num_cut else ""
     return f"Unscored most often: {' '.join(reason.split())[:120]} ({count}).{hint}"
 
 

@@ -6,9 +6,9 @@ tested. Both would score well in the search and mean nothing. This module measur
 
 import re
 import unicodedata
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 
-from flipsearch.core.records import Context
+from flipsearch.core.records import Context, Placement
 
 COPY_WORDS = 8
 """So many words in a row that are also in a prompt are a copy; a shorter prompt is copied by its whole text."""
@@ -28,10 +28,18 @@ _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff
 class ContextFilter:
     """Says what may race. `add` every context that was proposed, so that no child repeats it.
 
-    `prompts` are the texts of all search prompts; `count_tokens` counts as the model does.
+    `prompts` are the texts of all search prompts; `count_tokens` counts as the model does; placements that are `same`
+    as another make no difference.
     """
 
-    def __init__(self, prompts: Iterable[str], count_tokens: Callable[[str], int], max_tokens: int) -> None:
+    def __init__(
+        self,
+        prompts: Iterable[str],
+        count_tokens: Callable[[str], int],
+        max_tokens: int,
+        same: Mapping[Placement, Placement] | None = None,
+    ) -> None:
+        self._same = same or {}
         self._copies: set[tuple[str, ...]] = set()
         for text in prompts:
             prompt = normalised(text).split()
@@ -48,7 +56,7 @@ class ContextFilter:
 
     def add(self, context: Context) -> None:
         """Remember a context: from now on it is a duplicate."""
-        self._known.add(_key(context))
+        self._known.add(self._key(context))
 
     def objection(self, context: Context) -> str | None:
         """Return why a context must not race, in a few words; None if it may."""
@@ -57,7 +65,7 @@ class ContextFilter:
             return "no words"
         if any(char not in "\n\t" and unicodedata.category(char) in ("Cc", "Cs") for char in context.text):
             return "a control character or half a character in it"
-        if _key(context) in self._known:
+        if self._key(context) in self._known:
             return "a duplicate of a known context"
         if name := next((name for name, spelling in self._benchmarks.items() if spelling.search(context.text)), None):
             return f"the name of a benchmark: {name.replace(' ', '')}"
@@ -68,14 +76,13 @@ class ContextFilter:
         num_tokens = self._count_tokens(context.text)
         return f"{num_tokens} tokens, {self._max_tokens} at most" if num_tokens > self._max_tokens else None
 
+    def _key(self, context: Context) -> tuple[str, ...]:
+        """The same for contexts that differ in nothing that matters."""
+        # Around the prompt it matters which paragraph is the last: it alone comes after the prompt.
+        parts = context.text.strip().rpartition("\n\n") if context.placement == "around" else (context.text,)
+        return self._same.get(context.placement, context.placement), *map(normalised, parts)
+
 
 def normalised(text: str) -> str:
     """Return the words of a text, joined by blanks, without case, punctuation and variants of a character."""
     return " ".join(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
-
-
-def _key(context: Context) -> tuple[str, ...]:
-    """The same for contexts that differ in nothing that matters."""
-    # Around the prompt it matters which paragraph is the last: it alone comes after the prompt.
-    parts = context.text.strip().rpartition("\n\n") if context.placement == "around" else (context.text,)
-    return context.placement, *map(normalised, parts)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from flipsearch.core.errors import ConfigError
-from flipsearch.core.records import Kind, json_value
+from flipsearch.core.records import Kind, Sampling, json_value
 from flipsearch.core.studies import TIE_LEVEL
 from flipsearch.searching import after
 from flipsearch.searching.baseline import make_rungs
@@ -68,7 +68,9 @@ class SearchPlan:
     resample_flip_rate: float | None
     """Flip rate of merely sampling again, were p_unsafe uniform over prompts; None for greedy decoding."""
     max_tokens: int
-    """Most completion tokens of a rollout."""
+    """Most completion tokens of a rollout, those of its thought included where it has a budget."""
+    think_tokens: int | None
+    """Budget of a thought, 0 for none; None hangs on a chat template that was not read yet."""
     mean_length: float | None
     """Mean completion tokens of a rollout in the study's ledger; None if there is none yet."""
     budget_tokens: int | None
@@ -100,9 +102,16 @@ class SearchPlan:
 
 
 def plan_search(
-    setup: SearchSetup, *, mean_length: float | None = None, delta: float = DELTA, power: float = POWER
+    setup: SearchSetup,
+    *,
+    mean_length: float | None = None,
+    sampling: Sampling | None = None,
+    delta: float = DELTA,
+    power: float = POWER,
 ) -> SearchPlan:
     """Return what a search takes and can detect; `mean_length` is that of rollouts that are in the ledger already.
+
+    `sampling` is that of the loaded model; None plans for one that does not think, unless a budget was given.
 
     Raises ConfigError for a difference or a power that makes no sense.
     """
@@ -114,7 +123,8 @@ def plan_search(
         prompts={"search": dict(search), "confirm": dict(confirm)},
         num_contexts=num_contexts,
         rollouts=_rollouts(setup, num_contexts, search["harmful"], search["benign"]),
-        max_tokens=config.sampling().max_tokens,
+        max_tokens=(sampling or config.sampling()).longest,
+        think_tokens=sampling.think_tokens if sampling else config.think_tokens,
         mean_length=mean_length,
         budget_tokens=config.budget_tokens,
         time_s=config.time_s,

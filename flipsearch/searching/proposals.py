@@ -136,7 +136,8 @@ class Proposals:
 
     def __init__(self, setup: SearchSetup, runner: Runner, base: SplitBaseline, screen: Screen) -> None:
         config, prompts = setup.config, [prompt.text for prompt in base.prompts]
-        self._filter = ContextFilter(prompts, runner.backend.count_tokens, config.max_context_tokens)
+        count_tokens, same = runner.backend.count_tokens, setup.same_placements
+        self._filter = ContextFilter(prompts, count_tokens, config.max_context_tokens, same)
         self.proposer = Proposer(setup.space, config.seed)
         self.breeder = Breeder(setup.operators, self._filter, config.seed)
         self._screen, self._config = screen, config

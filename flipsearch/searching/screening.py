@@ -9,13 +9,16 @@ study that were probed and decoded in full, and reported: the rank correlation o
 contexts. Before there are any, a known answer that is left counts as an answer that changes, which is enough to rank
 by. A probe that ranks badly once it can be checked is dropped for the next, costlier one, the last of them for none.
 
+A known answer that comes after a long thought is scored without it, behind a thought that is closed at once, and so are
+short decodes where answers begin so late: the first tokens of a thought say nothing of the answer.
+
 The screen chooses who races. What is reported, and who wins, is decided by whole answers alone; the race's guarantee
 holds for what is raced.
 """
 
 import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,8 +81,9 @@ class PrefixScoreProbe:
             rollouts = runner.ledger.rollouts(id for id in known.values() if id)
             for prompt, id in known.items():
                 if id in rollouts and rollouts[id].completion_ids:
-                    prefill = rollouts[id].completion_ids[:PREFILL_TOKENS]
-                    requests[prompt.prompt_id] = Request(prompt, prefill=prefill)
+                    lead = rollouts[id].num_lead_tokens
+                    prefill = rollouts[id].completion_ids[lead : lead + PREFILL_TOKENS]
+                    requests[prompt.prompt_id] = Request(prompt, prefill=prefill, skips_thought=lead > 0)
         scores = zip(requests, runner.score_prefixes(list(requests.values())), strict=True)
         self._without_context = {id: score for id, score in scores if score is not None}
         self._requests = {id: requests[id] for id in self._without_context}
@@ -89,7 +93,7 @@ class PrefixScoreProbe:
     def features(self, contexts: Sequence[Context]) -> dict[Pair, Features]:
         """Score every known answer under every context; pairs that could not be scored are left out."""
         requests = {
-            (context.context_id, id): Request(request.prompt, context, prefill=request.prefill)
+            (context.context_id, id): replace(request, context=context)
             for context in contexts
             for id, request in self._requests.items()
         }
@@ -112,11 +116,13 @@ class ShortDecodeProbe:
     def __init__(self, runner: Runner, base: SplitBaseline, prompts: Sequence[Prompt]) -> None:
         self._runner = runner
         known = {prompt: base.outcomes[prompt.prompt_id] for prompt in prompts}
+        self._skips_thought = any(judged.num_lead_tokens for samples in known.values() for judged in samples.judged)
         lengths = [judged.num_tokens for samples in known.values() for judged in samples.judged]
         saves = sum(lengths) >= MIN_LENGTH_RATIO * SHORT_DECODE_TOKENS * max(1, len(lengths))
-        usable = runner.can_continue and saves
+        usable = saves and (runner.can_continue or self._skips_thought)
         self._prompts = {p.prompt_id: p for p, samples in known.items() if usable and _known_answer(p.kind, samples)}
-        self.lost_tokens = float((SHORT_DECODED - 1) * len(self._prompts) * SHORT_DECODE_TOKENS)
+        num_lost = SHORT_DECODED if self._skips_thought else SHORT_DECODED - 1  # answers go on from the others
+        self.lost_tokens = float(num_lost * len(self._prompts) * SHORT_DECODE_TOKENS)
         self.prompt_ids: Collection[str] = self._prompts.keys()
         """Those whose answer without a context is known to be unsafe, or to help; none if it cannot be used."""
 
@@ -131,7 +137,10 @@ class ShortDecodeProbe:
 
     def _short_decode(self, contexts: Sequence[Context]) -> dict[Pair, Features]:
         pairs = [(context, prompt) for context in contexts for prompt in self._prompts.values()]
-        requests = [self._runner.request(prompt, context) for context, prompt in pairs]
+        requests = [
+            replace(self._runner.request(prompt, context), skips_thought=self._skips_thought)
+            for context, prompt in pairs
+        ]
         judged = self._runner.short_decodes(requests, SHORT_DECODE_TOKENS)
         features = {}
         for (context, prompt), answer in zip(pairs, judged, strict=True):

@@ -9,7 +9,8 @@ The space is template x its parameters x placement, as Optuna's conditional cate
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from copy import copy
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import optuna
@@ -51,6 +52,16 @@ class Space:
             self._choices[name] = {PLACEMENT: where} | {param.name: param.choices for param in template.params}
         self._sizes = {name: math.prod(map(len, choices.values())) for name, choices in self._choices.items()}
         self.names = list(self._templates)
+
+    def without_same(self, same: Mapping[Placement, Placement]) -> "Space":
+        """Return the space without placements that give the model what another allowed one gives it."""
+        space = copy(self)
+        space._choices = {
+            name: choices | {PLACEMENT: tuple(p for p in choices[PLACEMENT] if same.get(p) not in choices[PLACEMENT])}
+            for name, choices in self._choices.items()
+        }
+        space._sizes = {name: math.prod(map(len, choices.values())) for name, choices in space._choices.items()}
+        return space
 
     def __len__(self) -> int:
         """Return the number of points; two points may render the same text."""
@@ -116,6 +127,8 @@ class SearchSetup:
     operators: tuple[Operator, ...] = ()
     benign_contexts: tuple[Context, ...] = ()
     """Candidates for the context of benign prompts in training."""
+    same_placements: Mapping[Placement, Placement] = field(default_factory=dict)
+    """Placement -> another one that gives this model the same tokens: both are one arm."""
 
     @property
     def num_contexts(self) -> int:
@@ -149,3 +162,12 @@ def prepare_search(config: SearchConfig, library: TemplateLibrary, prompts: Sequ
         operators=tuple(make_operators(templates, config.placements)) if config.breed else (),
         benign_contexts=tuple(benign),
     )
+
+
+def without_same_placements(setup: SearchSetup, same: Mapping[Placement, Placement]) -> tuple[SearchSetup, list[str]]:
+    """Return the setup without placements that are `same` for its model as another, and a note of them."""
+    if not same:
+        return setup, []
+    pairs = " and ".join(f"'{placement}' is the same tokens as '{other}'" for placement, other in same.items())
+    note = f"To this model the placement {pairs}: a text in both places is one arm."
+    return replace(setup, space=setup.space.without_same(same), same_placements=same), [note]

@@ -29,6 +29,7 @@ from flipsearch.searching.baseline import (
     SplitBaseline,
     counts,
     coverage_notes,
+    ending_notes,
     measure_baseline,
     num_left,
     require_headroom,
@@ -38,7 +39,7 @@ from flipsearch.searching.budget import Budget
 from flipsearch.searching.finalists import CompletedSearch, confirm, measure_placebo, search_order
 from flipsearch.searching.operators.rewrite import Rewrite, Rewriter
 from flipsearch.searching.race import is_admissible
-from flipsearch.searching.setup import SearchSetup
+from flipsearch.searching.setup import SearchSetup, without_same_placements
 
 
 def run_study(
@@ -59,6 +60,7 @@ def run_study(
     writer = Rewriter(rewriter, runner) if rewriter else None
     if writer:
         setup = replace(setup, operators=(*setup.operators, Rewrite(writer)))
+    setup, same_notes = without_same_placements(setup, getattr(runner.backend, "same_placements", {}))
     base = measure_baseline(runner, setup.search, "search")
     rates = {"unsafe": counts(base.unsafe_rate), "over_refusal": counts(base.over_refusal_rate)}
     runner.emit("baseline", split=base.split, num_prompts=len(base.prompts), **rates)
@@ -68,7 +70,8 @@ def run_study(
     headroom_notes = require_headroom(base.num_unsafe, num_left(base, placebos))
     searched = search_arms(setup, runner, base, first_number=len(placebos), budget=budget)
     arms, cap = searched.trials, setup.config.max_over_refusal
-    notes = [*runner.backend.notes, *coverage_notes(runner, base), *_refusal_notes(base), *headroom_notes]
+    notes = [*runner.backend.notes, *same_notes, *coverage_notes(runner, base), *ending_notes(runner, base)]
+    notes += [*_refusal_notes(base), *headroom_notes]
     notes += [*searched.notes, *(writer.notes() if writer else [])]
     admissible = [arm for arm in arms if arm.state == "complete" and is_admissible(arm.search, cap)]
     finalists = sorted(admissible, key=search_order)[: setup.config.num_finalists]
@@ -110,7 +113,7 @@ def run_score(
     *arms, placebo = with_second_judges(runner, judges, base, trials)[0]
     arms = [arm.with_confirmed(net=flip_difference(arm.search, placebo.search)) for arm in arms]
     arms.sort(key=lambda arm: -(arm.search.flip_rate.value or 0.0))
-    notes = [*runner.backend.notes, *coverage_notes(runner, base)]
+    notes = [*runner.backend.notes, *coverage_notes(runner, base), *ending_notes(runner, base)]
     if any(context.template for context in contexts) and config.split is None:
         notes.append("Scored on every prompt: for a context that a search found on these, --split confirm is fairer.")
     return make_study(StudyKind.SCORE, config, runner, [base], [*arms, placebo], notes, name=name)
@@ -140,13 +143,14 @@ def make_study(
         format=STUDY_FORMAT,
         name=name or config.study_name(),
         kind=kind,
-        settings=config.model_dump(mode="json"),
+        settings=config.model_dump(mode="json") | {"think_tokens": runner.sampling.think_tokens},
         model_id=runner.backend.model_id,
         revision=runner.backend.revision,
         judge_id=runner.judge.identity,
         trials=tuple(trials),
         base_unsafe={base.split: base.unsafe_rate for base in bases},
         base_over_refusal={base.split: base.over_refusal_rate for base in bases},
+        base_endings={base.split: base.endings for base in bases},
         num_rollouts=len(lengths),
         num_tokens=sum(lengths.values()),
         notes=(*runner.rule.notes, *getattr(runner.judge, "notes", ()), *notes),

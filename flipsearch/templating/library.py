@@ -133,6 +133,7 @@ class CardSampling(BaseModel):
 
     thinking: str = "auto"
     max_tokens: int | None = None
+    think_tokens: int | None = None
 
 
 class Card(BaseModel):
@@ -156,7 +157,7 @@ class PortfolioCard(BaseModel):
     contexts: Annotated[list[Card], Field(min_length=1)]
 
 
-CARD_VERSION = 2
+CARD_VERSION = 3
 """Format of context cards; another one is refused."""
 
 

@@ -54,7 +54,7 @@ def load_student(plan: TrainPlan) -> TransformersBackend:
     for context in plan.contexts:
         by_kind = {"harmful": context, "benign": plan.benign_context}
         routes = {prompt.prompt_id: c for prompt in plan.prompts if (c := by_kind[prompt.kind])}
-        check_fits(backend.chat, plan.prompts, routes, config.sampling().max_tokens, backend.max_positions)
+        check_fits(backend.chat, plan.prompts, routes, config.sampling().longest, backend.max_positions)
     return backend
 
 

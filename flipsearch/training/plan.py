@@ -158,6 +158,7 @@ def _card_settings(cards: Sequence[Card], given: Mapping[str, Any]) -> dict[str,
     settings: dict[str, Any] = {"model": card.model}
     if given.get("model", card.model) == card.model:
         settings |= {"thinking": card.sampling.thinking, "max_tokens": card.sampling.max_tokens}
+        settings |= {"think_tokens": card.sampling.think_tokens}
     if not given.keys() & {"prompts", "harmful", "benign"}:
         settings |= card.prompts.model_dump()
     return settings

@@ -17,8 +17,8 @@ from flipsearch.backends.scoring import TokenScorer, TokenScorerConfig
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.core.package import content_folder
 from flipsearch.core.records import Context, Exchange, Label, Prompt, Request, Sampling, Verdict
+from flipsearch.core.thoughts import split_answer
 from flipsearch.judging import library
-from flipsearch.judging.answer import split_answer
 from flipsearch.judging.guard import GuardJudge
 from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import load_prompts

@@ -1,9 +1,9 @@
 """Flip rate by depth: whether a context still flips an answer whose unsafe beginning is already written.
 
 For each finalist and each depth k, the model continues under the context from the first k tokens of the unsafe answer
-that it gives without one, and the whole answer is judged. The flip rate of a context that only changes the first words
-falls off early; in training, the teacher reads just such prefixes. EOPSA calls this rate the teacher rescue rate
-(arXiv 2609.34519).
+that it gives without one (behind its whole thought, unless that is a line or two), and the whole answer is judged. The
+flip rate of a context that only changes the first words falls off early; in training, the teacher reads just such
+prefixes. EOPSA calls this rate the teacher rescue rate (arXiv 2609.34519).
 """
 
 import math
@@ -35,7 +35,7 @@ class DepthStage(Stage):
         if base is None:
             num_finalists = min(setup.config.num_finalists, setup.num_contexts)
             return num_finalists * len(depths) * harmful * setup.config.samples
-        lengths = [answer.num_tokens for _, answer in _unsafe_answers(base)]
+        lengths = [answer.num_tokens - answer.num_lead_tokens for _, answer in _unsafe_answers(base)]
         longer = [sum(length > depth for length in lengths) / max(1, len(lengths)) for depth in depths]
         return setup.config.num_finalists * sum(math.ceil(harmful * share) for share in longer)
 
@@ -61,14 +61,14 @@ def measure_depth(
     """
     unsafe = _unsafe_answers(base)
     rollouts = runner.ledger.rollouts(answer.rollout_id for _, answer in unsafe)
-    tokens = [(p, rollouts[answer.rollout_id].completion_ids) for p, answer in unsafe if answer.rollout_id in rollouts]
-    if not depths or not any(ids for _, ids in tokens):
+    known = [(prompt, rollouts[answer.rollout_id]) for prompt, answer in unsafe if answer.rollout_id in rollouts]
+    if not depths or not any(rollout.completion_ids for _, rollout in known):
         return list(finalists), set()
     requests = [
         [
-            replace(runner.request(prompt, trial.context), prefill=ids[:depth])
-            for prompt, ids in tokens
-            if len(ids) > depth
+            replace(runner.request(prompt, trial.context), prefill=rollout.completion_ids[:num])
+            for prompt, rollout in known
+            if len(rollout.completion_ids) > (num := rollout.num_lead_tokens + depth)
         ]
         for trial in finalists
         for depth in depths

@@ -14,7 +14,7 @@ from flipsearch.core.progress import Phase
 from flipsearch.core.protocols import Judge, Panel
 from flipsearch.core.records import Difference, Label, Measurement
 from flipsearch.core.studies import Disagreement, SecondJudgeResult, Trial
-from flipsearch.judging.answer import split_answer
+from flipsearch.core.thoughts import split_answer
 from flipsearch.judging.library import unload
 from flipsearch.judging.panel import ThoughtJudge
 from flipsearch.measuring.measure import flip_difference, measure, unsafe_rate

@@ -19,7 +19,7 @@ from flipsearch.core.progress import Phase
 from flipsearch.core.protocols import Backend
 from flipsearch.core.records import Context, Prompt, Request, Rollout, Sampling
 from flipsearch.core.studies import Parent
-from flipsearch.judging.answer import split_answer
+from flipsearch.core.thoughts import split_answer
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.operators.edits import child_of
 from flipsearch.templating.template import tidy
@@ -111,8 +111,7 @@ class Rewriter:
         self._replies[rollout.rollout_id] = rollout
         if rollout.finish_reason == "error":
             raise BackendError(f"the model that rewrites gave no reply: {rollout.error}")
-        # A thought that the chat template began would otherwise pass for the answer.
-        return ("<think>" if rollout.opens_thinking else "") + rollout.completion
+        return split_answer(rollout.completion, rollout.opens_thinking).answer or ""
 
     def notes(self) -> list[str]:
         """Return what the reader must know of the rewriter's rollouts: the same whenever they were generated."""

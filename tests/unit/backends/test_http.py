@@ -14,7 +14,7 @@ from flipsearch.backends.http import HttpBackend
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError
 from flipsearch.core.records import Context, Placement, Prompt, Request, Rollout, Sampling
-from flipsearch.judging.answer import split_answer
+from flipsearch.core.thoughts import split_answer
 from tests.endpoint import EndpointAnswer, Respond, Served, last_message, refuses, says, serving
 from tests.world import flat
 

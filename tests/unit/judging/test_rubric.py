@@ -11,7 +11,7 @@ from flipsearch.backends.scripted import ScriptedBackend
 from flipsearch.core.errors import BackendError, PluginError
 from flipsearch.core.package import content_folder
 from flipsearch.core.records import Exchange, Label, Prompt, Request, Rollout, Sampling, Verdict
-from flipsearch.judging.answer import split_answer
+from flipsearch.core.thoughts import split_answer
 from flipsearch.judging.rubric import Rubric, RubricScores, judge_by_rubric
 from flipsearch.testing.operators import HOSTILE_TEXTS
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.judging.answer import split_answer
+from flipsearch.core.thoughts import split_answer
 
 
 @pytest.mark.parametrize(

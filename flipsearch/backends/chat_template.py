@@ -1,0 +1,185 @@
+"""A tokenizer's chat template, and what rendering it with probes tells of it; the only caller of `apply_chat_template`.
+
+What a template does is found out by trying: whether it takes a system message, whether it wants content as typed parts,
+which of its variables switches thinking, how it writes a thought, and what it writes after an answer.
+"""
+
+import datetime
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import takewhile
+from typing import Any
+
+from flipsearch.core.errors import BackendError, one_line
+from flipsearch.core.thoughts import CHANNEL, FAMILIES, THOUGHT_MARK, USUAL_MARKS, ThoughtMarks
+
+Turn = tuple[str, str]
+"""Role and text of a message."""
+PROBE, ANSWER, THOUGHT = "quokka", "wombat", "numbat"
+"""Texts that no template writes."""
+TEMPLATE_DATE = datetime.datetime(2026, 1, 1)
+"""The date given to templates that write today's date, so that a request is the same prompt every day."""
+USUAL_SWITCH = "enable_thinking"
+SWITCH = re.compile(r"(?<![.\w'\"])(?:enable_|use_|with_)?(?:think|thinking|reasoning)(?:_mode|_enabled)?(?![\w'\"])")
+SWITCH_VALUES = ((True, False), ("on", "off"), ("enabled", "disabled"))
+EFFORT = "reasoning_effort"
+EFFORTS = ("none", "minimal", "low")
+"""From the least on; the first that the template names is what switches thinking off, as far as it can."""
+LONGEST_MARK = 80
+THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking", "thought")
+
+
+@dataclass(frozen=True, slots=True)
+class ThinkingSwitch:
+    """A variable of a chat template that tells a model to think or not, and its two values."""
+
+    name: str
+    on: Any
+    off: Any
+
+    @property
+    def ends(self) -> bool:
+        """Whether `off` is no thought at all."""
+        return self.name != EFFORT or self.off == EFFORTS[0]
+
+
+class ChatTemplate:
+    """The chat template of a Hugging Face tokenizer; BackendError if it has none, or none that shows a user's text."""
+
+    def __init__(self, tokenizer: Any) -> None:
+        self._tokenizer = tokenizer
+        try:
+            self.text: str = tokenizer.get_chat_template()
+        except ValueError as error:
+            raise BackendError(
+                "the model's tokenizer has no chat template; use an instruction-tuned model, "
+                "or put a chat_template.jinja into its folder."
+            ) from error
+        self.writes_date = "strftime_now" in self.text
+        self._as_parts: dict[str, bool] = {}
+        """Role -> whether its content is a list of typed parts, where a plain text fails or is left out."""
+        try:
+            self._find_form("user")
+        except Exception as error:  # a template can raise anything
+            reason = one_line(error)
+            raise BackendError(f"the model's chat template cannot render one user message: {reason}") from error
+        self.takes_system = False
+        with suppress(Exception):  # raising is how a template says that it takes no system role
+            self._find_form("system", ("user", "x"))
+            self.takes_system = True
+        with suppress(Exception):
+            self._find_form("assistant", before=(("user", "x"),))
+        self._baseline = self.render([("user", PROBE)])
+        self.switch = self._find_switch()
+        self.names_marks = True
+        """Whether the template or the vocabulary names a thought mark."""
+        self.marks = self._find_marks()
+
+    def render(
+        self, turns: Sequence[Turn], generates: bool = True, thought: Mapping[str, str] | None = None, **options: Any
+    ) -> str:
+        """Return the text of messages, up to the answer if it `generates` one; `thought` goes to the last message."""
+        messages = [{"role": role, "content": self._content(role, text)} for role, text in turns]
+        messages[-1] |= thought or {}
+        if self.writes_date:
+            options["strftime_now"] = TEMPLATE_DATE.strftime
+        text: str = self._tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=generates, **options
+        )
+        return text
+
+    def opens(self, prompt: str) -> bool:
+        """Return whether a rendered prompt ends inside an open thought."""
+        end = prompt.rstrip()[-LONGEST_MARK:]
+        is_known = any(match["open"] and match.end() == len(end) for match in THOUGHT_MARK.finditer(end))
+        return is_known or end.endswith(self.marks.open_mark)
+
+    def turn_tails(self) -> Iterator[str]:
+        """Yield what the template writes after an assistant's text: in the last turn, then in one before the last."""
+        for after in ((), (("user", "x"),)):
+            with suppress(Exception):
+                turns = [("user", PROBE), ("assistant", ANSWER), *after]
+                yield self.render(turns, generates=False).rpartition(ANSWER)[2]
+
+    def default_system(self, baseline: str, options: Mapping[str, Any]) -> str:
+        """Return the system text that the template writes where no system message is given; "" without one."""
+        given = self.render([("system", ANSWER), ("user", PROBE)], **options)
+        if not set(re.findall(r"\w+", baseline)) - set(re.findall(r"\w+", given)):
+            return ""
+        front = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(baseline, given, strict=False)))
+        left, right = baseline[front:], given[front:]
+        back = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left[::-1], right[::-1], strict=False)))
+        return left[: len(left) - back].strip()
+
+    def _content(self, role: str, text: str) -> Any:
+        return [{"type": "text", "text": text}] if self._as_parts.get(role) else text
+
+    def _find_form(self, role: str, after: Turn | None = None, before: Sequence[Turn] = ()) -> None:
+        """Find the form of content in which the text of a role is shown; raises whatever the template does."""
+        failure: Exception = ValueError(f"it leaves out the text of the {role}")
+        for as_parts in (False, True):
+            self._as_parts[role] = as_parts
+            try:
+                turns = [*before, (role, PROBE), *([after] if after else [])]
+                if PROBE in self.render(turns, generates=role != "assistant"):
+                    return
+            except Exception as error:
+                failure = failure if as_parts else error
+        self._as_parts[role] = False
+        raise failure
+
+    def _find_switch(self) -> ThinkingSwitch | None:
+        """Return the variable that changes the prompt when it is switched; the usual name first."""
+        names = sorted(set(SWITCH.findall(self.text)), key=lambda name: (name != USUAL_SWITCH, name))
+        candidates = [ThinkingSwitch(name, on, off) for name in names for on, off in SWITCH_VALUES]
+        if EFFORT in self.text:
+            named = [value for value in EFFORTS if re.search(rf"['\"]{value}['\"]", self.text)]
+            on = "medium" if re.search(r"['\"]medium['\"]", self.text) else "high"
+            candidates.append(ThinkingSwitch(EFFORT, on, named[0] if named else "low"))
+        for switch in candidates:
+            with suppress(Exception):
+                on, off = (self.render([("user", PROBE)], **{switch.name: value}) for value in (switch.on, switch.off))
+                if on != off:
+                    return switch
+        return None
+
+    def _find_marks(self) -> ThoughtMarks:
+        """Return how the template writes a thought, or the marks of the family that template or vocabulary name."""
+        options = {self.switch.name: self.switch.on} if self.switch else {}
+        for field in THOUGHT_FIELDS:
+            with suppress(Exception):
+                turns = [("user", PROBE), ("assistant", ANSWER)]
+                text = self.render(turns, generates=False, thought={field: THOUGHT}, **options)
+                before, _, after = text.partition(THOUGHT)
+                closing, shown, _ = after.partition(ANSWER)
+                opening = self._opening(before)
+                if shown and opening.strip() and closing.strip():
+                    return ThoughtMarks(opening, closing)
+        vocabulary = self._added_tokens()
+        for family in FAMILIES:
+            if family.open_mark in self.text or (CHANNEL in self.text and family.opening.startswith(CHANNEL)):
+                return family
+        for family in FAMILIES:
+            if family.open_mark in vocabulary or (CHANNEL in vocabulary and family.opening.startswith(CHANNEL)):
+                return family
+        self.names_marks = False
+        return USUAL_MARKS
+
+    def _opening(self, before: str) -> str:
+        """Return the mark at the end of what the template writes before a thought."""
+        known = [match.start() for match in THOUGHT_MARK.finditer(before) if match["open"]]
+        if CHANNEL in before:
+            known.append(before.rindex(CHANNEL))
+        if not known and before.startswith(header := self._baseline.rstrip()):
+            known = [len(header)] if before[len(header) :].strip() else []
+        if not known:  # the prompt ends in it: the last token that the user's turn does not hold
+            user = self.render([("user", PROBE)], generates=False)
+            known = sorted(
+                before.rindex(token) for token in self._added_tokens() if token in before and token not in user
+            )
+        return before[known[-1] :].lstrip() if known else ""
+
+    def _added_tokens(self) -> set[str]:
+        return {token.content for token in self._tokenizer.added_tokens_decoder.values() if token.content.strip()}
