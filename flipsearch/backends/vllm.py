@@ -17,6 +17,7 @@ from typing import Any
 
 from flipsearch.backends.chat import Chat, Thinking
 from flipsearch.backends.loading import choose_device, choose_dtype, load_tokenizer, quiet
+from flipsearch.backends.model_check import check_template, check_vocabulary
 from flipsearch.backends.models import check_local_model, locate, model_source
 from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, stream_seed
 from flipsearch.config import ModelConfig
@@ -146,8 +147,11 @@ class VllmBackend(LocalBackend):
         _import_vllm()
         chosen_dtype = choose_dtype(dtype, choose_device("auto"))
         files = locate(model)
-        self.chat = Chat(load_tokenizer(files.folder), thinking)
-        self.notes, self.revision = self.chat.notes, files.revision
+        tokenizer = load_tokenizer(files.folder)
+        self.chat = Chat(tokenizer, thinking)
+        check_template(self.chat)
+        check_vocabulary(tokenizer, files.folder)
+        self.notes, self.revision = self.chat.notes + files.notes, files.revision
         self.model_id = content_id("vllm", files.fingerprint, self.chat.identity, str(chosen_dtype))
         self._engine = VllmEngine(
             files.folder, dtype=dtype, max_model_len=max_model_len, memory_share=memory_share, options=engine
