@@ -16,6 +16,7 @@ from flipsearch.core.scorecards import Scorecard
 from flipsearch.core.studies import Study, Trial
 
 if TYPE_CHECKING:
+    from flipsearch.api.doctor import doctor
     from flipsearch.api.judges import check_judge, fit_judge, label_answers
     from flipsearch.api.lookup import check_ledger, export_ledger
     from flipsearch.api.studies import plan, report, score, search
@@ -35,6 +36,7 @@ __all__ = [
     "Trial",
     "check_judge",
     "check_ledger",
+    "doctor",
     "evaluate",
     "export_ledger",
     "fit_judge",
@@ -50,6 +52,7 @@ _MODULES = {
     **dict.fromkeys(("train", "evaluate"), "flipsearch.api.training"),
     **dict.fromkeys(("check_judge", "label_answers", "fit_judge"), "flipsearch.api.judges"),
     **dict.fromkeys(("check_ledger", "export_ledger"), "flipsearch.api.lookup"),
+    "doctor": "flipsearch.api.doctor",
     **dict.fromkeys(("SearchResult", "EvaluationResult", "TrainingResult"), "flipsearch.results"),
 }
 

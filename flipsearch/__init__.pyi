@@ -13,6 +13,7 @@ from flipsearch.core.studies import Study as Study
 from flipsearch.core.studies import Trial as Trial
 from flipsearch.ledger.check import LedgerCheck as LedgerCheck
 from flipsearch.reporting.rollout_table import Export as Export
+from flipsearch.results import Diagnosis as Diagnosis
 from flipsearch.results import EvaluationResult as EvaluationResult
 from flipsearch.results import JudgeCheck as JudgeCheck
 from flipsearch.results import JudgeFit as JudgeFit
@@ -34,6 +35,7 @@ __all__ = [
     "Trial",
     "check_judge",
     "check_ledger",
+    "doctor",
     "evaluate",
     "export_ledger",
     "fit_judge",
@@ -49,6 +51,14 @@ def check_judge(
     judge: str, labels: str | Sequence[str], *, reports: Path | None = None, progress: Progress | None = None
 ) -> JudgeCheck: ...
 def check_ledger(study: Path | str, *, reports: Path | None = None) -> LedgerCheck: ...
+def doctor(
+    *,
+    model: str | None = None,
+    judge: str | None = None,
+    backend: str | None = None,
+    device: str = "auto",
+    dtype: str = "auto",
+) -> Diagnosis: ...
 def evaluate(
     *,
     model: str = "pocket",

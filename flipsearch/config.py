@@ -86,7 +86,7 @@ class ModelConfig(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
 
     model: str = "pocket"
-    """Built-in name (pocket), local folder, hub id org/name[@revision] or endpoint http(s)://HOST/v1#NAME."""
+    """Built-in name (pocket, smollm2), folder, FILE.gguf, hub id org/name[@revision] or http(s)://HOST/v1#NAME."""
     backend: str = "transformers"
     """transformers, vllm, http, scripted or one that is installed; see `flipsearch list backends`."""
     thinking: Literal["auto", "on", "off"] = "auto"

@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from flipsearch.core.records import json_value
 from flipsearch.core.scorecards import Scorecard
@@ -148,3 +148,30 @@ class TrainingResult:
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
         return {"folder": str(self.folder), **json_value(self.run), "last_step": dict(self.log[-1])}
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One line of a diagnosis."""
+
+    section: str
+    """packages, machine, model or judge."""
+    name: str
+    state: Literal["ok", "note", "missing", "failed"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What `flipsearch doctor` found."""
+
+    findings: tuple[Finding, ...]
+
+    @property
+    def is_healthy(self) -> bool:
+        """Whether no check failed; what is only not installed is no failure."""
+        return all(finding.state != "failed" for finding in self.findings)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        return {"is_healthy": self.is_healthy, "findings": json_value(self.findings)}

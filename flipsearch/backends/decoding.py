@@ -2,6 +2,7 @@
 
 Prompts are padded on the left; masks and positions come from lengths. A prefix that many prompts share (a context in
 the system message) is computed once and its cache rows repeated. Rows that have ended leave the batch and its cache.
+A model that cannot be decoded so is decoded one prompt at a time (DecodingPath), without any of this.
 
 The next token is the likeliest one or a sample that depends on nothing but its own request: every request has its own
 stream of uniform numbers, one per token, generated before decoding starts. Token t is the inverse of the cumulative
@@ -13,7 +14,8 @@ B rows in the batch now, N rows at its start, T cached tokens with padding, C co
 import inspect
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
-from typing import cast
+from enum import StrEnum
+from typing import Any, cast
 
 import torch
 from torch.nn.functional import pad
@@ -31,6 +33,26 @@ ENDED_SHARE = 1 / 4
 """Ended rows leave the batch when they are this share of it: removing them costs about one step."""
 PART_TOKENS = {True: 1024, False: 32768}
 """Prompt tokens per forward pass on a CPU (what its caches hold) and on anything else."""
+
+MODEL_STATES = ("past_key_values", "cache_params", "state")
+"""Names under which models return and take what they keep of the tokens before."""
+
+
+class DecodingPath(StrEnum):
+    """How a model is decoded, fastest first; which one is right for it is found when it is loaded (model_check.py)."""
+
+    BATCHED = "batched"
+    ALONE = "one prompt at a time"
+    UNCACHED = "one prompt at a time without a cache"
+
+    def keep_on(self, model: PreTrainedModel) -> None:
+        """Note on a model that it is decoded so, whoever decodes it later: a judge, a student in training."""
+        model.decoding_path = self
+
+    @classmethod
+    def of(cls, model: PreTrainedModel) -> "DecodingPath":
+        """Return how a model is decoded; in batches where nothing was noted."""
+        return cls(getattr(model, "decoding_path", cls.BATCHED))
 
 
 def chooser(requests: Sequence[Request], sampling: Sampling, device: torch.device, first: int = 0) -> Choose:
@@ -92,14 +114,15 @@ class DecodingBatch:
 
 
 class Decoder:
-    """A causal language model, and what the decoding loop must know about it."""
+    """A causal language model, and what the decoding loop must know about it; `path` None is what is noted on it."""
 
-    def __init__(self, model: PreTrainedModel, eos_ids: Collection[int]) -> None:
+    def __init__(self, model: PreTrainedModel, eos_ids: Collection[int], path: DecodingPath | None = None) -> None:
         self.model = model
+        self.path = path or DecodingPath.of(model)
         self.device = model.device
         self._eos_set = frozenset(eos_ids)
         self.eos_ids = torch.tensor(sorted(eos_ids), dtype=torch.long, device=model.device)
-        self.shares_prefixes = attends_to_all(model.config)
+        self.shares_prefixes = self.path is DecodingPath.BATCHED and attends_to_all(model.config)
         parameters = inspect.signature(type(model).forward).parameters  # the class's: a trainer may wrap `forward`
         self._takes_positions = "position_ids" in parameters
         self._limits_logits = "logits_to_keep" in parameters
@@ -116,23 +139,30 @@ class Decoder:
         max_tokens: int,
         choose: Choose,
         budgets: Sequence[ThoughtBudget] = (),
-    ) -> list[Ids]:
+    ) -> list[Ids | None]:
         """Return the completion ids of each prompt: at most `max_tokens`, up to and including the first end token.
 
-        The first `prefixes[i]` tokens of prompt i are computed once for all prompts that begin with the same ones. A
-        budget for each prompt closes its thought and ends its answer.
+        None where a logit was not a finite number. The first `prefixes[i]` tokens of prompt i are computed once for
+        all prompts that begin with the same ones. A budget for each prompt closes its thought and ends its answer.
         """
+        if self.path is not DecodingPath.BATCHED:
+            return [
+                self._complete_alone(ids, row, max_tokens, choose, budgets[row] if budgets else None)
+                for row, ids in enumerate(prompts)
+            ]
         logits, batch = self._start(prompts, prefixes, max_tokens)
         chosen = torch.zeros((len(prompts), max_tokens), dtype=torch.long, device=self.device)  # (N, C)
         counts = torch.full((len(prompts),), max_tokens, device=self.device)
         alive = torch.ones_like(batch.rows, dtype=torch.bool)
+        finite = torch.ones_like(alive)
         for step in range(max_tokens):
             tokens = choose(logits, batch.rows, step)  # (B,)
             is_full = torch.zeros_like(alive)
             if budgets:
                 tokens, is_full = _follow(budgets, batch.rows, alive, tokens)
             chosen[batch.rows, step] = tokens
-            ended = alive & (torch.isin(tokens, self.eos_ids) | is_full)
+            finite[batch.rows] &= logits.amax(-1).isfinite()  # NaN is larger than any number, and all of -inf is -inf
+            ended = alive & (torch.isin(tokens, self.eos_ids) | is_full | ~finite[batch.rows])
             counts[batch.rows[ended]] = step + 1
             alive &= ~ended
             num_alive = int(alive.sum())
@@ -145,14 +175,63 @@ class Decoder:
             mask = batch.mask[:, : batch.num_cached]
             logits = self._forward(tokens[:, None], mask, batch.lengths[:, None], batch.cache)[:, -1]
             batch.lengths = batch.lengths + 1
-        return [ids[:count] for ids, count in zip(chosen.tolist(), counts.tolist(), strict=True)]
+        return [
+            ids[:count] if is_finite else None
+            for ids, count, is_finite in zip(chosen.tolist(), counts.tolist(), finite.tolist(), strict=True)
+        ]
+
+    def _complete_alone(
+        self, prompt: Ids, row: int, max_tokens: int, choose: Choose, budget: ThoughtBudget | None
+    ) -> Ids | None:
+        """Return the completion of one prompt, decoded without padding and with the model's own state, or none."""
+        keeps = self.path is DecodingPath.ALONE
+        ids, rows = list(prompt), torch.tensor([row], device=self.device)
+        states: dict[str, Any] = {}
+        for step in range(max_tokens):
+            unseen = torch.tensor([ids[-1:] if states else ids], device=self.device)
+            output = self.model(input_ids=unseen, use_cache=keeps, **states)
+            if keeps:
+                states = {name: output[name] for name in MODEL_STATES if output.get(name) is not None}
+            logits = output.logits[:, -1].float()
+            if not bool(logits.amax(-1).isfinite()):
+                return None
+            token = int(choose(logits, rows, step))
+            if budget:
+                token = token if budget.next_id is None else budget.next_id
+                budget.follow(token)
+            ids.append(token)
+            if token in self._eos_set or (budget and budget.is_full):
+                break
+        return ids[len(prompt) :]
 
     @torch.inference_mode()
     def logits_after(self, prompts: Sequence[Ids], prefixes: Sequence[int], num: int) -> torch.Tensor:
         """Return the logits (B, num, V) after the last `num` tokens of each prompt, padded in front with zeros."""
+        if self.path is not DecodingPath.BATCHED:
+            alone = [self._logits_alone(ids, num) for ids in prompts]
+            return torch.cat([pad(logits, (0, 0, num - logits.shape[1], 0)) for logits in alone])
         shares = self.shares_prefixes
         parts = self._forward_in_parts(prompts, prefixes, num) if shares else [self._forward_whole(prompts, num)]
         return torch.cat([pad(logits, (0, 0, num - logits.shape[1], 0)) for logits, _, _ in parts])
+
+    def _logits_alone(self, prompt: Ids, num: int) -> torch.Tensor:
+        """Return the logits (1, num, V) after the last `num` tokens of one prompt, computed without any cache."""
+        kept = {"logits_to_keep": num} if self._limits_logits else {}
+        output = self.model(input_ids=torch.tensor([list(prompt)], device=self.device), use_cache=False, **kept)
+        logits: torch.Tensor = output.logits[:, -num:].float()
+        return logits
+
+    @torch.inference_mode()
+    def token_bytes(self) -> int:
+        """Return how many bytes a batch's cache grows by for each token of a row, measured on one token.
+
+        Configs of some models do not say it: heads and widths may differ by layer.
+        """
+        if self.path is not DecodingPath.BATCHED:
+            return 0
+        _, _, cache = self._forward_whole([[0]], 1)
+        held = [states for layer in cache.layers for states in (getattr(layer, "keys", 0), getattr(layer, "values", 0))]
+        return sum(states.nbytes for states in held if isinstance(states, torch.Tensor))
 
     def _start(
         self, prompts: Sequence[Ids], prefixes: Sequence[int], max_tokens: int

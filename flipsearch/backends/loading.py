@@ -28,6 +28,8 @@ LIMIT_FILE = Path("/sys/fs/cgroup/memory.max")
 """A container's memory limit in bytes; "max" is no limit."""
 FLAGGED = re.compile(r"^- `(\w+)`:", re.MULTILINE)
 """How transformers names the generation settings that it ignores, and for which it refuses to save a model."""
+BUFFERS = (".inv_freq", ".masked_bias", ".attn.bias", ".attention.bias")
+"""Ends of the names of what older files hold beside weights: every model computes these anew."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -91,19 +93,26 @@ def load_tokenizer(folder: Path) -> Any:
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
 
 
+def load_config(folder: Path) -> PreTrainedConfig:
+    """Return the config in `folder`; BackendError if it cannot be loaded."""
+    with quiet(), _clear_errors(folder, "config"):
+        config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+    return config
+
+
 def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """Return the model in `folder` in evaluation mode; BackendError if it cannot be loaded completely."""
     trusted: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, **trusted}
     load: Any = AutoModelForCausalLM.from_pretrained
+    config = load_config(folder)
     with quiet(), _clear_errors(folder, "model"):
-        config = AutoConfig.from_pretrained(folder, **trusted)
         # Only the eager implementation applies the cap on attention logits that Gemma 2 was trained with.
         capped = getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None)
         try:
             model, info = load(folder, attn_implementation="eager" if capped else GROUPED_ATTENTION, **options)
-        except ValueError as error:  # a model without a choice of attention keeps its own
-            if "attention" not in str(error).lower():
+        except (ValueError, KeyError) as error:  # a model without a choice of attention keeps its own
+            if "attention" not in str(error).lower() and GROUPED_ATTENTION not in str(error):
                 raise
             model, info = load(folder, **options)
         # The library fills in missing weights at random, and only logs it.
@@ -113,6 +122,11 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTra
                 f"{len(missing)} weights are missing and {len(mismatched)} have another shape, e.g. "
                 f"{(missing + mismatched)[0]}; the model would be random in part. "
                 "Are these the files of another architecture?"
+            )
+        if unused := sorted(name for name in info["unexpected_keys"] if not name.endswith(BUFFERS)):
+            raise ValueError(
+                f"{len(unused)} weights of its files have no place in a {type(model).__name__}, e.g. {unused[0]}; "
+                "the model would answer without them. Are these the files of another architecture, or an adapter's?"
             )
         loaded: PreTrainedModel = model.to(device).eval()
     return loaded

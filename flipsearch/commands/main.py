@@ -22,6 +22,7 @@ COMMANDS: dict[str, Command] = {
     "score": studies.score,
     "report": studies.report,
     "list": lookup.list_things,
+    "doctor": lookup.doctor,
     "train": training.train,
     "evaluate": training.evaluate,
 }

@@ -19,6 +19,12 @@ _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 """Leading apostrophes count too, so that a text that has its own comes back unchanged."""
 
 
+def cache_folder(name: str) -> Path:
+    """Return the folder `name` of what can be made again at any time, below the user's cache; it need not exist yet."""
+    caches = os.environ.get("XDG_CACHE_HOME", "")
+    return (Path(caches) if os.path.isabs(caches) else Path.home() / ".cache") / "flipsearch" / name
+
+
 @contextmanager
 def atomic_write(path: Path, error: type[FlipsearchError] = StudyError) -> Iterator[Path]:
     """Yield a temporary path beside `path`, which replaces `path` if the block succeeds and is removed if not.

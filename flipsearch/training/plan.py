@@ -121,7 +121,7 @@ def plan_training(*sources: Mapping[str, Any]) -> TrainPlan:
     # vLLM gives the same weights another identity: only identities of one backend are compared.
     found_on = frozenset(card.model_id for card in cards if card.backend == config.backend and card.model_id)
     model = config.model
-    if model not in BUILT_IN_MODELS and Path(model).is_dir():
+    if model not in BUILT_IN_MODELS and Path(model).exists():
         model = str(Path(model).resolve())  # the checkpoint that names its base may be moved
     config = config.model_copy(update={"train_batch_size": size, "model": model})
     return TrainPlan(config, contexts, benign_context, prompts, tuple(notes), found_on)
