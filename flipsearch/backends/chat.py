@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from flipsearch.core.bounds import MAX_CHARACTERS, BoundExceededError, bounded_rendering
 from flipsearch.core.errors import BackendError, ConfigError, one_line
 from flipsearch.core.records import Context, Prompt, Request, content_id
 
@@ -125,7 +126,10 @@ class Chat:
 
     def _render(self, messages: list[Message]) -> str:
         options = {"tokenize": False, "add_generation_prompt": True, **self._options}
-        text: str = self._tokenizer.apply_chat_template(messages, **options)
+        with bounded_rendering():
+            text: str = self._tokenizer.apply_chat_template(messages, **options)
+        if len(text) > MAX_CHARACTERS + 10 * sum(len(message["content"]) for message in messages):
+            raise BoundExceededError(f"the chat template makes {len(text):,} characters of them")
         return text
 
     def _ids(self, messages: list[Message]) -> list[int]:
