@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+from flipsearch.core.bounds import MAX_CHARACTERS, BoundExceededError, bounded_rendering
 from flipsearch.core.errors import BackendError, one_line
 from flipsearch.core.thoughts import CHANNEL, FAMILIES, THOUGHT_MARK, USUAL_MARKS, ThoughtMarks
 
@@ -85,9 +86,12 @@ class ChatTemplate:
         messages[-1] |= thought or {}
         if self.writes_date:
             options["strftime_now"] = TEMPLATE_DATE.strftime
-        text: str = self._tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=generates, **options
-        )
+        with bounded_rendering():
+            text: str = self._tokenizer.apply_chat_template(
+                messages, tokenize=False, add_generation_prompt=generates, **options
+            )
+        if len(text) > MAX_CHARACTERS + 10 * sum(len(text) for _, text in turns):
+            raise BoundExceededError(f"the chat template makes {len(text):,} characters of them")
         return text
 
     def opens(self, prompt: str) -> bool:

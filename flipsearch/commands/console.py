@@ -17,6 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Table
 from rich.text import Text
 
+from flipsearch.commands.streams import only_results_on_stdout
 from flipsearch.core.files import printable
 from flipsearch.core.progress import Step
 from flipsearch.core.studies import Study
@@ -96,7 +97,10 @@ class Bars:
 
 @contextmanager
 def bars() -> Iterator[Bars]:
-    """Show a progress bar on stderr; nothing is drawn where stderr is no terminal."""
+    """Show a progress bar on stderr while a command works; nothing is drawn where stderr is no terminal.
+
+    What judges and libraries print meanwhile goes to stderr too.
+    """
     console = Console(stderr=True)
     columns = (
         TextColumn("{task.description:<28}", markup=False),
@@ -105,7 +109,8 @@ def bars() -> Iterator[Bars]:
         TextColumn("{task.fields[rate]}", markup=False),
         TimeRemainingColumn(compact=True),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    progress = Progress(*columns, console=console, disable=not console.is_terminal)
+    with only_results_on_stdout(), progress:
         yield Bars(progress)
 
 
@@ -382,8 +387,13 @@ def show_rows(rows: list[dict[str, str]]) -> None:
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    """Print one JSON object on stdout."""
-    sys.stdout.write(json.dumps(value, ensure_ascii=False) + "\n")
+    """Print one JSON object on stdout, with escapes where the stream could not hold its characters."""
+    text = json.dumps(value, ensure_ascii=False)
+    try:
+        text.encode(sys.stdout.encoding or "utf-8")
+    except UnicodeEncodeError:
+        text = json.dumps(value)
+    sys.stdout.write(text + "\n")
 
 
 def show_error(message: str, exit_code: int, as_json: bool) -> None:

@@ -5,6 +5,7 @@ fell short (nothing to flip, nothing beats the placebo), 2 bad input, 3 an error
 interrupted. `--debug`, anywhere, shows the traceback of an error.
 """
 
+import signal
 import sys
 from collections.abc import Sequence
 from typing import NoReturn
@@ -13,7 +14,9 @@ import typer
 
 from flipsearch.commands import judges, lookup, studies, training
 from flipsearch.commands.options import Command, with_options
-from flipsearch.core.errors import FlipsearchError
+from flipsearch.commands.streams import discard_stdout, prepare_streams
+from flipsearch.core.errors import ConfigError, FlipsearchError, one_line
+from flipsearch.core.files import can_be_stored
 
 DEBUG, INTERRUPTED = "--debug", 130
 COMMANDS: dict[str, Command] = {
@@ -56,21 +59,51 @@ def make_app(arguments: Sequence[str]) -> typer.Typer:
 def main() -> None:
     """Run the command line; whatever goes wrong is one line and an exit code, and a traceback only with --debug."""
     arguments = sys.argv[1:] or ["--help"]
+    prepare_streams()
     try:
-        code = make_app(arguments)([text for text in arguments if text != DEBUG], standalone_mode=False)
-    except FlipsearchError as error:
-        if DEBUG in arguments:
-            raise
-        _fail(str(error), error.exit_code)
+        code = _run(arguments)
+    except KeyboardInterrupt:  # before or after the command itself
+        code = INTERRUPTED
     except Exception as error:
         if DEBUG in arguments:
             raise
-        if hasattr(error, "format_message"):  # a usage error of the command line parser
-            _fail(f"{error.format_message()} See: flipsearch --help.", 2)
-        _fail(f"unexpected {type(error).__name__}: {error}. {DEBUG} shows where; please report it.", 3)
+        _fail(*_line_and_code(error))
     if code == INTERRUPTED:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process, without a word
         _fail("interrupted; nothing finished is lost. The same command continues.", INTERRUPTED)
-    raise SystemExit(code or 0)
+    raise SystemExit(code)
+
+
+def _run(arguments: Sequence[str]) -> int:
+    """Run one command and return its exit code."""
+    for number, text in enumerate(arguments, start=1):
+        if not can_be_stored(text):
+            encoding = sys.getfilesystemencoding()
+            raise ConfigError(f"argument {number} is {text!r}: expected text in this system's encoding, {encoding}.")
+    try:
+        code = make_app(arguments)([text for text in arguments if text != DEBUG], standalone_mode=False)
+    except SystemExit as stop:  # a command that ran but fell short
+        code = stop.code
+    sys.stdout.flush()  # here a full disk is still one line
+    return int(code or 0)
+
+
+def _line_and_code(error: Exception) -> tuple[str, int]:
+    """Return what an error that ends the command is in one line, and the exit code."""
+    if isinstance(error, FlipsearchError):
+        return str(error), error.exit_code
+    if hasattr(error, "format_message"):  # a usage error of the command line parser
+        return f"{error.format_message()} See: flipsearch --help.", 2
+    if isinstance(error, OSError):  # the system refuses: a full disk, a path that is too long, no permission
+        if error.filename is None:
+            discard_stdout()
+        where = "the output" if error.filename is None else f"'{error.filename}'"
+        why = error.strerror or one_line(error)
+        todo = "What was saved before is intact: mend this, and run the same command again."
+        return f"{where} cannot be read or written: {why}. {todo}", 2
+    if isinstance(error, MemoryError):
+        return "out of memory: give smaller files, a smaller --batch-size or fewer --max-tokens.", 2
+    return f"unexpected {type(error).__name__}: {error}. {DEBUG} shows where; please report it.", 3
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

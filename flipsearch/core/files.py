@@ -18,6 +18,8 @@ from flipsearch.core.errors import FlipsearchError, StudyError
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 """Leading apostrophes count too, so that a text that has its own comes back unchanged."""
 
+_LONE_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 def cache_folder(name: str) -> Path:
     """Return the folder `name` of what can be made again at any time, below the user's cache; it need not exist yet."""
@@ -100,6 +102,16 @@ def printable(text: str) -> str:
     These are control and formatting characters (ANSI escapes, reordering marks) and lone surrogates.
     """
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+
+
+def can_be_stored(text: str) -> bool:
+    """Return whether a path, a file and a database can hold `text`: no NUL, and no half of a character."""
+    return "\0" not in text and not _LONE_SURROGATE.search(text)
+
+
+def storable(text: str) -> str:
+    """Return `text` with U+FFFD for every lone surrogate, which no file and no database can hold."""
+    return _LONE_SURROGATE.sub("\ufffd", text)
 
 
 def escape_formula(text: str) -> str:

@@ -4,11 +4,9 @@ A ledger that cannot be opened at all (no ledger, another format) is a LedgerErr
 one that flipsearch would not have written.
 """
 
-import itertools
 import json
-import struct
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +18,17 @@ from flipsearch.core.errors import one_line
 from flipsearch.core.files import is_taken
 from flipsearch.core.records import Label, json_value
 from flipsearch.ledger.store import LOCK_SUFFIX, Ledger
-from flipsearch.ledger.tables import IN_FLIGHT, LABELLED, ROLLOUTS, VERDICTS, rollout_of
+from flipsearch.ledger.tables import (
+    IN_FLIGHT,
+    LABELLED,
+    PREFIX_SCORES,
+    ROLLOUTS,
+    VERDICTS,
+    check_kinds,
+    checksum,
+    prefix_score_of,
+    rollout_of,
+)
 
 BASELINE = "baseline"
 """The key under which rollouts without a context are counted."""
@@ -102,7 +110,7 @@ def check_ledger(place: Path | str) -> LedgerCheck:
             by_context=_tally(ledger, ROLLOUTS.c.context_id),
             by_judge=_tally(ledger, VERDICTS.c.judge_id),
             in_flight=_in_flight(ledger, place),
-            faults=tuple(_rollout_faults(ledger) + _verdict_faults(ledger)),
+            faults=tuple(_row_faults(ledger) + _reference_faults(ledger)),
         )
 
 
@@ -119,31 +127,61 @@ def _damage(ledger: Ledger) -> list[Fault]:
     return [Fault("the file is damaged", len(lines), lines[-1])] if lines else []
 
 
-def _rollout_faults(ledger: Ledger) -> list[Fault]:
+def _row_faults(ledger: Ledger) -> list[Fault]:
+    """Return the faults of single rows, each row counted once, under the first kind that is true of it."""
+    kinds = {ROLLOUTS: _rollout_faults, VERDICTS: _verdict_faults, PREFIX_SCORES: _prefix_score_faults}
     ids_by_kind: dict[str, list[str]] = defaultdict(list)
-    for row in itertools.chain.from_iterable(ledger.pages()):
-        if row["finish_reason"] not in ("stop", "length", "error"):
-            ids_by_kind["rollouts with an unknown finish reason"].append(row["rollout_id"])
-        try:
-            if rollout_of(row).rollout_id != row["rollout_id"]:
-                ids_by_kind["rollouts whose id is not the hash of their fields"].append(row["rollout_id"])
-        except struct.error:
-            ids_by_kind["rollouts whose tokens cannot be unpacked"].append(row["rollout_id"])
-    return [Fault(kind, len(ids), ids[0]) for kind, ids in ids_by_kind.items()]
+    for table, faults in kinds.items():
+        name = table.name.replace("_", " ")
+        for row in ledger.rows(table):
+            id = str(next(iter(row.values())))
+            try:
+                check_kinds(table, row)
+            except ValueError:
+                ids_by_kind[f"{name} with a value of the wrong kind"].append(id)
+                continue
+            if fault := next(faults(row), None):
+                ids_by_kind[f"{name} {fault}"].append(id)
+            elif checksum(table, row) != row["checksum"]:
+                ids_by_kind[f"{name} that were altered after they were written"].append(id)
+    return [Fault(kind, len(ids), min(ids)) for kind, ids in ids_by_kind.items()]
 
 
-def _verdict_faults(ledger: Ledger) -> list[Fault]:
-    label, p_unsafe = VERDICTS.c.label, VERDICTS.c.p_unsafe
+def _rollout_faults(row: sql.RowMapping) -> Iterator[str]:
+    if row["finish_reason"] not in ("stop", "length", "error"):
+        yield "with an unknown finish reason"
+    try:
+        if rollout_of(row).rollout_id != row["rollout_id"]:
+            yield "whose id is not the hash of their fields"
+    except ValueError:
+        yield "whose tokens cannot be unpacked"
+
+
+def _verdict_faults(row: sql.RowMapping) -> Iterator[str]:
+    if row["label"] not in list(Label):
+        yield "with an unknown label"
+    if row["label"] == Label.UNSCORED and row["p_unsafe"] is not None:
+        yield "UNSCORED with a p_unsafe"
+    if row["label"] != Label.UNSCORED and row["p_unsafe"] is None:
+        yield "scored without a p_unsafe"
+    if row["p_unsafe"] is not None and not 0 <= row["p_unsafe"] <= 1:
+        yield "with a p_unsafe outside 0 to 1"
+
+
+def _prefix_score_faults(row: sql.RowMapping) -> Iterator[str]:
+    try:
+        prefix_score_of(row)
+    except ValueError:
+        yield "whose numbers cannot be unpacked"
+
+
+def _reference_faults(ledger: Ledger) -> list[Fault]:
+    """Return the faults between verdicts and their rollouts."""
     has_rollout = sql.exists().where(ROLLOUTS.c.rollout_id == VERDICTS.c.rollout_id)
     has_failed = has_rollout.where(ROLLOUTS.c.finish_reason == "error")
-    scored = [Label.SAFE.value, Label.UNSAFE.value]
     conditions = {
         "verdicts without a rollout": ~has_rollout if LABELLED not in ledger.notes() else sql.false(),
-        "verdicts with an unknown label": label.not_in([known.value for known in Label]),
-        "verdicts UNSCORED with a p_unsafe": (label == Label.UNSCORED.value) & p_unsafe.is_not(None),
-        "verdicts scored without a p_unsafe": label.in_(scored) & p_unsafe.is_(None),
-        "verdicts with a p_unsafe outside 0 to 1": ~p_unsafe.between(0, 1),
-        "verdicts that score a failed rollout": has_failed & (label != Label.UNSCORED.value),
+        "verdicts that score a failed rollout": has_failed & (VERDICTS.c.label != Label.UNSCORED.value),
     }
     faults = []
     for kind, condition in conditions.items():
@@ -151,7 +189,7 @@ def _verdict_faults(ledger: Ledger) -> list[Fault]:
         with ledger.reader() as connection:
             count, example = connection.execute(query).one()
         if count:
-            faults.append(Fault(kind, count, example))
+            faults.append(Fault(kind, count, str(example)))
     return faults
 
 
@@ -159,14 +197,17 @@ def _tally(ledger: Ledger, column: sql.Column[Any]) -> dict[str, int]:
     """Return the value of a column -> number of rows, most first."""
     query = sql.select(column, sql.func.count().label("num")).group_by(column)
     with ledger.reader() as connection:
-        counts = [(BASELINE if key is None else key, num) for key, num in connection.execute(query)]
+        counts = [(BASELINE if key is None else str(key), num) for key, num in connection.execute(query)]
     return dict(sorted(counts, key=lambda pair: (-pair[1], pair[0])))
 
 
 def _in_flight(ledger: Ledger, place: Path | str) -> InFlight | None:
     if (note := ledger.notes().get(IN_FLIGHT)) is None:
         return None
-    mark = json.loads(note.value)
-    num_left = len(mark["rollout_ids"]) - len(ledger.lengths(mark["rollout_ids"]))
+    with ledger.expects_sound_rows():
+        mark = json.loads(note.value)
+        if not (isinstance(mark, dict) and isinstance(mark.get("rollout_ids"), list)):
+            raise ValueError(f"the note '{IN_FLIGHT}' is {note.value!r:.40}")
+    num_left = len(mark["rollout_ids"]) - len(ledger.lengths(map(str, mark["rollout_ids"])))
     is_running = "://" not in str(place) and is_taken(Path(f"{place}{LOCK_SUFFIX}"))
-    return InFlight(mark["phase"], num_left, is_running)
+    return InFlight(str(mark.get("phase")), num_left, is_running)

@@ -37,10 +37,11 @@ from flipsearch.ledger.tables import (
     VERDICTS,
     Note,
     make_engine,
-    pack,
+    note_of,
+    prefix_score_of,
+    prefix_score_row,
     rollout_of,
     rollout_row,
-    unpack,
     verdict_of,
     verdict_row,
 )
@@ -81,14 +82,17 @@ class Ledger:
     def rollouts(self, ids: Iterable[str], *, errors: bool = False) -> dict[str, Rollout]:
         """Return id -> rollout for the finished rollouts among `ids`; failed ones too if `errors`."""
         query = sql.select(ROLLOUTS) if errors else sql.select(ROLLOUTS).where(_FINISHED)
-        return {row["rollout_id"]: rollout_of(row) for row in self._rows(query, ROLLOUTS.c.rollout_id, ids)}
+        rows = self._rows(query, ROLLOUTS.c.rollout_id, ids)
+        with self.expects_sound_rows():
+            return {row["rollout_id"]: rollout_of(row) for row in rows}
 
     def lengths(self, ids: Iterable[str]) -> dict[str, int]:
         """Return id -> generated tokens, prefill excluded, for the finished rollouts among `ids`."""
         num_bytes = sql.func.length(ROLLOUTS.c.completion_ids) - sql.func.length(ROLLOUTS.c.prefill)
         query = sql.select(ROLLOUTS.c.rollout_id, num_bytes.label("num_bytes")).where(_FINISHED)
         rows = self._rows(query, ROLLOUTS.c.rollout_id, ids)
-        return {row["rollout_id"]: max(0, row["num_bytes"]) // TOKEN_BYTES for row in rows}
+        with self.expects_sound_rows():
+            return {row["rollout_id"]: max(0, row["num_bytes"]) // TOKEN_BYTES for row in rows}
 
     def endings(self, ids: Iterable[str]) -> dict[str, tuple[EndingCounts, int]]:
         """Return id -> how the answer ended, and the tokens of its thought, for the finished rollouts among `ids`."""
@@ -111,27 +115,26 @@ class Ledger:
     def prefix_scores(self, ids: Iterable[str]) -> dict[str, PrefixScore]:
         """Return id -> prefix score for those among `ids`."""
         rows = self._rows(sql.select(PREFIX_SCORES), PREFIX_SCORES.c.prefix_score_id, ids)
-        return {row["prefix_score_id"]: PrefixScore(unpack("d", row["log_probs"]), row["num_agreed"]) for row in rows}
+        with self.expects_sound_rows():
+            return {row["prefix_score_id"]: prefix_score_of(row) for row in rows}
 
     def save_prefix_scores(self, prefix_scores: Iterable[tuple[str, PrefixScore]]) -> None:
         """Write (id, prefix score) pairs in one transaction, replacing those that exist."""
-        rows = [
-            {"prefix_score_id": id, "log_probs": pack("d", score.log_probs), "num_agreed": score.num_agreed}
-            for id, score in prefix_scores
-        ]
+        rows = [prefix_score_row(id, score) for id, score in prefix_scores]
         self._replace(PREFIX_SCORES, [PREFIX_SCORES.c.prefix_score_id], rows)
 
     def verdicts(self, judge_id: str, ids: Iterable[str]) -> dict[str, Verdict]:
         """Return rollout id -> verdict of one judge on the rollouts `ids`."""
-        query = sql.select(VERDICTS).where(VERDICTS.c.judge_id == judge_id)
-        return {row["rollout_id"]: verdict_of(row) for row in self._rows(query, VERDICTS.c.rollout_id, ids)}
+        rows = self._rows(sql.select(VERDICTS).where(VERDICTS.c.judge_id == judge_id), VERDICTS.c.rollout_id, ids)
+        with self.expects_sound_rows():
+            return {row["rollout_id"]: verdict_of(row) for row in rows}
 
     def verdicts_of_all(self, ids: Iterable[str]) -> dict[str, dict[str, Verdict]]:
         """Return rollout id -> judge id -> verdict for every judge on the rollouts `ids`."""
-        query = sql.select(VERDICTS).order_by(VERDICTS.c.judge_id)
         verdicts: dict[str, dict[str, Verdict]] = {}
-        for row in self._rows(query, VERDICTS.c.rollout_id, ids):
-            verdicts.setdefault(row["rollout_id"], {})[row["judge_id"]] = verdict_of(row)
+        with self.expects_sound_rows():
+            for row in self._rows(sql.select(VERDICTS).order_by(VERDICTS.c.judge_id), VERDICTS.c.rollout_id, ids):
+                verdicts.setdefault(row["rollout_id"], {})[row["judge_id"]] = verdict_of(row)
         return verdicts
 
     def save_verdicts(self, judge_id: str, verdicts: Iterable[tuple[str, Verdict]]) -> None:
@@ -153,7 +156,9 @@ class Ledger:
         """Return all notes by key, oldest first."""
         query = sql.select(NOTES).order_by(NOTES.c.time, NOTES.c.key)
         with self.reader() as connection:
-            return {row.key: Note(row.value, row.time) for row in connection.execute(query)}
+            rows = list(connection.execute(query).mappings())
+        with self.expects_sound_rows():
+            return {row["key"]: note_of(row) for row in rows}
 
     @contextmanager
     def in_flight(self, phase: str, ids: Iterable[str]) -> Iterator[None]:
@@ -178,6 +183,12 @@ class Ledger:
                 return
             yield page
             last = page[-1]["rollout_id"]
+
+    def rows(self, table: sql.Table) -> Iterator[sql.RowMapping]:
+        """Yield all raw rows of a table, few at a time."""
+        with self.reader() as connection:
+            query = sql.select(table).execution_options(yield_per=CHUNK)
+            yield from connection.execute(query).mappings()
 
     def judge_ids(self) -> list[str]:
         """Return the judges that gave a verdict, sorted."""
@@ -230,6 +241,15 @@ class Ledger:
             yield connection
 
     @contextmanager
+    def expects_sound_rows(self) -> Iterator[None]:
+        """Turn what a row of wrong kinds raises when it becomes a record into a LedgerError."""
+        try:
+            yield
+        except (TypeError, ValueError) as error:
+            todo = "flipsearch ledger check says more."
+            raise LedgerError(f"{self.place} is not sound: {one_line(error)}; {todo}") from error
+
+    @contextmanager
     def _writing(self) -> Iterator[sql.Connection]:
         with self._guard("written"), self._engine.begin() as connection:
             yield connection
@@ -241,7 +261,7 @@ class Ledger:
             yield
         except (ArgumentError, NoSuchModuleError, ImportError) as error:
             raise LedgerError(f"'{self.place}' is no database URL that can be used: {one_line(error)}.") from error
-        except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+        except (SQLAlchemyError, sqlite3.Error, OSError, OverflowError, UnicodeError) as error:
             if isinstance(error, sqlite3.Error) and is_held(error):
                 todo = "wait until it ends, or choose another reports folder."
                 raise LedgerError(f"{self.place} is in use by another flipsearch; {todo}") from error
@@ -249,7 +269,7 @@ class Ledger:
             todo = "Choose a folder that exists on this machine and can be written."
             if "full" in why or "No space" in why:
                 todo = "Free some space and run the same command again: what was saved before is intact."
-            elif "not a database" in why or "malformed" in why:
+            elif any(sign in why for sign in ("not a database", "malformed", "no such", "decode")):
                 todo = "It is not a flipsearch ledger, or it is damaged: name another file."
             raise LedgerError(f"{self.place}: the ledger cannot be {verb}: {why}. {todo}") from error
 

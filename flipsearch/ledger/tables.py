@@ -1,8 +1,10 @@
 """The tables of a ledger, how a record becomes a row and back, and how the database is opened."""
 
+import hashlib
+import json
 import sqlite3
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,8 @@ from typing import Any
 import sqlalchemy as sql
 from sqlalchemy.exc import ArgumentError
 
-from flipsearch.core.records import Label, Rollout, Sampling, Verdict
+from flipsearch.core.files import storable
+from flipsearch.core.records import Label, PrefixScore, Rollout, Sampling, Verdict
 from flipsearch.core.thoughts import split_answer
 
 FORMAT = 4
@@ -21,6 +24,22 @@ IN_FLIGHT = "in flight"
 """Key of the note of the rollouts that were requested from a backend and have not all come back."""
 LABELLED = "labelled answers"
 """Key of the note of a ledger that holds a judge's verdicts on human-labelled answers, and no rollouts."""
+
+
+class Bytes(sql.LargeBinary):
+    """Bytes as the database holds them: SQLAlchemy would turn a number into that many zeros."""
+
+    cache_ok = True
+
+    def result_processor(self, dialect: sql.Dialect, coltype: object) -> Callable[[Any], Any]:
+        """Return what makes bytes of a driver's view of them."""
+        return lambda value: bytes(value) if isinstance(value, memoryview) else value
+
+
+def _checksum() -> sql.Column[str]:
+    """Return the column of the checksum of a row, by which a row that was edited is found."""
+    return sql.Column("checksum", sql.String(16), nullable=False)
+
 
 TABLES = sql.MetaData()
 FORMATS = sql.Table("flipsearch_format", TABLES, sql.Column("version", sql.Integer, nullable=False))
@@ -39,18 +58,19 @@ ROLLOUTS = sql.Table(
     sql.Column("think_tokens", sql.Integer, nullable=False),
     sql.Column("sample_index", sql.Integer, nullable=False),
     sql.Column("completion", sql.Text, nullable=False),
-    sql.Column("completion_ids", sql.LargeBinary, nullable=False),
+    sql.Column("completion_ids", Bytes, nullable=False),
     sql.Column("num_prompt_tokens", sql.Integer, nullable=False),
     sql.Column("finish_reason", sql.String(8), nullable=False),
     sql.Column("opens_thinking", sql.Boolean, nullable=False),
     sql.Column("error", sql.Text, nullable=False),
-    sql.Column("prefill", sql.LargeBinary, nullable=False),
+    sql.Column("prefill", Bytes, nullable=False),
     sql.Column("skips_thought", sql.Boolean, nullable=False),
     sql.Column("num_thought_tokens", sql.Integer, nullable=False),
     sql.Column("forced_close", sql.Boolean, nullable=False),
     # Of the completion's text, so that counting them reads no text.
     sql.Column("has_thought", sql.Boolean, nullable=False),
     sql.Column("leaks", sql.Boolean, nullable=False),
+    _checksum(),
 )
 VERDICTS = sql.Table(
     "verdicts",
@@ -62,13 +82,15 @@ VERDICTS = sql.Table(
     sql.Column("p_refusal", sql.Double),
     sql.Column("reason", sql.Text, nullable=False),
     sql.Column("label_mass", sql.Double),
+    _checksum(),
 )
 PREFIX_SCORES = sql.Table(
     "prefix_scores",
     TABLES,
     sql.Column("prefix_score_id", sql.String(16), primary_key=True),
-    sql.Column("log_probs", sql.LargeBinary, nullable=False),
+    sql.Column("log_probs", Bytes, nullable=False),
     sql.Column("num_agreed", sql.Integer, nullable=False),
+    _checksum(),
 )
 NOTES = sql.Table(
     "notes",
@@ -102,7 +124,22 @@ def make_engine(place: str | Path, read_only: bool) -> sql.Engine:
 
     # A URI path has its own escapes, so as_uri and not the path itself; read-only must not create the file.
     uri = f"{place.as_uri()}?mode={'ro' if read_only else 'rwc'}"
-    engine = sql.create_engine("sqlite://", creator=lambda: sqlite3.connect(uri, uri=True), poolclass=sql.StaticPool)
+
+    def connect() -> sqlite3.Connection:
+        connection = sqlite3.connect(uri, uri=True)
+        if read_only:
+            try:
+                connection.execute("SELECT count(*) FROM sqlite_master").close()
+            except sqlite3.OperationalError:
+                connection.close()
+                log = place.with_name(f"{place.name}-wal")
+                if log.is_file() and log.stat().st_size:  # without it, the last rollouts would be missing
+                    raise
+                # Reading too makes files beside a database in write-ahead mode, where the folder can be written.
+                return sqlite3.connect(f"{uri}&immutable=1", uri=True)
+        return connection
+
+    engine = sql.create_engine("sqlite://", creator=connect, poolclass=sql.StaticPool)
     if not read_only:
         sql.event.listen(engine, "connect", set_pragmas)
     return engine
@@ -111,19 +148,19 @@ def make_engine(place: str | Path, read_only: bool) -> sql.Engine:
 def rollout_row(rollout: Rollout) -> dict[str, Any]:
     """Return the row of a rollout."""
     parts = split_answer(rollout.completion, rollout.opens_thinking)
-    return {
+    row = {
         "rollout_id": rollout.rollout_id,
         "prompt_id": rollout.prompt_id,
         "context_id": rollout.context_id,
         "model_id": rollout.model_id,
         **asdict(rollout.sampling),
         "sample_index": rollout.sample_index,
-        "completion": rollout.completion,
+        "completion": storable(rollout.completion),
         "completion_ids": pack("I", rollout.completion_ids),
         "num_prompt_tokens": rollout.num_prompt_tokens,
         "finish_reason": rollout.finish_reason,
         "opens_thinking": rollout.opens_thinking,
-        "error": rollout.error,
+        "error": storable(rollout.error),
         "prefill": pack("I", rollout.prefill),
         "skips_thought": rollout.skips_thought,
         "num_thought_tokens": rollout.num_thought_tokens,
@@ -131,10 +168,12 @@ def rollout_row(rollout: Rollout) -> dict[str, Any]:
         "has_thought": parts.has_thought and rollout.finish_reason != "error",
         "leaks": parts.leaks,
     }
+    return row | {"checksum": checksum(ROLLOUTS, row)}
 
 
-def rollout_of(row: sql.RowMapping) -> Rollout:
-    """Return the rollout of a row; struct.error if its tokens cannot be unpacked."""
+def rollout_of(row: Mapping[str, Any]) -> Rollout:
+    """Return the rollout of a row; ValueError for a value of the wrong kind, and tokens that cannot be unpacked."""
+    check_kinds(ROLLOUTS, row)
     return Rollout(
         prompt_id=row["prompt_id"],
         context_id=row["context_id"],
@@ -158,20 +197,60 @@ def rollout_of(row: sql.RowMapping) -> Rollout:
 
 def verdict_row(rollout_id: str, judge_id: str, verdict: Verdict) -> dict[str, Any]:
     """Return the row of a verdict; `failed` has no column, as failed verdicts are not kept."""
-    return {
+    row = {
         "rollout_id": rollout_id,
         "judge_id": judge_id,
         "label": verdict.label.value,
         "p_unsafe": verdict.p_unsafe,
         "p_refusal": verdict.p_refusal,
-        "reason": verdict.reason,
+        "reason": storable(verdict.reason),
         "label_mass": verdict.label_mass,
     }
+    return row | {"checksum": checksum(VERDICTS, row)}
 
 
-def verdict_of(row: sql.RowMapping) -> Verdict:
-    """Return the verdict of a row; ValueError for an unknown label."""
+def verdict_of(row: Mapping[str, Any]) -> Verdict:
+    """Return the verdict of a row; ValueError for a value of the wrong kind and an unknown label."""
+    check_kinds(VERDICTS, row)
     return Verdict(Label(row["label"]), row["p_unsafe"], row["p_refusal"], row["reason"], row["label_mass"])
+
+
+def prefix_score_row(id: str, score: PrefixScore) -> dict[str, Any]:
+    """Return the row of a prefix score."""
+    row = {"prefix_score_id": id, "log_probs": pack("d", score.log_probs), "num_agreed": score.num_agreed}
+    return row | {"checksum": checksum(PREFIX_SCORES, row)}
+
+
+def prefix_score_of(row: Mapping[str, Any]) -> PrefixScore:
+    """Return the prefix score of a row; ValueError for a value of the wrong kind."""
+    check_kinds(PREFIX_SCORES, row)
+    return PrefixScore(unpack("d", row["log_probs"]), row["num_agreed"])
+
+
+def note_of(row: Mapping[str, Any]) -> Note:
+    """Return the note of a row; ValueError for a value of the wrong kind."""
+    check_kinds(NOTES, row)
+    return Note(row["value"], row["time"])
+
+
+def check_kinds(table: sql.Table, row: Mapping[str, Any]) -> None:
+    """Raise ValueError for a value that is of another kind than its column, as SQLite lets anyone store."""
+    for column in table.columns:
+        value, kind = row[column.name], column.type.python_type
+        is_right = isinstance(value, int | float if kind is float else kind) or (value is None and column.nullable)
+        if not is_right:
+            raise ValueError(f"{table.name}.{column.name} is {value!r:.40}, expected {kind.__name__}")
+
+
+def checksum(table: sql.Table, row: Mapping[str, Any]) -> str:
+    """Return 16 hexadecimal digits of a hash of all values of a row of the right kinds."""
+    values = []
+    for column in table.columns:
+        if column.name != "checksum":
+            value = row[column.name]
+            is_whole = isinstance(value, int) and column.type.python_type is float  # a database returns it as a float
+            values.append(value.hex() if isinstance(value, bytes) else float(value) if is_whole else value)
+    return hashlib.sha256(json.dumps(values).encode("ascii")).hexdigest()[:16]
 
 
 def pack(code: str, numbers: Sequence[float]) -> bytes:
@@ -180,5 +259,8 @@ def pack(code: str, numbers: Sequence[float]) -> bytes:
 
 
 def unpack(code: str, blob: bytes) -> tuple[Any, ...]:
-    """Invert `pack`; struct.error if the bytes are no whole numbers."""
-    return struct.unpack(f"<{len(blob) // struct.calcsize(f'<{code}')}{code}", blob)
+    """Invert `pack`; ValueError if the bytes are no whole numbers."""
+    try:
+        return struct.unpack(f"<{len(blob) // struct.calcsize(f'<{code}')}{code}", blob)
+    except struct.error as error:
+        raise ValueError(f"{len(blob)} bytes cannot be unpacked") from error

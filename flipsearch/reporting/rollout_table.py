@@ -6,7 +6,6 @@ obeys them, and a CSV cell that a spreadsheet would run gets a leading apostroph
 
 import csv
 import json
-import struct
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any, TextIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from flipsearch.core.errors import ConfigError, LedgerError
+from flipsearch.core.errors import ConfigError
 from flipsearch.core.files import atomic_write, escape_formula
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.tables import rollout_of
@@ -81,11 +80,9 @@ def export_lines(ledger: Ledger, stream: TextIO) -> Export:
 def _pages(ledger: Ledger) -> Iterator[list[RolloutRow]]:
     """Yield the rows of the ledger page by page; raises LedgerError where it is damaged."""
     for page in ledger.pages():
-        try:
+        with ledger.expects_sound_rows():
             rollouts = [rollout_of(row) for row in page]
-            verdicts = ledger.verdicts_of_all(row["rollout_id"] for row in page)
-        except (struct.error, ValueError) as error:
-            raise LedgerError(f"{ledger.place} is not sound: {error}; flipsearch ledger check says more.") from error
+        verdicts = ledger.verdicts_of_all(row["rollout_id"] for row in page)
         rows = []
         for rollout in rollouts:  # not by asdict, which copies every token id
             row = {n: getattr(rollout if hasattr(rollout, n) else rollout.sampling, n) for n in ROLLOUT_FIELDS}

@@ -16,7 +16,7 @@ never rendered as one. This module does not know where templates are or which on
 import random
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -26,7 +26,9 @@ from jinja2 import StrictUndefined, TemplateSyntaxError, meta, nodes
 from jinja2 import Template as JinjaTemplate
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from flipsearch.core.errors import TemplateError, unknown_name
+from flipsearch.core.bounds import MAX_CHARACTERS, BoundExceededError, bounded_rendering
+from flipsearch.core.errors import TemplateError, one_line, unknown_name
+from flipsearch.core.files import can_be_stored
 from flipsearch.core.records import PLACEMENTS, Context, Placement
 
 AXES = ("strength", "length", "framing", "specificity", "style", "placement")
@@ -89,9 +91,14 @@ class Template:
             if param.name not in values:
                 raise TemplateError(f"{self.path}: the text '{param.name}' must be given to render it.")
         try:
-            return tidy(_compiled(self.body).render(values))
+            with bounded_rendering():
+                text = _joined(_compiled(self.body).generate(values))
         except Exception as error:  # a template can raise anything, e.g. by dividing by zero
-            raise TemplateError(f"{self.path}: cannot be rendered with {values}: {error}.") from error
+            why = "it takes too much memory" if isinstance(error, MemoryError) else one_line(error).rstrip(".")
+            raise TemplateError(f"{self.path}: cannot be rendered with {values!r:.200}: {why}.") from error
+        if not can_be_stored(text):
+            raise TemplateError(f"{self.path}: renders a NUL or half a character (a lone surrogate) with {values}.")
+        return tidy(text)
 
     def context(self, params: Mapping[str, Any] | None = None, placement: Placement | None = None) -> Context:
         """Return the rendered Context with its lineage; the placement is the first declared one by default."""
@@ -153,6 +160,31 @@ def tidy(text: str) -> str:
     return re.sub(r"\n{3,}", "\n\n", lines).strip()
 
 
+def _joined(parts: Iterable[str]) -> str:
+    """Return the parts of a rendered text as one; BoundExceededError as soon as there are too many characters."""
+    texts, num = [], 0
+    for part in parts:
+        num += len(part)
+        if num > MAX_CHARACTERS:
+            raise BoundExceededError(f"it writes more than {MAX_CHARACTERS:,} characters")
+        texts.append(part)
+    return "".join(texts)
+
+
+class _Environment(ImmutableSandboxedEnvironment):
+    """A sandbox in which no single operation takes for ever."""
+
+    intercepted_binops = frozenset({"*", "**"})
+
+    def call_binop(self, context: object, operator: str, left: Any, right: Any) -> Any:
+        """Multiply numbers and short sequences; no program writes powers into a text."""
+        size = max((len(value) for value in (left, right) if isinstance(value, str | list | tuple)), default=0)
+        times = next((value for value in (left, right) if isinstance(value, int)), 1)
+        if operator == "**" or size * times > MAX_CHARACTERS:
+            raise BoundExceededError(f"'{operator}' makes too much of {left!r:.20} and {right!r:.20}")
+        return super().call_binop(context, operator, left, right)
+
+
 def shuffled_words(text: str, seed: int = 0) -> str:
     """Return the words of `text` in a random order: the same words, without meaning."""
     words = text.split()
@@ -166,13 +198,18 @@ def first_words(text: str, num_words: int) -> str:
     return " ".join(words[i % len(words)] for i in range(num_words)) if words else ""
 
 
-@lru_cache(maxsize=256)
-def _compiled(body: str) -> JinjaTemplate:
+@lru_cache(maxsize=1)
+def _environment() -> _Environment:
     # autoescape is off on purpose: a context is plain text for a model, not HTML.
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = _Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters |= {"shuffled_words": shuffled_words, "first_words": first_words}
     environment.globals.clear()
-    return environment.from_string(body)
+    return environment
+
+
+@lru_cache(maxsize=256)
+def _compiled(body: str) -> JinjaTemplate:
+    return _environment().from_string(body)
 
 
 def _choices(name: str, value: Any, path: str) -> tuple[Any, ...]:
@@ -193,10 +230,13 @@ def _choices(name: str, value: Any, path: str) -> tuple[Any, ...]:
 def _check_body(body: str, declared: set[str], path: str, first_line: int) -> None:
     """Raise TemplateError for bad syntax, and for variables and declared parameters that do not match."""
     try:
-        tree = _compiled(body).environment.parse(body)
-        used = meta.find_undeclared_variables(tree)
+        with bounded_rendering():  # what is constant is computed here already
+            tree = _environment().parse(body)
+            used = meta.find_undeclared_variables(tree)
     except TemplateSyntaxError as error:
         raise TemplateError(f"{path}:{first_line + error.lineno}: {error.message}.") from error
+    except (RecursionError, SyntaxError, MemoryError, BoundExceededError) as error:  # of the code made of it, too
+        raise TemplateError(f"{path}: too large or nested too deeply: {one_line(error)}.") from error
     for name in sorted(used - declared):
         lines = [node.lineno for node in tree.find_all(nodes.Name) if node.name == name]
         message = unknown_name("variable", name, declared, "Declare it under [params] in the head.")

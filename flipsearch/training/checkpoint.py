@@ -94,10 +94,11 @@ class CheckpointFolder:
         """Return the newest state that was saved whole: the trainer writes its own file last."""
         for state in sorted(self.partial.glob("checkpoint-[0-9]*"), key=step_of, reverse=True):
             try:
-                json.loads((state / STATE_FILE).read_text(encoding="utf-8"))
+                content = json.loads((state / STATE_FILE).read_text(encoding="utf-8"))
             except (OSError, ValueError):
                 continue
-            return state
+            if isinstance(content, dict) and content.get("global_step") == step_of(state):
+                return state
         return None
 
     def save(self, model: Any, weights: Any, base: str) -> None:
@@ -120,7 +121,12 @@ class CheckpointFolder:
 
     def publish(self) -> None:
         """Give the finished checkpoint its name, and drop the states."""
-        os.replace(self.final, self.folder)
+        try:
+            os.replace(self.final, self.folder)
+        except OSError as error:  # something took the name meanwhile
+            raise TrainingError(
+                f"'{self.final}' is finished, but cannot be renamed to '{self.folder}': {error.strerror}; rename it."
+            ) from error
         shutil.rmtree(self.partial, ignore_errors=True)
 
 

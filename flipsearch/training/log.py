@@ -24,9 +24,11 @@ from flipsearch.core.trainings import LogLine
 from flipsearch.training.divergence import PerToken
 from flipsearch.training.processes import all_gather, is_main_process
 from flipsearch.training.rows import TrainingRow
+from flipsearch.training.states import save_errors_as_one_line
 
 LOG_FILE = "log.jsonl"
 STEP_KEYS = ("loss", "grad_norm", "learning_rate")
+NEEDED_KEYS = ("step", "step_s", "num_rollouts", "num_tokens")
 EARLY, LATE, FIRST = 10, 30, 30
 LEAK_WORDS = 5
 """Consecutive words of the context in a completion that count as a leak: the student writes without the context."""
@@ -135,7 +137,7 @@ class StepLog(TrainerCallback):
         self.last = now
         # JSON knows no NaN: what is not finite is null.
         finite = {key: value if value is not None and math.isfinite(value) else None for key, value in line.items()}
-        with self.path.open("a", encoding="utf-8") as file:
+        with save_errors_as_one_line(self.path), self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(finite) + "\n")
         self.num_rollouts += int(line["num_rollouts"])
         self.num_tokens += int(line["num_tokens"])
@@ -147,9 +149,12 @@ class StepLog(TrainerCallback):
 def read_log(path: Path) -> Sequence[LogLine]:
     """Return the lines of a log, none if there is no log; a last line that was cut off in writing is dropped."""
     lines: list[LogLine] = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
-            lines.append(json.loads(text))
+            line = json.loads(text)
         except ValueError:
             break
+        if not isinstance(line, dict) or not all(isinstance(line.get(key), int | float) for key in NEEDED_KEYS):
+            break
+        lines.append(line)
     return lines

@@ -33,6 +33,7 @@ from flipsearch.training.model import load_student, student_and_teacher
 from flipsearch.training.plan import TrainPlan
 from flipsearch.training.processes import broadcast_from_main, is_sharded, num_processes
 from flipsearch.training.rows import TrainingRow
+from flipsearch.training.states import save_errors_as_one_line
 from flipsearch.training.trainer import CompletionTrainer, MakeTrainer, TrainingJob, trainer_arguments
 
 PACKAGES = ("flipsearch", "torch", "transformers", "accelerate", "peft")
@@ -64,7 +65,8 @@ def run_training(
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if is_sharded() else None
 
     def save() -> tuple[TrainingRun, Sequence[LogLine]]:
-        folder.save(student, weights, plan.config.model)
+        with save_errors_as_one_line(folder.final):
+            folder.save(student, weights, plan.config.model)
         log = read_log(folder.partial / LOG_FILE)
         step_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * num_processes()
         return _record(plan, routing, log, backend, judge, step_size), log

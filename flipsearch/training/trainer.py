@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
-from transformers import Trainer, TrainingArguments
+from transformers import TrainingArguments
 
 from flipsearch.config import TrainConfig
 from flipsearch.core.errors import TrainingError
@@ -33,6 +33,7 @@ from flipsearch.training.model import AsTeacher, completion_hidden, head_of
 from flipsearch.training.plan import TrainPlan
 from flipsearch.training.processes import is_main_process, num_processes
 from flipsearch.training.rows import Routes, TokenLayout, TrainingRow, lay_out
+from flipsearch.training.states import SavedStates
 
 FAILED_BATCH = "failed_batch.json"
 NUM_SAVES = 5
@@ -73,7 +74,7 @@ class TrainingBatch:
     """(N,) of the tokens."""
 
 
-class CompletionTrainer(Trainer):
+class CompletionTrainer(SavedStates):
     """Base of the methods' trainers.
 
     Raises TrainingError for a loss that is not finite, with the batch saved beside the states.

@@ -1,6 +1,7 @@
 """`flipsearch train` on the pocket model, for a few steps: what a user does, and what must not happen."""
 
 import json
+import resource
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -110,6 +111,48 @@ def test_a_state_that_was_half_written_is_passed_over(tmp_path: Path, monkeypatc
             train(tmp_path, name="mine")
     (tmp_path / "checkpoints" / "mine.partial" / "checkpoint-2").mkdir()
     assert len(train(tmp_path, name="mine", resume=True).log) == 4
+
+
+def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, folder: Path, **settings: Any) -> Path:
+    """Train until a step was logged, and return the folder of the states."""
+    usual = StepLog.on_log
+
+    def interrupted(self: StepLog, args: Any, state: Any, *rest: Any, **more: Any) -> None:
+        usual(self, args, state, *rest, **more)
+        if state.global_step == step:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StepLog, "on_log", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(folder, name="mine", **settings)
+    return folder / "checkpoints" / "mine.partial"
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "model.safetensors", "rng_state.pth"])
+def test_a_torn_state_is_one_line_and_nothing_is_trained_from_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    partial = stop_after(3, monkeypatch, tmp_path, save_steps=2)
+    file = partial / "checkpoint-2" / name
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+    with pytest.raises(TrainingError, match=r"state '.*checkpoint-2' is torn.*--resume goes on"):
+        train(tmp_path, name="mine", resume=True)
+
+
+def test_a_full_disk_is_one_line_and_the_last_whole_state_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: flipsearch.TrainingResult
+) -> None:
+    partial = stop_after(3, monkeypatch, tmp_path, save_steps=2)
+    usual = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, usual[1]))
+    try:
+        with pytest.raises(TrainingError, match=r"cannot write .*Free the disk, and --resume"):
+            train(tmp_path, name="mine", resume=True)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, usual)
+    assert (partial / "checkpoint-2").is_dir()
+    assert losses(train(tmp_path, name="mine", resume=True)) == losses(trained)
 
 
 @pytest.mark.parametrize("control", ["empty", "neutral", "shuffled"])

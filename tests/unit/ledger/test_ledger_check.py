@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flipsearch.core.errors import LedgerError
-from flipsearch.core.records import Label, Verdict
+from flipsearch.core.records import Label, PrefixScore, Verdict
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.check import check_ledger
 from tests.unit.ledger.test_ledger import rollout
@@ -60,7 +60,17 @@ def test_a_sound_ledger_is_counted(path: Path) -> None:
         ("UPDATE verdicts SET label = 'unscored' WHERE judge_id = 'other' AND rollout_id = ?", "UNSCORED with a p"),
         ("UPDATE verdicts SET p_unsafe = NULL WHERE judge_id = 'other' AND rollout_id = ?", "without a p_unsafe"),
         ("UPDATE verdicts SET p_unsafe = 1.5 WHERE judge_id = 'other' AND rollout_id = ?", "outside 0 to 1"),
-        ("UPDATE rollouts SET finish_reason = 'error' WHERE rollout_id = ?", "score a failed rollout"),
+        ("UPDATE rollouts SET completion = 'No.' WHERE rollout_id = ?", "rollouts that were altered"),
+        ("UPDATE rollouts SET opens_thinking = 1 WHERE rollout_id = ?", "rollouts that were altered"),
+        (
+            "UPDATE verdicts SET p_unsafe = 0.2 WHERE judge_id = 'other' AND rollout_id = ?",
+            "verdicts that were altered",
+        ),
+        ("UPDATE verdicts SET reason = 'fine' WHERE judge_id = 'other' AND rollout_id = ?", "verdicts that were"),
+        ("UPDATE rollouts SET completion = x'ff' WHERE rollout_id = ?", "rollouts with a value of the wrong kind"),
+        ("UPDATE rollouts SET completion_ids = 5 WHERE rollout_id = ?", "rollouts with a value of the wrong kind"),
+        ("UPDATE rollouts SET max_tokens = 'x' WHERE rollout_id = ?", "rollouts with a value of the wrong kind"),
+        ("UPDATE verdicts SET p_unsafe = 'x' WHERE judge_id = 'other' AND rollout_id = ?", "of the wrong kind"),
     ],
 )
 def test_every_kind_of_fault_is_named_with_its_first_row(path: Path, statement: str, kind: str) -> None:
@@ -69,6 +79,42 @@ def test_every_kind_of_fault_is_named_with_its_first_row(path: Path, statement: 
     assert kind in fault.kind
     assert fault.example == IDS[0]
     assert fault.count == (2 if "without a rollout" in kind or "failed rollout" in kind else 1)
+
+
+def test_a_verdict_that_scores_a_failed_rollout_is_a_fault(path: Path) -> None:
+    with Ledger(path) as ledger:
+        ledger.save_rollouts([rollout(0, finish_reason="error", error="too long")])
+    (fault,) = check_ledger(path).faults
+    assert (fault.kind, fault.count, fault.example) == ("verdicts that score a failed rollout", 2, IDS[0])
+
+
+@pytest.mark.parametrize(
+    ("statement", "read"),
+    [
+        ("UPDATE rollouts SET completion = x'ff'", "rollouts"),
+        ("UPDATE rollouts SET completion_ids = 5", "rollouts"),
+        ("UPDATE verdicts SET label = 7", "verdicts"),
+        ("UPDATE prefix_scores SET log_probs = 'x'", "prefix_scores"),
+        ("UPDATE notes SET value = x'00'", "notes"),
+    ],
+)
+def test_a_value_of_the_wrong_kind_is_one_line_for_whoever_reads_it(path: Path, statement: str, read: str) -> None:
+    with Ledger(path) as ledger:
+        ledger.note("model", "m")
+        ledger.save_prefix_scores([(IDS[0], PrefixScore((-0.5,), 1))])
+    broken(path, statement)
+    arguments = {"notes": (), "verdicts": ("judge", IDS)}.get(read, (IDS,))
+    with Ledger(path) as ledger, pytest.raises(LedgerError, match=r"is not sound.*ledger check"):
+        getattr(ledger, read)(*arguments)
+
+
+def test_half_a_character_is_stored_as_a_replacement(path: Path) -> None:
+    odd = rollout(9, completion="a \ud800 b")
+    with Ledger(path) as ledger:
+        ledger.save_rollouts([odd])
+        ledger.save_verdicts("judge", [(odd.rollout_id, Verdict(Label.SAFE, 0.1, reason="\udfff"))])
+        assert ledger.rollouts([odd.rollout_id])[odd.rollout_id].completion == "a \ufffd b"
+    assert check_ledger(path).is_sound
 
 
 def test_each_fault_is_one_entry(path: Path) -> None:

@@ -21,10 +21,11 @@ def state(folder: CheckpointFolder, step: int, text: str | None) -> Path:
 def test_the_newest_whole_state_is_the_one_to_go_on_from(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path / "mine")
     assert folder.last_state() is None
-    state(folder, 5, "{}")
-    tenth = state(folder, 10, "{}")
+    state(folder, 5, '{"global_step": 5}')
+    tenth = state(folder, 10, '{"global_step": 10}')
     state(folder, 15, '{"global_st')
     state(folder, 20, None)
+    state(folder, 25, "5")
     assert folder.last_state() == tenth
 
 
