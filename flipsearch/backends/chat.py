@@ -139,13 +139,13 @@ class Chat:
     def thought_watch(self) -> "ThoughtWatch":
         """Return what finds the marks of a thought among completion ids."""
         texts = {text: id for id, text in self._control.tokens.items()}
-        marks = (self.marks.open_mark, self.marks.close_mark)
-        single = tuple(texts.get(mark) for mark in marks)
+        opening, closing = self.marks.open_mark, self.marks.close_mark
 
         def decode(ids: Sequence[int]) -> str:
             return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
-        return ThoughtWatch(*marks, *single, tuple(self._tokenize(self.marks.closing)), decode)
+        forced = tuple(self._tokenize(self.marks.closing))
+        return ThoughtWatch(opening, closing, texts.get(opening), texts.get(closing), forced, decode)
 
     def end_note(self, known_ids: Collection[int]) -> tuple[str, ...]:
         """Return a note if the template ends a turn with a token that is not among `known_ids`."""
