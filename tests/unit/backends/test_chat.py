@@ -249,7 +249,7 @@ def test_marks_are_those_that_the_template_writes() -> None:
         Chat(with_special(THINKER_TEMPLATE, ["<|muse|>", "<|say|>"])).marks,
         CHAT.marks,
     ]
-    assert [(mark.opening, mark.closing) for mark in marks] == [
+    assert [(mark.start, mark.end) for mark in marks] == [
         ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
         ("<|muse|>\n", "\n<|say|>\n"),
         ("<think>\n", "\n</think>\n\n"),

@@ -215,7 +215,7 @@ def test_short_answers_are_not_probed(ledger: Ledger) -> None:
 
 
 class LongThinker(ScoringModel):
-    """The same world, whose model thinks for a hundred tokens before each answer; it keeps what it is asked to score."""
+    """The same world, whose model thinks for a hundred tokens before each answer; it keeps what it scores."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -242,13 +242,11 @@ def test_it_looks_at_the_answer_behind_a_long_thought(ledger: Ledger) -> None:
     assert all(request.skips_thought and 99 not in request.prefill for request in model.scored)
 
 
-def test_depths_count_from_the_answer_behind_a_long_thought(ledger: Ledger) -> None:
-    begun: list[Request] = []
-    model = LongThinker()
-    runner, base, _ = made(ledger, model)
-    model.before_each = begun.append
+def test_depths_count_from_the_answer_behind_a_long_thought(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, base, _ = made(ledger, LongThinker())
     (measured,) = measure(runner, [FIRM], base.to_flip(), base.outcomes, "search")
     trial = measured_trial(runner, 0, FIRM, "arm", measured)
-    begun.clear()
+    begun: list[Request] = []
+    monkeypatch.setattr(runner, "outcomes", lambda requests: begun.extend(requests) or [])
     measure_depth(runner, base, [trial], [2])
     assert {len(request.prefill) for request in begun} == {102}
