@@ -133,8 +133,8 @@ class ModelConfig(BaseModel):
         return Sampling(max_tokens, self.temperature, self.top_p, self.top_k, self.seed, budget)
 
     def longest_completion(self) -> int:
-        """Return the most tokens that a model with these settings is asked to write, a thought included."""
-        return self.sampling(thinks=True).longest
+        """Return the most tokens that a model with these settings is asked to write."""
+        return self.sampling().longest
 
     def same_model(self, model: str) -> Self:
         """Return the settings that load another model the same way; behind an endpoint, that decides how."""

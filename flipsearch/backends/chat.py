@@ -84,7 +84,7 @@ class Chat:
         self.marks, opens = self._template.marks, self._template.opens(baseline)
         self.opens_thinking = opens and thinking != "off"
         """Of a prompt without a context; `encode` tells it of each request."""
-        is_closed = baseline.rstrip().endswith(self.marks.closing.rstrip())
+        is_closed = baseline.rstrip().endswith(self.marks.end.rstrip())
         self.thinks = self._template.names_marks and thinking != "off" and not is_closed
         """Whether the model may think before it answers, as far as its template tells."""
         self.identity = content_id("chat", self._template.text, thinking)
@@ -139,13 +139,13 @@ class Chat:
     def thought_watch(self) -> "ThoughtWatch":
         """Return what finds the marks of a thought among completion ids."""
         texts = {text: id for id, text in self._control.tokens.items()}
-        marks = (self.marks.open_mark, self.marks.close_mark)
-        single = tuple(texts.get(mark) for mark in marks)
+        open_mark, close_mark = self.marks.open_mark, self.marks.close_mark
 
         def decode(ids: Sequence[int]) -> str:
             return str(self._tokenizer.decode(list(ids), skip_special_tokens=False))
 
-        return ThoughtWatch(*marks, *single, tuple(self._tokenize(self.marks.closing)), decode)
+        forced = tuple(self._tokenize(self.marks.end))
+        return ThoughtWatch(open_mark, close_mark, texts.get(open_mark), texts.get(close_mark), forced, decode)
 
     def end_note(self, known_ids: Collection[int]) -> tuple[str, ...]:
         """Return a note if the template ends a turn with a token that is not among `known_ids`."""
@@ -158,13 +158,13 @@ class Chat:
         try:
             text = self._template.render(messages, **self._options)
             opens = self._template.opens(text)
-            if skips_thought and not opens and not text.rstrip().endswith(self.marks.closing.rstrip()):
+            if skips_thought and not opens and not text.rstrip().endswith(self.marks.end.rstrip()):
                 before, text = text, self._template.render(messages, **(self._options | self._off))
                 opens = self._template.opens(text)
-                text += self.marks.opening if text == before else ""
-                opens |= text != before and text.endswith(self.marks.opening)
+                text += self.marks.start if text == before else ""
+                opens |= text != before and text.endswith(self.marks.start)
             if opens and (skips_thought or self._thinking == "off"):
-                text, opens = text + self.marks.closing, False
+                text, opens = text + self.marks.end, False
             return self._tokenize(text), opens
         except Exception as error:  # lone surrogates, and whatever a template may refuse
             raise BackendError(f"the prompt or context cannot be encoded: {one_line(error)}") from error

@@ -157,21 +157,21 @@ class ChatTemplate:
                 turns = [("user", PROBE), ("assistant", ANSWER)]
                 text = self.render(turns, generates=False, thought={field: THOUGHT}, **options)
                 before, _, after = text.partition(THOUGHT)
-                closing, shown, _ = after.partition(ANSWER)
-                opening = self._opening(before)
-                if shown and opening.strip() and closing.strip():
-                    return ThoughtMarks(opening, closing)
+                end, shown, _ = after.partition(ANSWER)
+                start = self._start_of_thought(before)
+                if shown and start.strip() and end.strip():
+                    return ThoughtMarks(start, end)
         vocabulary = self._added_tokens()
         for family in FAMILIES:
-            if family.open_mark in self.text or (CHANNEL in self.text and family.opening.startswith(CHANNEL)):
+            if family.open_mark in self.text or (CHANNEL in self.text and family.start.startswith(CHANNEL)):
                 return family
         for family in FAMILIES:
-            if family.open_mark in vocabulary or (CHANNEL in vocabulary and family.opening.startswith(CHANNEL)):
+            if family.open_mark in vocabulary or (CHANNEL in vocabulary and family.start.startswith(CHANNEL)):
                 return family
         self.names_marks = False
         return USUAL_MARKS
 
-    def _opening(self, before: str) -> str:
+    def _start_of_thought(self, before: str) -> str:
         """Return the mark at the end of what the template writes before a thought."""
         known = [match.start() for match in THOUGHT_MARK.finditer(before) if match["open"]]
         if CHANNEL in before:

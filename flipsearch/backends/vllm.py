@@ -173,11 +173,13 @@ class VllmBackend(LocalBackend):
     @classmethod
     def from_config(cls, config: ModelConfig, memory_share: float = 1.0) -> "VllmBackend":
         """Load the model of a config, reserving `memory_share` of the GPU memory that vLLM alone would."""
+        longest = config.sampling(thinks=True).longest
         return cls(
             model_source(config.model),
             thinking=config.thinking,
             dtype=config.dtype,
-            max_model_len=config.max_model_len or config.longest_completion() + PROMPT_TOKENS,
+            # Whether the model thinks, its chat template tells only when it is loaded.
+            max_model_len=config.max_model_len or max(config.longest_completion(), longest) + PROMPT_TOKENS,
             memory_share=memory_share,
         )
 

@@ -58,29 +58,29 @@ class SplitCompletion:
 class ThoughtMarks:
     """How a chat template writes the beginning and the end of a thought."""
 
-    opening: str
+    start: str
     """With the white space around it."""
-    closing: str
+    end: str
     """With all that the template writes before the answer; what is forced where a thought is cut off."""
 
     @property
     def open_mark(self) -> str:
         """What shows that a thought begins."""
-        return self.opening.strip()
+        return self.start.strip()
 
     @property
     def close_mark(self) -> str:
         """What shows that the answer begins: the mark without what surrounds it, of channels the answer's header."""
-        if self.opening.startswith(CHANNEL):
-            return self.closing[self.closing.index(CHANNEL) :]
-        mark = THOUGHT_MARK.search(self.closing)
-        return mark[0] if mark else self.closing.strip()
+        if self.start.startswith(CHANNEL):
+            return self.end[self.end.index(CHANNEL) :]
+        mark = THOUGHT_MARK.search(self.end)
+        return mark[0] if mark else self.end.strip()
 
     @property
     def are_known(self) -> bool:
         """Whether `split_answer` knows them."""
         is_tag = THOUGHT_MARK.fullmatch(self.open_mark) and THOUGHT_MARK.fullmatch(self.close_mark)
-        return bool(is_tag) or self.opening.startswith(CHANNEL)
+        return bool(is_tag) or self.start.startswith(CHANNEL)
 
 
 USUAL_MARKS = ThoughtMarks("<think>\n", "\n</think>\n\n")

@@ -4,10 +4,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, normalizers
+from transformers import PreTrainedTokenizerFast
 
 from flipsearch.backends.chat import Chat, Thinking, lay_out
 from flipsearch.core.errors import BackendError, ConfigError
 from flipsearch.core.records import Context, Placement, Prompt, Request
+from flipsearch.core.thoughts import split_answer
 from tests import models
 from tests.models import tiny_tokenizer
 
@@ -185,3 +187,148 @@ def test_think_marks_are_kept_even_where_the_tokenizer_calls_them_special() -> N
 def test_counting_tokens_counts_the_text_alone() -> None:
     assert CHAT.count_tokens("") == 0
     assert CHAT.count_tokens("egg egg") == len(TOKENIZER("egg egg", add_special_tokens=False)["input_ids"])
+
+
+THINKER_TEMPLATE = """\
+{%- for message in messages %}
+    {{- '<|im_start|>' + message.role + '\\n' }}
+    {%- if message.reasoning_content %}{{- '<|muse|>\\n' + message.reasoning_content + '\\n<|say|>\\n' }}{%- endif %}
+    {{- message.content + '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
+
+CHANNEL_TEMPLATE = """\
+{%- set effort = reasoning_effort if reasoning_effort is defined else 'medium' %}
+{{- '<|start|>system<|message|>Reasoning: ' + effort + '<|end|>' }}
+{%- for message in messages %}
+    {%- if message.role == 'assistant' %}
+        {%- if message.thinking %}
+            {{- '<|start|>assistant<|channel|>analysis<|message|>' + message.thinking + '<|end|>' }}
+        {%- endif %}
+        {{- '<|start|>assistant<|channel|>final<|message|>' + message.content + '<|return|>' }}
+    {%- else %}
+        {{- '<|start|>' + message.role + '<|message|>' + message.content + '<|end|>' }}
+    {%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start|>assistant' }}{%- endif %}"""
+CHANNEL_TOKENS = ["<|start|>", "<|message|>", "<|channel|>", "<|end|>", "<|return|>"]
+
+
+def with_special(template: str, tokens: list[str]) -> PreTrainedTokenizerFast:
+    tokenizer = tiny_tokenizer(template)
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|im_start|>", *tokens]})
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("template", "tokens", "completion"),
+    [
+        (models.PLAIN_TEMPLATE, ["[THINK]", "[/THINK]"], "[THINK]Hm.[/THINK]Boil it.<|im_end|>"),
+        (models.PLAIN_TEMPLATE, ["◁think▷", "◁/think▷"], "◁think▷Hm.◁/think▷Boil it.<|im_end|>"),
+        (models.PLAIN_TEMPLATE, ["<|channel>", "<channel|>"], "<|channel>thought\nHm.<channel|>Boil it.<|im_end|>"),
+        (
+            CHANNEL_TEMPLATE,
+            CHANNEL_TOKENS,
+            "<|channel|>analysis<|message|>Hm.<|end|><|start|>assistant<|channel|>final<|message|>Boil it.<|return|>",
+        ),
+        (THINKER_TEMPLATE, ["<|muse|>", "<|say|>"], "<|muse|>\nHm.\n<|say|>\nBoil it.<|im_end|>"),
+    ],
+)
+def test_a_thought_between_special_tokens_is_no_part_of_the_answer(
+    template: str, tokens: list[str], completion: str
+) -> None:
+    tokenizer = with_special(template, tokens)
+    ids = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    parts = split_answer(Chat(tokenizer).decode(ids))
+    assert (parts.thought, parts.answer) == ("Hm.", "Boil it.")
+
+
+def test_marks_are_those_that_the_template_writes() -> None:
+    marks = [
+        Chat(with_special(CHANNEL_TEMPLATE, CHANNEL_TOKENS)).marks,
+        Chat(with_special(THINKER_TEMPLATE, ["<|muse|>", "<|say|>"])).marks,
+        CHAT.marks,
+    ]
+    assert [(mark.start, mark.end) for mark in marks] == [
+        ("<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"),
+        ("<|muse|>\n", "\n<|say|>\n"),
+        ("<think>\n", "\n</think>\n\n"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("template", "thinking", "shown", "noted"),
+    [
+        (models.PLAIN_TEMPLATE + "{% if thinking %}{{ '<think>\\n' }}{% endif %}", "on", "<think>\n", "thinking=True"),
+        (
+            models.PLAIN_TEMPLATE + "{% if thinking_mode == 'on' %}Think!{% endif %}",
+            "on",
+            "Think!",
+            "thinking_mode='on'",
+        ),
+        (CHANNEL_TEMPLATE, "off", "Reasoning: low", "reasoning_effort='low'; it names no way"),
+    ],
+)
+def test_a_thinking_switch_of_another_name_is_found(template: str, thinking: Thinking, shown: str, noted: str) -> None:
+    tokenizer = with_special(template, CHANNEL_TOKENS)
+    chat = Chat(tokenizer, thinking)
+    ids = chat.encode(Request(EGG)).prompt_ids
+    assert shown in tokenizer.decode(list(ids))
+    assert any(noted in note for note in chat.notes)
+
+
+def test_whether_a_thought_is_open_is_told_of_each_request() -> None:
+    opens_under_system = "{% if messages[0].role == 'system' %}{{ '<think>\\n' }}{% endif %}"
+    chat = Chat(tiny_tokenizer(models.PLAIN_TEMPLATE + opens_under_system))
+    assert not chat.encode(Request(EGG)).opens_thinking
+    assert chat.encode(Request(EGG, Context("Be good."))).opens_thinking
+    assert not chat.encode(Request(EGG, Context("Be good."), skips_thought=True)).opens_thinking
+    asked = Chat(tiny_tokenizer(models.PLAIN_TEMPLATE + "{% if 'deep' in messages[0].content %}<think>{% endif %}"))
+    assert asked.encode(Request(EGG, Context("Go deep."))).opens_thinking
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (models.QWEN3_TEMPLATE, "assistant\n<think>\n\n</think>\n\n"),
+        (models.R1_TEMPLATE, "assistant<think>\n\n</think>\n\n"),
+        (THINKER_TEMPLATE, "assistant\n<|muse|>\n\n<|say|>\n"),
+    ],
+)
+def test_a_skipped_thought_is_closed_at_once_as_the_template_writes_it(template: str, end: str) -> None:
+    tokenizer = with_special(template, ["<|muse|>", "<|say|>"])
+    prompt = Chat(tokenizer).encode(Request(EGG, skips_thought=True))
+    assert tokenizer.decode(list(prompt.prompt_ids)).endswith(end)
+    assert not prompt.opens_thinking
+
+
+def test_the_token_that_ends_a_turn_ends_a_completion_and_a_note_says_so() -> None:
+    tokenizer = with_special(models.PLAIN_TEMPLATE.replace("<|im_end|>", "<|eot|>"), ["<|eot|>"])
+    chat, end = Chat(tokenizer), tokenizer.convert_tokens_to_ids("<|eot|>")
+    assert chat.end_ids == {end}
+    assert "'<|eot|>', which neither" in chat.end_note({tokenizer.eos_token_id})[0]
+    assert chat.end_note({end}) == CHAT.end_note({TOKENIZER.eos_token_id}) == ()
+    # The end of a channel is not the end of a turn.
+    channels = with_special(CHANNEL_TEMPLATE, CHANNEL_TOKENS)
+    assert Chat(channels).end_ids == {channels.convert_tokens_to_ids("<|return|>")}
+
+
+def test_a_template_that_wants_typed_parts_gets_them() -> None:
+    parts = "{% for part in message.content %}{% if part.type == 'text' %}{{ part.text }}{% endif %}{% endfor %}"
+    template = models.PLAIN_TEMPLATE.replace(
+        "{{- '<|im_start|>' + message.role + '\\n' + message.content + '<|im_end|>'",
+        "{{- '<|im_start|>' + message.role + '\\n' }}" + parts + "{{- '<|im_end|>'",
+    )
+    chat = Chat(tiny_tokenizer(template))
+    assert "user\nHow do I boil an egg?<|im_end|>" in text_of(chat, EGG)
+    assert "system\nBe good.<|im_end|>" in text_of(chat, EGG, Context("Be good."))
+
+
+def test_a_template_that_leaves_the_request_out_is_refused() -> None:
+    with pytest.raises(BackendError, match="leaves out the text of the user"):
+        Chat(tiny_tokenizer("{{ '<|im_start|>assistant' }}"))
+
+
+def test_placements_that_give_the_same_tokens_are_told() -> None:
+    assert CHAT.same_placements == {}
+    assert Chat(tiny_tokenizer(models.NO_SYSTEM_TEMPLATE)).same_placements == {"system": "before"}

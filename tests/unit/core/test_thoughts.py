@@ -6,6 +6,8 @@ from hypothesis import strategies as st
 
 from flipsearch.core.thoughts import split_answer
 
+ANALYSIS, FINAL = "<|channel|>analysis<|message|>", "<|end|><|start|>assistant<|channel|>final<|message|>"
+
 
 @pytest.mark.parametrize(
     ("completion", "opens_thinking", "thought", "answer"),
@@ -28,15 +30,44 @@ from flipsearch.core.thoughts import split_answer
         ("<think>a<think>b</think>c</think>Boil it.", False, "a\nb\nc", "Boil it."),
         ("<think>a</think>One.<think>b</think> Two.", False, "a\nb", "One. Two."),
         ("<think>a</think>One.<think>b", False, "a\nb", None),
+        ("<seed:think>Hm.</seed:think>Boil it.", False, "Hm.", "Boil it."),
+        ("<|START_THINKING|>Hm.<|END_THINKING|>Boil it.", False, "Hm.", "Boil it."),
+        ("<|channel>thought\nHm.<channel|>Boil it.", False, "Hm.", "Boil it."),
+        (f"{ANALYSIS}Hm.{FINAL}Boil it.<|return|>", False, "Hm.", "Boil it."),
+        (f"Hm.{FINAL}Boil it.", True, "Hm.", "Boil it."),
+        (f"{ANALYSIS}Hm.", False, "Hm.", None),
+        (f"{ANALYSIS}Hm.<|end|>", False, "Hm.", None),
+        (f"{ANALYSIS}Hm.<|end|><|start|>assistant<|channel|>fin", False, None, None),
+        ("<|channel|>final<|message|>Boil it.", False, "", "Boil it."),
+        ("analysisThe user asks.assistantfinalBoil it.", False, "The user asks.", "Boil it."),
+        ("analysisThe user asks.", False, "The user asks.", None),
+        ("analysis of an egg: boil it.", False, "", "analysis of an egg: boil it."),
+        ("Here is my thought process: Hm. Here is my response: Boil it.", False, "Hm.", "Boil it."),
     ],
 )
-def test_parts(completion: str, opens_thinking: bool, thought: str, answer: str | None) -> None:
+def test_parts(completion: str, opens_thinking: bool, thought: str | None, answer: str | None) -> None:
     parts = split_answer(completion, opens_thinking)
-    assert (parts.thought, parts.answer) == (thought, answer)
+    assert parts.answer == answer
+    assert thought is None or parts.thought == thought
 
 
 def test_a_repeated_opening_tag_does_not_swallow_the_answer() -> None:
     assert split_answer("<think>Hm.</think>Boil it.", opens_thinking=True).answer == "Boil it."
+
+
+@pytest.mark.parametrize(
+    ("completion", "leaks"),
+    [
+        ("<think>a</think>b", False),
+        ("b", False),
+        ("<think>a</think>b</think>c", True),
+        ("<think>a</think>b<think>c</think>d", True),
+        (f"{ANALYSIS}a{FINAL}b", False),
+        (f"{ANALYSIS}a{FINAL}b<|end|>{ANALYSIS}c", True),
+    ],
+)
+def test_a_thought_that_goes_on_after_it_was_closed_is_a_leak(completion: str, leaks: bool) -> None:
+    assert split_answer(completion).leaks is leaks
 
 
 def test_a_later_closing_tag_hides_nothing() -> None:

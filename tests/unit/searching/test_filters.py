@@ -124,3 +124,10 @@ def test_no_library_context_meets_an_objection() -> None:
     context_filter = ContextFilter(prompts, lambda text: len(text.split()), 400)
     for template in load_library().select():
         assert context_filter.objection(template.context()) is None, template.name
+
+
+def test_a_place_that_is_the_same_to_the_model_is_a_duplicate() -> None:
+    same = ContextFilter(PROMPTS, len, 500, {"system": "before"})
+    same.add(Context("Be good to all.", "before"))
+    assert "duplicate" in (same.objection(Context("Be good to all.", "system")) or "")
+    assert same.objection(Context("Be good to all.", "after")) is None

@@ -1,14 +1,15 @@
 """The screen: predictions follow prefix scores or short decodes, are checked against whole answers, and are dropped."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import pytest
 
-from flipsearch.core.records import Context, Prompt, Request
+from flipsearch.core.records import Context, PrefixScore, Prompt, Request, Rollout, Sampling
 from flipsearch.ledger import Ledger
-from flipsearch.measuring.measure import measure
+from flipsearch.measuring.measure import measure, measured_trial
 from flipsearch.measuring.runner import Runner
+from flipsearch.searching.after.depth import measure_depth
 from flipsearch.searching.baseline import SplitBaseline, measure_baseline
 from flipsearch.searching.screening import SHORT_DECODE_TOKENS, PrefixScoreProbe, Screen, ShortDecodeProbe
 from tests.world import (
@@ -211,3 +212,41 @@ def test_short_answers_are_not_probed(ledger: Ledger) -> None:
     runner = Runner(Model(), LongJudge(), ledger, LONG)
     base = measure_baseline(runner, [p for p in prompt_set() if p.split == "search"], "search")
     assert not ShortDecodeProbe(runner, base, base.prompts).prompt_ids
+
+
+class LongThinker(ScoringModel):
+    """The same world, whose model thinks for a hundred tokens before each answer; it keeps what it scores."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scored: list[Request] = []
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
+        for batch in super().generate(requests, sampling):
+            yield [
+                replace(rollout, completion_ids=(99,) * 100 + rollout.completion_ids, num_thought_tokens=100)
+                for rollout in batch
+            ]
+
+    def score(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
+        self.scored += requests
+        return super().score(requests)
+
+
+def test_it_looks_at_the_answer_behind_a_long_thought(ledger: Ledger) -> None:
+    model = LongThinker()
+    _, _, screen = made(ledger, model)
+    weak, firm = screen.predict([WEAK, FIRM])
+    assert weak.flip_rate < firm.flip_rate
+    assert model.scored
+    assert all(request.skips_thought and 99 not in request.prefill for request in model.scored)
+
+
+def test_depths_count_from_the_answer_behind_a_long_thought(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    runner, base, _ = made(ledger, LongThinker())
+    (measured,) = measure(runner, [FIRM], base.to_flip(), base.outcomes, "search")
+    trial = measured_trial(runner, 0, FIRM, "arm", measured)
+    begun: list[Request] = []
+    monkeypatch.setattr(runner, "outcomes", lambda requests: begun.extend(requests) or [])
+    measure_depth(runner, base, [trial], [2])
+    assert {len(request.prefill) for request in begun} == {102}

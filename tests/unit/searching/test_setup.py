@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flipsearch.config import SearchConfig
 from flipsearch.core.errors import ConfigError, PluginError, StudyError
-from flipsearch.searching.setup import Space, prepare_search
+from flipsearch.searching.setup import Space, prepare_search, without_same_placements
 from flipsearch.templating.template import parse_template
 from tests.world import benign, harmful, library, prompt_set, template
 
@@ -94,3 +94,18 @@ def test_a_parameter_with_the_reserved_name() -> None:
     source = template("odd", "{{ placement }}", 'placement = ["here"]')
     with pytest.raises(ConfigError, match=r"odd\.j2: the parameter 'placement'"):
         Space([parse_template(source, "odd", "odd.j2")])
+
+
+def test_placements_that_are_the_same_to_a_model_are_one_point() -> None:
+    setup = prepare_search(SearchConfig(), library(), PROMPTS)
+    assert without_same_placements(setup, {}) == (setup, [])
+    smaller, (note,) = without_same_placements(setup, {"system": "before"})
+    assert "'system' is the same tokens as 'before'" in note
+    placed = {
+        (context.template, context.placement)
+        for index in range(len(smaller.space))
+        if (context := smaller.space.context(smaller.space.point(index)))
+    }
+    both = {name for name, placement in placed if placement == "before"}
+    assert not both & {name for name, placement in placed if placement == "system"}
+    assert len(setup.space) == len(SPACE) > len(smaller.space)
