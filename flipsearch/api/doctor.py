@@ -122,18 +122,17 @@ def _machine() -> Iterator[Finding]:
 
 def _model(config: ModelConfig) -> Iterator[Finding]:
     """Yield each check of a model, up to the first that fails: what comes after it needs what it checks."""
-    checks = _local_checks(config) if config.backend in ("transformers", "vllm") else iter(())
-    if is_endpoint(config.model):
-        checks = iter(())
-    name = "files"
+    is_here = config.backend in ("transformers", "vllm") and not is_endpoint(config.model)
+    stages = ["files", "chat template", "vocabulary"] if is_here else []
     try:
         check_model(config)
         base_model(config.model)
-        yield from checks
-        name = "loading"
+        for finding in _local_checks(config) if is_here else ():
+            yield finding
+            stages.remove(finding.name)
         yield from _answers(config)
     except FlipsearchError as error:
-        yield Finding("model", name, "failed", str(error))
+        yield Finding("model", stages[0] if stages else "loading", "failed", str(error))
 
 
 def _local_checks(config: ModelConfig) -> Iterator[Finding]:
