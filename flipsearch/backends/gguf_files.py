@@ -18,8 +18,10 @@ from typing import Any
 
 import torch
 from tokenizers import pre_tokenizers
-from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedConfig
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
+from transformers.integrations.gguf import GGUF_ARCHS
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from flipsearch.backends.loading import DTYPES, quiet
@@ -179,10 +181,23 @@ def _write_weights(file: Path, header: GgufHeader, folder: Path) -> str:
         model = type(loaded)(type(loaded.config)(**config))
     model.load_state_dict(loaded.state_dict(), assign=True)
     model.tie_weights()
+    _check_tensors(model, header)
     _set_rope(model.config, header)
     model.generation_config.eos_token_id = list(header.end_ids) or None
     model.save_pretrained(folder)
     return name
+
+
+def _check_tensors(model: PreTrainedModel, header: GgufHeader) -> None:
+    """Raise ValueError for tensors that transformers leaves out without a word, e.g. biases."""
+    if header.architecture in GGUF_ARCHS:  # read by newer code, which names them
+        return
+    processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=model.config.to_dict())
+    known = {*get_gguf_hf_weights_map(model, processor), ROPE_FACTORS}
+    # Those of all experts together are found by rules and not by name.
+    lost = sorted(name for name in header.tensor_names - known if "_exps" not in name)
+    if lost:
+        raise ValueError(f"{len(lost)} of its tensors have no place in a {type(model).__name__}, e.g. {lost[0]}")
 
 
 def _set_rope(config: PreTrainedConfig, header: GgufHeader) -> None:

@@ -30,6 +30,8 @@ FLAGGED = re.compile(r"^- `(\w+)`:", re.MULTILINE)
 """How transformers names the generation settings that it ignores, and for which it refuses to save a model."""
 BUFFERS = (".inv_freq", ".masked_bias", ".attn.bias", ".attention.bias")
 """Ends of the names of what older files hold beside weights: every model computes these anew."""
+SENSES = ("vision", "visual", "image", "audio", "speech", "multi_modal", "mm_", "projector")
+"""Parts of the names of weights that only pictures and sounds pass through."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -123,13 +125,19 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTra
                 f"{(missing + mismatched)[0]}; the model would be random in part. "
                 "Are these the files of another architecture?"
             )
-        if unused := sorted(name for name in info["unexpected_keys"] if not name.endswith(BUFFERS)):
+        if unused := sorted(name for name in info["unexpected_keys"] if not _may_be_unused(name, config)):
             raise ValueError(
                 f"{len(unused)} weights of its files have no place in a {type(model).__name__}, e.g. {unused[0]}; "
                 "the model would answer without them. Are these the files of another architecture, or an adapter's?"
             )
         loaded: PreTrainedModel = model.to(device).eval()
     return loaded
+
+
+def _may_be_unused(weight: str, config: PreTrainedConfig) -> bool:
+    """Return whether a model's answers to texts do not depend on a weight that its class does not know."""
+    sees_or_hears = config.get_text_config(decoder=True) is not config
+    return weight.endswith(BUFFERS) or (sees_or_hears and any(sense in weight for sense in SENSES))
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:

@@ -370,11 +370,11 @@ def show_diagnosis(diagnosis: "Diagnosis") -> None:
     marks = {"ok": "+", "note": "!", "missing": "-", "failed": "x"}
     table = Table(box=None, pad_edge=False, show_header=False)
     section = ""
-    for finding in diagnosis.findings:
-        shown, section = "" if finding.section == section else finding.section, finding.section
-        table.add_row(*(Text(printable(cell)) for cell in (shown, marks[finding.state], finding.name, finding.text)))
+    for check in diagnosis.checks:
+        shown, section = "" if check.section == section else check.section, check.section
+        table.add_row(*(Text(printable(cell)) for cell in (shown, marks[check.state], check.name, check.text)))
     Console(highlight=False).print(table)
-    num_failed = sum(finding.state == "failed" for finding in diagnosis.findings)
+    num_failed = sum(check.state == "failed" for check in diagnosis.checks)
     print_lines("", "+ works   ! works, with a note   - not here   x fails", f"{num_failed or 'no'} check(s) failed.")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
 
 from flipsearch.backends.loading import load_model, make_savable, quiet
@@ -56,3 +57,27 @@ def test_a_fault_that_cannot_be_unset_is_one_line(tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(GenerationConfig, "validate", never)
     with pytest.raises(BackendError, match=r"could not be saved .*: Wrong\. Altogether\.$"):
         make_savable(model)
+
+
+def rewrite(folder: Path, change: Any) -> Path:
+    """Change the weights of a saved model: `change` takes their dictionary."""
+    weights = load_file(folder / "model.safetensors")
+    change(weights)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda weights: weights.pop("model.norm.weight"), r"1 weights are missing .*model\.norm\.weight"),
+        (
+            lambda weights: weights.update({"model.layers.0.mlp.extra.weight": torch.zeros(3)}),
+            r"1 weights of its files have no place in a Qwen3ForCausalLM, e\.g\. model\.layers\.0\.mlp\.extra\.weight",
+        ),
+    ],
+)
+def test_every_weight_of_the_files_is_used_and_none_is_missing(change: Any, message: str, tmp_path: Path) -> None:
+    folder = rewrite(tiny_qwen3(tmp_path), change)
+    with pytest.raises(BackendError, match=message):
+        load_model(folder, torch.device("cpu"), torch.float32)
