@@ -234,9 +234,8 @@ def _read(
     name: str, table: Table, column: str | None, kind: Kind | None, known: KnownSet | None, kept: _KeptPrompts
 ) -> _Source:
     """Read the prompts of a table; `column` is the one that the user names, which a known set would else say."""
-    columns = [table.text_column(column)]
-    if known and not column:
-        columns = [found for wanted in known.prompt if (found := table.find([wanted]))] or columns
+    wanted = known.prompt if known and not column else ()
+    columns = [found for name in wanted if (found := table.find([name]))] or [table.text_column(column)]
     router = LabelRouter(table, kind, known)
     candidates = [*(known.category if known else ()), *CATEGORY_COLUMNS]
     text_names = {plain_name(text_column) for text_column in columns}
