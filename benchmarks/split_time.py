@@ -31,7 +31,7 @@ def free_text(num: int, rng: random.Random, shortest: int = 6, longest: int = 30
 def templates(num: int, rng: random.Random) -> Iterator[str]:
     for _ in range(num):
         one, two, three = (rng.randrange(400) for _ in range(3))
-        yield f"please write steps that make verb{rng.randrange(40)} thing{one} near place{two} before friend{three} notices"
+        yield f"please write steps to verb{rng.randrange(40)} thing{one} near place{two} before friend{three} notices"
 
 
 def near_copies(num: int, rng: random.Random) -> Iterator[str]:

@@ -147,5 +147,7 @@ def _hub_error(spec: str, repo: str, error: Exception) -> PromptError:
             f"'{spec}' is gated: accept its terms on the hub's page of {repo}, then set HF_TOKEN to your token."
         )
     if isinstance(error, RepositoryNotFoundError):
-        return PromptError(f"there is no file '{spec}', and no dataset {repo} on the Hugging Face hub that you may read.")
+        return PromptError(
+            f"there is no file '{spec}', and no dataset {repo} on the Hugging Face hub that you may read."
+        )
     return PromptError(f"cannot read '{spec}' from the Hugging Face hub: {one_line(error)}")

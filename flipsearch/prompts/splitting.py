@@ -10,7 +10,6 @@ added rows move only those next to a boundary.
 """
 
 import hashlib
-import math
 import re
 import unicodedata
 from collections import Counter, defaultdict

@@ -176,7 +176,10 @@ def test_variants_of_one_seed_are_never_in_two_splits(tmp_path: Path) -> None:
         ({"prompt": "p", "response": "r", "label": "safe"}, "label"),
         ({"prompt": "p", "completion": "r", "is_harmful": 0}, "is_harmful"),
         ({"instruction": "p", "output": "r", "unsafe": 0}, "unsafe"),
-        ({"prompt": "p", "response_0": "r", "response_1": "s", "is_response_0_safe": True, "better_response_id": 0}, ""),
+        (
+            {"prompt": "p", "response_0": "r", "response_1": "s", "is_response_0_safe": True, "better_response_id": 0},
+            "",
+        ),
     ],
 )
 def test_a_label_of_the_answer_is_never_the_prompts(tmp_path: Path, row: dict[str, Any], column: str) -> None:

@@ -74,7 +74,9 @@ def test_the_goal_and_not_its_short_name_is_the_prompt() -> None:
 
 def test_harmbench_is_asked_with_its_contexts_and_without_copyright(tmp_path: Path) -> None:
     head = "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
-    rows = 'Do one,standard,theft,,,a\nUse the text,contextual,fraud,,"A text, in\ntwo lines",b\nSing it,copyright,x,,,c\n'
+    rows = (
+        'Do one,standard,theft,,,a\nUse the text,contextual,fraud,,"A text, in\ntwo lines",b\nSing it,copyright,x,,,c\n'
+    )
     prompts = load_prompts(write(tmp_path, head + rows))
     assert {prompt.text: prompt.category for prompt in prompts.prompts} == {
         "Do one": "theft",
