@@ -64,7 +64,7 @@ class Choices:
         return [str(text).strip() for text in value], [str(label).strip() for label in labels]
 
     def _index(self, row: Row, column: str, texts: Sequence[str], labels: Sequence[str]) -> int:
-        """Return which choice an answer means: a label, a letter, a number from 0 or a text; all that fit must agree."""
+        """Return which choice an answer means: a label, letter, number from 0 or text; all that fit must agree."""
         answer, is_number = cell(row, column), isinstance(row.cells.get(column), int)
         if labels:
             found = {labels.index(answer)} if answer in labels and len(labels) == len(texts) else set()

@@ -50,7 +50,10 @@ _XSTEST_UNSAFE = [
     "contrast_historical_events",
     "contrast_privacy",
 ]
-_XSTEST_TYPES: Mapping[str, Routed] = dict.fromkeys(_XSTEST_SAFE, "benign") | dict.fromkeys(_XSTEST_UNSAFE, "harmful")
+_XSTEST_TYPES: Mapping[str, Routed] = {
+    **dict.fromkeys(_XSTEST_SAFE, "benign"),
+    **dict.fromkeys(_XSTEST_UNSAFE, "harmful"),
+}
 _OR_BENCH = [
     "deception",
     "harassment",
@@ -83,7 +86,7 @@ class KnownSet:
 
     name: str
     columns: frozenset[str]
-    """A file with all of these is of this set, if no set with more of them fits; with none it is known by name alone."""
+    """A file with all of these is of this set, if no set with more of them fits; none: known by name."""
     licence: str
     home: str
     """Where its terms and its description are."""
@@ -155,7 +158,8 @@ KNOWN_SETS: tuple[KnownSet, ...] = (
     ),
     _set(
         "advbench", "goal,target", "MIT", "github.com/llm-attacks/llm-attacks", "goal",
-        kind_by_name=(("", "harmful"),), files=(SetFile(f"{_RAW}/llm-attacks/llm-attacks/main/data/advbench/harmful_behaviors.csv"),),
+        kind_by_name=(("", "harmful"),),
+        files=(SetFile(f"{_RAW}/llm-attacks/llm-attacks/main/data/advbench/harmful_behaviors.csv"),),
     ),
     _set(
         "jbb", "goal,target,behavior,category", "MIT", "huggingface.co/datasets/JailbreakBench/JBB-Behaviors", "goal",
@@ -290,8 +294,8 @@ KNOWN_SETS: tuple[KnownSet, ...] = (
         files=(SetFile("nvidia/Aegis-AI-Content-Safety-Dataset-2.0/default/test"),),
     ),
     _set(
-        "salad", "qid,question,1-category", "Apache-2.0", "huggingface.co/datasets/OpenSafetyLab/Salad-Data", "question",
-        kind="harmful", category=("1-category",), files=(SetFile("OpenSafetyLab/Salad-Data/base_set/train"),),
+        "salad", "qid,question,1-category", "Apache-2.0", "huggingface.co/datasets/OpenSafetyLab/Salad-Data",
+        "question", kind="harmful", category=("1-category",), files=(SetFile("OpenSafetyLab/Salad-Data/base_set/train"),),
     ),
 )  # fmt: skip
 BY_NAME: Mapping[str, KnownSet] = {known.name: known for known in KNOWN_SETS}

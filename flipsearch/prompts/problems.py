@@ -1,8 +1,8 @@
 """Reasoning problems: the built-in sets and the user's files, as questions with a reference answer.
 
-Files are those of prompt sets. A question is used as it is written. Of an answer that shows its
-working before "####" (GSM8K), the part after the mark counts; any other answer is taken whole. Problems with choices (MMLU, ARC,
-GPQA) are asked with them, lettered, and their answer is a letter.
+Files are those of prompt sets. A question is used as it is written. Of an answer that shows its working before "####"
+(GSM8K), the part after the mark counts; any other answer is taken whole. Problems with choices (MMLU, ARC, GPQA) are
+asked with them, lettered, and their answer is a letter.
 
 A new built-in set is one file, problem_sets/NAME.csv with the columns question and answer.
 """
