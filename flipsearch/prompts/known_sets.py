@@ -295,7 +295,8 @@ KNOWN_SETS: tuple[KnownSet, ...] = (
     ),
     _set(
         "salad", "qid,question,1-category", "Apache-2.0", "huggingface.co/datasets/OpenSafetyLab/Salad-Data",
-        "question", kind="harmful", category=("1-category",), files=(SetFile("OpenSafetyLab/Salad-Data/base_set/train"),),
+        "question", kind="harmful", category=("1-category",),
+        files=(SetFile("OpenSafetyLab/Salad-Data/base_set/train"),),
     ),
 )  # fmt: skip
 BY_NAME: Mapping[str, KnownSet] = {known.name: known for known in KNOWN_SETS}
