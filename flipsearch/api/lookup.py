@@ -12,6 +12,7 @@ from flipsearch.judging.library import list_judges
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.check import LedgerCheck
 from flipsearch.ledger.check import check_ledger as check
+from flipsearch.prompts.known_sets import KNOWN_SETS, describe
 from flipsearch.prompts.problems import list_problem_sets
 from flipsearch.prompts.sets import list_sets
 from flipsearch.reporting.rollout_table import Export, check_export, export_file, export_lines
@@ -43,7 +44,10 @@ def export_ledger(
 
 
 def list_things(what: str, contexts: Sequence[str] = ()) -> list[dict[str, str]]:
-    """Return rows of name and description for models, contexts, judges, prompts, problems or backends."""
+    """Return rows of name and description for models, contexts, judges, prompts, problems or backends.
+
+    Public prompt sets have more: what they hold, licence, access (gated, pinned file), addresses, hashes, columns.
+    """
     tables = {
         "models": list_models,
         "contexts": lambda: load_library(contexts).descriptions(),
@@ -56,4 +60,5 @@ def list_things(what: str, contexts: Sequence[str] = ()) -> list[dict[str, str]]
     }
     if what not in tables:
         raise ConfigError(unknown_name("list", what, tables))
-    return [{"name": name, "description": text} for name, text in tables[what]().items()]
+    rows = [{"name": name, "description": text} for name, text in tables[what]().items()]
+    return rows + ([describe(known) for known in KNOWN_SETS] if what == "prompts" else [])

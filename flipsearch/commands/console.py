@@ -381,8 +381,10 @@ def show_diagnosis(diagnosis: "Diagnosis") -> None:
 def show_rows(rows: list[dict[str, str]]) -> None:
     """Print rows of name and description as a table."""
     table = Table(box=None, pad_edge=False, show_header=False)
+    table.add_column(no_wrap=True)
+    table.add_column(overflow="fold")
     for row in rows:
-        table.add_row(*(Text(printable(value)) for value in row.values()))
+        table.add_row(*(Text(printable(row[column])) for column in ("name", "description")))
     Console(highlight=False).print(table)
 
 

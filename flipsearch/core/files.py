@@ -86,7 +86,7 @@ def is_taken(file: Path) -> bool:
 
 
 def user_cache() -> Path:
-    """Return the folder of what can be fetched or computed again: $FLIPSEARCH_CACHE, or flipsearch in the user's cache."""
+    """Return the folder of what can be fetched again: $FLIPSEARCH_CACHE, or flipsearch in the user's cache."""
     home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
     return Path(os.environ.get("FLIPSEARCH_CACHE") or f"{home}/flipsearch").expanduser()
 

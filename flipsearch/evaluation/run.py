@@ -27,6 +27,7 @@ from flipsearch.core.scorecards import Metric, Scorecard
 from flipsearch.core.thoughts import split_answer
 from flipsearch.evaluation.algebra import AlgebraWorker
 from flipsearch.evaluation.answers import boxed_answer, final_number, number, plain_number
+from flipsearch.evaluation.letters import chosen_letter
 from flipsearch.evaluation.plan import EvaluationPlan
 from flipsearch.evaluation.scorecard import AnswerScore, ModelScores, SetScores, collect_scores, make_scorecard
 from flipsearch.judging.library import remaining_memory_share
@@ -115,6 +116,8 @@ def score_answer(problem: Problem, rollout: Rollout, algebra: AlgebraWorker) -> 
     answer = split_answer(rollout.completion, rollout.opens_thinking).answer
     if answer is None or rollout.finish_reason == "length":
         return AnswerScore(0.0, is_truncated=True)
+    if problem.num_choices:
+        return AnswerScore(float(chosen_letter(answer, problem.num_choices) == problem.answer))
     correct = is_correct(problem.answer, answer, algebra)
     if correct is not None:
         return AnswerScore(float(correct))

@@ -39,7 +39,7 @@ def read_request(table: Table, row: Row, column: str) -> Asked:
     if is_missing(value):
         return Asked("")
     if isinstance(value, str) and plain_name(column) in LIST_COLUMNS and value.lstrip().startswith("["):
-        value = _written_list(value)
+        value = written_list(value)
     if isinstance(value, str):
         return Asked(whole_text(table, row, column, value))
     try:
@@ -52,7 +52,8 @@ class _NotARequestError(ValueError):
     pass
 
 
-def _written_list(text: str) -> Any:
+def written_list(text: str) -> Any:
+    """Return the list that a text spells out, in JSON or as Python writes it; the text if it spells none."""
     for parse in (json.loads, ast.literal_eval):
         try:
             return parse(text)

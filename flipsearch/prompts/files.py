@@ -152,7 +152,7 @@ def _locate(path: str) -> tuple[str, list[Path]]:
         if is_dataset(dataset):
             return hub_dataset(dataset)
         raise PromptError(
-            f"unknown type of prompt file '{path}': expected a name ending in .{', .'.join(FILE_TYPES)} (or .gz of it), "
+            f"unknown type of prompt file '{path}': expected a name ending in .{', .'.join(FILE_TYPES)} (or .gz), "
             "or a hub dataset, ORG/NAME/CONFIG/SPLIT."
         )
     if path.startswith(HUB):

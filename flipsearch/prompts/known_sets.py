@@ -28,18 +28,44 @@ HARMFUL_OR_NOT: Mapping[str, Routed] = {
     "adversarial_benign": "benign",
 }
 """The labels that public sets and users' files have for prompts."""
-_XSTEST_SAFE = """
-homonyms figurative_language safe_targets safe_contexts definitions real_group_nons_discr nons_group_real_discr
-historical_events privacy_public privacy_fictional
-""".split()
-_XSTEST_UNSAFE = """
-contrast_homonyms contrast_figurative_language contrast_safe_targets contrast_safe_contexts contrast_definitions
-contrast_discr contrast_historical_events contrast_privacy
-""".split()
-_XSTEST_TYPES: Mapping[str, Routed] = {name: "benign" for name in _XSTEST_SAFE} | {
-    name: "harmful" for name in _XSTEST_UNSAFE
+_XSTEST_SAFE = [
+    "homonyms",
+    "figurative_language",
+    "safe_targets",
+    "safe_contexts",
+    "definitions",
+    "real_group_nons_discr",
+    "nons_group_real_discr",
+    "historical_events",
+    "privacy_public",
+    "privacy_fictional",
+]
+_XSTEST_UNSAFE = [
+    "contrast_homonyms",
+    "contrast_figurative_language",
+    "contrast_safe_targets",
+    "contrast_safe_contexts",
+    "contrast_definitions",
+    "contrast_discr",
+    "contrast_historical_events",
+    "contrast_privacy",
+]
+_XSTEST_TYPES: Mapping[str, Routed] = {
+    **dict.fromkeys(_XSTEST_SAFE, "benign"),
+    **dict.fromkeys(_XSTEST_UNSAFE, "harmful"),
 }
-_OR_BENCH = "deception harassment harmful hate illegal privacy self-harm sexual unethical violence".split()
+_OR_BENCH = [
+    "deception",
+    "harassment",
+    "harmful",
+    "hate",
+    "illegal",
+    "privacy",
+    "self-harm",
+    "sexual",
+    "unethical",
+    "violence",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +86,7 @@ class KnownSet:
 
     name: str
     columns: frozenset[str]
-    """A file with all of these is of this set, if no set with more of them fits; with none it is known by name alone."""
+    """A file with all of these is of this set, if no set with more of them fits; none: known by name."""
     licence: str
     home: str
     """Where its terms and its description are."""
@@ -132,7 +158,8 @@ KNOWN_SETS: tuple[KnownSet, ...] = (
     ),
     _set(
         "advbench", "goal,target", "MIT", "github.com/llm-attacks/llm-attacks", "goal",
-        kind_by_name=(("", "harmful"),), files=(SetFile(f"{_RAW}/llm-attacks/llm-attacks/main/data/advbench/harmful_behaviors.csv"),),
+        kind_by_name=(("", "harmful"),),
+        files=(SetFile(f"{_RAW}/llm-attacks/llm-attacks/main/data/advbench/harmful_behaviors.csv"),),
     ),
     _set(
         "jbb", "goal,target,behavior,category", "MIT", "huggingface.co/datasets/JailbreakBench/JBB-Behaviors", "goal",
@@ -246,7 +273,7 @@ KNOWN_SETS: tuple[KnownSet, ...] = (
         ),),
     ),
     _set(
-        "ailuminate", "prompt_text,hazard,persona", "CC BY 4.0 (see LICENSE.md)", "github.com/mlcommons/ailuminate",
+        "ailuminate", "prompt_text,hazard,persona", "see its LICENSE.md", "github.com/mlcommons/ailuminate",
         "prompt_text", kind="harmful", category=("hazard",),
         files=(SetFile(
             f"{_RAW}/mlcommons/ailuminate/769cc2be9d20c8d4fb26ce53b68865ed41dfb8e2/"
@@ -267,11 +294,33 @@ KNOWN_SETS: tuple[KnownSet, ...] = (
         files=(SetFile("nvidia/Aegis-AI-Content-Safety-Dataset-2.0/default/test"),),
     ),
     _set(
-        "salad", "qid,question,1-category", "Apache-2.0", "huggingface.co/datasets/OpenSafetyLab/Salad-Data", "question",
-        kind="harmful", category=("1-category",), files=(SetFile("OpenSafetyLab/Salad-Data/base_set/train"),),
+        "salad", "qid,question,1-category", "Apache-2.0", "huggingface.co/datasets/OpenSafetyLab/Salad-Data",
+        "question", kind="harmful", category=("1-category",),
+        files=(SetFile("OpenSafetyLab/Salad-Data/base_set/train"),),
     ),
 )  # fmt: skip
 BY_NAME: Mapping[str, KnownSet] = {known.name: known for known in KNOWN_SETS}
+
+
+def describe(known: KnownSet) -> dict[str, str]:
+    """Return what `flipsearch list prompts` says of a set: what it holds, its licence, where it is and how it comes."""
+    is_file = any(file.address.startswith("https://") for file in known.files)
+    hashes = [file.sha256 for file in known.files if file.sha256]
+    if not known.files:
+        access = "gated"
+    else:
+        access = ("pinned file" if hashes else "file, not pinned") if is_file else "hub dataset"
+    return {
+        "name": known.name,
+        "description": f"{known.holds}; {known.licence}; {access}\n{known.home}",
+        "holds": known.holds,
+        "licence": known.licence,
+        "access": access,
+        "home": f"https://{known.home}",
+        "files": " ".join(file.address for file in known.files),
+        "sha256": " ".join(hashes),
+        "columns": ", ".join(sorted(known.columns)),
+    }
 
 
 def recognise(columns: Sequence[str], first: Mapping[str, str]) -> KnownSet | None:

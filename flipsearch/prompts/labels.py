@@ -96,8 +96,8 @@ class LabelRouter:
             flag = _FLAGS.get(plain_flag(value))
             if flag is None:
                 raise PromptError(
-                    f"{self.table.at(row)}: '{value[:80]}' in column '{self.flag_column}', expected 1 or 0 (true, false, "
-                    "yes, no)."
+                    f"{self.table.at(row)}: '{value[:80]}' in column '{self.flag_column}', expected 1 or 0 (true, "
+                    "false, yes, no)."
                 )
             means_harmful = flag is FLAG_COLUMNS[plain_name(self.flag_column)]
             return f"{self.flag_column}={value}", "harmful" if means_harmful else "benign"

@@ -1,7 +1,8 @@
 """Reasoning problems: the built-in sets and the user's files, as questions with a reference answer.
 
-Files are csv, tsv, jsonl or parquet, local or hf://. A question is used as it is written. Of an answer that shows its
-working before "####" (GSM8K), the part after the mark counts; any other answer is taken whole.
+Files are those of prompt sets. A question is used as it is written. Of an answer that shows its working before "####"
+(GSM8K), the part after the mark counts; any other answer is taken whole. Problems with choices (MMLU, ARC, GPQA) are
+asked with them, lettered, and their answer is a letter.
 
 A new built-in set is one file, problem_sets/NAME.csv with the columns question and answer.
 """
@@ -11,11 +12,12 @@ from dataclasses import dataclass
 
 from flipsearch.core.errors import PromptError
 from flipsearch.core.records import Prompt, content_id
+from flipsearch.prompts.choices import find_choices
 from flipsearch.prompts.files import Row, Table, built_in_files, cell, read_set, text_cell, whole_text
 
 FOLDER = "problem_sets"
 QUESTION_COLUMNS = ("question", "problem", "prompt")
-ANSWER_COLUMNS = ("answer", "final_answer")
+ANSWER_COLUMNS = ("answer", "final_answer", "answerkey", "correct_answer")
 ANSWER_MARK = "####"
 
 
@@ -30,6 +32,8 @@ class Problem:
     set_name: str
     place: str
     """File and line, for messages."""
+    num_choices: int = 0
+    """More than 0 if the answer is one of the letters from A on."""
 
     @property
     def prompt(self) -> Prompt:
@@ -60,17 +64,24 @@ def load_problems(spec: str) -> ProblemSet:
     built_in = built_in_files(FOLDER)
     table = read_set(spec, built_in, "problem set")
     name = spec if spec in built_in else table.name
+    if table.find(["task_id"]) and (tests := table.find(["test", "test_list"])):
+        raise PromptError(f"{table.path} holds programming problems ('{tests}'): programs are not run here.")
     question_column = _column(table, "questions", QUESTION_COLUMNS)
-    answer_column = _column(table, "answers", ANSWER_COLUMNS)
+    choices = find_choices(table)
+    answer_column = "" if choices and choices.shuffles else _column(table, "answers", ANSWER_COLUMNS)
     problems: dict[str, Problem] = {}
     num_empty = num_repeats = 0
     for row in table.rows:
-        question, answer = text_cell(table, row, question_column), _final_answer(table, row, answer_column)
+        question, num_choices = text_cell(table, row, question_column), 0
+        if choices and question:
+            question, answer, num_choices = choices.lay_out(row, question, answer_column)
+        else:
+            answer = _final_answer(table, row, answer_column)
         if not (question and answer):
             num_empty += 1
             continue
         num_repeats += question in problems
-        known = problems.setdefault(question, Problem(question, answer, name, table.at(row)))
+        known = problems.setdefault(question, Problem(question, answer, name, table.at(row), num_choices))
         if known.answer != answer:
             raise PromptError(f"{table.at(row)}: the question of {known.place} again, with another answer.")
     if not problems:

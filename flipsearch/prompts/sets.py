@@ -19,11 +19,10 @@ from urllib.parse import urlsplit
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import PromptError
 from flipsearch.core.records import SPLITS, Kind, Prompt, Split, content_id
-from flipsearch.prompts.conversations import LIST_COLUMNS, Asked, read_request
+from flipsearch.prompts.conversations import Asked, read_request
 from flipsearch.prompts.downloads import fetch, file_hash, prompt_cache
 from flipsearch.prompts.files import (
     CATEGORY_COLUMNS,
-    TEXT_COLUMNS,
     Row,
     Table,
     built_in_files,
@@ -34,7 +33,7 @@ from flipsearch.prompts.files import (
     read_table,
     split_column,
 )
-from flipsearch.prompts.known_sets import BY_NAME, KNOWN_SETS, LEFT_OUT, KnownSet, SetFile, files_of, recognise
+from flipsearch.prompts.known_sets import BY_NAME, LEFT_OUT, KnownSet, SetFile, files_of, recognise
 from flipsearch.prompts.labels import LabelRouter
 from flipsearch.prompts.splitting import DEFAULT_SHARES, assign_splits
 
@@ -234,9 +233,8 @@ def _read(
     name: str, table: Table, column: str | None, kind: Kind | None, known: KnownSet | None, kept: _KeptPrompts
 ) -> _Source:
     """Read the prompts of a table; `column` is the one that the user names, which a known set would else say."""
-    columns = [table.text_column(column)]
-    if known and not column:
-        columns = [found for wanted in known.prompt if (found := table.find([wanted]))] or columns
+    wanted = known.prompt if known and not column else ()
+    columns = [found for name in wanted if (found := table.find([name]))] or [table.text_column(column)]
     router = LabelRouter(table, kind, known)
     candidates = [*(known.category if known else ()), *CATEGORY_COLUMNS]
     text_names = {plain_name(text_column) for text_column in columns}

@@ -10,7 +10,6 @@ added rows move only those next to a boundary.
 """
 
 import hashlib
-import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -221,15 +220,16 @@ def _similar_pairs(ranked: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]
     """Yield the pairs of near-duplicates, as positions, among distinct sets of words from small to large.
 
     A set is given by its words' ranks, rarest first. Candidates share a word of both prefixes; most of them are ruled
-    out by signatures of 64 bits, as two sets that differ in n bits differ in n words or more.
+    out by signatures of 256 bits, as two sets that differ in n bits differ in n words or more.
     """
     num, sets = len(ranked), [frozenset(words) for words in ranked]
     sizes = np.array([len(words) for words in ranked], dtype=np.int64)
     words = np.fromiter(chain.from_iterable(ranked), np.int64, sizes.sum())
     owners = np.repeat(np.arange(num), sizes)
     places = np.arange(len(words)) - (np.cumsum(sizes) - sizes)[owners]
-    bits = np.zeros(num, dtype=np.uint64)
-    np.bitwise_or.at(bits, owners, np.left_shift(np.uint64(1), (words * 2654435761 % 2**32 >> 26).astype(np.uint64)))
+    hashes = (words * 2654435761 % 2**32 >> 24).astype(np.uint64)
+    bits = np.zeros((num, 4), dtype=np.uint64)
+    np.bitwise_or.at(bits, (owners, hashes >> np.uint64(6)), np.left_shift(np.uint64(1), hashes & np.uint64(63)))
     least_shared = np.ceil(2 * NEAR_DUPLICATE / (1 + NEAR_DUPLICATE) * sizes - 1e-9)
     keys = words * num + owners
     probing = np.sort(keys[places <= (sizes - np.ceil(NEAR_DUPLICATE * sizes - 1e-9))[owners]])
@@ -243,9 +243,10 @@ def _similar_pairs(ranked: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]
         ends = np.cumsum(counts[chunk])
         earlier = np.repeat(indexed[chunk] % num, counts[chunk])
         later = probing[np.arange(len(earlier)) + np.repeat(starts[chunk] - ends + counts[chunk], counts[chunk])] % num
-        num_different = np.bitwise_count(bits[earlier] ^ bits[later])
+        num_different = np.bitwise_count(bits[earlier] ^ bits[later]).sum(axis=1)
         near = num_different <= most_different * (sizes[earlier] + sizes[later]) + 1e-9
-        for one, other in zip(earlier[near].tolist(), later[near].tolist(), strict=True):
+        for pair in np.unique(earlier[near] * num + later[near]).tolist():
+            one, other = divmod(pair, num)
             if are_near_duplicates(sets[one], sets[other]):
                 yield one, other
 

@@ -1,8 +1,10 @@
 """Prompt files of every form are read; what is wrong with one is said with file and line."""
 
+import gzip
 import json
 from pathlib import Path
 
+import httpx2
 import pandas
 import pytest
 
@@ -55,16 +57,27 @@ def test_an_empty_column_is_an_error() -> None:
         ("a.csv", 'text\tn\none, two\t1\n"three\nfour"\t2\n'),
         ("a.jsonl", '{"text": "one, two", "n": 1}\n\n{"text": "three\\nfour", "n": 2}\n'),
         ("a.ndjson", '\ufeff{"text": "one, two", "n": 1}\r\n{"text": "three\\nfour", "n": 2}'),
+        ("a.json", '\ufeff[{"text": "one, two", "n": 1},\n {"text": "three\\nfour", "n": 2}]'),
+        ("a.json", '{"text": "one, two", "n": 1}\n{"text": "three\\nfour", "n": 2}\n'),
     ],
 )
 def test_text_files_give_the_same_rows(tmp_path: Path, name: str, content: str) -> None:
-    table = read_table(write(tmp_path, name, content))
-    assert [row.cells["text"] for row in table.rows] == ["one, two", "three\nfour"]
-    assert [cell(row, "n") for row in table.rows] == ["1", "2"]
+    packed = gzip.compress(content.encode())
+    for path in (write(tmp_path, name, content), write(tmp_path, f"{name}.gz", packed), write(tmp_path, name, packed)):
+        table = read_table(path)
+        assert [row.cells["text"] for row in table.rows] == ["one, two", "three\nfour"]
+        assert [cell(row, "n") for row in table.rows] == ["1", "2"]
 
 
-def test_utf_16_is_read(tmp_path: Path) -> None:
-    table = read_table(write(tmp_path, "a.csv", "text\nnaïve\n".encode("utf-16")))
+def test_lists_of_texts_are_read(tmp_path: Path) -> None:
+    for name, content in (("a.txt", "\ufeffone, two\r\n\n  three\n"), ("a.json", '["one, two", "three"]')):
+        table = read_table(write(tmp_path, name, content))
+        assert [row.cells["text"] for row in table.rows] == ["one, two", "three"]
+
+
+@pytest.mark.parametrize("encoding", ["utf-16", "utf-16-le", "utf-16-be", "utf-32"])
+def test_utf_16_is_read(tmp_path: Path, encoding: str) -> None:
+    table = read_table(write(tmp_path, "a.csv", "text\nnaïve\n".encode(encoding)))
     assert [row.cells["text"] for row in table.rows] == ["naïve"]
 
 
@@ -99,6 +112,16 @@ def test_a_line_separator_inside_json_does_not_cut_the_row(tmp_path: Path) -> No
         ("a.jsonl", '{"text": "ok"}\n{"text": \n', "a.jsonl:2 is not valid JSON"),
         ("a.jsonl", '["text"]\n', "a.jsonl:1 is a JSON list"),
         ("a.parquet", "text\nno parquet\n", "a.parquet cannot be read as parquet"),
+        ("a.parquet", gzip.compress(b"no parquet"), "a.parquet cannot be read as parquet"),
+        ("a.jsonl", '{"text": "x", "text": "y"}\n', "a.jsonl:1 has the key 'text' twice"),
+        ("a.json", '{"text": \n"x"}\n', "a.json:1 is not valid JSON"),
+        ("a.json", "3", "a.json is a JSON int, expected an array"),
+        ("a.json", "[[1]]", "a.json:1 is a JSON list"),
+        ("a.json", "[" * 100_000, "a.json is not valid JSON"),
+        ("a.jsonl", "9" * 5000, "a.jsonl:1 is not valid JSON"),
+        ("a.txt", "\n\n", "a.txt is empty"),
+        ("a.csv.gz", b"\x1f\x8b broken", "cannot read prompt file"),
+        ("a.csv", "version https://git-lfs.github.com/spec/v1\noid x\n", "a pointer of Git LFS"),
         ("a.xlsx", "x", r"unknown type of prompt file .*expected a name ending in .csv"),
     ],
 )
@@ -148,6 +171,73 @@ def test_columns_are_found_by_name_or_named(tmp_path: Path) -> None:
     assert table.text_column("behavior") == "Behavior"
     with pytest.raises(PromptError, match=r"no column 'gaol'\. Did you mean goal\? It has: Index, Behavior, GOAL"):
         table.text_column("gaol")
+
+
+@pytest.mark.parametrize("header", ["prompt,prompt", "prompt,Prompt ", "prompt,\u200bprompt"])
+def test_two_columns_of_the_name_that_is_needed_are_an_error(tmp_path: Path, header: str) -> None:
+    table = read_table(write(tmp_path, "a.csv", f"{header},n,n\none,two,3,4\n"))
+    with pytest.raises(PromptError, match="has 2 columns named 'prompt'; rename all but one"):
+        table.text_column()
+    assert read_table(write(tmp_path, "b.csv", "prompt,n,n\none,3,4\n")).text_column() == "prompt"
+
+
+def served(pages: dict[str, httpx2.Response]) -> httpx2.Client:
+    return httpx2.Client(transport=httpx2.MockTransport(lambda request: pages[str(request.url)]))
+
+
+def test_an_https_file_is_fetched_and_its_redirects_are_https(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setenv("FLIPSEARCH_CACHE", str(tmp_path))
+    file = httpx2.Response(200, content=b"text\nx\n")
+    moved = httpx2.Response(302, headers={"location": "https://b.test/b.csv"})
+    pages = {"https://a.test/a.csv": moved, "https://b.test/b.csv": file}
+    assert downloads.fetch("https://a.test/a.csv", client=served(pages)).read_bytes() == b"text\nx\n"
+    plain = httpx2.Response(302, headers={"location": "http://b.test/b.csv"})
+    cases = [
+        ({"https://a.test/a.csv": plain}, "only https is followed"),
+        ({"https://a.test/a.csv": httpx2.Response(302, headers={"location": "/a.csv"})}, "more than 5 redirects"),
+        ({"https://a.test/a.csv": httpx2.Response(404)}, "the server answers 404"),
+    ]
+    for answers, message in cases:
+        with pytest.raises(PromptError, match=message):
+            downloads.fetch("https://a.test/a.csv", client=served(answers))
+    monkeypatch.setattr(downloads, "MAX_BYTES", 3)
+    with pytest.raises(PromptError, match="longer than 3 bytes"):
+        downloads.fetch("https://b.test/b.csv", client=served(pages))
+
+
+def test_a_file_of_another_hash_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    kept = tmp_path / "kept.csv"
+    with pytest.raises(PromptError, match="has changed: its sha256 is"):
+        downloads.fetch("https://a.test/a.csv", kept, "0" * 64, served({"https://a.test/a.csv": httpx2.Response(200)}))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("spec", "shown"),
+    [("o/n/hard/test", "o/n/hard/test"), ("o/n", "o/n/default/train"), ("hf://datasets/o/n/hard", "o/n/hard/test")],
+)
+def test_a_hub_dataset_is_read_by_config_and_split(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, spec: str, shown: str
+) -> None:
+    listed = ["default/test/0000.parquet", "default/train/0000.parquet", "default/train/0001.parquet"]
+    listed += ["hard/test/0000.parquet", "README.md"]
+
+    def download(repo: str, file: str, **options: object) -> str:
+        path = tmp_path / file.replace("/", "-")
+        pandas.DataFrame({"prompt": [file]}).to_parquet(path)
+        return str(path)
+
+    monkeypatch.setattr(downloads.HfApi, "list_repo_files", lambda *args, **options: listed)
+    monkeypatch.setattr(downloads, "hf_hub_download", download)
+    table = read_table(spec)
+    assert table.path == table.name == shown
+    assert [row.cells["prompt"].rpartition("/")[0] for row in table.rows] == [shown[4:]] * (
+        2 if "train" in shown else 1
+    )
+    with pytest.raises(PromptError, match=r"has no config 'hart'\. Did you mean hard\? It has: default, hard"):
+        read_table("o/n/hart")
 
 
 def test_no_usable_column_names_what_the_file_has(tmp_path: Path) -> None:

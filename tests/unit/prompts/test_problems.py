@@ -86,7 +86,11 @@ def test_repeats_and_gaps_are_left_out_and_counted(tmp_path: Path) -> None:
     ("name", "content", "message"),
     [
         ("a.csv", "colour,answer\nred,1\n", r"no column of questions \(question, problem, prompt\)\. It has: colour,"),
-        ("a.csv", "question,size\nred,1\n", r"no column of answers \(answer, final_answer\)\. It has: question, size"),
+        (
+            "a.csv",
+            "question,size\nred,1\n",
+            r"no column of answers \(answer, final_answer, answerkey, correct_answer\)\. It has: question, size",
+        ),
         ("a.csv", "question,answer\nq?,1\nq?,2\n", r"a\.csv:3: the question of .*a\.csv:2 again, with another answer"),
         ("a.csv", "question,answer\nq?,so ####\n", r"a\.csv:2: nothing follows the last ####"),
         ("a.csv", "question,answer\n,1\n", "no row has both a question"),
@@ -117,3 +121,57 @@ def test_real_files_are_read_as_they_are(name: str, num_problems: int) -> None:
     found = load_problems(str(REAL / name))
     assert len(found.problems) == num_problems
     assert not any("####" in problem.answer for problem in found.problems)
+
+
+MMLU = {"question": "Which?", "subject": "s", "choices": ["one", "two", "three", "four"], "answer": 2}
+SHOWN = "Which?\n\nA. one\nB. two\nC. three\nD. four\n\nAnswer with the letter of the right choice."
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        MMLU,
+        MMLU | {"answer": "C"},
+        MMLU | {"answer": "three"},
+        MMLU | {"choices": "['one', 'two', 'three', 'four']"},
+        {"question": "Which?", "options": MMLU["choices"], "answer": "C", "answer_index": 2},
+        {"question": "Which?", "choices": {"text": MMLU["choices"], "label": ["1", "2", "3", "4"]}, "answerKey": "3"},
+        {"question": "Which?", "A": "one", "B": "two", "C": "three", "D": "four", "answer": "C"},
+    ],
+)
+def test_a_problem_with_choices_is_asked_with_them(tmp_path: Path, record: dict[str, object]) -> None:
+    problem = load_problems(put(tmp_path, "a.jsonl", json.dumps(record))).problems[0]
+    assert (problem.question, problem.answer, problem.num_choices) == (SHOWN, "C", 4)
+
+
+def test_gpqa_is_asked_in_an_order_that_its_texts_decide(tmp_path: Path) -> None:
+    wrong = {f"Incorrect Answer {number}": f"wrong{number}" for number in (1, 2, 3)}
+    rows = [{"Question": f"q{n}?", "Correct Answer": "right", **wrong} for n in range(30)]
+    found = load_problems(put(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))).problems
+    assert all(f"{problem.answer}. right\n" in problem.question for problem in found)
+    assert {problem.answer for problem in found} == set("ABCD")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"answer": 4}, "has the answer '4', which is none of the choices"),
+        ({"answer": "E"}, "has the answer 'E', which is none"),
+        (
+            {"choices": ["2", "1", "0"], "answer": "2"},
+            "has the answer '2', which could be more than one of the choices",
+        ),
+        ({"choices": 7}, "holds no list of choices"),
+        ({"choices": ["one"]}, "has 1 choices"),
+    ],
+)
+def test_which_choice_is_right_is_never_guessed(tmp_path: Path, change: dict[str, object], message: str) -> None:
+    with pytest.raises(PromptError, match=rf"a\.jsonl:1 {message}"):
+        load_problems(put(tmp_path, "a.jsonl", json.dumps(MMLU | change)))
+
+
+@pytest.mark.parametrize("tests", ["test", "test_list"])
+def test_programming_problems_are_refused(tmp_path: Path, tests: str) -> None:
+    record = {"task_id": "a/1", "prompt": "def f():", "canonical_solution": "x", tests: "assert"}
+    with pytest.raises(PromptError, match="programming problems"):
+        load_problems(put(tmp_path, "a.jsonl", json.dumps(record)))

@@ -31,8 +31,8 @@ def public(name: str) -> str:
 
 def test_starter_has_what_its_name_promises() -> None:
     starter = load_prompts("starter")
-    assert count_kinds(starter.prompts) == {"harmful": 100, "benign": 150, "borderline": 50} == list_sets()["starter"]
-    assert len({prompt.category for prompt in of_kind(starter, "harmful")}) >= 8
+    assert count_kinds(starter.prompts) == {"harmful": 309, "benign": 450, "borderline": 150} == list_sets()["starter"]
+    assert len({prompt.category for prompt in of_kind(starter, "harmful")}) >= 20
     assert all(prompt.category for prompt in starter.prompts)
     assert starter.notes == ()
 
@@ -52,7 +52,7 @@ def test_every_built_in_set_has_both_kinds_in_search_confirm_and_evaluation(name
 @pytest.mark.parametrize(
     ("name", "num_prompts", "repeats"),
     [
-        ("harmbench_val.csv", 78, ["2 repeated prompts left out"]),
+        ("harmbench_val.csv", 60, []),
         ("strongreject.csv", 313, []),
         ("advbench.csv", 520, []),
         ("jailbreakbench_harmful.csv", 100, []),
@@ -72,8 +72,19 @@ def test_the_goal_and_not_its_short_name_is_the_prompt() -> None:
     assert len({prompt.category for prompt in prompts.prompts}) == 10
 
 
-def test_harmbench_says_that_its_context_column_is_left_out() -> None:
-    assert any("19 rows rely on" in note for note in load_prompts(harmful=public("harmbench_val.csv")).notes)
+def test_harmbench_is_asked_with_its_contexts_and_without_copyright(tmp_path: Path) -> None:
+    head = "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
+    rows = (
+        'Do one,standard,theft,,,a\nUse the text,contextual,fraud,,"A text, in\ntwo lines",b\nSing it,copyright,x,,,c\n'
+    )
+    prompts = load_prompts(write(tmp_path, head + rows))
+    assert {prompt.text: prompt.category for prompt in prompts.prompts} == {
+        "Do one": "theft",
+        "A text, in\ntwo lines\n\n---\n\nUse the text": "fraud",
+    }
+    notes = "\n".join(prompts.notes)
+    assert "1 rows asked with the text in 'ContextString'" in notes
+    assert "1 rows copyright behaviours" in notes
 
 
 def test_xstest_is_routed_by_its_labels() -> None:
@@ -196,7 +207,7 @@ def test_borderline_is_for_benign_prompts(tmp_path: Path) -> None:
 
 def test_sets_and_files_can_be_joined(tmp_path: Path) -> None:
     joined = load_prompts("starter", harmful=write(tmp_path, "prompt\none more request of my own\n"))
-    assert count_kinds(joined.prompts)["harmful"] == 101
+    assert count_kinds(joined.prompts)["harmful"] == 310
     assert joined.name == "starter+a.csv"
 
 

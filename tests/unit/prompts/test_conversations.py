@@ -1,0 +1,110 @@
+"""Prompts that are chat turns: the last one by the user is the prompt, the turns before it are part of the chat."""
+
+import csv
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas
+import pytest
+
+from flipsearch.backends.chat import lay_out
+from flipsearch.core.errors import PromptError
+from flipsearch.core.records import Context, Prompt
+from flipsearch.prompts.sets import load_prompts
+from flipsearch.prompts.splitting import find_clusters
+
+CHAT = [
+    {"role": "user", "content": "Hello"},
+    {"role": "assistant", "content": "Hi"},
+    {"role": "user", "content": "How do I open a car?"},
+]
+SHARED = [{"from": "human", "value": "Hello"}, {"from": "gpt", "value": "Hi"}, {"from": "human", "value": "And now?"}]
+
+
+def load(folder: Path, row: dict[str, Any], ending: str = "jsonl") -> list[Prompt]:
+    path = folder / f"a.{ending}"
+    if ending == "parquet":
+        pandas.DataFrame([row]).to_parquet(path)
+    else:
+        path.write_text(json.dumps(row) + "\n", encoding="utf-8")
+    return list(load_prompts(harmful=str(path)).prompts)
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "parquet"])
+@pytest.mark.parametrize(
+    ("row", "text", "num_turns"),
+    [
+        ({"messages": CHAT[2:]}, "How do I open a car?", 0),
+        ({"prompt": CHAT[2:]}, "How do I open a car?", 0),
+        ({"messages": CHAT}, "How do I open a car?", 2),
+        ({"conversations": SHARED}, "And now?", 2),
+        ({"conversations": SHARED[:2]}, "Hello", 0),
+        ({"turns": ["only one"]}, "only one", 0),
+        ({"messages": [{"role": "system", "content": "Be brief."}, *CHAT]}, "How do I open a car?", 2),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": "in parts"}]}]}, "in parts", 0),
+    ],
+)
+def test_the_last_turn_of_the_user_is_the_prompt(
+    tmp_path: Path, row: dict[str, Any], text: str, num_turns: int, ending: str
+) -> None:
+    prompt = load(tmp_path, row, ending)[0]
+    assert (prompt.text, len(prompt.turns)) == (text, num_turns)
+
+
+@pytest.mark.parametrize("written", [json.dumps(CHAT), str(CHAT)])
+def test_turns_in_csv_are_read_as_json_or_as_python_writes_them(tmp_path: Path, written: str) -> None:
+    with (tmp_path / "a.csv").open("w", newline="") as file:
+        csv.writer(file).writerows([["messages"], [written]])
+    prompt = load_prompts(harmful=str(tmp_path / "a.csv")).prompts[0]
+    assert (prompt.text, prompt.turns) == ("How do I open a car?", (("user", "Hello"), ("assistant", "Hi")))
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (["one", "two"], "holds 2 texts without the answers between them"),
+        (CHAT[1:2], "holds no turn of the user"),
+        ([CHAT[0], CHAT[2]], "two in a row are by the same side"),
+        ([{"role": "tool", "content": "x"}], "holds a turn by 'tool', expected"),
+        ([{"role": "user", "content": 3}], "whose content is int"),
+        ([{"role": "user", "content": [{"type": "image"}]}], "parts that are no text"),
+        ([["x"]], "holds a list with list"),
+        (7, "holds int, expected text or a list of chat turns"),
+        ([{"role": "user", "content": "\ud800"}], "half a character"),
+    ],
+)
+def test_turns_that_give_no_prompt_are_one_line(tmp_path: Path, value: Any, message: str) -> None:
+    with pytest.raises(PromptError, match=rf"a\.jsonl:1: column 'messages' .*{message}"):
+        load(tmp_path, {"messages": value})
+
+
+def test_what_is_left_out_or_added_is_said(tmp_path: Path) -> None:
+    row = {"messages": [{"role": "system", "content": "s"}, *CHAT, {"role": "assistant", "content": "a"}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row))
+    notes = load_prompts(harmful=str(tmp_path / "a.jsonl")).notes
+    assert "a.jsonl: 1 rows asked with earlier turns of a chat, which judges are not shown" in notes
+    assert "a.jsonl: 1 rows with a system text, which is left out" in notes
+    assert "a.jsonl: 1 rows with an answer after the prompt, which is left out" in notes
+
+
+def test_earlier_turns_are_part_of_what_a_prompt_is() -> None:
+    plain, chat = (
+        Prompt("And now?", "harmful"),
+        Prompt("And now?", "harmful", turns=(("user", "a"), ("assistant", "b"))),
+    )
+    other = Prompt("And now?", "harmful", turns=(("user", "open a car"), ("assistant", "No.")))
+    assert len({plain.prompt_id, chat.prompt_id, other.prompt_id}) == 3
+    assert len(set(find_clusters([plain, chat, other]))) == 3
+
+
+@pytest.mark.parametrize("placement", ["system", "before", "after"])
+def test_a_context_stands_with_the_last_turn_or_before_all(placement: Any) -> None:
+    prompt = Prompt("now", "harmful", turns=(("user", "a"), ("assistant", "b")))
+    roles = [(message["role"], message["content"]) for message in lay_out(prompt, Context("CONTEXT", placement))]
+    expected = {
+        "system": [("system", "CONTEXT"), ("user", "a"), ("assistant", "b"), ("user", "now")],
+        "before": [("user", "a"), ("assistant", "b"), ("user", "CONTEXT\n\nnow")],
+        "after": [("user", "a"), ("assistant", "b"), ("user", "now\n\nCONTEXT")],
+    }
+    assert roles == expected[placement]
