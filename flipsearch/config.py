@@ -24,6 +24,8 @@ MAX_TOKENS = 1024
 """Completion tokens at most where neither the user nor the model says otherwise."""
 REWRITE_TOKENS = 2048
 """Tokens at most of a reply that holds a rewritten context: a model may think before it writes."""
+REQUEST_TIMEOUT_S = 900.0
+"""Seconds of one request to an endpoint where the user does not say otherwise."""
 SELF = "self"
 """As the rewriter: the searched model."""
 ENDPOINTS = ("http://", "https://")
@@ -114,6 +116,12 @@ class ModelConfig(BaseModel):
     """More context templates: a .j2 file or a folder; repeatable."""
     max_prompts: Annotated[int, Field(ge=2)] | None = None
     """Prompts at most per split and kind (all)."""
+    omit: Annotated[Texts, Flag(metavar="PARAMETER")] = ()
+    """Do not send this to the endpoint, e.g. temperature or max_tokens; repeatable (what it refuses when probed)."""
+    request_timeout_s: Annotated[
+        Positive, BeforeValidator(seconds), Flag(("--request-timeout",), TIME.metavar, is_text=True)
+    ] = REQUEST_TIMEOUT_S
+    """Time that a request to an endpoint may take, with all retries and pauses."""
 
     def sampling(self) -> Sampling:
         """Return how completions are sampled."""
@@ -126,12 +134,13 @@ class ModelConfig(BaseModel):
     def same_model(self, model: str) -> Self:
         """Return the settings that load another model the same way; behind an endpoint, that decides how."""
         remote = {"backend": "http", "thinking": "auto", "device": "auto", "dtype": "auto"}
-        return self.model_copy(update={"model": model} | (remote if is_endpoint(model) else {}))
+        other = {} if model == self.model else {"omit": ()}
+        return self.model_copy(update={"model": model} | other | (remote if is_endpoint(model) else {}))
 
     @staticmethod
     def free_fields() -> set[str]:
         """Return the settings that change no result: they may differ when a command is continued."""
-        return {"reports", "batch_size", "device", "max_model_len"}
+        return {"reports", "batch_size", "device", "max_model_len", "request_timeout_s"}
 
     def identity(self, *more: object) -> str:
         """Return a hash of the settings that change results, and of `more`."""
@@ -334,7 +343,7 @@ class TrainConfig(ModelConfig):
     def free_fields() -> set[str]:
         """Return the settings that a resumed training may change."""
         places = {"name", "checkpoints", "reports", "resume", "save_steps", "report_to"}
-        return places | {"batch_size", "device", "micro_batch_size", "gradient_checkpointing"}
+        return places | {"batch_size", "device", "micro_batch_size", "gradient_checkpointing", "request_timeout_s"}
 
     def checkpoint_name(self, *more: object) -> str:
         """Return the folder's name: the given one, or model, method and hash of the settings and of `more`."""

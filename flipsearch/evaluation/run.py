@@ -27,7 +27,7 @@ from flipsearch.evaluation.algebra import AlgebraWorker
 from flipsearch.evaluation.answers import boxed_answer, final_number, number, plain_number
 from flipsearch.evaluation.plan import EvaluationPlan
 from flipsearch.evaluation.scorecard import AnswerScore, ModelScores, SetScores, collect_scores, make_scorecard
-from flipsearch.judging.answer import split_answer
+from flipsearch.judging.answer import WITHHELD, split_answer
 from flipsearch.judging.library import remaining_memory_share
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
@@ -108,6 +108,8 @@ def score_answer(problem: Problem, rollout: Rollout, algebra: AlgebraWorker) -> 
     """Return the score of one answer to a problem."""
     if rollout.finish_reason == "error":
         return AnswerScore(None, rollout.error or "the rollout failed")
+    if rollout.finish_reason == "filtered":
+        return AnswerScore(None, WITHHELD.reason)
     answer = split_answer(rollout.completion, rollout.opens_thinking).answer
     if answer is None or rollout.finish_reason == "length":
         return AnswerScore(0.0, is_truncated=True)

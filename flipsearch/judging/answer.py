@@ -17,6 +17,10 @@ _TAG = re.compile(
 )
 
 
+WITHHELD = Verdict(Label.UNSCORED, reason="withheld by the endpoint's filter or refusal field")
+"""The verdict on a filtered rollout: the model's own answer is not known."""
+
+
 @dataclass(frozen=True, slots=True)
 class SplitCompletion:
     """The two parts of a completion, stripped: `answer` is None if a think block was never closed."""
@@ -54,6 +58,8 @@ def answer_to_judge(exchange: Exchange) -> str | Verdict:
     """Return the answer of an exchange, or the UNSCORED verdict that says why there is none."""
     if exchange.finish_reason == "error":
         return Verdict(Label.UNSCORED, reason="the rollout failed")
+    if exchange.finish_reason == "filtered":
+        return WITHHELD
     answer = split_answer(exchange.completion, exchange.opens_thinking).answer
     if answer is None:
         return Verdict(Label.UNSCORED, reason="truncated in its thought")

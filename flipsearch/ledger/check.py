@@ -18,7 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from flipsearch.core.errors import one_line
 from flipsearch.core.files import is_taken
-from flipsearch.core.records import Label, json_value
+from flipsearch.core.records import FINISH_REASONS, Label, json_value
 from flipsearch.ledger.store import LOCK_SUFFIX, Ledger
 from flipsearch.ledger.tables import IN_FLIGHT, LABELLED, ROLLOUTS, VERDICTS, rollout_of
 
@@ -56,6 +56,8 @@ class LedgerCheck:
     """Failed ones included."""
     num_errors: int = 0
     """Failed rollouts: kept, never served, tried again by the next run."""
+    num_filtered: int = 0
+    """Rollouts that an endpoint's filter or refusal field withheld: kept, never scored."""
     num_verdicts: int = 0
     num_unjudged: int = 0
     """Finished rollouts without a verdict of any judge."""
@@ -90,12 +92,15 @@ def check_ledger(place: Path | str) -> LedgerCheck:
         counts = ledger.counts()
         judged = sql.exists().where(VERDICTS.c.rollout_id == ROLLOUTS.c.rollout_id)
         unjudged = sql.select(sql.func.count()).where(ROLLOUTS.c.finish_reason != "error", ~judged)
+        filtered = sql.select(sql.func.count()).where(ROLLOUTS.c.finish_reason == "filtered")
         with ledger.reader() as connection:
             num_unjudged = connection.execute(unjudged).scalar_one()
+            num_filtered = connection.execute(filtered).scalar_one()
         return LedgerCheck(
             place=str(place),
             num_rollouts=counts["rollouts"],
             num_errors=counts["errors"],
+            num_filtered=num_filtered,
             num_verdicts=counts["verdicts"],
             num_unjudged=num_unjudged,
             by_model=_tally(ledger, ROLLOUTS.c.model_id),
@@ -122,7 +127,7 @@ def _damage(ledger: Ledger) -> list[Fault]:
 def _rollout_faults(ledger: Ledger) -> list[Fault]:
     ids_by_kind: dict[str, list[str]] = defaultdict(list)
     for row in itertools.chain.from_iterable(ledger.pages()):
-        if row["finish_reason"] not in ("stop", "length", "error"):
+        if row["finish_reason"] not in FINISH_REASONS:
             ids_by_kind["rollouts with an unknown finish reason"].append(row["rollout_id"])
         try:
             if rollout_of(row).rollout_id != row["rollout_id"]:
@@ -135,7 +140,7 @@ def _rollout_faults(ledger: Ledger) -> list[Fault]:
 def _verdict_faults(ledger: Ledger) -> list[Fault]:
     label, p_unsafe = VERDICTS.c.label, VERDICTS.c.p_unsafe
     has_rollout = sql.exists().where(ROLLOUTS.c.rollout_id == VERDICTS.c.rollout_id)
-    has_failed = has_rollout.where(ROLLOUTS.c.finish_reason == "error")
+    has_none = has_rollout.where(ROLLOUTS.c.finish_reason.in_(("error", "filtered")))
     scored = [Label.SAFE.value, Label.UNSAFE.value]
     conditions = {
         "verdicts without a rollout": ~has_rollout if LABELLED not in ledger.notes() else sql.false(),
@@ -143,7 +148,7 @@ def _verdict_faults(ledger: Ledger) -> list[Fault]:
         "verdicts UNSCORED with a p_unsafe": (label == Label.UNSCORED.value) & p_unsafe.is_not(None),
         "verdicts scored without a p_unsafe": label.in_(scored) & p_unsafe.is_(None),
         "verdicts with a p_unsafe outside 0 to 1": ~p_unsafe.between(0, 1),
-        "verdicts that score a failed rollout": has_failed & (label != Label.UNSCORED.value),
+        "verdicts that score a failed or filtered rollout": has_none & (label != Label.UNSCORED.value),
     }
     faults = []
     for kind, condition in conditions.items():

@@ -12,7 +12,7 @@ from sqlalchemy.exc import ArgumentError
 
 from flipsearch.core.records import Label, Rollout, Sampling, Verdict
 
-FORMAT = 3
+FORMAT = 4
 """Version of the tables; a ledger of another version is refused."""
 TOKEN_BYTES = 4
 """Token ids are kept as little-endian 32-bit integers."""
