@@ -544,7 +544,8 @@ def test_an_address_chooses_the_backend_http_which_is_probed_when_it_is_loaded()
         check_model(config)
         check_rewriter(config, fetch=True)
         assert served.bodies == []
-        assert isinstance(make_backend(config), HttpBackend)
+        with contextlib.closing(make_backend(config)) as backend:
+            assert isinstance(backend, HttpBackend)
     [body] = served.bodies
     assert body["max_tokens"] == 77
 
