@@ -85,7 +85,13 @@ def export_ledger(
 ) -> Export: ...
 def fit_judge(labels: str | Sequence[str], *, to: Path | str) -> JudgeFit: ...
 def label_answers(
-    study: Path | str, *, to: Path | str, num: int = 50, num_contexts: int = 1, reports: Path | None = None
+    study: Path | str,
+    *,
+    to: Path | str,
+    num: int = 50,
+    num_contexts: int = 1,
+    fetch: bool = False,
+    reports: Path | None = None,
 ) -> LabellingResult: ...
 def plan(
     *,

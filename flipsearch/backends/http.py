@@ -199,11 +199,11 @@ class HttpBackend:
         else:  # which one is not said: those that few servers know
             names = [name for name in NEUTRAL if name in body and not (name == "top_k" and sampling.top_k)]
         wanted = {"temperature": sampling.temperature > 0, "top_p": sampling.top_p < 1, "top_k": sampling.top_k > 0}
-        if asked := [name for name in names if wanted.get(name) and sampling.temperature > 0]:
-            flag = f"--{asked[0].replace('_', '-')}"
+        if given := [name for name in names if wanted.get(name) and sampling.temperature > 0]:
+            flag = f"--{given[0].replace('_', '-')}"
             raise BackendError(
-                f"the endpoint {self._address.base} refuses {flag} {body[asked[0]]:g} ({refusal}); give another value, "
-                f"or --omit {asked[0]} to let the endpoint decide."
+                f"the endpoint {self._address.base} refuses {flag} {body[given[0]]:g} ({refusal}); give another value, "
+                f"or --omit {given[0]} to let the endpoint decide."
             )
         if not names:
             raise BackendError(f"the endpoint {self._address.base} refuses every request ({refusal}).")

@@ -105,7 +105,7 @@ class ScriptedBackend:
         if request.prefill:
             return failed(request, self.model_id, sampling, "a table has no tokens, so no completion can be continued")
         try:
-            self._fail_where_told(prompt, context)
+            self._fail_where_listed(prompt, context)
             text = self._reply(prompt, context)
         except BackendError as error:
             return failed(request, self.model_id, sampling, str(error))
@@ -116,7 +116,7 @@ class ScriptedBackend:
         prompt_words = EncodedPrompt(tuple(range(self.count_tokens(f"{context} {prompt}"))), opens_thinking=False)
         return completed(request, self.model_id, sampling, prompt_words, shown, (), stopped)
 
-    def _fail_where_told(self, prompt: str, context: str) -> None:
+    def _fail_where_listed(self, prompt: str, context: str) -> None:
         """Raise BackendError where the closest entry is an error."""
         for key in _keys(prompt, context):
             if key in self._errors:
