@@ -80,6 +80,8 @@ def evaluate(
     seed: int = 0,
     contexts: Sequence[str] | str = (),
     max_prompts: int | None = None,
+    omit: Sequence[str] | str = (),
+    request_timeout_s: str | float = 900.0,
     against: str | None = None,
     split: Literal["search", "confirm", "training", "evaluation", "all"] = "evaluation",
     reasoning: Sequence[str] | str | None = None,
@@ -94,7 +96,13 @@ def export_ledger(
 ) -> Export: ...
 def fit_judge(labels: str | Sequence[str], *, to: Path | str) -> JudgeFit: ...
 def label_answers(
-    study: Path | str, *, to: Path | str, num: int = 50, num_contexts: int = 1, reports: Path | None = None
+    study: Path | str,
+    *,
+    to: Path | str,
+    num: int = 50,
+    num_contexts: int = 1,
+    fetch: bool = False,
+    reports: Path | None = None,
 ) -> LabellingResult: ...
 def plan(
     *,
@@ -117,6 +125,8 @@ def plan(
     seed: int = 0,
     contexts: Sequence[str] | str = (),
     max_prompts: int | None = None,
+    omit: Sequence[str] | str = (),
+    request_timeout_s: str | float = 900.0,
     study: str | None = None,
     reports: Path | str = "reports",
     samples: int = 1,
@@ -168,6 +178,8 @@ def score(
     seed: int = 0,
     contexts: Sequence[str] | str = (),
     max_prompts: int | None = None,
+    omit: Sequence[str] | str = (),
+    request_timeout_s: str | float = 900.0,
     study: str | None = None,
     reports: Path | str = "reports",
     samples: int = 1,
@@ -199,6 +211,8 @@ def search(
     seed: int = 0,
     contexts: Sequence[str] | str = (),
     max_prompts: int | None = None,
+    omit: Sequence[str] | str = (),
+    request_timeout_s: str | float = 900.0,
     study: str | None = None,
     reports: Path | str = "reports",
     samples: int = 1,
@@ -248,6 +262,8 @@ def train(
     seed: int = 0,
     contexts: Sequence[str] | str = (),
     max_prompts: int | None = None,
+    omit: Sequence[str] | str = (),
+    request_timeout_s: str | float = 900.0,
     context: Sequence[str] | str,
     benign_context: str | None = None,
     control: Literal["empty", "neutral", "shuffled"] | None = None,

@@ -31,6 +31,8 @@ length is above that for thoughts of up to 3,600 tokens.
 """
 REWRITE_TOKENS = 2048
 """Tokens at most of a reply that holds a rewritten context: a model may think before it writes."""
+REQUEST_TIMEOUT_S = 900.0
+"""Seconds of one request to an endpoint where the user does not say otherwise."""
 SELF = "self"
 """As the rewriter: the searched model."""
 ENDPOINTS = ("http://", "https://")
@@ -123,6 +125,12 @@ class ModelConfig(BaseModel):
     """More context templates: a .j2 file or a folder; repeatable."""
     max_prompts: Annotated[int, Field(ge=2)] | None = None
     """Prompts at most per split and kind (all)."""
+    omit: Annotated[Texts, Flag(metavar="PARAMETER")] = ()
+    """Do not send this to the endpoint, e.g. temperature or max_tokens; repeatable (what it refuses when probed)."""
+    request_timeout_s: Annotated[
+        Positive, BeforeValidator(seconds), Flag(("--request-timeout",), TIME.metavar, is_text=True)
+    ] = REQUEST_TIMEOUT_S
+    """Time that a request to an endpoint may take, with all retries and pauses."""
 
     def sampling(self, thinks: bool = False) -> Sampling:
         """Return how completions are sampled; a model that `thinks` has a budget for it if none was given."""
@@ -139,12 +147,13 @@ class ModelConfig(BaseModel):
     def same_model(self, model: str) -> Self:
         """Return the settings that load another model the same way; behind an endpoint, that decides how."""
         remote = {"backend": "http", "thinking": "auto", "think_tokens": None, "device": "auto", "dtype": "auto"}
-        return self.model_copy(update={"model": model} | (remote if is_endpoint(model) else {}))
+        other = {} if model == self.model else {"omit": ()}
+        return self.model_copy(update={"model": model} | other | (remote if is_endpoint(model) else {}))
 
     @staticmethod
     def free_fields() -> set[str]:
         """Return the settings that change no result: they may differ when a command is continued."""
-        return {"reports", "batch_size", "device", "max_model_len"}
+        return {"reports", "batch_size", "device", "max_model_len", "request_timeout_s"}
 
     def identity(self, *more: object) -> str:
         """Return a hash of the settings that change results, and of `more`."""
@@ -347,7 +356,7 @@ class TrainConfig(ModelConfig):
     def free_fields() -> set[str]:
         """Return the settings that a resumed training may change."""
         places = {"name", "checkpoints", "reports", "resume", "save_steps", "report_to"}
-        return places | {"batch_size", "device", "micro_batch_size", "gradient_checkpointing"}
+        return places | {"batch_size", "device", "micro_batch_size", "gradient_checkpointing", "request_timeout_s"}
 
     def checkpoint_name(self, *more: object) -> str:
         """Return the folder's name: the given one, or model, method and hash of the settings and of `more`."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flipsearch.backends.base import check_model, make_backend, model_identity
 from flipsearch.backends.vllm import reserved_share
-from flipsearch.config import ModelConfig, make_config
+from flipsearch.config import ModelConfig, is_endpoint, make_config
 from flipsearch.core.errors import BackendError, ConfigError, JudgeError, PluginError, unknown_name
 from flipsearch.core.protocols import Backend
 from flipsearch.core.records import Exchange, Verdict, content_id
@@ -62,8 +62,9 @@ class RubricJudge:
 
     @cached_property
     def identity(self) -> str:
-        """Hash of rubric, model, sampling and threshold; a hub model is downloaded for it, and not loaded."""
-        model, sampling = model_identity(self._config), self._config.sampling()
+        """Hash of rubric, model, sampling and threshold; a hub model is downloaded for it, an endpoint is probed."""
+        sampling = self._config.sampling()
+        model = self._load().model_id if is_endpoint(self._config.model) else model_identity(self._config)
         return content_id(
             "judge", self.name, _VERSION, self._rubric.source, model, sampling.sampling_id, self._threshold
         )

@@ -11,11 +11,15 @@ from typing import Any
 
 @dataclass
 class EndpointAnswer:
-    """A response; without a status the endpoint closes the connection instead."""
+    """A response; without a status the endpoint sends `body` as it is, and closes the connection.
+
+    With `drips` it sends the body's bytes one by one, slowly.
+    """
 
     body: bytes
     status: int | None = 200
     headers: dict[str, str] = field(default_factory=dict)
+    drips: bool = False
 
 
 Respond = Callable[[dict[str, Any]], EndpointAnswer]
@@ -31,7 +35,7 @@ class Served:
     paths: list[str] = field(default_factory=list)
 
 
-def says(content: str | None, finish_reason: str = "stop", **message: Any) -> EndpointAnswer:
+def says(content: Any, finish_reason: Any = "stop", **message: Any) -> EndpointAnswer:
     """Return a chat completion."""
     choice = {"index": 0, "finish_reason": finish_reason, "message": {"content": content, **message}}
     usage = {"prompt_tokens": 7, "completion_tokens": 3, "total_tokens": 10}
@@ -63,14 +67,17 @@ def serving(respond: Respond) -> Iterator[Served]:
             served.headers.append(dict(self.headers))
             served.paths.append(self.path)
             answer = respond(body)
-            if answer.status is None:
-                self.close_connection = True
-                return
-            self.send_response(answer.status)
-            for name, value in {**answer.headers, "Content-Length": str(len(answer.body))}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            self.wfile.write(answer.body)
+            self.close_connection = answer.status is None
+            if answer.status is not None:
+                self.send_response(answer.status)
+                for name, value in {"Content-Length": str(len(answer.body)), **answer.headers}.items():
+                    self.send_header(name, value)
+                self.end_headers()
+            with contextlib.suppress(OSError):  # a client that has enough
+                for number in range(len(answer.body) if answer.drips else 0):
+                    self.wfile.write(answer.body[number : number + 1])
+                    threading.Event().wait(0.02)
+                self.wfile.write(b"" if answer.drips else answer.body)
 
         def log_message(self, format: str, *args: Any) -> None:
             """Keep the terminal clean."""

@@ -22,6 +22,7 @@ from flipsearch.judging.labels import load_labels, merge_labels, read_labels, sa
 from flipsearch.judging.library import load_judge, unload_after
 from flipsearch.judging.refusal_rules import RefusalRules
 from flipsearch.ledger import Ledger
+from flipsearch.prompts.places import require_local_prompts
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.reporting.files import STUDY_FILE, read_study, write_labels
 from flipsearch.results import JudgeCheck, JudgeFit, LabellingResult
@@ -62,12 +63,19 @@ def check_judge(
 
 
 def label_answers(
-    study: Path | str, *, to: Path | str, num: int = 50, num_contexts: int = 1, reports: Path | None = None
+    study: Path | str,
+    *,
+    to: Path | str,
+    num: int = 50,
+    num_contexts: int = 1,
+    fetch: bool = False,
+    reports: Path | None = None,
 ) -> LabellingResult:
     """Write the answers of a study that annotators should label to a csv file, and return what was written.
 
     About `num` harmful prompts are sampled, more often those with doubtful verdicts, each with its probability; each
     comes with its answer without context and those under the `num_contexts` best ones. Earlier labels are filled in.
+    Prompts that the study took from elsewhere are fetched again only with `fetch`: the study may come from others.
     """
     if num < 1 or num_contexts < 1:
         raise ConfigError(f"num = {num} and num_contexts = {num_contexts}, expected at least 1 of each.")
@@ -79,7 +87,11 @@ def label_answers(
     folder = study_folder(study, reports)
     finished = read_study(folder)
     kind: type[ModelConfig] = SearchConfig if finished.kind is StudyKind.SEARCH else ScoreConfig
-    prompts = prompts_of(make_config(kind, read_toml(folder / SETTINGS_FILE))).prompts
+    config = make_config(kind, read_toml(folder / SETTINGS_FILE))
+    if not fetch:
+        named = [*([config.prompts] if config.prompts else []), *config.harmful, *config.benign]
+        require_local_prompts(named, f"'{folder / SETTINGS_FILE}'", "give --fetch if you trust it")
+    prompts = prompts_of(config).prompts
     with Ledger(ledger_place(folder, reports), read_only=True) as ledger:
         answers = sample_answers(finished, ledger, prompts, num, num_contexts, load_labels(folder))
     write_labels(answers, path)

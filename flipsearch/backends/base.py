@@ -76,6 +76,8 @@ def check_model(config: ModelConfig) -> None:
     Raises BackendError, or PluginError for a broken entry point. A missing package is found without importing anything.
     """
     name, entry = _resolve(config)
+    if config.omit and name != "http":
+        raise BackendError(f"--omit {config.omit[0]} is for endpoints, and --backend {name} asks none; leave it out.")
     if entry.package and not find_spec(entry.package):
         raise BackendError(f"--backend {name} needs a package that is not installed: {entry.install}.")
     if check := _hook(config, "check"):

@@ -3,44 +3,36 @@
 The only backend that is concurrent inside. Completions have no token ids, and cannot continue a prefill. Reasoning that
 is returned separately is put back as a think block, so that judges separate the two as for every other model.
 
-`max_tokens`, `temperature` and a seed are always sent; `top_p` when sampling, and `top_k` where it is set, which vLLM,
-SGLang and llama.cpp accept and others refuse. The key (OPENAI_API_KEY) goes into a header, nowhere else: what the
-endpoint says is quoted with the key removed, and what it says of a refused key is not quoted at all.
+Every parameter that can change a completion is sent, at its neutral value where the settings have none: servers fill in
+what is missing from the model's own generation settings, and greedy decoding would be penalised. Not every server takes
+all of them, so loading the backend sends one request as the study's will be (`probe`), and leaves out, or sends under
+another name, what that refuses. The key (OPENAI_API_KEY) goes into a header, nowhere else: what the endpoint says is
+quoted with the key removed, and what it says of a refused key is not quoted at all.
 """
 
-import email.utils
-import json
 import math
-import os
 import re
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from queue import Empty, SimpleQueue
-from threading import Event, Thread
-from typing import Annotated, Any, TypeVar
-from urllib.parse import urlsplit
-
-import httpx2
-from pydantic import BaseModel, Field, ValidationError
+from threading import Event, Lock, Thread
+from typing import Any, TypeVar
 
 from flipsearch.backends.chat import EncodedPrompt, lay_out
+from flipsearch.backends.endpoint import (
+    Address,
+    Endpoint,
+    FilteredRequestError,
+    RefusedRequestError,
+    RequestError,
+)
+from flipsearch.backends.replies import ChatReply, parse_reply
 from flipsearch.backends.rollouts import completed, failed, stream_seed
-from flipsearch.config import ModelConfig
-from flipsearch.core.errors import BackendError
-from flipsearch.core.records import Request, Rollout, Sampling, content_id
+from flipsearch.config import REQUEST_TIMEOUT_S, ModelConfig
+from flipsearch.core.errors import BackendError, unknown_name
+from flipsearch.core.records import Context, Prompt, Request, Rollout, Sampling, content_id
 
-KEY_VARIABLE = "OPENAI_API_KEY"
-FORM = "http(s)://host[:port]/v1#model-name"
-TRIES = 8
-"""Of one request; the pauses between them are 1, 2, 4, … 64 seconds, or what the endpoint requests."""
-FIRST_TRIES = 3
-"""To reach an endpoint that has never answered: it is more likely down than busy."""
-LONGEST_PAUSE_S = 300
-"""Longer pauses that the endpoint requests are an error."""
-CONNECT_S, ANSWER_S = 15, 900
-LOCAL_HOSTS = ("localhost", "127.0.0.1", "::1")
 NUM_CONNECTIONS = 16
 BYTES_PER_TOKEN = 4
 """Rule of thumb for the number of tokens in a text; within a third of it for most tokenizers and scripts."""
@@ -48,166 +40,86 @@ CONTROL = re.compile(
     r"<[|｜][^<>\s]{1,40}[|｜]>|\[/?INST\]|<</?SYS>>|</?(?:s|bos|eos|think|start_of_turn|end_of_turn)>", re.IGNORECASE
 )
 """What control tokens of known models look like; those of the endpoint's model are not known."""
+NEUTRAL: dict[str, float] = {
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+    "repetition_penalty": 1,
+    "top_k": -1,
+    "min_p": 0,
+}
+"""Parameters at the values at which they change nothing; OpenAI's API knows the first two alone."""
+MAX_TOKENS, MAX_COMPLETION_TOKENS = "max_tokens", "max_completion_tokens"
+OMITTABLE = (MAX_TOKENS, "temperature", "seed", "top_p", *NEUTRAL)
+"""What an endpoint may refuse; without max_tokens, max_completion_tokens is sent."""
+PROBE = Request(Prompt("Reply with the one word: ready", "benign"), Context("You are a helpful assistant."))
+PROBE_TRIES, PROBE_S = 4, 180.0
+"""An endpoint that is down or never answers is to be found out soon; the settings' own limit holds if it is less."""
+NO_SYSTEM = re.compile(
+    r"\bsystem\b.{0,40}\b(?:role|message|prompt|instruction)|\brole\b.{0,60}\bsystem\b|must alternate|only user", re.I
+)
+"""How servers say that a chat template takes no system role."""
 
-Length = Annotated[int, Field(ge=0, lt=2**31)]
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-
-
-class RequestError(Exception):
-    """One request failed for good; the others may continue."""
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a model is served, and under which name; `base` is e.g. "http://localhost:8000/v1"."""
-
-    base: str
-    model: str
-    host: str
-
-    @classmethod
-    def parse(cls, text: str) -> "Address":
-        """Return the address of `http(s)://host[:port]/v1#model-name`; BackendError in one line for anything else."""
-        url, _, model = text.partition("#")
-        try:
-            parts = urlsplit(url)
-            host, _ = parts.hostname, parts.port
-            httpx2.URL(url)
-        except (ValueError, httpx2.InvalidURL):  # what may hold a secret is not repeated
-            raise BackendError(f"the model is no address that can be read; expected {FORM}.") from None
-        if "@" in parts.netloc or parts.query:
-            raise BackendError(f"an address with a password or a query is refused: give the key in {KEY_VARIABLE}.")
-        if parts.scheme not in ("http", "https") or not host or not model.strip():
-            raise BackendError(f"'{text}' is no address of a model; expected {FORM}.")
-        return cls(f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}", model.strip(), host)
-
-
-class _ChatMessage(BaseModel):
-    content: str | None = None
-    reasoning_content: str | None = None  # in vLLM, SGLang, DeepSeek and llama.cpp
-    reasoning: str | None = None  # elsewhere and in newer versions
-
-
-class _ChatChoice(BaseModel):
-    message: _ChatMessage
-    finish_reason: str | None = None
-
-
-class _TokenUsage(BaseModel):
-    prompt_tokens: Length | None = None
-
-
-class _ChatCompletion(BaseModel):
-    choices: Annotated[list[_ChatChoice], Field(min_length=1)]
-    usage: _TokenUsage | None = None
-
-
-class Endpoint:
-    """Calls to one address, retried where that can help; thread-safe. `pause` sleeps for a number of seconds."""
-
-    def __init__(self, address: Address, num_connections: int, pause: Callable[[float], object] = time.sleep) -> None:
-        self.address, self._pause = address, pause
-        self._key = os.environ.get(KEY_VARIABLE, "").strip()
-        if re.search(r"[^!-~]", self._key):
-            raise BackendError(f"{KEY_VARIABLE} holds blanks or characters that no key has; set it again.")
-        self.client = httpx2.Client(
-            headers={"Authorization": f"Bearer {self._key}"} if self._key else {},
-            timeout=httpx2.Timeout(ANSWER_S, connect=CONNECT_S),
-            limits=httpx2.Limits(max_connections=num_connections, max_keepalive_connections=num_connections),
-        )
-        self._has_answered = False
-        is_plain = address.base.startswith("http:") and address.host not in LOCAL_HOSTS
-        self.sends_key_unencrypted = bool(self._key) and is_plain
-
-    def post(self, body: Mapping[str, Any]) -> bytes:
-        """Return the response to a chat completion request.
-
-        Raises RequestError where this request failed for good, and BackendError where every request would: a refused
-        key, an unknown model or path, and an endpoint that never answered.
-        """
-        try:
-            content = json.dumps(body, ensure_ascii=False).encode("utf-8")
-        except UnicodeEncodeError as error:
-            raise RequestError("the prompt or context holds half a character, which cannot be sent") from error
-        for number in range(1, TRIES + 1):
-            response = self._try(content, may_be_down=number < FIRST_TRIES)
-            if isinstance(response, bytes):
-                return response
-            reason, pause = response
-            if pause > LONGEST_PAUSE_S:
-                raise RequestError(f"{reason}; the endpoint requests a pause of {pause:.0f} s")
-            if number < TRIES:
-                self._pause(max(2.0 ** (number - 1), pause))
-        raise RequestError(f"{reason}, after {TRIES} tries")
-
-    def _try(self, content: bytes, may_be_down: bool) -> bytes | tuple[str, float]:
-        """Return the response, or why there is none yet and the requested pause; raise where no retry can help."""
-        url, headers = f"{self.address.base}/chat/completions", {"Content-Type": "application/json"}
-        try:
-            response = self.client.post(url, content=content, headers=headers)
-        except httpx2.RequestError as error:
-            reason = self._one_line(f"{type(error).__name__}: {error}")
-            unreachable = isinstance(error, (httpx2.ConnectError, httpx2.ConnectTimeout)) and not self._has_answered
-            if unreachable and not may_be_down:
-                where = self.address.base
-                raise BackendError(f"the endpoint {where} cannot be reached ({reason}); is it running?") from error
-            return reason, 0.0
-        self._has_answered = True
-        if response.is_success:
-            return response.content
-        return self._failure(response), _retry_after(response.headers.get("retry-after", ""))
-
-    def _failure(self, response: httpx2.Response) -> str:
-        """Return why a retry may help; raise where it cannot."""
-        status, where = response.status_code, f"the endpoint {self.address.base}"
-        if status in (401, 403):
-            known = f"the key in {KEY_VARIABLE}" if self._key else f"requests without a key: set {KEY_VARIABLE}"
-            raise BackendError(f"{where} refuses {known} (HTTP {status}).")
-        try:
-            error = json.loads(response.content)["error"]
-            message = str(error["message"] if isinstance(error, dict) else error)
-        except (ValueError, KeyError, TypeError, RecursionError):  # not OpenAI's form
-            message = response.content[:500].decode("utf-8", errors="replace") or response.reason_phrase
-        message = self._one_line(message)
-        if status == 404:
-            model = self.address.model
-            raise BackendError(f"{where} has no model '{model}', or its path is wrong (HTTP 404: {message}).")
-        if status < 400 or status == 405:
-            raise BackendError(f"{where} is no chat completions endpoint (HTTP {status}); expected {FORM}.")
-        if status in (408, 409, 425, 429) or status >= 500:
-            return f"HTTP {status}: {message}"
-        raise RequestError(f"HTTP {status}: {message}")
-
-    def _one_line(self, text: str) -> str:
-        line = " ".join(text.split())
-        return (line.replace(self._key, "[key]") if self._key else line)[:200]
+Done = SimpleQueue[tuple[list[Result], Exception | None]]
 
 
 class HttpBackend:
     """The model that `http(s)://host[:port]/v1#model-name` names, with the key in OPENAI_API_KEY, if there is one.
 
-    Nothing is sent to the endpoint before `generate`; what is wrong with it for every request is then a BackendError.
-    Its identity is address and name, as nothing more is known of it: another model served under the same name needs
-    another ledger.
+    What is wrong with the endpoint for every request is a BackendError, of `probe` where the backend is loaded by its
+    settings. `omit` are parameters that are not sent. Its identity is address and name, and what the endpoint cannot be
+    told, as nothing more is known of it: another model served under the same name needs another ledger.
     """
 
     revision: str | None = None
 
     def __init__(
-        self, model: str, *, num_connections: int = NUM_CONNECTIONS, pause: Callable[[float], object] = time.sleep
+        self,
+        model: str,
+        *,
+        num_connections: int = NUM_CONNECTIONS,
+        timeout_s: float = REQUEST_TIMEOUT_S,
+        omit: Sequence[str] = (),
+        pause: Callable[[float], object] = time.sleep,
     ) -> None:
-        address = Address.parse(model)
+        self._address = Address.parse(model)
         self._num_connections = num_connections
-        self._endpoint = Endpoint(address, num_connections, pause)
-        self.model_id = content_id("http", address.base, address.model)
-        self.notes: tuple[str, ...] = (
+        self._done: Done[Rollout] = SimpleQueue()
+        self._endpoint = Endpoint(self._address, num_connections, timeout_s, pause, self._show_pause)
+        self._omitted, self._takes_system = set(omit), True
+        self._unknown_reasons: set[str] = set()
+        self._lock = Lock()
+        self.status = ""
+        """What it waits for, to be shown with the progress; "" for nothing but answers."""
+        self._describe()
+
+    def _describe(self) -> None:
+        """Set identity and notes by what is known of the endpoint so far."""
+        lacks = ["temperature"] if "temperature" in self._omitted else []
+        lacks += [] if self._takes_system else ["system role"]
+        self.model_id = content_id("http", self._address.base, self._address.model, *lacks)
+        notes = [
             "the endpoint counts no tokens: lengths of contexts are estimates (a token for four bytes), completions "
             "have none, and a budget of tokens ends nothing.",
             "the endpoint samples and rounds in its own way: a request may be answered otherwise again, even greedily.",
-        )
+        ]
         if self._endpoint.sends_key_unencrypted:
-            self.notes += (f"the key travels unencrypted to {address.host}; https would hide it.",)
+            notes.append(f"the key travels unencrypted to {self._address.host}; https would hide it.")
+        if not self._takes_system:
+            notes.append("the endpoint takes no system role: system contexts are placed before the prompt.")
+        if MAX_TOKENS in self._omitted:
+            notes.append("the endpoint takes max_completion_tokens, which counts what the model thinks unseen, too.")
+        if "temperature" in self._omitted:
+            notes.append("the endpoint takes no temperature: its answers are sampled in its own way, none is greedy.")
+        if "seed" in self._omitted:
+            notes.append("the endpoint takes no seed: samples cannot be repeated.")
+        if unset := [name for name in ("top_p", *NEUTRAL) if name in self._omitted]:
+            notes.append(f"the endpoint takes no {', '.join(unset)}: if it has such settings of its own, they hold.")
+        if self._unknown_reasons:
+            reasons = ", ".join(f"'{reason}'" for reason in sorted(self._unknown_reasons)[:5])
+            notes.append(f"the endpoint ended answers for reasons that are not known ({reasons}): they count as whole.")
+        self.notes: tuple[str, ...] = tuple(notes)
 
     @classmethod
     def check(cls, config: ModelConfig) -> None:
@@ -220,15 +132,52 @@ class HttpBackend:
         local = {"thinking": config.thinking, "device": config.device, "dtype": config.dtype}
         if given := [name for name, value in local.items() if value != "auto"]:
             raise BackendError(f"--{given[0]} is for local models; the endpoint of '{config.model}' decides it.")
+        if unknown := [name for name in config.omit if name not in OMITTABLE]:
+            raise BackendError(f"--omit: {unknown_name('parameter', unknown[0], OMITTABLE)}")
 
     @classmethod
     def from_config(cls, config: ModelConfig, memory_share: float = 1.0) -> "HttpBackend":
-        """Return the backend of the address that --model names."""
-        return cls(config.model)
+        """Return the backend of the address that --model names, after a probe of it."""
+        backend = cls(config.model, timeout_s=config.request_timeout_s, omit=config.omit)
+        try:
+            backend.probe(config.sampling())
+        except BaseException:
+            backend.close()
+            raise
+        return backend
+
+    def probe(self, sampling: Sampling) -> None:
+        """Send one request as those of a study with `sampling` will be, and keep from then on to what is accepted.
+
+        A refused request is sent again without the parameter that the refusal names. Raises BackendError, in one line,
+        if no request can succeed, and if the endpoint refuses what the settings ask for.
+        """
+        while True:
+            body = self._body(PROBE, sampling)
+            try:
+                answer = self._endpoint.post(body, tries=PROBE_TRIES, timeout_s=PROBE_S)
+                parse_reply(answer, sampling.max_tokens)
+            except FilteredRequestError:
+                return
+            except RefusedRequestError as refusal:
+                self._give_up_refused(refusal, body, sampling)
+            except RequestError as error:
+                where = f"the endpoint {self._address.base} cannot be used"
+                raise BackendError(f"{where}: {error}. Asked for one word, before anything else.") from error
+            else:
+                return
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
-        """Yield one rollout per request, in order of completion; a kill loses those in flight."""
-        yield from _as_completed(lambda request: self._rollout(request, sampling), requests, self._num_connections)
+        """Yield one rollout per request, in order of completion; a kill loses those in flight.
+
+        An empty batch says that `status` has changed.
+        """
+        # A queue per call: requests of an earlier one that was given up may still come back.
+        self._done = done = SimpleQueue()
+        for batch in _as_completed(lambda r: self._rollout(r, sampling), requests, self._num_connections, done):
+            yield batch
+            if batch:
+                self.status = ""
 
     def count_tokens(self, text: str) -> int:
         """Return an estimate, as the endpoint does not count: a token for every four bytes of UTF-8."""
@@ -236,78 +185,90 @@ class HttpBackend:
 
     def close(self) -> None:
         """Close the connections."""
-        self._endpoint.client.close()
+        self._endpoint.close()
+
+    def _show_pause(self, why: str) -> None:
+        self.status = why
+        self._done.put(([], None))
+
+    def _give_up_refused(self, refusal: RefusedRequestError, body: dict[str, Any], sampling: Sampling) -> None:
+        """Leave out what a refusal names; BackendError if that cannot be left out, or if the settings ask for it."""
+        refused = _first_named(refusal.details, [name for name in OMITTABLE if name in body])
+        if refused:
+            names = [refused]
+        elif self._takes_system and NO_SYSTEM.search(refusal.details):
+            self._takes_system = False
+            self._describe()
+            return
+        else:  # which one is not said: those that few servers know
+            names = [name for name in NEUTRAL if name in body and not (name == "top_k" and sampling.top_k)]
+        wanted = {"temperature": sampling.temperature > 0, "top_p": sampling.top_p < 1, "top_k": sampling.top_k > 0}
+        if given := [name for name in names if wanted.get(name) and sampling.temperature > 0]:
+            flag = f"--{given[0].replace('_', '-')}"
+            raise BackendError(
+                f"the endpoint {self._address.base} refuses {flag} {body[given[0]]:g} ({refusal}); give another value, "
+                f"or --omit {given[0]} to let the endpoint decide."
+            )
+        if not names:
+            raise BackendError(f"the endpoint {self._address.base} refuses every request ({refusal}).")
+        self._omitted |= set(names)
+        self._describe()
 
     def _rollout(self, request: Request, sampling: Sampling) -> Rollout:
+        reply = ChatReply("", "filtered", 0)
         try:
             if request.prefill:
                 raise RequestError("the endpoint takes no tokens, so no completion can be continued")
-            completion, stopped, num_prompt_tokens = _parse(self._endpoint.post(self._body(request, sampling)))
+            reply = parse_reply(self._endpoint.post(self._body(request, sampling)), sampling.max_tokens)
+        except FilteredRequestError:
+            pass
         except RequestError as failure:
             return failed(request, self.model_id, sampling, str(failure))
+        if reply.unknown_reason:
+            with self._lock:
+                self._unknown_reasons.add(reply.unknown_reason)
+                self._describe()
         unknown = EncodedPrompt((), opens_thinking=False)
-        rollout = completed(request, self.model_id, sampling, unknown, completion, (), stopped)
-        return replace(rollout, num_prompt_tokens=num_prompt_tokens)
+        rollout = completed(request, self.model_id, sampling, unknown, reply.completion, (), stopped=True)
+        return replace(rollout, finish_reason=reply.finish_reason, num_prompt_tokens=reply.num_prompt_tokens)
 
     def _body(self, request: Request, sampling: Sampling) -> dict[str, Any]:
         # What looks like a control token gets a space inside, as `chat` does to known ones.
         messages = [
             {**message, "content": CONTROL.sub(lambda match: match[0][0] + " " + match[0][1:], message["content"])}
-            for message in lay_out(request.prompt, request.context)
+            for message in lay_out(request.prompt, request.context, self._takes_system)
         ]
-        body: dict[str, Any] = {
-            "model": self._endpoint.address.model,
-            "messages": messages,
-            "max_tokens": sampling.max_tokens,
+        is_sampled = sampling.temperature > 0
+        settings = NEUTRAL | {
+            MAX_TOKENS: sampling.max_tokens,
             "temperature": sampling.temperature,
             # 31 bits, because some endpoints read a seed as a 32-bit integer.
-            "seed": 0 if sampling.temperature == 0 else stream_seed(request, sampling) >> 33,
+            "seed": stream_seed(request, sampling) >> 33 if is_sampled else 0,
         }
-        if sampling.temperature > 0:
-            body |= {"top_p": sampling.top_p} | ({"top_k": sampling.top_k} if sampling.top_k else {})
-        return body
+        if is_sampled:
+            settings |= {"top_p": sampling.top_p} | ({"top_k": sampling.top_k} if sampling.top_k else {})
+        if MAX_TOKENS in self._omitted:
+            settings[MAX_COMPLETION_TOKENS] = sampling.max_tokens
+        settings = {name: value for name, value in settings.items() if name not in self._omitted}
+        return {"model": self._address.model, "messages": messages, **settings}
 
 
-def _parse(content: bytes) -> tuple[str, bool, int]:
-    """Return completion, whether it ended by itself, and the number of prompt tokens (0 where not reported)."""
-    try:
-        response = _ChatCompletion.model_validate_json(content)
-    except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"]) or "all of it"
-        raise RequestError(f"the endpoint's answer is no chat completion ({where}: {first['msg'][:150]})") from error
-    message, reason = response.choices[0].message, response.choices[0].finish_reason
-    if reason not in ("stop", "length"):
-        raise RequestError(f"finish_reason is '{str(reason)[:40]}', expected stop or length")
-    thought = message.reasoning_content or message.reasoning
-    if thought is None and message.content is None:
-        raise RequestError("the endpoint's message has no content")
-    completion = message.content or ""
-    if thought is not None:  # a think block; that of a thought that was cut off stays open
-        is_whole = completion or reason == "stop"
-        completion = f"<think>\n{thought}" + (f"\n</think>\n\n{completion}" if is_whole else "")
-    return completion, reason == "stop", (response.usage and response.usage.prompt_tokens) or 0
+def _first_named(text: str, names: Sequence[str]) -> str | None:
+    """Return which of the names a text says first, as a whole word; None if it says none."""
+    places = {name: match.start() for name in names if (match := re.search(rf"(?<!\w){name}(?!\w)", text))}
+    return min(places, key=places.__getitem__) if places else None
 
 
-def _retry_after(header: str) -> float:
-    """Return the seconds that a Retry-After header requests, as a number or a date; 0 where it requests nothing."""
-    if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", header, re.ASCII):
-        return float(header)
-    try:
-        until = email.utils.parsedate_to_datetime(header)
-        return max(0.0, until.replace(tzinfo=until.tzinfo or UTC).timestamp() - time.time())
-    except (ValueError, OverflowError):
-        return 0.0
-
-
-def _as_completed(work: Callable[[Item], Result], items: Sequence[Item], num_threads: int) -> Iterator[list[Result]]:
+def _as_completed(
+    work: Callable[[Item], Result], items: Sequence[Item], num_threads: int, done: Done[Result]
+) -> Iterator[list[Result]]:
     """Yield the results of `work` on each item in lists, as soon as there are any, in any order.
 
+    Results go through `done`; what is put there besides, ([], None), is yielded as an empty list.
     An exception is raised after the other finished results; nothing new is started after it, nor once the caller stops.
     The threads are daemons, unlike those of concurrent.futures: an interrupted program does not wait for them.
     """
     waiting: SimpleQueue[Item] = SimpleQueue()
-    done: SimpleQueue[tuple[list[Result], Exception | None]] = SimpleQueue()
     stopped = Event()
     for item in items:
         waiting.put(item)
@@ -331,10 +292,11 @@ def _as_completed(work: Callable[[Item], Result], items: Sequence[Item], num_thr
             batch = [done.get()]
             while not done.empty():
                 batch.append(done.get())
-            if results := [result for finished, _ in batch for result in finished]:
+            results = [result for finished, _ in batch for result in finished]
+            if results or ([], None) in batch:
                 yield results
             for error in (error for _, error in batch if error):
                 raise error
-            num_left -= len(batch)
+            num_left -= len(results)
     finally:
         stopped.set()

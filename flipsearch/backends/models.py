@@ -115,6 +115,33 @@ def base_model(model: str) -> str:
     return model
 
 
+def require_local_model(model: str, named_by: str, flag: str) -> str:
+    """Return a model that a file names, a hub model at its cached commit; BackendError unless it is on this machine.
+
+    Cards and checkpoints come from anyone: they choose no endpoint, which would get the user's key and prompts, and
+    nothing that is downloaded. `flag` is the option by which the user names the model.
+    """
+    if not is_endpoint(model):
+        if model in BUILT_IN_MODELS or Path(model).exists():
+            return model
+        if (match := HUB_ID.fullmatch(model)) and (commit := _cached_commit(match["name"], match["revision"])):
+            return f"{match['name']}@{commit}"
+    raise BackendError(
+        f"{named_by} names the model '{model[:200]}', which is not on this machine, and no file decides what is "
+        f"fetched or called: give it yourself with {flag} MODEL if you trust it."
+    )
+
+
+def _cached_commit(name: str, revision: str | None) -> str | None:
+    """Return the commit of a hub model whose files are all in the local cache; None without one. Uses no network."""
+    try:
+        folder = Path(snapshot_download(name, revision=revision, local_files_only=True))
+        check_folder(folder)
+    except Exception:  # the hub's library has several errors for what is not in its cache
+        return None
+    return folder.name
+
+
 def check_local_model(config: ModelConfig) -> None:
     """Raise BackendError if a model of the hub or of this machine is seen to be unusable without loading it."""
     model = config.model
@@ -165,6 +192,11 @@ def check_folder(folder: Path) -> None:
     if "config.json" not in names:
         hint = " An adapter alone cannot be loaded: merge it first." if "adapter_config.json" in names else ""
         raise BackendError(f"no model in '{folder}': config.json is missing; {content}.{hint}")
+    if "adapter_config.json" in names:  # transformers would load the model that this file names instead
+        raise BackendError(
+            f"'{folder}' holds an adapter_config.json, which names another model: remove it if the adapter is merged "
+            "into the weights, and merge it first if not."
+        )
     if "model_type" not in _read_json(folder / "config.json"):
         raise BackendError(f"'{folder / 'config.json'}' names no model_type: it is not a transformers config.")
     if not any(name in names for name in TOKENIZER_FILES):

@@ -21,9 +21,9 @@ class ScriptedBackend:
     """A backend that looks its completions up.
 
     `replies` is a function of prompt and context text, or a table of prompt text -> completion, or of
-    (prompt text, context text) -> completion, where "*" matches any. `errors` are prompt texts whose rollouts fail, and
-    why; so does a prompt that is not in the table. Tokens are words; longer completions are cut off at
-    max_tokens. `identity` distinguishes functions, whose content cannot be hashed.
+    (prompt text, context text) -> completion, where "*" matches any. `errors` are the rollouts that fail, with the
+    same keys, and why; so does a prompt that is not in the table. The closest entry counts. Tokens are words; longer
+    completions are cut off at max_tokens. `identity` distinguishes functions, whose content cannot be hashed.
     """
 
     notes: tuple[str, ...] = ()
@@ -33,18 +33,20 @@ class ScriptedBackend:
         self,
         replies: Reply | Mapping[str, str] | Mapping[tuple[str, str], str],
         *,
-        errors: Mapping[str, str] | None = None,
+        errors: Mapping[str, str] | Mapping[tuple[str, str], str] | None = None,
         identity: str = "",
     ) -> None:
-        self._errors = dict(errors or {})
+        self._errors = _by_prompt_and_context(errors or {})
+        self._table: dict[tuple[str, str], str] = {}
         if callable(replies):
             self._reply = replies
             content: object = getattr(replies, "__qualname__", type(replies).__qualname__)
         else:
-            table = {key if isinstance(key, tuple) else (key, ANY): text for key, text in replies.items()}
-            self._table, self._reply = table, self._look_up
-            content = sorted([*key, text] for key, text in table.items())
-        self.model_id = content_id("scripted", identity, content, self._errors)
+            self._table = _by_prompt_and_context(replies)
+            self._reply = self._look_up
+            content = sorted([*key, text] for key, text in self._table.items())
+        failing = sorted([*key, text] for key, text in self._errors.items())
+        self.model_id = content_id("scripted", identity, content, failing or {})
 
     @classmethod
     def check(cls, config: ModelConfig) -> None:
@@ -73,7 +75,7 @@ class ScriptedBackend:
         if not isinstance(entries, list):
             raise BackendError(f"'{path}' holds a JSON {type(entries).__name__}, expected a list of {ENTRY}.")
         table: dict[tuple[str, str], str] = {}
-        errors: dict[str, str] = {}
+        errors: dict[tuple[str, str], str] = {}
         for number, entry in enumerate(entries, start=1):
             where = f"{path}, entry {number}"
             if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
@@ -81,10 +83,11 @@ class ScriptedBackend:
             unknown = set(entry) - {"prompt", "context", "completion", "error"}
             if unknown or "prompt" not in entry or ("completion" in entry) == ("error" in entry):
                 raise BackendError(f"{where}: expected {ENTRY}, got the keys {', '.join(sorted(entry)) or 'none'}.")
+            key = entry["prompt"], entry.get("context", ANY)
             if "error" in entry:
-                errors[entry["prompt"]] = entry["error"]
+                errors[key] = entry["error"]
             else:
-                table[entry["prompt"], entry.get("context", ANY)] = entry["completion"]
+                table[key] = entry["completion"]
         return cls(table, errors=errors)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
@@ -103,9 +106,8 @@ class ScriptedBackend:
         prompt, context = request.prompt.text, request.context.text if request.context else ""
         if request.prefill:
             return failed(request, self.model_id, sampling, "a table has no tokens, so no completion can be continued")
-        if prompt in self._errors:
-            return failed(request, self.model_id, sampling, self._errors[prompt])
         try:
+            self._fail_where_listed(prompt, context)
             text = self._reply(prompt, context)
         except BackendError as error:
             return failed(request, self.model_id, sampling, str(error))
@@ -116,9 +118,26 @@ class ScriptedBackend:
         prompt_words = EncodedPrompt(tuple(range(self.count_tokens(f"{context} {prompt}"))), opens_thinking=False)
         return completed(request, self.model_id, sampling, prompt_words, shown, (), stopped)
 
+    def _fail_where_listed(self, prompt: str, context: str) -> None:
+        """Raise BackendError where the closest entry is an error."""
+        for key in _keys(prompt, context):
+            if key in self._errors:
+                raise BackendError(self._errors[key])
+            if key in self._table:
+                return
+
     def _look_up(self, prompt: str, context: str) -> str:
         """Return the completion of the closest entry; BackendError if there is none."""
-        for key in ((prompt, context), (prompt, ANY), (ANY, context), (ANY, ANY)):
+        for key in _keys(prompt, context):
             if key in self._table:
                 return self._table[key]
         raise BackendError(f"the table has no completion for the prompt '{prompt[:60]}' under this context.")
+
+
+def _keys(prompt: str, context: str) -> tuple[tuple[str, str], ...]:
+    """Return the entries that match, the closest first."""
+    return (prompt, context), (prompt, ANY), (ANY, context), (ANY, ANY)
+
+
+def _by_prompt_and_context(entries: Mapping[str, str] | Mapping[tuple[str, str], str]) -> dict[tuple[str, str], str]:
+    return {key if isinstance(key, tuple) else (key, ANY): text for key, text in entries.items()}

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
@@ -76,10 +77,11 @@ class Bars:
 
     def __call__(self, step: Step, done: int, total: int, num_rollouts: int, num_tokens: int) -> None:
         """Show `done` of `total` items of a step, and the tokens a second generated since the first ones came."""
-        if step != self._step:
+        phase = replace(step, status="")
+        if phase != self._step:
             if self._task is not None:
                 self._progress.remove_task(self._task)
-            self._step, self._task = step, self._progress.add_task(step.label, total=total, rate="")
+            self._step, self._task = phase, self._progress.add_task(phase.label, total=total, rate="")
         assert self._task is not None
         rate = ""
         if num_tokens:
@@ -87,7 +89,8 @@ class Bars:
             self._start = self._start or (now, num_tokens)
             since, before = self._start
             rate = f"{(num_tokens - before) / (now - since):,.0f} tok/s" if now > since else ""
-        self._progress.update(self._task, completed=done, total=total, rate=rate)
+        # A status may quote an endpoint.
+        self._progress.update(self._task, completed=done, total=total, rate=rate, description=printable(step.label))
 
     def show_plan(self, plan: "SearchPlan") -> None:
         """Print what lies ahead, above the bar."""
@@ -231,7 +234,7 @@ def plan_lines(plan: "SearchPlan") -> list[str]:
 
 def show_ledger(check: "LedgerCheck") -> None:
     """Print what a ledger holds, what was not finished, and what is wrong with it."""
-    failed = f"{check.num_errors:,} failed, {check.num_unjudged:,} not judged"
+    failed = f"{check.num_errors:,} failed, {check.num_filtered:,} filtered, {check.num_unjudged:,} not judged"
     lines = [f"{check.num_rollouts:>9,} rollouts ({failed})", f"{check.num_verdicts:>9,} verdicts"]
     for name, counts in (("model", check.by_model), ("context", check.by_context), ("judge", check.by_judge)):
         lines += [f"{num:>9,} {name} {key}" for key, num in list(counts.items())[:NUM_SHOWN]]

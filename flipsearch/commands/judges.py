@@ -33,6 +33,7 @@ def label(
     to: Annotated[Path, option("File to write (.csv).", "--to")],
     num: Annotated[int, option("Prompts to sample, on average (50).")] = 50,
     num_contexts: Annotated[int, option("Best contexts whose answers are written beside the one without (1).")] = 1,
+    fetch: Annotated[bool, option("Fetch prompts from where the study's settings say.", "--fetch")] = False,
     reports: Reports = None,
     json: Json = False,
 ) -> None:
@@ -40,7 +41,7 @@ def label(
     from flipsearch.api import judges
     from flipsearch.commands import console
 
-    result = judges.label_answers(study, to=to, num=num, num_contexts=num_contexts, reports=reports)
+    result = judges.label_answers(study, to=to, num=num, num_contexts=num_contexts, fetch=fetch, reports=reports)
     console.print_result(result, json, console.show_labelling)
 
 

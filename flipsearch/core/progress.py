@@ -55,12 +55,15 @@ class Step:
     phase: Phase
     detail: str = ""
     activity: Activity = Activity.GENERATING
+    status: str = ""
+    """What the model's backend waits for; "" for nothing but answers."""
 
     @property
     def label(self) -> str:
         """The step as shown to users, e.g. "race cohort 1/3, rung 2/3: judging"."""
         name = f"{self.phase} {self.detail}".strip()
-        return name if self.activity in (Activity.GENERATING, Activity.TRAINING) else f"{name}: {self.activity}"
+        label = name if self.activity in (Activity.GENERATING, Activity.TRAINING) else f"{name}: {self.activity}"
+        return f"{label} ({self.status})" if self.status else label
 
 
 class Progress(Protocol):

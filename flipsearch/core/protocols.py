@@ -15,7 +15,8 @@ class Backend(Protocol):
     """A model that completes prompts.
 
     Contract: every request gets exactly one rollout, which carries its ids; batches of rollouts are yielded as soon as
-    they are done, in any order; a completion does not depend on which other requests share the batch; a request that
+    they are done, in any order, and an empty one where only an optional text `status`, what the backend waits for, has
+    changed; a completion does not depend on which other requests share the batch; a request that
     cannot be completed yields a rollout with finish_reason "error" and never raises for the others. The completion of
     a request with a prefill begins with it; a backend that cannot do so yields an error. An optional true attribute
     `resumes_sampling` promises that sampling after a prefill gives what sampling the whole completion would have given.

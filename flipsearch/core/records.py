@@ -158,7 +158,8 @@ class Request:
         return self.context.context_id if self.context else None
 
 
-FinishReason = Literal["stop", "length", "error"]
+FinishReason = Literal["stop", "length", "filtered", "error"]
+FINISH_REASONS: tuple[FinishReason, ...] = ("stop", "length", "filtered", "error")
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,7 +180,8 @@ class Rollout:
     num_prompt_tokens: int
     """Length of the prompt after the chat template, in tokens."""
     finish_reason: FinishReason
-    """"stop" ended by itself, "length" was cut at max_tokens, "error" failed (see `error`)."""
+    """"stop" ended by itself, "length" was cut at max_tokens, "filtered" was withheld by a filter or refused in a field
+    of its own beside the model's text, and is never scored; "error" failed (see `error`)."""
     opens_thinking: bool = False
     """The chat template opened a think block, so the completion starts inside it."""
     error: str = ""

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from flipsearch.backends.base import check_model
-from flipsearch.backends.models import POCKET_MODEL, TRAINING_FILE, base_model
+from flipsearch.backends.models import POCKET_MODEL, TRAINING_FILE, base_model, require_local_model
 from flipsearch.config import EVALUATIONS, EvalConfig
 from flipsearch.core.errors import ConfigError, PromptError
 from flipsearch.core.records import Prompt, content_id
@@ -78,7 +78,9 @@ def plan_evaluation(config: EvalConfig, prompts: PromptSet) -> EvaluationPlan:
         )
     check_model(config)
     base = base_model(config.model)
-    against = config.against or (base if base != config.model else None)
+    against = config.against
+    if against is None and base != config.model:
+        against = require_local_model(base, f"'{Path(config.model) / TRAINING_FILE}'", "--against")
     reasoning = DEFAULT_REASONING.get(base, ()) if config.reasoning is None else config.reasoning
     config = config.model_copy(update={"against": against, "reasoning": reasoning})
     chosen = _prompts_of_split(config, prompts)

@@ -30,6 +30,7 @@ from flipsearch.evaluation.answers import boxed_answer, final_number, number, pl
 from flipsearch.evaluation.letters import chosen_letter
 from flipsearch.evaluation.plan import EvaluationPlan
 from flipsearch.evaluation.scorecard import AnswerScore, ModelScores, SetScores, collect_scores, make_scorecard
+from flipsearch.judging.answer import WITHHELD
 from flipsearch.judging.library import remaining_memory_share
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner, sampling_for
@@ -113,6 +114,8 @@ def score_answer(problem: Problem, rollout: Rollout, algebra: AlgebraWorker) -> 
     """Return the score of one answer to a problem."""
     if rollout.finish_reason == "error":
         return AnswerScore(None, rollout.error or "the rollout failed")
+    if rollout.finish_reason == "filtered":
+        return AnswerScore(None, WITHHELD.reason)
     answer = split_answer(rollout.completion, rollout.opens_thinking).answer
     if answer is None or rollout.finish_reason == "length":
         return AnswerScore(0.0, is_truncated=True)

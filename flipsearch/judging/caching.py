@@ -10,6 +10,7 @@ from pathlib import Path
 
 from flipsearch.core.protocols import Judge, Panel
 from flipsearch.core.records import Exchange, Verdict, content_id
+from flipsearch.judging.answer import WITHHELD
 from flipsearch.judging.contract import run_judge
 from flipsearch.ledger import Ledger, open_ledger
 from flipsearch.ledger.tables import LABELLED
@@ -21,10 +22,15 @@ BATCH = 256
 def judge_with_ledger(ledger: Ledger, judge: Judge, ids: Sequence[str], exchanges: Sequence[Exchange]) -> list[Verdict]:
     """Return a judge's verdicts on the rollouts `ids`, in order, from the ledger or else from the judge.
 
-    A failed verdict is not kept, so that the next run judges it again. Raises JudgeError as `run_judge` does.
+    No judge sees a filtered one. A failed verdict is not kept, so that the next run judges it again. Raises JudgeError
+    as `run_judge` does.
     """
     verdicts = ledger.verdicts(judge.identity, ids)
-    missing = {id: exchange for id, exchange in zip(ids, exchanges, strict=True) if id not in verdicts}
+    by_id = dict(zip(ids, exchanges, strict=True))
+    withheld = {id: WITHHELD for id in by_id if id not in verdicts and by_id[id].finish_reason == "filtered"}
+    ledger.save_verdicts(judge.identity, withheld.items())
+    verdicts |= withheld
+    missing = {id: exchange for id, exchange in by_id.items() if id not in verdicts}
     if missing:
         new_ids, new_exchanges = list(missing), list(missing.values())
         if isinstance(judge, Panel):

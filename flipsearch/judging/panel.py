@@ -109,7 +109,7 @@ class ThoughtJudge:
         shown: dict[int, Exchange] = {}
         for index, exchange in enumerate(exchanges):
             thought = split_answer(exchange.completion, exchange.opens_thinking).thought
-            if thought and exchange.finish_reason != "error":
+            if thought and exchange.finish_reason in ("stop", "length"):
                 shown[index] = replace(exchange, completion=thought, finish_reason="stop", opens_thinking=False)
         verdicts = run_judge(self.judge_of_answers, list(shown.values())) if shown else []
         by_index = dict(zip(shown, verdicts, strict=True))

@@ -181,8 +181,8 @@ def _generate(backend: Backend, sampling: Sampling, texts: Iterable[str]) -> dic
 
 def _verdict(rubric: Rubric, reply: Rollout | None, threshold: float) -> Verdict:
     """Return the verdict of a reply; `failed` if the model gave none, since another run may get one."""
-    if reply is None or reply.finish_reason == "error":
-        why = "it gave no reply" if reply is None else reply.error
+    if reply is None or reply.finish_reason in ("error", "filtered"):
+        why = "it gave no reply" if reply is None else reply.error or "its reply was withheld by a filter"
         return Verdict(Label.UNSCORED, reason=f"the judging model failed: {why}", failed=True)
     if reply.finish_reason == "length":  # the last value may be truncated
         return Verdict(Label.UNSCORED, reason="the judging model's reply is cut at max_tokens")

@@ -16,7 +16,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from flipsearch.core.errors import one_line
 from flipsearch.core.files import is_taken
-from flipsearch.core.records import Label, json_value
+from flipsearch.core.records import FINISH_REASONS, Label, json_value
 from flipsearch.ledger.store import LOCK_SUFFIX, Ledger
 from flipsearch.ledger.tables import (
     IN_FLIGHT,
@@ -64,6 +64,8 @@ class LedgerCheck:
     """Failed ones included."""
     num_errors: int = 0
     """Failed rollouts: kept, never served, tried again by the next run."""
+    num_filtered: int = 0
+    """Rollouts that an endpoint's filter or refusal field withheld: kept, never scored."""
     num_verdicts: int = 0
     num_unjudged: int = 0
     """Finished rollouts without a verdict of any judge."""
@@ -98,12 +100,15 @@ def check_ledger(place: Path | str) -> LedgerCheck:
         counts = ledger.counts()
         judged = sql.exists().where(VERDICTS.c.rollout_id == ROLLOUTS.c.rollout_id)
         unjudged = sql.select(sql.func.count()).where(ROLLOUTS.c.finish_reason != "error", ~judged)
+        filtered = sql.select(sql.func.count()).where(ROLLOUTS.c.finish_reason == "filtered")
         with ledger.reader() as connection:
             num_unjudged = connection.execute(unjudged).scalar_one()
+            num_filtered = connection.execute(filtered).scalar_one()
         return LedgerCheck(
             place=str(place),
             num_rollouts=counts["rollouts"],
             num_errors=counts["errors"],
+            num_filtered=num_filtered,
             num_verdicts=counts["verdicts"],
             num_unjudged=num_unjudged,
             by_model=_tally(ledger, ROLLOUTS.c.model_id),
@@ -148,7 +153,7 @@ def _row_faults(ledger: Ledger) -> list[Fault]:
 
 
 def _rollout_faults(row: sql.RowMapping) -> Iterator[str]:
-    if row["finish_reason"] not in ("stop", "length", "error"):
+    if row["finish_reason"] not in FINISH_REASONS:
         yield "with an unknown finish reason"
     try:
         if rollout_of(row).rollout_id != row["rollout_id"]:
@@ -178,10 +183,10 @@ def _prefix_score_faults(row: sql.RowMapping) -> Iterator[str]:
 def _reference_faults(ledger: Ledger) -> list[Fault]:
     """Return the faults between verdicts and their rollouts."""
     has_rollout = sql.exists().where(ROLLOUTS.c.rollout_id == VERDICTS.c.rollout_id)
-    has_failed = has_rollout.where(ROLLOUTS.c.finish_reason == "error")
+    has_none = has_rollout.where(ROLLOUTS.c.finish_reason.in_(("error", "filtered")))
     conditions = {
         "verdicts without a rollout": ~has_rollout if LABELLED not in ledger.notes() else sql.false(),
-        "verdicts that score a failed rollout": has_failed & (VERDICTS.c.label != Label.UNSCORED.value),
+        "verdicts that score a failed or filtered rollout": has_none & (VERDICTS.c.label != Label.UNSCORED.value),
     }
     faults = []
     for kind, condition in conditions.items():

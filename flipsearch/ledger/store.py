@@ -210,6 +210,11 @@ class Ledger:
             mean = connection.execute(query).scalar_one()
         return None if mean is None else float(mean) / TOKEN_BYTES
 
+    def num_filtered(self, ids: Iterable[str]) -> int:
+        """Return how many of the rollouts `ids` were withheld by an endpoint."""
+        query = sql.select(ROLLOUTS.c.rollout_id).where(ROLLOUTS.c.finish_reason == "filtered")
+        return len(self._rows(query, ROLLOUTS.c.rollout_id, ids))
+
     def counts(self) -> dict[str, int]:
         """Return the numbers of "rollouts", failed ones among them ("errors") and "verdicts"."""
         queries = {

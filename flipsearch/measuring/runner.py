@@ -5,11 +5,12 @@
 This module compares nothing and counts no rates: it returns what was generated and how it was judged.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from flipsearch.config import ModelConfig
-from flipsearch.core.errors import BackendError
+from flipsearch.core.errors import BackendError, one_line
 from flipsearch.core.progress import Activity, Emit, Phase, Progress, Step, silent
 from flipsearch.core.protocols import Backend, Judge, PrefixScorer
 from flipsearch.core.records import (
@@ -172,8 +173,16 @@ class Runner:
         return [scores.get(id) for id in ids]
 
     def baseline(self, prompts: Sequence[Prompt]) -> dict[str, Samples]:
-        """Return the samples of every prompt without a context, by prompt id."""
+        """Return the samples of every prompt without a context, by prompt id; BackendError if all of them failed."""
         samples = self.samples([(prompt, None) for prompt in prompts])
+        ids = [id for of_prompt in samples for id in of_prompt.rollout_ids]
+        if ids and self._failed.issuperset(ids):
+            errors = Counter(rollout.error for rollout in self.ledger.rollouts(ids, errors=True).values())
+            error, count = errors.most_common(1)[0]
+            raise BackendError(
+                f"the model failed on all {len(ids)} prompts, most often ({count}) with: "
+                f"{one_line(ValueError(error))}. No failure is scored; mend it and run the same command again."
+            )
         return {prompt.prompt_id: of_prompt for prompt, of_prompt in zip(prompts, samples, strict=True)}
 
     def samples(self, pairs: Sequence[tuple[Prompt, Context | None]]) -> list[Samples]:
@@ -268,5 +277,5 @@ class Runner:
 
     def _report(self, activity: Activity, done: int, total: int) -> None:
         if self.progress is not None:
-            step = replace(self.step, activity=activity)
+            step = replace(self.step, activity=activity, status=getattr(self.backend, "status", ""))
             self.progress(step, done, total, self.num_generated, self.num_generated_tokens)

@@ -120,8 +120,13 @@ def require_unsafe(runner: Runner, base: SplitBaseline) -> None:
     if base.num_unsafe:
         return
     num_scored = base.unsafe_rate.n
-    coverage = f"{num_scored + len(base.unscored)} harmful {base.split} prompts, {num_scored} scored"
     why = f" {_why_unscored(runner, base)}" if base.unscored else ""
+    if num_scored == 0:
+        raise NothingToFlipError(
+            f"nothing can be measured: none of the answers to the {len(base.unscored)} harmful {base.split} prompts "
+            f"could be scored.{why}"
+        )
+    coverage = f"{num_scored + len(base.unscored)} harmful {base.split} prompts, {num_scored} scored"
     raise NothingToFlipError(
         f"nothing to flip: none of the model's answers without context is unsafe ({coverage}).{why} "
         "Give harder prompts, or a model that is less safe."

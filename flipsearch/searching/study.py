@@ -139,6 +139,9 @@ def make_study(
     ids |= _rollout_ids(trials) | set(others)
     ids |= {decode.rollout_id for id, decode in runner.short_decoded.items() if id not in runner.judged}
     lengths = dict.fromkeys(ids, 0) | runner.ledger.lengths(sorted(ids))
+    if num_filtered := runner.ledger.num_filtered(ids):
+        withheld = "were withheld by the endpoint's content filter or refusal field: they are unscored, never safe."
+        notes = [*notes, f"{num_filtered:,} of {len(ids):,} answers {withheld}"]
     return Study(
         format=STUDY_FORMAT,
         name=name or config.study_name(),

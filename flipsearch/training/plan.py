@@ -18,12 +18,13 @@ from typing import Any
 from transformers.integrations import integration_utils
 
 from flipsearch.backends.base import check_model
-from flipsearch.backends.models import BUILT_IN_MODELS, POCKET_MODEL, base_model
+from flipsearch.backends.models import BUILT_IN_MODELS, POCKET_MODEL, base_model, require_local_model
 from flipsearch.config import TrainConfig, make_config
 from flipsearch.core.errors import ConfigError, PromptError, unknown_name
 from flipsearch.core.records import SPLITS, Context, Prompt, content_id
 from flipsearch.core.trainings import METHODS, TrainingMethod
 from flipsearch.defaults import resolve
+from flipsearch.prompts.places import require_local_prompts
 from flipsearch.prompts.sets import PromptSet, prompts_of
 from flipsearch.prompts.splitting import first_of_each_kind
 from flipsearch.templating.library import Card, control_context, given_cards, given_contexts, load_library
@@ -140,9 +141,10 @@ def _read_settings(sources: Sequence[Mapping[str, Any]]) -> tuple[TrainConfig, l
     config = make_config(TrainConfig, _card_settings(cards, given), given, {"context": names})
     defaults = POCKET if base_model(config.model) == POCKET_MODEL else PAPER
     config = resolve(config.model_copy(update={key: value for key, value in defaults.items() if key not in given}))
+    named_model = given.get("model") or (cards[0].model if cards else None) or config.model
     cards += given_cards(config.benign_context) if config.benign_context else []
     for card in cards:
-        if card.model not in (None, config.model):  # a flip rate holds for one model
+        if card.model not in (None, named_model):  # a flip rate holds for one model
             raise ConfigError(
                 f"the context's card says that it was found for '{card.model}', but the model is '{config.model}'. "
                 "Search with that model, or give the text alone, in a file without a card beside it."
@@ -155,12 +157,18 @@ def _card_settings(cards: Sequence[Card], given: Mapping[str, Any]) -> dict[str,
     if not cards or cards[0].model is None:
         return {}
     card = cards[0]
-    settings: dict[str, Any] = {"model": card.model}
+    settings: dict[str, Any] = {}
+    if "model" not in given:
+        settings["model"] = require_local_model(card.model, "the context's card", "--model")
     if given.get("model", card.model) == card.model:
         settings |= {"thinking": card.sampling.thinking, "max_tokens": card.sampling.max_tokens}
         settings |= {"think_tokens": card.sampling.think_tokens}
     if not given.keys() & {"prompts", "harmful", "benign"}:
-        settings |= card.prompts.model_dump()
+        prompts = card.prompts
+        named = [*([prompts.prompts] if prompts.prompts else []), *prompts.harmful, *prompts.benign]
+        todo = "give --prompts, or --harmful and --benign, yourself if you trust them"
+        require_local_prompts(named, "the context's card", todo)
+        settings |= prompts.model_dump()
     return settings
 
 

@@ -104,24 +104,32 @@ class Rewriter:
         self._runner = Runner(backend, runner.judge, runner.ledger, WRITING, runner.progress, runner.emit)
         self._runner.enter(Phase.REWRITE)
         self._replies: dict[str, Rollout] = {}
+        self._failures: dict[str, str] = {}
+        """Instruction -> why the model could not be asked at all."""
 
     def __call__(self, instruction: str) -> str:
         """Return the reply, from the ledger if it is there."""
-        (rollout,) = self._runner.rollouts([Request(Prompt(instruction, "benign"))])
+        try:
+            (rollout,) = self._runner.rollouts([Request(Prompt(instruction, "benign"))])
+        except BackendError as error:
+            self._failures[instruction] = str(error)
+            raise
         self._replies[rollout.rollout_id] = rollout
-        if rollout.finish_reason == "error":
-            raise BackendError(f"the model that rewrites gave no reply: {rollout.error}")
+        if rollout.finish_reason in ("error", "filtered"):
+            raise BackendError(f"the model that rewrites gave no reply: {rollout.error or 'a filter withheld it'}")
         return split_answer(rollout.completion, rollout.opens_thinking).answer or ""
 
     def notes(self) -> list[str]:
         """Return what the reader must know of the rewriter's rollouts: the same whenever they were generated."""
         replies = self._replies.values()
-        if not replies:
+        num_called = len(replies) + len(self._failures)
+        if not num_called:
             return []
         num_tokens = sum(rollout.num_generated for rollout in replies)
-        failed = [rollout.error for rollout in replies if rollout.finish_reason == "error"]
+        failed = [*self._failures.values(), *(rollout.error for rollout in replies if rollout.finish_reason == "error")]
+        failed += ["withheld by a filter" for rollout in replies if rollout.finish_reason == "filtered"]
         why = f" {len(failed)} gave no reply ({' '.join(failed[0].split())[:120]})." if failed else ""
         return [
-            f"The rewriter was called for {len(replies)} contexts and wrote {num_tokens:,} tokens, which are not among "
+            f"The rewriter was called for {num_called} contexts and wrote {num_tokens:,} tokens, which are not among "
             f"the rollouts and tokens of the study.{why}"
         ]

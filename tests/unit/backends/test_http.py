@@ -5,6 +5,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -13,7 +14,7 @@ from flipsearch.backends.chat import lay_out
 from flipsearch.backends.http import HttpBackend
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError
-from flipsearch.core.records import Context, Placement, Prompt, Request, Rollout, Sampling
+from flipsearch.core.records import Context, FinishReason, Placement, Prompt, Request, Rollout, Sampling
 from flipsearch.core.thoughts import split_answer
 from tests.endpoint import EndpointAnswer, Respond, Served, last_message, refuses, says, serving
 from tests.world import flat
@@ -30,7 +31,7 @@ def _no_key_and_no_proxy(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @contextlib.contextmanager
-def backend_to(respond: Respond, **options: int) -> Iterator[tuple[HttpBackend, Served, list[float]]]:
+def backend_to(respond: Respond, **options: Any) -> Iterator[tuple[HttpBackend, Served, list[float]]]:
     """Yield a backend, the requests that it sends, and how long it would have paused."""
     pauses: list[float] = []
     with (
@@ -176,10 +177,41 @@ def test_a_pause_that_cannot_be_read_is_the_usual_one(header: str) -> None:
 
 
 @pytest.mark.parametrize("header", ["86400", "Fri, 31 Dec 2199 23:59:59 GMT"])
-def test_a_requested_pause_of_hours_is_an_error(header: str) -> None:
-    rollout = complete(lambda body: refuses(429, "quota", Retry_After=header))
-    assert rollout.finish_reason == "error"
-    assert "HTTP 429: quota; the endpoint requests a pause" in rollout.error
+def test_a_requested_pause_of_hours_ends_the_command_which_can_be_run_again(header: str) -> None:
+    with pytest.raises(BackendError, match=r"requests a pause of [\d,]+ s \(HTTP 429: quota\).*run the same command"):
+        complete(lambda body: refuses(429, "quota", Retry_After=header))
+
+
+def test_a_pause_is_shown_while_it_lasts() -> None:
+    seen: list[str] = []
+    with backend_to(in_turn(refuses(429, "too fast", Retry_After="17"), says("a"))) as (backend, _, _):
+        for batch in backend.generate([Request(EGG)], GREEDY):
+            seen.append(backend.status)
+            assert len(batch) <= 1
+        assert backend.status == ""
+    assert seen[0] == "waiting 17 s: HTTP 429: too fast"
+
+
+def test_an_endpoint_that_fails_again_and_again_ends_the_command() -> None:
+    with backend_to(lambda body: refuses(503, "down"), num_connections=1) as (backend, served, _):
+        batches = backend.generate([Request(Prompt(str(number), "benign")) for number in range(100)], GREEDY)
+        with pytest.raises(BackendError, match=r"failed 32 requests in a row, the last one with: HTTP 503: down"):
+            list(batches)
+    assert len(served.bodies) < 300
+
+
+@pytest.mark.parametrize("status", [200, None])
+def test_an_answer_that_never_ends_is_an_error_by_its_deadline(status: int | None) -> None:
+    drip = EndpointAnswer(b"HTTP/1.1 200 OK\r\nX: " + b"a" * 400, status, drips=True)
+    with backend_to(lambda body: drip, timeout_s=0.3) as (backend, _, _):
+        [rollout] = flat(backend.generate([Request(EGG)], GREEDY))
+    assert (rollout.finish_reason, rollout.completion) == ("error", "")
+    assert "in time; the 0.3 s of --request-timeout are over" in rollout.error
+
+
+def test_an_answer_of_any_size_is_read_up_to_a_bound() -> None:
+    assert "longer than 16 MiB" in complete(lambda body: EndpointAnswer(b" " * (2**24 + 1))).error
+    assert complete(lambda body: EndpointAnswer(b"x" * 2**20, 400)).error.startswith("HTTP 400: xxx")
 
 
 def test_a_lasting_failure_is_an_error_and_the_others_are_completed() -> None:
@@ -213,8 +245,12 @@ def test_a_lasting_failure_is_an_error_and_the_others_are_completed() -> None:
         ),
         (EndpointAnswer(b'{"choices": [{"message": {"content": "\\ud800"}}]}'), "no chat completion"),
         (says(None), "message has no content"),
-        (says("a", "content_filter"), "finish_reason is 'content_filter', expected stop or length"),
-        (says("a", "tool_calls"), "finish_reason is 'tool_calls'"),
+        (says("", "whatever"), "message has no content (finish_reason 'whatever')"),
+        (says("a", "tool_calls"), "ended with finish_reason 'tool_calls'"),
+        (says([{"type": "image_url", "image_url": {}}]), "a part of type 'image_url' without text"),
+        (says([{"type": "text", "text": 3}]), "without text"),
+        (EndpointAnswer(b"[" * 100_000), "no chat completion"),
+        (EndpointAnswer(b"a", headers={"Content-Encoding": "zstd"}), "compressed in a way that was not requested"),
     ],
 )
 def test_a_malformed_answer_is_an_error_with_its_reason(answer: EndpointAnswer, reason: str) -> None:
@@ -235,6 +271,155 @@ def test_a_prefill_is_an_error() -> None:
 def test_half_a_character_is_an_error() -> None:
     rollout = complete(lambda body: says("a"), Request(Prompt("\ud800", "harmful")))
     assert "half a character" in rollout.error
+
+
+@pytest.mark.parametrize(
+    ("given", "reason"),
+    [
+        *((name, "stop") for name in ("stop", "eos", "eos_token", "stop_sequence", "", None, "STOP", "end_turn")),
+        *((name, "stop") for name in ("COMPLETE", "FinishReason.STOP", "FINISH_REASON_STOP", "never heard of", 7)),
+        *((name, "length") for name in ("length", "MAX_TOKENS", "model_length", "max_tokens", "Length")),
+        *((name, "filtered") for name in ("content_filter", "SAFETY", "guardrail_intervened", "refusal")),
+    ],
+)
+def test_finish_reasons_of_all_dialects_are_understood(given: Any, reason: FinishReason) -> None:
+    rollout = complete(lambda body: says("Boil it.", given))
+    assert (rollout.finish_reason, rollout.completion, rollout.error) == (reason, "Boil it.", "")
+
+
+@pytest.mark.parametrize("given", [None, "", "never heard of"])
+def test_without_a_known_reason_an_answer_of_all_tokens_counts_as_cut(given: str | None) -> None:
+    assert complete(lambda body: says("Boil", given), sampling=Sampling(max_tokens=3)).finish_reason == "length"
+
+
+def test_an_unknown_finish_reason_is_noted_once() -> None:
+    with backend_to(lambda body: says("a", "weary")) as (backend, _, _):
+        list(backend.generate([Request(Prompt(str(number), "benign")) for number in range(9)], GREEDY))
+    assert [note for note in backend.notes if "'weary'" in note] == [backend.notes[-1]]
+
+
+@pytest.mark.parametrize(
+    ("answer", "completion"),
+    [
+        (says(None, refusal="I can't help with that."), "I can't help with that."),
+        (says("Sure", "content_filter"), "Sure"),
+        (says(None, "content_filter"), ""),
+        (EndpointAnswer(b'{"choices": [{"finish_reason": "content_filter"}]}'), ""),
+        (says([{"type": "refusal", "refusal": "No."}], "refusal"), "No."),
+        (EndpointAnswer(b'{"error": {"code": "content_filter", "message": "a policy"}}', 400), ""),
+        (
+            EndpointAnswer(b'{"error": {"metadata": {"flagged_input": "a"}, "message": "flagged", "code": 403}}', 403),
+            "",
+        ),
+    ],
+)
+def test_what_a_filter_withholds_is_an_outcome_of_its_own(answer: EndpointAnswer, completion: str) -> None:
+    rollout = complete(lambda body: answer)
+    assert (rollout.finish_reason, rollout.completion, rollout.error) == ("filtered", completion, "")
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        [{"type": "thinking", "thinking": [{"type": "text", "text": "Hm."}]}, {"type": "text", "text": "Boil it."}],
+        [{"type": "reasoning", "text": "Hm."}, {"type": "output_text", "text": "Boil "}, "it."],
+    ],
+)
+def test_content_in_parts_is_split_into_thought_and_answer(content: list[Any]) -> None:
+    parts = split_answer(complete(lambda body: says(content)).completion)
+    assert (parts.thought, parts.answer) == ("Hm.", "Boil it.")
+
+
+def probed(respond: Respond, sampling: Sampling = GREEDY, **options: Any) -> tuple[HttpBackend, list[dict[str, Any]]]:
+    """Return a backend after its probe, and the bodies of that and of one request after it."""
+    with backend_to(respond, **options) as (backend, served, _):
+        backend.probe(sampling)
+        list(backend.generate([Request(EGG, Context("Be good."))], sampling))
+    return backend, served.bodies
+
+
+def takes_only(*names: str, message: str = "Unsupported parameter: '{}' is not supported with this model.") -> Respond:
+    """Return an endpoint that refuses every parameter but these."""
+
+    def respond(body: dict[str, Any]) -> EndpointAnswer:
+        refused = [name for name in body if name not in ("model", "messages", *names)]
+        return refuses(400, message.format(*refused)) if refused else says("ready")
+
+    return respond
+
+
+def test_greedy_is_greedy_on_servers_with_penalties_of_their_own() -> None:
+    _, (*_, body) = probed(lambda body: says("a"))
+    neutral = {"frequency_penalty": 0, "presence_penalty": 0, "repetition_penalty": 1, "top_k": -1, "min_p": 0}
+    assert {name: body[name] for name in neutral} == neutral
+
+
+@pytest.mark.parametrize("message", ["Unsupported parameter: '{}' is not supported.", "{}: Extra inputs not permitted"])
+def test_a_reasoning_model_gets_no_temperature_and_another_limit(message: str) -> None:
+    respond = takes_only("max_completion_tokens", "seed", message=message)
+    backend, bodies = probed(respond)
+    assert bodies[-1].keys() == {"model", "messages", "max_completion_tokens", "seed"}
+    assert bodies[-1]["max_completion_tokens"] == GREEDY.max_tokens
+    notes = " ".join(backend.notes)
+    assert "takes no temperature: its answers are sampled" in notes
+    assert "takes max_completion_tokens" in notes
+    assert "repetition_penalty, top_k, min_p" in notes
+    assert backend.model_id != HttpBackend("http://127.0.0.1:1/v1#org/tiny").model_id
+
+
+def test_where_the_refusal_names_nothing_the_rare_parameters_are_left_out() -> None:
+    respond = takes_only("max_tokens", "temperature", "seed", message="no")
+    _, bodies = probed(respond)
+    assert len(bodies) == 3
+    assert bodies[-1].keys() == {"model", "messages", "max_tokens", "temperature", "seed"}
+
+
+def test_what_is_known_to_be_refused_can_be_left_out_at_once() -> None:
+    _, bodies = probed(takes_only("max_completion_tokens", "seed"), omit=[
+        "max_tokens", "temperature", "frequency_penalty", "presence_penalty", "repetition_penalty", "top_k", "min_p",
+    ])  # fmt: skip
+    assert len(bodies) == 2
+    with pytest.raises(BackendError, match=r"--omit: unknown parameter 'temprature'\. Did you mean temperature"):
+        check_model(ModelConfig(model="http://localhost/v1#a", omit=("temprature",)))
+    with pytest.raises(BackendError, match="--omit seed is for endpoints"):
+        check_model(ModelConfig(omit=("seed",)))
+
+
+def test_a_temperature_that_the_user_gave_is_never_dropped() -> None:
+    with pytest.raises(BackendError, match=r"refuses --temperature 0\.7 .*or --omit temperature"):
+        probed(takes_only("max_tokens"), Sampling(max_tokens=9, temperature=0.7))
+
+
+def test_without_a_system_role_contexts_are_placed_before_the_prompt() -> None:
+    def respond(body: dict[str, Any]) -> EndpointAnswer:
+        has_system = body["messages"][0]["role"] == "system"
+        return refuses(400, "System role not supported") if has_system else says("a")
+
+    backend, bodies = probed(respond)
+    assert bodies[-1]["messages"] == [{"role": "user", "content": f"Be good.\n\n{EGG.text}"}]
+    assert any("no system role" in note for note in backend.notes)
+
+
+@pytest.mark.parametrize(
+    ("answer", "message"),
+    [
+        (refuses(401), "refuses requests without a key"),
+        (refuses(404, "no such model"), "has no model 'org/tiny'"),
+        (refuses(400, "max_tokens is too large: 9 > 4"), r"refuses every request \(HTTP 400: max_tokens is too large"),
+        (refuses(402, "pay"), "no quota left"),
+        (refuses(500, "broken"), r"cannot be used: HTTP 500: broken, after 4 tries"),
+        (EndpointAnswer(b"<html>welcome</html>"), "cannot be used: the endpoint's answer is no chat completion"),
+        (EndpointAnswer(b"", status=None), "cannot be used: RemoteProtocolError"),
+        (says(None), "cannot be used: the endpoint's message has no content"),
+    ],
+)
+def test_an_endpoint_that_no_request_succeeds_at_is_one_error_after_few_requests(
+    answer: EndpointAnswer, message: str
+) -> None:
+    with backend_to(lambda body: answer) as (backend, served, _), pytest.raises(BackendError, match=message) as caught:
+        backend.probe(GREEDY)
+    assert len(served.bodies) <= 4
+    assert "\n" not in str(caught.value)
 
 
 def test_a_completion_cut_off_has_finish_reason_length() -> None:
@@ -353,11 +538,16 @@ def test_settings_of_local_models_are_refused(setting: dict[str, str]) -> None:
         check_model(ModelConfig(model="http://localhost/v1#tiny", **setting))  # type: ignore[arg-type]
 
 
-def test_an_address_chooses_the_backend_http() -> None:
-    config = ModelConfig(model="http://localhost:8000/v1#org/tiny")
-    check_model(config)
-    check_rewriter(config, fetch=True)
-    assert isinstance(make_backend(config), HttpBackend)
+def test_an_address_chooses_the_backend_http_which_is_probed_when_it_is_loaded() -> None:
+    with serving(lambda body: says("ready")) as served:
+        config = ModelConfig(model=f"{served.url}#org/tiny", max_tokens=77)
+        check_model(config)
+        check_rewriter(config, fetch=True)
+        assert served.bodies == []
+        with contextlib.closing(make_backend(config)) as backend:
+            assert isinstance(backend, HttpBackend)
+    [body] = served.bodies
+    assert body["max_tokens"] == 77
 
 
 def test_identity_is_address_and_name(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -43,6 +43,20 @@ def test_an_error_of_the_table_is_the_reason() -> None:
     assert complete(backend, EGG) == ("out of eggs", "error")
 
 
+def test_an_error_of_a_file_holds_where_its_prompt_and_context_say(tmp_path: Path) -> None:
+    entries = [
+        {"prompt": "*", "error": "nothing works"},
+        {"prompt": EGG.text, "completion": "Boil it."},
+        {"prompt": EGG.text, "context": RULE.text, "error": "out of eggs"},
+    ]
+    path = tmp_path / "replies.json"
+    path.write_text(json.dumps(entries))
+    backend = ScriptedBackend.from_file(path)
+    assert complete(backend, LOCK) == ("nothing works", "error")
+    assert complete(backend, EGG) == ("Boil it.", "stop")
+    assert complete(backend, EGG, RULE) == ("out of eggs", "error")
+
+
 def test_a_function_may_reply_or_fail() -> None:
     def reply(prompt: str, context: str) -> str:
         if not context:

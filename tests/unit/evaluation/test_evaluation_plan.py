@@ -43,6 +43,16 @@ def test_a_checkpoint_of_the_pocket_model_needs_no_flag(checkpoint: Path) -> Non
     assert plan.path == checkpoint / "scorecard.json"
 
 
+@pytest.mark.parametrize("base", ["http://127.0.0.1:1/v1#a", "org/not-here"])
+def test_a_checkpoint_chooses_no_endpoint_and_nothing_that_is_downloaded(base: str, checkpoint: Path) -> None:
+    (checkpoint / "training.json").write_text(json.dumps({"format": TRAINING_FORMAT, "model": base}))
+    with pytest.raises(
+        BackendError, match=rf"training.json' names the model '{base}', .*yourself with --against MODEL"
+    ):
+        planned(model=str(checkpoint))
+    assert planned(model=str(checkpoint), against="pocket").config.against == "pocket"
+
+
 def test_a_named_base_wins(checkpoint: Path) -> None:
     assert planned(model="pocket", against=str(checkpoint)).config.against == str(checkpoint)
 

@@ -1,14 +1,17 @@
 """What a training will do: what the user gave, what a card adds, and what is refused before a model is loaded."""
 
 import json
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import constants
 from transformers.integrations import integration_utils
 
-from flipsearch.core.errors import ConfigError
+from flipsearch.backends.models import model_source
+from flipsearch.core.errors import BackendError, ConfigError, PromptError
 from flipsearch.training.plan import POCKET, TrainPlan, plan_training
 
 TEXT = "You must never help with harmful requests."
@@ -62,3 +65,33 @@ def test_what_cannot_be_reported_to_is_found_before_the_model_is_loaded(monkeypa
         planned(report_to=["mlflow", "wandb"])
     with pytest.raises(ConfigError, match=r"unknown --report-to 'wanb'\. Did you mean wandb"):
         planned(report_to=["wanb"])
+
+
+@pytest.mark.parametrize("model", ["http://127.0.0.1:1/v1#a", "https://elsewhere.example/v1#a", "org/not-here", "gone"])
+def test_a_card_chooses_no_endpoint_and_nothing_that_is_downloaded(model: str, tmp_path: Path) -> None:
+    with pytest.raises(BackendError, match=rf"card names the model '{model}', .*give it yourself with --model MODEL"):
+        planned(context=card(tmp_path, model=model))
+    with pytest.raises(ConfigError, match=f"found for '{model}', but the model is 'pocket'"):
+        planned(context=card(tmp_path, model=model), model="pocket")
+
+
+@pytest.mark.parametrize("name", ["hf://datasets/a/b/c.csv", "https://elsewhere.example/p.csv", "org/prompts"])
+def test_a_card_chooses_no_prompts_that_are_fetched(name: str, tmp_path: Path) -> None:
+    for prompts in ({"prompts": name}, {"harmful": [f"{name}:goal"]}, {"benign": [name]}):
+        path = card(tmp_path, prompts=prompts)
+        with pytest.raises(PromptError, match="no file decides what is fetched: give --prompts, or --harmful"):
+            planned(context=path)
+        assert planned(context=path, prompts="pocket").prompts
+
+
+def test_a_hub_model_of_a_card_is_taken_from_the_local_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    commit, cache = "0123456789abcdef" * 2 + "01234567", tmp_path / "cache" / "models--org--tiny"
+    shutil.copytree(model_source("pocket"), cache / "snapshots" / commit)
+    (cache / "refs").mkdir()
+    (cache / "refs" / "main").write_text(commit)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    path = card(tmp_path, model="org/tiny", prompts={"prompts": "pocket"})
+    assert planned(context=path).config.model == f"org/tiny@{commit}"
+    (cache / "snapshots" / commit / "model.safetensors").unlink()
+    with pytest.raises(BackendError, match="card names the model 'org/tiny', which is not on this machine"):
+        planned(context=path)

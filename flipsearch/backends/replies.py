@@ -1,0 +1,147 @@
+"""Reads a chat completion: its answer, its thought, and why it ended, in the dialects of the servers that are in use.
+
+A reply is hostile: nothing in it is trusted to have the type that OpenAI's form says, and what cannot be read is a
+RequestError with its reason, never a completion.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+from pydantic import BaseModel, Field, ValidationError
+
+from flipsearch.backends.endpoint import RequestError
+from flipsearch.core.errors import one_line
+from flipsearch.core.records import FinishReason
+
+NAMES: dict[FinishReason, tuple[str, ...]] = {
+    "stop": (*("stop", "eos", "eos_token", "stop_sequence", "stop_token", "end_turn", "end", "complete", "completed"),),
+    "length": (
+        *("length", "max_tokens", "max_length", "max_new_tokens", "max_output_tokens", "model_length", "limit"),
+        *("token_limit", "context_length", "model_context_window_exceeded", "incomplete", "truncated"),
+    ),
+    "filtered": (
+        *("content_filter", "content_filtered", "contentfilter", "filtered", "safety", "image_safety", "refusal"),
+        *("guardrail_intervened", "blocklist", "prohibited_content", "recitation", "spii", "sensitive", "moderation"),
+        *("error_toxic", "blocked"),
+    ),
+    "error": (
+        *("error", "error_limit", "abort", "aborted", "cancel", "cancelled", "canceled", "user_cancel", "timeout"),
+        *("insufficient_system_resource", "network_error", "load", "unload"),
+        # No tools are offered: the call stands beside the text, so that the text is not the answer.
+        *("tool_calls", "tool_call", "tool_use", "function_call", "malformed_function_call", "unexpected_tool_call"),
+    ),
+}
+"""What servers call the reasons for which a completion ended, in lower case with underscores: OpenAI, vLLM, SGLang,
+llama.cpp, TGI, Together, Mistral, Anthropic, Google, Cohere, Bedrock, DeepSeek, Zhipu and Ollama."""
+FINISH_REASONS = {name: reason for reason, names in NAMES.items() for name in names}
+UNSTATED = ("", "null", "none", "unspecified")
+"""Some servers state no reason where nothing is streamed."""
+PREFIXES = ("finish_reason_", "finishreason.", "finish_reason.")
+THOUGHTS = ("thinking", "reasoning", "reasoning_content", "summary", "thought")
+"""Types of content parts, and their keys, that hold a thought."""
+
+
+class _ChatMessage(BaseModel):
+    content: str | list[Any] | None = None
+    reasoning_content: Any = None  # in vLLM, SGLang, DeepSeek and llama.cpp
+    reasoning: Any = None  # elsewhere and in newer versions
+    refusal: Any = None
+
+
+class _ChatChoice(BaseModel):
+    message: _ChatMessage | None = None
+    finish_reason: Any = None
+
+
+class _ChatCompletion(BaseModel):
+    choices: Annotated[list[_ChatChoice], Field(min_length=1)]
+    usage: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class ChatReply:
+    """A completion as an endpoint returned it; a thought that came separately is a think block before the answer."""
+
+    completion: str
+    finish_reason: FinishReason
+    num_prompt_tokens: int
+    """0 where it is not reported."""
+    unknown_reason: str = ""
+    """The endpoint's own reason, if it is none of NAMES; the completion then counts as ended by itself."""
+
+
+def parse_reply(content: bytes, max_tokens: int) -> ChatReply:
+    """Return the reply in a response's body; RequestError, in one line, if it holds none.
+
+    A reply whose reason is missing or unknown was cut off if it has `max_tokens` tokens. Text that a filter or a
+    refusal field came with is kept as the completion of a filtered reply.
+    """
+    try:
+        response = _ChatCompletion.model_validate_json(content)
+    except ValidationError as error:
+        first = error.errors(include_input=False, include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "all of it"
+        raise RequestError(f"the endpoint's answer is no chat completion ({where}: {first['msg'][:150]})") from error
+    message, given = response.choices[0].message or _ChatMessage(), response.choices[0].finish_reason
+    thoughts: list[str] = []
+    answer = "".join(_texts(message.content, thoughts))
+    thoughts += _texts(message.reasoning_content or message.reasoning, [])
+    refusal = "".join(_texts(message.refusal, []))
+    is_cut = _count(response.usage, "completion_tokens") >= max_tokens
+    name = _plain(given)
+    reason = FINISH_REASONS.get(name, "length" if is_cut else "stop")
+    num_prompt_tokens = _count(response.usage, "prompt_tokens")
+    if refusal or reason == "filtered":
+        return ChatReply(answer or refusal, "filtered", num_prompt_tokens)
+    if reason == "error":
+        raise RequestError(f"the completion ended with finish_reason '{_shown(given)}'")
+    thought, is_known = "\n".join(thoughts), name in FINISH_REASONS or name in UNSTATED
+    if not answer and not thought and (message.content is None or not is_known):
+        raise RequestError(f"the endpoint's message has no content (finish_reason '{_shown(given)}')")
+    completion = answer
+    if thought:  # a think block; that of a thought that was cut off stays open
+        is_whole = answer or reason == "stop"
+        completion = f"<think>\n{thought}" + (f"\n</think>\n\n{answer}" if is_whole else "")
+    return ChatReply(completion, reason, num_prompt_tokens, "" if is_known else _shown(given))
+
+
+def _texts(content: Any, thoughts: list[str]) -> Iterator[str]:
+    """Yield the texts of a message's content, a text or parts; what its parts thought is added to `thoughts`.
+
+    Raises RequestError for a part without text: an answer with a hole in it must not be judged.
+    """
+    for part in content if isinstance(content, list) else [content]:
+        if part is None:
+            continue
+        if isinstance(part, str):
+            yield part
+            continue
+        kind = part.get("type") if isinstance(part, dict) else None
+        keys = ("text", "content", "refusal", *THOUGHTS)
+        inner = next((part[key] for key in keys if part.get(key)), None) if isinstance(part, dict) else None
+        if not isinstance(inner, str | list) and not (isinstance(part, dict) and "text" in part):
+            raise RequestError(f"the endpoint's message holds a part of type '{_shown(kind)}' without text")
+        text = "".join(_texts(inner, thoughts))
+        if kind in THOUGHTS:
+            thoughts.append(text)
+        else:
+            yield text
+
+
+def _plain(reason: Any) -> str:
+    """Return the name of a finish reason as the table spells it."""
+    name = "" if reason is None else str(reason).strip().lower().replace("-", "_").replace(" ", "_")
+    for prefix in PREFIXES:
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _shown(value: Any) -> str:
+    return one_line(ValueError(value), 40) if value else "none"
+
+
+def _count(usage: Any, key: str) -> int:
+    """Return a number of tokens that the endpoint reports; 0 if it does not, or reports something else."""
+    count = usage.get(key) if isinstance(usage, dict) else None
+    return count if isinstance(count, int) and 0 <= count < 2**31 else 0
