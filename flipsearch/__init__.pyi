@@ -255,6 +255,8 @@ def train(
     forward_weight: float = 0.5,
     reverse_weight: float = 0.5,
     jensen_shannon_weight: float = 0.0,
+    loss_mixture: float = 0.5,
+    loss_temperature: float = 1.0,
     support: int = 0,
     tail: Literal["renormalised", "bucket"] = "renormalised",
     clip: float | None = None,

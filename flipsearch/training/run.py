@@ -28,6 +28,7 @@ from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.training.answers import Routing, end_id, kept_answers, own_rows, route, teacher_rows
 from flipsearch.training.checkpoint import CheckpointFolder, step_of
+from flipsearch.training.heads import read_head
 from flipsearch.training.log import LOG_FILE, StepLog, read_log
 from flipsearch.training.model import load_student, student_and_teacher
 from flipsearch.training.plan import TrainPlan
@@ -49,14 +50,25 @@ def run_training(
     """
     make_trainer: MakeTrainer = resolve_name(plan.method.trainer)
     backend = load_student(plan)
+    head = read_head(backend.model)
     routing, answers = broadcast_from_main(lambda: _before_training(plan, backend, judge, ledger, folder, progress))
 
     # The arguments first: a trainable model is in float32, whatever precision it is trained in.
     arguments = trainer_arguments(plan, folder.partial, backend.model.device, backend.model.dtype, len(routing.prompts))
     set_seed(plan.config.seed)  # of the adapters too
     needs_teacher = not plan.method.is_supervised
-    student, as_teacher = student_and_teacher(backend.model, plan.config.lora, with_teacher=needs_teacher)
-    job = TrainingJob(student, as_teacher, backend.tokenizer, routing.prompts, routing.contexts, arguments, answers)
+    student, rounded, as_teacher = student_and_teacher(backend.model, plan.config.lora, with_teacher=needs_teacher)
+    job = TrainingJob(
+        model=student,
+        as_teacher=as_teacher,
+        tokenizer=backend.tokenizer,
+        prompts=routing.prompts,
+        routes=routing.contexts,
+        arguments=arguments,
+        answers=answers,
+        read_head=head,
+        rounded=rounded,
+    )
     trainer = make_trainer(job, plan.config)
     if is_sharded() and not trainer.is_fsdp_enabled:
         raise TrainingError("FSDP was requested, but accelerate shards on GPUs alone; launch without --use_fsdp.")
