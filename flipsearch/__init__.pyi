@@ -20,6 +20,7 @@ from flipsearch.results import LabellingResult as LabellingResult
 from flipsearch.results import SearchResult as SearchResult
 from flipsearch.results import TrainingResult as TrainingResult
 from flipsearch.searching.plan import SearchPlan as SearchPlan
+from flipsearch.training.plan import TrainPlan as TrainPlan
 
 __version__: str
 __all__ = [
@@ -267,4 +268,5 @@ def train(
     report_to: Sequence[str] | str = (),
     config: Path | str | None = None,
     progress: Progress | None = None,
+    on_plan: Callable[[TrainPlan], None] | None = None,
 ) -> TrainingResult: ...

@@ -29,6 +29,7 @@ AsTeacher = Callable[[], AbstractContextManager[Any]]
 WEIGHT_BYTES = 4
 FULL_BYTES = 4 * WEIGHT_BYTES
 """A trained parameter: the weight, its gradient and AdamW's two moments, in float32."""
+STORED_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def load_student(plan: TrainPlan) -> TransformersBackend:
@@ -75,12 +76,19 @@ def check_memory(folder: Path, config: TrainConfig, device: torch.device, dtype:
 
 def count_parameters(folder: Path) -> int:
     """Return the number of values in a folder's safetensors files, from their headers alone."""
-    num_parameters = 0
+    return sum(math.prod(entry["shape"]) for _, entry in _stored(folder))
+
+
+def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
+    """Return the precision of each weight in a folder's safetensors files, float32 for what no training knows."""
+    return {name: STORED_DTYPES.get(entry["dtype"], torch.float32) for name, entry in _stored(folder)}
+
+
+def _stored(folder: Path) -> Iterator[tuple[str, Any]]:
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        num_parameters += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    return num_parameters
+        yield from ((name, entry) for name, entry in header.items() if name != "__metadata__")
 
 
 def student_and_teacher(

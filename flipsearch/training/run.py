@@ -6,6 +6,7 @@ Nothing of the finished checkpoint's name exists until `CheckpointFolder.publish
 main one generates answers, judges and writes. Knows no method: the plan's row of METHODS says who makes the trainer.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -26,7 +27,7 @@ from flipsearch.core.trainings import TRAINING_FORMAT, LogLine, RoutedContext, T
 from flipsearch.judging.library import unload
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
-from flipsearch.training.answers import Routing, end_id, kept_answers, own_rows, route, teacher_rows
+from flipsearch.training.answers import Routing, kept_answers, own_rows, route, teacher_rows, turn_end_id
 from flipsearch.training.checkpoint import CheckpointFolder, step_of
 from flipsearch.training.heads import read_head
 from flipsearch.training.log import LOG_FILE, StepLog, read_log
@@ -76,10 +77,11 @@ def run_training(
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if is_sharded() else None
 
     def save() -> tuple[TrainingRun, Sequence[LogLine]]:
-        folder.save(student, weights, plan.config.model)
+        saving_notes = folder.save(student, weights, plan.config.model)
         log = read_log(folder.partial / LOG_FILE)
         step_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * num_processes()
-        return _record(plan, routing, log, backend, judge, step_size), log
+        record = _record(plan, routing, log, backend, judge, step_size)
+        return replace(record, notes=(*record.notes, *saving_notes)), log
 
     return broadcast_from_main(save)
 
@@ -127,7 +129,7 @@ def _answer_rows(
     if not plan.method.needs_teacher:
         return own_rows(backend.chat, kept_answers(runner(backend), routing.prompts, routing.contexts))
     assert plan.config.teacher is not None  # by plan
-    end_id(backend.tokenizer)  # before the teacher has generated for hours
+    turn_end_id(backend.tokenizer)  # before the teacher has generated for hours
     with closing(make_backend(plan.config.model_copy(update={"model": plan.config.teacher}))) as teacher:
         kept = kept_answers(runner(teacher), routing.prompts, routing.contexts)
     return teacher_rows(backend.chat, backend.tokenizer, kept, backend.max_positions)
@@ -147,15 +149,31 @@ def _train(trainer: CompletionTrainer, folder: CheckpointFolder, progress: Progr
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+            step = trainer.state.global_step
+            again = ", and --resume" if step else ""
             raise TrainingError(
-                f"out of memory at step {trainer.state.global_step + 1}: lower --micro-batch-size or give "
-                "--gradient-checkpointing, and --resume; or start anew with --lora 16 or fewer --max-tokens."
+                f"out of memory at step {step + 1}: lower --micro-batch-size or give --gradient-checkpointing{again}; "
+                "or start anew with --lora 16 or fewer --max-tokens."
             ) from error
     # The loss is checked before each step; what the last step made of the weights shows only here.
     for name, parameter in trainer.job.model.named_parameters():
         own = parameter.to_local() if isinstance(parameter, DTensor) else parameter  # each process checks its shard
         if parameter.requires_grad and not own.isfinite().all():
             raise TrainingError(f"'{name}' is not finite after the last step; nothing is saved. Lower --learning-rate.")
+
+
+def _loss_notes(log: Sequence[LogLine]) -> list[str]:
+    """Return a note if the loss did not fall from the first fifth of the steps to the last."""
+    losses = [line["loss"] for line in log if line.get("loss") is not None]
+    size = math.ceil(len(losses) / 5)
+    if len(losses) < 2:
+        return []
+    before, after = (sum(part) / size for part in (losses[:size], losses[-size:]))
+    if not any(losses):
+        return ["The loss was 0 in every step: the teacher read what the student reads, and nothing was learnt."]
+    figures = f"from {before:.3g} in the first {size} of {len(losses)} steps to {after:.3g} in the last {size}"
+    todo = "do not expect a change; more steps or a larger --learning-rate may bring one."
+    return [f"The loss did not fall: {figures}; {todo}"] if after >= before else []
 
 
 def _record(
@@ -168,7 +186,7 @@ def _record(
 ) -> TrainingRun:
     """Return the record of a finished training whose steps took `step_size` prompts."""
     config = plan.config
-    notes = [*plan.notes_on(backend.model_id), *backend.notes]
+    notes = [*plan.notes_on(backend.model_id), *_loss_notes(log), *backend.notes]
     notes += getattr(judge, "notes", ()) if plan.needs_judge else ()
     if step_size != config.train_batch_size:
         notes.append(f"A step took {step_size} prompts: {len(routing.prompts)} were left.")

@@ -243,7 +243,7 @@ def trainer_arguments(
         dataloader_pin_memory=False,
         learning_rate=config.learning_rate or 0.0,
         lr_scheduler_type="cosine",
-        warmup_steps=round(config.warmup_share * plan.num_steps),
+        warmup_steps=plan.num_warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         gradient_checkpointing=config.gradient_checkpointing,
