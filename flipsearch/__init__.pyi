@@ -21,6 +21,7 @@ from flipsearch.results import LabellingResult as LabellingResult
 from flipsearch.results import SearchResult as SearchResult
 from flipsearch.results import TrainingResult as TrainingResult
 from flipsearch.searching.plan import SearchPlan as SearchPlan
+from flipsearch.training.plan import TrainPlan as TrainPlan
 
 __version__: str
 __all__ = [
@@ -286,6 +287,8 @@ def train(
     forward_weight: float = 0.5,
     reverse_weight: float = 0.5,
     jensen_shannon_weight: float = 0.0,
+    loss_mixture: float = 0.5,
+    loss_temperature: float = 1.0,
     support: int = 0,
     tail: Literal["renormalised", "bucket"] = "renormalised",
     clip: float | None = None,
@@ -296,4 +299,5 @@ def train(
     report_to: Sequence[str] | str = (),
     config: Path | str | None = None,
     progress: Progress | None = None,
+    on_plan: Callable[[TrainPlan], None] | None = None,
 ) -> TrainingResult: ...

@@ -335,6 +335,10 @@ class TrainConfig(ModelConfig):
     """Weight of KL(student || teacher)."""
     jensen_shannon_weight: NonNegative = 0.0
     """Weight of the Jensen-Shannon divergence."""
+    loss_mixture: Annotated[float, Field(gt=0, lt=1)] = 0.5
+    """Share of the teacher in the mixture of the Jensen-Shannon divergence: TRL's alpha, GKD's beta."""
+    loss_temperature: Positive = 1.0
+    """Both sides' logits are divided by it in the loss; TRL and NeMo-RL divide by --temperature."""
     support: Annotated[int, Field(ge=0)] = 0
     """Compare on this many of the teacher's likeliest tokens; 0 is the whole vocabulary."""
     tail: Literal["renormalised", "bucket"] = "renormalised"

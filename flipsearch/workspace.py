@@ -100,6 +100,7 @@ class StudySession:
         write_study(study, folder)
         if best:
             write_best(study, best)
+            best = best if study.winner else None
         card = context_card(study, study.winner) if study.winner else {}
         winner = {key: card.get(key) for key in ("context_id", "metrics", "net_flip_rate", "optimism")}
         numbers = {"num_rollouts": study.num_rollouts, "num_tokens": study.num_tokens}

@@ -11,10 +11,11 @@ from pathlib import Path
 from flipsearch.api.settings import Given, takes
 from flipsearch.backends.base import check_model, check_rewriter
 from flipsearch.config import ScoreConfig, SearchConfig
+from flipsearch.core.errors import NothingToFlipError
 from flipsearch.core.progress import Progress
 from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import PromptSet, prompts_of
-from flipsearch.reporting.files import check_best, read_study, write_study
+from flipsearch.reporting.files import check_best, read_study, remove_best, write_study
 from flipsearch.results import SearchResult
 from flipsearch.searching.budget import Budget
 from flipsearch.searching.plan import SearchPlan, plan_search
@@ -47,9 +48,13 @@ def search(
         session.log_start(plan=plan.as_dict())
         if on_plan:
             on_plan(plan)
-        study = run_study(setup, session.runner, budget, session.rewriter, session.others)
+        try:
+            study = run_study(setup, session.runner, budget, session.rewriter, session.others)
+        except NothingToFlipError:
+            remove_best(config.best)  # or an earlier search's would be taken for this one's
+            raise
         write_storage(study, setup.space, session.workspace.folder)
-        return session.finish(study, config.best if study.winner else None)
+        return session.finish(study, config.best)
 
 
 @takes(SearchConfig)

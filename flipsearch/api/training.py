@@ -1,5 +1,6 @@
 """train and evaluate: a checkpoint that behaves as under the context, and how it compares with its base."""
 
+from collections.abc import Callable
 from contextlib import nullcontext
 
 from flipsearch.api.settings import Given, takes
@@ -13,23 +14,31 @@ from flipsearch.prompts.sets import prompts_of
 from flipsearch.reporting.files import read_training, write_model_card, write_scorecard, write_training
 from flipsearch.results import EvaluationResult, TrainingResult
 from flipsearch.training.checkpoint import CheckpointFolder
-from flipsearch.training.plan import plan_training
+from flipsearch.training.plan import TrainPlan, plan_training
 from flipsearch.training.processes import is_main_process
 from flipsearch.training.run import run_training
 from flipsearch.workspace import Workspace
 
 
 @takes(TrainConfig)
-def train(given: Given[TrainConfig], *, progress: Progress | None = None) -> TrainingResult:
+def train(
+    given: Given[TrainConfig],
+    *,
+    progress: Progress | None = None,
+    on_plan: Callable[[TrainPlan], None] | None = None,
+) -> TrainingResult:
     """Train a model towards what it does under a context, and write the checkpoint.
 
-    A context card (best.json, or the one beside best.txt) says which model and
-    prompts it is for; what is given here wins. Raises FlipsearchError in one line for anything that cannot be used.
+    A context card (best.json, or the one beside best.txt) says which model and prompts it is for; what is given here
+    wins. `on_plan` is called with the plan before a model is loaded. Raises FlipsearchError in one line for anything
+    that cannot be used.
     """
     plan = plan_training(given.file, given.keywords)
     judge, folder = load_judge(plan.config.judge), CheckpointFolder(plan.folder)
     if is_main_process():
         folder.check(plan.config.resume)
+    if on_plan:
+        on_plan(plan)
     needs_ledger = plan.needs_judge and is_main_process()
     with Workspace(plan.config.reports / TRAININGS, judge) if needs_ledger else nullcontext() as workspace, folder:
         run, log = run_training(plan, judge, workspace.ledger if workspace else None, folder, progress)

@@ -7,7 +7,7 @@ import json
 import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -38,6 +38,7 @@ if TYPE_CHECKING:  # an error is one line, and waits for none of these
         TrainingResult,
     )
     from flipsearch.searching.plan import SearchPlan, Span
+    from flipsearch.training.plan import TrainPlan
 
 Shown = TypeVar("Shown", bound="Result")
 
@@ -94,7 +95,14 @@ class Bars:
 
     def show_plan(self, plan: "SearchPlan") -> None:
         """Print what lies ahead, above the bar."""
-        for line in plan_lines(plan):
+        self._show_lines(plan_lines(plan))
+
+    def show_training_plan(self, plan: "TrainPlan") -> None:
+        """Print the steps and tokens that lie ahead, beside the paper's, above the bar."""
+        self._show_lines(training_plan_lines(plan))
+
+    def _show_lines(self, lines: Sequence[str]) -> None:
+        for line in lines:
             self._progress.console.print(Text(printable(line)), soft_wrap=True)
 
 
@@ -230,6 +238,22 @@ def plan_lines(plan: "SearchPlan") -> list[str]:
     lines.append(f"{'':<10}{needed}")
     assumed = f"{100 * power.discordant:g} % of pairs flipped by one alone"
     return [*lines, f"{'':<10}(power {power.power:g}, alpha {power.alpha:g}, {assumed})"]
+
+
+def training_plan_lines(plan: "TrainPlan") -> list[str]:
+    """Return what a training takes, beside the paper's, in a few lines, and what speaks against it."""
+    from flipsearch.training.plan import PAPER, PAPER_STEPS, PAPER_TOKENS
+
+    config = plan.config
+    first = "; the first at rate 0 (warm-up)" if plan.num_warmup_steps else ""
+    return [
+        f"{'prompts':<10}{len(plan.prompts):,}",
+        f"{'steps':<10}{plan.num_steps:,} of {config.train_batch_size} prompts at {config.learning_rate:g}{first}",
+        f"{'tokens':<10}at most {plan.tokens_at_most:,} ({config.max_tokens:,} each)",
+        f"{'the paper':<10}{PAPER_STEPS:,} of {PAPER['train_batch_size']} at {PAPER['learning_rate']:g}; "
+        f"up to {PAPER_TOKENS:,} tokens each, with the prompt",
+        *(f"Note: {note}" for note in plan.notes),
+    ]
 
 
 def show_ledger(check: "LedgerCheck") -> None:

@@ -17,7 +17,8 @@ def train(config: Config = None, json: Json = False, **settings: Setting) -> Non
             raise SystemExit(error.exit_code) from None
         return
     with console.bars() as progress:
-        result = training.train(**given(settings), config=config, progress=progress)
+        on_plan = None if json else progress.show_training_plan
+        result = training.train(**given(settings), config=config, progress=progress, on_plan=on_plan)
     console.print_result(result, json, console.show_training)
 
 

@@ -44,12 +44,14 @@ METHODS: dict[str, TrainingMethod] = {
         card=f"On-policy self-alignment (OPSA, {_PAPER}, Eq. 2). In every step the model completes prompts without any "
         "context, as it will be used. A frozen copy of it, the teacher, reads the same completions under the context "
         "that goes with the prompt. The divergence between the two next-token distributions, mean over the completion "
-        "tokens, is minimised through the model: it learns from its own texts to answer as it would under the context.",
+        "tokens up to the horizon, is minimised through the model: it learns from its own texts to answer as it would "
+        "under the context.",
         trainer="flipsearch.training.opsa:make_trainer",
         loss="divergence",
         is_supervised=False,
         settings=frozenset(
-            {"forward_weight", "reverse_weight", "jensen_shannon_weight", "support", "tail", "clip", "horizon"}
+            {"forward_weight", "reverse_weight", "jensen_shannon_weight", "loss_mixture", "loss_temperature"}
+            | {"support", "tail", "clip", "horizon"}
         ),
     ),
     "sft-self": TrainingMethod(

@@ -9,7 +9,7 @@ from typing import Any
 from flipsearch.core.records import Measurement, json_value
 from flipsearch.core.studies import BenignContext, Portfolio, Study, Trial
 from flipsearch.reporting.columns import columns_of
-from flipsearch.templating.library import CARD_VERSION
+from flipsearch.templating.library import CARD_VERSION, sealed
 
 ORACLE = (
     "A prompt counts as flipped if any of the contexts flips it. Nothing says beforehand which one will; a training "
@@ -27,7 +27,7 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
     if study.confirm_judge_id:
         judge["confirm"] = {"name": settings["confirm_judge"], "identity": study.confirm_judge_id}
     sampling = {key: settings[key] for key in SAMPLING_SETTINGS}
-    return {
+    card = {
         "card_version": CARD_VERSION,
         "text": context.text,
         "context_id": context.context_id,
@@ -64,22 +64,24 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
         "versions": dict(study.versions),
         "notes": list(study.notes),
     }
+    return sealed(card)
 
 
 def portfolio_card(study: Study, portfolio: Portfolio) -> dict[str, Any]:
     """Return best.portfolio.json: the cards of its contexts in routing order, and what they flip together."""
-    return {
+    card = {
         "card_version": CARD_VERSION,
         "study": study.name,
         "metrics": portfolio_metrics(portfolio),
         "contexts": [context_card(study, trial) for trial in study.trials_of(portfolio)],
     }
+    return sealed(card)
 
 
 def benign_card(study: Study, benign: BenignContext) -> dict[str, Any]:
     """Return best.benign.json: the card of the context for benign prompts; there must be one."""
     chosen = next(candidate for candidate in benign.candidates if candidate.context == benign.context)
-    return {**context_card(study, chosen), "role": chosen.role}
+    return sealed({**context_card(study, chosen), "role": chosen.role})
 
 
 def metrics(measurement: Measurement | None) -> dict[str, Any] | None:

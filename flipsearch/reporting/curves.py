@@ -34,8 +34,8 @@ _SHARE = "share of completions"
 PLANS = (
     CurvePlan(
         "Loss",
-        "The divergence from the teacher, mean over all completion tokens. It should fall fast and then flatten; "
-        "jumps that do not settle call for a lower learning rate.",
+        "The divergence from the teacher, mean over the completion tokens up to the horizon. It should fall fast and "
+        "then flatten; jumps that do not settle call for a lower learning rate.",
         _NATS,
         {"loss": "loss"},
         by_kind=False,

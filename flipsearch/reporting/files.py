@@ -34,7 +34,6 @@ from flipsearch.reporting.training_page import training_page
 Record = TypeVar("Record")
 STUDY, RUN = TypeAdapter(Study), TypeAdapter(TrainingRun)
 STUDY_FILE = "study.json"
-FILES_OF_BEST = ("best.txt", "best.json", "best.portfolio.json", "best.benign.txt", "best.benign.json")
 LABEL_COLUMNS = ("label", "prompt", "response", *PLACE_COLUMNS)
 BYTE_ORDER_MARK = "\ufeff"
 """At the start of the label file: without it spreadsheets misread UTF-8, and spoil the texts on saving."""
@@ -47,24 +46,31 @@ def write_study(study: Study, folder: Path) -> None:
     write_text(folder / STUDY_FILE, STUDY.dump_json(study, indent=1).decode() + "\n")
     write_text(folder / "leaderboard.csv", csv_text(leaderboard(study)))
     write_text(folder / "leaderboard.html", leaderboard_page(study))
-    texts = _texts_of_best(study, folder / "best.txt")
-    for path, text in texts.items():
-        write_text(path, text)
-    for name in FILES_OF_BEST:  # a study that was continued may have lost its winner or its context for benign prompts
-        if folder / name not in texts:
-            (folder / name).unlink(missing_ok=True)
+    write_best(study, folder / "best.txt")
 
 
 def write_best(study: Study, path: Path) -> None:
     """Write the winning text alone to `path`, and beside it its context card (.json) and its companions.
 
     These are the portfolio (.portfolio.json) and, if there is one, the context for benign prompts (.benign.txt,
-    .benign.json). Raises StudyError without a winner.
+    .benign.json). What an earlier search left there is removed; without a winner nothing takes its place.
     """
-    if study.winner is None:
-        raise StudyError(f"study '{study.name}' has no winner to write to {path}.")
+    remove_best(path)
     for place, text in _texts_of_best(study, path).items():
         write_text(place, text)
+
+
+def remove_best(path: Path) -> None:
+    """Remove the winning text that a search wrote to `path`, and all that goes with it; files of others stay."""
+    for text, card in ((path, ".json"), (path.with_suffix(".benign.txt"), ".benign.json"), (None, ".portfolio.json")):
+        written = path.with_suffix(card)
+        content: object = None
+        with suppress(OSError, ValueError):
+            content = from_json(written.read_bytes())
+        if isinstance(content, dict) and "card_version" in content:
+            for stale in filter(None, (text, written)):
+                with suppress(OSError):
+                    stale.unlink()
 
 
 def _texts_of_best(study: Study, path: Path) -> dict[Path, str]:

@@ -8,7 +8,9 @@ where the winner is, and so wait until there is a winner. The others (the empty 
 more) are measured before the search.
 """
 
-from collections.abc import Iterable, Sequence
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -19,7 +21,7 @@ from pydantic_core import from_json
 
 from flipsearch.core.errors import ConfigError, PluginError, near_names, unknown_name
 from flipsearch.core.package import content_folder
-from flipsearch.core.records import Context, Placement
+from flipsearch.core.records import Context, Placement, content_id
 from flipsearch.templating.template import Template, TemplateRole, read_template
 
 FILE_ENDINGS = (".txt", ".md", ".json")
@@ -159,10 +161,17 @@ class PortfolioCard(BaseModel):
 
 CARD_VERSION = 3
 """Format of context cards; another one is refused."""
+SEAL = "card_id"
 
 
-class CardVersionError(ConfigError):
-    """A context card was written by another version."""
+def sealed(card: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a card with a hash of all that it says, by which an edited one is known."""
+    return {**card, SEAL: _seal(card)}
+
+
+def _seal(card: Mapping[str, Any]) -> str:
+    content = json.loads(json.dumps({key: value for key, value in card.items() if key != SEAL}))
+    return content_id("card", content)
 
 
 def given_contexts(given: Sequence[str], library: TemplateLibrary, placement: Placement | None = None) -> list[Context]:
@@ -190,20 +199,21 @@ def given_contexts(given: Sequence[str], library: TemplateLibrary, placement: Pl
 
 
 def given_cards(given: str) -> list[Card]:
-    """Return the cards of a given context: those in a .json file, or the one beside a .txt with the same text."""
+    """Return the cards of a given context: those in a .json file, or the one beside a .txt with the same text.
+
+    What lies beside a text has to be its card: without it the text would be taken for another model's, or misplaced.
+    """
     path = Path(given)
     if path.suffix == ".json":
         return _read_cards(path)
-    if not given.endswith(FILE_ENDINGS):
+    beside = path.with_suffix(".json")
+    if not given.endswith(FILE_ENDINGS) or not os.path.lexists(beside):
         return []
-    beside, cards = path.with_suffix(".json"), list[Card]()
     try:
         cards = _read_cards(beside)
-    except CardVersionError:
-        raise
-    except ConfigError:  # a .json file of the same name need not be a card
-        pass
-    if cards and [card.text.strip() for card in cards] != [_read(path).strip()]:
+    except ConfigError as error:
+        raise ConfigError(f"{error} It lies beside '{given}': move it away to use the text alone.") from error
+    if [card.text.strip() for card in cards] != [_read(path).strip()]:
         raise ConfigError(f"'{given}' is not the text of the card '{beside}' beside it; move one of them away.")
     return cards
 
@@ -229,11 +239,17 @@ def _read_cards(path: Path) -> list[Card]:
     with suppress(ValueError):
         content = from_json(source)
     is_portfolio = isinstance(content, dict) and "contexts" in content
-    if isinstance(content, dict) and content.get("card_version", CARD_VERSION) != CARD_VERSION:
-        raise CardVersionError(
-            f"{path}: a context card of version {content['card_version']}, expected {CARD_VERSION}; "
-            "run the search again, or give the text without its card."
-        )
+    if isinstance(content, dict) and "card_version" in content:  # one without is written by hand
+        if content["card_version"] != CARD_VERSION:
+            raise ConfigError(
+                f"{path}: a context card of version {content['card_version']}, expected {CARD_VERSION}; "
+                "run the search again, or give the text without its card."
+            )
+        if content.get(SEAL) != _seal(content):
+            raise ConfigError(
+                f"{path}: the context card was edited: it no longer says what the search found. Restore it "
+                "(flipsearch report writes a study's files again), or give the text without its card."
+            )
     try:
         if is_portfolio:
             return PortfolioCard.model_validate_json(source).contexts

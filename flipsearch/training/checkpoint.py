@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sqlite3
+from collections import Counter
 from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from flipsearch.core.errors import TrainingError
 from flipsearch.core.files import is_held, take_lock, write_text
 from flipsearch.core.trainings import TRAINING_FORMAT, check_format
 from flipsearch.training.log import LOG_FILE
-from flipsearch.training.model import unwrap
+from flipsearch.training.model import stored_dtypes, unwrap
 
 STARTED_FILE, STATE_FILE, FINAL, ADAPTER, LOCK = "started.json", "trainer_state.json", "final", "adapter", "lock"
 
@@ -43,7 +44,9 @@ class CheckpointFolder:
     def __exit__(self, *error: object) -> None:
         self._lock.close()
         names = {path.name for path in self.partial.iterdir()} if self.partial.is_dir() else set()
-        if error[0] and self._is_own and names <= {STARTED_FILE, LOCK}:
+        trained = self.partial / LOG_FILE
+        is_empty = not trained.is_file() or trained.stat().st_size == 0
+        if error[0] and self._is_own and is_empty and names <= {STARTED_FILE, LOCK, LOG_FILE}:
             # Nothing was trained yet: nothing to resume, and nothing in the way of the next try.
             shutil.rmtree(self.partial, ignore_errors=True)
 
@@ -101,10 +104,11 @@ class CheckpointFolder:
                 return state
         return None
 
-    def save(self, model: Any, weights: Any, base: str) -> None:
-        """Write the trained model, merged if it has adapters, in Hugging Face format into `final`.
+    def save(self, model: Any, weights: Any, base: str) -> tuple[str, ...]:
+        """Write the trained model, merged if it has adapters, in Hugging Face format into `final`; return notes on it.
 
-        `weights` are those of a sharded model, gathered; None for a whole one. `base` names the model it was made from.
+        `weights` are those of a sharded model, gathered; None for a whole one. `base` names the model it was made from,
+        whose precision the files have: its engines, and their memory, are made for that.
         """
         source = locate(model_source(base)).folder
         shutil.rmtree(self.final, ignore_errors=True)
@@ -112,12 +116,25 @@ class CheckpointFolder:
             if model is not unwrap(model):
                 model.save_pretrained(self.final / ADAPTER)
                 model = model.merge_and_unload()
+            stored, notes = stored_dtypes(source), set[str]()
+            usual = Counter(stored.values()).most_common(1)[0][0]
+            for name, parameter in model.named_parameters():
+                dtype = stored.get(name, usual)
+                if parameter.dtype != dtype:
+                    notes.add(str(dtype).removeprefix("torch."))
+                # The data alone: what is tied is one parameter, and stays it.
+                parameter.data = parameter.data.to(dtype)
+                if weights is not None and name in weights:
+                    weights[name] = weights[name].to(dtype)
             if weights is not None:  # gathered, what is tied is no longer one tensor
                 weights = {name: values for name, values in weights.items() if name not in model.all_tied_weights_keys}
             model.save_pretrained(self.final, state_dict=weights)
         for path in [path for pattern in ENCODING_FILES for path in source.glob(pattern)]:
             shutil.copyfile(path, self.final / path.name)  # byte for byte, so that prompts are encoded as before
         shutil.copyfile(self.partial / LOG_FILE, self.final / LOG_FILE)
+        precisions = " and ".join(sorted(notes))
+        note = f"The checkpoint's weights were rounded to {precisions}, in which its base is stored."
+        return (note,) if notes else ()
 
     def publish(self) -> None:
         """Give the finished checkpoint its name, and drop the states."""

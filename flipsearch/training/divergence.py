@@ -7,14 +7,15 @@ Every divergence has its direction in its name; p is the teacher, q the student:
     jensen_shannon  m KL(p || M) + (1 - m) KL(q || M),  M = m p + (1 - m) q
 
 The paper's runs minimise 0.5 forward + 0.5 reverse, which is what `Divergence()` is. TRL's `alpha` and GKD's `beta` are
-the `mixture` m of a Jensen-Shannon divergence; NeMo-RL's `mixed` weight multiplies the forward part.
+the `mixture` m of a Jensen-Shannon divergence; NeMo-RL's `mixed` weight multiplies the forward part. Equal logits on
+both sides give a loss and a gradient of exactly 0: AdamW would make a step of rounding noise.
 
 Head and loss are computed together for a few positions at a time. The gradient of a loss in the student's logits has a
 closed form, so a chunk's logits are dropped as soon as its gradients are added up: memory is that of one chunk, and
 nothing is computed twice. Knows no model.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -48,6 +49,27 @@ class Divergence:
     """A token's divergence counts at most this much, and then has no gradient."""
 
 
+@dataclass(frozen=True, slots=True)
+class Head:
+    """What makes logits of hidden states."""
+
+    weight: Tensor
+    """(V, H) output embeddings."""
+    bias: Tensor | None = None
+    """(V,)"""
+    transform: Callable[[Tensor], Tensor] | None = None
+    """What becomes of their product (n, V), such as a scale or a cap; None: it is the logits."""
+
+    def product(self, hidden: Tensor) -> Tensor:
+        """Return hidden states (n, H) times the output embeddings, before `transform`."""
+        return linear(hidden, self.weight, self.bias)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the logits (n, V) of hidden states (n, H)."""
+        product = self.product(hidden)
+        return self.transform(product) if self.transform else product
+
+
 class PerToken(NamedTuple):
     """Values per completion token, each (N,) and without gradient."""
 
@@ -61,26 +83,35 @@ class PerToken(NamedTuple):
 
 def divergence_sum(
     student_hidden: Tensor,
-    student_head: Tensor,
+    student_head: Head,
     teacher_hidden: Tensor,
-    teacher_head: Tensor,
+    teacher_head: Head,
     weights: Tensor,
     spec: Divergence,
 ) -> tuple[Tensor, PerToken]:
     """Return the weighted sum of the divergence over N completion tokens, with gradient to the student, and per token.
 
-    Hidden states (N, H) are those that predict the N tokens; heads (V, H) are the output embeddings; `weights` (N,).
-    For N = 0 the sum is a zero that is connected to the graph.
+    Hidden states (N, H) are those that predict the N tokens; `weights` (N,). For N = 0 the sum is a zero that is
+    connected to the graph.
     """
     loss, *per_token = _ChunkedDivergence.apply(  # type: ignore[no-untyped-call]
-        student_hidden, student_head, teacher_hidden, teacher_head, weights, spec
+        student_hidden,
+        student_head.weight,
+        student_head.bias,
+        student_head,
+        teacher_hidden,
+        teacher_head,
+        weights,
+        spec,
     )
     return loss, PerToken(*per_token)
 
 
-def nll_sum(hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, PerToken]:
+def nll_sum(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor) -> tuple[Tensor, PerToken]:
     """Return the weighted sum of the negative log-likelihood of `targets` (N,), with gradient, and per token."""
-    loss, *per_token = _ChunkedNll.apply(hidden, head, targets, weights)  # type: ignore[no-untyped-call]
+    loss, *per_token = _ChunkedNll.apply(  # type: ignore[no-untyped-call]
+        hidden, head.weight, head.bias, head, targets, weights
+    )
     return loss, PerToken(*per_token)
 
 
@@ -98,58 +129,90 @@ class _Chunked(torch.autograd.Function):
 class _ChunkedDivergence(_Chunked):
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, head: Tensor, teacher: Tensor, teacher_head: Tensor, weights: Tensor, spec: Divergence
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        head: Head,
+        teacher: Tensor,
+        teacher_head: Head,
+        weights: Tensor,
+        spec: Divergence,
     ) -> tuple[Tensor, ...]:
-        sums = _Sums(hidden, head, ctx.needs_input_grad[1])
-        for part in _chunks(len(hidden), len(head)):
-            log_p = _log_softmax(teacher[part], teacher_head, spec.temperature)  # (n, V)
-            log_q = _log_softmax(hidden[part], head, spec.temperature)  # (n, V)
+        sums = _Sums(ctx, hidden, head)
+        for part in _chunks(len(hidden), len(weight)):
+            log_p = _log_softmax(teacher_head.logits(teacher[part]), spec.temperature)  # (n, V)
+            log_q = sums.log_probabilities(part, spec.temperature)  # (n, V)
             sums.add(part, weights[part], *_per_token_and_gradient(log_p, log_q, spec))
-        ctx.num_others = 4
+        ctx.num_others = 5
         return sums.finish(ctx)
 
 
 class _ChunkedNll(_Chunked):
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, head: Tensor, targets: Tensor, weights: Tensor) -> tuple[Tensor, ...]:
-        sums = _Sums(hidden, head, ctx.needs_input_grad[1])
-        for part in _chunks(len(hidden), len(head)):
-            log_q = _log_softmax(hidden[part], head, 1.0)  # (n, V)
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, head: Head, targets: Tensor, weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        sums = _Sums(ctx, hidden, head)
+        for part in _chunks(len(hidden), len(weight)):
+            log_q = sums.log_probabilities(part, 1.0)  # (n, V)
             gradient, target = log_q.exp(), targets[part, None]
             entropy = -(gradient * log_q).sum(-1)
             gradient.scatter_add_(-1, target, gradient.new_full(target.shape, -1.0))  # q - one-hot
             per_token = PerToken(-log_q.gather(-1, target)[:, 0], torch.ones_like(entropy), entropy)
             sums.add(part, weights[part], per_token, gradient)
-        ctx.num_others = 2
+        ctx.num_others = 3
         return sums.finish(ctx)
 
 
 class _Sums:
     """What the chunks add up to: the value, its gradients, and the values per token."""
 
-    def __init__(self, hidden: Tensor, head: Tensor, trains_head: bool) -> None:
+    def __init__(self, ctx: Any, hidden: Tensor, head: Head) -> None:
         self.hidden, self.head = hidden, head
         self.value = torch.zeros((), dtype=torch.float64, device=hidden.device)
         self.to_hidden = torch.zeros_like(hidden)
         # Added up in float32: a bfloat16 sum over thousands of chunks would lose the small ones.
-        self.to_head = torch.zeros_like(head, dtype=torch.float32) if trains_head else None
+        self.to_weight, self.to_bias = (
+            torch.zeros_like(part, dtype=torch.float32) if part is not None and needed else None
+            for part, needed in zip((head.weight, head.bias), ctx.needs_input_grad[1:3], strict=True)
+        )
         self.per_token = hidden.new_zeros((3, len(hidden)), dtype=torch.float32)
+        self._product: Tensor | None = None
+        self._logits: Tensor | None = None
+
+    def log_probabilities(self, part: slice, temperature: float) -> Tensor:
+        """Return the student's log-probabilities (n, V) in the chunk `part`."""
+        if self.head.transform is None:
+            return _log_softmax(self.head.product(self.hidden[part]), temperature)
+        self._product = self.head.product(self.hidden[part]).requires_grad_()
+        with torch.enable_grad():
+            self._logits = self.head.transform(self._product).float()
+        return _log_softmax(self._logits.detach().clone(), temperature)
 
     def add(self, part: slice, weights: Tensor, per_token: PerToken, gradient: Tensor) -> None:
         """Add the chunk `part`; `gradient` (n, V) is that of its tokens' losses in the student's logits."""
         self.per_token[:, part] = torch.stack(per_token)
         self.value += (per_token.divergence * weights).sum(dtype=torch.float64)
-        gradient = gradient.mul_(weights[:, None]).to(self.head.dtype)
-        self.to_hidden[part] = gradient @ self.head
-        if self.to_head is not None:
-            if self.head.dtype == torch.float32:
-                self.to_head.addmm_(gradient.T, self.hidden[part])
+        gradient = gradient.mul_(weights[:, None])
+        if self._logits is not None:
+            assert self._product is not None
+            (gradient,) = torch.autograd.grad(self._logits, self._product, gradient)
+            self._product = self._logits = None
+        weight = self.head.weight
+        gradient = gradient.to(weight.dtype)
+        self.to_hidden[part] = gradient @ weight
+        if self.to_bias is not None:
+            self.to_bias += gradient.sum(0, dtype=torch.float32)
+        if self.to_weight is not None:
+            if weight.dtype == torch.float32:
+                self.to_weight.addmm_(gradient.T, self.hidden[part])
             else:
-                self.to_head += gradient.T @ self.hidden[part]
+                self.to_weight += gradient.T @ self.hidden[part]
 
     def finish(self, ctx: Any) -> tuple[Tensor, ...]:
-        to_head = None if self.to_head is None else self.to_head.to(self.head.dtype)
-        ctx.gradients = self.to_hidden, to_head
+        sums = (self.to_weight, self.to_bias)
+        ctx.gradients = (self.to_hidden, *(None if part is None else part.to(self.head.weight.dtype) for part in sums))
         per_token = tuple(self.per_token.unbind())
         ctx.mark_non_differentiable(*per_token)
         return self.value.float(), *per_token
@@ -200,6 +263,7 @@ def _value_and_gradient(log_p: Tensor, log_q: Tensor, spec: Divergence) -> tuple
     if spec.jensen_shannon_weight:
         shares = torch.tensor([spec.mixture, 1 - spec.mixture], dtype=log_p.dtype, device=log_p.device).log()
         log_m = torch.logaddexp(log_p + shares[0], log_q + shares[1])
+        log_m = torch.where(log_p == log_q, log_p, log_m)  # exactly, where both agree
         derivative = (log_q - log_m).mul_(spec.jensen_shannon_weight * (1 - spec.mixture))
         part = log_m.neg_().add_(log_p)  # log p - log m
         value += spec.jensen_shannon_weight * spec.mixture * vecdot(log_p.exp(), part)
@@ -217,13 +281,13 @@ def _value_and_gradient(log_p: Tensor, log_q: Tensor, spec: Divergence) -> tuple
     value += mean
     gradient = derivative.sub_(mean[:, None] - spec.forward_weight).mul_(q)
     if spec.forward_weight:
-        gradient.sub_(p, alpha=spec.forward_weight)
+        gradient.sub_(p.mul_(spec.forward_weight))  # rounded as the other side is: the same number where both agree
     return value, entropy, gradient.div_(spec.temperature)
 
 
-def _log_softmax(hidden: Tensor, head: Tensor, temperature: float) -> Tensor:
-    logits = linear(hidden, head).float()
-    return logits.div_(temperature).log_softmax(-1)
+def _log_softmax(logits: Tensor, temperature: float) -> Tensor:
+    """Return log-probabilities (n, V) in float32; float32 `logits` are overwritten."""
+    return logits.float().div_(temperature).log_softmax(-1)
 
 
 def _chunks(num_positions: int, num_vocab: int) -> Iterator[slice]:

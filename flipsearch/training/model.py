@@ -1,8 +1,4 @@
-"""The model that is trained, as student and as frozen teacher, split into decoder and head.
-
-Logits are made for a few positions at a time (divergence.py), so they must be the decoder's last hidden states times
-the output embeddings, as in Qwen, Llama, Mistral and Phi: `check_head` refuses others. Knows no method and no loss.
-"""
+"""The model that is trained, as student and as frozen teacher. Knows no method and no loss."""
 
 import copy
 import importlib
@@ -15,17 +11,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn.functional import linear
 from transformers import PreTrainedModel
 
 from flipsearch.backends.base import make_backend
-from flipsearch.backends.loading import choose_device, choose_dtype, make_savable, memory_bytes
+from flipsearch.backends.loading import choose_device, choose_dtype, make_savable, memory_bytes, quiet
 from flipsearch.backends.models import locate, model_source
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.config import TrainConfig
 from flipsearch.core.errors import TrainingError
 from flipsearch.training.plan import TrainPlan
 from flipsearch.training.processes import init_process_group, is_sharded, num_processes
+from flipsearch.training.rounding import RoundedCopy
 from flipsearch.training.rows import TokenLayout, check_fits
 
 AsTeacher = Callable[[], AbstractContextManager[Any]]
@@ -33,9 +29,7 @@ AsTeacher = Callable[[], AbstractContextManager[Any]]
 WEIGHT_BYTES = 4
 FULL_BYTES = 4 * WEIGHT_BYTES
 """A trained parameter: the weight, its gradient and AdamW's two moments, in float32."""
-PROBE_IDS = (1, 2, 3, 4, 5)
-TOLERANCE = 1e-2
-"""Of the largest logit: heads in half precision round, caps and scales do far more."""
+STORED_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 
 def load_student(plan: TrainPlan) -> TransformersBackend:
@@ -49,7 +43,8 @@ def load_student(plan: TrainPlan) -> TransformersBackend:
     check_memory(locate(model_source(config.model)).folder, config, device, choose_dtype(config.dtype, device))
     backend = make_backend(config)
     assert isinstance(backend, TransformersBackend)  # by plan
-    check_head(backend.model)
+    if config.gradient_checkpointing and not backend.model.supports_gradient_checkpointing:
+        raise TrainingError(f"{type(backend.model).__name__} does not know --gradient-checkpointing; leave it out.")
     backend.notes += make_savable(backend.model)
     for context in plan.contexts:
         by_kind = {"harmful": context, "benign": plan.benign_context}
@@ -66,7 +61,8 @@ def check_memory(folder: Path, config: TrainConfig, device: torch.device, dtype:
         sharded = FULL_BYTES / num_processes() + dtype.itemsize
         bytes_per_parameter = dtype.itemsize + max(WEIGHT_BYTES, sharded)
     else:
-        bytes_per_parameter = dtype.itemsize + FULL_BYTES
+        rounded_copy = 0 if dtype is torch.float32 else dtype.itemsize
+        bytes_per_parameter = dtype.itemsize + FULL_BYTES + rounded_copy
     num_parameters = count_parameters(folder)
     needed = num_parameters * bytes_per_parameter
     available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_bytes()
@@ -80,39 +76,41 @@ def check_memory(folder: Path, config: TrainConfig, device: torch.device, dtype:
 
 def count_parameters(folder: Path) -> int:
     """Return the number of values in a folder's safetensors files, from their headers alone."""
-    num_parameters = 0
+    return sum(math.prod(entry["shape"]) for _, entry in _stored(folder))
+
+
+def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
+    """Return the precision of each weight in a folder's safetensors files, float32 for what no training knows."""
+    return {name: STORED_DTYPES.get(entry["dtype"], torch.float32) for name, entry in _stored(folder)}
+
+
+def _stored(folder: Path) -> Iterator[tuple[str, Any]]:
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        num_parameters += sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
-    return num_parameters
+        yield from ((name, entry) for name, entry in header.items() if name != "__metadata__")
 
 
-def check_head(model: Any) -> None:
-    """Raise TrainingError unless the model's logits are its last hidden states times its output embeddings."""
-    ids = torch.tensor([PROBE_IDS], device=model.device)
-    with torch.no_grad():
-        logits = unwrap(model)(input_ids=ids, use_cache=False).logits[0].float()
-        hidden = unwrap(model).get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
-        expected = linear(hidden, head_of(model)).float()
-    if (logits - expected).abs().max() > TOLERANCE * logits.abs().max():
-        name = type(unwrap(model)).__name__
-        raise TrainingError(f"{name} caps, scales or biases its logits: the training module does not know such heads.")
+def student_and_teacher(
+    model: PreTrainedModel, lora: int, *, with_teacher: bool
+) -> tuple[Any, RoundedCopy | None, AsTeacher]:
+    """Return the model made trainable, what is run in its place, and what gives its frozen initial copy.
 
-
-def student_and_teacher(model: PreTrainedModel, lora: int, *, with_teacher: bool) -> tuple[Any, AsTeacher]:
-    """Return the model made trainable, and what gives its frozen initial copy.
-
-    Without `lora` the student's weights are float32 and the copy, made only `with_teacher`, keeps their precision; with
-    it (a rank) only adapters are trained, and the teacher is the same model with adapters off, in eval mode.
+    Without `lora` the student's weights are float32, run as a copy in the model's own precision if that is another. The
+    teacher, made only `with_teacher`, has that precision too. With `lora` (a rank) only adapters are trained, and the
+    teacher is the same model with adapters off, in eval mode.
     """
     if not lora:
         teacher = copy.deepcopy(model).requires_grad_(False).eval() if with_teacher else None
+        # FSDP rounds what it gathers of its shards.
+        is_rounded = model.dtype != torch.float32 and not is_sharded()
+        rounded = RoundedCopy(copy.deepcopy(model)) if is_rounded else None
         student: Any = model.float()
-        return student.requires_grad_(True), lambda: nullcontext(teacher)
+        return student.requires_grad_(True), rounded, lambda: nullcontext(teacher)
     peft = importlib.import_module("peft")  # an extra: the plan has checked that it is there
     options = peft.LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="CAUSAL_LM")
-    adapted = peft.get_peft_model(model, options)
+    with quiet():  # it says what it did to layers that keep their weights transposed
+        adapted = peft.get_peft_model(model, options)
 
     @contextmanager
     def without_adapters() -> Iterator[Any]:
@@ -124,13 +122,7 @@ def student_and_teacher(model: PreTrainedModel, lora: int, *, with_teacher: bool
         finally:
             adapted.train(was_training)
 
-    return adapted, without_adapters
-
-
-def head_of(model: Any) -> Tensor:
-    """Return the output embeddings (V, H)."""
-    weight: Tensor = unwrap(model).get_output_embeddings().weight
-    return weight
+    return adapted, None, without_adapters
 
 
 def completion_hidden(model: Any, layout: TokenLayout) -> Tensor:

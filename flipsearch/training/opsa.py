@@ -4,11 +4,11 @@ Paper: arXiv 2605.15239, Eq. 2. In every step the student samples a completion o
 it will be used. The frozen teacher, the student's own initial copy, scores the same completion ids under the context of
 the prompt's label: the safety context for harmful prompts, the benign context, if there is one, for benign ones. At
 every completion token the divergence between the two next-token distributions is taken (divergence.py). Its mean over
-all completion tokens of the step is minimised through the student.
+the completion tokens of the step, those within the horizon, is minimised through the student.
 
-Modes: forward, reverse and Jensen-Shannon divergence in any weights; --support K compares on the teacher's K likeliest
-tokens; --clip bounds a token's divergence; --horizon counts only the first tokens; --lora trains adapters, and the
-teacher is the model without them.
+Modes: forward, reverse and Jensen-Shannon divergence in any weights; --loss-mixture and --loss-temperature as other
+trainers have them; --support K compares on the teacher's K likeliest tokens; --clip bounds a token's divergence;
+--horizon counts only the first tokens; --lora trains adapters, and the teacher is the model without them.
 
     flipsearch train --context best.txt --method opsa
 """
@@ -23,7 +23,7 @@ from flipsearch.config import TrainConfig
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.records import Prompt, Request, Sampling
 from flipsearch.training.divergence import Divergence, divergence_sum
-from flipsearch.training.model import completion_hidden, head_of, unwrap
+from flipsearch.training.model import completion_hidden, unwrap
 from flipsearch.training.processes import whole_weights
 from flipsearch.training.rows import TrainingRow, lay_out, make_row
 from flipsearch.training.trainer import CompletionTrainer, TokenLoss, TrainingBatch, TrainingJob
@@ -35,8 +35,10 @@ def make_trainer(job: TrainingJob, config: TrainConfig) -> "OpsaTrainer":
         config.forward_weight,
         config.reverse_weight,
         config.jensen_shannon_weight,
+        config.loss_mixture,
         top_k=config.support,
         tail=config.tail,
+        temperature=config.loss_temperature,
         clip=config.clip,
     )
     return OpsaTrainer(job, config.sampling(), divergence, config.horizon, config.thinking)
@@ -55,7 +57,7 @@ class OpsaTrainer(CompletionTrainer):
     ) -> None:
         super().__init__(job)
         self.sampling, self.divergence, self.horizon = sampling, divergence, horizon
-        self.student = TransformersBackend.around(unwrap(job.model), job.tokenizer, thinking=thinking)
+        self.student = TransformersBackend.around(job.running, job.tokenizer, thinking=thinking)
 
     def rows(self, prompts: Sequence[Prompt]) -> list[TrainingRow]:
         """Return what the student, as it is now, samples for each prompt."""
@@ -78,5 +80,6 @@ class OpsaTrainer(CompletionTrainer):
         """Return the divergence from the teacher, which scores the same completions behind its own prompts."""
         layout = lay_out([row.teacher_ids for row in batch.rows], [row.completion_ids for row in batch.rows])
         with torch.no_grad(), self.job.as_teacher() as teacher:
-            hidden, head = completion_hidden(teacher, layout.to(self.args.device)), head_of(teacher)  # (N, H), (V, H)
+            hidden = completion_hidden(teacher, layout.to(self.args.device))  # (N, H)
+            head = self.job.read_head(unwrap(teacher))
         return lambda own, own_head: divergence_sum(own, own_head, hidden, head, batch.weights, self.divergence)

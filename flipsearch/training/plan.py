@@ -9,8 +9,8 @@ with the settings, the launch, the contexts or the prompts is raised here, in on
 import math
 import os
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,12 @@ from flipsearch.training.processes import is_sharded, num_processes
 LONGEST_NAME = 200
 """Bytes of a folder's name; ".partial" has to fit behind it."""
 PAPER = {"learning_rate": 1e-5, "train_batch_size": 64}
+PAPER_STEPS, PAPER_TOKENS = 1872, 4096
+"""Optimizer steps of the paper's runs, and the most tokens of a prompt and its completion there."""
+LITTLE = 0.1
+"""Steps times learning rate, as a share of the paper's, below which a user is warned."""
+FEW_STEPS = 20
+"""Up to so many, one that is lost to the warm-up matters."""
 POCKET = {"learning_rate": 3e-4, "train_batch_size": 32, "epochs": 6.0, "horizon": 40}
 """Small, with few prompts, it needs a larger rate and more passes; it decides within 40 tokens."""
 
@@ -73,6 +79,17 @@ class TrainPlan:
         assert self.config.train_batch_size is not None
         steps_per_epoch = len(self.prompts) // self.config.train_batch_size
         return self.config.max_steps or max(1, math.ceil(self.config.epochs * steps_per_epoch))
+
+    @property
+    def num_warmup_steps(self) -> int:
+        """Steps at the start whose learning rate rises, from 0 at the first one."""
+        return round(self.config.warmup_share * self.num_steps)
+
+    @property
+    def tokens_at_most(self) -> int:
+        """Most completion tokens that are learnt from."""
+        assert self.config.train_batch_size is not None
+        return self.num_steps * self.config.train_batch_size * self.config.sampling().max_tokens
 
     @property
     def prompts_id(self) -> str:
@@ -125,7 +142,8 @@ def plan_training(*sources: Mapping[str, Any]) -> TrainPlan:
     if model not in BUILT_IN_MODELS and Path(model).exists():
         model = str(Path(model).resolve())  # the checkpoint that names its base may be moved
     config = config.model_copy(update={"train_batch_size": size, "model": model})
-    return TrainPlan(config, contexts, benign_context, prompts, tuple(notes), found_on)
+    plan = TrainPlan(config, contexts, benign_context, prompts, tuple(notes), found_on)
+    return replace(plan, notes=(*plan.notes, *_step_notes(plan)))
 
 
 def _read_settings(sources: Sequence[Mapping[str, Any]]) -> tuple[TrainConfig, list[Card]]:
@@ -212,6 +230,23 @@ def _notes(config: TrainConfig, prompts: Sequence[Prompt], step_size: int) -> li
     if not any(prompt.kind == "benign" for prompt in prompts):
         notes.append("No benign prompts: nothing holds the model back from refusing more of them.")
     return notes
+
+
+def _step_notes(plan: TrainPlan) -> Iterator[str]:
+    """Yield what the user should know of steps that are too few to change a model."""
+    rate, num_steps = plan.config.learning_rate or 0.0, plan.num_steps
+    share = num_steps * rate / (PAPER_STEPS * PAPER["learning_rate"])
+    if share < LITTLE:
+        yield (
+            f"{num_steps:,} steps at a rate of {rate:g} are {100 * share:.1f} % of the paper's {PAPER_STEPS:,} at "
+            f"{PAPER['learning_rate']:g}: the model will hardly change. Give more prompts or --epochs, a smaller "
+            "--train-batch-size or a larger --learning-rate."
+        )
+    if plan.num_warmup_steps > 0 and num_steps <= FEW_STEPS:
+        yield (
+            f"The first of {num_steps:,} steps has a rate of 0 and changes nothing (warm-up): --warmup-share 0 learns "
+            "from it."
+        )
 
 
 def _check_launch(config: TrainConfig) -> None:

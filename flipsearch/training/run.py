@@ -6,6 +6,7 @@ Nothing of the finished checkpoint's name exists until `CheckpointFolder.publish
 main one generates answers, judges and writes. Knows no method: the plan's row of METHODS says who makes the trainer.
 """
 
+import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import closing
@@ -26,8 +27,9 @@ from flipsearch.core.trainings import TRAINING_FORMAT, LogLine, RoutedContext, T
 from flipsearch.judging.library import unload
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
-from flipsearch.training.answers import Routing, end_id, kept_answers, own_rows, route, teacher_rows
+from flipsearch.training.answers import Routing, kept_answers, own_rows, route, teacher_rows, turn_end_id
 from flipsearch.training.checkpoint import CheckpointFolder, step_of
+from flipsearch.training.heads import read_head
 from flipsearch.training.log import LOG_FILE, StepLog, read_log
 from flipsearch.training.model import load_student, student_and_teacher
 from flipsearch.training.plan import TrainPlan
@@ -50,14 +52,25 @@ def run_training(
     """
     make_trainer: MakeTrainer = resolve_name(plan.method.trainer)
     backend = load_student(plan)
+    head = read_head(backend.model)
     routing, answers = broadcast_from_main(lambda: _before_training(plan, backend, judge, ledger, folder, progress))
 
     # The arguments first: a trainable model is in float32, whatever precision it is trained in.
     arguments = trainer_arguments(plan, folder.partial, backend.model.device, backend.model.dtype, len(routing.prompts))
     set_seed(plan.config.seed)  # of the adapters too
     needs_teacher = not plan.method.is_supervised
-    student, as_teacher = student_and_teacher(backend.model, plan.config.lora, with_teacher=needs_teacher)
-    job = TrainingJob(student, as_teacher, backend.tokenizer, routing.prompts, routing.contexts, arguments, answers)
+    student, rounded, as_teacher = student_and_teacher(backend.model, plan.config.lora, with_teacher=needs_teacher)
+    job = TrainingJob(
+        model=student,
+        as_teacher=as_teacher,
+        tokenizer=backend.tokenizer,
+        prompts=routing.prompts,
+        routes=routing.contexts,
+        arguments=arguments,
+        answers=answers,
+        read_head=head,
+        rounded=rounded,
+    )
     trainer = make_trainer(job, plan.config)
     if is_sharded() and not trainer.is_fsdp_enabled:
         raise TrainingError("FSDP was requested, but accelerate shards on GPUs alone; launch without --use_fsdp.")
@@ -66,10 +79,11 @@ def run_training(
 
     def save() -> tuple[TrainingRun, Sequence[LogLine]]:
         with save_errors_as_one_line(folder.final):
-            folder.save(student, weights, plan.config.model)
+            saving_notes = folder.save(student, weights, plan.config.model)
         log = read_log(folder.partial / LOG_FILE)
         step_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * num_processes()
-        return _record(plan, routing, log, backend, judge, step_size), log
+        record = _record(plan, routing, log, backend, judge, step_size)
+        return replace(record, notes=(*record.notes, *saving_notes)), log
 
     return broadcast_from_main(save)
 
@@ -117,7 +131,7 @@ def _answer_rows(
     if not plan.method.needs_teacher:
         return own_rows(backend.chat, kept_answers(runner(backend), routing.prompts, routing.contexts))
     assert plan.config.teacher is not None  # by plan
-    end_id(backend.tokenizer)  # before the teacher has generated for hours
+    turn_end_id(backend.tokenizer)  # before the teacher has generated for hours
     with closing(make_backend(plan.config.model_copy(update={"model": plan.config.teacher}))) as teacher:
         kept = kept_answers(runner(teacher), routing.prompts, routing.contexts)
     return teacher_rows(backend.chat, backend.tokenizer, kept, backend.max_positions)
@@ -137,15 +151,31 @@ def _train(trainer: CompletionTrainer, folder: CheckpointFolder, progress: Progr
         except RuntimeError as error:
             if not is_out_of_memory(error):
                 raise
+            step = trainer.state.global_step
+            again = ", and --resume" if step else ""
             raise TrainingError(
-                f"out of memory at step {trainer.state.global_step + 1}: lower --micro-batch-size or give "
-                "--gradient-checkpointing, and --resume; or start anew with --lora 16 or fewer --max-tokens."
+                f"out of memory at step {step + 1}: lower --micro-batch-size or give --gradient-checkpointing{again}; "
+                "or start anew with --lora 16 or fewer --max-tokens."
             ) from error
     # The loss is checked before each step; what the last step made of the weights shows only here.
     for name, parameter in trainer.job.model.named_parameters():
         own = parameter.to_local() if isinstance(parameter, DTensor) else parameter  # each process checks its shard
         if parameter.requires_grad and not own.isfinite().all():
             raise TrainingError(f"'{name}' is not finite after the last step; nothing is saved. Lower --learning-rate.")
+
+
+def _loss_notes(log: Sequence[LogLine]) -> list[str]:
+    """Return a note if the loss did not fall from the first fifth of the steps to the last."""
+    losses = [line["loss"] for line in log if line.get("loss") is not None]
+    size = math.ceil(len(losses) / 5)
+    if len(losses) < 2:
+        return []
+    before, after = (sum(part) / size for part in (losses[:size], losses[-size:]))
+    if not any(losses):
+        return ["The loss was 0 in every step: the teacher read what the student reads, and nothing was learnt."]
+    figures = f"from {before:.3g} in the first {size} of {len(losses)} steps to {after:.3g} in the last {size}"
+    todo = "do not expect a change; more steps or a larger --learning-rate may bring one."
+    return [f"The loss did not fall: {figures}; {todo}"] if after >= before else []
 
 
 def _record(
@@ -158,7 +188,7 @@ def _record(
 ) -> TrainingRun:
     """Return the record of a finished training whose steps took `step_size` prompts."""
     config = plan.config
-    notes = [*plan.notes_on(backend.model_id), *backend.notes]
+    notes = [*plan.notes_on(backend.model_id), *_loss_notes(log), *backend.notes]
     notes += getattr(judge, "notes", ()) if plan.needs_judge else ()
     if step_size != config.train_batch_size:
         notes.append(f"A step took {step_size} prompts: {len(routing.prompts)} were left.")

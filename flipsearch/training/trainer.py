@@ -27,11 +27,13 @@ from flipsearch.config import TrainConfig
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.files import write_text
 from flipsearch.core.records import Prompt
-from flipsearch.training.divergence import PerToken
+from flipsearch.training.divergence import Head, PerToken
+from flipsearch.training.heads import ReadHead, plain_head
 from flipsearch.training.log import StepStats
-from flipsearch.training.model import AsTeacher, completion_hidden, head_of
+from flipsearch.training.model import AsTeacher, completion_hidden, unwrap
 from flipsearch.training.plan import TrainPlan
-from flipsearch.training.processes import is_main_process, num_processes
+from flipsearch.training.processes import is_main_process, is_sharded, num_processes
+from flipsearch.training.rounding import RoundedCopy, without_noise
 from flipsearch.training.rows import Routes, TokenLayout, TrainingRow, lay_out
 from flipsearch.training.states import SavedStates
 
@@ -39,8 +41,8 @@ FAILED_BATCH = "failed_batch.json"
 NUM_SAVES = 5
 MOST_ROWS = {True: 32, False: 1}
 """Rows per backward pass by default, on a CPU and on anything else: a GPU's memory is scarce."""
-TokenLoss = Callable[[Tensor, Tensor], tuple[Tensor, PerToken]]
-"""(hidden states (N, H), head (V, H)) -> the sum of the loss over the tokens, and the values per token."""
+TokenLoss = Callable[[Tensor, Head], tuple[Tensor, PerToken]]
+"""(hidden states (N, H), head) -> the sum of the loss over the tokens, and the values per token."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,14 @@ class TrainingJob:
     arguments: TrainingArguments
     answers: Mapping[str, TrainingRow] = field(default_factory=dict)
     """Prompt id -> the row of its kept answer, for supervised methods."""
+    read_head: ReadHead = plain_head
+    rounded: RoundedCopy | None = None
+    """What is run in the model's place; None: the model itself."""
+
+    @property
+    def running(self) -> Any:
+        """The transformers model that writes completions and whose loss is taken."""
+        return self.rounded.rounded if self.rounded else unwrap(self.model)
 
 
 MakeTrainer = Callable[[TrainingJob, TrainConfig], "CompletionTrainer"]
@@ -85,7 +95,7 @@ class CompletionTrainer(SavedStates):
 
     def __init__(self, job: TrainingJob) -> None:
         super().__init__(
-            model=_with_token_loss(job.model),
+            model=_with_token_loss(job),
             args=job.arguments,
             train_dataset=list(range(len(job.prompts))),
             data_collator=list,  # type: ignore[arg-type]
@@ -93,6 +103,8 @@ class CompletionTrainer(SavedStates):
         # The loss below is the step's own mean already: transformers must not divide it once more.
         self.loss_is_scaled_for_ga, self.model_accepts_loss_kwargs = True, False
         self.job, self.stats = job, StepStats()
+        if job.rounded and job.arguments.gradient_checkpointing:
+            job.running.gradient_checkpointing_enable()
 
     def rows(self, prompts: Sequence[Prompt]) -> list[TrainingRow]:
         """Return the completions that this step learns from, one per prompt, in order."""
@@ -111,6 +123,8 @@ class CompletionTrainer(SavedStates):
         """
         micro_batches = list(itertools.islice(epoch_iterator, num_batches))
         start = time.monotonic()
+        if self.job.rounded:
+            self.job.rounded.refresh(self.job.model)
         rows = self.rows([self.job.prompts[index] for indices in micro_batches for index in indices])
         self.stats.rollout_s += time.monotonic() - start
         for row in rows:
@@ -135,7 +149,9 @@ class CompletionTrainer(SavedStates):
         batch: TrainingBatch = inputs["batch"]
         to = self.args.device
         batch = TrainingBatch(batch.rows, batch.student.to(to), batch.targets.to(to), batch.weights.to(to))
-        loss, *per_token = model(token_loss=self.loss_of(batch), layout=batch.student)
+        without_noise(self.job.running, self.args.gradient_checkpointing)
+        with torch.autocast(to.type, enabled=False):
+            loss, *per_token = model(token_loss=self.loss_of(batch), layout=batch.student)
         if not math.isfinite(loss.item()):
             self._stop(loss.item(), batch)
         self.stats.add_tokens(batch.rows, PerToken(*per_token))
@@ -186,8 +202,9 @@ class WholeSteps(Sampler[int]):
         yield from torch.randperm(self.num_prompts, generator=generator)[: self.length].tolist()
 
 
-def _with_token_loss(model: Any) -> Any:
+def _with_token_loss(job: TrainingJob) -> Any:
     """Let the model's forward take a loss of its hidden states too, so that DDP and FSDP see one forward per step."""
+    model = job.running if job.rounded else job.model
     usual = model.forward
 
     @functools.wraps(usual)
@@ -196,18 +213,14 @@ def _with_token_loss(model: Any) -> Any:
     ) -> Any:
         if token_loss is None or layout is None:
             return usual(*args, **options)
-        hidden, head = completion_hidden(model, layout), head_of(model)
-        device = hidden.device.type
-        if torch.is_autocast_enabled(device):  # weights are kept in float32, and multiplied in autocast's precision
-            dtype = torch.get_autocast_dtype(device)
-            hidden, head = hidden.to(dtype), head.to(dtype)
-        # The loss chooses its precisions itself: autocast would round its logits.
-        with torch.autocast(device, enabled=False):
-            loss, per_token = token_loss(hidden, head)
+        with torch.autocast(layout.ids.device.type, enabled=False):  # which FSDP's mixed precision switches on
+            loss, per_token = token_loss(completion_hidden(model, layout), job.read_head(job.running))
         return loss, *per_token
 
     model.forward = forward
-    return model
+    if job.rounded:
+        job.model.forward = functools.partial(job.rounded.run, job.model)
+    return job.model
 
 
 def trainer_arguments(
@@ -231,11 +244,11 @@ def trainer_arguments(
         dataloader_pin_memory=False,
         learning_rate=config.learning_rate or 0.0,
         lr_scheduler_type="cosine",
-        warmup_steps=round(config.warmup_share * plan.num_steps),
+        warmup_steps=plan.num_warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,
         gradient_checkpointing=config.gradient_checkpointing,
-        bf16=dtype is torch.bfloat16,
+        bf16=dtype is torch.bfloat16 and is_sharded(),
         ddp_find_unused_parameters=False,
         use_cpu=device.type == "cpu",
         seed=config.seed,

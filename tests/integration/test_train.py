@@ -105,8 +105,14 @@ def test_a_resume_goes_on_as_if_nothing_had_happened(
 
 
 def test_a_state_that_was_half_written_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usual = StepLog.on_log
+
+    def interrupted(self: StepLog, *given: Any, **more: Any) -> None:
+        usual(self, *given, **more)
+        raise KeyboardInterrupt
+
     with monkeypatch.context() as patch:
-        patch.setattr(StepLog, "on_log", lambda *_, **more: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(StepLog, "on_log", interrupted)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, name="mine")
     (tmp_path / "checkpoints" / "mine.partial" / "checkpoint-2").mkdir()
@@ -344,6 +350,16 @@ def test_adapters_are_drawn_from_the_seed(tmp_path: Path) -> None:
     first, second = (train(tmp_path, lora=2, max_steps=1, name=name) for name in ("a", "b"))
     adapters = [load_file(done.folder / "adapter" / "adapter_model.safetensors") for done in (first, second)]
     assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
+
+
+def test_what_fails_in_the_first_step_leaves_nothing_in_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(StepLog, "on_log", lambda *_, **more: (_ for _ in ()).throw(IndexError("out of range")))
+        with pytest.raises(IndexError):
+            train(tmp_path, name="mine", save_steps=0)
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 def test_a_resume_after_the_last_step_only_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from flipsearch.training import divergence
-from flipsearch.training.divergence import Divergence, divergence_sum, nll_sum
+from flipsearch.training.divergence import Divergence, Head, nll_sum
 
 N, H, V = 23, 16, 101
 SPECS = {
@@ -23,6 +23,11 @@ SPECS = {
     "clip": Divergence(clip=1.8),
     "top-k, bucket, clip": Divergence(top_k=7, tail="bucket", clip=0.5),
 }
+
+
+def divergence_sum(sh: Tensor, sw: Tensor, th: Tensor, tw: Tensor, weights: Tensor, spec: Divergence) -> Any:
+    """With output embeddings as heads."""
+    return divergence.divergence_sum(sh, Head(sw), th, Head(tw), weights, spec)
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
@@ -111,6 +116,46 @@ def test_equal_distributions_have_no_divergence_and_no_gradient(spec: Divergence
     assert hidden.grad.abs().max() < 1e-6
 
 
+@pytest.mark.parametrize("spec", [*SPECS.values(), Divergence(0.3, 0.6, 0.1, 0.3)], ids=[*SPECS, "odd weights"])
+def test_equal_logits_have_a_gradient_of_exactly_nothing(spec: Divergence) -> None:
+    """AdamW divides by the gradient's own size: rounding noise would be a step."""
+    hidden, head, _, _, weights = inputs()
+    loss, _ = divergence_sum(hidden, head, hidden.detach().clone(), head.detach().clone(), weights, spec)
+    loss.backward()
+    assert loss.item() == 0
+    for leaf in (hidden, head):
+        assert leaf.grad is not None
+        assert leaf.grad.count_nonzero() == 0
+
+
+@pytest.mark.parametrize("chunk", [5, 1000])
+def test_a_bias_and_what_follows_it_have_their_part_in_the_gradient(
+    chunk: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A head with bias, scale and cap, against autograd in float64."""
+    monkeypatch.setattr(divergence, "CHUNK_BYTES", chunk * 4 * V)
+    sh, sw, th, tw, weights = inputs()
+    bias = torch.linspace(-1, 1, V).requires_grad_()
+
+    def capped(product: Tensor) -> Tensor:
+        return 2 * (product * 0.7 / 2).tanh()
+
+    targets = torch.arange(N) % V
+    student, teacher = Head(sw, bias, capped), Head(tw, bias.detach(), capped)
+    loss, _ = divergence.divergence_sum(sh, student, th, teacher, weights, Divergence(temperature=1.7))
+    (loss + 0.5 * nll_sum(sh, student, targets, weights)[0]).backward()
+    leaves = [t.detach().double().requires_grad_() for t in (sh, sw, bias)]
+    logits = capped(leaves[0] @ leaves[1].T + leaves[2])
+    log_q = (logits / 1.7).log_softmax(-1)
+    log_p = (capped(th.double() @ tw.double().T + bias.detach().double()) / 1.7).log_softmax(-1)
+    each = 0.5 * kl(log_p, log_q) + 0.5 * kl(log_q, log_p)
+    each = each + 0.5 * torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    expected = torch.autograd.grad((each * weights).sum(), leaves)
+    for leaf, gradient in zip((sh, sw, bias), expected, strict=True):
+        assert leaf.grad is not None
+        torch.testing.assert_close(leaf.grad.double(), gradient, rtol=1e-5, atol=1e-5)
+
+
 def test_directions_are_what_their_names_say() -> None:
     """With the identity as head the hidden states are the logits; p is the teacher (0.9, 0.1), q the student (½, ½)."""
     p, q, head = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.5, 0.5]]).log(), torch.eye(2)
@@ -129,7 +174,7 @@ def test_no_completion_token_gives_a_zero_that_is_connected_to_the_graph() -> No
     hidden, head, teacher, teacher_head, weights = inputs(0)
     for loss, per_token in (
         divergence_sum(hidden, head, teacher, teacher_head, weights, Divergence()),
-        nll_sum(hidden, head, torch.zeros(0, dtype=torch.long), weights),
+        nll_sum(hidden, Head(head), torch.zeros(0, dtype=torch.long), weights),
     ):
         loss.backward()
         assert loss.item() == 0
@@ -152,7 +197,7 @@ def test_the_likelihood_is_that_of_cross_entropy(chunk: int, monkeypatch: pytest
     monkeypatch.setattr(divergence, "CHUNK_BYTES", chunk * 4 * V)
     hidden, head, _, _, weights = inputs()
     targets = torch.arange(N) % V
-    loss, per_token = nll_sum(hidden, head, targets, weights)
+    loss, per_token = nll_sum(hidden, Head(head), targets, weights)
     loss.backward()
     h, w = (t.detach().double().requires_grad_() for t in (hidden, head))
     each = torch.nn.functional.cross_entropy(h @ w.T, targets, reduction="none")

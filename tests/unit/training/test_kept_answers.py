@@ -11,7 +11,7 @@ from flipsearch.core.errors import TrainingError
 from flipsearch.core.records import Context, Exchange, Label, Prompt, Request, Rollout, Sampling, Verdict
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
-from flipsearch.training.answers import end_id, kept_answers, own_rows, teacher_rows
+from flipsearch.training.answers import kept_answers, own_rows, teacher_rows, turn_end_id
 from tests.models import R1_TEMPLATE, tiny_tokenizer
 
 HARM, ASK, OTHER = Prompt("steal", "harmful"), Prompt("bake", "benign"), Prompt("read", "benign")
@@ -114,12 +114,20 @@ def test_a_teachers_answer_has_to_fit_into_the_student() -> None:
         teacher_rows(chat, tokenizer, answer, longest - 1)
 
 
-def test_a_student_without_an_end_token_is_refused() -> None:
+def test_a_teachers_answer_ends_as_the_students_template_ends_a_turn() -> None:
     tokenizer = tiny_tokenizer()
+    tokenizer.eos_token = "<|endoftext|>"  # as in Gemma and Llama 3: not what ends a turn
     chat, answer = Chat(tokenizer), Rollout(HARM.prompt_id, None, "t", Sampling(8), 0, "No.", (), 3, "stop")
-    assert end_id(tokenizer) == tokenizer.convert_tokens_to_ids("<|im_end|>")
+    (row,) = teacher_rows(chat, tokenizer, [(HARM, answer)], None).values()
+    assert row.completion_ids[-1] == tokenizer.convert_tokens_to_ids("<|im_end|>") != tokenizer.eos_token_id
+
+
+def test_a_student_without_an_end_token_is_refused() -> None:
+    tokenizer = tiny_tokenizer(R1_TEMPLATE)  # which leaves answers out
+    chat, answer = Chat(tokenizer), Rollout(HARM.prompt_id, None, "t", Sampling(8), 0, "No.", (), 3, "stop")
+    assert turn_end_id(tokenizer) == tokenizer.eos_token_id
     tokenizer.eos_token = None
-    with pytest.raises(TrainingError, match="has no eos_token"):
+    with pytest.raises(TrainingError, match="says what ends an answer"):
         teacher_rows(chat, tokenizer, [(HARM, answer)], None)
 
 

@@ -10,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from flipsearch.backends.chat import Chat
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.records import PLACEMENTS, Context, Placement, Prompt
-from flipsearch.training.model import check_head, completion_hidden, head_of
+from flipsearch.training.model import completion_hidden
 from flipsearch.training.rows import TrainingRow, check_fits, lay_out, make_row
 from tests.models import tiny_qwen3
 
@@ -43,7 +43,7 @@ def test_hidden_states_of_a_batch_are_those_of_each_row_alone(chat: Chat, model:
     rows = [a_row(chat, placement), make_row(chat, Prompt("Hi?", "benign"), {}, (9, 3), "stop")]
     for prompts in ([r.student_ids for r in rows], [r.teacher_ids for r in rows]):
         hidden = completion_hidden(model, lay_out(prompts, [r.completion_ids for r in rows]))  # (N, H)
-        logits = hidden @ head_of(model).T  # (N, V)
+        logits = hidden @ model.get_output_embeddings().weight.T  # (N, V)
         expected = []
         for ids, row in zip(prompts, rows, strict=True):
             whole = model(input_ids=torch.tensor([[*ids, *row.completion_ids]])).logits[0]
@@ -71,19 +71,3 @@ def test_a_context_that_is_too_long_is_refused_and_never_cut_off(chat: Chat) -> 
     assert longest == check_fits(chat, [PROMPT], routes, 10, longest + 10)
     with pytest.raises(TrainingError, match=rf"{longest} tokens .* holds {longest + 9};.*Nothing is cut"):
         check_fits(chat, [PROMPT], routes, 10, longest + 9)
-
-
-def test_a_head_that_does_more_than_multiply_is_refused(model: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    check_head(model)
-    usual = type(model).forward
-
-    def capped(self: Any, *args: Any, **options: Any) -> Any:
-        output = usual(self, *args, **options)
-        output.logits = 0.5 * torch.tanh(output.logits / 0.5)
-        return output
-
-    with torch.no_grad():
-        monkeypatch.setattr(model.get_output_embeddings(), "weight", torch.nn.Parameter(head_of(model) * 30))
-    monkeypatch.setattr(type(model), "forward", capped)
-    with pytest.raises(TrainingError, match="caps, scales or biases"):
-        check_head(model)

@@ -39,7 +39,7 @@ def test_with_adapters_the_teacher_is_the_model_as_it_was(folder: Path) -> None:
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     layout = lay_out([(5, 6, 7)], [(8, 9)])
     before = completion_hidden(base, layout)
-    student, as_teacher = student_and_teacher(base, 4, with_teacher=True)
+    student, _, as_teacher = student_and_teacher(base, 4, with_teacher=True)
     student.train()
     with torch.no_grad():
         for name, parameter in student.named_parameters():
