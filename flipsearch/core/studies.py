@@ -224,7 +224,7 @@ class StudyKind(StrEnum):
     """Given contexts were scored: nothing was chosen or confirmed."""
 
 
-STUDY_FORMAT: Final = 2
+STUDY_FORMAT: Final = 3
 """Version of the study file; a file of any other cannot be read."""
 
 

@@ -12,7 +12,7 @@ from sqlalchemy.exc import ArgumentError
 
 from flipsearch.core.records import Label, Rollout, Sampling, Verdict
 
-FORMAT = 3
+FORMAT = 4
 """Version of the tables; a ledger of another version is refused."""
 TOKEN_BYTES = 4
 """Token ids are kept as little-endian 32-bit integers."""
@@ -54,6 +54,7 @@ VERDICTS = sql.Table(
     sql.Column("p_refusal", sql.Double),
     sql.Column("reason", sql.Text, nullable=False),
     sql.Column("label_mass", sql.Double),
+    sql.Column("kind", sql.String(12)),
 )
 PREFIX_SCORES = sql.Table(
     "prefix_scores",
@@ -147,12 +148,14 @@ def verdict_row(rollout_id: str, judge_id: str, verdict: Verdict) -> dict[str, A
         "p_refusal": verdict.p_refusal,
         "reason": verdict.reason,
         "label_mass": verdict.label_mass,
+        "kind": verdict.kind,
     }
 
 
 def verdict_of(row: sql.RowMapping) -> Verdict:
     """Return the verdict of a row; ValueError for an unknown label."""
-    return Verdict(Label(row["label"]), row["p_unsafe"], row["p_refusal"], row["reason"], row["label_mass"])
+    names = ("p_unsafe", "p_refusal", "reason", "label_mass", "kind")
+    return Verdict(Label(row["label"]), **{name: row[name] for name in names})
 
 
 def pack(code: str, numbers: Sequence[float]) -> bytes:

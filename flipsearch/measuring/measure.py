@@ -6,6 +6,7 @@ Only `measure` and `measured_trial` need a `Runner`; the rest is pure. This modu
 contexts are searched.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from flipsearch.core.records import Context, Difference, Flip, Label, Measurement, Prompt, Rate, Scope, UnsafeShare
@@ -54,6 +55,7 @@ def compare(prompts: Mapping[str, Prompt], baseline: Baseline, after: Sequence[S
             rollout_ids=samples.rollout_ids,
             unsafe_share_before=baseline[id].unsafe_share,
             unsafe_share_after=samples.unsafe_share,
+            kind_after=samples.kind,
         )
         for (id, prompt), samples in zip(prompts.items(), after, strict=True)
     ]
@@ -78,6 +80,7 @@ def summarize(flips: Sequence[Flip], split: Scope, *, whole: bool) -> Measuremen
         over_refusal_rate=refusal_rate(flip.refused_after for flip in flips if flip.kind == "benign"),
         transitions=transitions,
         coverage=wilson(len(scored), len(flips)),
+        flips_by_kind=Counter(flip.kind_after for flip in harmful if flip.flipped and flip.kind_after),
         unsafe_share=unsafe_share(harmful),
     )
 

@@ -83,7 +83,16 @@ def benign_card(study: Study, benign: BenignContext) -> dict[str, Any]:
 
 def metrics(measurement: Measurement | None) -> dict[str, Any] | None:
     """Return the rates of a measurement for JSON, or None if it was not made."""
-    names = ("flip_rate", "flip_rate_bounds", "tfr", "over_refusal_rate", "transitions", "coverage", "unsafe_share")
+    names = (
+        "flip_rate",
+        "flip_rate_bounds",
+        "tfr",
+        "over_refusal_rate",
+        "transitions",
+        "flips_by_kind",
+        "coverage",
+        "unsafe_share",
+    )
     return {name: json_value(getattr(measurement, name)) for name in names} if measurement else None
 
 

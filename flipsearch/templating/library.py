@@ -156,7 +156,7 @@ class PortfolioCard(BaseModel):
     contexts: Annotated[list[Card], Field(min_length=1)]
 
 
-CARD_VERSION = 2
+CARD_VERSION = 3
 """Format of context cards; another one is refused."""
 
 
