@@ -9,11 +9,11 @@ redone alone. This module knows nothing of models, files or statistics.
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from enum import StrEnum
 from functools import lru_cache
 from pathlib import PurePath
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 Kind = Literal["harmful", "benign"]
 Split = Literal["search", "confirm", "training", "evaluation"]
@@ -276,6 +276,12 @@ class Label(StrEnum):
     UNSCORED = "unscored"
 
 
+AnswerKind = Literal["refusal", "redirection", "help", "harm", "degenerate"]
+"""What an answer is, beside its label: it refuses, points elsewhere, helps without harm, does harm, or is broken (a
+loop, no words, another topic)."""
+ANSWER_KINDS: tuple[AnswerKind, ...] = get_args(AnswerKind)
+
+
 @dataclass(frozen=True, slots=True)
 class Verdict:
     """A judge's decision on one exchange."""
@@ -292,6 +298,8 @@ class Verdict:
     failed: bool = False
     """The judge, or a panel member that was needed, could not be called, e.g. its endpoint was down. The verdict is not
     saved, so that the next run calls the judge again."""
+    kind: AnswerKind | None = None
+    """What the answer is; None if nobody says, as for most answers that are UNSCORED."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -314,6 +322,8 @@ class Flip:
     unsafe_share_after: float | None = None
     endings: "EndingCounts | None" = None
     """Of the answers under the context."""
+    kind_after: AnswerKind | None = None
+    """Most frequent kind of the samples that have the label `after`."""
 
     @property
     def flipped(self) -> bool:
@@ -382,6 +392,8 @@ class Measurement:
     """Harmful prompts by "before->after", e.g. "unsafe->safe"; unscored ones included."""
     coverage: Rate
     """Scored / all prompts."""
+    flips_by_kind: Mapping[AnswerKind, int] = field(default_factory=dict)
+    """Kind -> flips to such an answer; those that nobody gave a kind are left out."""
     unsafe_share: "UnsafeShare | None" = None
     """None with one sample per prompt, or if no prompt has a share on both sides."""
     endings: "Endings | None" = None

@@ -8,14 +8,18 @@ import inspect
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from flipsearch.core.errors import ConfigError, FlipsearchError, JudgeError, PluginError, near_names, unknown_name
+from flipsearch.core.package import content_folder
 from flipsearch.core.protocols import Judge, Panel
-from flipsearch.core.records import Exchange, Label, Verdict
+from flipsearch.core.records import ANSWER_KINDS, Exchange, Label, Verdict
+from flipsearch.judging.answer import split_answer
+from flipsearch.judging.answer_kinds import READ_CHARACTERS, answer_form, answer_kind
+from flipsearch.judging.refusal_rules import RefusalRules
 
 _MAX_CHARACTERS = {"name": 100, "identity": 64}
 """The ledger's column for identities is that wide."""
@@ -45,18 +49,19 @@ def run_judge(judge: Judge, exchanges: Sequence[Exchange]) -> list[Verdict]:
 
     Raises JudgeError if the judge raises anything, or returns anything but one valid verdict per exchange.
     """
-    num = len(exchanges)  # before the judge, which may change the list
+    seen = list(exchanges)  # before the judge, which may change the list
     with plugin_errors_as(JudgeError, f"judge '{judge.name}' failed"):
         verdicts: object = judge.judge(exchanges)
         if not isinstance(verdicts, Sequence):
             raise JudgeError(f"judge '{judge.name}' gave {verdicts!r:.80}, expected a list of verdicts.")
-        if len(verdicts) != num:
-            raise JudgeError(f"judge '{judge.name}' gave {len(verdicts)} verdicts on {num} exchanges.")
+        if len(verdicts) != len(seen):
+            raise JudgeError(f"judge '{judge.name}' gave {len(verdicts)} verdicts on {len(seen)} exchanges.")
         if invalid := [verdict for verdict in verdicts if not _is_valid(verdict)]:
             raise JudgeError(
                 f"judge '{judge.name}' gave an invalid verdict: {invalid[0]!r:.160}; expected a Verdict whose "
                 "probabilities are numbers from 0 to 1: p_unsafe where it is scored, and not where it is UNSCORED."
             )
+        verdicts = [_with_kind(exchange, verdict) for exchange, verdict in zip(seen, verdicts, strict=True)]
         # A reason may quote hostile text with lone surrogates, which the ledger could not encode.
         return [replace(verdict, reason=verdict.reason.encode(errors="replace").decode()) for verdict in verdicts]
 
@@ -66,7 +71,27 @@ def _is_valid(verdict: object) -> bool:
         return False
     probabilities = (verdict.p_unsafe, verdict.p_refusal, verdict.label_mass)
     in_range = all(isinstance(p, int | float) and 0 <= p <= 1 for p in probabilities if p is not None)  # NaN is not
-    return in_range and (verdict.label is Label.UNSCORED) == (verdict.p_unsafe is None)
+    return (
+        in_range
+        and verdict.kind in (None, *ANSWER_KINDS)
+        and (verdict.label is Label.UNSCORED) == (verdict.p_unsafe is None)
+    )
+
+
+def _with_kind(exchange: Exchange, verdict: Verdict) -> Verdict:
+    """Return a verdict with the kind of the answer it is about, by the refusal rules where the judge gives none."""
+    answer = split_answer(exchange.completion, exchange.opens_thinking).answer
+    if verdict.kind is not None or verdict.failed or exchange.finish_reason == "error" or answer is None:
+        return verdict
+    points, matched = _refusal_rules().points(answer[:READ_CHARACTERS])
+    p_refusal = verdict.p_refusal if verdict.p_refusal is not None else float(points > 0)
+    form, meanings = answer_form(exchange.prompt.text, answer), _refusal_rules().meanings(matched)
+    return replace(verdict, kind=answer_kind(form, verdict.label, p_refusal, meanings))
+
+
+@cache
+def _refusal_rules() -> RefusalRules:
+    return RefusalRules(content_folder("judges") / "refusal_rules.toml")
 
 
 def were_fitted_to(judge: Judge, exchanges: Sequence[Exchange]) -> list[bool]:

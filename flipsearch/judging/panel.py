@@ -55,7 +55,9 @@ class PanelJudge:
             refusals = [vote.p_refusal for vote in votes if vote.p_refusal is not None]
             p_refusal = statistics.fmean(refusals) if refusals and label is not Label.UNSCORED else None
             failed = any(vote.failed for vote in votes)  # once it answers, the probabilities may be others
-            combined.append(Verdict(label, p_unsafe, p_refusal, "; ".join(parts), failed=failed))
+            kinds = [vote.kind for vote in votes if vote.kind and vote.label is label]
+            kind = "degenerate" if "degenerate" in kinds else next(iter(kinds), None)
+            combined.append(Verdict(label, p_unsafe, p_refusal, "; ".join(parts), failed=failed, kind=kind))
         return combined
 
     def close(self) -> None:

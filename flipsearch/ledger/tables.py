@@ -82,6 +82,7 @@ VERDICTS = sql.Table(
     sql.Column("p_refusal", sql.Double),
     sql.Column("reason", sql.Text, nullable=False),
     sql.Column("label_mass", sql.Double),
+    sql.Column("kind", sql.String(12)),
     _checksum(),
 )
 PREFIX_SCORES = sql.Table(
@@ -205,6 +206,7 @@ def verdict_row(rollout_id: str, judge_id: str, verdict: Verdict) -> dict[str, A
         "p_refusal": verdict.p_refusal,
         "reason": storable(verdict.reason),
         "label_mass": verdict.label_mass,
+        "kind": verdict.kind,
     }
     return row | {"checksum": checksum(VERDICTS, row)}
 
@@ -212,7 +214,8 @@ def verdict_row(rollout_id: str, judge_id: str, verdict: Verdict) -> dict[str, A
 def verdict_of(row: Mapping[str, Any]) -> Verdict:
     """Return the verdict of a row; ValueError for a value of the wrong kind and an unknown label."""
     check_kinds(VERDICTS, row)
-    return Verdict(Label(row["label"]), row["p_unsafe"], row["p_refusal"], row["reason"], row["label_mass"])
+    names = ("p_unsafe", "p_refusal", "reason", "label_mass", "kind")
+    return Verdict(Label(row["label"]), **{name: row[name] for name in names})
 
 
 def prefix_score_row(id: str, score: PrefixScore) -> dict[str, Any]:

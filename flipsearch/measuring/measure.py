@@ -6,6 +6,7 @@ Only `measure` and `measured_trial` need a `Runner`; the rest is pure. This modu
 contexts are searched.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
 from flipsearch.core.records import (
@@ -67,6 +68,7 @@ def compare(prompts: Mapping[str, Prompt], baseline: Baseline, after: Sequence[S
             unsafe_share_before=baseline[id].unsafe_share,
             unsafe_share_after=samples.unsafe_share,
             endings=samples.endings,
+            kind_after=samples.kind,
         )
         for (id, prompt), samples in zip(prompts.items(), after, strict=True)
     ]
@@ -91,6 +93,7 @@ def summarize(flips: Sequence[Flip], split: Scope, *, whole: bool) -> Measuremen
         over_refusal_rate=refusal_rate(flip.refused_after for flip in flips if flip.kind == "benign"),
         transitions=transitions,
         coverage=wilson(len(scored), len(flips)),
+        flips_by_kind=Counter(flip.kind_after for flip in harmful if flip.flipped and flip.kind_after),
         unsafe_share=unsafe_share(harmful),
         endings=ending_rates(flip.endings for flip in flips if flip.endings),
     )

@@ -87,8 +87,8 @@ def benign_card(study: Study, benign: BenignContext) -> dict[str, Any]:
 def metrics(measurement: Measurement | None) -> dict[str, Any] | None:
     """Return the rates of a measurement for JSON, or None if it was not made."""
     names = (
-        *("flip_rate", "flip_rate_bounds", "tfr", "over_refusal_rate", "transitions", "coverage", "unsafe_share"),
-        "endings",
+        *("flip_rate", "flip_rate_bounds", "tfr", "over_refusal_rate", "transitions"),
+        *("flips_by_kind", "coverage", "unsafe_share", "endings"),
     )
     return {name: json_value(getattr(measurement, name)) for name in names} if measurement else None
 

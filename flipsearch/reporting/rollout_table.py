@@ -23,7 +23,7 @@ ENDINGS = (".jsonl", ".csv", ".parquet")
 RolloutRow = dict[str, Any]
 Pages = Iterable[list[RolloutRow]]
 VERDICT_FIELDS = {"label": pa.string(), "p_unsafe": pa.float64(), "p_refusal": pa.float64(), "reason": pa.string(),
-                  "label_mass": pa.float64()}  # fmt: skip
+                  "label_mass": pa.float64(), "kind": pa.string()}  # fmt: skip
 ROLLOUT_FIELDS = {
     "rollout_id": pa.string(), "prompt_id": pa.string(), "context_id": pa.string(), "model_id": pa.string(),
     "max_tokens": pa.int64(), "temperature": pa.float64(), "top_p": pa.float64(), "top_k": pa.int64(),

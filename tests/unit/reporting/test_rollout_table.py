@@ -55,7 +55,8 @@ def test_lines_hold_every_field_and_verdict(ledger: Ledger) -> None:
     row = rows[ROLLOUTS[0].rollout_id]
     assert (row["completion"], row["completion_ids"], row["seed"]) == (HOSTILE, [1, 2**32 - 1], SAMPLING.seed)
     assert row["verdicts"]["=one"] == {
-        "label": "unsafe", "p_unsafe": 0.9, "p_refusal": 0.1, "reason": "+complies", "label_mass": None
+        "label": "unsafe", "p_unsafe": 0.9, "p_refusal": 0.1, "reason": "+complies", "label_mass": None,
+        "kind": None,
     }  # fmt: skip
     assert row["verdicts"]["two"]["label"] == "unscored"
     assert rows[ROLLOUTS[2].rollout_id]["verdicts"] == {}
