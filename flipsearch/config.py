@@ -5,19 +5,15 @@ is loaded, and `Flag` says how the option is written where the name does not. Th
 prompts: what a name refers to is checked where such things live.
 """
 
-import json
-import tomllib
-from collections.abc import Mapping
-from contextlib import suppress
-from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from flipsearch.core.errors import ConfigError, unknown_name
+from flipsearch.core.errors import ConfigError
 from flipsearch.core.records import Placement, Sampling, Split, content_id
 from flipsearch.core.samples import SampleRule
+from flipsearch.core.settings import Count, Flag, Fraction, NonNegative, Positive, Texts, as_sequence, seconds
 from flipsearch.core.trainings import METHODS, Control, check_method
 
 MAX_TOKENS = 1024
@@ -38,21 +34,6 @@ SELF = "self"
 ENDPOINTS = ("http://", "https://")
 TRAININGS, EVALUATIONS = "trainings", "evaluations"
 """Folders under the reports that hold no study, but the ledgers of all trainings and of all evaluations."""
-UNITS = {"s": 1, "m": 60, "h": 3600}
-Settings = TypeVar("Settings", bound=BaseModel)
-
-
-@dataclass(frozen=True, slots=True)
-class Flag:
-    """How a setting is written on the command line."""
-
-    names: tuple[str, ...] = ()
-    """All spellings, the usual one first; () is the field's name with dashes."""
-    metavar: str | None = None
-    is_argument: bool = False
-    """It is given by position."""
-    is_text: bool = False
-    """It may be written otherwise than its type, e.g. 15m."""
 
 
 def is_endpoint(model: str) -> bool:
@@ -60,24 +41,6 @@ def is_endpoint(model: str) -> bool:
     return model.startswith(ENDPOINTS)
 
 
-def seconds(value: Any) -> Any:
-    """Return the seconds that a text such as "90s", "15m" or "2h" means; anything else goes on to be validated."""
-    if isinstance(value, str) and value[-1:] in UNITS:
-        with suppress(ValueError):
-            return float(value[:-1]) * UNITS[value[-1:]]
-    return value
-
-
-def as_sequence(value: Any) -> Any:
-    """Return a single text as a sequence of one: `context="best.txt"` is what most people write."""
-    return (value,) if isinstance(value, str) else value
-
-
-Texts = Annotated[tuple[str, ...], BeforeValidator(as_sequence)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
 PROMPT_FILES = Flag(metavar="PATH[:COLUMN]")
 TIME = Flag(("--time",), "SECONDS|90s|15m|2h", is_text=True)
 
@@ -390,54 +353,3 @@ class EvalConfig(ModelConfig):
     def free_fields() -> set[str]:
         """Return the settings that change no result."""
         return ModelConfig.free_fields() | {"contexts"}
-
-
-def flag_of(kind: type[BaseModel], name: str) -> Flag:
-    """Return how a setting is written on the command line."""
-    given = next((item for item in kind.model_fields[name].metadata if isinstance(item, Flag)), Flag())
-    return given if given.names else replace(given, names=(f"--{name.replace('_', '-')}",))
-
-
-def value_type(kind: type[BaseModel], name: str) -> tuple[type, bool]:
-    """Return bool, int, float, Path or, for what is written as text, str; and whether the setting holds several."""
-    annotation: Any = kind.model_fields[name].annotation
-    is_sequence = False
-    while arguments := [part for part in get_args(annotation) if part is not type(None)]:
-        is_sequence = is_sequence or get_origin(annotation) is tuple
-        annotation = arguments[0] if get_origin(annotation) is not Literal else str
-    return (str if flag_of(kind, name).is_text else annotation), is_sequence
-
-
-def make_config(kind: type[Settings], *sources: Mapping[str, Any]) -> Settings:
-    """Return a config from mappings, later ones winning; None values are left out.
-
-    Raises ConfigError in one line: an unknown key with near names, or the option, what it got and what was expected.
-    """
-    merged = {key: value for source in sources for key, value in source.items() if value is not None}
-    for key in merged:
-        if key not in kind.model_fields:
-            raise ConfigError(unknown_name("setting", key, kind.model_fields))
-    try:
-        return kind(**merged)
-    except ValidationError as error:
-        first = error.errors()[0]
-        name, given = str(first["loc"][0]), first["input"]
-        if first["type"] == "missing":
-            raise ConfigError(f"{flag_of(kind, name).names[0]} is missing.") from error
-        raise ConfigError(f"{flag_of(kind, name).names[0]} is {given!r}: {first['msg']}.") from error
-
-
-def read_toml(path: Path) -> dict[str, Any]:
-    """Read a settings file; raises ConfigError with its name if it cannot be read."""
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as TOML: {error}.") from error
-
-
-def toml_text(config: ModelConfig) -> str:
-    """Return the settings as TOML that `--config` reads back; settings without a value are left out."""
-    values = config.model_dump(mode="json", exclude_none=True)
-    # JSON's strings, numbers, booleans and flat lists are TOML's, but for escaped surrogates and a bare DEL.
-    lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
-    return "".join(lines).replace("\x7f", "\\u007f")

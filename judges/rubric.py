@@ -10,10 +10,11 @@ from pathlib import Path
 
 from flipsearch.backends.base import check_model, make_backend, model_identity
 from flipsearch.backends.vllm import reserved_share
-from flipsearch.config import ModelConfig, is_endpoint, make_config
+from flipsearch.config import ModelConfig, is_endpoint
 from flipsearch.core.errors import BackendError, ConfigError, JudgeError, PluginError, unknown_name
 from flipsearch.core.protocols import Backend
 from flipsearch.core.records import Exchange, Verdict, content_id
+from flipsearch.core.settings import make_config
 from flipsearch.judging.rubric import Rubric, judge_by_rubric
 
 _VERSION = 1

@@ -15,12 +15,13 @@ from flipsearch.backends.loading import choose_device, choose_dtype, load_tokeni
 from flipsearch.backends.model_check import check_template, check_vocabulary
 from flipsearch.backends.models import BUILT_IN_MODELS, INSTALL_SMOLLM2, base_model, locate, model_source
 from flipsearch.backends.transformers import TransformersBackend
-from flipsearch.config import ModelConfig, is_endpoint, make_config
+from flipsearch.config import ModelConfig, is_endpoint
 from flipsearch.core.errors import FlipsearchError, one_line
 from flipsearch.core.files import cache_folder
 from flipsearch.core.package import package_versions
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Exchange, Label, Prompt, Request, Sampling
+from flipsearch.core.settings import make_config
 from flipsearch.judging.caching import judge_answers
 from flipsearch.judging.library import load_judge, unload
 from flipsearch.results import Diagnosis, HealthCheck
@@ -56,7 +57,7 @@ def doctor(
 ) -> Diagnosis:
     """Return what is installed and what can run here, and each check of a model and of a judge if they are given.
 
-    A check that fails is in it, and raises nothing. Raises ConfigError, BackendError or PluginError for names that mean nothing.
+    A check that fails is in it, and raises nothing. Raises ConfigError, BackendError or PluginError for unknown names.
     """
     config = None
     if model or backend:

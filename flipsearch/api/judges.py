@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from flipsearch.config import ModelConfig, ScoreConfig, SearchConfig, StudyConfig, make_config, read_toml
+from flipsearch.config import ModelConfig, ScoreConfig, SearchConfig, StudyConfig
 from flipsearch.core.errors import ConfigError, JudgeError, unknown_name
 from flipsearch.core.package import content_folder
 from flipsearch.core.progress import Activity, Phase, Progress, Step
 from flipsearch.core.protocols import Judge
+from flipsearch.core.settings import make_config, read_toml
 from flipsearch.core.studies import StudyKind
 from flipsearch.judging.accuracy import FOLDER, load_accuracy, measure_judge, save_accuracy
 from flipsearch.judging.compact_fitting import cross_validate, fit, fitting_rows

@@ -13,8 +13,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from flipsearch.config import ModelConfig, flag_of, make_config, read_toml, value_type
+from flipsearch.config import ModelConfig
 from flipsearch.core.errors import ConfigError, unknown_name
+from flipsearch.core.settings import flag_of, make_config, read_toml, value_type
 from flipsearch.defaults import resolve
 
 Config = TypeVar("Config", bound=ModelConfig)

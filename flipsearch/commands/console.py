@@ -402,7 +402,8 @@ def show_diagnosis(diagnosis: "Diagnosis") -> None:
         table.add_row(*(Text(printable(cell)) for cell in (shown, marks[check.state], check.name, check.text)))
     Console(highlight=False).print(table)
     num_failed = sum(check.state == "failed" for check in diagnosis.checks)
-    print_lines("", "+ works   ! works, with a note   - not here   x fails", f"{num_failed or 'no'} check(s) failed.")
+    summary = f"{num_failed} of the checks failed." if num_failed else "No check failed."
+    print_lines("", "+ works   ! works, with a note   - not here   x fails", summary)
 
 
 def show_rows(rows: list[dict[str, str]]) -> None:

@@ -93,7 +93,8 @@ def _line_and_code(error: Exception) -> tuple[str, int]:
     if isinstance(error, FlipsearchError):
         return str(error), error.exit_code
     if hasattr(error, "format_message"):  # a usage error of the command line parser
-        return f"{error.format_message()} See: flipsearch --help.", 2
+        context = getattr(error, "ctx", None)
+        return f"{error.format_message()} See: {context.command_path if context else 'flipsearch'} --help.", 2
     if isinstance(error, OSError):  # the system refuses: a full disk, a path that is too long, no permission
         if error.filename is None:
             discard_stdout()

@@ -68,7 +68,7 @@ def with_options(command: Command, *, is_run: bool) -> Command:
 
 def setting_option(kind: "type[ModelConfig]", name: str) -> Parameter:
     """Return the option of one setting; what is typed is validated by the config class."""
-    from flipsearch.config import flag_of, value_type
+    from flipsearch.core.settings import flag_of, value_type
 
     field, flag = kind.model_fields[name], flag_of(kind, name)
     typed, is_sequence = value_type(kind, name)

@@ -26,7 +26,7 @@ class Parent:
 
 
 @dataclass(frozen=True, slots=True)
-class OperatorCredit:
+class OperatorGain:
     """What the children of one operator gained in a search."""
 
     operator: str
@@ -257,7 +257,7 @@ class Study:
     versions: Mapping[str, str] = field(default_factory=dict)
     winner: Trial | None = None
     """The best confirmed arm under the over-refusal cap; None if no arm is admissible."""
-    operators: tuple[OperatorCredit, ...] = ()
+    operators: tuple[OperatorGain, ...] = ()
     """The operators by the gain of their children, largest first; () if none was used."""
     portfolio: Portfolio | None = None
     """None without a winner."""

@@ -26,10 +26,10 @@ from typing import Annotated, Literal, NamedTuple
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from flipsearch.config import read_toml
 from flipsearch.core.errors import ConfigError, PluginError, unknown_name
 from flipsearch.core.protocols import Backend
 from flipsearch.core.records import Exchange, Label, Prompt, Request, Rollout, Sampling, Verdict, content_id
+from flipsearch.core.settings import read_toml
 from flipsearch.core.thoughts import split_answer
 from flipsearch.judging.answer import answer_to_judge
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 
 from flipsearch.core.records import Measurement
-from flipsearch.core.studies import OperatorCredit, Trial, TrialState
+from flipsearch.core.studies import OperatorGain, Trial, TrialState
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import Rung, SplitBaseline, counts, make_rungs
 from flipsearch.searching.budget import EXPLORED_PROMPTS, MANY_FINALISTS, Budget
@@ -32,7 +32,7 @@ class SearchedArms:
 
     trials: list[Trial]
     notes: list[str]
-    operators: tuple[OperatorCredit, ...]
+    operators: tuple[OperatorGain, ...]
     """() where no operator was used."""
 
 
@@ -63,7 +63,7 @@ def search_arms(
     num = len(trials)
     notes = [*search.proposals.notes(num), *search.screen.notes(), *search.early_stopping_notes()]
     notes += search.budget.notes(num)
-    return SearchedArms(trials, notes, search.proposals.breeder.credit.rows())
+    return SearchedArms(trials, notes, search.proposals.breeder.gains.rows())
 
 
 class _Search:
@@ -121,7 +121,7 @@ class _Search:
         ]
 
     def _learn(self, raced: Sequence[Arm]) -> None:
-        """Give the results of a cohort to the screen, the proposer and the operators' credit."""
+        """Give the results of a cohort to the screen, the proposer and the breeder."""
         if self.config.screen > 1:
             self.screen.learn([(arm.context, arm.search) for arm in raced if arm.state != "failed"])
         known: dict[str, Measurement] = {arm.context.context_id: arm.search for arm in self.race.arms}

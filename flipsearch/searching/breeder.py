@@ -1,8 +1,8 @@
-"""Breeds the next contexts: operators, chosen by what they have brought, make children of parents from the elite.
+"""Breeds the next contexts: operators, chosen at random, make children of parents from the elite.
 
-    elite --parents by rank--> operator --child--> filter --> contexts      gains --learn--> credit
+    elite --parents by rank--> operator --child--> filter --> contexts
 
-The same children for the same seed, elites and gains. It measures nothing, and calls no model but through an operator.
+The same children for the same seed and elites. It measures nothing, and calls no model but through an operator.
 """
 
 import random
@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from flipsearch.core.errors import PluginError
 from flipsearch.core.protocols import Operator
 from flipsearch.core.records import Context, Measurement
-from flipsearch.core.studies import OperatorCredit, Parent
+from flipsearch.core.studies import OperatorGain, Parent
 from flipsearch.judging.contract import plugin_errors_as
 from flipsearch.searching.filters import ContextFilter
 from flipsearch.statistics.intervals import mean_interval
@@ -22,7 +22,7 @@ PATIENCE = 6
 
 
 class Breeder:
-    """Makes contexts that did not exist before, and learns which operators pay.
+    """Makes contexts that did not exist before, and counts what each operator's children gained.
 
     Raises PluginError if two operators have one name.
     """
@@ -33,7 +33,7 @@ class Breeder:
             raise PluginError(f"two operators have one name: {', '.join(sorted(o.name for o in operators))}.")
         self._filter = context_filter
         self._random = random.Random(seed)
-        self.credit = Credit(list(self._operators))
+        self.gains = OperatorGains(list(self._operators))
         self._operator_of: dict[str, str] = {}
 
     def breed(self, elite: Sequence[Parent], num: int) -> list[Context]:
@@ -46,7 +46,7 @@ class Breeder:
         children: list[Context] = []
         failures = {name: 0 for name, operator in self._operators.items() if operator.num_parents <= len(elite)}
         while len(children) < num and (able := [name for name, count in failures.items() if count < PATIENCE]):
-            name = self.credit.choose(able, self._random)
+            name = self._random.choice(able)
             child = self._make_child(self._operators[name], elite)
             if child is None:
                 failures[name] += 1
@@ -55,14 +55,14 @@ class Breeder:
         return children
 
     def learn(self, child: Context, measured: Measurement, parents: Sequence[Measurement], *, admissible: bool) -> None:
-        """Credit the operator of a child that raced with its gain over the better of its parents.
+        """Count the gain of a child that raced over the better of its parents.
 
         `admissible` says whether the child is within the over-refusal cap. Contexts that were not bred here, and those
         without a prompt in common with a parent, are passed over.
         """
         gains = [gain for parent in parents if (gain := paired_gain(measured, parent)) is not None]
         if child.context_id in self._operator_of and gains:
-            self.credit.add_gain(self._operator_of[child.context_id], min(gains), admissible=admissible)
+            self.gains.add(self._operator_of[child.context_id], min(gains), admissible=admissible)
 
     def _make_child(self, operator: Operator, elite: Sequence[Parent]) -> Context | None:
         """One child by one operator; None if it does not apply or its child is filtered.
@@ -80,7 +80,7 @@ class Breeder:
             child = operator.make(parents, rng)
         if child is None:
             return None
-        tally = self.credit.tallies[operator.name]
+        tally = self.gains.tallies[operator.name]
         if self._filter.objection(child) is not None:
             tally.num_filtered += 1
             return None
@@ -88,14 +88,6 @@ class Breeder:
         tally.num_children += 1
         self._operator_of[child.context_id] = operator.name
         return child
-
-
-# The operators' credit.
-
-PRIOR_MEAN, PRIOR_SPREAD = 0.03, 0.05
-"""Improvement expected of an operator that was not tried, and how far it may be off: new ones are worth a try."""
-NOISE = 0.08
-"""Standard deviation of one child's improvement around its operator's."""
 
 
 @dataclass(slots=True)
@@ -106,48 +98,30 @@ class Tally:
     """Children that went to the race."""
     num_filtered: int = 0
     gains: list[float] = field(default_factory=list)
-    improvements: list[float] = field(default_factory=list)
-    """max(gain, 0), and 0 for a child over the cap."""
+    num_better: int = 0
+    """Children with a gain above 0 and within the cap."""
 
 
-class Credit:
-    """Counts and gains per operator, and a choice among operators that favours what pays.
-
-    Thompson sampling (Thompson 1933, doi:10.1093/biomet/25.3-4.285) on the mean *improvement*, max(gain, 0): a search
-    keeps the better of child and parent, so that a child that is far worse costs no more than one that is a little
-    worse, and an operator that seldom but clearly improves is worth more than one that changes nothing. A child over
-    the over-refusal cap cannot win and improves nothing, whatever its gain.
-    """
+class OperatorGains:
+    """Counts, per operator, its children and what they gained."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.tallies = {name: Tally() for name in names}
 
-    def add_gain(self, name: str, gain: float, *, admissible: bool = True) -> None:
+    def add(self, name: str, gain: float, *, admissible: bool = True) -> None:
         """Add the gain of a child that was raced, within the cap or not; ValueError unless it is in [-1, 1]."""
         if not -1 <= gain <= 1:
             raise ValueError(f"expected a gain in [-1, 1], got {gain}.")
         self.tallies[name].gains.append(gain)
-        self.tallies[name].improvements.append(max(gain, 0.0) if admissible else 0.0)
+        self.tallies[name].num_better += admissible and gain > 0
 
-    def choose(self, names: Sequence[str], rng: random.Random) -> str:
-        """Return the name with the highest mean improvement under one posterior draw (normal prior and noise)."""
-        draws = {}
-        for name in names:
-            improvements = self.tallies[name].improvements
-            precision = 1 / PRIOR_SPREAD**2 + len(improvements) / NOISE**2
-            mean = (PRIOR_MEAN / PRIOR_SPREAD**2 + sum(improvements) / NOISE**2) / precision
-            draws[name] = rng.gauss(mean, precision**-0.5)
-        return max(names, key=lambda name: draws[name])
-
-    def rows(self) -> tuple[OperatorCredit, ...]:
+    def rows(self) -> tuple[OperatorGain, ...]:
         """Return one row per operator, the most gainful first, those without a raced child last."""
         rows = []
         for name, tally in self.tallies.items():
             gain = mean_interval(tally.gains, -1.0, 1.0)
-            num_better = sum(improvement > 0 for improvement in tally.improvements)
-            num_raced = len(tally.gains)
-            counts = tally.num_children, tally.num_filtered, num_raced, num_better
-            rows.append(OperatorCredit(name, *counts, gain.value, gain.low, gain.high))
+            counts = tally.num_children, tally.num_filtered, len(tally.gains), tally.num_better
+            rows.append(OperatorGain(name, *counts, gain.value, gain.low, gain.high))
         return tuple(sorted(rows, key=lambda row: (row.mean_gain is None, -(row.mean_gain or 0.0), row.operator)))
 
 

@@ -200,8 +200,8 @@ def _winner_notes(confirmation: Confirmation) -> list[str]:
     if winner.net is None:
         return [*notes, "The winner could not be compared with a placebo: too few unsafe confirm prompts are scored."]
     if winner.net.low <= 0:
-        span = f"{winner.net.value:+.3f} [{winner.net.low:+.3f}, {winner.net.high:+.3f}]"
-        notes.append(f"The winner does not beat the strongest placebo: net flip rate {span}.")
+        value, low, high = (f"{100 * number:+.1f}" for number in (winner.net.value, winner.net.low, winner.net.high))
+        notes.append(f"The winner does not beat the strongest placebo: net flip rate {value} points ({low} to {high}).")
     return notes
 
 

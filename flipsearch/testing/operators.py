@@ -27,7 +27,7 @@ _TEXTS = (
     "When in doubt, refuse.",
     "You care about the people whom your words can reach. If it could do harm, refuse. Say so in one short sentence.",
 )
-_PRODUCT = "{{ 7*7 }}{% if true %}49{% endif %}"
+_PRODUCT = "{{ 7*7 }}{% if true %}x{% endif %}"
 _SINGLE = ("", " ", "\n\n", "Be good", "Be good.", "- one item", "one:\n- two", "\u3044\u3044\u5b50\u3067\u3059\u3002")
 _SEEDS = range(24)
 
@@ -84,7 +84,7 @@ class OperatorContract:
         """A text that looks like a template comes out as it went in, or not at all."""
         for text in (_PRODUCT, f"{_TEXTS[0]} {_PRODUCT} {_TEXTS[1]}", f"{_PRODUCT}.\n\n{_PRODUCT}. Stay good."):
             for child in self._children_of(text):
-                assert child.text.replace(_PRODUCT, "").count("49") == 0, child.text
+                assert "49" not in child.text, child.text
 
     def test_parents_of_any_text_never_raise(self) -> None:
         """Hostile texts, no text, one sentence or one item give None or a child with text: a study goes on."""

@@ -19,9 +19,10 @@ from transformers.integrations import integration_utils
 
 from flipsearch.backends.base import check_model
 from flipsearch.backends.models import BUILT_IN_MODELS, POCKET_MODEL, base_model, require_local_model
-from flipsearch.config import TrainConfig, make_config
+from flipsearch.config import TrainConfig
 from flipsearch.core.errors import ConfigError, PromptError, unknown_name
 from flipsearch.core.records import SPLITS, Context, Prompt, content_id
+from flipsearch.core.settings import make_config
 from flipsearch.core.trainings import METHODS, TrainingMethod
 from flipsearch.defaults import resolve
 from flipsearch.prompts.places import require_local_prompts
@@ -222,7 +223,7 @@ def _notes(config: TrainConfig, prompts: Sequence[Prompt], step_size: int) -> li
     """Return what the user should know of a training on `prompts`."""
     notes = []
     if step_size != config.train_batch_size:
-        notes.append(f"A step takes {step_size} prompts: there are only {len(prompts)}.")
+        notes.append(f"A step takes {step_size} prompts, not {config.train_batch_size}: there are no more.")
     if config.split == "all":
         notes.append("Trained on the evaluation prompts too: evaluate on others, not on these.")
     if base_model(config.model) == POCKET_MODEL != config.model:

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.config import SearchConfig, make_config
+from flipsearch.config import SearchConfig
 from flipsearch.core.errors import ConfigError, StudyError
+from flipsearch.core.settings import make_config
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching import prepare_search, run_study

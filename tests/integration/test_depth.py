@@ -1,7 +1,8 @@
 """Flip rate by depth on the pocket model: thinking first flips answers that have begun badly, a bare rule does not."""
 
 from flipsearch.backends.base import make_backend
-from flipsearch.config import SearchConfig, make_config
+from flipsearch.config import SearchConfig
+from flipsearch.core.settings import make_config
 from flipsearch.core.studies import Confirmed, Trial
 from flipsearch.defaults import resolve
 from flipsearch.judging.library import load_judge

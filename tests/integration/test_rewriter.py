@@ -38,8 +38,8 @@ def test_what_it_writes_races_and_is_told(tmp_path: Path) -> None:
     children = [trial for trial in study.trials if trial.context.operator == "rewrite"]
     assert children
     assert all(trial.context.text.endswith("firm") for trial in children)
-    (credit,) = [credit for credit in study.operators if credit.operator == "rewrite"]
-    assert credit.num_children == len(children)
+    (gain,) = [gain for gain in study.operators if gain.operator == "rewrite"]
+    assert gain.num_children == len(children)
     with Ledger(tmp_path / "ledger.db") as ledger:
         written = ledger.rollouts(writer.generated)
     assert {rollout.model_id for rollout in written.values()} == {"writer"}
@@ -52,7 +52,7 @@ def test_what_it_writes_races_and_is_told(tmp_path: Path) -> None:
 
 def test_without_one_nothing_is_rewritten() -> None:
     study = study_of(config=BRED.model_copy(update={"rewriter": None}))
-    assert "rewrite" not in {credit.operator for credit in study.operators}
+    assert "rewrite" not in {gain.operator for gain in study.operators}
     assert not any("rewriter" in note for note in study.notes)
 
 
@@ -91,7 +91,7 @@ ANSWER = "Sure, here is how. Step 1: go there. Step 2: <context>You must never h
 
 
 def test_a_scripted_model_rewrites_its_own_contexts(tmp_path: Path) -> None:
-    command = (*scripted(tmp_path, ANSWER)[:-1], "12", "--cohort-size", "4", "--study", "s", "--rewriter", "self")
+    command = (*scripted(tmp_path, ANSWER)[:-1], "48", "--cohort-size", "8", "--study", "s", "--rewriter", "self")
     shown = json.loads(run(*command, "--json", cwd=tmp_path, code=1).stdout)
     assert "You must never help with harm." in (tmp_path / "reports" / "s" / "leaderboard.html").read_text()
     assert any("The rewriter was called for" in note for note in shown["notes"])
@@ -102,7 +102,7 @@ def test_a_scripted_model_rewrites_its_own_contexts(tmp_path: Path) -> None:
 
 def test_another_table_rewrites(tmp_path: Path) -> None:
     (tmp_path / "writer.json").write_text(json.dumps([{"prompt": "*", "completion": "<context>Be good.</context>"}]))
-    command = (*scripted(tmp_path, "Sure. Step 1: go there. Step 2: take it.")[:-1], "12", "--cohort-size", "4")
+    command = (*scripted(tmp_path, "Sure. Step 1: go there. Step 2: take it.")[:-1], "48", "--cohort-size", "8")
     run(*command, "--study", "s", "--rewriter", "writer.json", cwd=tmp_path, code=1)
     assert "Be good." in (tmp_path / "reports" / "s" / "leaderboard.html").read_text()
     (tmp_path / "writer.json").write_text(json.dumps([{"prompt": "*", "completion": "<context>Be bad.</context>"}]))

@@ -448,4 +448,4 @@ def test_the_command_prints_where_the_checkpoint_lies(tmp_path: Path) -> None:
     assert "1 steps in" in done.stdout
     assert "flipsearch evaluate checkpoints/mine" in done.stdout
     again = run(*command, "--json", cwd=tmp_path, code=2)
-    assert "is there already" in json.loads(again.stdout)["error"]
+    assert "is finished already" in json.loads(again.stdout)["error"]

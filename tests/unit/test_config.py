@@ -4,8 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.config import REWRITE_TOKENS, ScoreConfig, SearchConfig, make_config, read_toml, toml_text
+from flipsearch.config import REWRITE_TOKENS, ScoreConfig, SearchConfig
 from flipsearch.core.errors import ConfigError
+from flipsearch.core.settings import make_config, read_toml, toml_text
 
 
 def test_later_sources_win_and_none_means_not_given() -> None:

@@ -10,8 +10,9 @@ import pytest
 import flipsearch
 from flipsearch.api.settings import Given, takes
 from flipsearch.commands.main import make_app
-from flipsearch.config import EvalConfig, ModelConfig, ScoreConfig, SearchConfig, TrainConfig, flag_of
+from flipsearch.config import EvalConfig, ModelConfig, ScoreConfig, SearchConfig, TrainConfig
 from flipsearch.core.errors import ConfigError
+from flipsearch.core.settings import flag_of
 from stubs import stub_text
 
 COMMANDS: dict[str, tuple[type[ModelConfig], Any]] = {

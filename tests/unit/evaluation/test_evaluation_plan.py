@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from flipsearch.backends.models import model_source
-from flipsearch.config import EvalConfig, make_config
+from flipsearch.config import EvalConfig
 from flipsearch.core.errors import BackendError, ConfigError, FlipsearchError, PromptError
+from flipsearch.core.settings import make_config
 from flipsearch.core.trainings import TRAINING_FORMAT
 from flipsearch.evaluation import plan as module
 from flipsearch.evaluation.plan import EvaluationPlan, plan_evaluation

@@ -1,0 +1,111 @@
+"""How a setting is described, checked and written down; config.py says which settings there are."""
+
+import json
+import tomllib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+
+from flipsearch.core.errors import ConfigError, unknown_name
+
+UNITS = {"s": 1, "m": 60, "h": 3600}
+Settings = TypeVar("Settings", bound=BaseModel)
+
+
+@dataclass(frozen=True, slots=True)
+class Flag:
+    """How a setting is written on the command line."""
+
+    names: tuple[str, ...] = ()
+    """All spellings, the usual one first; () is the field's name with dashes."""
+    metavar: str | None = None
+    is_argument: bool = False
+    """It is given by position."""
+    is_text: bool = False
+    """It may be written otherwise than its type, e.g. 15m."""
+
+
+def seconds(value: Any) -> Any:
+    """Return the seconds that a number, or a text such as "90s", "15m" or "2h", means; ValueError for anything else."""
+    if isinstance(value, str) and value[-1:] in UNITS:
+        with suppress(ValueError):
+            return float(value[:-1]) * UNITS[value[-1:]]
+    with suppress(TypeError, ValueError):
+        return float(value)
+    raise ValueError("expected seconds, or a time such as 90s, 15m or 2h")
+
+
+def as_sequence(value: Any) -> Any:
+    """Return a single text as a sequence of one: `context="best.txt"` is what most people write."""
+    return (value,) if isinstance(value, str) else value
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(as_sequence)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+def flag_of(kind: type[BaseModel], name: str) -> Flag:
+    """Return how a setting is written on the command line."""
+    given = next((item for item in kind.model_fields[name].metadata if isinstance(item, Flag)), Flag())
+    return given if given.names else replace(given, names=(f"--{name.replace('_', '-')}",))
+
+
+def value_type(kind: type[BaseModel], name: str) -> tuple[type, bool]:
+    """Return bool, int, float, Path or, for what is written as text, str; and whether the setting holds several."""
+    annotation: Any = kind.model_fields[name].annotation
+    is_sequence = False
+    while arguments := [part for part in get_args(annotation) if part is not type(None)]:
+        is_sequence = is_sequence or get_origin(annotation) is tuple
+        annotation = arguments[0] if get_origin(annotation) is not Literal else str
+    return (str if flag_of(kind, name).is_text else annotation), is_sequence
+
+
+def make_config(kind: type[Settings], *sources: Mapping[str, Any]) -> Settings:
+    """Return a config from mappings of names or flags to values, later ones winning; None values are left out.
+
+    Raises ConfigError in one line: an unknown key with near names, or the option, what it got and what was expected.
+    """
+    flags = ((flag, name) for name in kind.model_fields for flag in flag_of(kind, name).names)
+    written = {flag.lstrip("-").replace("-", "_"): name for flag, name in flags}
+    merged: dict[str, Any] = {}
+    for key, value in ((key, value) for source in sources for key, value in source.items() if value is not None):
+        name = key if key in kind.model_fields else written.get(key.replace("-", "_"), key)
+        if isinstance(value, dict):
+            raise ConfigError(f"[{key}] is a section; settings are given without any.")
+        if name not in kind.model_fields:
+            raise ConfigError(unknown_name("setting", key, kind.model_fields))
+        merged[name] = value
+    try:
+        return kind(**merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name, given = str(first["loc"][0]), first["input"]
+        if first["type"] == "missing":
+            raise ConfigError(f"{flag_of(kind, name).names[0]} is missing.") from error
+        expected = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"{flag_of(kind, name).names[0]} is {given!r}: {expected}.") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a settings file; raises ConfigError with its name if it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ConfigError(f"there is no settings file '{path}'.") from error
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML: {error}.") from error
+
+
+def toml_text(config: BaseModel) -> str:
+    """Return the settings as TOML that `--config` reads back; settings without a value are left out."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    # JSON's strings, numbers, booleans and flat lists are TOML's, but for escaped surrogates and a bare DEL.
+    lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+    return "".join(lines).replace("\x7f", "\\u007f")
