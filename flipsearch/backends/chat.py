@@ -90,6 +90,12 @@ class Chat:
         self.identity = content_id("chat", self._template.text, thinking)
         self._control = ControlTokens(tokenizer, self._template.text, baseline)
         self._dropped_ids = self._control.special_ids - self._mark_ids()
+        whole, start = (
+            self._control.among(self._tokenize(text)) for text in (self.marks.start + self.marks.end, self.marks.start)
+        )
+        single = [[id] for id in self._thought_ids if THOUGHT_MARK.fullmatch(self._control.tokens[id])]
+        self._thought_tails = [whole, start, *single]
+        """Control tokens of a thought at the end of a prompt: closed at once, or open."""
         self._expected_ids: dict[tuple[str, ...], list[int]] = {}
         """Roles of the messages -> the control tokens that the template writes around them."""
         self.end_ids = self._end_ids()
@@ -170,11 +176,10 @@ class Chat:
             raise BackendError(f"the prompt or context cannot be encoded: {one_line(error)}") from error
 
     def _without_last_marks(self, ids: Sequence[int]) -> list[int]:
-        """Return the control tokens among `ids` without thought marks at the end: a template may open one or not."""
+        """Return the control tokens among `ids` without a thought at the end: whether there is one, requests differ."""
         controls = self._control.among(ids)
-        while controls and controls[-1] in self._thought_ids:
-            controls.pop()
-        return controls
+        tail = next((tail for tail in self._thought_tails if tail and controls[-len(tail) :] == tail), [])
+        return controls[: len(controls) - len(tail)]
 
     def _mark_ids(self) -> frozenset[int]:
         """Return the control tokens that are a thought mark or a part of one."""

@@ -144,16 +144,17 @@ def coverage_notes(runner: Runner, base: SplitBaseline) -> list[str]:
 
 def ending_notes(runner: Runner, base: SplitBaseline) -> list[str]:
     """Return how many answers of a baseline were cut, and what became of their thoughts where a budget closes them."""
-    endings, sampling, notes = base.endings, runner.sampling, []
+    endings, sampling, notes = base.endings, runner.sampling, list[str]()
+    answers = f"{'' if base.split == 'all' else base.split + ' '}answers without context"
     if endings.cut.count:
         notes.append(
-            f"{endings.cut.count} of {endings.cut.n} {base.split} answers without context were cut at "
+            f"{endings.cut.count} of {endings.cut.n} {answers} were cut at "
             f"{sampling.max_tokens:,} tokens, scored or not: a larger --max-tokens shows more of them."
         )
     if endings.thought.count and (sampling.think_tokens or endings.leaks.count):
         closed = f", {endings.forced.count} closed by the budget of {sampling.think_tokens:,} tokens"
         notes.append(
-            f"{endings.thought.count} of {endings.thought.n} {base.split} answers without context have a thought"
+            f"{endings.thought.count} of {endings.thought.n} {answers} have a thought"
             f"{closed if sampling.think_tokens else ''}; in {endings.leaks.count} it goes on in the answer."
         )
     return notes

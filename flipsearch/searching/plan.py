@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flipsearch.config import is_endpoint
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.records import Kind, Sampling, json_value
 from flipsearch.core.studies import TIE_LEVEL
@@ -124,7 +125,7 @@ def plan_search(
         num_contexts=num_contexts,
         rollouts=_rollouts(setup, num_contexts, search["harmful"], search["benign"]),
         max_tokens=(sampling or config.sampling()).longest,
-        think_tokens=sampling.think_tokens if sampling else config.think_tokens,
+        think_tokens=sampling.think_tokens if sampling else 0 if is_endpoint(config.model) else config.think_tokens,
         mean_length=mean_length,
         budget_tokens=config.budget_tokens,
         time_s=config.time_s,
