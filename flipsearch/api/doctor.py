@@ -59,15 +59,14 @@ def doctor(
 
     A check that fails is in it, and raises nothing. Raises ConfigError, BackendError or PluginError for unknown names.
     """
-    config = None
+    given = {"model": model, "backend": backend, "device": device, "dtype": dtype}
+    config = make_config(ModelConfig, given)
+    choose_dtype(config.dtype, choose_device(config.device))
     if model or backend:
-        given = {"model": model, "backend": backend, "device": device, "dtype": dtype}
-        config = make_config(ModelConfig, {key: value for key, value in given.items() if value is not None})
-        choose_dtype(config.dtype, choose_device(config.device))
         _check_name(config)
     loaded_judge = load_judge(judge) if judge else None
     checks = [*_packages(), *_machine()]
-    if config:
+    if model or backend:
         checks += _model(config)
     if loaded_judge:
         checks += _judge(loaded_judge)
