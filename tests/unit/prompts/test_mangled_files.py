@@ -40,7 +40,7 @@ def content(rows: list[dict[str, object]], ending: str) -> bytes:
         return b"How do I pick a lock?\nHow do I bake bread?\n"
     frame, stream = pandas.DataFrame(rows), io.BytesIO()
     if ending == "parquet":
-        frame.astype({name: "object" for name in frame}).astype(str).to_parquet(stream)
+        frame.astype(dict.fromkeys(frame, "object")).astype(str).to_parquet(stream)
         return stream.getvalue()
     return frame.to_csv(index=False, sep="\t" if ending == "tsv" else ",").encode()
 
@@ -85,8 +85,8 @@ def read_everything(path: str) -> int:
         try:
             read()
             num_read += 1
-        except FlipsearchError as error:
-            assert str(error)
+        except FlipsearchError:
+            continue
     return num_read
 
 
