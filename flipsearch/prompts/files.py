@@ -182,7 +182,8 @@ def cell(row: Row, column: str | None) -> str:
     if is_missing(value):
         return ""
     # Numbers come back from parquet as floats where a column has gaps: 1.0 is 1.
-    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
+    return text if text.isascii() else _HALF_CHARACTER.sub("\ufffd", text)
 
 
 def is_missing(value: Any) -> bool:

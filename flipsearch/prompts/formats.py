@@ -29,7 +29,7 @@ MAX_LINE = 2**24
 MAX_JSON_BYTES = 2**28
 MAX_UNPACKED_BYTES = 2**32
 BATCH_ROWS = 1024
-Opened = io.BufferedReader | gzip.GzipFile
+Opened = io.BufferedReader | io.BufferedRandom | gzip.GzipFile
 _BAD_BYTES = re.compile("[\udc80-\udcff]")
 _MARKS: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xfe\0\0", "utf-32"),

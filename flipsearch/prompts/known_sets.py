@@ -50,10 +50,9 @@ _XSTEST_UNSAFE = [
     "contrast_historical_events",
     "contrast_privacy",
 ]
-_XSTEST_TYPES: Mapping[str, Routed] = {
-    **dict.fromkeys(_XSTEST_SAFE, "benign"),
-    **dict.fromkeys(_XSTEST_UNSAFE, "harmful"),
-}
+_BENIGN: Routed = "benign"
+_HARMFUL: Routed = "harmful"
+_XSTEST_TYPES = dict.fromkeys(_XSTEST_SAFE, _BENIGN) | dict.fromkeys(_XSTEST_UNSAFE, _HARMFUL)
 _OR_BENCH = [
     "deception",
     "harassment",

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import PromptError
 from flipsearch.core.records import SPLITS, Kind, Prompt, Split, content_id
+from flipsearch.prompts.cluster_cache import cached_clusters
 from flipsearch.prompts.conversations import Asked, read_request
 from flipsearch.prompts.downloads import fetch, file_hash, prompt_cache
 from flipsearch.prompts.files import (
@@ -90,7 +91,7 @@ def load_prompts(
     if not sources:
         raise PromptError(f"no prompts given: name a set ({', '.join(built_in)}), or files of prompts.")
     distinct = kept.prompts()
-    prompts = assign_splits(distinct, shares, seed)
+    prompts = assign_splits(distinct, shares, seed, cached_clusters)
     notes = [note for source in sources for note in source.notes]
     for source in sources:
         if source.name not in built_in:

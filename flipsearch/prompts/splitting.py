@@ -13,7 +13,7 @@ import hashlib
 import re
 import unicodedata
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
@@ -49,12 +49,16 @@ _FORM_SET = frozenset(_FORM_WORDS.split())
 
 
 def assign_splits(
-    prompts: Sequence[Prompt], shares: Mapping[Split, float] = DEFAULT_SHARES, seed: int = 0
+    prompts: Sequence[Prompt],
+    shares: Mapping[Split, float] = DEFAULT_SHARES,
+    seed: int = 0,
+    find: Callable[[Sequence[Prompt]], Sequence[str]] | None = None,
 ) -> list[Prompt]:
     """Return the prompts with a split each, listed split by split in nested order.
 
     A split that the set has fixed is kept, and extends to the free members of the prompt's cluster; `shares` divide
-    the rest, stratum by stratum (kind, borderline). Any prefix of a split is representative of it.
+    the rest, stratum by stratum (kind, borderline). Any prefix of a split is representative of it. `find` returns the
+    cluster of each prompt, as `find_clusters` does, which is the default.
     Raises PromptError for an unknown split or shares that do not add up to 1.
     """
     for split in shares:
@@ -62,7 +66,7 @@ def assign_splits(
             raise PromptError(unknown_name("split", split, SPLITS))
     if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
         raise PromptError(f"shares of the splits must be positive and add up to 1, got {dict(shares)}.")
-    cluster_ids = find_clusters(prompts)
+    cluster_ids = (find or find_clusters)(prompts)
     clusters: dict[str, list[Prompt]] = defaultdict(list)
     for prompt, cluster_id in zip(prompts, cluster_ids, strict=True):
         clusters[cluster_id].append(prompt)
