@@ -60,7 +60,8 @@ def test_a_sound_ledger_is_counted(path: Path) -> None:
         ("UPDATE verdicts SET label = 'unscored' WHERE judge_id = 'other' AND rollout_id = ?", "UNSCORED with a p"),
         ("UPDATE verdicts SET p_unsafe = NULL WHERE judge_id = 'other' AND rollout_id = ?", "without a p_unsafe"),
         ("UPDATE verdicts SET p_unsafe = 1.5 WHERE judge_id = 'other' AND rollout_id = ?", "outside 0 to 1"),
-        ("UPDATE rollouts SET finish_reason = 'error' WHERE rollout_id = ?", "score a failed rollout"),
+        ("UPDATE rollouts SET finish_reason = 'error' WHERE rollout_id = ?", "score a failed or filtered"),
+        ("UPDATE rollouts SET finish_reason = 'filtered' WHERE rollout_id = ?", "score a failed or filtered"),
     ],
 )
 def test_every_kind_of_fault_is_named_with_its_first_row(path: Path, statement: str, kind: str) -> None:
