@@ -85,7 +85,10 @@ class RubricJudge:
 
     def _load(self) -> Backend:
         if self._backend is None:
-            self._backend = make_backend(self._config, memory_share=self.memory_share)
+            try:
+                self._backend = make_backend(self._config, memory_share=self.memory_share)
+            except BackendError as error:
+                raise JudgeError(f"judge rubric: {error}") from error
         return self._backend
 
 

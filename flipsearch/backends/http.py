@@ -173,8 +173,9 @@ class HttpBackend:
         An empty batch says that `status` has changed.
         """
         # A queue per call: requests of an earlier one that was given up may still come back.
-        self._done = done = SimpleQueue()
-        for batch in _as_completed(lambda r: self._rollout(r, sampling), requests, self._num_connections, done):
+        self._done = SimpleQueue()
+        work = _as_completed(lambda r: self._rollout(r, sampling), requests, self._num_connections, self._done)
+        for batch in work:
             yield batch
             if batch:
                 self.status = ""

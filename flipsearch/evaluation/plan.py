@@ -37,7 +37,7 @@ class EvaluationPlan:
     def base_config(self) -> EvalConfig | None:
         """The settings for the base, which gets the same prompts and problems; None if there is no base."""
         against = self.config.against
-        return None if against is None else self.config.model_copy(update={"model": against})
+        return None if against is None else self.config.model_copy(update={"model": against, "omit": ()})
 
     @property
     def prompts_id(self) -> str:

@@ -71,6 +71,8 @@ def test_a_sound_ledger_is_counted(path: Path) -> None:
         ("UPDATE rollouts SET completion_ids = 5 WHERE rollout_id = ?", "rollouts with a value of the wrong kind"),
         ("UPDATE rollouts SET max_tokens = 'x' WHERE rollout_id = ?", "rollouts with a value of the wrong kind"),
         ("UPDATE verdicts SET p_unsafe = 'x' WHERE judge_id = 'other' AND rollout_id = ?", "of the wrong kind"),
+        ("UPDATE rollouts SET finish_reason = 'error' WHERE rollout_id = ?", "score a failed or filtered"),
+        ("UPDATE rollouts SET finish_reason = 'filtered' WHERE rollout_id = ?", "score a failed or filtered"),
     ],
 )
 def test_every_kind_of_fault_is_named_with_its_first_row(path: Path, statement: str, kind: str) -> None:

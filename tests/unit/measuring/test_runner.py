@@ -3,10 +3,12 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from flipsearch.backends.rollouts import failed
 from flipsearch.core.errors import BackendError, JudgeError
 from flipsearch.core.progress import Activity, Phase, Step
 from flipsearch.core.records import Context, Label, PrefixScore, Request, Rollout, Sampling, Verdict
@@ -199,3 +201,42 @@ def test_scores_are_kept_and_a_prefix_that_cannot_be_scored_is_none(ledger: Ledg
 
 def test_a_backend_that_cannot_score_gives_none(ledger: Ledger) -> None:
     assert make_runner(ledger).score_prefixes([Request(PROMPTS[0], prefill=(1,))]) == [None]
+
+
+def test_a_filtered_answer_is_kept_unscored_and_no_judge_sees_it(ledger: Ledger) -> None:
+    class Filtering(Model):
+        def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
+            for batch in super().generate(requests, sampling):
+                yield [replace(rollout, completion="No.", finish_reason="filtered") for rollout in batch]
+
+    model, judge = Filtering(), RefusalJudge()
+    for _ in range(2):
+        runner = make_runner(ledger, backend=model, judge=judge)
+        samples = runner.baseline(PROMPTS).values()
+        assert {of_prompt.label for of_prompt in samples} == {Label.UNSCORED}
+        assert {"withheld" in of_prompt.unscored[0].verdict.reason for of_prompt in samples} == {True}
+    assert (len(model.generated), judge.num_judged) == (6, 0)
+    assert ledger.num_filtered(model.generated) == 6
+
+
+def test_a_baseline_of_failures_alone_is_an_error_that_says_why(ledger: Ledger) -> None:
+    class Failing(Model):
+        def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
+            yield [failed(request, self.model_id, sampling, "out of\npaper") for request in requests]
+
+    with pytest.raises(BackendError, match=r"failed on all 6 prompts, most often \(6\) with: out of paper\."):
+        make_runner(ledger, backend=Failing()).baseline(PROMPTS)
+
+
+def test_what_a_backend_waits_for_is_shown_with_the_progress(ledger: Ledger) -> None:
+    class Waiting(Model):
+        def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
+            self.status = "waiting 9 s"
+            yield []
+            self.status = ""
+            yield from super().generate(requests, sampling)
+
+    labels: list[str] = []
+    runner = make_runner(ledger, backend=Waiting(), progress=lambda step, *numbers: labels.append(step.label))
+    runner.rollouts([Request(PROMPTS[0])])
+    assert labels == ["baseline", "baseline (waiting 9 s)", "baseline"]
