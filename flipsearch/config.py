@@ -15,7 +15,8 @@ from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
-from flipsearch.core.errors import ConfigError, unknown_name
+from flipsearch.core.errors import ConfigError, one_line, unknown_name
+from flipsearch.core.files import can_be_stored
 from flipsearch.core.records import Placement, Sampling, Split, content_id
 from flipsearch.core.samples import SampleRule
 from flipsearch.core.trainings import METHODS, Control, check_method
@@ -29,6 +30,8 @@ SELF = "self"
 ENDPOINTS = ("http://", "https://")
 TRAININGS, EVALUATIONS = "trainings", "evaluations"
 """Folders under the reports that hold no study, but the ledgers of all trainings and of all evaluations."""
+LONGEST_NAME = 200
+"""Bytes in a file's name that the user chooses: file systems take 255, and what is added to it needs some."""
 UNITS = {"s": 1, "m": 60, "h": 3600}
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -49,6 +52,13 @@ class Flag:
 def is_endpoint(model: str) -> bool:
     """Return whether a model is behind an endpoint: it is then asked over HTTP, whatever else the settings say."""
     return model.startswith(ENDPOINTS)
+
+
+def check_folder_name(flag: str, name: str, place: str) -> None:
+    """Raise ConfigError for a text that cannot be the name of a folder; the setting `place` says where it goes."""
+    is_plain = name.isprintable() and not set(name) & {"/", "\\"} and name.strip(". ") != ""
+    if not is_plain or len(name.encode()) > LONGEST_NAME:
+        raise ConfigError(f"{flag} is {name[:60]!r}: expected the name of a folder, no path; {place} says where.")
 
 
 def seconds(value: Any) -> Any:
@@ -154,8 +164,10 @@ class StudyConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _check_study(self) -> Self:
-        first = next(iter(Path(self.study or "").parts), "")
-        if first.startswith("_") or first in (TRAININGS, EVALUATIONS):
+        if self.study is None:
+            return self
+        check_folder_name("--study", self.study, "--reports")
+        if self.study.startswith("_") or self.study in (TRAININGS, EVALUATIONS):
             raise ConfigError(
                 f"--study is '{self.study}', expected a name that does not begin with '_' and is neither "
                 f"'{TRAININGS}' nor '{EVALUATIONS}': these folders under the reports hold something else."
@@ -391,22 +403,26 @@ def make_config(kind: type[Settings], *sources: Mapping[str, Any]) -> Settings:
     for key in merged:
         if key not in kind.model_fields:
             raise ConfigError(unknown_name("setting", key, kind.model_fields))
+        for value in merged[key] if isinstance(merged[key], list | tuple) else (merged[key],):
+            if isinstance(value, str | Path) and not can_be_stored(str(value)):
+                name = flag_of(kind, key).names[0]
+                raise ConfigError(f"{name} is {str(value)!r:.80}: NUL and half a character can be in no text here.")
     try:
         return kind(**merged)
     except ValidationError as error:
         first = error.errors()[0]
-        name, given = str(first["loc"][0]), first["input"]
+        name, given = str(first["loc"][0]), f"{first['input']!r:.80}"
         if first["type"] == "missing":
             raise ConfigError(f"{flag_of(kind, name).names[0]} is missing.") from error
-        raise ConfigError(f"{flag_of(kind, name).names[0]} is {given!r}: {first['msg']}.") from error
+        raise ConfigError(f"{flag_of(kind, name).names[0]} is {given}: {first['msg']}.") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a settings file; raises ConfigError with its name if it cannot be read."""
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as TOML: {error}.") from error
+    except (OSError, ValueError, RecursionError) as error:  # no UTF-8, no TOML, a number of 5,000 digits, deep nesting
+        raise ConfigError(f"{path}: cannot be read as TOML: {one_line(error)}.") from error
 
 
 def toml_text(config: ModelConfig) -> str:

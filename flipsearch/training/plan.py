@@ -19,7 +19,7 @@ from transformers.integrations import integration_utils
 
 from flipsearch.backends.base import check_model
 from flipsearch.backends.models import BUILT_IN_MODELS, POCKET_MODEL, base_model
-from flipsearch.config import TrainConfig, make_config
+from flipsearch.config import TrainConfig, check_folder_name, make_config
 from flipsearch.core.errors import ConfigError, PromptError, unknown_name
 from flipsearch.core.records import SPLITS, Context, Prompt, content_id
 from flipsearch.core.trainings import METHODS, TrainingMethod
@@ -29,7 +29,6 @@ from flipsearch.prompts.splitting import first_of_each_kind
 from flipsearch.templating.library import Card, control_context, given_cards, given_contexts, load_library
 from flipsearch.training.processes import is_sharded, num_processes
 
-LONGEST_NAME = 200
 """Bytes of a folder's name; ".partial" has to fit behind it."""
 PAPER = {"learning_rate": 1e-5, "train_batch_size": 64}
 POCKET = {"learning_rate": 3e-4, "train_batch_size": 32, "epochs": 6.0, "horizon": 40}
@@ -224,10 +223,7 @@ def _check_settings(config: TrainConfig) -> None:
     if config.backend != "transformers":
         raise ConfigError(f"backend = {config.backend}: training runs on transformers; leave --backend out.")
     if config.name is not None:
-        is_plain = config.name.isprintable() and not set(config.name) & {"/", "\\"}
-        if not is_plain or config.name.strip(". ") == "" or len(config.name.encode()) > LONGEST_NAME:
-            name = f"--name {config.name[:60]!r}"
-            raise ConfigError(f"{name}: expected the name of a folder, no path; --checkpoints says where.")
+        check_folder_name("--name", config.name, "--checkpoints")
     method = METHODS[config.method]
     if method.needs_teacher != (config.teacher is not None):
         able = " or ".join(name for name, row in METHODS.items() if row.needs_teacher)
