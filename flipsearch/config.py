@@ -13,7 +13,17 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.records import Placement, Sampling, Split, content_id
 from flipsearch.core.samples import SampleRule
-from flipsearch.core.settings import Count, Flag, Fraction, NonNegative, Positive, Texts, as_sequence, seconds
+from flipsearch.core.settings import (
+    Count,
+    Flag,
+    Fraction,
+    NonNegative,
+    Positive,
+    Texts,
+    as_sequence,
+    check_folder_name,
+    seconds,
+)
 from flipsearch.core.trainings import METHODS, Control, check_method
 
 MAX_TOKENS = 1024
@@ -139,8 +149,10 @@ class StudyConfig(ModelConfig):
 
     @model_validator(mode="after")
     def _check_study(self) -> Self:
-        first = next(iter(Path(self.study or "").parts), "")
-        if first.startswith("_") or first in (TRAININGS, EVALUATIONS):
+        if self.study is None:
+            return self
+        check_folder_name("--study", self.study, "--reports")
+        if self.study.startswith("_") or self.study in (TRAININGS, EVALUATIONS):
             raise ConfigError(
                 f"--study is '{self.study}', expected a name that does not begin with '_' and is neither "
                 f"'{TRAININGS}' nor '{EVALUATIONS}': these folders under the reports hold something else."

@@ -16,8 +16,8 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from huggingface_hub import constants, get_session, snapshot_download
 from huggingface_hub import errors as hub_errors
-from huggingface_hub import snapshot_download
 
 from flipsearch.config import ModelConfig, is_endpoint
 from flipsearch.core.errors import BackendError, near_names
@@ -287,6 +287,8 @@ def _check_weights(path: Path) -> None:
 
 
 def _download(source: str, name: str, revision: str | None) -> Path:
+    # The library would wait for ever for the list of a model's files.
+    get_session().timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
     try:
         wanted, unwanted = list(LOADED_FILES), list(UNLOADED_FILES)
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted))

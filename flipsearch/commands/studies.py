@@ -6,6 +6,7 @@ from typing import Annotated
 import typer
 
 from flipsearch.commands.options import Config, Json, Reports, Setting, given, option, takes_settings
+from flipsearch.commands.streams import only_results_on_stdout
 
 
 @takes_settings("SearchConfig")
@@ -33,7 +34,8 @@ def plan(
     from flipsearch.api import studies
     from flipsearch.commands import console
 
-    result = studies.plan(**given(settings | {"delta": delta, "power": power}), config=config)
+    with only_results_on_stdout():
+        result = studies.plan(**given(settings | {"delta": delta, "power": power}), config=config)
     console.print_result(result, json, console.show_plan)
 
 

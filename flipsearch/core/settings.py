@@ -10,8 +10,11 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
-from flipsearch.core.errors import ConfigError, unknown_name
+from flipsearch.core.errors import ConfigError, one_line, unknown_name
+from flipsearch.core.files import can_be_stored
 
+LONGEST_NAME = 200
+"""Bytes in a file's name that the user chooses: file systems take 255, and what is added to it needs some."""
 UNITS = {"s": 1, "m": 60, "h": 3600}
 Settings = TypeVar("Settings", bound=BaseModel)
 
@@ -51,6 +54,13 @@ NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
 
+def check_folder_name(flag: str, name: str, place: str) -> None:
+    """Raise ConfigError for a text that cannot be the name of a folder; the setting `place` says where it goes."""
+    is_plain = name.isprintable() and not set(name) & {"/", "\\"} and name.strip(". ") != ""
+    if not is_plain or len(name.encode()) > LONGEST_NAME:
+        raise ConfigError(f"{flag} is {name[:60]!r}: expected the name of a folder, no path; {place} says where.")
+
+
 def flag_of(kind: type[BaseModel], name: str) -> Flag:
     """Return how a setting is written on the command line."""
     given = next((item for item in kind.model_fields[name].metadata if isinstance(item, Flag)), Flag())
@@ -81,16 +91,20 @@ def make_config(kind: type[Settings], *sources: Mapping[str, Any]) -> Settings:
             raise ConfigError(f"[{key}] is a section; settings are given without any.")
         if name not in kind.model_fields:
             raise ConfigError(unknown_name("setting", key, kind.model_fields))
+        for text in value if isinstance(value, list | tuple) else (value,):
+            if isinstance(text, str | Path) and not can_be_stored(str(text)):
+                flag = flag_of(kind, name).names[0]
+                raise ConfigError(f"{flag} is {str(text)!r:.80}: NUL and half a character can be in no text here.")
         merged[name] = value
     try:
         return kind(**merged)
     except ValidationError as error:
         first = error.errors()[0]
-        name, given = str(first["loc"][0]), first["input"]
+        name, given = str(first["loc"][0]), f"{first['input']!r:.80}"
         if first["type"] == "missing":
             raise ConfigError(f"{flag_of(kind, name).names[0]} is missing.") from error
         expected = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"{flag_of(kind, name).names[0]} is {given!r}: {expected}.") from error
+        raise ConfigError(f"{flag_of(kind, name).names[0]} is {given}: {expected}.") from error
 
 
 def read_toml(path: Path) -> dict[str, Any]:
@@ -98,9 +112,9 @@ def read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError(f"there is no settings file '{path}'.") from error
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
-        raise ConfigError(f"{path}: cannot be read as TOML: {error}.") from error
+        raise ConfigError(f"there is no file '{path}'.") from error
+    except (OSError, ValueError, RecursionError) as error:  # no UTF-8, no TOML, a number of 5,000 digits, deep nesting
+        raise ConfigError(f"{path}: cannot be read as TOML: {one_line(error)}.") from error
 
 
 def toml_text(config: BaseModel) -> str:

@@ -17,6 +17,7 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from flipsearch.backends.models import TRAINING_FILE
+from flipsearch.config import LONGEST_NAME
 from flipsearch.core.errors import ConfigError, StudyError
 from flipsearch.core.files import escape_formula, json_text, write_text
 from flipsearch.core.records import json_value
@@ -91,8 +92,11 @@ def check_best(path: Path) -> None:
     """Raise ConfigError for a winning text's path that cannot be written, or that its card would overwrite."""
     if path.suffix == ".json" or path.is_dir() or not path.name:
         raise ConfigError(f"--best is '{path}', expected a text file such as best.txt; its card goes to best.json.")
-    if path.parent.exists() and not os.access(path.parent, os.W_OK):
+    folder = next((parent for parent in path.parents if parent.exists()), path.parent)
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ConfigError(f"--best is '{path}', but its folder cannot be written; choose another.")
+    if len(path.name.encode()) > LONGEST_NAME:
+        raise ConfigError(f"--best is '…/{path.name[:60]}…': expected a name of at most {LONGEST_NAME} bytes.")
 
 
 def write_training(run: TrainingRun, log: Sequence[LogLine], folder: Path) -> None:

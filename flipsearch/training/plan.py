@@ -22,7 +22,7 @@ from flipsearch.backends.models import BUILT_IN_MODELS, POCKET_MODEL, base_model
 from flipsearch.config import TrainConfig
 from flipsearch.core.errors import ConfigError, PromptError, unknown_name
 from flipsearch.core.records import SPLITS, Context, Prompt, content_id
-from flipsearch.core.settings import make_config
+from flipsearch.core.settings import check_folder_name, make_config
 from flipsearch.core.trainings import METHODS, TrainingMethod
 from flipsearch.defaults import resolve
 from flipsearch.prompts.places import require_local_prompts
@@ -31,8 +31,6 @@ from flipsearch.prompts.splitting import first_of_each_kind
 from flipsearch.templating.library import Card, control_context, given_cards, given_contexts, load_library
 from flipsearch.training.processes import is_sharded, num_processes
 
-LONGEST_NAME = 200
-"""Bytes of a folder's name; ".partial" has to fit behind it."""
 PAPER = {"learning_rate": 1e-5, "train_batch_size": 64}
 PAPER_STEPS, PAPER_TOKENS = 1872, 4096
 """Optimizer steps of the paper's runs, and the most tokens of a prompt and its completion there."""
@@ -269,10 +267,7 @@ def _check_settings(config: TrainConfig) -> None:
     if config.backend != "transformers":
         raise ConfigError(f"backend = {config.backend}: training runs on transformers; leave --backend out.")
     if config.name is not None:
-        is_plain = config.name.isprintable() and not set(config.name) & {"/", "\\"}
-        if not is_plain or config.name.strip(". ") == "" or len(config.name.encode()) > LONGEST_NAME:
-            name = f"--name {config.name[:60]!r}"
-            raise ConfigError(f"{name}: expected the name of a folder, no path; --checkpoints says where.")
+        check_folder_name("--name", config.name, "--checkpoints")
     method = METHODS[config.method]
     if method.needs_teacher != (config.teacher is not None):
         able = " or ".join(name for name, row in METHODS.items() if row.needs_teacher)

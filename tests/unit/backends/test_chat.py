@@ -7,6 +7,7 @@ from tokenizers import AddedToken, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from flipsearch.backends.chat import Chat, Thinking, lay_out
+from flipsearch.core import bounds
 from flipsearch.core.errors import BackendError, ConfigError
 from flipsearch.core.records import Context, Placement, Prompt, Request
 from flipsearch.core.thoughts import split_answer
@@ -126,6 +127,19 @@ def test_identity_follows_template_and_switch() -> None:
 def test_a_tokenizer_without_chat_template_is_refused_with_what_to_do() -> None:
     with pytest.raises(BackendError, match=r"no chat template; use an instruction-tuned model"):
         Chat(tiny_tokenizer(chat_template=None))
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{% for i in range(99999) %}{{ 'x' * 999 }}{% endfor %}",
+    ],
+)
+def test_a_template_that_never_ends_is_refused(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "MAX_SECONDS", 0.2)
+    with pytest.raises(BackendError, match=r"cannot render one user message: .*(still running|characters)"):
+        Chat(tiny_tokenizer(chat_template=template))
 
 
 def test_a_template_that_cannot_render_is_refused() -> None:

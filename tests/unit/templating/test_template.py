@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flipsearch.core import bounds
 from flipsearch.core.errors import PluginError, TemplateError
 from flipsearch.templating.library import load_library
 from flipsearch.templating.template import first_words, parse_template, read_template, shuffled_words, tidy
@@ -43,6 +44,26 @@ def test_context_carries_lineage_and_placement() -> None:
 def test_a_bad_template_is_named_with_its_line(source: str, message: str) -> None:
     with pytest.raises(TemplateError, match=message):
         parse_template(source, "t", "t.j2")
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ('{% for a in "x" * 9999 %}{% for b in "x" * 9999 %}{% endfor %}{% endfor %}', "still running after"),
+        ('{% set x = "ab" %}' + "{% set x = x ~ x %}" * 60, "too much memory|still running"),
+        ('{% for a in "x" * 9999 %}{{ "x" * 9999 }}{% endfor %}', "writes more than 1,000,000 characters"),
+        ('{{ "a" | center(10000000000) }}', "too much memory"),
+        ('{{ "a" * 10000000000 }}', "too much"),
+        ("{{ 9 ** 9 ** 9 }}", "too much"),
+        ('{{ "\\ud800" }}', "half a character"),
+        ("{{" + "(" * 5000 + "1" + ")" * 5000 + "}}", "nested too deeply"),
+        ("{% macro f() %}{{ f() }}{{ f() }}{% endmacro %}{{ f() }}", "recursion"),
+    ],
+)
+def test_a_template_that_never_ends_is_one_line(body: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "MAX_SECONDS", 0.2)
+    with pytest.raises(TemplateError, match=message):
+        parse_template(HEAD + "{{ word }}" + body, "t", "t.j2").render()
 
 
 def test_unknown_values_and_placements_are_refused() -> None:
