@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from transformers.integrations import integration_utils
 
+from flipsearch.commands.console import training_plan_lines
 from flipsearch.core.errors import ConfigError
 from flipsearch.training.plan import POCKET, TrainPlan, plan_training
 
@@ -62,3 +63,21 @@ def test_what_cannot_be_reported_to_is_found_before_the_model_is_loaded(monkeypa
         planned(report_to=["mlflow", "wandb"])
     with pytest.raises(ConfigError, match=r"unknown --report-to 'wanb'\. Did you mean wandb"):
         planned(report_to=["wanb"])
+
+
+def test_steps_that_are_too_few_to_learn_are_told_before_the_start() -> None:
+    notes = planned(max_steps=9, learning_rate=1e-5).notes
+    assert any("9 steps at a rate of 1e-05 are 0.5 % of the paper's 1,872 at 1e-05" in note for note in notes)
+    assert any("The first of 9 steps has a rate of 0" in note for note in notes)
+    assert not any("rate of 0" in note for note in planned(max_steps=9, warmup_share=0).notes)
+    assert not any("steps" in note for note in planned().notes)
+
+
+def test_the_plan_stands_beside_the_papers() -> None:
+    plan = planned(max_steps=9, max_tokens=50)
+    assert plan.tokens_at_most == 9 * 32 * 50
+    lines = training_plan_lines(plan)
+    assert "steps     9 of 32 prompts at 0.0003; the first at rate 0 (warm-up)" in lines
+    assert "tokens    at most 14,400 (50 each)" in lines
+    assert "the paper 1,872 of 64 at 1e-05; up to 4,096 tokens each, with the prompt" in lines
+    assert all(len(line) <= 80 for line in lines if not line.startswith("Note"))
