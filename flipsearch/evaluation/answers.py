@@ -1,6 +1,7 @@
 r"""The final answer in a model's text, and the number that it states.
 
-The last \boxed{} counts; without one, a number after the last ####; without that, the last number. Numbers may be
+The last \boxed{} counts; without one, what follows the last #### or what the text calls its answer ("Answer: 42", "the
+answer is 42"), whatever numbers come later; without that, the last number. Numbers may be
 written in LaTeX, with separators, units, fractions, powers of ten and number words. They are read exactly or not at
 all: what may mean another number ("5x", "3, 5", "5 and a half") gives None. The text is hostile: everything here is
 linear in its length, and no number is read that is longer than an answer would be.
@@ -69,6 +70,10 @@ _LAST = re.compile(rf"(?<![0-9A-Za-z_])(?<![0-9]\.)(?P<sign>-)?{VALUE}{SCALE}", 
 _BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
 # cm^2, and m^2 or m/s^2 after a blank or slash: an exponent, not a number of its own.
 _UNIT_POWER = re.compile(r"(?:(?<=[A-Za-z][A-Za-z])|(?<=[0-9\s/][ms]))\s*\^\s*(?:\{\s*-?[0-9]\s*\}|-?[0-9](?![0-9]))")
+_SAID = re.compile(r"\banswer[\s*_]{0,8}(?:[:=]|is\b(?!\s+not\b))[\s*_:=]{0,8}", re.I)
+_SAID_END = re.compile(r"\.(?:\s|$)|[;?!]|\b(?:because|since|as|which|where|check|so)\b", re.I)
+MAX_SAID = 300
+"""Characters that are looked at of what a text calls its answer."""
 _NUM_NEIGHBORS = 24
 """Characters looked at on either side of a number in running text."""
 # In running text a number beside one of these is part of something larger.
@@ -92,7 +97,21 @@ def final_number(text: str) -> Fraction | None:
     # Four hashes open a heading, too: only a number after them is an answer.
     _, mark, after = text.rpartition(ANSWER_MARK)
     marked = number(after.strip().partition("\n")[0].strip("* `")) if mark else None
+    if marked is None and (said := said_answer(text)) is not None:
+        readings = (number(said), number(right_side(said) or ""), _number_in(said, _LAST.search(said)))
+        marked = next((value for value in readings if value is not None), None)
     return last_number(text) if marked is None else marked
+
+
+def said_answer(text: str) -> str | None:
+    """Return what a text last calls its answer, up to the end of the sentence; None if it calls nothing so."""
+    last = next(iter(deque(_SAID.finditer(text), maxlen=1)), None)
+    if last is None:
+        return None
+    line = text[last.end() : last.end() + MAX_SAID].lstrip().partition("\n")[0]
+    end = _SAID_END.search(line)
+    said = line[: end.start() if end else None].strip().strip("*`_").strip()
+    return said or None
 
 
 def boxed_answer(text: str) -> str | None:
@@ -112,7 +131,11 @@ def boxed_answer(text: str) -> str | None:
 def last_number(text: str) -> Fraction | None:
     """Return the last number in running text; None if there is none, or if it is part of something larger ("5x")."""
     plain = _UNIT_POWER.sub("", _plain_notation(text))
-    last = next(iter(deque(_LAST.finditer(plain), maxlen=1)), None)
+    return _number_in(plain, next(iter(deque(_LAST.finditer(plain), maxlen=1)), None))
+
+
+def _number_in(plain: str, last: re.Match[str] | None) -> Fraction | None:
+    """Return the value of a match of _LAST in a text; None if it is part of something larger."""
     if last is None:
         return None
     before = plain[max(0, last.start() - _NUM_NEIGHBORS) : last.start()]

@@ -164,7 +164,7 @@ def _train(trainer: CompletionTrainer, folder: CheckpointFolder, progress: Progr
             raise TrainingError(f"'{name}' is not finite after the last step; nothing is saved. Lower --learning-rate.")
 
 
-def _loss_notes(log: Sequence[LogLine]) -> list[str]:
+def loss_notes(log: Sequence[LogLine]) -> list[str]:
     """Return a note if the loss did not fall from the first fifth of the steps to the last."""
     losses = [line["loss"] for line in log if line.get("loss") is not None]
     size = math.ceil(len(losses) / 5)
@@ -188,7 +188,7 @@ def _record(
 ) -> TrainingRun:
     """Return the record of a finished training whose steps took `step_size` prompts."""
     config = plan.config
-    notes = [*plan.notes_on(backend.model_id), *_loss_notes(log), *backend.notes]
+    notes = [*plan.notes_on(backend.model_id), *loss_notes(log), *backend.notes]
     notes += getattr(judge, "notes", ()) if plan.needs_judge else ()
     if step_size != config.train_batch_size:
         notes.append(f"A step took {step_size} prompts: {len(routing.prompts)} were left.")

@@ -15,7 +15,7 @@ from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.columns import rows
-from flipsearch.reporting.files import read_study, write_best, write_study
+from flipsearch.reporting.files import read_study, remove_best, write_best, write_study
 from flipsearch.reporting.page import leaderboard_page
 from flipsearch.searching import prepare_search
 from flipsearch.searching.baseline import measure_baseline
@@ -154,6 +154,17 @@ class TestPortfolio:
         page = leaderboard_page(searched)
         assert "2 contexts, in the order in which a training tries them." in page
         assert any("any of 2 flips 77.1%" in line for line in companion_lines(searched, Path("best.txt")))
+
+    def test_what_an_earlier_search_left_is_removed_together(self, tmp_path: Path) -> None:
+        searched, path = study(), tmp_path / "mine.txt"
+        write_best(searched, path)
+        assert len(list(tmp_path.iterdir())) > 2
+        (tmp_path / "mine.other.json").write_text("{}")
+        write_best(study(CONFIG.model_copy(update={"max_over_refusal": 0.05})), path)
+        assert [left.name for left in tmp_path.iterdir()] == ["mine.other.json"]
+        path.write_text("A text of my own.")
+        remove_best(path)
+        assert path.exists()
 
     def test_without_a_winner_there_is_none(self) -> None:
         searched = study(CONFIG.model_copy(update={"max_over_refusal": 0.05}))

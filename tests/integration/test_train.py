@@ -2,6 +2,7 @@
 
 import json
 import resource
+import shutil
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -21,6 +22,7 @@ from flipsearch.reporting.files import read_training
 from flipsearch.training.checkpoint import CheckpointFolder
 from flipsearch.training.log import StepLog
 from flipsearch.training.model import student_and_teacher
+from flipsearch.training.run import loss_notes
 from flipsearch.training.trainer import WholeSteps
 from tests.integration.test_cli import run
 
@@ -288,12 +290,28 @@ def test_lora_leaves_a_merged_model_and_its_adapter(tmp_path: Path) -> None:
     assert all("proj" in name for name in changed)
 
 
-def test_bfloat16_trains_float32_weights(tmp_path: Path) -> None:
-    done = train(tmp_path, dtype="bfloat16", max_steps=2)
-    exact = train(tmp_path, dtype="float32", max_steps=2)
-    assert losses(done) != losses(exact)
-    assert losses(done) == pytest.approx(losses(exact), rel=0.5)
-    assert all(0 <= loss < 10 for loss in losses(done))
+@pytest.mark.parametrize("lora", [0, 2])
+def test_a_checkpoint_has_the_precision_and_the_ties_of_its_base(lora: int, tmp_path: Path) -> None:
+    base: Any = AutoModelForCausalLM.from_pretrained(Path(flipsearch.__file__).parent / "pocket", dtype=torch.bfloat16)
+    base.save_pretrained(tmp_path / "base")
+    for name in ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja"):
+        shutil.copy(Path(flipsearch.__file__).parent / "pocket" / name, tmp_path / "base" / name)
+    small = {"max_steps": 1, "max_prompts": 2, "train_batch_size": 2, "max_tokens": 8, "warmup_share": 0}
+    done = train(tmp_path, model=str(tmp_path / "base"), prompts="pocket", dtype="float32", lora=lora, **small)
+    first, second = weights(tmp_path / "base"), weights(done.folder)
+    assert {name: value.dtype for name, value in first.items()} == {name: v.dtype for name, v in second.items()}
+    assert any(not torch.equal(first[name], second[name]) for name in first)
+    assert json.loads((done.folder / "config.json").read_text())["dtype"] == "bfloat16"
+    assert "The checkpoint's weights were rounded to bfloat16, in which its base is stored." in done.run.notes
+
+
+def test_a_loss_that_did_not_fall_is_told() -> None:
+    def notes(*values: float) -> list[str]:
+        return loss_notes([{"loss": value} for value in values])
+
+    assert notes(0.5, 0.4, 0.3) == notes(0.5) == []
+    assert "The loss did not fall: from 0.5 in the first 1 of 3 steps to 0.6 in the last 1" in notes(0.5, 0.4, 0.6)[0]
+    assert "The loss was 0 in every step" in notes(0.0, 0.0)[0]
 
 
 @pytest.mark.parametrize(

@@ -59,6 +59,29 @@ def test_the_final_number_is_found(text: str, value: Fraction | int) -> None:
     assert final_number(text) == value
 
 
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("Answer: 42\n\nCheck: 40 + 2 = 42, and 3 checks were made.", 42),
+        ("**Answer:** 42. We used 3 steps.", 42),
+        ("The answer is 42 because 3 < 5.", 42),
+        ("Final answer: $1,234.50\nIt took 2 days.", Fraction(2469, 2)),
+        ("The answer is 12 + 30 = 42. It has 2 digits.", 42),
+        ("the answer is x = 7, as 7 - 7 = 0", 7),
+        ("Answer:\n42\nNote 1.", 42),
+        ("The answer is 5. No: the answer is 6.\nStep 9 shows it.", 6),
+        ("answer is about\n8", 8),
+        ("The answer is below.\n8", 8),
+        (r"Answer: 41, so \boxed{42} or 43", 42),
+        ("The answer is 9 apples\n#### 10", 10),
+        ("The answer is not 41 but 42", 42),
+        ("ANSWER = -3\n(1 point)", -3),
+    ],
+)
+def test_what_a_text_calls_its_answer_wins_over_later_numbers(text: str, value: Fraction | int) -> None:
+    assert final_number(text) == value
+
+
 @pytest.mark.parametrize("text", ["", "no number", r"\boxed{x} or 3", r"\boxed{} 3", "x2", "9" * 200])
 def test_no_final_number_is_none(text: str) -> None:
     assert final_number(text) is None
@@ -69,7 +92,7 @@ def test_no_final_number_is_none(text: str) -> None:
     [
         "so 5x", r"so $5\pi$", r"so $\sqrt{5}$", "so $x^5$", "so $x^{5}$", r"so $\frac{\pi}{5}$", r"so $\pi/5$",
         "so 5/x", "$5 + x$", "$5x^2$", "$5^2$", r"\binom{7}{5}", "log_{5}", "5k", "$5M", "5 and a half dozen",
-        "5 and a half", "2 tenths", "3-5", "12:05", "2 + 5", r"2 \times 5", r"x \ge 5", "x >= 5",
+        "5 and a half", "the answer is 5 and a half", "the answer is 5x", "2 tenths", "3-5", "12:05", "2 + 5", r"2 \times 5", r"x \ge 5", "x >= 5",
     ],
 )  # fmt: skip
 def test_a_number_that_is_part_of_something_larger_is_no_answer(text: str) -> None:
@@ -118,6 +141,9 @@ def test_any_text_gives_a_number_or_none(pieces: list[str]) -> None:
         "ab^ ",
         "1 hundred",
         "1/ ",
+        "answer is ",
+        "answer ",
+        "answer: 1",
     ],
 )
 def test_long_hostile_texts_take_linear_time(piece: str) -> None:

@@ -11,6 +11,7 @@ from huggingface_hub import constants
 from transformers.integrations import integration_utils
 
 from flipsearch.backends.models import model_source
+from flipsearch.commands.console import training_plan_lines
 from flipsearch.core.errors import BackendError, ConfigError, PromptError
 from flipsearch.training.plan import POCKET, TrainPlan, plan_training
 
@@ -95,3 +96,21 @@ def test_a_hub_model_of_a_card_is_taken_from_the_local_cache(tmp_path: Path, mon
     (cache / "snapshots" / commit / "model.safetensors").unlink()
     with pytest.raises(BackendError, match="card names the model 'org/tiny', which is not on this machine"):
         planned(context=path)
+
+
+def test_steps_that_are_too_few_to_learn_are_told_before_the_start() -> None:
+    notes = planned(max_steps=9, learning_rate=1e-5).notes
+    assert any("9 steps at a rate of 1e-05 are 0.5 % of the paper's 1,872 at 1e-05" in note for note in notes)
+    assert any("The first of 9 steps has a rate of 0" in note for note in notes)
+    assert not any("rate of 0" in note for note in planned(max_steps=9, warmup_share=0).notes)
+    assert not any("steps" in note for note in planned().notes)
+
+
+def test_the_plan_stands_beside_the_papers() -> None:
+    plan = planned(max_steps=9, max_tokens=50)
+    assert plan.tokens_at_most == 9 * 32 * 50
+    lines = training_plan_lines(plan)
+    assert "steps     9 of 32 prompts at 0.0003; the first at rate 0 (warm-up)" in lines
+    assert "tokens    at most 14,400 (50 each)" in lines
+    assert "the paper 1,872 of 64 at 1e-05; up to 4,096 tokens each, with the prompt" in lines
+    assert all(len(line) <= 80 for line in lines if not line.startswith("Note"))
