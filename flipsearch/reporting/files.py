@@ -17,11 +17,11 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from flipsearch.backends.models import TRAINING_FILE
-from flipsearch.config import LONGEST_NAME
 from flipsearch.core.errors import ConfigError, StudyError
 from flipsearch.core.files import escape_formula, json_text, write_text
 from flipsearch.core.records import json_value
 from flipsearch.core.scorecards import Scorecard
+from flipsearch.core.settings import LONGEST_NAME
 from flipsearch.core.studies import Study
 from flipsearch.core.trainings import LogLine, TrainingRun, check_format, check_method
 from flipsearch.judging.labelling import AnswerToLabel
