@@ -247,6 +247,6 @@ def test_depths_count_from_the_answer_behind_a_long_thought(ledger: Ledger, monk
     (measured,) = measure(runner, [FIRM], base.to_flip(), base.outcomes, "search")
     trial = measured_trial(runner, 0, FIRM, "arm", measured)
     begun: list[Request] = []
-    monkeypatch.setattr(runner, "outcomes", lambda requests: begun.extend(requests) or [])
+    monkeypatch.setattr(runner, "outcomes", lambda requests: [begun.append(request) for request in requests][:0])
     measure_depth(runner, base, [trial], [2])
     assert {len(request.prefill) for request in begun} == {102}
