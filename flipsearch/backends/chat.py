@@ -84,7 +84,7 @@ class Chat:
         self.marks, opens = self._template.marks, self._template.opens(baseline)
         self.opens_thinking = opens and thinking != "off"
         """Of a prompt without a context; `encode` tells it of each request."""
-        is_closed = baseline.rstrip().endswith(self.marks.end.rstrip())
+        is_closed = baseline.rstrip().endswith(self.marks.close_mark)
         self.thinks = self._template.names_marks and thinking != "off" and not is_closed
         """Whether the model may think before it answers, as far as its template tells."""
         self.identity = content_id("chat", self._template.text, thinking)
@@ -164,7 +164,7 @@ class Chat:
         try:
             text = self._template.render(messages, **self._options)
             opens = self._template.opens(text)
-            if skips_thought and not opens and not text.rstrip().endswith(self.marks.end.rstrip()):
+            if skips_thought and not opens and not text.rstrip().endswith(self.marks.close_mark):
                 before, text = text, self._template.render(messages, **(self._options | self._off))
                 opens = self._template.opens(text)
                 text += self.marks.start if text == before else ""

@@ -7,6 +7,7 @@ import pytest
 from flipsearch.config import REWRITE_TOKENS, ScoreConfig, SearchConfig
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.settings import make_config, read_toml, toml_text
+from flipsearch.core.records import Sampling, content_id
 
 
 def test_later_sources_win_and_none_means_not_given() -> None:
@@ -81,3 +82,17 @@ def test_scores_of_other_contexts_have_other_names() -> None:
 
 def test_max_tokens_is_what_was_given() -> None:
     assert SearchConfig(max_tokens=7).sampling().max_tokens == 7
+
+
+def test_a_model_that_thinks_has_tokens_of_its_own_for_it() -> None:
+    """The ids of runs without a budget do not know of it."""
+    config = SearchConfig(max_tokens=100)
+    assert config.sampling() == Sampling(100)
+    assert config.sampling(thinks=True) == Sampling(100, think_tokens=50)
+    assert config.model_copy(update={"think_tokens": 7}).sampling() == Sampling(100, think_tokens=7)
+    assert config.model_copy(update={"think_tokens": 0}).sampling(thinks=True) == Sampling(100)
+    assert Sampling(100).sampling_id == content_id("greedy", 100)
+    assert len({Sampling(100, think_tokens=n).sampling_id for n in (0, 7, 8)}) == 3
+    assert Sampling(100).longest == 100 < 107 < Sampling(100, think_tokens=7).longest
+    with pytest.raises(ConfigError, match=r"--think-tokens is -1"):
+        make_config(SearchConfig, {"think_tokens": -1})

@@ -312,14 +312,14 @@ def test_whether_a_thought_is_open_is_told_of_each_request() -> None:
 def test_a_skipped_thought_is_closed_at_once_as_the_template_writes_it(template: str, end: str) -> None:
     tokenizer = with_special(template, ["<|muse|>", "<|say|>"])
     prompt = Chat(tokenizer).encode(Request(EGG, skips_thought=True))
-    assert tokenizer.decode(list(prompt.prompt_ids)).endswith(end)
+    assert str(tokenizer.decode(list(prompt.prompt_ids))).endswith(end)
     assert not prompt.opens_thinking
 
 
 def test_the_token_that_ends_a_turn_ends_a_completion_and_a_note_says_so() -> None:
     tokenizer = with_special(models.PLAIN_TEMPLATE.replace("<|im_end|>", "<|eot|>"), ["<|eot|>"])
-    chat, end = Chat(tokenizer), tokenizer.convert_tokens_to_ids("<|eot|>")
-    assert chat.end_ids == {end}
+    chat, end = Chat(tokenizer), tokenizer.get_vocab()["<|eot|>"]
+    assert chat.end_ids == frozenset([end])
     assert "'<|eot|>', which neither" in chat.end_note({tokenizer.eos_token_id})[0]
     assert chat.end_note({end}) == CHAT.end_note({TOKENIZER.eos_token_id}) == ()
     # The end of a channel is not the end of a turn.
@@ -341,6 +341,12 @@ def test_a_template_that_wants_typed_parts_gets_them() -> None:
 def test_a_template_that_leaves_the_request_out_is_refused() -> None:
     with pytest.raises(BackendError, match="leaves out the text of the user"):
         Chat(tiny_tokenizer("{{ '<|im_start|>assistant' }}"))
+
+
+def test_a_template_tells_whether_its_model_may_think() -> None:
+    closes = models.PLAIN_TEMPLATE + "{% if thinking %}{{ '<think>' }}{% else %}{{ '</think>' }}{% endif %}"
+    assert [Chat(tiny_tokenizer(closes), thinking).thinks for thinking in ("auto", "on", "off")] == [False, True, False]
+    assert [Chat(TOKENIZER, thinking).thinks for thinking in ("auto", "off")] == [True, False]
 
 
 def test_placements_that_give_the_same_tokens_are_told() -> None:

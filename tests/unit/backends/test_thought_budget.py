@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from flipsearch.backends.base import check_model
 from flipsearch.backends.decoding import chooser
 from flipsearch.backends.thought_budget import ThoughtBudget, ThoughtWatch
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.backends.vllm import VllmBackend
+from flipsearch.config import SearchConfig
+from flipsearch.core.errors import BackendError
 from flipsearch.core.records import Prompt, Request, Rollout, Sampling
 from flipsearch.core.thoughts import split_answer
 from tests import models
@@ -118,3 +122,13 @@ def test_what_is_forced_follows_from_the_tokens_before_it(watch: ThoughtWatch) -
 def test_a_model_that_answers_at_once_has_the_length_of_an_answer() -> None:
     budget = ThoughtBudget(WATCH, Sampling(max_tokens=3, think_tokens=9), in_thought=False).follow_all((2, 2, 2))
     assert budget.is_full
+
+
+def test_a_budget_is_refused_where_nothing_can_keep_it(tmp_path: Path) -> None:
+    far = SearchConfig(model="http://127.0.0.1:1/v1#far", think_tokens=9)
+    with pytest.raises(BackendError, match="--think-tokens is for local models"):
+        check_model(far)
+    table = tmp_path / "replies.json"
+    table.write_text("[]")
+    with pytest.raises(BackendError, match="--think-tokens is for models"):
+        check_model(SearchConfig(backend="scripted", model=str(table), think_tokens=9))

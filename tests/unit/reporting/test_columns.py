@@ -1,10 +1,14 @@
 """What every form of the leaderboard shows of a study: rows, page, terminal and card follow one table of columns."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
 import pytest
 from rich.console import Console
 
 from flipsearch.commands.console import leaderboard_table
 from flipsearch.config import SearchConfig
+from flipsearch.core.records import Request, Rollout, Sampling
 from flipsearch.core.studies import Study
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
@@ -14,7 +18,7 @@ from flipsearch.reporting.columns import RATE, Column, csv_text, leaderboard, ro
 from flipsearch.reporting.format import points
 from flipsearch.reporting.page import leaderboard_page
 from flipsearch.searching import prepare_search, run_study
-from tests.world import GREEDY, Model, RefusalJudge, library, prompt_set
+from tests.world import COMPLIANCE, GREEDY, Model, RefusalJudge, library, prompt_set
 
 CONFIG = SearchConfig(num_contexts=23, cohort_size=6, first_rung=8, num_finalists=3, breed=0)
 
@@ -101,3 +105,38 @@ def test_the_table_fits_into_a_terminal_and_counts_what_it_leaves_out() -> None:
     assert max(map(len, lines)) <= 80
     assert "13 more on the page" in " ".join(lines)
     assert [line[:2].strip() for line in lines[-3:]] == [""] * 3  # placebos have no rank
+
+
+class CutModel(Model):
+    """The same world, whose compliant answers come after a closed thought, go on with it, and are cut."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
+        for batch in super().generate(requests, sampling):
+            for rollout in batch:
+                text = f"<think>Hm.</think>{rollout.completion}</think>"
+                cut = replace(rollout, completion=text, finish_reason="length", forced_close=True)
+                yield [cut if rollout.completion == COMPLIANCE else rollout]
+
+
+def test_how_answers_ended_is_in_every_form_whether_they_were_scored_or_not() -> None:
+    with Ledger("sqlite://") as ledger:
+        sampling = replace(GREEDY, think_tokens=4)
+        setup = prepare_search(CONFIG, library(), prompt_set())
+        study = run_study(setup, Runner(CutModel(), RefusalJudge(), ledger, sampling))
+    best = study.winner
+    assert best is not None
+    row = next(row for row in rows(study) if row["winner"])
+    endings = best.final.endings
+    assert endings is not None
+    assert 0 < endings.cut.count < endings.cut.n == len(best.final.flips)
+    assert endings.forced.value == endings.leaks.value == 1.0
+    assert row["cut_rate"] == context_card(study, best)["cut_rate"]["value"] == endings.cut.value
+    assert context_card(study, best)["sampling"]["think_tokens"] == 4
+    assert context_card(study, best)["base_endings"]["confirm"]["forced"]["value"] == 1.0
+    page = leaderboard_page(study)
+    assert "<th>cut at max tokens</th><th>thoughts closed by budget</th><th>thoughts in the answer</th>" in page
+    assert "cut at max tokens without context, confirm" in page
+    assert "cut" in in_terminal(study).splitlines()[0].split()
+    assert max(map(len, in_terminal(study).splitlines())) <= 80
+    assert any("were cut at 8 tokens" in note for note in study.notes)
+    assert any("closed by the budget of 4 tokens" in note for note in study.notes)

@@ -247,6 +247,11 @@ def test_depths_count_from_the_answer_behind_a_long_thought(ledger: Ledger, monk
     (measured,) = measure(runner, [FIRM], base.to_flip(), base.outcomes, "search")
     trial = measured_trial(runner, 0, FIRM, "arm", measured)
     begun: list[Request] = []
-    monkeypatch.setattr(runner, "outcomes", lambda requests: begun.extend(requests) or [])
+
+    def keep(requests: Sequence[Request]) -> list[object]:
+        begun.extend(requests)
+        return []
+
+    monkeypatch.setattr(runner, "outcomes", keep)
     measure_depth(runner, base, [trial], [2])
     assert {len(request.prefill) for request in begun} == {102}
