@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
-from transformers.integrations.gguf import GGUF_ARCHS
+from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -193,7 +193,8 @@ def _check_tensors(model: PreTrainedModel, header: GgufHeader) -> None:
     if header.architecture in GGUF_ARCHS:  # read by newer code, which names them
         return
     processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=model.config.to_dict())
-    known = {*get_gguf_hf_weights_map(model, processor), ROPE_FACTORS}
+    mapping: Any = get_gguf_hf_weights_map
+    known = {*mapping(model, processor), ROPE_FACTORS}
     # Those of all experts together are found by rules and not by name.
     lost = sorted(name for name in header.tensor_names - known if "_exps" not in name)
     if lost:

@@ -162,8 +162,8 @@ def _compare(decoder: Decoder, prompts: Sequence[Ids]) -> None:
         expected = plain_logits(decoder.model, [*prompt, *completion])[len(prompt) - 1 : -1]
         errors = _relative_errors(torch.stack(steps[: len(completion)]), expected)
         exact = decoder.model.dtype == torch.float32
-        error = errors.max() if exact else errors.median()
-        if not float(error) <= TOLERANCES.get(decoder.model.dtype, 0.05):
+        largest = float(errors.max() if exact else errors.median())
+        if not largest <= TOLERANCES.get(decoder.model.dtype, 0.05):
             raise DisagreementError
 
 
@@ -172,4 +172,5 @@ def _relative_errors(logits: torch.Tensor, expected: torch.Tensor) -> torch.Tens
     possible = expected.isfinite()  # some models rule tokens out with -inf
     error = torch.where(possible, logits - expected, 0)
     spread = torch.where(possible, expected - torch.where(possible, expected, 0).mean(-1, keepdim=True), 0)
-    return error.norm(dim=-1) / spread.norm(dim=-1)
+    relative: torch.Tensor = error.norm(dim=-1) / spread.norm(dim=-1)
+    return relative
