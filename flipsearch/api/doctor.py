@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from contextlib import closing, suppress
 from pathlib import Path
 
-import torch
-
 from flipsearch.backends.base import check_model, list_backends, make_backend
 from flipsearch.backends.chat import Chat
 from flipsearch.backends.decoding import DecodingPath
-from flipsearch.backends.loading import choose_device, choose_dtype, load_tokenizer, memory_bytes
+from flipsearch.backends.loading import choose_device, choose_dtype, gpu_memory, load_tokenizer, memory_bytes
 from flipsearch.backends.model_check import check_template, check_vocabulary
 from flipsearch.backends.models import BUILT_IN_MODELS, INSTALL_SMOLLM2, base_model, locate, model_source
 from flipsearch.backends.transformers import TransformersBackend
@@ -98,14 +96,11 @@ def _packages() -> Iterator[HealthCheck]:
 def _machine() -> Iterator[HealthCheck]:
     device = choose_device("auto")
     dtype = str(choose_dtype("auto", device)).removeprefix("torch.")
-    room = memory_bytes()
-    yield HealthCheck("machine", "processor", "ok", f"{os.cpu_count()} cores, {room / 2**30:.1f} GiB of memory")
-    names = []
-    for index in range(torch.cuda.device_count()):
-        free, total = torch.cuda.mem_get_info(index)
-        room = free if index == 0 else room
-        names.append(f"{torch.cuda.get_device_name(index)} ({free / 2**30:.0f} of {total / 2**30:.0f} GiB free)")
-    yield HealthCheck("machine", "GPU", "ok" if names else "missing", "; ".join(names) or "none that torch can use")
+    memory, gpus = memory_bytes(), gpu_memory()
+    yield HealthCheck("machine", "processor", "ok", f"{os.cpu_count()} cores, {memory / 2**30:.1f} GiB of memory")
+    shown = [f"{name} ({free / 2**30:.0f} of {total / 2**30:.0f} GiB free)" for name, (free, total) in gpus.items()]
+    yield HealthCheck("machine", "GPU", "ok" if shown else "missing", "; ".join(shown) or "none that torch can use")
+    room = next((free for free, _ in gpus.values()), memory)
     size = BYTES_PER_PARAMETER[dtype]
     fits = (ROOM * room / per / 1e9 for per in (size, size + 16, size))
     text = "a model of about {:.1f} B parameters fits for search, {:.1f} B for train, {:.1f} B for train --lora"

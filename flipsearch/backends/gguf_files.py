@@ -192,9 +192,9 @@ def _check_tensors(model: PreTrainedModel, header: GgufHeader) -> None:
     """Raise ValueError for tensors that transformers leaves out without a word, e.g. biases."""
     if header.architecture in GGUF_ARCHS:  # read by newer code, which names them
         return
-    processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=model.config.to_dict())
-    mapping: Any = get_gguf_hf_weights_map
-    known = {*mapping(model, processor), ROPE_FACTORS}
+    processor_class: Any = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)
+    names_of: Any = get_gguf_hf_weights_map
+    known = {*names_of(model, processor_class(config=model.config.to_dict())), ROPE_FACTORS}
     # Those of all experts together are found by rules and not by name.
     lost = sorted(name for name in header.tensor_names - known if "_exps" not in name)
     if lost:
