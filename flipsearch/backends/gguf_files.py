@@ -25,6 +25,7 @@ from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorPr
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from flipsearch.backends.loading import DTYPES, quiet
+from flipsearch.backends.models import check_folder
 from flipsearch.core.errors import BackendError, one_line
 from flipsearch.core.files import cache_folder
 
@@ -65,10 +66,20 @@ def unpacked(file: Path) -> tuple[Path, str]:
     status = file.stat()
     digest = _content_hash(str(file.resolve()), status.st_size, status.st_mtime_ns)
     folder = cache_folder("gguf") / f"{file.stem[:80]}-{digest}-v{UNPACKED_VERSION}"
-    if not (folder / INFO_FILE).is_file():
+    if not _is_whole(folder):
+        shutil.rmtree(folder, ignore_errors=True)  # part of it was deleted
         _unpack_once(file, folder)
     note = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))["note"]
     return folder, f"{file.name}: {note}"
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether a folder holds all that is made of a file."""
+    try:
+        check_folder(folder)
+    except (BackendError, OSError):
+        return False
+    return (folder / INFO_FILE).is_file()
 
 
 @lru_cache(maxsize=16)
@@ -86,7 +97,7 @@ def _unpack_once(file: Path, folder: Path) -> None:
         try:
             partial.rename(folder)
         except OSError:
-            if not (folder / INFO_FILE).is_file():  # otherwise another process was first, with the same content
+            if not _is_whole(folder):  # otherwise another process was first, with the same content
                 raise
     except OSError as error:
         raise BackendError(

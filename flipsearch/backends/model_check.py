@@ -43,7 +43,9 @@ because rounding can send a token to another expert."""
 PATH_NOTES = {
     DecodingPath.BATCHED: (),
     DecodingPath.ALONE: ("this model decodes rightly only one prompt at a time, which is slow.",),
-    DecodingPath.UNCACHED: ("this model decodes rightly only without a cache: all is computed anew for each token.",),
+    DecodingPath.UNCACHED: (
+        "this model decodes rightly only without a cache: all is computed anew for each token, which is very slow.",
+    ),
 }
 
 
@@ -57,7 +59,15 @@ def load_checked_model(files: ModelFiles, tokenizer: Any, device: torch.device, 
     with suppress(OSError, ValueError, KeyError, TypeError):
         DecodingPath(json.loads(kept.read_text(encoding="utf-8"))["path"]).keep_on(model)
         return model
-    path = find_path(model, tokenizer)
+    try:
+        path = find_path(model, tokenizer)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not is_out_of_memory(error):
+            raise
+        raise BackendError(
+            f"the model in '{files.folder}' fits on {device}, but leaves no memory for four short prompts; "
+            "give a smaller model, or another --dtype."
+        ) from error
     path.keep_on(model)
     with suppress(BackendError):  # a cache that cannot be written costs a second at each start
         write_text(kept, json.dumps({"path": path.value}), BackendError)
