@@ -29,12 +29,22 @@ NAMES = {
 
 def tiny_llama(**options: Any) -> LlamaForCausalLM:
     tokenizer = tiny_tokenizer(PLAIN_TEMPLATE)
-    shape = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "max_position_embeddings": 512}
-    heads = {"num_attention_heads": NUM_HEADS, "num_key_value_heads": NUM_GROUPS, "initializer_range": 0.3}
+    shape: dict[str, Any] = {
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_hidden_layers": 2,
+        "max_position_embeddings": 512,
+    }
+    heads: dict[str, Any] = {
+        "num_attention_heads": NUM_HEADS,
+        "num_key_value_heads": NUM_GROUPS,
+        "initializer_range": 0.3,
+    }
     config = LlamaConfig(vocab_size=len(tokenizer), **shape, **heads, **options)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return LlamaForCausalLM(config).eval()
+        model: LlamaForCausalLM = LlamaForCausalLM(config).eval()
+    return model
 
 
 def write_gguf(
@@ -49,7 +59,8 @@ def write_gguf(
     """Write a model with the tests' tokenizer; `more` are further tensors."""
     import gguf
 
-    config, writer = model.config, gguf.GGUFWriter(str(file), architecture)
+    config: Any = model.config
+    writer = gguf.GGUFWriter(str(file), architecture)
     writer.add_name("tiny")
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)

@@ -47,7 +47,7 @@ class DecodingPath(StrEnum):
 
     def keep_on(self, model: PreTrainedModel) -> None:
         """Note on a model that it is decoded so, whoever decodes it later: a judge, a student in training."""
-        model.decoding_path = self
+        cast(Any, model).decoding_path = self
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "DecodingPath":

@@ -19,12 +19,13 @@ from typing import Any
 import torch
 from tokenizers import pre_tokenizers
 from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig, PreTrainedConfig, PreTrainedModel
-from transformers.integrations.gguf import GGUF_ARCHS
+from transformers.integrations.gguf.gguf_conversion_mapping import GGUF_ARCHS
 from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
 from transformers.modeling_gguf_pytorch_utils import TENSOR_PROCESSORS, TensorProcessor, get_gguf_hf_weights_map
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from flipsearch.backends.loading import DTYPES, quiet
+from flipsearch.backends.models import check_folder
 from flipsearch.core.errors import BackendError, one_line
 from flipsearch.core.files import cache_folder
 
@@ -65,10 +66,20 @@ def unpacked(file: Path) -> tuple[Path, str]:
     status = file.stat()
     digest = _content_hash(str(file.resolve()), status.st_size, status.st_mtime_ns)
     folder = cache_folder("gguf") / f"{file.stem[:80]}-{digest}-v{UNPACKED_VERSION}"
-    if not (folder / INFO_FILE).is_file():
+    if not _is_whole(folder):
+        shutil.rmtree(folder, ignore_errors=True)  # part of it was deleted
         _unpack_once(file, folder)
     note = json.loads((folder / INFO_FILE).read_text(encoding="utf-8"))["note"]
     return folder, f"{file.name}: {note}"
+
+
+def _is_whole(folder: Path) -> bool:
+    """Return whether a folder holds all that is made of a file."""
+    try:
+        check_folder(folder)
+    except (BackendError, OSError):
+        return False
+    return (folder / INFO_FILE).is_file()
 
 
 @lru_cache(maxsize=16)
@@ -86,7 +97,7 @@ def _unpack_once(file: Path, folder: Path) -> None:
         try:
             partial.rename(folder)
         except OSError:
-            if not (folder / INFO_FILE).is_file():  # otherwise another process was first, with the same content
+            if not _is_whole(folder):  # otherwise another process was first, with the same content
                 raise
     except OSError as error:
         raise BackendError(
@@ -192,8 +203,9 @@ def _check_tensors(model: PreTrainedModel, header: GgufHeader) -> None:
     """Raise ValueError for tensors that transformers leaves out without a word, e.g. biases."""
     if header.architecture in GGUF_ARCHS:  # read by newer code, which names them
         return
-    processor = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)(config=model.config.to_dict())
-    known = {*get_gguf_hf_weights_map(model, processor), ROPE_FACTORS}
+    processor_class: Any = TENSOR_PROCESSORS.get(header.architecture, TensorProcessor)
+    names_of: Any = get_gguf_hf_weights_map
+    known = {*names_of(model, processor_class(config=model.config.to_dict())), ROPE_FACTORS}
     # Those of all experts together are found by rules and not by name.
     lost = sorted(name for name in header.tensor_names - known if "_exps" not in name)
     if lost:

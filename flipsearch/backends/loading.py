@@ -51,6 +51,12 @@ def memory_bytes() -> int:
     return min(machine, int(limit)) if limit.isdigit() else machine
 
 
+def gpu_memory() -> dict[str, tuple[int, int]]:
+    """Return the free and the total bytes of each GPU that torch can use, by "cuda:N NAME"."""
+    names = [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
+    return {name: torch.cuda.mem_get_info(index) for index, name in enumerate(names)}
+
+
 def free_memory() -> None:
     """Return memory that nothing references any more to the system, on a GPU to the device."""
     gc.collect()

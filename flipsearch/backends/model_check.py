@@ -43,7 +43,9 @@ because rounding can send a token to another expert."""
 PATH_NOTES = {
     DecodingPath.BATCHED: (),
     DecodingPath.ALONE: ("this model decodes rightly only one prompt at a time, which is slow.",),
-    DecodingPath.UNCACHED: ("this model decodes rightly only without a cache: all is computed anew for each token.",),
+    DecodingPath.UNCACHED: (
+        "this model decodes rightly only without a cache: all is computed anew for each token, which is very slow.",
+    ),
 }
 
 
@@ -57,7 +59,15 @@ def load_checked_model(files: ModelFiles, tokenizer: Any, device: torch.device, 
     with suppress(OSError, ValueError, KeyError, TypeError):
         DecodingPath(json.loads(kept.read_text(encoding="utf-8"))["path"]).keep_on(model)
         return model
-    path = find_path(model, tokenizer)
+    try:
+        path = find_path(model, tokenizer)
+    except RuntimeError as error:  # torch.OutOfMemoryError is one
+        if not is_out_of_memory(error):
+            raise
+        raise BackendError(
+            f"the model in '{files.folder}' fits on {device}, but leaves no memory for four short prompts; "
+            "give a smaller model, or another --dtype."
+        ) from error
     path.keep_on(model)
     with suppress(BackendError):  # a cache that cannot be written costs a second at each start
         write_text(kept, json.dumps({"path": path.value}), BackendError)
@@ -162,8 +172,8 @@ def _compare(decoder: Decoder, prompts: Sequence[Ids]) -> None:
         expected = plain_logits(decoder.model, [*prompt, *completion])[len(prompt) - 1 : -1]
         errors = _relative_errors(torch.stack(steps[: len(completion)]), expected)
         exact = decoder.model.dtype == torch.float32
-        error = errors.max() if exact else errors.median()
-        if not float(error) <= TOLERANCES.get(decoder.model.dtype, 0.05):
+        largest = float(errors.max() if exact else errors.median())
+        if not largest <= TOLERANCES.get(decoder.model.dtype, 0.05):
             raise DisagreementError
 
 
@@ -172,4 +182,5 @@ def _relative_errors(logits: torch.Tensor, expected: torch.Tensor) -> torch.Tens
     possible = expected.isfinite()  # some models rule tokens out with -inf
     error = torch.where(possible, logits - expected, 0)
     spread = torch.where(possible, expected - torch.where(possible, expected, 0).mean(-1, keepdim=True), 0)
-    return error.norm(dim=-1) / spread.norm(dim=-1)
+    relative: torch.Tensor = error.norm(dim=-1) / spread.norm(dim=-1)
+    return relative

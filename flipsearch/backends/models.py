@@ -150,7 +150,7 @@ def check_local_model(config: ModelConfig) -> None:
             f"--backend {config.backend} loads a local or hub model, but --model is the address of an endpoint; "
             "leave --backend out or give --backend http."
         )
-    if "/" not in model and not Path(model).exists() and model not in BUILT_IN_MODELS:
+    if "/" not in model and not Path(model).exists() and model not in BUILT_IN_MODELS and not _is_gguf(model):
         hint = f"{near_names(model, BUILT_IN_MODELS)} Expected pocket, a local folder, FILE.gguf, or a hub id org/name."
         raise BackendError(f"unknown model '{model}'.{hint}")
     check_source(model_source(model))

@@ -40,9 +40,9 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_a_search_writes_its_files_and_a_second_one_generates_nothing(searched: Path) -> None:
+def test_a_search_writes_its_files(searched: Path) -> None:
     (study,) = (path.parent for path in (searched / "reports").glob("*/study.json"))
-    assert json.loads((study / "study.json").read_text(encoding="utf-8"))["model"] == SMOLLM2
+    assert json.loads((study / "study.json").read_text(encoding="utf-8"))["settings"]["model"] == SMOLLM2
     assert (study / "leaderboard.html").is_file()
 
 

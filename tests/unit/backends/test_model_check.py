@@ -34,7 +34,7 @@ from flipsearch.core.errors import BackendError
 from flipsearch.core.records import Context, Prompt, Request, Sampling
 from tests.models import PLAIN_TEMPLATE, tiny_qwen3, tiny_tokenizer
 
-STATE = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "initializer_range": 0.3}
+STATE: dict[str, Any] = {"hidden_size": 32, "num_hidden_layers": 2, "state_size": 8, "initializer_range": 0.3}
 ALONE: dict[str, Callable[..., Any]] = {
     "mamba": lambda **size: MambaForCausalLM(MambaConfig(**size, **STATE)),
     "mamba2": lambda **size: Mamba2ForCausalLM(
@@ -116,7 +116,12 @@ def test_what_was_found_is_kept_until_the_weights_change(tmp_path: Path, monkeyp
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     folder, checked = tiny_qwen3(tmp_path / "model"), []
     find = model_check.find_path
-    monkeypatch.setattr(model_check, "find_path", lambda *given: checked.append(1) or find(*given))
+
+    def counted(*given: Any) -> DecodingPath:
+        checked.append(1)
+        return find(*given)
+
+    monkeypatch.setattr(model_check, "find_path", counted)
     for _ in range(2):
         TransformersBackend(str(folder))
     assert checked == [1]
@@ -161,7 +166,8 @@ def test_logits_that_stop_being_numbers_fail_their_rollout_alone(tmp_path: Path)
     only_there = set(spoilt) - {id for i in (0, 2) for id in backend.chat.encode(requests[i]).prompt_ids}
     only_there -= {id for rollout in sound.values() for id in rollout.completion_ids}
     with torch.no_grad():
-        backend.model.get_input_embeddings().weight[min(only_there)] = float("nan")
+        embeddings: Any = backend.model.get_input_embeddings()
+        embeddings.weight[min(only_there)] = float("nan")
     for temperature in (0.0, 1.0):
         sampling = Sampling(max_tokens=6, temperature=temperature)
         for batch in backend.generate(requests, sampling):
