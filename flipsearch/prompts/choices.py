@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 from flipsearch.core.errors import PromptError
 from flipsearch.core.records import content_id
 from flipsearch.prompts.conversations import written_list
-from flipsearch.prompts.files import Row, Table, cell
+from flipsearch.prompts.files import Table, cell
+from flipsearch.prompts.formats import Row
 
 LETTERS = string.ascii_uppercase
 INSTRUCTION = "Answer with the letter of the right choice."

@@ -12,7 +12,8 @@ from typing import Any
 
 from flipsearch.core.errors import PromptError
 from flipsearch.core.records import Turn
-from flipsearch.prompts.files import Row, Table, is_missing, plain_name, whole_text
+from flipsearch.prompts.files import Table, is_missing, plain_name, whole_text
+from flipsearch.prompts.formats import Row
 
 LIST_COLUMNS = ("turns", "messages", "conversations", "conversation")
 """Columns that hold lists, also where the file could only write them as text."""

@@ -24,7 +24,6 @@ from flipsearch.prompts.conversations import Asked, read_request
 from flipsearch.prompts.downloads import fetch, file_hash, prompt_cache
 from flipsearch.prompts.files import (
     CATEGORY_COLUMNS,
-    Row,
     Table,
     built_in_files,
     cell,
@@ -34,6 +33,7 @@ from flipsearch.prompts.files import (
     read_table,
     split_column,
 )
+from flipsearch.prompts.formats import Row
 from flipsearch.prompts.known_sets import BY_NAME, LEFT_OUT, KnownSet, SetFile, files_of, recognise
 from flipsearch.prompts.labels import LabelRouter
 from flipsearch.prompts.splitting import DEFAULT_SHARES, assign_splits
@@ -86,8 +86,8 @@ def load_prompts(
     built_in = built_in_files(FOLDER)
     kept = _KeptPrompts()
     sources = list(_load(name, None, kept)) if name else []
-    for kind, specs in (("harmful", harmful), ("benign", benign)):
-        sources += [source for spec in specs for source in _load(spec, kind, kept)]
+    sources += [source for spec in harmful for source in _load(spec, "harmful", kept)]
+    sources += [source for spec in benign for source in _load(spec, "benign", kept)]
     if not sources:
         raise PromptError(f"no prompts given: name a set ({', '.join(built_in)}), or files of prompts.")
     distinct = kept.prompts()
