@@ -85,11 +85,11 @@ class ModelConfig(BaseModel):
     top_k: Annotated[int, Field(ge=0)] = 0
     """Most likely tokens kept, with a temperature; 0 keeps all."""
     prompts: str | None = None
-    """Built-in prompt set (pocket, starter) or file with labels (the model's own set, unless files are given)."""
+    """Built-in or public prompt set or file with labels (the model's own; see `flipsearch list prompts`)."""
     harmful: Annotated[Texts, PROMPT_FILES] = ()
-    """File of harmful prompts; repeatable."""
+    """File, https address, hub dataset ORG/NAME/CONFIG/SPLIT or public set of harmful prompts; repeatable."""
     benign: Annotated[Texts, PROMPT_FILES] = ()
-    """File of benign prompts; repeatable."""
+    """The same of benign prompts; repeatable."""
     judge: str = ""
     """A judge J(option=value), or a panel J+J:any (:all, :majority, :mean) (compact; pocket: refusal)."""
     seed: Annotated[int, Field(ge=0, lt=2**32)] = 0

@@ -24,7 +24,8 @@ from flipsearch.core.errors import JudgeError, PromptError, unknown_name
 from flipsearch.core.files import unescape_formula, write_text
 from flipsearch.core.records import Exchange, Flip, Prompt, Sampling, rollout_id
 from flipsearch.core.studies import Study, Trial
-from flipsearch.prompts.files import Row, Table, cell, is_missing, read_table
+from flipsearch.prompts.files import Table, cell, is_missing, read_table
+from flipsearch.prompts.formats import Row
 
 HumanLabel = Literal["unsafe", "safe", "refusal", "compliance", "partial"]
 LABELS: tuple[HumanLabel, ...] = get_args(HumanLabel)

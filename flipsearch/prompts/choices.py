@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 from flipsearch.core.errors import PromptError
 from flipsearch.core.records import content_id
 from flipsearch.prompts.conversations import written_list
-from flipsearch.prompts.files import Row, Table, cell
+from flipsearch.prompts.files import Table, cell
+from flipsearch.prompts.formats import Row
 
 LETTERS = string.ascii_uppercase
 INSTRUCTION = "Answer with the letter of the right choice."
@@ -67,16 +68,16 @@ class Choices:
         """Return which choice an answer means: a label, letter, number from 0 or text; all that fit must agree."""
         answer, is_number = cell(row, column), isinstance(row.cells.get(column), int)
         if labels:
-            found = {labels.index(answer)} if answer in labels and len(labels) == len(texts) else set()
+            fitting = {labels.index(answer)} if answer in labels and len(labels) == len(texts) else set()
         else:
-            found = {LETTERS.index(answer)} if len(answer) == 1 and answer in LETTERS[: len(texts)] else set()
-            found |= {int(answer)} if answer.isdecimal() and len(answer) < 3 and int(answer) < len(texts) else set()
+            fitting = {LETTERS.index(answer)} if len(answer) == 1 and answer in LETTERS[: len(texts)] else set()
+            fitting |= {int(answer)} if answer.isdecimal() and len(answer) < 3 and int(answer) < len(texts) else set()
         if not (is_number or labels):
-            found |= {texts.index(answer)} if answer in texts else set()
-        if len(found) != 1:
-            what = "could be more than one of the choices" if found else "is none of the choices"
+            fitting |= {texts.index(answer)} if answer in texts else set()
+        if len(fitting) != 1:
+            what = "could be more than one of the choices" if fitting else "is none of the choices"
             self._refuse(row, f"has the answer '{answer[:40]}', which {what} (a letter, a number from 0, or the text)")
-        return found.pop()
+        return fitting.pop()
 
     def _refuse(self, row: Row, what: str) -> NoReturn:
         raise PromptError(f"{self.table.at(row)} {what}.")

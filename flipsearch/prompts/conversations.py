@@ -12,7 +12,8 @@ from typing import Any
 
 from flipsearch.core.errors import PromptError
 from flipsearch.core.records import Turn
-from flipsearch.prompts.files import Row, Table, is_missing, plain_name, whole_text
+from flipsearch.prompts.files import Table, is_missing, plain_name, whole_text
+from flipsearch.prompts.formats import Row
 
 LIST_COLUMNS = ("turns", "messages", "conversations", "conversation")
 """Columns that hold lists, also where the file could only write them as text."""
@@ -21,8 +22,8 @@ _ROLES |= {"model": "assistant", "chatbot": "assistant", "bot": "assistant", "sy
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a row asks."""
+class ChatPrompt:
+    """The request of a row."""
 
     text: str
     turns: tuple[Turn, ...] = ()
@@ -33,15 +34,15 @@ class Asked:
     """An answer follows the prompt, and is left out."""
 
 
-def read_request(table: Table, row: Row, column: str) -> Asked:
+def read_request(table: Table, row: Row, column: str) -> ChatPrompt:
     """Return the request in a cell, "" if it is missing; raises PromptError with the line for anything else."""
     value = row.cells.get(column)
     if is_missing(value):
-        return Asked("")
+        return ChatPrompt("")
     if isinstance(value, str) and plain_name(column) in LIST_COLUMNS and value.lstrip().startswith("["):
         value = written_list(value)
     if isinstance(value, str):
-        return Asked(whole_text(table, row, column, value))
+        return ChatPrompt(whole_text(table, row, column, value))
     try:
         return _of_turns([value] if isinstance(value, Mapping) else value)
     except _NotARequestError as error:
@@ -62,15 +63,15 @@ def written_list(text: str) -> Any:
     return text
 
 
-def _of_turns(value: Any) -> Asked:
+def _of_turns(value: Any) -> ChatPrompt:
     if not isinstance(value, list):
         raise _NotARequestError(f"holds {type(value).__name__}, expected text or a list of chat turns")
     if not value:
-        return Asked("")
+        return ChatPrompt("")
     if all(isinstance(member, str) for member in value):
         if len(value) > 1:
             raise _NotARequestError(f"holds {len(value)} texts without the answers between them, expected one")
-        return Asked(_whole(value[0]))
+        return ChatPrompt(_whole(value[0]))
     turns = [_turn(member) for member in value]
     chat = [turn for turn in turns if turn[0] != "system"]
     last = max((index for index, turn in enumerate(chat) if turn[0] == "user"), default=-1)
@@ -79,7 +80,7 @@ def _of_turns(value: Any) -> Asked:
     roles = [role for role, _ in chat[: last + 1]]
     if roles != ["user", "assistant"] * (last // 2) + ["user"]:
         raise _NotARequestError("holds turns of which two in a row are by the same side, expected them to alternate")
-    return Asked(chat[last][1], tuple(chat[:last]), len(turns) > len(chat), len(chat) > last + 1)
+    return ChatPrompt(chat[last][1], tuple(chat[:last]), len(turns) > len(chat), len(chat) > last + 1)
 
 
 def _turn(member: Any) -> Turn:

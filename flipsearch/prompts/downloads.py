@@ -123,8 +123,8 @@ def hub_dataset(spec: str) -> tuple[str, list[Path]]:
     return f"{dataset}/{config}/{split}", [_from_hub(spec, dataset, name, CONVERTED) for name in chosen]
 
 
-def _choose(spec: str, what: str, given: str | None, found: list[str], default: str) -> str:
-    names = sorted(set(found))
+def _choose(spec: str, what: str, given: str | None, all_names: list[str], default: str) -> str:
+    names = sorted(set(all_names))
     if given in names or (given is None and names and (len(names) == 1 or default in names)):
         return given or (names[0] if len(names) == 1 else default)
     if given is None:

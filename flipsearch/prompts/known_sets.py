@@ -124,8 +124,8 @@ class KnownSet:
         kinds = {self.kind} | {file.kind for file in self.files} | {kind for _, kind in self.kind_by_name}
         kinds |= {kind for meanings in (self.labels or {}).values() for kind in meanings.values() if kind != LEFT_OUT}
         benign = "borderline" if self.borderline else "benign"
-        found = [text for kind, text in (("harmful", "harmful"), ("benign", benign)) if kind in kinds]
-        return " and ".join(found) or "prompts without labels"
+        texts = [text for kind, text in (("harmful", "harmful"), ("benign", benign)) if kind in kinds]
+        return " and ".join(texts) or "prompts without labels"
 
 
 def _set(name: str, columns: str, licence: str, home: str, prompt: str, **more: object) -> KnownSet:

@@ -9,7 +9,8 @@ from typing import NoReturn, get_args
 
 from flipsearch.core.errors import PromptError, unknown_name
 from flipsearch.core.records import SPLITS, Kind, Split
-from flipsearch.prompts.files import Row, Table, cell, plain_name
+from flipsearch.prompts.files import Table, cell, plain_name
+from flipsearch.prompts.formats import Row
 from flipsearch.prompts.known_sets import HARMFUL_OR_NOT, LEFT_OUT, KnownSet, Routed
 
 PROMPT_LABELS = ("kind", "data_type", "prompt_label", "prompt_harm_label")

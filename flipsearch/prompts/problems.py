@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from flipsearch.core.errors import PromptError
 from flipsearch.core.records import Prompt, content_id
 from flipsearch.prompts.choices import find_choices
-from flipsearch.prompts.files import Row, Table, built_in_files, cell, read_set, text_cell, whole_text
+from flipsearch.prompts.files import Table, built_in_files, cell, read_set, text_cell, whole_text
+from flipsearch.prompts.formats import Row
 
 FOLDER = "problem_sets"
 QUESTION_COLUMNS = ("question", "problem", "prompt")

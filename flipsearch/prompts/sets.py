@@ -20,11 +20,10 @@ from flipsearch.config import ModelConfig
 from flipsearch.core.errors import PromptError
 from flipsearch.core.records import SPLITS, Kind, Prompt, Split, content_id
 from flipsearch.prompts.cluster_cache import cached_clusters
-from flipsearch.prompts.conversations import Asked, read_request
+from flipsearch.prompts.conversations import ChatPrompt, read_request
 from flipsearch.prompts.downloads import fetch, file_hash, prompt_cache
 from flipsearch.prompts.files import (
     CATEGORY_COLUMNS,
-    Row,
     Table,
     built_in_files,
     cell,
@@ -34,6 +33,7 @@ from flipsearch.prompts.files import (
     read_table,
     split_column,
 )
+from flipsearch.prompts.formats import Row
 from flipsearch.prompts.known_sets import BY_NAME, LEFT_OUT, KnownSet, SetFile, files_of, recognise
 from flipsearch.prompts.labels import LabelRouter
 from flipsearch.prompts.splitting import DEFAULT_SHARES, assign_splits
@@ -86,8 +86,8 @@ def load_prompts(
     built_in = built_in_files(FOLDER)
     kept = _KeptPrompts()
     sources = list(_load(name, None, kept)) if name else []
-    for kind, specs in (("harmful", harmful), ("benign", benign)):
-        sources += [source for spec in specs for source in _load(spec, kind, kept)]
+    sources += [source for spec in harmful for source in _load(spec, "harmful", kept)]
+    sources += [source for spec in benign for source in _load(spec, "benign", kept)]
     if not sources:
         raise PromptError(f"no prompts given: name a set ({', '.join(built_in)}), or files of prompts.")
     distinct = kept.prompts()
@@ -235,7 +235,7 @@ def _read(
 ) -> _Source:
     """Read the prompts of a table; `column` is the one that the user names, which a known set would else say."""
     wanted = known.prompt if known and not column else ()
-    columns = [found for name in wanted if (found := table.find([name]))] or [table.text_column(column)]
+    columns = [there for name in wanted if (there := table.find([name]))] or [table.text_column(column)]
     router = LabelRouter(table, kind, known)
     candidates = [*(known.category if known else ()), *CATEGORY_COLUMNS]
     text_names = {plain_name(text_column) for text_column in columns}
@@ -248,8 +248,8 @@ def _read(
     num_empty = num_rows = 0
     for row in table.rows:
         num_rows += 1
-        asked = _asked(table, row, columns)
-        if not asked.text:
+        request = _request_of(table, row, columns)
+        if not request.text:
             num_empty += 1
             continue
         if reason := reasons.get(cell(row, left_column).lower()):
@@ -259,13 +259,13 @@ def _read(
         source.labels[f"{label} -> {row_kind}"] += 1
         if row_kind == LEFT_OUT or kind not in (None, row_kind):
             continue
-        text = asked.text
+        text = request.text
         if context := cell(row, context_column):
-            counts[f"asked with the text in '{context_column}'"] += 1
+            counts[f"requested with the text in '{context_column}'"] += 1
             text = f"{context}\n\n---\n\n{text}"
-        counts["asked with earlier turns of a chat, which judges are not shown"] += bool(asked.turns)
-        counts["with a system text, which is left out"] += asked.has_system
-        counts["with an answer after the prompt, which is left out"] += asked.has_answer
+        counts["requested with earlier turns of a chat, which judges are not shown"] += bool(request.turns)
+        counts["with a system text, which is left out"] += request.has_system
+        counts["with an answer after the prompt, which is left out"] += request.has_answer
         prompt = Prompt(
             text=text,
             kind=row_kind,
@@ -274,7 +274,7 @@ def _read(
             source=name,
             split=router.split(row),
             group=cell(row, router.group_column),
-            turns=asked.turns,
+            turns=request.turns,
         )
         kept.add(table.at(row), prompt)
     kept.num_empty += num_empty
@@ -289,14 +289,14 @@ def _kinds(kind: Kind | None) -> tuple[Kind, ...]:
     return (kind,) if kind else ("harmful", "benign")
 
 
-def _asked(table: Table, row: Row, columns: Sequence[str]) -> Asked:
+def _request_of(table: Table, row: Row, columns: Sequence[str]) -> ChatPrompt:
     """Return the request in the first of `columns` that the row fills."""
-    asked = Asked("")
+    request = ChatPrompt("")
     for column in columns:
-        asked = read_request(table, row, column)
-        if asked.text:
+        request = read_request(table, row, column)
+        if request.text:
             break
-    return asked
+    return request
 
 
 def _category(row: Row, column: str | None) -> str:

@@ -250,9 +250,9 @@ def _similar_pairs(ranked: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]
         num_different = np.bitwise_count(bits[earlier] ^ bits[later]).sum(axis=1)
         near = num_different <= most_different * (sizes[earlier] + sizes[later]) + 1e-9
         for pair in np.unique(earlier[near] * num + later[near]).tolist():
-            one, other = divmod(pair, num)
-            if are_near_duplicates(sets[one], sets[other]):
-                yield one, other
+            first, second = divmod(pair, num)
+            if are_near_duplicates(sets[first], sets[second]):
+                yield first, second
 
 
 def _root(roots: list[int], index: int) -> int:

@@ -83,7 +83,7 @@ def test_what_is_left_out_or_added_is_said(tmp_path: Path) -> None:
     row = {"messages": [{"role": "system", "content": "s"}, *CHAT, {"role": "assistant", "content": "a"}]}
     (tmp_path / "a.jsonl").write_text(json.dumps(row))
     notes = load_prompts(harmful=str(tmp_path / "a.jsonl")).notes
-    assert "a.jsonl: 1 rows asked with earlier turns of a chat, which judges are not shown" in notes
+    assert "a.jsonl: 1 rows requested with earlier turns of a chat, which judges are not shown" in notes
     assert "a.jsonl: 1 rows with a system text, which is left out" in notes
     assert "a.jsonl: 1 rows with an answer after the prompt, which is left out" in notes
 

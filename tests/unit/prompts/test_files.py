@@ -7,10 +7,12 @@ from pathlib import Path
 import httpx2
 import pandas
 import pytest
+from huggingface_hub import HfApi
 
 from flipsearch.core.errors import PromptError
 from flipsearch.prompts import downloads
-from flipsearch.prompts.files import Row, cell, read_table, split_column
+from flipsearch.prompts.files import cell, read_table, split_column
+from flipsearch.prompts.formats import Row
 
 
 def write(folder: Path, name: str, content: str | bytes) -> str:
@@ -229,7 +231,7 @@ def test_a_hub_dataset_is_read_by_config_and_split(
         pandas.DataFrame({"prompt": [file]}).to_parquet(path)
         return str(path)
 
-    monkeypatch.setattr(downloads.HfApi, "list_repo_files", lambda *args, **options: listed)
+    monkeypatch.setattr(HfApi, "list_repo_files", lambda *args, **options: listed)
     monkeypatch.setattr(downloads, "hf_hub_download", download)
     table = read_table(spec)
     assert table.path == table.name == shown

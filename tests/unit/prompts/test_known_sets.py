@@ -258,4 +258,4 @@ def test_more_prompts_than_a_command_works_on_are_taken_by_their_text(
 
 
 def test_names_of_known_sets_are_no_built_in_sets() -> None:
-    assert not set(BY_NAME) & set(prompt_sets.built_in_files(prompt_sets.FOLDER))
+    assert not set(BY_NAME) & set(prompt_sets.list_sets())

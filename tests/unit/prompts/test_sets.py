@@ -83,7 +83,7 @@ def test_harmbench_is_asked_with_its_contexts_and_without_copyright(tmp_path: Pa
         "A text, in\ntwo lines\n\n---\n\nUse the text": "fraud",
     }
     notes = "\n".join(prompts.notes)
-    assert "1 rows asked with the text in 'ContextString'" in notes
+    assert "1 rows requested with the text in 'ContextString'" in notes
     assert "1 rows copyright behaviours" in notes
 
 
