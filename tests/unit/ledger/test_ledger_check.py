@@ -69,7 +69,7 @@ def test_every_kind_of_fault_is_named_with_its_first_row(path: Path, statement: 
     (fault,) = check_ledger(path).faults
     assert kind in fault.kind
     assert fault.example == IDS[0]
-    assert fault.count == (2 if "without a rollout" in kind or "failed rollout" in kind else 1)
+    assert fault.count == (2 if "without a rollout" in kind or "failed or filtered" in kind else 1)
 
 
 def test_each_fault_is_one_entry(path: Path) -> None:
