@@ -171,9 +171,9 @@ def _read_settings(sources: Sequence[Mapping[str, Any]]) -> tuple[TrainConfig, l
 
 def _card_settings(cards: Sequence[Card], given: Mapping[str, Any]) -> dict[str, Any]:
     """Return the settings that follow from the first card, as far as they are not given."""
-    if not cards or cards[0].model is None:
+    card = cards[0] if cards else None
+    if card is None or card.model is None:
         return {}
-    card = cards[0]
     settings: dict[str, Any] = {}
     if "model" not in given:
         settings["model"] = require_local_model(card.model, "the context's card", "--model")

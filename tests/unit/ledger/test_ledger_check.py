@@ -80,7 +80,7 @@ def test_every_kind_of_fault_is_named_with_its_first_row(path: Path, statement: 
     (fault,) = check_ledger(path).faults
     assert kind in fault.kind
     assert fault.example == IDS[0]
-    assert fault.count == (2 if "without a rollout" in kind or "failed rollout" in kind else 1)
+    assert fault.count == (2 if "without a rollout" in kind or "failed or filtered" in kind else 1)
 
 
 def test_a_verdict_that_scores_a_failed_rollout_is_a_fault(path: Path) -> None:
