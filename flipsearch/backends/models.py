@@ -15,6 +15,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import constants, get_session, snapshot_download
 from huggingface_hub import errors as hub_errors
@@ -286,9 +287,17 @@ def _check_weights(path: Path) -> None:
         raise BackendError(f"'{path}' is not a whole safetensors file ({size} bytes); download the model again.")
 
 
+def _set_deadline(request: Any) -> None:
+    """Give a request of the hub library its usual time limit where it has none: for the list of a model's files."""
+    limits: dict[str, float | None] = request.extensions.get("timeout", {})
+    usual = float(constants.HF_HUB_DOWNLOAD_TIMEOUT)
+    request.extensions["timeout"] = {key: usual if limit is None else limit for key, limit in limits.items()}
+
+
 def _download(source: str, name: str, revision: str | None) -> Path:
-    # The library would wait for ever for the list of a model's files.
-    get_session().timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    hooks = get_session().event_hooks["request"]
+    if _set_deadline not in hooks:
+        hooks.append(_set_deadline)
     try:
         wanted, unwanted = list(LOADED_FILES), list(UNLOADED_FILES)
         return Path(snapshot_download(name, revision=revision, allow_patterns=wanted, ignore_patterns=unwanted))

@@ -75,7 +75,7 @@ def is_taken(file: Path) -> bool:
     """Return whether a process holds the lock of `file` now; writes nothing and takes no lock."""
     if not file.is_file():
         return False
-    reader = sqlite3.connect(f"{file.resolve().as_uri()}?mode=ro", uri=True, timeout=0)
+    reader = sqlite3.connect(f"{file.absolute().as_uri()}?mode=ro", uri=True, timeout=0)
     try:
         reader.execute("SELECT count(*) FROM sqlite_master")
     except sqlite3.Error as error:

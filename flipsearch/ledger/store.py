@@ -72,7 +72,7 @@ class Ledger:
                 self._lock = take_lock(path.with_name(path.name + LOCK_SUFFIX))
         try:
             with self._guard("opened"):
-                self._engine = make_engine(path.resolve() if path else self.place, read_only)
+                self._engine = make_engine(path.absolute() if path else self.place, read_only)
                 self.dialect = self._engine.dialect.name  # sqlite, postgresql, …
                 self._check_format(read_only)
         except BaseException:
@@ -272,7 +272,7 @@ class Ledger:
                 raise LedgerError(f"{self.place} is in use by another flipsearch; {todo}") from error
             why = one_line(error.orig if isinstance(error, DBAPIError) and error.orig else error).rstrip(".")
             todo = "Choose a folder that exists on this machine and can be written."
-            if "full" in why or "No space" in why:
+            if any(sign in why for sign in ("full", "No space", "disk I/O")):
                 todo = "Free some space and run the same command again: what was saved before is intact."
             elif any(sign in why for sign in ("not a database", "malformed", "no such", "decode")):
                 todo = "It is not a flipsearch ledger, or it is damaged: name another file."
@@ -293,6 +293,8 @@ class Ledger:
                 raise LedgerError(f"{self.place} is not a flipsearch ledger; name another file.")
         if not names:
             with self._engine.begin() as connection:
+                if self.dialect == "sqlite":  # its driver would commit after each table: a full disk would leave some
+                    connection.exec_driver_sql("BEGIN")
                 TABLES.create_all(connection)
                 connection.execute(sql.insert(FORMATS), {"version": FORMAT})
 
