@@ -70,9 +70,9 @@ _LAST = re.compile(rf"(?<![0-9A-Za-z_])(?<![0-9]\.)(?P<sign>-)?{VALUE}{SCALE}", 
 _BRACES = re.compile(r"(?P<box>\\(?:boxed|fbox)\s*\{)|\\.|(?P<open>\{)|(?P<close>\})", re.DOTALL)
 # cm^2, and m^2 or m/s^2 after a blank or slash: an exponent, not a number of its own.
 _UNIT_POWER = re.compile(r"(?:(?<=[A-Za-z][A-Za-z])|(?<=[0-9\s/][ms]))\s*\^\s*(?:\{\s*-?[0-9]\s*\}|-?[0-9](?![0-9]))")
-_SAID = re.compile(r"\banswer[\s*_]{0,8}(?:[:=]|is\b(?!\s+not\b))[\s*_:=]{0,8}", re.I)
-_SAID_END = re.compile(r"\.(?:\s|$)|[;?!]|\b(?:because|since|as|which|where|check|so)\b", re.I)
-MAX_SAID = 300
+_STATED = re.compile(r"\banswer[\s*_]{0,8}(?:[:=]|is\b(?!\s+not\b))[\s*_:=]{0,8}", re.I)
+_STATED_END = re.compile(r"\.(?:\s|$)|[;?!]|\b(?:because|since|as|which|where|check|so)\b", re.I)
+MAX_STATED = 300
 """Characters that are looked at of what a text calls its answer."""
 _NUM_NEIGHBORS = 24
 """Characters looked at on either side of a number in running text."""
@@ -97,21 +97,21 @@ def final_number(text: str) -> Fraction | None:
     # Four hashes open a heading, too: only a number after them is an answer.
     _, mark, after = text.rpartition(ANSWER_MARK)
     marked = number(after.strip().partition("\n")[0].strip("* `")) if mark else None
-    if marked is None and (said := said_answer(text)) is not None:
-        readings = (number(said), number(right_side(said) or ""), _number_in(said, _LAST.search(said)))
+    if marked is None and (stated := stated_answer(text)) is not None:
+        readings = (number(stated), number(right_side(stated) or ""), _number_in(stated, _LAST.search(stated)))
         marked = next((value for value in readings if value is not None), None)
     return last_number(text) if marked is None else marked
 
 
-def said_answer(text: str) -> str | None:
+def stated_answer(text: str) -> str | None:
     """Return what a text last calls its answer, up to the end of the sentence; None if it calls nothing so."""
-    last = next(iter(deque(_SAID.finditer(text), maxlen=1)), None)
+    last = next(iter(deque(_STATED.finditer(text), maxlen=1)), None)
     if last is None:
         return None
-    line = text[last.end() : last.end() + MAX_SAID].lstrip().partition("\n")[0]
-    end = _SAID_END.search(line)
-    said = line[: end.start() if end else None].strip().strip("*`_").strip()
-    return said or None
+    line = text[last.end() : last.end() + MAX_STATED].lstrip().partition("\n")[0]
+    end = _STATED_END.search(line)
+    stated = line[: end.start() if end else None].strip().strip("*`_").strip()
+    return stated or None
 
 
 def boxed_answer(text: str) -> str | None:

@@ -26,7 +26,7 @@ from flipsearch.core.samples import Samples
 from flipsearch.core.scorecards import Metric, Scorecard
 from flipsearch.core.thoughts import split_answer
 from flipsearch.evaluation.algebra import AlgebraWorker
-from flipsearch.evaluation.answers import boxed_answer, final_number, number, plain_number, said_answer
+from flipsearch.evaluation.answers import boxed_answer, final_number, number, plain_number, stated_answer
 from flipsearch.evaluation.letters import chosen_letter
 from flipsearch.evaluation.plan import EvaluationPlan
 from flipsearch.evaluation.scorecard import AnswerScore, ModelScores, SetScores, collect_scores, make_scorecard
@@ -142,5 +142,5 @@ def is_correct(reference: str, answer: str, algebra: AlgebraWorker) -> bool | No
     # math-verify takes a tie and a quad for a part of their neighbours.
     text = answer.rpartition(ANSWER_MARK)[2] if boxed is None else f"\\boxed{{{_SPACE.sub(' ', boxed)}}}"
     if boxed is None and ANSWER_MARK not in answer:
-        text = said_answer(answer) or answer
+        text = stated_answer(answer) or answer
     return algebra.compare(reference, text)

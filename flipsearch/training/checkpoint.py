@@ -120,8 +120,9 @@ class CheckpointFolder:
             usual = Counter(stored.values()).most_common(1)[0][0]
             for name, parameter in model.named_parameters():
                 dtype = stored.get(name, usual)
-                if parameter.dtype != dtype:
-                    notes.add(str(dtype).removeprefix("torch."))
+                if parameter.dtype == dtype:
+                    continue
+                notes.add(str(dtype).removeprefix("torch."))
                 # The data alone: what is tied is one parameter, and stays it.
                 parameter.data = parameter.data.to(dtype)
                 if weights is not None and name in weights:

@@ -31,15 +31,14 @@ def read_head(model: Any) -> ReadHead:
     refusal = f"{name} does more to its logits than can be computed for a few tokens at a time; train another model."
     ids = torch.tensor([PROBE_IDS], device=model.device)
     try:
-        transform: Callable[[Tensor], Tensor] | None = _what_follows_the_product(model, ids)
+        follows = _what_follows_the_product(model, ids)
         with torch.no_grad():
             logits = model(input_ids=ids, use_cache=False).logits[0]
             hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
             product = plain_head(model).product(hidden)
             large = torch.linspace(-LARGE_LOGITS, LARGE_LOGITS, product.numel(), device=ids.device)
             large = large.to(product.dtype).view_as(product)
-            if torch.equal(transform(large), large):
-                transform = None
+            transform = None if torch.equal(follows(large), large) else follows
             head = _head(model, transform)
             alone = torch.cat([head.logits(state[None]) for state in hidden])  # of one token, whatever the others are
             difference = (alone.float() - logits.float()).abs().max()

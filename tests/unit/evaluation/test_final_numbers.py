@@ -92,7 +92,8 @@ def test_no_final_number_is_none(text: str) -> None:
     [
         "so 5x", r"so $5\pi$", r"so $\sqrt{5}$", "so $x^5$", "so $x^{5}$", r"so $\frac{\pi}{5}$", r"so $\pi/5$",
         "so 5/x", "$5 + x$", "$5x^2$", "$5^2$", r"\binom{7}{5}", "log_{5}", "5k", "$5M", "5 and a half dozen",
-        "5 and a half", "the answer is 5 and a half", "the answer is 5x", "2 tenths", "3-5", "12:05", "2 + 5", r"2 \times 5", r"x \ge 5", "x >= 5",
+        "5 and a half", "2 tenths", "3-5", "12:05", "2 + 5", r"2 \times 5", r"x \ge 5", "x >= 5",
+        "the answer is 5 and a half", "the answer is 5x",
     ],
 )  # fmt: skip
 def test_a_number_that_is_part_of_something_larger_is_no_answer(text: str) -> None:

@@ -161,7 +161,8 @@ def test_directions_are_what_their_names_say() -> None:
     p, q, head = torch.tensor([[0.9, 0.1]]).log(), torch.tensor([[0.5, 0.5]]).log(), torch.eye(2)
 
     def value(spec: Divergence, teacher: Tensor, student: Tensor) -> float:
-        return divergence_sum(student, head, teacher, head, torch.ones(1), spec)[0].item()
+        loss: Tensor = divergence_sum(student, head, teacher, head, torch.ones(1), spec)[0]
+        return loss.item()
 
     forward, reverse, symmetric = Divergence(1, 0), Divergence(0, 1), Divergence(0, 0, 1)
     assert value(forward, p, q) == pytest.approx(0.9 * 0.5877867 + 0.1 * -1.6094379, abs=1e-6)
