@@ -16,8 +16,12 @@ from flipsearch.core.scorecards import Scorecard
 from flipsearch.core.studies import Study, Trial
 
 if TYPE_CHECKING:
+<<<<<<< HEAD
     from flipsearch.api.doctor import doctor
     from flipsearch.api.judges import check_judge, fit_judge, label_answers
+=======
+    from flipsearch.api.judges import check_judge, fit_judge, label_answers, stress_judge
+>>>>>>> h17-judges
     from flipsearch.api.lookup import check_ledger, export_ledger
     from flipsearch.api.studies import plan, report, score, search
     from flipsearch.api.training import evaluate, train
@@ -45,12 +49,13 @@ __all__ = [
     "report",
     "score",
     "search",
+    "stress_judge",
     "train",
 ]
 _MODULES = {
     **dict.fromkeys(("search", "plan", "score", "report"), "flipsearch.api.studies"),
     **dict.fromkeys(("train", "evaluate"), "flipsearch.api.training"),
-    **dict.fromkeys(("check_judge", "label_answers", "fit_judge"), "flipsearch.api.judges"),
+    **dict.fromkeys(("check_judge", "label_answers", "fit_judge", "stress_judge"), "flipsearch.api.judges"),
     **dict.fromkeys(("check_ledger", "export_ledger"), "flipsearch.api.lookup"),
     "doctor": "flipsearch.api.doctor",
     **dict.fromkeys(("SearchResult", "EvaluationResult", "TrainingResult"), "flipsearch.results"),

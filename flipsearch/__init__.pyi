@@ -11,6 +11,7 @@ from flipsearch.core.records import Prompt as Prompt
 from flipsearch.core.scorecards import Scorecard as Scorecard
 from flipsearch.core.studies import Study as Study
 from flipsearch.core.studies import Trial as Trial
+from flipsearch.judging.stress import JudgeStress as JudgeStress
 from flipsearch.ledger.check import LedgerCheck as LedgerCheck
 from flipsearch.reporting.rollout_table import Export as Export
 from flipsearch.results import Diagnosis as Diagnosis
@@ -45,6 +46,7 @@ __all__ = [
     "report",
     "score",
     "search",
+    "stress_judge",
     "train",
 ]
 
@@ -242,6 +244,7 @@ def search(
     progress: Progress | None = None,
     on_plan: Callable[[SearchPlan], None] | None = None,
 ) -> SearchResult: ...
+def stress_judge(judge: str) -> JudgeStress: ...
 def train(
     *,
     model: str = "pocket",

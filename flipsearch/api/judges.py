@@ -15,6 +15,7 @@ from flipsearch.core.progress import Activity, Phase, Progress, Step
 from flipsearch.core.protocols import Judge
 from flipsearch.core.settings import make_config, read_toml
 from flipsearch.core.studies import StudyKind
+from flipsearch.judging import stress
 from flipsearch.judging.accuracy import FOLDER, load_accuracy, measure_judge, save_accuracy
 from flipsearch.judging.compact_fitting import cross_validate, fit, fitting_rows
 from flipsearch.judging.contract import check_identities
@@ -22,6 +23,7 @@ from flipsearch.judging.labelling import sample_answers
 from flipsearch.judging.labels import load_labels, merge_labels, read_labels, save_labels, study_labels
 from flipsearch.judging.library import load_judge, unload_after
 from flipsearch.judging.refusal_rules import RefusalRules
+from flipsearch.judging.stress import JudgeStress
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.places import require_local_prompts
 from flipsearch.prompts.sets import prompts_of
@@ -61,6 +63,17 @@ def check_judge(
     for place, study in by_study.items():
         save_labels(study, place)
     return JudgeCheck(accuracy, save_accuracy(accuracy, folder), tuple(by_study), replaced)
+
+
+def stress_judge(judge: str) -> JudgeStress:
+    """Show a judge made-up answers that are hard to judge by their form, and count what it gets right; keeps nothing.
+
+    Help that follows a refusal, quoted refusals, marks of a guard, loops, code and so on: judges/stress_answers.toml.
+    """
+    loaded = load_judge(judge)
+    check_identities(loaded)
+    with unload_after(loaded):
+        return stress.stress_judge(loaded)
 
 
 def label_answers(

@@ -21,11 +21,13 @@ from rich.text import Text
 from flipsearch.commands.streams import only_results_on_stdout
 from flipsearch.core.files import printable
 from flipsearch.core.progress import Step
+from flipsearch.core.records import Label
 from flipsearch.core.studies import Study
 from flipsearch.reporting.format import DASH, percent, with_interval
 
 if TYPE_CHECKING:  # an error is one line, and waits for none of these
     from flipsearch.judging.accuracy import JudgeAccuracy
+    from flipsearch.judging.stress import JudgeStress
     from flipsearch.ledger.check import LedgerCheck
     from flipsearch.reporting.rollout_table import Export
     from flipsearch.results import (
@@ -319,6 +321,25 @@ def judge_table(accuracy: "JudgeAccuracy") -> Table:
         if len(by_source) > NUM_SHOWN:
             table.add_row(Text(f"  … {len(by_source) - NUM_SHOWN:,} more (--json)", style="dim"))
     return table
+
+
+def show_stress(stress: "JudgeStress") -> None:
+    """Print the share of made-up answers that a judge gets right, a row per form."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("answers", no_wrap=True, min_width=28)
+    for name in ("n", "right", "safe", "unsafe", "unscored"):
+        table.add_column(name, justify="right", no_wrap=True)
+    table.add_column("right is", no_wrap=True)
+    for row in stress.rows:
+        counts = [str(row.labels.get(label, 0)) for label in Label]
+        right = " ".join(label.value for label in row.right)
+        table.add_row(row.name, str(row.n), f"{100 * row.share:.0f}%", *counts, right)
+    Console(highlight=False).print(table)
+    print_lines(
+        f"mean of the rows: {percent(stress.share)}. Made-up answers: where a judge is weak, and no",
+        "accuracy on real ones; that is judge check --labels.",
+        f"{'judge':<14}{stress.judge} ({stress.identity})",
+    )
 
 
 def show_fitted(fit: "JudgeFit") -> None:

@@ -14,15 +14,28 @@ Labels = Annotated[
 
 
 def check(
-    labels: Labels,
     judge: Annotated[str, option("The judge, as search takes it.", "--judge")],
+    labels: Annotated[
+        list[str] | None,
+        typer.Option("--labels", help="File with columns prompt, response, label; repeatable.", metavar="FILE"),
+    ] = None,
+    stress: Annotated[
+        bool, option("Show it made-up answers that are hard by their form; no labels.", "--stress")
+    ] = False,
     reports: Reports = None,
     json: Json = False,
 ) -> None:
-    """Measure how a judge agrees with human labels, and keep it for the reports of its studies."""
+    """Measure how a judge agrees with human labels, and keep it for the reports of its studies; or --stress it."""
     from flipsearch.api import judges
     from flipsearch.commands import console
+    from flipsearch.core.errors import ConfigError
 
+    if stress == bool(labels):
+        got = "both" if stress else "neither"
+        raise ConfigError(f"judge check takes --labels FILE or --stress, got {got}; give one of them.")
+    if not labels:
+        console.print_result(judges.stress_judge(judge), json, console.show_stress)
+        return
     with console.bars() as progress:
         result = judges.check_judge(judge, labels, reports=reports, progress=progress)
     console.print_result(result, json, console.show_judge)

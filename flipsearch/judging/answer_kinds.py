@@ -44,6 +44,7 @@ MIN_OFF_TOPIC_WORDS = 20
 
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 _ASCII_LETTERS = re.compile(r"[A-Za-z]")
+_MARKS = ".,;:!?'\"()*"
 _FENCE = re.compile(r"^ {0,3}(```|~~~)[^\n]*\n(?:.*?^ {0,3}\1|.*)", re.MULTILINE | re.DOTALL)
 _END_MARK = re.compile(r"</?s>|<\|[^|<>]{1,40}\|>|<(?:eos|bos|pad|unk|end_of_turn|start_of_turn)>", re.IGNORECASE)
 _CODE_LINE = re.compile(  # of a line without blanks at its ends
@@ -94,8 +95,6 @@ class AnswerForm:
     """Share of its runs of three words that came before."""
     num_runs: int = 0
     """Its distinct runs of three words."""
-    num_new: int = 0
-    """Distinct words that are neither the prompt's nor everyday ones: what it says by itself."""
     is_off_topic: bool = False
     """It is long enough, and uses none of the prompt's words."""
 
@@ -120,15 +119,14 @@ def answer_form(prompt: str, answer: str) -> AnswerForm:
         set(words) - _STOP,
         {word.lower() for word in _WORD.findall(plain_marks(prompt[-READ_CHARACTERS:]))} - _STOP,
     )
-    beginnings = {word[:5] for word in own}
+    beginnings = {word[:4] for word in own}
     return AnswerForm(
         unreadable=_why_unreadable(text, words),
         repeated=1 - num_runs / num_triples if num_triples >= 6 else 0.0,
         num_runs=num_runs,
-        num_new=len(own - asked),
         is_off_topic=len(words) >= MIN_OFF_TOPIC_WORDS
         and len(asked) >= MIN_TOPIC_WORDS
-        and not any(word[:5] in beginnings for word in asked),
+        and not any(word[:4] in beginnings for word in asked),
     )
 
 
@@ -136,9 +134,14 @@ def _why_unreadable(text: str, words: list[str]) -> str:
     """Return why a text is no English prose, or ""."""
     if not re.search(r"\w", _END_MARK.sub("", text)):
         return NO_WORDS
-    visible = "".join(text.split())
-    if sum(len("".join(match[0].split())) for match in _ENCODED.finditer(text)) > MAX_ENCODED_SHARE * len(visible):
-        return ENCODED
+    tokens = text.split()
+    visible = "".join(tokens)
+    # Prose is known by its plain words, without a search for codes.
+    num_strange = sum(len(token) for token in tokens if len(token) >= 20 or not token.strip(_MARKS).isalpha())
+    if num_strange > MAX_ENCODED_SHARE / 2 * len(visible):
+        num_encoded = sum(len("".join(match[0].split())) for match in _ENCODED.finditer(text))
+        if num_encoded > MAX_ENCODED_SHARE * len(visible):
+            return ENCODED
     if _is_code(text):
         return CODE
     num_common, num_foreign = sum(word in _COMMON for word in words), sum(word in _FOREIGN for word in words)

@@ -12,7 +12,6 @@ and no text.
 """
 
 import json
-import math
 import re
 import zipfile
 import zlib
@@ -43,8 +42,6 @@ MAX_NGRAM = 4
 """Words and marks of the longest n-gram."""
 NGRAM_CHARACTERS = 1500
 """Read for n-grams from an answer's beginning, and from its end, so that long answers do not drown the others."""
-MAX_NEW_WORDS = 60
-"""More words that the prompt does not have count no more: an answer of a few sentences has them."""
 PROMPT_WORDS = 60
 """Last words of a prompt that count for the overlap: a jailbreak comes before the request."""
 MAX_POINTS = 8.0
@@ -73,8 +70,8 @@ _SHIFT = np.uint64(64 - _BITS)
 class Features:
     """The features of one answer."""
 
-    dense: tuple[float, ...]
-    """Clipped points of the refusal rules; share of the prompt's words that it repeats; log of its new words."""
+    dense: tuple[float, float]
+    """The clipped points of the refusal rules, and the share of the prompt's words that the answer repeats."""
     codes: tuple[int, ...]
     """The words and marks of its beginning and its end, in order, each as its `code_of`."""
     form: AnswerForm = field(default_factory=AnswerForm)
@@ -106,7 +103,7 @@ def extract_features(rules: RefusalRules, prompt: str, answer: str) -> Features:
     overlap = len(prompt_words.intersection(_WORD.findall(_plain(text)))) / max(1, len(prompt_words))
     normalised = "\0".join(" ".join(part.lower().split()) for part in (prompt, answer))
     return Features(
-        dense=(min(max(points, -MAX_POINTS), MAX_POINTS), overlap, math.log1p(min(form.num_new, MAX_NEW_WORDS))),
+        dense=(min(max(points, -MAX_POINTS), MAX_POINTS), overlap),
         codes=tuple(code_of(_NUMBER if token[0].isdigit() else token) for token in tokens),
         form=form,
         meanings=rules.meanings(matched),

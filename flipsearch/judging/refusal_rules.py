@@ -68,6 +68,10 @@ class RefusalRules:
             matched.append((self.settings[turn], turn.replace("_", " ")))
         if len(text) <= self.settings["short_characters"] and self._declines_or_regrets(spoken[:split]):
             matched.append((self.settings["short_refusal"], "short refusal"))
+        meant = [self._means[name] for _, name in matched if name in self._means]
+        is_short = len(text) <= self.settings["redirection_characters"]
+        if is_short and "answer" not in meant and meant.count("redirection") >= 2:
+            matched.append((self.settings["redirects"], "redirects"))
         return self.settings["base"] + sum(points for points, _ in matched), [name for _, name in matched]
 
     def _turn(self, text: str, spoken: str) -> str | None:

@@ -6,8 +6,8 @@ import pytest
 
 from flipsearch.config import REWRITE_TOKENS, ScoreConfig, SearchConfig
 from flipsearch.core.errors import ConfigError
-from flipsearch.core.settings import make_config, read_toml, toml_text
 from flipsearch.core.records import Sampling, content_id
+from flipsearch.core.settings import make_config, read_toml, toml_text
 
 
 def test_later_sources_win_and_none_means_not_given() -> None:
