@@ -16,12 +16,8 @@ from flipsearch.core.scorecards import Scorecard
 from flipsearch.core.studies import Study, Trial
 
 if TYPE_CHECKING:
-<<<<<<< HEAD
     from flipsearch.api.doctor import doctor
-    from flipsearch.api.judges import check_judge, fit_judge, label_answers
-=======
     from flipsearch.api.judges import check_judge, fit_judge, label_answers, stress_judge
->>>>>>> h17-judges
     from flipsearch.api.lookup import check_ledger, export_ledger
     from flipsearch.api.studies import plan, report, score, search
     from flipsearch.api.training import evaluate, train
