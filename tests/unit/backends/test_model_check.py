@@ -189,16 +189,16 @@ def test_a_tokenizer_larger_than_the_embedding_is_one_line(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize(
-    ("template", "what"),
+    "template",
     [
-        (PLAIN_TEMPLATE.replace("message.content", "''"), "the prompt"),
-        (PLAIN_TEMPLATE.replace("message.content", "message.content[:30]"), "the prompt"),
-        (PLAIN_TEMPLATE.replace("in messages %}", "in messages[:1] %}"), "the prompt with a context placed system"),
+        PLAIN_TEMPLATE.replace("message.content", "''"),
+        PLAIN_TEMPLATE.replace("message.content", "message.content[:30]"),
+        PLAIN_TEMPLATE.replace("in messages %}", "in messages[:1] %}"),
     ],
 )
-def test_a_template_that_drops_the_prompt_is_one_line(template: str, what: str, tmp_path: Path) -> None:
+def test_a_template_that_drops_the_prompt_is_one_line(template: str, tmp_path: Path) -> None:
     folder = tiny_qwen3(tmp_path, chat_template=template)
-    with pytest.raises(BackendError, match=f"chat template leaves out or changes {what}:"):
+    with pytest.raises(BackendError, match=r"chat template .*leaves out"):
         TransformersBackend(str(folder))
 
 
