@@ -210,10 +210,10 @@ class VllmBackend(LocalBackend):
         budgets = [self._budget(item, sampling) for item in chunk]
         is_done, stopped = [budget.is_full for budget in budgets], [False] * len(chunk)
         while not all(is_done):
-            for budget in budgets:
-                while (forced := budget.next_id) is not None:
-                    budget.follow(forced)
             left = [i for i, done in enumerate(is_done) if not done]
+            for i in left:
+                while (forced := budgets[i].next_id) is not None:
+                    budgets[i].follow(forced)
             items, written = [chunk[i] for i in left], [budgets[i].ids[len(chunk[i].request.prefill) :] for i in left]
             outputs = self._write(items, written, [budgets[i].num_left for i in left], sampling)
             for i, (ids, has_ended) in zip(left, outputs, strict=True):

@@ -82,7 +82,12 @@ class Engine:
 
 
 @pytest.mark.parametrize("sampling", [BUDGET, replace(BUDGET, max_tokens=2), replace(BUDGET, think_tokens=9)])
-def test_vllm_closes_the_same_thoughts(backend: TransformersBackend, sampling: Sampling) -> None:
+@pytest.mark.parametrize("ends", [False, True])
+def test_vllm_closes_the_same_thoughts(
+    backend: TransformersBackend, sampling: Sampling, ends: bool, tmp_path: Path
+) -> None:
+    if ends:  # some completions end by themselves, in the thought too
+        backend = TransformersBackend(str(tiny_qwen3(tmp_path, chat_template=models.R1_TEMPLATE)))
     other = VllmBackend.__new__(VllmBackend)
     other.chat, other.model_id, other.max_positions = backend.chat, backend.model_id, backend.max_positions
     other._engine = Engine(backend)  # type: ignore[assignment]
