@@ -98,8 +98,8 @@ def final_number(text: str) -> Fraction | None:
     _, mark, after = text.rpartition(ANSWER_MARK)
     marked = number(after.strip().partition("\n")[0].strip("* `")) if mark else None
     if marked is None and (stated := stated_answer(text)) is not None:
-        readings = (number(stated), number(right_side(stated) or ""), _number_in(stated, _LAST.search(stated)))
-        marked = next((value for value in readings if value is not None), None)
+        values = (number(stated), number(right_side(stated) or ""), _number_in(stated, _LAST.search(stated)))
+        marked = next((value for value in values if value is not None), None)
     return last_number(text) if marked is None else marked
 
 
