@@ -172,7 +172,7 @@ def rollout_row(rollout: Rollout) -> dict[str, Any]:
     return row | {"checksum": checksum(ROLLOUTS, row)}
 
 
-def rollout_of(row: Mapping[str, Any]) -> Rollout:
+def rollout_of(row: sql.RowMapping) -> Rollout:
     """Return the rollout of a row; ValueError for a value of the wrong kind, and tokens that cannot be unpacked."""
     check_kinds(ROLLOUTS, row)
     return Rollout(
@@ -211,7 +211,7 @@ def verdict_row(rollout_id: str, judge_id: str, verdict: Verdict) -> dict[str, A
     return row | {"checksum": checksum(VERDICTS, row)}
 
 
-def verdict_of(row: Mapping[str, Any]) -> Verdict:
+def verdict_of(row: sql.RowMapping) -> Verdict:
     """Return the verdict of a row; ValueError for a value of the wrong kind and an unknown label."""
     check_kinds(VERDICTS, row)
     names = ("p_unsafe", "p_refusal", "reason", "label_mass", "kind")
@@ -224,19 +224,19 @@ def prefix_score_row(id: str, score: PrefixScore) -> dict[str, Any]:
     return row | {"checksum": checksum(PREFIX_SCORES, row)}
 
 
-def prefix_score_of(row: Mapping[str, Any]) -> PrefixScore:
+def prefix_score_of(row: sql.RowMapping) -> PrefixScore:
     """Return the prefix score of a row; ValueError for a value of the wrong kind."""
     check_kinds(PREFIX_SCORES, row)
     return PrefixScore(unpack("d", row["log_probs"]), row["num_agreed"])
 
 
-def note_of(row: Mapping[str, Any]) -> Note:
+def note_of(row: sql.RowMapping) -> Note:
     """Return the note of a row; ValueError for a value of the wrong kind."""
     check_kinds(NOTES, row)
     return Note(row["value"], row["time"])
 
 
-def check_kinds(table: sql.Table, row: Mapping[str, Any]) -> None:
+def check_kinds(table: sql.Table, row: sql.RowMapping) -> None:
     """Raise ValueError for a value that is of another kind than its column, as SQLite lets anyone store."""
     for column in table.columns:
         value, kind = row[column.name], column.type.python_type
@@ -245,7 +245,7 @@ def check_kinds(table: sql.Table, row: Mapping[str, Any]) -> None:
             raise ValueError(f"{table.name}.{column.name} is {value!r:.40}, expected {kind.__name__}")
 
 
-def checksum(table: sql.Table, row: Mapping[str, Any]) -> str:
+def checksum(table: sql.Table, row: Mapping[str, Any] | sql.RowMapping) -> str:
     """Return 16 hexadecimal digits of a hash of all values of a row of the right kinds."""
     values = []
     for column in table.columns:

@@ -17,12 +17,13 @@ from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json
 
 from flipsearch.backends.models import TRAINING_FILE
+from flipsearch.config import ScoreConfig, SearchConfig, StudyConfig
 from flipsearch.core.errors import ConfigError, StudyError
 from flipsearch.core.files import escape_formula, json_text, write_text
 from flipsearch.core.records import json_value
 from flipsearch.core.scorecards import Scorecard
-from flipsearch.core.settings import LONGEST_NAME
-from flipsearch.core.studies import Study
+from flipsearch.core.settings import LONGEST_NAME, make_config
+from flipsearch.core.studies import Study, StudyKind
 from flipsearch.core.trainings import LogLine, TrainingRun, check_format, check_method
 from flipsearch.judging.labelling import AnswerToLabel
 from flipsearch.judging.labels import PLACE_COLUMNS
@@ -118,7 +119,16 @@ def write_scorecard(card: Scorecard, path: Path) -> None:
 
 def read_study(folder: Path) -> Study:
     """Read the study of a folder; raises StudyError if there is none or it is of another version."""
-    return _read(STUDY, folder / STUDY_FILE, "finished study", "run the search")
+    path = folder / STUDY_FILE
+    study = _read(STUDY, path, "finished study", "run the search")
+    kind: type[StudyConfig] = SearchConfig if study.kind is StudyKind.SEARCH else ScoreConfig
+    try:
+        if missing := sorted(kind.model_fields.keys() - study.settings.keys()):
+            raise ConfigError(f"the setting {missing[0]} is missing.")
+        make_config(kind, {key: study.settings[key] for key in kind.model_fields})
+    except ConfigError as error:
+        raise StudyError(f"{path}: no finished study of this version: {error} Run the search again.") from error
+    return study
 
 
 def read_training(folder: Path) -> TrainingRun:

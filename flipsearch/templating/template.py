@@ -176,7 +176,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
     intercepted_binops = frozenset({"*", "**"})
 
-    def call_binop(self, context: object, operator: str, left: Any, right: Any) -> Any:
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Multiply numbers and short sequences; no program writes powers into a text."""
         size = max((len(value) for value in (left, right) if isinstance(value, str | list | tuple)), default=0)
         times = next((value for value in (left, right) if isinstance(value, int)), 1)
