@@ -404,7 +404,7 @@ def make_config(kind: type[Settings], *sources: Mapping[str, Any]) -> Settings:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a settings file; raises ConfigError with its name if it cannot be read."""
     try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"{path}: cannot be read as TOML: {error}.") from error
 

@@ -318,8 +318,8 @@ def _nothing_left(
         return f"{table.path}: no row is harmful or benign ({', '.join(list(labels)[:5])})."
     other_kind = "benign" if kind == "harmful" else "harmful"
     return (
-        f"{table.path} was given as {kind}, but its labels say that no row is ({', '.join(list(labels)[:5])}). "
-        f"Give it as {other_kind}, or drop the label column."
+        f"{table.path} was given as {kind}, but it says itself that no row is ({', '.join(list(labels)[:5])}). "
+        f"Give it as {other_kind}, or name other columns if these mean something else."
     )
 
 
