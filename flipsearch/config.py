@@ -365,3 +365,57 @@ class EvalConfig(ModelConfig):
     def free_fields() -> set[str]:
         """Return the settings that change no result."""
         return ModelConfig.free_fields() | {"contexts"}
+<<<<<<< HEAD
+=======
+
+
+def flag_of(kind: type[BaseModel], name: str) -> Flag:
+    """Return how a setting is written on the command line."""
+    given = next((item for item in kind.model_fields[name].metadata if isinstance(item, Flag)), Flag())
+    return given if given.names else replace(given, names=(f"--{name.replace('_', '-')}",))
+
+
+def value_type(kind: type[BaseModel], name: str) -> tuple[type, bool]:
+    """Return bool, int, float, Path or, for what is written as text, str; and whether the setting holds several."""
+    annotation: Any = kind.model_fields[name].annotation
+    is_sequence = False
+    while arguments := [part for part in get_args(annotation) if part is not type(None)]:
+        is_sequence = is_sequence or get_origin(annotation) is tuple
+        annotation = arguments[0] if get_origin(annotation) is not Literal else str
+    return (str if flag_of(kind, name).is_text else annotation), is_sequence
+
+
+def make_config(kind: type[Settings], *sources: Mapping[str, Any]) -> Settings:
+    """Return a config from mappings, later ones winning; None values are left out.
+
+    Raises ConfigError in one line: an unknown key with near names, or the option, what it got and what was expected.
+    """
+    merged = {key: value for source in sources for key, value in source.items() if value is not None}
+    for key in merged:
+        if key not in kind.model_fields:
+            raise ConfigError(unknown_name("setting", key, kind.model_fields))
+    try:
+        return kind(**merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name, given = str(first["loc"][0]), first["input"]
+        if first["type"] == "missing":
+            raise ConfigError(f"{flag_of(kind, name).names[0]} is missing.") from error
+        raise ConfigError(f"{flag_of(kind, name).names[0]} is {given!r}: {first['msg']}.") from error
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """Read a settings file; raises ConfigError with its name if it cannot be read."""
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML: {error}.") from error
+
+
+def toml_text(config: ModelConfig) -> str:
+    """Return the settings as TOML that `--config` reads back; settings without a value are left out."""
+    values = config.model_dump(mode="json", exclude_none=True)
+    # JSON's strings, numbers, booleans and flat lists are TOML's, but for escaped surrogates and a bare DEL.
+    lines = (f"{key} = {json.dumps(value, ensure_ascii=False)}\n" for key, value in values.items())
+    return "".join(lines).replace("\x7f", "\\u007f")
+>>>>>>> h17-prompts

@@ -69,7 +69,7 @@ class ScriptedBackend:
         BackendError with the entry's number for anything else.
         """
         try:
-            entries = json.loads(Path(path).read_text(encoding="utf-8"))
+            entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
         except (OSError, ValueError) as error:
             raise BackendError(f"'{path}' cannot be read as a JSON table of replies: {error}.") from error
         if not isinstance(entries, list):

@@ -1,7 +1,7 @@
 r"""The letter that a model's text chooses among lettered choices.
 
-A boxed letter counts, else the last one that the text calls its answer, else a text or a last line that is a letter.
-Anything else chooses nothing: "A" may be an article. The text is hostile: everything here is linear in its length.
+A boxed letter counts, else the last one that the text calls its answer, else a last line that is a letter, else the one
+line that begins with a letter. Anything else chooses nothing: "A" may be an article. The text is hostile: everything here is linear in its length.
 """
 
 import re
@@ -26,7 +26,8 @@ def chosen_letter(text: str, num_choices: int) -> str | None:
     if said:
         return _letter(said[-1], num_choices)
     lines = text.strip().splitlines() or [""]
-    return _letter(_ALONE.fullmatch(lines[-1]) or _LED.match(lines[0]) or _LED.match(lines[-1]), num_choices)
+    led = [match for line in lines if (match := _LED.match(line))]  # several repeat the choices, and choose none
+    return _letter(_ALONE.fullmatch(lines[-1]) or (led[0] if len(led) == 1 else None), num_choices)
 
 
 def _letter(match: re.Match[str] | None, num_choices: int) -> str | None:

@@ -45,7 +45,7 @@ class GuardTemplate:
 
     def __init__(self, file: Path, markers: Iterable[str] = (), roles: Iterable[str] = ()) -> None:
         try:
-            self.text = file.read_text(encoding="utf-8").removesuffix("\n")
+            self.text = file.read_text(encoding="utf-8-sig").removesuffix("\n")
         except (OSError, UnicodeError) as error:
             raise PluginError(f"cannot read the guard's template '{file}': {error}.") from error
         if missing := sorted(set(_PROBE) - set(SLOT.findall(self.text))):

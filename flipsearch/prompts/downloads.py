@@ -100,7 +100,15 @@ def hub_file(address: str) -> Path:
 
 def is_dataset(spec: str) -> bool:
     """Return whether a spec has the form ORG/NAME[/CONFIG[/SPLIT]] and is no local path."""
-    return bool(_DATASET.fullmatch(spec)) and not spec.startswith((".", "~")) and not Path(spec).exists()
+    return bool(_DATASET.fullmatch(spec)) and not spec.startswith((".", "~")) and not is_here(spec)
+
+
+def is_here(path: str) -> bool:
+    """Return whether a local file or folder has this name; False for what can be no name."""
+    try:
+        return Path(path).exists()
+    except (OSError, ValueError):  # too long, or with NUL
+        return False
 
 
 def hub_dataset(spec: str) -> tuple[str, list[Path]]:

@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
-from flipsearch.core.errors import PromptError, near_names, unknown_name
-from flipsearch.prompts.downloads import HUB, fetch, hub_dataset, hub_file, is_dataset
+from flipsearch.core.errors import PromptError, near_names, one_line, unknown_name
+from flipsearch.prompts.downloads import HUB, fetch, hub_dataset, hub_file, is_dataset, is_here
 from flipsearch.prompts.formats import FILE_TYPES, Row, file_type, read_columns, read_rows
 
 TEXT_COLUMNS = (
@@ -49,7 +49,7 @@ class Table:
     @property
     def name(self) -> str:
         """The file's name without its folders; of a hub dataset the whole id."""
-        return self.path if is_dataset(self.path) else re.split(r"[/\\]", self.path)[-1].partition("?")[0]
+        return self.path if is_dataset(self.path) else re.split(r"[/\\]", _file_path(self.path))[-1]
 
     @property
     def rows(self) -> Iterator[Row]:
@@ -118,8 +118,7 @@ def check_name(spec: str, known: Mapping[str, object], what: str) -> None:
 
 def split_column(spec: str) -> tuple[str, str | None]:
     """Return (path, column) of a `PATH[:column]` spec; the colons of drives and addresses belong to the path."""
-    is_file = Path(spec).is_file()
-    match = None if is_file else _COLUMN.fullmatch(spec) or _DATASET_COLUMN.fullmatch(spec)
+    match = None if is_here(spec) else _COLUMN.fullmatch(spec) or _DATASET_COLUMN.fullmatch(spec)
     if match is None:
         return spec, None
     if not match["column"].strip():
@@ -133,7 +132,7 @@ def read_table(path: str, local: Path | None = None) -> Table:
     Raises PromptError if it is missing, empty, binary or malformed.
     """
     path, files = (path, [local]) if local else _locate(path)
-    kinds = [file_type(urlsplit(path).path if "://" in path else path) or file_type(file.name) for file in files]
+    kinds = [file_type(_file_path(path)) or file_type(file.name) for file in files]
     table_files = tuple((file, kind) for file, kind in zip(files, kinds, strict=True) if kind)
     if not files or any(file.stat().st_size == 0 for file in files):
         raise PromptError(f"{path} is empty: expected a header line and at least one prompt.")
@@ -145,10 +144,23 @@ def read_table(path: str, local: Path | None = None) -> Table:
     return table
 
 
+def _file_path(path: str) -> str:
+    """Return a path without the query of an address; PromptError for an address that none can be."""
+    if not path.lower().startswith("https://"):
+        return path
+    try:
+        parts = urlsplit(path)
+    except ValueError:
+        raise PromptError("the prompt file is no address that can be read: expected https://HOST/FILE.csv.") from None
+    if "@" in parts.netloc:
+        raise PromptError("an address with a password is refused: download the file yourself.")
+    return parts.path
+
+
 def _locate(path: str) -> tuple[str, list[Path]]:
     """Return a path as it is shown from now on, and its local files."""
     dataset = path.removeprefix(HUB).rstrip("/")
-    if file_type(path.partition("?")[0]) is None:
+    if file_type(_file_path(path)) is None:
         if is_dataset(dataset):
             return hub_dataset(dataset)
         raise PromptError(
@@ -161,13 +173,13 @@ def _locate(path: str) -> tuple[str, list[Path]]:
         return path, [fetch(path)]
     if "://" in path:
         raise PromptError(f"cannot read '{path}': expected a local file, https:// or hf://datasets/ORG/NAME/FILE.")
-    file = Path(path).expanduser()
-    if file.is_dir():
-        raise PromptError(f"{path} is a folder: expected one prompt file.")
     try:
-        is_file = file.is_file() or file.exists()
-    except (OSError, ValueError) as error:  # a name with NUL, or one that is too long
-        raise PromptError(f"cannot read prompt file '{path[:200]}': {error}.") from error
+        file = Path(path).expanduser()
+        is_folder, is_file = file.is_dir(), file.exists()
+    except (OSError, ValueError, RuntimeError) as error:  # with NUL, too long, or of an unknown user
+        raise PromptError(f"cannot read prompt file '{path[:200]}': {one_line(error, 60)}.") from error
+    if is_folder:
+        raise PromptError(f"{path} is a folder: expected one prompt file.")
     if not is_file:
         hint = f" There is no folder '{file.parent}' either."
         if file.parent.is_dir():

@@ -107,7 +107,7 @@ class LabelRouter:
             if (value := cell(row, self.table.find([name]))).lower() != wanted.lower():
                 return value[:80], LEFT_OUT
         assert self.kind is not None  # __init__ refuses a table with neither
-        return f"given as {self.kind}", self.kind
+        return self.known.name if self.known and self.known.kind else f"given as {self.kind}", self.kind
 
     def _unknown(self, row: Row, column: str, label: str) -> NoReturn:
         if plain_flag(label) in _FLAGS:

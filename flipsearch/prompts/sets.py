@@ -21,7 +21,7 @@ from flipsearch.core.errors import PromptError
 from flipsearch.core.records import SPLITS, Kind, Prompt, Split, content_id
 from flipsearch.prompts.cluster_cache import cached_clusters
 from flipsearch.prompts.conversations import ChatPrompt, read_request
-from flipsearch.prompts.downloads import fetch, file_hash, prompt_cache
+from flipsearch.prompts.downloads import fetch, file_hash, is_here, prompt_cache
 from flipsearch.prompts.files import (
     CATEGORY_COLUMNS,
     Table,
@@ -200,7 +200,7 @@ def _load(spec: str, kind: Kind | None, kept: _KeptPrompts) -> Iterable[_Source]
     built_in = built_in_files(FOLDER) if kind is None else {}
     if spec in built_in:
         yield _read(spec, read_table(str(built_in[spec])), None, kind, None, kept)
-    elif spec in BY_NAME and not Path(spec).exists():
+    elif spec in BY_NAME and not is_here(spec):
         known = BY_NAME[spec]
         files = [file for file in files_of(known) if None in (kind, file.kind) or file.kind == kind]
         if not files:
@@ -318,8 +318,8 @@ def _nothing_left(
         return f"{table.path}: no row is harmful or benign ({', '.join(list(labels)[:5])})."
     other_kind = "benign" if kind == "harmful" else "harmful"
     return (
-        f"{table.path} was given as {kind}, but its labels say that no row is ({', '.join(list(labels)[:5])}). "
-        f"Give it as {other_kind}, or drop the label column."
+        f"{table.path} was given as {kind}, but it says itself that no row is ({', '.join(list(labels)[:5])}). "
+        f"Give it as {other_kind}, or name other columns if these mean something else."
     )
 
 

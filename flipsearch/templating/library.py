@@ -262,7 +262,7 @@ def _read_cards(path: Path) -> list[Card]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError, and so is a NUL in a path
         names: list[str] = []
         with suppress(OSError, ValueError):

@@ -149,7 +149,7 @@ def parse_template(source: str, name: str, path: str) -> Template:
 def read_template(path: Path) -> Template:
     """Return the template of a file (UTF-8, ending in .j2); its name is the file's."""
     try:
-        return parse_template(path.read_text(encoding="utf-8"), path.name.removesuffix(".j2"), str(path))
+        return parse_template(path.read_text(encoding="utf-8-sig"), path.name.removesuffix(".j2"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise TemplateError(f"{path}: cannot be read as a UTF-8 text file: {error}.") from error
 

@@ -218,7 +218,7 @@ def test_a_set_without_splits_of_its_own_is_evaluated_on_what_no_search_sees(tmp
     card = json.loads(run("evaluate", "one.json", *flags, cwd=tmp_path).stdout)
     assert card["split"] == "evaluation"
     assert {score["metric"]: score["new"]["rate"]["n"] for score in card["scores"]} == {
-        "harmful_rate": 20, "over_refusal_rate": 30,
+        "harmful_rate": 62, "over_refusal_rate": 90,
     }  # fmt: skip
     assert not any("All prompts were used" in note for note in card["notes"])
 

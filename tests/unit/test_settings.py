@@ -64,7 +64,8 @@ def test_one_field_is_all_that_a_new_setting_takes() -> None:
 
 
 def test_keywords_win_over_the_file(tmp_path: Path) -> None:
-    (tmp_path / "s.toml").write_text('seed = 1\nharmful = ["a.csv"]\n', encoding="utf-8")
+    # A byte order mark, as some editors write it, changes nothing.
+    (tmp_path / "s.toml").write_text('seed = 1\nharmful = ["a.csv"]\n', encoding="utf-8-sig")
 
     @takes(SearchConfig)
     def search(given: Given[SearchConfig]) -> SearchConfig:

@@ -25,6 +25,7 @@ from flipsearch.evaluation.letters import chosen_letter
         ("The answer is a mystery.", None),
         ("The answer is E.", None),
         ("The answer is A good one", None),
+        ("Let us compare:\nA. 2\nB. 10", None),
         ("", None),
         ("42", None),
     ],

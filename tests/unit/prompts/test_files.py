@@ -44,6 +44,12 @@ def test_a_file_whose_name_has_a_colon_is_a_file(tmp_path: Path) -> None:
     assert split_column(spec) == (spec, None)
 
 
+@pytest.mark.parametrize("name", ["what?.csv", "a#b%20c.csv", "ä ö:.csv", "a.b.csv.gz"])
+def test_odd_names_are_names(tmp_path: Path, name: str) -> None:
+    table = read_table(write(tmp_path, name, "text\nx\n"))
+    assert (table.name, [row.cells["text"] for row in table.rows]) == (name, ["x"])
+
+
 def test_an_empty_column_is_an_error() -> None:
     with pytest.raises(PromptError, match="ends in a colon"):
         split_column("a.csv:")
@@ -141,6 +147,22 @@ def test_a_missing_file_offers_near_names(tmp_path: Path) -> None:
         read_table(str(tmp_path / "promts.csv"))
     with pytest.raises(PromptError, match="There is no folder"):
         read_table(str(tmp_path / "nowhere" / "prompts.csv"))
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("x" * 5000 + ".csv", "cannot read prompt file"),
+        ("a\0b.csv", "prompt file"),
+        ("~no-such-user/x.csv", "prompt file"),
+        ("https://[bad.csv", "no address that can be read"),
+        ("https://me:secret@a.test/x.csv", "an address with a password is refused"),
+    ],
+)
+def test_what_can_be_no_name_is_one_line(path: str, message: str) -> None:
+    with pytest.raises(PromptError, match=message) as caught:
+        read_table(split_column(path)[0])
+    assert "secret" not in str(caught.value)
 
 
 def test_a_folder_is_no_file(tmp_path: Path) -> None:

@@ -201,7 +201,7 @@ def test_categories_that_are_flags_or_lists_are_kept(tmp_path: Path) -> None:
 
 def test_a_set_given_as_the_other_kind_is_an_error(tmp_path: Path) -> None:
     rows, _ = SETS["strongreject"]
-    with pytest.raises(PromptError, match="given as benign, but its labels say that no row is"):
+    with pytest.raises(PromptError, match="given as benign, but it says itself that no row is"):
         load_prompts(benign=save(tmp_path, rows, "csv"))
 
 

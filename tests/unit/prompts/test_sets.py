@@ -119,7 +119,12 @@ def test_an_unknown_label_in_a_file_given_as_harmful_is_an_error_too(tmp_path: P
 
 @pytest.mark.parametrize(
     ("column", "values", "harmful"),
-    [("is_harmful", ("1", "0"), "one"), ("Benign", ("true", "FALSE"), "two"), ("unsafe", ("no", "yes"), "two")],
+    [
+        ("is_harmful", ("1", "0"), "one"),
+        ("is_harmful", ("1.0", "0.0"), "one"),
+        ("Benign", ("true", "FALSE"), "two"),
+        ("unsafe", ("no", "yes"), "two"),
+    ],
 )
 def test_zero_and_one_count_where_the_column_says_what_they_mean(
     tmp_path: Path, column: str, values: tuple[str, str], harmful: str
@@ -141,7 +146,7 @@ def test_a_file_without_labels_needs_a_flag(tmp_path: Path) -> None:
 
 
 def test_a_file_that_contradicts_its_flag_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(PromptError, match=r"given as harmful, but its labels say that no row is .*safe -> benign"):
+    with pytest.raises(PromptError, match=r"given as harmful, but it says itself that no row is .*safe -> benign"):
         load_prompts(harmful=write(tmp_path, "prompt,label\none,safe\n"))
 
 
@@ -149,6 +154,15 @@ def test_empty_texts_and_duplicates_are_dropped_and_counted(tmp_path: Path) -> N
     prompts = load_prompts(harmful=write(tmp_path, "n,prompt\n1,one\n2,  \n3,one \n4,two\n"))
     assert sorted(prompt.text for prompt in prompts.prompts) == ["one", "two"]
     assert {"1 repeated prompts left out", "1 rows without text left out"} < set(prompts.notes)
+
+
+def test_texts_that_look_the_same_are_repeats(tmp_path: Path) -> None:
+    twins = "prompt\nöffnen\no\u0308ffnen\nöff\u200bnen\n\ufeff öffnen\n"
+    prompts = load_prompts(harmful=write(tmp_path, twins))
+    assert [prompt.text for prompt in prompts.prompts] == ["öffnen"]
+    assert "3 repeated prompts left out" in prompts.notes
+    with pytest.raises(PromptError, match="given both as harmful and as benign"):
+        load_prompts(write(tmp_path, "prompt,label\nopen it,harmful\nopen\u2060 it,benign\n"))
 
 
 def test_a_column_of_empty_texts_is_an_error(tmp_path: Path) -> None:
