@@ -1,7 +1,8 @@
 r"""The letter that a model's text chooses among lettered choices.
 
 A boxed letter counts, else the last one that the text calls its answer, else a last line that is a letter, else the one
-line that begins with a letter. Anything else chooses nothing: "A" may be an article. The text is hostile: everything here is linear in its length.
+line that begins with a letter. Anything else chooses nothing: "A" may be an article. The text is hostile: everything
+here is linear in its length.
 """
 
 import re
