@@ -38,7 +38,7 @@ ODD_VALUES: tuple[Any, ...] = (
 )  # fmt: skip
 ODD_BYTES = (b"", b"\xff\xfe", b"\0" * 40, b"[" * 100_000, b"1e400", b"9" * 5000, b"null", b"[]", b"{}", b'"\\ud800"',
              b"\xef\xbb\xbf{}", b"SQLite format 3\0", b"{#\n#}", b"a,b\n1", b"x = 1e999", b"\r", b"NaN")  # fmt: skip
-TARGETS = {
+TARGETS: dict[str, list[tuple[str, ...]]] = {
     "reports/s/study.json": [("report", "s"), ("judge", "label", "s", "--to", "new.csv"), ("ledger", "check", "s"),
                              ("judge", "check", "--judge", "refusal", "--labels", "labels.csv")],
     "reports/s/study.toml": [SEARCH, ("judge", "label", "s", "--to", "new.csv")],

@@ -22,9 +22,13 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def cache_folder(name: str) -> Path:
-    """Return the folder `name` of what can be made again at any time, below the user's cache; it need not exist yet."""
+    """Return the folder `name` of what can be made or fetched again; it need not exist yet.
+
+    It lies in $FLIPSEARCH_CACHE, or else in flipsearch/ of the user's cache.
+    """
     caches = os.environ.get("XDG_CACHE_HOME", "")
-    return (Path(caches) if os.path.isabs(caches) else Path.home() / ".cache") / "flipsearch" / name
+    usual = (Path(caches) if os.path.isabs(caches) else Path.home() / ".cache") / "flipsearch"
+    return Path(os.environ.get("FLIPSEARCH_CACHE") or usual).expanduser() / name
 
 
 @contextmanager
@@ -83,12 +87,6 @@ def is_taken(file: Path) -> bool:
     finally:
         reader.close()
     return False
-
-
-def user_cache() -> Path:
-    """Return the folder of what can be fetched again: $FLIPSEARCH_CACHE, or flipsearch in the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(os.environ.get("FLIPSEARCH_CACHE") or f"{home}/flipsearch").expanduser()
 
 
 def json_text(value: Mapping[str, Any]) -> str:

@@ -17,7 +17,7 @@ from flipsearch.core.errors import ConfigError, FlipsearchError, JudgeError, Plu
 from flipsearch.core.package import content_folder
 from flipsearch.core.protocols import Judge, Panel
 from flipsearch.core.records import ANSWER_KINDS, Exchange, Label, Verdict
-from flipsearch.judging.answer import split_answer
+from flipsearch.core.thoughts import split_answer
 from flipsearch.judging.answer_kinds import READ_CHARACTERS, answer_form, answer_kind
 from flipsearch.judging.refusal_rules import RefusalRules
 

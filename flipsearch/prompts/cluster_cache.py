@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 
 from flipsearch.core.errors import PromptError
-from flipsearch.core.files import user_cache, write_text
+from flipsearch.core.files import cache_folder, write_text
 from flipsearch.core.records import Prompt
 from flipsearch.prompts.splitting import NEAR_DUPLICATE, find_clusters
 
@@ -26,7 +26,7 @@ def cached_clusters(prompts: Sequence[Prompt]) -> list[str]:
     key = hashlib.sha256(f"{FORMAT} {NEAR_DUPLICATE}".encode())
     for prompt in prompts:
         key.update(f"\x1f{prompt.prompt_id} {prompt.group}".encode())
-    file = user_cache() / "clusters" / f"{key.hexdigest()[:32]}.json"
+    file = cache_folder("clusters") / f"{key.hexdigest()[:32]}.json"
     with suppress(OSError, ValueError):
         known = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(known, list) and len(known) == len(prompts) and all(isinstance(id, str) for id in known):

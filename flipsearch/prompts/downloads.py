@@ -16,7 +16,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from flipsearch.core.errors import PromptError, near_names, one_line
-from flipsearch.core.files import atomic_write, user_cache
+from flipsearch.core.files import atomic_write, cache_folder
 
 MAX_BYTES = 2**30
 DEADLINE_S = 600.0
@@ -31,7 +31,7 @@ _DATASET = re.compile(r"(?P<id>[\w.-]+/[\w.-]+)(?:/(?P<config>[^/]+))?(?:/(?P<sp
 
 def prompt_cache() -> Path:
     """Return the folder of fetched prompt files."""
-    return user_cache() / "prompts"
+    return cache_folder("prompts")
 
 
 def fetch(url: str, keep_as: Path | None = None, sha256: str = "", client: httpx2.Client | None = None) -> Path:

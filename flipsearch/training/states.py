@@ -40,7 +40,7 @@ class SavedStates(Trainer):
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         with _torn_state(checkpoint):
             for name in ("optimizer.pt", "scheduler.pt") if checkpoint and not self.is_fsdp_enabled else ():
-                os.stat(os.path.join(checkpoint, name))  # without them the loop would start its optimizer anew
+                os.stat(f"{checkpoint}/{name}")  # without them the loop would start its optimizer anew
             super()._load_optimizer_and_scheduler(checkpoint)
 
     def _load_rng_state(self, checkpoint: str | None) -> None:

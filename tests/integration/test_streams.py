@@ -55,7 +55,7 @@ def test_a_terminal_that_lacks_characters_gets_replacements(
     stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
     monkeypatch.setattr(sys, "stdout", stream)
     assert run(monkeypatch, "list", "contexts", *flags) == 0
-    text = stream.buffer.getvalue().decode("ascii")  # type: ignore[attr-defined]
+    text = stream.buffer.getvalue().decode("ascii")
     assert "constitution" in text
     if flags:
         assert "\u2026" in json.dumps(json.loads(text), ensure_ascii=False) or "\\u" not in text

@@ -76,6 +76,7 @@ class Engine:
             assert options.stop_token_ids == sorted(self._backend.chat.end_ids)
             choose = chooser([REQUESTS[0]], Sampling(options.max_tokens), self._backend._decoder.device)
             (ids,) = self._backend._decoder.complete([prompt], [0], options.max_tokens, choose)
+            assert ids is not None
             reason = "stop" if self._backend._decoder.ends(ids) else "length"
             outputs.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, finish_reason=reason)]))
         return outputs
