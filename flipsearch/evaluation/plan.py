@@ -108,7 +108,8 @@ def _prompts_of_split(config: EvalConfig, prompts: PromptSet) -> tuple[Prompt, .
 def _problem_set(spec: str, max_problems: int | None) -> ProblemSet:
     problems = load_problems(spec)
     problems = replace(problems, problems=problems.problems[:max_problems])
-    expression = next((problem for problem in problems.problems if plain_number(problem.answer) is None), None)
+    others = (problem for problem in problems.problems if not problem.num_choices)
+    expression = next((problem for problem in others if plain_number(problem.answer) is None), None)
     if expression is not None and not is_installed():
         raise ConfigError(
             f"{expression.place}: the answer '{expression.answer[:40]}' is no plain number, and comparing it needs "

@@ -88,7 +88,7 @@ class TrainPlan:
     def tokens_at_most(self) -> int:
         """Most completion tokens that are learnt from."""
         assert self.config.train_batch_size is not None
-        return self.num_steps * self.config.train_batch_size * self.config.sampling().max_tokens
+        return self.num_steps * self.config.train_batch_size * self.config.sampling().longest
 
     @property
     def prompts_id(self) -> str:
