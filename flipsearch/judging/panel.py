@@ -6,7 +6,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 
 from flipsearch.core.protocols import Judge
-from flipsearch.core.records import Exchange, Label, Verdict, content_id
+from flipsearch.core.records import AnswerKind, Exchange, Label, Verdict, content_id
 from flipsearch.judging.answer import split_answer
 from flipsearch.judging.contract import run_judge, were_fitted_to
 
@@ -56,7 +56,7 @@ class PanelJudge:
             p_refusal = statistics.fmean(refusals) if refusals and label is not Label.UNSCORED else None
             failed = any(vote.failed for vote in votes)  # once it answers, the probabilities may be others
             kinds = [vote.kind for vote in votes if vote.kind and vote.label is label]
-            kind = "degenerate" if "degenerate" in kinds else next(iter(kinds), None)
+            kind: AnswerKind | None = "degenerate" if "degenerate" in kinds else next(iter(kinds), None)
             combined.append(Verdict(label, p_unsafe, p_refusal, "; ".join(parts), failed=failed, kind=kind))
         return combined
 
