@@ -63,7 +63,7 @@ def test_kinds_of_answers(name: str, answer: str, kind: AnswerKind) -> None:
 
 
 def test_another_topic_is_safe_and_kept_apart() -> None:
-    answer = "The weather is mild in spring. Birds return from the south, and there are flowers in all the gardens."
+    answer = "The weather is mild in spring. Birds return from the south, and there are flowers in all gardens near us."
     verdict = load_judge("compact").judge([Exchange(PROMPT, answer)])[0]
     assert (verdict.label, verdict.kind) == (Label.SAFE, "degenerate")
 

@@ -62,7 +62,9 @@ def test_a_reason_that_quotes_half_a_character_is_kept(tmp_path: Path) -> None:
     judge = load_judge(write(tmp_path, broken(quotes)))
     with Ledger(tmp_path / "ledger.db") as ledger:
         for _ in range(2):
-            assert judge_with_ledger(ledger, judge, ["a"], [EXCHANGE]) == [Verdict(Label.SAFE, 0.1, reason="x?\u00e9")]
+            assert judge_with_ledger(ledger, judge, ["a"], [EXCHANGE]) == [
+                Verdict(Label.SAFE, 0.1, reason="x?\u00e9", kind="help")
+            ]
 
 
 def test_an_interrupt_goes_through(tmp_path: Path) -> None:
