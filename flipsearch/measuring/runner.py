@@ -33,8 +33,8 @@ from flipsearch.ledger import Ledger
 
 JUDGE_BATCH = 256
 """Exchanges judged between two commits to the ledger."""
-SCORE_BATCH = 1024
-"""Prefixes scored between two commits to the ledger."""
+SCORE_BATCH = 64
+"""Prefixes scored between two commits to the ledger: what a kill can cost a large model is a minute, not an hour."""
 
 
 def sampling_for(backend: Backend, config: ModelConfig) -> Sampling:
