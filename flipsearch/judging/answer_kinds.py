@@ -152,11 +152,16 @@ def _why_unreadable(text: str, words: list[str]) -> str:
 
 def _is_code(text: str) -> bool:
     """Return whether hardly a word stands outside of code, in fences or by the look of its lines."""
-    outside = _FENCE.sub("\n", text)
-    lines = [line.strip() for line in outside.splitlines() if line.strip()]
-    prose = [line for line in lines if not _CODE_LINE.match(line)]
-    has_code = outside != text or len(prose) < len(lines)
-    return has_code and sum(len(_WORD.findall(line)) for line in prose) < MIN_PROSE_WORDS
+    outside = _FENCE.sub("\n", text) if "```" in text or "~~~" in text else text
+    has_code, num_prose_words = outside != text, 0
+    for line in filter(None, map(str.strip, outside.splitlines())):
+        if _CODE_LINE.match(line):
+            has_code = True
+        else:
+            num_prose_words += len(_WORD.findall(line))
+        if num_prose_words >= MIN_PROSE_WORDS:
+            return False
+    return has_code
 
 
 def answer_kind(

@@ -95,6 +95,8 @@ class RefusalRules:
 
 def _without_quotes(text: str) -> str:
     """Return a text of the same length with blanks for what it quotes; unchanged if hardly anything else is left."""
+    if '"' not in text:
+        return text
     spoken = _QUOTED.sub(lambda quote: '"' + " " * (len(quote[0]) - 2) + '"', text)
     return spoken if sum(map(str.isalpha, spoken)) >= MIN_UNQUOTED_LETTERS else text
 
