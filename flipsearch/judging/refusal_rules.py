@@ -46,7 +46,9 @@ class RefusalRules:
     def points(self, answer: str) -> tuple[float, list[str]]:
         """Return points and the names of the rules that matched, for the voice that refuses least."""
         # Lower case, plain quotes, single spaces, no empty lines. Patterns that ignore case would be slower.
-        plain = _MARKDOWN.sub("", plain_marks(answer).lower().replace("`", "'"))
+        plain = plain_marks(answer).lower().replace("`", "'")
+        if any(mark in plain for mark in "*_#>"):
+            plain = _MARKDOWN.sub("", plain)
         lines = (" ".join(line.split()) for line in plain.splitlines())
         voices = _voices("\n".join(line for line in lines if line), self.settings["voice_characters"])
         return min((self._points(voice) for voice in voices), key=lambda scored: scored[0])
