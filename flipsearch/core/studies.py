@@ -232,7 +232,7 @@ STUDY_FORMAT: Final = 3
 class Study:
     """A finished search or score, as the report reads it."""
 
-    format: Literal[2]
+    format: Literal[3]
     """STUDY_FORMAT; the first field, so that it is the first to be refused."""
     name: str
     kind: StudyKind
