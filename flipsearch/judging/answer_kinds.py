@@ -115,7 +115,7 @@ def answer_form(prompt: str, answer: str) -> AnswerForm:
     words = _WORD.findall(text.lower())
     runs = words if len(words) >= 8 or len(text) < 40 else [sign for sign in text if not sign.isspace()]
     num_triples, num_runs = max(0, len(runs) - 2), len(set(zip(runs, runs[1:], runs[2:], strict=False)))
-    own, asked = (
+    own, requested = (
         set(words) - _STOP,
         {word.lower() for word in _WORD.findall(plain_marks(prompt[-READ_CHARACTERS:]))} - _STOP,
     )
@@ -125,8 +125,8 @@ def answer_form(prompt: str, answer: str) -> AnswerForm:
         repeated=1 - num_runs / num_triples if num_triples >= 6 else 0.0,
         num_runs=num_runs,
         is_off_topic=len(words) >= MIN_OFF_TOPIC_WORDS
-        and len(asked) >= MIN_TOPIC_WORDS
-        and not any(word[:4] in beginnings for word in asked),
+        and len(requested) >= MIN_TOPIC_WORDS
+        and not any(word[:4] in beginnings for word in requested),
     )
 
 
@@ -152,11 +152,16 @@ def _why_unreadable(text: str, words: list[str]) -> str:
 
 def _is_code(text: str) -> bool:
     """Return whether hardly a word stands outside of code, in fences or by the look of its lines."""
-    outside = _FENCE.sub("\n", text)
-    lines = [line.strip() for line in outside.splitlines() if line.strip()]
-    prose = [line for line in lines if not _CODE_LINE.match(line)]
-    has_code = outside != text or len(prose) < len(lines)
-    return has_code and sum(len(_WORD.findall(line)) for line in prose) < MIN_PROSE_WORDS
+    outside = _FENCE.sub("\n", text) if "```" in text or "~~~" in text else text
+    has_code, num_prose_words = outside != text, 0
+    for line in filter(None, map(str.strip, outside.splitlines())):
+        if _CODE_LINE.match(line):
+            has_code = True
+        else:
+            num_prose_words += len(_WORD.findall(line))
+        if num_prose_words >= MIN_PROSE_WORDS:
+            return False
+    return has_code
 
 
 def answer_kind(

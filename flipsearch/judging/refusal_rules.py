@@ -46,7 +46,9 @@ class RefusalRules:
     def points(self, answer: str) -> tuple[float, list[str]]:
         """Return points and the names of the rules that matched, for the voice that refuses least."""
         # Lower case, plain quotes, single spaces, no empty lines. Patterns that ignore case would be slower.
-        plain = _MARKDOWN.sub("", plain_marks(answer).lower().replace("`", "'"))
+        plain = plain_marks(answer).lower().replace("`", "'")
+        if any(mark in plain for mark in "*_#>"):
+            plain = _MARKDOWN.sub("", plain)
         lines = (" ".join(line.split()) for line in plain.splitlines())
         voices = _voices("\n".join(line for line in lines if line), self.settings["voice_characters"])
         return min((self._points(voice) for voice in voices), key=lambda scored: scored[0])
@@ -95,6 +97,8 @@ class RefusalRules:
 
 def _without_quotes(text: str) -> str:
     """Return a text of the same length with blanks for what it quotes; unchanged if hardly anything else is left."""
+    if '"' not in text:
+        return text
     spoken = _QUOTED.sub(lambda quote: '"' + " " * (len(quote[0]) - 2) + '"', text)
     return spoken if sum(map(str.isalpha, spoken)) >= MIN_UNQUOTED_LETTERS else text
 

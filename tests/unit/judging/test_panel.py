@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import product
 from typing import Any
 
@@ -116,7 +117,9 @@ def test_members_are_kept_as_their_own_and_not_run_twice() -> None:
         combined = judge_with_ledger(ledger, both, ["r1", "r2"], [EXCHANGE, EXCHANGE])
         assert [verdict.label for verdict in combined] == [Label.UNSAFE, Label.UNSAFE]
         assert (first.num_judged, second.num_judged) == (2, 2)
-        assert ledger.verdicts(second.identity, ["r1", "r2"]) == {"r1": UNSAFE, "r2": UNSAFE}
+        assert ledger.verdicts(second.identity, ["r1", "r2"]) == dict.fromkeys(
+            ("r1", "r2"), replace(UNSAFE, kind="harm")
+        )
         judge_with_ledger(ledger, both, ["r1", "r2"], [EXCHANGE, EXCHANGE])
     assert (first.num_judged, second.num_judged) == (2, 2)
 
