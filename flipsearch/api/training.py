@@ -9,6 +9,7 @@ from flipsearch.config import TRAININGS, EvalConfig, TrainConfig
 from flipsearch.core.progress import Progress
 from flipsearch.evaluation.plan import plan_evaluation
 from flipsearch.evaluation.run import run_evaluation
+from flipsearch.judging.contract import check_identities
 from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.reporting.files import read_training, write_model_card, write_scorecard, write_training
@@ -37,6 +38,8 @@ def train(
     judge, folder = load_judge(plan.config.judge), CheckpointFolder(plan.folder)
     if is_main_process():
         folder.check(plan.config.resume)
+    if plan.needs_judge:
+        check_identities(judge)
     if on_plan:
         on_plan(plan)
     needs_ledger = plan.needs_judge and is_main_process()

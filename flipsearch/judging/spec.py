@@ -80,8 +80,9 @@ def respelled(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return those settings that name judges, in canonical spelling."""
     single = (key for key in ("judge", "confirm_judge") if settings.get(key))
     names: dict[str, Any] = {key: canonical(str(settings[key])) for key in single}
-    if second := settings.get("second_judges"):
-        names["second_judges"] = tuple(map(canonical, second))
+    second = settings.get("second_judges")
+    if second and isinstance(second, list | tuple):  # a file's value may be anything
+        names["second_judges"] = tuple(canonical(str(name)) for name in second)
     return names
 
 

@@ -98,7 +98,7 @@ def student_and_teacher(
 
     Without `lora` the student's weights are float32, run as a copy in the model's own precision if that is another. The
     teacher, made only `with_teacher`, has that precision too. With `lora` (a rank) only adapters are trained, and the
-    teacher is the same model with adapters off, in eval mode.
+    teacher is the same model with adapters off.
     """
     if not lora:
         teacher = copy.deepcopy(model).requires_grad_(False).eval() if with_teacher else None
@@ -114,13 +114,8 @@ def student_and_teacher(
 
     @contextmanager
     def without_adapters() -> Iterator[Any]:
-        was_training = adapted.training
-        adapted.eval()
-        try:
-            with adapted.disable_adapter():
-                yield adapted
-        finally:
-            adapted.train(was_training)
+        with adapted.disable_adapter():
+            yield adapted
 
     return adapted, None, without_adapters
 

@@ -16,7 +16,7 @@ def test_a_sound_model_and_judge_pass_every_check_within_80_columns(tmp_path: Pa
     assert max(map(len, done.stdout.splitlines())) <= 80
     for what in ("torch", "cores", "chat template", "vocabulary", "in batches", "a refusal is SAFE", "help is UNSAFE"):
         assert what in " ".join(done.stdout.split())
-    assert "no check(s) failed" in done.stdout
+    assert "No check failed." in done.stdout
 
 
 @pytest.mark.parametrize(

@@ -92,7 +92,7 @@ def test_export_to_stdout_and_to_files(folder: Path, tmp_path: Path) -> None:
         (("search", "--time", "soon"), "--time is 'soon'"),
         (("search", "--trials", "0"), "--num-contexts is 0"),
         (("search", "--study", "_judges"), "--study is '_judges', expected a name that does not begin with '_'"),
-        (("plan", "--study", "./_mine/s"), "--study is './_mine/s', expected a name"),
+        (("plan", "--study", "./_mine/s"), "--study is './_mine/s': expected the name of a folder"),
         (("score", "be safe", "--study", "trainings"), "--study is 'trainings', expected a name"),
         (("search", "--study", "evaluations"), "--study is 'evaluations', expected a name"),
     ],

@@ -356,7 +356,7 @@ def test_nothing_to_flip() -> None:
 def test_nothing_to_flip_because_nothing_could_be_scored() -> None:
     cut = [Prompt(f"mumble {number} 0", "harmful", split=p.split) for number, p in enumerate(PROMPTS)]
     with pytest.raises(
-        NothingToFlipError, match=r"60 .* 0 scored\).*mumbled \(60\)\. 60 were cut at 8 tokens: raise max"
+        NothingToFlipError, match=r"60 harmful .*could be scored.*mumbled \(60\)\. 60 were cut at 8 tokens: raise max"
     ):
         study_of(prompts=cut)
 

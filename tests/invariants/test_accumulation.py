@@ -95,8 +95,8 @@ def test_training_brings_the_student_to_its_teacher(folder: Path, tmp_path: Path
 
 def test_a_loss_that_is_not_a_number_stops_with_the_batch_saved(folder: Path, tmp_path: Path) -> None:
     run = trainer(folder, tmp_path)
-    with torch.no_grad():
-        run.student.model.get_output_embeddings().weight[0] = torch.nan
+    with torch.no_grad(), run.job.as_teacher() as teacher:
+        teacher.get_input_embeddings().weight.fill_(torch.nan)
     with pytest.raises(TrainingError, match=f"the loss is nan at step 0; the batch is saved in '.*{FAILED_BATCH}'"):
         run.train()
     saved = json.loads((tmp_path / FAILED_BATCH).read_text())

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from flipsearch.core.errors import LedgerError
-from flipsearch.core.records import Label, PrefixScore, Verdict
+from flipsearch.core.records import FinishReason, Label, PrefixScore, Verdict
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.check import check_ledger
 from tests.unit.ledger.test_ledger import rollout
@@ -71,8 +71,6 @@ def test_a_sound_ledger_is_counted(path: Path) -> None:
         ("UPDATE rollouts SET completion_ids = 5 WHERE rollout_id = ?", "rollouts with a value of the wrong kind"),
         ("UPDATE rollouts SET max_tokens = 'x' WHERE rollout_id = ?", "rollouts with a value of the wrong kind"),
         ("UPDATE verdicts SET p_unsafe = 'x' WHERE judge_id = 'other' AND rollout_id = ?", "of the wrong kind"),
-        ("UPDATE rollouts SET finish_reason = 'error' WHERE rollout_id = ?", "score a failed or filtered"),
-        ("UPDATE rollouts SET finish_reason = 'filtered' WHERE rollout_id = ?", "score a failed or filtered"),
     ],
 )
 def test_every_kind_of_fault_is_named_with_its_first_row(path: Path, statement: str, kind: str) -> None:
@@ -83,11 +81,12 @@ def test_every_kind_of_fault_is_named_with_its_first_row(path: Path, statement: 
     assert fault.count == (2 if "without a rollout" in kind or "failed or filtered" in kind else 1)
 
 
-def test_a_verdict_that_scores_a_failed_rollout_is_a_fault(path: Path) -> None:
+@pytest.mark.parametrize("reason", ["error", "filtered"])
+def test_a_verdict_that_scores_a_rollout_without_an_answer_is_a_fault(path: Path, reason: FinishReason) -> None:
     with Ledger(path) as ledger:
-        ledger.save_rollouts([rollout(0, finish_reason="error", error="too long")])
+        ledger.save_rollouts([rollout(0, finish_reason=reason, error="too long")])
     (fault,) = check_ledger(path).faults
-    assert (fault.kind, fault.count, fault.example) == ("verdicts that score a failed rollout", 2, IDS[0])
+    assert (fault.kind, fault.count, fault.example) == ("verdicts that score a failed or filtered rollout", 2, IDS[0])
 
 
 @pytest.mark.parametrize(

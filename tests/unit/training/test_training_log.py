@@ -1,5 +1,6 @@
 """What a training logs per step: statistics by label, leaks of the context, whole lines."""
 
+import json
 from pathlib import Path
 
 from flipsearch.core.records import Context, Prompt
@@ -37,5 +38,6 @@ def test_steps_are_summed_up_by_label_over_all_processes() -> None:
 def test_a_log_line_that_was_cut_off_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "log.jsonl"
     assert list(read_log(path)) == []
-    path.write_text('{"step": 1, "loss": 0.5}\n{"step": 2, "lo')
-    assert list(read_log(path)) == [{"step": 1, "loss": 0.5}]
+    whole = {"step": 1, "step_s": 0.1, "num_rollouts": 4, "num_tokens": 40, "loss": 0.5}
+    path.write_text(json.dumps(whole) + '\n{"step": 2, "lo')
+    assert list(read_log(path)) == [whole]

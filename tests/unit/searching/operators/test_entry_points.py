@@ -58,7 +58,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
 def test_a_search_uses_an_installed_operator(install: Install) -> None:
     install("shout", "shouting:Shout")
-    config = SearchConfig(num_contexts=24, cohort_size=6, first_rung=8, seed=1)
+    config = SearchConfig(num_contexts=96, cohort_size=6, first_rung=8, seed=1)
     with Ledger("sqlite://") as ledger:
         setup = prepare_search(config, library(), prompt_set())
         study = run_study(setup, Runner(Model(), RefusalJudge(), ledger, GREEDY))
