@@ -19,7 +19,7 @@ from flipsearch.prompts.downloads import HUB, fetch, hub_dataset, hub_file, is_d
 from flipsearch.prompts.formats import FILE_TYPES, Row, file_type, read_columns, read_rows
 
 TEXT_COLUMNS = (
-    "text", "prompt", "forbidden_prompt", "goal", "behavior", "question", "instruction", "query", "request",
+    "prompt", "forbidden_prompt", "goal", "behavior", "instruction", "text", "question", "query", "request",
     "prompt_text", "user_input", "user_prompt", "turns", "messages", "conversations", "conversation",
 )  # fmt: skip
 CATEGORY_COLUMNS = (
