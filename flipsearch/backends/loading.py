@@ -126,7 +126,11 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTra
                 raise
             model, info = load(folder, **options)
         # The library fills in missing weights at random, and only logs it.
-        missing, mismatched = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
+        missing = sorted(info["missing_keys"])
+        mismatched = sorted(
+            f"{name} ({tuple(there)} in the files, {tuple(wanted)} by the config)"
+            for name, there, wanted in info["mismatched_keys"]
+        )
         if missing or mismatched:
             raise ValueError(
                 f"{len(missing)} weights are missing and {len(mismatched)} have another shape, e.g. "

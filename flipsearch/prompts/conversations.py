@@ -6,10 +6,13 @@ as text, in JSON or as Python writes it; one that cannot be read is never taken 
 """
 
 import ast
+import io
 import json
 import re
+import tokenize
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from flipsearch.core.errors import PromptError
@@ -46,9 +49,10 @@ def read_request(table: Table, row: Row, column: str) -> ChatPrompt:
         return ChatPrompt("")
     if isinstance(value, str):
         text, value = value.strip(), _spelled(value.strip(), plain_name(column) in LIST_COLUMNS)
-        if isinstance(value, str) and _SPELLS_TURNS.match(text):
+        starts = ("['", '["') if plain_name(column) in LIST_COLUMNS else ()
+        if isinstance(value, str) and (_SPELLS_TURNS.match(text) or text.startswith(starts)):
             raise PromptError(
-                f"{table.at(row)}: column '{column}' spells out chat turns that are neither JSON nor Python (pandas "
+                f"{table.at(row)}: column '{column}' spells out a list that is neither JSON nor Python (pandas "
                 "writes arrays so): save the file as jsonl or parquet."
             )
     if isinstance(value, str):
@@ -83,10 +87,18 @@ def written_list(text: str) -> Any:
     """Return the list that a text spells out, in JSON or as Python writes it; the text if it spells none."""
     for parse in (json.loads, ast.literal_eval):
         try:
+            if parse is not json.loads and _joins_texts(text):
+                break
             return parse(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError):
+        except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
             continue
     return text
+
+
+def _joins_texts(text: str) -> bool:
+    """Return whether two texts stand side by side without a comma, as NumPy writes lists: Python would join them."""
+    tokens = [token.type for token in tokenize.generate_tokens(io.StringIO(text).readline) if token.string.strip()]
+    return any(pair == (tokenize.STRING, tokenize.STRING) for pair in pairwise(tokens))
 
 
 def _of_turns(value: Any) -> ChatPrompt:

@@ -22,6 +22,8 @@ TEXT_COLUMNS = (
     "prompt", "forbidden_prompt", "goal", "behavior", "instruction", "text", "question", "query", "request",
     "prompt_text", "user_input", "user_prompt", "turns", "messages", "conversations", "conversation",
 )  # fmt: skip
+COMPANION_COLUMNS = ("input", "context", "passage", "article")
+"""Texts that an instruction or a question beside them speaks of (Alpaca, Dolly, SQuAD, RACE)."""
 CATEGORY_COLUMNS = (
     "category", "semanticcategory", "semantic_category", "harm_category", "type", "functionalcategory", "hazard",
     "risk_area", "harm_area", "risk_type", "subcategory", "violated_categories",

@@ -24,6 +24,7 @@ from flipsearch.prompts.conversations import ChatPrompt, read_request
 from flipsearch.prompts.downloads import fetch, file_hash, is_here, prompt_cache
 from flipsearch.prompts.files import (
     CATEGORY_COLUMNS,
+    COMPANION_COLUMNS,
     Table,
     built_in_files,
     cell,
@@ -42,8 +43,6 @@ FOLDER = "prompt_sets"
 MAX_KEPT = 50_000
 """Prompts of each kind that a command works on at most: of more, these many are taken at random, by their text."""
 ASKING_COLUMNS = ("instruction", "question", "query")
-COMPANION_COLUMNS = ("input", "context", "passage", "article")
-"""Texts that an instruction or a question beside them speaks of (Alpaca, Dolly, SQuAD, RACE)."""
 _UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 
 

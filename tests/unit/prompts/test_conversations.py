@@ -148,3 +148,9 @@ def test_a_label_beside_an_answered_chat_is_refused(tmp_path: Path) -> None:
         load_prompts(str(tmp_path / "a.jsonl"))
     (tmp_path / "a.jsonl").write_text(json.dumps({"messages": CHAT[:2], "prompt_label": "safe"}), encoding="utf-8")
     assert load_prompts(str(tmp_path / "a.jsonl")).prompts[0].kind == "benign"
+
+
+def test_a_list_without_commas_is_not_joined(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="spells out a list that is neither JSON nor Python"):
+        load(tmp_path, {"turns": "['first thing' 'second thing']"})
+    assert load(tmp_path, {"turns": "['first' ]"})[0].text == "first"
