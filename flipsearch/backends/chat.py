@@ -163,6 +163,7 @@ class Chat:
         """Return the prompt ids of messages, and whether they end in an open thought."""
         try:
             text = self._template.render(messages, **self._options)
+            self._template.check_whole(messages, text)
             opens = self._template.opens(text)
             if skips_thought and not opens and not text.rstrip().endswith(self.marks.close_mark):
                 before, text = text, self._template.render(messages, **(self._options | self._off))
@@ -225,6 +226,16 @@ class Chat:
                 "which a system context replaces: a part of what such a context changes is the loss of that text. The "
                 "neutral placebo in the system place loses it too and is the fair comparison there, the empty one not."
             )
+        if not self._template.keeps_texts:
+            notes.append("the chat template changes the case or the signs of texts: prompts do not arrive as written.")
+        if header := self._template.missing_header():
+            notes.append(
+                f"the chat template leaves '{self._control.defuse(header)}' before an answer to the model, though it "
+                "writes it before earlier ones: does it lack add_generation_prompt?"
+            )
+        if foreign := self._template.foreign_marks():
+            names = ", ".join(repr(self._control.defuse(mark)) for mark in foreign[:3])
+            notes.append(f"the chat template writes {names}, no token of this vocabulary: is it another model's?")
         if self._template.writes_date:
             notes.append(f"the chat template writes today's date: it is given {TEMPLATE_DATE:%Y-%m-%d}.")
         if self._template.switch is None and self._thinking != "auto" and not opens:

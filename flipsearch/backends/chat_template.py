@@ -20,6 +20,10 @@ Turn = tuple[str, str]
 """Role and text of a message."""
 PROBE, ANSWER, THOUGHT = "quokka", "wombat", "numbat"
 """Texts that no template writes."""
+LONG_PROBE = "\n\n".join([f'{PROBE.title()} <b> & "{PROBE}" {{x}}, \'it\''] * 300)
+"""A long one, of which case and signs are to stay."""
+SHORT = 1_000
+_MARK = re.compile(r"<\|\w+\|>|</?s>|<(?:start|end)_of_turn>")
 TEMPLATE_DATE = datetime.datetime(2026, 1, 1)
 """The date given to templates that write today's date, so that a request is the same prompt every day."""
 USUAL_SWITCH = "enable_thinking"
@@ -59,6 +63,8 @@ class ChatTemplate:
                 "or put a chat_template.jinja into its folder."
             ) from error
         self.writes_date = "strftime_now" in self.text
+        self._endless: set[tuple[str, ...]] = set()
+        """Roles with which the template does not end even for short texts: tried once."""
         self._as_parts: dict[str, bool] = {}
         """Role -> whether its content is a list of typed parts, where a plain text fails or is left out."""
         try:
@@ -68,11 +74,15 @@ class ChatTemplate:
             raise BackendError(f"the model's chat template cannot render one user message: {reason}") from error
         self.takes_system = False
         with suppress(Exception):  # raising is how a template says that it takes no system role
-            self._find_form("system", ("user", "x"))
+            self._find_form("system", ("user", ANSWER))
             self.takes_system = True
         with suppress(Exception):
             self._find_form("assistant", before=(("user", "x"),))
         self._baseline = self.render([("user", PROBE)])
+        if self.render([("user", PROBE)]) != self._baseline:
+            raise BackendError("the model's chat template writes another prompt each time: is anything random in it?")
+        self.keeps_texts = self._keeps_texts()
+        """Whether texts are written as they are, but for white space."""
         self.switch = self._find_switch()
         self.names_marks = True
         """Whether the template or the vocabulary names a thought mark."""
@@ -86,13 +96,44 @@ class ChatTemplate:
         messages[-1] |= thought or {}
         if self.writes_date:
             options["strftime_now"] = TEMPLATE_DATE.strftime
-        with bounded_rendering():
-            text: str = self._tokenizer.apply_chat_template(
-                messages, tokenize=False, add_generation_prompt=generates, **options
-            )
+        roles = tuple(role for role, _ in turns)
+        if roles in self._endless:
+            raise BoundExceededError("still running after its time")
+        try:
+            with bounded_rendering():
+                text: str = self._tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=generates, **options
+                )
+        except BoundExceededError:
+            if sum(len(text) for _, text in turns) < SHORT:
+                self._endless.add(roles)
+            raise
         if len(text) > MAX_CHARACTERS + 10 * sum(len(text) for _, text in turns):
             raise BoundExceededError(f"the chat template makes {len(text):,} characters of them")
         return text
+
+    def check_whole(self, turns: Sequence[Turn], text: str) -> None:
+        """Raise ValueError if what is rendered lacks a text of the user or the system, or a part of one."""
+        shown = " ".join(text.split())
+        if self.keeps_texts and not all(
+            " ".join(said.split()) in shown for role, said in turns if role in ("user", "system")
+        ):
+            raise ValueError("the chat template leaves out or changes a part of it")
+
+    def missing_header(self) -> str:
+        """Return what the template writes before an earlier answer and leaves to the model before the next one."""
+        with suppress(Exception):
+            if self._baseline == self.render([("user", PROBE)], generates=False):
+                whole = self.render([("user", PROBE), ("assistant", ANSWER)], generates=False)
+                between, shown, _ = whole.removeprefix(self._baseline).partition(ANSWER)
+                return between.strip() if shown and len(between) < LONGEST_MARK and PROBE not in between else ""
+        return ""
+
+    def foreign_marks(self) -> list[str]:
+        """Return what the template writes as special tokens and the vocabulary has not."""
+        known = self._added_tokens() | set(self._tokenizer.all_special_tokens)
+        marks = dict.fromkeys(_MARK.findall("".join([self._baseline, *self.turn_tails()])))
+        return [mark for mark in marks if mark not in known and not THOUGHT_MARK.fullmatch(mark)]
 
     def opens(self, prompt: str) -> bool:
         """Return whether a rendered prompt ends inside an open thought."""
@@ -127,12 +168,20 @@ class ChatTemplate:
             self._as_parts[role] = as_parts
             try:
                 turns = [*before, (role, PROBE), *([after] if after else [])]
-                if PROBE in self.render(turns, generates=role != "assistant"):
+                text = self.render(turns, generates=role != "assistant")
+                if PROBE in text and (after is None or after[1] in text):
                     return
             except Exception as error:
                 failure = failure if as_parts else error
         self._as_parts[role] = False
         raise failure
+
+    def _keeps_texts(self) -> bool:
+        """Return whether a long text is shown as it is; raises BackendError if it is cut."""
+        text = self.render([("user", LONG_PROBE)])
+        if text.lower().count(PROBE) < LONG_PROBE.lower().count(PROBE):
+            raise BackendError("the model's chat template cuts long texts of the user: mend it, or use another model.")
+        return " ".join(LONG_PROBE.split()) in " ".join(text.split())
 
     def _find_switch(self) -> ThinkingSwitch | None:
         """Return the variable that changes the prompt when it is switched; the usual name first."""

@@ -241,7 +241,7 @@ class Endpoint:
     def _failure(self, response: _Response) -> str:
         """Return why a retry may help; raise where it cannot."""
         status, where = response.status, f"the endpoint {self.address.base}"
-        message, codes = _error_of(response.body)
+        message, codes = error_of(response.body)
         if status in (400, 403, 422, 451) and FILTER_MARKS.search(codes):
             raise FilteredRequestError(f"the endpoint's content filter refuses the prompt (HTTP {status})")
         if status in (401, 403):
@@ -265,7 +265,7 @@ class Endpoint:
         return (line.replace(self._key, "[key]") if self._key else line)[:200]
 
 
-def _error_of(body: bytes) -> tuple[str, str]:
+def error_of(body: bytes) -> tuple[str, str]:
     """Return the message of an HTTP error's body, and its codes and parameter in one text.
 
     OpenAI's form is {"error": {"message", "code", "param"}}; other bodies are their own message.

@@ -9,6 +9,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -112,7 +113,8 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTra
     """Return the model in `folder` in evaluation mode; BackendError if it cannot be loaded completely."""
     trusted: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, **trusted}
-    load: Any = AutoModelForCausalLM.from_pretrained
+    # Weights of another shape are refused below, with their names; the library would point at its log.
+    load: Any = partial(AutoModelForCausalLM.from_pretrained, ignore_mismatched_sizes=True)
     config = load_config(folder)
     with quiet(), _clear_errors(folder, "model"):
         # Only the eager implementation applies the cap on attention logits that Gemma 2 was trained with.
@@ -124,7 +126,11 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTra
                 raise
             model, info = load(folder, **options)
         # The library fills in missing weights at random, and only logs it.
-        missing, mismatched = sorted(info["missing_keys"]), sorted(map(str, info["mismatched_keys"]))
+        missing = sorted(info["missing_keys"])
+        mismatched = sorted(
+            f"{name} ({tuple(there)} in the files, {tuple(wanted)} by the config)"
+            for name, there, wanted in info["mismatched_keys"]
+        )
         if missing or mismatched:
             raise ValueError(
                 f"{len(missing)} weights are missing and {len(mismatched)} have another shape, e.g. "
@@ -199,4 +205,7 @@ def _clear_errors(folder: Path, part: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # the library raises everything from KeyError to its own types
-        raise BackendError(f"the {part} in '{folder}' cannot be loaded: {one_line(error, 300)}") from error
+        reason = one_line(error, 300)
+        if isinstance(error, KeyError):  # a value of the config that the library looked up
+            reason += " is unknown to this transformers: is it a typing error in config.json, or is transformers too old?"
+        raise BackendError(f"the {part} in '{folder}' cannot be loaded: {reason}") from error

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
 
-from flipsearch.backends.endpoint import RequestError
+from flipsearch.backends.endpoint import RequestError, error_of
 from flipsearch.core.errors import one_line
 from flipsearch.core.records import FinishReason
 
@@ -82,7 +82,9 @@ def parse_reply(content: bytes, max_tokens: int) -> ChatReply:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "all of it"
-        raise RequestError(f"the endpoint's answer is no chat completion ({where}: {first['msg'][:150]})") from error
+        said = error_of(content)[0] if b'"error"' in content else ""
+        why = f"it says: {said[:200]}" if said else f"{where}: {first['msg'][:150]}"
+        raise RequestError(f"the endpoint's answer is no chat completion ({why})") from error
     message, given = response.choices[0].message or _ChatMessage(), response.choices[0].finish_reason
     thoughts: list[str] = []
     answer = "".join(_texts(message.content, thoughts))

@@ -38,9 +38,12 @@ class Choices:
         """
         texts, labels = self._read(row)
         if not 2 <= len(texts) <= len(LETTERS) or not all(texts):
-            self._refuse(row, f"has {len(texts)} choices that are texts, expected 2 to {len(LETTERS)}")
+            num_empty = texts.count("")
+            self._refuse(row, f"has {len(texts)} choices, {num_empty} of them empty; expected 2 to {len(LETTERS)} texts")
         if self.shuffles:
             right = texts[0]
+            if right in texts[1:]:
+                self._refuse(row, f"has the right answer among the wrong ones, too: '{right[:40]}'")
             texts = sorted(texts, key=lambda text: content_id("choice", question, text))
             index = texts.index(right)
         else:

@@ -19,9 +19,11 @@ from flipsearch.prompts.downloads import HUB, fetch, hub_dataset, hub_file, is_d
 from flipsearch.prompts.formats import FILE_TYPES, Row, file_type, read_columns, read_rows
 
 TEXT_COLUMNS = (
-    "text", "prompt", "forbidden_prompt", "goal", "behavior", "question", "instruction", "query", "request",
+    "prompt", "forbidden_prompt", "goal", "behavior", "instruction", "text", "question", "query", "request",
     "prompt_text", "user_input", "user_prompt", "turns", "messages", "conversations", "conversation",
 )  # fmt: skip
+COMPANION_COLUMNS = ("input", "context", "passage", "article")
+"""Texts that an instruction or a question beside them speaks of (Alpaca, Dolly, SQuAD, RACE)."""
 CATEGORY_COLUMNS = (
     "category", "semanticcategory", "semantic_category", "harm_category", "type", "functionalcategory", "hazard",
     "risk_area", "harm_area", "risk_type", "subcategory", "violated_categories",

@@ -144,7 +144,11 @@ def _csv_records(shown: str, stream: Opened, kind: str) -> tuple[list[str], Iter
         num_blank += 1
     if not first.strip():
         raise PromptError(f"{shown} is empty: expected a header line and at least one prompt.")
-    delimiter = "\t" if kind == "tsv" else next((mark for mark in ",\t;" if mark in first), ",")
+    named = re.fullmatch(r"\"?sep=(.)\"?\s*", first)  # a line that Excel reads and writes
+    if named:
+        first, num_blank = next(lines, ""), num_blank + 1
+    usual = "\t" if kind == "tsv" else next((mark for mark in ",\t;" if mark in first), ",")
+    delimiter = named[1] if named else usual
 
     def all_lines() -> Iterator[str]:
         yield first
@@ -184,6 +188,11 @@ def _json_rows(shown: str, stream: Opened) -> Iterator[Row]:
     held: list[str] = []
     size = 0
     for line in lines:
+        if not held and line.strip() == "{":
+            raise PromptError(
+                f"{shown} is one JSON object, expected an array of texts or of objects: save the list that is in it, "
+                f"e.g. with jq '.data' (or of a pandas frame: to_json(orient='records'))."
+            )
         if not held and line.lstrip().startswith("{"):
             yield from _jsonl_rows(shown, _chained(line, lines), start=size + 1)
             return

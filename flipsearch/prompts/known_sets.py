@@ -225,6 +225,7 @@ KNOWN_SETS: tuple[KnownSet, ...] = (
         "sorry-bench", "question_id,category,turns", "its own",
         "huggingface.co/datasets/sorry-bench/sorry-bench-202406", "turns", kind="harmful", category=("category",),
         group="question_id", is_gated=True,
+        first_values=("category", frozenset(map(str, range(1, 46)))),  # MT-Bench has the same columns
     ),
     _set(
         "coconot", "id,category,subcategory,prompt", "ODC-BY", "huggingface.co/datasets/allenai/coconot", "prompt",

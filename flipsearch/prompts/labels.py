@@ -4,6 +4,7 @@ An unknown label is an error: a row of the wrong kind would get the wrong contex
 speaks of the answer unless its name says that it is the prompt's, and is never taken for the prompt's.
 """
 
+import re
 from collections.abc import Mapping
 from typing import NoReturn, get_args
 
@@ -23,6 +24,10 @@ ANSWER_COLUMNS = (
     "response", "completion", "answer", "output", "model_output", "model_response", "generation", "reply",
     "response_0", "chosen", "assistant", "responses", "completions",
 )  # fmt: skip
+_ANSWERS = re.compile(r"(?:.*[ _-])?(?:response|completion|answer|output|generation|generated_text|reply)s?(?:[ _-]?\d+)?")
+"""Names of answers, whoever gave them: target_response, gpt4_answer, response_1."""
+_OF_ANSWERS = re.compile("response|completion|answer|output|generation|reply|label|safe")
+"""Parts of the names of columns that are or that judge an answer."""
 _FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
 
 
@@ -42,7 +47,11 @@ class LabelRouter:
     def __init__(self, table: Table, kind: Kind | None, known: KnownSet | None = None) -> None:
         self.table = table
         self.known = known
-        self.answer_column = table.find(ANSWER_COLUMNS)
+        others = [name for name in map(plain_name, table.columns) if _ANSWERS.fullmatch(name)]
+        self.answer_column = table.find([*ANSWER_COLUMNS, *others])
+        self._other_columns = [
+            name for name in table.columns if not _OF_ANSWERS.search(plain_name(name)) and name != self.answer_column
+        ]
         self.notes: list[str] = []
         self.meanings: Mapping[str, Routed] = HARMFUL_OR_NOT
         self.flag_column: str | None = None
@@ -50,6 +59,8 @@ class LabelRouter:
         fixed = known.kind if known else None
         by_name = known.kind_of(table.name) if known else None
         self.kind = fixed or kind or by_name
+        names = () if known else PROMPT_LABELS if self.answer_column else (*LABEL_COLUMNS, *FLAG_COLUMNS)
+        self._rivals = [name for name in table.columns if plain_name(name) in names]
         self.borderline_column = table.find(["borderline"])
         self.group_column = table.find(["group", *([known.group] if known and known.group else [])])
         self.split_column = table.find(["split"])
@@ -81,7 +92,8 @@ class LabelRouter:
         column = self.table.find(PROMPT_LABELS)
         if column is None and (of_answer := self.table.find(("label", *FLAG_COLUMNS))):
             self.notes.append(
-                f"'{of_answer}' stands beside '{self.answer_column}', so it labels answers and is not used. "
+                f"'{of_answer}' stands beside '{self.answer_column}', so it labels answers and is not used (if it labels "
+                "prompts, name it prompt_label). "
             )
         return column
 
@@ -91,6 +103,7 @@ class LabelRouter:
             label = cell(row, self.label_column)
             plain = plain_flag(label).replace(" ", "_")
             kind = self.meanings.get(plain) or self.meanings.get(plain.replace("-", "_"))
+            self._check_rivals(row, self.label_column, kind)
             return label or "no label", kind or self._unknown(row, self.label_column, label)
         if self.flag_column:
             value = cell(row, self.flag_column)
@@ -101,6 +114,7 @@ class LabelRouter:
                     "false, yes, no)."
                 )
             means_harmful = flag is FLAG_COLUMNS[plain_name(self.flag_column)]
+            self._check_rivals(row, self.flag_column, "harmful" if means_harmful else "benign")
             return f"{self.flag_column}={value}", "harmful" if means_harmful else "benign"
         if self.kind == "harmful" and self.known and self.known.only_harmful:
             name, wanted = self.known.only_harmful
@@ -116,6 +130,31 @@ class LabelRouter:
             known = ", ".join(name for name in self.meanings if name)
             todo = f"Expected one of {known}; rename or drop the column if it means something else."
         raise PromptError(f"{self.table.at(row)}: unknown label '{label[:80]}' in column '{column}'. {todo}")
+
+    def _check_rivals(self, row: Row, column: str, kind: Routed | None) -> None:
+        """Raise PromptError if another label of the prompt says something else than the one in `column`."""
+        for other in self._rivals:
+            name, value = plain_name(other), plain_flag(cell(row, other))
+            if name in FLAG_COLUMNS:
+                flag = _FLAGS.get(value)
+                meaning = None if flag is None else "harmful" if flag is FLAG_COLUMNS[name] else "benign"
+            else:
+                meaning = HARMFUL_OR_NOT.get(value.replace(" ", "_"))
+            if other != column and kind and meaning not in (None, kind):
+                raise PromptError(
+                    f"{self.table.at(row)}: '{column}' says {kind}, '{other}' says {meaning}: drop or rename the one "
+                    "that does not label the prompt."
+                )
+
+    def says_otherwise(self, row: Row, kind: Routed) -> str:
+        """Return the column, of those that are not used, that has another kind's word in this row; "" if none has."""
+        if self.label_column or self.flag_column or self.known:
+            return ""
+        for column in self._other_columns:
+            meaning = HARMFUL_OR_NOT.get(cell(row, column).lower())
+            if meaning not in (None, kind):
+                return f"'{column}'"
+        return ""
 
     def is_borderline(self, row: Row, kind: Kind) -> bool:
         """Return whether a benign row only looks harmful."""

@@ -2,7 +2,7 @@
 
 Files are those of prompt sets. A question is used as it is written. Of an answer that shows its working before "####"
 (GSM8K), the part after the mark counts; any other answer is taken whole. Problems with choices (MMLU, ARC, GPQA) are
-asked with them, lettered, and their answer is a letter.
+asked with them, lettered, and their answer is a letter. A text beside the question (RACE, DROP) is asked with it.
 
 A new built-in set is one file, problem_sets/NAME.csv with the columns question and answer.
 """
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from flipsearch.core.errors import PromptError
 from flipsearch.core.records import Prompt, content_id
 from flipsearch.prompts.choices import find_choices
-from flipsearch.prompts.files import Table, built_in_files, cell, read_set, text_cell, whole_text
+from flipsearch.prompts.files import COMPANION_COLUMNS, Table, built_in_files, cell, read_set, text_cell, whole_text
 from flipsearch.prompts.formats import Row
 
 FOLDER = "problem_sets"
@@ -71,9 +71,13 @@ def load_problems(spec: str) -> ProblemSet:
     choices = find_choices(table)
     answer_column = "" if choices and choices.shuffles else _column(table, "answers", ANSWER_COLUMNS)
     problems: dict[str, Problem] = {}
-    num_empty = num_repeats = 0
+    passage_column = table.find(COMPANION_COLUMNS)
+    num_empty = num_repeats = num_passages = 0
     for row in table.rows:
         question, num_choices = text_cell(table, row, question_column), 0
+        if question and (passage := cell(row, passage_column)):
+            num_passages += 1
+            question = f"{passage}\n\n---\n\n{question}"
         if choices and question:
             question, answer, num_choices = choices.lay_out(row, question, answer_column)
         else:
@@ -87,10 +91,11 @@ def load_problems(spec: str) -> ProblemSet:
             raise PromptError(f"{table.at(row)}: the question of {known.place} again, with another answer.")
     if not problems:
         raise PromptError(f"{table.path}: no row has both a question ('{question_column}') and an answer.")
+    told = [f"{name}: {num_passages} problems asked with the text in '{passage_column}'"] if num_passages else []
     notes = [f"{name}: {num_repeats} repeated problems left out"] if num_repeats else []
     notes += [f"{name}: {num_empty} rows without a question or an answer left out"] if num_empty else []
     ordered = sorted(problems.values(), key=lambda problem: content_id("order", problem.question))
-    return ProblemSet(name, tuple(ordered), tuple(notes))
+    return ProblemSet(name, tuple(ordered), (*told, *notes))
 
 
 def list_problem_sets() -> dict[str, int]:

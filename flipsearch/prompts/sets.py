@@ -24,6 +24,7 @@ from flipsearch.prompts.conversations import ChatPrompt, read_request
 from flipsearch.prompts.downloads import fetch, file_hash, is_here, prompt_cache
 from flipsearch.prompts.files import (
     CATEGORY_COLUMNS,
+    COMPANION_COLUMNS,
     Table,
     built_in_files,
     cell,
@@ -35,12 +36,13 @@ from flipsearch.prompts.files import (
 )
 from flipsearch.prompts.formats import Row
 from flipsearch.prompts.known_sets import BY_NAME, LEFT_OUT, KnownSet, SetFile, files_of, recognise
-from flipsearch.prompts.labels import LabelRouter
+from flipsearch.prompts.labels import PROMPT_LABELS, LabelRouter
 from flipsearch.prompts.splitting import DEFAULT_SHARES, assign_splits
 
 FOLDER = "prompt_sets"
 MAX_KEPT = 50_000
 """Prompts of each kind that a command works on at most: of more, these many are taken at random, by their text."""
+ASKING_COLUMNS = ("instruction", "question", "query")
 _UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 
 
@@ -240,7 +242,7 @@ def _read(
     candidates = [*(known.category if known else ()), *CATEGORY_COLUMNS]
     text_names = {plain_name(text_column) for text_column in columns}
     category_column = table.find([candidate for candidate in candidates if candidate not in text_names])
-    context_column = table.find([known.context]) if known and known.context and not column else None
+    context_column = _context_column(table, columns[0], known) if not column else None
     left_column, reasons = known.left_out if known and known.left_out else ("", {})
     left_column = table.find([left_column]) or ""
     source = _Source(name)
@@ -255,7 +257,10 @@ def _read(
         if reason := reasons.get(cell(row, left_column).lower()):
             counts[f"{reason}, left out"] += 1
             continue
+        _check_label(table, row, request, router, known)
         label, row_kind = router.route(row)
+        if others := router.says_otherwise(row, row_kind):
+            counts[f"say otherwise in column {others}, which is not used: name it kind if it labels prompts"] += 1
         source.labels[f"{label} -> {row_kind}"] += 1
         if row_kind == LEFT_OUT or kind not in (None, row_kind):
             continue
@@ -283,6 +288,23 @@ def _read(
     source.notes += _notes(table, columns, kind, source.labels, router)
     source.notes += [f"{table.name}: {count} rows {what}" for what, count in counts.items() if count]
     return source
+
+
+def _context_column(table: Table, text_column: str, known: KnownSet | None) -> str | None:
+    """Return the column of a text that the prompt speaks of, which is asked with it."""
+    if known:
+        return table.find([known.context]) if known.context else None
+    return table.find(COMPANION_COLUMNS) if plain_name(text_column) in ASKING_COLUMNS else None
+
+
+def _check_label(table: Table, row: Row, request: ChatPrompt, router: LabelRouter, known: KnownSet | None) -> None:
+    """Raise PromptError for a label beside a chat that goes on after the prompt: it may speak of the answer."""
+    column = router.label_column or router.flag_column
+    if request.has_answer and column and not known and plain_name(column) not in PROMPT_LABELS:
+        raise PromptError(
+            f"{table.at(row)}: '{column}' stands beside a chat that ends in an answer, so it may label that answer. "
+            "Name it prompt_label if it labels the prompts; else drop it, and give the file with --harmful or --benign."
+        )
 
 
 def _kinds(kind: Kind | None) -> tuple[Kind, ...]:

@@ -1,5 +1,6 @@
 """Where a context is placed in the chat, what the thinking switch does, and that hostile text stays text."""
 
+import time
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -140,6 +141,43 @@ def test_a_template_that_never_ends_is_refused(template: str, monkeypatch: pytes
     monkeypatch.setattr(bounds, "MAX_SECONDS", 0.2)
     with pytest.raises(BackendError, match=r"cannot render one user message: .*(still running|characters)"):
         Chat(tiny_tokenizer(chat_template=template))
+
+
+def test_a_template_that_is_random_or_cuts_is_refused() -> None:
+    with pytest.raises(BackendError, match="another prompt each time"):
+        Chat(tiny_tokenizer(models.PLAIN_TEMPLATE + "{{ range(99999)|random }}"))
+    with pytest.raises(BackendError, match="cuts long texts"):
+        Chat(tiny_tokenizer("{% for m in messages %}{{ m.content[:300] }}{% endfor %}"))
+
+
+def test_a_prompt_that_the_template_does_not_write_is_no_request() -> None:
+    chat = Chat(tiny_tokenizer("{% for m in messages %}{{ m.content|replace('egg', '') }}{% endfor %}"))
+    with pytest.raises(BackendError, match="leaves out or changes a part"):
+        chat.encode(Request(Prompt("an egg", "benign")))
+    first_alone = Chat(tiny_tokenizer("{{ messages[0].content }}"))
+    assert not first_alone.takes_system
+    assert "Be good." in text_of(first_alone, EGG, Context("Be good.", "system"))
+    with pytest.raises(BackendError, match="leaves out or changes a part"):
+        first_alone.encode(Request(Prompt("b", "benign", turns=(("user", "a"), ("assistant", "x")))))
+
+
+def test_an_odd_template_is_noted() -> None:
+    def notes(template: str) -> str:
+        return " ".join(Chat(tiny_tokenizer(template)).notes)
+
+    body = "{% for m in messages %}<|im_start|>{{ m.role }} {{ m.content }}<|im_end|>{% endfor %}"
+    assert "leaves '< |im_start|>assistant' before an answer to the model" in notes(body)
+    assert "changes the case" in notes("{% for m in messages %}{{ m.content|lower }}{% endfor %}")
+    assert "'<|turn|>', no token" in notes("{% for m in messages %}<|turn|>{{ m.content }}{% endfor %}")
+    assert notes(models.PLAIN_TEMPLATE) == notes(models.QWEN3_TEMPLATE) == ""
+
+
+def test_a_template_that_loops_for_some_roles_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bounds, "MAX_SECONDS", 0.2)
+    loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    start = time.thread_time()
+    Chat(tiny_tokenizer(models.PLAIN_TEMPLATE + "{% if messages|length > 1 %}" + loop + "{% endif %}"))
+    assert time.thread_time() - start < 2
 
 
 def test_a_template_that_cannot_render_is_refused() -> None:

@@ -72,6 +72,10 @@ def rewrite(folder: Path, change: Any) -> Path:
     [
         (lambda weights: weights.pop("model.norm.weight"), r"1 weights are missing .*model\.norm\.weight"),
         (
+            lambda weights: weights.update({"model.norm.weight": torch.zeros(3)}),
+            r"1 have another shape, e\.g\. model\.norm\.weight \(\(3,\) in the files",
+        ),
+        (
             lambda weights: weights.update({"model.layers.0.mlp.extra.weight": torch.zeros(3)}),
             r"1 weights of its files have no place in a Qwen3ForCausalLM, e\.g\. model\.layers\.0\.mlp\.extra\.weight",
         ),

@@ -108,3 +108,49 @@ def test_a_context_stands_with_the_last_turn_or_before_all(placement: Any) -> No
         "after": [("user", "a"), ("assistant", "b"), ("user", "now\n\nCONTEXT")],
     }
     assert roles == expected[placement]
+
+
+HH = "\n\nHuman: Hello\n\nAssistant: Hi\n\nHuman: And now?\n\nHuman: Well?\n\nAssistant: No."
+
+
+def test_a_transcript_is_read_as_its_turns(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"chosen": HH}), encoding="utf-8")
+    prompt = load_prompts(harmful=f"{tmp_path / 'a.jsonl'}:chosen").prompts[0]
+    assert (prompt.text, prompt.turns) == ("And now?\n\nWell?", (("user", "Hello"), ("assistant", "Hi")))
+    assert load(tmp_path, {"prompt": "Human: is this a word?"})[0].text == "Human: is this a word?"
+
+
+@pytest.mark.parametrize("column", ["prompt", "messages"])
+def test_written_turns_are_turns_in_any_column_or_an_error(tmp_path: Path, column: str) -> None:
+    assert load(tmp_path, {column: str(CHAT)})[0].text == "How do I open a car?"
+    with pytest.raises(PromptError, match="neither JSON nor Python.*parquet"):
+        load(tmp_path, {column: str(CHAT).replace("}, {", "}\n {")})
+
+
+def test_texts_that_only_look_like_lists_stay_texts(tmp_path: Path) -> None:
+    assert load(tmp_path, {"prompt": "[{x}] is what?"})[0].text == "[{x}] is what?"
+
+
+def test_developers_and_one_content_alone_are_known(tmp_path: Path) -> None:
+    assert load(tmp_path, {"messages": [{"role": "developer", "content": "x"}, *CHAT[2:]]})[0].turns == ()
+    assert load(tmp_path, {"turns": [{"content": "one"}]})[0].text == "one"
+
+
+def test_an_object_that_is_no_turn_says_which_it_is(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match=r"an object with 0, 1.*records"):
+        load(tmp_path, {"prompt": {"0": "a", "1": "b"}})
+
+
+def test_a_label_beside_an_answered_chat_is_refused(tmp_path: Path) -> None:
+    row = {"messages": CHAT[:2], "label": "safe"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    with pytest.raises(PromptError, match=r"'label' stands beside a chat .* prompt_label"):
+        load_prompts(str(tmp_path / "a.jsonl"))
+    (tmp_path / "a.jsonl").write_text(json.dumps({"messages": CHAT[:2], "prompt_label": "safe"}), encoding="utf-8")
+    assert load_prompts(str(tmp_path / "a.jsonl")).prompts[0].kind == "benign"
+
+
+def test_a_list_without_commas_is_not_joined(tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match="spells out a list that is neither JSON nor Python"):
+        load(tmp_path, {"turns": "['first thing' 'second thing']"})
+    assert load(tmp_path, {"turns": "['first' ]"})[0].text == "first"

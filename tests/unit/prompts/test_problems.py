@@ -170,6 +170,19 @@ def test_which_choice_is_right_is_never_guessed(tmp_path: Path, change: dict[str
         load_problems(put(tmp_path, "a.jsonl", json.dumps(MMLU | change)))
 
 
+def test_a_right_answer_among_the_wrong_ones_is_refused(tmp_path: Path) -> None:
+    row = {"Question": "q?", "Correct Answer": "x", "Incorrect Answer 1": "x", "Incorrect Answer 2": "y"}
+    with pytest.raises(PromptError, match="has the right answer among the wrong ones, too: 'x'"):
+        load_problems(put(tmp_path, "a.jsonl", json.dumps(row)))
+
+
+def test_a_text_beside_the_question_is_asked_with_it(tmp_path: Path) -> None:
+    row = {"article": "Two cats.", "question": "How many?", "options": ["1", "2"], "answer": "B"}
+    found = load_problems(put(tmp_path, "a.jsonl", json.dumps(row)))
+    assert found.problems[0].question.startswith("Two cats.\n\n---\n\nHow many?\n\nA. 1\nB. 2")
+    assert found.notes == ("a.jsonl: 1 problems asked with the text in 'article'",)
+
+
 @pytest.mark.parametrize("tests", ["test", "test_list"])
 def test_programming_problems_are_refused(tmp_path: Path, tests: str) -> None:
     record = {"task_id": "a/1", "prompt": "def f():", "canonical_solution": "x", tests: "assert"}

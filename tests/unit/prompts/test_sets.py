@@ -37,6 +37,36 @@ def test_starter_has_what_its_name_promises() -> None:
     assert starter.notes == ()
 
 
+@pytest.mark.parametrize("name", ["target_response", "gpt4_response", "Model Answer", "response_1", "generated_text"])
+def test_a_label_beside_an_answer_of_any_name_is_not_the_prompts(name: str, tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match=f"'label' stands beside '{name}'.*prompt_label"):
+        load_prompts(write(tmp_path, f"prompt,{name},label\nHow?,No.,safe\n"))
+
+
+@pytest.mark.parametrize("rows", ["kind,label\nx,harmful,benign", "is_harmful,is_benign\nx,0,0"])
+def test_labels_that_disagree_are_refused(rows: str, tmp_path: Path) -> None:
+    with pytest.raises(PromptError, match=r"a\.csv:2: .* says .* says .*: drop or rename"):
+        load_prompts(write(tmp_path, f"prompt,{rows}\n"))
+
+
+def test_a_column_of_another_name_that_says_otherwise_is_noted(tmp_path: Path) -> None:
+    found = load_prompts(harmful=write(tmp_path, "prompt,type\na b,jailbreak\nc d,benign\n"))
+    assert any("1 rows say otherwise in column 'type'" in note for note in found.notes)
+
+
+def test_what_an_instruction_speaks_of_is_asked_with_it_and_rendered_texts_are_not_taken(tmp_path: Path) -> None:
+    content = "instruction,input,output,text\nSum up,A long tale.,x,Below is an instruction\n"
+    assert load_prompts(benign=write(tmp_path, content)).prompts[0].text == "A long tale.\n\n---\n\nSum up"
+
+
+def test_a_separator_line_and_a_json_object_are_known(tmp_path: Path) -> None:
+    assert load_prompts(write(tmp_path, "sep=;\nprompt;label\na, b;harmful\n")).prompts[0].text == "a, b"
+    with pytest.raises(PromptError, match=r"one JSON object, expected an array .*jq"):
+        load_prompts(harmful=write(tmp_path, '{\n "data": []\n}', "a.json"))
+    bench = '{"question_id": 81, "category": "writing", "turns": ["Compose"]}'
+    assert load_prompts(benign=write(tmp_path, bench, "b.jsonl")).prompts[0].kind == "benign"
+
+
 def test_starter_has_no_near_duplicates() -> None:
     starter = load_prompts("starter")
     assert len(set(find_clusters(starter.prompts))) == len(starter.prompts)
