@@ -94,8 +94,8 @@ class LabelRouter:
         column = self.table.find(PROMPT_LABELS)
         if column is None and (of_answer := self.table.find(("label", *FLAG_COLUMNS))):
             self.notes.append(
-                f"'{of_answer}' stands beside '{self.answer_column}', so it labels answers and is not used (if it labels "
-                "prompts, name it prompt_label). "
+                f"'{of_answer}' stands beside '{self.answer_column}', so it labels answers and is not used (if it "
+                "labels prompts, name it prompt_label). "
             )
         return column
 
