@@ -20,7 +20,7 @@ Turn = tuple[str, str]
 """Role and text of a message."""
 PROBE, ANSWER, THOUGHT = "quokka", "wombat", "numbat"
 """Texts that no template writes."""
-LONG_PROBE = "\n\n".join([f'{PROBE.title()} <b> & "{PROBE}" {{x}}, \'it\''] * 300)
+LONG_PROBE = "\n\n".join([f"{PROBE.title()} <b> & \"{PROBE}\" {{x}}, 'it'"] * 300)
 """A long one, of which case and signs are to stay."""
 SHORT = 1_000
 _MARK = re.compile(r"<\|\w+\|>|</?s>|<(?:start|end)_of_turn>")

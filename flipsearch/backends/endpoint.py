@@ -118,6 +118,7 @@ class Endpoint:
             follow_redirects=False,
         )
         self._has_answered, self._num_failed, self._lock = False, 0, Lock()
+        self._has_served, self._num_forbidden = False, 0
         self._exchanges, self._is_closed = set[Thread](), False
         is_plain = address.base.startswith("http:") and address.host not in LOCAL_HOSTS
         self.sends_key_unencrypted = bool(self._key) and is_plain
@@ -187,6 +188,7 @@ class Endpoint:
             return reason, 0.0
         self._has_answered = True
         if 200 <= response.status < 300:
+            self._has_served, self._num_forbidden = True, 0
             return response.body
         return self._failure(response), _retry_after(response.headers.get("retry-after", ""))
 
@@ -244,6 +246,9 @@ class Endpoint:
         message, codes = error_of(response.body)
         if status in (400, 403, 422, 451) and FILTER_MARKS.search(codes):
             raise FilteredRequestError(f"the endpoint's content filter refuses the prompt (HTTP {status})")
+        if status == 403 and self._has_served and self._num_forbidden < MOST_FAILURES:
+            self._num_forbidden += 1  # what was let in before is refused for what it says: a firewall, a moderation
+            raise RequestError(f"HTTP 403: {self._one_line(message) or 'Forbidden'}")
         if status in (401, 403):
             known = f"the key in {KEY_VARIABLE}" if self._key else f"requests without a key: set {KEY_VARIABLE}"
             raise BackendError(f"{where} refuses {known} (HTTP {status}).")
@@ -260,9 +265,13 @@ class Endpoint:
             return f"HTTP {status}: {message}"
         raise RefusedRequestError(f"HTTP {status}: {message}", details)
 
-    def _one_line(self, text: str) -> str:
+    def without_key(self, text: str) -> str:
+        """Return a text of the endpoint in one line that does not hold the key: some servers repeat it."""
         line = " ".join(text.split())
-        return (line.replace(self._key, "[key]") if self._key else line)[:200]
+        return line.replace(self._key, "[key]") if self._key else line
+
+    def _one_line(self, text: str) -> str:
+        return self.without_key(text)[:200]
 
 
 def error_of(body: bytes) -> tuple[str, str]:

@@ -163,7 +163,8 @@ class HttpBackend:
                 self._give_up_refused(refusal, body, sampling)
             except RequestError as error:
                 where = f"the endpoint {self._address.base} cannot be used"
-                raise BackendError(f"{where}: {error}. Asked for one word, before anything else.") from error
+                said = self._endpoint.without_key(str(error))
+                raise BackendError(f"{where}: {said}. Asked for one word, before anything else.") from error
             else:
                 return
 
@@ -224,7 +225,7 @@ class HttpBackend:
         except FilteredRequestError:
             pass
         except RequestError as failure:
-            return failed(request, self.model_id, sampling, str(failure))
+            return failed(request, self.model_id, sampling, self._endpoint.without_key(str(failure)))
         if reply.unknown_reason:
             with self._lock:
                 self._unknown_reasons.add(reply.unknown_reason)

@@ -207,5 +207,7 @@ def _clear_errors(folder: Path, part: str) -> Iterator[None]:
     except Exception as error:  # the library raises everything from KeyError to its own types
         reason = one_line(error, 300)
         if isinstance(error, KeyError):  # a value of the config that the library looked up
-            reason += " is unknown to this transformers: is it a typing error in config.json, or is transformers too old?"
+            reason += (
+                " is unknown to this transformers: is it a typing error in config.json, or is transformers too old?"
+            )
         raise BackendError(f"the {part} in '{folder}' cannot be loaded: {reason}") from error

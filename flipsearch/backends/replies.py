@@ -4,6 +4,7 @@ A reply is hostile: nothing in it is trusted to have the type that OpenAI's form
 RequestError with its reason, never a completion.
 """
 
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -78,12 +79,12 @@ def parse_reply(content: bytes, max_tokens: int) -> ChatReply:
     refusal field came with is kept as the completion of a filtered reply.
     """
     try:
-        response = _ChatCompletion.model_validate_json(content)
+        response = _ChatCompletion.model_validate_json(content.removeprefix(BOM_UTF8))
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "all of it"
         said = error_of(content)[0] if b'"error"' in content else ""
-        why = f"it says: {said[:200]}" if said else f"{where}: {first['msg'][:150]}"
+        why = f"it says: {said}" if said else f"{where}: {first['msg'][:150]}"
         raise RequestError(f"the endpoint's answer is no chat completion ({why})") from error
     message, given = response.choices[0].message or _ChatMessage(), response.choices[0].finish_reason
     thoughts: list[str] = []

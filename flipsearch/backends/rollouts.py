@@ -59,11 +59,20 @@ def stream_seed(request: Request, sampling: Sampling) -> int:
 
 
 def end_ids(*sources: object) -> set[int]:
-    """Return the token ids that generation settings and tokenizers name as the end of a completion."""
+    """Return the token ids that generation settings and tokenizers name as the end of a completion.
+
+    Raises BackendError for anything but ids: an end that is not understood would be none.
+    """
     ids: set[int] = set()
     for source in sources:
         eos = getattr(source, "eos_token_id", None)
-        ids.update(eos if isinstance(eos, list) else [] if eos is None else [eos])
+        named = eos if isinstance(eos, list) else [] if eos is None else [eos]
+        if odd := [id for id in named if not isinstance(id, int)]:
+            raise BackendError(
+                f"the model's settings name {str(odd[0])[:40]!r} as its end token, expected a token's id: mend "
+                "eos_token_id in its generation_config.json or config.json."
+            )
+        ids.update(named)
     return ids
 
 

@@ -39,7 +39,9 @@ class Choices:
         texts, labels = self._read(row)
         if not 2 <= len(texts) <= len(LETTERS) or not all(texts):
             num_empty = texts.count("")
-            self._refuse(row, f"has {len(texts)} choices, {num_empty} of them empty; expected 2 to {len(LETTERS)} texts")
+            self._refuse(
+                row, f"has {len(texts)} choices, {num_empty} of them empty; expected 2 to {len(LETTERS)} texts"
+            )
         if self.shuffles:
             right = texts[0]
             if right in texts[1:]:

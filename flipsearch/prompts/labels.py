@@ -24,7 +24,9 @@ ANSWER_COLUMNS = (
     "response", "completion", "answer", "output", "model_output", "model_response", "generation", "reply",
     "response_0", "chosen", "assistant", "responses", "completions",
 )  # fmt: skip
-_ANSWERS = re.compile(r"(?:.*[ _-])?(?:response|completion|answer|output|generation|generated_text|reply)s?(?:[ _-]?\d+)?")
+_ANSWERS = re.compile(
+    r"(?:.*[ _-])?(?:response|completion|answer|output|generation|generated_text|reply)s?(?:[ _-]?\d+)?"
+)
 """Names of answers, whoever gave them: target_response, gpt4_answer, response_1."""
 _OF_ANSWERS = re.compile("response|completion|answer|output|generation|reply|label|safe")
 """Parts of the names of columns that are or that judge an answer."""
@@ -60,7 +62,7 @@ class LabelRouter:
         by_name = known.kind_of(table.name) if known else None
         self.kind = fixed or kind or by_name
         names = () if known else PROMPT_LABELS if self.answer_column else (*LABEL_COLUMNS, *FLAG_COLUMNS)
-        self._rivals = [name for name in table.columns if plain_name(name) in names]
+        self._other_labels = [name for name in table.columns if plain_name(name) in names]
         self.borderline_column = table.find(["borderline"])
         self.group_column = table.find(["group", *([known.group] if known and known.group else [])])
         self.split_column = table.find(["split"])
@@ -92,8 +94,8 @@ class LabelRouter:
         column = self.table.find(PROMPT_LABELS)
         if column is None and (of_answer := self.table.find(("label", *FLAG_COLUMNS))):
             self.notes.append(
-                f"'{of_answer}' stands beside '{self.answer_column}', so it labels answers and is not used (if it labels "
-                "prompts, name it prompt_label). "
+                f"'{of_answer}' stands beside '{self.answer_column}', so it labels answers and is not used (if it "
+                "labels prompts, name it prompt_label). "
             )
         return column
 
@@ -103,7 +105,7 @@ class LabelRouter:
             label = cell(row, self.label_column)
             plain = plain_flag(label).replace(" ", "_")
             kind = self.meanings.get(plain) or self.meanings.get(plain.replace("-", "_"))
-            self._check_rivals(row, self.label_column, kind)
+            self._check_other_labels(row, self.label_column, kind)
             return label or "no label", kind or self._unknown(row, self.label_column, label)
         if self.flag_column:
             value = cell(row, self.flag_column)
@@ -114,7 +116,7 @@ class LabelRouter:
                     "false, yes, no)."
                 )
             means_harmful = flag is FLAG_COLUMNS[plain_name(self.flag_column)]
-            self._check_rivals(row, self.flag_column, "harmful" if means_harmful else "benign")
+            self._check_other_labels(row, self.flag_column, "harmful" if means_harmful else "benign")
             return f"{self.flag_column}={value}", "harmful" if means_harmful else "benign"
         if self.kind == "harmful" and self.known and self.known.only_harmful:
             name, wanted = self.known.only_harmful
@@ -131,9 +133,9 @@ class LabelRouter:
             todo = f"Expected one of {known}; rename or drop the column if it means something else."
         raise PromptError(f"{self.table.at(row)}: unknown label '{label[:80]}' in column '{column}'. {todo}")
 
-    def _check_rivals(self, row: Row, column: str, kind: Routed | None) -> None:
+    def _check_other_labels(self, row: Row, column: str, kind: Routed | None) -> None:
         """Raise PromptError if another label of the prompt says something else than the one in `column`."""
-        for other in self._rivals:
+        for other in self._other_labels:
             name, value = plain_name(other), plain_flag(cell(row, other))
             if name in FLAG_COLUMNS:
                 flag = _FLAGS.get(value)

@@ -91,11 +91,13 @@ def load_problems(spec: str) -> ProblemSet:
             raise PromptError(f"{table.at(row)}: the question of {known.place} again, with another answer.")
     if not problems:
         raise PromptError(f"{table.path}: no row has both a question ('{question_column}') and an answer.")
-    told = [f"{name}: {num_passages} problems asked with the text in '{passage_column}'"] if num_passages else []
+    passage_notes = (
+        [f"{name}: {num_passages} problems asked with the text in '{passage_column}'"] if num_passages else []
+    )
     notes = [f"{name}: {num_repeats} repeated problems left out"] if num_repeats else []
     notes += [f"{name}: {num_empty} rows without a question or an answer left out"] if num_empty else []
     ordered = sorted(problems.values(), key=lambda problem: content_id("order", problem.question))
-    return ProblemSet(name, tuple(ordered), (*told, *notes))
+    return ProblemSet(name, tuple(ordered), (*passage_notes, *notes))
 
 
 def list_problem_sets() -> dict[str, int]:

@@ -1,6 +1,7 @@
 """Where a context is placed in the chat, what the thinking switch does, and that hostile text stays text."""
 
 import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st

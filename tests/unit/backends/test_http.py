@@ -451,6 +451,28 @@ def test_a_refused_key_is_an_error_at_once_and_is_not_shown(status: int, monkeyp
     assert pauses == []
 
 
+def test_a_request_that_is_forbidden_after_others_were_served_fails_alone() -> None:
+    def answer(body: dict[str, object]) -> EndpointAnswer:
+        return refuses(403, "blocked by the firewall") if "bomb" in str(body) else says("Boil it.")
+
+    with backend_to(answer) as (backend, _, _):
+        served = next(iter(backend.generate([Request(EGG)], GREEDY)))
+        refused = next(iter(backend.generate([Request(Prompt("bomb", "harmful"))], GREEDY)))
+        forbidden = [Request(Prompt(f"bomb {number}", "harmful")) for number in range(40)]
+        with pytest.raises(BackendError, match="refuses requests without a key"):
+            list(backend.generate(forbidden, GREEDY))
+    assert (served[0].completion, refused[0].error) == ("Boil it.", "HTTP 403: blocked by the firewall")
+
+
+def test_the_endpoints_own_words_are_shown_without_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    body = b'{"error": {"message": "over\\nloaded ' + KEY.encode() + b'"}}'
+    rollout = complete(lambda _: EndpointAnswer(body))
+    assert rollout.error == "the endpoint's answer is no chat completion (it says: over loaded [key])"
+    marked = complete(lambda _: EndpointAnswer(b'\xef\xbb\xbf{"choices": [{"message": {"content": "Sure"}}]}'))
+    assert marked.completion == "Sure"
+
+
 def test_without_a_key_the_error_names_the_variable_to_set() -> None:
     with pytest.raises(BackendError, match="refuses requests without a key: set OPENAI_API_KEY"):
         complete(lambda body: refuses(401))

@@ -191,6 +191,8 @@ def test_end_tokens_of_config_and_tokenizer_count() -> None:
 
     assert end_ids(Source([1, 2]), Source(3)) == {1, 2, 3}
     assert end_ids(None, Source(None)) == set()
+    with pytest.raises(BackendError, match=r"name '<end>' as its end token, expected a token's id: mend"):
+        end_ids(Source([1, "<end>"]))
 
 
 def test_max_tokens_below_one_is_refused(backend: TransformersBackend) -> None:

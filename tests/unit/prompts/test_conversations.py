@@ -123,7 +123,7 @@ def test_a_transcript_is_read_as_its_turns(tmp_path: Path) -> None:
 @pytest.mark.parametrize("column", ["prompt", "messages"])
 def test_written_turns_are_turns_in_any_column_or_an_error(tmp_path: Path, column: str) -> None:
     assert load(tmp_path, {column: str(CHAT)})[0].text == "How do I open a car?"
-    with pytest.raises(PromptError, match="neither JSON nor Python.*parquet"):
+    with pytest.raises(PromptError, match=r"neither JSON nor Python.*parquet"):
         load(tmp_path, {column: str(CHAT).replace("}, {", "}\n {")})
 
 
