@@ -98,7 +98,7 @@ def student_and_teacher(
 
     Without `lora` the student's weights are float32, run as a copy in the model's own precision if that is another. The
     teacher, made only `with_teacher`, has that precision too. With `lora` (a rank) only adapters are trained, and the
-    teacher is the same model with adapters off.
+    teacher is the same model with adapters off, in eval mode.
     """
     if not lora:
         teacher = copy.deepcopy(model).requires_grad_(False).eval() if with_teacher else None
@@ -114,8 +114,14 @@ def student_and_teacher(
 
     @contextmanager
     def without_adapters() -> Iterator[Any]:
-        with adapted.disable_adapter():
-            yield adapted
+        modes = [(module, module.training) for module in adapted.modules()]
+        adapted.eval()
+        try:
+            with adapted.disable_adapter():
+                yield adapted
+        finally:
+            for module, mode in modes:  # one by one: the wrapper may be in another mode than what it holds
+                module.training = mode
 
     return adapted, None, without_adapters
 

@@ -220,7 +220,7 @@ def stopped(folder: Path, how: signal.Signals) -> subprocess.CompletedProcess[st
     command = [sys.executable, "-m", "flipsearch", "search", *QUICK, "--study", "small", "--json"]
     process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     written = folder / "reports" / "small" / "ledger.db-wal"
-    while process.poll() is None and not (written.exists() and written.stat().st_size > 150_000):
+    while process.poll() is None and not (written.exists() and written.stat().st_size > 80_000):
         time.sleep(0.01)
     process.send_signal(how)
     out, err = process.communicate()

@@ -193,12 +193,11 @@ def test_a_tokenizer_larger_than_the_embedding_is_one_line(tmp_path: Path) -> No
     [
         PLAIN_TEMPLATE.replace("message.content", "''"),
         PLAIN_TEMPLATE.replace("message.content", "message.content[:30]"),
-        PLAIN_TEMPLATE.replace("in messages %}", "in messages[:1] %}"),
     ],
 )
 def test_a_template_that_drops_the_prompt_is_one_line(template: str, tmp_path: Path) -> None:
     folder = tiny_qwen3(tmp_path, chat_template=template)
-    with pytest.raises(BackendError, match=r"chat template .*leaves out"):
+    with pytest.raises(BackendError, match=r"chat template .*(leaves out|cuts)"):
         TransformersBackend(str(folder))
 
 
