@@ -218,7 +218,15 @@ def test_a_person_sees_the_leaderboard_within_80_columns(searched: tuple[Path, d
 def stopped(folder: Path, how: signal.Signals) -> subprocess.CompletedProcess[str]:
     """Start the small search in its own process, and stop it once some rollouts are in the ledger."""
     command = [sys.executable, "-m", "flipsearch", "search", *QUICK, "--study", "small", "--json"]
-    process = subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        command,
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # Where the tests run in the background, the shell has them ignore it.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     written = folder / "reports" / "small" / "ledger.db-wal"
     while process.poll() is None and not (written.exists() and written.stat().st_size > 80_000):
         time.sleep(0.01)

@@ -7,7 +7,7 @@ import pytest
 
 from tests.fuzzing import fault_of, make_material, run_case
 
-NUM_CASES = 120
+NUM_CASES = 60
 
 
 @pytest.fixture(scope="module")
