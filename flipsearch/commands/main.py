@@ -5,6 +5,8 @@ fell short (nothing to flip, nothing beats the placebo), 2 bad input, 3 an error
 interrupted. `--debug`, anywhere, shows the traceback of an error.
 """
 
+import atexit
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -71,6 +73,12 @@ def main() -> None:
     if code == INTERRUPTED:
         signal.signal(signal.SIGINT, signal.SIG_DFL)  # a second one ends the process, without a word
         _fail("interrupted; nothing finished is lost. The same command continues.", INTERRUPTED)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        # One of several processes: threads of their group can abort an interpreter that goes down.
+        atexit._run_exitfuncs()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
     raise SystemExit(code)
 
 
