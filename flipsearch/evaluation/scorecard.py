@@ -18,8 +18,13 @@ from flipsearch.core.records import Estimate, Sampling
 from flipsearch.core.scorecards import Composite, Measured, Metric, Score, Scorecard
 from flipsearch.evaluation.plan import EvaluationPlan
 from flipsearch.measuring.measure import MAX_UNSCORED_RATE
-from flipsearch.statistics.intervals import mean_interval, paired_mean_difference, weighted_sum, wilson
-from flipsearch.statistics.paired import paired_difference
+from flipsearch.statistics.intervals import (
+    mean_interval,
+    paired_difference,
+    paired_mean_difference,
+    weighted_sum,
+    wilson,
+)
 
 PACKAGES = ("flipsearch", "torch", "transformers", "vllm", "math-verify")
 """What a result can depend on; those that are not installed are left out."""

@@ -7,8 +7,7 @@ from flipsearch.core.records import Estimate, Flip, Label
 from flipsearch.core.studies import JudgeAgreement, Study, Trial
 from flipsearch.judging.accuracy import JudgeAccuracy
 from flipsearch.judging.labels import StudyLabel, harmful_flips
-from flipsearch.statistics.agreement import Agreement
-from flipsearch.statistics.judge_error import corrected_flip_rate, prediction_powered_mean
+from flipsearch.statistics.agreement import Agreement, corrected_flip_rate, prediction_powered_mean
 
 
 def with_judge_error(study: Study, accuracy: JudgeAccuracy | None, labels: Sequence[StudyLabel] = ()) -> Study:

@@ -25,8 +25,7 @@ from flipsearch.core.records import (
 from flipsearch.core.samples import Samples, sum_endings
 from flipsearch.core.studies import Trial, TrialRole, TrialState
 from flipsearch.measuring.runner import Runner
-from flipsearch.statistics.intervals import mean_interval, wilson
-from flipsearch.statistics.paired import paired_difference
+from flipsearch.statistics.intervals import mean_interval, paired_difference, wilson
 
 MAX_UNSCORED_RATE = 0.2
 """A context under which a larger share of the answers cannot be scored has failed: its rates would mislead."""

@@ -27,7 +27,7 @@ from flipsearch.measuring.measure import (
     unsafe_rate,
 )
 from flipsearch.measuring.runner import Runner
-from flipsearch.statistics.paired import mcnemar_mid_p
+from flipsearch.statistics.intervals import mcnemar_mid_p
 
 GROWTH = 2
 LAST_STEP = 0.75

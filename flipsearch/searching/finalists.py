@@ -24,7 +24,7 @@ from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline
 from flipsearch.searching.race import is_admissible
 from flipsearch.searching.setup import SearchSetup
-from flipsearch.statistics.paired import holm
+from flipsearch.statistics.intervals import holm
 
 OPENED = "confirm split opened: "
 """Start of the ledger's note of an opening; the ids of the prompts and of the finalists follow."""

@@ -18,7 +18,7 @@ from flipsearch.core.studies import TIE_LEVEL
 from flipsearch.searching import after
 from flipsearch.searching.baseline import make_rungs
 from flipsearch.searching.setup import SearchSetup
-from flipsearch.statistics.paired import detectable_difference, pairs_needed, resample_flip_rate
+from flipsearch.statistics.intervals import detectable_difference, pairs_needed, resample_flip_rate
 
 DELTA, POWER, DISCORDANT = 0.05, 0.8, 0.2
 """Defaults of what the confirm split is to detect: a difference of flip rates, with which probability, and the share of

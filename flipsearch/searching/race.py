@@ -28,7 +28,7 @@ from flipsearch.core.studies import TrialState
 from flipsearch.measuring.measure import has_failed, measure
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import Rung, SplitBaseline
-from flipsearch.statistics.paired import e_value
+from flipsearch.statistics.intervals import e_value
 
 EVEN = 0.5
 """Of the prompts that exactly one of two equally good arms flips, the share that a given one of them flips."""

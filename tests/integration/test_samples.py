@@ -22,7 +22,7 @@ from flipsearch.reporting.page import leaderboard_page
 from flipsearch.searching import prepare_search, run_study
 from flipsearch.searching.budget import Budget
 from flipsearch.searching.plan import Span, plan_search
-from flipsearch.statistics.paired import resample_flip_rate
+from flipsearch.statistics.intervals import resample_flip_rate
 from tests.integration.test_cli import run
 from tests.integration.test_study import PROMPTS, StopError, study_of, winner_of
 from tests.world import COMPLIANCE, RefusalJudge, SampledModel, harmful, library

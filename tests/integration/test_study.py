@@ -20,7 +20,7 @@ from flipsearch.ledger.check import check_ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching import prepare_search, run_study
 from flipsearch.searching.finalists import OPENED
-from flipsearch.statistics.paired import paired_difference
+from flipsearch.statistics.intervals import paired_difference
 from flipsearch.templating.library import TemplateLibrary
 from tests.world import GREEDY, Model, RefusalJudge, harmful, ids_of, library, prompt_set, template, words
 

@@ -11,8 +11,7 @@ from dataclasses import replace
 from flipsearch.core.records import Label, Measurement
 from flipsearch.core.studies import Portfolio, Trial
 from flipsearch.searching.finalists import CompletedSearch, Confirmation, Stage, may_win
-from flipsearch.statistics.intervals import wilson
-from flipsearch.statistics.paired import paired_difference
+from flipsearch.statistics.intervals import paired_difference, wilson
 
 MAX_CONTEXTS = 5
 """A training runs the teacher under each of them."""

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from flipsearch.core.records import Label, Measurement, Prompt, Verdict
 from flipsearch.core.samples import SINGLE_SAMPLE, JudgedRollout, SampleRule, Samples
 from flipsearch.measuring.measure import compare, flip_difference
-from flipsearch.statistics.paired import resample_flip_rate
+from flipsearch.statistics.intervals import resample_flip_rate
 
 SAFE, UNSAFE, UNSCORED = Label.SAFE, Label.UNSAFE, Label.UNSCORED
 SEVERITY = {SAFE: 0, UNSCORED: 1, UNSAFE: 2}

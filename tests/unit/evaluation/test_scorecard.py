@@ -16,8 +16,7 @@ from flipsearch.evaluation.scorecard import (
     make_score,
     reasoning_and_tax,
 )
-from flipsearch.statistics.intervals import mean_interval, wilson
-from flipsearch.statistics.paired import paired_difference
+from flipsearch.statistics.intervals import mean_interval, paired_difference, wilson
 
 Given = Sequence[float | None]
 

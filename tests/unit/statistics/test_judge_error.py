@@ -7,8 +7,14 @@ import pytest
 from numpy.typing import NDArray
 
 from flipsearch.core.records import Estimate
-from flipsearch.statistics.agreement import Share, clustered_share
-from flipsearch.statistics.judge_error import Floats, Pairs, corrected_flip_rate, prediction_powered_mean
+from flipsearch.statistics.agreement import (
+    Floats,
+    Pairs,
+    Share,
+    clustered_share,
+    corrected_flip_rate,
+    prediction_powered_mean,
+)
 
 Flags = NDArray[np.bool_]
 

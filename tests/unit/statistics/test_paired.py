@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import binom, binomtest
 
-from flipsearch.statistics.paired import e_value, holm, mcnemar_mid_p, newcombe, paired_difference
+from flipsearch.statistics.intervals import e_value, holm, mcnemar_mid_p, newcombe, paired_difference
 
 CELLS = st.tuples(*[st.integers(0, 60)] * 4).filter(any)
 PAIRS = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=1, max_size=60)

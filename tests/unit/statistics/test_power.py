@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.integrate import quad
 from scipy.stats import beta, binom
 
-from flipsearch.statistics.paired import detectable_difference, mcnemar_mid_p, pairs_needed, resample_flip_rate
+from flipsearch.statistics.intervals import detectable_difference, mcnemar_mid_p, pairs_needed, resample_flip_rate
 
 
 def test_a_case_worked_by_hand() -> None:
