@@ -23,7 +23,7 @@ from flipsearch.core.package import content_folder
 from flipsearch.core.records import Exchange, Label, PrefixScore, Prompt, Verdict
 from flipsearch.judging.guard import GuardJudge
 from flipsearch.judging.guard_prompts import GuardInput, GuardScorer
-from flipsearch.testing.operators import HOSTILE_TEXTS
+from flipsearch.testing import HOSTILE_TEXTS
 from tests.models import guard_tokenizer, sentencepiece_tokenizer, tiny_qwen3
 
 GOLDEN = Path(__file__).with_name("golden")
