@@ -26,7 +26,7 @@ from typing import Any
 
 import flipsearch
 from flipsearch.core.records import Context
-from flipsearch.core.scorecards import Metric
+from flipsearch.core.trainings import Metric
 from flipsearch.templating.library import given_cards
 from pocket_model import vocabulary as words
 from pocket_model.prompt_set import asks

@@ -51,8 +51,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Con
 
 from flipsearch.backends.loading import quiet
 from flipsearch.training.divergence import Divergence, divergence_sum
-from flipsearch.training.heads import plain_head, read_head
-from flipsearch.training.model import completion_hidden
+from flipsearch.training.model import completion_hidden, plain_head, read_head
 from flipsearch.training.rows import lay_out
 
 NUM_VOCAB, FIRST_ID = 151_936, 2

@@ -22,7 +22,7 @@ from itertools import chain, product
 from baselines.show import claim, header
 from flipsearch.backends.models import model_source
 from flipsearch.backends.transformers import TransformersBackend
-from flipsearch.core.package import PACKAGE
+from flipsearch.core.files import PACKAGE
 from flipsearch.core.records import Context, Exchange, Label, Prompt, Request, Sampling, Verdict
 from flipsearch.defaults import default_max_tokens
 from flipsearch.judging.library import load_judge

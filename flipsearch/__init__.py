@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 
 from flipsearch.core.errors import FlipsearchError
 from flipsearch.core.records import Context, Prompt
-from flipsearch.core.scorecards import Scorecard
 from flipsearch.core.studies import Study, Trial
+from flipsearch.core.trainings import Scorecard
 
 if TYPE_CHECKING:
     from flipsearch.api.doctor import doctor

@@ -7,9 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from flipsearch.core.records import json_value
-from flipsearch.core.scorecards import Scorecard
 from flipsearch.core.studies import Study, StudyKind, Trial
-from flipsearch.core.trainings import LogLine, TrainingRun
+from flipsearch.core.trainings import LogLine, Scorecard, TrainingRun
 from flipsearch.judging.accuracy import JudgeAccuracy
 from flipsearch.judging.compact_fitting import CrossValidation
 from flipsearch.judging.spec import Member

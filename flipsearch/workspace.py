@@ -18,8 +18,7 @@ from typing import Any
 from flipsearch.backends.base import check_model, check_rewriter, make_backend
 from flipsearch.config import ModelConfig, StudyConfig
 from flipsearch.core.errors import StudyError, unknown_name
-from flipsearch.core.files import write_text
-from flipsearch.core.package import RESULT_PACKAGES, package_versions
+from flipsearch.core.files import RESULT_PACKAGES, package_versions, write_text
 from flipsearch.core.progress import Events, Progress
 from flipsearch.core.protocols import Backend, Judge
 from flipsearch.core.settings import read_toml, toml_text

@@ -24,7 +24,7 @@ from unittest.mock import patch
 from flipsearch.api import training
 from flipsearch.commands.main import main
 from flipsearch.core.errors import TrainingError
-from flipsearch.core.package import PACKAGE, content_folder
+from flipsearch.core.files import PACKAGE, content_folder
 
 MODEL = ("--backend", "scripted", "--model", "replies.json", "--judge", "refusal")
 PROMPTS = ("--harmful", "harmful.csv", "--benign", "benign.csv")

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from baselines.ground import Ground, Rates
-from flipsearch.core.package import PACKAGE
+from flipsearch.core.files import PACKAGE
 from flipsearch.core.records import Context, Label
 from flipsearch.measuring.measure import measure
 from pocket_model.prompt_set import population

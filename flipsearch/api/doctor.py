@@ -15,8 +15,7 @@ from flipsearch.backends.models import BUILT_IN_MODELS, INSTALL_SMOLLM2, base_mo
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.config import ModelConfig, is_endpoint
 from flipsearch.core.errors import FlipsearchError, one_line
-from flipsearch.core.files import cache_folder
-from flipsearch.core.package import package_versions
+from flipsearch.core.files import cache_folder, package_versions
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Exchange, Label, Prompt, Request, Sampling
 from flipsearch.core.settings import make_config

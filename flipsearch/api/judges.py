@@ -10,7 +10,7 @@ from pathlib import Path
 
 from flipsearch.config import ModelConfig, ScoreConfig, SearchConfig, StudyConfig
 from flipsearch.core.errors import ConfigError, JudgeError, unknown_name
-from flipsearch.core.package import content_folder
+from flipsearch.core.files import content_folder
 from flipsearch.core.progress import Activity, Phase, Progress, Step
 from flipsearch.core.protocols import Judge
 from flipsearch.core.settings import make_config, read_toml

@@ -20,8 +20,7 @@ from flipsearch.backends.decoding import Decoder, DecodingPath, Ids, shared_pref
 from flipsearch.backends.loading import is_out_of_memory, load_config, load_model
 from flipsearch.backends.models import ModelFiles
 from flipsearch.core.errors import BackendError, one_line
-from flipsearch.core.files import cache_folder, write_text
-from flipsearch.core.package import package_versions
+from flipsearch.core.files import cache_folder, package_versions, write_text
 from flipsearch.core.records import PLACEMENTS, Context, Prompt, Request, content_id
 
 CHECK_VERSION = 1

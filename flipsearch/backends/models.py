@@ -22,7 +22,7 @@ from huggingface_hub import errors as hub_errors
 
 from flipsearch.config import ModelConfig, is_endpoint
 from flipsearch.core.errors import BackendError, near_names
-from flipsearch.core.package import PACKAGE
+from flipsearch.core.files import PACKAGE
 from flipsearch.core.trainings import check_format
 
 POCKET_MODEL, SMOLLM2 = "pocket", "smollm2"

@@ -380,7 +380,7 @@ def show_labelling(labelling: "LabellingResult") -> None:
 
 def show_scorecard(result: "EvaluationResult") -> None:
     """Print the figures as a table that fits into 80 columns, what is needed to read them, and where they are."""
-    from flipsearch.reporting.scorecard import scorecard_remarks, scorecard_rows
+    from flipsearch.reporting.model_card import scorecard_remarks, scorecard_rows
 
     console = Console(highlight=False)
     table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold")

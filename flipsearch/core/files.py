@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all, lock files, and text made safe for terminals and spreadsheets.
+"""Files and folders: the package's own, files written whole or not at all, locks, and text made safe for its readers.
 
 Appends (log.jsonl, events.jsonl) and databases are not written through this module. A lock is portable, and freed by
 the operating system when the process that holds it ends.
@@ -8,12 +8,13 @@ import json
 import os
 import re
 import sqlite3
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from flipsearch.core.errors import FlipsearchError, StudyError
+from flipsearch.core.errors import FlipsearchError, PluginError, StudyError
 
 _FORMULA = re.compile(r"'*[=+\-@\t\r]")
 """Leading apostrophes count too, so that a text that has its own comes back unchanged."""
@@ -120,3 +121,27 @@ def escape_formula(text: str) -> str:
 def unescape_formula(text: str) -> str:
     """Invert `escape_formula`."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text[1:]) else text
+
+
+PACKAGE = Path(__file__).parents[1]
+RESULT_PACKAGES = ("flipsearch", "optuna", "torch", "transformers", "vllm")
+"""The packages that a result can depend on."""
+
+
+def content_folder(name: str) -> Path:
+    """Return the folder contexts/ or judges/: inside an installed wheel, or beside the package in a checkout."""
+    for folder in (PACKAGE / name, PACKAGE.parent / name):
+        if folder.is_dir():
+            return folder
+    raise PluginError(f"the folder {name}/ is neither in nor beside {PACKAGE}; reinstall flipsearch.")
+
+
+def package_versions(packages: Iterable[str]) -> dict[str, str]:
+    """Return package -> version for those of `packages` that are installed."""
+    versions = {}
+    for package in packages:
+        try:
+            versions[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return versions

@@ -2,7 +2,7 @@
 
 plan.py       what is evaluated; everything that can be wrong is found here, before a model is loaded
 run.py        generates the answers of both models and scores each of them
-answers.py    the final answer in a text, and the number that it states
+answers.py    the final answer in a text: the number that it states, or the letter that it chooses
 algebra.py    compares expressions with math-verify, in a process of its own (worker.py)
 scorecard.py  scores of both models to rates, changes, composite and tax
 

@@ -23,11 +23,10 @@ from flipsearch.core.progress import Phase, Progress
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Kind, Label, Prompt, Request, Rollout
 from flipsearch.core.samples import Samples
-from flipsearch.core.scorecards import Metric, Scorecard
 from flipsearch.core.thoughts import split_answer
+from flipsearch.core.trainings import Metric, Scorecard
 from flipsearch.evaluation.algebra import AlgebraWorker
-from flipsearch.evaluation.answers import boxed_answer, final_number, number, plain_number, stated_answer
-from flipsearch.evaluation.letters import chosen_letter
+from flipsearch.evaluation.answers import boxed_answer, chosen_letter, final_number, number, plain_number, stated_answer
 from flipsearch.evaluation.plan import EvaluationPlan
 from flipsearch.evaluation.scorecard import AnswerScore, ModelScores, SetScores, collect_scores, make_scorecard
 from flipsearch.judging.answer import WITHHELD

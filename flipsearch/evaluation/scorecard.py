@@ -12,10 +12,10 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from flipsearch.core.package import package_versions
+from flipsearch.core.files import package_versions
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Estimate, Sampling
-from flipsearch.core.scorecards import Composite, Measured, Metric, Score, Scorecard
+from flipsearch.core.trainings import Composite, Measured, Metric, Score, Scorecard
 from flipsearch.evaluation.plan import EvaluationPlan
 from flipsearch.measuring.measure import MAX_UNSCORED_RATE
 from flipsearch.statistics.intervals import (

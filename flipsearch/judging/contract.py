@@ -14,7 +14,7 @@ from types import NoneType, UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from flipsearch.core.errors import ConfigError, FlipsearchError, JudgeError, PluginError, near_names, unknown_name
-from flipsearch.core.package import content_folder
+from flipsearch.core.files import content_folder
 from flipsearch.core.protocols import Judge, Panel
 from flipsearch.core.records import ANSWER_KINDS, Exchange, Label, Verdict
 from flipsearch.core.thoughts import split_answer

@@ -19,7 +19,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from flipsearch.core.errors import ConfigError, PluginError, near_names, unknown_name
-from flipsearch.core.package import content_folder
+from flipsearch.core.files import content_folder
 from flipsearch.core.protocols import Judge
 from flipsearch.judging.contract import build_judge, plugin_errors_as
 from flipsearch.judging.panel import PanelJudge, ThoughtJudge

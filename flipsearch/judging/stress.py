@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from flipsearch.core.package import content_folder
+from flipsearch.core.files import content_folder
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import AnswerKind, Exchange, Label, Prompt, json_value
 from flipsearch.judging.contract import run_judge

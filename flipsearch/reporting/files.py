@@ -21,17 +21,15 @@ from flipsearch.config import ScoreConfig, SearchConfig, StudyConfig
 from flipsearch.core.errors import ConfigError, StudyError
 from flipsearch.core.files import escape_formula, json_text, write_text
 from flipsearch.core.records import json_value
-from flipsearch.core.scorecards import Scorecard
 from flipsearch.core.settings import LONGEST_NAME, make_config
 from flipsearch.core.studies import Study, StudyKind
-from flipsearch.core.trainings import LogLine, TrainingRun, check_format, check_method
+from flipsearch.core.trainings import LogLine, Scorecard, TrainingRun, check_format, check_method
 from flipsearch.judging.labelling import AnswerToLabel
 from flipsearch.judging.labels import PLACE_COLUMNS
 from flipsearch.reporting.card import benign_card, context_card, portfolio_card
 from flipsearch.reporting.columns import csv_text, leaderboard
 from flipsearch.reporting.model_card import model_card
-from flipsearch.reporting.page import leaderboard_page
-from flipsearch.reporting.training_page import training_page
+from flipsearch.reporting.pages import leaderboard_page, training_page
 
 Record = TypeVar("Record")
 STUDY, RUN = TypeAdapter(Study), TypeAdapter(TrainingRun)

@@ -13,7 +13,7 @@ from dataclasses import replace
 
 from flipsearch.config import ScoreConfig, StudyConfig
 from flipsearch.core.errors import StudyError
-from flipsearch.core.package import RESULT_PACKAGES, package_versions
+from flipsearch.core.files import RESULT_PACKAGES, package_versions
 from flipsearch.core.progress import Phase
 from flipsearch.core.protocols import Backend, Judge
 from flipsearch.core.records import Context, Prompt

@@ -20,7 +20,7 @@ from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
 from flipsearch.core.errors import ConfigError, PluginError, near_names, unknown_name
-from flipsearch.core.package import content_folder
+from flipsearch.core.files import content_folder
 from flipsearch.core.records import Context, Placement, content_id
 from flipsearch.templating.template import Template, TemplateRole, read_template
 

@@ -5,6 +5,8 @@
 <name>.partial/log.jsonl          one line per step
 <name>.partial/lock               held by the process that trains
 <name>.partial/final/             the finished checkpoint, renamed to <name> in one move
+
+A full disk and a torn state are one line that says how to go on.
 """
 
 import json
@@ -12,16 +14,18 @@ import os
 import shutil
 import sqlite3
 from collections import Counter
-from contextlib import ExitStack, closing
+from collections.abc import Iterator
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from flipsearch.backends.loading import quiet
+from transformers import Trainer
+
+from flipsearch.backends.loading import is_out_of_memory, quiet
 from flipsearch.backends.models import ENCODING_FILES, locate, model_source
-from flipsearch.core.errors import TrainingError
+from flipsearch.core.errors import TrainingError, one_line
 from flipsearch.core.files import is_held, take_lock, write_text
 from flipsearch.core.trainings import TRAINING_FORMAT, check_format
-from flipsearch.training.log import LOG_FILE
 from flipsearch.training.model import stored_dtypes, unwrap
 
 STARTED_FILE, STATE_FILE, FINAL, ADAPTER, LOCK = "started.json", "trainer_state.json", "final", "adapter", "lock"
@@ -151,3 +155,56 @@ class CheckpointFolder:
 def step_of(state: Path) -> int:
     """Return the optimizer step that a state was saved after."""
     return int(state.name.rpartition("-")[2])
+
+
+@contextmanager
+def save_errors_as_one_line(folder: object) -> Iterator[None]:
+    """Turn what torch, safetensors and the system raise on a disk that is full or read-only into a TrainingError."""
+    try:
+        yield
+    except TrainingError:
+        raise
+    except Exception as error:  # torch and safetensors have no type for it
+        if is_out_of_memory(error):
+            raise
+        why = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
+        todo = "Free the disk, and --resume goes on from the last whole state."
+        raise TrainingError(f"cannot write '{folder}': {why}. {todo}") from error
+
+
+class SavedStates(Trainer):
+    """A trainer whose states are written whole or not used, and read back or refused in one line."""
+
+    def _save_checkpoint(self, model: Any, trial: Any) -> None:
+        with save_errors_as_one_line(self.args.output_dir):
+            super()._save_checkpoint(model, trial)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        with _torn_state(resume_from_checkpoint):
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        with _torn_state(checkpoint):
+            for name in ("optimizer.pt", "scheduler.pt") if checkpoint and not self.is_fsdp_enabled else ():
+                os.stat(f"{checkpoint}/{name}")  # without them the loop would start its optimizer anew
+            super()._load_optimizer_and_scheduler(checkpoint)
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        with _torn_state(checkpoint):
+            super()._load_rng_state(checkpoint)
+
+
+@contextmanager
+def _torn_state(state: str | None) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # pickle, torch, safetensors and json each have their own for a torn file
+        if state is None or is_out_of_memory(error):
+            raise
+        todo = "Remove it: --resume goes on from an earlier state if there is one, and else from the start."
+        raise TrainingError(
+            f"the state '{state}' is torn: {type(error).__name__}: {one_line(error)}. {todo}"
+        ) from error
+
+
+LOG_FILE = "log.jsonl"

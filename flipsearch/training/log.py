@@ -21,12 +21,11 @@ from flipsearch.core.files import write_text
 from flipsearch.core.progress import Activity, Phase, Progress, Step
 from flipsearch.core.records import Context
 from flipsearch.core.trainings import LogLine
+from flipsearch.training.checkpoint import save_errors_as_one_line
 from flipsearch.training.divergence import PerToken
 from flipsearch.training.processes import all_gather, is_main_process
 from flipsearch.training.rows import TrainingRow
-from flipsearch.training.states import save_errors_as_one_line
 
-LOG_FILE = "log.jsonl"
 STEP_KEYS = ("loss", "grad_norm", "learning_rate")
 NEEDED_KEYS = ("step", "step_s", "num_rollouts", "num_tokens")
 EARLY, LATE, FIRST = 10, 30, 30

@@ -1,4 +1,14 @@
-"""The model that is trained, as student and as frozen teacher. Knows no method and no loss."""
+"""The model that is trained, as student and as frozen teacher, and how its logits are made.
+
+The student is run as the teacher is: without dropout, and in bfloat16 by weights that are rounded once per step. They
+are kept in float32, or small updates would be lost, and multiplied without autocast, which would round other places. So
+equal weights give equal logits, a context that says nothing trains nothing, and rollouts need no rounding of their own.
+
+Logits are made for a few positions at a time (divergence.py). Most models multiply their last hidden states by the
+output embeddings; some add a bias, scale the product or cap it (Granite, Command-R, Falcon-H1, Gemma 2, Phi-2, GPT-J).
+What becomes of the product is not read off a config: the model's own `forward` is run with its decoder replaced by one
+that returns the product, and its output embeddings by one that changes nothing. Knows no method.
+"""
 
 import copy
 import importlib
@@ -10,18 +20,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.modeling_layers import GradientCheckpointingLayer
 
 from flipsearch.backends.base import make_backend
 from flipsearch.backends.loading import choose_device, choose_dtype, make_savable, memory_bytes, quiet
 from flipsearch.backends.models import locate, model_source
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.config import TrainConfig
-from flipsearch.core.errors import TrainingError
+from flipsearch.core.errors import TrainingError, one_line
+from flipsearch.training.divergence import Head
 from flipsearch.training.plan import TrainPlan
 from flipsearch.training.processes import init_process_group, is_sharded, num_processes
-from flipsearch.training.rounding import RoundedCopy
 from flipsearch.training.rows import TokenLayout, check_fits
 
 AsTeacher = Callable[[], AbstractContextManager[Any]]
@@ -91,6 +102,49 @@ def _stored(folder: Path) -> Iterator[tuple[str, Any]]:
         yield from ((name, entry) for name, entry in header.items() if name != "__metadata__")
 
 
+class RoundedCopy:
+    """A copy of a model in a lower precision, which is run in its place; gradients reach the model's own weights."""
+
+    def __init__(self, rounded: Any) -> None:
+        # Gradients never stay here, but what is kept for them has to be the same when layers are recomputed.
+        self.rounded = rounded.requires_grad_(True)
+
+    @torch.no_grad()
+    def refresh(self, model: nn.Module) -> None:
+        """Take the weights that `model` has now."""
+        for own, copied in zip(model.parameters(), self.rounded.parameters(), strict=True):
+            copied.copy_(own)
+
+    def run(self, model: nn.Module, **options: Any) -> Any:
+        """Return what the copy's forward returns; its gradients go to the weights of `model`."""
+        pairs = zip(model.named_parameters(), self.rounded.parameters(), strict=True)
+        weights = {name: _Rounded.apply(own, copied) for (name, own), copied in pairs}  # type: ignore[no-untyped-call]
+        return torch.func.functional_call(self.rounded, weights, (), options)
+
+
+class _Rounded(torch.autograd.Function):
+    """A rounded weight whose gradient is that of the weight."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, rounded: Tensor) -> Tensor:
+        return rounded.view_as(rounded)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient.float(), None
+
+
+def without_noise(model: nn.Module, recomputes: bool) -> None:
+    """Put a model into eval mode: no dropout, no jitter; with `recomputes` its layers keep activations of none."""
+    model.eval()
+    layers = [layer for layer in model.modules() if isinstance(layer, GradientCheckpointingLayer)] if recomputes else []
+    for layer in layers:
+        layer.training = True  # the library recomputes no others
+        for name, value in vars(layer).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(layer, name, 0.0)
+
+
 def student_and_teacher(
     model: PreTrainedModel, lora: int, *, with_teacher: bool
 ) -> tuple[Any, RoundedCopy | None, AsTeacher]:
@@ -137,3 +191,77 @@ def unwrap(model: Any) -> PreTrainedModel:
     """Return the transformers model inside adapters, or the model itself."""
     inner: PreTrainedModel = model.get_base_model() if hasattr(model, "get_base_model") else model
     return inner
+
+
+ReadHead = Callable[[Any], Head]
+"""Returns the head of a transformers model, with its weights as they are now."""
+PROBE_IDS = (1, 2, 3, 4, 5)
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
+"""Of the largest logit: a last bit, in the precision that the model computes in."""
+LARGE_LOGITS = 300.0
+"""Of a random model no logit comes near its cap: that nothing follows the product is tried on products up to here."""
+
+
+def read_head(model: Any) -> ReadHead:
+    """Return what reads the head of `model` and of its copies; TrainingError for one that cannot be computed apart."""
+    name = type(model).__name__
+    refusal = f"{name} does more to its logits than can be computed for a few tokens at a time; train another model."
+    ids = torch.tensor([PROBE_IDS], device=model.device)
+    try:
+        follows = _what_follows_the_product(model, ids)
+        with torch.no_grad():
+            logits = model(input_ids=ids, use_cache=False).logits[0]
+            hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
+            product = plain_head(model).product(hidden)
+            large = torch.linspace(-LARGE_LOGITS, LARGE_LOGITS, product.numel(), device=ids.device)
+            large = large.to(product.dtype).view_as(product)
+            transform = None if torch.equal(follows(large), large) else follows
+            head = _head(model, transform)
+            alone = torch.cat([head.logits(state[None]) for state in hidden])  # of one token, whatever the others are
+            difference = (alone.float() - logits.float()).abs().max()
+    except Exception as error:  # models of other kinds lack all sorts of things
+        raise TrainingError(f"{refusal} ({one_line(error)})") from error
+    if not difference <= TOLERANCE[product.dtype] * logits.float().abs().max():
+        raise TrainingError(refusal)
+    return lambda model: _head(model, transform)
+
+
+def plain_head(model: Any) -> Head:
+    """Return the head of a model whose logits are hidden states times output embeddings."""
+    return _head(model, None)
+
+
+def _head(model: Any, transform: Callable[[Tensor], Tensor] | None) -> Head:
+    embeddings = model.get_output_embeddings()
+    return Head(embeddings.weight, getattr(embeddings, "bias", None), transform)
+
+
+def _what_follows_the_product(model: Any, ids: Tensor) -> Callable[[Tensor], Tensor]:
+    """Return the function (n, V) -> (n, V) that `model` applies to hidden states times output embeddings."""
+    decoder, embeddings = model.get_decoder(), model.get_output_embeddings()
+    forward = model.forward  # kept now: a trainer wraps it later
+    with torch.no_grad():
+        output = type(decoder(input_ids=ids, use_cache=False))
+
+    def transform(product: Tensor) -> Tensor:
+        zeros = torch.zeros((1, len(product)), dtype=torch.long, device=product.device)
+        with (
+            _replaced(decoder, lambda *_, **__: output(last_hidden_state=product[None])),
+            _replaced(embeddings, lambda hidden: hidden.clone()),  # which the model may change in place
+        ):
+            logits: Tensor = forward(input_ids=zeros, use_cache=False).logits[0]
+        return logits
+
+    return transform
+
+
+@contextmanager
+def _replaced(module: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    usual = module.__dict__.get("forward")
+    module.forward = forward
+    try:
+        yield
+    finally:
+        del module.forward
+        if usual is not None:
+            module.forward = usual

@@ -20,22 +20,19 @@ from flipsearch.backends.base import make_backend
 from flipsearch.backends.loading import is_out_of_memory, quiet
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.core.errors import TrainingError
-from flipsearch.core.package import package_versions
+from flipsearch.core.files import package_versions
 from flipsearch.core.progress import Progress
 from flipsearch.core.protocols import Backend, Judge
 from flipsearch.core.trainings import TRAINING_FORMAT, LogLine, RoutedContext, TrainingRun
 from flipsearch.judging.library import unload
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
-from flipsearch.training.answers import Routing, kept_answers, own_rows, route, teacher_rows, turn_end_id
-from flipsearch.training.checkpoint import CheckpointFolder, step_of
-from flipsearch.training.heads import read_head
-from flipsearch.training.log import LOG_FILE, StepLog, read_log
-from flipsearch.training.model import load_student, student_and_teacher
+from flipsearch.training.checkpoint import LOG_FILE, CheckpointFolder, save_errors_as_one_line, step_of
+from flipsearch.training.log import StepLog, read_log
+from flipsearch.training.model import load_student, read_head, student_and_teacher
 from flipsearch.training.plan import TrainPlan
 from flipsearch.training.processes import broadcast_from_main, is_sharded, num_processes
-from flipsearch.training.rows import TrainingRow
-from flipsearch.training.states import save_errors_as_one_line
+from flipsearch.training.rows import Routing, TrainingRow, kept_answers, own_rows, route, teacher_rows, turn_end_id
 from flipsearch.training.trainer import CompletionTrainer, MakeTrainer, TrainingJob, trainer_arguments
 
 PACKAGES = ("flipsearch", "torch", "transformers", "accelerate", "peft")

@@ -1,7 +1,7 @@
 """Supervised fine-tuning (SFT) on answers kept before training: the off-policy baseline methods of OPSA's paper.
 
 Paper: arXiv 2605.15239, Eq. 1. Each prompt is answered under its context, and the judge keeps the good answers
-(answers.py). The model is trained on the kept answers without the context that they were written under. The loss is the
+(rows.py). The model is trained on the kept answers without the context that they were written under. The loss is the
 negative log-likelihood of their tokens. Prompts, steps, schedule and normalisation by tokens are those of OPSA, so that
 methods are compared under matched data.
 

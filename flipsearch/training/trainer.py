@@ -27,15 +27,21 @@ from flipsearch.config import TrainConfig
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.files import write_text
 from flipsearch.core.records import Prompt
+from flipsearch.training.checkpoint import SavedStates
 from flipsearch.training.divergence import Head, PerToken
-from flipsearch.training.heads import ReadHead, plain_head
 from flipsearch.training.log import StepStats
-from flipsearch.training.model import AsTeacher, completion_hidden, unwrap
+from flipsearch.training.model import (
+    AsTeacher,
+    ReadHead,
+    RoundedCopy,
+    completion_hidden,
+    plain_head,
+    unwrap,
+    without_noise,
+)
 from flipsearch.training.plan import TrainPlan
 from flipsearch.training.processes import is_main_process, is_sharded, num_processes
-from flipsearch.training.rounding import RoundedCopy, without_noise
 from flipsearch.training.rows import Routes, TokenLayout, TrainingRow, lay_out
-from flipsearch.training.states import SavedStates
 
 FAILED_BATCH = "failed_batch.json"
 NUM_SAVES = 5

@@ -16,7 +16,7 @@ from flipsearch.measuring.runner import Runner
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.columns import rows
 from flipsearch.reporting.files import read_study, remove_best, write_best, write_study
-from flipsearch.reporting.page import leaderboard_page
+from flipsearch.reporting.pages import leaderboard_page
 from flipsearch.searching import prepare_search
 from flipsearch.searching.baseline import measure_baseline
 from flipsearch.searching.budget import reserved_rollouts

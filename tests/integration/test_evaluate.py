@@ -20,11 +20,11 @@ from flipsearch.backends.models import model_source
 from flipsearch.backends.scoring import TokenScorerConfig
 from flipsearch.config import ModelConfig
 from flipsearch.core.protocols import Backend
-from flipsearch.core.scorecards import Scorecard
+from flipsearch.core.trainings import Scorecard
 from flipsearch.evaluation.algebra import is_installed
 from flipsearch.ledger import Ledger
 from flipsearch.reporting.files import write_training
-from flipsearch.reporting.scorecard import scorecard_markdown
+from flipsearch.reporting.model_card import scorecard_markdown
 from pocket_model.truth import Decider, arithmetic_accuracy
 from tests.finished_training import RUN, a_log
 from tests.integration.test_cli import one_line_error, run

@@ -6,8 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.reporting.page import leaderboard_page
-from flipsearch.reporting.training_page import training_page
+from flipsearch.reporting.pages import leaderboard_page, training_page
 from tests.finished_training import CONTEXT, RUN, a_log
 from tests.integration.test_study import study_of
 

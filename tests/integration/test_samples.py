@@ -18,7 +18,7 @@ from flipsearch.measuring.measure import flip_difference, measure
 from flipsearch.measuring.runner import Runner
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.columns import rows
-from flipsearch.reporting.page import leaderboard_page
+from flipsearch.reporting.pages import leaderboard_page
 from flipsearch.searching import prepare_search, run_study
 from flipsearch.searching.budget import Budget
 from flipsearch.searching.plan import Span, plan_search

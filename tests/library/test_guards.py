@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from flipsearch.backends.decoding import Ids
 from flipsearch.backends.scoring import TokenScorerConfig
 from flipsearch.core.errors import BackendError, ConfigError, JudgeError
-from flipsearch.core.package import content_folder
+from flipsearch.core.files import content_folder
 from flipsearch.core.records import Exchange, Label, PrefixScore, Prompt, Verdict
 from flipsearch.judging.guard import GuardJudge
 from flipsearch.judging.guard_prompts import GuardInput, GuardScorer

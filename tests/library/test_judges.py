@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.core.package import content_folder
+from flipsearch.core.files import content_folder
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Exchange, Label, Prompt, Verdict, content_id
 from flipsearch.judging.library import list_judges, load_judge

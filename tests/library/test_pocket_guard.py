@@ -15,7 +15,7 @@ from flipsearch.backends.loading import quiet
 from flipsearch.backends.models import model_source
 from flipsearch.backends.scoring import TokenScorer, TokenScorerConfig
 from flipsearch.backends.transformers import TransformersBackend
-from flipsearch.core.package import content_folder
+from flipsearch.core.files import content_folder
 from flipsearch.core.records import Context, Exchange, Label, Prompt, Request, Sampling, Verdict
 from flipsearch.core.thoughts import split_answer
 from flipsearch.judging import library

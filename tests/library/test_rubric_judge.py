@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from flipsearch.core.errors import BackendError, ConfigError, FlipsearchError, JudgeError, PluginError
-from flipsearch.core.package import content_folder
+from flipsearch.core.files import content_folder
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Exchange, Label, Prompt
 from flipsearch.judging.library import load_judge

@@ -21,7 +21,7 @@ from torch import distributed
 from torch.multiprocessing.spawn import spawn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from flipsearch.core.package import PACKAGE
+from flipsearch.core.files import PACKAGE
 from pocket_model import prompt_set, truth
 from pocket_model.batches import Batch, batches
 from pocket_model.corpus import fingerprint, samples

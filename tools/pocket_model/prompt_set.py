@@ -7,7 +7,7 @@ import csv
 import random
 from pathlib import Path
 
-from flipsearch.core.package import PACKAGE
+from flipsearch.core.files import PACKAGE
 from flipsearch.core.records import SPLITS, Split
 from pocket_model import vocabulary as words
 from pocket_model.arithmetic import Problem, random_problem

@@ -14,7 +14,7 @@ from typing import Any
 from scipy.stats import spearmanr
 
 from flipsearch.backends.transformers import TransformersBackend
-from flipsearch.core.package import PACKAGE
+from flipsearch.core.files import PACKAGE
 from flipsearch.core.records import Context, Exchange, Label, Prompt, Request, Rollout, Sampling
 from flipsearch.judging.library import load_judge
 from flipsearch.templating.library import load_library

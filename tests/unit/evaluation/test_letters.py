@@ -2,7 +2,7 @@
 
 import pytest
 
-from flipsearch.evaluation.letters import chosen_letter
+from flipsearch.evaluation.answers import chosen_letter
 
 
 @pytest.mark.parametrize(

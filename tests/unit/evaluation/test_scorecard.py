@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 import pytest
 
-from flipsearch.core.scorecards import Metric, Score
+from flipsearch.core.trainings import Metric, Score
 from flipsearch.evaluation.scorecard import (
     AnswerScore,
     SetScores,

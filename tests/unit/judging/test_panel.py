@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flipsearch.core.errors import ConfigError, JudgeError
-from flipsearch.core.package import content_folder
+from flipsearch.core.files import content_folder
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Exchange, Label, Prompt, Verdict
 from flipsearch.judging.caching import judge_with_ledger

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flipsearch.backends.scripted import ScriptedBackend
 from flipsearch.core.errors import BackendError, PluginError
-from flipsearch.core.package import content_folder
+from flipsearch.core.files import content_folder
 from flipsearch.core.records import Exchange, Label, Prompt, Request, Rollout, Sampling, Verdict
 from flipsearch.core.thoughts import split_answer
 from flipsearch.judging.rubric import Rubric, RubricScores, judge_by_rubric

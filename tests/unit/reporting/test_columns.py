@@ -16,7 +16,7 @@ from flipsearch.reporting import columns
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.columns import RATE, Column, csv_text, leaderboard, rows
 from flipsearch.reporting.format import points
-from flipsearch.reporting.page import leaderboard_page
+from flipsearch.reporting.pages import leaderboard_page
 from flipsearch.searching import prepare_search, run_study
 from tests.world import COMPLIANCE, GREEDY, Model, RefusalJudge, library, prompt_set
 

@@ -16,7 +16,7 @@ from flipsearch.ledger import Ledger
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.columns import csv_text, leaderboard, rows
 from flipsearch.reporting.files import STUDY, STUDY_FILE, read_study, write_study
-from flipsearch.reporting.page import leaderboard_page
+from flipsearch.reporting.pages import leaderboard_page
 from tests.labelled import MistakenJudge, annotate, measured, mistaken_study, sample
 from tests.unit.searching.after.test_second_judges import BlindJudge, study_of
 from tests.world import COMPLIANCE, REFUSAL

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from flipsearch.core.records import Estimate, Sampling
-from flipsearch.core.scorecards import Composite, Measured, Metric, Score, Scorecard
-from flipsearch.reporting.scorecard import scorecard_markdown, scorecard_remarks, scorecard_rows
+from flipsearch.core.trainings import Composite, Measured, Metric, Score, Scorecard
+from flipsearch.reporting.model_card import scorecard_markdown, scorecard_remarks, scorecard_rows
 
 
 def measured(value: float | None, n: int = 60, num_unscored: int = 0) -> Measured:

@@ -11,7 +11,7 @@ import pytest
 
 from flipsearch.core.records import Context
 from flipsearch.core.trainings import LogLine, RoutedContext, TrainingRun
-from flipsearch.reporting.training_page import training_page
+from flipsearch.reporting.pages import training_page
 from flipsearch.training.log import EARLY, FIRST, LATE, LEAK_WORDS
 from tests.finished_training import HOSTILE, RUN, a_log
 

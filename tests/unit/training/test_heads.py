@@ -9,8 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from flipsearch.core.errors import TrainingError
 from flipsearch.training.divergence import Divergence, divergence_sum
-from flipsearch.training.heads import read_head
-from flipsearch.training.model import completion_hidden
+from flipsearch.training.model import completion_hidden, read_head
 from flipsearch.training.rows import lay_out
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}

@@ -11,7 +11,7 @@ from flipsearch.core.errors import TrainingError
 from flipsearch.core.records import Context, Exchange, Label, Prompt, Request, Rollout, Sampling, Verdict
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
-from flipsearch.training.answers import kept_answers, own_rows, teacher_rows, turn_end_id
+from flipsearch.training.rows import kept_answers, own_rows, teacher_rows, turn_end_id
 from tests.models import R1_TEMPLATE, tiny_tokenizer
 
 HARM, ASK, OTHER = Prompt("steal", "harmful"), Prompt("bake", "benign"), Prompt("read", "benign")

@@ -29,7 +29,7 @@ from flipsearch.measuring.runner import Runner
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.columns import rows
 from flipsearch.reporting.files import STUDY
-from flipsearch.reporting.page import leaderboard_page
+from flipsearch.reporting.pages import leaderboard_page
 from flipsearch.searching import prepare_search, run_score, run_study
 from flipsearch.searching.after.second_judges import MAX_DISAGREEMENTS, gap_notes, names_of, other_judges
 from tests.world import COMPLIANCE, GREEDY, REFUSAL, Model, RefusalJudge, flat, library, prompt_set, template

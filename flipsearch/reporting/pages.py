@@ -1,14 +1,53 @@
-"""Training curves: what was logged, step by step, as charts with a sentence on what to look for."""
+"""The pages of a study and of a training: no scripts, no network, every text escaped, long texts folded.
+
+The tables of a study follow reporting/columns.py; the curves of a training are CURVES, each with a sentence on what to
+look for. The templates hold the other words. Also the sentences that page and model card share. Knows records and logs.
+"""
 
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from flipsearch.core.records import Kind
-from flipsearch.core.trainings import LogLine
+from flipsearch.core.studies import Study, StudyKind
+from flipsearch.core.trainings import METHODS, Control, LogLine, TrainingRun
+from flipsearch.reporting import charts, format
+from flipsearch.reporting.card import ORACLE
 from flipsearch.reporting.charts import Chart, ChartAxis, Series, draw
-from flipsearch.reporting.format import is_drawable
+from flipsearch.reporting.columns import Section, columns_of
+from flipsearch.reporting.format import DASH, duration, is_drawable, setting_rows, three_digits
+
+
+def leaderboard_page(study: Study) -> str:
+    """Return leaderboard.html for a study."""
+    columns = columns_of(study, "page")
+    return render(
+        "leaderboard.html",
+        study=study,
+        columns={section: [c for c in columns if c.section == section] for section in get_args(Section)},
+        settings=format.setting_rows(study.settings),
+        is_search=study.kind is StudyKind.SEARCH,
+        oracle=ORACLE,
+    )
+
+
+def render(template: str, **values: Any) -> str:
+    """Return a page made of a template: every value is escaped, and an unknown name is an error."""
+    jinja = Environment(
+        loader=PackageLoader("flipsearch.reporting"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        finalize=format.visible,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    figures = (format.percent, format.points, format.low_high, format.interval)
+    jinja.filters |= {function.__name__: function for function in figures} | {"tenth": "{:.1f}".format}
+    return jinja.get_template(template).render(values)
+
 
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -31,7 +70,7 @@ class CurvePlan:
 
 _NATS = ChartAxis("nats per token", may_be_log=True)
 _SHARE = "share of completions"
-PLANS = (
+CURVES = (
     CurvePlan(
         "Loss",
         "The divergence from the teacher, mean over the completion tokens up to the horizon. It should fall fast and "
@@ -134,7 +173,7 @@ def training_curves(steps: Sequence[LogLine], is_sft: bool) -> list[Chart]:
     ends = (steps[0]["step"], steps[-1]["step"])
     is_mass_shown = any(not mass >= 1 for _, mass in points_of(steps, "teacher_mass"))
     charts = []
-    for plan in PLANS:
+    for plan in CURVES:
         if "teacher_mass" in plan.figures and not is_mass_shown:
             continue
         title, hint = (is_sft and plan.sft_title) or plan.title, (is_sft and plan.sft_hint) or plan.hint
@@ -153,3 +192,100 @@ def training_curves(steps: Sequence[LogLine], is_sft: bool) -> list[Chart]:
 def points_of(steps: Sequence[LogLine], key: str) -> list[tuple[float, float]]:
     """Return (step, value) of a figure where it was logged."""
     return [(line["step"], line[key]) for line in steps if key in line]
+
+
+CONTROLS: Mapping[Control, str] = {
+    "empty": "the context was replaced by nothing",
+    "neutral": "the context was replaced by a text without any word of safety",
+    "shuffled": "the context's words were put in another order",
+}
+FIGURE_NAMES = {
+    "num": "completions",
+    "num_rollouts": "completions",
+    "num_tokens": "tokens",
+    "length_mean": "length, mean tokens",
+    "length_p95": "length, 95 % stay within",
+    "eos_rate": "ended by themselves",
+    "truncation_rate": "truncated at the limit",
+    "leakage_rate": "quote the context",
+    "divergence": "divergence, nats per token",
+    "divergence_early": "divergence, first 10 tokens",
+    "divergence_late": "divergence, after token 30",
+    "entropy_first": "entropy, first 30 tokens",
+    "grad_norm": "gradient norm",
+    "rollout_s": "rollouts, seconds",
+    "loss_s": "losses and gradients, seconds",
+}
+"""Name in the log, without the kind -> name on the page; any other is shown as it is logged."""
+RATES = frozenset({"eos_rate", "truncation_rate", "leakage_rate", "teacher_mass"})
+
+
+def training_page(run: TrainingRun, log: Sequence[LogLine]) -> str:
+    """Return training.html for a finished training and the lines of its log."""
+    steps = merge_steps(log)
+    return render(
+        "training.html",
+        run=run,
+        method=METHODS[run.method].summary + ".",
+        control=control_note(run),
+        headline=_headline(run, steps),
+        prompts=prompts_sentence(run),
+        charts=training_curves(steps, METHODS[run.method].is_supervised),
+        is_smoothed=len(steps) > charts.SMOOTH_FROM,
+        box=charts,
+        figures=_figures(run, steps[-1] if steps else {}),
+        settings=setting_rows(run.settings),
+    )
+
+
+def control_note(run: TrainingRun) -> str:
+    """Return what kind of control a training is, or "" if it is none."""
+    note = "This is a control: {}. It is there to be compared with, not to be used."
+    return note.format(CONTROLS[run.control]) if run.control else ""
+
+
+def prompts_sentence(run: TrainingRun) -> str:
+    """Return how many prompts of each kind were trained on, and how many were left out and why."""
+    counts = {kind: sum(routed.num_prompts for routed in run.routed if routed.kind == kind) for kind in KINDS}
+    trained = " and ".join(f"{n:,} {kind}" for kind, n in counts.items())
+    left_out = " and ".join(f"{n:,} {kind}" for kind in KINDS if (n := run.num_left_out.get(kind, 0)))
+    is_supervised = METHODS[run.method].is_supervised
+    why = "the judge kept no answer to them" if is_supervised else "no context makes the teacher's answer safe"
+    return f"Trained on {trained} prompts." + (f" Left out: {left_out} ({why})." if left_out else " None was left out.")
+
+
+def _headline(run: TrainingRun, steps: Sequence[LogLine]) -> list[tuple[str, str, str]]:
+    """Return (name, figure, remark) of the boxes at the top of the page."""
+    epochs = [line["epoch"] for line in steps if "epoch" in line]
+    passes = f"{three_digits(epochs[-1])} {'epoch' if epochs[-1] == 1 else 'epochs'}" if epochs else ""
+    sampling_s = sum(line.get("rollout_s", 0.0) for line in steps)
+    boxes = [
+        ("optimizer steps", f"{run.num_steps:,}", passes),
+        ("tokens learnt from", f"{run.num_tokens:,}", f"in {run.num_rollouts:,} completions"),
+        ("training time", duration(run.wall_s), f"{duration(sampling_s)} in rollouts" if sampling_s else ""),
+    ]
+    losses = points_of(steps, "loss")
+    if losses:
+        (step, first), (_, last) = losses[0], losses[-1]
+        before = f"{three_digits(first)} at step {step:,.0f}" if len(losses) > 1 else ""
+        boxes.append(("loss, last step", three_digits(last), before))
+    return boxes
+
+
+def _figures(run: TrainingRun, line: LogLine) -> list[list[str]]:
+    """Return rows of name, figure of harmful, of benign and of all completions, of one step; those by kind first."""
+    order = {name: place for place, name in enumerate(FIGURE_NAMES)}
+    rows: dict[tuple[bool, str], list[str]] = {}
+    for key, value in line.items():
+        stem, _, kind = key.rpartition("_")
+        is_overall = kind not in KINDS
+        name, column = (key, -1) if is_overall else (stem, list[str](KINDS).index(kind))
+        cells = rows.setdefault((is_overall, name), ["", "", ""] if is_overall else [DASH, DASH, ""])
+        cells[column] = three_digits(value, name in RATES)
+    shown = []
+    for is_overall, name in sorted(rows, key=lambda row: (row[0], 0 if row[0] else order.get(row[1], len(order)))):
+        title = FIGURE_NAMES.get(name, name.replace("_", " "))
+        if not is_overall:
+            title = title.replace("divergence", METHODS[run.method].loss)
+        shown.append([title, *rows[is_overall, name]])
+    return shown
