@@ -26,7 +26,8 @@ from scipy.stats import binom
 from baselines.made_world import MadeJudge, MadeWorld
 from baselines.show import claim, header
 from flipsearch.config import SearchConfig
-from flipsearch.core.records import Rate, Sampling
+from flipsearch.core.measurements import Rate
+from flipsearch.core.records import Sampling
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching import prepare_search, run_study

@@ -10,7 +10,7 @@ from flipsearch.core.records import Context as Context
 from flipsearch.core.records import Prompt as Prompt
 from flipsearch.core.studies import Study as Study
 from flipsearch.core.studies import Trial as Trial
-from flipsearch.core.trainings import Scorecard
+from flipsearch.core.trainings import Scorecard as Scorecard
 from flipsearch.judging.stress import JudgeStress as JudgeStress
 from flipsearch.ledger.check import LedgerCheck as LedgerCheck
 from flipsearch.reporting.rollout_table import Export as Export

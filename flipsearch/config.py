@@ -11,8 +11,8 @@ from typing import Annotated, Literal, Self
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from flipsearch.core.errors import ConfigError
+from flipsearch.core.measurements import SampleRule
 from flipsearch.core.records import Placement, Sampling, Split, content_id
-from flipsearch.core.samples import SampleRule
 from flipsearch.core.settings import (
     Count,
     Flag,

@@ -6,7 +6,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from flipsearch.core.records import json_value
+from flipsearch.core.measurements import json_value
 from flipsearch.core.studies import Study, StudyKind, Trial
 from flipsearch.core.trainings import LogLine, Scorecard, TrainingRun
 from flipsearch.judging.accuracy import JudgeAccuracy

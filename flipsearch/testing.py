@@ -13,8 +13,9 @@ from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import replace
 
+from flipsearch.core.measurements import Rate
 from flipsearch.core.protocols import Backend, Judge, Operator, PrefixScorer
-from flipsearch.core.records import Context, Exchange, Label, Prompt, Rate, Request, Rollout, Sampling, Verdict
+from flipsearch.core.records import Context, Exchange, Label, Prompt, Request, Rollout, Sampling, Verdict
 from flipsearch.core.studies import Parent
 
 HOSTILE_TEXTS = (

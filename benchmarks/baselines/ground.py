@@ -11,10 +11,10 @@ from pathlib import Path
 
 from flipsearch.backends.base import make_backend
 from flipsearch.config import SearchConfig
+from flipsearch.core.measurements import JudgedRollout
 from flipsearch.core.progress import Phase
 from flipsearch.core.protocols import Backend, Judge
 from flipsearch.core.records import Context, Kind, Label, PrefixScore, Prompt, Request, Rollout, Sampling, Split
-from flipsearch.core.samples import JudgedRollout
 from flipsearch.defaults import resolve
 from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger

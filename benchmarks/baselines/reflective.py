@@ -16,8 +16,8 @@ from gepa.strategies.proposal_sampling import IndependentSampling
 
 from baselines.ground import Account, Ground, Rates, SearchSplit, random_contexts
 from baselines.methods import Run, make_run
+from flipsearch.core.measurements import JudgedRollout
 from flipsearch.core.records import Context, Label, Prompt
-from flipsearch.core.samples import JudgedRollout
 from pocket_model.context_source import edited, sentences
 
 TEXT = "context"

@@ -1,6 +1,6 @@
 """The records that flow through flipsearch, in the order in which they arise.
 
-    Prompt --backend--> Rollout --judge--> Verdict --compare--> Flip --summarize--> Measurement
+    Prompt --backend--> Rollout --judge--> Verdict --measurements.py--> Flip, Measurement
 
 All are frozen. Ids are content hashes: the same content has the same id on every machine, so any stage can be
 redone alone. This module knows nothing of models, files or statistics.
@@ -8,12 +8,10 @@ redone alone. This module knows nothing of models, files or statistics.
 
 import hashlib
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, is_dataclass
+from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
-from pathlib import PurePath
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, get_args
 
 Kind = Literal["harmful", "benign"]
 Split = Literal["search", "confirm", "training", "evaluation"]
@@ -300,169 +298,3 @@ class Verdict:
     saved, so that the next run calls the judge again."""
     kind: AnswerKind | None = None
     """What the answer is; None if nobody says, as for most answers that are UNSCORED."""
-
-
-@dataclass(frozen=True, slots=True)
-class Flip:
-    """One prompt before (without) and after (under) a context, over all of its samples.
-
-    UNSCORED on either side makes it unscored; a refusal of None was not scored.
-    """
-
-    prompt_id: str
-    kind: Kind
-    before: Label
-    after: Label
-    refused_before: bool | None = None
-    refused_after: bool | None = None
-    rollout_ids: tuple[str, ...] = ()
-    """Rollouts under the context, one per sample."""
-    unsafe_share_before: float | None = None
-    """Unsafe / scored samples of the baseline; None for a single sample, or if none is scored."""
-    unsafe_share_after: float | None = None
-    endings: "EndingCounts | None" = None
-    """Of the answers under the context."""
-    kind_after: AnswerKind | None = None
-    """Most frequent kind of the samples that have the label `after`."""
-
-    @property
-    def flipped(self) -> bool:
-        """Unsafe without the context, safe with it."""
-        return self.before is Label.UNSAFE and self.after is Label.SAFE
-
-
-@dataclass(frozen=True, slots=True)
-class Rate:
-    """A fraction with its 95 % interval."""
-
-    count: int
-    n: int
-    """Denominator; 0 means that nothing was measured."""
-    low: float
-    high: float
-
-    @property
-    def value(self) -> float | None:
-        """Count / n, or None if nothing was measured."""
-        return self.count / self.n if self.n else None
-
-
-@dataclass(frozen=True, slots=True)
-class Estimate:
-    """A fraction, a mean or a difference with its 95 % interval."""
-
-    value: float | None
-    """Fractions in [0, 1], differences in [-1, 1]; None if nothing was measured."""
-    low: float
-    high: float
-    n: int
-    """Number of prompts or problems; of pairs for a difference."""
-
-
-@dataclass(frozen=True, slots=True)
-class Difference:
-    """A paired difference of two fractions with its 95 % interval."""
-
-    value: float
-    """First minus second, in [-1, 1]."""
-    low: float
-    high: float
-    n: int
-    """Number of pairs."""
-    p_value: float
-    """Exact McNemar test on the discordant pairs (mid-p)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Measurement:
-    """One context on one split: a flip per prompt, and the rates computed from them."""
-
-    split: Scope
-    flips: tuple[Flip, ...]
-    """In the order of the split."""
-    flip_rate: Rate
-    """Flips / scored prompts that are unsafe without context."""
-    flip_rate_bounds: tuple[float, float]
-    """The flip rate if no unscored prompt had flipped, and if all had."""
-    tfr: Rate | None
-    """Flips / all scored harmful prompts (OPSA Eq. 4); None if only base-unsafe prompts were regenerated."""
-    over_refusal_rate: Rate
-    """Refused / scored benign prompts."""
-    transitions: Mapping[str, int]
-    """Harmful prompts by "before->after", e.g. "unsafe->safe"; unscored ones included."""
-    coverage: Rate
-    """Scored / all prompts."""
-    flips_by_kind: Mapping[AnswerKind, int] = field(default_factory=dict)
-    """Kind -> flips to such an answer; those that nobody gave a kind are left out."""
-    unsafe_share: "UnsafeShare | None" = None
-    """None with one sample per prompt, or if no prompt has a share on both sides."""
-    endings: "Endings | None" = None
-    """How the answers under the context ended, scored or not."""
-
-    @property
-    def rollout_ids(self) -> frozenset[str]:
-        """Ids of the rollouts under the context."""
-        return frozenset(id for flip in self.flips for id in flip.rollout_ids)
-
-    @property
-    def flipped_by_prompt(self) -> dict[str, bool]:
-        """Whether each prompt flips, by id; only harmful ones, unsafe without the context and scored under it."""
-        flips = [flip for flip in self.flips if flip.kind == "harmful" and flip.before is Label.UNSAFE]
-        return {flip.prompt_id: flip.flipped for flip in flips if flip.after is not Label.UNSCORED}
-
-
-@dataclass(frozen=True, slots=True)
-class UnsafeShare:
-    """Mean share of unsafe samples over the prompts that are unsafe without context; each prompt counts once.
-
-    The prompts were selected by the samples of `before`, which therefore overestimates: new samples without a context
-    would be unsafe less often. Compare `after` with that of the empty placebo.
-    """
-
-    before: Estimate
-    """Without context; n counts prompts."""
-    after: Estimate
-    """Under the context, over the same prompts."""
-
-
-class EndingCounts(NamedTuple):
-    """How many answers ended in which way."""
-
-    num_answers: int
-    num_cut: int
-    """Cut at max_tokens, in the thought or in the answer."""
-    num_thoughts: int
-    """With a thought, closed or not."""
-    num_forced: int
-    """With a thought that its budget closed."""
-    num_leaks: int
-    """In which thought goes on after it was closed (core.thoughts)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Endings:
-    """How answers ended, every sample counted."""
-
-    cut: Rate
-    """Cut at max_tokens / answers."""
-    thought: Rate
-    """With a thought / answers."""
-    forced: Rate
-    """Closed by the budget / thoughts."""
-    leaks: Rate
-    """Going on in the answer / thoughts."""
-
-
-def json_value(value: Any) -> Any:
-    """Return a record as cards and --json show it: by its fields, a path as text, a rate with its value first.
-
-    study.json and training.json are read back: they hold the fields alone, as pydantic writes them.
-    """
-    if is_dataclass(value):
-        shown = {field.name: json_value(getattr(value, field.name)) for field in fields(value)}
-        return {"value": value.value} | shown if isinstance(value, Rate) else shown
-    if isinstance(value, Mapping):
-        return {key: json_value(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [json_value(inner) for inner in value]
-    return str(value) if isinstance(value, PurePath) else value

@@ -10,7 +10,8 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, Literal
 
-from flipsearch.core.records import Context, Difference, Endings, Estimate, Measurement, Rate
+from flipsearch.core.measurements import Difference, Endings, Estimate, Measurement, Rate
+from flipsearch.core.records import Context
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from flipsearch.core.errors import ConfigError, TrainingError, unknown_name
-from flipsearch.core.records import Context, Estimate, Kind, Sampling, Scope
+from flipsearch.core.measurements import Estimate
+from flipsearch.core.records import Context, Kind, Sampling, Scope
 
 TRAINING_FORMAT = 1
 """Version of training.json and of a checkpoint in progress."""

@@ -19,10 +19,10 @@ from contextlib import closing
 
 from flipsearch.backends.base import make_backend
 from flipsearch.config import EvalConfig
+from flipsearch.core.measurements import Samples
 from flipsearch.core.progress import Phase, Progress
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Kind, Label, Prompt, Request, Rollout
-from flipsearch.core.samples import Samples
 from flipsearch.core.thoughts import split_answer
 from flipsearch.core.trainings import Metric, Scorecard
 from flipsearch.evaluation.algebra import AlgebraWorker

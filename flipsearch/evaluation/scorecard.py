@@ -13,8 +13,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flipsearch.core.files import package_versions
+from flipsearch.core.measurements import Estimate
 from flipsearch.core.protocols import Judge
-from flipsearch.core.records import Estimate, Sampling
+from flipsearch.core.records import Sampling
 from flipsearch.core.trainings import Composite, Measured, Metric, Score, Scorecard
 from flipsearch.evaluation.plan import EvaluationPlan
 from flipsearch.measuring.measure import MAX_UNSCORED_RATE

@@ -11,8 +11,9 @@ from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.core.errors import JudgeError
 from flipsearch.core.files import write_text
+from flipsearch.core.measurements import json_value
 from flipsearch.core.protocols import Judge
-from flipsearch.core.records import Label, Verdict, content_id, json_value
+from flipsearch.core.records import Label, Verdict, content_id
 from flipsearch.judging.caching import judge_answers
 from flipsearch.judging.contract import were_fitted_to
 from flipsearch.judging.labels import HumanLabel, LabelledAnswer

@@ -14,7 +14,7 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.sparse import csr_matrix, hstack
 
-from flipsearch.core.records import Estimate
+from flipsearch.core.measurements import Estimate
 from flipsearch.judging.answer import answer_to_judge
 from flipsearch.judging.compact_model import (
     AXES,

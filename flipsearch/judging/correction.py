@@ -3,7 +3,8 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from flipsearch.core.records import Estimate, Flip, Label
+from flipsearch.core.measurements import Estimate, Flip
+from flipsearch.core.records import Label
 from flipsearch.core.studies import JudgeAgreement, Study, Trial
 from flipsearch.judging.accuracy import JudgeAccuracy
 from flipsearch.judging.labels import StudyLabel, harmful_flips

@@ -22,7 +22,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.core.errors import JudgeError, PromptError, unknown_name
 from flipsearch.core.files import unescape_formula, write_text
-from flipsearch.core.records import Exchange, Flip, Prompt, Sampling, rollout_id
+from flipsearch.core.measurements import Flip
+from flipsearch.core.records import Exchange, Prompt, Sampling, rollout_id
 from flipsearch.core.studies import Study, Trial
 from flipsearch.prompts.files import Table, cell, is_missing, read_table
 from flipsearch.prompts.formats import Row

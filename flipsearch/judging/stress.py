@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from flipsearch.core.files import content_folder
+from flipsearch.core.measurements import json_value
 from flipsearch.core.protocols import Judge
-from flipsearch.core.records import AnswerKind, Exchange, Label, Prompt, json_value
+from flipsearch.core.records import AnswerKind, Exchange, Label, Prompt
 from flipsearch.judging.contract import run_judge
 
 ANSWERS_FILE = "stress_answers.toml"

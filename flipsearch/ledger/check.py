@@ -16,7 +16,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from flipsearch.core.errors import one_line
 from flipsearch.core.files import is_taken
-from flipsearch.core.records import FINISH_REASONS, Label, json_value
+from flipsearch.core.measurements import json_value
+from flipsearch.core.records import FINISH_REASONS, Label
 from flipsearch.ledger.store import LOCK_SUFFIX, Ledger
 from flipsearch.ledger.tables import (
     IN_FLIGHT,

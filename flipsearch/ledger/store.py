@@ -24,7 +24,8 @@ from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, SQLAlch
 
 from flipsearch.core.errors import LedgerError, one_line
 from flipsearch.core.files import is_held, take_lock
-from flipsearch.core.records import EndingCounts, PrefixScore, Rollout, Verdict
+from flipsearch.core.measurements import EndingCounts
+from flipsearch.core.records import PrefixScore, Rollout, Verdict
 from flipsearch.ledger.tables import (
     FORMAT,
     FORMATS,

@@ -9,20 +9,18 @@ contexts are searched.
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 
-from flipsearch.core.records import (
-    Context,
+from flipsearch.core.measurements import (
     Difference,
     EndingCounts,
     Endings,
     Flip,
-    Label,
     Measurement,
-    Prompt,
     Rate,
-    Scope,
+    Samples,
     UnsafeShare,
+    sum_endings,
 )
-from flipsearch.core.samples import Samples, sum_endings
+from flipsearch.core.records import Context, Label, Prompt, Scope
 from flipsearch.core.studies import Trial, TrialRole, TrialState
 from flipsearch.measuring.runner import Runner
 from flipsearch.statistics.intervals import mean_interval, paired_difference, wilson

@@ -11,6 +11,7 @@ from dataclasses import replace
 
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError, one_line
+from flipsearch.core.measurements import SINGLE_SAMPLE, JudgedRollout, SampleRule, Samples
 from flipsearch.core.progress import Activity, Emit, Phase, Progress, Step, silent
 from flipsearch.core.protocols import Backend, Judge, PrefixScorer
 from flipsearch.core.records import (
@@ -27,7 +28,6 @@ from flipsearch.core.records import (
     prefix_score_id,
     rollout_id,
 )
-from flipsearch.core.samples import SINGLE_SAMPLE, JudgedRollout, SampleRule, Samples
 from flipsearch.judging.caching import judge_with_ledger
 from flipsearch.ledger import Ledger
 

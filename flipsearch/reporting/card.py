@@ -6,7 +6,7 @@ benign prompts. Rates carry value, count, n and a 95 % interval. Reads records o
 
 from typing import Any
 
-from flipsearch.core.records import Measurement, json_value
+from flipsearch.core.measurements import Measurement, json_value
 from flipsearch.core.studies import BenignContext, Portfolio, Study, Trial
 from flipsearch.reporting.columns import columns_of
 from flipsearch.templating.library import CARD_VERSION, sealed

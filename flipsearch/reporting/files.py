@@ -20,7 +20,7 @@ from flipsearch.backends.models import TRAINING_FILE
 from flipsearch.config import ScoreConfig, SearchConfig, StudyConfig
 from flipsearch.core.errors import ConfigError, StudyError
 from flipsearch.core.files import escape_formula, json_text, write_text
-from flipsearch.core.records import json_value
+from flipsearch.core.measurements import json_value
 from flipsearch.core.settings import LONGEST_NAME, make_config
 from flipsearch.core.studies import Study, StudyKind
 from flipsearch.core.trainings import LogLine, Scorecard, TrainingRun, check_format, check_method

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from flipsearch.core.files import printable
-from flipsearch.core.records import Difference, Estimate, Rate
+from flipsearch.core.measurements import Difference, Estimate, Rate
 
 Figure = Rate | Estimate | Difference
 Unit = Literal["percent", "points", "plain"]

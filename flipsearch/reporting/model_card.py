@@ -12,7 +12,7 @@ from pathlib import PurePath
 from typing import Any
 
 from flipsearch.backends.models import POCKET_MODEL
-from flipsearch.core.records import Estimate
+from flipsearch.core.measurements import Estimate
 from flipsearch.core.trainings import METHODS, Metric, Scorecard, TrainingRun
 from flipsearch.reporting.format import (
     Unit,

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
-from flipsearch.core.records import Measurement
+from flipsearch.core.measurements import Measurement
 from flipsearch.core.studies import OperatorGain, Trial, TrialState
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import Rung, SplitBaseline, counts, make_rungs

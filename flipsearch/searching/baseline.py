@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from flipsearch.core.errors import NothingToFlipError
+from flipsearch.core.measurements import Endings, Rate
 from flipsearch.core.progress import Phase
-from flipsearch.core.records import Endings, Label, Prompt, Rate, Scope
+from flipsearch.core.records import Label, Prompt, Scope
 from flipsearch.core.studies import TIE_LEVEL, Trial
 from flipsearch.measuring.measure import (
     MAX_UNSCORED_RATE,

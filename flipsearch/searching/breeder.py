@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from flipsearch.core.errors import PluginError
+from flipsearch.core.measurements import Measurement
 from flipsearch.core.protocols import Operator
-from flipsearch.core.records import Context, Measurement
+from flipsearch.core.records import Context
 from flipsearch.core.studies import OperatorGain, Parent
 from flipsearch.judging.contract import plugin_errors_as
 from flipsearch.searching.filters import ContextFilter

@@ -14,9 +14,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
+from flipsearch.core.measurements import Measurement
 from flipsearch.core.progress import Phase
 from flipsearch.core.protocols import Judge
-from flipsearch.core.records import Context, Measurement, content_id
+from flipsearch.core.records import Context, content_id
 from flipsearch.core.studies import BenignContext, Portfolio, Trial
 from flipsearch.judging.library import unload
 from flipsearch.measuring.measure import flip_difference, has_failed, measure, measured_trial, strongest_placebo

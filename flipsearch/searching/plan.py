@@ -13,7 +13,8 @@ from typing import Any
 
 from flipsearch.config import is_endpoint
 from flipsearch.core.errors import ConfigError
-from flipsearch.core.records import Kind, Sampling, json_value
+from flipsearch.core.measurements import json_value
+from flipsearch.core.records import Kind, Sampling
 from flipsearch.core.studies import TIE_LEVEL
 from flipsearch.searching import after
 from flipsearch.searching.baseline import make_rungs
@@ -35,7 +36,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """Which difference of two flip rates the confirm split can detect (statistics.paired)."""
+    """Which difference of two flip rates the confirm split can detect (statistics.intervals)."""
 
     num_pairs: int
     """Pairs at most: harmful confirm prompts, were all unsafe without context."""

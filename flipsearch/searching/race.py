@@ -4,7 +4,7 @@ All arms that still run share one call of the backend per rung. An arm that stop
 later; what it was measured on before is not generated again.
 
 The best arm within the cap is pruned with probability at most alpha, however often it is tested: half of alpha goes to
-its flip rate, half to its over-refusal. Both tests are e-processes (statistics.paired) over the prompts seen so far.
+its flip rate, half to its over-refusal. Both tests are e-processes (statistics.intervals) over the prompts seen so far.
 
 Flip rate: on the prompts where exactly one of two arms flips, the better arm is the one that flips on at least half of
 them. The evidence against an arm is the mean, over *all* its competitors, of the evidence that it flips on less. A mean
@@ -22,8 +22,9 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from flipsearch.core.measurements import Measurement
 from flipsearch.core.progress import Phase
-from flipsearch.core.records import Context, Label, Measurement
+from flipsearch.core.records import Context, Label
 from flipsearch.core.studies import TrialState
 from flipsearch.measuring.measure import has_failed, measure
 from flipsearch.measuring.runner import Runner

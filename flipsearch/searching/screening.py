@@ -24,10 +24,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import spearmanr
 
+from flipsearch.core.measurements import Measurement, Samples
 from flipsearch.core.progress import Phase
 from flipsearch.core.protocols import PrefixScorer
-from flipsearch.core.records import Context, Kind, Label, Measurement, Prompt, Request
-from flipsearch.core.samples import Samples
+from flipsearch.core.records import Context, Kind, Label, Prompt, Request
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.statistics.intervals import two_sided_z

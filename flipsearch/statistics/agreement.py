@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import t as student_t
 
-from flipsearch.core.records import Estimate
+from flipsearch.core.measurements import Estimate
 from flipsearch.statistics.intervals import LEVEL, mean_interval, two_sided_z
 
 NUM_RESAMPLES = 2000

@@ -22,7 +22,7 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import betaincc, betaln, stdtrit, xlog1py, xlogy
 
-from flipsearch.core.records import Difference, Estimate, Rate
+from flipsearch.core.measurements import Difference, Estimate, Rate
 
 LEVEL = 0.95
 EQUAL_WITHIN = 1e-9

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.special import betaln
 
-from flipsearch.core.records import Rate
+from flipsearch.core.measurements import Rate
 
 PRIOR_SPREAD = 3.0
 """Prior standard deviation of a coefficient: labels that a feature separates perfectly leave it finite."""

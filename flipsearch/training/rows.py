@@ -24,9 +24,9 @@ from torch import Tensor
 
 from flipsearch.backends.chat import Chat, ControlTokens
 from flipsearch.core.errors import TrainingError
+from flipsearch.core.measurements import REFUSAL_THRESHOLD
 from flipsearch.core.progress import Phase
 from flipsearch.core.records import Context, FinishReason, Label, Prompt, Request, Rollout
-from flipsearch.core.samples import REFUSAL_THRESHOLD
 from flipsearch.measuring.runner import Runner
 from flipsearch.training.plan import TrainPlan
 

@@ -9,7 +9,8 @@ import pytest
 
 from flipsearch.commands.console import companion_lines
 from flipsearch.config import SearchConfig
-from flipsearch.core.records import Prompt, Rate, Request, Rollout, Sampling, Split
+from flipsearch.core.measurements import Rate
+from flipsearch.core.records import Prompt, Request, Rollout, Sampling, Split
 from flipsearch.core.studies import BenignContext, Portfolio, Study
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner

@@ -10,8 +10,8 @@ import pytest
 
 from flipsearch.config import SearchConfig
 from flipsearch.core.errors import StudyError
-from flipsearch.core.records import Context, Flip, Label, PrefixScore, Request, Sampling, rollout_id
-from flipsearch.core.samples import SampleRule
+from flipsearch.core.measurements import Flip, SampleRule
+from flipsearch.core.records import Context, Label, PrefixScore, Request, Sampling, rollout_id
 from flipsearch.core.studies import Study, Trial
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.measure import flip_difference, measure

@@ -13,7 +13,8 @@ import pytest
 
 from flipsearch.config import SearchConfig
 from flipsearch.core.errors import NothingToFlipError
-from flipsearch.core.records import Measurement, Prompt, Request, Sampling, rollout_id
+from flipsearch.core.measurements import Measurement
+from flipsearch.core.records import Prompt, Request, Sampling, rollout_id
 from flipsearch.core.studies import Study, Trial
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.check import check_ledger

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
+from flipsearch.core.measurements import Rate
 from flipsearch.core.protocols import Operator
-from flipsearch.core.records import Context, Rate
+from flipsearch.core.records import Context
 from flipsearch.core.studies import Parent
 from flipsearch.searching.operators import make_operators
 from flipsearch.searching.operators.rewrite import Rewrite

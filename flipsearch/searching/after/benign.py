@@ -10,8 +10,9 @@ and nothing is measured.
 from collections.abc import Sequence
 from dataclasses import replace
 
+from flipsearch.core.measurements import Measurement, Rate
 from flipsearch.core.progress import Phase
-from flipsearch.core.records import Label, Measurement, Prompt, Rate
+from flipsearch.core.records import Label, Prompt
 from flipsearch.core.studies import BenignContext, Trial
 from flipsearch.measuring.measure import has_failed, measure, measured_trial, unsafe_rate
 from flipsearch.measuring.runner import Runner

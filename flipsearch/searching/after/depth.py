@@ -12,9 +12,9 @@ from dataclasses import replace
 from itertools import islice
 
 from flipsearch.config import SearchConfig
+from flipsearch.core.measurements import JudgedRollout
 from flipsearch.core.progress import Phase
 from flipsearch.core.records import Label, Prompt
-from flipsearch.core.samples import JudgedRollout
 from flipsearch.core.studies import Trial
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline

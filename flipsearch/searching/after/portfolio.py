@@ -8,7 +8,8 @@ as a training does, which routes each prompt by the teacher's own judged answer.
 from collections.abc import Sequence, Set
 from dataclasses import replace
 
-from flipsearch.core.records import Label, Measurement
+from flipsearch.core.measurements import Measurement
+from flipsearch.core.records import Label
 from flipsearch.core.studies import Portfolio, Trial
 from flipsearch.searching.finalists import CompletedSearch, Confirmation, Stage, may_win
 from flipsearch.statistics.intervals import paired_difference, wilson

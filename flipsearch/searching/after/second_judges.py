@@ -10,9 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import pairwise
 
+from flipsearch.core.measurements import Difference, Measurement
 from flipsearch.core.progress import Phase
 from flipsearch.core.protocols import Judge, Panel
-from flipsearch.core.records import Difference, Label, Measurement
+from flipsearch.core.records import Label
 from flipsearch.core.studies import Disagreement, SecondJudgeResult, Trial
 from flipsearch.core.thoughts import split_answer
 from flipsearch.judging.library import unload

@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.core.records import Context, Flip, Label, Request, Sampling
+from flipsearch.core.measurements import Flip
+from flipsearch.core.records import Context, Label, Request, Sampling
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.measure import flip_difference, flip_rate_bounds, has_failed, measure, summarize
 from flipsearch.measuring.runner import Runner

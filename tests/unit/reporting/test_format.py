@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.core.records import Difference, Estimate, Rate, json_value
+from flipsearch.core.measurements import Difference, Estimate, Rate, json_value
 from flipsearch.reporting.format import (
     code,
     duration,

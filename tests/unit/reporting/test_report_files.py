@@ -8,7 +8,7 @@ import pytest
 from pydantic import TypeAdapter
 
 from flipsearch.core.errors import StudyError
-from flipsearch.core.records import json_value
+from flipsearch.core.measurements import json_value
 from flipsearch.core.trainings import Scorecard
 from flipsearch.reporting.files import read_study, read_training, write_scorecard, write_training
 from tests.finished_training import RUN, a_log

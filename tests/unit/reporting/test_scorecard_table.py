@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from flipsearch.core.records import Estimate, Sampling
+from flipsearch.core.measurements import Estimate
+from flipsearch.core.records import Sampling
 from flipsearch.core.trainings import Composite, Measured, Metric, Score, Scorecard
 from flipsearch.reporting.model_card import scorecard_markdown, scorecard_remarks, scorecard_rows
 

@@ -7,8 +7,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flipsearch.core.errors import NothingToFlipError
+from flipsearch.core.measurements import SampleRule
 from flipsearch.core.records import Context, Prompt, Sampling
-from flipsearch.core.samples import SampleRule
 from flipsearch.core.studies import Trial
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner

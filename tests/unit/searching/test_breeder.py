@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from flipsearch.core.errors import BackendError, PluginError
+from flipsearch.core.measurements import Flip, Measurement, Rate
 from flipsearch.core.protocols import Operator
-from flipsearch.core.records import Context, Flip, Kind, Label, Measurement, Rate
+from flipsearch.core.records import Context, Kind, Label
 from flipsearch.core.studies import Parent
 from flipsearch.measuring.measure import summarize
 from flipsearch.searching.breeder import PATIENCE, Breeder, OperatorGains, paired_gain

@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from flipsearch.config import SearchConfig
-from flipsearch.core.records import Context, Rate
+from flipsearch.core.measurements import Rate
+from flipsearch.core.records import Context
 from flipsearch.core.studies import Parent
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner

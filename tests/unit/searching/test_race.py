@@ -6,7 +6,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 
-from flipsearch.core.records import Flip, Label, Measurement
+from flipsearch.core.measurements import Flip, Measurement
+from flipsearch.core.records import Label
 from flipsearch.measuring.measure import summarize
 from flipsearch.searching.race import is_admissible, loss_evidence, prune
 

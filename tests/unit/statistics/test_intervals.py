@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, binomtest, t, ttest_1samp
 
-from flipsearch.core.records import Estimate, Rate
+from flipsearch.core.measurements import Estimate, Rate
 from flipsearch.statistics.intervals import mean_interval, paired_mean_difference, two_sided_z, weighted_sum, wilson
 
 COUNTS = st.integers(0, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))

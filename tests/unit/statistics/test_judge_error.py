@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from flipsearch.core.records import Estimate
+from flipsearch.core.measurements import Estimate
 from flipsearch.statistics.agreement import (
     Floats,
     Pairs,

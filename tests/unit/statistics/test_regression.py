@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import minimize
 
-from flipsearch.core.records import Rate
+from flipsearch.core.measurements import Rate
 from flipsearch.statistics.intervals import wilson
 from flipsearch.statistics.regression import PRIOR_SPREAD, BetaPrior, fit_logistic, fit_prior, predict_logistic
 

@@ -5,7 +5,8 @@ from itertools import combinations, pairwise
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.core.records import Flip, Label, Measurement
+from flipsearch.core.measurements import Flip, Measurement
+from flipsearch.core.records import Label
 from flipsearch.measuring.measure import summarize
 from flipsearch.searching.after.portfolio import greedy_cover, union
 

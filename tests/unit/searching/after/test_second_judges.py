@@ -7,19 +7,9 @@ from pathlib import Path
 import pytest
 
 from flipsearch.config import ScoreConfig, SearchConfig
+from flipsearch.core.measurements import Flip, Measurement
 from flipsearch.core.protocols import Judge
-from flipsearch.core.records import (
-    Context,
-    Exchange,
-    Flip,
-    Label,
-    Measurement,
-    Prompt,
-    Request,
-    Rollout,
-    Sampling,
-    Verdict,
-)
+from flipsearch.core.records import Context, Exchange, Label, Prompt, Request, Rollout, Sampling, Verdict
 from flipsearch.core.studies import Disagreement, SecondJudgeResult, Study, Trial
 from flipsearch.judging.library import OtherJudges
 from flipsearch.judging.panel import PanelJudge, ThoughtJudge

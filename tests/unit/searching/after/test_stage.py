@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flipsearch.config import SearchConfig
-from flipsearch.core.records import Rate, json_value
+from flipsearch.core.measurements import Rate, json_value
 from flipsearch.core.studies import StudyKind
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.measure import measure

@@ -8,8 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flipsearch.core.measurements import Rate
 from flipsearch.core.protocols import Operator
-from flipsearch.core.records import Context, Placement, Rate
+from flipsearch.core.records import Context, Placement
 from flipsearch.core.studies import Parent
 from flipsearch.searching.operators.edits import (
     MOST_GROWTH,

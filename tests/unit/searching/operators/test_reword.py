@@ -5,7 +5,8 @@ import re
 import tomllib
 from itertools import product
 
-from flipsearch.core.records import Context, Rate
+from flipsearch.core.measurements import Rate
+from flipsearch.core.records import Context
 from flipsearch.core.studies import Parent
 from flipsearch.searching.operators.reword import PHRASES, Reword
 from flipsearch.templating.library import load_library

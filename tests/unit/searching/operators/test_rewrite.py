@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 
 from flipsearch.backends.scripted import ScriptedBackend
 from flipsearch.core.errors import BackendError
-from flipsearch.core.records import Context, Rate
+from flipsearch.core.measurements import Rate
+from flipsearch.core.records import Context
 from flipsearch.core.studies import Parent
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner

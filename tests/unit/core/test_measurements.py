@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.core.records import Label, Measurement, Prompt, Verdict
-from flipsearch.core.samples import SINGLE_SAMPLE, JudgedRollout, SampleRule, Samples
+from flipsearch.core.measurements import SINGLE_SAMPLE, JudgedRollout, Measurement, SampleRule, Samples
+from flipsearch.core.records import Label, Prompt, Verdict
 from flipsearch.measuring.measure import compare, flip_difference
 from flipsearch.statistics.intervals import resample_flip_rate
 
