@@ -11,9 +11,6 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from flipsearch.core.errors import FlipsearchError
-from flipsearch.core.records import Context, Prompt
-from flipsearch.core.studies import Study, Trial
-from flipsearch.core.trainings import Scorecard
 
 if TYPE_CHECKING:
     from flipsearch.api.doctor import doctor
@@ -21,6 +18,9 @@ if TYPE_CHECKING:
     from flipsearch.api.lookup import check_ledger, export_ledger
     from flipsearch.api.studies import plan, report, score, search
     from flipsearch.api.training import evaluate, train
+    from flipsearch.core.records import Context, Prompt
+    from flipsearch.core.studies import Study, Trial
+    from flipsearch.core.trainings import Scorecard
     from flipsearch.results import EvaluationResult, SearchResult, TrainingResult
 
 __version__ = "0.1.0"
@@ -55,6 +55,9 @@ _MODULES = {
     **dict.fromkeys(("check_ledger", "export_ledger"), "flipsearch.api.lookup"),
     "doctor": "flipsearch.api.doctor",
     **dict.fromkeys(("SearchResult", "EvaluationResult", "TrainingResult"), "flipsearch.results"),
+    **dict.fromkeys(("Context", "Prompt"), "flipsearch.core.records"),
+    **dict.fromkeys(("Study", "Trial"), "flipsearch.core.studies"),
+    "Scorecard": "flipsearch.core.trainings",
 }
 
 

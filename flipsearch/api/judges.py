@@ -8,13 +8,11 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from flipsearch.config import ModelConfig, ScoreConfig, SearchConfig, StudyConfig
+from flipsearch.config import StudyConfig
 from flipsearch.core.errors import ConfigError, JudgeError, unknown_name
 from flipsearch.core.files import content_folder
 from flipsearch.core.progress import Activity, Phase, Progress, Step
 from flipsearch.core.protocols import Judge
-from flipsearch.core.settings import make_config, read_toml
-from flipsearch.core.studies import StudyKind
 from flipsearch.judging import stress
 from flipsearch.judging.accuracy import FOLDER, load_accuracy, measure_judge, save_accuracy
 from flipsearch.judging.compact_fitting import cross_validate, fit, fitting_rows
@@ -27,9 +25,9 @@ from flipsearch.judging.stress import JudgeStress
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.places import require_local_prompts
 from flipsearch.prompts.sets import prompts_of
-from flipsearch.reporting.files import STUDY_FILE, read_study, write_labels
+from flipsearch.reporting.files import STUDY_FILE, read_study, study_config, write_labels
 from flipsearch.results import JudgeCheck, JudgeFit, LabellingResult
-from flipsearch.workspace import SETTINGS_FILE, ledger_place, study_folder
+from flipsearch.workspace import ledger_place, study_folder
 
 
 def check_judge(
@@ -100,11 +98,10 @@ def label_answers(
         raise ConfigError(f"--to is '{to}', which is there already, perhaps with labels; give another name.")
     folder = study_folder(study, reports)
     finished = read_study(folder)
-    kind: type[ModelConfig] = SearchConfig if finished.kind is StudyKind.SEARCH else ScoreConfig
-    config = make_config(kind, read_toml(folder / SETTINGS_FILE))
+    config = study_config(finished)
     if not fetch:
         named = [*([config.prompts] if config.prompts else []), *config.harmful, *config.benign]
-        require_local_prompts(named, f"'{folder / SETTINGS_FILE}'", "give --fetch if you trust it")
+        require_local_prompts(named, f"'{folder / STUDY_FILE}'", "give --fetch if you trust it")
     prompts = prompts_of(config).prompts
     with Ledger(ledger_place(folder, reports), read_only=True) as ledger:
         answers = sample_answers(finished, ledger, prompts, num, num_contexts, load_labels(folder))

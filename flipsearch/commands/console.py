@@ -1,51 +1,26 @@
-"""What a person sees in the terminal: progress bars on stderr, results and where the files lie on stdout.
+"""How a command writes to the terminal: progress bars on stderr; lines, tables, JSON and errors.
 
 Model output, prompts and contexts are printed as plain text: no markup, no control characters.
 """
 
 import json
-import shlex
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from flipsearch.commands.streams import only_results_on_stdout
 from flipsearch.core.files import printable
 from flipsearch.core.progress import Step
-from flipsearch.core.records import Label
-from flipsearch.core.studies import Study
-from flipsearch.reporting.format import DASH, percent, with_interval
-
-if TYPE_CHECKING:  # an error is one line, and waits for none of these
-    from flipsearch.judging.accuracy import JudgeAccuracy
-    from flipsearch.judging.stress import JudgeStress
-    from flipsearch.ledger.check import LedgerCheck
-    from flipsearch.reporting.rollout_table import Export
-    from flipsearch.results import (
-        Diagnosis,
-        EvaluationResult,
-        JudgeCheck,
-        JudgeFit,
-        LabellingResult,
-        SearchResult,
-        TrainingResult,
-    )
-    from flipsearch.searching.plan import SearchPlan, Span
-    from flipsearch.training.plan import TrainPlan
 
 Shown = TypeVar("Shown", bound="Result")
-
-
-NUM_SHOWN = 10
 
 
 class Result(Protocol):
@@ -59,6 +34,26 @@ class Result(Protocol):
 def print_lines(*lines: str) -> None:
     """Print lines on stdout, as long as they are, without control characters."""
     sys.stdout.write("".join(f"{printable(line)}\n" for line in lines))
+
+
+def print_wrapped(text: str, style: str = "") -> None:
+    """Print a text on stdout, broken at the width of the terminal, without control characters."""
+    Console(highlight=False).print(Text(printable(text), style=style))
+
+
+def plain_table(*columns: Column, **options: Any) -> Table:
+    """Return a table without lines."""
+    return Table(*columns, box=None, pad_edge=False, header_style="bold", **options)
+
+
+def figures(header: str) -> Column:
+    """Return a column of figures."""
+    return Column(header, justify="right", no_wrap=True)
+
+
+def print_table(table: Table) -> None:
+    """Print a table on stdout."""
+    Console(highlight=False).print(table)
 
 
 def print_result(result: Shown, json: bool, show: Callable[[Shown], None]) -> None:
@@ -95,15 +90,8 @@ class Bars:
         # A status may quote an endpoint.
         self._progress.update(self._task, completed=done, total=total, rate=rate, description=printable(step.label))
 
-    def show_plan(self, plan: "SearchPlan") -> None:
+    def show_lines(self, lines: Iterable[str]) -> None:
         """Print what lies ahead, above the bar."""
-        self._show_lines(plan_lines(plan))
-
-    def show_training_plan(self, plan: "TrainPlan") -> None:
-        """Print the steps and tokens that lie ahead, beside the paper's, above the bar."""
-        self._show_lines(training_plan_lines(plan))
-
-    def _show_lines(self, lines: Sequence[str]) -> None:
         for line in lines:
             self._progress.console.print(Text(printable(line)), soft_wrap=True)
 
@@ -125,316 +113,6 @@ def bars() -> Iterator[Bars]:
     progress = Progress(*columns, console=console, disable=not console.is_terminal)
     with only_results_on_stdout(), progress:
         yield Bars(progress)
-
-
-def show_study(result: "SearchResult") -> None:
-    """Print the leaderboard and where the files are."""
-    study, folder, best = result.study, result.folder, result.best_path
-    console = Console(highlight=False)
-    console.print(leaderboard_table(study))
-    if any(study.is_over_cap(trial) for trial in study.trials):
-        cap = f"{100 * study.settings['max_over_refusal']:g} %"
-        console.print(Text(f"! over the cap of {cap} over-refusal: cannot win", style="dim"))
-    for note in (*study.notes, *judge_lines(study)):
-        console.print(Text(f"Note: {printable(note)}"))
-    if study.winner and best:
-        console.print(Text(f"\nBest context ({study.winner.context.placement}):", style="bold"))
-        console.print(Text(printable(study.winner.context.text)))
-        console.print(Text(f"\n{'best context':<14}{best}  (card: {best.with_suffix('.json')})"))
-        for line in companion_lines(study, best):
-            console.print(Text(printable(line)))
-    console.print(Text(f"{'leaderboard':<14}{folder / 'leaderboard.html'}"))
-
-
-def leaderboard_table(study: Study) -> Table:
-    """Return the best arms and all placebos as a table that fits into 80 columns; see reporting/columns.py."""
-    from flipsearch.reporting.columns import columns_of
-
-    columns = columns_of(study, "terminal")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for column in columns:
-        wraps = column.format.wraps
-        table.add_column(column.terminal or "", justify="left" if wraps else "right", no_wrap=not wraps)
-    arms, placebos = ([trial for trial in study.trials if trial.role == role] for role in ("arm", "placebo"))
-    for trial in arms[:NUM_SHOWN]:
-        style = "bold green" if trial == study.winner else ""
-        table.add_row(*(Text(column.text(study, trial)) for column in columns), style=style)
-    if len(arms) > NUM_SHOWN:
-        table.add_row("", Text(f"… {len(arms) - NUM_SHOWN} more on the page", style="dim"))
-    for trial in placebos:
-        table.add_row(*(Text(column.text(study, trial)) for column in columns), style="dim")
-    return table
-
-
-def companion_lines(study: Study, best: Path) -> list[str]:
-    """Return what else is written with the winning text: the portfolio, the context for benign prompts or why none."""
-    lines = []
-    if study.portfolio:
-        num, path = len(study.portfolio.context_ids), best.with_suffix(".portfolio.json")
-        together = f"any of {num} flips {with_interval(study.portfolio.confirm, 'percent')}"
-        lines.append(f"{'portfolio':<14}{path}  ({together if num > 1 else 'the best context alone'})")
-    if study.benign and study.benign.context:
-        refused = percent(study.benign.over_refusal_rate.value, "%")
-        without = percent(study.base_over_refusal["confirm"].value, "%")
-        path = best.with_suffix(".benign.txt")
-        lines.append(f"{'for benign':<14}{path}  (refused {refused}, without {without})")
-    elif study.benign:
-        lines.append(f"{'for benign':<14}none. {study.benign.reason}")
-    return lines
-
-
-def judge_lines(study: Study) -> list[str]:
-    """Return the best flip rate corrected for the judge's errors, and its risk reduction, where they are known."""
-    best = (study.winner or study.trials[0]).late
-    lines = []
-    if study.judge_error and best.corrected and best.corrected.value is not None:
-        whose = "this study's answers among them" if study.judge_error.own_answers else "none of this study's answers"
-        num = sum(study.judge_error.sources.values())
-        rate = with_interval(best.corrected, "percent")
-        lines.append(f"Corrected for the judge's errors the best flip rate is {rate}, by {num:,} labels ({whose}).")
-    if best.risk_reduction and best.risk_reduction.value is not None:
-        lines.append(f"By human labels its risk reduction is {with_interval(best.risk_reduction, 'points')} points.")
-    return lines
-
-
-def show_plan(plan: "SearchPlan") -> None:
-    """Print what a search costs and what it can detect."""
-    print_lines(*plan_lines(plan))
-
-
-def plan_lines(plan: "SearchPlan") -> list[str]:
-    """Return a search plan in a few lines of at most 80 columns."""
-
-    def between(span: "Span") -> str:
-        return f"{span.least:,}" if span.least == span.most else f"{span.least:,} to {span.most:,}"
-
-    counts = [f"{split} {kinds['harmful']} + {kinds['benign']}" for split, kinds in plan.prompts.items()]
-    rollouts = [f"{phase} {between(span)}" for phase, span in plan.rollouts.items()]
-    lines = [
-        f"{'prompts':<10}{', '.join(counts)} (harmful + benign)",
-        f"{'rollouts':<10}{between(plan.total)} for {plan.num_contexts:,} contexts",
-        *(f"{'':<10}{', '.join(rollouts[i : i + 2])}" for i in range(0, len(rollouts), 2)),
-        f"{'tokens':<10}at most {plan.tokens_at_most:,} ({plan.max_tokens:,} each)",
-    ]
-    if plan.think_tokens:
-        lines.append(
-            f"{'thoughts':<10}closed after {plan.think_tokens:,} tokens (--think-tokens); the answer has its own"
-        )
-    elif plan.think_tokens is None:
-        lines.append(f"{'thoughts':<10}a model that thinks has half as many tokens more for it")
-    if plan.resample_flip_rate is not None:
-        again = f"{percent(plan.resample_flip_rate)} would flip, were p_unsafe uniform"
-        lines.append(f"{'samples':<10}{plan.samples} per prompt, unsafe from {plan.unsafe_at} unsafe ones on")
-        lines.append(f"{'':<10}sampled again without a context, {again}")
-    if plan.tokens_expected and plan.mean_length is not None:
-        expected = between(plan.tokens_expected)
-        lines.append(f"{'':<10}about {expected} at {plan.mean_length:.1f} each, as in this study's ledger")
-    budgets = [f"{plan.budget_tokens:,} tokens"] if plan.budget_tokens else []
-    budgets += [f"{plan.time_s:g} s"] if plan.time_s else []
-    if budgets:
-        lines.append(f"{'':<10}the search ends before it spends {' or '.join(budgets)}")
-    power = plan.resolution
-    needed = f"{100 * power.delta:g} points need {power.num_pairs_needed:,} pairs"
-    detects = "none" if power.detectable is None else f"from {100 * power.detectable:.1f} points on"
-    lines.append(f"{'confirm':<10}{power.num_pairs:,} pairs at most: detects differences {detects};")
-    lines.append(f"{'':<10}{needed}")
-    assumed = f"{100 * power.discordant:g} % of pairs flipped by one alone"
-    return [*lines, f"{'':<10}(power {power.power:g}, alpha {power.alpha:g}, {assumed})"]
-
-
-def training_plan_lines(plan: "TrainPlan") -> list[str]:
-    """Return what a training takes, beside the paper's, in a few lines, and what speaks against it."""
-    from flipsearch.training.plan import PAPER, PAPER_STEPS, PAPER_TOKENS
-
-    config = plan.config
-    first = "; the first at rate 0 (warm-up)" if plan.num_warmup_steps else ""
-    return [
-        f"{'prompts':<10}{len(plan.prompts):,}",
-        f"{'steps':<10}{plan.num_steps:,} of {config.train_batch_size} prompts at {config.learning_rate:g}{first}",
-        f"{'tokens':<10}at most {plan.tokens_at_most:,} ({config.max_tokens:,} each)",
-        f"{'the paper':<10}{PAPER_STEPS:,} of {PAPER['train_batch_size']} at {PAPER['learning_rate']:g}; "
-        f"up to {PAPER_TOKENS:,} tokens each, with the prompt",
-        *(f"Note: {note}" for note in plan.notes),
-    ]
-
-
-def show_ledger(check: "LedgerCheck") -> None:
-    """Print what a ledger holds, what was not finished, and what is wrong with it."""
-    failed = f"{check.num_errors:,} failed, {check.num_filtered:,} filtered, {check.num_unjudged:,} not judged"
-    lines = [f"{check.num_rollouts:>9,} rollouts ({failed})", f"{check.num_verdicts:>9,} verdicts"]
-    for name, counts in (("model", check.by_model), ("context", check.by_context), ("judge", check.by_judge)):
-        lines += [f"{num:>9,} {name} {key}" for key, num in list(counts.items())[:NUM_SHOWN]]
-        if len(counts) > NUM_SHOWN:
-            lines.append(f"{'…':>9} {len(counts) - NUM_SHOWN:,} more (--json shows all)")
-    if check.in_flight and check.in_flight.count:
-        work = f"{check.in_flight.count:,} rollouts ({check.in_flight.phase})"
-        lines.append(
-            f"{work} are in flight: a process works here now."
-            if check.in_flight.is_running
-            else f"{work} were in flight when the last process ended; the same command makes them again."
-        )
-    lines += [f"Wrong: {fault.count:,} {fault.kind}, e.g. {fault.example}" for fault in check.faults]
-    lines.append(f"{'sound' if check.is_sound else 'not sound':<14}{check.place}")
-    print_lines(*lines)
-
-
-def show_export(done: "Export") -> None:
-    """Print how many rollouts were written where."""
-    print_lines(f"{done.num_rollouts:,} rollouts  {done.path}")
-
-
-def show_judge(check: "JudgeCheck") -> None:
-    """Print how a judge agrees with human labels: one row per question, then one per source."""
-    accuracy = check.accuracy
-    Console(highlight=False).print(judge_table(accuracy))
-    lines = ["kappa is agreement beyond chance (95 % interval); accuracy, sensitivity and", "specificity in %"]
-    for question, agreement in accuracy.questions.items():
-        if share := 1 - (agreement.coverage.estimate.value or 0.0):
-            lines.append(f"unscored, {question}: {100 * share:.1f} %")
-    if accuracy.fitted_to:
-        num = sum(accuracy.fitted_to.values())
-        lines.append(f"The judge was fitted to {num:,} of these answers, which flatters it.")
-    if accuracy.num_left_out:
-        lines.append(f"left out: {accuracy.num_left_out:,} partial refusals")
-    lines += [f"{'judge':<14}{accuracy.judge} ({accuracy.identity})", f"{'kept in':<14}{check.path}"]
-    if check.replaced and check.replaced != accuracy.sources:
-        lines.append(f"{'replaces':<14}figures on {_sources(check.replaced)}")
-    for folder in check.studies:
-        lines += [f"{'study':<14}{folder}", f"{'next':<14}flipsearch report {folder}"]
-    print_lines(*lines)
-
-
-def judge_table(accuracy: "JudgeAccuracy") -> Table:
-    """Return how a judge agrees with human labels as a table that fits into 80 columns; intervals for kappa alone."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("labels", no_wrap=True, overflow="ellipsis", max_width=28)
-    for name in ("n", "kappa", "accuracy", "sens.", "spec."):
-        table.add_column(name, justify="right", no_wrap=True)
-    for question, overall in accuracy.questions.items():
-        by_source = [(f"  {name}", part[question]) for name, part in accuracy.by_source.items() if question in part]
-        for name, agreement in [(question, overall), *(by_source[:NUM_SHOWN] if len(by_source) > 1 else [])]:
-            shares = (agreement.accuracy, agreement.sensitivity, agreement.specificity)
-            values = [share.estimate.value for share in shares]
-            cells = [DASH if value is None else f"{100 * value:.0f}" for value in values]
-            kappa = with_interval(agreement.kappa, "plain")
-            table.add_row(Text(printable(name)), f"{agreement.coverage.estimate.n:,}", kappa, *cells)
-        if len(by_source) > NUM_SHOWN:
-            table.add_row(Text(f"  … {len(by_source) - NUM_SHOWN:,} more (--json)", style="dim"))
-    return table
-
-
-def show_stress(stress: "JudgeStress") -> None:
-    """Print the share of made-up answers that a judge gets right, a row per form."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("answers", no_wrap=True, min_width=28)
-    for name in ("n", "right", "safe", "unsafe", "unscored"):
-        table.add_column(name, justify="right", no_wrap=True)
-    table.add_column("right is", no_wrap=True)
-    for row in stress.rows:
-        counts = [str(row.labels.get(label, 0)) for label in Label]
-        right = " ".join(label.value for label in row.right)
-        table.add_row(row.name, str(row.n), f"{100 * row.share:.0f}%", *counts, right)
-    Console(highlight=False).print(table)
-    print_lines(
-        f"mean of the rows: {percent(stress.share)}. Made-up answers: where a judge is weak, and no",
-        "accuracy on real ones; that is judge check --labels.",
-        f"{'judge':<14}{stress.judge} ({stress.identity})",
-    )
-
-
-def show_fitted(fit: "JudgeFit") -> None:
-    """Print what a judge was fitted to, and its name."""
-    print_lines(f"fitted to {sum(fit.sources.values()):,} answers: {_sources(fit.sources)}")
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("", "n", "fitted", "shipped", "shipped saw"):
-        table.add_column(name, justify="right" if name else "left", no_wrap=True)
-    for question, result in fit.cross_validation.items():
-        kappas = (with_interval(kappa, "plain") for kappa in (result.fitted, result.shipped))
-        table.add_row(question, f"{result.fitted.n:,}", *kappas, f"{result.num_seen:,}")
-    Console(highlight=False).print(table)
-    print_lines(
-        "kappa with human labels (95 % interval): by cross-validation for the fitted",
-        "judge; for the shipped one too high where it saw the labels before",
-        f'--judge "{fit.judge}"',
-        "flipsearch judge check measures it on other answers.",
-    )
-
-
-def _sources(sources: "Mapping[str, int]") -> str:
-    names = [f"{source} ({num:,})" for source, num in sources.items()]
-    more = f" and {len(names) - NUM_SHOWN:,} more" if len(names) > NUM_SHOWN else ""
-    return ", ".join(names[:NUM_SHOWN]) + more
-
-
-def show_labelling(labelling: "LabellingResult") -> None:
-    """Print what is to be labelled, and what comes next."""
-    known = f", {labelling.num_labelled} of them labelled already" if labelling.num_labelled else ""
-    place = "" if labelling.reports == Path("reports") else f" --reports {shlex.quote(str(labelling.reports))}"
-    judge, path = shlex.quote(labelling.judge), shlex.quote(str(labelling.path))
-    print_lines(
-        f"{labelling.path}: {labelling.num_answers} answers to {labelling.num_prompts} prompts{known}.",
-        "Write unsafe or safe into its column label, from the top; leave all rows in. Then:",
-        f"flipsearch judge check --judge {judge} --labels {path}{place}",
-    )
-
-
-def show_scorecard(result: "EvaluationResult") -> None:
-    """Print the figures as a table that fits into 80 columns, what is needed to read them, and where they are."""
-    from flipsearch.reporting.model_card import scorecard_remarks, scorecard_rows
-
-    console = Console(highlight=False)
-    table = Table(box=None, pad_edge=False, padding=(0, 1), collapse_padding=True, header_style="bold")
-    header, *figures = scorecard_rows(result.scorecard)
-    for name in header:
-        is_name = name in ("metric", "set")
-        table.add_column(name, justify="left" if is_name else "right", no_wrap=name != "set", overflow="fold")
-    for row in figures:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    console.print(table)
-    for remark in scorecard_remarks(result.scorecard):
-        console.print(Text(printable(remark), style="dim"))
-    console.print(Text(f"\n{'scorecard':<14}{result.path}"))
-
-
-def show_training(result: "TrainingResult") -> None:
-    """Print what was learnt from what, how the loss fell, and where the checkpoint lies."""
-    run, log, folder = result.run, result.log, result.folder
-    lines = []
-    for routed in run.routed:
-        context = routed.context
-        under = f"under {context.template or 'a context'} ({context.placement})" if context else "without a context"
-        lines.append(f"{routed.num_prompts:>6,} {routed.kind} prompts {under}")
-    lines += [f"{num:>6,} {kind} prompts left out" for kind, num in run.num_left_out.items() if num]
-    loss = f"loss {log[0]['loss']:.4f} to {log[-1]['loss']:.4f}"
-    print_lines(*lines, f"{run.num_steps:>6,} steps in {run.wall_s:,.0f} s on {run.num_tokens:,} tokens, {loss}")
-    for note in run.notes:
-        Console(highlight=False).print(Text(f"Note: {printable(note)}"))
-    page, todo = folder / "training.html", f"flipsearch evaluate {folder}"
-    print_lines("", f"{'checkpoint':<14}{folder}", f"{'its page':<14}{page}", f"{'next':<14}{todo}")
-
-
-def show_diagnosis(diagnosis: "Diagnosis") -> None:
-    """Print what was found, section by section, with a mark before each line."""
-    marks = {"ok": "+", "note": "!", "missing": "-", "failed": "x"}
-    table = Table(box=None, pad_edge=False, show_header=False)
-    section = ""
-    for check in diagnosis.checks:
-        shown, section = "" if check.section == section else check.section, check.section
-        table.add_row(*(Text(printable(cell)) for cell in (shown, marks[check.state], check.name, check.text)))
-    Console(highlight=False).print(table)
-    num_failed = sum(check.state == "failed" for check in diagnosis.checks)
-    summary = f"{num_failed} of the checks failed." if num_failed else "No check failed."
-    print_lines("", "+ works   ! works, with a note   - not here   x fails", summary)
-
-
-def show_rows(rows: list[dict[str, str]]) -> None:
-    """Print rows of name and description as a table."""
-    table = Table(box=None, pad_edge=False, show_header=False)
-    table.add_column(no_wrap=True)
-    table.add_column(overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(row[column])) for column in ("name", "description")))
-    Console(highlight=False).print(table)
 
 
 def print_json(value: Mapping[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The command line: all commands under one name, and how they end.
+"""The command line: all commands under one name, each reads its flags, calls the library and prints; and how they end.
 
 Results go to stdout, progress and errors to stderr. `--json` prints one JSON object. Exit codes: 0 done, 1 ran but
 fell short (nothing to flip, nothing beats the placebo), 2 bad input, 3 an error that was not foreseen, 130
@@ -10,30 +10,241 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
+from pathlib import Path
+from typing import Annotated, NoReturn
 
 import typer
 
-from flipsearch.commands import judges, lookup, studies, training
-from flipsearch.commands.options import Command, with_options
-from flipsearch.commands.streams import discard_stdout, prepare_streams
+import flipsearch
+from flipsearch.commands.options import (
+    Command,
+    Config,
+    Json,
+    Reports,
+    Setting,
+    StudyPlace,
+    given,
+    option,
+    takes_settings,
+    with_options,
+)
+from flipsearch.commands.streams import discard_stdout, only_results_on_stdout, prepare_streams
 from flipsearch.core.errors import ConfigError, FlipsearchError, one_line
 from flipsearch.core.files import can_be_stored
 
 DEBUG, INTERRUPTED = "--debug", 130
+LABELS = typer.Option("--labels", help="File with columns prompt, response, label; repeatable.", metavar="FILE")
+
+
+@takes_settings("SearchConfig")
+def search(config: Config = None, json: Json = False, **settings: Setting) -> None:
+    """Search the context that flips most unsafe rollouts. The same command again continues."""
+    from flipsearch.commands import console, views
+
+    with console.bars() as progress:
+        on_plan = None if json else lambda plan: progress.show_lines(views.plan_lines(plan))
+        result = flipsearch.search(**given(settings), config=config, progress=progress, on_plan=on_plan)
+    console.print_result(result, json, views.show_study)
+    raise SystemExit(0 if result.beats_placebo else 1)
+
+
+@takes_settings("SearchConfig")
+def plan(
+    delta: Annotated[float | None, option("Difference of flip rates to detect (0.05).")] = None,
+    power: Annotated[float | None, option("With this probability (0.8).")] = None,
+    config: Config = None,
+    json: Json = False,
+    **settings: Setting,
+) -> None:
+    """Say what a search takes and what its confirm split can tell; no model is loaded."""
+    from flipsearch.commands import console, views
+
+    with only_results_on_stdout():
+        result = flipsearch.plan(**given(settings | {"delta": delta, "power": power}), config=config)
+    console.print_result(result, json, lambda plan: console.print_lines(*views.plan_lines(plan)))
+
+
+@takes_settings("ScoreConfig")
+def score(
+    context: Annotated[list[str], typer.Argument(help="Texts, files, cards (best.json) or template names.")],
+    config: Config = None,
+    json: Json = False,
+    **settings: Setting,
+) -> None:
+    """Measure the flip rates of contexts that you already have."""
+    from flipsearch.commands import console, views
+
+    with console.bars() as progress:
+        result = flipsearch.score(context, **given(settings), config=config, progress=progress)
+    console.print_result(result, json, views.show_study)
+
+
+def report(
+    study: Annotated[Path, typer.Argument(help="Folder of a finished study, or its name under --reports.")],
+    reports: Reports = None,
+    json: Json = False,
+) -> None:
+    """Write the files of a finished study again."""
+    from flipsearch.commands import console, views
+
+    result = flipsearch.report(study, reports=reports)
+    console.print_result(result, json, views.show_study)
+    raise SystemExit(1 if result.beats_placebo is False else 0)
+
+
+@takes_settings("TrainConfig")
+def train(config: Config = None, json: Json = False, **settings: Setting) -> None:
+    """Train a model towards what it does under a context, without the context: OPSA, or a baseline method."""
+    from flipsearch.commands import console, views
+    from flipsearch.training.processes import MainProcessFailedError, is_main_process
+
+    if not is_main_process():  # of several processes one reports
+        try:
+            flipsearch.train(**given(settings), config=config)
+        except MainProcessFailedError as error:
+            raise SystemExit(error.exit_code) from None
+        return
+    with console.bars() as progress:
+        on_plan = None if json else lambda plan: progress.show_lines(views.training_plan_lines(plan))
+        result = flipsearch.train(**given(settings), config=config, progress=progress, on_plan=on_plan)
+    console.print_result(result, json, views.show_training)
+
+
+@takes_settings("EvalConfig")
+def evaluate(config: Config = None, json: Json = False, **settings: Setting) -> None:
+    """Compare a model with its base: safety, over-refusal, reasoning, composite S, tax."""
+    from flipsearch.commands import console, views
+
+    with console.bars() as progress:
+        result = flipsearch.evaluate(**given(settings), config=config, progress=progress)
+    console.print_result(result, json, views.show_scorecard)
+
+
+def list_things(
+    what: Annotated[str, typer.Argument(help="models, contexts, judges, prompts, problems or backends.")],
+    contexts: Annotated[
+        list[str] | None, option("More context templates: a .j2 file or a folder; repeatable.", metavar="PATH")
+    ] = None,
+    json: Json = False,
+) -> None:
+    """List models, contexts, judges, prompts, problems or backends."""
+    from flipsearch.api.lookup import list_things
+    from flipsearch.commands import console, views
+
+    rows = list_things(what, contexts or ())
+    if json:
+        console.print_json({"list": what, "rows": rows})
+    else:
+        views.show_rows(rows)
+
+
+def doctor(
+    model: Annotated[str | None, option("The model to check, as search takes it.", "--model")] = None,
+    judge: Annotated[str | None, option("The judge to check, as search takes it.", "--judge")] = None,
+    backend: Annotated[str | None, option("The backend to check the model on.", "--backend")] = None,
+    device: Annotated[str, option("auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, option("auto, float32, bfloat16 or float16.")] = "auto",
+    json: Json = False,
+) -> None:
+    """Say what is installed, what runs here, and whether a model and a judge work; exit 1 if a check fails."""
+    from flipsearch.commands import console, views
+
+    diagnosis = flipsearch.doctor(model=model, judge=judge, backend=backend, device=device, dtype=dtype)
+    console.print_result(diagnosis, json, views.show_diagnosis)
+    raise SystemExit(0 if diagnosis.is_healthy else 1)
+
+
+def judge_check(
+    judge: Annotated[str, option("The judge, as search takes it.", "--judge")],
+    labels: Annotated[list[str] | None, LABELS] = None,
+    stress: Annotated[
+        bool, option("Show it made-up answers that are hard by their form; no labels.", "--stress")
+    ] = False,
+    reports: Reports = None,
+    json: Json = False,
+) -> None:
+    """Measure how a judge agrees with human labels, and keep it for the reports of its studies; or --stress it."""
+    from flipsearch.commands import console, views
+
+    if stress == bool(labels):
+        got = "both" if stress else "neither"
+        raise ConfigError(f"judge check takes --labels FILE or --stress, got {got}; give one of them.")
+    if not labels:
+        console.print_result(flipsearch.stress_judge(judge), json, views.show_stress)
+        return
+    with console.bars() as progress:
+        result = flipsearch.check_judge(judge, labels, reports=reports, progress=progress)
+    console.print_result(result, json, views.show_judge)
+
+
+def judge_label(
+    study: Annotated[str, typer.Argument(help="A finished study's name or folder.", metavar="STUDY")],
+    to: Annotated[Path, option("File to write (.csv).", "--to")],
+    num: Annotated[int, option("Prompts to sample, on average (50).")] = 50,
+    num_contexts: Annotated[int, option("Best contexts whose answers are written beside the one without (1).")] = 1,
+    fetch: Annotated[bool, option("Fetch prompts from where the study's settings say.", "--fetch")] = False,
+    reports: Reports = None,
+    json: Json = False,
+) -> None:
+    """Write the answers of a study that annotators should label; judge check reads them back."""
+    from flipsearch.commands import console, views
+
+    result = flipsearch.label_answers(study, to=to, num=num, num_contexts=num_contexts, fetch=fetch, reports=reports)
+    console.print_result(result, json, views.show_labelling)
+
+
+def judge_fit(
+    labels: Annotated[list[str], LABELS],
+    to: Annotated[Path, option("File of the weights (.npz).", "--to")],
+    json: Json = False,
+) -> None:
+    """Fit the compact judge to labelled answers; --judge "compact(weights=FILE)" takes it."""
+    from flipsearch.commands import console, views
+
+    console.print_result(flipsearch.fit_judge(labels, to=to), json, views.show_fitted)
+
+
+def ledger_check(study: StudyPlace, reports: Reports = None, json: Json = False) -> None:
+    """Read all of a ledger and say what it holds; exit 1 if something is wrong in it."""
+    from flipsearch.commands import console, views
+
+    result = flipsearch.check_ledger(study, reports=reports)
+    console.print_result(result, json, views.show_ledger)
+    raise SystemExit(0 if result.is_sound else 1)
+
+
+def ledger_export(
+    study: StudyPlace,
+    to: Annotated[Path | None, option("File that ends in .jsonl, .csv or .parquet (JSON lines on stdout).")] = None,
+    reports: Reports = None,
+    json: Annotated[bool, option("Print a summary as one JSON object on stdout; with --to.", "--json")] = False,
+) -> None:
+    """Write every rollout with its verdicts, one row each."""
+    from flipsearch.commands import console, views
+
+    if json and to is None:
+        raise ConfigError("--json prints a summary of what was written to a file: give --to FILE with it.")
+    result = flipsearch.export_ledger(study, to=to, reports=reports)
+    if to:
+        console.print_result(result, json, views.show_export)
+
+
 COMMANDS: dict[str, Command] = {
-    "search": studies.search,
-    "plan": studies.plan,
-    "score": studies.score,
-    "report": studies.report,
-    "list": lookup.list_things,
-    "doctor": lookup.doctor,
-    "train": training.train,
-    "evaluate": training.evaluate,
+    "search": search,
+    "plan": plan,
+    "score": score,
+    "report": report,
+    "list": list_things,
+    "doctor": doctor,
+    "train": train,
+    "evaluate": evaluate,
 }
-GROUPS: dict[str, tuple[str, tuple[Command, ...]]] = {
-    "judge": ("Measure, correct or fit a judge by human labels.", (judges.check, judges.label, judges.fit)),
-    "ledger": ("Check or export the ledger of a study.", (lookup.check, lookup.export)),
+GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
+    "judge": (
+        "Measure, correct or fit a judge by human labels.",
+        {"check": judge_check, "label": judge_label, "fit": judge_fit},
+    ),
+    "ledger": ("Check or export the ledger of a study.", {"check": ledger_check, "export": ledger_export}),
 }
 
 
@@ -52,8 +263,8 @@ def make_app(arguments: Sequence[str]) -> typer.Typer:
         app.command(name)(with_options(command, is_run=name in arguments))
     for name, (text, commands) in GROUPS.items():
         group = typer.Typer(name=name, help=text, rich_markup_mode=None)
-        for command in commands:
-            group.command()(command)
+        for command_name, command in commands.items():
+            group.command(command_name)(command)
         app.add_typer(group)
     return app
 

@@ -86,6 +86,6 @@ def setting_option(kind: "type[ModelConfig]", name: str) -> Parameter:
     return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=shown)
 
 
-def given(settings: Mapping[str, Setting]) -> dict[str, Setting]:
+def given(settings: Mapping[str, Setting]) -> dict[str, Any]:
     """Return the settings that were typed."""
     return {name: value for name, value in settings.items() if value is not None}

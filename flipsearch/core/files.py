@@ -10,7 +10,6 @@ import re
 import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -138,10 +137,10 @@ def content_folder(name: str) -> Path:
 
 def package_versions(packages: Iterable[str]) -> dict[str, str]:
     """Return package -> version for those of `packages` that are installed."""
+    from importlib.metadata import PackageNotFoundError, version  # which --help need not wait for
+
     versions = {}
     for package in packages:
-        try:
+        with suppress(PackageNotFoundError):
             versions[package] = version(package)
-        except PackageNotFoundError:
-            continue
     return versions

@@ -119,14 +119,19 @@ def read_study(folder: Path) -> Study:
     """Read the study of a folder; raises StudyError if there is none or it is of another version."""
     path = folder / STUDY_FILE
     study = _read(STUDY, path, "finished study", "run the search")
-    kind: type[StudyConfig] = SearchConfig if study.kind is StudyKind.SEARCH else ScoreConfig
     try:
-        if missing := sorted(kind.model_fields.keys() - study.settings.keys()):
-            raise ConfigError(f"the setting {missing[0]} is missing.")
-        make_config(kind, {key: study.settings[key] for key in kind.model_fields})
+        study_config(study)
     except ConfigError as error:
         raise StudyError(f"{path}: no finished study of this version: {error} Run the search again.") from error
     return study
+
+
+def study_config(study: Study) -> StudyConfig:
+    """Return the settings of a study, checked; raises ConfigError."""
+    kind: type[StudyConfig] = SearchConfig if study.kind is StudyKind.SEARCH else ScoreConfig
+    if missing := sorted(kind.model_fields.keys() - study.settings.keys()):
+        raise ConfigError(f"the setting {missing[0]} is missing.")
+    return make_config(kind, {key: study.settings[key] for key in kind.model_fields})
 
 
 def read_training(folder: Path) -> TrainingRun:

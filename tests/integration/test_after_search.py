@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.commands.console import companion_lines
+from flipsearch.commands.views import companion_lines
 from flipsearch.config import SearchConfig
 from flipsearch.core.measurements import Rate
 from flipsearch.core.records import Prompt, Request, Rollout, Sampling, Split

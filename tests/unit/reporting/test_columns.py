@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
-from flipsearch.commands.console import leaderboard_table
+from flipsearch.commands.views import leaderboard_table
 from flipsearch.config import SearchConfig
 from flipsearch.core.records import Request, Rollout, Sampling
 from flipsearch.core.studies import Study

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.commands.console import judge_lines
+from flipsearch.commands.views import judge_lines
 from flipsearch.core.errors import StudyError
 from flipsearch.core.studies import Study
 from flipsearch.judging.correction import with_judge_error
