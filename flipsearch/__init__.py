@@ -8,46 +8,11 @@ Importing it loads neither torch nor optuna: the functions load them when they a
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from flipsearch.core.errors import FlipsearchError
 
-if TYPE_CHECKING:
-    from flipsearch.api.doctor import doctor
-    from flipsearch.api.judges import check_judge, fit_judge, label_answers, stress_judge
-    from flipsearch.api.lookup import check_ledger, export_ledger
-    from flipsearch.api.studies import plan, report, score, search
-    from flipsearch.api.training import evaluate, train
-    from flipsearch.core.records import Context, Prompt
-    from flipsearch.core.studies import Study, Trial
-    from flipsearch.core.trainings import Scorecard
-    from flipsearch.results import EvaluationResult, SearchResult, TrainingResult
-
 __version__ = "0.1.0"
-__all__ = [
-    "Context",
-    "EvaluationResult",
-    "FlipsearchError",
-    "Prompt",
-    "Scorecard",
-    "SearchResult",
-    "Study",
-    "TrainingResult",
-    "Trial",
-    "check_judge",
-    "check_ledger",
-    "doctor",
-    "evaluate",
-    "export_ledger",
-    "fit_judge",
-    "label_answers",
-    "plan",
-    "report",
-    "score",
-    "search",
-    "stress_judge",
-    "train",
-]
 _MODULES = {
     **dict.fromkeys(("search", "plan", "score", "report"), "flipsearch.api.studies"),
     **dict.fromkeys(("train", "evaluate"), "flipsearch.api.training"),
@@ -59,6 +24,7 @@ _MODULES = {
     **dict.fromkeys(("Study", "Trial"), "flipsearch.core.studies"),
     "Scorecard": "flipsearch.core.trainings",
 }
+__all__ = sorted([FlipsearchError.__name__, *_MODULES])  # spelled out in __init__.pyi, which editors read
 
 
 def __getattr__(name: str) -> Any:

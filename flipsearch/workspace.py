@@ -32,7 +32,7 @@ from flipsearch.judging.spec import respelled
 from flipsearch.ledger import Ledger, open_ledger
 from flipsearch.measuring.runner import Runner, sampling_for
 from flipsearch.prompts.sets import PromptSet
-from flipsearch.reporting.card import context_card
+from flipsearch.reporting.cards import context_card
 from flipsearch.reporting.files import write_best, write_study
 from flipsearch.results import SearchResult
 

@@ -4,10 +4,11 @@ Model output, prompts and contexts are printed as plain text: no markup, no cont
 """
 
 import json
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
@@ -16,7 +17,6 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from rich.table import Column, Table
 from rich.text import Text
 
-from flipsearch.commands.streams import only_results_on_stdout
 from flipsearch.core.files import printable
 from flipsearch.core.progress import Step
 
@@ -94,6 +94,20 @@ class Bars:
         """Print what lies ahead, above the bar."""
         for line in lines:
             self._progress.console.print(Text(printable(line)), soft_wrap=True)
+
+
+@contextmanager
+def only_results_on_stdout() -> Iterator[None]:
+    """Send what judges, plug-ins and libraries print in a block to stderr, also what they write to the descriptor."""
+    sys.stdout.flush()
+    kept = os.dup(1)
+    try:
+        os.dup2(2, 1)
+        with redirect_stdout(sys.stderr):
+            yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)
 
 
 @contextmanager

@@ -6,6 +6,8 @@ interrupted. `--debug`, anywhere, shows the traceback of an error.
 """
 
 import atexit
+import contextlib
+import io
 import os
 import signal
 import sys
@@ -28,7 +30,6 @@ from flipsearch.commands.options import (
     takes_settings,
     with_options,
 )
-from flipsearch.commands.streams import discard_stdout, only_results_on_stdout, prepare_streams
 from flipsearch.core.errors import ConfigError, FlipsearchError, one_line
 from flipsearch.core.files import can_be_stored
 
@@ -59,7 +60,7 @@ def plan(
     """Say what a search takes and what its confirm split can tell; no model is loaded."""
     from flipsearch.commands import console, views
 
-    with only_results_on_stdout():
+    with console.only_results_on_stdout():
         result = flipsearch.plan(**given(settings | {"delta": delta, "power": power}), config=config)
     console.print_result(result, json, lambda plan: console.print_lines(*views.plan_lines(plan)))
 
@@ -324,6 +325,31 @@ def _line_and_code(error: Exception) -> tuple[str, int]:
     if isinstance(error, MemoryError):
         return "out of memory: give smaller files, a smaller --batch-size or fewer --max-tokens.", 2
     return f"unexpected {type(error).__name__}: {error}. {DEBUG} shows where; please report it.", 3
+
+
+def prepare_streams() -> None:
+    """Open streams that the caller closed on the null device, and let stdout replace what its encoding lacks.
+
+    A file opened next would otherwise get the number of a closed stream, and what a library prints would land in it.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            null = os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
+            if getattr(sys, name) is None:
+                setattr(sys, name, os.fdopen(null, "r" if number == 0 else "w", encoding="utf-8", closefd=False))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
+            stream.reconfigure(errors="replace")
+
+
+def discard_stdout() -> None:
+    """Send what is still to be flushed to the null device, so that a stream that failed does not fail again at exit."""
+    with contextlib.suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, sys.stdout.fileno())
+        os.close(null)
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

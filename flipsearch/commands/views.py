@@ -12,9 +12,9 @@ from flipsearch.commands.console import figures, plain_table, print_lines, print
 from flipsearch.core.files import printable
 from flipsearch.core.records import Label
 from flipsearch.core.studies import Study
+from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
 from flipsearch.reporting.columns import columns_of
 from flipsearch.reporting.format import DASH, percent, with_interval
-from flipsearch.reporting.model_card import scorecard_remarks, scorecard_rows
 from flipsearch.results import (
     Diagnosis,
     EvaluationResult,

@@ -26,9 +26,8 @@ from flipsearch.core.studies import Study, StudyKind
 from flipsearch.core.trainings import LogLine, Scorecard, TrainingRun, check_format, check_method
 from flipsearch.judging.labelling import AnswerToLabel
 from flipsearch.judging.labels import PLACE_COLUMNS
-from flipsearch.reporting.card import benign_card, context_card, portfolio_card
+from flipsearch.reporting.cards import benign_card, context_card, model_card, portfolio_card
 from flipsearch.reporting.columns import csv_text, leaderboard
-from flipsearch.reporting.model_card import model_card
 from flipsearch.reporting.pages import leaderboard_page, training_page
 
 Record = TypeVar("Record")

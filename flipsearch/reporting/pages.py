@@ -1,7 +1,7 @@
 """The pages of a study and of a training: no scripts, no network, every text escaped, long texts folded.
 
 The tables of a study follow reporting/columns.py; the curves of a training are CURVES, each with a sentence on what to
-look for. The templates hold the other words. Also the sentences that page and model card share. Knows records and logs.
+look for. The templates hold the other words. Knows records and logs.
 """
 
 import math
@@ -11,11 +11,10 @@ from typing import Any, get_args
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from flipsearch.core.records import Kind
 from flipsearch.core.studies import Study, StudyKind
-from flipsearch.core.trainings import METHODS, Control, LogLine, TrainingRun
+from flipsearch.core.trainings import METHODS, LogLine, TrainingRun
 from flipsearch.reporting import charts, format
-from flipsearch.reporting.card import ORACLE
+from flipsearch.reporting.cards import KINDS, ORACLE, control_note, prompts_sentence
 from flipsearch.reporting.charts import Chart, ChartAxis, Series, draw
 from flipsearch.reporting.columns import Section, columns_of
 from flipsearch.reporting.format import DASH, duration, is_drawable, setting_rows, three_digits
@@ -47,9 +46,6 @@ def render(template: str, **values: Any) -> str:
     figures = (format.percent, format.points, format.low_high, format.interval)
     jinja.filters |= {function.__name__: function for function in figures} | {"tenth": "{:.1f}".format}
     return jinja.get_template(template).render(values)
-
-
-KINDS: tuple[Kind, ...] = get_args(Kind)
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,11 +190,6 @@ def points_of(steps: Sequence[LogLine], key: str) -> list[tuple[float, float]]:
     return [(line["step"], line[key]) for line in steps if key in line]
 
 
-CONTROLS: Mapping[Control, str] = {
-    "empty": "the context was replaced by nothing",
-    "neutral": "the context was replaced by a text without any word of safety",
-    "shuffled": "the context's words were put in another order",
-}
 FIGURE_NAMES = {
     "num": "completions",
     "num_rollouts": "completions",
@@ -236,22 +227,6 @@ def training_page(run: TrainingRun, log: Sequence[LogLine]) -> str:
         figures=_figures(run, steps[-1] if steps else {}),
         settings=setting_rows(run.settings),
     )
-
-
-def control_note(run: TrainingRun) -> str:
-    """Return what kind of control a training is, or "" if it is none."""
-    note = "This is a control: {}. It is there to be compared with, not to be used."
-    return note.format(CONTROLS[run.control]) if run.control else ""
-
-
-def prompts_sentence(run: TrainingRun) -> str:
-    """Return how many prompts of each kind were trained on, and how many were left out and why."""
-    counts = {kind: sum(routed.num_prompts for routed in run.routed if routed.kind == kind) for kind in KINDS}
-    trained = " and ".join(f"{n:,} {kind}" for kind, n in counts.items())
-    left_out = " and ".join(f"{n:,} {kind}" for kind in KINDS if (n := run.num_left_out.get(kind, 0)))
-    is_supervised = METHODS[run.method].is_supervised
-    why = "the judge kept no answer to them" if is_supervised else "no context makes the teacher's answer safe"
-    return f"Trained on {trained} prompts." + (f" Left out: {left_out} ({why})." if left_out else " None was left out.")
 
 
 def _headline(run: TrainingRun, steps: Sequence[LogLine]) -> list[tuple[str, str, str]]:

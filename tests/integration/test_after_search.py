@@ -14,7 +14,7 @@ from flipsearch.core.records import Prompt, Request, Rollout, Sampling, Split
 from flipsearch.core.studies import BenignContext, Portfolio, Study
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
-from flipsearch.reporting.card import context_card
+from flipsearch.reporting.cards import context_card
 from flipsearch.reporting.columns import rows
 from flipsearch.reporting.files import read_study, remove_best, write_best, write_study
 from flipsearch.reporting.pages import leaderboard_page

@@ -23,8 +23,8 @@ from flipsearch.core.protocols import Backend
 from flipsearch.core.trainings import Scorecard
 from flipsearch.evaluation.algebra import is_installed
 from flipsearch.ledger import Ledger
+from flipsearch.reporting.cards import scorecard_markdown
 from flipsearch.reporting.files import write_training
-from flipsearch.reporting.model_card import scorecard_markdown
 from pocket_model.truth import Decider, arithmetic_accuracy
 from tests.finished_training import RUN, a_log
 from tests.integration.test_cli import one_line_error, run

@@ -16,7 +16,7 @@ from flipsearch.core.studies import Study, Trial
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.measure import flip_difference, measure
 from flipsearch.measuring.runner import Runner
-from flipsearch.reporting.card import context_card
+from flipsearch.reporting.cards import context_card
 from flipsearch.reporting.columns import rows
 from flipsearch.reporting.pages import leaderboard_page
 from flipsearch.searching import prepare_search, run_study

@@ -13,7 +13,7 @@ from flipsearch.core.studies import Study
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.reporting import columns
-from flipsearch.reporting.card import context_card
+from flipsearch.reporting.cards import context_card
 from flipsearch.reporting.columns import RATE, Column, csv_text, leaderboard, rows
 from flipsearch.reporting.format import points
 from flipsearch.reporting.pages import leaderboard_page

@@ -14,7 +14,7 @@ from markdown_it.token import Token
 
 from flipsearch.core.records import Context
 from flipsearch.core.trainings import METHODS, RoutedContext, TrainingRun
-from flipsearch.reporting.model_card import model_card, scorecard_markdown
+from flipsearch.reporting.cards import model_card, scorecard_markdown
 from tests.finished_training import CONTEXT, HOSTILE, RUN
 from tests.unit.reporting.test_scorecard_table import CARD
 

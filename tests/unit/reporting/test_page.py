@@ -13,7 +13,7 @@ from flipsearch.judging.correction import with_judge_error
 from flipsearch.judging.labels import AnswerPlace, LabelledAnswer
 from flipsearch.judging.library import OtherJudges
 from flipsearch.ledger import Ledger
-from flipsearch.reporting.card import context_card
+from flipsearch.reporting.cards import context_card
 from flipsearch.reporting.columns import csv_text, leaderboard, rows
 from flipsearch.reporting.files import STUDY, STUDY_FILE, read_study, write_study
 from flipsearch.reporting.pages import leaderboard_page

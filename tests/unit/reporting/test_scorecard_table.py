@@ -5,7 +5,7 @@ from dataclasses import replace
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import Sampling
 from flipsearch.core.trainings import Composite, Measured, Metric, Score, Scorecard
-from flipsearch.reporting.model_card import scorecard_markdown, scorecard_remarks, scorecard_rows
+from flipsearch.reporting.cards import scorecard_markdown, scorecard_remarks, scorecard_rows
 
 
 def measured(value: float | None, n: int = 60, num_unscored: int = 0) -> Measured:

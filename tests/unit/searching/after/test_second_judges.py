@@ -16,7 +16,7 @@ from flipsearch.judging.panel import PanelJudge, ThoughtJudge
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.measure import flip_difference, summarize
 from flipsearch.measuring.runner import Runner
-from flipsearch.reporting.card import context_card
+from flipsearch.reporting.cards import context_card
 from flipsearch.reporting.columns import rows
 from flipsearch.reporting.files import STUDY
 from flipsearch.reporting.pages import leaderboard_page
