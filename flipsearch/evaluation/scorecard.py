@@ -55,9 +55,7 @@ class SetScores:
     set_name: str
     values: Values
     num_answers: int
-    num_unscored: int
-    num_truncated: int
-    num_incomparable: int
+    measured: Measured
     reason: str
     """The most frequent reason for no score; "" if all answers are scored."""
 
@@ -87,16 +85,16 @@ def collect_scores(metric: Metric, set_name: str, scores: Iterable[tuple[str, An
     every = [score for group in by_prompt.values() for score in group]
     unscored = [score for score in every if score.value is None]
     reasons = Counter(" ".join(score.reason.split())[:120] or "no reason given" for score in unscored)
-    return SetScores(
-        metric=metric,
-        set_name=set_name,
-        values=values,
-        num_answers=len(every),
+    measured = Measured(
+        rate=estimate(values),
+        num_prompts=len(values),
+        coverage=_rate(len(every) - len(unscored), len(every)),
         num_unscored=len(unscored),
         num_truncated=sum(score.is_truncated for score in every),
         num_incomparable=sum(score.is_incomparable for score in every),
-        reason=reasons.most_common(1)[0][0] if reasons else "",
     )
+    reason = reasons.most_common(1)[0][0] if reasons else ""
+    return SetScores(metric, set_name, values, len(every), measured, reason)
 
 
 def make_scorecard(plan: EvaluationPlan, judge: Judge, new: ModelScores, base: ModelScores | None) -> Scorecard:
@@ -133,18 +131,7 @@ def make_scorecard(plan: EvaluationPlan, judge: Judge, new: ModelScores, base: M
 def make_score(new: SetScores, base: SetScores | None) -> Score:
     """Return the row of one set; the change is over the prompts that are scored for both."""
     change = difference(new.values, base.values) if base else None
-    return Score(new.metric, new.set_name, _measured(new), _measured(base) if base else None, change)
-
-
-def _measured(scores: SetScores) -> Measured:
-    return Measured(
-        rate=estimate(scores.values),
-        num_prompts=len(scores.values),
-        coverage=_rate(scores.num_answers - scores.num_unscored, scores.num_answers),
-        num_unscored=scores.num_unscored,
-        num_truncated=scores.num_truncated,
-        num_incomparable=scores.num_incomparable,
-    )
+    return Score(new.metric, new.set_name, new.measured, base.measured if base else None, change)
 
 
 def estimate(values: Values) -> Estimate:
@@ -233,18 +220,18 @@ def _notes(plan: EvaluationPlan, scores: Sequence[Score], new: ModelScores, base
 
 def _set_notes(plan: EvaluationPlan, model: ModelScores, scores: SetScores) -> list[str]:
     where = f"of {scores.num_answers} answers of {model.model} to {scores.set_name}"
-    notes = []
-    if scores.num_unscored > MAX_UNSCORED_RATE * scores.num_answers:
-        notes.append(f"Poor coverage: {scores.num_unscored} {where} are unscored, most often: {scores.reason}.")
-    if scores.num_truncated:
+    measured, notes = scores.measured, []
+    if measured.num_unscored > MAX_UNSCORED_RATE * scores.num_answers:
+        notes.append(f"Poor coverage: {measured.num_unscored} {where} are unscored, most often: {scores.reason}.")
+    if measured.num_truncated:
         counted = "count as wrong" if scores.metric == "reasoning_accuracy" else "were judged as far as they go"
         notes.append(
-            f"{scores.num_truncated} {where} did not finish within {model.sampling.longest:,} tokens and {counted}; "
+            f"{measured.num_truncated} {where} did not finish within {model.sampling.longest:,} tokens and {counted}; "
             "a larger --max-tokens may change that."
         )
-    if scores.num_incomparable:
+    if measured.num_incomparable:
         notes.append(
-            f"{scores.num_incomparable} {where} could not be compared in time or memory and count as wrong: "
+            f"{measured.num_incomparable} {where} could not be compared in time or memory and count as wrong: "
             "math-verify gave up on what the model wrote."
         )
     return notes

@@ -5,7 +5,7 @@ import json
 import sqlite3
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,10 @@ TOKEN_BYTES = 4
 """Token ids are kept as little-endian 32-bit integers."""
 IN_FLIGHT = "in flight"
 """Key of the note of the rollouts that were requested from a backend and have not all come back."""
+SAMPLING_FIELDS = tuple(field.name for field in fields(Sampling))
+ROLLOUT_FIELDS = tuple(field.name for field in fields(Rollout) if field.name != "sampling")
+VERDICT_FIELDS = ("p_unsafe", "p_refusal", "reason", "label_mass", "kind")
+"""Columns beside the label that are named as the fields of a record are."""
 LABELLED = "labelled answers"
 """Key of the note of a ledger that holds a judge's verdicts on human-labelled answers, and no rollouts."""
 
@@ -149,73 +153,32 @@ def make_engine(place: str | Path, read_only: bool) -> sql.Engine:
 def rollout_row(rollout: Rollout) -> dict[str, Any]:
     """Return the row of a rollout."""
     parts = split_answer(rollout.completion, rollout.opens_thinking)
-    row = {
-        "rollout_id": rollout.rollout_id,
-        "prompt_id": rollout.prompt_id,
-        "context_id": rollout.context_id,
-        "model_id": rollout.model_id,
-        **asdict(rollout.sampling),
-        "sample_index": rollout.sample_index,
-        "completion": storable(rollout.completion),
-        "completion_ids": pack("I", rollout.completion_ids),
-        "num_prompt_tokens": rollout.num_prompt_tokens,
-        "finish_reason": rollout.finish_reason,
-        "opens_thinking": rollout.opens_thinking,
-        "error": storable(rollout.error),
-        "prefill": pack("I", rollout.prefill),
-        "skips_thought": rollout.skips_thought,
-        "num_thought_tokens": rollout.num_thought_tokens,
-        "forced_close": rollout.forced_close,
-        "has_thought": parts.has_thought and rollout.finish_reason != "error",
-        "leaks": parts.leaks,
-    }
+    row = asdict(rollout.sampling) | {name: getattr(rollout, name) for name in ("rollout_id", *ROLLOUT_FIELDS)}
+    row |= {"completion": storable(rollout.completion), "error": storable(rollout.error)}
+    row |= {"completion_ids": pack("I", rollout.completion_ids), "prefill": pack("I", rollout.prefill)}
+    row |= {"has_thought": parts.has_thought and rollout.finish_reason != "error", "leaks": parts.leaks}
     return row | {"checksum": checksum(ROLLOUTS, row)}
 
 
 def rollout_of(row: sql.RowMapping) -> Rollout:
     """Return the rollout of a row; ValueError for a value of the wrong kind, and tokens that cannot be unpacked."""
     check_kinds(ROLLOUTS, row)
-    return Rollout(
-        prompt_id=row["prompt_id"],
-        context_id=row["context_id"],
-        model_id=row["model_id"],
-        sampling=Sampling(
-            row["max_tokens"], row["temperature"], row["top_p"], row["top_k"], row["seed"], row["think_tokens"]
-        ),
-        sample_index=row["sample_index"],
-        completion=row["completion"],
-        completion_ids=unpack("I", row["completion_ids"]),
-        num_prompt_tokens=row["num_prompt_tokens"],
-        finish_reason=row["finish_reason"],
-        opens_thinking=row["opens_thinking"],
-        error=row["error"],
-        prefill=unpack("I", row["prefill"]),
-        skips_thought=row["skips_thought"],
-        num_thought_tokens=row["num_thought_tokens"],
-        forced_close=row["forced_close"],
-    )
+    values = {name: row[name] for name in ROLLOUT_FIELDS}
+    values |= {name: unpack("I", row[name]) for name in ("completion_ids", "prefill")}
+    return Rollout(sampling=Sampling(**{name: row[name] for name in SAMPLING_FIELDS}), **values)
 
 
 def verdict_row(rollout_id: str, judge_id: str, verdict: Verdict) -> dict[str, Any]:
     """Return the row of a verdict; `failed` has no column, as failed verdicts are not kept."""
-    row = {
-        "rollout_id": rollout_id,
-        "judge_id": judge_id,
-        "label": verdict.label.value,
-        "p_unsafe": verdict.p_unsafe,
-        "p_refusal": verdict.p_refusal,
-        "reason": storable(verdict.reason),
-        "label_mass": verdict.label_mass,
-        "kind": verdict.kind,
-    }
+    row = {"rollout_id": rollout_id, "judge_id": judge_id, "label": verdict.label.value}
+    row |= {name: getattr(verdict, name) for name in VERDICT_FIELDS} | {"reason": storable(verdict.reason)}
     return row | {"checksum": checksum(VERDICTS, row)}
 
 
 def verdict_of(row: sql.RowMapping) -> Verdict:
     """Return the verdict of a row; ValueError for a value of the wrong kind and an unknown label."""
     check_kinds(VERDICTS, row)
-    names = ("p_unsafe", "p_refusal", "reason", "label_mass", "kind")
-    return Verdict(Label(row["label"]), **{name: row[name] for name in names})
+    return Verdict(Label(row["label"]), **{name: row[name] for name in VERDICT_FIELDS})
 
 
 def prefix_score_row(id: str, score: PrefixScore) -> dict[str, Any]:

@@ -13,26 +13,27 @@ from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+import sqlalchemy as sql
 
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.files import atomic_write, escape_formula
 from flipsearch.ledger import Ledger
-from flipsearch.ledger.tables import rollout_of
+from flipsearch.ledger.tables import ROLLOUTS, VERDICTS, rollout_of
 
 ENDINGS = (".jsonl", ".csv", ".parquet")
 RolloutRow = dict[str, Any]
 Pages = Iterable[list[RolloutRow]]
-VERDICT_FIELDS = {"label": pa.string(), "p_unsafe": pa.float64(), "p_refusal": pa.float64(), "reason": pa.string(),
-                  "label_mass": pa.float64(), "kind": pa.string()}  # fmt: skip
-ROLLOUT_FIELDS = {
-    "rollout_id": pa.string(), "prompt_id": pa.string(), "context_id": pa.string(), "model_id": pa.string(),
-    "max_tokens": pa.int64(), "temperature": pa.float64(), "top_p": pa.float64(), "top_k": pa.int64(),
-    "seed": pa.int64(), "think_tokens": pa.int64(), "sample_index": pa.int64(), "completion": pa.string(),
-    "completion_ids": pa.list_(pa.int64()),
-    "num_prompt_tokens": pa.int64(), "finish_reason": pa.string(), "opens_thinking": pa.bool_(), "error": pa.string(),
-    "prefill": pa.list_(pa.int64()), "skips_thought": pa.bool_(), "num_thought_tokens": pa.int64(),
-    "forced_close": pa.bool_(),
-}  # fmt: skip
+KINDS = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_(), bytes: pa.list_(pa.int64())}
+"""Kind of a column of the ledger -> kind in parquet; bytes hold tokens."""
+
+
+def _fields(table: sql.Table, without: set[str]) -> dict[str, Any]:
+    columns = (column for column in table.columns if column.name not in without)
+    return {column.name: KINDS[column.type.python_type] for column in columns}
+
+
+ROLLOUT_FIELDS = _fields(ROLLOUTS, without={"has_thought", "leaks", "checksum"})
+VERDICT_FIELDS = _fields(VERDICTS, without={"rollout_id", "judge_id", "checksum"})
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,4 +213,4 @@ def test_the_score_of_a_problem_is_the_mean_over_its_samples(
     opened.ledger.close()
     assert scores.values == {problem().prompt.prompt_id: 0.5, other.prompt.prompt_id: 0.0}
     assert (scores.metric, scores.set_name, scores.num_answers) == ("reasoning_accuracy", "sums", 8)
-    assert (scores.num_unscored, scores.num_truncated) == (0, 0)
+    assert (scores.measured.num_unscored, scores.measured.num_truncated) == (0, 0)

@@ -42,13 +42,13 @@ def test_every_set_has_its_own_scores(tmp_path: Path) -> None:
 def test_unscored_answers_have_no_score_and_keep_their_reason(tmp_path: Path) -> None:
     (scores,) = scores_of(tmp_path, [*OTHER, MUMBLED])
     assert scores.values[MUMBLED.prompt_id] is None
-    assert (scores.num_answers, scores.num_unscored, scores.reason) == (4, 1, "mumbled")
+    assert (scores.num_answers, scores.measured.num_unscored, scores.reason) == (4, 1, "mumbled")
 
 
 def test_a_judge_that_detects_no_refusals_measures_no_over_refusal(tmp_path: Path) -> None:
     (scores,) = scores_of(tmp_path, BENIGN, RefusalJudge(tells_refusals=False))
     assert set(scores.values.values()) == {None}
-    assert scores.num_unscored == 5
+    assert scores.measured.num_unscored == 5
     assert scores.reason == "the judge does not detect refusals"
 
 

@@ -82,7 +82,7 @@ def test_a_prompt_with_several_samples_is_the_mean_of_its_scored_answers() -> No
     scores = [("p", 1.0), ("p", None), ("p", 0.0), ("q", None)]
     found = collect_scores("reasoning_accuracy", "a", [(id, AnswerScore(value, "x")) for id, value in scores])
     assert found.values == {"p": 0.5, "q": None}
-    assert (found.num_answers, found.num_unscored, found.reason) == (4, 2, "x")
+    assert (found.num_answers, found.measured.num_unscored, found.reason) == (4, 2, "x")
 
 
 def test_the_composite_is_equation_6_over_the_given_sets() -> None:
