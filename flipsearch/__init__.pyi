@@ -13,7 +13,7 @@ from flipsearch.core.studies import Trial as Trial
 from flipsearch.core.trainings import Scorecard as Scorecard
 from flipsearch.judging.stress import JudgeStress as JudgeStress
 from flipsearch.ledger.check import LedgerCheck as LedgerCheck
-from flipsearch.reporting.rollout_table import Export as Export
+from flipsearch.reporting.files import Export
 from flipsearch.results import Diagnosis as Diagnosis
 from flipsearch.results import EvaluationResult as EvaluationResult
 from flipsearch.results import JudgeCheck as JudgeCheck

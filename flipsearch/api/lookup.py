@@ -15,7 +15,7 @@ from flipsearch.ledger.check import check_ledger as check
 from flipsearch.prompts.known_sets import KNOWN_SETS, describe
 from flipsearch.prompts.problems import list_problem_sets
 from flipsearch.prompts.sets import list_sets
-from flipsearch.reporting.rollout_table import Export, check_export, export_file, export_lines
+from flipsearch.reporting.files import Export, check_export, export_file, export_lines
 from flipsearch.templating.library import load_library
 from flipsearch.workspace import (
     ledger_place,

@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # the rooms of other commands, which load their libraries
     from flipsearch.judging.accuracy import JudgeAccuracy
     from flipsearch.judging.stress import JudgeStress
     from flipsearch.ledger.check import LedgerCheck
-    from flipsearch.reporting.rollout_table import Export
+    from flipsearch.reporting.files import Export
     from flipsearch.searching.plan import SearchPlan, Span
     from flipsearch.training.plan import TrainPlan
 

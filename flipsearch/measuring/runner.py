@@ -7,7 +7,7 @@ This module compares nothing and counts no rates: it returns what was generated 
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError, one_line
@@ -42,6 +42,7 @@ def sampling_for(backend: Backend, config: ModelConfig) -> Sampling:
     return config.sampling(thinks=bool(getattr(backend, "thinks", False)))
 
 
+@dataclass(eq=False)
 class Runner:
     """A model and a judge at one ledger.
 
@@ -49,42 +50,29 @@ class Runner:
     is tried once per runner: the next run of the program tries it again.
     """
 
-    def __init__(
-        self,
-        backend: Backend,
-        judge: Judge,
-        ledger: Ledger,
-        sampling: Sampling,
-        progress: Progress | None = None,
-        emit: Emit = silent,
-        rule: SampleRule = SINGLE_SAMPLE,
-    ) -> None:
-        self.backend = backend
-        self.judge = judge
-        self.ledger = ledger
-        self.sampling = sampling
-        self.progress = progress
-        self.emit = emit
-        self.rule = rule
-        self.step = Step(Phase.BASELINE)
-        """What progress is reported under; the caller enters its phase before it requests rollouts."""
-        self.num_generated = 0
-        self.num_generated_tokens = 0
-        self._failed: set[str] = set()
-        self.judged: dict[str, JudgedRollout] = {}
-        """Rollout id -> outcome, of all whole answers requested so far."""
-        self.short_decoded: dict[str, JudgedRollout] = {}
-        """Rollout id of the whole answer -> short decode, continued later or not."""
+    backend: Backend
+    judge: Judge
+    ledger: Ledger
+    sampling: Sampling
+    progress: Progress | None = None
+    emit: Emit = silent
+    rule: SampleRule = SINGLE_SAMPLE
+    step: Step = field(default_factory=lambda: Step(Phase.BASELINE))
+    """What progress is reported under; the caller enters its phase before it requests rollouts."""
+    num_generated: int = 0
+    num_generated_tokens: int = 0
+    judged: dict[str, JudgedRollout] = field(default_factory=dict)
+    """Rollout id -> outcome, of all whole answers requested so far."""
+    short_decoded: dict[str, JudgedRollout] = field(default_factory=dict)
+    """Rollout id of the whole answer -> short decode, continued later or not."""
+    _failed: set[str] = field(default_factory=set)
 
     def with_judge(self, judge: Judge) -> "Runner":
         """Return a runner of the same model and ledger with another judge; failed rollouts are not tried again.
 
         Its progress counts on from here.
         """
-        runner = Runner(self.backend, judge, self.ledger, self.sampling, self.progress, self.emit, self.rule)
-        runner.step, runner._failed = self.step, self._failed
-        runner.num_generated, runner.num_generated_tokens = self.num_generated, self.num_generated_tokens
-        return runner
+        return replace(self, judge=judge, judged={}, short_decoded={})
 
     def enter(self, phase: Phase, detail: str = "") -> None:
         """Set the phase that progress is reported under from now on."""

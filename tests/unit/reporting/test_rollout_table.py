@@ -13,7 +13,7 @@ import pytest
 from flipsearch.core.errors import ConfigError, LedgerError, StudyError
 from flipsearch.core.records import Label, Verdict
 from flipsearch.ledger import CHUNK, Ledger
-from flipsearch.reporting.rollout_table import export_file, export_lines
+from flipsearch.reporting.files import export_file, export_lines
 from tests.unit.ledger.test_ledger import SAMPLING, rollout
 
 HOSTILE = '=HYPERLINK(1)\n\x1b[31m\u2028,"\u00e9\rand on'
