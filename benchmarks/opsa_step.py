@@ -51,7 +51,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Con
 
 from flipsearch.backends.loading import quiet
 from flipsearch.training.divergence import Divergence, divergence_sum
-from flipsearch.training.model import completion_hidden, plain_head, read_head
+from flipsearch.training.model import completion_hidden, head_of, read_head
 from flipsearch.training.rows import lay_out
 
 NUM_VOCAB, FIRST_ID = 151_936, 2
@@ -191,8 +191,8 @@ def our_step(folder: str, spec: Divergence, num_rows: int) -> Step:
         layout, weights = lay_out(rows.student, rows.completions), torch.ones(sum(map(len, rows.completions)))
         with torch.no_grad():
             hidden = completion_hidden(teacher, lay_out(rows.teacher, rows.completions))
-        own, head = completion_hidden(student, layout), plain_head(student)
-        loss, _ = divergence_sum(own, head, hidden, plain_head(teacher), weights, spec)
+        own, head = completion_hidden(student, layout), head_of(student)
+        loss, _ = divergence_sum(own, head, hidden, head_of(teacher), weights, spec)
         loss = loss / len(weights)
         loss.backward()
         return loss.item()
@@ -353,7 +353,7 @@ def ours_per_token(student: Any, teacher: Any, rows: StepRows, spec: Divergence)
     layouts = [lay_out(prompts, rows.completions) for prompts in (rows.student, rows.teacher)]
     own, hidden = (completion_hidden(m, layout) for m, layout in zip((student, teacher), layouts, strict=True))
     weights = torch.ones(len(own))
-    total, per_token = divergence_sum(own, plain_head(student), hidden, plain_head(teacher), weights, spec)
+    total, per_token = divergence_sum(own, head_of(student), hidden, head_of(teacher), weights, spec)
     return total, per_token.divergence
 
 

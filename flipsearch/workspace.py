@@ -12,8 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from flipsearch.backends.base import check_model, check_rewriter, make_backend
 from flipsearch.config import ModelConfig, StudyConfig
@@ -39,31 +38,26 @@ from flipsearch.results import SearchResult
 SETTINGS_FILE, LEDGER_FILE, EVENTS_FILE = "study.toml", "ledger.db", "events.jsonl"
 
 
-class Workspace:
+class Workspace(ExitStack):
     """The open folder of a command, with its ledger, judges and models.
 
     Judges are checked before the folder is made and unloaded at the end, whatever ends it.
     """
 
     def __init__(self, folder: Path, *judges: Judge | None) -> None:
+        super().__init__()
         check_identities(*judges)
         self.folder, self.judges = folder, [judge for judge in judges if judge is not None]
-        self._open = ExitStack()
 
-    def __enter__(self) -> "Workspace":
-        self.ledger = self._open.enter_context(open_ledger(self.folder / LEDGER_FILE, owns_folder=True))
-        self._open.enter_context(unload_after(*self.judges))
+    def __enter__(self) -> Self:
+        self.ledger = self.enter_context(open_ledger(self.folder / LEDGER_FILE, owns_folder=True))
+        self.enter_context(unload_after(*self.judges))
         return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._open.__exit__(kind, error, traceback)
 
     def load(self, role: str, config: ModelConfig, memory_share: float) -> Backend:
         """Load a model that is unloaded at the end; StudyError if this folder was worked on with another one."""
         backend = make_backend(config, memory_share=memory_share)
-        self._open.callback(backend.close)
+        self.callback(backend.close)
         self.require_same(role, backend.model_id, f"another {role}, precision or chat template")
         return backend
 

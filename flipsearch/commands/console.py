@@ -28,7 +28,6 @@ class Result(Protocol):
 
     def as_dict(self) -> dict[str, Any]:
         """Return what --json prints."""
-        ...
 
 
 def print_lines(*lines: str) -> None:

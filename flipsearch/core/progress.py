@@ -71,7 +71,6 @@ class Progress(Protocol):
 
     def __call__(self, step: Step, done: int, total: int, num_rollouts: int, num_tokens: int) -> None:
         """Report that `done` of `total` items are done, and the rollouts and tokens that this command has generated."""
-        ...
 
 
 class Emit(Protocol):
@@ -79,7 +78,6 @@ class Emit(Protocol):
 
     def __call__(self, event: str, /, **facts: Any) -> None:
         """Record the event."""
-        ...
 
 
 def silent(event: str, /, **facts: Any) -> None:

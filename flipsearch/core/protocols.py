@@ -36,15 +36,12 @@ class Backend(Protocol):
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[Sequence[Rollout]]:
         """Yield batches with one rollout per request; a kill costs at most the batch in flight."""
-        ...
 
     def count_tokens(self, text: str) -> int:
         """Return the length of `text` in the model's tokens."""
-        ...
 
     def close(self) -> None:
         """Unload the model and end whatever runs beside it; the backend is not used afterwards."""
-        ...
 
 
 @runtime_checkable
@@ -57,7 +54,6 @@ class PrefixScorer(Protocol):
 
     def score(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
         """Return the score of each request's prefill."""
-        ...
 
 
 class Judge(Protocol):
@@ -74,16 +70,13 @@ class Judge(Protocol):
     @property
     def name(self) -> str:
         """Short name, as on the command line."""
-        ...
 
     @property
     def identity(self) -> str:
         """Hash of class, rules or prompt text, model, revision and thresholds: it keys the ledger."""
-        ...
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         """Return one verdict per exchange, in order."""
-        ...
 
 
 @runtime_checkable
@@ -93,11 +86,9 @@ class Panel(Judge, Protocol):
     @property
     def members(self) -> Sequence[Judge]:
         """The judges, in order."""
-        ...
 
     def combine(self, verdicts: Sequence[Sequence[Verdict]]) -> list[Verdict]:
         """Return the panel's verdicts from its members' verdicts: one sequence per member, in order."""
-        ...
 
 
 class Operator(Protocol):
@@ -119,4 +110,3 @@ class Operator(Protocol):
 
     def make(self, parents: Sequence[Parent], rng: random.Random) -> Context | None:
         """Return a child of exactly `num_parents` different parents; None where the rule does not apply to them."""
-        ...

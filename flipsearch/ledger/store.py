@@ -16,7 +16,6 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import sqlalchemy as sql
@@ -111,7 +110,7 @@ class Ledger:
 
     def save_rollouts(self, rollouts: Iterable[Rollout]) -> None:
         """Write rollouts in one transaction, replacing those that exist."""
-        self._replace(ROLLOUTS, [ROLLOUTS.c.rollout_id], [rollout_row(rollout) for rollout in rollouts])
+        self._replace(ROLLOUTS, [rollout_row(rollout) for rollout in rollouts])
 
     def prefix_scores(self, ids: Iterable[str]) -> dict[str, PrefixScore]:
         """Return id -> prefix score for those among `ids`."""
@@ -122,7 +121,7 @@ class Ledger:
     def save_prefix_scores(self, prefix_scores: Iterable[tuple[str, PrefixScore]]) -> None:
         """Write (id, prefix score) pairs in one transaction, replacing those that exist."""
         rows = [prefix_score_row(id, score) for id, score in prefix_scores]
-        self._replace(PREFIX_SCORES, [PREFIX_SCORES.c.prefix_score_id], rows)
+        self._replace(PREFIX_SCORES, rows)
 
     def verdicts(self, judge_id: str, ids: Iterable[str]) -> dict[str, Verdict]:
         """Return rollout id -> verdict of one judge on the rollouts `ids`."""
@@ -141,7 +140,7 @@ class Ledger:
     def save_verdicts(self, judge_id: str, verdicts: Iterable[tuple[str, Verdict]]) -> None:
         """Write (rollout id, verdict) pairs of one judge in one transaction, replacing those that exist."""
         rows = [verdict_row(id, judge_id, verdict) for id, verdict in verdicts]
-        self._replace(VERDICTS, [VERDICTS.c.rollout_id, VERDICTS.c.judge_id], rows)
+        self._replace(VERDICTS, rows)
 
     def note(self, key: str, value: str) -> Note:
         """Record that something happened, with the time; return the note of a key that exists, unchanged."""
@@ -168,7 +167,7 @@ class Ledger:
         Only people read it: a rollout is either in the ledger, or it is generated again.
         """
         value = json.dumps({"phase": phase, "rollout_ids": list(ids)})
-        self._replace(NOTES, [NOTES.c.key], [{"key": IN_FLIGHT, "value": value, "time": _now()}])
+        self._replace(NOTES, [{"key": IN_FLIGHT, "value": value, "time": _now()}])
         yield
         with self._writing() as connection:
             connection.execute(sql.delete(NOTES).where(NOTES.c.key == IN_FLIGHT))
@@ -237,7 +236,7 @@ class Ledger:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     @contextmanager
@@ -299,7 +298,7 @@ class Ledger:
                 TABLES.create_all(connection)
                 connection.execute(sql.insert(FORMATS), {"version": FORMAT})
 
-    def _replace(self, table: sql.Table, key: list[sql.Column[Any]], rows: list[dict[str, Any]]) -> None:
+    def _replace(self, table: sql.Table, rows: list[dict[str, Any]]) -> None:
         """Insert rows in one transaction, replacing those with the same key."""
         if not rows:
             return
@@ -308,6 +307,7 @@ class Ledger:
                 connection.execute(sql.insert(table).prefix_with("OR REPLACE"), rows)
             return
         # Delete and insert in one transaction: the one form of upsert that every database understands.
+        key = list(table.primary_key.columns)
         match = sql.and_(*(column == sql.bindparam(f"key_{column.name}") for column in key))
         with self._writing() as connection:
             keys = [{f"key_{column.name}": row[column.name] for column in key} for row in rows]

@@ -74,7 +74,7 @@ def check_memory(folder: Path, config: TrainConfig, device: torch.device, dtype:
     else:
         rounded_copy = 0 if dtype is torch.float32 else dtype.itemsize
         bytes_per_parameter = dtype.itemsize + FULL_BYTES + rounded_copy
-    num_parameters = count_parameters(folder)
+    num_parameters = sum(math.prod(entry["shape"]) for _, entry in _stored(folder))
     needed = num_parameters * bytes_per_parameter
     available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_bytes()
     if needed > available:
@@ -85,17 +85,13 @@ def check_memory(folder: Path, config: TrainConfig, device: torch.device, dtype:
         )
 
 
-def count_parameters(folder: Path) -> int:
-    """Return the number of values in a folder's safetensors files, from their headers alone."""
-    return sum(math.prod(entry["shape"]) for _, entry in _stored(folder))
-
-
 def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
     """Return the precision of each weight in a folder's safetensors files, float32 for what no training knows."""
     return {name: STORED_DTYPES.get(entry["dtype"], torch.float32) for name, entry in _stored(folder)}
 
 
 def _stored(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield name, shape and precision of each weight in a folder, from the headers of its safetensors files alone."""
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
             header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
@@ -212,26 +208,22 @@ def read_head(model: Any) -> ReadHead:
         with torch.no_grad():
             logits = model(input_ids=ids, use_cache=False).logits[0]
             hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
-            product = plain_head(model).product(hidden)
+            product = head_of(model).product(hidden)
             large = torch.linspace(-LARGE_LOGITS, LARGE_LOGITS, product.numel(), device=ids.device)
             large = large.to(product.dtype).view_as(product)
             transform = None if torch.equal(follows(large), large) else follows
-            head = _head(model, transform)
+            head = head_of(model, transform)
             alone = torch.cat([head.logits(state[None]) for state in hidden])  # of one token, whatever the others are
             difference = (alone.float() - logits.float()).abs().max()
     except Exception as error:  # models of other kinds lack all sorts of things
         raise TrainingError(f"{refusal} ({one_line(error)})") from error
     if not difference <= TOLERANCE[product.dtype] * logits.float().abs().max():
         raise TrainingError(refusal)
-    return lambda model: _head(model, transform)
+    return lambda model: head_of(model, transform)
 
 
-def plain_head(model: Any) -> Head:
-    """Return the head of a model whose logits are hidden states times output embeddings."""
-    return _head(model, None)
-
-
-def _head(model: Any, transform: Callable[[Tensor], Tensor] | None) -> Head:
+def head_of(model: Any, transform: Callable[[Tensor], Tensor] | None = None) -> Head:
+    """Return the head of a model that does `transform` to hidden states times output embeddings; None: nothing."""
     embeddings = model.get_output_embeddings()
     return Head(embeddings.weight, getattr(embeddings, "bias", None), transform)
 

@@ -79,11 +79,10 @@ def make_row(
 
 def check_fits(
     chat: Chat, prompts: Sequence[Prompt], routes: Routes, max_tokens: int, max_positions: int | None
-) -> int:
-    """Return the longest prompt under its context, in tokens.
+) -> None:
+    """Raise TrainingError if a completion of `max_tokens` does not fit behind each prompt under its context.
 
-    Raises TrainingError if a completion of `max_tokens` does not fit behind it into the model's `max_positions`; None
-    is no limit.
+    The model holds `max_positions`; None is no limit.
     """
     lengths = [len(chat.encode(Request(prompt, routes.get(prompt.prompt_id))).prompt_ids) for prompt in prompts]
     longest = max(lengths, default=0)
@@ -92,7 +91,6 @@ def check_fits(
             f"a prompt has {longest} tokens with its context and max_tokens is {max_tokens}, but the model holds "
             f"{max_positions}; lower --max-tokens or take a shorter context. Nothing is cut off silently."
         )
-    return longest
 
 
 def lay_out(prompts: Sequence[Ids], completions: Sequence[Ids]) -> TokenLayout:

@@ -35,7 +35,7 @@ from flipsearch.training.model import (
     ReadHead,
     RoundedCopy,
     completion_hidden,
-    plain_head,
+    head_of,
     unwrap,
     without_noise,
 )
@@ -65,7 +65,7 @@ class TrainingJob:
     arguments: TrainingArguments
     answers: Mapping[str, TrainingRow] = field(default_factory=dict)
     """Prompt id -> the row of its kept answer, for supervised methods."""
-    read_head: ReadHead = plain_head
+    read_head: ReadHead = head_of
     rounded: RoundedCopy | None = None
     """What is run in the model's place; None: the model itself."""
 
