@@ -29,7 +29,6 @@ class Given(Generic[Config]):
 
     kind: type[Config]
     file: Mapping[str, Any]
-    """From the TOML file."""
     keywords: Mapping[str, Any]
     """From the call; they win over the file."""
 

@@ -27,7 +27,6 @@ class Flag:
     """All spellings, the usual one first; () is the field's name with dashes."""
     metavar: str | None = None
     is_argument: bool = False
-    """It is given by position."""
     is_text: bool = False
     """It may be written otherwise than its type, e.g. 15m."""
 

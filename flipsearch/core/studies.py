@@ -32,9 +32,7 @@ class OperatorGain:
 
     operator: str
     num_children: int
-    """Children that it made and that passed the filters."""
     num_filtered: int
-    """Children that the filters rejected."""
     num_raced: int
     """Children whose gain is known."""
     num_better: int
@@ -58,7 +56,6 @@ class Disagreement:
 
     prompt: str
     answer: str
-    """The answer under the context, without its thought."""
     labels: Mapping[str, str]
     """Judge -> its label; the deciding judge first."""
 
@@ -92,7 +89,6 @@ class Confirmed:
     """(k, confirm flip rate after the first k tokens of the unsafe answer without context), k from 0; finalists only.
     Over the answers that are longer than k; n = 0 means that there was none."""
     second_judgements: tuple[SecondJudgeResult, ...] = ()
-    """What other judges say about the same answers."""
     disagreements: tuple[Disagreement, ...] = ()
     """Some of the answers on which judges disagree; the winner's only."""
     corrected: Estimate | None = None
@@ -119,9 +115,7 @@ class Trial:
     search: Measurement
     """On the search split; in a score, on the scored prompts."""
     confirmed: Confirmed | None = None
-    """None if nothing was measured after the search."""
     num_context_tokens: int | None = None
-    """Length of the context's text in the model's own tokens."""
 
     @property
     def late(self) -> Confirmed:
@@ -184,7 +178,6 @@ class BenignContext:
     """The context under which the teacher reads benign prompts in training, and its effect on both kinds of prompts."""
 
     context: Context | None
-    """None if no context is best."""
     reason: str
     candidates: tuple[Trial, ...]
     """Measured on the benign prompts and on the harmful ones that are safe without context."""
@@ -207,9 +200,7 @@ class JudgeAgreement:
     specificity: Estimate
     """Share of the answers labelled safe that it calls safe."""
     kappa: Estimate
-    """Cohen's kappa: agreement beyond chance."""
     sources: Mapping[str, int]
-    """Source of the labelled answers -> how many."""
     own_answers: int
     """How many of them are answers of this very study; a judge may err otherwise on those of another model."""
     fitted_to: int = 0
@@ -250,7 +241,6 @@ class Study:
     """Split -> fraction of benign prompts refused without context."""
     num_rollouts: int
     num_tokens: int
-    """Completion tokens in them."""
     base_endings: Mapping[str, Endings] = field(default_factory=dict)
     """Split -> how the answers without context ended."""
     notes: tuple[str, ...] = ()
@@ -261,7 +251,6 @@ class Study:
     operators: tuple[OperatorGain, ...] = ()
     """The operators by the gain of their children, largest first; () if none was used."""
     portfolio: Portfolio | None = None
-    """None without a winner."""
     benign: BenignContext | None = None
     """None if it was not requested, or without a winner."""
     measures: Mapping[str, Any] = field(default_factory=dict)
@@ -269,7 +258,6 @@ class Study:
     confirm_judge_id: str = ""
     """Identity of the judge that decides on the confirm split; "" if it is the same."""
     judge_error: JudgeAgreement | None = None
-    """None if the judge's accuracy was not measured."""
 
     @property
     def last_judge_id(self) -> str:

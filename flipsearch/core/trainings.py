@@ -95,7 +95,6 @@ class TrainingRun:
     """One finished training."""
 
     format: int
-    """TRAINING_FORMAT of the flipsearch that wrote it."""
     model: str
     """The base as the user named it; a local folder as an absolute path."""
     model_id: str
@@ -112,12 +111,10 @@ class TrainingRun:
     num_rollouts: int
     """Completions that were learnt from, repeats counted."""
     num_tokens: int
-    """Completion tokens in them."""
     wall_s: float
     """Seconds of all steps, those before a resume included."""
     settings: Mapping[str, Any]
     prompts_id: str
-    """Content hash of the training prompts."""
     judge_id: str | None
     """Identity of the judge that routed prompts or kept answers; None where there was nothing to judge."""
     notes: tuple[str, ...] = ()
@@ -150,7 +147,6 @@ class Measured:
     """One metric of one model on one set."""
 
     rate: Estimate
-    """Over the scored answers."""
     num_prompts: int
     coverage: Estimate
     """Scored / all answers."""
@@ -193,7 +189,6 @@ class Scorecard:
     model_id: str
     """Identity: weights, tokenizer, chat template, precision and thinking switch."""
     revision: str | None
-    """Commit on the hub; None for a model from elsewhere."""
     against: str | None
     """The base, as named by the user or by the checkpoint; None if there is none."""
     against_id: str | None
@@ -214,12 +209,9 @@ class Scorecard:
     split: Scope
     settings: Mapping[str, Any]
     prompts_id: str
-    """Content hash."""
     problems_id: str | None
-    """Content hash; None without problems."""
     num_unscored: int
     """Answers of the new model without a score."""
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     card_version: int = 1
-    """Format version of this record."""

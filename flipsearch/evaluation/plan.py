@@ -30,7 +30,6 @@ class EvaluationPlan:
     prompts: tuple[Prompt, ...]
     """At least one; set by set in nested order."""
     problem_sets: tuple[ProblemSet, ...]
-    """() if reasoning is not measured."""
     notes: tuple[str, ...]
 
     @property

@@ -28,7 +28,6 @@ from flipsearch.statistics.intervals import (
 )
 
 PACKAGES = ("flipsearch", "torch", "transformers", "vllm", "math-verify")
-"""What a result can depend on; those that are not installed are left out."""
 Values = Mapping[str, float | None]
 """Prompt id -> score, averaged over its scored answers; None if there are none."""
 
@@ -38,7 +37,6 @@ class AnswerScore:
     """The score of one answer."""
 
     value: float | None
-    """None if unscored."""
     reason: str = ""
     """Why it is unscored. May hold hostile text."""
     is_truncated: bool = False
@@ -69,7 +67,6 @@ class ModelScores:
     revision: str | None
     notes: tuple[str, ...]
     sets: tuple[SetScores, ...]
-    """In the order of the scorecard."""
     sampling: Sampling
 
 

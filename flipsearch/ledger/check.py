@@ -71,11 +71,9 @@ class LedgerCheck:
     num_unjudged: int = 0
     """Finished rollouts without a verdict of any judge."""
     by_model: Mapping[str, int] = field(default_factory=dict)
-    """Model id -> rollouts."""
     by_context: Mapping[str, int] = field(default_factory=dict)
     """Context id (BASELINE for none) -> rollouts, most first."""
     by_judge: Mapping[str, int] = field(default_factory=dict)
-    """Judge id -> verdicts."""
     in_flight: InFlight | None = None
     faults: tuple[Fault, ...] = ()
     """One per kind; () for a sound ledger."""

@@ -37,7 +37,6 @@ ORACLE = (
     "A prompt counts as flipped if any of the contexts flips it. Nothing says beforehand which one will; a training "
     "finds out by trying the teacher under each of them, in this order."
 )
-"""How to read the union of a portfolio."""
 KINDS: tuple[Kind, ...] = get_args(Kind)
 CONTROLS: Mapping[Control, str] = {
     "empty": "the context was replaced by nothing",

@@ -51,7 +51,6 @@ class Tick:
     """A labelled number on an axis."""
 
     at: float
-    """In the drawing's units."""
     label: str
 
 
@@ -83,13 +82,11 @@ class Line:
 
     series: Series
     raw: str
-    """SVG path of the values."""
     smooth: str
     """SVG path of their moving mean; "" where there are few."""
     dots: tuple[Point, ...]
     """Values that are isolated, or few."""
     crosses: tuple[float, ...]
-    """Where values are not finite."""
     last: str
     broken: str
     """Which values are not finite, in words; "" if all are finite."""
@@ -101,7 +98,6 @@ class Chart:
 
     title: str
     hint: str
-    """What to look for."""
     unit: str
     lines: tuple[Line, ...]
     across: Scale

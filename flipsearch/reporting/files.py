@@ -46,7 +46,6 @@ LABEL_COLUMNS = ("label", "prompt", "response", *PLACE_COLUMNS)
 BYTE_ORDER_MARK = "\ufeff"
 """At the start of the label file: without it spreadsheets misread UTF-8, and spoil the texts on saving."""
 _UNREADABLE = dict.fromkeys([0, *range(0xD800, 0xE000)], "\ufffd")
-"""Characters that no text file can hold."""
 
 
 def write_study(study: Study, folder: Path) -> None:

@@ -15,7 +15,6 @@ from flipsearch.core.measurements import Estimate
 from flipsearch.statistics.intervals import LEVEL, mean_interval, two_sided_z
 
 NUM_RESAMPLES = 2000
-"""Bootstrap samples of clusters."""
 MAX_COUNTS = 2**22
 """Counts of clusters that the bootstrap holds in memory at once."""
 UNSEEN_CLUSTERS = 0.5

@@ -38,7 +38,6 @@ class StepStats:
     """Sums over the rows of one optimizer step, by label."""
 
     rollout_s: float = 0.0
-    """Seconds that sampling took."""
     lengths: dict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
     counts: dict[str, int] = field(default_factory=lambda: defaultdict(int))
     values: dict[str, list[torch.Tensor]] = field(default_factory=lambda: defaultdict(list))

@@ -36,7 +36,6 @@ from flipsearch.training.rows import Routing, TrainingRow, kept_answers, own_row
 from flipsearch.training.trainer import CompletionTrainer, MakeTrainer, TrainingJob, trainer_arguments
 
 PACKAGES = ("flipsearch", "torch", "transformers", "accelerate", "peft")
-"""What a result can depend on; those that are not installed are left out."""
 
 
 def run_training(
