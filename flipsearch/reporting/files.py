@@ -63,8 +63,15 @@ def write_best(study: Study, path: Path) -> None:
     .benign.json). What an earlier search left there is removed; without a winner nothing takes its place.
     """
     remove_best(path)
-    for place, text in _texts_of_best(study, path).items():
-        write_text(place, text)
+    if study.winner is None:
+        return
+    write_text(path, study.winner.context.text + "\n")
+    write_text(path.with_suffix(".json"), json_text(context_card(study, study.winner)))
+    if study.portfolio:
+        write_text(path.with_suffix(".portfolio.json"), json_text(portfolio_card(study, study.portfolio)))
+    if study.benign and study.benign.context:
+        write_text(path.with_suffix(".benign.txt"), study.benign.context.text + "\n")
+        write_text(path.with_suffix(".benign.json"), json_text(benign_card(study, study.benign)))
 
 
 def remove_best(path: Path) -> None:
@@ -78,20 +85,6 @@ def remove_best(path: Path) -> None:
             for stale in filter(None, (text, written)):
                 with suppress(OSError):
                     stale.unlink()
-
-
-def _texts_of_best(study: Study, path: Path) -> dict[Path, str]:
-    """Return path -> content of the winning text and its companions; {} without a winner."""
-    if study.winner is None:
-        return {}
-    texts = {path: study.winner.context.text + "\n"}
-    texts[path.with_suffix(".json")] = json_text(context_card(study, study.winner))
-    if study.portfolio:
-        texts[path.with_suffix(".portfolio.json")] = json_text(portfolio_card(study, study.portfolio))
-    if study.benign and study.benign.context:
-        texts[path.with_suffix(".benign.txt")] = study.benign.context.text + "\n"
-        texts[path.with_suffix(".benign.json")] = json_text(benign_card(study, study.benign))
-    return texts
 
 
 def check_best(path: Path) -> None:

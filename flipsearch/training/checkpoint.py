@@ -28,6 +28,7 @@ from flipsearch.core.files import is_held, take_lock, write_text
 from flipsearch.core.trainings import TRAINING_FORMAT, check_format
 from flipsearch.training.model import stored_dtypes, unwrap
 
+LOG_FILE = "log.jsonl"
 STARTED_FILE, STATE_FILE, FINAL, ADAPTER, LOCK = "started.json", "trainer_state.json", "final", "adapter", "lock"
 
 
@@ -205,6 +206,3 @@ def _torn_state(state: str | None) -> Iterator[None]:
         raise TrainingError(
             f"the state '{state}' is torn: {type(error).__name__}: {one_line(error)}. {todo}"
         ) from error
-
-
-LOG_FILE = "log.jsonl"
