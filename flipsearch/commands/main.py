@@ -27,7 +27,6 @@ from flipsearch.commands.options import (
     StudyPlace,
     given,
     option,
-    takes_settings,
     with_options,
 )
 from flipsearch.core.errors import ConfigError, FlipsearchError, one_line
@@ -37,7 +36,6 @@ DEBUG, INTERRUPTED = "--debug", 130
 LABELS = typer.Option("--labels", help="File with columns prompt, response, label; repeatable.", metavar="FILE")
 
 
-@takes_settings("SearchConfig")
 def search(config: Config = None, json: Json = False, **settings: Setting) -> None:
     """Search the context that flips most unsafe rollouts. The same command again continues."""
     from flipsearch.commands import console, views
@@ -49,7 +47,6 @@ def search(config: Config = None, json: Json = False, **settings: Setting) -> No
     raise SystemExit(0 if result.beats_placebo else 1)
 
 
-@takes_settings("SearchConfig")
 def plan(
     delta: Annotated[float | None, option("Difference of flip rates to detect (0.05).")] = None,
     power: Annotated[float | None, option("With this probability (0.8).")] = None,
@@ -65,7 +62,6 @@ def plan(
     console.print_result(result, json, lambda plan: console.print_lines(*views.plan_lines(plan)))
 
 
-@takes_settings("ScoreConfig")
 def score(
     context: Annotated[list[str], typer.Argument(help="Texts, files, cards (best.json) or template names.")],
     config: Config = None,
@@ -93,7 +89,6 @@ def report(
     raise SystemExit(1 if result.beats_placebo is False else 0)
 
 
-@takes_settings("TrainConfig")
 def train(config: Config = None, json: Json = False, **settings: Setting) -> None:
     """Train a model towards what it does under a context, without the context: OPSA, or a baseline method."""
     from flipsearch.commands import console, views
@@ -111,7 +106,6 @@ def train(config: Config = None, json: Json = False, **settings: Setting) -> Non
     console.print_result(result, json, views.show_training)
 
 
-@takes_settings("EvalConfig")
 def evaluate(config: Config = None, json: Json = False, **settings: Setting) -> None:
     """Compare a model with its base: safety, over-refusal, reasoning, composite S, tax."""
     from flipsearch.commands import console, views
@@ -240,6 +234,13 @@ COMMANDS: dict[str, Command] = {
     "train": train,
     "evaluate": evaluate,
 }
+SETTINGS = {
+    **dict.fromkeys(("search", "plan"), "SearchConfig"),
+    "score": "ScoreConfig",
+    "train": "TrainConfig",
+    "evaluate": "EvalConfig",
+}
+"""Command -> the class in flipsearch.config whose fields are its options."""
 GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
     "judge": (
         "Measure, correct or fit a judge by human labels.",
@@ -261,7 +262,9 @@ def make_app(arguments: Sequence[str]) -> typer.Typer:
         context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     )
     for name, command in COMMANDS.items():
-        app.command(name)(with_options(command, is_run=name in arguments))
+        if name in SETTINGS:
+            command = with_options(command, SETTINGS[name], is_run=name in arguments)
+        app.command(name)(command)
     for name, (text, commands) in GROUPS.items():
         group = typer.Typer(name=name, help=text, rich_markup_mode=None)
         for command_name, command in commands.items():

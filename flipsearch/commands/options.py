@@ -17,8 +17,6 @@ if TYPE_CHECKING:
 Command = Callable[..., None]
 Setting = str | int | float | bool | Path | list[str] | list[int] | None
 """A setting as it was typed; None if it was not."""
-CONFIG_CLASSES: dict[str, str] = {}
-"""Name of a command -> the class in flipsearch.config whose fields are its options."""
 
 
 def option(help: str, *names: str, metavar: str | None = None) -> Any:
@@ -32,26 +30,17 @@ Reports = Annotated[Path | None, option("Folder of the studies (reports).")]
 StudyPlace = Annotated[str, typer.Argument(help="A study's name or folder, or a ledger file.", metavar="STUDY")]
 
 
-def takes_settings(config_class: str) -> Callable[[Command], Command]:
-    """Mark a command whose keywords beyond its own parameters are the settings of a class in flipsearch.config."""
+def with_options(command: Command, config_class: str, *, is_run: bool) -> Command:
+    """Give a command an option for each setting of a class in flipsearch.config, in place of its other keywords.
 
-    def mark(command: Command) -> Command:
-        CONFIG_CLASSES[command.__name__] = config_class
-        return command
-
-    return mark
-
-
-def with_options(command: Command, *, is_run: bool) -> Command:
-    """Give a command the options of its settings if it is the one that runs; else it is only listed with its help."""
-    if command.__name__ not in CONFIG_CLASSES:
-        return command
+    One that does not run is only listed with its help, and needs none.
+    """
     own = [
         parameter for parameter in signature(command).parameters.values() if parameter.kind is not Parameter.VAR_KEYWORD
     ]
     settings = []
     if is_run:
-        kind = getattr(import_module("flipsearch.config"), CONFIG_CLASSES[command.__name__])
+        kind = getattr(import_module("flipsearch.config"), config_class)
         settings = [setting_option(kind, name) for name in kind.model_fields]
     ahead = [parameter for parameter in own if parameter.default is Parameter.empty]
     behind = [parameter for parameter in own if parameter.default is not Parameter.empty]
