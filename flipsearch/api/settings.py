@@ -37,9 +37,7 @@ class Given(Generic[Config]):
         return resolve(make_config(self.kind, self.file, self.keywords))
 
 
-def takes(
-    kind: type[Config],
-) -> Callable[[Callable[Concatenate[Given[Config], Rest], Result]], Callable[..., Result]]:
+def takes(kind: type[Config]) -> Callable[[Callable[Concatenate[Given[Config], Rest], Result]], Callable[..., Result]]:
     """Turn a function of `Given` into one of keywords: the fields of `kind`, a TOML file `config`, its own ones."""
 
     def decorate(function: Callable[Concatenate[Given[Config], Rest], Result]) -> Callable[..., Result]:

@@ -28,10 +28,7 @@ from flipsearch.workspace import mean_length, study_folder, study_session, with_
 
 @takes(SearchConfig)
 def search(
-    given: Given[SearchConfig],
-    *,
-    progress: Progress | None = None,
-    on_plan: Callable[[SearchPlan], None] | None = None,
+    given: Given[SearchConfig], *, progress: Progress | None = None, on_plan: Callable[[SearchPlan], None] | None = None
 ) -> SearchResult:
     """Search the context that flips most unsafe rollouts under the over-refusal cap, and write its report.
 

@@ -23,10 +23,7 @@ from flipsearch.workspace import Workspace
 
 @takes(TrainConfig)
 def train(
-    given: Given[TrainConfig],
-    *,
-    progress: Progress | None = None,
-    on_plan: Callable[[TrainPlan], None] | None = None,
+    given: Given[TrainConfig], *, progress: Progress | None = None, on_plan: Callable[[TrainPlan], None] | None = None
 ) -> TrainingResult:
     """Train a model towards what it does under a context, and write the checkpoint.
 
