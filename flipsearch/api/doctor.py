@@ -133,15 +133,17 @@ def _model(config: ModelConfig) -> Iterator[HealthCheck]:
 def _local_checks(config: ModelConfig) -> Iterator[HealthCheck]:
     """Yield what can be said of a model of this machine without its weights."""
     files = locate(model_source(config.model))
-    yield HealthCheck("model", "files", "ok", " ".join((f"{files.folder} ({files.fingerprint})", *files.notes)))
     tokenizer = load_tokenizer(files.folder)
+    yield HealthCheck("model", "files", "ok", " ".join((f"{files.folder} ({files.fingerprint})", *files.notes)))
     chat = Chat(tokenizer, config.thinking)
     check_template(chat)
     yield HealthCheck(
         "model", "chat template", "ok", "prompts and contexts reach the model as they are, in every place"
     )
     check_vocabulary(tokenizer, files.folder)
-    yield HealthCheck("model", "vocabulary", "ok", "the model has an embedding for every token")
+    yield HealthCheck(
+        "model", "vocabulary", "ok", "the model has an embedding for every token, and for those that end an answer"
+    )
 
 
 def _answers(config: ModelConfig) -> Iterator[HealthCheck]:

@@ -62,6 +62,11 @@ class ChatTemplate:
                 "the model's tokenizer has no chat template; use an instruction-tuned model, "
                 "or put a chat_template.jinja into its folder."
             ) from error
+        if not isinstance(self.text, str) or not self.text.strip():
+            raise BackendError(
+                f"the model's chat template is {self.text!r:.40}, expected a text; put a chat_template.jinja into its "
+                "folder, or mend chat_template in its tokenizer_config.json."
+            )
         self.writes_date = "strftime_now" in self.text
         self._endless: set[tuple[str, ...]] = set()
         """Roles with which the template does not end even for short texts: tried once."""
