@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
+from flipsearch.backends.keys import one_command
 from flipsearch.config import ModelConfig, ScoreConfig, SearchConfig, StudyConfig
 from flipsearch.core.errors import ConfigError, JudgeError, unknown_name
 from flipsearch.core.package import content_folder
@@ -32,6 +33,7 @@ from flipsearch.results import JudgeCheck, JudgeFit, LabellingResult
 from flipsearch.workspace import SETTINGS_FILE, ledger_place, study_folder
 
 
+@one_command()
 def check_judge(
     judge: str,
     labels: str | Sequence[str],
@@ -65,6 +67,7 @@ def check_judge(
     return JudgeCheck(accuracy, save_accuracy(accuracy, folder), tuple(by_study), replaced)
 
 
+@one_command()
 def stress_judge(judge: str) -> JudgeStress:
     """Show a judge made-up answers that are hard to judge by their form, and count what it gets right; keeps nothing.
 

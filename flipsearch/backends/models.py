@@ -73,7 +73,8 @@ def list_models() -> dict[str, str]:
         "PATH": "a local folder with config.json, tokenizer and safetensors weights",
         "FILE.gguf": f"a GGUF file of a kind that transformers reads; {gguf}",
         "ORG/NAME[@REVISION]": "a model on the Hugging Face hub, e.g. Qwen/Qwen3-0.6B",
-        "http(s)://HOST/v1#NAME": "a model behind an OpenAI-compatible endpoint; its key comes from OPENAI_API_KEY",
+        "http(s)://HOST/v1#NAME": "a model behind an OpenAI-compatible endpoint; its key comes from OPENAI_API_KEY, "
+        "or, where several hosts are asked, from OPENAI_API_KEY_HOST",
     }
 
 
