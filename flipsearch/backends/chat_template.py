@@ -151,7 +151,9 @@ class ChatTemplate:
         for after in ((), (("user", "x"),)):
             with suppress(Exception):
                 turns = [("user", PROBE), ("assistant", ANSWER), *after]
-                yield self.render(turns, generates=False).rpartition(ANSWER)[2]
+                _, shown, tail = self.render(turns, generates=False).rpartition(ANSWER)
+                if shown:  # some templates leave answers out
+                    yield tail
 
     def default_system(self, baseline: str, options: Mapping[str, Any]) -> str:
         """Return the system text that the template writes where no system message is given; "" without one."""

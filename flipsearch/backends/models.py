@@ -167,7 +167,15 @@ def check_source(source: str) -> None:
         check_gguf(Path(source).expanduser())
     elif folder := _local_folder(source):
         check_folder(folder)
-    elif not HUB_ID.fullmatch(source):
+    elif match := HUB_ID.fullmatch(source):
+        name, folder = match["name"], Path(source).parent
+        if not match["revision"] and folder.is_dir() and not _cached_commit(name, None):
+            near = near_names(source, (str(path) for path in folder.iterdir()))
+            raise BackendError(
+                f"there is no folder '{source}', though there is '{folder}'.{near} If the hub's model of that name is "
+                f"meant, give {source}@main."
+            )
+    else:
         raise BackendError(
             f"unknown model '{source}': there is no such folder here, and a hub id has the form org/name[@revision]."
         )

@@ -180,3 +180,11 @@ def test_a_folder_in_the_place_of_a_file_is_named(file: str, folder: Path) -> No
     (folder / file).mkdir()
     with pytest.raises(BackendError, match=rf"/{file}' cannot be read: Is a directory"):
         check_source(str(folder))
+
+
+def test_a_name_beside_folders_that_are_here_is_no_hub_id(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent.parent)
+    place = folder.parent.name
+    with pytest.raises(BackendError, match=rf"no folder '{place}/modl', .*Did you mean {place}/model"):
+        check_source(f"{place}/modl")
+    check_source(f"{place}/modl@main")
