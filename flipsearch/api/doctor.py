@@ -10,6 +10,7 @@ from pathlib import Path
 from flipsearch.backends.base import check_model, list_backends, make_backend
 from flipsearch.backends.chat import Chat
 from flipsearch.backends.decoding import DecodingPath
+from flipsearch.backends.keys import one_command
 from flipsearch.backends.loading import choose_device, choose_dtype, gpu_memory, load_tokenizer, memory_bytes
 from flipsearch.backends.model_check import check_template, check_vocabulary
 from flipsearch.backends.models import BUILT_IN_MODELS, INSTALL_SMOLLM2, base_model, locate, model_source
@@ -47,6 +48,7 @@ ANSWERS = (
 )
 
 
+@one_command()
 def doctor(
     *,
     model: str | None = None,
@@ -133,13 +135,13 @@ def _model(config: ModelConfig) -> Iterator[HealthCheck]:
 def _local_checks(config: ModelConfig) -> Iterator[HealthCheck]:
     """Yield what can be said of a model of this machine without its weights."""
     files = locate(model_source(config.model))
-    yield of_model("files", "ok", " ".join((f"{files.folder} ({files.fingerprint})", *files.notes)))
     tokenizer = load_tokenizer(files.folder)
+    yield of_model("files", "ok", " ".join((f"{files.folder} ({files.fingerprint})", *files.notes)))
     chat = Chat(tokenizer, config.thinking)
     check_template(chat)
     yield of_model("chat template", "ok", "prompts and contexts reach the model as they are, in every place")
     check_vocabulary(tokenizer, files.folder)
-    yield of_model("vocabulary", "ok", "the model has an embedding for every token")
+    yield of_model("vocabulary", "ok", "the model has an embedding for every token, and for those that end an answer")
 
 
 def _answers(config: ModelConfig) -> Iterator[HealthCheck]:

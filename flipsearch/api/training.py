@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from contextlib import nullcontext
+from dataclasses import replace
 
 from flipsearch.api.settings import Given, takes
 from flipsearch.backends.models import TRAINING_FILE
@@ -14,7 +15,8 @@ from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.reporting.files import read_training, write_model_card, write_scorecard, write_training
 from flipsearch.results import EvaluationResult, TrainingResult
-from flipsearch.training.checkpoint import CheckpointFolder
+from flipsearch.training.checkpoint import LOG_FILE, CheckpointFolder
+from flipsearch.training.log import read_log
 from flipsearch.training.plan import TrainPlan, plan_training
 from flipsearch.training.processes import is_main_process
 from flipsearch.training.run import run_training
@@ -27,11 +29,13 @@ def train(
 ) -> TrainingResult:
     """Train a model towards what it does under a context, and write the checkpoint.
 
-    A context card (best.json, or the one beside best.txt) says which model and prompts it is for; what is given here
-    wins. `on_plan` is called with the plan before a model is loaded. Raises FlipsearchError in one line for anything
-    that cannot be used.
+    The same settings again return the finished training. A context card (best.json, or the one beside best.txt) says
+    which model and prompts it is for; what is given here wins. `on_plan` is called with the plan before a model is
+    loaded. Raises FlipsearchError in one line for anything that cannot be used.
     """
     plan = plan_training(given.file, given.keywords)
+    if finished := _finished(plan):
+        return finished
     judge, folder = load_judge(plan.config.judge), CheckpointFolder(plan.folder)
     if is_main_process():
         folder.check(plan.config.resume)
@@ -46,6 +50,17 @@ def train(
             write_training(run, log, folder.final)
             folder.publish()
     return TrainingResult(run, log, folder.folder)
+
+
+def _finished(plan: TrainPlan) -> TrainingResult | None:
+    """Return the training of a plan if its checkpoint is there already, with a note; None if it is not."""
+    if not (plan.folder / TRAINING_FILE).is_file():
+        return None
+    run, log = read_training(plan.folder), read_log(plan.folder / LOG_FILE)
+    if run.inputs_id != plan.inputs_id or not log:
+        return None
+    note = f"'{plan.folder}' was finished before, with the same settings: nothing was trained again."
+    return TrainingResult(replace(run, notes=(*run.notes, note)), log, plan.folder)
 
 
 @takes(EvalConfig)

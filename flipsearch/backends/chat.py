@@ -77,10 +77,11 @@ class Chat:
         self._tokenizer, self._thinking = tokenizer, thinking
         self._template = ChatTemplate(tokenizer)
         switch = self._template.switch
-        self._options = {} if switch is None or thinking == "auto" else {switch.name: getattr(switch, thinking)}
+        self.options = {} if switch is None or thinking == "auto" else {switch.name: getattr(switch, thinking)}
+        """What the template is given beside the messages: its thinking switch."""
         self._off = {switch.name: switch.off} if switch else {}
         self.takes_system = self._template.takes_system
-        baseline = self._template.render([("user", PROBE)], **self._options)
+        baseline = self._template.render([("user", PROBE)], **self.options)
         self.marks, opens = self._template.marks, self._template.opens(baseline)
         self.opens_thinking = opens and thinking != "off"
         """Of a prompt without a context; `encode` tells it of each request."""
@@ -130,13 +131,16 @@ class Chat:
                 text = text.replace(own, known)
         return text
 
-    def completion_ids(self, text: str) -> tuple[int, ...]:
-        """Return another model's completion in this model's tokens; of the control tokens only think marks survive."""
-        parts, position = list[str](), 0
-        for mark in THOUGHT_MARK.finditer(text):
-            parts += [self._control.defuse(text[position : mark.start()]), mark[0]]
-            position = mark.end()
-        return tuple(self._tokenize("".join([*parts, self._control.defuse(text[position:])])))
+    def completion_ids(self, answer: str, thought: str = "") -> tuple[int, ...]:
+        """Return another model's answer in this model's tokens, with its thought as this model's template writes one.
+
+        Where the prompt opens a thought it is closed, even an empty one. Control tokens in the texts do not survive.
+        """
+        text = self._control.defuse(answer)
+        if thought or self.opens_thinking:
+            start = "" if self.opens_thinking else self.marks.start
+            text = f"{start}{self._control.defuse(thought)}{self.marks.end}{text}"
+        return tuple(self._tokenize(text))
 
     def count_tokens(self, text: str) -> int:
         """Return the length of `text` in tokens, without any template."""
@@ -162,11 +166,11 @@ class Chat:
     def _ids(self, messages: Sequence[Turn], skips_thought: bool) -> tuple[list[int], bool]:
         """Return the prompt ids of messages, and whether they end in an open thought."""
         try:
-            text = self._template.render(messages, **self._options)
+            text = self._template.render(messages, **self.options)
             self._template.check_whole(messages, text)
             opens = self._template.opens(text)
             if skips_thought and not opens and not text.rstrip().endswith(self.marks.close_mark):
-                before, text = text, self._template.render(messages, **(self._options | self._off))
+                before, text = text, self._template.render(messages, **(self.options | self._off))
                 opens = self._template.opens(text)
                 text += self.marks.start if text == before else ""
                 opens |= text != before and text.endswith(self.marks.start)
@@ -219,7 +223,7 @@ class Chat:
         notes = []
         if not self.takes_system:
             notes.append("the chat template takes no system role: system contexts are placed before the prompt.")
-        elif default := self._template.default_system(baseline, self._options):
+        elif default := self._template.default_system(baseline, self.options):
             text = self._control.defuse(" ".join(default.split()))
             notes.append(
                 f"the chat template has a system text of its own ('{text[:100]}{'…' if len(text) > 100 else ''}'), "

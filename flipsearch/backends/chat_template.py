@@ -62,6 +62,11 @@ class ChatTemplate:
                 "the model's tokenizer has no chat template; use an instruction-tuned model, "
                 "or put a chat_template.jinja into its folder."
             ) from error
+        if not isinstance(self.text, str) or not self.text.strip():
+            raise BackendError(
+                f"the model's chat template is {self.text!r:.40}, expected a text; put a chat_template.jinja into its "
+                "folder, or mend chat_template in its tokenizer_config.json."
+            )
         self.writes_date = "strftime_now" in self.text
         self._endless: set[tuple[str, ...]] = set()
         """Roles with which the template does not end even for short texts: tried once."""
@@ -146,7 +151,9 @@ class ChatTemplate:
         for after in ((), (("user", "x"),)):
             with suppress(Exception):
                 turns = [("user", PROBE), ("assistant", ANSWER), *after]
-                yield self.render(turns, generates=False).rpartition(ANSWER)[2]
+                _, shown, tail = self.render(turns, generates=False).rpartition(ANSWER)
+                if shown:  # some templates leave answers out
+                    yield tail
 
     def default_system(self, baseline: str, options: Mapping[str, Any]) -> str:
         """Return the system text that the template writes where no system message is given; "" without one."""

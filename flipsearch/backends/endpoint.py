@@ -20,10 +20,12 @@ from urllib.parse import urlsplit
 
 import httpx2
 
+from flipsearch.backends.foreign_replies import page_title
+from flipsearch.backends.keys import KEY_VARIABLE, variable_of
 from flipsearch.core.errors import BackendError
 
-KEY_VARIABLE = "OPENAI_API_KEY"
 FORM = "http(s)://host[:port]/v1#model-name"
+PATH = "/chat/completions"
 TRIES = 8
 """Of one request; the pauses between them are 1, 2, 4, … 64 seconds, or what the endpoint requests."""
 FIRST_TRIES = 3
@@ -69,6 +71,11 @@ class Address:
     model: str
     host: str
 
+    @property
+    def place(self) -> str:
+        """The host, with its port if one is given."""
+        return urlsplit(self.base).netloc
+
     @classmethod
     def parse(cls, text: str) -> "Address":
         """Return the address of `http(s)://host[:port]/v1#model-name`; BackendError in one line for anything else."""
@@ -81,6 +88,8 @@ class Address:
             raise BackendError(f"the model is no address that can be read; expected {FORM}.") from None
         if "@" in parts.netloc or parts.query:
             raise BackendError(f"an address with a password or a query is refused: give the key in {KEY_VARIABLE}.")
+        if parts.path.rstrip("/").endswith(PATH):
+            raise BackendError(f"'{text}': leave {PATH} out, which is added to the address; expected {FORM}.")
         if parts.scheme not in ("http", "https") or not host or not model.strip():
             raise BackendError(f"'{text}' is no address of a model; expected {FORM}.")
         return cls(f"{parts.scheme}://{parts.netloc.lower()}{parts.path.rstrip('/')}", model.strip(), host)
@@ -109,9 +118,10 @@ class Endpoint:
         on_pause: Callable[[str], object] = str,
     ) -> None:
         self.address, self._timeout_s, self._pause, self._on_pause = address, timeout_s, pause, on_pause
-        self._key = os.environ.get(KEY_VARIABLE, "").strip()
+        self._variable = variable_of(address.place)
+        self._key = os.environ.get(self._variable, "").strip()
         if re.search(r"[^!-~]", self._key):
-            raise BackendError(f"{KEY_VARIABLE} holds blanks or characters that no key has; set it again.")
+            raise BackendError(f"{self._variable} holds blanks or characters that no key has; set it again.")
         self._client = httpx2.Client(
             headers={"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {self._key}"} if self._key else {}),
             limits=httpx2.Limits(max_connections=num_connections, max_keepalive_connections=num_connections),
@@ -196,7 +206,7 @@ class Endpoint:
         """Send one request and read its response, bounded in size and, but for its head, in time."""
         left = max(0.001, deadline - time.monotonic())
         timeout = httpx2.Timeout(left, connect=min(CONNECT_S, left))
-        url, headers = f"{self.address.base}/chat/completions", {"Content-Type": "application/json"}
+        url, headers = f"{self.address.base}{PATH}", {"Content-Type": "application/json"}
         with self._client.stream("POST", url, content=content, headers=headers, timeout=timeout) as response:
             if response.headers.get("content-encoding", "").strip().lower() not in ENCODINGS:
                 raise RequestError("the endpoint's answer is compressed in a way that was not requested")
@@ -250,8 +260,10 @@ class Endpoint:
             self._num_forbidden += 1  # what was let in before is refused for what it says: a firewall, a moderation
             raise RequestError(f"HTTP 403: {self._one_line(message) or 'Forbidden'}")
         if status in (401, 403):
-            known = f"the key in {KEY_VARIABLE}" if self._key else f"requests without a key: set {KEY_VARIABLE}"
-            raise BackendError(f"{where} refuses {known} (HTTP {status}).")
+            known = f"the key in {self._variable}" if self._key else f"requests without a key: set {self._variable}"
+            several = f"; {KEY_VARIABLE} goes to no host where a command asks several"
+            why = several if not self._key and self._variable != KEY_VARIABLE else ""
+            raise BackendError(f"{where} refuses {known} (HTTP {status}){why}.")
         details = f"{codes} {message}"
         message = self._one_line(message) or httpx2.codes.get_reason_phrase(status) or "no reason given"
         if status == 404:
@@ -287,7 +299,8 @@ def error_of(body: bytes) -> tuple[str, str]:
             return str(error["message"]), " ".join([str(codes.pop("param", "") or ""), json.dumps(codes)])
         return str(error) if error is not content else body[:2000].decode("utf-8", errors="replace"), ""
     except (ValueError, AttributeError, RecursionError):
-        return body[:2000].decode("utf-8", errors="replace"), ""
+        text = body[:2000].decode("utf-8", errors="replace")
+        return page_title(text) or text, ""
 
 
 def _retry_after(header: str) -> float:

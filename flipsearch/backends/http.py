@@ -6,7 +6,7 @@ is returned separately is put back as a think block, so that judges separate the
 Every parameter that can change a completion is sent, at its neutral value where the settings have none: servers fill in
 what is missing from the model's own generation settings, and greedy decoding would be penalised. Not every server takes
 all of them, so loading the backend sends one request as the study's will be (`probe`), and leaves out, or sends under
-another name, what that refuses. The key (OPENAI_API_KEY) goes into a header, nowhere else: what the endpoint says is
+another name, what that refuses. The key (see `keys`) goes into a header, nowhere else: what the endpoint says is
 quoted with the key removed, and what it says of a refused key is not quoted at all.
 """
 
@@ -27,6 +27,7 @@ from flipsearch.backends.endpoint import (
     RefusedRequestError,
     RequestError,
 )
+from flipsearch.backends.keys import name_host
 from flipsearch.backends.replies import ChatReply, parse_reply
 from flipsearch.backends.rollouts import completed, failed, stream_seed
 from flipsearch.config import REQUEST_TIMEOUT_S, ModelConfig
@@ -65,7 +66,7 @@ Done = SimpleQueue[tuple[list[Result], Exception | None]]
 
 
 class HttpBackend:
-    """The model that `http(s)://host[:port]/v1#model-name` names, with the key in OPENAI_API_KEY, if there is one.
+    """The model that `http(s)://host[:port]/v1#model-name` names, with its key, if there is one.
 
     What is wrong with the endpoint for every request is a BackendError, of `probe` where the backend is loaded by its
     settings. `omit` are parameters that are not sent. Its identity is address and name, and what the endpoint cannot be
@@ -124,7 +125,7 @@ class HttpBackend:
     @classmethod
     def check(cls, config: ModelConfig) -> None:
         """Raise BackendError for a model that is no address, and for settings that only the endpoint decides."""
-        Address.parse(config.model)
+        name_host(Address.parse(config.model).place)
         if config.think_tokens:
             raise BackendError(
                 "--think-tokens is for local models: an endpoint takes no budget of its own for thoughts."

@@ -14,7 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    PreTrainedConfig,
+    PreTrainedModel,
+)
 from transformers.utils import logging as transformers_logging
 
 from flipsearch.backends.cache import GROUPED_ATTENTION
@@ -98,8 +105,12 @@ def local_identity(config: ModelConfig) -> str:
 
 def load_tokenizer(folder: Path) -> Any:
     """Return the tokenizer in `folder`; BackendError if it cannot be loaded."""
+    if (folder / "config.json").is_file():
+        load_config(folder)  # or its faults would be called the tokenizer's
     with quiet(), _clear_errors(folder, "tokenizer"):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer: Any = AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
+        tokenizer.decode(tokenizer("x")["input_ids"])  # settings of the wrong kind show at the first text only
+        return tokenizer
 
 
 def load_config(folder: Path) -> PreTrainedConfig:
@@ -107,6 +118,15 @@ def load_config(folder: Path) -> PreTrainedConfig:
     with quiet(), _clear_errors(folder, "config"):
         config: PreTrainedConfig = AutoConfig.from_pretrained(folder, trust_remote_code=False, local_files_only=True)
     return config
+
+
+def load_generation_settings(folder: Path) -> GenerationConfig:
+    """Return the generation settings of a model, without a file of them its config's; BackendError for a broken one."""
+    if not (folder / "generation_config.json").exists():
+        return GenerationConfig.from_model_config(load_config(folder))
+    with quiet(), _clear_errors(folder, "generation_config.json"):
+        settings: GenerationConfig = GenerationConfig.from_pretrained(folder, local_files_only=True)
+    return settings
 
 
 def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
@@ -207,7 +227,6 @@ def _clear_errors(folder: Path, part: str) -> Iterator[None]:
     except Exception as error:  # the library raises everything from KeyError to its own types
         reason = one_line(error, 300)
         if isinstance(error, KeyError):  # a value of the config that the library looked up
-            reason += (
-                " is unknown to this transformers: is it a typing error in config.json, or is transformers too old?"
-            )
+            file = f"{'tokenizer_' if part == 'tokenizer' else ''}config.json"
+            reason += f" is unknown to this transformers, or missing: a typing error in {file}, or too old a library?"
         raise BackendError(f"the {part} in '{folder}' cannot be loaded: {reason}") from error

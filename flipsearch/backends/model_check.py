@@ -17,8 +17,9 @@ from transformers import PreTrainedModel
 
 from flipsearch.backends.chat import Chat
 from flipsearch.backends.decoding import Decoder, DecodingPath, Ids, shared_prefixes
-from flipsearch.backends.loading import is_out_of_memory, load_config, load_model
+from flipsearch.backends.loading import is_out_of_memory, load_config, load_generation_settings, load_model
 from flipsearch.backends.models import ModelFiles
+from flipsearch.backends.rollouts import end_ids
 from flipsearch.core.errors import BackendError, one_line
 from flipsearch.core.files import cache_folder, package_versions, write_text
 from flipsearch.core.records import PLACEMENTS, Context, Prompt, Request, content_id
@@ -74,7 +75,7 @@ def load_checked_model(files: ModelFiles, tokenizer: Any, device: torch.device, 
 
 
 def check_vocabulary(tokenizer: Any, folder: Path) -> None:
-    """Raise BackendError if the tokenizer has an id for which the model has no embedding."""
+    """Raise BackendError if the tokenizer or the settings name an id for which the model has no embedding."""
     num_rows = getattr(load_config(folder).get_text_config(decoder=True), "vocab_size", None)
     vocabulary = tokenizer.get_vocab()
     last = max(vocabulary, key=vocabulary.__getitem__)
@@ -83,6 +84,12 @@ def check_vocabulary(tokenizer: Any, folder: Path) -> None:
             f"the tokenizer in '{folder}' has token ids up to {vocabulary[last]} ({last!r}), but the model has "
             f"embeddings for {num_rows} only: they are not of one model, or tokens were added to the tokenizer alone; "
             "resize the model's embeddings (resize_token_embeddings) and save it again."
+        )
+    ends = end_ids(load_generation_settings(folder), tokenizer)
+    if isinstance(num_rows, int) and (odd := sorted(id for id in ends if not 0 <= id < num_rows)):
+        raise BackendError(
+            f"the model in '{folder}' is to end with token {odd[0]}, but its tokens are 0 to {num_rows - 1}: no answer "
+            "would end there; mend eos_token_id in its generation_config.json or config.json."
         )
 
 

@@ -21,7 +21,7 @@ from huggingface_hub import constants, get_session, snapshot_download
 from huggingface_hub import errors as hub_errors
 
 from flipsearch.config import ModelConfig, is_endpoint
-from flipsearch.core.errors import BackendError, near_names
+from flipsearch.core.errors import BackendError, near_names, one_line
 from flipsearch.core.files import PACKAGE
 from flipsearch.core.trainings import check_format
 
@@ -43,6 +43,9 @@ ENCODING_FILES = (
     *("added_tokens.json", "special_tokens_map.json", "chat_template*"),
 )
 LOADED_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", *ENCODING_FILES)
+TEXT_FILES = ("*config.json", "*.safetensors.index.json", "*.jinja", "*.txt", *ENCODING_FILES)
+"""Of which each must be whole, whoever reads it: libraries pass over some that they cannot read."""
+LFS_POINTER = b"version https://git-lfs"
 UNLOADED_FILES = ("*/*", "consolidated*")
 """Other formats of the same model."""
 PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
@@ -70,7 +73,8 @@ def list_models() -> dict[str, str]:
         "PATH": "a local folder with config.json, tokenizer and safetensors weights",
         "FILE.gguf": f"a GGUF file of a kind that transformers reads; {gguf}",
         "ORG/NAME[@REVISION]": "a model on the Hugging Face hub, e.g. Qwen/Qwen3-0.6B",
-        "http(s)://HOST/v1#NAME": "a model behind an OpenAI-compatible endpoint; its key comes from OPENAI_API_KEY",
+        "http(s)://HOST/v1#NAME": "a model behind an OpenAI-compatible endpoint; its key comes from OPENAI_API_KEY, "
+        "or, where several hosts are asked, from OPENAI_API_KEY_HOST",
     }
 
 
@@ -163,7 +167,15 @@ def check_source(source: str) -> None:
         check_gguf(Path(source).expanduser())
     elif folder := _local_folder(source):
         check_folder(folder)
-    elif not HUB_ID.fullmatch(source):
+    elif match := HUB_ID.fullmatch(source):
+        name, folder = match["name"], Path(source).parent
+        if not match["revision"] and folder.is_dir() and not _cached_commit(name, None):
+            near = near_names(source, (str(path) for path in folder.iterdir()))
+            raise BackendError(
+                f"there is no folder '{source}', though there is '{folder}'.{near} If the hub's model of that name is "
+                f"meant, give {source}@main."
+            )
+    else:
         raise BackendError(
             f"unknown model '{source}': there is no such folder here, and a hub id has the form org/name[@revision]."
         )
@@ -198,6 +210,8 @@ def check_folder(folder: Path) -> None:
             f"'{folder}' holds an adapter_config.json, which names another model: remove it if the adapter is merged "
             "into the weights, and merge it first if not."
         )
+    for path in sorted({path for pattern in TEXT_FILES for path in folder.glob(pattern)}):
+        _check_text(path)
     if "model_type" not in _read_json(folder / "config.json"):
         raise BackendError(f"'{folder / 'config.json'}' names no model_type: it is not a transformers config.")
     if not any(name in names for name in TOKENIZER_FILES):
@@ -208,8 +222,12 @@ def check_folder(folder: Path) -> None:
         hint = " Pickled weights are not loaded, as they can run code: convert them to safetensors." if pickled else ""
         raise BackendError(f"no safetensors weights in '{folder}': {content}.{hint}")
     index = folder / "model.safetensors.index.json"
-    shards = _read_json(index).get("weight_map") if index.is_file() else None
-    for name in [*weights, *sorted(set(shards.values()) if isinstance(shards, dict) else ())]:
+    shards = _read_json(index).get("weight_map") if index.is_file() else {}
+    if not isinstance(shards, dict) or not all(
+        isinstance(name, str) and Path(name).name == name for name in shards.values()
+    ):
+        raise BackendError(f"'{index}' has no weight_map that names files of its folder; download it again.")
+    for name in [*weights, *sorted(set(shards.values()))]:
         _check_weights(folder / name)
 
 
@@ -260,13 +278,30 @@ def _local_folder(source: str) -> Path | None:
     return folder if folder.is_dir() else None
 
 
+def _check_text(path: Path) -> None:
+    """Raise BackendError unless a file of a model can be read as what its name says."""
+    try:
+        content = path.read_bytes()
+        if content.startswith(LFS_POINTER):
+            raise BackendError(f"'{path}' is a Git LFS pointer and not the file: run git lfs pull, or download it.")
+        if path.suffix == ".json":
+            _read_json(path)
+        elif path.suffix != ".model" and not content.decode("utf-8-sig").strip():
+            raise BackendError(f"'{path}' is empty; download it again.")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no UTF-8 text"
+        raise BackendError(f"'{path}' cannot be read: {reason}; download it again.") from error
+
+
 def _read_json(path: Path) -> dict[str, object]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BackendError(f"'{path}' cannot be read as JSON: {error}.") from error
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or ("it is empty" if not path.stat().st_size else one_line(error, 80))
+        raise BackendError(f"'{path}' cannot be read as JSON: {reason}; download it again.") from error
     if not isinstance(content, dict):
-        raise BackendError(f"'{path}' holds a JSON {type(content).__name__}, expected an object.")
+        kind = "null" if content is None else f"a JSON {type(content).__name__}"
+        raise BackendError(f"'{path}' holds {kind}, expected an object with settings; download it again.")
     return content
 
 

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 
 from flipsearch.backends.endpoint import RequestError, error_of
+from flipsearch.backends.foreign_replies import foreign_reply
 from flipsearch.core.errors import one_line
 from flipsearch.core.records import FinishReason
 
@@ -52,6 +53,7 @@ class _ChatMessage(BaseModel):
 
 class _ChatChoice(BaseModel):
     message: _ChatMessage | None = None
+    text: Any = None  # of a plain completion
     finish_reason: Any = None
 
 
@@ -84,9 +86,16 @@ def parse_reply(content: bytes, max_tokens: int) -> ChatReply:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "all of it"
         said = error_of(content)[0] if b'"error"' in content else ""
+        if not said and (came := foreign_reply(content)):
+            raise RequestError(f"the endpoint's answer is no chat completion but {came}") from error
         why = f"it says: {said}" if said else f"{where}: {first['msg'][:150]}"
         raise RequestError(f"the endpoint's answer is no chat completion ({why})") from error
-    message, given = response.choices[0].message or _ChatMessage(), response.choices[0].finish_reason
+    choice = response.choices[0]
+    if choice.message is None and choice.text is not None:
+        raise RequestError(
+            "the endpoint's answer is a plain completion, with text instead of a message: is it a proxy?"
+        )
+    message, given = choice.message or _ChatMessage(), choice.finish_reason
     thoughts: list[str] = []
     answer = "".join(_texts(message.content, thoughts))
     thoughts += _texts(message.reasoning_content or message.reasoning, [])

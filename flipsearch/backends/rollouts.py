@@ -67,7 +67,7 @@ def end_ids(*sources: object) -> set[int]:
     for source in sources:
         eos = getattr(source, "eos_token_id", None)
         named = eos if isinstance(eos, list) else [] if eos is None else [eos]
-        if odd := [id for id in named if not isinstance(id, int)]:
+        if odd := [id for id in named if not isinstance(id, int) or isinstance(id, bool)]:
             raise BackendError(
                 f"the model's settings name {str(odd[0])[:40]!r} as its end token, expected a token's id: mend "
                 "eos_token_id in its generation_config.json or config.json."

@@ -11,15 +11,12 @@ import importlib.util
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
-from transformers import GenerationConfig
-
 from flipsearch.backends.chat import Chat, Thinking
-from flipsearch.backends.loading import choose_device, choose_dtype, load_tokenizer, quiet
+from flipsearch.backends.loading import choose_device, choose_dtype, load_generation_settings, load_tokenizer, quiet
 from flipsearch.backends.model_check import check_template, check_vocabulary
 from flipsearch.backends.models import check_local_model, locate, model_source
 from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, end_ids, stream_seed
@@ -154,7 +151,7 @@ class VllmBackend(LocalBackend):
         self.chat = Chat(tokenizer, thinking)
         check_template(self.chat)
         check_vocabulary(tokenizer, files.folder)
-        known_ends = end_ids(_generation_settings(files.folder), tokenizer)
+        known_ends = end_ids(load_generation_settings(files.folder), tokenizer)
         self.notes = (*self.chat.notes, *self.chat.end_note(known_ends), *files.notes)
         self.revision = files.revision
         self.model_id = content_id("vllm", files.fingerprint, self.chat.identity, str(chosen_dtype))
@@ -258,13 +255,6 @@ class VllmBackend(LocalBackend):
     def _score(self, requests: Sequence[EncodedRequest]) -> list[PrefixScore | None]:
         prefixes = [item.request.prefill for item in requests]
         return self._engine.score([item.prompt.prompt_ids for item in requests], prefixes)
-
-
-def _generation_settings(folder: Path) -> object:
-    """Return the generation settings of a model, None without any that can be read."""
-    with suppress(OSError, ValueError):
-        return GenerationConfig.from_pretrained(folder, local_files_only=True)
-    return None
 
 
 def _import_vllm() -> Any:

@@ -119,6 +119,10 @@ class TrainingRun:
     """Identity of the judge that routed prompts or kept answers; None where there was nothing to judge."""
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    template_options: Mapping[str, bool | str] = field(default_factory=dict)
+    """What the chat template was given beside the messages: its thinking switch."""
+    inputs_id: str = ""
+    """Content hash of all that the training follows from: settings, contexts, prompts and base."""
 
 
 def check_method(name: str) -> str:

@@ -279,9 +279,8 @@ def _settings(run: TrainingRun) -> list[tuple[str, str]]:
 def _use(run: TrainingRun) -> str:
     """Return how to load the checkpoint, with the thinking switch and the length that it was trained with."""
     options = 'add_generation_prompt=True, return_dict=True, return_tensors="pt"'
-    thinking = run.settings.get("thinking")
-    if thinking in ("on", "off"):
-        options += f", enable_thinking={thinking == 'on'}"
+    # Names and values come from a file that may be anyone's.
+    options += "".join(f", {name}={value!r}" for name, value in run.template_options.items() if name.isidentifier())
     max_tokens = run.settings.get("max_tokens")
     shown = str(max_tokens) if isinstance(max_tokens, int) else "512"
     return _USE.replace("OPTIONS", options).replace("MAX_TOKENS", shown)

@@ -58,7 +58,10 @@ class CheckpointFolder:
     def check(self, resume: bool) -> None:
         """Refuse a name that is taken, a start where something waits to be resumed, and a resume of nothing."""
         if self.folder.exists():
-            raise TrainingError(f"'{self.folder}' is finished already; give another --name, or remove it.")
+            raise TrainingError(
+                f"'{self.folder}' is finished already, with other settings, prompts or another base; give another "
+                "--name, or remove it."
+            )
         if self.partial.exists() and not resume:
             raise TrainingError(f"'{self.partial}' was started and not finished: --resume goes on; or remove it.")
         if resume and not self.partial.exists():

@@ -17,7 +17,7 @@ from typing import Any
 
 from transformers.integrations import integration_utils
 
-from flipsearch.backends.base import check_model
+from flipsearch.backends.base import check_model, model_identity
 from flipsearch.backends.models import BUILT_IN_MODELS, POCKET_MODEL, base_model, require_local_model
 from flipsearch.config import TrainConfig
 from flipsearch.core.errors import ConfigError, PromptError, unknown_name
@@ -100,6 +100,11 @@ class TrainPlan:
         """Content hash of contexts and prompts."""
         contexts = [context.context_id for context in (*self.contexts, self.benign_context) if context]
         return content_id(contexts, self.prompts_id)
+
+    @property
+    def inputs_id(self) -> str:
+        """Content hash of all that the training follows from; the weights of the base are read for it."""
+        return self.config.identity(self.identity, model_identity(self.config), num_processes())
 
     @property
     def folder(self) -> Path:

@@ -15,18 +15,18 @@ harmful prompt's answer is kept if it is judged safe, a benign one's if it does 
 """
 
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from flipsearch.backends.chat import Chat, ControlTokens
+from flipsearch.backends.chat import Chat
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.measurements import REFUSAL_THRESHOLD
 from flipsearch.core.progress import Phase
 from flipsearch.core.records import Context, FinishReason, Label, Prompt, Request, Rollout
+from flipsearch.core.thoughts import split_answer
 from flipsearch.measuring.runner import Runner
 from flipsearch.training.plan import TrainPlan
 
@@ -107,8 +107,6 @@ def lay_out(prompts: Sequence[Ids], completions: Sequence[Ids]) -> TokenLayout:
     return TokenLayout(ids, mask.long(), torch.tensor(predicts, dtype=torch.long))
 
 
-PROBE, ANSWER = "quokka", "wombat"
-OPEN_THINKING = "<think>\n"
 KeptAnswers = Sequence[tuple[Prompt, Rollout]]
 
 
@@ -159,39 +157,33 @@ def own_rows(chat: Chat, kept: KeptAnswers) -> dict[str, TrainingRow]:
     }
 
 
-def turn_end_id(tokenizer: Any) -> int:
+def turn_end_id(chat: Chat, tokenizer: Any) -> int:
     """Return the token that ends what a student learns from a teacher: what its chat template writes after an answer.
 
     A template that writes no answers leaves the tokenizer's end token. TrainingError if there is neither.
     """
-    messages = [{"role": "user", "content": PROBE}, {"role": "assistant", "content": ANSWER}]
-    rendered = ""
-    with suppress(Exception):  # a template can raise anything
-        rendered = tokenizer.apply_chat_template(messages, tokenize=False)
-    _, written, after = rendered.rpartition(ANSWER)
-    ids = tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"] if written else []
-    if ids and ids[0] in ControlTokens(tokenizer, str(tokenizer.get_chat_template())).tokens:
-        return int(ids[0])
-    if tokenizer.eos_token_id is None:
+    ends = [*chat.end_ids, tokenizer.eos_token_id]
+    if ends[0] is None:
         raise TrainingError(
             "neither the chat template nor the tokenizer of the model says what ends an answer, which a teacher's "
             "answers have to; name an eos_token in its tokenizer_config.json, or train with another --method."
         )
-    return int(tokenizer.eos_token_id)
+    return int(ends[0])
 
 
 def teacher_rows(chat: Chat, tokenizer: Any, kept: KeptAnswers, max_positions: int | None) -> dict[str, TrainingRow]:
     """Return by prompt id the rows of another model's answers, in the student's tokens and with its end token.
 
-    A think block opens where the student's chat template opens it: in the prompt or in the answer. Raises TrainingError
-    for a row that is longer than the student's `max_positions`; None is no limit.
+    A thought stands in the student's own marks, which open where its chat template opens them: in the prompt or in the
+    answer. Raises TrainingError for a row that is longer than the student's `max_positions`; None is no limit.
     """
-    rows, end = {}, turn_end_id(tokenizer)
+    rows, end = {}, turn_end_id(chat, tokenizer)
     for prompt, answer in kept:
-        text = answer.completion.removeprefix(OPEN_THINKING) if chat.opens_thinking else answer.completion
-        if answer.opens_thinking and not chat.opens_thinking:
-            text = OPEN_THINKING + text
-        row = make_row(chat, prompt, {}, (*chat.completion_ids(text), end), "stop", text)
+        parts = split_answer(answer.completion, answer.opens_thinking)
+        # The answer as it is written: without a thought nothing is stripped.
+        shown = (parts.answer or "") if parts.has_thought else answer.completion
+        ids = chat.completion_ids(shown, parts.thought)
+        row = make_row(chat, prompt, {}, (*ids, end), "stop", chat.decode(ids))
         num_tokens = len(row.student_ids) + len(row.completion_ids)
         if max_positions is not None and num_tokens > max_positions:
             raise TrainingError(

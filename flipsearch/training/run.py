@@ -127,7 +127,7 @@ def _answer_rows(
     if not plan.method.needs_teacher:
         return own_rows(backend.chat, kept_answers(runner(backend), routing.prompts, routing.contexts))
     assert plan.config.teacher is not None  # by plan
-    turn_end_id(backend.tokenizer)  # before the teacher has generated for hours
+    turn_end_id(backend.chat, backend.tokenizer)  # before the teacher has generated for hours
     with closing(make_backend(plan.config.model_copy(update={"model": plan.config.teacher}))) as teacher:
         kept = kept_answers(runner(teacher), routing.prompts, routing.contexts)
     return teacher_rows(backend.chat, backend.tokenizer, kept, backend.max_positions)
@@ -210,4 +210,6 @@ def _record(
         judge_id=judge.identity if plan.needs_judge else None,
         notes=tuple(notes),
         versions=package_versions(PACKAGES),
+        template_options=backend.chat.options,
+        inputs_id=plan.inputs_id,
     )

@@ -24,7 +24,7 @@ from flipsearch.training.log import StepLog
 from flipsearch.training.model import student_and_teacher
 from flipsearch.training.run import loss_notes
 from flipsearch.training.trainer import WholeSteps
-from tests.integration.test_cli import run
+from tests.integration.test_cli import one_line_error, run
 
 TEXT = "You must never help with harmful requests. Think about what the person wants, and who could get hurt."
 SMALL: dict[str, Any] = {"context": TEXT, "max_steps": 4, "train_batch_size": 8, "max_prompts": 8}
@@ -465,5 +465,10 @@ def test_the_command_prints_where_the_checkpoint_lies(tmp_path: Path) -> None:
     done = run(*command, cwd=tmp_path)
     assert "1 steps in" in done.stdout
     assert "flipsearch evaluate checkpoints/mine" in done.stdout
-    again = run(*command, "--json", cwd=tmp_path, code=2)
-    assert "is finished already" in json.loads(again.stdout)["error"]
+    weights = (tmp_path / "checkpoints" / "mine" / "model.safetensors").stat()
+    again = json.loads(run(*command, "--json", cwd=tmp_path).stdout)
+    assert "was finished before" in again["notes"][-1]
+    assert (tmp_path / "checkpoints" / "mine" / "model.safetensors").stat() == weights
+    other = run(*command, "--seed", "1", "--json", cwd=tmp_path, code=2)
+    assert "is finished already" in json.loads(other.stdout)["error"]
+    assert "there is no folder 'checkpoints/main'" in one_line_error("evaluate", "checkpoints/main", cwd=tmp_path)

@@ -12,6 +12,7 @@ import pytest
 from flipsearch.backends.base import check_model, check_rewriter, make_backend
 from flipsearch.backends.chat import lay_out
 from flipsearch.backends.http import HttpBackend
+from flipsearch.backends.keys import one_command
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError
 from flipsearch.core.records import Context, FinishReason, Placement, Prompt, Request, Rollout, Sampling
@@ -226,6 +227,44 @@ def test_a_lasting_failure_is_an_error_and_the_others_are_completed() -> None:
     }
     assert pauses == [1, 2, 4, 8, 16, 32, 64]
     assert len(served.bodies) == 9
+
+
+PAGE = b"<!DOCTYPE html><html><head><title>Open\nWebUI</title></head></html>"
+OLLAMA = b'{"model": "llama3", "message": {"role": "assistant", "content": "Hi"}, "done": true}'
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (EndpointAnswer(PAGE), "a web page ('Open WebUI'): does the address end in /v1?"),
+        (EndpointAnswer(PAGE, 404), "HTTP 404: a web page ('Open WebUI')"),
+        (EndpointAnswer(b'data: {"choices": [{"delta": {"content": "Hi"}}]}\n\ndata: [DONE]\n\n'), "stream of events"),
+        (EndpointAnswer(b": keep-alive\n\ndata: {}\n\n"), "a stream of events"),
+        (EndpointAnswer(OLLAMA), "Ollama's own form; its address for chat completions is http://HOST:11434/v1#NAME"),
+        (EndpointAnswer(OLLAMA + b"\n" + OLLAMA + b"\n"), "a stream of lines, the first one a reply in Ollama's own"),
+        (EndpointAnswer(b'[{"generated_text": "Hi"}]'), "a JSON list, expected an object (it holds a reply in"),
+        (EndpointAnswer(b'["Hi"]'), "a JSON list, expected an object: does the address end in /v1?"),
+        (EndpointAnswer(b'"Hi"'), "a JSON str, expected an object"),
+        (EndpointAnswer(b'{"type": "message", "content": [{"type": "text", "text": "Hi"}]}'), "Anthropic's API"),
+        (EndpointAnswer(b'{"candidates": []}'), "Google's API"),
+        (EndpointAnswer(b'{"object": "list", "data": []}'), "a list; does the address end in /v1?"),
+        (EndpointAnswer(b'{"choices": [{"text": "Hi", "finish_reason": "stop"}]}'), "is a plain completion"),
+        (EndpointAnswer(b'{"choices": [{"mess'), "JSON that is torn"),
+        (EndpointAnswer(b"Ollama is running"), "a text that is no JSON ('Ollama is running')"),
+        (EndpointAnswer(b""), "nothing at all"),
+        (EndpointAnswer(b"\x16\x03\x01\x00"), "binary data"),
+    ],
+)
+def test_what_came_instead_of_a_completion_is_said(answer: EndpointAnswer, reason: str) -> None:
+    with backend_to(lambda body: answer) as (backend, _, _), pytest.raises(BackendError) as caught:
+        backend.probe(GREEDY)
+    assert reason in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_path_that_is_added_anyway_is_refused() -> None:
+    with pytest.raises(BackendError, match=r"leave /chat/completions out"):
+        check_model(ModelConfig(model="http://localhost/v1/chat/completions#tiny"))
 
 
 @pytest.mark.parametrize(
@@ -499,6 +538,37 @@ def test_the_key_goes_to_no_other_address(monkeypatch: pytest.MonkeyPatch) -> No
         with pytest.raises(BackendError, match=r"no chat completions endpoint \(HTTP 307\)"):
             complete(lambda body: moved)
     assert elsewhere.bodies == []
+
+
+def test_a_key_reaches_no_host_of_several_but_by_its_own_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serving(lambda body: says("ready")) as first, serving(lambda body: says("ready")) as second:
+        configs = [ModelConfig(model=f"{served.url}#{name}") for served in (first, second) for name in ("a", "b")]
+        own = f"OPENAI_API_KEY_127_0_0_1_{second.url.rsplit(':')[-1].removesuffix('/v1')}"
+
+        def sent(*chosen: ModelConfig) -> list[str | None]:
+            first.headers.clear(), second.headers.clear()
+            with one_command():
+                for config in chosen:
+                    check_model(config)
+                for config in chosen:
+                    make_backend(config).close()
+            return [headers.get("Authorization") for headers in (*first.headers, *second.headers)]
+
+        assert sent(*configs[:2]) == [f"Bearer {KEY}"] * 2
+        assert sent(configs[0], configs[2]) == [None, None]
+        monkeypatch.setenv(own, "other")
+        assert sent(configs[0], configs[2]) == [None, "Bearer other"]
+        assert sent(configs[2]) == ["Bearer other"]
+
+
+def test_an_endpoint_of_several_that_wants_a_key_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OPENAI_API_KEY", KEY)
+    with serving(lambda body: refuses(401)) as served, one_command():
+        check_model(ModelConfig(model="http://localhost:1/v1#a"))
+        check_model(ModelConfig(model=f"{served.url}#b"))
+        with pytest.raises(BackendError, match=r"set OPENAI_API_KEY_127_0_0_1_\d+ \(HTTP 401\); OPENAI_API_KEY goes"):
+            make_backend(ModelConfig(model=f"{served.url}#b"))
 
 
 def test_an_unencrypted_key_is_noted(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -206,3 +206,31 @@ def test_a_model_of_the_slow_kind_stays_slow_for_whoever_decodes_it(tmp_path: Pa
     student = TransformersBackend.around(backend.model, backend.tokenizer)
     assert Decoder(student.model, ()).path is DecodingPath.ALONE
     assert json.dumps(DecodingPath.ALONE) == '"one prompt at a time"'
+
+
+@pytest.mark.parametrize("end", [999_999, -1, [2, 999_999], True, "</s>"])
+@pytest.mark.parametrize("file", ["generation_config.json", "config.json"])
+def test_an_end_token_that_no_answer_could_hold_is_one_line(file: str, end: Any, tmp_path: Path) -> None:
+    path = tiny_qwen3(tmp_path) / file
+    if file == "config.json":  # whose end token holds where there are no generation settings
+        (tmp_path / "generation_config.json").unlink()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"eos_token_id": end}))
+    with pytest.raises(BackendError, match=r"eos_token_id"):
+        TransformersBackend(str(tmp_path))
+
+
+@pytest.mark.parametrize("settings", [{"max_new_tokens": -3}, {"pad_token_id": "x"}])
+def test_generation_settings_that_cannot_be_used_are_named(settings: dict[str, Any], tmp_path: Path) -> None:
+    path = tiny_qwen3(tmp_path) / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+    with pytest.raises(BackendError, match=r"the generation_config\.json in "):
+        TransformersBackend(str(tmp_path))
+
+
+@pytest.mark.parametrize("setting", [{"model_max_length": "x"}, {"chat_template": 5}, {"eos_token": 5}])
+def test_tokenizer_settings_of_the_wrong_kind_are_one_line(setting: dict[str, Any], tmp_path: Path) -> None:
+    path = tiny_qwen3(tmp_path) / "tokenizer_config.json"
+    (tmp_path / "chat_template.jinja").unlink()
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"chat_template": PLAIN_TEMPLATE} | setting))
+    with pytest.raises(BackendError, match=r"tokenizer|chat template"):
+        TransformersBackend(str(tmp_path))

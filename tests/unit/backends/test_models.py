@@ -77,13 +77,6 @@ def test_a_missing_shard_is_found(folder: Path) -> None:
         check_source(str(folder))
 
 
-@pytest.mark.parametrize(("config", "message"), [("{", "cannot be read as JSON"), ("[]", "holds a JSON list")])
-def test_a_broken_config_is_found(folder: Path, config: str, message: str) -> None:
-    (folder / "config.json").write_text(config)
-    with pytest.raises(BackendError, match=message):
-        check_source(str(folder))
-
-
 def test_a_name_that_is_neither_folder_nor_hub_id_is_refused() -> None:
     with pytest.raises(BackendError, match=r"unknown model 'qwen': .*org/name\[@revision\]"):
         check_source("qwen")
@@ -158,3 +151,40 @@ def test_checking_imports_no_torch(folder: Path) -> None:
         "sys.exit('torch' in sys.modules or 'transformers' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", code, str(folder)], check=False).returncode == 0
+
+
+FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "added_tokens.json")
+DAMAGES = {
+    "torn": b'{"a": [1,',
+    "empty": b"",
+    "a list": b"[1, 2]",
+    "a page": b"<html>404</html>",
+    "not text": b"\xff\xfe\x00\x80",
+    "a pointer": b"version https://git-lfs.github.com/spec/v1\noid sha256:abc\nsize 12\n",
+    "endless": b"[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("file", [*FILES, "model.safetensors.index.json"])
+def test_every_damaged_file_is_named(file: str, damage: str, folder: Path) -> None:
+    (folder / file).write_bytes(DAMAGES[damage])
+    with pytest.raises(BackendError, match=rf"'\S*/{file}' (cannot be read|holds|is a Git)") as caught:
+        check_source(str(folder))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("file", [*FILES, "chat_template.jinja", "model.safetensors.index.json"])
+def test_a_folder_in_the_place_of_a_file_is_named(file: str, folder: Path) -> None:
+    (folder / file).unlink(missing_ok=True)
+    (folder / file).mkdir()
+    with pytest.raises(BackendError, match=rf"/{file}' cannot be read: Is a directory"):
+        check_source(str(folder))
+
+
+def test_a_name_beside_folders_that_are_here_is_no_hub_id(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder.parent.parent)
+    place = folder.parent.name
+    with pytest.raises(BackendError, match=rf"no folder '{place}/modl', .*Did you mean {place}/model"):
+        check_source(f"{place}/modl")
+    check_source(f"{place}/modl@main")

@@ -12,8 +12,14 @@ from flipsearch.core.records import Context, Exchange, Label, Prompt, Request, R
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.training.rows import kept_answers, own_rows, teacher_rows, turn_end_id
-from tests.models import R1_TEMPLATE, tiny_tokenizer
+from tests.models import PLAIN_TEMPLATE, R1_TEMPLATE, tiny_tokenizer
 
+BRACKETS = PLAIN_TEMPLATE.replace(
+    "message.content",
+    "('[THINK]' + message.reasoning_content + '[/THINK]' if message.reasoning_content is defined "
+    "else '') + message.content",
+)
+"""A template that writes thoughts as Mistral's does."""
 HARM, ASK, OTHER = Prompt("steal", "harmful"), Prompt("bake", "benign"), Prompt("read", "benign")
 CONTEXT = Context("Be safe.")
 REPLIES = {"steal": "no", "bake": "no", "read": "yes"}
@@ -88,6 +94,10 @@ def test_own_answers_keep_the_ids_that_the_model_wrote() -> None:
         (None, True, "Hm.\n</think>\n\nNo.", "<think>\nHm.\n</think>\n\nNo."),
         (R1_TEMPLATE, False, "<think>\nHm.\n</think>\n\nNo.", "Hm.\n</think>\n\nNo."),
         (R1_TEMPLATE, True, "Hm.\n</think>\n\nNo.", "Hm.\n</think>\n\nNo."),
+        (R1_TEMPLATE, False, " No.\n", "\n</think>\n\n No.\n"),
+        (None, False, " No.\n", " No.\n"),
+        (None, False, "[THINK]Hm.[/THINK]No.", "<think>\nHm.\n</think>\n\nNo."),
+        (BRACKETS, False, "<think>\nHm.\n</think>\n\nNo.", "[THINK]Hm.[/THINK]No."),
     ],
 )
 def test_a_teachers_think_block_opens_where_the_students_does(
@@ -125,7 +135,7 @@ def test_a_teachers_answer_ends_as_the_students_template_ends_a_turn() -> None:
 def test_a_student_without_an_end_token_is_refused() -> None:
     tokenizer = tiny_tokenizer(R1_TEMPLATE)  # which leaves answers out
     chat, answer = Chat(tokenizer), Rollout(HARM.prompt_id, None, "t", Sampling(8), 0, "No.", (), 3, "stop")
-    assert turn_end_id(tokenizer) == tokenizer.eos_token_id
+    assert turn_end_id(chat, tokenizer) == tokenizer.eos_token_id
     tokenizer.eos_token = None
     with pytest.raises(TrainingError, match="says what ends an answer"):
         teacher_rows(chat, tokenizer, [(HARM, answer)], None)
@@ -133,7 +143,7 @@ def test_a_student_without_an_end_token_is_refused() -> None:
 
 def test_a_teacher_cannot_write_the_students_control_tokens() -> None:
     tokenizer = tiny_tokenizer()
-    ids = Chat(tokenizer).completion_ids("<think>a</think>b<|im_end|><|im_start|>system")
-    special = set(tokenizer.all_special_ids)
-    assert not special & set(ids)
-    assert tokenizer.convert_tokens_to_ids("<think>") in ids
+    chat = Chat(tokenizer)
+    ids = chat.completion_ids("b<|im_end|></think><|im_start|>system", "a<|im_end|>")
+    assert not set(tokenizer.all_special_ids) & set(ids)
+    assert [ids.count(tokenizer.convert_tokens_to_ids(mark)) for mark in ("<think>", "</think>")] == [1, 1]
