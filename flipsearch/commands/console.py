@@ -143,6 +143,10 @@ def show_study(result: "SearchResult") -> None:
         console.print(Text(f"\n{'best context':<14}{best}  (card: {best.with_suffix('.json')})"))
         for line in companion_lines(study, best):
             console.print(Text(printable(line)))
+    if result.kept:
+        console.print(
+            Text(f"{'kept':<14}{result.kept} of an earlier search: this one found nothing that beats the placebo")
+        )
     console.print(Text(f"{'leaderboard':<14}{folder / 'leaderboard.html'}"))
 
 

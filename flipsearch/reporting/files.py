@@ -75,6 +75,14 @@ def remove_best(path: Path) -> None:
                     stale.unlink()
 
 
+def is_of_another_study(path: Path, study: Study) -> bool:
+    """Return whether the text at `path` was not written by this study: one that found nothing better leaves it."""
+    card: object = None
+    with suppress(OSError, ValueError):
+        card = from_json(path.with_suffix(".json").read_bytes())
+    return path.is_file() and not (isinstance(card, dict) and card.get("study") == study.name)
+
+
 def _texts_of_best(study: Study, path: Path) -> dict[Path, str]:
     """Return path -> content of the winning text and its companions; {} without a winner."""
     if study.winner is None:
