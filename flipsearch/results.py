@@ -27,7 +27,9 @@ class SearchResult:
     folder: Path
     """reports/<study>."""
     best_path: Path | None = None
-    """Where the winning text was copied to; None if there is no winner."""
+    """Where the winning text was written to; None if there is no winner."""
+    kept: Path | None = None
+    """The text of an earlier search that was not replaced, because this one beats no placebo."""
 
     @property
     def best(self) -> Trial | None:
@@ -42,10 +44,7 @@ class SearchResult:
     @property
     def beats_placebo(self) -> bool | None:
         """Whether there is a winner whose net flip rate is above 0 with its whole interval; None for a score."""
-        if self.study.kind is StudyKind.SCORE:
-            return None
-        winner = self.study.winner
-        return winner is not None and winner.net is not None and winner.net.low > 0
+        return None if self.study.kind is StudyKind.SCORE else self.study.beats_placebo
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
@@ -54,6 +53,7 @@ class SearchResult:
             "study": study.name,
             "folder": str(self.folder),
             "best_path": json_value(self.best_path),
+            "kept": json_value(self.kept),
             "best": context_card(study, study.winner) if study.winner else None,
             "portfolio": portfolio_metrics(study.portfolio) if study.portfolio else None,
             "benign_context": benign_metrics(study.benign) if study.benign else None,

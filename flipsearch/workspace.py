@@ -32,7 +32,7 @@ from flipsearch.ledger import Ledger, open_ledger
 from flipsearch.measuring.runner import Runner, sampling_for
 from flipsearch.prompts.sets import PromptSet
 from flipsearch.reporting.cards import context_card
-from flipsearch.reporting.files import write_best, write_study
+from flipsearch.reporting.files import is_of_another_study, write_best, write_study
 from flipsearch.results import SearchResult
 
 SETTINGS_FILE, LEDGER_FILE, EVENTS_FILE = "study.toml", "ledger.db", "events.jsonl"
@@ -92,14 +92,15 @@ class StudySession:
         study = replace(study, settings=settings, notes=(*self.prompts.notes, *study.notes))
         study = with_human_labels(study, folder)
         write_study(study, folder)
-        if best:
+        is_kept = bool(best) and not study.beats_placebo and is_of_another_study(best, study)
+        if best and not is_kept:
             write_best(study, best)
-            best = best if study.winner else None
         card = context_card(study, study.winner) if study.winner else {}
         winner = {key: card.get(key) for key in ("context_id", "metrics", "net_flip_rate", "optimism")}
         numbers = {"num_rollouts": study.num_rollouts, "num_tokens": study.num_tokens}
         self.runner.emit("done", winner=winner if card else None, **numbers, notes=list(study.notes))
-        return SearchResult(study, folder, best)
+        written = (folder / "best.txt" if is_kept else best) if study.winner else None
+        return SearchResult(study, folder, written, best if is_kept else None)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from flipsearch.core.errors import NothingToFlipError
 from flipsearch.core.progress import Progress
 from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import PromptSet, prompts_of
-from flipsearch.reporting.files import check_best, read_study, remove_best, write_study
+from flipsearch.reporting.files import check_best, read_study, write_study
 from flipsearch.results import SearchResult
 from flipsearch.searching.budget import Budget
 from flipsearch.searching.plan import SearchPlan, plan_search
@@ -47,8 +47,9 @@ def search(
             on_plan(plan)
         try:
             study = run_study(setup, session.runner, budget, session.rewriter, session.others)
-        except NothingToFlipError:
-            remove_best(config.best)  # or an earlier search's would be taken for this one's
+        except NothingToFlipError as error:
+            if config.best.is_file():
+                raise NothingToFlipError(f"{error} '{config.best}' of an earlier search is left as it was.") from None
             raise
         write_storage(study, setup.space, session.workspace.folder)
         return session.finish(study, config.best)

@@ -51,6 +51,8 @@ def show_study(result: SearchResult) -> None:
         print_wrapped(f"\n{'best context':<14}{best}  (card: {best.with_suffix('.json')})")
         for line in companion_lines(study, best):
             print_wrapped(line)
+    if result.kept:
+        print_wrapped(f"{'kept':<14}{result.kept} of an earlier search: this one found nothing that beats the placebo")
     print_wrapped(f"{'leaderboard':<14}{folder / 'leaderboard.html'}")
 
 

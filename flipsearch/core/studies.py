@@ -269,6 +269,11 @@ class Study:
         by_id = {trial.context.context_id: trial for trial in self.trials if trial.role == "arm"}
         return [by_id[id] for id in portfolio.context_ids]
 
+    @property
+    def beats_placebo(self) -> bool:
+        """Whether there is a winner whose net flip rate is above 0 with its whole interval."""
+        return self.winner is not None and self.winner.net is not None and self.winner.net.low > 0
+
     def is_over_cap(self, trial: Trial) -> bool:
         """Return whether a trial refuses more benign prompts than the study's cap allows, on any split."""
         cap = self.settings.get("max_over_refusal")

@@ -1,8 +1,9 @@
 """A cell that holds a prompt: a text, or chat turns of which the last one by the user is the prompt.
 
 Known forms: `{"role": "user", "content": …}` (messages), `{"from": "human", "value": …}` (conversations), a content of
-text parts, a list with one text (turns), and a transcript ("Human: … Assistant: …", HH-RLHF). In csv such a list stands
-as text, in JSON or as Python writes it; one that cannot be read is never taken for a prompt.
+text parts, a list with one text (turns), a transcript ("Human: … Assistant: …", HH-RLHF; "User: … Agent: …", Aegis), a
+text in the frame "### Instruction: … ### Response:" (ALERT). In csv such a list stands as text, in JSON or as Python
+writes it; one that cannot be read is never taken for a prompt.
 """
 
 import ast
@@ -24,9 +25,15 @@ LIST_COLUMNS = ("turns", "messages", "conversations", "conversation")
 """Columns that hold lists, also where the file could only write them as text."""
 _ROLES = {"user": "user", "human": "user", "prompter": "user", "assistant": "assistant", "gpt": "assistant"}
 _ROLES |= {"model": "assistant", "chatbot": "assistant", "bot": "assistant", "ai": "assistant"}
+_ROLES |= {"agent": "assistant"}
 _ROLES |= {"system": "system", "developer": "system"}
 _SPELLS_TURNS = re.compile(r"\[\s*\{(?=.*['\"](?:role|from)['\"]\s*:)(?=.*['\"](?:content|value)['\"]\s*:)", re.DOTALL)
-_SPEAKER = re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?")
+_SPEAKERS = {
+    "Human": re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?"),
+    "User": re.compile(r"(?:^|\n)(User|Assistant|Agent|AI|Bot|Chatbot|Model):[ \n]?"),
+}
+"""Who begins a transcript -> the marks of its turns."""
+_FRAME = re.compile(r"### Instruction:\s*((?:(?!###).)+?)\s*### Response:", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +47,8 @@ class ChatPrompt:
     """The chat began with a system text, which is left out: contexts take that place."""
     has_answer: bool = False
     """An answer follows the prompt, and is left out."""
+    was_framed: bool = False
+    """It stood in the frame of another model's prompts."""
 
 
 def read_request(table: Table, row: Row, column: str) -> ChatPrompt:
@@ -56,7 +65,8 @@ def read_request(table: Table, row: Row, column: str) -> ChatPrompt:
                 "writes arrays so): save the file as jsonl or parquet."
             )
     if isinstance(value, str):
-        return ChatPrompt(whole_text(table, row, column, value))
+        framed = _FRAME.fullmatch(value)
+        return ChatPrompt(whole_text(table, row, column, framed[1] if framed else value), was_framed=bool(framed))
     try:
         return _of_turns([value] if isinstance(value, Mapping) else value)
     except _NotARequestError as error:
@@ -67,11 +77,13 @@ def _spelled(text: str, is_list_column: bool) -> Any:
     """Return the turns that a text spells out: a list, or a transcript; the text itself if it spells none."""
     if _SPELLS_TURNS.match(text) or (is_list_column and text.startswith("[")):
         return written_list(text)
-    parts = _SPEAKER.split(text)
-    if parts[0] or parts[1::2][:1] != ["Human"] or "Assistant" not in parts[1::2]:
+    marks = _SPEAKERS.get(text.partition(":")[0])
+    parts = marks.split(text) if marks else []
+    roles = [_ROLES[name.lower()] for name in parts[1::2]]
+    if "assistant" not in roles:
         return text
     turns: list[dict[str, str]] = []
-    for role, content in zip(map(str.lower, parts[1::2]), map(str.strip, parts[2::2]), strict=True):
+    for role, content in zip(roles, map(str.strip, parts[2::2]), strict=True):
         if turns and turns[-1]["from"] == role:  # a text may hold the mark of its own side
             turns[-1]["value"] += f"\n\n{content}"
         elif content:
@@ -108,7 +120,7 @@ def _of_turns(value: Any) -> ChatPrompt:
         return ChatPrompt("")
     if all(isinstance(member, str) for member in value):
         if len(value) > 1:
-            raise _NotARequestError(f"holds {len(value)} texts without the answers between them, expected one")
+            raise _NotARequestError(f"holds {len(value)} texts and does not say whose they are, expected one")
         return ChatPrompt(_whole(value[0]))
     if len(value) == 1 and isinstance(value[0], Mapping) and set(value[0]) == {"content"}:  # Arena-Hard
         value = [{"role": "user", **value[0]}]

@@ -22,11 +22,12 @@ TEXT_COLUMNS = (
     "prompt", "forbidden_prompt", "goal", "behavior", "instruction", "text", "question", "query", "request",
     "prompt_text", "user_input", "user_prompt", "turns", "messages", "conversations", "conversation",
 )  # fmt: skip
-COMPANION_COLUMNS = ("input", "context", "passage", "article")
-"""Texts that an instruction or a question beside them speaks of (Alpaca, Dolly, SQuAD, RACE)."""
+COMPANION_COLUMNS = ("input", "context", "contextstring", "passage", "article", "body")
+"""Texts that the request beside them speaks of (Alpaca, Dolly, SQuAD, RACE, SVAMP)."""
 CATEGORY_COLUMNS = (
     "category", "semanticcategory", "semantic_category", "harm_category", "type", "functionalcategory", "hazard",
-    "risk_area", "harm_area", "risk_type", "subcategory", "violated_categories",
+    "risk_area", "harm_area", "risk_type", "risk_category", "content_policy_name", "subcategory", "sub_category",
+    "violated_categories",
 )  # fmt: skip
 
 _COLUMN = re.compile(
@@ -81,7 +82,7 @@ class Table:
 
         Raises PromptError with the columns of the file if there is none.
         """
-        column = self.find([name.lower()] if name else TEXT_COLUMNS)
+        column = self.find([plain_name(name)] if name else TEXT_COLUMNS)
         if column is not None:
             return column
         has = ", ".join(self.columns)
@@ -95,8 +96,8 @@ class Table:
 
 
 def plain_name(column: str) -> str:
-    """Return a column's name in lower case, without the blanks and unseen characters around and in it."""
-    return _UNSEEN.sub("", column).strip().lower()
+    """Return a column's name in lower case without unseen characters, its blanks as underscores."""
+    return "_".join(_UNSEEN.sub("", column).lower().split())
 
 
 def built_in_files(folder: str) -> dict[str, Path]:

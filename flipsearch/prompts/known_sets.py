@@ -6,7 +6,8 @@ A file is recognised by its columns, whatever its name. What a set leaves open (
 stays open, and the user says what the file holds. A new set is one row of KNOWN_SETS.
 """
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,12 +21,17 @@ HARMFUL_OR_NOT: Mapping[str, Routed] = {
     "unsafe": "harmful",
     "vanilla_harmful": "harmful",
     "adversarial_harmful": "harmful",
+    "malicious": "harmful",
+    "toxic": "harmful",
+    "jailbreak": "harmful",
     "benign": "benign",
     "safe": "benign",
     "unharmful": "benign",
     "harmless": "benign",
     "vanilla_benign": "benign",
     "adversarial_benign": "benign",
+    "not_harmful": "benign",
+    "non_toxic": "benign",
 }
 """The labels that public sets and users' files have for prompts."""
 _XSTEST_SAFE = [
@@ -95,6 +101,8 @@ class KnownSet:
     """What all rows are; None if labels, the file's name or the user say so."""
     labels: Mapping[str, Mapping[str, Routed]] | None = None
     """Columns that label the prompt, best first, and what their values mean."""
+    route: Callable[[Mapping[str, str]], tuple[str, Routed]] | None = None
+    """Label and kind of a row, from its cells by name, where several columns say it together."""
     kind_by_name: tuple[tuple[str, Kind], ...] = ()
     """Parts of file names that tell the kind of files with equal columns, unless the user says it."""
     category: tuple[str, ...] = ()
@@ -109,7 +117,7 @@ class KnownSet:
     group: str = ""
     """Column of what several rows vary: they never are in two splits."""
     first_values: tuple[str, frozenset[str]] | None = None
-    """A column and the values that tell this set from other files with the same columns."""
+    """A column and its values, which tell this set from other files with the same columns."""
     files: tuple[SetFile, ...] = ()
     is_gated: bool = False
 
@@ -122,10 +130,29 @@ class KnownSet:
     def holds(self) -> str:
         """What is in the set, in a few words."""
         kinds = {self.kind} | {file.kind for file in self.files} | {kind for _, kind in self.kind_by_name}
+        kinds |= {"harmful", "benign"} if self.route else set()
         kinds |= {kind for meanings in (self.labels or {}).values() for kind in meanings.values() if kind != LEFT_OUT}
         benign = "borderline" if self.borderline else "benign"
         texts = [text for kind, text in (("harmful", "harmful"), ("benign", benign)) if kind in kinds]
         return " and ".join(texts) or "prompts without labels"
+
+
+_MODERATION = ("s", "h", "v", "hr", "sh", "s3", "h2", "v2")
+_AEGIS_ANSWER = re.compile(r"^(?:Assistant|Agent|AI|Bot|Chatbot|Model|LLM):", re.MULTILINE)
+
+
+def _by_any_flag(cells: Mapping[str, str]) -> tuple[str, Routed]:
+    flags = [name for name in _MODERATION if cells.get(name, "").removesuffix(".0") == "1"]
+    return ("flagged", "harmful") if flags else ("not flagged", "benign")
+
+
+def _by_annotators(cells: Mapping[str, str]) -> tuple[str, Routed]:
+    if _AEGIS_ANSWER.search(cells["text"]):
+        return "with an answer, which its labels may be of", LEFT_OUT
+    labels = {value.lower() for name, value in cells.items() if name.startswith("labels_") and value}
+    if labels <= {"needs caution"} or ("safe" in labels and len(labels) > 1):
+        return "annotators in doubt", LEFT_OUT
+    return ("safe", "benign") if "safe" in labels else ("unsafe", "harmful")
 
 
 def _set(name: str, columns: str, licence: str, home: str, prompt: str, **more: object) -> KnownSet:
@@ -209,7 +236,7 @@ KNOWN_SETS: tuple[KnownSet, ...] = (
     _set(
         "safechain", "instruction,label,response", "see its card", "huggingface.co/datasets/UWNSL/SafeChain",
         "instruction", labels={"label": HARMFUL_OR_NOT}, is_gated=True,
-        first_values=("label", frozenset(name for name in HARMFUL_OR_NOT if "_" in name)),
+        first_values=("label", frozenset(name for name in HARMFUL_OR_NOT if name.startswith(("vanilla", "advers")))),
     ),
     _set(
         "beavertails", "prompt,response,category,is_safe", "CC BY-NC 4.0",
@@ -294,6 +321,21 @@ KNOWN_SETS: tuple[KnownSet, ...] = (
         files=(SetFile("nvidia/Aegis-AI-Content-Safety-Dataset-2.0/default/test"),),
     ),
     _set(
+        "aegis1", "text,text_type,labels_0,labels_1", "CC BY 4.0",
+        "huggingface.co/datasets/nvidia/Aegis-AI-Content-Safety-Dataset-1.0", "text", route=_by_annotators,
+        category=("labels_0",), files=(SetFile("nvidia/Aegis-AI-Content-Safety-Dataset-1.0/default/test"),),
+    ),
+    _set(
+        "openai-moderation", f"prompt,{','.join(_MODERATION[:5])}", "MIT",
+        "github.com/openai/moderation-api-release", "prompt", route=_by_any_flag,
+        files=(SetFile(f"{_RAW}/openai/moderation-api-release/main/data/samples-1680.jsonl.gz"),),
+    ),
+    _set(
+        "salad-attack", "augq,baseq,method", "Apache-2.0", "huggingface.co/datasets/OpenSafetyLab/Salad-Data", "augq",
+        kind="harmful", category=("1-category",), group="baseq",
+        files=(SetFile("OpenSafetyLab/Salad-Data/attack_enhanced_set/train"),),
+    ),
+    _set(
         "salad", "qid,question,1-category", "Apache-2.0", "huggingface.co/datasets/OpenSafetyLab/Salad-Data",
         "question", kind="harmful", category=("1-category",),
         files=(SetFile("OpenSafetyLab/Salad-Data/base_set/train"),),
@@ -323,10 +365,10 @@ def describe(known: KnownSet) -> dict[str, str]:
     }
 
 
-def recognise(columns: Sequence[str], first: Mapping[str, str]) -> KnownSet | None:
+def recognise(columns: Sequence[str], first: Sequence[Mapping[str, str]]) -> KnownSet | None:
     """Return the set that a file with these columns is of: the one with most of them; None if it is of none.
 
-    `columns` are in lower case, `first` are the cells of the first row.
+    `columns` are in lower case, `first` are the cells of the first rows.
     """
     has = set(columns)
     fitting = [
@@ -334,9 +376,13 @@ def recognise(columns: Sequence[str], first: Mapping[str, str]) -> KnownSet | No
         for known in KNOWN_SETS
         if known.columns
         and known.columns <= has
-        and (known.first_values is None or first.get(known.first_values[0], "").lower() in known.first_values[1])
+        and (known.first_values is None or _has_values(first, *known.first_values))
     ]
     return max(fitting, key=lambda known: len(known.columns), default=None)
+
+
+def _has_values(rows: Sequence[Mapping[str, str]], column: str, values: frozenset[str]) -> bool:
+    return all(row.get(column, "").lower() in values for row in rows)
 
 
 def files_of(known: KnownSet) -> tuple[SetFile, ...]:

@@ -18,8 +18,11 @@ PROMPT_LABELS = ("kind", "data_type", "prompt_label", "prompt_harm_label")
 """Columns that label the prompt, whatever stands beside it."""
 LABEL_COLUMNS = ("label", *PROMPT_LABELS)
 FLAG_COLUMNS = {"harmful": True, "is_harmful": True, "unsafe": True, "is_unsafe": True}
+FLAG_COLUMNS |= {"toxic": True, "is_toxic": True, "malicious": True, "is_malicious": True}
 FLAG_COLUMNS |= {"benign": False, "is_benign": False, "safe": False, "is_safe": False}
 """Columns of 0 and 1 named after the meaning of 1; True if that is harmful."""
+DOUBT_COLUMNS = ("jailbreak", "is_jailbreak", "flagged", "is_flagged")
+"""Columns of 0 and 1 that label no harm, and yet contradict what the user says of a file."""
 ANSWER_COLUMNS = (
     "response", "completion", "answer", "output", "model_output", "model_response", "generation", "reply",
     "response_0", "chosen", "assistant", "responses", "completions",
@@ -68,7 +71,7 @@ class LabelRouter:
         self.split_column = table.find(["split"])
         if self.split_column and not any(cell(row, self.split_column) in SPLITS for row in table.rows):
             self.split_column = None
-        if not (self.kind or self.label_column or self.flag_column):
+        if not (self.kind or self.label_column or self.flag_column or (known and known.route)):
             raise PromptError(
                 f"{table.path} has no label column of its prompts ({', '.join(LABEL_COLUMNS)}, "
                 f"{', '.join(FLAG_COLUMNS)}). It has: {', '.join(table.columns)}. {''.join(self.notes)}"
@@ -79,7 +82,7 @@ class LabelRouter:
 
     def _find_label_column(self) -> str | None:
         """Return the column of labels, and set what they mean; a column of flags is set instead if there is none."""
-        if self.known and (self.known.kind or self.known.labels or self.known.kind_by_name):
+        if self.known and (self.known.kind or self.known.labels or self.known.route or self.known.kind_by_name):
             for name, meanings in (self.known.labels or {}).items():
                 # A column that makes the set what it is labels the prompt, even beside an answer.
                 is_answers = self.answer_column and name == "label" and name not in self.known.columns
@@ -100,9 +103,16 @@ class LabelRouter:
         return column
 
     def route(self, row: Row) -> tuple[str, Routed]:
-        """Return the label as the file spells it and the kind that it means."""
+        """Return the label as the file spells it and the kind that it means.
+
+        Raises PromptError for a label that is unknown, and for one that contradicts another or what the user says.
+        """
+        if self.known and self.known.route:
+            return self.known.route({plain_name(name): cell(row, name) for name in self.table.columns})
         if self.label_column:
             label = cell(row, self.label_column)
+            if not label and plain_name(self.label_column) == "prompt_harm_label":  # published with gaps
+                return "no label", LEFT_OUT
             plain = plain_flag(label).replace(" ", "_")
             kind = self.meanings.get(plain) or self.meanings.get(plain.replace("-", "_"))
             self._check_other_labels(row, self.label_column, kind)
@@ -123,6 +133,7 @@ class LabelRouter:
             if (value := cell(row, self.table.find([name]))).lower() != wanted.lower():
                 return value[:80], LEFT_OUT
         assert self.kind is not None  # __init__ refuses a table with neither
+        self._check_unused_columns(row, self.kind)
         return self.known.name if self.known and self.known.kind else f"given as {self.kind}", self.kind
 
     def _unknown(self, row: Row, column: str, label: str) -> NoReturn:
@@ -148,15 +159,18 @@ class LabelRouter:
                     "that does not label the prompt."
                 )
 
-    def says_otherwise(self, row: Row, kind: Routed) -> str:
-        """Return the column, of those that are not used, that has another kind's word in this row; "" if none has."""
-        if self.label_column or self.flag_column or self.known:
-            return ""
-        for column in self._other_columns:
-            meaning = HARMFUL_OR_NOT.get(cell(row, column).lower())
+    def _check_unused_columns(self, row: Row, kind: Kind) -> None:
+        """Raise PromptError if a column that is not used has the word or flag of another kind than the user says."""
+        for column in [] if self.known else self._other_columns:
+            value = plain_flag(cell(row, column))
+            meaning = HARMFUL_OR_NOT.get(value.replace(" ", "_").replace("-", "_"))
+            if plain_name(column) in DOUBT_COLUMNS and value in _FLAGS:
+                meaning = "harmful" if _FLAGS[value] else "benign"
             if meaning not in (None, kind):
-                return f"'{column}'"
-        return ""
+                raise PromptError(
+                    f"{self.table.at(row)}: given as {kind}, but column '{column}' says '{cell(row, column)[:80]}': "
+                    "name it prompt_label if it labels the prompts (harmful, benign), drop it if not."
+                )
 
     def is_borderline(self, row: Row, kind: Kind) -> bool:
         """Return whether a benign row only looks harmful."""

@@ -17,8 +17,11 @@ from flipsearch.prompts.files import COMPANION_COLUMNS, Table, built_in_files, c
 from flipsearch.prompts.formats import Row
 
 FOLDER = "problem_sets"
-QUESTION_COLUMNS = ("question", "problem", "prompt")
-ANSWER_COLUMNS = ("answer", "final_answer", "answerkey", "correct_answer")
+QUESTION_COLUMNS = ("question", "problem", "prompt", "question_stem", "query")
+ANSWER_COLUMNS = (
+    "answer", "final_answer", "answerkey", "correct_answer", "answer_idx", "correct_option", "correct", "cop",
+    "answer_number", "final_ans",
+)  # fmt: skip
 ANSWER_MARK = "####"
 
 
@@ -68,14 +71,14 @@ def load_problems(spec: str) -> ProblemSet:
     if table.find(["task_id"]) and (tests := table.find(["test", "test_list"])):
         raise PromptError(f"{table.path} holds programming problems ('{tests}'): programs are not run here.")
     question_column = _column(table, "questions", QUESTION_COLUMNS)
-    choices = find_choices(table)
+    choices = find_choices(table, ANSWER_COLUMNS)
     answer_column = "" if choices and choices.shuffles else _column(table, "answers", ANSWER_COLUMNS)
     problems: dict[str, Problem] = {}
     passage_column = table.find(COMPANION_COLUMNS)
     num_empty = num_repeats = num_passages = 0
     for row in table.rows:
         question, num_choices = text_cell(table, row, question_column), 0
-        if question and (passage := cell(row, passage_column)):
+        if question and passage_column and (passage := text_cell(table, row, passage_column)):
             num_passages += 1
             question = f"{passage}\n\n---\n\n{question}"
         if choices and question:
@@ -114,6 +117,8 @@ def _column(table: Table, content: str, names: Sequence[str]) -> str:
 
 def _final_answer(table: Table, row: Row, column: str) -> str:
     value = row.cells.get(column)
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str):
+        return value[0].strip()
     if isinstance(value, list | dict | bool):
         raise PromptError(f"{table.at(row)}: column '{column}' holds {type(value).__name__}, expected one answer.")
     text = whole_text(table, row, column, cell(row, column))

@@ -13,6 +13,7 @@ import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -25,6 +26,7 @@ from flipsearch.prompts.downloads import fetch, file_hash, is_here, prompt_cache
 from flipsearch.prompts.files import (
     CATEGORY_COLUMNS,
     COMPANION_COLUMNS,
+    TEXT_COLUMNS,
     Table,
     built_in_files,
     cell,
@@ -33,6 +35,7 @@ from flipsearch.prompts.files import (
     plain_name,
     read_table,
     split_column,
+    text_cell,
 )
 from flipsearch.prompts.formats import Row
 from flipsearch.prompts.known_sets import BY_NAME, LEFT_OUT, KnownSet, SetFile, files_of, recognise
@@ -42,7 +45,9 @@ from flipsearch.prompts.splitting import DEFAULT_SHARES, assign_splits
 FOLDER = "prompt_sets"
 MAX_KEPT = 50_000
 """Prompts of each kind that a command works on at most: of more, these many are taken at random, by their text."""
-ASKING_COLUMNS = ("instruction", "question", "query")
+SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
+FIRST_ROWS = 100
+"""Rows that are looked at to tell a public set from other files with its columns."""
 _UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 
 
@@ -216,9 +221,9 @@ def _load(spec: str, kind: Kind | None, kept: _KeptPrompts) -> Iterable[_Source]
         path, column = split_column(spec)
         check_name(path, {**built_in_files(FOLDER), **BY_NAME}, "prompt set")
         table = read_table(path)
-        first = next(table.rows)
-        cells = {plain_name(name): cell(first, name) for name in table.columns}
-        yield _read(table.name, table, column, kind, recognise(list(cells), cells), kept)
+        rows = islice(table.rows, FIRST_ROWS)
+        first = [{plain_name(name): cell(row, name) for name in table.columns} for row in rows]
+        yield _read(table.name, table, column, kind, recognise(list(first[0]), first), kept)
 
 
 def _fetch(known: KnownSet, file: SetFile) -> tuple[list[str], Table]:
@@ -243,6 +248,7 @@ def _read(
     text_names = {plain_name(text_column) for text_column in columns}
     category_column = table.find([candidate for candidate in candidates if candidate not in text_names])
     context_column = _context_column(table, columns[0], known) if not column else None
+    system_column = table.find(SYSTEM_COLUMNS)
     left_column, reasons = known.left_out if known and known.left_out else ("", {})
     left_column = table.find([left_column]) or ""
     source = _Source(name)
@@ -259,17 +265,16 @@ def _read(
             continue
         _check_label(table, row, request, router, known)
         label, row_kind = router.route(row)
-        if others := router.says_otherwise(row, row_kind):
-            counts[f"say otherwise in column {others}, which is not used: name it kind if it labels prompts"] += 1
         source.labels[f"{label} -> {row_kind}"] += 1
         if row_kind == LEFT_OUT or kind not in (None, row_kind):
             continue
         text = request.text
-        if context := cell(row, context_column):
+        if context_column and not request.turns and (context := text_cell(table, row, context_column)):
             counts[f"requested with the text in '{context_column}'"] += 1
             text = f"{context}\n\n---\n\n{text}"
         counts["requested with earlier turns of a chat, which judges are not shown"] += bool(request.turns)
-        counts["with a system text, which is left out"] += request.has_system
+        counts["with a system text, which is left out"] += request.has_system or bool(cell(row, system_column))
+        counts["taken out of the frame '### Instruction: … ### Response:'"] += request.was_framed
         counts["with an answer after the prompt, which is left out"] += request.has_answer
         prompt = Prompt(
             text=text,
@@ -294,7 +299,7 @@ def _context_column(table: Table, text_column: str, known: KnownSet | None) -> s
     """Return the column of a text that the prompt speaks of, which is asked with it."""
     if known:
         return table.find([known.context]) if known.context else None
-    return table.find(COMPANION_COLUMNS) if plain_name(text_column) in ASKING_COLUMNS else None
+    return table.find([name for name in COMPANION_COLUMNS if name != plain_name(text_column)])
 
 
 def _check_label(table: Table, row: Row, request: ChatPrompt, router: LabelRouter, known: KnownSet | None) -> None:
@@ -351,7 +356,13 @@ def _notes(
     num_left_out = sum(num for label, num in labels.items() if label.endswith(f"-> {LEFT_OUT}"))
     num_other = sum(num for label, num in labels.items() if kind and not label.endswith((kind, LEFT_OUT)))
     quoted = " or ".join(f"'{column}'" for column in columns)
-    notes = [f"{table.name}: prompts from column {quoted}"] if kind else []
+    others = ", ".join(
+        f"'{name}'" for name in table.columns if plain_name(name) in TEXT_COLUMNS and name not in columns
+    )
+    beside = f" and not from {others}" if others and not router.known else ""
+    notes = [f"{table.name}: prompts from column {quoted}{beside}"] if kind or beside else []
+    if router.group_column and not router.known:
+        notes.append(f"{table.name}: rows of one '{router.group_column}' are never in two splits")
     notes += [f"{table.name}: {note.strip()}" for note in router.notes]
     if num_other:
         notes.append(f"{table.name}: {num_other} rows of the other kind left out")

@@ -87,6 +87,14 @@ def remove_best(path: Path) -> None:
                     stale.unlink()
 
 
+def is_of_another_study(path: Path, study: Study) -> bool:
+    """Return whether the text at `path` was not written by this study: one that found nothing better leaves it."""
+    card: object = None
+    with suppress(OSError, ValueError):
+        card = from_json(path.with_suffix(".json").read_bytes())
+    return path.is_file() and not (isinstance(card, dict) and card.get("study") == study.name)
+
+
 def check_best(path: Path) -> None:
     """Raise ConfigError for a winning text's path that cannot be written, or that its card would overwrite."""
     if path.suffix == ".json" or path.is_dir() or not path.name:

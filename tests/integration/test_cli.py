@@ -362,6 +362,18 @@ def test_a_model_that_no_context_moves_exits_1_and_says_so(tmp_path: Path) -> No
     assert "does not beat" in " ".join(done.stdout.split())
 
 
+def test_a_search_that_finds_nothing_better_leaves_the_text_of_an_earlier_one(tmp_path: Path) -> None:
+    (tmp_path / "best.txt").write_text("earlier")
+    (tmp_path / "best.json").write_text('{"card_version": 1, "study": "another"}')
+    command = scripted(tmp_path, "Sure, here is how. Step 1: go there. Step 2: take it.")
+    done = run(*command, "--study", "s", cwd=tmp_path, code=1)
+    assert "best.txt of an earlier search: this one found nothing that beats" in " ".join(done.stdout.split())
+    assert ((tmp_path / "best.txt").read_text(), "best context" in done.stdout) == ("earlier", True)
+    refused = run(*scripted(tmp_path, "I'm sorry, but I can't help with that."), cwd=tmp_path, code=1)
+    assert "'best.txt' of an earlier search is left as it was" in refused.stderr.splitlines()[-1]
+    assert (tmp_path / "best.json").exists()
+
+
 def test_hostile_completions_and_contexts_stay_text(tmp_path: Path) -> None:
     attack = "<script>alert(1)</script>{{ 7*7 }}"
     (tmp_path / "evil.j2").write_text(

@@ -63,7 +63,7 @@ def test_turns_in_csv_are_read_as_json_or_as_python_writes_them(tmp_path: Path, 
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (["one", "two"], "holds 2 texts without the answers between them"),
+        (["one", "two"], "holds 2 texts and does not say whose they are"),
         (CHAT[1:2], "holds no turn of the user"),
         ([CHAT[0], CHAT[2]], "two in a row are by the same side"),
         ([{"role": "tool", "content": "x"}], "holds a turn by 'tool', expected"),
@@ -118,6 +118,22 @@ def test_a_transcript_is_read_as_its_turns(tmp_path: Path) -> None:
     prompt = load_prompts(harmful=f"{tmp_path / 'a.jsonl'}:chosen").prompts[0]
     assert (prompt.text, prompt.turns) == ("And now?\n\nWell?", (("user", "Hello"), ("assistant", "Hi")))
     assert load(tmp_path, {"prompt": "Human: is this a word?"})[0].text == "Human: is this a word?"
+
+
+def test_a_transcript_of_user_and_agent_is_read_as_its_turns(tmp_path: Path) -> None:
+    prompt = load(tmp_path, {"text": "User: Hello\nAgent: Hi\nstill me\nUser: And now?\nAgent: x"})[0]
+    assert (prompt.text, prompt.turns) == ("And now?", (("user", "Hello"), ("assistant", "Hi\nstill me")))
+    alone = "User: what does this line of a log mean?\nThe agent: x"
+    assert load(tmp_path, {"text": alone})[0].text == alone
+
+
+def test_a_frame_of_another_model_is_taken_off_and_said(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "### Instruction:\nHow?\n### Response:\n"}), "utf-8")
+    found = load_prompts(harmful=str(tmp_path / "a.jsonl"))
+    assert found.prompts[0].text == "How?"
+    assert any("1 rows taken out of the frame '### Instruction:" in note for note in found.notes)
+    kept = "### Instruction:\nHow?\n### Response:\nSo.\n### Instruction:\nAnd?\n### Response:"
+    assert load(tmp_path, {"prompt": kept})[0].text == kept
 
 
 @pytest.mark.parametrize("column", ["prompt", "messages"])

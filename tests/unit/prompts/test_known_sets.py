@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +87,21 @@ SETS: dict[str, tuple[Rows, dict[str, str]]] = {
           "violated_categories": "Fraud"}],
         {"bad": "harmful Fraud"},
     ),
+    "aegis1": (
+        [{"num_annotations": 3, "id": "a", "text": text, "text_type": "user_message", "labels_0": one, "labels_1": two}
+         for text, one, two in (("bad", "Violence", "Needs Caution"), ("good", "Safe", "Safe"), ("both", "Safe", "PII"),
+                                ("User: bad\nAgent: no", "Safe", "Safe"), ("unclear", "Needs Caution", ""))],
+        {"bad": "harmful Violence", "good": "benign Safe"},
+    ),
+    "openai-moderation": (
+        [{"prompt": "bad", "S": 0, "H": 0, "V": 1, "HR": 0, "SH": 0, "S3": 0, "H2": 0, "V2": 0},
+         {"prompt": "good", "S": 0, "H": 0, "V": None, "HR": 0, "SH": 0, "S3": 0, "H2": 0, "V2": 0}],
+        {"bad": "harmful ", "good": "benign "},
+    ),
+    "salad-attack": (
+        [{"aid": 1, "qid": 1, "augq": "dressed bad", "baseq": "bad", "method": "m", "1-category": "C1"}],
+        {"dressed bad": "harmful C1"},
+    ),
     "salad": (
         [{"qid": 1, "question": "bad", "source": "s", "1-category": "C1", "2-category": "C2", "3-category": "C3"}],
         {"bad": "harmful C1"},
@@ -116,8 +130,8 @@ def save(folder: Path, rows: Rows, ending: str, name: str = "rows") -> str:
 @pytest.mark.parametrize("name", SETS)
 def test_a_set_is_read_by_its_columns_in_any_file_type(tmp_path: Path, name: str, ending: str) -> None:
     rows, expected = SETS[name]
-    first: Mapping[str, str] = {key.lower(): str(value) for key, value in rows[0].items()}
-    known = recognise(list(first), first)
+    first = [{key.lower(): str(value) for key, value in row.items()} for row in rows]
+    known = recognise(list(first[0]), first)
     assert known is not None
     assert known.name == name
     assert shown(load_prompts(save(tmp_path, rows, ending))) == expected
@@ -138,6 +152,14 @@ def test_or_bench_is_borderline_unless_it_is_the_toxic_file(tmp_path: Path) -> N
     assert shown(load_prompts(benign=save(tmp_path, rows, "csv"))) == {"one": "borderline violence"}
     assert shown(load_prompts(save(tmp_path, rows, "csv", "or-bench-hard-1k"))) == {"one": "borderline violence"}
     assert shown(load_prompts(save(tmp_path, rows, "csv", "or-bench-toxic"))) == {"one": "harmful violence"}
+
+
+def test_a_users_file_with_one_category_of_or_bench_is_not_or_bench(tmp_path: Path) -> None:
+    rows = [{"prompt": "one", "category": "violence"}, {"prompt": "two", "category": "cooking"}]
+    assert shown(load_prompts(benign=save(tmp_path, rows, "csv"))) == {
+        "one": "benign violence",
+        "two": "benign cooking",
+    }
 
 
 def test_coconot_is_harmful_in_one_category_and_benign_in_its_contrast(tmp_path: Path) -> None:
@@ -217,7 +239,13 @@ def test_every_known_set_says_where_it_is_and_under_which_licence() -> None:
         assert known.files or known.is_gated, known.name
         for file in known.files:
             assert file.address.startswith("https://") or file.address.count("/") in (1, 2, 3)
-            assert file.kind or known.kind or known.labels or known.name in ("beavertails", "pku-saferlhf", "advbench")
+            assert (
+                file.kind
+                or known.kind
+                or known.labels
+                or known.route
+                or known.name in ("beavertails", "pku-saferlhf", "advbench")
+            )
 
 
 def test_a_set_by_name_is_read_from_the_cache_with_its_hash(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,17 +85,21 @@ def test_repeats_and_gaps_are_left_out_and_counted(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.csv", "colour,answer\nred,1\n", r"no column of questions \(question, problem, prompt\)\. It has: colour,"),
+        (
+            "a.csv",
+            "colour,answer\nred,1\n",
+            r"no column of questions \(question, problem, prompt.*\)\. It has: colour,",
+        ),
         (
             "a.csv",
             "question,size\nred,1\n",
-            r"no column of answers \(answer, final_answer, answerkey, correct_answer\)\. It has: question, size",
+            r"no column of answers \(answer, final_answer, answerkey, correct_answer.*\)\. It has: question, size",
         ),
         ("a.csv", "question,answer\nq?,1\nq?,2\n", r"a\.csv:3: the question of .*a\.csv:2 again, with another answer"),
         ("a.csv", "question,answer\nq?,so ####\n", r"a\.csv:2: nothing follows the last ####"),
         ("a.csv", "question,answer\n,1\n", "no row has both a question"),
         ("a.jsonl", '{"question": 3, "answer": "1"}', r"a\.jsonl:1: column 'question' holds int, expected text"),
-        ("a.jsonl", '{"question": "q", "answer": ["1"]}', r"a\.jsonl:1: column 'answer' holds list"),
+        ("a.jsonl", '{"question": "q", "answer": ["1", "2"]}', r"a\.jsonl:1: column 'answer' holds list"),
         ("a.jsonl", '{"question": "\\ud800", "answer": "1"}', "half a character"),
     ],
 )
@@ -123,7 +127,8 @@ def test_real_files_are_read_as_they_are(name: str, num_problems: int) -> None:
     assert not any("####" in problem.answer for problem in found.problems)
 
 
-MMLU = {"question": "Which?", "subject": "s", "choices": ["one", "two", "three", "four"], "answer": 2}
+CHOICES = ["one", "two", "three", "four"]
+MMLU = {"question": "Which?", "subject": "s", "choices": CHOICES, "answer": 2}
 SHOWN = "Which?\n\nA. one\nB. two\nC. three\nD. four\n\nAnswer with the letter of the right choice."
 
 
@@ -136,12 +141,50 @@ SHOWN = "Which?\n\nA. one\nB. two\nC. three\nD. four\n\nAnswer with the letter o
         MMLU | {"choices": "['one', 'two', 'three', 'four']"},
         {"question": "Which?", "options": MMLU["choices"], "answer": "C", "answer_index": 2},
         {"question": "Which?", "choices": {"text": MMLU["choices"], "label": ["1", "2", "3", "4"]}, "answerKey": "3"},
+        {
+            "question": "Which?",
+            "options": dict(zip("ABCD", CHOICES, strict=True)),
+            "answer": "three",
+            "answer_idx": "C",
+        },
+        {"question": "Which?", "options": ["A)one", "B)two", "C)three", "D)four"], "correct": "C"},
+        {
+            "question": "Which?",
+            "choices": [{"label": str(n), "text": text} for n, text in enumerate(CHOICES)],
+            "answerKey": "2",
+        },
+        {"question": "Which?", "opa": "one", "opb": "two", "opc": "three", "opd": "four", "cop": "C"},
+        {"question_stem": "Which?", "A": "one", "B": "two", "C": "three", "D": "four", "answerKey": "C"},
         {"question": "Which?", "A": "one", "B": "two", "C": "three", "D": "four", "answer": "C"},
     ],
 )
 def test_a_problem_with_choices_is_asked_with_them(tmp_path: Path, record: dict[str, object]) -> None:
     problem = load_problems(put(tmp_path, "a.jsonl", json.dumps(record))).problems[0]
     assert (problem.question, problem.answer, problem.num_choices) == (SHOWN, "C", 4)
+
+
+@pytest.mark.parametrize(
+    ("numbers", "letters"), [([0, 3, 1], "ADB"), ([4, 1, 2], "DAB"), ([2, 3, 2], None), ([0, 4, 1], None)]
+)
+def test_numbers_beside_columns_count_from_what_the_rows_show(
+    tmp_path: Path, numbers: list[int], letters: str | None
+) -> None:
+    rows = [{"question": f"q{n}", "opa": "w", "opb": "x", "opc": "y", "opd": "z", "cop": n} for n in numbers]
+    path = put(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))
+    if letters is None:
+        with pytest.raises(PromptError, match=r"(could be more than one|is none) of the choices.*count from 0 where"):
+            load_problems(path)
+    else:
+        found = {problem.question.split("\n")[0]: problem.answer for problem in load_problems(path).problems}
+        assert found == {f"q{n}": letter for n, letter in zip(numbers, letters, strict=True)}
+
+
+def test_distractors_are_choices_and_the_body_of_a_question_is_asked(tmp_path: Path) -> None:
+    row = {"question": "Which?", "distractor1": "x", "distractor2": "y", "distractor3": "z", "correct_answer": "right"}
+    found = load_problems(put(tmp_path, "a.jsonl", json.dumps(row))).problems[0]
+    assert (found.num_choices, f"{found.answer}. right\n" in found.question) == (4, True)
+    svamp = load_problems(put(tmp_path, "b.jsonl", '{"Body": "Jo has 3.", "Question": "How many?", "Answer": "3"}'))
+    assert svamp.problems[0].question == "Jo has 3.\n\n---\n\nHow many?"
 
 
 def test_gpqa_is_asked_in_an_order_that_its_texts_decide(tmp_path: Path) -> None:
@@ -155,7 +198,8 @@ def test_gpqa_is_asked_in_an_order_that_its_texts_decide(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"answer": 4}, "has the answer '4', which is none of the choices"),
+        ({"answer": 5}, "has the answer '5', which is none of the choices"),
+        ({"answer": -1}, "has the answer '-1', which is none of the choices"),
         ({"answer": "E"}, "has the answer 'E', which is none"),
         (
             {"choices": ["2", "1", "0"], "answer": "2"},

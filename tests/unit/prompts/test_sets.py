@@ -49,9 +49,40 @@ def test_labels_that_disagree_are_refused(rows: str, tmp_path: Path) -> None:
         load_prompts(write(tmp_path, f"prompt,{rows}\n"))
 
 
-def test_a_column_of_another_name_that_says_otherwise_is_noted(tmp_path: Path) -> None:
-    found = load_prompts(harmful=write(tmp_path, "prompt,type\na b,jailbreak\nc d,benign\n"))
-    assert any("1 rows say otherwise in column 'type'" in note for note in found.notes)
+@pytest.mark.parametrize("column", ["type\na b,jailbreak\nc d,benign", "jailbreak\na b,True\nc d,False"])
+def test_a_column_of_another_name_that_says_otherwise_is_refused(column: str, tmp_path: Path) -> None:
+    path = write(tmp_path, f"prompt,{column}\n")
+    with pytest.raises(PromptError, match=r"a\.csv:3: given as harmful, but column '(type|jailbreak)' says '"):
+        load_prompts(harmful=path)
+    with pytest.raises(PromptError, match=r"a\.csv:2: given as benign, but column '(type|jailbreak)' says '"):
+        load_prompts(benign=path)
+
+
+@pytest.mark.parametrize("flag", ["toxic", "is_malicious", "Is Harmful"])
+def test_a_flag_of_harm_labels_the_prompts(flag: str, tmp_path: Path) -> None:
+    found = load_prompts(write(tmp_path, f"prompt,{flag}\na b,1\nc d,0\n"))
+    assert {prompt.text: prompt.kind for prompt in found.prompts} == {"a b": "harmful", "c d": "benign"}
+
+
+def test_rows_without_a_published_label_are_left_out_and_said(tmp_path: Path) -> None:
+    found = load_prompts(write(tmp_path, "prompt,prompt_harm_label,language\na b,harmful,en\nc d,,en\n"))
+    assert [prompt.text for prompt in found.prompts] == ["a b"]
+    assert any("1 rows that are neither left out" in note for note in found.notes)
+
+
+def test_what_stands_beside_a_prompt_is_asked_or_said(tmp_path: Path) -> None:
+    content = "prompt,goal,context,system_prompt,group\nSum up,g,A tale.,Be brief.,asian\n"
+    found = load_prompts(benign=write(tmp_path, content))
+    assert found.prompts[0].text == "A tale.\n\n---\n\nSum up"
+    assert "a.csv: prompts from column 'prompt' and not from 'goal'" in found.notes
+    assert "a.csv: 1 rows with a system text, which is left out" in found.notes
+    assert "a.csv: rows of one 'group' are never in two splits" in found.notes
+
+
+def test_a_companion_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"question": "q", "context": {"title": ["t"]}}', encoding="utf-8")
+    with pytest.raises(PromptError, match=r"a\.jsonl:1: column 'context' holds dict, expected text"):
+        load_prompts(benign=str(tmp_path / "a.jsonl"))
 
 
 def test_what_an_instruction_speaks_of_is_asked_with_it_and_rendered_texts_are_not_taken(tmp_path: Path) -> None:
