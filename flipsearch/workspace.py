@@ -92,7 +92,7 @@ class StudySession:
         study = replace(study, settings=settings, notes=(*self.prompts.notes, *study.notes))
         study = with_human_labels(study, folder)
         write_study(study, folder)
-        is_kept = bool(best) and not study.beats_placebo and is_of_another_study(best, study)
+        is_kept = best is not None and not study.beats_placebo and is_of_another_study(best, study)
         if best and not is_kept:
             write_best(study, best)
         card = context_card(study, study.winner) if study.winner else {}

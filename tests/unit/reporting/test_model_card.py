@@ -162,7 +162,7 @@ def test_hostile_texts_stay_texts() -> None:
 
 @pytest.mark.parametrize("thinking", ["auto", "off"])
 def test_the_code_of_the_card_runs(thinking: str, capsys: pytest.CaptureFixture[str]) -> None:
-    options = {"reasoning": False, "x, y": "z"} if thinking == "off" else {}
+    options: dict[str, bool | str] = {"reasoning": False, "x, y": "z"} if thinking == "off" else {}
     text = model_card(replace(RUN, settings={"max_tokens": 40, "thinking": thinking}, template_options=options))
     (source,) = re.findall(r"```python\n(.*?)```", text, re.S)
     exec(source.replace("path/to/this/folder", str(WEIGHTS)))
