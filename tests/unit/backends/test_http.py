@@ -547,7 +547,8 @@ def test_a_key_reaches_no_host_of_several_but_by_its_own_variable(monkeypatch: p
         own = f"OPENAI_API_KEY_127_0_0_1_{second.url.rsplit(':')[-1].removesuffix('/v1')}"
 
         def sent(*chosen: ModelConfig) -> list[str | None]:
-            first.headers.clear(), second.headers.clear()
+            for served in (first, second):
+                served.headers.clear()
             with one_command():
                 for config in chosen:
                     check_model(config)
