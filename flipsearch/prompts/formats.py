@@ -30,6 +30,7 @@ MAX_JSON_BYTES = 2**28
 MAX_UNPACKED_BYTES = 2**32
 BATCH_ROWS = 1024
 Opened = io.BufferedReader | io.BufferedRandom | gzip.GzipFile
+PACKED = b"\x1f\x8b".decode("utf-8", "surrogateescape")
 _BAD_BYTES = re.compile("[\udc80-\udcff]")
 _MARKS: tuple[tuple[bytes, str], ...] = (
     (b"\xff\xfe\0\0", "utf-32"),
@@ -109,10 +110,14 @@ def _lines(shown: str, stream: Opened) -> Iterator[str]:
         encoding = "utf-16-be" if head[0] == 0 else "utf-16-le"  # some programs write it without its mark
     errors = "surrogateescape" if encoding == "utf-8" else "strict"
     text = io.TextIOWrapper(stream, encoding, errors, newline="")
-    number = 0
+    number = size = 0
     try:
         while line := text.readline(MAX_LINE + 1):
-            number += 1
+            number, size = number + 1, size + len(line)
+            if size > MAX_UNPACKED_BYTES and isinstance(stream, gzip.GzipFile):
+                raise PromptError(f"{shown} unpacks to more than {MAX_UNPACKED_BYTES >> 30} GiB: is it a prompt file?")
+            if number == 1 and line.startswith(PACKED):
+                raise PromptError(f"{shown} is gzipped twice: unpack it once.")
             if len(line) > MAX_LINE:
                 raise PromptError(f"{shown}:{number} is longer than {MAX_LINE:,} characters: is it a prompt file?")
             if not line.isascii() and _BAD_BYTES.search(line):

@@ -12,8 +12,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from flipsearch.core.errors import FlipsearchError
+from flipsearch.core.errors import FlipsearchError, PromptError
 from flipsearch.judging.labels import read_labels
+from flipsearch.prompts import formats
 from flipsearch.prompts.problems import load_problems
 from flipsearch.prompts.sets import load_prompts
 
@@ -99,3 +100,14 @@ def test_a_mangled_file_is_read_or_refused(seed: int) -> None:
         path = Path(folder) / f"a.{ending}"
         path.write_bytes(data)
         read_everything(str(path))
+
+
+def test_a_packed_file_of_endless_lines_or_packed_twice_is_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(formats, "MAX_UNPACKED_BYTES", 10_000)
+    path, rows = tmp_path / "a.csv.gz", b"prompt\n" + b"a\n" * 10_000
+    for content, message in ((gzip.compress(rows), "unpacks to more"), (gzip.compress(gzip.compress(rows)), "twice")):
+        path.write_bytes(content)
+        with pytest.raises(PromptError, match=message):
+            list(formats.read_rows(str(path), path, "csv"))
