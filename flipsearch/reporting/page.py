@@ -7,7 +7,7 @@ from typing import Any, get_args
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from flipsearch.core.studies import Study, StudyKind
+from flipsearch.core.studies import MIN_LABELS, Study, StudyKind
 from flipsearch.reporting import format
 from flipsearch.reporting.card import ORACLE
 from flipsearch.reporting.columns import Section, columns_of
@@ -23,6 +23,7 @@ def leaderboard_page(study: Study) -> str:
         settings=format.setting_rows(study.settings),
         is_search=study.kind is StudyKind.SEARCH,
         oracle=ORACLE,
+        min_labels=MIN_LABELS,
     )
 
 
