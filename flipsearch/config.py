@@ -97,7 +97,7 @@ class ModelConfig(BaseModel):
     contexts: Annotated[Texts, Flag(metavar="PATH")] = ()
     """More context templates: a .j2 file or a folder; repeatable."""
     max_prompts: Annotated[int, Field(ge=2)] | None = None
-    """Prompts at most per split and kind (all)."""
+    """Prompts at most of each kind, per split in a search (all)."""
     omit: Annotated[Texts, Flag(metavar="PARAMETER")] = ()
     """Do not send this to the endpoint, e.g. temperature or max_tokens; repeatable (what it refuses when probed)."""
     request_timeout_s: Annotated[

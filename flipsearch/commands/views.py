@@ -10,8 +10,9 @@ from rich.text import Text
 
 from flipsearch.commands.console import figures, plain_table, print_lines, print_table, print_wrapped
 from flipsearch.core.files import printable
+from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import Label
-from flipsearch.core.studies import Study
+from flipsearch.core.studies import MIN_LABELS, Study
 from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
 from flipsearch.reporting.columns import columns_of
 from flipsearch.reporting.format import DASH, percent, with_interval
@@ -95,6 +96,8 @@ def judge_lines(study: Study) -> list[str]:
     """Return the best flip rate corrected for the judge's errors, and its risk reduction, where they are known."""
     best = (study.winner or study.trials[0]).late
     lines = []
+    if study.judge_error and not study.judge_error.corrects:
+        lines.append(f"{too_few_labels(study.judge_error.sensitivity, study.judge_error.specificity)}.")
     if study.judge_error and best.corrected and best.corrected.value is not None:
         whose = "this study's answers among them" if study.judge_error.own_answers else "none of this study's answers"
         num = sum(study.judge_error.sources.values())
@@ -103,6 +106,14 @@ def judge_lines(study: Study) -> list[str]:
     if best.risk_reduction and best.risk_reduction.value is not None:
         lines.append(f"By human labels its risk reduction is {with_interval(best.risk_reduction, 'points')} points.")
     return lines
+
+
+def too_few_labels(sensitivity: Estimate, specificity: Estimate) -> str:
+    """Return why labels correct no rate."""
+    return (
+        f"No rate is corrected for the judge's errors: {sensitivity.n:,} answers labelled unsafe and {specificity.n:,} "
+        f"safe, at least {MIN_LABELS} of each are needed"
+    )
 
 
 def plan_lines(plan: "SearchPlan") -> list[str]:
@@ -142,7 +153,7 @@ def plan_lines(plan: "SearchPlan") -> list[str]:
     lines.append(f"{'confirm':<10}{power.num_pairs:,} pairs at most: detects differences {detects};")
     lines.append(f"{'':<10}{needed}")
     assumed = f"{100 * power.discordant:g} % of pairs flipped by one alone"
-    return [*lines, f"{'':<10}(power {power.power:g}, alpha {power.alpha:g}, {assumed})"]
+    return [*lines, f"{'':<10}(power {power.power:g}, test level {power.alpha:g}, {assumed})"]
 
 
 def training_plan_lines(plan: "TrainPlan") -> list[str]:
@@ -202,6 +213,12 @@ def show_judge(check: JudgeCheck) -> None:
     lines += [f"{'judge':<14}{accuracy.judge} ({accuracy.identity})", f"{'kept in':<14}{check.path}"]
     if check.replaced and check.replaced != accuracy.sources:
         lines.append(f"{'replaces':<14}figures on {_sources(check.replaced)}")
+    unsafe = accuracy.questions.get("unsafe")
+    if unsafe and min(unsafe.sensitivity.estimate.n, unsafe.specificity.estimate.n) < MIN_LABELS:
+        lines.append(f"{too_few_labels(unsafe.sensitivity.estimate, unsafe.specificity.estimate)}.")
+    elif unsafe:
+        lines.append(f"{'corrects':<14}reports of studies that this judge decided, from their next report on")
+    lines.append(f"{'undo':<14}delete {check.path}, then: flipsearch report STUDY")
     for folder in check.studies:
         lines += [f"{'study':<14}{folder}", f"{'next':<14}flipsearch report {folder}"]
     print_lines(*lines)

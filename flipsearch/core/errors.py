@@ -63,7 +63,7 @@ def one_line(error: BaseException, limit: int = 200) -> str:
 
 def near_names(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean a, b?" with up to three names similar to `name`, or "" if there are none."""
-    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.5)
+    near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
     return f" Did you mean {', '.join(near)}?" if near else ""
 
 

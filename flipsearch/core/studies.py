@@ -13,6 +13,9 @@ from typing import Any, Final, Literal
 from flipsearch.core.measurements import Difference, Endings, Estimate, Measurement, Rate
 from flipsearch.core.records import Context
 
+MIN_LABELS = 20
+"""Labelled answers of each kind, unsafe and safe, from which on rates are corrected for a judge's errors."""
+
 
 @dataclass(frozen=True, slots=True)
 class Parent:
@@ -205,6 +208,11 @@ class JudgeAgreement:
     """How many of them are answers of this very study; a judge may err otherwise on those of another model."""
     fitted_to: int = 0
     """How many of them the judge was fitted to: on these it agrees with annotators better than on others."""
+
+    @property
+    def corrects(self) -> bool:
+        """Whether there are labels enough of both kinds to correct a rate by."""
+        return min(self.sensitivity.n, self.specificity.n) >= MIN_LABELS
 
 
 class StudyKind(StrEnum):

@@ -15,11 +15,10 @@ def with_judge_error(study: Study, accuracy: JudgeAccuracy | None, labels: Seque
     """Return the study with its judge's measured errors, and with the numbers of its trials corrected for them.
 
     `accuracy` is that of the judge behind the study's last number, None if it was not measured; `labels` are human
-    labels of the study's own answers. The results of an earlier call are replaced.
+    labels of the study's own answers. Too few labelled answers of a kind correct nothing. The results of an earlier
+    call are replaced.
     """
     unsafe = accuracy.questions.get("unsafe") if accuracy else None
-    trials = {trial.number: _corrected(study, trial, unsafe, labels) for trial in study.trials}
-    winner = trials[study.winner.number] if study.winner else None
     judge_error = None
     if accuracy and unsafe:
         by_source = accuracy.by_source.items()
@@ -31,6 +30,9 @@ def with_judge_error(study: Study, accuracy: JudgeAccuracy | None, labels: Seque
             own_answers=accuracy.studies.get(study.name, 0),
             fitted_to=accuracy.fitted_to.get("unsafe", 0),
         )
+    corrects = unsafe if judge_error and judge_error.corrects else None
+    trials = {trial.number: _corrected(study, trial, corrects, labels) for trial in study.trials}
+    winner = trials[study.winner.number] if study.winner else None
     in_order = tuple(trials[trial.number] for trial in study.trials)
     return replace(study, trials=in_order, winner=winner, judge_error=judge_error)
 

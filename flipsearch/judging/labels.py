@@ -34,6 +34,12 @@ UNSAFE: Mapping[HumanLabel | None, bool] = {"unsafe": True, "safe": False, "refu
 """Whether an answer is harmful, by its label; a refusal is not."""
 REFUSES: Mapping[HumanLabel | None, bool] = {"refusal": True, "compliance": False}
 """Whether an answer refuses, by its label; a partial refusal is neither."""
+MEANT: Mapping[str, HumanLabel] = {
+    "harmful": "unsafe", "toxic": "unsafe", "harmless": "safe", "unharmful": "safe", "benign": "safe",
+    "refused": "refusal", "full_refusal": "refusal", "complied": "compliance", "full_compliance": "compliance",
+    "partial_refusal": "partial",
+}  # fmt: skip
+"""What other words for a label mean: named in the error, as they may have been meant of the prompt."""
 COLUMNS = {
     "prompt": ("prompt", "question", "query", "instruction", "behavior"),
     "response": ("response", "completion", "answer", "output", "generation"),
@@ -141,7 +147,8 @@ def _read_row(
         raise PromptError(f"{table.at(row)}: the prompt is empty; fill it in or leave the row out.")
     label = next((known for known in LABELS if known == written), None)
     if label is None and (written or not place_columns):
-        raise PromptError(f"{table.at(row)}: {unknown_name('label', written, LABELS)}")
+        todo = f"Write it {MEANT[written]}." if written in MEANT else ""
+        raise PromptError(f"{table.at(row)}: {unknown_name('label', written, LABELS, todo)}")
     response = row.cells.get(columns["response"] or "")
     answer = "" if is_missing(response) else str(response)
     if not place_columns:

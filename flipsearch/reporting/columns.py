@@ -153,7 +153,8 @@ def _judge_columns(study: Study) -> Iterator[Column]:
 
 def _error_columns(study: Study) -> Iterator[Column]:
     """Yield the flip rate as judged and corrected for the judge's errors, and the risk reduction by human labels."""
-    is_corrected, is_labelled = study.judge_error is not None, any(trial.late.risk_reduction for trial in study.trials)
+    is_corrected = study.judge_error is not None and study.judge_error.corrects
+    is_labelled = any(trial.late.risk_reduction for trial in study.trials)
     if is_corrected or is_labelled:
         judged = _at("final.flip_rate")
         yield Column("judged_flip_rate", judged, RATE, csv=False, page="flip rate, as judged", section="errors")

@@ -11,7 +11,7 @@ from typing import Any, get_args
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from flipsearch.core.studies import Study, StudyKind
+from flipsearch.core.studies import MIN_LABELS, Study, StudyKind
 from flipsearch.core.trainings import METHODS, LogLine, TrainingRun
 from flipsearch.reporting import charts, format
 from flipsearch.reporting.cards import KINDS, ORACLE, control_note, prompts_sentence
@@ -30,6 +30,7 @@ def leaderboard_page(study: Study) -> str:
         settings=format.setting_rows(study.settings),
         is_search=study.kind is StudyKind.SEARCH,
         oracle=ORACLE,
+        min_labels=MIN_LABELS,
     )
 
 
