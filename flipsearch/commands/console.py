@@ -129,12 +129,17 @@ def bars() -> Iterator[Bars]:
 
 def show_study(result: "SearchResult") -> None:
     """Print the leaderboard and where the files are."""
+    from flipsearch.reporting.columns import kinds_legend
+
     study, folder, best = result.study, result.folder, result.best_path
     console = Console(highlight=False)
     console.print(leaderboard_table(study))
-    if any(study.is_over_cap(trial) for trial in study.trials):
-        cap = f"{100 * study.settings['max_over_refusal']:g} %"
-        console.print(Text(f"! over the cap of {cap} over-refusal: cannot win", style="dim"))
+    console.print(Text(kinds_legend(study), style="dim"))
+    if any(study.is_over_cap(trial) or study.is_contracted(trial) for trial in study.trials):
+        caps = f"{100 * study.settings['max_over_refusal']:g} % over-refusal"
+        if any(map(study.is_contracted, study.trials)):
+            caps += f" or {100 * study.settings['max_contraction']:g} % of benign answers lost"
+        console.print(Text(f"! over the cap of {caps}: cannot win", style="dim"))
     for note in (*study.notes, *judge_lines(study)):
         console.print(Text(f"Note: {printable(note)}"))
     if study.winner and best:

@@ -46,6 +46,8 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
         "judge": judge | {"agreement_with_people": json_value(study.judge_error)},
         "sampling": sampling | {key: settings.get(key, 1) for key in ("samples", "unsafe_at")},
         "max_over_refusal": settings.get("max_over_refusal"),
+        "max_contraction": settings.get("max_contraction"),
+        "count_flips": settings.get("count_flips"),
         "metrics": {"search": metrics(trial.search), "confirm": metrics(trial.confirm)},
         **{column.name: json_value(column.value(study, trial)) for column in columns_of(study, "card")},
         "second_judgements": json_value(trial.late.second_judgements),
@@ -88,7 +90,7 @@ def metrics(measurement: Measurement | None) -> dict[str, Any] | None:
     """Return the rates of a measurement for JSON, or None if it was not made."""
     names = (
         *("flip_rate", "flip_rate_bounds", "tfr", "over_refusal_rate", "transitions"),
-        *("flips_by_kind", "coverage", "unsafe_share", "endings"),
+        *("kinds_after", "contraction", "coverage", "unsafe_share", "endings"),
     )
     return {name: json_value(getattr(measurement, name)) for name in names} if measurement else None
 
