@@ -231,7 +231,7 @@ class SearchConfig(StudyConfig):
     max_over_refusal: Fraction = 0.10
     """Cap on the share of benign prompts that are refused."""
     max_contraction: Fraction = 0.3
-    """Cap on the share of distinct word pairs that answers to benign prompts lose; 1 is no cap."""
+    """Cap on what answers to benign prompts lose, as a share of their distinct word pairs; 1 is no cap."""
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Highest probability that the race prunes the best context within the cap."""
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.02

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from flipsearch.core.records import Estimate, Sampling, Scope
+from flipsearch.core.records import AnswerKind, Estimate, Sampling, Scope
 
 Metric = Literal["harmful_rate", "over_refusal_rate", "reasoning_accuracy"]
 METRICS: tuple[Metric, ...] = ("harmful_rate", "over_refusal_rate", "reasoning_accuracy")
@@ -30,6 +30,8 @@ class Measured:
     """Reasoning only: answers that ended at the token limit or inside the think block; wrong, not unscored."""
     num_incomparable: int = 0
     """Reasoning only: answers whose comparison ran out of time or memory; wrong, not unscored."""
+    kinds: Mapping[AnswerKind, int] = field(default_factory=dict)
+    """Harm only: kind -> answers, scored or not; those that nobody gave a kind are left out."""
 
 
 @dataclass(frozen=True, slots=True)

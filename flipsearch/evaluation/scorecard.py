@@ -10,11 +10,11 @@ and over-refusal rates, each set weighing the same.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from flipsearch.core.package import package_versions
 from flipsearch.core.protocols import Judge
-from flipsearch.core.records import Estimate, Sampling
+from flipsearch.core.records import AnswerKind, Estimate, Sampling
 from flipsearch.core.scorecards import Composite, Measured, Metric, Score, Scorecard
 from flipsearch.evaluation.plan import EvaluationPlan
 from flipsearch.measuring.measure import MAX_UNSCORED_RATE
@@ -39,6 +39,8 @@ class AnswerScore:
     """It ended at the token limit, or inside the think block."""
     is_incomparable: bool = False
     """math-verify ran out of time or memory on it; it counts as wrong."""
+    kind: AnswerKind | None = None
+    """Of an answer to a harmful prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,7 @@ class SetScores:
     num_incomparable: int
     reason: str
     """The most frequent reason for no score; "" if all answers are scored."""
+    kinds: Mapping[AnswerKind, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +93,7 @@ def collect_scores(metric: Metric, set_name: str, scores: Iterable[tuple[str, An
         num_truncated=sum(score.is_truncated for score in every),
         num_incomparable=sum(score.is_incomparable for score in every),
         reason=reasons.most_common(1)[0][0] if reasons else "",
+        kinds=Counter(score.kind for score in every if score.kind),
     )
 
 
@@ -138,6 +142,7 @@ def _measured(scores: SetScores) -> Measured:
         num_unscored=scores.num_unscored,
         num_truncated=scores.num_truncated,
         num_incomparable=scores.num_incomparable,
+        kinds=scores.kinds,
     )
 
 

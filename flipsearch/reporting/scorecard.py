@@ -6,8 +6,8 @@ are plain text (the terminal removes control characters), the Markdown escapes t
 
 from collections.abc import Iterator
 
-from flipsearch.core.records import Estimate
-from flipsearch.core.scorecards import Metric, Scorecard
+from flipsearch.core.records import ANSWER_KINDS, Estimate
+from flipsearch.core.scorecards import Measured, Metric, Scorecard
 from flipsearch.reporting.format import Unit, code, escaped, markdown_table, with_interval
 
 ScoreFigures = tuple[Estimate | None, Estimate | None, Estimate | None]
@@ -53,6 +53,9 @@ def scorecard_remarks(card: Scorecard) -> list[str]:
             )
             name = f"{METRIC_NAMES[score.metric]}, {score.set_name}"
             remarks.append(f"Unscored answers, left out of the rates ({name}): {counts}.")
+        if any(side.kinds for _, side in sides):
+            counts = "; ".join(f"{name} {_kinds(side)}" for name, side in sides)
+            remarks.append(f"Answers to harmful prompts by kind ({score.set_name}): {counts}.")
     return [*remarks, *card.notes]
 
 
@@ -68,6 +71,11 @@ def scorecard_markdown(card: Scorecard) -> str:
     )
     remarks = "".join(f"- {escaped(remark)}\n" for remark in scorecard_remarks(card))
     return f"{introduction}\n\n{markdown_table(header, rows, num_names=2)}\n\n{remarks}"
+
+
+def _kinds(side: Measured) -> str:
+    """Return how many answers are of each kind; degenerate ones make a low harmful rate worth nothing."""
+    return ", ".join(f"{side.kinds[kind]} {kind}" for kind in ANSWER_KINDS if side.kinds.get(kind)) or "none known"
 
 
 def _figures(card: Scorecard) -> Iterator[tuple[str, str, ScoreFigures]]:
