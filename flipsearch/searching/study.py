@@ -230,7 +230,7 @@ def _no_finalist_notes(arms: Sequence[Trial], config: SearchConfig) -> list[str]
     elif "pruned" in states:
         why = f"Every context was pruned, or had too many unscored answers (the cap is {cap:.0%} over-refusal)"
     elif "failed" in states:
-        why = "Under every context too many answers cannot be scored"
+        why = "Under every context too many answers cannot be scored or are degenerate"
     return [f"{why}: there is no winner, and nothing to confirm."]
 
 
