@@ -48,7 +48,7 @@ def measure(
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
     n = len(prompts)
     measured = [compare(by_id, baseline, samples[i * n : (i + 1) * n], split) for i in range(len(contexts))]
-    return [replace(one, contraction=measure_contraction(runner.ledger, one.flips, baseline)) for one in measured]
+    return [replace(rates, contraction=measure_contraction(runner.ledger, rates.flips, baseline)) for rates in measured]
 
 
 def measured_trial(runner: Runner, number: int, context: Context, role: TrialRole, search: Measurement) -> Trial:

@@ -154,7 +154,9 @@ def confirm(
     notes += coverage_notes(runner, sealed)
     notes += [note for row in setup.placebos if (note := row.note(target))]
     failed = [context.template for context, placebo in zip(contexts, measured, strict=True) if has_failed(placebo)]
-    notes += [f"Placebo {name} failed on the confirm split: too many unscored or degenerate answers." for name in failed]
+    notes += [
+        f"Placebo {name} failed on the confirm split: too many unscored or degenerate answers." for name in failed
+    ]
     confirmation = Confirmation(
         base=sealed,
         finalists=tuple(confirmed),
