@@ -155,7 +155,7 @@ def confirm(
     notes += [note for row in setup.placebos if (note := row.note(target))]
     failed = [context.template for context, placebo in zip(contexts, measured, strict=True) if has_failed(placebo)]
     notes += [
-        f"Placebo {name} failed on the confirm split: too many unscored or degenerate answers." for name in failed
+        f"Placebo {name} failed on the confirm split: too many unscored answers." for name in failed
     ]
     confirmation = Confirmation(
         base=sealed,
