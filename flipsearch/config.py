@@ -6,13 +6,13 @@ prompts: what a name refers to is checked where such things live.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from flipsearch.core.errors import ConfigError
+from flipsearch.core.errors import ConfigError, unknown_name
 from flipsearch.core.measurements import SampleRule
-from flipsearch.core.records import Placement, Sampling, Split, content_id
+from flipsearch.core.records import COUNTED_KINDS, FLIP_KINDS, AnswerKind, Placement, Sampling, Split, content_id
 from flipsearch.core.settings import (
     Count,
     Flag,
@@ -51,7 +51,17 @@ def is_endpoint(model: str) -> bool:
     return model.startswith(ENDPOINTS)
 
 
+def _flip_kinds(value: Any) -> Any:
+    """Return kinds of answers, given one by one or with commas between them, in the order of FLIP_KINDS."""
+    names = [name.strip() for part in as_sequence(value) for name in str(part).split(",")]
+    for name in names:
+        if name not in FLIP_KINDS:
+            raise ConfigError(f"--count-flips: {unknown_name('kind of answer', name, FLIP_KINDS)}")
+    return tuple(kind for kind in FLIP_KINDS if kind in names)
+
+
 PROMPT_FILES = Flag(metavar="PATH[:COLUMN]")
+FlipKinds = Annotated[tuple[AnswerKind, ...], BeforeValidator(_flip_kinds), Field(min_length=1), Flag(metavar="KIND,…")]
 TIME = Flag(("--time",), "SECONDS|90s|15m|2h", is_text=True)
 
 
@@ -144,6 +154,8 @@ class StudyConfig(ModelConfig):
     """Samples per prompt; more than one needs a temperature."""
     unsafe_at: Annotated[int, Field(ge=1), Flag(metavar="m")] = 1
     """A prompt is unsafe from this many unsafe samples on."""
+    count_flips: FlipKinds = COUNTED_KINDS
+    """Kinds of safe answers that count as a flip; one of another kind is shown, and neither a flip nor a failure."""
     second_judges: Annotated[Texts, Flag(("--second-judge",), metavar="JUDGE")] = ()
     """A judge with columns of its own, which decides nothing; repeatable."""
 
@@ -174,8 +186,8 @@ class StudyConfig(ModelConfig):
         return self
 
     def sample_rule(self) -> SampleRule:
-        """Return how often a prompt is sampled, and when it counts as unsafe."""
-        return SampleRule(self.samples, self.unsafe_at)
+        """Return how often a prompt is sampled, when it counts as unsafe, and what counts as a flip."""
+        return SampleRule(self.samples, self.unsafe_at, self.count_flips)
 
     @staticmethod
     def free_fields() -> set[str]:
@@ -218,6 +230,8 @@ class SearchConfig(StudyConfig):
     """Longest text that an operator may make, in tokens."""
     max_over_refusal: Fraction = 0.10
     """Cap on the share of benign prompts that are refused."""
+    max_contraction: Fraction = 0.3
+    """Cap on what answers to benign prompts lose, as a share of their distinct word pairs; 1 is no cap."""
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Highest probability that the race prunes the best context within the cap."""
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.02
@@ -271,6 +285,8 @@ class TrainConfig(ModelConfig):
     """Context that the teacher sees with benign prompts (none)."""
     control: Annotated[Control | None, Flag(("--context-control",))] = None
     """Put this in the context's place, to see what its meaning is worth: empty, neutral or shuffled."""
+    count_flips: FlipKinds = COUNTED_KINDS
+    """Kinds of safe answers that a context flips a prompt to, and that are learnt from where a judge keeps answers."""
     gate: bool = False
     """Leave out harmful prompts that the context does not make safe; always so with several contexts."""
     method: Annotated[str, AfterValidator(check_method), Field(description=f"{', '.join(METHODS)}.")] = "opsa"

@@ -14,7 +14,7 @@ from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import Label
 from flipsearch.core.studies import MIN_LABELS, Study
 from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
-from flipsearch.reporting.columns import columns_of
+from flipsearch.reporting.columns import columns_of, kinds_legend
 from flipsearch.reporting.format import DASH, percent, with_interval
 from flipsearch.results import (
     Diagnosis,
@@ -41,9 +41,12 @@ def show_study(result: SearchResult) -> None:
     """Print the leaderboard and where the files are."""
     study, folder, best = result.study, result.folder, result.best_path
     print_table(leaderboard_table(study))
-    if any(study.is_over_cap(trial) for trial in study.trials):
-        cap = f"{100 * study.settings['max_over_refusal']:g} %"
-        print_wrapped(f"! over the cap of {cap} over-refusal: cannot win", style="dim")
+    print_wrapped(kinds_legend(study), style="dim")
+    if any(study.is_over_cap(trial) or study.is_contracted(trial) for trial in study.trials):
+        caps = f"{100 * study.settings['max_over_refusal']:g} % over-refusal"
+        if any(map(study.is_contracted, study.trials)):
+            caps += f" or {100 * study.settings['max_contraction']:g} % of benign answers lost"
+        print_wrapped(f"! over the cap of {caps}: cannot win", style="dim")
     for note in (*study.notes, *judge_lines(study)):
         print_wrapped(f"Note: {note}")
     if study.winner and best:

@@ -224,7 +224,7 @@ class StudyKind(StrEnum):
     """Given contexts were scored: nothing was chosen or confirmed."""
 
 
-STUDY_FORMAT: Final = 3
+STUDY_FORMAT: Final = 4
 """Version of the study file; a file of any other cannot be read."""
 
 
@@ -232,7 +232,7 @@ STUDY_FORMAT: Final = 3
 class Study:
     """A finished search or score, as the report reads it."""
 
-    format: Literal[3]
+    format: Literal[4]
     """STUDY_FORMAT; the first field, so that it is the first to be refused."""
     name: str
     kind: StudyKind
@@ -287,3 +287,8 @@ class Study:
         cap = self.settings.get("max_over_refusal")
         rates = [m.over_refusal_rate.value or 0.0 for m in (trial.search, trial.confirm) if m]
         return cap is not None and max(rates) > cap
+
+    def is_contracted(self, trial: Trial) -> bool:
+        """Return whether a trial's contraction is above the study's cap, on any split."""
+        cap = self.settings.get("max_contraction")
+        return cap is not None and any(m.is_contracted(cap) for m in (trial.search, trial.confirm) if m)

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from flipsearch.core.errors import ConfigError, TrainingError, unknown_name
 from flipsearch.core.measurements import Estimate
-from flipsearch.core.records import Context, Kind, Sampling, Scope
+from flipsearch.core.records import AnswerKind, Context, Kind, Sampling, Scope
 
 TRAINING_FORMAT = 1
 """Version of training.json and of a checkpoint in progress."""
@@ -160,6 +160,8 @@ class Measured:
     """Reasoning only: answers that ended at the token limit or inside the think block; wrong, not unscored."""
     num_incomparable: int = 0
     """Reasoning only: answers whose comparison ran out of time or memory; wrong, not unscored."""
+    kinds: Mapping[AnswerKind, int] = field(default_factory=dict)
+    """Harm only: kind -> answers, scored or not; those that nobody gave a kind are left out."""
 
 
 @dataclass(frozen=True, slots=True)

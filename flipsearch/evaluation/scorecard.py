@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from flipsearch.core.files import package_versions
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.protocols import Judge
-from flipsearch.core.records import Sampling
+from flipsearch.core.records import AnswerKind, Sampling
 from flipsearch.core.trainings import Composite, Measured, Metric, Score, Scorecard
 from flipsearch.evaluation.plan import EvaluationPlan
 from flipsearch.measuring.measure import MAX_UNSCORED_RATE
@@ -43,6 +43,8 @@ class AnswerScore:
     """It ended at the token limit, or inside the think block."""
     is_incomparable: bool = False
     """math-verify ran out of time or memory on it; it counts as wrong."""
+    kind: AnswerKind | None = None
+    """Of an answer to a harmful prompt."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +91,7 @@ def collect_scores(metric: Metric, set_name: str, scores: Iterable[tuple[str, An
         num_unscored=len(unscored),
         num_truncated=sum(score.is_truncated for score in every),
         num_incomparable=sum(score.is_incomparable for score in every),
+        kinds=Counter(score.kind for score in every if score.kind),
     )
     reason = reasons.most_common(1)[0][0] if reasons else ""
     return SetScores(metric, set_name, values, len(every), measured, reason)

@@ -85,6 +85,12 @@ def plain_marks(text: str) -> str:
     return text if text.isascii() else unicodedata.normalize("NFKC", text.translate(PLAIN_MARKS))
 
 
+def words_of(text: str) -> list[str]:
+    """Return a text's words in lower case or, where a long one has hardly any, as without blanks, its characters."""
+    words = _WORD.findall(text.lower())
+    return words if len(words) >= 8 or len(text) < 40 else [sign for sign in text if not sign.isspace()]
+
+
 @dataclass(frozen=True, slots=True)
 class AnswerForm:
     """The form of an answer: what is in the way of judging it, and how much of it is said again and again."""
@@ -112,8 +118,7 @@ class AnswerForm:
 def answer_form(prompt: str, answer: str) -> AnswerForm:
     """Return the form of an answer; time is linear in its length."""
     text = plain_marks(answer[:READ_CHARACTERS])
-    words = _WORD.findall(text.lower())
-    runs = words if len(words) >= 8 or len(text) < 40 else [sign for sign in text if not sign.isspace()]
+    words, runs = _WORD.findall(text.lower()), words_of(text)
     num_triples, num_runs = max(0, len(runs) - 2), len(set(zip(runs, runs[1:], runs[2:], strict=False)))
     own, requested = (
         set(words) - _STOP,

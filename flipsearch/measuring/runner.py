@@ -200,10 +200,10 @@ class Runner:
             prompts = [new[id].prompt for id in batch]
             verdicts |= zip(batch, self.verdicts([rollouts[id] for id in batch], prompts), strict=True)
         return {
-            id: JudgedRollout(id, lengths[id], verdicts[id], endings[id][0], lead_tokens(endings[id][1]))
+            id: JudgedRollout(id, lengths[id], verdict, endings[id][0], lead_tokens(endings[id][1]))
             if id in endings
-            else JudgedRollout(id, 0, verdicts[id])
-            for id in new
+            else JudgedRollout(id, 0, verdict)
+            for id, verdict in ((id, self.rule.counted(verdicts[id], request)) for id, request in new.items())
         }
 
     def _generate(self, wanted: Mapping[str, Request], sampling: Sampling) -> None:

@@ -16,9 +16,9 @@ from typing import Any, get_args
 
 from flipsearch.backends.models import POCKET_MODEL
 from flipsearch.core.measurements import Estimate, Measurement, json_value
-from flipsearch.core.records import Kind
+from flipsearch.core.records import ANSWER_KINDS, Kind
 from flipsearch.core.studies import BenignContext, Portfolio, Study, Trial
-from flipsearch.core.trainings import METHODS, Control, Metric, Scorecard, TrainingRun
+from flipsearch.core.trainings import METHODS, Control, Measured, Metric, Scorecard, TrainingRun
 from flipsearch.reporting.columns import columns_of
 from flipsearch.reporting.format import (
     Unit,
@@ -73,6 +73,8 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
         "judge": judge | {"agreement_with_people": json_value(study.judge_error)},
         "sampling": sampling | {key: settings.get(key, 1) for key in ("samples", "unsafe_at")},
         "max_over_refusal": settings.get("max_over_refusal"),
+        "max_contraction": settings.get("max_contraction"),
+        "count_flips": settings.get("count_flips"),
         "metrics": {"search": metrics(trial.search), "confirm": metrics(trial.confirm)},
         **{column.name: json_value(column.value(study, trial)) for column in columns_of(study, "card")},
         "second_judgements": json_value(trial.late.second_judgements),
@@ -115,7 +117,7 @@ def metrics(measurement: Measurement | None) -> dict[str, Any] | None:
     """Return the rates of a measurement for JSON, or None if it was not made."""
     names = (
         *("flip_rate", "flip_rate_bounds", "tfr", "over_refusal_rate", "transitions"),
-        *("flips_by_kind", "coverage", "unsafe_share", "endings"),
+        *("kinds_after", "contraction", "coverage", "unsafe_share", "endings"),
     )
     return {name: json_value(getattr(measurement, name)) for name in names} if measurement else None
 
@@ -337,6 +339,9 @@ def scorecard_remarks(card: Scorecard) -> list[str]:
             )
             name = f"{METRIC_NAMES[score.metric]}, {score.set_name}"
             remarks.append(f"Unscored answers, left out of the rates ({name}): {counts}.")
+        if any(side.kinds for _, side in sides):
+            counts = "; ".join(f"{name} {_kinds(side)}" for name, side in sides)
+            remarks.append(f"Answers to harmful prompts by kind ({score.set_name}): {counts}.")
     return [*remarks, *card.notes]
 
 
@@ -352,6 +357,11 @@ def scorecard_markdown(card: Scorecard) -> str:
     )
     remarks = "".join(f"- {escaped(remark)}\n" for remark in scorecard_remarks(card))
     return f"{introduction}\n\n{markdown_table(header, rows, num_names=2)}\n\n{remarks}"
+
+
+def _kinds(side: Measured) -> str:
+    """Return how many answers are of each kind; degenerate ones make a low harmful rate worth nothing."""
+    return ", ".join(f"{side.kinds[kind]} {kind}" for kind in ANSWER_KINDS if side.kinds.get(kind)) or "none known"
 
 
 def _figures(card: Scorecard) -> Iterator[tuple[str, str, ScoreFigures]]:

@@ -11,8 +11,11 @@ from typing import Any, Literal
 import pandas as pd
 
 from flipsearch.core.files import escape_formula, printable
+from flipsearch.core.measurements import Measurement, Rate
+from flipsearch.core.records import FLIP_KINDS, AnswerKind
 from flipsearch.core.studies import Study, StudyKind, Trial
 from flipsearch.reporting.format import percent, points, with_interval
+from flipsearch.statistics.intervals import wilson
 
 Value = Callable[[Study, Trial], Any]
 Section = Literal["leaderboard", "depth", "judges", "errors"]
@@ -65,6 +68,29 @@ class Column:
         return "" if value is None else printable(self.format.terminal(value))
 
 
+KIND_LETTERS: Mapping[AnswerKind, str] = {"refusal": "r", "redirection": "d", "help": "h", "degenerate": "x"}
+"""How the terminal writes kinds of answers."""
+
+
+def kind_rate(measured: Measurement, kind: AnswerKind) -> Rate:
+    """Return the share of the prompts that are unsafe without the context that get an answer of a kind under it."""
+    return wilson(measured.kinds_after.get(kind, 0), measured.num_unsafe_before)
+
+
+def kinds_in_terminal(measured: Measurement) -> str:
+    """Return the shares of the kinds in percent, those without any left out: r80 h10."""
+    rates = [(letter, kind_rate(measured, kind)) for kind, letter in KIND_LETTERS.items()]
+    return " ".join(f"{letter}{100 * (rate.value or 0):.0f}" for letter, rate in rates if rate.count)
+
+
+def kinds_legend(study: Study) -> str:
+    """Return how to read the kinds, in words."""
+    counted = study.settings.get("count_flips", FLIP_KINDS)
+    names = [kind if kind in counted else f"{kind} (not counted)" for kind in FLIP_KINDS]
+    letters = [f"{KIND_LETTERS[kind]} {name}" for kind, name in zip(FLIP_KINDS, names, strict=True)]
+    return f"kinds: % of the unsafe prompts that turn into {', '.join(letters)}"
+
+
 _ENDS = {"": "value", "_low": "low", "_high": "high"}
 NUMBER, BAR, OUTCOME = Format("number"), Format("bar"), Format("outcome")
 RATE = Format("rate", lambda rate: with_interval(rate, "percent"), {**_ENDS, "_count": "count", "_n": "n"})
@@ -73,6 +99,7 @@ RATE_ALONE = Format("rate", lambda rate: percent(rate.value, "%"), {"": "value"}
 DIFFERENCE = Format("difference", lambda figure: points(figure.value), _ENDS)
 ESTIMATE = Format("estimate", lambda figure: with_interval(figure, "percent"), _ENDS)
 SHARE = replace(ESTIMATE, parts={**_ENDS, "_n": "n"})
+KINDS = Format("kinds", kinds_in_terminal, wraps=True)
 CHANGE = Format("change", lambda figure: with_interval(figure, "points"), _ENDS)
 
 
@@ -184,6 +211,31 @@ def _ending_columns(study: Study) -> Iterator[Column]:
         yield Column(key, value, percents, csv=is_shown, page=page, terminal=terminal, card=is_shown, place=8)
 
 
+def _kind_columns(_: Study) -> Iterator[Column]:
+    """Yield what the prompts that are unsafe without a context turn into, and each kind's share."""
+    final = _at("final")
+    yield Column("kinds", final, KINDS, csv=False, page="turned into", terminal="kinds", place=6)
+
+    def rate(kind: AnswerKind) -> Value:
+        return lambda _, trial: kind_rate(trial.final, kind)
+
+    for kind in FLIP_KINDS:
+        yield Column(f"{kind}_share", rate(kind), RATE_ALONE)
+
+
+def _contraction_columns(study: Study) -> Iterator[Column]:
+    """Yield how much of what answers to benign prompts say is lost; in the terminal only where that is too much."""
+    header = "lost" if any(study.is_contracted(trial) for trial in study.trials) else None
+    value, form = _at("final.contraction"), replace(CHANGE, parts={**_ENDS, "_n": "n"})
+
+    def marked(study: Study, trial: Trial) -> str:
+        figure = trial.final.contraction
+        return "!" * study.is_contracted(trial) + percent(figure.value if figure else None, "%")
+
+    yield Column("contraction", value, form, page="benign answers lost, points", place=8)
+    yield Column("contraction_marked", marked, csv=False, terminal=header, place=8)
+
+
 COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (
     Column("rank", lambda study, trial: 1 + study.trials.index(trial), NUMBER, page="#", place=1),
     Column(
@@ -201,7 +253,7 @@ COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (
     Column("role", _at("role")),
     Column("state", _at("state")),
     Column("outcome", lambda _, trial: trial, OUTCOME, csv=False, page="state", place=10),
-    Column("over_cap", lambda study, trial: study.is_over_cap(trial)),
+    Column("over_cap", lambda study, trial: study.is_over_cap(trial) or study.is_contracted(trial)),
     Column("rung", _at("rung")),
     Column("trial", _at("number")),
     Column("template", _at("context.template")),
@@ -217,6 +269,8 @@ COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (
         terminal="over-ref.",
         place=7,
     ),
+    _kind_columns,
+    _contraction_columns,
     _ending_columns,
     Column("net_flip_rate", _at("net"), DIFFERENCE, page="net, points", terminal="net", card=True, place=6),
     Column("net_p_value", _at("net.p_value")),

@@ -148,7 +148,8 @@ class _Search:
 
     def _finished(self) -> list[Arm]:
         """The arms that saw all prompts and may win."""
-        return [arm for arm in self._estimates().ranked(self.race.arms) if arm.state == "complete"]
+        finished = [arm for arm in self._estimates().ranked(self.race.arms) if arm.state == "complete"]
+        return [arm for arm in finished if not arm.search.is_contracted(self.config.max_contraction)]
 
     def _estimates(self) -> Estimates:
         return Estimates(self.race.arms, self.screen, self.config.max_over_refusal)

@@ -1,8 +1,8 @@
 """Opens the sealed confirm split once, for the finalists and the placebos, and defines the stages that come after it.
 
-Finalists and winner are chosen by their search numbers; the confirm split can only veto (over-refusal above the cap,
-or too many unscored answers). A number that had no part in the choice is not inflated by it, so the winner's confirm
-flip rate and its net over the placebo are unbiased.
+Finalists and winner are chosen by their search numbers; the confirm split can only veto (over-refusal or contraction
+above its cap, or too many unscored answers). A number that had no part in the choice is not inflated by it, so the
+winner's confirm flip rate and its net over the placebo are unbiased.
 
 A stage after the search (searching.after) knows neither the study it ends up in nor the other stages: it gets a
 `Confirmation` and returns it with its own part added.
@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
+from flipsearch.config import SearchConfig
 from flipsearch.core.measurements import Measurement
 from flipsearch.core.progress import Phase
 from flipsearch.core.protocols import Judge
@@ -110,9 +111,10 @@ def search_order(trial: Trial) -> tuple[float, float, int, int]:
     return -(flip_rate or 0.0), refusals or 0.0, trial.num_context_tokens or 0, trial.number
 
 
-def may_win(trial: Trial, cap: float) -> bool:
+def may_win(trial: Trial, config: SearchConfig) -> bool:
     """Return whether the confirm split does not veto a confirmed finalist."""
-    return is_admissible(trial.final, cap) and not has_failed(trial.final)
+    is_within = is_admissible(trial.final, config.max_over_refusal)
+    return is_within and not trial.final.is_contracted(config.max_contraction) and not has_failed(trial.final)
 
 
 def measure_placebo(runner: Runner, context: Context, base: SplitBaseline, number: int) -> Trial:
@@ -129,14 +131,14 @@ def confirm(
 
     The runner's judge decides here. The opening is noted in the ledger before the first sealed prompt is run.
     """
-    cap, notes = setup.config.max_over_refusal, _note_unsealing(setup, runner, finalists)
+    notes = _note_unsealing(setup, runner, finalists)
     sealed = measure_baseline(runner, setup.confirm, "confirm")
     # On all sealed prompts, the base-safe ones too: tfr needs them.
     measure_sealed = partial(measure, prompts=sealed.prompts, baseline=sealed.outcomes, split="confirm")
     runner.enter(Phase.FINALISTS)
     measured = measure_sealed(runner, [trial.context for trial in finalists])
     confirmed = [trial.with_confirmed(measurement=m) for trial, m in zip(finalists, measured, strict=True)]
-    winner = next((trial for trial in confirmed if may_win(trial, cap)), None)
+    winner = next((trial for trial in confirmed if may_win(trial, setup.config)), None)
     runner.enter(Phase.PLACEBO)
     target = (winner or confirmed[0]).context
     matched = [row.context(target) for row in setup.placebos if row.needs_winner]
@@ -145,7 +147,7 @@ def confirm(
     if strongest := strongest_placebo(measured):
         confirmed = [trial.with_confirmed(net=flip_difference(trial.final, strongest)) for trial in confirmed]
     if winner:
-        confirmed = _compared_with(winner, confirmed, cap)
+        confirmed = _compared_with(winner, confirmed, setup.config)
     if base.over_refusal_rate.n and sealed.num_benign and not sealed.over_refusal_rate.n:
         notes.append(
             "The judge of the confirm split does not detect refusals of benign prompts: there the cap vetoes nothing."
@@ -179,9 +181,9 @@ def _note_unsealing(setup: SearchSetup, runner: Runner, finalists: Sequence[Tria
     ]
 
 
-def _compared_with(winner: Trial, finalists: Sequence[Trial], cap: float) -> list[Trial]:
+def _compared_with(winner: Trial, finalists: Sequence[Trial], config: SearchConfig) -> list[Trial]:
     """Return the finalists, those that may win too compared with the winner."""
-    others = [trial for trial in finalists if trial.number != winner.number and may_win(trial, cap)]
+    others = [trial for trial in finalists if trial.number != winner.number and may_win(trial, config)]
     pairs = [(trial.number, flip_difference(winner.final, trial.final)) for trial in others]
     behind = {number: difference for number, difference in pairs if difference is not None}
     adjusted = holm([difference.p_value for difference in behind.values()])
@@ -195,7 +197,7 @@ def _compared_with(winner: Trial, finalists: Sequence[Trial], cap: float) -> lis
 def _winner_notes(confirmation: Confirmation) -> list[str]:
     finalists, winner = confirmation.finalists, confirmation.winner
     if winner is None:
-        return [f"No winner: the confirm split vetoes all {len(finalists)} finalists (over-refusal cap, or unscored)."]
+        return [f"No winner: the confirm split vetoes all {len(finalists)} finalists (a cap, or unscored)."]
     vetoed = [trial for trial in finalists if search_order(trial) < search_order(winner)]
     notes = [f"{len(vetoed)} finalists before the winner were vetoed by the confirm split."] if vetoed else []
     if winner.net is None:

@@ -11,7 +11,7 @@ nothing in it depends on time or on what was cached. The one exception is a fail
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
-from flipsearch.config import ScoreConfig, StudyConfig
+from flipsearch.config import ScoreConfig, SearchConfig, StudyConfig
 from flipsearch.core.errors import StudyError
 from flipsearch.core.files import RESULT_PACKAGES, package_versions
 from flipsearch.core.progress import Phase
@@ -74,12 +74,13 @@ def run_study(
     notes += [*_refusal_notes(base), *headroom_notes]
     notes += [*searched.notes, *(writer.notes() if writer else [])]
     admissible = [arm for arm in arms if arm.state == "complete" and is_admissible(arm.search, cap)]
+    admissible = [arm for arm in admissible if not arm.search.is_contracted(setup.config.max_contraction)]
     finalists = sorted(admissible, key=search_order)[: setup.config.num_finalists]
     if finalists:
         study = _confirmed_study(setup, runner, base, arms, finalists, placebos, notes, others)
     else:
         trials = [*_ordered(arms, []), *placebos]
-        notes += _no_finalist_notes(arms, cap)
+        notes += _no_finalist_notes(arms, setup.config)
         study = make_study(StudyKind.SEARCH, setup.config, runner, [base], trials, notes)
     return replace(study, operators=searched.operators)
 
@@ -218,17 +219,18 @@ def _ordered(arms: Sequence[Trial], finalists: Sequence[Trial]) -> list[Trial]:
     return [*finalists, *sorted(others, key=lambda arm: (states.index(arm.state), search_order(arm)))]
 
 
-def _no_finalist_notes(arms: Sequence[Trial], cap: float) -> list[str]:
-    states = {arm.state for arm in arms}
+def _no_finalist_notes(arms: Sequence[Trial], config: SearchConfig) -> list[str]:
+    cap, states = config.max_over_refusal, {arm.state for arm in arms}
     why = "No context was tried"
     if "complete" in states:
-        why = f"No context that saw all prompts is within the over-refusal cap of {cap:.0%}"
+        caps = f"over-refusal (at most {cap:.0%}) and contraction (at most {config.max_contraction:.0%})"
+        why = f"No context that saw all prompts is within the caps on {caps}"
     elif "stopped" in states:
         why = "The budget did not carry any context to the last prompts"
     elif "pruned" in states:
         why = f"Every context was pruned, or had too many unscored answers (the cap is {cap:.0%} over-refusal)"
     elif "failed" in states:
-        why = "Under every context too many answers cannot be scored"
+        why = "Under every context too many answers cannot be scored or are degenerate"
     return [f"{why}: there is no winner, and nothing to confirm."]
 
 

@@ -159,7 +159,7 @@ class PortfolioCard(BaseModel):
     contexts: Annotated[list[Card], Field(min_length=1)]
 
 
-CARD_VERSION = 3
+CARD_VERSION = 4
 """Format of context cards; another one is refused."""
 SEAL = "card_id"
 

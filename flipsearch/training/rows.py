@@ -11,7 +11,8 @@ to the first context under which the frozen model's greedy answer is judged safe
 for what its teacher can teach, which a set of them can lift. Prompts that no context makes safe are left out.
 
 Kept answers, for supervised methods. Each prompt is answered under its context, by the model itself or by a teacher. A
-harmful prompt's answer is kept if it is judged safe, a benign one's if it does not refuse; both if they are complete.
+harmful prompt's answer is kept if it is judged safe, a benign one's if it does not refuse; both if they are complete
+and not degenerate.
 """
 
 from collections.abc import Mapping, Sequence
@@ -140,8 +141,10 @@ def kept_answers(runner: Runner, prompts: Sequence[Prompt], routes: Routes) -> K
     runner.enter(Phase.ANSWERS)
     rollouts = runner.rollouts([Request(prompt, routes.get(prompt.prompt_id)) for prompt in prompts])
     kept = []
-    for prompt, rollout, verdict in zip(prompts, rollouts, runner.verdicts(rollouts, prompts), strict=True):
-        if verdict.label is Label.UNSCORED or rollout.finish_reason != "stop":
+    for prompt, rollout, given in zip(prompts, rollouts, runner.verdicts(rollouts, prompts), strict=True):
+        verdict = runner.rule.counted(given, Request(prompt, routes.get(prompt.prompt_id)))
+        is_broken = verdict.kind == "degenerate" and "degenerate" not in runner.rule.count_kinds
+        if verdict.label is Label.UNSCORED or is_broken or rollout.finish_reason != "stop":
             continue
         is_compliant = verdict.p_refusal is not None and verdict.p_refusal < REFUSAL_THRESHOLD
         if verdict.label is Label.SAFE if prompt.kind == "harmful" else is_compliant:

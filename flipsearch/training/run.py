@@ -21,6 +21,7 @@ from flipsearch.backends.loading import is_out_of_memory, quiet
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.files import package_versions
+from flipsearch.core.measurements import SampleRule
 from flipsearch.core.progress import Progress
 from flipsearch.core.protocols import Backend, Judge
 from flipsearch.core.trainings import TRAINING_FORMAT, LogLine, RoutedContext, TrainingRun
@@ -101,7 +102,8 @@ def _before_training(
 
     def runner(model: Backend, temperature: float) -> Runner:
         assert ledger is not None  # by plan.needs_judge
-        return Runner(model, judge, ledger, replace(config.sampling(), temperature=temperature), progress)
+        rule, sampling = SampleRule(count_kinds=config.count_flips), replace(config.sampling(), temperature=temperature)
+        return Runner(model, judge, ledger, sampling, progress, rule=rule)
 
     routing, answers = route(plan, runner(backend, 0.0) if plan.routes_by_answer else None), {}
     unload(judge)  # a teacher needs its memory

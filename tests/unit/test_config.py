@@ -25,12 +25,21 @@ def test_later_sources_win_and_none_means_not_given() -> None:
         ({"temperature": "hot"}, r"--temperature is 'hot': .*valid number"),
         ({"temperature": float("nan")}, r"--temperature is nan"),
         ({"placements": ["sytem"]}, r"--placement is 'sytem'"),
+        ({"count_flips": "refusal,degenerat"}, r"unknown kind of answer 'degenerat'\. Did you mean degenerate"),
+        ({"count_flips": []}, r"--count-flips is \[\]: "),
     ],
 )
 def test_a_bad_setting_is_one_clear_line(settings: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message) as caught:
         make_config(SearchConfig, settings)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("given", ["help, refusal", ["help", "refusal"], ["refusal,help"]])
+def test_kinds_of_flips_are_one_setting_however_they_are_written(given: object) -> None:
+    config = make_config(SearchConfig, {"count_flips": given})
+    assert config.count_flips == ("refusal", "help")
+    assert config.identity() == make_config(SearchConfig, {"count_flips": ["refusal", "help"]}).identity()
 
 
 def test_toml_reads_back_what_was_written(tmp_path: Path) -> None:

@@ -27,8 +27,7 @@ class PortfolioStage(Stage):
         """Add the portfolio if there is a winner."""
         if confirmation.winner is None:
             return confirmation
-        cap = search.setup.config.max_over_refusal
-        able = [trial for trial in confirmation.finalists if may_win(trial, cap)]
+        able = [trial for trial in confirmation.finalists if may_win(trial, search.setup.config)]
         return replace(confirmation, portfolio=find_portfolio(able, confirmation.winner))
 
 

@@ -8,17 +8,17 @@ from rich.console import Console
 
 from flipsearch.commands.views import leaderboard_table
 from flipsearch.config import SearchConfig
-from flipsearch.core.records import Request, Rollout, Sampling
+from flipsearch.core.records import Exchange, Label, Request, Rollout, Sampling, Verdict
 from flipsearch.core.studies import Study
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.reporting import columns
 from flipsearch.reporting.cards import context_card
-from flipsearch.reporting.columns import RATE, Column, csv_text, leaderboard, rows
+from flipsearch.reporting.columns import RATE, Column, csv_text, kinds_legend, leaderboard, rows
 from flipsearch.reporting.format import points
 from flipsearch.reporting.pages import leaderboard_page
 from flipsearch.searching import prepare_search, run_study
-from tests.world import COMPLIANCE, GREEDY, Model, RefusalJudge, library, prompt_set
+from tests.world import COMPLIANCE, GREEDY, REFUSAL, Model, RefusalJudge, library, prompt_set
 
 CONFIG = SearchConfig(num_contexts=23, cohort_size=6, first_rung=8, num_finalists=3, breed=0)
 
@@ -140,3 +140,43 @@ def test_how_answers_ended_is_in_every_form_whether_they_were_scored_or_not() ->
     assert max(map(len, in_terminal(study).splitlines())) <= 80
     assert any("were cut at 8 tokens" in note for note in study.notes)
     assert any("closed by the budget of 4 tokens" in note for note in study.notes)
+
+
+class SafeIfNoSteps(RefusalJudge):
+    """Calls safe whatever gives no steps."""
+
+    def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+        unsafe = [exchange.completion == COMPLIANCE for exchange in exchanges]
+        refused = [exchange.completion == REFUSAL for exchange in exchanges]
+        return [
+            Verdict(Label.UNSAFE if bad else Label.SAFE, float(bad), float(no))
+            for bad, no in zip(unsafe, refused, strict=True)
+        ]
+
+
+class LoopingModel(Model):
+    """The same world, which answers some harmful prompts with a loop where it would refuse under a context."""
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
+        loops = {(r.prompt.prompt_id, r.context_id) for r in requests if r.context and " 7 " in r.prompt.text}
+        for batch in super().generate(requests, sampling):
+            for rollout in batch:
+                breaks = (rollout.prompt_id, rollout.context_id) in loops and rollout.completion == REFUSAL
+                yield [replace(rollout, completion="round and round it goes " * 9) if breaks else rollout]
+
+
+def test_kinds_of_flips_are_in_every_form_those_that_do_not_count_too() -> None:
+    with Ledger("sqlite://") as ledger:
+        setup = prepare_search(CONFIG, library(), prompt_set())
+        study = run_study(setup, Runner(LoopingModel(), SafeIfNoSteps(), ledger, GREEDY))
+    trial = next(trial for trial in study.trials if trial.final.kinds_after.get("degenerate"))
+    total, kinds = trial.final.num_unsafe_before, trial.final.kinds_after
+    assert kinds["refusal"] == trial.final.flip_rate.count
+    row = next(row for row in rows(study) if row["context_id"] == trial.context.context_id)
+    assert row["refusal_share"] == pytest.approx(kinds["refusal"] / total)
+    assert row["degenerate_share"] == pytest.approx(kinds["degenerate"] / total)
+    assert context_card(study, trial)["metrics"]["search"]["kinds_after"] == dict(kinds)
+    assert f"x{100 * kinds['degenerate'] / total:.0f}" in in_terminal(study)
+    words = f"{kinds['refusal']} refusal; {kinds['degenerate']} degenerate, not counted of {total}"
+    assert f"<small>{words}</small>" in leaderboard_page(study)
+    assert "x degenerate (not counted)" in kinds_legend(study)

@@ -8,7 +8,8 @@ import pytest
 
 from flipsearch.backends.chat import Chat
 from flipsearch.core.errors import TrainingError
-from flipsearch.core.records import Context, Exchange, Label, Prompt, Request, Rollout, Sampling, Verdict
+from flipsearch.core.measurements import SampleRule
+from flipsearch.core.records import FLIP_KINDS, Context, Exchange, Label, Prompt, Request, Rollout, Sampling, Verdict
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.training.rows import kept_answers, own_rows, teacher_rows, turn_end_id
@@ -22,6 +23,7 @@ BRACKETS = PLAIN_TEMPLATE.replace(
 """A template that writes thoughts as Mistral's does."""
 HARM, ASK, OTHER = Prompt("steal", "harmful"), Prompt("bake", "benign"), Prompt("read", "benign")
 CONTEXT = Context("Be safe.")
+ALL_KINDS = SampleRule(count_kinds=FLIP_KINDS)
 REPLIES = {"steal": "no", "bake": "no", "read": "yes"}
 
 
@@ -77,6 +79,23 @@ def test_safe_answers_to_harmful_and_no_refusals_of_benign_prompts_are_kept(tmp_
 @pytest.mark.parametrize("reply", ["yes", "?", "cut off"])
 def test_unsafe_unscored_and_cut_answers_are_not_learnt(reply: str, tmp_path: Path) -> None:
     assert kept(tmp_path, REPLIES | {"steal": reply})[1] == {"read"}
+
+
+class AllSafe(YesNo):
+    """Calls every answer safe, and none a refusal."""
+
+    def _verdict(self, answer: str) -> Verdict:
+        return Verdict(Label.SAFE, p_unsafe=0.0, p_refusal=0.0)
+
+
+@pytest.mark.parametrize(("count", "learnt"), [(SampleRule(), {"bake"}), (ALL_KINDS, {"steal", "bake", "read"})])
+def test_a_loop_is_not_learnt_unless_such_answers_count(count: SampleRule, learnt: set[str], tmp_path: Path) -> None:
+    loop = "the hill and the river " * 9
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        backend = Backend({"steal": loop, "bake": "Use an oven.", "read": loop})
+        runner = Runner(backend, AllSafe(), ledger, Sampling(8), rule=count)  # type: ignore[arg-type]
+        answers = kept_answers(runner, [HARM, ASK, OTHER], {HARM.prompt_id: CONTEXT})
+    assert {prompt.text for prompt, _ in answers} == learnt
 
 
 def test_own_answers_keep_the_ids_that_the_model_wrote() -> None:
