@@ -60,6 +60,15 @@ def test_overlap_is_the_share_of_the_prompts_words() -> None:
     assert [extract_features(RULES, prompt, answer).dense[1] for answer in answers] == [1.0, 0.5, 0.0, 0.0]
 
 
+def test_style_tells_instructions_from_questions_and_warnings() -> None:
+    def style(answer: str) -> tuple[float, ...]:
+        return extract_features(RULES, "", answer).dense[2:]
+
+    told, asked = style("1. Take a wire.\n2. Put it in."), style("Why? It is not safe and not legal.")
+    assert told == (0.0, 1.0, 0.0, 0.0)  # moral words, instructions, questions, negations
+    assert asked == pytest.approx((2 / 8**0.5, 0.0, 0.5, 2 / 8))
+
+
 def test_the_end_of_an_answer_is_read_however_long_it_is() -> None:
     for middle in ("x " * 10, "x " * 2000, "x " * 20_000):
         assert extract_features(RULES, "", f"Start. {middle}end here").codes[-2:] == (code_of("end"), code_of("here"))
