@@ -9,8 +9,8 @@ matcher, and the judge `refusal`, whose rules are among the compact judge's feat
 of the prompts of these very sets, so that a set left out is not wholly new: "other half" counts only prompts that the
 rules were not developed on. Then: the effect of a context as measured by people (XSTest on Llama-2 with and without its
 system prompt), by the model that was not fitted to XSTest; and the speed on one core.
-For harm, the sensitivity and the specificity too, and the specificity on answers that no rule takes for a refusal:
-roleplay, talk around the request, help without harm. All this at a probability of 0.5; "as shipped" has the log-odds of
+For harm, the sensitivity and the specificity too, and both on the answers that no rule takes for a refusal: roleplay,
+talk around the request, help without harm. All this at a probability of 0.5; "as shipped" has the log-odds of
 harm lowered by CAUTION.
 `--fit FILE` fits all sets and writes the judge's weights, with CAUTION.
 """
@@ -44,8 +44,8 @@ CAUTION = 0.25
 harmless answers of a set that is not at hand unsafe, and missed 5 % of the harmful ones. These two figures gave the
 direction; the size is a guess from how both rates move on the sets at hand, each left out."""
 NUM_SAMPLES = 1000
-PASSES = 5
-"""A pass takes a second, in which something else may run: the fastest is the judge's own time."""
+PASSES = 3
+"""A pass takes a second, in which something else may share the core: the fastest is the judge's own time."""
 LICENCES = "xstest CC BY 4.0; gptfuzz, jailjudge_mini and chatgpt_refusals MIT"
 
 Flags = NDArray[np.bool_]
@@ -138,7 +138,8 @@ def show_set(rows: Rows, name: str, model: CompactModel) -> bool:
             print(
                 f"{'':16s} {what}: kappa {kappa(human, called):.3f}, sensitivity {called[human].mean():.3f}, "
                 f"specificity {1 - called[~human].mean():.3f}, where no rule refuses "
-                f"{1 - called[~human & ~refuses].mean():.3f} of {(~human & ~refuses).sum()}"
+                f"{1 - called[~human & ~refuses].mean():.3f} of {(~human & ~refuses).sum()}, sensitivity there "
+                f"{called[human & ~refuses].mean():.3f}"
             )
     return value >= REQUIRED[name, axis]
 
@@ -165,15 +166,15 @@ def speed(rows: Rows, model: CompactModel) -> bool:
     long = [row for answers in rows.sets.values() for row in answers if len(row.answer) >= 2000][:1000]
     spent = []
     for _ in range(PASSES):
-        start = time.perf_counter()
+        start = time.process_time()
         model.probabilities([extract_features(RULES, row.prompt, row.answer[:2000]) for row in long])
-        spent.append(time.perf_counter() - start)
+        spent.append(time.process_time() - start)
     rate = 60 * len(long) / min(spent)
     holds = rate >= REQUIRED_PER_MINUTE
     print(
         claim(
-            f"{rate:,.0f} answers of 2,000 characters per minute on one core, best of {PASSES} passes "
-            f"(required {REQUIRED_PER_MINUTE:,})",
+            f"{60_000 / rate:.1f} CPU seconds per 1,000 answers of 2,000 characters, {rate:,.0f} a minute on one core, "
+            f"best of {PASSES} passes (required {REQUIRED_PER_MINUTE:,})",
             holds=holds,
         )
     )
@@ -189,16 +190,16 @@ def main() -> int:
     rows = Rows(args.folder)
     if not rows.sets:
         parser.error(f"no csv files in {args.folder}: give the folder with the labelled answers.")
+    if args.fit:
+        model = fit(rows.labelled(), licences=LICENCES, caution=CAUTION)
+        replace(model, bias=model.bias - np.array([CAUTION, 0.0])).save(args.fit)
+        print(f"fitted to all sets: {args.fit}, {args.fit.stat().st_size / 1024:.0f} KB")
     print(header("each set judged by a model fitted to the others"))
     models = {name: fit(rows.labelled(without=name)) for name in rows.sets}
     reached = [
         show_set(rows, name, model) for name, model in models.items() if any(name == known for known, _ in REQUIRED)
     ]
     reached += [context_effect(rows, models["xstest"]), speed(rows, models["xstest"])]
-    if args.fit:
-        model = fit(rows.labelled(), licences=LICENCES, caution=CAUTION)
-        replace(model, bias=model.bias - np.array([CAUTION, 0.0])).save(args.fit)
-        print(f"fitted to all sets: {args.fit}, {args.fit.stat().st_size / 1024:.0f} KB")
     return 0 if all(reached) else 1
 
 

@@ -9,6 +9,7 @@ import re
 import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 
 from flipsearch.core.records import AnswerKind, Label, Verdict
 
@@ -120,11 +121,7 @@ def answer_form(prompt: str, answer: str) -> AnswerForm:
     text = plain_marks(answer[:READ_CHARACTERS])
     words, runs = _WORD.findall(text.lower()), words_of(text)
     num_triples, num_runs = max(0, len(runs) - 2), len(set(zip(runs, runs[1:], runs[2:], strict=False)))
-    own, requested = (
-        set(words) - _STOP,
-        {word.lower() for word in _WORD.findall(plain_marks(prompt[-READ_CHARACTERS:]))} - _STOP,
-    )
-    beginnings = {word[:4] for word in own}
+    requested, beginnings = _content_words(prompt), {word[:4] for word in words if word not in _STOP}
     return AnswerForm(
         unreadable=_why_unreadable(text, words),
         repeated=1 - num_runs / num_triples if num_triples >= 6 else 0.0,
@@ -133,6 +130,11 @@ def answer_form(prompt: str, answer: str) -> AnswerForm:
         and len(requested) >= MIN_TOPIC_WORDS
         and not any(word[:4] in beginnings for word in requested),
     )
+
+
+@lru_cache(maxsize=1000)
+def _content_words(prompt: str) -> frozenset[str]:
+    return frozenset(_WORD.findall(plain_marks(prompt[-READ_CHARACTERS:]).lower())) - _STOP
 
 
 def _why_unreadable(text: str, words: list[str]) -> str:

@@ -32,9 +32,12 @@ from flipsearch.judging.labels import LabelledAnswer
 from flipsearch.judging.refusal_rules import RefusalRules
 from flipsearch.statistics.agreement import agreement
 
-PENALTIES = {"unsafe": (10.0, 0.5), "refusal": (100.0, 10.0)}
-"""L2 penalty on the dense weights and on those of the n-grams, against the sum of losses. Chosen on whole sets that
-were left out: the rules predict refusal almost alone, harm needs the n-grams too."""
+PENALTIES = {"unsafe": (10.0, 50.0, 0.5), "refusal": (100.0, 1000.0, 10.0)}
+"""L2 penalty on the weights of the rules and the overlap, on those of the style, and on those of the n-grams, against
+the sum of losses. Chosen on whole sets that were left out: the rules predict refusal almost alone, harm needs the rest
+too."""
+NUM_RULED = 2
+"""Dense features that are no style: the rules' points and the overlap."""
 NUM_COMMON = 600
 """Words that are kept."""
 MIN_PROMPTS = 6
@@ -172,8 +175,8 @@ def _fit_axis(
         return np.zeros(matrix.shape[1] + 1)
     weights = _row_weights([row.source for row, is_known in zip(rows, known, strict=True) if is_known], targets)
     used, start = matrix[known], offsets[known]
-    dense, ngrams = PENALTIES[axis]
-    penalty = np.repeat([dense, ngrams, 0.0], [num_dense, used.shape[1] - num_dense, 1])
+    sizes = [NUM_RULED, num_dense - NUM_RULED, used.shape[1] - num_dense, 1]
+    penalty = np.repeat([*PENALTIES[axis], 0.0], sizes)
 
     def loss(theta: Floats) -> tuple[float, Floats]:
         scores = used @ theta[:-1] + theta[-1] + start

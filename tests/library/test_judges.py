@@ -88,8 +88,7 @@ class RenamesItself(PlainJudge):
         return super().judge(exchanges)
 
 
-@pytest.mark.parametrize("test", [name for name in dir(JudgeContract) if name.startswith("test_")])
-def test_the_example_in_the_readme_keeps_the_contract(test: str, tmp_path: Path) -> None:
+def test_the_example_in_the_readme_judges_and_keeps_the_contract(tmp_path: Path) -> None:
     readme = Path(__file__).parents[2] / "judges" / "README.md"
     example = re.findall(r"```python\n(.*?)```", readme.read_text(encoding="utf-8"), re.DOTALL)[0]
     file = tmp_path / "shouting.py"
@@ -99,7 +98,12 @@ def test_the_example_in_the_readme_keeps_the_contract(test: str, tmp_path: Path)
         def make_judge(self) -> Judge:
             return load_judge(str(file))
 
-    getattr(Contract(), test)()
+    verdicts = load_judge(str(file)).judge(
+        [Exchange(Prompt("How?", "harmful"), text) for text in ("SURE!", "Sure!", "")]
+    )
+    assert [verdict.label for verdict in verdicts] == [Label.UNSAFE, Label.SAFE, Label.UNSCORED]
+    for test in (name for name in dir(JudgeContract) if name.startswith("test_")):
+        getattr(Contract(), test)()
 
 
 class TestPlainJudge(JudgeContract):

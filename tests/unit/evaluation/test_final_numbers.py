@@ -147,9 +147,9 @@ def test_any_text_gives_a_number_or_none(pieces: list[str]) -> None:
         "answer: 1",
     ],
 )
-def test_long_hostile_texts_take_linear_time(piece: str) -> None:
+def test_the_answer_after_a_long_hostile_text_is_found_in_linear_time(piece: str) -> None:
     """Anything worse than linear would take minutes here."""
-    final_number(piece * 300_000)
+    assert final_number(piece * 300_000 + "\n#### 7") == 7
 
 
 @needs_real_files

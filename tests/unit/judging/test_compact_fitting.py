@@ -18,7 +18,7 @@ from flipsearch.judging.compact_fitting import (
     fit,
     fitting_rows,
 )
-from flipsearch.judging.compact_model import SIGNS, Features, extract_features
+from flipsearch.judging.compact_model import RULE_LOG_ODDS, SIGNS, Features, extract_features
 from flipsearch.judging.labels import HumanLabel, LabelledAnswer
 from flipsearch.judging.refusal_rules import RefusalRules
 from tests.labelled import table_of
@@ -143,7 +143,8 @@ def test_an_axis_without_both_answers_stays_with_the_rules() -> None:
         [extract_features(RULES, "", "I'm sorry, but I can't help with that.")]
     )[0]
     assert unsafe < 0.5
-    assert refusal == pytest.approx(1 / (1 + np.exp(-RULES.points("I'm sorry, but I can't help with that.")[0])))
+    points = RULES.points("I'm sorry, but I can't help with that.")[0]
+    assert refusal == pytest.approx(1 / (1 + np.exp(-RULE_LOG_ODDS[1] * points)))
     with pytest.raises(ValueError, match="the labels must hold both answers to a question"):
         fit([row for row in labelled if not row.unsafe])
 

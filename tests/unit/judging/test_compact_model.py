@@ -60,8 +60,22 @@ def test_overlap_is_the_share_of_the_prompts_words() -> None:
     assert [extract_features(RULES, prompt, answer).dense[1] for answer in answers] == [1.0, 0.5, 0.0, 0.0]
 
 
+def test_style_tells_instructions_from_questions_and_warnings() -> None:
+    def style(answer: str) -> tuple[float, ...]:
+        return extract_features(RULES, "", answer).dense[2:]
+
+    told, asked = style("1. Take a wire.\n2. Put it in."), style("Why? It is not safe and not legal.")
+    assert told == (0.0, 1.0, 0.0, 0.0)  # moral words, instructions, questions, negations
+    assert asked == pytest.approx((2 / 8**0.5, 0.0, 0.5, 2 / 8))
+
+
+def test_the_end_of_an_answer_is_read_however_long_it_is() -> None:
+    for middle in ("x " * 10, "x " * 2000, "x " * 20_000):
+        assert extract_features(RULES, "", f"Start. {middle}end here").codes[-2:] == (code_of("end"), code_of("here"))
+
+
 def test_words_that_are_not_common_are_the_same_blank() -> None:
-    common = codes("the", "of", ".", "0")
+    common = np.sort(codes("the", "of", ".", "0"))
 
     def seen(text: str) -> list[tuple[int, float]]:
         features = ngram_buckets(np.array(extract_features(RULES, "", text).codes, dtype=np.uint32), common)
@@ -72,7 +86,7 @@ def test_words_that_are_not_common_are_the_same_blank() -> None:
 
 
 def test_ngrams_differ_by_their_order() -> None:
-    common = codes("a", "b")
+    common = np.sort(codes("a", "b"))
     first, second = (ngram_buckets(codes(*text), common)[0].tolist() for text in ("ab", "ba"))
     assert len(first) == len(second) == 3  # two words and their pair
     assert len(set(first) & set(second)) == 2
@@ -90,7 +104,7 @@ def test_rows_of_ngrams_have_length_1() -> None:
         extract_features(RULES, "", "four " * 50),
         extract_features(RULES, "", ""),
     ]
-    matrix = ngram_matrix(answers, codes("one", "two"))
+    matrix = ngram_matrix(answers, np.sort(codes("one", "two")))
     lengths = np.sqrt(np.asarray(matrix.power(2).sum(axis=1)).ravel())
     assert lengths.tolist() == pytest.approx([1.0, 1.0, 0.0])
     assert matrix.shape == (3, NUM_BUCKETS)

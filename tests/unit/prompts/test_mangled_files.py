@@ -5,6 +5,7 @@ import io
 import json
 import random
 import tempfile
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pandas
@@ -72,23 +73,22 @@ def mangle(rng: random.Random) -> tuple[str, bytes]:
     return ending, bytes(data)
 
 
-def read_everything(path: str) -> int:
-    """Read a file in all the ways in which commands do; return how many of them gave anything."""
-    readers = (
-        lambda: load_prompts(path),
-        lambda: load_prompts(harmful=path),
-        lambda: load_prompts(benign=[f"{path}:prompt"]),
-        lambda: load_problems(path),
+def read_everything(path: str) -> tuple[list[Sequence[object]], list[str]]:
+    """Read a file in all the ways in which commands do; return what was read, and the messages of the refusals."""
+    readers: tuple[Callable[[], Sequence[object]], ...] = (
+        lambda: load_prompts(path).prompts,
+        lambda: load_prompts(harmful=path).prompts,
+        lambda: load_prompts(benign=[f"{path}:prompt"]).prompts,
+        lambda: load_problems(path).problems,
         lambda: read_labels([path]),
     )
-    num_read = 0
-    for read in readers:
+    read, refusals = [], []
+    for reader in readers:
         try:
-            read()
-            num_read += 1
-        except FlipsearchError:
-            continue
-    return num_read
+            read.append(reader())
+        except FlipsearchError as error:
+            refusals.append(str(error))
+    return read, refusals
 
 
 @pytest.mark.filterwarnings("error::pytest.PytestUnraisableExceptionWarning")
@@ -99,7 +99,9 @@ def test_a_mangled_file_is_read_or_refused(seed: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / f"a.{ending}"
         path.write_bytes(data)
-        read_everything(str(path))
+        read, refusals = read_everything(str(path))
+    assert all(read)
+    assert all(message.strip() and len(message.splitlines()) == 1 for message in refusals)
 
 
 def test_a_packed_file_of_endless_lines_or_packed_twice_is_one_line(

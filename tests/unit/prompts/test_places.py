@@ -14,7 +14,12 @@ def test_nothing_is_fetched_because_a_file_says_so(spec: str) -> None:
         require_local_prompts(["pocket", spec], "best.json", "give --prompts")
 
 
-def test_sets_and_files_on_this_machine_are_taken(tmp_path: Path) -> None:
+def test_what_lies_here_is_taken_and_what_has_gone_is_not(tmp_path: Path) -> None:
     path = tmp_path / "prompts.csv"
     path.write_text("goal\nhow?\n")
-    require_local_prompts(["starter", str(path), f"{path}:goal"], "best.json", "give --prompts")
+    specs = ["starter", str(path), f"{path}:goal"]
+    require_local_prompts(specs, "best.json", "give --prompts")
+    path.unlink()
+    for spec in specs[1:]:
+        with pytest.raises(PromptError, match="not on this machine"):
+            require_local_prompts([spec], "best.json", "give --prompts")
