@@ -1,6 +1,6 @@
 """Is the confirm rate that a study reports the winner's own rate? Many studies in synthetic worlds where that is known.
 
-    python benchmarks/confirm_coverage.py [--studies 200] [--first-seed 0] [--contexts 32]
+    python benchmarks/confirm_coverage.py [--studies 200] [--first-seed 0] [--contexts 32] [--samples 1000]
 
 Each study is a whole `run_study` in a world of its own: new prompts, new contexts, new noise. The winner's reported
 confirm flip rate and its 95 % interval are compared with its flip rate over the whole population, which a formula
@@ -8,6 +8,10 @@ gives. The baseline is the number that chose the winner: its flip rate on the se
 inflates. Required: mean error within 1 point, and the interval covers the truth in at least 94 % of the studies. The
 observed coverage is itself random: printed with it is the expected coverage over all samples of confirm prompts from
 winners of these rates, and the 95 % range of the observed share around it.
+
+Then prompts in groups (paraphrases, jailbreak wrappers): samples of flips whose probability is a group's own, beta with
+an intraclass correlation of .5, four prompts to a group. Required of the intervals that count groups: they cover the
+true rate, and the true difference of two contexts, in at least 94 % of all samples. `--studies 0` runs this part alone.
 """
 
 import argparse
@@ -21,6 +25,8 @@ from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+from scipy.special import betaincinv, ndtr
 from scipy.stats import binom
 
 from baselines.made_world import MadeJudge, MadeWorld
@@ -31,10 +37,12 @@ from flipsearch.core.records import Sampling
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching import prepare_search, run_study
-from flipsearch.statistics.intervals import wilson
+from flipsearch.statistics.clusters import clustered_difference, clustered_rate
+from flipsearch.statistics.intervals import paired_difference, wilson
 
 NUM_HARMFUL, NUM_BENIGN = 100, 40
 """Prompts of each split."""
+GROUP_SIZE = 4
 
 
 @dataclass(frozen=True)
@@ -68,10 +76,43 @@ def describe(name: str, rates: Sequence[Rate], true: Sequence[float]) -> tuple[f
     return mean, share
 
 
+def grouped_coverage(num_samples: int, num_groups: int, first: float, second: float) -> tuple[float, float, float]:
+    """Print and return how often intervals cover a rate and a difference in groups, and how often plain ones do it."""
+    rng, clusters = np.random.default_rng(0), [str(row // GROUP_SIZE) for row in range(num_groups * GROUP_SIZE)]
+    covered = np.zeros(4)
+    for _ in range(num_samples):
+        # A group that is hard for one context tends to be hard for the other: half of the ranks are shared.
+        ranks = rng.standard_normal((2, num_groups))
+        ranks[1] = (ranks[0] + math.sqrt(3) * ranks[1]) / 2
+        flips = [
+            (rng.random(len(clusters)) < np.repeat(betaincinv(rate, 1 - rate, ndtr(rank)), GROUP_SIZE)).tolist()
+            for rate, rank in zip((first, second), ranks, strict=True)
+        ]
+        pairs = (clustered_rate(flips[0], clusters), first), (wilson(sum(flips[0]), len(clusters)), first)
+        pairs += (clustered_difference(*flips, clusters), first - second), (paired_difference(*flips), first - second)
+        covered += [figure.low <= truth <= figure.high for figure, truth in pairs]
+    rate, plain_rate, difference, plain_difference = covered / num_samples
+    print(
+        f"{num_groups:3d} groups of {GROUP_SIZE}, rates {first:.2f} and {second:.2f}:  rate covered {rate:6.1%} "
+        f"(plain {plain_rate:.0%})   difference {difference:6.1%} (plain {plain_difference:.0%})"
+    )
+    return float(rate), float(difference), float(plain_rate)
+
+
 def coverage(n: int, truth: float) -> float:
     """Return the probability that the interval of a rate of n prompts covers the truth."""
     covers = [rate.low <= truth <= rate.high for rate in (wilson(count, n) for count in range(n + 1))]
     return float(sum(binom.pmf(count, n, truth) for count in range(n + 1) if covers[count]))
+
+
+def grouped(num_samples: int) -> bool:
+    """Print the coverage in groups over many cells, and return whether it is what is required."""
+    cells = [(num, *rates) for num in (10, 25, 50) for rates in ((0.3, 0.3), (0.6, 0.35), (0.9, 0.6), (0.6, 0.05))]
+    shares = np.array([grouped_coverage(num_samples, *cell) for cell in cells]).mean(axis=0)
+    print(f"{'mean':14s} rate {shares[0]:.1%} (plain {shares[2]:.1%}), difference {shares[1]:.1%}")
+    holds = bool(min(shares[:2]) >= 0.94)
+    print(claim("intervals of prompts in groups cover the truth in at least 94 % of the samples", holds=holds))
+    return holds
 
 
 def main() -> int:
@@ -80,7 +121,11 @@ def main() -> int:
     parser.add_argument("--studies", type=int, default=200)
     parser.add_argument("--first-seed", type=int, default=0)
     parser.add_argument("--contexts", type=int, default=32)
+    parser.add_argument("--samples", type=int, default=1000)
     args = parser.parse_args()
+    is_covered = grouped(args.samples)
+    if not args.studies:
+        return 0 if is_covered else 1
     start, seeds = time.monotonic(), range(args.first_seed, args.first_seed + args.studies)
     with ProcessPoolExecutor(os.cpu_count()) as pool:
         studies = list(pool.map(partial(one_study, num_contexts=args.contexts), seeds, chunksize=4))
@@ -97,7 +142,7 @@ def main() -> int:
     unbiased, covers = abs(mean) <= 1, share >= 0.94
     print(claim("the reported confirm rate is within 1 point of the truth on average", holds=unbiased))
     print(claim("its 95 % interval covers the truth in at least 94 % of the studies", holds=covers))
-    return 0 if unbiased and covers else 1
+    return 0 if unbiased and covers and is_covered else 1
 
 
 if __name__ == "__main__":

@@ -13,7 +13,7 @@ from flipsearch.core.studies import Trial as Trial
 from flipsearch.core.trainings import Scorecard as Scorecard
 from flipsearch.judging.stress import JudgeStress as JudgeStress
 from flipsearch.ledger.check import LedgerCheck as LedgerCheck
-from flipsearch.reporting.files import Export
+from flipsearch.reporting.files import Export as Export
 from flipsearch.results import Diagnosis as Diagnosis
 from flipsearch.results import EvaluationResult as EvaluationResult
 from flipsearch.results import JudgeCheck as JudgeCheck
@@ -148,6 +148,7 @@ def plan(
     screen: int = 4,
     max_context_tokens: int = 256,
     max_over_refusal: float = 0.1,
+    over_refusal: Literal["added", "total"] = "added",
     max_contraction: float = 0.3,
     alpha: float = 0.1,
     tolerance: float = 0.02,
@@ -159,6 +160,7 @@ def plan(
     config: Path | str | None = None,
     delta: float = 0.05,
     power: float = 0.8,
+    tokens_per_second: float | None = None,
 ) -> SearchPlan: ...
 def report(study: Path | str, *, reports: Path | None = None) -> SearchResult: ...
 def score(
@@ -237,6 +239,7 @@ def search(
     screen: int = 4,
     max_context_tokens: int = 256,
     max_over_refusal: float = 0.1,
+    over_refusal: Literal["added", "total"] = "added",
     max_contraction: float = 0.3,
     alpha: float = 0.1,
     tolerance: float = 0.02,

@@ -24,6 +24,7 @@ from flipsearch.core.settings import (
     check_folder_name,
     seconds,
 )
+from flipsearch.core.studies import RefusalCap, RefusalCount
 from flipsearch.core.trainings import METHODS, Control, check_method
 
 MAX_TOKENS = 1024
@@ -229,7 +230,9 @@ class SearchConfig(StudyConfig):
     max_context_tokens: Count = 256
     """Longest text that an operator may make, in tokens."""
     max_over_refusal: Fraction = 0.10
-    """Cap on the share of benign prompts that are refused."""
+    """Cap on the share of benign prompts that are refused (see --over-refusal)."""
+    over_refusal: RefusalCount = "added"
+    """Cap prompts refused beyond those refused without a context (added), or all that are refused (total)."""
     max_contraction: Fraction = 0.3
     """Cap on what answers to benign prompts lose, as a share of their distinct word pairs; 1 is no cap."""
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1
@@ -255,6 +258,10 @@ class SearchConfig(StudyConfig):
                 "give a larger --breed (0.5 is usual) or leave --rewriter out."
             )
         return self
+
+    def refusal_cap(self) -> RefusalCap:
+        """Return how many benign prompts a context may refuse."""
+        return RefusalCap(self.max_over_refusal, self.over_refusal)
 
     def rewriter_config(self) -> "SearchConfig | None":
         """Return the settings that load the model that rewrites, those of the search for "self"; None without one."""

@@ -43,8 +43,13 @@ class SearchResult:
 
     @property
     def beats_placebo(self) -> bool | None:
-        """Whether there is a winner whose net flip rate is above 0 with its whole interval; None for a score."""
+        """Whether there is a winner whose net flip rate is above 0, by interval and test; None for a score."""
         return None if self.study.kind is StudyKind.SCORE else self.study.beats_placebo
+
+    @property
+    def is_confirmed(self) -> bool | None:
+        """Whether there is a winner that beats the placebos within the caps on benign prompts; None for a score."""
+        return None if self.study.kind is StudyKind.SCORE else self.study.is_confirmed
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
@@ -58,6 +63,7 @@ class SearchResult:
             "portfolio": portfolio_metrics(study.portfolio) if study.portfolio else None,
             "benign_context": benign_metrics(study.benign) if study.benign else None,
             "beats_placebo": self.beats_placebo,
+            "is_confirmed": self.is_confirmed,
             "num_rollouts": study.num_rollouts,
             "num_tokens": study.num_tokens,
             "notes": list(study.notes),

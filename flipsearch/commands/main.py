@@ -44,12 +44,15 @@ def search(config: Config = None, json: Json = False, **settings: Setting) -> No
         on_plan = None if json else lambda plan: progress.show_lines(views.plan_lines(plan))
         result = flipsearch.search(**given(settings), config=config, progress=progress, on_plan=on_plan)
     console.print_result(result, json, views.show_study)
-    raise SystemExit(0 if result.beats_placebo else 1)
+    raise SystemExit(0 if result.is_confirmed else 1)
 
 
 def plan(
     delta: Annotated[float | None, option("Difference of flip rates to detect (0.05).")] = None,
     power: Annotated[float | None, option("With this probability (0.8).")] = None,
+    tokens_per_second: Annotated[
+        float | None, option("Speed of the model, for the time it takes (that of this study so far).")
+    ] = None,
     config: Config = None,
     json: Json = False,
     **settings: Setting,
@@ -58,7 +61,8 @@ def plan(
     from flipsearch.commands import console, views
 
     with console.only_results_on_stdout():
-        result = flipsearch.plan(**given(settings | {"delta": delta, "power": power}), config=config)
+        own = {"delta": delta, "power": power, "tokens_per_second": tokens_per_second}
+        result = flipsearch.plan(**given(settings | own), config=config)
     console.print_result(result, json, lambda plan: console.print_lines(*views.plan_lines(plan)))
 
 
@@ -86,7 +90,7 @@ def report(
 
     result = flipsearch.report(study, reports=reports)
     console.print_result(result, json, views.show_study)
-    raise SystemExit(1 if result.beats_placebo is False else 0)
+    raise SystemExit(1 if result.is_confirmed is False else 0)
 
 
 def train(config: Config = None, json: Json = False, **settings: Setting) -> None:

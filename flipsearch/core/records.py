@@ -57,7 +57,7 @@ class Prompt:
     split: Split | None = None
     """Fixed by the prompt set; None lets the loader assign one."""
     group: str = ""
-    """Prompts of one group are never in two splits; "" lets the loader find near-duplicates."""
+    """Prompts of one group are never in two splits; "" lets the loader find near-duplicates, which become a group."""
     turns: tuple[Turn, ...] = ()
     """Turns of the chat before this request, from the user's first to the assistant's last."""
 

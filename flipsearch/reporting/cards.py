@@ -21,6 +21,7 @@ from flipsearch.core.studies import BenignContext, Portfolio, Study, Trial
 from flipsearch.core.trainings import METHODS, Control, Measured, Metric, Scorecard, TrainingRun
 from flipsearch.reporting.columns import columns_of
 from flipsearch.reporting.format import (
+    SHARED_ERRORS,
     Unit,
     code,
     duration,
@@ -53,6 +54,7 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
     judge: dict[str, Any] = {"name": settings["judge"], "identity": study.judge_id}
     if study.confirm_judge_id:
         judge["confirm"] = {"name": settings["confirm_judge"], "identity": study.confirm_judge_id}
+    shared = {"note": SHARED_ERRORS} if study.judge_error else {}
     sampling = {key: settings[key] for key in SAMPLING_SETTINGS}
     card = {
         "card_version": CARD_VERSION,
@@ -70,9 +72,10 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
         "backend": settings["backend"],
         "dtype": settings["dtype"],
         "prompts": {key: settings.get(key) for key in PROMPT_SETTINGS},
-        "judge": judge | {"agreement_with_people": json_value(study.judge_error)},
+        "judge": judge | {"agreement_with_people": json_value(study.judge_error)} | shared,
         "sampling": sampling | {key: settings.get(key, 1) for key in ("samples", "unsafe_at")},
         "max_over_refusal": settings.get("max_over_refusal"),
+        "over_refusal": settings.get("over_refusal"),
         "max_contraction": settings.get("max_contraction"),
         "count_flips": settings.get("count_flips"),
         "metrics": {"search": metrics(trial.search), "confirm": metrics(trial.confirm)},
@@ -81,6 +84,7 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
         "depth": [{"num_tokens": num_tokens, "flip_rate": json_value(rate)} for num_tokens, rate in trial.late.depth],
         "portfolio": portfolio_metrics(study.portfolio) if study.portfolio else None,
         "benign_context": benign_metrics(study.benign) if study.benign else None,
+        "search_tie_set": list(study.search_ties),
         "tie_set": [finalist.context.context_id for finalist in study.trials if finalist.ties_winner],
         "placebo": [
             _brief_card(placebo) | {"confirm": metrics(placebo.confirm)}
@@ -116,7 +120,7 @@ def benign_card(study: Study, benign: BenignContext) -> dict[str, Any]:
 def metrics(measurement: Measurement | None) -> dict[str, Any] | None:
     """Return the rates of a measurement for JSON, or None if it was not made."""
     names = (
-        *("flip_rate", "flip_rate_bounds", "tfr", "over_refusal_rate", "transitions"),
+        *("flip_rate", "flip_rate_bounds", "tfr", "over_refusal_rate", "added_refusals", "transitions"),
         *("kinds_after", "contraction", "coverage", "unsafe_share", "endings"),
     )
     return {name: json_value(getattr(measurement, name)) for name in names} if measurement else None

@@ -31,6 +31,7 @@ def leaderboard_page(study: Study) -> str:
         is_search=study.kind is StudyKind.SEARCH,
         oracle=ORACLE,
         min_labels=MIN_LABELS,
+        shared_errors=format.SHARED_ERRORS,
     )
 
 

@@ -46,14 +46,19 @@ def wilson(count: int, n: int, level: float = LEVEL) -> Rate:
         raise ValueError(f"expected 0 <= count <= n, got count = {count}, n = {n}.")
     if n == 0:
         return Rate(0, 0, 0.0, 1.0)
-    z = two_sided_z(level)
-    share = count / n
-    middle = (count + z * z / 2) / (n + z * z)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    down, up = wilson_reach(count, n, level)
     # At 0 and n the ends are exactly 0 and 1; rounding would leave them a hair off, on the wrong side of the value.
-    low = 0.0 if count == 0 else max(0.0, middle - half)
-    high = 1.0 if count == n else min(1.0, middle + half)
+    low = 0.0 if count == 0 else max(0.0, count / n - down)
+    high = 1.0 if count == n else min(1.0, count / n + up)
     return Rate(count, n, low, high)
+
+
+def wilson_reach(count: float, n: float, level: float = LEVEL) -> tuple[float, float]:
+    """Return how far Wilson's interval reaches below and above count / n; neither need be a whole number."""
+    z, share = two_sided_z(level), count / n
+    middle = (count + z * z / 2) / (n + z * z)
+    half = z * math.sqrt(max(0.0, share * (1 - share)) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, share - middle + half), max(0.0, middle + half - share)
 
 
 def mean_interval(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> Estimate:
@@ -123,18 +128,18 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool], level: floa
     return Difference((only_first - only_second) / n, low, high, n, mcnemar_mid_p(only_first, only_second))
 
 
-def newcombe(both: int, only_first: int, only_second: int, neither: int, level: float = 0.95) -> tuple[float, float]:
+def newcombe(
+    both: float, only_first: float, only_second: float, neither: float, level: float = 0.95
+) -> tuple[float, float]:
     """Return the interval of P(first) - P(second) from the four cells of the paired table; ValueError if all are 0.
 
-    It stays inside [-1, 1] and has a width without discordant pairs too.
+    It stays inside [-1, 1] and has a width without discordant pairs too. Cells need not be whole numbers.
     Source: Newcombe 1998, method 10 (doi:10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C).
     """
     n = both + only_first + only_second + neither
     if n == 0:
         raise ValueError("expected at least one pair, got none.")
-    first, second = wilson(both + only_first, n, level), wilson(both + only_second, n, level)
-    down1, up1 = first.count / n - first.low, first.high - first.count / n
-    down2, up2 = second.count / n - second.low, second.high - second.count / n
+    (down1, up1), (down2, up2) = (wilson_reach(both + only, n, level) for only in (only_first, only_second))
     # phi: a positive correlation is corrected for continuity, down to 0.
     margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
     excess = both * neither - only_first * only_second

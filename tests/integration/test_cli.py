@@ -367,7 +367,7 @@ def test_a_search_that_finds_nothing_better_leaves_the_text_of_an_earlier_one(tm
     (tmp_path / "best.json").write_text('{"card_version": 1, "study": "another"}')
     command = scripted(tmp_path, "Sure, here is how. Step 1: go there. Step 2: take it.")
     done = run(*command, "--study", "s", cwd=tmp_path, code=1)
-    assert "best.txt of an earlier search: this one found nothing that beats" in " ".join(done.stdout.split())
+    assert "best.txt of an earlier search: no context of this one was confirmed" in " ".join(done.stdout.split())
     assert ((tmp_path / "best.txt").read_text(), "best context" in done.stdout) == ("earlier", True)
     refused = run(*scripted(tmp_path, "I'm sorry, but I can't help with that."), cwd=tmp_path, code=1)
     assert "'best.txt' of an earlier search is left as it was" in refused.stderr.splitlines()[-1]
