@@ -25,7 +25,8 @@ def show_contexts(rows: list[dict[str, str]]) -> None:
         if listed:
             sys.stdout.write(f"{heading} ({len(listed)})\n\n")
         for row in listed:
-            facts = f"{row['words']} words, {row['variants']} variants, {row['placements']}"
+            variants = "" if role == "placebo" else f"{row['variants']} variants, "
+            facts = f"{row['words']} words, {variants}{row['placements']}"
             sys.stdout.write(f"{printable(row['name']):{longest}}  {facts}\n")
             for text in (row["description"], row["source"]):
                 indent = "    "
