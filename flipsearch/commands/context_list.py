@@ -4,7 +4,7 @@ import sys
 from shutil import get_terminal_size
 from textwrap import fill
 
-from flipsearch.commands.console import printable
+from flipsearch.core.files import printable
 
 HEADINGS = {
     "context": "CONTEXTS, which a search tries",
