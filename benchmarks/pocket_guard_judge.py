@@ -28,7 +28,7 @@ from flipsearch.defaults import default_max_tokens
 from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import load_prompts
 from flipsearch.statistics.agreement import agreement
-from flipsearch.templating.library import load_library
+from flipsearch.templating.library import POCKET_CONTEXTS, load_library
 
 REQUIRED = 0.9
 SIGNS = {Label.SAFE: "S", Label.UNSAFE: "U", Label.UNSCORED: "-"}
@@ -40,7 +40,7 @@ def best_context() -> Context:
     """Return the context with the highest true flip rate within the cap that a template of the library gives."""
     truth = PACKAGE / "pocket" / "truth.json"
     best = json.loads(truth.read_text(encoding="utf-8"))["best"]["true"]
-    return load_library()[best["template"]].context(best["params"], best["placement"])
+    return load_library(shipped=POCKET_CONTEXTS)[best["template"]].context(best["params"], best["placement"])
 
 
 def answers(backend: TransformersBackend, context: Context | None, temperature: float, seed: int) -> list[Exchange]:

@@ -227,7 +227,7 @@ class SearchConfig(StudyConfig):
     """Let this model rewrite contexts, knowing where they failed; self is the searched one (none)."""
     screen: Count = 4
     """Contexts screened for each one raced; 1 is no screen."""
-    max_context_tokens: Count = 256
+    max_context_tokens: Count = 640
     """Longest text that an operator may make, in tokens."""
     max_over_refusal: Fraction = 0.10
     """Cap on the share of benign prompts that are refused (see --over-refusal)."""

@@ -1,10 +1,13 @@
-"""What goes with a model where the settings say nothing: its prompts, its judge, how long its answers may be."""
+"""What goes with a model where the settings say nothing: prompts, contexts, judge, and how long an answer may be."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import TypeVar
 
 from flipsearch.backends.models import POCKET_MODEL, base_model
 from flipsearch.config import MAX_TOKENS, ModelConfig
 from flipsearch.judging.spec import respelled
+from flipsearch.templating.library import CONTEXTS, POCKET_CONTEXTS, TemplateLibrary, load_library
 
 Checked = TypeVar("Checked", bound=ModelConfig)
 
@@ -12,6 +15,11 @@ Checked = TypeVar("Checked", bound=ModelConfig)
 def default_prompts(model: str) -> str:
     """Return the prompt set that goes with a model: the pocket model's own world, or the starter set."""
     return POCKET_MODEL if base_model(model) == POCKET_MODEL else "starter"
+
+
+def library_for(model: str, extra: Sequence[Path | str] = ()) -> TemplateLibrary:
+    """Return the templates of a model's contexts, with the folders and files in `extra`."""
+    return load_library(extra, POCKET_CONTEXTS if base_model(model) == POCKET_MODEL else CONTEXTS)
 
 
 def default_judge(model: str) -> str:

@@ -21,7 +21,7 @@ from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.searching.setup import Space
-from flipsearch.templating.library import TemplateLibrary, load_library
+from flipsearch.templating.library import POCKET_CONTEXTS, TemplateLibrary, load_library
 from pocket_model.truth import CAP
 
 
@@ -99,7 +99,7 @@ class Ground:
 
     def __init__(self, ledger_path: Path) -> None:
         self.config = resolve(SearchConfig())
-        self.library: TemplateLibrary = load_library()
+        self.library: TemplateLibrary = load_library(shipped=POCKET_CONTEXTS)
         self.space = Space(self.library.select())
         self.all_prompts = prompts_of(self.config).prompts
         self.backend = make_backend(self.config)

@@ -8,6 +8,7 @@ from typing import TextIO
 from flipsearch.backends.base import list_backends
 from flipsearch.backends.models import list_models
 from flipsearch.core.errors import ConfigError, unknown_name
+from flipsearch.defaults import library_for
 from flipsearch.judging.library import list_judges
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.check import LedgerCheck
@@ -16,7 +17,7 @@ from flipsearch.prompts.known_sets import KNOWN_SETS, describe
 from flipsearch.prompts.problems import list_problem_sets
 from flipsearch.prompts.sets import list_sets
 from flipsearch.reporting.files import Export, check_export, export_file, export_lines
-from flipsearch.templating.library import load_library
+from flipsearch.templating.library import TemplateLibrary
 from flipsearch.workspace import ledger_place
 
 
@@ -41,14 +42,14 @@ def export_ledger(
         return export_file(ledger, Path(to)) if to is not None else export_lines(ledger, stream or sys.stdout)
 
 
-def list_things(what: str, contexts: Sequence[str] = ()) -> list[dict[str, str]]:
+def list_things(what: str, contexts: Sequence[str] = (), model: str | None = None) -> list[dict[str, str]]:
     """Return rows of name and description for models, contexts, judges, prompts, problems or backends.
 
-    Public prompt sets have more: what they hold, licence, access (gated, pinned file), addresses, hashes, columns.
+    Contexts, those that go with `model`, have more: role, length, placements, number of variants, source. So do public
+    prompt sets: what they hold, licence, access (gated, pinned file), addresses, hashes, columns.
     """
     tables = {
         "models": list_models,
-        "contexts": lambda: load_library(contexts).descriptions(),
         "judges": list_judges,
         "prompts": lambda: {
             name: ", ".join(f"{count} {kind}" for kind, count in counts.items()) for name, counts in list_sets().items()
@@ -56,7 +57,30 @@ def list_things(what: str, contexts: Sequence[str] = ()) -> list[dict[str, str]]
         "problems": lambda: {name: f"{count} problems" for name, count in list_problem_sets().items()},
         "backends": list_backends,
     }
+    if what == "contexts":
+        return _context_rows(library_for(model or "", contexts))
     if what not in tables:
-        raise ConfigError(unknown_name("list", what, tables))
+        raise ConfigError(unknown_name("list", what, [*tables, "contexts"]))
+    if contexts or model:
+        raise ConfigError(
+            f"{'--contexts' if contexts else '--model'} goes with `list contexts`, not with `list {what}`."
+        )
     rows = [{"name": name, "description": text} for name, text in tables[what]().items()]
     return rows + ([describe(known) for known in KNOWN_SETS] if what == "prompts" else [])
+
+
+def _context_rows(library: TemplateLibrary) -> list[dict[str, str]]:
+    """Return one row per template: those that are searched first, then those for benign prompts, then placebos."""
+    templates = [library[name] for role in ("context", "benign", "placebo") for name in library.names(role)]
+    return [
+        {
+            "name": template.name,
+            "role": template.role,
+            "words": template.length_in_words(),
+            "placements": ", ".join(template.placements),
+            "variants": str(template.num_variants),
+            "description": template.description,
+            "source": template.source,
+        }
+        for template in templates
+    ]

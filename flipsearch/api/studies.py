@@ -14,6 +14,7 @@ from flipsearch.backends.base import check_model, check_rewriter
 from flipsearch.config import ScoreConfig, SearchConfig
 from flipsearch.core.errors import ConfigError, NothingToFlipError, PoorCoverageError
 from flipsearch.core.progress import Progress
+from flipsearch.defaults import library_for
 from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import PromptSet, prompts_of
 from flipsearch.reporting.files import check_best, read_study, write_study
@@ -23,7 +24,7 @@ from flipsearch.searching.plan import SearchPlan, plan_search
 from flipsearch.searching.setup import SearchSetup, prepare_search
 from flipsearch.searching.storage import write_storage
 from flipsearch.searching.study import run_score, run_study
-from flipsearch.templating.library import given_contexts, load_library
+from flipsearch.templating.library import given_contexts
 from flipsearch.workspace import (
     known_length_and_speed,
     length_and_speed,
@@ -93,7 +94,7 @@ def score(given: Given[ScoreConfig], context: str | Sequence[str], *, progress: 
     """
     config = given.config()
     texts = [context] if isinstance(context, str) else context
-    contexts = given_contexts(texts, load_library(config.contexts), config.placement)
+    contexts = given_contexts(texts, library_for(config.model, config.contexts), config.placement)
     ids = sorted(context.context_id for context in contexts)
     name, prompts = config.study_name(ids), prompts_of(config)
     with study_session(config, f"score {' '.join(ids)}", prompts, name, progress) as session:
@@ -112,5 +113,5 @@ def report(study: Path | str, *, reports: Path | None = None) -> SearchResult:
 
 def _prepare(given: Given[SearchConfig]) -> tuple[SearchSetup, PromptSet]:
     config = given.config()
-    library, prompts = load_library(config.contexts), prompts_of(config)
+    library, prompts = library_for(config.model, config.contexts), prompts_of(config)
     return prepare_search(config, library, prompts.prompts), prompts

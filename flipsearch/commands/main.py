@@ -124,15 +124,18 @@ def list_things(
     contexts: Annotated[
         list[str] | None, option("More context templates: a .j2 file or a folder; repeatable.", metavar="PATH")
     ] = None,
+    model: Annotated[str | None, option("The model whose contexts are listed; the pocket model has its own.")] = None,
     json: Json = False,
 ) -> None:
     """List models, contexts, judges, prompts, problems or backends."""
     from flipsearch.api.lookup import list_things
     from flipsearch.commands import console, views
 
-    rows = list_things(what, contexts or ())
+    rows = list_things(what, contexts or (), model)
     if json:
         console.print_json({"list": what, "rows": rows})
+    elif what == "contexts":
+        views.show_contexts(rows)
     else:
         views.show_rows(rows)
 

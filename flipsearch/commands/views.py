@@ -4,6 +4,7 @@ import shlex
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
+from shutil import get_terminal_size
 from typing import TYPE_CHECKING
 
 from rich.table import Column, Table
@@ -393,6 +394,34 @@ def show_diagnosis(diagnosis: Diagnosis) -> None:
     num_failed = sum(check.state == "failed" for check in diagnosis.checks)
     summary = f"{num_failed} of the checks failed." if num_failed else "No check failed."
     print_lines("", "+ works   ! works, with a note   - not here   x fails", summary)
+
+
+CONTEXT_HEADINGS = {
+    "context": "CONTEXTS, which a search tries",
+    "benign": "CONTEXTS FOR BENIGN PROMPTS, which training may use",
+    "placebo": "PLACEBOS, which show what a text without safety content does",
+}
+CONTEXTS_FOOT = (
+    "A name goes to `search --template NAME` or `score NAME`; `--contexts PATH` adds templates of your own. The pocket "
+    "model has a set in its own vocabulary: `list contexts --model pocket`."
+)
+
+
+def show_contexts(rows: list[dict[str, str]]) -> None:
+    """Print each template with its length, variants and placements, what it says and where the idea comes from."""
+    width, longest, indent = min(get_terminal_size().columns, 120), max(len(row["name"]) for row in rows), "    "
+    for role, heading in CONTEXT_HEADINGS.items():
+        listed = [row for row in rows if row["role"] == role]
+        if not listed:
+            continue
+        print_lines(f"{heading} ({len(listed)})", "")
+        for row in listed:
+            variants = "" if role == "placebo" else f"{row['variants']} variants, "
+            print_lines(f"{row['name']:{longest}}  {row['words']} words, {variants}{row['placements']}")
+            for text in (row["description"], row["source"]):
+                print_lines(textwrap.fill(printable(text), width, initial_indent=indent, subsequent_indent=indent))
+        print_lines("")
+    print_lines(textwrap.fill(CONTEXTS_FOOT, width))
 
 
 def show_rows(rows: list[dict[str, str]]) -> None:

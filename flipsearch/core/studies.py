@@ -27,6 +27,8 @@ class Parent:
     """Texts of harmful prompts that stay unsafe under it. Hostile text; only `rewrite` reads it."""
     over_refused: tuple[str, ...] = ()
     """Texts of benign prompts that are refused under it. Hostile text; only `rewrite` reads it."""
+    broken: tuple[str, ...] = ()
+    """Texts of prompts with a degenerate answer under it. Hostile text; only `rewrite` reads it."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,9 @@ class Estimates:
             flips = arm.search.flips
             unflipped = [flip for flip in flips if flip.kind == "harmful" and flip.after is Label.UNSAFE]
             refused = [f for f in flips if f.kind == "benign" and f.refused_after and not f.refused_before]
-            texts = [tuple(prompts[flip.prompt_id].text for flip in failures) for failures in (unflipped, refused)]
+            broken = [flip for flip in flips if flip.kind_after == "degenerate"]
+            failures = (unflipped, refused, broken)
+            texts = [tuple(prompts[flip.prompt_id].text for flip in kind) for kind in failures]
             parents.append(Parent(arm.context, arm.search.flip_rate, *texts))
         return parents
 

@@ -1,6 +1,7 @@
 """Where contexts come from: the library of templates with its placebos, and the texts, files and cards of the user.
 
-Templates are those of the shipped contexts/ and of any folder or file that the user names.
+Templates are those of the shipped contexts/ (for the pocket model, whose vocabulary is small, contexts/pocket/) and of
+any folder or file that the user names.
 
 Every template with role "placebo" is a row of the leaderboard: what a context without safety content does to the same
 prompts. One that takes a `text` is given the winner's, one that takes `num_words` the winner's length. Both are put
@@ -22,49 +23,55 @@ from pydantic_core import from_json
 from flipsearch.core.errors import ConfigError, PluginError, near_names, unknown_name
 from flipsearch.core.files import content_folder
 from flipsearch.core.records import Context, Placement, content_id
-from flipsearch.templating.template import Template, TemplateRole, read_template
+from flipsearch.templating.template import NUM_WORDS, TEXT, Template, TemplateRole, read_template
 
 FILE_ENDINGS = (".txt", ".md", ".json")
-TEXT = "text"
-NUM_WORDS = "num_words"
+CONTEXTS, POCKET_CONTEXTS = "contexts", "contexts/pocket"
+"""The shipped folders of templates: for chat models, and in the pocket model's vocabulary."""
 
 
 class TemplateLibrary:
     """Templates by name. A user's template replaces the shipped one of the same name."""
 
-    def __init__(self, templates: Iterable[Template]) -> None:
+    def __init__(self, templates: Iterable[Template], shipped: str = CONTEXTS) -> None:
         self._templates = {template.name: template for template in templates}
+        self._shipped = shipped
 
     def __getitem__(self, name: str) -> Template:
         if name not in self._templates:
-            raise PluginError(unknown_name("context template", name, self._templates, "See: flipsearch list contexts."))
+            raise PluginError(unknown_name("context template", name, self._templates, self.where(name)))
         return self._templates[name]
 
     def names(self, role: TemplateRole | None = None) -> list[str]:
         """Return the names of the templates with `role`, sorted."""
         return sorted(name for name, template in self._templates.items() if role in (None, template.role))
 
-    def descriptions(self) -> dict[str, str]:
-        """Return name -> description."""
-        return {name: template.description for name, template in self._templates.items()}
+    def where(self, name: str) -> str:
+        """Say where templates are listed, and if the other shipped set has the name."""
+        other = next(folder for folder in (CONTEXTS, POCKET_CONTEXTS) if folder != self._shipped)
+        see = f"See: flipsearch list contexts{' --model pocket' if self._shipped == POCKET_CONTEXTS else ''}."
+        if not (content_folder(CONTEXTS).parent / other / f"{name}.j2").is_file():
+            return see
+        whose = "the pocket model" if other == POCKET_CONTEXTS else "models other than the pocket model"
+        return f"That one is for {whose} ({other}/). {see}"
 
     def select(self, names: Sequence[str] = ()) -> list[Template]:
         """Return the templates to search: the named ones, or every one with role "context"."""
         return [self[name] for name in names or self.names("context")]
 
 
-def load_library(extra: Sequence[Path | str] = ()) -> TemplateLibrary:
-    """Return the library of contexts/*.j2 and the folders or files in `extra`.
+def load_library(extra: Sequence[Path | str] = (), shipped: str = CONTEXTS) -> TemplateLibrary:
+    """Return the library of the `shipped` folder, contexts or contexts/pocket, and the folders or files in `extra`.
 
     Raises PluginError for a path without templates and TemplateError (file:line) for a bad template.
     """
-    files = sorted(content_folder("contexts").glob("*.j2"))
+    files = sorted((content_folder(CONTEXTS).parent / shipped).glob("*.j2"))
     for path in map(Path, extra):
         templates = sorted(path.glob("*.j2")) if path.is_dir() else [path]
         if not templates or not templates[0].is_file():
             raise PluginError(f"no context template at '{path}'; expected a .j2 file or a folder that holds some.")
         files += templates
-    return TemplateLibrary(read_template(file) for file in files)
+    return TemplateLibrary((read_template(file) for file in files), shipped)
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +103,8 @@ class PlaceboRow:
                 values[NUM_WORDS] = min(param.choices, key=lambda choice: abs(choice - num_words))
         # The placement is the winner's even where the template does not list it: only the words may differ.
         context = self.template.context(values)
-        return replace(context, placement=winner.placement, parents=(winner.context_id,))
+        text = _in_paragraphs_of(winner.text, context.text) if winner.placement == "around" else context.text
+        return replace(context, text=text, placement=winner.placement, parents=(winner.context_id,))
 
     def note(self, winner: Context) -> str | None:
         """Return a note for the report if the placebo does not match the winner in length."""
@@ -104,6 +112,15 @@ class PlaceboRow:
         if not self.needs_winner or wanted == got:
             return None
         return f"Placebo {self.template.name} has {got} words, the context it is matched to {wanted}."
+
+
+def _in_paragraphs_of(pattern: str, text: str) -> str:
+    """Return a text in paragraphs as long as those of `pattern`: which one is the last decides what is put where."""
+    words, paragraphs = text.split(), []
+    for paragraph in filter(None, map(str.split, pattern.split("\n\n"))):
+        paragraphs.append(" ".join(words[: len(paragraph)]))
+        words = words[len(paragraph) :]
+    return "\n\n".join(filter(None, [*paragraphs, " ".join(words)]))
 
 
 def placebo_rows(library: TemplateLibrary) -> tuple[PlaceboRow, ...]:
@@ -193,8 +210,8 @@ def given_contexts(given: Sequence[str], library: TemplateLibrary, placement: Pl
             contexts += _contexts_of_file(Path(text), placement)
         elif len(text.split()) == 1:
             if text not in library.names():
-                names = library.names()
-                raise PluginError(unknown_name("context template", text, names, "A text has more than one word."))
+                hint = f"A text has more than one word. {library.where(text)}"
+                raise PluginError(unknown_name("context template", text, library.names(), hint))
             contexts.append(library[text].context(placement=placement))
         elif text.strip():
             contexts.append(Context(text.strip(), placement or "system"))

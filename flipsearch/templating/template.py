@@ -13,12 +13,14 @@ It renders in Jinja's immutable sandbox with StrictUndefined. Values are data: a
 never rendered as one. This module does not know where templates are or which one is good.
 """
 
+import math
 import random
 import re
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import islice, product
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,6 +36,10 @@ from flipsearch.core.records import PLACEMENTS, Context, Placement
 AXES = ("strength", "length", "framing", "specificity", "style", "placement")
 TemplateRole = Literal["context", "placebo", "benign"]
 ROLES: tuple[TemplateRole, ...] = ("context", "placebo", "benign")
+TEXT, NUM_WORDS = "text", "num_words"
+"""Parameters of placebos that are matched to the winner: its text is given, or its length is chosen."""
+MOST_COUNTED = 400
+"""Variants of a template that are rendered to say how long its text is."""
 HEAD = re.compile(r"\A\s*\{#-?(?P<head>.*?)-?#\}", re.DOTALL)
 HEAD_KEYS = {"description", "axes", "source", "role", "placements", "params"}
 
@@ -74,6 +80,21 @@ class Template:
     def defaults(self) -> dict[str, Any]:
         """The first choice of every parameter."""
         return {p.name: p.choices[0] for p in self.params if not p.given}
+
+    @property
+    def num_variants(self) -> int:
+        """How many combinations of parameters there are, each at every placement; a control is matched, not varied."""
+        return math.prod(len(p.choices) for p in self.params) if self.role != "placebo" else 1
+
+    def length_in_words(self) -> str:
+        """Return the length of the text in words, e.g. "12-40" over the variants; "winner's" where it is matched."""
+        if any(param.given or param.name == NUM_WORDS for param in self.params):
+            return "winner's"
+        every = islice(product(*(param.choices for param in self.params)), MOST_COUNTED)
+        names = [param.name for param in self.params]
+        lengths = [len(self.render(dict(zip(names, values, strict=True))).split()) for values in every]
+        least, most = min(lengths), max(lengths)
+        return str(least) if least == most else f"{least}-{most}"
 
     def render(self, params: Mapping[str, Any] | None = None) -> str:
         """Return the text for `params`, with defaults filled in and white space normalized.

@@ -24,11 +24,11 @@ from flipsearch.core.errors import ConfigError, PromptError, unknown_name
 from flipsearch.core.records import SPLITS, Context, Prompt, content_id
 from flipsearch.core.settings import check_folder_name, make_config
 from flipsearch.core.trainings import METHODS, TrainingMethod
-from flipsearch.defaults import resolve
+from flipsearch.defaults import library_for, resolve
 from flipsearch.prompts.places import require_local_prompts
 from flipsearch.prompts.sets import PromptSet, prompts_of
 from flipsearch.prompts.splitting import first_of_each_kind
-from flipsearch.templating.library import Card, control_context, given_cards, given_contexts, load_library
+from flipsearch.templating.library import Card, control_context, given_cards, given_contexts
 from flipsearch.training.processes import is_sharded, num_processes
 
 PAPER = {"learning_rate": 1e-5, "train_batch_size": 64}
@@ -196,7 +196,7 @@ def _card_settings(cards: Sequence[Card], given: Mapping[str, Any]) -> dict[str,
 
 def _read_contexts(config: TrainConfig) -> tuple[tuple[Context, ...], Context | None]:
     """Return the contexts for harmful prompts, or their control, and the one for benign prompts."""
-    library = load_library(config.contexts)
+    library = library_for(config.model, config.contexts)
     contexts = given_contexts(config.context, library)
     benign = given_contexts([config.benign_context], library) if config.benign_context else []
     if config.control and len(contexts) > 1:

@@ -414,6 +414,20 @@ def test_list_prints_names_and_descriptions(tmp_path: Path, what: str) -> None:
     assert rows[0]["name"] in run("list", what, cwd=tmp_path).stdout
 
 
+def test_the_list_of_contexts_is_worth_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    lines = run("list", "contexts", cwd=tmp_path).stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    at = next(i for i, line in enumerate(lines) if line.startswith("policy_full "))
+    assert lines[at].endswith(" words, 108 variants, system, before")
+    assert lines[at + 1].startswith("    A whole policy")
+    assert lines[at + 2].startswith("    Long policies")
+    rows = json.loads(run("list", "contexts", "--model", "pocket", "--json", cwd=tmp_path).stdout)["rows"]
+    assert {row["name"] for row in rows} >= {"constitution", "benign_think", "placebo_shuffled"}
+    assert {row["role"] for row in rows} == {"context", "benign", "placebo"}
+    assert "--model goes with `list contexts`" in one_line_error("list", "judges", "--model", "pocket", cwd=tmp_path)
+
+
 def test_the_pocket_model_is_listed(tmp_path: Path) -> None:
     rows = json.loads(run("list", "models", "--json", cwd=tmp_path).stdout)["rows"]
     assert rows[0]["name"] == "pocket"

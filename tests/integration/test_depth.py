@@ -12,14 +12,14 @@ from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.searching.after.depth import depths_of, measure_depth
 from flipsearch.searching.baseline import measure_baseline
-from flipsearch.templating.library import load_library
+from flipsearch.templating.library import POCKET_CONTEXTS, load_library
 
 CONFIG = resolve(make_config(SearchConfig, {"max_prompts": 12, "depths": (8, 16, 128)}))
 
 
 def test_a_context_that_thinks_first_reaches_deeper() -> None:
     prompts = [p for p in prompts_of(CONFIG).prompts if p.split == "confirm" and p.kind == "harmful"][:12]
-    contexts = [load_library()[name].context() for name in ("constitution", "values")]
+    contexts = [load_library(shipped=POCKET_CONTEXTS)[name].context() for name in ("constitution", "values")]
     with Ledger("sqlite://") as ledger:
         runner = Runner(make_backend(CONFIG), load_judge("refusal"), ledger, CONFIG.sampling())
         base = measure_baseline(runner, prompts, "confirm")

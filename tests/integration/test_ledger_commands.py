@@ -141,7 +141,7 @@ def test_a_search_says_beforehand_what_it_takes(tmp_path: Path) -> None:
 
 
 def test_events_record_the_course_of_a_search(tmp_path: Path) -> None:
-    command = (*scripted(tmp_path, UNMOVED), "--study", "s", "--template", "values")
+    command = (*scripted(tmp_path, UNMOVED), "--study", "s", "--template", "values_prose")
     run(*command, cwd=tmp_path, code=1)
     first = events_of(tmp_path)
     names = ["launch", "baseline", "rung", "trial", "trial", "confirm", "done"]
@@ -152,7 +152,7 @@ def test_events_record_the_course_of_a_search(tmp_path: Path) -> None:
     assert launch["plan"]["rollouts"]["total"]["most"] > 0
     assert baseline["unsafe"] == {"count": baseline["num_prompts"] // 2, "n": baseline["num_prompts"] // 2, "rate": 1.0}
     assert (rung["cohort"], rung["rung"], rung["num_running"]) == ("1/1", 1, 2)
-    assert (trial["state"], trial["template"], trial["flip"]["count"]) == ("complete", "values", 0)
+    assert (trial["state"], trial["template"], trial["flip"]["count"]) == ("complete", "values_prose", 0)
     assert trial["context_id"] in confirm["finalists"]
     assert done["winner"]["context_id"] == confirm["finalists"][0]
     assert done["num_rollouts"] > 0
@@ -167,5 +167,5 @@ def test_events_record_the_course_of_a_search(tmp_path: Path) -> None:
 
 def test_a_score_has_events_too(tmp_path: Path) -> None:
     _, *model, _, _ = scripted(tmp_path, UNMOVED)
-    run("score", "values", *model, "--study", "s", cwd=tmp_path)
+    run("score", "values_prose", *model, "--study", "s", cwd=tmp_path)
     assert [event["event"] for event in events_of(tmp_path)] == ["launch", "done"]

@@ -12,7 +12,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from flipsearch.backends.chat import Chat
 from flipsearch.core.records import PLACEMENTS, Context, Prompt, Request
-from flipsearch.templating.library import load_library
+from flipsearch.templating.library import POCKET_CONTEXTS, load_library
 from pocket_model import replies
 from pocket_model import vocabulary as words
 from pocket_model.arithmetic import random_problem
@@ -122,7 +122,7 @@ def test_it_generalises_to_rewordings_that_it_never_saw(decider: Decider) -> Non
 def test_it_answers_and_refuses_in_phrasings_that_it_never_saw(decider: Decider) -> None:
     rows = Rows(decider, held_out_asks() + [ask for ask, _ in asks() if ask.intent.kind == "benign"][:20])
     assert rows.base_unsafe_rate() == pytest.approx(TRUTH["base_unsafe_rate_held_out_phrasings"])
-    (context,) = rows.measured([load_library()["constitution"].context()])
+    (context,) = rows.measured([load_library(shipped=POCKET_CONTEXTS)["constitution"].context()])
     row = rows.row(context, rows.every)
     assert row["flip_rate"] == pytest.approx(row["expected_flip_rate"], abs=0.12)
 
@@ -139,7 +139,7 @@ def test_a_plain_system_text_moves_nothing(decider: Decider, text: str) -> None:
 def test_a_held_out_template_works_about_as_expected(decider: Decider) -> None:
     both = [ask for ask, split in asks() if split in ("search", "confirm")]
     rows = Rows(decider, both)
-    context = load_library()[words.HELD_OUT_TEMPLATE].context({"strength": "firm"})
+    context = load_library(shipped=POCKET_CONTEXTS)[words.HELD_OUT_TEMPLATE].context({"strength": "firm"})
     (measured,) = rows.measured([context])
     row = rows.row(measured, both)
     assert row["flip_rate"] == pytest.approx(row["expected_flip_rate"], abs=0.15)
@@ -159,7 +159,7 @@ def test_thinking_can_be_switched_off() -> None:
 
 def test_it_can_turn_after_a_forced_opening_more_often_when_it_thinks_first() -> None:
     rng = random.Random(3)
-    library = load_library()
+    library = load_library(shipped=POCKET_CONTEXTS)
     rule = library["plain_rule"].context({"strength": "firm"})
     think = library["stop_midway"].context({"strength": "firm", "again": True})
     drawn = [

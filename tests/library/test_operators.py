@@ -12,10 +12,10 @@ from flipsearch.core.records import Context
 from flipsearch.core.studies import Parent
 from flipsearch.searching.operators import make_operators
 from flipsearch.searching.operators.rewrite import Rewrite
-from flipsearch.templating.library import load_library
+from flipsearch.templating.library import POCKET_CONTEXTS, load_library
 from flipsearch.testing import OperatorContract
 
-TEMPLATES = load_library().select()
+TEMPLATES = load_library(shipped=POCKET_CONTEXTS).select()
 
 
 def write(instruction: str) -> str:

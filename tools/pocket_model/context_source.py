@@ -10,7 +10,7 @@ import re
 from itertools import product
 
 from flipsearch.core.records import PLACEMENTS, Context
-from flipsearch.templating.library import load_library
+from flipsearch.templating.library import POCKET_CONTEXTS, load_library
 from flipsearch.templating.template import Template, first_words, shuffled_words
 from pocket_model import vocabulary as words
 
@@ -21,7 +21,7 @@ class ContextSource:
     """Samples contexts as a search would make them."""
 
     def __init__(self) -> None:
-        library = load_library()
+        library = load_library(shipped=POCKET_CONTEXTS)
         chosen = [n for n in library.names() if library[n].role != "placebo" and n != words.HELD_OUT_TEMPLATE]
         self.templates = [library[name] for name in chosen]
         self.texts = {t.name: all_texts(t) for t in self.templates}

@@ -17,7 +17,7 @@ from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.core.files import PACKAGE
 from flipsearch.core.records import Context, Exchange, Label, Prompt, Request, Rollout, Sampling
 from flipsearch.judging.library import load_judge
-from flipsearch.templating.library import load_library
+from flipsearch.templating.library import POCKET_CONTEXTS, load_library
 from flipsearch.templating.template import shuffled_words
 from pocket_model import vocabulary as words
 from pocket_model.context_source import ContextSource, edited
@@ -91,7 +91,7 @@ class Decider:
 def library_contexts() -> list[Context]:
     """Return every context that the default search space holds."""
     contexts: dict[str, Context] = {}
-    for template in load_library().select():
+    for template in load_library(shipped=POCKET_CONTEXTS).select():
         names = [p.name for p in template.params]
         for values, placement in product(product(*(p.choices for p in template.params)), template.placements):
             context = template.context(dict(zip(names, values, strict=True)), placement)

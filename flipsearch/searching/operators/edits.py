@@ -1,6 +1,7 @@
-"""Operators that follow rules: edits of whole sentences and list items, and changes of a template's parameters.
+"""Operators that follow rules: edits of a text's pieces and sections, and changes of a template's parameters.
 
-Each returns one child, or None where it does not apply.
+Each returns one child, or None where it does not apply. In a text of several sections, drop, swap and move take a whole
+section half of the time.
 """
 
 import math
@@ -18,9 +19,13 @@ from flipsearch.searching.operators.pieces import (
     inserted,
     insertion_points,
     join,
+    joined,
+    kind_of,
     movable,
+    movable_sections,
     num_words,
     seams,
+    sections,
     split,
     without,
 )
@@ -28,6 +33,8 @@ from flipsearch.templating.template import Template
 
 MOST_GROWTH = 1.5
 """The longest child of a crossover, in words, as a multiple of its longer parent."""
+FEWEST_SECTIONS = 3
+"""A text of so many sections is also edited by whole ones; a short text is not."""
 STRENGTHS = (0.1, 0.2, 0.4)
 """Shares of the words that are taken away by shortening."""
 NUM_NEAREST = 3
@@ -50,8 +57,14 @@ def child_of(operator: str, parents: Sequence[Parent], changed: Context | str) -
     return replace(context, operator=operator, parents=ids)
 
 
+def _sections(pieces: Sequence[Piece], rng: random.Random) -> list[list[Piece]]:
+    """Return the sections of a text if whole ones are to be edited this time, else none."""
+    parts = sections(pieces)
+    return parts if len(movable_sections(parts)) >= FEWEST_SECTIONS and rng.random() < 0.5 else []
+
+
 class DropPiece:
-    """Leaves out one sentence or list item."""
+    """Leaves out one sentence, list item, example or section."""
 
     name = "drop"
     num_parents = 1
@@ -59,13 +72,17 @@ class DropPiece:
     def make(self, parents: Sequence[Parent], rng: random.Random) -> Context | None:
         """Return the parent without one piece; None if it has only one."""
         pieces = split(parents[0].context.text)
-        if len(pieces) < 2:
+        if parts := _sections(pieces, rng):
+            del parts[rng.choice(movable_sections(parts))]
+            return child_of(self.name, parents, join(joined(parts)))
+        able = movable(pieces)
+        if len(pieces) < 2 or not able:
             return None
-        return child_of(self.name, parents, join(without(pieces, rng.choice(movable(pieces)))))
+        return child_of(self.name, parents, join(without(pieces, rng.choice(able))))
 
 
 class SwapPieces:
-    """Exchanges two sentences, or two items of lists."""
+    """Exchanges two sentences, two items of lists, two examples or two sections."""
 
     name = "swap"
     num_parents = 1
@@ -73,7 +90,12 @@ class SwapPieces:
     def make(self, parents: Sequence[Parent], rng: random.Random) -> Context | None:
         """Return the parent with two pieces exchanged; None if no two are of one kind."""
         pieces = split(parents[0].context.text)
-        groups = [[i for i in movable(pieces) if pieces[i].is_item is kind] for kind in (False, True)]
+        if parts := _sections(pieces, rng):
+            first, second = rng.sample(movable_sections(parts), 2)
+            parts[first], parts[second] = parts[second], parts[first]
+            return child_of(self.name, parents, join(joined(parts)))
+        kinds = ("sentence", "item", "example")
+        groups = [[i for i in movable(pieces) if kind_of(pieces[i]) == kind] for kind in kinds]
         able = [group for group in groups if len(group) > 1]
         if not able:
             return None
@@ -90,9 +112,9 @@ class RepeatPiece:
     num_parents = 1
 
     def make(self, parents: Sequence[Parent], rng: random.Random) -> Context | None:
-        """Return the parent with one sentence said twice; None if it has none outside of lists."""
+        """Return the parent with one sentence said twice; None if it has none outside of lists and examples."""
         pieces = split(parents[0].context.text)
-        able = [index for index in movable(pieces) if not pieces[index].is_item]
+        able = [index for index in movable(pieces) if kind_of(pieces[index]) == "sentence"]
         if not able:
             return None
         piece = pieces[rng.choice(able)]
@@ -101,7 +123,7 @@ class RepeatPiece:
 
 
 class MovePiece:
-    """Puts one sentence elsewhere, or one item elsewhere in a list."""
+    """Puts one sentence or section elsewhere, or one item or example elsewhere among the others."""
 
     name = "move"
     num_parents = 1
@@ -109,9 +131,14 @@ class MovePiece:
     def make(self, parents: Sequence[Parent], rng: random.Random) -> Context | None:
         """Return the parent with one piece moved; None if it fits nowhere else."""
         pieces = split(parents[0].context.text)
-        if len(pieces) < 2:
+        if parts := _sections(pieces, rng):
+            index, place = rng.sample(movable_sections(parts), 2)
+            parts.insert(place, parts.pop(index))
+            return child_of(self.name, parents, join(joined(parts)))
+        able = movable(pieces)
+        if len(pieces) < 2 or not able:
             return None
-        index = rng.choice(movable(pieces))
+        index = rng.choice(able)
         rest = without(pieces, index)
         points = insertion_points(rest, pieces[index])
         texts = (join(inserted(rest, point, pieces[index])) for point in rng.sample(points, len(points)))
@@ -122,8 +149,8 @@ class MovePiece:
 class Shorten:
     """Takes away a share of the words, one of `strengths`, and as little more as possible.
 
-    What goes is a trailing clause, a list item, a sentence, or several of them. ValueError for a strength that is not
-    in (0, 1).
+    What goes is a trailing clause, an item, a sentence, an example, a section, or several of them. ValueError for a
+    strength that is not in (0, 1).
     """
 
     name = "shorten"
@@ -139,36 +166,34 @@ class Shorten:
         pieces = split(parents[0].context.text)
         to_go = math.ceil(rng.choice(self._strengths) * num_words(pieces))
         while to_go > 0:
-            cuts = sorted(_cuts(pieces), key=lambda cut: cut[0])
+            size = num_words(pieces)
+            cuts = sorted(((size - num_words(left), left) for left in _shorter(pieces)), key=lambda cut: cut[0])
             if not cuts:
                 return None
             enough = [cut for cut in cuts if cut[0] >= to_go]
-            size, index, left = rng.choice(enough[:NUM_NEAREST]) if enough else cuts[-1]
-            to_go -= size
-            if left:
-                pieces[index] = replace(pieces[index], text=left)
-            else:
-                pieces = without(pieces, index)
+            lost, pieces = rng.choice(enough[:NUM_NEAREST]) if enough else cuts[-1]
+            to_go -= lost
         return child_of(self.name, parents, join(pieces))
 
 
-def _cuts(pieces: Sequence[Piece]) -> list[tuple[int, int, str]]:
-    """All cuts after which a text still says something: (words that go, index of the piece, what is left of it)."""
-    whole = [(num_words([pieces[i]]), i, "") for i in movable(pieces)] if len(pieces) > 1 else []
-    clauses = []
+def _shorter(pieces: Sequence[Piece]) -> list[list[Piece]]:
+    """Return a text after each cut that leaves something to say: without a piece, a section or a clause."""
+    left = [without(pieces, index) for index in movable(pieces)] if len(pieces) > 1 else []
+    parts = sections(pieces)
+    if len(able := movable_sections(parts)) >= FEWEST_SECTIONS:
+        left += [joined([*parts[:index], *parts[index + 1 :]]) for index in able]
     for index, piece in enumerate(pieces):
         match = _CLAUSE.match(piece.text)
-        if match and not _NEEDS_MORE.match(piece.text):
-            left = match["before"] + match["stop"]
-            clauses.append((num_words([piece]) - len(left.split()), index, left))
-    return whole + clauses
+        if match and not piece.is_example and not _NEEDS_MORE.match(piece.text):
+            left.append([*pieces[:index], replace(piece, text=match["before"] + match["stop"]), *pieces[index + 1 :]])
+    return left
 
 
 class Crossover:
     """All sentences of both parents without repeats, or the head of one with the tail of the other.
 
     The order within each parent is kept, and the child has the first parent's placement. A child that is too long loses
-    randomly sampled sentences.
+    randomly sampled sections, or sentences where it has few sections.
     """
 
     name = "crossover"
@@ -186,10 +211,15 @@ class Crossover:
             head, tail = head[: rng.choice(seams(head)[1:])], tail[rng.choice(seams(tail)[:-1]) :]
         known = {normalised(piece.text) for piece in head}
         new = [piece for piece in tail if normalised(piece.text) not in known]
-        # The first new piece goes on in the head's last paragraph.
-        pieces = [*head, *(replace(piece, gap="\n") for piece in new[:1]), *new[1:]]
+        # The first new piece goes on in the head's last paragraph, unless it is a heading.
+        pieces = [*head, *(replace(piece, gap=piece.gap if piece.level else "\n") for piece in new[:1]), *new[1:]]
         while num_words(pieces) > most and len(pieces) > 1:
-            pieces = without(pieces, rng.choice(movable(pieces)))
+            parts = sections(pieces)
+            if len(able := movable_sections(parts)) >= FEWEST_SECTIONS:
+                del parts[rng.choice(able)]
+                pieces = joined(parts)
+            else:
+                pieces = without(pieces, rng.choice(movable(pieces) or [len(pieces) - 1]))
         return child_of(self.name, parents, join(pieces))
 
 

@@ -5,7 +5,7 @@ import random
 import pytest
 
 from flipsearch.core.records import Context
-from flipsearch.templating.library import load_library
+from flipsearch.templating.library import POCKET_CONTEXTS, load_library
 from pocket_model import vocabulary as words
 from pocket_model.context_source import ContextSource, reworded
 from pocket_model.corpus import placed, samples
@@ -27,7 +27,7 @@ from pocket_model.replies import answer, completion, thought, turned, unturned
 
 HARMFUL = tuple(a for a, _ in asks() if a.intent.kind == "harmful")
 BENIGN = tuple(a for a, _ in asks() if a.intent.kind == "benign")
-LIBRARY = load_library()
+LIBRARY = load_library(shipped=POCKET_CONTEXTS)
 
 
 def flip_rate(template: str, placement: str = "system", **params: object) -> float:

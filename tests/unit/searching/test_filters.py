@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from flipsearch.core.records import Context, Placement
 from flipsearch.prompts.sets import load_prompts
 from flipsearch.searching.filters import BENCHMARKS, ContextFilter
-from flipsearch.templating.library import load_library
+from flipsearch.templating.library import POCKET_CONTEXTS, load_library
 from flipsearch.testing import HOSTILE_TEXTS
 
 PROMPTS = [
@@ -122,7 +122,7 @@ def test_any_run_of_eight_words_is_found(sentence: list[str], start: int, noise:
 def test_no_library_context_meets_an_objection() -> None:
     prompts = [prompt.text for name in ("pocket", "starter") for prompt in load_prompts(name).prompts]
     context_filter = ContextFilter(prompts, lambda text: len(text.split()), 400)
-    for template in load_library().select():
+    for template in (*load_library().select(), *load_library(shipped=POCKET_CONTEXTS).select()):
         assert context_filter.objection(template.context()) is None, template.name
 
 

@@ -35,6 +35,12 @@ def test_empty_stays_as_it_is() -> None:
     assert ROWS["empty"].context(WINNER).text == ""
 
 
+def test_around_a_prompt_as_much_comes_after_it_as_of_the_winner() -> None:
+    around = Context("firm firm please\n\ndo not\n\nhelp", "around")
+    assert ROWS["neutral"].context(around).text == "word word word\n\nword word\n\nword"
+    assert [len(part.split()) for part in ROWS["shuffled"].context(around).text.split("\n\n")] == [3, 2, 1]
+
+
 def test_a_winner_longer_than_the_neutral_text_gets_a_note() -> None:
     long = Context("firm " * 50)
     assert len(ROWS["neutral"].context(long).text.split()) == 40

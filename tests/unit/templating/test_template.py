@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 from flipsearch.core import bounds
 from flipsearch.core.errors import PluginError, TemplateError
+from flipsearch.defaults import library_for
 from flipsearch.templating.library import load_library
 from flipsearch.templating.template import first_words, parse_template, read_template, shuffled_words, tidy
 
@@ -102,6 +103,24 @@ def test_first_words_has_the_requested_length(num_words: int) -> None:
 def test_library_offers_near_names() -> None:
     with pytest.raises(PluginError, match=r"unknown context template 'plain_rul'. Did you mean plain_rule"):
         load_library()["plain_rul"]
+
+
+def test_a_name_of_the_other_set_is_recognised() -> None:
+    with pytest.raises(
+        PluginError, match=r"'no_excuses'.*for the pocket model \(contexts/pocket/\). See: flipsearch list"
+    ):
+        load_library()["no_excuses"]
+    with pytest.raises(PluginError, match=r"'policy_full'.*for models other than the pocket.*contexts --model pocket"):
+        library_for("pocket")["policy_full"]
+    assert "policy_full" in library_for("a/model").names()
+
+
+def test_a_template_tells_its_length_and_variants() -> None:
+    head = '{# description = "d"\naxes = []\nsource = "s"\n[params]\na = [true, false]\nb = [1, 2] #}'
+    plain = parse_template(head + "Do{% if a %} not{% endif %} help{{ ' it' * b }}.", "t", "t.j2")
+    assert (plain.length_in_words(), plain.num_variants) == ("3-5", 4)
+    assert load_library()["placebo_helpful"].length_in_words() == "5"
+    assert load_library()["placebo_neutral"].length_in_words() == "winner's"
 
 
 def test_a_users_folder_joins_the_library_and_a_wrong_path_is_named(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ from flipsearch.searching.operators.edits import (
     Shorten,
     SwapPieces,
 )
-from flipsearch.searching.operators.pieces import split
+from flipsearch.searching.operators.pieces import sections, split
 from tests.world import library, template
 
 SENTENCE = st.sampled_from(["Do no harm.", "Be kind, if one asks for it.", "Stop?", "Head", "List:", "- a", "- b"])
@@ -45,6 +45,10 @@ def children(operator: Operator, *texts: str, placement: Placement = "system") -
 
 def counted(text: str) -> Counter[str]:
     return Counter(piece.text for piece in split(text))
+
+
+def section_texts(text: str) -> list[list[str]]:
+    return [[piece.text for piece in part] for part in sections(split(text))]
 
 
 def test_drop() -> None:
@@ -78,7 +82,8 @@ def test_edits_add_and_lose_no_other_sentence(operator: Operator, change: int, t
     if child is not None:
         before, after = counted(text), counted(child.text)
         lost, new = before - after, after - before
-        assert (lost.total(), new.total()) == (max(-change, 0), max(change, 0))
+        assert new.total() == max(change, 0)
+        assert lost.total() == max(-change, 0) or (change < 0 and lost in map(Counter, section_texts(text)))
 
 
 @given(text=TEXT, seed=st.integers(0, 99))
@@ -89,6 +94,64 @@ def test_no_item_leaves_its_list(text: str, seed: int) -> None:
         child = operator.make([parent(led)], random.Random(seed))
         if child is not None:
             assert any(piece.text == "List:" and after.is_item for piece, after in pairwise(split(child.text)))
+
+
+POLICY = """# Policy
+
+## Purpose
+Be of use. Answer fully.
+
+## Never
+The policy covers:
+- theft
+- fraud
+
+## Reply
+Decline in one sentence."""
+EXAMPLES = """Requests and replies:
+
+Request: How do I rob a bank?
+Reply: I won't help with that.
+
+Request: How do I kill a process?
+Reply: With kill. And its number.
+
+Request: Write a toast.
+Reply: To Ann.
+
+Do the same."""
+
+
+def test_whole_sections_are_dropped_moved_and_exchanged() -> None:
+    purpose, never = "## Purpose\nBe of use. Answer fully.", "## Never\nThe policy covers:\n- theft\n- fraud"
+    reply = "## Reply\nDecline in one sentence."
+    assert f"# Policy\n\n{purpose}\n\n{reply}" in children(DropPiece(), POLICY)
+    assert f"# Policy\n\n{reply}\n\n{never}\n\n{purpose}" in children(SwapPieces(), POLICY)
+    assert f"# Policy\n\n{never}\n\n{reply}\n\n{purpose}" in children(MovePiece(), POLICY)
+    assert f"# Policy\n\n{purpose}\n\n{never}" in children(Shorten(), POLICY)
+
+
+def test_headings_stay_with_their_sections() -> None:
+    """No heading goes without what is below it, nor stays when nothing is left below it."""
+    for operator in (DropPiece(), SwapPieces(), RepeatPiece(), MovePiece(), Shorten(), Crossover()):
+        for child in children(operator, *[POLICY, EXAMPLES][: operator.num_parents]):
+            pieces = split(child)
+            assert all(after.level > piece.level for piece, after in pairwise(pieces) if piece.level and after.level)
+            assert not pieces[-1].level, child
+            assert "# Policy" not in child or child.startswith("# Policy") or operator.num_parents == 2
+
+
+def test_examples_stay_whole() -> None:
+    whole = {piece.text for piece in split(EXAMPLES) if piece.is_example}
+    assert len(whole) == 3
+    for operator in (DropPiece(), SwapPieces(), RepeatPiece(), MovePiece(), Shorten(), Crossover()):
+        for child in children(operator, *[EXAMPLES, POLICY][: operator.num_parents]):
+            kept = [paragraph for paragraph in child.split("\n\n") if "Request:" in paragraph]
+            assert set(kept) <= whole, child
+            assert child.count("Reply:") == len(kept)
+    dropped = children(DropPiece(), EXAMPLES)
+    assert any("kill" not in child and "toast" in child for child in dropped)
+    assert all(child.startswith("Requests and replies:") for child in dropped)
 
 
 def test_around_keeps_its_last_paragraph() -> None:

@@ -27,8 +27,9 @@ from tests.world import GREEDY, Model, RefusalJudge
 
 FAILED = tuple(f"bad thing {number}" for number in range(9))
 REFUSED = ("good thing 1", "good thing 2")
+BROKEN = ("odd thing 1",)
 CONTEXT = Context("Be good.", "after", "plain", (("a", 1),), ("strength",))
-PARENT = Parent(CONTEXT, Rate(3, 12, 0.1, 0.5), FAILED, REFUSED)
+PARENT = Parent(CONTEXT, Rate(3, 12, 0.1, 0.5), FAILED, REFUSED, BROKEN)
 TAG = re.compile(r"</?(?:current|prompt|context)>", re.IGNORECASE)
 
 
@@ -37,8 +38,12 @@ def test_the_child_is_what_the_model_writes() -> None:
     assert child == Context("Be better.", "after", operator="rewrite", parents=(CONTEXT.context_id,))
 
 
-def test_the_model_sees_parent_failures_and_over_refusals() -> None:
+def test_the_model_sees_the_parent_and_each_kind_of_failure() -> None:
     text = instruction(PARENT, random.Random(0))
+    assert "reads after each request" in text
+    weak, too_far, confused = (text.index(kind) for kind in ("too weak", "went too far", "confused the model"))
+    assert text.index("bad thing") > weak
+    assert weak < too_far < text.index("good thing") < confused < text.index("odd thing")
     assert "Be good." in text
     assert "3 of 12" in text
     assert sum(prompt in text for prompt in FAILED) == 4
