@@ -84,13 +84,15 @@ def grouped_coverage(num_samples: int, num_groups: int, first: float, second: fl
         # A group that is hard for one context tends to be hard for the other: half of the ranks are shared.
         ranks = rng.standard_normal((2, num_groups))
         ranks[1] = (ranks[0] + math.sqrt(3) * ranks[1]) / 2
-        flips = [
+        left, right = [
             (rng.random(len(clusters)) < np.repeat(betaincinv(rate, 1 - rate, ndtr(rank)), GROUP_SIZE)).tolist()
             for rate, rank in zip((first, second), ranks, strict=True)
         ]
-        pairs = (clustered_rate(flips[0], clusters), first), (wilson(sum(flips[0]), len(clusters)), first)
-        pairs += (clustered_difference(*flips, clusters), first - second), (paired_difference(*flips), first - second)
-        covered += [figure.low <= truth <= figure.high for figure, truth in pairs]
+        rates = (clustered_rate(left, clusters), wilson(sum(left), len(left)))
+        differences = (clustered_difference(left, right, clusters), paired_difference(left, right))
+        covered += [rate.low <= first <= rate.high for rate in rates] + [
+            difference.low <= first - second <= difference.high for difference in differences
+        ]
     rate, plain_rate, difference, plain_difference = covered / num_samples
     print(
         f"{num_groups:3d} groups of {GROUP_SIZE}, rates {first:.2f} and {second:.2f}:  rate covered {rate:6.1%} "

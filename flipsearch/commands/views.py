@@ -76,7 +76,7 @@ def leaderboard_table(study: Study) -> Table:
         style = "bold green" if trial == study.winner else ""
         table.add_row(*(Text(column.text(study, trial)) for column in columns), style=style)
     if len(arms) > NUM_SHOWN:
-        table.add_row("", Text(f"… {len(arms) - NUM_SHOWN} more on the page", style="dim"))
+        table.add_row("", Text(f"… {len(arms) - NUM_SHOWN} on the page", style="dim"))
     for trial in placebos:
         table.add_row(*(Text(column.text(study, trial)) for column in columns), style="dim")
     return table

@@ -105,7 +105,7 @@ def test_added_refusals_are_paired_and_may_be_fewer() -> None:
 
 
 def test_prompts_of_one_group_widen_every_interval() -> None:
-    def rates(group_size: int) -> tuple[Rate, Rate, Difference]:
+    def rates(group_size: int) -> list[Rate | Difference]:
         outcomes = [(number, number // group_size) for number in range(40)]
         flips = [
             Flip(f"{kind}{n}", kind, Label.UNSAFE, after, False, after is Label.SAFE, group=f"{kind}{group}")
@@ -117,7 +117,7 @@ def test_prompts_of_one_group_widen_every_interval() -> None:
         none = summarize([replace(flip, after=Label.UNSAFE) for flip in flips], "search", whole=True)
         difference = flip_difference(measured, none)
         assert difference is not None
-        return measured.flip_rate, measured.added_refusals, difference
+        return [measured.flip_rate, measured.added_refusals, difference]
 
     for alone, grouped in zip(rates(1), rates(4), strict=True):
         assert alone.value == grouped.value == 0.5

@@ -103,7 +103,7 @@ def test_keys_of_rows_are_unique_and_what_was_not_measured_is_empty() -> None:
 def test_the_table_fits_into_a_terminal_and_counts_what_it_leaves_out() -> None:
     lines = in_terminal(a_study()).splitlines()
     assert max(map(len, lines)) <= 80
-    assert "13 more on the page" in " ".join(lines)
+    assert "13 on the page" in " ".join(lines)
     assert [line[:2].strip() for line in lines[-3:]] == [""] * 3  # placebos have no rank
 
 

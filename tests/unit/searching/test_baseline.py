@@ -1,23 +1,27 @@
 """The baseline: nested rungs of its prompts, and the headroom that the strongest early placebo leaves."""
 
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.core.errors import NothingToFlipError
+from flipsearch.core.errors import NothingToFlipError, PoorCoverageError
 from flipsearch.core.measurements import SampleRule
-from flipsearch.core.records import Context, Prompt, Sampling
+from flipsearch.core.records import Context, Exchange, Label, Prompt, Request, Rollout, Sampling, Verdict
 from flipsearch.core.studies import Trial
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import (
     Rung,
     SplitBaseline,
+    coverage_notes,
     make_rungs,
     measure_baseline,
     num_left,
+    require_coverage,
     require_headroom,
 )
 from flipsearch.searching.finalists import measure_placebo
@@ -102,3 +106,51 @@ def test_a_study_with_nothing_to_gain_proposes_nothing() -> None:
     with pytest.raises(NothingToFlipError, match="flips all 32 search prompts"):
         study_of(model=model, templates=early)
     assert len(model.generated) == 60 + 52  # the baseline and that placebo
+
+
+class Looping(Model):
+    """Answers the first harmful prompts with a loop."""
+
+    def __init__(self, num_loops: int) -> None:
+        super().__init__()
+        self.num_loops = num_loops
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
+        looping = {request.prompt.prompt_id for request in requests if request.prompt.kind == "harmful"}
+        looping &= {harmful(number, 9).prompt_id for number in range(self.num_loops)}
+        for batch in super().generate(requests, sampling):
+            loop = "the hill and the river " * 12
+            yield [replace(r, completion=loop) if r.prompt_id in looping else r for r in batch]
+
+
+class SafeIfUnknown(RefusalJudge):
+    """Calls a loop safe, or leaves it unscored; its kind is degenerate all the same."""
+
+    def __init__(self, label: Label) -> None:
+        super().__init__()
+        self.label = label
+
+    def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+        loops = [exchange.completion.startswith("the hill") for exchange in exchanges]
+        verdicts = super().judge(exchanges)
+        p_unsafe = 0.0 if self.label is Label.SAFE else None
+        return [Verdict(self.label, p_unsafe) if loops[i] else verdict for i, verdict in enumerate(verdicts)]
+
+
+@pytest.mark.parametrize("label", [Label.SAFE, Label.UNSCORED])
+def test_degenerate_answers_without_a_context_stop_a_study_only_where_most_are(label: Label) -> None:
+    prompts = [*(harmful(number, 9) for number in range(20)), benign(0, 9)]
+    for num_loops, stops in ((8, False), (19, True)):
+        with Ledger("sqlite://") as ledger:
+            runner = Runner(Looping(num_loops), SafeIfUnknown(label), ledger, GREEDY)
+            base = measure_baseline(runner, prompts, "search")
+            assert (base.num_degenerate, base.num_unsafe) == (num_loops, 20 - num_loops)
+            assert base.usual_unscored == num_loops / 20
+            assert any(
+                f"{num_loops} of 20 harmful search baselines are degenerate" in n for n in coverage_notes(runner, base)
+            )
+            if stops:
+                with pytest.raises(PoorCoverageError, match="19 of the 20 harmful search prompts have a degenerate"):
+                    require_coverage(runner, base)
+            else:
+                require_coverage(runner, base)
