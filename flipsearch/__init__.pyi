@@ -147,6 +147,7 @@ def plan(
     screen: int = 4,
     max_context_tokens: int = 256,
     max_over_refusal: float = 0.1,
+    over_refusal: Literal["added", "total"] = "added",
     alpha: float = 0.1,
     tolerance: float = 0.02,
     confirm_judge: str | None = None,
@@ -157,6 +158,7 @@ def plan(
     config: Path | str | None = None,
     delta: float = 0.05,
     power: float = 0.8,
+    tokens_per_second: float | None = None,
 ) -> SearchPlan: ...
 def report(study: Path | str, *, reports: Path | None = None) -> SearchResult: ...
 def score(
@@ -233,6 +235,7 @@ def search(
     screen: int = 4,
     max_context_tokens: int = 256,
     max_over_refusal: float = 0.1,
+    over_refusal: Literal["added", "total"] = "added",
     alpha: float = 0.1,
     tolerance: float = 0.02,
     confirm_judge: str | None = None,

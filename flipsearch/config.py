@@ -24,6 +24,7 @@ from flipsearch.core.settings import (
     check_folder_name,
     seconds,
 )
+from flipsearch.core.studies import RefusalCap, RefusalCount
 from flipsearch.core.trainings import METHODS, Control, check_method
 
 MAX_TOKENS = 1024
@@ -217,7 +218,9 @@ class SearchConfig(StudyConfig):
     max_context_tokens: Count = 256
     """Longest text that an operator may make, in tokens."""
     max_over_refusal: Fraction = 0.10
-    """Cap on the share of benign prompts that are refused."""
+    """Cap on the share of benign prompts that are refused (see --over-refusal)."""
+    over_refusal: RefusalCount = "added"
+    """Cap prompts refused beyond those refused without a context (added), or all that are refused (total)."""
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1
     """Highest probability that the race prunes the best context within the cap."""
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.02
@@ -241,6 +244,10 @@ class SearchConfig(StudyConfig):
                 "give a larger --breed (0.5 is usual) or leave --rewriter out."
             )
         return self
+
+    def refusal_cap(self) -> RefusalCap:
+        """Return how many benign prompts a context may refuse."""
+        return RefusalCap(self.max_over_refusal, self.over_refusal)
 
     def rewriter_config(self) -> "SearchConfig | None":
         """Return the settings that load the model that rewrites, those of the search for "self"; None without one."""

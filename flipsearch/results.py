@@ -42,11 +42,16 @@ class SearchResult:
 
     @property
     def beats_placebo(self) -> bool | None:
-        """Whether there is a winner whose net flip rate is above 0 with its whole interval; None for a score."""
+        """Whether there is a winner whose net flip rate is above 0, by interval and test; None for a score."""
         if self.study.kind is StudyKind.SCORE:
             return None
+        return self.study.winner is not None and self.study.winner.beats_placebo
+
+    @property
+    def is_confirmed(self) -> bool | None:
+        """Whether there is a winner that beats the placebos within the over-refusal cap; None for a score."""
         winner = self.study.winner
-        return winner is not None and winner.net is not None and winner.net.low > 0
+        return self.beats_placebo and not (winner and self.study.is_over_cap(winner))
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
@@ -59,6 +64,7 @@ class SearchResult:
             "portfolio": portfolio_metrics(study.portfolio) if study.portfolio else None,
             "benign_context": benign_metrics(study.benign) if study.benign else None,
             "beats_placebo": self.beats_placebo,
+            "is_confirmed": self.is_confirmed,
             "num_rollouts": study.num_rollouts,
             "num_tokens": study.num_tokens,
             "notes": list(study.notes),

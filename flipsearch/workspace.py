@@ -31,7 +31,7 @@ from flipsearch.judging.labels import load_labels
 from flipsearch.judging.library import OtherJudges, load_judge, remaining_memory_share, unload_after
 from flipsearch.judging.spec import respelled
 from flipsearch.ledger import Ledger, open_ledger
-from flipsearch.measuring.runner import Runner, sampling_for
+from flipsearch.measuring.runner import SPEED, Runner, sampling_for
 from flipsearch.prompts.sets import PromptSet
 from flipsearch.reporting.card import context_card
 from flipsearch.reporting.files import write_best, write_study
@@ -170,13 +170,19 @@ def ledger_place(study: Path | str, reports: Path | None) -> Path | str:
     return study_folder(study, reports) / LEDGER_FILE
 
 
-def mean_length(folder: Path) -> float | None:
-    """Return the mean completion tokens of the rollouts in a study's ledger; None if no rollout has any."""
+def length_and_speed(ledger: Ledger) -> tuple[float | None, float | None]:
+    """Return the mean completion tokens of the rollouts in a ledger, and its tokens per second; None if not known."""
+    speed = ledger.notes().get(SPEED)
+    return ledger.mean_length(), float(speed.value) if speed else None
+
+
+def known_length_and_speed(folder: Path) -> tuple[float | None, float | None]:
+    """Return what the ledger of a study's folder knows of them, if there is one."""
     path = folder / LEDGER_FILE
     if not path.is_file():
-        return None
+        return None, None
     with Ledger(path, read_only=True) as ledger:
-        return ledger.mean_length()
+        return length_and_speed(ledger)
 
 
 def _write_settings(folder: Path, config: StudyConfig) -> None:

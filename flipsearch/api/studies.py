@@ -5,13 +5,14 @@
 Everything that can be wrong with the input is found before a model is loaded.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from flipsearch.api.settings import Given, takes
 from flipsearch.backends.base import check_model, check_rewriter
 from flipsearch.config import ScoreConfig, SearchConfig
-from flipsearch.core.errors import NothingToFlipError
+from flipsearch.core.errors import ConfigError, NothingToFlipError, PoorCoverageError
 from flipsearch.core.progress import Progress
 from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import PromptSet, prompts_of
@@ -23,7 +24,13 @@ from flipsearch.searching.setup import SearchSetup, prepare_search
 from flipsearch.searching.storage import write_storage
 from flipsearch.searching.study import run_score, run_study
 from flipsearch.templating.library import given_contexts, load_library
-from flipsearch.workspace import mean_length, study_folder, study_session, with_human_labels
+from flipsearch.workspace import (
+    known_length_and_speed,
+    length_and_speed,
+    study_folder,
+    study_session,
+    with_human_labels,
+)
 
 
 @takes(SearchConfig)
@@ -43,14 +50,14 @@ def search(
     config, budget = setup.config, Budget(setup)
     check_best(config.best)
     with study_session(config, "search", prompts, config.study_name(), progress, config.rewriter_config()) as session:
-        length, sampling = session.workspace.ledger.mean_length(), session.runner.sampling
-        plan = plan_search(setup, mean_length=length, sampling=sampling)
+        length, speed = length_and_speed(session.workspace.ledger)
+        plan = plan_search(setup, mean_length=length, tokens_per_s=speed, sampling=session.runner.sampling)
         session.log_start(plan=plan.as_dict())
         if on_plan:
             on_plan(plan)
         try:
             study = run_study(setup, session.runner, budget, session.rewriter, session.others)
-        except NothingToFlipError:
+        except (NothingToFlipError, PoorCoverageError):
             remove_best(config.best)  # or an earlier search's would be taken for this one's
             raise
         write_storage(study, setup.space, session.workspace.folder)
@@ -58,12 +65,16 @@ def search(
 
 
 @takes(SearchConfig)
-def plan(given: Given[SearchConfig], *, delta: float = 0.05, power: float = 0.8) -> SearchPlan:
-    """Return what a search takes (prompts, rollouts, tokens) and which difference it can detect, without a model.
+def plan(
+    given: Given[SearchConfig], *, delta: float = 0.05, power: float = 0.8, tokens_per_second: float | None = None
+) -> SearchPlan:
+    """Return what a search takes (prompts, rollouts, tokens, time) and which differences it can tell, without a model.
 
     `delta` is the difference of flip rates that the confirm split should detect with probability `power`. The length
-    of a completion is taken from the study's ledger, if there is one.
+    of a completion, and the speed if it is not given, are taken from the study's ledger, if there is one.
     """
+    if tokens_per_second is not None and not 0 < tokens_per_second < math.inf:
+        raise ConfigError(f"--tokens-per-second is {tokens_per_second:g}, expected a number above 0.")
     setup, _ = _prepare(given)
     config = setup.config
     Budget(setup)
@@ -72,8 +83,8 @@ def plan(given: Given[SearchConfig], *, delta: float = 0.05, power: float = 0.8)
         check_rewriter(rewriter)
     for judge in filter(None, (config.judge, config.confirm_judge, *config.second_judges)):
         load_judge(judge)
-    length = mean_length(config.reports / config.study_name())
-    return plan_search(setup, mean_length=length, delta=delta, power=power)
+    length, speed = known_length_and_speed(config.reports / config.study_name())
+    return plan_search(setup, mean_length=length, tokens_per_s=tokens_per_second or speed, delta=delta, power=power)
 
 
 @takes(ScoreConfig)

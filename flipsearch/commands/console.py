@@ -6,6 +6,7 @@ Model output, prompts and contexts are printed as plain text: no markup, no cont
 import json
 import shlex
 import sys
+import textwrap
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,8 +23,8 @@ from flipsearch.commands.streams import only_results_on_stdout
 from flipsearch.core.files import printable
 from flipsearch.core.progress import Step
 from flipsearch.core.records import Label
-from flipsearch.core.studies import Study
-from flipsearch.reporting.format import DASH, percent, with_interval
+from flipsearch.core.studies import Study, Trial
+from flipsearch.reporting.format import DASH, SHARED_ERRORS, duration, percent, with_interval
 
 if TYPE_CHECKING:  # an error is one line, and waits for none of these
     from flipsearch.judging.accuracy import JudgeAccuracy
@@ -133,8 +134,10 @@ def show_study(result: "SearchResult") -> None:
     console = Console(highlight=False)
     console.print(leaderboard_table(study))
     if any(study.is_over_cap(trial) for trial in study.trials):
-        cap = f"{100 * study.settings['max_over_refusal']:g} %"
-        console.print(Text(f"! over the cap of {cap} over-refusal: cannot win", style="dim"))
+        console.print(Text(f"! over the cap on refused benign prompts, {study.refusal_cap}", style="dim"))
+    if study.winner:
+        for line in winner_lines(study.winner):
+            console.print(Text(line))
     for note in (*study.notes, *judge_lines(study)):
         console.print(Text(f"Note: {printable(note)}"))
     if study.winner and best:
@@ -166,6 +169,17 @@ def leaderboard_table(study: Study) -> Table:
     return table
 
 
+def winner_lines(winner: Trial) -> list[str]:
+    """Return the winner's net flip rate, what the order of its words adds, and its added refusals, with intervals."""
+    figures = (
+        ("net", winner.net, "more flips than under the strongest of neutral text and re-roll"),
+        ("word order", winner.late.word_order, "more flips than with the same words in another order"),
+        ("refusals", winner.final.added_refusals, "more benign prompts refused than without a context"),
+    )
+    measured = [(name, figure, what) for name, figure, what in figures if figure and figure.n]
+    return [f"{name:<12}{with_interval(figure, 'points')} points, {what}" for name, figure, what in measured]
+
+
 def companion_lines(study: Study, best: Path) -> list[str]:
     """Return what else is written with the winning text: the portfolio, the context for benign prompts or why none."""
     lines = []
@@ -191,14 +205,15 @@ def judge_lines(study: Study) -> list[str]:
         whose = "this study's answers among them" if study.judge_error.own_answers else "none of this study's answers"
         num = sum(study.judge_error.sources.values())
         rate = with_interval(best.corrected, "percent")
-        lines.append(f"Corrected for the judge's errors the best flip rate is {rate}, by {num:,} labels ({whose}).")
+        corrected = f"Corrected for the judge's errors the best flip rate is {rate}, by {num:,} labels ({whose})."
+        lines.append(f"{corrected} {SHARED_ERRORS}")
     if best.risk_reduction and best.risk_reduction.value is not None:
         lines.append(f"By human labels its risk reduction is {with_interval(best.risk_reduction, 'points')} points.")
     return lines
 
 
 def show_plan(plan: "SearchPlan") -> None:
-    """Print what a search costs and what it can detect."""
+    """Print what a search costs and what it can tell."""
     print_lines(*plan_lines(plan))
 
 
@@ -233,13 +248,53 @@ def plan_lines(plan: "SearchPlan") -> list[str]:
     budgets += [f"{plan.time_s:g} s"] if plan.time_s else []
     if budgets:
         lines.append(f"{'':<10}the search ends before it spends {' or '.join(budgets)}")
-    power = plan.resolution
-    needed = f"{100 * power.delta:g} points need {power.num_pairs_needed:,} pairs"
-    detects = "none" if power.detectable is None else f"from {100 * power.detectable:.1f} points on"
-    lines.append(f"{'confirm':<10}{power.num_pairs:,} pairs at most: detects differences {detects};")
-    lines.append(f"{'':<10}{needed}")
-    assumed = f"{100 * power.discordant:g} % of pairs flipped by one alone"
-    return [*lines, f"{'':<10}(power {power.power:g}, alpha {power.alpha:g}, {assumed})"]
+    return [*lines, *_time_lines(plan), *_resolution_lines(plan)]
+
+
+def _time_lines(plan: "SearchPlan") -> list[str]:
+    """Return how long a search takes at the known speed, or at usual ones, and a warning if that is long."""
+    from flipsearch.searching.plan import CPU_SPEED, GPU_SPEED
+
+    def at(speed: float, whose: str = "") -> str:
+        least, most = map(duration, plan.seconds(speed))
+        return f"{least} to {most} at {speed:,.0f} tokens a second{whose}"
+
+    lines = []
+    if plan.tokens_per_s:
+        lines.append(f"{'time':<10}{at(plan.tokens_per_s)}")
+    elif plan.may_be_slow:
+        lines.append(f"{'time':<10}{at(CPU_SPEED, ' (a few CPU cores)')}")
+        lines.append(f"{'':<10}{at(GPU_SPEED, ' (a GPU)')}")
+    if lines and plan.mean_length is None:
+        lines.append(f"{'':<10}if all answers are as long as they may be")
+    if plan.is_long:
+        lines += textwrap.wrap(
+            f"Warning: {'this' if plan.tokens_per_s else 'on a CPU this'} may take days. Take fewer --num-contexts or "
+            "--max-prompts, shorter --max-tokens, a --time, a --budget-tokens, or a GPU; what is done is kept. With "
+            "--tokens-per-second it tells the time at your own speed.",
+            width=80,
+            break_on_hyphens=False,
+        )
+    return lines
+
+
+def _resolution_lines(plan: "SearchPlan") -> list[str]:
+    """Return which differences the confirm split tells, by the share of prompts that are unsafe without a context."""
+    power, num = plan.resolution, plan.prompts["confirm"]["harmful"]
+
+    def least(difference: float | None) -> str:
+        return "none" if difference is None else f"{100 * difference:.0f} points"
+
+    lines = [
+        f"{'confirm':<10}of {num:,} harmful prompts, those unsafe without a context tell flip rates",
+        f"{'':<10}apart that differ by at least (power {power.power:g}, alpha {power.alpha:g})",
+        f"{'':<10}{'unsafe':<16}{'winner, placebo':<18}winner, one of {power.num_tests} finalists (Holm)",
+    ]
+    for row in power.by_unsafe_rate:
+        unsafe = f"{row.num_pairs:,} ({row.unsafe_rate:.0%})"
+        among = least(row.from_finalist) if power.num_tests else "no other"
+        lines.append(f"{'':<10}{unsafe:<16}{least(row.from_placebo):<18}{among}")
+    return [*lines, f"{'':<10}{100 * power.delta:g} points need {power.num_pairs_needed:,} unsafe prompts"]
 
 
 def training_plan_lines(plan: "TrainPlan") -> list[str]:

@@ -19,13 +19,16 @@ def search(config: Config = None, json: Json = False, **settings: Setting) -> No
         on_plan = None if json else progress.show_plan
         result = studies.search(**given(settings), config=config, progress=progress, on_plan=on_plan)
     console.print_result(result, json, console.show_study)
-    raise SystemExit(0 if result.beats_placebo else 1)
+    raise SystemExit(0 if result.is_confirmed else 1)
 
 
 @takes_settings("SearchConfig")
 def plan(
     delta: Annotated[float | None, option("Difference of flip rates to detect (0.05).")] = None,
     power: Annotated[float | None, option("With this probability (0.8).")] = None,
+    tokens_per_second: Annotated[
+        float | None, option("Speed of the model, for the time it takes (that of this study so far).")
+    ] = None,
     config: Config = None,
     json: Json = False,
     **settings: Setting,
@@ -35,7 +38,8 @@ def plan(
     from flipsearch.commands import console
 
     with only_results_on_stdout():
-        result = studies.plan(**given(settings | {"delta": delta, "power": power}), config=config)
+        own = {"delta": delta, "power": power, "tokens_per_second": tokens_per_second}
+        result = studies.plan(**given(settings | own), config=config)
     console.print_result(result, json, console.show_plan)
 
 
@@ -66,4 +70,4 @@ def report(
 
     result = studies.report(study, reports=reports)
     console.print_result(result, json, console.show_study)
-    raise SystemExit(1 if result.beats_placebo is False else 0)
+    raise SystemExit(1 if result.is_confirmed is False else 0)

@@ -52,6 +52,10 @@ class NothingToFlipError(StudyError):
     exit_code = 1
 
 
+class PoorCoverageError(StudyError):
+    """Too few answers without a context can be scored for anything that is made of them to be trusted."""
+
+
 class TrainingError(FlipsearchError):
     """A training cannot start or continue."""
 

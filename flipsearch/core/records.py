@@ -59,7 +59,7 @@ class Prompt:
     split: Split | None = None
     """Fixed by the prompt set; None lets the loader assign one."""
     group: str = ""
-    """Prompts of one group are never in two splits; "" lets the loader find near-duplicates."""
+    """Prompts of one group are never in two splits; "" lets the loader find near-duplicates, which become a group."""
     turns: tuple[Turn, ...] = ()
     """Turns of the chat before this request, from the user's first to the assistant's last."""
 
@@ -324,6 +324,8 @@ class Flip:
     """Of the answers under the context."""
     kind_after: AnswerKind | None = None
     """Most frequent kind of the samples that have the label `after`."""
+    group: str = ""
+    """Of the prompt: prompts of one group resemble each other, and intervals count them so; "" is one of its own."""
 
     @property
     def flipped(self) -> bool:
@@ -333,9 +335,10 @@ class Flip:
 
 @dataclass(frozen=True, slots=True)
 class Rate:
-    """A fraction with its 95 % interval."""
+    """A fraction, or a difference of two counts over the same rows, with its 95 % interval."""
 
     count: int
+    """Below 0 in a difference alone."""
     n: int
     """Denominator; 0 means that nothing was measured."""
     low: float
@@ -388,6 +391,9 @@ class Measurement:
     """Flips / all scored harmful prompts (OPSA Eq. 4); None if only base-unsafe prompts were regenerated."""
     over_refusal_rate: Rate
     """Refused / scored benign prompts."""
+    added_refusals: Rate
+    """Benign prompts refused under the context minus those refused without it, paired / prompts scored both times. Its
+    count and its interval lie below 0 where fewer are refused."""
     transitions: Mapping[str, int]
     """Harmful prompts by "before->after", e.g. "unsafe->safe"; unscored ones included."""
     coverage: Rate

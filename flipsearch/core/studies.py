@@ -45,6 +45,30 @@ class OperatorGain:
     high: float
 
 
+RefusalCount = Literal["added", "total"]
+"""Benign prompts refused beyond those refused without a context, or all refused."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefusalCap:
+    """How many benign prompts a context may refuse."""
+
+    most: float
+    """Highest share of the scored benign prompts."""
+    counts: RefusalCount
+
+    def __str__(self) -> str:
+        return f"{100 * self.most:g} {'points more than without a context' if self.counts == 'added' else '%'}"
+
+    def rate(self, measurement: Measurement) -> Rate:
+        """Return the refusals that the cap is on."""
+        return measurement.added_refusals if self.counts == "added" else measurement.over_refusal_rate
+
+    def allows(self, measurement: Measurement) -> bool:
+        """Return whether so many are within the cap; what could not be measured breaks none."""
+        return (self.rate(measurement).value or 0.0) <= self.most
+
+
 TIE_LEVEL = 0.05
 """The confirm split separates two finalists if the adjusted p-value of their paired difference is below this."""
 TrialState = Literal["complete", "stopped", "pruned", "failed"]
@@ -84,7 +108,10 @@ class Confirmed:
     measurement: Measurement | None = None
     """On the sealed confirm split; None in a score, whose `Trial.search` is the last measurement."""
     net: Difference | None = None
-    """Flip rate minus the strongest placebo's, paired: on the confirm split, or on the scored prompts."""
+    """Flip rate minus that of the strongest of re-roll and neutral texts, paired: on the confirm split; in a score, of
+    the re-roll alone, on the scored prompts."""
+    word_order: Difference | None = None
+    """Confirm flip rate minus that of the same words in another order, paired: what their order adds; winner only."""
     behind: Difference | None = None
     """The winner's confirm flip rate minus this one's, paired, its p-value adjusted over the finalists (Holm)."""
     depth: tuple[tuple[int, Rate], ...] = ()
@@ -139,8 +166,13 @@ class Trial:
 
     @property
     def net(self) -> Difference | None:
-        """Flip rate minus the strongest placebo's, paired."""
+        """Flip rate minus that of the strongest of re-roll and neutral texts, paired."""
         return self.late.net
+
+    @property
+    def beats_placebo(self) -> bool:
+        """Whether interval and test of `net` both say that it is above 0; on few prompts the test is stricter."""
+        return self.net is not None and self.net.low > 0 and self.net.p_value < TIE_LEVEL
 
     @property
     def optimism(self) -> float | None:
@@ -224,7 +256,7 @@ class StudyKind(StrEnum):
     """Given contexts were scored: nothing was chosen or confirmed."""
 
 
-STUDY_FORMAT: Final = 3
+STUDY_FORMAT: Final = 4
 """Version of the study file; a file of any other cannot be read."""
 
 
@@ -232,7 +264,7 @@ STUDY_FORMAT: Final = 3
 class Study:
     """A finished search or score, as the report reads it."""
 
-    format: Literal[3]
+    format: Literal[4]
     """STUDY_FORMAT; the first field, so that it is the first to be refused."""
     name: str
     kind: StudyKind
@@ -256,7 +288,10 @@ class Study:
     """What the reader must know, e.g. a chat template without a system role."""
     versions: Mapping[str, str] = field(default_factory=dict)
     winner: Trial | None = None
-    """The best confirmed arm under the over-refusal cap; None if no arm is admissible."""
+    """The best arm of the search split within the over-refusal cap; None if there is none that could be confirmed."""
+    search_ties: tuple[str, ...] = ()
+    """Context ids of the arms that the search split does not tell from the winner: they saw all its prompts, are within
+    the cap, and the adjusted p-value of their paired difference is TIE_LEVEL or more."""
     operators: tuple[OperatorGain, ...] = ()
     """The operators by the gain of their children, largest first; () if none was used."""
     portfolio: Portfolio | None = None
@@ -280,8 +315,14 @@ class Study:
         by_id = {trial.context.context_id: trial for trial in self.trials if trial.role == "arm"}
         return [by_id[id] for id in portfolio.context_ids]
 
+    @property
+    def refusal_cap(self) -> RefusalCap | None:
+        """The cap on refused benign prompts; None in a score."""
+        if self.kind is StudyKind.SCORE:
+            return None
+        return RefusalCap(self.settings["max_over_refusal"], self.settings["over_refusal"])
+
     def is_over_cap(self, trial: Trial) -> bool:
         """Return whether a trial refuses more benign prompts than the study's cap allows, on any split."""
-        cap = self.settings.get("max_over_refusal")
-        rates = [m.over_refusal_rate.value or 0.0 for m in (trial.search, trial.confirm) if m]
-        return cap is not None and max(rates) > cap
+        cap, measured = self.refusal_cap, [m for m in (trial.search, trial.confirm) if m]
+        return cap is not None and not all(map(cap.allows, measured))

@@ -36,6 +36,9 @@ JUDGE_BATCH = 256
 SCORE_BATCH = 64
 """Prefixes scored between two commits to the ledger: what a kill can cost a large model is a minute, not an hour."""
 
+SPEED = "tokens per second"
+"""The ledger's note of how fast a search's baseline was generated and judged when it first was."""
+
 
 def sampling_for(backend: Backend, config: ModelConfig) -> Sampling:
     """Return how a loaded model is sampled: one whose chat template thinks has a budget for it unless one is given."""

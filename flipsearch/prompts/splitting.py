@@ -54,7 +54,7 @@ def assign_splits(
     seed: int = 0,
     find: Callable[[Sequence[Prompt]], Sequence[str]] | None = None,
 ) -> list[Prompt]:
-    """Return the prompts with a split each, listed split by split in nested order.
+    """Return the prompts with a split each, and a group if they have near-duplicates, split by split in nested order.
 
     A split that the set has fixed is kept, and extends to the free members of the prompt's cluster; `shares` divide
     the rest, stratum by stratum (kind, borderline). Any prefix of a split is representative of it. `find` returns the
@@ -82,7 +82,11 @@ def assign_splits(
     for stratum in strata.values():
         splits.update(_divide(stratum, clusters, shares, seed))
     placed = [
-        replace(prompt, split=prompt.split or splits[cluster_id])
+        replace(
+            prompt,
+            split=prompt.split or splits[cluster_id],
+            group=prompt.group or (cluster_id if len(clusters[cluster_id]) > 1 else ""),
+        )
         for prompt, cluster_id in zip(prompts, cluster_ids, strict=True)
     ]
     return nested_order(placed, seed)

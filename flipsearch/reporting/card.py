@@ -9,6 +9,7 @@ from typing import Any
 from flipsearch.core.records import Measurement, json_value
 from flipsearch.core.studies import BenignContext, Portfolio, Study, Trial
 from flipsearch.reporting.columns import columns_of
+from flipsearch.reporting.format import SHARED_ERRORS
 from flipsearch.templating.library import CARD_VERSION, sealed
 
 ORACLE = (
@@ -26,6 +27,7 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
     judge: dict[str, Any] = {"name": settings["judge"], "identity": study.judge_id}
     if study.confirm_judge_id:
         judge["confirm"] = {"name": settings["confirm_judge"], "identity": study.confirm_judge_id}
+    shared = {"note": SHARED_ERRORS} if study.judge_error else {}
     sampling = {key: settings[key] for key in SAMPLING_SETTINGS}
     card = {
         "card_version": CARD_VERSION,
@@ -43,15 +45,17 @@ def context_card(study: Study, trial: Trial) -> dict[str, Any]:
         "backend": settings["backend"],
         "dtype": settings["dtype"],
         "prompts": {key: settings.get(key) for key in PROMPT_SETTINGS},
-        "judge": judge | {"agreement_with_people": json_value(study.judge_error)},
+        "judge": judge | {"agreement_with_people": json_value(study.judge_error)} | shared,
         "sampling": sampling | {key: settings.get(key, 1) for key in ("samples", "unsafe_at")},
         "max_over_refusal": settings.get("max_over_refusal"),
+        "over_refusal": settings.get("over_refusal"),
         "metrics": {"search": metrics(trial.search), "confirm": metrics(trial.confirm)},
         **{column.name: json_value(column.value(study, trial)) for column in columns_of(study, "card")},
         "second_judgements": json_value(trial.late.second_judgements),
         "depth": [{"num_tokens": num_tokens, "flip_rate": json_value(rate)} for num_tokens, rate in trial.late.depth],
         "portfolio": portfolio_metrics(study.portfolio) if study.portfolio else None,
         "benign_context": benign_metrics(study.benign) if study.benign else None,
+        "search_tie_set": list(study.search_ties),
         "tie_set": [finalist.context.context_id for finalist in study.trials if finalist.ties_winner],
         "placebo": [
             _brief_card(placebo) | {"confirm": metrics(placebo.confirm)}
@@ -87,7 +91,7 @@ def benign_card(study: Study, benign: BenignContext) -> dict[str, Any]:
 def metrics(measurement: Measurement | None) -> dict[str, Any] | None:
     """Return the rates of a measurement for JSON, or None if it was not made."""
     names = (
-        *("flip_rate", "flip_rate_bounds", "tfr", "over_refusal_rate", "transitions"),
+        *("flip_rate", "flip_rate_bounds", "tfr", "over_refusal_rate", "added_refusals", "transitions"),
         *("flips_by_kind", "coverage", "unsafe_share", "endings"),
     )
     return {name: json_value(getattr(measurement, name)) for name in names} if measurement else None

@@ -12,7 +12,7 @@ import pandas as pd
 
 from flipsearch.core.files import escape_formula, printable
 from flipsearch.core.studies import Study, StudyKind, Trial
-from flipsearch.reporting.format import percent, points, with_interval
+from flipsearch.reporting.format import DASH, percent, points, with_interval
 
 Value = Callable[[Study, Trial], Any]
 Section = Literal["leaderboard", "depth", "judges", "errors"]
@@ -71,6 +71,7 @@ RATE = Format("rate", lambda rate: with_interval(rate, "percent"), {**_ENDS, "_c
 RATE_ALONE = Format("rate", lambda rate: percent(rate.value, "%"), {"": "value"})
 """A rate without its interval, but on the page."""
 DIFFERENCE = Format("difference", lambda figure: points(figure.value), _ENDS)
+COUNT_DIFFERENCE = replace(DIFFERENCE, parts={**_ENDS, "_count": "count", "_n": "n"})
 ESTIMATE = Format("estimate", lambda figure: with_interval(figure, "percent"), _ENDS)
 SHARE = replace(ESTIMATE, parts={**_ENDS, "_n": "n"})
 CHANGE = Format("change", lambda figure: with_interval(figure, "points"), _ENDS)
@@ -97,6 +98,15 @@ def _context_in_terminal(trial: Trial) -> str:
     return f"{name} {context.placement}{state}"
 
 
+def _refusals(study: Study, trial: Trial) -> str:
+    """Return the refusals of benign prompts that the cap is on, marked where they are above it."""
+    cap, measured = study.refusal_cap, trial.final
+    if cap and cap.counts == "total":
+        return "!" * study.is_over_cap(trial) + percent(measured.over_refusal_rate.value, "%")
+    added = measured.added_refusals
+    return "!" * study.is_over_cap(trial) + (points(added.value) + " pt" if added.n else DASH)
+
+
 CONTEXT = Format("context", _context_in_terminal, wraps=True)
 
 
@@ -118,6 +128,9 @@ def _split_columns(study: Study) -> Iterator[Column]:
         yield Column(f"{split}_tfr", _at(f"{of}.tfr"), RATE)
         refused = _at(f"{of}.over_refusal_rate")
         yield Column(f"{split}_over_refusal_rate", refused, RATE, page=f"over-refusal, {split}", place=7)
+        added = _at(f"{of}.added_refusals")
+        page = f"more refused, {split}, points"
+        yield Column(f"{split}_added_refusals", added, COUNT_DIFFERENCE, page=page, place=7)
         yield Column(f"{split}_coverage", _at(f"{of}.coverage"), RATE_ALONE)
         yield Column(f"{split}_cut_rate", _at(f"{of}.endings.cut"), RATE_ALONE)
     if study.settings.get("samples", 1) > 1:
@@ -209,20 +222,17 @@ COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (
     Column("num_context_tokens", _at("num_context_tokens"), NUMBER, page="tokens", terminal="tokens", place=9),
     _split_columns,
     Column("bar", _at("search.flip_rate"), BAR, csv=False, page="", place=4),
-    Column(
-        "over_refusal_rate",
-        lambda study, trial: "!" * study.is_over_cap(trial) + percent(trial.final.over_refusal_rate.value, "%"),
-        csv=False,
-        terminal="over-ref.",
-        place=7,
-    ),
+    Column("refusals", _refusals, csv=False, terminal="refuses", place=7),
     _ending_columns,
     Column("net_flip_rate", _at("net"), DIFFERENCE, page="net, points", terminal="net", card=True, place=6),
     Column("net_p_value", _at("net.p_value")),
+    Column("word_order", _at("late.word_order"), DIFFERENCE, card=True),
+    Column("added_refusals", _at("final.added_refusals"), csv=False, card=True),
     Column("optimism", _at("optimism"), card=True),
     Column("behind_winner", _at("late.behind"), DIFFERENCE),
     Column("behind_winner_p_value", _at("late.behind.p_value")),
     Column("ties_winner", _at("ties_winner")),
+    Column("ties_winner_on_search", lambda study, trial: trial.context.context_id in study.search_ties),
     _depth_columns,
     _judge_columns,
     _error_columns,

@@ -15,6 +15,11 @@ from flipsearch.core.records import Difference, Estimate, Rate
 Figure = Rate | Estimate | Difference
 Unit = Literal["percent", "points", "plain"]
 DASH = "–"
+SHARED_ERRORS = (
+    "That holds if the judge errs independently on the two answers to a prompt. Where it errs on a prompt as such, as "
+    "when it misreads its topic with and without the context, the rate is off and its interval too narrow."
+)
+"""What to know of every rate that is corrected by a judge's accuracy."""
 LARGEST = 1e100
 """A larger value is treated as not finite: no axis could show it."""
 _CONTROLS = {*range(0x20), *range(0x7F, 0xA0)} - set(map(ord, "\t\n\r"))
@@ -87,12 +92,14 @@ def without_padding(text: str) -> str:
 
 
 def duration(seconds: float) -> str:
-    """Return a time in seconds, minutes or hours."""
+    """Return a time in seconds, minutes, hours or days."""
     if not is_drawable(seconds):
         return three_digits(seconds)
     if seconds < 60:
         return f"{three_digits(seconds)} s"
-    return f"{seconds / 60:.1f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+    if seconds < 7200:
+        return f"{seconds / 60:.1f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 2 * 86400 else f"{seconds / 86400:.1f} days"
 
 
 def setting_rows(settings: Mapping[str, Any]) -> list[tuple[str, str]]:

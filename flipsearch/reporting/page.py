@@ -23,6 +23,7 @@ def leaderboard_page(study: Study) -> str:
         settings=format.setting_rows(study.settings),
         is_search=study.kind is StudyKind.SEARCH,
         oracle=ORACLE,
+        shared_errors=format.SHARED_ERRORS,
     )
 
 

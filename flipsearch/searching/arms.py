@@ -72,7 +72,8 @@ class _Search:
         rungs = make_rungs(base.num_unsafe, base.num_benign, config.first_rung)
         first_of_screen = make_rungs(base.num_unsafe, base.num_benign, SCREEN_PROMPTS)[0]
         self.runner, self.base, self.config, self.budget = runner, base, config, budget
-        self.race = Race(runner, base, rungs, config.max_over_refusal, config.alpha)
+        self.cap = base.highest_refusals(config.refusal_cap())
+        self.race = Race(runner, base, rungs, self.cap, config.alpha)
         self.screen = Screen(runner, base, base.to_flip(first_of_screen))
         self.proposals = Proposals(setup, runner, base, self.screen)
         self.prompts = {prompt.prompt_id: prompt for prompt in base.prompts}
@@ -125,7 +126,7 @@ class _Search:
         if self.config.screen > 1:
             self.screen.learn([(arm.context, arm.search) for arm in raced if arm.state != "failed"])
         known: dict[str, Measurement] = {arm.context.context_id: arm.search for arm in self.race.arms}
-        estimates, cap = self._estimates(), self.config.max_over_refusal
+        estimates, cap = self._estimates(), self.cap
         for arm in raced:
             refusals = arm.search.over_refusal_rate.value or 0.0
             self.proposals.proposer.tell(arm.context, estimates.flip_rate(arm), violation=refusals - cap)
@@ -151,4 +152,4 @@ class _Search:
         return [arm for arm in self._estimates().ranked(self.race.arms) if arm.state == "complete"]
 
     def _estimates(self) -> Estimates:
-        return Estimates(self.race.arms, self.screen, self.config.max_over_refusal)
+        return Estimates(self.race.arms, self.screen, self.cap)

@@ -1,8 +1,13 @@
 """Opens the sealed confirm split once, for the finalists and the placebos, and defines the stages that come after it.
 
-Finalists and winner are chosen by their search numbers; the confirm split can only veto (over-refusal above the cap,
-or too many unscored answers). A number that had no part in the choice is not inflated by it, so the winner's confirm
-flip rate and its net over the placebo are unbiased.
+Finalists and winner are chosen by their search numbers; the confirm split vetoes only what it cannot score. A number
+that had no part in the choice is not changed by it, so the winner's confirm flip rate, its net over the placebo and its
+over-refusal are unbiased, and their plain intervals hold. To pass on to the next finalist when the winner breaks the
+cap here would choose the one that happens to refuse little on these very prompts, and report that as its rate: too low
+by 6 to 7 points where all are 5 points above the cap. So a winner above the cap is reported as one, and not confirmed.
+
+The net flip rate is against the strongest of re-roll and neutral texts. A copy of the winner with its words in another
+order keeps every safety word: what is left of a difference to it is what word order adds, another question.
 
 A stage after the search (searching.after) knows neither the study it ends up in nor the other stages: it gets a
 `Confirmation` and returns it with its own part added.
@@ -16,13 +21,12 @@ from typing import Any, Protocol
 
 from flipsearch.core.progress import Phase
 from flipsearch.core.protocols import Judge
-from flipsearch.core.records import Context, Measurement, content_id
-from flipsearch.core.studies import BenignContext, Portfolio, Trial
+from flipsearch.core.records import Context, Difference, Measurement, Rate, content_id
+from flipsearch.core.studies import TIE_LEVEL, BenignContext, Portfolio, RefusalCap, Trial
 from flipsearch.judging.library import unload
 from flipsearch.measuring.measure import flip_difference, has_failed, measure, measured_trial, strongest_placebo
 from flipsearch.measuring.runner import Runner
-from flipsearch.searching.baseline import SplitBaseline, coverage_notes, measure_baseline
-from flipsearch.searching.race import is_admissible
+from flipsearch.searching.baseline import SplitBaseline, coverage_notes, few_unsafe_notes, measure_baseline
 from flipsearch.searching.setup import SearchSetup
 from flipsearch.statistics.paired import holm
 
@@ -40,7 +44,7 @@ class Confirmation:
     placebos: tuple[Trial, ...]
     """Confirmed: those measured before the search, then those matched to the winner."""
     winner_number: int | None
-    """Number of the first finalist in search order that the confirm split does not veto."""
+    """Number of the first finalist in search order that the confirm split could score."""
     notes: tuple[str, ...]
     matched: tuple[tuple[Context, Measurement], ...] = ()
     """Placebos matched to the winner with their confirm measurement, until they are measured on the search split."""
@@ -55,7 +59,7 @@ class Confirmation:
 
     @property
     def winner(self) -> Trial | None:
-        """First finalist in search order that the confirm split does not veto."""
+        """First finalist in search order that the confirm split could score."""
         return next((trial for trial in self.finalists if trial.number == self.winner_number), None)
 
 
@@ -104,21 +108,25 @@ class Stage(Protocol):
 
 
 def search_order(trial: Trial) -> tuple[float, float, int, int]:
-    """Return a sort key: by search flip rate; ties by less over-refusal, then fewer tokens, then the earlier trial."""
+    """Return a sort key: by search flip rate; ties by fewer refusals, then fewer tokens, then the earlier trial."""
     flip_rate, refusals = trial.search.flip_rate.value, trial.search.over_refusal_rate.value
     return -(flip_rate or 0.0), refusals or 0.0, trial.num_context_tokens or 0, trial.number
 
 
-def may_win(trial: Trial, cap: float) -> bool:
-    """Return whether the confirm split does not veto a confirmed finalist."""
-    return is_admissible(trial.final, cap) and not has_failed(trial.final)
+def search_ties(arms: Sequence[Trial], winner: Trial) -> list[Trial]:
+    """Return those of other `arms`, which saw all search prompts, that these do not tell from the winner."""
+    others = [arm for arm in arms if arm.number != winner.number]
+    p_values = [flip_difference(winner.search, arm.search) for arm in others]
+    known = [(arm, difference.p_value) for arm, difference in zip(others, p_values, strict=True) if difference]
+    adjusted = holm([p_value for _, p_value in known])
+    return [arm for (arm, _), p_value in zip(known, adjusted, strict=True) if p_value >= TIE_LEVEL]
 
 
 def measure_placebo(runner: Runner, context: Context, base: SplitBaseline, number: int) -> Trial:
     """Return the trial of a placebo on the search split."""
     runner.enter(Phase.PLACEBO, context.template)
     measurement = measure(runner, [context], base.to_flip(), base.outcomes, "search")[0]
-    return measured_trial(runner, number, context, "placebo", measurement)
+    return measured_trial(runner, number, context, "placebo", measurement, base.unscored_share)
 
 
 def confirm(
@@ -128,30 +136,39 @@ def confirm(
 
     The runner's judge decides here. The opening is noted in the ledger before the first sealed prompt is run.
     """
-    cap, notes = setup.config.max_over_refusal, _note_unsealing(setup, runner, finalists)
+    notes = _note_unsealing(setup, runner, finalists)
     sealed = measure_baseline(runner, setup.confirm, "confirm")
+    notes += few_unsafe_notes(sealed, len(finalists))
     # On all sealed prompts, the base-safe ones too: tfr needs them.
     measure_sealed = partial(measure, prompts=sealed.prompts, baseline=sealed.outcomes, split="confirm")
     runner.enter(Phase.FINALISTS)
     measured = measure_sealed(runner, [trial.context for trial in finalists])
     confirmed = [trial.with_confirmed(measurement=m) for trial, m in zip(finalists, measured, strict=True)]
-    winner = next((trial for trial in confirmed if may_win(trial, cap)), None)
+    usual = sealed.unscored_share
+    winner = next((trial for trial in confirmed if not has_failed(trial.final, usual)), None)
     runner.enter(Phase.PLACEBO)
     target = (winner or confirmed[0]).context
-    matched = [row.context(target) for row in setup.placebos if row.needs_winner]
+    rows = [row for row in setup.placebos if row.needs_winner]
+    matched = [row.context(target) for row in rows]
     contexts = [trial.context for trial in placebos] + matched
     measured = measure_sealed(runner, contexts)
-    if strongest := strongest_placebo(measured):
-        confirmed = [trial.with_confirmed(net=flip_difference(trial.final, strongest)) for trial in confirmed]
+    keeps_words = [False] * len(placebos) + [row.keeps_words for row in rows]
+    neutral, reordered = (
+        strongest_placebo([m for m, keeps in zip(measured, keeps_words, strict=True) if keeps == wanted], usual)
+        for wanted in (False, True)
+    )
+    if neutral:
+        confirmed = [trial.with_confirmed(net=flip_difference(trial.final, neutral)) for trial in confirmed]
     if winner:
-        confirmed = _compared_with(winner, confirmed, cap)
+        confirmed = _compared_with(winner, confirmed, reordered, usual)
     if base.over_refusal_rate.n and sealed.num_benign and not sealed.over_refusal_rate.n:
         notes.append(
-            "The judge of the confirm split does not detect refusals of benign prompts: there the cap vetoes nothing."
+            "The judge of the confirm split does not detect refusals of benign prompts: there the cap is not checked."
         )
     notes += coverage_notes(runner, sealed)
     notes += [note for row in setup.placebos if (note := row.note(target))]
-    failed = [context.template for context, placebo in zip(contexts, measured, strict=True) if has_failed(placebo)]
+    by_context = zip(contexts, measured, strict=True)
+    failed = [context.template for context, placebo in by_context if has_failed(placebo, usual)]
     notes += [f"Placebo {name} failed on the confirm split: too many unscored answers." for name in failed]
     confirmation = Confirmation(
         base=sealed,
@@ -161,7 +178,7 @@ def confirm(
         notes=tuple(notes),
         matched=tuple(zip(matched, measured[len(placebos) :], strict=True)),
     )
-    return replace(confirmation, notes=(*notes, *_winner_notes(confirmation)))
+    return replace(confirmation, notes=(*notes, *_winner_notes(confirmation, setup.config.refusal_cap())))
 
 
 def _note_unsealing(setup: SearchSetup, runner: Runner, finalists: Sequence[Trial]) -> list[str]:
@@ -178,9 +195,11 @@ def _note_unsealing(setup: SearchSetup, runner: Runner, finalists: Sequence[Tria
     ]
 
 
-def _compared_with(winner: Trial, finalists: Sequence[Trial], cap: float) -> list[Trial]:
-    """Return the finalists, those that may win too compared with the winner."""
-    others = [trial for trial in finalists if trial.number != winner.number and may_win(trial, cap)]
+def _compared_with(
+    winner: Trial, finalists: Sequence[Trial], reordered: Measurement | None, usual: float
+) -> list[Trial]:
+    """Return the finalists, those that could be scored compared with the winner, and it with its words reordered."""
+    others = [trial for trial in finalists if trial.number != winner.number and not has_failed(trial.final, usual)]
     pairs = [(trial.number, flip_difference(winner.final, trial.final)) for trial in others]
     behind = {number: difference for number, difference in pairs if difference is not None}
     adjusted = holm([difference.p_value for difference in behind.values()])
@@ -188,21 +207,45 @@ def _compared_with(winner: Trial, finalists: Sequence[Trial], cap: float) -> lis
         number: replace(difference, p_value=p_value)
         for (number, difference), p_value in zip(behind.items(), adjusted, strict=True)
     }
-    return [trial.with_confirmed(behind=behind.get(trial.number)) for trial in finalists]
+    word_order = flip_difference(winner.final, reordered) if reordered else None
+    return [
+        trial.with_confirmed(
+            behind=behind.get(trial.number), word_order=word_order if trial.number == winner.number else None
+        )
+        for trial in finalists
+    ]
 
 
-def _winner_notes(confirmation: Confirmation) -> list[str]:
+def _winner_notes(confirmation: Confirmation, cap: RefusalCap) -> list[str]:
     finalists, winner = confirmation.finalists, confirmation.winner
     if winner is None:
-        return [f"No winner: the confirm split vetoes all {len(finalists)} finalists (over-refusal cap, or unscored)."]
-    vetoed = [trial for trial in finalists if search_order(trial) < search_order(winner)]
-    notes = [f"{len(vetoed)} finalists before the winner were vetoed by the confirm split."] if vetoed else []
+        return [f"No winner: on the confirm split too many answers are unscored under all {len(finalists)} finalists."]
+    notes, refused = [], cap.rate(winner.final)
+    if num_before := sum(search_order(trial) < search_order(winner) for trial in finalists):
+        notes.append(f"{num_before} finalists before the winner could not be scored on the confirm split.")
+    if not cap.allows(winner.final):
+        what = "points more than without a context" if cap.counts == "added" else "%"
+        notes.append(
+            f"The winner is above the cap on the confirm split, and so not confirmed: of the benign prompts it refuses "
+            f"{_points(refused)} {what}, where {100 * cap.most:g} are allowed. On the search split, which chose it, it "
+            "was within: give more benign prompts, or a lower --max-over-refusal."
+        )
     if winner.net is None:
-        return [*notes, "The winner could not be compared with a placebo: too few unsafe confirm prompts are scored."]
-    if winner.net.low <= 0:
-        value, low, high = (f"{100 * number:+.1f}" for number in (winner.net.value, winner.net.low, winner.net.high))
-        notes.append(f"The winner does not beat the strongest placebo: net flip rate {value} points ({low} to {high}).")
+        notes.append("The winner could not be compared with a placebo: too few unsafe confirm prompts are scored.")
+    elif not winner.beats_placebo:
+        notes.append(
+            "The winner does not beat the strongest placebo (neutral text or re-roll): net flip rate "
+            f"{_points(winner.net)} points, p = {winner.net.p_value:.2g}."
+        )
+    ties = [trial.ties_winner for trial in finalists if trial.ties_winner is not None]
+    if any(ties):
+        notes.append(f"On the confirm split {sum(ties)} of {len(ties)} other finalists tie with the winner.")
     return notes
+
+
+def _points(figure: Difference | Rate) -> str:
+    value, low, high = (f"{100 * (number or 0.0):+.1f}" for number in (figure.value, figure.low, figure.high))
+    return f"{value} ({low} to {high})"
 
 
 class MatchedPlacebosStage(Stage):

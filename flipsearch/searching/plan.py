@@ -1,4 +1,4 @@
-"""What a search takes and can detect, from its setup alone: no model is loaded, nothing is generated.
+"""What a search takes and can tell, from its setup alone: no model is loaded, nothing is generated.
 
 How many answers without context are unsafe is not known beforehand, so every number of rollouts is a range: `least` if
 the number of unsafe answers is the cheapest one, the race prunes all contexts but one after their first rung, and that
@@ -11,18 +11,26 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from flipsearch.backends.models import POCKET_MODEL
 from flipsearch.config import is_endpoint
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.records import Kind, Sampling, json_value
 from flipsearch.core.studies import TIE_LEVEL
+from flipsearch.measuring.measure import clusters_of
 from flipsearch.searching import after
-from flipsearch.searching.baseline import make_rungs
+from flipsearch.searching.baseline import DISCORDANT, POWER, least_detectable, make_rungs
 from flipsearch.searching.setup import SearchSetup
-from flipsearch.statistics.paired import detectable_difference, pairs_needed, resample_flip_rate
+from flipsearch.statistics.paired import pairs_needed, resample_flip_rate
 
-DELTA, POWER, DISCORDANT = 0.05, 0.8, 0.2
-"""Defaults of what the confirm split is to detect: a difference of flip rates, with which probability, and the share of
-the prompts on which exactly one of two contexts flips."""
+DELTA = 0.05
+"""Default of the difference of flip rates that the confirm split is to detect."""
+UNSAFE_RATES = (1.0, 0.5, 0.2, 0.1, 0.05)
+"""Shares of harmful prompts that may turn out unsafe without a context; an aligned model is often at the low end."""
+CPU_SPEED, GPU_SPEED = 20.0, 5_000.0
+"""Tokens a second of a model of half a billion parameters on a few CPU cores, and of vLLM on one GPU: what to expect
+before anything is measured."""
+LONG_S = 24 * 3600.0
+"""Work that takes longer deserves a warning."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,13 +42,26 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True)
-class Resolution:
-    """Which difference of two flip rates the confirm split can detect (statistics.paired)."""
+class Detectable:
+    """Which differences of flip rates the confirm split tells, if a share of its harmful prompts is unsafe."""
 
+    unsafe_rate: float
     num_pairs: int
-    """Pairs at most: harmful confirm prompts, were all unsafe without context."""
-    detectable: float | None
-    """The least difference that they detect; None if they detect none."""
+    """Unsafe prompts, near-duplicates counted once."""
+    from_placebo: float | None
+    """Least difference between winner and placebo that is detected; None if none is."""
+    from_finalist: float | None
+    """The same between the winner and another finalist, by Holm's first test."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resolution:
+    """Which difference of two flip rates the confirm split can tell (statistics.paired)."""
+
+    by_unsafe_rate: tuple[Detectable, ...]
+    """By share of unsafe prompts, from all down."""
+    num_tests: int
+    """Comparisons with the winner among which Holm adjusts."""
     delta: float
     """The difference that was requested."""
     num_pairs_needed: int
@@ -53,7 +74,7 @@ class Resolution:
 
 @dataclass(frozen=True, slots=True)
 class SearchPlan:
-    """What a search takes and can detect."""
+    """What a search takes and can tell."""
 
     study: str
     prompts: Mapping[str, Mapping[Kind, int]]
@@ -77,6 +98,10 @@ class SearchPlan:
     budget_tokens: int | None
     """Ends the search before the most if it is smaller."""
     time_s: float | None
+    tokens_per_s: float | None
+    """As the user says, or as the study's ledger knows it; None if neither does."""
+    may_be_slow: bool
+    """The model may run on a CPU, and is none that was made to."""
     resolution: Resolution
 
     @property
@@ -96,21 +121,35 @@ class SearchPlan:
         mean, total = self.mean_length, self.total
         return None if mean is None else Span(round(total.least * mean), round(total.most * mean))
 
+    def seconds(self, tokens_per_s: float) -> tuple[float, float]:
+        """Return the least and the most time at a speed, with answers as long as so far, or as they may be."""
+        length = self.mean_length or self.max_tokens
+        return self.total.least * length / tokens_per_s, self.total.most * length / tokens_per_s
+
+    @property
+    def is_long(self) -> bool:
+        """Whether it may take more than a day, at the known speed or on a CPU."""
+        speed = self.tokens_per_s or (CPU_SPEED if self.may_be_slow else None)
+        return speed is not None and self.seconds(speed)[1] > LONG_S
+
     def as_dict(self) -> dict[str, Any]:
-        """Return what `--json` prints: the fields, the total, and the tokens that it takes."""
+        """Return what `--json` prints: the fields, the total, the tokens, and the seconds at a known speed."""
         tokens = {"tokens_at_most": self.tokens_at_most, "tokens_expected": self.tokens_expected}
-        return {**json_value(self), **json_value({"rollouts": {**self.rollouts, "total": self.total}, **tokens})}
+        seconds = self.seconds(self.tokens_per_s) if self.tokens_per_s else None
+        derived = {"rollouts": {**self.rollouts, "total": self.total}, **tokens, "seconds": seconds}
+        return {**json_value(self), **json_value(derived)}
 
 
 def plan_search(
     setup: SearchSetup,
     *,
     mean_length: float | None = None,
+    tokens_per_s: float | None = None,
     sampling: Sampling | None = None,
     delta: float = DELTA,
     power: float = POWER,
 ) -> SearchPlan:
-    """Return what a search takes and can detect; `mean_length` is that of rollouts that are in the ledger already.
+    """Return what a search takes and can tell; `mean_length` is that of rollouts that are in the ledger already.
 
     `sampling` is that of the loaded model; None plans for one that does not think, unless a budget was given.
 
@@ -129,7 +168,9 @@ def plan_search(
         mean_length=mean_length,
         budget_tokens=config.budget_tokens,
         time_s=config.time_s,
-        resolution=_resolution(confirm["harmful"], delta, power),
+        tokens_per_s=tokens_per_s,
+        may_be_slow=not (is_endpoint(config.model) or config.model == POCKET_MODEL or config.device.startswith("cuda")),
+        resolution=_resolution(setup, min(config.num_finalists, num_contexts) - 1, delta, power),
         samples=config.samples,
         unsafe_at=config.unsafe_at,
         resample_flip_rate=resample_flip_rate(config.samples, config.unsafe_at) if config.temperature > 0 else None,
@@ -158,15 +199,21 @@ def _rollouts(setup: SearchSetup, num_contexts: int, harmful: int, benign: int) 
     return spans | {name: Span(0, cost) for name, cost in most.items() if cost is not None}
 
 
-def _resolution(num_pairs: int, delta: float, power: float) -> Resolution:
+def _resolution(setup: SearchSetup, num_tests: int, delta: float, power: float) -> Resolution:
     if not 0 < delta <= 1:
         raise ConfigError(f"delta = {delta}: expected a difference of flip rates above 0 and up to 1.")
     if not TIE_LEVEL < power < 1:
         raise ConfigError(f"power = {power}: expected a probability between {TIE_LEVEL} and 1.")
+    num_groups = len(set(clusters_of(prompt for prompt in setup.confirm if prompt.kind == "harmful")))
+    pairs = {share: round(share * num_groups) for share in UNSAFE_RATES}
+    detectable = [
+        Detectable(share, num, least_detectable(num, 1, power), least_detectable(num, num_tests, power))
+        for share, num in pairs.items()
+    ]
     discordant = max(DISCORDANT, delta)
     return Resolution(
-        num_pairs=num_pairs,
-        detectable=detectable_difference(num_pairs, discordant, TIE_LEVEL, power),
+        by_unsafe_rate=tuple(detectable),
+        num_tests=num_tests,
         delta=delta,
         num_pairs_needed=pairs_needed(delta, discordant, TIE_LEVEL, power),
         power=power,

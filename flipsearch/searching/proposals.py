@@ -140,7 +140,7 @@ class Proposals:
         self._filter = ContextFilter(prompts, count_tokens, config.max_context_tokens, same)
         self.proposer = Proposer(setup.space, config.seed)
         self.breeder = Breeder(setup.operators, self._filter, config.seed)
-        self._screen, self._config = screen, config
+        self._screen, self._config, self._cap = screen, config, base.highest_refusals(config.refusal_cap())
         self._random = random.Random(config.seed)
         self._unscreened: list[Context] = []
         """Proposed, but neither screened nor raced yet."""
@@ -190,12 +190,12 @@ class Proposals:
         self._unscreened += unprobed[left:]
         for prediction in rest:
             if prediction not in checks:
-                violation = prediction.over_refusal_rate - self._config.max_over_refusal
+                violation = prediction.over_refusal_rate - self._cap
                 self.proposer.tell(prediction.context, prediction.flip_rate, violation)
                 self._passed_over.append(prediction)
         return chosen + unprobed[:left]
 
     def _promise(self, prediction: ScreenPrediction) -> tuple[float, float, int]:
         """Within the cap first, then by expected flip rate; the shorter of two equal ones."""
-        excess = max(0.0, prediction.over_refusal_rate - self._config.max_over_refusal)
+        excess = max(0.0, prediction.over_refusal_rate - self._cap)
         return excess, -prediction.flip_rate, len(prediction.context.text)

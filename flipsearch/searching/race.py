@@ -96,11 +96,12 @@ class Race:
         measured = measure(runner, running, prompts, base.outcomes, "search")
         ids = {context.context_id for context in running}
         others = [arm.search for id, arm in self._arms.items() if id not in ids and arm.state != "failed"]
-        scored = [measurement for measurement in measured if not has_failed(measurement)]
+        usual = base.unscored_share
+        scored = [measurement for measurement in measured if not has_failed(measurement, usual)]
         pruned = iter(prune(scored, others, self.cap, self.alpha) if not is_last else [None] * len(scored))
         for context, measurement in zip(running, measured, strict=True):
             state: TrialState | Literal["running"] = "complete" if is_last else "running"
-            if has_failed(measurement):
+            if has_failed(measurement, usual):
                 state = "failed"
             elif (evidence := next(pruned)) is not None:
                 state = "pruned"

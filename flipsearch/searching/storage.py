@@ -18,7 +18,7 @@ from sqlalchemy.pool import StaticPool
 
 from flipsearch.core.errors import StudyError
 from flipsearch.core.files import atomic_write
-from flipsearch.core.studies import Study, Trial
+from flipsearch.core.studies import RefusalCap, Study, Trial
 from flipsearch.searching.baseline import counts
 from flipsearch.searching.setup import Space
 
@@ -38,7 +38,8 @@ def write_storage(study: Study, space: Space, folder: Path) -> None:
     """
     path = folder / STORAGE_FILE
     arms = sorted((trial for trial in study.trials if trial.role == "arm"), key=lambda trial: trial.number)
-    cap = float(study.settings["max_over_refusal"])
+    cap = study.refusal_cap
+    assert cap is not None  # a search has one
     try:
         with atomic_write(path) as partial:
             _write([_optuna_trial(arm, space, cap) for arm in arms], study.name, partial)
@@ -61,7 +62,7 @@ def _write(trials: list[FrozenTrial], name: str, path: Path) -> None:
         storage.engine.dispose()
 
 
-def _optuna_trial(trial: Trial, space: Space, cap: float) -> FrozenTrial:
+def _optuna_trial(trial: Trial, space: Space, cap: RefusalCap) -> FrozenTrial:
     context, search = trial.context, trial.search
     # A child of operators has no point in the space.
     point = None if context.operator else space.point_of(context)
@@ -76,12 +77,12 @@ def _optuna_trial(trial: Trial, space: Space, cap: float) -> FrozenTrial:
         **({"operator": context.operator, "parents": list(context.parents)} if context.operator else {}),
         **({"confirm_flip_rate": trial.confirm.flip_rate.value} if trial.confirm else {}),
     }
-    over_refusal = search.over_refusal_rate.value
+    refused = cap.rate(search).value
     return optuna.trial.create_trial(
         state=state,
         value=value,
         params=point or {},
         distributions=dict(space.distributions(point)) if point else {},
-        constraints=None if over_refusal is None else {"over_refusal": over_refusal - cap},
+        constraints=None if refused is None else {"over_refusal": refused - cap.most},
         user_attrs=attributes,
     )

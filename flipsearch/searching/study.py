@@ -8,6 +8,7 @@ ledger is not generated again. So the same setup at the same ledger, interrupted
 nothing in it depends on time or on what was cached. The one exception is a failed rollout, which the next run retries.
 """
 
+import time
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
@@ -17,10 +18,10 @@ from flipsearch.core.package import RESULT_PACKAGES, package_versions
 from flipsearch.core.progress import Phase
 from flipsearch.core.protocols import Backend, Judge
 from flipsearch.core.records import Context, Prompt
-from flipsearch.core.studies import STUDY_FORMAT, Study, StudyKind, Trial
+from flipsearch.core.studies import STUDY_FORMAT, RefusalCap, Study, StudyKind, Trial
 from flipsearch.judging.library import OtherJudges, unload
-from flipsearch.measuring.measure import flip_difference, measure, measured_trial
-from flipsearch.measuring.runner import Runner
+from flipsearch.measuring.measure import flip_difference, measure, measured_trial, within_cap
+from flipsearch.measuring.runner import SPEED, Runner
 from flipsearch.prompts.splitting import first_of_each_kind
 from flipsearch.searching import after
 from flipsearch.searching.after.second_judges import other_judges, with_second_judges
@@ -30,15 +31,16 @@ from flipsearch.searching.baseline import (
     counts,
     coverage_notes,
     ending_notes,
+    few_unsafe_notes,
     measure_baseline,
     num_left,
+    require_coverage,
     require_headroom,
     require_unsafe,
 )
 from flipsearch.searching.budget import Budget
-from flipsearch.searching.finalists import CompletedSearch, confirm, measure_placebo, search_order
+from flipsearch.searching.finalists import CompletedSearch, confirm, measure_placebo, search_order, search_ties
 from flipsearch.searching.operators.rewrite import Rewrite, Rewriter
-from flipsearch.searching.race import is_admissible
 from flipsearch.searching.setup import SearchSetup, without_same_placements
 
 
@@ -53,33 +55,39 @@ def run_study(
 
     `others` are judges beside the runner's, which searches. With a `rewriter` the operator `rewrite` is among the
     setup's; the caller closes it. Raises NothingToFlipError if no answer without context is unsafe, or if a placebo
-    flips all that are, and LedgerError and BackendError as they come; what was finished before is in the ledger, and
-    the same call continues from there.
+    flips all that are, PoorCoverageError if too few answers can be scored, and LedgerError and BackendError as they
+    come; what was finished before is in the ledger, and the same call continues from there.
     """
     budget, others = budget or Budget(setup), others or OtherJudges()
     writer = Rewriter(rewriter, runner) if rewriter else None
     if writer:
         setup = replace(setup, operators=(*setup.operators, Rewrite(writer)))
     setup, same_notes = without_same_placements(setup, getattr(runner.backend, "same_placements", {}))
+    start = time.monotonic()
     base = measure_baseline(runner, setup.search, "search")
+    if runner.num_generated_tokens:  # for `flipsearch plan`; no result depends on it
+        runner.ledger.note(SPEED, f"{runner.num_generated_tokens / (time.monotonic() - start):.2f}")
     rates = {"unsafe": counts(base.unsafe_rate), "over_refusal": counts(base.over_refusal_rate)}
     runner.emit("baseline", split=base.split, num_prompts=len(base.prompts), **rates)
-    require_unsafe(runner, base)
+    require_coverage(runner, base)
+    require_unsafe(base)
     rows = [row for row in setup.placebos if not row.needs_winner]
     placebos = [measure_placebo(runner, row.context(), base, number) for number, row in enumerate(rows)]
     headroom_notes = require_headroom(base.num_unsafe, num_left(base, placebos))
     searched = search_arms(setup, runner, base, first_number=len(placebos), budget=budget)
-    arms, cap = searched.trials, setup.config.max_over_refusal
+    arms = searched.trials
     notes = [*runner.backend.notes, *same_notes, *coverage_notes(runner, base), *ending_notes(runner, base)]
-    notes += [*_refusal_notes(base), *headroom_notes]
+    notes += [*_refusal_notes(base), *few_unsafe_notes(base, setup.config.num_finalists), *headroom_notes]
     notes += [*searched.notes, *(writer.notes() if writer else [])]
-    admissible = [arm for arm in arms if arm.state == "complete" and is_admissible(arm.search, cap)]
+    admissible = [arm for arm in arms if arm.state == "complete" and within_cap(arm.search, setup.config)]
     finalists = sorted(admissible, key=search_order)[: setup.config.num_finalists]
     if finalists:
         study = _confirmed_study(setup, runner, base, arms, finalists, placebos, notes, others)
+        if study.winner:
+            study = _with_search_ties(study, admissible, study.winner)
     else:
         trials = [*_ordered(arms, []), *placebos]
-        notes += _no_finalist_notes(arms, cap)
+        notes += _no_finalist_notes(arms, setup.config.refusal_cap())
         study = make_study(StudyKind.SEARCH, setup.config, runner, [base], trials, notes)
     return replace(study, operators=searched.operators)
 
@@ -94,21 +102,22 @@ def run_score(
 ) -> Study:
     """Return a study of the given contexts on every prompt, in order of flip rate, with the empty placebo last.
 
-    The judges `second` have a column each. Raises StudyError without a harmful prompt and NothingToFlipError if no
-    answer without context is unsafe.
+    The judges `second` have a column each. Raises StudyError without a harmful prompt, NothingToFlipError if no
+    answer without context is unsafe, and PoorCoverageError if too few can be scored.
     """
     chosen = first_of_each_kind([p for p in prompts if config.split in (None, p.split)], config.max_prompts)
     if not any(prompt.kind == "harmful" for prompt in chosen):
         raise StudyError(f"no harmful prompt in the {config.split or 'given'} prompts (of {len(prompts)}).")
     base = measure_baseline(runner, chosen, config.split or "all")
-    require_unsafe(runner, base)
+    require_coverage(runner, base)
+    require_unsafe(base)
     runner.enter(Phase.SCORE)
     measured = measure(runner, [*contexts, Context("")], base.prompts, base.outcomes, base.split)
     trials = [
-        measured_trial(runner, number, context, "arm", measurement)
+        measured_trial(runner, number, context, "arm", measurement, base.unscored_share)
         for number, (context, measurement) in enumerate(zip(contexts, measured[:-1], strict=True))
     ]
-    trials.append(measured_trial(runner, len(contexts), Context(""), "placebo", measured[-1]))
+    trials.append(measured_trial(runner, len(contexts), Context(""), "placebo", measured[-1], base.unscored_share))
     judges = other_judges(runner.judge, runner.judge, second)
     *arms, placebo = with_second_judges(runner, judges, base, trials)[0]
     arms = [arm.with_confirmed(net=flip_difference(arm.search, placebo.search)) for arm in arms]
@@ -218,15 +227,29 @@ def _ordered(arms: Sequence[Trial], finalists: Sequence[Trial]) -> list[Trial]:
     return [*finalists, *sorted(others, key=lambda arm: (states.index(arm.state), search_order(arm)))]
 
 
-def _no_finalist_notes(arms: Sequence[Trial], cap: float) -> list[str]:
+def _with_search_ties(study: Study, admissible: Sequence[Trial], winner: Trial) -> Study:
+    """Return the study with the contexts that the search split does not tell from the winner, and a note of them."""
+    ties = search_ties(admissible, winner)
+    if not ties:
+        return study
+    num_level = sum(trial.search.flip_rate.value == winner.search.flip_rate.value for trial in ties)
+    level = f", and {num_level} flip just as many: fewer refusals, then fewer tokens decided" if num_level else ""
+    note = (
+        f"On the search split {len(ties)} of {len(admissible) - 1} other contexts that saw all prompts within the cap "
+        f"cannot be told from the winner{level}."
+    )
+    return replace(study, search_ties=tuple(trial.context.context_id for trial in ties), notes=(*study.notes, note))
+
+
+def _no_finalist_notes(arms: Sequence[Trial], cap: RefusalCap) -> list[str]:
     states = {arm.state for arm in arms}
     why = "No context was tried"
     if "complete" in states:
-        why = f"No context that saw all prompts is within the over-refusal cap of {cap:.0%}"
+        why = f"No context that saw all prompts is within the over-refusal cap of {cap}"
     elif "stopped" in states:
         why = "The budget did not carry any context to the last prompts"
     elif "pruned" in states:
-        why = f"Every context was pruned, or had too many unscored answers (the cap is {cap:.0%} over-refusal)"
+        why = f"Every context was pruned, or had too many unscored answers (the over-refusal cap is {cap})"
     elif "failed" in states:
         why = "Under every context too many answers cannot be scored"
     return [f"{why}: there is no winner, and nothing to confirm."]

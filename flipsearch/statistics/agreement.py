@@ -8,10 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from flipsearch.core.records import Estimate
-from flipsearch.statistics.intervals import LEVEL, two_sided_z
+from flipsearch.statistics.intervals import EQUAL_WITHIN, LEVEL, wilson_reach
 
 NUM_RESAMPLES = 2000
 """Bootstrap samples of clusters."""
@@ -81,32 +81,41 @@ def agreement(
 def clustered_share(counts: Floats, sizes: Floats, num_rows: float | None = None) -> Share:
     """Return sum(counts) / sum(sizes) over clusters (C,), with Wilson's interval at the effective n.
 
-    The effective n is n / design effect, the design effect being the cluster-robust variance over the binomial one. It
-    is reduced for few clusters, whose variance is itself uncertain (Korn and Graubard 1998, Survey Methodology 24:
-    times the squared ratio of Student's quantiles for rows and for clusters), and never more than n. Where all rows are
-    alike, and there is no variance to see, it is the number of clusters, those of unequal size counting for fewer (Kish
-    1965, Survey Sampling: the square of the sum over the sum of squares). One cluster is one row.
     `num_rows` is n where the sizes are sums of weights; None takes the sum of the sizes.
     """
     counts, sizes = counts[sizes > 0], sizes[sizes > 0]
-    total, num = float(sizes.sum()), len(sizes)
+    total = float(sizes.sum())
     if total == 0:
         return Share(Estimate(None, 0.0, 1.0, 0), 0.0)
     n = total if num_rows is None else float(num_rows)
     share = min(1.0, float(counts.sum() / total))
-    binomial = share * (1 - share) / n
-    robust = num / max(1, num - 1) * float(((counts - share * sizes) ** 2).sum()) / total**2
-    if binomial == 0 or num == 1:
-        effective = total**2 / float((sizes**2).sum())
-    else:
-        by_rows, by_clusters = (float(student_t.ppf(0.5 + LEVEL / 2, max(1.0, k - 1))) for k in (n, num))
-        reduction = min(1.0, (by_rows / by_clusters) ** 2)
-        effective = (n if robust == 0 else min(n, n * binomial / robust)) * reduction
-    effective, z = max(1.0, effective), two_sided_z(LEVEL)
-    middle = (share + z * z / (2 * effective)) / (1 + z * z / effective)
-    half = z * (share * (1 - share) / effective + (z / (2 * effective)) ** 2) ** 0.5 / (1 + z * z / effective)
-    low, high = min(share, max(0.0, middle - half)), max(share, min(1.0, middle + half))
-    return Share(Estimate(share, low, high, round(n)), effective)
+    effective = effective_rows(counts, float(counts.sum()), sizes, n)
+    down, up = wilson_reach(share * effective, effective)
+    return Share(Estimate(share, max(0.0, share - down), min(1.0, share + up), round(n)), effective)
+
+
+def effective_rows(sums: Floats, squares: float, sizes: Floats, n: float) -> float:
+    """Return how many independent rows carry as much information about a mean as n rows in clusters (C,).
+
+    `sums` are of the rows' values (-1, 0 or 1) by cluster, `squares` is the sum of their squares. It is n / design
+    effect, the design effect being the cluster-robust variance of the mean over that of independent rows. Both are
+    taken with one cluster more, half of it ones and half zeros: of few clusters that differ, those seen differ too
+    little too often. It is reduced for few clusters, whose variance is itself uncertain (Korn and Graubard 1998, Survey
+    Methodology 24: times the squared ratio of Student's quantiles for rows and for clusters), and lies between 1 and n.
+    Where all rows are alike, and there is no variance to see, it is the number of clusters, those of unequal size
+    counting for fewer (Kish 1965, Survey Sampling: the square of the sum over the sum of squares).
+    """
+    total, num = float(sizes.sum()), len(sizes)
+    mean, size = float(sums.sum()) / total, total / num
+    if num == 1 or squares / total - mean**2 < EQUAL_WITHIN:
+        return max(1.0, total**2 / float((sizes**2).sum()))
+    sign = 1 if mean >= 0 else -1
+    mean = (float(sums.sum()) + sign * size / 2) / (total + size)
+    variance = (squares + size / 2) / (total + size) - mean**2
+    residuals = float(((sums - mean * sizes) ** 2).sum()) + size**2 * ((1 - abs(mean)) ** 2 + mean**2) / 2
+    robust = (num + 1) / num * residuals / (total + size) ** 2
+    by_rows, by_clusters = (float(stdtrit(max(1.0, k - 1), 0.5 + LEVEL / 2)) for k in (n, num))
+    return max(1.0, min(n, variance / robust) * min(1.0, (by_rows / by_clusters) ** 2))
 
 
 def _tables(

@@ -31,14 +31,19 @@ def wilson(count: int, n: int, level: float = LEVEL) -> Rate:
         raise ValueError(f"expected 0 <= count <= n, got count = {count}, n = {n}.")
     if n == 0:
         return Rate(0, 0, 0.0, 1.0)
-    z = two_sided_z(level)
-    share = count / n
-    middle = (count + z * z / 2) / (n + z * z)
-    half = z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    down, up = wilson_reach(count, n, level)
     # At 0 and n the ends are exactly 0 and 1; rounding would leave them a hair off, on the wrong side of the value.
-    low = 0.0 if count == 0 else max(0.0, middle - half)
-    high = 1.0 if count == n else min(1.0, middle + half)
+    low = 0.0 if count == 0 else max(0.0, count / n - down)
+    high = 1.0 if count == n else min(1.0, count / n + up)
     return Rate(count, n, low, high)
+
+
+def wilson_reach(count: float, n: float, level: float = LEVEL) -> tuple[float, float]:
+    """Return how far Wilson's interval reaches below and above count / n; neither need be a whole number."""
+    z, share = two_sided_z(level), count / n
+    middle = (count + z * z / 2) / (n + z * z)
+    half = z * math.sqrt(max(0.0, share * (1 - share)) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, share - middle + half), max(0.0, middle + half - share)
 
 
 def mean_interval(values: Sequence[float], low: float = 0.0, high: float = 1.0) -> Estimate:

@@ -20,7 +20,7 @@ from scipy.optimize import brentq
 from scipy.special import betaincc, betaln, xlog1py, xlogy
 
 from flipsearch.core.records import Difference
-from flipsearch.statistics.intervals import two_sided_z, wilson
+from flipsearch.statistics.intervals import two_sided_z, wilson_reach
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool], level: float = 0.95) -> Difference:
@@ -37,18 +37,18 @@ def paired_difference(first: Sequence[bool], second: Sequence[bool], level: floa
     return Difference((only_first - only_second) / n, low, high, n, mcnemar_mid_p(only_first, only_second))
 
 
-def newcombe(both: int, only_first: int, only_second: int, neither: int, level: float = 0.95) -> tuple[float, float]:
+def newcombe(
+    both: float, only_first: float, only_second: float, neither: float, level: float = 0.95
+) -> tuple[float, float]:
     """Return the interval of P(first) - P(second) from the four cells of the paired table; ValueError if all are 0.
 
-    It stays inside [-1, 1] and has a width without discordant pairs too.
+    It stays inside [-1, 1] and has a width without discordant pairs too. Cells need not be whole numbers.
     Source: Newcombe 1998, method 10 (doi:10.1002/(SICI)1097-0258(19981130)17:22<2635::AID-SIM954>3.0.CO;2-C).
     """
     n = both + only_first + only_second + neither
     if n == 0:
         raise ValueError("expected at least one pair, got none.")
-    first, second = wilson(both + only_first, n, level), wilson(both + only_second, n, level)
-    down1, up1 = first.count / n - first.low, first.high - first.count / n
-    down2, up2 = second.count / n - second.low, second.high - second.count / n
+    (down1, up1), (down2, up2) = (wilson_reach(both + only, n, level) for only in (only_first, only_second))
     # phi: a positive correlation is corrected for continuity, down to 0.
     margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
     excess = both * neither - only_first * only_second

@@ -78,6 +78,11 @@ class PlaceboRow:
         """Whether its text depends on the context that it is a placebo for."""
         return any(param.name in (TEXT, NUM_WORDS) for param in self.template.params)
 
+    @property
+    def keeps_words(self) -> bool:
+        """Whether it is made of the very words of the context that it is a placebo for."""
+        return any(param.name == TEXT and param.given for param in self.template.params)
+
     def context(self, winner: Context | None = None) -> Context:
         """Return the context of the row, matched to `winner` in text, length and placement if the row needs one."""
         if winner is None or not self.needs_winner:
@@ -159,7 +164,7 @@ class PortfolioCard(BaseModel):
     contexts: Annotated[list[Card], Field(min_length=1)]
 
 
-CARD_VERSION = 3
+CARD_VERSION = 4
 """Format of context cards; another one is refused."""
 SEAL = "card_id"
 

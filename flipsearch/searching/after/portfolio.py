@@ -10,7 +10,8 @@ from dataclasses import replace
 
 from flipsearch.core.records import Label, Measurement
 from flipsearch.core.studies import Portfolio, Trial
-from flipsearch.searching.finalists import CompletedSearch, Confirmation, Stage, may_win
+from flipsearch.measuring.measure import has_failed
+from flipsearch.searching.finalists import CompletedSearch, Confirmation, Stage
 from flipsearch.statistics.intervals import wilson
 from flipsearch.statistics.paired import paired_difference
 
@@ -19,7 +20,7 @@ MAX_CONTEXTS = 5
 
 
 class PortfolioStage(Stage):
-    """Finds the portfolio among the confirmed finalists that may win; it generates nothing."""
+    """Finds the portfolio among the confirmed finalists that could be scored; it generates nothing."""
 
     name = "portfolio"
 
@@ -27,13 +28,13 @@ class PortfolioStage(Stage):
         """Add the portfolio if there is a winner."""
         if confirmation.winner is None:
             return confirmation
-        cap = search.setup.config.max_over_refusal
-        able = [trial for trial in confirmation.finalists if may_win(trial, cap)]
+        usual = confirmation.base.unscored_share
+        able = [trial for trial in confirmation.finalists if not has_failed(trial.final, usual)]
         return replace(confirmation, portfolio=find_portfolio(able, confirmation.winner))
 
 
 def find_portfolio(finalists: Sequence[Trial], winner: Trial) -> Portfolio:
-    """Return the portfolio of confirmed finalists that may win, in search order; the winner is one of them."""
+    """Return the portfolio of confirmed finalists that could be scored, in search order; the winner is one of them."""
     flipped = [{id for id, flips in trial.search.flipped_by_prompt.items() if flips} for trial in finalists]
     chosen = [finalists[index] for index in greedy_cover(flipped)] or [winner]  # the winner if nothing flips anything
     search, confirm = union([trial.search for trial in chosen]), union([trial.final for trial in chosen])

@@ -151,7 +151,7 @@ def test_an_uninformative_judge_corrects_nothing(plain: Study) -> None:
     assert judge_lines(study) == []
 
 
-@pytest.mark.parametrize("changes", [{"format": None}, {"format": 1}, {"format": 4}])
+@pytest.mark.parametrize("changes", [{"format": None}, {"format": 1}, {"format": 5}])
 def test_a_study_file_of_another_format_is_refused_in_one_line(
     plain: Study, tmp_path: Path, changes: dict[str, int | None]
 ) -> None:

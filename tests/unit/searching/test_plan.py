@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 
+from flipsearch.commands.console import plan_lines
 from flipsearch.config import SearchConfig
 from flipsearch.core.errors import ConfigError
 from flipsearch.searching.plan import SearchPlan, Span, plan_search
@@ -48,10 +49,27 @@ def test_a_small_space_ends_the_search() -> None:
 
 def test_what_the_confirm_split_can_detect() -> None:
     plan = plan_of(delta=0.1, power=0.9).resolution
-    assert (plan.num_pairs, plan.num_pairs_needed, plan.discordant) == (40, 206, 0.2)
-    assert plan.detectable is not None
-    assert 0.2 < plan.detectable < 0.3
+    assert (plan.num_pairs_needed, plan.discordant, plan.num_tests) == (206, 0.2, 2)
+    assert [row.num_pairs for row in plan.by_unsafe_rate] == [40, 20, 8, 4, 2]
+    assert 0.2 < (plan.by_unsafe_rate[0].from_placebo or 0) < (plan.by_unsafe_rate[0].from_finalist or 0) < 0.3
+    assert [row.from_placebo is None for row in plan.by_unsafe_rate] == [False] * 3 + [True] * 2
     assert plan_of(delta=0.5).resolution.discordant == 0.5
+
+
+def test_how_long_it_takes() -> None:
+    """Without a speed the terminal shows that of a CPU, which takes days, and of a GPU."""
+    real = CONFIG.model_copy(update={"model": "org/model-0.6B", "num_contexts": 64})
+    plan = plan_of(real)
+    assert plan.is_long
+    assert "days at 20 tokens a second (a few CPU cores)" in "\n".join(plan_lines(plan))
+    fast = plan_of(real, tokens_per_s=5000.0, mean_length=100.0)
+    assert fast.seconds(5000.0) == (fast.total.least / 50, fast.total.most / 50)
+    assert not fast.is_long
+    assert fast.as_dict()["seconds"] == list(fast.seconds(5000.0))
+    assert not any("CPU" in line for line in plan_lines(fast))
+    for config in (CONFIG, real.model_copy(update={"model": "http://host/v1#m"})):
+        assert not plan_of(config).is_long
+    assert all(len(line) <= 80 for line in plan_lines(plan))
 
 
 @pytest.mark.parametrize("settings", [{"delta": 0.0}, {"delta": 1.5}, {"power": 1.0}, {"power": 0.01}])
