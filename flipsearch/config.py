@@ -197,7 +197,7 @@ class SearchConfig(StudyConfig):
     """Where the winning text is copied to, with its card (.json) beside it."""
     num_contexts: Annotated[int, Field(ge=1), Flag(("--num-contexts", "--trials"))] = 64
     """Contexts to propose, placebos not counted."""
-    cohort_size: Count = 16
+    cohort_size: Count = 8
     """Contexts raced together."""
     budget_tokens: Count | None = None
     """Stop near this many completion tokens, cached ones counted (no budget)."""

@@ -43,7 +43,28 @@ LONG = 60
 REFUSAL_WORDS, ANSWER_WORDS = 12, 60
 """Tokens of a refusal, and of any other answer."""
 NUM_SENTENCES, NUM_TEMPLATES = 48, 8
-SYLLABLES = "ba ce di fo gu ha je ki lo mu na pe qui ro su ta ve wi xo zu".split()
+SYLLABLES = [
+    "ba",
+    "ce",
+    "di",
+    "fo",
+    "gu",
+    "ha",
+    "je",
+    "ki",
+    "lo",
+    "mu",
+    "na",
+    "pe",
+    "qui",
+    "ro",
+    "su",
+    "ta",
+    "ve",
+    "wi",
+    "xo",
+    "zu",
+]
 PLACEMENTS = ("system", "before", "after")
 GRID = np.linspace(BASE, 7.0, 4001)
 DENSITY = np.exp(-(GRID**2) / 2)
@@ -295,7 +316,9 @@ class WorldJudge:
         if label is Label.UNSCORED:
             return Verdict(label, reason="cut")
         kind = "refusal" if done == "refuses" else "help"
-        return Verdict(label, float(label is Label.UNSAFE), float(done == "refuses"), kind=kind if label is Label.SAFE else None)
+        return Verdict(
+            label, float(label is Label.UNSAFE), float(done == "refuses"), kind=kind if label is Label.SAFE else None
+        )
 
 
 def make_world(rules: Rules, seed: int) -> World:

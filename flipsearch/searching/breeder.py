@@ -1,8 +1,8 @@
-"""Breeds the next contexts: operators, chosen at random, make children of parents from the elite.
+"""Breeds contexts: operators, chosen at random, make children of the parents that they are given.
 
-    elite --parents by rank--> operator --child--> filter --> contexts
+    parents --drawn by weight--> operator --child--> filter --> contexts
 
-The same children for the same seed and elites. It measures nothing, and calls no model but through an operator.
+The same children for the same seed and parents. It measures nothing, and calls no model but through an operator.
 """
 
 import random
@@ -12,9 +12,10 @@ from dataclasses import dataclass, field
 from flipsearch.core.errors import PluginError
 from flipsearch.core.protocols import Operator
 from flipsearch.core.records import Context, Measurement
-from flipsearch.core.studies import OperatorGain, Parent
+from flipsearch.core.studies import OperatorGain
 from flipsearch.judging.contract import plugin_errors_as
 from flipsearch.searching.filters import ContextFilter
+from flipsearch.searching.parents import WeightedParent
 from flipsearch.statistics.intervals import mean_interval
 
 PATIENCE = 6
@@ -36,18 +37,18 @@ class Breeder:
         self.gains = OperatorGains(list(self._operators))
         self._operator_of: dict[str, str] = {}
 
-    def breed(self, elite: Sequence[Parent], num: int) -> list[Context]:
-        """Return up to `num` new children of the elite, best parent first; fewer if all operators run dry.
+    def breed(self, parents: Sequence[WeightedParent], num: int) -> list[Context]:
+        """Return up to `num` new children; fewer if all operators run dry.
 
         Raises PluginError for an operator that fails.
         """
-        for parent in elite:
-            self._filter.add(parent.context)
+        for weighted in parents:
+            self._filter.add(weighted.parent.context)
         children: list[Context] = []
-        failures = {name: 0 for name, operator in self._operators.items() if operator.num_parents <= len(elite)}
+        failures = {name: 0 for name, operator in self._operators.items() if operator.num_parents <= len(parents)}
         while len(children) < num and (able := [name for name, count in failures.items() if count < PATIENCE]):
             name = self._random.choice(able)
-            child = self._make_child(self._operators[name], elite)
+            child = self._make_child(self._operators[name], parents)
             if child is None:
                 failures[name] += 1
             else:
@@ -64,16 +65,12 @@ class Breeder:
         if child.context_id in self._operator_of and gains:
             self.gains.add(self._operator_of[child.context_id], min(gains), admissible=admissible)
 
-    def _make_child(self, operator: Operator, elite: Sequence[Parent]) -> Context | None:
-        """One child by one operator; None if it does not apply or its child is filtered.
-
-        Its parents are different ones, drawn by rank: the first of n with weight n, the last with weight 1.
-        """
-        left, parents = list(range(len(elite))), []
+    def _make_child(self, operator: Operator, able: Sequence[WeightedParent]) -> Context | None:
+        """One child by one operator, of different parents; None if it does not apply or its child is filtered."""
+        left, parents = list(able), []
         for _ in range(operator.num_parents):
-            weights = [len(elite) - rank for rank in left]
-            rank = left.pop(self._random.choices(range(len(left)), weights)[0])
-            parents.append(elite[rank])
+            drawn = self._random.choices(range(len(left)), [weighted.weight for weighted in left])[0]
+            parents.append(left.pop(drawn).parent)
         # A generator of its own: what one operator draws does not change what the next ones do.
         rng = random.Random(self._random.getrandbits(64))
         with plugin_errors_as(PluginError, f"operator '{operator.name}' failed"):

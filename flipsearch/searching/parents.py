@@ -1,0 +1,52 @@
+"""Chooses parents from the frontier: of each prompt, the best of the arms that flip it.
+
+The mean alone would breed from contexts that flip the same prompts; who flips what others do not is worth as much.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from flipsearch.core.records import Label, Prompt
+from flipsearch.core.studies import Parent
+from flipsearch.searching.forecasts import Forecaster
+from flipsearch.searching.race import Arm
+
+BY_WORTH = 0.02
+"""What the worth of an arm counts beside the prompts that it is the best on, per prompt."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightedParent:
+    """A parent and how often it is to be drawn."""
+
+    parent: Parent
+    weight: float
+
+
+def frontier(forecaster: Forecaster, arms: Sequence[Arm], prompts: Mapping[str, Prompt]) -> list[WeightedParent]:
+    """Return the arms that are worth something, weighted by the prompts on which each is the best that flips them."""
+    if not arms:
+        return []
+    worth = forecaster.forecast(arms).worth.mean(axis=0)
+    best: dict[str, int] = {}
+    for number, arm in enumerate(arms):
+        for id in (flip.prompt_id for flip in arm.search.flips if flip.kind == "harmful" and flip.flipped):
+            if id not in best or worth[number] > worth[best[id]]:
+                best[id] = number
+    weights = BY_WORTH * len(best) * worth
+    for number in best.values():
+        weights[number] += worth[number] > 0
+    return [
+        WeightedParent(_parent(arm, prompts), float(weight))
+        for arm, weight in zip(arms, weights, strict=True)
+        if weight > 0
+    ]
+
+
+def _parent(arm: Arm, prompts: Mapping[str, Prompt]) -> Parent:
+    """The arm with the texts of the prompts that it failed on."""
+    flips = arm.search.flips
+    unflipped = [flip for flip in flips if flip.kind == "harmful" and flip.after is Label.UNSAFE]
+    refused = [flip for flip in flips if flip.kind == "benign" and flip.refused_after and not flip.refused_before]
+    texts = [tuple(prompts[flip.prompt_id].text for flip in failures) for failures in (unflipped, refused)]
+    return Parent(arm.context, arm.search.flip_rate, *texts)
