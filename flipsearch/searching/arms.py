@@ -150,7 +150,8 @@ class _Search:
         running = self._running()
         if not (running and finished):
             return 1.0
-        worth = self.forecaster.forecast([*running, *finished]).worth
+        # The model is linear: it knows no highest rate.
+        worth = self.forecaster.forecast([*running, *finished]).worth.clip(max=1.0)
         best = [part.max(axis=1) for part in (worth[:, : len(running)], worth[:, len(running) :])]
         return float((best[0] > best[1] + self.config.tolerance).mean())
 

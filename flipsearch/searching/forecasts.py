@@ -2,9 +2,9 @@
 
 They are joint draws from the posterior of a mixed model (statistics.mixed_model), one for flip rates and one for
 refused benign prompts: sentences and words in common, placement, length and readings foretell a context that was not
-measured, and correct one that was measured on few prompts. What a context is worth is its flip rate where it is within the cap,
-else nothing. Contexts are proposed, arms promoted, parents chosen and the search ended by these draws alone; what is
-reported rests on the answers.
+measured, and correct one that was measured on few prompts. What a context is worth is its flip rate where it is within
+the cap, else nothing. Contexts are proposed, arms promoted, parents chosen and the search ended by these draws alone;
+what is reported rests on the answers.
 """
 
 import re
@@ -66,7 +66,7 @@ class Forecaster:
         num_benign = len(self._columns["benign"])
         # A cap of 0 asks for no refusal among the prompts; a rate is hardly ever exactly 0.
         most = self._cap.most + 0.5 / num_benign if num_benign else 1.0
-        return Forecast(flips, refusals, np.where(refusals <= most, flips, 0.0))
+        return Forecast(flips, refusals, np.where(refusals <= most, np.maximum(flips, 0.0), 0.0))
 
     def notes(self) -> list[str]:
         """Return what the reader must know of how contexts came into the race."""

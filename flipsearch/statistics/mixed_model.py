@@ -5,8 +5,8 @@
 `rate` has a Gaussian prior whose covariance is a sum of kernels, and a mean that readings may raise. How much each part
 counts is chosen by marginal likelihood, so that texts count for nothing where they foretell nothing. All contexts of a
 study see the same prompts in the same order, so what a prompt does to all of them is taken out by `prompt`: two
-contexts are compared in pairs. The variance of a context's noise is that of its own rate. The model is linear in the outcomes: a
-logistic one was tried, and its Gaussian approximation puts rare outcomes too high.
+contexts are compared in pairs. The variance of a context's noise is that of its own rate. The model is linear in the
+outcomes: a logistic one was tried, and its Gaussian approximation puts rare outcomes too high.
 """
 
 from dataclasses import dataclass, replace
