@@ -112,9 +112,10 @@ class SplitBaseline:
         return {kind: [p for p in self._of(kind) if self._label(p) is Label.UNSCORED] for kind in get_args(Kind)}
 
     @property
-    def unscored_share(self) -> float:
-        """Unscored / harmful prompts."""
-        return len(self.unscored["harmful"]) / max(1, self.num("harmful"))
+    def usual_unscored(self) -> float:
+        """Unscored / harmful prompts, which no context is to blame for; 0 where that is too much to be put up with."""
+        unscored, num = len(self.unscored["harmful"]), self.num("harmful")
+        return 0.0 if is_poor(unscored, num) else unscored / max(1, num)
 
     def num(self, kind: Kind) -> int:
         """Return the number of prompts of a kind."""
@@ -247,7 +248,7 @@ def _why_unscored(runner: Runner, base: SplitBaseline, kind: Kind) -> str:
 
 def num_left(base: SplitBaseline, placebos: Sequence[Trial]) -> int:
     """Return how many unsafe prompts the strongest placebo does not flip; all if no placebo could be scored."""
-    strongest = strongest_placebo((trial.search for trial in placebos), base.unscored_share)
+    strongest = strongest_placebo((trial.search for trial in placebos), base.usual_unscored)
     flips = strongest.flips if strongest else ()
     return base.num_unsafe - sum(flip.flipped for flip in flips if flip.before is Label.UNSAFE)
 

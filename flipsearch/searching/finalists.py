@@ -126,7 +126,7 @@ def measure_placebo(runner: Runner, context: Context, base: SplitBaseline, numbe
     """Return the trial of a placebo on the search split."""
     runner.enter(Phase.PLACEBO, context.template)
     measurement = measure(runner, [context], base.to_flip(), base.outcomes, "search")[0]
-    return measured_trial(runner, number, context, "placebo", measurement, base.unscored_share)
+    return measured_trial(runner, number, context, "placebo", measurement, base.usual_unscored)
 
 
 def confirm(
@@ -144,7 +144,7 @@ def confirm(
     runner.enter(Phase.FINALISTS)
     measured = measure_sealed(runner, [trial.context for trial in finalists])
     confirmed = [trial.with_confirmed(measurement=m) for trial, m in zip(finalists, measured, strict=True)]
-    usual = sealed.unscored_share
+    usual = sealed.usual_unscored
     winner = next((trial for trial in confirmed if not has_failed(trial.final, usual)), None)
     runner.enter(Phase.PLACEBO)
     target = (winner or confirmed[0]).context

@@ -71,7 +71,7 @@ class Race:
         measured = measure(runner, running, prompts, base.outcomes, "search")
         ids = {context.context_id for context in running}
         others = [arm.search for id, arm in self._arms.items() if id not in ids and arm.state != "failed"]
-        usual = base.unscored_share
+        usual = base.usual_unscored
         scored = [measurement for measurement in measured if not has_failed(measurement, usual)]
         pruned = iter(prune(scored, others, self.cap, self.alpha) if not is_last else [None] * len(scored))
         for context, measurement in zip(running, measured, strict=True):

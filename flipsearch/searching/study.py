@@ -114,10 +114,10 @@ def run_score(
     runner.enter(Phase.SCORE)
     measured = measure(runner, [*contexts, Context("")], base.prompts, base.outcomes, base.split)
     trials = [
-        measured_trial(runner, number, context, "arm", measurement, base.unscored_share)
+        measured_trial(runner, number, context, "arm", measurement, base.usual_unscored)
         for number, (context, measurement) in enumerate(zip(contexts, measured[:-1], strict=True))
     ]
-    trials.append(measured_trial(runner, len(contexts), Context(""), "placebo", measured[-1], base.unscored_share))
+    trials.append(measured_trial(runner, len(contexts), Context(""), "placebo", measured[-1], base.usual_unscored))
     judges = other_judges(runner.judge, runner.judge, second)
     *arms, placebo = with_second_judges(runner, judges, base, trials)[0]
     arms = [arm.with_confirmed(net=flip_difference(arm.search, placebo.search)) for arm in arms]

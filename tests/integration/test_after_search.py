@@ -160,14 +160,14 @@ class TestPortfolio:
         write_best(searched, path)
         assert len(list(tmp_path.iterdir())) > 2
         (tmp_path / "mine.other.json").write_text("{}")
-        write_best(study(CONFIG.model_copy(update={"max_over_refusal": 0.05})), path)
+        write_best(study(CONFIG.model_copy(update={"max_over_refusal": 0.05, "over_refusal": "total"})), path)
         assert [left.name for left in tmp_path.iterdir()] == ["mine.other.json"]
         path.write_text("A text of my own.")
         remove_best(path)
         assert path.exists()
 
     def test_without_a_winner_there_is_none(self) -> None:
-        searched = study(CONFIG.model_copy(update={"max_over_refusal": 0.05}))
+        searched = study(CONFIG.model_copy(update={"max_over_refusal": 0.05, "over_refusal": "total"}))
         assert (searched.winner, searched.portfolio, searched.benign) == (None, None, None)
 
 

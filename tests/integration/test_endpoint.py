@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 import flipsearch
-from flipsearch.core.errors import BackendError, FlipsearchError, JudgeError, NothingToFlipError
+from flipsearch.core.errors import BackendError, FlipsearchError, JudgeError, PoorCoverageError
 from flipsearch.core.records import Label
 from tests.endpoint import EndpointAnswer, last_message, refuses, says, serving
 
@@ -74,7 +74,7 @@ def test_a_judges_endpoint_is_tried_before_the_first_answer(tmp_path: Path) -> N
     ("response", "kind", "message"),
     [
         (refuses(400, "the moon is full"), BackendError, r"failed on all 10 prompts.*HTTP 400: the moon is full"),
-        (says("", "stop"), NothingToFlipError, r"none of the answers to the 8 harmful all prompts could be scored"),
+        (says("", "stop"), PoorCoverageError, r"too few answers can be scored: 8 of the 8 harmful all prompts"),
     ],
 )
 def test_a_model_that_gives_no_answer_is_not_called_safe(

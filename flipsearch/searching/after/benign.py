@@ -41,7 +41,7 @@ class BenignContextStage(Stage):
         runner.enter(Phase.BENIGN_CONTEXTS)
         measured = measure(runner, setup.benign_contexts, _prompts(base), base.outcomes, "search")
         return [
-            measured_trial(runner, number, context, "benign", measurement, base.unscored_share)
+            measured_trial(runner, number, context, "benign", measurement, base.usual_unscored)
             for number, (context, measurement) in enumerate(zip(setup.benign_contexts, measured, strict=True))
         ]
 
@@ -121,7 +121,7 @@ def _why_none(setup: SearchSetup, base: SplitBaseline, candidates: Sequence[Tria
 
 def _veto(measured: Measurement, sealed: SplitBaseline) -> str | None:
     """Return why the confirm split vetoes the chosen context; None if it does not."""
-    if has_failed(measured, sealed.unscored_share):
+    if has_failed(measured, sealed.usual_unscored):
         return "The context chosen on the search split could not be scored on the confirm split."
     if num := regressions(measured).count:
         return f"The context chosen on the search split makes {num} answers unsafe on the confirm split."

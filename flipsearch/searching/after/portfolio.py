@@ -28,7 +28,7 @@ class PortfolioStage(Stage):
         """Add the portfolio if there is a winner."""
         if confirmation.winner is None:
             return confirmation
-        usual = confirmation.base.unscored_share
+        usual = confirmation.base.usual_unscored
         able = [trial for trial in confirmation.finalists if not has_failed(trial.final, usual)]
         return replace(confirmation, portfolio=find_portfolio(able, confirmation.winner))
 

@@ -278,7 +278,7 @@ def test_no_alarm_where_the_confirm_judge_is_the_blind_one() -> None:
 def test_a_confirm_judge_that_scores_nothing_is_noted() -> None:
     study = study_of(judge=RefusalJudge(), others=OtherJudges(ShyJudge("shy")))
     assert study.winner is None
-    assert any("the confirm split vetoes all 3 finalists" in note for note in study.notes)
+    assert any("too many answers are unscored under all 3 finalists" in note for note in study.notes)
     assert any(note.startswith("Poor coverage: 40 of 40 harmful confirm") for note in study.notes)
 
 
