@@ -7,6 +7,7 @@ more prompts. When all contexts are tried, or the exploring share of a budget is
 did not see all prompts is likely to be better than those that did, by more than the tolerance.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -32,6 +33,8 @@ READ_PROMPTS = 16
 """Harmful prompts whose known answers are read, with benign ones as in the first rung."""
 BEST_OF_DRAW = 3
 """In a draw whose best arms have seen all prompts, the next one is promoted, down to this place."""
+FIRST_GENERATION = 2
+"""Cohorts that the first one counts for: nothing is known yet, and all that comes is bred from it."""
 PROMOTED = 0.5
 """Arms that run one rung further, for each context that a generation adds."""
 
@@ -90,9 +93,10 @@ class _Search:
     def explore(self) -> None:
         """Propose contexts and promote arms until all contexts are tried or the budget's share is spent."""
         config, first = self.config, self.race.rungs[0]
-        num_generations = -(-config.num_contexts // config.cohort_size)
+        num_generations = max(1, math.ceil(config.num_contexts / config.cohort_size) - FIRST_GENERATION + 1)
         for number in count(1):  # a budget makes generations smaller, and so more of them
-            wanted = min(config.cohort_size, config.num_contexts - len(self.race.arms))
+            size = config.cohort_size * (FIRST_GENERATION if number == 1 else 1)
+            wanted = min(size, config.num_contexts - len(self.race.arms))
             num = self.budget.num_affordable(self.runner, self.base, wanted, first)
             contexts = self.proposals.ask(num, self.race.arms) if num else []
             if not contexts:

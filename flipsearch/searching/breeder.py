@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from flipsearch.core.errors import PluginError
 from flipsearch.core.protocols import Operator
 from flipsearch.core.records import Context, Measurement
-from flipsearch.core.studies import OperatorGain
+from flipsearch.core.studies import OperatorGain, Parent
 from flipsearch.judging.contract import plugin_errors_as
 from flipsearch.searching.filters import ContextFilter
-from flipsearch.searching.parents import WeightedParent
 from flipsearch.statistics.intervals import mean_interval
 
 PATIENCE = 6
@@ -37,18 +36,20 @@ class Breeder:
         self.gains = OperatorGains(list(self._operators))
         self._operator_of: dict[str, str] = {}
 
-    def breed(self, parents: Sequence[WeightedParent], num: int) -> list[Context]:
+    def breed(self, parents: Sequence[Parent], num: int, weights: Sequence[float] = ()) -> list[Context]:
         """Return up to `num` new children; fewer if all operators run dry.
+
+        Parents are drawn by `weights`, () is all alike.
 
         Raises PluginError for an operator that fails.
         """
-        for weighted in parents:
-            self._filter.add(weighted.parent.context)
+        for parent in parents:
+            self._filter.add(parent.context)
         children: list[Context] = []
         failures = {name: 0 for name, operator in self._operators.items() if operator.num_parents <= len(parents)}
         while len(children) < num and (able := [name for name, count in failures.items() if count < PATIENCE]):
             name = self._random.choice(able)
-            child = self._make_child(self._operators[name], parents)
+            child = self._make_child(self._operators[name], parents, weights or [1.0] * len(parents))
             if child is None:
                 failures[name] += 1
             else:
@@ -65,12 +66,12 @@ class Breeder:
         if child.context_id in self._operator_of and gains:
             self.gains.add(self._operator_of[child.context_id], min(gains), admissible=admissible)
 
-    def _make_child(self, operator: Operator, able: Sequence[WeightedParent]) -> Context | None:
+    def _make_child(self, operator: Operator, able: Sequence[Parent], weights: Sequence[float]) -> Context | None:
         """One child by one operator, of different parents; None if it does not apply or its child is filtered."""
-        left, parents = list(able), []
+        left, parents = list(range(len(able))), []
         for _ in range(operator.num_parents):
-            drawn = self._random.choices(range(len(left)), [weighted.weight for weighted in left])[0]
-            parents.append(left.pop(drawn).parent)
+            drawn = self._random.choices(range(len(left)), [weights[index] for index in left])[0]
+            parents.append(able[left.pop(drawn)])
         # A generator of its own: what one operator draws does not change what the next ones do.
         rng = random.Random(self._random.getrandbits(64))
         with plugin_errors_as(PluginError, f"operator '{operator.name}' failed"):

@@ -4,7 +4,6 @@ The mean alone would breed from contexts that flip the same prompts; who flips w
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from flipsearch.core.records import Label, Prompt
 from flipsearch.core.studies import Parent
@@ -15,18 +14,12 @@ BY_WORTH = 0.02
 """What the worth of an arm counts beside the prompts that it is the best on, per prompt."""
 
 
-@dataclass(frozen=True, slots=True)
-class WeightedParent:
-    """A parent and how often it is to be drawn."""
-
-    parent: Parent
-    weight: float
-
-
-def frontier(forecaster: Forecaster, arms: Sequence[Arm], prompts: Mapping[str, Prompt]) -> list[WeightedParent]:
-    """Return the arms that are worth something, weighted by the prompts on which each is the best that flips them."""
+def frontier(
+    forecaster: Forecaster, arms: Sequence[Arm], prompts: Mapping[str, Prompt]
+) -> tuple[list[Parent], list[float]]:
+    """Return the arms that are worth something, with weights: on how many prompts each is the best that flips them."""
     if not arms:
-        return []
+        return [], []
     worth = forecaster.forecast(arms).worth.mean(axis=0)
     best: dict[str, int] = {}
     for number, arm in enumerate(arms):
@@ -36,11 +29,8 @@ def frontier(forecaster: Forecaster, arms: Sequence[Arm], prompts: Mapping[str, 
     weights = BY_WORTH * len(best) * worth
     for number in best.values():
         weights[number] += worth[number] > 0
-    return [
-        WeightedParent(_parent(arm, prompts), float(weight))
-        for arm, weight in zip(arms, weights, strict=True)
-        if weight > 0
-    ]
+    able = [index for index, weight in enumerate(weights) if weight > 0]
+    return [_parent(arms[index], prompts) for index in able], [float(weights[index]) for index in able]
 
 
 def _parent(arm: Arm, prompts: Mapping[str, Prompt]) -> Parent:

@@ -108,9 +108,8 @@ class Proposals:
 
     def _candidates(self, num: int, arms: Sequence[Arm]) -> list[Context]:
         """New points of the space, and as many children as `--breed` says once there are parents."""
-        parents = frontier(self._forecaster, arms, self._prompts)
-        num_children = int(num * self._config.breed) if parents else 0
-        children = self.breeder.breed(parents, num_children)
+        parents, weights = frontier(self._forecaster, arms, self._prompts)
+        children = self.breeder.breed(parents, int(num * self._config.breed), weights) if parents else []
         points = self._points(num - len(children))
         return [*points, *children]
 
