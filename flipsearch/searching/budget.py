@@ -23,7 +23,7 @@ from flipsearch.searching.baseline import Rung, SplitBaseline
 from flipsearch.searching.race import Arm
 from flipsearch.searching.setup import SearchSetup
 
-EXPLORE_SHARE = 0.7
+EXPLORE_SHARE = 0.85
 """Of the tokens that are left for the race after the baseline."""
 NUM_COHORTS, MIN_COHORT = 6, 4
 """Exploring takes at least so many generations, of at least so many contexts: the later ones learn from the first."""

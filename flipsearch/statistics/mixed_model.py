@@ -32,7 +32,9 @@ OWN = (0.05, 0.3)
 """Variance of a context's own part, as a share of it."""
 OWN_ALONE = (0.005, 0.02, 0.06)
 """Variances of the own part where texts foretell nothing."""
-PROMPTS = (0.003, 0.01, 0.03, 0.1)
+LEAST_NOISE = 0.25
+"""Share of the variance of a context's outcomes that is noise at least."""
+PROMPTS = (0.003, 0.01, 0.03, 0.1, 0.2)
 """Variances between prompts."""
 READINGS = (0.0, 0.05, 0.1)
 """By how much a reading that is one standard deviation higher raises a rate: prior mean, and standard deviation."""
@@ -82,7 +84,7 @@ class RateModel:
     """The mixed model of one rate; `prior_mean` is what a context does of which nothing is known."""
 
     def __init__(self, prior_mean: float) -> None:
-        self._mean, self._weights = prior_mean, CANDIDATES[10]
+        self._mean, self.weights = prior_mean, CANDIDATES[10]
 
     def draws(self, features: Features, outcomes: Array, num: int, generator: np.random.Generator) -> Array:
         """Return joint draws (num, contexts) of the rates over all prompts.
@@ -92,12 +94,12 @@ class RateModel:
         known = ~np.isnan(outcomes).all(axis=1)
         seen, other = np.flatnonzero(known), np.flatnonzero(~known)
         if len(seen) >= MIN_CONTEXTS:
-            self._weights = _likeliest(self._weights, features.of(seen), self._mean, outcomes[seen])
-        mean, prior = _prior(self._weights, features, self._mean)
+            self.weights = _likeliest(self.weights, features.of(seen), self._mean, outcomes[seen])
+        mean, prior = _prior(self.weights, features, self._mean)
         drawn = np.empty((num, len(outcomes)))
         if not len(seen):
             return mean + generator.standard_normal(drawn.shape) @ _factor(prior).T
-        system = _System(mean[seen], prior[np.ix_(seen, seen)], outcomes[seen], self._weights.prompts)
+        system = _System(mean[seen], prior[np.ix_(seen, seen)], outcomes[seen], self.weights.prompts)
         rates, prompts = system.draws(num, generator)
         drawn[:, seen] = rates
         if len(other):
@@ -140,7 +142,8 @@ class _System:
         counts, sums = known.sum(axis=1), values.sum(axis=1)
         overall = (sums.sum() + 0.5) / (counts.sum() + 1.0)
         rates = np.clip((sums + SHRINK * overall) / (counts + SHRINK), 0.02, 0.98)
-        weights = known / (rates * (1 - rates))[:, None]
+        variances = rates * (1 - rates)  # of which the prompts have their part
+        weights = known / np.maximum(variances - prompt_variance, LEAST_NOISE * variances)[:, None]
         self.precision: Array = np.linalg.inv(prior)
         """Of the prior."""
         self._num = num

@@ -44,7 +44,7 @@ def study_with_late_refusals(word: str, **settings: Any) -> Study:
 
 
 def test_all_arms_may_be_pruned_before_the_last_rung() -> None:
-    study = study_with_late_refusals("")
+    study = study_with_late_refusals(" ")  # all of them
     assert study.winner is None
     assert {trial.state for trial in study.trials if trial.role == "arm"} <= {"pruned", "stopped"}
     assert any("no winner" in note and "pruned" in note for note in study.notes)
