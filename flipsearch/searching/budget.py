@@ -1,9 +1,9 @@
 """How much a search may cost: completion tokens of the study, wall time of the launch.
 
 Of the tokens, those of the confirm split are set aside at the mean length of the answers so far (or of those without
-context, if these are longer). Of the rest, EXPLORE_SHARE goes to generations of new contexts and the promotions in
-them; then as many arms run on as can, and at least one to its end. So a study stays within its tokens unless later
-answers are longer on average; nothing is cut off to enforce it. The baseline and the placebos before the search are
+context, if these are longer). Of the rest, what as many arms as there are finalists need to see all prompts is kept for
+the end; the others go to generations of new contexts and the promotions in them. So a study stays within its tokens
+unless later answers are longer on average; nothing is cut off to enforce it. The baseline and the placebos before the search are
 always measured.
 
 What counts is what the study rests on, whenever it was generated: run again, it ends where it ended. Scoring known
@@ -23,9 +23,9 @@ from flipsearch.searching.baseline import Rung, SplitBaseline
 from flipsearch.searching.race import Arm
 from flipsearch.searching.setup import SearchSetup
 
-EXPLORE_SHARE = 0.85
-"""Of the tokens that are left for the race after the baseline."""
-NUM_COHORTS, MIN_COHORT = 6, 4
+MOST_KEPT = 0.5
+"""Of the tokens that are left for the race after the baseline, the share that is kept for its end at most."""
+NUM_COHORTS, MIN_COHORT = 10, 4
 """Exploring takes at least so many generations, of at least so many contexts: the later ones learn from the first."""
 
 
@@ -88,15 +88,15 @@ class Budget:
         left = self._left_to_explore(runner, base)
         if each == 0:
             return self._config.num_contexts
-        generation = max(MIN_COHORT, int(EXPLORE_SHARE * (self._tokens_at_first or 0) / each / NUM_COHORTS))
+        generation = max(MIN_COHORT, int((self._tokens_at_first or 0) / each / NUM_COHORTS))
         return max(0, min(generation, int(left / each)))
 
     def _left_to_explore(self, runner: Runner, base: SplitBaseline) -> float:
-        """The tokens that first rungs and promotions may still take: one arm at least must be able to see all."""
+        """The tokens that first rungs and promotions may still take: the finalists must be able to see all prompts."""
         left = self._tokens_left(runner, base)
         self._tokens_at_first = left if self._tokens_at_first is None else self._tokens_at_first
         whole = _mean_length(runner, base) * self._num_rollouts(base)
-        return left - max((1 - EXPLORE_SHARE) * self._tokens_at_first, whole)
+        return left - max(whole, min(MOST_KEPT * self._tokens_at_first, self._config.num_finalists * whole))
 
     def _num_rollouts(self, base: SplitBaseline, rung: Rung | None = None) -> int:
         """Rollouts of one context up to a rung; None takes all."""
