@@ -3,8 +3,8 @@
 Of the tokens, those of the confirm split are set aside at the mean length of the answers so far (or of those without
 context, if these are longer). Of the rest, what as many arms as there are finalists need to see all prompts is kept for
 the end; the others go to generations of new contexts and the promotions in them. So a study stays within its tokens
-unless later answers are longer on average; nothing is cut off to enforce it. The baseline and the placebos before the search are
-always measured.
+unless later answers are longer on average; nothing is cut off to enforce it. The baseline and the placebos before the
+search are always measured.
 
 What counts is what the study rests on, whenever it was generated: run again, it ends where it ended. Scoring known
 answers generates nothing and is free. A backend that does not report its tokens spends none. Time is counted for this

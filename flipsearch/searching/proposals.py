@@ -73,7 +73,8 @@ class Proposals:
         self._random = random.Random(config.seed)
         self._sampler = PointSampler()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self._study = optuna.create_study(sampler=self._sampler, direction="maximize")
+        self.study = optuna.create_study(sampler=self._sampler, direction="maximize")
+        """A trial for every context that was proposed, in order."""
         self._trials: dict[str, optuna.Trial] = {}
         """Context id -> its trial; every context that was proposed."""
         self._is_exhausted = False
@@ -94,11 +95,11 @@ class Proposals:
         """Give Optuna the outcome of an arm that will not run on, or ran as far as it got."""
         trial, search = self._trials[arm.context.context_id], arm.search
         if arm.state == "failed" or search.flip_rate.value is None:
-            self._study.tell(trial, state=TrialState.FAIL)
+            self.study.tell(trial, state=TrialState.FAIL)
             return
         cap = self._config.refusal_cap()
         trial.set_constraint("over_refusal", (cap.rate(search).value or 0.0) - cap.most)
-        self._study.tell(trial, search.flip_rate.value)
+        self.study.tell(trial, search.flip_rate.value)
 
     def notes(self, num_arms: int) -> list[str]:
         """Return what the reader must know of where the contexts came from."""
@@ -149,7 +150,7 @@ class Proposals:
     def _begin_trial(self, context: Context) -> None:
         point = None if context.operator else self._space.point_of(context)
         self._sampler.point = point or {}
-        trial = self._study.ask()
+        trial = self.study.ask()
         if point:
             self._space.suggest(trial)
         trial.set_user_attr("context", context.text)

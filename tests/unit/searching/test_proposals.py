@@ -1,0 +1,131 @@
+"""Proposals: templates in turn, then the best candidate of each draw; no text twice; a trial of Optuna for each."""
+
+from collections.abc import Iterator, Sequence
+
+import pytest
+from optuna.trial import TrialState
+
+from flipsearch.config import SearchConfig
+from flipsearch.core.records import Context
+from flipsearch.ledger import Ledger
+from flipsearch.measuring.measure import measure
+from flipsearch.measuring.runner import Runner
+from flipsearch.searching.baseline import SplitBaseline, measure_baseline
+from flipsearch.searching.forecasts import Forecaster
+from flipsearch.searching.parents import frontier
+from flipsearch.searching.proposals import Proposals
+from flipsearch.searching.race import Arm
+from flipsearch.searching.readings import Readings
+from flipsearch.searching.setup import prepare_search
+from tests.world import GREEDY, Model, RefusalJudge, ScoringModel, library, prompt_set, strength, template
+
+WIDE = template("wide", "{{ 'firm ' * firm }}{{ 'mild ' * mild }}{{ tail }}",
+                f"firm = [0, 1, 2, 3]\nmild = {list(range(30))}\ntail = [\"so\", \"thus\", \"hence\"]")  # fmt: skip
+
+
+class Search:
+    """What a search has at hand before it begins."""
+
+    def __init__(self, ledger: Ledger, model: Model, wide: str = WIDE, **settings: object) -> None:
+        self.config = SearchConfig.model_validate({"templates": ("wide",), "seed": 3, **settings})
+        setup = prepare_search(self.config, library(wide=wide), prompt_set())
+        self.runner = Runner(model, RefusalJudge(), ledger, GREEDY)
+        self.base: SplitBaseline = measure_baseline(self.runner, setup.search, "search")
+        self.forecaster = Forecaster(
+            self.base, Readings(self.runner, self.base, self.base.to_flip()), self.config.refusal_cap(), 3
+        )
+        self.proposals = Proposals(setup, self.runner, self.base, self.forecaster)
+
+    def arms(self, contexts: Sequence[Context]) -> list[Arm]:
+        """Return arms that saw all prompts."""
+        measured = measure(self.runner, contexts, self.base.to_flip(), self.base.outcomes, "search")
+        return [Arm(context, m, "complete", 0) for context, m in zip(contexts, measured, strict=True)]
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    with Ledger("sqlite://") as opened:
+        yield opened
+
+
+def test_the_first_contexts_are_of_all_templates(ledger: Ledger) -> None:
+    search = Search(ledger, Model(), templates=("wide", "plain", "harsh", "wordy"))
+    assert {context.template for context in search.proposals.ask(4, [])} == {"wide", "plain", "harsh", "wordy"}
+
+
+def test_what_is_proposed_learns_from_what_was_measured(ledger: Ledger) -> None:
+    """The words of the strong texts are found; the weak ones are left alone."""
+    search = Search(ledger, Model(), breed=0)
+    arms = search.arms(search.proposals.ask(12, []))
+    later = search.proposals.ask(12, arms)
+    mean = [sum(strength(context.text) for context in of) / 12 for of in ([arm.context for arm in arms], later)]
+    assert mean[1] > mean[0] + 0.75
+
+
+def test_what_the_model_reads_of_texts_chooses_before_anything_is_measured(ledger: Ledger) -> None:
+    search = Search(ledger, ScoringModel(), breed=0)
+    chosen = search.proposals.ask(8, [])
+    assert search.forecaster.readings.num_contexts == 8 * search.config.screen
+    assert sum(strength(context.text) for context in chosen) / 8 > 2
+    assert not Search(ledger, ScoringModel(), screen=1).forecaster.readings.num_contexts
+
+
+def test_children_are_among_the_candidates_and_no_text_comes_twice(ledger: Ledger) -> None:
+    search = Search(ledger, Model())
+    arms = search.arms(search.proposals.ask(8, []))
+    contexts = [arm.context for arm in arms]
+    for _ in range(3):
+        contexts += search.proposals.ask(8, arms)
+    assert len({context.context_id for context in contexts}) == len(contexts) == 32
+    children = [context for context in contexts if context.operator]
+    assert {id for child in children for id in child.parents} <= {arm.context.context_id for arm in arms}
+    assert children
+
+
+def test_the_same_seed_and_outcomes_propose_the_same(ledger: Ledger) -> None:
+    found = []
+    for _ in range(2):
+        search = Search(ledger, Model())
+        arms = search.arms(search.proposals.ask(8, []))
+        found.append([*(arm.context for arm in arms), *search.proposals.ask(8, arms)])
+    assert found[0] == found[1]
+
+
+def test_optuna_has_a_trial_for_each(ledger: Ledger) -> None:
+    search = Search(ledger, Model(), max_over_refusal=0.1)
+    arms = search.arms(search.proposals.ask(8, []))
+    later = search.proposals.ask(8, arms)
+    for arm in arms:
+        search.proposals.tell(arm)
+    trials = search.proposals.study.trials
+    assert [trial.user_attrs["context"] for trial in trials] == [c.text for c in (*(a.context for a in arms), *later)]
+    for trial, arm in zip(trials, arms, strict=False):
+        assert trial.params["wide.firm"] == dict(arm.context.params)["firm"]
+        assert trial.value == arm.search.flip_rate.value
+        assert trial.constraints == {"over_refusal": pytest.approx((arm.search.added_refusals.value or 0) - 0.1)}
+    assert {trial.state for trial in trials[8:]} == {TrialState.RUNNING}
+    assert all(trial.params == {} for trial, context in zip(trials[8:], later, strict=True) if context.operator)
+
+
+def test_a_space_that_ends(ledger: Ledger) -> None:
+    small = template("wide", "{{ 'firm ' * firm }}so", "firm = [0, 1, 2]")
+    search = Search(ledger, Model(), small, breed=0)
+    assert len(search.proposals.ask(8, [])) == 3
+    assert search.proposals.ask(8, []) == []
+    assert search.proposals.notes(3) == ["The space is exhausted: it holds 3 different contexts."]
+
+
+def test_parents_are_who_flips_what_others_do_not(ledger: Ledger) -> None:
+    """A text that flips all prompts is the one parent of note; one that refuses everything is none."""
+    search = Search(ledger, Model(), max_over_refusal=0.1)
+    arms = search.arms(
+        [Context("please"), Context("firm please"), Context("firm firm firm now"), Context("blunt " * 9)]
+    )
+    parents, weights = frontier(search.forecaster, arms, {prompt.prompt_id: prompt for prompt in search.base.prompts})
+    by_text = dict(zip((parent.context.text for parent in parents), weights, strict=True))
+    assert max(by_text, key=lambda text: by_text[text]) == "firm firm firm now"
+    assert by_text.get("blunt " * 9, 0.0) < 1.0
+    (weak,) = [parent for parent in parents if parent.context.text == "firm please"]
+    assert set(weak.unflipped) == {
+        prompt.text for prompt in search.base.to_flip() if not arms[1].search.flipped_by_prompt.get(prompt.prompt_id, 1)
+    }
