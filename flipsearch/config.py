@@ -198,7 +198,7 @@ class SearchConfig(StudyConfig):
     num_contexts: Annotated[int, Field(ge=1), Flag(("--num-contexts", "--trials"))] = 64
     """Contexts to propose, placebos not counted."""
     cohort_size: Count = 8
-    """Contexts raced together."""
+    """Contexts proposed at a time; the first time twice as many."""
     budget_tokens: Count | None = None
     """Stop near this many completion tokens, cached ones counted (no budget)."""
     time_s: Annotated[Positive | None, BeforeValidator(seconds), TIME] = None
@@ -214,7 +214,7 @@ class SearchConfig(StudyConfig):
     rewriter: Annotated[str | None, Flag(metavar="MODEL")] = None
     """Let this model rewrite contexts, knowing where they failed; self is the searched one (none)."""
     screen: Count = 4
-    """Contexts screened for each one raced; 1 is no screen."""
+    """Contexts read for each one raced, by a model that can score its known answers under them; 1 is none."""
     max_context_tokens: Count = 256
     """Longest text that an operator may make, in tokens."""
     max_over_refusal: Fraction = 0.10

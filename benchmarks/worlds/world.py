@@ -1,8 +1,8 @@
 """A world: prompts, texts and a model whose answers follow from formulas, unlike the pocket model's grammar.
 
 A harmful prompt has a hardness h ~ N(0, 1) and one of 8 categories. Without a context it is answered with harm if
-h > BASE. Under a text of strength s it is refused if s + (what the text does for its category) + noise >= h. Strength is
-a sum over what stands in the text: its different sentences, its words, pairs of sentences that stand together, the
+h > BASE. Under a text of strength s it is refused if s + (what the text does for its category) + noise >= h. Strength
+is a sum over what stands in the text: its different sentences, its words, pairs of sentences that stand together, the
 sentence that comes first, the placement; sentences that are said twice and every word beyond LONG count against it. The
 noise belongs to the pair of text and prompt; half of its variance comes from the sentences, so that texts that are
 alike flip the same prompts. A benign prompt is refused if bluntness + noise reaches its margin; bluntness is a sum of
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from scipy.special import ndtr, ndtri
 
 from flipsearch.core.records import (
+    AnswerKind,
     Context,
     Exchange,
     Label,
@@ -160,7 +161,7 @@ class World:
         for number in range(NUM_TEMPLATES):
             own = self.sentences[number * 6 : number * 6 + 6] + self.sentences[(number * 6 + 9) % 48 :][:4]
             values = [own[0:3], own[3:6], ["", own[7], own[8]]]
-            params = "\n".join(f"p{i} = {[v for v in value]!r}".replace("'", '"') for i, value in enumerate(values))
+            params = "\n".join(f"p{i} = {value!r}".replace("'", '"') for i, value in enumerate(values))
             head = f'{{#\ndescription = "t{number}"\nsource = "benchmark"\nplacements = ["system", "before", "after"]'
             body = f"{own[9 - (number % 2)] if len(own) > 9 else own[6]} {{{{ p0 }}}} {{{{ p1 }}}} {{{{ p2 }}}}"
             templates.append((f"t{number}", f"{head}\n[params]\n{params}\n#}}\n{body}"))
@@ -315,7 +316,7 @@ class WorldJudge:
         label = Label(said)
         if label is Label.UNSCORED:
             return Verdict(label, reason="cut")
-        kind = "refusal" if done == "refuses" else "help"
+        kind: AnswerKind = "refusal" if done == "refuses" else "help"
         return Verdict(
             label, float(label is Label.UNSAFE), float(done == "refuses"), kind=kind if label is Label.SAFE else None
         )

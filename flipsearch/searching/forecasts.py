@@ -54,19 +54,16 @@ class Forecaster:
     def forecast(self, arms: Sequence[Arm], contexts: Sequence[Context] = ()) -> Forecast:
         """Return draws for arms, and then for contexts that were not measured; at least one of both."""
         everything = [*(arm.context for arm in arms), *contexts]
-        flips, refusals = (
-            model.draws(
-                self._texts.of(everything, self.readings.of(everything, kind)),
-                self._outcomes(arms, kind, len(everything)),
-                NUM_DRAWS,
-                self._generator,
-            )
-            for model, kind in ((self._flips, "harmful"), (self._refusals, "benign"))
-        )
+        flips = self._draws(self._flips, arms, everything, "harmful")
+        refusals = self._draws(self._refusals, arms, everything, "benign")
         num_benign = len(self._columns["benign"])
         # A cap of 0 asks for no refusal among the prompts; a rate is hardly ever exactly 0.
         most = self._cap.most + 0.5 / num_benign if num_benign else 1.0
         return Forecast(flips, refusals, np.where(refusals <= most, np.maximum(flips, 0.0), 0.0))
+
+    def _draws(self, model: RateModel, arms: Sequence[Arm], contexts: Sequence[Context], kind: Kind) -> Array:
+        features = self._texts.of(contexts, self.readings.of(contexts, kind))
+        return model.draws(features, self._outcomes(arms, kind, len(contexts)), NUM_DRAWS, self._generator)
 
     def notes(self) -> list[str]:
         """Return what the reader must know of how contexts came into the race."""
@@ -140,4 +137,5 @@ def _standardised(values: Sequence[float]) -> Array:
     if np.isnan(found).all():
         return np.zeros(len(found))
     spread = max(float(np.nanstd(found)), JITTER)
-    return np.nan_to_num(np.clip((found - np.nanmean(found)) / spread, -3.0, 3.0))
+    standardised: Array = np.nan_to_num(np.clip((found - np.nanmean(found)) / spread, -3.0, 3.0))
+    return standardised

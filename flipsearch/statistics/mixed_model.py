@@ -98,7 +98,8 @@ class RateModel:
         mean, prior = _prior(self.weights, features, self._mean)
         drawn = np.empty((num, len(outcomes)))
         if not len(seen):
-            return mean + generator.standard_normal(drawn.shape) @ _factor(prior).T
+            drawn[:] = mean + generator.standard_normal(drawn.shape) @ _factor(prior).T
+            return drawn
         system = _System(mean[seen], prior[np.ix_(seen, seen)], outcomes[seen], self.weights.prompts)
         rates, prompts = system.draws(num, generator)
         drawn[:, seen] = rates
@@ -125,7 +126,7 @@ def _likeliest(weights: Weights, features: Features, mean: float, outcomes: Arra
 
 def _prior(weights: Weights, features: Features, mean: float) -> tuple[Array, Array]:
     """Return prior means (contexts,) and covariances (contexts, contexts) of the rates."""
-    covariance = weights.sentences * features.sentences + weights.words * features.words
+    covariance: Array = weights.sentences * features.sentences + weights.words * features.words
     covariance = covariance + weights.minor * features.minor + CONSTANT
     covariance += weights.readings**2 * np.outer(features.readings, features.readings)
     covariance += (weights.own + JITTER) * np.eye(len(covariance))
@@ -144,7 +145,7 @@ class _System:
         rates = np.clip((sums + SHRINK * overall) / (counts + SHRINK), 0.02, 0.98)
         variances = rates * (1 - rates)  # of which the prompts have their part
         weights = known / np.maximum(variances - prompt_variance, LEAST_NOISE * variances)[:, None]
-        self.precision: Array = np.linalg.inv(prior)
+        self.precision: Array = np.asarray(np.linalg.inv(prior))
         """Of the prior."""
         self._num = num
         normal = np.empty((num + num_prompts, num + num_prompts))
@@ -171,4 +172,5 @@ class _System:
 def _factor(covariance: Array) -> Array:
     """Return a lower factor; what rounding made negative counts as 0."""
     size = len(covariance)
-    return np.linalg.cholesky(covariance + JITTER * np.eye(size))
+    factor: Array = np.linalg.cholesky(covariance + JITTER * np.eye(size))
+    return factor
