@@ -214,7 +214,7 @@ class SearchConfig(StudyConfig):
     rewriter: Annotated[str | None, Flag(metavar="MODEL")] = None
     """Let this model rewrite contexts, knowing where they failed; self is the searched one (none)."""
     screen: Count = 4
-    """Contexts read for each one raced, by a model that can score its known answers under them; 1 is none."""
+    """Contexts screened for each one raced, by a model that scores its known answers under them; 1 is no screen."""
     max_context_tokens: Count = 256
     """Longest text that an operator may make, in tokens."""
     max_over_refusal: Fraction = 0.10

@@ -1,8 +1,8 @@
 """The search itself: generations of contexts are proposed, measured and learned from, and the likely best run on.
 
-    propose --> first rung --> forecast --> the likely best arms run one rung further --> propose ...
+    propose --> first rung --> surrogate --> the likely best arms run one rung further --> propose ...
 
-Both halves of a generation follow the forecasts (searching.forecasts): which contexts are tried, and which arms see
+Both halves of a generation follow the surrogate (searching.surrogate): which contexts are tried, and which arms see
 more prompts. When all contexts are tried, or the exploring share of a budget is spent, arms run on until no arm that
 did not see all prompts is likely to be better than those that did, by more than the tolerance.
 """
@@ -20,17 +20,17 @@ from flipsearch.measuring.measure import within_cap
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline, counts, make_rungs
 from flipsearch.searching.budget import Budget
-from flipsearch.searching.forecasts import Forecaster
+from flipsearch.searching.prefix_scores import KnownAnswers
 from flipsearch.searching.proposals import Proposals
 from flipsearch.searching.race import Arm, Race
-from flipsearch.searching.readings import Readings
 from flipsearch.searching.setup import SearchSetup
+from flipsearch.searching.surrogate import Surrogate
 from flipsearch.statistics.mixed_model import Array
 
 LEAST_SHOWN = 0.01
 """A smaller chance is shown as "below 1%"."""
-READ_PROMPTS = 16
-"""Harmful prompts whose known answers are read, with benign ones as in the first rung."""
+SCORED_PROMPTS = 16
+"""Harmful prompts whose known answers are scored, with benign ones as in the first rung."""
 BEST_OF_DRAW = 3
 """In a draw whose best arms have seen all prompts, the next one is promoted, down to this place."""
 FIRST_GENERATION = 2
@@ -75,7 +75,7 @@ def search_arms(
         num_tokens = runner.backend.count_tokens(arm.context.text)
         trials.append(Trial(number, arm.context, "arm", state, arm.rung, arm.search, num_context_tokens=num_tokens))
     num = len(trials)
-    notes = [*search.proposals.notes(num), *search.forecaster.notes(), *search.early_stopping_notes()]
+    notes = [*search.proposals.notes(num), *search.surrogate.notes(), *search.early_stopping_notes()]
     notes += search.budget.notes(num)
     return SearchedArms(trials, notes, search.proposals.breeder.gains.rows())
 
@@ -84,11 +84,13 @@ class _Search:
     def __init__(self, setup: SearchSetup, runner: Runner, base: SplitBaseline, budget: Budget) -> None:
         config = setup.config
         rungs = make_rungs(base.num_unsafe, base.num_benign, config.first_rung)
-        readings = Readings(runner, base, base.to_flip(make_rungs(base.num_unsafe, base.num_benign, READ_PROMPTS)[0]))
+        prefix_scores = KnownAnswers(
+            runner, base, base.to_flip(make_rungs(base.num_unsafe, base.num_benign, SCORED_PROMPTS)[0])
+        )
         self.runner, self.base, self.config, self.budget = runner, base, config, budget
         self.race = Race(runner, base, rungs, base.highest_refusals(config.refusal_cap()), config.alpha)
-        self.forecaster = Forecaster(base, readings, config.refusal_cap(), config.seed)
-        self.proposals = Proposals(setup, runner, base, self.forecaster)
+        self.surrogate = Surrogate(base, prefix_scores, config.refusal_cap(), config.seed)
+        self.proposals = Proposals(setup, runner, base, self.surrogate)
 
     def explore(self) -> None:
         """Propose contexts and promote arms until all contexts are tried or the budget's share is spent."""
@@ -141,7 +143,7 @@ class _Search:
     def _promote(self, num: int, name: str, *, finishing: bool = False) -> bool:
         """Let up to `num` of the likely best arms run one rung further; False if none can."""
         running = self._running()
-        worth = self.forecaster.forecast([*running, *self._of("complete")]).worth
+        worth = self.surrogate.draw([*running, *self._of("complete")]).worth
         chosen = likely_best(worth, len(running), num) if not finishing else most_often_best(worth, len(running), num)
         promoted = [running[index] for index in chosen]
         promoted = self.budget.affordable(self.runner, self.base, promoted, self.race.rungs, finishing=finishing)
@@ -155,7 +157,7 @@ class _Search:
         if not (running and finished):
             return 1.0
         # The model is linear: it knows no highest rate.
-        worth = self.forecaster.forecast([*running, *finished]).worth.clip(max=1.0)
+        worth = self.surrogate.draw([*running, *finished]).worth.clip(max=1.0)
         best = [part.max(axis=1) for part in (worth[:, : len(running)], worth[:, len(running) :])]
         return float((best[0] > best[1] + self.config.tolerance).mean())
 

@@ -7,20 +7,20 @@ from collections.abc import Mapping, Sequence
 
 from flipsearch.core.records import Label, Prompt
 from flipsearch.core.studies import Parent
-from flipsearch.searching.forecasts import Forecaster
 from flipsearch.searching.race import Arm
+from flipsearch.searching.surrogate import Surrogate
 
 BY_WORTH = 0.02
 """What the worth of an arm counts beside the prompts that it is the best on, per prompt."""
 
 
 def frontier(
-    forecaster: Forecaster, arms: Sequence[Arm], prompts: Mapping[str, Prompt]
+    surrogate: Surrogate, arms: Sequence[Arm], prompts: Mapping[str, Prompt]
 ) -> tuple[list[Parent], list[float]]:
     """Return the arms that are worth something, with weights: on how many prompts each is the best that flips them."""
     if not arms:
         return [], []
-    worth = forecaster.forecast(arms).worth.mean(axis=0)
+    worth = surrogate.draw(arms).worth.mean(axis=0)
     best: dict[str, int] = {}
     for number, arm in enumerate(arms):
         for id in (flip.prompt_id for flip in arm.search.flips if flip.kind == "harmful" and flip.flipped):

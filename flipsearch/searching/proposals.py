@@ -1,12 +1,12 @@
 """Where the next contexts come from: points of the space and children of the best arms, chosen by what they promise.
 
     templates ------ points ----┐
-                                ├─ candidates --forecast (searching.forecasts)--> draws --> the contexts that race
+                                ├─ candidates --surrogate (searching.surrogate)--> draws --> the contexts that race
     arms --breeder-- children --┘
 
 Each context is the best candidate in one draw from the posterior (Thompson sampling): what is likely to be good is
 tried, and what might be, as often as it might. It is a trial of an Optuna study, whose sampler gives it the parameters
-of its point. The same contexts for the same seed, arms and forecasts: nothing is stored, and a search is rebuilt by
+of its point. The same contexts for the same seed, arms and outcomes: nothing is stored, and a search is rebuilt by
 asking and telling again, with every outcome taken from the ledger.
 """
 
@@ -24,10 +24,10 @@ from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.breeder import Breeder
 from flipsearch.searching.filters import ContextFilter
-from flipsearch.searching.forecasts import Forecaster
 from flipsearch.searching.parents import frontier
 from flipsearch.searching.race import Arm
 from flipsearch.searching.setup import SearchSetup
+from flipsearch.searching.surrogate import Surrogate
 from flipsearch.statistics.mixed_model import Array
 
 CANDIDATES = 12
@@ -63,12 +63,12 @@ class PointSampler(optuna.samplers.BaseSampler):
 class Proposals:
     """Proposes contexts that were not proposed before."""
 
-    def __init__(self, setup: SearchSetup, runner: Runner, base: SplitBaseline, forecaster: Forecaster) -> None:
+    def __init__(self, setup: SearchSetup, runner: Runner, base: SplitBaseline, surrogate: Surrogate) -> None:
         config, prompts = setup.config, [prompt.text for prompt in base.prompts]
         count_tokens, same = runner.backend.count_tokens, setup.same_placements
         self._filter = ContextFilter(prompts, count_tokens, config.max_context_tokens, same)
         self.breeder = Breeder(setup.operators, self._filter, config.seed)
-        self._space, self._config, self._forecaster = setup.space, config, forecaster
+        self._space, self._config, self._surrogate = setup.space, config, surrogate
         self._prompts = {prompt.prompt_id: prompt for prompt in base.prompts}
         self._random = random.Random(config.seed)
         self._sampler = PointSampler()
@@ -83,9 +83,9 @@ class Proposals:
         """Return up to `num` new contexts; fewer only if neither templates nor operators give more."""
         able = [arm for arm in arms if arm.state in ("running", "complete")]
         candidates = self._candidates(CANDIDATES * num, able)
-        if self._forecaster.readings.num_prompts and self._config.screen > 1:
+        if self._surrogate.prefix_scores.num_prompts and self._config.screen > 1:
             candidates = self._chosen(self._config.screen * num, able, candidates)
-            self._forecaster.readings.read([*(arm.context for arm in able), *candidates])
+            self._surrogate.prefix_scores.add([*(arm.context for arm in able), *candidates])
         contexts = self._chosen(num, able, candidates)
         for context in contexts:
             self._begin_trial(context)
@@ -109,42 +109,42 @@ class Proposals:
 
     def _candidates(self, num: int, arms: Sequence[Arm]) -> list[Context]:
         """New points of the space, and as many children as `--breed` says once there are parents."""
-        parents, weights = frontier(self._forecaster, arms, self._prompts)
+        parents, weights = frontier(self._surrogate, arms, self._prompts)
         children = self.breeder.breed(parents, int(num * self._config.breed), weights) if parents else []
         points = self._points(num - len(children))
         return [*points, *children]
 
     def _points(self, num: int) -> list[Context]:
         """New contexts of the space, the templates in turn; all that are left if there are fewer."""
-        found: dict[str, Context] = {}
+        contexts: dict[str, Context] = {}
         names = self._space.names.copy()
         self._random.shuffle(names)
         for turn in range(TRIES * num):
-            if len(found) >= num:
+            if len(contexts) >= num:
                 break
-            self._take(self._space.sample(names[turn % len(names)], self._random), found)
-        if len(found) < num:
+            self._take(self._space.sample(names[turn % len(names)], self._random), contexts)
+        if len(contexts) < num:
             size = len(self._space)
             start = self._random.randrange(size)
             for step in range(size):
-                if len(found) >= num:
+                if len(contexts) >= num:
                     break
-                self._take(self._space.point((start + step) % size), found)
-            self._is_exhausted = len(found) < num
-        return list(found.values())
+                self._take(self._space.point((start + step) % size), contexts)
+            self._is_exhausted = len(contexts) < num
+        return list(contexts.values())
 
-    def _take(self, point: Mapping[str, Any], found: dict[str, Context]) -> None:
+    def _take(self, point: Mapping[str, Any], contexts: dict[str, Context]) -> None:
         context = self._space.context(point)
-        if context.text and context.context_id not in self._trials and context.context_id not in found:
-            found[context.context_id] = context
+        if context.text and context.context_id not in self._trials and context.context_id not in contexts:
+            contexts[context.context_id] = context
 
     def _chosen(self, num: int, arms: Sequence[Arm], candidates: Sequence[Context]) -> list[Context]:
         """Return the best candidate of each draw, `num` different ones; the first ones while nothing is known."""
         if len(candidates) <= num:
             return list(candidates)
-        if not arms and not self._forecaster.readings.num_contexts:
+        if not arms and not self._surrogate.prefix_scores.num_contexts:
             return list(candidates[:num])
-        worth = self._forecaster.forecast(arms, candidates).worth[:, len(arms) :]
+        worth = self._surrogate.draw(arms, candidates).worth[:, len(arms) :]
         return [candidates[index] for index in best_of_draws(worth, num)]
 
     def _begin_trial(self, context: Context) -> None:

@@ -2,8 +2,8 @@
 
     outcome of context c on prompt p = rate_c + prompt_p + noise        rates of contexts that are alike are alike
 
-`rate` has a Gaussian prior whose covariance is a sum of kernels, and a mean that readings may raise. How much each part
-counts is chosen by marginal likelihood, so that texts count for nothing where they foretell nothing. All contexts of a
+`rate` has a Gaussian prior whose covariance is a sum of kernels, and a mean that prefix scores may raise. How much each part
+counts is chosen by marginal likelihood, so that texts count for nothing where they predict nothing. All contexts of a
 study see the same prompts in the same order, so what a prompt does to all of them is taken out by `prompt`: two
 contexts are compared in pairs. The variance of a context's noise is that of its own rate. The model is linear in the
 outcomes: a logistic one was tried, and its Gaussian approximation puts rare outcomes too high.
@@ -31,13 +31,13 @@ MIXES = ((1.0, 0.0), (0.7, 0.3), (0.3, 0.7), (0.0, 1.0))
 OWN = (0.05, 0.3)
 """Variance of a context's own part, as a share of it."""
 OWN_ALONE = (0.005, 0.02, 0.06)
-"""Variances of the own part where texts foretell nothing."""
+"""Variances of the own part where texts predict nothing."""
 LEAST_NOISE = 0.25
 """Share of the variance of a context's outcomes that is noise at least."""
 PROMPTS = (0.003, 0.01, 0.03, 0.1, 0.2)
 """Variances between prompts."""
-READINGS = (0.0, 0.05, 0.1)
-"""By how much a reading that is one standard deviation higher raises a rate: prior mean, and standard deviation."""
+SLOPES = (0.0, 0.05, 0.1)
+"""By how much a prefix score that is one standard deviation higher raises a rate: prior mean, and standard deviation."""
 MINOR = 0.05
 """Share of placement, and of length, in the variance."""
 
@@ -51,7 +51,7 @@ class Weights:
     minor: float
     own: float
     prompts: float = PROMPTS[1]
-    readings: float = READINGS[1]
+    prefix_scores: float = SLOPES[1]
 
 
 CANDIDATES = [
@@ -63,7 +63,7 @@ CANDIDATES = [
 
 
 @dataclass(frozen=True, slots=True)
-class Features:
+class ContextFeatures:
     """What contexts have in common."""
 
     sentences: Array
@@ -71,13 +71,15 @@ class Features:
     words: Array
     minor: Array
     """Placement and length."""
-    readings: Array
+    prefix_scores: Array
     """(contexts,), in standard deviations from their mean; 0 for a context without one."""
 
-    def of(self, chosen: NDArray[np.intp]) -> "Features":
+    def of(self, chosen: NDArray[np.intp]) -> "ContextFeatures":
         """Return the features of some contexts."""
         square = np.ix_(chosen, chosen)
-        return Features(self.sentences[square], self.words[square], self.minor[square], self.readings[chosen])
+        return ContextFeatures(
+            self.sentences[square], self.words[square], self.minor[square], self.prefix_scores[chosen]
+        )
 
 
 class RateModel:
@@ -86,7 +88,7 @@ class RateModel:
     def __init__(self, prior_mean: float) -> None:
         self._mean, self.weights = prior_mean, CANDIDATES[10]
 
-    def draws(self, features: Features, outcomes: Array, num: int, generator: np.random.Generator) -> Array:
+    def draws(self, features: ContextFeatures, outcomes: Array, num: int, generator: np.random.Generator) -> Array:
         """Return joint draws (num, contexts) of the rates over all prompts.
 
         `outcomes` (contexts, prompts) are in [-1, 1], nan where nothing is known; a row may be all nan.
@@ -108,29 +110,32 @@ class RateModel:
             left = prior[np.ix_(other, other)] - gain @ prior[np.ix_(seen, other)]
             drawn[:, other] = mean[other] + (rates - mean[seen]) @ gain.T
             drawn[:, other] += generator.standard_normal((num, len(other))) @ _factor(left).T
-        return drawn + prompts.mean(axis=1)[:, None]
+        drawn += prompts.mean(axis=1)[:, None]
+        return drawn
 
 
-def _likeliest(weights: Weights, features: Features, mean: float, outcomes: Array) -> Weights:
+def _likeliest(weights: Weights, features: ContextFeatures, mean: float, outcomes: Array) -> Weights:
     """Return the weights of the highest marginal likelihood: those of the texts first, then the two others."""
 
     def evidence(tried: Weights) -> float:
         return _System(*_prior(tried, features, mean), outcomes, tried.prompts).log_evidence
 
-    weights = max((replace(w, prompts=weights.prompts, readings=weights.readings) for w in CANDIDATES), key=evidence)
+    weights = max(
+        (replace(w, prompts=weights.prompts, prefix_scores=weights.prefix_scores) for w in CANDIDATES), key=evidence
+    )
     weights = max((replace(weights, prompts=variance) for variance in PROMPTS), key=evidence)
-    if features.readings.any():
-        weights = max((replace(weights, readings=slope) for slope in READINGS), key=evidence)
+    if features.prefix_scores.any():
+        weights = max((replace(weights, prefix_scores=slope) for slope in SLOPES), key=evidence)
     return weights
 
 
-def _prior(weights: Weights, features: Features, mean: float) -> tuple[Array, Array]:
+def _prior(weights: Weights, features: ContextFeatures, mean: float) -> tuple[Array, Array]:
     """Return prior means (contexts,) and covariances (contexts, contexts) of the rates."""
     covariance: Array = weights.sentences * features.sentences + weights.words * features.words
-    covariance = covariance + weights.minor * features.minor + CONSTANT
-    covariance += weights.readings**2 * np.outer(features.readings, features.readings)
+    covariance += weights.minor * features.minor + CONSTANT
+    covariance += weights.prefix_scores**2 * np.outer(features.prefix_scores, features.prefix_scores)
     covariance += (weights.own + JITTER) * np.eye(len(covariance))
-    return mean + weights.readings * features.readings, covariance
+    return mean + weights.prefix_scores * features.prefix_scores, covariance
 
 
 class _System:
@@ -172,5 +177,4 @@ class _System:
 def _factor(covariance: Array) -> Array:
     """Return a lower factor; what rounding made negative counts as 0."""
     size = len(covariance)
-    factor: Array = np.linalg.cholesky(covariance + JITTER * np.eye(size))
-    return factor
+    return np.asarray(np.linalg.cholesky(covariance + JITTER * np.eye(size)), dtype=np.float64)

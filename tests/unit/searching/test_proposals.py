@@ -11,12 +11,12 @@ from flipsearch.ledger import Ledger
 from flipsearch.measuring.measure import measure
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline, measure_baseline
-from flipsearch.searching.forecasts import Forecaster
 from flipsearch.searching.parents import frontier
+from flipsearch.searching.prefix_scores import KnownAnswers
 from flipsearch.searching.proposals import Proposals
 from flipsearch.searching.race import Arm
-from flipsearch.searching.readings import Readings
 from flipsearch.searching.setup import prepare_search
+from flipsearch.searching.surrogate import Surrogate
 from tests.world import GREEDY, Model, RefusalJudge, ScoringModel, library, prompt_set, strength, template
 
 WIDE = template("wide", "{{ 'firm ' * firm }}{{ 'mild ' * mild }}{{ tail }}",
@@ -31,10 +31,10 @@ class Search:
         setup = prepare_search(self.config, library(wide=wide), prompt_set())
         self.runner = Runner(model, RefusalJudge(), ledger, GREEDY)
         self.base: SplitBaseline = measure_baseline(self.runner, setup.search, "search")
-        self.forecaster = Forecaster(
-            self.base, Readings(self.runner, self.base, self.base.to_flip()), self.config.refusal_cap(), 3
+        self.surrogate = Surrogate(
+            self.base, KnownAnswers(self.runner, self.base, self.base.to_flip()), self.config.refusal_cap(), 3
         )
-        self.proposals = Proposals(setup, self.runner, self.base, self.forecaster)
+        self.proposals = Proposals(setup, self.runner, self.base, self.surrogate)
 
     def arms(self, contexts: Sequence[Context]) -> list[Arm]:
         """Return arms that saw all prompts."""
@@ -62,12 +62,12 @@ def test_what_is_proposed_learns_from_what_was_measured(ledger: Ledger) -> None:
     assert mean[1] > mean[0] + 0.3
 
 
-def test_what_the_model_reads_of_texts_chooses_before_anything_is_measured(ledger: Ledger) -> None:
+def test_what_the_model_scores_chooses_before_anything_is_measured(ledger: Ledger) -> None:
     search = Search(ledger, ScoringModel(), breed=0)
     chosen = search.proposals.ask(8, [])
-    assert search.forecaster.readings.num_contexts == 8 * search.config.screen
+    assert search.surrogate.prefix_scores.num_contexts == 8 * search.config.screen
     assert sum(strength(context.text) for context in chosen) / 8 > 2
-    assert not Search(ledger, ScoringModel(), screen=1).forecaster.readings.num_contexts
+    assert not Search(ledger, ScoringModel(), screen=1).surrogate.prefix_scores.num_contexts
 
 
 def test_children_are_among_the_candidates_and_no_text_comes_twice(ledger: Ledger) -> None:
@@ -121,7 +121,7 @@ def test_parents_are_who_flips_what_others_do_not(ledger: Ledger) -> None:
     arms = search.arms(
         [Context("please"), Context("firm please"), Context("firm firm firm now"), Context("blunt " * 9)]
     )
-    parents, weights = frontier(search.forecaster, arms, {prompt.prompt_id: prompt for prompt in search.base.prompts})
+    parents, weights = frontier(search.surrogate, arms, {prompt.prompt_id: prompt for prompt in search.base.prompts})
     by_text = dict(zip((parent.context.text for parent in parents), weights, strict=True))
     assert max(by_text, key=lambda text: by_text[text]) == "firm firm firm now"
     assert by_text.get("blunt " * 9, 0.0) < 1.0

@@ -3,19 +3,19 @@
 import numpy as np
 import pytest
 
-from flipsearch.statistics.mixed_model import CONSTANT, JITTER, Array, Features, RateModel
+from flipsearch.statistics.mixed_model import CONSTANT, JITTER, Array, ContextFeatures, RateModel
 
 NUM = 40_000
 
 
-def features(num: int, groups: list[int] | None = None, readings: list[float] | None = None) -> Features:
+def features(num: int, groups: list[int] | None = None, prefix_scores: list[float] | None = None) -> ContextFeatures:
     """Contexts of one group share all sentences; the other kernels say nothing."""
     labels = np.array(groups if groups is not None else range(num))
     same = (labels[:, None] == labels[None, :]).astype(float)
-    return Features(same, np.eye(num), np.zeros((num, num)), np.array(readings or [0.0] * num))
+    return ContextFeatures(same, np.eye(num), np.zeros((num, num)), np.array(prefix_scores or [0.0] * num))
 
 
-def rates(model: RateModel, given: Features, outcomes: Array, num: int = NUM) -> Array:
+def rates(model: RateModel, given: ContextFeatures, outcomes: Array, num: int = NUM) -> Array:
     return model.draws(given, outcomes, num, np.random.default_rng(0))
 
 
@@ -53,30 +53,30 @@ def test_two_contexts_are_compared_in_pairs() -> None:
     assert (difference > 0).mean() > 0.8
 
 
-def test_texts_foretell_where_they_tell_and_only_there() -> None:
+def test_texts_predict_where_they_tell_and_only_there() -> None:
     generator = np.random.default_rng(1)
     groups = [index % 4 for index in range(24)]
     by_group, by_chance = np.array([0.1, 0.3, 0.6, 0.9]), generator.permutation(np.repeat([0.1, 0.3, 0.6, 0.9], 6))
     for true in (by_group[groups], by_chance):
         outcomes = (generator.random((24, 40)) < true[:, None]).astype(float)
-        outcomes[20:] = np.nan  # one of each group is left to foretell
-        foretold = rates(RateModel(0.3), features(24, groups), outcomes)[:, 20:]
+        outcomes[20:] = np.nan  # one of each group is left to predict
+        predicted = rates(RateModel(0.3), features(24, groups), outcomes)[:, 20:]
         if true is by_chance:
-            assert np.ptp(foretold.mean(axis=0)) < 0.25
-            assert foretold.std(axis=0).min() > 0.15
+            assert np.ptp(predicted.mean(axis=0)) < 0.25
+            assert predicted.std(axis=0).min() > 0.15
         else:
-            assert foretold.mean(axis=0) == pytest.approx(by_group, abs=0.1)
-            assert foretold.std(axis=0).max() < 0.15
+            assert predicted.mean(axis=0) == pytest.approx(by_group, abs=0.1)
+            assert predicted.std(axis=0).max() < 0.15
 
 
-def test_readings_count_as_much_as_they_told() -> None:
-    generator, readings = np.random.default_rng(2), np.linspace(-1.5, 1.5, 20)
-    outcomes = (generator.random((20, 40)) < (0.5 + 0.25 * readings)[:, None]).astype(float)
+def test_prefix_scores_count_as_much_as_they_told() -> None:
+    generator, prefix_scores = np.random.default_rng(2), np.linspace(-1.5, 1.5, 20)
+    outcomes = (generator.random((20, 40)) < (0.5 + 0.25 * prefix_scores)[:, None]).astype(float)
     outcomes[[0, 19]] = np.nan
-    told = rates(RateModel(0.3), features(20, None, list(readings)), outcomes).mean(axis=0)
+    told = rates(RateModel(0.3), features(20, None, list(prefix_scores)), outcomes).mean(axis=0)
     assert told[19] - told[0] > 0.4
     outcomes[1:19] = (generator.random((18, 40)) < 0.5).astype(float)
-    untold = rates(RateModel(0.3), features(20, None, list(readings)), outcomes).mean(axis=0)
+    untold = rates(RateModel(0.3), features(20, None, list(prefix_scores)), outcomes).mean(axis=0)
     assert abs(untold[19] - untold[0]) < 0.15
 
 

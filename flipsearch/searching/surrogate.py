@@ -1,7 +1,7 @@
-"""Forecasts of what contexts do, from their texts, their readings and all outcomes so far.
+"""The surrogate: what contexts are likely to do, from their texts, their prefix scores and all outcomes so far.
 
 They are joint draws from the posterior of a mixed model (statistics.mixed_model), one for flip rates and one for
-refused benign prompts: sentences and words in common, placement, length and readings foretell a context that was not
+refused benign prompts: sentences and words in common, placement, length and prefix scores predict a context that was not
 measured, and correct one that was measured on few prompts. What a context is worth is its flip rate where it is within
 the cap, else nothing. Contexts are proposed, arms promoted, parents chosen and the search ended by these draws alone;
 what is reported rests on the answers.
@@ -16,9 +16,9 @@ import numpy as np
 from flipsearch.core.records import Context, Flip, Kind, Label
 from flipsearch.core.studies import RefusalCap
 from flipsearch.searching.baseline import SplitBaseline
+from flipsearch.searching.prefix_scores import KnownAnswers
 from flipsearch.searching.race import Arm
-from flipsearch.searching.readings import Readings
-from flipsearch.statistics.mixed_model import JITTER, Array, Features, RateModel
+from flipsearch.statistics.mixed_model import JITTER, Array, ContextFeatures, RateModel
 
 NUM_DRAWS = 256
 USUAL_FLIPS, USUAL_REFUSALS = 0.3, 0.05
@@ -28,7 +28,7 @@ _WORD = re.compile(r"\w+")
 
 
 @dataclass(frozen=True, slots=True)
-class Forecast:
+class PosteriorDraws:
     """Joint draws (NUM_DRAWS, contexts) of what contexts do on all search prompts."""
 
     flips: Array
@@ -38,20 +38,20 @@ class Forecast:
     """The flip rate where the refusals are within the cap, else 0."""
 
 
-class Forecaster:
+class Surrogate:
     """What is known of the contexts of one study; the same draws for the same seed, arms and order of calls."""
 
-    def __init__(self, base: SplitBaseline, readings: Readings, cap: RefusalCap, seed: int) -> None:
-        self.readings, self._cap = readings, cap
+    def __init__(self, base: SplitBaseline, prefix_scores: KnownAnswers, cap: RefusalCap, seed: int) -> None:
+        self.prefix_scores, self._cap = prefix_scores, cap
         self._columns: dict[Kind, dict[str, int]] = {
             kind: {prompt.prompt_id: i for i, prompt in enumerate(p for p in base.to_flip() if p.kind == kind)}
             for kind in ("harmful", "benign")
         }
-        self._texts = ContextFeatures()
+        self._texts = TextFeatures()
         self._flips, self._refusals = RateModel(USUAL_FLIPS), RateModel(USUAL_REFUSALS)
         self._generator = np.random.default_rng(seed)
 
-    def forecast(self, arms: Sequence[Arm], contexts: Sequence[Context] = ()) -> Forecast:
+    def draw(self, arms: Sequence[Arm], contexts: Sequence[Context] = ()) -> PosteriorDraws:
         """Return draws for arms, and then for contexts that were not measured; at least one of both."""
         everything = [*(arm.context for arm in arms), *contexts]
         flips = self._draws(self._flips, arms, everything, "harmful")
@@ -59,18 +59,18 @@ class Forecaster:
         num_benign = len(self._columns["benign"])
         # A cap of 0 asks for no refusal among the prompts; a rate is hardly ever exactly 0.
         most = self._cap.most + 0.5 / num_benign if num_benign else 1.0
-        return Forecast(flips, refusals, np.where(refusals <= most, np.maximum(flips, 0.0), 0.0))
+        return PosteriorDraws(flips, refusals, np.where(refusals <= most, np.maximum(flips, 0.0), 0.0))
 
     def _draws(self, model: RateModel, arms: Sequence[Arm], contexts: Sequence[Context], kind: Kind) -> Array:
-        features = self._texts.of(contexts, self.readings.of(contexts, kind))
+        features = self._texts.of(contexts, self.prefix_scores.of(contexts, kind))
         return model.draws(features, self._outcomes(arms, kind, len(contexts)), NUM_DRAWS, self._generator)
 
     def notes(self) -> list[str]:
         """Return what the reader must know of how contexts came into the race."""
-        if not self.readings.num_contexts:
+        if not self.prefix_scores.num_contexts:
             return []
         return [
-            f"{self.readings.num_contexts} contexts were read: the model's own answers to {self.readings.num_prompts} "
+            f"{self.prefix_scores.num_contexts} contexts were scored: the model's own answers to {self.prefix_scores.num_prompts} "
             "prompts were scored under them, and what that tells of whole answers was learned from those that raced."
         ]
 
@@ -92,7 +92,7 @@ class Forecaster:
         return float(flip.refused_after) - (float(flip.refused_before) if self._cap.counts == "added" else 0.0)
 
 
-class ContextFeatures:
+class TextFeatures:
     """Makes the features of contexts from their texts; a text that was taken apart once is kept."""
 
     def __init__(self) -> None:
@@ -100,8 +100,8 @@ class ContextFeatures:
         self._words: dict[str, int] = {}
         self._parts: dict[str, tuple[list[int], list[int]]] = {}
 
-    def of(self, contexts: Sequence[Context], readings: Sequence[float]) -> Features:
-        """Return the features of contexts; `readings` are nan for those without one."""
+    def of(self, contexts: Sequence[Context], prefix_scores: Sequence[float]) -> ContextFeatures:
+        """Return the features of contexts; `prefix_scores` are nan for those without one."""
         parts = [self._parts_of(context.text) for context in contexts]
         sentences = _kernel([part[0] for part in parts], len(self._sentences))
         words = _kernel([part[1] for part in parts], len(self._words))
@@ -109,19 +109,21 @@ class ContextFeatures:
         lengths = np.log([max(1, len(part[1])) for part in parts])
         lengths -= lengths.mean()
         length = np.outer(lengths, lengths) / max(float((lengths**2).mean()), JITTER)
-        return Features(sentences, words, (places[:, None] == places[None, :]) + length, _standardised(readings))
+        return ContextFeatures(
+            sentences, words, (places[:, None] == places[None, :]) + length, _standardised(prefix_scores)
+        )
 
     def _parts_of(self, text: str) -> tuple[list[int], list[int]]:
-        found = self._parts.get(text)
-        if found is None:
+        parts = self._parts.get(text)
+        if parts is None:
             folded = text.casefold()
             sentences = dict.fromkeys(part.strip() for part in _SENTENCE.split(folded) if part.strip())
             words = dict.fromkeys(_WORD.findall(folded))
-            found = self._parts[text] = (
+            parts = self._parts[text] = (
                 [self._sentences.setdefault(sentence, len(self._sentences)) for sentence in sentences],
                 [self._words.setdefault(word, len(self._words)) for word in words],
             )
-        return found
+        return parts
 
 
 def _kernel(rows: Sequence[Sequence[int]], num_columns: int) -> Array:
@@ -132,10 +134,10 @@ def _kernel(rows: Sequence[Sequence[int]], num_columns: int) -> Array:
     return kernel
 
 
-def _standardised(values: Sequence[float]) -> Array:
-    found = np.array(values)
-    if np.isnan(found).all():
-        return np.zeros(len(found))
-    spread = max(float(np.nanstd(found)), JITTER)
-    standardised: Array = np.nan_to_num(np.clip((found - np.nanmean(found)) / spread, -3.0, 3.0))
+def _standardised(scores: Sequence[float]) -> Array:
+    values = np.array(scores)
+    if np.isnan(values).all():
+        return np.zeros(len(values))
+    spread = max(float(np.nanstd(values)), JITTER)
+    standardised: Array = np.nan_to_num(np.clip((values - np.nanmean(values)) / spread, -3.0, 3.0))
     return standardised
