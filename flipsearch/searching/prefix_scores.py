@@ -1,4 +1,4 @@
-"""KnownAnswers: what a model that scores prefixes thinks of its own known answers under a context; nothing is generated.
+"""What a model that scores prefixes thinks of its known answers under a context; nothing is generated.
 
 The first tokens of the known unsafe answer to a harmful prompt, or of the known helpful answer to a benign one, are
 scored under the context. The score of a context is the share of answers that are expected to change: by how much less

@@ -1,10 +1,10 @@
 """The surrogate: what contexts are likely to do, from their texts, their prefix scores and all outcomes so far.
 
-They are joint draws from the posterior of a mixed model (statistics.mixed_model), one for flip rates and one for
-refused benign prompts: sentences and words in common, placement, length and prefix scores predict a context that was not
-measured, and correct one that was measured on few prompts. What a context is worth is its flip rate where it is within
-the cap, else nothing. Contexts are proposed, arms promoted, parents chosen and the search ended by these draws alone;
-what is reported rests on the answers.
+It is a mixed model (statistics.mixed_model) of flip rates, and one of refused benign prompts: sentences and words in
+common, placement, length and prefix scores predict a context that was not measured, and correct one that was measured
+on few prompts. What a context is worth is its flip rate where it is within the cap, else nothing. By joint draws from
+the posterior contexts are proposed, arms promoted, parents chosen and the search ended; what is reported rests on the
+answers alone.
 """
 
 import re
@@ -69,9 +69,10 @@ class Surrogate:
         """Return what the reader must know of how contexts came into the race."""
         if not self.prefix_scores.num_contexts:
             return []
+        num, num_prompts = self.prefix_scores.num_contexts, self.prefix_scores.num_prompts
         return [
-            f"{self.prefix_scores.num_contexts} contexts were scored: the model's own answers to {self.prefix_scores.num_prompts} "
-            "prompts were scored under them, and what that tells of whole answers was learned from those that raced."
+            f"{num} contexts were screened by scoring known answers to {num_prompts} prompts under them; how much that "
+            "says of whole answers was learned from those that raced."
         ]
 
     def _outcomes(self, arms: Sequence[Arm], kind: Kind, num_rows: int) -> Array:

@@ -2,7 +2,7 @@
 
     outcome of context c on prompt p = rate_c + prompt_p + noise        rates of contexts that are alike are alike
 
-`rate` has a Gaussian prior whose covariance is a sum of kernels, and a mean that prefix scores may raise. How much each part
+`rate` has a Gaussian prior whose covariance is a sum of kernels, and a mean that scores may raise. How much each part
 counts is chosen by marginal likelihood, so that texts count for nothing where they predict nothing. All contexts of a
 study see the same prompts in the same order, so what a prompt does to all of them is taken out by `prompt`: two
 contexts are compared in pairs. The variance of a context's noise is that of its own rate. The model is linear in the
@@ -37,7 +37,7 @@ LEAST_NOISE = 0.25
 PROMPTS = (0.003, 0.01, 0.03, 0.1, 0.2)
 """Variances between prompts."""
 SLOPES = (0.0, 0.05, 0.1)
-"""By how much a prefix score that is one standard deviation higher raises a rate: prior mean, and standard deviation."""
+"""By how much a score that is one standard deviation higher raises a rate: prior mean, and standard deviation."""
 MINOR = 0.05
 """Share of placement, and of length, in the variance."""
 
@@ -51,7 +51,7 @@ class Weights:
     minor: float
     own: float
     prompts: float = PROMPTS[1]
-    prefix_scores: float = SLOPES[1]
+    scores: float = SLOPES[1]
 
 
 CANDIDATES = [
@@ -71,15 +71,13 @@ class ContextFeatures:
     words: Array
     minor: Array
     """Placement and length."""
-    prefix_scores: Array
+    scores: Array
     """(contexts,), in standard deviations from their mean; 0 for a context without one."""
 
     def of(self, chosen: NDArray[np.intp]) -> "ContextFeatures":
         """Return the features of some contexts."""
         square = np.ix_(chosen, chosen)
-        return ContextFeatures(
-            self.sentences[square], self.words[square], self.minor[square], self.prefix_scores[chosen]
-        )
+        return ContextFeatures(self.sentences[square], self.words[square], self.minor[square], self.scores[chosen])
 
 
 class RateModel:
@@ -120,12 +118,10 @@ def _likeliest(weights: Weights, features: ContextFeatures, mean: float, outcome
     def evidence(tried: Weights) -> float:
         return _System(*_prior(tried, features, mean), outcomes, tried.prompts).log_evidence
 
-    weights = max(
-        (replace(w, prompts=weights.prompts, prefix_scores=weights.prefix_scores) for w in CANDIDATES), key=evidence
-    )
+    weights = max((replace(w, prompts=weights.prompts, scores=weights.scores) for w in CANDIDATES), key=evidence)
     weights = max((replace(weights, prompts=variance) for variance in PROMPTS), key=evidence)
-    if features.prefix_scores.any():
-        weights = max((replace(weights, prefix_scores=slope) for slope in SLOPES), key=evidence)
+    if features.scores.any():
+        weights = max((replace(weights, scores=slope) for slope in SLOPES), key=evidence)
     return weights
 
 
@@ -133,9 +129,9 @@ def _prior(weights: Weights, features: ContextFeatures, mean: float) -> tuple[Ar
     """Return prior means (contexts,) and covariances (contexts, contexts) of the rates."""
     covariance: Array = weights.sentences * features.sentences + weights.words * features.words
     covariance += weights.minor * features.minor + CONSTANT
-    covariance += weights.prefix_scores**2 * np.outer(features.prefix_scores, features.prefix_scores)
+    covariance += weights.scores**2 * np.outer(features.scores, features.scores)
     covariance += (weights.own + JITTER) * np.eye(len(covariance))
-    return mean + weights.prefix_scores * features.prefix_scores, covariance
+    return mean + weights.scores * features.scores, covariance
 
 
 class _System:

@@ -8,11 +8,11 @@ from flipsearch.statistics.mixed_model import CONSTANT, JITTER, Array, ContextFe
 NUM = 40_000
 
 
-def features(num: int, groups: list[int] | None = None, prefix_scores: list[float] | None = None) -> ContextFeatures:
+def features(num: int, groups: list[int] | None = None, scores: list[float] | None = None) -> ContextFeatures:
     """Contexts of one group share all sentences; the other kernels say nothing."""
     labels = np.array(groups if groups is not None else range(num))
     same = (labels[:, None] == labels[None, :]).astype(float)
-    return ContextFeatures(same, np.eye(num), np.zeros((num, num)), np.array(prefix_scores or [0.0] * num))
+    return ContextFeatures(same, np.eye(num), np.zeros((num, num)), np.array(scores or [0.0] * num))
 
 
 def rates(model: RateModel, given: ContextFeatures, outcomes: Array, num: int = NUM) -> Array:
@@ -69,14 +69,14 @@ def test_texts_predict_where_they_tell_and_only_there() -> None:
             assert predicted.std(axis=0).max() < 0.15
 
 
-def test_prefix_scores_count_as_much_as_they_told() -> None:
-    generator, prefix_scores = np.random.default_rng(2), np.linspace(-1.5, 1.5, 20)
-    outcomes = (generator.random((20, 40)) < (0.5 + 0.25 * prefix_scores)[:, None]).astype(float)
+def test_scores_count_as_much_as_they_told() -> None:
+    generator, scores = np.random.default_rng(2), np.linspace(-1.5, 1.5, 20)
+    outcomes = (generator.random((20, 40)) < (0.5 + 0.25 * scores)[:, None]).astype(float)
     outcomes[[0, 19]] = np.nan
-    told = rates(RateModel(0.3), features(20, None, list(prefix_scores)), outcomes).mean(axis=0)
+    told = rates(RateModel(0.3), features(20, None, list(scores)), outcomes).mean(axis=0)
     assert told[19] - told[0] > 0.4
     outcomes[1:19] = (generator.random((18, 40)) < 0.5).astype(float)
-    untold = rates(RateModel(0.3), features(20, None, list(prefix_scores)), outcomes).mean(axis=0)
+    untold = rates(RateModel(0.3), features(20, None, list(scores)), outcomes).mean(axis=0)
     assert abs(untold[19] - untold[0]) < 0.15
 
 
