@@ -4,8 +4,8 @@
     python benchmarks/search_worlds.py --claims [--seeds 40]
 
 In a world every rate follows from a formula (worlds/world.py), so true flip rates and over-refusals of the whole
-population of prompts are exact. The budget of a seed is what argmax over 30 contexts takes; seeds are shared, so methods
-are compared in pairs. A context above the cap of 10 % added refusals counts for 3 points less for each point above it.
+population of prompts are exact. The budget of a seed is what argmax over 30 contexts takes; seeds are shared, so
+methods are compared in pairs. A context above the cap of 10 % added refusals counts for 3 points less for each point above it.
 "Regret" is to the best that any method reached in that world and seed. The engine was tuned in WORLDS; --kept-back runs
 those in which nothing was tuned.
 
@@ -137,25 +137,14 @@ def check_claims(worlds: Sequence[Rules], num_seeds: int) -> bool:
     jobs = [(rules, seed) for rules in worlds for seed in range(num_seeds)]
     with ProcessPoolExecutor(WORKERS) as pool:
         done = list(pool.map(study_claims, jobs))
-    studies = [found for found in done if found]
-    held = [
-        covers
-        for (rules, _), found in zip(jobs, done, strict=True)
-        if found and not rules.errors
-        for covers in found[:1]
-    ]
-    false = sum(claims and not is_true for _, claims, is_true in studies)
-    print(
-        f"{len(studies)} of {len(jobs)} studies have a winner; {sum(found[1] for found in studies)} claim to beat neutral text"
-    )
-    shares = sum(held) / max(1, len(held)), false / max(1, len(jobs))
-    results = [
-        (
-            f"intervals hold the true flip rate in {shares[0]:.1%} of {len(held)} studies without judge errors (94 %)",
-            shares[0] >= 0.94,
-        ),
-        (f"false claims in {shares[1]:.1%} of studies (2.5 %)", shares[1] <= 0.025),
-    ]
+    winners = [(rules, found) for (rules, _), found in zip(jobs, done, strict=True) if found]
+    held = [covers for rules, (covers, _, _) in winners if not rules.errors]
+    num_claims = sum(claims for _, (_, claims, _) in winners)
+    num_false = sum(claims and not is_true for _, (_, claims, is_true) in winners)
+    print(f"{len(winners)} of {len(jobs)} studies have a winner; {num_claims} claim to beat neutral text")
+    covered, false = sum(held) / max(1, len(held)), num_false / len(jobs)
+    text = f"intervals hold the true flip rate in {covered:.1%} of {len(held)} studies without judge errors (94 %)"
+    results = [(text, covered >= 0.94), (f"false claims in {false:.1%} of studies (2.5 %)", false <= 0.025)]
     for text, holds in results:
         print(claim(text, holds=holds))
     return all(holds for _, holds in results)
@@ -171,9 +160,8 @@ def main() -> int:
     parser.add_argument("--claims", action="store_true", help="whole studies: coverage and false claims")
     parser.add_argument("--cache", type=Path, help="folder in which runs are kept")
     args = parser.parse_args()
-    worlds = [
-        rules for rules in (KEPT_BACK if args.kept_back else WORLDS) if rules.name in (args.worlds or [rules.name])
-    ]
+    known = KEPT_BACK if args.kept_back else WORLDS
+    worlds = [rules for rules in known if not args.worlds or rules.name in args.worlds]
     print(header(f"{args.seeds} seeds", "invented worlds"))
     if args.cache:
         args.cache.mkdir(parents=True, exist_ok=True)
