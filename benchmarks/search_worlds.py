@@ -5,9 +5,9 @@
 
 In a world every rate follows from a formula (worlds/world.py), so true flip rates and over-refusals of the whole
 population of prompts are exact. The budget of a seed is what argmax over 30 contexts takes; seeds are shared, so
-methods are compared in pairs. A context above the cap of 10 % added refusals counts for 3 points less for each point above it.
-"Regret" is to the best that any method reached in that world and seed. The engine was tuned in WORLDS; --kept-back runs
-those in which nothing was tuned.
+methods are compared in pairs. A context above the cap of 10 % added refusals counts for 3 points less for each point
+above it. "Regret" is to the best that any method reached in that world and seed. The engine was tuned in WORLDS;
+--kept-back runs those in which nothing was tuned.
 
 --claims runs whole studies with placebos and confirm split, and prints how often the interval of the winner's flip rate
 holds its true one, and how often a study claims that its winner beats neutral text where that is not so.

@@ -1,9 +1,9 @@
 """Search methods in a world, all with the same contexts, operators, cap and budget of completion tokens.
 
 Each measures contexts through a `Meter`, which charges every answer once, and returns the context that it would take.
-"Halving" is successive halving by brackets: new contexts on 16 unsafe prompts, the better half on 32, and so on to all,
-then the next bracket. "+ operators" breeds half of a bracket from the eight best so far; "+ surrogate" chooses a bracket
-among four times as many by ridge regression on words and sentences with Thompson sampling.
+"Halving" is successive halving by brackets: new contexts on 16 unsafe prompts, the better half on 32, and so on to
+all, then the next bracket. "+ operators" breeds half of a bracket from the eight best so far; "+ surrogate" chooses a
+bracket among eight times as many by ridge regression on words and sentences with Thompson sampling.
 """
 
 import random
@@ -19,11 +19,12 @@ from flipsearch.config import SearchConfig
 from flipsearch.core.records import Context, Label, Rate, Sampling
 from flipsearch.core.studies import Parent, Study
 from flipsearch.ledger import Ledger
+from flipsearch.measuring.measure import within_cap
 from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.splitting import first_of_each_kind
 from flipsearch.searching import prepare_search, run_study
 from flipsearch.searching.operators import make_operators
-from flipsearch.searching.setup import Space
+from flipsearch.searching.setup import SearchSetup, Space
 from worlds.world import ANSWER_WORDS, REFUSAL_WORDS, Array, World, WorldJudge
 
 CAP = 0.1
@@ -33,7 +34,7 @@ BRACKET, ELITE = 16, 8
 MAX_WORDS = 256
 
 
-class Spent(Exception):
+class SpentError(Exception):
     """The budget does not hold the next answers."""
 
 
@@ -63,14 +64,14 @@ class Meter:
         self.space, self.operators = Space(templates), make_operators(templates)
 
     def run(self, arm: Arm, num_harmful: int, num_benign: int) -> None:
-        """Measure an arm on the first prompts of each kind; Spent if the budget does not hold it."""
+        """Measure an arm on the first prompts of each kind; SpentError if the budget does not hold it."""
         num_harmful = max(arm.num_harmful, min(num_harmful, self.num_unsafe))
         num_benign = max(arm.num_benign, min(num_benign, self.num_all_benign))
         rows = self._harmful[arm.num_harmful : num_harmful] + self._benign[arm.num_benign : num_benign]
         refused = self.world.outcomes(arm.context)[rows] >= 0
         cost = int(np.where(refused, REFUSAL_WORDS, ANSWER_WORDS).sum())
         if self.budget is not None and self.num_tokens + cost > self.budget:
-            raise Spent
+            raise SpentError
         self.num_tokens += cost
         self.num_harmful += num_harmful - arm.num_harmful
         self.num_benign += num_benign - arm.num_benign
@@ -145,7 +146,7 @@ def random_search(meter: Meter, seed: int) -> Context | None:
             arm = Arm(new[0])
             meter.run_all(arm)
             arms.append(arm)
-    except Spent:
+    except SpentError:
         pass
     return _best(meter, arms)
 
@@ -165,7 +166,7 @@ def tpe(meter: Meter, seed: int) -> Context | None:
             meter.run_all(arm)
             trial.set_constraint("over_refusal", meter.added_refusals(arm) - CAP)
             study.tell(trial, meter.flip_rate(arm))
-    except Spent:
+    except SpentError:
         pass
     return _best(meter, [arm for arm in arms.values() if arm.num_harmful])
 
@@ -185,7 +186,7 @@ def halving(meter: Meter, seed: int, *, breeds: bool = False, has_surrogate: boo
                     meter.run(arm, size, -(-size * meter.num_all_benign // num))
                 running.sort(key=lambda arm: (max(0.0, meter.added_refusals(arm) - CAP), -meter.flip_rate(arm)))
                 running = running[: max(1, len(running) // 2)]
-    except Spent:
+    except SpentError:
         pass
     whole = [arm for arm in arms if arm.num_harmful == num and arm.num_benign == meter.num_all_benign]
     return _best(meter, whole) or _best(meter, [arm for arm in arms if arm.num_harmful])
@@ -257,16 +258,14 @@ def ours(meter: Meter, seed: int) -> Context | None:
     meter.num_benign = len(flips) - meter.num_harmful
     if study.winner:
         return study.winner.context
-    complete = [
-        trial for trial in arms if trial.state == "complete" and (trial.search.added_refusals.value or 0) <= CAP
-    ]
-    return max(complete, key=lambda trial: trial.search.flip_rate.value or 0.0).context if complete else None
+    able = [trial for trial in arms if trial.state == "complete" and within_cap(trial.search, config)]
+    return max(able, key=lambda trial: trial.search.flip_rate.value or 0.0).context if able else None
 
 
-def study_of(world: World, setup: object) -> Study:
+def study_of(world: World, setup: SearchSetup) -> Study:
     """Run a study in a world."""
     with Ledger("sqlite://") as ledger:
-        return run_study(setup, Runner(world, WorldJudge(), ledger, Sampling(max_tokens=200)))  # type: ignore[arg-type]
+        return run_study(setup, Runner(world, WorldJudge(), ledger, Sampling(max_tokens=200)))
 
 
 METHODS: dict[str, Callable[[Meter, int], Context | None]] = {
