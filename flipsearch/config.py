@@ -209,8 +209,8 @@ class SearchConfig(StudyConfig):
     """Where the winning text is copied to, with its card (.json) beside it."""
     num_contexts: Annotated[int, Field(ge=1), Flag(("--num-contexts", "--trials"))] = 64
     """Contexts to propose, placebos not counted."""
-    cohort_size: Count = 16
-    """Contexts raced together."""
+    cohort_size: Count = 8
+    """Contexts proposed at a time; the first time twice as many."""
     budget_tokens: Count | None = None
     """Stop near this many completion tokens, cached ones counted (no budget)."""
     time_s: Annotated[Positive | None, BeforeValidator(seconds), TIME] = None
@@ -226,7 +226,7 @@ class SearchConfig(StudyConfig):
     rewriter: Annotated[str | None, Flag(metavar="MODEL")] = None
     """Let this model rewrite contexts, knowing where they failed; self is the searched one (none)."""
     screen: Count = 4
-    """Contexts screened for each one raced; 1 is no screen."""
+    """Contexts screened for each one raced, by a model that scores its known answers under them; 1 is no screen."""
     max_context_tokens: Count = 640
     """Longest text that an operator may make, in tokens."""
     max_over_refusal: Fraction = 0.10

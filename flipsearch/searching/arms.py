@@ -1,29 +1,42 @@
-"""The search itself: cohorts of contexts are proposed, raced over rungs of prompts, and learned from.
+"""The search itself: generations of contexts are proposed, measured and learned from, and the likely best run on.
 
-Cohorts explore: they race over the rungs up to EXPLORED_PROMPTS of the prompts, or over the first alone under a token
-budget, while its exploring share lasts. Then the most promising of all arms run on: as many as it takes that no other
-is likely to be better by more than the tolerance (searching.early_stopping), and as the budget carries to the end.
+    propose --> first rung --> surrogate --> the likely best arms run one rung further --> propose ...
+
+Both halves of a generation follow the surrogate (searching.surrogate): which contexts are tried, and which arms see
+more prompts. When all contexts are tried, or the exploring share of a budget is spent, arms run on until no arm that
+did not see all prompts is likely to be better than those that did, by more than the tolerance.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 
+import numpy as np
+
 from flipsearch.core.measurements import Measurement
 from flipsearch.core.studies import OperatorGain, Trial, TrialState
+from flipsearch.measuring.measure import within_caps
 from flipsearch.measuring.runner import Runner
-from flipsearch.searching.baseline import Rung, SplitBaseline, counts, make_rungs
-from flipsearch.searching.budget import EXPLORED_PROMPTS, MANY_FINALISTS, Budget
-from flipsearch.searching.early_stopping import Estimates, num_to_promote
+from flipsearch.searching.baseline import SplitBaseline, counts, make_rungs
+from flipsearch.searching.budget import Budget
+from flipsearch.searching.prefix_scores import KnownAnswers
 from flipsearch.searching.proposals import Proposals
-from flipsearch.searching.race import Arm, Race, is_admissible
-from flipsearch.searching.screening import Screen
+from flipsearch.searching.race import Arm, Race
 from flipsearch.searching.setup import SearchSetup
+from flipsearch.searching.surrogate import Surrogate
+from flipsearch.statistics.mixed_model import Array
 
 LEAST_SHOWN = 0.01
 """A smaller chance is shown as "below 1%"."""
-SCREEN_PROMPTS = 16
-"""Harmful prompts that contexts are screened on, with benign ones in proportion."""
+SCORED_PROMPTS = 16
+"""Harmful prompts whose known answers are scored, with benign ones as in the first rung."""
+BEST_OF_DRAW = 3
+"""In a draw whose best arms have seen all prompts, the next one is promoted, down to this place."""
+FIRST_GENERATION = 2
+"""Cohorts that the first one counts for: nothing is known yet, and all that comes is bred from it."""
+PROMOTED = 0.5
+"""Arms that run one rung further, for each context that a generation adds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +59,7 @@ def search_arms(
     trials = []
     for number, arm in enumerate(search.race.arms, start=first_number):
         state: TrialState = "stopped" if arm.state == "running" else arm.state
+        search.proposals.tell(arm)
         runner.emit(
             "trial",
             context_id=arm.context.context_id,
@@ -61,7 +75,7 @@ def search_arms(
         num_tokens = runner.backend.count_tokens(arm.context.text)
         trials.append(Trial(number, arm.context, "arm", state, arm.rung, arm.search, num_context_tokens=num_tokens))
     num = len(trials)
-    notes = [*search.proposals.notes(num), *search.screen.notes(), *search.early_stopping_notes()]
+    notes = [*search.proposals.notes(num), *search.surrogate.notes(), *search.early_stopping_notes()]
     notes += search.budget.notes(num)
     return SearchedArms(trials, notes, search.proposals.breeder.gains.rows())
 
@@ -70,50 +84,47 @@ class _Search:
     def __init__(self, setup: SearchSetup, runner: Runner, base: SplitBaseline, budget: Budget) -> None:
         config = setup.config
         rungs = make_rungs(base.num_unsafe, base.num_benign, config.first_rung)
-        first_of_screen = make_rungs(base.num_unsafe, base.num_benign, SCREEN_PROMPTS)[0]
+        prefix_scores = KnownAnswers(
+            runner, base, base.to_flip(make_rungs(base.num_unsafe, base.num_benign, SCORED_PROMPTS)[0])
+        )
         self.runner, self.base, self.config, self.budget = runner, base, config, budget
-        self.cap = base.highest_refusals(config.refusal_cap())
-        self.race = Race(runner, base, rungs, self.cap, config.alpha)
-        self.screen = Screen(runner, base, base.to_flip(first_of_screen))
-        self.proposals = Proposals(setup, runner, base, self.screen)
-        self.prompts = {prompt.prompt_id: prompt for prompt in base.prompts}
-        exploring = [rung for rung in rungs if rung.num_harmful <= EXPLORED_PROMPTS * rungs[-1].num_harmful]
-        self.num_exploring = 1 if config.budget_tokens is not None else max(1, len(exploring))
+        self.race = Race(runner, base, rungs, base.highest_refusals(config.refusal_cap()), config.alpha)
+        self.surrogate = Surrogate(base, prefix_scores, config.refusal_cap(), config.seed)
+        self.proposals = Proposals(setup, runner, base, self.surrogate)
 
     def explore(self) -> None:
-        """Propose and race cohorts until all contexts are tried or the budget's share is spent."""
-        config = self.config
-        num_cohorts = -(-config.num_contexts // config.cohort_size)
-        for number in count(1):  # a budget makes cohorts smaller, and so more of them
-            wanted = min(config.cohort_size, config.num_contexts - len(self.race.arms))
-            lost_tokens = self.screen.lost_tokens(config.screen)
-            num = self.budget.num_affordable(self.runner, self.base, wanted, self.race.rungs[0], lost_tokens)
-            elite = self._estimates().elite(self.race.arms, self.prompts)
-            contexts = self.proposals.ask(num, elite) if num else []
+        """Propose contexts and promote arms until all contexts are tried or the budget's share is spent."""
+        config, first = self.config, self.race.rungs[0]
+        num_generations = max(1, math.ceil(config.num_contexts / config.cohort_size) - FIRST_GENERATION + 1)
+        for number in count(1):  # a budget makes generations smaller, and so more of them
+            size = config.cohort_size * (FIRST_GENERATION if number == 1 else 1)
+            wanted = min(size, config.num_contexts - len(self.race.arms))
+            num = self.budget.num_affordable(self.runner, self.base, wanted, first)
+            contexts = self.proposals.ask(num, self.race.arms) if num else []
             if not contexts:
                 break
-            cohort = number, max(num_cohorts, number)
-            self._learn(self.race.run(contexts, range(self.num_exploring), cohort))
+            name = f"cohort {number}/{max(num_generations, number)}"
+            self.race.run(contexts, 0, name)
+            self._learn(contexts)
+            self._promote(max(1, int(PROMOTED * len(contexts))), name)
 
     def finish(self) -> None:
-        """Race the most promising arms to the end; the next ones too while none that finished is within the cap."""
-        rungs = range(self.num_exploring, len(self.race.rungs))
-        while rungs and not self._finished():
-            running = self._running()
-            self.race.run([arm.context for arm in running], rungs, promote=self._promote)
-            if len(self._running()) == len(running):  # nothing is left, or affordable
+        """Promote the likely best arms until enough have seen all prompts and no other is likely to be better."""
+        num, carries_on = self.config.num_finalists, True
+        while self._running() and carries_on:
+            finished = [arm for arm in self._of("complete") if within_caps(arm.search, self.config)]
+            if len(finished) >= num and self._chance_of_better(finished) <= self.config.alpha:
                 break
+            carries_on = self._promote(max(1, num - len(finished)), "final", finishing=True)
 
     def early_stopping_notes(self) -> list[str]:
         """Return how likely a stopped arm is better than the finished ones, by all that was measured."""
-        stopped, finished, tolerance = self._running(), self._finished(), self.config.tolerance
+        stopped, finished, tolerance = self._running(), self._of("complete"), self.config.tolerance
         if not stopped:
             return []
         if not finished:
             return [f"{len(stopped)} contexts were stopped early: the budget did not carry one to the last prompts."]
-        estimates, num_seen = self._estimates(), min(arm.search.flip_rate.n for arm in stopped)
-        best_finished, best_stopped = (estimates.utilities(arms).max(axis=0) for arms in (finished, stopped))
-        chance = float((best_stopped > best_finished + tolerance).mean())
+        chance, num_seen = self._chance_of_better(finished), min(arm.search.flip_rate.n for arm in stopped)
         shown = f"about {chance:.0%}" if chance >= LEAST_SHOWN else f"below {LEAST_SHOWN:.0%}"
         margin = f"by more than {100 * tolerance:g} points" if tolerance else "at all"
         return [
@@ -121,36 +132,56 @@ class _Search:
             f"ones, {margin}, is {shown}, as estimated from {num_seen} harmful prompts or more each."
         ]
 
-    def _learn(self, raced: Sequence[Arm]) -> None:
-        """Give the results of a cohort to the screen, the proposer and the breeder."""
-        if self.config.screen > 1:
-            self.screen.learn([(arm.context, arm.search) for arm in raced if arm.state != "failed"])
+    def _learn(self, contexts: Sequence[object]) -> None:
+        """Count what the new children gained over their parents."""
         known: dict[str, Measurement] = {arm.context.context_id: arm.search for arm in self.race.arms}
-        estimates, cap = self._estimates(), self.cap
-        for arm in raced:
-            refusals = arm.search.over_refusal_rate.value or 0.0
-            self.proposals.proposer.tell(arm.context, estimates.flip_rate(arm), violation=refusals - cap)
+        for arm in self.race.arms[-len(contexts) :]:
             parents = [known[id] for id in arm.context.parents if id in known]
-            admissible = is_admissible(arm.search, cap)
+            admissible = within_caps(arm.search, self.config)
             self.proposals.breeder.learn(arm.context, arm.search, parents, admissible=admissible)
 
-    def _promote(self, arms: Sequence[Arm], rung: Rung) -> Sequence[Arm]:
-        """Return the arms that run `rung`, the others being stopped early."""
-        estimates, config = self._estimates(), self.config
-        ranked, ids = estimates.by_promise(arms), {arm.context.context_id for arm in arms}
-        stopped = [arm for arm in self._running() if arm.context.context_id not in ids]
-        utilities = estimates.utilities([*ranked, *stopped])
-        least, size = MANY_FINALISTS * config.num_finalists, len(ranked)
-        num = num_to_promote(utilities[:size], utilities[size:], config.alpha, config.tolerance, least)
-        return ranked[: self.budget.num_finishing(self.runner, self.base, len(arms[0].search.flips), rung, num)]
+    def _promote(self, num: int, name: str, *, finishing: bool = False) -> bool:
+        """Let up to `num` of the likely best arms run one rung further; False if none can."""
+        running = self._running()
+        worth = self.surrogate.draw([*running, *self._of("complete")]).worth
+        chosen = likely_best(worth, len(running), num) if not finishing else most_often_best(worth, len(running), num)
+        promoted = [running[index] for index in chosen]
+        promoted = self.budget.affordable(self.runner, self.base, promoted, self.race.rungs, finishing=finishing)
+        for rung in sorted({arm.rung + 1 for arm in promoted}):
+            self.race.run([arm.context for arm in promoted if arm.rung + 1 == rung], rung, name)
+        return bool(promoted)
+
+    def _chance_of_better(self, finished: Sequence[Arm]) -> float:
+        """The probability that an arm that did not see all prompts is better than all of `finished`."""
+        running = self._running()
+        if not (running and finished):
+            return 1.0
+        # The model is linear: it knows no highest rate.
+        worth = self.surrogate.draw([*running, *finished]).worth.clip(max=1.0)
+        best = [part.max(axis=1) for part in (worth[:, : len(running)], worth[:, len(running) :])]
+        return float((best[0] > best[1] + self.config.tolerance).mean())
 
     def _running(self) -> list[Arm]:
-        return [arm for arm in self.race.arms if arm.state == "running"]
+        return self._of("running")
 
-    def _finished(self) -> list[Arm]:
-        """The arms that saw all prompts and may win."""
-        finished = [arm for arm in self._estimates().ranked(self.race.arms) if arm.state == "complete"]
-        return [arm for arm in finished if not arm.search.is_contracted(self.config.max_contraction)]
+    def _of(self, state: str) -> list[Arm]:
+        return [arm for arm in self.race.arms if arm.state == state]
 
-    def _estimates(self) -> Estimates:
-        return Estimates(self.race.arms, self.screen, self.cap)
+
+def likely_best(worth: Array, num_running: int, num: int) -> list[int]:
+    """Return up to `num` of the first `num_running` columns: the best in one draw (row) each, or second or third to one
+    that does not run any more.
+    """
+    chosen: dict[int, None] = {}
+    for draw in worth:
+        if len(chosen) == num:
+            break
+        best = [int(index) for index in np.argsort(-draw, kind="stable")[:BEST_OF_DRAW] if index < num_running]
+        chosen |= dict.fromkeys(best[:1])
+    return list(chosen)
+
+
+def most_often_best(worth: Array, num_running: int, num: int) -> list[int]:
+    """Return the `num` of the first `num_running` columns that are the best in most draws; ties by their mean."""
+    wins = np.bincount(worth.argmax(axis=1), minlength=worth.shape[1])[:num_running]
+    return [int(index) for index in np.lexsort((-worth.mean(axis=0)[:num_running], -wins))[:num]]

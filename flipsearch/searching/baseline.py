@@ -9,6 +9,7 @@ is to flip. The net flip rate is tested on prompts that exactly one of context a
 are left, not even a context that flips all of them can be distinguished from the placebo.
 """
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -35,6 +36,8 @@ from flipsearch.statistics.intervals import detectable_difference, mcnemar_mid_p
 GROWTH = 2
 LAST_STEP = 0.75
 """A rung with more than this share of all prompts is left out: the last few are not worth a batch of their own."""
+EARLY_BENIGN = 10 / 16
+"""Benign prompts for each harmful one, before the last rung."""
 POWER, DISCORDANT = 0.8, 0.2
 """With which probability a detectable difference is detected, and the share of the prompts on which exactly one of two
 contexts flips (or the difference itself, if that is more)."""
@@ -54,14 +57,19 @@ class Rung:
 
 
 def make_rungs(num_harmful: int, num_benign: int, first: int) -> list[Rung]:
-    """Return rungs of first, 2 x first, 4 x first, ..., all harmful prompts, with benign ones in proportion."""
+    """Return rungs of first, 2 x first, 4 x first, ..., all harmful prompts.
+
+    Benign prompts come late, as most contexts are ruled out by what they flip: EARLY_BENIGN for each one until the last
+    rung, which has all. Where there are few harmful prompts, the last rung adds benign ones alone.
+    """
     sizes = []
     size = first
     while size <= LAST_STEP * num_harmful:
         sizes.append(size)
         size *= GROWTH
-    # Rounded up: no rung may be without benign prompts while there are any.
-    return [Rung(size, -(-size * num_benign // num_harmful)) for size in [*sizes, num_harmful]]
+    rungs = [Rung(size, min(num_benign, math.ceil(EARLY_BENIGN * size))) for size in sizes or [num_harmful]]
+    last = Rung(num_harmful, num_benign)
+    return rungs if rungs[-1] == last else [*rungs, last]
 
 
 @dataclass(frozen=True, slots=True)

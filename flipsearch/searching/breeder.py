@@ -1,8 +1,8 @@
-"""Breeds the next contexts: operators, chosen at random, make children of parents from the elite.
+"""Breeds contexts: operators, chosen at random, make children of the parents that they are given.
 
-    elite --parents by rank--> operator --child--> filter --> contexts
+    parents --drawn by weight--> operator --child--> filter --> contexts
 
-The same children for the same seed and elites. It measures nothing, and calls no model but through an operator.
+The same children for the same seed and parents. It measures nothing, and calls no model but through an operator.
 """
 
 import random
@@ -37,18 +37,20 @@ class Breeder:
         self.gains = OperatorGains(list(self._operators))
         self._operator_of: dict[str, str] = {}
 
-    def breed(self, elite: Sequence[Parent], num: int) -> list[Context]:
-        """Return up to `num` new children of the elite, best parent first; fewer if all operators run dry.
+    def breed(self, parents: Sequence[Parent], num: int, weights: Sequence[float] = ()) -> list[Context]:
+        """Return up to `num` new children; fewer if all operators run dry.
+
+        Parents are drawn by `weights`, () is all alike.
 
         Raises PluginError for an operator that fails.
         """
-        for parent in elite:
+        for parent in parents:
             self._filter.add(parent.context)
         children: list[Context] = []
-        failures = {name: 0 for name, operator in self._operators.items() if operator.num_parents <= len(elite)}
+        failures = {name: 0 for name, operator in self._operators.items() if operator.num_parents <= len(parents)}
         while len(children) < num and (able := [name for name, count in failures.items() if count < PATIENCE]):
             name = self._random.choice(able)
-            child = self._make_child(self._operators[name], elite)
+            child = self._make_child(self._operators[name], parents, weights or [1.0] * len(parents))
             if child is None:
                 failures[name] += 1
             else:
@@ -65,16 +67,12 @@ class Breeder:
         if child.context_id in self._operator_of and gains:
             self.gains.add(self._operator_of[child.context_id], min(gains), admissible=admissible)
 
-    def _make_child(self, operator: Operator, elite: Sequence[Parent]) -> Context | None:
-        """One child by one operator; None if it does not apply or its child is filtered.
-
-        Its parents are different ones, drawn by rank: the first of n with weight n, the last with weight 1.
-        """
-        left, parents = list(range(len(elite))), []
+    def _make_child(self, operator: Operator, able: Sequence[Parent], weights: Sequence[float]) -> Context | None:
+        """One child by one operator, of different parents; None if it does not apply or its child is filtered."""
+        left, parents = list(range(len(able))), []
         for _ in range(operator.num_parents):
-            weights = [len(elite) - rank for rank in left]
-            rank = left.pop(self._random.choices(range(len(left)), weights)[0])
-            parents.append(elite[rank])
+            drawn = self._random.choices(range(len(left)), [weights[index] for index in left])[0]
+            parents.append(able[left.pop(drawn)])
         # A generator of its own: what one operator draws does not change what the next ones do.
         rng = random.Random(self._random.getrandbits(64))
         with plugin_errors_as(PluginError, f"operator '{operator.name}' failed"):

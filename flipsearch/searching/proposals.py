@@ -1,201 +1,169 @@
-"""Where the next contexts come from: templates by the proposer, children of the elite by the breeder, the best of both.
+"""Where the next contexts come from: points of the space and children of the best arms, chosen by what they promise.
 
-    elite --breeder--> children ─┐
-                                 ├─ candidates --screen--> the most promising, and some whatever the screen predicts
-    templates --proposer-->  new ─┘
+    templates ------ points ----┐
+                                ├─ candidates --surrogate (searching.surrogate)--> draws --> the contexts that race
+    arms --breeder-- children --┘
 
-The proposer is Optuna's TPE by ask and tell. The same contexts for the same seed, elites and values: nothing is stored,
-a study is rebuilt by asking and telling again, with every value taken from the ledger.
+Each context is the best candidate in one draw from the posterior (Thompson sampling): what is likely to be good is
+tried, and what might be, as often as it might. It is a trial of an Optuna study, whose sampler gives it the parameters
+of its point. The same contexts for the same seed, arms and outcomes: nothing is stored, and a search is rebuilt by
+asking and telling again, with every outcome taken from the ledger.
 """
 
 import random
-import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import optuna
-from optuna.exceptions import ExperimentalWarning
-from optuna.trial import TrialState
+from optuna.distributions import BaseDistribution
+from optuna.trial import FrozenTrial, TrialState
 
 from flipsearch.core.records import Context
-from flipsearch.core.studies import Parent
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.breeder import Breeder
 from flipsearch.searching.filters import ContextFilter
-from flipsearch.searching.screening import Screen, ScreenPrediction
-from flipsearch.searching.setup import TEMPLATE, SearchSetup, Space
+from flipsearch.searching.parents import frontier
+from flipsearch.searching.race import Arm
+from flipsearch.searching.setup import SearchSetup
+from flipsearch.searching.surrogate import Surrogate
+from flipsearch.statistics.mixed_model import Array
 
-MIN_STARTUP = 10
-"""Values that TPE needs before it models anything."""
-CHECK_SHARE = 0.25
-"""Share of a screened cohort that races whatever the screen predicts: else it is only checked on what it likes."""
-
-
-class Proposer:
-    """Proposes contexts that were not proposed before, and learns from their values.
-
-    The first proposals go through the templates in random order, one of each. A proposal that renders a known text gets
-    the known value at once; one without text fails. Neither is returned.
-    """
-
-    def __init__(self, space: Space, seed: int) -> None:
-        self._space, self._random = space, random.Random(seed)
-        self._study = _optuna_study(seed, num_startup=max(MIN_STARTUP, len(space.names)))
-        self._waiting: dict[str, list[optuna.Trial]] = {}
-        self._values: dict[str, tuple[float, float] | None] = {}
-        self._seen: set[frozenset[tuple[str, Any]]] = set()
-        self.exhausted = False
-        """Every context of the space has been proposed."""
-        names = sorted(space.names)
-        self._random.shuffle(names)
-        for name in names:
-            self._study.enqueue_trial({TEMPLATE: name})
-
-    def ask(self, num: int) -> list[Context]:
-        """Return `num` new contexts, or fewer if the space holds no more."""
-        contexts = [context for _ in range(num) if (context := self._propose())]
-        while len(contexts) < num:
-            if not self._enqueue_new():
-                self.exhausted = True
-                break
-            contexts += [context] if (context := self._propose()) else []
-        return contexts
-
-    def expect(self, context: Context) -> None:
-        """Note a context that comes from elsewhere: its value will follow, and it is not proposed here."""
-        self._waiting.setdefault(context.context_id, [])
-
-    def tell(self, context: Context, value: float | None, violation: float = 0.0) -> None:
-        """Give the value of a context, 0 to 1, to be maximised, None if it failed; feasible while `violation` <= 0."""
-        known = None if value is None else (value, violation)
-        self._values[context.context_id] = known
-        for trial in self._waiting.pop(context.context_id):
-            self._finish(trial, known)
-
-    def _propose(self) -> Context | None:
-        """Ask Optuna for a point and return its context; None if it is known already or has no text."""
-        trial = self._study.ask()
-        context = self._space.suggest(trial)
-        self._seen.add(frozenset(trial.params.items()))
-        id = context.context_id
-        if not context.text:
-            self._finish(trial, None)
-        elif id in self._values:
-            self._finish(trial, self._values[id])
-        elif id in self._waiting:
-            # Its value is not known yet; left running, it keeps the sampler away from here until then.
-            self._waiting[id].append(trial)
-        else:
-            self._waiting[id] = [trial]
-            return context
-        return None
-
-    def _finish(self, trial: optuna.Trial, known: tuple[float, float] | None) -> None:
-        if known is None:
-            self._study.tell(trial, state=TrialState.FAIL)
-            return
-        value, violation = known
-        trial.set_constraint("over_refusal", violation)
-        self._study.tell(trial, value)
-
-    def _enqueue_new(self) -> bool:
-        """Make Optuna propose the next new context from a random point on; False if none is left."""
-        size = len(self._space)
-        start = self._random.randrange(size)
-        anywhere = (self._space.point((start + step) % size) for step in range(size))
-        point = next(filter(self._is_new, anywhere), None)
-        if point is None:
-            return False
-        self._study.enqueue_trial(point)
-        return True
-
-    def _is_new(self, point: dict[str, Any]) -> bool:
-        """Whether a point gives a context that was not proposed yet. True only once per point: it counts as seen."""
-        key = frozenset(point.items())
-        if key in self._seen:
-            return False
-        self._seen.add(key)
-        context = self._space.context(point)
-        return bool(context.text) and context.context_id not in self._values.keys() | self._waiting.keys()
+CANDIDATES = 12
+"""Candidates for each context that races."""
+TRIES = 8
+"""Points looked at for each one that is wanted, before all are gone through."""
 
 
-def _optuna_study(seed: int, num_startup: int) -> optuna.Study:
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    with warnings.catch_warnings():
-        # group=True is what conditional spaces need, and is marked experimental.
-        warnings.simplefilter("ignore", ExperimentalWarning)
-        sampler = optuna.samplers.TPESampler(
-            multivariate=True, group=True, constant_liar=True, seed=seed, n_startup_trials=num_startup
-        )
-    return optuna.create_study(storage=optuna.storages.InMemoryStorage(), sampler=sampler, direction="maximize")
+class PointSampler(optuna.samplers.BaseSampler):
+    """Optuna's sampler of a search: the parameters of a trial are those of the point that was chosen for it."""
+
+    def __init__(self) -> None:
+        self.point: Mapping[str, Any] = {}
+        """Of the next trial."""
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
+        """Return nothing: a point is chosen as a whole, before its trial begins."""
+        return {}
+
+    def sample_relative(
+        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        """Return nothing."""
+        return {}
+
+    def sample_independent(
+        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
+    ) -> Any:
+        """Return the value at the chosen point."""
+        return self.point[param_name]
 
 
 class Proposals:
-    """Proposes contexts that were not proposed before; its proposer and its breeder learn from their results."""
+    """Proposes contexts that were not proposed before."""
 
-    def __init__(self, setup: SearchSetup, runner: Runner, base: SplitBaseline, screen: Screen) -> None:
+    def __init__(self, setup: SearchSetup, runner: Runner, base: SplitBaseline, surrogate: Surrogate) -> None:
         config, prompts = setup.config, [prompt.text for prompt in base.prompts]
         count_tokens, same = runner.backend.count_tokens, setup.same_placements
         self._filter = ContextFilter(prompts, count_tokens, config.max_context_tokens, same)
-        self.proposer = Proposer(setup.space, config.seed)
         self.breeder = Breeder(setup.operators, self._filter, config.seed)
-        self._screen, self._config, self._cap = screen, config, base.highest_refusals(config.refusal_cap())
+        self._space, self._config, self._surrogate = setup.space, config, surrogate
+        self._prompts = {prompt.prompt_id: prompt for prompt in base.prompts}
         self._random = random.Random(config.seed)
-        self._unscreened: list[Context] = []
-        """Proposed, but neither screened nor raced yet."""
-        self._passed_over: list[ScreenPrediction] = []
-        """Screened, and not chosen."""
+        self._sampler = PointSampler()
+        optuna.logging.set_verbosity(optuna.logging.ERROR)
+        self.study = optuna.create_study(sampler=self._sampler, direction="maximize")
+        """A trial for every context that was proposed, in order."""
+        self._trials: dict[str, optuna.Trial] = {}
+        """Context id -> its trial; every context that was proposed."""
+        self._is_exhausted = False
 
-    def ask(self, num: int, elite: Sequence[Parent]) -> list[Context]:
+    def ask(self, num: int, arms: Sequence[Arm]) -> list[Context]:
         """Return up to `num` new contexts; fewer only if neither templates nor operators give more."""
-        wanted = self._screen.num_candidates(num, self._config.screen)
-        candidates, self._unscreened = self._unscreened[:wanted], self._unscreened[wanted:]
-        num_new = wanted - len(candidates)
-        children = self.breeder.breed(elite, int(num_new * self._config.breed)) if elite else []
-        for child in children:
-            self.proposer.expect(child)
-        candidates += [*children, *self.proposer.ask(num_new - len(children))]
-        for context in candidates:
-            self._filter.add(context)
-        chosen = candidates if len(candidates) <= num else self._screened(candidates, num)
-        # When nothing new is left, the most promising of those that the screen passed over race too.
-        left = num - len(chosen)
-        self._passed_over.sort(key=self._promise)
-        again, self._passed_over = self._passed_over[:left], self._passed_over[left:]
-        for prediction in again:
-            self.proposer.expect(prediction.context)
-        return chosen + [prediction.context for prediction in again]
+        able = [arm for arm in arms if arm.state in ("running", "complete")]
+        candidates = self._candidates(CANDIDATES * num, able)
+        if self._surrogate.prefix_scores.num_prompts and self._config.screen > 1:
+            candidates = self._chosen(self._config.screen * num, able, candidates)
+            self._surrogate.prefix_scores.add([*(arm.context for arm in able), *candidates])
+        contexts = self._chosen(num, able, candidates)
+        for context in contexts:
+            self._begin_trial(context)
+        return contexts
+
+    def tell(self, arm: Arm) -> None:
+        """Give Optuna the outcome of an arm that will not run on, or ran as far as it got."""
+        trial, search = self._trials[arm.context.context_id], arm.search
+        if arm.state == "failed" or search.flip_rate.value is None:
+            self.study.tell(trial, state=TrialState.FAIL)
+            return
+        cap = self._config.refusal_cap()
+        trial.set_constraint("over_refusal", (cap.rate(search).value or 0.0) - cap.most)
+        self.study.tell(trial, search.flip_rate.value)
 
     def notes(self, num_arms: int) -> list[str]:
         """Return what the reader must know of where the contexts came from."""
-        if self.proposer.exhausted and num_arms < self._config.num_contexts:
+        if self._is_exhausted and num_arms < self._config.num_contexts:
             return [f"The space is exhausted: it holds {num_arms} different contexts."]
         return []
 
-    def _screened(self, candidates: Sequence[Context], num: int) -> list[Context]:
-        """Return the most promising candidates and some others, and give the rest to the proposer as predicted.
+    def _candidates(self, num: int, arms: Sequence[Arm]) -> list[Context]:
+        """New points of the space, and as many children as `--breed` says once there are parents."""
+        parents, weights = frontier(self._surrogate, arms, self._prompts)
+        children = self.breeder.breed(parents, int(num * self._config.breed), weights) if parents else []
+        points = self._points(num - len(children))
+        return [*points, *children]
 
-        A context that could not be probed races if fewer than `num` were chosen, and else waits for the next cohort.
-        """
-        predictions = self._screen.predict(candidates)
-        probed = {prediction.context.context_id for prediction in predictions}
-        unprobed = [context for context in candidates if context.context_id not in probed]
-        ranked = sorted(predictions, key=self._promise)
-        num_checks = int(num * CHECK_SHARE)
-        best, rest = ranked[: num - num_checks], ranked[num - num_checks :]
-        checks = self._random.sample(rest, min(len(rest), num_checks))
-        chosen = [prediction.context for prediction in (*best, *checks)]
-        left = num - len(chosen)
-        self._unscreened += unprobed[left:]
-        for prediction in rest:
-            if prediction not in checks:
-                violation = prediction.over_refusal_rate - self._cap
-                self.proposer.tell(prediction.context, prediction.flip_rate, violation)
-                self._passed_over.append(prediction)
-        return chosen + unprobed[:left]
+    def _points(self, num: int) -> list[Context]:
+        """New contexts of the space, the templates in turn; all that are left if there are fewer."""
+        contexts: dict[str, Context] = {}
+        names = self._space.names.copy()
+        self._random.shuffle(names)
+        for turn in range(TRIES * num):
+            if len(contexts) >= num:
+                break
+            self._take(self._space.sample(names[turn % len(names)], self._random), contexts)
+        if len(contexts) < num:
+            size = len(self._space)
+            start = self._random.randrange(size)
+            for step in range(size):
+                if len(contexts) >= num:
+                    break
+                self._take(self._space.point((start + step) % size), contexts)
+            self._is_exhausted = len(contexts) < num
+        return list(contexts.values())
 
-    def _promise(self, prediction: ScreenPrediction) -> tuple[float, float, int]:
-        """Within the cap first, then by expected flip rate; the shorter of two equal ones."""
-        excess = max(0.0, prediction.over_refusal_rate - self._cap)
-        return excess, -prediction.flip_rate, len(prediction.context.text)
+    def _take(self, point: Mapping[str, Any], contexts: dict[str, Context]) -> None:
+        context = self._space.context(point)
+        if context.text and context.context_id not in self._trials and context.context_id not in contexts:
+            contexts[context.context_id] = context
+
+    def _chosen(self, num: int, arms: Sequence[Arm], candidates: Sequence[Context]) -> list[Context]:
+        """Return the best candidate of each draw, `num` different ones; the first ones while nothing is known."""
+        if len(candidates) <= num:
+            return list(candidates)
+        if not arms and not self._surrogate.prefix_scores.num_contexts:
+            return list(candidates[:num])
+        worth = self._surrogate.draw(arms, candidates).worth[:, len(arms) :]
+        return [candidates[index] for index in best_of_draws(worth, num)]
+
+    def _begin_trial(self, context: Context) -> None:
+        point = None if context.operator else self._space.point_of(context)
+        self._sampler.point = point or {}
+        trial = self.study.ask()
+        if point:
+            self._space.suggest(trial)
+        trial.set_user_attr("context", context.text)
+        self._trials[context.context_id] = trial
+        self._filter.add(context)
+
+
+def best_of_draws(worth: Array, num: int) -> list[int]:
+    """Return up to `num` different columns, each the best one of a draw (row) among those not taken yet."""
+    chosen: list[int] = []
+    for draw in worth:
+        if len(chosen) == min(num, worth.shape[1]):
+            break
+        left = np.delete(np.arange(len(draw)), chosen)
+        chosen.append(int(left[np.argmax(draw[left])]))
+    return chosen

@@ -15,7 +15,7 @@ any other enters the mean with 0. The guarantee is for prompts drawn at random a
 proposed because of earlier results on the same prompts are fitted to them a little, which only the confirm split shows.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -33,8 +33,6 @@ from flipsearch.statistics.intervals import e_value
 
 EVEN = 0.5
 """Of the prompts that exactly one of two equally good arms flips, the share that a given one of them flips."""
-Promote = Callable[[Sequence["Arm"], Rung], Sequence["Arm"]]
-"""(arms that still run, the rung before them) -> those of them that run it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,33 +63,10 @@ class Race:
         """Every arm that finished a rung."""
         return list(self._arms.values())
 
-    def run(
-        self,
-        contexts: Sequence[Context],
-        rungs: range,
-        cohort: tuple[int, int] | None = None,
-        promote: Promote | None = None,
-    ) -> list[Arm]:
-        """Run contexts through some rungs and return their arms, those that were pruned or not promoted included.
-
-        `cohort` is (its number, the number of cohorts), None for the arms that run to the end; `promote` chooses before
-        each rung which arms run it, None takes all.
-        """
-        running = list(contexts)
-        for index in rungs:
-            if promote is not None and running:
-                promoted = promote([self._arms[context.context_id] for context in running], self.rungs[index])
-                running = [arm.context for arm in promoted]
-            if not running:
-                break
-            self._run_rung(running, index, cohort)
-            running = [context for context in running if self._arms[context.context_id].state == "running"]
-        return [self._arms[context.context_id] for context in contexts]
-
-    def _run_rung(self, running: Sequence[Context], index: int, cohort: tuple[int, int] | None) -> None:
+    def run(self, running: Sequence[Context], index: int, name: str) -> None:
+        """Measure contexts on the prompts of a rung, in one call of the backend, and prune; `name` is shown."""
         runner, base, is_last = self.runner, self.base, index == len(self.rungs) - 1
-        name = f"{cohort[0]}/{cohort[1]}" if cohort else "final"
-        runner.enter(Phase.RACE, f"{'cohort ' if cohort else ''}{name}, rung {index + 1}/{len(self.rungs)}")
+        runner.enter(Phase.RACE, f"{name}, rung {index + 1}/{len(self.rungs)}")
         prompts = base.to_flip(self.rungs[index])
         runner.emit("rung", cohort=name, rung=index + 1, num_running=len(running), num_prompts=len(prompts))
         measured = measure(runner, running, prompts, base.outcomes, "search")

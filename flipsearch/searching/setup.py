@@ -8,6 +8,7 @@ The space is template x its parameters x placement, as Optuna's conditional cate
 """
 
 import math
+import random
 from collections.abc import Mapping, Sequence
 from copy import copy
 from dataclasses import dataclass, field, replace
@@ -82,6 +83,11 @@ class Space:
                 point[f"{name}.{param}"] = values[digit]
             return point
         raise IndexError("no such point in the space")
+
+    def sample(self, name: str, rng: random.Random) -> dict[str, Any]:
+        """Return a random point of one template."""
+        chosen = {f"{name}.{param}": rng.choice(values) for param, values in self._choices[name].items()}
+        return {TEMPLATE: name} | chosen
 
     def point_of(self, context: Context) -> dict[str, Any] | None:
         """Return the point at which a context was rendered; None for one that was not rendered from this space."""

@@ -1,4 +1,4 @@
-"""The search over arms: shrunken values for the proposer, early stopping, and what runs on when all break the cap."""
+"""The search over arms: early stopping, and what runs on when all break the cap."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -7,48 +7,14 @@ from typing import Any
 import pytest
 
 from flipsearch.config import SearchConfig
-from flipsearch.core.records import Context, Request, Rollout, Sampling
+from flipsearch.core.records import Request, Rollout, Sampling
 from flipsearch.core.studies import Study
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching import run_study
-from flipsearch.searching.arms import search_arms
 from flipsearch.searching.baseline import make_rungs, measure_baseline
-from flipsearch.searching.proposals import Proposer
 from flipsearch.searching.setup import prepare_search
-from tests.world import GREEDY, REFUSAL, Model, RefusalJudge, flat, library, prompt_set, template
-
-
-def test_values_are_shrunken_and_failures_are_none(monkeypatch: pytest.MonkeyPatch) -> None:
-    values: dict[str, tuple[float | None, float]] = {}
-    real = Proposer.tell
-
-    def tell(self: Proposer, context: Context, value: float | None, violation: float = 0.0) -> None:
-        values[context.context_id] = (value, violation)
-        real(self, context, value, violation)
-
-    monkeypatch.setattr(Proposer, "tell", tell)
-    mumbling = template("mumbling", "mumble {{ tail }}", 'tail = ["so", "thus"]')
-    setup = prepare_search(
-        SearchConfig(num_contexts=20, first_rung=8, breed=0), library(mumbling=mumbling), prompt_set()
-    )
-    with Ledger("sqlite://") as ledger:
-        runner = Runner(Model(), RefusalJudge(), ledger, GREEDY)
-        trials = search_arms(setup, runner, measure_baseline(runner, setup.search, "search"), first_number=1).trials
-    assert {trial.state for trial in trials} == {"complete", "stopped", "pruned", "failed"}
-    for trial in trials:
-        value, violation = values[trial.context.context_id]
-        if trial.state == "failed":
-            assert value is None
-            continue
-        rate, refusals = trial.search.flip_rate, trial.search.over_refusal_rate
-        assert value is not None
-        assert rate.value is not None
-        assert refusals.value is not None
-        # A prior worth half a prompt at least: never the raw rate of 0 or 1.
-        assert rate.count / (rate.n + 64) <= value <= (rate.count + 64) / (rate.n + 64)
-        assert 0 < value < 1
-        assert violation == pytest.approx(refusals.value - 0.1)
+from tests.world import GREEDY, REFUSAL, Model, RefusalJudge, flat, library, prompt_set
 
 
 class LateRefuser(Model):
@@ -78,7 +44,7 @@ def study_with_late_refusals(word: str, **settings: Any) -> Study:
 
 
 def test_all_arms_may_be_pruned_before_the_last_rung() -> None:
-    study = study_with_late_refusals("", over_refusal="total")
+    study = study_with_late_refusals(" ")  # all of them
     assert study.winner is None
     assert {trial.state for trial in study.trials if trial.role == "arm"} <= {"pruned", "stopped"}
     assert any("no winner" in note and "pruned" in note for note in study.notes)

@@ -32,9 +32,10 @@ SAMPLING, RULE = Sampling(max_tokens=8, temperature=0.7), SampleRule(1, 1)
 
 
 def test_rungs_double_and_end_with_all() -> None:
-    assert make_rungs(100, 50, 16) == [Rung(16, 8), Rung(32, 16), Rung(64, 32), Rung(100, 50)]
-    assert make_rungs(70, 7, 16) == [Rung(16, 2), Rung(32, 4), Rung(70, 7)]
-    assert make_rungs(5, 40, 16) == [Rung(5, 40)]
+    assert make_rungs(100, 60, 16) == [Rung(16, 10), Rung(32, 20), Rung(64, 40), Rung(100, 60)]
+    assert make_rungs(70, 12, 16) == [Rung(16, 10), Rung(32, 12), Rung(70, 12)]
+    assert make_rungs(12, 40, 16) == [Rung(12, 8), Rung(12, 40)]
+    assert make_rungs(5, 2, 16) == [Rung(5, 2)]
 
 
 @given(st.integers(1, 500), st.integers(0, 500), st.integers(1, 64))
@@ -42,8 +43,9 @@ def test_rungs_are_nested(num_harmful: int, num_benign: int, first: int) -> None
     rungs = make_rungs(num_harmful, num_benign, first)
     assert rungs[-1] == Rung(num_harmful, num_benign)
     for smaller, larger in pairwise(rungs):
-        assert smaller.num_harmful < larger.num_harmful
+        assert smaller.num_harmful <= larger.num_harmful
         assert smaller.num_benign <= larger.num_benign
+        assert smaller != larger
     assert all(bool(rung.num_benign) == bool(num_benign) for rung in rungs)
 
 

@@ -114,9 +114,9 @@ def test_nothing_to_breed_from() -> None:
     assert "crossover" not in {child.operator for child in children}
 
 
-def test_better_parents_have_more_children() -> None:
+def test_parents_have_children_by_their_weights() -> None:
     operator, parents = Adds("add"), elite(4)
-    Breeder([operator], make_filter(), 0).breed(parents, 400)
+    Breeder([operator], make_filter(), 0).breed(parents, 400, [4.0, 3.0, 2.0, 1.0])
     counts = Counter(operator.parent_texts)
     shares = [counts[parent.context.text] / 400 for parent in parents]
     assert shares == pytest.approx([0.4, 0.3, 0.2, 0.1], abs=0.06)

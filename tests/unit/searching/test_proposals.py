@@ -1,37 +1,45 @@
-"""Proposals: children from the elite, new contexts from templates, the promising ones of both, and no text twice."""
+"""Proposals: templates in turn, then the best candidate of each draw; no text twice; a trial of Optuna for each."""
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterator, Sequence
 
 import pytest
+from optuna.trial import TrialState
 
 from flipsearch.config import SearchConfig
-from flipsearch.core.measurements import Rate
 from flipsearch.core.records import Context
-from flipsearch.core.studies import Parent
 from flipsearch.ledger import Ledger
+from flipsearch.measuring.measure import measure
 from flipsearch.measuring.runner import Runner
-from flipsearch.searching.baseline import measure_baseline
-from flipsearch.searching.proposals import Proposals, Proposer
-from flipsearch.searching.screening import MIN_PREFIX_SCORED, Screen
+from flipsearch.searching.baseline import SplitBaseline, measure_baseline
+from flipsearch.searching.parents import frontier
+from flipsearch.searching.prefix_scores import KnownAnswers
+from flipsearch.searching.proposals import Proposals
+from flipsearch.searching.race import Arm
 from flipsearch.searching.setup import prepare_search
-from tests.world import (
-    GREEDY,
-    LONG,
-    LongJudge,
-    LongModel,
-    Model,
-    RefusalJudge,
-    ScoringModel,
-    library,
-    prompt_set,
-    strength,
-    template,
-)
+from flipsearch.searching.surrogate import Surrogate
+from tests.world import GREEDY, Model, RefusalJudge, ScoringModel, library, prompt_set, strength, template
 
 WIDE = template("wide", "{{ 'firm ' * firm }}{{ 'mild ' * mild }}{{ tail }}",
                 f"firm = [0, 1, 2, 3]\nmild = {list(range(30))}\ntail = [\"so\", \"thus\", \"hence\"]")  # fmt: skip
-ELITE = [Parent(Context("firm firm. Be kind. Do no harm."), Rate(9, 10, 0.6, 1.0))]
+
+
+class Search:
+    """What a search has at hand before it begins."""
+
+    def __init__(self, ledger: Ledger, model: Model, wide: str = WIDE, **settings: object) -> None:
+        self.config = SearchConfig.model_validate({"templates": ("wide",), "seed": 3, **settings})
+        setup = prepare_search(self.config, library(wide=wide), prompt_set())
+        self.runner = Runner(model, RefusalJudge(), ledger, GREEDY)
+        self.base: SplitBaseline = measure_baseline(self.runner, setup.search, "search")
+        self.surrogate = Surrogate(
+            self.base, KnownAnswers(self.runner, self.base, self.base.to_flip()), self.config.refusal_cap(), 3
+        )
+        self.proposals = Proposals(setup, self.runner, self.base, self.surrogate)
+
+    def arms(self, contexts: Sequence[Context]) -> list[Arm]:
+        """Return arms that saw all prompts."""
+        measured = measure(self.runner, contexts, self.base.to_flip(), self.base.outcomes, "search")
+        return [Arm(context, m, "complete", 0) for context, m in zip(contexts, measured, strict=True)]
 
 
 @pytest.fixture
@@ -40,106 +48,84 @@ def ledger() -> Iterator[Ledger]:
         yield opened
 
 
-def made(ledger: Ledger, model: Model, wide: str = WIDE, **settings: object) -> tuple[Proposals, Screen]:
-    config = SearchConfig.model_validate({"templates": ("wide",), "seed": 3, **settings})
-    setup = prepare_search(config, library(wide=wide), prompt_set())
-    runner = Runner(model, RefusalJudge(), ledger, GREEDY)
-    base = measure_baseline(runner, setup.search, "search")
-    screen = Screen(runner, base, base.to_flip())
-    return Proposals(setup, runner, base, screen), screen
+def test_the_first_contexts_are_of_all_templates(ledger: Ledger) -> None:
+    search = Search(ledger, Model(), templates=("wide", "plain", "harsh", "wordy"))
+    assert {context.template for context in search.proposals.ask(4, [])} == {"wide", "plain", "harsh", "wordy"}
 
 
-def test_half_are_bred_once_there_is_an_elite(ledger: Ledger) -> None:
-    proposals, _ = made(ledger, Model())
-    assert {context.operator for context in proposals.ask(8, [])} == {""}
-    children = [context for context in proposals.ask(8, ELITE) if context.operator]
-    assert len(children) == 4
-    assert all(context.parents == (ELITE[0].context.context_id,) for context in children)
+def test_what_is_proposed_learns_from_what_was_measured(ledger: Ledger) -> None:
+    """The words of the strong texts are found; the weak ones are left alone."""
+    search = Search(ledger, Model(), breed=0)
+    arms = search.arms(search.proposals.ask(12, []))
+    later = search.proposals.ask(12, arms)
+    mean = [sum(strength(context.text) for context in of) / 12 for of in ([arm.context for arm in arms], later)]
+    assert mean[1] > mean[0] + 0.3
 
 
-def test_without_breeding_all_come_from_templates(ledger: Ledger) -> None:
-    proposals, _ = made(ledger, Model(), breed=0)
-    assert {context.template for context in proposals.ask(8, ELITE)} == {"wide"}
+def test_what_the_model_scores_chooses_before_anything_is_measured(ledger: Ledger) -> None:
+    search = Search(ledger, ScoringModel(), breed=0)
+    chosen = search.proposals.ask(8, [])
+    assert search.surrogate.prefix_scores.num_contexts == 8 * search.config.screen
+    assert sum(strength(context.text) for context in chosen) / 8 > 2
+    assert not Search(ledger, ScoringModel(), screen=1).surrogate.prefix_scores.num_contexts
 
 
-def test_the_screen_takes_the_promising_ones_and_leaves_room_for_others(ledger: Ledger) -> None:
-    proposals, screen = made(ledger, ScoringModel(), breed=0)
-    chosen = proposals.ask(8, [])
-    assert screen.num_screened == MIN_PREFIX_SCORED
-    assert sorted(strength(context.text) for context in chosen)[2:] == [3] * 6  # two race whatever the screen predicts
-    assert len(chosen) == 8
+def test_children_are_among_the_candidates_and_no_text_comes_twice(ledger: Ledger) -> None:
+    search = Search(ledger, Model())
+    arms = search.arms(search.proposals.ask(8, []))
+    contexts = [arm.context for arm in arms]
+    for _ in range(3):
+        contexts += search.proposals.ask(8, arms)
+    assert len({context.context_id for context in contexts}) == len(contexts) == 32
+    children = [context for context in contexts if context.operator]
+    assert {id for child in children for id in child.parents} <= {arm.context.context_id for arm in arms}
+    assert children
 
 
-@pytest.mark.parametrize("settings", [{"screen": 1}, {}])
-def test_no_screen_where_it_is_off_or_the_model_scores_no_prefixes(ledger: Ledger, settings: dict[str, Any]) -> None:
-    proposals, screen = made(ledger, ScoringModel() if settings else Model(), **settings)
-    assert len(proposals.ask(8, [])) == 8
-    assert screen.num_screened == 0
+def test_the_same_seed_and_outcomes_propose_the_same(ledger: Ledger) -> None:
+    found = []
+    for _ in range(2):
+        search = Search(ledger, Model())
+        arms = search.arms(search.proposals.ask(8, []))
+        found.append([*(arm.context for arm in arms), *search.proposals.ask(8, arms)])
+    assert found[0] == found[1]
 
 
-def test_no_context_comes_twice(ledger: Ledger) -> None:
-    proposals, _ = made(ledger, ScoringModel())
-    seen: list[str] = []
-    for _ in range(4):
-        contexts = proposals.ask(6, ELITE)
-        seen += [context.context_id for context in contexts]
-        for context in contexts:
-            proposals.proposer.tell(context, 0.5)
-    assert len(seen) == len(set(seen)) == 24
+def test_optuna_has_a_trial_for_each(ledger: Ledger) -> None:
+    search = Search(ledger, Model(), max_over_refusal=0.1)
+    arms = search.arms(search.proposals.ask(8, []))
+    later = search.proposals.ask(8, arms)
+    for arm in arms:
+        search.proposals.tell(arm)
+    trials = search.proposals.study.trials
+    assert [trial.user_attrs["context"] for trial in trials] == [c.text for c in (*(a.context for a in arms), *later)]
+    for trial, arm in zip(trials, arms, strict=False):
+        assert trial.params["wide.firm"] == dict(arm.context.params)["firm"]
+        assert trial.value == arm.search.flip_rate.value
+        assert trial.constraints == {"over_refusal": pytest.approx((arm.search.added_refusals.value or 0) - 0.1)}
+    assert {trial.state for trial in trials[8:]} == {TrialState.RUNNING}
+    assert all(trial.params == {} for trial, context in zip(trials[8:], later, strict=True) if context.operator)
 
 
-def test_the_same_seed_and_values_give_the_same_contexts() -> None:
-    def rounds() -> list[Context]:
-        with Ledger("sqlite://") as opened:
-            proposals, _ = made(opened, ScoringModel())
-            first = proposals.ask(6, ELITE)
-            for context in first:
-                proposals.proposer.tell(context, 0.1 * strength(context.text))
-            return [*first, *proposals.ask(6, ELITE)]
-
-    assert rounds() == rounds()
+def test_a_space_that_ends(ledger: Ledger) -> None:
+    small = template("wide", "{{ 'firm ' * firm }}so", "firm = [0, 1, 2]")
+    search = Search(ledger, Model(), small, breed=0)
+    assert len(search.proposals.ask(8, [])) == 3
+    assert search.proposals.ask(8, []) == []
+    assert search.proposals.notes(3) == ["The space is exhausted: it holds 3 different contexts."]
 
 
-def test_a_small_space_ends_and_says_so(ledger: Ledger) -> None:
-    tiny = template("tiny", "{{ 'firm ' * firm }}end", "firm = [0, 1, 2]")
-    config = SearchConfig(templates=("tiny",), breed=0)
-    setup = prepare_search(config, library(tiny=tiny), prompt_set())
-    runner = Runner(Model(), RefusalJudge(), ledger, GREEDY)
-    base = measure_baseline(runner, setup.search, "search")
-    proposals = Proposals(setup, runner, base, Screen(runner, base, []))
-    assert len(proposals.ask(8, [])) == 3
-    assert proposals.ask(8, []) == []
-    assert "holds 3 different contexts" in proposals.notes(3)[0]
-
-
-def test_what_cannot_be_probed_gets_no_value_and_waits(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
-    values: list[str] = []
-    monkeypatch.setattr(Proposer, "tell", lambda self, context, *rest, **more: values.append(context.context_id))
-    config = SearchConfig.model_validate({"templates": ("wide",), "breed": 0})
-    setup = prepare_search(config, library(wide=WIDE), prompt_set())
-    runner = Runner(LongModel(num_thought=16), LongJudge(), ledger, LONG)
-    base = measure_baseline(runner, setup.search, "search")
-    proposals = Proposals(setup, runner, base, Screen(runner, base, base.to_flip()))
-    proposed: list[Context] = []
-    monkeypatch.setattr(proposals.proposer, "ask", lambda num: made_up(proposed, num))
-    first, second = proposals.ask(8, []), proposals.ask(8, [])
-    assert [context.text for context in (*first, *second)] == [context.text for context in proposed[:16]]
-    assert len(proposed) == 16
-    assert values == []
-
-
-def made_up(proposed: list[Context], num: int) -> list[Context]:
-    new = [Context(f"now {len(proposed) + index}") for index in range(num)]
-    proposed += new
-    return new
-
-
-def test_the_screened_out_race_when_nothing_new_is_left(ledger: Ledger) -> None:
-    proposals, screen = made(ledger, ScoringModel(), WIDE.replace(str(list(range(30))), str(list(range(8)))), breed=0)
-    raced: list[str] = []
-    while contexts := proposals.ask(8, []):
-        raced += [context.context_id for context in contexts]
-        for context in contexts:
-            proposals.proposer.tell(context, 0.5)
-    assert len(set(raced)) == len(raced)
-    assert len(raced) >= screen.num_screened
+def test_parents_are_who_flips_what_others_do_not(ledger: Ledger) -> None:
+    """A text that flips all prompts is the one parent of note; one that refuses everything is none."""
+    search = Search(ledger, Model(), max_over_refusal=0.1)
+    arms = search.arms(
+        [Context("please"), Context("firm please"), Context("firm firm firm now"), Context("blunt " * 9)]
+    )
+    parents, weights = frontier(search.surrogate, arms, {prompt.prompt_id: prompt for prompt in search.base.prompts})
+    by_text = dict(zip((parent.context.text for parent in parents), weights, strict=True))
+    assert max(by_text, key=lambda text: by_text[text]) == "firm firm firm now"
+    assert by_text.get("blunt " * 9, 0.0) < 1.0
+    (weak,) = [parent for parent in parents if parent.context.text == "firm please"]
+    assert set(weak.unflipped) == {
+        prompt.text for prompt in search.base.to_flip() if not arms[1].search.flipped_by_prompt.get(prompt.prompt_id, 1)
+    }

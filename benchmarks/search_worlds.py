@@ -1,0 +1,173 @@
+"""Search methods in invented worlds at equal tokens: what the context that each takes truly does.
+
+    python benchmarks/search_worlds.py [--seeds 10] [--worlds NAME …] [--kept-back] [--only METHOD …] [--cache FOLDER]
+    python benchmarks/search_worlds.py --claims [--seeds 40]
+
+In a world every rate follows from a formula (worlds/world.py), so true flip rates and over-refusals of the whole
+population of prompts are exact. The budget of a seed is what argmax over 30 contexts takes; seeds are shared, so
+methods are compared in pairs. A context above the cap of 10 % added refusals counts for 3 points less for each point
+above it. "Regret" is to the best that any method reached in that world and seed. The engine was tuned in WORLDS;
+--kept-back runs those in which nothing was tuned.
+
+--claims runs whole studies with placebos and confirm split, and prints how often the interval of the winner's flip rate
+holds its true one, and how often a study claims that its winner beats neutral text where that is not so.
+"""
+
+import argparse
+import json
+import sys
+import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from baselines.show import claim, header
+from flipsearch.config import SearchConfig
+from flipsearch.core.records import Context
+from flipsearch.searching import prepare_search
+from worlds.methods import CAP, METHODS, Meter, study_of
+from worlds.world import KEPT_BACK, WORLDS, Rules, make_world
+
+WORKERS = 2
+PENALTY = 3.0
+RIVAL, PAPER, OURS = "+ surrogate", "argmax over 30", "ours"
+NEUTRAL = "neutral"
+
+
+def run(rules: Rules, name: str, seed: int) -> dict[str, float]:
+    """Run one method in one world, and return what is true of its context and what it took."""
+    world = make_world(rules, seed)
+    meter = Meter(world)
+    METHODS[PAPER](meter, seed)
+    budget, meter = meter.num_tokens, Meter(world, meter.num_tokens)
+    start = time.process_time()
+    context = METHODS[name](meter, seed)
+    flips, refusals = world.true_rates(context) if context else (0.0, 0.0)
+    return {
+        "flips": flips,
+        "refusals": refusals,
+        "worth": max(0.0, flips - PENALTY * max(0.0, refusals - CAP)),
+        "tokens": meter.num_tokens / budget,
+        "harmful": meter.num_harmful,
+        "benign": meter.num_benign,
+        "seconds": time.process_time() - start,
+    }
+
+
+def kept_run(job: tuple[Rules, str, int, Path | None]) -> dict[str, float]:
+    """Return a run from the cache, or run it."""
+    rules, name, seed, cache = job
+    path = cache / f"{rules.name}, {name}, {seed}.json" if cache else None
+    if path and path.is_file():
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    done = run(rules, name, seed)
+    if path:
+        path.write_text(json.dumps(done), encoding="utf-8")
+    return done
+
+
+def compare(worlds: Sequence[Rules], names: Sequence[str], num_seeds: int, cache: Path | None) -> bool:
+    """Run all methods in all worlds, print a row for each, and return whether the claims hold."""
+    jobs = [(rules, name, seed, cache) for rules in worlds for name in names for seed in range(num_seeds)]
+    with ProcessPoolExecutor(WORKERS) as pool:
+        runs = iter(pool.map(kept_run, jobs))
+        worth: dict[tuple[str, str], np.ndarray[Any, Any]] = {}
+        for rules in worlds:
+            done = {name: [next(runs) for _ in range(num_seeds)] for name in names}
+            best = np.max([[one["worth"] for one in of] for of in done.values()], axis=0)
+            print(f"\n{rules.name}: {rules.num_unsafe} unsafe and {rules.num_benign} benign prompts")
+            print(
+                f"  {'':<16}{'true flips':>14}{'refusals':>10}{'worth':>14}{'regret':>8}{'harmful':>9}{'benign':>8}  s"
+            )
+            for name, of in done.items():
+                column = {key: 100 * np.array([one[key] for one in of]) for key in of[0]}
+                worth[rules.name, name] = column["worth"]
+                print(
+                    f"  {name:<16}{_mean(column['flips']):>14}{column['refusals'].mean():>10.1f}"
+                    f"{_mean(column['worth']):>14}{(100 * best - column['worth']).mean():>8.1f}"
+                    f"{column['harmful'].mean() / 100:>9,.0f}{column['benign'].mean() / 100:>8,.0f}"
+                    f"{column['seconds'].mean() / 100:>4.0f}",
+                    flush=True,
+                )
+    return _claims(worlds, names, worth)
+
+
+def _claims(worlds: Sequence[Rules], names: Sequence[str], worth: dict[tuple[str, str], Any]) -> bool:
+    if not {RIVAL, PAPER, OURS} <= set(names):
+        return True
+    holds = []
+    print()
+    for rules in worlds:
+        over_rival, over_paper = (worth[rules.name, OURS] - worth[rules.name, name] for name in (RIVAL, PAPER))
+        spread = over_rival.std(ddof=1) / len(over_rival) ** 0.5
+        holds.append(over_rival.mean() > -2 * spread and over_paper.mean() >= 5)
+        text = f"{rules.name}: {_mean(over_rival)} over {RIVAL} (not below by 2 errors), "
+        print(claim(text + f"{_mean(over_paper)} over {PAPER} (5 asked)", holds=holds[-1]))
+    every = np.concatenate([worth[rules.name, OURS] - worth[rules.name, RIVAL] for rules in worlds])
+    print(f"all worlds: {_mean(every)} over {RIVAL}")
+    return all(holds)
+
+
+def _mean(values: Any) -> str:
+    return f"{values.mean():.1f} +- {values.std(ddof=1) / len(values) ** 0.5:.1f}"
+
+
+def study_claims(job: tuple[Rules, int]) -> tuple[bool, bool, bool] | None:
+    """Run a whole study; (its interval holds the truth, it claims to beat neutral text, it truly does), None without
+    a winner.
+    """
+    rules, seed = job
+    world = make_world(rules, seed)
+    config = SearchConfig(seed=seed, num_contexts=48, max_over_refusal=CAP, depths=(), benign_context=False)
+    setup = prepare_search(config, world.library, world.prompts())
+    study = study_of(world, setup)
+    if study.winner is None:
+        return None
+    true, measured = world.true_rates(study.winner.context)[0], study.winner.final.flip_rate
+    neutral = next(row.context() for row in setup.placebos if row.template.name == NEUTRAL)
+    beaten = max(world.true_rates(neutral)[0], world.true_rates(Context(""))[0])
+    return measured.low <= true <= measured.high, study.winner.beats_placebo, true > beaten
+
+
+def check_claims(worlds: Sequence[Rules], num_seeds: int) -> bool:
+    """Print how often intervals hold the truth and how often claims are false."""
+    jobs = [(rules, seed) for rules in worlds for seed in range(num_seeds)]
+    with ProcessPoolExecutor(WORKERS) as pool:
+        done = list(pool.map(study_claims, jobs))
+    winners = [(rules, found) for (rules, _), found in zip(jobs, done, strict=True) if found]
+    held = [covers for rules, (covers, _, _) in winners if not rules.errors]
+    num_claims = sum(claims for _, (_, claims, _) in winners)
+    num_false = sum(claims and not is_true for _, (_, claims, is_true) in winners)
+    print(f"{len(winners)} of {len(jobs)} studies have a winner; {num_claims} claim to beat neutral text")
+    covered, false = sum(held) / max(1, len(held)), num_false / len(jobs)
+    text = f"intervals hold the true flip rate in {covered:.1%} of {len(held)} studies without judge errors (94 %)"
+    results = [(text, covered >= 0.94), (f"false claims in {false:.1%} of studies (2.5 %)", false <= 0.025)]
+    for text, holds in results:
+        print(claim(text, holds=holds))
+    return all(holds for _, holds in results)
+
+
+def main() -> int:
+    """Run the worlds, print the tables and the claims."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=10)
+    parser.add_argument("--worlds", nargs="+", choices=[rules.name for rules in WORLDS])
+    parser.add_argument("--kept-back", action="store_true", help="the worlds in which nothing was tuned")
+    parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--claims", action="store_true", help="whole studies: coverage and false claims")
+    parser.add_argument("--cache", type=Path, help="folder in which runs are kept")
+    args = parser.parse_args()
+    known = KEPT_BACK if args.kept_back else WORLDS
+    worlds = [rules for rules in known if not args.worlds or rules.name in args.worlds]
+    print(header(f"{args.seeds} seeds", "invented worlds"))
+    if args.cache:
+        args.cache.mkdir(parents=True, exist_ok=True)
+    holds = check_claims(worlds, args.seeds) if args.claims else compare(worlds, args.only, args.seeds, args.cache)
+    return 0 if holds else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

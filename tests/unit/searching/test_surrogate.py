@@ -1,0 +1,68 @@
+"""The surrogate: what a context is worth under the cap, and what its prefix scores are."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from flipsearch.core.records import Context
+from flipsearch.core.studies import RefusalCap, RefusalCount
+from flipsearch.ledger import Ledger
+from flipsearch.measuring.measure import measure
+from flipsearch.measuring.runner import Runner
+from flipsearch.searching.baseline import SplitBaseline, measure_baseline
+from flipsearch.searching.prefix_scores import KnownAnswers
+from flipsearch.searching.race import Arm
+from flipsearch.searching.surrogate import Surrogate
+from tests.world import GREEDY, LONG, LongJudge, LongModel, Model, RefusalJudge, ScoringModel, prompt_set
+
+TEXTS = ["please", "firm please", "firm firm please", "firm firm firm please", "firm firm blunt now", "blunt blunt now"]
+
+
+@pytest.fixture
+def ledger() -> Iterator[Ledger]:
+    with Ledger("sqlite://") as opened:
+        yield opened
+
+
+def made(ledger: Ledger, model: Model) -> tuple[Runner, SplitBaseline, KnownAnswers]:
+    judge, sampling = (LongJudge(), LONG) if isinstance(model, LongModel) else (RefusalJudge(), GREEDY)
+    runner = Runner(model, judge, ledger, sampling)
+    base = measure_baseline(runner, [p for p in prompt_set() if p.split == "search"], "search")
+    return runner, base, KnownAnswers(runner, base, base.to_flip())
+
+
+@pytest.mark.parametrize(("most", "counts"), [(0.1, "added"), (0.0, "added"), (0.1, "total"), (1.0, "added")])
+def test_what_breaks_the_cap_is_worth_nothing(ledger: Ledger, most: float, counts: RefusalCount) -> None:
+    runner, base, prefix_scores = made(ledger, Model())
+    contexts = [Context(text) for text in TEXTS]
+    measured = measure(runner, contexts, base.to_flip(), base.outcomes, "search")
+    arms = [Arm(context, m, "complete", 0) for context, m in zip(contexts, measured, strict=True)]
+    draws = Surrogate(base, prefix_scores, RefusalCap(most, counts), 0).draw(arms, [Context("firm firm firm so")])
+    for arm, flips, worth in zip(arms, draws.flips.T, draws.worth.T, strict=False):
+        assert flips.mean() == pytest.approx(arm.search.flip_rate.value, abs=0.1)
+        if (arm.search.over_refusal_rate.value or 0.0) <= most:
+            assert worth.mean() > 0.6 * flips.mean()
+        else:
+            assert worth.mean() < 0.1
+    unmeasured = draws.flips[:, -1]
+    assert abs(unmeasured.mean() - draws.flips[:, 3].mean()) < 0.25  # as what it is like
+    assert unmeasured.std() > draws.flips[:, 3].std()
+
+
+def test_prefix_scores_rank_contexts_before_anything_is_measured(ledger: Ledger) -> None:
+    model = ScoringModel()
+    _, base, prefix_scores = made(ledger, model)
+    num_generated, contexts = len(model.generated), [Context(text) for text in TEXTS]
+    prefix_scores.add(contexts)
+    flips, refusals = prefix_scores.of(contexts, "harmful"), prefix_scores.of(contexts, "benign")
+    assert flips[0] < flips[1] < flips[2] < flips[3]
+    assert refusals[0] == refusals[3] < refusals[4] <= refusals[5]
+    assert len(model.generated) == num_generated  # nothing is generated
+    # All unsafe answers; of the benign ones none is refused here.
+    assert prefix_scores.num_prompts == len(base.to_flip())
+
+
+def test_a_model_that_scores_no_prefixes_has_no_scores(ledger: Ledger) -> None:
+    _, _, prefix_scores = made(ledger, Model())
+    prefix_scores.add([Context("firm")])
+    assert prefix_scores.num_prompts == prefix_scores.num_contexts == 0
