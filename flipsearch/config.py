@@ -215,6 +215,8 @@ class SearchConfig(StudyConfig):
     """Stop near this many completion tokens, cached ones counted (no budget)."""
     time_s: Annotated[Positive | None, BeforeValidator(seconds), TIME] = None
     """Stop near this time, counted for this launch (no limit)."""
+    start: Annotated[Texts, Flag(metavar="CARD|STUDY")] = ()
+    """Card (best.json), text file or study whose best contexts are tried first; repeatable."""
     templates: Annotated[Texts, Flag(("--template",), metavar="NAME")] = ()
     """Search this template only; repeatable (all with role "context")."""
     placements: Annotated[

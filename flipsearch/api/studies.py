@@ -7,6 +7,7 @@ Everything that can be wrong with the input is found before a model is loaded.
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from flipsearch.api.settings import Given, takes
@@ -14,6 +15,7 @@ from flipsearch.backends.base import check_model, check_rewriter
 from flipsearch.config import ScoreConfig, SearchConfig
 from flipsearch.core.errors import ConfigError, NothingToFlipError, PoorCoverageError
 from flipsearch.core.progress import Progress
+from flipsearch.core.records import Context
 from flipsearch.defaults import library_for
 from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import PromptSet, prompts_of
@@ -21,10 +23,10 @@ from flipsearch.reporting.files import check_best, read_study, write_study
 from flipsearch.results import SearchResult
 from flipsearch.searching.budget import Budget
 from flipsearch.searching.plan import SearchPlan, plan_search
-from flipsearch.searching.setup import SearchSetup, prepare_search
+from flipsearch.searching.setup import START, SearchSetup, prepare_search
 from flipsearch.searching.storage import write_storage
 from flipsearch.searching.study import run_score, run_study
-from flipsearch.templating.library import given_contexts
+from flipsearch.templating.library import FILE_ENDINGS, TemplateLibrary, given_contexts
 from flipsearch.workspace import (
     known_length_and_speed,
     length_and_speed,
@@ -114,4 +116,21 @@ def report(study: Path | str, *, reports: Path | None = None) -> SearchResult:
 def _prepare(given: Given[SearchConfig]) -> tuple[SearchSetup, PromptSet]:
     config = given.config()
     library, prompts = library_for(config.model, config.contexts), prompts_of(config)
-    return prepare_search(config, library, prompts.prompts), prompts
+    setup = prepare_search(config, library, prompts.prompts)
+    return replace(setup, start=_start(config, library)), prompts
+
+
+def _start(config: SearchConfig, library: TemplateLibrary) -> tuple[Context, ...]:
+    """Return the contexts of `--start`, each with where it came from: a card's, or a study's winner and finalists."""
+    contexts: dict[str, Context] = {}
+    for given in config.start:
+        if given.endswith(FILE_ENDINGS):
+            source, chosen = Path(given).name, given_contexts([given], library)
+        else:
+            study = read_study(study_folder(given, config.reports))
+            finalists = [trial for trial in study.trials if trial.role == "arm" and trial.confirm]
+            source, chosen = study.name, [trial.context for trial in finalists or study.trials[:1]]
+        for context in chosen:
+            made = Context(context.text, context.placement, params=(("from", source),), operator=START)
+            contexts.setdefault(made.context_id, made)
+    return tuple(contexts.values())

@@ -198,14 +198,11 @@ class Ledger:
     def mean_length(self) -> float | None:
         """Return the mean completion tokens of the finished and judged rollouts; None if their tokens are not known.
 
-        Short decodes, with fewer max_tokens than others, are no whole answers and do not count. Rollouts that were
-        never judged answer no prompt of the study: a model wrote contexts there.
+        Rollouts that were never judged answer no prompt of the study: a model wrote contexts there.
         """
         num_bytes = sql.func.length(ROLLOUTS.c.completion_ids)
         is_judged = sql.exists().where(VERDICTS.c.rollout_id == ROLLOUTS.c.rollout_id)
-        longest = sql.select(sql.func.max(ROLLOUTS.c.max_tokens)).where(is_judged).scalar_subquery()
-        is_whole = ROLLOUTS.c.max_tokens == longest
-        query = sql.select(sql.func.avg(num_bytes)).where(_FINISHED, num_bytes > 0, is_judged, is_whole)
+        query = sql.select(sql.func.avg(num_bytes)).where(_FINISHED, num_bytes > 0, is_judged)
         with self.reader() as connection:
             mean = connection.execute(query).scalar_one()
         return None if mean is None else float(mean) / TOKEN_BYTES

@@ -78,18 +78,22 @@ class Proposals:
         self._trials: dict[str, optuna.Trial] = {}
         """Context id -> its trial; every context that was proposed."""
         self._is_exhausted = False
+        self._start = list(setup.start)
+        """Contexts that are still to be tried before all others."""
+        self._notes: list[str] = []
 
     def ask(self, num: int, arms: Sequence[Arm]) -> list[Context]:
         """Return up to `num` new contexts; fewer only if neither templates nor operators give more."""
-        able = [arm for arm in arms if arm.state in ("running", "complete")]
+        contexts = self._from_start(num)
+        able, num = [arm for arm in arms if arm.state in ("running", "complete")], num - len(contexts)
         candidates = self._candidates(CANDIDATES * num, able)
-        if self._surrogate.prefix_scores.num_prompts and self._config.screen > 1:
+        if num and self._surrogate.prefix_scores.num_prompts and self._config.screen > 1:
             candidates = self._chosen(self._config.screen * num, able, candidates)
             self._surrogate.prefix_scores.add([*(arm.context for arm in able), *candidates])
-        contexts = self._chosen(num, able, candidates)
-        for context in contexts:
+        chosen = self._chosen(num, able, candidates)
+        for context in chosen:
             self._begin_trial(context)
-        return contexts
+        return [*contexts, *chosen]
 
     def tell(self, arm: Arm) -> None:
         """Give Optuna the outcome of an arm that will not run on, or ran as far as it got."""
@@ -104,8 +108,22 @@ class Proposals:
     def notes(self, num_arms: int) -> list[str]:
         """Return what the reader must know of where the contexts came from."""
         if self._is_exhausted and num_arms < self._config.num_contexts:
-            return [f"The space is exhausted: it holds {num_arms} different contexts."]
-        return []
+            return [*self._notes, f"The space is exhausted: it holds {num_arms} different contexts."]
+        return self._notes
+
+    def _from_start(self, num: int) -> list[Context]:
+        """Up to `num` of the contexts that are tried first; one that must not race is told."""
+        able: list[Context] = []
+        while self._start and len(able) < num:
+            context = self._start.pop(0)
+            source = dict(context.params)["from"]
+            if objection := self._filter.objection(context):
+                self._notes.append(f"A context of --start {source} was left out: {objection}.")
+                continue
+            self._notes.append(f"A context of --start {source} was tried first: {context.context_id}.")
+            self._begin_trial(context)
+            able.append(context)
+        return able
 
     def _candidates(self, num: int, arms: Sequence[Arm]) -> list[Context]:
         """New points of the space, and as many children as `--breed` says once there are parents."""

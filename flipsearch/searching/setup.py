@@ -28,6 +28,8 @@ from flipsearch.templating.template import Template
 
 TEMPLATE = "template"
 PLACEMENT = "placement"
+START = "start"
+"""In place of an operator: the context came with --start, its parameter "from" says from where."""
 
 
 class Space:
@@ -131,6 +133,8 @@ class SearchSetup:
     confirm: tuple[Prompt, ...]
     """The sealed prompts, seen by the finalists and placebos alone."""
     operators: tuple[Operator, ...] = ()
+    start: tuple[Context, ...] = ()
+    """Contexts of other studies, tried before all others."""
     benign_contexts: tuple[Context, ...] = ()
     """Candidates for the context of benign prompts in training."""
     same_placements: Mapping[Placement, Placement] = field(default_factory=dict)

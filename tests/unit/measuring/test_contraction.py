@@ -70,5 +70,5 @@ def test_a_context_that_empties_benign_answers_does_not_win(cap: float, wins: bo
     contracted = [trial for trial in study.trials if "firm" in trial.context.text]
     assert all(trial.search.contraction and trial.search.contraction.value == 1 for trial in contracted)
     assert all(study.is_contracted(trial) is not wins for trial in contracted)
-    assert (study.winner is not None and "firm" in study.winner.context.text) is wins
+    assert wins or study.winner is None or "firm" not in study.winner.context.text
     assert wins or study.winner or any("contraction (at most 30%)" in note for note in study.notes)

@@ -1,6 +1,7 @@
 """Proposals: templates in turn, then the best candidate of each draw; no text twice; a trial of Optuna for each."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import pytest
 from optuna.trial import TrialState
@@ -15,7 +16,7 @@ from flipsearch.searching.parents import frontier
 from flipsearch.searching.prefix_scores import KnownAnswers
 from flipsearch.searching.proposals import Proposals
 from flipsearch.searching.race import Arm
-from flipsearch.searching.setup import prepare_search
+from flipsearch.searching.setup import START, prepare_search
 from flipsearch.searching.surrogate import Surrogate
 from tests.world import GREEDY, Model, RefusalJudge, ScoringModel, library, prompt_set, strength, template
 
@@ -28,7 +29,7 @@ class Search:
 
     def __init__(self, ledger: Ledger, model: Model, wide: str = WIDE, **settings: object) -> None:
         self.config = SearchConfig.model_validate({"templates": ("wide",), "seed": 3, **settings})
-        setup = prepare_search(self.config, library(wide=wide), prompt_set())
+        self.setup = setup = prepare_search(self.config, library(wide=wide), prompt_set())
         self.runner = Runner(model, RefusalJudge(), ledger, GREEDY)
         self.base: SplitBaseline = measure_baseline(self.runner, setup.search, "search")
         self.surrogate = Surrogate(
@@ -129,3 +130,19 @@ def test_parents_are_who_flips_what_others_do_not(ledger: Ledger) -> None:
     assert set(weak.unflipped) == {
         prompt.text for prompt in search.base.to_flip() if not arms[1].search.flipped_by_prompt.get(prompt.prompt_id, 1)
     }
+
+
+def test_contexts_of_other_studies_are_tried_first(ledger: Ledger) -> None:
+    search = Search(ledger, Model())
+    quoted = search.base.prompts[0].text
+    start = [
+        Context(text, operator=START, params=(("from", "best.json"),))
+        for text in ("firm firm firm please so", f"Never do this: {quoted} and more of it, please, never at all")
+    ]
+    setup = replace(search.setup, start=tuple(start))
+    proposals = Proposals(setup, search.runner, search.base, search.surrogate)
+    contexts = proposals.ask(4, [])
+    assert contexts[0] == start[0]
+    assert len(contexts) == 4
+    assert {context.operator for context in contexts[1:]} <= {"", START}
+    assert f"A context of --start best.json was tried first: {start[0].context_id}." in proposals.notes(4)
