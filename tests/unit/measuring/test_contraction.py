@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from flipsearch.config import SearchConfig
 from flipsearch.core.records import Request, Rollout, Sampling
 from flipsearch.ledger import Ledger
-from flipsearch.measuring.contraction import contraction
+from flipsearch.measuring.measure import contraction
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching import prepare_search, run_study
 from tests.world import GREEDY, Model, RefusalJudge, flat, library, prompt_set
