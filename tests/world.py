@@ -241,7 +241,6 @@ class LongModel(Model):
         self.num_thought = num_thought
         self.num_written = 0
         self.prefills: list[int] = []
-        self.resumes_sampling = True
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
         """Yield rollouts in an order that is not that of the requests."""

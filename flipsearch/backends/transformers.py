@@ -45,9 +45,6 @@ class TransformersBackend(LocalBackend):
     option that cannot be used, both before any weights are read where possible.
     """
 
-    resumes_sampling = True
-    """A completion has the same random numbers whether it is sampled at once or continued from a prefill."""
-
     def __init__(
         self,
         model: str,

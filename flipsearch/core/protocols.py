@@ -18,8 +18,7 @@ class Backend(Protocol):
     they are done, in any order, and an empty one where only an optional text `status`, what the backend waits for, has
     changed; a completion does not depend on which other requests share the batch; a request that
     cannot be completed yields a rollout with finish_reason "error" and never raises for the others. The completion of
-    a request with a prefill begins with it; a backend that cannot do so yields an error. An optional true attribute
-    `resumes_sampling` promises that sampling after a prefill gives what sampling the whole completion would have given.
+    a request with a prefill begins with it; a backend that cannot do so yields an error.
     Sampling with `think_tokens` and requests that skip a thought are for backends that know the marks of their model:
     one with an optional true attribute `thinks` gets a budget where the user gives none, and reports
     `num_thought_tokens`, without which no request skips a thought; `same_placements` names placements that give the

@@ -66,8 +66,6 @@ class Runner:
     num_generated_tokens: int = 0
     judged: dict[str, JudgedRollout] = field(default_factory=dict)
     """Rollout id -> outcome, of all whole answers requested so far."""
-    short_decoded: dict[str, JudgedRollout] = field(default_factory=dict)
-    """Rollout id of the whole answer -> short decode, continued later or not."""
     _failed: set[str] = field(default_factory=set)
 
     def with_judge(self, judge: Judge) -> "Runner":
@@ -75,29 +73,24 @@ class Runner:
 
         Its progress counts on from here.
         """
-        return replace(self, judge=judge, judged={}, short_decoded={})
+        return replace(self, judge=judge, judged={})
 
     def enter(self, phase: Phase, detail: str = "") -> None:
         """Set the phase that progress is reported under from now on."""
         self.step = Step(phase, detail)
 
     @property
-    def can_continue(self) -> bool:
-        """Whether a continued answer equals one generated in one go: greedily, or if the backend resumes sampling."""
-        return self.sampling.temperature == 0 or bool(getattr(self.backend, "resumes_sampling", False))
-
-    @property
     def num_tokens(self) -> int:
-        """Completion tokens of all outcomes, and of the short decodes that were not continued."""
-        return sum(outcome.num_tokens for outcome in {**self.short_decoded, **self.judged}.values())
+        """Completion tokens of all outcomes."""
+        return sum(outcome.num_tokens for outcome in self.judged.values())
 
     def rollouts(self, requests: Sequence[Request]) -> list[Rollout]:
         """Return one rollout per request, in order, from the ledger or the backend.
 
         Raises BackendError if the backend breaks its contract, LedgerError if a rollout cannot be saved.
         """
-        ids = self._ids(requests, self.sampling)
-        self._generate(dict(zip(ids, requests, strict=True)), self.sampling)
+        ids = self._ids(requests)
+        self._generate(dict(zip(ids, requests, strict=True)))
         rollouts = self.ledger.rollouts(ids, errors=True)
         return [rollouts[id] for id in ids]
 
@@ -127,22 +120,10 @@ class Runner:
 
     def outcomes(self, requests: Sequence[Request]) -> list[JudgedRollout]:
         """Return one judged rollout per request, in order; completions stay in memory only while they are judged."""
-        ids = self._ids(requests, self.sampling)
+        ids = self._ids(requests)
         new = {id: request for id, request in zip(ids, requests, strict=True) if id not in self.judged}
-        self.judged |= self._generate_and_judge(new, self.sampling)
+        self.judged |= self._generate_and_judge(new)
         return [self.judged[id] for id in ids]
-
-    def short_decodes(self, requests: Sequence[Request], num_tokens: int) -> list[JudgedRollout]:
-        """Return the first `num_tokens` tokens of each request's answer, judged as if they were all of it, in order.
-
-        If the whole answer is requested later, it continues from there, provided that the backend reports its tokens.
-        """
-        short = replace(self.sampling, max_tokens=num_tokens, think_tokens=0)
-        ids = self._ids(requests, short)
-        by_id = self._generate_and_judge(dict(zip(ids, requests, strict=True)), short)
-        judged = [by_id[id] for id in ids]
-        self.short_decoded |= zip(self._ids(requests, self.sampling), judged, strict=True)
-        return judged
 
     def score_prefixes(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
         """Return the score of each request's prefill, in order, from the ledger or the backend; nothing is generated.
@@ -192,8 +173,8 @@ class Runner:
             return Request(prompt, context, index)
         return Request(prompt, context, self.rule.samples + index) if self.sampling.temperature > 0 else Request(prompt)
 
-    def _generate_and_judge(self, new: Mapping[str, Request], sampling: Sampling) -> dict[str, JudgedRollout]:
-        self._generate(new, sampling)
+    def _generate_and_judge(self, new: Mapping[str, Request]) -> dict[str, JudgedRollout]:
+        self._generate(new)
         verdicts = self.ledger.verdicts(self.judge.identity, new)
         lengths, endings = self.ledger.lengths(new), self.ledger.endings(new)
         unjudged = [id for id in new if id not in verdicts or id not in lengths]
@@ -209,58 +190,30 @@ class Runner:
             for id, verdict in ((id, self.rule.counted(verdicts[id], request)) for id, request in new.items())
         }
 
-    def _generate(self, wanted: Mapping[str, Request], sampling: Sampling) -> None:
-        """Generate and save the rollouts that the ledger lacks, by the ids that they are saved under."""
+    def _generate(self, wanted: Mapping[str, Request]) -> None:
+        """Generate and save the rollouts that the ledger lacks, by their ids."""
         finished = self.ledger.lengths(wanted)
         missing = {id: request for id, request in wanted.items() if id not in finished and id not in self._failed}
-        missing = self._continued(missing, sampling)
         self._report(Activity.GENERATING, len(wanted) - len(missing), len(wanted))
         if not missing:
             return
-        waiting = dict(zip(self._ids(missing.values(), sampling), missing, strict=True))  # requested -> wanted id
+        waiting = set(missing)
         with self.ledger.in_flight(self.step.label, missing):
-            for batch in self.backend.generate(list(missing.values()), sampling):
-                ids = [waiting.pop(rollout.rollout_id, "") for rollout in batch]
-                if "" in ids:
-                    stray = batch[ids.index("")].rollout_id
-                    raise BackendError(f"the backend returned rollout {stray}, which was not requested, or twice.")
-                # Saved under the id that is wanted: a continued rollout is the same as one made whole.
-                self.ledger.save_rollouts(
-                    rollout if rollout.rollout_id == id else replace(rollout, prefill=())
-                    for rollout, id in zip(batch, ids, strict=True)
-                )
+            for batch in self.backend.generate(list(missing.values()), self.sampling):
+                for id in (rollout.rollout_id for rollout in batch):
+                    if id not in waiting:
+                        raise BackendError(f"the backend returned rollout {id}, which was not requested, or twice.")
+                    waiting.remove(id)
+                self.ledger.save_rollouts(batch)
                 self.num_generated += len(batch)
                 self.num_generated_tokens += sum(rollout.num_generated for rollout in batch)
-                self._failed.update(
-                    id for rollout, id in zip(batch, ids, strict=True) if rollout.finish_reason == "error"
-                )
+                self._failed |= {rollout.rollout_id for rollout in batch if rollout.finish_reason == "error"}
                 self._report(Activity.GENERATING, len(wanted) - len(waiting), len(wanted))
         if waiting:
             raise BackendError(f"the backend left {len(waiting)} of {len(missing)} requests without a rollout.")
 
-    def _continued(self, missing: Mapping[str, Request], sampling: Sampling) -> dict[str, Request]:
-        """Return the requests that are still to be made: a short decode is continued, or is the whole answer already.
-
-        If a sampled answer would restart its random numbers when continued, it would differ from an answer generated
-        in one go; then all answers are requested whole.
-        """
-        if not self.can_continue:
-            return dict(missing)
-        short = {id: decode.rollout_id for id in missing if (decode := self.short_decoded.get(id))}
-        rollouts = self.ledger.rollouts(short.values())
-        begun = {id: rollouts[short_id] for id, short_id in short.items() if short_id in rollouts}
-        if num := sampling.think_tokens:  # a longer beginning may hold what the budget would have closed
-            begun = {id: rollout for id, rollout in begun.items() if len(rollout.completion_ids) <= num}
-        whole = {id: rollout for id, rollout in begun.items() if rollout.finish_reason == "stop"}
-        self.ledger.save_rollouts(replace(rollout, sampling=sampling) for rollout in whole.values())
-        return {
-            id: replace(request, prefill=begun[id].completion_ids) if id in begun else request
-            for id, request in missing.items()
-            if id not in whole
-        }
-
-    def _ids(self, requests: Iterable[Request], sampling: Sampling) -> list[str]:
-        model = self.backend.model_id
+    def _ids(self, requests: Iterable[Request]) -> list[str]:
+        model, sampling = self.backend.model_id, self.sampling
         return [
             rollout_id(model, r.prompt.prompt_id, r.context_id, sampling, r.sample_index, r.prefill, r.skips_thought)
             for r in requests

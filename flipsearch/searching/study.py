@@ -141,12 +141,11 @@ def make_study(
 ) -> Study:
     """Return the record of a study from its parts; `name` "" takes the name of the config.
 
-    `others` are the ids of rollouts that it rests on beside those of its bases, its trials and the short decodes that
-    were not continued. All are counted, whenever they were generated.
+    `others` are the ids of rollouts that it rests on beside those of its bases and its trials. All are counted,
+    whenever they were generated.
     """
     ids = {id for base in bases for samples in base.outcomes.values() for id in samples.rollout_ids}
     ids |= _rollout_ids(trials) | set(others)
-    ids |= {decode.rollout_id for id, decode in runner.short_decoded.items() if id not in runner.judged}
     lengths = dict.fromkeys(ids, 0) | runner.ledger.lengths(sorted(ids))
     if num_filtered := runner.ledger.num_filtered(ids):
         withheld = "were withheld by the endpoint's content filter or refusal field: they are unscored, never safe."
