@@ -37,8 +37,7 @@ from flipsearch.core.records import Sampling
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching import prepare_search, run_study
-from flipsearch.statistics.clusters import clustered_difference, clustered_rate
-from flipsearch.statistics.intervals import paired_difference, wilson
+from flipsearch.statistics.intervals import clustered_difference, clustered_rate, paired_difference, wilson
 
 NUM_HARMFUL, NUM_BENIGN = 100, 40
 """Prompts of each split."""

@@ -24,7 +24,7 @@ from flipsearch.judging.library import load_judge, unload_after
 from flipsearch.judging.refusal_rules import RefusalRules
 from flipsearch.judging.stress import JudgeStress
 from flipsearch.ledger import Ledger
-from flipsearch.prompts.places import require_local_prompts
+from flipsearch.prompts.files import require_local_prompts
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.reporting.files import STUDY_FILE, read_study, study_config, write_labels
 from flipsearch.results import JudgeCheck, JudgeFit, LabellingResult

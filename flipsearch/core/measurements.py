@@ -299,7 +299,7 @@ class Measurement:
     """Kind -> prompts that are unsafe without the context and get such an answer under it, harm left out. Kinds that do
     not count as a flip are here too: a degenerate answer that a judge did not score is as broken as one that it did."""
     contraction: Estimate | None = None
-    """Share of the distinct word pairs that answers to benign prompts lose (measuring.contraction); None without an
+    """Share of the distinct word pairs that answers to benign prompts lose (measuring.measure); None without an
     answer to compare."""
     unsafe_share: UnsafeShare | None = None
     """None with one sample per prompt, or if no prompt has a share on both sides."""

@@ -191,7 +191,7 @@ class Runner:
         }
 
     def _generate(self, wanted: Mapping[str, Request]) -> None:
-        """Generate and save the rollouts that the ledger lacks; `wanted` is by their ids."""
+        """Generate and save the rollouts that the ledger lacks, by their ids."""
         finished = self.ledger.lengths(wanted)
         missing = {id: request for id, request in wanted.items() if id not in finished and id not in self._failed}
         self._report(Activity.GENERATING, len(wanted) - len(missing), len(wanted))
@@ -200,15 +200,14 @@ class Runner:
         waiting = set(missing)
         with self.ledger.in_flight(self.step.label, missing):
             for batch in self.backend.generate(list(missing.values()), self.sampling):
-                for rollout in batch:
-                    if rollout.rollout_id not in waiting:
-                        id = rollout.rollout_id
+                for id in (rollout.rollout_id for rollout in batch):
+                    if id not in waiting:
                         raise BackendError(f"the backend returned rollout {id}, which was not requested, or twice.")
-                    waiting.remove(rollout.rollout_id)
+                    waiting.remove(id)
                 self.ledger.save_rollouts(batch)
                 self.num_generated += len(batch)
                 self.num_generated_tokens += sum(rollout.num_generated for rollout in batch)
-                self._failed.update(rollout.rollout_id for rollout in batch if rollout.finish_reason == "error")
+                self._failed |= {rollout.rollout_id for rollout in batch if rollout.finish_reason == "error"}
                 self._report(Activity.GENERATING, len(wanted) - len(waiting), len(wanted))
         if waiting:
             raise BackendError(f"the backend left {len(waiting)} of {len(missing)} requests without a rollout.")

@@ -8,5 +8,5 @@ formats.py        csv, tsv, json, jsonl, txt, parquet and .gz, row by row
 downloads.py      https addresses and the Hugging Face hub
 conversations.py  prompts that are chat turns
 labels.py         labels to kinds; an unknown label is an error, a label of an answer is not taken
-splitting.py      near-duplicate clusters, splits, nested order; cluster_cache.py keeps those of large sets
+splitting.py      near-duplicate clusters (those of large sets are kept), splits, nested order
 """

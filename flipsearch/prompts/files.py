@@ -8,7 +8,7 @@ file and, for data, the line.
 
 import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -221,3 +221,17 @@ def whole_text(table: Table, row: Row, column: str, text: str) -> str:
     if not text.isascii() and _HALF_CHARACTER.search(text):
         raise PromptError(f"{table.at(row)}: column '{column}' holds half a character (a lone surrogate).")
     return text.strip()
+
+
+def require_local_prompts(specs: Iterable[str], named_by: str, todo: str) -> None:
+    """Raise PromptError for prompts that a file names and that are neither a set by name nor files on this machine.
+
+    `todo` says how the user names them.
+    """
+    for spec in specs:
+        is_here = Path(spec).is_file() or Path(split_column(spec)[0]).is_file()
+        if "://" in spec or ("/" in spec and not is_here):
+            raise PromptError(
+                f"{named_by} names the prompts '{spec}', which are not on this machine, and no file decides what is "
+                f"fetched: {todo}."
+            )

@@ -20,7 +20,6 @@ from urllib.parse import urlsplit
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import PromptError
 from flipsearch.core.records import SPLITS, Kind, Prompt, Split, content_id
-from flipsearch.prompts.cluster_cache import cached_clusters
 from flipsearch.prompts.conversations import ChatPrompt, read_request
 from flipsearch.prompts.downloads import fetch, file_hash, is_here, prompt_cache
 from flipsearch.prompts.files import (
@@ -40,7 +39,7 @@ from flipsearch.prompts.files import (
 from flipsearch.prompts.formats import Row
 from flipsearch.prompts.known_sets import BY_NAME, LEFT_OUT, KnownSet, SetFile, files_of, recognise
 from flipsearch.prompts.labels import PROMPT_LABELS, LabelRouter
-from flipsearch.prompts.splitting import DEFAULT_SHARES, assign_splits
+from flipsearch.prompts.splitting import DEFAULT_SHARES, assign_splits, cached_clusters
 
 FOLDER = "prompt_sets"
 MAX_KEPT = 50_000

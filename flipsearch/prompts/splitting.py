@@ -10,10 +10,12 @@ added rows move only those next to a boundary.
 """
 
 import hashlib
+import json
 import re
 import unicodedata
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
 from itertools import chain
@@ -22,6 +24,7 @@ from typing import TypeVar
 import numpy as np
 
 from flipsearch.core.errors import PromptError, unknown_name
+from flipsearch.core.files import cache_folder, write_text
 from flipsearch.core.records import REMEMBERED, SPLITS, Kind, Prompt, Split
 
 Word = TypeVar("Word", str, int)
@@ -29,6 +32,10 @@ DEFAULT_SHARES: Mapping[Split, float] = {"search": 0.4, "confirm": 0.4, "evaluat
 """Training uses all but the evaluation split, and so needs no share of its own."""
 NEAR_DUPLICATE = 0.7
 """Least Jaccard similarity of the word sets of two prompts of one cluster."""
+CACHED_FROM = 5_000
+"""Prompts from which on a search takes longer than reading its result."""
+CLUSTERS_FORMAT = 1
+"""Raised whenever the search gives other clusters."""
 # Thousands of prompts made from one template share its words. Comparing with the first of them is enough to join those
 # that are near, and keeps the worst case linear.
 _MAX_COMPARED = 100
@@ -265,3 +272,24 @@ def _root(roots: list[int], index: int) -> int:
         roots[index] = roots[roots[index]]
         index = roots[index]
     return index
+
+
+def cached_clusters(prompts: Sequence[Prompt]) -> list[str]:
+    """Return what `find_clusters` returns: for large sets it is kept in the user's cache by content.
+
+    Everything in the cache can be deleted at any time: what is missing, damaged or cannot be written is searched again.
+    """
+    if len(prompts) < CACHED_FROM:
+        return find_clusters(prompts)
+    key = hashlib.sha256(f"{CLUSTERS_FORMAT} {NEAR_DUPLICATE}".encode())
+    for prompt in prompts:
+        key.update(f"\x1f{prompt.prompt_id} {prompt.group}".encode())
+    file = cache_folder("clusters") / f"{key.hexdigest()[:32]}.json"
+    with suppress(OSError, ValueError):
+        known = json.loads(file.read_text(encoding="utf-8"))
+        if isinstance(known, list) and len(known) == len(prompts) and all(isinstance(id, str) for id in known):
+            return known
+    clusters = find_clusters(prompts)
+    with suppress(PromptError):  # a full or read-only disk: the next command searches again
+        write_text(file, json.dumps(clusters), PromptError)
+    return clusters

@@ -30,8 +30,7 @@ from flipsearch.measuring.measure import (
     strongest_placebo,
 )
 from flipsearch.measuring.runner import Runner
-from flipsearch.statistics.clusters import clustered_rate
-from flipsearch.statistics.intervals import detectable_difference, mcnemar_mid_p
+from flipsearch.statistics.intervals import clustered_rate, detectable_difference, mcnemar_mid_p
 
 GROWTH = 2
 LAST_STEP = 0.75

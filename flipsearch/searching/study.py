@@ -141,8 +141,8 @@ def make_study(
 ) -> Study:
     """Return the record of a study from its parts; `name` "" takes the name of the config.
 
-    `others` are the ids of rollouts that it rests on beside those of its bases and its trials.
-    All are counted, whenever they were generated.
+    `others` are the ids of rollouts that it rests on beside those of its bases and its trials. All are counted,
+    whenever they were generated.
     """
     ids = {id for base in bases for samples in base.outcomes.values() for id in samples.rollout_ids}
     ids |= _rollout_ids(trials) | set(others)

@@ -8,11 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
-from scipy.special import stdtrit
 
 from flipsearch.core.measurements import Estimate
-from flipsearch.statistics.intervals import EQUAL_WITHIN, LEVEL, mean_interval, wilson_reach
+from flipsearch.statistics.intervals import LEVEL, Floats, effective_rows, mean_interval, wilson_reach
 
 NUM_RESAMPLES = 2000
 MAX_COUNTS = 2**22
@@ -20,8 +18,6 @@ MAX_COUNTS = 2**22
 UNSEEN_CLUSTERS = 0.5
 """Clusters' worth of rows of each kind that every bootstrap sample may hold besides (gamma): where no error was seen,
 sampling the same rows again never shows one, and the interval would have no width."""
-
-Floats = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,30 +88,6 @@ def clustered_share(counts: Floats, sizes: Floats, num_rows: float | None = None
     effective = effective_rows(counts, float(counts.sum()), sizes, n)
     down, up = wilson_reach(share * effective, effective)
     return Share(Estimate(share, max(0.0, share - down), min(1.0, share + up), round(n)), effective)
-
-
-def effective_rows(sums: Floats, squares: float, sizes: Floats, n: float) -> float:
-    """Return how many independent rows carry as much information about a mean as n rows in clusters (C,).
-
-    `sums` are of the rows' values (-1, 0 or 1) by cluster, `squares` is the sum of their squares. It is n / design
-    effect, the design effect being the cluster-robust variance of the mean over that of independent rows. Both are
-    taken with one cluster more, half of it ones and half zeros: of few clusters that differ, those seen differ too
-    little too often. It is reduced for few clusters, whose variance is itself uncertain (Korn and Graubard 1998, Survey
-    Methodology 24: times the squared ratio of Student's quantiles for rows and for clusters), and lies between 1 and n.
-    Where all rows are alike, and there is no variance to see, it is the number of clusters, those of unequal size
-    counting for fewer (Kish 1965, Survey Sampling: the square of the sum over the sum of squares).
-    """
-    total, num = float(sizes.sum()), len(sizes)
-    mean, size = float(sums.sum()) / total, total / num
-    if num == 1 or squares / total - mean**2 < EQUAL_WITHIN:
-        return max(1.0, total**2 / float((sizes**2).sum()))
-    sign = 1 if mean >= 0 else -1
-    mean = (float(sums.sum()) + sign * size / 2) / (total + size)
-    variance = (squares + size / 2) / (total + size) - mean**2
-    residuals = float(((sums - mean * sizes) ** 2).sum()) + size**2 * ((1 - abs(mean)) ** 2 + mean**2) / 2
-    robust = (num + 1) / num * residuals / (total + size) ** 2
-    by_rows, by_clusters = (float(stdtrit(max(1.0, k - 1), 0.5 + LEVEL / 2)) for k in (n, num))
-    return max(1.0, min(n, variance / robust) * min(1.0, (by_rows / by_clusters) ** 2))
 
 
 def _tables(

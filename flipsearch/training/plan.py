@@ -25,7 +25,7 @@ from flipsearch.core.records import SPLITS, Context, Prompt, content_id
 from flipsearch.core.settings import check_folder_name, make_config
 from flipsearch.core.trainings import METHODS, TrainingMethod
 from flipsearch.defaults import library_for, resolve
-from flipsearch.prompts.places import require_local_prompts
+from flipsearch.prompts.files import require_local_prompts
 from flipsearch.prompts.sets import PromptSet, prompts_of
 from flipsearch.prompts.splitting import first_of_each_kind
 from flipsearch.templating.library import Card, control_context, given_cards, given_contexts

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from flipsearch.config import SearchConfig
 from flipsearch.core.records import Request, Rollout, Sampling
 from flipsearch.ledger import Ledger
-from flipsearch.measuring.contraction import contraction
+from flipsearch.measuring.measure import contraction
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching import prepare_search, run_study
 from tests.world import GREEDY, Model, RefusalJudge, flat, library, prompt_set
@@ -63,7 +63,10 @@ class Terse(Model):
 
 @pytest.mark.parametrize(("cap", "wins"), [(0.3, False), (1.0, True)])
 def test_a_context_that_empties_benign_answers_does_not_win(cap: float, wins: bool) -> None:
-    config = SearchConfig(num_contexts=12, cohort_size=6, first_rung=8, num_finalists=3, breed=0, max_contraction=cap)
+    config = SearchConfig(
+        num_contexts=12, cohort_size=6, first_rung=8, num_finalists=3, breed=0, max_contraction=cap,
+        templates=("plain", "wordy"),
+    )  # fmt: skip
     with Ledger("sqlite://") as ledger:
         setup = prepare_search(config, library(), prompt_set())
         study = run_study(setup, Runner(Terse(), RefusalJudge(), ledger, GREEDY))

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from flipsearch.core.errors import PromptError
-from flipsearch.prompts.places import require_local_prompts
+from flipsearch.prompts.files import require_local_prompts
 
 
 @pytest.mark.parametrize("spec", ["hf://datasets/a/b.csv", "https://x.example/a.csv:goal", "org/set", "no/such.csv"])

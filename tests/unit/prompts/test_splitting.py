@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from flipsearch.core.errors import PromptError
 from flipsearch.core.records import Kind, Prompt, Split
-from flipsearch.prompts import cluster_cache
+from flipsearch.prompts import splitting
 from flipsearch.prompts.splitting import (
     NEAR_DUPLICATE,
     are_near_duplicates,
@@ -164,18 +164,18 @@ def test_every_prefix_is_representative() -> None:
 
 def test_clusters_of_large_sets_are_searched_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FLIPSEARCH_CACHE", str(tmp_path))
-    monkeypatch.setattr(cluster_cache, "CACHED_FROM", 2)
+    monkeypatch.setattr(splitting, "CACHED_FROM", 2)
     prompts = make(20)
     found = find_clusters(prompts)
-    assert cluster_cache.cached_clusters(prompts) == found
+    assert splitting.cached_clusters(prompts) == found
     (file,) = (tmp_path / "clusters").iterdir()
     with monkeypatch.context() as patch:
-        patch.setattr(cluster_cache, "find_clusters", lambda prompts: pytest.fail("searched again"))
-        assert cluster_cache.cached_clusters(prompts) == found
+        patch.setattr(splitting, "find_clusters", lambda prompts: pytest.fail("searched again"))
+        assert splitting.cached_clusters(prompts) == found
     for damaged in ("[", "[1]", '{"a": 1}'):
         file.write_text(damaged)
-        assert cluster_cache.cached_clusters(prompts) == found
-    assert cluster_cache.cached_clusters(prompts[::-1]) == found[::-1]
+        assert splitting.cached_clusters(prompts) == found
+    assert splitting.cached_clusters(prompts[::-1]) == found[::-1]
 
 
 def test_clusters_are_found_without_a_cache_that_can_be_written(
@@ -183,5 +183,5 @@ def test_clusters_are_found_without_a_cache_that_can_be_written(
 ) -> None:
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FLIPSEARCH_CACHE", str(tmp_path / "file"))
-    monkeypatch.setattr(cluster_cache, "CACHED_FROM", 2)
-    assert cluster_cache.cached_clusters(make(5)) == find_clusters(make(5))
+    monkeypatch.setattr(splitting, "CACHED_FROM", 2)
+    assert splitting.cached_clusters(make(5)) == find_clusters(make(5))

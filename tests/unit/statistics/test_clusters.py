@@ -5,8 +5,14 @@ import itertools
 import numpy as np
 import pytest
 
-from flipsearch.statistics.clusters import clustered_difference, clustered_rate, sign_flip_mid_p
-from flipsearch.statistics.intervals import mcnemar_mid_p, paired_difference, wilson
+from flipsearch.statistics.intervals import (
+    clustered_difference,
+    clustered_rate,
+    mcnemar_mid_p,
+    paired_difference,
+    sign_flip_mid_p,
+    wilson,
+)
 
 
 def test_prompts_that_are_alone_have_the_plain_intervals() -> None:
