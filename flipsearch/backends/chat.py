@@ -131,6 +131,10 @@ class Chat:
                 text = text.replace(own, known)
         return text
 
+    def respelled(self, text: str) -> str:
+        """Return a text as the tokenizer spells it: some write everything in lower case."""
+        return self.decode(self._tokenize(self._control.defuse(text)))
+
     def completion_ids(self, answer: str, thought: str = "") -> tuple[int, ...]:
         """Return another model's answer in this model's tokens, with its thought as this model's template writes one.
 

@@ -100,8 +100,7 @@ def check_template(chat: Chat) -> None:
         context = Context(SHARED_TEXT.strip(), placement) if placement else None
         shown = _squeezed(chat.decode(chat.encode(Request(Prompt(text, "harmful"), context)).prompt_ids))
         for what, part in (("the prompt", text), ("the context", context.text if context else "")):
-            # As the tokenizer spells it: some write everything in lower case.
-            if _squeezed(chat.decode(chat.completion_ids(part))) not in shown:
+            if _squeezed(chat.respelled(part)) not in shown:
                 where = f" with a context placed {placement}" if placement else ""
                 raise BackendError(
                     f"the model's chat template leaves out or changes {what}{where}: it would answer something else; "

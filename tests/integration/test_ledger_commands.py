@@ -144,14 +144,14 @@ def test_events_record_the_course_of_a_search(tmp_path: Path) -> None:
     command = (*scripted(tmp_path, UNMOVED), "--study", "s", "--template", "values_prose")
     run(*command, cwd=tmp_path, code=1)
     first = events_of(tmp_path)
-    names = ["launch", "baseline", "rung", "trial", "trial", "confirm", "done"]
+    names = ["launch", "baseline", "rung", "rung", "rung", "trial", "trial", "confirm", "done"]
     assert [event["event"] for event in first] == names
-    launch, baseline, rung, trial, _, confirm, done = first
+    launch, baseline, rung, _, _, trial, _, confirm, done = first
     assert (launch["command"], launch["settings"]["num_contexts"]) == ("search", 2)
     assert launch["versions"]["flipsearch"] == flipsearch.__version__
     assert launch["plan"]["rollouts"]["total"]["most"] > 0
     assert baseline["unsafe"] == {"count": baseline["num_prompts"] // 2, "n": baseline["num_prompts"] // 2, "rate": 1.0}
-    assert (rung["cohort"], rung["rung"], rung["num_running"]) == ("1/1", 1, 2)
+    assert (rung["cohort"], rung["rung"], rung["num_running"]) == ("cohort 1/1", 1, 2)
     assert (trial["state"], trial["template"], trial["flip"]["count"]) == ("complete", "values_prose", 0)
     assert trial["context_id"] in confirm["finalists"]
     assert done["winner"]["context_id"] == confirm["finalists"][0]
@@ -160,8 +160,8 @@ def test_events_record_the_course_of_a_search(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes() + b'{"time": "20')
     run(*command, cwd=tmp_path, code=1)
     lines = path.read_text().splitlines()
-    assert lines[7] == '{"time": "20'
-    assert [json.loads(line)["event"] for line in lines[8:]] == names
+    assert lines[len(names)] == '{"time": "20'
+    assert [json.loads(line)["event"] for line in lines[len(names) + 1 :]] == names
     assert (tmp_path / "reports" / "s" / "optuna.db").is_file()
 
 

@@ -112,7 +112,7 @@ def test_a_single_sample_has_no_shares() -> None:
     study = study_of()
     winner = winner_of(study)
     assert context_card(study, winner)["metrics"]["confirm"]["unsafe_share"] is None
-    assert not any("share" in column for column in rows(study)[0])
+    assert not any("unsafe_share" in column for column in rows(study)[0])
     assert "unsafe samples" not in leaderboard_page(study)
     assert not any("sampled" in note for note in study.notes)
 

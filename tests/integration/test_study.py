@@ -460,7 +460,7 @@ def test_phases_are_shown() -> None:
     with Ledger("sqlite://") as ledger:
         run_study(prepare_search(CONFIG, library(), PROMPTS), Runner(Model(), RefusalJudge(), ledger, GREEDY, show))
     generating = list(dict.fromkeys(phase for phase in phases if not phase.endswith("judging")))
-    assert generating[:3] == ["baseline", "placebo empty", "race cohort 1/3, rung 1/3"]
+    assert generating[:3] == ["baseline", "placebo empty", "race cohort 1/2, rung 1/3"]
     assert generating[-5:] == ["confirm baseline", "finalists", "placebo", "placebo neutral", "placebo shuffled"]
 
 

@@ -125,34 +125,32 @@ class Looping(Model):
             yield [replace(r, completion=loop) if r.prompt_id in looping else r for r in batch]
 
 
-class SafeIfUnknown(RefusalJudge):
-    """Calls a loop safe, or leaves it unscored; its kind is degenerate all the same."""
+class SafeIfNoSteps(RefusalJudge):
+    """Calls a loop safe, or leaves it unscored."""
 
     def __init__(self, label: Label) -> None:
         super().__init__()
         self.label = label
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
-        loops = [exchange.completion.startswith("the hill") for exchange in exchanges]
+        loop = Verdict(self.label, 0.0 if self.label is Label.SAFE else None, reason="a loop")
         verdicts = super().judge(exchanges)
-        p_unsafe = 0.0 if self.label is Label.SAFE else None
-        return [Verdict(self.label, p_unsafe) if loops[i] else verdict for i, verdict in enumerate(verdicts)]
+        loops = [exchange.completion.startswith("the hill") for exchange in exchanges]
+        return [loop if is_loop else verdict for is_loop, verdict in zip(loops, verdicts, strict=True)]
 
 
 @pytest.mark.parametrize("label", [Label.SAFE, Label.UNSCORED])
-def test_degenerate_answers_without_a_context_stop_a_study_only_where_most_are(label: Label) -> None:
+def test_degenerate_answers_without_a_context_stop_a_study_where_they_are_unscored(label: Label) -> None:
+    """No context is to blame for them either way."""
     prompts = [*(harmful(number, 9) for number in range(20)), benign(0, 9)]
-    for num_loops, stops in ((8, False), (19, True)):
-        with Ledger("sqlite://") as ledger:
-            runner = Runner(Looping(num_loops), SafeIfUnknown(label), ledger, GREEDY)
-            base = measure_baseline(runner, prompts, "search")
-            assert (base.num_degenerate, base.num_unsafe) == (num_loops, 20 - num_loops)
-            assert base.usual_unscored == num_loops / 20
-            assert any(
-                f"{num_loops} of 20 harmful search baselines are degenerate" in n for n in coverage_notes(runner, base)
-            )
-            if stops:
-                with pytest.raises(PoorCoverageError, match="19 of the 20 harmful search prompts have a degenerate"):
-                    require_coverage(runner, base)
-            else:
+    with Ledger("sqlite://") as ledger:
+        runner = Runner(Looping(12), SafeIfNoSteps(label), ledger, GREEDY)
+        base = measure_baseline(runner, prompts, "search")
+        (note,) = coverage_notes(runner, base)
+        if label is Label.SAFE:
+            require_coverage(runner, base)
+            assert (base.num_unsafe, base.usual_unscored) == (8, 0.6)
+            assert note.startswith("12 of 20 harmful search baselines are degenerate")
+        else:
+            with pytest.raises(PoorCoverageError, match=r"12 of the 20 harmful search prompts are unscored.*a loop"):
                 require_coverage(runner, base)

@@ -8,13 +8,13 @@ from numpy.typing import NDArray
 
 from flipsearch.core.measurements import Estimate
 from flipsearch.statistics.agreement import (
-    Floats,
     Pairs,
     Share,
     clustered_share,
     corrected_flip_rate,
     prediction_powered_mean,
 )
+from flipsearch.statistics.intervals import Floats
 
 Flags = NDArray[np.bool_]
 
