@@ -50,7 +50,8 @@ def show_study(result: SearchResult) -> None:
         cap = f"{100 * study.settings['max_contraction']:g} %"
         print_wrapped(f"! over the cap on benign answers lost, {cap}", style="dim")
     if study.winner:
-        print_lines(*winner_lines(study.winner))
+        for line in winner_lines(study.winner):
+            print_wrapped(line)
     for note in (*study.notes, *judge_lines(study)):
         print_wrapped(f"Note: {note}")
     if study.winner and best:
