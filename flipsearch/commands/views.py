@@ -277,8 +277,8 @@ def show_judge(check: JudgeCheck) -> None:
     if unsafe and min(unsafe.sensitivity.estimate.n, unsafe.specificity.estimate.n) < MIN_LABELS:
         lines.append(f"{too_few_labels(unsafe.sensitivity.estimate, unsafe.specificity.estimate)}.")
     elif unsafe:
-        lines.append(f"{'corrects':<14}reports of studies that this judge decided, from their next report on")
-    lines.append(f"{'undo':<14}delete {check.path}, then: flipsearch report STUDY")
+        lines.append(f"{'corrects':<14}reports of studies that this judge decided, when made again")
+    lines += [f"{'undo':<14}delete {check.path}", f"{'':<14}then: flipsearch report STUDY"]
     for folder in check.studies:
         lines += [f"{'study':<14}{folder}", f"{'next':<14}flipsearch report {folder}"]
     print_lines(*lines)

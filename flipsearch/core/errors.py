@@ -13,6 +13,10 @@ class FlipsearchError(Exception):
 
     exit_code = 2
 
+    def __str__(self) -> str:
+        """Return the message in one line, whatever line breaks the names in it bring along."""
+        return " ".join(super().__str__().splitlines())
+
 
 class ConfigError(FlipsearchError):
     """A flag, a TOML key or a combination of them cannot be used."""

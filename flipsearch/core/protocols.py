@@ -95,7 +95,8 @@ class Operator(Protocol):
 
     Contract: the same parents and the same state of `rng` give the same child, and no other source of chance is used. A
     child has text, differs from its parents, names the operator and its parents (by id, in order), and keeps the first
-    parent's placement unless the operator changes placements. An edited text has no template and no params, as they no
+    parent's placement unless the operator changes placements. An optional true attribute `is_costly` says that a child
+    costs a model's answer: few are made, and all of them race. An edited text has no template and no params, as they no
     longer give it. Texts are data: they are hostile, never rendered as a template, never formatted into.
 
     An installed package adds operators by entry points of the group `flipsearch.operators`. Each has the operator's

@@ -18,6 +18,8 @@ from flipsearch.judging.contract import plugin_errors_as
 from flipsearch.searching.filters import ContextFilter
 from flipsearch.statistics.intervals import mean_interval
 
+PER_COSTLY = 24
+"""Children for each one that a model makes: few, and all of those race."""
 PATIENCE = 6
 """Failures (not applicable, or filtered) after which an operator rests for the rest of a call."""
 
@@ -48,14 +50,25 @@ class Breeder:
             self._filter.add(parent.context)
         children: list[Context] = []
         failures = {name: 0 for name, operator in self._operators.items() if operator.num_parents <= len(parents)}
-        while len(children) < num and (able := [name for name, count in failures.items() if count < PATIENCE]):
+        num_costly = 0
+        while len(children) < num:
+            able = [name for name, count in failures.items() if count < PATIENCE]
+            if num_costly >= max(1, num // PER_COSTLY):
+                able = [name for name in able if not self.is_costly(name)]
+            if not able:
+                break
             name = self._random.choice(able)
+            num_costly += self.is_costly(name)
             child = self._make_child(self._operators[name], parents, weights or [1.0] * len(parents))
             if child is None:
                 failures[name] += 1
             else:
                 children.append(child)
         return children
+
+    def is_costly(self, operator: str) -> bool:
+        """Return whether the operator of this name calls a model for each child."""
+        return bool(getattr(self._operators.get(operator), "is_costly", False))
 
     def learn(self, child: Context, measured: Measurement, parents: Sequence[Measurement], *, admissible: bool) -> None:
         """Count the gain of a child that raced over the better of its parents.

@@ -26,7 +26,7 @@ def frontier(
         for id in (flip.prompt_id for flip in arm.search.flips if flip.kind == "harmful" and flip.flipped):
             if id not in best or worth[number] > worth[best[id]]:
                 best[id] = number
-    weights = BY_WORTH * len(best) * worth
+    weights = BY_WORTH * max(1, len(best)) * worth
     for number in best.values():
         weights[number] += worth[number] > 0
     able = [index for index, weight in enumerate(weights) if weight > 0]

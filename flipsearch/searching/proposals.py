@@ -87,10 +87,12 @@ class Proposals:
         contexts = self._from_start(num)
         able, num = [arm for arm in arms if arm.state in ("running", "complete")], num - len(contexts)
         candidates = self._candidates(CANDIDATES * num, able)
+        written = [context for context in candidates if self.breeder.is_costly(context.operator)][:num]
+        candidates, num = [context for context in candidates if context not in written], num - len(written)
         if num and self._surrogate.prefix_scores.num_prompts and self._config.screen > 1:
             candidates = self._chosen(self._config.screen * num, able, candidates)
             self._surrogate.prefix_scores.add([*(arm.context for arm in able), *candidates])
-        chosen = self._chosen(num, able, candidates)
+        chosen = [*written, *self._chosen(num, able, candidates)]
         for context in chosen:
             self._begin_trial(context)
         return [*contexts, *chosen]

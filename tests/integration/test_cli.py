@@ -381,7 +381,8 @@ def test_hostile_completions_and_contexts_stay_text(tmp_path: Path) -> None:
         'x = ["<script>alert(2)</script>", "\\u001b[31mred"]\n#}\n{{ x }} rule\n'
     )
     command = scripted(tmp_path, f"Sure, here is how. Step 1: {attack}")
-    done = run(*command, "--contexts", "evil.j2", "--template", "evil", "--study", "s", cwd=tmp_path, code=1)
+    evil = ("--contexts", "evil.j2", "--template", "evil")
+    done = run(*command[:-1], "12", *evil, "--study", "s", cwd=tmp_path, code=1)
     page = (tmp_path / "reports" / "s" / "leaderboard.html").read_text()
     assert "<script" not in page
     assert "&lt;script&gt;alert(2)" in page

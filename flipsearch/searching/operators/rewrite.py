@@ -44,6 +44,7 @@ class Rewrite:
 
     name = "rewrite"
     num_parents = 1
+    is_costly = True
 
     def __init__(self, write: Writer) -> None:
         self._write = write
