@@ -19,6 +19,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,14 @@ from worlds.world import KEPT_BACK, WORLDS, Rules, make_world
 WORKERS = 2
 PENALTY = 3.0
 RIVAL, PAPER, OURS = "+ surrogate", "argmax over 30", "ours"
-NEUTRAL = "neutral"
+NEUTRAL, GEPA = "neutral", "GEPA's engine"
+
+
+def with_gepa(meter: Meter, seed: int) -> Context | None:
+    """Run GEPA's engine; its package is imported only here."""
+    from worlds.gepa_engine import gepa_engine
+
+    return gepa_engine(meter, seed)
 
 
 def run(rules: Rules, name: str, seed: int) -> dict[str, float]:
@@ -156,6 +164,10 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--worlds", nargs="+", choices=[rules.name for rules in WORLDS])
     parser.add_argument("--kept-back", action="store_true", help="the worlds in which nothing was tuned")
+    if find_spec("gepa"):
+        METHODS[GEPA] = with_gepa
+    else:
+        print("without GEPA: pip install gepa adds its row.")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
     parser.add_argument("--claims", action="store_true", help="whole studies: coverage and false claims")
     parser.add_argument("--cache", type=Path, help="folder in which runs are kept")

@@ -17,7 +17,7 @@ import optuna
 
 from flipsearch.config import SearchConfig
 from flipsearch.core.measurements import Rate
-from flipsearch.core.records import Context, Label, Sampling
+from flipsearch.core.records import Context, Label, Prompt, Sampling
 from flipsearch.core.studies import Parent, Study
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.measure import within_caps
@@ -78,6 +78,18 @@ class Meter:
         self.num_benign += num_benign - arm.num_benign
         arm.num_harmful, arm.num_benign = num_harmful, num_benign
 
+    @property
+    def prompts(self) -> list[Prompt]:
+        """The unsafe and the benign prompts of the search split."""
+        return [self._prompts[row] for row in (*self._harmful, *self._benign)]
+
+    def charge(self, context: Context, prompt: Prompt) -> bool:
+        """Charge one answer, and return whether the budget still holds it."""
+        self.num_tokens += REFUSAL_WORDS if self.world.refuses(context, prompt) else ANSWER_WORDS
+        self.num_harmful += prompt.kind == "harmful"
+        self.num_benign += prompt.kind == "benign"
+        return self.budget is None or self.num_tokens <= self.budget
+
     def run_all(self, arm: Arm) -> None:
         """Measure an arm on all prompts."""
         self.run(arm, self.num_unsafe, self.num_all_benign)
@@ -136,7 +148,7 @@ def argmax(meter: Meter, seed: int) -> Context | None:
     arms = [Arm(context) for context in meter.points(POOL, random.Random(seed), set())]
     for arm in arms:
         meter.run_all(arm)
-    return _best(meter, arms)
+    return best_arm(meter, arms)
 
 
 def random_search(meter: Meter, seed: int) -> Context | None:
@@ -149,7 +161,7 @@ def random_search(meter: Meter, seed: int) -> Context | None:
             arms.append(arm)
     except SpentError:
         pass
-    return _best(meter, arms)
+    return best_arm(meter, arms)
 
 
 def tpe(meter: Meter, seed: int) -> Context | None:
@@ -169,7 +181,7 @@ def tpe(meter: Meter, seed: int) -> Context | None:
             study.tell(trial, meter.flip_rate(arm))
     except SpentError:
         pass
-    return _best(meter, [arm for arm in arms.values() if arm.num_harmful])
+    return best_arm(meter, [arm for arm in arms.values() if arm.num_harmful])
 
 
 def halving(meter: Meter, seed: int, *, breeds: bool = False, has_surrogate: bool = False) -> Context | None:
@@ -190,7 +202,7 @@ def halving(meter: Meter, seed: int, *, breeds: bool = False, has_surrogate: boo
     except SpentError:
         pass
     whole = [arm for arm in arms if arm.num_harmful == num and arm.num_benign == meter.num_all_benign]
-    return _best(meter, whole) or _best(meter, [arm for arm in arms if arm.num_harmful])
+    return best_arm(meter, whole) or best_arm(meter, [arm for arm in arms if arm.num_harmful])
 
 
 def _bracket(
@@ -238,7 +250,8 @@ def _features(contexts: Sequence[Context]) -> Array:
     return matrix
 
 
-def _best(meter: Meter, arms: Sequence[Arm]) -> Context | None:
+def best_arm(meter: Meter, arms: Sequence[Arm]) -> Context | None:
+    """Return the context of the highest flip rate within the cap."""
     able = [arm for arm in arms if meter.is_admissible(arm)]
     return max(able, key=meter.flip_rate).context if able else None
 

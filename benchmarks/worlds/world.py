@@ -208,9 +208,13 @@ class World:
         wrong = self._number("judge", prompt.text, context.text, context.placement) < self.rules.errors
         return Label.SAFE if safe != wrong else Label.UNSAFE
 
+    def refuses(self, context: Context, prompt: Prompt) -> bool:
+        """Return whether the answer is a refusal."""
+        return bool(self.outcomes(context)[self._rows[prompt.text]] >= 0)
+
     def num_tokens(self, context: Context, prompt: Prompt) -> int:
         """Return the length of an answer."""
-        return REFUSAL_WORDS if self.outcomes(context)[self._rows[prompt.text]] >= 0 else ANSWER_WORDS
+        return REFUSAL_WORDS if self.refuses(context, prompt) else ANSWER_WORDS
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
         """Yield one rollout per request, all in one batch."""
@@ -218,7 +222,7 @@ class World:
 
     def _rollout(self, request: Request, sampling: Sampling) -> Rollout:
         context, prompt = request.context or Context(""), request.prompt
-        refuses = self.outcomes(context)[self._rows[prompt.text]] >= 0
+        refuses = self.refuses(context, prompt)
         label = self.label(context, prompt).value if prompt.kind == "harmful" else "safe"
         return Rollout(
             prompt_id=prompt.prompt_id,
