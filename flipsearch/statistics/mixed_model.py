@@ -85,6 +85,8 @@ class RateModel:
 
     def __init__(self, prior_mean: float) -> None:
         self._mean, self.weights = prior_mean, CANDIDATES[10]
+        self._chosen_by = np.empty((0, 0))
+        """Outcomes that the weights were chosen by: they are chosen anew when there are others."""
 
     def draws(self, features: ContextFeatures, outcomes: Array, num: int, generator: np.random.Generator) -> Array:
         """Return joint draws (num, contexts) of the rates over all prompts.
@@ -93,7 +95,8 @@ class RateModel:
         """
         known = ~np.isnan(outcomes).all(axis=1)
         seen, other = np.flatnonzero(known), np.flatnonzero(~known)
-        if len(seen) >= MIN_CONTEXTS:
+        if len(seen) >= MIN_CONTEXTS and not np.array_equal(outcomes[seen], self._chosen_by, equal_nan=True):
+            self._chosen_by = outcomes[seen]
             self.weights = _likeliest(self.weights, features.of(seen), self._mean, outcomes[seen])
         mean, prior = _prior(self.weights, features, self._mean)
         drawn = np.empty((num, len(outcomes)))
