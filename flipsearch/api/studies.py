@@ -128,8 +128,11 @@ def _start(config: SearchConfig, library: TemplateLibrary) -> tuple[Context, ...
             source, chosen = Path(given).name, given_contexts([given], library)
         else:
             study = read_study(study_folder(given, config.reports))
-            finalists = [trial for trial in study.trials if trial.role == "arm" and trial.confirm]
-            source, chosen = study.name, [trial.context for trial in finalists or study.trials[:1]]
+            arms = [trial for trial in study.trials if trial.role == "arm"]
+            if not arms:
+                raise ConfigError(f"--start: the study '{given}' holds no contexts but placebos; give another one.")
+            finalists = [trial for trial in arms if trial.confirm]
+            source, chosen = study.name, [trial.context for trial in finalists or arms[:1]]
         for context in chosen:
             made = Context(context.text, context.placement, params=(("from", source),), operator=START)
             contexts.setdefault(made.context_id, made)

@@ -109,9 +109,13 @@ class Proposals:
 
     def notes(self, num_arms: int) -> list[str]:
         """Return what the reader must know of where the contexts came from."""
+        notes = self._notes.copy()
+        if self._start:
+            sources = ", ".join(dict.fromkeys(str(dict(context.params)["from"]) for context in self._start))
+            notes.append(f"{len(self._start)} contexts of --start were not tried, for want of room: {sources}.")
         if self._is_exhausted and num_arms < self._config.num_contexts:
-            return [*self._notes, f"The space is exhausted: it holds {num_arms} different contexts."]
-        return self._notes
+            notes.append(f"The space is exhausted: it holds {num_arms} different contexts.")
+        return notes
 
     def _from_start(self, num: int) -> list[Context]:
         """Up to `num` of the contexts that are tried first; one that must not race is told."""

@@ -278,7 +278,7 @@ def _read_cards(path: Path) -> list[Card]:
         return [Card.model_validate_json(source)]
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(str(part) for part in first["loc"])
+        field = ".".join(str(part) for part in first["loc"]) or "file"
         raise ConfigError(f"{path}: not a context card: {field}: {first['msg']}.") from error
 
 
@@ -287,7 +287,8 @@ def _read(path: Path) -> str:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError, and so is a NUL in a path
         names: list[str] = []
-        with suppress(OSError, ValueError):
-            names = [sibling.name for sibling in path.parent.glob("*")]
+        if isinstance(error, FileNotFoundError):
+            with suppress(OSError, ValueError):
+                names = [sibling.name for sibling in path.parent.glob("*")]
         why = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
         raise ConfigError(f"context file '{path}' cannot be read: {why}.{near_names(path.name, names)}") from error

@@ -146,3 +146,11 @@ def test_contexts_of_other_studies_are_tried_first(ledger: Ledger) -> None:
     assert len(contexts) == 4
     assert {context.operator for context in contexts[1:]} <= {"", START}
     assert f"A context of --start best.json was tried first: {start[0].context_id}." in proposals.notes(4)
+
+
+def test_contexts_of_start_that_find_no_room_are_told(ledger: Ledger) -> None:
+    search = Search(ledger, Model())
+    start = [Context(f"firm {word} please", operator=START, params=(("from", "best.json"),)) for word in ("so", "now")]
+    proposals = Proposals(replace(search.setup, start=tuple(start)), search.runner, search.base, search.surrogate)
+    assert proposals.ask(1, []) == start[:1]
+    assert "1 contexts of --start were not tried, for want of room: best.json." in proposals.notes(1)
