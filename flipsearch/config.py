@@ -54,7 +54,10 @@ def is_endpoint(model: str) -> bool:
 
 def _flip_kinds(value: Any) -> Any:
     """Return kinds of answers, given one by one or with commas between them, in the order of FLIP_KINDS."""
-    names = [name.strip() for part in as_sequence(value) for name in str(part).split(",")]
+    parts = as_sequence(value)
+    if not isinstance(parts, list | tuple | set | frozenset):
+        raise ValueError(f"expected kinds of answers, of {', '.join(FLIP_KINDS)}")
+    names = [name.strip() for part in parts for name in str(part).split(",")]
     for name in names:
         if name not in FLIP_KINDS:
             raise ConfigError(f"--count-flips: {unknown_name('kind of answer', name, FLIP_KINDS)}")

@@ -36,7 +36,7 @@ def seconds(value: Any) -> Any:
     if isinstance(value, str) and value[-1:] in UNITS:
         with suppress(ValueError):
             return float(value[:-1]) * UNITS[value[-1:]]
-    with suppress(TypeError, ValueError):
+    with suppress(TypeError, ValueError, OverflowError):
         return float(value)
     raise ValueError("expected seconds, or a time such as 90s, 15m or 2h")
 

@@ -43,8 +43,8 @@ class Budget:
         num_tokens, num_answers = setup.config.budget_tokens, len(setup.search) * setup.config.samples
         if num_tokens is not None and num_tokens < num_answers:
             raise StudyError(
-                f"budget_tokens = {num_tokens:,} cannot hold the baseline, {num_answers:,} answers without context; "
-                "give a larger budget (flipsearch plan shows what a search takes), or fewer --max-prompts."
+                f"--budget-tokens is {num_tokens:,} and cannot hold the baseline, {num_answers:,} answers without "
+                "context; give a larger budget (flipsearch plan shows what a search takes), or fewer --max-prompts."
             )
 
     def num_affordable(self, runner: Runner, base: SplitBaseline, num: int, rung: Rung) -> int:

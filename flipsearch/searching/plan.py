@@ -7,7 +7,7 @@ only if there is nothing to search for: nothing unsafe, no context within the ca
 """
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +15,7 @@ from flipsearch.backends.models import POCKET_MODEL
 from flipsearch.config import is_endpoint
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.measurements import json_value
-from flipsearch.core.records import Kind, Sampling
+from flipsearch.core.records import Kind, Prompt, Sampling
 from flipsearch.core.studies import TIE_LEVEL
 from flipsearch.measuring.measure import clusters_of
 from flipsearch.searching import after
@@ -157,11 +157,11 @@ def plan_search(
     Raises ConfigError for a difference or a power that makes no sense.
     """
     config = setup.config
-    search, confirm = (Counter(prompt.kind for prompt in prompts) for prompts in (setup.search, setup.confirm))
+    search, confirm = _counts(setup.search), _counts(setup.confirm)
     num_contexts = setup.num_contexts
     return SearchPlan(
         study=config.study_name(),
-        prompts={"search": dict(search), "confirm": dict(confirm)},
+        prompts={"search": search, "confirm": confirm},
         num_contexts=num_contexts,
         rollouts=_rollouts(setup, num_contexts, search["harmful"], search["benign"]),
         max_tokens=(sampling or config.sampling()).longest,
@@ -176,6 +176,12 @@ def plan_search(
         unsafe_at=config.unsafe_at,
         resample_flip_rate=resample_flip_rate(config.samples, config.unsafe_at) if config.temperature > 0 else None,
     )
+
+
+def _counts(prompts: Sequence[Prompt]) -> dict[Kind, int]:
+    """Return how many prompts there are of each kind; a kind without any counts 0."""
+    kinds = Counter(prompt.kind for prompt in prompts)
+    return {"harmful": kinds["harmful"], "benign": kinds["benign"]}
 
 
 def _rollouts(setup: SearchSetup, num_contexts: int, harmful: int, benign: int) -> dict[str, Span]:

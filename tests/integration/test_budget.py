@@ -61,7 +61,9 @@ def test_tokens_that_hold_the_baseline_alone() -> None:
 
 
 def test_tokens_that_cannot_hold_the_baseline() -> None:
-    with pytest.raises(StudyError, match=r"budget_tokens = 59 cannot hold the baseline, 60 answers without context"):
+    with pytest.raises(
+        StudyError, match=r"--budget-tokens is 59 and cannot hold the baseline, 60 answers without context"
+    ):
         Budget(prepare_search(with_tokens(59), library(), PROMPTS))
 
 

@@ -144,7 +144,7 @@ def test_the_plan_counts_every_sample() -> None:
 
 def test_the_budget_counts_every_sample() -> None:
     small = CONFIG.model_copy(update={"budget_tokens": 179})
-    with pytest.raises(StudyError, match=r"budget_tokens = 179 cannot hold the baseline, 180 answers"):
+    with pytest.raises(StudyError, match=r"--budget-tokens is 179 and cannot hold the baseline, 180 answers"):
         Budget(prepare_search(small, library(), PROMPTS))
     study = sampled(config=CONFIG.model_copy(update={"budget_tokens": 11_000}))
     arms = [trial for trial in study.trials if trial.role == "arm"]

@@ -42,6 +42,13 @@ def test_a_study_takes_what_was_planned(changes: dict[str, int]) -> None:
     assert expected.least <= study.num_tokens <= expected.most
 
 
+def test_a_study_without_benign_prompts_is_planned() -> None:
+    harmful = prompt_set(num_benign=0)
+    plan = plan_search(prepare_search(CONFIG, library(), harmful))
+    assert plan.prompts["search"] == {"harmful": 40, "benign": 0}
+    assert "search 40 + 0, confirm 40 + 0" in "\n".join(plan_lines(plan))
+
+
 def test_a_small_space_ends_the_search() -> None:
     assert plan_of(SearchConfig(num_contexts=500, breed=0)).num_contexts < 500
     assert plan_of(SearchConfig(num_contexts=500)).num_contexts == 500

@@ -25,7 +25,7 @@ EDITED = sealed({"text": "Be safe.", "placement": "system", "model": "mine", "ca
     ("content", "says"),
     [
         ('{"notes": 1}', "not a context card: text: Field required"),
-        ('{"text": "Be safe.", "placem', "not a context card: : Invalid JSON"),
+        ('{"text": "Be safe.", "placem', "not a context card: file: Invalid JSON"),
         (json.dumps({**EDITED, "model": "another"}), "the context card was edited"),
         (json.dumps({key: value for key, value in EDITED.items() if key != "card_id"}), "the context card was edited"),
         (json.dumps({"text": "Be safe.", "placement": "nowhere"}), "not a context card: placement"),
