@@ -30,8 +30,8 @@ from flipsearch.searching.setup import SearchSetup
 from flipsearch.searching.surrogate import Surrogate
 from flipsearch.statistics.mixed_model import Array
 
-CANDIDATES = 12
-"""Candidates for each context that races."""
+CANDIDATES, MOST_CANDIDATES = 12, 512
+"""Candidates for each context that races; at most so many, or as many as race."""
 TRIES = 8
 """Points looked at for each one that is wanted, before all are gone through."""
 
@@ -86,7 +86,7 @@ class Proposals:
         """Return up to `num` new contexts; fewer only if neither templates nor operators give more."""
         contexts = self._from_start(num)
         able, num = [arm for arm in arms if arm.state in ("running", "complete")], num - len(contexts)
-        candidates = self._candidates(CANDIDATES * num, able)
+        candidates = self._candidates(max(num, min(CANDIDATES * num, MOST_CANDIDATES)), able)
         written = [context for context in candidates if self.breeder.is_costly(context.operator)][:num]
         candidates, num = [context for context in candidates if context not in written], num - len(written)
         if num and self._surrogate.prefix_scores.num_prompts and self._config.screen > 1:
@@ -183,11 +183,12 @@ class Proposals:
 
 
 def best_of_draws(worth: Array, num: int) -> list[int]:
-    """Return up to `num` different columns, each the best one of a draw (row) among those not taken yet."""
+    """Return `num` different columns, each the best one of a draw (row) among those not taken yet; then by their mean."""
     chosen: list[int] = []
     for draw in worth:
         if len(chosen) == min(num, worth.shape[1]):
             break
         left = np.delete(np.arange(len(draw)), chosen)
         chosen.append(int(left[np.argmax(draw[left])]))
-    return chosen
+    chosen += [int(index) for index in np.argsort(-worth.mean(axis=0)) if index not in chosen]
+    return chosen[:num]
