@@ -183,7 +183,7 @@ class Proposals:
 
 
 def best_of_draws(worth: Array, num: int) -> list[int]:
-    """Return `num` different columns, each the best one of a draw (row) among those not taken yet; then by their mean."""
+    """Return `num` different columns, each the best one of a draw (row) not taken yet; then by their mean."""
     chosen: list[int] = []
     for draw in worth:
         if len(chosen) == min(num, worth.shape[1]):

@@ -120,7 +120,7 @@ def test_a_line_separator_inside_json_does_not_cut_the_row(tmp_path: Path) -> No
         ("a.jsonl", '{"text": "ok"}\n{"text": \n', "a.jsonl:2 is not valid JSON"),
         ("a.jsonl", '["text"]\n', "a.jsonl:1 is a JSON list"),
         ("a.parquet", "text\nno parquet\n", "a.parquet cannot be read as parquet"),
-        ("a.parquet", gzip.compress(b"no parquet"), "a.parquet cannot be read as parquet"),
+        ("a.parquet", gzip.compress(b"no parquet", mtime=0), "a.parquet cannot be read as parquet"),
         ("a.jsonl", '{"text": "x", "text": "y"}\n', "a.jsonl:1 has the key 'text' twice"),
         ("a.json", '{"text": \n"x"}\n', "a.json:1 is not valid JSON"),
         ("a.json", "3", "a.json is a JSON int, expected an array"),
