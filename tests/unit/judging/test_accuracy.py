@@ -228,7 +228,7 @@ def test_the_table_fits_into_80_columns(tmp_path: Path, capsys: pytest.CaptureFi
     assert "2,000" in table[1]
     assert "\x1b" not in "".join(lines)
     assert "[red]a source" in "".join(table)  # text, not markup
-    assert str(tmp_path / "x.json") in lines[-3]
+    assert str(tmp_path / "x.json") in lines[-4]
     assert lines[-1].endswith(f"flipsearch report {tmp_path}")
 
 
