@@ -118,7 +118,7 @@ class Proposals:
         return notes
 
     def _from_start(self, num: int) -> list[Context]:
-        """Up to `num` of the contexts that are tried first; one that must not race is told."""
+        """Up to `num` of the contexts that are tried first; one that must not race is in the notes."""
         able: list[Context] = []
         while self._start and len(able) < num:
             context = self._start.pop(0)

@@ -48,6 +48,8 @@ class Surrogate:
             kind: {prompt.prompt_id: i for i, prompt in enumerate(p for p in base.to_flip() if p.kind == kind)}
             for kind in ("harmful", "benign")
         }
+        self._is_capped = base.over_refusal_rate.n > 0
+        """Whether refusals are measured at all; a judge that does not detect them breaks no cap."""
         self._texts = TextFeatures()
         self._flips, self._refusals = RateModel(USUAL_FLIPS), RateModel(USUAL_REFUSALS)
         self._generator = np.random.default_rng(seed)
@@ -60,7 +62,8 @@ class Surrogate:
         num_benign = len(self._columns["benign"])
         # A cap of 0 asks for no refusal among the prompts; a rate is hardly ever exactly 0.
         most = self._cap.most + 0.5 / num_benign if num_benign else 1.0
-        return PosteriorDraws(flips, refusals, np.where(refusals <= most, np.maximum(flips, 0.0), 0.0))
+        breaks_cap = (refusals > most) & self._is_capped
+        return PosteriorDraws(flips, refusals, np.where(breaks_cap, 0.0, np.maximum(flips, 0.0)))
 
     def _draws(self, model: RateModel, arms: Sequence[Arm], contexts: Sequence[Context], kind: Kind) -> Array:
         features = self._texts.of(contexts, self.prefix_scores.of(contexts, kind))

@@ -66,3 +66,14 @@ def test_a_model_that_scores_no_prefixes_has_no_scores(ledger: Ledger) -> None:
     _, _, prefix_scores = made(ledger, Model())
     prefix_scores.add([Context("firm")])
     assert prefix_scores.num_prompts == prefix_scores.num_contexts == 0
+
+
+def test_a_judge_that_detects_no_refusals_breaks_no_cap(ledger: Ledger) -> None:
+    runner = Runner(Model(), RefusalJudge(tells_refusals=False), ledger, GREEDY)
+    base = measure_baseline(runner, [p for p in prompt_set() if p.split == "search"], "search")
+    contexts = [Context(text) for text in TEXTS]
+    measured = measure(runner, contexts, base.to_flip(), base.outcomes, "search")
+    arms = [Arm(context, m, "complete", 0) for context, m in zip(contexts, measured, strict=True)]
+    surrogate = Surrogate(base, KnownAnswers(runner, base, ()), RefusalCap(0.0, "added"), 0)
+    draws = surrogate.draw(arms)
+    assert (draws.worth == draws.flips.clip(min=0.0)).all()
