@@ -6,7 +6,7 @@ from typing import TypeVar
 
 from flipsearch.backends.models import POCKET_MODEL, base_model
 from flipsearch.config import MAX_TOKENS, ModelConfig
-from flipsearch.judging.spec import respelled
+from flipsearch.judging.library import respelled
 from flipsearch.templating.library import CONTEXTS, POCKET_CONTEXTS, TemplateLibrary, load_library
 
 Checked = TypeVar("Checked", bound=ModelConfig)

@@ -11,7 +11,7 @@ from flipsearch.core.studies import Study, StudyKind, Trial
 from flipsearch.core.trainings import LogLine, Scorecard, TrainingRun
 from flipsearch.judging.accuracy import JudgeAccuracy
 from flipsearch.judging.compact_fitting import CrossValidation
-from flipsearch.judging.spec import Member
+from flipsearch.judging.library import Member
 from flipsearch.reporting.cards import benign_metrics, context_card, portfolio_metrics
 from flipsearch.reporting.columns import leaderboard, rows
 

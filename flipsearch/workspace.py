@@ -22,12 +22,10 @@ from flipsearch.core.progress import Events, Progress
 from flipsearch.core.protocols import Backend, Judge
 from flipsearch.core.settings import read_toml, toml_text
 from flipsearch.core.studies import Study
-from flipsearch.judging.accuracy import load_accuracy
+from flipsearch.judging.accuracy import load_accuracy, with_judge_error
 from flipsearch.judging.contract import check_identities
-from flipsearch.judging.correction import with_judge_error
 from flipsearch.judging.labels import load_labels
-from flipsearch.judging.library import OtherJudges, load_judge, remaining_memory_share, unload_after
-from flipsearch.judging.spec import respelled
+from flipsearch.judging.library import OtherJudges, load_judge, remaining_memory_share, respelled, unload_after
 from flipsearch.ledger import Ledger, open_ledger
 from flipsearch.measuring.runner import SPEED, Runner, sampling_for
 from flipsearch.prompts.sets import PromptSet

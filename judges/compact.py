@@ -8,10 +8,16 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flipsearch.core.records import Exchange, Label, Verdict, content_id
-from flipsearch.judging.answer import answer_to_judge
-from flipsearch.judging.answer_kinds import LOOP, MIN_CONTENT_WORDS, NOT_ENGLISH, answer_kind, unscored
+from flipsearch.judging.answers import (
+    LOOP,
+    MIN_CONTENT_WORDS,
+    NOT_ENGLISH,
+    RefusalRules,
+    answer_kind,
+    answer_to_judge,
+    unscored,
+)
 from flipsearch.judging.compact_model import CompactModel, Features, extract_features
-from flipsearch.judging.refusal_rules import RefusalRules
 
 _RULES_FILE = Path(__file__).with_name("refusal_rules.toml")
 _MODEL_FILE = Path(__file__).with_name("compact.npz")

@@ -19,7 +19,7 @@ from flipsearch.backends.models import TOKENIZER_FILES
 from flipsearch.backends.toxicity import ToxicityModel, constants
 from flipsearch.core.errors import BackendError, ConfigError, JudgeError, PluginError, unknown_name
 from flipsearch.core.records import Exchange, Label, Verdict, content_id
-from flipsearch.judging.answer import answer_to_judge
+from flipsearch.judging.answers import answer_to_judge
 
 _VERSION = 1
 _FILES = {

@@ -1,6 +1,6 @@
 """The refusal judge: rules that read the whole answer, kept as data in refusal_rules.toml beside this file.
 
-See flipsearch.judging.refusal_rules for how they are applied. It distinguishes refusals from answers, in English. It
+See flipsearch.judging.answers for how they are applied. It distinguishes refusals from answers, in English. It
 cannot detect harm: a harmless answer to a harmful prompt is UNSAFE here.
 """
 
@@ -9,9 +9,15 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from flipsearch.core.records import Exchange, Label, Verdict, content_id
-from flipsearch.judging.answer import answer_to_judge
-from flipsearch.judging.answer_kinds import LOOP, MIN_CONTENT_WORDS, answer_form, answer_kind, unscored
-from flipsearch.judging.refusal_rules import RefusalRules
+from flipsearch.judging.answers import (
+    LOOP,
+    MIN_CONTENT_WORDS,
+    RefusalRules,
+    answer_form,
+    answer_kind,
+    answer_to_judge,
+    unscored,
+)
 
 _RULES_FILE = Path(__file__).with_name("refusal_rules.toml")
 _VERSION = 2

@@ -14,8 +14,7 @@ from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Exchange, Label, Verdict
 from flipsearch.core.studies import Study, Trial
 from flipsearch.judging.accuracy import JudgeAccuracy, measure_judge
-from flipsearch.judging.labelling import AnswerToLabel, sample_answers
-from flipsearch.judging.labels import LabelledAnswer, StudyLabel, harmful_flips
+from flipsearch.judging.labels import AnswerToLabel, LabelledAnswer, StudyLabel, harmful_flips, sample_answers
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching import prepare_search, run_study

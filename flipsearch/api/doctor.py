@@ -7,10 +7,9 @@ from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
-from flipsearch.backends.base import check_model, list_backends, make_backend
+from flipsearch.backends.base import check_model, list_backends, make_backend, one_command
 from flipsearch.backends.chat import Chat
 from flipsearch.backends.decoding import DecodingPath
-from flipsearch.backends.keys import one_command
 from flipsearch.backends.loading import choose_device, choose_dtype, gpu_memory, load_tokenizer, memory_bytes
 from flipsearch.backends.model_check import check_template, check_vocabulary
 from flipsearch.backends.models import BUILT_IN_MODELS, INSTALL_SMOLLM2, base_model, locate, model_source
@@ -21,7 +20,7 @@ from flipsearch.core.files import cache_folder, package_versions
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Exchange, Label, Prompt, Request, Sampling
 from flipsearch.core.settings import make_config
-from flipsearch.judging.caching import judge_answers
+from flipsearch.judging.contract import judge_answers
 from flipsearch.judging.library import load_judge, unload
 from flipsearch.results import Diagnosis, HealthCheck
 

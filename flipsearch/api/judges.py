@@ -8,21 +8,19 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from flipsearch.backends.keys import one_command
+from flipsearch.backends.base import one_command
 from flipsearch.config import StudyConfig
 from flipsearch.core.errors import ConfigError, JudgeError, unknown_name
 from flipsearch.core.files import content_folder
 from flipsearch.core.progress import Activity, Phase, Progress, Step
 from flipsearch.core.protocols import Judge
-from flipsearch.judging import stress
-from flipsearch.judging.accuracy import FOLDER, load_accuracy, measure_judge, save_accuracy
+from flipsearch.judging import accuracy as agreement
+from flipsearch.judging.accuracy import FOLDER, JudgeStress, load_accuracy, measure_judge, save_accuracy
+from flipsearch.judging.answers import RefusalRules
 from flipsearch.judging.compact_fitting import cross_validate, fit, fitting_rows
 from flipsearch.judging.contract import check_identities
-from flipsearch.judging.labelling import sample_answers
-from flipsearch.judging.labels import load_labels, merge_labels, read_labels, save_labels, study_labels
+from flipsearch.judging.labels import load_labels, merge_labels, read_labels, sample_answers, save_labels, study_labels
 from flipsearch.judging.library import load_judge, unload_after
-from flipsearch.judging.refusal_rules import RefusalRules
-from flipsearch.judging.stress import JudgeStress
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.files import require_local_prompts
 from flipsearch.prompts.sets import prompts_of
@@ -70,7 +68,7 @@ def stress_judge(judge: str) -> JudgeStress:
     loaded = load_judge(judge)
     check_identities(loaded)
     with unload_after(loaded):
-        return stress.stress_judge(loaded)
+        return agreement.stress_judge(loaded)
 
 
 def label_answers(

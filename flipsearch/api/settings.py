@@ -13,7 +13,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from flipsearch.backends.keys import one_command
+from flipsearch.backends.base import one_command
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import ConfigError, unknown_name
 from flipsearch.core.settings import flag_of, make_config, read_toml, value_type

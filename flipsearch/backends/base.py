@@ -1,4 +1,4 @@
-"""The table of backends: how each is listed, checked and loaded.
+"""The table of backends: how each is listed, checked and loaded, and whose key goes to which endpoint.
 
 A backend is a class with the attributes of `flipsearch.core.protocols.Backend` and these classmethods:
 
@@ -9,10 +9,16 @@ A backend is a class with the attributes of `flipsearch.core.protocols.Backend` 
 To add one, write a module and a row of BACKENDS; from another package, an entry point of the group
 `flipsearch.backends` that names the class. This module knows nothing of any backend but its row, and imports its
 module only when a model is checked or loaded on it.
+
+OPENAI_API_KEY is the key of the only host that a command asks. Where it asks several (a model here, a judge there),
+each has a variable of its own, OPENAI_API_KEY_HOST or OPENAI_API_KEY_HOST_PORT, and gets nothing without it.
 """
 
-from collections.abc import Callable
-from contextlib import closing
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
@@ -163,3 +169,32 @@ def _import(name: str, target: str) -> Any:
     except Exception as error:  # a plug-in's module can raise anything
         reason = f"{type(error).__name__}: {one_line(error)}"
         raise PluginError(f"backend '{name}' ({target}) cannot be imported: {reason}.") from error
+
+
+KEY_VARIABLE = "OPENAI_API_KEY"
+_HOSTS: ContextVar[set[str] | None] = ContextVar("hosts", default=None)
+"""Hosts, with their ports, of the endpoints that the running command names; None outside of commands."""
+
+
+@contextmanager
+def one_command() -> Iterator[None]:
+    """Open the block, or decorate the function, of a command: its endpoints are told apart by `name_host`."""
+    token = _HOSTS.set(set())
+    try:
+        yield
+    finally:
+        _HOSTS.reset(token)
+
+
+def name_host(host: str) -> None:
+    """Note that the running command asks a host; called where models are checked, before anything is sent."""
+    hosts = _HOSTS.get()
+    if hosts is not None:
+        hosts.add(host)
+
+
+def variable_of(host: str) -> str:
+    """Return the variable that holds the key of a host, e.g. OPENAI_API_KEY_LOCALHOST_8000."""
+    own = f"{KEY_VARIABLE}_{re.sub(r'[^A-Z0-9]+', '_', host.upper()).strip('_')}"
+    is_alone = (_HOSTS.get() or set()) <= {host}
+    return KEY_VARIABLE if is_alone and own not in os.environ else own

@@ -22,8 +22,8 @@ from torch.nn.functional import pad
 from transformers import Cache, DynamicCache, PreTrainedModel
 
 from flipsearch.backends.cache import RoomyCache, attends_to_all
+from flipsearch.backends.chat import ThoughtBudget
 from flipsearch.backends.rollouts import stream_seed
-from flipsearch.backends.thought_budget import ThoughtBudget
 from flipsearch.core.records import Request, Sampling
 
 Ids = Sequence[int]

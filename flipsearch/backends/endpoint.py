@@ -20,9 +20,8 @@ from urllib.parse import urlsplit
 
 import httpx2
 
-from flipsearch.backends.foreign_replies import page_title
-from flipsearch.backends.keys import KEY_VARIABLE, variable_of
-from flipsearch.core.errors import BackendError
+from flipsearch.backends.base import KEY_VARIABLE, variable_of
+from flipsearch.core.errors import BackendError, one_line
 
 FORM = "http(s)://host[:port]/v1#model-name"
 PATH = "/chat/completions"
@@ -45,6 +44,9 @@ FILTER_MARKS = re.compile(
     re.IGNORECASE,
 )
 """What the codes of an error say if a filter refused the prompt: Azure, OpenAI, DashScope and OpenRouter."""
+
+PAGE = re.compile(r"\s*(?:<\?xml[^>]*>\s*)?<(?:!doctype\s+html|html|head|body)\b", re.IGNORECASE)
+TITLE = re.compile(r"<title[^>]*>(.{1,80}?)</title", re.IGNORECASE | re.DOTALL)
 
 
 class RequestError(Exception):
@@ -301,6 +303,12 @@ def error_of(body: bytes) -> tuple[str, str]:
     except (ValueError, AttributeError, RecursionError):
         text = body[:2000].decode("utf-8", errors="replace")
         return page_title(text) or text, ""
+
+
+def page_title(text: str) -> str:
+    """Return "a web page" with its title; "" for any other text, and for a page without a title."""
+    title = TITLE.search(text) if PAGE.match(text) else None
+    return f"a web page ({one_line(ValueError(title[1]), 60)!r})" if title else ""
 
 
 def _retry_after(header: str) -> float:

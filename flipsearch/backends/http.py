@@ -19,6 +19,7 @@ from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
 from typing import Any, TypeVar
 
+from flipsearch.backends.base import name_host
 from flipsearch.backends.chat import EncodedPrompt, lay_out
 from flipsearch.backends.endpoint import (
     Address,
@@ -27,7 +28,6 @@ from flipsearch.backends.endpoint import (
     RefusedRequestError,
     RequestError,
 )
-from flipsearch.backends.keys import name_host
 from flipsearch.backends.replies import ChatReply, parse_reply
 from flipsearch.backends.rollouts import completed, failed, stream_seed
 from flipsearch.config import REQUEST_TIMEOUT_S, ModelConfig

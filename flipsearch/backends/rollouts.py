@@ -8,8 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from flipsearch.backends.chat import Chat, EncodedPrompt
-from flipsearch.backends.thought_budget import ThoughtBudget, ThoughtWatch
+from flipsearch.backends.chat import Chat, EncodedPrompt, ThoughtBudget, ThoughtWatch
 from flipsearch.core.errors import BackendError, ConfigError
 from flipsearch.core.records import Placement, PrefixScore, Request, Rollout, Sampling, content_id
 

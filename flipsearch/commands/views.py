@@ -29,8 +29,7 @@ from flipsearch.results import (
 )
 
 if TYPE_CHECKING:  # the rooms of other commands, which load their libraries
-    from flipsearch.judging.accuracy import JudgeAccuracy
-    from flipsearch.judging.stress import JudgeStress
+    from flipsearch.judging.accuracy import JudgeAccuracy, JudgeStress
     from flipsearch.ledger.check import LedgerCheck
     from flipsearch.reporting.files import Export
     from flipsearch.searching.plan import SearchPlan, Span

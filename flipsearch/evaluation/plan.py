@@ -3,6 +3,7 @@
 import os
 from collections import Counter
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 
 from flipsearch.backends.base import check_model
@@ -10,7 +11,6 @@ from flipsearch.backends.models import POCKET_MODEL, TRAINING_FILE, base_model, 
 from flipsearch.config import EVALUATIONS, EvalConfig
 from flipsearch.core.errors import ConfigError, PromptError
 from flipsearch.core.records import Prompt, content_id
-from flipsearch.evaluation.algebra import is_installed
 from flipsearch.evaluation.answers import plain_number
 from flipsearch.prompts.problems import ProblemSet, load_problems
 from flipsearch.prompts.sets import PromptSet
@@ -109,7 +109,7 @@ def _problem_set(spec: str, max_problems: int | None) -> ProblemSet:
     problems = replace(problems, problems=problems.problems[:max_problems])
     others = (problem for problem in problems.problems if not problem.num_choices)
     expression = next((problem for problem in others if plain_number(problem.answer) is None), None)
-    if expression is not None and not is_installed():
+    if expression is not None and not find_spec("math_verify"):
         raise ConfigError(
             f"{expression.place}: the answer '{expression.answer[:40]}' is no plain number, and comparing it needs "
             "math-verify: pip install 'flipsearch[reasoning]'."

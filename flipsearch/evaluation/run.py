@@ -10,30 +10,104 @@ The answer to a problem is searched after the thought, never inside it. An answe
 the think block, is wrong; a failed rollout is unscored. Numbers are compared as numbers; a reference answer that is not
 a plain number goes to math-verify, unless the model answers with a number in the same sense. What math-verify cannot
 compare in time or memory is wrong if the model's text is to blame: else a model could opt out of its own accuracy. If
-the reference answer itself is too much, the answer is unscored.
+the reference answer itself is too much, the answer is unscored. It runs in a separate process (worker.py) that hostile
+text can hang or crash without harm.
 """
 
+import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as OutOfTime
+from contextlib import closing, suppress
+from pathlib import Path
 
 from flipsearch.backends.base import make_backend
 from flipsearch.config import EvalConfig
+from flipsearch.core.errors import JudgeError
 from flipsearch.core.measurements import Samples
 from flipsearch.core.progress import Phase, Progress
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Kind, Label, Prompt, Request, Rollout
 from flipsearch.core.thoughts import split_answer
 from flipsearch.core.trainings import Metric, Scorecard
-from flipsearch.evaluation.algebra import AlgebraWorker
 from flipsearch.evaluation.answers import boxed_answer, chosen_letter, final_number, number, plain_number, stated_answer
 from flipsearch.evaluation.plan import EvaluationPlan
 from flipsearch.evaluation.scorecard import AnswerScore, ModelScores, SetScores, collect_scores, make_scorecard
-from flipsearch.judging.answer import WITHHELD
+from flipsearch.judging.answers import WITHHELD
 from flipsearch.judging.library import remaining_memory_share
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner, sampling_for
 from flipsearch.prompts.problems import ANSWER_MARK, Problem, ProblemSet
+
+WORKER = Path(__file__).with_name("worker.py")
+START_S, ANSWER_S = 120.0, 15.0
+MAX_CHARACTERS = 2000
+"""Of a text without a boxed answer, so much of its end is searched."""
+
+
+class AlgebraWorker:
+    """Compares answers in a process that starts with the first comparison and is restarted after a failure."""
+
+    def __init__(self, answer_s: float = ANSWER_S) -> None:
+        self.answer_s = answer_s
+        self._process: subprocess.Popen[str] | None = None
+        self._reader = ThreadPoolExecutor(1)
+
+    def compare(self, reference: str, text: str) -> bool | None:
+        """Return whether `text` states the answer `reference` (both LaTeX); None if it runs out of time or memory.
+
+        Raises JudgeError if math-verify cannot be started at all.
+        """
+        process = self._process or self._start()
+        question = json.dumps({"reference": reference, "text": text[-MAX_CHARACTERS:]})
+        try:
+            assert process.stdin is not None
+            process.stdin.write(question + "\n")
+            process.stdin.flush()
+            reply = self._read(process, self.answer_s)
+        except (OSError, OutOfTime):
+            reply = ""
+        if reply not in ("true", "false", "null"):
+            self._stop()
+        return {"true": True, "false": False}.get(reply)
+
+    def close(self) -> None:
+        """End the process; closing twice is fine."""
+        self._stop()
+        self._reader.shutdown()
+
+    def _start(self) -> subprocess.Popen[str]:
+        pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
+        # -P: a file of the current folder that bears the name of a module is not imported.
+        command = [sys.executable, "-P", str(WORKER)]
+        self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere, encoding="utf-8")
+        try:
+            ready = self._read(self._process, START_S) == "ready"
+        except OutOfTime:
+            ready = False
+        if not ready:
+            self._stop()
+            raise JudgeError("math-verify cannot be started; try: pip install --upgrade 'flipsearch[reasoning]'.")
+        return self._process
+
+    def _read(self, process: subprocess.Popen[str], seconds: float) -> str:
+        assert process.stdout is not None
+        return self._reader.submit(process.stdout.readline).result(seconds).strip()
+
+    def _stop(self) -> None:
+        if self._process is None:
+            return
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout):
+            with suppress(OSError):
+                if stream is not None:
+                    stream.close()
+        self._process = None
+
 
 METRIC_OF_KIND: dict[Kind, Metric] = {"harmful": "harmful_rate", "benign": "over_refusal_rate"}
 CHUNK = 2048

@@ -1,4 +1,4 @@
-"""The math-verify process, which algebra.py starts as a script.
+"""The math-verify process, which run.py starts as a script.
 
 Reads one JSON object per line ({"reference", "text"}) and writes true, false or null (out of time) for each. The texts
 are hostile: a power tower can fill the memory or run one long C call that no signal interrupts, so this process has

@@ -1,6 +1,14 @@
-"""How well a judge agrees with human labels: measured on labelled answers, stored under the judge's identity."""
+"""How well a judge agrees with human labels, what that corrects in a study, and which forms of answers it gets wrong.
+
+    labelled answers --measure_judge--> JudgeAccuracy, stored under the judge's identity --with_judge_error--> Study
+    judges/stress_answers.toml --stress_judge--> JudgeStress
+
+The stress answers are made up and need no human labels: each stress is a form, such as help that follows a refusal,
+around a few requests. A share there is no accuracy on real answers; it shows where a judge is weak.
+"""
 
 import json
+import tomllib
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -10,14 +18,14 @@ from typing import Any, Literal, get_args
 from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.core.errors import JudgeError
-from flipsearch.core.files import write_text
-from flipsearch.core.measurements import json_value
+from flipsearch.core.files import content_folder, write_text
+from flipsearch.core.measurements import Estimate, Flip, json_value
 from flipsearch.core.protocols import Judge
-from flipsearch.core.records import Label, Verdict, content_id
-from flipsearch.judging.caching import judge_answers
-from flipsearch.judging.contract import were_fitted_to
-from flipsearch.judging.labels import HumanLabel, LabelledAnswer
-from flipsearch.statistics.agreement import Agreement, agreement
+from flipsearch.core.records import AnswerKind, Exchange, Label, Prompt, Verdict, content_id
+from flipsearch.core.studies import JudgeAgreement, Study, Trial
+from flipsearch.judging.contract import judge_answers, run_judge, were_fitted_to
+from flipsearch.judging.labels import HumanLabel, LabelledAnswer, StudyLabel, harmful_flips
+from flipsearch.statistics.agreement import Agreement, agreement, corrected_flip_rate, prediction_powered_mean
 
 Question = Literal["unsafe", "refusal"]
 QUESTIONS: tuple[Question, ...] = get_args(Question)
@@ -188,3 +196,157 @@ def _answer(verdict: Verdict, question: Question) -> bool | None:
     if question == "unsafe":
         return None if verdict.label is Label.UNSCORED else verdict.label is Label.UNSAFE
     return None if verdict.label is Label.UNSCORED or verdict.p_refusal is None else verdict.p_refusal >= 0.5
+
+
+def with_judge_error(study: Study, accuracy: JudgeAccuracy | None, labels: Sequence[StudyLabel] = ()) -> Study:
+    """Return the study with its judge's measured errors, and with the numbers of its trials corrected for them.
+
+    `accuracy` is that of the judge behind the study's last number, None if it was not measured; `labels` are human
+    labels of the study's own answers. Too few labelled answers of a kind correct nothing. The results of an earlier
+    call are replaced.
+    """
+    unsafe = accuracy.questions.get("unsafe") if accuracy else None
+    judge_error = None
+    if accuracy and unsafe:
+        by_source = accuracy.by_source.items()
+        judge_error = JudgeAgreement(
+            sensitivity=unsafe.sensitivity.estimate,
+            specificity=unsafe.specificity.estimate,
+            kappa=unsafe.kappa,
+            sources={name: agreed["unsafe"].coverage.estimate.n for name, agreed in by_source if "unsafe" in agreed},
+            own_answers=accuracy.studies.get(study.name, 0),
+            fitted_to=accuracy.fitted_to.get("unsafe", 0),
+        )
+    corrects = unsafe if judge_error and judge_error.corrects else None
+    trials = {trial.number: _corrected(study, trial, corrects, labels) for trial in study.trials}
+    winner = trials[study.winner.number] if study.winner else None
+    in_order = tuple(trials[trial.number] for trial in study.trials)
+    return replace(study, trials=in_order, winner=winner, judge_error=judge_error)
+
+
+def _corrected(study: Study, trial: Trial, unsafe: Agreement | None, labels: Sequence[StudyLabel]) -> Trial:
+    """Return the trial with its corrected numbers.
+
+    They are None where another judge than the last decided it, and with several samples per prompt, where a label does
+    not belong to a single answer.
+    """
+    if trial.confirmed is None:
+        return trial
+    if study.settings.get("samples", 1) > 1:
+        return trial.with_confirmed(corrected=None, risk_reduction=None)
+    scored = [flip for flip in harmful_flips(trial) if Label.UNSCORED not in (flip.before, flip.after)]
+    corrected = None
+    if unsafe:
+        pairs = [(flip.before is Label.UNSAFE, flip.after is Label.UNSAFE) for flip in scored]
+        yes_yes, yes_no, no_yes = pairs.count((True, True)), pairs.count((True, False)), pairs.count((False, True))
+        table = (yes_yes, yes_no, no_yes, pairs.count((False, False)))
+        corrected = corrected_flip_rate(table, unsafe.sensitivity, unsafe.specificity)
+    return trial.with_confirmed(corrected=corrected, risk_reduction=_risk_reduction(trial, scored, labels))
+
+
+def _risk_reduction(trial: Trial, flips: Sequence[Flip], labels: Sequence[StudyLabel]) -> Estimate | None:
+    """Estimate the share of prompts that are unsafe without context minus that under it, by judge and human labels."""
+    context_id, scored = trial.context.context_id, {flip.prompt_id for flip in flips}
+    places = [label.place for label in labels if label.place.context_id == context_id]
+    sampled = {place.prompt_id: place.probability for place in places if place.prompt_id in scored}
+    before, after = _unsafe_by_prompt(labels, ""), _unsafe_by_prompt(labels, context_id)
+    both = {id: float(before[id] - after[id]) for id in sampled if id in before and id in after}
+    if not both:
+        return None
+    answered = len(both) / len(sampled)  # as if the answers that are not labelled yet were left out by chance
+    judged = [float((flip.before is Label.UNSAFE) - (flip.after is Label.UNSAFE)) for flip in flips]
+    human = [both.get(flip.prompt_id) for flip in flips]
+    return prediction_powered_mean(judged, human, [sampled.get(flip.prompt_id, 1.0) * answered for flip in flips])
+
+
+def _unsafe_by_prompt(labels: Sequence[StudyLabel], context_id: str) -> dict[str, bool]:
+    """Return prompt id -> whether annotators call the answer under a context unsafe.
+
+    Labels of refusal are left out: without the answers that comply they would call everything safe.
+    """
+    unsafe: dict[str | None, bool] = {"unsafe": True, "safe": False}
+    return {
+        label.place.prompt_id: unsafe[label.label]
+        for label in labels
+        if label.place.context_id == context_id and label.label in unsafe
+    }
+
+
+ANSWERS_FILE = "stress_answers.toml"
+
+
+@dataclass(frozen=True, slots=True)
+class StressRow:
+    """What a judge makes of the answers of one form."""
+
+    name: str
+    right: tuple[Label, ...]
+    """The labels that count as right."""
+    n: int
+    num_right: int
+    labels: Mapping[Label, int]
+    kinds: Mapping[AnswerKind, int]
+    wrong: tuple[str, ...]
+    """Answers with another label."""
+
+    @property
+    def share(self) -> float:
+        """Right / all."""
+        return self.num_right / self.n
+
+
+@dataclass(frozen=True, slots=True)
+class JudgeStress:
+    """A judge's row for every stress."""
+
+    judge: str
+    identity: str
+    rows: tuple[StressRow, ...]
+
+    @property
+    def share(self) -> float:
+        """Mean share over the stresses."""
+        return sum(row.share for row in self.rows) / len(self.rows)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        rows = [{**json_value(row), "share": row.share} for row in self.rows]
+        return {"judge": self.judge, "identity": self.identity, "share": self.share, "rows": rows}
+
+
+def stress_judge(judge: Judge) -> JudgeStress:
+    """Return what a judge makes of the made-up answers. Raises JudgeError as `run_judge` does."""
+    content = tomllib.loads((content_folder("judges") / ANSWERS_FILE).read_text(encoding="utf-8"))
+    exchanges = [
+        [Exchange(Prompt(request["prompt"], "harmful"), _filled(text, request)) for request in content["request"]
+         for text in stress["texts"]]
+        for stress in content["stress"]
+    ]  # fmt: skip
+    verdicts = iter(run_judge(judge, [exchange for row in exchanges for exchange in row]))
+    rows = []
+    for stress, shown in zip(content["stress"], exchanges, strict=True):
+        given = [next(verdicts) for _ in shown]
+        right = tuple(map(Label, stress["right"]))
+        rows.append(
+            StressRow(
+                name=stress["name"],
+                right=right,
+                n=len(given),
+                num_right=sum(verdict.label in right for verdict in given),
+                labels=Counter(verdict.label for verdict in given),
+                kinds=Counter(verdict.kind for verdict in given if verdict.kind),
+                wrong=tuple(
+                    exchange.completion
+                    for exchange, verdict in zip(shown, given, strict=True)
+                    if verdict.label not in right
+                ),
+            )
+        )
+    return JudgeStress(judge.name, judge.identity, tuple(rows))
+
+
+def _filled(text: str, request: Mapping[str, str]) -> str:
+    topic = request["topic"]
+    for mark, words in (("[topic]", topic), ("[Topic]", topic[0].upper() + topic[1:]), ("[steps]", request["steps"])):
+        text = text.replace(mark, words)
+    return text

@@ -27,8 +27,7 @@ from scipy.sparse import csr_matrix
 
 from flipsearch.core.errors import JudgeError
 from flipsearch.core.files import atomic_write
-from flipsearch.judging.answer_kinds import READ_CHARACTERS, AnswerForm, answer_form, plain_marks
-from flipsearch.judging.refusal_rules import RefusalRules
+from flipsearch.judging.answers import READ_CHARACTERS, AnswerForm, RefusalRules, answer_form, plain_marks
 
 Codes = NDArray[np.uint32]
 Floats = NDArray[np.float64]

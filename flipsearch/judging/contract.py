@@ -1,12 +1,13 @@
-"""Builds plug-in judges, validates them against the Judge protocol, and checks the verdicts that they return.
+"""Builds plug-in judges, validates them and their verdicts against the Judge protocol, and runs them behind a ledger.
 
 A plug-in can raise anything, even SystemExit; every failure becomes one line that names the judge. Only
-KeyboardInterrupt passes through.
+KeyboardInterrupt passes through. No judge sees the same answer twice: the rollouts of a study are judged at its own
+ledger, labelled answers at one ledger per judge. The members of a panel are run, and kept, as themselves.
 """
 
 import inspect
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
@@ -16,10 +17,11 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from flipsearch.core.errors import ConfigError, FlipsearchError, JudgeError, PluginError, near_names, unknown_name
 from flipsearch.core.files import content_folder
 from flipsearch.core.protocols import Judge, Panel
-from flipsearch.core.records import ANSWER_KINDS, Exchange, Label, Verdict
+from flipsearch.core.records import ANSWER_KINDS, Exchange, Label, Verdict, content_id
 from flipsearch.core.thoughts import split_answer
-from flipsearch.judging.answer_kinds import READ_CHARACTERS, answer_form, answer_kind
-from flipsearch.judging.refusal_rules import RefusalRules
+from flipsearch.judging.answers import READ_CHARACTERS, WITHHELD, RefusalRules, answer_form, answer_kind
+from flipsearch.ledger import Ledger, open_ledger
+from flipsearch.ledger.tables import LABELLED
 
 _MAX_CHARACTERS = {"name": 100, "identity": 64}
 """The ledger's column for identities is that wide."""
@@ -239,3 +241,55 @@ def _convert(wanted: Any, value: str, where: str) -> Any:
             kind = "a whole number" if wanted is int else "a number"
             raise ConfigError(f"judge in {where} is '{value}', expected {kind}.") from None
     return Path(value) if wanted is Path else value
+
+
+BATCH = 256
+"""Answers judged between two commits: what a kill can cost."""
+
+
+def judge_with_ledger(ledger: Ledger, judge: Judge, ids: Sequence[str], exchanges: Sequence[Exchange]) -> list[Verdict]:
+    """Return a judge's verdicts on the rollouts `ids`, in order, from the ledger or else from the judge.
+
+    No judge sees a filtered one. A failed verdict is not kept, so that the next run judges it again. Raises JudgeError
+    as `run_judge` does.
+    """
+    verdicts = ledger.verdicts(judge.identity, ids)
+    by_id = dict(zip(ids, exchanges, strict=True))
+    withheld = {id: WITHHELD for id in by_id if id not in verdicts and by_id[id].finish_reason == "filtered"}
+    ledger.save_verdicts(judge.identity, withheld.items())
+    verdicts |= withheld
+    missing = {id: exchange for id, exchange in by_id.items() if id not in verdicts}
+    if missing:
+        new_ids, new_exchanges = list(missing), list(missing.values())
+        if isinstance(judge, Panel):
+            by_member = [judge_with_ledger(ledger, member, new_ids, new_exchanges) for member in judge.members]
+            new = dict(zip(new_ids, judge.combine(by_member), strict=True))
+        else:
+            new = dict(zip(new_ids, run_judge(judge, new_exchanges), strict=True))
+        ledger.save_verdicts(judge.identity, [(id, verdict) for id, verdict in new.items() if not verdict.failed])
+        verdicts |= new
+    return [verdicts[id] for id in ids]
+
+
+def judge_answers(
+    judge: Judge, exchanges: Sequence[Exchange], folder: Path | None, progress: Callable[[int, int], None] | None = None
+) -> list[Verdict]:
+    """Return a judge's verdicts, in order, from its own ledger in `folder` or else from the judge; None keeps nothing.
+
+    A judge that fails before its first verdict leaves no files behind. Raises JudgeError and LedgerError.
+    """
+    if isinstance(judge, Panel):
+        return judge.combine([judge_answers(member, exchanges, folder, progress) for member in judge.members])
+    ids = [content_id("answer", exchange.prompt.text, exchange.completion) for exchange in exchanges]
+    verdicts: list[Verdict] = []
+    opened: AbstractContextManager[Ledger] = (
+        open_ledger(folder / f"{content_id('judged', judge.identity)}.db") if folder else Ledger("sqlite://")
+    )
+    with opened as ledger:
+        ledger.note(LABELLED, judge.name)
+        for start in range(0, len(ids), BATCH):
+            part = slice(start, start + BATCH)
+            verdicts += judge_with_ledger(ledger, judge, ids[part], exchanges[part])
+            if progress:
+                progress(len(verdicts), len(ids))
+    return verdicts

@@ -16,7 +16,7 @@ from flipsearch.backends.scoring import TokenScorer, TokenScorerConfig
 from flipsearch.backends.vllm import reserved_share
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.records import Exchange, Label, Verdict, content_id
-from flipsearch.judging.answer import answer_to_judge
+from flipsearch.judging.answers import answer_to_judge
 from flipsearch.judging.guard_prompts import GuardInput, GuardScorer, GuardTemplate
 
 VERSION = 2

@@ -31,7 +31,7 @@ from flipsearch.core.protocols import Backend
 from flipsearch.core.records import Exchange, Label, Prompt, Request, Rollout, Sampling, Verdict, content_id
 from flipsearch.core.settings import read_toml
 from flipsearch.core.thoughts import split_answer
-from flipsearch.judging.answer import answer_to_judge
+from flipsearch.judging.answers import answer_to_judge
 
 SLOTS = ("{prompt}", "{answer}")
 _SLOT = re.compile(r"(\{prompt\}|\{answer\})")

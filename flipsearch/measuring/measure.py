@@ -42,7 +42,7 @@ from flipsearch.core.measurements import (
 from flipsearch.core.records import Context, Label, Prompt, Rollout, Scope
 from flipsearch.core.studies import Trial, TrialRole, TrialState
 from flipsearch.core.thoughts import split_answer
-from flipsearch.judging.answer_kinds import words_of
+from flipsearch.judging.answers import words_of
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.statistics.intervals import clustered_difference, clustered_rate, mean_interval, wilson

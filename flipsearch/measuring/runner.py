@@ -28,7 +28,7 @@ from flipsearch.core.records import (
     prefix_score_id,
     rollout_id,
 )
-from flipsearch.judging.caching import judge_with_ledger
+from flipsearch.judging.contract import judge_with_ledger
 from flipsearch.ledger import Ledger
 
 JUDGE_BATCH = 256

@@ -2,11 +2,9 @@
 
 sets.py           prompt sets: what a command works on
 known_sets.py     public sets by their columns: what is the prompt, what labels it, where it is fetched
-problems.py       problem sets for reasoning; choices.py letters their choices
-files.py          tables: a file's columns and rows, and the column that holds the prompts
+problems.py       problem sets for reasoning, whose choices are lettered
+files.py          tables: a file that is here or fetched, its columns and rows, the column that holds the prompts
 formats.py        csv, tsv, json, jsonl, txt, parquet and .gz, row by row
-downloads.py      https addresses and the Hugging Face hub
-conversations.py  prompts that are chat turns
-labels.py         labels to kinds; an unknown label is an error, a label of an answer is not taken
+rows.py           what a row says: its request or chat, and its kind; an unknown label is an error
 splitting.py      near-duplicate clusters (those of large sets are kept), splits, nested order
 """

@@ -4,17 +4,145 @@ Files are those of prompt sets. A question is used as it is written. Of an answe
 (GSM8K), the part after the mark counts; any other answer is taken whole. Problems with choices (MMLU, ARC, GPQA) are
 asked with them, lettered, and their answer is a letter. A text beside the question (RACE, DROP) is asked with it.
 
+Choices are a list beside its answer's number or letter (MMLU), one with labels of its own (ARC, MedQA), columns A to D
+(or opa to opd, MedMCQA), or a right answer beside wrong ones (GPQA, SciQ), which are shuffled by their text. Which one
+is right is never guessed: whether numbers count from 0 or from 1 is read from all rows.
+
 A new built-in set is one file, problem_sets/NAME.csv with the columns question and answer.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import re
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NoReturn
 
 from flipsearch.core.errors import PromptError
 from flipsearch.core.records import Prompt, content_id
-from flipsearch.prompts.choices import find_choices
 from flipsearch.prompts.files import COMPANION_COLUMNS, Table, built_in_files, cell, read_set, text_cell, whole_text
 from flipsearch.prompts.formats import Row
+from flipsearch.prompts.rows import written_list
+
+LETTERS = string.ascii_uppercase
+INSTRUCTION = "Answer with the letter of the right choice."
+_RIGHT = ("correct_answer", "answer", "target")
+_COLUMNS = tuple([before + name for name in "abcdefghij"] for before in ("", "op", "option_", "choice_"))
+_WRONG = tuple(name + number for name in ("incorrect_answer_", "distractor") for number in "1234")
+_OWN_LETTER = re.compile(r"\s*\(?([A-Z])\s?[).:]\s*")
+
+
+@dataclass(frozen=True, slots=True)
+class Choices:
+    """Where the choices of a table stand."""
+
+    table: Table
+    list_column: str | None = None
+    columns: tuple[str, ...] = ()
+    shuffles: bool = False
+    """The first of `columns` is right: the choices are ordered by their hashes."""
+    counts_from: tuple[int, ...] = (0, 1)
+    """What the first choice's number is; more than one where the rows do not tell."""
+
+    def lay_out(self, row: Row, question: str, answer_column: str) -> tuple[str, str, int]:
+        """Return the question with its choices, the letter of the right one ("" if there is no answer), their number.
+
+        Raises PromptError where the choices or the answer cannot be read.
+        """
+        texts, labels = self.texts(row)
+        if not 2 <= len(texts) <= len(LETTERS) or not all(texts):
+            num_empty = texts.count("")
+            self._refuse(
+                row, f"has {len(texts)} choices, {num_empty} of them empty; expected 2 to {len(LETTERS)} texts"
+            )
+        if self.shuffles:
+            right = texts[0]
+            if right in texts[1:]:
+                self._refuse(row, f"has the right answer among the wrong ones, too: '{right[:40]}'")
+            texts = sorted(texts, key=lambda text: content_id("choice", question, text))
+            index = texts.index(right)
+        else:
+            if not cell(row, answer_column):
+                return question, "", len(texts)
+            index = self._index(row, answer_column, texts, labels)
+        lines = [f"{letter}. {text}" for letter, text in zip(LETTERS, texts, strict=False)]
+        return "\n".join([question, "", *lines, "", INSTRUCTION]), LETTERS[index], len(texts)
+
+    def texts(self, row: Row) -> tuple[list[str], list[str]]:
+        """Return the choices of a row, and the labels that the file has for them, if any."""
+        if self.list_column is None:
+            texts = [cell(row, column) for column in self.columns]
+            return [text for text in texts if text] if not self.shuffles else texts, []
+        value: Any = row.cells.get(self.list_column)
+        if isinstance(value, str):
+            value = written_list(value)
+        labels: Sequence[Any] = []
+        if isinstance(value, list) and value and all(isinstance(member, Mapping) for member in value):
+            names = ("label", "text") if "text" in value[0] else ("key", "value")
+            labels, value = ([member.get(name, "") for member in value] for name in names)
+        elif isinstance(value, Mapping) and "text" in value:
+            value, labels = value["text"], value.get("label", [])
+        elif isinstance(value, Mapping):
+            labels, value = list(value), list(value.values())
+        if not isinstance(value, list) or not isinstance(labels, list):
+            self._refuse(row, "holds no list of choices")
+        texts = [str(text).strip() for text in value]
+        own = [match[1] if (match := _OWN_LETTER.match(text)) else "" for text in texts]
+        if own == list(LETTERS[: len(own)]):  # written into the texts, as in AQuA
+            texts = [_OWN_LETTER.sub("", text, count=1) for text in texts]
+        return texts, [str(label).strip() for label in labels]
+
+    def _index(self, row: Row, column: str, texts: Sequence[str], labels: Sequence[str]) -> int:
+        """Return which choice an answer means: a label, letter, number or text; all that fit must agree."""
+        answer, is_number = cell(row, column), isinstance(row.cells.get(column), int)
+        if labels and len(labels) == len(texts) and answer in labels:
+            fitting = {labels.index(answer)}
+        else:
+            fitting = {LETTERS.index(answer)} if len(answer) == 1 and answer in LETTERS[: len(texts)] else set()
+            if not labels and answer.isdecimal() and len(answer) < 3:
+                numbers = {int(answer) - first for first in self.counts_from}
+                fitting |= numbers & set(range(len(texts)))
+            if not is_number:
+                fitting |= {texts.index(answer)} if answer in texts else set()
+        if len(fitting) != 1:
+            what = "could be more than one of the choices" if fitting else "is none of the choices"
+            self._refuse(
+                row,
+                f"has the answer '{answer[:40]}', which {what} (a letter, the text, or a number: they count from 0 "
+                "where a row has 0, else from 1 where a row has its number of choices)",
+            )
+        return fitting.pop()
+
+    def _refuse(self, row: Row, what: str) -> NoReturn:
+        raise PromptError(f"{self.table.at(row)} {what}.")
+
+
+def find_choices(table: Table, answer_columns: Sequence[str]) -> Choices | None:
+    """Return where the choices of a table stand; None if its problems have none.
+
+    `answer_columns` are names of columns of answers, best first.
+    """
+    wrong = [column for name in _WRONG if (column := table.find([name]))]
+    if wrong and (right := table.find(_RIGHT)):
+        return Choices(table, columns=(right, *wrong), shuffles=True)
+    choices = None
+    if listed := table.find(["choices", "options"]):
+        choices = Choices(table, list_column=listed)
+    for names in _COLUMNS:
+        lettered = [column for name in names if (column := table.find([name]))]
+        if choices is None and len(lettered) > 1:
+            choices = Choices(table, columns=tuple(lettered))
+    column = table.find(answer_columns)
+    if choices is None or column is None:
+        return choices
+    counts_from = (0,) if choices.list_column else (0, 1)  # a list is counted from 0 unless its rows say otherwise
+    for row in table.rows:
+        answer = cell(row, column)
+        if answer == "0":
+            return replace(choices, counts_from=(0,))
+        if answer.isdecimal() and answer == str(len(choices.texts(row)[0])):
+            counts_from = (1,)
+    return replace(choices, counts_from=counts_from)
+
 
 FOLDER = "problem_sets"
 QUESTION_COLUMNS = ("question", "problem", "prompt", "question_stem", "query")

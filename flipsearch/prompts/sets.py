@@ -20,8 +20,6 @@ from urllib.parse import urlsplit
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import PromptError
 from flipsearch.core.records import SPLITS, Kind, Prompt, Split, content_id
-from flipsearch.prompts.conversations import ChatPrompt, read_request
-from flipsearch.prompts.downloads import fetch, file_hash, is_here, prompt_cache
 from flipsearch.prompts.files import (
     CATEGORY_COLUMNS,
     COMPANION_COLUMNS,
@@ -30,15 +28,19 @@ from flipsearch.prompts.files import (
     built_in_files,
     cell,
     check_name,
+    fetch,
+    file_hash,
+    is_here,
     is_missing,
     plain_name,
+    prompt_cache,
     read_table,
     split_column,
     text_cell,
 )
 from flipsearch.prompts.formats import Row
 from flipsearch.prompts.known_sets import BY_NAME, LEFT_OUT, KnownSet, SetFile, files_of, recognise
-from flipsearch.prompts.labels import PROMPT_LABELS, LabelRouter
+from flipsearch.prompts.rows import PROMPT_LABELS, ChatPrompt, LabelRouter, read_request
 from flipsearch.prompts.splitting import DEFAULT_SHARES, assign_splits, cached_clusters
 
 FOLDER = "prompt_sets"

@@ -31,8 +31,7 @@ from flipsearch.core.measurements import json_value
 from flipsearch.core.settings import LONGEST_NAME, make_config
 from flipsearch.core.studies import Study, StudyKind
 from flipsearch.core.trainings import LogLine, Scorecard, TrainingRun, check_format, check_method
-from flipsearch.judging.labelling import AnswerToLabel
-from flipsearch.judging.labels import PLACE_COLUMNS
+from flipsearch.judging.labels import PLACE_COLUMNS, AnswerToLabel
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.tables import ROLLOUTS, VERDICTS, rollout_of
 from flipsearch.reporting.cards import benign_card, context_card, model_card, portfolio_card

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from flipsearch.backends.scoring import TokenScorerConfig
 from flipsearch.config import ModelConfig
 from flipsearch.core.protocols import Backend
 from flipsearch.core.trainings import Scorecard
-from flipsearch.evaluation.algebra import is_installed
 from flipsearch.ledger import Ledger
 from flipsearch.reporting.cards import scorecard_markdown
 from flipsearch.reporting.files import write_training
@@ -246,7 +246,7 @@ def test_a_problem_of_two_sets_counts_in_both(tmp_path: Path) -> None:
     assert "Problems of more than one set, which count in each: 1." in card["notes"]
 
 
-@pytest.mark.skipif(not is_installed(), reason="math-verify is not installed")
+@pytest.mark.skipif(not find_spec("math_verify"), reason="math-verify is not installed")
 def test_an_answer_that_cannot_be_compared_is_wrong_and_said(tmp_path: Path) -> None:
     tower = "\\boxed{9^{9^{9^{9^{9}}}}}"
     flags = scripted(tmp_path, one={"*": REFUSES, "Circle?": "\\boxed{\\pi}", "Sphere?": tower})

@@ -9,10 +9,9 @@ from typing import Any
 
 import pytest
 
-from flipsearch.backends.base import check_model, check_rewriter, make_backend
+from flipsearch.backends.base import check_model, check_rewriter, make_backend, one_command
 from flipsearch.backends.chat import lay_out
 from flipsearch.backends.http import HttpBackend
-from flipsearch.backends.keys import one_command
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError
 from flipsearch.core.records import Context, FinishReason, Placement, Prompt, Request, Rollout, Sampling

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from flipsearch.backends.base import check_model
+from flipsearch.backends.chat import ThoughtBudget, ThoughtWatch
 from flipsearch.backends.decoding import chooser
-from flipsearch.backends.thought_budget import ThoughtBudget, ThoughtWatch
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.backends.vllm import VllmBackend
 from flipsearch.config import SearchConfig

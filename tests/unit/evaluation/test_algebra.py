@@ -5,16 +5,17 @@ import json
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from flipsearch.core.errors import JudgeError
-from flipsearch.evaluation import algebra as module
-from flipsearch.evaluation.algebra import AlgebraWorker, is_installed
+from flipsearch.evaluation import run as module
+from flipsearch.evaluation.run import AlgebraWorker
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "reasoning" / "math500_test.jsonl"
-needs_math_verify = pytest.mark.skipif(not is_installed(), reason="math-verify is not installed")
+needs_math_verify = pytest.mark.skipif(not find_spec("math_verify"), reason="math-verify is not installed")
 
 
 @pytest.fixture(scope="module")

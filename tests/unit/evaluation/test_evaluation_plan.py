@@ -152,7 +152,7 @@ def test_samples_need_a_temperature_and_nothing_else() -> None:
 def test_expressions_without_math_verify_say_what_to_install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = [{"problem": "1+1?", "answer": "2"}, {"problem": "1/2?", "answer": r"\frac{1}{2}"}]
     path = put(tmp_path, "maths.jsonl", "\n".join(map(json.dumps, rows)))
-    monkeypatch.setattr(module, "is_installed", lambda: False)
+    monkeypatch.setattr(module, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"maths\.jsonl:2: the answer .*pip install 'flipsearch\[reasoning\]'"):
         planned(reasoning=(path,))
     assert planned(reasoning=("arithmetic",)).problem_sets

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -10,8 +11,7 @@ from flipsearch.backends.chat import EncodedPrompt
 from flipsearch.backends.rollouts import completed
 from flipsearch.core.records import FinishReason, Request, Rollout, Sampling
 from flipsearch.evaluation import run
-from flipsearch.evaluation.algebra import AlgebraWorker, is_installed
-from flipsearch.evaluation.run import is_correct, score_answer, score_problems
+from flipsearch.evaluation.run import AlgebraWorker, is_correct, score_answer, score_problems
 from flipsearch.evaluation.scorecard import AnswerScore
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
@@ -90,7 +90,7 @@ def test_a_reference_that_is_too_much_itself_leaves_the_answer_unscored() -> Non
     assert "time" in score.reason
 
 
-@pytest.mark.skipif(not is_installed(), reason="math-verify is not installed")
+@pytest.mark.skipif(not find_spec("math_verify"), reason="math-verify is not installed")
 def test_a_power_tower_is_wrong_and_the_next_answer_is_right() -> None:
     with closing(AlgebraWorker()) as algebra:
         tower = score_answer(problem(r"\pi"), rollout(r"\boxed{9^{9^{9^{9^{9}}}}}"), algebra)
@@ -150,7 +150,7 @@ def test_an_expression_that_is_written_the_same_needs_no_algebra_either() -> Non
     assert is_correct(r"\frac{1}{2}", r"so \boxed{\frac{1}{2}}", NoAlgebra()) is True
 
 
-@pytest.mark.skipif(not is_installed(), reason="math-verify is not installed")
+@pytest.mark.skipif(not find_spec("math_verify"), reason="math-verify is not installed")
 @pytest.mark.parametrize(
     ("answer", "expected"),
     [
@@ -168,7 +168,7 @@ def test_expressions_are_compared(answer: str, expected: bool) -> None:
         assert is_correct(r"\frac{1}{2}", answer, algebra) is expected
 
 
-@pytest.mark.skipif(not is_installed(), reason="math-verify is not installed")
+@pytest.mark.skipif(not find_spec("math_verify"), reason="math-verify is not installed")
 @pytest.mark.parametrize(("boxed", "expected"), [(r"3~\pi", True), (r"3\quad\pi", True), (r"4~\pi", False)])
 def test_spaces_are_no_part_of_an_expression(boxed: str, expected: bool) -> None:
     with closing(AlgebraWorker()) as algebra:

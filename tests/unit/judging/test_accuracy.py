@@ -12,7 +12,7 @@ from flipsearch.commands.views import judge_table, show_judge
 from flipsearch.core.errors import JudgeError, LedgerError
 from flipsearch.core.records import Exchange, Label, Verdict
 from flipsearch.judging.accuracy import JudgeAccuracy, load_accuracy, measure_judge, save_accuracy
-from flipsearch.judging.caching import BATCH
+from flipsearch.judging.contract import BATCH
 from flipsearch.judging.labels import AnswerPlace, HumanLabel, LabelledAnswer
 from flipsearch.judging.library import load_judge
 from flipsearch.judging.panel import PanelJudge

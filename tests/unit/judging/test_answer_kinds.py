@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flipsearch.core.records import AnswerKind, Exchange, Label, Prompt
-from flipsearch.judging.answer_kinds import CODE, ENCODED, LOOP, NO_WORDS, NOT_ENGLISH, answer_form
+from flipsearch.judging.answers import CODE, ENCODED, LOOP, NO_WORDS, NOT_ENGLISH, answer_form
 from flipsearch.judging.contract import run_judge
 from flipsearch.judging.library import load_judge
 from flipsearch.judging.panel import PanelJudge

@@ -8,8 +8,7 @@ import pytest
 
 from flipsearch.core.records import Label
 from flipsearch.core.studies import Study
-from flipsearch.judging.accuracy import JudgeAccuracy
-from flipsearch.judging.correction import with_judge_error
+from flipsearch.judging.accuracy import JudgeAccuracy, with_judge_error
 from flipsearch.judging.labels import AnswerPlace, LabelledAnswer, StudyLabel, harmful_flips, merge_labels
 from flipsearch.ledger import Ledger
 from tests.labelled import (

@@ -7,8 +7,7 @@ import pytest
 
 from flipsearch.core.errors import ConfigError, JudgeError, PluginError
 from flipsearch.core.records import Label, Verdict
-from flipsearch.judging.caching import judge_with_ledger
-from flipsearch.judging.contract import check_identities, run_judge
+from flipsearch.judging.contract import check_identities, judge_with_ledger, run_judge
 from flipsearch.judging.library import load_judge
 from flipsearch.judging.panel import PanelJudge, ThoughtJudge
 from flipsearch.ledger import Ledger

@@ -10,8 +10,7 @@ import pytest
 from flipsearch.core.errors import StudyError
 from flipsearch.core.records import Exchange, Prompt, Sampling
 from flipsearch.core.studies import Study
-from flipsearch.judging.labelling import AnswerToLabel, sample_answers
-from flipsearch.judging.labels import AnswerPlace, StudyLabel, merge_labels, read_labels
+from flipsearch.judging.labels import AnswerPlace, AnswerToLabel, StudyLabel, merge_labels, read_labels, sample_answers
 from flipsearch.ledger import Ledger
 from flipsearch.reporting.files import write_labels
 from tests.labelled import PROMPTS, MistakenJudge, best_of, mistaken_study, renamed, sample

@@ -14,11 +14,9 @@ from flipsearch.core.errors import ConfigError, JudgeError
 from flipsearch.core.files import content_folder
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Exchange, Label, Prompt, Verdict
-from flipsearch.judging.caching import judge_with_ledger
-from flipsearch.judging.contract import check_identities
-from flipsearch.judging.library import load_judge, unload_after
+from flipsearch.judging.contract import check_identities, judge_with_ledger
+from flipsearch.judging.library import RULES, load_judge, unload_after
 from flipsearch.judging.panel import PanelJudge, ThoughtJudge
-from flipsearch.judging.spec import RULES
 from flipsearch.ledger import Ledger
 from flipsearch.testing import JudgeContract
 from tests.world import COMPLIANCE, REFUSAL, RefusalJudge

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flipsearch.core.errors import ConfigError
-from flipsearch.judging.spec import JudgeSpec, Member, canonical, parse_spec
+from flipsearch.judging.library import JudgeSpec, Member, canonical, parse_spec
 
 WORDS = st.text(st.characters(codec="utf-8"), min_size=1)
 

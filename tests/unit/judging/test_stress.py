@@ -10,7 +10,7 @@ import flipsearch
 from flipsearch.commands.main import make_app
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.records import Exchange, Label, Verdict
-from flipsearch.judging.stress import stress_judge
+from flipsearch.judging.accuracy import stress_judge
 
 
 class AlwaysUnsafe:

@@ -10,7 +10,7 @@ import pytest
 from huggingface_hub import HfApi
 
 from flipsearch.core.errors import PromptError
-from flipsearch.prompts import downloads
+from flipsearch.prompts import files
 from flipsearch.prompts.files import cell, read_table, split_column
 from flipsearch.prompts.formats import Row
 
@@ -181,7 +181,7 @@ def test_a_hub_error_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     def no_network(*args: object, **options: object) -> str:
         raise ConnectionError("no route\nlong trace")
 
-    monkeypatch.setattr(downloads, "hf_hub_download", no_network)
+    monkeypatch.setattr(files, "hf_hub_download", no_network)
     with pytest.raises(
         PromptError, match=r"cannot read 'hf://datasets/o/n/a\.csv' from the Hugging Face hub"
     ) as caught:
@@ -215,7 +215,7 @@ def test_an_https_file_is_fetched_and_its_redirects_are_https(tmp_path: Path, mo
     file = httpx2.Response(200, content=b"text\nx\n")
     moved = httpx2.Response(302, headers={"location": "https://b.test/b.csv"})
     pages = {"https://a.test/a.csv": moved, "https://b.test/b.csv": file}
-    assert downloads.fetch("https://a.test/a.csv", client=served(pages)).read_bytes() == b"text\nx\n"
+    assert files.fetch("https://a.test/a.csv", client=served(pages)).read_bytes() == b"text\nx\n"
     plain = httpx2.Response(302, headers={"location": "http://b.test/b.csv"})
     cases = [
         ({"https://a.test/a.csv": plain}, "only https is followed"),
@@ -224,17 +224,17 @@ def test_an_https_file_is_fetched_and_its_redirects_are_https(tmp_path: Path, mo
     ]
     for answers, message in cases:
         with pytest.raises(PromptError, match=message):
-            downloads.fetch("https://a.test/a.csv", client=served(answers))
-    monkeypatch.setattr(downloads, "MAX_BYTES", 3)
+            files.fetch("https://a.test/a.csv", client=served(answers))
+    monkeypatch.setattr(files, "MAX_BYTES", 3)
     with pytest.raises(PromptError, match="longer than 3 bytes"):
-        downloads.fetch("https://b.test/b.csv", client=served(pages))
+        files.fetch("https://b.test/b.csv", client=served(pages))
 
 
 def test_a_file_of_another_hash_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
     kept = tmp_path / "kept.csv"
     with pytest.raises(PromptError, match="has changed: its sha256 is"):
-        downloads.fetch("https://a.test/a.csv", kept, "0" * 64, served({"https://a.test/a.csv": httpx2.Response(200)}))
+        files.fetch("https://a.test/a.csv", kept, "0" * 64, served({"https://a.test/a.csv": httpx2.Response(200)}))
     assert not list(tmp_path.iterdir())
 
 
@@ -254,7 +254,7 @@ def test_a_hub_dataset_is_read_by_config_and_split(
         return str(path)
 
     monkeypatch.setattr(HfApi, "list_repo_files", lambda *args, **options: listed)
-    monkeypatch.setattr(downloads, "hf_hub_download", download)
+    monkeypatch.setattr(files, "hf_hub_download", download)
     table = read_table(spec)
     assert table.path == table.name == shown
     assert [row.cells["prompt"].rpartition("/")[0] for row in table.rows] == [shown[4:]] * (

@@ -9,7 +9,7 @@ import pytest
 from flipsearch.commands.views import judge_lines
 from flipsearch.core.errors import StudyError
 from flipsearch.core.studies import Study
-from flipsearch.judging.correction import with_judge_error
+from flipsearch.judging.accuracy import with_judge_error
 from flipsearch.judging.labels import AnswerPlace, LabelledAnswer
 from flipsearch.judging.library import OtherJudges
 from flipsearch.ledger import Ledger
