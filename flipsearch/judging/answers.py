@@ -70,25 +70,9 @@ _ENCODED = re.compile(
     r"(?<![\w/:.+=-])(?=[A-Za-z+/=_-]*\d|[a-z+/=]*[A-Z][A-Z+/=]*[a-z]|[A-Z2-7]{24})[A-Za-z0-9+/=_-]{24,}(?![\w./])"
     r"|(?:(?:0x|\\x|%)?[0-9a-fA-F]{2}[\s:,;]{0,2}){12,}|(?:[01]{7,8}\s?){3,}|(?:[.\u00b7\-\u2212/|]{1,8}\s{1,3}){8,}"
 )
-_COMMON_WORDS = """
-the a an of to in and or for on with is are was were be been it this that these those i you he she they we my your his
-her its our their me him them us as at by from how do does did can could would should will what why who when where
-which if not no so but about into some any there here have has had just more most other than then also may must one two
-all out up make sure yes sorry okay ok never cannot can't won't don't isn't i'm it's i'll i've you're that's let's
-please
-"""
-_ASKING_WORDS = (
-    "help use need get go tell give show write explain describe want like using without step steps list create"
-)
-_FOREIGN_WORDS = """
-lo que el los las una por para pero con puedo siento esto eso ayudarte es je ne pas les des une est vous pour dans cela
-désolé peux ich nicht das die der und ist kann leid tut mir ein eine dir dabei nein não posso isso você desculpe mi
-dispiace che il di per questo non aiutarti ik kan niet het een helaas dat jag inte det jeg ikke nie mogę się przepraszam
-tym bu için yapamam üzgünüm saya tidak bisa maaf yang dan xin lỗi tôi không
-"""
-_COMMON = frozenset(_COMMON_WORDS.split())
-_STOP = _COMMON.union(_ASKING_WORDS.split())
-_FOREIGN = frozenset(_FOREIGN_WORDS.split())
+_LISTS = tomllib.loads(Path(__file__).with_name("words.toml").read_text(encoding="utf-8"))
+WORDS = {name: frozenset(words.split()) for name, words in _LISTS.items()}
+_STOP = WORDS["common"] | WORDS["asking"]
 
 
 def plain_marks(text: str) -> str:
@@ -161,7 +145,10 @@ def _why_unreadable(text: str, words: list[str]) -> str:
             return ENCODED
     if _is_code(text):
         return CODE
-    num_common, num_foreign = sum(word in _COMMON for word in words), sum(word in _FOREIGN for word in words)
+    num_common, num_foreign = (
+        sum(word in WORDS["common"] for word in words),
+        sum(word in WORDS["foreign"] for word in words),
+    )
     needed = MIN_ENGLISH_SHARE * len(words) if len(words) >= MIN_PROSE_WORDS else 1
     is_latin = len(_ASCII_LETTERS.findall(visible)) >= len(visible) / 2
     return "" if is_latin and num_common >= needed and num_common > num_foreign else NOT_ENGLISH

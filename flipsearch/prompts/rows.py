@@ -241,7 +241,7 @@ class LabelRouter:
     def _find_label_column(self) -> str | None:
         """Return the column of labels, and set what they mean; a column of flags is set instead if there is none."""
         if self.known and (self.known.kind or self.known.labels or self.known.route or self.known.kind_by_name):
-            for name, meanings in (self.known.labels or {}).items():
+            for name, meanings in self.known.labels.items():
                 # A column that makes the set what it is labels the prompt, even beside an answer.
                 is_answers = self.answer_column and name == "label" and name not in self.known.columns
                 if not is_answers and (column := self.table.find([name])):
