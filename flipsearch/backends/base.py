@@ -16,13 +16,13 @@ each has a variable of its own, OPENAI_API_KEY_HOST or OPENAI_API_KEY_HOST_PORT,
 
 import os
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 from flipsearch.config import ModelConfig, is_endpoint
 from flipsearch.core.errors import BackendError, FlipsearchError, PluginError, near_names, one_line
@@ -119,8 +119,7 @@ def make_backend(config: ModelConfig, *, memory_share: float = 1.0) -> Backend:
 
     `memory_share` is the part of the GPU memory that the backend would use alone, for those that reserve it (vLLM).
     """
-    backend: Backend = _load_class(config).from_config(config, memory_share)
-    return backend
+    return cast(Backend, _load_class(config).from_config(config, memory_share))
 
 
 def _resolve(config: ModelConfig) -> tuple[str, BackendEntry]:
@@ -142,13 +141,11 @@ def _entries() -> dict[str, BackendEntry]:
     return {plugin.name: BackendEntry(plugin.value, f"from {plugin.value}") for plugin in plugins} | BACKENDS
 
 
-def _hook(config: ModelConfig, hook: str) -> Callable[[ModelConfig], Any] | None:
+def _hook(config: ModelConfig, hook: str) -> Any:
     """Return the function "check" or "identity" of a config's backend: the row's or the class's; None without one."""
     name, entry = _resolve(config)
     target = {"check": entry.check, "identity": entry.identity}[hook]
-    function: Callable[[ModelConfig], Any] | None
-    function = _import(name, target) if target else getattr(_load_class(config), hook, None)
-    return function
+    return _import(name, target) if target else getattr(_load_class(config), hook, None)
 
 
 def _load_class(config: ModelConfig) -> Any:

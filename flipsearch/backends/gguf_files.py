@@ -10,6 +10,7 @@ import importlib
 import io
 import json
 import os
+import re
 import shutil
 from dataclasses import dataclass
 from functools import lru_cache
@@ -31,6 +32,7 @@ from flipsearch.core.files import cache_folder
 
 UNPACKED_VERSION = 1
 """Of what is made from a file; part of the folder's name."""
+VOCABULARY = re.compile(r"tokenizer\.ggml\.(?:.*\.)?(?:tokens|merges|scores)")
 INFO_FILE = "gguf.json"
 """File of an unpacked folder with the note on its precision."""
 PRECISIONS = {"F32": "float32", "F16": "float16", "BF16": "bfloat16"}
@@ -113,7 +115,8 @@ def read_header(file: Path) -> GgufHeader:
     gguf: Any = importlib.import_module("gguf")
     try:
         reader = gguf.GGUFReader(file)
-        fields = {name: reader.fields[name].contents() for name in reader.fields if not _is_vocabulary(name)}
+        # Those of the vocabulary hold some 100,000 texts, which take seconds to read one by one.
+        fields = {name: field.contents() for name, field in reader.fields.items() if not VOCABULARY.fullmatch(name)}
         matrices = [tensor.tensor_type.name for tensor in reader.tensors if len(tensor.shape) > 1]
         factors = [tensor.data for tensor in reader.tensors if tensor.name == ROPE_FACTORS]
         ends = [fields.get(f"tokenizer.ggml.{name}_token_id") for name in ("eos", "eot")]
@@ -129,11 +132,6 @@ def read_header(file: Path) -> GgufHeader:
         raise BackendError(
             f"'{file}' is cut or broken ({file.stat().st_size} bytes; {one_line(error, 100)}); download it again."
         ) from error
-
-
-def _is_vocabulary(field: str) -> bool:
-    """Return whether a field is long: some 100,000 tokens, which take seconds to read one by one."""
-    return field.startswith("tokenizer.ggml.") and field.rpartition(".")[2] in ("tokens", "merges", "scores")
 
 
 def _unpack(file: Path, folder: Path) -> None:

@@ -6,9 +6,11 @@ RequestError with its reason, never a completion: pages, streams and other APIs'
 
 import json
 import re
+import tomllib
 from codecs import BOM_UTF8
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 from pydantic import BaseModel, Field, ValidationError
@@ -17,27 +19,10 @@ from flipsearch.backends.endpoint import PAGE, RequestError, error_of, page_titl
 from flipsearch.core.errors import one_line
 from flipsearch.core.records import FinishReason
 
-NAMES: dict[FinishReason, tuple[str, ...]] = {
-    "stop": (*("stop", "eos", "eos_token", "stop_sequence", "stop_token", "end_turn", "end", "complete", "completed"),),
-    "length": (
-        *("length", "max_tokens", "max_length", "max_new_tokens", "max_output_tokens", "model_length", "limit"),
-        *("token_limit", "context_length", "model_context_window_exceeded", "incomplete", "truncated"),
-    ),
-    "filtered": (
-        *("content_filter", "content_filtered", "contentfilter", "filtered", "safety", "image_safety", "refusal"),
-        *("guardrail_intervened", "blocklist", "prohibited_content", "recitation", "spii", "sensitive", "moderation"),
-        *("error_toxic", "blocked"),
-    ),
-    "error": (
-        *("error", "error_limit", "abort", "aborted", "cancel", "cancelled", "canceled", "user_cancel", "timeout"),
-        *("insufficient_system_resource", "network_error", "load", "unload"),
-        # No tools are offered: the call stands beside the text, so that the text is not the answer.
-        *("tool_calls", "tool_call", "tool_use", "function_call", "malformed_function_call", "unexpected_tool_call"),
-    ),
+DIALECTS = tomllib.loads(Path(__file__).with_name("dialects.toml").read_text(encoding="utf-8"))
+FINISH_REASONS: Mapping[str, FinishReason] = {
+    name: reason for reason, names in DIALECTS["finish_reasons"].items() for name in names
 }
-"""What servers call the reasons for which a completion ended, in lower case with underscores: OpenAI, vLLM, SGLang,
-llama.cpp, TGI, Together, Mistral, Anthropic, Google, Cohere, Bedrock, DeepSeek, Zhipu and Ollama."""
-FINISH_REASONS = {name: reason for reason, names in NAMES.items() for name in names}
 UNSTATED = ("", "null", "none", "unspecified")
 """Some servers state no reason where nothing is streamed."""
 PREFIXES = ("finish_reason_", "finishreason.", "finish_reason.")
@@ -72,7 +57,7 @@ class ChatReply:
     num_prompt_tokens: int
     """0 where it is not reported."""
     unknown_reason: str = ""
-    """The endpoint's own reason, if it is none of NAMES; the completion then counts as ended by itself."""
+    """The endpoint's own reason, if it is not known; the completion then counts as ended by itself."""
 
 
 def parse_reply(content: bytes, max_tokens: int) -> ChatReply:
@@ -161,16 +146,6 @@ def _count(usage: Any, key: str) -> int:
 
 
 V1 = "does the address end in /v1?"
-OTHER_FORMS = {
-    ("done",): "a reply in Ollama's own form; its address for chat completions is http://HOST:11434/v1#NAME",
-    ("candidates",): "a reply in the form of Google's API; its address for chat completions ends in /v1beta/openai",
-    ("content", "type"): "a reply in the form of Anthropic's API; its address for chat completions ends in /v1",
-    ("output", "object"): f"a reply of the responses API; {V1}",
-    ("data", "object"): f"a list; {V1}",
-    ("generated_text",): f"a reply in the form of a text generation server; {V1}",
-    ("content", "stop"): f"a reply in llama.cpp's own form; {V1}",
-}
-"""Keys of a JSON object -> what it is."""
 
 
 def foreign_reply(body: bytes) -> str:
@@ -212,4 +187,5 @@ def _lines(text: str) -> str:
 
 def _form(content: object) -> str:
     keys = content.keys() if isinstance(content, dict) else set[str]()
-    return next((what for named, what in OTHER_FORMS.items() if keys >= set(named) and "choices" not in keys), "")
+    forms = (form["what"] for form in DIALECTS["other_forms"] if keys >= set(form["keys"]) and "choices" not in keys)
+    return next(forms, "")

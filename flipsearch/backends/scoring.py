@@ -10,7 +10,7 @@ N rows, T tokens with padding, C tokens of the longest prefix, V vocabulary.
 import importlib.util
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from transformers import PreTrainedModel
@@ -137,28 +137,6 @@ def _rows(prompts: Sequence[Ids], prefixes: Sequence[Ids], groups: Sequence[obje
     return sorted(rows, key=lambda row: (row.num_shared, len(row.prompt) + len(row.path)), reverse=True)
 
 
-class TokenScorer(Protocol):
-    """A loaded model that scores token ids.
-
-    Contract: one score per prompt and prefix, in order, None for one that there is no memory for; a score depends on
-    the others of the call by rounding alone. Prompts of a group begin alike, which may be computed once.
-    """
-
-    tokenizer: Any
-    max_tokens: int | None
-    """Most tokens of prompt and prefix together; None if the model does not say."""
-
-    def score(
-        self, prompts: Sequence[Ids], prefixes: Sequence[Ids], groups: Sequence[object]
-    ) -> list[PrefixScore | None]:
-        """Return the score of each prefix after its prompt."""
-        ...
-
-    def close(self) -> None:
-        """Unload the model; it is not used afterwards."""
-        ...
-
-
 @dataclass(frozen=True, slots=True)
 class TokenScorerConfig:
     """Which model scores, and on what."""
@@ -197,7 +175,7 @@ class TokenScorerConfig:
         longest = VLLM_TOKENS if self.backend == "vllm" else None
         return content_id("scorer", locate(model_source(self.model)).fingerprint, self.backend, str(dtype), longest)
 
-    def load(self) -> TokenScorer:
+    def load(self) -> "TokenScorer":
         """Return the loaded model; BackendError if it cannot be loaded."""
         files, device = locate(model_source(self.model)), choose_device(self.device)
         tokenizer = load_tokenizer(files.folder)
@@ -227,3 +205,12 @@ class TransformersTokenScorer:
         """Unload the weights and release the device's memory."""
         del self._decoder
         free_memory()
+
+
+TokenScorer = TransformersTokenScorer | VllmEngine
+"""A loaded model that scores token ids.
+
+Contract: one score per prompt and prefix, in order, None for one that there is no memory for; a score depends on the
+others of the call by rounding alone. Prompts of a group begin alike, which may be computed once. `max_tokens` are those
+of prompt and prefix together, None if the model does not say.
+"""

@@ -12,6 +12,7 @@ from flipsearch.core.records import Request, Rollout, Sampling, content_id
 
 Reply = Callable[[str, str], str]
 """(prompt text, context text or "") -> completion; a BackendError makes the rollout an error."""
+Key = tuple[str, str]
 ANY = "*"
 """In a table: any prompt, or any context."""
 ENTRY = '{"prompt": …, "context": … or "*", "completion": …} or {…, "error": …}'
@@ -31,21 +32,19 @@ class ScriptedBackend:
 
     def __init__(
         self,
-        replies: Reply | Mapping[str, str] | Mapping[tuple[str, str], str],
+        replies: Reply | Mapping[str, str] | Mapping[Key, str],
         *,
-        errors: Mapping[str, str] | Mapping[tuple[str, str], str] | None = None,
+        errors: Mapping[str, str] | Mapping[Key, str] | None = None,
         identity: str = "",
     ) -> None:
-        self._errors = _by_prompt_and_context(errors or {})
-        self._table: dict[tuple[str, str], str] = {}
-        if callable(replies):
-            self._reply = replies
-            content: object = getattr(replies, "__qualname__", type(replies).__qualname__)
-        else:
-            self._table = _by_prompt_and_context(replies)
-            self._reply = self._look_up
-            content = sorted([*key, text] for key, text in self._table.items())
-        failing = sorted([*key, text] for key, text in self._errors.items())
+        table = replies if isinstance(replies, Mapping) else {}
+        self._reply = None if isinstance(replies, Mapping) else replies
+        self._outcomes: dict[Key, tuple[str, str | None]] = {_key(key): (text, None) for key, text in table.items()}
+        content: object = sorted([*key, text] for key, (text, _) in self._outcomes.items())
+        if not isinstance(replies, Mapping):
+            content = getattr(replies, "__qualname__", type(replies).__qualname__)
+        failing = sorted([*_key(key), why] for key, why in (errors or {}).items())
+        self._outcomes |= {_key(key): ("", why) for key, why in (errors or {}).items()}
         self.model_id = content_id("scripted", identity, content, failing or {})
 
     @classmethod
@@ -74,8 +73,7 @@ class ScriptedBackend:
             raise BackendError(f"'{path}' cannot be read as a JSON table of replies: {error}.") from error
         if not isinstance(entries, list):
             raise BackendError(f"'{path}' holds a JSON {type(entries).__name__}, expected a list of {ENTRY}.")
-        table: dict[tuple[str, str], str] = {}
-        errors: dict[tuple[str, str], str] = {}
+        table, errors = dict[Key, str](), dict[Key, str]()
         for number, entry in enumerate(entries, start=1):
             where = f"{path}, entry {number}"
             if not isinstance(entry, dict) or not all(isinstance(value, str) for value in entry.values()):
@@ -84,10 +82,7 @@ class ScriptedBackend:
             if unknown or "prompt" not in entry or ("completion" in entry) == ("error" in entry):
                 raise BackendError(f"{where}: expected {ENTRY}, got the keys {', '.join(sorted(entry)) or 'none'}.")
             key = entry["prompt"], entry.get("context", ANY)
-            if "error" in entry:
-                errors[key] = entry["error"]
-            else:
-                table[key] = entry["completion"]
+            (errors if "error" in entry else table)[key] = entry.get("error", entry.get("completion"))
         return cls(table, errors=errors)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
@@ -106,11 +101,16 @@ class ScriptedBackend:
         prompt, context = request.prompt.text, request.context.text if request.context else ""
         if request.prefill:
             return failed(request, self.model_id, sampling, "a table has no tokens, so no completion can be continued")
+        keys = ((prompt, context), (prompt, ANY), (ANY, context), (ANY, ANY))  # the closest first
+        missing = ("", f"the table has no completion for the prompt '{prompt[:60]}' under this context.")
+        text, why = next((self._outcomes[key] for key in keys if key in self._outcomes), missing)
         try:
-            self._fail_where_listed(prompt, context)
-            text = self._reply(prompt, context)
+            if self._reply and (text, why) == missing:
+                text, why = self._reply(prompt, context), None
         except BackendError as error:
-            return failed(request, self.model_id, sampling, str(error))
+            why = str(error)
+        if why is not None:
+            return failed(request, self.model_id, sampling, why)
         words = text.split()
         stopped = len(words) <= sampling.max_tokens
         shown = text if stopped else " ".join(words[: sampling.max_tokens])
@@ -118,26 +118,6 @@ class ScriptedBackend:
         prompt_words = EncodedPrompt(tuple(range(self.count_tokens(f"{context} {prompt}"))), opens_thinking=False)
         return completed(request, self.model_id, sampling, prompt_words, shown, (), stopped)
 
-    def _fail_where_listed(self, prompt: str, context: str) -> None:
-        """Raise BackendError where the closest entry is an error."""
-        for key in _keys(prompt, context):
-            if key in self._errors:
-                raise BackendError(self._errors[key])
-            if key in self._table:
-                return
 
-    def _look_up(self, prompt: str, context: str) -> str:
-        """Return the completion of the closest entry; BackendError if there is none."""
-        for key in _keys(prompt, context):
-            if key in self._table:
-                return self._table[key]
-        raise BackendError(f"the table has no completion for the prompt '{prompt[:60]}' under this context.")
-
-
-def _keys(prompt: str, context: str) -> tuple[tuple[str, str], ...]:
-    """Return the entries that match, the closest first."""
-    return (prompt, context), (prompt, ANY), (ANY, context), (ANY, ANY)
-
-
-def _by_prompt_and_context(entries: Mapping[str, str] | Mapping[tuple[str, str], str]) -> dict[tuple[str, str], str]:
-    return {key if isinstance(key, tuple) else (key, ANY): text for key, text in entries.items()}
+def _key(key: str | Key) -> Key:
+    return key if isinstance(key, tuple) else (key, ANY)

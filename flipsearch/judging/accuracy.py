@@ -79,14 +79,9 @@ class JudgeAccuracy:
 
 
 def _figures(agreed: Agreement) -> dict[str, Any]:
-    return {
-        "accuracy": json_value(agreed.accuracy.estimate),
-        "kappa": json_value(agreed.kappa),
-        "f1": json_value(agreed.f1),
-        "sensitivity": json_value(agreed.sensitivity.estimate),
-        "specificity": json_value(agreed.specificity.estimate),
-        "coverage": json_value(agreed.coverage.estimate),
-    }
+    names = ("accuracy", "kappa", "f1", "sensitivity", "specificity", "coverage")
+    figures = {name: getattr(agreed, name) for name in names}
+    return {name: json_value(getattr(figure, "estimate", figure)) for name, figure in figures.items()}
 
 
 def measure_judge(
@@ -317,31 +312,15 @@ class JudgeStress:
 def stress_judge(judge: Judge) -> JudgeStress:
     """Return what a judge makes of the made-up answers. Raises JudgeError as `run_judge` does."""
     content = tomllib.loads((content_folder("judges") / ANSWERS_FILE).read_text(encoding="utf-8"))
-    exchanges = [
-        [Exchange(Prompt(request["prompt"], "harmful"), _filled(text, request)) for request in content["request"]
-         for text in stress["texts"]]
-        for stress in content["stress"]
-    ]  # fmt: skip
-    verdicts = iter(run_judge(judge, [exchange for row in exchanges for exchange in row]))
     rows = []
-    for stress, shown in zip(content["stress"], exchanges, strict=True):
-        given = [next(verdicts) for _ in shown]
-        right = tuple(map(Label, stress["right"]))
-        rows.append(
-            StressRow(
-                name=stress["name"],
-                right=right,
-                n=len(given),
-                num_right=sum(verdict.label in right for verdict in given),
-                labels=Counter(verdict.label for verdict in given),
-                kinds=Counter(verdict.kind for verdict in given if verdict.kind),
-                wrong=tuple(
-                    exchange.completion
-                    for exchange, verdict in zip(shown, given, strict=True)
-                    if verdict.label not in right
-                ),
-            )
-        )
+    for stress in content["stress"]:
+        asked = [(request, text) for request in content["request"] for text in stress["texts"]]
+        exchanges = [Exchange(Prompt(request["prompt"], "harmful"), _filled(text, request)) for request, text in asked]
+        given, right = run_judge(judge, exchanges), tuple(map(Label, stress["right"]))
+        pairs = zip(exchanges, given, strict=True)
+        wrong = tuple(exchange.completion for exchange, verdict in pairs if verdict.label not in right)
+        labels, kinds = Counter(verdict.label for verdict in given), Counter(v.kind for v in given if v.kind)
+        rows.append(StressRow(stress["name"], right, len(given), len(given) - len(wrong), labels, kinds, wrong))
     return JudgeStress(judge.name, judge.identity, tuple(rows))
 
 

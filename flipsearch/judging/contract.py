@@ -11,8 +11,9 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
-from types import NoneType, UnionType
-from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from pydantic import PydanticUserError, TypeAdapter, ValidationError
 
 from flipsearch.core.errors import ConfigError, FlipsearchError, JudgeError, PluginError, near_names, unknown_name
 from flipsearch.core.files import content_folder
@@ -25,7 +26,6 @@ from flipsearch.ledger.tables import LABELLED
 
 _MAX_CHARACTERS = {"name": 100, "identity": 64}
 """The ledger's column for identities is that wide."""
-_SWITCHES = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
 
 
 @contextmanager
@@ -221,26 +221,18 @@ def _convert_options(judge_class: Any, where: str, options: Mapping[str, str]) -
 
 
 def _convert(wanted: Any, value: str, where: str) -> Any:
-    """Convert one value to a type; of a union the first member that is not None counts."""
-    origin = get_origin(wanted)
-    if origin is Literal:
-        choices = {str(choice): choice for choice in get_args(wanted)}
+    """Convert one value to a type; it stays text for a type that pydantic does not know."""
+    literals = [kind for kind in (wanted, *get_args(wanted)) if get_origin(kind) is Literal]
+    if choices := {str(choice): choice for kind in literals for choice in get_args(kind)}:
         if value not in choices:
             raise ConfigError(f"judge in {where}: {unknown_name('value', value, choices)}")
         return choices[value]
-    if origin in (Union, UnionType):
-        return _convert(next(kind for kind in get_args(wanted) if kind is not NoneType), value, where)
-    if wanted is bool:
-        if value.lower() not in _SWITCHES:
-            raise ConfigError(f"judge in {where} is '{value}', expected true or false.")
-        return _SWITCHES[value.lower()]
-    if wanted in (int, float):
-        try:
-            return wanted(value)
-        except ValueError:
-            kind = "a whole number" if wanted is int else "a number"
-            raise ConfigError(f"judge in {where} is '{value}', expected {kind}.") from None
-    return Path(value) if wanted is Path else value
+    try:
+        return TypeAdapter(wanted).validate_python(value)
+    except ValidationError as error:
+        raise ConfigError(f"judge in {where} is '{value}': {error.errors()[0]['msg']}.") from None
+    except PydanticUserError:
+        return value
 
 
 BATCH = 256

@@ -22,6 +22,8 @@ from itertools import chain
 from typing import TypeVar
 
 import numpy as np
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from flipsearch.core.errors import PromptError, unknown_name
 from flipsearch.core.files import cache_folder, write_text
@@ -102,7 +104,8 @@ def assign_splits(
 def find_clusters(prompts: Sequence[Prompt]) -> list[str]:
     """Return the cluster id of each prompt: its group if it has one, else the least prompt id of its cluster."""
     free = [index for index, prompt in enumerate(prompts) if not prompt.group]
-    roots = _join_near_duplicates([content_words(_whole_chat(prompts[index])) for index in free])
+    chats = ["\n".join([*(content for _, content in prompt.turns), prompt.text]) for prompt in prompts]
+    roots = _join_near_duplicates([content_words(chats[index]) for index in free])
     least: dict[int, str] = {}
     for index, root in zip(free, roots, strict=True):
         prompt_id = prompts[index].prompt_id
@@ -111,10 +114,6 @@ def find_clusters(prompts: Sequence[Prompt]) -> list[str]:
     for index, root in zip(free, roots, strict=True):
         ids[index] = least[root]
     return ids
-
-
-def _whole_chat(prompt: Prompt) -> str:
-    return "\n".join([*(content for _, content in prompt.turns), prompt.text])
 
 
 def nested_order(prompts: Iterable[Prompt], seed: int = 0) -> list[Prompt]:
@@ -209,7 +208,7 @@ def are_near_duplicates(left: frozenset[Word], right: frozenset[Word]) -> bool:
 
 
 def _join_near_duplicates(word_sets: Sequence[frozenset[str]]) -> list[int]:
-    """Return a root index for each set, which the sets of one near-duplicate cluster share.
+    """Return a number for each set, which the sets of one near-duplicate cluster share.
 
     Prefix filter (Xiao et al. 2008, doi:10.1145/1367497.1367516): taken from small to large, a set can only be similar
     to an earlier one if its rarest words meet the rarest words of that one, so only such pairs are compared.
@@ -217,18 +216,13 @@ def _join_near_duplicates(word_sets: Sequence[frozenset[str]]) -> list[int]:
     rarity = Counter(word for words in word_sets for word in words)
     by_rarity = sorted(rarity, key=lambda word: (rarity[word], word))
     rank = {word: number for number, word in enumerate(by_rarity)}
-    rarest = [sorted(words, key=rank.__getitem__) for words in word_sets]
-    roots = list(range(len(word_sets)))
-    first_with: dict[frozenset[str], int] = {}
-    distinct: list[int] = []
-    for current in sorted(roots, key=lambda index: (len(rarest[index]), rarest[index])):
-        if (same := first_with.setdefault(word_sets[current], current)) != current:
-            roots[current] = same
-        else:
-            distinct.append(current)
-    for earlier, later in _similar_pairs([[rank[word] for word in rarest[index]] for index in distinct]):
-        roots[_root(roots, distinct[earlier])] = _root(roots, distinct[later])
-    return [_root(roots, index) for index in range(len(roots))]
+    rarest = {words: sorted(words, key=rank.__getitem__) for words in word_sets}
+    ordered = sorted(rarest, key=lambda words: (len(words), rarest[words]))
+    place = {words: number for number, words in enumerate(ordered)}
+    pairs = np.array(list(_similar_pairs([[rank[word] for word in rarest[words]] for words in ordered])), dtype=int)
+    edges = (np.ones(len(pairs)), tuple(pairs.reshape(-1, 2).T))
+    _, roots = connected_components(coo_array(edges, shape=(len(place), len(place))), directed=False)
+    return [int(roots[place[words]]) for words in word_sets]
 
 
 def _similar_pairs(ranked: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]:
@@ -264,14 +258,6 @@ def _similar_pairs(ranked: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]
             first, second = divmod(pair, num)
             if are_near_duplicates(sets[first], sets[second]):
                 yield first, second
-
-
-def _root(roots: list[int], index: int) -> int:
-    """Return the root of an index, halving the path to it."""
-    while roots[index] != index:
-        roots[index] = roots[roots[index]]
-        index = roots[index]
-    return index
 
 
 def cached_clusters(prompts: Sequence[Prompt]) -> list[str]:

@@ -107,9 +107,9 @@ def test_options_are_converted_as_the_constructor_says(tmp_path: Path) -> None:
     [
         ("reeding=loose", "has no option 'reeding'. Did you mean reading"),
         ("reading=lose", "unknown value 'lose'. Did you mean loose"),
-        ("threshold=high", "option threshold is 'high', expected a number."),
-        ("most=1.5", "option most is '1.5', expected a whole number."),
-        ("quick=maybe", "option quick is 'maybe', expected true or false."),
+        ("threshold=high", "option threshold is 'high': Input should be a valid number"),
+        ("most=1.5", "option most is '1.5': Input should be a valid integer"),
+        ("quick=maybe", "option quick is 'maybe': Input should be a valid boolean"),
     ],
 )
 def test_an_option_that_cannot_be_used_is_one_line(tmp_path: Path, options: str, message: str) -> None:
