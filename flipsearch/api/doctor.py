@@ -10,8 +10,15 @@ from pathlib import Path
 from flipsearch.backends.base import check_model, list_backends, make_backend, one_command
 from flipsearch.backends.chat import Chat
 from flipsearch.backends.decoding import DecodingPath
-from flipsearch.backends.loading import choose_device, choose_dtype, gpu_memory, load_tokenizer, memory_bytes
-from flipsearch.backends.model_check import check_template, check_vocabulary
+from flipsearch.backends.loading import (
+    check_template,
+    check_vocabulary,
+    choose_device,
+    choose_dtype,
+    gpu_memory,
+    load_tokenizer,
+    memory_bytes,
+)
 from flipsearch.backends.models import BUILT_IN_MODELS, INSTALL_SMOLLM2, base_model, locate, model_source
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.config import ModelConfig, is_endpoint

@@ -39,7 +39,7 @@ MODEL_STATES = ("past_key_values", "cache_params", "state")
 
 
 class DecodingPath(StrEnum):
-    """How a model is decoded, fastest first; which one is right for it is found when it is loaded (model_check.py)."""
+    """How a model is decoded, fastest first; which one is right for it is found when it is loaded (loading.py)."""
 
     BATCHED = "batched"
     ALONE = "one prompt at a time"

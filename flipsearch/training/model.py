@@ -14,6 +14,7 @@ import copy
 import importlib
 import json
 import math
+import re
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
@@ -25,11 +26,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from flipsearch.backends.base import make_backend
-from flipsearch.backends.loading import choose_device, choose_dtype, make_savable, memory_bytes, quiet
+from flipsearch.backends.loading import choose_device, choose_dtype, memory_bytes, quiet
 from flipsearch.backends.models import locate, model_source
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.config import TrainConfig
-from flipsearch.core.errors import TrainingError, one_line
+from flipsearch.core.errors import BackendError, TrainingError, one_line
 from flipsearch.training.divergence import Head
 from flipsearch.training.plan import TrainPlan
 from flipsearch.training.processes import init_process_group, is_sharded, num_processes
@@ -41,6 +42,9 @@ WEIGHT_BYTES = 4
 FULL_BYTES = 4 * WEIGHT_BYTES
 """A trained parameter: the weight, its gradient and AdamW's two moments, in float32."""
 STORED_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
+
+FLAGGED = re.compile(r"^- `(\w+)`:", re.MULTILINE)
+"""How transformers names the generation settings that it ignores, and for which it refuses to save a model."""
 
 
 def load_student(plan: TrainPlan) -> TransformersBackend:
@@ -83,6 +87,31 @@ def check_memory(folder: Path, config: TrainConfig, device: torch.device, dtype:
             f"training '{config.model}' ({num_parameters / 1e9:.2f} B parameters) takes {needed / 2**30:.1f} GiB for "
             f"weights, gradients, AdamW and teacher, but {device} has {available / 2**30:.1f} GiB; {todo}."
         )
+
+
+def make_savable(model: PreTrainedModel) -> tuple[str, ...]:
+    """Unset the generation settings that transformers ignores and refuses to save; return a note of them.
+
+    Raises BackendError for what unsetting does not mend.
+    """
+    settings: Any = model.generation_config
+    ignored: dict[str, Any] = {}
+    while True:
+        try:
+            settings.validate(strict=True)
+        except ValueError as error:
+            flagged = [name for name in FLAGGED.findall(str(error)) if name not in ignored]
+            if not flagged:
+                reason = one_line(error, 300)
+                raise BackendError(f"the model could not be saved with its generation_config.json: {reason}") from error
+            ignored |= {name: getattr(settings, name) for name in flagged}
+            for name in flagged:
+                setattr(settings, name, None)
+        else:
+            break
+    listed = ", ".join(f"{name} = {value!r}" for name, value in ignored.items())
+    note = f"transformers ignores {listed} in the model's generation settings; the checkpoint leaves that out."
+    return (note,) if ignored else ()
 
 
 def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:

@@ -18,7 +18,7 @@ from pydantic import TypeAdapter
 import flipsearch
 from flipsearch.backends.base import make_backend
 from flipsearch.backends.models import model_source
-from flipsearch.backends.scoring import TokenScorerConfig
+from flipsearch.backends.transformers import TokenScorerConfig
 from flipsearch.config import ModelConfig
 from flipsearch.core.protocols import Backend
 from flipsearch.core.trainings import Scorecard

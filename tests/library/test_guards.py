@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from flipsearch.backends.decoding import Ids
-from flipsearch.backends.scoring import TokenScorerConfig
+from flipsearch.backends.transformers import TokenScorerConfig
 from flipsearch.core.errors import BackendError, ConfigError, JudgeError
 from flipsearch.core.files import content_folder
 from flipsearch.core.records import Exchange, Label, PrefixScore, Prompt, Verdict

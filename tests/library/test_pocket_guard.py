@@ -10,11 +10,10 @@ from jinja2 import Environment
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from flipsearch.backends import scoring
+from flipsearch.backends import transformers as scoring
 from flipsearch.backends.loading import quiet
 from flipsearch.backends.models import model_source
-from flipsearch.backends.scoring import TokenScorer, TokenScorerConfig
-from flipsearch.backends.transformers import TransformersBackend
+from flipsearch.backends.transformers import TokenScorer, TokenScorerConfig, TransformersBackend
 from flipsearch.core.files import content_folder
 from flipsearch.core.records import Context, Exchange, Label, Prompt, Request, Sampling, Verdict
 from flipsearch.core.thoughts import split_answer

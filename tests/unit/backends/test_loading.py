@@ -9,8 +9,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import GenerationConfig, PreTrainedModel
 
-from flipsearch.backends.loading import load_model, make_savable, quiet
+from flipsearch.backends.loading import load_model, quiet
 from flipsearch.core.errors import BackendError
+from flipsearch.training.model import make_savable
 from tests.models import tiny_qwen3
 
 

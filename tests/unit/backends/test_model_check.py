@@ -26,7 +26,7 @@ from transformers import (
     RwkvForCausalLM,
 )
 
-from flipsearch.backends import model_check
+from flipsearch.backends import loading as model_check
 from flipsearch.backends.decoding import Decoder, DecodingPath
 from flipsearch.backends.loading import quiet
 from flipsearch.backends.transformers import TransformersBackend

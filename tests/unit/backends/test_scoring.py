@@ -17,11 +17,10 @@ from transformers import (
     Llama4VisionConfig,
 )
 
-from flipsearch.backends import scoring
+from flipsearch.backends import transformers as scoring
 from flipsearch.backends.decoding import Ids
 from flipsearch.backends.loading import quiet
-from flipsearch.backends.scoring import TokenScorerConfig
-from flipsearch.backends.transformers import TransformersBackend
+from flipsearch.backends.transformers import TokenScorerConfig, TransformersBackend
 from flipsearch.core.errors import BackendError, ConfigError, FlipsearchError
 from flipsearch.core.protocols import PrefixScorer
 from flipsearch.core.records import Context, PrefixScore, Prompt, Request, Sampling
@@ -235,7 +234,7 @@ def test_the_longest_prompt_on_vllm_is_part_of_the_identity_there(
 ) -> None:
     here, there = (TokenScorerConfig(str(tiny_qwen3(tmp_path)), backend=name) for name in ("transformers", "vllm"))
     before = here.identity(), there.identity()
-    monkeypatch.setattr("flipsearch.backends.scoring.VLLM_TOKENS", 4096)
+    monkeypatch.setattr("flipsearch.backends.transformers.VLLM_TOKENS", 4096)
     assert here.identity() == before[0]
     assert there.identity() != before[1]
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flipsearch.backends import vllm
-from flipsearch.backends.scoring import TokenScorerConfig
+from flipsearch.backends.transformers import TokenScorerConfig
 from flipsearch.backends.vllm import VllmEngine
 from flipsearch.core.errors import BackendError, ConfigError
 from tests.models import tiny_qwen3
