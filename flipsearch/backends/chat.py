@@ -286,7 +286,6 @@ class Chat:
         return (f"the chat template ends a turn with {added[0]}, {text}",) if added else ()
 
     def _ids(self, messages: Sequence[Turn], skips_thought: bool) -> tuple[list[int], bool]:
-        """Return the prompt ids of messages, and whether they end in an open thought."""
         try:
             text = self._template.render(messages, **self.options)
             self._template.check_whole(messages, text)
@@ -309,7 +308,6 @@ class Chat:
         return controls[: len(controls) - len(tail)]
 
     def _mark_ids(self) -> frozenset[int]:
-        """Return the control tokens that are a thought mark or a part of one."""
         texts = {text: id for id, text in self._control.tokens.items()}
         parts = {part for parts in MARK_PARTS if parts[0] in texts for part in parts}
         own = "" if self.marks.are_known else self.marks.open_mark + self.marks.close_mark

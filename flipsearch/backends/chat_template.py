@@ -169,7 +169,6 @@ class ChatTemplate:
         return [{"type": "text", "text": text}] if self._as_parts.get(role) else text
 
     def _find_form(self, role: str, after: Turn | None = None, before: Sequence[Turn] = ()) -> None:
-        """Find the form of content in which the text of a role is shown; raises whatever the template does."""
         failure: Exception = ValueError(f"it leaves out the text of the {role}")
         for as_parts in (False, True):
             self._as_parts[role] = as_parts
@@ -191,7 +190,6 @@ class ChatTemplate:
         return " ".join(LONG_PROBE.split()) in " ".join(text.split())
 
     def _find_switch(self) -> ThinkingSwitch | None:
-        """Return the variable that changes the prompt when it is switched; the usual name first."""
         names = sorted(set(SWITCH.findall(self.text)), key=lambda name: (name != USUAL_SWITCH, name))
         candidates = [ThinkingSwitch(name, on, off) for name in names for on, off in SWITCH_VALUES]
         if EFFORT in self.text:

@@ -183,7 +183,6 @@ class Decoder:
     def _complete_alone(
         self, prompt: Ids, row: int, max_tokens: int, choose: Choose, budget: ThoughtBudget | None
     ) -> Ids | None:
-        """Return the completion of one prompt, decoded without padding and with the model's own state, or none."""
         keeps = self.path is DecodingPath.ALONE
         ids, rows = list(prompt), torch.tensor([row], device=self.device)
         states: dict[str, Any] = {}
@@ -215,7 +214,6 @@ class Decoder:
         return torch.cat([pad(logits, (0, 0, num - logits.shape[1], 0)) for logits, _, _ in parts])
 
     def _logits_alone(self, prompt: Ids, num: int) -> torch.Tensor:
-        """Return the logits (1, num, V) after the last `num` tokens of one prompt, computed without any cache."""
         kept = {"logits_to_keep": num} if self._limits_logits else {}
         output = self.model(input_ids=torch.tensor([list(prompt)], device=self.device), use_cache=False, **kept)
         logits: torch.Tensor = output.logits[:, -num:].float()

@@ -76,7 +76,6 @@ def unpacked(file: Path) -> tuple[Path, str]:
 
 
 def _is_whole(folder: Path) -> bool:
-    """Return whether a folder holds all that is made of a file."""
     try:
         check_folder(folder)
     except (BackendError, OSError):
@@ -135,7 +134,6 @@ def read_header(file: Path) -> GgufHeader:
 
 
 def _unpack(file: Path, folder: Path) -> None:
-    """Write the weights, config and tokenizer of a GGUF file into `folder`, and last the note on it."""
     header = read_header(file)
     try:
         # The bar over the tensors is not one of those that the library can be told to leave out.
@@ -168,7 +166,6 @@ def _write_tokenizer(file: Path, header: GgufHeader, folder: Path) -> None:
 
 
 def _write_weights(file: Path, header: GgufHeader, folder: Path) -> str:
-    """Write weights and config; return the dtype. Raises ValueError for tensors that are missing or have no place."""
     name = PRECISIONS.get(header.precision, "bfloat16")
     load: Any = AutoModelForCausalLM.from_pretrained
     loaded, info = load(

@@ -96,7 +96,6 @@ class HttpBackend:
         self._describe()
 
     def _describe(self) -> None:
-        """Set identity and notes by what is known of the endpoint so far."""
         lacks = ["temperature"] if "temperature" in self._omitted else []
         lacks += [] if self._takes_system else ["system role"]
         self.model_id = content_id("http", self._address.base, self._address.model, *lacks)
@@ -257,7 +256,6 @@ class HttpBackend:
 
 
 def _first_named(text: str, names: Sequence[str]) -> str | None:
-    """Return which of the names a text says first, as a whole word; None if it says none."""
     places = {name: match.start() for name in names if (match := re.search(rf"(?<!\w){name}(?!\w)", text))}
     return min(places, key=places.__getitem__) if places else None
 

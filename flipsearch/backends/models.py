@@ -266,12 +266,10 @@ def _smollm2_file() -> Path | None:
 
 
 def _is_gguf(source: str) -> bool:
-    """Return whether a name is that of a GGUF file; a folder may end so too."""
     return source.lower().endswith(GGUF) and not os.path.isdir(os.path.expanduser(source))
 
 
 def _local_folder(source: str) -> Path | None:
-    """Return the folder that `source` names, None if there is no such folder; BackendError for a file."""
     folder = Path(source).expanduser()
     if folder.is_file():
         raise BackendError(f"'{source}' is a file; expected the model's folder, FILE.gguf, or a hub id org/name.")
@@ -279,7 +277,6 @@ def _local_folder(source: str) -> Path | None:
 
 
 def _check_text(path: Path) -> None:
-    """Raise BackendError unless a file of a model can be read as what its name says."""
     try:
         content = path.read_bytes()
         if content.startswith(LFS_POINTER):

@@ -128,7 +128,6 @@ def _texts(content: Any, thoughts: list[str]) -> Iterator[str]:
 
 
 def _plain(reason: Any) -> str:
-    """Return the name of a finish reason as the table spells it."""
     name = "" if reason is None else str(reason).strip().lower().replace("-", "_").replace(" ", "_")
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
@@ -140,7 +139,6 @@ def _shown(value: Any) -> str:
 
 
 def _count(usage: Any, key: str) -> int:
-    """Return a number of tokens that the endpoint reports; 0 if it does not, or reports something else."""
     count = usage.get(key) if isinstance(usage, dict) else None
     return count if isinstance(count, int) and 0 <= count < 2**31 else 0
 

@@ -141,11 +141,9 @@ class LocalBackend:
         return [by_index.get(index) for index in range(len(requests))]
 
     def _generate(self, requests: Sequence[EncodedRequest], sampling: Sampling) -> Iterator[list[Rollout]]:
-        """Yield one rollout per encoded request, batch by batch, in any order."""
         raise NotImplementedError
 
     def _score(self, requests: Sequence[EncodedRequest]) -> list[PrefixScore | None]:
-        """Return the score of each encoded request's prefill, in order; None where memory runs out."""
         raise NotImplementedError
 
     def _encode(self, request: Request, max_tokens: int) -> EncodedRequest:
@@ -162,7 +160,6 @@ class LocalBackend:
         return EncodedRequest(request, prompt)
 
     def _completed(self, item: EncodedRequest, sampling: Sampling, new_ids: Sequence[int], stopped: bool) -> Rollout:
-        """Return the rollout of a request after whose prefill the model wrote `new_ids`."""
         ids, opens = (*item.request.prefill, *new_ids), item.prompt.opens_thinking
         text, is_forced = self.chat.decode(ids), False
         if sampling.think_tokens:
@@ -173,5 +170,4 @@ class LocalBackend:
         return completed(item.request, self.model_id, sampling, item.prompt, text, ids, stopped, num_thought, is_forced)
 
     def _budget(self, item: EncodedRequest, sampling: Sampling) -> ThoughtBudget:
-        """Return the budget of a request, behind its prefill."""
         return ThoughtBudget(self.watch, sampling, item.prompt.opens_thinking).follow_all(item.request.prefill)

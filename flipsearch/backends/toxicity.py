@@ -92,7 +92,6 @@ class ToxicityModel:
         return highest
 
     def _sigmoids(self, windows: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Return the sigmoid (W, K) of each class for the windows of one batch."""
         lengths = torch.tensor([len(ids) for ids in windows])
         pad = float(self._tokenizer.pad_token_id)
         ids = pad_sequence([torch.tensor(ids) for ids in windows], batch_first=True, padding_value=pad)  # (rows, T)

@@ -3,9 +3,9 @@
 Requests are sorted by length and decoded in batches. When memory runs out, the batch is halved and decoded again. In
 float32 a greedy completion is the same whatever its batch; in lower precision rounding can tip a near tie.
 
-Known prefixes are scored by teacher forcing, in one pass; those of one prompt that differ only in their last token share
-a row: a few single tokens cost what one does. A TokenScorer is a whole model that only scores token ids, as guard judges
-need, whose prompts are no chat. N rows, T tokens with padding, C tokens of the longest prefix, V vocabulary.
+Known prefixes are scored by teacher forcing, in one pass; those of one prompt that differ only in their last token are
+scored on one row. A TokenScorer is a whole model that only scores token ids, as guard judges need, whose prompts are no
+chat. N rows, T tokens with padding, C tokens of the longest prefix, V vocabulary.
 """
 
 import importlib.util
@@ -297,7 +297,6 @@ class TransformersBackend(LocalBackend):
         free_memory()
 
     def _generate(self, requests: Sequence[EncodedRequest], sampling: Sampling) -> Iterator[list[Rollout]]:
-        """Yield the rollouts in batches that fit into memory, each of prefills of equal length, longest first."""
         for num_forced in sorted({len(item.request.prefill) for item in requests}):
             queue = _in_order([item for item in requests if len(item.request.prefill) == num_forced])
             while queue:
@@ -328,7 +327,6 @@ class TransformersBackend(LocalBackend):
         )
 
     def _complete(self, batch: Sequence[EncodedRequest], sampling: Sampling) -> list[Rollout]:
-        """Return the rollouts of a batch with prefills of equal length, in order."""
         num_forced = len(batch[0].request.prefill)
         choose = chooser([item.request for item in batch], sampling, self._decoder.device, num_forced)
         shared = [item.num_shared for item in batch]

@@ -192,7 +192,6 @@ class VllmBackend(LocalBackend):
         self._engine.close()
 
     def _generate(self, requests: Sequence[EncodedRequest], sampling: Sampling) -> Iterator[list[Rollout]]:
-        """Yield the rollouts in chunks; all requests of a chunk are in the engine at once."""
         for start in range(0, len(requests), CHUNK):
             chunk = requests[start : start + CHUNK]
             if sampling.think_tokens:

@@ -3,11 +3,13 @@
     training.json and log.jsonl: TrainingRun
     answers of two models --scored--> Measured --paired--> Score --pooled--> Composite --> Scorecard
 
-Knows neither models nor files. To add a method, write one file with a `make_trainer` and add its row to METHODS.
+Knows neither models nor files. To add a method, write one file with a `make_trainer` and add its table to methods.toml.
 """
 
+import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 from flipsearch.core.errors import ConfigError, TrainingError, unknown_name
@@ -16,7 +18,6 @@ from flipsearch.core.records import AnswerKind, Context, Kind, Sampling, Scope
 
 TRAINING_FORMAT = 1
 """Version of training.json and of a checkpoint in progress."""
-_PAPER = "[arXiv 2605.15239](https://arxiv.org/abs/2605.15239)"
 Control = Literal["empty", "neutral", "shuffled"]
 """What replaces the context, to measure what a training does without the context's meaning."""
 LogLine = Mapping[str, float]
@@ -42,41 +43,9 @@ class TrainingMethod:
     """Fields of TrainConfig that mean something only to methods that list them."""
 
 
-METHODS: dict[str, TrainingMethod] = {
-    "opsa": TrainingMethod(
-        summary="on-policy self-alignment: own rollouts, each token supervised by the frozen model under the context",
-        card=f"On-policy self-alignment (OPSA, {_PAPER}, Eq. 2). In every step the model completes prompts without any "
-        "context, as it will be used. A frozen copy of it, the teacher, reads the same completions under the context "
-        "that goes with the prompt. The divergence between the two next-token distributions, mean over the completion "
-        "tokens up to the horizon, is minimised through the model: it learns from its own texts to answer as it would "
-        "under the context.",
-        trainer="flipsearch.training.opsa:make_trainer",
-        loss="divergence",
-        is_supervised=False,
-        settings=frozenset(
-            {"forward_weight", "reverse_weight", "jensen_shannon_weight", "loss_mixture", "loss_temperature"}
-            | {"support", "tail", "clip", "horizon"}
-        ),
-    ),
-    "sft-self": TrainingMethod(
-        summary="off-policy self-distillation: own answers under the context that the judge keeps, then SFT without it",
-        card=f"Off-policy self-distillation, a baseline method of OPSA's paper ({_PAPER}). The model answered the "
-        "prompts under the context, a judge kept the good answers, and the model was fine-tuned on them with the "
-        "context left out.",
-        trainer="flipsearch.training.sft:make_trainer",
-        loss="negative log-likelihood",
-        is_supervised=True,
-    ),
-    "sft-teacher": TrainingMethod(
-        summary="an external teacher's answers under the context that the judge keeps, then SFT without it",
-        card=f"Supervised fine-tuning on the answers of another model, a baseline method of OPSA's paper ({_PAPER}). "
-        "The teacher answered the prompts under the context, a judge kept the good answers, and the model was "
-        "fine-tuned on them with the context left out.",
-        trainer="flipsearch.training.sft:make_trainer",
-        loss="negative log-likelihood",
-        is_supervised=True,
-        needs_teacher=True,
-    ),
+_ROWS = tomllib.loads(Path(__file__).with_name("methods.toml").read_text(encoding="utf-8"))
+METHODS = {
+    name: TrainingMethod(**row | {"settings": frozenset(row.get("settings", ()))}) for name, row in _ROWS.items()
 }
 
 
@@ -143,7 +112,6 @@ def check_format(content: object, path: object) -> None:
 
 
 Metric = Literal["harmful_rate", "over_refusal_rate", "reasoning_accuracy"]
-METRICS: tuple[Metric, ...] = ("harmful_rate", "over_refusal_rate", "reasoning_accuracy")
 
 
 @dataclass(frozen=True, slots=True)

@@ -162,7 +162,6 @@ def _deduplicate(rows: Sequence[LabelledAnswer]) -> list[LabelledAnswer]:
 
 
 def _by_question(pairs: Sequence[_Judged]) -> dict[Question, Agreement]:
-    """Return the agreement on each question that any row answers, the one with more rows first."""
     by_question: dict[Question, Agreement] = {}
     split = {question: [pair for pair in pairs if QUESTION_OF[pair[0].label] == question] for question in QUESTIONS}
     for question, subset in sorted(split.items(), key=lambda item: -len(item[1])):
@@ -187,7 +186,6 @@ def _row_weights(rows: Sequence[LabelledAnswer]) -> list[float]:
 
 
 def _answer(verdict: Verdict, question: Question) -> bool | None:
-    """Return the judge's answer to a question; None if it has none."""
     if question == "unsafe":
         return None if verdict.label is Label.UNSCORED else verdict.label is Label.UNSAFE
     return None if verdict.label is Label.UNSCORED or verdict.p_refusal is None else verdict.p_refusal >= 0.5

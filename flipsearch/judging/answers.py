@@ -132,7 +132,6 @@ def _content_words(prompt: str) -> frozenset[str]:
 
 
 def _why_unreadable(text: str, words: list[str]) -> str:
-    """Return why a text is no English prose, or ""."""
     if not re.search(r"\w", _END_MARK.sub("", text)):
         return NO_WORDS
     tokens = text.split()

@@ -145,7 +145,6 @@ def cross_validate(rows: Sequence[LabelledFeatures], shipped: Path) -> dict[str,
 
 
 def _common_codes(rows: Sequence[LabelledFeatures]) -> Codes:
-    """Return the codes of all signs, and of the words that occur in answers to most prompts."""
     by_prompt: dict[str, set[int]] = {}
     for row in rows:
         by_prompt.setdefault(row.prompt, set()).update(row.features.codes)
@@ -197,7 +196,6 @@ def _row_weights(sources: Sequence[str], targets: Floats) -> Floats:
 
 
 def _scores(model: CompactModel, rows: Sequence[LabelledFeatures]) -> Floats:
-    """Return (rows, K) probabilities, nan where the judge would leave the answer UNSCORED."""
     probabilities = model.probabilities([row.features for row in rows])
     probabilities[[not model.can_score(row.features) for row in rows]] = np.nan
     return probabilities

@@ -206,7 +206,6 @@ def build_judge(judge_class: Any, where: str, options: Mapping[str, str]) -> Che
 
 
 def _convert_options(judge_class: Any, where: str, options: Mapping[str, str]) -> dict[str, Any]:
-    """Return the options as the types that the constructor's annotations name."""
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = inspect.signature(judge_class).parameters
     known = [name for name, parameter in parameters.items() if parameter.kind in kinds]

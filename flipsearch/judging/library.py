@@ -136,7 +136,6 @@ def _parse_member(part: str, text: str) -> Member:
 
 
 def _unquote(written: str, text: str) -> str:
-    """Return a name or a value without its quotes, if it has any."""
     item = written.strip()
     if item.startswith(_QUOTES):
         if item.find(item[0], 1) != len(item) - 1:
@@ -148,7 +147,6 @@ def _unquote(written: str, text: str) -> str:
 
 
 def _split(text: str, mark: str) -> Iterator[str]:
-    """Split at a mark outside of brackets and quotes."""
     depth, start = 0, 0
     for piece in _PIECE.finditer(text):
         letter = piece[0][0]
@@ -238,7 +236,6 @@ def _load_member(member: Member) -> Judge:
 
 
 def _find_class(name: str) -> tuple[Any, str]:
-    """Return the class of a judge by name or path, and how errors name it."""
     if name.lower().endswith(".py") or "/" in name or "\\" in name:
         return load_class(_file_at(Path(os.path.expanduser(name)))), name
     files, entries = _judge_files(), {entry.name: entry for entry in entry_points(group=ENTRY_POINTS)}
@@ -305,7 +302,6 @@ def load_class(path: Path) -> Any:
 
 
 def _describe(path: Path) -> str:
-    """Return the first line of a judge's docstring, and its requirements in square brackets."""
     try:
         syntax = _parse_class(path)
     except PluginError as error:

@@ -171,7 +171,6 @@ def judge_by_rubric(
 
 
 def _generate(backend: Backend, sampling: Sampling, texts: Iterable[str]) -> dict[str, Rollout | None]:
-    """Return prompt text -> the model's reply, None if it gave none."""
     prompts = {text: Prompt(text, "benign") for text in sorted(texts)}
     requests = [Request(prompt) for prompt in prompts.values()]
     rollouts = chain.from_iterable(backend.generate(requests, sampling)) if requests else ()

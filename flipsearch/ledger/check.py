@@ -180,7 +180,6 @@ def _prefix_score_faults(row: sql.RowMapping) -> Iterator[str]:
 
 
 def _reference_faults(ledger: Ledger) -> list[Fault]:
-    """Return the faults between verdicts and their rollouts."""
     has_rollout = sql.exists().where(ROLLOUTS.c.rollout_id == VERDICTS.c.rollout_id)
     has_none = has_rollout.where(ROLLOUTS.c.finish_reason.in_(("error", "filtered")))
     conditions = {
@@ -198,7 +197,6 @@ def _reference_faults(ledger: Ledger) -> list[Fault]:
 
 
 def _tally(ledger: Ledger, column: sql.Column[Any]) -> dict[str, int]:
-    """Return the value of a column -> number of rows, most first."""
     query = sql.select(column, sql.func.count().label("num")).group_by(column)
     with ledger.reader() as connection:
         counts = [(BASELINE if key is None else str(key), num) for key, num in connection.execute(query)]

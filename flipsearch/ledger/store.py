@@ -296,7 +296,6 @@ class Ledger:
                 connection.execute(sql.insert(FORMATS), {"version": FORMAT})
 
     def _replace(self, table: sql.Table, rows: list[dict[str, Any]]) -> None:
-        """Insert rows in one transaction, replacing those with the same key."""
         if not rows:
             return
         if self.dialect == "sqlite":

@@ -191,7 +191,6 @@ class Runner:
         }
 
     def _generate(self, wanted: Mapping[str, Request]) -> None:
-        """Generate and save the rollouts that the ledger lacks, by their ids."""
         finished = self.ledger.lengths(wanted)
         missing = {id: request for id, request in wanted.items() if id not in finished and id not in self._failed}
         self._report(Activity.GENERATING, len(wanted) - len(missing), len(wanted))

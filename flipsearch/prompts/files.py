@@ -23,7 +23,7 @@ from huggingface_hub import HfApi, hf_hub_download
 from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
 from flipsearch.core.errors import PromptError, near_names, one_line, unknown_name
-from flipsearch.core.files import atomic_write, cache_folder
+from flipsearch.core.files import atomic_write, cache_folder, storable
 from flipsearch.prompts.formats import FILE_TYPES, Row, file_type, read_columns, read_rows
 
 MAX_BYTES = 2**30
@@ -185,8 +185,7 @@ _COLUMN = re.compile(
     rf"(?P<path>.+?\.(?:{'|'.join(FILE_TYPES)})(?:\.gz)?(?:\?[^:]*)?):(?P<column>[^/\\]*)", re.IGNORECASE | re.DOTALL
 )
 _DATASET_COLUMN = re.compile(r"(?P<path>[\w.-]+/[\w./-]+):(?P<column>[^/\\:]*)")
-_HALF_CHARACTER = re.compile("[\ud800-\udfff]")
-_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
+UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,7 +247,7 @@ class Table:
 
 def plain_name(column: str) -> str:
     """Return a column's name in lower case without unseen characters, its blanks as underscores."""
-    return "_".join(_UNSEEN.sub("", column).lower().split())
+    return "_".join(UNSEEN.sub("", column).lower().split())
 
 
 def built_in_files(folder: str) -> dict[str, Path]:
@@ -299,7 +298,6 @@ def read_table(path: str, local: Path | None = None) -> Table:
 
 
 def _file_path(path: str) -> str:
-    """Return a path without the query of an address; PromptError for an address that none can be."""
     if not path.lower().startswith("https://"):
         return path
     try:
@@ -349,7 +347,7 @@ def cell(row: Row, column: str | None) -> str:
         return ""
     # Numbers come back from parquet as floats where a column has gaps: 1.0 is 1.
     text = str(int(value)) if isinstance(value, float) and value.is_integer() else str(value).strip()
-    return text if text.isascii() else _HALF_CHARACTER.sub("\ufffd", text)
+    return storable(text)
 
 
 def is_missing(value: Any) -> bool:
@@ -369,7 +367,7 @@ def text_cell(table: Table, row: Row, column: str) -> str:
 
 def whole_text(table: Table, row: Row, column: str, text: str) -> str:
     """Return a stripped text; raises PromptError if it holds half a character (a lone surrogate)."""
-    if not text.isascii() and _HALF_CHARACTER.search(text):
+    if storable(text) != text:
         raise PromptError(f"{table.at(row)}: column '{column}' holds half a character (a lone surrogate).")
     return text.strip()
 

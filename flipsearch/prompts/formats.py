@@ -9,12 +9,12 @@ import gzip
 import io
 import json
 import re
-import shutil
 import tempfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -96,14 +96,16 @@ def _opened(shown: str, file: Path, kind: str) -> Iterator[Opened]:
                     yield unpacked
                     return
                 with tempfile.TemporaryFile() as whole:  # parquet is read from its end
-                    shutil.copyfileobj(_Bounded(shown, unpacked), whole)
+                    while block := unpacked.read(2**20):
+                        whole.write(block)
+                        if whole.tell() > MAX_UNPACKED_BYTES:
+                            raise PromptError(f"{shown} unpacks to more than {MAX_UNPACKED_BYTES:,} bytes: unpack it.")
                     yield whole
     except (OSError, EOFError, zlib.error) as error:
         raise PromptError(f"cannot read prompt file '{shown}': {getattr(error, 'strerror', '') or error}.") from error
 
 
 def _lines(shown: str, stream: Opened) -> Iterator[str]:
-    """Yield the lines of a text file with their breaks, without byte order marks."""
     head = stream.peek(4)[:4]
     encoding = next((name for mark, name in _MARKS if head.startswith(mark)), "utf-8")
     if encoding == "utf-8" and len(head) >= 4 and (head[0] == 0) != (head[1] == 0):
@@ -138,7 +140,6 @@ def _lines(shown: str, stream: Opened) -> Iterator[str]:
 
 
 def _csv_records(shown: str, stream: Opened, kind: str) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """Return the header, and the records with their first lines."""
     csv.field_size_limit(max(csv.field_size_limit(), MAX_LINE))  # an answer may be longer than Python's 128 KiB
     lines = _lines(shown, stream)
     num_blank = 0
@@ -155,11 +156,7 @@ def _csv_records(shown: str, stream: Opened, kind: str) -> tuple[list[str], Iter
     usual = "\t" if kind == "tsv" else next((mark for mark in ",\t;" if mark in first), ",")
     delimiter = named[1] if named else usual
 
-    def all_lines() -> Iterator[str]:
-        yield first
-        yield from lines
-
-    reader = csv.reader(all_lines(), delimiter=delimiter, strict=True)
+    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
 
     def records() -> Iterator[tuple[int, list[str]]]:
         line = num_blank + 1
@@ -199,7 +196,7 @@ def _json_rows(shown: str, stream: Opened) -> Iterator[Row]:
                 f"e.g. with jq '.data' (or of a pandas frame: to_json(orient='records'))."
             )
         if not held and line.lstrip().startswith("{"):
-            yield from _jsonl_rows(shown, _chained(line, lines), start=size + 1)
+            yield from _jsonl_rows(shown, chain([line], lines), start=size + 1)
             return
         held += [line] if held or line.strip() else []
         size += len(line) if held else 1
@@ -212,11 +209,6 @@ def _json_rows(shown: str, stream: Opened) -> Iterator[Row]:
         raise PromptError(f"{shown} is a JSON {type(members).__name__}, expected an array of texts or of objects.")
     for number, member in enumerate(members, start=1):
         yield Row(number, _cells(f"{shown}:{number}", member))
-
-
-def _chained(first: str, rest: Iterator[str]) -> Iterator[str]:
-    yield first
-    yield from rest
 
 
 def _jsonl_rows(shown: str, lines: Iterator[str], start: int = 1) -> Iterator[Row]:
@@ -261,31 +253,14 @@ def _parquet(shown: str, stream: Opened) -> Any:
         raise PromptError(f"{shown} cannot be read as parquet: {one_line(error)}") from error
 
 
-class _Bounded:
-    """A stream that ends in an error once it has given MAX_UNPACKED_BYTES."""
-
-    def __init__(self, shown: str, stream: Opened) -> None:
-        self.shown, self.stream, self.left = shown, stream, MAX_UNPACKED_BYTES
-
-    def read(self, size: int = -1) -> bytes:
-        block = self.stream.read(size)
-        self.left -= len(block)
-        if self.left < 0:
-            raise PromptError(f"{self.shown} unpacks to more than {MAX_UNPACKED_BYTES:,} bytes: unpack it yourself.")
-        return block
-
-
 def _parquet_rows(shown: str, stream: Opened) -> Iterator[Row]:
     number = 0
-    batches = _parquet(shown, stream).iter_batches(BATCH_ROWS)
-    while True:
-        try:
-            batch = next(batches, None)
-            rows = batch.to_pylist() if batch is not None else None
-        except Exception as error:  # as above
-            raise PromptError(f"{shown} cannot be read as parquet: {one_line(error)}") from error
-        if rows is None:
-            return
-        for cells in rows:
-            number += 1
-            yield Row(number, cells)
+    try:
+        for batch in _parquet(shown, stream).iter_batches(BATCH_ROWS):
+            for cells in batch.to_pylist():
+                number += 1
+                yield Row(number, cells)
+    except PromptError:
+        raise
+    except Exception as error:  # as above
+        raise PromptError(f"{shown} cannot be read as parquet: {one_line(error)}") from error

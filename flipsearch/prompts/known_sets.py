@@ -112,7 +112,6 @@ def _by_annotators(cells: Mapping[str, str]) -> tuple[str, Routed]:
 
 
 def _known_set(name: str, row: Mapping[str, Any]) -> KnownSet:
-    """Return the set of a row of known_sets.toml, whose labels name meanings or say them."""
     labels = {
         column: _MEANINGS[meaning] if isinstance(meaning, str) else meaning
         for column, meaning in row.get("labels", {}).items()

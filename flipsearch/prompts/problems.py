@@ -222,13 +222,14 @@ def load_problems(spec: str) -> ProblemSet:
             raise PromptError(f"{table.at(row)}: the question of {known.place} again, with another answer.")
     if not problems:
         raise PromptError(f"{table.path}: no row has both a question ('{question_column}') and an answer.")
-    passage_notes = (
-        [f"{name}: {num_passages} problems asked with the text in '{passage_column}'"] if num_passages else []
-    )
-    notes = [f"{name}: {num_repeats} repeated problems left out"] if num_repeats else []
-    notes += [f"{name}: {num_empty} rows without a question or an answer left out"] if num_empty else []
+    counts = {
+        f"problems asked with the text in '{passage_column}'": num_passages,
+        "repeated problems left out": num_repeats,
+        "rows without a question or an answer left out": num_empty,
+    }
+    notes = tuple(f"{name}: {num} {what}" for what, num in counts.items() if num)
     ordered = sorted(problems.values(), key=lambda problem: content_id("order", problem.question))
-    return ProblemSet(name, tuple(ordered), (*passage_notes, *notes))
+    return ProblemSet(name, tuple(ordered), notes)
 
 
 def list_problem_sets() -> dict[str, int]:

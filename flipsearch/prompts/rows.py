@@ -21,6 +21,7 @@ from itertools import pairwise
 from typing import Any, NoReturn, get_args
 
 from flipsearch.core.errors import PromptError, unknown_name
+from flipsearch.core.files import storable
 from flipsearch.core.records import SPLITS, Kind, Split, Turn
 from flipsearch.prompts.files import Table, cell, is_missing, plain_name, whole_text
 from flipsearch.prompts.formats import Row
@@ -165,10 +166,8 @@ def _turn(member: Any) -> Turn:
 
 
 def _whole(text: str) -> str:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise _NotARequestError("holds half a character (a lone surrogate)") from None
+    if storable(text) != text:
+        raise _NotARequestError("holds half a character (a lone surrogate)")
     return text.strip()
 
 

@@ -8,7 +8,6 @@ borderline, split and group.
 
 import hashlib
 import heapq
-import re
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,6 +23,7 @@ from flipsearch.prompts.files import (
     CATEGORY_COLUMNS,
     COMPANION_COLUMNS,
     TEXT_COLUMNS,
+    UNSEEN,
     Table,
     built_in_files,
     cell,
@@ -49,7 +49,6 @@ MAX_KEPT = 50_000
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 FIRST_ROWS = 100
 """Rows that are looked at to tell a public set from other files with its columns."""
-_UNSEEN = re.compile("[\u00ad\u200b-\u200f\u2060\ufeff]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,10 +195,9 @@ class _KeptPrompts:
 
 
 def _spelling(prompt: Prompt) -> str:
-    """Return what is equal for texts that look the same."""
     text = "\x1f".join([*(content for _, content in prompt.turns), prompt.text])
     if not text.isascii():
-        text = _UNSEEN.sub("", unicodedata.normalize("NFC", text))
+        text = UNSEEN.sub("", unicodedata.normalize("NFC", text))
     return " ".join(text.split())
 
 
@@ -228,7 +226,6 @@ def _load(spec: str, kind: Kind | None, kept: _KeptPrompts) -> Iterable[_Source]
 
 
 def _fetch(known: KnownSet, file: SetFile) -> tuple[list[str], Table]:
-    """Return the table of a set's public file, from the cache if it was fetched before, and what to say of it."""
     if not file.address.startswith("https://"):
         table = read_table(file.address)
         return [f"{known.name}: {table.path} on the Hugging Face hub, licence {known.licence}"], table
@@ -248,18 +245,20 @@ def _read(
     candidates = [*(known.category if known else ()), *CATEGORY_COLUMNS]
     text_names = {plain_name(text_column) for text_column in columns}
     category_column = table.find([candidate for candidate in candidates if candidate not in text_names])
-    context_column = _context_column(table, columns[0], known) if not column else None
+    companions = [name for name in COMPANION_COLUMNS if name != plain_name(columns[0])]
+    companions = ([known.context] if known.context else []) if known else companions
+    context_column = None if column else table.find(companions)
     system_column = table.find(SYSTEM_COLUMNS)
     left_column, reasons = known.left_out if known and known.left_out else ("", {})
     left_column = table.find([left_column]) or ""
     source = _Source(name)
     counts: Counter[str] = Counter()
-    num_empty = num_rows = 0
+    num_rows = 0
     for row in table.rows:
         num_rows += 1
-        request = _request_of(table, row, columns)
-        if not request.text:
-            num_empty += 1
+        requests = (read_request(table, row, text_column) for text_column in columns)
+        if (request := next((request for request in requests if request.text), None)) is None:
+            kept.num_empty += 1
             continue
         if reason := reasons.get(cell(row, left_column).lower()):
             counts[f"{reason}, left out"] += 1
@@ -288,19 +287,12 @@ def _read(
             turns=request.turns,
         )
         kept.add(table.at(row), prompt)
-    kept.num_empty += num_empty
-    if not any(label.endswith(f"-> {kept_kind}") for label in source.labels for kept_kind in _kinds(kind)):
+    wanted_ends = tuple(f"-> {wanted_kind}" for wanted_kind in ([kind] if kind else ["harmful", "benign"]))
+    if not any(label.endswith(wanted_ends) for label in source.labels):
         raise PromptError(_nothing_left(table, columns, kind, source.labels, num_rows))
     source.notes += _notes(table, columns, kind, source.labels, router)
     source.notes += [f"{table.name}: {count} rows {what}" for what, count in counts.items() if count]
     return source
-
-
-def _context_column(table: Table, text_column: str, known: KnownSet | None) -> str | None:
-    """Return the column of a text that the prompt speaks of, which is asked with it."""
-    if known:
-        return table.find([known.context]) if known.context else None
-    return table.find([name for name in COMPANION_COLUMNS if name != plain_name(text_column)])
 
 
 def _check_label(table: Table, row: Row, request: ChatPrompt, router: LabelRouter, known: KnownSet | None) -> None:
@@ -311,20 +303,6 @@ def _check_label(table: Table, row: Row, request: ChatPrompt, router: LabelRoute
             f"{table.at(row)}: '{column}' stands beside a chat that ends in an answer, so it may label that answer. "
             "Name it prompt_label if it labels the prompts; else drop it, and give the file with --harmful or --benign."
         )
-
-
-def _kinds(kind: Kind | None) -> tuple[Kind, ...]:
-    return (kind,) if kind else ("harmful", "benign")
-
-
-def _request_of(table: Table, row: Row, columns: Sequence[str]) -> ChatPrompt:
-    """Return the request in the first of `columns` that the row fills."""
-    request = ChatPrompt("")
-    for column in columns:
-        request = read_request(table, row, column)
-        if request.text:
-            break
-    return request
 
 
 def _category(row: Row, column: str | None) -> str:

@@ -114,7 +114,6 @@ def _f1(tables: Floats) -> Floats:
 
 
 def _ratio(above: Floats, below: Floats) -> Floats:
-    """Return above / below, nan where `below` is 0."""
     ratio: Floats = np.divide(above, below, out=np.full_like(below, np.nan), where=below != 0)
     return ratio
 

@@ -129,7 +129,6 @@ def _likeliest(weights: Weights, features: ContextFeatures, mean: float, outcome
 
 
 def _prior(weights: Weights, features: ContextFeatures, mean: float) -> tuple[Array, Array]:
-    """Return prior means (contexts,) and covariances (contexts, contexts) of the rates."""
     covariance: Array = weights.sentences * features.sentences + weights.words * features.words
     covariance += weights.minor * features.minor + CONSTANT
     covariance += weights.scores**2 * np.outer(features.scores, features.scores)

@@ -255,7 +255,6 @@ def _contexts_of_file(path: Path, placement: Placement | None) -> list[Context]:
 
 
 def _read_cards(path: Path) -> list[Card]:
-    """Return the cards of a .json file: of one context, or of a portfolio; ConfigError if it is neither."""
     source = _read(path)
     content: object = None
     with suppress(ValueError):

@@ -151,7 +151,6 @@ def plan_training(*sources: Mapping[str, Any]) -> TrainPlan:
 
 
 def _read_settings(sources: Sequence[Mapping[str, Any]]) -> tuple[TrainConfig, list[Card]]:
-    """Return the settings with all defaults filled in, and the cards of their contexts."""
     given = {key: value for source in sources for key, value in source.items() if value is not None}
     named = given.get("context")
     if not named:
@@ -175,7 +174,6 @@ def _read_settings(sources: Sequence[Mapping[str, Any]]) -> tuple[TrainConfig, l
 
 
 def _card_settings(cards: Sequence[Card], given: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that follow from the first card, as far as they are not given."""
     card = cards[0] if cards else None
     if card is None or card.model is None:
         return {}
@@ -195,7 +193,6 @@ def _card_settings(cards: Sequence[Card], given: Mapping[str, Any]) -> dict[str,
 
 
 def _read_contexts(config: TrainConfig) -> tuple[tuple[Context, ...], Context | None]:
-    """Return the contexts for harmful prompts, or their control, and the one for benign prompts."""
     library = library_for(config.model, config.contexts)
     contexts = given_contexts(config.context, library)
     benign = given_contexts([config.benign_context], library) if config.benign_context else []
@@ -223,7 +220,6 @@ def _training_prompts(config: TrainConfig, prompt_set: PromptSet) -> tuple[Promp
 
 
 def _notes(config: TrainConfig, prompts: Sequence[Prompt], step_size: int) -> list[str]:
-    """Return what the user should know of a training on `prompts`."""
     notes = []
     if step_size != config.train_batch_size:
         notes.append(f"A step takes {step_size} prompts, not {config.train_batch_size}: there are no more.")
@@ -237,7 +233,6 @@ def _notes(config: TrainConfig, prompts: Sequence[Prompt], step_size: int) -> li
 
 
 def _step_notes(plan: TrainPlan) -> Iterator[str]:
-    """Yield what the user should know of steps that are too few to change a model."""
     rate, num_steps = plan.config.learning_rate or 0.0, plan.num_steps
     share = num_steps * rate / (PAPER_STEPS * PAPER["learning_rate"])
     if share < LITTLE:
@@ -254,7 +249,6 @@ def _step_notes(plan: TrainPlan) -> Iterator[str]:
 
 
 def _check_launch(config: TrainConfig) -> None:
-    """Raise ConfigError for processes and shards that cannot train with these settings."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
         raise ConfigError("training is sharded by FSDP 2, not by DeepSpeed: accelerate launch --use_fsdp …")
     if is_sharded() and os.environ.get("FSDP_VERSION") != "2":
@@ -268,7 +262,6 @@ def _check_launch(config: TrainConfig) -> None:
 
 
 def _check_settings(config: TrainConfig) -> None:
-    """Raise ConfigError for settings that no training can use, or that do not go together."""
     if config.backend != "transformers":
         raise ConfigError(f"backend = {config.backend}: training runs on transformers; leave --backend out.")
     if config.name is not None:

@@ -125,7 +125,6 @@ def _before_training(
 def _answer_rows(
     plan: TrainPlan, routing: Routing, backend: TransformersBackend, runner: Callable[[Backend], Runner]
 ) -> dict[str, TrainingRow]:
-    """Return by prompt id the rows of the kept answers: of the teacher, for a method that needs one, or the model."""
     if not plan.method.needs_teacher:
         return own_rows(backend.chat, kept_answers(runner(backend), routing.prompts, routing.contexts))
     assert plan.config.teacher is not None  # by plan
@@ -184,7 +183,6 @@ def _record(
     judge: Judge,
     step_size: int,
 ) -> TrainingRun:
-    """Return the record of a finished training whose steps took `step_size` prompts."""
     config = plan.config
     notes = [*plan.notes_on(backend.model_id), *loss_notes(log), *backend.notes]
     notes += getattr(judge, "notes", ()) if plan.needs_judge else ()

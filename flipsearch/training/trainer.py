@@ -174,7 +174,6 @@ class CompletionTrainer(SavedStates):
         return WholeSteps(len(self.job.prompts), size, self.args.data_seed or 0)
 
     def _stop(self, loss: float, batch: TrainingBatch) -> None:
-        """Save the batch and raise TrainingError with the step."""
         prefix = "" if is_main_process() else f"{self.args.process_index}_"
         path = Path(str(self.args.output_dir)) / f"{prefix}{FAILED_BATCH}"
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flipsearch.backends.endpoint import RequestError
-from flipsearch.backends.replies import NAMES, ChatReply, parse_reply
+from flipsearch.backends.replies import DIALECTS, ChatReply, parse_reply
 from flipsearch.core.records import FINISH_REASONS
 
 SCALARS = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8)
@@ -23,7 +23,7 @@ MESSAGES = st.fixed_dictionaries(
     {"content": TEXTS | st.lists(PARTS | TEXTS, max_size=3)},
     optional=dict.fromkeys(("reasoning", "reasoning_content", "refusal", "tool_calls", "role"), TEXTS),
 )
-REASONS = st.sampled_from([name for names in NAMES.values() for name in names]) | JSON
+REASONS = st.sampled_from([name for names in DIALECTS["finish_reasons"].values() for name in names]) | JSON
 CHOICES = st.fixed_dictionaries({"message": MESSAGES}, optional={"finish_reason": REASONS})
 USAGES = st.fixed_dictionaries({}, optional={"prompt_tokens": JSON, "completion_tokens": JSON}) | JSON
 COMPLETIONS = st.fixed_dictionaries(
