@@ -77,10 +77,7 @@ def list_backends() -> dict[str, str]:
 
 
 def check_model(config: ModelConfig) -> None:
-    """Check all that can be wrong with a model before it is loaded.
-
-    Raises BackendError, or PluginError for a broken entry point. A missing package is found without importing anything.
-    """
+    """Check what can be wrong with a model before it is loaded; BackendError, PluginError for a broken entry point."""
     name, entry = _resolve(config)
     if config.omit and name != "http":
         raise BackendError(f"--omit {config.omit[0]} is for endpoints, and --backend {name} asks none; leave it out.")
@@ -91,10 +88,7 @@ def check_model(config: ModelConfig) -> None:
 
 
 def check_rewriter(config: ModelConfig, *, fetch: bool = False) -> None:
-    """Check the model that rewrites contexts as `check_model` does; `fetch` also downloads a hub model.
-
-    It is loaded second, so this reports a wrong name before the first model has been loaded.
-    """
+    """Check the model that rewrites, which is loaded second, as `check_model` does; `fetch` also downloads it."""
     try:
         check_model(config)
         if fetch and (identity := _hook(config, "identity")):
@@ -104,10 +98,7 @@ def check_rewriter(config: ModelConfig, *, fetch: bool = False) -> None:
 
 
 def model_identity(config: ModelConfig) -> str:
-    """Return an identity of the model without loading weights; a hub model is downloaded.
-
-    It changes whenever the backend's own `model_id` would, but is not equal to it.
-    """
+    """Return what changes whenever the model's `model_id` would; downloads a hub model, loads no weights."""
     if identity := _hook(config, "identity"):
         return str(identity(config))
     with closing(make_backend(config)) as backend:
@@ -115,18 +106,12 @@ def model_identity(config: ModelConfig) -> str:
 
 
 def make_backend(config: ModelConfig, *, memory_share: float = 1.0) -> Backend:
-    """Load the model of a config on its backend.
-
-    `memory_share` is the part of the GPU memory that the backend would use alone, for those that reserve it (vLLM).
-    """
+    """Load the model of a config; `memory_share` is of the GPU memory that the backend would reserve alone (vLLM)."""
     return cast(Backend, _load_class(config).from_config(config, memory_share))
 
 
 def _resolve(config: ModelConfig) -> tuple[str, BackendEntry]:
-    """Return name and row of a config's backend; the address of an endpoint chooses http where none was given.
-
-    Raises BackendError, with near names, for an unknown one.
-    """
+    """Return name and row of a config's backend; the address of an endpoint chooses http. BackendError if unknown."""
     name = "http" if config.backend == DEFAULT_BACKEND and is_endpoint(config.model) else config.backend
     entries = _entries()
     if name not in entries:

@@ -184,10 +184,7 @@ class ControlTokens:
 
 
 class Chat:
-    """A Hugging Face tokenizer with its chat template and thinking switch; "auto" is the template's default.
-
-    Raises BackendError for a tokenizer without a usable chat template and ConfigError for an unknown switch.
-    """
+    """A tokenizer with chat template and thinking switch ("auto" is the template's own); BackendError without one."""
 
     def __init__(self, tokenizer: Any, thinking: Thinking = "auto") -> None:
         if thinking not in get_args(Thinking):
@@ -237,10 +234,7 @@ class Chat:
         return EncodedPrompt(tuple(ids), opens)
 
     def decode(self, completion_ids: Sequence[int]) -> str:
-        """Return the text of a completion, special tokens removed and thought marks kept.
-
-        Marks that only this template writes are spelled as the usual ones, so that judges know them.
-        """
+        """Return a completion's text without special tokens; thought marks stay, spelled as judges know them."""
         kept = [id for id in completion_ids if id not in self._dropped_ids]
         text: str = self._tokenizer.decode(kept, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         if not self.marks.are_known:
@@ -254,10 +248,7 @@ class Chat:
         return self.decode(self._tokenize(self._control.defuse(text)))
 
     def completion_ids(self, answer: str, thought: str = "") -> tuple[int, ...]:
-        """Return another model's answer in this model's tokens, with its thought as this model's template writes one.
-
-        Where the prompt opens a thought it is closed, even an empty one. Control tokens in the texts do not survive.
-        """
+        """Return another model's answer and thought in this model's tokens and marks; control tokens are broken."""
         text = self._control.defuse(answer)
         if thought or self.opens_thinking:
             start = "" if self.opens_thinking else self.marks.start
@@ -372,10 +363,7 @@ class Chat:
 
 
 def lay_out(prompt: Prompt, context: Context | None = None, takes_system: bool = True) -> list[Message]:
-    """Return the chat messages of a prompt under a context, which goes before the prompt without a system role.
-
-    Earlier turns of the chat come first; a context beside the prompt stands with the last one.
-    """
+    """Return the messages of a prompt, earlier turns first, under a context, which stands with the last turn."""
     earlier = [{"role": role, "content": content} for role, content in prompt.turns]
     if context is None or not context.text.strip():
         return [*earlier, {"role": "user", "content": prompt.text}]

@@ -221,10 +221,7 @@ class Decoder:
 
     @torch.inference_mode()
     def token_bytes(self) -> int:
-        """Return how many bytes a batch's cache grows by for each token of a row, measured on one token.
-
-        Configs of some models do not say it: heads and widths may differ by layer.
-        """
+        """Return the bytes that a batch's cache grows by for each token, measured: configs may not say it."""
         if self.path is not DecodingPath.BATCHED:
             return 0
         _, _, cache = self._forward_whole([[0]], 1)
@@ -299,10 +296,7 @@ class Decoder:
 
 
 def shared_prefixes(prompts: Sequence[Ids], groups: Sequence[object]) -> list[int]:
-    """Return how many leading tokens each prompt shares with all prompts of its group.
-
-    The last token never counts: every prompt computes at least one token of its own, for the logits after it.
-    """
+    """Return how many leading tokens each prompt shares with all of its group; its last token never counts."""
     shared: dict[object, Ids] = {}
     for ids, group in zip(prompts, groups, strict=True):
         prefix = shared.get(group, ids)[: max(0, len(ids) - 1)]

@@ -224,10 +224,7 @@ class Endpoint:
             return _Response(response.status_code, response.headers, bytes(body[:most]))
 
     def _within(self, deadline: float, work: Callable[[], _Response]) -> _Response:
-        """Return the result of `work`, or raise what it raises; TimeoutError soon after the deadline, come what may.
-
-        Its thread is then left behind: the head of a response that drips byte by byte cannot be bounded otherwise.
-        """
+        """Return or raise what `work` does, or TimeoutError soon after the deadline: its thread is then left behind."""
         done: SimpleQueue[_Response | Exception] = SimpleQueue()
 
         def run() -> None:
@@ -289,10 +286,7 @@ class Endpoint:
 
 
 def error_of(body: bytes) -> tuple[str, str]:
-    """Return the message of an HTTP error's body, and its codes and parameter in one text.
-
-    OpenAI's form is {"error": {"message", "code", "param"}}; other bodies are their own message.
-    """
+    """Return an HTTP error's message, and its codes and parameter in one text; other bodies are messages whole."""
     try:
         content = json.loads(body)
         error = content.get("error") or content

@@ -61,10 +61,7 @@ class GgufHeader:
 
 
 def unpacked(file: Path) -> tuple[Path, str]:
-    """Return the folder of a GGUF file's weights and tokenizer, unpacked if it is not there yet, and a note on it.
-
-    Raises BackendError in one line for a file that is broken or that transformers cannot read.
-    """
+    """Return the folder of a GGUF file, unpacked if it is not there, and a note; BackendError if unreadable."""
     status = file.stat()
     digest = _content_hash(str(file.resolve()), status.st_size, status.st_mtime_ns)
     folder = cache_folder("gguf") / f"{file.stem[:80]}-{digest}-v{UNPACKED_VERSION}"
@@ -208,10 +205,7 @@ def _check_tensors(model: PreTrainedModel, header: GgufHeader) -> None:
 
 
 def _set_rope(config: PreTrainedConfig, header: GgufHeader) -> None:
-    """Put the frequency factors of a Llama 3 file, which transformers leaves out, into its config.
-
-    Raises ValueError for factors that Llama 3's rule does not give.
-    """
+    """Put the frequency factors of Llama 3, which transformers leaves out, into its config; ValueError for others."""
     if not header.rope_factors:
         return
     plain = dict(config.rope_parameters)

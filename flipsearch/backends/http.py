@@ -169,10 +169,7 @@ class HttpBackend:
                 return
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
-        """Yield one rollout per request, in order of completion; a kill loses those in flight.
-
-        An empty batch says that `status` has changed.
-        """
+        """Yield one rollout per request as they are completed; an empty batch says that `status` has changed."""
         # A queue per call: requests of an earlier one that was given up may still come back.
         self._done = SimpleQueue()
         work = _as_completed(lambda r: self._rollout(r, sampling), requests, self._num_connections, self._done)

@@ -101,10 +101,7 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
 
 
 def local_identity(config: ModelConfig) -> str:
-    """Return an identity of a local or hub model on its backend; a hub model is downloaded, no weights are loaded.
-
-    It changes whenever the backend's `model_id` does.
-    """
+    """Return what changes whenever the `model_id` of a local or hub model does; no weights are loaded."""
     fingerprint = locate(model_source(config.model)).fingerprint
     dtype = choose_dtype(config.dtype, choose_device(config.device))
     return content_id("model", config.backend, fingerprint, config.thinking, str(dtype))

@@ -79,10 +79,7 @@ def list_models() -> dict[str, str]:
 
 
 def model_source(model: str) -> str:
-    """Return what a backend loads for `model`: the folder or file of a built-in model, any other name unchanged.
-
-    Raises BackendError for a built-in model whose package is not installed.
-    """
+    """Return what a backend loads for `model`; BackendError for a built-in one whose package is not installed."""
     if model == POCKET_MODEL:
         return str(PACKAGE / "pocket")
     if model == SMOLLM2:
@@ -98,10 +95,7 @@ def has_gguf() -> bool:
 
 
 def base_model(model: str) -> str:
-    """Return the model that a checkpoint was originally trained from; any other model is its own base.
-
-    Raises BackendError for a training.json that cannot be read or that leads back to itself.
-    """
+    """Return the model that a checkpoint was first trained from, or the model itself; BackendError for a broken one."""
     seen: list[str] = []
     while model not in BUILT_IN_MODELS and os.path.isfile(path := os.path.join(model, TRAINING_FILE)):
         if model in seen:
@@ -244,10 +238,7 @@ def check_gguf(file: Path) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a content hash of everything in `folder` that can change a completion.
-
-    Weights are hashed whole: a sample would miss an edit of a single layer. About a second for two gigabytes.
-    """
+    """Return a content hash of all in `folder` that can change a completion: of weights whole, 2 GB a second."""
     digest = hashlib.sha256()
     for path in sorted({path for pattern in LOADED_FILES for path in folder.glob(pattern)}):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())

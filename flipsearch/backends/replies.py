@@ -105,10 +105,7 @@ def parse_reply(content: bytes, max_tokens: int) -> ChatReply:
 
 
 def _texts(content: Any, thoughts: list[str]) -> Iterator[str]:
-    """Yield the texts of a message's content, a text or parts; what its parts thought is added to `thoughts`.
-
-    Raises RequestError for a part without text: an answer with a hole in it must not be judged.
-    """
+    """Yield a message's texts and add what it thought to `thoughts`; RequestError for a part without text."""
     for part in content if isinstance(content, list) else [content]:
         if part is None:
             continue

@@ -58,10 +58,7 @@ def stream_seed(request: Request, sampling: Sampling) -> int:
 
 
 def end_ids(*sources: object) -> set[int]:
-    """Return the token ids that generation settings and tokenizers name as the end of a completion.
-
-    Raises BackendError for anything but ids: an end that is not understood would be none.
-    """
+    """Return the ids that settings and tokenizers name as a completion's end; BackendError for anything but ids."""
     ids: set[int] = set()
     for source in sources:
         eos = getattr(source, "eos_token_id", None)
@@ -86,10 +83,7 @@ class EncodedRequest:
 
 
 class LocalBackend:
-    """The part of a backend that holds its model: a chat, and which requests fit.
-
-    A subclass sets the attributes and completes and scores token ids; failures are handled here.
-    """
+    """What local backends share; a subclass sets the attributes, and completes and scores token ids."""
 
     model_id: str
     notes: tuple[str, ...]

@@ -110,10 +110,7 @@ class VllmEngine:
     def score(
         self, prompts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]], groups: Sequence[object] = ()
     ) -> list[PrefixScore | None]:
-        """Return the score of each prefix after its prompt, in order; None where no token would fit after them.
-
-        Each is a pass of its own, whatever the `groups`.
-        """
+        """Return each prefix's score in a pass of its own, whatever the `groups`; None where no token would fit."""
         scores: dict[int, PrefixScore] = {}
         fitting = [i for i in range(len(prompts)) if len(prompts[i]) + len(prefixes[i]) < self.max_positions]
         params = self.vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
@@ -134,10 +131,7 @@ class VllmEngine:
 
 
 class VllmBackend(LocalBackend):
-    """A causal language model from a local folder or the hub, decoded by vLLM.
-
-    `max_model_len`, `memory_share` and `engine` are VllmEngine's, whose errors it raises.
-    """
+    """A causal language model from a local folder or the hub, decoded by vLLM; options and errors are VllmEngine's."""
 
     min_new_tokens = 1
 

@@ -22,10 +22,7 @@ _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 def cache_folder(name: str) -> Path:
-    """Return the folder `name` of what can be made or fetched again; it need not exist yet.
-
-    It lies in $FLIPSEARCH_CACHE, or else in flipsearch/ of the user's cache.
-    """
+    """Return the folder `name`, which need not exist, in $FLIPSEARCH_CACHE or flipsearch/ of the user's cache."""
     caches = os.environ.get("XDG_CACHE_HOME", "")
     usual = (Path(caches) if os.path.isabs(caches) else Path.home() / ".cache") / "flipsearch"
     return Path(os.environ.get("FLIPSEARCH_CACHE") or usual).expanduser() / name
@@ -57,10 +54,7 @@ def write_text(path: Path, text: str, error: type[FlipsearchError] = StudyError)
 
 
 def take_lock(file: Path) -> sqlite3.Connection:
-    """Hold an exclusive transaction on an empty database until the returned connection is closed.
-
-    Raises sqlite3.Error if the file cannot be created or another process holds the lock; `is_held` tells which.
-    """
+    """Hold an exclusive transaction on an empty database until closed; sqlite3.Error if that fails (`is_held`)."""
     lock = sqlite3.connect(file, timeout=0, isolation_level=None, check_same_thread=False)
     try:
         lock.execute("BEGIN EXCLUSIVE")
@@ -95,10 +89,7 @@ def json_text(value: Mapping[str, Any]) -> str:
 
 
 def printable(text: str) -> str:
-    """Return `text` with U+FFFD for every character that a terminal would obey or hide; line breaks stay.
-
-    These are control and formatting characters (ANSI escapes, reordering marks) and lone surrogates.
-    """
+    """Return `text` with U+FFFD for control and formatting characters and lone surrogates; line breaks stay."""
     return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
 
 

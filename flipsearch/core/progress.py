@@ -92,10 +92,7 @@ class Events:
         self._is_checked = False
 
     def __call__(self, event: str, /, **facts: Any) -> None:
-        """Append one line with the time in UTC.
-
-        The first call terminates a line that a kill or a full disk left incomplete, so that it spoils only itself.
-        """
+        """Append one line with the time in UTC, behind a line that a kill may have left incomplete."""
         now = datetime.now(UTC).isoformat(timespec="milliseconds")
         line = json.dumps({"time": now, "event": event} | facts, default=str) + "\n"
         try:

@@ -217,10 +217,7 @@ class Rollout:
 
 
 def lead_tokens(num_thought_tokens: int) -> int:
-    """Return how many tokens come before those that tell what an answer will be: all of a long thought, or none.
-
-    A thought of a line or two decides in its first words, and counts as the beginning of the answer.
-    """
+    """Return the tokens before those that tell what an answer will be: all of a long thought, or none."""
     return num_thought_tokens if num_thought_tokens > SHORT_THOUGHT else 0
 
 

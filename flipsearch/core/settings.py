@@ -77,10 +77,7 @@ def value_type(kind: type[BaseModel], name: str) -> tuple[type, bool]:
 
 
 def make_config(kind: type[Settings], *sources: Mapping[str, Any]) -> Settings:
-    """Return a config from mappings of names or flags to values, later ones winning; None values are left out.
-
-    Raises ConfigError in one line: an unknown key with near names, or the option, what it got and what was expected.
-    """
+    """Return a config from names or flags to values, later ones winning, None left out; ConfigError in one line."""
     flags = ((flag, name) for name in kind.model_fields for flag in flag_of(kind, name).names)
     written = {flag.lstrip("-").replace("-", "_"): name for flag, name in flags}
     merged: dict[str, Any] = {}

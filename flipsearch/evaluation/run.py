@@ -57,10 +57,7 @@ class AlgebraWorker:
         self._reader = ThreadPoolExecutor(1)
 
     def compare(self, reference: str, text: str) -> bool | None:
-        """Return whether `text` states the answer `reference` (both LaTeX); None if it runs out of time or memory.
-
-        Raises JudgeError if math-verify cannot be started at all.
-        """
+        """Return whether `text` states the `reference` (both LaTeX); None: out of time or memory."""
         process = self._process or self._start()
         question = json.dumps({"reference": reference, "text": text[-MAX_CHARACTERS:]})
         try:
@@ -116,10 +113,7 @@ _SPACE = re.compile(r"(?<!\\)~|\\q?quad(?![A-Za-z])")
 
 
 def run_evaluation(plan: EvaluationPlan, judge: Judge, ledger: Ledger, progress: Progress | None = None) -> Scorecard:
-    """Return the scorecard of a plan; one model is loaded, evaluated and unloaded after the other.
-
-    Raises BackendError, JudgeError and LedgerError; what was finished before stays in the ledger.
-    """
+    """Return a plan's scorecard, one model after the other; what was finished before an error stays in the ledger."""
     share = remaining_memory_share(judge)
 
     def score(config: EvalConfig, side: str) -> ModelScores:

@@ -172,10 +172,7 @@ def composite(scores: Sequence[Score]) -> Composite | None:
 
 
 def reasoning_and_tax(new: Sequence[SetScores], base: Sequence[SetScores]) -> tuple[Composite | None, Estimate | None]:
-    """Return the accuracy of both models over all problems of all sets, and the tax: base minus new, paired.
-
-    Both models come with the same sets in the same order. A problem of two sets counts in both.
-    """
+    """Return both models' accuracy over the problems of all sets, in the same order, and the tax: base minus new."""
     # Keyed by position and not by name: two files of two folders may bear one name.
     new_values, base_values = (
         {

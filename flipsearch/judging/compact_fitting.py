@@ -75,10 +75,7 @@ class CrossValidation:
 
 
 def fitting_rows(answers: Sequence[LabelledAnswer], rules: RefusalRules) -> list[LabelledFeatures]:
-    """Return the answers that a judge would be shown, with the labels of those questions that have enough.
-
-    Raises ValueError if no question has.
-    """
+    """Return what a judge would be shown, with labels of questions that have enough; ValueError if none has."""
     shown = [(answer, answer_to_judge(answer.exchange)) for answer in answers]
     rows = [
         LabelledFeatures(
@@ -99,10 +96,7 @@ def fitting_rows(answers: Sequence[LabelledAnswer], rules: RefusalRules) -> list
 
 
 def fit(rows: Sequence[LabelledFeatures], **about: object) -> CompactModel:
-    """Return a model fitted to the rows that are labelled, axis by axis; `about` is stored with it.
-
-    An axis without both labels stays with the refusal rules. Raises ValueError if no axis has both.
-    """
+    """Return a model fitted axis by axis; one without both labels stays with the rules. ValueError if none has both."""
     if not any(len({getattr(row, axis) for row in rows} - {None}) == 2 for axis in AXES):
         raise ValueError("the labels must hold both answers to a question: unsafe and safe, or refusal and compliance.")
     features, common = [row.features for row in rows], _common_codes(rows)

@@ -47,10 +47,7 @@ def plugin_errors_as(kind: type[FlipsearchError], what: str) -> Iterator[None]:
 
 
 def run_judge(judge: Judge, exchanges: Sequence[Exchange]) -> list[Verdict]:
-    """Return a judge's verdicts, one per exchange, in order.
-
-    Raises JudgeError if the judge raises anything, or returns anything but one valid verdict per exchange.
-    """
+    """Return one verdict per exchange, in order; JudgeError if the judge raises or returns anything else."""
     seen = list(exchanges)  # before the judge, which may change the list
     with plugin_errors_as(JudgeError, f"judge '{judge.name}' failed"):
         verdicts: object = judge.judge(exchanges)
@@ -121,10 +118,7 @@ def check_identities(*judges: Judge | None) -> None:
 
 
 class CheckedJudge:
-    """Validates a plug-in judge against the Judge protocol, and forwards to it.
-
-    `where` names the plug-in in errors. Raises PluginError for an attribute that is missing or of the wrong type.
-    """
+    """Forwards to a plug-in judge that keeps the Judge protocol; PluginError, with `where` it is, for others."""
 
     def __init__(self, judge: Any, where: str) -> None:
         self._judge, self._where = judge, where
@@ -196,10 +190,7 @@ class CheckedJudge:
 
 
 def build_judge(judge_class: Any, where: str, options: Mapping[str, str]) -> CheckedJudge:
-    """Return a judge of a plug-in class, built with options as they were written; `where` names it in errors.
-
-    Raises ConfigError for an unknown option or a value of the wrong type, PluginError if the judge cannot be built.
-    """
+    """Return a judge built with options as written; ConfigError for a wrong option, PluginError if that fails."""
     with plugin_errors_as(PluginError, f"judge in {where} cannot be built"):
         converted = _convert_options(judge_class, where, options) if options else {}
         return CheckedJudge(judge_class(**converted), where)
@@ -265,10 +256,7 @@ def judge_with_ledger(ledger: Ledger, judge: Judge, ids: Sequence[str], exchange
 def judge_answers(
     judge: Judge, exchanges: Sequence[Exchange], folder: Path | None, progress: Callable[[int, int], None] | None = None
 ) -> list[Verdict]:
-    """Return a judge's verdicts, in order, from its own ledger in `folder` or else from the judge; None keeps nothing.
-
-    A judge that fails before its first verdict leaves no files behind. Raises JudgeError and LedgerError.
-    """
+    """Return verdicts in order, from the judge's own ledger in `folder` or else from the judge; None keeps nothing."""
     if isinstance(judge, Panel):
         return judge.combine([judge_answers(member, exchanges, folder, progress) for member in judge.members])
     ids = [content_id("answer", exchange.prompt.text, exchange.completion) for exchange in exchanges]

@@ -73,10 +73,7 @@ class GuardDecision:
 
 
 def decide(log_probs: Sequence[Sequence[float]], min_mass: float = MIN_MASS) -> GuardDecision | Verdict:
-    """Return the decision that follows from each answer's token log probabilities, or the UNSCORED verdict.
-
-    Whatever the numbers are, NaN and infinity included, there is a decision or a reason.
-    """
+    """Return the decision of the answers' token log probabilities, or why there is none, whatever the numbers are."""
     sums = [sum(tokens) for tokens in log_probs]
     weights = [math.exp(min(0.0, total)) for total in sums]  # finite, even of NaN: min(0.0, nan) is 0.0
     mass = math.fsum(weights)

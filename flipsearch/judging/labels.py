@@ -115,10 +115,7 @@ class StudyLabel:
 
 
 def read_labels(paths: Iterable[str]) -> list[LabelledAnswer]:
-    """Return the rows of all files, in order.
-
-    Raises PromptError for a file that lacks a column or is given twice, an empty prompt, and an unknown label.
-    """
+    """Return the rows of all files; PromptError for a lost column, a file given twice, no prompt, an unknown label."""
     paths = list(paths)
     if twice := [path for path, num in Counter(map(os.path.realpath, paths)).items() if num > 1]:
         raise PromptError(f"'{twice[0]}' is given twice, and its rows would count twice; give it once.")
@@ -183,10 +180,7 @@ def base_rollout_id(study: Study, prompt_id: str) -> str:
 
 
 def study_labels(study: Study, rows: Iterable[LabelledAnswer]) -> list[StudyLabel]:
-    """Return the labels among `rows` that were sampled from a study, each answer once.
-
-    Raises JudgeError for an answer that the study does not have, or that two rows label differently.
-    """
+    """Return a study's labels, each answer once; JudgeError for an unknown answer, and two labels of one."""
     flips = [(trial.context.context_id, flip) for trial in study.trials for flip in harmful_flips(trial)]
     known = {(flip.prompt_id, id): flip.rollout_ids[0] for id, flip in flips if flip.rollout_ids}
     known |= {(flip.prompt_id, ""): base_rollout_id(study, flip.prompt_id) for _, flip in flips}
@@ -328,10 +322,7 @@ def _rollout_ids(study: Study, num_contexts: int) -> dict[str, dict[str, str]]:
 
 
 def _doubts(ids: Mapping[str, Mapping[str, str]], verdicts: Mapping[str, Verdict]) -> dict[str, float]:
-    """Return a doubt per prompt: the root of the chance of an error, summed over its answers.
-
-    Probabilities in proportion to it are optimal (Neyman allocation).
-    """
+    """Return a doubt per prompt, the root of its answers' chance of an error: optimal by Neyman allocation."""
     doubts: dict[str, float] = {}
     for prompt_id in ids[""]:
         answers = [verdicts.get(by_prompt[prompt_id]) for by_prompt in ids.values()]

@@ -114,10 +114,7 @@ class Rubric:
         return self.fill(exchange.prompt.text, answer)
 
     def retry_prompt(self, prompt: str) -> str:
-        """Return the prompt after a reply that could not be parsed: the same, then the form of the scores.
-
-        Unchanged, it would get the same greedy reply again.
-        """
+        """Return another prompt after a reply that could not be parsed: the same would get the same greedy reply."""
         lines = "\n".join(f"{name}: {' or '.join(field.values)}" for name, field in self._fields.items())
         return f"{prompt}\n\nReply with nothing but these lines, each with one of its values:\n{lines}"
 

@@ -89,10 +89,7 @@ class LedgerCheck:
 
 
 def check_ledger(place: Path | str) -> LedgerCheck:
-    """Return what a ledger holds and what is wrong with it; writes nothing.
-
-    Raises LedgerError, in one line, for a place that holds no ledger of this format, or that cannot be read.
-    """
+    """Return what a ledger holds and what is wrong with it, writing nothing; LedgerError if it cannot be read."""
     with Ledger(place, read_only=True) as ledger:
         if damage := _damage(ledger):
             return LedgerCheck(str(place), faults=tuple(damage))

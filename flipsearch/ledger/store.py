@@ -162,10 +162,7 @@ class Ledger:
 
     @contextmanager
     def in_flight(self, phase: str, ids: Iterable[str]) -> Iterator[None]:
-        """Mark the rollouts `ids` as requested until the block succeeds; the mark of a killed process stays.
-
-        Only people read it: a rollout is either in the ledger, or it is generated again.
-        """
+        """Mark the rollouts `ids` as requested until the block succeeds; only people read what a kill leaves."""
         value = json.dumps({"phase": phase, "rollout_ids": list(ids)})
         self._replace(NOTES, [{"key": IN_FLIGHT, "value": value, "time": _now()}])
         yield

@@ -69,10 +69,7 @@ class Runner:
     _failed: set[str] = field(default_factory=set)
 
     def with_judge(self, judge: Judge) -> "Runner":
-        """Return a runner of the same model and ledger with another judge; failed rollouts are not tried again.
-
-        Its progress counts on from here.
-        """
+        """Return a runner of the same model and ledger with another judge; failed rollouts are not tried again."""
         return replace(self, judge=judge, judged={})
 
     def enter(self, phase: Phase, detail: str = "") -> None:
@@ -85,20 +82,14 @@ class Runner:
         return sum(outcome.num_tokens for outcome in self.judged.values())
 
     def rollouts(self, requests: Sequence[Request]) -> list[Rollout]:
-        """Return one rollout per request, in order, from the ledger or the backend.
-
-        Raises BackendError if the backend breaks its contract, LedgerError if a rollout cannot be saved.
-        """
+        """Return one rollout per request, in order; BackendError if the backend breaks its contract."""
         ids = self._ids(requests)
         self._generate(dict(zip(ids, requests, strict=True)))
         rollouts = self.ledger.rollouts(ids, errors=True)
         return [rollouts[id] for id in ids]
 
     def verdicts(self, rollouts: Sequence[Rollout], prompts: Iterable[Prompt]) -> list[Verdict]:
-        """Return one verdict per rollout, in order, from the ledger or the judge; `prompts` holds theirs, in any order.
-
-        A failed rollout is UNSCORED with its error as the reason, and is not shown to the judge.
-        """
+        """Return one verdict per rollout, in order; a failed rollout is UNSCORED and shown to no judge."""
         by_id = {rollout.rollout_id: rollout for rollout in rollouts}
         verdicts = self.ledger.verdicts(self.judge.identity, by_id)
         for id, rollout in by_id.items():
@@ -126,10 +117,7 @@ class Runner:
         return [self.judged[id] for id in ids]
 
     def score_prefixes(self, requests: Sequence[Request]) -> list[PrefixScore | None]:
-        """Return the score of each request's prefill, in order, from the ledger or the backend; nothing is generated.
-
-        None for a request that the model cannot hold, and for all if the backend cannot score.
-        """
+        """Return each prefill's score from ledger or backend; None for one too long, and where none are scored."""
         if not isinstance(self.backend, PrefixScorer):
             return [None] * len(requests)
         ids = [prefix_score_id(self.backend.model_id, request) for request in requests]

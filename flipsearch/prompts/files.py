@@ -120,10 +120,7 @@ def is_here(path: str) -> bool:
 
 
 def hub_dataset(spec: str) -> tuple[str, list[Path]]:
-    """Return ORG/NAME/CONFIG/SPLIT of ORG/NAME[/CONFIG[/SPLIT]], and its parquet files.
-
-    Raises PromptError with the names to choose from.
-    """
+    """Return a hub dataset's ORG/NAME/CONFIG/SPLIT and its parquet files; PromptError with the names there are."""
     match = _DATASET.fullmatch(spec)
     assert match is not None  # is_dataset
     dataset = match["id"]
@@ -215,10 +212,7 @@ class Table:
         return f"{self.path}:{row.line}"
 
     def find(self, names: Sequence[str]) -> str | None:
-        """Return the column of the first of `names` that the file has, as the file spells it; the case is ignored.
-
-        Raises PromptError if two columns have that name: which one is meant cannot be known.
-        """
+        """Return the column of the first of `names` in any case, as it is spelled; PromptError if there are two."""
         for name in names:
             columns = [column for column in self.columns if plain_name(column) == name]
             if len(columns) > 1:
@@ -228,10 +222,7 @@ class Table:
         return None
 
     def text_column(self, name: str | None = None) -> str:
-        """Return the column that holds the prompts: `name`, or one of TEXT_COLUMNS.
-
-        Raises PromptError with the columns of the file if there is none.
-        """
+        """Return the column of prompts: `name`, or one of TEXT_COLUMNS; PromptError with the file's columns if none."""
         column = self.find([plain_name(name)] if name else TEXT_COLUMNS)
         if column is not None:
             return column
@@ -280,10 +271,7 @@ def split_column(spec: str) -> tuple[str, str | None]:
 
 
 def read_table(path: str, local: Path | None = None) -> Table:
-    """Return the table of a file, or of the copy of it that lies at `local`.
-
-    Raises PromptError if it is missing, empty, binary or malformed.
-    """
+    """Return the table of a file, or of its copy at `local`; PromptError if it is missing, empty or malformed."""
     path, files = (path, [local]) if local else _locate(path)
     kinds = [file_type(_file_path(path)) or file_type(file.name) for file in files]
     table_files = tuple((file, kind) for file, kind in zip(files, kinds, strict=True) if kind)
@@ -373,10 +361,7 @@ def whole_text(table: Table, row: Row, column: str, text: str) -> str:
 
 
 def require_local_prompts(specs: Iterable[str], named_by: str, todo: str) -> None:
-    """Raise PromptError for prompts that a file names and that are neither a set by name nor files on this machine.
-
-    `todo` says how the user names them.
-    """
+    """Raise PromptError for what a file names and is neither a set nor here; `todo` says how the user names it."""
     for spec in specs:
         is_here = Path(spec).is_file() or Path(split_column(spec)[0]).is_file()
         if "://" in spec or ("/" in spec and not is_here):

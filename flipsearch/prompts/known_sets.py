@@ -148,10 +148,7 @@ def describe(known: KnownSet) -> dict[str, str]:
 
 
 def recognise(columns: Sequence[str], first: Sequence[Mapping[str, str]]) -> KnownSet | None:
-    """Return the set that a file with these columns is of: the one with most of them; None if it is of none.
-
-    `columns` are in lower case, `first` are the cells of the first rows.
-    """
+    """Return the set with most of the `columns` (in lower case) that the `first` rows' cells fit; None: no set."""
     fitting = []
     for known in KNOWN_SETS:
         column, values = known.first_values or ("", frozenset())

@@ -44,10 +44,7 @@ class Choices:
     """What the first choice's number is; more than one where the rows do not tell."""
 
     def lay_out(self, row: Row, question: str, answer_column: str) -> tuple[str, str, int]:
-        """Return the question with its choices, the letter of the right one ("" if there is no answer), their number.
-
-        Raises PromptError where the choices or the answer cannot be read.
-        """
+        """Return question and choices, the right letter ("": no answer) and their number; PromptError if unreadable."""
         texts, labels = self.texts(row)
         if not 2 <= len(texts) <= len(LETTERS) or not all(texts):
             num_empty = texts.count("")
@@ -117,10 +114,7 @@ class Choices:
 
 
 def find_choices(table: Table, answer_columns: Sequence[str]) -> Choices | None:
-    """Return where the choices of a table stand; None if its problems have none.
-
-    `answer_columns` are names of columns of answers, best first.
-    """
+    """Return where choices stand, None without any; `answer_columns` are names of columns of answers, best first."""
     wrong = [column for name in _WRONG if (column := table.find([name]))]
     if wrong and (right := table.find(_RIGHT)):
         return Choices(table, columns=(right, *wrong), shuffles=True)
@@ -189,10 +183,7 @@ class ProblemSet:
 
 
 def load_problems(spec: str) -> ProblemSet:
-    """Return a built-in problem set, or the problems of a file.
-
-    Raises PromptError for an unknown set, a file without usable columns, or one question with two answers.
-    """
+    """Return a built-in problem set, or a file's problems; PromptError for an unknown set and unusable files."""
     built_in = built_in_files(FOLDER)
     table = read_set(spec, built_in, "problem set")
     name = spec if spec in built_in else table.name

@@ -260,10 +260,7 @@ class LabelRouter:
         return column
 
     def route(self, row: Row) -> tuple[str, Routed]:
-        """Return the label as the file spells it and the kind that it means.
-
-        Raises PromptError for a label that is unknown, and for one that contradicts another or what the user says.
-        """
+        """Return a label as spelled and its kind; PromptError if it is unknown, or contradicts another."""
         if self.known and self.known.route:
             return self.known.route({plain_name(name): cell(row, name) for name in self.table.columns})
         if self.label_column:

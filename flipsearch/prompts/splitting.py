@@ -117,10 +117,7 @@ def find_clusters(prompts: Sequence[Prompt]) -> list[str]:
 
 
 def nested_order(prompts: Iterable[Prompt], seed: int = 0) -> list[Prompt]:
-    """Return the prompts split by split, each split interleaved so that every prefix is representative.
-
-    Each stratum (kind, borderline, category) is sorted by seeded hash and spread evenly over the split.
-    """
+    """Return the prompts split by split, each stratum spread evenly by seeded hash: any prefix is representative."""
     listed = list(prompts)
     strata: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for prompt in listed:
@@ -133,10 +130,7 @@ def nested_order(prompts: Iterable[Prompt], seed: int = 0) -> list[Prompt]:
 
 
 def first_of_each_kind(prompts: Sequence[Prompt], num: int | None, *, of_each_set: bool = False) -> tuple[Prompt, ...]:
-    """Return the first `num` distinct prompts of each kind, per prompt set if `of_each_set`; None takes all.
-
-    In nested order a prefix is representative.
-    """
+    """Return the first `num` distinct prompts of each kind, per prompt set if `of_each_set`; None takes all."""
     counts: Counter[tuple[Kind, str]] = Counter()
     kept: dict[str, Prompt] = {}
     for prompt in prompts:
@@ -261,10 +255,7 @@ def _similar_pairs(ranked: Sequence[Sequence[int]]) -> Iterator[tuple[int, int]]
 
 
 def cached_clusters(prompts: Sequence[Prompt]) -> list[str]:
-    """Return what `find_clusters` returns: for large sets it is kept in the user's cache by content.
-
-    Everything in the cache can be deleted at any time: what is missing, damaged or cannot be written is searched again.
-    """
+    """Return what `find_clusters` returns; for large sets it is kept in the user's cache, which can be deleted."""
     if len(prompts) < CACHED_FROM:
         return find_clusters(prompts)
     key = hashlib.sha256(f"{CLUSTERS_FORMAT} {NEAR_DUPLICATE}".encode())

@@ -61,10 +61,7 @@ class TemplateLibrary:
 
 
 def load_library(extra: Sequence[Path | str] = (), shipped: str = CONTEXTS) -> TemplateLibrary:
-    """Return the library of the `shipped` folder, contexts or contexts/pocket, and the folders or files in `extra`.
-
-    Raises PluginError for a path without templates and TemplateError (file:line) for a bad template.
-    """
+    """Return the `shipped` templates and those in `extra`; PluginError for a path without any."""
     files = sorted((content_folder(CONTEXTS).parent / shipped).glob("*.j2"))
     for path in map(Path, extra):
         templates = sorted(path.glob("*.j2")) if path.is_dir() else [path]

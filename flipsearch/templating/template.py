@@ -97,10 +97,7 @@ class Template:
         return str(least) if least == most else f"{least}-{most}"
 
     def render(self, params: Mapping[str, Any] | None = None) -> str:
-        """Return the text for `params`, with defaults filled in and white space normalized.
-
-        Raises TemplateError for a parameter or value that the head does not declare, and for a failing template.
-        """
+        """Return the text for `params`, defaults filled in; TemplateError for what the head does not declare."""
         values, declared = self.defaults | dict(params or {}), {param.name: param for param in self.params}
         for name, value in values.items():
             if name not in declared:

@@ -33,10 +33,7 @@ STARTED_FILE, STATE_FILE, FINAL, ADAPTER, LOCK = "started.json", "trainer_state.
 
 
 class CheckpointFolder:
-    """Where a training works; locked from `start` to the end of the `with` block.
-
-    Raises TrainingError for a folder that is taken or cannot be written.
-    """
+    """Where a training works, locked from `start` to the end of the block; TrainingError if taken or unwritable."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.partial = folder, folder.with_name(f"{folder.name}.partial")

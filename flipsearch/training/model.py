@@ -48,10 +48,7 @@ FLAGGED = re.compile(r"^- `(\w+)`:", re.MULTILINE)
 
 
 def load_student(plan: TrainPlan) -> TransformersBackend:
-    """Return the model of a plan, loaded once it is known to fit into memory, and checked: it can be trained here.
-
-    Of several processes each loads it, and meets the others first. Raises TrainingError or BackendError.
-    """
+    """Return a plan's model, loaded once it is known to fit; of several processes each does, and meets the others."""
     config = plan.config
     device = choose_device(config.device)
     init_process_group(on_cpu=device.type == "cpu")
@@ -90,10 +87,7 @@ def check_memory(folder: Path, config: TrainConfig, device: torch.device, dtype:
 
 
 def make_savable(model: PreTrainedModel) -> tuple[str, ...]:
-    """Unset the generation settings that transformers ignores and refuses to save; return a note of them.
-
-    Raises BackendError for what unsetting does not mend.
-    """
+    """Unset the generation settings that transformers refuses to save, and note them; BackendError if that fails."""
     settings: Any = model.generation_config
     ignored: dict[str, Any] = {}
     while True:

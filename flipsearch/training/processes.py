@@ -61,10 +61,7 @@ def init_process_group(on_cpu: bool) -> None:
 
 
 def broadcast_from_main(make: Callable[[], Shared]) -> Shared:
-    """Return in every process what `make` returns in the main one; the others wait for it.
-
-    An error of the main process stops them all: the others raise MainProcessFailedError.
-    """
+    """Return what `make` returns in the main process, in all of them; its error stops the others too."""
     if num_processes() == 1:
         return make()
     box: list[tuple[Shared] | None] = [None]
@@ -89,10 +86,7 @@ def all_gather(value: Shared) -> list[Shared]:
 
 @contextmanager
 def whole_weights(model: Any, accelerator: Any) -> Iterator[None]:
-    """Keep the shards of a model's weights gathered while the block lasts; a model that is not sharded stays as it is.
-
-    Gradients and optimizer stay in shards.
-    """
+    """Keep a model's sharded weights gathered in the block; gradients and optimizer stay in shards."""
     units = [module for module in model.modules() if isinstance(module, FSDPModule)]
     for unit in units:
         unit.set_reshard_after_forward(False, recurse=False)

@@ -68,10 +68,7 @@ class TokenLayout(NamedTuple):
 def make_row(
     chat: Chat, prompt: Prompt, routes: Routes, completion_ids: Ids, reason: FinishReason, completion: str = ""
 ) -> TrainingRow:
-    """Return the row of a completion, its prompt encoded for both sides by the same chat template and switch.
-
-    Raises TrainingError for a template whose end depends on the context: the sides would not align.
-    """
+    """Return a completion's row behind both prompts; TrainingError for a template whose end depends on the context."""
     student, teacher = (list(chat.encode(Request(prompt, c)).prompt_ids) for c in (None, routes.get(prompt.prompt_id)))
     if student[-1] != teacher[-1]:
         raise TrainingError("the chat template ends differently under the context; both sides would not align.")
@@ -81,10 +78,7 @@ def make_row(
 def check_fits(
     chat: Chat, prompts: Sequence[Prompt], routes: Routes, max_tokens: int, max_positions: int | None
 ) -> None:
-    """Raise TrainingError if a completion of `max_tokens` does not fit behind each prompt under its context.
-
-    The model holds `max_positions`; None is no limit.
-    """
+    """Raise TrainingError if `max_tokens` do not fit behind each prompt within `max_positions` (None: any)."""
     lengths = [len(chat.encode(Request(prompt, routes.get(prompt.prompt_id))).prompt_ids) for prompt in prompts]
     longest = max(lengths, default=0)
     if max_positions is not None and longest + max_tokens > max_positions:

@@ -91,10 +91,7 @@ class TrainingBatch:
 
 
 class CompletionTrainer(SavedStates):
-    """Base of the methods' trainers.
-
-    Raises TrainingError for a loss that is not finite, with the batch saved beside the states.
-    """
+    """Base of the methods' trainers; TrainingError for a loss that is not finite, with the batch saved."""
 
     horizon: int | None = None
     """Only the first so many tokens of a completion count; None: all."""
@@ -123,10 +120,7 @@ class CompletionTrainer(SavedStates):
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[int]], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
-        """Return the micro-batches of a step, their rows made together, and their number of tokens over all processes.
-
-        Rows of similar length share a micro-batch: little padding. Their order within a step changes rounding alone.
-        """
+        """Return a step's micro-batches, of rows of similar length, and its number of tokens over all processes."""
         micro_batches = list(itertools.islice(epoch_iterator, num_batches))
         start = time.monotonic()
         if self.job.rounded:
@@ -186,10 +180,7 @@ class CompletionTrainer(SavedStates):
 
 
 class WholeSteps(Sampler[int]):
-    """Indices of prompts in a new order every epoch, as many as fill whole steps.
-
-    How a step is divided into micro-batches and processes cannot change what it holds.
-    """
+    """Indices of prompts in a new order every epoch, as many as fill whole steps, however a step is divided."""
 
     def __init__(self, num_prompts: int, step_size: int, seed: int) -> None:
         self.num_prompts, self.seed, self.epoch = num_prompts, seed, 0
