@@ -136,11 +136,7 @@ class Endpoint:
         self.sends_key_unencrypted = bool(self._key) and is_plain
 
     def post(self, body: Mapping[str, Any], *, tries: int = TRIES, timeout_s: float | None = None) -> bytes:
-        """Return the response to a chat completion request.
-
-        Raises RequestError where this request failed for good, and BackendError where every request would: a refused
-        key, an unknown model or path, an exhausted quota, and an endpoint that never answered or does so no more.
-        """
+        """Return the response; RequestError where this request failed for good, BackendError where each would."""
         try:
             content = json.dumps(body, ensure_ascii=False).encode("utf-8")
         except UnicodeEncodeError as error:

@@ -147,11 +147,7 @@ class HttpBackend:
         return backend
 
     def probe(self, sampling: Sampling) -> None:
-        """Send one request as those of a study with `sampling` will be, and keep from then on to what is accepted.
-
-        A refused request is sent again without the parameter that the refusal names. Raises BackendError, in one line,
-        if no request can succeed, and if the endpoint refuses what the settings ask for.
-        """
+        """Send one request as a study's will be, and leave out from then on what is refused; BackendError if all is."""
         while True:
             body = self._body(PROBE, sampling)
             try:

@@ -67,11 +67,7 @@ def score_prefixes(
     groups: Sequence[object],
     batch_size: int | None = None,
 ) -> list[PrefixScore | None]:
-    """Return the score of each prefix after its prompt, in order; None where memory runs out with that prompt alone.
-
-    Prompts of a group are expected to begin alike, which is then computed once. At most `batch_size` rows are scored
-    per call, fewer where memory is short.
-    """
+    """Return each prefix's score after its prompt, at most `batch_size` rows per call; None: no memory for it alone."""
     scores: dict[int, PrefixScore] = {i: PrefixScore((), 0) for i, prefix in enumerate(prefixes) if not len(prefix)}
     queue = _rows(prompts, prefixes, groups)
     size = min(batch_size or MAX_SCORED_ROWS, _rows_per_call(decoder, queue)) if queue else 0
@@ -234,11 +230,7 @@ ROWS_ALONE = 8
 
 
 class TransformersBackend(LocalBackend):
-    """A causal language model from a local folder or the hub, decoded by flipsearch's own loop.
-
-    `batch_size` None chooses by device. Raises BackendError for a model that cannot be loaded and ConfigError for an
-    option that cannot be used, both before any weights are read where possible.
-    """
+    """A causal language model, decoded by flipsearch's own loop; `batch_size` None chooses by device."""
 
     def __init__(
         self,

@@ -49,11 +49,9 @@ class Prompt:
     kind: Kind
     """A good model declines harmful prompts and answers benign ones."""
     category: str = ""
-    """Free label for grouping, e.g. "theft"."""
     borderline: bool = False
     """A benign prompt that only looks harmful."""
     source: str = ""
-    """The prompt set or file it came from."""
     split: Split | None = None
     """Fixed by the prompt set; None lets the loader assign one."""
     group: str = ""
@@ -80,13 +78,11 @@ class Context:
     template: str = ""
     """Name of the template it was rendered from; "" for a text given by the user."""
     params: tuple[tuple[str, Any], ...] = ()
-    """Template parameters, sorted by name."""
     axes: tuple[str, ...] = ()
     """Design axes that the template works on."""
     operator: str = ""
     """Operator that made it from its parents; "" for a rendered template."""
     parents: tuple[str, ...] = ()
-    """Context ids of its parents."""
 
     @property
     def context_id(self) -> str:
@@ -108,7 +104,6 @@ class Sampling:
     max_tokens: int = 512
     """A longer completion is cut here and finishes with reason "length"."""
     temperature: float = 0.0
-    """0 is greedy decoding."""
     top_p: float = 1.0
     """Nucleus mass in (0, 1]; used if temperature > 0."""
     top_k: int = 0
@@ -166,7 +161,6 @@ class Rollout:
 
     prompt_id: str
     context_id: str | None
-    """None is the baseline."""
     model_id: str
     """Identity of weights, tokenizer, chat template, precision and thinking switch."""
     sampling: Sampling
@@ -186,7 +180,6 @@ class Rollout:
     prefill: tuple[int, ...] = ()
     """The request's forced first tokens; `completion_ids` includes them."""
     skips_thought: bool = False
-    """The request's."""
     num_thought_tokens: int = 0
     """Tokens up to the end of the mark that closed the thought; 0 without a closed thought, or without tokens."""
     forced_close: bool = False
@@ -195,15 +188,8 @@ class Rollout:
     @property
     def rollout_id(self) -> str:
         """Content hash of the request, not of the completion."""
-        return rollout_id(
-            self.model_id,
-            self.prompt_id,
-            self.context_id,
-            self.sampling,
-            self.sample_index,
-            self.prefill,
-            self.skips_thought,
-        )
+        request = (self.prompt_id, self.context_id, self.sampling, self.sample_index, self.prefill, self.skips_thought)
+        return rollout_id(self.model_id, *request)
 
     @property
     def num_lead_tokens(self) -> int:

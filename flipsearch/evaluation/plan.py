@@ -65,11 +65,7 @@ class EvaluationPlan:
 
 
 def plan_evaluation(config: EvalConfig, prompts: PromptSet) -> EvaluationPlan:
-    """Return the plan of an evaluation on a prompt set.
-
-    Raises ConfigError, PromptError or BackendError in one line: no prompts in the split, an unknown problem set,
-    samples without a temperature, answers that need math-verify where it is not installed, a model that is not there.
-    """
+    """Return the plan of an evaluation on a prompt set; whatever can be wrong is raised in one line."""
     if config.samples > 1 and config.temperature == 0:
         raise ConfigError(
             f"--samples is {config.samples}, but greedy decoding gives the same answer each time; "

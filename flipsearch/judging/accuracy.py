@@ -218,11 +218,7 @@ def with_judge_error(study: Study, accuracy: JudgeAccuracy | None, labels: Seque
 
 
 def _corrected(study: Study, trial: Trial, unsafe: Agreement | None, labels: Sequence[StudyLabel]) -> Trial:
-    """Return the trial with its corrected numbers.
-
-    They are None where another judge than the last decided it, and with several samples per prompt, where a label does
-    not belong to a single answer.
-    """
+    """Return the trial with corrected numbers; None where a label does not belong to a single answer."""
     if trial.confirmed is None:
         return trial
     if study.settings.get("samples", 1) > 1:

@@ -116,11 +116,7 @@ def fit(rows: Sequence[LabelledFeatures], **about: object) -> CompactModel:
 
 
 def cross_validate(rows: Sequence[LabelledFeatures], shipped: Path) -> dict[str, CrossValidation]:
-    """Return axis -> agreement with human labels, for the axes that have both.
-
-    Folds are made of prompts: an answer is scored by a model fitted to the other folds. Raises ValueError if the labels
-    belong to too few prompts for that.
-    """
+    """Return axis -> agreement with human labels, each answer scored by a model fitted to other folds of prompts."""
     shipped_model = CompactModel.load(shipped)
     fitted, reference = np.zeros((len(rows), len(AXES))), _scores(shipped_model, rows)
     prompts = (" ".join(row.prompt.lower().split()) for row in rows)

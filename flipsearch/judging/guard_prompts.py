@@ -91,11 +91,7 @@ class GuardInput:
 
 
 class GuardScorer:
-    """Scores a guard's possible answers with its template on a loaded model.
-
-    `adds_begin_token` puts the tokenizer's begin token in front, for templates that do not spell it out. Raises
-    JudgeError for a tokenizer that has none.
-    """
+    """Scores a guard's possible answers with its template on a loaded model; JudgeError without a begin token."""
 
     def __init__(self, scorer: TokenScorer, template: GuardTemplate, adds_begin_token: bool) -> None:
         self._scorer, self._template, self._tokenizer = scorer, template, scorer.tokenizer

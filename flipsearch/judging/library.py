@@ -193,11 +193,7 @@ def list_judges() -> dict[str, str]:
 
 
 def load_judge(spec: str) -> Judge:
-    """Return the judge or panel that a text names, in the form of judging.spec; the files of the judges are run.
-
-    Raises PluginError for a judge that does not exist, cannot be loaded or breaks the protocol, and ConfigError for
-    options or a rule that cannot be used.
-    """
+    """Return the judge or panel that a text names; the files of the judges are run."""
     parsed = parse_spec(spec)
     members = [_load_member(member) for member in parsed.members]
     return PanelJudge(members, parsed.rule) if parsed.rule else members[0]

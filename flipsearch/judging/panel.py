@@ -15,7 +15,7 @@ THRESHOLD = 0.5
 
 
 class PanelJudge:
-    """Combines the verdicts of its members by a rule of judging.spec.RULES.
+    """Combines the verdicts of its members by a rule of judging.library.RULES.
 
     The panel is UNSCORED where its unscored members could still change its label; with the rule "mean", wherever any
     member is. The members' own verdicts are kept in the ledger too, so that disagreements can be looked at.

@@ -36,8 +36,8 @@ from flipsearch.ledger.tables import (
     TOKEN_BYTES,
     VERDICTS,
     Note,
+    check_kinds,
     make_engine,
-    note_of,
     prefix_score_of,
     prefix_score_row,
     rollout_of,
@@ -158,7 +158,9 @@ class Ledger:
         with self.reader() as connection:
             rows = list(connection.execute(query).mappings())
         with self.expects_sound_rows():
-            return {row["key"]: note_of(row) for row in rows}
+            for row in rows:
+                check_kinds(NOTES, row)
+        return {row["key"]: Note(row["value"], row["time"]) for row in rows}
 
     @contextmanager
     def in_flight(self, phase: str, ids: Iterable[str]) -> Iterator[None]:

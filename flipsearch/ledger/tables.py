@@ -40,11 +40,6 @@ class Bytes(sql.LargeBinary):
         return lambda value: bytes(value) if isinstance(value, memoryview) else value
 
 
-def _checksum() -> sql.Column[str]:
-    """Return the column of the checksum of a row, by which a row that was edited is found."""
-    return sql.Column("checksum", sql.String(16), nullable=False)
-
-
 TABLES = sql.MetaData()
 FORMATS = sql.Table("flipsearch_format", TABLES, sql.Column("version", sql.Integer, nullable=False))
 ROLLOUTS = sql.Table(
@@ -74,7 +69,7 @@ ROLLOUTS = sql.Table(
     # Of the completion's text, so that counting them reads no text.
     sql.Column("has_thought", sql.Boolean, nullable=False),
     sql.Column("leaks", sql.Boolean, nullable=False),
-    _checksum(),
+    sql.Column("checksum", sql.String(16), nullable=False),
 )
 VERDICTS = sql.Table(
     "verdicts",
@@ -87,7 +82,7 @@ VERDICTS = sql.Table(
     sql.Column("reason", sql.Text, nullable=False),
     sql.Column("label_mass", sql.Double),
     sql.Column("kind", sql.String(12)),
-    _checksum(),
+    sql.Column("checksum", sql.String(16), nullable=False),
 )
 PREFIX_SCORES = sql.Table(
     "prefix_scores",
@@ -95,7 +90,7 @@ PREFIX_SCORES = sql.Table(
     sql.Column("prefix_score_id", sql.String(16), primary_key=True),
     sql.Column("log_probs", Bytes, nullable=False),
     sql.Column("num_agreed", sql.Integer, nullable=False),
-    _checksum(),
+    sql.Column("checksum", sql.String(16), nullable=False),
 )
 NOTES = sql.Table(
     "notes",
@@ -193,12 +188,6 @@ def prefix_score_of(row: sql.RowMapping) -> PrefixScore:
     return PrefixScore(unpack("d", row["log_probs"]), row["num_agreed"])
 
 
-def note_of(row: sql.RowMapping) -> Note:
-    """Return the note of a row; ValueError for a value of the wrong kind."""
-    check_kinds(NOTES, row)
-    return Note(row["value"], row["time"])
-
-
 def check_kinds(table: sql.Table, row: sql.RowMapping) -> None:
     """Raise ValueError for a value that is of another kind than its column, as SQLite lets anyone store."""
     for column in table.columns:
@@ -209,7 +198,7 @@ def check_kinds(table: sql.Table, row: sql.RowMapping) -> None:
 
 
 def checksum(table: sql.Table, row: Mapping[str, Any] | sql.RowMapping) -> str:
-    """Return 16 hexadecimal digits of a hash of all values of a row of the right kinds."""
+    """Return 16 hexadecimal digits of a hash of all values of a row, by which one that was edited is found."""
     values = []
     for column in table.columns:
         if column.name != "checksum":

@@ -14,11 +14,8 @@ itself, or says what the others say:
     contraction = mean of (worth without - worth under the context) / (the greater of the two)
 
 It is 0 for an answer sampled again, 1 where nothing is left, and below 0 where answers grow. Prompts that are refused
-on either side are left out: over-refusal counts those. Answers cut at max_tokens on both sides hide what comes later.
-The interval treats the prompts as independent, though they share pairs.
-
-The entropy of the first 30 words over all answers was tried beside it: at each place nearly every answer has a word of
-its own, so with a few dozen prompts it is near its maximum, the logarithm of their number, whatever a context does.
+on either side are left out: over-refusal counts those. The interval treats the prompts as independent, though they
+share pairs. (The entropy of first words is near its maximum with a few dozen prompts, whatever a context does.)
 """
 
 from collections import Counter

@@ -47,11 +47,7 @@ def sampling_for(backend: Backend, config: ModelConfig) -> Sampling:
 
 @dataclass(eq=False)
 class Runner:
-    """A model and a judge at one ledger.
-
-    Every batch is committed to the ledger the moment the backend yields it. A failed rollout (finish_reason "error")
-    is tried once per runner: the next run of the program tries it again.
-    """
+    """A model and a judge at one ledger, where each batch is saved as it comes; a failed rollout is tried once."""
 
     backend: Backend
     judge: Judge

@@ -43,11 +43,7 @@ def prompt_cache() -> Path:
 
 
 def fetch(url: str, keep_as: Path | None = None, sha256: str = "", client: httpx2.Client | None = None) -> Path:
-    """Return the local copy of an https file; with `keep_as` it is fetched once.
-
-    Raises PromptError for an address that is not https, a file of another hash, one that is too long or takes too
-    long, and where there is no network.
-    """
+    """Return the local copy of an https file, with `keep_as` fetched once; PromptError if it is not as expected."""
     if keep_as is not None and keep_as.is_file() and (not sha256 or file_hash(keep_as) == sha256):
         return keep_as
     if os.environ.get("HF_HUB_OFFLINE", "").lower() in ("1", "true", "yes", "on"):

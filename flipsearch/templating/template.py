@@ -129,11 +129,7 @@ class Template:
 
 
 def parse_template(source: str, name: str, path: str) -> Template:
-    """Return the template of a source text.
-
-    Raises TemplateError with path and line for a missing or bad head, bad syntax, an undeclared variable and a
-    declared parameter that the body never uses.
-    """
+    """Return the template of a source text; TemplateError with path and line for what is wrong with it."""
     match = HEAD.match(source)
     if match is None:
         raise TemplateError(f'{path}:1: no head; expected a first comment {{# description = "…" … #}} in TOML.')

@@ -94,16 +94,9 @@ def divergence_sum(
     Hidden states (N, H) are those that predict the N tokens; `weights` (N,). For N = 0 the sum is a zero that is
     connected to the graph.
     """
-    loss, *per_token = _ChunkedDivergence.apply(  # type: ignore[no-untyped-call]
-        student_hidden,
-        student_head.weight,
-        student_head.bias,
-        student_head,
-        teacher_hidden,
-        teacher_head,
-        weights,
-        spec,
-    )
+    student = (student_hidden, student_head.weight, student_head.bias, student_head)
+    apply: Any = _ChunkedDivergence.apply
+    loss, *per_token = apply(*student, teacher_hidden, teacher_head, weights, spec)
     return loss, PerToken(*per_token)
 
 

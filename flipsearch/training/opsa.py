@@ -31,16 +31,8 @@ from flipsearch.training.trainer import CompletionTrainer, TokenLoss, TrainingBa
 
 def make_trainer(job: TrainingJob, config: TrainConfig) -> "OpsaTrainer":
     """Return the trainer of a job with the divergence and the sampling of the settings."""
-    divergence = Divergence(
-        config.forward_weight,
-        config.reverse_weight,
-        config.jensen_shannon_weight,
-        config.loss_mixture,
-        top_k=config.support,
-        tail=config.tail,
-        temperature=config.loss_temperature,
-        clip=config.clip,
-    )
+    weights = (config.forward_weight, config.reverse_weight, config.jensen_shannon_weight, config.loss_mixture)
+    divergence = Divergence(*weights, config.support, config.tail, config.loss_temperature, config.clip)
     return OpsaTrainer(job, config.sampling(), divergence, config.horizon, config.thinking)
 
 

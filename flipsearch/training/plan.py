@@ -121,11 +121,7 @@ class TrainPlan:
 
 
 def plan_training(*sources: Mapping[str, Any]) -> TrainPlan:
-    """Return the plan of a training from mappings of TrainConfig's fields, of which the later ones win.
-
-    Raises ConfigError, PluginError, PromptError or BackendError in one line: no context, settings that cannot be used
-    or do not go together, a card of another model, no harmful prompts, a model that does not exist.
-    """
+    """Return the plan of a training from mappings of TrainConfig's fields, of which the later ones win."""
     config, cards = _read_settings(sources)
     contexts, benign_context = _read_contexts(config)
     _check_launch(config)

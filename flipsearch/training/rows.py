@@ -169,11 +169,7 @@ def turn_end_id(chat: Chat, tokenizer: Any) -> int:
 
 
 def teacher_rows(chat: Chat, tokenizer: Any, kept: KeptAnswers, max_positions: int | None) -> dict[str, TrainingRow]:
-    """Return by prompt id the rows of another model's answers, in the student's tokens and with its end token.
-
-    A thought stands in the student's own marks, which open where its chat template opens them: in the prompt or in the
-    answer. Raises TrainingError for a row that is longer than the student's `max_positions`; None is no limit.
-    """
+    """Return by prompt id the rows of another model's answers, in the student's tokens, marks and end token."""
     rows, end = {}, turn_end_id(chat, tokenizer)
     for prompt, answer in kept:
         parts = split_answer(answer.completion, answer.opens_thinking)

@@ -42,11 +42,7 @@ PACKAGES = ("flipsearch", "torch", "transformers", "accelerate", "peft")
 def run_training(
     plan: TrainPlan, judge: Judge, ledger: Ledger | None, folder: CheckpointFolder, progress: Progress | None = None
 ) -> tuple[TrainingRun, Sequence[LogLine]]:
-    """Train, leave the checkpoint in `folder.final`, and return the record and the log.
-
-    `ledger` keeps what the main process generates and judges before training; a plan without `needs_judge` needs none.
-    A resume goes on from the last state. Raises TrainingError, BackendError, JudgeError and LedgerError as they come.
-    """
+    """Train, or go on from the last state; leave the checkpoint in `folder.final`, and return record and log."""
     make_trainer: MakeTrainer = resolve_name(plan.method.trainer)
     backend = load_student(plan)
     head = read_head(backend.model)
@@ -57,17 +53,8 @@ def run_training(
     set_seed(plan.config.seed)  # of the adapters too
     needs_teacher = not plan.method.is_supervised
     student, rounded, as_teacher = student_and_teacher(backend.model, plan.config.lora, with_teacher=needs_teacher)
-    job = TrainingJob(
-        model=student,
-        as_teacher=as_teacher,
-        tokenizer=backend.tokenizer,
-        prompts=routing.prompts,
-        routes=routing.contexts,
-        arguments=arguments,
-        answers=answers,
-        read_head=head,
-        rounded=rounded,
-    )
+    prompts, routes = routing.prompts, routing.contexts
+    job = TrainingJob(student, as_teacher, backend.tokenizer, prompts, routes, arguments, answers, head, rounded)
     trainer = make_trainer(job, plan.config)
     if is_sharded() and not trainer.is_fsdp_enabled:
         raise TrainingError("FSDP was requested, but accelerate shards on GPUs alone; launch without --use_fsdp.")
