@@ -19,6 +19,7 @@ from typing import Any
 
 from huggingface_hub import constants, get_session, snapshot_download
 from huggingface_hub import errors as hub_errors
+from safetensors import SafetensorError, safe_open
 
 from flipsearch.config import ModelConfig, is_endpoint
 from flipsearch.core.errors import BackendError, near_names, one_line
@@ -294,20 +295,17 @@ def _read_json(path: Path) -> dict[str, object]:
 
 
 def _check_weights(path: Path) -> None:
-    """Compare a safetensors file's size with its header, which finds missing, truncated and Git LFS pointer files."""
+    """Raise BackendError for a safetensors file that is missing, truncated or a Git LFS pointer."""
     if not path.is_file():
         raise BackendError(f"weights are incomplete: '{path}' is missing; download the model again.")
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = file.read(length) if 8 + length <= size else b""
     try:
-        tensors = json.loads(header)
-        end = max((entry["data_offsets"][1] for name, entry in tensors.items() if name != "__metadata__"), default=0)
-    except (ValueError, TypeError, KeyError, AttributeError):
-        end = None
-    if end is None or 8 + length + end != size:
-        raise BackendError(f"'{path}' is not a whole safetensors file ({size} bytes); download the model again.")
+        with safe_open(path, framework="numpy"):
+            pass
+    except (SafetensorError, OSError) as error:
+        size = path.stat().st_size
+        raise BackendError(
+            f"'{path}' is not a whole safetensors file ({size} bytes); download the model again."
+        ) from error
 
 
 def _set_deadline(request: Any) -> None:

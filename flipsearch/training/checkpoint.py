@@ -15,7 +15,7 @@ import shutil
 import sqlite3
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -159,18 +159,24 @@ def step_of(state: Path) -> int:
 
 
 @contextmanager
-def save_errors_as_one_line(folder: object) -> Iterator[None]:
-    """Turn what torch, safetensors and the system raise on a disk that is full or read-only into a TrainingError."""
+def _errors_as_one_line(what: str, todo: str) -> Iterator[None]:
+    """Turn what torch, safetensors, pickle, json and the system raise in the block into a TrainingError."""
     try:
         yield
     except TrainingError:
         raise
-    except Exception as error:  # torch and safetensors have no type for it
+    except Exception as error:  # they have no type for it
         if is_out_of_memory(error):
             raise
-        why = error.strerror if isinstance(error, OSError) and error.strerror else one_line(error)
-        todo = "Free the disk, and --resume goes on from the last whole state."
-        raise TrainingError(f"cannot write '{folder}': {why}. {todo}") from error
+        is_plain = isinstance(error, OSError) and error.strerror
+        why = error.strerror if is_plain else f"{type(error).__name__}: {one_line(error)}"
+        raise TrainingError(f"{what}: {why}. {todo}") from error
+
+
+def save_errors_as_one_line(folder: object) -> AbstractContextManager[None]:
+    """Return a block in which a disk that is full or read-only is a TrainingError."""
+    todo = "Free the disk, and --resume goes on from the last whole state."
+    return _errors_as_one_line(f"cannot write '{folder}'", todo)
 
 
 class SavedStates(Trainer):
@@ -195,14 +201,6 @@ class SavedStates(Trainer):
             super()._load_rng_state(checkpoint)
 
 
-@contextmanager
-def _torn_state(state: str | None) -> Iterator[None]:
-    try:
-        yield
-    except Exception as error:  # pickle, torch, safetensors and json each have their own for a torn file
-        if state is None or is_out_of_memory(error):
-            raise
-        todo = "Remove it: --resume goes on from an earlier state if there is one, and else from the start."
-        raise TrainingError(
-            f"the state '{state}' is torn: {type(error).__name__}: {one_line(error)}. {todo}"
-        ) from error
+def _torn_state(state: str | None) -> AbstractContextManager[None]:
+    todo = "Remove it: --resume goes on from an earlier state if there is one, and else from the start."
+    return _errors_as_one_line(f"the state '{state}' is torn", todo) if state else nullcontext()
