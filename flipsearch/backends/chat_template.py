@@ -97,7 +97,10 @@ class ChatTemplate:
         self, turns: Sequence[Turn], generates: bool = True, thought: Mapping[str, str] | None = None, **options: Any
     ) -> str:
         """Return the text of messages, up to the answer if it `generates` one; `thought` goes to the last message."""
-        messages = [{"role": role, "content": self._content(role, text)} for role, text in turns]
+        messages: list[dict[str, Any]] = [
+            {"role": role, "content": [{"type": "text", "text": text}] if self._as_parts.get(role) else text}
+            for role, text in turns
+        ]
         messages[-1] |= thought or {}
         if self.writes_date:
             options["strftime_now"] = TEMPLATE_DATE.strftime
@@ -164,9 +167,6 @@ class ChatTemplate:
         left, right = baseline[front:], given[front:]
         back = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(left[::-1], right[::-1], strict=False)))
         return left[: len(left) - back].strip()
-
-    def _content(self, role: str, text: str) -> Any:
-        return [{"type": "text", "text": text}] if self._as_parts.get(role) else text
 
     def _find_form(self, role: str, after: Turn | None = None, before: Sequence[Turn] = ()) -> None:
         failure: Exception = ValueError(f"it leaves out the text of the {role}")

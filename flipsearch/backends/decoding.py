@@ -207,17 +207,14 @@ class Decoder:
     def logits_after(self, prompts: Sequence[Ids], prefixes: Sequence[int], num: int) -> torch.Tensor:
         """Return the logits (B, num, V) after the last `num` tokens of each prompt, padded in front with zeros."""
         if self.path is not DecodingPath.BATCHED:
-            alone = [self._logits_alone(ids, num) for ids in prompts]
-            return torch.cat([pad(logits, (0, 0, num - logits.shape[1], 0)) for logits in alone])
-        shares = self.shares_prefixes
-        parts = self._forward_in_parts(prompts, prefixes, num) if shares else [self._forward_whole(prompts, num)]
-        return torch.cat([pad(logits, (0, 0, num - logits.shape[1], 0)) for logits, _, _ in parts])
-
-    def _logits_alone(self, prompt: Ids, num: int) -> torch.Tensor:
-        kept = {"logits_to_keep": num} if self._limits_logits else {}
-        output = self.model(input_ids=torch.tensor([list(prompt)], device=self.device), use_cache=False, **kept)
-        logits: torch.Tensor = output.logits[:, -num:].float()
-        return logits
+            kept = {"logits_to_keep": num} if self._limits_logits else {}
+            rows = (torch.tensor([list(ids)], device=self.device) for ids in prompts)
+            parts = [self.model(input_ids=ids, use_cache=False, **kept).logits[:, -num:].float() for ids in rows]
+        elif self.shares_prefixes:
+            parts = [logits for logits, _, _ in self._forward_in_parts(prompts, prefixes, num)]
+        else:
+            parts = [self._forward_whole(prompts, num)[0]]
+        return torch.cat([pad(logits, (0, 0, num - logits.shape[1], 0)) for logits in parts])
 
     @torch.inference_mode()
     def token_bytes(self) -> int:

@@ -135,7 +135,11 @@ def _unpack(file: Path, folder: Path) -> None:
     try:
         # The bar over the tensors is not one of those that the library can be told to leave out.
         with quiet(), contextlib.redirect_stderr(io.StringIO()):
-            _write_tokenizer(file, header, folder)
+            tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
+            if header.splits in DIGIT_SPLITS:
+                one_by_one = [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+                tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(one_by_one)
+            tokenizer.save_pretrained(folder)
             dtype = _write_weights(file, header, folder)
     except (BackendError, OSError):
         raise
@@ -152,14 +156,6 @@ def _unpack(file: Path, folder: Path) -> None:
             "other tokens than it was trained on."
         )
     (folder / INFO_FILE).write_text(json.dumps({"note": note}), encoding="utf-8")
-
-
-def _write_tokenizer(file: Path, header: GgufHeader, folder: Path) -> None:
-    tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
-    if header.splits in DIGIT_SPLITS:
-        one_by_one = [pre_tokenizers.Digits(True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
-        tokenizer.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(one_by_one)
-    tokenizer.save_pretrained(folder)
 
 
 def _write_weights(file: Path, header: GgufHeader, folder: Path) -> str:

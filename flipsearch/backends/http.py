@@ -4,10 +4,9 @@ The only backend that is concurrent inside. Completions have no token ids, and c
 is returned separately is put back as a think block, so that judges separate the two as for every other model.
 
 Every parameter that can change a completion is sent, at its neutral value where the settings have none: servers fill in
-what is missing from the model's own generation settings, and greedy decoding would be penalised. Not every server takes
-all of them, so loading the backend sends one request as the study's will be (`probe`), and leaves out, or sends under
-another name, what that refuses. The key (see `keys`) goes into a header, nowhere else: what the endpoint says is
-quoted with the key removed, and what it says of a refused key is not quoted at all.
+what is missing from the model's own generation settings. Not every server takes all of them, so loading the backend
+sends one request as the study's will be (`probe`), and leaves out, or sends under another name, what that refuses. The
+key goes into a header, nowhere else: what the endpoint says is quoted with the key removed.
 """
 
 import math
@@ -188,9 +187,10 @@ class HttpBackend:
 
     def _give_up_refused(self, refusal: RefusedRequestError, body: dict[str, Any], sampling: Sampling) -> None:
         """Leave out what a refusal names; BackendError if that cannot be left out, or if the settings ask for it."""
-        refused = _first_named(refusal.details, [name for name in OMITTABLE if name in body])
-        if refused:
-            names = [refused]
+        named = {name: re.search(rf"(?<!\w){name}(?!\w)", refusal.details) for name in OMITTABLE if name in body}
+        places = {name: match.start() for name, match in named.items() if match}
+        if places:
+            names = [min(places, key=places.__getitem__)]  # what it says first
         elif self._takes_system and NO_SYSTEM.search(refusal.details):
             self._takes_system = False
             self._describe()
@@ -246,11 +246,6 @@ class HttpBackend:
             settings[MAX_COMPLETION_TOKENS] = sampling.max_tokens
         settings = {name: value for name, value in settings.items() if name not in self._omitted}
         return {"model": self._address.model, "messages": messages, **settings}
-
-
-def _first_named(text: str, names: Sequence[str]) -> str | None:
-    places = {name: match.start() for name in names if (match := re.search(rf"(?<!\w){name}(?!\w)", text))}
-    return min(places, key=places.__getitem__) if places else None
 
 
 def _as_completed(

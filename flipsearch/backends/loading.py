@@ -161,19 +161,16 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTra
                 f"{(missing + mismatched)[0]}; the model would be random in part. "
                 "Are these the files of another architecture?"
             )
-        if unused := sorted(name for name in info["unexpected_keys"] if not _may_be_unused(name, config)):
+        # On what only pictures and sounds pass through, answers to texts do not depend.
+        spare = SENSES if config.get_text_config(decoder=True) is not config else ()
+        unexpected = sorted(name for name in info["unexpected_keys"] if not name.endswith(BUFFERS))
+        if unused := [name for name in unexpected if not any(sense in name for sense in spare)]:
             raise ValueError(
                 f"{len(unused)} weights of its files have no place in a {type(model).__name__}, e.g. {unused[0]}; "
                 "the model would answer without them. Are these the files of another architecture, or an adapter's?"
             )
         loaded: PreTrainedModel = model.to(device).eval()
     return loaded
-
-
-def _may_be_unused(weight: str, config: PreTrainedConfig) -> bool:
-    """Return whether a model's answers to texts do not depend on a weight that its class does not know."""
-    sees_or_hears = config.get_text_config(decoder=True) is not config
-    return weight.endswith(BUFFERS) or (sees_or_hears and any(sense in weight for sense in SENSES))
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:

@@ -8,10 +8,9 @@ for all checkpoints, and a run that was stopped continues. A refused harmful pro
 
 The answer to a problem is searched after the thought, never inside it. An answer that was cut off, or that never left
 the think block, is wrong; a failed rollout is unscored. Numbers are compared as numbers; a reference answer that is not
-a plain number goes to math-verify, unless the model answers with a number in the same sense. What math-verify cannot
-compare in time or memory is wrong if the model's text is to blame: else a model could opt out of its own accuracy. If
-the reference answer itself is too much, the answer is unscored. It runs in a separate process (worker.py) that hostile
-text can hang or crash without harm.
+a plain number goes to math-verify. What that cannot compare in time or memory is wrong if the model's text is to blame:
+else a model could opt out of its own accuracy. If the reference itself is too much, the answer is unscored. It runs
+in a separate process (worker.py) that hostile text can hang or crash without harm.
 """
 
 import json

@@ -6,10 +6,8 @@ A row has a prompt, a response and a label; a source is optional. There are two 
     refusal | compliance | partial      does it refuse?
 
 A row that was sampled from a study also says which of its answers it is, and with what probability its prompt was
-sampled; it may still lack its label. Several such samples merge into one, where each answer keeps its highest
-probability: a prompt's turn is always the same, so the union is a valid sample as well. Those that the judge is least
-sure of are sampled more often, with a probability that is written beside them, so the labels correct the study's rates
-without bias (statistics.agreement).
+sampled (more often where the judge is less sure); so the labels correct the study's rates without bias. Several such
+samples merge into one, where each answer keeps its highest probability: a prompt's turn is always the same.
 """
 
 import hashlib
@@ -220,7 +218,7 @@ def save_labels(labels: Sequence[StudyLabel], folder: Path) -> None:
 
 
 def load_labels(folder: Path) -> list[StudyLabel]:
-    """Return the labels of a study's answers; [] if there are none. Raises JudgeError for a damaged file."""
+    """Return the labels of a study's answers; [] if there are none. JudgeError for a damaged file."""
     path = folder / LABELS_FILE
     try:
         return _LABELS.validate_json(path.read_bytes())

@@ -26,6 +26,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -315,7 +316,7 @@ def _requirements(attributes: dict[str, Any]) -> Iterator[str]:
     """
     packages = attributes.get("needs_packages")
     packages = [str(package) for package in packages] if isinstance(packages, tuple) else []
-    if missing := [package for package in packages if not _is_installed(package)]:
+    if missing := [package for package in packages if not find_spec(package.partition(".")[0] or "_")]:
         yield f"not installed: pip install {' '.join(missing)}"
     if model := attributes.get("needs_model"):
         try:
@@ -331,13 +332,6 @@ def _requirements(attributes: dict[str, Any]) -> Iterator[str]:
         yield f"needs {checkpoint}: {'here' if is_here else 'not downloaded yet'}, or checkpoint=PATH"
     if option := attributes.get("needs_option"):
         yield f"needs {option}=…"
-
-
-def _is_installed(package: str) -> bool:
-    try:
-        return importlib.util.find_spec(package) is not None
-    except (ImportError, ValueError):  # its parent package is missing, or the name is malformed
-        return False
 
 
 def _literals(syntax: ast.ClassDef) -> dict[str, Any]:

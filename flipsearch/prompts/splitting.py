@@ -2,10 +2,8 @@
 
 Nothing here depends on the order of the rows: clusters come from the words, splits and order from seeded hashes.
 
-Why ranks and not thresholds: a prompt could go to the split that its hash falls into, which never moves when rows are
-added, but leaves the shares to chance, and a set of ten prompts often without one kind in some split. Here the clusters
-of a kind are sorted by hash, interleaved over categories, and the list is divided at the shares. The shares are as
-exact as whole clusters allow, every split gets each kind that has enough clusters and its part of each category, and
+The clusters of a kind are sorted by hash, interleaved over categories, and the list is divided at the shares: they are
+as exact as whole clusters allow, every split gets each kind that has enough clusters and its part of each category, and
 added rows move only those next to a boundary.
 """
 

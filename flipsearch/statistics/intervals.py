@@ -5,9 +5,7 @@ Newcombe's interval and McNemar's mid-p test; several have Holm's adjustment; a 
 may stop at any time, has e-values.
 
 Prompts come in clusters: paraphrases and wrappers of one request resemble each other. Taken for independent prompts
-they make an interval too narrow: at an intraclass correlation of .5 in groups of four, Wilson's and Newcombe's cover 73
-to 84 % instead of 95. Both are taken at the effective number of prompts. Where every prompt is a cluster of its own
-they are the plain ones.
+they make an interval too narrow, so both are taken at the effective number of prompts.
 
 Power, by the normal approximation: n prompts are answered under both contexts, `discordant` is the share on which
 exactly one of them flips, and `delta` the difference of their flip rates, |delta| <= discordant. Two-sided at level
@@ -93,10 +91,7 @@ def mean_interval(values: Sequence[float], low: float = 0.0, high: float = 1.0) 
 
 
 def paired_mean_difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
-    """Return mean(first) - mean(second) over the same problems, values in [0, 1], with Student's interval.
-
-    ValueError for unequal lengths.
-    """
+    """Return mean(first) - mean(second) over the same problems, values in [0, 1], with Student's interval."""
     return mean_interval([left - right for left, right in zip(first, second, strict=True)], -1.0, 1.0)
 
 
@@ -121,10 +116,7 @@ def weighted_sum(weights: Sequence[float], parts: Sequence[Estimate], offset: fl
 
 
 def paired_difference(first: Sequence[bool], second: Sequence[bool], level: float = 0.95) -> Difference:
-    """Return rate(first) - rate(second) over the same n >= 1 prompts, with interval (Newcombe) and p-value (McNemar).
-
-    ValueError for unequal lengths or no pairs.
-    """
+    """Return rate(first) - rate(second) over the same n >= 1 prompts, with interval (Newcombe) and p-value."""
     table = [[0, 0], [0, 0]]
     for left, right in zip(first, second, strict=True):
         table[not left][not right] += 1
@@ -222,10 +214,7 @@ def pairs_needed(delta: float, discordant: float, alpha: float = 0.05, power: fl
 
 
 def detectable_difference(num_pairs: int, discordant: float, alpha: float = 0.05, power: float = 0.8) -> float | None:
-    """Return the least difference that `num_pairs` pairs find with probability `power`; None if they find none.
-
-    For a difference above `discordant` the share of discordant pairs is the difference, all of them on one side.
-    """
+    """Return the least difference that `num_pairs` pairs find with probability `power`; None if they find none."""
     if not 0 < discordant <= 1:
         raise ValueError(f"expected 0 < discordant <= 1, got {discordant}.")
 
@@ -321,10 +310,7 @@ def clustered_difference(first: Sequence[bool], second: Sequence[bool], clusters
 
 
 def sign_flip_mid_p(differences: Sequence[int] | NDArray[np.int_]) -> float:
-    """Return the two-sided mid-p value of "each cluster's difference is as likely as its negative".
-
-    Exact, from all signs of the clusters; with one prompt in each it is McNemar's.
-    """
+    """Return the exact two-sided mid-p value of "each cluster's difference is as likely as its negative"."""
     sizes = [abs(int(difference)) for difference in differences if difference]
     observed, total = abs(int(sum(differences))), sum(sizes)
     if max(sizes, default=1) == 1:

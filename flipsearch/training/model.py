@@ -4,10 +4,9 @@ The student is run as the teacher is: without dropout, and in bfloat16 by weight
 are kept in float32, or small updates would be lost, and multiplied without autocast, which would round other places. So
 equal weights give equal logits, a context that says nothing trains nothing, and rollouts need no rounding of their own.
 
-Logits are made for a few positions at a time (divergence.py). Most models multiply their last hidden states by the
-output embeddings; some add a bias, scale the product or cap it (Granite, Command-R, Falcon-H1, Gemma 2, Phi-2, GPT-J).
-What becomes of the product is not read off a config: the model's own `forward` is run with its decoder replaced by one
-that returns the product, and its output embeddings by one that changes nothing. Knows no method.
+Logits are made for a few positions at a time (divergence.py): the last hidden states times the output embeddings, to
+which some models add a bias, a scale or a cap. What becomes of the product is not read off a config: the model's own
+`forward` is run with its decoder replaced by one that returns the product. Knows no method.
 """
 
 import copy

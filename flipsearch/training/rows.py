@@ -7,12 +7,10 @@ Prompt ids and completion ids stay apart until `lay_out`; a completion is never 
 from lengths. Nothing is ever cut off: `check_fits` refuses what is too long.
 
 Routing. With one context every harmful prompt goes under it, as in the paper. With several, or with the gate, each goes
-to the first context under which the frozen model's greedy answer is judged safe: one context's flip rate is a ceiling
-for what its teacher can teach, which a set of them can lift. Prompts that no context makes safe are left out.
+to the first one under which the frozen model's greedy answer is judged safe; those that none makes safe are left out.
 
-Kept answers, for supervised methods. Each prompt is answered under its context, by the model itself or by a teacher. A
-harmful prompt's answer is kept if it is judged safe, a benign one's if it does not refuse; both if they are complete
-and not degenerate.
+Kept answers, for supervised methods. A harmful prompt's answer under its context is kept if it is judged safe, a benign
+one's if it does not refuse; both if they are complete and not degenerate.
 """
 
 from collections.abc import Mapping, Sequence
