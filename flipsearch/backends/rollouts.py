@@ -4,13 +4,12 @@ Imports no model library.
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
 
-from flipsearch.backends.chat import Chat, EncodedPrompt, ThoughtBudget, ThoughtWatch
+from flipsearch.backends.chat import Chat, EncodedPrompt, ThoughtBudget
 from flipsearch.core.errors import BackendError, ConfigError
-from flipsearch.core.records import Placement, PrefixScore, Request, Rollout, Sampling, content_id
+from flipsearch.core.records import PrefixScore, Request, Rollout, Sampling, content_id
 
 
 def completed(
@@ -94,24 +93,10 @@ class LocalBackend:
     min_new_tokens = 0
     """Fewest tokens that the model writes after a prefill."""
 
-    @property
-    def thinks(self) -> bool:
-        """Whether the model may think before it answers, as far as its chat template tells."""
-        return self.chat.thinks
-
-    @property
-    def same_placements(self) -> Mapping[Placement, Placement]:
-        """Placement -> another one that gives the model the same tokens."""
-        return self.chat.same_placements
-
-    @cached_property
-    def watch(self) -> ThoughtWatch:
-        """Finds the marks of a thought among completion ids."""
-        return self.chat.thought_watch()
-
-    def count_tokens(self, text: str) -> int:
-        """Return the length of `text` in the model's tokens."""
-        return self.chat.count_tokens(text)
+    def _use(self, chat: Chat) -> None:
+        """Take over a chat, and what it knows of the model's tokens."""
+        self.chat, self.thinks, self.same_placements = chat, chat.thinks, chat.same_placements
+        self.count_tokens, self.watch = chat.count_tokens, chat.thought_watch()
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
         """Yield one rollout per request, batch by batch; those that cannot be encoded come first, as errors."""

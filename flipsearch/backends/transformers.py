@@ -276,7 +276,8 @@ class TransformersBackend(LocalBackend):
     def _set_up(
         self, model: PreTrainedModel, tokenizer: Any, chat: Chat, batch_size: int | None, revision: str | None
     ) -> None:
-        self.model, self.tokenizer, self.chat, self.batch_size = model, tokenizer, chat, batch_size
+        self._use(chat)
+        self.model, self.tokenizer, self.batch_size = model, tokenizer, batch_size
         known_ends = end_ids(model.generation_config, tokenizer)
         self.notes, self.revision = (*chat.notes, *chat.end_note(known_ends)), revision
         self.max_positions = max_positions(model.config)

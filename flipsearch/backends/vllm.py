@@ -149,7 +149,7 @@ class VllmBackend(LocalBackend):
         chosen_dtype = choose_dtype(dtype, choose_device("auto"))
         files = locate(model)
         tokenizer = load_tokenizer(files.folder)
-        self.chat = Chat(tokenizer, thinking)
+        self._use(Chat(tokenizer, thinking))
         check_template(self.chat)
         check_vocabulary(tokenizer, files.folder)
         known_ends = end_ids(load_generation_settings(files.folder), tokenizer)
