@@ -40,26 +40,25 @@ def two_sided_z(level: float) -> float:
     return NormalDist().inv_cdf(0.5 + level / 2)
 
 
-def wilson(count: int, n: int, level: float = LEVEL) -> Rate:
+def wilson(count: int, n: int) -> Rate:
     """Return count / n with its Wilson score interval; n = 0 gives [0, 1].
 
-    ValueError unless 0 <= count <= n and 0 < level < 1.
     Source: Wilson 1927 (doi:10.1080/01621459.1927.10502953), without continuity correction.
     """
     if not 0 <= count <= n:
         raise ValueError(f"expected 0 <= count <= n, got count = {count}, n = {n}.")
     if n == 0:
         return Rate(0, 0, 0.0, 1.0)
-    down, up = wilson_reach(count, n, level)
+    down, up = wilson_reach(count, n)
     # At 0 and n the ends are exactly 0 and 1; rounding would leave them a hair off, on the wrong side of the value.
     low = 0.0 if count == 0 else max(0.0, count / n - down)
     high = 1.0 if count == n else min(1.0, count / n + up)
     return Rate(count, n, low, high)
 
 
-def wilson_reach(count: float, n: float, level: float = LEVEL) -> tuple[float, float]:
+def wilson_reach(count: float, n: float) -> tuple[float, float]:
     """Return how far Wilson's interval reaches below and above count / n; neither need be a whole number."""
-    z, share = two_sided_z(level), count / n
+    z, share = two_sided_z(LEVEL), count / n
     middle = (count + z * z / 2) / (n + z * z)
     half = z * math.sqrt(max(0.0, share * (1 - share)) / n + z * z / (4 * n * n)) / (1 + z * z / n)
     return max(0.0, share - middle + half), max(0.0, middle + half - share)
@@ -115,20 +114,18 @@ def weighted_sum(weights: Sequence[float], parts: Sequence[Estimate], offset: fl
     return Estimate(value, value - math.sqrt(below), value + math.sqrt(above), sum(part.n for part in parts))
 
 
-def paired_difference(first: Sequence[bool], second: Sequence[bool], level: float = 0.95) -> Difference:
+def paired_difference(first: Sequence[bool], second: Sequence[bool]) -> Difference:
     """Return rate(first) - rate(second) over the same n >= 1 prompts, with interval (Newcombe) and p-value."""
     table = [[0, 0], [0, 0]]
     for left, right in zip(first, second, strict=True):
         table[not left][not right] += 1
     (both, only_first), (only_second, neither) = table
-    low, high = newcombe(both, only_first, only_second, neither, level)
+    low, high = newcombe(both, only_first, only_second, neither)
     n = len(first)
     return Difference((only_first - only_second) / n, low, high, n, mcnemar_mid_p(only_first, only_second))
 
 
-def newcombe(
-    both: float, only_first: float, only_second: float, neither: float, level: float = 0.95
-) -> tuple[float, float]:
+def newcombe(both: float, only_first: float, only_second: float, neither: float) -> tuple[float, float]:
     """Return the interval of P(first) - P(second) from the four cells of the paired table; ValueError if all are 0.
 
     It stays inside [-1, 1] and has a width without discordant pairs too. Cells need not be whole numbers.
@@ -137,7 +134,7 @@ def newcombe(
     n = both + only_first + only_second + neither
     if n == 0:
         raise ValueError("expected at least one pair, got none.")
-    (down1, up1), (down2, up2) = (wilson_reach(both + only, n, level) for only in (only_first, only_second))
+    (down1, up1), (down2, up2) = (wilson_reach(both + only, n) for only in (only_first, only_second))
     # phi: a positive correlation is corrected for continuity, down to 0.
     margins = (both + only_first) * (only_second + neither) * (both + only_second) * (only_first + neither)
     excess = both * neither - only_first * only_second
