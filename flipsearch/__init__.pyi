@@ -11,7 +11,7 @@ from flipsearch.core.records import Prompt as Prompt
 from flipsearch.core.studies import Study as Study
 from flipsearch.core.studies import Trial as Trial
 from flipsearch.core.trainings import Scorecard as Scorecard
-from flipsearch.judging.stress import JudgeStress as JudgeStress
+from flipsearch.judging.accuracy import JudgeStress as JudgeStress
 from flipsearch.ledger.check import LedgerCheck as LedgerCheck
 from flipsearch.reporting.files import Export as Export
 from flipsearch.results import Diagnosis as Diagnosis
