@@ -82,7 +82,7 @@ class ScriptedBackend:
             if unknown or "prompt" not in entry or ("completion" in entry) == ("error" in entry):
                 raise BackendError(f"{where}: expected {ENTRY}, got the keys {', '.join(sorted(entry)) or 'none'}.")
             key = entry["prompt"], entry.get("context", ANY)
-            (errors if "error" in entry else table)[key] = entry.get("error", entry.get("completion"))
+            (errors if "error" in entry else table)[key] = entry["error" if "error" in entry else "completion"]
         return cls(table, errors=errors)
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:

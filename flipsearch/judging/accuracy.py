@@ -308,10 +308,8 @@ def stress_judge(judge: Judge) -> JudgeStress:
     content = tomllib.loads((content_folder("judges") / ANSWERS_FILE).read_text(encoding="utf-8"))
     rows = []
     for stress in content["stress"]:
-        requests = [(request, text) for request in content["request"] for text in stress["texts"]]
-        exchanges = [
-            Exchange(Prompt(request["prompt"], "harmful"), _filled(text, request)) for request, text in requests
-        ]
+        forms = [(request, text) for request in content["request"] for text in stress["texts"]]
+        exchanges = [Exchange(Prompt(request["prompt"], "harmful"), _filled(text, request)) for request, text in forms]
         given, right = run_judge(judge, exchanges), tuple(map(Label, stress["right"]))
         pairs = zip(exchanges, given, strict=True)
         wrong = tuple(exchange.completion for exchange, verdict in pairs if verdict.label not in right)
