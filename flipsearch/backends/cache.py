@@ -53,7 +53,6 @@ class RoomyLayer(DynamicLayer):
     """One layer's keys and values (B, H, T, D), at the front of buffers with capacity for more tokens."""
 
     _buffers: tuple[torch.Tensor, torch.Tensor]
-    """Keys and values (B, H, T + spare, D)."""
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any

@@ -48,7 +48,6 @@ class ThoughtWatch:
     open_id: int | None
     close_id: int | None
     closing_ids: tuple[int, ...]
-    """What is forced."""
     decode: Callable[[Sequence[int]], str]
 
     def opens(self, ids: Sequence[int]) -> bool:
@@ -90,7 +89,6 @@ class ThoughtBudget:
     num_thought: int = 0
     """Tokens of the thought so far, without its marks."""
     num_answer: int = 0
-    """Tokens of the answer so far."""
     num_thought_tokens: int = 0
     """Tokens up to the end of the closing mark; 0 while the thought is open, or without one."""
     was_forced: bool = False

@@ -61,7 +61,6 @@ class ModelFiles:
     fingerprint: str
     """Content hash of a local folder, or name and commit of a hub model."""
     notes: tuple[str, ...] = ()
-    """What was done to make them."""
 
 
 def list_models() -> dict[str, str]:

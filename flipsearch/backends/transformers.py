@@ -57,7 +57,6 @@ class ScoringRow:
     wanted: list[int] = field(default_factory=list)
     """Indices of the prefixes that are scored on this row."""
     num_shared: int = 0
-    """Leading tokens that all prompts of its group share."""
 
 
 def score_prefixes(

@@ -259,16 +259,12 @@ class UnsafeShare:
 
 @dataclass(frozen=True, slots=True)
 class Endings:
-    """How answers ended, every sample counted."""
+    """How answers ended, every sample counted: cut or with a thought / answers, forced or leaking / thoughts."""
 
     cut: Rate
-    """Cut at max_tokens / answers."""
     thought: Rate
-    """With a thought / answers."""
     forced: Rate
-    """Closed by the budget / thoughts."""
     leaks: Rate
-    """Going on in the answer / thoughts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -285,14 +281,12 @@ class Measurement:
     tfr: Rate | None
     """Flips / all scored harmful prompts (OPSA Eq. 4); None if only base-unsafe prompts were regenerated."""
     over_refusal_rate: Rate
-    """Refused / scored benign prompts."""
     added_refusals: Rate
     """Benign prompts refused under the context minus those refused without it, paired / prompts scored both times. Its
     count and its interval lie below 0 where fewer are refused."""
     transitions: Mapping[str, int]
     """Harmful prompts by "before->after", e.g. "unsafe->safe"; unscored ones included."""
     coverage: Rate
-    """Scored / all prompts."""
     kinds_after: Mapping[AnswerKind, int] = field(default_factory=dict)
     """Kind -> prompts that are unsafe without the context and get such an answer under it, harm left out. Kinds that do
     not count as a flip are here too: a degenerate answer that a judge did not score is as broken as one that it did."""
@@ -302,7 +296,6 @@ class Measurement:
     unsafe_share: UnsafeShare | None = None
     """None with one sample per prompt, or if no prompt has a share on both sides."""
     endings: Endings | None = None
-    """How the answers under the context ended, scored or not."""
 
     def is_contracted(self, cap: float) -> bool:
         """Return whether the contraction is above `cap`; one that could not be measured is not."""

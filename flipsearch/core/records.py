@@ -74,12 +74,10 @@ class Context:
     text: str
     """The rendered text; "" is the empty context."""
     placement: Placement = "system"
-    """System message, or before, after or around the prompt."""
     template: str = ""
     """Name of the template it was rendered from; "" for a text given by the user."""
     params: tuple[tuple[str, Any], ...] = ()
     axes: tuple[str, ...] = ()
-    """Design axes that the template works on."""
     operator: str = ""
     """Operator that made it from its parents; "" for a rendered template."""
     parents: tuple[str, ...] = ()
@@ -107,7 +105,6 @@ class Sampling:
     top_p: float = 1.0
     """Nucleus mass in (0, 1]; used if temperature > 0."""
     top_k: int = 0
-    """Number of most likely tokens kept; 0 keeps all."""
     seed: int = 0
     """A greedy completion does not depend on it."""
     think_tokens: int = 0
@@ -139,7 +136,6 @@ class Request:
     prompt: Prompt
     context: Context | None = None
     sample_index: int = 0
-    """Counts the samples of one prompt under one context from 0."""
     prefill: tuple[int, ...] = ()
     """Forced first tokens of the completion; the rest is generated."""
     skips_thought: bool = False
@@ -170,7 +166,6 @@ class Rollout:
     completion_ids: tuple[int, ...]
     """Tokens with the end token; empty if the backend does not report them."""
     num_prompt_tokens: int
-    """Length of the prompt after the chat template, in tokens."""
     finish_reason: FinishReason
     """"stop" ended by itself, "length" was cut at max_tokens, "filtered" was withheld by a filter or refused in a field
     of its own beside the model's text, and is never scored; "error" failed (see `error`)."""
@@ -178,7 +173,6 @@ class Rollout:
     """The chat template opened a think block, so the completion starts inside it."""
     error: str = ""
     prefill: tuple[int, ...] = ()
-    """The request's forced first tokens; `completion_ids` includes them."""
     skips_thought: bool = False
     num_thought_tokens: int = 0
     """Tokens up to the end of the mark that closed the thought; 0 without a closed thought, or without tokens."""
@@ -246,7 +240,6 @@ class Exchange:
     completion: str
     finish_reason: FinishReason = "stop"
     opens_thinking: bool = False
-    """The completion starts inside a think block."""
 
 
 class Label(StrEnum):
@@ -277,7 +270,6 @@ class Verdict:
     p_refusal: float | None = None
     """Probability that the answer refuses, in [0, 1]; None if the judge does not detect refusals."""
     reason: str = ""
-    """A few words; for UNSCORED what went wrong."""
     label_mass: float | None = None
     """Guard models: probability mass on the label tokens; None for other judges."""
     failed: bool = False

@@ -24,11 +24,9 @@ class Parent:
     context: Context
     flip_rate: Rate
     unflipped: tuple[str, ...] = ()
-    """Texts of harmful prompts that stay unsafe under it. Hostile text; only `rewrite` reads it."""
+    """Texts of harmful prompts that stay unsafe under it. These three are hostile text; only `rewrite` reads them."""
     over_refused: tuple[str, ...] = ()
-    """Texts of benign prompts that are refused under it. Hostile text; only `rewrite` reads it."""
     broken: tuple[str, ...] = ()
-    """Texts of prompts with a degenerate answer under it. Hostile text; only `rewrite` reads it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +56,6 @@ class RefusalCap:
     """How many benign prompts a context may refuse."""
 
     most: float
-    """Highest share of the scored benign prompts."""
     counts: RefusalCount
 
     def __str__(self) -> str:
@@ -99,7 +96,6 @@ class SecondJudgeResult:
     unsafe_rate: Rate
     """UNSAFE / scored answers to harmful prompts under the context."""
     over_refusal_rate: Rate
-    """Refused / scored benign prompts."""
     disagreement: Rate
     """Answers to harmful prompts that it labels otherwise than the deciding judge / those that both score."""
 
@@ -203,7 +199,6 @@ class Portfolio:
     search: Rate
     """Prompts that any of them flips / prompts that are unsafe without context, on the search split that chose them."""
     confirm: Rate
-    """The same on the sealed split."""
     winner: Rate
     """The winner alone on the sealed split, over the prompts that both could be scored on."""
     gain: Difference | None
@@ -253,9 +248,7 @@ class StudyKind(StrEnum):
     """How a study came by its contexts."""
 
     SEARCH = "search"
-    """Contexts were searched, chosen and confirmed."""
     SCORE = "score"
-    """Given contexts were scored: nothing was chosen or confirmed."""
 
 
 STUDY_FORMAT: Final = 4
@@ -274,19 +267,15 @@ class Study:
     model_id: str
     revision: str | None
     judge_id: str
-    """Identity of the judge of the search."""
     trials: tuple[Trial, ...]
     """Best first; placebos last."""
     base_unsafe: Mapping[str, Rate]
     """Split -> fraction of harmful prompts that are unsafe without context."""
     base_over_refusal: Mapping[str, Rate]
-    """Split -> fraction of benign prompts refused without context."""
     num_rollouts: int
     num_tokens: int
     base_endings: Mapping[str, Endings] = field(default_factory=dict)
-    """Split -> how the answers without context ended."""
     notes: tuple[str, ...] = ()
-    """What the reader must know, e.g. a chat template without a system role."""
     versions: Mapping[str, str] = field(default_factory=dict)
     winner: Trial | None = None
     """The best arm of the search split within the over-refusal cap; None if there is none that could be confirmed."""

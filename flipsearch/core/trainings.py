@@ -34,7 +34,6 @@ class TrainingMethod:
     trainer: str
     """Import path "module:function" of what makes a trainer from a TrainingJob and a TrainConfig."""
     loss: str
-    """What reports call the loss of a token."""
     is_supervised: bool
     """Whether it learns from answers that are written before training and kept by the judge."""
     needs_teacher: bool = False
@@ -71,9 +70,7 @@ class TrainingRun:
     method: str
     control: Control | None
     teacher: str | None
-    """The model whose answers were learnt; None for methods without one."""
     routed: tuple[RoutedContext, ...]
-    """Every training prompt, by kind and context."""
     num_left_out: Mapping[Kind, int]
     """Training prompts that no context flipped, or whose answers the judge did not keep."""
     num_steps: int
@@ -121,9 +118,7 @@ class Measured:
     rate: Estimate
     num_prompts: int
     coverage: Estimate
-    """Scored / all answers."""
     num_unscored: int
-    """Answers without a score; they are in no rate."""
     num_truncated: int = 0
     """Reasoning only: answers that ended at the token limit or inside the think block; wrong, not unscored."""
     num_incomparable: int = 0
@@ -152,7 +147,6 @@ class Composite:
     new: Estimate
     base: Estimate | None
     change: Estimate | None
-    """New minus base, paired by prompt; None without a base."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,10 +155,8 @@ class Scorecard:
 
     model: str
     model_id: str
-    """Identity: weights, tokenizer, chat template, precision and thinking switch."""
     revision: str | None
     against: str | None
-    """The base, as named by the user or by the checkpoint; None if there is none."""
     against_id: str | None
     against_revision: str | None
     scores: tuple[Score, ...]
@@ -185,7 +177,6 @@ class Scorecard:
     prompts_id: str
     problems_id: str | None
     num_unscored: int
-    """Answers of the new model without a score."""
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     card_version: int = 1

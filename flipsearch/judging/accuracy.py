@@ -53,7 +53,6 @@ class JudgeAccuracy:
     """Each on the rows whose label answers it; the one with more rows first."""
     by_source: Mapping[str, Mapping[Question, Agreement]]
     sources: Mapping[str, int]
-    """Source -> rows."""
     fitted_to: Mapping[Question, int] = field(default_factory=dict)
     """Question -> rows that the judge was fitted to, which flatter it."""
     studies: Mapping[str, int] = field(default_factory=dict)
@@ -270,7 +269,6 @@ class StressRow:
 
     name: str
     right: tuple[Label, ...]
-    """The labels that count as right."""
     n: int
     num_right: int
     labels: Mapping[Label, int]

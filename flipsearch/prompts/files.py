@@ -188,7 +188,6 @@ class Table:
     path: str
     """As the user wrote it, without the column."""
     files: tuple[tuple[Path, str], ...]
-    """The local files and their types."""
     columns: tuple[str, ...]
     """All column names, in order of appearance; a repeated one is repeated."""
 

@@ -50,7 +50,6 @@ class KnownSet:
     """A file with all of these is of this set, if no set with more of them fits; none: known by name."""
     licence: str
     home: str
-    """Where its terms and its description are."""
     prompt: tuple[str, ...]
     """The first of these columns that a row fills is its prompt."""
     kind: Kind | None = None

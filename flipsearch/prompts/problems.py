@@ -157,7 +157,6 @@ class Problem:
     """A number, or an expression in LaTeX."""
     set_name: str
     place: str
-    """File and line, for messages."""
     num_choices: int = 0
     """More than 0 if the answer is one of the letters from A on."""
 

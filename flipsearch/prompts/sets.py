@@ -60,7 +60,6 @@ class PromptSet:
     prompts: tuple[Prompt, ...]
     """Split by split in nested order: every prefix of a split is representative of it."""
     notes: tuple[str, ...] = ()
-    """How the files were read: their labels, and the rows left out."""
 
     @property
     def prompts_id(self) -> str:
