@@ -24,7 +24,7 @@ from flipsearch.core.protocols import Judge
 from flipsearch.core.records import AnswerKind, Exchange, Label, Prompt, Verdict, content_id
 from flipsearch.core.studies import JudgeAgreement, Study, Trial
 from flipsearch.judging.contract import judge_answers, run_judge, were_fitted_to
-from flipsearch.judging.labels import HumanLabel, LabelledAnswer, StudyLabel, harmful_flips
+from flipsearch.judging.labels import HumanLabel, LabelledAnswer, StudyLabel, harmful_flips, merge_labels
 from flipsearch.statistics.agreement import Agreement, agreement, corrected_flip_rate, prediction_powered_mean
 
 Question = Literal["unsafe", "refusal"]
@@ -96,7 +96,7 @@ def measure_judge(
     study's answers, not of the doubtful ones among them.
     Raises JudgeError if no label answers a question, or if the judge fails or scores nothing.
     """
-    labelled = [row for row in _deduplicate(rows) if row.label in QUESTION_OF]
+    labelled = [row for row in merge_labels(rows) if row.label in QUESTION_OF]
     if not labelled:
         raise JudgeError("no label answers a question: expected unsafe, safe, refusal or compliance.")
     exchanges = [row.exchange for row in labelled]
@@ -146,18 +146,6 @@ _ACCURACY = TypeAdapter(JudgeAccuracy)
 
 def _path(identity: str, reports: Path) -> Path:
     return reports / FOLDER / f"{content_id('accuracy', identity)}.json"  # an identity of a plug-in can be any text
-
-
-def _deduplicate(rows: Sequence[LabelledAnswer]) -> list[LabelledAnswer]:
-    """Return the rows, each sampled answer of a study once: with its highest probability and its last label."""
-    kept: dict[object, LabelledAnswer] = {}
-    for number, row in enumerate(rows):
-        key = (row.place.study, row.place.rollout_id) if row.place else number
-        if row.place and (before := kept.get(key)) and before.place:
-            place = max(before.place, row.place, key=lambda place: place.probability)
-            row = replace(row, label=row.label or before.label, place=place)
-        kept[key] = row
-    return list(kept.values())
 
 
 def _by_question(pairs: Sequence[_Judged]) -> dict[Question, Agreement]:

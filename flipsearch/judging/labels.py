@@ -16,8 +16,9 @@ import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Literal, TypeVar, get_args
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -112,6 +113,9 @@ class StudyLabel:
         return self.place.prompt_id, self.place.context_id
 
 
+Labelled = TypeVar("Labelled", StudyLabel, LabelledAnswer)
+
+
 def read_labels(paths: Iterable[str]) -> list[LabelledAnswer]:
     """Return the rows of all files; PromptError for a lost column, a file given twice, no prompt, an unknown label."""
     paths = list(paths)
@@ -201,14 +205,15 @@ def study_labels(study: Study, rows: Iterable[LabelledAnswer]) -> list[StudyLabe
     return merge_labels(labels)
 
 
-def merge_labels(*samples: Iterable[StudyLabel]) -> list[StudyLabel]:
-    """Return several samples as one: each answer once, with its highest probability and its last label."""
-    merged: dict[tuple[str, str], StudyLabel] = {}
-    for label in (label for sample in samples for label in sample):
-        before = merged.get(label.answer, label)
-        probability = max(before.place.probability, label.place.probability)
-        place = replace(label.place, probability=probability)
-        merged[label.answer] = StudyLabel(place, label.label or before.label)
+def merge_labels(*samples: Iterable[Labelled]) -> list[Labelled]:
+    """Return several samples as one: each sampled answer once, with its highest probability and its last label."""
+    merged: dict[object, Labelled] = {}
+    for number, row in enumerate(chain.from_iterable(samples)):
+        key = (row.place.study, row.place.prompt_id, row.place.context_id) if row.place else number
+        if row.place and (before := merged.get(key)) and before.place:
+            place = max(before.place, row.place, key=lambda place: place.probability)
+            row = replace(row, label=row.label or before.label, place=place)
+        merged[key] = row
     return list(merged.values())
 
 

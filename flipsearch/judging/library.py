@@ -23,7 +23,7 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from importlib.util import find_spec
@@ -338,12 +338,9 @@ def _literals(syntax: ast.ClassDef) -> dict[str, Any]:
     """Return the attributes of a class that are set to a literal constant or tuple."""
     attributes: dict[str, Any] = {}
     for node in syntax.body:
-        if not isinstance(node, ast.Assign | ast.AnnAssign) or not isinstance(node.value, ast.Constant | ast.Tuple):
-            continue
-        try:
-            value = ast.literal_eval(node.value)
-        except ValueError:
-            continue
-        targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-        attributes |= {target.id: value for target in targets if isinstance(target, ast.Name)}
+        if isinstance(node, ast.Assign | ast.AnnAssign) and isinstance(node.value, ast.Constant | ast.Tuple):
+            with suppress(ValueError):
+                value = ast.literal_eval(node.value)
+                targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+                attributes |= {target.id: value for target in targets if isinstance(target, ast.Name)}
     return attributes

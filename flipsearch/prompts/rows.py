@@ -199,6 +199,16 @@ def plain_flag(value: str) -> str:
     return lower.removesuffix(".0") if lower in ("1.0", "0.0") else lower
 
 
+def _flag_kind(column: str, value: str) -> Kind | None:
+    """Return what a flag in a column of this plain name means; None if the value is no flag."""
+    flag = _FLAGS.get(value)
+    return None if flag is None else "harmful" if flag is FLAG_COLUMNS.get(column, True) else "benign"
+
+
+def _word_kind(value: str) -> Routed | None:
+    return HARMFUL_OR_NOT.get(value.replace(" ", "_").replace("-", "_"))
+
+
 class LabelRouter:
     """Finds the label columns of a table, and reads kind, borderline and split of its rows.
 
@@ -273,15 +283,14 @@ class LabelRouter:
             return label or "no label", kind or self._unknown(row, self.label_column, label)
         if self.flag_column:
             value = cell(row, self.flag_column)
-            flag = _FLAGS.get(plain_flag(value))
-            if flag is None:
+            kind = _flag_kind(plain_name(self.flag_column), plain_flag(value))
+            if kind is None:
                 raise PromptError(
                     f"{self.table.at(row)}: '{value[:80]}' in column '{self.flag_column}', expected 1 or 0 (true, "
                     "false, yes, no)."
                 )
-            means_harmful = flag is FLAG_COLUMNS[plain_name(self.flag_column)]
-            self._check_other_labels(row, self.flag_column, "harmful" if means_harmful else "benign")
-            return f"{self.flag_column}={value}", "harmful" if means_harmful else "benign"
+            self._check_other_labels(row, self.flag_column, kind)
+            return f"{self.flag_column}={value}", kind
         if self.kind == "harmful" and self.known and self.known.only_harmful:
             name, wanted = self.known.only_harmful
             if (value := cell(row, self.table.find([name]))).lower() != wanted.lower():
@@ -302,11 +311,7 @@ class LabelRouter:
         """Raise PromptError if another label of the prompt says something else than the one in `column`."""
         for other in self._other_labels:
             name, value = plain_name(other), plain_flag(cell(row, other))
-            if name in FLAG_COLUMNS:
-                flag = _FLAGS.get(value)
-                meaning = None if flag is None else "harmful" if flag is FLAG_COLUMNS[name] else "benign"
-            else:
-                meaning = HARMFUL_OR_NOT.get(value.replace(" ", "_"))
+            meaning = _flag_kind(name, value) if name in FLAG_COLUMNS else _word_kind(value)
             if other != column and kind and meaning not in (None, kind):
                 raise PromptError(
                     f"{self.table.at(row)}: '{column}' says {kind}, '{other}' says {meaning}: drop or rename the one "
@@ -316,11 +321,9 @@ class LabelRouter:
     def _check_unused_columns(self, row: Row, kind: Kind) -> None:
         """Raise PromptError if a column that is not used has the word or flag of another kind than the user says."""
         for column in [] if self.known else self._other_columns:
-            value = plain_flag(cell(row, column))
-            meaning = HARMFUL_OR_NOT.get(value.replace(" ", "_").replace("-", "_"))
-            if plain_name(column) in DOUBT_COLUMNS and value in _FLAGS:
-                meaning = "harmful" if _FLAGS[value] else "benign"
-            if meaning not in (None, kind):
+            name, value = plain_name(column), plain_flag(cell(row, column))
+            doubt = _flag_kind(name, value) if name in DOUBT_COLUMNS else None
+            if (doubt or _word_kind(value)) not in (None, kind):
                 raise PromptError(
                     f"{self.table.at(row)}: given as {kind}, but column '{column}' says '{cell(row, column)[:80]}': "
                     "name it prompt_label if it labels the prompts (harmful, benign), drop it if not."

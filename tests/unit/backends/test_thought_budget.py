@@ -90,7 +90,8 @@ def test_vllm_closes_the_same_thoughts(
     if ends:  # some completions end by themselves, in the thought too
         backend = TransformersBackend(str(tiny_qwen3(tmp_path, chat_template=models.R1_TEMPLATE)))
     other = VllmBackend.__new__(VllmBackend)
-    other.chat, other.model_id, other.max_positions = backend.chat, backend.model_id, backend.max_positions
+    other._use(backend.chat)
+    other.model_id, other.max_positions = backend.model_id, backend.max_positions
     other._engine = Engine(backend)  # type: ignore[assignment]
     assert by_prompt(other.generate(REQUESTS, sampling)) == by_prompt(backend.generate(REQUESTS, sampling))
 
