@@ -168,7 +168,7 @@ def _errors_as_one_line(what: str, todo: str) -> Iterator[None]:
     except Exception as error:  # they have no type for it
         if is_out_of_memory(error):
             raise
-        why = getattr(error, "strerror", None) or f"{type(error).__name__}: {one_line(error)}"
+        why = one_line(error) if isinstance(error, OSError) else f"{type(error).__name__}: {one_line(error)}"
         raise TrainingError(f"{what}: {why}. {todo}") from error
 
 
