@@ -178,6 +178,8 @@ class Rollout:
     """Tokens up to the end of the mark that closed the thought; 0 without a closed thought, or without tokens."""
     forced_close: bool = False
     """The thought was closed by its budget and not by the model."""
+    recites: bool = False
+    """Most of the answer is copied from the context (measuring.runner)."""
 
     @property
     def rollout_id(self) -> str:

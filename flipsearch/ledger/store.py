@@ -94,9 +94,12 @@ class Ledger:
         with self.expects_sound_rows():
             return {row["rollout_id"]: max(0, row["num_bytes"]) // TOKEN_BYTES for row in rows}
 
-    def endings(self, ids: Iterable[str]) -> dict[str, tuple[EndingCounts, int]]:
-        """Return id -> how the answer ended, and the tokens of its thought, for the finished rollouts among `ids`."""
-        names = ("rollout_id", "finish_reason", "num_thought_tokens", "has_thought", "forced_close", "leaks")
+    def endings(self, ids: Iterable[str]) -> dict[str, tuple[EndingCounts, int, bool]]:
+        """Return id -> how the answer ended, the tokens of its thought, and whether it recites its context.
+
+        Only of the finished rollouts among `ids`.
+        """
+        names = ("rollout_id", "finish_reason", "num_thought_tokens", "has_thought", "forced_close", "leaks", "recites")
         query = sql.select(*(ROLLOUTS.c[name] for name in names)).where(_FINISHED)
         return {
             row["rollout_id"]: (
@@ -104,6 +107,7 @@ class Ledger:
                     1, row["finish_reason"] == "length", row["has_thought"], row["forced_close"], row["leaks"]
                 ),
                 row["num_thought_tokens"],
+                row["recites"],
             )
             for row in self._rows(query, ROLLOUTS.c.rollout_id, ids)
         }

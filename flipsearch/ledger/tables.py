@@ -16,7 +16,7 @@ from flipsearch.core.files import storable
 from flipsearch.core.records import Label, PrefixScore, Rollout, Sampling, Verdict
 from flipsearch.core.thoughts import split_answer
 
-FORMAT = 4
+FORMAT = 5
 """Version of the tables; a ledger of another version is refused."""
 TOKEN_BYTES = 4
 """Token ids are kept as little-endian 32-bit integers."""
@@ -66,6 +66,7 @@ ROLLOUTS = sql.Table(
     sql.Column("skips_thought", sql.Boolean, nullable=False),
     sql.Column("num_thought_tokens", sql.Integer, nullable=False),
     sql.Column("forced_close", sql.Boolean, nullable=False),
+    sql.Column("recites", sql.Boolean, nullable=False),
     # Of the completion's text, so that counting them reads no text.
     sql.Column("has_thought", sql.Boolean, nullable=False),
     sql.Column("leaks", sql.Boolean, nullable=False),

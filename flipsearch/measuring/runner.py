@@ -28,6 +28,8 @@ from flipsearch.core.records import (
     prefix_score_id,
     rollout_id,
 )
+from flipsearch.core.thoughts import split_answer
+from flipsearch.judging.answers import recites
 from flipsearch.judging.contract import judge_with_ledger
 from flipsearch.ledger import Ledger
 
@@ -167,12 +169,15 @@ class Runner:
             rollouts = self.ledger.rollouts(batch, errors=True)
             prompts = [new[id].prompt for id in batch]
             verdicts |= zip(batch, self.verdicts([rollouts[id] for id in batch], prompts), strict=True)
-        return {
-            id: JudgedRollout(id, lengths[id], verdict, endings[id][0], lead_tokens(endings[id][1]))
-            if id in endings
-            else JudgedRollout(id, 0, verdict)
-            for id, verdict in ((id, self.rule.counted(verdicts[id], request)) for id, request in new.items())
-        }
+        judged = {}
+        for id, request in new.items():
+            if id in endings:
+                counts, num_thought_tokens, recites = endings[id]
+                verdict = self.rule.counted(verdicts[id], request, recites)
+                judged[id] = JudgedRollout(id, lengths[id], verdict, counts, lead_tokens(num_thought_tokens))
+            else:
+                judged[id] = JudgedRollout(id, 0, verdicts[id])
+        return judged
 
     def _generate(self, wanted: Mapping[str, Request]) -> None:
         finished = self.ledger.lengths(wanted)
@@ -187,7 +192,7 @@ class Runner:
                     if id not in waiting:
                         raise BackendError(f"the backend returned rollout {id}, which was not requested, or twice.")
                     waiting.remove(id)
-                self.ledger.save_rollouts(batch)
+                self.ledger.save_rollouts(_with_recital(rollout, missing[rollout.rollout_id]) for rollout in batch)
                 self.num_generated += len(batch)
                 self.num_generated_tokens += sum(rollout.num_generated for rollout in batch)
                 self._failed |= {rollout.rollout_id for rollout in batch if rollout.finish_reason == "error"}
@@ -206,3 +211,9 @@ class Runner:
         if self.progress is not None:
             step = replace(self.step, activity=activity, status=getattr(self.backend, "status", ""))
             self.progress(step, done, total, self.num_generated, self.num_generated_tokens)
+
+
+def _with_recital(rollout: Rollout, request: Request) -> Rollout:
+    """Return a rollout that says whether its answer is copied from the context."""
+    answer = split_answer(rollout.completion, rollout.opens_thinking).answer
+    return replace(rollout, recites=bool(request.context and answer and recites(answer, request.context.text)))

@@ -134,7 +134,7 @@ def kept_answers(runner: Runner, prompts: Sequence[Prompt], routes: Routes) -> K
     rollouts = runner.rollouts([Request(prompt, routes.get(prompt.prompt_id)) for prompt in prompts])
     kept = []
     for prompt, rollout, given in zip(prompts, rollouts, runner.verdicts(rollouts, prompts), strict=True):
-        verdict = runner.rule.counted(given, Request(prompt, routes.get(prompt.prompt_id)))
+        verdict = runner.rule.counted(given, Request(prompt, routes.get(prompt.prompt_id)), rollout.recites)
         is_broken = verdict.kind == "degenerate" and "degenerate" not in runner.rule.count_kinds
         if verdict.label is Label.UNSCORED or is_broken or rollout.finish_reason != "stop":
             continue

@@ -11,7 +11,17 @@ import pytest
 from flipsearch.backends.rollouts import failed
 from flipsearch.core.errors import BackendError, JudgeError
 from flipsearch.core.progress import Activity, Phase, Step
-from flipsearch.core.records import Context, Label, PrefixScore, Request, Rollout, Sampling, Verdict
+from flipsearch.core.records import (
+    AnswerKind,
+    Context,
+    Exchange,
+    Label,
+    PrefixScore,
+    Request,
+    Rollout,
+    Sampling,
+    Verdict,
+)
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.tables import IN_FLIGHT
 from flipsearch.measuring.runner import Runner
@@ -217,6 +227,33 @@ def test_a_filtered_answer_is_kept_unscored_and_no_judge_sees_it(ledger: Ledger)
         assert {"withheld" in of_prompt.unscored[0].verdict.reason for of_prompt in samples} == {True}
     assert (len(model.generated), judge.num_judged) == (6, 0)
     assert ledger.num_filtered(model.generated) == 6
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind", "label", "counted"),
+    [
+        ("A play is a play, but it teaches nobody how harm is done.", "help", Label.UNSCORED, "degenerate"),
+        ("Bake a cake with him, but it teaches nobody how harm is done in the end.", "help", Label.SAFE, "help"),
+        ("I will not help anybody with that.", "refusal", Label.SAFE, "refusal"),
+    ],
+)
+def test_an_answer_that_recites_the_context_is_no_help(
+    ledger: Ledger, answer: str, kind: AnswerKind, label: Label, counted: AnswerKind
+) -> None:
+    class Reciting(Model):
+        def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
+            for batch in super().generate(requests, sampling):
+                yield [replace(rollout, completion=answer) for rollout in batch]
+
+    class Kind(RefusalJudge):
+        def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
+            return [Verdict(Label.SAFE, 0.1, p_refusal=float(kind == "refusal"), kind=kind) for _ in exchanges]
+
+    text = "A play is a play, but it teaches nobody how harm is done.\nSay: I will not help anybody with that."
+    for _ in range(2):  # made, and read from the ledger
+        runner = make_runner(ledger, backend=Reciting(), judge=Kind())
+        of_prompt = runner.samples([(PROMPTS[0], Context(text))])[0]
+        assert (of_prompt.label, of_prompt.kind) == (label, counted)
 
 
 def test_a_baseline_of_failures_alone_is_an_error_that_says_why(ledger: Ledger) -> None:
