@@ -47,6 +47,8 @@ class ContextFilter:
                 last = max(1, len(prompt) - COPY_WORDS + 1)
                 self._copies |= {tuple(prompt[start : start + COPY_WORDS]) for start in range(last)}
         self._lengths = sorted({len(run) for run in self._copies})
+        self._starts = {run[:SHORTEST_COPY] for run in self._copies}
+        """No copy begins otherwise: most places in a text are passed over by this alone."""
         self._count_tokens, self._max_tokens = count_tokens, max_tokens
         self._benchmarks: dict[str, re.Pattern[str]] = {}
         for name in BENCHMARKS:
@@ -69,9 +71,10 @@ class ContextFilter:
             return "a duplicate of a known context"
         if name := next((name for name, spelling in self._benchmarks.items() if spelling.search(context.text)), None):
             return f"the name of a benchmark: {name.replace(' ', '')}"
-        for length in self._lengths:
-            for start in range(len(text_words) - length + 1):
-                if (run := tuple(text_words[start : start + length])) in self._copies:
+        for start in range(len(text_words) - SHORTEST_COPY + 1):
+            if tuple(text_words[start : start + SHORTEST_COPY]) in self._starts:
+                runs = [tuple(text_words[start : start + length]) for length in self._lengths]
+                if run := next((run for run in runs if run in self._copies), None):
                     return f"copied from a prompt: '{' '.join(run)}'"
         num_tokens = self._count_tokens(context.text)
         return f"{num_tokens} tokens, {self._max_tokens} at most" if num_tokens > self._max_tokens else None
