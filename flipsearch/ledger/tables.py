@@ -5,7 +5,8 @@ import json
 import sqlite3
 import struct
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -149,7 +150,8 @@ def make_engine(place: str | Path, read_only: bool) -> sql.Engine:
 def rollout_row(rollout: Rollout) -> dict[str, Any]:
     """Return the row of a rollout."""
     parts = split_answer(rollout.completion, rollout.opens_thinking)
-    row = asdict(rollout.sampling) | {name: getattr(rollout, name) for name in ("rollout_id", *ROLLOUT_FIELDS)}
+    row = {name: getattr(rollout.sampling, name) for name in SAMPLING_FIELDS}
+    row |= {name: getattr(rollout, name) for name in ("rollout_id", *ROLLOUT_FIELDS)}
     row |= {"completion": storable(rollout.completion), "error": storable(rollout.error)}
     row |= {"completion_ids": pack("I", rollout.completion_ids), "prefill": pack("I", rollout.prefill)}
     row |= {"has_thought": parts.has_thought and rollout.finish_reason != "error", "leaks": parts.leaks}
@@ -191,20 +193,26 @@ def prefix_score_of(row: sql.RowMapping) -> PrefixScore:
 
 def check_kinds(table: sql.Table, row: sql.RowMapping) -> None:
     """Raise ValueError for a value that is of another kind than its column, as SQLite lets anyone store."""
-    for column in table.columns:
-        value, kind = row[column.name], column.type.python_type
-        is_right = isinstance(value, int | float if kind is float else kind) or (value is None and column.nullable)
+    for name, kind, is_nullable in _columns(table):
+        value = row[name]
+        is_right = isinstance(value, kind) or (value is None and is_nullable) or (kind is float and type(value) is int)
         if not is_right:
-            raise ValueError(f"{table.name}.{column.name} is {value!r:.40}, expected {kind.__name__}")
+            raise ValueError(f"{table.name}.{name} is {value!r:.40}, expected {kind.__name__}")
+
+
+@cache
+def _columns(table: sql.Table) -> list[tuple[str, type, bool]]:
+    """Return name, type and nullability of a table's columns; SQLAlchemy would work them out anew for every row."""
+    return [(column.name, column.type.python_type, bool(column.nullable)) for column in table.columns]
 
 
 def checksum(table: sql.Table, row: Mapping[str, Any] | sql.RowMapping) -> str:
     """Return 16 hexadecimal digits of a hash of all values of a row, by which one that was edited is found."""
     values = []
-    for column in table.columns:
-        if column.name != "checksum":
-            value = row[column.name]
-            is_whole = isinstance(value, int) and column.type.python_type is float  # a database returns it as a float
+    for name, kind, _ in _columns(table):
+        if name != "checksum":
+            value = row[name]
+            is_whole = kind is float and isinstance(value, int)  # a database returns it as a float
             values.append(value.hex() if isinstance(value, bytes) else float(value) if is_whole else value)
     return hashlib.sha256(json.dumps(values).encode("ascii")).hexdigest()[:16]
 

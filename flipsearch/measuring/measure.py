@@ -21,6 +21,7 @@ share pairs. (The entropy of first words is near its maximum with a few dozen pr
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import lru_cache
 from itertools import pairwise
 
 from flipsearch.config import SearchConfig
@@ -62,7 +63,8 @@ def measure(
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
     n = len(prompts)
     measured = [compare(by_id, baseline, samples[i * n : (i + 1) * n], split) for i in range(len(contexts))]
-    return [replace(rates, contraction=measure_contraction(runner.ledger, rates.flips, baseline)) for rates in measured]
+    contractions = measure_contractions(runner.ledger, [rates.flips for rates in measured], baseline)
+    return [replace(rates, contraction=lost) for rates, lost in zip(measured, contractions, strict=True)]
 
 
 def measured_trial(
@@ -236,14 +238,25 @@ def flip_difference(first: Measurement, second: Measurement) -> Difference | Non
     return clustered_difference([flipped[id] for id in ids], [others[id] for id in ids], clusters_of(pairs))
 
 
-def measure_contraction(ledger: Ledger, flips: Iterable[Flip], baseline: Mapping[str, Samples]) -> Estimate | None:
-    """Return the contraction of the benign answers among `flips`, whose texts the ledger holds; None without any."""
-    answered = [flip for flip in flips if flip.kind == "benign" and not flip.refused_before and not flip.refused_after]
-    ids = [(baseline[flip.prompt_id].rollout_ids, flip.rollout_ids) for flip in answered]
-    rollouts = ledger.rollouts(id for sides in ids for side in sides for id in side)
-    texts = [tuple(_answers([rollouts[id] for id in side if id in rollouts]) for side in sides) for sides in ids]
-    both = [(before, after) for before, after in texts if before and after]
-    return contraction([before for before, _ in both], [after for _, after in both]) if both else None
+def measure_contractions(
+    ledger: Ledger, flips: Iterable[Iterable[Flip]], baseline: Mapping[str, Samples]
+) -> list[Estimate | None]:
+    """Return the contraction of the benign answers under each context, by its flips; None for one without any.
+
+    Their texts are in the ledger, and read in one go: those without a context are the same for all.
+    """
+    answered = [
+        [flip for flip in of_context if flip.kind == "benign" and not flip.refused_before and not flip.refused_after]
+        for of_context in flips
+    ]
+    ids = [[(baseline[flip.prompt_id].rollout_ids, flip.rollout_ids) for flip in of_one] for of_one in answered]
+    texts = _answers(ledger.rollouts(id for of_one in ids for sides in of_one for side in sides for id in side))
+    found = []
+    for of_one in ids:
+        pairs = [tuple([texts[id] for id in side if id in texts] for side in sides) for sides in of_one]
+        both = [(before, after) for before, after in pairs if before and after]
+        found.append(contraction([before for before, _ in both], [after for _, after in both]) if both else None)
+    return found
 
 
 def contraction(before: Sequence[Sequence[str]], after: Sequence[Sequence[str]]) -> Estimate:
@@ -257,14 +270,20 @@ def contraction(before: Sequence[Sequence[str]], after: Sequence[Sequence[str]])
 
 def _worths(answers: Sequence[Sequence[str]]) -> list[float]:
     """Return for each prompt the mean worth of its answers, by the pairs in all answers of all prompts."""
-    pairs = [[set(pairwise(words_of(text))) for text in texts] for texts in answers]
+    pairs = [[_word_pairs(text) for text in texts] for texts in answers]
     counts = Counter(pair for of_prompt in pairs for of_answer in of_prompt for pair in of_answer)
     worths = [[sum(1 / counts[pair] for pair in of_answer) for of_answer in of_prompt] for of_prompt in pairs]
     return [sum(of_prompt) / len(of_prompt) for of_prompt in worths]
 
 
-def _answers(rollouts: Iterable[Rollout]) -> list[str]:
-    """Return the answers behind the thoughts; one that was withheld, or never begun, is none."""
-    shown = [rollout for rollout in rollouts if rollout.finish_reason != "filtered"]
-    answers = [split_answer(rollout.completion, rollout.opens_thinking).answer for rollout in shown]
-    return [answer for answer in answers if answer is not None]
+@lru_cache(maxsize=1024)
+def _word_pairs(text: str) -> frozenset[tuple[str, str]]:
+    """Return the distinct pairs of neighbouring words; answers without a context are compared with every context's."""
+    return frozenset(pairwise(words_of(text)))
+
+
+def _answers(rollouts: Mapping[str, Rollout]) -> dict[str, str]:
+    """Return the answers behind the thoughts, by rollout id; one that was withheld, or never begun, is none."""
+    shown = {id: rollout for id, rollout in rollouts.items() if rollout.finish_reason != "filtered"}
+    answers = {id: split_answer(rollout.completion, rollout.opens_thinking).answer for id, rollout in shown.items()}
+    return {id: answer for id, answer in answers.items() if answer is not None}

@@ -23,6 +23,14 @@ BENCHMARKS = (
 """A blank in a name matches a blank, a hyphen or nothing; a hyphen matches a hyphen or nothing."""
 _WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
 """A word, or one character of a script that puts no blanks between words."""
+_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\ud800-\udfff]")
+_BENCHMARK = re.compile(
+    "(?<![^\\W_])(?:"
+    + "|".join(f"({re.escape(name)})".replace(r"\ ", r"[-_\s]?").replace(r"\-", "[-_]?") for name in BENCHMARKS)
+    + ")(?![^\\W\\d_])",
+    re.IGNORECASE,
+)
+"""Each name is a group of its own."""
 
 
 class ContextFilter:
@@ -47,11 +55,9 @@ class ContextFilter:
                 last = max(1, len(prompt) - COPY_WORDS + 1)
                 self._copies |= {tuple(prompt[start : start + COPY_WORDS]) for start in range(last)}
         self._lengths = sorted({len(run) for run in self._copies})
+        self._starts = {run[:SHORTEST_COPY] for run in self._copies}
+        """No copy begins otherwise: most places in a text are passed over by this alone."""
         self._count_tokens, self._max_tokens = count_tokens, max_tokens
-        self._benchmarks: dict[str, re.Pattern[str]] = {}
-        for name in BENCHMARKS:
-            spelling = re.escape(name).replace(r"\ ", r"[-_\s]?").replace(r"\-", "[-_]?")
-            self._benchmarks[name] = re.compile(rf"(?<![^\W_]){spelling}(?![^\W\d_])", re.IGNORECASE)
         self._known: set[tuple[str, ...]] = set()
 
     def add(self, context: Context) -> None:
@@ -63,15 +69,16 @@ class ContextFilter:
         text_words = normalised(context.text).split()
         if not text_words:
             return "no words"
-        if any(char not in "\n\t" and unicodedata.category(char) in ("Cc", "Cs") for char in context.text):
+        if _CONTROL.search(context.text):
             return "a control character or half a character in it"
         if self._key(context) in self._known:
             return "a duplicate of a known context"
-        if name := next((name for name, spelling in self._benchmarks.items() if spelling.search(context.text)), None):
-            return f"the name of a benchmark: {name.replace(' ', '')}"
-        for length in self._lengths:
-            for start in range(len(text_words) - length + 1):
-                if (run := tuple(text_words[start : start + length])) in self._copies:
+        if (named := _BENCHMARK.search(context.text)) and named.lastindex:
+            return f"the name of a benchmark: {BENCHMARKS[named.lastindex - 1].replace(' ', '')}"
+        for start in range(len(text_words) - SHORTEST_COPY + 1):
+            if tuple(text_words[start : start + SHORTEST_COPY]) in self._starts:
+                runs = [tuple(text_words[start : start + length]) for length in self._lengths]
+                if run := next((run for run in runs if run in self._copies), None):
                     return f"copied from a prompt: '{' '.join(run)}'"
         num_tokens = self._count_tokens(context.text)
         return f"{num_tokens} tokens, {self._max_tokens} at most" if num_tokens > self._max_tokens else None

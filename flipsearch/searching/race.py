@@ -56,6 +56,7 @@ class Race:
 
     def __init__(self, runner: Runner, base: SplitBaseline, rungs: Sequence[Rung], cap: float, alpha: float) -> None:
         self.runner, self.base, self.rungs, self.cap, self.alpha = runner, base, rungs, cap, alpha
+        self._usual = base.usual_unscored
         self._arms: dict[str, Arm] = {}
 
     @property
@@ -72,12 +73,11 @@ class Race:
         measured = measure(runner, running, prompts, base.outcomes, "search")
         ids = {context.context_id for context in running}
         others = [arm.search for id, arm in self._arms.items() if id not in ids and arm.state != "failed"]
-        usual = base.usual_unscored
-        scored = [measurement for measurement in measured if not has_failed(measurement, usual)]
+        scored = [measurement for measurement in measured if not has_failed(measurement, self._usual)]
         pruned = iter(prune(scored, others, self.cap, self.alpha) if not is_last else [None] * len(scored))
         for context, measurement in zip(running, measured, strict=True):
             state: TrialState | Literal["running"] = "complete" if is_last else "running"
-            if has_failed(measurement, usual):
+            if has_failed(measurement, self._usual):
                 state = "failed"
             elif (evidence := next(pruned)) is not None:
                 state = "pruned"

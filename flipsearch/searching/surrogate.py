@@ -51,6 +51,8 @@ class Surrogate:
         self._is_capped = base.over_refusal_rate.n > 0
         """Whether refusals are measured at all; a judge that does not detect them breaks no cap."""
         self._texts = TextFeatures()
+        self._rows: dict[tuple[str, int, Kind], Array] = {}
+        """Context id, rung and kind -> outcomes: an arm is asked about in every draw, and measured once a rung."""
         self._flips, self._refusals = RateModel(USUAL_FLIPS), RateModel(USUAL_REFUSALS)
         self._generator = np.random.default_rng(seed)
 
@@ -83,10 +85,14 @@ class Surrogate:
         """Return outcomes (num_rows, prompts), nan where nothing is known; the rows of the arms come first."""
         columns = self._columns[kind]
         outcomes = np.full((num_rows, len(columns)), np.nan)
-        for row, arm in zip(outcomes, arms, strict=False):
-            for flip in arm.search.flips:
-                if flip.kind == kind:
-                    row[columns[flip.prompt_id]] = self._outcome(flip)
+        for number, arm in enumerate(arms):
+            key = arm.context.context_id, arm.rung, kind
+            if key not in self._rows:
+                row = self._rows[key] = outcomes[number].copy()
+                for flip in arm.search.flips:
+                    if flip.kind == kind:
+                        row[columns[flip.prompt_id]] = self._outcome(flip)
+            outcomes[number] = self._rows[key]
         return outcomes
 
     def _outcome(self, flip: Flip) -> float:

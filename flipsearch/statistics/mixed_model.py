@@ -103,11 +103,12 @@ class RateModel:
         if not len(seen):
             drawn[:] = mean + generator.standard_normal(drawn.shape) @ _factor(prior).T
             return drawn
-        system = _System(mean[seen], prior[np.ix_(seen, seen)], outcomes[seen], self.weights.prompts)
-        rates, prompts = system.draws(num, generator)
+        precision = np.asarray(np.linalg.inv(prior[np.ix_(seen, seen)]))
+        both = _posterior_draws(mean[seen], precision, outcomes[seen], self.weights.prompts, num, generator)
+        rates, prompts = both[:, : len(seen)], both[:, len(seen) :]
         drawn[:, seen] = rates
         if len(other):
-            gain = prior[np.ix_(other, seen)] @ system.precision
+            gain = prior[np.ix_(other, seen)] @ precision
             left = prior[np.ix_(other, other)] - gain @ prior[np.ix_(seen, other)]
             drawn[:, other] = mean[other] + (rates - mean[seen]) @ gain.T
             drawn[:, other] += generator.standard_normal((num, len(other))) @ _factor(left).T
@@ -117,15 +118,35 @@ class RateModel:
 
 def _likeliest(weights: Weights, features: ContextFeatures, mean: float, outcomes: Array) -> Weights:
     """Return the weights of the highest marginal likelihood: those of the texts first, then the two others."""
+    kept = weights.prompts
+    seen = {variance: _without_prompts(outcomes, variance) for variance in {kept, *PROMPTS}}
 
     def evidence(tried: Weights) -> float:
-        return _System(*_prior(tried, features, mean), outcomes, tried.prompts).log_evidence
+        (means, prior), (rates, noise, constant) = _prior(tried, features, mean), seen[tried.prompts]
+        factor = np.linalg.cholesky(prior + noise)
+        errors = solve_triangular(factor, rates - means, lower=True, check_finite=False)
+        return constant - float(errors @ errors) / 2 - float(np.log(np.diag(factor)).sum())
 
-    weights = max((replace(w, prompts=weights.prompts, scores=weights.scores) for w in CANDIDATES), key=evidence)
+    weights = max((replace(w, prompts=kept, scores=weights.scores) for w in CANDIDATES), key=evidence)
     weights = max((replace(weights, prompts=variance) for variance in PROMPTS), key=evidence)
     if features.scores.any():
         weights = max((replace(weights, scores=slope) for slope in SLOPES), key=evidence)
     return weights
+
+
+def _without_prompts(outcomes: Array, variance: float) -> tuple[Array, Array, float]:
+    """Return the rates (contexts,) that outcomes show once prompts are integrated out, the covariance of their noise,
+    and the part of the log evidence that does not depend on the prior of the rates.
+    """
+    weights, values = _weighted(outcomes, variance)
+    prompts, sums = weights.sum(axis=0) + 1 / variance, (weights * values).sum(axis=0)
+    precision = np.diag(weights.sum(axis=1)) - (weights / prompts) @ weights.T
+    pull = (weights * values).sum(axis=1) - weights @ (sums / prompts)
+    noise = np.linalg.inv(precision)
+    rates = noise @ pull
+    squares = (weights * values**2).sum() - (sums**2 / prompts).sum() - pull @ rates
+    volume = np.log(weights[weights > 0]).sum() - np.log(prompts * variance).sum() - np.linalg.slogdet(precision)[1]
+    return rates, noise, float(volume - squares) / 2
 
 
 def _prior(weights: Weights, features: ContextFeatures, mean: float) -> tuple[Array, Array]:
@@ -136,40 +157,36 @@ def _prior(weights: Weights, features: ContextFeatures, mean: float) -> tuple[Ar
     return mean + weights.scores * features.scores, covariance
 
 
-class _System:
-    """The normal equations of rates and prompts; outcomes as in `RateModel.draws`, each row with at least one."""
+def _weighted(outcomes: Array, prompt_variance: float) -> tuple[Array, Array]:
+    """Return the precision of each outcome beside its context and prompt, and its value; both 0 where it is unknown."""
+    known = ~np.isnan(outcomes)
+    values = np.where(known, outcomes, 0.0)
+    counts, sums = known.sum(axis=1), values.sum(axis=1)
+    overall = (sums.sum() + 0.5) / (counts.sum() + 1.0)
+    rates = np.clip((sums + SHRINK * overall) / (counts + SHRINK), 0.02, 0.98)
+    variances = rates * (1 - rates)  # of which the prompts have their part
+    return known / np.maximum(variances - prompt_variance, LEAST_NOISE * variances)[:, None], values
 
-    def __init__(self, mean: Array, prior: Array, outcomes: Array, prompt_variance: float) -> None:
-        num, num_prompts = outcomes.shape
-        known = ~np.isnan(outcomes)
-        values = np.where(known, outcomes, 0.0)
-        counts, sums = known.sum(axis=1), values.sum(axis=1)
-        overall = (sums.sum() + 0.5) / (counts.sum() + 1.0)
-        rates = np.clip((sums + SHRINK * overall) / (counts + SHRINK), 0.02, 0.98)
-        variances = rates * (1 - rates)  # of which the prompts have their part
-        weights = known / np.maximum(variances - prompt_variance, LEAST_NOISE * variances)[:, None]
-        self.precision: Array = np.asarray(np.linalg.inv(prior))
-        """Of the prior."""
-        self._num = num
-        normal = np.empty((num + num_prompts, num + num_prompts))
-        normal[:num, :num] = self.precision + np.diag(weights.sum(axis=1))
-        normal[num:, num:] = np.diag(weights.sum(axis=0) + 1 / prompt_variance)
-        normal[:num, num:], normal[num:, :num] = weights, weights.T
-        pull = self.precision @ mean
-        right = np.concatenate([(weights * values).sum(axis=1) + pull, (weights * values).sum(axis=0)])
-        self._factor = np.linalg.cholesky(normal)
-        self._solution = solve_triangular(self._factor.T, solve_triangular(self._factor, right, lower=True))
-        squares = (weights * values**2).sum() + pull @ mean - right @ self._solution
-        log_noise = np.log(weights[known]).sum() / 2
-        log_prior = float(np.linalg.slogdet(self.precision)[1]) / 2 - num_prompts * np.log(prompt_variance) / 2
-        self.log_evidence = float(log_noise + log_prior - squares / 2 - np.log(np.diag(self._factor)).sum())
-        """Of the outcomes, but for a constant."""
 
-    def draws(self, num: int, generator: np.random.Generator) -> tuple[Array, Array]:
-        """Return posterior draws of the rates (num, contexts) and of the prompts (num, prompts)."""
-        noise = generator.standard_normal((len(self._solution), num))
-        drawn = (self._solution[:, None] + solve_triangular(self._factor.T, noise)).T
-        return drawn[:, : self._num], drawn[:, self._num :]
+def _posterior_draws(
+    mean: Array, precision: Array, outcomes: Array, prompt_variance: float, num: int, generator: np.random.Generator
+) -> Array:
+    """Return draws (num, contexts + prompts) of the rates, with the prior's mean and precision, and of the prompts.
+
+    Outcomes are as in `RateModel.draws`, each row with at least one.
+    """
+    weights, values = _weighted(outcomes, prompt_variance)
+    size = len(precision)
+    normal = np.empty((sum(outcomes.shape),) * 2)
+    normal[:size, :size] = precision + np.diag(weights.sum(axis=1))
+    normal[size:, size:] = np.diag(weights.sum(axis=0) + 1 / prompt_variance)
+    normal[:size, size:], normal[size:, :size] = weights, weights.T
+    right = np.concatenate([(weights * values).sum(axis=1) + precision @ mean, (weights * values).sum(axis=0)])
+    factor = np.linalg.cholesky(normal)
+    solution = solve_triangular(factor.T, solve_triangular(factor, right, lower=True))
+    noise = generator.standard_normal((len(solution), num))
+    drawn: Array = (solution[:, None] + solve_triangular(factor.T, noise)).T
+    return drawn
 
 
 def _factor(covariance: Array) -> Array:

@@ -67,7 +67,8 @@ def test_a_child_of_operators_has_its_lineage_and_no_point(study: Study, space: 
     write_storage(replace(study, trials=(*study.trials, child)), space, tmp_path)
     last = opened(tmp_path, study).trials[-1]
     assert last.params == {}
-    assert (last.user_attrs["operator"], last.user_attrs["parents"]) == ("swap", ["a", "b"])
+    lineage = last.user_attrs["context"]
+    assert (lineage["operator"], lineage["parents"]) == ("swap", ["a", "b"])
 
 
 def test_it_is_replaced(study: Study, space: Space, tmp_path: Path) -> None:
