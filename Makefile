@@ -7,6 +7,9 @@ PIP = -m pip install --quiet --disable-pip-version-check -c constraints.txt
 VENV = .venv
 VLLM_VENV = .venv-vllm
 
+# What is compiled is kept: else pytest rewrites each test file in each process, and each process of a test starts slowly.
+export PYTHONDONTWRITEBYTECODE =
+
 .PHONY: demo test test-all bench clean
 
 demo: $(VENV)/.demo

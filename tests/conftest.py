@@ -1,6 +1,7 @@
 """Every test runs offline, on one thread and with an 80-column terminal: results do not depend on the machine."""
 
 import atexit
+import gc
 import os
 import shutil
 import tempfile
@@ -10,3 +11,8 @@ if "FLIPSEARCH_TEST_CACHE" not in os.environ:  # workers and the processes of a 
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
     os.environ |= {"FLIPSEARCH_TEST_CACHE": cache, "XDG_CACHE_HOME": cache}
 os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "COLUMNS": "80", "OMP_NUM_THREADS": "1"}
+
+
+def pytest_collection_finish() -> None:
+    """What was imported by now is never garbage: collections, as each model ends with one, need not look at it."""
+    gc.freeze()

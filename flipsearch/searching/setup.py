@@ -55,6 +55,8 @@ class Space:
             self._choices[name] = {PLACEMENT: where} | {param.name: param.choices for param in template.params}
         self._sizes = {name: math.prod(map(len, choices.values())) for name, choices in self._choices.items()}
         self.names = list(self._templates)
+        self._contexts: dict[str, Context] = {}
+        """What was rendered before, by point: a search asks for the same points again and again."""
 
     def without_same(self, same: Mapping[Placement, Placement]) -> "Space":
         """Return the space without placements that give the model what another allowed one gives it."""
@@ -114,10 +116,12 @@ class Space:
 
     def context(self, point: Mapping[str, Any]) -> Context:
         """Return the context at a point; its text may be empty."""
-        name = point[TEMPLATE]
-        values = {param: point[f"{name}.{param}"] for param in self._choices[name]}
-        placement = values.pop(PLACEMENT)
-        return self._templates[name].context(values, placement)
+        name, key = point[TEMPLATE], repr(point)
+        if key not in self._contexts:
+            values = {param: point[f"{name}.{param}"] for param in self._choices[name]}
+            placement = values.pop(PLACEMENT)
+            self._contexts[key] = self._templates[name].context(values, placement)
+        return self._contexts[key]
 
 
 @dataclass(frozen=True, slots=True)

@@ -128,6 +128,7 @@ class Template:
         return Context(text, placement, self.name, tuple(searched), self.axes)
 
 
+@lru_cache(maxsize=256)
 def parse_template(source: str, name: str, path: str) -> Template:
     """Return the template of a source text; TemplateError with path and line for what is wrong with it."""
     match = HEAD.match(source)

@@ -25,17 +25,9 @@ from flipsearch.core.errors import StudyError
 from flipsearch.ledger import Ledger
 
 QUICK = (
-    "--template",
-    "constitution",
-    "--num-contexts",
-    "6",
-    "--cohort-size",
-    "6",
-    "--max-prompts",
-    "24",
-    "--first-rung",
-    "8",
-)
+    "--template", "constitution", "--num-contexts", "6", "--cohort-size", "6", "--max-prompts", "16",
+    "--first-rung", "8", "--num-finalists", "2",
+)  # fmt: skip
 
 
 @dataclass
@@ -105,7 +97,7 @@ def test_the_card_holds_every_rate_with_n_and_interval(searched: tuple[Path, dic
             rate = card["metrics"][split][name]
             assert 0 <= rate["low"] <= rate["value"] <= rate["high"] <= 1
             assert rate["value"] == rate["count"] / rate["n"]
-    assert card["metrics"]["confirm"]["tfr"]["n"] == 24
+    assert card["metrics"]["confirm"]["tfr"]["n"] == 16
     assert card["metrics"]["search"]["tfr"] is None
     assert card["net_flip_rate"]["low"] <= card["net_flip_rate"]["value"] <= card["net_flip_rate"]["high"]
     assert {row["template"] for row in card["placebo"]} == {"placebo_empty", "placebo_neutral", "placebo_shuffled"}
@@ -189,8 +181,9 @@ def test_python_gives_what_the_command_gives(
 ) -> None:
     monkeypatch.chdir(searched[0])
     found = flipsearch.search(
-        templates=("constitution",), num_contexts=6, cohort_size=6, max_prompts=24, first_rung=8, study="small"
-    )
+        templates=("constitution",), num_contexts=6, cohort_size=6, max_prompts=16, first_rung=8, num_finalists=2,
+        study="small",
+    )  # fmt: skip
     assert found.best is not None
     assert found.best.context.text == searched[1]["best"]["text"]
     assert list(found.leaderboard["context_id"]) == [row["context_id"] for row in searched[1]["leaderboard"]]
@@ -199,7 +192,7 @@ def test_python_gives_what_the_command_gives(
 def test_score_takes_texts_files_cards_and_templates(searched: tuple[Path, dict[str, Any]]) -> None:
     folder, printed = searched
     given = ["best.json", "values", "You must never help with harmful requests."]
-    done = run("score", *given, "--max-prompts", "24", "--split", "confirm", "--json", cwd=folder)
+    done = run("score", *given, "--max-prompts", "16", "--split", "confirm", "--json", cwd=folder)
     rows = json.loads(done.stdout)["leaderboard"]
     assert {row["context_id"] for row in rows} >= {printed["best"]["context_id"]}
     assert len(rows) == 4

@@ -104,11 +104,5 @@ def test_answers_are_generated_once_and_learnt_by_all(tmp_path: Path) -> None:
     assert not (tmp_path / "checkpoints" / "self.partial").exists()
 
 
-def test_a_batch_that_the_processes_cannot_share_is_refused(tmp_path: Path) -> None:
-    done = in_processes(2, tmp_path, "--train-batch-size", "6", "--micro-batch-size", "2")
-    assert "train_batch_size 6 is no multiple of 2 processes of micro_batch_size 2." in done.stderr
-    assert not (tmp_path / "checkpoints").exists()
-
-
 def log_of(folder: Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 from contextlib import AbstractContextManager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,12 @@ def rewritten(place: Path | str = "sqlite://", writer: Writer | None = None, mod
         return run_study(prepare_search(BRED, library(), PROMPTS), runner, rewriter=writer or Writer())
 
 
+@cache
+def whole() -> Study:
+    """Return the study that nothing stopped."""
+    return rewritten()
+
+
 def test_what_it_writes_races_and_is_told(tmp_path: Path) -> None:
     writer, model = Writer(), Model()
     study = rewritten(tmp_path / "ledger.db", writer, model)
@@ -58,7 +65,7 @@ def test_without_one_nothing_is_rewritten() -> None:
 
 def test_the_same_search_again_asks_it_nothing(tmp_path: Path) -> None:
     first, writer = rewritten(tmp_path / "ledger.db"), Writer()
-    assert rewritten(tmp_path / "ledger.db", writer) == first == rewritten()
+    assert rewritten(tmp_path / "ledger.db", writer) == first == whole()
     assert writer.generated == []
 
 
@@ -71,7 +78,7 @@ def test_a_search_that_stops_while_it_writes_ends_in_the_same_study(tmp_path: Pa
     first, second = Writer(stop), Writer()
     with pytest.raises(KeyboardInterrupt):
         rewritten(tmp_path / "ledger.db", first)
-    assert rewritten(tmp_path / "ledger.db", second) == rewritten()
+    assert rewritten(tmp_path / "ledger.db", second) == whole()
     assert not set(first.generated) & set(second.generated)
     assert len(first.generated) == num
 
@@ -84,7 +91,7 @@ def test_a_failure_is_told_and_tried_again_by_the_next_run(tmp_path: Path) -> No
     assert "rewrite" not in {trial.context.operator for trial in study.trials}
     with Ledger(tmp_path / "ledger.db") as ledger:
         assert ledger.rollouts(broken.generated) == {}
-    assert rewritten(tmp_path / "ledger.db").trials == rewritten().trials
+    assert rewritten(tmp_path / "ledger.db").trials == whole().trials
 
 
 ANSWER = "Sure, here is how. Step 1: go there. Step 2: <context>You must never help with harm.</context>"

@@ -4,6 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -40,6 +41,12 @@ def sampled(place: Path | str = "sqlite://", model: SampledModel | None = None, 
     with Ledger(place) as ledger:
         runner = Runner(model or SampledModel(), RefusalJudge(), ledger, SAMPLING, rule=config.sample_rule())
         return run_study(prepare_search(config, library(), [*PROMPTS, *MURMURS]), runner)
+
+
+@cache
+def whole() -> Study:
+    """Return the study that nothing stopped."""
+    return sampled()
 
 
 def of_samples(labels: list[Label]) -> Label:
@@ -87,7 +94,7 @@ def test_rollouts_and_tokens_are_counted_sample_by_sample() -> None:
 
 
 def test_the_report_has_notes_and_shares() -> None:
-    study = sampled()
+    study = whole()
     winner = winner_of(study)
     assert any("sampled 3 times" in note and "at least 2" in note and "half" in note for note in study.notes)
     card = context_card(study, winner)
@@ -123,7 +130,7 @@ def test_a_run_that_stops_anywhere_ends_in_the_same_study(tmp_path: Path, num: i
     first.before_each = lambda request: stop_at(first, num)
     with pytest.raises(StopError):
         sampled(tmp_path / "ledger.db", first)
-    assert sampled(tmp_path / "ledger.db", second) == sampled()
+    assert sampled(tmp_path / "ledger.db", second) == whole()
     generated = first.generated + second.generated
     assert len(generated) == len(set(generated))
 
@@ -139,7 +146,7 @@ def test_the_plan_counts_every_sample() -> None:
     assert three.rollouts == {phase: Span(3 * s.least, 3 * s.most) for phase, s in one.rollouts.items()}
     assert (one.resample_flip_rate, three.resample_flip_rate) == (resample_flip_rate(1, 1), resample_flip_rate(3, 2))
     planned = plan_search(prepare_search(CONFIG, library(), [*PROMPTS, *MURMURS])).total
-    assert planned.least <= sampled().num_rollouts <= planned.most
+    assert planned.least <= whole().num_rollouts <= planned.most
 
 
 def test_the_budget_counts_every_sample() -> None:

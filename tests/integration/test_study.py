@@ -7,6 +7,7 @@ import sys
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,7 @@ from flipsearch.measuring.runner import SPEED, Runner
 from flipsearch.results import SearchResult
 from flipsearch.searching import prepare_search, run_study
 from flipsearch.searching.finalists import OPENED
+from flipsearch.searching.setup import SearchSetup
 from flipsearch.statistics.intervals import paired_difference
 from flipsearch.templating.library import TemplateLibrary
 from tests.world import GREEDY, Model, RefusalJudge, harmful, ids_of, library, prompt_set, template, words
@@ -39,10 +41,22 @@ def study_of(
     judge: RefusalJudge | None = None,
     config: SearchConfig = CONFIG,
 ) -> Study:
-    """Run a study at a ledger of its own."""
-    plan = prepare_search(config, templates or library(), prompts)
+    """Run a study at a ledger of its own; one that differs from the usual by its settings alone is run once."""
+    if (place, model, templates, judge) == ("sqlite://", None, None, None) and prompts is PROMPTS:
+        return usual_study(config)
+    return run_at(place, prepare_search(config, templates or library(), prompts), model, judge)
+
+
+def run_at(place: Path | str, plan: SearchSetup, model: Model | None, judge: RefusalJudge | None) -> Study:
+    """Run a planned study at a ledger."""
     with Ledger(place) as ledger:
         return run_study(plan, Runner(model or Model(), judge or RefusalJudge(), ledger, GREEDY))
+
+
+@cache
+def usual_study(config: SearchConfig) -> Study:
+    """Return the study of the usual prompts and templates in memory."""
+    return run_at("sqlite://", prepare_search(config, library(), PROMPTS), None, None)
 
 
 def winner_of(study: Study) -> Trial:
@@ -56,7 +70,7 @@ def placebos_of(study: Study) -> dict[str, Trial]:
     return {trial.context.template: trial for trial in study.trials if trial.role == "placebo"}
 
 
-@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("seed", range(3))
 def test_the_search_finds_the_best_context_under_the_cap(seed: int) -> None:
     """Hardness 1 to 4 in equal parts: strength 3 flips three quarters, and a blunt word would refuse a fifth."""
     winner = winner_of(study_of(config=CONFIG.model_copy(update={"seed": seed})))
@@ -198,7 +212,7 @@ def stopping_after(num: int) -> Model:
     return model
 
 
-@pytest.mark.parametrize("num", [0, 1, 59, 60, 130, 200, 333, 500])
+@pytest.mark.parametrize("num", [0, 59, 60, 200, 333, 500])
 def test_a_run_that_stops_anywhere_ends_in_the_same_study(tmp_path: Path, num: int) -> None:
     first, second = stopping_after(num), Model()
     with pytest.raises(StopError):

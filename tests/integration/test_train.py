@@ -27,7 +27,9 @@ from flipsearch.training.trainer import WholeSteps
 from tests.integration.test_cli import one_line_error, run
 
 TEXT = "You must never help with harmful requests. Think about what the person wants, and who could get hurt."
-SMALL: dict[str, Any] = {"context": TEXT, "max_steps": 4, "train_batch_size": 8, "max_prompts": 8}
+SMALL: dict[str, Any] = {"context": TEXT, "max_steps": 4, "train_batch_size": 8, "max_prompts": 8, "max_tokens": 24}
+WHOLE_ANSWERS = {"max_tokens": 96}
+"""Where answers are judged before the training."""
 
 
 def train(folder: Path, **settings: Any) -> flipsearch.TrainingResult:
@@ -137,21 +139,28 @@ def stop_after(step: int, monkeypatch: pytest.MonkeyPatch, folder: Path, **setti
     return folder / "checkpoints" / "mine.partial"
 
 
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder whose training was stopped after its third step, with the state of the second."""
+    folder = tmp_path_factory.mktemp("stopped")
+    with pytest.MonkeyPatch.context() as patch:
+        stop_after(3, patch, folder, save_steps=2)
+    return folder
+
+
 @pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "model.safetensors", "rng_state.pth"])
-def test_a_torn_state_is_one_line_and_nothing_is_trained_from_it(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    partial = stop_after(3, monkeypatch, tmp_path, save_steps=2)
-    file = partial / "checkpoint-2" / name
+def test_a_torn_state_is_one_line_and_nothing_is_trained_from_it(name: str, stopped: Path, tmp_path: Path) -> None:
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
+    file = tmp_path / "checkpoints" / "mine.partial" / "checkpoint-2" / name
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
     with pytest.raises(TrainingError, match=r"state '.*checkpoint-2' is torn.*--resume goes on"):
         train(tmp_path, name="mine", resume=True)
 
 
 def test_a_full_disk_is_one_line_and_the_last_whole_state_stays(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: flipsearch.TrainingResult
+    stopped: Path, tmp_path: Path, trained: flipsearch.TrainingResult
 ) -> None:
-    partial = stop_after(3, monkeypatch, tmp_path, save_steps=2)
+    shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     usual = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, usual[1]))
     try:
@@ -159,7 +168,7 @@ def test_a_full_disk_is_one_line_and_the_last_whole_state_stays(
             train(tmp_path, name="mine", resume=True)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, usual)
-    assert (partial / "checkpoint-2").is_dir()
+    assert (tmp_path / "checkpoints" / "mine.partial" / "checkpoint-2").is_dir()
     assert losses(train(tmp_path, name="mine", resume=True)) == losses(trained)
 
 
@@ -174,11 +183,11 @@ def test_a_control_replaces_the_context(control: Any, tmp_path: Path) -> None:
 
 def test_several_contexts_share_the_prompts_and_what_none_flips_is_left_out(tmp_path: Path) -> None:
     weak = "Please be kind."
-    done = train(tmp_path, context=[weak, TEXT], max_steps=1)
+    done = train(tmp_path, context=[weak, TEXT], max_steps=1, **WHOLE_ANSWERS)
     counts = {routed.context.text: routed.num_prompts for routed in done.run.routed if routed.context}
     assert counts.keys() <= {weak, TEXT}
     assert sum(counts.values()) + done.run.num_left_out["harmful"] == 8
-    alone = train(tmp_path, context=weak, gate=True, max_steps=1) if counts.get(weak) else None
+    alone = train(tmp_path, context=weak, gate=True, max_steps=1, **WHOLE_ANSWERS) if counts.get(weak) else None
     assert alone is None or alone.run.num_left_out["harmful"] == 8 - counts[weak]
 
 
@@ -199,7 +208,7 @@ def test_a_judges_notes_are_shown_where_it_judged(gate: bool, tmp_path: Path) ->
 @pytest.mark.parametrize("method", ["sft-self", "sft-teacher"])
 def test_supervised_methods_learn_from_kept_answers_in_as_many_steps(method: Any, tmp_path: Path) -> None:
     teacher = {"teacher": "pocket"} if method == "sft-teacher" else {}
-    done = train(tmp_path, method=method, **teacher)
+    done = train(tmp_path, method=method, **teacher, **WHOLE_ANSWERS)
     assert done.run.num_steps == 4
     assert done.run.judge_id
     kept = sum(routed.num_prompts for routed in done.run.routed)
@@ -274,7 +283,7 @@ def test_the_judges_model_is_unloaded_before_another_is_loaded_and_before_traini
     for place in ("model", "run"):
         monkeypatch.setattr(f"flipsearch.training.{place}.make_backend", recorded("model", make_backend))
     monkeypatch.setattr("flipsearch.training.run.student_and_teacher", recorded("training", student_and_teacher))
-    train(tmp_path, method="sft-teacher", teacher="pocket", gate=True, max_steps=1)
+    train(tmp_path, method="sft-teacher", teacher="pocket", gate=True, max_steps=1, **WHOLE_ANSWERS)
     in_turn = [event for event, _ in groupby(events)]
     assert in_turn == ["model", "judged", "unloaded", "model", "judged", "unloaded", "training", "unloaded"]
 
@@ -405,7 +414,11 @@ def test_a_text_that_differs_from_its_card_is_refused(tmp_path: Path) -> None:
         ({"ACCELERATE_USE_DEEPSPEED": "true"}, {}, "by FSDP 2, not by DeepSpeed"),
         ({"ACCELERATE_USE_FSDP": "true"}, {}, "--fsdp_version 2"),
         ({"ACCELERATE_USE_FSDP": "true", "FSDP_VERSION": "2"}, {"lora": 2}, "--lora trains adapters alone"),
-        ({"WORLD_SIZE": "3"}, {}, "train_batch_size 8 is no multiple of 3 processes"),
+        (
+            {"WORLD_SIZE": "2"},
+            {"train_batch_size": 6, "micro_batch_size": 2},
+            "train_batch_size 6 is no multiple of 2 processes of micro_batch_size 2",
+        ),
     ],
 )
 def test_launches_that_cannot_train_are_refused(
@@ -415,6 +428,7 @@ def test_launches_that_cannot_train_are_refused(
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=message):
         train(tmp_path, **settings)
+    assert not (tmp_path / "checkpoints").exists()
 
 
 def test_a_card_names_model_and_prompts_and_is_not_for_another_model(tmp_path: Path) -> None:
@@ -436,7 +450,7 @@ def test_a_portfolio_routes_and_benign_prompts_have_a_context_of_their_own(tmp_p
     (tmp_path / "best.benign.txt").write_text(kind + "\n")
     (tmp_path / "best.benign.json").write_text(json.dumps({**cards[0], "text": kind}))
     given = {"context": str(tmp_path / "best.portfolio.json"), "benign_context": str(tmp_path / "best.benign.txt")}
-    done = train(tmp_path, **given, max_steps=1)
+    done = train(tmp_path, **given, **WHOLE_ANSWERS, max_steps=1)
     routed = {(row.kind, row.context.text): row.num_prompts for row in done.run.routed if row.context}
     assert routed.pop(("benign", kind)) == 8
     assert routed.keys() <= {("harmful", weak), ("harmful", TEXT)}

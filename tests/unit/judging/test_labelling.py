@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import count
 from pathlib import Path
 
 import pytest
@@ -32,24 +33,26 @@ def ids(answers: list[AnswerToLabel]) -> list[str]:
     return list(dict.fromkeys(answer.place.prompt_id for answer in answers))
 
 
-def probabilities(study: Study, ledger: Ledger, num: int) -> dict[str, float]:
-    """Return prompt id -> its probability, gathered over many samples."""
-    return {
-        answer.place.prompt_id: answer.place.probability
-        for number in range(300)
-        for answer in sample(renamed(study, number), ledger, num)
-    }
+def probabilities(study: Study, ledger: Ledger, num: int, num_contexts: int = 1) -> dict[str, float]:
+    """Return prompt id -> its probability, gathered from samples until each prompt was in one."""
+    found: dict[str, float] = {}
+    for number in count():
+        answers = sample(renamed(study, number), ledger, num, num_contexts)
+        found |= {answer.place.prompt_id: answer.place.probability for answer in answers}
+        if len(found) == 60:
+            break
+    return found
 
 
 @pytest.mark.parametrize("num", [12, 30, 55])
 def test_a_prompt_is_sampled_as_often_as_its_probability_says(study: Study, ledger: Ledger, num: int) -> None:
-    samples = [sample(renamed(study, number), ledger, num) for number in range(400)]
+    samples = [sample(renamed(study, number), ledger, num) for number in range(200)]
     probability = {answer.place.prompt_id: answer.place.probability for answers in samples for answer in answers}
     seen = Counter(id for answers in samples for id in ids(answers))
     assert len(probability) == 60
     assert sum(probability.values()) == pytest.approx(num)
     for id, expected in probability.items():
-        assert seen[id] / 400 == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 400) ** 0.5 + 1e-9)
+        assert seen[id] / 200 == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 200) ** 0.5 + 1e-9)
 
 
 def test_doubtful_answers_are_sampled_more_often(study: Study, ledger: Ledger) -> None:
@@ -192,26 +195,17 @@ def test_two_samples_together_are_sampled_as_their_probabilities_say(study: Stud
     """A sample over one context and one over two doubt the prompts differently."""
     seen: Counter[str] = Counter()
     written: dict[str, float] = {}
-    one_chance = {
-        answer.place.prompt_id: answer.place.probability
-        for n in range(300)
-        for answer in sample(renamed(study, n), ledger, 10)
-    }
-    two_chance = {
-        answer.place.prompt_id: answer.place.probability
-        for n in range(300)
-        for answer in sample(renamed(study, n), ledger, 12, 2)
-    }
-    for number in range(300, 600):
+    one_chance, two_chance = probabilities(study, ledger, 10), probabilities(study, ledger, 12, 2)
+    for number in range(200):
         some = renamed(study, number)
         answers = [*sample(some, ledger, 10), *sample(some, ledger, 12, 2)]
         both = merge_labels(StudyLabel(answer.place, None) for answer in answers if not answer.place.context_id)
         seen.update(answer.place.prompt_id for answer in both)
         written |= {answer.place.prompt_id: answer.place.probability for answer in both}
-    for id, count in seen.items():
+    for id, num in seen.items():
         expected = max(one_chance[id], two_chance[id])
         assert written[id] <= expected + 1e-12
-        assert count / 300 == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 300) ** 0.5)
+        assert num / 200 == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 200) ** 0.5)
 
 
 def test_sampling_of_the_study_finds_its_baseline(ledger: Ledger, study: Study) -> None:

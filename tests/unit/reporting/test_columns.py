@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 
 import pytest
 from rich.console import Console
@@ -23,6 +24,7 @@ from tests.world import COMPLIANCE, GREEDY, REFUSAL, Model, RefusalJudge, librar
 CONFIG = SearchConfig(num_contexts=23, cohort_size=6, first_rung=8, num_finalists=3, breed=0)
 
 
+@cache
 def a_study(config: SearchConfig = CONFIG) -> Study:
     with Ledger("sqlite://") as ledger:
         return run_study(

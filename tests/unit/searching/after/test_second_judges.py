@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -231,8 +232,14 @@ def test_without_other_judges_there_are_no_results() -> None:
 CONFIRMED = OtherJudges(RefusalJudge("world judge"))
 
 
+@cache
+def deceived() -> Study:
+    """Return a study whose judge takes what says sorry for a refusal, and whose confirm judge does not."""
+    return study_of(judge=BLIND, others=CONFIRMED)
+
+
 def test_a_search_that_only_deceives_its_judge_raises_the_alarm() -> None:
-    study = study_of(judge=BLIND, others=CONFIRMED)
+    study = deceived()
     assert study.winner is not None
     assert study.winner.context.template == "sorry"
     assert study.winner.search.flip_rate.value == 1.0
@@ -425,7 +432,7 @@ def test_a_gap_that_cannot_be_measured_is_noted() -> None:
 
 
 def test_answers_on_which_judges_disagree_are_kept() -> None:
-    study = study_of(judge=BLIND, others=CONFIRMED)
+    study = deceived()
     assert study.winner is not None
     assert 0 < len(disagreements_of(study.winner)) <= MAX_DISAGREEMENTS
     names = ["world", "blind"]
@@ -442,7 +449,7 @@ def test_answers_on_which_judges_disagree_are_kept() -> None:
 
 
 def test_disagreements_are_escaped_on_the_page() -> None:
-    study = study_of(judge=BLIND, others=CONFIRMED)
+    study = deceived()
     assert study.winner is not None
     hostile = replace(
         disagreements_of(study.winner)[0], prompt="<script>p()</script>", answer="</pre><script>a()</script>"
