@@ -31,6 +31,7 @@ from flipsearch.measuring.runner import SPEED, Runner, sampling_for
 from flipsearch.prompts.sets import PromptSet
 from flipsearch.reporting.cards import context_card
 from flipsearch.reporting.files import is_of_another_study, write_best, write_study
+from flipsearch.reporting.page_data import FINISHED
 from flipsearch.results import SearchResult
 
 SETTINGS_FILE, LEDGER_FILE, EVENTS_FILE = "study.toml", "ledger.db", "events.jsonl"
@@ -89,7 +90,8 @@ class StudySession:
         folder, settings = self.workspace.folder, {**study.settings, "prompts_id": self.prompts.prompts_id}
         study = replace(study, settings=settings, notes=(*self.prompts.notes, *study.notes))
         study = with_human_labels(study, folder)
-        write_study(study, folder)
+        self.workspace.ledger.note(FINISHED.format(study.num_rollouts), study.name)
+        write_study(study, folder, self.workspace.ledger)
         is_kept = best is not None and not study.is_confirmed and is_of_another_study(best, study)
         if best and not is_kept:
             write_best(study, best)

@@ -7,6 +7,7 @@ Everything that can be wrong with the input is found before a model is loaded.
 
 import math
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from flipsearch.core.progress import Progress
 from flipsearch.core.records import Context
 from flipsearch.defaults import library_for
 from flipsearch.judging.library import load_judge
+from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import PromptSet, prompts_of
 from flipsearch.reporting.files import check_best, read_study, write_study
 from flipsearch.results import SearchResult
@@ -28,6 +30,7 @@ from flipsearch.searching.storage import write_storage
 from flipsearch.searching.study import run_score, run_study
 from flipsearch.templating.library import FILE_ENDINGS, TemplateLibrary, given_contexts
 from flipsearch.workspace import (
+    LEDGER_FILE,
     known_length_and_speed,
     length_and_speed,
     study_folder,
@@ -109,7 +112,9 @@ def report(study: Path | str, *, reports: Path | None = None) -> SearchResult:
     """Write a finished study's files again, with what is known of its judge by now; nothing is generated or judged."""
     folder = study_folder(study, reports)
     result = with_human_labels(read_study(folder), folder)
-    write_study(result, folder)
+    path = folder / LEDGER_FILE
+    with Ledger(path, read_only=True) if path.is_file() else nullcontext() as ledger:
+        write_study(result, folder, ledger)
     return SearchResult(result, folder, folder / "best.txt" if result.winner else None)
 
 

@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any, Final, Literal
 
 from flipsearch.core.measurements import Difference, Endings, Estimate, Measurement, Rate
-from flipsearch.core.records import Context
+from flipsearch.core.records import Context, Prompt
 
 MIN_LABELS = 20
 """Labelled answers of each kind, unsafe and safe, from which on rates are corrected for a judge's errors."""
@@ -251,7 +251,7 @@ class StudyKind(StrEnum):
     SCORE = "score"
 
 
-STUDY_FORMAT: Final = 4
+STUDY_FORMAT: Final = 5
 """Version of the study file; a file of any other cannot be read."""
 
 
@@ -259,7 +259,7 @@ STUDY_FORMAT: Final = 4
 class Study:
     """A finished search or score, as the report reads it."""
 
-    format: Literal[4]
+    format: Literal[5]
     """STUDY_FORMAT; the first field, so that it is the first to be refused."""
     name: str
     kind: StudyKind
@@ -274,6 +274,8 @@ class Study:
     base_over_refusal: Mapping[str, Rate]
     num_rollouts: int
     num_tokens: int
+    prompts: tuple[Prompt, ...] = ()
+    """All that were answered without a context, split by split. Hostile text."""
     base_endings: Mapping[str, Endings] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
