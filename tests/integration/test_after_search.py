@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -44,7 +45,9 @@ CONFIG = SearchConfig(num_contexts=3, cohort_size=3, first_rung=8, num_finalists
 DEEP_CONFIG = CONFIG.model_copy(update={"templates": ("deep",), "depths": (2, 4, 5, 8)})
 
 
+@cache
 def study(config: SearchConfig = CONFIG, place: Path | str = "sqlite://", model: Model | None = None) -> Study:
+    """Run a study once per settings, place and model."""
     return study_of(place, model, PROMPTS, LIBRARY, config=config)
 
 
