@@ -18,6 +18,8 @@ from flipsearch.reporting.columns import leaderboard, rows
 if TYPE_CHECKING:
     import pandas as pd
 
+    from flipsearch.reporting.files import EarlierBest
+
 
 @dataclass(frozen=True)
 class SearchResult:
@@ -28,8 +30,12 @@ class SearchResult:
     """reports/<study>."""
     best_path: Path | None = None
     """Where the winning text was written to; None if there is no winner."""
-    kept: Path | None = None
-    """The text of an earlier search that was not replaced, because this one beats no placebo."""
+    earlier: "EarlierBest | None" = None
+    """The text of another search that lay where this one writes its own."""
+    is_kept: bool = False
+    """It was left there: this search is not confirmed, or flips fewer of the same prompts."""
+    was_finished: bool = False
+    """The study had been finished before, with the same settings: nothing was generated."""
 
     @property
     def best(self) -> Trial | None:
@@ -58,7 +64,8 @@ class SearchResult:
             "study": study.name,
             "folder": str(self.folder),
             "best_path": json_value(self.best_path),
-            "kept": json_value(self.kept),
+            "kept": str(self.earlier.path) if self.earlier and self.is_kept else None,
+            "was_finished": self.was_finished,
             "best": context_card(study, study.winner) if study.winner else None,
             "portfolio": portfolio_metrics(study.portfolio) if study.portfolio else None,
             "benign_context": benign_metrics(study.benign) if study.benign else None,

@@ -8,7 +8,7 @@
 A command that fails before its first rollout or verdict leaves the folders as they were.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,9 +18,9 @@ from flipsearch.backends.base import check_model, check_rewriter, make_backend
 from flipsearch.config import ModelConfig, StudyConfig
 from flipsearch.core.errors import StudyError, unknown_name
 from flipsearch.core.files import RESULT_PACKAGES, package_versions, write_text
-from flipsearch.core.progress import Events, Progress
+from flipsearch.core.progress import Events, Phase, Progress, Step
 from flipsearch.core.protocols import Backend, Judge
-from flipsearch.core.settings import read_toml, toml_text
+from flipsearch.core.settings import as_typed, read_toml, toml_text
 from flipsearch.core.studies import Study
 from flipsearch.judging.accuracy import load_accuracy
 from flipsearch.judging.contract import check_identities
@@ -32,7 +32,7 @@ from flipsearch.ledger import Ledger, open_ledger
 from flipsearch.measuring.runner import SPEED, Runner, sampling_for
 from flipsearch.prompts.sets import PromptSet
 from flipsearch.reporting.cards import context_card
-from flipsearch.reporting.files import is_of_another_study, write_best, write_study
+from flipsearch.reporting.files import earlier_best, write_best, write_study
 from flipsearch.results import SearchResult
 
 SETTINGS_FILE, LEDGER_FILE, EVENTS_FILE = "study.toml", "ledger.db", "events.jsonl"
@@ -90,17 +90,28 @@ class StudySession:
         """Write the files of a finished study, with the notes on its prompt files, and log its winner."""
         folder, settings = self.workspace.folder, {**study.settings, "prompts_id": self.prompts.prompts_id}
         study = replace(study, settings=settings, notes=(*self.prompts.notes, *study.notes))
-        study = with_human_labels(study, folder)
-        write_study(study, folder)
-        is_kept = best is not None and not study.is_confirmed and is_of_another_study(best, study)
-        if best and not is_kept:
-            write_best(study, best)
+        result = write_result(study, folder, best)
+        study = result.study
         card = context_card(study, study.winner) if study.winner else {}
         winner = {key: card.get(key) for key in ("context_id", "metrics", "net_flip_rate", "optimism")}
         numbers = {"num_rollouts": study.num_rollouts, "num_tokens": study.num_tokens}
         self.runner.emit("done", winner=winner if card else None, **numbers, notes=list(study.notes))
-        written = (folder / "best.txt" if is_kept else best) if study.winner else None
-        return SearchResult(study, folder, written, best if is_kept else None)
+        return result
+
+
+def write_result(study: Study, folder: Path, best: Path | None) -> SearchResult:
+    """Write the files of a finished study, with what human labels tell of its judge by now, and its winner to `best`.
+
+    A winning text of another study at `best` stays where this one is not confirmed, or flips fewer of the same prompts.
+    """
+    study = with_human_labels(study, folder)
+    write_study(study, folder)
+    before = earlier_best(best, study) if best else None
+    is_kept = before is not None and not (study.is_confirmed and not before.flips_more)
+    if best and not is_kept:
+        write_best(study, best)
+    written = (folder / "best.txt" if is_kept else best) if study.winner else None
+    return SearchResult(study, folder, written, before, is_kept)
 
 
 @contextmanager
@@ -111,10 +122,12 @@ def study_session(
     name: str,
     progress: Progress | None = None,
     rewriter: ModelConfig | None = None,
+    before_loading: Callable[[Ledger], None] | None = None,
 ) -> Iterator[StudySession]:
     """Open a study: its judges, folder, ledger and models, checked in this order against what the folder holds.
 
     `rewriter` are the settings of the model that rewrites contexts; where they name the same model, it is loaded once.
+    `before_loading` is called when all but the models has been checked.
     """
     judge, confirm = load_judge(config.judge), getattr(config, "confirm_judge", None)
     others = OtherJudges(load_judge(confirm) if confirm else None, tuple(map(load_judge, config.second_judges)))
@@ -128,6 +141,10 @@ def study_session(
         workspace.require_same("command", command, "another command or other contexts")
         workspace.require_same("prompts", prompts.prompts_id, "other prompts")
         _write_settings(workspace.folder, config)
+        if before_loading:
+            before_loading(workspace.ledger)
+        if progress:
+            progress(Step(Phase.LOADING, config.model), 0, 0, 0, 0)
         share = remaining_memory_share(*workspace.judges)
         second_model = rewriter if rewriter and rewriter.model != config.model else None
         if second_model:
@@ -187,8 +204,9 @@ def _write_settings(folder: Path, config: StudyConfig) -> None:
         before |= respelled(before)
         for key in sorted((set(now) | set(before)) - config.free_fields()):
             if before.get(key) != now.get(key):
+                earlier, given = (as_typed(type(config), key, values.get(key)) for values in (before, now))
                 raise StudyError(
-                    f"study '{folder.name}' was started with {key} = {before.get(key)!r}, got {now.get(key)!r}; "
-                    "give the same settings to continue it, or another --study name."
+                    f"study '{folder.name}' was started with {earlier}, and this command has {given}; "
+                    "give the same options to continue it, or another --study name."
                 )
     write_text(path, toml_text(config))

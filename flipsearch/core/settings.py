@@ -1,6 +1,7 @@
 """How a setting is described, checked and written down; config.py says which settings there are."""
 
 import json
+import shlex
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -64,6 +65,21 @@ def flag_of(kind: type[BaseModel], name: str) -> Flag:
     """Return how a setting is written on the command line."""
     given = next((item for item in kind.model_fields[name].metadata if isinstance(item, Flag)), Flag())
     return given if given.names else replace(given, names=(f"--{name.replace('_', '-')}",))
+
+
+def as_typed(kind: type[BaseModel], name: str, value: Any) -> str:
+    """Return a setting as it is typed on the command line, in at most some 80 characters; "no --flag" without a value.
+
+    A name that is no setting of this version is returned as it is.
+    """
+    if name not in kind.model_fields:
+        return f"{name} {str(value):.80}"
+    flag, field = flag_of(kind, name).names[0], kind.model_fields[name]
+    if isinstance(value, bool):
+        shown = f"--no-{flag.removeprefix('--')}" if field.default else f"no {flag}"
+        return flag if value else shown
+    values = [shlex.quote(str(one)) for one in (value if isinstance(value, list | tuple) else [value])]
+    return f"no {flag}" if value in (None, (), []) else " ".join(f"{flag} {one:.80}" for one in values)
 
 
 def value_type(kind: type[BaseModel], name: str) -> tuple[type, bool]:

@@ -87,12 +87,37 @@ def remove_best(path: Path) -> None:
                     stale.unlink()
 
 
-def is_of_another_study(path: Path, study: Study) -> bool:
-    """Return whether the text at `path` was not written by this study: one that found nothing better leaves it."""
-    card: object = None
+@dataclass(frozen=True, slots=True)
+class EarlierBest:
+    """A winning text that another study, or somebody, left where a search writes its own."""
+
+    path: Path
+    study: str
+    """"" for a text that has no card."""
+    flips_more: bool
+    """It flips more than the new winner on the same confirm prompts, by the same model and judge."""
+
+
+def earlier_best(path: Path, study: Study) -> EarlierBest | None:
+    """Return what another study left at `path`; None if nothing is there, or this study's own."""
+    card: Any = None
     with suppress(OSError, ValueError):
         card = from_json(path.with_suffix(".json").read_bytes())
-    return path.is_file() and not (isinstance(card, dict) and card.get("study") == study.name)
+    if not path.is_file() or (isinstance(card, dict) and card.get("study") == study.name):
+        return None
+    if not isinstance(card, dict):
+        return EarlierBest(path, "", False)
+    mine = context_card(study, study.winner) if study.winner else {}
+
+    def basis(card: Any) -> list[Any]:
+        return [card.get("model_id"), card["prompts"]["prompts_id"], card["judge"]["identity"], card["sampling"]]
+
+    flips_more = False
+    with suppress(LookupError, TypeError, AttributeError):  # a card is a file that may be anyone's
+        rates = [one["metrics"]["confirm"]["flip_rate"] for one in (card, mine)]
+        is_same = basis(card) == basis(mine) and rates[0]["n"] == rates[1]["n"]
+        flips_more = is_same and rates[0]["count"] > rates[1]["count"]
+    return EarlierBest(path, str(card.get("study") or ""), flips_more)
 
 
 def check_best(path: Path) -> None:
