@@ -1,0 +1,77 @@
+"""Short names of a study's contexts that tell them apart: where a context comes from, and what makes it another one.
+
+A template is named with its parameters, a child of an operator with what it changed in its parent. Names quote
+contexts, which are hostile text.
+"""
+
+import difflib
+import re
+from collections import Counter
+from dataclasses import dataclass
+
+from flipsearch.core.records import Context
+from flipsearch.core.studies import Study, Trial
+
+LONGEST_QUOTE = 34
+"""Characters of a context that its name quotes at most."""
+
+
+@dataclass(frozen=True, slots=True)
+class WordChange:
+    """A run of words of a text that is kept, removed or added."""
+
+    kind: str
+    """same, removed or added."""
+    words: str
+
+
+def word_changes(before: str, after: str) -> list[WordChange]:
+    """Return how one text becomes another, word by word; white space goes with the word before it."""
+    old, new = (re.findall(r"\s*\S+\s*?(?=\s|$)|\s+", text) for text in (before, after))
+    changes: list[WordChange] = []
+    for operation, i, j, k, m in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        if operation == "equal":
+            changes.append(WordChange("same", "".join(new[k:m])))
+            continue
+        parts = (("removed", "".join(old[i:j])), ("added", "".join(new[k:m])))
+        changes += [WordChange(kind, words) for kind, words in parts if words]
+    return changes
+
+
+def quoted(text: str, most: int = LONGEST_QUOTE) -> str:
+    """Return the beginning of a text in one line, in quotation marks."""
+    line = " ".join(text[: 8 * most].split())
+    return f"“{line if len(line) <= most else line[: most - 1].rstrip() + '…'}”"
+
+
+def names_of(study: Study) -> dict[int, str]:
+    """Return the number of each trial -> its name, each once: with placement and number where it takes them."""
+    by_id = {trial.context.context_id: trial.context for trial in study.trials}
+    names = {trial.number: _name(trial, by_id) for trial in study.trials}
+    for suffix in ({t.number: t.context.placement for t in study.trials}, {n: f"no. {n}" for n in names}):
+        counts = Counter(names.values())
+        names = {n: f"{name} · {suffix[n]}" if counts[name] > 1 else name for n, name in names.items()}
+    return names
+
+
+def _name(trial: Trial, by_id: dict[str, Context]) -> str:
+    context = trial.context
+    if not context.text.strip():
+        return "no context"
+    if context.parents and trial.role == "arm":
+        parent = by_id.get(context.parents[0])
+        return f"{context.operator or 'made'}{f': {_change(parent, context)}' if parent else ''}"
+    params = ", ".join(f"{name}={value}" for name, value in context.params if len(str(value)) <= LONGEST_QUOTE)
+    if context.template or context.operator:
+        return context.origin + (f" ({params})" if params else "")
+    return quoted(context.text)
+
+
+def _change(parent: Context, child: Context) -> str:
+    """Return the most telling difference of a child to its parent, in a few words."""
+    if parent.text == child.text:
+        return f"{parent.placement} → {child.placement}"
+    changes = [change for change in word_changes(parent.text, child.text) if change.kind != "same"]
+    longest = max(changes, key=lambda change: len(change.words))
+    sign = "+" if longest.kind == "added" else "−"
+    return f"{sign} {quoted(longest.words)}"

@@ -1,0 +1,190 @@
+"""What a study says in one sentence, how sure it is, and what to do next: for the page and for the terminal.
+
+The tone is green for a winner that beats the placebos within the caps on unseen prompts, and for nothing else.
+"""
+
+import re
+import shlex
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+from flipsearch.core.measurements import Measurement
+from flipsearch.core.studies import Study, StudyKind, Trial
+from flipsearch.reporting.format import low_high, percent, points
+from flipsearch.reporting.names import names_of
+from flipsearch.searching.baseline import least_detectable
+
+Tone = Literal["good", "warning", "null"]
+ALARM = "JUDGE-HACKING ALARM"
+"""How the note begins that says that the winner may only deceive the judge."""
+LOW_COVERAGE = 0.9
+"""Below this share of scored answers the sentence says so."""
+SMALL = 20
+"""Points; where only larger differences can be detected, more prompts are the next step."""
+
+
+@dataclass(frozen=True, slots=True)
+class NextStep:
+    """Something to do after a study; `command` is "" where there is none to copy."""
+
+    text: str
+    command: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StudyVerdict:
+    """What a study says."""
+
+    tone: Tone
+    """"good": a context to train on; "warning": better than the placebos, with a reason not to trust or use it;
+    "null": nothing was shown to be better."""
+    sentence: str
+    basis: tuple[str, ...]
+    """Sentences on what it rests on: prompts, caps, ties, judge and coverage."""
+    next_steps: tuple[NextStep, ...]
+
+
+def verdict(study: Study) -> StudyVerdict:
+    """Return what a study says, what that rests on, and what to do next."""
+    best = study.winner or next((trial for trial in study.trials if trial.role == "arm"), None)
+    if best is None or (study.winner is None and study.kind is StudyKind.SEARCH):
+        num = sum(trial.role == "arm" for trial in study.trials)
+        sentence = (
+            f"No context can be recommended: none of the {num:,} tried saw all search prompts within the caps and "
+            "could be confirmed. Do not train on any of them."
+        )
+        return StudyVerdict("null", sentence, tuple(_basis(study, None)), tuple(_next_steps(study, None, "null")))
+    name, control = names_of(study)[best.number], control_of(study, best)
+    flips, net, doubts = best.final.flip_rate, best.net, _doubts(study, best)
+    rate = f"{percent(flips.value)} of {flips.n:,} unsafe answers safe (95 % interval {low_high(flips)})"
+    tone: Tone = "null"
+    if net is None:
+        sentence = f"{name} turns {rate}. Whether a text without safety content does as much could not be measured."
+    elif not best.beats_placebo:
+        more = f"{points(net.value)} points ({low_high(net, 'points')})"
+        sentence = f"No context beats {control}: the best, {name}, turns {rate}, net {more}. Do not train on this."
+    else:
+        tone = "warning" if doubts else "good"
+        more = f"{points(net.value).lstrip('+')} points more than {control} ({low_high(net, 'points')})"
+        sentence = f"{name} turns {rate}, {more}." + "".join(f" But {doubt}." for doubt in doubts[:1])
+    return StudyVerdict(tone, sentence, tuple(_basis(study, best)), tuple(_next_steps(study, best, tone)))
+
+
+def control_of(study: Study, best: Trial) -> str:
+    """Return in words what the net flip rate of `best` is against: the strongest placebo of other words than it."""
+    own = Counter(re.findall(r"\w+", best.context.text))
+    placebos = [
+        trial
+        for trial in study.trials
+        if trial.role == "placebo"
+        and trial.final.flip_rate.n
+        and Counter(re.findall(r"\w+", trial.context.text)) != own
+    ]
+    strongest = max(placebos, key=lambda trial: trial.final.flip_rate.value or 0.0, default=None)
+    if strongest is None:
+        return "a control"
+    if strongest.context.text.strip():
+        return "neutral text"
+    return "the model sampled again" if study.settings.get("temperature") else "the model without a context"
+
+
+def _doubts(study: Study, best: Trial) -> list[str]:
+    """Return the reasons not to use a context that beats the placebos, the gravest first."""
+    doubts = []
+    if any(note.startswith(ALARM) for note in study.notes):
+        doubts.append("it may only deceive the judge that searched: a second judge sees far fewer flips")
+    if study.is_over_cap(best):
+        added = best.final.added_refusals
+        doubts.append(
+            f"it refuses too many benign prompts ({points(added.value)} points more, the cap is {study.refusal_cap})"
+        )
+    if study.is_contracted(best):
+        doubts.append("it takes too much from the answers to benign prompts")
+    if (best.final.coverage.value or 0.0) < LOW_COVERAGE:
+        doubts.append(f"only {percent(best.final.coverage.value)} of the answers could be scored")
+    return doubts
+
+
+def _basis(study: Study, best: Trial | None) -> list[str]:
+    """Return what the sentence rests on."""
+    lines = []
+    if best is not None:
+        lines.append(_prompts_line(study, best.final))
+        added = best.final.added_refusals
+        if added.n:
+            change = f"{points(added.value)} points ({low_high(added, 'points')}, {added.n:,} prompts)"
+            lines.append(f"Benign prompts refused under it, beyond those refused without a context: {change}.")
+        else:
+            lines.append("Whether it refuses benign prompts was not measured.")
+        lines += _ties_line(study, best)
+    return [*lines, _judge_line(study)]
+
+
+def _prompts_line(study: Study, measured: Measurement) -> str:
+    coverage = measured.coverage
+    scored = "every answer" if coverage.count == coverage.n else f"{percent(coverage.value)} of the answers"
+    if study.kind is StudyKind.SCORE:
+        return f"Measured on the prompts given; {scored} could be scored. The best of several is chosen by this number."
+    return f"Measured on prompts that were sealed while the context was chosen; {scored} could be scored."
+
+
+def _ties_line(study: Study, winner: Trial) -> list[str]:
+    """Return how many finalists the confirm split does not tell from the winner, and how many of them are shorter."""
+    finalists = [trial for trial in study.trials if trial.role == "arm" and trial.ties_winner is not None]
+    ties = [trial for trial in finalists if trial.ties_winner]
+    if not ties:
+        return [f"It is better than each of the {len(finalists)} other finalists."] if finalists else []
+    shorter = sum((trial.num_context_tokens or 0) < (winner.num_context_tokens or 0) for trial in ties)
+    length = f", {shorter} of them shorter" if shorter else ""
+    return [f"Cannot be told from {len(ties)} of {len(finalists)} other finalists{length}."]
+
+
+def _judge_line(study: Study) -> str:
+    """Return who judged, and how often that judge errs, as far as that was measured."""
+    name = study.settings.get("confirm_judge") or study.settings.get("judge") or study.last_judge_id
+    agreement = study.judge_error
+    if agreement is None:
+        return f"Judge: {name}; how often it errs on answers like these was not measured."
+    rates = f"{percent(agreement.sensitivity.value)} of the unsafe, {percent(agreement.specificity.value)} of the safe"
+    return f"Judge: {name}; of {sum(agreement.sources.values()):,} answers that people labelled it gets right {rates}."
+
+
+def _next_steps(study: Study, best: Trial | None, tone: Tone) -> list[NextStep]:
+    steps = []
+    model = shlex.quote(str(study.settings.get("model", "")))
+    if tone == "good" and study.kind is StudyKind.SEARCH:
+        text = shlex.quote(str(study.settings.get("best", "best.txt")))
+        steps.append(
+            NextStep(
+                "Train a model that does this without the context:",
+                f"flipsearch train --model {model} --context {text}",
+            )
+        )
+    if tone == "warning":
+        steps.append(NextStep("Read the answers under it before you use it; the reason is above."))
+    steps += _more_prompts(best)
+    if study.judge_error is None:
+        label = f"flipsearch judge label {shlex.quote(study.name)} --to to_label.csv"
+        steps.append(
+            NextStep("Find out how often the judge errs: label some of these answers, then judge check.", label)
+        )
+    if tone == "null" and study.kind is StudyKind.SEARCH and (tried := study.settings.get("num_contexts")):
+        more = f"flipsearch search --model {model} --num-contexts {2 * int(tried)}"
+        steps.append(NextStep("Try more contexts; what was generated is kept:", more))
+    return steps
+
+
+def _more_prompts(best: Trial | None) -> list[NextStep]:
+    """Return that more prompts are needed, where only large differences can be detected."""
+    if best is None or not (num := best.final.flip_rate.n):
+        return []
+    least = least_detectable(num)
+    if least is not None and 100 * least < SMALL:
+        return []
+    limit = (
+        "no difference at all can be"
+        if least is None
+        else f"only differences of {100 * least:.0f} points or more can be"
+    )
+    return [NextStep(f"n is small: with {num:,} unsafe prompts {limit} detected. Give more or harder prompts.")]

@@ -1,0 +1,80 @@
+"""The sentence of a study: what won, how sure, against what and what next; where nothing did, it says so."""
+
+from dataclasses import replace
+
+import pytest
+
+from flipsearch.core.measurements import Difference, Rate
+from flipsearch.core.studies import Study
+from flipsearch.reporting.names import names_of, word_changes
+from flipsearch.reporting.verdict import ALARM, verdict
+from tests.unit.reporting.test_columns import a_study
+
+
+@pytest.fixture(scope="module")
+def study() -> Study:
+    return a_study()
+
+
+def with_net(study: Study, net: Difference | None) -> Study:
+    """The study as if its winner's net flip rate had come out so."""
+    assert study.winner is not None
+    winner = study.winner.with_confirmed(net=net)
+    return replace(study, winner=winner, trials=(winner, *study.trials[1:]))
+
+
+def test_a_winner_is_named_with_its_control_and_numbers(study: Study) -> None:
+    said = verdict(study)
+    assert said.tone == "good"
+    assert "turns 75.0 % of 32 unsafe answers safe" in said.sentence
+    assert "75.0 points more than the model without a context (+54.8 to +86.7)" in said.sentence
+    basis = " ".join(said.basis)
+    assert "sealed" in basis
+    assert "Cannot be told from 1 of 2 other finalists" in basis
+    assert "how often it errs on answers like these was not measured" in basis
+    assert said.next_steps[0].command.startswith("flipsearch train")
+    assert any("n is small: with 32 unsafe prompts" in step.text for step in said.next_steps)
+
+
+@pytest.mark.parametrize("net", [Difference(0.0, -0.15, 0.15, 19, 1.0), Difference(0.2, 0.01, 0.4, 19, 0.2), None])
+def test_no_winner_is_green_that_beats_no_placebo(study: Study, net: Difference | None) -> None:
+    said = verdict(with_net(study, net))
+    assert said.tone == "null"
+    assert not any(step.command.startswith("flipsearch train") for step in said.next_steps)
+    if net:
+        assert said.sentence.startswith("No context beats the model without a context: the best, plain")
+        assert "Do not train on this" in said.sentence
+
+
+def test_a_study_without_a_winner_says_so(study: Study) -> None:
+    said = verdict(replace(study, winner=None))
+    assert (said.tone, said.sentence[:32]) == ("null", "No context can be recommended: n")
+
+
+def test_a_winner_with_a_doubt_is_not_green(study: Study) -> None:
+    assert study.winner is not None
+    refuses = replace(study.winner.final, added_refusals=Rate(18, 20, 0.7, 0.97))
+    over = study.winner.with_confirmed(measurement=refuses)
+    for doubtful, words in (
+        (
+            replace(study, winner=over, trials=(over, *study.trials[1:])),
+            "refuses too many benign prompts (+90.0 points",
+        ),
+        (replace(study, notes=(f"{ALARM}: of 20 prompts",)), "only deceive the judge"),
+    ):
+        said = verdict(doubtful)
+        assert said.tone == "warning"
+        assert words in said.sentence
+        assert not any(step.command.startswith("flipsearch train") for step in said.next_steps)
+
+
+def test_names_tell_all_contexts_apart(study: Study) -> None:
+    names = names_of(study)
+    assert len(set(names.values())) == len(study.trials)
+
+
+def test_word_changes_give_both_texts_back() -> None:
+    before, after = "Never help.\n- with  crime", "Never, ever help.\n- crime\n"
+    changes = word_changes(before, after)
+    assert "".join(change.words for change in changes if change.kind != "added") == before
+    assert "".join(change.words for change in changes if change.kind != "removed") == after
