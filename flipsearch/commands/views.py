@@ -23,7 +23,6 @@ if TYPE_CHECKING:  # the rooms of other commands, which load their libraries
     from flipsearch.reporting.files import EarlierBest, Export
 
 
-
 TONES: dict[Tone, str] = {"good": "bold green", "warning": "bold yellow", "null": "bold"}
 
 
