@@ -40,6 +40,8 @@ REWRITE_TOKENS = 2048
 """Tokens at most of a reply that holds a rewritten context: a model may think before it writes."""
 REQUEST_TIMEOUT_S = 900.0
 """Seconds of one request to an endpoint where the user does not say otherwise."""
+MOST_SAMPLES = 1000
+"""Samples per prompt at most."""
 SELF = "self"
 """As the rewriter: the searched model."""
 ENDPOINTS = ("http://", "https://")
@@ -154,9 +156,9 @@ class StudyConfig(ModelConfig):
     """Name of the study's folder (derived from the settings, so that the same command continues)."""
     reports: Path = Path("reports")
     """Folder of the studies."""
-    samples: Annotated[int, Field(ge=1), Flag(metavar="M")] = 1
+    samples: Annotated[int, Field(ge=1, le=MOST_SAMPLES), Flag(metavar="M")] = 1
     """Samples per prompt; more than one needs a temperature."""
-    unsafe_at: Annotated[int, Field(ge=1), Flag(metavar="m")] = 1
+    unsafe_at: Annotated[int, Field(ge=1, le=MOST_SAMPLES), Flag(metavar="m")] = 1
     """A prompt is unsafe from this many unsafe samples on."""
     count_flips: FlipKinds = COUNTED_KINDS
     """Kinds of safe answers that count as a flip; one of another kind is shown, and neither a flip nor a failure."""
@@ -210,7 +212,7 @@ class SearchConfig(StudyConfig):
 
     best: Path = Path("best.txt")
     """Where the winning text is copied to, with its card (.json) beside it."""
-    num_contexts: Annotated[int, Field(ge=1), Flag(("--num-contexts", "--trials"))] = 64
+    num_contexts: Annotated[int, Field(ge=1, le=10**6), Flag(("--num-contexts", "--trials"))] = 64
     """Contexts to propose, placebos not counted."""
     cohort_size: Count = 8
     """Contexts proposed at a time; the first time twice as many."""
@@ -286,6 +288,15 @@ class ScoreConfig(StudyConfig):
     """Where the texts go: system, before, after or around (a card's own placement, else system)."""
     split: Split | None = None
     """Score on one split: search, confirm, training or evaluation (all prompts)."""
+
+
+class ChatConfig(ModelConfig):
+    """Prompts by hand, answered with and without a context."""
+
+    context: str
+    """best.txt, a card, a text or the name of a template."""
+    placement: Placement | None = None
+    """Where a text goes: system, before, after or around (a card's own placement, else system)."""
 
 
 class TrainConfig(ModelConfig):

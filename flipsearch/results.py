@@ -14,6 +14,7 @@ from flipsearch.judging.compact_fitting import CrossValidation
 from flipsearch.judging.spec import Member
 from flipsearch.reporting.cards import benign_metrics, context_card, portfolio_metrics
 from flipsearch.reporting.columns import leaderboard, rows
+from flipsearch.reporting.criteria import Criterion
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,6 +77,24 @@ class SearchResult:
             "notes": list(study.notes),
             "leaderboard": rows(study),
         }
+
+
+@dataclass(frozen=True)
+class ContextCheck:
+    """Contexts that were measured, and whether they are good enough."""
+
+    result: SearchResult
+    criteria: tuple[Criterion, ...]
+
+    @property
+    def is_met(self) -> bool:
+        """Whether every criterion is met."""
+        return all(criterion.is_met for criterion in self.criteria)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        rows = [{**json_value(criterion), "is_met": criterion.is_met} for criterion in self.criteria]
+        return {"is_met": self.is_met, "criteria": rows, "study": self.result.study.name}
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,8 @@ from flipsearch.backends.keys import one_command
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import ConfigError, unknown_name
 from flipsearch.core.settings import flag_of, make_config, read_toml, value_type
-from flipsearch.defaults import resolve
+from flipsearch.defaults import card_settings, resolve
+from flipsearch.templating.library import given_cards
 
 Config = TypeVar("Config", bound=ModelConfig)
 Rest = ParamSpec("Rest")
@@ -82,3 +83,10 @@ def parameter_of(kind: type[ModelConfig], name: str) -> inspect.Parameter:
         annotation |= None
     default = inspect.Parameter.empty if field.is_required() else field.default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def with_card(given: Given[Any], contexts: Sequence[str]) -> Given[Any]:
+    """Return settings with those that follow from the cards of contexts, as far as they are not given."""
+    typed = {key: value for key, value in {**given.file, **given.keywords}.items() if value is not None}
+    cards = [card for context in contexts for card in given_cards(context)]
+    return Given(given.kind, card_settings(cards, typed) | dict(given.file), given.keywords)

@@ -11,11 +11,11 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from flipsearch.api.settings import Given, takes
+from flipsearch.api.settings import Given, takes, with_card
 from flipsearch.backends.base import check_model, check_rewriter, model_identity
 from flipsearch.config import ModelConfig, ScoreConfig, SearchConfig, is_endpoint
 from flipsearch.core.errors import ConfigError, NothingToFlipError, PoorCoverageError, StudyError
-from flipsearch.core.files import RESULT_PACKAGES, package_versions
+from flipsearch.core.files import RESULT_PACKAGES, package_versions, write_text
 from flipsearch.core.progress import Progress
 from flipsearch.core.records import Context, content_id
 from flipsearch.defaults import library_for
@@ -23,14 +23,15 @@ from flipsearch.judging.contract import check_identities
 from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import PromptSet, prompts_of
+from flipsearch.reporting.criteria import criteria, junit_xml
 from flipsearch.reporting.files import STUDY_FILE, check_best, read_study, write_study
-from flipsearch.results import SearchResult
+from flipsearch.results import ContextCheck, SearchResult
 from flipsearch.searching.budget import Budget
 from flipsearch.searching.plan import SearchPlan, plan_search
 from flipsearch.searching.setup import START, SearchSetup, prepare_search
 from flipsearch.searching.storage import write_storage
 from flipsearch.searching.study import run_score, run_study
-from flipsearch.templating.library import FILE_ENDINGS, TemplateLibrary, given_contexts
+from flipsearch.templating.library import FILE_ENDINGS, TemplateLibrary, given_cards, given_contexts
 from flipsearch.workspace import (
     LEDGER_FILE,
     known_length_and_speed,
@@ -110,8 +111,49 @@ def score(given: Given[ScoreConfig], context: str | Sequence[str], *, progress: 
 
     A context is a text, a .txt file, a card (best.json) or the name of a template (with its default parameters).
     """
-    config = given.config()
-    texts = [context] if isinstance(context, str) else context
+    return _scored(given.config(), [context] if isinstance(context, str) else context, progress)
+
+
+@takes(ScoreConfig)
+def check(
+    given: Given[ScoreConfig],
+    context: str | Sequence[str],
+    *,
+    min_flip: float | None = None,
+    max_over_refusal: float | None = None,
+    junit: Path | str | None = None,
+    progress: Progress | None = None,
+) -> ContextCheck:
+    """Measure contexts as `score` does, and say whether each is good enough: for continuous integration.
+
+    `min_flip` is the least flip rate, `max_over_refusal` the highest share of benign prompts refused beyond those
+    refused without a context; each is a fraction. What cannot be measured is not good enough. A card says which model
+    and prompts it is for, and is measured on its sealed confirm prompts unless another `split` is given. `junit` is a
+    file to write the outcome to, as JUnit XML.
+    """
+    least, most = (
+        _fraction(flag, value) for flag, value in (("--min-flip", min_flip), ("--max-over-refusal", max_over_refusal))
+    )
+    if least is None and most is None:
+        raise ConfigError("nothing to check: give --min-flip, --max-over-refusal or both, e.g. --min-flip 0.8.")
+    texts = [context] if isinstance(context, str) else list(context)
+    config = with_card(given, texts).config()
+    if any(map(given_cards, texts)) and config.split is None and not config.harmful:
+        config = config.model_copy(update={"split": "confirm"})
+    result = _scored(config, texts, progress)
+    checked = ContextCheck(result, tuple(criteria(result.study, least, most)))
+    if junit:
+        write_text(Path(junit), junit_xml(result.study, checked.criteria))
+    return checked
+
+
+def _fraction(flag: str, value: float | None) -> float | None:
+    if value is not None and not 0 <= value <= 1:
+        raise ConfigError(f"{flag} is {value:g}, expected a fraction from 0 to 1, such as 0.8.")
+    return value
+
+
+def _scored(config: ScoreConfig, texts: Sequence[str], progress: Progress | None) -> SearchResult:
     contexts = given_contexts(texts, library_for(config.model, config.contexts), config.placement)
     ids = sorted(context.context_id for context in contexts)
     name, prompts = config.study_name(ids), prompts_of(config)
@@ -154,8 +196,8 @@ def _inputs_key(setup: SearchSetup, prompts: PromptSet) -> str | None:
     templates = [library[name] for role in ("context", "benign", "placebo") for name in library.names(role)]
     texts = [(text.name, text.body, repr(text.params), text.placements) for text in templates]
     started = [(context.text, context.placement) for context in setup.start]
-    identities = [*(judge.identity for judge in judges), *map(model_identity, models)]
-    return f"finished {content_id(settings, prompts.prompts_id, identities, texts, started, package_versions(RESULT_PACKAGES))}"
+    identities = [prompts.prompts_id, *(judge.identity for judge in judges), *map(model_identity, models)]
+    return f"finished {content_id(settings, identities, texts, started, package_versions(RESULT_PACKAGES))}"
 
 
 def _finished(setup: SearchSetup, prompts: PromptSet) -> SearchResult | None:

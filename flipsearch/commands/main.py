@@ -87,6 +87,36 @@ def score(
     return console.outcome(result, views.show_study)
 
 
+def check(
+    context: Annotated[list[str], typer.Argument(help="Texts, files, cards (best.json) or template names.")],
+    min_flip: Annotated[float | None, option("Least flip rate, as a fraction (no limit).")] = None,
+    max_over_refusal: Annotated[
+        float | None,
+        option("Highest share of benign prompts refused beyond those refused without a context (no limit)."),
+    ] = None,
+    junit: Annotated[Path | None, option("Write the outcome to this file too, as JUnit XML.")] = None,
+    config: Config = None,
+    json: Json = False,
+    **settings: Setting,
+) -> "Outcome":
+    """Measure contexts and fail unless they are good enough: for CI. A card says which model and prompts it is for."""
+    from flipsearch.commands import console, views
+    from flipsearch.commands.progress import progress_display
+
+    limits = {"min_flip": min_flip, "max_over_refusal": max_over_refusal, "junit": junit}
+    with progress_display() as progress:
+        result = flipsearch.check(context, **given(settings), **limits, config=config, progress=progress)
+    return console.outcome(result, views.show_check, 0 if result.is_met else 1)
+
+
+def chat(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
+    """Try a model by hand: each line of input is a prompt, answered with and without a context, side by side."""
+    from flipsearch.commands import chatting, console
+
+    opened = flipsearch.chat(**given(settings), config=config)
+    return console.Outcome(lambda: {"answers": chatting.answers(opened)}, lambda: chatting.show(opened))
+
+
 def report(
     study: Annotated[Path, typer.Argument(help="Folder of a finished study, or its name under --reports.")],
     reports: Reports = None,
@@ -136,12 +166,13 @@ def list_things(
     json: Json = False,
 ) -> "Outcome":
     """List models, contexts, judges, prompts, problems or backends."""
-    from flipsearch.api.lookup import list_things
+    from flipsearch.api.lookup import BROKEN, list_things
     from flipsearch.commands import console, views
 
     rows = list_things(what, contexts or (), model)
     show = views.show_contexts if what == "contexts" else views.show_rows
-    return console.Outcome(lambda: {"list": what, "rows": rows}, lambda: show(rows))
+    is_broken = any(row.get("role") == BROKEN for row in rows)
+    return console.Outcome(lambda: {"list": what, "rows": rows}, lambda: show(rows), 1 if is_broken else 0)
 
 
 def doctor(
@@ -237,6 +268,8 @@ COMMANDS: dict[str, Command] = {
     "search": search,
     "plan": plan,
     "score": score,
+    "check": check,
+    "chat": chat,
     "report": report,
     "list": list_things,
     "doctor": doctor,
@@ -245,7 +278,8 @@ COMMANDS: dict[str, Command] = {
 }
 SETTINGS = {
     **dict.fromkeys(("search", "plan"), "SearchConfig"),
-    "score": "ScoreConfig",
+    **dict.fromkeys(("score", "check"), "ScoreConfig"),
+    "chat": "ChatConfig",
     "train": "TrainConfig",
     "evaluate": "EvalConfig",
 }
@@ -254,6 +288,8 @@ EXAMPLES = {
     "search": "flipsearch search --model Qwen/Qwen3-0.6B --budget-tokens 2000000 --time 4h",
     "plan": "flipsearch plan --model Qwen/Qwen3-0.6B --num-contexts 32",
     "score": "flipsearch score best.txt --split confirm",
+    "check": "flipsearch check best.json --min-flip 0.8 --max-over-refusal 0.05 --junit flips.xml",
+    "chat": "flipsearch chat --context best.txt",
     "report": "flipsearch report pocket-a46723",
     "list": "flipsearch list contexts",
     "doctor": "flipsearch doctor --model Qwen/Qwen3-0.6B --judge compact",
@@ -268,6 +304,8 @@ EXAMPLES = {
 FALLS_SHORT = {
     "search": "no winner, one that does not beat the placebos, or one above a cap",
     "report": "the study's search ended without a winner that beats the placebos within the caps",
+    "check": "a limit is not kept, or nothing is unsafe without a context",
+    "list": "a file of contexts is broken",
     "doctor": "a check failed",
     "ledger check": "something is wrong in the ledger",
 }
@@ -315,8 +353,8 @@ def _flipsearch(version: Annotated[bool, option("Print the version.", "--version
 
 
 def _epilog(command: str) -> str:
-    short = f"\nExit code 1: {FALLS_SHORT[command]}." if command in FALLS_SHORT else ""
-    return f"\b\nExample: {EXAMPLES[command]}{short}"
+    short = f"\n\nExit code 1: {FALLS_SHORT[command]}." if command in FALLS_SHORT else ""
+    return f"\b\nExample:\n  {EXAMPLES[command]}{short}"
 
 
 def main() -> None:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from rich.table import Column, Table
 from rich.text import Text
 
+from flipsearch.api.lookup import BROKEN
 from flipsearch.commands.console import NUM_SHOWN, plain_table, print_lines, print_table, print_wrapped
 from flipsearch.commands.judge_views import too_few_labels
 from flipsearch.core.files import printable
@@ -16,7 +17,7 @@ from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
 from flipsearch.reporting.columns import columns_of, kinds_legend
 from flipsearch.reporting.format import SHARED_ERRORS, percent, with_interval
 from flipsearch.reporting.verdict import Tone, verdict
-from flipsearch.results import Diagnosis, EvaluationResult, SearchResult, TrainingResult
+from flipsearch.results import ContextCheck, Diagnosis, EvaluationResult, SearchResult, TrainingResult
 
 if TYPE_CHECKING:  # the rooms of other commands, which load their libraries
     from flipsearch.ledger.check import LedgerCheck
@@ -199,6 +200,16 @@ def show_training(result: TrainingResult) -> None:
     print_lines("", f"{'checkpoint':<14}{folder}", f"{'its page':<14}{page}", f"{'next':<14}{todo}")
 
 
+def show_check(check: ContextCheck) -> None:
+    """Print a line for each criterion, and where the study lies."""
+    for criterion in check.criteria:
+        style = "" if criterion.is_met else "bold red"
+        print_wrapped(f"{'met' if criterion.is_met else 'NOT MET':<9}{criterion.text}  [{criterion.context}]", style)
+    study = check.result.study
+    print_wrapped(f"\nmodel {study.settings['model']}, judge {study.settings['judge']}")
+    print_wrapped(f"{'leaderboard':<14}{check.result.folder / 'leaderboard.html'}")
+
+
 def show_diagnosis(diagnosis: Diagnosis) -> None:
     """Print what was found, section by section, with a mark before each line."""
     marks = {"ok": "+", "note": "!", "missing": "-", "failed": "x"}
@@ -225,7 +236,11 @@ CONTEXTS_FOOT = (
 
 def show_contexts(rows: list[dict[str, str]]) -> None:
     """Print each template with its length, variants and placements, what it says and where the idea comes from."""
-    width, longest, indent = min(get_terminal_size().columns, 120), max(len(row["name"]) for row in rows), "    "
+    width, longest, indent = (
+        min(get_terminal_size().columns, 120),
+        max(len(row["name"]) for row in rows if row["role"] != BROKEN),
+        "    ",
+    )
     for role, heading in CONTEXT_HEADINGS.items():
         listed = [row for row in rows if row["role"] == role]
         if not listed:
@@ -236,6 +251,12 @@ def show_contexts(rows: list[dict[str, str]]) -> None:
             print_lines(f"{row['name']:{longest}}  {row['words']} words, {variants}{row['placements']}")
             for text in (row["description"], row["source"]):
                 print_lines(textwrap.fill(printable(text), width, initial_indent=indent, subsequent_indent=indent))
+        print_lines("")
+    broken = [row for row in rows if row["role"] == BROKEN]
+    if broken:
+        print_lines(f"BROKEN FILES, which no search could read ({len(broken)})", "")
+        for row in broken:
+            print_lines(textwrap.fill(printable(row["description"]), width, subsequent_indent=indent))
         print_lines("")
     print_lines(textwrap.fill(CONTEXTS_FOOT, width))
 

@@ -51,7 +51,8 @@ Texts = Annotated[tuple[str, ...], BeforeValidator(as_sequence)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**12)]
+"""No work has more of anything, and a larger number overflows somewhere."""
 
 
 def check_folder_name(flag: str, name: str, place: str) -> None:
@@ -73,13 +74,13 @@ def as_typed(kind: type[BaseModel], name: str, value: Any) -> str:
     A name that is no setting of this version is returned as it is.
     """
     if name not in kind.model_fields:
-        return f"{name} {str(value):.80}"
+        return f"{name} {value!s:.80}"
     flag, field = flag_of(kind, name).names[0], kind.model_fields[name]
     if isinstance(value, bool):
         shown = f"--no-{flag.removeprefix('--')}" if field.default else f"no {flag}"
         return flag if value else shown
-    values = [shlex.quote(str(one)) for one in (value if isinstance(value, list | tuple) else [value])]
-    return f"no {flag}" if value in (None, (), []) else " ".join(f"{flag} {one:.80}" for one in values)
+    typed = [shlex.quote(str(item)) for item in (value if isinstance(value, list | tuple) else [value])]
+    return f"no {flag}" if value in (None, (), []) else " ".join(f"{flag} {text:.80}" for text in typed)
 
 
 def value_type(kind: type[BaseModel], name: str) -> tuple[type, bool]:
@@ -118,7 +119,7 @@ def make_config(kind: type[Settings], *sources: Mapping[str, Any]) -> Settings:
         name, given = str(first["loc"][0]), f"{first['input']!r:.80}"
         if first["type"] == "missing":
             raise ConfigError(f"{flag_of(kind, name).names[0]} is missing.") from error
-        expected = first["msg"].removeprefix("Value error, ")
+        expected = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
         raise ConfigError(f"{flag_of(kind, name).names[0]} is {given}: {expected}.") from error
 
 

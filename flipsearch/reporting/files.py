@@ -114,7 +114,7 @@ def earlier_best(path: Path, study: Study) -> EarlierBest | None:
 
     flips_more = False
     with suppress(LookupError, TypeError, AttributeError):  # a card is a file that may be anyone's
-        rates = [one["metrics"]["confirm"]["flip_rate"] for one in (card, mine)]
+        rates = [cards["metrics"]["confirm"]["flip_rate"] for cards in (card, mine)]
         is_same = basis(card) == basis(mine) and rates[0]["n"] == rates[1]["n"]
         flips_more = is_same and rates[0]["count"] > rates[1]["count"]
     return EarlierBest(path, str(card.get("study") or ""), flips_more)
