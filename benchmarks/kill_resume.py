@@ -6,7 +6,7 @@ A small whole search on the pocket model runs once undisturbed: the baseline. Th
 in a new folder, are killed at random moments and continued by the same command until they end; new ones are started
 until enough kills have hit. Claims:
 
-1. The files of a continued search (study.json, leaderboard.csv, leaderboard.html, best.txt and its card) equal
+1. The files of a continued search (study.json.gz, leaderboard.csv, leaderboard.html, best.txt and its card) equal
    those of the undisturbed one byte for byte.
 2. No rollout that was saved is ever generated again. A trigger that this script puts into the ledger before the search
    starts records every save, in the transaction of the save itself, and every generated rollout is saved the moment
@@ -35,7 +35,7 @@ STUDY = "killed"
 SETTINGS = ["--num-contexts", "12", "--cohort-size", "6", "--max-prompts", "30", "--num-finalists", "2"]
 COMMAND = [sys.executable, "-m", "flipsearch", "search", "--study", STUDY, *SETTINGS, "--json"]
 FOLDER = Path("reports") / STUDY
-FILES = [FOLDER / name for name in ("study.json", "leaderboard.csv", "leaderboard.html")]
+FILES = [FOLDER / name for name in ("study.json.gz", "leaderboard.csv", "leaderboard.html")]
 FILES += [Path("best.txt"), Path("best.json")]
 TRIGGER = """
 CREATE TABLE saves (rollout_id TEXT NOT NULL);

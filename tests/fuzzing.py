@@ -6,6 +6,7 @@ Run by tests/integration/test_fuzz.py with a few seeds; `python -m tests.fuzzing
 """
 
 import contextlib
+import gzip
 import io
 import json
 import os
@@ -39,7 +40,7 @@ ODD_VALUES: tuple[Any, ...] = (
 ODD_BYTES = (b"", b"\xff\xfe", b"\0" * 40, b"[" * 100_000, b"1e400", b"9" * 5000, b"null", b"[]", b"{}", b'"\\ud800"',
              b"\xef\xbb\xbf{}", b"SQLite format 3\0", b"{#\n#}", b"a,b\n1", b"x = 1e999", b"\r", b"NaN")  # fmt: skip
 TARGETS: dict[str, list[tuple[str, ...]]] = {
-    "reports/s/study.json": [("report", "s"), ("judge", "label", "s", "--to", "new.csv"), ("ledger", "check", "s"),
+    "reports/s/study.json.gz": [("report", "s"), ("judge", "label", "s", "--to", "new.csv"), ("ledger", "check", "s"),
                              ("judge", "check", "--judge", "refusal", "--labels", "labels.csv")],
     "reports/s/study.toml": [SEARCH, ("judge", "label", "s", "--to", "new.csv")],
     "reports/s/ledger.db": [("ledger", "check", "s"), ("ledger", "export", "s"), SEARCH, ("report", "s"),
@@ -144,7 +145,7 @@ def mangle(path: Path, rng: random.Random) -> str:
         path.write_bytes(rng.choice(ODD_BYTES))
         return "bytes"
     ways = ["bytes", "cut", "flip", "insert", "swap", "folder", "loop", "gone"]
-    ways += ["value"] * 12 * (path.suffix in (".json", ".db", ".toml", ".csv"))
+    ways += ["value"] * 12 * (path.suffix in (".json", ".gz", ".db", ".toml", ".csv"))
     way = rng.choice(ways)
     if way == "bytes":
         path.write_bytes(rng.choice(ODD_BYTES))
@@ -169,6 +170,10 @@ def mangle(path: Path, rng: random.Random) -> str:
             path.symlink_to(path.name)
     elif path.suffix == ".json":
         return f"value: {_mangle_json(path, content, rng)}"
+    elif path.suffix == ".gz":
+        done = _mangle_json(path, gzip.decompress(content), rng)
+        path.write_bytes(gzip.compress(path.read_bytes()))
+        return f"value: {done}"
     elif path.suffix == ".db":
         return f"value: {_mangle_database(path, rng)}"
     else:

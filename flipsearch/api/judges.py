@@ -26,7 +26,8 @@ from flipsearch.judging.stress import JudgeStress
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.files import require_local_prompts
 from flipsearch.prompts.sets import prompts_of
-from flipsearch.reporting.files import STUDY_FILE, read_study, study_config, write_labels
+from flipsearch.reporting.files import read_study, study_config, write_labels
+from flipsearch.reporting.study_file import STUDY_FILE
 from flipsearch.results import JudgeCheck, JudgeFit, LabellingResult
 from flipsearch.workspace import ledger_place, study_folder
 

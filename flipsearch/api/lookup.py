@@ -16,7 +16,7 @@ from flipsearch.ledger.check import check_ledger as check
 from flipsearch.prompts.known_sets import KNOWN_SETS, describe
 from flipsearch.prompts.problems import list_problem_sets
 from flipsearch.prompts.sets import list_sets
-from flipsearch.reporting.files import Export, check_export, export_file, export_lines
+from flipsearch.reporting.files import Export, check_export, export_file, export_lines, study_beside
 from flipsearch.templating.library import TemplateLibrary
 from flipsearch.workspace import ledger_place
 
@@ -37,12 +37,16 @@ def export_ledger(
 ) -> Export:
     """Write all rollouts of a study with their verdicts to a .jsonl, .csv or .parquet file, or as lines to `stream`.
 
-    Without either, the lines go to stdout.
+    Without either, the lines go to stdout. Once the study is finished, the texts of prompts and contexts are in them.
     """
     if to is not None:
         check_export(Path(to))
-    with Ledger(ledger_place(study, reports), read_only=True) as ledger:
-        return export_file(ledger, Path(to)) if to is not None else export_lines(ledger, stream or sys.stdout)
+    place = ledger_place(study, reports)
+    finished = study_beside(place)
+    with Ledger(place, read_only=True) as ledger:
+        if to is not None:
+            return export_file(ledger, Path(to), finished)
+        return export_lines(ledger, stream or sys.stdout, finished)
 
 
 def list_things(what: str, contexts: Sequence[str] = (), model: str | None = None) -> list[dict[str, str]]:

@@ -330,7 +330,7 @@ class Measurement:
 def json_value(value: Any) -> Any:
     """Return a record as cards and --json show it: by its fields, a path as text, a rate with its value first.
 
-    study.json and training.json are read back: they hold the fields alone, as pydantic writes them.
+    study.json.gz and training.json are read back: they hold the fields alone, as pydantic writes them.
     """
     if is_dataclass(value):
         shown = {field.name: json_value(getattr(value, field.name)) for field in fields(value)}

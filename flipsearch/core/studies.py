@@ -11,7 +11,7 @@ from enum import StrEnum
 from typing import Any, Final, Literal
 
 from flipsearch.core.measurements import Difference, Endings, Estimate, Measurement, Rate
-from flipsearch.core.records import Context
+from flipsearch.core.records import Context, Prompt
 
 MIN_LABELS = 20
 """Labelled answers of each kind, unsafe and safe, from which on rates are corrected for a judge's errors."""
@@ -258,7 +258,7 @@ class StudyKind(StrEnum):
     """Given contexts were scored: nothing was chosen or confirmed."""
 
 
-STUDY_FORMAT: Final = 4
+STUDY_FORMAT: Final = 5
 """Version of the study file; a file of any other cannot be read."""
 
 
@@ -266,7 +266,7 @@ STUDY_FORMAT: Final = 4
 class Study:
     """A finished search or score, as the report reads it."""
 
-    format: Literal[4]
+    format: Literal[5]
     """STUDY_FORMAT; the first field, so that it is the first to be refused."""
     name: str
     kind: StudyKind
@@ -283,6 +283,8 @@ class Study:
     """Split -> fraction of benign prompts refused without context."""
     num_rollouts: int
     num_tokens: int
+    prompts: tuple[Prompt, ...] = ()
+    """All that were answered without a context, split by split. Hostile text."""
     base_endings: Mapping[str, Endings] = field(default_factory=dict)
     """Split -> how the answers without context ended."""
     notes: tuple[str, ...] = ()

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TextIO, TypeVar
+from typing import Any, TextIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -38,10 +38,9 @@ from flipsearch.ledger.tables import ROLLOUTS, VERDICTS, rollout_of
 from flipsearch.reporting.cards import benign_card, context_card, model_card, portfolio_card
 from flipsearch.reporting.columns import csv_text, leaderboard
 from flipsearch.reporting.pages import leaderboard_page, training_page
+from flipsearch.reporting.study_file import STUDY_FILE, first_fault, read_study_file, write_study_file
 
-Record = TypeVar("Record")
-STUDY, RUN = TypeAdapter(Study), TypeAdapter(TrainingRun)
-STUDY_FILE = "study.json"
+RUN = TypeAdapter(TrainingRun)
 LABEL_COLUMNS = ("label", "prompt", "response", *PLACE_COLUMNS)
 BYTE_ORDER_MARK = "\ufeff"
 """At the start of the label file: without it spreadsheets misread UTF-8, and spoil the texts on saving."""
@@ -49,8 +48,8 @@ _UNREADABLE = dict.fromkeys([0, *range(0xD800, 0xE000)], "\ufffd")
 
 
 def write_study(study: Study, folder: Path) -> None:
-    """Write study.json, leaderboard.csv, leaderboard.html and, if there is a winner, best.txt and what goes with it."""
-    write_text(folder / STUDY_FILE, STUDY.dump_json(study, indent=1).decode() + "\n")
+    """Write the study, leaderboard.csv, leaderboard.html and, if there is a winner, best.txt and what goes with it."""
+    write_study_file(study, folder / STUDY_FILE)
     write_text(folder / "leaderboard.csv", csv_text(leaderboard(study)))
     write_text(folder / "leaderboard.html", leaderboard_page(study))
     write_best(study, folder / "best.txt")
@@ -151,7 +150,7 @@ def write_scorecard(card: Scorecard, path: Path) -> None:
 def read_study(folder: Path) -> Study:
     """Read the study of a folder; raises StudyError if there is none or it is of another version."""
     path = folder / STUDY_FILE
-    study = _read(STUDY, path, "finished study", "run the search")
+    study = read_study_file(path)
     try:
         study_config(study)
     except ConfigError as error:
@@ -170,25 +169,20 @@ def study_config(study: Study) -> StudyConfig:
 def read_training(folder: Path) -> TrainingRun:
     """Read the training.json of a checkpoint; raises StudyError without one, TrainingError for another format."""
     path = folder / TRAINING_FILE
-    with suppress(OSError, ValueError):  # _read reports these
-        check_format(from_json(path.read_bytes()), path)
-    run = _read(RUN, path, "training", "run flipsearch train")
     try:
+        content = path.read_bytes()
+        with suppress(ValueError):  # reported below
+            check_format(from_json(content), path)
+        run = RUN.validate_json(content)
         check_method(run.method)
+    except OSError as error:
+        raise StudyError(f"no training at '{path}': {error.strerror}; run flipsearch train first.") from error
+    except ValidationError as error:
+        why = f"{first_fault(error)}; run flipsearch train again."
+        raise StudyError(f"{path}: no training of this version: {why}") from error
     except ConfigError as error:
         raise StudyError(f"{path}: no training of this version: {error}") from error
     return run
-
-
-def _read(adapter: TypeAdapter[Record], path: Path, name: str, todo: str) -> Record:
-    try:
-        return adapter.validate_json(path.read_bytes())
-    except OSError as error:
-        raise StudyError(f"no {name} at '{path}': {error.strerror}; {todo} first.") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        why = f"{'.'.join(map(str, first['loc'])) or 'file'}: {first['msg']}"
-        raise StudyError(f"{path}: no {name} of this version: {why}; {todo} again.") from error
 
 
 def write_labels(answers: Sequence[AnswerToLabel], path: Path) -> None:
@@ -224,6 +218,11 @@ def _fields(table: sql.Table, without: set[str]) -> dict[str, Any]:
 
 ROLLOUT_FIELDS = _fields(ROLLOUTS, without={"has_thought", "leaks", "checksum"})
 VERDICT_FIELDS = _fields(VERDICTS, without={"rollout_id", "judge_id", "checksum"})
+TEXT_FIELDS = dict.fromkeys(
+    ("prompt", "prompt_kind", "prompt_category", "prompt_split", "prompt_source", "context", "context_placement"),
+    pa.string(),
+)
+"""What the study of a ledger knows of a rollout's prompt and context; null where it knows neither."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -234,10 +233,14 @@ class Export:
     num_rollouts: int
     judges: tuple[str, ...]
     """Identities of the judges whose verdicts are in the rows."""
+    has_texts: bool = False
+    """The rows hold the texts of prompts and contexts: there is a finished study beside the ledger."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        return {"path": str(self.path) if self.path else None, "rows": self.num_rollouts, "judges": list(self.judges)}
+        place = str(self.path) if self.path else None
+        judges = list(self.judges)
+        return {"path": place, "rows": self.num_rollouts, "judges": judges, "has_texts": self.has_texts}
 
 
 def check_export(path: Path) -> None:
@@ -246,30 +249,43 @@ def check_export(path: Path) -> None:
         raise ConfigError(f"--to is '{path}', expected a file that ends in {', '.join(ENDINGS)}.")
 
 
-def export_file(ledger: Ledger, path: Path) -> Export:
-    """Write all rollouts to a .jsonl, .csv or .parquet file: whole or not at all.
+def export_file(ledger: Ledger, path: Path, study: Study | None = None) -> Export:
+    """Write all rollouts, with the texts that their study knows, to a .jsonl, .csv or .parquet file; or nothing.
 
     Raises ConfigError for another ending, StudyError for a place that cannot be written.
     """
     check_export(path)
-    judges = ledger.judge_ids()
+    judges, pages = ledger.judge_ids(), _pages(ledger, study)
     with atomic_write(path) as partial:
         if path.suffix == ".parquet":
-            num = _write_parquet(_pages(ledger), judges, partial)
+            num = _write_parquet(pages, judges, partial)
         else:
             with partial.open("w", encoding="utf-8", newline="") as file:
-                is_csv = path.suffix == ".csv"
-                num = _write_csv(_pages(ledger), judges, file) if is_csv else _write_lines(_pages(ledger), file)
-    return Export(path, num, tuple(judges))
+                num = _write_csv(pages, judges, file) if path.suffix == ".csv" else _write_lines(pages, file)
+    return Export(path, num, tuple(judges), has_texts=study is not None)
 
 
-def export_lines(ledger: Ledger, stream: TextIO) -> Export:
-    """Write all rollouts to a stream as JSON lines."""
-    return Export(None, _write_lines(_pages(ledger), stream), tuple(ledger.judge_ids()))
+def export_lines(ledger: Ledger, stream: TextIO, study: Study | None = None) -> Export:
+    """Write all rollouts, with the texts that their study knows, to a stream as JSON lines."""
+    num = _write_lines(_pages(ledger, study), stream)
+    return Export(None, num, tuple(ledger.judge_ids()), has_texts=study is not None)
 
 
-def _pages(ledger: Ledger) -> Iterator[list[RolloutRow]]:
+def study_beside(place: Path | str) -> Study | None:
+    """Return the finished study beside a ledger's file, or None: a ledger may have none, or none yet."""
+    file = Path(place).with_name(STUDY_FILE)
+    return read_study_file(file) if "://" not in str(place) and file.is_file() else None
+
+
+def _pages(ledger: Ledger, study: Study | None) -> Iterator[list[RolloutRow]]:
     """Yield the rows of the ledger page by page; raises LedgerError where it is damaged."""
+    candidates = study.benign.candidates if study and study.benign else ()
+    trials = (*study.trials, *candidates) if study else ()
+    prompts = {
+        prompt.prompt_id: (prompt.text, prompt.kind, prompt.category, prompt.split, prompt.source)
+        for prompt in (study.prompts if study else ())
+    }
+    contexts = {trial.context.context_id: (trial.context.text, trial.context.placement) for trial in trials}
     for page in ledger.pages():
         with ledger.expects_sound_rows():
             rollouts = [rollout_of(row) for row in page]
@@ -277,6 +293,11 @@ def _pages(ledger: Ledger) -> Iterator[list[RolloutRow]]:
         rows = []
         for rollout in rollouts:  # not by asdict, which copies every token id
             row = {n: getattr(rollout if hasattr(rollout, n) else rollout.sampling, n) for n in ROLLOUT_FIELDS}
+            texts = (
+                *prompts.get(rollout.prompt_id, (None,) * 5),
+                *contexts.get(rollout.context_id or "", (None, None)),
+            )
+            row |= zip(TEXT_FIELDS, texts, strict=True)
             by_judge = verdicts.get(rollout.rollout_id, {}).items()
             row["verdicts"] = {judge: {name: getattr(v, name) for name in VERDICT_FIELDS} for judge, v in by_judge}
             rows.append(row)
@@ -286,12 +307,12 @@ def _pages(ledger: Ledger) -> Iterator[list[RolloutRow]]:
 def _schema(judges: Sequence[str]) -> Any:
     """Return the columns of a flat table: those of a rollout, then "label (judge)", "p_unsafe (judge)", ..."""
     verdicts = {f"{field} ({judge})": kind for judge in judges for field, kind in VERDICT_FIELDS.items()}
-    return pa.schema(list((ROLLOUT_FIELDS | verdicts).items()))
+    return pa.schema(list((ROLLOUT_FIELDS | TEXT_FIELDS | verdicts).items()))
 
 
 def _flat(row: RolloutRow, judges: Sequence[str]) -> RolloutRow:
     """Return a row with the columns of `_schema`."""
-    cells = {name: row[name] for name in ROLLOUT_FIELDS}
+    cells = {name: row[name] for name in (*ROLLOUT_FIELDS, *TEXT_FIELDS)}
     for judge in judges:
         verdict = row["verdicts"].get(judge, {})
         cells |= {f"{field} ({judge})": verdict.get(field) for field in VERDICT_FIELDS}

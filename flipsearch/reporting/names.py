@@ -8,6 +8,7 @@ import difflib
 import re
 from collections import Counter
 from dataclasses import dataclass
+from functools import lru_cache
 
 from flipsearch.core.records import Context
 from flipsearch.core.studies import Study, Trial
@@ -25,7 +26,8 @@ class WordChange:
     words: str
 
 
-def word_changes(before: str, after: str) -> list[WordChange]:
+@lru_cache(maxsize=4096)
+def word_changes(before: str, after: str) -> tuple[WordChange, ...]:
     """Return how one text becomes another, word by word; white space goes with the word before it."""
     old, new = (re.findall(r"\s*\S+\s*?(?=\s|$)|\s+", text) for text in (before, after))
     changes: list[WordChange] = []
@@ -35,7 +37,7 @@ def word_changes(before: str, after: str) -> list[WordChange]:
             continue
         parts = (("removed", "".join(old[i:j])), ("added", "".join(new[k:m])))
         changes += [WordChange(kind, words) for kind, words in parts if words]
-    return changes
+    return tuple(changes)
 
 
 def quoted(text: str, most: int = LONGEST_QUOTE) -> str:

@@ -260,9 +260,9 @@ def test_killed_and_run_again_ends_the_same(finished: tuple[Path, dict[str, Any]
     command = [sys.executable, "-c", code, "search", *flags, "--second-judge", "./killer.py"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, env=os.environ | {"PYTHONPATH": str(ROOT)})
     assert done.returncode == -signal.SIGKILL, done.stderr.decode()
-    assert not (tmp_path / "reports" / "s" / "study.json").exists()
+    assert not (tmp_path / "reports" / "s" / "study.json.gz").exists()
     search(tmp_path, *JUDGES, "--confirm-judge", "compact", "--second-judge", "refusal+compact:any")
-    for name in ("study.json", "leaderboard.csv", "leaderboard.html", "best.txt", "best.json"):
+    for name in ("study.json.gz", "leaderboard.csv", "leaderboard.html", "best.txt", "best.json"):
         assert (tmp_path / "reports" / "s" / name).read_bytes() == (finished[0] / "reports" / "s" / name).read_bytes()
 
 
@@ -441,7 +441,7 @@ def test_bad_flags_are_one_line(place: Path) -> None:
     assert "unknown judge 'refusl'. Did you mean refusal" in line
     for arguments, says in (
         (("none", "--to", "l2.csv"), "unknown study 'none'"),
-        (("reports", "--to", "l2.csv"), "no finished study at 'reports/study.json'"),
+        (("reports", "--to", "l2.csv"), "no finished study at 'reports/study.json.gz'"),
         (("s", "--to", "l2.xlsx"), "--to is 'l2.xlsx', expected a file that ends in .csv."),
         (("s", "--to", "l2.csv", "--num", "0"), "num = 0 and num_contexts = 1, expected at least 1 of each."),
         (("s",), "--to"),

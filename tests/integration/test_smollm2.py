@@ -9,6 +9,7 @@ import pytest
 import flipsearch
 from flipsearch.backends.models import SMOLLM2, model_source
 from flipsearch.core.errors import BackendError
+from flipsearch.reporting.files import read_study
 from tests.integration.test_cli import run
 
 try:
@@ -41,8 +42,8 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_search_writes_its_files(searched: Path) -> None:
-    (study,) = (path.parent for path in (searched / "reports").glob("*/study.json"))
-    assert json.loads((study / "study.json").read_text(encoding="utf-8"))["settings"]["model"] == SMOLLM2
+    (study,) = (path.parent for path in (searched / "reports").glob("*/study.json.gz"))
+    assert read_study(study).settings["model"] == SMOLLM2
     assert (study / "leaderboard.html").is_file()
 
 

@@ -1,8 +1,11 @@
 """What the page shows of second judges and of the judge's errors: only what there is, and hostile names as text."""
 
+import gzip
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,8 +18,9 @@ from flipsearch.judging.library import OtherJudges
 from flipsearch.ledger import Ledger
 from flipsearch.reporting.cards import context_card
 from flipsearch.reporting.columns import csv_text, leaderboard, rows
-from flipsearch.reporting.files import STUDY, STUDY_FILE, read_study, write_study
+from flipsearch.reporting.files import read_study, write_study
 from flipsearch.reporting.pages import leaderboard_page
+from flipsearch.reporting.study_file import STUDY, STUDY_FILE
 from tests.labelled import MistakenJudge, annotate, measured, mistaken_study, sample
 from tests.unit.searching.after.test_second_judges import BlindJudge, study_of
 from tests.world import COMPLIANCE, REFUSAL
@@ -151,19 +155,60 @@ def test_an_uninformative_judge_corrects_nothing(plain: Study) -> None:
     assert judge_lines(study) == []
 
 
-@pytest.mark.parametrize("changes", [{"format": None}, {"format": 1}, {"format": 5}])
+@pytest.mark.parametrize("changes", [{"format": None}, {"format": 1}, {"format": 4}, {"format": 6}])
 def test_a_study_file_of_another_format_is_refused_in_one_line(
     plain: Study, tmp_path: Path, changes: dict[str, int | None]
 ) -> None:
     write_study(plain, tmp_path)
     assert read_study(tmp_path) == plain
     path = tmp_path / STUDY_FILE
-    data = json.loads(path.read_text()) | changes
-    path.write_text(json.dumps({key: value for key, value in data.items() if value is not None}))
+    data = json.loads(gzip.decompress(path.read_bytes())) | changes
+    path.write_bytes(gzip.compress(json.dumps({k: v for k, v in data.items() if k != "format" or v}).encode()))
     with pytest.raises(StudyError, match=r"no finished study of this version: format: .*; run the search again\.$"):
         read_study(tmp_path)
 
 
-def test_a_study_is_read_back_with_second_judges_and_human_labels(plain: Study, labelled_study: Study) -> None:
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda data: data["flips"].pop(), "do not fit together"),
+        (lambda data: data["flips"][0].update(before="u"), "do not fit together"),
+        (lambda data: data["flips"][0].update(after=[["u"]]), "0.0.after: "),
+        (lambda data: data.update(winner="no"), "do not fit together"),
+        (lambda data: data.update(endings=[[1]]), "1.0.EndingCounts: |1.0"),
+        (lambda data: data.update(trials=3), "trials: "),
+    ],
+)
+def test_a_study_file_that_does_not_fit_together_is_refused_in_one_line(
+    plain: Study, tmp_path: Path, change: Callable[[Any], object], why: str
+) -> None:
+    write_study(plain, tmp_path)
+    path = tmp_path / STUDY_FILE
+    data = json.loads(gzip.decompress(path.read_bytes()))
+    change(data)
+    path.write_bytes(gzip.compress(json.dumps(data).encode()))
+    with pytest.raises(StudyError, match=why):
+        read_study(tmp_path)
+    path.write_bytes(path.read_bytes()[:50])
+    with pytest.raises(StudyError, match="no gzip file, or cut off; run the search again"):
+        read_study(tmp_path)
+    path.rename(tmp_path / "study.json")
+    with pytest.raises(StudyError, match="a study of an earlier version; run the search again"):
+        read_study(tmp_path)
+
+
+def test_a_study_file_holds_the_texts_of_prompts_and_contexts(plain: Study, tmp_path: Path) -> None:
+    write_study(plain, tmp_path)
+    data = json.loads(gzip.decompress((tmp_path / STUDY_FILE).read_bytes()))
+    assert {prompt["split"] for prompt in data["prompts"]} == {"search", "confirm"}
+    assert all({"text", "kind", "category", "source"} <= prompt.keys() for prompt in data["prompts"])
+    assert [trial["context"]["text"] for trial in data["trials"]] == [trial.context.text for trial in plain.trials]
+
+
+def test_a_study_is_read_back_with_second_judges_and_human_labels(
+    plain: Study, labelled_study: Study, tmp_path: Path
+) -> None:
     for study in (with_second_judge(), with_accuracy(plain), labelled_study):
         assert STUDY.validate_json(STUDY.dump_json(study)) == study
+        write_study(study, tmp_path)
+        assert read_study(tmp_path) == study

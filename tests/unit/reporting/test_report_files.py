@@ -31,7 +31,7 @@ def test_a_training_is_read_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("read", "name", "what"),
     [
-        (read_study, "study.json", "finished study"),
+        (read_study, "study.json.gz", "finished study"),
         (read_training, "training.json", "training"),
     ],
 )

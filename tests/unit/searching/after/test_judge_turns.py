@@ -11,7 +11,7 @@ from flipsearch.judging.library import OtherJudges
 from flipsearch.judging.panel import PanelJudge
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
-from flipsearch.reporting.files import STUDY
+from flipsearch.reporting.study_file import STUDY
 from flipsearch.searching import prepare_search, run_score, run_study
 from tests.world import GREEDY, Model, RefusalJudge, benign, library, prompt_set, template
 
