@@ -18,10 +18,11 @@ from flipsearch.backends.base import check_model, check_rewriter, make_backend
 from flipsearch.config import ModelConfig, StudyConfig
 from flipsearch.core.errors import StudyError, unknown_name
 from flipsearch.core.files import RESULT_PACKAGES, package_versions, write_text
+from flipsearch.core.hidden import MARK, hidden_characters
 from flipsearch.core.progress import Events, Phase, Progress, Step
 from flipsearch.core.protocols import Backend, Judge
 from flipsearch.core.settings import as_typed, read_toml, toml_text
-from flipsearch.core.studies import Study
+from flipsearch.core.studies import Study, StudyKind
 from flipsearch.judging.accuracy import load_accuracy
 from flipsearch.judging.contract import check_identities
 from flipsearch.judging.correction import with_judge_error
@@ -89,7 +90,8 @@ class StudySession:
     def finish(self, study: Study, best: Path | None) -> SearchResult:
         """Write the files of a finished study, with the notes on its prompt files, and log its winner."""
         folder, settings = self.workspace.folder, {**study.settings, "prompts_id": self.prompts.prompts_id}
-        study = replace(study, settings=settings, notes=(*self.prompts.notes, *study.notes))
+        notes = (*self.prompts.notes, *_hidden_notes(study), *study.notes)
+        study = replace(study, settings=settings, notes=notes)
         result = write_result(study, folder, best)
         study = result.study
         card = context_card(study, study.winner) if study.winner else {}
@@ -156,6 +158,19 @@ def study_session(
         runner = Runner(backend, judge, workspace.ledger, sampling_for(backend, config), progress, events, rule)
         rewriting = (second or backend) if rewriter else None
         yield StudySession(workspace, config, command, prompts, runner, rewriting, others)
+
+
+def _hidden_notes(study: Study) -> Iterator[str]:
+    """Yield that a context which may be used holds characters that no reader sees."""
+    chosen = [study.winner] if study.kind is StudyKind.SEARCH else [t for t in study.trials if t.role == "arm"]
+    for trial in filter(None, chosen):
+        if counts := hidden_characters(trial.context.text):
+            kinds = ", ".join(f"{num:,} {kind}" for kind, num in counts.items())
+            whose = "The winner" if study.kind is StudyKind.SEARCH else f"Context {trial.number + 1}"
+            yield (
+                f"{whose} holds characters that the model sees and no reader does ({kinds}). {MARK} marks each; remove "
+                "them unless you know what they are for."
+            )
 
 
 def with_human_labels(study: Study, folder: Path) -> Study:

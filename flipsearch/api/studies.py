@@ -24,7 +24,8 @@ from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import PromptSet, prompts_of
 from flipsearch.reporting.criteria import criteria, junit_xml
-from flipsearch.reporting.files import STUDY_FILE, check_best, read_study, write_study
+from flipsearch.reporting.files import check_best, read_study, write_study
+from flipsearch.reporting.study_file import STUDY_FILE
 from flipsearch.results import ContextCheck, SearchResult
 from flipsearch.searching.budget import Budget
 from flipsearch.searching.plan import SearchPlan, plan_search

@@ -8,7 +8,7 @@ from rich.text import Text
 
 from flipsearch.api.chat import Chat
 from flipsearch.commands.console import plain_table, print_table, print_wrapped
-from flipsearch.core.files import printable
+from flipsearch.core.hidden import printable
 
 WITHOUT, UNDER = "without a context", "with the context"
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from flipsearch.core.files import printable
+from flipsearch.core.hidden import escaped_json, printable
 
 NUM_SHOWN = 10
 """Rows of a table that may have many."""
@@ -83,7 +83,7 @@ def only_results_on_stdout() -> Iterator[None]:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object on stdout, with escapes where the stream could not hold its characters."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = escaped_json(json.dumps(value, ensure_ascii=False))
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:

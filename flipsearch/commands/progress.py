@@ -17,7 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
-from flipsearch.core.files import printable
+from flipsearch.core.hidden import printable
 from flipsearch.core.progress import Activity, Phase, Step
 from flipsearch.reporting.format import duration
 

@@ -11,7 +11,7 @@ from rich.text import Text
 from flipsearch.api.lookup import BROKEN
 from flipsearch.commands.console import NUM_SHOWN, plain_table, print_lines, print_table, print_wrapped
 from flipsearch.commands.judge_views import too_few_labels
-from flipsearch.core.files import printable
+from flipsearch.core.hidden import printable
 from flipsearch.core.studies import Study, StudyKind, Trial
 from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
 from flipsearch.reporting.columns import columns_of, kinds_legend

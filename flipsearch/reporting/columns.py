@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from flipsearch.core.files import escape_formula, printable
+from flipsearch.core.files import escape_formula
+from flipsearch.core.hidden import printable
 from flipsearch.core.measurements import Measurement, Rate
 from flipsearch.core.records import FLIP_KINDS, AnswerKind
 from flipsearch.core.studies import Study, StudyKind, Trial
@@ -324,12 +325,13 @@ def csv_text(frame: pd.DataFrame) -> str:
     """Return the leaderboard as CSV.
 
     A text cell that a spreadsheet would run as a formula gets a leading apostrophe: contexts are hostile text. A
-    carriage return becomes a line break: a lone one would be left bare, and readers would end the row there.
+    carriage return becomes a line break: a lone one would be left bare, and readers would end the row there. What no
+    reader would see is marked; the texts as they are lie in the study's file.
     """
     safe = frame.copy()
     for name in safe.select_dtypes(include=["object", "string"]).columns:
         safe[name] = [
-            escape_formula(cell).replace("\r\n", "\n").replace("\r", "\n") if isinstance(cell, str) else cell
+            escape_formula(printable(cell.replace("\r\n", "\n").replace("\r", "\n"))) if isinstance(cell, str) else cell
             for cell in safe[name]
         ]
     return safe.to_csv(index=False, lineterminator="\n", float_format="%.6g")

@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from flipsearch.core.files import printable
+from flipsearch.core.hidden import printable
 from flipsearch.core.measurements import Rate
 from flipsearch.core.studies import Study
 from flipsearch.reporting.format import percent, with_interval
