@@ -28,6 +28,10 @@ _MODULES = {
 __all__ = sorted([FlipsearchError.__name__, *_MODULES])  # spelled out in __init__.pyi, which editors read
 
 
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])
+
+
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return getattr(import_module(_MODULES[name]), name)

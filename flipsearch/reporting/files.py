@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sql
@@ -275,6 +276,14 @@ def study_beside(place: Path | str) -> Study | None:
     """Return the finished study beside a ledger's file, or None: a ledger may have none, or none yet."""
     file = Path(place).with_name(STUDY_FILE)
     return read_study_file(file) if "://" not in str(place) and file.is_file() else None
+
+
+def rollouts_table(ledger: Ledger, study: Study) -> pd.DataFrame:
+    """Return the rows of an export, with columns for the verdicts of each judge."""
+    judges = ledger.judge_ids()
+    return pd.DataFrame(
+        [_flat(row, judges) for page in _pages(ledger, study) for row in page], columns=_schema(judges).names
+    )
 
 
 def _pages(ledger: Ledger, study: Study | None) -> Iterator[list[RolloutRow]]:
