@@ -124,6 +124,8 @@ def setting_option(kind: "type[ModelConfig]", name: str) -> Parameter:
     group = next((heading for heading, names in GROUPS.items() if name in names.split()), FIRST)
     if typed is bool and field.default:
         names, help = (f" /--no-{name.replace('_', '-')}",), f"Do not {help[0].lower()}{help[1:]}"
+    elif flag.is_text and isinstance(field.default, float):
+        help = f"{help.removesuffix('.')} ({field.default:g} s)."
     elif typed is not bool and not field.is_required() and field.default not in (None, (), ""):
         values = field.default if is_sequence else (f"{field.default:g}" if typed is float else field.default,)
         help = f"{help.removesuffix('.')} ({', '.join(map(str, values))})."

@@ -11,11 +11,13 @@ from rich.text import Text
 from flipsearch.api.lookup import BROKEN
 from flipsearch.commands.console import NUM_SHOWN, plain_table, print_lines, print_table, print_wrapped
 from flipsearch.commands.judge_views import too_few_labels
+from flipsearch.core.display import shortened
 from flipsearch.core.hidden import printable
 from flipsearch.core.studies import Study, StudyKind, Trial
 from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
 from flipsearch.reporting.columns import columns_of, kinds_legend
 from flipsearch.reporting.format import SHARED_ERRORS, percent, with_interval
+from flipsearch.reporting.names import names_of
 from flipsearch.reporting.verdict import Tone, verdict
 from flipsearch.results import ContextCheck, Diagnosis, EvaluationResult, SearchResult, TrainingResult
 
@@ -24,6 +26,9 @@ if TYPE_CHECKING:  # the rooms of other commands, which load their libraries
     from flipsearch.reporting.files import EarlierBest, Export
 
 
+LONGEST_NAME = 34
+"""Characters of a context's name in a row."""
+STATES = {"stopped": "left behind early, as others promised as much", "pruned": "ruled out early"}
 TONES: dict[Tone, str] = {"good": "bold green", "warning": "bold yellow", "null": "bold"}
 
 
@@ -33,7 +38,8 @@ def show_study(result: SearchResult) -> None:
     if result.was_finished:
         print_wrapped(f"The study {study.name} was finished before, with the same settings: nothing was generated.\n")
     print_table(leaderboard_table(study))
-    print_wrapped(kinds_legend(study), style="dim")
+    for legend in filter(None, (row_legend(study), kinds_legend(study))):
+        print_wrapped(legend, style="dim")
     if any(study.is_over_cap(trial) for trial in study.trials):
         print_wrapped(f"! over the cap on refused benign prompts, {study.refusal_cap}", style="dim")
     if any(study.is_contracted(trial) for trial in study.trials):
@@ -88,14 +94,39 @@ def leaderboard_table(study: Study) -> Table:
         wraps = column.format.wraps
         table.add_column(column.terminal or "", justify="left" if wraps else "right", no_wrap=not wraps)
     arms, placebos = ([trial for trial in study.trials if trial.role == role] for role in ("arm", "placebo"))
+    names = names_of(study)
+
+    def cells(trial: Trial) -> list[Text]:
+        name = row_name(trial, names[trial.number])
+        return [Text(name if column.name == "context" else column.text(study, trial)) for column in columns]
+
     for trial in arms[:NUM_SHOWN]:
-        style = "bold green" if trial == study.winner else ""
-        table.add_row(*(Text(column.text(study, trial)) for column in columns), style=style)
+        style = TONES[verdict(study).tone] if trial == study.winner else ""
+        table.add_row(*cells(trial), style=style)
     if len(arms) > NUM_SHOWN:
         table.add_row("", Text(f"… {len(arms) - NUM_SHOWN} on the page", style="dim"))
     for trial in placebos:
-        table.add_row(*(Text(column.text(study, trial)) for column in columns), style="dim")
+        table.add_row(*cells(trial), style="dim")
     return table
+
+
+def row_name(trial: Trial, name: str) -> str:
+    """Return what a row of the terminal is called: a template, a child's change or a beginning, placement and state."""
+    context = trial.context
+    is_plain = context.template and context.text.strip() and (trial.role == "placebo" or not context.parents)
+    shown = context.template.replace("_", " ") if is_plain and trial.role == "placebo" else name
+    shown = shortened(context.origin if is_plain and trial.role == "arm" else shown, LONGEST_NAME)
+    place = "" if shown.endswith(context.placement) or trial.role == "placebo" else f" {context.placement}"
+    return f"{shown}{place}{f' ({trial.state})' if trial.state in STATES else ''}"
+
+
+def row_legend(study: Study) -> str:
+    """Return what the columns and the marks in the table mean, as far as they are there."""
+    lines = []
+    if any(trial.confirm for trial in study.trials):
+        lines.append("search, confirm: flip rates on the prompts of the search, and on those sealed until its end")
+    states = [state for state in STATES if any(trial.state == state for trial in study.trials)]
+    return "; ".join([*lines, *(f"{state}: {STATES[state]}" for state in states)])
 
 
 def winner_lines(winner: Trial) -> list[str]:

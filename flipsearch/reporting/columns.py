@@ -118,15 +118,6 @@ def _at(path: str) -> Value:
     return value
 
 
-def _context_in_terminal(trial: Trial) -> str:
-    """Return the origin of a context, or how its text begins where it has none, its placement and how far it got."""
-    context = trial.context
-    is_text = not (context.template or context.operator)
-    name = (context.text[:24] or "no text") if is_text else context.origin
-    state = f" ({trial.state})" if trial.state in ("pruned", "stopped") else ""
-    return f"{name} {context.placement}{state}"
-
-
 def _refusals(study: Study, trial: Trial) -> str:
     """Return the refusals of benign prompts that the cap is on, marked where they are above it."""
     cap, measured = study.refusal_cap, trial.final
@@ -136,7 +127,8 @@ def _refusals(study: Study, trial: Trial) -> str:
     return "!" * study.is_over_cap(trial) + (points(added.value) + " pt" if added.n else DASH)
 
 
-CONTEXT = Format("context", _context_in_terminal, wraps=True)
+CONTEXT = Format("context", wraps=True)
+"""In the terminal, the caller names the trial."""
 
 
 def _split_columns(study: Study) -> Iterator[Column]:
