@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TextIO
 
-from flipsearch.api.chat import Chat as Chat
+from flipsearch.api.chat import ChatSession as ChatSession
 from flipsearch.core.errors import FlipsearchError as FlipsearchError
 from flipsearch.core.progress import Progress as Progress
 from flipsearch.core.records import Context as Context
@@ -80,7 +80,7 @@ def chat(
     context: str,
     placement: Literal["system", "before", "after", "around"] | None = None,
     config: Path | str | None = None,
-) -> Chat: ...
+) -> ChatSession: ...
 def check(
     context: str | Sequence[str],
     *,

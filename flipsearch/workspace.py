@@ -14,8 +14,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from flipsearch.backends.base import check_model, check_rewriter, make_backend
-from flipsearch.config import ModelConfig, StudyConfig
+from flipsearch.backends.base import check_model, check_rewriter, make_backend, model_identity
+from flipsearch.backends.loading import choose_device, choose_dtype
+from flipsearch.backends.models import BUILT_IN_MODELS
+from flipsearch.config import ModelConfig, StudyConfig, is_endpoint
 from flipsearch.core.errors import StudyError, unknown_name
 from flipsearch.core.files import RESULT_PACKAGES, package_versions, write_text
 from flipsearch.core.hidden import MARK, hidden_characters
@@ -143,6 +145,12 @@ def study_session(
         workspace.require_same("command", command, "another command or other contexts")
         workspace.require_same("prompts", prompts.prompts_id, "other prompts")
         _write_settings(workspace.folder, config)
+        if not is_endpoint(config.model) and config.backend in ("transformers", "vllm"):
+            choose_dtype(config.dtype, choose_device(config.device))
+            if (
+                config.model not in BUILT_IN_MODELS and not Path(config.model).expanduser().exists()
+            ):  # fetched now, so that what is wrong is said before anything else
+                model_identity(config)
         if before_loading:
             before_loading(workspace.ledger)
         if progress:

@@ -28,7 +28,7 @@ class AnswerPair:
         return {"prompt": self.prompt, "without_context": self.without, "with_context": self.under}
 
 
-class Chat(ExitStack):
+class ChatSession(ExitStack):
     """A loaded model and a context; each prompt is a conversation of its own. Closed by `with` or `close`."""
 
     def __init__(self, context: Context, backend: Backend, sampling: Sampling) -> None:
@@ -49,7 +49,7 @@ class Chat(ExitStack):
 
 
 @takes(ChatConfig)
-def chat(given: Given[ChatConfig]) -> Chat:
+def chat(given: Given[ChatConfig]) -> ChatSession:
     """Load a model to try by hand, with and without a context; a card says which model it is for.
 
     with flipsearch.chat(context="best.txt") as chat:
@@ -63,4 +63,4 @@ def chat(given: Given[ChatConfig]) -> Chat:
         raise ConfigError(f"--context '{config.context}' holds {len(contexts)} contexts; give one of them.")
     check_model(config)
     backend = make_backend(config)
-    return Chat(contexts[0], backend, sampling_for(backend, config))
+    return ChatSession(contexts[0], backend, sampling_for(backend, config))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from rich.table import Column
 from rich.text import Text
 
-from flipsearch.api.chat import Chat
+from flipsearch.api.chat import ChatSession
 from flipsearch.commands.console import plain_table, print_table, print_wrapped
 from flipsearch.core.hidden import printable
 
@@ -29,13 +29,13 @@ def prompts() -> Iterator[str]:
             yield line.strip()
 
 
-def answers(chat: Chat) -> list[dict[str, str]]:
+def answers(chat: ChatSession) -> list[dict[str, str]]:
     """Return the answers to all prompts of the input."""
     with chat:
         return [chat.ask(prompt).as_dict() for prompt in prompts()]
 
 
-def show(chat: Chat) -> None:
+def show(chat: ChatSession) -> None:
     """Print the answers to each prompt as soon as they are there."""
     with chat:
         for prompt in prompts():

@@ -4,6 +4,7 @@ Results go to stdout, progress and errors to stderr. `--json` prints one JSON ob
 """
 
 import atexit
+import codecs
 import contextlib
 import io
 import os
@@ -418,8 +419,22 @@ def _line_and_code(error: Exception) -> tuple[str, int]:
     return f"unexpected {type(error).__name__}: {error}. {DEBUG} shows where; please report it.", 3
 
 
+PLAIN = str.maketrans({"–": "-", "—": "-", "−": "-", "…": "...", "“": '"', "”": '"', "→": "->", "·": "-", "×": "x"})
+"""What stands for our own signs where an encoding lacks them; any other character becomes "?"."""
+
+
+def _in_plain_characters(error: UnicodeError) -> tuple[str, int]:
+    """Return what to write for characters that an encoding lacks, for the codecs."""
+    if not isinstance(error, UnicodeEncodeError):
+        raise error
+    shown = error.object[error.start : error.end].translate(PLAIN)
+    return "".join(letter if letter.isascii() else "?" for letter in shown), error.end
+
+
 def prepare_streams() -> None:
-    """Open streams that the caller closed on the null device, and let stdout replace what its encoding lacks.
+    """Open streams that the caller closed on the null device, and let the others replace what their encoding lacks.
+
+    Python writes UTF-8 in the locale C, also to a terminal that was said to know ASCII alone: there it is ASCII.
 
     A file opened next would otherwise get the number of a closed stream, and what a library prints would land in it.
     """
@@ -430,9 +445,13 @@ def prepare_streams() -> None:
             null = os.open(os.devnull, os.O_RDWR)  # takes the lowest free number: this one
             if getattr(sys, name) is None:
                 setattr(sys, name, os.fdopen(null, "r" if number == 0 else "w", encoding="utf-8", closefd=False))
+    codecs.register_error("plain", _in_plain_characters)
+    locale = next(filter(None, map(os.environ.get, ("LC_ALL", "LC_CTYPE", "LANG"))), "")
+    is_plain = locale in ("C", "POSIX") and not {"PYTHONIOENCODING", "PYTHONUTF8"} & os.environ.keys()
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
-            stream.reconfigure(errors="replace")
+        if isinstance(stream, io.TextIOWrapper):
+            encoding = "ascii" if is_plain and stream.isatty() else stream.encoding
+            stream.reconfigure(encoding=encoding, errors="plain")
 
 
 def discard_stdout() -> None:

@@ -24,8 +24,8 @@ from flipsearch.reporting.format import duration
 if TYPE_CHECKING:
     from flipsearch.searching.plan import SearchPlan
 
-SILENT_S, SHARE_STEP = 30.0, 0.05
-"""A line is due after so much time, or so much of the work."""
+FIRST_S, SILENT_S, SHARE_STEP = 3.0, 30.0, 0.05
+"""The first line is due after so much time; each further one after so much more, or so much of the work."""
 LEAST_S = 1.0
 """Between two lines, however fast the work is."""
 PARTS = {
@@ -121,19 +121,18 @@ class ProgressDisplay:
 
     def __init__(self, console: Console, silent_s: float = SILENT_S) -> None:
         self.state, self._console = WorkState(), console
+        self._start = time.monotonic()
         self._is_drawn = console.is_terminal and not console.is_dumb_terminal
-        self._silent_s, self._shown, self._lock = silent_s, (time.monotonic(), 0.0), threading.Lock()
-        self._end, self._begun = threading.Event(), False
+        self._silent_s, self._lock, self._end = silent_s, threading.Lock(), threading.Event()
+        self._shown = (time.monotonic() + min(0.0, FIRST_S - silent_s), 0.0)
 
     def __call__(self, step: Step, done: int, total: int, num_rollouts: int, num_tokens: int) -> None:
         """Take in a step; outside of a terminal it is shown when it is due."""
         with self._lock:
-            is_new = not self._begun or step.phase is Phase.LOADING
-            self._begun = True
             self.state.update(step, done, total, num_tokens)
             since, share = self._shown
-            grown = (self.state.share or 0.0) - share >= SHARE_STEP and time.monotonic() - since >= LEAST_S
-            if not self._is_drawn and (is_new or grown):
+            is_due = (self.state.share or 0.0) - share >= SHARE_STEP and time.monotonic() - since >= LEAST_S
+            if not self._is_drawn and is_due and time.monotonic() - self._start >= FIRST_S:
                 self._print()
 
     def show_plan(self, plan: "SearchPlan", lines: Iterable[str]) -> None:

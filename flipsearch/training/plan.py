@@ -157,7 +157,7 @@ def _read_settings(sources: Sequence[Mapping[str, Any]]) -> tuple[TrainConfig, l
         raise ConfigError("no context given; train needs --context best.txt, a card, a text or the name of a template.")
     names = [named] if isinstance(named, str) else named
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"context = {names!r}: expected a text or a list of texts.")
+        raise ConfigError(f"--context is {names!r:.80}: expected a text or a list of texts.")
     cards = [card for name in names for card in given_cards(name)]
     config = make_config(TrainConfig, card_settings(cards, given), given, {"context": names})
     defaults = POCKET if base_model(config.model) == POCKET_MODEL else PAPER
