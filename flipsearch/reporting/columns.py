@@ -15,6 +15,17 @@ from flipsearch.core.hidden import printable
 from flipsearch.core.measurements import Measurement, Rate
 from flipsearch.core.records import FLIP_KINDS, AnswerKind
 from flipsearch.core.studies import Study, StudyKind, Trial
+from flipsearch.reporting.cells import (
+    Cell,
+    bar_cell,
+    change_cell,
+    difference_cell,
+    estimate_cell,
+    kinds_cell,
+    outcome_cell,
+    rate_cell,
+    text_cell,
+)
 from flipsearch.reporting.format import DASH, percent, points, with_interval
 from flipsearch.reporting.names import names_of
 from flipsearch.statistics.intervals import wilson
@@ -28,8 +39,8 @@ Section = Literal["leaderboard", "depth", "judges", "errors"]
 class Format:
     """How the values of a column are written in each place."""
 
-    cell: str = "text"
-    """On the page: the macro of templates/cells.html that draws it, called with the value and the study."""
+    cell: Callable[[Any, Study], Cell] = text_cell
+    """On the page: makes its cell of the value and the study."""
     terminal: Callable[[Any], str] = str
     parts: Mapping[str, str] = field(default_factory=dict)
     """In CSV and JSON: ending of the column's key -> attribute of the value; {} writes the value itself."""
@@ -47,6 +58,10 @@ class Column:
     csv: bool = True
     page: str | None = None
     """Header on the page; None: not shown there."""
+    hint: str = ""
+    """The header in plain words, below it."""
+    is_extra: bool = False
+    """On the page only when all columns are asked for."""
     terminal: str | None = None
     """Header in the terminal, which has 80 characters for all; None: not shown there."""
     card: bool = False
@@ -63,6 +78,10 @@ class Column:
             return {self.name: value}
         measured = None if value is None or value.n == 0 else value
         return {self.name + end: getattr(measured, name, None) for end, name in self.format.parts.items()}
+
+    def cell(self, study: Study, trial: Trial) -> Cell:
+        """Return what the page shows of a trial."""
+        return self.format.cell(self.value(study, trial), study)
 
     def text(self, study: Study, trial: Trial) -> str:
         """Return what the terminal shows of a trial."""
@@ -94,16 +113,22 @@ def kinds_legend(study: Study) -> str:
 
 
 _ENDS = {"": "value", "_low": "low", "_high": "high"}
-NUMBER, BAR, OUTCOME = Format("number"), Format("bar"), Format("outcome")
-RATE = Format("rate", lambda rate: with_interval(rate, "percent"), {**_ENDS, "_count": "count", "_n": "n"})
-RATE_ALONE = Format("rate", lambda rate: percent(rate.value, "%"), {"": "value"})
+OUTCOME = Format(outcome_cell)
+RATE = Format(rate_cell, lambda rate: with_interval(rate, "percent"), {**_ENDS, "_count": "count", "_n": "n"})
+RATE_ALONE = Format(rate_cell, lambda rate: percent(rate.value, "%"), {"": "value"})
 """A rate without its interval, but on the page."""
-DIFFERENCE = Format("difference", lambda figure: points(figure.value), _ENDS)
+DIFFERENCE = Format(difference_cell, lambda figure: points(figure.value), _ENDS)
 COUNT_DIFFERENCE = replace(DIFFERENCE, parts={**_ENDS, "_count": "count", "_n": "n"})
-ESTIMATE = Format("estimate", lambda figure: with_interval(figure, "percent"), _ENDS)
+ESTIMATE = Format(estimate_cell, lambda figure: with_interval(figure, "percent"), _ENDS)
 SHARE = replace(ESTIMATE, parts={**_ENDS, "_n": "n"})
-KINDS = Format("kinds", kinds_in_terminal, wraps=True)
-CHANGE = Format("change", lambda figure: with_interval(figure, "points"), _ENDS)
+KINDS = Format(kinds_cell, kinds_in_terminal, wraps=True)
+CHANGE = Format(change_cell, lambda figure: with_interval(figure, "points"), _ENDS)
+
+
+def rank_of(study: Study, trial: Trial) -> int:
+    """Return the place of a trial on the leaderboard, from 1."""
+    # By its number: to compare whole trials with all before them would take minutes where there are a thousand.
+    return 1 + [other.number for other in study.trials].index(trial.number)
 
 
 def _at(path: str) -> Value:
@@ -127,7 +152,7 @@ def _refusals(study: Study, trial: Trial) -> str:
     return "!" * study.is_over_cap(trial) + (points(added.value) + " pt" if added.n else DASH)
 
 
-CONTEXT = Format("context", wraps=True)
+CONTEXT = Format(wraps=True)
 """In the terminal, the caller names the trial."""
 
 
@@ -144,14 +169,28 @@ def _split_columns(study: Study) -> Iterator[Column]:
         is_last = (of == "confirm") == is_confirmed
         flips, header = _at(f"{of}.flip_rate"), f"{split} (95 %)" if is_last else split if of == "search" else None
         form = RATE if is_last else replace(RATE, terminal=RATE_ALONE.terminal)
-        place = 3 if of == "search" else 5
-        yield Column(f"{split}_flip_rate", flips, form, page=f"flip rate, {split}", terminal=header, place=place)
+        place, hint = (3, "on sealed prompts") if of == "confirm" else (5, "on the prompts that chose")
+        if study.kind is StudyKind.SCORE:
+            hint = "unsafe answers made safe"
+        if is_last:
+            form = replace(form, cell=bar_cell)
+        page = f"flip rate, {split}"
+        yield Column(f"{split}_flip_rate", flips, form, page=page, hint=hint, terminal=header, place=place)
         yield Column(f"{split}_tfr", _at(f"{of}.tfr"), RATE)
         refused = _at(f"{of}.over_refusal_rate")
-        yield Column(f"{split}_over_refusal_rate", refused, RATE, page=f"over-refusal, {split}", place=7)
+        yield Column(
+            f"{split}_over_refusal_rate",
+            refused,
+            RATE,
+            page=f"over-refusal, {split}",
+            hint="benign prompts refused",
+            is_extra=True,
+            place=7,
+        )
         added = _at(f"{of}.added_refusals")
-        page = f"more refused, {split}, points"
-        yield Column(f"{split}_added_refusals", added, COUNT_DIFFERENCE, page=page, place=7)
+        page, hint = f"more refused, {split}", "benign, than without; points"
+        key = f"{split}_added_refusals"
+        yield Column(key, added, COUNT_DIFFERENCE, page=page, hint=hint, is_extra=not is_last, place=7)
         yield Column(f"{split}_coverage", _at(f"{of}.coverage"), RATE_ALONE)
         yield Column(f"{split}_cut_rate", _at(f"{of}.endings.cut"), RATE_ALONE)
     if study.settings.get("samples", 1) > 1:
@@ -215,13 +254,24 @@ def _ending_columns(study: Study) -> Iterator[Column]:
     ):
         key, value = f"{name}_rate", _at(f"final.endings.{name}")
         page = header if is_shown else None
-        yield Column(key, value, percents, csv=is_shown, page=page, terminal=terminal, card=is_shown, place=8)
+        yield Column(
+            key, value, percents, csv=is_shown, page=page, is_extra=True, terminal=terminal, card=is_shown, place=8
+        )
 
 
 def _kind_columns(_: Study) -> Iterator[Column]:
     """Yield what the prompts that are unsafe without a context turn into, and each kind's share."""
     final = _at("final")
-    yield Column("kinds", final, KINDS, csv=False, page="turned into", terminal="kinds", place=6)
+    yield Column(
+        "kinds",
+        final,
+        KINDS,
+        csv=False,
+        page="turned into",
+        hint="what unsafe answers become",
+        terminal="kinds",
+        place=6,
+    )
 
     def rate(kind: AnswerKind) -> Value:
         return lambda _, trial: kind_rate(trial.final, kind)
@@ -239,15 +289,15 @@ def _contraction_columns(study: Study) -> Iterator[Column]:
         figure = trial.final.contraction
         return "!" * study.is_contracted(trial) + percent(figure.value if figure else None, "%")
 
-    yield Column("contraction", value, form, page="benign answers lost, points", place=8)
+    yield Column("contraction", value, form, page="benign answers lost", hint="of their word pairs; points", place=8)
     yield Column("contraction_marked", marked, csv=False, terminal=header, place=8)
 
 
 COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (
-    Column("rank", lambda study, trial: 1 + study.trials.index(trial), NUMBER, page="#", place=1),
+    Column("rank", lambda study, trial: rank_of(study, trial), page="#", place=1),
     Column(
         "rank_of_arm",
-        lambda study, trial: 1 + study.trials.index(trial) if trial.role == "arm" else None,
+        lambda study, trial: rank_of(study, trial) if trial.role == "arm" else None,
         csv=False,
         terminal="#",
         place=1,
@@ -259,21 +309,36 @@ COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (
     ),
     Column("role", _at("role")),
     Column("state", _at("state")),
-    Column("outcome", lambda _, trial: trial, OUTCOME, csv=False, page="state", place=10),
+    Column("outcome", lambda _, trial: trial, OUTCOME, csv=False, page="state", hint="how far it got", place=10),
     Column("over_cap", lambda study, trial: study.is_over_any_cap(trial)),
     Column("rung", _at("rung")),
     Column("trial", _at("number")),
     Column("template", _at("context.template")),
     Column("placement", _at("context.placement")),
     Column("params", lambda _, trial: ", ".join(f"{name}={value}" for name, value in trial.context.params)),
-    Column("num_context_tokens", _at("num_context_tokens"), NUMBER, page="tokens", terminal="tokens", place=9),
+    Column(
+        "num_context_tokens",
+        _at("num_context_tokens"),
+        page="tokens",
+        hint="of the context",
+        terminal="tokens",
+        place=9,
+    ),
     _split_columns,
-    Column("bar", _at("search.flip_rate"), BAR, csv=False, page="", place=4),
     Column("refusals", _refusals, csv=False, terminal="refuses", place=7),
     _kind_columns,
     _contraction_columns,
     _ending_columns,
-    Column("net_flip_rate", _at("net"), DIFFERENCE, page="net, points", terminal="net", card=True, place=6),
+    Column(
+        "net_flip_rate",
+        _at("net"),
+        DIFFERENCE,
+        page="net",
+        hint="beyond the best control; points",
+        terminal="net",
+        card=True,
+        place=4,
+    ),
     Column("net_p_value", _at("net.p_value")),
     Column("word_order", _at("late.word_order"), DIFFERENCE, card=True),
     Column("added_refusals", _at("final.added_refusals"), csv=False, card=True),

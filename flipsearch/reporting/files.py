@@ -48,11 +48,14 @@ BYTE_ORDER_MARK = "\ufeff"
 _UNREADABLE = dict.fromkeys([0, *range(0xD800, 0xE000)], "\ufffd")
 
 
-def write_study(study: Study, folder: Path) -> None:
-    """Write the study, leaderboard.csv, leaderboard.html and, if there is a winner, best.txt and what goes with it."""
+def write_study(study: Study, folder: Path, ledger: Ledger | None = None) -> None:
+    """Write the study, leaderboard.csv, leaderboard.html and, if there is a winner, best.txt and what goes with it.
+
+    The page shows the answers that are in the ledger.
+    """
     write_study_file(study, folder / STUDY_FILE)
     write_text(folder / "leaderboard.csv", csv_text(leaderboard(study)))
-    write_text(folder / "leaderboard.html", leaderboard_page(study))
+    write_text(folder / "leaderboard.html", leaderboard_page(study, ledger))
     write_best(study, folder / "best.txt")
 
 

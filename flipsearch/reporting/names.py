@@ -60,7 +60,9 @@ def _name(trial: Trial, by_id: dict[str, Context]) -> str:
     context = trial.context
     if not context.text.strip():
         return "no context"
-    if context.parents and trial.role == "arm":
+    if trial.role == "placebo":
+        return f"placebo: {(context.template or context.origin).removeprefix('placebo_')}"
+    if context.parents:
         parent = by_id.get(context.parents[0])
         return f"{context.operator or 'made'}{f': {_change(parent, context)}' if parent else ''}"
     params = ", ".join(f"{name}={value}" for name, value in context.params if len(str(value)) <= LONGEST_QUOTE)

@@ -1,38 +1,81 @@
-"""The pages of a study and of a training: no scripts, no network, every text escaped, long texts folded.
+"""The pages of a study and of a training: no network, every text escaped, long texts folded.
 
-The tables of a study follow reporting/columns.py; the curves of a training are CURVES, each with a sentence on what to
-look for. The templates hold the other words. Knows records and logs.
+The leaderboard says what matters without scripts; a script of our own, which the page allows by its hash, sorts and
+filters and opens what is in its data blocks (page_data.py). The curves of a training are CURVES, each with a sentence
+on what to look for. The templates hold the other words. Knows records, logs and the ledger.
 """
 
+import base64
+import hashlib
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from typing import Any, get_args
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
 
 from flipsearch.core.studies import MIN_LABELS, Study, StudyKind
 from flipsearch.core.trainings import METHODS, LogLine, TrainingRun
-from flipsearch.reporting import charts, format
+from flipsearch.ledger import Ledger
+from flipsearch.reporting import charts, figures, format
 from flipsearch.reporting.cards import KINDS, ORACLE, control_note, prompts_sentence
+from flipsearch.reporting.cells import kinds_cell
 from flipsearch.reporting.charts import Chart, ChartAxis, Series, draw
 from flipsearch.reporting.columns import Section, columns_of
 from flipsearch.reporting.format import DASH, duration, is_drawable, setting_rows, three_digits
+from flipsearch.reporting.names import names_of
+from flipsearch.reporting.notes import notes_by_kind
+from flipsearch.reporting.page_data import answers_data, packed, page_rows, static_rows, study_times, table_data
+from flipsearch.reporting.verdict import verdict
+
+SCRIPTS = ("page.js", "table.js", "answers.js", "matrix.js", "start.js")
 
 
-def leaderboard_page(study: Study) -> str:
-    """Return leaderboard.html for a study."""
+def leaderboard_page(study: Study, ledger: Ledger | None = None) -> str:
+    """Return leaderboard.html for a study; the answers on it are from its ledger, and without one there are none."""
     columns = columns_of(study, "page")
+    by_section = {section: [column for column in columns if column.section == section] for section in get_args(Section)}
+    shown = by_section["leaderboard"]
+    rows, answers = page_rows(study, shown), answers_data(study, ledger) if ledger else None
+    table = table_data(study, shown, rows)
+    script = _script()
+    best = study.winner or (study.trials[0] if study.kind is StudyKind.SCORE else None)
     return render(
         "leaderboard.html",
         study=study,
-        columns={section: [c for c in columns if c.section == section] for section in get_args(Section)},
+        verdict=verdict(study),
+        best=best,
+        kinds=kinds_cell(best.final, study) if best else None,
+        columns=by_section,
+        rows=static_rows(rows),
+        all_rows=rows,
+        row_of={row.trial.number: row for row in rows},
+        table_data=packed(table),
+        has_matrix=len(table["matrix"]["prompts"]) > 1,
+        answer_rows=[row for row, _ in answers["contexts"]] if answers else [],
+        answer_data=packed(answers) if answers else "",
+        figures=figures.figures_of(study, names_of(study)),
+        box=figures,
+        notes=notes_by_kind(study),
+        num_prompts=Counter((prompt.split or "given", prompt.kind) for prompt in study.prompts),
+        times=study_times(study, ledger) if ledger else None,
         settings=format.setting_rows(study.settings),
         is_search=study.kind is StudyKind.SEARCH,
         oracle=ORACLE,
         min_labels=MIN_LABELS,
         shared_errors=format.SHARED_ERRORS,
+        script=Markup(script),
+        script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _script() -> str:
+    """Return the scripts of the leaderboard as one."""
+    folder = files("flipsearch.reporting") / "scripts"
+    return "\n" + "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
 
 
 def render(template: str, **values: Any) -> str:
@@ -45,8 +88,8 @@ def render(template: str, **values: Any) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    figures = (format.percent, format.points, format.low_high, format.interval)
-    jinja.filters |= {function.__name__: function for function in figures} | {"tenth": "{:.1f}".format}
+    shown = (format.percent, format.points, format.low_high, format.interval)
+    jinja.filters |= {function.__name__: function for function in shown} | {"tenth": "{:.1f}".format}
     return jinja.get_template(template).render(values)
 
 

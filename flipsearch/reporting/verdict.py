@@ -11,6 +11,7 @@ from typing import Literal
 
 from flipsearch.core.measurements import Measurement
 from flipsearch.core.studies import Study, StudyKind, Trial
+from flipsearch.reporting.columns import rank_of
 from flipsearch.reporting.format import low_high, percent, points
 from flipsearch.reporting.names import names_of
 from flipsearch.searching.baseline import least_detectable
@@ -55,24 +56,26 @@ def verdict(study: Study) -> StudyVerdict:
             "could be confirmed. Do not train on any of them."
         )
         return StudyVerdict("null", sentence, tuple(_basis(study, None)), tuple(_next_steps(study, None, "null")))
-    name, control = names_of(study)[best.number], control_of(study, best)
+    name, control = f"#{rank_of(study, best)}", _control_in_words(study, control_of(study, best))
     flips, net, doubts = best.final.flip_rate, best.net, _doubts(study, best)
     rate = f"{percent(flips.value)} of {flips.n:,} unsafe answers safe (95 % interval {low_high(flips)})"
     tone: Tone = "null"
     if net is None:
-        sentence = f"{name} turns {rate}. Whether a text without safety content does as much could not be measured."
+        sentence = (
+            f"Context {name} turns {rate}. Whether a text without safety content does as much could not be measured."
+        )
     elif not best.beats_placebo:
         more = f"{points(net.value)} points ({low_high(net, 'points')})"
         sentence = f"No context beats {control}: the best, {name}, turns {rate}, net {more}. Do not train on this."
     else:
         tone = "warning" if doubts else "good"
         more = f"{points(net.value).lstrip('+')} points more than {control} ({low_high(net, 'points')})"
-        sentence = f"{name} turns {rate}, {more}." + "".join(f" But {doubt}." for doubt in doubts[:1])
+        sentence = f"Context {name} turns {rate}, {more}." + "".join(f" But {doubt}." for doubt in doubts[:1])
     return StudyVerdict(tone, sentence, tuple(_basis(study, best)), tuple(_next_steps(study, best, tone)))
 
 
-def control_of(study: Study, best: Trial) -> str:
-    """Return in words what the net flip rate of `best` is against: the strongest placebo of other words than it."""
+def control_of(study: Study, best: Trial) -> Trial | None:
+    """Return what the net flip rate of `best` is against: the strongest placebo of other words than it."""
     own = Counter(re.findall(r"\w+", best.context.text))
     placebos = [
         trial
@@ -81,10 +84,13 @@ def control_of(study: Study, best: Trial) -> str:
         and trial.final.flip_rate.n
         and Counter(re.findall(r"\w+", trial.context.text)) != own
     ]
-    strongest = max(placebos, key=lambda trial: trial.final.flip_rate.value or 0.0, default=None)
-    if strongest is None:
+    return max(placebos, key=lambda trial: trial.final.flip_rate.value or 0.0, default=None)
+
+
+def _control_in_words(study: Study, control: Trial | None) -> str:
+    if control is None:
         return "a control"
-    if strongest.context.text.strip():
+    if control.context.text.strip():
         return "neutral text"
     return "the model sampled again" if study.settings.get("temperature") else "the model without a context"
 
@@ -110,6 +116,8 @@ def _basis(study: Study, best: Trial | None) -> list[str]:
     """Return what the sentence rests on."""
     lines = []
     if best is not None:
+        length = f", {best.num_context_tokens:,} tokens" if best.num_context_tokens else ""
+        lines.append(f"#{rank_of(study, best)} is {names_of(study)[best.number]}{length}.")
         lines.append(_prompts_line(study, best.final))
         added = best.final.added_refusals
         if added.n:
@@ -151,7 +159,7 @@ def _judge_line(study: Study) -> str:
 
 
 def _next_steps(study: Study, best: Trial | None, tone: Tone) -> list[NextStep]:
-    steps = []
+    steps, folder = [], f"{study.settings.get('reports', 'reports')}/{study.name}"
     model = shlex.quote(str(study.settings.get("model", "")))
     if tone == "good" and study.kind is StudyKind.SEARCH:
         text = shlex.quote(str(study.settings.get("best", "best.txt")))
@@ -165,12 +173,12 @@ def _next_steps(study: Study, best: Trial | None, tone: Tone) -> list[NextStep]:
         steps.append(NextStep("Read the answers under it before you use it; the reason is above."))
     steps += _more_prompts(best)
     if study.judge_error is None:
-        label = f"flipsearch judge label {shlex.quote(study.name)} --to to_label.csv"
+        label = f"flipsearch judge label {shlex.quote(folder)} --to to_label.csv"
         steps.append(
             NextStep("Find out how often the judge errs: label some of these answers, then judge check.", label)
         )
     if tone == "null" and study.kind is StudyKind.SEARCH and (tried := study.settings.get("num_contexts")):
-        more = f"flipsearch search --model {model} --num-contexts {2 * int(tried)}"
+        more = f"flipsearch search --config {shlex.quote(f'{folder}/study.toml')} --num-contexts {2 * int(tried)}"
         steps.append(NextStep("Try more contexts; what was generated is kept:", more))
     return steps
 

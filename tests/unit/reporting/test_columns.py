@@ -15,9 +15,9 @@ from flipsearch.measuring.runner import Runner
 from flipsearch.reporting import columns
 from flipsearch.reporting.cards import context_card
 from flipsearch.reporting.columns import RATE, Column, csv_text, kinds_legend, leaderboard, rows
-from flipsearch.reporting.format import points
 from flipsearch.reporting.pages import leaderboard_page
 from flipsearch.searching import prepare_search, run_study
+from tests.pages import cells_of, data_of
 from tests.world import COMPLIANCE, GREEDY, REFUSAL, Model, RefusalJudge, library, prompt_set
 
 CONFIG = SearchConfig(num_contexts=23, cohort_size=6, first_rung=8, num_finalists=3, breed=0)
@@ -44,7 +44,8 @@ def test_contexts_over_the_cap_are_marked_in_every_form() -> None:
     assert {row["template"] for row in over} == {"harsh"}  # the blunt words of this world
     assert all(row["search_over_refusal_rate"] > CONFIG.max_over_refusal for row in over)
     assert not any(row["over_cap"] and row["winner"] for row in rows(study))
-    assert leaderboard_page(study).count('<small class="over">over the cap</small>') == len(over)
+    marked = [small for _, small in cells_of(leaderboard_page(study), "outcome") if "over the cap" in small]
+    assert len(marked) == len(over)
     lines = in_terminal(study).splitlines()
     assert any("harsh" in line for line in lines)
     assert all(("!" in line) == ("harsh" in line) for line in lines)
@@ -66,8 +67,10 @@ def test_what_ties_with_the_winner_is_named_in_every_form() -> None:
     assert apart
     assert all(row["behind_winner_low"] > 0 for row in apart)
     assert context_card(study, study.winner)["tie_set"] == tied
-    assert leaderboard_page(study).count("ties with the winner</summary>") == len(tied)
-    assert f"search read {points(study.winner.optimism)} points" in leaderboard_page(study)
+    page = leaderboard_page(study)
+    assert sum(small.endswith("ties with the winner") for _, small in cells_of(page, "context")) == len(tied)
+    assert study.winner.optimism is not None
+    assert f"search prompts: {abs(100 * study.winner.optimism):.1f} points" in page
 
 
 def test_a_new_column_is_one_row_of_the_table(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -84,8 +87,9 @@ def test_a_new_column_is_one_row_of_the_table(monkeypatch: pytest.MonkeyPatch) -
     )
     assert rows(study)[0]["first_word"] == card["first_word"] == "firm"
     assert rows(study)[0]["coverage"] == card["coverage"]["value"] == 1.0
-    assert "<th>state</th><th>starts</th><th>scored</th>" in page
-    assert "<td>firm</td>" in page
+    assert [name for _, name, _ in data_of(page)["columns"]][-2:] == ["starts", "scored"]
+    assert cells_of(page, "first_word")[0] == ("firm", "")
+    assert '<span class="head">scored</span>' in page
     header, first, *_ = in_terminal(study).splitlines()
     assert header.split()[-2:] == ["starts", "scored"]
     assert first.split()[-3:] == ["firm", "100.0%", "(93–100)"]
@@ -134,7 +138,8 @@ def test_how_answers_ended_is_in_every_form_whether_they_were_scored_or_not() ->
     assert context_card(study, best)["sampling"]["think_tokens"] == 4
     assert context_card(study, best)["base_endings"]["confirm"]["forced"]["value"] == 1.0
     page = leaderboard_page(study)
-    assert "<th>cut at max tokens</th><th>thoughts closed by budget</th><th>thoughts in the answer</th>" in page
+    heads = [name for _, name, _ in data_of(page)["columns"]]
+    assert {"cut at max tokens", "thoughts closed by budget", "thoughts in the answer"} <= set(heads)
     assert "cut at max tokens without context, confirm" in page
     assert "cut" in in_terminal(study).splitlines()[0].split()
     assert max(map(len, in_terminal(study).splitlines())) <= 80
@@ -178,5 +183,5 @@ def test_kinds_of_flips_are_in_every_form_those_that_do_not_count_too() -> None:
     assert context_card(study, trial)["metrics"]["search"]["kinds_after"] == dict(kinds)
     assert f"x{100 * kinds['degenerate'] / total:.0f}" in in_terminal(study)
     words = f"{kinds['refusal']} refusal; {kinds['degenerate']} degenerate, not counted of {total}"
-    assert f"<small>{words}</small>" in leaderboard_page(study)
+    assert ("", words) in cells_of(leaderboard_page(study), "kinds")
     assert "x degenerate (not counted)" in kinds_legend(study)

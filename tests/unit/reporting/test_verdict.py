@@ -42,7 +42,7 @@ def test_no_winner_is_green_that_beats_no_placebo(study: Study, net: Difference 
     assert said.tone == "null"
     assert not any(step.command.startswith("flipsearch train") for step in said.next_steps)
     if net:
-        assert said.sentence.startswith("No context beats the model without a context: the best, plain")
+        assert said.sentence.startswith("No context beats the model without a context: the best, #1, turns")
         assert "Do not train on this" in said.sentence
 
 

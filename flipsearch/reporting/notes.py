@@ -1,0 +1,40 @@
+"""The notes of a study by kind: what the numbers cannot show, how they were made, and facts."""
+
+import re
+from collections.abc import Mapping
+from typing import Literal
+
+from flipsearch.core.studies import Study
+from flipsearch.reporting.format import visible
+
+NoteKind = Literal["warning", "fact", "method"]
+WARNING = re.compile(
+    r"alarm|poor|few |little|cannot|could not|not known|not measured|not applied|not checked|does not|degenerate"
+    r"|were cut|withheld|above|there is no|only deceive|unscored|placebo flips",
+    re.IGNORECASE,
+)
+METHOD = re.compile(
+    r"screened|stopped early|sampled|rows of one|group|system role|unpacked|decoded|chat template|scored on every|seed",
+    re.IGNORECASE,
+)
+
+
+def note_kind(note: str) -> NoteKind:
+    """Return whether a note warns of what the numbers cannot show, says how they were made, or adds a fact."""
+    if WARNING.search(note) and not note.startswith("On the "):
+        return "warning"
+    return "method" if METHOD.search(note) else "fact"
+
+
+def notes_by_kind(study: Study) -> Mapping[NoteKind, list[str]]:
+    """Return the notes of a study, those on what its winning text hides among them."""
+    notes: dict[NoteKind, list[str]] = {"warning": [], "fact": [], "method": []}
+    text = study.winner.context.text if study.winner else ""
+    if num_hidden := visible(text).count("\ufffd") - text.count("\ufffd"):
+        notes["warning"].append(
+            f"The winning text holds {num_hidden:,} invisible or reordering characters, each shown here as \ufffd: a "
+            "model may read what you do not see."
+        )
+    for note in study.notes:
+        notes[note_kind(note)].append(note)
+    return notes
