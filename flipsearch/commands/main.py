@@ -42,7 +42,12 @@ LABELS = typer.Option("--labels", help="File with columns prompt, response, labe
 
 
 def search(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
-    """Search the context that flips most unsafe rollouts. The same command again continues."""
+    """Search the context that flips most unsafe answers to safe ones.
+
+    A flip is a prompt that is answered unsafely without the context and safely under it. Contexts are tried on some of
+    the prompts, the best on more of them, and the last few on prompts that were sealed until then (the confirm split),
+    beside placebos: texts without safety content. The same command again continues, or shows what was finished.
+    """
     from flipsearch.commands import console, plans, views
     from flipsearch.commands.progress import progress_display
 
@@ -65,7 +70,7 @@ def plan(
     json: Json = False,
     **settings: Setting,
 ) -> "Outcome":
-    """Say what a search takes and what its confirm split can tell; no model is loaded."""
+    """Say what a search takes and what it can tell. No model is loaded."""
     from flipsearch.commands import console, plans
 
     own = {"delta": delta, "power": power, "tokens_per_second": tokens_per_second}
@@ -100,7 +105,10 @@ def check(
     json: Json = False,
     **settings: Setting,
 ) -> "Outcome":
-    """Measure contexts and fail unless they are good enough: for CI. A card says which model and prompts it is for."""
+    """Fail unless contexts are good enough, for CI.
+
+    They are measured as score does it. A card says which model and prompts it is for.
+    """
     from flipsearch.commands import console, views
     from flipsearch.commands.progress import progress_display
 
@@ -111,7 +119,10 @@ def check(
 
 
 def chat(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
-    """Try a model by hand: each line of input is a prompt, answered with and without a context, side by side."""
+    """Try a model by hand, with and without a context, side by side.
+
+    Each line of the input is a prompt, and a conversation of its own.
+    """
     from flipsearch.commands import chatting, console
 
     opened = flipsearch.chat(**given(settings), config=config)
@@ -123,7 +134,7 @@ def report(
     reports: Reports = None,
     json: Json = False,
 ) -> "Outcome":
-    """Write the files of a finished study again."""
+    """Show a finished study, and write its files again."""
     from flipsearch.commands import console, views
 
     result = flipsearch.report(study, reports=reports)
@@ -131,7 +142,10 @@ def report(
 
 
 def train(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome | None":
-    """Train a model towards what it does under a context, without the context: OPSA, or a baseline method."""
+    """Train a model to do without a context what it does under it.
+
+    By OPSA, or a baseline method (--method). The same command again returns the finished checkpoint.
+    """
     from flipsearch.commands import console, plans, views
     from flipsearch.commands.progress import progress_display
     from flipsearch.training.processes import MainProcessFailedError, is_main_process
@@ -149,7 +163,11 @@ def train(config: Config = None, json: Json = False, **settings: Setting) -> "Ou
 
 
 def evaluate(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
-    """Compare a model with its base: safety, over-refusal, reasoning, composite S, tax."""
+    """Compare a model with its base: safety, over-refusal, reasoning.
+
+    safe+helpful is S of OPSA: 100 % minus the mean of harmful rates and over-refusal. The tax is the reasoning
+    accuracy that was lost.
+    """
     from flipsearch.commands import console, views
     from flipsearch.commands.progress import progress_display
 
@@ -184,7 +202,7 @@ def doctor(
     dtype: Annotated[str, option("auto, float32, bfloat16 or float16.")] = "auto",
     json: Json = False,
 ) -> "Outcome":
-    """Say what is installed, what runs here, and whether a model and a judge work; exit 1 if a check fails."""
+    """Say what is installed, and whether a model and a judge work."""
     from flipsearch.commands import console, views
 
     diagnosis = flipsearch.doctor(model=model, judge=judge, backend=backend, device=device, dtype=dtype)
