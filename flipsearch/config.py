@@ -252,7 +252,9 @@ class SearchConfig(StudyConfig):
     """Harmful prompts that a context sees first; those that do well see twice as many, and so on (rungs)."""
     num_finalists: Count = 5
     """Contexts measured on the sealed prompts at the end (the confirm split)."""
-    depths: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Flag(("--depth",), metavar="TOKENS")] = (8, 32, 128)
+    depths: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_sequence), Flag(("--depth",), metavar="TOKENS")
+    ] = (8, 32, 128)
     """Measure finalists after this many tokens of the unsafe answer, too; repeatable; 0 is none."""
     benign_context: bool = True
     """Choose a context for the benign prompts of a training."""

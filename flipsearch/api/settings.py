@@ -73,7 +73,7 @@ def parameter_of(kind: type[ModelConfig], name: str) -> inspect.Parameter:
     field = kind.model_fields[name]
     typed, is_sequence = value_type(kind, name)
     if is_sequence:
-        annotation: Any = Sequence[str] | str if typed is str else Sequence[int]
+        annotation: Any = Sequence[str] | str if typed is str else Sequence[int] | int
     else:
         choices = field.annotation if "Literal" in str(field.annotation) else typed
         annotation = choices | str if typed is Path else choices

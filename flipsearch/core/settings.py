@@ -43,8 +43,8 @@ def seconds(value: Any) -> Any:
 
 
 def as_sequence(value: Any) -> Any:
-    """Return a single text as a sequence of one: `context="best.txt"` is what most people write."""
-    return (value,) if isinstance(value, str) else value
+    """Return a single text or number as a sequence of one: `context="best.txt"` is what most people write."""
+    return (value,) if isinstance(value, str | int) else value
 
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(as_sequence)]

@@ -402,7 +402,7 @@ class Leaderboard(pd.DataFrame):
     @property
     def full(self) -> pd.DataFrame:
         """Every column, as in leaderboard.csv."""
-        frame: pd.DataFrame = self._full
+        frame: pd.DataFrame = self.__dict__["_full"]
         return frame
 
 
