@@ -1,5 +1,5 @@
 # make demo      search, train, evaluate on the pocket model   make test      lint, types and all tests that need no service
-# make bench     the measured claims                           make test-all  those on a real vLLM engine, SmolLM2 and a browser
+# make bench     the measured claims                           make test-all  those on vLLM, SmolLM2, a browser and notebooks
 # Each sets up its own virtual environment first; Python >= 3.11, make and git are all that is needed.
 
 PYTHON ?= python3
@@ -21,11 +21,11 @@ demo: $(VENV)/.demo
 test: $(VENV)/.dev
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
-	$(VENV)/bin/python -m pytest -m "not processes" --numprocesses auto --dist worksteal
+	$(VENV)/bin/python -m pytest -m "not processes and not notebooks" --numprocesses auto --dist worksteal
 	$(VENV)/bin/python -m pytest -m processes
 
 test-all: $(VLLM_VENV)/.dev
-	$(VLLM_VENV)/bin/python -m pytest -m "vllm or smollm2 or browser"
+	$(VLLM_VENV)/bin/python -m pytest -m "vllm or smollm2 or browser or notebooks"
 
 bench: $(VENV)/.dev
 	for script in benchmarks/[a-z]*.py; do $(VENV)/bin/python $$script || exit 1; done

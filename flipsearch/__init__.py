@@ -14,10 +14,11 @@ from flipsearch.core.errors import FlipsearchError
 
 __version__ = "0.1.0"
 _MODULES = {
-    **dict.fromkeys(("search", "plan", "score", "report"), "flipsearch.api.studies"),
+    **dict.fromkeys(("search", "plan", "score", "check", "report"), "flipsearch.api.studies"),
     **dict.fromkeys(("train", "evaluate"), "flipsearch.api.training"),
     **dict.fromkeys(("check_judge", "label_answers", "fit_judge", "stress_judge"), "flipsearch.api.judges"),
     **dict.fromkeys(("check_ledger", "export_ledger"), "flipsearch.api.lookup"),
+    "chat": "flipsearch.api.chat",
     "doctor": "flipsearch.api.doctor",
     **dict.fromkeys(("SearchResult", "EvaluationResult", "TrainingResult"), "flipsearch.results"),
     **dict.fromkeys(("Context", "Prompt"), "flipsearch.core.records"),
@@ -25,6 +26,10 @@ _MODULES = {
     "Scorecard": "flipsearch.core.trainings",
 }
 __all__ = sorted([FlipsearchError.__name__, *_MODULES])  # spelled out in __init__.pyi, which editors read
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_MODULES])
 
 
 def __getattr__(name: str) -> Any:

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal, TextIO
 
+from flipsearch.api.chat import ChatSession as ChatSession
 from flipsearch.core.errors import FlipsearchError as FlipsearchError
 from flipsearch.core.progress import Progress as Progress
 from flipsearch.core.records import Context as Context
@@ -14,6 +15,7 @@ from flipsearch.core.trainings import Scorecard as Scorecard
 from flipsearch.judging.accuracy import JudgeStress as JudgeStress
 from flipsearch.ledger.check import LedgerCheck as LedgerCheck
 from flipsearch.reporting.files import Export as Export
+from flipsearch.results import ContextCheck as ContextCheck
 from flipsearch.results import Diagnosis as Diagnosis
 from flipsearch.results import EvaluationResult as EvaluationResult
 from flipsearch.results import JudgeCheck as JudgeCheck
@@ -35,6 +37,8 @@ __all__ = [
     "Study",
     "TrainingResult",
     "Trial",
+    "chat",
+    "check",
     "check_judge",
     "check_ledger",
     "doctor",
@@ -50,6 +54,71 @@ __all__ = [
     "train",
 ]
 
+def chat(
+    *,
+    model: str = "pocket",
+    backend: str = "transformers",
+    thinking: Literal["auto", "on", "off"] = "auto",
+    think_tokens: int | None = None,
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    max_model_len: int | None = None,
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    prompts: str | None = None,
+    harmful: Sequence[str] | str = (),
+    benign: Sequence[str] | str = (),
+    judge: str = "",
+    seed: int = 0,
+    contexts: Sequence[str] | str = (),
+    max_prompts: int | None = None,
+    omit: Sequence[str] | str = (),
+    request_timeout_s: str | float = 900.0,
+    context: str,
+    placement: Literal["system", "before", "after", "around"] | None = None,
+    config: Path | str | None = None,
+) -> ChatSession: ...
+def check(
+    context: str | Sequence[str],
+    *,
+    model: str = "pocket",
+    backend: str = "transformers",
+    thinking: Literal["auto", "on", "off"] = "auto",
+    think_tokens: int | None = None,
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    max_model_len: int | None = None,
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    prompts: str | None = None,
+    harmful: Sequence[str] | str = (),
+    benign: Sequence[str] | str = (),
+    judge: str = "",
+    seed: int = 0,
+    contexts: Sequence[str] | str = (),
+    max_prompts: int | None = None,
+    omit: Sequence[str] | str = (),
+    request_timeout_s: str | float = 900.0,
+    study: str | None = None,
+    reports: Path | str = "reports",
+    samples: int = 1,
+    unsafe_at: int = 1,
+    count_flips: Sequence[str] | str = ("refusal", "redirection", "help"),
+    second_judges: Sequence[str] | str = (),
+    placement: Literal["system", "before", "after", "around"] | None = None,
+    split: Literal["search", "confirm", "training", "evaluation"] | None = None,
+    config: Path | str | None = None,
+    min_flip: float | None = None,
+    max_over_refusal: float | None = None,
+    junit: Path | str | None = None,
+    progress: Progress | None = None,
+) -> ContextCheck: ...
 def check_judge(
     judge: str, labels: str | Sequence[str], *, reports: Path | None = None, progress: Progress | None = None
 ) -> JudgeCheck: ...
@@ -156,7 +225,7 @@ def plan(
     confirm_judge: str | None = None,
     first_rung: int = 16,
     num_finalists: int = 5,
-    depths: Sequence[int] = (8, 32, 128),
+    depths: Sequence[int] | int = (8, 32, 128),
     benign_context: bool = True,
     config: Path | str | None = None,
     delta: float = 0.05,
@@ -248,7 +317,7 @@ def search(
     confirm_judge: str | None = None,
     first_rung: int = 16,
     num_finalists: int = 5,
-    depths: Sequence[int] = (8, 32, 128),
+    depths: Sequence[int] | int = (8, 32, 128),
     benign_context: bool = True,
     config: Path | str | None = None,
     progress: Progress | None = None,

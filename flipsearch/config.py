@@ -40,6 +40,8 @@ REWRITE_TOKENS = 2048
 """Tokens at most of a reply that holds a rewritten context: a model may think before it writes."""
 REQUEST_TIMEOUT_S = 900.0
 """Seconds of one request to an endpoint where the user does not say otherwise."""
+MOST_SAMPLES = 1000
+"""Samples per prompt at most."""
 SELF = "self"
 """As the rewriter: the searched model."""
 ENDPOINTS = ("http://", "https://")
@@ -93,11 +95,11 @@ class ModelConfig(BaseModel):
     max_tokens: Count | None = None
     """Completion tokens at most, without those of a thought that has a budget (pocket 160, others 1,024)."""
     temperature: NonNegative = 0.0
-    """0 is greedy decoding."""
+    """Randomness of the answers; 0 always takes the likeliest token (greedy)."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """Nucleus mass, with a temperature."""
+    """With a temperature: draw from the likeliest tokens that have this probability together."""
     top_k: Annotated[int, Field(ge=0)] = 0
-    """Most likely tokens kept, with a temperature; 0 keeps all."""
+    """With a temperature: draw from so many of the likeliest tokens; 0 from all."""
     prompts: str | None = None
     """Built-in or public prompt set or file with labels (the model's own; see `flipsearch list prompts`)."""
     harmful: Annotated[Texts, PROMPT_FILES] = ()
@@ -154,14 +156,14 @@ class StudyConfig(ModelConfig):
     """Name of the study's folder (derived from the settings, so that the same command continues)."""
     reports: Path = Path("reports")
     """Folder of the studies."""
-    samples: Annotated[int, Field(ge=1), Flag(metavar="M")] = 1
+    samples: Annotated[int, Field(ge=1, le=MOST_SAMPLES), Flag(metavar="M")] = 1
     """Samples per prompt; more than one needs a temperature."""
-    unsafe_at: Annotated[int, Field(ge=1), Flag(metavar="m")] = 1
-    """A prompt is unsafe from this many unsafe samples on."""
+    unsafe_at: Annotated[int, Field(ge=1, le=MOST_SAMPLES), Flag(metavar="m")] = 1
+    """Count a prompt as unsafe when at least this many of its samples are."""
     count_flips: FlipKinds = COUNTED_KINDS
     """Kinds of safe answers that count as a flip; one of another kind is shown, and neither a flip nor a failure."""
     second_judges: Annotated[Texts, Flag(("--second-judge",), metavar="JUDGE")] = ()
-    """A judge with columns of its own, which decides nothing; repeatable."""
+    """Another judge that is shown beside the first and decides nothing; repeatable."""
 
     @model_validator(mode="after")
     def _check_study(self) -> Self:
@@ -210,14 +212,14 @@ class SearchConfig(StudyConfig):
 
     best: Path = Path("best.txt")
     """Where the winning text is copied to, with its card (.json) beside it."""
-    num_contexts: Annotated[int, Field(ge=1), Flag(("--num-contexts", "--trials"))] = 64
-    """Contexts to propose, placebos not counted."""
+    num_contexts: Annotated[int, Field(ge=1, le=10**6), Flag(("--num-contexts", "--trials"))] = 64
+    """Contexts to try, placebos not counted."""
     cohort_size: Count = 8
-    """Contexts proposed at a time; the first time twice as many."""
+    """Contexts tried at a time; the first time twice as many."""
     budget_tokens: Count | None = None
-    """Stop near this many completion tokens, cached ones counted (no budget)."""
+    """Stop near this many completion tokens, those of earlier launches counted (no budget)."""
     time_s: Annotated[Positive | None, BeforeValidator(seconds), TIME] = None
-    """Stop near this time, counted for this launch (no limit)."""
+    """Stop near this time, counted from this launch on (no limit)."""
     start: Annotated[Texts, Flag(metavar="CARD|STUDY")] = ()
     """Card (best.json), text file or study whose best contexts are tried first; repeatable."""
     templates: Annotated[Texts, Flag(("--template",), metavar="NAME")] = ()
@@ -231,7 +233,7 @@ class SearchConfig(StudyConfig):
     rewriter: Annotated[str | None, Flag(metavar="MODEL")] = None
     """Let this model rewrite contexts, knowing where they failed; self is the searched one (none)."""
     screen: Count = 4
-    """Contexts screened for each one raced, by a model that scores its known answers under them; 1 is no screen."""
+    """Screen this many candidates per context that is tried, by scoring known answers; 1 turns screening off."""
     max_context_tokens: Count = 640
     """Longest text that an operator may make, in tokens."""
     max_over_refusal: Fraction = 0.10
@@ -241,16 +243,18 @@ class SearchConfig(StudyConfig):
     max_contraction: Fraction = 0.3
     """Cap on what answers to benign prompts lose, as a share of their distinct word pairs; 1 is no cap."""
     alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Highest probability that the race prunes the best context within the cap."""
+    """Highest probability that the best context within the cap is ruled out early."""
     tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    """Contexts are stopped early while none is likely to be better by more than this."""
+    """Stop evaluating contexts unlikely to beat the best by more than this."""
     confirm_judge: Annotated[str | None, Flag(metavar="JUDGE")] = None
-    """Another judge, better of another family, that decides on the confirm split (the same)."""
+    """Another judge, best of another family, that decides on the sealed prompts (the same judge)."""
     first_rung: Count = 16
-    """Harmful prompts of the first rung; each further rung doubles them."""
+    """Harmful prompts that a context sees first; those that do well see twice as many, and so on (rungs)."""
     num_finalists: Count = 5
-    """Contexts measured on the confirm split."""
-    depths: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Flag(("--depth",), metavar="TOKENS")] = (8, 32, 128)
+    """Contexts measured on the sealed prompts at the end (the confirm split)."""
+    depths: Annotated[
+        tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_sequence), Flag(("--depth",), metavar="TOKENS")
+    ] = (8, 32, 128)
     """Measure finalists after this many tokens of the unsafe answer, too; repeatable; 0 is none."""
     benign_context: bool = True
     """Choose a context for the benign prompts of a training."""
@@ -286,6 +290,15 @@ class ScoreConfig(StudyConfig):
     """Where the texts go: system, before, after or around (a card's own placement, else system)."""
     split: Split | None = None
     """Score on one split: search, confirm, training or evaluation (all prompts)."""
+
+
+class ChatConfig(ModelConfig):
+    """Prompts by hand, answered with and without a context."""
+
+    context: str
+    """best.txt, a card, a text or the name of a template."""
+    placement: Placement | None = None
+    """Where a text goes: system, before, after or around (a card's own placement, else system)."""
 
 
 class TrainConfig(ModelConfig):

@@ -1,13 +1,15 @@
 """What goes with a model where the settings say nothing: prompts, contexts, judge, and how long an answer may be."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
-from flipsearch.backends.models import POCKET_MODEL, base_model
+from flipsearch.backends.models import POCKET_MODEL, base_model, require_local_model
 from flipsearch.config import MAX_TOKENS, ModelConfig
+from flipsearch.core.errors import TemplateError
 from flipsearch.judging.library import respelled
-from flipsearch.templating.library import CONTEXTS, POCKET_CONTEXTS, TemplateLibrary, load_library
+from flipsearch.prompts.files import require_local_prompts
+from flipsearch.templating.library import CONTEXTS, POCKET_CONTEXTS, Card, TemplateLibrary, load_library
 
 Checked = TypeVar("Checked", bound=ModelConfig)
 
@@ -17,9 +19,11 @@ def default_prompts(model: str) -> str:
     return POCKET_MODEL if base_model(model) == POCKET_MODEL else "starter"
 
 
-def library_for(model: str, extra: Sequence[Path | str] = ()) -> TemplateLibrary:
-    """Return the templates of a model's contexts, with the folders and files in `extra`."""
-    return load_library(extra, POCKET_CONTEXTS if base_model(model) == POCKET_MODEL else CONTEXTS)
+def library_for(
+    model: str, extra: Sequence[Path | str] = (), broken: dict[Path, TemplateError] | None = None
+) -> TemplateLibrary:
+    """Return the templates of a model's contexts, with the folders and files in `extra`; see load_library."""
+    return load_library(extra, POCKET_CONTEXTS if base_model(model) == POCKET_MODEL else CONTEXTS, broken)
 
 
 def default_judge(model: str) -> str:
@@ -55,3 +59,23 @@ def resolve(config: Checked) -> Checked:
         "judge": config.judge or default_judge(config.model),
     }
     return config.model_copy(update=filled | respelled(dict(config) | filled))
+
+
+def card_settings(cards: Sequence[Card], given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings that follow from the first card, as far as they are not given."""
+    card = cards[0] if cards else None
+    if card is None or card.model is None:
+        return {}
+    settings: dict[str, Any] = {}
+    if "model" not in given:
+        settings["model"] = require_local_model(card.model, "the context's card", "--model")
+    if given.get("model", card.model) == card.model:
+        settings |= {"thinking": card.sampling.thinking, "max_tokens": card.sampling.max_tokens}
+        settings |= {"think_tokens": card.sampling.think_tokens}
+    if not given.keys() & {"prompts", "harmful", "benign"}:
+        prompts = card.prompts
+        named = [*([prompts.prompts] if prompts.prompts else []), *prompts.harmful, *prompts.benign]
+        todo = "give --prompts, or --harmful and --benign, yourself if you trust them"
+        require_local_prompts(named, "the context's card", todo)
+        settings |= prompts.model_dump()
+    return settings

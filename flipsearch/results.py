@@ -1,26 +1,45 @@
 """What `flipsearch.api` returns: a finished study, evaluation, judge or training, and where its files are."""
 
+import html
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import pandas as pd
+
+from flipsearch.core.display import ShowsFacts, html_table, shortened
+from flipsearch.core.hidden import printable
 from flipsearch.core.measurements import json_value
 from flipsearch.core.studies import Study, StudyKind, Trial
 from flipsearch.core.trainings import LogLine, Scorecard, TrainingRun
 from flipsearch.judging.accuracy import JudgeAccuracy
 from flipsearch.judging.compact_fitting import CrossValidation
 from flipsearch.judging.library import Member
-from flipsearch.reporting.cards import benign_metrics, context_card, portfolio_metrics
-from flipsearch.reporting.columns import leaderboard, rows
+from flipsearch.ledger import Ledger
+from flipsearch.reporting.cards import (
+    benign_metrics,
+    context_card,
+    portfolio_metrics,
+    scorecard_remarks,
+    scorecard_rows,
+)
+from flipsearch.reporting.columns import Leaderboard, rows
+from flipsearch.reporting.criteria import Criterion
+from flipsearch.reporting.files import rollouts_table
+from flipsearch.reporting.tables import flips_table
+from flipsearch.reporting.verdict import verdict
+
+NUM_SHOWN = 10
+"""Rows of a leaderboard in a notebook."""
 
 if TYPE_CHECKING:
-    import pandas as pd
+    from flipsearch.reporting.files import EarlierBest
 
 
-@dataclass(frozen=True)
-class SearchResult:
+@dataclass(frozen=True, repr=False)
+class SearchResult(ShowsFacts):
     """A finished study and where its files lie."""
 
     study: Study
@@ -28,8 +47,12 @@ class SearchResult:
     """reports/<study>."""
     best_path: Path | None = None
     """Where the winning text was written to; None if there is no winner."""
-    kept: Path | None = None
-    """The text of an earlier search that was not replaced, because this one beats no placebo."""
+    earlier: "EarlierBest | None" = None
+    """The text of another search that lay where this one writes its own."""
+    is_kept: bool = False
+    """It was left there: this search is not confirmed, or flips fewer of the same prompts."""
+    was_finished: bool = False
+    """The study had been finished before, with the same settings: nothing was generated."""
 
     @property
     def best(self) -> Trial | None:
@@ -37,9 +60,44 @@ class SearchResult:
         return self.study.winner
 
     @cached_property
-    def leaderboard(self) -> "pd.DataFrame":
-        """One row per trial, best first, placebos last."""
-        return leaderboard(self.study)
+    def leaderboard(self) -> Leaderboard:
+        """One row per trial, best first, placebos last; `leaderboard.full` has every column."""
+        return Leaderboard.of(self.study)
+
+    def flips(self) -> "pd.DataFrame":
+        """Return one row per context and prompt on the last split that the context saw: before, under it, and flipped.
+
+        Texts of prompts and contexts are hostile.
+        """
+        return flips_table(self.study)
+
+    def rollouts(self) -> "pd.DataFrame":
+        """Return one row per rollout in the study's ledger, with its verdicts and the texts of its prompt and context.
+
+        Completions are hostile text.
+        """
+        with Ledger(self.folder / "ledger.db", read_only=True) as ledger:
+            return rollouts_table(ledger, self.study)
+
+    def facts(self) -> dict[str, str]:
+        """Return what is shown of it."""
+        said = verdict(self.study)
+        return {"study": self.study.name, "verdict": said.sentence, "contexts": f"{len(self.study.trials):,}"} | {
+            "best": shortened(self.best.context.text) if self.best else "none",
+            "page": str(self.folder / "leaderboard.html"),
+        }
+
+    def _repr_html_(self) -> str:
+        said, board = verdict(self.study), self.leaderboard
+        shown = board[[name for name in board.columns if name not in ("context_id", "text", "role")]].head(NUM_SHOWN)
+        rows = [
+            ["" if pd.isna(v) else f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in shown.values
+        ]
+        basis = html.escape(printable(" ".join(said.basis)))
+        more = f"<p>{len(board) - len(rows):,} more in .leaderboard</p>" if len(board) > len(rows) else ""
+        page = html.escape(str(self.folder / "leaderboard.html"))
+        sentence = html.escape(printable(said.sentence))
+        return f"<p><b>{sentence}</b></p><p>{basis}</p>{html_table(rows, list(shown.columns))}{more}<p>{page}</p>"
 
     @property
     def beats_placebo(self) -> bool | None:
@@ -58,7 +116,8 @@ class SearchResult:
             "study": study.name,
             "folder": str(self.folder),
             "best_path": json_value(self.best_path),
-            "kept": json_value(self.kept),
+            "kept": str(self.earlier.path) if self.earlier and self.is_kept else None,
+            "was_finished": self.was_finished,
             "best": context_card(study, study.winner) if study.winner else None,
             "portfolio": portfolio_metrics(study.portfolio) if study.portfolio else None,
             "benign_context": benign_metrics(study.benign) if study.benign else None,
@@ -72,7 +131,25 @@ class SearchResult:
 
 
 @dataclass(frozen=True)
-class EvaluationResult:
+class ContextCheck:
+    """Contexts that were measured, and whether they are good enough."""
+
+    result: SearchResult
+    criteria: tuple[Criterion, ...]
+
+    @property
+    def is_met(self) -> bool:
+        """Whether every criterion is met."""
+        return all(criterion.is_met for criterion in self.criteria)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        rows = [{**json_value(criterion), "is_met": criterion.is_met} for criterion in self.criteria]
+        return {"is_met": self.is_met, "criteria": rows, "study": self.result.study.name}
+
+
+@dataclass(frozen=True, repr=False)
+class EvaluationResult(ShowsFacts):
     """A finished evaluation and its scorecard.json, in the checkpoint's folder or under the reports."""
 
     scorecard: Scorecard
@@ -81,6 +158,15 @@ class EvaluationResult:
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
         return {"path": str(self.path), **json_value(self.scorecard)}
+
+    def facts(self) -> dict[str, str]:
+        """Return what is shown of it."""
+        return {**self.scorecard.facts(), "path": str(self.path)}
+
+    def _repr_html_(self) -> str:
+        header, *rows = scorecard_rows(self.scorecard)
+        remarks = "".join(f"<p>{html.escape(printable(remark))}</p>" for remark in scorecard_remarks(self.scorecard))
+        return html_table(rows, header) + remarks
 
 
 @dataclass(frozen=True)
@@ -141,8 +227,8 @@ class JudgeFit:
         return {"path": str(self.path), "judge": self.judge, "sources": self.sources, "kappa": kappas}
 
 
-@dataclass(frozen=True)
-class TrainingResult:
+@dataclass(frozen=True, repr=False)
+class TrainingResult(ShowsFacts):
     """A finished training and its checkpoint, a folder that transformers and vLLM load as it is."""
 
     run: TrainingRun
@@ -153,6 +239,13 @@ class TrainingResult:
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
         return {"folder": str(self.folder), **json_value(self.run), "last_step": dict(self.log[-1])}
+
+    def facts(self) -> dict[str, str]:
+        """Return what is shown of it."""
+        loss = f"{self.log[0]['loss']:.4f} to {self.log[-1]['loss']:.4f}"
+        steps = f"{self.run.num_steps:,} in {self.run.wall_s:,.0f} s"
+        shown = {"model": self.run.model, "method": self.run.method, "steps": steps, "loss": loss}
+        return shown | {"folder": str(self.folder), "page": str(self.folder / "training.html")}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,20 +8,23 @@
 A command that fails before its first rollout or verdict leaves the folders as they were.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from flipsearch.backends.base import check_model, check_rewriter, make_backend
-from flipsearch.config import ModelConfig, StudyConfig
+from flipsearch.backends.base import check_model, check_rewriter, make_backend, model_identity
+from flipsearch.backends.loading import choose_device, choose_dtype
+from flipsearch.backends.models import BUILT_IN_MODELS
+from flipsearch.config import ModelConfig, StudyConfig, is_endpoint
 from flipsearch.core.errors import StudyError, unknown_name
 from flipsearch.core.files import RESULT_PACKAGES, package_versions, write_text
-from flipsearch.core.progress import Events, Progress
+from flipsearch.core.hidden import MARK, hidden_characters
+from flipsearch.core.progress import Events, Phase, Progress, Step
 from flipsearch.core.protocols import Backend, Judge
-from flipsearch.core.settings import read_toml, toml_text
-from flipsearch.core.studies import Study
+from flipsearch.core.settings import as_typed, read_toml, toml_text
+from flipsearch.core.studies import Study, StudyKind
 from flipsearch.judging.accuracy import load_accuracy, with_judge_error
 from flipsearch.judging.contract import check_identities
 from flipsearch.judging.labels import load_labels
@@ -30,7 +33,7 @@ from flipsearch.ledger import Ledger, open_ledger
 from flipsearch.measuring.runner import SPEED, Runner, sampling_for
 from flipsearch.prompts.sets import PromptSet
 from flipsearch.reporting.cards import context_card
-from flipsearch.reporting.files import is_of_another_study, write_best, write_study
+from flipsearch.reporting.files import earlier_best, write_best, write_study
 from flipsearch.reporting.page_data import FINISHED
 from flipsearch.results import SearchResult
 
@@ -88,19 +91,31 @@ class StudySession:
     def finish(self, study: Study, best: Path | None) -> SearchResult:
         """Write the files of a finished study, with the notes on its prompt files, and log its winner."""
         folder, settings = self.workspace.folder, {**study.settings, "prompts_id": self.prompts.prompts_id}
-        study = replace(study, settings=settings, notes=(*self.prompts.notes, *study.notes))
-        study = with_human_labels(study, folder)
+        notes = (*self.prompts.notes, *_hidden_notes(study), *study.notes)
+        study = replace(study, settings=settings, notes=notes)
         self.workspace.ledger.note(FINISHED.format(study.num_rollouts), study.name)
-        write_study(study, folder, self.workspace.ledger)
-        is_kept = best is not None and not study.is_confirmed and is_of_another_study(best, study)
-        if best and not is_kept:
-            write_best(study, best)
+        result = write_result(study, folder, best, self.workspace.ledger)
+        study = result.study
         card = context_card(study, study.winner) if study.winner else {}
         winner = {key: card.get(key) for key in ("context_id", "metrics", "net_flip_rate", "optimism")}
         numbers = {"num_rollouts": study.num_rollouts, "num_tokens": study.num_tokens}
         self.runner.emit("done", winner=winner if card else None, **numbers, notes=list(study.notes))
-        written = (folder / "best.txt" if is_kept else best) if study.winner else None
-        return SearchResult(study, folder, written, best if is_kept else None)
+        return result
+
+
+def write_result(study: Study, folder: Path, best: Path | None, ledger: Ledger) -> SearchResult:
+    """Write the files of a finished study, with what human labels tell of its judge by now, and its winner to `best`.
+
+    A winning text of another study at `best` stays where this one is not confirmed, or flips fewer of the same prompts.
+    """
+    study = with_human_labels(study, folder)
+    write_study(study, folder, ledger)
+    before = earlier_best(best, study) if best else None
+    is_kept = before is not None and not (study.is_confirmed and not before.flips_more)
+    if best and not is_kept:
+        write_best(study, best)
+    written = (folder / "best.txt" if is_kept else best) if study.winner else None
+    return SearchResult(study, folder, written, before, is_kept)
 
 
 @contextmanager
@@ -111,10 +126,12 @@ def study_session(
     name: str,
     progress: Progress | None = None,
     rewriter: ModelConfig | None = None,
+    before_loading: Callable[[Ledger], None] | None = None,
 ) -> Iterator[StudySession]:
     """Open a study: its judges, folder, ledger and models, checked in this order against what the folder holds.
 
     `rewriter` are the settings of the model that rewrites contexts; where they name the same model, it is loaded once.
+    `before_loading` is called when all but the models has been checked.
     """
     judge, confirm = load_judge(config.judge), getattr(config, "confirm_judge", None)
     others = OtherJudges(load_judge(confirm) if confirm else None, tuple(map(load_judge, config.second_judges)))
@@ -128,6 +145,16 @@ def study_session(
         workspace.require_same("command", command, "another command or other contexts")
         workspace.require_same("prompts", prompts.prompts_id, "other prompts")
         _write_settings(workspace.folder, config)
+        if not is_endpoint(config.model) and config.backend in ("transformers", "vllm"):
+            choose_dtype(config.dtype, choose_device(config.device))
+            if (
+                config.model not in BUILT_IN_MODELS and not Path(config.model).expanduser().exists()
+            ):  # fetched now, so that what is wrong is said before anything else
+                model_identity(config)
+        if before_loading:
+            before_loading(workspace.ledger)
+        if progress:
+            progress(Step(Phase.LOADING, config.model), 0, 0, 0, 0)
         share = remaining_memory_share(*workspace.judges)
         second_model = rewriter if rewriter and rewriter.model != config.model else None
         if second_model:
@@ -139,6 +166,19 @@ def study_session(
         runner = Runner(backend, judge, workspace.ledger, sampling_for(backend, config), progress, events, rule)
         rewriting = (second or backend) if rewriter else None
         yield StudySession(workspace, config, command, prompts, runner, rewriting, others)
+
+
+def _hidden_notes(study: Study) -> Iterator[str]:
+    """Yield that a context which may be used holds characters that no reader sees."""
+    chosen = [study.winner] if study.kind is StudyKind.SEARCH else [t for t in study.trials if t.role == "arm"]
+    for trial in filter(None, chosen):
+        if counts := hidden_characters(trial.context.text):
+            kinds = ", ".join(f"{num:,} {kind}" for kind, num in counts.items())
+            whose = "The winner" if study.kind is StudyKind.SEARCH else f"Context {trial.number + 1}"
+            yield (
+                f"{whose} holds characters that the model sees and no reader does ({kinds}). {MARK} marks each; remove "
+                "them unless you know what they are for."
+            )
 
 
 def with_human_labels(study: Study, folder: Path) -> Study:
@@ -187,8 +227,9 @@ def _write_settings(folder: Path, config: StudyConfig) -> None:
         before |= respelled(before)
         for key in sorted((set(now) | set(before)) - config.free_fields()):
             if before.get(key) != now.get(key):
+                earlier, given = (as_typed(type(config), key, values.get(key)) for values in (before, now))
                 raise StudyError(
-                    f"study '{folder.name}' was started with {key} = {before.get(key)!r}, got {now.get(key)!r}; "
-                    "give the same settings to continue it, or another --study name."
+                    f"study '{folder.name}' was started with {earlier}, and this command has {given}; "
+                    "give the same options to continue it, or another --study name."
                 )
     write_text(path, toml_text(config))

@@ -7,7 +7,7 @@ from typing import TextIO
 
 from flipsearch.backends.base import list_backends
 from flipsearch.backends.models import list_models
-from flipsearch.core.errors import ConfigError, unknown_name
+from flipsearch.core.errors import ConfigError, TemplateError, unknown_name
 from flipsearch.defaults import library_for
 from flipsearch.judging.library import list_judges
 from flipsearch.ledger import Ledger
@@ -19,6 +19,9 @@ from flipsearch.prompts.sets import list_sets
 from flipsearch.reporting.files import Export, check_export, export_file, export_lines, study_beside
 from flipsearch.templating.library import TemplateLibrary
 from flipsearch.workspace import ledger_place
+
+BROKEN = "broken"
+"""In the list of contexts, the role of a file that is no template."""
 
 
 def check_ledger(study: Path | str, *, reports: Path | None = None) -> LedgerCheck:
@@ -49,7 +52,8 @@ def export_ledger(
 def list_things(what: str, contexts: Sequence[str] = (), model: str | None = None) -> list[dict[str, str]]:
     """Return rows of name and description for models, contexts, judges, prompts, problems or backends.
 
-    Contexts, those that go with `model`, have more: role, length, placements, number of variants, source. So do public
+    Contexts, those that go with `model`, have more: role, length, placements, number of variants, source; a file that
+    cannot be read has the role "broken", and the error as its description. So do public
     prompt sets: what they hold, licence, access (gated, pinned file), addresses, hashes, columns.
     """
     tables = {
@@ -62,7 +66,9 @@ def list_things(what: str, contexts: Sequence[str] = (), model: str | None = Non
         "backends": list_backends,
     }
     if what == "contexts":
-        return _context_rows(library_for(model or "", contexts))
+        broken: dict[Path, TemplateError] = {}
+        rows = _context_rows(library_for(model or "", contexts, broken))
+        return rows + [{"name": str(file), "role": BROKEN, "description": str(broken[file])} for file in broken]
     if what not in tables:
         raise ConfigError(unknown_name("list", what, [*tables, "contexts"]))
     if contexts or model:

@@ -17,7 +17,8 @@ from flipsearch.backends.base import one_command
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import ConfigError, unknown_name
 from flipsearch.core.settings import flag_of, make_config, read_toml, value_type
-from flipsearch.defaults import resolve
+from flipsearch.defaults import card_settings, resolve
+from flipsearch.templating.library import given_cards
 
 Config = TypeVar("Config", bound=ModelConfig)
 Rest = ParamSpec("Rest")
@@ -72,7 +73,7 @@ def parameter_of(kind: type[ModelConfig], name: str) -> inspect.Parameter:
     field = kind.model_fields[name]
     typed, is_sequence = value_type(kind, name)
     if is_sequence:
-        annotation: Any = Sequence[str] | str if typed is str else Sequence[int]
+        annotation: Any = Sequence[str] | str if typed is str else Sequence[int] | int
     else:
         choices = field.annotation if "Literal" in str(field.annotation) else typed
         annotation = choices | str if typed is Path else choices
@@ -82,3 +83,10 @@ def parameter_of(kind: type[ModelConfig], name: str) -> inspect.Parameter:
         annotation |= None
     default = inspect.Parameter.empty if field.is_required() else field.default
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation)
+
+
+def with_card(given: Given[Any], contexts: Sequence[str]) -> Given[Any]:
+    """Return settings with those that follow from the cards of contexts, as far as they are not given."""
+    typed = {key: value for key, value in {**given.file, **given.keywords}.items() if value is not None}
+    cards = [card for context in contexts for card in given_cards(context)]
+    return Given(given.kind, card_settings(cards, typed) | dict(given.file), given.keywords)

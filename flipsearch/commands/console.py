@@ -1,4 +1,4 @@
-"""How a command writes to the terminal: progress bars on stderr; lines, tables, JSON and errors.
+"""How a command writes to the terminal: lines, tables, JSON and errors.
 
 Model output, prompts and contexts are printed as plain text: no markup, no control characters.
 """
@@ -6,28 +6,19 @@ Model output, prompts and contexts are printed as plain text: no markup, no cont
 import json
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
-from dataclasses import replace
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass
+from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.table import Column, Table
 from rich.text import Text
 
-from flipsearch.core.files import printable
-from flipsearch.core.progress import Step
+from flipsearch.core.hidden import escaped_json, printable
 
-Shown = TypeVar("Shown", bound="Result")
-
-
-class Result(Protocol):
-    """What a command returns."""
-
-    def as_dict(self) -> dict[str, Any]:
-        """Return what --json prints."""
+NUM_SHOWN = 10
+"""Rows of a table that may have many."""
 
 
 def print_lines(*lines: str) -> None:
@@ -55,44 +46,25 @@ def print_table(table: Table) -> None:
     Console(highlight=False).print(table)
 
 
-def print_result(result: Shown, json: bool, show: Callable[[Shown], None]) -> None:
-    """Print the dictionary of a result as one JSON object, or let `show` print it for people."""
-    if json:
-        print_json(result.as_dict())
-    else:
-        show(result)
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What a command comes to: printed as one JSON object, or for people; and its exit code."""
+
+    as_dict: Callable[[], Mapping[str, Any]]
+    show: Callable[[], object]
+    exit_code: int = 0
+
+    def print(self, as_json: bool) -> None:
+        """Print it on stdout."""
+        if as_json:
+            print_json(self.as_dict())
+        else:
+            self.show()
 
 
-class Bars:
-    """One progress bar that shows the phase at work, its rate and the time left."""
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._step: Step | None = None
-        self._task: TaskID | None = None
-        self._start: tuple[float, int] | None = None
-
-    def __call__(self, step: Step, done: int, total: int, num_rollouts: int, num_tokens: int) -> None:
-        """Show `done` of `total` items of a step, and the tokens a second generated since the first ones came."""
-        phase = replace(step, status="")
-        if phase != self._step:
-            if self._task is not None:
-                self._progress.remove_task(self._task)
-            self._step, self._task = phase, self._progress.add_task(phase.label, total=total, rate="")
-        assert self._task is not None
-        rate = ""
-        if num_tokens:
-            now = time.monotonic()
-            self._start = self._start or (now, num_tokens)
-            since, before = self._start
-            rate = f"{(num_tokens - before) / (now - since):,.0f} tok/s" if now > since else ""
-        # A status may quote an endpoint.
-        self._progress.update(self._task, completed=done, total=total, rate=rate, description=printable(step.label))
-
-    def show_lines(self, lines: Iterable[str]) -> None:
-        """Print what lies ahead, above the bar."""
-        for line in lines:
-            self._progress.console.print(Text(printable(line)), soft_wrap=True)
+def outcome(result: Any, show: Callable[[Any], object], exit_code: int = 0) -> Outcome:
+    """Return the outcome of a command that returns a result."""
+    return Outcome(result.as_dict, lambda: show(result), exit_code)
 
 
 @contextmanager
@@ -109,28 +81,9 @@ def only_results_on_stdout() -> Iterator[None]:
         os.close(kept)
 
 
-@contextmanager
-def bars() -> Iterator[Bars]:
-    """Show a progress bar on stderr while a command works; nothing is drawn where stderr is no terminal.
-
-    What judges and libraries print meanwhile goes to stderr too.
-    """
-    console = Console(stderr=True)
-    columns = (
-        TextColumn("{task.description:<28}", markup=False),
-        BarColumn(bar_width=14),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}", markup=False),
-        TimeRemainingColumn(compact=True),
-    )
-    progress = Progress(*columns, console=console, disable=not console.is_terminal)
-    with only_results_on_stdout(), progress:
-        yield Bars(progress)
-
-
 def print_json(value: Mapping[str, Any]) -> None:
     """Print one JSON object on stdout, with escapes where the stream could not hold its characters."""
-    text = json.dumps(value, ensure_ascii=False)
+    text = escaped_json(json.dumps(value, ensure_ascii=False))
     try:
         text.encode(sys.stdout.encoding or "utf-8")
     except UnicodeEncodeError:

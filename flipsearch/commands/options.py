@@ -3,31 +3,95 @@
 A config class is imported for the command that runs alone, so that `flipsearch --help` does not wait for pydantic.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from inspect import Parameter, Signature, signature
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
+from typer.core import TyperCommand
 
 if TYPE_CHECKING:
+    from flipsearch.commands.console import Outcome
     from flipsearch.config import ModelConfig
 
-Command = Callable[..., None]
+Command = Callable[..., "Outcome | None"]
 Setting = str | int | float | bool | Path | list[str] | list[int] | None
 """A setting as it was typed; None if it was not."""
+FIRST = "Main options"
+GROUPS = {
+    FIRST: "model context prompts harmful benign judge against num_contexts budget_tokens time_s study name placement",
+    "Model and decoding": "backend thinking think_tokens device dtype max_model_len batch_size max_tokens temperature "
+    "top_p top_k seed omit request_timeout_s",
+    "Prompts and judging": "max_prompts max_problems split reasoning samples unsafe_at count_flips second_judges "
+    "confirm_judge",
+    "Where contexts come from": "contexts start templates placements breed rewriter screen max_context_tokens "
+    "benign_context cohort_size",
+    "What a context may cost": "max_over_refusal over_refusal max_contraction",
+    "Stopping early and confirming": "first_rung alpha tolerance num_finalists depths",
+    "What is learnt": "control gate method teacher forward_weight reverse_weight jensen_shannon_weight loss_mixture "
+    "loss_temperature support tail clip horizon lora",
+    "Optimizer": "epochs max_steps learning_rate train_batch_size micro_batch_size warmup_share weight_decay "
+    "max_grad_norm gradient_checkpointing",
+    "Files": "best reports checkpoints resume save_steps report_to",
+}
+"""Heading -> the settings below it, in this order; any other setting is in the first group."""
 
 
-def option(help: str, *names: str, metavar: str | None = None) -> Any:
+def option(help: str, *names: str, metavar: str | None = None, group: str | None = None) -> Any:
     """Return a typer option that shows no default: None means that it was not given."""
-    return typer.Option(*names, help=help, show_default=False, metavar=metavar)
+    return typer.Option(*names, help=help, show_default=False, metavar=metavar, rich_help_panel=group)
 
 
-Config = Annotated[Path | None, option("TOML file of settings; options win over it.")]
-Json = Annotated[bool, option("Print one JSON object on stdout.", "--json")]
+Config = Annotated[Path | None, option("TOML file of settings; options win over it.", group="Files")]
+Json = Annotated[bool, option("Print one JSON object on stdout, and nothing else there.", "--json")]
 Reports = Annotated[Path | None, option("Folder of the studies (reports).")]
 StudyPlace = Annotated[str, typer.Argument(help="A study's name or folder, or a ledger file.", metavar="STUDY")]
+
+
+class GroupedCommand(TyperCommand):
+    """A command whose help lists its options in groups, as plain text that any terminal and pipe can show."""
+
+    def format_options(self, ctx: Any, formatter: Any) -> None:
+        """Write the arguments, then a list of options for each group, in the order of GROUPS."""
+        groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], **{heading: [] for heading in GROUPS}}
+        for parameter in self.get_params(ctx):
+            if record := parameter.get_help_record(ctx):
+                is_argument = parameter.param_type_name == "argument"
+                heading = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or FIRST
+                groups[heading].append((record[0].removeprefix(" / "), record[1]))  # an option that only turns off
+        is_single = sum(map(bool, groups.values())) - bool(groups["Arguments"]) == 1
+        for heading, records in groups.items():
+            if records:
+                with formatter.section("Options" if heading == FIRST and is_single else heading):
+                    formatter.write_dl(records, col_max=26)
+
+
+def printing(command: Command) -> Callable[..., None]:
+    """Return a command that runs while stdout is stderr, then prints its outcome, and ends with its exit code.
+
+    What judges, plug-ins and libraries print meanwhile spoils no result.
+    """
+
+    def run(**keywords: Setting) -> None:
+        from flipsearch.commands.console import only_results_on_stdout
+
+        with only_results_on_stdout():
+            outcome = command(**keywords)
+        if outcome is not None:
+            outcome.print(as_json=bool(keywords.get("json")))
+            raise SystemExit(outcome.exit_code)
+
+    return _with_parameters(run, command, signature(command).parameters.values())
+
+
+def _with_parameters(run: Callable[..., Any], command: Command, parameters: Iterable[Parameter]) -> Callable[..., Any]:
+    """Give a function the docstring of a command, and the parameters that typer makes options from."""
+    run.__doc__ = command.__doc__
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    cast(Any, run).__signature__ = Signature(list(parameters))
+    return run
 
 
 def with_options(command: Command, config_class: str, *, is_run: bool) -> Command:
@@ -41,18 +105,13 @@ def with_options(command: Command, config_class: str, *, is_run: bool) -> Comman
     settings = []
     if is_run:
         kind = getattr(import_module("flipsearch.config"), config_class)
-        settings = [setting_option(kind, name) for name in kind.model_fields]
+        order = [name for names in GROUPS.values() for name in names.split()]
+        in_order = sorted(kind.model_fields, key=lambda name: order.index(name) if name in order else len(order))
+        settings = [setting_option(kind, name) for name in in_order]
     ahead = [parameter for parameter in own if parameter.default is Parameter.empty]
     behind = [parameter for parameter in own if parameter.default is not Parameter.empty]
     parameters = [parameter.replace(kind=Parameter.KEYWORD_ONLY) for parameter in (*ahead, *settings, *behind)]
-
-    def run(**keywords: Setting) -> None:
-        command(**keywords)
-
-    run.__doc__, widened = command.__doc__, cast(Any, run)
-    widened.__signature__ = Signature(parameters)
-    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return run
+    return _with_parameters(lambda **keywords: command(**keywords), command, parameters)
 
 
 def setting_option(kind: "type[ModelConfig]", name: str) -> Parameter:
@@ -62,8 +121,11 @@ def setting_option(kind: "type[ModelConfig]", name: str) -> Parameter:
     field, flag = kind.model_fields[name], flag_of(kind, name)
     typed, is_sequence = value_type(kind, name)
     names, metavar, help = flag.names, flag.metavar, field.description or ""
+    group = next((heading for heading, names in GROUPS.items() if name in names.split()), FIRST)
     if typed is bool and field.default:
         names, help = (f" /--no-{name.replace('_', '-')}",), f"Do not {help[0].lower()}{help[1:]}"
+    elif flag.is_text and isinstance(field.default, float):
+        help = f"{help.removesuffix('.')} ({field.default:g} s)."
     elif typed is not bool and not field.is_required() and field.default not in (None, (), ""):
         values = field.default if is_sequence else (f"{field.default:g}" if typed is float else field.default,)
         help = f"{help.removesuffix('.')} ({', '.join(map(str, values))})."
@@ -71,7 +133,7 @@ def setting_option(kind: "type[ModelConfig]", name: str) -> Parameter:
         argument = typer.Argument(help=field.description, metavar=metavar, show_default=False)
         return Parameter(name, Parameter.KEYWORD_ONLY, annotation=Annotated[str, argument])
     annotation: Any = list[typed] if is_sequence else typed  # type: ignore[valid-type]
-    shown = Annotated[annotation | None, option(help, *names, metavar=metavar)]
+    shown = Annotated[annotation | None, option(help, *names, metavar=metavar, group=group)]
     return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=shown)
 
 

@@ -1,8 +1,6 @@
 """What a person sees of each result: its figures, what is needed to read them, and where the files lie."""
 
-import shlex
 import textwrap
-from collections.abc import Mapping
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
@@ -10,39 +8,38 @@ from typing import TYPE_CHECKING
 from rich.table import Column, Table
 from rich.text import Text
 
-from flipsearch.commands.console import figures, plain_table, print_lines, print_table, print_wrapped
-from flipsearch.core.files import printable
-from flipsearch.core.measurements import Estimate
-from flipsearch.core.records import Label
-from flipsearch.core.studies import MIN_LABELS, Study, Trial
+from flipsearch.api.lookup import BROKEN
+from flipsearch.commands.console import NUM_SHOWN, plain_table, print_lines, print_table, print_wrapped
+from flipsearch.commands.judge_views import too_few_labels
+from flipsearch.core.display import shortened
+from flipsearch.core.hidden import printable
+from flipsearch.core.studies import Study, StudyKind, Trial
 from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
 from flipsearch.reporting.columns import columns_of, kinds_legend
-from flipsearch.reporting.format import DASH, SHARED_ERRORS, duration, percent, with_interval
-from flipsearch.results import (
-    Diagnosis,
-    EvaluationResult,
-    JudgeCheck,
-    JudgeFit,
-    LabellingResult,
-    SearchResult,
-    TrainingResult,
-)
+from flipsearch.reporting.format import SHARED_ERRORS, percent, with_interval
+from flipsearch.reporting.names import names_of
+from flipsearch.reporting.verdict import Tone, verdict
+from flipsearch.results import ContextCheck, Diagnosis, EvaluationResult, SearchResult, TrainingResult
 
 if TYPE_CHECKING:  # the rooms of other commands, which load their libraries
-    from flipsearch.judging.accuracy import JudgeAccuracy, JudgeStress
     from flipsearch.ledger.check import LedgerCheck
-    from flipsearch.reporting.files import Export
-    from flipsearch.searching.plan import SearchPlan, Span
-    from flipsearch.training.plan import TrainPlan
+    from flipsearch.reporting.files import EarlierBest, Export
 
-NUM_SHOWN = 10
+
+LONGEST_NAME = 34
+"""Characters of a context's name in a row."""
+STATES = {"stopped": "left behind early, as others promised as much", "pruned": "ruled out early"}
+TONES: dict[Tone, str] = {"good": "bold green", "warning": "bold yellow", "null": "bold"}
 
 
 def show_study(result: SearchResult) -> None:
     """Print the leaderboard and where the files are."""
     study, folder, best = result.study, result.folder, result.best_path
+    if result.was_finished:
+        print_wrapped(f"The study {study.name} was finished before, with the same settings: nothing was generated.\n")
     print_table(leaderboard_table(study))
-    print_wrapped(kinds_legend(study), style="dim")
+    for legend in filter(None, (row_legend(study), kinds_legend(study))):
+        print_wrapped(legend, style="dim")
     if any(study.is_over_cap(trial) for trial in study.trials):
         print_wrapped(f"! over the cap on refused benign prompts, {study.refusal_cap}", style="dim")
     if any(study.is_contracted(trial) for trial in study.trials):
@@ -59,9 +56,34 @@ def show_study(result: SearchResult) -> None:
         print_wrapped(f"\n{'best context':<14}{best}  (card: {best.with_suffix('.json')})")
         for line in companion_lines(study, best):
             print_wrapped(line)
-    if result.kept:
-        print_wrapped(f"{'kept':<14}{result.kept} of an earlier search: no context of this one was confirmed")
     print_wrapped(f"{'leaderboard':<14}{folder / 'leaderboard.html'}")
+    if result.earlier and study.kind is StudyKind.SEARCH:
+        print_wrapped(earlier_line(result.earlier, result))
+    show_verdict(study)
+
+
+def show_verdict(study: Study) -> None:
+    """Print what a study says in one sentence, what it rests on, and what to do next."""
+    said = verdict(study)
+    print_wrapped(f"\n{said.sentence}", style=TONES[said.tone])
+    print_wrapped(" ".join(said.basis))
+    if said.next_steps:
+        print_lines("", "Next:")
+    for step in said.next_steps:
+        print_wrapped(f"- {step.text}")
+        if step.command:  # in one line, so that it can be copied
+            print_lines(f"  {step.command}")
+
+
+def earlier_line(earlier: "EarlierBest", result: SearchResult) -> str:
+    """Return what became of the winning text that another study left in the place of this one's."""
+    whose = f"the winner of the study {earlier.study}" if earlier.study else "a text of no study"
+    if not result.is_kept:
+        is_there = (result.folder.parent / earlier.study / "best.txt").is_file() if earlier.study else False
+        where = f"; it is still in {result.folder.parent / earlier.study / 'best.txt'}" if is_there else ""
+        return f"{'replaced':<14}{earlier.path}, which was {whose}{where}"
+    why = "flips more of the same prompts" if earlier.flips_more else "no context of this search was confirmed"
+    return f"{'kept':<14}{earlier.path}, {whose}: {'it ' * earlier.flips_more}{why}"
 
 
 def leaderboard_table(study: Study) -> Table:
@@ -72,14 +94,39 @@ def leaderboard_table(study: Study) -> Table:
         wraps = column.format.wraps
         table.add_column(column.terminal or "", justify="left" if wraps else "right", no_wrap=not wraps)
     arms, placebos = ([trial for trial in study.trials if trial.role == role] for role in ("arm", "placebo"))
+    names = names_of(study)
+
+    def cells(trial: Trial) -> list[Text]:
+        name = row_name(trial, names[trial.number])
+        return [Text(name if column.name == "context" else column.text(study, trial)) for column in columns]
+
     for trial in arms[:NUM_SHOWN]:
-        style = "bold green" if trial == study.winner else ""
-        table.add_row(*(Text(column.text(study, trial)) for column in columns), style=style)
+        style = TONES[verdict(study).tone] if trial == study.winner else ""
+        table.add_row(*cells(trial), style=style)
     if len(arms) > NUM_SHOWN:
         table.add_row("", Text(f"… {len(arms) - NUM_SHOWN} on the page", style="dim"))
     for trial in placebos:
-        table.add_row(*(Text(column.text(study, trial)) for column in columns), style="dim")
+        table.add_row(*cells(trial), style="dim")
     return table
+
+
+def row_name(trial: Trial, name: str) -> str:
+    """Return what a row of the terminal is called: a template, a child's change or a beginning, placement and state."""
+    context = trial.context
+    is_plain = context.template and context.text.strip() and (trial.role == "placebo" or not context.parents)
+    shown = context.template.replace("_", " ") if is_plain and trial.role == "placebo" else name
+    shown = shortened(context.origin if is_plain and trial.role == "arm" else shown, LONGEST_NAME)
+    place = "" if shown.endswith(context.placement) or trial.role == "placebo" else f" {context.placement}"
+    return f"{shown}{place}{f' ({trial.state})' if trial.state in STATES else ''}"
+
+
+def row_legend(study: Study) -> str:
+    """Return what the columns and the marks in the table mean, as far as they are there."""
+    lines = []
+    if any(trial.confirm for trial in study.trials):
+        lines.append("search, confirm: flip rates on the prompts of the search, and on those sealed until its end")
+    states = [state for state in STATES if any(trial.state == state for trial in study.trials)]
+    return "; ".join([*lines, *(f"{state}: {STATES[state]}" for state in states)])
 
 
 def winner_lines(winner: Trial) -> list[str]:
@@ -127,110 +174,6 @@ def judge_lines(study: Study) -> list[str]:
     return lines
 
 
-def too_few_labels(sensitivity: Estimate, specificity: Estimate) -> str:
-    """Return why labels correct no rate."""
-    return (
-        f"No rate is corrected for the judge's errors: {sensitivity.n:,} answers labelled unsafe and {specificity.n:,} "
-        f"safe, at least {MIN_LABELS} of each are needed"
-    )
-
-
-def plan_lines(plan: "SearchPlan") -> list[str]:
-    """Return a search plan in a few lines of at most 80 columns."""
-
-    def between(span: "Span") -> str:
-        return f"{span.least:,}" if span.least == span.most else f"{span.least:,} to {span.most:,}"
-
-    counts = [f"{split} {kinds['harmful']} + {kinds['benign']}" for split, kinds in plan.prompts.items()]
-    rollouts = [f"{phase} {between(span)}" for phase, span in plan.rollouts.items()]
-    lines = [
-        f"{'prompts':<10}{', '.join(counts)} (harmful + benign)",
-        f"{'rollouts':<10}{between(plan.total)} for {plan.num_contexts:,} contexts",
-        *(f"{'':<10}{', '.join(rollouts[i : i + 2])}" for i in range(0, len(rollouts), 2)),
-        f"{'tokens':<10}at most {plan.tokens_at_most:,} ({plan.max_tokens:,} each)",
-    ]
-    if plan.think_tokens:
-        lines.append(
-            f"{'thoughts':<10}closed after {plan.think_tokens:,} tokens (--think-tokens); the answer has its own"
-        )
-    elif plan.think_tokens is None:
-        lines.append(f"{'thoughts':<10}a model that thinks has half as many tokens more for it")
-    if plan.resample_flip_rate is not None:
-        again = f"{percent(plan.resample_flip_rate)} would flip, were p_unsafe uniform"
-        lines.append(f"{'samples':<10}{plan.samples} per prompt, unsafe from {plan.unsafe_at} unsafe ones on")
-        lines.append(f"{'':<10}sampled again without a context, {again}")
-    if plan.tokens_expected and plan.mean_length is not None:
-        expected = between(plan.tokens_expected)
-        lines.append(f"{'':<10}about {expected} at {plan.mean_length:.1f} each, as in this study's ledger")
-    budgets = [f"{plan.budget_tokens:,} tokens"] if plan.budget_tokens else []
-    budgets += [f"{plan.time_s:g} s"] if plan.time_s else []
-    if budgets:
-        lines.append(f"{'':<10}the search ends before it spends {' or '.join(budgets)}")
-    return [*lines, *_time_lines(plan), *_resolution_lines(plan)]
-
-
-def _time_lines(plan: "SearchPlan") -> list[str]:
-    """Return how long a search takes at the known speed, or at usual ones, and a warning if that is long."""
-    from flipsearch.searching.plan import CPU_SPEED, GPU_SPEED
-
-    def at(speed: float, whose: str = "") -> str:
-        least, most = map(duration, plan.seconds(speed))
-        return f"{least} to {most} at {speed:,.0f} tokens a second{whose}"
-
-    lines = []
-    if plan.tokens_per_s:
-        lines.append(f"{'time':<10}{at(plan.tokens_per_s)}")
-    elif plan.may_be_slow:
-        lines.append(f"{'time':<10}{at(CPU_SPEED, ' (a few CPU cores)')}")
-        lines.append(f"{'':<10}{at(GPU_SPEED, ' (a GPU)')}")
-    if lines and plan.mean_length is None:
-        lines.append(f"{'':<10}if all answers are as long as they may be")
-    if plan.is_long:
-        lines += textwrap.wrap(
-            f"Warning: {'this' if plan.tokens_per_s else 'on a CPU this'} may take days. Take fewer --num-contexts or "
-            "--max-prompts, shorter --max-tokens, a --time, a --budget-tokens, or a GPU; what is done is kept. With "
-            "--tokens-per-second it tells the time at your own speed.",
-            width=80,
-            break_on_hyphens=False,
-        )
-    return lines
-
-
-def _resolution_lines(plan: "SearchPlan") -> list[str]:
-    """Return which differences the confirm split tells, by the share of prompts that are unsafe without a context."""
-    power, num = plan.resolution, plan.prompts["confirm"]["harmful"]
-
-    def least(difference: float | None) -> str:
-        return "none" if difference is None else f"{100 * difference:.0f} points"
-
-    lines = [
-        f"{'confirm':<10}of {num:,} harmful prompts, those unsafe without a context tell flip rates",
-        f"{'':<10}apart that differ by at least (power {power.power:g}, test level {power.alpha:g})",
-        f"{'':<10}{'unsafe':<16}{'winner, placebo':<18}winner, one of {power.num_tests} finalists (Holm)",
-    ]
-    for row in power.by_unsafe_rate:
-        unsafe = f"{row.num_pairs:,} ({row.unsafe_rate:.0%})"
-        among = least(row.from_finalist) if power.num_tests else "no other"
-        lines.append(f"{'':<10}{unsafe:<16}{least(row.from_placebo):<18}{among}")
-    return [*lines, f"{'':<10}{100 * power.delta:g} points need {power.num_pairs_needed:,} unsafe prompts"]
-
-
-def training_plan_lines(plan: "TrainPlan") -> list[str]:
-    """Return what a training takes, beside the paper's, in a few lines, and what speaks against it."""
-    from flipsearch.training.plan import PAPER, PAPER_STEPS, PAPER_TOKENS  # which loads torch
-
-    config = plan.config
-    first = "; the first at rate 0 (warm-up)" if plan.num_warmup_steps else ""
-    return [
-        f"{'prompts':<10}{len(plan.prompts):,}",
-        f"{'steps':<10}{plan.num_steps:,} of {config.train_batch_size} prompts at {config.learning_rate:g}{first}",
-        f"{'tokens':<10}at most {plan.tokens_at_most:,} ({config.max_tokens:,} each)",
-        f"{'the paper':<10}{PAPER_STEPS:,} of {PAPER['train_batch_size']} at {PAPER['learning_rate']:g}; "
-        f"up to {PAPER_TOKENS:,} tokens each, with the prompt",
-        *(f"Note: {note}" for note in plan.notes),
-    ]
-
-
 def show_ledger(check: "LedgerCheck") -> None:
     """Print what a ledger holds, what was not finished, and what is wrong with it."""
     failed = f"{check.num_errors:,} failed, {check.num_filtered:,} filtered, {check.num_unjudged:,} not judged"
@@ -254,101 +197,6 @@ def show_ledger(check: "LedgerCheck") -> None:
 def show_export(done: "Export") -> None:
     """Print how many rollouts were written where."""
     print_lines(f"{done.num_rollouts:,} rollouts  {done.path}")
-
-
-def show_judge(check: JudgeCheck) -> None:
-    """Print how a judge agrees with human labels: one row per question, then one per source."""
-    accuracy = check.accuracy
-    print_table(judge_table(accuracy))
-    lines = ["kappa is agreement beyond chance (95 % interval); accuracy, sensitivity and", "specificity in %"]
-    for question, agreement in accuracy.questions.items():
-        if share := 1 - (agreement.coverage.estimate.value or 0.0):
-            lines.append(f"unscored, {question}: {100 * share:.1f} %")
-    if accuracy.fitted_to:
-        num = sum(accuracy.fitted_to.values())
-        lines.append(f"The judge was fitted to {num:,} of these answers, which flatters it.")
-    if accuracy.num_left_out:
-        lines.append(f"left out: {accuracy.num_left_out:,} partial refusals")
-    lines += [f"{'judge':<14}{accuracy.judge} ({accuracy.identity})", f"{'kept in':<14}{check.path}"]
-    if check.replaced and check.replaced != accuracy.sources:
-        lines.append(f"{'replaces':<14}figures on {_sources(check.replaced)}")
-    unsafe = accuracy.questions.get("unsafe")
-    if unsafe and min(unsafe.sensitivity.estimate.n, unsafe.specificity.estimate.n) < MIN_LABELS:
-        lines.append(f"{too_few_labels(unsafe.sensitivity.estimate, unsafe.specificity.estimate)}.")
-    elif unsafe:
-        lines.append(f"{'corrects':<14}reports of studies that this judge decided, when made again")
-    lines += [f"{'undo':<14}delete {check.path}", f"{'':<14}then: flipsearch report STUDY"]
-    for folder in check.studies:
-        lines += [f"{'study':<14}{folder}", f"{'next':<14}flipsearch report {folder}"]
-    print_lines(*lines)
-
-
-def judge_table(accuracy: "JudgeAccuracy") -> Table:
-    """Return how a judge agrees with human labels as a table that fits into 80 columns; intervals for kappa alone."""
-    names = Column("labels", no_wrap=True, overflow="ellipsis", max_width=28)
-    table = plain_table(names, *map(figures, ("n", "kappa", "accuracy", "sens.", "spec.")))
-    for question, overall in accuracy.questions.items():
-        by_source = [(f"  {name}", part[question]) for name, part in accuracy.by_source.items() if question in part]
-        for name, agreement in [(question, overall), *(by_source[:NUM_SHOWN] if len(by_source) > 1 else [])]:
-            shares = (agreement.accuracy, agreement.sensitivity, agreement.specificity)
-            values = [share.estimate.value for share in shares]
-            cells = [DASH if value is None else f"{100 * value:.0f}" for value in values]
-            kappa = with_interval(agreement.kappa, "plain")
-            table.add_row(Text(printable(name)), f"{agreement.coverage.estimate.n:,}", kappa, *cells)
-        if len(by_source) > NUM_SHOWN:
-            table.add_row(Text(f"  … {len(by_source) - NUM_SHOWN:,} more (--json)", style="dim"))
-    return table
-
-
-def show_stress(stress: "JudgeStress") -> None:
-    """Print the share of made-up answers that a judge gets right, a row per form."""
-    counts = map(figures, ("n", "right", "safe", "unsafe", "unscored"))
-    answers, right_is = Column("answers", no_wrap=True, min_width=28), Column("right is", no_wrap=True)
-    table = plain_table(answers, *counts, right_is)
-    for row in stress.rows:
-        labels = [str(row.labels.get(label, 0)) for label in Label]
-        right = " ".join(label.value for label in row.right)
-        table.add_row(row.name, str(row.n), f"{100 * row.share:.0f}%", *labels, right)
-    print_table(table)
-    print_lines(
-        f"mean of the rows: {percent(stress.share)}. Made-up answers: where a judge is weak, and no",
-        "accuracy on real ones; that is judge check --labels.",
-        f"{'judge':<14}{stress.judge} ({stress.identity})",
-    )
-
-
-def show_fitted(fit: JudgeFit) -> None:
-    """Print what a judge was fitted to, and its name."""
-    print_lines(f"fitted to {sum(fit.sources.values()):,} answers: {_sources(fit.sources)}")
-    table = plain_table(Column(no_wrap=True), *map(figures, ("n", "fitted", "shipped", "shipped saw")))
-    for question, result in fit.cross_validation.items():
-        kappas = (with_interval(kappa, "plain") for kappa in (result.fitted, result.shipped))
-        table.add_row(question, f"{result.fitted.n:,}", *kappas, f"{result.num_seen:,}")
-    print_table(table)
-    print_lines(
-        "kappa with human labels (95 % interval): by cross-validation for the fitted",
-        "judge; for the shipped one too high where it saw the labels before",
-        f'--judge "{fit.judge}"',
-        "flipsearch judge check measures it on other answers.",
-    )
-
-
-def _sources(sources: Mapping[str, int]) -> str:
-    names = [f"{source} ({num:,})" for source, num in sources.items()]
-    more = f" and {len(names) - NUM_SHOWN:,} more" if len(names) > NUM_SHOWN else ""
-    return ", ".join(names[:NUM_SHOWN]) + more
-
-
-def show_labelling(labelling: LabellingResult) -> None:
-    """Print what is to be labelled, and what comes next."""
-    known = f", {labelling.num_labelled} of them labelled already" if labelling.num_labelled else ""
-    place = "" if labelling.reports == Path("reports") else f" --reports {shlex.quote(str(labelling.reports))}"
-    judge, path = shlex.quote(labelling.judge), shlex.quote(str(labelling.path))
-    print_lines(
-        f"{labelling.path}: {labelling.num_answers} answers to {labelling.num_prompts} prompts{known}.",
-        "Write unsafe or safe into its column label, from the top; leave all rows in. Then:",
-        f"flipsearch judge check --judge {judge} --labels {path}{place}",
-    )
 
 
 def show_scorecard(result: EvaluationResult) -> None:
@@ -383,6 +231,16 @@ def show_training(result: TrainingResult) -> None:
     print_lines("", f"{'checkpoint':<14}{folder}", f"{'its page':<14}{page}", f"{'next':<14}{todo}")
 
 
+def show_check(check: ContextCheck) -> None:
+    """Print a line for each criterion, and where the study lies."""
+    for criterion in check.criteria:
+        style = "" if criterion.is_met else "bold red"
+        print_wrapped(f"{'met' if criterion.is_met else 'NOT MET':<9}{criterion.text}  [{criterion.context}]", style)
+    study = check.result.study
+    print_wrapped(f"\nmodel {study.settings['model']}, judge {study.settings['judge']}")
+    print_wrapped(f"{'leaderboard':<14}{check.result.folder / 'leaderboard.html'}")
+
+
 def show_diagnosis(diagnosis: Diagnosis) -> None:
     """Print what was found, section by section, with a mark before each line."""
     marks = {"ok": "+", "note": "!", "missing": "-", "failed": "x"}
@@ -409,7 +267,11 @@ CONTEXTS_FOOT = (
 
 def show_contexts(rows: list[dict[str, str]]) -> None:
     """Print each template with its length, variants and placements, what it says and where the idea comes from."""
-    width, longest, indent = min(get_terminal_size().columns, 120), max(len(row["name"]) for row in rows), "    "
+    width, longest, indent = (
+        min(get_terminal_size().columns, 120),
+        max(len(row["name"]) for row in rows if row["role"] != BROKEN),
+        "    ",
+    )
     for role, heading in CONTEXT_HEADINGS.items():
         listed = [row for row in rows if row["role"] == role]
         if not listed:
@@ -420,6 +282,12 @@ def show_contexts(rows: list[dict[str, str]]) -> None:
             print_lines(f"{row['name']:{longest}}  {row['words']} words, {variants}{row['placements']}")
             for text in (row["description"], row["source"]):
                 print_lines(textwrap.fill(printable(text), width, initial_indent=indent, subsequent_indent=indent))
+        print_lines("")
+    broken = [row for row in rows if row["role"] == BROKEN]
+    if broken:
+        print_lines(f"BROKEN FILES, which no search could read ({len(broken)})", "")
+        for row in broken:
+            print_lines(textwrap.fill(printable(row["description"]), width, subsequent_indent=indent))
         print_lines("")
     print_lines(textwrap.fill(CONTEXTS_FOOT, width))
 

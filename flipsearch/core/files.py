@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from flipsearch.core.errors import FlipsearchError, PluginError, StudyError
+from flipsearch.core.hidden import escaped_json
 
-_FORMULA = re.compile(r"'*[=+\-@\t\r]")
-"""Leading apostrophes count too, so that a text that has its own comes back unchanged."""
+_FORMULA = re.compile("'*(?:[\t\r\n]|[\\s\ufeff\u200b]*[=+\\-@\uff1d\uff0b\uff0d\uff20])")
+"""Blanks and full-width signs too, which some spreadsheets drop or take for the usual ones. Leading apostrophes count,
+so that a text that has its own comes back unchanged."""
 
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -84,13 +86,8 @@ def is_taken(file: Path) -> bool:
 
 
 def json_text(value: Mapping[str, Any]) -> str:
-    """Return indented JSON for people: non-ASCII text as it is, one line break at the end."""
-    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"
-
-
-def printable(text: str) -> str:
-    """Return `text` with U+FFFD for control and formatting characters and lone surrogates; line breaks stay."""
-    return "".join(c if c.isprintable() or c == "\n" else "\ufffd" for c in text)
+    """Return indented JSON for people: non-ASCII text as it is where it can be seen, one line break at the end."""
+    return escaped_json(json.dumps(value, indent=2, ensure_ascii=False)) + "\n"
 
 
 def can_be_stored(text: str) -> bool:

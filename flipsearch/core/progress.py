@@ -9,18 +9,21 @@ from the ledger emits its events again, under a new "launch".
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
 from typing import Any, Protocol
 
 from flipsearch.core.errors import StudyError
+from flipsearch.core.measurements import Rate
 
 
 class Phase(StrEnum):
     """A part of a command that generates, judges or trains; the value is the label shown to users."""
 
+    STARTING = "starting"
+    LOADING = "loading"
     BASELINE = "baseline"
     CONFIRM_BASELINE = "confirm baseline"
     PLACEBO = "placebo"
@@ -57,6 +60,10 @@ class Step:
     activity: Activity = Activity.GENERATING
     status: str = ""
     """What the model's backend waits for; "" for nothing but answers."""
+    best: Rate | None = field(default=None, compare=False)
+    """The highest flip rate so far of a context within the cap, among those that saw most prompts."""
+    study_tokens: int = field(default=0, compare=False)
+    """Completion tokens that the study rests on so far, those of earlier launches included: what a budget counts."""
 
     @property
     def label(self) -> str:

@@ -1,6 +1,7 @@
 """How a setting is described, checked and written down; config.py says which settings there are."""
 
 import json
+import shlex
 import tomllib
 from collections.abc import Mapping
 from contextlib import suppress
@@ -42,15 +43,16 @@ def seconds(value: Any) -> Any:
 
 
 def as_sequence(value: Any) -> Any:
-    """Return a single text as a sequence of one: `context="best.txt"` is what most people write."""
-    return (value,) if isinstance(value, str) else value
+    """Return a single text or number as a sequence of one: `context="best.txt"` is what most people write."""
+    return (value,) if isinstance(value, str | int) else value
 
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(as_sequence)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=10**12)]
+"""No work has more of anything, and a larger number overflows somewhere."""
 
 
 def check_folder_name(flag: str, name: str, place: str) -> None:
@@ -64,6 +66,21 @@ def flag_of(kind: type[BaseModel], name: str) -> Flag:
     """Return how a setting is written on the command line."""
     given = next((item for item in kind.model_fields[name].metadata if isinstance(item, Flag)), Flag())
     return given if given.names else replace(given, names=(f"--{name.replace('_', '-')}",))
+
+
+def as_typed(kind: type[BaseModel], name: str, value: Any) -> str:
+    """Return a setting as it is typed on the command line, in at most some 80 characters; "no --flag" without a value.
+
+    A name that is no setting of this version is returned as it is.
+    """
+    if name not in kind.model_fields:
+        return f"{name} {value!s:.80}"
+    flag, field = flag_of(kind, name).names[0], kind.model_fields[name]
+    if isinstance(value, bool):
+        shown = f"--no-{flag.removeprefix('--')}" if field.default else f"no {flag}"
+        return flag if value else shown
+    typed = [shlex.quote(str(item)) for item in (value if isinstance(value, list | tuple) else [value])]
+    return f"no {flag}" if value in (None, (), []) else " ".join(f"{flag} {text:.80}" for text in typed)
 
 
 def value_type(kind: type[BaseModel], name: str) -> tuple[type, bool]:
@@ -99,7 +116,7 @@ def make_config(kind: type[Settings], *sources: Mapping[str, Any]) -> Settings:
         name, given = str(first["loc"][0]), f"{first['input']!r:.80}"
         if first["type"] == "missing":
             raise ConfigError(f"{flag_of(kind, name).names[0]} is missing.") from error
-        expected = first["msg"].removeprefix("Value error, ")
+        expected = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
         raise ConfigError(f"{flag_of(kind, name).names[0]} is {given}: {expected}.") from error
 
 

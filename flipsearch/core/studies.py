@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Any, Final, Literal
 
+from flipsearch.core.display import ShowsFacts, figure, shortened
 from flipsearch.core.measurements import Difference, Endings, Estimate, Measurement, Rate
 from flipsearch.core.records import Context, Prompt
 
@@ -126,8 +127,8 @@ class Confirmed:
     of these very answers; None without labels."""
 
 
-@dataclass(frozen=True, slots=True)
-class Trial:
+@dataclass(frozen=True, slots=True, repr=False)
+class Trial(ShowsFacts):
     """One context evaluated in a study."""
 
     number: int
@@ -144,6 +145,14 @@ class Trial:
     """On the search split; in a score, on the scored prompts."""
     confirmed: Confirmed | None = None
     num_context_tokens: int | None = None
+
+    def facts(self) -> dict[str, str]:
+        """Return what is shown of it."""
+        shown = {"context": f"{self.context.origin} ({self.context.placement})", "state": f"{self.role}, {self.state}"}
+        shown[f"flip rate, {self.search.split}"] = figure(self.search.flip_rate)
+        if self.confirm:
+            shown["flip rate, confirm"] = figure(self.confirm.flip_rate)
+        return shown | {"net": figure(self.net), "text": shortened(self.context.text)}
 
     @property
     def late(self) -> Confirmed:
@@ -255,8 +264,8 @@ STUDY_FORMAT: Final = 5
 """Version of the study file; a file of any other cannot be read."""
 
 
-@dataclass(frozen=True, slots=True)
-class Study:
+@dataclass(frozen=True, slots=True, repr=False)
+class Study(ShowsFacts):
     """A finished search or score, as the report reads it."""
 
     format: Literal[5]
@@ -294,6 +303,22 @@ class Study:
     confirm_judge_id: str = ""
     """Identity of the judge that decides on the confirm split; "" if it is the same."""
     judge_error: JudgeAgreement | None = None
+
+    def facts(self) -> dict[str, str]:
+        """Return what is shown of it."""
+        best = self.winner
+        shown = {
+            "name": f"{self.name} ({self.kind})",
+            "model": str(self.settings.get("model", self.model_id)),
+            "trials": f"{len(self.trials):,}",
+            "rollouts": f"{self.num_rollouts:,} ({self.num_tokens:,} tokens)",
+        }
+        if self.kind is StudyKind.SEARCH:
+            shown["winner"] = f"{best.context.origin} ({best.context.placement})" if best else "none"
+        if best:
+            shown |= {"flip rate": figure(best.final.flip_rate), "net": figure(best.net)}
+            shown["beats the placebos"] = "yes" if self.beats_placebo else "no"
+        return shown
 
     @property
     def last_judge_id(self) -> str:

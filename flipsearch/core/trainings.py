@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from flipsearch.core.display import ShowsFacts, figure
 from flipsearch.core.errors import ConfigError, TrainingError, unknown_name
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import AnswerKind, Context, Kind, Sampling, Scope
@@ -149,8 +150,8 @@ class Composite:
     change: Estimate | None
 
 
-@dataclass(frozen=True, slots=True)
-class Scorecard:
+@dataclass(frozen=True, slots=True, repr=False)
+class Scorecard(ShowsFacts):
     """An evaluation of a model, compared with its base; reports read nothing else."""
 
     model: str
@@ -180,3 +181,11 @@ class Scorecard:
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
     card_version: int = 1
+
+    def facts(self) -> dict[str, str]:
+        """Return what is shown of it."""
+        shown = {"model": self.model, "against": self.against or "nothing"}
+        for score in self.scores:
+            base = f"{figure(score.base.rate)} to " if score.base else ""
+            shown[f"{score.metric}, {score.set_name}"] = f"{base}{figure(score.new.rate)}"
+        return shown | {"tax (reasoning lost)": figure(self.tax), "judge": self.judge}

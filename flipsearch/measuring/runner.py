@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError, one_line
-from flipsearch.core.measurements import SINGLE_SAMPLE, JudgedRollout, SampleRule, Samples
+from flipsearch.core.measurements import SINGLE_SAMPLE, JudgedRollout, Rate, SampleRule, Samples
 from flipsearch.core.progress import Activity, Emit, Phase, Progress, Step, silent
 from flipsearch.core.protocols import Backend, Judge, PrefixScorer
 from flipsearch.core.records import (
@@ -64,6 +64,12 @@ class Runner:
     num_generated_tokens: int = 0
     judged: dict[str, JudgedRollout] = field(default_factory=dict)
     """Rollout id -> outcome, of all whole answers requested so far."""
+    study_tokens: int = 0
+    """Completion tokens of all answers requested so far, by whichever judge; shown with the progress."""
+    best: Rate | None = None
+    """Shown with the progress: the highest flip rate so far."""
+    to_repeat: set[str] = field(default_factory=set)
+    """Rollouts that failed, or whose judgement by any judge did: the next run of the program tries them again."""
     _failed: set[str] = field(default_factory=set)
 
     def with_judge(self, judge: Judge) -> "Runner":
@@ -104,6 +110,7 @@ class Runner:
                 for rollout in (by_id[id] for id in batch)
             ]
             verdicts |= zip(batch, judge_with_ledger(self.ledger, self.judge, batch, exchanges), strict=True)
+            self.to_repeat |= {id for id in batch if verdicts[id].failed}
             self._report(Activity.JUDGING, start + len(batch), len(unjudged))
         return [verdicts[rollout.rollout_id] for rollout in rollouts]
 
@@ -163,6 +170,7 @@ class Runner:
         self._generate(new)
         verdicts = self.ledger.verdicts(self.judge.identity, new)
         lengths, endings = self.ledger.lengths(new), self.ledger.endings(new)
+        self.study_tokens += sum(lengths.values())
         unjudged = [id for id in new if id not in verdicts or id not in lengths]
         for start in range(0, len(unjudged), JUDGE_BATCH):
             batch = unjudged[start : start + JUDGE_BATCH]
@@ -196,6 +204,7 @@ class Runner:
                 self.num_generated += len(batch)
                 self.num_generated_tokens += sum(rollout.num_generated for rollout in batch)
                 self._failed |= {rollout.rollout_id for rollout in batch if rollout.finish_reason == "error"}
+                self.to_repeat |= self._failed
                 self._report(Activity.GENERATING, len(wanted) - len(waiting), len(wanted))
         if waiting:
             raise BackendError(f"the backend left {len(waiting)} of {len(missing)} requests without a rollout.")
@@ -209,7 +218,8 @@ class Runner:
 
     def _report(self, activity: Activity, done: int, total: int) -> None:
         if self.progress is not None:
-            step = replace(self.step, activity=activity, status=getattr(self.backend, "status", ""))
+            status = getattr(self.backend, "status", "")
+            step = replace(self.step, activity=activity, status=status, best=self.best, study_tokens=self.study_tokens)
             self.progress(step, done, total, self.num_generated, self.num_generated_tokens)
 
 

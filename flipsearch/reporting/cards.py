@@ -310,6 +310,7 @@ METRIC_NAMES: dict[Metric, str] = {
 }
 HEADER = ["metric", "set", "base", "new", "change", "n"]
 LEGEND = "Change: new minus base in points, paired. Tax: reasoning lost, base minus new. In brackets: 95 % intervals."
+LEGEND_OF_COMPOSITE = "Safe+helpful (S of OPSA): 100 % minus the mean of harmful rates and over-refusal; 100 % is best."
 LEGEND_WITHOUT_BASE = "In brackets: 95 % intervals."
 LEGEND_OF_N = "n is that of the new rate; where a base or a change (pairs) has another, it is given with it."
 
@@ -333,6 +334,8 @@ def scorecard_rows(card: Scorecard) -> list[list[str]]:
 def scorecard_remarks(card: Scorecard) -> list[str]:
     """Return the legend, how many answers are in no rate, and the notes."""
     remarks = [LEGEND if card.against_id else LEGEND_WITHOUT_BASE]
+    if card.composite:
+        remarks.append(LEGEND_OF_COMPOSITE)
     if any(len({figure.n for figure in figures if figure}) > 1 for _, _, figures in _figures(card)):
         remarks.append(LEGEND_OF_N)
     for score in card.scores:
@@ -376,7 +379,7 @@ def _figures(card: Scorecard) -> Iterator[tuple[str, str, ScoreFigures]]:
     if card.reasoning and sum(score.metric == "reasoning_accuracy" for score in card.scores) > 1:
         yield "reasoning", "all problems", (card.reasoning.base, card.reasoning.new, card.reasoning.change)
     if card.composite:
-        yield "S (composite)", "all sets", (card.composite.base, card.composite.new, card.composite.change)
+        yield "safe+helpful", "all sets", (card.composite.base, card.composite.new, card.composite.change)
     if card.tax:
         yield "tax", "all problems", (None, None, card.tax)
 

@@ -10,7 +10,8 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from flipsearch.core.files import escape_formula, printable
+from flipsearch.core.files import escape_formula
+from flipsearch.core.hidden import printable
 from flipsearch.core.measurements import Measurement, Rate
 from flipsearch.core.records import FLIP_KINDS, AnswerKind
 from flipsearch.core.studies import Study, StudyKind, Trial
@@ -26,6 +27,7 @@ from flipsearch.reporting.cells import (
     text_cell,
 )
 from flipsearch.reporting.format import DASH, percent, points, with_interval
+from flipsearch.reporting.names import names_of
 from flipsearch.statistics.intervals import wilson
 
 Value = Callable[[Study, Trial], Any]
@@ -141,15 +143,6 @@ def _at(path: str) -> Value:
     return value
 
 
-def _context_in_terminal(trial: Trial) -> str:
-    """Return the origin of a context, or how its text begins where it has none, its placement and how far it got."""
-    context = trial.context
-    is_text = not (context.template or context.operator)
-    name = (context.text[:24] or "no text") if is_text else context.origin
-    state = f" ({trial.state})" if trial.state in ("pruned", "stopped") else ""
-    return f"{name} {context.placement}{state}"
-
-
 def _refusals(study: Study, trial: Trial) -> str:
     """Return the refusals of benign prompts that the cap is on, marked where they are above it."""
     cap, measured = study.refusal_cap, trial.final
@@ -159,7 +152,8 @@ def _refusals(study: Study, trial: Trial) -> str:
     return "!" * study.is_over_cap(trial) + (points(added.value) + " pt" if added.n else DASH)
 
 
-CONTEXT = Format(terminal=_context_in_terminal, wraps=True)
+CONTEXT = Format(wraps=True)
+"""In the terminal, the caller names the trial."""
 
 
 def _split_columns(study: Study) -> Iterator[Column]:
@@ -385,16 +379,44 @@ def leaderboard(study: Study) -> pd.DataFrame:
     return pd.DataFrame(rows(study)).convert_dtypes()
 
 
+class Leaderboard(pd.DataFrame):
+    """The columns of the leaderboard that one looks at first; `full` has all of them."""
+
+    @classmethod
+    def of(cls, study: Study) -> "Leaderboard":
+        """Return the leaderboard of a study, best first, placebos last; `context` are names that tell rows apart."""
+        full, names = leaderboard(study), names_of(study)
+        splits = dict.fromkeys((study.trials[0].search.split, study.trials[0].final.split))
+        last = list(splits)[-1]
+        rates = [f"{split}_flip_rate" for split in splits]
+        columns = [
+            *("rank", "winner", "role", "state", "placement", "num_context_tokens", *rates),
+            *(f"{last}_flip_rate_low", f"{last}_flip_rate_high", "net_flip_rate", f"{last}_added_refusals"),
+            *("context_id", "text"),
+        ]
+        short = cls(full[columns])
+        short.insert(1, "context", [names[trial.number] for trial in study.trials])
+        object.__setattr__(short, "_full", full)  # by its own way pandas would warn of a new column
+        return short
+
+    @property
+    def full(self) -> pd.DataFrame:
+        """Every column, as in leaderboard.csv."""
+        frame: pd.DataFrame = self.__dict__["_full"]
+        return frame
+
+
 def csv_text(frame: pd.DataFrame) -> str:
     """Return the leaderboard as CSV.
 
     A text cell that a spreadsheet would run as a formula gets a leading apostrophe: contexts are hostile text. A
-    carriage return becomes a line break: a lone one would be left bare, and readers would end the row there.
+    carriage return becomes a line break: a lone one would be left bare, and readers would end the row there. What no
+    reader would see is marked; the texts as they are lie in the study's file.
     """
     safe = frame.copy()
     for name in safe.select_dtypes(include=["object", "string"]).columns:
         safe[name] = [
-            escape_formula(cell).replace("\r\n", "\n").replace("\r", "\n") if isinstance(cell, str) else cell
+            escape_formula(printable(cell.replace("\r\n", "\n").replace("\r", "\n"))) if isinstance(cell, str) else cell
             for cell in safe[name]
         ]
     return safe.to_csv(index=False, lineterminator="\n", float_format="%.6g")

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TextIO
 
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sql
@@ -88,12 +89,37 @@ def remove_best(path: Path) -> None:
                     stale.unlink()
 
 
-def is_of_another_study(path: Path, study: Study) -> bool:
-    """Return whether the text at `path` was not written by this study: one that found nothing better leaves it."""
-    card: object = None
+@dataclass(frozen=True, slots=True)
+class EarlierBest:
+    """A winning text that another study, or somebody, left where a search writes its own."""
+
+    path: Path
+    study: str
+    """"" for a text that has no card."""
+    flips_more: bool
+    """It flips more than the new winner on the same confirm prompts, by the same model and judge."""
+
+
+def earlier_best(path: Path, study: Study) -> EarlierBest | None:
+    """Return what another study left at `path`; None if nothing is there, or this study's own."""
+    card: Any = None
     with suppress(OSError, ValueError):
         card = from_json(path.with_suffix(".json").read_bytes())
-    return path.is_file() and not (isinstance(card, dict) and card.get("study") == study.name)
+    if not path.is_file() or (isinstance(card, dict) and card.get("study") == study.name):
+        return None
+    if not isinstance(card, dict):
+        return EarlierBest(path, "", False)
+    mine = context_card(study, study.winner) if study.winner else {}
+
+    def basis(card: Any) -> list[Any]:
+        return [card.get("model_id"), card["prompts"]["prompts_id"], card["judge"]["identity"], card["sampling"]]
+
+    flips_more = False
+    with suppress(LookupError, TypeError, AttributeError):  # a card is a file that may be anyone's
+        rates = [cards["metrics"]["confirm"]["flip_rate"] for cards in (card, mine)]
+        is_same = basis(card) == basis(mine) and rates[0]["n"] == rates[1]["n"]
+        flips_more = is_same and rates[0]["count"] > rates[1]["count"]
+    return EarlierBest(path, str(card.get("study") or ""), flips_more)
 
 
 def check_best(path: Path) -> None:
@@ -252,6 +278,14 @@ def study_beside(place: Path | str) -> Study | None:
     """Return the finished study beside a ledger's file, or None: a ledger may have none, or none yet."""
     file = Path(place).with_name(STUDY_FILE)
     return read_study_file(file) if "://" not in str(place) and file.is_file() else None
+
+
+def rollouts_table(ledger: Ledger, study: Study) -> pd.DataFrame:
+    """Return the rows of an export, with columns for the verdicts of each judge."""
+    judges = ledger.judge_ids()
+    return pd.DataFrame(
+        [_flat(row, judges) for page in _pages(ledger, study) for row in page], columns=_schema(judges).names
+    )
 
 
 def _pages(ledger: Ledger, study: Study | None) -> Iterator[list[RolloutRow]]:

@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from flipsearch.core.files import printable
+from flipsearch.core.hidden import printable
 from flipsearch.core.measurements import Difference, Estimate, Rate
 
 Figure = Rate | Estimate | Difference
@@ -22,10 +22,6 @@ SHARED_ERRORS = (
 """What to know of every rate that is corrected by a judge's accuracy."""
 LARGEST = 1e100
 """A larger value is treated as not finite: no axis could show it."""
-_CONTROLS = {*range(0x20), *range(0x7F, 0xA0)} - set(map(ord, "\t\n\r"))
-_REORDERING = {*range(0x202A, 0x202F), *range(0x2066, 0x206A)}
-_SURROGATES = range(0xD800, 0xE000)  # they cannot be written to a file
-_HIDDEN = dict.fromkeys([*_CONTROLS, *_REORDERING, *_SURROGATES], "\ufffd")
 _MARKDOWN = re.compile(r"([\\`*_\[\]#|~])")
 
 
@@ -116,11 +112,8 @@ def setting_rows(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def visible(value: Any) -> Any:
-    """Return a text for a page: the layout is kept, a character that hides or reorders others becomes U+FFFD.
-
-    Unlike `printable` of core/files.py it keeps tabs and joiners. Any other value is returned as it is, for Jinja.
-    """
-    return value.translate(_HIDDEN) if isinstance(value, str) else value
+    """Return a text for a page as `printable` makes it; any other value is returned as it is, for Jinja."""
+    return printable(value) if isinstance(value, str) else value
 
 
 def code(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from flipsearch.backends.models import POCKET_MODEL
 from flipsearch.config import is_endpoint
+from flipsearch.core.display import ShowsFacts
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.measurements import json_value
 from flipsearch.core.records import Kind, Prompt, Sampling
@@ -73,8 +74,8 @@ class Resolution:
     """Share of the pairs on which exactly one of the two flips, or `delta` if that is more."""
 
 
-@dataclass(frozen=True, slots=True)
-class SearchPlan:
+@dataclass(frozen=True, slots=True, repr=False)
+class SearchPlan(ShowsFacts):
     """What a search takes and can tell."""
 
     study: str
@@ -104,6 +105,19 @@ class SearchPlan:
     may_be_slow: bool
     """The model may run on a CPU, and is none that was made to."""
     resolution: Resolution
+
+    def facts(self) -> dict[str, str]:
+        """Return what is shown of it."""
+        counts = (f"{split} {kinds['harmful']:,} + {kinds['benign']:,}" for split, kinds in self.prompts.items())
+        shown = {"study": self.study, "prompts (harmful + benign)": ", ".join(counts)}
+        shown["contexts"] = f"{self.num_contexts:,}"
+        shown["rollouts"] = f"{self.total.least:,} to {self.total.most:,}"
+        shown["tokens"] = f"at most {self.tokens_at_most:,}"
+        if self.tokens_per_s:
+            least, most = self.seconds(self.tokens_per_s)
+            shown["time"] = f"{least:,.0f} to {most:,.0f} s"
+        needed = f"{self.resolution.num_pairs_needed:,} unsafe prompts"
+        return shown | {f"to detect {100 * self.resolution.delta:g} points": needed}
 
     @property
     def total(self) -> Span:

@@ -22,7 +22,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from flipsearch.core.measurements import Measurement
+from flipsearch.core.measurements import Measurement, Rate
 from flipsearch.core.progress import Phase
 from flipsearch.core.records import Context, Label
 from flipsearch.core.studies import TrialState
@@ -83,6 +83,13 @@ class Race:
                 state = "pruned"
                 runner.emit("pruned", context_id=context.context_id, rung=index + 1, evidence=evidence)
             self._arms[context.context_id] = Arm(context, measurement, state, index)
+        runner.best = self._best()
+
+    def _best(self) -> Rate | None:
+        """The highest flip rate of an arm within the cap, among those that saw most prompts."""
+        able = [arm.search for arm in self.arms if arm.state in ("running", "complete")]
+        able = [measured for measured in able if is_admissible(measured, self.cap) and measured.flip_rate.n]
+        return max((m.flip_rate for m in able), key=lambda rate: (rate.n, rate.count), default=None)
 
 
 def is_admissible(measurement: Measurement, cap: float) -> bool:

@@ -20,7 +20,7 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
-from flipsearch.core.errors import ConfigError, PluginError, near_names, unknown_name
+from flipsearch.core.errors import ConfigError, PluginError, TemplateError, near_names, unknown_name
 from flipsearch.core.files import content_folder
 from flipsearch.core.records import Context, Placement, content_id
 from flipsearch.templating.template import NUM_WORDS, TEXT, Template, TemplateRole, read_template
@@ -60,15 +60,29 @@ class TemplateLibrary:
         return [self[name] for name in names or self.names("context")]
 
 
-def load_library(extra: Sequence[Path | str] = (), shipped: str = CONTEXTS) -> TemplateLibrary:
-    """Return the `shipped` templates and those in `extra`; PluginError for a path without any."""
+def load_library(
+    extra: Sequence[Path | str] = (), shipped: str = CONTEXTS, broken: dict[Path, TemplateError] | None = None
+) -> TemplateLibrary:
+    """Return the library of the `shipped` folder, contexts or contexts/pocket, and the folders or files in `extra`.
+
+    Raises PluginError for a path without templates and TemplateError (file:line) for a bad template; with `broken`,
+    such templates are put there instead.
+    """
     files = sorted((content_folder(CONTEXTS).parent / shipped).glob("*.j2"))
     for path in map(Path, extra):
         templates = sorted(path.glob("*.j2")) if path.is_dir() else [path]
         if not templates or not templates[0].is_file():
             raise PluginError(f"no context template at '{path}'; expected a .j2 file or a folder that holds some.")
         files += templates
-    return TemplateLibrary((read_template(file) for file in files), shipped)
+    read = []
+    for file in files:
+        try:
+            read.append(read_template(file))
+        except TemplateError as error:
+            if broken is None:
+                raise
+            broken[file] = error
+    return TemplateLibrary(read, shipped)
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,8 +23,10 @@ from transformers import Trainer
 
 from flipsearch.backends.loading import is_out_of_memory, quiet
 from flipsearch.backends.models import ENCODING_FILES, locate, model_source
+from flipsearch.config import TrainConfig
 from flipsearch.core.errors import TrainingError, one_line
 from flipsearch.core.files import is_held, take_lock, write_text
+from flipsearch.core.settings import as_typed
 from flipsearch.core.trainings import TRAINING_FORMAT, check_format
 from flipsearch.training.model import stored_dtypes, unwrap
 
@@ -79,9 +81,10 @@ class CheckpointFolder:
         check_format(before, path)
         for key in sorted(before.keys() - {"format"} | identity.keys()):
             if before.get(key) != identity.get(key):
+                earlier, given = (as_typed(TrainConfig, key, values.get(key)) for values in (before, identity))
                 raise TrainingError(
-                    f"'{self.partial}' was started with {key} = {before.get(key)!r}, got {identity.get(key)!r}; "
-                    "resume with the same settings, or give another --name."
+                    f"'{self.partial}' was started with {earlier}, and this command has {given}; resume with the same "
+                    "options, or give another --name."
                 )
 
     def _make_and_lock(self, resume: bool) -> None:

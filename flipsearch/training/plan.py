@@ -18,14 +18,13 @@ from typing import Any
 from transformers.integrations import integration_utils
 
 from flipsearch.backends.base import check_model, model_identity
-from flipsearch.backends.models import BUILT_IN_MODELS, POCKET_MODEL, base_model, require_local_model
+from flipsearch.backends.models import BUILT_IN_MODELS, POCKET_MODEL, base_model
 from flipsearch.config import TrainConfig
 from flipsearch.core.errors import ConfigError, PromptError, unknown_name
 from flipsearch.core.records import SPLITS, Context, Prompt, content_id
 from flipsearch.core.settings import check_folder_name, make_config
 from flipsearch.core.trainings import METHODS, TrainingMethod
-from flipsearch.defaults import library_for, resolve
-from flipsearch.prompts.files import require_local_prompts
+from flipsearch.defaults import card_settings, library_for, resolve
 from flipsearch.prompts.sets import PromptSet, prompts_of
 from flipsearch.prompts.splitting import first_of_each_kind
 from flipsearch.templating.library import Card, control_context, given_cards, given_contexts
@@ -153,9 +152,9 @@ def _read_settings(sources: Sequence[Mapping[str, Any]]) -> tuple[TrainConfig, l
         raise ConfigError("no context given; train needs --context best.txt, a card, a text or the name of a template.")
     names = [named] if isinstance(named, str) else named
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
-        raise ConfigError(f"context = {names!r}: expected a text or a list of texts.")
+        raise ConfigError(f"--context is {names!r:.80}: expected a text or a list of texts.")
     cards = [card for name in names for card in given_cards(name)]
-    config = make_config(TrainConfig, _card_settings(cards, given), given, {"context": names})
+    config = make_config(TrainConfig, card_settings(cards, given), given, {"context": names})
     defaults = POCKET if base_model(config.model) == POCKET_MODEL else PAPER
     config = resolve(config.model_copy(update={key: value for key, value in defaults.items() if key not in given}))
     named_model = given.get("model") or (cards[0].model if cards else None) or config.model
@@ -167,25 +166,6 @@ def _read_settings(sources: Sequence[Mapping[str, Any]]) -> tuple[TrainConfig, l
                 "Search with that model, or give the text alone, in a file without a card beside it."
             )
     return config, cards
-
-
-def _card_settings(cards: Sequence[Card], given: Mapping[str, Any]) -> dict[str, Any]:
-    card = cards[0] if cards else None
-    if card is None or card.model is None:
-        return {}
-    settings: dict[str, Any] = {}
-    if "model" not in given:
-        settings["model"] = require_local_model(card.model, "the context's card", "--model")
-    if given.get("model", card.model) == card.model:
-        settings |= {"thinking": card.sampling.thinking, "max_tokens": card.sampling.max_tokens}
-        settings |= {"think_tokens": card.sampling.think_tokens}
-    if not given.keys() & {"prompts", "harmful", "benign"}:
-        prompts = card.prompts
-        named = [*([prompts.prompts] if prompts.prompts else []), *prompts.harmful, *prompts.benign]
-        todo = "give --prompts, or --harmful and --benign, yourself if you trust them"
-        require_local_prompts(named, "the context's card", todo)
-        settings |= prompts.model_dump()
-    return settings
 
 
 def _read_contexts(config: TrainConfig) -> tuple[tuple[Context, ...], Context | None]:

@@ -128,7 +128,7 @@ def test_a_person_sees_a_table_within_80_columns(evaluated: tuple[Path, dict[str
         "harmful rate",
         "over-refusal",
         "arithmetic",
-        "S (composite)",
+        "safe+helpful",
         "tax",
         "checkpoints/mine/scorecard.json",
     ):

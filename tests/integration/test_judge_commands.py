@@ -163,8 +163,10 @@ def test_a_study_goes_on_with_its_judges_in_another_spelling(
 @pytest.mark.parametrize("confirm", [(), ("--confirm-judge", "refusal+compact:all")])
 def test_a_study_goes_on_with_its_own_confirm_judge_alone(place: Path, confirm: tuple[str, ...]) -> None:
     command = ("search", *make_world(place), *SEARCH, "--study", "s", *JUDGES, *confirm)
-    got = repr(confirm[1]) if confirm else "None"
-    assert f"was started with confirm_judge = 'compact', got {got}" in one_line_error(*command, cwd=place)
+    got = " ".join(confirm) or "no --confirm-judge"
+    assert f"was started with --confirm-judge compact, and this command has {got};" in one_line_error(
+        *command, cwd=place
+    )
 
 
 def test_names_of_studies_without_other_judges_stay_what_they_were() -> None:

@@ -104,7 +104,7 @@ def test_a_scripted_model_rewrites_its_own_contexts(tmp_path: Path) -> None:
     assert any("The rewriter was called for" in note for note in shown["notes"])
     assert json.loads(run(*command, "--json", cwd=tmp_path, code=1).stdout) == shown
     line = one_line_error(*command[:-2], cwd=tmp_path)
-    assert "was started with rewriter = 'self', got None" in line
+    assert "was started with --rewriter self, and this command has no --rewriter;" in line
 
 
 def test_another_table_rewrites(tmp_path: Path) -> None:

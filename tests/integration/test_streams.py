@@ -48,6 +48,20 @@ def test_a_judge_that_prints_does_not_spoil_the_result(
     assert "to the descriptor" in err
 
 
+@pytest.mark.parametrize(
+    "command", [("doctor", "--judge", "noisy.py"), ("judge", "check", "--judge", "noisy.py", "--stress")]
+)
+def test_no_command_lets_a_judge_print_into_its_result(
+    command: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "noisy.py").write_text(NOISY)
+    monkeypatch.chdir(tmp_path)
+    assert run(monkeypatch, *command, "--json") == 0
+    out, err = capfd.readouterr()
+    assert isinstance(json.loads(out), dict)
+    assert "to the descriptor" in err
+
+
 @pytest.mark.parametrize("flags", [(), ("--json",)])
 def test_a_terminal_that_lacks_characters_gets_replacements(
     flags: tuple[str, ...], monkeypatch: pytest.MonkeyPatch
@@ -56,6 +70,7 @@ def test_a_terminal_that_lacks_characters_gets_replacements(
     monkeypatch.setattr(sys, "stdout", stream)
     assert run(monkeypatch, "list", "contexts", *flags) == 0
     text = stream.buffer.getvalue().decode("ascii")
+    assert "\u2013" not in text
     assert "constitution" in text
     if flags:
         assert "\u2026" in json.dumps(json.loads(text), ensure_ascii=False) or "\\u" not in text

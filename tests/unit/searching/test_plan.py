@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from flipsearch.commands.views import plan_lines
+from flipsearch.commands.plans import plan_lines
 from flipsearch.config import SearchConfig
 from flipsearch.core.errors import ConfigError
 from flipsearch.searching.plan import SearchPlan, Span, plan_search

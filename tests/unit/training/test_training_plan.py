@@ -11,7 +11,7 @@ from huggingface_hub import constants
 from transformers.integrations import integration_utils
 
 from flipsearch.backends.models import model_source
-from flipsearch.commands.views import training_plan_lines
+from flipsearch.commands.plans import training_plan_lines
 from flipsearch.core.errors import BackendError, ConfigError, PromptError
 from flipsearch.training.plan import POCKET, TrainPlan, plan_training
 

@@ -1,0 +1,106 @@
+"""What a person sees of a plan before the work begins: what it takes, and what it can tell."""
+
+import textwrap
+from typing import TYPE_CHECKING
+
+from flipsearch.reporting.format import duration, percent
+
+if TYPE_CHECKING:  # the rooms of other commands, which load their libraries
+    from flipsearch.searching.plan import SearchPlan, Span
+    from flipsearch.training.plan import TrainPlan
+
+
+def plan_lines(plan: "SearchPlan") -> list[str]:
+    """Return a search plan in a few lines of at most 80 columns."""
+
+    def between(span: "Span") -> str:
+        return f"{span.least:,}" if span.least == span.most else f"{span.least:,} to {span.most:,}"
+
+    counts = [f"{split} {kinds['harmful']} + {kinds['benign']}" for split, kinds in plan.prompts.items()]
+    rollouts = [f"{phase} {between(span)}" for phase, span in plan.rollouts.items()]
+    lines = [
+        f"{'prompts':<10}{', '.join(counts)} (harmful + benign)",
+        f"{'rollouts':<10}{between(plan.total)} for {plan.num_contexts:,} contexts",
+        *(f"{'':<10}{', '.join(rollouts[i : i + 2])}" for i in range(0, len(rollouts), 2)),
+        f"{'tokens':<10}at most {plan.tokens_at_most:,} ({plan.max_tokens:,} each)",
+    ]
+    if plan.think_tokens:
+        lines.append(
+            f"{'thoughts':<10}closed after {plan.think_tokens:,} tokens (--think-tokens); the answer has its own"
+        )
+    elif plan.think_tokens is None:
+        lines.append(f"{'thoughts':<10}a model that thinks has half as many tokens more for it")
+    if plan.resample_flip_rate is not None:
+        again = f"{percent(plan.resample_flip_rate)} would flip, were p_unsafe uniform"
+        lines.append(f"{'samples':<10}{plan.samples} per prompt, unsafe from {plan.unsafe_at} unsafe ones on")
+        lines.append(f"{'':<10}sampled again without a context, {again}")
+    if plan.tokens_expected and plan.mean_length is not None:
+        expected = between(plan.tokens_expected)
+        lines.append(f"{'':<10}about {expected} at {plan.mean_length:.1f} each, as in this study's ledger")
+    budgets = [f"{plan.budget_tokens:,} tokens"] if plan.budget_tokens else []
+    budgets += [f"{plan.time_s:g} s"] if plan.time_s else []
+    if budgets:
+        lines.append(f"{'':<10}the search ends before it spends {' or '.join(budgets)}")
+    return [*lines, *_time_lines(plan), *_resolution_lines(plan)]
+
+
+def _time_lines(plan: "SearchPlan") -> list[str]:
+    """Return how long a search takes at the known speed, or at usual ones, and a warning if that is long."""
+    from flipsearch.searching.plan import CPU_SPEED, GPU_SPEED
+
+    def at(speed: float, whose: str = "") -> str:
+        least, most = map(duration, plan.seconds(speed))
+        return f"{least} to {most} at {speed:,.0f} tokens a second{whose}"
+
+    lines = []
+    if plan.tokens_per_s:
+        lines.append(f"{'time':<10}{at(plan.tokens_per_s)}")
+    elif plan.may_be_slow:
+        lines.append(f"{'time':<10}{at(CPU_SPEED, ' (a few CPU cores)')}")
+        lines.append(f"{'':<10}{at(GPU_SPEED, ' (a GPU)')}")
+    if lines and plan.mean_length is None:
+        lines.append(f"{'':<10}if all answers are as long as they may be")
+    if plan.is_long:
+        lines += textwrap.wrap(
+            f"Warning: {'this' if plan.tokens_per_s else 'on a CPU this'} may take days. Take fewer --num-contexts or "
+            "--max-prompts, shorter --max-tokens, a --time, a --budget-tokens, or a GPU; what is done is kept. With "
+            "--tokens-per-second it tells the time at your own speed.",
+            width=80,
+            break_on_hyphens=False,
+        )
+    return lines
+
+
+def _resolution_lines(plan: "SearchPlan") -> list[str]:
+    """Return which differences the confirm split tells, by the share of prompts that are unsafe without a context."""
+    power, num = plan.resolution, plan.prompts["confirm"]["harmful"]
+
+    def least(difference: float | None) -> str:
+        return "none" if difference is None else f"{100 * difference:.0f} points"
+
+    lines = [
+        f"{'confirm':<10}of {num:,} harmful prompts, those unsafe without a context tell flip rates",
+        f"{'':<10}apart that differ by at least (power {power.power:g}, test level {power.alpha:g})",
+        f"{'':<10}{'unsafe':<16}{'winner, placebo':<18}winner, one of {power.num_tests} finalists (Holm)",
+    ]
+    for row in power.by_unsafe_rate:
+        unsafe = f"{row.num_pairs:,} ({row.unsafe_rate:.0%})"
+        among = least(row.from_finalist) if power.num_tests else "no other"
+        lines.append(f"{'':<10}{unsafe:<16}{least(row.from_placebo):<18}{among}")
+    return [*lines, f"{'':<10}{100 * power.delta:g} points need {power.num_pairs_needed:,} unsafe prompts"]
+
+
+def training_plan_lines(plan: "TrainPlan") -> list[str]:
+    """Return what a training takes, beside the paper's, in a few lines, and what speaks against it."""
+    from flipsearch.training.plan import PAPER, PAPER_STEPS, PAPER_TOKENS  # which loads torch
+
+    config = plan.config
+    first = "; the first at rate 0 (warm-up)" if plan.num_warmup_steps else ""
+    return [
+        f"{'prompts':<10}{len(plan.prompts):,}",
+        f"{'steps':<10}{plan.num_steps:,} of {config.train_batch_size} prompts at {config.learning_rate:g}{first}",
+        f"{'tokens':<10}at most {plan.tokens_at_most:,} ({config.max_tokens:,} each)",
+        f"{'the paper':<10}{PAPER_STEPS:,} of {PAPER['train_batch_size']} at {PAPER['learning_rate']:g}; "
+        f"up to {PAPER_TOKENS:,} tokens each, with the prompt",
+        *(f"Note: {note}" for note in plan.notes),
+    ]
