@@ -223,7 +223,7 @@ class BenignContext:
     candidates: tuple[Trial, ...]
     """Measured on the benign prompts and on the harmful ones that are safe without context."""
     over_refusal_rate: Rate
-    """Refused / benign confirm prompts under it (or under none)."""
+    """Refused / benign confirm prompts under the one that the search split chose, vetoed or not; else under none."""
     regression_rate: Rate
     """Unsafe under it / harmful confirm prompts that are safe without context."""
     misrouted_harmful_rate: Rate

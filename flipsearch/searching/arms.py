@@ -20,11 +20,10 @@ from flipsearch.measuring.measure import within_caps
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline, counts, make_rungs
 from flipsearch.searching.budget import Budget
-from flipsearch.searching.prefix_scores import KnownAnswers
 from flipsearch.searching.proposals import Proposals
 from flipsearch.searching.race import Arm, Race
 from flipsearch.searching.setup import SearchSetup
-from flipsearch.searching.surrogate import Surrogate
+from flipsearch.searching.surrogate import KnownAnswers, Surrogate
 from flipsearch.statistics.mixed_model import Array
 
 LEAST_SHOWN = 0.01
@@ -89,7 +88,7 @@ class _Search:
         )
         self.runner, self.base, self.config, self.budget = runner, base, config, budget
         self.race = Race(runner, base, rungs, base.highest_refusals(config.refusal_cap()), config.alpha)
-        self.surrogate = Surrogate(base, prefix_scores, config.refusal_cap(), config.seed)
+        self.surrogate = Surrogate(base, prefix_scores, config.refusal_cap(), config.seed, config.max_contraction)
         self.proposals = Proposals(setup, runner, base, self.surrogate)
 
     def explore(self) -> None:

@@ -15,6 +15,7 @@ from flipsearch.core.protocols import Operator
 from flipsearch.core.records import Context
 from flipsearch.core.studies import OperatorGain, Parent
 from flipsearch.judging.contract import plugin_errors_as
+from flipsearch.measuring.measure import flip_difference
 from flipsearch.searching.filters import ContextFilter
 from flipsearch.statistics.intervals import mean_interval
 
@@ -76,7 +77,8 @@ class Breeder:
         `admissible` says whether the child is within the over-refusal cap. Contexts that were not bred here, and those
         without a prompt in common with a parent, are passed over.
         """
-        gains = [gain for parent in parents if (gain := paired_gain(measured, parent)) is not None]
+        # Parents are the best so far on these very prompts: gains are too low, for all operators alike.
+        gains = [gain.value for parent in parents if (gain := flip_difference(measured, parent)) is not None]
         if child.context_id in self._operator_of and gains:
             self.gains.add(self._operator_of[child.context_id], min(gains), admissible=admissible)
 
@@ -121,9 +123,7 @@ class OperatorGains:
         self.tallies = {name: Tally() for name in names}
 
     def add(self, name: str, gain: float, *, admissible: bool = True) -> None:
-        """Add the gain of a child that was raced, within the cap or not; ValueError unless it is in [-1, 1]."""
-        if not -1 <= gain <= 1:
-            raise ValueError(f"expected a gain in [-1, 1], got {gain}.")
+        """Add the gain of a child that was raced, within the cap or not."""
         self.tallies[name].gains.append(gain)
         self.tallies[name].num_better += admissible and gain > 0
 
@@ -135,14 +135,3 @@ class OperatorGains:
             counts = tally.num_children, tally.num_filtered, len(tally.gains), tally.num_better
             rows.append(OperatorGain(name, *counts, gain.value, gain.low, gain.high))
         return tuple(sorted(rows, key=lambda row: (row.mean_gain is None, -(row.mean_gain or 0.0), row.operator)))
-
-
-def paired_gain(child: Measurement, parent: Measurement) -> float | None:
-    """Return flip rate of child minus parent over the harmful prompts that both have scored; None if there are none.
-
-    Parents are the best so far *on these very prompts*, so their rates are too high and gains too low; that is the same
-    for all operators and does not decide between them.
-    """
-    flipped, before = child.flipped_by_prompt, parent.flipped_by_prompt
-    gains = [flipped[id] - before[id] for id in flipped if id in before]
-    return sum(gains) / len(gains) if gains else None

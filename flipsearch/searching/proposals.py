@@ -5,9 +5,9 @@
     arms --breeder-- children --┘
 
 Each context is the best candidate in one draw from the posterior (Thompson sampling): what is likely to be good is
-tried, and what might be, as often as it might. It is a trial of an Optuna study, whose sampler gives it the parameters
-of its point. The same contexts for the same seed, arms and outcomes: nothing is stored, and a search is rebuilt by
-asking and telling again, with every outcome taken from the ledger.
+tried, and what might be, as often as it might. It is a trial of an Optuna study, with the parameters of its point. The
+same contexts for the same seed, arms and outcomes: nothing is stored, and a search is rebuilt by asking and telling
+again, with every outcome taken from the ledger.
 """
 
 import random
@@ -16,15 +16,14 @@ from typing import Any
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
-from flipsearch.core.records import Context
+from flipsearch.core.records import Context, Label, Prompt
+from flipsearch.core.studies import Parent
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.breeder import Breeder
 from flipsearch.searching.filters import ContextFilter
-from flipsearch.searching.parents import frontier
 from flipsearch.searching.race import Arm
 from flipsearch.searching.setup import SearchSetup
 from flipsearch.searching.surrogate import Surrogate
@@ -34,30 +33,8 @@ CANDIDATES, MOST_CANDIDATES = 12, 512
 """Candidates for each context that races; at most so many, or as many as race."""
 TRIES = 8
 """Points looked at for each one that is wanted, before all are gone through."""
-
-
-class PointSampler(optuna.samplers.BaseSampler):
-    """Optuna's sampler of a search: the parameters of a trial are those of the point that was chosen for it."""
-
-    def __init__(self) -> None:
-        self.point: Mapping[str, Any] = {}
-        """Of the next trial."""
-
-    def infer_relative_search_space(self, study: optuna.Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """Return nothing: a point is chosen as a whole, before its trial begins."""
-        return {}
-
-    def sample_relative(
-        self, study: optuna.Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
-    ) -> dict[str, Any]:
-        """Return nothing."""
-        return {}
-
-    def sample_independent(
-        self, study: optuna.Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
-    ) -> Any:
-        """Return the value at the chosen point."""
-        return self.point[param_name]
+BY_WORTH = 0.02
+"""What the worth of an arm counts beside the prompts that it is the best on, per prompt."""
 
 
 class Proposals:
@@ -71,10 +48,9 @@ class Proposals:
         self._space, self._config, self._surrogate = setup.space, config, surrogate
         self._prompts = {prompt.prompt_id: prompt for prompt in base.prompts}
         self._random = random.Random(config.seed)
-        self._sampler = PointSampler()
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.study = optuna.create_study(sampler=self._sampler, direction="maximize")
-        """A trial for every context that was proposed, in order."""
+        self.study = optuna.create_study(direction="maximize")
+        """A trial for every context that was proposed, in order, at the point that was chosen for it."""
         self._trials: dict[str, optuna.Trial] = {}
         """Context id -> its trial; every context that was proposed."""
         self._is_exhausted = False
@@ -173,7 +149,8 @@ class Proposals:
 
     def _begin_trial(self, context: Context) -> None:
         point = None if context.operator else self._space.point_of(context)
-        self._sampler.point = point or {}
+        if point:
+            self.study.enqueue_trial(point)
         trial = self.study.ask()
         if point:
             self._space.suggest(trial)
@@ -192,3 +169,35 @@ def best_of_draws(worth: Array, num: int) -> list[int]:
         chosen.append(int(left[np.argmax(draw[left])]))
     chosen += [int(index) for index in np.argsort(-worth.mean(axis=0)) if index not in chosen]
     return chosen[:num]
+
+
+def frontier(
+    surrogate: Surrogate, arms: Sequence[Arm], prompts: Mapping[str, Prompt]
+) -> tuple[list[Parent], list[float]]:
+    """Return the arms that are worth something, with weights: on how many prompts each is the best that flips them.
+
+    The mean alone would breed from contexts that flip the same prompts; who flips what others do not is worth as much.
+    """
+    if not arms:
+        return [], []
+    worth = surrogate.draw(arms).worth.mean(axis=0)
+    best: dict[str, int] = {}
+    for number, arm in enumerate(arms):
+        for id in (flip.prompt_id for flip in arm.search.flips if flip.kind == "harmful" and flip.flipped):
+            if id not in best or worth[number] > worth[best[id]]:
+                best[id] = number
+    weights = BY_WORTH * max(1, len(best)) * worth
+    for number in best.values():
+        weights[number] += worth[number] > 0
+    able = [index for index, weight in enumerate(weights) if weight > 0]
+    return [_parent(arms[index], prompts) for index in able], [float(weights[index]) for index in able]
+
+
+def _parent(arm: Arm, prompts: Mapping[str, Prompt]) -> Parent:
+    """The arm with the texts of the prompts that it failed on."""
+    flips = arm.search.flips
+    unflipped = [flip for flip in flips if flip.kind == "harmful" and flip.after is Label.UNSAFE]
+    refused = [flip for flip in flips if flip.kind == "benign" and flip.refused_after and not flip.refused_before]
+    broken = [flip for flip in flips if flip.kind_after == "degenerate"]
+    texts = [tuple(prompts[flip.prompt_id].text for flip in failures) for failures in (unflipped, refused, broken)]
+    return Parent(arm.context, arm.search.flip_rate, *texts)

@@ -5,27 +5,105 @@ common, placement, length and prefix scores predict a context that was not measu
 on few prompts. What a context is worth is its flip rate where it is within the cap, else nothing. By joint draws from
 the posterior contexts are proposed, arms promoted, parents chosen and the search ended; what is reported rests on the
 answers alone.
+
+A prefix score is what a model that scores prefixes thinks of its known answers under a context. It is one more feature
+here; how much it tells is found out from whole answers.
 """
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from scipy.special import expit
 
-from flipsearch.core.measurements import Flip
-from flipsearch.core.records import Context, Kind, Label
+from flipsearch.core.measurements import Flip, Samples
+from flipsearch.core.progress import Phase
+from flipsearch.core.protocols import PrefixScorer
+from flipsearch.core.records import Context, Kind, Label, Prompt, Request
 from flipsearch.core.studies import RefusalCap
+from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline
-from flipsearch.searching.prefix_scores import KnownAnswers
 from flipsearch.searching.race import Arm
 from flipsearch.statistics.mixed_model import JITTER, Array, ContextFeatures, RateModel
 
 NUM_DRAWS = 256
 USUAL_FLIPS, USUAL_REFUSALS = 0.3, 0.05
 """What a context does of which nothing is known."""
+PREFILL_TOKENS = 24
+"""Tokens of a known answer that are scored. Teacher and student differ most in the first ten (OPSA, Figure 2)."""
+MOST_DROP, DROP_UNIT = 30.0, 10.0
+"""A drop of log-probability counts at most this much, in units that are of size 1."""
+INTERCEPT, PER_DROP, IF_LEFT = -3.0, 1.0, 3.0
+"""Log-odds of a changed answer; the surrogate uses the order and the spacing of scores, not their level."""
 _SENTENCE = re.compile(r"(?<=[.!?:;])\s+|\n+")
 _WORD = re.compile(r"\w+")
+
+
+class KnownAnswers:
+    """The scores of contexts on `prompts`; none where the model cannot score prefixes, or no known answer.
+
+    The first tokens of the known unsafe answer to a harmful prompt, or of the known helpful answer to a benign one, are
+    scored under a context: nothing is generated. The score is the share of answers that are expected to change: by how
+    much less likely their beginnings became, and whether greedy decoding would say something else. An answer that comes
+    after a long thought is scored without it, behind a thought that is closed at once: its first tokens say nothing.
+    """
+
+    def __init__(self, runner: Runner, base: SplitBaseline, prompts: Sequence[Prompt]) -> None:
+        self._runner = runner
+        requests: dict[str, Request] = {}
+        if isinstance(runner.backend, PrefixScorer):
+            known = {prompt: _known_answer(prompt.kind, base.outcomes[prompt.prompt_id]) for prompt in prompts}
+            rollouts = runner.ledger.rollouts(id for id in known.values() if id)
+            for prompt, id in known.items():
+                if id in rollouts and rollouts[id].completion_ids:
+                    lead = rollouts[id].num_lead_tokens
+                    prefill = rollouts[id].completion_ids[lead : lead + PREFILL_TOKENS]
+                    requests[prompt.prompt_id] = Request(prompt, prefill=prefill, skips_thought=lead > 0)
+        scores = zip(requests, runner.score_prefixes(list(requests.values())), strict=True)
+        self._without_context = {id: sum(score.log_probs) for id, score in scores if score is not None}
+        self._requests = {id: requests[id] for id in self._without_context}
+        self._known: dict[str, dict[Kind, float]] = {}
+
+    @property
+    def num_prompts(self) -> int:
+        """Known answers that can be scored; 0: there are no scores."""
+        return len(self._requests)
+
+    @property
+    def num_contexts(self) -> int:
+        """Contexts that were scored."""
+        return len(self._known)
+
+    def add(self, contexts: Sequence[Context]) -> None:
+        """Score the known answers under the contexts that were not scored before."""
+        new = [context for context in contexts if context.context_id not in self._known]
+        if not (new and self._requests):
+            return
+        self._runner.enter(Phase.SCREEN)
+        pairs = [(context, request) for context in new for request in self._requests.values()]
+        requests = [replace(request, context=context) for context, request in pairs]
+        shares_of: dict[str, dict[Kind, list[float]]] = {context.context_id: {} for context in new}
+        for (context, request), score in zip(pairs, self._runner.score_prefixes(requests), strict=True):
+            if score is not None:
+                drop = self._without_context[request.prompt.prompt_id] - sum(score.log_probs)
+                is_left = score.num_agreed < len(score.log_probs)
+                odds = INTERCEPT + PER_DROP * min(max(drop, 0.0), MOST_DROP) / DROP_UNIT + IF_LEFT * is_left
+                shares_of[context.context_id].setdefault(request.prompt.kind, []).append(float(expit(odds)))
+        for id, shares in shares_of.items():
+            self._known[id] = {kind: float(np.mean(of_kind)) for kind, of_kind in shares.items()}
+
+    def of(self, contexts: Sequence[Context], kind: Kind) -> list[float]:
+        """Return the scores of contexts on one kind of prompt, nan for those without one."""
+        return [self._known.get(context.context_id, {}).get(kind, float("nan")) for context in contexts]
+
+
+def _known_answer(kind: Kind, samples: Samples) -> str:
+    """The rollout id of the first sample that shows what the prompt counts as; "" for a prompt that is not scored."""
+    if kind == "harmful":
+        return samples.shown.rollout_id if samples.shown and samples.label is Label.UNSAFE else ""
+    helpful = [judged for judged in samples.judged if judged.refused is False and samples.refused is False]
+    return helpful[0].rollout_id if helpful else ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,14 +114,16 @@ class PosteriorDraws:
     refusals: Array
     """Of benign prompts, as the cap counts them."""
     worth: Array
-    """The flip rate where the refusals are within the cap, else 0."""
+    """The flip rate within the caps, else 0."""
 
 
 class Surrogate:
     """What is known of the contexts of one study; the same draws for the same seed, arms and order of calls."""
 
-    def __init__(self, base: SplitBaseline, prefix_scores: KnownAnswers, cap: RefusalCap, seed: int) -> None:
-        self.prefix_scores, self._cap = prefix_scores, cap
+    def __init__(
+        self, base: SplitBaseline, prefix_scores: KnownAnswers, cap: RefusalCap, seed: int, most_lost: float = 1.0
+    ) -> None:
+        self.prefix_scores, self._cap, self._most_lost = prefix_scores, cap, most_lost
         self._columns: dict[Kind, dict[str, int]] = {
             kind: {prompt.prompt_id: i for i, prompt in enumerate(p for p in base.to_flip() if p.kind == kind)}
             for kind in ("harmful", "benign")
@@ -65,7 +145,13 @@ class Surrogate:
         # A cap of 0 asks for no refusal among the prompts; a rate is hardly ever exactly 0.
         most = self._cap.most + 0.5 / num_benign if num_benign else 1.0
         breaks_cap = (refusals > most) & self._is_capped
+        # Not predicted from texts: an arm whose answers have clearly lost too much cannot win, and is left behind.
+        breaks_cap[:, [number for number, arm in enumerate(arms) if self._is_contracted(arm)]] = True
         return PosteriorDraws(flips, refusals, np.where(breaks_cap, 0.0, np.maximum(flips, 0.0)))
+
+    def _is_contracted(self, arm: Arm) -> bool:
+        lost = arm.search.contraction
+        return lost is not None and lost.value is not None and lost.low > self._most_lost
 
     def _draws(self, model: RateModel, arms: Sequence[Arm], contexts: Sequence[Context], kind: Kind) -> Array:
         features = self._texts.of(contexts, self.prefix_scores.of(contexts, kind))

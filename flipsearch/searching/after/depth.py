@@ -7,20 +7,21 @@ prefixes. EOPSA calls this rate the teacher rescue rate (arXiv 2609.34519).
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice
 
 from flipsearch.config import SearchConfig
-from flipsearch.core.measurements import JudgedRollout
+from flipsearch.core.measurements import JudgedRollout, Rate
 from flipsearch.core.progress import Phase
-from flipsearch.core.records import Label, Prompt
+from flipsearch.core.records import Label, Prompt, Request
 from flipsearch.core.studies import Trial
+from flipsearch.measuring.measure import clusters_of
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.finalists import CompletedSearch, Confirmation, Stage
 from flipsearch.searching.setup import SearchSetup
-from flipsearch.statistics.intervals import wilson
+from flipsearch.statistics.intervals import clustered_rate
 
 
 class DepthStage(Stage):
@@ -79,13 +80,18 @@ def measure_depth(
     # All in one call: the backend fills its batches across contexts and depths.
     judged = runner.outcomes(flat) if flat else []
     outcomes = iter(judged)
-    labels = [[outcome.verdict.label for outcome in islice(outcomes, len(group))] for group in requests]
-    rates = iter([wilson(group.count(Label.SAFE), len(group) - group.count(Label.UNSCORED)) for group in labels])
+    rates = iter([_safe_rate(group, islice(outcomes, len(group))) for group in requests])
     measured = [
         trial.with_confirmed(depth=((0, trial.final.flip_rate), *((depth, next(rates)) for depth in depths)))
         for trial in finalists
     ]
     return measured, {outcome.rollout_id for outcome in judged}
+
+
+def _safe_rate(requests: Sequence[Request], outcomes: Iterable[JudgedRollout]) -> Rate:
+    pairs = [(request.prompt, outcome.verdict.label) for request, outcome in zip(requests, outcomes, strict=True)]
+    scored = [(prompt, label) for prompt, label in pairs if label is not Label.UNSCORED]
+    return clustered_rate([label is Label.SAFE for _, label in scored], clusters_of(prompt for prompt, _ in scored))
 
 
 def _unsafe_answers(base: SplitBaseline) -> list[tuple[Prompt, JudgedRollout]]:

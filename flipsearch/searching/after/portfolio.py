@@ -11,9 +11,9 @@ from dataclasses import replace
 from flipsearch.core.measurements import Measurement
 from flipsearch.core.records import Label
 from flipsearch.core.studies import Portfolio, Trial
-from flipsearch.measuring.measure import has_failed
+from flipsearch.measuring.measure import clusters_of, has_failed
 from flipsearch.searching.finalists import CompletedSearch, Confirmation, Stage
-from flipsearch.statistics.intervals import paired_difference, wilson
+from flipsearch.statistics.intervals import clustered_difference, clustered_rate
 
 MAX_CONTEXTS = 5
 """A training runs the teacher under each of them."""
@@ -38,15 +38,17 @@ def find_portfolio(finalists: Sequence[Trial], winner: Trial) -> Portfolio:
     flipped = [{id for id, flips in trial.search.flipped_by_prompt.items() if flips} for trial in finalists]
     chosen = [finalists[index] for index in greedy_cover(flipped)] or [winner]  # the winner if nothing flips anything
     search, confirm = union([trial.search for trial in chosen]), union([trial.final for trial in chosen])
+    flips = [flip for trial in chosen for flip in (*trial.search.flips, *trial.final.flips)]
+    clusters = dict(zip([flip.prompt_id for flip in flips], clusters_of(flips), strict=True))
     alone = union([winner.final])
-    pairs = [(confirm[id], alone[id]) for id in confirm if id in alone]
-    by_any, by_winner = [pair[0] for pair in pairs], [pair[1] for pair in pairs]
+    both = [id for id in confirm if id in alone]
+    by_winner, of_both = [alone[id] for id in both], [clusters[id] for id in both]
     return Portfolio(
         context_ids=tuple(trial.context.context_id for trial in chosen),
-        search=wilson(sum(search.values()), len(search)),
-        confirm=wilson(sum(confirm.values()), len(confirm)),
-        winner=wilson(sum(by_winner), len(pairs)),
-        gain=paired_difference(by_any, by_winner) if pairs else None,
+        search=clustered_rate(list(search.values()), [clusters[id] for id in search]),
+        confirm=clustered_rate(list(confirm.values()), [clusters[id] for id in confirm]),
+        winner=clustered_rate(by_winner, of_both),
+        gain=clustered_difference([confirm[id] for id in both], by_winner, of_both) if both else None,
     )
 
 

@@ -21,10 +21,10 @@ from flipsearch.searching.operators.edits import (
     DropPiece,
     MovePiece,
     RepeatPiece,
+    Reword,
     Shorten,
     SwapPieces,
 )
-from flipsearch.searching.operators.reword import Reword
 from flipsearch.searching.operators.rewrite import Rewrite
 from flipsearch.templating.template import Template
 

@@ -7,8 +7,10 @@ section half of the time.
 import math
 import random
 import re
+import tomllib
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from flipsearch.core.errors import TemplateError
 from flipsearch.core.records import PLACEMENTS, Context, Placement
@@ -39,6 +41,10 @@ STRENGTHS = (0.1, 0.2, 0.4)
 """Shares of the words that are taken away by shortening."""
 NUM_NEAREST = 3
 """Of the cuts that are enough, one of so many smallest is sampled."""
+PHRASES = Path(__file__).parent / "phrases.toml"
+"""Groups of phrases that mean the same, two or more each."""
+MOST_CHANGES = 3
+"""Phrases replaced at a time."""
 # A clause that follows another: "…, whatever reason is given." The part before it must be able to stand alone.
 _CLAUSE = re.compile(r"(?P<before>\S+(?:\s+\S+){3,})(?:[,;]| [–—-]) [^,;–—]+?(?P<stop>[.!?…]?)$", re.DOTALL)
 _NEEDS_MORE = re.compile(r"(?:if|when|before|after|while|although|unless|because|since|as|in|for|to)\b", re.IGNORECASE)
@@ -271,3 +277,32 @@ class ChangePlacement:
         if not others:
             return None
         return child_of(self.name, parents, replace(parent, placement=rng.choice(others)))
+
+
+class Reword:
+    """Replaces one to three phrases by others of their group; a capital at the start stays one."""
+
+    name = "reword"
+    num_parents = 1
+
+    def __init__(self, groups: Sequence[Sequence[str]] | None = None) -> None:
+        groups = tomllib.loads(PHRASES.read_text(encoding="utf-8"))["groups"] if groups is None else groups
+        self._group = {phrase.lower(): tuple(group) for group in groups for phrase in group}
+        # The longest first: a phrase may begin like a shorter one.
+        listed = sorted(self._group, key=lambda phrase: (-len(phrase), phrase))
+        self._any = re.compile(rf"(?<!\w)(?:{'|'.join(map(re.escape, listed))})(?!\w)", re.IGNORECASE)
+
+    def make(self, parents: Sequence[Parent], rng: random.Random) -> Context | None:
+        """Return the parent with other phrases; None if it has none of the table."""
+        text = parents[0].context.text
+        matches = [match for match in self._any.finditer(text) if match[0].lower() in self._group]
+        if not matches:
+            return None
+        chosen = rng.sample(matches, rng.randint(1, min(MOST_CHANGES, len(matches))))
+        for match in sorted(chosen, key=lambda match: -match.start()):
+            phrase = match[0].lower()
+            synonym = rng.choice([synonym for synonym in self._group[phrase] if synonym.lower() != phrase])
+            if match[0][0].isupper():
+                synonym = synonym[0].upper() + synonym[1:]
+            text = text[: match.start()] + synonym + text[match.end() :]
+        return child_of(self.name, parents, text)

@@ -14,10 +14,10 @@ import pytest
 from flipsearch.core.errors import BackendError, PluginError
 from flipsearch.core.measurements import Flip, Measurement, Rate
 from flipsearch.core.protocols import Operator
-from flipsearch.core.records import Context, Kind, Label
+from flipsearch.core.records import Context, Label
 from flipsearch.core.studies import Parent
 from flipsearch.measuring.measure import summarize
-from flipsearch.searching.breeder import PATIENCE, Breeder, OperatorGains, paired_gain
+from flipsearch.searching.breeder import PATIENCE, Breeder, OperatorGains
 from flipsearch.searching.filters import ContextFilter
 from flipsearch.searching.operators import make_operators
 from flipsearch.templating.library import POCKET_CONTEXTS, load_library
@@ -189,34 +189,13 @@ def test_a_failing_operator_is_named(raised: Exception, expected: type[Exception
         Breeder([Fails("fails")], make_filter(), 0).breed(elite(), 1)
 
 
-LABELS = {"f": Label.SAFE, "-": Label.UNSAFE, "?": Label.UNSCORED}
+LABELS = {"f": Label.SAFE, "-": Label.UNSAFE}
 
 
-def measured(marks: str, kind: Kind = "harmful", before: Label = Label.UNSAFE) -> Measurement:
-    """One prompt per mark: f flipped, - not, ? unscored, blank not seen."""
-    flips = [Flip(f"p{i}", kind, before, LABELS[mark]) for i, mark in enumerate(marks) if mark != " "]
+def measured(marks: str) -> Measurement:
+    """One prompt per mark: f flipped, - not."""
+    flips = [Flip(f"p{i}", "harmful", Label.UNSAFE, LABELS[mark]) for i, mark in enumerate(marks)]
     return summarize(flips, "search", whole=False)
-
-
-@pytest.mark.parametrize(
-    ("child", "parent", "gain"),
-    [
-        ("ff--", "f---", 0.25),
-        ("----", "ffff", -1.0),
-        ("ff", "-f--", 0.5),  # a child that was pruned is compared on what it has seen
-        ("f?-", "-ff", 0.0),  # unscored pairs are in no rate
-        ("  ff", "ff", None),
-        ("", "ff", None),
-        ("??", "ff", None),
-    ],
-)
-def test_gain_is_paired(child: str, parent: str, gain: float | None) -> None:
-    assert paired_gain(measured(child), measured(parent)) == gain
-
-
-def test_benign_and_safe_prompts_are_no_gain() -> None:
-    assert paired_gain(measured("ff", "benign"), measured("--", "benign")) is None
-    assert paired_gain(measured("ff", before=Label.SAFE), measured("--", before=Label.SAFE)) is None
 
 
 def test_rows() -> None:
@@ -232,9 +211,3 @@ def test_rows() -> None:
     assert -1 <= second.low < 0.1 < second.high <= 1
     assert second.high - 0.1 == pytest.approx(4.3027 * 0.3 / 3**0.5, rel=1e-4)  # Student's t with 2 degrees of freedom
     assert (third.operator, third.mean_gain, third.low, third.high) == ("new", None, -1.0, 1.0)
-
-
-@pytest.mark.parametrize("gain", [-1.1, 1.1, float("nan")])
-def test_a_gain_is_a_difference_of_rates(gain: float) -> None:
-    with pytest.raises(ValueError, match=r"gain in \[-1, 1\]"):
-        OperatorGains(["drop"]).add("drop", gain)

@@ -12,12 +12,10 @@ from flipsearch.ledger import Ledger
 from flipsearch.measuring.measure import measure
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline, measure_baseline
-from flipsearch.searching.parents import frontier
-from flipsearch.searching.prefix_scores import KnownAnswers
-from flipsearch.searching.proposals import Proposals
+from flipsearch.searching.proposals import Proposals, frontier
 from flipsearch.searching.race import Arm
 from flipsearch.searching.setup import START, prepare_search
-from flipsearch.searching.surrogate import Surrogate
+from flipsearch.searching.surrogate import KnownAnswers, Surrogate
 from tests.world import GREEDY, Model, RefusalJudge, ScoringModel, library, prompt_set, strength, template
 
 WIDE = template("wide", "{{ 'firm ' * firm }}{{ 'mild ' * mild }}{{ tail }}",

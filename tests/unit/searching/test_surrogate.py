@@ -1,18 +1,19 @@
 """The surrogate: what a context is worth under the cap, and what its prefix scores are."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 
+from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import Context
 from flipsearch.core.studies import RefusalCap, RefusalCount
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.measure import measure
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline, measure_baseline
-from flipsearch.searching.prefix_scores import KnownAnswers
 from flipsearch.searching.race import Arm
-from flipsearch.searching.surrogate import Surrogate
+from flipsearch.searching.surrogate import KnownAnswers, Surrogate
 from tests.world import GREEDY, LONG, LongJudge, LongModel, Model, RefusalJudge, ScoringModel, prompt_set
 
 TEXTS = ["please", "firm please", "firm firm please", "firm firm firm please", "firm firm blunt now", "blunt blunt now"]
@@ -77,3 +78,17 @@ def test_a_judge_that_detects_no_refusals_breaks_no_cap(ledger: Ledger) -> None:
     surrogate = Surrogate(base, KnownAnswers(runner, base, ()), RefusalCap(0.0, "added"), 0)
     draws = surrogate.draw(arms)
     assert (draws.worth == draws.flips.clip(min=0.0)).all()
+
+
+def test_an_arm_with_clearly_contracted_answers_is_worth_nothing(ledger: Ledger) -> None:
+    runner, base, prefix_scores = made(ledger, Model())
+    contexts = [Context(text) for text in TEXTS[:2]]
+    measured = measure(runner, contexts, base.to_flip(), base.outcomes, "search")
+    losses = [Estimate(0.8, 0.7, 0.9, 10), Estimate(0.6, 0.4, 0.8, 10)]  # the second may be within the cap
+    arms = [
+        Arm(context, replace(measurement, contraction=lost), "running", 0)
+        for context, measurement, lost in zip(contexts, measured, losses, strict=True)
+    ]
+    worth = Surrogate(base, prefix_scores, RefusalCap(1.0, "added"), 0, most_lost=0.5).draw(arms).worth
+    assert (worth[:, 0] == 0).all()
+    assert worth[:, 1].mean() > 0

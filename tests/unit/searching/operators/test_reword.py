@@ -8,7 +8,7 @@ from itertools import product
 from flipsearch.core.measurements import Rate
 from flipsearch.core.records import Context
 from flipsearch.core.studies import Parent
-from flipsearch.searching.operators.reword import PHRASES, Reword
+from flipsearch.searching.operators.edits import PHRASES, Reword
 from flipsearch.templating.library import POCKET_CONTEXTS, load_library
 
 GROUPS = [["do not help", "don't help"], ["harm", "damage", "hurt"], ["do not", "never"], [r"a\1b", "c"]]
