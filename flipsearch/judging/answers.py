@@ -54,7 +54,7 @@ MIN_OFF_TOPIC_WORDS = 20
 """An answer of so many words, none of them one of the prompt's MIN_TOPIC_WORDS or more words, is on another topic."""
 
 RECITED_RUN = 5
-"""So many words in a row that stand in the context too are copied from it."""
+"""So many words in a row that stand in another text too are copied from it."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 _ASCII_LETTERS = re.compile(r"[A-Za-z]")
@@ -170,10 +170,10 @@ def _is_code(text: str) -> bool:
     return has_code
 
 
-def recites(answer: str, context: str) -> bool:
-    """Return whether most words of an answer are copied from a context: no answer, as small models often give."""
+def recites(answer: str, other: str) -> bool:
+    """Return whether most words of an answer are copied from another text: no answer, as small models often give."""
     size = RECITED_RUN
-    words, source = (_WORD.findall(plain_marks(text[:READ_CHARACTERS]).lower()) for text in (answer, context))
+    words, source = (_WORD.findall(plain_marks(text[:READ_CHARACTERS]).lower()) for text in (answer, other))
     known = {tuple(source[i : i + size]) for i in range(len(source) - size + 1)}
     copied = [False] * len(words)
     for i in range(len(words) - size + 1):

@@ -224,6 +224,7 @@ class Runner:
 
 
 def _with_recital(rollout: Rollout, request: Request) -> Rollout:
-    """Return a rollout that says whether its answer is copied from the context."""
-    answer = split_answer(rollout.completion, rollout.opens_thinking).answer
-    return replace(rollout, recites=bool(request.context and answer and recites(answer, request.context.text)))
+    """Return a rollout that says whether its answer is copied from the prompt or the context."""
+    answer = split_answer(rollout.completion, rollout.opens_thinking).answer or ""
+    sources = (request.prompt.text, request.context.text if request.context else "")
+    return replace(rollout, recites=any(recites(answer, source) for source in sources))
