@@ -38,6 +38,8 @@ TemplateRole = Literal["context", "placebo", "benign"]
 ROLES: tuple[TemplateRole, ...] = ("context", "placebo", "benign")
 TEXT, NUM_WORDS = "text", "num_words"
 """Parameters of placebos that are matched to the winner: its text is given, or its length is chosen."""
+WORDS_UNMATCHED = 60
+"""Words of a placebo that is scored by its name, with no winner whose length it could have."""
 MOST_COUNTED = 400
 """Variants of a template that are rendered to say how long its text is."""
 HEAD = re.compile(r"\A\s*\{#-?(?P<head>.*?)-?#\}", re.DOTALL)
@@ -78,8 +80,10 @@ class Template:
 
     @property
     def defaults(self) -> dict[str, Any]:
-        """The first choice of every parameter."""
-        return {p.name: p.choices[0] for p in self.params if not p.given}
+        """The first choice of every parameter, but for the length of a placebo."""
+        first = {p.name: p.choices[0] for p in self.params if not p.given}
+        has_length = any(p.name == NUM_WORDS and WORDS_UNMATCHED in p.choices for p in self.params)
+        return first | ({NUM_WORDS: WORDS_UNMATCHED} if has_length else {})
 
     @property
     def num_variants(self) -> int:

@@ -93,3 +93,4 @@ def test_the_example_of_the_readme_is_a_template() -> None:
 def test_a_matched_placebo_has_the_chosen_length(name: str) -> None:
     for num_words in (1, 17, 300):
         assert len(LIBRARY[name].render({"num_words": num_words}).split()) == num_words
+    assert len(LIBRARY[name].context().text.split()) == 60, "scored by its name it is no single word"
