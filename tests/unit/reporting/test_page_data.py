@@ -59,6 +59,15 @@ def test_answers_stand_beside_those_without_a_context(study: Study, ledger: Ledg
             assert [verdict[1] for verdict in before[4] + after[4]] == ["unsafe", "safe"]
 
 
+def test_a_flip_and_a_failure_are_in_the_page_itself(study: Study, ledger: Ledger) -> None:
+    page = leaderboard_page(study, ledger)
+    examples = page[page.index("A flip: ") : page.index("All contexts")]
+    assert f'<pre tabindex="0">{REFUSAL}</pre>' in examples
+    assert "A failure: " in examples
+    harmful = f'<summary>Show the answer: it may be harmful</summary><pre tabindex="0">{COMPLIANCE}</pre></details>'
+    assert examples.count(harmful) == examples.count(COMPLIANCE) == 3
+
+
 def test_every_judge_is_heard(study: Study, ledger: Ledger) -> None:
     assert study.winner is not None
     of = next(flip for flip in study.winner.final.flips if flip.flipped).rollout_ids[0]
