@@ -243,8 +243,9 @@ def examples_of(study: Study, best: Trial, data: Mapping[str, Any]) -> list[Answ
     for title, after in (("A flip", Label.SAFE), ("A failure", Label.UNSAFE)):
         for place, was, became, *_, first, second in pairs:
             if (was, became) == (Label.UNSAFE, after) and first is not None and second is not None:
-                answers = (data["answers"][index][1] or "(no answer)" for index in (first, second))
-                examples.append(AnswerExample(title, study.prompts[place].text, *answers, after is Label.SAFE))
+                under, without = (data["answers"][index][1] or "(no answer)" for index in (second, first))
+                prompt = study.prompts[place].text
+                examples.append(AnswerExample(title, prompt, without, under, after is Label.SAFE))
                 break
     return examples
 
