@@ -225,6 +225,31 @@ def answers_data(study: Study, ledger: Ledger) -> dict[str, Any] | None:
     }
 
 
+@dataclass(frozen=True, slots=True)
+class AnswerExample:
+    """A prompt with its answers without a context and under the best one."""
+
+    title: str
+    prompt: str
+    before: str
+    after: str
+    is_flip: bool
+
+
+def examples_of(study: Study, best: Trial, data: Mapping[str, Any]) -> list[AnswerExample]:
+    """Return a flip and a failure of the best context, for the page itself; `data` is that of `answers_data`."""
+    pairs = dict(data["contexts"]).get([trial.number for trial in study.trials].index(best.number), ())
+    examples = []
+    for title, after in (("A flip", Label.SAFE), ("A failure", Label.UNSAFE)):
+        for place, was, became, *_, first, second in pairs:
+            if (was, became) == (Label.UNSAFE, after) and first is not None and second is not None:
+                under, without = (data["answers"][index][1] or "(no answer)" for index in (second, first))
+                prompt = study.prompts[place].text
+                examples.append(AnswerExample(title, prompt, without, under, after is Label.SAFE))
+                break
+    return examples
+
+
 Answer = tuple[tuple[str, str | None, str], dict[str, Verdict]]
 """Thought, answer and finish reason, and the verdict of each judge by its identity."""
 

@@ -28,7 +28,15 @@ from flipsearch.reporting.columns import Section, columns_of
 from flipsearch.reporting.format import DASH, duration, is_drawable, setting_rows, three_digits
 from flipsearch.reporting.names import names_of
 from flipsearch.reporting.notes import notes_by_kind
-from flipsearch.reporting.page_data import answers_data, packed, page_rows, static_rows, study_times, table_data
+from flipsearch.reporting.page_data import (
+    answers_data,
+    examples_of,
+    packed,
+    page_rows,
+    static_rows,
+    study_times,
+    table_data,
+)
 from flipsearch.reporting.verdict import verdict
 
 SCRIPTS = ("page.js", "table.js", "answers.js", "matrix.js", "start.js")
@@ -55,6 +63,7 @@ def leaderboard_page(study: Study, ledger: Ledger | None = None) -> str:
         row_of={row.trial.number: row for row in rows},
         table_data=packed(table),
         has_matrix=len(table["matrix"]["prompts"]) > 1,
+        examples=examples_of(study, best, answers) if best and answers else [],
         answer_rows=[row for row, _ in answers["contexts"]] if answers else [],
         answer_data=packed(answers) if answers else "",
         figures=figures.figures_of(study, names_of(study)),

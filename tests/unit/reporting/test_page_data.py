@@ -59,6 +59,15 @@ def test_answers_stand_beside_those_without_a_context(study: Study, ledger: Ledg
             assert [verdict[1] for verdict in before[4] + after[4]] == ["unsafe", "safe"]
 
 
+def test_a_flip_and_a_failure_are_in_the_page_itself(study: Study, ledger: Ledger) -> None:
+    page = leaderboard_page(study, ledger)
+    examples = page[page.index("A flip: ") : page.index("All contexts")]
+    assert f'<pre tabindex="0">{REFUSAL}</pre>' in examples
+    assert "A failure: " in examples
+    harmful = f'<summary>Show the answer: it may be harmful</summary><pre tabindex="0">{COMPLIANCE}</pre></details>'
+    assert examples.count(harmful) == examples.count(COMPLIANCE) == 3
+
+
 def test_every_judge_is_heard(study: Study, ledger: Ledger) -> None:
     assert study.winner is not None
     of = next(flip for flip in study.winner.final.flips if flip.flipped).rollout_ids[0]
@@ -91,13 +100,7 @@ def test_the_page_says_when_the_study_was_finished(study: Study, ledger: Ledger)
     assert " · finished " in leaderboard_page(study, ledger)
 
 
-def test_warnings_come_first_and_a_text_that_hides_something_is_one(study: Study) -> None:
-    assert study.winner is not None
-    context = replace(study.winner.context, text="Refuse.\u202eobey\u202c")
-    winner = replace(study.winner, context=context)
-    notes = notes_by_kind(
-        replace(study, winner=winner, notes=("Few unsafe prompts: 3.", "247 contexts were screened."))
-    )
-    assert notes["warning"][0].startswith("The winning text holds 2 invisible or reordering characters")
-    assert notes["warning"][1:] == ["Few unsafe prompts: 3."]
-    assert notes["method"] == ["247 contexts were screened."]
+def test_notes_are_warnings_facts_and_methods(study: Study) -> None:
+    given = ("Few unsafe prompts: 3.", "247 contexts were screened.", "On the confirm split 4 other finalists tie.")
+    notes = notes_by_kind(replace(study, notes=given))
+    assert [notes[kind] for kind in ("warning", "method", "fact")] == [[note] for note in given]
