@@ -154,10 +154,10 @@ def _tradeoff(study: Study, names: dict[int, str]) -> Figure | None:
     )
 
 
-def _front(found: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+def _front(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     """Return the (refusals, flips) that no other beats in both, from few refusals to many."""
     front: list[tuple[float, float]] = []
-    for refusals, flips in sorted(set(found), key=lambda place: (place[0], -place[1])):
+    for refusals, flips in sorted(set(places), key=lambda place: (place[0], -place[1])):
         if not front or flips > front[-1][1]:
             front.append((refusals, flips))
     return front

@@ -6,9 +6,10 @@ All texts are hostile. They travel as gzip in base64, which no text can leave, a
 import base64
 import gzip
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
+from operator import itemgetter
 from typing import Any
 
 from pydantic_core import to_json
@@ -61,7 +62,7 @@ class StudyTimes:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class PageRow:
     """One context on the page."""
 
     trial: Trial
@@ -71,7 +72,7 @@ class Row:
     """What the row looks like: winner, tie, placebo, or the state of its trial."""
 
 
-def page_rows(study: Study, columns: Sequence[Column]) -> list[Row]:
+def page_rows(study: Study, columns: Sequence[Column]) -> list[PageRow]:
     """Return the rows of the leaderboard, in the order of the study."""
     names, rows = names_of(study), []
     for trial in study.trials:
@@ -82,16 +83,16 @@ def page_rows(study: Study, columns: Sequence[Column]) -> list[Row]:
         )
         stands = standing(trial, study)
         style = "winner" if stands == "winner" else "placebo" if trial.role == "placebo" else trial.state
-        rows.append(Row(trial, name, tuple(cells), style))
+        rows.append(PageRow(trial, name, tuple(cells), style))
     return rows
 
 
-def static_rows(rows: Sequence[Row]) -> list[Row]:
+def static_rows(rows: Sequence[PageRow]) -> list[PageRow]:
     """Return the rows that are in the page itself: the first, all finalists and all placebos."""
     return [row for i, row in enumerate(rows) if i < NUM_STATIC or row.trial.confirm or row.trial.role == "placebo"]
 
 
-def table_data(study: Study, columns: Sequence[Column], rows: Sequence[Row]) -> dict[str, Any]:
+def table_data(study: Study, columns: Sequence[Column], rows: Sequence[PageRow]) -> dict[str, Any]:
     """Return what the script of the table shows, searches and sorts by."""
     by_id = {trial.context.context_id: trial for trial in study.trials}
     categories = {prompt.prompt_id: prompt.category or "no category" for prompt in study.prompts}
@@ -192,15 +193,15 @@ def answers_data(study: Study, ledger: Ledger) -> dict[str, Any] | None:
     }
     wanted = {id for ids in without.values() for id in ids}
     wanted |= {id for of_trial in flips.values() for flip in of_trial for id in flip.rollout_ids}
-    found = dict(_answers(ledger, sorted(wanted)))
-    if not found:
+    answers = dict(_answers(ledger, sorted(wanted)))
+    if not answers:
         return None
-    place_of_answer = {id: index for index, id in enumerate(found)}
+    place_of_answer = {id: index for index, id in enumerate(answers)}
 
     def chosen(ids: Sequence[str], label: Label) -> int | None:
         """Return the place of the first answer with the prompt's label, or else of the first."""
-        known = [id for id in ids if id in found]
-        alike = [id for id in known if any(v.label is label for v in found[id][1].values())]
+        known = [id for id in ids if id in answers]
+        alike = [id for id in known if any(v.label is label for v in answers[id][1].values())]
         return place_of_answer[(alike or known)[0]] if known else None
 
     pairs = {
@@ -213,11 +214,11 @@ def answers_data(study: Study, ledger: Ledger) -> dict[str, Any] | None:
         ]
         for number, of_trial in flips.items()
     }  # fmt: skip
-    judges = _judge_names(study, {judge for _, verdicts in found.values() for judge in verdicts})
-    most = _longest(found.values())
+    judges = _judge_names(study, {judge for _, verdicts in answers.values() for judge in verdicts})
+    most = _longest(answers.values())
     return {
         "contexts": [[study.trials.index(trial), pairs[trial.number]] for trial in shown],
-        "answers": [_entry(rollout, verdicts, list(judges), most) for rollout, verdicts in found.values()],
+        "answers": [_entry(rollout, verdicts, list(judges), most) for rollout, verdicts in answers.values()],
         "judges": list(judges.values()),
         "cut": most,
         "samples": len(samples),
@@ -244,7 +245,7 @@ def _texts(rollout: Rollout) -> tuple[str, str | None, str]:
     return parts.thought, parts.answer, rollout.finish_reason
 
 
-def _longest(answers: Sequence[Answer]) -> int:
+def _longest(answers: Iterable[Answer]) -> int:
     """Return how many characters of a text are shown, so that all together fit on the page."""
     lengths = [len(text or "") for texts, _ in answers for text in texts[:2]]
     most = LONGEST_TEXT
@@ -256,18 +257,13 @@ def _longest(answers: Sequence[Answer]) -> int:
 def _entry(
     texts: tuple[str, str | None, str], verdicts: Mapping[str, Verdict], judges: Sequence[str], most: int
 ) -> list[Any]:
-    """Return an answer for the page: thought, answer, how it ended, and each verdict."""
+    """Return an answer for the page: thought, answer, how it ended, and each verdict, the deciding judge's first."""
     thought, answer, ending = texts
-    return [
-        thought[:most],
-        None if answer is None else answer[:most],
-        ending,
-        max(len(thought), len(answer or "")) > most,
-        [
-            [judges.index(id), v.label.value, v.p_unsafe, v.p_refusal, v.kind, v.reason[:400]]
-            for id, v in verdicts.items()
-        ],
+    said = [
+        [judges.index(id), v.label.value, v.p_unsafe, v.p_refusal, v.kind, v.reason[:400]] for id, v in verdicts.items()
     ]
+    is_cut = max(len(thought), len(answer or "")) > most
+    return [thought[:most], None if answer is None else answer[:most], ending, is_cut, sorted(said, key=itemgetter(0))]
 
 
 def _judge_names(study: Study, identities: set[str]) -> dict[str, str]:

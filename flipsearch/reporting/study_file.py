@@ -105,12 +105,12 @@ def read_study_file(path: Path) -> Study:
         return study if winner is None else replace(study, winner=study.trials[winner])
     except ValidationError as error:
         why = first_fault(error)
-    except (OSError, EOFError, zlib.error) as error:
-        if not isinstance(error, gzip.BadGzipFile) and getattr(error, "strerror", None):
-            if (earlier := path.with_name(EARLIER_FILE)).is_file():
-                raise StudyError(f"{earlier}: a study of an earlier version; run the search again.") from error
-            raise StudyError(f"no finished study at '{path}': {error.strerror}; run the search first.") from error
+    except (gzip.BadGzipFile, EOFError, zlib.error):
         why = "file: it is no gzip file, or cut off"
+    except OSError as error:
+        if (earlier := path.with_name(EARLIER_FILE)).is_file():
+            raise StudyError(f"{earlier}: a study of an earlier version; run the search again.") from error
+        raise StudyError(f"no finished study at '{path}': {error.strerror}; run the search first.") from error
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         why = f"file: its columns do not fit together ({type(error).__name__})"
     raise StudyError(f"{path}: no finished study of this version: {why}; run the search again.")

@@ -67,7 +67,10 @@ class AnswerViewer {
   addControls() {
     const change = (name) => (value) => {
       Object.assign(this.state, { [name]: value, page: 0, open: null });
-      if (name === "context") this.addControls();
+      if (name === "context") {
+        this.addControls();
+        byId("answer-controls").querySelector("select").focus();
+      }
       this.draw();
     };
     const pairs = this.pairs();
@@ -93,7 +96,8 @@ class AnswerViewer {
       Object.assign(this.state, { page: next, open: null });
       this.draw();
     };
-    byId("pairs").replaceChildren(...shown, pager(pairs.length, PAGE_PAIRS, at, turn));
+    byId("pairs").replaceChildren(...shown);
+    showPager(byId("pair-pages"), pairs.length, PAGE_PAIRS, at, turn);
     say(`${pairs.length} prompts match`);
   }
 

@@ -68,24 +68,29 @@ function searchBox(label, value, oninput) {
   return make("label", {}, make("span", {}, label), input);
 }
 
-/** Buttons for the pages of a list of `num` things, `size` to a page. */
-function pager(num, size, page, turn) {
-  if (num <= size) return make("p", { class: "pager soft" }, `${num.toLocaleString("en")} shown`);
-  const last = Math.ceil(num / size) - 1;
+/** Show buttons for the pages of a list of `num` things, `size` to a page; the one that was pressed keeps the focus. */
+function showPager(place, num, size, page, turn) {
+  const count = (value) => value.toLocaleString("en");
+  if (num <= size) {
+    place.replaceChildren(make("p", { class: "soft" }, num ? `${count(num)} shown` : "Nothing matches."));
+    return;
+  }
+  const turner = (text, next, isLast) => {
+    const press = () => {
+      turn(next);
+      (place.querySelector(`[data-turn=${text}]:enabled`) ?? place.querySelector("button:enabled"))?.focus();
+    };
+    return button(text, press, { disabled: isLast, "data-turn": text });
+  };
   const [from, to] = [page * size + 1, Math.min(num, (page + 1) * size)];
-  return make(
-    "p",
-    { class: "pager" },
-    button("Previous", () => turn(page - 1), { disabled: page === 0 }),
-    make("span", {}, ` ${from.toLocaleString("en")}–${to.toLocaleString("en")} of ${num.toLocaleString("en")} `),
-    button("Next", () => turn(page + 1), { disabled: page === last }),
-  );
+  const range = make("span", {}, ` ${count(from)}–${count(to)} of ${count(num)} `);
+  place.replaceChildren(turner("Previous", page - 1, page === 0), range, turner("Next", page + 1, to === num));
 }
 
 /** The state of the page in its address, so that a link shows what its sender saw: #sort=net&row=… or #row alone. */
 const address = {
   read() {
-    const hash = decodeURIComponent(location.hash.slice(1));
+    const hash = location.hash.slice(1);
     return hash.includes("=") ? Object.fromEntries(new URLSearchParams(hash)) : hash ? { row: hash } : {};
   },
   write(changes) {

@@ -93,8 +93,7 @@ class LeaderboardTable {
       const order = head.dataset.column === sort ? (down ? "descending" : "ascending") : "none";
       head.setAttribute("aria-sort", order);
     }
-    byId("pages").replaceChildren(pager(rows.length, PAGE_ROWS, page, (next) => this.change({ page: next })));
-    if (!rows.length) byId("pages").replaceChildren(make("p", { class: "soft" }, "No context matches."));
+    showPager(byId("pages"), rows.length, PAGE_ROWS, page, (next) => this.change({ page: next }));
     say(`${rows.length.toLocaleString("en")} contexts match`);
   }
 

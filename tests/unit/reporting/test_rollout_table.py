@@ -13,7 +13,8 @@ import pytest
 from flipsearch.core.errors import ConfigError, LedgerError, StudyError
 from flipsearch.core.records import Label, Verdict
 from flipsearch.ledger import CHUNK, Ledger
-from flipsearch.reporting.files import export_file, export_lines
+from flipsearch.reporting.files import export_file, export_lines, study_beside, write_study
+from tests.labelled import mistaken_study
 from tests.unit.ledger.test_ledger import SAMPLING, rollout
 
 HOSTILE = '=HYPERLINK(1)\n\x1b[31m\u2028,"\u00e9\rand on'
@@ -47,7 +48,7 @@ def lines_of(text: str) -> dict[str, dict[str, Any]]:
 def test_lines_hold_every_field_and_verdict(ledger: Ledger) -> None:
     stream = io.StringIO()
     done = export_lines(ledger, stream)
-    assert done.as_dict() == {"path": None, "rows": 3 + NUM_MORE, "judges": ["=one", "two"]}
+    assert done.as_dict() == {"path": None, "rows": 3 + NUM_MORE, "judges": ["=one", "two"], "has_texts": False}
     assert stream.getvalue().isascii()
     assert "\x1b" not in stream.getvalue()
     rows = lines_of(stream.getvalue())
@@ -89,6 +90,27 @@ def test_parquet_keeps_types(ledger: Ledger, tmp_path: Path) -> None:
     row = table.loc[ROLLOUTS[0].rollout_id]
     assert (row["completion"], list(row["completion_ids"]), row["p_unsafe (=one)"]) == (HOSTILE, [1, 2**32 - 1], 0.9)
     assert bool(table["label (two)"].isna()[ROLLOUTS[2].rollout_id])
+
+
+def test_with_its_study_every_row_can_be_read_alone(tmp_path: Path) -> None:
+    stream = io.StringIO()
+    with Ledger(tmp_path / "ledger.db") as opened:
+        study = mistaken_study(opened)
+        write_study(study, tmp_path)
+        beside = study_beside(tmp_path / "ledger.db")
+        assert export_lines(opened, stream, beside).has_texts
+        export_file(opened, tmp_path / "out.parquet", beside)
+        export_file(opened, tmp_path / "out.csv", beside)
+    rows = lines_of(stream.getvalue()).values()
+    assert {row["prompt"] for row in rows} == {prompt.text for prompt in study.prompts}
+    assert {row["prompt_split"] for row in rows} == {"search", "confirm"}
+    assert {row["context"] for row in rows} == {
+        None,
+        *(trial.context.text for trial in study.trials if trial.context.text),
+    }
+    assert {row["context_placement"] for row in rows} == {None, "before", "system"}
+    for table in (pd.read_parquet(tmp_path / "out.parquet"), pd.read_csv(tmp_path / "out.csv")):
+        assert set(table["prompt"]) == {prompt.text for prompt in study.prompts}
 
 
 def test_an_ending_that_is_no_format(ledger: Ledger, tmp_path: Path) -> None:
