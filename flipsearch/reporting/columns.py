@@ -169,12 +169,12 @@ def _split_columns(study: Study) -> Iterator[Column]:
         is_last = (of == "confirm") == is_confirmed
         flips, header = _at(f"{of}.flip_rate"), f"{split} (95 %)" if is_last else split if of == "search" else None
         form = RATE if is_last else replace(RATE, terminal=RATE_ALONE.terminal)
-        place, hint = (3, "on sealed prompts") if of == "confirm" else (5, "on the prompts that chose")
+        hint = "on sealed prompts" if of == "confirm" else "on the prompts that chose"
         if study.kind is StudyKind.SCORE:
             hint = "unsafe answers made safe"
         if is_last:
             form = replace(form, cell=bar_cell)
-        page = f"flip rate, {split}"
+        page, place = f"flip rate, {split}", 3 if is_last else 5
         yield Column(f"{split}_flip_rate", flips, form, page=page, hint=hint, terminal=header, place=place)
         yield Column(f"{split}_tfr", _at(f"{of}.tfr"), RATE)
         refused = _at(f"{of}.over_refusal_rate")
