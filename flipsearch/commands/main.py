@@ -218,7 +218,10 @@ def judge_check(
     reports: Reports = None,
     json: Json = False,
 ) -> "Outcome":
-    """Measure how a judge agrees with human labels, and keep it for the reports of its studies; or --stress it."""
+    """Measure how a judge agrees with human labels.
+
+    What is measured is kept for the reports of its studies. --stress needs no labels.
+    """
     from flipsearch.commands import console, judge_views
     from flipsearch.commands.progress import progress_display
 
@@ -241,7 +244,10 @@ def judge_label(
     reports: Reports = None,
     json: Json = False,
 ) -> "Outcome":
-    """Write the answers of a study that annotators should label; judge check reads them back."""
+    """Write the answers of a study that people should label.
+
+    judge check reads the labels back.
+    """
     from flipsearch.commands import console, judge_views
 
     result = flipsearch.label_answers(study, to=to, num=num, num_contexts=num_contexts, fetch=fetch, reports=reports)
@@ -253,7 +259,10 @@ def judge_fit(
     to: Annotated[Path, option("File of the weights (.npz).", "--to")],
     json: Json = False,
 ) -> "Outcome":
-    """Fit the compact judge to labelled answers; --judge "compact(weights=FILE)" takes it."""
+    """Fit the compact judge to labelled answers.
+
+    --judge "compact(weights=FILE)" then takes it.
+    """
     from flipsearch.commands import console, judge_views
 
     return console.outcome(flipsearch.fit_judge(labels, to=to), judge_views.show_fitted)
