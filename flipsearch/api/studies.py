@@ -137,6 +137,8 @@ def check(
     )
     if least is None and most is None:
         raise ConfigError("nothing to check: give --min-flip, --max-over-refusal or both, e.g. --min-flip 0.8.")
+    if junit and (Path(junit).is_dir() or not Path(junit).absolute().parent.is_dir()):
+        raise ConfigError(f"--junit is '{junit}', expected a file in a folder that is there.")
     texts = [context] if isinstance(context, str) else list(context)
     config = with_card(given, texts).config()
     if any(map(given_cards, texts)) and config.split is None and not config.harmful:

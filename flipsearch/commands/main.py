@@ -479,6 +479,8 @@ def prepare_streams() -> None:
         if isinstance(stream, io.TextIOWrapper):
             encoding = "ascii" if is_plain and stream.isatty() else stream.encoding
             stream.reconfigure(encoding=encoding, errors="plain")
+    if isinstance(sys.stdin, io.TextIOWrapper):  # a prompt that is piped in any encoding is a prompt
+        sys.stdin.reconfigure(errors="replace")
 
 
 def discard_stdout() -> None:
