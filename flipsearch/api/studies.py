@@ -23,6 +23,7 @@ from flipsearch.judging.contract import check_identities
 from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import PromptSet, prompts_of
+from flipsearch.reporting.compare import Comparison, compare_studies
 from flipsearch.reporting.criteria import criteria, junit_xml
 from flipsearch.reporting.files import check_best, read_study, write_study
 from flipsearch.reporting.study_file import STUDY_FILE
@@ -174,6 +175,13 @@ def report(study: Path | str, *, reports: Path | None = None) -> SearchResult:
     with Ledger(path, read_only=True) if path.is_file() else nullcontext() as ledger:
         write_study(result, folder, ledger)
     return SearchResult(result, folder, folder / "best.txt" if result.winner else None)
+
+
+def compare(studies: Sequence[Path | str], *, reports: Path | None = None) -> Comparison:
+    """Return what the contexts that finished studies share do in each: other models, judges or seeds; paired."""
+    if len(studies) < 2:
+        raise ConfigError("compare takes two or more studies, by name or folder.")
+    return compare_studies([read_study(study_folder(study, reports)) for study in studies])
 
 
 def _prepare(given: Given[SearchConfig]) -> tuple[SearchSetup, PromptSet]:

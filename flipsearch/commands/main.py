@@ -112,9 +112,9 @@ def check(
     from flipsearch.commands import console, views
     from flipsearch.commands.progress import progress_display
 
-    limits = {"min_flip": min_flip, "max_over_refusal": max_over_refusal, "junit": junit}
+    own: dict[str, Setting] = {"min_flip": min_flip, "max_over_refusal": max_over_refusal, "junit": junit}
     with progress_display() as progress:
-        result = flipsearch.check(context, **given(settings), **limits, config=config, progress=progress)
+        result = flipsearch.check(context, **given(settings | own), config=config, progress=progress)
     return console.outcome(result, views.show_check, 0 if result.is_met else 1)
 
 
@@ -130,15 +130,31 @@ def chat(config: Config = None, json: Json = False, **settings: Setting) -> "Out
 
 
 def report(
-    study: Annotated[Path, typer.Argument(help="Folder of a finished study, or its name under --reports.")],
+    study: Annotated[list[Path], typer.Argument(help="Finished studies, by folder or by name under --reports.")],
+    to: Annotated[
+        Path | None, option("Write the table to this file too: .csv, .json, .md or .parquet.", metavar="FILE")
+    ] = None,
     reports: Reports = None,
     json: Json = False,
 ) -> "Outcome":
-    """Show a finished study, and write its files again."""
+    """Show a finished study and write its files again, or compare several.
+
+    Of several studies, the contexts that they share are compared: paired differences over models, judges or seeds.
+    """
     from flipsearch.commands import console, views
 
-    result = flipsearch.report(study, reports=reports)
-    return console.outcome(result, views.show_study, 1 if result.is_confirmed is False else 0)
+    if to:
+        views.check_table(to)
+    if len(study) > 1:
+        comparison = flipsearch.compare(study, reports=reports)
+        frame, done = comparison.frame(), console.outcome(comparison, views.show_comparison)
+    else:
+        result = flipsearch.report(study[0], reports=reports)
+        frame = result.leaderboard.full
+        done = console.outcome(result, views.show_study, 1 if result.is_confirmed is False else 0)
+    if to:
+        views.write_table(frame, to)
+    return done
 
 
 def train(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome | None":
@@ -318,7 +334,7 @@ EXAMPLES = {
     "score": "flipsearch score best.txt --split confirm",
     "check": "flipsearch check best.json --min-flip 0.8 --max-over-refusal 0.05 --junit flips.xml",
     "chat": "flipsearch chat --context best.txt",
-    "report": "flipsearch report pocket-a46723",
+    "report": "flipsearch report pocket-a46723 qwen-77c1d0 --to both.csv",
     "list": "flipsearch list contexts",
     "doctor": "flipsearch doctor --model Qwen/Qwen3-0.6B --judge compact",
     "train": "flipsearch train --context best.txt --name safer",

@@ -34,7 +34,7 @@ def state_of(plan: Any) -> tuple[WorkState, list[float]]:
 
 def test_the_share_grows_with_the_rollouts_and_never_falls() -> None:
     state, _ = state_of(PLAN)
-    shares = []
+    shares: list[float] = []
     for phase, total in ((Phase.BASELINE, 100), (Phase.PLACEBO, 100), (Phase.RACE, 150), (Phase.RACE, 150)):
         for done in (0, total // 2, total):
             state.update(Step(phase, detail=str(len(shares) // 3)), done, total, 0)
