@@ -128,10 +128,11 @@ def _tradeoff(study: Study, names: dict[int, str]) -> Figure | None:
     marks = []
     for trial in reversed(shown):
         flips, added = trial.final.flip_rate, trial.final.added_refusals
-        crosses = (along(added, x, LEFT, RIGHT), along(flips, y, TOP, BOTTOM)) if trial.confirm else (None, None)
+        across = along(added, x, LEFT, RIGHT) if trial.confirm else None
+        up = along(flips, y, TOP, BOTTOM) if trial.confirm else None
         words = f"{names[trial.number]}: {percent(flips.value)} flipped, {points(added.value)} points more refused"
         place = (x.place(refusals[trial.number]), y.place(flips.value or 0.0))
-        marks.append(Mark(names[trial.number], _style(study, trial), *place, *crosses, words=words))
+        marks.append(Mark(names[trial.number], _style(study, trial), place[0], place[1], across, up, words))
     arms = [trial for trial in shown if trial.role == "arm"]
     front = _front([(refusals[trial.number], trial.final.flip_rate.value or 0.0) for trial in arms])
     path = (
