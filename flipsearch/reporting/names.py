@@ -7,6 +7,7 @@ contexts, which are hostile text.
 import difflib
 import re
 from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -28,16 +29,27 @@ class WordChange:
 
 @lru_cache(maxsize=4096)
 def word_changes(before: str, after: str) -> tuple[WordChange, ...]:
-    """Return how one text becomes another, word by word; white space goes with the word before it."""
-    old, new = (re.findall(r"\s*\S+\s*?(?=\s|$)|\s+", text) for text in (before, after))
+    """Return how one text becomes another: whole lines where they come or go, word by word where one is rewritten."""
     changes: list[WordChange] = []
-    for operation, i, j, k, m in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
-        if operation == "equal":
-            changes.append(WordChange("same", "".join(new[k:m])))
-            continue
-        parts = (("removed", "".join(old[i:j])), ("added", "".join(new[k:m])))
-        changes += [WordChange(kind, words) for kind, words in parts if words]
+    for operation, old, new in _edits(before.splitlines(keepends=True), after.splitlines(keepends=True)):
+        if operation == "replace":
+            words = (re.findall(r"\s*\S+|\s+", text) for text in (old, new))
+            changes += [change for edit in _edits(*words) for change in _changes(*edit)]
+        else:
+            changes += _changes(operation, old, new)
     return tuple(changes)
+
+
+def _edits(old: Sequence[str], new: Sequence[str]) -> Iterator[tuple[str, str, str]]:
+    """Yield (what happens, what was there, what comes instead), piece by piece."""
+    for operation, i, j, k, m in difflib.SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
+        yield operation, "".join(old[i:j]), "".join(new[k:m])
+
+
+def _changes(operation: str, old: str, new: str) -> list[WordChange]:
+    if operation == "equal":
+        return [WordChange("same", new)]
+    return [WordChange(kind, words) for kind, words in (("removed", old), ("added", new)) if words]
 
 
 def quoted(text: str, most: int = LONGEST_QUOTE) -> str:
@@ -47,10 +59,12 @@ def quoted(text: str, most: int = LONGEST_QUOTE) -> str:
 
 
 def names_of(study: Study) -> dict[int, str]:
-    """Return the number of each trial -> its name, each once: with placement and number where it takes them."""
+    """Return the number of each trial -> its name, each once: with placement and rank where it takes them."""
     by_id = {trial.context.context_id: trial.context for trial in study.trials}
     names = {trial.number: _name(trial, by_id) for trial in study.trials}
-    for suffix in ({t.number: t.context.placement for t in study.trials}, {n: f"no. {n}" for n in names}):
+    placements = {trial.number: trial.context.placement for trial in study.trials}
+    ranks = {trial.number: f"#{rank}" for rank, trial in enumerate(study.trials, start=1)}
+    for suffix in (placements, ranks):
         counts = Counter(names.values())
         names = {n: f"{name} · {suffix[n]}" if counts[name] > 1 else name for n, name in names.items()}
     return names

@@ -5,12 +5,11 @@ from collections.abc import Mapping
 from typing import Literal
 
 from flipsearch.core.studies import Study
-from flipsearch.reporting.format import visible
 
 NoteKind = Literal["warning", "fact", "method"]
 WARNING = re.compile(
     r"alarm|poor|few |little|cannot|could not|not known|not measured|not applied|not checked|does not|degenerate"
-    r"|were cut|withheld|above|there is no|only deceive|unscored|placebo flips",
+    r"|were cut|withheld|above|there is no|only deceive|no reader does|unscored|placebo flips",
     re.IGNORECASE,
 )
 METHOD = re.compile(
@@ -27,14 +26,8 @@ def note_kind(note: str) -> NoteKind:
 
 
 def notes_by_kind(study: Study) -> Mapping[NoteKind, list[str]]:
-    """Return the notes of a study, those on what its winning text hides among them."""
+    """Return the notes of a study by kind."""
     notes: dict[NoteKind, list[str]] = {"warning": [], "fact": [], "method": []}
-    text = study.winner.context.text if study.winner else ""
-    if num_hidden := visible(text).count("\ufffd") - text.count("\ufffd"):
-        notes["warning"].append(
-            f"The winning text holds {num_hidden:,} invisible or reordering characters, each shown here as \ufffd: a "
-            "model may read what you do not see."
-        )
     for note in study.notes:
         notes[note_kind(note)].append(note)
     return notes

@@ -91,13 +91,7 @@ def test_the_page_says_when_the_study_was_finished(study: Study, ledger: Ledger)
     assert " · finished " in leaderboard_page(study, ledger)
 
 
-def test_warnings_come_first_and_a_text_that_hides_something_is_one(study: Study) -> None:
-    assert study.winner is not None
-    context = replace(study.winner.context, text="Refuse.\u202eobey\u202c")
-    winner = replace(study.winner, context=context)
-    notes = notes_by_kind(
-        replace(study, winner=winner, notes=("Few unsafe prompts: 3.", "247 contexts were screened."))
-    )
-    assert notes["warning"][0].startswith("The winning text holds 2 invisible or reordering characters")
-    assert notes["warning"][1:] == ["Few unsafe prompts: 3."]
-    assert notes["method"] == ["247 contexts were screened."]
+def test_notes_are_warnings_facts_and_methods(study: Study) -> None:
+    given = ("Few unsafe prompts: 3.", "247 contexts were screened.", "On the confirm split 4 other finalists tie.")
+    notes = notes_by_kind(replace(study, notes=given))
+    assert [notes[kind] for kind in ("warning", "method", "fact")] == [[note] for note in given]

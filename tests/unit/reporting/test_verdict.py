@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from flipsearch.core.measurements import Difference, Rate
-from flipsearch.core.studies import Study
+from flipsearch.core.studies import Study, StudyKind
 from flipsearch.reporting.names import names_of, word_changes
 from flipsearch.reporting.verdict import ALARM, verdict
 from tests.unit.reporting.test_columns import a_study
@@ -68,6 +68,12 @@ def test_a_winner_with_a_doubt_is_not_green(study: Study) -> None:
         assert not any(step.command.startswith("flipsearch train") for step in said.next_steps)
 
 
+def test_the_best_of_many_scored_contexts_is_green_only_if_it_stays_so_among_them(study: Study) -> None:
+    for p_value, tone in ((0.01, "null"), (0.0001, "good")):
+        scored = with_net(study, Difference(0.5, 0.2, 0.7, 32, p_value))
+        assert verdict(replace(scored, kind=StudyKind.SCORE, winner=None)).tone == tone
+
+
 def test_names_tell_all_contexts_apart(study: Study) -> None:
     names = names_of(study)
     assert len(set(names.values())) == len(study.trials)
@@ -78,3 +84,8 @@ def test_word_changes_give_both_texts_back() -> None:
     changes = word_changes(before, after)
     assert "".join(change.words for change in changes if change.kind != "added") == before
     assert "".join(change.words for change in changes if change.kind != "removed") == after
+
+
+def test_a_line_that_comes_twice_is_added_as_a_whole() -> None:
+    changes = word_changes("Refuse.\nBe kind.", "Refuse.\nRefuse.\nBe kind.")
+    assert [change.words for change in changes if change.kind != "same"] == ["Refuse.\n"]
