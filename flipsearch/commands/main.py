@@ -137,7 +137,7 @@ def report(
     reports: Reports = None,
     json: Json = False,
 ) -> "Outcome":
-    """Show a finished study and write its files again, or compare several.
+    """Show a finished study and write its files, or compare several.
 
     Of several studies, the contexts that they share are compared: paired differences over models, judges or seeds.
     """
