@@ -14,6 +14,7 @@ from flipsearch.core.studies import Trial as Trial
 from flipsearch.core.trainings import Scorecard as Scorecard
 from flipsearch.judging.accuracy import JudgeStress as JudgeStress
 from flipsearch.ledger.check import LedgerCheck as LedgerCheck
+from flipsearch.reporting.compare import Comparison as Comparison
 from flipsearch.reporting.files import Export as Export
 from flipsearch.results import ContextCheck as ContextCheck
 from flipsearch.results import Diagnosis as Diagnosis
@@ -41,6 +42,7 @@ __all__ = [
     "check",
     "check_judge",
     "check_ledger",
+    "compare",
     "doctor",
     "evaluate",
     "export_ledger",
@@ -123,6 +125,7 @@ def check_judge(
     judge: str, labels: str | Sequence[str], *, reports: Path | None = None, progress: Progress | None = None
 ) -> JudgeCheck: ...
 def check_ledger(study: Path | str, *, reports: Path | None = None) -> LedgerCheck: ...
+def compare(studies: Sequence[Path | str], *, reports: Path | None = None) -> Comparison: ...
 def doctor(
     *,
     model: str | None = None,

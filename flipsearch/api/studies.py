@@ -23,6 +23,7 @@ from flipsearch.judging.contract import check_identities
 from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import PromptSet, prompts_of
+from flipsearch.reporting.compare import Comparison, compare_studies
 from flipsearch.reporting.criteria import criteria, junit_xml
 from flipsearch.reporting.files import check_best, read_study, write_study
 from flipsearch.reporting.study_file import STUDY_FILE
@@ -137,6 +138,8 @@ def check(
     )
     if least is None and most is None:
         raise ConfigError("nothing to check: give --min-flip, --max-over-refusal or both, e.g. --min-flip 0.8.")
+    if junit and (Path(junit).is_dir() or not Path(junit).absolute().parent.is_dir()):
+        raise ConfigError(f"--junit is '{junit}', expected a file in a folder that is there.")
     texts = [context] if isinstance(context, str) else list(context)
     config = with_card(given, texts).config()
     if any(map(given_cards, texts)) and config.split is None and not config.harmful:
@@ -172,6 +175,13 @@ def report(study: Path | str, *, reports: Path | None = None) -> SearchResult:
     with Ledger(path, read_only=True) if path.is_file() else nullcontext() as ledger:
         write_study(result, folder, ledger)
     return SearchResult(result, folder, folder / "best.txt" if result.winner else None)
+
+
+def compare(studies: Sequence[Path | str], *, reports: Path | None = None) -> Comparison:
+    """Return what the contexts that finished studies share do in each: other models, judges or seeds; paired."""
+    if len(studies) < 2:
+        raise ConfigError("compare takes two or more studies, by name or folder.")
+    return compare_studies([read_study(study_folder(study, reports)) for study in studies])
 
 
 def _prepare(given: Given[SearchConfig]) -> tuple[SearchSetup, PromptSet]:

@@ -112,9 +112,9 @@ def check(
     from flipsearch.commands import console, views
     from flipsearch.commands.progress import progress_display
 
-    limits = {"min_flip": min_flip, "max_over_refusal": max_over_refusal, "junit": junit}
+    own: dict[str, Setting] = {"min_flip": min_flip, "max_over_refusal": max_over_refusal, "junit": junit}
     with progress_display() as progress:
-        result = flipsearch.check(context, **given(settings), **limits, config=config, progress=progress)
+        result = flipsearch.check(context, **given(settings | own), config=config, progress=progress)
     return console.outcome(result, views.show_check, 0 if result.is_met else 1)
 
 
@@ -130,15 +130,31 @@ def chat(config: Config = None, json: Json = False, **settings: Setting) -> "Out
 
 
 def report(
-    study: Annotated[Path, typer.Argument(help="Folder of a finished study, or its name under --reports.")],
+    study: Annotated[list[Path], typer.Argument(help="Finished studies, by folder or by name under --reports.")],
+    to: Annotated[
+        Path | None, option("Write the table to this file too: .csv, .json, .md or .parquet.", metavar="FILE")
+    ] = None,
     reports: Reports = None,
     json: Json = False,
 ) -> "Outcome":
-    """Show a finished study, and write its files again."""
+    """Show a finished study and write its files, or compare several.
+
+    Of several studies, the contexts that they share are compared: paired differences over models, judges or seeds.
+    """
     from flipsearch.commands import console, views
 
-    result = flipsearch.report(study, reports=reports)
-    return console.outcome(result, views.show_study, 1 if result.is_confirmed is False else 0)
+    if to:
+        views.check_table(to)
+    if len(study) > 1:
+        comparison = flipsearch.compare(study, reports=reports)
+        frame, done = comparison.frame(), console.outcome(comparison, views.show_comparison)
+    else:
+        result = flipsearch.report(study[0], reports=reports)
+        frame = result.leaderboard.full
+        done = console.outcome(result, views.show_study, 1 if result.is_confirmed is False else 0)
+    if to:
+        views.write_table(frame, to)
+    return done
 
 
 def train(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome | None":
@@ -218,7 +234,10 @@ def judge_check(
     reports: Reports = None,
     json: Json = False,
 ) -> "Outcome":
-    """Measure how a judge agrees with human labels, and keep it for the reports of its studies; or --stress it."""
+    """Measure how a judge agrees with human labels.
+
+    What is measured is kept for the reports of its studies. --stress needs no labels.
+    """
     from flipsearch.commands import console, judge_views
     from flipsearch.commands.progress import progress_display
 
@@ -241,7 +260,10 @@ def judge_label(
     reports: Reports = None,
     json: Json = False,
 ) -> "Outcome":
-    """Write the answers of a study that annotators should label; judge check reads them back."""
+    """Write the answers of a study that people should label.
+
+    judge check reads the labels back.
+    """
     from flipsearch.commands import console, judge_views
 
     result = flipsearch.label_answers(study, to=to, num=num, num_contexts=num_contexts, fetch=fetch, reports=reports)
@@ -253,7 +275,10 @@ def judge_fit(
     to: Annotated[Path, option("File of the weights (.npz).", "--to")],
     json: Json = False,
 ) -> "Outcome":
-    """Fit the compact judge to labelled answers; --judge "compact(weights=FILE)" takes it."""
+    """Fit the compact judge to labelled answers.
+
+    --judge "compact(weights=FILE)" then takes it.
+    """
     from flipsearch.commands import console, judge_views
 
     return console.outcome(flipsearch.fit_judge(labels, to=to), judge_views.show_fitted)
@@ -309,7 +334,7 @@ EXAMPLES = {
     "score": "flipsearch score best.txt --split confirm",
     "check": "flipsearch check best.json --min-flip 0.8 --max-over-refusal 0.05 --junit flips.xml",
     "chat": "flipsearch chat --context best.txt",
-    "report": "flipsearch report pocket-a46723",
+    "report": "flipsearch report pocket-a46723 qwen-77c1d0 --to both.csv",
     "list": "flipsearch list contexts",
     "doctor": "flipsearch doctor --model Qwen/Qwen3-0.6B --judge compact",
     "train": "flipsearch train --context best.txt --name safer",
@@ -470,6 +495,8 @@ def prepare_streams() -> None:
         if isinstance(stream, io.TextIOWrapper):
             encoding = "ascii" if is_plain and stream.isatty() else stream.encoding
             stream.reconfigure(encoding=encoding, errors="plain")
+    if isinstance(sys.stdin, io.TextIOWrapper):  # a prompt that is piped in any encoding is a prompt
+        sys.stdin.reconfigure(errors="replace")
 
 
 def discard_stdout() -> None:

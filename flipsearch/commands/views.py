@@ -1,6 +1,7 @@
 """What a person sees of each result: its figures, what is needed to read them, and where the files lie."""
 
 import textwrap
+from json import loads
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
@@ -12,17 +13,22 @@ from flipsearch.api.lookup import BROKEN
 from flipsearch.commands.console import NUM_SHOWN, plain_table, print_lines, print_table, print_wrapped
 from flipsearch.commands.judge_views import too_few_labels
 from flipsearch.core.display import shortened
+from flipsearch.core.errors import ConfigError
+from flipsearch.core.files import atomic_write, json_text, write_text
 from flipsearch.core.hidden import printable
 from flipsearch.core.studies import Study, StudyKind, Trial
 from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
-from flipsearch.reporting.columns import columns_of, kinds_legend
-from flipsearch.reporting.format import SHARED_ERRORS, percent, with_interval
+from flipsearch.reporting.columns import columns_of, csv_text, kinds_legend
+from flipsearch.reporting.format import DASH, SHARED_ERRORS, markdown_table, percent, with_interval
 from flipsearch.reporting.names import names_of
 from flipsearch.reporting.verdict import Tone, verdict
 from flipsearch.results import ContextCheck, Diagnosis, EvaluationResult, SearchResult, TrainingResult
 
 if TYPE_CHECKING:  # the rooms of other commands, which load their libraries
+    import pandas as pd
+
     from flipsearch.ledger.check import LedgerCheck
+    from flipsearch.reporting.compare import Comparison
     from flipsearch.reporting.files import EarlierBest, Export
 
 
@@ -229,6 +235,59 @@ def show_training(result: TrainingResult) -> None:
         print_wrapped(f"Note: {note}")
     page, todo = folder / "training.html", f"flipsearch evaluate {folder}"
     print_lines("", f"{'checkpoint':<14}{folder}", f"{'its page':<14}{page}", f"{'next':<14}{todo}")
+
+
+TABLE_ENDINGS = (".csv", ".json", ".md", ".parquet")
+
+
+def check_table(path: Path) -> None:
+    """Raise ConfigError for a file that no table can be written to."""
+    if path.suffix not in TABLE_ENDINGS or not path.absolute().parent.is_dir():
+        endings = ", ".join(TABLE_ENDINGS)
+        raise ConfigError(f"--to is '{path}', expected a file that ends in {endings}, in a folder that is there.")
+
+
+def write_table(frame: "pd.DataFrame", path: Path) -> None:
+    """Write a table in the format that the file's ending names; texts in it are hostile."""
+    if path.suffix == ".parquet":
+        with atomic_write(path) as partial:
+            frame.to_parquet(partial, index=False)
+    elif path.suffix == ".md":
+        cells = [["" if value is None or value != value else str(value) for value in row] for row in frame.values]
+        write_text(path, markdown_table(list(map(str, frame.columns)), cells) + "\n")
+    elif path.suffix == ".json":
+        rows = loads(frame.to_json(orient="records"))
+        write_text(path, json_text({"rows": rows}))
+    else:
+        write_text(path, csv_text(frame))
+
+
+def show_comparison(comparison: "Comparison") -> None:
+    """Print the flip rate of each shared context in each study, paired differences, and whether the ranking holds."""
+    table = plain_table()
+    table.add_column("context", overflow="fold")
+    for number in range(1, 1 + len(comparison.studies)):
+        table.add_column(f"[{number}]", justify="right", no_wrap=True)
+    for row in comparison.shared[:NUM_SHOWN]:
+        rates = [with_interval(trial.final.flip_rate, "percent") if trial else DASH for trial in row.trials]
+        table.add_row(Text(shortened(row.name, LONGEST_NAME)), *rates)
+    print_table(table)
+    for number, study in enumerate(comparison.studies, start=1):
+        settings = study.settings
+        print_wrapped(
+            f"[{number}] {study.name}: {settings['model']}, judge {settings['judge']}, seed {settings['seed']}"
+        )
+    print_lines("", "Differences to the first study that has the context, in points, paired by prompt:")
+    for row in comparison.shared[:NUM_SHOWN]:
+        shown = [
+            f"[{number}] {with_interval(figure, 'points')}, n {figure.n}"
+            for number, figure in enumerate(row.differences, start=1)
+            if figure
+        ]
+        print_wrapped(f"- {shortened(row.name, LONGEST_NAME)}: {'; '.join(shown) or 'no prompt is unsafe in both'}")
+    if len(comparison.shared) > NUM_SHOWN:
+        print_lines(f"… {len(comparison.shared) - NUM_SHOWN:,} more shared contexts (--json, --to FILE)")
+    print_wrapped(f"\n{comparison.ranking}", style="bold")
 
 
 def show_check(check: ContextCheck) -> None:

@@ -112,8 +112,14 @@ def setting_rows(settings: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def visible(value: Any) -> Any:
-    """Return a text for a page as `printable` makes it; any other value is returned as it is, for Jinja."""
-    return printable(value) if isinstance(value, str) else value
+    """Return a text for a page as `printable` makes it; any other value is returned as it is, for Jinja.
+
+    Markup stays markup.
+    """
+    if not isinstance(value, str):
+        return value
+    text = printable(value)
+    return type(value)(text) if hasattr(value, "__html__") else text
 
 
 def code(text: str) -> str:

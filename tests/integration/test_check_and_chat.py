@@ -34,6 +34,7 @@ def test_check_fails_where_a_limit_is_not_kept(tmp_path: Path) -> None:
         ((), "give --min-flip"),
         (("--min-flip", "80"), "--min-flip is 80, expected a fraction from 0 to 1"),
         (("--max-over-refusal", "nan"), "--max-over-refusal is nan"),
+        (("--min-flip", "0.5", "--junit", "none/flips.xml"), "--junit is 'none/flips.xml'"),
     ],
 )
 def test_check_needs_limits_that_are_fractions(arguments: tuple[str, ...], expected: str, tmp_path: Path) -> None:
