@@ -73,7 +73,7 @@ class Comparison:
                 if trial is None:
                     continue
                 rate = trial.final.flip_rate
-                cells = {"context": row.name, "context_id": row.context_id, "study": study.name}
+                cells: dict[str, Any] = {"context": row.name, "context_id": row.context_id, "study": study.name}
                 cells |= {key: study.settings.get(key) for key in ("model", "judge", "seed")}
                 cells |= {"split": trial.final.split, "flip_rate": rate.value, "low": rate.low, "high": rate.high}
                 cells |= {"n": rate.n, "over_refusal_rate": trial.final.over_refusal_rate.value}
