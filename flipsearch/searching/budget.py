@@ -38,7 +38,7 @@ class Budget:
     def __init__(self, setup: SearchSetup, clock: Callable[[], float] = time.monotonic) -> None:
         self._config, self._setup = setup.config, setup
         self._clock, self._start = clock, clock()
-        self._spent = ""
+        self._spent = self._reserved = ""
         self._tokens_at_first: float | None = None
         num_tokens, num_answers = setup.config.budget_tokens, len(setup.search) * setup.config.samples
         if num_tokens is not None and num_tokens < num_answers:
@@ -56,8 +56,10 @@ class Budget:
             passed = self._clock() - self._start
             time_per_answer = passed / max(1, runner.num_generated_tokens) * _mean_length(runner, base)
             num_rollouts = self._config.num_finalists * self._num_rollouts(base) + reserved_rollouts(self._setup, base)
-            if passed + time_per_answer * num_rollouts >= self._config.time_s:
+            needed = passed + time_per_answer * num_rollouts
+            if needed >= self._config.time_s:
                 self._spent, num = f"time of {self._config.time_s:g} s", 0
+                self._reserved = f" {passed:,.0f} s had passed, and what comes after needs {needed - passed:,.0f} s."
         return num
 
     def affordable(
@@ -80,7 +82,10 @@ class Budget:
         """Return what the reader must know of a search that its budget ended after `num_arms` contexts."""
         if not self._spent:
             return []
-        return [f"The {self._spent} is spent: {num_arms} of {self._config.num_contexts} contexts were tried."]
+        spent = "is spent" if num_arms else "holds no context beside the baseline, the finalists and the confirm split"
+        todo = "" if num_arms else " Give more, or fewer --max-prompts or --num-finalists."
+        tried = f"{num_arms} of {self._config.num_contexts} contexts were tried."
+        return [f"The {self._spent} {spent}: {tried}{self._reserved}{todo}"]
 
     def _next_cohort(self, runner: Runner, base: SplitBaseline, rung: Rung) -> int:
         """The contexts that the exploring share of the tokens still affords, a part of them at a time."""
