@@ -1,8 +1,10 @@
 """What a user sees: the commands on the pocket model and on scripted replies, their files, exit codes and messages."""
 
+import base64
 import contextlib
 import csv
 import errno
+import hashlib
 import io
 import json
 import os
@@ -24,6 +26,7 @@ from flipsearch.commands.main import main
 from flipsearch.core import files
 from flipsearch.core.errors import StudyError
 from flipsearch.ledger import Ledger
+from tests.pages import data_of
 
 QUICK = (
     "--template", "constitution", "--num-contexts", "6", "--cohort-size", "6", "--max-prompts", "16",
@@ -136,13 +139,16 @@ class Page(HTMLParser):
         self.loads += [value or "" for name, value in attrs if name in ("src", "href") or name.startswith("on")]
 
 
-def test_the_page_runs_no_script_and_loads_nothing(searched: tuple[Path, dict[str, Any]]) -> None:
+def test_the_page_runs_its_own_script_alone_and_loads_nothing(searched: tuple[Path, dict[str, Any]]) -> None:
     text = (searched[0] / "reports" / "small" / "leaderboard.html").read_text()
     page = Page()
     page.feed(text)
-    assert "script" not in page.tags
-    # Nothing from elsewhere: only links to a parent's own row.
-    assert [one for one in page.loads if not (one.startswith("#") and f'id="{one[1:]}"' in text)] == []
+    [allowed] = re.findall(r"script-src 'sha256-([^']+)'", text)
+    [script] = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() == allowed
+    # Nothing from elsewhere: only links to rows.
+    ids = {row["id"] for row in data_of(text)["rows"]}
+    assert {one.removeprefix("#") for one in page.loads} <= ids
     assert searched[1]["best"]["context_id"] in text
     assert "synthetic" in text
 
@@ -380,7 +386,7 @@ def test_hostile_completions_and_contexts_stay_text(tmp_path: Path) -> None:
     evil = ("--contexts", "evil.j2", "--template", "evil")
     done = run(*command[:-1], "12", *evil, "--study", "s", cwd=tmp_path, code=1)
     page = (tmp_path / "reports" / "s" / "leaderboard.html").read_text()
-    assert "<script" not in page
+    assert "<script>alert" not in page
     assert "&lt;script&gt;alert(2)" in page
     assert "\x1b[31m" not in done.stdout
 

@@ -457,7 +457,8 @@ def test_disagreements_are_escaped_on_the_page() -> None:
     trials = [one.with_confirmed(disagreements=(hostile,)) if disagreements_of(one) else one for one in study.trials]
     page = leaderboard_page(replace(study, trials=tuple(trials)))
     assert "&lt;script&gt;p()" in page
-    assert "<script>" not in page
+    assert "<script>p()" not in page
+    assert "<script>a()" not in page
 
 
 def test_judges_that_agree_have_no_disagreements() -> None:
