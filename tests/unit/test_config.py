@@ -27,7 +27,7 @@ def test_later_sources_win_and_none_means_not_given() -> None:
         ({"placements": ["sytem"]}, r"--placement is 'sytem'"),
         ({"count_flips": "refusal,degenerat"}, r"unknown kind of answer 'degenerat'\. Did you mean degenerate"),
         ({"count_flips": []}, r"--count-flips is \[\]: "),
-        ({"count_flips": 5}, r"--count-flips is 5: expected kinds of answers"),
+        ({"count_flips": 5}, r"--count-flips: unknown kind of answer '5'\. Known: "),
         ({"time_s": 10**400}, r"--time is 1.*: expected seconds"),
     ],
 )
