@@ -35,7 +35,7 @@ def test_a_resume_has_the_same_settings(tmp_path: Path) -> None:
             folder.start({"seed": 1, "model_id": "a"}, resume=True)
     with (
         CheckpointFolder(tmp_path / "mine") as folder,
-        pytest.raises(TrainingError, match="model_id a, and .* model_id b; resume"),
+        pytest.raises(TrainingError, match=r"model_id a, and .* model_id b; resume"),
     ):
         folder.start({"seed": 1, "model_id": "b"}, resume=True)
 
