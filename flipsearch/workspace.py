@@ -147,19 +147,17 @@ def study_session(
         _write_settings(workspace.folder, config)
         if not is_endpoint(config.model) and config.backend in ("transformers", "vllm"):
             choose_dtype(config.dtype, choose_device(config.device))
-            if (
-                config.model not in BUILT_IN_MODELS and not Path(config.model).expanduser().exists()
-            ):  # fetched now, so that what is wrong is said before anything else
+            # What must be fetched is fetched now, so that what is wrong is said before anything else.
+            if config.model not in BUILT_IN_MODELS and not Path(config.model).expanduser().exists():
                 model_identity(config)
+        second_model = rewriter if rewriter and rewriter.model != config.model else None
+        if second_model:
+            check_rewriter(second_model, fetch=True)
         if before_loading:
             before_loading(workspace.ledger)
         if progress:
             progress(Step(Phase.LOADING, config.model), 0, 0, 0, 0)
-        share = remaining_memory_share(*workspace.judges)
-        second_model = rewriter if rewriter and rewriter.model != config.model else None
-        if second_model:
-            check_rewriter(second_model, fetch=True)
-            share /= 2
+        share = remaining_memory_share(*workspace.judges) / (2 if second_model else 1)
         backend = workspace.load("model", config, share)
         second = workspace.load("rewriter", second_model, share) if second_model else None
         events, rule = Events(workspace.folder / EVENTS_FILE), config.sample_rule()

@@ -113,8 +113,8 @@ def test_another_table_rewrites(tmp_path: Path) -> None:
     run(*command, "--study", "s", "--rewriter", "writer.json", cwd=tmp_path, code=1)
     assert "Be good." in (tmp_path / "reports" / "s" / "leaderboard.html").read_text()
     (tmp_path / "writer.json").write_text(json.dumps([{"prompt": "*", "completion": "<context>Be bad.</context>"}]))
-    line = one_line_error(*command, "--study", "s", "--rewriter", "writer.json", cwd=tmp_path)
-    assert "another rewriter" in line
+    done = run(*command, "--study", "s", "--rewriter", "writer.json", cwd=tmp_path, code=2)
+    assert "another rewriter" in done.stderr.splitlines()[-1]  # known once it is loaded, after the plan
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ def test_the_pocket_model_with_a_temperature(tmp_path: Path) -> None:
             completions_of[row["prompt_id"], row["context_id"]].append(row["completion"])
     assert {len(completions) for completions in completions_of.values()} == {3}
     assert any(len(set(completions)) > 1 for completions in completions_of.values())  # it is sure of most answers
-    assert json.loads(run(*command, cwd=tmp_path, code=None).stdout) == first
+    assert json.loads(run(*command, cwd=tmp_path, code=None).stdout) == first | {"was_finished": True}
     with Ledger(tmp_path / "reports" / "s" / "ledger.db") as ledger:
         assert ledger.counts() == counts
 
