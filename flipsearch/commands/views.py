@@ -34,6 +34,8 @@ if TYPE_CHECKING:  # the rooms of other commands, which load their libraries
 
 LONGEST_NAME = 34
 """Characters of a context's name in a row."""
+LONGEST_CHANGE = 17
+"""Of what an operator changed, so that it fits in one line of 80 columns."""
 STATES = {"stopped": "left behind early, as others promised as much", "pruned": "ruled out early"}
 TONES: dict[Tone, str] = {"good": "bold green", "warning": "bold yellow", "null": "bold"}
 
@@ -117,13 +119,20 @@ def leaderboard_table(study: Study) -> Table:
 
 
 def row_name(trial: Trial, name: str) -> str:
-    """Return what a row of the terminal is called: a template, a child's change or a beginning, placement and state."""
+    """Return what a row of the terminal is called: a template, an operator or a beginning, with placement and state.
+
+    What an operator changed, or the state, stands in a line of its own.
+    """
     context = trial.context
+    state = f" ({trial.state})" if trial.state in STATES else ""
+    if context.operator and trial.role == "arm":
+        change = shortened(name.partition(": ")[2].split(" · ")[0], LONGEST_CHANGE)
+        return f"{context.operator} {context.placement}\n{state.strip() or change}".rstrip()
     is_plain = context.template and context.text.strip() and (trial.role == "placebo" or not context.parents)
     shown = context.template.replace("_", " ") if is_plain and trial.role == "placebo" else name
     shown = shortened(context.origin if is_plain and trial.role == "arm" else shown, LONGEST_NAME)
     place = "" if shown.endswith(context.placement) or trial.role == "placebo" else f" {context.placement}"
-    return f"{shown}{place}{f' ({trial.state})' if trial.state in STATES else ''}"
+    return f"{shown}{place}{state}"
 
 
 def row_legend(study: Study) -> str:
