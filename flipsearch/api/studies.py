@@ -24,7 +24,7 @@ from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import PromptSet, prompts_of
 from flipsearch.reporting.compare import Comparison, compare_studies
-from flipsearch.reporting.criteria import criteria, junit_xml
+from flipsearch.reporting.criteria import criteria, junit_error, junit_xml
 from flipsearch.reporting.files import check_best, read_study, write_study
 from flipsearch.reporting.study_file import STUDY_FILE, expects_sound_study
 from flipsearch.results import ContextCheck, SearchResult
@@ -144,7 +144,12 @@ def check(
     config = with_card(given, texts).config()
     if any(map(given_cards, texts)) and config.split is None and not config.harmful:
         config = config.model_copy(update={"split": "confirm"})
-    result = _scored(config, texts, progress)
+    try:
+        result = _scored(config, texts, progress)
+    except (NothingToFlipError, PoorCoverageError) as error:
+        if junit:
+            write_text(Path(junit), junit_error(texts, str(error)))
+        raise
     checked = ContextCheck(result, tuple(criteria(result.study, least, most)))
     if junit:
         write_text(Path(junit), junit_xml(result.study, checked.criteria))
