@@ -24,9 +24,9 @@ from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import PromptSet, prompts_of
 from flipsearch.reporting.compare import Comparison, compare_studies
-from flipsearch.reporting.criteria import criteria, junit_xml
+from flipsearch.reporting.criteria import criteria, junit_error, junit_xml
 from flipsearch.reporting.files import check_best, read_study, write_study
-from flipsearch.reporting.study_file import STUDY_FILE
+from flipsearch.reporting.study_file import STUDY_FILE, expects_sound_study
 from flipsearch.results import ContextCheck, SearchResult
 from flipsearch.searching.budget import Budget
 from flipsearch.searching.plan import SearchPlan, plan_search
@@ -144,7 +144,12 @@ def check(
     config = with_card(given, texts).config()
     if any(map(given_cards, texts)) and config.split is None and not config.harmful:
         config = config.model_copy(update={"split": "confirm"})
-    result = _scored(config, texts, progress)
+    try:
+        result = _scored(config, texts, progress)
+    except (NothingToFlipError, PoorCoverageError) as error:
+        if junit:
+            write_text(Path(junit), junit_error(texts, str(error)))
+        raise
     checked = ContextCheck(result, tuple(criteria(result.study, least, most)))
     if junit:
         write_text(Path(junit), junit_xml(result.study, checked.criteria))
@@ -170,9 +175,12 @@ def _scored(config: ScoreConfig, texts: Sequence[str], progress: Progress | None
 def report(study: Path | str, *, reports: Path | None = None) -> SearchResult:
     """Write a finished study's files again, with what is known of its judge by now; nothing is generated or judged."""
     folder = study_folder(study, reports)
-    result = with_human_labels(read_study(folder), folder)
-    path = folder / LEDGER_FILE
-    with Ledger(path, read_only=True) if path.is_file() else nullcontext() as ledger:
+    path, read = folder / LEDGER_FILE, read_study(folder)
+    with (
+        expects_sound_study(folder / STUDY_FILE),
+        Ledger(path, read_only=True) if path.is_file() else nullcontext() as ledger,
+    ):
+        result = with_human_labels(read, folder)
         write_study(result, folder, ledger)
     return SearchResult(result, folder, folder / "best.txt" if result.winner else None)
 
@@ -181,7 +189,13 @@ def compare(studies: Sequence[Path | str], *, reports: Path | None = None) -> Co
     """Return what the contexts that finished studies share do in each: other models, judges or seeds; paired."""
     if len(studies) < 2:
         raise ConfigError("compare takes two or more studies, by name or folder.")
-    return compare_studies([read_study(study_folder(study, reports)) for study in studies])
+    folders = [study_folder(study, reports) for study in studies]
+    for number, folder in enumerate(folders):
+        if folder.resolve() in (earlier.resolve() for earlier in folders[:number]):
+            raise ConfigError(f"the study '{folder}' is given twice; name each study once.")
+    read = [read_study(folder) for folder in folders]
+    with expects_sound_study(folders[0].parent):
+        return compare_studies(read)
 
 
 def _prepare(given: Given[SearchConfig]) -> tuple[SearchSetup, PromptSet]:

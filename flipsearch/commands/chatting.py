@@ -25,8 +25,8 @@ def prompts() -> Iterator[str]:
         line = sys.stdin.readline()
         if not line:
             return
-        if line.strip():
-            yield line.strip()
+        if prompt := line.strip("\ufeff").strip():  # a piped file may begin with a byte order mark
+            yield prompt
 
 
 def answers(chat: ChatSession) -> list[dict[str, str]]:

@@ -15,10 +15,24 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from flipsearch.core.files import discard
 from flipsearch.core.hidden import escaped_json, printable
 
 NUM_SHOWN = 10
 """Rows of a table that may have many."""
+
+
+class SteadyConsole(Console):
+    """A console whose reader may leave: without one of its progress a command works on, rich would end it in silence.
+
+    Results that nobody reads are printed no further; the command keeps its own exit code (options.printing).
+    """
+
+    def on_broken_pipe(self) -> None:
+        """Go on without a reader, or say that results have none."""
+        if not self.stderr:
+            raise BrokenPipeError
+        discard(sys.stderr)
 
 
 def print_lines(*lines: str) -> None:
@@ -28,7 +42,7 @@ def print_lines(*lines: str) -> None:
 
 def print_wrapped(text: str, style: str = "") -> None:
     """Print a text on stdout, broken at the width of the terminal, without control characters."""
-    Console(highlight=False).print(Text(printable(text), style=style))
+    SteadyConsole(highlight=False).print(Text(printable(text), style=style))
 
 
 def plain_table(*columns: Column, **options: Any) -> Table:
@@ -43,7 +57,7 @@ def figures(header: str) -> Column:
 
 def print_table(table: Table) -> None:
     """Print a table on stdout."""
-    Console(highlight=False).print(table)
+    SteadyConsole(highlight=False).print(table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,6 +108,9 @@ def print_json(value: Mapping[str, Any]) -> None:
 def show_error(message: str, exit_code: int, as_json: bool) -> None:
     """Print one line on stderr, and the same as JSON on stdout if asked for."""
     line = " ".join(printable(message).split())
-    sys.stderr.write(f"flipsearch: {line}\n")
+    try:
+        sys.stderr.write(f"flipsearch: {line}\n")
+    except BrokenPipeError:
+        discard(sys.stderr)
     if as_json:
         print_json({"error": line, "exit_code": exit_code})

@@ -5,7 +5,6 @@ Results go to stdout, progress and errors to stderr. `--json` prints one JSON ob
 
 import atexit
 import codecs
-import contextlib
 import io
 import os
 import signal
@@ -31,7 +30,7 @@ from flipsearch.commands.options import (
     with_options,
 )
 from flipsearch.core.errors import ConfigError, FlipsearchError, one_line
-from flipsearch.core.files import can_be_stored
+from flipsearch.core.files import can_be_stored, discard
 
 if TYPE_CHECKING:
     from flipsearch.commands.console import Outcome
@@ -439,7 +438,7 @@ def _run(arguments: Sequence[str]) -> int:
     except SystemExit as stop:  # a command that ran but fell short
         code = stop.code
     sys.stdout.flush()  # here a full disk is still one line
-    atexit.register(discard_stdout)  # what a library prints when it ends spoils no result
+    atexit.register(discard, sys.stdout)  # what a library prints when it ends spoils no result
     return int(code or 0)
 
 
@@ -452,7 +451,7 @@ def _line_and_code(error: Exception) -> tuple[str, int]:
         return f"{error.format_message()} See: {context.command_path if context else 'flipsearch'} --help.", 2
     if isinstance(error, OSError):  # the system refuses: a full disk, a path that is too long, no permission
         if error.filename is None:
-            discard_stdout()
+            discard(sys.stdout)
         where = "the output" if error.filename is None else f"'{error.filename}'"
         why = error.strerror or one_line(error)
         todo = "What was saved before is intact: mend this, and run the same command again."
@@ -497,14 +496,6 @@ def prepare_streams() -> None:
             stream.reconfigure(encoding=encoding, errors="plain")
     if isinstance(sys.stdin, io.TextIOWrapper):  # a prompt that is piped in any encoding is a prompt
         sys.stdin.reconfigure(errors="replace")
-
-
-def discard_stdout() -> None:
-    """Send what is still to be flushed to the null device, so that a stream that failed does not fail again at exit."""
-    with contextlib.suppress(OSError, ValueError):
-        null = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(null, sys.stdout.fileno())
-        os.close(null)
 
 
 def _fail(message: str, exit_code: int) -> NoReturn:

@@ -3,6 +3,7 @@
 A config class is imported for the command that runs alone, so that `flipsearch --help` does not wait for pydantic.
 """
 
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from inspect import Parameter, Signature, signature
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 from typer.core import TyperCommand
+
+from flipsearch.core.files import discard
 
 if TYPE_CHECKING:
     from flipsearch.commands.console import Outcome
@@ -80,7 +83,11 @@ def printing(command: Command) -> Callable[..., None]:
         with only_results_on_stdout():
             outcome = command(**keywords)
         if outcome is not None:
-            outcome.print(as_json=bool(keywords.get("json")))
+            try:
+                outcome.print(as_json=bool(keywords.get("json")))
+                sys.stdout.flush()
+            except BrokenPipeError:  # its reader, such as head, has seen enough: no reason for another exit code
+                discard(sys.stdout)
             raise SystemExit(outcome.exit_code)
 
     return _with_parameters(run, command, signature(command).parameters.values())

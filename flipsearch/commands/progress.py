@@ -17,6 +17,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from flipsearch.commands.console import SteadyConsole
 from flipsearch.core.hidden import printable
 from flipsearch.core.progress import Activity, Phase, Step
 from flipsearch.reporting.format import duration
@@ -195,5 +196,5 @@ class ProgressDisplay:
 @contextmanager
 def progress_display() -> Iterator[ProgressDisplay]:
     """Show on stderr how far a command is while it works."""
-    with ProgressDisplay(Console(stderr=True, highlight=False)).shown() as display:
+    with ProgressDisplay(SteadyConsole(stderr=True, highlight=False)).shown() as display:
         yield display

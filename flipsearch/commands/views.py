@@ -251,7 +251,7 @@ TABLE_ENDINGS = (".csv", ".json", ".md", ".parquet")
 
 def check_table(path: Path) -> None:
     """Raise ConfigError for a file that no table can be written to."""
-    if path.suffix not in TABLE_ENDINGS or not path.absolute().parent.is_dir():
+    if path.suffix not in TABLE_ENDINGS or path.is_dir() or not path.absolute().parent.is_dir():
         endings = ", ".join(TABLE_ENDINGS)
         raise ConfigError(f"--to is '{path}', expected a file that ends in {endings}, in a folder that is there.")
 
@@ -262,7 +262,10 @@ def write_table(frame: "pd.DataFrame", path: Path) -> None:
         with atomic_write(path) as partial:
             frame.to_parquet(partial, index=False)
     elif path.suffix == ".md":
-        cells = [["" if value is None or value != value else str(value) for value in row] for row in frame.values]
+        cells = [
+            ["" if empty else str(value) for value, empty in zip(row, none, strict=True)]
+            for row, none in zip(frame.values, frame.isna().values, strict=True)
+        ]
         write_text(path, markdown_table(list(map(str, frame.columns)), cells) + "\n")
     elif path.suffix == ".json":
         rows = loads(frame.to_json(orient="records"))

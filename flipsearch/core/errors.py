@@ -69,6 +69,10 @@ def one_line(error: BaseException, limit: int = 200) -> str:
     return " ".join(str(error).split())[:limit] or type(error).__name__
 
 
+LONGEST_SHOWN = 100
+"""Characters of an unknown name that a message quotes: it may be a text of any length."""
+
+
 def near_names(name: str, known: Iterable[str]) -> str:
     """Return " Did you mean a, b?" with up to three names similar to `name`, or "" if there are none."""
     near = difflib.get_close_matches(name, list(known), n=3, cutoff=0.6)
@@ -77,7 +81,7 @@ def near_names(name: str, known: Iterable[str]) -> str:
 
 def unknown_name(what: str, name: str, known: Iterable[str], todo: str = "") -> str:
     """Return the one-line message for an unknown name: similar names, the known ones, and what to do."""
-    names = sorted(known)
+    names, name = sorted(known), name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}…"
     shown = ", ".join(names[:12]) + (", …" if len(names) > 12 else "")
     tail = f" {todo}" if todo else ""
     return f"unknown {what} '{name}'.{near_names(name, names)} Known: {shown or 'none'}.{tail}"

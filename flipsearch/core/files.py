@@ -11,7 +11,7 @@ import sqlite3
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from flipsearch.core.errors import FlipsearchError, PluginError, StudyError
 from flipsearch.core.hidden import escaped_json
@@ -88,6 +88,14 @@ def is_taken(file: Path) -> bool:
 def json_text(value: Mapping[str, Any]) -> str:
     """Return indented JSON for people: non-ASCII text as it is where it can be seen, one line break at the end."""
     return escaped_json(json.dumps(value, indent=2, ensure_ascii=False)) + "\n"
+
+
+def discard(stream: TextIO) -> None:
+    """Send what a stream still has to flush, and all that follows, to the null device: it fails no more."""
+    with suppress(OSError, ValueError):
+        null = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(null, stream.fileno())
+        os.close(null)
 
 
 def can_be_stored(text: str) -> bool:

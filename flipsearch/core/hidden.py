@@ -16,7 +16,7 @@ KINDS = {
     "blank letters": "\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0",
     "control characters": "\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028\u2029\ufff9-\ufffb\U0001bca0-\U0001bca3"
     "\U0001d173-\U0001d17a",
-    "characters without a meaning": "\ud800-\udfff\ue000-\uf8ff\ufdd0-\ufdef\U000e0200-\U0010ffff",
+    "characters without a meaning": "\ud800-\udfff\ue000-\uf8ff\ufdd0-\ufdef\ufffe\uffff\U000e0200-\U0010ffff",
 }
 """Name -> the characters of the kind, as ranges of a regular expression."""
 _SCRIPT = "\u0590-\u08ff\u0900-\u109f\u1780-\u18af"

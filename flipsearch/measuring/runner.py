@@ -224,7 +224,11 @@ class Runner:
 
 
 def _with_recital(rollout: Rollout, request: Request) -> Rollout:
-    """Return a rollout that says whether its answer is copied from the prompt or the context."""
+    """Return a rollout that says whether its answer is copied from the context, or from a harmful prompt.
+
+    Who asks for a text to be proofread gets most of it back.
+    """
     answer = split_answer(rollout.completion, rollout.opens_thinking).answer or ""
-    sources = (request.prompt.text, request.context.text if request.context else "")
+    asked = request.prompt.text if request.prompt.kind == "harmful" else ""
+    sources = (asked, request.context.text if request.context else "")
     return replace(rollout, recites=any(recites(answer, source) for source in sources))

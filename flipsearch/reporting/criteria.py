@@ -4,6 +4,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+from flipsearch.core.display import shortened
 from flipsearch.core.hidden import printable
 from flipsearch.core.measurements import Rate
 from flipsearch.core.studies import Study
@@ -41,8 +42,7 @@ def criteria(study: Study, min_flip: float | None, max_over_refusal: float | Non
     for trial in study.trials:
         if trial.role != "arm":
             continue
-        text = " ".join(trial.context.text.split())
-        name = printable(trial.context.template or (text if len(text) <= 40 else f"{text[:39]}…"))
+        name = printable(trial.context.template or shortened(trial.context.text, 40))
         if min_flip is not None:
             yield Criterion(name, "flip rate", trial.final.flip_rate, min_flip, True)
         if max_over_refusal is not None:
@@ -58,5 +58,19 @@ def junit_xml(study: Study, checked: Sequence[Criterion]) -> str:
         case = ET.SubElement(suite, "testcase", classname=criterion.context, name=wanted)
         if not criterion.is_met:
             ET.SubElement(case, "failure", message=got).text = criterion.text
+    return _document(suite)
+
+
+def junit_error(contexts: Sequence[str], why: str) -> str:
+    """Return as JUnit XML why nothing could be measured: an error for each context."""
+    num = str(len(contexts))
+    suite = ET.Element("testsuite", name="flipsearch", tests=num, failures="0", errors=num)
+    for context in contexts:
+        case = ET.SubElement(suite, "testcase", classname=shortened(context, 40), name="could be measured")
+        ET.SubElement(case, "error", message=printable(why))
+    return _document(suite)
+
+
+def _document(suite: ET.Element) -> str:
     ET.indent(suite)
     return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(suite, encoding="unicode") + "\n"

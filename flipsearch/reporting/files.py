@@ -80,13 +80,17 @@ def remove_best(path: Path) -> None:
     """Remove the winning text that a search wrote to `path`, and all that goes with it; files of others stay."""
     for text, card in ((path, ".json"), (path.with_suffix(".benign.txt"), ".benign.json"), (None, ".portfolio.json")):
         written = path.with_suffix(card)
-        content: object = None
-        with suppress(OSError, ValueError):
-            content = from_json(written.read_bytes())
-        if isinstance(content, dict) and "card_version" in content:
+        if _is_card(written):
             for stale in filter(None, (text, written)):
                 with suppress(OSError):
                     stale.unlink()
+
+
+def _is_card(path: Path) -> bool:
+    content: object = None
+    with suppress(OSError, ValueError):
+        content = from_json(path.read_bytes())
+    return isinstance(content, dict) and "card_version" in content
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +130,9 @@ def check_best(path: Path) -> None:
     """Raise ConfigError for a winning text's path that cannot be written, or that its card would overwrite."""
     if path.suffix == ".json" or path.is_dir() or not path.name:
         raise ConfigError(f"--best is '{path}', expected a text file such as best.txt; its card goes to best.json.")
+    if path.with_suffix(".json").exists() and not _is_card(path.with_suffix(".json")):
+        card = f"'{path.with_suffix('.json')}', where its card goes, is none of a search and would be lost"
+        raise ConfigError(f"--best is '{path}', but {card}; move it, or give another --best.")
     folder = next((parent for parent in path.parents if parent.exists()), path.parent)
     if not folder.is_dir() or not os.access(folder, os.W_OK):
         raise ConfigError(f"--best is '{path}', but its folder cannot be written; choose another.")

@@ -8,7 +8,8 @@ prompts. `endings` are those that occur, which flips refer to.
 import gzip
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from flipsearch.core.errors import StudyError
+from flipsearch.core.errors import StudyError, one_line
 from flipsearch.core.files import atomic_write
 from flipsearch.core.measurements import EndingCounts, Flip, Measurement
 from flipsearch.core.records import AnswerKind, Label, Prompt
@@ -26,8 +27,8 @@ STUDY = TypeAdapter(Study)
 STUDY_FILE = "study.json.gz"
 EARLIER_FILE = "study.json"
 """The study file of earlier versions."""
-LARGEST_FILE = 2**30
-"""Bytes of a study file that is unpacked: a small file of others may hold endless zeros."""
+LARGEST_FILE, MOST_VALUES = 2**28, 2**24
+"""Bytes of a study file that is unpacked, and commas in it: a small file of others may hold endless zeros, or lists."""
 LABELS = {"s": Label.SAFE, "u": Label.UNSAFE, "x": Label.UNSCORED}
 REFUSALS = {"y": True, "n": False, "-": None}
 KINDS: dict[str, AnswerKind | None] = {
@@ -94,10 +95,17 @@ def read_study_file(path: Path) -> Study:
     """Read a study; raises StudyError, in one line, if there is none, or it is damaged or of another version."""
     try:
         with gzip.open(path) as file:
-            content = from_json(file.read(LARGEST_FILE))
+            packed = file.read(LARGEST_FILE + 1)
+        if len(packed) > LARGEST_FILE or packed.count(b",") > MOST_VALUES:
+            raise StudyError(f"{path}: no study, as it unpacks into more than any study holds; run the search again.")
+        content = from_json(packed)
+        del packed
         winner = content.pop("winner", None)
         bare = STUDY.validate_python(content)
         flips, endings = CONTENT.validate_python((content["flips"], content["endings"]))
+        places = (min(positions, default=0) for columns in flips for positions in (columns.prompts, columns.endings))
+        if min([winner or 0, *places]) < 0:  # which Python would count from the end
+            raise ValueError("a position below 0")
         left = deque(flips)
         study = _mapped(bare, lambda measured: replace(measured, flips=_flips(left.popleft(), bare.prompts, endings)))
         if left:
@@ -114,6 +122,16 @@ def read_study_file(path: Path) -> Study:
     except (ValueError, TypeError, LookupError, AttributeError) as error:
         why = f"file: its columns do not fit together ({type(error).__name__})"
     raise StudyError(f"{path}: no finished study of this version: {why}; run the search again.")
+
+
+@contextmanager
+def expects_sound_study(path: Path) -> Iterator[None]:
+    """Raise StudyError, in one line, where the numbers of a study that was read cannot be computed with."""
+    try:
+        yield
+    except (ArithmeticError, AssertionError, LookupError, TypeError, ValueError) as error:
+        why = f"its numbers do not fit together ({one_line(error)})"
+        raise StudyError(f"{path}: {why}; if it was edited, run the search again.") from error
 
 
 def first_fault(error: ValidationError) -> str:

@@ -50,7 +50,7 @@ class TemplateLibrary:
         """Say where templates are listed, and if the other shipped set has the name."""
         other = next(folder for folder in (CONTEXTS, POCKET_CONTEXTS) if folder != self._shipped)
         see = f"See: flipsearch list contexts{' --model pocket' if self._shipped == POCKET_CONTEXTS else ''}."
-        if not (content_folder(CONTEXTS).parent / other / f"{name}.j2").is_file():
+        if name not in (path.stem for path in (content_folder(CONTEXTS).parent / other).glob("*.j2")):
             return see
         whose = "the pocket model" if other == POCKET_CONTEXTS else "models other than the pocket model"
         return f"That one is for {whose} ({other}/). {see}"

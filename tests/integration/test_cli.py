@@ -376,6 +376,15 @@ def test_a_search_that_finds_nothing_better_leaves_the_text_of_an_earlier_one(tm
     assert (tmp_path / "best.json").exists()
 
 
+@pytest.mark.parametrize("content", ["[1, 2]", '{"mine": true}', '{"card_ver', ""])
+def test_a_file_of_others_where_the_card_goes_is_not_overwritten(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tokenizer.json").write_text(content)
+    command = scripted(tmp_path, "Sure, here is how. Step 1: go there. Step 2: take it.")
+    line = one_line_error(*command, "--best", "tokenizer.txt", cwd=tmp_path)
+    assert "'tokenizer.json', where its card goes" in line
+    assert ((tmp_path / "tokenizer.json").read_text(), (tmp_path / "reports").exists()) == (content, False)
+
+
 def test_hostile_completions_and_contexts_stay_text(tmp_path: Path) -> None:
     attack = "<script>alert(1)</script>{{ 7*7 }}"
     (tmp_path / "evil.j2").write_text(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from flipsearch.commands import main as command_line
+from flipsearch.commands.console import show_error
+from flipsearch.commands.progress import progress_display
 from tests.fuzzing import quiet_run
 
 NOISY = """import os
@@ -123,3 +126,25 @@ def test_names_that_nothing_can_have_are_refused_before_any_work(
     (line,) = err.splitlines()
     assert expected in line
     assert {path.suffix for path in tmp_path.iterdir()} == {".toml"}
+
+
+@pytest.mark.parametrize("command", [("list", "contexts"), ("list", "prompts", "--json")])
+def test_a_reader_that_leaves_changes_no_exit_code(
+    command: tuple[str, ...], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w", encoding="utf-8") as stream:
+        monkeypatch.setattr(sys, "stdout", stream)
+        assert run(monkeypatch, *command) == 0
+    assert capsys.readouterr().err == ""
+
+
+def test_progress_that_nobody_reads_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    with os.fdopen(writer, "w") as stream:
+        monkeypatch.setattr(sys, "stderr", stream)
+        with progress_display() as progress:
+            progress.show_lines(["a", "b"])
+            show_error("something", 2, as_json=False)

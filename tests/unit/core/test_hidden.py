@@ -1,6 +1,8 @@
 """What no reader sees is marked on every surface, and what scripts and emoji need stays."""
 
 import json
+import xml.etree.ElementTree as ET
+from xml.sax.saxutils import escape
 
 import pytest
 
@@ -65,3 +67,8 @@ def test_a_cell_that_may_be_run_is_made_inert_and_read_back(text: str) -> None:
 @pytest.mark.parametrize("text", ["a=1", " text", "'quoted'", "3 + 4", ""])
 def test_other_cells_stay(text: str) -> None:
     assert escape_formula(text) == text
+
+
+def test_what_is_shown_is_text_that_xml_can_hold() -> None:
+    shown = printable("".join(map(chr, range(0x11000))))
+    assert ET.fromstring(f"<text>{escape(shown)}</text>").text == shown.replace("\r\n", "\n")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import flipsearch
 from flipsearch.commands.views import judge_lines
 from flipsearch.core.errors import StudyError
 from flipsearch.core.studies import Study
@@ -175,6 +176,8 @@ def test_a_study_file_of_another_format_is_refused_in_one_line(
         (lambda data: data["flips"][0].update(before="u"), "do not fit together"),
         (lambda data: data["flips"][0].update(after=[["u"]]), "0.0.after: "),
         (lambda data: data.update(winner="no"), "do not fit together"),
+        (lambda data: data.update(winner=-1), "do not fit together"),
+        (lambda data: data["flips"][0]["prompts"].__setitem__(0, -1), "do not fit together"),
         (lambda data: data.update(endings=[[1]]), "1.0.EndingCounts: |1.0"),
         (lambda data: data.update(trials=3), "trials: "),
     ],
@@ -195,6 +198,28 @@ def test_a_study_file_that_does_not_fit_together_is_refused_in_one_line(
     path.rename(tmp_path / "study.json")
     with pytest.raises(StudyError, match="a study of an earlier version; run the search again"):
         read_study(tmp_path)
+
+
+@pytest.mark.parametrize("unit", [b"\0", b"[],"])
+def test_a_small_file_that_unpacks_into_a_large_one_is_refused_before_it_is_read(tmp_path: Path, unit: bytes) -> None:
+    with gzip.open(tmp_path / STUDY_FILE, "wb", compresslevel=1) as file:
+        for _ in range(2**28 // 2**24 + 1):
+            file.write(unit * (2**24 // len(unit)))
+    with pytest.raises(StudyError, match="unpacks into more than any study holds; run the search again"):
+        read_study(tmp_path)
+
+
+@pytest.mark.parametrize("count", [-1, 10**400])
+def test_edited_numbers_are_refused_in_one_line(plain: Study, tmp_path: Path, count: int) -> None:
+    write_study(plain, tmp_path)
+    path = tmp_path / STUDY_FILE
+    data = json.loads(gzip.decompress(path.read_bytes()))
+    for trial in data["trials"]:
+        trial["search"]["kinds_after"] = {"refusal": count}
+        trial["search"]["flip_rate"]["count"] = count
+    path.write_bytes(gzip.compress(json.dumps(data).encode()))
+    with pytest.raises(StudyError, match=r"its numbers do not fit together \(.*\); if it was edited"):
+        flipsearch.report(tmp_path)
 
 
 def test_a_study_file_holds_the_texts_of_prompts_and_contexts(plain: Study, tmp_path: Path) -> None:

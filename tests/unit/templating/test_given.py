@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.core.errors import ConfigError
-from flipsearch.templating.library import CARD_VERSION, given_cards, sealed
+from flipsearch.core.errors import ConfigError, PluginError
+from flipsearch.defaults import library_for
+from flipsearch.templating.library import CARD_VERSION, given_cards, given_contexts, sealed
 
 
 @pytest.mark.parametrize("named", ["best.txt", "best.json"])
@@ -37,6 +38,12 @@ def test_what_lies_beside_a_text_and_is_not_its_card_is_refused(tmp_path: Path, 
     with pytest.raises(ConfigError, match=f"{says}.* It lies beside '.*best.txt': move it away") as raised:
         given_cards(str(tmp_path / "best.txt"))
     assert "\n" not in str(raised.value)
+
+
+def test_a_word_of_any_length_is_quoted_in_part() -> None:
+    with pytest.raises(PluginError, match="unknown context template 'qqq") as raised:
+        given_contexts(["q" * 200_000], library_for("pocket", []))
+    assert len(str(raised.value)) < 700
 
 
 def test_a_card_that_nobody_edited_is_read(tmp_path: Path) -> None:
