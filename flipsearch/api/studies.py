@@ -1,4 +1,4 @@
-"""search, plan, score and report: contexts, their flip rates and their leaderboard.
+"""search and plan: contexts, their flip rates and their leaderboard.
 
     settings --check--> prompts, judges, folder --load--> models --search--> Study --write--> files
 
@@ -6,16 +6,16 @@ Everything that can be wrong with the input is found before a model is loaded.
 """
 
 import math
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from flipsearch.api.settings import Given, takes, with_card
+from flipsearch.api.settings import Given, takes
 from flipsearch.backends.base import check_model, check_rewriter, model_identity
-from flipsearch.config import ModelConfig, ScoreConfig, SearchConfig, is_endpoint
+from flipsearch.config import ModelConfig, SearchConfig, is_endpoint
 from flipsearch.core.errors import ConfigError, NothingToFlipError, PoorCoverageError, StudyError
-from flipsearch.core.files import RESULT_PACKAGES, package_versions, write_text
+from flipsearch.core.files import RESULT_PACKAGES, package_versions
 from flipsearch.core.progress import Progress
 from flipsearch.core.records import Context, content_id
 from flipsearch.defaults import library_for
@@ -23,24 +23,21 @@ from flipsearch.judging.contract import check_identities
 from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import PromptSet, prompts_of
-from flipsearch.reporting.compare import Comparison, compare_studies
-from flipsearch.reporting.criteria import criteria, junit_error, junit_xml
-from flipsearch.reporting.files import check_best, read_study, write_study
-from flipsearch.reporting.study_file import STUDY_FILE, expects_sound_study
-from flipsearch.results import ContextCheck, SearchResult
+from flipsearch.reporting.files import check_best, read_study
+from flipsearch.reporting.study_file import STUDY_FILE
+from flipsearch.results import SearchResult
 from flipsearch.searching.budget import Budget
 from flipsearch.searching.plan import SearchPlan, plan_search
 from flipsearch.searching.setup import START, SearchSetup, prepare_search
 from flipsearch.searching.storage import write_storage
-from flipsearch.searching.study import run_score, run_study
-from flipsearch.templating.library import FILE_ENDINGS, TemplateLibrary, given_cards, given_contexts
+from flipsearch.searching.study import run_study
+from flipsearch.templating.library import FILE_ENDINGS, TemplateLibrary, given_contexts
 from flipsearch.workspace import (
     LEDGER_FILE,
     known_length_and_speed,
     length_and_speed,
     study_folder,
     study_session,
-    with_human_labels,
     write_result,
 )
 
@@ -105,97 +102,6 @@ def plan(
         load_judge(judge)
     length, speed = known_length_and_speed(config.reports / config.study_name())
     return plan_search(setup, mean_length=length, tokens_per_s=tokens_per_second or speed, delta=delta, power=power)
-
-
-@takes(ScoreConfig)
-def score(given: Given[ScoreConfig], context: str | Sequence[str], *, progress: Progress | None = None) -> SearchResult:
-    """Measure contexts that you already have on every prompt of a set, beside the empty placebo.
-
-    A context is a text, a .txt file, a card (best.json) or the name of a template (with its default parameters).
-    """
-    return _scored(given.config(), [context] if isinstance(context, str) else context, progress)
-
-
-@takes(ScoreConfig)
-def check(
-    given: Given[ScoreConfig],
-    context: str | Sequence[str],
-    *,
-    min_flip: float | None = None,
-    max_over_refusal: float | None = None,
-    junit: Path | str | None = None,
-    progress: Progress | None = None,
-) -> ContextCheck:
-    """Measure contexts as `score` does, and say whether each is good enough: for continuous integration.
-
-    `min_flip` is the least flip rate, `max_over_refusal` the highest share of benign prompts refused beyond those
-    refused without a context; each is a fraction. What cannot be measured is not good enough. A card says which model
-    and prompts it is for, and is measured on its sealed confirm prompts unless another `split` is given. `junit` is a
-    file to write the outcome to, as JUnit XML.
-    """
-    least, most = (
-        _fraction(flag, value) for flag, value in (("--min-flip", min_flip), ("--max-over-refusal", max_over_refusal))
-    )
-    if least is None and most is None:
-        raise ConfigError("nothing to check: give --min-flip, --max-over-refusal or both, e.g. --min-flip 0.8.")
-    if junit and (Path(junit).is_dir() or not Path(junit).absolute().parent.is_dir()):
-        raise ConfigError(f"--junit is '{junit}', expected a file in a folder that is there.")
-    texts = [context] if isinstance(context, str) else list(context)
-    config = with_card(given, texts).config()
-    if any(map(given_cards, texts)) and config.split is None and not config.harmful:
-        config = config.model_copy(update={"split": "confirm"})
-    try:
-        result = _scored(config, texts, progress)
-    except (NothingToFlipError, PoorCoverageError) as error:
-        if junit:
-            write_text(Path(junit), junit_error(texts, str(error)))
-        raise
-    checked = ContextCheck(result, tuple(criteria(result.study, least, most)))
-    if junit:
-        write_text(Path(junit), junit_xml(result.study, checked.criteria))
-    return checked
-
-
-def _fraction(flag: str, value: float | None) -> float | None:
-    if value is not None and not 0 <= value <= 1:
-        raise ConfigError(f"{flag} is {value:g}, expected a fraction from 0 to 1, such as 0.8.")
-    return value
-
-
-def _scored(config: ScoreConfig, texts: Sequence[str], progress: Progress | None) -> SearchResult:
-    contexts = given_contexts(texts, library_for(config.model, config.contexts), config.placement)
-    ids = sorted(context.context_id for context in contexts)
-    name, prompts = config.study_name(ids), prompts_of(config)
-    with study_session(config, f"score {' '.join(ids)}", prompts, name, progress) as session:
-        session.log_start()
-        study = run_score(config, session.runner, contexts, prompts.prompts, name, session.others.second)
-        return session.finish(study, None)
-
-
-def report(study: Path | str, *, reports: Path | None = None) -> SearchResult:
-    """Write a finished study's files again, with what is known of its judge by now; nothing is generated or judged."""
-    folder = study_folder(study, reports)
-    path, read = folder / LEDGER_FILE, read_study(folder)
-    with (
-        expects_sound_study(folder / STUDY_FILE),
-        Ledger(path, read_only=True) if path.is_file() else nullcontext() as ledger,
-    ):
-        result = with_human_labels(read, folder)
-        write_study(result, folder, ledger)
-    return SearchResult(result, folder, folder / "best.txt" if result.winner else None)
-
-
-def compare(studies: Sequence[Path | str], *, reports: Path | None = None) -> Comparison:
-    """Return what the contexts that finished studies share do in each: other models, judges or seeds; paired."""
-    if len(studies) < 2:
-        raise ConfigError("compare takes two or more studies, by name or folder.")
-    folders = [study_folder(study, reports) for study in studies]
-    for number, folder in enumerate(folders):
-        if folder.resolve() in (earlier.resolve() for earlier in folders[:number]):
-            raise ConfigError(f"the study '{folder}' is given twice; name each study once.")
-    read = [read_study(folder) for folder in folders]
-    with expects_sound_study(folders[0].parent):
-        return compare_studies(read)
 
 
 def _prepare(given: Given[SearchConfig]) -> tuple[SearchSetup, PromptSet]:
