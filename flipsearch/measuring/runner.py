@@ -229,6 +229,6 @@ def _with_recital(rollout: Rollout, request: Request) -> Rollout:
     Who asks for a text to be proofread gets most of it back.
     """
     answer = split_answer(rollout.completion, rollout.opens_thinking).answer or ""
-    asked = request.prompt.text if request.prompt.kind == "harmful" else ""
-    sources = (asked, request.context.text if request.context else "")
+    prompt = request.prompt.text if request.prompt.kind == "harmful" else ""
+    sources = (prompt, request.context.text if request.context else "")
     return replace(rollout, recites=any(recites(answer, source) for source in sources))
