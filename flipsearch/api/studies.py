@@ -7,24 +7,21 @@ Everything that can be wrong with the input is found before a model is loaded.
 
 import math
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+from flipsearch.api.finished import finished_study, inputs_key
 from flipsearch.api.settings import Given, takes
-from flipsearch.backends.base import check_model, check_rewriter, model_identity
-from flipsearch.config import ModelConfig, SearchConfig, is_endpoint
-from flipsearch.core.errors import ConfigError, NothingToFlipError, PoorCoverageError, StudyError
-from flipsearch.core.files import RESULT_PACKAGES, package_versions
+from flipsearch.backends.base import check_model, check_rewriter
+from flipsearch.config import SearchConfig
+from flipsearch.core.errors import ConfigError, NothingToFlipError, PoorCoverageError
 from flipsearch.core.progress import Progress
-from flipsearch.core.records import Context, content_id
+from flipsearch.core.records import Context
 from flipsearch.defaults import library_for
-from flipsearch.judging.contract import check_identities
 from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import PromptSet, prompts_of
 from flipsearch.reporting.files import check_best, read_study
-from flipsearch.reporting.study_file import STUDY_FILE
 from flipsearch.results import SearchResult
 from flipsearch.searching.budget import Budget
 from flipsearch.searching.plan import SearchPlan, plan_search
@@ -33,12 +30,10 @@ from flipsearch.searching.storage import write_storage
 from flipsearch.searching.study import run_study
 from flipsearch.templating.library import FILE_ENDINGS, TemplateLibrary, given_contexts
 from flipsearch.workspace import (
-    LEDGER_FILE,
     known_length_and_speed,
     length_and_speed,
     study_folder,
     study_session,
-    write_result,
 )
 
 
@@ -55,7 +50,7 @@ def search(
     setup, prompts = _prepare(given)
     config, budget = setup.config, Budget(setup)
     check_best(config.best)
-    if finished := _finished(setup, prompts):
+    if finished := finished_study(setup, prompts):
         return finished
 
     def show_plan(ledger: Ledger) -> None:
@@ -76,7 +71,7 @@ def search(
             raise
         write_storage(study, setup.space, session.workspace.folder)
         result = session.finish(study, config.best)
-        if not session.runner.to_repeat and (key := _inputs_key(setup, prompts)):
+        if not session.runner.to_repeat and (key := inputs_key(setup, prompts)):
             session.workspace.ledger.note(key, "")
         return result
 
@@ -109,44 +104,6 @@ def _prepare(given: Given[SearchConfig]) -> tuple[SearchSetup, PromptSet]:
     library, prompts = library_for(config.model, config.contexts), prompts_of(config)
     setup = prepare_search(config, library, prompts.prompts)
     return replace(setup, start=_start(config, library)), prompts
-
-
-def _inputs_key(setup: SearchSetup, prompts: PromptSet) -> str | None:
-    """Return the ledger's note that a search of these inputs was finished; None where running it again goes on.
-
-    That is so with a limit of time; and an endpoint is probed each time. Nothing is loaded.
-    """
-    config = setup.config
-    if config.time_s is not None or config.backend not in ("transformers", "vllm") or is_endpoint(config.model):
-        return None
-    settings = config.model_dump(mode="json", exclude=ModelConfig.free_fields() | {"study", "best"})
-    judges = [load_judge(name) for name in (config.judge, config.confirm_judge, *config.second_judges) if name]
-    check_identities(*judges)
-    models = [config, *filter(None, [config.rewriter_config()])]
-    if any(is_endpoint(model.model) for model in models):
-        return None
-    library = library_for(config.model, config.contexts)
-    templates = [library[name] for role in ("context", "benign", "placebo") for name in library.names(role)]
-    texts = [(text.name, text.body, repr(text.params), text.placements) for text in templates]
-    started = [(context.text, context.placement) for context in setup.start]
-    identities = [prompts.prompts_id, *(judge.identity for judge in judges), *map(model_identity, models)]
-    return f"finished {content_id(settings, identities, texts, started, package_versions(RESULT_PACKAGES))}"
-
-
-def _finished(setup: SearchSetup, prompts: PromptSet) -> SearchResult | None:
-    """Return the study of these inputs if it is finished already: no model is loaded for it."""
-    config = setup.config
-    folder = config.reports / config.study_name()
-    if not ((folder / STUDY_FILE).is_file() and (folder / LEDGER_FILE).is_file()):
-        return None
-    check_model(config)
-    key = _inputs_key(setup, prompts)
-    with Ledger(folder / LEDGER_FILE, read_only=True) as ledger:
-        if key not in ledger.notes():
-            return None
-        with suppress(StudyError):  # of another version: it is made again
-            return replace(write_result(read_study(folder), folder, config.best, ledger), was_finished=True)
-    return None
 
 
 def _start(config: SearchConfig, library: TemplateLibrary) -> tuple[Context, ...]:
