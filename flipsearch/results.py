@@ -25,10 +25,10 @@ from flipsearch.reporting.cards import (
     scorecard_remarks,
     scorecard_rows,
 )
-from flipsearch.reporting.columns import Leaderboard, rows
+from flipsearch.reporting.columns import rows
 from flipsearch.reporting.criteria import Criterion
 from flipsearch.reporting.files import rollouts_table
-from flipsearch.reporting.tables import flips_table
+from flipsearch.reporting.tables import Leaderboard, flips_table
 from flipsearch.reporting.verdict import verdict
 
 NUM_SHOWN = 10

@@ -14,8 +14,8 @@ from flipsearch.core.errors import ConfigError, JudgeError, unknown_name
 from flipsearch.core.files import content_folder
 from flipsearch.core.progress import Activity, Phase, Progress, Step
 from flipsearch.core.protocols import Judge
-from flipsearch.judging import accuracy as agreement
 from flipsearch.judging.accuracy import FOLDER, JudgeStress, load_accuracy, measure_judge, save_accuracy
+from flipsearch.judging.accuracy import stress_judge as measure_stress
 from flipsearch.judging.answers import RefusalRules
 from flipsearch.judging.compact_fitting import cross_validate, fit, fitting_rows
 from flipsearch.judging.contract import check_identities
@@ -69,7 +69,7 @@ def stress_judge(judge: str) -> JudgeStress:
     loaded = load_judge(judge)
     check_identities(loaded)
     with unload_after(loaded):
-        return agreement.stress_judge(loaded)
+        return measure_stress(loaded)
 
 
 def label_answers(

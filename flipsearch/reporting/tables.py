@@ -1,9 +1,37 @@
-"""A study as a table: what became of each prompt under each context."""
+"""A study as tables for Python: its leaderboard, and what became of each prompt under each context."""
 
 import pandas as pd
 
 from flipsearch.core.studies import Study
+from flipsearch.reporting.columns import leaderboard
 from flipsearch.reporting.names import names_of
+
+
+class Leaderboard(pd.DataFrame):
+    """The columns of the leaderboard that one looks at first; `full` has all of them."""
+
+    @classmethod
+    def of(cls, study: Study) -> "Leaderboard":
+        """Return the leaderboard of a study, best first, placebos last; `context` are names that tell rows apart."""
+        full, names = leaderboard(study), names_of(study)
+        splits = dict.fromkeys((study.trials[0].search.split, study.trials[0].final.split))
+        last = list(splits)[-1]
+        rates = [f"{split}_flip_rate" for split in splits]
+        columns = [
+            *("rank", "winner", "role", "state", "placement", "num_context_tokens", *rates),
+            *(f"{last}_flip_rate_low", f"{last}_flip_rate_high", "net_flip_rate", f"{last}_added_refusals"),
+            *("context_id", "text"),
+        ]
+        short = cls(full[columns])
+        short.insert(1, "context", [names[trial.number] for trial in study.trials])
+        object.__setattr__(short, "_full", full)  # by its own way pandas would warn of a new column
+        return short
+
+    @property
+    def full(self) -> pd.DataFrame:
+        """Every column, as in leaderboard.csv."""
+        frame: pd.DataFrame = self.__dict__["_full"]
+        return frame
 
 
 def flips_table(study: Study) -> pd.DataFrame:

@@ -179,6 +179,7 @@ def test_the_table_is_used_by_keys_alone(page: "Page") -> None:
 def test_a_click_on_the_matrix_opens_the_pair(page: "Page") -> None:
     page.locator("#matrix").click(position={"x": 5, "y": 3})
     page.wait_for_selector(".pair[open]")
+    assert page.locator(".pair[open]").count() == 1
 
 
 def test_without_scripts_it_says_what_matters(browser: "Browser", made: tuple[Study, Path]) -> None:

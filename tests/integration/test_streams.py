@@ -145,6 +145,10 @@ def test_progress_that_nobody_reads_is_no_end(monkeypatch: pytest.MonkeyPatch) -
     os.close(reader)
     with os.fdopen(writer, "w") as stream:
         monkeypatch.setattr(sys, "stderr", stream)
+        done = []
         with progress_display() as progress:
-            progress.show_lines(["a", "b"])
-            show_error("something", 2, as_json=False)
+            for part in ("a", "b"):
+                progress.show_lines([part])
+                done.append(part)
+        show_error("something", 2, as_json=False)
+    assert done == ["a", "b"], "the work goes on"
