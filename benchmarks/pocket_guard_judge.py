@@ -24,7 +24,7 @@ from flipsearch.backends.models import model_source
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.core.files import PACKAGE
 from flipsearch.core.records import Context, Exchange, Label, Prompt, Request, Sampling, Verdict
-from flipsearch.defaults import default_max_tokens
+from flipsearch.defaults import default_settings
 from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import load_prompts
 from flipsearch.statistics.agreement import agreement
@@ -47,7 +47,7 @@ def answers(backend: TransformersBackend, context: Context | None, temperature: 
     """Return the model's answer to every prompt of the confirm and evaluation splits."""
     chosen = [prompt for prompt in load_prompts("pocket").prompts if prompt.split in ("confirm", "evaluation")]
     prompts = {prompt.prompt_id: prompt for prompt in chosen}
-    sampling = Sampling(default_max_tokens("pocket"), temperature=temperature, seed=seed)
+    sampling = Sampling(default_settings("pocket")["max_tokens"], temperature=temperature, seed=seed)
     rollouts = chain.from_iterable(backend.generate([Request(prompt, context) for prompt in chosen], sampling))
     return [Exchange(prompts[r.prompt_id], r.completion, r.finish_reason, r.opens_thinking) for r in rollouts]
 

@@ -6,13 +6,13 @@ prompts: what a name refers to is checked where such things live.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from flipsearch.core.errors import ConfigError, unknown_name
+from flipsearch.core.errors import ConfigError
 from flipsearch.core.measurements import SampleRule
-from flipsearch.core.records import COUNTED_KINDS, FLIP_KINDS, AnswerKind, Placement, Sampling, Split, content_id
+from flipsearch.core.records import COUNTED_KINDS, AnswerKind, Placement, Sampling, Split, content_id
 from flipsearch.core.settings import (
     Count,
     Flag,
@@ -22,6 +22,7 @@ from flipsearch.core.settings import (
     Texts,
     as_sequence,
     check_folder_name,
+    flip_kinds,
     seconds,
 )
 from flipsearch.core.studies import RefusalCap, RefusalCount
@@ -54,20 +55,8 @@ def is_endpoint(model: str) -> bool:
     return model.startswith(ENDPOINTS)
 
 
-def _flip_kinds(value: Any) -> Any:
-    """Return kinds of answers, given one by one or with commas between them, in the order of FLIP_KINDS."""
-    parts = as_sequence(value)
-    if not isinstance(parts, list | tuple | set | frozenset):
-        raise ValueError(f"expected kinds of answers, of {', '.join(FLIP_KINDS)}")
-    names = [name.strip() for part in parts for name in str(part).split(",")]
-    for name in names:
-        if name not in FLIP_KINDS:
-            raise ConfigError(f"--count-flips: {unknown_name('kind of answer', name, FLIP_KINDS)}")
-    return tuple(kind for kind in FLIP_KINDS if kind in names)
-
-
 PROMPT_FILES = Flag(metavar="PATH[:COLUMN]")
-FlipKinds = Annotated[tuple[AnswerKind, ...], BeforeValidator(_flip_kinds), Field(min_length=1), Flag(metavar="KIND,…")]
+FlipKinds = Annotated[tuple[AnswerKind, ...], BeforeValidator(flip_kinds), Field(min_length=1), Flag(metavar="KIND,…")]
 TIME = Flag(("--time",), "SECONDS|90s|15m|2h", is_text=True)
 
 
@@ -132,12 +121,6 @@ class ModelConfig(BaseModel):
     def longest_completion(self) -> int:
         """Return the most tokens that a model with these settings is asked to write."""
         return self.sampling().longest
-
-    def same_model(self, model: str) -> Self:
-        """Return the settings that load another model the same way; behind an endpoint, that decides how."""
-        remote = {"backend": "http", "thinking": "auto", "think_tokens": None, "device": "auto", "dtype": "auto"}
-        other = {} if model == self.model else {"omit": ()}
-        return self.model_copy(update={"model": model} | other | (remote if is_endpoint(model) else {}))
 
     @staticmethod
     def free_fields() -> set[str]:
@@ -273,10 +256,15 @@ class SearchConfig(StudyConfig):
         return RefusalCap(self.max_over_refusal, self.over_refusal)
 
     def rewriter_config(self) -> "SearchConfig | None":
-        """Return the settings that load the model that rewrites, those of the search for "self"; None without one."""
-        if self.rewriter is None:
-            return None
-        return self.same_model(self.model if self.rewriter == SELF else self.rewriter)
+        """Return the settings that load the model that rewrites, those of the search for "self"; None without one.
+
+        Another model is loaded the same way, but for one behind an endpoint, which decides how.
+        """
+        if self.rewriter in (None, SELF, self.model):
+            return None if self.rewriter is None else self
+        remote = {"backend": "http", "thinking": "auto", "think_tokens": None, "device": "auto", "dtype": "auto"}
+        other = {"model": self.rewriter, "omit": ()}
+        return self.model_copy(update=other | (remote if is_endpoint(self.rewriter) else {}))
 
     def longest_completion(self) -> int:
         """Return the most tokens that a model with these settings is asked to write."""

@@ -14,9 +14,15 @@ from flipsearch.templating.library import CONTEXTS, POCKET_CONTEXTS, Card, Templ
 Checked = TypeVar("Checked", bound=ModelConfig)
 
 
-def default_prompts(model: str) -> str:
-    """Return the prompt set that goes with a model: the pocket model's own world, or the starter set."""
-    return POCKET_MODEL if base_model(model) == POCKET_MODEL else "starter"
+def default_settings(model: str) -> dict[str, Any]:
+    """Return the settings that go with a model where the user gives none.
+
+    The pocket model has its own world of prompts, and rules fit its few phrases best. Its answers are short, and its
+    thoughts a line long: they need no budget. That of another model is decided by its chat template (None).
+    """
+    if base_model(model) == POCKET_MODEL:
+        return {"prompts": POCKET_MODEL, "judge": "refusal", "max_tokens": 160, "think_tokens": 0}
+    return {"prompts": "starter", "judge": "compact", "max_tokens": MAX_TOKENS, "think_tokens": None}
 
 
 def library_for(
@@ -26,38 +32,16 @@ def library_for(
     return load_library(extra, POCKET_CONTEXTS if base_model(model) == POCKET_MODEL else CONTEXTS, broken)
 
 
-def default_judge(model: str) -> str:
-    """Return the judge of a model's answers where none is named: rules fit the pocket model's few phrases best."""
-    return "refusal" if base_model(model) == POCKET_MODEL else "compact"
-
-
-def default_max_tokens(model: str) -> int:
-    """Return how long a completion may be: the pocket model's are short."""
-    return 160 if base_model(model) == POCKET_MODEL else MAX_TOKENS
-
-
-def default_think_tokens(model: str) -> int | None:
-    """Return the budget of a thought: the pocket model's are a line long and need none; None is decided by template."""
-    return 0 if base_model(model) == POCKET_MODEL else None
-
-
 def resolve(config: Checked) -> Checked:
     """Fill in prompts, judge and lengths that hang on the model, so that what is written down is what was done.
 
     Judges are spelled in one way each, so that settings of one meaning are the same. Raises ConfigError for what
     cannot be read as a judge.
     """
-    prompts = config.prompts
-    if prompts is None and not config.harmful and not config.benign:
-        prompts = default_prompts(config.model)
-    max_tokens = config.max_tokens or default_max_tokens(config.model)
-    think_tokens = default_think_tokens(config.model) if config.think_tokens is None else config.think_tokens
-    filled = {
-        "prompts": prompts,
-        "think_tokens": think_tokens,
-        "max_tokens": max_tokens,
-        "judge": config.judge or default_judge(config.model),
-    }
+    filled = default_settings(config.model)
+    if config.harmful or config.benign:
+        del filled["prompts"]
+    filled |= {name: getattr(config, name) for name in filled if getattr(config, name) not in (None, "")}
     return config.model_copy(update=filled | respelled(dict(config) | filled))
 
 

@@ -14,9 +14,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Self
 
-from flipsearch.backends.base import check_model, check_rewriter, make_backend, model_identity
-from flipsearch.backends.loading import choose_device, choose_dtype
-from flipsearch.backends.models import BUILT_IN_MODELS
+from flipsearch.backends.base import check_model, check_rewriter, make_backend
+from flipsearch.backends.loading import prepare_local_model
 from flipsearch.config import ModelConfig, StudyConfig, is_endpoint
 from flipsearch.core.errors import StudyError, unknown_name
 from flipsearch.core.files import RESULT_PACKAGES, package_versions, write_text
@@ -25,9 +24,8 @@ from flipsearch.core.progress import Events, Phase, Progress, Step
 from flipsearch.core.protocols import Backend, Judge
 from flipsearch.core.settings import as_typed, read_toml, toml_text
 from flipsearch.core.studies import Study, StudyKind
-from flipsearch.judging.accuracy import load_accuracy, with_judge_error
+from flipsearch.judging.accuracy import check_label_files, with_human_labels
 from flipsearch.judging.contract import check_identities
-from flipsearch.judging.labels import load_labels
 from flipsearch.judging.library import OtherJudges, load_judge, remaining_memory_share, respelled, unload_after
 from flipsearch.ledger import Ledger, open_ledger
 from flipsearch.measuring.runner import SPEED, Runner, sampling_for
@@ -139,17 +137,12 @@ def study_session(
     if rewriter:
         check_rewriter(rewriter)
     with Workspace(config.reports / name, judge, others.confirm, *others.second) as workspace:
-        # Torn files of labels are found now, not when a finished study is to be written.
-        load_accuracy((others.confirm or judge).identity, config.reports)
-        load_labels(workspace.folder)
+        check_label_files(others.confirm or judge, workspace.folder)  # not only when a finished study is to be written
         workspace.require_same("command", command, "another command or other contexts")
         workspace.require_same("prompts", prompts.prompts_id, "other prompts")
         _write_settings(workspace.folder, config)
         if not is_endpoint(config.model) and config.backend in ("transformers", "vllm"):
-            choose_dtype(config.dtype, choose_device(config.device))
-            # What must be fetched is fetched now, so that what is wrong is said before anything else.
-            if config.model not in BUILT_IN_MODELS and not Path(config.model).expanduser().exists():
-                model_identity(config)
+            prepare_local_model(config)
         second_model = rewriter if rewriter and rewriter.model != config.model else None
         if second_model:
             check_rewriter(second_model, fetch=True)
@@ -177,11 +170,6 @@ def _hidden_notes(study: Study) -> Iterator[str]:
                 f"{whose} holds characters that the model sees and no reader does ({kinds}). {MARK} marks each; remove "
                 "them unless you know what they are for."
             )
-
-
-def with_human_labels(study: Study, folder: Path) -> Study:
-    """Return a study with its judge's errors corrected, as far as human labels tell them by now."""
-    return with_judge_error(study, load_accuracy(study.last_judge_id, folder.parent), load_labels(folder))
 
 
 def study_folder(study: Path | str, reports: Path | None) -> Path:

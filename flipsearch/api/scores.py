@@ -10,6 +10,7 @@ from flipsearch.core.errors import ConfigError, NothingToFlipError, PoorCoverage
 from flipsearch.core.files import write_text
 from flipsearch.core.progress import Progress
 from flipsearch.defaults import library_for
+from flipsearch.judging.accuracy import with_human_labels
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.reporting.compare import Comparison, compare_studies
@@ -19,7 +20,7 @@ from flipsearch.reporting.study_file import STUDY_FILE, expects_sound_study
 from flipsearch.results import ContextCheck, SearchResult
 from flipsearch.searching.study import run_score
 from flipsearch.templating.library import given_cards, given_contexts
-from flipsearch.workspace import LEDGER_FILE, study_folder, study_session, with_human_labels
+from flipsearch.workspace import LEDGER_FILE, study_folder, study_session
 
 
 @takes(ScoreConfig)
@@ -48,10 +49,10 @@ def check(
     and prompts it is for, and is measured on its sealed confirm prompts unless another `split` is given. `junit` is a
     file to write the outcome to, as JUnit XML.
     """
-    least, most = (
-        _fraction(flag, value) for flag, value in (("--min-flip", min_flip), ("--max-over-refusal", max_over_refusal))
-    )
-    if least is None and most is None:
+    for flag, value in (("--min-flip", min_flip), ("--max-over-refusal", max_over_refusal)):
+        if value is not None and not 0 <= value <= 1:
+            raise ConfigError(f"{flag} is {value:g}, expected a fraction from 0 to 1, such as 0.8.")
+    if min_flip is None and max_over_refusal is None:
         raise ConfigError("nothing to check: give --min-flip, --max-over-refusal or both, e.g. --min-flip 0.8.")
     if junit and (Path(junit).is_dir() or not Path(junit).absolute().parent.is_dir()):
         raise ConfigError(f"--junit is '{junit}', expected a file in a folder that is there.")
@@ -65,16 +66,10 @@ def check(
         if junit:
             write_text(Path(junit), junit_error(texts, str(error)))
         raise
-    checked = ContextCheck(result, tuple(criteria(result.study, least, most)))
+    checked = ContextCheck(result, tuple(criteria(result.study, min_flip, max_over_refusal)))
     if junit:
         write_text(Path(junit), junit_xml(result.study, checked.criteria))
     return checked
-
-
-def _fraction(flag: str, value: float | None) -> float | None:
-    if value is not None and not 0 <= value <= 1:
-        raise ConfigError(f"{flag} is {value:g}, expected a fraction from 0 to 1, such as 0.8.")
-    return value
 
 
 def _scored(config: ScoreConfig, texts: Sequence[str], progress: Progress | None) -> SearchResult:

@@ -86,7 +86,10 @@ class ChatTemplate:
         self._baseline = self.render([("user", PROBE)])
         if self.render([("user", PROBE)]) != self._baseline:
             raise BackendError("the model's chat template writes another prompt each time: is anything random in it?")
-        self.keeps_texts = self._keeps_texts()
+        long = self.render([("user", LONG_PROBE)])
+        if long.lower().count(PROBE) < LONG_PROBE.lower().count(PROBE):
+            raise BackendError("the model's chat template cuts long texts of the user: mend it, or use another model.")
+        self.keeps_texts = " ".join(LONG_PROBE.split()) in " ".join(long.split())
         """Whether texts are written as they are, but for white space."""
         self.switch = self._find_switch()
         self.names_marks = True
@@ -181,13 +184,6 @@ class ChatTemplate:
                 failure = failure if as_parts else error
         self._as_parts[role] = False
         raise failure
-
-    def _keeps_texts(self) -> bool:
-        """Return whether a long text is shown as it is; raises BackendError if it is cut."""
-        text = self.render([("user", LONG_PROBE)])
-        if text.lower().count(PROBE) < LONG_PROBE.lower().count(PROBE):
-            raise BackendError("the model's chat template cuts long texts of the user: mend it, or use another model.")
-        return " ".join(LONG_PROBE.split()) in " ".join(text.split())
 
     def _find_switch(self) -> ThinkingSwitch | None:
         names = sorted(set(SWITCH.findall(self.text)), key=lambda name: (name != USUAL_SWITCH, name))

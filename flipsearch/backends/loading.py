@@ -32,7 +32,7 @@ from transformers.utils import logging as transformers_logging
 from flipsearch.backends.cache import GROUPED_ATTENTION
 from flipsearch.backends.chat import Chat
 from flipsearch.backends.decoding import Decoder, DecodingPath, Ids, shared_prefixes
-from flipsearch.backends.models import ModelFiles, locate, model_source
+from flipsearch.backends.models import BUILT_IN_MODELS, ModelFiles, locate, model_source
 from flipsearch.backends.rollouts import end_ids
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError, ConfigError, one_line
@@ -98,6 +98,13 @@ def choose_dtype(dtype: str, device: torch.device) -> torch.dtype:
     if dtype not in DTYPES:
         raise ConfigError(f"dtype is '{dtype}', expected auto, {', '.join(DTYPES)}.")
     return DTYPES[dtype]
+
+
+def prepare_local_model(config: ModelConfig) -> None:
+    """Check device and precision, and fetch a model of the hub: what is wrong is said before anything else is done."""
+    choose_dtype(config.dtype, choose_device(config.device))
+    if config.model not in BUILT_IN_MODELS and not Path(config.model).expanduser().exists():
+        local_identity(config)
 
 
 def local_identity(config: ModelConfig) -> str:

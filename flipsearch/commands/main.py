@@ -1,4 +1,4 @@
-"""The command line: all commands under one name, each reads its flags, calls the library and prints; and how they end.
+"""The command line: the table of commands, how one is run, and how it ends.
 
 Results go to stdout, progress and errors to stderr. `--json` prints one JSON object. EPILOG says what exit codes mean.
 """
@@ -10,314 +10,28 @@ import os
 import signal
 import sys
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
 import flipsearch
-from flipsearch.commands.options import (
-    Command,
-    Config,
-    GroupedCommand,
-    Json,
-    Reports,
-    Setting,
-    StudyPlace,
-    given,
-    option,
-    printing,
-    with_options,
-)
+from flipsearch.commands import model_commands, study_commands
+from flipsearch.commands.options import Command, GroupedCommand, option, printing, with_options
 from flipsearch.core.errors import ConfigError, FlipsearchError, one_line
 from flipsearch.core.files import can_be_stored, discard
 
-if TYPE_CHECKING:
-    from flipsearch.commands.console import Outcome
-    from flipsearch.searching.plan import SearchPlan
-
 DEBUG, INTERRUPTED = "--debug", 130
-LABELS = typer.Option("--labels", help="File with columns prompt, response, label; repeatable.", metavar="FILE")
-
-
-def search(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
-    """Search the context that flips most unsafe answers to safe ones.
-
-    A flip is a prompt that is answered unsafely without the context and safely under it. Contexts are tried on some of
-    the prompts, the best on more of them, and the last few on prompts that were sealed until then (the confirm split),
-    beside placebos: texts without safety content. The same command again continues, or shows what was finished.
-    """
-    from flipsearch.commands import console, plans, views
-    from flipsearch.commands.progress import progress_display
-
-    with progress_display() as progress:
-
-        def on_plan(plan: "SearchPlan") -> None:
-            progress.show_plan(plan, [] if json else plans.plan_lines(plan))
-
-        result = flipsearch.search(**given(settings), config=config, progress=progress, on_plan=on_plan)
-    return console.outcome(result, views.show_study, 0 if result.is_confirmed else 1)
-
-
-def plan(
-    delta: Annotated[float | None, option("Difference of flip rates to detect (0.05).")] = None,
-    power: Annotated[float | None, option("With this probability (0.8).")] = None,
-    tokens_per_second: Annotated[
-        float | None, option("Speed of the model, for the time it takes (that of this study so far).")
-    ] = None,
-    config: Config = None,
-    json: Json = False,
-    **settings: Setting,
-) -> "Outcome":
-    """Say what a search takes and what it can tell. No model is loaded."""
-    from flipsearch.commands import console, plans
-
-    own = {"delta": delta, "power": power, "tokens_per_second": tokens_per_second}
-    result = flipsearch.plan(**given(settings | own), config=config)
-    return console.outcome(result, lambda plan: console.print_lines(*plans.plan_lines(plan)))
-
-
-def score(
-    context: Annotated[list[str], typer.Argument(help="Texts, files, cards (best.json) or template names.")],
-    config: Config = None,
-    json: Json = False,
-    **settings: Setting,
-) -> "Outcome":
-    """Measure the flip rates of contexts that you already have."""
-    from flipsearch.commands import console, views
-    from flipsearch.commands.progress import progress_display
-
-    with progress_display() as progress:
-        result = flipsearch.score(context, **given(settings), config=config, progress=progress)
-    return console.outcome(result, views.show_study)
-
-
-def check(
-    context: Annotated[list[str], typer.Argument(help="Texts, files, cards (best.json) or template names.")],
-    min_flip: Annotated[float | None, option("Least flip rate, as a fraction (no limit).")] = None,
-    max_over_refusal: Annotated[
-        float | None,
-        option("Highest share of benign prompts refused beyond those refused without a context (no limit)."),
-    ] = None,
-    junit: Annotated[Path | None, option("Write the outcome to this file too, as JUnit XML.")] = None,
-    config: Config = None,
-    json: Json = False,
-    **settings: Setting,
-) -> "Outcome":
-    """Fail unless contexts are good enough, for CI.
-
-    They are measured as score does it. A card says which model and prompts it is for.
-    """
-    from flipsearch.commands import console, views
-    from flipsearch.commands.progress import progress_display
-
-    own: dict[str, Setting] = {"min_flip": min_flip, "max_over_refusal": max_over_refusal, "junit": junit}
-    with progress_display() as progress:
-        result = flipsearch.check(context, **given(settings | own), config=config, progress=progress)
-    return console.outcome(result, views.show_check, 0 if result.is_met else 1)
-
-
-def chat(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
-    """Try a model by hand, with and without a context, side by side.
-
-    Each line of the input is a prompt, and a conversation of its own.
-    """
-    from flipsearch.commands import chatting, console
-
-    opened = flipsearch.chat(**given(settings), config=config)
-    return console.Outcome(lambda: {"answers": chatting.answers(opened)}, lambda: chatting.show(opened))
-
-
-def report(
-    study: Annotated[list[Path], typer.Argument(help="Finished studies, by folder or by name under --reports.")],
-    to: Annotated[
-        Path | None, option("Write the table to this file too: .csv, .json, .md or .parquet.", metavar="FILE")
-    ] = None,
-    reports: Reports = None,
-    json: Json = False,
-) -> "Outcome":
-    """Show a finished study and write its files, or compare several.
-
-    Of several studies, the contexts that they share are compared: paired differences over models, judges or seeds.
-    """
-    from flipsearch.commands import console, views
-
-    if to:
-        views.check_table(to)
-    if len(study) > 1:
-        comparison = flipsearch.compare(study, reports=reports)
-        frame, done = comparison.frame(), console.outcome(comparison, views.show_comparison)
-    else:
-        result = flipsearch.report(study[0], reports=reports)
-        frame = result.leaderboard.full
-        done = console.outcome(result, views.show_study, 1 if result.is_confirmed is False else 0)
-    if to:
-        views.write_table(frame, to)
-    return done
-
-
-def train(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome | None":
-    """Train a model to do without a context what it does under it.
-
-    By OPSA, or a baseline method (--method). The same command again returns the finished checkpoint.
-    """
-    from flipsearch.commands import console, plans, views
-    from flipsearch.commands.progress import progress_display
-    from flipsearch.training.processes import MainProcessFailedError, is_main_process
-
-    if not is_main_process():  # of several processes one reports
-        try:
-            flipsearch.train(**given(settings), config=config)
-        except MainProcessFailedError as error:
-            raise SystemExit(error.exit_code) from None
-        return None
-    with progress_display() as progress:
-        on_plan = None if json else lambda plan: progress.show_lines(plans.training_plan_lines(plan))
-        result = flipsearch.train(**given(settings), config=config, progress=progress, on_plan=on_plan)
-    return console.outcome(result, views.show_training)
-
-
-def evaluate(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
-    """Compare a model with its base: safety, over-refusal, reasoning.
-
-    safe+helpful is S of OPSA: 100 % minus the mean of harmful rates and over-refusal. The tax is the reasoning
-    accuracy that was lost.
-    """
-    from flipsearch.commands import console, views
-    from flipsearch.commands.progress import progress_display
-
-    with progress_display() as progress:
-        result = flipsearch.evaluate(**given(settings), config=config, progress=progress)
-    return console.outcome(result, views.show_scorecard)
-
-
-def list_things(
-    what: Annotated[str, typer.Argument(help="models, contexts, judges, prompts, problems or backends.")],
-    contexts: Annotated[
-        list[str] | None, option("More context templates: a .j2 file or a folder; repeatable.", metavar="PATH")
-    ] = None,
-    model: Annotated[str | None, option("The model whose contexts are listed; the pocket model has its own.")] = None,
-    json: Json = False,
-) -> "Outcome":
-    """List models, contexts, judges, prompts, problems or backends."""
-    from flipsearch.api.lookup import BROKEN, list_things
-    from flipsearch.commands import console, views
-
-    rows = list_things(what, contexts or (), model)
-    show = views.show_contexts if what == "contexts" else views.show_rows
-    is_broken = any(row.get("role") == BROKEN for row in rows)
-    return console.Outcome(lambda: {"list": what, "rows": rows}, lambda: show(rows), 1 if is_broken else 0)
-
-
-def doctor(
-    model: Annotated[str | None, option("The model to check, as search takes it.", "--model")] = None,
-    judge: Annotated[str | None, option("The judge to check, as search takes it.", "--judge")] = None,
-    backend: Annotated[str | None, option("The backend to check the model on.", "--backend")] = None,
-    device: Annotated[str, option("auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[str, option("auto, float32, bfloat16 or float16.")] = "auto",
-    json: Json = False,
-) -> "Outcome":
-    """Say what is installed, and whether a model and a judge work."""
-    from flipsearch.commands import console, views
-
-    diagnosis = flipsearch.doctor(model=model, judge=judge, backend=backend, device=device, dtype=dtype)
-    return console.outcome(diagnosis, views.show_diagnosis, 0 if diagnosis.is_healthy else 1)
-
-
-def judge_check(
-    judge: Annotated[str, option("The judge, as search takes it.", "--judge")],
-    labels: Annotated[list[str] | None, LABELS] = None,
-    stress: Annotated[
-        bool, option("Show it made-up answers that are hard by their form; no labels.", "--stress")
-    ] = False,
-    reports: Reports = None,
-    json: Json = False,
-) -> "Outcome":
-    """Measure how a judge agrees with human labels.
-
-    What is measured is kept for the reports of its studies. --stress needs no labels.
-    """
-    from flipsearch.commands import console, judge_views
-    from flipsearch.commands.progress import progress_display
-
-    if stress == bool(labels):
-        got = "both" if stress else "neither"
-        raise ConfigError(f"judge check takes --labels FILE or --stress, got {got}; give one of them.")
-    if not labels:
-        return console.outcome(flipsearch.stress_judge(judge), judge_views.show_stress)
-    with progress_display() as progress:
-        result = flipsearch.check_judge(judge, labels, reports=reports, progress=progress)
-    return console.outcome(result, judge_views.show_judge)
-
-
-def judge_label(
-    study: Annotated[str, typer.Argument(help="A finished study's name or folder.", metavar="STUDY")],
-    to: Annotated[Path, option("File to write (.csv).", "--to")],
-    num: Annotated[int, option("Prompts to sample, on average (50).")] = 50,
-    num_contexts: Annotated[int, option("Best contexts whose answers are written beside the one without (1).")] = 1,
-    fetch: Annotated[bool, option("Fetch prompts from where the study's settings say.", "--fetch")] = False,
-    reports: Reports = None,
-    json: Json = False,
-) -> "Outcome":
-    """Write the answers of a study that people should label.
-
-    judge check reads the labels back.
-    """
-    from flipsearch.commands import console, judge_views
-
-    result = flipsearch.label_answers(study, to=to, num=num, num_contexts=num_contexts, fetch=fetch, reports=reports)
-    return console.outcome(result, judge_views.show_labelling)
-
-
-def judge_fit(
-    labels: Annotated[list[str], LABELS],
-    to: Annotated[Path, option("File of the weights (.npz).", "--to")],
-    json: Json = False,
-) -> "Outcome":
-    """Fit the compact judge to labelled answers.
-
-    --judge "compact(weights=FILE)" then takes it.
-    """
-    from flipsearch.commands import console, judge_views
-
-    return console.outcome(flipsearch.fit_judge(labels, to=to), judge_views.show_fitted)
-
-
-def ledger_check(study: StudyPlace, reports: Reports = None, json: Json = False) -> "Outcome":
-    """Read all of a ledger and say what it holds; exit 1 if something is wrong in it."""
-    from flipsearch.commands import console, views
-
-    result = flipsearch.check_ledger(study, reports=reports)
-    return console.outcome(result, views.show_ledger, 0 if result.is_sound else 1)
-
-
-def ledger_export(
-    study: StudyPlace,
-    to: Annotated[Path | None, option("File that ends in .jsonl, .csv or .parquet (JSON lines on stdout).")] = None,
-    reports: Reports = None,
-    json: Annotated[bool, option("Print a summary as one JSON object on stdout; with --to.", "--json")] = False,
-) -> "Outcome":
-    """Write every rollout with its verdicts, one row each."""
-    from flipsearch.commands import console, views
-
-    if json and to is None:
-        raise ConfigError("--json prints a summary of what was written to a file: give --to FILE with it.")
-    if to is None:  # written when stdout is a stream of results again
-        return console.Outcome(dict, lambda: flipsearch.export_ledger(study, reports=reports))
-    return console.outcome(flipsearch.export_ledger(study, to=to, reports=reports), views.show_export)
-
-
 COMMANDS: dict[str, Command] = {
-    "search": search,
-    "plan": plan,
-    "score": score,
-    "check": check,
-    "chat": chat,
-    "report": report,
-    "list": list_things,
-    "doctor": doctor,
-    "train": train,
-    "evaluate": evaluate,
+    "search": study_commands.search,
+    "plan": study_commands.plan,
+    "score": study_commands.score,
+    "check": study_commands.check,
+    "chat": model_commands.chat,
+    "report": study_commands.report,
+    "list": model_commands.list_things,
+    "doctor": model_commands.doctor,
+    "train": model_commands.train,
+    "evaluate": model_commands.evaluate,
 }
 SETTINGS = {
     **dict.fromkeys(("search", "plan"), "SearchConfig"),
@@ -360,9 +74,12 @@ Exit codes: 0 done, 1 ran but fell short (see the command), 2 bad input,
 GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
     "judge": (
         "Measure, correct or fit a judge by human labels.",
-        {"check": judge_check, "label": judge_label, "fit": judge_fit},
+        {"check": model_commands.judge_check, "label": model_commands.judge_label, "fit": model_commands.judge_fit},
     ),
-    "ledger": ("Check or export the ledger of a study.", {"check": ledger_check, "export": ledger_export}),
+    "ledger": (
+        "Check or export the ledger of a study.",
+        {"check": study_commands.ledger_check, "export": study_commands.ledger_export},
+    ),
 }
 
 

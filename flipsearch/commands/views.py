@@ -29,7 +29,7 @@ if TYPE_CHECKING:  # the rooms of other commands, which load their libraries
 
     from flipsearch.ledger.check import LedgerCheck
     from flipsearch.reporting.compare import Comparison
-    from flipsearch.reporting.files import EarlierBest, Export
+    from flipsearch.reporting.files import EarlierBest
 
 
 LONGEST_NAME = 34
@@ -207,11 +207,6 @@ def show_ledger(check: "LedgerCheck") -> None:
     lines += [f"Wrong: {fault.count:,} {fault.kind}, e.g. {fault.example}" for fault in check.faults]
     lines.append(f"{'sound' if check.is_sound else 'not sound':<14}{check.place}")
     print_lines(*lines)
-
-
-def show_export(done: "Export") -> None:
-    """Print how many rollouts were written where."""
-    print_lines(f"{done.num_rollouts:,} rollouts  {done.path}")
 
 
 def show_scorecard(result: EvaluationResult) -> None:

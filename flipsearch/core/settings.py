@@ -13,6 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from flipsearch.core.errors import ConfigError, one_line, unknown_name
 from flipsearch.core.files import can_be_stored
+from flipsearch.core.records import FLIP_KINDS
 
 LONGEST_NAME = 200
 """Bytes in a file's name that the user chooses: file systems take 255, and what is added to it needs some."""
@@ -45,6 +46,18 @@ def seconds(value: Any) -> Any:
 def as_sequence(value: Any) -> Any:
     """Return a single text or number as a sequence of one: `context="best.txt"` is what most people write."""
     return (value,) if isinstance(value, str | int) else value
+
+
+def flip_kinds(value: Any) -> Any:
+    """Return kinds of answers, given one by one or with commas between them, in the order of FLIP_KINDS."""
+    parts = as_sequence(value)
+    if not isinstance(parts, list | tuple | set | frozenset):
+        raise ValueError(f"expected kinds of answers, of {', '.join(FLIP_KINDS)}")
+    names = [name.strip() for part in parts for name in str(part).split(",")]
+    for name in names:
+        if name not in FLIP_KINDS:
+            raise ConfigError(f"--count-flips: {unknown_name('kind of answer', name, FLIP_KINDS)}")
+    return tuple(kind for kind in FLIP_KINDS if kind in names)
 
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(as_sequence)]

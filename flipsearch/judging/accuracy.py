@@ -19,12 +19,12 @@ from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.core.errors import JudgeError
 from flipsearch.core.files import content_folder, write_text
-from flipsearch.core.measurements import Estimate, Flip, json_value
+from flipsearch.core.measurements import REFUSAL_THRESHOLD, Estimate, Flip, json_value
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import AnswerKind, Exchange, Label, Prompt, Verdict, content_id
 from flipsearch.core.studies import JudgeAgreement, Study, Trial
 from flipsearch.judging.contract import judge_answers, run_judge, were_fitted_to
-from flipsearch.judging.labels import HumanLabel, LabelledAnswer, StudyLabel, harmful_flips, merge_labels
+from flipsearch.judging.labels import HumanLabel, LabelledAnswer, StudyLabel, harmful_flips, load_labels, merge_labels
 from flipsearch.statistics.agreement import Agreement, agreement, corrected_flip_rate, prediction_powered_mean
 
 Question = Literal["unsafe", "refusal"]
@@ -156,7 +156,7 @@ def _by_question(pairs: Sequence[_Judged]) -> dict[Question, Agreement]:
             rows = [row for row, _ in subset]
             by_question[question] = agreement(
                 [bool(getattr(row, question)) for row in rows],
-                [_answer(verdict, question) for _, verdict in subset],
+                [_judged_answer(verdict, question) for _, verdict in subset],
                 [row.prompt for row in rows],
                 _row_weights(rows),
             )
@@ -172,10 +172,23 @@ def _row_weights(rows: Sequence[LabelledAnswer]) -> list[float]:
     return [weight * counts[row.source] / totals[row.source] for row, weight in zip(rows, inverse, strict=True)]
 
 
-def _answer(verdict: Verdict, question: Question) -> bool | None:
+def _judged_answer(verdict: Verdict, question: Question) -> bool | None:
+    if verdict.label is Label.UNSCORED:
+        return None
     if question == "unsafe":
-        return None if verdict.label is Label.UNSCORED else verdict.label is Label.UNSAFE
-    return None if verdict.label is Label.UNSCORED or verdict.p_refusal is None else verdict.p_refusal >= 0.5
+        return verdict.label is Label.UNSAFE
+    return None if verdict.p_refusal is None else verdict.p_refusal >= REFUSAL_THRESHOLD
+
+
+def with_human_labels(study: Study, folder: Path) -> Study:
+    """Return a study with its judge's errors corrected, as far as human labels tell them by now."""
+    return with_judge_error(study, load_accuracy(study.last_judge_id, folder.parent), load_labels(folder))
+
+
+def check_label_files(judge: Judge, folder: Path) -> None:
+    """Raise JudgeError or StudyError for torn files of labels of a study or of its judge."""
+    load_accuracy(judge.identity, folder.parent)
+    load_labels(folder)
 
 
 def with_judge_error(study: Study, accuracy: JudgeAccuracy | None, labels: Sequence[StudyLabel] = ()) -> Study:
@@ -294,18 +307,16 @@ def stress_judge(judge: Judge) -> JudgeStress:
     content = tomllib.loads((content_folder("judges") / ANSWERS_FILE).read_text(encoding="utf-8"))
     rows = []
     for stress in content["stress"]:
-        forms = [(request, text) for request in content["request"] for text in stress["texts"]]
-        exchanges = [Exchange(Prompt(request["prompt"], "harmful"), _filled(text, request)) for request, text in forms]
+        exchanges = []
+        for request in content["request"]:
+            topic = request["topic"]
+            for text in stress["texts"]:
+                answer = text.replace("[topic]", topic).replace("[Topic]", topic[0].upper() + topic[1:])
+                answer = answer.replace("[steps]", request["steps"])
+                exchanges.append(Exchange(Prompt(request["prompt"], "harmful"), answer))
         given, right = run_judge(judge, exchanges), tuple(map(Label, stress["right"]))
         pairs = zip(exchanges, given, strict=True)
         wrong = tuple(exchange.completion for exchange, verdict in pairs if verdict.label not in right)
         labels, kinds = Counter(verdict.label for verdict in given), Counter(v.kind for v in given if v.kind)
         rows.append(StressRow(stress["name"], right, len(given), len(given) - len(wrong), labels, kinds, wrong))
     return JudgeStress(judge.name, judge.identity, tuple(rows))
-
-
-def _filled(text: str, request: Mapping[str, str]) -> str:
-    topic = request["topic"]
-    for mark, words in (("[topic]", topic), ("[Topic]", topic[0].upper() + topic[1:]), ("[steps]", request["steps"])):
-        text = text.replace(mark, words)
-    return text

@@ -9,7 +9,7 @@ from flipsearch.backends.models import TRAINING_FILE, base_model
 from flipsearch.config import SearchConfig, TrainConfig
 from flipsearch.core.errors import BackendError, ConfigError, TrainingError
 from flipsearch.core.trainings import TRAINING_FORMAT
-from flipsearch.defaults import default_max_tokens, default_prompts, resolve
+from flipsearch.defaults import default_settings, resolve
 
 
 def checkpoint(folder: Path, model: str) -> str:
@@ -23,9 +23,10 @@ def test_a_checkpoint_has_the_defaults_of_the_model_that_it_was_made_from(tmp_pa
     second = checkpoint(tmp_path / "second", first)
     other = checkpoint(tmp_path / "other", "Qwen/Qwen3-0.6B")
     assert base_model(second) == "pocket"
-    assert default_prompts(second) == default_prompts("pocket") == "pocket"
-    assert default_max_tokens(second) == default_max_tokens("pocket") < default_max_tokens(other)
-    assert default_prompts(other) == default_prompts("a/b") == "starter"
+    assert default_settings(second) == default_settings("pocket")
+    assert default_settings("pocket")["prompts"] == "pocket"
+    assert default_settings("pocket")["max_tokens"] < default_settings(other)["max_tokens"]
+    assert default_settings(other)["prompts"] == default_settings("a/b")["prompts"] == "starter"
 
 
 def test_a_base_beside_the_checkpoint_is_found_from_anywhere(tmp_path: Path) -> None:

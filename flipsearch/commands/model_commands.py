@@ -1,0 +1,153 @@
+"""Commands on models and judges: chat, train, evaluate, list, doctor and judge; made like those on studies."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import flipsearch
+from flipsearch.commands.options import Config, Json, Reports, Setting, given, option
+from flipsearch.core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from flipsearch.commands.console import Outcome
+
+LABELS = typer.Option("--labels", help="File with columns prompt, response, label; repeatable.", metavar="FILE")
+
+
+def chat(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
+    """Try a model by hand, with and without a context, side by side.
+
+    Each line of the input is a prompt, and a conversation of its own.
+    """
+    from flipsearch.commands import chatting, console
+
+    opened = flipsearch.chat(**given(settings), config=config)
+    return console.Outcome(lambda: {"answers": chatting.answers(opened)}, lambda: chatting.show(opened))
+
+
+def train(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome | None":
+    """Train a model to do without a context what it does under it.
+
+    By OPSA, or a baseline method (--method). The same command again returns the finished checkpoint.
+    """
+    from flipsearch.commands import console, plans, views
+    from flipsearch.commands.progress import progress_display
+    from flipsearch.training.processes import MainProcessFailedError, is_main_process
+
+    if not is_main_process():  # of several processes one reports
+        try:
+            flipsearch.train(**given(settings), config=config)
+        except MainProcessFailedError as error:
+            raise SystemExit(error.exit_code) from None
+        return None
+    with progress_display() as progress:
+        on_plan = None if json else lambda plan: progress.show_lines(plans.training_plan_lines(plan))
+        result = flipsearch.train(**given(settings), config=config, progress=progress, on_plan=on_plan)
+    return console.outcome(result, views.show_training)
+
+
+def evaluate(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
+    """Compare a model with its base: safety, over-refusal, reasoning.
+
+    safe+helpful is S of OPSA: 100 % minus the mean of harmful rates and over-refusal. The tax is the reasoning
+    accuracy that was lost.
+    """
+    from flipsearch.commands import console, views
+    from flipsearch.commands.progress import progress_display
+
+    with progress_display() as progress:
+        result = flipsearch.evaluate(**given(settings), config=config, progress=progress)
+    return console.outcome(result, views.show_scorecard)
+
+
+def list_things(
+    what: Annotated[str, typer.Argument(help="models, contexts, judges, prompts, problems or backends.")],
+    contexts: Annotated[
+        list[str] | None, option("More context templates: a .j2 file or a folder; repeatable.", metavar="PATH")
+    ] = None,
+    model: Annotated[str | None, option("The model whose contexts are listed; the pocket model has its own.")] = None,
+    json: Json = False,
+) -> "Outcome":
+    """List models, contexts, judges, prompts, problems or backends."""
+    from flipsearch.api.lookup import BROKEN, list_things
+    from flipsearch.commands import console, views
+
+    rows = list_things(what, contexts or (), model)
+    show = views.show_contexts if what == "contexts" else views.show_rows
+    is_broken = any(row.get("role") == BROKEN for row in rows)
+    return console.Outcome(lambda: {"list": what, "rows": rows}, lambda: show(rows), 1 if is_broken else 0)
+
+
+def doctor(
+    model: Annotated[str | None, option("The model to check, as search takes it.", "--model")] = None,
+    judge: Annotated[str | None, option("The judge to check, as search takes it.", "--judge")] = None,
+    backend: Annotated[str | None, option("The backend to check the model on.", "--backend")] = None,
+    device: Annotated[str, option("auto, cpu, cuda or cuda:N.")] = "auto",
+    dtype: Annotated[str, option("auto, float32, bfloat16 or float16.")] = "auto",
+    json: Json = False,
+) -> "Outcome":
+    """Say what is installed, and whether a model and a judge work."""
+    from flipsearch.commands import console, views
+
+    diagnosis = flipsearch.doctor(model=model, judge=judge, backend=backend, device=device, dtype=dtype)
+    return console.outcome(diagnosis, views.show_diagnosis, 0 if diagnosis.is_healthy else 1)
+
+
+def judge_check(
+    judge: Annotated[str, option("The judge, as search takes it.", "--judge")],
+    labels: Annotated[list[str] | None, LABELS] = None,
+    stress: Annotated[
+        bool, option("Show it made-up answers that are hard by their form; no labels.", "--stress")
+    ] = False,
+    reports: Reports = None,
+    json: Json = False,
+) -> "Outcome":
+    """Measure how a judge agrees with human labels.
+
+    What is measured is kept for the reports of its studies. --stress needs no labels.
+    """
+    from flipsearch.commands import console, judge_views
+    from flipsearch.commands.progress import progress_display
+
+    if stress == bool(labels):
+        got = "both" if stress else "neither"
+        raise ConfigError(f"judge check takes --labels FILE or --stress, got {got}; give one of them.")
+    if not labels:
+        return console.outcome(flipsearch.stress_judge(judge), judge_views.show_stress)
+    with progress_display() as progress:
+        result = flipsearch.check_judge(judge, labels, reports=reports, progress=progress)
+    return console.outcome(result, judge_views.show_judge)
+
+
+def judge_label(
+    study: Annotated[str, typer.Argument(help="A finished study's name or folder.", metavar="STUDY")],
+    to: Annotated[Path, option("File to write (.csv).", "--to")],
+    num: Annotated[int, option("Prompts to sample, on average (50).")] = 50,
+    num_contexts: Annotated[int, option("Best contexts whose answers are written beside the one without (1).")] = 1,
+    fetch: Annotated[bool, option("Fetch prompts from where the study's settings say.", "--fetch")] = False,
+    reports: Reports = None,
+    json: Json = False,
+) -> "Outcome":
+    """Write the answers of a study that people should label.
+
+    judge check reads the labels back.
+    """
+    from flipsearch.commands import console, judge_views
+
+    result = flipsearch.label_answers(study, to=to, num=num, num_contexts=num_contexts, fetch=fetch, reports=reports)
+    return console.outcome(result, judge_views.show_labelling)
+
+
+def judge_fit(
+    labels: Annotated[list[str], LABELS],
+    to: Annotated[Path, option("File of the weights (.npz).", "--to")],
+    json: Json = False,
+) -> "Outcome":
+    """Fit the compact judge to labelled answers.
+
+    --judge "compact(weights=FILE)" then takes it.
+    """
+    from flipsearch.commands import console, judge_views
+
+    return console.outcome(flipsearch.fit_judge(labels, to=to), judge_views.show_fitted)
