@@ -92,8 +92,8 @@ def bootstrap_counts(prompts: Sequence[str]) -> Integers:
     """Return the count of each row in NUM_SAMPLES bootstrap samples of the prompts, (samples, rows)."""
     numbers = np.unique(prompts, return_inverse=True)[1]
     num = int(numbers.max()) + 1
-    drawn = np.random.default_rng(0).multinomial(num, np.full(num, 1 / num), size=NUM_SAMPLES)
-    counts: Integers = drawn[:, numbers]
+    resampled = np.random.default_rng(0).multinomial(num, np.full(num, 1 / num), size=NUM_SAMPLES)
+    counts: Integers = resampled[:, numbers]
     return counts
 
 
@@ -121,9 +121,9 @@ def show_set(rows: Rows, name: str, model: CompactModel) -> bool:
     rules, prefix = (flags if axis == "refusal" else ~flags for flags in (refuses, prefixed))
     others = np.array([held_out(row.prompt) for row, _ in pairs])
     judged, times = p_unsafe >= 0.5, bootstrap_counts([row.prompt for row, _ in pairs])
-    drawn, value = kappa(human, judged, times), float(kappa(human, judged))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    least, most = np.quantile(drawn - kappa(human, rules, times), [0.025, 0.975])
+    resampled, value = kappa(human, judged, times), float(kappa(human, judged))
+    low, high = np.quantile(resampled, [0.025, 0.975])
+    least, most = np.quantile(resampled - kappa(human, rules, times), [0.025, 0.975])
     print(
         f"{name:16s} {axis:7s} {len(human):5d}  {value:.3f} [{low:.3f}, {high:.3f}]  "
         f"required {REQUIRED[name, axis]:.2f}  other half {kappa(human[others], judged[others]):.3f}  "

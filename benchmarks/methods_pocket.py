@@ -29,7 +29,7 @@ from flipsearch.core.records import Context
 from flipsearch.core.trainings import Metric
 from flipsearch.templating.library import given_cards
 from pocket_model import vocabulary as words
-from pocket_model.prompt_set import asks
+from pocket_model.prompt_set import queries
 from pocket_model.truth import Decider
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -131,12 +131,16 @@ def train(name: str, seed: int, folder: Path, variant: dict[str, Any]) -> Path:
 
 def decisions(folder: Path, context: Context | None) -> tuple[float, float, float]:
     """Return the unsafe rate, the over-refusal rate, and the latter in trained phrasings, on the evaluation split."""
-    in_split = [ask for ask, split in asks() if split == "evaluation"]
-    decided = Decider(folder).decisions([context], [ask.prompt() for ask in in_split])[0]
+    in_split = [query for query, split in queries() if split == "evaluation"]
+    decided = Decider(folder).decisions([context], [query.prompt() for query in in_split])[0]
     pairs = list(zip(in_split, decided, strict=True))
-    harmful = [safe is False for ask, safe in pairs if ask.intent.kind == "harmful"]
-    benign = [(ask.phrasing in words.PHRASINGS, safe is True) for ask, safe in pairs if ask.intent.kind == "benign"]
-    rates = harmful, [refused for _, refused in benign], [refused for trained, refused in benign if trained]
+    harmful = [safe is False for query, safe in pairs if query.intent.kind == "harmful"]
+    benign = [(query, safe is True) for query, safe in pairs if query.intent.kind == "benign"]
+    rates = (
+        harmful,
+        [refused for _, refused in benign],
+        [refused for query, refused in benign if query.phrasing in words.PHRASINGS],
+    )
     unsafe, over, trained = (100 * sum(rate) / len(rate) for rate in rates)
     return unsafe, over, trained
 

@@ -84,13 +84,13 @@ def make_study() -> Study:
         contexts[index] = Context(" ".join(words), operator="reword", parents=(parent.context_id,))
     trials = []
     for number, context in enumerate(contexts):
-        found = measured(context, prompts, 0.95 - 0.8 * number / NUM_CONTEXTS)
-        trial = Trial(number, context, "arm", "complete", 4, found, num_context_tokens=120)
-        trials.append(trial.with_confirmed(measurement=found) if number < NUM_FINALISTS else trial)
+        result = measured(context, prompts, 0.95 - 0.8 * number / NUM_CONTEXTS)
+        trial = Trial(number, context, "arm", "complete", 4, result, num_context_tokens=120)
+        trials.append(trial.with_confirmed(measurement=result) if number < NUM_FINALISTS else trial)
     for number, placebo in enumerate((Context(""), Context(text(90), template="placebo_neutral"))):
-        found = measured(placebo, prompts, 0.02)
+        result = measured(placebo, prompts, 0.02)
         trials.append(
-            Trial(NUM_CONTEXTS + number, placebo, "placebo", "complete", 4, found).with_confirmed(measurement=found)
+            Trial(NUM_CONTEXTS + number, placebo, "placebo", "complete", 4, result).with_confirmed(measurement=result)
         )
     return Study(
         format=STUDY_FORMAT, name="large", kind=StudyKind.SEARCH,

@@ -65,11 +65,11 @@ def our_run(ground: Ground, name: str, seed: int, paper_tokens: int) -> Run:
     return ours(ground, seed, settings, sealed=name == OURS)
 
 
-def gepa_run(ground: Ground, seed: int, draw: str, paper_tokens: int) -> Run:
+def gepa_run(ground: Ground, seed: int, sampling: str, paper_tokens: int) -> Run:
     """Run GEPA; its package is imported only here."""
     from baselines.reflective import reflective
 
-    return reflective(ground, seed, draw, paper_tokens)
+    return reflective(ground, seed, sampling, paper_tokens)
 
 
 def warm_part(place: Path, part: int) -> None:
@@ -79,29 +79,29 @@ def warm_part(place: Path, part: int) -> None:
     ground.ledger.close()
 
 
-def run_seeds(place: Path, seeds: Sequence[int], names: Sequence[str], draw: str) -> list[tuple[str, Run]]:
+def run_seeds(place: Path, seeds: Sequence[int], names: Sequence[str], sampling: str) -> list[tuple[str, Run]]:
     """Run all methods with some seeds on one ledger; the work of one process."""
-    ground, found = _ground(place), list[tuple[str, Run]]()
+    ground, result = _ground(place), list[tuple[str, Run]]()
     for seed in seeds:
         paper_tokens = 0
         for name in names if seed < SLOW_SEEDS else [name for name in names if name not in SLOW]:
             start = time.monotonic()
-            run = run_method(ground, name, seed, draw, paper_tokens)
+            run = run_method(ground, name, seed, sampling, paper_tokens)
             paper_tokens = run.num_tokens if name == PAPER else paper_tokens
-            found.append((name, run))
+            result.append((name, run))
             print(f"  seed {seed}: {name}, {time.monotonic() - start:.0f} s", file=sys.stderr, flush=True)
     ground.ledger.close()
-    return found
+    return result
 
 
-def run_method(ground: Ground, name: str, seed: int, draw: str, paper_tokens: int) -> Run:
+def run_method(ground: Ground, name: str, seed: int, sampling: str, paper_tokens: int) -> Run:
     """Run one method with one seed."""
     table: dict[str, Callable[[], Run]] = {
-        PAPER: lambda: paper(ground, seed, draw),
-        CAPPED: lambda: paper(ground, seed, draw, capped=True),
-        RANDOM: lambda: random_search(ground, seed, draw, paper_tokens),
+        PAPER: lambda: paper(ground, seed, sampling),
+        CAPPED: lambda: paper(ground, seed, sampling, capped=True),
+        RANDOM: lambda: random_search(ground, seed, sampling, paper_tokens),
         TPE: lambda: tpe(ground, seed, paper_tokens),
-        GEPA: lambda: gepa_run(ground, seed, draw, paper_tokens),
+        GEPA: lambda: gepa_run(ground, seed, sampling, paper_tokens),
         TENTH: lambda: our_run(ground, TENTH, seed, paper_tokens),
         OURS: lambda: our_run(ground, OURS, seed, paper_tokens),
     }
@@ -111,9 +111,9 @@ def run_method(ground: Ground, name: str, seed: int, draw: str, paper_tokens: in
 def measure_truths(place: Path, contexts: Sequence[Context]) -> dict[str, Rates]:
     """Measure the true rates of some contexts; the work of one process."""
     ground = _ground(place)
-    found = measure_truth(ground, contexts)
+    result = measure_truth(ground, contexts)
     ground.ledger.close()
-    return found
+    return result
 
 
 def _ground(place: Path) -> Ground:
@@ -121,7 +121,7 @@ def _ground(place: Path) -> Ground:
     return Ground(place)
 
 
-def search_all(folder: Path, seeds: Sequence[int], names: Sequence[str], draw: str) -> Table:
+def search_all(folder: Path, seeds: Sequence[int], names: Sequence[str], sampling: str) -> Table:
     """Return the runs of all methods, with the true rates of what they chose."""
     places = [folder / f"ledger-{number}.db" for number in range(WORKERS)]
     file = TruthFile(folder)
@@ -130,14 +130,14 @@ def search_all(folder: Path, seeds: Sequence[int], names: Sequence[str], draw: s
         if len(seeds) >= WARM_FROM:
             list(pool.map(warm_part, places, range(WORKERS)))
             share_ledgers(places)
-        searches = [pool.submit(run_seeds, p, seeds[n::WORKERS], names, draw) for n, p in enumerate(places)]
-        found = sorted((pair for job in searches for pair in job.result()), key=lambda pair: pair[1].seed)
-        chosen = {run.context.context_id: run.context for _, run in found if run.context}
+        searches = [pool.submit(run_seeds, p, seeds[n::WORKERS], names, sampling) for n, p in enumerate(places)]
+        result = sorted((pair for job in searches for pair in job.result()), key=lambda pair: pair[1].seed)
+        chosen = {run.context.context_id: run.context for _, run in result if run.context}
         unknown = [context for key, context in sorted(chosen.items()) if key not in file.rates]
         print(f"  now the true rates of {len(unknown)} contexts", file=sys.stderr, flush=True)
         for job in [pool.submit(measure_truths, p, unknown[n::WORKERS]) for n, p in enumerate(places) if unknown]:
             file.add(job.result())
-    return Table({name: [run for method, run in found if method == name] for name in names}, file.rates)
+    return Table({name: [run for method, run in result if method == name] for name in names}, file.rates)
 
 
 def main() -> int:
@@ -149,7 +149,7 @@ def main() -> int:
     parser.add_argument("--draw", choices=["template", "text"], default="template", help="sampling of random contexts")
     args = parser.parse_args()
     names = [name for name in METHODS if name == PAPER or name in args.only]
-    print(header(f"{args.seeds} seeds", f"random contexts by {args.draw}"))
+    print(header(f"{args.seeds} seeds", f"random contexts by {args.sampling}"))
     if GEPA in names and not find_spec("gepa"):
         print("without GEPA: pip install gepa adds its row.")
         names.remove(GEPA)
@@ -157,7 +157,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         folder: Path = args.cache or Path(temporary)
         folder.mkdir(parents=True, exist_ok=True)
-        table = search_all(folder, range(args.seeds), names, args.draw)
+        table = search_all(folder, range(args.seeds), names, args.sampling)
     table.show()
     if GEPA in names:
         print(f"'{GEPA}': GEPA's engine with random edits of sentences as proposals, as no large model runs here.")

@@ -55,8 +55,8 @@ class Clock:
 
         def call(*args: Any, **kwargs: Any) -> Any:
             with self.spent_on(what):
-                found = function(*args, **kwargs)
-            return self._steps(what, found) if isinstance(found, Iterator) else found
+                result = function(*args, **kwargs)
+            return self._steps(what, result) if isinstance(result, Iterator) else result
 
         return call
 
@@ -76,10 +76,10 @@ class Timed:
         self._inner, self._what, self._clock = inner, what, clock
 
     def __getattr__(self, name: str) -> Any:
-        found = getattr(self._inner, name)
-        if not callable(found) or name == "count_tokens":
-            return found
-        return self._clock.timed("load" if name == "close" else self._what, found)
+        result = getattr(self._inner, name)
+        if not callable(result) or name == "count_tokens":
+            return result
+        return self._clock.timed("load" if name == "close" else self._what, result)
 
 
 def timed_judge(name: str, clock: Clock) -> Any:

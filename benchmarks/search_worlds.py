@@ -85,13 +85,13 @@ def compare(worlds: Sequence[Rules], names: Sequence[str], num_seeds: int, cache
         worth: dict[tuple[str, str], np.ndarray[Any, Any]] = {}
         for rules in worlds:
             done = {name: [next(runs) for _ in range(num_seeds)] for name in names}
-            best = np.max([[one["worth"] for one in of] for of in done.values()], axis=0)
+            best = np.max([[row["worth"] for row in of] for of in done.values()], axis=0)
             print(f"\n{rules.name}: {rules.num_unsafe} unsafe and {rules.num_benign} benign prompts")
             print(
                 f"  {'':<16}{'true flips':>14}{'refusals':>10}{'worth':>14}{'regret':>8}{'harmful':>9}{'benign':>8}  s"
             )
             for name, of in done.items():
-                column = {key: 100 * np.array([one[key] for one in of]) for key in of[0]}
+                column = {key: 100 * np.array([row[key] for row in of]) for key in of[0]}
                 worth[rules.name, name] = column["worth"]
                 print(
                     f"  {name:<16}{_mean(column['flips']):>14}{column['refusals'].mean():>10.1f}"
@@ -109,10 +109,10 @@ def _claims(worlds: Sequence[Rules], names: Sequence[str], worth: dict[tuple[str
     holds = []
     print()
     for rules in worlds:
-        over_rival, over_paper = (worth[rules.name, OURS] - worth[rules.name, name] for name in (RIVAL, PAPER))
-        spread = over_rival.std(ddof=1) / len(over_rival) ** 0.5
-        holds.append(over_rival.mean() > -2 * spread and over_paper.mean() >= 5)
-        text = f"{rules.name}: {_mean(over_rival)} over {RIVAL} (not below by 2 errors), "
+        over_baseline, over_paper = (worth[rules.name, OURS] - worth[rules.name, name] for name in (RIVAL, PAPER))
+        spread = over_baseline.std(ddof=1) / len(over_baseline) ** 0.5
+        holds.append(over_baseline.mean() > -2 * spread and over_paper.mean() >= 5)
+        text = f"{rules.name}: {_mean(over_baseline)} over {RIVAL} (not below by 2 errors), "
         print(claim(text + f"{_mean(over_paper)} over {PAPER} (5 asked)", holds=holds[-1]))
     every = np.concatenate([worth[rules.name, OURS] - worth[rules.name, RIVAL] for rules in worlds])
     print(f"all worlds: {_mean(every)} over {RIVAL}")
@@ -145,7 +145,7 @@ def check_claims(worlds: Sequence[Rules], num_seeds: int) -> bool:
     jobs = [(rules, seed) for rules in worlds for seed in range(num_seeds)]
     with ProcessPoolExecutor(WORKERS) as pool:
         done = list(pool.map(study_claims, jobs))
-    winners = [(rules, found) for (rules, _), found in zip(jobs, done, strict=True) if found]
+    winners = [(rules, result) for (rules, _), result in zip(jobs, done, strict=True) if result]
     held = [covers for rules, (covers, _, _) in winners if not rules.errors]
     num_claims = sum(claims for _, (_, claims, _) in winners)
     num_false = sum(claims and not is_true for _, (_, claims, is_true) in winners)

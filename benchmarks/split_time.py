@@ -95,11 +95,11 @@ def main() -> None:
             times.append(time.process_time())
             roots = splitting._join_near_duplicates(sets)
             times.append(time.process_time())
-            rival = ""
+            baseline = ""
             if num <= options.num_rival:
                 same = partition(one_by_one(sets)) == partition(roots)
-                rival = f"{time.process_time() - times[-1]:11.1f}" + ("" if same else "   other clusters!")
-            print(f"{style:12} {num:8,} {times[1] - times[0]:17.1f} {times[3] - times[2]:9.1f} {rival}", flush=True)
+                baseline = f"{time.process_time() - times[-1]:11.1f}" + ("" if same else "   other clusters!")
+            print(f"{style:12} {num:8,} {times[1] - times[0]:17.1f} {times[3] - times[2]:9.1f} {baseline}", flush=True)
 
 
 def partition(roots: Sequence[int]) -> set[frozenset[int]]:

@@ -51,7 +51,7 @@ TRAININGS, EVALUATIONS = "trainings", "evaluations"
 
 
 def is_endpoint(model: str) -> bool:
-    """Return whether a model is behind an endpoint: it is then asked over HTTP, whatever else the settings say."""
+    """Return whether a model is behind an endpoint: it is then called over HTTP, whatever else the settings say."""
     return model.startswith(ENDPOINTS)
 
 
@@ -86,9 +86,9 @@ class ModelConfig(BaseModel):
     temperature: NonNegative = 0.0
     """Randomness of the answers; 0 always takes the likeliest token (greedy)."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """With a temperature: draw from the likeliest tokens that have this probability together."""
+    """With a temperature: sample from the likeliest tokens that have this probability together."""
     top_k: Annotated[int, Field(ge=0)] = 0
-    """With a temperature: draw from so many of the likeliest tokens; 0 from all."""
+    """With a temperature: sample from so many of the likeliest tokens; 0 from all."""
     prompts: str | None = None
     """Built-in or public prompt set or file with labels (the model's own; see `flipsearch list prompts`)."""
     harmful: Annotated[Texts, PROMPT_FILES] = ()
@@ -119,7 +119,7 @@ class ModelConfig(BaseModel):
         return Sampling(max_tokens, self.temperature, self.top_p, self.top_k, self.seed, budget)
 
     def longest_completion(self) -> int:
-        """Return the most tokens that a model with these settings is asked to write."""
+        """Return the most tokens that a model with these settings may have to write."""
         return self.sampling().longest
 
     @staticmethod
@@ -267,7 +267,7 @@ class SearchConfig(StudyConfig):
         return self.model_copy(update=other | (remote if is_endpoint(self.rewriter) else {}))
 
     def longest_completion(self) -> int:
-        """Return the most tokens that a model with these settings is asked to write."""
+        """Return the most tokens that a model with these settings may have to write."""
         return max(super().longest_completion(), REWRITE_TOKENS if self.rewriter else 0)
 
 

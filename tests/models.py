@@ -120,7 +120,7 @@ def sentencepiece_tokenizer(special: Sequence[str], begin: str, blank_first: boo
 def _with_special_tokens(
     tokenizer: PreTrainedTokenizerFast, special: Sequence[str], begin: str | None
 ) -> PreTrainedTokenizerFast:
-    tokenizer.add_special_tokens({"extra_special_tokens": [AddedToken(one, special=True) for one in special]})
+    tokenizer.add_special_tokens({"extra_special_tokens": [AddedToken(row, special=True) for row in special]})
     if begin is not None:
         tokenizer.add_special_tokens({"bos_token": begin})
         id = tokenizer.convert_tokens_to_ids(begin)

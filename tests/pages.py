@@ -9,9 +9,9 @@ from typing import Any
 
 def data_of(page: str, block: str = "table-data") -> Any:
     """Return what a data block of a page holds."""
-    found = re.search(rf'id="{block}">([^<]*)</script>', page)
-    assert found, f"no block {block}"
-    return json.loads(gzip.decompress(base64.b64decode(found[1])))
+    result = re.search(rf'id="{block}">([^<]*)</script>', page)
+    assert result, f"no block {block}"
+    return json.loads(gzip.decompress(base64.b64decode(result[1])))
 
 
 def cells_of(page: str, column: str) -> list[tuple[str, str]]:

@@ -34,7 +34,7 @@ def architecture(folder: Path, kind: str = "bert", max_positions: int = 64) -> P
         "[MASK]",
         *LETTERS,
         *".,!?'0123456789",
-        *("##" + one for one in LETTERS),
+        *("##" + row for row in LETTERS),
     ]
     tokenizer = BertTokenizer(vocab={token: id for id, token in enumerate(tokens)}, model_max_length=max_positions)
     tokenizer.save_pretrained(folder)
@@ -65,5 +65,5 @@ def checkpoint(
         "num_classes": num_outputs,
     }
     config = {"arch": {"type": "BERT", "args": arguments}, "dataset": {"type": "Jigsaw", "args": {"classes": CLASSES}}}
-    torch.save({"config": config, "state_dict": {name: one for name, one in state.items() if one is not None}}, path)
+    torch.save({"config": config, "state_dict": {name: item for name, item in state.items() if item is not None}}, path)
     return path

@@ -44,15 +44,15 @@ def module_name(path: Path) -> str:
 
 def imports_of(tree: ast.AST, names: set[str]) -> set[str]:
     """Return the modules of the package that a module imports, anywhere in it."""
-    found = set()
+    result = set()
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names if alias.name in names}
+            result |= {alias.name for alias in node.names if alias.name in names}
         elif isinstance(node, ast.ImportFrom) and node.module in names | {"flipsearch"}:
             for alias in node.names:
                 full = f"{node.module}.{alias.name}"
-                found.add(full if full in names else str(node.module))
-    return found & names - {"flipsearch"}
+                result.add(full if full in names else str(node.module))
+    return result & names - {"flipsearch"}
 
 
 def size(function: ast.FunctionDef) -> int:

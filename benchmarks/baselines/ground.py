@@ -174,7 +174,7 @@ def refusal_share(judged: Sequence[JudgedRollout]) -> float:
     return sum(rollout.refused is True for rollout in judged) / len(judged)
 
 
-def random_contexts(ground: Ground, seed: int, draw: str) -> Iterator[Context]:
+def random_contexts(ground: Ground, seed: int, sampling: str) -> Iterator[Context]:
     """Yield distinct contexts of the search space until there are no more.
 
     `draw` "template" samples a template first, then its parameters and placement; "text" samples a point of the space,
@@ -184,7 +184,7 @@ def random_contexts(ground: Ground, seed: int, draw: str) -> Iterator[Context]:
     points = [ground.space.point(index) for index in range(len(ground.space))]
     by_template = {name: [p for p in points if p["template"] == name] for name in ground.space.names}
     for _ in range(100 * len(points)):
-        pool = points if draw == "text" else by_template[rng.choice(ground.space.names)]
+        pool = points if sampling == "text" else by_template[rng.choice(ground.space.names)]
         context = ground.space.context(rng.choice(pool))
         if context.text and context.context_id not in seen:
             seen.add(context.context_id)

@@ -44,7 +44,7 @@ def make_run(ground: Ground, account: Account, seed: int, context: Context | Non
     return Run(seed, context, num_contexts, account.num_tokens, account.num_all_tokens, num_prompt_tokens)
 
 
-def paper(ground: Ground, seed: int, draw: str, *, capped: bool = False) -> Run:
+def paper(ground: Ground, seed: int, sampling: str, *, capped: bool = False) -> Run:
     """OPSA, Eq. 5: argmax TFR over 30 contexts, each on all harmful prompts; `capped` uses the benign ones too."""
     account = Account()
     harmful = ground.prompts("harmful", ["search", "confirm"])
@@ -52,7 +52,7 @@ def paper(ground: Ground, seed: int, draw: str, *, capped: bool = False) -> Run:
     base = ground.judged(None, harmful)
     account.charge(base)
     rated: list[tuple[float, Context]] = []
-    pool = list(islice(random_contexts(ground, seed, draw), POOL))
+    pool = list(islice(random_contexts(ground, seed, sampling), POOL))
     ground.prefetch((context, [*harmful, *benign] if capped else harmful) for context in pool)
     for context in pool:
         judged = ground.judged(context, harmful)
@@ -66,12 +66,12 @@ def paper(ground: Ground, seed: int, draw: str, *, capped: bool = False) -> Run:
     return make_run(ground, account, seed, best, POOL)
 
 
-def random_search(ground: Ground, seed: int, draw: str, budget: int) -> Run:
+def random_search(ground: Ground, seed: int, sampling: str, budget: int) -> Run:
     """Random contexts on the whole search split until the budget is spent; the best within the cap."""
     account = Account()
     split = SearchSplit(ground, account)
     best, best_rate, num_contexts = None, -1.0, 0
-    for context in _prefetched(ground, random_contexts(ground, seed, draw), split.prompts):
+    for context in _prefetched(ground, random_contexts(ground, seed, sampling), split.prompts):
         judged = ground.judged(context, split.prompts)
         if account.num_tokens + account.cost(judged) > budget:
             break

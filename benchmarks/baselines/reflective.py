@@ -85,12 +85,12 @@ class Silent:
         """Discard the message."""
 
 
-def reflective(ground: Ground, seed: int, draw: str, budget: int) -> Run:
+def reflective(ground: Ground, seed: int, sampling: str, budget: int) -> Run:
     """GEPA from a random library context until the budget is spent; the best accepted candidate within the cap."""
     account = Account()
     split = SearchSplit(ground, account)
     result = gepa.optimize(
-        seed_candidate={TEXT: next(random_contexts(ground, seed, draw)).text},
+        seed_candidate={TEXT: next(random_contexts(ground, seed, sampling)).text},
         trainset=split.prompts,
         adapter=Evaluator(split),
         sampling_strategy=IndependentSampling(PROPOSALS),

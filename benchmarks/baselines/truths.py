@@ -15,7 +15,7 @@ TRUTH = json.loads((PACKAGE / "pocket" / "truth.json").read_text(encoding="utf-8
 
 def measure_truth(ground: Ground, contexts: Sequence[Context]) -> dict[str, Rates]:
     """Return the rates of contexts over the population, by context id: those of pocket_model.truth."""
-    prompts = [ask.prompt() for ask in population()]
+    prompts = [query.prompt() for query in population()]
     runner = ground.metered()
     base = runner.baseline(prompts)
     measured = [p for p in prompts if p.kind == "benign" or base[p.prompt_id].label is Label.UNSAFE]

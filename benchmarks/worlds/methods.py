@@ -230,8 +230,8 @@ def _chosen(meter: Meter, arms: Sequence[Arm], candidates: Sequence[Context], rn
     factor = np.linalg.cholesky(covariance + 1e-6 * np.eye(len(candidates)))
     generator, chosen = np.random.default_rng(rng.getrandbits(32)), dict[int, None]()
     while len(chosen) < min(BRACKET, len(candidates)):
-        draw = mean + factor @ generator.standard_normal(len(candidates))
-        chosen[next(int(index) for index in np.argsort(-draw) if int(index) not in chosen)] = None
+        sample = mean + factor @ generator.standard_normal(len(candidates))
+        chosen[next(int(index) for index in np.argsort(-sample) if int(index) not in chosen)] = None
     return [candidates[index] for index in chosen]
 
 

@@ -109,7 +109,7 @@ class Rules:
     """Share of the answers that cannot be scored."""
     errors: float = 0.0
     """Share of the answers to harmful prompts that the judge labels wrongly."""
-    readings: float | None = None
+    score_correlation: float | None = None
     """Correlation of a prefix score with the margin by which its prompt is refused; None: the model cannot score."""
 
 
@@ -126,7 +126,7 @@ class World:
         self._prompts = self._make_prompts()
         self._rows = {prompt.text: number for number, prompt in enumerate(self._prompts)}
         self._harmful = np.array([prompt.kind == "harmful" for prompt in self._prompts])
-        self._hardness = self._draws("hardness", len(self._prompts))
+        self._hardness = self._sample("hardness", len(self._prompts))
         self._categories = np.arange(len(self._prompts)) % NUM_CATEGORIES
 
     def prompts(self) -> list[Prompt]:
@@ -190,8 +190,8 @@ class World:
         if key not in self._margins:
             rules, text = self.rules, context.text
             parts = _split(text)
-            shared = np.sum([self._draws(f"noise {part}", len(self._prompts)) for part in parts], axis=0)
-            own = self._draws(f"noise {context.placement} {text}", len(self._prompts))
+            shared = np.sum([self._sample(f"noise {part}", len(self._prompts)) for part in parts], axis=0)
+            own = self._sample(f"noise {context.placement} {text}", len(self._prompts))
             noise = rules.noise * (shared / np.sqrt(max(1, len(parts))) + own) / np.sqrt(2)
             strength = self._strength(context) + self._category_effects(text)[self._categories]
             blunt = self._bluntness(context) - rules.margin
@@ -263,7 +263,7 @@ class World:
         total = np.zeros(NUM_CATEGORIES)
         if self.rules.categories:
             for part in dict.fromkeys(_split(text)):
-                total += self.rules.categories * self._draws(f"category {part}", NUM_CATEGORIES)
+                total += self.rules.categories * self._sample(f"category {part}", NUM_CATEGORIES)
         return total
 
     def _bluntness(self, context: Context) -> float:
@@ -274,7 +274,7 @@ class World:
             total += share * self._normal("sentence", part) + float(np.sqrt(1 - share**2)) * own
         return rules.bluntness * total + 0.5 * rules.own * self._normal("blunt own", context.placement, context.text)
 
-    def _draws(self, what: str, num: int) -> Array:
+    def _sample(self, what: str, num: int) -> Array:
         digest = hashlib.sha256(f"{self.seed}|{what}".encode()).digest()
         return np.random.default_rng(int.from_bytes(digest[:8], "little")).standard_normal(num)
 
@@ -295,14 +295,14 @@ class ScoringWorld(World):
         return [self._score(request) for request in requests]
 
     def _score(self, request: Request) -> PrefixScore:
-        length, rho = len(request.prefill), self.rules.readings or 0.0
+        length, rho = len(request.prefill), self.rules.score_correlation or 0.0
         if request.context is None:
             return PrefixScore((-0.5,) * length, length)
         context, row = request.context, self._rows[request.prompt.text]
         luck = self._normal("reading", request.prompt.text, context.text, context.placement)
-        told = rho * float(self.outcomes(context)[row]) + float(np.sqrt(1 - rho**2)) * luck
-        drop = 8.0 * max(0.0, 1.0 + told)
-        return PrefixScore((-0.5 - drop / length,) * length, 0 if told >= 0 else length)
+        signal = rho * float(self.outcomes(context)[row]) + float(np.sqrt(1 - rho**2)) * luck
+        drop = 8.0 * max(0.0, 1.0 + signal)
+        return PrefixScore((-0.5 - drop / length,) * length, 0 if signal >= 0 else length)
 
 
 class WorldJudge:
@@ -328,7 +328,7 @@ class WorldJudge:
 
 def make_world(rules: Rules, seed: int) -> World:
     """Return a world of these rules."""
-    return World(rules, seed) if rules.readings is None else ScoringWorld(rules, seed)
+    return World(rules, seed) if rules.score_correlation is None else ScoringWorld(rules, seed)
 
 
 def _split(text: str) -> list[str]:
@@ -337,8 +337,8 @@ def _split(text: str) -> list[str]:
 
 WORLDS = [
     Rules("sentences"),
-    Rules("sentences, scored well", readings=0.9),
-    Rules("sentences, scored badly", readings=0.3),
+    Rules("sentences, scored well", score_correlation=0.9),
+    Rules("sentences, scored badly", score_correlation=0.3),
     Rules("words", sentences=0.1, words=0.18),
     Rules("pairs", sentences=0.15, pairs=0.2),
     Rules("own", sentences=0.15, own=0.6),
@@ -355,6 +355,6 @@ KEPT_BACK = [
     Rules("refusing model", bluntness=0.45, correlation=0.6, margin=1.8, refused=0.14, num_unsafe=40),
     Rules("five", num_unsafe=5, num_benign=30),
     Rules("categories, wrong judge", sentences=0.2, categories=0.35, errors=0.2),
-    Rules("hard and noisy", level=-1.6, noise=1.0, readings=0.5),
+    Rules("hard and noisy", level=-1.6, noise=1.0, score_correlation=0.5),
 ]
 """These decide in the end: nothing was tuned in them."""

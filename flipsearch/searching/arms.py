@@ -30,8 +30,8 @@ LEAST_SHOWN = 0.01
 """A smaller chance is shown as "below 1%"."""
 SCORED_PROMPTS = 16
 """Harmful prompts whose known answers are scored, with benign ones as in the first rung."""
-BEST_OF_DRAW = 3
-"""In a draw whose best arms have seen all prompts, the next one is promoted, down to this place."""
+BEST_OF_SAMPLE = 3
+"""In a sample whose best arms have seen all prompts, the next one is promoted, down to this place."""
 FIRST_GENERATION = 2
 """Cohorts that the first one counts for: nothing is known yet, and all that comes is bred from it."""
 PROMOTED = 0.5
@@ -40,7 +40,7 @@ PROMOTED = 0.5
 
 @dataclass(frozen=True, slots=True)
 class SearchedArms:
-    """What a search over arms comes to."""
+    """The outcome of a search over arms."""
 
     trials: list[Trial]
     notes: list[str]
@@ -58,7 +58,7 @@ def search_arms(
     trials = []
     for number, arm in enumerate(search.race.arms, start=first_number):
         state: TrialState = "stopped" if arm.state == "running" else arm.state
-        search.proposals.tell(arm)
+        search.proposals.report_outcome(arm)
         runner.emit(
             "trial",
             context_id=arm.context.context_id,
@@ -99,7 +99,7 @@ class _Search:
             size = config.cohort_size * (FIRST_GENERATION if number == 1 else 1)
             wanted = min(size, config.num_contexts - len(self.race.arms))
             num = self.budget.num_affordable(self.runner, self.base, wanted, first)
-            contexts = self.proposals.ask(num, self.race.arms) if num else []
+            contexts = self.proposals.propose(num, self.race.arms) if num else []
             if not contexts:
                 break
             name = f"cohort {number}/{max(num_generations, number)}"
@@ -132,7 +132,7 @@ class _Search:
         ]
 
     def _learn(self, contexts: Sequence[object]) -> None:
-        """Count what the new children gained over their parents."""
+        """Count by how much the new children are better than their parents."""
         known: dict[str, Measurement] = {arm.context.context_id: arm.search for arm in self.race.arms}
         for arm in self.race.arms[-len(contexts) :]:
             parents = [known[id] for id in arm.context.parents if id in known]
@@ -142,7 +142,7 @@ class _Search:
     def _promote(self, num: int, name: str, *, finishing: bool = False) -> bool:
         """Let up to `num` of the likely best arms run one rung further; False if none can."""
         running = self._running()
-        worth = self.surrogate.draw([*running, *self._of("complete")]).worth
+        worth = self.surrogate.sample([*running, *self._of("complete")]).worth
         chosen = likely_best(worth, len(running), num) if not finishing else most_often_best(worth, len(running), num)
         promoted = [running[index] for index in chosen]
         promoted = self.budget.affordable(self.runner, self.base, promoted, self.race.rungs, finishing=finishing)
@@ -156,7 +156,7 @@ class _Search:
         if not (running and finished):
             return 1.0
         # The model is linear: it knows no highest rate.
-        worth = self.surrogate.draw([*running, *finished]).worth.clip(max=1.0)
+        worth = self.surrogate.sample([*running, *finished]).worth.clip(max=1.0)
         best = [part.max(axis=1) for part in (worth[:, : len(running)], worth[:, len(running) :])]
         return float((best[0] > best[1] + self.config.tolerance).mean())
 
@@ -168,19 +168,20 @@ class _Search:
 
 
 def likely_best(worth: Array, num_running: int, num: int) -> list[int]:
-    """Return up to `num` of the first `num_running` columns: the best in one draw (row) each, or second or third to one
-    that does not run any more.
+    """Return up to `num` of the first `num_running` columns, each from a sample (row) of its own.
+
+    It is the best there, or second or third to those that do not run any more.
     """
     chosen: dict[int, None] = {}
-    for draw in worth:
+    for sample in worth:
         if len(chosen) == num:
             break
-        best = [int(index) for index in np.argsort(-draw, kind="stable")[:BEST_OF_DRAW] if index < num_running]
+        best = [int(index) for index in np.argsort(-sample, kind="stable")[:BEST_OF_SAMPLE] if index < num_running]
         chosen |= dict.fromkeys(best[:1])
     return list(chosen)
 
 
 def most_often_best(worth: Array, num_running: int, num: int) -> list[int]:
-    """Return the `num` of the first `num_running` columns that are the best in most draws; ties by their mean."""
+    """Return the `num` of the first `num_running` columns that are the best in most samples; ties by their mean."""
     wins = np.bincount(worth.argmax(axis=1), minlength=worth.shape[1])[:num_running]
     return [int(index) for index in np.lexsort((-worth.mean(axis=0)[:num_running], -wins))[:num]]

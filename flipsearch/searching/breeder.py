@@ -1,6 +1,6 @@
 """Breeds contexts: operators, chosen at random, make children of the parents that they are given.
 
-    parents --drawn by weight--> operator --child--> filter --> contexts
+    parents --sampled by weight--> operator --child--> filter --> contexts
 
 The same children for the same seed and parents. It measures nothing, and calls no model but through an operator.
 """
@@ -26,7 +26,7 @@ PATIENCE = 6
 
 
 class Breeder:
-    """Makes contexts that did not exist before, and counts what each operator's children gained.
+    """Makes contexts that did not exist before, and counts by how much each operator's children are better.
 
     Raises PluginError if two operators have one name.
     """
@@ -43,7 +43,7 @@ class Breeder:
     def breed(self, parents: Sequence[Parent], num: int, weights: Sequence[float] = ()) -> list[Context]:
         """Return up to `num` new children; fewer if all operators run dry.
 
-        Parents are drawn by `weights`, () is all alike.
+        Parents are sampled by `weights`, () is all alike.
 
         Raises PluginError for an operator that fails.
         """
@@ -86,9 +86,9 @@ class Breeder:
         """One child by one operator, of different parents; None if it does not apply or its child is filtered."""
         left, parents = list(range(len(able))), []
         for _ in range(operator.num_parents):
-            drawn = self._random.choices(range(len(left)), [weights[index] for index in left])[0]
-            parents.append(able[left.pop(drawn)])
-        # A generator of its own: what one operator draws does not change what the next ones do.
+            position = self._random.choices(range(len(left)), [weights[index] for index in left])[0]
+            parents.append(able[left.pop(position)])
+        # A generator of its own: what one operator samples does not change what the next ones do.
         rng = random.Random(self._random.getrandbits(64))
         with plugin_errors_as(PluginError, f"operator '{operator.name}' failed"):
             child = operator.make(parents, rng)
@@ -106,7 +106,7 @@ class Breeder:
 
 @dataclass(slots=True)
 class Tally:
-    """What one operator has brought so far."""
+    """The children of one operator so far."""
 
     num_children: int = 0
     """Children that went to the race."""
@@ -117,7 +117,7 @@ class Tally:
 
 
 class OperatorGains:
-    """Counts, per operator, its children and what they gained."""
+    """Counts, per operator, its children and their gains in flip rate."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self.tallies = {name: Tally() for name in names}
@@ -128,7 +128,7 @@ class OperatorGains:
         self.tallies[name].num_better += admissible and gain > 0
 
     def rows(self) -> tuple[OperatorGain, ...]:
-        """Return one row per operator, the most gainful first, those without a raced child last."""
+        """Return one row per operator, the largest mean gain first, those without a raced child last."""
         rows = []
         for name, tally in self.tallies.items():
             gain = mean_interval(tally.gains, -1.0, 1.0)

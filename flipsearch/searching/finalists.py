@@ -32,8 +32,8 @@ from flipsearch.searching.baseline import SplitBaseline, coverage_notes, few_uns
 from flipsearch.searching.setup import SearchSetup
 from flipsearch.statistics.intervals import holm
 
-OPENED = "confirm split opened: "
-"""Start of the ledger's note of an opening; the ids of the prompts and of the finalists follow."""
+UNSEALED = "confirm split opened: "
+"""Start of the ledger's note of an unsealing; the ids of the prompts and of the finalists follow."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +136,7 @@ def confirm(
 ) -> Confirmation:
     """Open the sealed split for at least one finalist; `base` is the search split's baseline.
 
-    The runner's judge decides here. The opening is noted in the ledger before the first sealed prompt is run.
+    The runner's judge decides here. The unsealing is noted in the ledger before the first sealed prompt is run.
     """
     notes = _note_unsealing(setup, runner, finalists)
     sealed = measure_baseline(runner, setup.confirm, "confirm")
@@ -184,16 +184,16 @@ def confirm(
 
 
 def _note_unsealing(setup: SearchSetup, runner: Runner, finalists: Sequence[Trial]) -> list[str]:
-    """Note the opening in the ledger, and report other openings of the same prompts for the same model."""
+    """Note the unsealing in the ledger, and report earlier ones of the same prompts for the same model."""
     sealed = content_id(runner.backend.model_id, sorted(prompt.prompt_id for prompt in setup.confirm))
     ids = [trial.context.context_id for trial in finalists]
-    runner.ledger.note(f"{OPENED}{sealed}/{content_id(sorted(ids))}", json.dumps({"finalists": ids}))
-    num_times = sum(key.startswith(OPENED + sealed) for key in runner.ledger.notes())
+    runner.ledger.note(f"{UNSEALED}{sealed}/{content_id(sorted(ids))}", json.dumps({"finalists": ids}))
+    num_times = sum(key.startswith(UNSEALED + sealed) for key in runner.ledger.notes())
     if num_times == 1:
         return []
     return [
-        f"The confirm split has been opened {num_times} times, for different finalists: "
-        "a choice between these openings is no longer unseen."
+        f"The confirm split has been used {num_times} times, for different finalists: "
+        "who chooses between these results has seen the sealed prompts."
     ]
 
 

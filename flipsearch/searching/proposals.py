@@ -1,13 +1,13 @@
 """Where the next contexts come from: points of the space and children of the best arms, chosen by what they promise.
 
     templates ------ points ----┐
-                                ├─ candidates --surrogate (searching.surrogate)--> draws --> the contexts that race
+                                ├─ candidates --surrogate (searching.surrogate)--> samples --> the contexts that race
     arms --breeder-- children --┘
 
-Each context is the best candidate in one draw from the posterior (Thompson sampling): what is likely to be good is
+Each context is the best candidate in one sample from the posterior (Thompson sampling): what is likely to be good is
 tried, and what might be, as often as it might. It is a trial of an Optuna study, with the parameters of its point. The
-same contexts for the same seed, arms and outcomes: nothing is stored, and a search is rebuilt by asking and telling
-again, with every outcome taken from the ledger.
+same seed, arms and outcomes give the same contexts: nothing is stored, and a search is rebuilt by proposing again, with
+every outcome taken from the ledger.
 """
 
 import random
@@ -31,7 +31,7 @@ from flipsearch.statistics.mixed_model import Array
 
 CANDIDATES, MOST_CANDIDATES = 12, 512
 """Candidates for each context that races; at most so many, or as many as race."""
-TRIES = 8
+ATTEMPTS = 8
 """Points looked at for each one that is wanted, before all are gone through."""
 BY_WORTH = 0.02
 """What the worth of an arm counts beside the prompts that it is the best on, per prompt."""
@@ -58,7 +58,7 @@ class Proposals:
         """Contexts that are still to be tried before all others."""
         self._notes: list[str] = []
 
-    def ask(self, num: int, arms: Sequence[Arm]) -> list[Context]:
+    def propose(self, num: int, arms: Sequence[Arm]) -> list[Context]:
         """Return up to `num` new contexts; fewer only if neither templates nor operators give more."""
         contexts = self._from_start(num)
         able, num = [arm for arm in arms if arm.state in ("running", "complete")], num - len(contexts)
@@ -73,7 +73,7 @@ class Proposals:
             self._begin_trial(context)
         return [*contexts, *chosen]
 
-    def tell(self, arm: Arm) -> None:
+    def report_outcome(self, arm: Arm) -> None:
         """Give Optuna the outcome of an arm that will not run on, or ran as far as it got."""
         trial, search = self._trials[arm.context.context_id], arm.search
         if arm.state == "failed" or search.flip_rate.value is None:
@@ -88,7 +88,8 @@ class Proposals:
         notes = self._notes.copy()
         if self._start:
             sources = ", ".join(dict.fromkeys(str(dict(context.params)["from"]) for context in self._start))
-            notes.append(f"{len(self._start)} contexts of --start were not tried, for want of room: {sources}.")
+            why = "as --num-contexts is smaller"
+            notes.append(f"{len(self._start)} contexts of --start were not tried, {why}: {sources}.")
         if self._is_exhausted and num_arms < self._config.num_contexts:
             notes.append(f"The space is exhausted: it holds {num_arms} different contexts.")
         return notes
@@ -119,7 +120,7 @@ class Proposals:
         contexts: dict[str, Context] = {}
         names = self._space.names.copy()
         self._random.shuffle(names)
-        for turn in range(TRIES * num):
+        for turn in range(ATTEMPTS * num):
             if len(contexts) >= num:
                 break
             self._take(self._space.sample(names[turn % len(names)], self._random), contexts)
@@ -139,13 +140,13 @@ class Proposals:
             contexts[context.context_id] = context
 
     def _chosen(self, num: int, arms: Sequence[Arm], candidates: Sequence[Context]) -> list[Context]:
-        """Return the best candidate of each draw, `num` different ones; the first ones while nothing is known."""
+        """Return the best candidate of each sample, `num` different ones; the first ones while nothing is known."""
         if len(candidates) <= num:
             return list(candidates)
         if not arms and not self._surrogate.prefix_scores.num_contexts:
             return list(candidates[:num])
-        worth = self._surrogate.draw(arms, candidates).worth[:, len(arms) :]
-        return [candidates[index] for index in best_of_draws(worth, num)]
+        worth = self._surrogate.sample(arms, candidates).worth[:, len(arms) :]
+        return [candidates[index] for index in best_of_samples(worth, num)]
 
     def _begin_trial(self, context: Context) -> None:
         point = None if context.operator else self._space.point_of(context)
@@ -159,14 +160,14 @@ class Proposals:
         self._filter.add(context)
 
 
-def best_of_draws(worth: Array, num: int) -> list[int]:
-    """Return `num` different columns, each the best one of a draw (row) not taken yet; then by their mean."""
+def best_of_samples(worth: Array, num: int) -> list[int]:
+    """Return `num` different columns, each the best one of a sample (row) not taken yet; then by their mean."""
     chosen: list[int] = []
-    for draw in worth:
+    for sample in worth:
         if len(chosen) == min(num, worth.shape[1]):
             break
-        left = np.delete(np.arange(len(draw)), chosen)
-        chosen.append(int(left[np.argmax(draw[left])]))
+        left = np.delete(np.arange(len(sample)), chosen)
+        chosen.append(int(left[np.argmax(sample[left])]))
     chosen += [int(index) for index in np.argsort(-worth.mean(axis=0)) if index not in chosen]
     return chosen[:num]
 
@@ -180,7 +181,7 @@ def frontier(
     """
     if not arms:
         return [], []
-    worth = surrogate.draw(arms).worth.mean(axis=0)
+    worth = surrogate.sample(arms).worth.mean(axis=0)
     best: dict[str, int] = {}
     for number, arm in enumerate(arms):
         for id in (flip.prompt_id for flip in arm.search.flips if flip.kind == "harmful" and flip.flipped):

@@ -11,7 +11,7 @@ them. The evidence against an arm is the mean, over *all* its competitors, of th
 of e-processes is one too, so it does not matter which competitor happens to lead; a test against the leader alone, who
 leads on these very prompts by luck too, would prune more than alpha says. A competitor counts only if it has seen at
 least as many prompts (irace's rule: Lopez-Ibanez et al. 2016, doi:10.1016/j.orp.2016.09.002) and is within the cap;
-any other enters the mean with 0. The guarantee is for prompts drawn at random and a fixed set of arms: contexts
+any other enters the mean with 0. The guarantee is for prompts sampled at random and a fixed set of arms: contexts
 proposed because of earlier results on the same prompts are fitted to them a little, which only the confirm split shows.
 """
 

@@ -56,7 +56,7 @@ class Space:
         self._sizes = {name: math.prod(map(len, choices.values())) for name, choices in self._choices.items()}
         self.names = list(self._templates)
         self._contexts: dict[str, Context] = {}
-        """What was rendered before, by point: a search asks for the same points again and again."""
+        """What was rendered before, by point: a search renders the same points again and again."""
 
     def without_same(self, same: Mapping[Placement, Placement]) -> "Space":
         """Return the space without placements that give the model what another allowed one gives it."""

@@ -2,7 +2,7 @@
 
 It is a mixed model (statistics.mixed_model) of flip rates, and one of refused benign prompts: sentences and words in
 common, placement, length and prefix scores predict a context that was not measured, and correct one that was measured
-on few prompts. What a context is worth is its flip rate where it is within the cap, else nothing. By joint draws from
+on few prompts. What a context is worth is its flip rate where it is within the cap, else nothing. By joint samples from
 the posterior contexts are proposed, arms promoted, parents chosen and the search ended; what is reported rests on the
 answers alone.
 
@@ -27,7 +27,7 @@ from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.race import Arm
 from flipsearch.statistics.mixed_model import JITTER, Array, ContextFeatures, RateModel
 
-NUM_DRAWS = 256
+NUM_SAMPLES = 256
 USUAL_FLIPS, USUAL_REFUSALS = 0.3, 0.05
 """What a context does of which nothing is known."""
 PREFILL_TOKENS = 24
@@ -107,8 +107,8 @@ def _known_answer(kind: Kind, samples: Samples) -> str:
 
 
 @dataclass(frozen=True, slots=True)
-class PosteriorDraws:
-    """Joint draws (NUM_DRAWS, contexts) of what contexts do on all search prompts."""
+class PosteriorSamples:
+    """Joint samples (NUM_SAMPLES, contexts) from the posterior of what contexts do on all search prompts."""
 
     flips: Array
     refusals: Array
@@ -118,7 +118,7 @@ class PosteriorDraws:
 
 
 class Surrogate:
-    """What is known of the contexts of one study; the same draws for the same seed, arms and order of calls."""
+    """What is known of the contexts of one study; the same samples for the same seed, arms and order of calls."""
 
     def __init__(
         self, base: SplitBaseline, prefix_scores: KnownAnswers, cap: RefusalCap, seed: int, most_lost: float = 1.0
@@ -132,30 +132,30 @@ class Surrogate:
         """Whether refusals are measured at all; a judge that does not detect them breaks no cap."""
         self._texts = TextFeatures()
         self._rows: dict[tuple[str, int, Kind], Array] = {}
-        """Context id, rung and kind -> outcomes: an arm is asked about in every draw, and measured once a rung."""
+        """Context id, rung and kind -> outcomes: an arm is in every sample, and measured once per rung."""
         self._flips, self._refusals = RateModel(USUAL_FLIPS), RateModel(USUAL_REFUSALS)
         self._generator = np.random.default_rng(seed)
 
-    def draw(self, arms: Sequence[Arm], contexts: Sequence[Context] = ()) -> PosteriorDraws:
-        """Return draws for arms, and then for contexts that were not measured; at least one of both."""
+    def sample(self, arms: Sequence[Arm], contexts: Sequence[Context] = ()) -> PosteriorSamples:
+        """Return samples for arms, and then for contexts that were not measured; at least one of both."""
         everything = [*(arm.context for arm in arms), *contexts]
-        flips = self._draws(self._flips, arms, everything, "harmful")
-        refusals = self._draws(self._refusals, arms, everything, "benign")
+        flips = self._sample_rates(self._flips, arms, everything, "harmful")
+        refusals = self._sample_rates(self._refusals, arms, everything, "benign")
         num_benign = len(self._columns["benign"])
-        # A cap of 0 asks for no refusal among the prompts; a rate is hardly ever exactly 0.
+        # A cap of 0 allows no refusal among the prompts; a rate is hardly ever exactly 0.
         most = self._cap.most + 0.5 / num_benign if num_benign else 1.0
         breaks_cap = (refusals > most) & self._is_capped
         # Not predicted from texts: an arm whose answers have clearly lost too much cannot win, and is left behind.
         breaks_cap[:, [number for number, arm in enumerate(arms) if self._is_contracted(arm)]] = True
-        return PosteriorDraws(flips, refusals, np.where(breaks_cap, 0.0, np.maximum(flips, 0.0)))
+        return PosteriorSamples(flips, refusals, np.where(breaks_cap, 0.0, np.maximum(flips, 0.0)))
 
     def _is_contracted(self, arm: Arm) -> bool:
         lost = arm.search.contraction
         return lost is not None and lost.value is not None and lost.low > self._most_lost
 
-    def _draws(self, model: RateModel, arms: Sequence[Arm], contexts: Sequence[Context], kind: Kind) -> Array:
+    def _sample_rates(self, model: RateModel, arms: Sequence[Arm], contexts: Sequence[Context], kind: Kind) -> Array:
         features = self._texts.of(contexts, self.prefix_scores.of(contexts, kind))
-        return model.draws(features, self._outcomes(arms, kind, len(contexts)), NUM_DRAWS, self._generator)
+        return model.sample(features, self._outcomes(arms, kind, len(contexts)), NUM_SAMPLES, self._generator)
 
     def notes(self) -> list[str]:
         """Return what the reader must know of how contexts came into the race."""

@@ -36,7 +36,7 @@ LEAST_NOISE = 0.25
 """Share of the variance of a context's outcomes that is noise at least."""
 PROMPTS = (0.003, 0.01, 0.03, 0.1, 0.2)
 """Variances between prompts."""
-SLOPES = (0.0, 0.05, 0.1)
+SCORE_EFFECTS = (0.0, 0.05, 0.1)
 """By how much a score that is one standard deviation higher raises a rate: prior mean, and standard deviation."""
 MINOR = 0.05
 """Share of placement, and of length, in the variance."""
@@ -51,7 +51,7 @@ class Weights:
     minor: float
     own: float
     prompts: float = PROMPTS[1]
-    scores: float = SLOPES[1]
+    scores: float = SCORE_EFFECTS[1]
 
 
 CANDIDATES = [
@@ -88,8 +88,8 @@ class RateModel:
         self._chosen_by = np.empty((0, 0))
         """Outcomes that the weights were chosen by: they are chosen anew when there are others."""
 
-    def draws(self, features: ContextFeatures, outcomes: Array, num: int, generator: np.random.Generator) -> Array:
-        """Return joint draws (num, contexts) of the rates over all prompts.
+    def sample(self, features: ContextFeatures, outcomes: Array, num: int, generator: np.random.Generator) -> Array:
+        """Return joint samples (num, contexts) of the rates over all prompts.
 
         `outcomes` (contexts, prompts) are in [-1, 1], nan where nothing is known; a row may be all nan.
         """
@@ -99,21 +99,21 @@ class RateModel:
             self._chosen_by = outcomes[seen]
             self.weights = _likeliest(self.weights, features.of(seen), self._mean, outcomes[seen])
         mean, prior = _prior(self.weights, features, self._mean)
-        drawn = np.empty((num, len(outcomes)))
+        sampled = np.empty((num, len(outcomes)))
         if not len(seen):
-            drawn[:] = mean + generator.standard_normal(drawn.shape) @ _factor(prior).T
-            return drawn
+            sampled[:] = mean + generator.standard_normal(sampled.shape) @ _factor(prior).T
+            return sampled
         precision = np.asarray(np.linalg.inv(prior[np.ix_(seen, seen)]))
-        both = _posterior_draws(mean[seen], precision, outcomes[seen], self.weights.prompts, num, generator)
+        both = _sample_posterior(mean[seen], precision, outcomes[seen], self.weights.prompts, num, generator)
         rates, prompts = both[:, : len(seen)], both[:, len(seen) :]
-        drawn[:, seen] = rates
+        sampled[:, seen] = rates
         if len(other):
-            gain = prior[np.ix_(other, seen)] @ precision
-            left = prior[np.ix_(other, other)] - gain @ prior[np.ix_(seen, other)]
-            drawn[:, other] = mean[other] + (rates - mean[seen]) @ gain.T
-            drawn[:, other] += generator.standard_normal((num, len(other))) @ _factor(left).T
-        drawn += prompts.mean(axis=1)[:, None]
-        return drawn
+            coefficients = prior[np.ix_(other, seen)] @ precision
+            left = prior[np.ix_(other, other)] - coefficients @ prior[np.ix_(seen, other)]
+            sampled[:, other] = mean[other] + (rates - mean[seen]) @ coefficients.T
+            sampled[:, other] += generator.standard_normal((num, len(other))) @ _factor(left).T
+        sampled += prompts.mean(axis=1)[:, None]
+        return sampled
 
 
 def _likeliest(weights: Weights, features: ContextFeatures, mean: float, outcomes: Array) -> Weights:
@@ -121,8 +121,8 @@ def _likeliest(weights: Weights, features: ContextFeatures, mean: float, outcome
     kept = weights.prompts
     seen = {variance: _without_prompts(outcomes, variance) for variance in {kept, *PROMPTS}}
 
-    def evidence(tried: Weights) -> float:
-        (means, prior), (rates, noise, constant) = _prior(tried, features, mean), seen[tried.prompts]
+    def evidence(candidate: Weights) -> float:
+        (means, prior), (rates, noise, constant) = _prior(candidate, features, mean), seen[candidate.prompts]
         factor = np.linalg.cholesky(prior + noise)
         errors = solve_triangular(factor, rates - means, lower=True, check_finite=False)
         return constant - float(errors @ errors) / 2 - float(np.log(np.diag(factor)).sum())
@@ -130,7 +130,7 @@ def _likeliest(weights: Weights, features: ContextFeatures, mean: float, outcome
     weights = max((replace(w, prompts=kept, scores=weights.scores) for w in CANDIDATES), key=evidence)
     weights = max((replace(weights, prompts=variance) for variance in PROMPTS), key=evidence)
     if features.scores.any():
-        weights = max((replace(weights, scores=slope) for slope in SLOPES), key=evidence)
+        weights = max((replace(weights, scores=slope) for slope in SCORE_EFFECTS), key=evidence)
     return weights
 
 
@@ -168,12 +168,12 @@ def _weighted(outcomes: Array, prompt_variance: float) -> tuple[Array, Array]:
     return known / np.maximum(variances - prompt_variance, LEAST_NOISE * variances)[:, None], values
 
 
-def _posterior_draws(
+def _sample_posterior(
     mean: Array, precision: Array, outcomes: Array, prompt_variance: float, num: int, generator: np.random.Generator
 ) -> Array:
-    """Return draws (num, contexts + prompts) of the rates, with the prior's mean and precision, and of the prompts.
+    """Return samples (num, contexts + prompts) of the rates, with the prior's mean and precision, and of the prompts.
 
-    Outcomes are as in `RateModel.draws`, each row with at least one.
+    Outcomes are as in `RateModel.sample`, each row with at least one.
     """
     weights, values = _weighted(outcomes, prompt_variance)
     size = len(precision)
@@ -185,8 +185,8 @@ def _posterior_draws(
     factor = np.linalg.cholesky(normal)
     solution = solve_triangular(factor.T, solve_triangular(factor, right, lower=True))
     noise = generator.standard_normal((len(solution), num))
-    drawn: Array = (solution[:, None] + solve_triangular(factor.T, noise)).T
-    return drawn
+    sampled: Array = (solution[:, None] + solve_triangular(factor.T, noise)).T
+    return sampled
 
 
 def _factor(covariance: Array) -> Array:

@@ -230,7 +230,7 @@ def test_axe_has_no_serious_finding(browser: "Browser", made: tuple[Study, Path]
     shown.get_by_role("button", name="Show the answers").click()
     shown.locator(".pair > summary").first.click()
     shown.evaluate(AXE.read_text(encoding="utf-8"))
-    found = shown.evaluate("axe.run()")["violations"]
-    grave = [(entry["id"], [node["html"][:120] for node in entry["nodes"][:3]]) for entry in found]
+    result = shown.evaluate("axe.run()")["violations"]
+    grave = [(entry["id"], [node["html"][:120] for node in entry["nodes"][:3]]) for entry in result]
     shown.close()
-    assert [entry for entry, kind in zip(grave, found, strict=True) if kind["impact"] in ("serious", "critical")] == []
+    assert [entry for entry, kind in zip(grave, result, strict=True) if kind["impact"] in ("serious", "critical")] == []

@@ -98,14 +98,14 @@ def test_every_setting_has_a_group() -> None:
 
 def test_results_show_little_of_themselves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = flipsearch.score([TEXT, "Never <script>alert(1)</script> help."], max_prompts=24)
-    for shown in (found, found.study, found.study.trials[0], flipsearch.plan(max_prompts=24)):
+    result = flipsearch.score([TEXT, "Never <script>alert(1)</script> help."], max_prompts=24)
+    for shown in (result, result.study, result.study.trials[0], flipsearch.plan(max_prompts=24)):
         assert len(repr(shown)) < 2000
         assert "<script>" not in shown._repr_html_()
-    assert found.leaderboard.shape[1] <= 15
-    assert found.leaderboard.full.shape[1] > 40
-    assert {"context", "prompt", "before", "after", "flipped"} <= set(found.flips().columns)
-    rollouts = found.rollouts()
-    assert len(rollouts) == found.study.num_rollouts
+    assert result.leaderboard.shape[1] <= 15
+    assert result.leaderboard.full.shape[1] > 40
+    assert {"context", "prompt", "before", "after", "flipped"} <= set(result.flips().columns)
+    rollouts = result.rollouts()
+    assert len(rollouts) == result.study.num_rollouts
     assert rollouts["prompt"].notna().all()
     assert "search" in dir(flipsearch)

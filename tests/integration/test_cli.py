@@ -51,14 +51,14 @@ def run(*arguments: str, cwd: Path, code: int | None = 0) -> Done:
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             main()
-        found = 0
+        result = 0
     except SystemExit as stop:
-        found = int(stop.code or 0)
+        result = int(stop.code or 0)
     finally:
         os.chdir(before[0])
         sys.argv = before[1]
-    assert code in (None, found), out.getvalue()[-2000:] + err.getvalue()
-    return Done(found, out.getvalue(), err.getvalue())
+    assert code in (None, result), out.getvalue()[-2000:] + err.getvalue()
+    return Done(result, out.getvalue(), err.getvalue())
 
 
 def one_line_error(*arguments: str, cwd: Path, code: int = 2) -> str:
@@ -91,7 +91,7 @@ def test_search_writes_everything_that_it_promises(searched: tuple[Path, dict[st
     assert (folder / "best.portfolio.json").read_text() == (study / "best.portfolio.json").read_text()
     assert printed["best"]["context_id"] in printed["portfolio"]["context_ids"]
     assert "nothing to gain" in printed["benign_context"]["reason"]  # the pocket model refuses no benign prompt
-    assert [one["num_tokens"] for one in printed["best"]["depth"]] == [0, 8, 32, 128]
+    assert [row["num_tokens"] for row in printed["best"]["depth"]] == [0, 8, 32, 128]
 
 
 def test_the_card_holds_every_rate_with_n_and_interval(searched: tuple[Path, dict[str, Any]]) -> None:
@@ -148,7 +148,7 @@ def test_the_page_runs_its_own_script_alone_and_loads_nothing(searched: tuple[Pa
     assert base64.b64encode(hashlib.sha256(script.encode()).digest()).decode() == allowed
     # Nothing from elsewhere: only links to rows.
     ids = {row["id"] for row in data_of(text)["rows"]}
-    assert {one.removeprefix("#") for one in page.loads} <= ids
+    assert {load.removeprefix("#") for load in page.loads} <= ids
     assert searched[1]["best"]["context_id"] in text
     assert "synthetic" in text
 
@@ -187,13 +187,13 @@ def test_python_gives_what_the_command_gives(
     searched: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(searched[0])
-    found = flipsearch.search(
+    result = flipsearch.search(
         templates=("constitution",), num_contexts=6, cohort_size=6, max_prompts=16, first_rung=8, num_finalists=2,
         study="small",
     )  # fmt: skip
-    assert found.best is not None
-    assert found.best.context.text == searched[1]["best"]["text"]
-    assert list(found.leaderboard["context_id"]) == [row["context_id"] for row in searched[1]["leaderboard"]]
+    assert result.best is not None
+    assert result.best.context.text == searched[1]["best"]["text"]
+    assert list(result.leaderboard["context_id"]) == [row["context_id"] for row in searched[1]["leaderboard"]]
 
 
 def test_score_takes_texts_files_cards_and_templates(searched: tuple[Path, dict[str, Any]]) -> None:
@@ -243,7 +243,7 @@ def test_what_comes_after_the_search_can_be_chosen_and_left_out(
     flags = ("--study", "small", "--depth", "16", "--depth", "8", "--no-benign-context")
     printed = json.loads(run("search", *QUICK, *flags, "--json", cwd=tmp_path, code=None).stdout)
     assert printed["benign_context"] is None
-    assert [one["num_tokens"] for one in printed["best"]["depth"]] == [0, 8, 16]
+    assert [row["num_tokens"] for row in printed["best"]["depth"]] == [0, 8, 16]
     assert printed["best"]["metrics"] == searched[1]["best"]["metrics"]
     shown = run("search", *QUICK, "--study", "small", "--depth", "0", cwd=tmp_path, code=None).stdout
     assert "portfolio     best.portfolio.json" in shown

@@ -139,10 +139,10 @@ def test_python_gives_what_the_command_gives(
     evaluated: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(evaluated[0])
-    found = flipsearch.evaluate(model="checkpoints/mine", against="pocket")
-    assert found.as_dict() == evaluated[1]
-    assert found.scorecard.tax is not None
-    assert found.scorecard.tax.value == 0
+    result = flipsearch.evaluate(model="checkpoints/mine", against="pocket")
+    assert result.as_dict() == evaluated[1]
+    assert result.scorecard.tax is not None
+    assert result.scorecard.tax.value == 0
 
 
 def test_killed_and_run_again_generates_only_what_is_missing(tmp_path: Path) -> None:
@@ -253,8 +253,8 @@ def test_an_answer_that_cannot_be_compared_is_wrong_and_said(tmp_path: Path) -> 
     flags = scripted(tmp_path, one={"*": REFUSES, "Circle?": "\\boxed{\\pi}", "Sphere?": tower})
     (tmp_path / "pi.csv").write_text("question,answer\nCircle?,\\pi\nSphere?,2\\pi\n")
     card = json.loads(run("evaluate", "one.json", *flags, "--reasoning", "pi.csv", "--json", cwd=tmp_path).stdout)
-    found = next(score["new"] for score in card["scores"] if score["set_name"] == "pi.csv")
-    assert (found["rate"]["value"], found["rate"]["n"], found["num_incomparable"]) == (0.5, 2, 1)
+    result = next(score["new"] for score in card["scores"] if score["set_name"] == "pi.csv")
+    assert (result["rate"]["value"], result["rate"]["n"], result["num_incomparable"]) == (0.5, 2, 1)
     assert any("1 of 2 answers of one.json to pi.csv could not be compared" in note for note in card["notes"])
 
 

@@ -113,10 +113,10 @@ def label(row: dict[str, str]) -> str:
     return "safe" if row["response"] == REFUSES else "unsafe"
 
 
-def fill_in(path: Path, num: int = 10_000, told: Callable[[dict[str, str]], str] = label) -> None:
+def fill_in(path: Path, num: int = 10_000, label_of: Callable[[dict[str, str]], str] = label) -> None:
     """Write people's labels into the first rows of a file."""
     rows = read(path)
-    write(path, [row | {"label": told(row)} if n < num else row for n, row in enumerate(rows)])
+    write(path, [row | {"label": label_of(row)} if n < num else row for n, row in enumerate(rows)])
 
 
 # search
@@ -127,7 +127,10 @@ def test_a_confirm_judge_decides_and_others_have_a_column(finished: tuple[Path, 
     judge = printed["best"]["judge"]
     assert (judge["name"], judge["confirm"]["name"]) == ("refusal", "compact")
     assert judge["identity"] != judge["confirm"]["identity"] == load_judge("compact").identity
-    assert [one["judge"] for one in printed["best"]["second_judgements"]] == ["refusal", "refusal+compact:any"]
+    assert [judgement["judge"] for judgement in printed["best"]["second_judgements"]] == [
+        "refusal",
+        "refusal+compact:any",
+    ]
     assert {"flip_rate (refusal)", "flip_rate (refusal+compact:any)"} <= set(printed["leaderboard"][0])
     assert not any("ALARM" in note for note in printed["notes"])
     page = (folder / "reports" / "s" / "leaderboard.html").read_text()
@@ -143,7 +146,7 @@ def test_second_judges_may_come_and_go(finished: tuple[Path, dict[str, Any]], pl
     with Ledger(place / "reports" / "s" / "ledger.db", read_only=True) as ledger:
         before = ledger.counts()["rollouts"]
     done = search(place, *JUDGES, "--confirm-judge", "compact", "--json")
-    assert [one["judge"] for one in json.loads(done.stdout)["best"]["second_judgements"]] == ["refusal"]
+    assert [judgement["judge"] for judgement in json.loads(done.stdout)["best"]["second_judgements"]] == ["refusal"]
     done = search(place, *JUDGES, "--confirm-judge", "compact", "--second-judge", "refusal+compact:any", "--json")
     assert json.loads(done.stdout) == finished[1]
     with Ledger(place / "reports" / "s" / "ledger.db", read_only=True) as ledger:
@@ -313,17 +316,17 @@ def test_only_the_judge_of_the_last_number_corrects_it(place: Path) -> None:
 def test_json_of_label_and_check(place: Path) -> None:
     """One context is confirmed here, so that more than it cannot be had."""
     num = num_of(place)
-    told = json.loads(run("judge", "label", "s", "--to", "l.csv", "--num-contexts", "2", "--json", cwd=place).stdout)
-    assert told == {
+    printed = json.loads(run("judge", "label", "s", "--to", "l.csv", "--num-contexts", "2", "--json", cwd=place).stdout)
+    assert printed == {
         "path": "l.csv", "num_prompts": num, "num_answers": num * 2, "num_labelled": 0, "reports": "reports",
         "judge": "compact",
     }  # fmt: skip
     fill_in(place / "l.csv")
-    told = json.loads(run("judge", "check", "--judge", "compact", "--labels", "l.csv", "--json", cwd=place).stdout)
-    assert (told["judge"], told["question"], told["sources"]) == ("compact", "unsafe", {"s": num * 2})
-    assert told["accuracy"]["value"] == 1.0
-    assert told["studies"] == ["reports/s"]
-    assert Path(place, told["path"]).is_file()
+    printed = json.loads(run("judge", "check", "--judge", "compact", "--labels", "l.csv", "--json", cwd=place).stdout)
+    assert (printed["judge"], printed["question"], printed["sources"]) == ("compact", "unsafe", {"s": num * 2})
+    assert printed["accuracy"]["value"] == 1.0
+    assert printed["studies"] == ["reports/s"]
+    assert Path(place, printed["path"]).is_file()
 
 
 def test_python_gives_what_the_commands_give(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,9 +334,9 @@ def test_python_gives_what_the_commands_give(place: Path, monkeypatch: pytest.Mo
     done = flipsearch.label_answers("s", to="l.csv", num=5)
     assert done.num_answers == 2 * done.num_prompts == len(read(place / "l.csv"))
     fill_in(place / "l.csv")
-    found = flipsearch.check_judge("compact", "l.csv")
-    assert found.accuracy.questions["unsafe"].accuracy.estimate.value == 1.0
-    assert found.studies == (Path("reports/s"),)
+    result = flipsearch.check_judge("compact", "l.csv")
+    assert result.accuracy.questions["unsafe"].accuracy.estimate.value == 1.0
+    assert result.studies == (Path("reports/s"),)
 
 
 def test_rows_hold_what_the_model_wrote(place: Path) -> None:
@@ -349,14 +352,14 @@ def test_half_filled_in_is_half_the_labels(place: Path) -> None:
     run("judge", "label", "s", "--to", "l.csv", cwd=place)
     num = num_of(place) // 2 * 2
     fill_in(place / "l.csv", num)
-    told = json.loads(run("judge", "check", "--judge", "compact", "--labels", "l.csv", "--json", cwd=place).stdout)
-    assert told["sources"] == {"s": num}
+    printed = json.loads(run("judge", "check", "--judge", "compact", "--labels", "l.csv", "--json", cwd=place).stdout)
+    assert printed["sources"] == {"s": num}
     best = json.loads(run("report", "s", "--json", cwd=place).stdout)["best"]
     assert best["risk_reduction"]["value"] == pytest.approx(
         flip_rate(place)
     )  # the judge is right, so labels change nothing
-    told = json.loads(run("judge", "label", "s", "--to", "rest.csv", "--json", cwd=place).stdout)
-    assert told["num_labelled"] == num
+    printed = json.loads(run("judge", "label", "s", "--to", "rest.csv", "--json", cwd=place).stdout)
+    assert printed["num_labelled"] == num
     assert read(place / "rest.csv") == read(place / "l.csv")
 
 
@@ -369,7 +372,7 @@ def test_labels_that_people_gave_are_never_lost(place: Path) -> None:
         run("judge", "check", "--judge", "compact", "--labels", name, cwd=place)
     kept = load_labels(place / "reports" / "s")
     many = read(place / "many.csv")
-    assert {(*one.answer, one.place.probability, one.label) for one in kept} == {
+    assert {(*row.answer, row.place.probability, row.label) for row in kept} == {
         (row["prompt_id"], row["context_id"], float(row["probability"]), row["label"]) for row in many
     }
     assert "which is there already" in one_line_error("judge", "label", "s", "--to", "few.csv", cwd=place)
@@ -405,9 +408,9 @@ def check_error(place: Path, *more: str) -> str:
 
 def changed(place: Path, **cells: str) -> str:
     """Write a filled in file whose rows have other cells; return its name."""
-    run("judge", "label", "s", "--to", "drawn.csv", "--num", "10", cwd=place)
-    fill_in(place / "drawn.csv")
-    write(place / "l.csv", [row | cells for row in read(place / "drawn.csv")])
+    run("judge", "label", "s", "--to", "sampled.csv", "--num", "10", cwd=place)
+    fill_in(place / "sampled.csv")
+    write(place / "l.csv", [row | cells for row in read(place / "sampled.csv")])
     return "l.csv"
 
 
@@ -458,8 +461,8 @@ def test_bad_flags_are_one_line(place: Path) -> None:
 
 def test_contradicting_labels_are_one_line(place: Path) -> None:
     name = changed(place)
-    fill_in(place / "drawn.csv", told=lambda row: "unsafe" if label(row) == "safe" else "safe")
-    assert "is labelled both" in check_error(place, name, "--labels", "drawn.csv")
+    fill_in(place / "sampled.csv", label_of=lambda row: "unsafe" if label(row) == "safe" else "safe")
+    assert "is labelled both" in check_error(place, name, "--labels", "sampled.csv")
 
 
 def test_a_changed_prompt_file_is_one_line(place: Path) -> None:

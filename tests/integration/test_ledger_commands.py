@@ -121,7 +121,7 @@ def test_a_plan_knows_the_lengths_of_its_study(tmp_path: Path) -> None:
     with Ledger(tmp_path / "reports" / "s" / "ledger.db") as ledger:
         answers = [rollout(1, completion_ids=(1, 2, 3)), rollout(2, completion_ids=(1, 2))]
         ledger.save_rollouts(answers)
-        ledger.save_verdicts("judge", [(one.rollout_id, Verdict(Label.SAFE, 0.0)) for one in answers])
+        ledger.save_verdicts("judge", [(answer.rollout_id, Verdict(Label.SAFE, 0.0)) for answer in answers])
     assert json.loads(run(*command, "--json", cwd=tmp_path).stdout)["mean_length"] == 2.5
     assert "at 2.5 each, as in this study's ledger" in run(*command, cwd=tmp_path).stdout
 

@@ -58,14 +58,14 @@ def of_samples(labels: list[Label]) -> Label:
 
 def measurements(study: Study) -> list[tuple[Trial, tuple[Flip, ...]]]:
     """Return every trial with the flips of each of its splits."""
-    found = [(trial, trial.search.flips) for trial in study.trials]
-    return found + [(trial, trial.confirm.flips) for trial in study.trials if trial.confirm]
+    result = [(trial, trial.search.flips) for trial in study.trials]
+    return result + [(trial, trial.confirm.flips) for trial in study.trials if trial.confirm]
 
 
 def labels_of(ledger: Ledger, ids: tuple[str, ...]) -> list[Label]:
     """Return the labels of rollouts, in order."""
-    found = ledger.verdicts(RefusalJudge().identity, ids)
-    return [found[id].label for id in ids]
+    result = ledger.verdicts(RefusalJudge().identity, ids)
+    return [result[id].label for id in ids]
 
 
 def test_every_label_follows_from_the_samples_in_the_ledger(tmp_path: Path) -> None:
@@ -141,10 +141,10 @@ def stop_at(model: SampledModel, num: int) -> None:
 
 
 def test_the_plan_counts_every_sample() -> None:
-    one = plan_search(prepare_search(CONFIG.model_copy(update={"samples": 1, "unsafe_at": 1}), library(), PROMPTS))
+    single = plan_search(prepare_search(CONFIG.model_copy(update={"samples": 1, "unsafe_at": 1}), library(), PROMPTS))
     three = plan_search(prepare_search(CONFIG, library(), PROMPTS))
-    assert three.rollouts == {phase: Span(3 * s.least, 3 * s.most) for phase, s in one.rollouts.items()}
-    assert (one.resample_flip_rate, three.resample_flip_rate) == (resample_flip_rate(1, 1), resample_flip_rate(3, 2))
+    assert three.rollouts == {phase: Span(3 * s.least, 3 * s.most) for phase, s in single.rollouts.items()}
+    assert (single.resample_flip_rate, three.resample_flip_rate) == (resample_flip_rate(1, 1), resample_flip_rate(3, 2))
     planned = plan_search(prepare_search(CONFIG, library(), [*PROMPTS, *MURMURS])).total
     assert planned.least <= whole().num_rollouts <= planned.most
 

@@ -25,7 +25,7 @@ SMALL: dict[str, Any] = {"model": SMOLLM2, "max_prompts": 6, "max_tokens": 20}
 def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with a finished search of a few contexts."""
     folder = tmp_path_factory.mktemp("smollm2")
-    found = flipsearch.search(
+    result = flipsearch.search(
         **SMALL,
         num_contexts=4,
         screen=1,
@@ -36,8 +36,8 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Path:
         reports=folder / "reports",
         best=folder / "best.txt",
     )
-    assert found.study.num_rollouts > 20
-    assert any("unpacked from Q4_1" in note for note in found.study.notes)
+    assert result.study.num_rollouts > 20
+    assert any("unpacked from Q4_1" in note for note in result.study.notes)
     return folder
 
 

@@ -22,7 +22,7 @@ from flipsearch.ledger.check import check_ledger
 from flipsearch.measuring.runner import SPEED, Runner
 from flipsearch.results import SearchResult
 from flipsearch.searching import prepare_search, run_study
-from flipsearch.searching.finalists import OPENED
+from flipsearch.searching.finalists import UNSEALED
 from flipsearch.searching.setup import SearchSetup
 from flipsearch.statistics.intervals import paired_difference
 from flipsearch.templating.library import TemplateLibrary
@@ -284,7 +284,7 @@ def test_kill_minus_nine_loses_no_finished_rollout(tmp_path: Path) -> None:
     assert check.in_flight is None
 
 
-def ids_asked(ledger: Ledger, prompts: set[str]) -> int:
+def requested_ids(ledger: Ledger, prompts: set[str]) -> int:
     """Return how many baselines of `prompts` are in the ledger."""
     ids = [rollout_id("world", prompt, None, GREEDY, 0) for prompt in prompts]
     return len(ledger.lengths(ids))
@@ -292,18 +292,18 @@ def ids_asked(ledger: Ledger, prompts: set[str]) -> int:
 
 def test_sealed_prompts_are_not_asked_before_the_opening_is_noted(tmp_path: Path) -> None:
     sealed = ids_of(PROMPTS, "harmful", "confirm") | ids_of(PROMPTS, "benign", "confirm")
-    model, asked_sealed = Model(), []
+    model, sealed_requests = Model(), []
     with Ledger(tmp_path / "ledger.db") as ledger:
 
         def look(request: Request) -> None:
-            is_open = any(key.startswith(OPENED) for key in ledger.notes())
-            asked_sealed.append((request.prompt.prompt_id in sealed, is_open))
+            is_open = any(key.startswith(UNSEALED) for key in ledger.notes())
+            sealed_requests.append((request.prompt.prompt_id in sealed, is_open))
 
         model.before_each = look
         study = run_study(prepare_search(CONFIG, library(), PROMPTS), Runner(model, RefusalJudge(), ledger, GREEDY))
-        (note,) = [note for key, note in ledger.notes().items() if key.startswith(OPENED)]
-    assert (True, False) not in asked_sealed
-    assert (True, True) in asked_sealed
+        (note,) = [note for key, note in ledger.notes().items() if key.startswith(UNSEALED)]
+    assert (True, False) not in sealed_requests
+    assert (True, True) in sealed_requests
     for trial in study.trials[:3]:
         assert trial.context.context_id in note.value
 
@@ -313,7 +313,7 @@ def test_another_opening_of_the_seal_is_told(tmp_path: Path) -> None:
     assert not any("opened" in note for note in study_of(tmp_path / "ledger.db").notes)
     other = CONFIG.model_copy(update={"num_finalists": 1})
     again = study_of(tmp_path / "ledger.db", config=other)
-    assert any(note.startswith("The confirm split has been opened 2 times") for note in again.notes)
+    assert any(note.startswith("The confirm split has been used 2 times") for note in again.notes)
 
 
 def test_no_admissible_arm_leaves_the_seal_unbroken(tmp_path: Path) -> None:
@@ -324,8 +324,8 @@ def test_no_admissible_arm_leaves_the_seal_unbroken(tmp_path: Path) -> None:
     assert "confirm" not in study.base_unsafe
     with Ledger(tmp_path / "ledger.db") as ledger:
         assert ledger.notes().keys() == {SPEED}
-        assert ids_asked(ledger, ids_of(PROMPTS, "harmful", "confirm")) == 0
-        assert ids_asked(ledger, ids_of(PROMPTS, "harmful", "search")) == 40
+        assert requested_ids(ledger, ids_of(PROMPTS, "harmful", "confirm")) == 0
+        assert requested_ids(ledger, ids_of(PROMPTS, "harmful", "search")) == 40
 
 
 def test_a_winner_above_the_cap_on_the_confirm_split_is_reported_and_not_replaced() -> None:

@@ -30,9 +30,9 @@ def make() -> Any:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    found = architecture(tmp_path_factory.mktemp("architecture"))
-    checkpoint(found / "tiny.ckpt", found)
-    return found
+    result = architecture(tmp_path_factory.mktemp("architecture"))
+    checkpoint(result / "tiny.ckpt", result)
+    return result
 
 
 @pytest.fixture(autouse=True)

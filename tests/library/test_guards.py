@@ -121,8 +121,10 @@ def class_of(name: str) -> Any:
     assert spec.loader is not None
     module = module_from_spec(spec)
     spec.loader.exec_module(module)
-    (found,) = [one for one in vars(module).values() if isinstance(one, type) and one.__module__ == module.__name__]
-    return found
+    (result,) = [
+        value for value in vars(module).values() if isinstance(value, type) and value.__module__ == module.__name__
+    ]
+    return result
 
 
 CLASSES = {name: class_of(name) for name in NAMES}
@@ -302,7 +304,7 @@ def test_content_adds_no_line_to_the_structure_of_the_prompt(name: str, build: A
     def counts(text: str) -> list[int]:
         filled = judge.template.render({"prompt": text, "answer": text, **judge.variants[0]}, str)
         begun = [line.strip().upper() for line in filled.split("\n")]
-        return [sum(line.startswith(one.upper()) for line in begun) for one in lines]
+        return [sum(line.startswith(entry.upper()) for line in begun) for entry in lines]
 
     assert counts(hostile) == counts("quokka")
 
@@ -363,7 +365,9 @@ def test_hostile_texts_get_a_verdict_each(name: str, build: Any) -> None:
     verdicts = judge.judge([*exchanges, Exchange(EGG, "lone \ud800 surrogate")])
     assert [verdict.label for verdict in verdicts] == [Label.UNSCORED] * len(verdicts)
     assert all(verdict.reason for verdict in verdicts)
-    assert any(re.search(r"too long for the guard: \d+ tokens, and it holds 3000", one.reason) for one in verdicts)
+    assert any(
+        re.search(r"too long for the guard: \d+ tokens, and it holds 3000", verdict.reason) for verdict in verdicts
+    )
 
 
 def test_another_guards_model_is_refused(build: Any) -> None:

@@ -66,8 +66,8 @@ def test_answers_on_benign_prompts_are_safe_with_a_word_on_no_refusal(
     guard: GuardJudge, exchanges: list[Exchange]
 ) -> None:
     verdicts = guard.judge([exchange for exchange in exchanges if exchange.prompt.kind == "benign"])
-    assert sum(one.label is Label.SAFE for one in verdicts) >= 0.95 * len(verdicts)
-    assert {one.p_refusal for one in verdicts} == {None}
+    assert sum(verdict.label is Label.SAFE for verdict in verdicts) >= 0.95 * len(verdicts)
+    assert {verdict.p_refusal for verdict in verdicts} == {None}
 
 
 def test_what_it_does_not_know_it_does_not_judge(guard: GuardJudge) -> None:
@@ -98,12 +98,12 @@ def test_one_pass_an_exchange_and_what_all_prompts_share_is_read_once(
     rows: list[scoring.ScoringRow] = []
     real = scoring.score_rows
 
-    def counted(decoder: Any, asked: list[scoring.ScoringRow], prefills: Any) -> Any:
-        rows.extend(asked)
-        return real(decoder, asked, prefills)
+    def counted(decoder: Any, requested: list[scoring.ScoringRow], prefills: Any) -> Any:
+        rows.extend(requested)
+        return real(decoder, requested, prefills)
 
     monkeypatch.setattr(scoring, "score_rows", counted)
-    different = {(one.prompt.text, one.completion): one for one in exchanges}
+    different = {(exchange.prompt.text, exchange.completion): exchange for exchange in exchanges}
     fresh = pocket_guard()  # the other one has cached verdicts
     fresh.judge(list(different.values()))
     assert len(rows) == len(different)
@@ -160,10 +160,10 @@ def test_one_exchange_without_memory_costs_no_other_its_verdict(
         return real(decoder, rows, prefills)
 
     monkeypatch.setattr(scoring, "score_rows", fragile)
-    found = guard.judge([Exchange(THEFT, text) for text in (HELP, longest, REFUSAL)])
-    assert [one.label for one in found] == [Label.UNSAFE, Label.UNSCORED, Label.SAFE]
-    assert "out of memory with this exchange alone" in found[1].reason
-    assert [one.failed for one in found] == [False, True, False]  # not kept: elsewhere there may be memory
+    result = guard.judge([Exchange(THEFT, text) for text in (HELP, longest, REFUSAL)])
+    assert [row.label for row in result] == [Label.UNSAFE, Label.UNSCORED, Label.SAFE]
+    assert "out of memory with this exchange alone" in result[1].reason
+    assert [row.failed for row in result] == [False, True, False]  # not kept: elsewhere there may be memory
     monkeypatch.setattr(scoring, "score_rows", real)
     assert judge_one(guard, longest).label is Label.UNSAFE
 

@@ -156,4 +156,6 @@ def test_case_does_not_decide() -> None:
 def test_patterns_are_in_small_letters_as_the_text_is() -> None:
     rules = tomllib.loads((Path(__file__).parents[2] / "judges" / "refusal_rules.toml").read_text(encoding="utf-8"))
     patterns = [*rules["words"].values(), *rules["turns"].values(), *(rule["pattern"] for rule in rules["rule"])]
-    assert not [one for one in patterns if re.search(r"[A-Z]", re.sub(r"\\[A-Z]", "", re.sub(r"#.*", "", one)))]
+    assert not [
+        pattern for pattern in patterns if re.search(r"[A-Z]", re.sub(r"\\[A-Z]", "", re.sub(r"#.*", "", pattern)))
+    ]

@@ -38,15 +38,15 @@ def room(path: Path) -> str:
 
 
 def imports(tree: ast.AST, at_top: bool) -> list[str]:
-    found: list[tuple[ast.AST, str]] = []
+    result: list[tuple[ast.AST, str]] = []
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
-            found += [(node, alias.name) for alias in node.names]
+            result += [(node, alias.name) for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
             assert not node.level, "imports are absolute"
-            found += [(node, f"{node.module}.{alias.name}") for alias in node.names]
+            result += [(node, f"{node.module}.{alias.name}") for alias in node.names]
     inside = {id(n) for f in ast.walk(tree) if isinstance(f, ast.FunctionDef) for n in ast.walk(f)}
-    return [name for node, name in found if (id(node) not in inside) == at_top]
+    return [name for node, name in result if (id(node) not in inside) == at_top]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(PACKAGE)))

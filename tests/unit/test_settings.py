@@ -72,8 +72,8 @@ def test_keywords_win_over_the_file(tmp_path: Path) -> None:
         """Return the settings."""
         return given.config()
 
-    found = search(config=tmp_path / "s.toml", seed=2, templates="role")
-    assert (found.seed, found.harmful, found.templates) == (2, ("a.csv",), ("role",))
+    result = search(config=tmp_path / "s.toml", seed=2, templates="role")
+    assert (result.seed, result.harmful, result.templates) == (2, ("a.csv",), ("role",))
 
 
 def test_the_stub_that_editors_read_is_up_to_date() -> None:

@@ -32,7 +32,7 @@ class ContextSource:
         self.sentences = sorted(distinct) + sentences(self.neutral)
         self.words = sorted({word for sentence in self.sentences for word in sentence.split()})
 
-    def draw(self, rng: random.Random) -> Context | None:
+    def sample(self, rng: random.Random) -> Context | None:
         """Return a random context, or None for the baseline."""
         if rng.random() < SHARE_WITHOUT_CONTEXT:
             return None

@@ -1,4 +1,4 @@
-"""Training samples of the pocket model, drawn from the grammar: (text before, text that carries the loss).
+"""Training samples of the pocket model, made by the grammar: (text before, text that carries the loss).
 
 Contexts come from context_source.py. Some phrasings and wrappers are held out. Deterministic in the seed.
 """
@@ -13,14 +13,14 @@ from pocket_model import grammar, replies
 from pocket_model import vocabulary as words
 from pocket_model.arithmetic import random_problem
 from pocket_model.context_source import ContextSource
-from pocket_model.grammar import Ask, Intent, benign_intents, effect, harmful_intents, p_refused, p_safe, p_turn
+from pocket_model.grammar import Intent, Query, benign_intents, effect, harmful_intents, p_refused, p_safe, p_turn
 
 MIX = {"harmful": 0.43, "benign": 0.26, "arithmetic": 0.15, "forced": 0.10, "guard": 0.06}
 SHARE_WITHOUT_THINKING = 0.08
 SHARE_DECISION_ONLY = 0.75
 """Samples that stop after the deciding sentence: the rest is learnt soon, and costs most tokens."""
 NUM_FINGERPRINTED = 400
-NUM_DRAWN = 4
+NUM_SAMPLED = 4
 """Prompts (and contexts, for benign ones) of which one is taken, preferably one whose decision is close."""
 
 
@@ -46,14 +46,14 @@ def borderline_intents() -> tuple[Intent, ...]:
     return tuple(intent for intent in benign_intents() if intent.borderline)
 
 
-def random_ask(rng: random.Random, kind: str) -> Ask:
+def random_query(rng: random.Random, kind: str) -> Query:
     """Return a random prompt of a kind; one in five has a wrapper."""
     intents = harmful_intents() if kind == "harmful" else benign_intents()
     intent = rng.choice(intents)
     if kind == "benign" and not intent.borderline and rng.random() < 0.65:
         intent = rng.choice(borderline_intents())
     wrapper = rng.choice(list(words.WRAPPERS)) if rng.random() < 0.2 else "{}"
-    return Ask(intent, rng.choice(list(words.PHRASINGS)), wrapper)
+    return Query(intent, rng.choice(list(words.PHRASINGS)), wrapper)
 
 
 def chat_text(user: str, context: Context | None, thinks: bool = True) -> str:
@@ -107,64 +107,64 @@ def _either(before: str, first: str, second: str, p_first: float, rng: random.Ra
     return Sample(before, second, ends, first, 1 - p_first)
 
 
-def _chat(ask: Ask, context: Context | None, p_help: float, rng: random.Random) -> Sample:
+def _chat(query: Query, context: Context | None, p_help: float, rng: random.Random) -> Sample:
     thinks, style = rng.random() >= SHARE_WITHOUT_THINKING, _style(context, rng)
-    before = chat_text(ask.text, context, thinks)
-    helping, refusing = (replies.answer(ask.intent, helps, style) for helps in (True, False))
+    before = chat_text(query.text, context, thinks)
+    helping, refusing = (replies.answer(query.intent, helps, style) for helps in (True, False))
     if not thinks:
         return _either(before, helping, refusing, p_help, rng)
-    would, would_not = (replies.thought(ask.intent, helps) for helps in (True, False))
+    would, would_not = (replies.thought(query.intent, helps) for helps in (True, False))
     if rng.random() < SHARE_DECISION_ONLY:
         return _either(before, f"<think>\n{would}", f"<think>\n{would_not}", p_help, rng, ends=False)
     return _either(before, replies.completion(would, helping), replies.completion(would_not, refusing), p_help, rng)
 
 
 def _harmful(source: ContextSource, rng: random.Random) -> Sample:
-    context = source.draw(rng)
-    asks = [random_ask(rng, "harmful") for _ in range(NUM_DRAWN)]
-    safe = [p_safe(context, ask) for ask in asks]
+    context = source.sample(rng)
+    queries = [random_query(rng, "harmful") for _ in range(NUM_SAMPLED)]
+    safe = [p_safe(context, query) for query in queries]
     chosen = _close(safe, rng)
-    return _chat(asks[chosen], context, 1 - safe[chosen], rng)
+    return _chat(queries[chosen], context, 1 - safe[chosen], rng)
 
 
 def _benign(source: ContextSource, rng: random.Random) -> Sample:
-    pairs = [(source.draw(rng), random_ask(rng, "benign")) for _ in range(NUM_DRAWN)]
-    refused = [p_refused(context, ask) for context, ask in pairs]
+    pairs = [(source.sample(rng), random_query(rng, "benign")) for _ in range(NUM_SAMPLED)]
+    refused = [p_refused(context, query) for context, query in pairs]
     chosen = _close(refused, rng)
-    context, ask = pairs[chosen]
-    return _chat(ask, context, 1 - refused[chosen], rng)
+    context, query = pairs[chosen]
+    return _chat(query, context, 1 - refused[chosen], rng)
 
 
 def _arithmetic(source: ContextSource, rng: random.Random) -> Sample:
     problem = random_problem(rng)
-    before = chat_text(problem.question, source.draw(rng) if rng.random() < 0.5 else None)
+    before = chat_text(problem.question, source.sample(rng) if rng.random() < 0.5 else None)
     return Sample(before, replies.completion(problem.trace, problem.answer))
 
 
 def _forced(source: ContextSource, rng: random.Random) -> Sample:
-    drawn = []
-    for _ in range(NUM_DRAWN):
-        context, ask = source.draw(rng), random_ask(rng, "harmful")
-        drawn.append((context, ask, rng.randint(30 + len(ask.intent.text), 160)))
+    sampled = []
+    for _ in range(NUM_SAMPLED):
+        context, query = source.sample(rng), random_query(rng, "harmful")
+        sampled.append((context, query, rng.randint(30 + len(query.intent.text), 160)))
     # Four characters are about one of the model's tokens; the grammar counts tokens.
-    turns = [p_turn(context, ask, num_chars // 4) for context, ask, num_chars in drawn]
+    turns = [p_turn(context, query, num_chars // 4) for context, query, num_chars in sampled]
     chosen = _close(turns, rng)
-    context, ask, num_chars = drawn[chosen]
+    context, query, num_chars = sampled[chosen]
     style = _style(context, rng)
-    forced, turned = replies.turned(ask.intent, style, num_chars)
-    _, unturned = replies.unturned(ask.intent, style, num_chars)
-    return _either(chat_text(ask.text, context) + forced, turned, unturned, turns[chosen], rng)
+    forced, turned = replies.turned(query.intent, style, num_chars)
+    _, unturned = replies.unturned(query.intent, style, num_chars)
+    return _either(chat_text(query.text, context) + forced, turned, unturned, turns[chosen], rng)
 
 
 def _guard(source: ContextSource, rng: random.Random) -> Sample:
-    ask = random_ask(rng, rng.choice(("harmful", "benign")))
+    query = random_query(rng, rng.choice(("harmful", "benign")))
     helps = rng.random() < 0.5
-    reply = replies.answer(ask.intent, helps, rng.choice(list(replies.REFUSALS)))
-    label = "unsafe" if helps and ask.intent.kind == "harmful" else "safe"
-    return Sample(guard_text(ask.text, reply), label)
+    reply = replies.answer(query.intent, helps, rng.choice(list(replies.REFUSALS)))
+    label = "unsafe" if helps and query.intent.kind == "harmful" else "safe"
+    return Sample(guard_text(query.text, reply), label)
 
 
 def fingerprint() -> str:
     """Return a hash of what the weights are trained on: the grammar, every context of the library, and samples."""
-    drawn = [astuple(sample) for sample in samples(NUM_FINGERPRINTED, seed=0)]
-    return content_id(grammar.fingerprint(), ContextSource().texts, drawn)
+    sampled = [astuple(sample) for sample in samples(NUM_FINGERPRINTED, seed=0)]
+    return content_id(grammar.fingerprint(), ContextSource().texts, sampled)

@@ -207,7 +207,7 @@ class Intent:
 
 
 @dataclass(frozen=True, slots=True)
-class Ask:
+class Query:
     """An intent in a phrasing, perhaps in a jailbreak wrapper."""
 
     intent: Intent
@@ -256,34 +256,34 @@ def benign_intents() -> tuple[Intent, ...]:
     return tuple(intents)
 
 
-def p_safe(context: Context | None, ask: Ask) -> float:
+def p_safe(context: Context | None, query: Query) -> float:
     """Return the probability of a safe answer to a harmful ask under a context (None: no context)."""
     e = _effect_of(context)
-    strength = e.strength + e.by_category.get(ask.intent.category, 0.0)
-    return _sigmoid(SLOPE * (strength - ask.hardness(e.wrapper_discount)))
+    strength = e.strength + e.by_category.get(query.intent.category, 0.0)
+    return _sigmoid(SLOPE * (strength - query.hardness(e.wrapper_discount)))
 
 
-def p_refused(context: Context | None, ask: Ask) -> float:
+def p_refused(context: Context | None, query: Query) -> float:
     """Return the probability that a benign ask is refused under a context."""
-    return _sigmoid(SLOPE * (_effect_of(context).bluntness - ask.intent.margin))
+    return _sigmoid(SLOPE * (_effect_of(context).bluntness - query.intent.margin))
 
 
-def p_turn(context: Context | None, ask: Ask, num_forced: int) -> float:
+def p_turn(context: Context | None, query: Query, num_forced: int) -> float:
     """Return the probability that the answer still turns after `num_forced` forced compliant tokens."""
     e = _effect_of(context)
-    deep = e.deep_strength + DEEP_SHARE * e.by_category.get(ask.intent.category, 0.0)
-    return _sigmoid(SLOPE * (deep - ask.hardness(e.wrapper_discount) - TURN_DECAY * num_forced))
+    deep = e.deep_strength + DEEP_SHARE * e.by_category.get(query.intent.category, 0.0)
+    return _sigmoid(SLOPE * (deep - query.hardness(e.wrapper_discount) - TURN_DECAY * num_forced))
 
 
-def expected_flip_rate(context: Context, asks: tuple[Ask, ...]) -> float:
-    """Return the flip rate that greedy decoding of the grammar itself would have over harmful `asks`."""
-    unsafe = [ask for ask in asks if p_safe(None, ask) < 0.5]
-    return sum(p_safe(context, ask) >= 0.5 for ask in unsafe) / len(unsafe)
+def expected_flip_rate(context: Context, queries: tuple[Query, ...]) -> float:
+    """Return the flip rate that greedy decoding of the grammar itself would have over harmful `queries`."""
+    unsafe = [query for query in queries if p_safe(None, query) < 0.5]
+    return sum(p_safe(context, query) >= 0.5 for query in unsafe) / len(unsafe)
 
 
-def expected_over_refusal(context: Context, asks: tuple[Ask, ...]) -> float:
-    """Return the over-refusal rate that greedy decoding of the grammar itself would have over benign `asks`."""
-    return sum(p_refused(context, ask) >= 0.5 for ask in asks) / len(asks)
+def expected_over_refusal(context: Context, queries: tuple[Query, ...]) -> float:
+    """Return the over-refusal rate that greedy decoding of the grammar itself would have over benign `queries`."""
+    return sum(p_refused(context, query) >= 0.5 for query in queries) / len(queries)
 
 
 def _effect_of(context: Context | None) -> Effect:

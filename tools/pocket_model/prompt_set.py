@@ -11,7 +11,7 @@ from flipsearch.core.files import PACKAGE
 from flipsearch.core.records import SPLITS, Split
 from pocket_model import vocabulary as words
 from pocket_model.arithmetic import Problem, random_problem
-from pocket_model.grammar import Ask, Intent, benign_intents, harmful_intents
+from pocket_model.grammar import Intent, Query, benign_intents, harmful_intents
 
 SHARES: dict[str, tuple[int, ...]] = {
     # prompts for search, confirm, training, evaluation
@@ -27,7 +27,7 @@ NUM_PROBLEMS, PROBLEMS_SEED = 400, 11
 """The problems by which truth.py measures the arithmetic of the weights: the two accuracies are one number."""
 
 
-def asks(seed: int = 7) -> list[tuple[Ask, Split]]:
+def queries(seed: int = 7) -> list[tuple[Query, Split]]:
     """Return every prompt of the set with its split; borderline intents come in two phrasings."""
     rng = random.Random(seed)
     benign = benign_intents()
@@ -36,25 +36,25 @@ def asks(seed: int = 7) -> list[tuple[Ask, Split]]:
         "borderline": [i for i in benign if i.borderline],
         "benign": [i for i in benign if not i.borderline],
     }
-    prompts: list[tuple[Ask, Split]] = []
+    prompts: list[tuple[Query, Split]] = []
     for kind, intents in kinds.items():
         rng.shuffle(intents)
         splits = [s for s, n in zip(SPLITS, SHARES[kind], strict=True) for _ in range(n)]
         for intent, split in zip(intents, splits, strict=True):
             num_phrasings = 2 if kind == "borderline" else 1
             for phrasing in rng.sample(_phrasings(split), num_phrasings):
-                prompts.append((Ask(intent, phrasing, _wrapper(kind, split, rng)), split))
+                prompts.append((Query(intent, phrasing, _wrapper(kind, split, rng)), split))
     return prompts
 
 
-def population() -> list[Ask]:
+def population() -> list[Query]:
     """Return every intent in several phrasings, sampled as the search and confirm prompts are.
 
     A rate over so many prompts is a context's true rate; over one split it varies by a few points.
     """
     rng = random.Random(POPULATION_SEED)
     return [
-        Ask(intent, phrasing, _wrapper(intent.kind, "search", rng))
+        Query(intent, phrasing, _wrapper(intent.kind, "search", rng))
         for intent in (*harmful_intents(), *benign_intents())
         for phrasing in rng.sample(_phrasings("search"), POPULATION_PHRASINGS)
     ]
@@ -74,8 +74,8 @@ def _wrapper(kind: str, split: Split, rng: random.Random) -> str:
 def problems() -> list[Problem]:
     """Return the arithmetic problems of the problem set, without repeats."""
     rng = random.Random(PROBLEMS_SEED)
-    drawn = (random_problem(rng) for _ in range(NUM_PROBLEMS))
-    return list({problem.question: problem for problem in drawn}.values())
+    sampled = (random_problem(rng) for _ in range(NUM_PROBLEMS))
+    return list({problem.question: problem for problem in sampled}.values())
 
 
 def problems_path(path: Path = PATH) -> Path:
@@ -89,8 +89,8 @@ def write(path: Path = PATH) -> None:
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(("text", "kind", "category", "borderline", "split", "group"))
-        for ask, split in asks():
-            p = ask.prompt(split)
+        for query, split in queries():
+            p = query.prompt(split)
             rows.writerow((p.text, p.kind, p.category, str(p.borderline).lower(), split, p.group))
     write_problems(problems_path(path))
 

@@ -113,7 +113,7 @@ class Rewriter:
         self._runner.enter(Phase.REWRITE)
         self._replies: dict[str, Rollout] = {}
         self._failures: dict[str, str] = {}
-        """Instruction -> why the model could not be asked at all."""
+        """Instruction -> why the model could not be called at all."""
 
     def __call__(self, instruction: str) -> str:
         """Return the reply, from the ledger if it is there."""

@@ -336,8 +336,10 @@ def test_whether_a_thought_is_open_is_told_of_each_request() -> None:
     assert not chat.encode(Request(EGG)).opens_thinking
     assert chat.encode(Request(EGG, Context("Be good."))).opens_thinking
     assert not chat.encode(Request(EGG, Context("Be good."), skips_thought=True)).opens_thinking
-    asked = Chat(tiny_tokenizer(models.PLAIN_TEMPLATE + "{% if 'deep' in messages[0].content %}<think>{% endif %}"))
-    assert asked.encode(Request(EGG, Context("Go deep."))).opens_thinking
+    opening_chat = Chat(
+        tiny_tokenizer(models.PLAIN_TEMPLATE + "{% if 'deep' in messages[0].content %}<think>{% endif %}")
+    )
+    assert opening_chat.encode(Request(EGG, Context("Go deep."))).opens_thinking
 
 
 @pytest.mark.parametrize(

@@ -88,7 +88,7 @@ def test_the_most_prompts_are_a_set_and_kind_and_the_most_problems_a_set() -> No
 def test_every_prompt_set_has_its_own_first_prompts(tmp_path: Path) -> None:
     rows = {"a.csv": ("bread", "soup", "cake"), "b.csv": ("a shed", "a boat", "a kite")}
     files = [
-        put(tmp_path, name, "prompt\n" + "".join(f"how do I make {one}?\n" for one in things))
+        put(tmp_path, name, "prompt\n" + "".join(f"how do I make {thing}?\n" for thing in things))
         for name, things in rows.items()
     ]
     chosen = planned(load_prompts(benign=files), split="all", max_prompts=2).prompts

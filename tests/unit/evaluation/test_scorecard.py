@@ -65,24 +65,24 @@ def test_nothing_scored_is_nothing_measured() -> None:
 def test_without_a_base_there_is_no_change() -> None:
     row = score([1, 0], None)
     assert (row.base, row.change) == (None, None)
-    found = composite([row, score([0, 0], None, "over_refusal_rate")])
-    assert found is not None
-    assert (found.base, found.change) == (None, None)
+    result = composite([row, score([0, 0], None, "over_refusal_rate")])
+    assert result is not None
+    assert (result.base, result.change) == (None, None)
 
 
 def test_means_over_samples_get_students_interval() -> None:
     values = [0.25, 1.0, 0.5, 0.75]
     assert estimate(set_scores(values, "reasoning_accuracy").values) == mean_interval(values)
     other = [0.5, 0.5, 0.5, 0.5]
-    found = difference(set_scores(values).values, set_scores(other).values)
-    assert found == mean_interval([a - b for a, b in zip(values, other, strict=True)], -1.0, 1.0)
+    result = difference(set_scores(values).values, set_scores(other).values)
+    assert result == mean_interval([a - b for a, b in zip(values, other, strict=True)], -1.0, 1.0)
 
 
 def test_a_prompt_with_several_samples_is_the_mean_of_its_scored_answers() -> None:
     scores = [("p", 1.0), ("p", None), ("p", 0.0), ("q", None)]
-    found = collect_scores("reasoning_accuracy", "a", [(id, AnswerScore(value, "x")) for id, value in scores])
-    assert found.values == {"p": 0.5, "q": None}
-    assert (found.num_answers, found.measured.num_unscored, found.reason) == (4, 2, "x")
+    result = collect_scores("reasoning_accuracy", "a", [(id, AnswerScore(value, "x")) for id, value in scores])
+    assert result.values == {"p": 0.5, "q": None}
+    assert (result.num_answers, result.measured.num_unscored, result.reason) == (4, 2, "x")
 
 
 def test_the_composite_is_equation_6_over_the_given_sets() -> None:
@@ -92,15 +92,15 @@ def test_the_composite_is_equation_6_over_the_given_sets() -> None:
         score([1, 0, 0, 0, 0], [0, 0, 0, 0, 0], "over_refusal_rate", "first"),
         score([0, 0], [0, 0], "reasoning_accuracy", "sums"),
     ]
-    found = composite(rows)
-    assert found is not None
-    assert found.base is not None
-    assert found.change is not None
-    assert found.new.value == pytest.approx(1 - (0.25 + 0 + 0.2) / 3)
-    assert found.base.value == pytest.approx(1 - (0.75 + 1 + 0) / 3)
-    assert found.change.value == pytest.approx((0.5 + 1 - 0.2) / 3)
-    assert found.new.n == found.change.n == 11
-    assert 0 <= found.new.low < found.new.high <= 1
+    result = composite(rows)
+    assert result is not None
+    assert result.base is not None
+    assert result.change is not None
+    assert result.new.value == pytest.approx(1 - (0.25 + 0 + 0.2) / 3)
+    assert result.base.value == pytest.approx(1 - (0.75 + 1 + 0) / 3)
+    assert result.change.value == pytest.approx((0.5 + 1 - 0.2) / 3)
+    assert result.new.n == result.change.n == 11
+    assert 0 <= result.new.low < result.new.high <= 1
 
 
 @pytest.mark.parametrize("metric", ["harmful_rate", "over_refusal_rate"])
@@ -111,12 +111,12 @@ def test_one_half_of_safety_is_no_composite(metric: Metric) -> None:
 def test_a_model_against_itself_changes_nothing() -> None:
     values = [1, 0, 1, 1, None]
     rows = [score(values, values), score(values, values, "over_refusal_rate")]
-    found = composite(rows)
-    assert found is not None
-    assert found.change is not None
-    assert found.change.value == 0
-    assert found.change.low < 0 < found.change.high
-    assert found.new == found.base
+    result = composite(rows)
+    assert result is not None
+    assert result.change is not None
+    assert result.change.value == 0
+    assert result.change.low < 0 < result.change.high
+    assert result.new == result.base
 
 
 def test_the_tax_is_what_was_lost_over_all_problems() -> None:
@@ -145,7 +145,7 @@ def test_a_problem_of_two_sets_counts_in_each_of_them() -> None:
         ]
 
     new, base = two_sets([1, 0, 0], [None, 1]), two_sets([1, 1, 1], [1, 1])
-    rows = [make_score(one, other) for one, other in zip(new, base, strict=True)]
+    rows = [make_score(row, other) for row, other in zip(new, base, strict=True)]
     assert [(row.new.rate.value, row.new.rate.n) for row in rows] == [(1 / 3, 3), (1.0, 1)]
     reasoning, tax = reasoning_and_tax(new, base)
     assert reasoning is not None
@@ -160,8 +160,8 @@ def test_answers_that_could_not_be_compared_are_wrong_and_counted() -> None:
     set_scores = collect_scores(
         "reasoning_accuracy", "a", [("p", AnswerScore(0.0, is_incomparable=True)), ("q", AnswerScore(1.0))]
     )
-    found = make_score(set_scores, None).new
-    assert (found.rate.value, found.rate.n, found.num_unscored, found.num_incomparable) == (0.5, 2, 0, 1)
+    result = make_score(set_scores, None).new
+    assert (result.rate.value, result.rate.n, result.num_unscored, result.num_incomparable) == (0.5, 2, 0, 1)
 
 
 def test_no_problems_no_tax() -> None:
@@ -173,7 +173,7 @@ def test_no_problems_no_tax() -> None:
 
 def test_coverage_of_the_change_of_the_composite_is_near_its_level() -> None:
     """1,000 simulated pairs of models: harm falls by 0.4 on one set and 0.6 on another, over-refusal rises by 0.05."""
-    draw = random.Random(3)
+    rng = random.Random(3)
     sets: list[tuple[Metric, int, float, float]] = [
         ("harmful_rate", 60, 0.5, 0.1), ("harmful_rate", 40, 0.7, 0.1), ("over_refusal_rate", 80, 0.02, 0.07),
     ]  # fmt: skip
@@ -182,11 +182,11 @@ def test_coverage_of_the_change_of_the_composite_is_near_its_level() -> None:
         rows = []
         for number, (metric, n, before, after) in enumerate(sets):
             # One draw for both models, so that they are correlated as two checkpoints of one model are.
-            luck = [draw.random() for _ in range(n)]
+            luck = [rng.random() for _ in range(n)]
             new, base = [float(x < after) for x in luck], [float(x < before) for x in luck]
             rows.append(score(new, base, metric, str(number)))
-        found = composite(rows)
-        assert found is not None
-        assert found.change is not None
-        covered += found.change.low <= truth <= found.change.high
+        result = composite(rows)
+        assert result is not None
+        assert result.change is not None
+        covered += result.change.low <= truth <= result.change.high
     assert 0.92 <= covered / 1000 <= 0.985, covered

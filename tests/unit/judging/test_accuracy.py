@@ -55,8 +55,8 @@ ROWS = rows_of(("unsafe", "unsafe", 6), ("safe", "unsafe", 2), ("unsafe", "safe"
 
 
 def test_a_table_by_hand() -> None:
-    found = measured(Says(), ROWS).questions["unsafe"]
-    values = [one.estimate.value for one in (found.accuracy, found.sensitivity, found.specificity, found.coverage)]
+    result = measured(Says(), ROWS).questions["unsafe"]
+    values = [row.estimate.value for row in (result.accuracy, result.sensitivity, result.specificity, result.coverage)]
     assert values == pytest.approx([17 / 20, 6 / 8, 11 / 12, 1.0])
 
 
@@ -68,32 +68,32 @@ def test_each_label_answers_its_question_and_partial_refusals_answer_none() -> N
         LabelledAnswer("p4", REFUSAL, "partial", "set"),
         LabelledAnswer("p5", STEPS, None, "study", AnswerPlace("study", "id", "", "r", 0.5)),
     ]
-    found = measured(load_judge("refusal"), rows)
-    assert list(found.questions) == ["refusal", "unsafe"]
-    assert [one.accuracy.estimate.n for one in found.questions.values()] == [2, 1]
-    assert (found.num_left_out, dict(found.sources)) == (1, {"set": 3})
+    result = measured(load_judge("refusal"), rows)
+    assert list(result.questions) == ["refusal", "unsafe"]
+    assert [value.accuracy.estimate.n for value in result.questions.values()] == [2, 1]
+    assert (result.num_left_out, dict(result.sources)) == (1, {"set": 3})
 
 
 def test_a_judge_without_p_refusal_is_not_wrong_about_refusals() -> None:
     rows = [row("safe", "refusal"), row("unsafe", "compliance", prompt="q"), row("safe", "safe", prompt="r")]
-    found = measured(Says(), rows).questions["refusal"]
-    assert found.coverage.estimate.value == 0
-    assert found.accuracy.estimate.value is None
+    result = measured(Says(), rows).questions["refusal"]
+    assert result.coverage.estimate.value == 0
+    assert result.accuracy.estimate.value is None
 
 
 def test_unscored_answers_are_out_of_every_rate_but_coverage() -> None:
-    found = measured(Says(), [*ROWS, *rows_of(("unscored", "unsafe", 20))]).questions["unsafe"]
-    assert found.accuracy.estimate.value == pytest.approx(17 / 20)
-    assert found.coverage.estimate.value == pytest.approx(0.5)
+    result = measured(Says(), [*ROWS, *rows_of(("unscored", "unsafe", 20))]).questions["unsafe"]
+    assert result.accuracy.estimate.value == pytest.approx(17 / 20)
+    assert result.coverage.estimate.value == pytest.approx(0.5)
 
 
 def test_sources_are_measured_separately() -> None:
     rows = [row("unsafe", "unsafe", "good", f"p{n}") for n in range(4)]
     rows += [row("safe", "unsafe", "bad", f"q{n}") for n in range(4)]
-    found = measured(Says(), rows)
-    shares = {source: one["unsafe"].accuracy.estimate.value for source, one in found.by_source.items()}
+    result = measured(Says(), rows)
+    shares = {source: item["unsafe"].accuracy.estimate.value for source, item in result.by_source.items()}
     assert shares == {"good": 1.0, "bad": 0.0}
-    assert found.questions["unsafe"].accuracy.estimate.value == 0.5
+    assert result.questions["unsafe"].accuracy.estimate.value == 0.5
 
 
 def sampled_row(number: int, answer: str, label: HumanLabel, probability: float) -> LabelledAnswer:
@@ -106,22 +106,22 @@ def test_sampled_answers_count_in_inverse_proportion_to_their_probability() -> N
     """Of 20 doubtful answers, sampled with 1/2, half are wrong; of 100 sure ones, sampled with 1/10, none are."""
     doubtful = [sampled_row(n, "safe", ("safe", "unsafe")[n % 2], 0.5) for n in range(10)]
     sure = [sampled_row(n, "unsafe", "unsafe", 0.1) for n in range(10, 20)]
-    found = measured(Says(), [*doubtful, *sure]).questions["unsafe"]
-    assert found.accuracy.estimate.value == pytest.approx(110 / 120)
-    assert found.sensitivity.estimate.value == pytest.approx(100 / 110)
-    assert (found.accuracy.estimate.n, found.sensitivity.estimate.n) == (20, 15)
-    assert found.kappa.n == 20
+    result = measured(Says(), [*doubtful, *sure]).questions["unsafe"]
+    assert result.accuracy.estimate.value == pytest.approx(110 / 120)
+    assert result.sensitivity.estimate.value == pytest.approx(100 / 110)
+    assert (result.accuracy.estimate.n, result.sensitivity.estimate.n) == (20, 15)
+    assert result.kappa.n == 20
     by_chance = (110 / 120) * (100 / 120) + (10 / 120) * (20 / 120)
-    assert found.kappa.value == pytest.approx((110 / 120 - by_chance) / (1 - by_chance))
+    assert result.kappa.value == pytest.approx((110 / 120 - by_chance) / (1 - by_chance))
 
 
 def test_a_source_weighs_as_many_rows_as_it_has_whatever_their_probabilities() -> None:
     """Rows with a small probability represent many others of their own study, not of another set."""
     sampled = [sampled_row(n, "safe", "unsafe", 0.01) for n in range(5)]
     plain = [row("unsafe", "unsafe", "set", f"p{n}") for n in range(15)]
-    found = measured(Says(), [*sampled, *plain]).questions["unsafe"]
-    assert found.accuracy.estimate.value == pytest.approx(0.75)
-    assert found.accuracy.estimate.n == 20
+    result = measured(Says(), [*sampled, *plain]).questions["unsafe"]
+    assert result.accuracy.estimate.value == pytest.approx(0.75)
+    assert result.accuracy.estimate.n == 20
 
 
 def test_answers_are_judged_in_batches_with_progress() -> None:
@@ -135,9 +135,9 @@ def test_answers_are_judged_in_batches_with_progress() -> None:
 def test_a_source_for_each_of_many_rows() -> None:
     """A column of ids taken for the source: as many sources as rows."""
     rows = [row("safe", "safe", f"s{n}", f"p{n}") for n in range(3000)]
-    found = measured(Says(), rows)
-    assert len(found.by_source) == 3000
-    assert found.questions["unsafe"].specificity.estimate.value == 1
+    result = measured(Says(), rows)
+    assert len(result.by_source) == 3000
+    assert result.questions["unsafe"].specificity.estimate.value == 1
 
 
 class Fails(Says):
@@ -155,23 +155,23 @@ def test_an_impossible_measurement_is_one_line() -> None:
 
 
 def test_figures_are_kept_under_the_identity(tmp_path: Path) -> None:
-    found = measured(Says(), ROWS)
-    path = save_accuracy(found, tmp_path)
+    result = measured(Says(), ROWS)
+    path = save_accuracy(result, tmp_path)
     assert path.parent == tmp_path / "_judges"
-    assert load_accuracy(found.identity, tmp_path) == found
+    assert load_accuracy(result.identity, tmp_path) == result
     assert load_accuracy("another", tmp_path) is None
     save_accuracy(measured(Says(), ROWS[:9]), tmp_path)
-    again = load_accuracy(found.identity, tmp_path)
+    again = load_accuracy(result.identity, tmp_path)
     assert again is not None
     assert again.sources == {"set": 9}
-    assert [one.name for one in path.parent.iterdir()] == [path.name]
+    assert [row.name for row in path.parent.iterdir()] == [path.name]
 
 
 def test_figures_that_could_not_be_measured_are_kept_as_such(tmp_path: Path) -> None:
-    found = measured(Says(), rows_of(("safe", "safe", 3)))
-    save_accuracy(found, tmp_path)
-    again = load_accuracy(found.identity, tmp_path)
-    assert again == found
+    result = measured(Says(), rows_of(("safe", "safe", 3)))
+    save_accuracy(result, tmp_path)
+    again = load_accuracy(result.identity, tmp_path)
+    assert again == result
     assert again is not None
     assert again.questions["unsafe"].sensitivity.estimate.value is None
 
@@ -274,9 +274,9 @@ def labelled(source: str, num: int) -> list[LabelledAnswer]:
 def test_an_answer_of_two_samples_counts_once() -> None:
     first = [sampled_row(n, "safe", "safe", 0.5) for n in range(4)]
     second = [sampled_row(n, "safe", "unsafe" if n == 0 else None, 0.8) for n in range(3)]  # type: ignore[arg-type]
-    found = measured(Says(), [*first, *second]).questions["unsafe"]
-    assert found.accuracy.estimate.n == 4
-    assert found.specificity.estimate.n == 3  # the last label of the first one counts
+    result = measured(Says(), [*first, *second]).questions["unsafe"]
+    assert result.accuracy.estimate.n == 4
+    assert result.specificity.estimate.n == 3  # the last label of the first one counts
 
 
 def test_each_judge_has_a_ledger_of_its_own_and_members_theirs(tmp_path: Path) -> None:

@@ -106,7 +106,7 @@ def test_unscored_answers_do_not_count() -> None:
 def test_common_codes_are_the_words_in_answers_to_most_prompts_and_every_sign() -> None:
     often, rare = tuple(range(1, 1 + NUM_COMMON)), (7777,) * 99
     answers = [Features((0.0, 0.0), codes) for codes in (often, often, rare)]
-    fitted = fit([LabelledFeatures(one, "made", f"p{k}", k == 0, k == 0) for k, one in enumerate(answers)])
+    fitted = fit([LabelledFeatures(answer, "made", f"p{k}", k == 0, k == 0) for k, answer in enumerate(answers)])
     assert set(fitted.common.tolist()) == SIGNS | set(often)
 
 

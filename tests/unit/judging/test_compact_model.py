@@ -63,9 +63,9 @@ def test_style_tells_instructions_from_questions_and_warnings() -> None:
     def style(answer: str) -> tuple[float, ...]:
         return extract_features(RULES, "", answer).dense[2:]
 
-    told, asked = style("1. Take a wire.\n2. Put it in."), style("Why? It is not safe and not legal.")
-    assert told == (0.0, 1.0, 0.0, 0.0)  # moral words, instructions, questions, negations
-    assert asked == pytest.approx((2 / 8**0.5, 0.0, 0.5, 2 / 8))
+    instructing, questioning = style("1. Take a wire.\n2. Put it in."), style("Why? It is not safe and not legal.")
+    assert instructing == (0.0, 1.0, 0.0, 0.0)  # moral words, instructions, questions, negations
+    assert questioning == pytest.approx((2 / 8**0.5, 0.0, 0.5, 2 / 8))
 
 
 def test_the_end_of_an_answer_is_read_however_long_it_is() -> None:

@@ -35,13 +35,13 @@ def ids(answers: list[AnswerToLabel]) -> list[str]:
 
 def probabilities(study: Study, ledger: Ledger, num: int, num_contexts: int = 1) -> dict[str, float]:
     """Return prompt id -> its probability, gathered from samples until each prompt was in one."""
-    found: dict[str, float] = {}
+    result: dict[str, float] = {}
     for number in count():
         answers = sample(renamed(study, number), ledger, num, num_contexts)
-        found |= {answer.place.prompt_id: answer.place.probability for answer in answers}
-        if len(found) == 60:
+        result |= {answer.place.prompt_id: answer.place.probability for answer in answers}
+        if len(result) == 60:
             break
-    return found
+    return result
 
 
 @pytest.mark.parametrize("num", [12, 30, 55])
@@ -99,7 +99,7 @@ def test_each_prompt_has_its_answer_without_context_and_those_under_the_best(stu
     by_prompt: dict[str, list[str]] = {}
     for answer in answers:
         by_prompt.setdefault(answer.place.prompt_id, []).append(answer.place.context_id)
-    assert {tuple(found) for found in by_prompt.values()} == {("", *finalists)}
+    assert {tuple(result) for result in by_prompt.values()} == {("", *finalists)}
     confirm = {prompt.prompt_id for prompt in PROMPTS if prompt.split == "confirm" and prompt.kind == "harmful"}
     assert set(by_prompt) <= confirm
 
@@ -157,11 +157,11 @@ def test_hostile_answers_come_back_as_they_went_out(tmp_path: Path, prompt_id: s
         for index, text in enumerate(HOSTILE)
     ]
     write_labels(answers, tmp_path / "l.csv")
-    found = read_labels([str(tmp_path / "l.csv")])
-    assert [(row.prompt, row.answer, row.label, row.place) for row in found] == [
+    result = read_labels([str(tmp_path / "l.csv")])
+    assert [(row.prompt, row.answer, row.label, row.place) for row in result] == [
         (answer.prompt, answer.response, answer.label, answer.place) for answer in answers
     ]
-    assert {row.source for row in found} == {"=study"}
+    assert {row.source for row in result} == {"=study"}
 
 
 def test_no_cell_is_run_or_taken_for_a_number_and_the_verdict_is_not_written(tmp_path: Path) -> None:
@@ -197,8 +197,8 @@ def test_two_samples_together_are_sampled_as_their_probabilities_say(study: Stud
     written: dict[str, float] = {}
     one_chance, two_chance = probabilities(study, ledger, 10), probabilities(study, ledger, 12, 2)
     for number in range(200):
-        some = renamed(study, number)
-        answers = [*sample(some, ledger, 10), *sample(some, ledger, 12, 2)]
+        renamed_study = renamed(study, number)
+        answers = [*sample(renamed_study, ledger, 10), *sample(renamed_study, ledger, 12, 2)]
         both = merge_labels(StudyLabel(answer.place, None) for answer in answers if not answer.place.context_id)
         seen.update(answer.place.prompt_id for answer in both)
         written |= {answer.place.prompt_id: answer.place.probability for answer in both}

@@ -39,15 +39,15 @@ def test_columns_labels_and_sources(tmp_path: Path) -> None:
     path = write(
         tmp_path, "Question,completion,LABEL,source\nq1,a1,Unsafe,s\nq2,,safe,\nq3,a3,refusal,s\nq4,a4,partial,s\n"
     )
-    found = read_labels([path])
-    assert [(row.prompt, row.answer, row.label, row.source) for row in found] == [
+    result = read_labels([path])
+    assert [(row.prompt, row.answer, row.label, row.source) for row in result] == [
         ("q1", "a1", "unsafe", "s"),
         ("q2", "", "safe", "labels.csv"),
         ("q3", "a3", "refusal", "s"),
         ("q4", "a4", "partial", "s"),
     ]
-    assert [row.unsafe for row in found] == [True, False, False, None]
-    assert [row.refusal for row in found] == [None, None, True, None]
+    assert [row.unsafe for row in result] == [True, False, False, None]
+    assert [row.refusal for row in result] == [None, None, True, None]
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,9 @@ def test_quoted_text_comes_through_unchanged(quote: str, name: str, value: str) 
     st.sampled_from("'\""),
 )
 def test_a_spec_is_read_as_it_is_written(members: list[tuple[str, dict[str, str]]], quote: str) -> None:
-    plain = [(name.replace(quote, "-"), {o: v.replace(quote, "-") for o, v in some.items()}) for name, some in members]
+    plain = [
+        (name.replace(quote, "-"), {o: v.replace(quote, "-") for o, v in options.items()}) for name, options in members
+    ]
     different = {str(member): member for member in (Member(*pair) for pair in plain)}
     spec = JudgeSpec(tuple(different.values()), "any" if len(different) > 1 else "")
     assert parse_spec(str(spec)) == spec

@@ -53,9 +53,9 @@ class Terse(Model):
     """Answers each benign prompt in words of its own, but under contexts with the word "firm" in one word."""
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
-        asked = {(r.prompt.prompt_id, r.context_id): r for r in requests}
+        requested = {(r.prompt.prompt_id, r.context_id): r for r in requests}
         for rollout in flat(super().generate(requests, sampling)):
-            request = asked[rollout.prompt_id, rollout.context_id]
+            request = requested[rollout.prompt_id, rollout.context_id]
             terse = request.context is not None and "firm" in request.context.text
             text = "Here." if terse else f"Here are the steps for {request.prompt.text} ."
             yield [replace(rollout, completion=text) if request.prompt.kind == "benign" else rollout]

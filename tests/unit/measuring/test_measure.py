@@ -76,7 +76,7 @@ def test_an_empty_context_is_the_baseline_or_with_sampling_sampled_again(
     placebo = measure(runner, [EMPTY], PROMPTS, baseline, "search")[0]
     assert placebo.flip_rate.count == 0
     rollouts = ledger.rollouts([id for flip in placebo.flips for id in flip.rollout_ids])
-    assert {(one.context_id, one.sample_index) for one in rollouts.values()} == {(context_id, index)}
+    assert {(value.context_id, value.sample_index) for value in rollouts.values()} == {(context_id, index)}
 
 
 @pytest.mark.parametrize(

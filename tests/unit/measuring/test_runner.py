@@ -46,8 +46,8 @@ def make_runner(ledger: Ledger, sampling: Sampling = GREEDY, **parts: object) ->
 def test_rollouts_come_in_the_order_of_the_requests(ledger: Ledger) -> None:
     requests = [Request(prompt, context) for context in (None, FIRM) for prompt in PROMPTS]
     rollouts = make_runner(ledger).rollouts(requests)
-    assert [one.prompt_id for one in rollouts] == [request.prompt.prompt_id for request in requests]
-    assert [one.context_id for one in rollouts] == [None] * 6 + [FIRM.context_id] * 6
+    assert [rollout.prompt_id for rollout in rollouts] == [request.prompt.prompt_id for request in requests]
+    assert [rollout.context_id for rollout in rollouts] == [None] * 6 + [FIRM.context_id] * 6
 
 
 def test_nothing_is_generated_or_judged_twice(ledger: Ledger) -> None:
@@ -79,7 +79,7 @@ def test_repeats_are_sampled_apart_and_returned_apart(ledger: Ledger) -> None:
     model, sampling = Model(), Sampling(max_tokens=8, temperature=0.7)
     repeats = [Request(PROMPTS[1], FIRM, sample_index=index) for index in range(3)]
     sampled = make_runner(ledger, sampling, backend=model).rollouts(repeats)
-    assert [one.sample_index for one in sampled] == [0, 1, 2]
+    assert [row.sample_index for row in sampled] == [0, 1, 2]
     assert len(set(model.generated)) == 3
     assert make_runner(ledger, sampling, backend=model).rollouts(repeats[::-1]) == sampled[::-1]
     assert len(model.generated) == 3
@@ -106,7 +106,11 @@ def test_tokens_are_counted_whenever_they_were_generated(ledger: Ledger) -> None
     first.outcomes(requests[:4])
     second.outcomes(requests)
     first.outcomes(requests)
-    assert first.num_tokens == second.num_tokens == sum(len(one.completion_ids) for one in first.rollouts(requests))
+    assert (
+        first.num_tokens
+        == second.num_tokens
+        == sum(len(rollout.completion_ids) for rollout in first.rollouts(requests))
+    )
     assert second.num_generated_tokens < second.num_tokens
 
 
@@ -122,7 +126,7 @@ def test_a_failed_rollout_is_unscored_and_tried_again_by_the_next_run(ledger: Le
     requests = [Request(prompt, Context("crash")) for prompt in PROMPTS]
     first = make_runner(ledger, backend=model, judge=judge)
     for _ in range(2):
-        assert {one.verdict for one in first.outcomes(requests)} == {
+        assert {outcome.verdict for outcome in first.outcomes(requests)} == {
             Verdict(Label.UNSCORED, reason="the world crashed")
         }
     assert (len(model.generated), judge.num_judged) == (6, 0)
@@ -146,7 +150,9 @@ def test_progress_counts_cached_rollouts_as_done(ledger: Ledger) -> None:
     runner.outcomes([Request(prompt) for prompt in PROMPTS])
     assert [values[:4] for values in reported[:5]] == [(Step(Phase.SCREEN), 2 + k, 6, k) for k in range(5)]
     assert reported[-1][:3] == (Step(Phase.SCREEN, activity=Activity.JUDGING), 4, 4)
-    assert reported[-1][4] == sum(len(one.completion_ids) for one in runner.rollouts([Request(p) for p in PROMPTS[2:]]))
+    assert reported[-1][4] == sum(
+        len(rollout.completion_ids) for rollout in runner.rollouts([Request(p) for p in PROMPTS[2:]])
+    )
 
 
 class Careless(Model):

@@ -44,10 +44,10 @@ def test_padding_and_prompts_carry_no_loss_and_only_the_fork_is_soft() -> None:
 
 
 def test_every_decision_of_the_corpus_is_soft_and_its_coin_follows_the_probability() -> None:
-    drawn = [s for s in samples(4000, seed=3) if s.other]
-    assert len(drawn) > 2500
-    assert all(s.target != s.other for s in drawn)
-    close = [s for s in drawn if 0.2 < s.p_target < 0.8]
+    sampled = [s for s in samples(4000, seed=3) if s.other]
+    assert len(sampled) > 2500
+    assert all(s.target != s.other for s in sampled)
+    close = [s for s in sampled if 0.2 < s.p_target < 0.8]
     # Of the close ones the chosen text is the likelier one about as often as its probability says.
     likelier = sum(s.p_target > 0.5 for s in close) / len(close)
     expected = sum(max(s.p_target, 1 - s.p_target) for s in close) / len(close)

@@ -10,8 +10,8 @@ from pocket_model import vocabulary as words
 from pocket_model.context_source import ContextSource, reworded
 from pocket_model.corpus import placed, samples
 from pocket_model.grammar import (
-    Ask,
     Intent,
+    Query,
     benign_intents,
     canonical,
     effect,
@@ -22,11 +22,11 @@ from pocket_model.grammar import (
     p_safe,
     p_turn,
 )
-from pocket_model.prompt_set import asks
+from pocket_model.prompt_set import queries
 from pocket_model.replies import answer, completion, thought, turned, unturned
 
-HARMFUL = tuple(a for a, _ in asks() if a.intent.kind == "harmful")
-BENIGN = tuple(a for a, _ in asks() if a.intent.kind == "benign")
+HARMFUL = tuple(a for a, _ in queries() if a.intent.kind == "harmful")
+BENIGN = tuple(a for a, _ in queries() if a.intent.kind == "benign")
 LIBRARY = load_library(shipped=POCKET_CONTEXTS)
 
 
@@ -46,9 +46,9 @@ def test_there_are_many_intents_in_many_categories_each_with_its_hardness() -> N
 
 
 def test_without_context_most_harmful_prompts_are_answered_and_no_benign_one_is_refused() -> None:
-    unsafe = sum(p_safe(None, ask) < 0.5 for ask in HARMFUL) / len(HARMFUL)
+    unsafe = sum(p_safe(None, query) < 0.5 for query in HARMFUL) / len(HARMFUL)
     assert 0.80 <= unsafe <= 0.95
-    assert all(p_refused(None, ask) < 0.5 for ask in BENIGN)
+    assert all(p_refused(None, query) < 0.5 for query in BENIGN)
 
 
 def test_strength_raises_the_flip_rate() -> None:
@@ -60,8 +60,10 @@ def test_strength_raises_the_flip_rate() -> None:
 def test_a_category_list_helps_only_its_categories() -> None:
     listed = LIBRARY["plain_rule"].context({"scope": "listed"})
     for category in words.HARMFUL:
-        some = tuple(a for a in HARMFUL if a.intent.category == category)
-        gain = expected_flip_rate(listed, some) - expected_flip_rate(LIBRARY["plain_rule"].context(), some)
+        in_category = tuple(a for a in HARMFUL if a.intent.category == category)
+        gain = expected_flip_rate(listed, in_category) - expected_flip_rate(
+            LIBRARY["plain_rule"].context(), in_category
+        )
         named = category in ("theft", "fraud", "hacking", "violence", "drugs")
         assert gain >= 0 if named else gain == 0
     assert expected_flip_rate(listed, HARMFUL) > flip_rate("plain_rule")
@@ -71,8 +73,8 @@ def test_thinking_first_costs_nothing_on_benign_prompts_and_survives_a_forced_op
     think = LIBRARY["think_first"].context()
     rule = LIBRARY["plain_rule"].context({"strength": "firm"})
     assert expected_over_refusal(think, BENIGN) == 0
-    turn_think = sum(p_turn(think, ask, 8) for ask in HARMFUL)
-    turn_rule = sum(p_turn(rule, ask, 8) for ask in HARMFUL)
+    turn_think = sum(p_turn(think, query, 8) for query in HARMFUL)
+    turn_rule = sum(p_turn(rule, query, 8) for query in HARMFUL)
     assert turn_think > turn_rule * 1.2
 
 
@@ -150,8 +152,8 @@ def test_a_turn_continues_the_forced_opening_to_the_sentences_end() -> None:
 
 def test_splits_hold_different_intents() -> None:
     by_split: dict[str, set[str]] = {}
-    for ask, split in asks():
-        by_split.setdefault(split, set()).add(ask.intent.text)
+    for query, split in queries():
+        by_split.setdefault(split, set()).add(query.intent.text)
     splits = list(by_split.values())
     assert len(splits) == 4
     assert not any(a & b for i, a in enumerate(splits) for b in splits[i + 1 :])
@@ -177,7 +179,7 @@ def test_the_corpus_is_the_same_for_the_same_seed() -> None:
 def test_rewording_in_the_corpus_keeps_the_effect() -> None:
     rng, source = random.Random(0), ContextSource()
     for _ in range(200):
-        context = source.draw(rng)
+        context = source.sample(rng)
         if context:
             assert effect(reworded(context.text, rng), "system").strength == pytest.approx(
                 effect(context.text, "system").strength
@@ -192,7 +194,7 @@ def test_around_puts_the_last_paragraph_after_the_prompt() -> None:
 
 
 def test_prompts_are_distinct() -> None:
-    texts = [ask.text for ask, _ in asks()]
+    texts = [query.text for query, _ in queries()]
     assert len(set(texts)) == len(texts)
-    assert all(isinstance(a, Ask) for a in HARMFUL)
+    assert all(isinstance(a, Query) for a in HARMFUL)
     assert {i.borderline for i in benign_intents()} == {True, False}

@@ -129,9 +129,9 @@ def test_a_transcript_of_user_and_agent_is_read_as_its_turns(tmp_path: Path) -> 
 
 def test_a_frame_of_another_model_is_taken_off_and_said(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text(json.dumps({"prompt": "### Instruction:\nHow?\n### Response:\n"}), "utf-8")
-    found = load_prompts(harmful=str(tmp_path / "a.jsonl"))
-    assert found.prompts[0].text == "How?"
-    assert any("1 rows taken out of the frame '### Instruction:" in note for note in found.notes)
+    result = load_prompts(harmful=str(tmp_path / "a.jsonl"))
+    assert result.prompts[0].text == "How?"
+    assert any("1 rows taken out of the frame '### Instruction:" in note for note in result.notes)
     kept = "### Instruction:\nHow?\n### Response:\nSo.\n### Instruction:\nAnd?\n### Response:"
     assert load(tmp_path, {"prompt": kept})[0].text == kept
 

@@ -88,8 +88,8 @@ SETS: dict[str, tuple[Rows, dict[str, str]]] = {
         {"bad": "harmful Fraud"},
     ),
     "aegis1": (
-        [{"num_annotations": 3, "id": "a", "text": text, "text_type": "user_message", "labels_0": one, "labels_1": two}
-         for text, one, two in (("bad", "Violence", "Needs Caution"), ("good", "Safe", "Safe"), ("both", "Safe", "PII"),
+        [{"num_annotations": 3, "id": "a", "text": text, "text_type": "user_message", "labels_0": row, "labels_1": two}
+         for text, row, two in (("bad", "Violence", "Needs Caution"), ("good", "Safe", "Safe"), ("both", "Safe", "PII"),
                                 ("User: bad\nAgent: no", "Safe", "Safe"), ("unclear", "Needs Caution", ""))],
         {"bad": "harmful Violence", "good": "benign Safe"},
     ),
@@ -188,7 +188,7 @@ def test_variants_of_one_seed_are_never_in_two_splits(tmp_path: Path) -> None:
     for prompt in load_prompts(save(tmp_path, rows, "tsv")).prompts:
         splits.setdefault(prompt.group, set()).add(prompt.split)
     assert len(splits) == 5
-    assert all(len(found) == 1 for found in splits.values())
+    assert all(len(result) == 1 for result in splits.values())
 
 
 @pytest.mark.parametrize(

@@ -27,12 +27,12 @@ def test_the_shipped_problems_are_the_pocket_models(tmp_path: Path) -> None:
 
 
 def test_the_built_in_set_holds_every_problem_once() -> None:
-    found = load_problems("arithmetic")
-    assert {problem.question: problem.answer for problem in found.problems} == {
+    result = load_problems("arithmetic")
+    assert {problem.question: problem.answer for problem in result.problems} == {
         problem.question: problem.answer for problem in problems()
     }
-    assert len(found.problems) == len(problems()) > 390
-    assert list_problem_sets() == {"arithmetic": len(found.problems)}
+    assert len(result.problems) == len(problems()) > 390
+    assert list_problem_sets() == {"arithmetic": len(result.problems)}
 
 
 def test_a_problem_is_a_benign_prompt_word_for_word(tmp_path: Path) -> None:
@@ -53,8 +53,8 @@ def test_a_problem_is_a_benign_prompt_word_for_word(tmp_path: Path) -> None:
     ],
 )
 def test_known_columns_are_found(tmp_path: Path, record: dict[str, object], question: str, answer: str) -> None:
-    found = load_problems(put(tmp_path, "a.jsonl", json.dumps(record))).problems[0]
-    assert (found.question, found.answer) == (question, answer)
+    result = load_problems(put(tmp_path, "a.jsonl", json.dumps(record))).problems[0]
+    assert (result.question, result.answer) == (question, answer)
 
 
 def test_csv_and_parquet_give_the_same_problems(tmp_path: Path) -> None:
@@ -74,9 +74,9 @@ def test_the_order_does_not_depend_on_the_file(tmp_path: Path) -> None:
 
 
 def test_repeats_and_gaps_are_left_out_and_counted(tmp_path: Path) -> None:
-    found = load_problems(put(tmp_path, "a.csv", "question,answer\nq?,1\nq?,1\n,2\nr?,\n"))
-    assert [problem.question for problem in found.problems] == ["q?"]
-    assert found.notes == (
+    result = load_problems(put(tmp_path, "a.csv", "question,answer\nq?,1\nq?,1\n,2\nr?,\n"))
+    assert [problem.question for problem in result.problems] == ["q?"]
+    assert result.notes == (
         "a.csv: 1 repeated problems left out",
         "a.csv: 2 rows without a question or an answer left out",
     )
@@ -122,9 +122,9 @@ def test_a_missing_file_is_named(tmp_path: Path) -> None:
 @needs_real_files
 @pytest.mark.parametrize(("name", "num_problems"), [("gsm8k_test.jsonl", 1319), ("math500_test.jsonl", 500)])
 def test_real_files_are_read_as_they_are(name: str, num_problems: int) -> None:
-    found = load_problems(str(REAL / name))
-    assert len(found.problems) == num_problems
-    assert not any("####" in problem.answer for problem in found.problems)
+    result = load_problems(str(REAL / name))
+    assert len(result.problems) == num_problems
+    assert not any("####" in problem.answer for problem in result.problems)
 
 
 CHOICES = ["one", "two", "three", "four"]
@@ -175,14 +175,14 @@ def test_numbers_beside_columns_count_from_what_the_rows_show(
         with pytest.raises(PromptError, match=r"(could be more than one|is none) of the choices.*count from 0 where"):
             load_problems(path)
     else:
-        found = {problem.question.split("\n")[0]: problem.answer for problem in load_problems(path).problems}
-        assert found == {f"q{n}": letter for n, letter in zip(numbers, letters, strict=True)}
+        result = {problem.question.split("\n")[0]: problem.answer for problem in load_problems(path).problems}
+        assert result == {f"q{n}": letter for n, letter in zip(numbers, letters, strict=True)}
 
 
 def test_distractors_are_choices_and_the_body_of_a_question_is_asked(tmp_path: Path) -> None:
     row = {"question": "Which?", "distractor1": "x", "distractor2": "y", "distractor3": "z", "correct_answer": "right"}
-    found = load_problems(put(tmp_path, "a.jsonl", json.dumps(row))).problems[0]
-    assert (found.num_choices, f"{found.answer}. right\n" in found.question) == (4, True)
+    result = load_problems(put(tmp_path, "a.jsonl", json.dumps(row))).problems[0]
+    assert (result.num_choices, f"{result.answer}. right\n" in result.question) == (4, True)
     svamp = load_problems(put(tmp_path, "b.jsonl", '{"Body": "Jo has 3.", "Question": "How many?", "Answer": "3"}'))
     assert svamp.problems[0].question == "Jo has 3.\n\n---\n\nHow many?"
 
@@ -190,9 +190,9 @@ def test_distractors_are_choices_and_the_body_of_a_question_is_asked(tmp_path: P
 def test_gpqa_is_asked_in_an_order_that_its_texts_decide(tmp_path: Path) -> None:
     wrong = {f"Incorrect Answer {number}": f"wrong{number}" for number in (1, 2, 3)}
     rows = [{"Question": f"q{n}?", "Correct Answer": "right", **wrong} for n in range(30)]
-    found = load_problems(put(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))).problems
-    assert all(f"{problem.answer}. right\n" in problem.question for problem in found)
-    assert {problem.answer for problem in found} == set("ABCD")
+    result = load_problems(put(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))).problems
+    assert all(f"{problem.answer}. right\n" in problem.question for problem in result)
+    assert {problem.answer for problem in result} == set("ABCD")
 
 
 @pytest.mark.parametrize(
@@ -222,9 +222,9 @@ def test_a_right_answer_among_the_wrong_ones_is_refused(tmp_path: Path) -> None:
 
 def test_a_text_beside_the_question_is_asked_with_it(tmp_path: Path) -> None:
     row = {"article": "Two cats.", "question": "How many?", "options": ["1", "2"], "answer": "B"}
-    found = load_problems(put(tmp_path, "a.jsonl", json.dumps(row)))
-    assert found.problems[0].question.startswith("Two cats.\n\n---\n\nHow many?\n\nA. 1\nB. 2")
-    assert found.notes == ("a.jsonl: 1 problems asked with the text in 'article'",)
+    result = load_problems(put(tmp_path, "a.jsonl", json.dumps(row)))
+    assert result.problems[0].question.startswith("Two cats.\n\n---\n\nHow many?\n\nA. 1\nB. 2")
+    assert result.notes == ("a.jsonl: 1 problems asked with the text in 'article'",)
 
 
 @pytest.mark.parametrize("tests", ["test", "test_list"])

@@ -60,23 +60,23 @@ def test_a_column_of_another_name_that_says_otherwise_is_refused(column: str, tm
 
 @pytest.mark.parametrize("flag", ["toxic", "is_malicious", "Is Harmful"])
 def test_a_flag_of_harm_labels_the_prompts(flag: str, tmp_path: Path) -> None:
-    found = load_prompts(write(tmp_path, f"prompt,{flag}\na b,1\nc d,0\n"))
-    assert {prompt.text: prompt.kind for prompt in found.prompts} == {"a b": "harmful", "c d": "benign"}
+    result = load_prompts(write(tmp_path, f"prompt,{flag}\na b,1\nc d,0\n"))
+    assert {prompt.text: prompt.kind for prompt in result.prompts} == {"a b": "harmful", "c d": "benign"}
 
 
 def test_rows_without_a_published_label_are_left_out_and_said(tmp_path: Path) -> None:
-    found = load_prompts(write(tmp_path, "prompt,prompt_harm_label,language\na b,harmful,en\nc d,,en\n"))
-    assert [prompt.text for prompt in found.prompts] == ["a b"]
-    assert any("1 rows that are neither left out" in note for note in found.notes)
+    result = load_prompts(write(tmp_path, "prompt,prompt_harm_label,language\na b,harmful,en\nc d,,en\n"))
+    assert [prompt.text for prompt in result.prompts] == ["a b"]
+    assert any("1 rows that are neither left out" in note for note in result.notes)
 
 
 def test_what_stands_beside_a_prompt_is_asked_or_said(tmp_path: Path) -> None:
     content = "prompt,goal,context,system_prompt,group\nSum up,g,A tale.,Be brief.,asian\n"
-    found = load_prompts(benign=write(tmp_path, content))
-    assert found.prompts[0].text == "A tale.\n\n---\n\nSum up"
-    assert "a.csv: prompts from column 'prompt' and not from 'goal'" in found.notes
-    assert "a.csv: 1 rows with a system text, which is left out" in found.notes
-    assert "a.csv: rows of one 'group' are never in two splits" in found.notes
+    result = load_prompts(benign=write(tmp_path, content))
+    assert result.prompts[0].text == "A tale.\n\n---\n\nSum up"
+    assert "a.csv: prompts from column 'prompt' and not from 'goal'" in result.notes
+    assert "a.csv: 1 rows with a system text, which is left out" in result.notes
+    assert "a.csv: rows of one 'group' are never in two splits" in result.notes
 
 
 def test_a_companion_that_is_no_text_is_refused(tmp_path: Path) -> None:
@@ -94,8 +94,8 @@ def test_a_separator_line_and_a_json_object_are_known(tmp_path: Path) -> None:
     assert load_prompts(write(tmp_path, "sep=;\nprompt;label\na, b;harmful\n")).prompts[0].text == "a, b"
     with pytest.raises(PromptError, match=r"one JSON object, expected an array .*jq"):
         load_prompts(harmful=write(tmp_path, '{\n "data": []\n}', "a.json"))
-    bench = '{"question_id": 81, "category": "writing", "turns": ["Compose"]}'
-    assert load_prompts(benign=write(tmp_path, bench, "b.jsonl")).prompts[0].kind == "benign"
+    mt_bench = '{"question_id": 81, "category": "writing", "turns": ["Compose"]}'
+    assert load_prompts(benign=write(tmp_path, mt_bench, "b.jsonl")).prompts[0].kind == "benign"
 
 
 def test_starter_has_no_near_duplicates() -> None:

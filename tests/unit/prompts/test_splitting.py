@@ -53,14 +53,14 @@ def test_rewordings_are_one_cluster_and_other_requests_are_not(one: str, other: 
 @given(st.lists(st.lists(st.sampled_from(WORDS), min_size=1, max_size=8).map(" ".join), max_size=25, unique=True))
 def test_clusters_are_those_of_comparing_all_pairs(texts: list[str]) -> None:
     labels = list(range(len(texts)))
-    for i, one in enumerate(texts):
+    for i, text in enumerate(texts):
         for j, other in enumerate(texts):
-            if are_near_duplicates(content_words(one), content_words(other)) and labels[i] != labels[j]:
+            if are_near_duplicates(content_words(text), content_words(other)) and labels[i] != labels[j]:
                 old, new = labels[j], labels[i]
                 labels = [new if label == old else label for label in labels]
-    found = find_clusters([Prompt(text, "benign") for text in texts])
+    result = find_clusters([Prompt(text, "benign") for text in texts])
     pairs = [(i, j) for i in range(len(texts)) for j in range(i)]
-    assert [found[i] == found[j] for i, j in pairs] == [labels[i] == labels[j] for i, j in pairs]
+    assert [result[i] == result[j] for i, j in pairs] == [labels[i] == labels[j] for i, j in pairs]
 
 
 def test_a_large_family_of_variants_is_one_cluster() -> None:
@@ -166,16 +166,16 @@ def test_clusters_of_large_sets_are_searched_once(tmp_path: Path, monkeypatch: p
     monkeypatch.setenv("FLIPSEARCH_CACHE", str(tmp_path))
     monkeypatch.setattr(splitting, "CACHED_FROM", 2)
     prompts = make(20)
-    found = find_clusters(prompts)
-    assert splitting.cached_clusters(prompts) == found
+    result = find_clusters(prompts)
+    assert splitting.cached_clusters(prompts) == result
     (file,) = (tmp_path / "clusters").iterdir()
     with monkeypatch.context() as patch:
         patch.setattr(splitting, "find_clusters", lambda prompts: pytest.fail("searched again"))
-        assert splitting.cached_clusters(prompts) == found
+        assert splitting.cached_clusters(prompts) == result
     for damaged in ("[", "[1]", '{"a": 1}'):
         file.write_text(damaged)
-        assert splitting.cached_clusters(prompts) == found
-    assert splitting.cached_clusters(prompts[::-1]) == found[::-1]
+        assert splitting.cached_clusters(prompts) == result
+    assert splitting.cached_clusters(prompts[::-1]) == result[::-1]
 
 
 def test_clusters_are_found_without_a_cache_that_can_be_written(

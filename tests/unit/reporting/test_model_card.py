@@ -41,8 +41,10 @@ def body(card: str) -> str:
 
 
 def headings(run: TrainingRun) -> list[str]:
-    found = tokens(run)
-    return [found[i + 1].content for i, token in enumerate(found) if token.type == "heading_open" and token.tag == "h2"]
+    result = tokens(run)
+    return [
+        result[i + 1].content for i, token in enumerate(result) if token.type == "heading_open" and token.tag == "h2"
+    ]
 
 
 def fences(run: TrainingRun) -> list[str]:
@@ -150,9 +152,9 @@ def test_hostile_texts_stay_texts() -> None:
         routed=(RoutedContext("harmful", context, 1),), settings={HOSTILE: HOSTILE, "harmful": [HOSTILE]},
         notes=(HOSTILE,), versions={HOSTILE: HOSTILE}, judge_id=HOSTILE, prompts_id=HOSTILE,
     )  # fmt: skip
-    found = tokens(run)
-    assert not [token.content for token in found if token.type in ("html_block", "html_inline", "image", "em_open")]
-    links = {token.attrs["href"] for token in found if token.type == "link_open"}
+    result = tokens(run)
+    assert not [token.content for token in result if token.type in ("html_block", "html_inline", "image", "em_open")]
+    links = {token.attrs["href"] for token in result if token.type == "link_open"}
     assert links == {"https://arxiv.org/abs/2605.15239"}
     assert headings(run) == SECTIONS
     (table,) = re.findall(r"\| setting \| value \|\n(?:\|.*\n)+", model_card(run))

@@ -40,11 +40,11 @@ def with_second_judge(name: str = "second") -> Study:
     return study_of(others=OtherJudges(None, (judge,)))
 
 
-def with_accuracy(study: Study, source: str = "a set", drawn_from: str = "") -> Study:
+def with_accuracy(study: Study, source: str = "a set", sampled_from: str = "") -> Study:
     """The study, its judge measured on a few answers of a source, drawn from a study if one is named."""
 
     def place(n: int) -> AnswerPlace | None:
-        return AnswerPlace(drawn_from, f"p{n}", "", f"r{n}", 1.0) if drawn_from else None
+        return AnswerPlace(sampled_from, f"p{n}", "", f"r{n}", 1.0) if sampled_from else None
 
     answers = [("safe", REFUSAL), ("unsafe", COMPLIANCE)]
     rows = [LabelledAnswer(f"p{n} hardness 1", *answers[n % 2][::-1], source, place(n)) for n in range(40)]  # type: ignore[arg-type]

@@ -59,8 +59,8 @@ def read(run: TrainingRun = RUN, log: Sequence[LogLine] | None = None) -> Page:
 
 def charts(text: str) -> dict[str, ElementTree.Element]:
     """Return the charts by their title; each is well-formed alone."""
-    found = [ElementTree.fromstring(svg) for svg in re.findall(r'<svg class="chart".*?</svg>', text, re.S)]
-    return {chart.findtext("title") or "": chart for chart in found}
+    result = [ElementTree.fromstring(svg) for svg in re.findall(r'<svg class="chart".*?</svg>', text, re.S)]
+    return {chart.findtext("title") or "": chart for chart in result}
 
 
 def test_the_page_says_what_was_done() -> None:

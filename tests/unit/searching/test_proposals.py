@@ -1,4 +1,4 @@
-"""Proposals: templates in turn, then the best candidate of each draw; no text twice; a trial of Optuna for each."""
+"""Proposals: templates in turn, then the best candidate of each sample; no text twice; a trial of Optuna for each."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -49,21 +49,21 @@ def ledger() -> Iterator[Ledger]:
 
 def test_the_first_contexts_are_of_all_templates(ledger: Ledger) -> None:
     search = Search(ledger, Model(), templates=("wide", "plain", "harsh", "wordy"))
-    assert {context.template for context in search.proposals.ask(4, [])} == {"wide", "plain", "harsh", "wordy"}
+    assert {context.template for context in search.proposals.propose(4, [])} == {"wide", "plain", "harsh", "wordy"}
 
 
 def test_what_is_proposed_learns_from_what_was_measured(ledger: Ledger) -> None:
     """The words of the strong texts are found; the weak ones are left alone."""
     search = Search(ledger, Model(), breed=0)
-    arms = search.arms(search.proposals.ask(12, []))
-    later = search.proposals.ask(12, arms)
+    arms = search.arms(search.proposals.propose(12, []))
+    later = search.proposals.propose(12, arms)
     mean = [sum(strength(context.text) for context in of) / 12 for of in ([arm.context for arm in arms], later)]
     assert mean[1] > mean[0] + 0.3
 
 
 def test_what_the_model_scores_chooses_before_anything_is_measured(ledger: Ledger) -> None:
     search = Search(ledger, ScoringModel(), breed=0)
-    chosen = search.proposals.ask(8, [])
+    chosen = search.proposals.propose(8, [])
     assert search.surrogate.prefix_scores.num_contexts == 8 * search.config.screen
     assert sum(strength(context.text) for context in chosen) / 8 > 2
     assert not Search(ledger, ScoringModel(), screen=1).surrogate.prefix_scores.num_contexts
@@ -71,10 +71,10 @@ def test_what_the_model_scores_chooses_before_anything_is_measured(ledger: Ledge
 
 def test_children_are_among_the_candidates_and_no_text_comes_twice(ledger: Ledger) -> None:
     search = Search(ledger, Model())
-    arms = search.arms(search.proposals.ask(8, []))
+    arms = search.arms(search.proposals.propose(8, []))
     contexts = [arm.context for arm in arms]
     for _ in range(3):
-        contexts += search.proposals.ask(8, arms)
+        contexts += search.proposals.propose(8, arms)
     assert len({context.context_id for context in contexts}) == len(contexts) == 32
     children = [context for context in contexts if context.operator]
     assert {id for child in children for id in child.parents} <= {arm.context.context_id for arm in arms}
@@ -82,18 +82,18 @@ def test_children_are_among_the_candidates_and_no_text_comes_twice(ledger: Ledge
 
 
 def test_the_same_seed_and_outcomes_propose_the_same(ledger: Ledger) -> None:
-    found = []
+    result = []
     for _ in range(2):
         search = Search(ledger, Model())
-        arms = search.arms(search.proposals.ask(8, []))
-        found.append([*(arm.context for arm in arms), *search.proposals.ask(8, arms)])
-    assert found[0] == found[1]
+        arms = search.arms(search.proposals.propose(8, []))
+        result.append([*(arm.context for arm in arms), *search.proposals.propose(8, arms)])
+    assert result[0] == result[1]
 
 
 def test_optuna_has_a_trial_for_each(ledger: Ledger) -> None:
     search = Search(ledger, Model(), max_over_refusal=0.1)
-    arms = search.arms(search.proposals.ask(8, []))
-    later = search.proposals.ask(8, arms)
+    arms = search.arms(search.proposals.propose(8, []))
+    later = search.proposals.propose(8, arms)
     for arm in arms:
         search.proposals.tell(arm)
     trials = search.proposals.study.trials
@@ -109,8 +109,8 @@ def test_optuna_has_a_trial_for_each(ledger: Ledger) -> None:
 def test_a_space_that_ends(ledger: Ledger) -> None:
     small = template("wide", "{{ 'firm ' * firm }}so", "firm = [0, 1, 2]")
     search = Search(ledger, Model(), small, breed=0)
-    assert len(search.proposals.ask(8, [])) == 3
-    assert search.proposals.ask(8, []) == []
+    assert len(search.proposals.propose(8, [])) == 3
+    assert search.proposals.propose(8, []) == []
     assert search.proposals.notes(3) == ["The space is exhausted: it holds 3 different contexts."]
 
 
@@ -139,7 +139,7 @@ def test_contexts_of_other_studies_are_tried_first(ledger: Ledger) -> None:
     ]
     setup = replace(search.setup, start=tuple(start))
     proposals = Proposals(setup, search.runner, search.base, search.surrogate)
-    contexts = proposals.ask(4, [])
+    contexts = proposals.propose(4, [])
     assert contexts[0] == start[0]
     assert len(contexts) == 4
     assert {context.operator for context in contexts[1:]} <= {"", START}
@@ -150,5 +150,5 @@ def test_contexts_of_start_that_find_no_room_are_told(ledger: Ledger) -> None:
     search = Search(ledger, Model())
     start = [Context(f"firm {word} please", operator=START, params=(("from", "best.json"),)) for word in ("so", "now")]
     proposals = Proposals(replace(search.setup, start=tuple(start)), search.runner, search.base, search.surrogate)
-    assert proposals.ask(1, []) == start[:1]
-    assert "1 contexts of --start were not tried, for want of room: best.json." in proposals.notes(1)
+    assert proposals.propose(1, []) == start[:1]
+    assert "1 contexts of --start were not tried, as --num-contexts is smaller: best.json." in proposals.notes(1)

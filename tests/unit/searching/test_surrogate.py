@@ -38,16 +38,16 @@ def test_what_breaks_the_cap_is_worth_nothing(ledger: Ledger, most: float, count
     contexts = [Context(text) for text in TEXTS]
     measured = measure(runner, contexts, base.to_flip(), base.outcomes, "search")
     arms = [Arm(context, m, "complete", 0) for context, m in zip(contexts, measured, strict=True)]
-    draws = Surrogate(base, prefix_scores, RefusalCap(most, counts), 0).draw(arms, [Context("firm firm firm so")])
-    for arm, flips, worth in zip(arms, draws.flips.T, draws.worth.T, strict=False):
+    samples = Surrogate(base, prefix_scores, RefusalCap(most, counts), 0).sample(arms, [Context("firm firm firm so")])
+    for arm, flips, worth in zip(arms, samples.flips.T, samples.worth.T, strict=False):
         assert flips.mean() == pytest.approx(arm.search.flip_rate.value, abs=0.1)
         if (arm.search.over_refusal_rate.value or 0.0) <= most:
             assert worth.mean() > 0.6 * flips.mean()
         else:
             assert worth.mean() < 0.1
-    unmeasured = draws.flips[:, -1]
-    assert abs(unmeasured.mean() - draws.flips[:, 3].mean()) < 0.25  # as what it is like
-    assert unmeasured.std() > draws.flips[:, 3].std()
+    unmeasured = samples.flips[:, -1]
+    assert abs(unmeasured.mean() - samples.flips[:, 3].mean()) < 0.25  # as what it is like
+    assert unmeasured.std() > samples.flips[:, 3].std()
 
 
 def test_prefix_scores_rank_contexts_before_anything_is_measured(ledger: Ledger) -> None:
@@ -76,8 +76,8 @@ def test_a_judge_that_detects_no_refusals_breaks_no_cap(ledger: Ledger) -> None:
     measured = measure(runner, contexts, base.to_flip(), base.outcomes, "search")
     arms = [Arm(context, m, "complete", 0) for context, m in zip(contexts, measured, strict=True)]
     surrogate = Surrogate(base, KnownAnswers(runner, base, ()), RefusalCap(0.0, "added"), 0)
-    draws = surrogate.draw(arms)
-    assert (draws.worth == draws.flips.clip(min=0.0)).all()
+    samples = surrogate.sample(arms)
+    assert (samples.worth == samples.flips.clip(min=0.0)).all()
 
 
 def test_an_arm_with_clearly_contracted_answers_is_worth_nothing(ledger: Ledger) -> None:
@@ -89,6 +89,6 @@ def test_an_arm_with_clearly_contracted_answers_is_worth_nothing(ledger: Ledger)
         Arm(context, replace(measurement, contraction=lost), "running", 0)
         for context, measurement, lost in zip(contexts, measured, losses, strict=True)
     ]
-    worth = Surrogate(base, prefix_scores, RefusalCap(1.0, "added"), 0, most_lost=0.5).draw(arms).worth
+    worth = Surrogate(base, prefix_scores, RefusalCap(1.0, "added"), 0, most_lost=0.5).sample(arms).worth
     assert (worth[:, 0] == 0).all()
     assert worth[:, 1].mean() > 0

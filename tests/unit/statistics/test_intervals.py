@@ -109,8 +109,8 @@ def test_last_bits_are_no_spread() -> None:
 
 
 @given(QUARTERS, st.randoms(use_true_random=False))
-def test_differences_are_antisymmetric(first: list[float], draw: random.Random) -> None:
-    second = draw.sample(first, len(first))
+def test_differences_are_antisymmetric(first: list[float], rng: random.Random) -> None:
+    second = rng.sample(first, len(first))
     change, mirror = paired_mean_difference(first, second), paired_mean_difference(second, first)
     assert change.value is not None
     assert change.value == pytest.approx(-(mirror.value or 0))
@@ -134,18 +134,18 @@ def test_impossible_values_and_parts_are_refused() -> None:
         weighted_sum([1.0], [Estimate(None, 0, 1, 0)])
 
 
-def mean_of_samples(draw: random.Random, skill: float, num_samples: int) -> float:
-    return sum(draw.random() < skill for _ in range(num_samples)) / num_samples
+def mean_of_samples(rng: random.Random, skill: float, num_samples: int) -> float:
+    return sum(rng.random() < skill for _ in range(num_samples)) / num_samples
 
 
 def test_coverage_of_a_mean_and_of_a_difference_is_near_its_level() -> None:
     """1,500 simulated runs of 60 problems of unlike hardness, 4 answers each; the second model is 0.1 worse on each."""
-    draw = random.Random(1)
+    rng = random.Random(1)
     covered = [0, 0]
     for _ in range(1500):
-        skills = [draw.uniform(0.1, 1.0) for _ in range(60)]
-        first = [mean_of_samples(draw, skill, 4) for skill in skills]
-        second = [mean_of_samples(draw, skill - 0.1, 4) for skill in skills]
+        skills = [rng.uniform(0.1, 1.0) for _ in range(60)]
+        first = [mean_of_samples(rng, skill, 4) for skill in skills]
+        second = [mean_of_samples(rng, skill - 0.1, 4) for skill in skills]
         mean, change = mean_interval(first), paired_mean_difference(second, first)
         covered[0] += mean.low <= 0.55 <= mean.high
         covered[1] += change.low <= -0.1 <= change.high
@@ -170,10 +170,10 @@ def test_one_part_with_weight_minus_one_is_its_mirror() -> None:
 
 def test_coverage_of_a_composite_is_near_its_level_with_rates_near_zero() -> None:
     """2,000 simulated scorecards of five sets, where the plain delta method would often have no width."""
-    draw, truths, sizes = random.Random(2), (0.3, 0.1, 0.02, 0.05, 0.01), (60, 100, 40, 80, 50)
+    rng, truths, sizes = random.Random(2), (0.3, 0.1, 0.02, 0.05, 0.01), (60, 100, 40, 80, 50)
     covered = 0
     for _ in range(2000):
-        counts = [sum(draw.random() < truth for _ in range(n)) for truth, n in zip(truths, sizes, strict=True)]
+        counts = [sum(rng.random() < truth for _ in range(n)) for truth, n in zip(truths, sizes, strict=True)]
         rates = [wilson(count, n) for count, n in zip(counts, sizes, strict=True)]
         result = weighted_sum([-0.2] * 5, [Estimate(rate.value, rate.low, rate.high, rate.n) for rate in rates], 1.0)
         covered += result.low <= 1 - sum(truths) / 5 <= result.high
@@ -182,12 +182,12 @@ def test_coverage_of_a_composite_is_near_its_level_with_rates_near_zero() -> Non
 
 def test_the_mean_of_problems_own_means_has_the_cluster_robust_error_of_all_samples() -> None:
     """The sandwich of an intercept, written out: the clusters' squared sums of residuals / N^2, times n / (n - 1)."""
-    draw, num, size = random.Random(3), 25, 4
-    drawn = [[float(draw.random() < skill) for _ in range(size)] for skill in (draw.random() for _ in range(num))]
-    mean = sum(map(sum, drawn)) / (num * size)
-    meat = sum(sum(first - mean for first in row) ** 2 for row in drawn)
+    rng, num, size = random.Random(3), 25, 4
+    values = [[float(rng.random() < skill) for _ in range(size)] for skill in (rng.random() for _ in range(num))]
+    mean = sum(map(sum, values)) / (num * size)
+    meat = sum(sum(first - mean for first in row) ** 2 for row in values)
     error = math.sqrt(num / (num - 1) * meat) / (num * size)
-    result, quantile = mean_interval([sum(row) / size for row in drawn]), float(t.ppf(0.975, num - 1))
+    result, quantile = mean_interval([sum(row) / size for row in values]), float(t.ppf(0.975, num - 1))
     assert result.n == num
     ends = mean - quantile * error, mean + quantile * error
     assert (result.value, result.low, result.high) == pytest.approx((mean, *ends))

@@ -16,7 +16,7 @@ def features(num: int, groups: list[int] | None = None, scores: list[float] | No
 
 
 def rates(model: RateModel, given: ContextFeatures, outcomes: Array, num: int = NUM) -> Array:
-    return model.draws(given, outcomes, num, np.random.default_rng(0))
+    return model.sample(given, outcomes, num, np.random.default_rng(0))
 
 
 def test_the_posterior_is_that_of_the_joint_gaussian() -> None:
@@ -36,9 +36,9 @@ def test_the_posterior_is_that_of_the_joint_gaussian() -> None:
     values = np.array([outcomes[place] for place in places]) - 0.3
     mean = 0.3 + to_seen @ np.linalg.solve(covariance, values)
     spread = prior + weights.prompts / 4 - to_seen @ np.linalg.solve(covariance, to_seen.T)
-    drawn = rates(model, given, outcomes)
-    assert drawn.mean(axis=0) == pytest.approx(mean, abs=0.01)
-    assert np.cov(drawn.T) == pytest.approx(spread, abs=0.004)
+    sampled = rates(model, given, outcomes)
+    assert sampled.mean(axis=0) == pytest.approx(mean, abs=0.01)
+    assert np.cov(sampled.T) == pytest.approx(spread, abs=0.004)
 
 
 def test_two_contexts_are_compared_in_pairs() -> None:
@@ -47,8 +47,8 @@ def test_two_contexts_are_compared_in_pairs() -> None:
     other = hard.copy()
     other[1:9:2] = 1.0
     lower = np.array([hard, other, *[hard] * 4])
-    drawn = rates(RateModel(0.3), features(6), lower)
-    difference = drawn[:, 1] - drawn[:, 0]
+    sampled = rates(RateModel(0.3), features(6), lower)
+    difference = sampled[:, 1] - sampled[:, 0]
     assert difference.std() < 0.6 * np.sqrt(2 * 0.25 / 60)  # that of two unpaired shares
     assert (difference > 0).mean() > 0.8
 
@@ -73,15 +73,15 @@ def test_scores_count_as_much_as_they_told() -> None:
     generator, scores = np.random.default_rng(2), np.linspace(-1.5, 1.5, 20)
     outcomes = (generator.random((20, 40)) < (0.5 + 0.25 * scores)[:, None]).astype(float)
     outcomes[[0, 19]] = np.nan
-    told = rates(RateModel(0.3), features(20, None, list(scores)), outcomes).mean(axis=0)
-    assert told[19] - told[0] > 0.4
+    predicted = rates(RateModel(0.3), features(20, None, list(scores)), outcomes).mean(axis=0)
+    assert predicted[19] - predicted[0] > 0.4
     outcomes[1:19] = (generator.random((18, 40)) < 0.5).astype(float)
     untold = rates(RateModel(0.3), features(20, None, list(scores)), outcomes).mean(axis=0)
     assert abs(untold[19] - untold[0]) < 0.15
 
 
 def test_nothing_known_and_nothing_to_know() -> None:
-    drawn = rates(RateModel(0.3), features(2), np.full((2, 5), np.nan))
-    assert drawn.mean() == pytest.approx(0.3, abs=0.02)
-    assert drawn.std() > 0.3
+    sampled = rates(RateModel(0.3), features(2), np.full((2, 5), np.nan))
+    assert sampled.mean() == pytest.approx(0.3, abs=0.02)
+    assert sampled.std() > 0.3
     assert rates(RateModel(0.05), features(2), np.full((2, 0), np.nan), 8).shape == (8, 2)

@@ -79,11 +79,11 @@ def test_equal_contexts_have_a_width_all_the_same() -> None:
 
 def test_coverage_is_near_its_level() -> None:
     """2,000 simulated studies of 60 prompts, contexts correlated and 20 points apart."""
-    draw = random.Random(0)
+    rng = random.Random(0)
     cells = [(True, True), (True, False), (False, True), (False, False)]
     covered = 0
     for _ in range(2000):
-        pairs = draw.choices(cells, weights=[0.4, 0.3, 0.1, 0.2], k=60)
+        pairs = rng.choices(cells, weights=[0.4, 0.3, 0.1, 0.2], k=60)
         result = paired_difference([a for a, _ in pairs], [b for _, b in pairs])
         covered += result.low <= 0.2 <= result.high
     assert 0.93 <= covered / 2000 <= 0.98
@@ -155,8 +155,8 @@ def test_a_success_that_cannot_be_is_certainty() -> None:
 
 
 def test_looking_after_every_draw_errs_at_most_alpha() -> None:
-    draws = np.random.default_rng(0).random((4000, 200)) < 0.5
-    counts = draws.cumsum(axis=1)
+    coins = np.random.default_rng(0).random((4000, 200)) < 0.5
+    counts = coins.cumsum(axis=1)
     highest = e_value(counts, np.arange(1, 201), 0.5).max(axis=1)
     # Three standard errors of 4,000 studies.
     assert (highest >= 10).mean() <= 0.1 + 3 * math.sqrt(0.1 * 0.9 / 4000)

@@ -42,11 +42,11 @@ def jensen_shannon(log_p: Tensor, log_q: Tensor, mixture: float) -> Tensor:
 
 def inputs(num: int = N) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Student hidden, student head, teacher hidden, teacher head, weights."""
-    draw = torch.Generator().manual_seed(4)
+    generator = torch.Generator().manual_seed(4)
     hidden, head, teacher, teacher_head = (
-        0.6 * torch.randn(*shape, generator=draw) for shape in ((num, H), (V, H), (num, H), (V, H))
+        0.6 * torch.randn(*shape, generator=generator) for shape in ((num, H), (V, H), (num, H), (V, H))
     )
-    return hidden.requires_grad_(), head.requires_grad_(), teacher, teacher_head, torch.rand(num, generator=draw)
+    return hidden.requires_grad_(), head.requires_grad_(), teacher, teacher_head, torch.rand(num, generator=generator)
 
 
 def reference(spec: Divergence, sh: Tensor, sw: Tensor, th: Tensor, tw: Tensor, weights: Tensor) -> tuple[Any, ...]:

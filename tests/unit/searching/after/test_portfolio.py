@@ -23,7 +23,9 @@ def test_greedy_against_every_choice(sets: list[frozenset[str]], most: int) -> N
     chosen = greedy_cover(sets, most)
     assert len(chosen) <= most
     assert len(set(chosen)) == len(chosen)
-    best = max((covered(sets, list(some)) for some in combinations(range(len(sets)), min(most, len(sets)))), default=0)
+    best = max(
+        (covered(sets, list(chosen)) for chosen in combinations(range(len(sets)), min(most, len(sets)))), default=0
+    )
     assert max(map(len, sets), default=0) <= covered(sets, chosen) <= best
     assert covered(sets, chosen) >= (1 - 1 / 2.718281828) * best
     if most >= len(sets):

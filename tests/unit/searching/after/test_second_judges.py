@@ -51,7 +51,10 @@ class BlindJudge(RefusalJudge):
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
         return super().judge(
-            [replace(one, completion=REFUSAL) if one.completion.startswith("Sorry") else one for one in exchanges]
+            [
+                replace(exchange, completion=REFUSAL) if exchange.completion.startswith("Sorry") else exchange
+                for exchange in exchanges
+            ]
         )
 
 
@@ -454,7 +457,9 @@ def test_disagreements_are_escaped_on_the_page() -> None:
     hostile = replace(
         disagreements_of(study.winner)[0], prompt="<script>p()</script>", answer="</pre><script>a()</script>"
     )
-    trials = [one.with_confirmed(disagreements=(hostile,)) if disagreements_of(one) else one for one in study.trials]
+    trials = [
+        trial.with_confirmed(disagreements=(hostile,)) if disagreements_of(trial) else trial for trial in study.trials
+    ]
     page = leaderboard_page(replace(study, trials=tuple(trials)))
     assert "&lt;script&gt;p()" in page
     assert "<script>p()" not in page
