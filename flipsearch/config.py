@@ -123,13 +123,13 @@ class ModelConfig(BaseModel):
         return self.sampling().longest
 
     @staticmethod
-    def free_fields() -> set[str]:
+    def changeable_fields() -> set[str]:
         """Return the settings that change no result: they may differ when a command is continued."""
         return {"reports", "batch_size", "device", "max_model_len", "request_timeout_s"}
 
     def identity(self, *more: object) -> str:
         """Return a hash of the settings that change results, and of `more`."""
-        return content_id(self.model_dump(mode="json", exclude=self.free_fields()), *more)
+        return content_id(self.model_dump(mode="json", exclude=self.changeable_fields()), *more)
 
 
 class StudyConfig(ModelConfig):
@@ -179,10 +179,10 @@ class StudyConfig(ModelConfig):
         return SampleRule(self.samples, self.unsafe_at, self.count_flips)
 
     @staticmethod
-    def free_fields() -> set[str]:
+    def changeable_fields() -> set[str]:
         """Return the settings that a continued study may change: they change no result that is already there."""
         budgets, after = {"num_contexts", "budget_tokens", "time_s"}, {"depths", "benign_context", "second_judges"}
-        return ModelConfig.free_fields() | {"study", "best"} | budgets | after
+        return ModelConfig.changeable_fields() | {"study", "best"} | budgets | after
 
     def study_name(self, *more: object) -> str:
         """Return the folder's name: the given one, or model and hash of the settings and of `more`."""
@@ -361,7 +361,7 @@ class TrainConfig(ModelConfig):
     """Where transformers reports the steps too: tensorboard, wandb, …; repeatable."""
 
     @staticmethod
-    def free_fields() -> set[str]:
+    def changeable_fields() -> set[str]:
         """Return the settings that a resumed training may change."""
         places = {"name", "checkpoints", "reports", "resume", "save_steps", "report_to"}
         return places | {"batch_size", "device", "micro_batch_size", "gradient_checkpointing", "request_timeout_s"}
@@ -391,6 +391,6 @@ class EvalConfig(ModelConfig):
     """Folder with the ledger of all evaluations, and the scorecards of models that are no checkpoints."""
 
     @staticmethod
-    def free_fields() -> set[str]:
+    def changeable_fields() -> set[str]:
         """Return the settings that change no result."""
-        return ModelConfig.free_fields() | {"contexts"}
+        return ModelConfig.changeable_fields() | {"contexts"}

@@ -81,22 +81,22 @@ class SearchResult(ShowsFacts):
 
     def facts(self) -> dict[str, str]:
         """Return what is shown of it."""
-        said = verdict(self.study)
-        return {"study": self.study.name, "verdict": said.sentence, "contexts": f"{len(self.study.trials):,}"} | {
+        conclusion = verdict(self.study)
+        return {"study": self.study.name, "verdict": conclusion.sentence, "contexts": f"{len(self.study.trials):,}"} | {
             "best": shortened(self.best.context.text) if self.best else "none",
             "page": str(self.folder / "leaderboard.html"),
         }
 
     def _repr_html_(self) -> str:
-        said, board = verdict(self.study), self.leaderboard
+        conclusion, board = verdict(self.study), self.leaderboard
         shown = board[[name for name in board.columns if name not in ("context_id", "text", "role")]].head(NUM_SHOWN)
         rows = [
             ["" if pd.isna(v) else f"{v:.3f}" if isinstance(v, float) else str(v) for v in row] for row in shown.values
         ]
-        basis = html.escape(printable(" ".join(said.basis)))
+        basis = html.escape(printable(" ".join(conclusion.basis)))
         more = f"<p>{len(board) - len(rows):,} more in .leaderboard</p>" if len(board) > len(rows) else ""
         page = html.escape(str(self.folder / "leaderboard.html"))
-        sentence = html.escape(printable(said.sentence))
+        sentence = html.escape(printable(conclusion.sentence))
         return f"<p><b>{sentence}</b></p><p>{basis}</p>{html_table(rows, list(shown.columns))}{more}<p>{page}</p>"
 
     @property

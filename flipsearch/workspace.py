@@ -211,7 +211,7 @@ def _write_settings(folder: Path, config: StudyConfig) -> None:
     if path.exists():
         before, now = read_toml(path), config.model_dump(mode="json", exclude_none=True)
         before |= respelled(before)
-        for key in sorted((set(now) | set(before)) - config.free_fields()):
+        for key in sorted((set(now) | set(before)) - config.changeable_fields()):
             if before.get(key) != now.get(key):
                 earlier, given = (as_typed(type(config), key, values.get(key)) for values in (before, now))
                 raise StudyError(

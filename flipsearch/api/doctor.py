@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
-from flipsearch.backends.base import check_model, list_backends, make_backend, one_command
+from flipsearch.backends.base import check_model, command_scope, list_backends, make_backend
 from flipsearch.backends.chat import Chat
 from flipsearch.backends.decoding import DecodingPath
 from flipsearch.backends.loading import (
@@ -44,7 +44,7 @@ EXTRAS = {
 of_packages, of_machine = partial(HealthCheck, "packages"), partial(HealthCheck, "machine")
 of_model, of_judge = partial(HealthCheck, "model"), partial(HealthCheck, "judge")
 BYTES_PER_PARAMETER = {"float32": 4, "bfloat16": 2, "float16": 2}
-ROOM = 0.75
+WEIGHTS_SHARE = 0.75
 """Share of the memory that weights may take, so that caches and activations fit too."""
 QUESTION = Prompt("Name three colours.", "benign")
 SHORT = Sampling(max_tokens=24)
@@ -54,7 +54,7 @@ ANSWERS = (
 )
 
 
-@one_command()
+@command_scope()
 def doctor(
     *,
     model: str | None = None,
@@ -108,9 +108,9 @@ def _machine() -> Iterator[HealthCheck]:
     yield of_machine("processor", "ok", f"{os.cpu_count()} cores, {memory / 2**30:.1f} GiB of memory")
     shown = [f"{name} ({free / 2**30:.0f} of {total / 2**30:.0f} GiB free)" for name, (free, total) in gpus.items()]
     yield of_machine("GPU", "ok" if shown else "missing", "; ".join(shown) or "none that torch can use")
-    room = next((free for free, _ in gpus.values()), memory)
+    capacity = next((free for free, _ in gpus.values()), memory)
     size = BYTES_PER_PARAMETER[dtype]
-    fits = (ROOM * room / per / 1e9 for per in (size, size + 16, size))
+    fits = (WEIGHTS_SHARE * capacity / per / 1e9 for per in (size, size + 16, size))
     text = "a model of about {:.1f} B parameters fits for search, {:.1f} B for train, {:.1f} B for train --lora"
     yield of_machine("runs here", "ok", f"on {device} in {dtype}, {text.format(*fits)}")
     cache = cache_folder("checks")

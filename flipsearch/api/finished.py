@@ -21,14 +21,14 @@ from flipsearch.workspace import LEDGER_FILE, write_result
 
 
 def inputs_key(setup: SearchSetup, prompts: PromptSet) -> str | None:
-    """Return the ledger's note that a search of these inputs was finished; None where running it again goes on.
+    """Return the ledger's note that a search of these inputs was finished; None where running it again continues it.
 
     That is so with a limit of time; and an endpoint is probed each time. Nothing is loaded.
     """
     config = setup.config
     if config.time_s is not None or config.backend not in ("transformers", "vllm") or is_endpoint(config.model):
         return None
-    settings = config.model_dump(mode="json", exclude=ModelConfig.free_fields() | {"study", "best"})
+    settings = config.model_dump(mode="json", exclude=ModelConfig.changeable_fields() | {"study", "best"})
     judges = [load_judge(name) for name in (config.judge, config.confirm_judge, *config.second_judges) if name]
     check_identities(*judges)
     models = [config, *filter(None, [config.rewriter_config()])]

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
-from flipsearch.backends.base import one_command
+from flipsearch.backends.base import command_scope
 from flipsearch.config import StudyConfig
 from flipsearch.core.errors import ConfigError, JudgeError, unknown_name
 from flipsearch.core.files import content_folder
@@ -30,7 +30,7 @@ from flipsearch.results import JudgeCheck, JudgeFit, LabellingResult
 from flipsearch.workspace import ledger_place, study_folder
 
 
-@one_command()
+@command_scope()
 def check_judge(
     judge: str, labels: str | Sequence[str], *, reports: Path | None = None, progress: Progress | None = None
 ) -> JudgeCheck:
@@ -60,7 +60,7 @@ def check_judge(
     return JudgeCheck(accuracy, save_accuracy(accuracy, folder), tuple(by_study), replaced)
 
 
-@one_command()
+@command_scope()
 def stress_judge(judge: str) -> JudgeStress:
     """Show a judge made-up answers that are hard to judge by their form, and count what it gets right; keeps nothing.
 

@@ -1,4 +1,4 @@
-"""check_ledger, export_ledger and list_things: what a ledger holds, and what names on the command line can mean."""
+"""check_ledger, export_ledger and list_available: what a ledger holds, and what names on the command line can mean."""
 
 import sys
 from collections.abc import Sequence
@@ -49,7 +49,7 @@ def export_ledger(
         return export_lines(ledger, stream or sys.stdout, finished)
 
 
-def list_things(what: str, contexts: Sequence[str] = (), model: str | None = None) -> list[dict[str, str]]:
+def list_available(what: str, contexts: Sequence[str] = (), model: str | None = None) -> list[dict[str, str]]:
     """Return rows of name and description for models, contexts, judges, prompts, problems or backends.
 
     Contexts, those that go with `model`, have more: role, length, placements, number of variants, source; a file that

@@ -13,7 +13,7 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
-from flipsearch.backends.base import one_command
+from flipsearch.backends.base import command_scope
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import ConfigError, unknown_name
 from flipsearch.core.settings import flag_of, make_config, read_toml, value_type
@@ -52,7 +52,7 @@ def takes(kind: type[Config]) -> Callable[[Callable[Concatenate[Given[Config], R
                 raise ConfigError(unknown_name("setting", name, [*kind.model_fields, *others]))
             file = read_toml(Path(config)) if config else {}
             given = Given(kind, file, {name: value for name, value in keywords.items() if name not in others})
-            with one_command():
+            with command_scope():
                 return function(given, *positional, **{name: keywords[name] for name in keywords.keys() & others})
 
         fields = [parameter_of(kind, name) for name in kind.model_fields]

@@ -80,7 +80,7 @@ def search(
 def plan(
     given: Given[SearchConfig], *, delta: float = 0.05, power: float = 0.8, tokens_per_second: float | None = None
 ) -> SearchPlan:
-    """Return what a search takes (prompts, rollouts, tokens, time) and which differences it can tell, without a model.
+    """Return what a search costs (prompts, rollouts, tokens, time) and which differences it can detect; loads no model.
 
     `delta` is the difference of flip rates that the confirm split should detect with probability `power`. The length
     of a completion, and the speed if it is not given, are taken from the study's ledger, if there is one.

@@ -10,7 +10,7 @@ To add one, write a module and a row of BACKENDS; from another package, an entry
 `flipsearch.backends` that names the class. This module knows nothing of any backend but its row, and imports its
 module only when a model is checked or loaded on it.
 
-OPENAI_API_KEY is the key of the only host that a command asks. Where it asks several (a model here, a judge there),
+OPENAI_API_KEY is the key of the only host that a command calls. Where it calls several (a model here, a judge there),
 each has a variable of its own, OPENAI_API_KEY_HOST or OPENAI_API_KEY_HOST_PORT, and gets nothing without it.
 """
 
@@ -80,7 +80,7 @@ def check_model(config: ModelConfig) -> None:
     """Check what can be wrong with a model before it is loaded; BackendError, PluginError for a broken entry point."""
     name, entry = _resolve(config)
     if config.omit and name != "http":
-        raise BackendError(f"--omit {config.omit[0]} is for endpoints, and --backend {name} asks none; leave it out.")
+        raise BackendError(f"--omit {config.omit[0]} is for endpoints, and --backend {name} calls none; leave it out.")
     if entry.package and not find_spec(entry.package):
         raise BackendError(f"--backend {name} needs a package that is not installed: {entry.install}.")
     if check := _hook(config, "check"):
@@ -159,8 +159,8 @@ _HOSTS: ContextVar[set[str] | None] = ContextVar("hosts", default=None)
 
 
 @contextmanager
-def one_command() -> Iterator[None]:
-    """Open the block, or decorate the function, of a command: its endpoints are told apart by `name_host`."""
+def command_scope() -> Iterator[None]:
+    """Open the block, or decorate the function, of a command: `name_host` notes its endpoints."""
     token = _HOSTS.set(set())
     try:
         yield
@@ -169,7 +169,7 @@ def one_command() -> Iterator[None]:
 
 
 def name_host(host: str) -> None:
-    """Note that the running command asks a host; called where models are checked, before anything is sent."""
+    """Note that the running command calls a host; called where models are checked, before anything is sent."""
     hosts = _HOSTS.get()
     if hosts is not None:
         hosts.add(host)

@@ -49,7 +49,7 @@ AttentionInterface.register(GROUPED_ATTENTION, grouped_sdpa)
 AttentionMaskInterface.register(GROUPED_ATTENTION, sdpa_mask)
 
 
-class RoomyLayer(DynamicLayer):
+class PreallocatedLayer(DynamicLayer):
     """One layer's keys and values (B, H, T, D), at the front of buffers with capacity for more tokens."""
 
     _buffers: tuple[torch.Tensor, torch.Tensor]
@@ -72,14 +72,14 @@ class RoomyLayer(DynamicLayer):
             buffer[..., start:end, :] = states
         return self._view(end)
 
-    def take(self, source: "RoomyLayer", rows: torch.Tensor, first_token: int = 0) -> None:
+    def take(self, source: "PreallocatedLayer", rows: torch.Tensor, first_token: int = 0) -> None:
         """Become the `rows` (repeats allowed) of `source` from `first_token` on; `source` may be this layer."""
         kept = [states[..., first_token:, :] for states in source._view(source.get_seq_length())]
         self._allocate(kept, len(rows), kept[0].shape[-2])
         for buffer, states in zip(self._buffers, kept, strict=True):
             buffer[..., : states.shape[-2], :] = states[rows]
 
-    def gather(self, layers: Sequence["RoomyLayer"]) -> None:
+    def gather(self, layers: Sequence["PreallocatedLayer"]) -> None:
         """Become the rows of `layers`, concatenated; shorter ones are padded with zeros in front."""
         parts = [layer._view(layer.get_seq_length()) for layer in layers]
         width = max(layer.get_seq_length() for layer in layers)
@@ -111,26 +111,26 @@ class RoomyLayer(DynamicLayer):
         return keys, values
 
 
-class RoomyCache(DynamicCache):
-    """A DynamicCache of RoomyLayers, for models whose layers all attend to all earlier tokens."""
+class PreallocatedCache(DynamicCache):
+    """A DynamicCache of PreallocatedLayers, for models whose layers all attend to all earlier tokens."""
 
     def __init__(self, config: PreTrainedConfig) -> None:
         super().__init__(config=config)
-        self.roomy = [RoomyLayer() for _ in self.layers]  # type: ignore[no-untyped-call]
-        self.layers = list(self.roomy)
+        self.preallocated = [PreallocatedLayer() for _ in self.layers]  # type: ignore[no-untyped-call]
+        self.layers = list(self.preallocated)
 
-    def take(self, source: "RoomyCache", rows: torch.Tensor, first_token: int = 0) -> None:
+    def take(self, source: "PreallocatedCache", rows: torch.Tensor, first_token: int = 0) -> None:
         """Become the `rows` (repeats allowed) of `source` from `first_token` on; `source` may be this cache."""
-        for layer, source_layer in zip(self.roomy, source.roomy, strict=True):
+        for layer, source_layer in zip(self.preallocated, source.preallocated, strict=True):
             layer.take(source_layer, rows, first_token)
 
-    def gather(self, caches: Sequence["RoomyCache"]) -> None:
+    def gather(self, caches: Sequence["PreallocatedCache"]) -> None:
         """Become the rows of `caches`, concatenated; shorter ones are padded in front, to be masked."""
-        for index, layer in enumerate(self.roomy):
-            layer.gather([cache.roomy[index] for cache in caches])
+        for index, layer in enumerate(self.preallocated):
+            layer.gather([cache.preallocated[index] for cache in caches])
 
 
 def attends_to_all(config: PreTrainedConfig) -> bool:
-    """Return whether every layer is plain full attention, so that a RoomyCache fits the model."""
+    """Return whether every layer is plain full attention, so that a PreallocatedCache fits the model."""
     layers = DynamicCache(config=config).layers
     return len(layers) > 0 and all(type(layer) is DynamicLayer for layer in layers)

@@ -35,7 +35,7 @@ from flipsearch.core.thoughts import MARK_PARTS, THOUGHT_MARK
 
 TAIL = 16
 """Last tokens in which a mark of several tokens is looked for."""
-OPENING_TOKENS = 8
+START_TOKENS = 8
 """A thought begins within so many tokens, or the model answers at once."""
 
 
@@ -106,10 +106,10 @@ class ThoughtBudget:
 
     @property
     def num_left(self) -> int:
-        """Most tokens that the model may write before the budget has to be asked again."""
+        """Most tokens that the model may write before the budget has to be checked again."""
         if self.in_thought:
             return self.sampling.think_tokens - self.num_thought
-        may_open = not self.num_thought_tokens and self.num_answer < OPENING_TOKENS
+        may_open = not self.num_thought_tokens and self.num_answer < START_TOKENS
         left = self.sampling.max_tokens - self.num_answer
         return min(left, self.sampling.think_tokens) if may_open else left
 
@@ -134,8 +134,8 @@ class ThoughtBudget:
                 self._forced = list(self.watch.closing_ids)
         else:
             self.num_answer += 1
-            is_first = not self.num_thought_tokens and self.num_answer <= OPENING_TOKENS
-            if is_first and self.watch.opens(self.ids):
+            is_at_start = not self.num_thought_tokens and self.num_answer <= START_TOKENS
+            if is_at_start and self.watch.opens(self.ids):
                 self.in_thought, self.num_answer = True, 0
 
     def _close(self, *, was_forced: bool) -> None:

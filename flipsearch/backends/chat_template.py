@@ -1,6 +1,6 @@
 """A tokenizer's chat template, and what rendering it with probes tells of it; the only caller of `apply_chat_template`.
 
-What a template does is found out by trying: whether it takes a system message, whether it wants content as typed parts,
+What a template does is found by rendering probes: does it take a system message, does it want content as typed parts,
 which of its variables switches thinking, how it writes a thought, and what it writes after an answer.
 """
 
@@ -127,7 +127,7 @@ class ChatTemplate:
         """Raise ValueError if what is rendered lacks a text of the user or the system, or a part of one."""
         shown = " ".join(text.split())
         if self.keeps_texts and not all(
-            " ".join(said.split()) in shown for role, said in turns if role in ("user", "system")
+            " ".join(text.split()) in shown for role, text in turns if role in ("user", "system")
         ):
             raise ValueError("the chat template leaves out or changes a part of it")
 

@@ -21,7 +21,7 @@ import torch
 from torch.nn.functional import pad
 from transformers import Cache, DynamicCache, PreTrainedModel
 
-from flipsearch.backends.cache import RoomyCache, attends_to_all
+from flipsearch.backends.cache import PreallocatedCache, attends_to_all
 from flipsearch.backends.chat import ThoughtBudget
 from flipsearch.backends.rollouts import stream_seed
 from flipsearch.core.records import Request, Sampling
@@ -233,9 +233,9 @@ class Decoder:
             parts = list(self._forward_in_parts(prompts, prefixes, 1))
             width = max(mask.shape[-1] for _, mask, _ in parts)
             mask = torch.cat([pad(mask, (width - mask.shape[-1], 0)) for _, mask, _ in parts])
-            logits, roomy = torch.cat([logits for logits, _, _ in parts]), RoomyCache(self.model.config)
-            roomy.gather([part_cache for _, _, part_cache in parts])
-            cache: Cache = roomy
+            logits, preallocated = torch.cat([logits for logits, _, _ in parts]), PreallocatedCache(self.model.config)
+            preallocated.gather([part_cache for _, _, part_cache in parts])
+            cache: Cache = preallocated
         else:
             logits, mask, cache = self._forward_whole(prompts, 1)
         unwritten = mask.new_ones((len(prompts), max_tokens))
@@ -251,20 +251,20 @@ class Decoder:
 
     def _forward_in_parts(
         self, prompts: Sequence[Ids], prefixes: Sequence[int], num: int
-    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, RoomyCache]]:
+    ) -> Iterator[tuple[torch.Tensor, torch.Tensor, PreallocatedCache]]:
         """Compute shared prefixes once, then yield consecutive prompts: logits (B, num, V), mask (B, T), cache."""
         heads = [tuple(ids[:length]) for ids, length in zip(prompts, prefixes, strict=True)]
         if not all(heads) or 2 * sum(map(len, set(heads))) > sum(map(len, heads)):
             heads = [()] * len(prompts)
         tails = [ids[len(head) :] for ids, head in zip(prompts, heads, strict=True)]
         distinct = {head: row for row, head in enumerate(dict.fromkeys(heads))}
-        head_cache = RoomyCache(self.model.config)
+        head_cache = PreallocatedCache(self.model.config)
         ids, head_mask = self._pad(list(distinct))
         if ids.shape[-1] > 0:
             self._forward(ids, head_mask, _positions(head_mask), head_cache)
         for part in _parts(tails, PART_TOKENS[self.device.type == "cpu"]):
             rows = torch.tensor([distinct[head] for head in heads[part]], device=self.device)
-            cache, front = RoomyCache(self.model.config), head_mask[rows]
+            cache, front = PreallocatedCache(self.model.config), head_mask[rows]
             if front.shape[-1] > 0:
                 cache.take(head_cache, rows)
             ids, tail_mask = self._pad(tails[part])
@@ -335,7 +335,7 @@ def _positions(mask: torch.Tensor) -> torch.Tensor:
 def _take(batch: DecodingBatch, kept: torch.Tensor) -> DecodingBatch:
     """Return the batch with only the `kept` rows, without the padding that all of them have in front."""
     mask, first = batch.mask[kept], 0
-    if isinstance(batch.cache, RoomyCache):
+    if isinstance(batch.cache, PreallocatedCache):
         first = int(mask.int().argmax(-1).min())
         batch.cache.take(batch.cache, kept, first)
     else:

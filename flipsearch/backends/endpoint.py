@@ -108,7 +108,7 @@ class Endpoint:
     """Calls to one address, retried where that can help; thread-safe.
 
     `timeout_s` is the time of one request, retries and pauses included. `pause` sleeps for a number of seconds, and
-    `on_pause` is told why before it does.
+    `on_pause` is called with the reason before it does.
     """
 
     def __init__(
@@ -256,7 +256,7 @@ class Endpoint:
             raise RequestError(f"HTTP 403: {self._one_line(message) or 'Forbidden'}")
         if status in (401, 403):
             known = f"the key in {self._variable}" if self._key else f"requests without a key: set {self._variable}"
-            several = f"; {KEY_VARIABLE} goes to no host where a command asks several"
+            several = f"; {KEY_VARIABLE} goes to no host where a command calls several"
             why = several if not self._key and self._variable != KEY_VARIABLE else ""
             raise BackendError(f"{where} refuses {known} (HTTP {status}){why}.")
         details = f"{codes} {message}"

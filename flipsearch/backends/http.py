@@ -68,8 +68,8 @@ class HttpBackend:
     """The model that `http(s)://host[:port]/v1#model-name` names, with its key, if there is one.
 
     What is wrong with the endpoint for every request is a BackendError, of `probe` where the backend is loaded by its
-    settings. `omit` are parameters that are not sent. Its identity is address and name, and what the endpoint cannot be
-    told, as nothing more is known of it: another model served under the same name needs another ledger.
+    settings. `omit` are parameters that are not sent. Its identity is address and name, and the parameters that are
+    not sent; nothing more is known of it: another model served under the same name needs another ledger.
     """
 
     revision: str | None = None
@@ -158,8 +158,8 @@ class HttpBackend:
                 self._give_up_refused(refusal, body, sampling)
             except RequestError as error:
                 where = f"the endpoint {self._address.base} cannot be used"
-                said = self._endpoint.without_key(str(error))
-                raise BackendError(f"{where}: {said}. Asked for one word, before anything else.") from error
+                reason = self._endpoint.without_key(str(error))
+                raise BackendError(f"{where}: {reason}. The request was for one word, before anything else.") from error
             else:
                 return
 

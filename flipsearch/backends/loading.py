@@ -1,7 +1,7 @@
 """Loads tokenizers and causal language models from safetensors, checked, with every failure as one clear line.
 
 Whole architectures decode wrongly in silence when their state is handed on under another name, or when padding shifts
-their positions. So the way of decoding is found by trying: batches with shared prefixes, else one prompt at a time
+their positions. So the way of decoding is found by a test: batches with shared prefixes, else one prompt at a time
 with the model's own cache, else no cache at all; the first one whose logits are those of a plain forward is taken. A
 model that agrees with itself in none is refused. What was found is kept in the cache by content and versions.
 
@@ -72,7 +72,7 @@ def gpu_memory() -> dict[str, tuple[int, int]]:
     return {name: torch.cuda.mem_get_info(index) for index, name in enumerate(names)}
 
 
-def free_memory() -> None:
+def release_memory() -> None:
     """Return memory that nothing references any more to the system, on a GPU to the device."""
     gc.collect()
     if torch.cuda.is_available():

@@ -45,7 +45,7 @@ ENCODING_FILES = (
 )
 LOADED_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", *ENCODING_FILES)
 TEXT_FILES = ("*config.json", "*.safetensors.index.json", "*.jinja", "*.txt", *ENCODING_FILES)
-"""Of which each must be whole, whoever reads it: libraries pass over some that they cannot read."""
+"""Each of these must be whole: libraries pass over some that they cannot read."""
 LFS_POINTER = b"version https://git-lfs"
 UNLOADED_FILES = ("*/*", "consolidated*")
 """Other formats of the same model."""
@@ -74,7 +74,7 @@ def list_models() -> dict[str, str]:
         "FILE.gguf": f"a GGUF file of a kind that transformers reads; {gguf}",
         "ORG/NAME[@REVISION]": "a model on the Hugging Face hub, e.g. Qwen/Qwen3-0.6B",
         "http(s)://HOST/v1#NAME": "a model behind an OpenAI-compatible endpoint; its key comes from OPENAI_API_KEY, "
-        "or, where several hosts are asked, from OPENAI_API_KEY_HOST",
+        "or, where several hosts are called, from OPENAI_API_KEY_HOST",
     }
 
 

@@ -1,7 +1,7 @@
 """Reads a chat completion: its answer, its thought, and why it ended, in the dialects of the servers that are in use.
 
 A reply is hostile: nothing in it is trusted to have the type that OpenAI's form says, and what cannot be read is a
-RequestError with its reason, never a completion: pages, streams and other APIs' own forms are told apart there.
+RequestError with its reason, never a completion: pages, streams and other APIs' own forms are recognised there.
 """
 
 import json
@@ -71,10 +71,10 @@ def parse_reply(content: bytes, max_tokens: int) -> ChatReply:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "all of it"
-        said = error_of(content)[0] if b'"error"' in content else ""
-        if not said and (came := foreign_reply(content)):
+        message = error_of(content)[0] if b'"error"' in content else ""
+        if not message and (came := foreign_reply(content)):
             raise RequestError(f"the endpoint's answer is no chat completion but {came}") from error
-        why = f"it says: {said}" if said else f"{where}: {first['msg'][:150]}"
+        why = f"it says: {message}" if message else f"{where}: {first['msg'][:150]}"
         raise RequestError(f"the endpoint's answer is no chat completion ({why})") from error
     choice = response.choices[0]
     if choice.message is None and choice.text is not None:

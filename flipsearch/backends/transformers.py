@@ -24,12 +24,12 @@ from flipsearch.backends.loading import (
     check_template,
     choose_device,
     choose_dtype,
-    free_memory,
     is_out_of_memory,
     load_checked_model,
     load_tokenizer,
     max_positions,
     memory_bytes,
+    release_memory,
 )
 from flipsearch.backends.models import check_source, locate, model_source
 from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, end_ids, failed
@@ -79,7 +79,7 @@ def score_prefixes(
                 raise
             batch_scores = {} if len(batch) == 1 else None
         if batch_scores is None:  # outside the handler: the error's traceback held the batch's tensors
-            free_memory()
+            release_memory()
             size = len(batch) // 2
             continue
         scores |= batch_scores
@@ -207,7 +207,7 @@ class TransformersTokenScorer:
     def close(self) -> None:
         """Unload the weights and release the device's memory."""
         del self._decoder
-        free_memory()
+        release_memory()
 
 
 TokenScorer = TransformersTokenScorer | VllmEngine
@@ -286,7 +286,7 @@ class TransformersBackend(LocalBackend):
     def close(self) -> None:
         """Unload the weights and release the device's memory."""
         del self.model, self._decoder
-        free_memory()
+        release_memory()
 
     def _generate(self, requests: Sequence[EncodedRequest], sampling: Sampling) -> Iterator[list[Rollout]]:
         for num_forced in sorted({len(item.request.prefill) for item in requests}):
@@ -308,7 +308,7 @@ class TransformersBackend(LocalBackend):
                 if rollouts:
                     yield rollouts
                 else:  # outside the handler: the error's traceback held the batch's tensors
-                    free_memory()
+                    release_memory()
 
     def _score(self, requests: Sequence[EncodedRequest]) -> list[PrefixScore | None]:
         return score_prefixes(

@@ -106,7 +106,7 @@ def print_json(value: Mapping[str, Any]) -> None:
 
 
 def show_error(message: str, exit_code: int, as_json: bool) -> None:
-    """Print one line on stderr, and the same as JSON on stdout if asked for."""
+    """Print one line on stderr, and the same as JSON on stdout if requested."""
     line = " ".join(printable(message).split())
     try:
         sys.stderr.write(f"flipsearch: {line}\n")

@@ -16,7 +16,7 @@ from flipsearch.core.studies import MIN_LABELS
 from flipsearch.reporting.format import DASH, percent, with_interval
 from flipsearch.results import JudgeCheck, JudgeFit, LabellingResult
 
-if TYPE_CHECKING:  # the rooms of other commands, which load their libraries
+if TYPE_CHECKING:  # packages of other commands, which load their libraries
     from flipsearch.judging.accuracy import JudgeAccuracy, JudgeStress
 
 

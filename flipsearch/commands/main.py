@@ -28,7 +28,7 @@ COMMANDS: dict[str, Command] = {
     "check": study_commands.check,
     "chat": model_commands.chat,
     "report": study_commands.report,
-    "list": model_commands.list_things,
+    "list": model_commands.list_available,
     "doctor": model_commands.doctor,
     "train": model_commands.train,
     "evaluate": model_commands.evaluate,

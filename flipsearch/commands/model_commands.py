@@ -61,7 +61,7 @@ def evaluate(config: Config = None, json: Json = False, **settings: Setting) -> 
     return console.outcome(result, views.show_scorecard)
 
 
-def list_things(
+def list_available(
     what: Annotated[str, typer.Argument(help="models, contexts, judges, prompts, problems or backends.")],
     contexts: Annotated[
         list[str] | None, option("More context templates: a .j2 file or a folder; repeatable.", metavar="PATH")
@@ -70,10 +70,10 @@ def list_things(
     json: Json = False,
 ) -> "Outcome":
     """List models, contexts, judges, prompts, problems or backends."""
-    from flipsearch.api.lookup import BROKEN, list_things
+    from flipsearch.api.lookup import BROKEN, list_available
     from flipsearch.commands import console, views
 
-    rows = list_things(what, contexts or (), model)
+    rows = list_available(what, contexts or (), model)
     show = views.show_contexts if what == "contexts" else views.show_rows
     is_broken = any(row.get("role") == BROKEN for row in rows)
     return console.Outcome(lambda: {"list": what, "rows": rows}, lambda: show(rows), 1 if is_broken else 0)

@@ -1,11 +1,11 @@
-"""What a person sees of a plan before the work begins: what it takes, and what it can tell."""
+"""A plan in lines, shown before the work begins: what it costs, and what it can detect."""
 
 import textwrap
 from typing import TYPE_CHECKING
 
 from flipsearch.reporting.format import duration, percent
 
-if TYPE_CHECKING:  # the rooms of other commands, which load their libraries
+if TYPE_CHECKING:  # packages of other commands, which load their libraries
     from flipsearch.searching.plan import SearchPlan, Span
     from flipsearch.training.plan import TrainPlan
 
@@ -50,7 +50,7 @@ def _time_lines(plan: "SearchPlan") -> list[str]:
 
     def at(speed: float, whose: str = "") -> str:
         least, most = map(duration, plan.seconds(speed))
-        return f"{least} to {most} at {speed:,.0f} tokens a second{whose}"
+        return f"{least} to {most} at {speed:,.0f} tokens per second{whose}"
 
     lines = []
     if plan.tokens_per_s:
@@ -64,7 +64,7 @@ def _time_lines(plan: "SearchPlan") -> list[str]:
         lines += textwrap.wrap(
             f"Warning: {'this' if plan.tokens_per_s else 'on a CPU this'} may take days. Take fewer --num-contexts or "
             "--max-prompts, shorter --max-tokens, a --time, a --budget-tokens, or a GPU; what is done is kept. With "
-            "--tokens-per-second it tells the time at your own speed.",
+            "--tokens-per-second it shows the time at your own speed.",
             width=80,
             break_on_hyphens=False,
         )
@@ -72,15 +72,15 @@ def _time_lines(plan: "SearchPlan") -> list[str]:
 
 
 def _resolution_lines(plan: "SearchPlan") -> list[str]:
-    """Return which differences the confirm split tells, by the share of prompts that are unsafe without a context."""
+    """Return which differences the confirm split can detect, by the share of prompts unsafe without a context."""
     power, num = plan.resolution, plan.prompts["confirm"]["harmful"]
 
     def least(difference: float | None) -> str:
         return "none" if difference is None else f"{100 * difference:.0f} points"
 
     lines = [
-        f"{'confirm':<10}of {num:,} harmful prompts, those unsafe without a context tell flip rates",
-        f"{'':<10}apart that differ by at least (power {power.power:g}, test level {power.alpha:g})",
+        f"{'confirm':<10}of {num:,} harmful prompts, those unsafe without a context distinguish",
+        f"{'':<10}flip rates that differ by at least (power {power.power:g}, test level {power.alpha:g})",
         f"{'':<10}{'unsafe':<16}{'winner, placebo':<18}winner, one of {power.num_tests} finalists (Holm)",
     ]
     for row in power.by_unsafe_rate:

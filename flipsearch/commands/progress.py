@@ -93,7 +93,7 @@ class WorkState:
         return (self._num_tokens - self._first[1]) / passed
 
     def seconds_left(self) -> float | None:
-        """Return the time left if all goes on as since the first tokens came; None while that tells too little."""
+        """Return the time left at the speed since the first tokens came; None while too little is done to know it."""
         if self._first is None or self.share is None or self.share - self._first[2] < LEAST_SHARE:
             return None
         return (self._clock() - self._first[0]) * (1 - self.share) / (self.share - self._first[2])
@@ -123,7 +123,7 @@ class ProgressDisplay:
     def __init__(self, console: Console, silent_s: float = SILENT_S) -> None:
         self.state, self._console = WorkState(), console
         self._start = time.monotonic()
-        self._is_drawn = console.is_terminal and not console.is_dumb_terminal
+        self._shows_bars = console.is_terminal and not console.is_dumb_terminal
         self._silent_s, self._lock, self._end = silent_s, threading.Lock(), threading.Event()
         self._shown = (time.monotonic() + min(0.0, FIRST_S - silent_s), 0.0)
 
@@ -133,7 +133,7 @@ class ProgressDisplay:
             self.state.update(step, done, total, num_tokens)
             since, share = self._shown
             is_due = (self.state.share or 0.0) - share >= SHARE_STEP and time.monotonic() - since >= LEAST_S
-            if not self._is_drawn and is_due and time.monotonic() - self._start >= FIRST_S:
+            if not self._shows_bars and is_due and time.monotonic() - self._start >= FIRST_S:
                 self._print()
 
     def show_plan(self, plan: "SearchPlan", lines: Iterable[str]) -> None:
@@ -149,7 +149,7 @@ class ProgressDisplay:
     @contextmanager
     def shown(self) -> Iterator["ProgressDisplay"]:
         """Draw the bars, or print lines, until the block ends."""
-        if self._is_drawn:
+        if self._shows_bars:
             with Live(console=self._console, get_renderable=self._bars, refresh_per_second=4, transient=True):
                 yield self
             return
@@ -180,9 +180,9 @@ class ProgressDisplay:
         speed = [text for text in state.figures() if not text.startswith(("best", "budget"))]
         others = [text for text in state.figures() if text not in speed]
         if state.share is not None:
-            of_all = f"{state.share:.0%}  {', '.join(speed)}"
+            overall = f"{state.share:.0%}  {', '.join(speed)}"
             name = f"all, {', '.join(others)}" if others else "all"
-            grid.add_row(Text(name), ProgressBar(1.0, state.share, width=14), Text(of_all))
+            grid.add_row(Text(name), ProgressBar(1.0, state.share, width=14), Text(overall))
         counts = f"{state.done:,}/{state.total:,}" if state.total else ""
         rate = "" if state.share is not None else ", ".join(speed)
         label = printable(replace(state.step, status="").label)

@@ -45,7 +45,7 @@ def plan(
     json: Json = False,
     **settings: Setting,
 ) -> "Outcome":
-    """Say what a search takes and what it can tell. No model is loaded."""
+    """Show what a search costs and which differences it can detect. No model is loaded."""
     from flipsearch.commands import console, plans
 
     own = {"delta": delta, "power": power, "tokens_per_second": tokens_per_second}

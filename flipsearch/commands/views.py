@@ -24,7 +24,7 @@ from flipsearch.reporting.names import names_of
 from flipsearch.reporting.verdict import Tone, verdict
 from flipsearch.results import ContextCheck, Diagnosis, EvaluationResult, SearchResult, TrainingResult
 
-if TYPE_CHECKING:  # the rooms of other commands, which load their libraries
+if TYPE_CHECKING:  # packages of other commands, which load their libraries
     import pandas as pd
 
     from flipsearch.ledger.check import LedgerCheck
@@ -72,12 +72,12 @@ def show_study(result: SearchResult) -> None:
 
 def show_verdict(study: Study) -> None:
     """Print what a study says in one sentence, what it rests on, and what to do next."""
-    said = verdict(study)
-    print_wrapped(f"\n{said.sentence}", style=TONES[said.tone])
-    print_wrapped(" ".join(said.basis))
-    if said.next_steps:
+    conclusion = verdict(study)
+    print_wrapped(f"\n{conclusion.sentence}", style=TONES[conclusion.tone])
+    print_wrapped(" ".join(conclusion.basis))
+    if conclusion.next_steps:
         print_lines("", "Next:")
-    for step in said.next_steps:
+    for step in conclusion.next_steps:
         print_wrapped(f"- {step.text}")
         if step.command:  # in one line, so that it can be copied
             print_lines(f"  {step.command}")

@@ -44,7 +44,7 @@ class EndingCounts(NamedTuple):
     num_forced: int
     """With a thought that its budget closed."""
     num_leaks: int
-    """In which thought goes on after it was closed (core.thoughts)."""
+    """In which thought continues after it was closed (core.thoughts)."""
 
 
 NO_ANSWERS = EndingCounts(0, 0, 0, 0, 0)

@@ -24,7 +24,7 @@ PLACEMENTS: tuple[Placement, ...] = ("system", "before", "after", "around")
 SPLITS: tuple[Split, ...] = ("search", "confirm", "training", "evaluation")
 
 MARK_TOKENS = 32
-"""Room for the tokens of the marks around a thought, beside a thought's own budget."""
+"""Tokens at most of the marks around a thought, beside a thought's own budget."""
 SHORT_THOUGHT = 64
 """Tokens of a thought that is a line or two."""
 REMEMBERED = 2**17
@@ -199,7 +199,7 @@ class Rollout:
 
 
 def lead_tokens(num_thought_tokens: int) -> int:
-    """Return the tokens before those that tell what an answer will be: all of a long thought, or none."""
+    """Return the tokens before those that show what an answer will be: all of a long thought, or none."""
     return num_thought_tokens if num_thought_tokens > SHORT_THOUGHT else 0
 
 
@@ -230,7 +230,7 @@ class PrefixScore:
 
 def prefix_score_id(model_id: str, request: Request) -> str:
     """Return the id under which the ledger keeps the score of one request's prefill."""
-    score = ("reading", model_id, request.prompt.prompt_id, request.context_id, request.prefill)
+    score = ("prefix score", model_id, request.prompt.prompt_id, request.context_id, request.prefill)
     return content_id(*score, "no thought") if request.skips_thought else content_id(*score)
 
 

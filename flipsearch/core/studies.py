@@ -32,7 +32,7 @@ class Parent:
 
 @dataclass(frozen=True, slots=True)
 class OperatorGain:
-    """What the children of one operator gained in a search."""
+    """By how much the children of one operator were better than their parents."""
 
     operator: str
     num_children: int
@@ -291,7 +291,7 @@ class Study(ShowsFacts):
     winner: Trial | None = None
     """The best arm of the search split within the over-refusal cap; None if there is none that could be confirmed."""
     search_ties: tuple[str, ...] = ()
-    """Context ids of the arms that the search split does not tell from the winner: they saw all its prompts, are within
+    """Context ids of the arms that tie with the winner on the search split: they saw all its prompts, are within
     the cap, and the adjusted p-value of their paired difference is TIE_LEVEL or more."""
     operators: tuple[OperatorGain, ...] = ()
     """The operators by the gain of their children, largest first; () if none was used."""

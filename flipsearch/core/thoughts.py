@@ -1,4 +1,4 @@
-"""Thought and answer of a completion, told apart by the marks that families of models write.
+"""Thought and answer of a completion, separated by the marks that families of models write.
 
 The answer is what the user sees and what judges decide on. In doubt, text counts as answer, so that nothing is hidden
 from the judge: whatever follows the first closed block is answer, even if more closing marks come later.
@@ -46,7 +46,7 @@ class SplitCompletion:
     thought: str
     answer: str | None
     leaks: bool = False
-    """Thought goes on in the answer: after the first thought was closed, a mark closes or opens one again."""
+    """Thought continues in the answer: after the first thought was closed, a mark closes or opens one again."""
 
     @property
     def has_thought(self) -> bool:

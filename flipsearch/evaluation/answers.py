@@ -235,9 +235,9 @@ def chosen_letter(text: str, num_choices: int) -> str | None:
     boxed = boxed_answer(text)
     if boxed is not None:
         return _letter(_ALONE.fullmatch(boxed) or _LED.match(boxed), num_choices)
-    said = [match for match in _SAID.finditer(text) if match["letter"].isupper()]
-    if said:
-        return _letter(said[-1], num_choices)
+    matches = [match for match in _SAID.finditer(text) if match["letter"].isupper()]
+    if matches:
+        return _letter(matches[-1], num_choices)
     lines = text.strip().splitlines() or [""]
     led = [match for line in lines if (match := _LED.match(line))]  # several repeat the choices, and choose none
     return _letter(_ALONE.fullmatch(lines[-1]) or (led[0] if len(led) == 1 else None), num_choices)

@@ -133,7 +133,7 @@ class Ledger:
         with self.expects_sound_rows():
             return {row["rollout_id"]: verdict_of(row) for row in rows}
 
-    def verdicts_of_all(self, ids: Iterable[str]) -> dict[str, dict[str, Verdict]]:
+    def verdicts_by_judge(self, ids: Iterable[str]) -> dict[str, dict[str, Verdict]]:
         """Return rollout id -> judge id -> verdict for every judge on the rollouts `ids`."""
         verdicts: dict[str, dict[str, Verdict]] = {}
         with self.expects_sound_rows():

@@ -249,11 +249,11 @@ def measure_contractions(
         [flip for flip in of_context if flip.kind == "benign" and not flip.refused_before and not flip.refused_after]
         for of_context in flips
     ]
-    ids = [[(baseline[flip.prompt_id].rollout_ids, flip.rollout_ids) for flip in of_one] for of_one in answered]
-    texts = _answers(ledger.rollouts(id for of_one in ids for sides in of_one for side in sides for id in side))
+    ids = [[(baseline[flip.prompt_id].rollout_ids, flip.rollout_ids) for flip in of_context] for of_context in answered]
+    texts = _answers(ledger.rollouts(id for of_context in ids for sides in of_context for side in sides for id in side))
     estimates = []
-    for of_one in ids:
-        pairs = [tuple([texts[id] for id in side if id in texts] for side in sides) for sides in of_one]
+    for of_context in ids:
+        pairs = [tuple([texts[id] for id in side if id in texts] for side in sides) for sides in of_context]
         both = [(before, after) for before, after in pairs if before and after]
         estimates.append(contraction([before for before, _ in both], [after for _, after in both]) if both else None)
     return estimates

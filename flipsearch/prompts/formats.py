@@ -201,7 +201,9 @@ def _json_rows(shown: str, stream: Opened) -> Iterator[Row]:
         held += [line] if held or line.strip() else []
         size += len(line) if held else 1
         if size > MAX_JSON_BYTES:
-            raise PromptError(f"{shown} is longer than {MAX_JSON_BYTES:,} characters: save it as .jsonl, a row a line.")
+            raise PromptError(
+                f"{shown} has more than {MAX_JSON_BYTES:,} characters: save it as .jsonl, one row per line."
+            )
     if not held:
         raise PromptError(f"{shown} is empty: expected an array of texts or of objects.")
     members = _parse(shown, "".join(held), "an array of texts or of objects")

@@ -213,7 +213,7 @@ def load_problems(spec: str) -> ProblemSet:
     if not problems:
         raise PromptError(f"{table.path}: no row has both a question ('{question_column}') and an answer.")
     counts = {
-        f"problems asked with the text in '{passage_column}'": num_passages,
+        f"problems given with the text in '{passage_column}'": num_passages,
         "repeated problems left out": num_repeats,
         "rows without a question or an answer left out": num_empty,
     }

@@ -63,7 +63,7 @@ def assign_splits(
 ) -> list[Prompt]:
     """Return the prompts with a split each, and a group if they have near-duplicates, split by split in nested order.
 
-    A split that the set has fixed is kept, and extends to the free members of the prompt's cluster; `shares` divide
+    A split that the set has fixed is kept, and extends to the other members of the prompt's cluster; `shares` divide
     the rest, stratum by stratum (kind, borderline). Any prefix of a split is representative of it. `find` returns the
     cluster of each prompt, as `find_clusters` does, which is the default.
     Raises PromptError for an unknown split or shares that do not add up to 1.
@@ -101,15 +101,15 @@ def assign_splits(
 
 def find_clusters(prompts: Sequence[Prompt]) -> list[str]:
     """Return the cluster id of each prompt: its group if it has one, else the least prompt id of its cluster."""
-    free = [index for index, prompt in enumerate(prompts) if not prompt.group]
+    ungrouped = [index for index, prompt in enumerate(prompts) if not prompt.group]
     chats = ["\n".join([*(content for _, content in prompt.turns), prompt.text]) for prompt in prompts]
-    roots = _join_near_duplicates([content_words(chats[index]) for index in free])
+    roots = _join_near_duplicates([content_words(chats[index]) for index in ungrouped])
     least: dict[int, str] = {}
-    for index, root in zip(free, roots, strict=True):
+    for index, root in zip(ungrouped, roots, strict=True):
         prompt_id = prompts[index].prompt_id
         least[root] = min(least.get(root, prompt_id), prompt_id)
     ids = [f"group {prompt.group}" for prompt in prompts]
-    for index, root in zip(free, roots, strict=True):
+    for index, root in zip(ungrouped, roots, strict=True):
         ids[index] = least[root]
     return ids
 

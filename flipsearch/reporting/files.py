@@ -307,7 +307,7 @@ def _pages(ledger: Ledger, study: Study | None) -> Iterator[list[RolloutRow]]:
     for page in ledger.pages():
         with ledger.expects_sound_rows():
             rollouts = [rollout_of(row) for row in page]
-        verdicts = ledger.verdicts_of_all(row["rollout_id"] for row in page)
+        verdicts = ledger.verdicts_by_judge(row["rollout_id"] for row in page)
         rows = []
         for rollout in rollouts:  # not by asdict, which copies every token id
             row = {n: getattr(rollout if hasattr(rollout, n) else rollout.sampling, n) for n in ROLLOUT_FIELDS}

@@ -258,7 +258,7 @@ def _answers(ledger: Ledger, ids: Sequence[str]) -> Iterator[tuple[str, Answer]]
     """Yield the texts and verdicts of rollouts, few at a time: their tokens can take much more memory than they do."""
     for start in range(0, len(ids), _BATCH):
         batch = ids[start : start + _BATCH]
-        verdicts = ledger.verdicts_of_all(batch)
+        verdicts = ledger.verdicts_by_judge(batch)
         for id, rollout in ledger.rollouts(batch, errors=True).items():
             yield id, (_texts(rollout), verdicts.get(id, {}))
 

@@ -41,7 +41,7 @@ POWER, DISCORDANT = 0.8, 0.2
 """With which probability a detectable difference is detected, and the share of the prompts on which exactly one of two
 contexts flips (or the difference itself, if that is more)."""
 FEW_UNSAFE = 50
-"""Below so many unsafe prompts a study says what it cannot tell: differences of less than some 17 points."""
+"""Below so many unsafe prompts a study says what it cannot detect: differences of less than some 17 points."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -212,7 +212,7 @@ def least_detectable(num_pairs: int, num_tests: int = 1, power: float = POWER) -
 
 
 def few_unsafe_notes(base: SplitBaseline, num_finalists: int) -> list[str]:
-    """Return in plain words what a split with few unsafe prompts can and cannot tell."""
+    """Return in plain words what a split with few unsafe prompts can and cannot distinguish."""
     unsafe = [prompt for prompt in base.to_flip() if prompt.kind == "harmful"]
     num, num_groups = len(unsafe), len(set(clusters_of(unsafe)))
     if num_groups >= FEW_UNSAFE:
@@ -222,8 +222,8 @@ def few_unsafe_notes(base: SplitBaseline, num_finalists: int) -> list[str]:
     start += f" {'is' if num == 1 else 'are'} unsafe without a context."
     alone, tests = least_detectable(num_groups), num_finalists - 1
     if alone is None:
-        return [f"{start} So few tell nothing apart, not even a context that flips all from one that flips none."]
-    limits = f"{start} Two flip rates that differ by less than about {100 * alone:.0f} points cannot be told apart"
+        return [f"{start} So few distinguish nothing, not even a context that flips all from one that flips none."]
+    limits = f"{start} Two flip rates that differ by less than about {100 * alone:.0f} points cannot be distinguished"
     among = least_detectable(num_groups, tests)
     if base.split == "confirm" and tests > 1:
         limit = "whatever their difference" if among is None else f"below about {100 * among:.0f} points"
@@ -244,7 +244,7 @@ def ending_notes(runner: Runner, base: SplitBaseline) -> list[str]:
         closed = f", {endings.forced.count} closed by the budget of {sampling.think_tokens:,} tokens"
         notes.append(
             f"{endings.thought.count} of {endings.thought.n} {answers} have a thought"
-            f"{closed if sampling.think_tokens else ''}; in {endings.leaks.count} it goes on in the answer."
+            f"{closed if sampling.think_tokens else ''}; in {endings.leaks.count} it continues in the answer."
         )
     return notes
 

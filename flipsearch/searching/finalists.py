@@ -116,7 +116,7 @@ def search_order(trial: Trial) -> tuple[float, float, int, int]:
 
 
 def search_ties(arms: Sequence[Trial], winner: Trial) -> list[Trial]:
-    """Return those of other `arms`, which saw all search prompts, that these do not tell from the winner."""
+    """Return those of other `arms`, which saw all search prompts, that these do not distinguish from the winner."""
     others = [arm for arm in arms if arm.number != winner.number]
     p_values = [flip_difference(winner.search, arm.search) for arm in others]
     known = [(arm, difference.p_value) for arm, difference in zip(others, p_values, strict=True) if difference]

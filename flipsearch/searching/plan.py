@@ -1,4 +1,4 @@
-"""What a search takes and can tell, from its setup alone: no model is loaded, nothing is generated.
+"""What a search costs and can detect, from its setup alone: no model is loaded, nothing is generated.
 
 How many answers without context are unsafe is not known beforehand, so every number of rollouts is a range: `least` if
 the number of unsafe answers is the cheapest one, the race prunes all contexts but one after their first rung, and that
@@ -29,7 +29,7 @@ DELTA = 0.05
 UNSAFE_RATES = (1.0, 0.5, 0.2, 0.1, 0.05)
 """Shares of harmful prompts that may turn out unsafe without a context; an aligned model is often at the low end."""
 CPU_SPEED, GPU_SPEED = 20.0, 5_000.0
-"""Tokens a second of a model of half a billion parameters on a few CPU cores, and of vLLM on one GPU: what to expect
+"""Tokens per second of a model of half a billion parameters on a few CPU cores, and of vLLM on one GPU: what to expect
 before anything is measured."""
 LONG_S = 24 * 3600.0
 """Work that takes longer deserves a warning."""
@@ -45,7 +45,7 @@ class Span:
 
 @dataclass(frozen=True, slots=True)
 class Detectable:
-    """Which differences of flip rates the confirm split tells, if a share of its harmful prompts is unsafe."""
+    """Which differences of flip rates the confirm split can detect, if a share of its harmful prompts is unsafe."""
 
     unsafe_rate: float
     num_pairs: int
@@ -58,7 +58,7 @@ class Detectable:
 
 @dataclass(frozen=True, slots=True)
 class Resolution:
-    """Which difference of two flip rates the confirm split can tell (statistics.intervals)."""
+    """Which difference of two flip rates the confirm split can detect (statistics.intervals)."""
 
     by_unsafe_rate: tuple[Detectable, ...]
     """By share of unsafe prompts, from all down."""
@@ -76,7 +76,7 @@ class Resolution:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class SearchPlan(ShowsFacts):
-    """What a search takes and can tell."""
+    """What a search costs and can detect."""
 
     study: str
     prompts: Mapping[str, Mapping[Kind, int]]
@@ -164,7 +164,7 @@ def plan_search(
     delta: float = DELTA,
     power: float = POWER,
 ) -> SearchPlan:
-    """Return what a search takes and can tell; `mean_length` is that of rollouts that are in the ledger already.
+    """Return what a search costs and can detect; `mean_length` is that of rollouts that are in the ledger already.
 
     `sampling` is that of the loaded model; None plans for one that does not think, unless a budget was given.
 

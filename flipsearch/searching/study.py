@@ -228,7 +228,7 @@ def _ordered(arms: Sequence[Trial], finalists: Sequence[Trial]) -> list[Trial]:
 
 
 def _with_search_ties(study: Study, admissible: Sequence[Trial], winner: Trial) -> Study:
-    """Return the study with the contexts that the search split does not tell from the winner, and a note of them."""
+    """Return the study with the contexts that the search split does not distinguish from the winner, and a note of them."""
     ties = search_ties(admissible, winner)
     if not ties:
         return study
@@ -236,7 +236,7 @@ def _with_search_ties(study: Study, admissible: Sequence[Trial], winner: Trial) 
     level = f", and {num_level} flip just as many: fewer refusals, then fewer tokens decided" if num_level else ""
     note = (
         f"On the search split {len(ties)} of {len(admissible) - 1} other contexts that saw all prompts within the caps "
-        f"cannot be told from the winner{level}."
+        f"cannot be distinguished from the winner{level}."
     )
     return replace(study, search_ties=tuple(trial.context.context_id for trial in ties), notes=(*study.notes, note))
 

@@ -211,7 +211,7 @@ def unwrap(model: Any) -> PreTrainedModel:
     return inner
 
 
-ReadHead = Callable[[Any], Head]
+HeadGetter = Callable[[Any], Head]
 """Returns the head of a transformers model, with its weights as they are now."""
 PROBE_IDS = (1, 2, 3, 4, 5)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 2**-7, torch.float16: 2**-10}
@@ -220,13 +220,13 @@ LARGE_LOGITS = 300.0
 """Of a random model no logit comes near its cap: that nothing follows the product is tried on products up to here."""
 
 
-def read_head(model: Any) -> ReadHead:
-    """Return what reads the head of `model` and of its copies; TrainingError for one that cannot be computed apart."""
+def head_getter(model: Any) -> HeadGetter:
+    """Return what gives the head of `model` and of its copies; TrainingError for one that cannot be computed apart."""
     name = type(model).__name__
     refusal = f"{name} does more to its logits than can be computed for a few tokens at a time; train another model."
     ids = torch.tensor([PROBE_IDS], device=model.device)
     try:
-        follows = _what_follows_the_product(model, ids)
+        follows = _logit_transform(model, ids)
         with torch.no_grad():
             logits = model(input_ids=ids, use_cache=False).logits[0]
             hidden = model.get_decoder()(input_ids=ids, use_cache=False).last_hidden_state[0]
@@ -250,7 +250,7 @@ def head_of(model: Any, transform: Callable[[Tensor], Tensor] | None = None) -> 
     return Head(embeddings.weight, getattr(embeddings, "bias", None), transform)
 
 
-def _what_follows_the_product(model: Any, ids: Tensor) -> Callable[[Tensor], Tensor]:
+def _logit_transform(model: Any, ids: Tensor) -> Callable[[Tensor], Tensor]:
     """Return the function (n, V) -> (n, V) that `model` applies to hidden states times output embeddings."""
     decoder, embeddings = model.get_decoder(), model.get_output_embeddings()
     forward = model.forward  # kept now: a trainer wraps it later

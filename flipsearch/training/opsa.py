@@ -73,5 +73,5 @@ class OpsaTrainer(CompletionTrainer):
         layout = lay_out([row.teacher_ids for row in batch.rows], [row.completion_ids for row in batch.rows])
         with torch.no_grad(), self.job.as_teacher() as teacher:
             hidden = completion_hidden(teacher, layout.to(self.args.device))  # (N, H)
-            head = self.job.read_head(unwrap(teacher))
+            head = self.job.head_getter(unwrap(teacher))
         return lambda own, own_head: divergence_sum(own, own_head, hidden, head, batch.weights, self.divergence)

@@ -53,7 +53,7 @@ class TrainPlan:
     prompts: tuple[Prompt, ...]
     """At least one harmful one; in nested order."""
     notes: tuple[str, ...]
-    found_on: frozenset[str]
+    searched_on: frozenset[str]
     """Identities of the models of the contexts' cards."""
 
     @property
@@ -116,7 +116,7 @@ class TrainPlan:
             f"A context was found on '{self.config.model}' with other weights, precision, chat template or thinking "
             "switch than are trained here: its flip rate may differ."
         )
-        return self.notes if self.found_on <= {model_id} else (*self.notes, note)
+        return self.notes if self.searched_on <= {model_id} else (*self.notes, note)
 
 
 def plan_training(*sources: Mapping[str, Any]) -> TrainPlan:
@@ -136,12 +136,12 @@ def plan_training(*sources: Mapping[str, Any]) -> TrainPlan:
         raise PromptError(f"{len(prompts)} prompts for {num_processes()} processes; start fewer, or give more prompts.")
     notes = [*prompt_set.notes, *_notes(config, prompts, size)]
     # vLLM gives the same weights another identity: only identities of one backend are compared.
-    found_on = frozenset(card.model_id for card in cards if card.backend == config.backend and card.model_id)
+    searched_on = frozenset(card.model_id for card in cards if card.backend == config.backend and card.model_id)
     model = config.model
     if model not in BUILT_IN_MODELS and Path(model).exists():
         model = str(Path(model).resolve())  # the checkpoint that names its base may be moved
     config = config.model_copy(update={"train_batch_size": size, "model": model})
-    plan = TrainPlan(config, contexts, benign_context, prompts, tuple(notes), found_on)
+    plan = TrainPlan(config, contexts, benign_context, prompts, tuple(notes), searched_on)
     return replace(plan, notes=(*plan.notes, *_step_notes(plan)))
 
 

@@ -30,7 +30,7 @@ from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.training.checkpoint import LOG_FILE, CheckpointFolder, save_errors_as_one_line, step_of
 from flipsearch.training.log import StepLog, read_log
-from flipsearch.training.model import load_student, read_head, student_and_teacher
+from flipsearch.training.model import head_getter, load_student, student_and_teacher
 from flipsearch.training.plan import TrainPlan
 from flipsearch.training.processes import broadcast_from_main, is_sharded, num_processes
 from flipsearch.training.rows import Routing, TrainingRow, kept_answers, own_rows, route, teacher_rows, turn_end_id
@@ -45,7 +45,7 @@ def run_training(
     """Train, or go on from the last state; leave the checkpoint in `folder.final`, and return record and log."""
     make_trainer: MakeTrainer = resolve_name(plan.method.trainer)
     backend = load_student(plan)
-    head = read_head(backend.model)
+    head = head_getter(backend.model)
     routing, answers = broadcast_from_main(lambda: _before_training(plan, backend, judge, ledger, folder, progress))
 
     # The arguments first: a trainable model is in float32, whatever precision it is trained in.
@@ -83,7 +83,7 @@ def _before_training(
     """Start the folder; return the prompts under their contexts and, for supervised methods, the kept answers."""
     config = plan.config
     # A resume must have all of it the same: how a step is divided, and its states written, depends on the processes.
-    identity = config.model_dump(mode="json", exclude=config.free_fields()) | {"inputs": plan.identity}
+    identity = config.model_dump(mode="json", exclude=config.changeable_fields()) | {"inputs": plan.identity}
     identity |= {"processes": num_processes(), "sharded": is_sharded(), "model_id": backend.model_id}
     folder.start(identity, config.resume)
 

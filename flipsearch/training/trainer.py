@@ -32,7 +32,7 @@ from flipsearch.training.divergence import Head, PerToken
 from flipsearch.training.log import StepStats
 from flipsearch.training.model import (
     AsTeacher,
-    ReadHead,
+    HeadGetter,
     RoundedCopy,
     completion_hidden,
     head_of,
@@ -65,7 +65,7 @@ class TrainingJob:
     arguments: TrainingArguments
     answers: Mapping[str, TrainingRow] = field(default_factory=dict)
     """Prompt id -> the row of its kept answer, for supervised methods."""
-    read_head: ReadHead = head_of
+    head_getter: HeadGetter = head_of
     rounded: RoundedCopy | None = None
     """What is run in the model's place; None: the model itself."""
 
@@ -210,7 +210,7 @@ def _with_token_loss(job: TrainingJob) -> Any:
         if token_loss is None or layout is None:
             return usual(*args, **options)
         with torch.autocast(layout.ids.device.type, enabled=False):  # which FSDP's mixed precision switches on
-            loss, per_token = token_loss(completion_hidden(model, layout), job.read_head(job.running))
+            loss, per_token = token_loss(completion_hidden(model, layout), job.head_getter(job.running))
         return loss, *per_token
 
     model.forward = forward

@@ -42,9 +42,9 @@ class PlainJudge:
     identity = content_id("plain")
 
     def judge(self, exchanges: Sequence[Exchange]) -> list[Verdict]:
-        return [self.judge_one(exchange) for exchange in exchanges]
+        return [self.judge_single(exchange) for exchange in exchanges]
 
-    def judge_one(self, exchange: Exchange) -> Verdict:
+    def judge_single(self, exchange: Exchange) -> Verdict:
         unclosed = exchange.opens_thinking or "<think>" in exchange.completion
         if exchange.finish_reason == "error" or unclosed:
             return Verdict(Label.UNSCORED, reason="no answer")
@@ -62,24 +62,24 @@ class CountsItsCalls(PlainJudge):
 
 
 class GuessesTruncated(PlainJudge):
-    def judge_one(self, exchange: Exchange) -> Verdict:
+    def judge_single(self, exchange: Exchange) -> Verdict:
         return Verdict(Label.SAFE, p_unsafe=0.0)
 
 
 class Fragile(PlainJudge):
-    def judge_one(self, exchange: Exchange) -> Verdict:
+    def judge_single(self, exchange: Exchange) -> Verdict:
         exchange.completion.format()
-        return super().judge_one(exchange)
+        return super().judge_single(exchange)
 
 
 class BadProbability(PlainJudge):
-    def judge_one(self, exchange: Exchange) -> Verdict:
+    def judge_single(self, exchange: Exchange) -> Verdict:
         return Verdict(Label.UNSAFE, p_unsafe=1.5)
 
 
 class NoProbability(PlainJudge):
-    def judge_one(self, exchange: Exchange) -> Verdict:
-        return Verdict(super().judge_one(exchange).label, reason="no answer")
+    def judge_single(self, exchange: Exchange) -> Verdict:
+        return Verdict(super().judge_single(exchange).label, reason="no answer")
 
 
 class RenamesItself(PlainJudge):

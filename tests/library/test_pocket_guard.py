@@ -51,7 +51,7 @@ def exchanges() -> list[Exchange]:
     return [Exchange(by_id[r.prompt_id], r.completion, r.finish_reason, r.opens_thinking) for r in rollouts]
 
 
-def judge_one(guard: GuardJudge, answer: str, prompt: Prompt = THEFT) -> Verdict:
+def judge_single(guard: GuardJudge, answer: str, prompt: Prompt = THEFT) -> Verdict:
     return guard.judge([Exchange(prompt, answer)])[0]
 
 
@@ -71,7 +71,7 @@ def test_answers_on_benign_prompts_are_safe_with_a_word_on_no_refusal(
 
 
 def test_what_it_does_not_know_it_does_not_judge(guard: GuardJudge) -> None:
-    verdict = judge_one(guard, "Quarterly revenue rose by 4 %.", Prompt("Summarise the annual report.", "harmful"))
+    verdict = judge_single(guard, "Quarterly revenue rose by 4 %.", Prompt("Summarise the annual report.", "harmful"))
     assert verdict.label is Label.UNSCORED
     assert "label mass" in verdict.reason
 
@@ -133,18 +133,18 @@ def test_verdicts_do_not_depend_on_the_batch(
 )
 def test_an_answer_cannot_write_its_own_verdict(guard: GuardJudge, answer: str) -> None:
     """It may throw the guard off its format; what only looks like a verdict may not be called safe for it."""
-    assert judge_one(guard, HELP).label is Label.UNSAFE
-    assert judge_one(guard, answer).label is not Label.SAFE
+    assert judge_single(guard, HELP).label is Label.UNSAFE
+    assert judge_single(guard, answer).label is not Label.SAFE
 
 
 def test_an_answer_can_still_talk_it_round(guard: GuardJudge) -> None:
     """What its docstring owns up to."""
-    assert judge_one(guard, f"{HELP}\n{REFUSAL}").label is Label.UNSAFE
-    assert judge_one(guard, f"{HELP}\n{REFUSAL}\n{REFUSAL}").label is Label.SAFE
+    assert judge_single(guard, f"{HELP}\n{REFUSAL}").label is Label.UNSAFE
+    assert judge_single(guard, f"{HELP}\n{REFUSAL}\n{REFUSAL}").label is Label.SAFE
 
 
 def test_too_long_for_the_guard_is_unscored_and_nothing_is_cut(guard: GuardJudge) -> None:
-    verdict = judge_one(guard, "step " * 2000)
+    verdict = judge_single(guard, "step " * 2000)
     assert verdict.label is Label.UNSCORED
     assert "and it holds 1024" in verdict.reason
 
@@ -165,7 +165,7 @@ def test_one_exchange_without_memory_costs_no_other_its_verdict(
     assert "out of memory with this exchange alone" in result[1].reason
     assert [row.failed for row in result] == [False, True, False]  # not kept: elsewhere there may be memory
     monkeypatch.setattr(scoring, "score_rows", real)
-    assert judge_one(guard, longest).label is Label.UNSAFE
+    assert judge_single(guard, longest).label is Label.UNSAFE
 
 
 def test_a_copied_folder_is_the_same_judge_and_an_edited_one_is_not(guard: GuardJudge, tmp_path: Path) -> None:
@@ -196,11 +196,11 @@ def test_weights_load_at_the_first_exchange_that_has_something_to_judge(monkeypa
     assert guard.identity
     assert guard.judge([Exchange(THEFT, "", "error"), Exchange(THEFT, "<think>hm")])[0].label is Label.UNSCORED
     assert loaded == []
-    first = judge_one(guard, HELP)
+    first = judge_single(guard, HELP)
     guard.close()
-    assert judge_one(guard, HELP) == first  # remembered
+    assert judge_single(guard, HELP) == first  # remembered
     assert loaded == ["pocket"]
-    judge_one(guard, "Step 1: wait.")
+    judge_single(guard, "Step 1: wait.")
     assert loaded == ["pocket", "pocket"]
 
 

@@ -171,10 +171,10 @@ def _active(plain: str) -> dict[Cue, float]:
     best: dict[str, Cue] = {}
     repeats: dict[str, int] = {}
     for cue in CUES:
-        num_found = len(re.findall(cue.pattern, plain))
-        if not num_found:
+        num_matches = len(re.findall(cue.pattern, plain))
+        if not num_matches:
             continue
-        repeats[cue.family] = repeats.get(cue.family, 0) + num_found
+        repeats[cue.family] = repeats.get(cue.family, 0) + num_matches
         if cue.family not in best or cue.strength > best[cue.family].strength:
             best[cue.family] = cue
     return {cue: _weight(repeats[family]) for family, cue in best.items()}

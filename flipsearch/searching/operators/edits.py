@@ -249,8 +249,8 @@ class ChangeAxis:
                 return None
         except TemplateError:  # its file may have changed since, or it needs a text given by the program
             return None
-        free = [param for param in template.params if len(param.choices) > 1]
-        for param in rng.sample(free, len(free)):
+        varied = [param for param in template.params if len(param.choices) > 1]
+        for param in rng.sample(varied, len(varied)):
             value = rng.choice([choice for choice in param.choices if choice != params.get(param.name)])
             changed = template.context(params | {param.name: value}, parent.placement)
             if child := child_of(self.name, parents, changed):

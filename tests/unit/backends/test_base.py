@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 import flipsearch
-from flipsearch.api.lookup import list_things
+from flipsearch.api.lookup import list_available
 from flipsearch.backends.base import BACKENDS, check_model, check_rewriter, list_backends, make_backend, model_identity
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError, PluginError
@@ -68,7 +68,7 @@ def toy_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("toy_package")
 def test_a_backend_of_another_package_is_listed_and_scores_a_context(tmp_path: Path) -> None:
-    rows = {row["name"]: row["description"] for row in list_things("backends")}
+    rows = {row["name"]: row["description"] for row in list_available("backends")}
     assert rows["toy"] == "ready: from toy_package:ToyBackend"
     assert "OpenAI" in rows["http"]  # a plug-in cannot replace a built-in backend
     settings: dict[str, Any] = {"model": "any name", "judge": "refusal", "prompts": "pocket", "max_prompts": 4}

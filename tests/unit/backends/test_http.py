@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from flipsearch.backends.base import check_model, check_rewriter, make_backend, one_command
+from flipsearch.backends.base import check_model, check_rewriter, command_scope, make_backend
 from flipsearch.backends.chat import lay_out
 from flipsearch.backends.http import HttpBackend
 from flipsearch.config import ModelConfig
@@ -548,7 +548,7 @@ def test_a_key_reaches_no_host_of_several_but_by_its_own_variable(monkeypatch: p
         def sent(*chosen: ModelConfig) -> list[str | None]:
             first.headers.clear()
             second.headers.clear()
-            with one_command():
+            with command_scope():
                 for config in chosen:
                     check_model(config)
                 for config in chosen:
@@ -564,7 +564,7 @@ def test_a_key_reaches_no_host_of_several_but_by_its_own_variable(monkeypatch: p
 
 def test_an_endpoint_of_several_that_wants_a_key_names_its_variable(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OPENAI_API_KEY", KEY)
-    with serving(lambda body: refuses(401)) as served, one_command():
+    with serving(lambda body: refuses(401)) as served, command_scope():
         check_model(ModelConfig(model="http://localhost:1/v1#a"))
         check_model(ModelConfig(model=f"{served.url}#b"))
         with pytest.raises(BackendError, match=r"set OPENAI_API_KEY_127_0_0_1_\d+ \(HTTP 401\); OPENAI_API_KEY goes"):

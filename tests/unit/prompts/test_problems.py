@@ -224,7 +224,7 @@ def test_a_text_beside_the_question_is_asked_with_it(tmp_path: Path) -> None:
     row = {"article": "Two cats.", "question": "How many?", "options": ["1", "2"], "answer": "B"}
     result = load_problems(put(tmp_path, "a.jsonl", json.dumps(row)))
     assert result.problems[0].question.startswith("Two cats.\n\n---\n\nHow many?\n\nA. 1\nB. 2")
-    assert result.notes == ("a.jsonl: 1 problems asked with the text in 'article'",)
+    assert result.notes == ("a.jsonl: 1 problems given with the text in 'article'",)
 
 
 @pytest.mark.parametrize("tests", ["test", "test_list"])

@@ -68,7 +68,7 @@ def test_how_long_it_takes() -> None:
     real = CONFIG.model_copy(update={"model": "org/model-0.6B", "num_contexts": 64})
     plan = plan_of(real)
     assert plan.is_long
-    assert "at 20 tokens a second (a few CPU cores)" in "\n".join(plan_lines(plan))
+    assert "at 20 tokens per second (a few CPU cores)" in "\n".join(plan_lines(plan))
     assert any(line.startswith("Warning: on a CPU this may take days.") for line in plan_lines(plan))
     fast = plan_of(real, tokens_per_s=5000.0, mean_length=100.0)
     assert fast.seconds(5000.0) == (fast.total.least / 50, fast.total.most / 50)

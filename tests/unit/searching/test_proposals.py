@@ -95,7 +95,7 @@ def test_optuna_has_a_trial_for_each(ledger: Ledger) -> None:
     arms = search.arms(search.proposals.propose(8, []))
     later = search.proposals.propose(8, arms)
     for arm in arms:
-        search.proposals.tell(arm)
+        search.proposals.report_outcome(arm)
     trials = search.proposals.study.trials
     assert [trial.user_attrs["context"] for trial in trials] == [c.text for c in (*(a.context for a in arms), *later)]
     for trial, arm in zip(trials, arms, strict=False):

@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from flipsearch.core.errors import TrainingError
 from flipsearch.training.divergence import Divergence, divergence_sum
-from flipsearch.training.model import completion_hidden, read_head
+from flipsearch.training.model import completion_hidden, head_getter
 from flipsearch.training.rows import lay_out
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 64}
@@ -60,7 +60,7 @@ def test_loss_and_gradient_are_those_of_whole_logits(family: str) -> None:
     with torch.no_grad():
         for parameter in teacher.parameters():
             parameter.mul_(1.1)
-    head_of = read_head(student)
+    head_of = head_getter(student)
     assert (head_of(student).transform is not None) == (family in TRANSFORMED)
     hidden = completion_hidden(student, LAYOUT)
     with torch.no_grad():
@@ -79,7 +79,7 @@ def test_loss_and_gradient_are_those_of_whole_logits(family: str) -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_head_that_cannot_be_computed_apart_is_refused(dtype: torch.dtype, monkeypatch: pytest.MonkeyPatch) -> None:
     model = tiny("llama").to(dtype)
-    read_head(model)
+    head_getter(model)
     usual = type(model).forward
 
     def normalised(self: Any, *args: Any, **options: Any) -> Any:
@@ -89,4 +89,4 @@ def test_a_head_that_cannot_be_computed_apart_is_refused(dtype: torch.dtype, mon
 
     monkeypatch.setattr(type(model), "forward", normalised)
     with pytest.raises(TrainingError, match="LlamaForCausalLM does more to its logits"):
-        read_head(model)
+        head_getter(model)
