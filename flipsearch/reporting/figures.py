@@ -65,7 +65,7 @@ class Figure:
 
 def figures_of(study: Study, names: dict[int, str]) -> list[Figure]:
     """Return the pictures that tell a reader something in this study."""
-    made = (_intervals(study, names), _tradeoff(study, names), _course(study))
+    made = (_intervals(study, names), _tradeoff(study, names), _search_curve(study))
     return [figure for figure in made if figure]
 
 
@@ -164,7 +164,7 @@ def _front(places: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
     return front
 
 
-def _course(study: Study) -> Figure | None:
+def _search_curve(study: Study) -> Figure | None:
     """Return the flip rates on the search prompts in the order of proposal, with the best so far."""
     arms = sorted((trial for trial in study.trials if trial.role == "arm"), key=lambda trial: trial.number)
     arms = [trial for trial in arms if trial.search.flip_rate.n]

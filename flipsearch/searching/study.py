@@ -228,7 +228,7 @@ def _ordered(arms: Sequence[Trial], finalists: Sequence[Trial]) -> list[Trial]:
 
 
 def _with_search_ties(study: Study, admissible: Sequence[Trial], winner: Trial) -> Study:
-    """Return the study with the contexts that the search split does not distinguish from the winner, and a note of them."""
+    """Return the study with the contexts that tie with the winner on the search split, and a note of them."""
     ties = search_ties(admissible, winner)
     if not ties:
         return study

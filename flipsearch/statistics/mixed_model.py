@@ -130,7 +130,7 @@ def _likeliest(weights: Weights, features: ContextFeatures, mean: float, outcome
     weights = max((replace(w, prompts=kept, scores=weights.scores) for w in CANDIDATES), key=evidence)
     weights = max((replace(weights, prompts=variance) for variance in PROMPTS), key=evidence)
     if features.scores.any():
-        weights = max((replace(weights, scores=slope) for slope in SCORE_EFFECTS), key=evidence)
+        weights = max((replace(weights, scores=score_effect) for score_effect in SCORE_EFFECTS), key=evidence)
     return weights
 
 

@@ -428,7 +428,7 @@ def test_coverage_that_may_be_chance_is_told_and_fails_no_arm() -> None:
     ("prompts", "judge", "says"),
     [
         ([p for p in PROMPTS if p.kind == "harmful"], RefusalJudge(), "There are no benign search prompts"),
-        (PROMPTS, RefusalJudge(tells_refusals=False), "The judge does not detect refusals"),
+        (PROMPTS, RefusalJudge(reports_refusals=False), "The judge does not detect refusals"),
     ],
 )
 def test_a_cap_that_cannot_be_held_is_told(prompts: list[Prompt], judge: RefusalJudge, says: str) -> None:

@@ -46,7 +46,7 @@ def test_unscored_answers_have_no_score_and_keep_their_reason(tmp_path: Path) ->
 
 
 def test_a_judge_that_detects_no_refusals_measures_no_over_refusal(tmp_path: Path) -> None:
-    (scores,) = scores_of(tmp_path, BENIGN, RefusalJudge(tells_refusals=False))
+    (scores,) = scores_of(tmp_path, BENIGN, RefusalJudge(reports_refusals=False))
     assert set(scores.values.values()) == {None}
     assert scores.measured.num_unscored == 5
     assert scores.reason == "the judge does not detect refusals"

@@ -133,7 +133,7 @@ def test_benign_prompts_count_only_for_a_judge_that_scores_them(before: Label, f
 
 
 def test_a_judge_without_refusals_leaves_the_rate_unmeasured(ledger: Ledger) -> None:
-    runner = make_runner(ledger, judge=RefusalJudge(tells_refusals=False))
+    runner = make_runner(ledger, judge=RefusalJudge(reports_refusals=False))
     measured = measure(runner, [FIRM], PROMPTS, runner.baseline(PROMPTS), "search")[0]
     assert (measured.over_refusal_rate.n, measured.coverage.value) == (0, 1.0)
     assert runner.rollouts([Request(PROMPTS[0])])[0].completion == REFUSAL

@@ -70,7 +70,7 @@ def test_a_model_that_scores_no_prefixes_has_no_scores(ledger: Ledger) -> None:
 
 
 def test_a_judge_that_detects_no_refusals_breaks_no_cap(ledger: Ledger) -> None:
-    runner = Runner(Model(), RefusalJudge(tells_refusals=False), ledger, GREEDY)
+    runner = Runner(Model(), RefusalJudge(reports_refusals=False), ledger, GREEDY)
     base = measure_baseline(runner, [p for p in prompt_set() if p.split == "search"], "search")
     contexts = [Context(text) for text in TEXTS]
     measured = measure(runner, contexts, base.to_flip(), base.outcomes, "search")

@@ -283,7 +283,7 @@ def test_a_confirm_judge_that_scores_nothing_is_noted() -> None:
 
 
 def test_a_confirm_judge_without_refusals_is_noted() -> None:
-    confirm = RefusalJudge("confirm", tells_refusals=False)
+    confirm = RefusalJudge("confirm", reports_refusals=False)
     study = study_of(judge=RefusalJudge(), others=OtherJudges(confirm))
     assert any("The judge of the confirm split does not detect refusals" in note for note in study.notes)
     assert not any("does not detect refusals" in note for note in study_of(others=OtherJudges(RefusalJudge("c"))).notes)
@@ -302,7 +302,7 @@ def test_a_context_for_benign_prompts_needs_a_confirm_judge_that_detects_refusal
     plan = prepare_search(CONFIG, library(kind=kind), [*PROMPTS, *refused])
     assert plan.benign_contexts
     with Ledger("sqlite://") as ledger:
-        confirm = OtherJudges(RefusalJudge("confirm", tells_refusals=False))
+        confirm = OtherJudges(RefusalJudge("confirm", reports_refusals=False))
         config = plan.config.model_copy(update={"max_over_refusal": 1.0})
         study = run_study(replace(plan, config=config), Runner(Model(), RefusalJudge(), ledger, GREEDY), others=confirm)
     assert study.benign is not None
