@@ -51,7 +51,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Con
 
 from flipsearch.backends.loading import quiet
 from flipsearch.training.divergence import Divergence, divergence_sum
-from flipsearch.training.model import completion_hidden, head_of, read_head
+from flipsearch.training.model import completion_hidden, head_of, head_getter
 from flipsearch.training.rows import lay_out
 
 NUM_VOCAB, FIRST_ID = 151_936, 2
@@ -185,7 +185,7 @@ def make_rows(num_rows: int, num_tokens: int) -> StepRows:
 def our_step(folder: str, spec: Divergence, num_rows: int) -> Step:
     """Return our step, as `OpsaTrainer` takes it."""
     student, teacher = load_model(folder).train(), load_model(folder).eval().requires_grad_(False)
-    read_head(student)
+    head_getter(student)
 
     def step(rows: StepRows) -> float:
         layout, weights = lay_out(rows.student, rows.completions), torch.ones(sum(map(len, rows.completions)))

@@ -71,10 +71,10 @@ def parse_reply(content: bytes, max_tokens: int) -> ChatReply:
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "all of it"
-        message = error_of(content)[0] if b'"error"' in content else ""
-        if not message and (came := foreign_reply(content)):
+        stated = error_of(content)[0] if b'"error"' in content else ""
+        if not stated and (came := foreign_reply(content)):
             raise RequestError(f"the endpoint's answer is no chat completion but {came}") from error
-        why = f"it says: {message}" if message else f"{where}: {first['msg'][:150]}"
+        why = f"it says: {stated}" if stated else f"{where}: {first['msg'][:150]}"
         raise RequestError(f"the endpoint's answer is no chat completion ({why})") from error
     choice = response.choices[0]
     if choice.message is None and choice.text is not None:
