@@ -51,7 +51,7 @@ from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast, Qwen3Con
 
 from flipsearch.backends.loading import quiet
 from flipsearch.training.divergence import Divergence, divergence_sum
-from flipsearch.training.model import completion_hidden, head_of, head_getter
+from flipsearch.training.model import completion_hidden, head_getter, head_of
 from flipsearch.training.rows import lay_out
 
 NUM_VOCAB, FIRST_ID = 151_936, 2

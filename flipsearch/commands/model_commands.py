@@ -20,10 +20,15 @@ def chat(config: Config = None, json: Json = False, **settings: Setting) -> "Out
 
     Each line of the input is a prompt, and a conversation of its own.
     """
-    from flipsearch.commands import chatting, console
+    from flipsearch.commands import console, model_views
 
-    opened = flipsearch.chat(**given(settings), config=config)
-    return console.Outcome(lambda: {"answers": chatting.answers(opened)}, lambda: chatting.show(opened))
+    chat = flipsearch.chat(**given(settings), config=config)
+
+    def answers() -> dict[str, list[dict[str, str]]]:
+        with chat:
+            return {"answers": [chat.ask(prompt).as_dict() for prompt in model_views.typed_prompts()]}
+
+    return console.Outcome(answers, lambda: model_views.show_chat(chat))
 
 
 def train(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome | None":
@@ -107,17 +112,17 @@ def judge_check(
 
     What is measured is kept for the reports of its studies. --stress needs no labels.
     """
-    from flipsearch.commands import console, judge_views
+    from flipsearch.commands import console, model_views
     from flipsearch.commands.progress import progress_display
 
     if stress == bool(labels):
         got = "both" if stress else "neither"
         raise ConfigError(f"judge check takes --labels FILE or --stress, got {got}; give one of them.")
     if not labels:
-        return console.outcome(flipsearch.stress_judge(judge), judge_views.show_stress)
+        return console.outcome(flipsearch.stress_judge(judge), model_views.show_stress)
     with progress_display() as progress:
         result = flipsearch.check_judge(judge, labels, reports=reports, progress=progress)
-    return console.outcome(result, judge_views.show_judge)
+    return console.outcome(result, model_views.show_judge)
 
 
 def judge_label(
@@ -133,10 +138,10 @@ def judge_label(
 
     judge check reads the labels back.
     """
-    from flipsearch.commands import console, judge_views
+    from flipsearch.commands import console, model_views
 
     result = flipsearch.label_answers(study, to=to, num=num, num_contexts=num_contexts, fetch=fetch, reports=reports)
-    return console.outcome(result, judge_views.show_labelling)
+    return console.outcome(result, model_views.show_labelling)
 
 
 def judge_fit(
@@ -148,6 +153,6 @@ def judge_fit(
 
     --judge "compact(weights=FILE)" then takes it.
     """
-    from flipsearch.commands import console, judge_views
+    from flipsearch.commands import console, model_views
 
-    return console.outcome(flipsearch.fit_judge(labels, to=to), judge_views.show_fitted)
+    return console.outcome(flipsearch.fit_judge(labels, to=to), model_views.show_fitted)

@@ -11,7 +11,7 @@ from rich.text import Text
 
 from flipsearch.api.lookup import BROKEN
 from flipsearch.commands.console import NUM_SHOWN, plain_table, print_lines, print_table, print_wrapped
-from flipsearch.commands.judge_views import too_few_labels
+from flipsearch.commands.model_views import too_few_labels
 from flipsearch.core.display import shortened
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.files import atomic_write, json_text, write_text

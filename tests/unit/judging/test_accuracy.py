@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import flipsearch
-from flipsearch.commands.judge_views import judge_table, show_judge
+from flipsearch.commands.model_views import judge_table, show_judge
 from flipsearch.core.errors import JudgeError, LedgerError
 from flipsearch.core.records import Exchange, Label, Verdict
 from flipsearch.judging.accuracy import JudgeAccuracy, load_accuracy, measure_judge, save_accuracy

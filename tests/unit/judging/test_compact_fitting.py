@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import flipsearch
-from flipsearch.commands.judge_views import show_fitted
+from flipsearch.commands.model_views import show_fitted
 from flipsearch.core.errors import ConfigError, PromptError
 from flipsearch.judging.answers import RefusalRules
 from flipsearch.judging.compact_fitting import (

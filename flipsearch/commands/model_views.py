@@ -1,14 +1,15 @@
-"""What a person sees of a judge: how it agrees with people, what it was fitted to, and what is to be labelled."""
+"""What a person sees of a model and of a judge: answers side by side, agreement with human labels, what to label."""
 
 import shlex
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.table import Column, Table
 from rich.text import Text
 
-from flipsearch.commands.console import NUM_SHOWN, figures, plain_table, print_lines, print_table
+from flipsearch.commands.console import NUM_SHOWN, figures, plain_table, print_lines, print_table, print_wrapped
 from flipsearch.core.hidden import printable
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import Label
@@ -17,7 +18,39 @@ from flipsearch.reporting.format import DASH, percent, with_interval
 from flipsearch.results import JudgeCheck, JudgeFit, LabellingResult
 
 if TYPE_CHECKING:  # packages of other commands, which load their libraries
+    from flipsearch.api.chat import ChatSession
     from flipsearch.judging.accuracy import JudgeAccuracy, JudgeStress
+
+WITHOUT, UNDER = "without a context", "with the context"
+
+
+def typed_prompts() -> Iterator[str]:
+    """Yield the lines of the input that hold anything, until it ends; in a terminal, after a sign that it waits."""
+    is_typed = sys.stdin.isatty()
+    if is_typed:
+        sys.stderr.write("One prompt per line; each is a conversation of its own. End with Ctrl-D.\n")
+    while True:
+        if is_typed:
+            sys.stderr.write("> ")
+            sys.stderr.flush()
+        line = sys.stdin.readline()
+        if not line:
+            return
+        if prompt := line.strip("\ufeff").strip():  # a piped file may begin with a byte order mark
+            yield prompt
+
+
+def show_chat(chat: "ChatSession") -> None:
+    """Print the answers to each prompt as soon as they are there."""
+    with chat:
+        for prompt in typed_prompts():
+            pair = chat.ask(prompt)
+            print_wrapped(f"\n{pair.prompt}", style="bold")
+            columns = (Column(name, ratio=1, overflow="fold") for name in (WITHOUT, UNDER))
+            table = plain_table(*columns, expand=True)
+            table.add_row(*(Text(printable(text.strip())) for text in (pair.without, pair.under)))
+            print_table(table)
+            sys.stdout.flush()
 
 
 def show_judge(check: JudgeCheck) -> None:
