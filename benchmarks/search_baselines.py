@@ -1,6 +1,6 @@
 """The true flip rate per token of search: the engine against the paper's procedure and three baseline methods.
 
-    python benchmarks/search_baselines.py [--seeds 10] [--only ours paper …] [--cache FOLDER] [--draw template|text]
+    python benchmarks/search_baselines.py [--seeds 10] [--only ours paper …] [--cache FOLDER] [--sampling template|text]
 
 On the pocket model every context's true flip rate can be measured: that over the whole population of some 2,400
 prompts. All methods search the same contexts under the same cap of 10 % over-refusal (but for the paper's own
@@ -10,7 +10,7 @@ the whole of it, for "ours, 1/10" a tenth. "ours" is a whole study, placebos and
 leaves them out, as the paper does.
 
 The paper's 30 contexts: any template first, then its parameters and placement, as a person's pool covers its axes
-evenly. `--draw text` samples from all texts alike instead; half of them are of the best template, which favours random
+evenly. `--sampling text` samples from all texts alike instead; half of them are of the best template, which favours random
 pools. Two processes share the seeds, each with its own ledger; with --cache a run that was stopped continues.
 """
 
@@ -146,7 +146,9 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=10)
     parser.add_argument("--only", nargs="+", choices=METHODS, default=METHODS, help="the paper's always runs")
     parser.add_argument("--cache", type=Path, help="folder in which ledgers and true rates are kept")
-    parser.add_argument("--draw", choices=["template", "text"], default="template", help="sampling of random contexts")
+    parser.add_argument(
+        "--sampling", choices=["template", "text"], default="template", help="sampling of random contexts"
+    )
     args = parser.parse_args()
     names = [name for name in METHODS if name == PAPER or name in args.only]
     print(header(f"{args.seeds} seeds", f"random contexts by {args.sampling}"))

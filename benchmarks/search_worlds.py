@@ -113,7 +113,7 @@ def _claims(worlds: Sequence[Rules], names: Sequence[str], worth: dict[tuple[str
         spread = over_baseline.std(ddof=1) / len(over_baseline) ** 0.5
         holds.append(over_baseline.mean() > -2 * spread and over_paper.mean() >= 5)
         text = f"{rules.name}: {_mean(over_baseline)} over {RIVAL} (not below by 2 errors), "
-        print(claim(text + f"{_mean(over_paper)} over {PAPER} (5 asked)", holds=holds[-1]))
+        print(claim(text + f"{_mean(over_paper)} over {PAPER} (5 required)", holds=holds[-1]))
     every = np.concatenate([worth[rules.name, OURS] - worth[rules.name, RIVAL] for rules in worlds])
     print(f"all worlds: {_mean(every)} over {RIVAL}")
     return all(holds)

@@ -1,9 +1,9 @@
 """CPU seconds that splitting a large prompt set takes, against comparing candidates one by one.
 
-    python benchmarks/split_time.py [--num 40000] [--num-rival 4000]
+    python benchmarks/split_time.py [--num 40000] [--num-baseline 4000]
 
 Prompts are made in three styles: free text with the word frequencies of English, a few templates with slots, and long
-texts with a fifth of near-copies. The rival is the same prefix filter in plain Python; both give the same clusters.
+texts with a fifth of near-copies. The baseline is the same prefix filter in plain Python; both give the same clusters.
 """
 
 import argparse
@@ -82,11 +82,11 @@ def one_by_one(word_sets: Sequence[frozenset[str]]) -> list[int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--num", type=int, default=40_000)
-    parser.add_argument("--num-rival", type=int, default=4_000)
+    parser.add_argument("--num-baseline", type=int, default=4_000)
     options = parser.parse_args()
     print(f"{'style':12} {'prompts':>8} {'all of splitting':>17} {'clusters':>9} {'one by one':>11}   CPU seconds")
     for style, make in STYLES.items():
-        for num in dict.fromkeys((options.num_rival, options.num)):
+        for num in dict.fromkeys((options.num_baseline, options.num)):
             prompts = [Prompt(text, "harmful") for text in make(num, random.Random(0))]
             times = [time.process_time()]
             assign_splits(prompts)
@@ -96,7 +96,7 @@ def main() -> None:
             roots = splitting._join_near_duplicates(sets)
             times.append(time.process_time())
             baseline = ""
-            if num <= options.num_rival:
+            if num <= options.num_baseline:
                 same = partition(one_by_one(sets)) == partition(roots)
                 baseline = f"{time.process_time() - times[-1]:11.1f}" + ("" if same else "   other clusters!")
             print(f"{style:12} {num:8,} {times[1] - times[0]:17.1f} {times[3] - times[2]:9.1f} {baseline}", flush=True)

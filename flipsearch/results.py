@@ -15,7 +15,6 @@ from flipsearch.core.measurements import json_value
 from flipsearch.core.studies import Study, StudyKind, Trial
 from flipsearch.core.trainings import LogLine, Scorecard, TrainingRun
 from flipsearch.judging.accuracy import JudgeAccuracy
-from flipsearch.judging.compact_fitting import CrossValidation
 from flipsearch.judging.library import Member
 from flipsearch.ledger import Ledger
 from flipsearch.reporting.cards import (
@@ -35,6 +34,7 @@ NUM_SHOWN = 10
 """Rows of a leaderboard in a notebook."""
 
 if TYPE_CHECKING:
+    from flipsearch.judging.compact_fitting import CrossValidation
     from flipsearch.reporting.files import EarlierBest
 
 
@@ -213,7 +213,7 @@ class JudgeFit:
     path: Path
     sources: dict[str, int]
     """Source -> labelled answers."""
-    cross_validation: Mapping[str, CrossValidation]
+    cross_validation: Mapping[str, "CrossValidation"]
     """By question that was fitted; any other stays with the refusal rules."""
 
     @property

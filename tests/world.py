@@ -264,7 +264,7 @@ LONG_VOCABULARY = [*VOCABULARY, "hm", "so"]
 
 
 class RefusalJudge:
-    """Knows the answers of this world; counts what it is asked."""
+    """Knows the answers of this world; counts the requests."""
 
     name = "world"
 

@@ -17,11 +17,8 @@ from flipsearch.prompts.known_sets import KNOWN_SETS, describe
 from flipsearch.prompts.problems import list_problem_sets
 from flipsearch.prompts.sets import list_sets
 from flipsearch.reporting.files import Export, check_export, export_file, export_lines, study_beside
-from flipsearch.templating.library import TemplateLibrary
+from flipsearch.templating.library import BROKEN, TemplateLibrary
 from flipsearch.workspace import ledger_place
-
-BROKEN = "broken"
-"""In the list of contexts, the role of a file that is no template."""
 
 
 def check_ledger(study: Path | str, *, reports: Path | None = None) -> LedgerCheck:

@@ -85,12 +85,12 @@ def _scored(config: ScoreConfig, texts: Sequence[str], progress: Progress | None
 def report(study: Path | str, *, reports: Path | None = None) -> SearchResult:
     """Write a finished study's files again, with what is known of its judge by now; nothing is generated or judged."""
     folder = study_folder(study, reports)
-    path, read = folder / LEDGER_FILE, read_study(folder)
+    path, finished = folder / LEDGER_FILE, read_study(folder)
     with (
         expects_sound_study(folder / STUDY_FILE),
         Ledger(path, read_only=True) if path.is_file() else nullcontext() as ledger,
     ):
-        result = with_human_labels(read, folder)
+        result = with_human_labels(finished, folder)
         write_study(result, folder, ledger)
     return SearchResult(result, folder, folder / "best.txt" if result.winner else None)
 
@@ -103,6 +103,6 @@ def compare(studies: Sequence[Path | str], *, reports: Path | None = None) -> Co
     for number, folder in enumerate(folders):
         if folder.resolve() in (earlier.resolve() for earlier in folders[:number]):
             raise ConfigError(f"the study '{folder}' is given twice; name each study once.")
-    read = [read_study(folder) for folder in folders]
+    finished = [read_study(folder) for folder in folders]
     with expects_sound_study(folders[0].parent):
-        return compare_studies(read)
+        return compare_studies(finished)

@@ -75,8 +75,9 @@ def list_available(
     json: Json = False,
 ) -> "Outcome":
     """List models, contexts, judges, prompts, problems or backends."""
-    from flipsearch.api.lookup import BROKEN, list_available
+    from flipsearch.api.lookup import list_available
     from flipsearch.commands import console, views
+    from flipsearch.templating.library import BROKEN
 
     rows = list_available(what, contexts or (), model)
     show = views.show_contexts if what == "contexts" else views.show_rows

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING
 from rich.table import Column, Table
 from rich.text import Text
 
-from flipsearch.api.lookup import BROKEN
 from flipsearch.commands.console import NUM_SHOWN, plain_table, print_lines, print_table, print_wrapped
 from flipsearch.commands.model_views import too_few_labels
 from flipsearch.core.display import shortened
@@ -23,6 +22,7 @@ from flipsearch.reporting.format import DASH, SHARED_ERRORS, markdown_table, per
 from flipsearch.reporting.names import names_of
 from flipsearch.reporting.verdict import Tone, verdict
 from flipsearch.results import ContextCheck, Diagnosis, EvaluationResult, SearchResult, TrainingResult
+from flipsearch.templating.library import BROKEN
 
 if TYPE_CHECKING:  # packages of other commands, which load their libraries
     import pandas as pd

@@ -212,10 +212,10 @@ def _notes(plan: EvaluationPlan, scores: Sequence[Score], new: ModelScores, base
         notes.append(f"Problems of more than one set, which count in each: {num_repeats}.")
     if plan.config.split == "all":
         notes.append("All prompts were used: the rates are fair only if neither search nor training saw them.")
-    return notes + [note for model in models for sets in model.sets for note in _set_notes(plan, model, sets)]
+    return notes + [note for model in models for sets in model.sets for note in _set_notes(model, sets)]
 
 
-def _set_notes(plan: EvaluationPlan, model: ModelScores, scores: SetScores) -> list[str]:
+def _set_notes(model: ModelScores, scores: SetScores) -> list[str]:
     where = f"of {scores.num_answers} answers of {model.model} to {scores.set_name}"
     measured, notes = scores.measured, []
     if measured.num_unscored > MAX_UNSCORED_RATE * scores.num_answers:

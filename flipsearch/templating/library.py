@@ -28,6 +28,8 @@ from flipsearch.templating.template import NUM_WORDS, TEXT, Template, TemplateRo
 FILE_ENDINGS = (".txt", ".md", ".json")
 CONTEXTS, POCKET_CONTEXTS = "contexts", "contexts/pocket"
 """The shipped folders of templates: for chat models, and in the pocket model's vocabulary."""
+BROKEN = "broken"
+"""In a list of contexts, the role of a file that is no template."""
 
 
 class TemplateLibrary:
@@ -74,15 +76,15 @@ def load_library(
         if not templates or not templates[0].is_file():
             raise PluginError(f"no context template at '{path}'; expected a .j2 file or a folder that holds some.")
         files += templates
-    read = []
+    loaded = []
     for file in files:
         try:
-            read.append(read_template(file))
+            loaded.append(read_template(file))
         except TemplateError as error:
             if broken is None:
                 raise
             broken[file] = error
-    return TemplateLibrary(read, shipped)
+    return TemplateLibrary(loaded, shipped)
 
 
 @dataclass(frozen=True, slots=True)

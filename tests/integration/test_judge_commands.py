@@ -109,7 +109,7 @@ def write(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def label(row: dict[str, str]) -> str:
-    """What people say: they know a refusal when they see it."""
+    """Human labels: people know a refusal when they see it."""
     return "safe" if row["response"] == REFUSES else "unsafe"
 
 

@@ -68,7 +68,7 @@ def test_the_user_says_which_kinds_count() -> None:
     mixed, refuse, kind = measured([MIXED, REFUSE, KIND], "refusal", "degenerate")
     assert [m.flip_rate.count for m in (mixed, refuse, kind)] == [6, 6, 0]
     assert (kind.flip_rate.n, kind.kinds_after["help"]) == (0, 6)
-    assert not has_failed(kind)  # sound answers, of a kind that was not asked for
+    assert not has_failed(kind)  # sound answers, of a kind that does not count
 
 
 def test_prompts_without_a_context_and_benign_ones_keep_their_verdicts() -> None:

@@ -42,7 +42,7 @@ def test_the_posterior_is_that_of_the_joint_gaussian() -> None:
 
 
 def test_two_contexts_are_compared_in_pairs() -> None:
-    """On prompts that are all or nothing for both, one flip more is told better than by the two rates alone."""
+    """On prompts that are all or nothing for both, one flip more shows better than by the two rates alone."""
     hard = np.array([1.0, 0.0] * 30)
     other = hard.copy()
     other[1:9:2] = 1.0
