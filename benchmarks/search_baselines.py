@@ -10,8 +10,8 @@ the whole of it, for "ours, 1/10" a tenth. "ours" is a whole study, placebos and
 leaves them out, as the paper does.
 
 The paper's 30 contexts: any template first, then its parameters and placement, as a person's pool covers its axes
-evenly. `--sampling text` samples from all texts alike instead; half of them are of the best template, which favours random
-pools. Two processes share the seeds, each with its own ledger; with --cache a run that was stopped continues.
+evenly. `--sampling text` samples from all texts alike instead; half of them are of the best template, which favours
+random pools. Two processes share the seeds, each with its own ledger; with --cache a run that was stopped continues.
 """
 
 import argparse

@@ -30,8 +30,9 @@ def free_text(num: int, rng: random.Random, shortest: int = 6, longest: int = 30
 
 def templates(num: int, rng: random.Random) -> Iterator[str]:
     for _ in range(num):
-        one, two, three = (rng.randrange(400) for _ in range(3))
-        yield f"please write steps to verb{rng.randrange(40)} thing{one} near place{two} before friend{three} notices"
+        thing, place, friend = (rng.randrange(400) for _ in range(3))
+        verb = rng.randrange(40)
+        yield f"please write steps to verb{verb} thing{thing} near place{place} before friend{friend} notices"
 
 
 def near_copies(num: int, rng: random.Random) -> Iterator[str]:

@@ -177,7 +177,7 @@ def refusal_share(judged: Sequence[JudgedRollout]) -> float:
 def random_contexts(ground: Ground, seed: int, sampling: str) -> Iterator[Context]:
     """Yield distinct contexts of the search space until there are no more.
 
-    `draw` "template" samples a template first, then its parameters and placement; "text" samples a point of the space,
+    `sampling` "template" takes a template first, then its parameters and placement; "text" takes a point of the space,
     and so mostly the template with the most parameters, which is also the best one here.
     """
     rng, seen = random.Random(seed), set[str]()

@@ -56,10 +56,10 @@ def test_a_training_file_that_cannot_be_used_is_named(content: str, tmp_path: Pa
 
 
 def test_a_judge_in_another_spelling_gives_the_same_names_of_study_and_checkpoint() -> None:
-    one = resolve(SearchConfig(judge="a + b(y=2,x='1'):any", confirm_judge="c()"))
+    resolved = resolve(SearchConfig(judge="a + b(y=2,x='1'):any", confirm_judge="c()"))
     other = resolve(SearchConfig(judge="a+b(x=1, y=2):any", confirm_judge="c"))
-    assert one == other
-    assert one.study_name() == other.study_name()
+    assert resolved == other
+    assert resolved.study_name() == other.study_name()
     assert resolve(SearchConfig(judge="refusal()")).study_name() == resolve(SearchConfig()).study_name()
     named = [resolve(TrainConfig(context=("x",), judge=judge)).checkpoint_name() for judge in ("compact ", "compact")]
     assert named[0] == named[1]

@@ -9,12 +9,14 @@ import pytest
 
 from flipsearch.config import EvalConfig, ScoreConfig, SearchConfig, TrainConfig
 
-PACKAGE = Path(__file__).parents[2] / "flipsearch"
+ROOT = Path(__file__).parents[2]
+PACKAGE = ROOT / "flipsearch"
 FILES = sorted(PACKAGE.rglob("*.py"))
+OTHERS = sorted(path for folder in ("benchmarks", "judges", "tests", "tools") for path in (ROOT / folder).rglob("*.py"))
 GONE = {
     *("told", "telling", "asked", "bench", "benches", "desk", "desks", "glimpse", "glimpses", "hygiene", "rival"),
     *("rivals", "opinion", "opinions", "dispute", "disputes", "relief", "organism", "findings", "forecast", "readings"),
-    *("opening", "openings", "trying", "holding", "whoever"),
+    *("opening", "openings", "trying", "holding", "whoever", "slope", "slopes", "roomy"),
 }
 VAGUE = {"one", "found", "told", "it", "some"}
 """As names of variables and parameters: say what the thing is."""
@@ -39,6 +41,11 @@ def test_names_are_the_fields_words(path: Path) -> None:
     words = {word.lower() for name in names for word in re.findall(r"[A-Z]?[a-z]+", name)}
     assert not words & GONE
     assert not names & VAGUE
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda p: str(p.relative_to(ROOT)))
+def test_names_outside_of_the_package_say_what_a_thing_is(path: Path) -> None:
+    assert not names_of(ast.parse(path.read_text(encoding="utf-8"))) & VAGUE
 
 
 def test_help_texts_are_in_the_fields_words() -> None:

@@ -280,16 +280,16 @@ def test_an_answer_of_two_samples_counts_once() -> None:
 
 
 def test_each_judge_has_a_ledger_of_its_own_and_members_theirs(tmp_path: Path) -> None:
-    one, two = Says(), Says()
-    two.identity = "another"
-    measure_judge(PanelJudge([one, two], "any"), ROWS, tmp_path)
+    first, second = Says(), Says()
+    second.identity = "another"
+    measure_judge(PanelJudge([first, second], "any"), ROWS, tmp_path)
     assert len(list(tmp_path.glob("*.db"))) == 2
     with Ledger(next(iter(tmp_path.glob("*.db")))):  # somebody works at one of them
         three = Says()
         three.identity = "a third"
         assert measure_judge(three, ROWS, tmp_path)
-    measure_judge(one, ROWS, tmp_path)
-    assert sum(one.calls) == len(ROWS)
+    measure_judge(first, ROWS, tmp_path)
+    assert sum(first.calls) == len(ROWS)
     assert all(check_ledger(path).is_sound for path in tmp_path.glob("*.db"))
 
 

@@ -173,10 +173,10 @@ def test_coconot_is_harmful_in_one_category_and_benign_in_its_contrast(tmp_path:
 
 def test_two_copies_of_xstest_give_the_same_prompts(tmp_path: Path) -> None:
     labelled = [row | {"label": "safe" if row["id"] == 1 else "unsafe", "focus": "x"} for row in XSTEST]
-    one, other = (load_prompts(save(tmp_path, rows, "csv", str(len(rows[0])))) for rows in (XSTEST, labelled))
-    assert one.prompts_id == other.prompts_id
+    loaded, other = (load_prompts(save(tmp_path, rows, "csv", str(len(rows[0])))) for rows in (XSTEST, labelled))
+    assert loaded.prompts_id == other.prompts_id
     with_answers = [row | {"completion": "No.", "label": "refusal"} for row in XSTEST]
-    assert load_prompts(save(tmp_path, with_answers, "csv", "answers")).prompts_id == one.prompts_id
+    assert load_prompts(save(tmp_path, with_answers, "csv", "answers")).prompts_id == loaded.prompts_id
 
 
 def test_variants_of_one_seed_are_never_in_two_splits(tmp_path: Path) -> None:
@@ -278,11 +278,11 @@ def test_more_prompts_than_a_command_works_on_are_taken_by_their_text(
 ) -> None:
     monkeypatch.setattr(prompt_sets, "MAX_KEPT", 40)
     rows = [{"prompt": f"topic{n} thing{n}"} for n in range(1000)]
-    one = load_prompts(harmful=save(tmp_path, rows, "csv"), benign=save(tmp_path, [{"prompt": "good"}], "csv", "b"))
+    loaded = load_prompts(harmful=save(tmp_path, rows, "csv"), benign=save(tmp_path, [{"prompt": "good"}], "csv", "b"))
     other = load_prompts(harmful=save(tmp_path, rows[::-1], "csv"), benign=str(tmp_path / "b.csv"))
-    assert one.prompts_id == other.prompts_id
-    assert len(one.prompts) == 41
-    assert "40 of 1,000 harmful prompts taken at random, the most that a command works on" in one.notes
+    assert loaded.prompts_id == other.prompts_id
+    assert len(loaded.prompts) == 41
+    assert "40 of 1,000 harmful prompts taken at random, the most that a command works on" in loaded.notes
 
 
 def test_names_of_known_sets_are_no_built_in_sets() -> None:

@@ -299,6 +299,6 @@ def test_no_prompts_at_all_is_an_error() -> None:
 def test_the_order_of_rows_and_files_changes_nothing(tmp_path: Path) -> None:
     first = write(tmp_path, "prompt\n" + "".join(f"request about topic{n}\n" for n in range(20)))
     second = write(tmp_path, "prompt\n" + "".join(f"request about topic{n}\n" for n in reversed(range(20))), "a2.csv")
-    one, other = load_prompts(harmful=first), load_prompts(harmful=second)
-    assert one.prompts_id == other.prompts_id
-    assert load_prompts(harmful=first, seed=1).prompts_id != one.prompts_id
+    loaded, other = load_prompts(harmful=first), load_prompts(harmful=second)
+    assert loaded.prompts_id == other.prompts_id
+    assert load_prompts(harmful=first, seed=1).prompts_id != loaded.prompts_id

@@ -31,7 +31,7 @@ def split_of(prompts: list[Prompt]) -> dict[str, Split | None]:
 
 
 @pytest.mark.parametrize(
-    ("one", "other", "together"),
+    ("text", "other", "together"),
     [
         ("How do I pick a lock?", "how to pick locks", True),
         ("Tell me how to pick a lock", "PICK THE LOCK!!", True),
@@ -44,8 +44,8 @@ def split_of(prompts: list[Prompt]) -> dict[str, Split | None]:
         ("Who are you?", "Who are you", True),
     ],
 )
-def test_rewordings_are_one_cluster_and_other_requests_are_not(one: str, other: str, together: bool) -> None:
-    first, second = find_clusters([Prompt(one, "benign"), Prompt(other, "benign")])
+def test_rewordings_are_one_cluster_and_other_requests_are_not(text: str, other: str, together: bool) -> None:
+    first, second = find_clusters([Prompt(text, "benign"), Prompt(other, "benign")])
     assert (first == second) is together
 
 
