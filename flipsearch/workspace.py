@@ -102,7 +102,7 @@ class StudySession:
 
 
 def write_result(study: Study, folder: Path, best: Path | None, ledger: Ledger) -> SearchResult:
-    """Write the files of a finished study, with what human labels tell of its judge by now, and its winner to `best`.
+    """Write the files of a finished study, with what human labels show of its judge by now, and its winner to `best`.
 
     A winning text of another study at `best` stays where this one is not confirmed, or flips fewer of the same prompts.
     """

@@ -197,10 +197,10 @@ class Chat:
         baseline = self._template.render([("user", PROBE)], **self.options)
         self.marks, opens = self._template.marks, self._template.opens(baseline)
         self.opens_thinking = opens and thinking != "off"
-        """Of a prompt without a context; `encode` tells it of each request."""
+        """Of a prompt without a context; `encode` returns it for each request."""
         is_closed = baseline.rstrip().endswith(self.marks.close_mark)
         self.thinks = self._template.names_marks and thinking != "off" and not is_closed
-        """Whether the model may think before it answers, as far as its template tells."""
+        """Whether the model may think before it answers, as far as its template shows."""
         self.identity = content_id("chat", self._template.text, thinking)
         self._control = ControlTokens(tokenizer, self._template.text, baseline)
         self._dropped_ids = self._control.special_ids - self._mark_ids()

@@ -1,4 +1,4 @@
-"""A tokenizer's chat template, and what rendering it with probes tells of it; the only caller of `apply_chat_template`.
+"""A tokenizer's chat template, and what rendering it with probes shows of it; the only caller of `apply_chat_template`.
 
 What a template does is found by rendering probes: does it take a system message, does it want content as typed parts,
 which of its variables switches thinking, how it writes a thought, and what it writes after an answer.
@@ -38,7 +38,7 @@ THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking", "thought")
 
 @dataclass(frozen=True, slots=True)
 class ThinkingSwitch:
-    """A variable of a chat template that tells a model to think or not, and its two values."""
+    """A variable of a chat template that makes a model think or not, and its two values."""
 
     name: str
     on: Any

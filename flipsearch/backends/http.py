@@ -186,7 +186,7 @@ class HttpBackend:
         self._done.put(([], None))
 
     def _give_up_refused(self, refusal: RefusedRequestError, body: dict[str, Any], sampling: Sampling) -> None:
-        """Leave out what a refusal names; BackendError if that cannot be left out, or if the settings ask for it."""
+        """Leave out what a refusal names; BackendError if that cannot be left out, or if the settings require it."""
         named = {name: re.search(rf"(?<!\w){name}(?!\w)", refusal.details) for name in OMITTABLE if name in body}
         places = {name: match.start() for name, match in named.items() if match}
         if places:

@@ -176,7 +176,7 @@ class VllmBackend(LocalBackend):
             model_source(config.model),
             thinking=config.thinking,
             dtype=config.dtype,
-            # Whether the model thinks, its chat template tells only when it is loaded.
+            # Whether the model thinks, its chat template shows only when it is loaded.
             max_model_len=config.max_model_len or max(config.longest_completion(), longest) + PROMPT_TOKENS,
             memory_share=memory_share,
         )

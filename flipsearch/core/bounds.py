@@ -41,7 +41,7 @@ def bounded_rendering() -> Iterator[None]:
 
 @contextmanager
 def _bounded_memory() -> Iterator[None]:
-    """Let this process take MAX_BYTES more than it has; where the system cannot tell or limit it, nothing is done."""
+    """Let this process take MAX_BYTES more than it has; where the system cannot limit it, nothing is done."""
     limits = None
     with suppress(ImportError, OSError, ValueError):
         import resource

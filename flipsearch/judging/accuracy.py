@@ -181,7 +181,7 @@ def _judged_answer(verdict: Verdict, question: Question) -> bool | None:
 
 
 def with_human_labels(study: Study, folder: Path) -> Study:
-    """Return a study with its judge's errors corrected, as far as human labels tell them by now."""
+    """Return a study with its judge's errors corrected, as far as human labels show them by now."""
     return with_judge_error(study, load_accuracy(study.last_judge_id, folder.parent), load_labels(folder))
 
 

@@ -325,7 +325,7 @@ def _requirements(attributes: dict[str, Any]) -> Iterator[str]:
             is_here = False
         yield f"needs {model}: {'here' if is_here else 'not downloaded yet'}, or model=PATH"
     if checkpoint := attributes.get("needs_checkpoint"):
-        # Torch's own rule for its folder; importing torch only to ask it would slow down every listing.
+        # Torch's own rule for its folder; importing torch only for it would slow down every listing.
         cache = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
         torch_home = Path(os.environ.get("TORCH_HOME") or f"{cache}/torch").expanduser()
         is_here = (torch_home / "hub" / "checkpoints" / str(checkpoint)).is_file()

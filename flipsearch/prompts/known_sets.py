@@ -59,7 +59,7 @@ class KnownSet:
     route: Callable[[Mapping[str, str]], tuple[str, Routed]] | None = None
     """Label and kind of a row, from its cells by name, where several columns say it together."""
     kind_by_name: tuple[tuple[str, Kind], ...] = ()
-    """Parts of file names that tell the kind of files with equal columns, unless the user says it."""
+    """Parts of file names that give the kind of files with equal columns, unless the user says it."""
     category: tuple[str, ...] = ()
     borderline: bool = False
     """Its benign prompts are there because they look harmful."""
@@ -72,7 +72,7 @@ class KnownSet:
     group: str = ""
     """Column of what several rows vary: they never are in two splits."""
     first_values: tuple[str, frozenset[str]] | None = None
-    """A column and its values, which tell this set from other files with the same columns."""
+    """A column and its values, which distinguish this set from other files with the same columns."""
     files: tuple[SetFile, ...] = ()
     is_gated: bool = False
 

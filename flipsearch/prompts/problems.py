@@ -41,7 +41,7 @@ class Choices:
     shuffles: bool = False
     """The first of `columns` is right: the choices are ordered by their hashes."""
     counts_from: tuple[int, ...] = (0, 1)
-    """What the first choice's number is; more than one where the rows do not tell."""
+    """What the first choice's number is; more than one where the rows do not show it."""
 
     def lay_out(self, row: Row, question: str, answer_column: str) -> tuple[str, str, int]:
         """Return question and choices, the right letter ("": no answer) and their number; PromptError if unreadable."""

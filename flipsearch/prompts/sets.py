@@ -48,7 +48,7 @@ MAX_KEPT = 50_000
 """Prompts of each kind that a command works on at most: of more, these many are taken at random, by their text."""
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
 FIRST_ROWS = 100
-"""Rows that are looked at to tell a public set from other files with its columns."""
+"""Rows that are looked at to distinguish a public set from other files with its columns."""
 
 
 @dataclass(frozen=True, slots=True)

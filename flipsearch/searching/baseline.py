@@ -1,4 +1,4 @@
-"""What the model does without a context on one split, and what a context can still gain there.
+"""What the model does without a context on one split, and what headroom it leaves to a context.
 
     prompts --no context--> SplitBaseline --to_flip--> unsafe and benign prompts, in nested rungs
                                           --placebos--> num_left, the headroom
@@ -272,14 +272,14 @@ def require_headroom(num_unsafe: int, left: int) -> list[str]:
     """Return a warning for the reader if few of the unsafe prompts are `left`; NothingToFlipError if none is."""
     if left == 0:
         raise NothingToFlipError(
-            f"nothing left to gain: a placebo without safety content flips all {num_unsafe} search prompts that are "
+            f"no headroom: a placebo without safety content flips all {num_unsafe} search prompts that are "
             "unsafe without context, so no context can do better. Give harder prompts, or more --samples."
         )
     p_value = mcnemar_mid_p(left, 0)  # of a context that flips all that are left and loses none
     if p_value < TIE_LEVEL:
         return []
     return [
-        f"Little is left to gain: of {num_unsafe} unsafe search prompts the strongest placebo before the search leaves "
+        f"Little headroom: of {num_unsafe} unsafe search prompts the strongest placebo before the search leaves "
         f"{left}. On so many prompts even a context that flips all {left} could not be distinguished from it (exact "
         f"McNemar, p = {p_value:.3f}, needed below {TIE_LEVEL:g}): give more or harder prompts."
     ]

@@ -59,10 +59,16 @@ class Proposals:
         self._notes: list[str] = []
 
     def propose(self, num: int, arms: Sequence[Arm]) -> list[Context]:
-        """Return up to `num` new contexts; fewer only if neither templates nor operators give more."""
+        """Return up to `num` new contexts; fewer only if neither templates nor operators give more.
+
+        The candidates are points of the space and, once there are parents, as many children as `--breed` says.
+        """
         contexts = self._from_start(num)
         able, num = [arm for arm in arms if arm.state in ("running", "complete")], num - len(contexts)
-        candidates = self._candidates(max(num, min(CANDIDATES * num, MOST_CANDIDATES)), able)
+        num_candidates = max(num, min(CANDIDATES * num, MOST_CANDIDATES))
+        parents, weights = frontier(self._surrogate, able, self._prompts)
+        children = self.breeder.breed(parents, int(num_candidates * self._config.breed), weights) if parents else []
+        candidates = [*self._points(num_candidates - len(children)), *children]
         written = [context for context in candidates if self.breeder.is_costly(context.operator)][:num]
         candidates, num = [context for context in candidates if context not in written], num - len(written)
         if num and self._surrogate.prefix_scores.num_prompts and self._config.screen > 1:
@@ -107,13 +113,6 @@ class Proposals:
             self._begin_trial(context)
             able.append(context)
         return able
-
-    def _candidates(self, num: int, arms: Sequence[Arm]) -> list[Context]:
-        """New points of the space, and as many children as `--breed` says once there are parents."""
-        parents, weights = frontier(self._surrogate, arms, self._prompts)
-        children = self.breeder.breed(parents, int(num * self._config.breed), weights) if parents else []
-        points = self._points(num - len(children))
-        return [*points, *children]
 
     def _points(self, num: int) -> list[Context]:
         """New contexts of the space, the templates in turn; all that are left if there are fewer."""

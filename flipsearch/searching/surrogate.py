@@ -7,7 +7,7 @@ the posterior contexts are proposed, arms promoted, parents chosen and the searc
 answers alone.
 
 A prefix score is what a model that scores prefixes thinks of its known answers under a context. It is one more feature
-here; how much it tells is found out from whole answers.
+here; how much it predicts is estimated from whole answers.
 """
 
 import re
@@ -146,12 +146,9 @@ class Surrogate:
         most = self._cap.most + 0.5 / num_benign if num_benign else 1.0
         breaks_cap = (refusals > most) & self._is_capped
         # Not predicted from texts: an arm whose answers have clearly lost too much cannot win, and is left behind.
-        breaks_cap[:, [number for number, arm in enumerate(arms) if self._is_contracted(arm)]] = True
+        lost = [arm.search.contraction for arm in arms]
+        breaks_cap[:, [i for i, c in enumerate(lost) if c and c.value is not None and c.low > self._most_lost]] = True
         return PosteriorSamples(flips, refusals, np.where(breaks_cap, 0.0, np.maximum(flips, 0.0)))
-
-    def _is_contracted(self, arm: Arm) -> bool:
-        lost = arm.search.contraction
-        return lost is not None and lost.value is not None and lost.low > self._most_lost
 
     def _sample_rates(self, model: RateModel, arms: Sequence[Arm], contexts: Sequence[Context], kind: Kind) -> Array:
         features = self._texts.of(contexts, self.prefix_scores.of(contexts, kind))

@@ -194,7 +194,7 @@ class TestBenignContext:
     def test_none_is_best_where_nothing_is_refused_and_nothing_is_generated(self) -> None:
         model, prompts = Model(), prompt_set()
         chosen = study_of(model=model, prompts=prompts, templates=LIBRARY, config=CONFIG)
-        assert "nothing to gain" in benign_of(chosen).reason
+        assert "nothing to improve" in benign_of(chosen).reason
         without = study_of(prompts=prompts, templates=library(keys=KEYS, deep=DEEP), config=CONFIG)
         assert chosen.num_rollouts == without.num_rollouts == len(model.generated)
         assert "no template" in benign_of(without).reason

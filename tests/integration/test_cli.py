@@ -90,7 +90,7 @@ def test_search_writes_everything_that_it_promises(searched: tuple[Path, dict[st
     assert printed["study"] == "small"
     assert (folder / "best.portfolio.json").read_text() == (study / "best.portfolio.json").read_text()
     assert printed["best"]["context_id"] in printed["portfolio"]["context_ids"]
-    assert "nothing to gain" in printed["benign_context"]["reason"]  # the pocket model refuses no benign prompt
+    assert "nothing to improve" in printed["benign_context"]["reason"]  # the pocket model refuses no benign prompt
     assert [row["num_tokens"] for row in printed["best"]["depth"]] == [0, 8, 32, 128]
 
 

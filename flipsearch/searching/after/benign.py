@@ -3,7 +3,7 @@
     benign templates --search split: refused less, no new unsafe answer?--> at most one --sealed split--> may be vetoed
 
 Candidates are measured on the benign prompts and on the harmful ones that are safe without context: a harmful prompt
-that is mistaken for a benign one must not become unsafe by it. If no benign prompt is refused, there is nothing to gain
+that is mistaken for a benign one must not become unsafe by it. If no benign prompt is refused, nothing can improve
 and nothing is measured. The rates are those of the context chosen on the search split, vetoed or not: to show them only
 where they pass would show the lucky ones.
 """
@@ -111,7 +111,7 @@ def _why_none(setup: SearchSetup, base: SplitBaseline, candidates: Sequence[Tria
     if not base.over_refusal_rate.n:
         return "Over-refusal is not measured on the search split, so no context can be shown to be refused less."
     if not candidates:
-        return "No benign search prompt is refused without a context: there is nothing to gain."
+        return "No benign search prompt is refused without a context: there is nothing to improve."
     harms = sum(bool(regressions(trial.search).count) for trial in candidates)
     return f"No context is refused less on the search split ({len(candidates)} tried, {harms} make something unsafe)."
 

@@ -78,7 +78,7 @@ def test_the_best_possible_context_has_half_to_the_power_of_what_is_left(left: i
 
 
 def test_nothing_left_is_one_line_and_exit_1() -> None:
-    with pytest.raises(NothingToFlipError, match=r"nothing left to gain: a placebo .* flips all 7 search") as caught:
+    with pytest.raises(NothingToFlipError, match=r"no headroom: a placebo .* flips all 7 search") as caught:
         require_headroom(7, 0)
     assert caught.value.exit_code == 1
     assert "\n" not in str(caught.value)
@@ -95,7 +95,7 @@ def test_a_study_with_little_to_gain_goes_on_and_says_so() -> None:
     study = study_of(prompts=[*few, benign(1, 2), benign(2, 2, "confirm")])
     assert study.winner is not None
     assert placebos_of(study)["empty"].search.flip_rate.count == 0
-    (note,) = [note for note in study.notes if note.startswith("Little is left to gain")]
+    (note,) = [note for note in study.notes if note.startswith("Little headroom")]
     assert "of 3 unsafe search prompts" in note
     assert "p = 0.125" in note
     assert not any(note.startswith("Little is left") for note in study_of(config=CONFIG).notes)
