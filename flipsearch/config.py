@@ -308,7 +308,7 @@ class TrainConfig(ModelConfig):
     name: str | None = None
     """Name of the checkpoint's folder (derived from the settings)."""
     checkpoints: Path = Path("checkpoints")
-    """Folder of the checkpoints."""
+    """Folder that the checkpoints are written to."""
     reports: Path = Path("reports")
     """Folder with the ledger of the answers that are judged before training."""
     resume: bool = False
@@ -316,23 +316,23 @@ class TrainConfig(ModelConfig):
     split: Literal["search", "confirm", "training", "all"] | None = None
     """Prompts: search, confirm, training, or all, for sets that are not evaluated on (all but evaluation)."""
     temperature: NonNegative = 0.6
-    """Of the rollouts; 0 is greedy decoding."""
+    """Temperature of the rollouts; 0 is greedy decoding."""
     epochs: Positive = 3.0
     """Passes over the prompts (pocket 6)."""
     max_steps: Count | None = None
     """Optimizer steps, instead of epochs."""
     learning_rate: Positive | None = None
-    """Of AdamW (1e-5; pocket 3e-4)."""
+    """Learning rate of AdamW (1e-5; pocket 3e-4)."""
     train_batch_size: Count | None = None
     """Prompts per optimizer step (64; pocket 32)."""
     micro_batch_size: Count | None = None
     """Rows per backward pass; changes memory and rounding alone (the whole batch on a CPU, one row on a GPU)."""
     warmup_share: Fraction = 0.1
-    """Share of the steps; a cosine follows."""
+    """Share of the steps that warm up; a cosine follows."""
     weight_decay: NonNegative = 0.0
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     max_grad_norm: NonNegative = 1.0
-    """Clip of the gradient norm; 0 clips nothing."""
+    """Highest gradient norm; 0 clips nothing."""
     forward_weight: NonNegative = 0.5
     """Weight of KL(teacher || student)."""
     reverse_weight: NonNegative = 0.5
@@ -350,11 +350,11 @@ class TrainConfig(ModelConfig):
     clip: Positive | None = None
     """A token's divergence counts this much at most (no clip)."""
     horizon: Count | None = None
-    """Only the first tokens of a completion count, this many (all; pocket 40)."""
+    """Only this many first tokens of a completion count (all; pocket 40)."""
     lora: Annotated[int, Field(ge=0), Flag(metavar="RANK")] = 0
     """Train LoRA adapters of this rank; 0 trains all weights."""
     gradient_checkpointing: bool = False
-    """Less memory, more time."""
+    """Compute activations again in the backward pass: less memory, more time."""
     save_steps: Annotated[int, Field(ge=0)] | None = None
     """Save the state every so many steps; 0 never (five times in all)."""
     report_to: Annotated[Texts, Flag(metavar="NAME")] = ()
