@@ -2,6 +2,7 @@
 
 import html
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -27,6 +28,8 @@ from flipsearch.reporting.cards import (
 from flipsearch.reporting.columns import rows
 from flipsearch.reporting.criteria import Criterion
 from flipsearch.reporting.files import rollouts_table
+from flipsearch.reporting.formats import report_format, write_report
+from flipsearch.reporting.pages import leaderboard_page, picture_page
 from flipsearch.reporting.tables import Leaderboard, flips_table
 from flipsearch.reporting.verdict import verdict
 
@@ -63,6 +66,19 @@ class SearchResult(ShowsFacts):
     def leaderboard(self) -> Leaderboard:
         """One row per trial, best first, placebos last; `leaderboard.full` has every column."""
         return Leaderboard.of(self.study)
+
+    def write(self, path: Path | str, format: str | None = None) -> None:
+        """Write the leaderboard to a file: html, csv, json, md, parquet or png, by its ending unless `format` is given.
+
+        The page holds the answers that are in the study's ledger; a picture needs Chromium.
+        """
+        chosen, ledger = report_format(Path(path), format), self.folder / "ledger.db"
+
+        def page() -> str:
+            with Ledger(ledger, read_only=True) if ledger.is_file() else nullcontext() as opened:
+                return leaderboard_page(self.study, opened)
+
+        write_report(Path(path), chosen, lambda: self.leaderboard.full, page, lambda: picture_page(self.study))
 
     def flips(self) -> "pd.DataFrame":
         """Return one row per context and prompt on the last split that the context saw: before, under it, and flipped.

@@ -8,6 +8,7 @@
 A command that fails before its first rollout or verdict leaves the folders as they were.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -33,9 +34,12 @@ from flipsearch.prompts.sets import PromptSet
 from flipsearch.reporting.cards import context_card
 from flipsearch.reporting.files import earlier_best, write_best, write_study
 from flipsearch.reporting.page_data import FINISHED
+from flipsearch.reporting.study_file import SETTINGS_FILE, STUDY_FILE
 from flipsearch.results import SearchResult
 
-SETTINGS_FILE, LEDGER_FILE, EVENTS_FILE = "study.toml", "ledger.db", "events.jsonl"
+LEDGER_FILE, EVENTS_FILE = "ledger.db", "events.jsonl"
+UNFINISHED_SHARE = 0.01
+"""Of the time of a search, the share that is spent at most on writing what is known so far."""
 
 
 class Workspace(ExitStack):
@@ -88,9 +92,7 @@ class StudySession:
 
     def finish(self, study: Study, best: Path | None) -> SearchResult:
         """Write the files of a finished study, with the notes on its prompt files, and log its winner."""
-        folder, settings = self.workspace.folder, {**study.settings, "prompts_id": self.prompts.prompts_id}
-        notes = (*self.prompts.notes, *_hidden_notes(study), *study.notes)
-        study = replace(study, settings=settings, notes=notes)
+        folder, study = self.workspace.folder, self._with_prompts(study)
         self.workspace.ledger.note(FINISHED.format(study.num_rollouts), study.name)
         result = write_result(study, folder, best, self.workspace.ledger)
         study = result.study
@@ -99,6 +101,26 @@ class StudySession:
         numbers = {"num_rollouts": study.num_rollouts, "num_tokens": study.num_tokens}
         self.runner.emit("done", winner=winner if card else None, **numbers, notes=list(study.notes))
         return result
+
+    def unfinished_writer(self) -> Callable[[Callable[[], Study]], None]:
+        """Return what writes an unfinished study after a rung, without its answers, and so seldom that it costs little.
+
+        What was finished before, with fewer contexts, stays until this study is finished.
+        """
+        due = 0.0
+
+        def write(make: Callable[[], Study]) -> None:
+            nonlocal due
+            start = time.monotonic()
+            if start >= due and not (self.workspace.folder / STUDY_FILE).exists():
+                write_study(self._with_prompts(make()), self.workspace.folder)
+                due = time.monotonic() + (time.monotonic() - start) / UNFINISHED_SHARE
+
+        return write
+
+    def _with_prompts(self, study: Study) -> Study:
+        settings = {**study.settings, "prompts_id": self.prompts.prompts_id}
+        return replace(study, settings=settings, notes=(*self.prompts.notes, *_hidden_notes(study), *study.notes))
 
 
 def write_result(study: Study, folder: Path, best: Path | None, ledger: Ledger) -> SearchResult:

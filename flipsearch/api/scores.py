@@ -7,11 +7,12 @@ from pathlib import Path
 from flipsearch.api.settings import Given, takes, with_card
 from flipsearch.config import ScoreConfig
 from flipsearch.core.errors import ConfigError, NothingToFlipError, PoorCoverageError
-from flipsearch.core.files import write_text
+from flipsearch.core.files import is_taken, write_text
 from flipsearch.core.progress import Progress
 from flipsearch.defaults import library_for
 from flipsearch.judging.accuracy import with_human_labels
 from flipsearch.ledger import Ledger
+from flipsearch.ledger.store import LOCK_SUFFIX
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.reporting.compare import Comparison, compare_studies
 from flipsearch.reporting.criteria import criteria, junit_error, junit_xml
@@ -83,15 +84,21 @@ def _scored(config: ScoreConfig, texts: Sequence[str], progress: Progress | None
 
 
 def report(study: Path | str, *, reports: Path | None = None) -> SearchResult:
-    """Write a finished study's files again, with what is known of its judge by now; nothing is generated or judged."""
+    """Write a study's files again, with what is known of its judge by now; nothing is generated or judged.
+
+    A study that was stopped is reported as far as it came, and so is one that still runs: its folder is only read.
+    """
     folder = study_folder(study, reports)
-    path, finished = folder / LEDGER_FILE, read_study(folder)
+    path = folder / LEDGER_FILE
+    runs = is_taken(path.with_name(path.name + LOCK_SUFFIX))
+    stored = read_study(folder, or_unfinished=True)
     with (
         expects_sound_study(folder / STUDY_FILE),
         Ledger(path, read_only=True) if path.is_file() else nullcontext() as ledger,
     ):
-        result = with_human_labels(finished, folder)
-        write_study(result, folder, ledger)
+        result = stored if stored.unfinished else with_human_labels(stored, folder)
+        if not (runs and stored.unfinished):
+            write_study(result, folder, ledger)
     return SearchResult(result, folder, folder / "best.txt" if result.winner else None)
 
 
@@ -103,6 +110,6 @@ def compare(studies: Sequence[Path | str], *, reports: Path | None = None) -> Co
     for number, folder in enumerate(folders):
         if folder.resolve() in (earlier.resolve() for earlier in folders[:number]):
             raise ConfigError(f"the study '{folder}' is given twice; name each study once.")
-    finished = [read_study(folder) for folder in folders]
+    stored = [read_study(folder, or_unfinished=True) for folder in folders]
     with expects_sound_study(folders[0].parent):
-        return compare_studies(finished)
+        return compare_studies(stored)

@@ -64,7 +64,8 @@ def search(
         plan = plan_search(setup, mean_length=length, tokens_per_s=speed, sampling=session.runner.sampling)
         session.log_start(plan=plan.as_dict())
         try:
-            study = run_study(setup, session.runner, budget, session.rewriter, session.others)
+            on_rung = session.unfinished_writer()
+            study = run_study(setup, session.runner, budget, session.rewriter, session.others, on_rung)
         except (NothingToFlipError, PoorCoverageError) as error:
             if config.best.is_file():
                 raise type(error)(f"{error} '{config.best}' of an earlier search is left as it was.") from None

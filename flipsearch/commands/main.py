@@ -47,7 +47,7 @@ EXAMPLES = {
     "score": "flipsearch score best.txt --split confirm",
     "check": "flipsearch check best.json --min-flip 0.8 --max-over-refusal 0.05 --junit flips.xml",
     "chat": "flipsearch chat --context best.txt",
-    "report": "flipsearch report pocket-a46723 qwen-77c1d0 --to both.csv",
+    "report": "flipsearch report pocket-a46723 qwen-77c1d0 --to both.html",
     "list": "flipsearch list contexts",
     "doctor": "flipsearch doctor --model Qwen/Qwen3-0.6B --judge compact",
     "train": "flipsearch train --context best.txt --name safer",
@@ -60,7 +60,7 @@ EXAMPLES = {
 }
 FALLS_SHORT = {
     "search": "no winner, one that does not beat the placebos, or one above a cap",
-    "report": "the study's search ended without a winner that beats the placebos within the caps",
+    "report": "the study is unfinished, or has no winner that beats the placebos within the caps",
     "check": "a limit is not kept, or nothing is unsafe without a context",
     "list": "a file of contexts is broken",
     "doctor": "a check failed",

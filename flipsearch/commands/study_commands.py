@@ -11,6 +11,7 @@ from flipsearch.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from flipsearch.commands.console import Outcome
+    from flipsearch.reporting.compare import Comparison
     from flipsearch.searching.plan import SearchPlan
 
 CONTEXTS = typer.Argument(help="Texts, files, cards (best.json) or template names.")
@@ -94,30 +95,37 @@ def check(
 
 
 def report(
-    study: Annotated[list[Path], typer.Argument(help="Finished studies, by folder or by name under --reports.")],
+    study: Annotated[list[Path], typer.Argument(help="Studies, by folder or by name under --reports.")],
     to: Annotated[
-        Path | None, option("Write the table to this file too: .csv, .json, .md or .parquet.", metavar="FILE")
+        Path | None,
+        option("Write a report to this file: .html, .csv, .json, .md, .parquet or .png.", metavar="FILE"),
+    ] = None,
+    format: Annotated[
+        str | None, option("Its format, whatever its ending is; without --to the file is STUDY.FORMAT here.")
     ] = None,
     reports: Reports = None,
     json: Json = False,
 ) -> "Outcome":
-    """Show a finished study and write its files, or compare several.
+    """Show a study and write its files, or compare several.
 
-    Of several studies, the contexts that they share are compared: paired differences over models, judges or seeds.
+    A study that was stopped is reported as far as it came; one that still runs is only read, and shown. Of several
+    studies, the contexts that they share are compared: paired differences over models, judges or seeds.
     """
     from flipsearch.commands import console, views
+    from flipsearch.reporting.formats import report_format
+    from flipsearch.results import SearchResult
 
-    if to:
-        views.check_table(to)
+    chosen = report_format(to, format) if to or format else None
+    result: SearchResult | Comparison
     if len(study) > 1:
-        comparison = flipsearch.compare(study, reports=reports)
-        frame, done = comparison.frame(), console.outcome(comparison, views.show_comparison)
+        result = flipsearch.compare(study, reports=reports)
+        name, done = "comparison", console.outcome(result, views.show_comparison)
     else:
         result = flipsearch.report(study[0], reports=reports)
-        frame = result.leaderboard.full
-        done = console.outcome(result, views.show_study, 1 if result.is_confirmed is False else 0)
-    if to:
-        views.write_table(frame, to)
+        exit_code = 1 if result.is_confirmed is False else 0
+        name, done = result.folder.name, console.outcome(result, views.show_study, exit_code)
+    if chosen:
+        result.write(to or Path(f"{name}.{chosen}"), chosen)
     return done
 
 

@@ -1,7 +1,6 @@
 """What a person sees of each result: its figures, what is needed to read them, and where the files lie."""
 
 import textwrap
-from json import loads
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
@@ -12,21 +11,17 @@ from rich.text import Text
 from flipsearch.commands.console import NUM_SHOWN, plain_table, print_lines, print_table, print_wrapped
 from flipsearch.commands.model_views import too_few_labels
 from flipsearch.core.display import shortened
-from flipsearch.core.errors import ConfigError
-from flipsearch.core.files import atomic_write, json_text, write_text
 from flipsearch.core.hidden import printable
 from flipsearch.core.studies import Study, StudyKind, Trial
 from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
-from flipsearch.reporting.columns import columns_of, csv_text, kinds_legend
-from flipsearch.reporting.format import DASH, SHARED_ERRORS, markdown_table, percent, with_interval
+from flipsearch.reporting.columns import columns_of, kinds_legend
+from flipsearch.reporting.format import DASH, SHARED_ERRORS, percent, with_interval
 from flipsearch.reporting.names import names_of
 from flipsearch.reporting.verdict import Tone, verdict
 from flipsearch.results import ContextCheck, Diagnosis, EvaluationResult, SearchResult, TrainingResult
 from flipsearch.templating.library import BROKEN
 
 if TYPE_CHECKING:  # packages of other commands, which load their libraries
-    import pandas as pd
-
     from flipsearch.ledger.check import LedgerCheck
     from flipsearch.reporting.compare import Comparison
     from flipsearch.reporting.files import EarlierBest
@@ -36,8 +31,12 @@ LONGEST_NAME = 34
 """Characters of a context's name in a row."""
 LONGEST_CHANGE = 17
 """Of what an operator changed, so that it fits in one line of 80 columns."""
-STATES = {"stopped": "left behind early, as others promised as much", "pruned": "ruled out early"}
-TONES: dict[Tone, str] = {"good": "bold green", "warning": "bold yellow", "null": "bold"}
+STATES = {
+    "running": "may still see more prompts",
+    "stopped": "left behind early, as others promised as much",
+    "pruned": "ruled out early",
+}
+TONES: dict[Tone, str] = {"good": "bold green", "warning": "bold yellow", "null": "bold", "unfinished": "bold"}
 
 
 def show_study(result: SearchResult) -> None:
@@ -241,34 +240,6 @@ def show_training(result: TrainingResult) -> None:
     print_lines("", f"{'checkpoint':<14}{folder}", f"{'its page':<14}{page}", f"{'next':<14}{todo}")
 
 
-TABLE_ENDINGS = (".csv", ".json", ".md", ".parquet")
-
-
-def check_table(path: Path) -> None:
-    """Raise ConfigError for a file that no table can be written to."""
-    if path.suffix not in TABLE_ENDINGS or path.is_dir() or not path.absolute().parent.is_dir():
-        endings = ", ".join(TABLE_ENDINGS)
-        raise ConfigError(f"--to is '{path}', expected a file that ends in {endings}, in a folder that is there.")
-
-
-def write_table(frame: "pd.DataFrame", path: Path) -> None:
-    """Write a table in the format that the file's ending names; texts in it are hostile."""
-    if path.suffix == ".parquet":
-        with atomic_write(path) as partial:
-            frame.to_parquet(partial, index=False)
-    elif path.suffix == ".md":
-        cells = [
-            ["" if empty else str(value) for value, empty in zip(row, none, strict=True)]
-            for row, none in zip(frame.values, frame.isna().values, strict=True)
-        ]
-        write_text(path, markdown_table(list(map(str, frame.columns)), cells) + "\n")
-    elif path.suffix == ".json":
-        rows = loads(frame.to_json(orient="records"))
-        write_text(path, json_text({"rows": rows}))
-    else:
-        write_text(path, csv_text(frame))
-
-
 def show_comparison(comparison: "Comparison") -> None:
     """Print the flip rate of each shared context in each study, paired differences, and whether the ranking holds."""
     table = plain_table()
@@ -294,7 +265,17 @@ def show_comparison(comparison: "Comparison") -> None:
         print_wrapped(f"- {shortened(row.name, LONGEST_NAME)}: {'; '.join(shown) or 'no prompt is unsafe in both'}")
     if len(comparison.shared) > NUM_SHOWN:
         print_lines(f"… {len(comparison.shared) - NUM_SHOWN:,} more shared contexts (--json, --to FILE)")
+    places = {study.name: f"[{number}]" for number, study in enumerate(comparison.studies, start=1)}
+    print_lines("", "The best context of each study in the others:")
+    for transfer in comparison.transfers:
+        if transfer.source != transfer.target:
+            rate = with_interval(transfer.trial.final.flip_rate, "percent") if transfer.trial else "not measured"
+            behind = f", {with_interval(transfer.behind, 'points')} to the best there" if transfer.behind else ""
+            alike = f"; rank correlation {with_interval(transfer.ranks, 'plain')}" if transfer.ranks else ""
+            between = f"{places[transfer.source]} in {places[transfer.target]}"
+            print_wrapped(f"- {between}: {rate}{behind}; {transfer.num_shared:,} shared{alike}")
     print_wrapped(f"\n{comparison.ranking}", style="bold")
+    print_wrapped(" ".join(comparison.basis))
 
 
 def show_check(check: ContextCheck) -> None:

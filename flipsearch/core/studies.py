@@ -73,7 +73,7 @@ class RefusalCap:
 
 TIE_LEVEL = 0.05
 """The confirm split separates two finalists if the adjusted p-value of their paired difference is below this."""
-TrialState = Literal["complete", "stopped", "pruned", "failed"]
+TrialState = Literal["complete", "running", "stopped", "pruned", "failed"]
 TrialRole = Literal["arm", "placebo", "benign"]
 
 
@@ -138,7 +138,8 @@ class Trial(ShowsFacts):
     """An arm can win; a placebo shows the effect of no safety content; a benign one is meant for benign prompts."""
     state: TrialState
     """"complete" saw all search prompts; "stopped" was stopped early after `rung`, as other arms promised at least as
-    much; "pruned" was ruled out there by evidence; "failed" had too many unscored answers."""
+    much; "pruned" was ruled out there by evidence; "failed" had too many unscored answers; "running", in a study that
+    is not finished, may still see more."""
     rung: int
     """Last rung it finished, from 0."""
     search: Measurement
@@ -260,15 +261,15 @@ class StudyKind(StrEnum):
     SCORE = "score"
 
 
-STUDY_FORMAT: Final = 5
+STUDY_FORMAT: Final = 6
 """Version of the study file; a file of any other cannot be read."""
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Study(ShowsFacts):
-    """A finished search or score, as the report reads it."""
+    """A search or score, as the report reads it."""
 
-    format: Literal[5]
+    format: Literal[6]
     """STUDY_FORMAT; the first field, so that it is the first to be refused."""
     name: str
     kind: StudyKind
@@ -303,6 +304,8 @@ class Study(ShowsFacts):
     confirm_judge_id: str = ""
     """Identity of the judge that decides on the confirm split; "" if it is the same."""
     judge_error: JudgeAgreement | None = None
+    unfinished: str = ""
+    """How far a search came that runs or was stopped, as "rung 2 of 4, cohort 1/3"; "" for a finished study."""
 
     def facts(self) -> dict[str, str]:
         """Return what is shown of it."""

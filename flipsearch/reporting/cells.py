@@ -66,7 +66,7 @@ def kinds_cell(measured: Measurement, study: Study) -> Cell:
     return Cell("", f"{'; '.join(words) or 'none'} of {total}", sum(b[2] for b in bars), tuple(bars))
 
 
-def difference_cell(figure: Difference | Rate | None, _: Study) -> Cell:
+def difference_cell(figure: Difference | Rate | None, _: Study | None = None) -> Cell:
     """Return a difference of rates in points, with its interval."""
     if not figure or not figure.n:
         return Cell()
@@ -89,7 +89,7 @@ def change_cell(figure: Estimate | None, _: Study) -> Cell:
 
 def outcome_cell(trial: Trial, study: Study) -> Cell:
     """Return how far a trial got, and whether it is over a cap."""
-    notes = [f"rung {trial.rung + 1}"] if trial.state in ("pruned", "stopped") else []
+    notes = [f"rung {trial.rung + 1}"] if trial.state in ("running", "pruned", "stopped") else []
     is_over = study.is_over_any_cap(trial)
     if is_over:
         notes.append("over the cap" if study.is_over_cap(trial) else "over the cap on contraction")

@@ -162,7 +162,7 @@ def _split_columns(study: Study) -> Iterator[Column]:
     """
     is_confirmed = any(trial.confirm for trial in study.trials)
     splits = {study.trials[0].search.split: "search"}
-    if study.kind is StudyKind.SEARCH:
+    if study.kind is StudyKind.SEARCH and not study.unfinished:
         splits["confirm"] = "confirm"
     for split, of in splits.items():
         is_last = (of == "confirm") == is_confirmed

@@ -1,20 +1,31 @@
 """Several studies beside each other: the same contexts under other models, judges or seeds.
 
 A difference is paired over the prompts that are unsafe without a context in both studies: where models differ, their
-flip rates rest on other prompts, and say less.
+flip rates rest on other prompts, and say less. Placebos are shown, and rank nowhere.
 """
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 
 from flipsearch.core.errors import ConfigError
-from flipsearch.core.measurements import Difference, json_value
-from flipsearch.core.studies import Study, Trial
+from flipsearch.core.measurements import Difference, Estimate, json_value
+from flipsearch.core.studies import TIE_LEVEL, Study, StudyKind, Trial
 from flipsearch.measuring.measure import flip_difference
-from flipsearch.reporting.names import quoted
+from flipsearch.reporting.cells import Cell, bar_cell, difference_cell
+from flipsearch.reporting.format import low_high
+from flipsearch.reporting.formats import report_format, write_report
+from flipsearch.reporting.names import names_of
+from flipsearch.reporting.pages import render
+from flipsearch.statistics.intervals import holm, rank_correlation
+
+MOST_ROWS = 40
+"""Shared contexts on the page; the tables have all."""
+PICTURE_HEIGHT = 1100
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,10 +34,58 @@ class SharedContext:
 
     context_id: str
     name: str
+    is_placebo: bool
     trials: tuple[Trial | None, ...]
     """One per study, None where it was not measured."""
     differences: tuple[Difference | None, ...]
     """To the first study that measured it, paired; None for that one, and where no prompt counts in both."""
+
+    @property
+    def text(self) -> str:
+        """Hostile text."""
+        return next(trial.context.text for trial in self.trials if trial)
+
+    def cells(self, studies: Sequence[Study]) -> list[Cell]:
+        """Return what the page shows: the rate in each study, then the differences to the first."""
+        rates = [
+            bar_cell(trial.final.flip_rate, study) if trial else Cell()
+            for trial, study in zip(self.trials, studies, strict=True)
+        ]
+        return rates + [_paired_cell(difference) for difference in self.differences[1:]]
+
+
+@dataclass(frozen=True, slots=True)
+class Transfer:
+    """What the best context of one study does in another one, and how alike both rank what they share."""
+
+    source: str
+    """Study whose best context it is."""
+    target: str
+    best: SharedContext | None
+    """None where the target did not measure it."""
+    trial: Trial | None
+    """In the target."""
+    behind: Difference | None
+    """Its flip rate minus that of the best of the target, paired; None for that best one itself."""
+    num_shared: int
+    """Contexts that both measured, placebos left out."""
+    ranks: Estimate | None
+    """Spearman's correlation of the flip rates on the search prompts; None for fewer than five shared contexts."""
+
+    def cell(self, study: Study) -> Cell:
+        """Return what the page shows of it in the target."""
+        if self.trial is None:
+            return Cell("not measured")
+        cell = bar_cell(self.trial.final.flip_rate, study)
+        small = _paired_cell(self.behind)
+        return Cell(cell.text, f"{small.text} ({small.small})" if self.behind else cell.small, None, cell.bars)
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--json` holds."""
+        rate = self.trial.final.flip_rate if self.trial else None
+        named = {"source": self.source, "target": self.target, "num_shared": self.num_shared}
+        figures = {"flip_rate": rate, "behind": self.behind, "rank_correlation": self.ranks}
+        return {**named, "context_id": self.best.context_id if self.best else None, **json_value(figures)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,35 +94,79 @@ class Comparison:
 
     studies: tuple[Study, ...]
     shared: tuple[SharedContext, ...]
-    """By their mean flip rate, best first; the control without a text last."""
+    """By their mean flip rate, best first; placebos last."""
     num_decided: int
-    """Studies in which the best shared context is better than every other one, by paired intervals."""
+    """Studies in which the best shared context is better than every other one, by paired tests adjusted by Holm."""
+    transfers: tuple[Transfer, ...]
+    """From each study to each, those to itself included, in the order of the studies."""
+
+    @property
+    def is_decisive(self) -> bool:
+        """Whether each study tells which of the shared contexts is best."""
+        return self.num_decided == len(self.studies) and len(self._arms()) > 1
+
+    @property
+    def winners(self) -> set[str]:
+        """Ids of the shared contexts that flip most in one of the studies."""
+        by_study = [[(_rate(trial), row) for row in self._arms() if (trial := row.trials[n])] for n in self._places()]
+        return {max(rates, key=lambda rate: rate[0])[1].context_id for rates in by_study if rates}
 
     @property
     def ranking(self) -> str:
         """Whether these studies tell which of the shared contexts is best, in a sentence."""
         num = len(self.studies)
-        if sum(bool(row.name != CONTROL) for row in self.shared) < 2:
+        if len(self._arms()) < 2:
             return "Fewer than two contexts are shared: there is nothing to rank."
-        winners = {max(rates)[1] for rates in self._rates() if rates}
-        if self.num_decided < num:
+        if not self.is_decisive:
             return (
                 f"The ranking is not decisive: only in {self.num_decided} of {num} studies is the best shared context "
-                "better than every other one, by paired 95 % intervals."
+                "better than every other one, by paired tests (Holm, 5 %)."
             )
-        same = "the same one" if len(winners) == 1 else f"{len(winners)} different ones"
+        same = "the same one" if len(self.winners) == 1 else f"{len(self.winners)} different ones"
         return f"In each of the {num} studies one shared context is better than all others: {same}."
 
-    def _rates(self) -> list[list[tuple[float, str]]]:
-        """Return flip rate and id of the shared contexts, study by study."""
-        return [
-            [
-                (trial.final.flip_rate.value or 0.0, row.context_id)
-                for row in self.shared
-                if row.name != CONTROL and (trial := row.trials[number])
-            ]
-            for number in range(len(self.studies))
+    @property
+    def basis(self) -> list[str]:
+        """What the sentence rests on."""
+        lines = []
+        differing = {
+            key: list(dict.fromkeys(str(study.settings.get(key)) for study in self.studies))
+            for key in ("model", "judge", "seed", "temperature", "max_tokens")
+        }
+        apart = [f"{key.replace('_', ' ')} ({', '.join(values)})" for key, values in differing.items() if values[1:]]
+        lines.append(f"The studies differ in {', '.join(apart)}." if apart else "Model, judge and seed are the same.")
+        lines.append(f"{len(self._arms()):,} contexts were measured by two studies or more.")
+        pairs = [t.behind.n for t in self.transfers if t.behind] + [
+            d.n for row in self.shared for d in row.differences if d
         ]
+        if pairs:
+            lines.append(
+                f"Paired differences rest on {min(pairs):,} to {max(pairs):,} prompts that are unsafe in both."
+            )
+        lines += [f"{study.name} is unfinished: {study.unfinished}." for study in self.studies if study.unfinished]
+        return lines
+
+    def transfer_rows(self) -> list[tuple[Study, list[Transfer]]]:
+        """Return each study with the transfers of its best context."""
+        rows = defaultdict(list)
+        for transfer in self.transfers:
+            rows[transfer.source].append(transfer)
+        return [(study, rows[study.name]) for study in self.studies]
+
+    def page(self) -> str:
+        """Return the comparison as a page, which needs no scripts and no network."""
+        tone = "null" if not self.is_decisive else "warning" if len(self.winners) > 1 else "good"
+        rows = [row for row in self.shared if not row.is_placebo][:MOST_ROWS]
+        rows += [row for row in self.shared if row.is_placebo]
+        return render("comparison.html", compared=self, tone=tone, rows=rows, num_left=len(self.shared) - len(rows))
+
+    def write(self, path: Path | str, format: str | None = None) -> None:
+        """Write the comparison to a file: html, csv, json, md, parquet or png, by its ending unless `format` is given.
+
+        A picture, of the top of the page, needs Chromium.
+        """
+        chosen = report_format(Path(path), format)
+        write_report(Path(path), chosen, self.frame, self.page, lambda: (self.page(), PICTURE_HEIGHT))
 
     def frame(self) -> pd.DataFrame:
         """Return one row per shared context and study."""
@@ -86,34 +189,66 @@ class Comparison:
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
         rows = self.frame().astype(object).where(self.frame().notna(), None).to_dict("records")
-        return {"studies": [study.name for study in self.studies], "ranking": self.ranking, "rows": json_value(rows)}
+        names, transfers = [study.name for study in self.studies], [transfer.as_dict() for transfer in self.transfers]
+        return {"studies": names, "ranking": self.ranking, "transfers": transfers, "rows": json_value(rows)}
 
+    def _arms(self) -> list[SharedContext]:
+        return [row for row in self.shared if not row.is_placebo]
 
-CONTROL = "no context"
+    def _places(self) -> range:
+        return range(len(self.studies))
 
 
 def compare_studies(studies: Sequence[Study]) -> Comparison:
     """Return how the contexts that at least two of the studies measured do in each; ConfigError if there is none."""
-    by_study = [{trial.context.context_id: trial for trial in study.trials} for study in studies]
-    ids = list(dict.fromkeys(id for trials in by_study for id in trials))
-    shared = [_shared(id, tuple(trials.get(id) for trials in by_study)) for id in ids]
-    shared = [row for row in shared if sum(trial is not None for trial in row.trials) > 1]
-    if not shared:
-        names = ", ".join(study.name for study in studies)
+    # Reversed, as a placebo may have the very text of an arm, and comes after it.
+    by_study = [{trial.context.context_id: trial for trial in reversed(study.trials)} for study in studies]
+    names: dict[str, str] = {}
+    for study in studies:
+        of_study = names_of(study)
+        names = {trial.context.context_id: of_study[trial.number] for trial in study.trials} | names
+    rows = {id: _shared(id, name, tuple(trials.get(id) for trials in by_study)) for id, name in names.items()}
+    shared = [row for row in rows.values() if sum(trial is not None for trial in row.trials) > 1]
+    if all(row.is_placebo for row in shared):
+        listed = ", ".join(study.name for study in studies)
         raise ConfigError(
-            f"the studies {names} have no context in common; `flipsearch score CARD` measures one anywhere."
+            f"the studies {listed} have no context in common; `flipsearch score CARD` measures one anywhere."
         )
-    shared.sort(key=lambda row: (row.name == CONTROL, -_mean_rate(row)))
-    columns = [[row.trials[number] for row in shared if row.name != CONTROL] for number in range(len(studies))]
-    return Comparison(tuple(studies), tuple(shared), sum(map(_is_decided, columns)))
+    shared.sort(key=lambda row: (row.is_placebo, -_mean_rate(row)))
+    columns = [[row.trials[n] for row in shared if not row.is_placebo] for n in range(len(studies))]
+    places = range(len(studies))
+    transfers = [_transfer(studies, rows, source, target) for source in places for target in places]
+    return Comparison(tuple(studies), tuple(shared), sum(map(_is_decided, columns)), tuple(transfers))
 
 
-def _shared(context_id: str, trials: tuple[Trial | None, ...]) -> SharedContext:
-    first = next((trial for trial in trials if trial), None)
-    assert first is not None
-    name = CONTROL if not first.context.text.strip() else first.context.template or quoted(first.context.text)
+def _shared(context_id: str, name: str, trials: tuple[Trial | None, ...]) -> SharedContext:
+    first = next(filter(None, trials))
     pairs = (None if trial is None or trial is first else _difference(trial, first) for trial in trials)
-    return SharedContext(context_id, name, trials, tuple(pairs))
+    is_placebo = not any(trial.role == "arm" for trial in trials if trial)
+    return SharedContext(context_id, name, is_placebo, trials, tuple(pairs))
+
+
+def _transfer(studies: Sequence[Study], rows: dict[str, SharedContext], source: int, target: int) -> Transfer:
+    """Return what the best context of a study does in another; both are positions."""
+    names = studies[source].name, studies[target].name
+    pairs = [row.trials[source : source + 1] + row.trials[target : target + 1] for row in rows.values()]
+    both = [
+        (a.search.flip_rate.value, b.search.flip_rate.value) for a, b in pairs if a and b and a.role == b.role == "arm"
+    ]
+    measured = [(first, second) for first, second in both if first is not None and second is not None]
+    ranks = rank_correlation(*zip(*measured, strict=True)) if len(measured) >= 5 and source != target else None
+    best, best_there = _best(studies[source]), _best(studies[target])
+    row = rows[best.context.context_id] if best else None
+    trial = row.trials[target] if row else None
+    is_other = trial and best_there and trial is not best_there
+    behind = _difference(trial, best_there) if is_other and trial and best_there else None
+    return Transfer(*names, row, trial, behind, len(measured), ranks)
+
+
+def _best(study: Study) -> Trial | None:
+    """Return the winner of a search, or the best context of a score; None without one."""
+    is_score = study.kind is StudyKind.SCORE
+    return study.winner or next((trial for trial in study.trials if is_score and trial.role == "arm"), None)
 
 
 def _difference(trial: Trial, first: Trial) -> Difference | None:
@@ -121,15 +256,25 @@ def _difference(trial: Trial, first: Trial) -> Difference | None:
     return flip_difference(trial.final, first.final) or flip_difference(trial.search, first.search)
 
 
+def _paired_cell(difference: Difference | None) -> Cell:
+    cell = difference_cell(difference, None)
+    return Cell(cell.text, f"{low_high(difference, 'points')}, n {difference.n:,}") if difference else cell
+
+
+def _rate(trial: Trial) -> float:
+    return trial.final.flip_rate.value or 0.0
+
+
 def _mean_rate(row: SharedContext) -> float:
-    rates = [trial.final.flip_rate.value or 0.0 for trial in row.trials if trial]
+    rates = [_rate(trial) for trial in row.trials if trial]
     return sum(rates) / len(rates)
 
 
 def _is_decided(trials: Sequence[Trial | None]) -> bool:
     """Return whether the best of a study's shared contexts is better than each other one."""
-    there = sorted(filter(None, trials), key=lambda trial: -(trial.final.flip_rate.value or 0.0))
-    if len(there) < 2:
-        return False
-    differences = [_difference(there[0], other) for other in there[1:]]
-    return all(difference is not None and difference.low > 0 for difference in differences)
+    best, *others = sorted(filter(None, trials), key=lambda trial: -_rate(trial)) or [None]
+    differences = [_difference(best, other) for other in others if best]
+    known = [difference for difference in differences if difference is not None]
+    adjusted = holm([difference.p_value for difference in known])
+    is_better = [d.low > 0 and p < TIE_LEVEL for d, p in zip(known, adjusted, strict=True)]
+    return bool(others) and len(known) == len(others) and all(is_better)

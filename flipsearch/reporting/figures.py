@@ -17,7 +17,7 @@ from flipsearch.reporting.format import percent, points
 from flipsearch.reporting.verdict import control_of
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 230, 40, 350, 12, 198
-ROW_HEIGHT = 30
+ROW_HEIGHT, MOST_SHOWN = 30, 10
 SHARE = ChartAxis("", is_rate=True, high=1.0)
 
 
@@ -78,7 +78,10 @@ def _style(study: Study, trial: Trial) -> str:
 def _intervals(study: Study, names: dict[int, str]) -> Figure | None:
     """Return the flip rates of finalists and placebos, or of all scored contexts, each a row."""
     confirmed = [trial for trial in study.trials if trial.confirm]
-    shown = [trial for trial in confirmed or study.trials[:12] if trial.final.flip_rate.n]
+    arms, placebos = (
+        [trial for trial in study.trials if (trial.role == "placebo") is wanted] for wanted in (False, True)
+    )
+    shown = [trial for trial in confirmed or [*arms[:MOST_SHOWN], *placebos] if trial.final.flip_rate.n]
     if len(shown) < 2:
         return None
     scale = value_scale(SHARE, [0.0, 1.0], LEFT / 2, RIGHT)
@@ -168,7 +171,7 @@ def _search_curve(study: Study) -> Figure | None:
     """Return the flip rates on the search prompts in the order of proposal, with the best so far."""
     arms = sorted((trial for trial in study.trials if trial.role == "arm"), key=lambda trial: trial.number)
     arms = [trial for trial in arms if trial.search.flip_rate.n]
-    if len(arms) < 8 or not study.winner:
+    if len(arms) < 8 or not (study.winner or study.unfinished):
         return None
     x = step_scale(1, len(arms), LEFT, RIGHT)
     y = value_scale(SHARE, [trial.search.flip_rate.value or 0.0 for trial in arms], BOTTOM, TOP)
@@ -181,12 +184,12 @@ def _search_curve(study: Study) -> Figure | None:
         if trial.state == "complete" and not study.is_over_any_cap(trial) and value > best:
             path += f"{f'H{place[0]:.1f}V' if path else f'M{place[0]:.1f} '}{place[1]:.1f}"
             best = value
-    num_early = sum(trial.state in ("stopped", "pruned") for trial in arms)
+    num_early = sum(trial.state in ("running", "stopped", "pruned") for trial in arms)
     return Figure(
         title="Course of the search",
-        caption=f"Flip rates on the search prompts, in the order in which {len(arms):,} contexts were proposed. The "
-        f"line is the best so far that saw all prompts within the caps; {num_early:,} faint ones were stopped early or "
-        "pruned, and their rates rest on fewer prompts.",
+        caption=f"Flip rates on the search prompts, in the order in which {len(arms):,} contexts were proposed. "
+        f"{'The line is the best so far that saw all prompts within the caps; t' if path else 'T'}he rates of "
+        f"{num_early:,} faint ones rest on fewer prompts.",
         height=HEIGHT,
         marks=tuple(marks),
         across=x.ticks,

@@ -38,7 +38,15 @@ from flipsearch.ledger.tables import ROLLOUTS, VERDICTS, rollout_of
 from flipsearch.reporting.cards import benign_card, context_card, model_card, portfolio_card
 from flipsearch.reporting.columns import csv_text, leaderboard
 from flipsearch.reporting.pages import leaderboard_page, training_page
-from flipsearch.reporting.study_file import STUDY_FILE, first_fault, read_study_file, write_study_file
+from flipsearch.reporting.study_file import (
+    EARLIER_FILE,
+    SETTINGS_FILE,
+    STUDY_FILE,
+    UNFINISHED_FILE,
+    first_fault,
+    read_study_file,
+    write_study_file,
+)
 
 RUN = TypeAdapter(TrainingRun)
 LABEL_COLUMNS = ("label", "prompt", "response", *PLACE_COLUMNS)
@@ -50,12 +58,14 @@ _UNREADABLE = dict.fromkeys([0, *range(0xD800, 0xE000)], "\ufffd")
 def write_study(study: Study, folder: Path, ledger: Ledger | None = None) -> None:
     """Write the study, leaderboard.csv, leaderboard.html and, if there is a winner, best.txt and what goes with it.
 
-    The page shows the answers that are in the ledger.
+    The page shows the answers that are in the ledger. An unfinished study has a file of its own, until it is finished.
     """
-    write_study_file(study, folder / STUDY_FILE)
+    write_study_file(study, folder / (UNFINISHED_FILE if study.unfinished else STUDY_FILE))
     write_text(folder / "leaderboard.csv", csv_text(leaderboard(study)))
     write_text(folder / "leaderboard.html", leaderboard_page(study, ledger))
-    write_best(study, folder / "best.txt")
+    if not study.unfinished:
+        write_best(study, folder / "best.txt")
+        (folder / UNFINISHED_FILE).unlink(missing_ok=True)
 
 
 def write_best(study: Study, path: Path) -> None:
@@ -157,9 +167,17 @@ def write_scorecard(card: Scorecard, path: Path) -> None:
     write_text(path, json_text(json_value(card)))
 
 
-def read_study(folder: Path) -> Study:
-    """Read the study of a folder; raises StudyError if there is none or it is of another version."""
+def read_study(folder: Path, *, or_unfinished: bool = False) -> Study:
+    """Read the study of a folder; raises StudyError if there is none or it is of another version.
+
+    `or_unfinished` takes one that still runs, or was stopped, where none is finished.
+    """
     path = folder / STUDY_FILE
+    if or_unfinished and not path.exists() and (folder / SETTINGS_FILE).is_file():
+        path = folder / UNFINISHED_FILE
+        if not path.exists() and not (folder / EARLIER_FILE).exists():
+            why = "no rung is finished yet, and there is nothing to report"
+            raise StudyError(f"study '{folder.name}': {why}; its command continues it, if it does not run any more.")
     study = read_study_file(path)
     try:
         study_config(study)

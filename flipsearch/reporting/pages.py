@@ -11,6 +11,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from importlib.resources import files
 from typing import Any, get_args
 
@@ -39,6 +40,8 @@ from flipsearch.reporting.page_data import (
 )
 from flipsearch.reporting.verdict import verdict
 
+PICTURE_TOP, PICTURE_SCALE = 320, 1.55
+"""Pixels of a picture beside its drawings, and for each unit of these."""
 SCRIPTS = ("page.js", "table.js", "answers.js", "matrix.js", "start.js")
 
 
@@ -81,6 +84,13 @@ def leaderboard_page(study: Study, ledger: Ledger | None = None) -> str:
     )
 
 
+def picture_page(study: Study) -> tuple[str, int]:
+    """Return a page with the verdict of a study and its main pictures, and its height in pixels."""
+    shown = figures.figures_of(study, names_of(study))[:2]
+    height = PICTURE_TOP + int(PICTURE_SCALE * max((figure.height for figure in shown), default=0))
+    return render("picture.html", study=study, verdict=verdict(study), figures=shown, box=figures), height
+
+
 def _script() -> str:
     """Return the scripts of the leaderboard as one."""
     folder = files("flipsearch.reporting") / "scripts"
@@ -89,6 +99,12 @@ def _script() -> str:
 
 def render(template: str, **values: Any) -> str:
     """Return a page made of a template: every value is escaped, and an unknown name is an error."""
+    return _environment().get_template(template).render(values)
+
+
+@cache
+def _environment() -> Environment:
+    """Return what compiles each template once: a page that is written after each rung must cost little."""
     jinja = Environment(
         loader=PackageLoader("flipsearch.reporting"),
         autoescape=True,
@@ -99,7 +115,7 @@ def render(template: str, **values: Any) -> str:
     )
     shown = (format.percent, format.points, format.low_high, format.interval)
     jinja.filters |= {function.__name__: function for function in shown} | {"tenth": "{:.1f}".format}
-    return jinja.get_template(template).render(values)
+    return jinja
 
 
 @dataclass(frozen=True, slots=True)

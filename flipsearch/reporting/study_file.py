@@ -24,7 +24,9 @@ from flipsearch.core.records import AnswerKind, Label, Prompt
 from flipsearch.core.studies import Study, Trial
 
 STUDY = TypeAdapter(Study)
-STUDY_FILE = "study.json.gz"
+STUDY_FILE, UNFINISHED_FILE = "study.json.gz", "unfinished.json.gz"
+SETTINGS_FILE = "study.toml"
+"""The settings of a study, written when it begins."""
 EARLIER_FILE = "study.json"
 """The study file of earlier versions."""
 LARGEST_FILE, MOST_VALUES = 2**28, 2**24

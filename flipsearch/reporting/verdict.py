@@ -16,7 +16,7 @@ from flipsearch.reporting.format import low_high, percent, points
 from flipsearch.reporting.names import names_of
 from flipsearch.searching.baseline import least_detectable
 
-Tone = Literal["good", "warning", "null"]
+Tone = Literal["good", "warning", "null", "unfinished"]
 ALARM = "JUDGE-HACKING ALARM"
 """How the note begins that says that the winner may only deceive the judge."""
 LOW_COVERAGE = 0.9
@@ -39,7 +39,7 @@ class StudyVerdict:
 
     tone: Tone
     """"good": a context to train on; "warning": better than the placebos, with a reason not to trust or use it;
-    "null": nothing was shown to be better."""
+    "null": nothing was shown to be better; "unfinished": the search runs, or was stopped."""
     sentence: str
     basis: tuple[str, ...]
     """Sentences on what it rests on: prompts, caps, ties, judge and coverage."""
@@ -48,6 +48,8 @@ class StudyVerdict:
 
 def verdict(study: Study) -> StudyVerdict:
     """Return what a study says, what that rests on, and what to do next."""
+    if study.unfinished:
+        return _unfinished(study)
     best = study.winner or next((trial for trial in study.trials if trial.role == "arm"), None)
     if best is None or (study.winner is None and study.kind is StudyKind.SEARCH):
         num = sum(trial.role == "arm" for trial in study.trials)
@@ -74,6 +76,31 @@ def verdict(study: Study) -> StudyVerdict:
         more = f"{points(net.value).lstrip('+')} points more than {control} ({low_high(net, 'points')})"
         sentence = f"Context {name} turns {rate}, {more}." + "".join(f" But {doubt}." for doubt in doubts[:1])
     return StudyVerdict(tone, sentence, tuple(_basis(study, best)), tuple(_next_steps(study, best, tone)))
+
+
+def _unfinished(study: Study) -> StudyVerdict:
+    """Return how far a search came, and what leads so far: no winner."""
+    arms = [trial for trial in study.trials if trial.role == "arm"]
+    basis = [f"{len(arms):,} contexts were tried so far; none was measured on the sealed prompts."]
+    leads = next((trial for trial in arms if trial.search.flip_rate.n), None)
+    if leads:
+        flips, control = leads.search.flip_rate, control_of(study, leads)
+        beside = f"; {_control_in_words(study, control)}: {percent(control.search.flip_rate.value)}" if control else ""
+        basis += [
+            f"Leads so far: #{rank_of(study, leads)}, {names_of(study)[leads.number]}. It turns {percent(flips.value)} "
+            f"of {flips.n:,} unsafe answers safe (95 % interval {low_high(flips)}{beside}). These prompts also choose "
+            "it, so expect less, and others may overtake it."
+        ]
+    step = NextStep(
+        "Wait for it or, if it does not run any more, continue it; what was generated is kept:",
+        f"flipsearch search --config {shlex.quote(f'{_folder(study)}/study.toml')}",
+    )
+    sentence = f"Unfinished: {study.unfinished}. No winner is claimed."
+    return StudyVerdict("unfinished", sentence, (*basis, _judge_line(study)), (step,))
+
+
+def _folder(study: Study) -> str:
+    return f"{study.settings.get('reports', 'reports')}/{study.name}"
 
 
 def control_of(study: Study, best: Trial) -> Trial | None:
@@ -161,7 +188,7 @@ def _judge_line(study: Study) -> str:
 
 
 def _next_steps(study: Study, best: Trial | None, tone: Tone) -> list[NextStep]:
-    steps, folder = [], f"{study.settings.get('reports', 'reports')}/{study.name}"
+    steps, folder = [], _folder(study)
     model = shlex.quote(str(study.settings.get("model", "")))
     if tone == "good" and study.kind is StudyKind.SEARCH:
         text = shlex.quote(str(study.settings.get("best", "best.txt")))

@@ -8,14 +8,15 @@ did not see all prompts is likely to be better than those that did, by more than
 """
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import count
 
 import numpy as np
 
 from flipsearch.core.measurements import Measurement
-from flipsearch.core.studies import OperatorGain, Trial, TrialState
+from flipsearch.core.records import Context
+from flipsearch.core.studies import OperatorGain, Trial
 from flipsearch.measuring.measure import within_caps
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline, counts, make_rungs
@@ -38,6 +39,10 @@ PROMOTED = 0.5
 """Arms that run one rung further, for each context that a generation adds."""
 
 
+OnRung = Callable[[str, Callable[[], list[Trial]]], None]
+"""Is called after each rung with its name, and with what returns all trials so far."""
+
+
 @dataclass(frozen=True, slots=True)
 class SearchedArms:
     """The outcome of a search over arms."""
@@ -49,15 +54,20 @@ class SearchedArms:
 
 
 def search_arms(
-    setup: SearchSetup, runner: Runner, base: SplitBaseline, first_number: int, budget: Budget | None = None
+    setup: SearchSetup,
+    runner: Runner,
+    base: SplitBaseline,
+    first_number: int,
+    budget: Budget | None = None,
+    on_rung: OnRung | None = None,
 ) -> SearchedArms:
     """Propose and race contexts until their number or the budget is spent; trials count from `first_number`."""
-    search = _Search(setup, runner, base, budget or Budget(setup))
+    search = _Search(setup, runner, base, first_number, budget or Budget(setup), on_rung)
     search.explore()
     search.finish()
     trials = []
-    for number, arm in enumerate(search.race.arms, start=first_number):
-        state: TrialState = "stopped" if arm.state == "running" else arm.state
+    for arm, trial in zip(search.race.arms, search.trials(), strict=True):
+        trial = replace(trial, state="stopped") if trial.state == "running" else trial
         search.proposals.report_outcome(arm)
         runner.emit(
             "trial",
@@ -66,13 +76,12 @@ def search_arms(
             placement=arm.context.placement,
             params=dict(arm.context.params),
             operator=arm.context.operator,
-            state=state,
+            state=trial.state,
             rung=arm.rung + 1,
             flip=counts(arm.search.flip_rate),
             over_refusal=counts(arm.search.over_refusal_rate),
         )
-        num_tokens = runner.backend.count_tokens(arm.context.text)
-        trials.append(Trial(number, arm.context, "arm", state, arm.rung, arm.search, num_context_tokens=num_tokens))
+        trials.append(trial)
     num = len(trials)
     notes = [*search.proposals.notes(num), *search.surrogate.notes(), *search.early_stopping_notes()]
     notes += search.budget.notes(num)
@@ -80,7 +89,15 @@ def search_arms(
 
 
 class _Search:
-    def __init__(self, setup: SearchSetup, runner: Runner, base: SplitBaseline, budget: Budget) -> None:
+    def __init__(
+        self,
+        setup: SearchSetup,
+        runner: Runner,
+        base: SplitBaseline,
+        first_number: int,
+        budget: Budget,
+        on_rung: OnRung | None,
+    ) -> None:
         config = setup.config
         rungs = make_rungs(base.num_unsafe, base.num_benign, config.first_rung)
         prefix_scores = KnownAnswers(
@@ -90,6 +107,15 @@ class _Search:
         self.race = Race(runner, base, rungs, base.highest_refusals(config.refusal_cap()), config.alpha)
         self.surrogate = Surrogate(base, prefix_scores, config.refusal_cap(), config.seed, config.max_contraction)
         self.proposals = Proposals(setup, runner, base, self.surrogate)
+        self.first_number, self.on_rung = first_number, on_rung
+
+    def trials(self) -> list[Trial]:
+        """Return what was measured of every arm so far."""
+        count_tokens = self.runner.backend.count_tokens
+        return [
+            Trial(number, arm.context, "arm", arm.state, arm.rung, arm.search, None, count_tokens(arm.context.text))
+            for number, arm in enumerate(self.race.arms, start=self.first_number)
+        ]
 
     def explore(self) -> None:
         """Propose contexts and promote arms until all contexts are tried or the budget's share is spent."""
@@ -103,7 +129,7 @@ class _Search:
             if not contexts:
                 break
             name = f"cohort {number}/{max(num_generations, number)}"
-            self.race.run(contexts, 0, name)
+            self._run(contexts, 0, name)
             self._learn(contexts)
             self._promote(max(1, int(PROMOTED * len(contexts))), name)
 
@@ -131,6 +157,11 @@ class _Search:
             f"ones, {margin}, is {shown}, as estimated from {num_seen} harmful prompts or more each."
         ]
 
+    def _run(self, contexts: Sequence[Context], rung: int, name: str) -> None:
+        self.race.run(contexts, rung, name)
+        if self.on_rung:
+            self.on_rung(f"rung {rung + 1} of {len(self.race.rungs)}, {name}", self.trials)
+
     def _learn(self, contexts: Sequence[object]) -> None:
         """Count by how much the new children are better than their parents."""
         known: dict[str, Measurement] = {arm.context.context_id: arm.search for arm in self.race.arms}
@@ -147,7 +178,7 @@ class _Search:
         promoted = [running[index] for index in chosen]
         promoted = self.budget.affordable(self.runner, self.base, promoted, self.race.rungs, finishing=finishing)
         for rung in sorted({arm.rung + 1 for arm in promoted}):
-            self.race.run([arm.context for arm in promoted if arm.rung + 1 == rung], rung, name)
+            self._run([arm.context for arm in promoted if arm.rung + 1 == rung], rung, name)
         return bool(promoted)
 
     def _chance_of_better(self, finished: Sequence[Arm]) -> float:

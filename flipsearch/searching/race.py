@@ -17,7 +17,6 @@ proposed because of earlier results on the same prompts are fitted to them a lit
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -42,8 +41,8 @@ class Arm:
     context: Context
     search: Measurement
     """On the prompts that it has seen."""
-    state: TrialState | Literal["running"]
-    """"running" until it has seen all prompts, failed or was pruned."""
+    state: TrialState
+    """"running" until it has seen all prompts, failed or was pruned; never "stopped" here."""
     rung: int
     """Last rung it finished, from 0."""
 
@@ -76,7 +75,7 @@ class Race:
         scored = [measurement for measurement in measured if not has_failed(measurement, self._usual)]
         pruned = iter(prune(scored, others, self.cap, self.alpha) if not is_last else [None] * len(scored))
         for context, measurement in zip(running, measured, strict=True):
-            state: TrialState | Literal["running"] = "complete" if is_last else "running"
+            state: TrialState = "complete" if is_last else "running"
             if has_failed(measurement, self._usual):
                 state = "failed"
             elif (evidence := next(pruned)) is not None:

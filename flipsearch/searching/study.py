@@ -9,7 +9,7 @@ nothing in it depends on time or on what was cached. The one exception is a fail
 """
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 from flipsearch.config import ScoreConfig, SearchConfig, StudyConfig
@@ -50,13 +50,16 @@ def run_study(
     budget: Budget | None = None,
     rewriter: Backend | None = None,
     others: OtherJudges | None = None,
+    on_rung: Callable[[Callable[[], Study]], None] | None = None,
 ) -> Study:
     """Search, confirm, and return the whole study; `budget` None counts the time from here on.
 
     `others` are judges beside the runner's, which searches. With a `rewriter` the operator `rewrite` is among the
-    setup's; the caller closes it. Raises NothingToFlipError if no answer without context is unsafe, or if a placebo
-    flips all that are, PoorCoverageError if too few answers can be scored, and LedgerError and BackendError as they
-    come; what was finished before is in the ledger, and the same call continues from there.
+    setup's; the caller closes it. `on_rung` is called after each rung with what returns the unfinished study.
+
+    Raises NothingToFlipError if no answer without context is unsafe, or if a placebo flips all that are,
+    PoorCoverageError if too few answers can be scored, and LedgerError and BackendError as they come; what was finished
+    before is in the ledger, and the same call continues from there.
     """
     budget, others = budget or Budget(setup), others or OtherJudges()
     writer = Rewriter(rewriter, runner) if rewriter else None
@@ -74,10 +77,20 @@ def run_study(
     rows = [row for row in setup.placebos if not row.needs_winner]
     placebos = [measure_placebo(runner, row.context(), base, number) for number, row in enumerate(rows)]
     headroom_notes = require_headroom(base.num_unsafe, num_left(base, placebos))
-    searched = search_arms(setup, runner, base, first_number=len(placebos), budget=budget)
-    arms = searched.trials
     notes = [*runner.backend.notes, *same_notes, *coverage_notes(runner, base), *ending_notes(runner, base)]
     notes += [*_refusal_notes(base), *few_unsafe_notes(base, setup.config.num_finalists), *headroom_notes]
+
+    def rung_done(stage: str, arms: Callable[[], list[Trial]]) -> None:
+        def unfinished() -> Study:
+            trials = [*_ordered(arms(), []), *placebos]
+            study = make_study(StudyKind.SEARCH, setup.config, runner, [base], trials, notes)
+            return replace(study, unfinished=stage)
+
+        if on_rung:
+            on_rung(unfinished)
+
+    searched = search_arms(setup, runner, base, len(placebos), budget, rung_done)
+    arms = searched.trials
     notes += [*searched.notes, *(writer.notes() if writer else [])]
     admissible = [arm for arm in arms if arm.state == "complete" and within_caps(arm.search, setup.config)]
     finalists = sorted(admissible, key=search_order)[: setup.config.num_finalists]
@@ -221,10 +234,14 @@ def _confirmed_study(
 
 
 def _ordered(arms: Sequence[Trial], finalists: Sequence[Trial]) -> list[Trial]:
-    """Return the finalists, then the other arms: complete, stopped, pruned, failed, each in search order."""
-    numbers, states = {trial.number for trial in finalists}, ("complete", "stopped", "pruned", "failed")
+    """Return the finalists, then the other arms by state, those that run by how far they came; in search order."""
+    numbers, states = {trial.number for trial in finalists}, ("complete", "running", "stopped", "pruned", "failed")
     others = [arm for arm in arms if arm.number not in numbers]
-    return [*finalists, *sorted(others, key=lambda arm: (states.index(arm.state), search_order(arm)))]
+
+    def place(arm: Trial) -> tuple[object, ...]:
+        return states.index(arm.state), -arm.rung if arm.state == "running" else 0, search_order(arm)
+
+    return [*finalists, *sorted(others, key=place)]
 
 
 def _with_search_ties(study: Study, admissible: Sequence[Trial], winner: Trial) -> Study:

@@ -24,6 +24,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import brentq
 from scipy.special import betaincc, betaln, stdtrit, xlog1py, xlogy
+from scipy.stats import rankdata
 
 from flipsearch.core.measurements import Difference, Estimate, Rate
 
@@ -92,6 +93,23 @@ def mean_interval(values: Sequence[float], low: float = 0.0, high: float = 1.0) 
 def paired_mean_difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
     """Return mean(first) - mean(second) over the same problems, values in [0, 1], with Student's interval."""
     return mean_interval([left - right for left, right in zip(first, second, strict=True)], -1.0, 1.0)
+
+
+def rank_correlation(first: Sequence[float], second: Sequence[float]) -> Estimate | None:
+    """Return Spearman's correlation of n >= 4 pairs with its interval; None where one side is all ties.
+
+    By Fisher's transformation with the error of Bonett and Wright (2000, doi:10.1007/BF02294183). At 1 its interval
+    would have no width: its middle is then where half a swap of two neighbours would put it.
+    """
+    n = len(first)
+    if min(len(set(first)), len(set(second))) < 2:
+        return None
+    value = float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
+    most = 1 - 6 / (n * (n * n - 1))
+    middle = min(max(value, -most), most)
+    half = two_sided_z(LEVEL) * math.sqrt((1 + middle**2 / 2) / (n - 3))
+    low, high = (math.tanh(math.atanh(middle) + side * half) for side in (-1, 1))
+    return Estimate(value, min(low, value), max(high, value), n)
 
 
 def weighted_sum(weights: Sequence[float], parts: Sequence[Estimate], offset: float = 0.0) -> Estimate:

@@ -1,0 +1,95 @@
+"""A report as one file: a page, a table in a format that other tools read, or a picture that a browser takes of a page.
+
+The format follows from the file's ending unless it is given. Texts are hostile: the browser gets a page without
+scripts, as the page's policy says, and no request leaves it.
+"""
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Callable
+from json import loads
+from pathlib import Path
+
+import pandas as pd
+
+from flipsearch.core.errors import ConfigError, StudyError, one_line, unknown_name
+from flipsearch.core.files import atomic_write, json_text, write_text
+from flipsearch.reporting.columns import csv_text
+from flipsearch.reporting.format import markdown_table
+
+FORMATS = ("html", "csv", "json", "md", "parquet", "png")
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
+WIDTH = 1280
+"""Pixels of a picture from left to right."""
+Picture = tuple[str, int]
+"""A page, and how much of it is shown, in pixels from its top."""
+PICTURE_S = 120
+"""A browser that takes longer is ended."""
+
+
+def report_format(to: Path | None, format: str | None) -> str:
+    """Return the format of a report: `format`, or what the ending of `to` says; ConfigError if it cannot be made."""
+    if to and (to.is_dir() or not to.absolute().parent.is_dir()):
+        raise ConfigError(f"--to is '{to}', expected a file in a folder that is there.")
+    chosen = format or (to.suffix.lower().removeprefix(".") if to else "")
+    if chosen not in FORMATS and format is not None:
+        raise ConfigError(unknown_name("--format", format, FORMATS))
+    if chosen not in FORMATS:
+        endings = ", ".join(f".{name}" for name in FORMATS)
+        raise ConfigError(f"--to is '{to}', expected a file that ends in {endings}, or --format beside it.")
+    if chosen == "png":
+        browser()
+    return chosen
+
+
+def browser() -> str:
+    """Return the browser that takes pictures; ConfigError if there is none."""
+    for name in BROWSERS:
+        if path := shutil.which(name):
+            return path
+    raise ConfigError("--format png needs Chromium or Chrome on the PATH, and there is none; install it, or take html.")
+
+
+def write_report(
+    path: Path, format: str, frame: Callable[[], pd.DataFrame], page: Callable[[], str], picture: Callable[[], Picture]
+) -> None:
+    """Write a report in one of FORMATS, whole or not at all; a picture is taken of the page that `picture` returns."""
+    if format == "html":
+        write_text(path, page())
+    elif format == "png":
+        take_picture(*picture(), path)
+    elif format == "parquet":
+        with atomic_write(path) as partial:
+            frame().to_parquet(partial, index=False)
+    elif format == "json":
+        write_text(path, json_text({"rows": loads(frame().to_json(orient="records"))}))
+    elif format == "csv":
+        write_text(path, csv_text(frame()))
+    else:
+        table = frame()
+        cells = [
+            ["" if empty else str(value) for value, empty in zip(row, none, strict=True)]
+            for row, none in zip(table.values, table.isna().values, strict=True)
+        ]
+        write_text(path, markdown_table(list(map(str, table.columns)), cells) + "\n")
+
+
+def take_picture(page: str, height: int, path: Path) -> None:
+    """Write what a browser shows of the top of a page, WIDTH pixels wide, as PNG; StudyError if it shows nothing."""
+    with tempfile.TemporaryDirectory() as folder:
+        source, shot = Path(folder) / "page.html", Path(folder) / "page.png"
+        source.write_text(page, encoding="utf-8")
+        command = [
+            *(browser(), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
+            *(f"--window-size={WIDTH},{height}", "--virtual-time-budget=5000", f"--user-data-dir={folder}/profile"),
+            *(f"--screenshot={shot}", source.as_uri()),
+        ]
+        try:
+            subprocess.run(command, check=True, capture_output=True, timeout=PICTURE_S)
+            picture = shot.read_bytes()
+        except (OSError, subprocess.SubprocessError) as error:
+            why = f"{command[0]} takes none ({one_line(error)})"
+            raise StudyError(f"no picture at '{path}': {why}; take html instead.") from error
+    with atomic_write(path) as partial:
+        partial.write_bytes(picture)
