@@ -17,7 +17,7 @@ from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import ANSWER_KINDS, Kind, Label
 from flipsearch.core.thoughts import split_answer
 from flipsearch.core.trainings import JudgedAnswer, LoggedAnswer, LogLine, Measured, Score, Scorecard, TrainingRun
-from flipsearch.reporting.cards import METRIC_NAMES, control_note, prompts_sentence
+from flipsearch.reporting.cards import KINDS, METRIC_NAMES, control_note, prompts_sentence
 from flipsearch.reporting.cells import Cell
 from flipsearch.reporting.format import low_high, percent, points, three_digits
 from flipsearch.reporting.page_data import LONGEST_TEXT
@@ -112,9 +112,9 @@ def training_verdict(
         read = NextStep("Read the scorecard: its figures, and answers that changed.")
         return StudyVerdict(given.tone, given.sentence, (f"{amount}; {loss}.", *basis), (read, *_control_step(run)))
     stuck = next((note for note in run.notes if note.startswith("The loss ")), "")
-    tone: Tone = "null" if stuck else "warning" if run.control else "open"
+    tone: Tone = "warning" if stuck or run.control else "open"
     sentence = control_note(run) or stuck or f"Trained for {amount}: {loss}."
-    sentence += "" if run.control or stuck else _harm_sentence(answers)
+    sentence += _harm_sentence(answers)
     text = "Measure it against its base, on prompts that it was not trained on:"
     return StudyVerdict(tone, sentence, tuple(basis), (NextStep(text, command), *_control_step(run)))
 
@@ -132,31 +132,30 @@ def _harm_sentence(answers: Sequence[LoggedAnswer]) -> str:
         return ""
     num, unscored = sum(after.values()), after["unscored"]
     left = f" ({unscored} could not be judged)" if unscored else ""
-    return f" Of {num} harmful prompts it answers {after['harm']} with harm{left}; before it, {before['harm']}."
+    return f" Of {num} logged harmful prompts it answers {after['harm']} with harm{left}; before, {before['harm']}."
 
 
 def _answers_basis(answers: Sequence[LoggedAnswer]) -> list[str]:
     last = max((answer.step for answer in answers), default=0)
     lines = []
-    for kind, name in (("harmful", "Harmful"), ("benign", "Benign")):
+    for kind in KINDS:
         places = (("before", 0, False), ("under the context", 0, True), ("after", last, False))
         words = [
             f"{title} {kinds_bar(counts, sum(counts.values())).small}"
             for title, step, under in places
             if (counts := counts_after(answers, kind, step, under))
         ]
-        lines += [f"{name} prompts that were followed: {'; '.join(words)}."] if words else []
+        lines += [f"Answers to logged {kind} prompts: {'; '.join(words)}."] if words else []
     few = "A few prompts of the training show what it writes; how safe it is, only an evaluation on others can tell."
     return [*lines, few] if lines else []
 
 
 def _control_step(run: TrainingRun) -> list[NextStep]:
-    contexts = run.settings.get("context")
-    if run.control or not isinstance(contexts, list | tuple) or len(contexts) != 1:
+    is_single = len({routed.context for routed in run.routed if routed.kind == "harmful"}) == 1
+    if run.control or not is_single:
         return []
-    text = "Is it what the context says, or any text? The same prompts and steps with its words shuffled:"
-    context, model = (shlex.quote(str(value)) for value in (contexts[0], run.model))
-    return [NextStep(text, f"flipsearch train --model {model} --context {context} --context-control shuffled")]
+    text = "Is it what the context says, or any text? Train once more with the same options and its words shuffled:"
+    return [NextStep(text, "flipsearch train … --context-control shuffled")]
 
 
 def scorecard_verdict(card: Scorecard) -> StudyVerdict:

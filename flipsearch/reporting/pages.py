@@ -293,6 +293,7 @@ def training_page(
     return render(
         "training.html",
         run=run,
+        notes=notes_by_kind(run, usual="warning"),
         verdict=training_verdict(run, steps, answers, card, folder),
         is_evaluated=card is not None,
         links=[*scorecard, *study_links(run, folder)],

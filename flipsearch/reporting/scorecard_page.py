@@ -11,6 +11,7 @@ from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
 from flipsearch.reporting.charts import ChartAxis, value_scale
 from flipsearch.reporting.figures import LEFT, RIGHT, ROW_HEIGHT, SHARE, TOP, Figure, Mark
 from flipsearch.reporting.format import setting_rows, with_interval
+from flipsearch.reporting.notes import notes_by_kind
 from flipsearch.reporting.outcomes import (
     TRAINING_PAGE,
     ShownAnswer,
@@ -52,6 +53,7 @@ def scorecard_page(
     return render(
         "scorecard.html",
         card=card,
+        notes=notes_by_kind(card, usual="warning"),
         verdict=scorecard_verdict(card),
         links=[*(page_links([("training", TRAINING_PAGE)], folder) if run else ()), *study_links(run, folder)],
         header=header,
