@@ -383,6 +383,7 @@ def train(
     gradient_checkpointing: bool = False,
     save_steps: int | None = None,
     report_to: Sequence[str] | str = (),
+    sample_prompts: int = 4,
     config: Path | str | None = None,
     progress: Progress | None = None,
     on_plan: Callable[[TrainPlan], None] | None = None,

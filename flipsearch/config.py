@@ -359,11 +359,13 @@ class TrainConfig(ModelConfig):
     """Save the state every so many steps; 0 never (five times in all)."""
     report_to: Annotated[Texts, Flag(metavar="NAME")] = ()
     """Where transformers reports the steps too: tensorboard, wandb, …; repeatable."""
+    sample_prompts: Annotated[int, Field(ge=0)] = 4
+    """Log what the student answers to so many prompts of each kind at five steps, for its page; 0 logs none."""
 
     @staticmethod
     def changeable_fields() -> set[str]:
         """Return the settings that a resumed training may change."""
-        places = {"name", "checkpoints", "reports", "resume", "save_steps", "report_to"}
+        places = {"name", "checkpoints", "reports", "resume", "save_steps", "report_to", "sample_prompts"}
         return places | {"batch_size", "device", "micro_batch_size", "gradient_checkpointing", "request_timeout_s"}
 
     def checkpoint_name(self, *more: object) -> str:

@@ -14,7 +14,7 @@ from flipsearch.core.display import ShowsFacts, html_table, shortened
 from flipsearch.core.hidden import printable
 from flipsearch.core.measurements import json_value
 from flipsearch.core.studies import Study, StudyKind, Trial
-from flipsearch.core.trainings import LogLine, Scorecard, TrainingRun
+from flipsearch.core.trainings import LoggedAnswer, LogLine, Scorecard, TrainingRun
 from flipsearch.judging.accuracy import JudgeAccuracy
 from flipsearch.judging.library import Member
 from flipsearch.ledger import Ledger
@@ -27,7 +27,7 @@ from flipsearch.reporting.cards import (
 )
 from flipsearch.reporting.columns import rows
 from flipsearch.reporting.criteria import Criterion
-from flipsearch.reporting.files import rollouts_table
+from flipsearch.reporting.files import SCORECARD_PAGE, TRAINING_PAGE, rollouts_table
 from flipsearch.reporting.formats import report_format, write_report
 from flipsearch.reporting.pages import leaderboard_page, picture_page
 from flipsearch.reporting.tables import Leaderboard, flips_table
@@ -171,13 +171,18 @@ class EvaluationResult(ShowsFacts):
     scorecard: Scorecard
     path: Path
 
+    @property
+    def page(self) -> Path:
+        """The scorecard as a page."""
+        return self.path.with_name(SCORECARD_PAGE)
+
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
         return {"path": str(self.path), **json_value(self.scorecard)}
 
     def facts(self) -> dict[str, str]:
         """Return what is shown of it."""
-        return {**self.scorecard.facts(), "path": str(self.path)}
+        return {**self.scorecard.facts(), "path": str(self.path), "page": str(self.page)}
 
     def _repr_html_(self) -> str:
         header, *rows = scorecard_rows(self.scorecard)
@@ -251,6 +256,13 @@ class TrainingResult(ShowsFacts):
     log: Sequence[LogLine]
     """One line per optimizer step."""
     folder: Path
+    answers: Sequence[LoggedAnswer] = ()
+    """What the student answered to a few prompts before, during and after the training."""
+
+    @property
+    def page(self) -> Path:
+        """What happened, as a page."""
+        return self.folder / TRAINING_PAGE
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
@@ -261,7 +273,7 @@ class TrainingResult(ShowsFacts):
         loss = f"{self.log[0]['loss']:.4f} to {self.log[-1]['loss']:.4f}"
         steps = f"{self.run.num_steps:,} in {self.run.wall_s:,.0f} s"
         shown = {"model": self.run.model, "method": self.run.method, "steps": steps, "loss": loss}
-        return shown | {"folder": str(self.folder), "page": str(self.folder / "training.html")}
+        return shown | {"folder": str(self.folder), "page": str(self.page)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,6 @@
 """train and evaluate: a checkpoint that behaves as under the context, and how it compares with its base."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -8,13 +8,21 @@ from flipsearch.api.settings import Given, takes
 from flipsearch.backends.models import TRAINING_FILE
 from flipsearch.config import TRAININGS, EvalConfig, TrainConfig
 from flipsearch.core.progress import Progress
+from flipsearch.core.trainings import LoggedAnswer
 from flipsearch.evaluation.plan import plan_evaluation
 from flipsearch.evaluation.run import run_evaluation
 from flipsearch.judging.contract import check_identities
 from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import prompts_of
-from flipsearch.reporting.files import read_training, write_model_card, write_scorecard, write_training
+from flipsearch.reporting.files import (
+    read_training,
+    write_model_card,
+    write_scorecard,
+    write_training,
+    write_training_page,
+)
 from flipsearch.results import EvaluationResult, TrainingResult
+from flipsearch.training.answer_log import ANSWERS_FILE, judge_logged, read_answers, write_answers
 from flipsearch.training.checkpoint import LOG_FILE, CheckpointFolder
 from flipsearch.training.log import read_log
 from flipsearch.training.plan import TrainPlan, plan_training
@@ -46,10 +54,13 @@ def train(
     needs_ledger = plan.needs_judge and is_main_process()
     with Workspace(plan.config.reports / TRAININGS, judge) if needs_ledger else nullcontext() as workspace, folder:
         run, log = run_training(plan, judge, workspace.ledger if workspace else None, folder, progress)
+        answers: Sequence[LoggedAnswer] = ()
         if is_main_process():
-            write_training(run, log, folder.final)
+            answers = judge_logged(read_answers(folder.final / ANSWERS_FILE), judge)
+            write_answers(answers, folder.final / ANSWERS_FILE)
+            write_training(run, log, folder.final, answers, seen_from=folder.folder)
             folder.publish()
-    return TrainingResult(run, log, folder.folder)
+    return TrainingResult(run, log, folder.folder, answers)
 
 
 def _finished(plan: TrainPlan) -> TrainingResult | None:
@@ -60,7 +71,8 @@ def _finished(plan: TrainPlan) -> TrainingResult | None:
     if run.inputs_id != plan.inputs_id or not log:
         return None
     note = f"'{plan.folder}' was finished before, with the same settings: nothing was trained again."
-    return TrainingResult(replace(run, notes=(*run.notes, note)), log, plan.folder)
+    answers = read_answers(plan.folder / ANSWERS_FILE)
+    return TrainingResult(replace(run, notes=(*run.notes, note)), log, plan.folder, answers)
 
 
 @takes(EvalConfig)
@@ -76,8 +88,11 @@ def evaluate(given: Given[EvalConfig], *, progress: Progress | None = None) -> E
     is_checkpoint = (plan.path.parent / TRAINING_FILE).is_file()
     training = read_training(plan.path.parent) if is_checkpoint else None
     with Workspace(plan.folder, judge) as workspace:
-        card = run_evaluation(plan, judge, workspace.ledger, progress)
-    write_scorecard(card, plan.path)
+        card, changes = run_evaluation(plan, judge, workspace.ledger, progress)
+    folder = plan.path.parent
+    write_scorecard(card, plan.path, changes, training)
     if training:
-        write_model_card(training, card, plan.path.parent)
+        write_model_card(training, card, folder)
+        if log := read_log(folder / LOG_FILE):  # else the page that is there knows more
+            write_training_page(training, log, folder, read_answers(folder / ANSWERS_FILE), card=card)
     return EvaluationResult(card, plan.path)

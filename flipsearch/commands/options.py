@@ -37,7 +37,7 @@ GROUPS = {
     "loss_temperature support tail clip horizon lora",
     "Optimizer": "epochs max_steps learning_rate train_batch_size micro_batch_size warmup_share weight_decay "
     "max_grad_norm gradient_checkpointing",
-    "Files": "best reports checkpoints resume save_steps report_to",
+    "Files": "best reports checkpoints resume save_steps report_to sample_prompts",
 }
 """Heading -> the settings below it, in this order; any other setting is in the first group."""
 

@@ -221,6 +221,7 @@ def show_scorecard(result: EvaluationResult) -> None:
     for remark in scorecard_remarks(result.scorecard):
         print_wrapped(remark, style="dim")
     print_wrapped(f"\n{'scorecard':<14}{result.path}")
+    print_wrapped(f"{'its page':<14}{result.page}")
 
 
 def show_training(result: TrainingResult) -> None:
@@ -236,8 +237,8 @@ def show_training(result: TrainingResult) -> None:
     print_lines(*lines, f"{run.num_steps:>6,} steps in {run.wall_s:,.0f} s on {run.num_tokens:,} tokens, {loss}")
     for note in run.notes:
         print_wrapped(f"Note: {note}")
-    page, todo = folder / "training.html", f"flipsearch evaluate {folder}"
-    print_lines("", f"{'checkpoint':<14}{folder}", f"{'its page':<14}{page}", f"{'next':<14}{todo}")
+    todo = f"flipsearch evaluate {folder}"
+    print_lines("", f"{'checkpoint':<14}{folder}", f"{'its page':<14}{result.page}", f"{'next':<14}{todo}")
 
 
 def show_comparison(comparison: "Comparison") -> None:

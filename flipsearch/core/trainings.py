@@ -15,9 +15,9 @@ from typing import Any, Literal
 from flipsearch.core.display import ShowsFacts, figure
 from flipsearch.core.errors import ConfigError, TrainingError, unknown_name
 from flipsearch.core.measurements import Estimate
-from flipsearch.core.records import AnswerKind, Context, Kind, Sampling, Scope
+from flipsearch.core.records import AnswerKind, Context, FinishReason, Kind, Sampling, Scope, Verdict
 
-TRAINING_FORMAT = 1
+TRAINING_FORMAT = 2
 """Version of training.json and of a checkpoint in progress."""
 Control = Literal["empty", "neutral", "shuffled"]
 """What replaces the context, to measure what a training does without the context's meaning."""
@@ -90,6 +90,50 @@ class TrainingRun:
     """What the chat template was given beside the messages: its thinking switch."""
     inputs_id: str = ""
     """Content hash of all that the training follows from: settings, contexts, prompts and base."""
+    study_pages: Mapping[str, str] = field(default_factory=dict)
+    """Study that found a context -> its page, seen from the checkpoint's folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedAnswer:
+    """What a model wrote, and how that was judged."""
+
+    completion: str
+    """Hostile text."""
+    finish_reason: FinishReason
+    opens_thinking: bool = False
+    verdict: Verdict | None = None
+    """None: it was not judged, as the answer to a problem."""
+
+    @property
+    def kind(self) -> str:
+        """Its kind, or its label where nobody gave it a kind."""
+        return "" if self.verdict is None else str(self.verdict.kind or self.verdict.label)
+
+
+@dataclass(frozen=True, slots=True)
+class LoggedAnswer:
+    """The student's greedy answer to a prompt of the training after some step."""
+
+    step: int
+    """0: before the training."""
+    prompt: str
+    kind: Kind
+    answer: JudgedAnswer
+    under_context: bool = False
+    """Before the training, under the prompt's context."""
+
+
+@dataclass(frozen=True, slots=True)
+class ChangedAnswer:
+    """A prompt or problem whose score differs between a model and its base."""
+
+    metric: "Metric"
+    set_name: str
+    prompt: str
+    base: JudgedAnswer
+    new: JudgedAnswer
+    is_better: bool
 
 
 def check_method(name: str) -> str:
@@ -139,6 +183,9 @@ class Score:
     base: Measured | None
     change: Estimate | None
     """New minus base, paired over the prompts scored for both; None without a base."""
+    num_better: int = 0
+    """Prompts that the new model does better on, of those scored for both."""
+    num_worse: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -180,7 +227,7 @@ class Scorecard(ShowsFacts):
     num_unscored: int
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
-    card_version: int = 1
+    card_version: int = 2
 
     def facts(self) -> dict[str, str]:
         """Return what is shown of it."""

@@ -31,8 +31,9 @@ from flipsearch.core.progress import Phase, Progress
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Kind, Label, Prompt, Request, Rollout
 from flipsearch.core.thoughts import split_answer
-from flipsearch.core.trainings import Metric, Scorecard
+from flipsearch.core.trainings import ChangedAnswer, Metric, Scorecard
 from flipsearch.evaluation.answers import boxed_answer, chosen_letter, final_number, number, plain_number, stated_answer
+from flipsearch.evaluation.examples import changed_answers
 from flipsearch.evaluation.plan import EvaluationPlan
 from flipsearch.evaluation.scorecard import AnswerScore, ModelScores, SetScores, collect_scores, make_scorecard
 from flipsearch.judging.answers import WITHHELD
@@ -111,8 +112,13 @@ CHUNK = 2048
 _SPACE = re.compile(r"(?<!\\)~|\\q?quad(?![A-Za-z])")
 
 
-def run_evaluation(plan: EvaluationPlan, judge: Judge, ledger: Ledger, progress: Progress | None = None) -> Scorecard:
-    """Return a plan's scorecard, one model after the other; what was finished before an error stays in the ledger."""
+def run_evaluation(
+    plan: EvaluationPlan, judge: Judge, ledger: Ledger, progress: Progress | None = None
+) -> tuple[Scorecard, Sequence[ChangedAnswer]]:
+    """Return a plan's scorecard and answers that changed, one model after the other.
+
+    What was finished before an error stays in the ledger.
+    """
     share = remaining_memory_share(judge)
 
     def score(config: EvalConfig, side: str) -> ModelScores:
@@ -123,7 +129,7 @@ def run_evaluation(plan: EvaluationPlan, judge: Judge, ledger: Ledger, progress:
     with closing(AlgebraWorker()) as algebra:
         new = score(plan.config, "new")
         base = score(plan.base_config, "base") if plan.base_config is not None else None
-    return make_scorecard(plan, judge, new, base)
+    return make_scorecard(plan, judge, new, base), changed_answers(plan, judge, ledger, new, base)
 
 
 def score_model(plan: EvaluationPlan, runner: Runner, side: str, algebra: AlgebraWorker) -> ModelScores:

@@ -130,8 +130,13 @@ def make_scorecard(plan: EvaluationPlan, judge: Judge, new: ModelScores, base: M
 
 def make_score(new: SetScores, base: SetScores | None) -> Score:
     """Return the row of one set; the change is over the prompts that are scored for both."""
-    change = difference(new.values, base.values) if base else None
-    return Score(new.metric, new.set_name, new.measured, base.measured if base else None, change)
+    if base is None:
+        return Score(new.metric, new.set_name, new.measured, None, None)
+    gains = [own - other for _, own, other in scored_pairs(new.values, base.values)]
+    ups, downs = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    better, worse = (ups, downs) if new.metric == "reasoning_accuracy" else (downs, ups)
+    change = difference(new.values, base.values)
+    return Score(new.metric, new.set_name, new.measured, base.measured, change, better, worse)
 
 
 def estimate(values: Values) -> Estimate:
@@ -140,11 +145,16 @@ def estimate(values: Values) -> Estimate:
     return _rate(int(sum(scored)), len(scored)) if set(scored) <= {0.0, 1.0} else mean_interval(scored)
 
 
+def scored_pairs(first: Values, second: Values) -> list[tuple[str, float, float]]:
+    """Return the prompts that are scored in both, with both scores."""
+    pairs = ((prompt_id, value, second.get(prompt_id)) for prompt_id, value in first.items())
+    return [(id, left, right) for id, left, right in pairs if left is not None and right is not None]
+
+
 def difference(first: Values, second: Values) -> Estimate:
     """Return mean(first) - mean(second) over the prompts that are scored in both, with its interval."""
-    pairs = [(value, second.get(prompt_id)) for prompt_id, value in first.items()]
-    scored = [(left, right) for left, right in pairs if left is not None and right is not None]
-    lefts, rights = [left for left, _ in scored], [right for _, right in scored]
+    scored = scored_pairs(first, second)
+    lefts, rights = [left for _, left, _ in scored], [right for _, _, right in scored]
     if not scored or not set(lefts + rights) <= {0.0, 1.0}:
         return paired_mean_difference(lefts, rights)
     paired = paired_difference([left == 1 for left in lefts], [right == 1 for right in rights])

@@ -170,7 +170,7 @@ _POCKET = (
 )
 _ELSEWHERE = frozenset(
     {"model", "method", "control", "teacher", "context", "benign_context", "contexts"}
-    | {"name", "checkpoints", "reports", "resume", "save_steps", "report_to"}
+    | {"name", "checkpoints", "reports", "resume", "save_steps", "report_to", "sample_prompts"}
     | {"backend", "device", "max_model_len", "batch_size", "micro_batch_size", "gradient_checkpointing"}
 )
 """Settings that the card shows elsewhere, or that change no result."""

@@ -31,13 +31,23 @@ from flipsearch.core.files import atomic_write, escape_formula, json_text, write
 from flipsearch.core.measurements import json_value
 from flipsearch.core.settings import LONGEST_NAME, make_config
 from flipsearch.core.studies import Study, StudyKind
-from flipsearch.core.trainings import LogLine, Scorecard, TrainingRun, check_format, check_method
+from flipsearch.core.trainings import (
+    ChangedAnswer,
+    LoggedAnswer,
+    LogLine,
+    Scorecard,
+    TrainingRun,
+    check_format,
+    check_method,
+)
 from flipsearch.judging.labels import PLACE_COLUMNS, AnswerToLabel
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.tables import ROLLOUTS, VERDICTS, rollout_of
 from flipsearch.reporting.cards import benign_card, context_card, model_card, portfolio_card
 from flipsearch.reporting.columns import csv_text, leaderboard
+from flipsearch.reporting.outcomes import SCORECARD_PAGE, TRAINING_PAGE
 from flipsearch.reporting.pages import leaderboard_page, training_page
+from flipsearch.reporting.scorecard_page import scorecard_page
 from flipsearch.reporting.study_file import (
     EARLIER_FILE,
     SETTINGS_FILE,
@@ -150,11 +160,30 @@ def check_best(path: Path) -> None:
         raise ConfigError(f"--best is '…/{path.name[:60]}…': expected a name of at most {LONGEST_NAME} bytes.")
 
 
-def write_training(run: TrainingRun, log: Sequence[LogLine], folder: Path) -> None:
-    """Write training.json, training.html and README.md."""
+def write_training(
+    run: TrainingRun,
+    log: Sequence[LogLine],
+    folder: Path,
+    answers: Sequence[LoggedAnswer] = (),
+    seen_from: Path | None = None,
+) -> None:
+    """Write training.json, training.html and README.md; links are those of a page in `seen_from` (the folder)."""
     write_text(folder / TRAINING_FILE, RUN.dump_json(run, indent=1).decode() + "\n")
-    write_text(folder / "training.html", training_page(run, log))
+    write_training_page(run, log, folder, answers, seen_from)
     write_model_card(run, None, folder)
+
+
+def write_training_page(
+    run: TrainingRun,
+    log: Sequence[LogLine],
+    folder: Path,
+    answers: Sequence[LoggedAnswer],
+    seen_from: Path | None = None,
+    card: Scorecard | None = None,
+) -> None:
+    """Write training.html, with a link to the scorecard's page once there is one."""
+    place = seen_from or folder
+    write_text(folder / TRAINING_PAGE, training_page(run, log, answers, place, card))
 
 
 def write_model_card(run: TrainingRun, card: Scorecard | None, folder: Path) -> None:
@@ -162,9 +191,12 @@ def write_model_card(run: TrainingRun, card: Scorecard | None, folder: Path) -> 
     write_text(folder / "README.md", model_card(run, card))
 
 
-def write_scorecard(card: Scorecard, path: Path) -> None:
-    """Write a scorecard as JSON."""
+def write_scorecard(
+    card: Scorecard, path: Path, changes: Sequence[ChangedAnswer] = (), run: TrainingRun | None = None
+) -> None:
+    """Write a scorecard as JSON, and beside it as a page with answers that changed; `run` made the checkpoint."""
     write_text(path, json_text(json_value(card)))
+    write_text(path.with_name(SCORECARD_PAGE), scorecard_page(card, changes, run, path.parent))
 
 
 def read_study(folder: Path, *, or_unfinished: bool = False) -> Study:

@@ -1,10 +1,11 @@
-"""The notes of a study by kind: what the numbers cannot show, how they were made, and facts."""
+"""The notes of a result by kind: what the numbers cannot show, how they were made, and facts."""
 
 import re
 from collections.abc import Mapping
 from typing import Literal
 
 from flipsearch.core.studies import Study
+from flipsearch.core.trainings import Scorecard, TrainingRun
 
 NoteKind = Literal["warning", "fact", "method"]
 WARNING = re.compile(
@@ -18,16 +19,16 @@ METHOD = re.compile(
 )
 
 
-def note_kind(note: str) -> NoteKind:
-    """Return whether a note warns of what the numbers cannot show, says how they were made, or adds a fact."""
+def note_kind(note: str, usual: NoteKind = "fact") -> NoteKind:
+    """Return whether a note warns of what the numbers cannot show, says how they were made, or is as `usual`."""
     if WARNING.search(note) and not note.startswith("On the "):
         return "warning"
-    return "method" if METHOD.search(note) else "fact"
+    return "method" if METHOD.search(note) else usual
 
 
-def notes_by_kind(study: Study) -> Mapping[NoteKind, list[str]]:
-    """Return the notes of a study by kind."""
+def notes_by_kind(result: Study | TrainingRun | Scorecard, usual: NoteKind = "fact") -> Mapping[NoteKind, list[str]]:
+    """Return the notes of a study, a training or an evaluation by kind."""
     notes: dict[NoteKind, list[str]] = {"warning": [], "fact": [], "method": []}
-    for note in study.notes:
-        notes[note_kind(note)].append(note)
+    for note in result.notes:
+        notes[note_kind(note, usual)].append(note)
     return notes

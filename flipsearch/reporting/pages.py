@@ -10,25 +10,37 @@ import hashlib
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.resources import files
+from pathlib import Path
 from typing import Any, get_args
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
+from flipsearch.core.records import Kind
 from flipsearch.core.studies import MIN_LABELS, Study, StudyKind
-from flipsearch.core.trainings import METHODS, LogLine, TrainingRun
+from flipsearch.core.trainings import METHODS, LoggedAnswer, LogLine, Scorecard, TrainingRun
 from flipsearch.ledger import Ledger
 from flipsearch.reporting import charts, figures, format
 from flipsearch.reporting.cards import KINDS, ORACLE, control_note, prompts_sentence
-from flipsearch.reporting.cells import kinds_cell
+from flipsearch.reporting.cells import Cell, kinds_cell
 from flipsearch.reporting.charts import Chart, ChartAxis, Series, draw
 from flipsearch.reporting.columns import Section, columns_of
 from flipsearch.reporting.format import DASH, duration, is_drawable, setting_rows, three_digits
 from flipsearch.reporting.names import names_of
 from flipsearch.reporting.notes import notes_by_kind
+from flipsearch.reporting.outcomes import (
+    SCORECARD_PAGE,
+    ShownAnswer,
+    counts_after,
+    kinds_bar,
+    page_links,
+    shown_answer,
+    study_links,
+    training_verdict,
+)
 from flipsearch.reporting.page_data import (
     answers_data,
     examples_of,
@@ -281,12 +293,28 @@ FIGURE_NAMES = {
 RATES = frozenset({"eos_rate", "truncation_rate", "leakage_rate", "teacher_mass"})
 
 
-def training_page(run: TrainingRun, log: Sequence[LogLine]) -> str:
-    """Return training.html for a finished training and the lines of its log."""
+def training_page(
+    run: TrainingRun,
+    log: Sequence[LogLine],
+    answers: Sequence[LoggedAnswer] = (),
+    folder: Path = Path(),
+    card: Scorecard | None = None,
+) -> str:
+    """Return training.html, which lies in `folder`: a finished training, its log, and the answers that were logged.
+
+    `card` is what an evaluation of the checkpoint found, if there was one.
+    """
     steps = merge_steps(log)
+    scorecard = page_links([("scorecard", SCORECARD_PAGE)], folder) if card else []
     return render(
         "training.html",
         run=run,
+        notes=notes_by_kind(run, usual="warning"),
+        verdict=training_verdict(run, steps, answers, card, folder),
+        is_evaluated=card is not None,
+        links=[*scorecard, *study_links(run, folder)],
+        kinds=_kinds_by_step(answers),
+        samples=_samples(answers),
         method=METHODS[run.method].summary + ".",
         control=control_note(run),
         headline=_headline(run, steps),
@@ -297,6 +325,39 @@ def training_page(run: TrainingRun, log: Sequence[LogLine]) -> str:
         figures=_figures(run, steps[-1] if steps else {}),
         settings=setting_rows(run.settings),
     )
+
+
+def _kinds_by_step(answers: Sequence[LoggedAnswer]) -> list[tuple[str, Cell, Cell]]:
+    """Return a row for each logged step: its name, and the kinds of the answers to harmful and to benign prompts."""
+    places = dict.fromkeys((answer.step, answer.under_context) for answer in answers)
+    rows = []
+    for step, under_context in sorted(places, key=lambda place: place[::-1]):
+        counts = [counts_after(answers, kind, step, under_context) for kind in KINDS]
+        harmful, benign = (kinds_bar(count, sum(count.values())) for count in counts)
+        rows.append((_step_name(step, under_context), harmful, benign))
+    return rows
+
+
+def _step_name(step: int, under_context: bool) -> str:
+    return "under the context" if under_context else f"step {step:,}" if step else "before the training"
+
+
+def _samples(answers: Sequence[LoggedAnswer]) -> list[tuple[str, Kind, str, list[ShownAnswer]]]:
+    """Return prompt, its kind, the first and last kind of answer, and the answers, of equal ones in a row the first."""
+    samples = []
+    for prompt, kind in dict.fromkeys((answer.prompt, answer.kind) for answer in answers):
+        own = [answer for answer in answers if (answer.prompt, answer.kind) == (prompt, kind)]
+        shown: list[ShownAnswer] = []
+        for logged in sorted(own, key=lambda answer: (answer.under_context, answer.step)):
+            answer = shown_answer(_step_name(logged.step, logged.under_context), logged.answer, kind)
+            if shown and not logged.under_context and replace(answer, title=shown[-1].title) == shown[-1]:
+                shown[-1] = replace(shown[-1], same_until=answer.title)
+            else:
+                shown.append(answer)
+        student = [answer.answer.kind for answer in own if not answer.under_context]
+        change = f"{student[0]} → {student[-1]}" if len(student) > 1 else "".join(student)
+        samples.append((prompt, kind, change, shown))
+    return samples
 
 
 def _headline(run: TrainingRun, steps: Sequence[LogLine]) -> list[tuple[str, str, str]]:

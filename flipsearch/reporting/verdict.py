@@ -16,7 +16,7 @@ from flipsearch.reporting.format import low_high, percent, points
 from flipsearch.reporting.names import names_of
 from flipsearch.searching.baseline import least_detectable
 
-Tone = Literal["good", "warning", "null", "unfinished"]
+Tone = Literal["good", "warning", "null", "unfinished", "open"]
 ALARM = "JUDGE-HACKING ALARM"
 """How the note begins that says that the winner may only deceive the judge."""
 LOW_COVERAGE = 0.9
@@ -35,11 +35,11 @@ class NextStep:
 
 @dataclass(frozen=True, slots=True)
 class StudyVerdict:
-    """What a study says."""
+    """What a study, a training or an evaluation says."""
 
     tone: Tone
     """"good": a context to train on; "warning": better than the placebos, with a reason not to trust or use it;
-    "null": nothing was shown to be better; "unfinished": the search runs, or was stopped."""
+    "null": nothing was shown to be better; "unfinished": the search runs, or was stopped; "open": not known yet."""
     sentence: str
     basis: tuple[str, ...]
     """Sentences on what it rests on: prompts, caps, ties, judge and coverage."""

@@ -184,6 +184,7 @@ class Card(BaseModel):
     model: str | None = None
     model_id: str | None = None
     backend: str | None = None
+    study: str | None = None
     prompts: CardPrompts = CardPrompts()
     sampling: CardSampling = CardSampling()
 

@@ -2,7 +2,7 @@
 
 <name>.partial/started.json       format, settings, prompts and model: a resume must have the same
 <name>.partial/checkpoint-N/      the trainer's states
-<name>.partial/log.jsonl          one line per step
+<name>.partial/log.jsonl          one line per step; answers.jsonl, one for each step whose answers are logged
 <name>.partial/lock               held by the process that trains
 <name>.partial/final/             the finished checkpoint, renamed to <name> in one move
 
@@ -28,6 +28,7 @@ from flipsearch.core.errors import TrainingError, one_line
 from flipsearch.core.files import is_held, take_lock, write_text
 from flipsearch.core.settings import as_typed
 from flipsearch.core.trainings import TRAINING_FORMAT, check_format
+from flipsearch.training.answer_log import ANSWERS_FILE
 from flipsearch.training.model import stored_dtypes, unwrap
 
 LOG_FILE = "log.jsonl"
@@ -50,7 +51,7 @@ class CheckpointFolder:
         names = {path.name for path in self.partial.iterdir()} if self.partial.is_dir() else set()
         trained = self.partial / LOG_FILE
         is_empty = not trained.is_file() or trained.stat().st_size == 0
-        if error[0] and self._is_own and is_empty and names <= {STARTED_FILE, LOCK, LOG_FILE}:
+        if error[0] and self._is_own and is_empty and names <= {STARTED_FILE, LOCK, LOG_FILE, ANSWERS_FILE}:
             # Nothing was trained yet: nothing to resume, and nothing in the way of the next try.
             shutil.rmtree(self.partial, ignore_errors=True)
 
@@ -140,7 +141,9 @@ class CheckpointFolder:
             model.save_pretrained(self.final, state_dict=weights)
         for path in [path for pattern in ENCODING_FILES for path in source.glob(pattern)]:
             shutil.copyfile(path, self.final / path.name)  # byte for byte, so that prompts are encoded as before
-        shutil.copyfile(self.partial / LOG_FILE, self.final / LOG_FILE)
+        for name in (LOG_FILE, ANSWERS_FILE):
+            if (self.partial / name).exists():
+                shutil.copyfile(self.partial / name, self.final / name)
         precisions = " and ".join(sorted(notes))
         note = f"The checkpoint's weights were rounded to {precisions}, in which its base is stored."
         return (note,) if notes else ()

@@ -21,6 +21,7 @@ from flipsearch.core.files import write_text
 from flipsearch.core.progress import Activity, Phase, Progress, Step
 from flipsearch.core.records import Context
 from flipsearch.core.trainings import LogLine
+from flipsearch.training.answer_log import AnswerLog
 from flipsearch.training.checkpoint import save_errors_as_one_line
 from flipsearch.training.divergence import PerToken
 from flipsearch.training.processes import all_gather, is_main_process
@@ -106,33 +107,38 @@ def is_leak(completion: str, context: str) -> bool:
 
 
 class StepLog(TrainerCallback):
-    """Writes one line per step from a trainer's `stats` (StepStats), which it replaces, and reports progress."""
+    """Writes one line per step from a trainer's `stats` (StepStats), which it replaces, and reports progress.
 
-    def __init__(self, trainer: Any, path: Path, progress: Progress | None) -> None:
-        self.trainer, self.path, self.progress = trainer, path, progress
+    The answers that are logged meanwhile count in no step's time.
+    """
+
+    def __init__(self, trainer: Any, path: Path, progress: Progress | None, answers: AnswerLog) -> None:
+        self.trainer, self.path, self.progress, self.answers = trainer, path, progress, answers
         self.num_rollouts = self.num_tokens = 0
         self.last = time.monotonic()
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Drop the lines of steps that will be done again."""
+        if is_main_process():
+            kept = [line for line in read_log(self.path) if line["step"] <= state.global_step]
+            write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept), TrainingError)
+        self.answers.begin(state.global_step)
         self.last = time.monotonic()
-        if not is_main_process():
-            return
-        kept = [line for line in read_log(self.path) if line["step"] <= state.global_step]
-        write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept), TrainingError)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
-        """Write the line of a step, of all processes together."""
+        """Write the line of a step, of all processes together, and the answers after it."""
         if "loss" not in logs:  # the summary at the end
             return
         stats, self.trainer.stats = StepStats.merged(all_gather(self.trainer.stats)), StepStats()
-        if not is_main_process():
-            return
-        now = time.monotonic()
+        if is_main_process():
+            self._write(state, logs, stats)
+        self.answers.log(state.global_step)
+        self.last = time.monotonic()
+
+    def _write(self, state: Any, logs: Any, stats: StepStats) -> None:
         line = {"step": state.global_step, "epoch": state.epoch}
         line |= {key: float(logs[key]) for key in STEP_KEYS if key in logs}
-        line |= {"step_s": round(now - self.last, 6), **stats.summary()}
-        self.last = now
+        line |= {"step_s": round(time.monotonic() - self.last, 6), **stats.summary()}
         # JSON knows no NaN: what is not finite is null.
         finite = {key: value if value is not None and math.isfinite(value) else None for key, value in line.items()}
         with save_errors_as_one_line(self.path), self.path.open("a", encoding="utf-8") as file:

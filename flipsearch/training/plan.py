@@ -10,7 +10,8 @@ import math
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from contextlib import suppress
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,7 @@ from flipsearch.training.processes import is_sharded, num_processes
 PAPER = {"learning_rate": 1e-5, "train_batch_size": 64}
 PAPER_STEPS, PAPER_TOKENS = 1872, 4096
 """Optimizer steps of the paper's runs, and the most tokens of a prompt and its completion there."""
+STUDY_PAGE = "leaderboard.html"
 LITTLE = 0.1
 """Steps times learning rate, as a share of the paper's, below which a user is warned."""
 FEW_STEPS = 20
@@ -55,6 +57,8 @@ class TrainPlan:
     notes: tuple[str, ...]
     searched_on: frozenset[str]
     """Identities of the models of the contexts' cards."""
+    pages: Mapping[str, Path] = field(default_factory=dict)
+    """Study that a context's card names -> its page, as far as there is one."""
 
     @property
     def method(self) -> TrainingMethod:
@@ -110,6 +114,11 @@ class TrainPlan:
         """Where the finished checkpoint goes."""
         return self.config.checkpoints / self.config.checkpoint_name(self.identity)
 
+    @property
+    def study_pages(self) -> dict[str, str]:
+        """The pages of the studies, seen from the checkpoint's folder: both may be moved together."""
+        return {study: os.path.relpath(page, self.folder) for study, page in self.pages.items()}
+
     def notes_on(self, model_id: str) -> tuple[str, ...]:
         """Return the notes, with one more if a context was found on another model than `model_id`, the one loaded."""
         note = (
@@ -141,7 +150,7 @@ def plan_training(*sources: Mapping[str, Any]) -> TrainPlan:
     if model not in BUILT_IN_MODELS and Path(model).exists():
         model = str(Path(model).resolve())  # the checkpoint that names its base may be moved
     config = config.model_copy(update={"train_batch_size": size, "model": model})
-    plan = TrainPlan(config, contexts, benign_context, prompts, tuple(notes), searched_on)
+    plan = TrainPlan(config, contexts, benign_context, prompts, tuple(notes), searched_on, _study_pages(config))
     return replace(plan, notes=(*plan.notes, *_step_notes(plan)))
 
 
@@ -166,6 +175,20 @@ def _read_settings(sources: Sequence[Mapping[str, Any]]) -> tuple[TrainConfig, l
                 "Search with that model, or give the text alone, in a file without a card beside it."
             )
     return config, cards
+
+
+def _study_pages(config: TrainConfig) -> dict[str, Path]:
+    """Return the pages of the studies that the contexts' cards name: beside the card, or under the reports."""
+    pages = {}
+    for name in (*config.context, *filter(None, [config.benign_context])):
+        for study in {card.study for card in given_cards(name) if card.study}:
+            places = [Path(name).with_name(STUDY_PAGE)]
+            with suppress(ConfigError):  # a card is a file that may be anyone's
+                check_folder_name("study", study, "--reports")
+                places.insert(0, config.reports / study / STUDY_PAGE)
+            if there := [place for place in places if place.is_file()]:
+                pages[study] = there[-1]
+    return pages
 
 
 def _read_contexts(config: TrainConfig) -> tuple[tuple[Context, ...], Context | None]:

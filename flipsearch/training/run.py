@@ -28,6 +28,7 @@ from flipsearch.core.trainings import TRAINING_FORMAT, LogLine, RoutedContext, T
 from flipsearch.judging.library import unload
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
+from flipsearch.training.answer_log import ANSWERS_FILE, AnswerLog
 from flipsearch.training.checkpoint import LOG_FILE, CheckpointFolder, save_errors_as_one_line, step_of
 from flipsearch.training.log import StepLog, read_log
 from flipsearch.training.model import head_getter, load_student, student_and_teacher
@@ -58,7 +59,8 @@ def run_training(
     trainer = make_trainer(job, plan.config)
     if is_sharded() and not trainer.is_fsdp_enabled:
         raise TrainingError("FSDP was requested, but accelerate shards on GPUs alone; launch without --use_fsdp.")
-    _train(trainer, folder, progress)
+    answers = AnswerLog(trainer, plan.config, folder.partial / ANSWERS_FILE)
+    _train(trainer, answers, folder, progress)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if is_sharded() else None
 
     def save() -> tuple[TrainingRun, Sequence[LogLine]]:
@@ -121,10 +123,10 @@ def _answer_rows(
     return teacher_rows(backend.chat, backend.tokenizer, kept, backend.max_positions)
 
 
-def _train(trainer: CompletionTrainer, folder: CheckpointFolder, progress: Progress | None) -> None:
+def _train(trainer: CompletionTrainer, answers: AnswerLog, folder: CheckpointFolder, progress: Progress | None) -> None:
     """Run the training loop from the last state to the end; TrainingError if it runs out of memory or diverges."""
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, where results go
-    trainer.add_callback(StepLog(trainer, folder.partial / LOG_FILE, progress))
+    trainer.add_callback(StepLog(trainer, folder.partial / LOG_FILE, progress, answers))
     state = folder.last_state()
     if state and step_of(state) >= trainer.args.max_steps:  # only saving was left
         trainer._load_from_checkpoint(str(state))
@@ -199,4 +201,5 @@ def _record(
         versions=package_versions(PACKAGES),
         template_options=backend.chat.options,
         inputs_id=plan.inputs_id,
+        study_pages=plan.study_pages,
     )

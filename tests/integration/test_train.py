@@ -104,8 +104,57 @@ def test_a_resume_goes_on_as_if_nothing_had_happened(
         train(tmp_path, resume=True, learning_rate=1.0, name=partial.name.removesuffix(".partial"))
     resumed = train(tmp_path, resume=True)
     assert losses(resumed) == losses(trained)
+    assert list(resumed.answers) == list(trained.answers)
     first, second = weights(trained.folder), weights(resumed.folder)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("settings", [{}, {"dtype": "bfloat16"}, {"lora": 2}, {"method": "sft-self"}], ids=str)
+def test_logged_answers_change_no_bit_of_the_weights(settings: dict[str, Any], tmp_path: Path) -> None:
+    small = {"max_steps": 2, "temperature": 1.0, "max_tokens": 96 if settings.get("method") else 16, **settings}
+    logs, none = (train(tmp_path, name=name, sample_prompts=num, **small) for name, num in (("a", 3), ("b", 0)))
+    assert [answer.step for answer in logs.answers].count(2) == 6
+    assert not none.answers
+    first, second = ((done.folder / "model.safetensors").read_bytes() for done in (logs, none))
+    assert first == second
+
+
+def test_the_answers_to_the_same_prompts_are_logged_and_judged_at_five_steps(
+    trained: flipsearch.TrainingResult,
+) -> None:
+    student = [answer for answer in trained.answers if not answer.under_context]
+    assert sorted({answer.step for answer in student}) == [0, 1, 2, 3, 4]
+    prompts = [{(a.kind, a.prompt) for a in student if a.step == step} for step in range(5)]
+    assert len(prompts[0]) == 8
+    assert all(at_step == prompts[0] for at_step in prompts)
+    under = [answer for answer in trained.answers if answer.under_context]
+    assert {(answer.step, answer.kind) for answer in under} == {(0, "harmful")}
+    assert all(answer.answer.verdict for answer in trained.answers)
+    again = train(trained.folder.parents[1], name="mine")
+    assert list(again.answers) == list(trained.answers)
+    assert "What the student writes" in again.page.read_text()
+
+
+def test_a_judge_that_cannot_be_called_leaves_the_answers_unscored_and_loses_nothing(tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text(
+        "class Broken:\n    name = identity = 'broken'\n"
+        "    def judge(self, exchanges): raise OSError('no such service')\n"
+    )
+    done = train(tmp_path, judge=str(tmp_path / "broken.py"), max_steps=1)
+    assert {answer.answer.kind for answer in done.answers} == {"unscored"}
+    assert "no such service" in done.page.read_text()
+
+
+def test_the_page_links_to_the_study_that_found_the_context(tmp_path: Path) -> None:
+    study = tmp_path / "reports" / "pocket-1"
+    study.mkdir(parents=True)
+    (study / "best.txt").write_text(TEXT)
+    (study / "best.json").write_text(json.dumps({"text": TEXT, "placement": "system", "study": "pocket-1"}))
+    alone = train(tmp_path, context=str(study / "best.txt"), name="alone", max_steps=1, sample_prompts=0)
+    assert "<a href" not in alone.page.read_text()
+    (study / "leaderboard.html").write_text("a page")
+    linked = train(tmp_path, context=str(study / "best.txt"), name="linked", max_steps=1, sample_prompts=0)
+    assert '<a href="../../reports/pocket-1/leaderboard.html">study pocket-1</a>' in linked.page.read_text()
 
 
 def test_a_state_that_was_half_written_is_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -283,9 +332,12 @@ def test_the_judges_model_is_unloaded_before_another_is_loaded_and_before_traini
     for place in ("model", "run"):
         monkeypatch.setattr(f"flipsearch.training.{place}.make_backend", recorded("model", make_backend))
     monkeypatch.setattr("flipsearch.training.run.student_and_teacher", recorded("training", student_and_teacher))
-    train(tmp_path, method="sft-teacher", teacher="pocket", gate=True, max_steps=1, **WHOLE_ANSWERS)
+    train(tmp_path, method="sft-teacher", teacher="pocket", gate=True, max_steps=1, sample_prompts=1, **WHOLE_ANSWERS)
     in_turn = [event for event, _ in groupby(events)]
-    assert in_turn == ["model", "judged", "unloaded", "model", "judged", "unloaded", "training", "unloaded"]
+    assert in_turn == [
+        *("model", "judged", "unloaded", "model", "judged", "unloaded"),
+        *("training", "judged", "unloaded"),
+    ]
 
 
 def test_lora_leaves_a_merged_model_and_its_adapter(tmp_path: Path) -> None:

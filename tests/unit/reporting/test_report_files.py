@@ -40,6 +40,6 @@ def test_a_missing_file_or_one_of_another_shape_is_one_line(
 ) -> None:
     with pytest.raises(StudyError, match=rf"no {what} at '.*{name}': .*; run .* first\."):
         read(tmp_path)
-    (tmp_path / name).write_text('{"format": 1, "model": 3}')
+    (tmp_path / name).write_text('{"format": 2, "model": 3}')
     with pytest.raises(StudyError, match=rf"{name}: no {what} of this version: .*; run .* again\."):
         read(tmp_path)
