@@ -162,7 +162,7 @@ def test_one_exchange_without_memory_costs_no_other_its_verdict(
     monkeypatch.setattr(scoring, "score_rows", fragile)
     found = guard.judge([Exchange(THEFT, text) for text in (HELP, longest, REFUSAL)])
     assert [one.label for one in found] == [Label.UNSAFE, Label.UNSCORED, Label.SAFE]
-    assert "out of memory with this exchange alone" in found[1].reason
+    assert "no memory is left for this exchange alone" in found[1].reason
     assert [one.failed for one in found] == [False, True, False]  # not kept: elsewhere there may be memory
     monkeypatch.setattr(scoring, "score_rows", real)
     assert judge_one(guard, longest).label is Label.UNSAFE
