@@ -11,6 +11,8 @@ from flipsearch.backends.chat import Chat, EncodedPrompt, ThoughtBudget
 from flipsearch.core.errors import BackendError, ConfigError
 from flipsearch.core.records import PrefixScore, Request, Rollout, Sampling, content_id
 
+NOT_FINITE = "the model's logits are not finite numbers; give another --dtype if this happens often"
+
 
 def completed(
     request: Request,
@@ -138,7 +140,12 @@ class LocalBackend:
             raise BackendError(f"the prefill has {num_forced} tokens, but max_tokens is {max_tokens}.")
         return EncodedRequest(request, prompt)
 
-    def _completed(self, item: EncodedRequest, sampling: Sampling, new_ids: Sequence[int], stopped: bool) -> Rollout:
+    def _completed(
+        self, item: EncodedRequest, sampling: Sampling, new_ids: Sequence[int] | None, stopped: bool
+    ) -> Rollout:
+        """Return the rollout of what the model wrote; a failed one for None: a logit was not a finite number."""
+        if new_ids is None:
+            return failed(item.request, self.model_id, sampling, NOT_FINITE)
         ids, opens = (*item.request.prefill, *new_ids), item.prompt.opens_thinking
         text, is_forced = self.chat.decode(ids), False
         if sampling.think_tokens:

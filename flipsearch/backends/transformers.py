@@ -219,7 +219,6 @@ of prompt and prefix together, None if the model does not say.
 """
 
 
-NOT_FINITE = "the model's logits are not finite numbers; give another --dtype if this happens often"
 MAX_ROWS = {True: 192, False: 64}
 """Rows per batch on a CPU and on anything else, where no batch size is given."""
 CACHE_SHARE = 1 / 4
@@ -329,9 +328,7 @@ class TransformersBackend(LocalBackend):
         budgets = [self._budget(item, sampling) for item in batch] if sampling.think_tokens else []
         written = self._decoder.complete(prompts, shared, num_left, choose, budgets)
         return [
-            failed(item.request, self.model_id, sampling, NOT_FINITE)
-            if ids is None
-            else self._completed(item, sampling, ids, self._decoder.ends((*item.request.prefill, *ids)))
+            self._completed(item, sampling, ids, self._decoder.ends((*item.request.prefill, *(ids or ()))))
             for item, ids in zip(batch, written, strict=True)
         ]
 

@@ -9,6 +9,7 @@ generator and do differ.
 import importlib
 import importlib.util
 import json
+import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import takewhile
@@ -110,7 +111,7 @@ class VllmEngine:
     def score(
         self, prompts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]], groups: Sequence[object] = ()
     ) -> list[PrefixScore | None]:
-        """Return each prefix's score in a pass of its own, whatever the `groups`; None where no token would fit."""
+        """Return each prefix's score in a pass of its own, whatever the `groups`; None if too long, or NaN."""
         scores: dict[int, PrefixScore] = {}
         fitting = [i for i in range(len(prompts)) if len(prompts[i]) + len(prefixes[i]) < self.max_positions]
         params = self.vllm.SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
@@ -122,7 +123,9 @@ class VllmEngine:
                 entries: Sequence[Mapping[int, Any]] = output.prompt_logprobs[len(prompts[i]) :]
                 own = [entry[id] for id, entry in zip(prefixes[i], entries, strict=True)]
                 num_agreed = sum(1 for _ in takewhile(lambda token: token.rank == 1, own))  # rank 1 is the likeliest
-                scores[i] = PrefixScore(tuple(float(token.logprob) for token in own), num_agreed)
+                log_probs = tuple(float(token.logprob) for token in own)
+                if not any(map(math.isnan, log_probs)):  # a number made of NaN is no score
+                    scores[i] = PrefixScore(log_probs, num_agreed)
         return [scores.get(i) for i in range(len(prompts))]
 
     def close(self) -> None:
@@ -206,6 +209,7 @@ class VllmBackend(LocalBackend):
         """
         budgets = [self._budget(item, sampling) for item in chunk]
         is_done, stopped = [budget.is_full for budget in budgets], [False] * len(chunk)
+        failed: set[int] = set()
         while not all(is_done):
             left = [i for i, done in enumerate(is_done) if not done]
             for i in left:
@@ -214,6 +218,10 @@ class VllmBackend(LocalBackend):
             items, written = [chunk[i] for i in left], [budgets[i].ids[len(chunk[i].request.prefill) :] for i in left]
             outputs = self._write(items, written, [budgets[i].num_left for i in left], sampling)
             for i, (ids, has_ended) in zip(left, outputs, strict=True):
+                if ids is None:
+                    failed.add(i)
+                    is_done[i] = True
+                    continue
                 for count, id in enumerate(ids, start=1):
                     budgets[i].follow(id)
                     if budgets[i].is_full or budgets[i].next_id is not None:
@@ -221,8 +229,10 @@ class VllmBackend(LocalBackend):
                         break
                 stopped[i], is_done[i] = has_ended, has_ended or budgets[i].is_full
         return [
-            self._completed(item, sampling, budget.ids[len(item.request.prefill) :], has_stopped)
-            for item, budget, has_stopped in zip(chunk, budgets, stopped, strict=True)
+            self._completed(
+                item, sampling, None if i in failed else budgets[i].ids[len(item.request.prefill) :], stopped[i]
+            )
+            for i, item in enumerate(chunk)
         ]
 
     def _write(
@@ -231,8 +241,11 @@ class VllmBackend(LocalBackend):
         written: Sequence[Sequence[int]],
         lengths: Sequence[int],
         sampling: Sampling,
-    ) -> list[tuple[Sequence[int], bool]]:
-        """Return what the model writes behind each request and what was `written`, and whether it ended by itself."""
+    ) -> list[tuple[Sequence[int] | None, bool]]:
+        """Return what the model writes behind each request and what was `written`, and whether it ended by itself.
+
+        None where a logit was not a finite number: vLLM takes any token there, and goes on.
+        """
         params = [
             self._engine.vllm.SamplingParams(
                 max_tokens=length,
@@ -242,6 +255,7 @@ class VllmBackend(LocalBackend):
                 # The seed of a request's stream has 64 bits unsigned; vLLM wants it signed. A later round has another.
                 seed=None if sampling.temperature == 0 else (stream_seed(item.request, sampling) >> 1) ^ len(before),
                 stop_token_ids=sorted(self.chat.end_ids),
+                logprobs=0,  # of the chosen tokens alone: their sum is a number only if all logits are
                 detokenize=False,
             )
             for item, before, length in zip(items, written, lengths, strict=True)
@@ -250,7 +264,10 @@ class VllmBackend(LocalBackend):
             (*item.prompt.prompt_ids, *item.request.prefill, *ids) for item, ids in zip(items, written, strict=True)
         ]
         outputs = [output.outputs[0] for output in self._engine.complete(prompts, params)]
-        return [(output.token_ids, output.finish_reason == "stop") for output in outputs]
+        return [
+            (output.token_ids if math.isfinite(output.cumulative_logprob) else None, output.finish_reason == "stop")
+            for output in outputs
+        ]
 
     def _score(self, requests: Sequence[EncodedRequest]) -> list[PrefixScore | None]:
         prefixes = [item.request.prefill for item in requests]

@@ -5,6 +5,7 @@ Model output, prompts and contexts are printed as plain text: no markup, no cont
 
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
@@ -105,9 +106,14 @@ def print_json(value: Mapping[str, Any]) -> None:
     sys.stdout.write(text + "\n")
 
 
+LONG_PART = re.compile(r"(?<!\w)'[^']{300,}'(?!\w)|\S{300,}")
+"""Of an error: what somebody gave, such as a whole text in place of a file."""
+
+
 def show_error(message: str, exit_code: int, as_json: bool) -> None:
     """Print one line on stderr, and the same as JSON on stdout if requested."""
     line = " ".join(printable(message).split())
+    line = LONG_PART.sub(lambda part: f"{part[0][:150]}…{part[0][-50:]}", line)
     try:
         sys.stderr.write(f"flipsearch: {line}\n")
     except BrokenPipeError:

@@ -107,7 +107,7 @@ class GuardScorer:
     def score(self, inputs: Sequence[GuardInput], answers: tuple[str, ...]) -> list[list[LogProbs] | Verdict]:
         """Return the log probabilities of each answer after each input, or the UNSCORED verdict that says why not.
 
-        The verdict of an input for which memory runs out has `failed` set: on another machine it may fit.
+        The verdict of an input that the model cannot score has `failed` set: on another machine it may fit.
         """
         prompts = [self._prompt_ids(item, answers) for item in inputs]
         pairs = [
@@ -123,7 +123,7 @@ class GuardScorer:
         for (i, ids, _), score in zip(pairs, scores, strict=True):
             result = results[i]
             if score is None:
-                reason = f"out of memory with this exchange alone ({len(ids)} tokens)"
+                reason = f"no memory is left for this exchange alone ({len(ids)} tokens), or its logits are no numbers"
                 results[i] = Verdict(Label.UNSCORED, reason=reason, failed=True)
             elif not isinstance(result, Verdict):
                 result.append(score.log_probs)

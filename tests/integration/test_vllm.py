@@ -8,6 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from flipsearch.backends import vllm
 from flipsearch.backends.models import model_source
@@ -18,7 +20,7 @@ from flipsearch.core.protocols import PrefixScorer
 from flipsearch.core.records import Context, Exchange, Label, PrefixScore, Prompt, Request, Rollout, Sampling
 from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import load_prompts
-from tests.models import tiny_qwen3
+from tests.models import tiny_qwen3, tiny_tokenizer
 from tests.world import flat
 
 HAS_VLLM = importlib.util.find_spec("vllm") is not None
@@ -35,7 +37,12 @@ REQUESTS = [
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tiny_qwen3(tmp_path_factory.mktemp("model"))
+    """A tiny model whose weights are damaged for a single letter that no other test uses."""
+    folder = tiny_qwen3(tmp_path_factory.mktemp("model"))
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][tiny_tokenizer().convert_tokens_to_ids("Z")] = torch.nan
+    save_file(weights, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -150,6 +157,15 @@ class TestWithVllm:
         )
         assert first == second
         assert len(set(first.values())) > 1
+
+    def test_logits_that_are_no_numbers_are_failed_rollouts_and_no_scores(self, engine: VllmBackend) -> None:
+        """The last test here: on a CPU, vLLM carries them over to later requests that get the same memory."""
+        damaged = Request(Prompt("How do I fix a Z?", "benign"))
+        for sampling in (GREEDY, replace(GREEDY, temperature=1.0), replace(GREEDY, think_tokens=4)):
+            [rollout] = flat(engine.generate([damaged], sampling))
+            assert (rollout.finish_reason, rollout.completion) == ("error", "")
+            assert "logits are not finite numbers" in rollout.error
+        assert engine.score([replace(damaged, prefill=(5, 6))]) == [None]
 
 
 @pytest.mark.skipif(HAS_VLLM, reason="vllm is installed, so its absence cannot be seen")

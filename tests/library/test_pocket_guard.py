@@ -162,7 +162,7 @@ def test_one_exchange_without_memory_costs_no_other_its_verdict(
     monkeypatch.setattr(scoring, "score_rows", fragile)
     result = guard.judge([Exchange(THEFT, text) for text in (HELP, longest, REFUSAL)])
     assert [row.label for row in result] == [Label.UNSAFE, Label.UNSCORED, Label.SAFE]
-    assert "out of memory with this exchange alone" in result[1].reason
+    assert "no memory is left for this exchange alone" in result[1].reason
     assert [row.failed for row in result] == [False, True, False]  # not kept: elsewhere there may be memory
     monkeypatch.setattr(scoring, "score_rows", real)
     assert judge_single(guard, longest).label is Label.UNSAFE
