@@ -79,8 +79,8 @@ class Features:
 
 @lru_cache(maxsize=20_000)
 def code_of(token: str) -> int:
-    """Return the 32-bit code of a word or a mark."""
-    return zlib.crc32(token.encode())
+    """Return the 32-bit code of a word or a mark; all numbers have the same."""
+    return zlib.crc32((_NUMBER if token[0].isdigit() else token).encode())
 
 
 _BLANK = np.uint32(code_of("_"))
@@ -99,7 +99,7 @@ def extract_features(rules: RefusalRules, prompt: str, answer: str) -> Features:
     normalised = "\0".join(" ".join(part.lower().split()) for part in (prompt, answer))
     return Features(
         dense=(min(max(points, -MAX_POINTS), MAX_POINTS), overlap, *_style(tokens)),
-        codes=tuple(code_of(_NUMBER if token[0].isdigit() else token) for token in tokens),
+        codes=tuple(map(code_of, tokens)),
         form=answer_form(prompt, text),
         meanings=rules.meanings(matched),
         mark=zlib.crc32(normalised.encode(errors="replace")),
