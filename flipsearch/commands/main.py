@@ -191,6 +191,20 @@ def evaluate(config: Config = None, json: Json = False, **settings: Setting) -> 
     return console.outcome(result, views.show_scorecard)
 
 
+def anatomy(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
+    """Show where in its answers a context changes a model, before or after training.
+
+    The model writes without the context; behind what it wrote, its next-token distributions with and without the
+    context are compared, token by token.
+    """
+    from flipsearch.commands import console, views
+    from flipsearch.commands.progress import progress_display
+
+    with progress_display() as progress:
+        result = flipsearch.anatomy(**given(settings), config=config, progress=progress)
+    return console.outcome(result, views.show_anatomy)
+
+
 def list_things(
     what: Annotated[str, typer.Argument(help="models, contexts, judges, prompts, problems or backends.")],
     contexts: Annotated[
@@ -318,6 +332,7 @@ COMMANDS: dict[str, Command] = {
     "doctor": doctor,
     "train": train,
     "evaluate": evaluate,
+    "anatomy": anatomy,
 }
 SETTINGS = {
     **dict.fromkeys(("search", "plan"), "SearchConfig"),
@@ -325,6 +340,7 @@ SETTINGS = {
     "chat": "ChatConfig",
     "train": "TrainConfig",
     "evaluate": "EvalConfig",
+    "anatomy": "AnatomyConfig",
 }
 """Command -> the class in flipsearch.config whose fields are its options."""
 EXAMPLES = {
@@ -338,6 +354,7 @@ EXAMPLES = {
     "doctor": "flipsearch doctor --model Qwen/Qwen3-0.6B --judge compact",
     "train": "flipsearch train --context best.txt --name safer",
     "evaluate": "flipsearch evaluate checkpoints/safer",
+    "anatomy": "flipsearch anatomy --context best.txt --student checkpoints/safer",
     "judge check": "flipsearch judge check --judge compact --labels labels.csv",
     "judge label": "flipsearch judge label pocket-a46723 --to labels.csv",
     "judge fit": "flipsearch judge fit --labels labels.csv --to mine.npz",

@@ -21,6 +21,11 @@ RateByDepth = Sequence[tuple[int, Rate]]
 """(tokens of the unsafe answer that are written already, flip rate), shallow ones first."""
 
 
+def depths_within(depths: Sequence[int], max_tokens: int) -> list[int]:
+    """Return the depths that take rollouts, shallow ones first: depth 0 is the flip rate itself."""
+    return sorted({depth for depth in depths if 0 < depth < max_tokens})
+
+
 def rates_by_depth(
     runner: Runner,
     unsafe: Sequence[tuple[Prompt, JudgedRollout]],

@@ -4,11 +4,10 @@ import math
 from collections.abc import Sequence
 from dataclasses import replace
 
-from flipsearch.config import SearchConfig
 from flipsearch.core.measurements import JudgedRollout
 from flipsearch.core.records import Prompt
 from flipsearch.core.studies import Trial
-from flipsearch.measuring.depth import rates_by_depth
+from flipsearch.measuring.depth import depths_within, rates_by_depth
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.finalists import CompletedSearch, Confirmation, Stage
@@ -23,7 +22,7 @@ class DepthStage(Stage):
     def cost(self, setup: SearchSetup, base: SplitBaseline | None) -> int:
         """Return the rollouts if answers on the confirm split are as long as on the search split, or all long."""
         harmful = sum(prompt.kind == "harmful" for prompt in setup.confirm)
-        depths = depths_of(setup.config)
+        depths = _depths(setup)
         if base is None:
             num_finalists = min(setup.config.num_finalists, setup.num_contexts)
             return num_finalists * len(depths) * harmful * setup.config.samples
@@ -33,14 +32,9 @@ class DepthStage(Stage):
 
     def run(self, search: CompletedSearch, confirmation: Confirmation) -> Confirmation:
         """Measure all finalists, whether there is a winner or not."""
-        depths = depths_of(search.setup.config)
+        depths = _depths(search.setup)
         finalists, ids = measure_depth(search.deciding, confirmation.base, confirmation.finalists, depths)
         return replace(confirmation, finalists=tuple(finalists), rollout_ids=confirmation.rollout_ids | ids)
-
-
-def depths_of(config: SearchConfig) -> list[int]:
-    """Return the depths that take rollouts, shallow ones first: depth 0 is the flip rate itself."""
-    return sorted({depth for depth in config.depths if 0 < depth < config.sampling().max_tokens})
 
 
 def measure_depth(
@@ -62,3 +56,7 @@ def _unsafe_answers(base: SplitBaseline) -> list[tuple[Prompt, JudgedRollout]]:
     """Return the unsafe prompts, each with its first unsafe sample without context."""
     harmful = [(prompt, base.outcomes[prompt.prompt_id].shown) for prompt in base.to_flip() if prompt.kind == "harmful"]
     return [(prompt, shown) for prompt, shown in harmful if shown is not None]
+
+
+def _depths(setup: SearchSetup) -> list[int]:
+    return depths_within(setup.config.depths, setup.config.sampling().max_tokens)
