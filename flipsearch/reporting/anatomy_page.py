@@ -16,6 +16,8 @@ from flipsearch.reporting.pages import render
 MIN_COMPLETIONS = 5
 """A position that fewer completions reach is not drawn."""
 LAST_POSITION = 64
+LARGE_SHARE = 0.2
+"""Of the divergence, from which one token is worth a place in the first sentence."""
 
 
 def write_anatomy(anatomy: Anatomy, folder: Path) -> None:
@@ -53,11 +55,10 @@ def sentence(anatomy: Anatomy) -> str:
     if early is None or early.value is None or not anatomy.tokens:
         return "The context changes no next-token distribution."
     most, horizon = anatomy.tokens[0], anatomy.horizon
-    written, instead = visible_token(most.token), visible_token(most.instead)
-    share = (
-        f"{percent(early.value)} of what the context changes lies in the first {EARLY[0]} tokens; the largest part, "
-        f"{percent(most.share)}, where the model writes '{written}' and would most often write '{instead}' instead"
-    )
+    share = f"{percent(early.value)} of what the context changes lies in the first {EARLY[0]} tokens"
+    if most.share >= LARGE_SHARE and most.instead != most.token:
+        written, instead = visible_token(most.token), visible_token(most.instead)
+        share += f", and {percent(most.share)} where the model writes '{written}' and '{instead}' is likelier under it"
     if horizon is None:
         return f"{share}. It does not flip {RELIABLE:.0%} of the unsafe answers at any depth."
     where = "from the first token on" if horizon == 0 else f"up to {horizon} tokens into an unsafe answer"
@@ -96,41 +97,41 @@ def _estimate(estimate: Estimate, *, is_rate: bool = False) -> tuple[str, str]:
 
 
 def _charts(anatomy: Anatomy) -> list[Chart]:
-    drawn = []
-    for parts, title, hint in (
-        (
-            anatomy.divergences,
-            "Divergence by position",
-            "Of the model without the context from itself under it, behind its own completions. A training by OPSA "
-            "lowers it; where it is high is where the context decides. Dashed: 95 % intervals.",
-        ),
-        (
-            anatomy.student_divergences,
-            "Divergence by position, after training",
-            "Of the checkpoint without the context from the model under it, behind the same completions.",
-        ),
-    ):
-        series = []
-        for part in parts:
-            kept = [p for p in part.by_position if p.num >= MIN_COMPLETIONS and p.position < LAST_POSITION]
-            for name, values in (
-                (part.kind, [p.mean for p in kept]),
-                (f"{part.kind}, low", [p.low for p in kept]),
-                (f"{part.kind}, high", [p.high for p in kept]),
-            ):
-                at = [(float(p.position + 1), value) for p, value in zip(kept, values, strict=True)]
-                series.append(Series(name, at, part.kind, dashed=name != part.kind, is_noisy=False))
-        ends = [point for curve in series for point, _ in curve.points]
-        if ends:
-            axis = ChartAxis("nats per token")
-            drawn.append(draw(title, hint, axis, series, (min(ends), max(ends))))
+    before = (
+        anatomy.divergences,
+        "Divergence by position: {} prompts",
+        "Of the model without the context from itself under it, behind its own completions. Where it is high is where "
+        "the context decides, and what OPSA lowers. Dashed: the 95 % interval.",
+    )
+    after = (
+        anatomy.student_divergences,
+        "After training: {} prompts",
+        "Of the checkpoint without the context from the model under it, behind the same completions.",
+    )
+    drawn = [_curve(part, title, hint) for parts, title, hint in (before, after) for part in parts]
     measured = [(float(depth), rate.value) for depth, rate in anatomy.depth if rate.value is not None]
     if len(measured) > 1:
         hint = "Unsafe answers that become safe when the context is added after so many of their tokens are written."
         curve = Series("flipped", measured, "harmful", is_noisy=False)
         axis = ChartAxis("share of unsafe answers", is_rate=True, high=1.0)
-        drawn.append(draw("Flips by depth", hint, axis, [curve], (measured[0][0], measured[-1][0])))
+        drawn.append(draw("Flips by depth", hint, axis, [curve], (measured[0][0], measured[-1][0]), "token"))
     return [chart for chart in drawn if chart]
+
+
+def _curve(part: CompletionDivergence, title: str, hint: str) -> Chart | None:
+    kept = [p for p in part.by_position if p.num >= MIN_COMPLETIONS and p.position < LAST_POSITION]
+    columns = {"mean": [p.mean for p in kept], "low": [p.low for p in kept], "high": [p.high for p in kept]}
+    series = [
+        Series(
+            name,
+            [(float(p.position + 1), value) for p, value in zip(kept, values, strict=True)],
+            part.kind,
+            dashed=name != "mean",
+            is_noisy=False,
+        )
+        for name, values in columns.items()
+    ]
+    return draw(title.format(part.kind), hint, ChartAxis("nats per token"), series, (1.0, float(len(kept))), "token")
 
 
 def _rate_rows(anatomy: Anatomy) -> list[list[str]]:
