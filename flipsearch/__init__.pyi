@@ -16,6 +16,7 @@ from flipsearch.judging.accuracy import JudgeStress as JudgeStress
 from flipsearch.ledger.check import LedgerCheck as LedgerCheck
 from flipsearch.reporting.compare import Comparison as Comparison
 from flipsearch.reporting.files import Export as Export
+from flipsearch.results import AnatomyResult as AnatomyResult
 from flipsearch.results import ContextCheck as ContextCheck
 from flipsearch.results import Diagnosis as Diagnosis
 from flipsearch.results import EvaluationResult as EvaluationResult
@@ -38,6 +39,7 @@ __all__ = [
     "Study",
     "TrainingResult",
     "Trial",
+    "anatomy",
     "chat",
     "check",
     "check_judge",
@@ -56,6 +58,40 @@ __all__ = [
     "train",
 ]
 
+def anatomy(
+    *,
+    model: str = "pocket",
+    backend: str = "transformers",
+    thinking: Literal["auto", "on", "off"] = "auto",
+    think_tokens: int | None = None,
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    max_model_len: int | None = None,
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    prompts: str | None = None,
+    harmful: Sequence[str] | str = (),
+    benign: Sequence[str] | str = (),
+    judge: str = "",
+    seed: int = 0,
+    contexts: Sequence[str] | str = (),
+    max_prompts: int | None = None,
+    omit: Sequence[str] | str = (),
+    request_timeout_s: str | float = 900.0,
+    context: str,
+    placement: Literal["system", "before", "after", "around"] | None = None,
+    student: str | None = None,
+    split: Literal["search", "confirm", "training", "evaluation", "all"] = "evaluation",
+    critical_tokens: int = 10,
+    count_flips: Sequence[str] | str = ("refusal", "redirection", "help"),
+    depths: Sequence[int] | int = (8, 32, 128),
+    reports: Path | str = "reports",
+    config: Path | str | None = None,
+    progress: Progress | None = None,
+) -> AnatomyResult: ...
 def chat(
     *,
     model: str = "pocket",

@@ -46,8 +46,8 @@ MOST_SAMPLES = 1000
 SELF = "self"
 """As the rewriter: the searched model."""
 ENDPOINTS = ("http://", "https://")
-TRAININGS, EVALUATIONS = "trainings", "evaluations"
-"""Folders under the reports that hold no study, but the ledgers of all trainings and of all evaluations."""
+TRAININGS, EVALUATIONS, ANATOMIES = "trainings", "evaluations", "anatomies"
+"""Folders under the reports that hold no study, but the ledgers of all trainings, evaluations and anatomies."""
 
 
 def is_endpoint(model: str) -> bool:
@@ -57,6 +57,9 @@ def is_endpoint(model: str) -> bool:
 
 PROMPT_FILES = Flag(metavar="PATH[:COLUMN]")
 FlipKinds = Annotated[tuple[AnswerKind, ...], BeforeValidator(flip_kinds), Field(min_length=1), Flag(metavar="KIND,…")]
+Depths = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_sequence), Flag(("--depth",), metavar="TOKENS")
+]
 TIME = Flag(("--time",), "SECONDS|90s|15m|2h", is_text=True)
 
 
@@ -153,10 +156,11 @@ class StudyConfig(ModelConfig):
         if self.study is None:
             return self
         check_folder_name("--study", self.study, "--reports")
-        if self.study.startswith("_") or self.study in (TRAININGS, EVALUATIONS):
+        taken = (TRAININGS, EVALUATIONS, ANATOMIES)
+        if self.study.startswith("_") or self.study in taken:
             raise ConfigError(
-                f"--study is '{self.study}', expected a name that does not begin with '_' and is neither "
-                f"'{TRAININGS}' nor '{EVALUATIONS}': these folders under the reports hold something else."
+                f"--study is '{self.study}', expected a name that does not begin with '_' and is none of "
+                f"{', '.join(taken)}: these folders under the reports hold something else."
             )
         return self
 
@@ -235,9 +239,7 @@ class SearchConfig(StudyConfig):
     """Harmful prompts that a context sees first; those that do well see twice as many, and so on (rungs)."""
     num_finalists: Count = 5
     """Contexts measured on the sealed prompts at the end (the confirm split)."""
-    depths: Annotated[
-        tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_sequence), Flag(("--depth",), metavar="TOKENS")
-    ] = (8, 32, 128)
+    depths: Depths = (8, 32, 128)
     """Measure finalists after this many tokens of the unsafe answer, too; repeatable; 0 is none."""
     benign_context: bool = True
     """Choose a context for the benign prompts of a training."""
@@ -372,6 +374,27 @@ class TrainConfig(ModelConfig):
         """Return the folder's name: the given one, or model, method and hash of the settings and of `more`."""
         short = Path(self.model).name.split("@")[0].lower()
         return self.name or f"{short}-{self.method}-{self.identity(*more)[:6]}"
+
+
+class AnatomyConfig(ModelConfig):
+    """An anatomy: where in its answers a context changes a model."""
+
+    context: str
+    """best.txt, a card, a text or the name of a template."""
+    placement: Placement | None = None
+    """Where a text goes: system, before, after or around (a card's own placement, else system)."""
+    student: Annotated[str | None, Flag(metavar="CHECKPOINT")] = None
+    """A checkpoint that was trained from the model: measured beside it, behind the same completions (none)."""
+    split: Literal["search", "confirm", "training", "evaluation", "all"] = "evaluation"
+    """Prompts: evaluation holds those that neither search nor training saw; all is for files of such prompts."""
+    critical_tokens: Count = 10
+    """First completion tokens that Delta_safety sums over."""
+    count_flips: FlipKinds = COUNTED_KINDS
+    """Kinds of safe answers that count as a flip."""
+    depths: Depths = (8, 32, 128)
+    """Measure flips after this many tokens of the unsafe answer, too; repeatable; 0 is none."""
+    reports: Path = Path("reports")
+    """Folder with the ledger of all anatomies, and their pages."""
 
 
 class EvalConfig(ModelConfig):

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
+from flipsearch.core.anatomies import Anatomy
 from flipsearch.core.display import ShowsFacts, html_table, shortened
 from flipsearch.core.hidden import printable
 from flipsearch.core.measurements import json_value
@@ -18,6 +19,7 @@ from flipsearch.core.trainings import LoggedAnswer, LogLine, Scorecard, Training
 from flipsearch.judging.accuracy import JudgeAccuracy
 from flipsearch.judging.library import Member
 from flipsearch.ledger import Ledger
+from flipsearch.reporting.anatomy_page import sentence
 from flipsearch.reporting.cards import (
     benign_metrics,
     context_card,
@@ -274,6 +276,28 @@ class TrainingResult(ShowsFacts):
         steps = f"{self.run.num_steps:,} in {self.run.wall_s:,.0f} s"
         shown = {"model": self.run.model, "method": self.run.method, "steps": steps, "loss": loss}
         return shown | {"folder": str(self.folder), "page": str(self.page)}
+
+
+@dataclass(frozen=True, repr=False)
+class AnatomyResult(ShowsFacts):
+    """An anatomy, and the folder of its page."""
+
+    anatomy: Anatomy
+    folder: Path
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints: all but the curves, which are in positions.csv."""
+        shown = json_value(self.anatomy)
+        for part in (*shown["divergences"], *shown["student_divergences"]):
+            del part["by_position"]
+        for name in ("measurement", "student_measurement"):
+            if shown[name]:
+                del shown[name]["flips"]
+        return {"folder": str(self.folder), "horizon": self.anatomy.horizon, **shown}
+
+    def facts(self) -> dict[str, str]:
+        """Return what is shown of it."""
+        return {"model": self.anatomy.model, "seen": sentence(self.anatomy), "page": str(self.folder / "anatomy.html")}
 
 
 @dataclass(frozen=True, slots=True)

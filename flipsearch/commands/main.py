@@ -32,6 +32,7 @@ COMMANDS: dict[str, Command] = {
     "doctor": model_commands.doctor,
     "train": model_commands.train,
     "evaluate": model_commands.evaluate,
+    "anatomy": model_commands.anatomy,
 }
 SETTINGS = {
     **dict.fromkeys(("search", "plan"), "SearchConfig"),
@@ -39,6 +40,7 @@ SETTINGS = {
     "chat": "ChatConfig",
     "train": "TrainConfig",
     "evaluate": "EvalConfig",
+    "anatomy": "AnatomyConfig",
 }
 """Command -> the class in flipsearch.config whose fields are its options."""
 EXAMPLES = {
@@ -52,6 +54,7 @@ EXAMPLES = {
     "doctor": "flipsearch doctor --model Qwen/Qwen3-0.6B --judge compact",
     "train": "flipsearch train --context best.txt --name safer",
     "evaluate": "flipsearch evaluate checkpoints/safer",
+    "anatomy": "flipsearch anatomy --context best.txt --student checkpoints/safer",
     "judge check": "flipsearch judge check --judge compact --labels labels.csv",
     "judge label": "flipsearch judge label pocket-a46723 --to labels.csv",
     "judge fit": "flipsearch judge fit --labels labels.csv --to mine.npz",

@@ -66,6 +66,20 @@ def evaluate(config: Config = None, json: Json = False, **settings: Setting) -> 
     return console.outcome(result, views.show_scorecard)
 
 
+def anatomy(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
+    """Show where in its answers a context changes a model, before or after training.
+
+    The model writes without the context; behind what it wrote, its next-token distributions with and without the
+    context are compared, token by token.
+    """
+    from flipsearch.commands import console, views
+    from flipsearch.commands.progress import progress_display
+
+    with progress_display() as progress:
+        result = flipsearch.anatomy(**given(settings), config=config, progress=progress)
+    return console.outcome(result, views.show_anatomy)
+
+
 def list_available(
     what: Annotated[str, typer.Argument(help="models, contexts, judges, prompts, problems or backends.")],
     contexts: Annotated[

@@ -13,12 +13,13 @@ from flipsearch.commands.model_views import too_few_labels
 from flipsearch.core.display import shortened
 from flipsearch.core.hidden import printable
 from flipsearch.core.studies import Study, StudyKind, Trial
+from flipsearch.reporting.anatomy_page import sentence, visible_token
 from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
 from flipsearch.reporting.columns import columns_of, kinds_legend
 from flipsearch.reporting.format import DASH, SHARED_ERRORS, percent, with_interval
 from flipsearch.reporting.names import names_of
 from flipsearch.reporting.verdict import Tone, verdict
-from flipsearch.results import ContextCheck, Diagnosis, EvaluationResult, SearchResult, TrainingResult
+from flipsearch.results import AnatomyResult, ContextCheck, Diagnosis, EvaluationResult, SearchResult, TrainingResult
 from flipsearch.templating.library import BROKEN
 
 if TYPE_CHECKING:  # packages of other commands, which load their libraries
@@ -239,6 +240,23 @@ def show_training(result: TrainingResult) -> None:
         print_wrapped(f"Note: {note}")
     todo = f"flipsearch evaluate {folder}"
     print_lines("", f"{'checkpoint':<14}{folder}", f"{'its page':<14}{result.page}", f"{'next':<14}{todo}")
+
+
+def show_anatomy(result: AnatomyResult) -> None:
+    """Print where the context changes the model most, and where the page lies."""
+    anatomy = result.anatomy
+    print_wrapped(sentence(anatomy))
+    print_lines("", f"{'written':<26}{'under the context':<26}{'times':>8}{'share':>8}")
+    for token in anatomy.tokens[:5]:
+        written, instead = (visible_token(text)[:24] for text in (token.token, token.instead))
+        print_lines(f"{written:<26}{instead:<26}{token.num:>8,}{token.share:>8.1%}")
+    print_lines("")
+    for depth, rate in anatomy.depth:
+        shown = "none measured" if rate.value is None else f"{rate.value:.0%} of {rate.n}"
+        print_lines(f"{f'flips after {depth} tokens':<26}{shown}")
+    for note in anatomy.notes:
+        print_wrapped(f"Note: {note}")
+    print_lines("", f"{'page':<14}{result.folder / 'anatomy.html'}")
 
 
 def show_comparison(comparison: "Comparison") -> None:

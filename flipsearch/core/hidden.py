@@ -26,6 +26,7 @@ _NEEDED = (
     f"|(?<=[#*0-9{_SYMBOL}])(?<![\ufe0e\ufe0f])[\ufe0e\ufe0f]"
 )
 """Joiners between letters of scripts that have them, or between emoji; one selector after an emoji or a key."""
+_SEEN = {ord(character): None for character in "\t\n"}
 _HIDDEN = re.compile(f"({_NEEDED})|[{''.join(KINDS.values())}]|\r(?!\n)")
 
 
@@ -34,7 +35,7 @@ def printable(text: str) -> str:
 
     Tabs and line breaks stay.
     """
-    if text.isascii() and text.isprintable():
+    if text.isascii() and text.translate(_SEEN).isprintable():
         return text
     return _HIDDEN.sub(lambda match: match[1] or MARK, text)
 

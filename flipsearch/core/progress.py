@@ -39,6 +39,7 @@ class Phase(StrEnum):
     ANSWERS = "answers"
     TRAINING = "training"
     EVALUATION = "evaluation"
+    ANATOMY = "divergence by token"
     JUDGE_CHECK = "judge check"
 
 

@@ -10,6 +10,7 @@ from the judge: whatever follows the first closed block is answer, even if more 
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 
 _NAME = r"(?:think|thinking|thoughts?|reasoning)"
 _OPEN = (
@@ -102,6 +103,7 @@ FAMILIES = (
 """Marks of families, for templates that do not show how they write a thought."""
 
 
+@lru_cache(maxsize=1024)
 def split_answer(completion: str, opens_thinking: bool = False) -> SplitCompletion:
     """Return thought and answer of a completion; without marks all of it is answer.
 

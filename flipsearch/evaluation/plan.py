@@ -1,7 +1,6 @@
 """What is evaluated on which model; everything that can be wrong is found here, before a model is loaded."""
 
 import os
-from collections import Counter
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
@@ -9,12 +8,11 @@ from pathlib import Path
 from flipsearch.backends.base import check_model
 from flipsearch.backends.models import POCKET_MODEL, TRAINING_FILE, base_model, require_local_model
 from flipsearch.config import EVALUATIONS, EvalConfig
-from flipsearch.core.errors import ConfigError, PromptError
+from flipsearch.core.errors import ConfigError
 from flipsearch.core.records import Prompt, content_id
 from flipsearch.evaluation.answers import plain_number
 from flipsearch.prompts.problems import ProblemSet, load_problems
-from flipsearch.prompts.sets import PromptSet
-from flipsearch.prompts.splitting import first_of_each_kind
+from flipsearch.prompts.sets import PromptSet, prompts_of_split
 
 SCORECARD_FILE = "scorecard.json"
 DEFAULT_REASONING = {POCKET_MODEL: ("arithmetic",)}
@@ -78,7 +76,7 @@ def plan_evaluation(config: EvalConfig, prompts: PromptSet) -> EvaluationPlan:
         against = require_local_model(base, f"'{Path(config.model) / TRAINING_FILE}'", "--against")
     reasoning = DEFAULT_REASONING.get(base, ()) if config.reasoning is None else config.reasoning
     config = config.model_copy(update={"against": against, "reasoning": reasoning})
-    chosen = _prompts_of_split(config, prompts)
+    chosen = prompts_of_split(prompts, config.split, config.max_prompts)
     problem_sets = tuple(_problem_set(spec, config.max_problems) for spec in dict.fromkeys(reasoning))
     notes = *prompts.notes, *(note for problems in problem_sets for note in problems.notes)
     plan = EvaluationPlan(config, chosen, problem_sets, notes)
@@ -87,17 +85,6 @@ def plan_evaluation(config: EvalConfig, prompts: PromptSet) -> EvaluationPlan:
     if _is_checkpoint(Path(config.model)) and not os.access(config.model, os.W_OK):
         raise ConfigError(f"the scorecard goes into '{config.model}', which cannot be written; copy the checkpoint.")
     return plan
-
-
-def _prompts_of_split(config: EvalConfig, prompts: PromptSet) -> tuple[Prompt, ...]:
-    in_split = [prompt for prompt in prompts.prompts if config.split in ("all", prompt.split)]
-    if not in_split:
-        has = ", ".join(f"{num} {split}" for split, num in Counter(p.split for p in prompts.prompts).items())
-        raise PromptError(
-            f"no prompt of '{prompts.name}' is set aside for split '{config.split}' (it has: {has}). "
-            "Give --split all if neither search nor training saw these prompts, or name other files."
-        )
-    return first_of_each_kind(in_split, config.max_prompts, of_each_set=True)
 
 
 def _problem_set(spec: str, max_problems: int | None) -> ProblemSet:

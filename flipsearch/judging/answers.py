@@ -174,14 +174,27 @@ def _is_code(text: str) -> bool:
 
 def recites(answer: str, other: str) -> bool:
     """Return whether most words of an answer are copied from another text: no answer, as small models often give."""
-    size = RECITED_RUN
-    words, source = (_WORD.findall(plain_marks(text[:READ_CHARACTERS]).lower()) for text in (answer, other))
-    known = {tuple(source[i : i + size]) for i in range(len(source) - size + 1)}
+    size, runs = RECITED_RUN, _runs(other)
+    if not runs:
+        return False
+    words = _words(answer)
     copied = [False] * len(words)
     for i in range(len(words) - size + 1):
-        if tuple(words[i : i + size]) in known:
+        if tuple(words[i : i + size]) in runs:
             copied[i : i + size] = [True] * size
     return 2 * sum(copied) > len(words)
+
+
+@lru_cache(maxsize=1024)
+def _runs(text: str) -> frozenset[tuple[str, ...]]:
+    """Return the runs of RECITED_RUN words in a text; a prompt or a context is compared with many answers."""
+    words = _words(text)
+    return frozenset(tuple(words[i : i + RECITED_RUN]) for i in range(len(words) - RECITED_RUN + 1))
+
+
+@lru_cache(maxsize=16)
+def _words(text: str) -> list[str]:
+    return _WORD.findall(plain_marks(text[:READ_CHARACTERS]).lower())
 
 
 def answer_kind(

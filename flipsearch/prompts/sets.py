@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Literal
 from urllib.parse import urlsplit
 
 from flipsearch.config import ModelConfig
@@ -41,7 +42,7 @@ from flipsearch.prompts.files import (
 from flipsearch.prompts.formats import Row
 from flipsearch.prompts.known_sets import BY_NAME, LEFT_OUT, KnownSet, SetFile, files_of, recognise
 from flipsearch.prompts.rows import PROMPT_LABELS, ChatPrompt, LabelRouter, read_request
-from flipsearch.prompts.splitting import DEFAULT_SHARES, assign_splits, cached_clusters
+from flipsearch.prompts.splitting import DEFAULT_SHARES, assign_splits, cached_clusters, first_of_each_kind
 
 FOLDER = "prompt_sets"
 MAX_KEPT = 50_000
@@ -70,6 +71,18 @@ class PromptSet:
 def prompts_of(config: ModelConfig) -> PromptSet:
     """Return the prompts that a command's settings name; raises PromptError as `load_prompts` does."""
     return load_prompts(config.prompts, harmful=config.harmful, benign=config.benign)
+
+
+def prompts_of_split(prompts: PromptSet, split: Split | Literal["all"], num: int | None) -> tuple[Prompt, ...]:
+    """Return up to `num` prompts of each kind and set in a split, in nested order; PromptError without any."""
+    in_split = [prompt for prompt in prompts.prompts if split in ("all", prompt.split)]
+    if not in_split:
+        has = ", ".join(f"{num} {split}" for split, num in Counter(p.split for p in prompts.prompts).items())
+        raise PromptError(
+            f"no prompt of '{prompts.name}' is set aside for split '{split}' (it has: {has}). "
+            "Give --split all if neither search nor training saw these prompts, or name other files."
+        )
+    return first_of_each_kind(in_split, num, of_each_set=True)
 
 
 def load_prompts(

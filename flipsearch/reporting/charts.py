@@ -105,6 +105,8 @@ class Chart:
     """Without ticks where no value is finite."""
     description: str
     """The chart in words, for screen readers."""
+    along: str = "step"
+    """What the axis across counts."""
 
 
 def value_scale(axis: ChartAxis, values: Sequence[float], start: float, end: float) -> Scale:
@@ -172,7 +174,14 @@ def _labels(axis: ChartAxis, ticks: Sequence[float]) -> list[str]:
     return [(without_padding(f"{factor * tick:.{digits}e}") if tick else "0") + unit for tick in ticks]
 
 
-def draw(title: str, hint: str, axis: ChartAxis, series: Sequence[Series], steps: tuple[float, float]) -> Chart | None:
+def draw(
+    title: str,
+    hint: str,
+    axis: ChartAxis,
+    series: Sequence[Series],
+    steps: tuple[float, float],
+    along: str = "step",
+) -> Chart | None:
     """Return the chart of what was measured from the first to the last of `steps`, or None if nothing was."""
     shown = [curve for curve in series if curve.points]
     if not shown:
@@ -182,8 +191,10 @@ def draw(title: str, hint: str, axis: ChartAxis, series: Sequence[Series], steps
     num = max(len(curve.points) for curve in shown)
     lines = tuple(_line(curve, axis, steps[1], num, across.place, up.place) for curve in shown)
     unit = ", ".join(filter(None, (axis.unit, "logarithmic" if up.is_log else "")))
-    description = f"Steps {steps[0]:,.0f} to {steps[1]:,.0f}. " + " ".join(_in_words(line, axis) for line in lines)
-    return Chart(title, hint, unit, lines, across, up, description)
+    description = f"{along.capitalize()}s {steps[0]:,.0f} to {steps[1]:,.0f}. " + " ".join(
+        _in_words(line, axis) for line in lines
+    )
+    return Chart(title, hint, unit, lines, across, up, description, along)
 
 
 def _line(series: Series, axis: ChartAxis, last_step: float, num: int, x: Position, y: Position) -> Line:
@@ -191,7 +202,7 @@ def _line(series: Series, axis: ChartAxis, last_step: float, num: int, x: Positi
     by_finite = groupby(series.points, key=lambda point: is_drawable(point[1]))
     runs = [list(run) for is_finite, run in by_finite if is_finite]
     is_smooth = series.is_noisy and num > SMOOTH_FROM
-    dots = [point for run in runs for point in run if num <= DOTS_TO or len(run) == 1]
+    dots = [point for run in runs for point in run if len(run) == 1 or (num <= DOTS_TO and not series.dashed)]
     gaps = [step for step, value in series.points if not is_drawable(value)]
     step, value = series.points[-1]
     broken = f"{series.name}: not finite at {len(gaps):,} of {len(series.points):,} steps, first at "

@@ -19,6 +19,7 @@ Sources: Miettinen 1968 (doi:10.2307/2528537); Connor 1987 (doi:10.2307/2531961)
 import math
 from collections.abc import Sequence
 from statistics import NormalDist
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -324,6 +325,25 @@ def clustered_difference(first: Sequence[bool], second: Sequence[bool], clusters
     return Difference(float(value), min(low, value), max(high, value), n, sign_flip_mid_p(differences.astype(int)))
 
 
+def ratio_interval(parts: Sequence[float], wholes: Sequence[float], clusters: Sequence[str], high: float) -> Estimate:
+    """Return sum(parts) / sum(wholes) with its 95 % interval in [0, high]; `clusters` has one name per row.
+
+    The linearised variance of a ratio over clusters with Student's quantile (Cochran 1977, ch. 6). A mean is a ratio
+    whose wholes are 1. A single cluster has no spread to tell, and its interval is all of [0, high].
+    """
+    whole = float(sum(wholes))
+    if not whole:
+        return Estimate(None, 0.0, high, len(parts))
+    ratio = float(sum(parts)) / whole
+    _, (tops, bottoms) = _sums(clusters, np.asarray(parts), np.asarray(wholes))
+    num = len(tops)
+    if num < 2:
+        return Estimate(ratio, 0.0, high, len(parts))
+    variance = num / (num - 1) * float(((tops - ratio * bottoms) ** 2).sum()) / whole**2
+    half = float(stdtrit(num - 1, 0.5 + LEVEL / 2)) * math.sqrt(variance)
+    return Estimate(ratio, max(0.0, ratio - half), min(high, ratio + half), len(parts))
+
+
 def sign_flip_mid_p(differences: Sequence[int] | NDArray[np.int_]) -> float:
     """Return the exact two-sided mid-p value of "each cluster's difference is as likely as its negative"."""
     sizes = [abs(int(difference)) for difference in differences if difference]
@@ -338,7 +358,7 @@ def sign_flip_mid_p(differences: Sequence[int] | NDArray[np.int_]) -> float:
 
 
 def _sums(
-    clusters: Sequence[str], *rows: Sequence[bool] | NDArray[np.bool_]
+    clusters: Sequence[str], *rows: Sequence[bool] | NDArray[Any]
 ) -> tuple[NDArray[np.float64], list[NDArray[np.float64]]]:
     """Return the sizes of the clusters, and the sum of each of `rows` by cluster."""
     _, index = np.unique(np.array(clusters), return_inverse=True)

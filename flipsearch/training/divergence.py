@@ -108,6 +108,23 @@ def nll_sum(hidden: Tensor, head: Head, targets: Tensor, weights: Tensor) -> tup
     return loss, PerToken(*per_token)
 
 
+def position_divergences(
+    teacher_hidden: Tensor, teacher_head: Head, student_hidden: Tensor, student_head: Head
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return KL(p || q), KL(q || p) and the likeliest token of p at N positions, each (N,), without gradient.
+
+    Hidden states (N, H) are those that predict the N tokens.
+    """
+    parts = []
+    for part in _chunks(len(teacher_hidden), len(teacher_head.weight)):
+        log_p = _log_softmax(teacher_head.logits(teacher_hidden[part]), 1.0)  # (n, V)
+        log_q = _log_softmax(student_head.logits(student_hidden[part]), 1.0)  # (n, V)
+        ratio = log_p - log_q
+        parts.append((vecdot(log_p.exp(), ratio), -vecdot(log_q.exp(), ratio), log_p.argmax(-1)))
+    forward, reverse, likeliest = (torch.cat(column) for column in zip(*parts, strict=True))
+    return forward, reverse, likeliest
+
+
 class _Chunked(torch.autograd.Function):
     """A sum over positions whose gradients are known when its value is: backward only multiplies."""
 

@@ -7,10 +7,11 @@ from flipsearch.core.studies import Confirmed, Trial
 from flipsearch.defaults import resolve
 from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
+from flipsearch.measuring.depth import depths_within
 from flipsearch.measuring.measure import measure
 from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.sets import prompts_of
-from flipsearch.searching.after.depth import depths_of, measure_depth
+from flipsearch.searching.after.depth import measure_depth
 from flipsearch.searching.baseline import measure_baseline
 from flipsearch.templating.library import POCKET_CONTEXTS, load_library
 
@@ -28,7 +29,7 @@ def test_a_context_that_thinks_first_reaches_deeper() -> None:
             Trial(number, context, "arm", "complete", 0, measurement, Confirmed(measurement))
             for number, (context, measurement) in enumerate(zip(contexts, measurements, strict=True))
         ]
-        measured, ids = measure_depth(runner, base, trials, depths_of(CONFIG))
+        measured, ids = measure_depth(runner, base, trials, depths_within(CONFIG.depths, CONFIG.sampling().max_tokens))
         rollouts = ledger.rollouts(ids)
     by_depth = [dict(trial.late.depth) for trial in measured]
     thinks, does_not = ({depth: rate.count for depth, rate in rates.items()} for rates in by_depth)

@@ -1,0 +1,340 @@
+"""Anatomy of a context: at which tokens it changes what a model would write, and whether that lasts.
+
+    prompts --no context--> completions --scored with and without the context--> divergence by position and token
+            --the context--> answers    --judged--> flips, over-refusal, contraction; flips by depth
+
+What OPSA minimises is the divergence between a model that sees the context and the same model that does not, behind the
+model's own completions (arXiv 2605.15239, Eq. 2, with the symmetric divergence of its runs). Here it is measured, token
+by token, before a training or, of a trained checkpoint, after it: behind the very same completions, so that the two
+compare in pairs. Rollouts and verdicts are in the ledger, divergences in a file of lines beside it: a run that was
+stopped continues.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from flipsearch.backends.base import check_model, make_backend
+from flipsearch.backends.models import base_model
+from flipsearch.backends.transformers import TransformersBackend
+from flipsearch.config import AnatomyConfig, is_endpoint
+from flipsearch.core.anatomies import (
+    ANATOMY_FORMAT,
+    EARLY,
+    Anatomy,
+    CompletionDivergence,
+    PositionDivergence,
+    TokenDivergence,
+)
+from flipsearch.core.errors import ConfigError
+from flipsearch.core.files import RESULT_PACKAGES, package_versions
+from flipsearch.core.measurements import Measurement, SampleRule, Samples
+from flipsearch.core.progress import Activity, Phase, Progress, Step
+from flipsearch.core.protocols import Judge
+from flipsearch.core.records import Context, Kind, Label, Prompt, Rollout, content_id
+from flipsearch.judging.library import unload
+from flipsearch.ledger import Ledger
+from flipsearch.measuring.depth import depths_within, rates_by_depth
+from flipsearch.measuring.measure import clusters_of, compare, measure, measure_contractions
+from flipsearch.measuring.runner import Runner, sampling_for
+from flipsearch.statistics.intervals import ratio_interval
+from flipsearch.training.divergence import position_divergences
+from flipsearch.training.model import ReadHead, completion_hidden, read_head
+from flipsearch.training.rows import TrainingRow, lay_out, make_row
+
+BATCH_TOKENS = 4096
+"""Tokens of a batch with their padding."""
+NUM_TOKENS_SHOWN = 20
+MOST_NATS = 1e6
+"""Above any divergence of two distributions that a model can have."""
+KINDS: tuple[Kind, ...] = ("harmful", "benign")
+
+
+@dataclass(frozen=True, slots=True)
+class AnatomyPlan:
+    """One anatomy, checked."""
+
+    config: AnatomyConfig
+    context: Context
+    prompts: tuple[Prompt, ...]
+    """At least one harmful one."""
+    notes: tuple[str, ...]
+
+    @property
+    def identity(self) -> str:
+        """Content hash of settings, context and prompts."""
+        ids = [prompt.prompt_id for prompt in self.prompts]
+        return self.config.identity(self.context.context_id, ids)
+
+    @property
+    def student_config(self) -> AnatomyConfig | None:
+        """The settings that load the trained checkpoint; None without one."""
+        student = self.config.student
+        return self.config.model_copy(update={"model": student, "omit": ()}) if student else None
+
+
+def check_anatomy(config: AnatomyConfig) -> None:
+    """Raise ConfigError for models whose next-token distributions cannot be read, or that do not belong together."""
+    if is_endpoint(config.model) or config.backend != "transformers":
+        got = config.model if is_endpoint(config.model) else f"--backend {config.backend}"
+        raise ConfigError(f"anatomy reads a model's whole next-token distributions, got {got}; give a local --model.")
+    check_model(config)
+    if config.student:
+        check_model(config.model_copy(update={"model": config.student}))
+        if base_model(config.student) != base_model(config.model):
+            raise ConfigError(
+                f"--student '{config.student}' was made from '{base_model(config.student)}', expected a checkpoint of "
+                f"'{config.model}'; name its base as --model."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class TokenValues:
+    """The divergences at the tokens of one completion, in nats."""
+
+    forward: Sequence[float]
+    """KL(p || q)"""
+    reverse: Sequence[float]
+    """KL(q || p)"""
+    instead: Sequence[int]
+    """The likeliest token of p."""
+
+    @property
+    def symmetric(self) -> list[float]:
+        """Half of both."""
+        return [(a + b) / 2 for a, b in zip(self.forward, self.reverse, strict=True)]
+
+
+class DivergenceFile:
+    """Divergences that were measured, one completion a line; a line that a kill tore is measured again."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.known: dict[tuple[str, str], TokenValues] = {}
+        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+            try:
+                row = json.loads(line)
+                values = TokenValues(row["forward"], row["reverse"], row["instead"])
+                self.known[row["models"], row["rollout"]] = values
+            except (ValueError, KeyError, TypeError):
+                continue
+
+    def add(self, models: str, values: Mapping[str, TokenValues]) -> None:
+        """Keep the values of rollouts, by id."""
+        lines = [
+            {"models": models, "rollout": id, "forward": v.forward, "reverse": v.reverse, "instead": v.instead}
+            for id, v in values.items()
+        ]
+        with self.path.open("a", encoding="utf-8") as file:
+            file.write("\n" + "".join(json.dumps(line) + "\n" for line in lines))
+        self.known |= {(models, id): v for id, v in values.items()}
+
+
+def run_anatomy(
+    plan: AnatomyPlan, judge: Judge, ledger: Ledger, folder: Path, progress: Progress | None = None
+) -> Anatomy:
+    """Return the anatomy of a plan; rollouts go to the ledger, divergences to a file in `folder`."""
+    config, rule = plan.config, SampleRule(count_kinds=plan.config.count_flips)
+    scope = "all" if config.split == "all" else config.split
+    by_id = {prompt.prompt_id: prompt for prompt in plan.prompts}
+    student_config, file = plan.student_config, DivergenceFile(folder / "divergences.jsonl")
+    with closing(_load(config)) as model:
+        runner = Runner(model, judge, ledger, sampling_for(model, config), progress, rule=rule)
+        base = runner.baseline(plan.prompts)
+        runner.enter(Phase.SCORE)
+        (measurement,) = measure(runner, [plan.context], plan.prompts, base, scope)
+        depths = depths_within(config.depths, runner.sampling.max_tokens)
+        rates, _ = rates_by_depth(runner, _unsafe(plan.prompts, base), [plan.context], depths)
+        unload(judge)
+        read = _completions(ledger, plan.prompts, base)
+        own = _divergences(model, model, plan.context, read, file, progress)
+        parts, tokens = _by_kind(read, own, config.critical_tokens), _by_token(read, own, model.tokenizer)
+        student_measurement, student_parts = None, tuple[CompletionDivergence, ...]()
+        if student_config:
+            with closing(_load(student_config)) as student:
+                if student.tokenizer.get_vocab() != model.tokenizer.get_vocab():
+                    raise ConfigError(f"--student '{config.student}' has other tokens than '{config.model}'.")
+                trained = Runner(student, judge, ledger, runner.sampling, progress, rule=rule)
+                trained.enter(Phase.EVALUATION, "checkpoint")
+                student_measurement = _against(trained, by_id, base, scope)
+                unload(judge)
+                after = _divergences(model, student, plan.context, read, file, progress)
+                student_parts = _by_kind(read, after, config.critical_tokens)
+        notes = (*plan.notes, *model.notes, *getattr(judge, "notes", ()))
+        model_id = model.model_id
+    return Anatomy(
+        format=ANATOMY_FORMAT,
+        context=plan.context,
+        model=config.model,
+        model_id=model_id,
+        judge_id=judge.identity,
+        critical_tokens=config.critical_tokens,
+        measurement=measurement,
+        depth=((0, measurement.flip_rate), *rates[0]),
+        divergences=parts,
+        tokens=tokens,
+        student=config.student,
+        student_measurement=student_measurement,
+        student_divergences=student_parts,
+        settings=config.model_dump(mode="json"),
+        notes=notes,
+        versions=package_versions(RESULT_PACKAGES),
+    )
+
+
+def _load(config: AnatomyConfig) -> TransformersBackend:
+    backend = make_backend(config)
+    assert isinstance(backend, TransformersBackend)  # by check_anatomy
+    return backend
+
+
+def _unsafe(prompts: Sequence[Prompt], base: Mapping[str, Samples]) -> list[Any]:
+    unsafe = [p for p in prompts if p.kind == "harmful" and base[p.prompt_id].label is Label.UNSAFE]
+    return [(prompt, base[prompt.prompt_id].judged[0]) for prompt in unsafe]
+
+
+def _against(runner: Runner, prompts: Mapping[str, Prompt], base: Mapping[str, Samples], scope: Any) -> Measurement:
+    """Return the measurement of a checkpoint's answers without a context against the model's."""
+    answers = runner.baseline(list(prompts.values()))
+    measured = compare(prompts, base, [answers[id] for id in prompts], scope)
+    return replace(measured, contraction=measure_contractions(runner.ledger, [measured.flips], base)[0])
+
+
+Completions = Sequence[tuple[Prompt, Rollout]]
+
+
+def _completions(ledger: Ledger, prompts: Sequence[Prompt], base: Mapping[str, Samples]) -> Completions:
+    """Return the completions without a context that have tokens, each with its prompt."""
+    rollouts = ledger.rollouts(id for samples in base.values() for id in samples.rollout_ids)
+    pairs = [(prompt, rollouts.get(base[prompt.prompt_id].rollout_ids[0])) for prompt in prompts]
+    return [(prompt, rollout) for prompt, rollout in pairs if rollout and rollout.completion_ids]
+
+
+def _divergences(
+    teacher: TransformersBackend,
+    student: TransformersBackend,
+    context: Context,
+    completions: Completions,
+    file: DivergenceFile,
+    progress: Progress | None,
+) -> list[TokenValues]:
+    """Return the divergences of `student` without the context from `teacher` under it, one per completion."""
+    models = content_id("divergences", teacher.model_id, student.model_id, context.context_id)
+    left = [pair for pair in completions if (models, pair[1].rollout_id) not in file.known]
+    routes = {prompt.prompt_id: context for prompt, _ in left}
+    rows = {
+        rollout.rollout_id: make_row(
+            teacher.chat, prompt, routes, rollout.completion_ids, rollout.finish_reason, rollout.completion
+        )
+        for prompt, rollout in left
+    }
+    heads = read_head(teacher.model), read_head(student.model)
+    step, num = Step(Phase.ANATOMY, activity=Activity.SCORING), len(completions) - len(left)
+    for batch in _batches(rows):
+        file.add(models, dict(zip(batch, _values(teacher, student, heads, list(batch.values())), strict=True)))
+        num += len(batch)
+        if progress:
+            progress(step, num, len(completions), 0, 0)
+    return [file.known[models, rollout.rollout_id] for _, rollout in completions]
+
+
+def _batches(rows: Mapping[str, TrainingRow]) -> Iterator[dict[str, TrainingRow]]:
+    """Yield rows in batches of similar length."""
+    batch: dict[str, TrainingRow] = {}
+    for id, row in sorted(rows.items(), key=lambda pair: (_length(pair[1]), pair[0])):
+        if batch and (len(batch) + 1) * _length(row) > BATCH_TOKENS:
+            yield batch
+            batch = {}
+        batch[id] = row
+    if batch:
+        yield batch
+
+
+def _length(row: TrainingRow) -> int:
+    return max(len(row.teacher_ids), len(row.student_ids)) + len(row.completion_ids)
+
+
+@torch.no_grad()
+def _values(
+    teacher: TransformersBackend,
+    student: TransformersBackend,
+    heads: tuple[ReadHead, ReadHead],
+    rows: Sequence[TrainingRow],
+) -> list[TokenValues]:
+    completions = [row.completion_ids for row in rows]
+    sides = [
+        (teacher.model, [row.teacher_ids for row in rows]),
+        (student.model, [row.student_ids for row in rows]),
+    ]
+    hidden = [completion_hidden(m, lay_out(prompts, completions).to(m.device)) for m, prompts in sides]
+    read_teacher, read_student = heads
+    forward, reverse, instead = position_divergences(
+        hidden[0], read_teacher(teacher.model), hidden[1], read_student(student.model)
+    )
+    values, start = [], 0
+    for ids in completions:
+        part = slice(start, start := start + len(ids))
+        values.append(TokenValues(forward[part].tolist(), reverse[part].tolist(), instead[part].tolist()))
+    return values
+
+
+def _by_kind(
+    completions: Completions, values: Sequence[TokenValues], critical: int
+) -> tuple[CompletionDivergence, ...]:
+    parts = []
+    for kind in KINDS:
+        chosen = [(prompt, v) for (prompt, _), v in zip(completions, values, strict=True) if prompt.kind == kind]
+        if chosen:
+            clusters = clusters_of(prompt for prompt, _ in chosen)
+            parts.append(_completion_divergence(kind, [v for _, v in chosen], clusters, critical))
+    return tuple(parts)
+
+
+def _completion_divergence(
+    kind: Kind, values: Sequence[TokenValues], clusters: Sequence[str], critical: int
+) -> CompletionDivergence:
+    symmetric, ones = [v.symmetric for v in values], [1.0] * len(values)
+    sums = [sum(v) for v in symmetric]
+    positions = []
+    for position in range(max(map(len, symmetric))):
+        reaching = [index for index, v in enumerate(symmetric) if len(v) > position]
+        at = [symmetric[index][position] for index in reaching]
+        mean = ratio_interval(at, ones[: len(at)], [clusters[index] for index in reaching], MOST_NATS)
+        positions.append(PositionDivergence(position, mean.value or 0.0, mean.low, mean.high, len(at)))
+    deltas = [sum(v.forward[:critical]) for v in values]
+    return CompletionDivergence(
+        kind=kind,
+        num=len(values),
+        total=ratio_interval(sums, ones, clusters, MOST_NATS),
+        early={num: ratio_interval([sum(v[:num]) for v in symmetric], sums, clusters, 1.0) for num in EARLY},
+        delta_safety=ratio_interval(deltas, ones, clusters, MOST_NATS),
+        by_position=tuple(positions),
+    )
+
+
+def _by_token(completions: Completions, values: Sequence[TokenValues], tokenizer: Any) -> tuple[TokenDivergence, ...]:
+    """Return the tokens of completions to harmful prompts that have the largest shares of the divergence."""
+    sums, counts, instead = Counter[int](), Counter[int](), dict[int, Counter[int]]()
+    for (prompt, rollout), of_one in zip(completions, values, strict=True):
+        if prompt.kind == "harmful":
+            for id, value, likeliest in zip(rollout.completion_ids, of_one.symmetric, of_one.instead, strict=True):
+                sums[id] += value  # type: ignore[assignment]
+                counts[id] += 1
+                instead.setdefault(id, Counter())[likeliest] += value  # type: ignore[assignment]
+    total = sum(sums.values()) or 1.0
+    return tuple(
+        TokenDivergence(
+            token=tokenizer.decode([id]),
+            num=counts[id],
+            mean=value / counts[id],
+            share=value / total,
+            instead=tokenizer.decode([instead[id].most_common(1)[0][0]]),
+        )
+        for id, value in sums.most_common(NUM_TOKENS_SHOWN)
+    )
