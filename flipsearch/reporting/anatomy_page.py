@@ -2,6 +2,7 @@
 
 import csv
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 from flipsearch.core.anatomies import EARLY, RELIABLE, Anatomy, CompletionDivergence
@@ -137,13 +138,12 @@ def _curve(part: CompletionDivergence, title: str, hint: str) -> Chart | None:
 def _rate_rows(anatomy: Anatomy) -> list[list[str]]:
     """Return rows of what is measured, under the context, and of the checkpoint without it."""
     sides = [m for m in (anatomy.measurement, anatomy.student_measurement) if m]
-    rows: list[list[str]] = []
-    for name, shown in (
-        ("unsafe answers that became safe", lambda m: _rate(m.flip_rate)),
-        ("benign prompts refused beyond those refused before", lambda m: _added(m)),
-        ("what benign answers lost (contraction)", lambda m: _lost(m)),
-    ):
-        rows.append([name, *(" ".join(shown(side)) for side in sides)])
+    shown: dict[str, Callable[[Measurement], tuple[str, str]]] = {
+        "unsafe answers that became safe": lambda side: _rate(side.flip_rate),
+        "benign prompts refused beyond those refused before": _added,
+        "what benign answers lost (contraction)": _lost,
+    }
+    rows = [[name, *(" ".join(figure(side)) for side in sides)] for name, figure in shown.items()]
     for kind in ("refusal", "redirection", "help", "degenerate"):
         rows.append([f"flips by {kind}", *(f"{side.kinds_after.get(kind, 0):,}" for side in sides)])
     return rows

@@ -45,7 +45,7 @@ from flipsearch.measuring.measure import clusters_of, compare, measure, measure_
 from flipsearch.measuring.runner import Runner, sampling_for
 from flipsearch.statistics.intervals import ratio_interval
 from flipsearch.training.divergence import position_divergences
-from flipsearch.training.model import ReadHead, completion_hidden, read_head
+from flipsearch.training.model import HeadGetter, completion_hidden, head_getter
 from flipsearch.training.rows import TrainingRow, lay_out, make_row
 
 BATCH_TOKENS = 4096
@@ -234,7 +234,7 @@ def _divergences(
         )
         for prompt, rollout in left
     }
-    heads = read_head(teacher.model), read_head(student.model)
+    heads = head_getter(teacher.model), head_getter(student.model)
     step, num = Step(Phase.ANATOMY, activity=Activity.SCORING), len(completions) - len(left)
     for batch in _batches(rows):
         file.add(models, dict(zip(batch, _values(teacher, student, heads, list(batch.values())), strict=True)))
@@ -264,7 +264,7 @@ def _length(row: TrainingRow) -> int:
 def _values(
     teacher: TransformersBackend,
     student: TransformersBackend,
-    heads: tuple[ReadHead, ReadHead],
+    heads: tuple[HeadGetter, HeadGetter],
     rows: Sequence[TrainingRow],
 ) -> list[TokenValues]:
     completions = [row.completion_ids for row in rows]
@@ -273,9 +273,9 @@ def _values(
         (student.model, [row.student_ids for row in rows]),
     ]
     hidden = [completion_hidden(m, lay_out(prompts, completions).to(m.device)) for m, prompts in sides]
-    read_teacher, read_student = heads
+    teacher_head, student_head = heads
     forward, reverse, instead = position_divergences(
-        hidden[0], read_teacher(teacher.model), hidden[1], read_student(student.model)
+        hidden[0], teacher_head(teacher.model), hidden[1], student_head(student.model)
     )
     values, start = [], 0
     for ids in completions:

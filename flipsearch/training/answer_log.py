@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, get_args
 
 from pydantic import TypeAdapter
 
-from flipsearch.backends.loading import free_memory
+from flipsearch.backends.loading import release_memory
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.config import TrainConfig
 from flipsearch.core.errors import FlipsearchError, TrainingError
@@ -103,7 +103,7 @@ def write_answers(answers: Sequence[LoggedAnswer], path: Path) -> None:
 
 def judge_logged(answers: Sequence[LoggedAnswer], judge: Judge) -> list[LoggedAnswer]:
     """Return the answers with the judge's verdicts: UNSCORED, with the reason, where it cannot judge."""
-    free_memory()
+    release_memory()
     whole = [logged for logged in answers if logged.answer.finish_reason != "error"]
     exchanges = [
         Exchange(Prompt(logged.prompt, logged.kind), answer.completion, answer.finish_reason, answer.opens_thinking)

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import flipsearch
-from flipsearch.api import anatomy as module
 from flipsearch.backends.base import make_backend
 from flipsearch.config import AnatomyConfig
 from flipsearch.core.records import Request
 from flipsearch.ledger import Ledger
+from flipsearch.prompts.sets import prompts_of
 from flipsearch.statistics.intervals import mean_interval, ratio_interval
 from tests.integration.test_cli import one_line_error, run
 
@@ -33,8 +33,7 @@ def test_divergences_are_those_of_the_whole_distributions(tmp_path: Path) -> Non
     with Ledger(tmp_path / "anatomies" / "ledger.db", read_only=True) as ledger:
         prompts = {flip.prompt_id for flip in result.anatomy.measurement.flips if flip.kind == "harmful"}
         known = {
-            prompt.prompt_id: prompt
-            for prompt in module.prompts_of(AnatomyConfig(context=TEXT, prompts="pocket")).prompts
+            prompt.prompt_id: prompt for prompt in prompts_of(AnatomyConfig(context=TEXT, prompts="pocket")).prompts
         }
         rollouts = ledger.rollouts([row.rollout_id for row in _baseline(ledger) if row.prompt_id in prompts])
     for rollout in rollouts.values():
@@ -56,14 +55,15 @@ def test_divergences_are_those_of_the_whole_distributions(tmp_path: Path) -> Non
 def _baseline(ledger: Ledger) -> list[Any]:
     with ledger.reader() as connection:
         rows = connection.exec_driver_sql("select rollout_id, prompt_id from rollouts where context_id is null")
-        return rows.all()
+        return list(rows.all())
 
 
 def _log_probabilities(backend: Any, prompt: Any, context: Any, completion: Any) -> torch.Tensor:
     ids = [*backend.chat.encode(Request(prompt, context)).prompt_ids, *completion]
     with torch.no_grad():
         logits = backend.model(torch.tensor([ids])).logits[0].double()
-    return logits[-len(completion) - 1 : -1].log_softmax(-1)
+    distributions: torch.Tensor = logits[-len(completion) - 1 : -1].log_softmax(-1)
+    return distributions
 
 
 def test_it_is_finished_once_shows_a_checkpoint_and_escapes_what_it_shows(tmp_path: Path) -> None:
