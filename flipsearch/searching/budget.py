@@ -8,7 +8,7 @@ search are always measured.
 
 What counts is what the study rests on, whenever it was generated: run again, it ends where it ended. Scoring known
 answers generates nothing and is free. A backend that does not report its tokens spends none. Time is counted for this
-launch alone, so that a later one goes on; it is checked before each cohort, and the search stops when the rest would be
+launch alone, so that a later one continues; it is checked before each cohort, and the search stops when the rest would be
 needed for the confirm split at the speed so far.
 """
 
