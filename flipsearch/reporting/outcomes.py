@@ -230,11 +230,14 @@ def _change(change: Estimate) -> str:
 
 
 def _unmeasured(card: Scorecard) -> str:
-    """Return what else was measured and is not worse, or was not measured."""
-    measured = {score.metric for score in card.scores if score.change and score.change.n}
-    names = {"over_refusal_rate": "over-refusal", "reasoning_accuracy": "reasoning"}
-    left = " and ".join(name for metric, name in names.items() if metric not in measured)
-    kept = " and ".join(name for metric, name in names.items() if metric in measured)
+    """Return what else was measured and is not worse, with the largest cost that may be hidden, or was not measured."""
+    refusals = [s.change for s in card.scores if s.metric == "over_refusal_rate" and s.change and s.change.n]
+    highest = {"over-refusal": max((change.high for change in refusals), default=None)}
+    highest["reasoning"] = card.tax.high if card.tax and card.tax.n else None
+    kept = " and ".join(
+        f"{name} ({100 * high:.1f} points at most)" for name, high in highest.items() if high is not None
+    )
+    left = " and ".join(name for name, high in highest.items() if high is None)
     return (f" No measurable cost in {kept}." if kept else "") + (f" Not measured: {left}." if left else "")
 
 
