@@ -243,8 +243,9 @@ _MARKDOWN = re.compile(
     r"^(?:[ \t]*(?:>|#{1,6}\s))+|\*{2,3}|\*(?=[^\s*])|(?<=\S)\*|(?<!\w)_{1,3}(?=\w)|(?<=\w)_{1,3}(?!\w)", re.M
 )
 _QUOTED = re.compile(r'"[^"\n]{1,400}"')
-# A speaker's label at the start of a line: "GPT:", "[DAN]:", "(CLASSIC)". Bounded, as answers are hostile text.
-_SPEAKER = re.compile(r"^(?:[\[(][^\])\n]{1,30}[\])]:?|(?:[^\s:\[\]()]{1,20} ?){1,3}:)", re.MULTILINE)
+# A speaker's label at the start of a line: "GPT:", "[DAN]:", "(CLASSIC)"; "Step 1:" is none. Bounded, as answers are
+# hostile text.
+_SPEAKER = re.compile(r"^(?!step \d)(?:[\[(][^\])\n]{1,30}[\])]:?|(?:[^\s:\[\]()]{1,20} ?){1,3}:)", re.MULTILINE)
 _SENTENCE_END = re.compile(r"[.!?:][\"')]*(?=\s)|\n")
 
 
