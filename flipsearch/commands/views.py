@@ -1,6 +1,7 @@
 """What a person sees of each result: its figures, what is needed to read them, and where the files lie."""
 
 import textwrap
+from collections.abc import Callable
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
@@ -243,6 +244,12 @@ def show_training(result: TrainingResult) -> None:
         print_wrapped(f"Note: {note}")
     page, todo = folder / "training.html", f"flipsearch evaluate {folder}"
     print_lines("", f"{'checkpoint':<14}{folder}", f"{'its page':<14}{page}", f"{'next':<14}{todo}")
+
+
+def show_written(show: Callable[[], object], path: Path) -> None:
+    """Print a report, and where its file is."""
+    show()
+    print_lines(f"{'written to':<14}{path}")
 
 
 def show_comparison(comparison: "Comparison") -> None:
