@@ -137,6 +137,7 @@ class SearchResult(ShowsFacts):
             "best_path": json_value(self.best_path),
             "kept": str(self.earlier.path) if self.earlier and self.is_kept else None,
             "was_finished": self.was_finished,
+            "unfinished": study.unfinished or None,
             "best": context_card(study, study.winner) if study.winner else None,
             "portfolio": portfolio_metrics(study.portfolio) if study.portfolio else None,
             "benign_context": benign_metrics(study.benign) if study.benign else None,

@@ -101,7 +101,8 @@ def report(
         option("Write a report to this file: .html, .csv, .json, .md, .parquet or .png.", metavar="FILE"),
     ] = None,
     format: Annotated[
-        str | None, option("Its format, whatever its ending is; without --to the file is STUDY.FORMAT here.")
+        str | None,
+        option("Its format, whatever its ending is; without --to it is STUDY.FORMAT or comparison.FORMAT here."),
     ] = None,
     reports: Reports = None,
     json: Json = False,
@@ -125,7 +126,9 @@ def report(
         exit_code = 1 if result.is_confirmed is False else 0
         name, done = result.folder.name, console.outcome(result, views.show_study, exit_code)
     if chosen:
-        result.write(to or Path(f"{name}.{chosen}"), chosen)
+        path = to or Path(f"{name}.{chosen}")
+        result.write(path, chosen)
+        return console.Outcome(done.as_dict, lambda: views.show_written(done.show, path), done.exit_code)
     return done
 
 

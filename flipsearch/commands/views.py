@@ -1,7 +1,7 @@
 """What a person sees of each result: its figures, what is needed to read them, and where the files lie."""
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
@@ -283,6 +283,12 @@ def show_anatomy(result: AnatomyResult) -> None:
     for note in anatomy.notes:
         print_wrapped(f"Note: {note}")
     print_lines("", f"{'page':<14}{result.folder / 'anatomy.html'}")
+
+
+def show_written(show: Callable[[], object], path: Path) -> None:
+    """Print a report, and where its file is."""
+    show()
+    print_lines(f"{'written to':<14}{path}")
 
 
 def show_comparison(comparison: "Comparison") -> None:

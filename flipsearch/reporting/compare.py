@@ -141,9 +141,9 @@ class Comparison:
             d.n for row in self.shared for d in row.differences if d
         ]
         if pairs:
-            lines.append(
-                f"Paired differences rest on {min(pairs):,} to {max(pairs):,} prompts that are unsafe in both."
-            )
+            least, most = min(pairs), max(pairs)
+            num = f"{least:,}" if least == most else f"{least:,} to {most:,}"
+            lines.append(f"Paired differences rest on {num} prompts that are unsafe without a context in both.")
         lines += [f"{study.name} is unfinished: {study.unfinished}." for study in self.studies if study.unfinished]
         return lines
 

@@ -208,8 +208,8 @@ def read_study(folder: Path, *, or_unfinished: bool = False) -> Study:
     if or_unfinished and not path.exists() and (folder / SETTINGS_FILE).is_file():
         path = folder / UNFINISHED_FILE
         if not path.exists() and not (folder / EARLIER_FILE).exists():
-            why = "no rung is finished yet, and there is nothing to report"
-            raise StudyError(f"study '{folder.name}': {why}; its command continues it, if it does not run any more.")
+            why = "there is nothing to report yet: a search has it from its first rung on, a score at its end"
+            raise StudyError(f"study '{folder.name}': {why}. If it does not run any more, its command continues it.")
     study = read_study_file(path)
     try:
         study_config(study)

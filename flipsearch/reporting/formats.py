@@ -4,6 +4,7 @@ The format follows from the file's ending unless it is given. Texts are hostile:
 scripts, as the page's policy says, and no request leaves it.
 """
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -81,7 +82,8 @@ def take_picture(page: str, height: int, path: Path) -> None:
         source, shot = Path(folder) / "page.html", Path(folder) / "page.png"
         source.write_text(page, encoding="utf-8")
         command = [
-            *(browser(), "--headless", "--no-sandbox", "--disable-gpu", "--hide-scrollbars"),
+            *(browser(), "--headless", "--disable-gpu", "--hide-scrollbars"),
+            *(["--no-sandbox"] if hasattr(os, "geteuid") and os.geteuid() == 0 else []),  # root has none
             *(f"--window-size={WIDTH},{height}", "--virtual-time-budget=5000", f"--user-data-dir={folder}/profile"),
             *(f"--screenshot={shot}", source.as_uri()),
         ]

@@ -19,8 +19,10 @@ from flipsearch.core.studies import Study
 from flipsearch.core.trainings import ChangedAnswer
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
+from flipsearch.reporting.compare import compare_studies
+from flipsearch.reporting.formats import WIDTH, take_picture
 from flipsearch.reporting.names import names_of
-from flipsearch.reporting.pages import leaderboard_page, training_page
+from flipsearch.reporting.pages import leaderboard_page, picture_page, training_page
 from flipsearch.reporting.scorecard_page import scorecard_page
 from flipsearch.searching import prepare_search, run_study
 from tests.finished_training import RUN, a_log
@@ -294,3 +296,39 @@ def test_axe_has_no_serious_finding(browser: "Browser", made: tuple[Study, Path]
     grave = grave_findings(shown)
     shown.close()
     assert grave == []
+
+
+@pytest.fixture(scope="module")
+def comparison(made: tuple[Study, Path]) -> Path:
+    """The page of two studies that differ in what wins; one is unfinished."""
+    study, path = made
+    other = replace(study, name="other", winner=study.trials[1], unfinished="rung 2 of 4, cohort 1/3")
+    compared = path.with_name("comparison.html")
+    compared.write_text(compare_studies([study, other]).page(), encoding="utf-8")
+    return compared
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+def test_a_comparison_needs_no_script_and_no_network(browser: "Browser", comparison: Path, width: int) -> None:
+    shown = browser.new_page(viewport={"width": width, "height": 900})
+    faults: list[str] = []
+    shown.on("request", lambda request: faults.append(request.url))
+    shown.on("console", lambda message: faults.append(message.text))
+    shown.goto(comparison.as_uri())
+    assert "not decisive" in shown.locator(".verdict h1").inner_text()
+    assert "other is unfinished: rung 2 of 4" in shown.locator(".verdict").inner_text()
+    assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    if AXE.is_file():
+        shown.close()
+        shown = browser.new_page(viewport={"width": width, "height": 900}, bypass_csp=True)
+        shown.goto(comparison.as_uri())
+        assert grave_findings(shown) == []
+    shown.close()
+    assert [fault for fault in faults if fault != comparison.as_uri()] == []
+
+
+def test_a_picture_is_taken_of_a_study(made: tuple[Study, Path], tmp_path: Path) -> None:
+    take_picture(*picture_page(made[0]), tmp_path / "study.png")
+    picture = (tmp_path / "study.png").read_bytes()
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+    assert int.from_bytes(picture[16:20], "big") == WIDTH

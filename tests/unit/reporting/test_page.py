@@ -12,7 +12,7 @@ import pytest
 import flipsearch
 from flipsearch.commands.views import judge_lines
 from flipsearch.core.errors import StudyError
-from flipsearch.core.studies import Study
+from flipsearch.core.studies import STUDY_FORMAT, Study
 from flipsearch.judging.accuracy import with_judge_error
 from flipsearch.judging.labels import AnswerPlace, LabelledAnswer
 from flipsearch.judging.library import OtherJudges
@@ -156,7 +156,7 @@ def test_an_uninformative_judge_corrects_nothing(plain: Study) -> None:
     assert judge_lines(study) == []
 
 
-@pytest.mark.parametrize("changes", [{"format": None}, {"format": 1}, {"format": 4}, {"format": 6}])
+@pytest.mark.parametrize("changes", [{"format": None}, {"format": 1}, {"format": 4}, {"format": STUDY_FORMAT + 1}])
 def test_a_study_file_of_another_format_is_refused_in_one_line(
     plain: Study, tmp_path: Path, changes: dict[str, int | None]
 ) -> None:

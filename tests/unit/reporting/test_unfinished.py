@@ -82,7 +82,7 @@ def test_the_folder_of_a_study_that_runs_is_only_read(stopped: tuple[Path, list[
 
 def test_a_study_without_a_rung_is_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "study.toml").touch()
-    with pytest.raises(StudyError, match="no rung is finished yet"):
+    with pytest.raises(StudyError, match="nothing to report yet"):
         flipsearch.report(tmp_path)
 
 
