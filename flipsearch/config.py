@@ -34,7 +34,7 @@ THOUGHT_SHARE = 2
 """A model that thinks has this part of max_tokens for its thought where the user gives no budget.
 
 Reasoning models think for hundreds to thousands of tokens, and with one limit for both nearly no answer is ever begun.
-A thought that is cut at less than about a seventh of its natural length goes on in the answer: half of the default
+A thought that is cut at less than about a seventh of its natural length continues in the answer: half of the default
 length is above that for thoughts of up to 3,600 tokens.
 """
 REWRITE_TOKENS = 2048

@@ -100,7 +100,7 @@ def _unpack_once(file: Path, folder: Path) -> None:
     except OSError as error:
         raise BackendError(
             f"'{file}' cannot be unpacked into '{folder.parent}': {error.strerror or one_line(error)}; "
-            "free the disk, or set XDG_CACHE_HOME to a folder with room for the model."
+            "free the disk, or set XDG_CACHE_HOME to a folder on a disk that holds the model."
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
