@@ -27,7 +27,8 @@ from flipsearch.reporting.cards import (
 )
 from flipsearch.reporting.columns import rows
 from flipsearch.reporting.criteria import Criterion
-from flipsearch.reporting.files import SCORECARD_PAGE, TRAINING_PAGE, rollouts_table
+from flipsearch.reporting.files import rollouts_table
+from flipsearch.reporting.outcomes import SCORECARD_PAGE, TRAINING_PAGE
 from flipsearch.reporting.tables import Leaderboard, flips_table
 from flipsearch.reporting.verdict import verdict
 

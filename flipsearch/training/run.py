@@ -59,8 +59,8 @@ def run_training(
     trainer = make_trainer(job, plan.config)
     if is_sharded() and not trainer.is_fsdp_enabled:
         raise TrainingError("FSDP was requested, but accelerate shards on GPUs alone; launch without --use_fsdp.")
-    answers = AnswerLog(trainer, plan.config, folder.partial / ANSWERS_FILE)
-    _train(trainer, answers, folder, progress)
+    logged = AnswerLog(trainer, plan.config, folder.partial / ANSWERS_FILE)
+    _train(trainer, logged, folder, progress)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if is_sharded() else None
 
     def save() -> tuple[TrainingRun, Sequence[LogLine]]:
