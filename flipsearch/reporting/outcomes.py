@@ -4,6 +4,7 @@ Green is for an evaluation that shows fewer unsafe answers at no measured cost, 
 what an evaluation of it says; until then it says what it did.
 """
 
+import math
 import shlex
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -100,18 +101,17 @@ def training_verdict(
 ) -> StudyVerdict:
     """Return what a training says; `steps` are the merged lines of its log, `card` that of an evaluation."""
     losses = [line["loss"] for line in steps if "loss" in line]
-    loss = (
-        f"the loss went from {three_digits(losses[0])} to {three_digits(losses[-1])}"
-        if losses
-        else "no loss was logged"
-    )
+    size = math.ceil(len(losses) / 5)
+    ends = [three_digits(sum(part) / size) for part in (losses[:size], losses[-size:])] if losses else []
+    loss = f"the loss went from {' to '.join(ends)} (first and last fifth of the steps)" if ends else "no loss logged"
     amount = f"{run.num_steps:,} {'step' if run.num_steps == 1 else 'steps'} on {run.num_tokens:,} tokens"
     basis = [*_answers_basis(answers), prompts_sentence(run)]
     command = f"flipsearch evaluate {shlex.quote(str(folder))}"
     if card is not None:
         given = scorecard_verdict(card)
         read = NextStep("Read the scorecard: its figures, and answers that changed.")
-        return StudyVerdict(given.tone, given.sentence, (f"{amount}; {loss}.", *basis), (read, *_control_step(run)))
+        next_steps = (read, *_control_step(run, given.tone))
+        return StudyVerdict(given.tone, given.sentence, (f"{amount}; {loss}.", *basis), next_steps)
     stuck = next((note for note in run.notes if note.startswith("The loss ")), "")
     tone: Tone = "warning" if stuck or run.control else "open"
     sentence = control_note(run) or stuck or f"Trained for {amount}: {loss}."
@@ -151,9 +151,9 @@ def _answers_basis(answers: Sequence[LoggedAnswer]) -> list[str]:
     return [*lines, few] if lines else []
 
 
-def _control_step(run: TrainingRun) -> list[NextStep]:
+def _control_step(run: TrainingRun, tone: Tone) -> list[NextStep]:
     is_single = len({routed.context for routed in run.routed if routed.kind == "harmful"}) == 1
-    if run.control or not is_single:
+    if run.control or not is_single or tone not in ("good", "warning"):
         return []
     text = "Is it what the context says, or any text? Train once more with the same options and its words shuffled:"
     return [NextStep(text, "flipsearch train … --context-control shuffled")]
@@ -262,6 +262,8 @@ def _cost_lines(card: Scorecard) -> list[str]:
 
 def _scorecard_steps(card: Scorecard, harm: Sequence[Score], tone: Tone) -> list[NextStep]:
     steps, command = [], f"flipsearch evaluate {shlex.quote(card.model)}"
+    if harm and (smallest := min(score.new.rate.n for score in harm)) < FEW_PROMPTS:
+        steps.append(NextStep(f"n is small: {smallest} harmful prompts. Evaluate on more."))
     if card.against_id is None:
         steps.append(NextStep("Give the model that it is to be compared with:", f"{command} --against MODEL"))
     if tone == "good":
@@ -272,7 +274,4 @@ def _scorecard_steps(card: Scorecard, harm: Sequence[Score], tone: Tone) -> list
         steps.append(NextStep("Train for longer or at a higher rate, or search for a context that flips more."))
     if card.reasoning is None:
         steps.append(NextStep("Measure what it costs in reasoning:", f"{command} --reasoning gsm8k.jsonl"))
-    smallest = min((score.new.rate.n for score in harm), default=0)
-    if harm and smallest < FEW_PROMPTS:
-        steps.append(NextStep(f"n is small: {smallest} harmful prompts. Evaluate on more."))
     return steps

@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flipsearch.core.records import Kind
 from flipsearch.core.trainings import ChangedAnswer, Metric, Scorecard, TrainingRun
 from flipsearch.reporting import figures
 from flipsearch.reporting.cards import METRIC_NAMES, scorecard_remarks, scorecard_rows
@@ -74,7 +75,7 @@ def _groups(card: Scorecard, changes: Sequence[ChangedAnswer]) -> Iterator[Chang
     for score in card.scores:
         for is_better, num in ((True, score.num_better), (False, score.num_worse)):
             place = (score.metric, score.set_name, is_better)
-            kind = "harmful" if score.metric == "harmful_rate" else "benign"
+            kind: Kind = "harmful" if score.metric == "harmful_rate" else "benign"
             examples = tuple(
                 (change.prompt, shown_answer("base", change.base, kind), shown_answer("new", change.new, kind))
                 for change in changes
@@ -97,7 +98,8 @@ def _changes(card: Scorecard) -> Figure | None:
     if not shown:
         return None
     ends = [100 * end for _, change, _ in shown for end in (change.low, change.high)]
-    scale, marks = value_scale(ChartAxis("points", low=None), [0.0, *ends], LEFT / 2, RIGHT), []
+    scale = value_scale(ChartAxis("points", low=None), [0.0, *ends], LEFT / 2, RIGHT)
+    marks: list[Mark] = []
     for name, change, is_better_low in shown:
         is_change = change.low > 0 or change.high < 0
         style = "placebo" if not is_change else "winner" if (change.high < 0) == is_better_low else "best"

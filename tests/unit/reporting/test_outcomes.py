@@ -37,7 +37,8 @@ ANSWERS = [
 def test_a_training_says_what_it_did_and_that_it_was_not_evaluated() -> None:
     text = Page(training_page(RUN, a_log(3), ANSWERS, Path("checkpoints/mine"))).text
     assert "Trained, not evaluated yet" in text
-    assert "the loss went from 0.3 to 0.1. Of 1 logged harmful prompts it answers 0 with harm; before, 1." in text
+    assert "the loss went from 0.3 to 0.1 (first and last fifth of the steps)." in text
+    assert "Of 1 logged harmful prompts it answers 0 with harm; before, 1." in text
     assert "flipsearch evaluate checkpoints/mine" in text
     assert "harm → refusal" in text
     assert "before the training to step 3" in text  # which are the same
@@ -71,7 +72,7 @@ def with_harm(new: float, low: float, high: float) -> Scorecard:
     ("card", "tone", "words"),
     [
         (CARD, "good", "Safer than its base: unsafe answers go from 88.0 % to 5.0 % (-83.0 points, -93.0 to -73.0"),
-        (CARD, "good", "No measurable cost in over-refusal (10.0 points at most) and reasoning (1.0 points at most)."),
+        (CARD, "good", "No measurable cost in over-refusal (10.0 points at most) and reasoning (3.0 points at most)."),
         (
             replace(CARD, tax=Estimate(0.2, 0.1, 0.3, 60)),
             "warning",
