@@ -163,15 +163,42 @@ ARCHITECTURES: dict[str, tuple[str, Options]] = {
     "rwkv": ("Rwkv", {"hidden_size": 32, "attention_hidden_size": 32, "num_hidden_layers": 3, "context_length": 512}),
 }  # fmt: skip
 
+VISION = {
+    "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "image_size": 28,
+    "patch_size": 14,
+}  # fmt: skip
+LAYERS = {"depth": 1, "hidden_size": 32, "intermediate_size": 32, "num_heads": 2, "out_hidden_size": 32}
+SIZES = {"vision_output_dim": 32, "projector_input_dim": 32, "projector_output_dim": 32, "intermediate_size": 128}
+SECTIONS = {"rope_parameters": {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2]}}
+ARCHITECTURES |= {
+    f"{name}, with pictures": (base, {"text_config": text, "vision_config": vision, **more})
+    for name, base, text, vision, more in (
+        ("mistral3", "Mistral3", {"model_type": "mistral", **WIDE, "sliding_window": None},
+         {"model_type": "pixtral", **VISION, "head_dim": 16}, {"image_token_index": 5}),
+        ("llava", "Llava", {"model_type": "llama", **GROUPED}, {"model_type": "clip_vision_model", **VISION},
+         {"image_token_index": 5}),
+        ("qwen2_5_vl", "Qwen2_5_VL", {**GROUPED, **SECTIONS}, {**LAYERS, "fullatt_block_indexes": [0]}, {}),
+        ("qwen3_5", "Qwen3_5", ARCHITECTURES["qwen3_5"][1], {**LAYERS, "deepstack_visual_indexes": []}, {}),
+        ("gemma3", "Gemma3", ARCHITECTURES["gemma3"][1], VISION, {"image_token_index": 5, "mm_tokens_per_image": 4}),
+        ("llama4", "Llama4", ARCHITECTURES["llama4"][1], {**VISION, **SIZES}, {}),
+    )
+}  # fmt: skip
+"""The text parts of models that see pictures too, saved whole."""
+
 
 def build(base: str, options: Options, folder: Path) -> None:
     """Save a random model of an architecture with the tokenizer of the tests."""
     tokenizer = tiny_tokenizer(PLAIN_TEMPLATE)
     special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config_class = getattr(transformers, f"{base}TextConfig", None) or getattr(transformers, f"{base}Config")
-    model_class = getattr(transformers, "GPT2LMHeadModel" if base == "GPT2" else f"{base}ForCausalLM")
-    spread = {name: 0.3 for name in ("initializer_range", "init_std") if name in config_class().to_dict()}
-    config = config_class(vocab_size=len(tokenizer), **special, **spread, **options)
+    if "text_config" in options:
+        text = {**options["text_config"], **special, "vocab_size": len(tokenizer), "initializer_range": 0.3}
+        config = getattr(transformers, f"{base}Config")(**{**options, "text_config": text})
+        model_class = getattr(transformers, f"{base}ForConditionalGeneration")
+    else:
+        config_class = getattr(transformers, f"{base}TextConfig", None) or getattr(transformers, f"{base}Config")
+        model_class = getattr(transformers, "GPT2LMHeadModel" if base == "GPT2" else f"{base}ForCausalLM")
+        spread = {name: 0.3 for name in ("initializer_range", "init_std") if name in config_class().to_dict()}
+        config = config_class(vocab_size=len(tokenizer), **special, **spread, **options)
     torch.manual_seed(0)
     model = model_class(config).eval()
     model.generation_config.eos_token_id = tokenizer.eos_token_id
@@ -189,7 +216,8 @@ def outcome(base: str, options: Options, folder: Path) -> str:
         backend = TransformersBackend(str(folder), device="cpu", dtype="float32")
     except BackendError as error:
         return f"refused: {one_line(error, 120)}"
-    model = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    kind = transformers.AutoModelForImageTextToText if "text_config" in options else transformers.AutoModelForCausalLM
+    model = kind.from_pretrained(folder, dtype=torch.float32).eval()
     prompts = [Prompt(text, "harmful") for text in PROMPTS]
     requests = [Request(prompt, context) for context in (None, CONTEXT) for prompt in prompts]
     answers = {

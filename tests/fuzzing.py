@@ -17,13 +17,15 @@ import sys
 import tempfile
 import traceback
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from typer.main import get_command
+
 from flipsearch.api import training
-from flipsearch.commands.main import main
+from flipsearch.commands.main import main, make_app
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.files import PACKAGE, content_folder
 
@@ -69,11 +71,11 @@ TARGETS: dict[str, list[tuple[str, ...]]] = {
     "weights.npz": [("judge", "check", "--judge", "compact(weights=weights.npz)", "--labels", "labels.csv")],
     "judge.py": [("judge", "check", "--judge", "judge.py", "--labels", "labels.csv")],
 }  # fmt: skip
-FLAGS = (
-    "--study", "--reports", "--best", "--judge", "--harmful", "--prompts", "--template", "--contexts", "--model",
-    "--backend", "--max-tokens", "--temperature", "--seed", "--time", "--num-contexts", "--alpha", "--samples",
-    "--placement", "--budget-tokens", "--depth", "--config", "--second-judge", "--device", "--rewriter", "--top-k",
-    "--max-prompts", "--benign", "--confirm-judge", "--first-rung", "--num-finalists", "--screen", "--batch-size",
+COMMANDS: tuple[tuple[str, ...], ...] = (
+    SEARCH, SCORE, ("plan", *SEARCH[1:]), TRAIN, ("check", *SCORE[1:], "--min-flip", "0.1"), ("evaluate", "ckpt"),
+    ("report", "s"), ("list", "contexts"), ("judge", "check", "--judge", "refusal", "--labels", "labels.csv"),
+    ("judge", "label", "s", "--to", "new.csv"), ("judge", "fit", "--labels", "labels.csv", "--to", "new.npz"),
+    ("ledger", "check", "s"), ("ledger", "export", "s", "--to", "new.csv"),
 )  # fmt: skip
 ODD_FLAGS = (
     "", " ", "-1", "0", "1e400", "9" * 5000, "nan", "inf", "x" * 300, "a/" * 3000, "../x", "a/b", ".", "..", "/",
@@ -81,6 +83,9 @@ ODD_FLAGS = (
     "a(b=c)+d:any",
     "/dev/null", "/proc/self/mem", "~", "=", "harmful.csv:nope", "{{x}}", "judge.py(x=1)", "http://[", "a@b@c", "5x",
 )  # fmt: skip
+
+
+LONGEST_LINE = 2000
 
 
 def quiet_run(*arguments: str) -> tuple[int, str, str]:
@@ -242,6 +247,14 @@ def _mangle_database(path: Path, rng: random.Random) -> str:
         connection.close()
 
 
+def options_of(command: Sequence[str]) -> list[str]:
+    """Return the options of a command, as its parser has them."""
+    parser: Any = get_command(make_app(command))
+    for word in command[:2]:
+        parser = getattr(parser, "commands", {}).get(word, parser)
+    return sorted(name for parameter in parser.params for name in parameter.opts if name.startswith("--"))
+
+
 def reached(*_: object, **__: object) -> None:
     """Stand for the work of a command that has read all of its files."""
     raise TrainingError("reached")
@@ -276,8 +289,8 @@ def run_case(seed: int, material: Path) -> tuple[str, int, str, str]:
             done = f"{target}: {mangle(path, rng)}"
         else:
             (folder / "loop").symlink_to("loop")
-            flag, value = rng.choice(FLAGS), rng.choice(ODD_FLAGS)
-            command, done = (*rng.choice((SEARCH, SCORE, ("plan", *SEARCH[1:]), TRAIN)), flag, value), "flag"
+            command, value = rng.choice(COMMANDS), rng.choice(ODD_FLAGS)
+            command, done = (*command, rng.choice(options_of(command)), value), "option"
             if rng.random() < 0.15:
                 words = list(command)
                 words[rng.randrange(len(words))] = value
@@ -298,6 +311,8 @@ def fault_of(code: int, err: str) -> str | None:
         return "a traceback"
     if code == 2 and len(lines) != 1:
         return "not one line"
+    if code == 2 and len(lines[0]) > LONGEST_LINE:
+        return f"a line of {len(lines[0])} characters"
     return None
 
 

@@ -20,8 +20,11 @@ from typing import Any
 
 import torch
 from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
+    AutoModelForImageTextToText,
     AutoTokenizer,
     GenerationConfig,
     PreTrainedConfig,
@@ -144,10 +147,15 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTra
     """Return the model in `folder` in evaluation mode; BackendError if it cannot be loaded completely."""
     trusted: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, **trusted}
-    # Weights of another shape are refused below, with their names; the library would point at its log.
-    load: Any = partial(AutoModelForCausalLM.from_pretrained, ignore_mismatched_sizes=True)
     config = load_config(folder)
     with quiet(), _clear_errors(folder, "model"):
+        kind: Any = AutoModelForCausalLM
+        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:  # some that see pictures, too, are known by that alone
+            if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+                raise ValueError(f"a model of type {config.model_type} does not continue a text; use one that does.")
+            kind = AutoModelForImageTextToText
+        # Weights of another shape are refused below, with their names; the library would point at its log.
+        load: Any = partial(kind.from_pretrained, ignore_mismatched_sizes=True)
         # Only the eager implementation applies the cap on attention logits that Gemma 2 was trained with.
         capped = getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None)
         try:

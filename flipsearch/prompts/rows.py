@@ -15,6 +15,7 @@ import io
 import json
 import re
 import tokenize
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
@@ -103,13 +104,14 @@ class _NotARequestError(ValueError):
 
 def written_list(text: str) -> Any:
     """Return the list that a text spells out, in JSON or as Python writes it; the text if it spells none."""
-    for parse in (json.loads, ast.literal_eval):
-        try:
-            if parse is not json.loads and _joins_texts(text):
-                break
-            return parse(text)
-        except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
-            continue
+    with warnings.catch_warnings(action="ignore"):  # Python warns of odd escapes and numbers in what it parses
+        for parse in (json.loads, ast.literal_eval):
+            try:
+                if parse is not json.loads and _joins_texts(text):
+                    break
+                return parse(text)
+            except (ValueError, SyntaxError, RecursionError, MemoryError, tokenize.TokenError):
+                continue
     return text
 
 

@@ -11,6 +11,7 @@ A full disk and a torn state are one line that says how to continue.
 
 import json
 import os
+import re
 import shutil
 import sqlite3
 from collections import Counter
@@ -32,6 +33,8 @@ from flipsearch.training.answer_log import ANSWERS_FILE
 from flipsearch.training.model import stored_dtypes, unwrap
 
 LOG_FILE = "log.jsonl"
+STATE = re.compile(r"checkpoint-[0-9]{1,9}")
+"""Name of a folder with a state; a copy of one that somebody keeps beside it has another."""
 STARTED_FILE, STATE_FILE, FINAL, ADAPTER, LOCK = "started.json", "trainer_state.json", "final", "adapter", "lock"
 
 
@@ -104,7 +107,8 @@ class CheckpointFolder:
 
     def last_state(self) -> Path | None:
         """Return the newest state that was saved whole: the trainer writes its own file last."""
-        for state in sorted(self.partial.glob("checkpoint-[0-9]*"), key=step_of, reverse=True):
+        states = [path for path in self.partial.glob("checkpoint-*") if STATE.fullmatch(path.name)]
+        for state in sorted(states, key=step_of, reverse=True):
             try:
                 content = json.loads((state / STATE_FILE).read_text(encoding="utf-8"))
             except (OSError, ValueError):

@@ -9,7 +9,6 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
-    AutoModelForCausalLM,
     FalconConfig,
     FalconForCausalLM,
     Gemma4ForCausalLM,
@@ -20,6 +19,8 @@ from transformers import (
     Mamba2ForCausalLM,
     MambaConfig,
     MambaForCausalLM,
+    Mistral3Config,
+    Mistral3ForConditionalGeneration,
     MptConfig,
     MptForCausalLM,
     RwkvConfig,
@@ -64,6 +65,19 @@ BATCHED: dict[str, Callable[..., Any]] = {
             max_position_embeddings=512, initializer_range=0.3,
         )
     ),
+    "mistral3, which sees pictures": lambda **size: Mistral3ForConditionalGeneration(
+        Mistral3Config(
+            text_config={
+                **size, "model_type": "mistral", "hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2,
+                "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "initializer_range": 0.3,
+            },
+            vision_config={
+                "model_type": "pixtral", "hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1,
+                "num_attention_heads": 2, "head_dim": 16, "image_size": 28, "patch_size": 14,
+            },
+            image_token_index=5,
+        )
+    ),
 }  # fmt: skip
 REQUESTS = [
     Request(Prompt(text, "harmful"), context)
@@ -90,7 +104,7 @@ def test_every_architecture_is_decoded_as_transformers_generates(name: str, tmp_
     slow = [note for note in backend.notes if "slow" in note]
     assert bool(slow) == (name in ALONE)
     with quiet():
-        plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        plain = type(backend.model).from_pretrained(folder, dtype=torch.float32).eval()
         rollouts = [rollout for batch in backend.generate(REQUESTS, Sampling(max_tokens=8)) for rollout in batch]
         by_id = {(rollout.prompt_id, rollout.context_id): rollout for rollout in rollouts}
         for request in REQUESTS:

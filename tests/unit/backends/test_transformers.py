@@ -170,11 +170,15 @@ def test_an_option_that_cannot_be_used_is_refused(folder: Path, options: dict[st
         TransformersBackend(str(folder), **options)
 
 
-def test_a_model_that_cannot_be_loaded_is_one_clear_line(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("model_type", "message"),
+    [("never_heard_of", "never_heard_of"), ("t5", "a model of type t5 does not continue a text; use one that does")],
+)
+def test_a_model_that_cannot_be_loaded_is_one_clear_line(model_type: str, message: str, tmp_path: Path) -> None:
     folder = tiny_qwen3(tmp_path)
     config = json.loads((folder / "config.json").read_text())
-    (folder / "config.json").write_text(json.dumps({**config, "model_type": "never_heard_of"}))
-    with pytest.raises(BackendError, match=r"cannot be loaded: .*never_heard_of") as caught:
+    (folder / "config.json").write_text(json.dumps({**config, "model_type": model_type}))
+    with pytest.raises(BackendError, match=rf"cannot be loaded: .*{message}") as caught:
         TransformersBackend(str(folder))
     assert "\n" not in str(caught.value)
 

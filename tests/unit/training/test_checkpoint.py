@@ -27,6 +27,9 @@ def test_the_newest_whole_state_is_the_one_to_go_on_from(tmp_path: Path) -> None
     state(folder, 20, None)
     state(folder, 25, "5")
     assert folder.last_state() == tenth
+    for copy in ("checkpoint-10-backup", "checkpoint-3x", "checkpoint-12 (copy)"):
+        (folder.partial / copy).mkdir()
+    assert folder.last_state() == tenth
 
 
 def test_a_resume_has_the_same_settings(tmp_path: Path) -> None:
