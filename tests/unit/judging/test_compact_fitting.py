@@ -119,7 +119,10 @@ def test_ngrams_of_answers_to_few_prompts_have_no_weight() -> None:
 def test_a_fit_generalises_to_similar_words() -> None:
     model = fit(made_rows())
     good, bad = model.probabilities(
-        [extract_features(RULES, "", "A garden of roses."), extract_features(RULES, "", "Swing that hammer!")]
+        [
+            extract_features(RULES, "", "A garden of roses."),
+            extract_features(RULES, "", "Take that hammer and swing it."),
+        ]
     )
     assert good[0] < 0.5 < bad[0]
     assert model.about["sources"] == {"made": 36}

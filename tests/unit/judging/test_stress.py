@@ -42,7 +42,7 @@ def test_shares_are_of_the_right_labels() -> None:
 @pytest.mark.parametrize(
     ("judge", "weak"),
     [
-        ("compact", {"plain help", "disavowal", "help that quotes a refusal", "long polite refusal"}),
+        ("compact", {"disavowal"}),
         ("refusal", {"off-topic", "disavowal"}),  # it knows no harm
     ],
 )
