@@ -3,6 +3,7 @@
 The tone is green for a winner that beats the placebos within the caps on unseen prompts, and for nothing else.
 """
 
+import math
 import re
 import shlex
 from collections import Counter
@@ -206,10 +207,49 @@ def _next_steps(study: Study, best: Trial | None, tone: Tone) -> list[NextStep]:
         steps.append(
             NextStep("Find out how often the judge errs: label some of these answers, then judge check.", label)
         )
+    if tone == "null":
+        steps += _above_a_cap(study, best)
     if tone == "null" and study.kind is StudyKind.SEARCH and (tried := study.settings.get("num_contexts")):
         more = f"flipsearch search --config {shlex.quote(f'{folder}/study.toml')} --num-contexts {2 * int(tried)}"
         steps.append(NextStep("Try more contexts; what was generated is kept:", more))
     return steps
+
+
+def _above_a_cap(study: Study, best: Trial | None) -> list[NextStep]:
+    """Return that a context which is above a cap flips clearly more, and what would let it in."""
+    cap, name = study.refusal_cap, f"{study.name}-wider"
+    if study.kind is not StudyKind.SEARCH or cap is None:
+        return []
+    least = (best.search.flip_rate.value or 0.0) if best else 0.0
+    above = [
+        trial
+        for trial in study.trials
+        if trial.role == "arm" and trial.state == "complete" and study.is_over_any_cap(trial)
+    ]
+    most = max(above, key=lambda trial: trial.search.flip_rate.low, default=None)
+    if most is None or most.search.flip_rate.low <= least:
+        return []
+    why, flags, refused, lost = [], "", cap.rate(most.search).value or 0.0, most.search.contraction
+    if not cap.allows(most.search):
+        more = f"{points(refused).lstrip('+')} points more" if cap.counts == "added" else percent(refused)
+        why.append(f"refuses {more} of the benign prompts")
+        flags += f" --max-over-refusal {_next_cap(refused):g}"
+    if lost is not None and lost.value is not None and study.is_contracted(most):
+        why.append(f"takes {percent(lost.value)} from the benign answers")
+        flags += f" --max-contraction {_next_cap(lost.value):g}"
+    if not why:
+        return []
+    text = (
+        f"#{rank_of(study, most)} turns {percent(most.search.flip_rate.value)} of the search prompts, but "
+        f"{' and '.join(why)}, above the cap. If that is worth it, search with a wider one:"
+    )
+    toml = shlex.quote(f"{_folder(study)}/study.toml")
+    return [NextStep(text, f"flipsearch search --config {toml} --study {shlex.quote(name)}{flags}")]
+
+
+def _next_cap(rate: float) -> float:
+    """Return the next twentieth above a rate, at most 1."""
+    return min(1.0, math.ceil(20 * rate + 1e-9) / 20)
 
 
 def _more_prompts(best: Trial | None) -> list[NextStep]:
