@@ -100,7 +100,7 @@ def _unpack_once(file: Path, folder: Path) -> None:
     except OSError as error:
         raise BackendError(
             f"'{file}' cannot be unpacked into '{folder.parent}': {error.strerror or one_line(error)}; "
-            "free the disk, or set XDG_CACHE_HOME to a folder with room for the model."
+            "free the disk, or set XDG_CACHE_HOME to a folder on a disk that holds the model."
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)
@@ -133,7 +133,7 @@ def read_header(file: Path) -> GgufHeader:
 def _unpack(file: Path, folder: Path) -> None:
     header = read_header(file)
     try:
-        # The bar over the tensors is not one of those that the library can be told to leave out.
+        # The bar over the tensors is not one of those that a setting of the library leaves out.
         with quiet(), contextlib.redirect_stderr(io.StringIO()):
             tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
             if header.splits in DIGIT_SPLITS:

@@ -308,7 +308,7 @@ def _read(
 
 
 def _check_label(table: Table, row: Row, request: ChatPrompt, router: LabelRouter, known: KnownSet | None) -> None:
-    """Raise PromptError for a label beside a chat that goes on after the prompt: it may speak of the answer."""
+    """Raise PromptError for a label beside a chat that continues after the prompt: it may speak of the answer."""
     column = router.label_column or router.flag_column
     if request.has_answer and column and not known and plain_name(column) not in PROMPT_LABELS:
         raise PromptError(

@@ -7,9 +7,9 @@ unless later answers are longer on average; nothing is cut off to enforce it. Th
 search are always measured.
 
 What counts is what the study rests on, whenever it was generated: run again, it ends where it ended. Scoring known
-answers generates nothing and is free. A backend that does not report its tokens spends none. Time is counted for this
-launch alone, so that a later one goes on; it is checked before each cohort, and the search stops when the rest would be
-needed for the confirm split at the speed so far.
+answers generates nothing and costs nothing. A backend that does not report its tokens spends none. Time is counted for
+this launch alone, so that a later one continues; it is checked before each cohort, and the search stops when the rest
+would be needed for the confirm split at the speed so far.
 """
 
 import time

@@ -32,7 +32,7 @@ from flipsearch.statistics.mixed_model import Array
 CANDIDATES, MOST_CANDIDATES = 12, 512
 """Candidates for each context that races; at most so many, or as many as race."""
 ATTEMPTS = 8
-"""Points looked at for each one that is wanted, before all are gone through."""
+"""Points sampled for each that is needed, before all are enumerated."""
 BY_WORTH = 0.02
 """What the worth of an arm counts beside the prompts that it is the best on, per prompt."""
 

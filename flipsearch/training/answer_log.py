@@ -1,6 +1,6 @@
 """What the student answers to a few fixed prompts while it is trained: answers.jsonl, one line per logged step.
 
-Decoding is greedy and draws nothing at random, and it has a backend of its own, so that memory that runs out here
+Decoding is greedy and samples nothing, and it has a backend of its own, so that memory that runs out here
 changes no batch of the training: its weights are those of a training that logs no answers. The line of a step is
 written before the trainer's state of that step; a resumed training drops later ones and writes a missing one. The
 judge sees the answers when the weights are done and memory is free.
@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, get_args
+from typing import Any, get_args
 
 from pydantic import TypeAdapter
 
@@ -27,9 +27,6 @@ from flipsearch.judging.library import unload
 from flipsearch.measuring.runner import sampling_for
 from flipsearch.training.processes import broadcast_from_main, is_main_process, whole_weights
 
-if TYPE_CHECKING:
-    from flipsearch.training.trainer import CompletionTrainer
-
 ANSWERS_FILE = "answers.jsonl"
 NUM_PARTS = 4
 """Answers are logged before the training and after each of so many parts of it."""
@@ -39,7 +36,7 @@ _LINE = TypeAdapter(tuple[LoggedAnswer, ...])
 class AnswerLog:
     """Logs the answers of a trainer's student to the first prompts of each kind."""
 
-    def __init__(self, trainer: "CompletionTrainer", config: TrainConfig, path: Path) -> None:
+    def __init__(self, trainer: Any, config: TrainConfig, path: Path) -> None:
         self.trainer, self.path, job = trainer, path, trainer.job
         of_kinds = ([prompt for prompt in job.prompts if prompt.kind == kind] for kind in get_args(Kind))
         self.prompts = [prompt for of_kind in of_kinds for prompt in of_kind[: config.sample_prompts]]
@@ -48,7 +45,7 @@ class AnswerLog:
         self.sampling = replace(sampling_for(self.backend, config), temperature=0.0)
 
     def begin(self, step: int) -> None:
-        """Drop what was logged after `step`, from which the training goes on; log that step if that was not done."""
+        """Drop what was logged after `step`, from which the training continues; log that step if that was not done."""
         if is_main_process():
             write_answers([answer for answer in read_answers(self.path) if answer.step <= step], self.path)
         self.log(step)

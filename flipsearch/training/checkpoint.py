@@ -6,7 +6,7 @@
 <name>.partial/lock               held by the process that trains
 <name>.partial/final/             the finished checkpoint, renamed to <name> in one move
 
-A full disk and a torn state are one line that says how to go on.
+A full disk and a torn state are one line that says how to continue.
 """
 
 import json
@@ -63,7 +63,7 @@ class CheckpointFolder:
                 "--name, or remove it."
             )
         if self.partial.exists() and not resume:
-            raise TrainingError(f"'{self.partial}' was started and not finished: --resume goes on; or remove it.")
+            raise TrainingError(f"'{self.partial}' was started and not finished: --resume continues; or remove it.")
         if resume and not self.partial.exists():
             raise TrainingError(f"nothing to resume: there is no '{self.partial}'; leave --resume out.")
 
@@ -180,7 +180,7 @@ def _errors_as_one_line(what: str, todo: str) -> Iterator[None]:
 
 def save_errors_as_one_line(folder: object) -> AbstractContextManager[None]:
     """Return a block in which a disk that is full or read-only is a TrainingError."""
-    todo = "Free the disk, and --resume goes on from the last whole state."
+    todo = "Free the disk, and --resume continues from the last whole state."
     return _errors_as_one_line(f"cannot write '{folder}'", todo)
 
 
@@ -207,5 +207,5 @@ class SavedStates(Trainer):
 
 
 def _torn_state(state: str | None) -> AbstractContextManager[None]:
-    todo = "Remove it: --resume goes on from an earlier state if there is one, and else from the start."
+    todo = "Remove it: --resume continues from an earlier state if there is one, and else from the start."
     return _errors_as_one_line(f"the state '{state}' is torn", todo) if state else nullcontext()

@@ -43,7 +43,7 @@ PACKAGES = ("flipsearch", "torch", "transformers", "accelerate", "peft")
 def run_training(
     plan: TrainPlan, judge: Judge, ledger: Ledger | None, folder: CheckpointFolder, progress: Progress | None = None
 ) -> tuple[TrainingRun, Sequence[LogLine]]:
-    """Train, or go on from the last state; leave the checkpoint in `folder.final`, and return record and log."""
+    """Train, or continue from the last state; leave the checkpoint in `folder.final`, and return record and log."""
     make_trainer: MakeTrainer = resolve_name(plan.method.trainer)
     backend = load_student(plan)
     head = head_getter(backend.model)

@@ -98,7 +98,7 @@ def test_a_resume_goes_on_as_if_nothing_had_happened(
             train(tmp_path, save_steps=2)
     (partial,) = (tmp_path / "checkpoints").iterdir()
     assert partial.name.endswith(".partial")
-    with pytest.raises(TrainingError, match="--resume goes on"):
+    with pytest.raises(TrainingError, match="--resume continues"):
         train(tmp_path)
     with pytest.raises(TrainingError, match=r"was started with no --learning-rate|was started with --learning-rate"):
         train(tmp_path, resume=True, learning_rate=1.0, name=partial.name.removesuffix(".partial"))
@@ -202,7 +202,7 @@ def test_a_torn_state_is_one_line_and_nothing_is_trained_from_it(name: str, stop
     shutil.copytree(stopped, tmp_path, dirs_exist_ok=True)
     file = tmp_path / "checkpoints" / "mine.partial" / "checkpoint-2" / name
     file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
-    with pytest.raises(TrainingError, match=r"state '.*checkpoint-2' is torn.*--resume goes on"):
+    with pytest.raises(TrainingError, match=r"state '.*checkpoint-2' is torn.*--resume continues"):
         train(tmp_path, name="mine", resume=True)
 
 
