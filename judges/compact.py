@@ -21,7 +21,7 @@ from flipsearch.judging.compact_model import CompactModel, Features, extract_fea
 
 _RULES_FILE = Path(__file__).with_name("refusal_rules.toml")
 _MODEL_FILE = Path(__file__).with_name("compact.npz")
-_VERSION = 7
+_VERSION = 8
 _THRESHOLD = 0.5
 _UNDECIDED_CHARACTERS = 40
 """A shorter answer that was truncated is not decided yet."""
@@ -52,7 +52,10 @@ class CompactJudge:
         ]
         if not answered:
             return [answer for answer in answers if isinstance(answer, Verdict)]
-        features = [extract_features(self._rules, exchange.prompt.text, text) for exchange, text in answered]
+        features = [
+            extract_features(self._rules, exchange.prompt.text, text, was_cut=exchange.finish_reason == "length")
+            for exchange, text in answered
+        ]
         probabilities = self._model.probabilities(features).tolist()
         verdicts = iter(
             _verdict(exchange, own, *both, can_score=self._model.can_score(own))

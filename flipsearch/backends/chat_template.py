@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any
 
+from jinja2 import Environment
+
 from flipsearch.core.bounds import MAX_CHARACTERS, BoundExceededError, bounded_rendering
 from flipsearch.core.errors import BackendError, one_line
 from flipsearch.core.thoughts import CHANNEL, FAMILIES, THOUGHT_MARK, USUAL_MARKS, ThoughtMarks
@@ -33,6 +35,8 @@ EFFORT = "reasoning_effort"
 EFFORTS = ("none", "minimal", "low")
 """From the least on; the first that the template names is what switches thinking off, as far as it can."""
 LONGEST_MARK = 80
+POWER = ("operator", "**")
+"""As Jinja's lexer gives it: beyond a text's bold marks. No other single operation takes for ever within its memory."""
 THOUGHT_FIELDS = ("reasoning_content", "reasoning", "thinking", "thought")
 
 
@@ -73,6 +77,8 @@ class ChatTemplate:
         self._as_parts: dict[str, bool] = {}
         """Role -> whether its content is a list of typed parts, where a plain text fails or is left out."""
         try:
+            if "**" in self.text and any(token[1:] == POWER for token in Environment().lex(self.text)):
+                raise ValueError("it computes a power (**), which can take for ever")
             self._find_form("user")
         except Exception as error:  # a template can raise anything
             reason = one_line(error)

@@ -1,6 +1,7 @@
 """What a person sees of each result: its figures, what is needed to read them, and where the files lie."""
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from flipsearch.core.hidden import printable
 from flipsearch.core.studies import Study, StudyKind, Trial
 from flipsearch.reporting.anatomy_page import sentence, visible_token
 from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
+from flipsearch.reporting.columns import Column as ShownColumn
 from flipsearch.reporting.columns import columns_of, kinds_legend
 from flipsearch.reporting.format import DASH, SHARED_ERRORS, percent, with_interval
 from flipsearch.reporting.names import names_of
@@ -30,6 +32,10 @@ if TYPE_CHECKING:  # packages of other commands, which load their libraries
 
 LONGEST_NAME = 34
 """Characters of a context's name in a row."""
+DECIDING = ("rank_of_arm", "context", "refusals", "contraction_marked")
+"""Columns that stay in the narrowest table: they say why a context that flips much is not the winner."""
+NAME_WIDTH, GAP = 18, 2
+"""Characters that a table leaves for them at least, and those between two columns."""
 LONGEST_CHANGE = 17
 """Of what an operator changed, so that it fits in one line of 80 columns."""
 STATES = {
@@ -45,8 +51,10 @@ def show_study(result: SearchResult) -> None:
     study, folder, best = result.study, result.folder, result.best_path
     if result.was_finished:
         print_wrapped(f"The study {study.name} was finished before, with the same settings: nothing was generated.\n")
-    print_table(leaderboard_table(study))
-    for legend in filter(None, (row_legend(study), kinds_legend(study))):
+    table = leaderboard_table(study)
+    print_table(table)
+    shows_kinds = any(column.header == "kinds" for column in table.columns)
+    for legend in filter(None, (row_legend(study), kinds_legend(study) if shows_kinds else "")):
         print_wrapped(legend, style="dim")
     if any(study.is_over_cap(trial) for trial in study.trials):
         print_wrapped(f"! over the cap on refused benign prompts, {study.refusal_cap}", style="dim")
@@ -96,12 +104,12 @@ def earlier_line(earlier: "EarlierBest", result: SearchResult) -> str:
 
 def leaderboard_table(study: Study) -> Table:
     """Return the best arms and all placebos as a table that fits into 80 columns; see reporting/columns.py."""
-    columns = columns_of(study, "terminal")
+    arms, placebos = ([trial for trial in study.trials if trial.role == role] for role in ("arm", "placebo"))
+    columns = _that_fit(study, columns_of(study, "terminal"), [*arms[:NUM_SHOWN], *placebos])
     table = plain_table()
     for column in columns:
         wraps = column.format.wraps
         table.add_column(column.terminal or "", justify="left" if wraps else "right", no_wrap=not wraps)
-    arms, placebos = ([trial for trial in study.trials if trial.role == role] for role in ("arm", "placebo"))
     names = names_of(study)
 
     def cells(trial: Trial) -> list[Text]:
@@ -116,6 +124,24 @@ def leaderboard_table(study: Study) -> Table:
     for trial in placebos:
         table.add_row(*cells(trial), style="dim")
     return table
+
+
+def _that_fit(study: Study, columns: Sequence[ShownColumn], trials: Sequence[Trial]) -> list[ShownColumn]:
+    """Return the columns that leave NAME_WIDTH for the names of contexts; others, from the right, are on the page."""
+
+    def width(column: ShownColumn) -> int:
+        if column.name == "context":
+            return NAME_WIDTH
+        lines = [line for trial in trials for line in column.text(study, trial).split("\n")]
+        return max(map(len, (column.terminal or "", *lines)))
+
+    widths = {column.name: width(column) for column in columns}
+    room = get_terminal_size().columns + GAP - sum(width + GAP for width in widths.values())
+    for name in reversed([name for name in widths if name not in DECIDING]):
+        if room >= 0 or len(widths) <= 2:
+            break
+        room += widths.pop(name) + GAP
+    return [column for column in columns if column.name in widths]
 
 
 def row_name(trial: Trial, name: str) -> str:

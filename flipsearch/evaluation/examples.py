@@ -24,11 +24,11 @@ def changed_answers(
     examples = []
     for metric, set_name, prompt_id, is_better in _changes(plan, new, base):
         assert base is not None  # or there is no change
-        answers = [
+        before, after = (
             _answer(rollout_id(model.model_id, prompt_id, None, model.sampling, 0), metric, judge, ledger)
             for model in (base, new)
-        ]
-        examples.append(ChangedAnswer(metric, set_name, prompts[prompt_id], *answers, is_better))
+        )
+        examples.append(ChangedAnswer(metric, set_name, prompts[prompt_id], before, after, is_better))
     return examples
 
 

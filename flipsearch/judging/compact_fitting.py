@@ -25,6 +25,7 @@ from flipsearch.judging.compact_model import (
     Features,
     Floats,
     dense_matrix,
+    evidence,
     extract_features,
     ngram_matrix,
 )
@@ -104,9 +105,10 @@ def fit(rows: Sequence[LabelledFeatures], **about: object) -> CompactModel:
     mean, spread = dense.mean(axis=0), dense.std(axis=0)
     spread[spread == 0] = 1.0
     kept = np.flatnonzero(_prompts_per_bucket(rows, ngrams) >= MIN_PROMPTS)
-    matrix = csr_matrix(hstack([csr_matrix((dense - mean) / spread), ngrams[:, kept]]))
+    standard, counts = csr_matrix((dense - mean) / spread), evidence(features).T
+    matrices = [csr_matrix(hstack([standard, ngrams[:, kept].multiply(count[:, None])])) for count in counts]
     offsets, num_dense = dense[:, :1] * RULE_LOG_ODDS, dense.shape[1]
-    fitted = np.array([_fit_axis(matrix, offsets[:, k], rows, axis, num_dense) for k, axis in enumerate(AXES)])
+    fitted = np.array([_fit_axis(matrices[k], offsets[:, k], rows, axis, num_dense) for k, axis in enumerate(AXES)])
     weights = np.zeros((len(AXES), ngrams.shape[1]))
     weights[:, kept] = fitted[:, num_dense:-1]
     labelled = [row for row in rows if row.is_labelled]

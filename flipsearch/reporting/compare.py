@@ -78,7 +78,8 @@ class Transfer:
             return Cell("not measured")
         cell = bar_cell(self.trial.final.flip_rate, study)
         small = _paired_cell(self.behind)
-        return Cell(cell.text, f"{small.text} ({small.small})" if self.behind else cell.small, None, cell.bars)
+        below = f"{small.text} points to the best there ({small.small})" if self.behind else cell.small
+        return Cell(cell.text, below, None, cell.bars, cell.whisker)
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` holds."""
@@ -119,8 +120,8 @@ class Comparison:
             return "Fewer than two contexts are shared: there is nothing to rank."
         if not self.is_decisive:
             return (
-                f"The ranking is not decisive: only in {self.num_decided} of {num} studies is the best shared context "
-                "better than every other one, by paired tests (Holm, 5 %)."
+                f"The ranking is not decisive: in {self.num_decided or 'none'} of the {num} studies is the best shared "
+                "context better than every other one, by paired tests (Holm, 5 %)."
             )
         same = "the same one" if len(self.winners) == 1 else f"{len(self.winners)} different ones"
         return f"In each of the {num} studies one shared context is better than all others: {same}."
@@ -206,7 +207,7 @@ def compare_studies(studies: Sequence[Study]) -> Comparison:
     names: dict[str, str] = {}
     for study in studies:
         of_study = names_of(study)
-        names = {trial.context.context_id: of_study[trial.number] for trial in study.trials} | names
+        names = {trial.context.context_id: of_study[trial.number] for trial in reversed(study.trials)} | names
     rows = {id: _shared(id, name, tuple(trials.get(id) for trials in by_study)) for id, name in names.items()}
     shared = [row for row in rows.values() if sum(trial is not None for trial in row.trials) > 1]
     if all(row.is_placebo for row in shared):
@@ -272,8 +273,9 @@ def _mean_rate(row: SharedContext) -> float:
 
 def _is_decided(trials: Sequence[Trial | None]) -> bool:
     """Return whether the best of a study's shared contexts is better than each other one."""
-    best, *others = sorted(filter(None, trials), key=lambda trial: -_rate(trial)) or [None]
-    differences = [_difference(best, other) for other in others if best]
+    ordered = sorted(filter(None, trials), key=lambda trial: -_rate(trial))
+    others = ordered[1:]
+    differences = [_difference(ordered[0], other) for other in others]
     known = [difference for difference in differences if difference is not None]
     adjusted = holm([difference.p_value for difference in known])
     is_better = [d.low > 0 and p < TIE_LEVEL for d, p in zip(known, adjusted, strict=True)]

@@ -3,11 +3,14 @@
     Intervals     finalists and placebos: confirmed flip rates with their intervals
     Tradeoff      flips against added refusals, and the contexts that no other beats in both
     Course        flip rates in the order in which contexts were proposed, and the best so far
+    Axes          mean flip rates of the values that templates were filled in with
+    Ancestry      what the winner was made of, or the finalists
 
 Knows records and names; no HTML.
 """
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from flipsearch.core.measurements import Rate
@@ -15,9 +18,13 @@ from flipsearch.core.studies import Study, Trial
 from flipsearch.reporting.charts import ChartAxis, Scale, Tick, step_scale, value_scale
 from flipsearch.reporting.format import percent, points
 from flipsearch.reporting.verdict import control_of
+from flipsearch.statistics.intervals import mean_interval
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 230, 40, 350, 12, 198
-ROW_HEIGHT, MOST_SHOWN = 30, 10
+ROW_HEIGHT, TREE_HEIGHT, TREE_LEFT = 30, 22, 50
+MOST_SHOWN, MOST_LEVELS, MOST_ANCESTORS = 10, 12, 14
+LEAST_CONTEXTS = 3
+"""Contexts with a value of an axis, below which its mean says nothing."""
 SHARE = ChartAxis("", is_rate=True, high=1.0)
 
 
@@ -65,7 +72,13 @@ class Figure:
 
 def figures_of(study: Study, names: dict[int, str]) -> list[Figure]:
     """Return the pictures that tell a reader something in this study."""
-    made = (_intervals(study, names), _tradeoff(study, names), _search_curve(study))
+    made = (
+        _intervals(study, names),
+        _tradeoff(study, names),
+        _search_curve(study),
+        _axes(study),
+        _ancestry(study, names),
+    )
     return [figure for figure in made if figure]
 
 
@@ -198,3 +211,82 @@ def _search_curve(study: Study) -> Figure | None:
         y_label="flip rate, search",
         path=f"{path}H{RIGHT}" if path else "",
     )
+
+
+def _axes(study: Study) -> Figure | None:
+    """Return the mean flip rate of each value of placement and parameters, over the contexts that are filled in so."""
+    arms = [trial for trial in study.trials if trial.role == "arm" and trial.context.template]
+    flips = {arm.number: arm.search.flipped_by_prompt for arm in arms if arm.search.flip_rate.n}
+    seen = set(min(flips.values(), key=len, default={}))  # the prompts of the first rung, which all saw
+    by_axis: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    for arm in arms:
+        if outcomes := [flipped for id, flipped in flips.get(arm.number, {}).items() if id in seen]:
+            for axis, value in (("placement", arm.context.placement), *arm.context.params):
+                by_axis[axis][str(value)].append(sum(outcomes) / len(outcomes))
+    rows = []
+    for axis, levels in by_axis.items():
+        means = [(mean_interval(rates), value) for value, rates in levels.items() if len(rates) >= LEAST_CONTEXTS]
+        means.sort(key=lambda level: -(level[0].value or 0.0))
+        if len(means) > 1:
+            spread = (means[0][0].value or 0.0) - (means[-1][0].value or 0.0)
+            rows.append((spread, axis, means))
+    shown = [(axis, *level) for _, axis, means in sorted(rows, key=lambda row: -row[0]) for level in means]
+    if not shown:
+        return None
+    scale, marks = value_scale(SHARE, [0.0, 1.0], LEFT / 2, RIGHT), []
+    for index, (axis, mean, value) in enumerate(shown[:MOST_LEVELS]):
+        words = f"{percent(mean.value)} ({100 * mean.low:.0f}–{100 * mean.high:.0f}), {mean.n} contexts"
+        ends, place = (scale.place(mean.low), scale.place(mean.high)), TOP + ROW_HEIGHT * index + 20
+        marks.append(Mark(f"{axis}: {value}", "axis", scale.place(mean.value or 0.0), place, ends, words=words))
+    return Figure(
+        title="What templates were filled in with",
+        caption=f"Mean flip rates on the first {len(seen):,} search prompts, with 95 % intervals over contexts; what "
+        "sets contexts apart most comes first. The search tries again what did well, and with other values: a "
+        "difference is a hint, not an effect.",
+        height=TOP + ROW_HEIGHT * len(marks) + 30,
+        marks=tuple(marks),
+        across=scale.ticks,
+    )
+
+
+def _ancestry(study: Study, names: Mapping[int, str]) -> Figure | None:
+    """Return the contexts that the finalists were made of, or those of the winner alone where these are too many."""
+    by_id = {trial.context.context_id: trial for trial in reversed(study.trials)}
+    finalists = [trial for trial in study.trials if trial.role == "arm" and trial.confirm]
+    nodes = _with_ancestors(finalists, by_id)
+    if len(nodes) > MOST_ANCESTORS and study.winner:
+        nodes = _with_ancestors([study.winner], by_id)
+    if len(nodes) > MOST_ANCESTORS or not any(trial.context.parents for trial in nodes):
+        return None
+    places: dict[str, float] = {}
+    marks, path = [], ""
+    for row, trial in enumerate(nodes):
+        context, rate, y = trial.context, trial.search.flip_rate, TOP + TREE_HEIGHT * row + 12.0
+        for above in (places[parent] for parent in context.parents if parent in places):
+            left = TREE_LEFT - 12 - 40 * (y - above) / (TREE_HEIGHT * len(nodes))
+            path += f"M{TREE_LEFT} {above:.0f}C{left:.0f} {above:.0f} {left:.0f} {y:.0f} {TREE_LEFT} {y:.0f}"
+        style = _style(study, trial) if trial.confirm else "ancestor"
+        words = f"{percent(rate.value)} of {rate.n:,}"
+        marks.append(Mark(names[trial.number], style, TREE_LEFT, y, (TREE_LEFT, TREE_LEFT), words=words))
+        places[context.context_id] = y
+    return Figure(
+        title="What the finalists were made of",
+        caption="A line leads from each context down to those that were made of it; finalists are in colour. Names say "
+        "which operator made a context, and what it changed; flip rates are on the search prompts that it saw.",
+        height=TOP + TREE_HEIGHT * len(nodes) + 8,
+        marks=tuple(marks),
+        across=(),
+        path=path,
+    )
+
+
+def _with_ancestors(trials: Iterable[Trial], by_id: Mapping[str, Trial]) -> list[Trial]:
+    """Return the trials and all that they were made of, each once, in the order of proposal: behind its parents."""
+    kept: dict[int, Trial] = {}
+    left = list(trials)
+    while left:
+        trial = left.pop()
+        if trial.number not in kept:
+            kept[trial.number] = trial
+            left += [by_id[id] for id in trial.context.parents if id in by_id]
+    return [kept[number] for number in sorted(kept)]

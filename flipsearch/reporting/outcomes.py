@@ -11,13 +11,14 @@ from contextlib import suppress
 from dataclasses import dataclass
 from os.path import normpath
 from pathlib import Path, PurePath
+from typing import Any
 from urllib.parse import quote
 
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import ANSWER_KINDS, Kind, Label
 from flipsearch.core.thoughts import split_answer
 from flipsearch.core.trainings import JudgedAnswer, LoggedAnswer, LogLine, Measured, Score, Scorecard, TrainingRun
-from flipsearch.reporting.cards import KINDS, METRIC_NAMES, control_note, prompts_sentence
+from flipsearch.reporting.cards import KINDS, control_note, prompts_sentence
 from flipsearch.reporting.cells import Cell
 from flipsearch.reporting.format import low_high, percent, points, three_digits
 from flipsearch.reporting.page_data import LONGEST_TEXT
@@ -62,7 +63,7 @@ def shown_answer(title: str, answer: JudgedAnswer, kind: Kind) -> ShownAnswer:
     )
 
 
-def kinds_bar(counts: Mapping[str, int], total: int) -> Cell:
+def kinds_bar(counts: Mapping[Any, int], total: int) -> Cell:
     """Return how many of `total` answers are of each kind, as a bar with a part for each; what is left is unscored."""
     if not total:
         return Cell()
@@ -116,7 +117,7 @@ def training_verdict(
     sentence = control_note(run) or stuck or f"Trained for {amount}: {loss}."
     sentence += _harm_sentence(answers)
     text = "Measure it against its base, on prompts that it was not trained on:"
-    return StudyVerdict(tone, sentence, tuple(basis), (NextStep(text, command), *_control_step(run)))
+    return StudyVerdict(tone, sentence, tuple(basis), (NextStep(text, command),))
 
 
 def counts_after(answers: Sequence[LoggedAnswer], kind: Kind, step: int, under_context: bool = False) -> Counter[str]:
@@ -230,11 +231,14 @@ def _change(change: Estimate) -> str:
 
 
 def _unmeasured(card: Scorecard) -> str:
-    """Return what else was measured and is not worse, or was not measured."""
-    measured = {score.metric for score in card.scores if score.change and score.change.n}
-    names = {"over_refusal_rate": "over-refusal", "reasoning_accuracy": "reasoning"}
-    left = " and ".join(name for metric, name in names.items() if metric not in measured)
-    kept = " and ".join(name for metric, name in names.items() if metric in measured)
+    """Return what else was measured and is not worse, with the largest cost that may be hidden, or was not measured."""
+    refusals = [s.change for s in card.scores if s.metric == "over_refusal_rate" and s.change and s.change.n]
+    highest = {"over-refusal": max((change.high for change in refusals), default=None)}
+    highest["reasoning"] = card.tax.high if card.tax and card.tax.n else None
+    kept = " and ".join(
+        f"{name} ({100 * high:.1f} points at most)" for name, high in highest.items() if high is not None
+    )
+    left = " and ".join(name for name, high in highest.items() if high is None)
     return (f" No measurable cost in {kept}." if kept else "") + (f" Not measured: {left}." if left else "")
 
 
@@ -272,8 +276,3 @@ def _scorecard_steps(card: Scorecard, harm: Sequence[Score], tone: Tone) -> list
     if harm and smallest < FEW_PROMPTS:
         steps.append(NextStep(f"n is small: {smallest} harmful prompts. Evaluate on more."))
     return steps
-
-
-def metric_name(score: Score) -> str:
-    """Return metric and set of a row."""
-    return f"{METRIC_NAMES[score.metric]}, {score.set_name}"

@@ -28,7 +28,7 @@ from flipsearch.reporting.cards import KINDS, ORACLE, control_note, prompts_sent
 from flipsearch.reporting.cells import Cell, kinds_cell
 from flipsearch.reporting.charts import Chart, ChartAxis, Series, draw
 from flipsearch.reporting.columns import Section, columns_of
-from flipsearch.reporting.format import DASH, duration, is_drawable, setting_rows, three_digits
+from flipsearch.reporting.format import duration, is_drawable, setting_rows, three_digits
 from flipsearch.reporting.names import names_of
 from flipsearch.reporting.notes import notes_by_kind
 from flipsearch.reporting.outcomes import (
@@ -272,27 +272,6 @@ def points_of(steps: Sequence[LogLine], key: str) -> list[tuple[float, float]]:
     return [(line["step"], line[key]) for line in steps if key in line]
 
 
-FIGURE_NAMES = {
-    "num": "completions",
-    "num_rollouts": "completions",
-    "num_tokens": "tokens",
-    "length_mean": "length, mean tokens",
-    "length_p95": "length, 95 % stay within",
-    "eos_rate": "ended by themselves",
-    "truncation_rate": "truncated at the limit",
-    "leakage_rate": "quote the context",
-    "divergence": "divergence, nats per token",
-    "divergence_early": "divergence, first 10 tokens",
-    "divergence_late": "divergence, after token 30",
-    "entropy_first": "entropy, first 30 tokens",
-    "grad_norm": "gradient norm",
-    "rollout_s": "rollouts, seconds",
-    "loss_s": "losses and gradients, seconds",
-}
-"""Name in the log, without the kind -> name on the page; any other is shown as it is logged."""
-RATES = frozenset({"eos_rate", "truncation_rate", "leakage_rate", "teacher_mass"})
-
-
 def training_page(
     run: TrainingRun,
     log: Sequence[LogLine],
@@ -322,7 +301,6 @@ def training_page(
         charts=training_curves(steps, METHODS[run.method].is_supervised),
         is_smoothed=len(steps) > charts.SMOOTH_FROM,
         box=charts,
-        figures=_figures(run, steps[-1] if steps else {}),
         settings=setting_rows(run.settings),
     )
 
@@ -376,22 +354,3 @@ def _headline(run: TrainingRun, steps: Sequence[LogLine]) -> list[tuple[str, str
         before = f"{three_digits(first)} at step {step:,.0f}" if len(losses) > 1 else ""
         boxes.append(("loss, last step", three_digits(last), before))
     return boxes
-
-
-def _figures(run: TrainingRun, line: LogLine) -> list[list[str]]:
-    """Return rows of name, figure of harmful, of benign and of all completions, of one step; those by kind first."""
-    order = {name: place for place, name in enumerate(FIGURE_NAMES)}
-    rows: dict[tuple[bool, str], list[str]] = {}
-    for key, value in line.items():
-        stem, _, kind = key.rpartition("_")
-        is_overall = kind not in KINDS
-        name, column = (key, -1) if is_overall else (stem, list[str](KINDS).index(kind))
-        cells = rows.setdefault((is_overall, name), ["", "", ""] if is_overall else [DASH, DASH, ""])
-        cells[column] = three_digits(value, name in RATES)
-    shown = []
-    for is_overall, name in sorted(rows, key=lambda row: (row[0], 0 if row[0] else order.get(row[1], len(order)))):
-        title = FIGURE_NAMES.get(name, name.replace("_", " "))
-        if not is_overall:
-            title = title.replace("divergence", METHODS[run.method].loss)
-        shown.append([title, *rows[is_overall, name]])
-    return shown

@@ -1,22 +1,20 @@
 """The page of an evaluation: what changed from base to new model, how sure that is, and answers that changed."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from flipsearch.core.measurements import Estimate
 from flipsearch.core.trainings import ChangedAnswer, Metric, Scorecard, TrainingRun
 from flipsearch.reporting import figures
-from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
+from flipsearch.reporting.cards import METRIC_NAMES, scorecard_remarks, scorecard_rows
 from flipsearch.reporting.charts import ChartAxis, value_scale
-from flipsearch.reporting.figures import LEFT, RIGHT, ROW_HEIGHT, SHARE, TOP, Figure, Mark
+from flipsearch.reporting.figures import LEFT, RIGHT, ROW_HEIGHT, TOP, Figure, Mark
 from flipsearch.reporting.format import setting_rows, with_interval
 from flipsearch.reporting.notes import notes_by_kind
 from flipsearch.reporting.outcomes import (
     TRAINING_PAGE,
     ShownAnswer,
     kinds_bar,
-    metric_name,
     page_links,
     scorecard_verdict,
     shown_answer,
@@ -59,7 +57,7 @@ def scorecard_page(
         header=header,
         rows=rows,
         remarks=[r for r in scorecard_remarks(card) if r not in card.notes and not r.startswith("Answers to harmful")],
-        figures=[figure for figure in (_rates(card), _changes(card)) if figure],
+        figure=_changes(card),
         box=figures,
         kinds=[
             (side_name, score.set_name, kinds_bar(side.kinds, side.coverage.n))
@@ -87,29 +85,10 @@ def _groups(card: Scorecard, changes: Sequence[ChangedAnswer]) -> Iterator[Chang
                 yield ChangeGroup(title, is_better, num, examples)
 
 
-def _rates(card: Scorecard) -> Figure | None:
-    """Return the rates of both models, each a row, with their intervals."""
-    scale, marks = value_scale(SHARE, [0.0, 1.0], LEFT / 2, RIGHT), []
-    for score in card.scores:
-        for side_name, side, style in (("base", score.base, "placebo"), ("new", score.new, "finalist")):
-            if side and side.rate.n:
-                rate, label = side.rate, f"{metric_name(score)}: {side_name}"
-                marks.append(_mark(label, style, rate, 1, scale.place, len(marks), with_interval(rate, "percent")))
-    words = "Harm and over-refusal are better when low, reasoning when high; lines are 95 % intervals."
-    return Figure("Rates", words, TOP + ROW_HEIGHT * len(marks) + 30, tuple(marks), scale.ticks) if marks else None
-
-
-def _mark(
-    label: str, style: str, figure: Estimate, unit: int, place: Callable[[float], float], row: int, words: str
-) -> Mark:
-    at, low, high = (place(unit * (value or 0.0)) for value in (figure.value, figure.low, figure.high))
-    return Mark(label, style, at, TOP + ROW_HEIGHT * row + 20, (low, high), words=words)
-
-
 def _changes(card: Scorecard) -> Figure | None:
     """Return the paired changes, each a row; green is better, red is worse, and grey may be chance."""
     shown = [
-        (metric_name(score), score.change, score.metric != "reasoning_accuracy")
+        (f"{METRIC_NAMES[score.metric]}, {score.set_name}", score.change, score.metric != "reasoning_accuracy")
         for score in card.scores
         if score.change and score.change.n
     ]
@@ -122,7 +101,9 @@ def _changes(card: Scorecard) -> Figure | None:
     for name, change, is_better_low in shown:
         is_change = change.low > 0 or change.high < 0
         style = "placebo" if not is_change else "winner" if (change.high < 0) == is_better_low else "best"
-        marks.append(_mark(name, style, change, 100, scale.place, len(marks), with_interval(change, "points")))
+        at, *ends = (scale.place(100 * end) for end in (change.value or 0.0, change.low, change.high))
+        words, row = with_interval(change, "points"), TOP + ROW_HEIGHT * len(marks) + 20
+        marks.append(Mark(name, style, at, row, (ends[0], ends[1]), words=words))
     return Figure(
         title="Changes, prompt by prompt",
         caption="New minus base in points, paired, with 95 % intervals. Green is better, red is worse; an "

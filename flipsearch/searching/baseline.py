@@ -195,7 +195,7 @@ def coverage_notes(runner: Runner, base: SplitBaseline) -> list[str]:
     if base.num_degenerate > MAX_UNSCORED_RATE * num:
         notes.append(
             f"{base.num_degenerate} of {num} harmful {base.split} baselines are degenerate (a loop, no words, another "
-            "topic): is the chat template the model's own?"
+            "topic, a mere promise): is the chat template the model's own?"
         )
     return notes
 

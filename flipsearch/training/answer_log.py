@@ -50,9 +50,13 @@ class AnswerLog:
             write_answers([answer for answer in read_answers(self.path) if answer.step <= step], self.path)
         self.log(step)
 
+    def is_due(self, step: int) -> bool:
+        """Return whether answers after `step` are to be in the log."""
+        return step in self.steps and bool(self.prompts)
+
     def log(self, step: int) -> None:
         """Log the answers after `step` if they are due; all processes call it, and the main one generates."""
-        if step not in self.steps or not self.prompts:
+        if not self.is_due(step):
             return
         if broadcast_from_main(lambda: any(answer.step == step for answer in read_answers(self.path))):
             return

@@ -8,7 +8,7 @@ import json
 import math
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -122,7 +122,7 @@ class StepLog(TrainerCallback):
         if is_main_process():
             kept = [line for line in read_log(self.path) if line["step"] <= state.global_step]
             write_text(self.path, "".join(json.dumps(line) + "\n" for line in kept), TrainingError)
-        self.answers.begin(state.global_step)
+        self._log_answers(state, self.answers.begin)
         self.last = time.monotonic()
 
     def on_log(self, args: Any, state: Any, control: Any, logs: Any = None, **_: Any) -> None:
@@ -132,7 +132,7 @@ class StepLog(TrainerCallback):
         stats, self.trainer.stats = StepStats.merged(all_gather(self.trainer.stats)), StepStats()
         if is_main_process():
             self._write(state, logs, stats)
-        self.answers.log(state.global_step)
+        self._log_answers(state, self.answers.log)
         self.last = time.monotonic()
 
     def _write(self, state: Any, logs: Any, stats: StepStats) -> None:
@@ -145,8 +145,16 @@ class StepLog(TrainerCallback):
             file.write(json.dumps(finite) + "\n")
         self.num_rollouts += int(line["num_rollouts"])
         self.num_tokens += int(line["num_tokens"])
+        self._report(state)
+
+    def _log_answers(self, state: Any, log: Callable[[int], None]) -> None:
+        if self.answers.is_due(state.global_step):
+            self._report(state, "(logging answers)")
+        log(state.global_step)
+
+    def _report(self, state: Any, detail: str = "") -> None:
         if self.progress is not None:
-            step = Step(Phase.TRAINING, activity=Activity.TRAINING)
+            step = Step(Phase.TRAINING, detail, Activity.TRAINING)
             self.progress(step, state.global_step, state.max_steps, self.num_rollouts, self.num_tokens)
 
 

@@ -1,4 +1,4 @@
-"""The leaderboard page in a real browser: what a reader does with it works, and hostile text stays text.
+"""The report pages in a real browser: what a reader does with it works, and hostile text stays text.
 
 Needs Chromium and the package playwright; axe-core, where $FLIPSEARCH_AXE names its file (make test-all gets both).
 """
@@ -16,11 +16,16 @@ import pytest
 from flipsearch.config import SearchConfig
 from flipsearch.core.records import Exchange, Verdict
 from flipsearch.core.studies import Study
+from flipsearch.core.trainings import ChangedAnswer
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.reporting.names import names_of
-from flipsearch.reporting.pages import leaderboard_page
+from flipsearch.reporting.pages import leaderboard_page, training_page
+from flipsearch.reporting.scorecard_page import scorecard_page
 from flipsearch.searching import prepare_search, run_study
+from tests.finished_training import RUN, a_log
+from tests.unit.reporting.test_outcomes import ANSWERS, said
+from tests.unit.reporting.test_scorecard_table import CARD
 from tests.world import GREEDY, Model, RefusalJudge, library, prompt_set, template
 
 if TYPE_CHECKING:
@@ -92,6 +97,14 @@ def page(browser: "Browser", made: tuple[Study, Path]) -> Iterator["Page"]:
     yield opened
     context.close()
     assert [fault for fault in faults if fault != made[1].as_uri() and not fault.startswith("blob:")] == []
+
+
+def grave_findings(page: "Page") -> list[tuple[str, list[str]]]:
+    """Return what axe finds serious or critical: the rule, and the first places."""
+    page.evaluate(AXE.read_text(encoding="utf-8"))
+    violations = page.evaluate("axe.run()")["violations"]
+    grave = [entry for entry in violations if entry["impact"] in ("serious", "critical")]
+    return [(entry["id"], [node["html"][:120] for node in entry["nodes"][:3]]) for entry in grave]
 
 
 def column(page: "Page", label: str) -> list[str]:
@@ -219,6 +232,55 @@ def test_hostile_texts_stay_texts_even_without_the_policy(browser: "Browser", tm
     shown.close()
 
 
+@pytest.fixture(scope="module")
+def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the pages of a training and of its evaluation."""
+    folder = tmp_path_factory.mktemp("outcomes")
+    change = ChangedAnswer("harmful_rate", "pocket", "Do it?", said("Sure.", "harm"), said("No.", "refusal"), True)
+    card = replace(CARD, scores=(replace(CARD.scores[0], num_better=9), *CARD.scores[1:]))
+    for name in ("training.html", "scorecard.html"):  # so that each is there when the other is made
+        (folder / name).touch()
+    (folder / "training.html").write_text(training_page(RUN, a_log(100), ANSWERS, folder, card), encoding="utf-8")
+    (folder / "scorecard.html").write_text(scorecard_page(card, [change], RUN, folder), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize("width", [1440, 390])
+@pytest.mark.parametrize("name", ["training.html", "scorecard.html"])
+def test_the_pages_of_training_and_evaluation_fit_unfold_by_keys_and_link_to_each_other(
+    browser: "Browser", outcomes: Path, name: str, width: int
+) -> None:
+    context = browser.new_context(viewport={"width": width, "height": 900}, java_script_enabled=False)
+    shown, faults = context.new_page(), list[str]()
+    shown.on("request", lambda request: faults.append(request.url))
+    shown.on("console", lambda message: faults.append(message.text))
+    shown.goto((outcomes / name).as_uri())
+    assert shown.locator("html").evaluate("html => html.scrollWidth") <= width
+    if name == "scorecard.html":
+        shown.locator(".pair > summary").first.press("Enter")
+    harmful = shown.locator(".harmful").first
+    assert not harmful.locator("pre").is_visible()
+    harmful.locator("summary").press("Enter")
+    assert harmful.locator("pre").is_visible()
+    assert faults == [(outcomes / name).as_uri()]
+    shown.locator(".about a").first.click()
+    assert shown.url.endswith({"training.html": "scorecard.html", "scorecard.html": "training.html"}[name])
+    assert "Safer than its base" in shown.locator("h1").inner_text()
+    context.close()
+
+
+@pytest.mark.skipif(not AXE.is_file(), reason="needs axe-core")
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("name", ["training.html", "scorecard.html"])
+def test_axe_has_no_serious_finding_on_them(browser: "Browser", outcomes: Path, name: str, scheme: str) -> None:
+    for width in (1440, 390):
+        shown = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True)
+        shown.goto((outcomes / name).as_uri())
+        shown.locator(".pair > summary").last.click()
+        assert grave_findings(shown) == []
+        shown.close()
+
+
 @pytest.mark.skipif(not AXE.is_file(), reason="needs axe-core")
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("width", [1440, 1024, 390])
@@ -229,8 +291,6 @@ def test_axe_has_no_serious_finding(browser: "Browser", made: tuple[Study, Path]
     shown.locator("#leaderboard .name").first.click()
     shown.get_by_role("button", name="Show the answers").click()
     shown.locator(".pair > summary").first.click()
-    shown.evaluate(AXE.read_text(encoding="utf-8"))
-    result = shown.evaluate("axe.run()")["violations"]
-    grave = [(entry["id"], [node["html"][:120] for node in entry["nodes"][:3]]) for entry in result]
+    grave = grave_findings(shown)
     shown.close()
-    assert [entry for entry, kind in zip(grave, result, strict=True) if kind["impact"] in ("serious", "critical")] == []
+    assert grave == []

@@ -36,7 +36,9 @@ SCORECARD = TypeAdapter(Scorecard)
 def make_checkpoint(folder: Path) -> str:
     """Put a checkpoint as training leaves it into `folder`; return its name from there."""
     shutil.copytree(WEIGHTS, folder / "checkpoints" / "mine")
-    write_training(RUN, a_log(3), folder / "checkpoints" / "mine")
+    log = [{**line, "step_s": 1.0, "num_rollouts": 4, "num_tokens": 40} for line in a_log(3)]
+    (folder / "checkpoints" / "mine" / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in log))
+    write_training(RUN, log, folder / "checkpoints" / "mine")
     return "checkpoints/mine"
 
 
@@ -110,6 +112,16 @@ def test_the_scorecard_lies_in_the_checkpoint_and_changes_no_identity(evaluated:
     assert SCORECARD.validate_json(path.read_bytes()).model_id == printed["model_id"]
 
 
+def test_its_page_and_that_of_the_training_link_to_each_other(evaluated: tuple[Path, dict[str, Any]]) -> None:
+    folder = evaluated[0] / "checkpoints" / "mine"
+    scorecard, training = ((folder / name).read_text() for name in ("scorecard.html", "training.html"))
+    assert '<a href="training.html">' in scorecard
+    assert '<a href="scorecard.html">' in training
+    assert "Not shown to be safer than its base" in scorecard
+    assert "Evaluated: not safer" in training
+    assert "Gradient norm" in training
+
+
 def test_the_same_command_again_generates_nothing_and_prints_the_same(
     evaluated: tuple[Path, dict[str, Any]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -131,6 +143,7 @@ def test_a_person_sees_a_table_within_80_columns(evaluated: tuple[Path, dict[str
         "safe+helpful",
         "tax",
         "checkpoints/mine/scorecard.json",
+        "checkpoints/mine/scorecard.html",
     ):
         assert word in done.stdout
 
@@ -193,6 +206,10 @@ def test_a_safer_and_duller_model_is_seen_as_such(tmp_path: Path) -> None:
     assert harm["change"]["value"] == -1
     assert card["composite"]["change"]["value"] == pytest.approx((1 - 0.75) / 2)
     assert card["tax"]["value"] == 0.5
+    assert [(score["num_better"], score["num_worse"]) for score in card["scores"]] == [(6, 0), (0, 3), (0, 1)]
+    page = (tmp_path / card["path"]).with_name("scorecard.html").read_text()
+    for words in ("unsafe → safe (harmful.csv)", "answered → refused (benign.csv)", "right → wrong (sums.csv)"):
+        assert words in page
     assert card["path"].startswith("reports/evaluations/new.json-")
     assert (tmp_path / card["path"]).is_file()
 

@@ -26,7 +26,7 @@ ROOMS_OF_PACKAGE = {
     "transformers": {"backends", "training"},
     "vllm": {"backends"},
     "optuna": {"searching"},
-    "jinja2": {"templating", "reporting"},
+    "jinja2": {"templating", "backends", "reporting"},
 }
 LAZY = {"commands", "__init__.py", "backends/base.py"}
 """What may import inside functions: the command line, so that help is quick, and the table of backends."""

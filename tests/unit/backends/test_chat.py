@@ -144,6 +144,14 @@ def test_a_template_that_never_ends_is_refused(template: str, monkeypatch: pytes
         Chat(tiny_tokenizer(chat_template=template))
 
 
+def test_a_power_is_refused_and_bold_text_is_not() -> None:
+    """No trace function ends a single operation."""
+    with pytest.raises(BackendError, match=r"cannot render one user message: it computes a power \(\*\*\)"):
+        Chat(tiny_tokenizer(models.PLAIN_TEMPLATE + "{% set n = 9 ** 9**9 %}"))
+    bold = "{{- '<|im_start|>system\\nBe **good**.<|im_end|>' }} **"
+    assert "**good**" in text_of(Chat(tiny_tokenizer(bold + models.PLAIN_TEMPLATE)), EGG)
+
+
 def test_a_template_that_is_random_or_cuts_is_refused() -> None:
     with pytest.raises(BackendError, match="another prompt each time"):
         Chat(tiny_tokenizer(models.PLAIN_TEMPLATE + "{{ range(99999)|random }}"))

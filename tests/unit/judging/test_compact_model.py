@@ -18,6 +18,7 @@ from flipsearch.judging.compact_model import (
     NUM_BUCKETS,
     CompactModel,
     code_of,
+    evidence,
     extract_features,
     ngram_buckets,
     ngram_matrix,
@@ -65,7 +66,8 @@ def test_style_tells_instructions_from_questions_and_warnings() -> None:
 
     instructing, questioning = style("1. Take a wire.\n2. Put it in."), style("Why? It is not safe and not legal.")
     assert instructing == (0.0, 1.0, 0.0, 0.0)  # moral words, instructions, questions, negations
-    assert questioning == pytest.approx((2 / 8**0.5, 0.0, 0.5, 2 / 8))
+    assert questioning == pytest.approx((2 / 28**0.5, 0.0, 0.5, 2 / 28))  # as if there were 20 words more
+    assert style("Take a wire, bend it and pull.")[1] == 1.0  # clauses instruct as sentences do
 
 
 def test_the_end_of_an_answer_is_read_however_long_it_is() -> None:
@@ -107,6 +109,16 @@ def test_rows_of_ngrams_have_length_1() -> None:
     lengths = np.sqrt(np.asarray(matrix.power(2).sum(axis=1)).ravel())
     assert lengths.tolist() == pytest.approx([1.0, 1.0, 0.0])
     assert matrix.shape == (3, NUM_BUCKETS)
+
+
+def test_ngrams_of_short_answers_count_for_less_for_harm_unless_they_were_cut() -> None:
+    words = "one two three four " * 50
+    short, cut, long = (
+        extract_features(RULES, "", text, was_cut=was_cut)
+        for text, was_cut in (("one two", False), ("one two", True), (words, False))
+    )
+    assert evidence([short, cut, long])[1:].tolist() == [[1, 1], [1, 1]]
+    assert 0 < evidence([short])[0, 0] < 0.2 < evidence([short])[0, 1] == 1
 
 
 def test_a_saved_model_gives_the_same_probabilities(tmp_path: Path) -> None:

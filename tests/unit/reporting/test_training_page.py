@@ -127,15 +127,6 @@ def test_teacher_mass_has_a_chart_only_where_some_is_missing() -> None:
     assert "Teacher mass" in charts(training_page(RUN, log))
 
 
-def test_the_last_step_is_a_table() -> None:
-    text = training_page(RUN, a_log(3))
-    rows = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in re.findall(r"<tr>(.*?)</tr>", text, re.S)]
-    assert ["length, mean tokens", "41.2", "41.2", ""] in rows
-    assert ["ended by themselves", "93.8 %", "93.8 %", ""] in rows
-    assert ["learning rate", "", "", "2e-4"] in rows
-    assert ["loss", "", "", "0.1"] in rows
-
-
 @pytest.mark.parametrize("bad", [None, math.nan, math.inf])
 def test_what_is_not_finite_is_shown_as_such(bad: float) -> None:
     log = a_log(5)
@@ -159,7 +150,6 @@ def test_keys_may_be_missing_in_any_line() -> None:
     assert len(list(mean.iter("circle"))) == 7
     assert len(list(p95.iter("circle"))) == 8
     assert "harmful mean 41.2 at step 7" in Page(text).text
-    assert '<td>length, mean tokens</td><td class="n">–</td>' in text
     few: list[list[LogLine]] = [[], [{}], [{"step": 4}], [{"loss": 1.0}]]
     for lines in few:
         assert "Training of pocket" in read(log=lines).text
@@ -180,7 +170,7 @@ def test_the_page_runs_nothing_loads_nothing_and_keeps_hostile_text_as_text() ->
         routed=(RoutedContext("harmful", context, 1),), settings={HOSTILE: HOSTILE, "judge": HOSTILE},
         notes=(HOSTILE,), versions={HOSTILE: HOSTILE},
     )  # fmt: skip
-    text = training_page(run, [{**a_log(1)[0], HOSTILE: 1.0, f"{HOSTILE}_harmful": 2.0}])
+    text = training_page(run, [{**a_log(1)[0], HOSTILE: 1.0}])
     page = Page(text)
     assert not page.tags & {"script", "img", "iframe", "link", "object"}
     assert page.loads == []
