@@ -12,17 +12,21 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.measurements import SampleRule
-from flipsearch.core.records import COUNTED_KINDS, AnswerKind, Placement, Sampling, Split, content_id
+from flipsearch.core.records import COUNTED_KINDS, Placement, Sampling, Split, content_id
 from flipsearch.core.settings import (
+    PROMPT_FILES,
+    TIME,
     Count,
+    Depths,
     Flag,
+    FlipKinds,
     Fraction,
     NonNegative,
     Positive,
+    Seconds,
     Texts,
     as_sequence,
     check_folder_name,
-    flip_kinds,
     seconds,
 )
 from flipsearch.core.studies import RefusalCap, RefusalCount
@@ -31,36 +35,21 @@ from flipsearch.core.trainings import METHODS, Control, check_method
 MAX_TOKENS = 1024
 """Completion tokens at most where neither the user nor the model says otherwise."""
 THOUGHT_SHARE = 2
-"""A model that thinks has this part of max_tokens for its thought where the user gives no budget.
-
-Reasoning models think for hundreds to thousands of tokens, and with one limit for both nearly no answer is ever begun.
-A thought that is cut at less than about a seventh of its natural length continues in the answer: half of the default
-length is above that for thoughts of up to 3,600 tokens.
-"""
+"""A model that thinks has this part of max_tokens for its thought where the user gives no budget: else hardly an answer
+begins; a thought that is cut at less than a seventh of its natural length continues in the answer."""
 REWRITE_TOKENS = 2048
 """Tokens at most of a reply that holds a rewritten context: a model may think before it writes."""
 REQUEST_TIMEOUT_S = 900.0
 """Seconds of one request to an endpoint where the user does not say otherwise."""
 MOST_SAMPLES = 1000
 """Samples per prompt at most."""
-SELF = "self"
-"""As the rewriter: the searched model."""
-ENDPOINTS = ("http://", "https://")
 TRAININGS, EVALUATIONS, ANATOMIES = "trainings", "evaluations", "anatomies"
 """Folders under the reports that hold no study, but the ledgers of all trainings, evaluations and anatomies."""
 
 
 def is_endpoint(model: str) -> bool:
     """Return whether a model is behind an endpoint: it is then called over HTTP, whatever else the settings say."""
-    return model.startswith(ENDPOINTS)
-
-
-PROMPT_FILES = Flag(metavar="PATH[:COLUMN]")
-FlipKinds = Annotated[tuple[AnswerKind, ...], BeforeValidator(flip_kinds), Field(min_length=1), Flag(metavar="KIND,…")]
-Depths = Annotated[
-    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_sequence), Flag(("--depth",), metavar="TOKENS")
-]
-TIME = Flag(("--time",), "SECONDS|90s|15m|2h", is_text=True)
+    return model.startswith(("http://", "https://"))
 
 
 class ModelConfig(BaseModel):
@@ -108,17 +97,14 @@ class ModelConfig(BaseModel):
     """Prompts at most of each kind, per split in a search (all)."""
     omit: Annotated[Texts, Flag(metavar="PARAMETER")] = ()
     """Do not send this to the endpoint, e.g. temperature or max_tokens; repeatable (what it refuses when probed)."""
-    request_timeout_s: Annotated[
-        Positive, BeforeValidator(seconds), Flag(("--request-timeout",), TIME.metavar, is_text=True)
-    ] = REQUEST_TIMEOUT_S
+    request_timeout_s: Annotated[Seconds, Flag(("--request-timeout",), TIME.metavar, is_text=True)] = REQUEST_TIMEOUT_S
     """Time that a request to an endpoint may take, with all retries and pauses."""
 
     def sampling(self, thinks: bool = False) -> Sampling:
         """Return how completions are sampled; a model that `thinks` has a budget for it if none was given."""
         max_tokens = self.max_tokens or MAX_TOKENS
-        budget = self.think_tokens
-        if budget is None:
-            budget = max_tokens // THOUGHT_SHARE if thinks else 0
+        usual = max_tokens // THOUGHT_SHARE if thinks else 0
+        budget = usual if self.think_tokens is None else self.think_tokens
         return Sampling(max_tokens, self.temperature, self.top_p, self.top_k, self.seed, budget)
 
     def longest_completion(self) -> int:
@@ -155,13 +141,7 @@ class StudyConfig(ModelConfig):
     def _check_study(self) -> Self:
         if self.study is None:
             return self
-        check_folder_name("--study", self.study, "--reports")
-        taken = (TRAININGS, EVALUATIONS, ANATOMIES)
-        if self.study.startswith("_") or self.study in taken:
-            raise ConfigError(
-                f"--study is '{self.study}', expected a name that does not begin with '_' and is none of "
-                f"{', '.join(taken)}: these folders under the reports hold something else."
-            )
+        check_folder_name("--study", self.study, "--reports", taken=(TRAININGS, EVALUATIONS, ANATOMIES))
         return self
 
     @model_validator(mode="after")
@@ -258,12 +238,10 @@ class SearchConfig(StudyConfig):
         return RefusalCap(self.max_over_refusal, self.over_refusal)
 
     def rewriter_config(self) -> "SearchConfig | None":
-        """Return the settings that load the model that rewrites, those of the search for "self"; None without one.
-
-        Another model is loaded the same way, but for one behind an endpoint, which decides how.
-        """
-        if self.rewriter in (None, SELF, self.model):
+        """Return the settings that load the model that rewrites, those of the search for "self"; None without one."""
+        if self.rewriter in (None, "self", self.model):
             return None if self.rewriter is None else self
+        # Behind an endpoint, that decides how a model is loaded.
         remote = {"backend": "http", "thinking": "auto", "think_tokens": None, "device": "auto", "dtype": "auto"}
         other = {"model": self.rewriter, "omit": ()}
         return self.model_copy(update=other | (remote if is_endpoint(self.rewriter) else {}))

@@ -33,8 +33,7 @@ from flipsearch.measuring.runner import SPEED, Runner, sampling_for
 from flipsearch.prompts.sets import PromptSet
 from flipsearch.reporting.cards import context_card
 from flipsearch.reporting.files import earlier_best, write_best, write_study
-from flipsearch.reporting.page_data import FINISHED
-from flipsearch.reporting.study_file import SETTINGS_FILE, STUDY_FILE
+from flipsearch.reporting.study_file import FINISHED, SETTINGS_FILE, STUDY_FILE
 from flipsearch.results import SearchResult
 
 LEDGER_FILE, EVENTS_FILE = "ledger.db", "events.jsonl"

@@ -133,7 +133,7 @@ def read_header(file: Path) -> GgufHeader:
 def _unpack(file: Path, folder: Path) -> None:
     header = read_header(file)
     try:
-        # The bar over the tensors is not one of those that the library can be told to leave out.
+        # The bar over the tensors is not one of those that a setting of the library leaves out.
         with quiet(), contextlib.redirect_stderr(io.StringIO()):
             tokenizer: Any = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name, local_files_only=True)
             if header.splits in DIGIT_SPLITS:

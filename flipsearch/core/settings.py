@@ -3,7 +3,7 @@
 import json
 import shlex
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from flipsearch.core.errors import ConfigError, one_line, unknown_name
 from flipsearch.core.files import can_be_stored
-from flipsearch.core.records import FLIP_KINDS
+from flipsearch.core.records import FLIP_KINDS, AnswerKind
 
 LONGEST_NAME = 200
 """Bytes in a file's name that the user chooses: file systems take 255, and what is added to it needs some."""
@@ -63,16 +63,33 @@ def flip_kinds(value: Any) -> Any:
 Texts = Annotated[tuple[str, ...], BeforeValidator(as_sequence)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Seconds = Annotated[Positive, BeforeValidator(seconds)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1, le=10**12)]
 """No work has more of anything, and a larger number overflows somewhere."""
 
 
-def check_folder_name(flag: str, name: str, place: str) -> None:
-    """Raise ConfigError for a text that cannot be the name of a folder; the setting `place` says where it goes."""
+PROMPT_FILES = Flag(metavar="PATH[:COLUMN]")
+TIME = Flag(("--time",), "SECONDS|90s|15m|2h", is_text=True)
+FlipKinds = Annotated[tuple[AnswerKind, ...], BeforeValidator(flip_kinds), Field(min_length=1), Flag(metavar="KIND,…")]
+Depths = Annotated[
+    tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_sequence), Flag(("--depth",), metavar="TOKENS")
+]
+
+
+def check_folder_name(flag: str, name: str, place: str, taken: Sequence[str] = ()) -> None:
+    """Raise ConfigError for a text that cannot be the name of a folder; the setting `place` says where it goes.
+
+    Folders that are `taken`, and those that begin with "_" beside them, hold something else.
+    """
     is_plain = name.isprintable() and not set(name) & {"/", "\\"} and name.strip(". ") != ""
     if not is_plain or len(name.encode()) > LONGEST_NAME:
         raise ConfigError(f"{flag} is {name[:60]!r}: expected the name of a folder, no path; {place} says where.")
+    if taken and (name.startswith("_") or name in taken):
+        raise ConfigError(
+            f"{flag} is '{name}', expected a name that does not begin with '_' and is none of {', '.join(taken)}: "
+            "these folders hold something else."
+        )
 
 
 def flag_of(kind: type[BaseModel], name: str) -> Flag:

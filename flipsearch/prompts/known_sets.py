@@ -64,7 +64,7 @@ class KnownSet:
     borderline: bool = False
     """Its benign prompts are there because they look harmful."""
     context: str = ""
-    """Column of a text that the prompt speaks of, which is asked with it."""
+    """Column of a text that the prompt speaks of, which is sent with it."""
     left_out: tuple[str, Mapping[str, str]] | None = None
     """A column, and the reasons for which rows with some of its values are left out."""
     only_harmful: tuple[str, str] | None = None

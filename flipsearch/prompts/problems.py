@@ -2,7 +2,7 @@
 
 Files are those of prompt sets. A question is used as it is written. Of an answer that shows its working before "####"
 (GSM8K), the part after the mark counts; any other answer is taken whole. Problems with choices (MMLU, ARC, GPQA) are
-asked with them, lettered, and their answer is a letter. A text beside the question (RACE, DROP) is asked with it.
+sent with them, lettered, and their answer is a letter. A text beside the question (RACE, DROP) is sent with it.
 
 Choices are a list beside its answer's number or letter (MMLU), one with labels of its own (ARC, MedQA), columns A to D
 (or opa to opd, MedMCQA), or a right answer beside wrong ones (GPQA, SciQ), which are shuffled by their text. Which one

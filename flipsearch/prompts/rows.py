@@ -189,7 +189,7 @@ ANSWER_COLUMNS = (
 _ANSWERS = re.compile(
     r"(?:.*[ _-])?(?:response|completion|answer|output|generation|generated_text|reply)s?(?:[ _-]?\d+)?"
 )
-"""Names of answers, whoever gave them: target_response, gpt4_answer, response_1."""
+"""Names of columns of answers: target_response, gpt4_answer, response_1."""
 _OF_ANSWERS = re.compile("response|completion|answer|output|generation|reply|label|safe")
 """Parts of the names of columns that are or that judge an answer."""
 _FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}

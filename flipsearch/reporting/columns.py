@@ -60,7 +60,7 @@ class Column:
     hint: str = ""
     """The header in plain words, below it."""
     is_extra: bool = False
-    """On the page only when all columns are asked for."""
+    """On the page only when all columns are requested."""
     terminal: str | None = None
     """Header in the terminal, which has 80 characters for all; None: not shown there."""
     card: bool = False

@@ -103,7 +103,7 @@ class Comparison:
 
     @property
     def is_decisive(self) -> bool:
-        """Whether each study tells which of the shared contexts is best."""
+        """Whether each study shows which of the shared contexts is best."""
         return self.num_decided == len(self.studies) and len(self._arms()) > 1
 
     @property

@@ -25,8 +25,8 @@ from flipsearch.reporting.cells import Cell, context_cell, standing
 from flipsearch.reporting.columns import Column
 from flipsearch.reporting.format import duration, visible
 from flipsearch.reporting.names import names_of, word_changes
+from flipsearch.reporting.study_file import FINISHED
 
-FINISHED = "finished with {} rollouts"
 """Key of the ledger's note of when a study's files were first written with so many rollouts."""
 MOST_TEXT = 12_000_000
 """Characters of all answers on a page; where there are more, the longest are cut."""

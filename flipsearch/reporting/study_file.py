@@ -27,6 +27,8 @@ STUDY = TypeAdapter(Study)
 STUDY_FILE, UNFINISHED_FILE = "study.json.gz", "unfinished.json.gz"
 SETTINGS_FILE = "study.toml"
 """The settings of a study, written when it begins."""
+FINISHED = "finished with {} rollouts"
+"""The note in its ledger that a study's files were written."""
 EARLIER_FILE = "study.json"
 """The study file of earlier versions."""
 LARGEST_FILE, MOST_VALUES = 2**28, 2**24

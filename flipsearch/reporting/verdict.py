@@ -175,7 +175,7 @@ def _ties_line(study: Study, winner: Trial) -> list[str]:
         return [f"It is better than each of the {len(finalists)} other finalists."] if finalists else []
     shorter = sum((trial.num_context_tokens or 0) < (winner.num_context_tokens or 0) for trial in ties)
     length = f", {shorter} of them shorter" if shorter else ""
-    return [f"Cannot be told from {len(ties)} of {len(finalists)} other finalists{length}."]
+    return [f"Cannot be distinguished from {len(ties)} of {len(finalists)} other finalists{length}."]
 
 
 def _judge_line(study: Study) -> str:

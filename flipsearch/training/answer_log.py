@@ -1,6 +1,6 @@
 """What the student answers to a few fixed prompts while it is trained: answers.jsonl, one line per logged step.
 
-Decoding is greedy and draws nothing at random, and it has a backend of its own, so that memory that runs out here
+Decoding is greedy and samples nothing, and it has a backend of its own, so that memory that runs out here
 changes no batch of the training: its weights are those of a training that logs no answers. The line of a step is
 written before the trainer's state of that step; a resumed training drops later ones and writes a missing one. The
 judge sees the answers when the weights are done and memory is free.
@@ -45,7 +45,7 @@ class AnswerLog:
         self.sampling = replace(sampling_for(self.backend, config), temperature=0.0)
 
     def begin(self, step: int) -> None:
-        """Drop what was logged after `step`, from which the training goes on; log that step if that was not done."""
+        """Drop what was logged after `step`, from which the training continues; log that step if that was not done."""
         if is_main_process():
             write_answers([answer for answer in read_answers(self.path) if answer.step <= step], self.path)
         self.log(step)

@@ -11,8 +11,9 @@ from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.reporting import page_data
 from flipsearch.reporting.notes import notes_by_kind
-from flipsearch.reporting.page_data import FINISHED, study_times
+from flipsearch.reporting.page_data import study_times
 from flipsearch.reporting.pages import leaderboard_page
+from flipsearch.reporting.study_file import FINISHED
 from flipsearch.searching import prepare_search, run_study
 from tests.pages import data_of
 from tests.unit.reporting.test_columns import CONFIG
