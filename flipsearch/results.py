@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from flipsearch.core.anatomies import Anatomy
-from flipsearch.core.display import ShowsFacts, html_table, shortened
-from flipsearch.core.hidden import printable
+from flipsearch.core.display import ShowsFacts, html_table, printable, shortened
 from flipsearch.core.measurements import json_value
 from flipsearch.core.studies import Study, StudyKind, Trial
-from flipsearch.core.trainings import LoggedAnswer, LogLine, Scorecard, TrainingRun
+from flipsearch.core.trainings import Anatomy, LoggedAnswer, LogLine, Scorecard, TrainingRun
 from flipsearch.judging.accuracy import JudgeAccuracy
 from flipsearch.judging.library import Member
 from flipsearch.ledger import Ledger

@@ -22,9 +22,8 @@ from flipsearch.reporting.files import (
     write_training_page,
 )
 from flipsearch.results import EvaluationResult, TrainingResult
-from flipsearch.training.answer_log import ANSWERS_FILE, judge_logged, read_answers, write_answers
-from flipsearch.training.checkpoint import LOG_FILE, CheckpointFolder
-from flipsearch.training.log import read_log
+from flipsearch.training.checkpoint import ANSWERS_FILE, LOG_FILE, CheckpointFolder
+from flipsearch.training.log import judge_logged, read_answers, read_log, write_answers
 from flipsearch.training.plan import TrainPlan, plan_training
 from flipsearch.training.processes import is_main_process
 from flipsearch.training.run import run_training

@@ -16,8 +16,8 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from flipsearch.core.display import escaped_json, printable
 from flipsearch.core.files import discard
-from flipsearch.core.hidden import escaped_json, printable
 
 NUM_SHOWN = 10
 """Rows of a table that may have many."""

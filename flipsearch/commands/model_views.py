@@ -10,7 +10,7 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from flipsearch.commands.console import NUM_SHOWN, figures, plain_table, print_lines, print_table, print_wrapped
-from flipsearch.core.hidden import printable
+from flipsearch.core.display import printable
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import Label
 from flipsearch.core.studies import MIN_LABELS

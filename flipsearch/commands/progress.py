@@ -18,7 +18,7 @@ from rich.table import Table
 from rich.text import Text
 
 from flipsearch.commands.console import SteadyConsole
-from flipsearch.core.hidden import printable
+from flipsearch.core.display import printable
 from flipsearch.core.progress import Activity, Phase, Step
 from flipsearch.reporting.format import duration
 

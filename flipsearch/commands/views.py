@@ -11,8 +11,7 @@ from rich.text import Text
 
 from flipsearch.commands.console import NUM_SHOWN, plain_table, print_lines, print_table, print_wrapped
 from flipsearch.commands.model_views import too_few_labels
-from flipsearch.core.display import shortened
-from flipsearch.core.hidden import printable
+from flipsearch.core.display import printable, shortened
 from flipsearch.core.studies import Study, StudyKind, Trial
 from flipsearch.reporting.anatomy_page import sentence, visible_token
 from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows

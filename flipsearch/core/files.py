@@ -13,8 +13,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
+from flipsearch.core.display import escaped_json
 from flipsearch.core.errors import FlipsearchError, PluginError, StudyError
-from flipsearch.core.hidden import escaped_json
 
 _FORMULA = re.compile("'*(?:[\t\r\n]|[\\s\ufeff\u200b]*[=+\\-@\uff1d\uff0b\uff0d\uff20])")
 """Blanks and full-width signs too, which some spreadsheets drop or take for the usual ones. Leading apostrophes count,

@@ -33,9 +33,15 @@ from flipsearch.core.records import Kind, Label, Prompt, Request, Rollout
 from flipsearch.core.thoughts import split_answer
 from flipsearch.core.trainings import ChangedAnswer, Metric, Scorecard
 from flipsearch.evaluation.answers import boxed_answer, chosen_letter, final_number, number, plain_number, stated_answer
-from flipsearch.evaluation.examples import changed_answers
 from flipsearch.evaluation.plan import EvaluationPlan
-from flipsearch.evaluation.scorecard import AnswerScore, ModelScores, SetScores, collect_scores, make_scorecard
+from flipsearch.evaluation.scorecard import (
+    AnswerScore,
+    ModelScores,
+    SetScores,
+    changed_answers,
+    collect_scores,
+    make_scorecard,
+)
 from flipsearch.judging.answers import WITHHELD
 from flipsearch.judging.library import remaining_memory_share
 from flipsearch.ledger import Ledger

@@ -5,10 +5,10 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-from flipsearch.core.anatomies import EARLY, RELIABLE, Anatomy, CompletionDivergence
+from flipsearch.core.display import printable
 from flipsearch.core.files import json_text, write_text
-from flipsearch.core.hidden import printable
 from flipsearch.core.measurements import Estimate, Measurement, Rate, json_value
+from flipsearch.core.trainings import EARLY, RELIABLE, Anatomy, CompletionDivergence
 from flipsearch.reporting import charts
 from flipsearch.reporting.charts import Chart, ChartAxis, Series, draw
 from flipsearch.reporting.format import DASH, interval, percent, points, setting_rows

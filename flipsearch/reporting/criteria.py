@@ -4,8 +4,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from flipsearch.core.display import shortened
-from flipsearch.core.hidden import printable
+from flipsearch.core.display import printable, shortened
 from flipsearch.core.measurements import Rate
 from flipsearch.core.studies import Study
 from flipsearch.reporting.format import percent, with_interval

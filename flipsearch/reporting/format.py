@@ -9,7 +9,7 @@ import re
 from collections.abc import Mapping
 from typing import Any, Literal
 
-from flipsearch.core.hidden import printable
+from flipsearch.core.display import printable
 from flipsearch.core.measurements import Difference, Estimate, Rate
 
 Figure = Rate | Estimate | Difference

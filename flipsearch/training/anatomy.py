@@ -24,7 +24,13 @@ from flipsearch.backends.base import check_model, make_backend
 from flipsearch.backends.models import base_model
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.config import AnatomyConfig, is_endpoint
-from flipsearch.core.anatomies import (
+from flipsearch.core.errors import ConfigError
+from flipsearch.core.files import RESULT_PACKAGES, package_versions
+from flipsearch.core.measurements import Measurement, SampleRule, Samples
+from flipsearch.core.progress import Activity, Phase, Progress, Step
+from flipsearch.core.protocols import Judge
+from flipsearch.core.records import Context, Kind, Label, Prompt, Rollout, content_id
+from flipsearch.core.trainings import (
     ANATOMY_FORMAT,
     EARLY,
     Anatomy,
@@ -32,12 +38,6 @@ from flipsearch.core.anatomies import (
     PositionDivergence,
     TokenDivergence,
 )
-from flipsearch.core.errors import ConfigError
-from flipsearch.core.files import RESULT_PACKAGES, package_versions
-from flipsearch.core.measurements import Measurement, SampleRule, Samples
-from flipsearch.core.progress import Activity, Phase, Progress, Step
-from flipsearch.core.protocols import Judge
-from flipsearch.core.records import Context, Kind, Label, Prompt, Rollout, content_id
 from flipsearch.judging.library import unload
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.depth import depths_within, rates_by_depth

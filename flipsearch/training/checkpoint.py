@@ -29,10 +29,9 @@ from flipsearch.core.errors import TrainingError, one_line
 from flipsearch.core.files import is_held, take_lock, write_text
 from flipsearch.core.settings import as_typed
 from flipsearch.core.trainings import TRAINING_FORMAT, check_format
-from flipsearch.training.answer_log import ANSWERS_FILE
 from flipsearch.training.model import stored_dtypes, unwrap
 
-LOG_FILE = "log.jsonl"
+LOG_FILE, ANSWERS_FILE = "log.jsonl", "answers.jsonl"
 STATE = re.compile(r"checkpoint-[0-9]{1,9}")
 """Name of a folder with a state; a copy of one that somebody keeps beside it has another."""
 STARTED_FILE, STATE_FILE, FINAL, ADAPTER, LOCK = "started.json", "trainer_state.json", "final", "adapter", "lock"

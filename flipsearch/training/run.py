@@ -28,9 +28,8 @@ from flipsearch.core.trainings import TRAINING_FORMAT, LogLine, RoutedContext, T
 from flipsearch.judging.library import unload
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
-from flipsearch.training.answer_log import ANSWERS_FILE, AnswerLog
-from flipsearch.training.checkpoint import LOG_FILE, CheckpointFolder, save_errors_as_one_line, step_of
-from flipsearch.training.log import StepLog, read_log
+from flipsearch.training.checkpoint import ANSWERS_FILE, LOG_FILE, CheckpointFolder, save_errors_as_one_line, step_of
+from flipsearch.training.log import AnswerLog, StepLog, read_log
 from flipsearch.training.model import head_getter, load_student, student_and_teacher
 from flipsearch.training.plan import TrainPlan
 from flipsearch.training.processes import broadcast_from_main, is_sharded, num_processes
