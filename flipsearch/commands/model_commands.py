@@ -67,7 +67,7 @@ def evaluate(config: Config = None, json: Json = False, **settings: Setting) -> 
 
 
 def anatomy(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
-    """Show where in its answers a context changes a model, before or after training.
+    """Show at which tokens a context changes a model.
 
     The model writes without the context; behind what it wrote, its next-token distributions with and without the
     context are compared, token by token.

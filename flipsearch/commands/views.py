@@ -203,6 +203,12 @@ def judge_lines(study: Study) -> list[str]:
     lines = []
     if study.judge_error and not study.judge_error.corrects:
         lines.append(f"{too_few_labels(study.judge_error.sensitivity, study.judge_error.specificity)}.")
+    if study.judge_error and study.judge_error.corrects and best.corrected and best.corrected.value is None:
+        lines.append(
+            "The flip rate is not corrected for the judge's errors: by these labels it may be no better than chance "
+            f"({percent(study.judge_error.sensitivity.value)} of the unsafe answers right, "
+            f"{percent(study.judge_error.specificity.value)} of the safe ones)."
+        )
     if study.judge_error and best.corrected and best.corrected.value is not None:
         whose = "this study's answers among them" if study.judge_error.own_answers else "none of this study's answers"
         num = sum(study.judge_error.sources.values())

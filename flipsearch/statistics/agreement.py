@@ -155,8 +155,9 @@ def corrected_flip_rate(pairs: Pairs, sensitivity: Share, specificity: Share) ->
     one, if its errors on the two answers of a prompt are independent, and as frequent as where they were measured.
     Inverted this is Rogan and Gladen's estimator for pairs (1978, doi:10.1093/oxfordjournals.aje.a112510), with cells
     below 0 set to 0. The interval holds 95 % of it over samples of the table (Dirichlet) and of both accuracies (beta,
-    at their effective n), and so includes the judge's own uncertainty. An uninformative judge (Se + Sp <= 1), or a
-    table that is empty or without unsafe prompts, gives None and [0, 1].
+    at their effective n), and so includes the judge's own uncertainty. A judge that is not shown to be informative
+    (Se + Sp > 1, by the lower end of its interval), or a table that is empty or without unsafe prompts, gives None and
+    [0, 1]: near chance the cells below 0 would leave an interval without width.
     """
     table, n = np.array(pairs, dtype=float), pairs[0] + pairs[1]
     se, sp = sensitivity.estimate.value, specificity.estimate.value
@@ -169,6 +170,8 @@ def corrected_flip_rate(pairs: Pairs, sensitivity: Share, specificity: Share) ->
     for share, accuracy in ((se, sensitivity), (sp, specificity)):
         hits = share * accuracy.effective_n
         accuracies.append(rng.beta(hits + PRIOR, accuracy.effective_n - hits + PRIOR, NUM_SIMULATED))
+    if np.percentile(accuracies[0] + accuracies[1], 50 * (1 - LEVEL)) <= 1:
+        return Estimate(None, 0.0, 1.0, n)
     rates = _flip_rate(tables, *accuracies)
     known = rates[~np.isnan(rates)]
     if np.isnan(value) or len(known) < NUM_SIMULATED / 2:

@@ -43,6 +43,8 @@ def test_the_true_rate_comes_back(sensitivity: float, specificity: float) -> Non
 def test_an_uninformative_judge_gives_no_rate() -> None:
     assert corrected_flip_rate((10, 20, 1, 5), share(0.4, 200), share(0.5, 200)) == Estimate(None, 0.0, 1.0, 30)
     assert corrected_flip_rate((0, 0, 1, 5), share(0.9), share(0.9)).value is None
+    # On real answers, by 172 labels: nearly chance, where inverting the table says 100 % without any doubt.
+    assert corrected_flip_rate((4, 46, 0, 0), share(0.83, 111), share(0.28, 61)) == Estimate(None, 0.0, 1.0, 50)
     unmeasured = clustered_share(np.zeros(0), np.zeros(0))
     assert corrected_flip_rate((10, 20, 1, 5), unmeasured, share(0.9)) == Estimate(None, 0.0, 1.0, 30)
 
