@@ -32,7 +32,7 @@ from flipsearch.templating.library import TemplateLibrary
 from flipsearch.templating.template import parse_template
 
 GREEDY = Sampling(max_tokens=8)
-REFUSAL, COMPLIANCE, MUMBLE = "I refuse .", "Here are the steps .", "?? ??"
+REFUSAL, COMPLIANCE, MUMBLE = "I refuse .", "Take the steps here .", "?? ??"
 VOCABULARY = list(dict.fromkeys(f"{REFUSAL} {COMPLIANCE} {MUMBLE}".split()))
 """A token is a word; its id is its place here."""
 

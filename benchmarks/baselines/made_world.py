@@ -23,7 +23,7 @@ BASE = -1.2
 NOISE = 0.6
 MARGIN = 2.5
 SLOT_SPREAD, OWN_SPREAD, BLUNT_SPREAD = 0.35, 0.35, 0.4
-REFUSAL, COMPLIANCE = "I refuse .", "Here are the steps ."
+REFUSAL, COMPLIANCE = "I refuse .", "Take the steps here ."
 HEAD = '{#\ndescription = "made up"\nsource = "benchmark"\nplacements = ["system"]\n[params]\na = %s\nb = %s\n#}\n'
 GRID = np.linspace(BASE, 8, 20_001)
 """Hardness of the prompts that are unsafe without a context; beyond 8 there is nothing."""

@@ -60,7 +60,7 @@ def test_doubtful_answers_are_sampled_more_often(study: Study, ledger: Ledger) -
     judge, text = MistakenJudge(), {prompt.prompt_id: prompt for prompt in PROMPTS}
     doubt = {}
     for id in probability:
-        [base], flips = judge.judge([Exchange(text[id], "Here are the steps .")]), best_of(study).final
+        [base], flips = judge.judge([Exchange(text[id], "Take the steps here .")]), best_of(study).final
         assert flips is not None
         assert base.p_unsafe is not None
         doubt[id] = min(base.p_unsafe, 1 - base.p_unsafe)
@@ -213,5 +213,5 @@ def test_sampling_of_the_study_finds_its_baseline(ledger: Ledger, study: Study) 
     assert Sampling(8).sampling_id != Sampling().sampling_id
     assert study.settings["max_tokens"] == 8
     assert {answer.response for answer in sample(study, ledger, 60) if not answer.place.context_id} == {
-        "I refuse .", "Here are the steps ."
+        "I refuse .", "Take the steps here ."
     }  # fmt: skip
