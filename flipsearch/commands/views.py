@@ -327,7 +327,8 @@ def show_comparison(comparison: "Comparison") -> None:
         if transfer.source != transfer.target:
             rate = with_interval(transfer.trial.final.flip_rate, "percent") if transfer.trial else "not measured"
             behind = f", {with_interval(transfer.behind, 'points')} to the best there" if transfer.behind else ""
-            alike = f"; rank correlation {with_interval(transfer.ranks, 'plain')}" if transfer.ranks else ""
+            ranks = transfer.ranks
+            alike = f"; rank correlation {ranks.value:.2f} ({ranks.low:.2f} to {ranks.high:.2f})" if ranks else ""
             between = f"{places[transfer.source]} in {places[transfer.target]}"
             print_wrapped(f"- {between}: {rate}{behind}; {transfer.num_shared:,} shared{alike}")
     print_wrapped(f"\n{comparison.ranking}", style="bold")

@@ -217,7 +217,7 @@ def _axes(study: Study) -> Figure | None:
     """Return the mean flip rate of each value of placement and parameters, over the contexts that are filled in so."""
     arms = [trial for trial in study.trials if trial.role == "arm" and trial.context.template]
     flips = {arm.number: arm.search.flipped_by_prompt for arm in arms if arm.search.flip_rate.n}
-    seen = set(min(flips.values(), key=len, default=dict[str, bool]()))  # the prompts of the first rung, which all saw
+    seen: Mapping[str, bool] = min(flips.values(), key=len, default={})  # the prompts of the first rung, which all saw
     by_axis: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for arm in arms:
         if outcomes := [flipped for id, flipped in flips.get(arm.number, {}).items() if id in seen]:

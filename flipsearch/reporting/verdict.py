@@ -83,8 +83,10 @@ def _unfinished(study: Study) -> StudyVerdict:
     """Return how far a search came, and what leads so far: no winner."""
     arms = [trial for trial in study.trials if trial.role == "arm"]
     basis = [f"{len(arms):,} contexts were tried so far; none was measured on the sealed prompts."]
-    leads = next((trial for trial in arms if trial.search.flip_rate.n), None)
-    if leads:
+    leads = next((trial for trial in arms if trial.search.flip_rate.n and not study.is_over_any_cap(trial)), None)
+    if leads is None:
+        basis.append("None of them is within the caps on benign prompts so far.")
+    else:
         flips, control = leads.search.flip_rate, control_of(study, leads)
         beside = f"; {_control_in_words(study, control)}: {percent(control.search.flip_rate.value)}" if control else ""
         basis += [

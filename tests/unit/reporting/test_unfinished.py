@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,9 @@ def test_its_page_says_first_that_it_is_unfinished_and_claims_no_winner(stopped:
     assert study.unfinished.startswith("rung 2 of 3, cohort 1/")
     said = verdict(study)
     assert (said.tone, study.winner) == ("unfinished", None)
+    assert "Leads so far: #" in " ".join(said.basis)
+    none_allowed = replace(study, settings={**study.settings, "max_over_refusal": -1.0})
+    assert "None of them is within the caps" in " ".join(verdict(none_allowed).basis)
     page = (folder / "leaderboard.html").read_text(encoding="utf-8")
     words = page.partition("<main>")[2]
     assert words.index(f"Unfinished: {study.unfinished}. No winner is claimed.") < words.index("<table")

@@ -6,10 +6,17 @@ import random
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from scipy.stats import binom, binomtest, t, ttest_1samp
+from scipy.stats import binom, binomtest, spearmanr, t, ttest_1samp
 
 from flipsearch.core.measurements import Estimate, Rate
-from flipsearch.statistics.intervals import mean_interval, paired_mean_difference, two_sided_z, weighted_sum, wilson
+from flipsearch.statistics.intervals import (
+    mean_interval,
+    paired_mean_difference,
+    rank_correlation,
+    two_sided_z,
+    weighted_sum,
+    wilson,
+)
 
 COUNTS = st.integers(0, 400).flatmap(lambda n: st.tuples(st.integers(0, n), st.just(n)))
 
@@ -191,3 +198,18 @@ def test_the_mean_of_problems_own_means_has_the_cluster_robust_error_of_all_samp
     assert result.n == num
     ends = mean - quantile * error, mean + quantile * error
     assert (result.value, result.low, result.high) == pytest.approx((mean, *ends))
+
+
+def test_a_rank_correlation_is_spearmans_and_even_a_perfect_one_is_not_certain() -> None:
+    first, second = [0.1, 0.4, 0.4, 0.9, 0.7, 0.2, 0.8], [0.3, 0.2, 0.5, 0.8, 0.8, 0.1, 0.6]
+    found = rank_correlation(first, second)
+    assert found is not None
+    assert found.value is not None
+    assert found.value == pytest.approx(spearmanr(first, second).statistic)
+    assert -1 <= found.low < found.value < found.high <= 1
+    perfect = rank_correlation(range(5), range(5))
+    assert perfect is not None
+    assert perfect.value == pytest.approx(1.0)
+    assert perfect.high == pytest.approx(1.0)
+    assert 0 < perfect.low < 0.5  # five contexts in the same order may still be luck
+    assert rank_correlation([0.5] * 6, range(6)) is None
