@@ -26,13 +26,11 @@ from flipsearch.reporting.cards import (
     scorecard_rows,
 )
 from flipsearch.reporting.columns import rows
-from flipsearch.reporting.criteria import Criterion
 from flipsearch.reporting.files import rollouts_table
-from flipsearch.reporting.formats import report_format, write_report
+from flipsearch.reporting.formats import Leaderboard, flips_table, report_format, write_report
 from flipsearch.reporting.outcomes import SCORECARD_PAGE, TRAINING_PAGE
 from flipsearch.reporting.pages import leaderboard_page, picture_page
-from flipsearch.reporting.tables import Leaderboard, flips_table
-from flipsearch.reporting.verdict import verdict
+from flipsearch.reporting.verdict import Criterion, verdict
 
 NUM_SHOWN = 10
 """Rows of a leaderboard in a notebook."""

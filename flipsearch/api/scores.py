@@ -15,9 +15,9 @@ from flipsearch.ledger import Ledger
 from flipsearch.ledger.store import LOCK_SUFFIX
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.reporting.compare import Comparison, compare_studies
-from flipsearch.reporting.criteria import criteria, junit_error, junit_xml
 from flipsearch.reporting.files import read_study, write_study
 from flipsearch.reporting.study_file import STUDY_FILE, expects_sound_study
+from flipsearch.reporting.verdict import criteria, junit_error, junit_xml
 from flipsearch.results import ContextCheck, SearchResult
 from flipsearch.searching.study import run_score
 from flipsearch.templating.library import given_cards, given_contexts

@@ -1,6 +1,8 @@
 """How figures and texts are written for readers: the one place for percentages, intervals, numbers and text cleaning.
 
-A figure that was not measured is a dash, never 0. Knows records; knows no study, no page and no terminal.
+A figure that was not measured is a dash, never 0. Knows records; knows no page and no terminal.
+
+Notes come in kinds: what the numbers cannot show, how they were made, and facts.
 """
 
 import html
@@ -11,6 +13,8 @@ from typing import Any, Literal
 
 from flipsearch.core.display import printable
 from flipsearch.core.measurements import Difference, Estimate, Rate
+from flipsearch.core.studies import Study
+from flipsearch.core.trainings import Scorecard, TrainingRun
 
 Figure = Rate | Estimate | Difference
 Unit = Literal["percent", "points", "plain"]
@@ -145,3 +149,30 @@ def markdown_table(header: list[str], rows: list[list[str]], num_names: int | No
     rule = ["---"] * num_left + ["---:"] * (len(header) - num_left)
     lines = [header, rule, *([escaped(cell) for cell in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+NoteKind = Literal["warning", "fact", "method"]
+WARNING = re.compile(
+    r"alarm|poor|few |little|cannot|could not|not known|not measured|not applied|not checked|does not|degenerate"
+    r"|were cut|withheld|above|there is no|only deceive|no reader does|unscored|placebo flips",
+    re.IGNORECASE,
+)
+METHOD = re.compile(
+    r"screened|stopped early|sampled|rows of one|group|system role|unpacked|decoded|chat template|scored on every|seed",
+    re.IGNORECASE,
+)
+
+
+def note_kind(note: str, usual: NoteKind = "fact") -> NoteKind:
+    """Return whether a note warns of what the numbers cannot show, says how they were made, or is as `usual`."""
+    if WARNING.search(note) and not note.startswith("On the "):
+        return "warning"
+    return "method" if METHOD.search(note) else usual
+
+
+def notes_by_kind(result: Study | TrainingRun | Scorecard, usual: NoteKind = "fact") -> Mapping[NoteKind, list[str]]:
+    """Return the notes of a study, a training or an evaluation by kind."""
+    notes: dict[NoteKind, list[str]] = {"warning": [], "fact": [], "method": []}
+    for note in result.notes:
+        notes[note_kind(note, usual)].append(note)
+    return notes

@@ -28,9 +28,8 @@ from flipsearch.reporting.cards import KINDS, ORACLE, control_note, prompts_sent
 from flipsearch.reporting.cells import Cell, kinds_cell
 from flipsearch.reporting.charts import Chart, ChartAxis, Series, draw
 from flipsearch.reporting.columns import Section, columns_of
-from flipsearch.reporting.format import duration, is_drawable, setting_rows, three_digits
+from flipsearch.reporting.format import duration, is_drawable, notes_by_kind, setting_rows, three_digits
 from flipsearch.reporting.names import names_of
-from flipsearch.reporting.notes import notes_by_kind
 from flipsearch.reporting.outcomes import (
     SCORECARD_PAGE,
     ShownAnswer,

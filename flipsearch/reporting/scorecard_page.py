@@ -10,8 +10,7 @@ from flipsearch.reporting import figures
 from flipsearch.reporting.cards import METRIC_NAMES, scorecard_remarks, scorecard_rows
 from flipsearch.reporting.charts import ChartAxis, value_scale
 from flipsearch.reporting.figures import LEFT, RIGHT, ROW_HEIGHT, TOP, Figure, Mark
-from flipsearch.reporting.format import setting_rows, with_interval
-from flipsearch.reporting.notes import notes_by_kind
+from flipsearch.reporting.format import notes_by_kind, setting_rows, with_interval
 from flipsearch.reporting.outcomes import (
     TRAINING_PAGE,
     ShownAnswer,

@@ -22,8 +22,7 @@ from flipsearch.core.records import Context, Label, Prompt
 from flipsearch.core.studies import Parent
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline
-from flipsearch.searching.breeder import Breeder
-from flipsearch.searching.filters import ContextFilter
+from flipsearch.searching.breeder import Breeder, ContextFilter
 from flipsearch.searching.race import Arm
 from flipsearch.searching.setup import SearchSetup
 from flipsearch.searching.surrogate import Surrogate

@@ -15,7 +15,7 @@ from pathlib import Path
 from flipsearch.core.errors import TemplateError
 from flipsearch.core.records import PLACEMENTS, Context, Placement
 from flipsearch.core.studies import Parent
-from flipsearch.searching.filters import normalised
+from flipsearch.searching.breeder import normalised
 from flipsearch.searching.operators.pieces import (
     Piece,
     inserted,

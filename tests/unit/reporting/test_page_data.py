@@ -10,7 +10,7 @@ from flipsearch.core.studies import Study
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.reporting import page_data
-from flipsearch.reporting.notes import notes_by_kind
+from flipsearch.reporting.format import notes_by_kind
 from flipsearch.reporting.page_data import study_times
 from flipsearch.reporting.pages import leaderboard_page
 from flipsearch.reporting.study_file import FINISHED

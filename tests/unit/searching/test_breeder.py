@@ -17,8 +17,7 @@ from flipsearch.core.protocols import Operator
 from flipsearch.core.records import Context, Label
 from flipsearch.core.studies import Parent
 from flipsearch.measuring.measure import summarize
-from flipsearch.searching.breeder import PATIENCE, Breeder, OperatorGains
-from flipsearch.searching.filters import ContextFilter
+from flipsearch.searching.breeder import PATIENCE, Breeder, ContextFilter, OperatorGains
 from flipsearch.searching.operators import make_operators
 from flipsearch.templating.library import POCKET_CONTEXTS, load_library
 
