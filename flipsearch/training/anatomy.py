@@ -150,9 +150,14 @@ def run_anatomy(
         runner.enter(Phase.SCORE)
         (measurement,) = measure(runner, [plan.context], plan.prompts, base, scope)
         depths = depths_within(config.depths, runner.sampling.max_tokens)
-        rates, _ = rates_by_depth(runner, _unsafe(plan.prompts, base), [plan.context], depths)
+        harmful = [prompt for prompt in plan.prompts if prompt.kind == "harmful"]
+        answers = [(prompt, base[prompt.prompt_id]) for prompt in harmful]
+        unsafe = [(prompt, samples.judged[0]) for prompt, samples in answers if samples.label is Label.UNSAFE]
+        rates, _ = rates_by_depth(runner, unsafe, [plan.context], depths)
         unload(judge)
-        read = _completions(ledger, plan.prompts, base)
+        rollouts = ledger.rollouts(id for samples in base.values() for id in samples.rollout_ids)
+        pairs = [(prompt, rollouts.get(base[prompt.prompt_id].rollout_ids[0])) for prompt in plan.prompts]
+        read = [(prompt, rollout) for prompt, rollout in pairs if rollout and rollout.completion_ids]
         own = _divergences(model, model, plan.context, read, file, progress)
         parts, tokens = _by_kind(read, own, config.critical_tokens), _by_token(read, own, model.tokenizer)
         student_measurement, student_parts = None, tuple[CompletionDivergence, ...]()
@@ -194,11 +199,6 @@ def _load(config: AnatomyConfig) -> TransformersBackend:
     return backend
 
 
-def _unsafe(prompts: Sequence[Prompt], base: Mapping[str, Samples]) -> list[Any]:
-    unsafe = [p for p in prompts if p.kind == "harmful" and base[p.prompt_id].label is Label.UNSAFE]
-    return [(prompt, base[prompt.prompt_id].judged[0]) for prompt in unsafe]
-
-
 def _against(runner: Runner, prompts: Mapping[str, Prompt], base: Mapping[str, Samples], scope: Any) -> Measurement:
     """Return the measurement of a checkpoint's answers without a context against the model's."""
     answers = runner.baseline(list(prompts.values()))
@@ -207,13 +207,6 @@ def _against(runner: Runner, prompts: Mapping[str, Prompt], base: Mapping[str, S
 
 
 Completions = Sequence[tuple[Prompt, Rollout]]
-
-
-def _completions(ledger: Ledger, prompts: Sequence[Prompt], base: Mapping[str, Samples]) -> Completions:
-    """Return the completions without a context that have tokens, each with its prompt."""
-    rollouts = ledger.rollouts(id for samples in base.values() for id in samples.rollout_ids)
-    pairs = [(prompt, rollouts.get(base[prompt.prompt_id].rollout_ids[0])) for prompt in prompts]
-    return [(prompt, rollout) for prompt, rollout in pairs if rollout and rollout.completion_ids]
 
 
 def _divergences(
