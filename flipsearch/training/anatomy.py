@@ -141,14 +141,13 @@ def run_anatomy(
 ) -> Anatomy:
     """Return the anatomy of a plan; rollouts go to the ledger, divergences to a file in `folder`."""
     config, rule = plan.config, SampleRule(count_kinds=plan.config.count_flips)
-    scope = "all" if config.split == "all" else config.split
     by_id = {prompt.prompt_id: prompt for prompt in plan.prompts}
     student_config, file = plan.student_config, DivergenceFile(folder / "divergences.jsonl")
     with closing(_load(config)) as model:
         runner = Runner(model, judge, ledger, sampling_for(model, config), progress, rule=rule)
         base = runner.baseline(plan.prompts)
         runner.enter(Phase.SCORE)
-        (measurement,) = measure(runner, [plan.context], plan.prompts, base, scope)
+        (measurement,) = measure(runner, [plan.context], plan.prompts, base, config.split)
         depths = depths_within(config.depths, runner.sampling.max_tokens)
         harmful = [prompt for prompt in plan.prompts if prompt.kind == "harmful"]
         answers = [(prompt, base[prompt.prompt_id]) for prompt in harmful]
@@ -167,7 +166,7 @@ def run_anatomy(
                     raise ConfigError(f"--student '{config.student}' has other tokens than '{config.model}'.")
                 trained = Runner(student, judge, ledger, runner.sampling, progress, rule=rule)
                 trained.enter(Phase.EVALUATION, "checkpoint")
-                student_measurement = _against(trained, by_id, base, scope)
+                student_measurement = _against(trained, by_id, base, config.split)
                 unload(judge)
                 after = _divergences(model, student, plan.context, read, file, progress)
                 student_parts = _by_kind(read, after, config.critical_tokens)
