@@ -62,6 +62,8 @@ class WorkState:
         before = self.done if (step, total) == (self.step, self.total) and done >= self.done else 0
         if (part := PARTS.get(step.phase)) and step.activity is Activity.GENERATING:
             self._rollouts[part] = self._rollouts.get(part, 0) + done - before
+        if num_tokens < self._num_tokens:  # another model of the same command, which counts from 0
+            self._first = None
         self.step, self.done, self.total, self._num_tokens = step, done, total, num_tokens
         self.share = max(self.share or 0.0, share) if (share := self._share()) is not None else self.share
         if num_tokens and not self._first:

@@ -66,6 +66,21 @@ def test_time_left_best_and_budget_are_said() -> None:
     assert "s left" in line
 
 
+def test_another_model_that_counts_from_zero_has_a_speed_of_its_own() -> None:
+    state, now = state_of(None)
+    step = Step(Phase.EVALUATION, "new model")
+    for seconds, num_tokens in ((0.0, 100), (10.0, 1_100)):
+        now[0] = seconds
+        state.update(step, 1, 2, num_tokens)
+    assert "100 tokens/s" in state.line()
+    state.update(replace(step, detail="base model"), 0, 2, 0)
+    assert "tokens/s" not in state.line()
+    for seconds, num_tokens in ((20.0, 50), (30.0, 550)):
+        now[0] = seconds
+        state.update(replace(step, detail="base model"), 1, 2, num_tokens)
+    assert "50 tokens/s" in state.line()
+
+
 def test_where_nothing_happens_a_line_says_where_the_command_is() -> None:
     stream = io.StringIO()
     display = ProgressDisplay(Console(file=stream, width=80), silent_s=0.02)
