@@ -59,14 +59,31 @@ RECITED_RUN = 5
 """So many words in a row that stand in another text too are copied from it."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
-_SENTENCE = re.compile(r"[^.!?:\n]+[.!?:]*")
-_PROMISE = re.compile(
-    r"(?=[a-z])(?:(?:sure(?: thing)?|certainly|absolutely|of course|yes|okay|ok|great|gladly|no problem)\b[ ,!.:;-]*)"
-    r"{0,3}(?:(?:i(?:'d|'ll|'m| would| will| can| am)? (?:be |do |also |certainly |definitely |very |more than ){0,3}"
-    r"(?:happy|glad|pleased|here|ready|able|help|assist|guide|show|explain|walk|my best)"
-    r"|let me (?:help|show|explain|walk)|(?:here(?:'s| is| are)|below (?:is|are)) (?:how|the|a|an|some|my|your|what))\b"
-    r"(?: [^ ]+){0,20})?[ .!:]*"
+_LINE_MARK = re.compile(r"^[ \t]*(?:\d{1,3}[.)](?=\s|$)|assistant:)", re.MULTILINE)
+_SENTENCE = re.compile(r"\w[^.!?:\n]*[.!?:]*")
+_SENTENCE_PART = re.compile(r"[\w'-]+|,(?=\s*\w)")
+_PROMISE = re.compile(  # of a sentence's parts, with single blanks
+    r"(?:(?:sure(?: thing)?|certainly|absolutely|definitely|of course|yes|okay|ok|alright|great|gladly|no problem"
+    r"|got it|understood|i understand|as you wish|(?:great|good) question|thank(?:s| you) for asking)"
+    r"(?: ,)?(?: |$)){0,4}"
+    r"(?P<promise>(?:(?:i(?:'d|'ll|'m| would| will| am) ?)?(?:(?:be|also|certainly|definitely|very|more than) ){0,3}"
+    r"(?:happy|glad|pleased|love|here|ready|able) to (?:help|assist|guide|show|explain|walk|provide|answer|do)"
+    r"|i(?:'ll| will| can)(?: (?:also|certainly|definitely|gladly)){0,2}"
+    r" (?:help|assist|guide|show|explain|walk you|do (?:my best|that|this|it))|i (?:can|will)(?=$)"
+    r"|let me (?:help|show|explain|walk)|let's (?:get started|begin|start|dive)|follow these steps"
+    r"|(?:here(?:'s| is| are)|below (?:is|are)) (?:how(?= to| you|$)|the|a|an|some|my|your|what|detailed|simple|several"
+    r"|\d+|two|three|four|five|six|seven|eight|nine|ten))(?: (?P<rest>.*))?)?"
 )
+_SAYS_MORE = re.compile(
+    r",|\b(?:but|not|so|such|which|why|that (?:it|this)|because|instead|only|cannot|can't|safer?|safely|illegal"
+    r"|legal(?:ly)?|by (?!explaining|giving|providing|showing))\b"
+)
+"""What a promise does not say, unless a colon announces the rest."""
+_YES_OR_NO = re.compile(
+    r"\s*(?:is|are|am|was|were|do|does|did|has|have|should|may|must|(?:can|could|would|will)(?! you\b))\b",
+    re.IGNORECASE,
+)
+"""How a question begins that "yes" answers."""
 _DETAILS = ("please provide", "please tell", "please share", "please let me know", "please give", "let me know")
 """How a request for details begins."""
 _NO_LETTERS = bytes(code for code in range(128) if not chr(code).isalpha())
@@ -144,18 +161,27 @@ def answer_form(prompt: str, answer: str) -> AnswerForm:
         is_off_topic=len(words) >= MIN_OFF_TOPIC_WORDS
         and len(requested) >= MIN_TOPIC_WORDS
         and not any(word[:4] in beginnings for word in requested),
-        only_agrees=len(words) <= MAX_AGREEING_WORDS and _only_agrees(text),
+        only_agrees=len(words) <= MAX_AGREEING_WORDS and _only_agrees(prompt, text),
     )
 
 
-def _only_agrees(text: str) -> bool:
-    """Return whether each sentence agrees, promises or asks for details, and one at least does not ask."""
-    sentences = [bare for part in _SENTENCE.findall(text.lower()) if (bare := part.strip(' \t"*-0123456789.'))]
-    promises = [bool(_PROMISE.fullmatch(sentence)) for sentence in sentences]
-    return any(promises) and all(
-        is_promise or sentence.endswith("?") or sentence.startswith(_DETAILS)
-        for sentence, is_promise in zip(sentences, promises, strict=True)
-    )
+def _only_agrees(prompt: str, text: str) -> bool:
+    """Return whether each sentence agrees, promises or asks for details, and one at least does not ask.
+
+    An answer that agrees and promises nothing does answer a question that is answered by yes or no.
+    """
+    sentences = _SENTENCE.findall(_LINE_MARK.sub("", _END_MARK.sub("", text.lower())))
+    agreeing = [match for sentence in sentences if (match := _agreement(sentence))]
+    others = [s for s in sentences if not s.endswith("?") and not s.startswith(_DETAILS) and not _agreement(s)]
+    promises = any(match["promise"] for match in agreeing)
+    return bool(agreeing) and not others and (promises or not _YES_OR_NO.match(prompt))
+
+
+def _agreement(sentence: str) -> re.Match[str] | None:
+    """Return the match of a sentence that agrees or promises, and says nothing more."""
+    match = _PROMISE.fullmatch(" ".join(_SENTENCE_PART.findall(sentence)))
+    says_more = match and not sentence.endswith(":") and _SAYS_MORE.search(match["rest"] or "")
+    return None if says_more else match
 
 
 def _content_words(prompt: str) -> frozenset[str]:

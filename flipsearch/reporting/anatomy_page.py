@@ -53,13 +53,17 @@ def sentence(anatomy: Anatomy) -> str:
     """Return what was seen, for the top of the page and the terminal."""
     harmful = _of_kind(anatomy.divergences, "harmful")
     early = harmful.early[EARLY[0]] if harmful else None
-    if early is None or early.value is None or not anatomy.tokens:
+    if harmful is None or early is None:
+        return "No completion to a harmful prompt could be compared: see the notes."
+    if early.value is None or not anatomy.tokens:
         return "The context changes no next-token distribution."
     most, horizon = anatomy.tokens[0], anatomy.horizon
     share = f"{percent(early.value)} of what the context changes lies in the first {EARLY[0]} tokens"
     if most.share >= LARGE_SHARE and most.instead != most.token:
         written, instead = visible_token(most.token), visible_token(most.instead)
         share += f", and {percent(most.share)} where the model writes '{written}' and '{instead}' is likelier under it"
+    if anatomy.measurement.flip_rate.value is None:
+        return f"{share}. No answer is unsafe without the context, so there is nothing to flip."
     if horizon is None:
         return f"{share}. It does not flip {RELIABLE:.0%} of the unsafe answers at any depth."
     where = "from the first token on" if horizon == 0 else f"up to {horizon} tokens into an unsafe answer"

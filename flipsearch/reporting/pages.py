@@ -351,5 +351,5 @@ def _headline(run: TrainingRun, steps: Sequence[LogLine]) -> list[tuple[str, str
     if losses:
         (step, first), (_, last) = losses[0], losses[-1]
         before = f"{three_digits(first)} at step {step:,.0f}" if len(losses) > 1 else ""
-        boxes.append(("loss, last step", three_digits(last), before))
+        boxes.append((f"{METHODS[run.method].loss}, nats, last step", three_digits(last), before))
     return boxes

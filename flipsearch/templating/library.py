@@ -242,8 +242,7 @@ def given_cards(given: str) -> list[Card]:
     path = Path(given)
     if path.suffix == ".json":
         return _read_cards(path)
-    beside = path.with_suffix(".json")
-    if not given.endswith(FILE_ENDINGS) or not os.path.lexists(beside):
+    if not given.endswith(FILE_ENDINGS) or not os.path.lexists(beside := path.with_suffix(".json")):
         return []
     try:
         cards = _read_cards(beside)

@@ -10,26 +10,26 @@ compare in pairs. Rollouts and verdicts are in the ledger, divergences in a file
 stopped continues.
 """
 
-import json
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import Field, TypeAdapter, ValidationError
 
 from flipsearch.backends.base import check_model, make_backend
 from flipsearch.backends.models import base_model
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.config import AnatomyConfig, is_endpoint
-from flipsearch.core.errors import ConfigError
+from flipsearch.core.errors import BackendError, ConfigError
 from flipsearch.core.files import RESULT_PACKAGES, package_versions
 from flipsearch.core.measurements import Measurement, SampleRule, Samples
 from flipsearch.core.progress import Activity, Phase, Progress, Step
 from flipsearch.core.protocols import Judge
-from flipsearch.core.records import Context, Kind, Label, Prompt, Rollout, content_id
+from flipsearch.core.records import Context, Kind, Label, Prompt, content_id
 from flipsearch.core.trainings import (
     ANATOMY_FORMAT,
     EARLY,
@@ -94,15 +94,19 @@ def check_anatomy(config: AnatomyConfig) -> None:
             )
 
 
+Nats = Annotated[float, Field(ge=-0.1, le=MOST_NATS, strict=True)]
+TokenId = Annotated[int, Field(ge=0, lt=2**31, strict=True)]
+
+
 @dataclass(frozen=True, slots=True)
 class TokenValues:
     """The divergences at the tokens of one completion, in nats."""
 
-    forward: Sequence[float]
+    forward: list[Nats]
     """KL(p || q)"""
-    reverse: Sequence[float]
+    reverse: list[Nats]
     """KL(q || p)"""
-    instead: Sequence[int]
+    instead: list[TokenId]
     """The likeliest token of p."""
 
     @property
@@ -111,29 +115,45 @@ class TokenValues:
         return [(a + b) / 2 for a, b in zip(self.forward, self.reverse, strict=True)]
 
 
+@dataclass(frozen=True, slots=True)
+class DivergenceLine:
+    """A line of the file of divergences: between which models, under which context, and behind which completion."""
+
+    models: str
+    rollout: str
+    values: TokenValues
+
+
+LINE = TypeAdapter(DivergenceLine)
+
+
 class DivergenceFile:
-    """Divergences that were measured, one completion a line; a line that a kill tore is measured again."""
+    """Divergences that were measured, one completion a line."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.known: dict[tuple[str, str], TokenValues] = {}
-        for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
-            try:
-                row = json.loads(line)
-                values = TokenValues(row["forward"], row["reverse"], row["instead"])
-                self.known[row["models"], row["rollout"]] = values
-            except (ValueError, KeyError, TypeError):
+
+    def read(self, models: str, lengths: Mapping[str, int]) -> dict[str, TokenValues]:
+        """Return rollout -> its values, for those of `lengths` (rollout -> its tokens) that were measured.
+
+        A line that a kill tore, or that somebody edited into something else, counts for nothing.
+        """
+        known = {}
+        for line in self.path.read_bytes().splitlines() if self.path.is_file() else ():
+            if models.encode() not in line:
                 continue
+            with suppress(ValidationError):
+                row = LINE.validate_json(line)
+                sizes = {len(values) for values in (row.values.forward, row.values.reverse, row.values.instead)}
+                if row.models == models and sizes == {lengths.get(row.rollout)}:
+                    known[row.rollout] = row.values
+        return known
 
     def add(self, models: str, values: Mapping[str, TokenValues]) -> None:
         """Keep the values of rollouts, by id."""
-        lines = [
-            {"models": models, "rollout": id, "forward": v.forward, "reverse": v.reverse, "instead": v.instead}
-            for id, v in values.items()
-        ]
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write("\n" + "".join(json.dumps(line) + "\n" for line in lines))
-        self.known |= {(models, id): v for id, v in values.items()}
+        lines = [LINE.dump_json(DivergenceLine(models, id, of_one)) + b"\n" for id, of_one in values.items()]
+        with self.path.open("ab") as file:
+            file.write(b"\n" + b"".join(lines))
 
 
 def run_anatomy(
@@ -154,9 +174,7 @@ def run_anatomy(
         unsafe = [(prompt, samples.judged[0]) for prompt, samples in answers if samples.label is Label.UNSAFE]
         rates, _ = rates_by_depth(runner, unsafe, [plan.context], depths)
         unload(judge)
-        rollouts = ledger.rollouts(id for samples in base.values() for id in samples.rollout_ids)
-        pairs = [(prompt, rollouts.get(base[prompt.prompt_id].rollout_ids[0])) for prompt in plan.prompts]
-        read = [(prompt, rollout) for prompt, rollout in pairs if rollout and rollout.completion_ids]
+        read, left_out = _completions(ledger, plan, base, model)
         own = _divergences(model, model, plan.context, read, file, progress)
         parts, tokens = _by_kind(read, own, config.critical_tokens), _by_token(read, own, model.tokenizer)
         student_measurement, student_parts = None, tuple[CompletionDivergence, ...]()
@@ -170,7 +188,7 @@ def run_anatomy(
                 unload(judge)
                 after = _divergences(model, student, plan.context, read, file, progress)
                 student_parts = _by_kind(read, after, config.critical_tokens)
-        notes = (*plan.notes, *model.notes, *getattr(judge, "notes", ()))
+        notes = (*plan.notes, *left_out, *model.notes, *getattr(judge, "notes", ()))
         model_id = model.model_id
     return Anatomy(
         format=ANATOMY_FORMAT,
@@ -205,7 +223,28 @@ def _against(runner: Runner, prompts: Mapping[str, Prompt], base: Mapping[str, S
     return replace(measured, contraction=measure_contractions(runner.ledger, [measured.flips], base)[0])
 
 
-Completions = Sequence[tuple[Prompt, Rollout]]
+Completions = Mapping[str, TrainingRow]
+"""Rollout -> its completion behind the prompt, under the context for the teacher and without it for the student."""
+
+
+def _completions(
+    ledger: Ledger, plan: AnatomyPlan, base: Mapping[str, Samples], model: TransformersBackend
+) -> tuple[Completions, list[str]]:
+    """Return the completions without a context that can be compared, and a note on the others."""
+    rollouts = ledger.rollouts(id for samples in base.values() for id in samples.rollout_ids)
+    routes = {prompt.prompt_id: plan.context for prompt in plan.prompts}
+    rows: dict[str, TrainingRow] = {}
+    for prompt in plan.prompts:
+        rollout = rollouts.get(base[prompt.prompt_id].rollout_ids[0])
+        if rollout and rollout.completion_ids:
+            ids, ended = rollout.completion_ids, rollout.finish_reason
+            with suppress(BackendError):  # a prompt that cannot be encoded under the context
+                row = make_row(model.chat, prompt, routes, ids, ended, rollout.completion)
+                if model.max_positions is None or _length(row) <= model.max_positions:
+                    rows[rollout.rollout_id] = row
+    num = len(plan.prompts) - len(rows)
+    why = "they failed, are empty, or do not fit into the model behind the context"
+    return rows, [f"{num} of {len(plan.prompts)} completions are not compared: {why}."] if num else []
 
 
 def _divergences(
@@ -218,22 +257,17 @@ def _divergences(
 ) -> list[TokenValues]:
     """Return the divergences of `student` without the context from `teacher` under it, one per completion."""
     models = content_id("divergences", teacher.model_id, student.model_id, context.context_id)
-    left = [pair for pair in completions if (models, pair[1].rollout_id) not in file.known]
-    routes = {prompt.prompt_id: context for prompt, _ in left}
-    rows = {
-        rollout.rollout_id: make_row(
-            teacher.chat, prompt, routes, rollout.completion_ids, rollout.finish_reason, rollout.completion
-        )
-        for prompt, rollout in left
-    }
+    known = file.read(models, {id: len(row.completion_ids) for id, row in completions.items()})
+    rows = {id: row for id, row in completions.items() if id not in known}
     heads = head_getter(teacher.model), head_getter(student.model)
-    step, num = Step(Phase.ANATOMY, activity=Activity.SCORING), len(completions) - len(left)
+    step = Step(Phase.ANATOMY, activity=Activity.SCORING)
     for batch in _batches(rows):
-        file.add(models, dict(zip(batch, _values(teacher, student, heads, list(batch.values())), strict=True)))
-        num += len(batch)
+        measured = dict(zip(batch, _values(teacher, student, heads, list(batch.values())), strict=True))
+        file.add(models, measured)
+        known |= measured
         if progress:
-            progress(step, num, len(completions), 0, 0)
-    return [file.known[models, rollout.rollout_id] for _, rollout in completions]
+            progress(step, len(known), len(completions), 0, 0)
+    return [known[id] for id in completions]
 
 
 def _batches(rows: Mapping[str, TrainingRow]) -> Iterator[dict[str, TrainingRow]]:
@@ -269,6 +303,8 @@ def _values(
     forward, reverse, instead = position_divergences(
         hidden[0], teacher_head(teacher.model), hidden[1], student_head(student.model)
     )
+    if not (forward.isfinite() & reverse.isfinite()).all():
+        raise BackendError("some next-token distributions are not finite; give --dtype float32, or another --model.")
     values, start = [], 0
     for ids in completions:
         part = slice(start, start := start + len(ids))
@@ -281,7 +317,8 @@ def _by_kind(
 ) -> tuple[CompletionDivergence, ...]:
     parts = []
     for kind in KINDS:
-        chosen = [(prompt, v) for (prompt, _), v in zip(completions, values, strict=True) if prompt.kind == kind]
+        rows = zip(completions.values(), values, strict=True)
+        chosen = [(row.prompt, of_one) for row, of_one in rows if row.prompt.kind == kind]
         if chosen:
             clusters = clusters_of(prompt for prompt, _ in chosen)
             parts.append(_completion_divergence(kind, [v for _, v in chosen], clusters, critical))
@@ -313,9 +350,9 @@ def _completion_divergence(
 def _by_token(completions: Completions, values: Sequence[TokenValues], tokenizer: Any) -> tuple[TokenDivergence, ...]:
     """Return the tokens of completions to harmful prompts that have the largest shares of the divergence."""
     sums, counts, instead = Counter[int](), Counter[int](), dict[int, Counter[int]]()
-    for (prompt, rollout), of_one in zip(completions, values, strict=True):
-        if prompt.kind == "harmful":
-            for id, value, likeliest in zip(rollout.completion_ids, of_one.symmetric, of_one.instead, strict=True):
+    for row, of_one in zip(completions.values(), values, strict=True):
+        if row.prompt.kind == "harmful":
+            for id, value, likeliest in zip(row.completion_ids, of_one.symmetric, of_one.instead, strict=True):
                 sums[id] += value  # type: ignore[assignment]
                 counts[id] += 1
                 instead.setdefault(id, Counter())[likeliest] += value  # type: ignore[assignment]

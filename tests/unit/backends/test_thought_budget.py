@@ -78,7 +78,8 @@ class Engine:
             (ids,) = self._backend._decoder.complete([prompt], [0], options.max_tokens, choose)
             assert ids is not None
             reason = "stop" if self._backend._decoder.ends(ids) else "length"
-            outputs.append(SimpleNamespace(outputs=[SimpleNamespace(token_ids=ids, finish_reason=reason)]))
+            written = SimpleNamespace(token_ids=ids, finish_reason=reason, cumulative_logprob=0.0)
+            outputs.append(SimpleNamespace(outputs=[written]))
         return outputs
 
 

@@ -81,6 +81,7 @@ def test_a_new_column_is_one_row_of_the_table(monkeypatch: pytest.MonkeyPatch) -
         "coverage", lambda _, trial: trial.search.coverage, RATE, page="scored", terminal="scored", card=True
     )
     monkeypatch.setattr(columns, "COLUMNS", (*columns.COLUMNS, texts, rates))
+    monkeypatch.setenv("COLUMNS", "200")  # in a narrow terminal the last columns are left to the page
     study = a_study()
     assert study.winner is not None
     table, page, card = csv_text(leaderboard(study)), leaderboard_page(study), context_card(study, study.winner)

@@ -202,11 +202,11 @@ def test_the_mean_of_problems_own_means_has_the_cluster_robust_error_of_all_samp
 
 def test_a_rank_correlation_is_spearmans_and_even_a_perfect_one_is_not_certain() -> None:
     first, second = [0.1, 0.4, 0.4, 0.9, 0.7, 0.2, 0.8], [0.3, 0.2, 0.5, 0.8, 0.8, 0.1, 0.6]
-    found = rank_correlation(first, second)
-    assert found is not None
-    assert found.value is not None
-    assert found.value == pytest.approx(spearmanr(first, second).statistic)
-    assert -1 <= found.low < found.value < found.high <= 1
+    result = rank_correlation(first, second)
+    assert result is not None
+    assert result.value is not None
+    assert result.value == pytest.approx(spearmanr(first, second).statistic)
+    assert -1 <= result.low < result.value < result.high <= 1
     perfect = rank_correlation(range(5), range(5))
     assert perfect is not None
     assert perfect.value == pytest.approx(1.0)
