@@ -6,6 +6,10 @@ import os
 import shutil
 import tempfile
 
+from hypothesis import settings
+
+settings.register_profile("any machine", deadline=None)
+settings.load_profile("any machine")
 if "FLIPSEARCH_TEST_CACHE" not in os.environ:  # workers and the processes of a test share their parent's
     cache = tempfile.mkdtemp(prefix="flipsearch-cache-")
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
