@@ -1,7 +1,9 @@
 """score, check, report and compare: contexts that one has, and studies that are finished."""
 
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 
 from flipsearch.api.settings import Given, takes, with_card
@@ -103,7 +105,10 @@ def report(study: Path | str, *, reports: Path | None = None) -> SearchResult:
 
 
 def compare(studies: Sequence[Path | str], *, reports: Path | None = None) -> Comparison:
-    """Return what the contexts that finished studies share do in each: other models, judges or seeds; paired."""
+    """Return what the contexts that finished studies share do in each: other models, judges or seeds; paired.
+
+    Studies of the same name, in several folders of reports, are named by their folders.
+    """
     if len(studies) < 2:
         raise ConfigError("compare takes two or more studies, by name or folder.")
     folders = [study_folder(study, reports) for study in studies]
@@ -111,5 +116,10 @@ def compare(studies: Sequence[Path | str], *, reports: Path | None = None) -> Co
         if folder.resolve() in (earlier.resolve() for earlier in folders[:number]):
             raise ConfigError(f"the study '{folder}' is given twice; name each study once.")
     stored = [read_study(folder, or_unfinished=True) for folder in folders]
+    num = Counter(study.name for study in stored)
+    named = [
+        study if num[study.name] == 1 else replace(study, name=str(folder))
+        for study, folder in zip(stored, folders, strict=True)
+    ]
     with expects_sound_study(folders[0].parent):
-        return compare_studies(stored)
+        return compare_studies(named)

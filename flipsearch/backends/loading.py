@@ -255,7 +255,7 @@ def load_checked_model(files: ModelFiles, tokenizer: Any, device: torch.device, 
     versions = package_versions(PACKAGES)
     key = content_id("check", CHECK_VERSION, files.fingerprint, str(dtype), device.type, sorted(versions.items()))
     kept = cache_folder("checks") / f"{key}.json"
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         DecodingPath(json.loads(kept.read_text(encoding="utf-8"))["path"]).keep_on(model)
         return model
     try:

@@ -69,7 +69,7 @@ class ScriptedBackend:
         """
         try:
             entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise BackendError(f"'{path}' cannot be read as a JSON table of replies: {error}.") from error
         if not isinstance(entries, list):
             raise BackendError(f"'{path}' holds a JSON {type(entries).__name__}, expected a list of {ENTRY}.")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from flipsearch.core.errors import JudgeError
 from flipsearch.core.files import content_folder, write_text
@@ -134,7 +134,7 @@ def load_accuracy(identity: str, reports: Path) -> JudgeAccuracy | None:
         accuracy = _ACCURACY.validate_python(json.loads(path.read_bytes()))
     except (FileNotFoundError, NotADirectoryError):
         return None
-    except (OSError, ValueError, ValidationError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise JudgeError(
             f"'{path}' cannot be read as a judge's accuracy; run `flipsearch judge check` again."
         ) from error

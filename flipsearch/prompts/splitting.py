@@ -260,7 +260,7 @@ def cached_clusters(prompts: Sequence[Prompt]) -> list[str]:
     for prompt in prompts:
         key.update(f"\x1f{prompt.prompt_id} {prompt.group}".encode())
     file = cache_folder("clusters") / f"{key.hexdigest()[:32]}.json"
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, RecursionError):
         known = json.loads(file.read_text(encoding="utf-8"))
         if isinstance(known, list) and len(known) == len(prompts) and all(isinstance(id, str) for id in known):
             return known

@@ -16,9 +16,10 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
+from flipsearch.core.errors import StudyError, one_line
 from flipsearch.core.records import Kind
 from flipsearch.core.studies import MIN_LABELS, Study, StudyKind
 from flipsearch.core.trainings import METHODS, LoggedAnswer, LogLine, Scorecard, TrainingRun
@@ -109,8 +110,12 @@ def _script() -> str:
 
 
 def render(template: str, **values: Any) -> str:
-    """Return a page made of a template: every value is escaped, and an unknown name is an error."""
-    return _environment().get_template(template).render(values)
+    """Return a page made of a template: every value is escaped; StudyError for an unknown name, as of a setting."""
+    try:
+        return _environment().get_template(template).render(values)
+    except UndefinedError as error:
+        why = f"something is missing that it shows ({one_line(error)})"
+        raise StudyError(f"no page can be made: {why}; if a file was edited, run its command again.") from error
 
 
 @cache

@@ -79,7 +79,7 @@ class CheckpointFolder:
             return
         try:
             before = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:
             raise TrainingError(f"'{path}' cannot be read; remove '{self.partial}' and start again.") from error
         check_format(before, path)
         for key in sorted(before.keys() - {"format"} | identity.keys()):
@@ -110,7 +110,7 @@ class CheckpointFolder:
         for state in sorted(states, key=step_of, reverse=True):
             try:
                 content = json.loads((state / STATE_FILE).read_text(encoding="utf-8"))
-            except (OSError, ValueError):
+            except (OSError, ValueError, RecursionError):
                 continue
             if isinstance(content, dict) and content.get("global_step") == step_of(state):
                 return state

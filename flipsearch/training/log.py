@@ -178,7 +178,7 @@ def read_log(path: Path) -> Sequence[LogLine]:
     for text in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else ():
         try:
             line = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if not isinstance(line, dict) or not all(isinstance(line.get(key), int | float) for key in NEEDED_KEYS):
             break

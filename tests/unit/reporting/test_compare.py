@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 import flipsearch
-from flipsearch.core.errors import ConfigError
+from flipsearch.core.errors import ConfigError, StudyError
 from flipsearch.core.records import Context
 from flipsearch.reporting import formats
 from flipsearch.reporting.compare import compare_studies
 from flipsearch.reporting.files import write_study
+from flipsearch.reporting.pages import render
 from tests.integration.test_study import CONFIG, study_of
 
 
@@ -75,6 +76,20 @@ def test_a_study_is_compared_with_others_alone(tmp_path: Path) -> None:
     write_study(study_of(), tmp_path / "one")
     with pytest.raises(ConfigError, match="is given twice"):
         flipsearch.compare([tmp_path / "one", tmp_path / "one" / ".." / "one"])
+
+
+def test_studies_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+    folders = [tmp_path / reports / study_of().name for reports in ("one", "two")]
+    for folder in folders:
+        write_study(study_of(), folder)
+    compared = flipsearch.compare(folders)
+    assert [(t.source, t.target) for t in compared.transfers] == [(str(a), str(b)) for a in folders for b in folders]
+    assert all(str(folder) in compared.page() for folder in folders)
+
+
+def test_a_page_that_lacks_what_it_shows_is_an_error_in_one_line() -> None:
+    with pytest.raises(StudyError, match="no page can be made: something is missing"):
+        render("comparison.html", tone="good")
 
 
 def test_the_best_of_each_study_is_measured_in_the_others() -> None:
