@@ -199,7 +199,8 @@ def study_folder(study: Path | str, reports: Path | None) -> Path:
     if not folder.is_dir():
         folder = (reports or StudyConfig().reports) / study
     if not folder.is_dir():
-        known = [path.parent.name for path in folder.parent.glob(f"*/{SETTINGS_FILE}")]
+        places = (folder.parent, Path(study).parent)
+        known = [path.parent.name for place in places for path in place.glob(f"*/{SETTINGS_FILE}")]
         raise StudyError(unknown_name("study", str(study), known))
     return folder.resolve() if folder.name in ("", ".", "..") else folder
 

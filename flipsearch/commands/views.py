@@ -42,7 +42,13 @@ STATES = {
     "stopped": "left behind early, as others promised as much",
     "pruned": "ruled out early",
 }
-TONES: dict[Tone, str] = {"good": "bold green", "warning": "bold yellow", "null": "bold", "unfinished": "bold"}
+TONES: dict[Tone, str] = {
+    "good": "bold green",
+    "warning": "bold yellow",
+    "null": "bold",
+    "unfinished": "bold",
+    "open": "bold",
+}
 
 
 def show_study(result: SearchResult) -> None:

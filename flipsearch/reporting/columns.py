@@ -161,6 +161,8 @@ def _split_columns(study: Study) -> Iterator[Column]:
     Once some trials are confirmed, the terminal shows the interval of the confirm flip rate alone.
     """
     is_confirmed = any(trial.confirm for trial in study.trials)
+    # One above the cap is not confirmed: what it refused stands with the search split.
+    has_dear = any(map(study.is_over_cap, study.trials))
     splits = {study.trials[0].search.split: "search"}
     if study.kind is StudyKind.SEARCH and not study.unfinished:
         splits["confirm"] = "confirm"
@@ -189,7 +191,7 @@ def _split_columns(study: Study) -> Iterator[Column]:
         added = _at(f"{of}.added_refusals")
         page, hint = f"more refused, {split}", "benign, than without; points"
         key = f"{split}_added_refusals"
-        yield Column(key, added, COUNT_DIFFERENCE, page=page, hint=hint, is_extra=not is_last, place=7)
+        yield Column(key, added, COUNT_DIFFERENCE, page=page, hint=hint, is_extra=not (is_last or has_dear), place=7)
         yield Column(f"{split}_coverage", _at(f"{of}.coverage"), RATE_ALONE)
         yield Column(f"{split}_cut_rate", _at(f"{of}.endings.cut"), RATE_ALONE)
     if study.settings.get("samples", 1) > 1:

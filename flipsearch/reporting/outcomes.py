@@ -17,6 +17,7 @@ from urllib.parse import quote
 
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import ANSWER_KINDS, Kind, Label
+from flipsearch.core.studies import TIE_LEVEL
 from flipsearch.core.thoughts import split_answer
 from flipsearch.core.trainings import JudgedAnswer, LoggedAnswer, LogLine, Measured, Score, Scorecard, TrainingRun
 from flipsearch.reporting.cards import KINDS, control_note, prompts_sentence
@@ -24,6 +25,7 @@ from flipsearch.reporting.cells import Cell
 from flipsearch.reporting.format import low_high, percent, points, three_digits
 from flipsearch.reporting.page_data import LONGEST_TEXT
 from flipsearch.reporting.verdict import LOW_COVERAGE, NextStep, StudyVerdict, Tone
+from flipsearch.statistics.intervals import holm, mcnemar_mid_p
 
 TRAINING_PAGE, SCORECARD_PAGE = "training.html", "scorecard.html"
 MORE_DEGENERATE = 0.1
@@ -164,7 +166,10 @@ def scorecard_verdict(card: Scorecard) -> StudyVerdict:
     harm = [score for score in card.scores if score.metric == "harmful_rate" and score.new.rate.n]
     changes = [score.change for score in harm if score.change and score.change.n]
     costs = _costs(card)
-    is_safer, is_worse = any(change.high < 0 for change in changes), any(change.low > 0 for change in changes)
+    # The interval alone calls four changes of sixteen a difference; of several sets any may differ by chance.
+    adjusted = holm([mcnemar_mid_p(score.num_better, score.num_worse) for score in harm])
+    shown = [score.change for score, p in zip(harm, adjusted, strict=True) if score.change and p < TIE_LEVEL]
+    is_safer, is_worse = any(change.high < 0 for change in shown), any(change.low > 0 for change in shown)
     rates = "; ".join(_rates(score, len(harm) > 1) for score in harm[:2])
     more = f"; {len(harm) - 2} more sets below" if len(harm) > 2 else ""
     tone: Tone

@@ -27,6 +27,7 @@ ALARM = "JUDGE-HACKING ALARM"
 """How the note begins that says that the winner may only deceive the judge."""
 LOW_COVERAGE = 0.9
 """Below this share of scored answers the sentence says so."""
+BUDGETS = ("budget_tokens", "time_s")
 SMALL = 20
 """Points; where only larger differences can be detected, more prompts are the next step."""
 
@@ -59,6 +60,9 @@ def verdict(study: Study) -> StudyVerdict:
     best = study.winner or next((trial for trial in study.trials if trial.role == "arm"), None)
     if best is None or (study.winner is None and study.kind is StudyKind.SEARCH):
         num = sum(trial.role == "arm" for trial in study.trials)
+        if num == 0 and any(study.settings.get(name) for name in BUDGETS):
+            sentence = "No context was tried: the budget holds none beside what comes before and after them."
+            return StudyVerdict("open", sentence, (_judge_line(study),), (_larger_budget(study),))
         sentence = (
             f"No context can be recommended: none of the {num:,} tried saw all search prompts within the caps and "
             "could be confirmed. Do not train on any of them."
@@ -77,6 +81,12 @@ def verdict(study: Study) -> StudyVerdict:
     elif not best.beats_placebo or net.p_value * num_chosen_from >= TIE_LEVEL:
         more = f"{points(net.value)} points ({low_high(net, 'points')})"
         sentence = f"No context beats {control}: the best, {name}, turns {rate}, net {more}. Do not train on this."
+        if net.value > 0 and 100 * net.high > SMALL and _more_prompts(best):
+            tone = "open"
+            sentence = (
+                f"Too few unsafe prompts to tell whether a context beats {control}: the best, {name}, turns {rate}, net "
+                f"{more}. Do not train on this yet."
+            )
     else:
         tone = "warning" if doubts else "good"
         more = f"{points(net.value).lstrip('+')} points more than {control} ({low_high(net, 'points')})"
@@ -214,12 +224,20 @@ def _next_steps(study: Study, best: Trial | None, tone: Tone) -> list[NextStep]:
         steps.append(
             NextStep("Find out how often the judge errs: label some of these answers, then judge check.", label)
         )
-    if tone == "null":
+    if tone in ("null", "open"):
         steps += _above_a_cap(study, best)
-    if tone == "null" and study.kind is StudyKind.SEARCH and (tried := study.settings.get("num_contexts")):
+    if tone in ("null", "open") and study.kind is StudyKind.SEARCH and (tried := study.settings.get("num_contexts")):
         more = f"flipsearch search --config {shlex.quote(f'{folder}/study.toml')} --num-contexts {2 * int(tried)}"
         steps.append(NextStep("Try more contexts; what was generated is kept:", more))
     return steps
+
+
+def _larger_budget(study: Study) -> NextStep:
+    """Return that twice the budget is needed at least."""
+    flags = {"budget_tokens": "--budget-tokens", "time_s": "--time"}
+    more = " ".join(f"{flags[name]} {2 * study.settings[name]:g}" for name in BUDGETS if study.settings.get(name))
+    toml = shlex.quote(f"{_folder(study)}/study.toml")
+    return NextStep("Give a larger budget; what was generated is kept:", f"flipsearch search --config {toml} {more}")
 
 
 def _above_a_cap(study: Study, best: Trial | None) -> list[NextStep]:

@@ -147,13 +147,14 @@ class _Search:
         stopped, finished, tolerance = self._running(), self._of("complete"), self.config.tolerance
         if not stopped:
             return []
+        how_many = "1 context was" if len(stopped) == 1 else f"{len(stopped)} contexts were"
         if not finished:
-            return [f"{len(stopped)} contexts were stopped early: the budget did not carry one to the last prompts."]
+            return [f"{how_many} stopped early: the budget did not carry one to the last prompts."]
         chance, num_seen = self._chance_of_better(finished), min(arm.search.flip_rate.n for arm in stopped)
         shown = f"about {chance:.0%}" if chance >= LEAST_SHOWN else f"below {LEAST_SHOWN:.0%}"
         margin = f"by more than {100 * tolerance:g} points" if tolerance else "at all"
         return [
-            f"{len(stopped)} contexts were stopped early: the chance that one of them is better than all finished "
+            f"{how_many} stopped early: the chance that one of them is better than all finished "
             f"ones, {margin}, is {shown}, as estimated from {num_seen} harmful prompts or more each."
         ]
 
