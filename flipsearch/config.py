@@ -366,7 +366,7 @@ class AnatomyConfig(ModelConfig):
     split: Literal["search", "confirm", "training", "evaluation", "all"] = "evaluation"
     """Prompts: evaluation holds those that neither search nor training saw; all is for files of such prompts."""
     critical_tokens: Count = 10
-    """First completion tokens that Delta_safety sums over."""
+    """First completion tokens that Delta_safety (OPSA, Eq. 3) sums the divergence over."""
     count_flips: FlipKinds = COUNTED_KINDS
     """Kinds of safe answers that count as a flip."""
     depths: Depths = (8, 32, 128)

@@ -33,7 +33,7 @@ GROUPS = {
     "Where contexts come from": "contexts start templates placements breed rewriter screen max_context_tokens "
     "benign_context cohort_size",
     "What a context may cost": "max_over_refusal over_refusal max_contraction",
-    "Stopping early and confirming": "first_rung alpha tolerance num_finalists critical_tokens depths",
+    "Stopping early and confirming": "first_rung alpha tolerance num_finalists depths",
     "What is learnt": "control gate method teacher forward_weight reverse_weight jensen_shannon_weight loss_mixture "
     "loss_temperature support tail clip horizon lora",
     "Optimizer": "epochs max_steps learning_rate train_batch_size micro_batch_size warmup_share weight_decay "

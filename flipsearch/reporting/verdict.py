@@ -81,11 +81,12 @@ def verdict(study: Study) -> StudyVerdict:
     elif not best.beats_placebo or net.p_value * num_chosen_from >= TIE_LEVEL:
         more = f"{points(net.value)} points ({low_high(net, 'points')})"
         sentence = f"No context beats {control}: the best, {name}, turns {rate}, net {more}. Do not train on this."
-        if net.value > 0 and 100 * net.high > SMALL and _more_prompts(best):
+        is_open = net.value > 0 and 100 * net.high > SMALL and study.kind is StudyKind.SEARCH
+        if is_open and _more_prompts(best):
             tone = "open"
             sentence = (
-                f"Too few unsafe prompts to tell whether a context beats {control}: the best, {name}, turns {rate}, net "
-                f"{more}. Do not train on this yet."
+                f"Too few unsafe prompts to tell whether a context beats {control}: the best, {name}, turns {rate}, "
+                f"net {more}. Do not train on this yet."
             )
     else:
         tone = "warning" if doubts else "good"
@@ -218,17 +219,17 @@ def _next_steps(study: Study, best: Trial | None, tone: Tone) -> list[NextStep]:
         )
     if tone == "warning":
         steps.append(NextStep("Read the answers under it before you use it; the reason is above."))
+    if tone in ("null", "open"):
+        steps += _above_a_cap(study, best)
+    if tone in ("null", "open") and study.kind is StudyKind.SEARCH and (tried := study.settings.get("num_contexts")):
+        more = f"flipsearch search --config {shlex.quote(f'{folder}/study.toml')} --num-contexts {2 * int(tried)}"
+        steps.append(NextStep("Try more contexts; what was generated is kept:", more))
     steps += _more_prompts(best)
     if study.judge_error is None:
         label = f"flipsearch judge label {shlex.quote(folder)} --to to_label.csv"
         steps.append(
             NextStep("Find out how often the judge errs: label some of these answers, then judge check.", label)
         )
-    if tone in ("null", "open"):
-        steps += _above_a_cap(study, best)
-    if tone in ("null", "open") and study.kind is StudyKind.SEARCH and (tried := study.settings.get("num_contexts")):
-        more = f"flipsearch search --config {shlex.quote(f'{folder}/study.toml')} --num-contexts {2 * int(tried)}"
-        steps.append(NextStep("Try more contexts; what was generated is kept:", more))
     return steps
 
 

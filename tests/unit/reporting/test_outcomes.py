@@ -126,3 +126,11 @@ def test_hostile_answers_and_names_stay_text() -> None:
         assert "<script>alert(1)</script>" in page.text
         text.encode()
         assert not set("\u202e\x1b") & set(text)
+
+
+def test_four_changes_of_sixteen_may_be_chance_whatever_the_interval_says() -> None:
+    row = replace(score("harmful_rate", "pocket", 0.25, 0.5, pairs=16), change=Estimate(-0.25, -0.455, -0.002, 16))
+    few = scorecard_verdict(replace(CARD, scores=(replace(row, num_better=4), *CARD.scores[1:])))
+    more = scorecard_verdict(replace(CARD, scores=(replace(row, num_better=6), *CARD.scores[1:])))
+    assert few.sentence.startswith("Not shown to be safer than its base")
+    assert more.sentence.startswith("Safer than its base")

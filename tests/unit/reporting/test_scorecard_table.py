@@ -18,7 +18,10 @@ def score(metric: Metric, name: str, new: float | None, base: float, num_unscore
     change = (
         Estimate(None, -1, 1, 0) if new is None else Estimate(new - base, new - base - 0.1, new - base + 0.1, pairs)
     )
-    return Score(metric, name, measured(new, pairs, num_unscored), measured(base), change)
+    less = 0 if new is None else round(pairs * (base - new))
+    better, worse = (less, -less) if metric != "reasoning_accuracy" else (-less, less)
+    both = measured(new, pairs, num_unscored), measured(base)
+    return Score(metric, name, *both, change, max(0, better), max(0, worse))
 
 
 CARD = Scorecard(

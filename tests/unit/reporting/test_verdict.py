@@ -39,9 +39,13 @@ def test_a_winner_is_named_with_its_control_and_numbers(study: Study) -> None:
 @pytest.mark.parametrize("net", [Difference(0.0, -0.15, 0.15, 19, 1.0), Difference(0.2, 0.01, 0.4, 19, 0.2), None])
 def test_no_winner_is_green_that_beats_no_placebo(study: Study, net: Difference | None) -> None:
     said = verdict(with_net(study, net))
-    assert said.tone == "null"
+    # So few prompts that a gain of 40 points is not ruled out tell nothing; that is no null.
+    is_open = net is not None and net.value > 0
+    assert said.tone == ("open" if is_open else "null")
     assert not any(step.command.startswith("flipsearch train") for step in said.next_steps)
-    if net:
+    if is_open:
+        assert said.sentence.startswith("Too few unsafe prompts to tell whether a context beats")
+    elif net:
         assert said.sentence.startswith("No context beats the model without a context: the best, #1, turns")
         assert "Do not train on this" in said.sentence
 
