@@ -32,7 +32,7 @@ if TYPE_CHECKING:  # packages of other commands, which load their libraries
 LONGEST_NAME = 34
 """Characters of a context's name in a row."""
 DECIDING = ("rank_of_arm", "context", "refusals", "contraction_marked")
-"""Columns that stay in the narrowest table: they say why a context that flips much is not the winner."""
+"""Columns that leave a narrow table last: they say why a context that flips much is not the winner."""
 NAME_WIDTH, GAP = 18, 2
 """Characters that a table leaves for them at least, and those between two columns."""
 LONGEST_CHANGE = 17
@@ -132,7 +132,10 @@ def leaderboard_table(study: Study) -> Table:
 
 
 def _that_fit(study: Study, columns: Sequence[ShownColumn], trials: Sequence[Trial]) -> list[ShownColumn]:
-    """Return the columns that leave NAME_WIDTH for the names of contexts; others, from the right, are on the page."""
+    """Return the columns that leave NAME_WIDTH for the names of contexts; others, from the right, are on the page.
+
+    Names and the flip rate with its interval stay in any terminal.
+    """
 
     def width(column: ShownColumn) -> int:
         if column.name == "context":
@@ -142,8 +145,10 @@ def _that_fit(study: Study, columns: Sequence[ShownColumn], trials: Sequence[Tri
 
     widths = {column.name: width(column) for column in columns}
     room = get_terminal_size().columns + GAP - sum(width + GAP for width in widths.values())
-    for name in reversed([name for name in widths if name not in DECIDING]):
-        if room >= 0 or len(widths) <= 2:
+    rates = [column.name for column in columns if "(95 %)" in (column.terminal or "")]
+    droppable = [name for name in reversed(widths) if name not in (*rates, "context")]
+    for name in sorted(droppable, key=DECIDING.__contains__):
+        if room >= 0:
             break
         room += widths.pop(name) + GAP
     return [column for column in columns if column.name in widths]
@@ -317,7 +322,7 @@ def show_comparison(comparison: "Comparison") -> None:
         print_wrapped(
             f"[{number}] {study.name}: {settings['model']}, judge {settings['judge']}, seed {settings['seed']}"
         )
-    print_lines("", "Differences to the first study that has the context, in points, paired by prompt:")
+    print_wrapped("\nDifferences to the first study that has the context, in points, paired by prompt:")
     for row in comparison.shared[:NUM_SHOWN]:
         shown = [
             f"[{number}] {with_interval(figure, 'points')}, n {figure.n}"
@@ -328,7 +333,7 @@ def show_comparison(comparison: "Comparison") -> None:
     if len(comparison.shared) > NUM_SHOWN:
         print_lines(f"… {len(comparison.shared) - NUM_SHOWN:,} more shared contexts (--json, --to FILE)")
     places = {study.name: f"[{number}]" for number, study in enumerate(comparison.studies, start=1)}
-    print_lines("", "The best context of each study in the others:")
+    print_wrapped("\nThe best context of each study in the others:")
     for transfer in comparison.transfers:
         if transfer.source != transfer.target:
             rate = with_interval(transfer.trial.final.flip_rate, "percent") if transfer.trial else "not measured"

@@ -188,3 +188,12 @@ def test_kinds_of_flips_are_in_every_form_those_that_do_not_count_too() -> None:
     words = f"{kinds['refusal']} refusal; {kinds['degenerate']} degenerate, not counted of {total}"
     assert ("", words) in cells_of(leaderboard_page(study), "kinds")
     assert "x degenerate (not counted)" in kinds_legend(study)
+
+
+@pytest.mark.parametrize("width", [20, 40, 80, 200])
+def test_the_flip_rate_stays_in_a_narrow_terminal(width: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    headers = [str(column.header) for column in leaderboard_table(a_study()).columns]
+    assert "context" in headers
+    assert "confirm (95 %)" in headers
+    assert ("refuses" in headers) == (width >= 80)
