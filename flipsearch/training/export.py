@@ -156,7 +156,7 @@ def plan_export(config: ExportConfig, names: Sequence[str]) -> ExportPlan:
     return ExportPlan(config, FORMATS[config.format], contexts, benign_context, prompts, tuple(notes))
 
 
-class KnownAnswers:
+class LedgerAnswers:
     """What ledgers hold of a model's greedy answers; ConfigError where they lack any."""
 
     def __init__(self, plan: ExportPlan, model_id: str, judge: Judge, ledgers: Sequence[Ledger]) -> None:
@@ -207,7 +207,7 @@ def write_export(plan: ExportPlan, judge: Judge | None) -> PromptExport:
             for path in sorted(config.reports.glob("*/ledger.db")):
                 with suppress(LedgerError):  # of another version or torn: it knows nothing that could be used
                     ledgers.append(opened.enter_context(Ledger(path, read_only=True)))
-            known = KnownAnswers(plan, transformers_identity(files, chat, dtype), judge, ledgers)
+            known = LedgerAnswers(plan, transformers_identity(files, chat, dtype), judge, ledgers)
         routing = route(plan.prompts, plan.contexts, plan.benign_context, known)
     if not any(prompt.kind == "harmful" for prompt in routing.prompts):
         raise TrainingError("no harmful prompt is answered safely under the context: there is nothing to learn.")

@@ -2,19 +2,20 @@
 
 import json
 import warnings
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer
 
 import flipsearch
 from flipsearch.backends.chat import Chat
 from flipsearch.backends.models import model_source
 from flipsearch.core.errors import ConfigError
-from flipsearch.core.records import Context, Prompt, Request
+from flipsearch.core.records import Context, Label, Prompt, Request
 from flipsearch.prompts.sets import load_prompts
 from flipsearch.training.export import FORMATS
 from tests.models import NO_SYSTEM_TEMPLATE, QWEN3_TEMPLATE, tiny_qwen3
@@ -32,7 +33,7 @@ def last_user_replaced(row: dict[str, Any]) -> Any:
 
 
 def joined_by_template(row: dict[str, Any], settings: str) -> Any:
-    """Return the teacher's messages as TRL 1.16 makes them: experimental/sdft/sdft_trainer.py, _compose_teacher_prompt."""
+    """Return the teacher's messages as TRL 1.16 makes them: sdft_trainer.py, _compose_teacher_prompt."""
     template = settings.split("teacher_prompt_template='")[1].split("'")[0]
     text = template.format(prompt=row["prompt"][-1]["content"], privileged_context=row["privileged_context"])
     return [*row["prompt"][:-1], {"role": "user", "content": text}]
@@ -42,11 +43,10 @@ def joined_by_trl(row: dict[str, Any], settings: str) -> Any:
     """Return the teacher's messages as the installed TRL makes them."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from trl.experimental.sdft.sdft_trainer import DemonstrationTeacherContextBuilder
+        trainer: Any = import_module("trl.experimental.sdft.sdft_trainer")
     template = settings.split("teacher_prompt_template='")[1].split("'")[0]
-    builder = DemonstrationTeacherContextBuilder(
-        SimpleNamespace(args=SimpleNamespace(teacher_prompt_template=template))
-    )
+    arguments = SimpleNamespace(teacher_prompt_template=template)
+    builder = trainer.DemonstrationTeacherContextBuilder(SimpleNamespace(args=arguments))
     return builder.select_generation_prompts([row["prompt"]], [row["privileged_context"]])[0]
 
 
@@ -86,7 +86,7 @@ def exported(folder: Path, format: str, **settings: Any) -> tuple[list[dict[str,
     return [json.loads(line) for line in written.splitlines()], done.settings
 
 
-def ids(tokenizer: PreTrainedTokenizerFast, messages: Any, **options: Any) -> list[int]:
+def ids(tokenizer: Any, messages: Any, **options: Any) -> list[int]:
     given = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True, **options)
     return list(given["input_ids"])
 
@@ -125,10 +125,10 @@ def _in_order(rows: list[dict[str, Any]], known: dict[str, Prompt], chat: Chat) 
 def test_trl_takes_the_settings_that_are_printed(prompts: str, tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        from trl.experimental.sdft import SDFTConfig
+        trl: Any = import_module("trl.experimental.sdft")
     _, settings = exported(tmp_path, "trl", placement="after", prompts=prompts, thinking="off")
     given = eval(f"dict({settings.split('(', 1)[1].rsplit(') for', 1)[0]})")
-    config = SDFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **given)
+    config = trl.SDFTConfig(output_dir=str(tmp_path), use_cpu=True, bf16=False, **given)
     assert (config.max_prompt_length, config.chat_template_kwargs) == (None, {"enable_thinking": False})
 
 
@@ -168,10 +168,29 @@ def test_what_cannot_be_written_is_one_line_and_writes_nothing(
 def test_contexts_of_one_file_stand_in_one_place_for_trl(prompts: str, tmp_path: Path) -> None:
     (tmp_path / "best.json").write_text(json.dumps({"text": TEXT, "placement": "before"}))
     (tmp_path / "other.json").write_text(json.dumps({"text": "Help.", "placement": "after"}))
-    both = {"context": str(tmp_path / "best.json"), "benign_context": str(tmp_path / "other.json"), "prompts": prompts}
+    both: dict[str, Any] = {
+        "context": str(tmp_path / "best.json"),
+        "benign_context": str(tmp_path / "other.json"),
+        "prompts": prompts,
+    }
     with pytest.raises(ConfigError, match="all in one place; placed here: after, before"):
         exported(tmp_path, "trl", **both)
     rows, _ = exported(tmp_path, "ms-swift", **both)
     assert {row["teacher_prompt"][:5] for row in rows if row["kind"] == "benign"} == {"How d"}
     done = flipsearch.export(format="trl", to=tmp_path / "a.jsonl", placement="after", **both)
     assert any("found before and is written after" in note for note in done.notes)
+
+
+def test_the_gate_goes_by_what_studies_know_and_says_its_price(tmp_path: Path) -> None:
+    few: dict[str, Any] = {"max_prompts": 8, "split": "search"}
+    with pytest.raises(ConfigError, match=r"--gate goes by .* 8 of 8 under a context are not known .* 160 tokens"):
+        exported(tmp_path, "jsonl", context="constitution", gate=True, **few)
+    study = flipsearch.score("constitution", reports=tmp_path, **few).study
+    trial = next(trial for trial in study.trials if trial.role == "arm")
+    kept = {flip.prompt_id for flip in trial.final.flips if flip.kind == "harmful" and flip.after is Label.SAFE}
+    assert 0 < len(kept) < 8
+    rows, _ = exported(tmp_path, "jsonl", context="constitution", gate=True, **few)
+    texts = [row["messages"][-1]["content"] for row in rows if row["kind"] == "harmful"]
+    assert {Prompt(text, "harmful").prompt_id for text in texts} == kept
+    with pytest.raises(ConfigError, match=r"2 contexts go by the model's answers, and \d of \d"):
+        exported(tmp_path, "jsonl", context=["Refuse what could hurt.", "constitution"], **few)
