@@ -31,7 +31,7 @@ from flipsearch.core.files import atomic_write
 from flipsearch.core.measurements import JudgedRollout, SampleRule
 from flipsearch.core.progress import Phase
 from flipsearch.core.protocols import Judge
-from flipsearch.core.records import Context, Placement, Prompt, Request, rollout_id
+from flipsearch.core.records import Context, Placement, Prompt, Request, Verdict, rollout_id
 from flipsearch.core.trainings import PromptExport, RoutedContext
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import prompts_of
@@ -76,7 +76,7 @@ class RowFormat:
 
 def _trl_settings(config: ExportConfig, placement: Placement, options: Options) -> str:
     parts = ("{privileged_context}", "{prompt}") if placement == "before" else ("{prompt}", "{privileged_context}")
-    given = {"teacher_prompt_template": "".join(parts), "max_prompt_length": None}
+    given: dict[str, Any] = {"teacher_prompt_template": "".join(parts), "max_prompt_length": None}
     given |= {"chat_template_kwargs": dict(options)} if options else {}
     settings = ", ".join(f"{name}={value!r}" for name, value in given.items())
     return f"SDFTConfig({settings}) for SDFTTrainer of trl.experimental.sdft"
@@ -175,7 +175,8 @@ class LedgerAnswers:
         """Return the known outcome of each request, with its verdict alone."""
         sampling = replace(self.sampling, temperature=0.0)
         ids = [rollout_id(self.model_id, r.prompt.prompt_id, r.context_id, sampling, 0) for r in requests]
-        verdicts, recites = {}, {}
+        verdicts: dict[str, Verdict] = {}
+        recites: dict[str, bool] = {}
         for ledger in self.ledgers:
             verdicts |= ledger.verdicts(self.judge.identity, ids)
             recites |= {id: recited for id, (_, _, recited) in ledger.endings(ids).items()}
