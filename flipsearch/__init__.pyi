@@ -11,6 +11,7 @@ from flipsearch.core.records import Context as Context
 from flipsearch.core.records import Prompt as Prompt
 from flipsearch.core.studies import Study as Study
 from flipsearch.core.studies import Trial as Trial
+from flipsearch.core.trainings import PromptExport as PromptExport
 from flipsearch.core.trainings import Scorecard as Scorecard
 from flipsearch.judging.accuracy import JudgeStress as JudgeStress
 from flipsearch.ledger.check import LedgerCheck as LedgerCheck
@@ -47,6 +48,7 @@ __all__ = [
     "compare",
     "doctor",
     "evaluate",
+    "export",
     "export_ledger",
     "fit_judge",
     "label_answers",
@@ -202,6 +204,40 @@ def evaluate(
     config: Path | str | None = None,
     progress: Progress | None = None,
 ) -> EvaluationResult: ...
+def export(
+    context: str | Sequence[str],
+    *,
+    model: str = "pocket",
+    backend: str = "transformers",
+    thinking: Literal["auto", "on", "off"] = "auto",
+    think_tokens: int | None = None,
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    max_model_len: int | None = None,
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    prompts: str | None = None,
+    harmful: Sequence[str] | str = (),
+    benign: Sequence[str] | str = (),
+    judge: str = "",
+    seed: int = 0,
+    contexts: Sequence[str] | str = (),
+    max_prompts: int | None = None,
+    omit: Sequence[str] | str = (),
+    request_timeout_s: str | float = 900.0,
+    format: str,
+    to: Path | str,
+    placement: Literal["system", "before", "after", "around"] | None = None,
+    benign_context: str | None = None,
+    count_flips: Sequence[str] | str = ("refusal", "redirection", "help"),
+    gate: bool = False,
+    split: Literal["search", "confirm", "training"] | None = None,
+    reports: Path | str = "reports",
+    config: Path | str | None = None,
+) -> PromptExport: ...
 def export_ledger(
     study: Path | str, *, to: Path | str | None = None, reports: Path | None = None, stream: TextIO | None = None
 ) -> Export: ...

@@ -375,6 +375,27 @@ class AnatomyConfig(ModelConfig):
     """Folder with the ledger of all anatomies, and their pages."""
 
 
+class ExportConfig(ModelConfig):
+    """An export of the training prompts for other trainers: `model` is what they train."""
+
+    format: str
+    """Whose rows are written: trl, ms-swift or jsonl."""
+    to: Annotated[Path, Flag(metavar="FILE")]
+    """The file of JSON lines that is written; it ends in .jsonl."""
+    placement: Placement | None = None
+    """Where the texts go: system, before, after or around (a card's own placement, else system)."""
+    benign_context: str | None = None
+    """Context that the teacher sees with benign prompts (none)."""
+    count_flips: FlipKinds = COUNTED_KINDS
+    """Kinds of safe answers that a context flips a prompt to."""
+    gate: bool = False
+    """Leave out harmful prompts that the context does not make safe; always so with several contexts."""
+    split: Literal["search", "confirm", "training"] | None = None
+    """Prompts: search, confirm or training (all three; evaluation prompts are never written)."""
+    reports: Path = Path("reports")
+    """Folder of the studies, whose answers --gate and several contexts go by."""
+
+
 class EvalConfig(ModelConfig):
     """An evaluation: `model` is what is evaluated."""
 

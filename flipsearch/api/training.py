@@ -1,14 +1,14 @@
-"""train and evaluate: a checkpoint that behaves as under the context, and how it compares with its base."""
+"""train, evaluate and export: a checkpoint that behaves as under the context, how it compares, and its prompts."""
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 
-from flipsearch.api.settings import Given, takes
+from flipsearch.api.settings import Given, takes, with_card
 from flipsearch.backends.models import TRAINING_FILE
-from flipsearch.config import TRAININGS, EvalConfig, TrainConfig
+from flipsearch.config import TRAININGS, EvalConfig, ExportConfig, TrainConfig
 from flipsearch.core.progress import Progress
-from flipsearch.core.trainings import LoggedAnswer
+from flipsearch.core.trainings import LoggedAnswer, PromptExport
 from flipsearch.evaluation.plan import plan_evaluation
 from flipsearch.evaluation.run import run_evaluation
 from flipsearch.judging.contract import check_identities
@@ -23,6 +23,7 @@ from flipsearch.reporting.files import (
 )
 from flipsearch.results import EvaluationResult, TrainingResult
 from flipsearch.training.checkpoint import ANSWERS_FILE, LOG_FILE, CheckpointFolder
+from flipsearch.training.export import plan_export, write_export
 from flipsearch.training.log import judge_logged, read_answers, read_log, write_answers
 from flipsearch.training.plan import TrainPlan, plan_training
 from flipsearch.training.processes import is_main_process
@@ -95,3 +96,18 @@ def evaluate(given: Given[EvalConfig], *, progress: Progress | None = None) -> E
         if log := read_log(folder / LOG_FILE):  # else the page that is there knows more
             write_training_page(training, log, folder, read_answers(folder / ANSWERS_FILE), card=card)
     return EvaluationResult(card, plan.path)
+
+
+@takes(ExportConfig)
+def export(given: Given[ExportConfig], context: str | Sequence[str]) -> PromptExport:
+    """Write the prompts that `train` takes, each with its context, as rows for a trainer whose teacher reads more.
+
+    A card says which model and prompts it is for; what is given here wins. Nothing is generated: with `gate` or several
+    contexts, the answers that decide have to be known from a study. Raises FlipsearchError in one line for anything
+    that cannot be used.
+    """
+    names = [context] if isinstance(context, str) else list(context)
+    plan = plan_export(with_card(given, names).config(), names)
+    judge = load_judge(plan.config.judge) if plan.routes_by_answer else None
+    check_identities(judge)
+    return write_export(plan, judge)

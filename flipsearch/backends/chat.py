@@ -220,16 +220,20 @@ class Chat:
 
     def encode(self, request: Request) -> EncodedPrompt:
         """Return the prompt ids of a request; BackendError if its text cannot be encoded safely."""
-        messages = lay_out(request.prompt, request.context, self.takes_system)
+        messages = self.messages(request)
         roles = tuple(message["role"] for message in messages)
-        defused = [self._control.defuse(message["content"]) for message in messages]
-        ids, opens = self._ids(list(zip(roles, defused, strict=True)), request.skips_thought)
+        ids, opens = self._ids([(message["role"], message["content"]) for message in messages], request.skips_thought)
         if roles not in self._expected_ids:
             probe, _ = self._ids([(role, PROBE) for role in roles], skips_thought=False)
             self._expected_ids[roles] = self._control.among(probe)
         if self._without_last_marks(ids) != self._without_last_marks(self._expected_ids[roles]):
             raise BackendError("the prompt or context spells out a control token of the model; remove it.")
         return EncodedPrompt(tuple(ids), opens)
+
+    def messages(self, request: Request) -> list[Message]:
+        """Return what `encode` gives the chat template: control tokens that texts spell out are broken."""
+        laid_out = lay_out(request.prompt, request.context, self.takes_system)
+        return [{**message, "content": self._control.defuse(message["content"])} for message in laid_out]
 
     def decode(self, completion_ids: Sequence[int]) -> str:
         """Return a completion's text without special tokens; thought marks stay, spelled as judges know them."""

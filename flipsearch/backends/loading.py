@@ -117,6 +117,11 @@ def local_identity(config: ModelConfig) -> str:
     return content_id("model", config.backend, fingerprint, config.thinking, str(dtype))
 
 
+def transformers_identity(files: ModelFiles, chat: Chat, dtype: torch.dtype) -> str:
+    """Return the `model_id` of a model on the transformers backend."""
+    return content_id("model", files.fingerprint, chat.identity, str(dtype))
+
+
 def load_tokenizer(folder: Path) -> Any:
     """Return the tokenizer in `folder`; BackendError if it cannot be loaded."""
     if (folder / "config.json").is_file():

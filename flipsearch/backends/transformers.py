@@ -30,6 +30,7 @@ from flipsearch.backends.loading import (
     max_positions,
     memory_bytes,
     release_memory,
+    transformers_identity,
 )
 from flipsearch.backends.models import check_source, locate, model_source
 from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, end_ids, failed
@@ -247,7 +248,7 @@ class TransformersBackend(LocalBackend):
         tokenizer = load_tokenizer(files.folder)
         chat = Chat(tokenizer, thinking)
         check_template(chat)
-        self.model_id = content_id("model", files.fingerprint, chat.identity, str(chosen_dtype))
+        self.model_id = transformers_identity(files, chat, chosen_dtype)
         loaded = load_checked_model(files, tokenizer, chosen_device, chosen_dtype)
         self._set_up(loaded, tokenizer, chat, batch_size, files.revision)
         self.notes += files.notes + PATH_NOTES[DecodingPath.of(loaded)]

@@ -33,6 +33,7 @@ COMMANDS: dict[str, Command] = {
     "train": model_commands.train,
     "evaluate": model_commands.evaluate,
     "anatomy": model_commands.anatomy,
+    "export": model_commands.export,
 }
 SETTINGS = {
     **dict.fromkeys(("search", "plan"), "SearchConfig"),
@@ -41,6 +42,7 @@ SETTINGS = {
     "train": "TrainConfig",
     "evaluate": "EvalConfig",
     "anatomy": "AnatomyConfig",
+    "export": "ExportConfig",
 }
 """Command -> the class in flipsearch.config whose fields are its options."""
 EXAMPLES = {
@@ -55,6 +57,7 @@ EXAMPLES = {
     "train": "flipsearch train --context best.txt --name safer",
     "evaluate": "flipsearch evaluate checkpoints/safer",
     "anatomy": "flipsearch anatomy --context best.txt --student checkpoints/safer",
+    "export": "flipsearch export best.txt --placement before --format trl --to rows.jsonl",
     "judge check": "flipsearch judge check --judge compact --labels labels.csv",
     "judge label": "flipsearch judge label pocket-a46723 --to labels.csv",
     "judge fit": "flipsearch judge fit --labels labels.csv --to mine.npz",

@@ -1,4 +1,4 @@
-"""Commands on models and judges: chat, train, evaluate, list, doctor and judge; made like those on studies."""
+"""Commands on models and judges: chat, train, evaluate, export, list, doctor and judge; made like those on studies."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import flipsearch
-from flipsearch.commands.options import Config, Json, Reports, Setting, given, option
+from flipsearch.commands.options import Config, Contexts, Json, Reports, Setting, given, option
 from flipsearch.core.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -78,6 +78,17 @@ def anatomy(config: Config = None, json: Json = False, **settings: Setting) -> "
     with progress_display() as progress:
         result = flipsearch.anatomy(**given(settings), config=config, progress=progress)
     return console.outcome(result, views.show_anatomy)
+
+
+def export(context: Contexts, config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
+    """Write the training prompts with their contexts for another trainer.
+
+    For trainers whose teacher reads more than their student: TRL, ms-swift, or any that reads JSON lines. The prompts
+    are those of `flipsearch train`. Nothing is generated.
+    """
+    from flipsearch.commands import console, views
+
+    return console.outcome(flipsearch.export(context, **given(settings), config=config), views.show_export)
 
 
 def list_available(

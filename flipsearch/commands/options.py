@@ -25,7 +25,7 @@ Setting = str | int | float | bool | Path | list[str] | list[int] | None
 FIRST = "Main options"
 GROUPS = {
     FIRST: "model context prompts harmful benign judge against student num_contexts budget_tokens time_s study name "
-    "placement",
+    "placement format to",
     "Model and decoding": "backend thinking think_tokens device dtype max_model_len batch_size max_tokens temperature "
     "top_p top_k seed omit request_timeout_s",
     "Prompts and judging": "max_prompts max_problems split reasoning samples unsafe_at count_flips second_judges "
@@ -51,6 +51,7 @@ def option(help: str, *names: str, metavar: str | None = None, group: str | None
 Config = Annotated[Path | None, option("TOML file of settings; options win over it.", group="Files")]
 Json = Annotated[bool, option("Print one JSON object on stdout, and nothing else there.", "--json")]
 Reports = Annotated[Path | None, option("Folder of the studies (reports).")]
+Contexts = Annotated[list[str], typer.Argument(help="Texts, files, cards (best.json) or template names.")]
 StudyPlace = Annotated[str, typer.Argument(help="A study's name or folder, or a ledger file.", metavar="STUDY")]
 
 

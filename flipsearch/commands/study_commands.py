@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import flipsearch
-from flipsearch.commands.options import Config, Json, Reports, Setting, StudyPlace, given, option
+from flipsearch.commands.options import Config, Contexts, Json, Reports, Setting, StudyPlace, given, option
 from flipsearch.core.errors import ConfigError
 
 if TYPE_CHECKING:
     from flipsearch.commands.console import Outcome
     from flipsearch.reporting.compare import Comparison
     from flipsearch.searching.plan import SearchPlan
-
-CONTEXTS = typer.Argument(help="Texts, files, cards (best.json) or template names.")
 
 
 def search(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
@@ -55,7 +53,7 @@ def plan(
 
 
 def score(
-    context: Annotated[list[str], CONTEXTS],
+    context: Contexts,
     config: Config = None,
     json: Json = False,
     **settings: Setting,
@@ -70,7 +68,7 @@ def score(
 
 
 def check(
-    context: Annotated[list[str], CONTEXTS],
+    context: Contexts,
     min_flip: Annotated[float | None, option("Least flip rate, as a fraction (no limit).")] = None,
     max_over_refusal: Annotated[
         float | None,

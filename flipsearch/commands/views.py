@@ -13,6 +13,7 @@ from flipsearch.commands.console import NUM_SHOWN, plain_table, print_lines, pri
 from flipsearch.commands.model_views import too_few_labels
 from flipsearch.core.display import printable, shortened
 from flipsearch.core.studies import Study, StudyKind, Trial
+from flipsearch.core.trainings import PromptExport
 from flipsearch.reporting.anatomy_page import sentence, visible_token
 from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
 from flipsearch.reporting.columns import Column as ShownColumn
@@ -299,6 +300,13 @@ def show_anatomy(result: AnatomyResult) -> None:
     for note in anatomy.notes:
         print_wrapped(f"Note: {note}")
     print_lines("", f"{'page':<14}{result.folder / 'anatomy.html'}")
+
+
+def show_export(export: PromptExport) -> None:
+    """Print how many prompts were written under contexts, and what the trainer has to be given."""
+    print_lines(*(f"{name:<26}{text}" for name, text in export.facts().items()))
+    for note in export.notes:
+        print_wrapped(f"Note: {note}")
 
 
 def show_written(show: Callable[[], object], path: Path) -> None:

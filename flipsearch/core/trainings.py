@@ -18,7 +18,7 @@ from typing import Any, Literal
 
 from flipsearch.core.display import ShowsFacts, figure
 from flipsearch.core.errors import ConfigError, TrainingError, unknown_name
-from flipsearch.core.measurements import Estimate, Measurement, Rate
+from flipsearch.core.measurements import Estimate, Measurement, Rate, json_value
 from flipsearch.core.records import AnswerKind, Context, FinishReason, Kind, Sampling, Scope, Verdict
 
 TRAINING_FORMAT = 2
@@ -96,6 +96,36 @@ class TrainingRun:
     """Content hash of all that the training follows from: settings, contexts, prompts and base."""
     study_pages: Mapping[str, str] = field(default_factory=dict)
     """Study that found a context -> its page, seen from the checkpoint's folder."""
+
+
+@dataclass(frozen=True, slots=True, repr=False)
+class PromptExport(ShowsFacts):
+    """Training prompts that were written for another trainer."""
+
+    path: Path
+    format: str
+    routed: tuple[RoutedContext, ...]
+    num_left_out: int
+    """Harmful prompts that no context makes safe."""
+    longest: int
+    """Tokens of the longest prompt, with its context."""
+    settings: str
+    """What the trainer has to be given."""
+    notes: tuple[str, ...] = ()
+
+    def facts(self) -> dict[str, str]:
+        """Return what is shown of it."""
+        rows = {
+            f"{part.kind} {'under' if part.context else 'without'} context": f"{part.num_prompts:,}"
+            for part in self.routed
+        }
+        shown = {"written to": str(self.path), **rows, "left out": f"{self.num_left_out:,}"}
+        return shown | {"longest": f"{self.longest:,} tokens", "next step": self.settings}
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        shown: dict[str, Any] = json_value(self)
+        return shown
 
 
 @dataclass(frozen=True, slots=True)

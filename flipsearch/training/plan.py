@@ -20,9 +20,9 @@ from transformers.integrations import integration_utils
 
 from flipsearch.backends.base import check_model, model_identity
 from flipsearch.backends.models import BUILT_IN_MODELS, POCKET_MODEL, base_model
-from flipsearch.config import TrainConfig
+from flipsearch.config import ExportConfig, TrainConfig
 from flipsearch.core.errors import ConfigError, PromptError, unknown_name
-from flipsearch.core.records import SPLITS, Context, Prompt, content_id
+from flipsearch.core.records import SPLITS, Context, Placement, Prompt, content_id
 from flipsearch.core.settings import check_folder_name, make_config
 from flipsearch.core.trainings import METHODS, TrainingMethod
 from flipsearch.defaults import card_settings, library_for, resolve
@@ -138,7 +138,7 @@ def plan_training(*sources: Mapping[str, Any]) -> TrainPlan:
     if config.teacher is not None:
         check_model(config.model_copy(update={"model": config.teacher}))
     prompt_set = prompts_of(config)
-    prompts = _training_prompts(config, prompt_set)
+    prompts = training_prompts(config, prompt_set)
     size = min(config.train_batch_size or len(prompts), len(prompts))
     size -= size % num_processes()  # each takes as many
     if size == 0:
@@ -168,13 +168,18 @@ def _read_settings(sources: Sequence[Mapping[str, Any]]) -> tuple[TrainConfig, l
     config = resolve(config.model_copy(update={key: value for key, value in defaults.items() if key not in given}))
     named_model = given.get("model") or (cards[0].model if cards else None) or config.model
     cards += given_cards(config.benign_context) if config.benign_context else []
+    check_cards(cards, named_model)
+    return config, cards
+
+
+def check_cards(cards: Sequence[Card], model: str) -> None:
+    """Raise ConfigError for a context of another model: a flip rate holds for one model."""
     for card in cards:
-        if card.model not in (None, named_model):  # a flip rate holds for one model
+        if card.model not in (None, model):
             raise ConfigError(
-                f"the context's card says that it was found for '{card.model}', but the model is '{config.model}'. "
+                f"the context's card says that it was found for '{card.model}', but the model is '{model}'. "
                 "Search with that model, or give the text alone, in a file without a card beside it."
             )
-    return config, cards
 
 
 def _study_pages(config: TrainConfig) -> dict[str, Path]:
@@ -192,19 +197,27 @@ def _study_pages(config: TrainConfig) -> dict[str, Path]:
 
 
 def _read_contexts(config: TrainConfig) -> tuple[tuple[Context, ...], Context | None]:
-    library = library_for(config.model, config.contexts)
-    contexts = given_contexts(config.context, library)
-    benign = given_contexts([config.benign_context], library) if config.benign_context else []
+    contexts, benign = read_contexts(config.context, config)
     if config.control and len(contexts) > 1:
         raise ConfigError(f"--context-control {config.control} takes one context; {len(contexts)} were given.")
+    if config.control:
+        contexts = (control_context(library_for(config.model, config.contexts), config.control, contexts[0]),)
+    return contexts, benign
+
+
+def read_contexts(
+    names: Sequence[str], config: TrainConfig | ExportConfig, placement: Placement | None = None
+) -> tuple[tuple[Context, ...], Context | None]:
+    """Return the contexts for harmful prompts and that for benign ones; `placement` overrides those of cards."""
+    library = library_for(config.model, config.contexts)
+    contexts = given_contexts(names, library, placement)
+    benign = given_contexts([config.benign_context], library, placement) if config.benign_context else []
     if len(benign) > 1:
         raise ConfigError(f"--benign-context takes one context; {len(benign)} were given.")
-    if config.control:
-        contexts = [control_context(library, config.control, contexts[0])]
     return tuple(contexts), benign[0] if benign else None
 
 
-def _training_prompts(config: TrainConfig, prompt_set: PromptSet) -> tuple[Prompt, ...]:
+def training_prompts(config: TrainConfig | ExportConfig, prompt_set: PromptSet) -> tuple[Prompt, ...]:
     """Return the training prompts: all that the evaluation leaves, or those of one split."""
     by_default = tuple(split for split in SPLITS if split != "evaluation")
     splits = {None: by_default, "all": SPLITS}.get(config.split, (config.split,))
@@ -226,9 +239,14 @@ def _notes(config: TrainConfig, prompts: Sequence[Prompt], step_size: int) -> li
         notes.append("Trained on the evaluation prompts too: evaluate on others, not on these.")
     if base_model(config.model) == POCKET_MODEL != config.model:
         notes.append("The model was made from the pocket model: it is synthetic, and shows behaviour, not capability.")
-    if not any(prompt.kind == "benign" for prompt in prompts):
-        notes.append("No benign prompts: nothing holds the model back from refusing more of them.")
-    return notes
+    return [*notes, *kind_notes(prompts)]
+
+
+def kind_notes(prompts: Sequence[Prompt]) -> list[str]:
+    """Return a note if the training prompts are of one kind alone."""
+    if any(prompt.kind == "benign" for prompt in prompts):
+        return []
+    return ["No benign prompts: nothing holds the model back from refusing more of them."]
 
 
 def _step_notes(plan: TrainPlan) -> Iterator[str]:

@@ -15,19 +15,18 @@ one's if it does not refuse; both if they are complete and not degenerate.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from flipsearch.backends.chat import Chat
 from flipsearch.core.errors import TrainingError
-from flipsearch.core.measurements import REFUSAL_THRESHOLD
+from flipsearch.core.measurements import REFUSAL_THRESHOLD, JudgedRollout
 from flipsearch.core.progress import Phase
 from flipsearch.core.records import Context, FinishReason, Label, Prompt, Request, Rollout
 from flipsearch.core.thoughts import split_answer
 from flipsearch.measuring.runner import Runner
-from flipsearch.training.plan import TrainPlan
 
 Ids = Sequence[int]
 Routes = Mapping[str, Context]
@@ -111,21 +110,35 @@ class Routing:
     contexts: Mapping[str, Context]
 
 
-def route(plan: TrainPlan, runner: Runner | None) -> Routing:
-    """Return the training prompts with their contexts; without a `runner` of the frozen model none is left out."""
-    harmful = [prompt for prompt in plan.prompts if prompt.kind == "harmful"]
-    routes = {} if runner else {prompt.prompt_id: plan.contexts[0] for prompt in harmful}
-    if runner:
-        for number, context in enumerate(plan.contexts, start=1):
+class Answers(Protocol):
+    """What the frozen model answers, judged: a Runner, or what is known of it."""
+
+    def enter(self, phase: Phase, detail: str = "") -> None:
+        """Set the phase that progress is reported under."""
+
+    def request(self, prompt: Prompt, context: Context | None) -> Request:
+        """Return the request for the answer to a prompt under a context."""
+
+    def outcomes(self, requests: Sequence[Request]) -> Sequence[JudgedRollout]:
+        """Return one judged rollout per request, in order."""
+
+
+def route(
+    prompts: Sequence[Prompt], contexts: Sequence[Context], benign_context: Context | None, answers: Answers | None
+) -> Routing:
+    """Return the training prompts with their contexts; without the frozen model's `answers` none is left out."""
+    harmful = [prompt for prompt in prompts if prompt.kind == "harmful"]
+    routes = {} if answers else {prompt.prompt_id: contexts[0] for prompt in harmful}
+    if answers:
+        for number, context in enumerate(contexts, start=1):
             left = [prompt for prompt in harmful if prompt.prompt_id not in routes]
-            runner.enter(Phase.ROUTING, f"{number}/{len(plan.contexts)}")
-            outcomes = runner.outcomes([runner.request(prompt, context) for prompt in left])
+            answers.enter(Phase.ROUTING, f"{number}/{len(contexts)}")
+            outcomes = answers.outcomes([answers.request(prompt, context) for prompt in left])
             pairs = zip(left, outcomes, strict=True)
             routes |= {prompt.prompt_id: context for prompt, answer in pairs if answer.verdict.label is Label.SAFE}
-    prompts = tuple(prompt for prompt in plan.prompts if prompt.kind == "benign" or prompt.prompt_id in routes)
-    if plan.benign_context:
-        routes |= {prompt.prompt_id: plan.benign_context for prompt in plan.prompts if prompt.kind == "benign"}
-    return Routing(prompts, routes)
+    if benign_context:
+        routes |= {prompt.prompt_id: benign_context for prompt in prompts if prompt.kind == "benign"}
+    return Routing(tuple(p for p in prompts if p.kind == "benign" or p.prompt_id in routes), routes)
 
 
 def kept_answers(runner: Runner, prompts: Sequence[Prompt], routes: Routes) -> KeptAnswers:

@@ -93,7 +93,8 @@ def _before_training(
         rule, sampling = SampleRule(count_kinds=config.count_flips), replace(config.sampling(), temperature=temperature)
         return Runner(model, judge, ledger, sampling, progress, rule=rule)
 
-    routing, answers = route(plan, runner(backend, 0.0) if plan.routes_by_answer else None), {}
+    known = runner(backend, 0.0) if plan.routes_by_answer else None
+    routing, answers = route(plan.prompts, plan.contexts, plan.benign_context, known), {}
     unload(judge)  # a teacher needs its memory
     if plan.method.is_supervised:
         answers = _answer_rows(plan, routing, backend, lambda model: runner(model, config.temperature))
