@@ -104,9 +104,12 @@ def _before_training(
         ledger.close()  # nothing more is judged: others may use it while this one trains
     if not any(prompt.kind == "harmful" for prompt in routing.prompts):
         num_harmful = sum(prompt.kind == "harmful" for prompt in plan.prompts)
+        what, todo = "is answered safely", "Search for a better context first."
+        if plan.method.is_supervised:
+            what, todo = "has an answer that is safe, whole and complete", f"{todo[:-1]}, or give more --max-tokens."
         raise TrainingError(
-            f"none of the {num_harmful} harmful training prompts is answered safely under the context, as the judge "
-            f"'{config.judge}' sees it: there is nothing to learn. Search for a better context first."
+            f"none of the {num_harmful} harmful training prompts {what} under the context, as the judge "
+            f"'{config.judge}' sees it: there is nothing to learn. {todo}"
         )
     return routing, answers
 

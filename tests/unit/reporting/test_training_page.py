@@ -148,8 +148,8 @@ def test_keys_may_be_missing_in_any_line() -> None:
     text = training_page(RUN, log)
     mean, p95, *_ = charts(text)["Length"].iter("g")
     assert len(list(mean.iter("circle"))) == 7
-    (line,) = p95.iter("path")
-    assert len(re.findall("[ML]", line.get("d", ""))) == 8  # dashed, and so without dots
+    (drawn,) = p95.iter("path")
+    assert len(re.findall("[ML]", drawn.get("d", ""))) == 8  # dashed, and so without dots
     assert "harmful mean 41.2 at step 7" in Page(text).text
     few: list[list[LogLine]] = [[], [{}], [{"step": 4}], [{"loss": 1.0}]]
     for lines in few:
