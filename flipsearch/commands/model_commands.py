@@ -81,7 +81,7 @@ def anatomy(config: Config = None, json: Json = False, **settings: Setting) -> "
 
 
 def export(context: Contexts, config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
-    """Write the training prompts with their contexts for another trainer.
+    """Write the training prompts and contexts for TRL or others.
 
     For trainers whose teacher reads more than their student: TRL, ms-swift, or any that reads JSON lines. The prompts
     are those of `flipsearch train`. Nothing is generated.
