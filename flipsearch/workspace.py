@@ -37,7 +37,7 @@ from flipsearch.reporting.study_file import FINISHED, SETTINGS_FILE, STUDY_FILE
 from flipsearch.results import SearchResult
 
 LEDGER_FILE, EVENTS_FILE = "ledger.db", "events.jsonl"
-UNFINISHED_SHARE = 0.01
+UNFINISHED_SHARE = 0.003
 """Of the time of a search, the share that is spent at most on writing what is known so far."""
 
 
