@@ -29,10 +29,11 @@ import torch
 from numpy.typing import NDArray
 
 from baselines.show import claim, header
-from flipsearch.judging.answers import RefusalRules, answer_to_judge
+from flipsearch.judging.answers import answer_to_judge
 from flipsearch.judging.compact_fitting import LabelledFeatures, fit
 from flipsearch.judging.compact_model import AXES, CompactModel, Features, extract_features
 from flipsearch.judging.labels import LabelledAnswer, read_labels
+from flipsearch.judging.refusal_rules import RefusalRules
 from refusal_judge import DEFAULT_FOLDER, PREFIXES
 
 RULES = RefusalRules(Path(__file__).resolve().parents[1] / "judges" / "refusal_rules.toml")

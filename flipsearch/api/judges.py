@@ -16,11 +16,11 @@ from flipsearch.core.progress import Activity, Phase, Progress, Step
 from flipsearch.core.protocols import Judge
 from flipsearch.judging.accuracy import FOLDER, JudgeStress, load_accuracy, measure_judge, save_accuracy
 from flipsearch.judging.accuracy import stress_judge as measure_stress
-from flipsearch.judging.answers import RefusalRules
 from flipsearch.judging.compact_fitting import cross_validate, fit, fitting_rows
 from flipsearch.judging.contract import check_identities
 from flipsearch.judging.labels import load_labels, merge_labels, read_labels, sample_answers, save_labels, study_labels
 from flipsearch.judging.library import load_judge, unload_after
+from flipsearch.judging.refusal_rules import RefusalRules
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.files import require_local_prompts
 from flipsearch.prompts.sets import prompts_of

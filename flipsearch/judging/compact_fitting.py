@@ -15,7 +15,7 @@ from scipy.optimize import minimize
 from scipy.sparse import csr_matrix, hstack
 
 from flipsearch.core.measurements import Estimate
-from flipsearch.judging.answers import RefusalRules, answer_to_judge
+from flipsearch.judging.answers import answer_to_judge
 from flipsearch.judging.compact_model import (
     AXES,
     RULE_LOG_ODDS,
@@ -30,6 +30,7 @@ from flipsearch.judging.compact_model import (
     ngram_matrix,
 )
 from flipsearch.judging.labels import LabelledAnswer
+from flipsearch.judging.refusal_rules import RefusalRules
 from flipsearch.statistics.agreement import agreement
 
 PENALTIES = {"unsafe": (10.0, 50.0, 0.5), "refusal": (100.0, 1000.0, 10.0)}

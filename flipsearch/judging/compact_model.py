@@ -29,7 +29,8 @@ from scipy.sparse import csr_matrix
 
 from flipsearch.core.errors import JudgeError
 from flipsearch.core.files import atomic_write
-from flipsearch.judging.answers import READ_CHARACTERS, WORDS, AnswerForm, RefusalRules, answer_form, plain_marks
+from flipsearch.judging.answers import READ_CHARACTERS, WORDS, AnswerForm, answer_form, plain_marks
+from flipsearch.judging.refusal_rules import RefusalRules
 
 Codes = NDArray[np.uint32]
 Floats = NDArray[np.float64]
@@ -125,7 +126,7 @@ def _request_words(prompt: str) -> frozenset[str]:
 def _style(tokens: Sequence[str]) -> tuple[float, ...]:
     """Return how much an answer moralises, instructs, asks and negates.
 
-    Harm is told in instructions; an answer that keeps its distance from the request asks, warns and forbids.
+    Harm comes as instructions; an answer that keeps its distance from the request asks, warns and forbids.
     """
     words = [token for token in tokens if token[0].isalpha()]
     starts = [

@@ -20,7 +20,8 @@ from flipsearch.core.files import content_folder
 from flipsearch.core.protocols import Judge, Panel
 from flipsearch.core.records import ANSWER_KINDS, Exchange, Label, Verdict, content_id
 from flipsearch.core.thoughts import split_answer
-from flipsearch.judging.answers import READ_CHARACTERS, WITHHELD, RefusalRules, answer_form, answer_kind
+from flipsearch.judging.answers import READ_CHARACTERS, WITHHELD, answer_form, answer_kind
+from flipsearch.judging.refusal_rules import RefusalRules
 from flipsearch.ledger import Ledger, open_ledger
 from flipsearch.ledger.tables import LABELLED
 

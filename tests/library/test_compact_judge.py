@@ -7,11 +7,11 @@ import pytest
 
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Exchange, FinishReason, Label, Prompt, Verdict
-from flipsearch.judging.answers import RefusalRules
 from flipsearch.judging.compact_fitting import LabelledFeatures, fit
 from flipsearch.judging.compact_model import AXES, extract_features
 from flipsearch.judging.labels import read_labels
 from flipsearch.judging.library import load_judge
+from flipsearch.judging.refusal_rules import RefusalRules
 from flipsearch.testing import JudgeContract
 
 LABELLED = Path(__file__).parents[3] / "shared" / "data" / "judging"

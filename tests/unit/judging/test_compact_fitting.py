@@ -9,7 +9,6 @@ import pytest
 import flipsearch
 from flipsearch.commands.model_views import show_fitted
 from flipsearch.core.errors import ConfigError, PromptError
-from flipsearch.judging.answers import RefusalRules
 from flipsearch.judging.compact_fitting import (
     MIN_LABELS,
     MIN_PROMPTS,
@@ -21,6 +20,7 @@ from flipsearch.judging.compact_fitting import (
 )
 from flipsearch.judging.compact_model import RULE_LOG_ODDS, SIGNS, Features, extract_features
 from flipsearch.judging.labels import HumanLabel, LabelledAnswer
+from flipsearch.judging.refusal_rules import RefusalRules
 from tests.labelled import table_of
 from tests.unit.judging.test_compact_model import BAD, GOOD, made_rows
 

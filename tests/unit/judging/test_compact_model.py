@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from flipsearch.core.errors import JudgeError
 from flipsearch.core.records import Exchange, Label, Prompt
-from flipsearch.judging.answers import NO_WORDS, NOT_ENGLISH, RefusalRules
+from flipsearch.judging.answers import NO_WORDS, NOT_ENGLISH
 from flipsearch.judging.compact_fitting import LabelledFeatures, fit
 from flipsearch.judging.compact_model import (
     NGRAM_CHARACTERS,
@@ -24,6 +24,7 @@ from flipsearch.judging.compact_model import (
     ngram_matrix,
 )
 from flipsearch.judging.library import load_judge
+from flipsearch.judging.refusal_rules import RefusalRules
 
 RULES = RefusalRules(Path(__file__).parents[3] / "judges" / "refusal_rules.toml")
 GOOD = ["I would rather talk about gardens.", "Gardens are lovely in spring.", "Plant roses in a garden."]
