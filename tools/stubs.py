@@ -1,14 +1,20 @@
-"""Writes flipsearch/__init__.pyi, in which editors and type checkers see every setting of every public function.
+"""Writes what is made from the settings: flipsearch/__init__.pyi for editors and type checkers, and docs/commands.md.
 
-python tools/stubs.py        a test compares the file with the functions
+python tools/stubs.py        a test compares both with the functions and commands
 """
 
 import inspect
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+from typer.main import get_command
 
 import flipsearch
+from flipsearch.commands.main import COMMANDS, EPILOG, EXAMPLES, FALLS_SHORT, GROUPS, make_app
+from flipsearch.commands.options import FIRST
 
 STUB = Path(flipsearch.__file__).with_suffix(".pyi")
 HEAD = '''"""Written by tools/stubs.py from the settings in config.py."""
@@ -48,6 +54,46 @@ def signature_text(signature: inspect.Signature) -> str:
     return re.sub(r"Optional\[(Literal\[[^]]*\])\]", r"\1 | None", text)
 
 
+COMMANDS_PAGE = Path(flipsearch.__file__).parents[1] / "docs" / "commands.md"
+
+
+def commands_page() -> str:
+    """Return docs/commands.md: every command with its example, when it exits with 1, and all its options."""
+    root: Any = get_command(make_app(list(COMMANDS)))
+    exit_codes = " ".join(EPILOG.removeprefix("\b").split())
+    made = "Written by `tools/stubs.py` from the settings in `flipsearch/config.py`; `--help` of each command says the same."
+    parts = [
+        "# Commands",
+        made,
+        f"{exit_codes} With `--json` a command prints one JSON object on stdout and nothing else.",
+    ]
+    for name in COMMANDS:
+        parts += command_section(name, root.commands[name])
+    for group, (_, members) in GROUPS.items():
+        for name in members:
+            parts += command_section(f"{group} {name}", root.commands[group].commands[name])
+    return "\n\n".join(parts) + "\n"
+
+
+def command_section(name: str, command: Any) -> Iterator[str]:
+    """Yield the paragraphs about a command: what it does, an example, a table of options by group."""
+    yield f"## {name}"
+    yield from (" ".join(paragraph.split()) for paragraph in inspect.cleandoc(command.help).split("\n\n"))
+    yield "    " + EXAMPLES[name]
+    if name in FALLS_SHORT:
+        yield f"Exit code 1: {FALLS_SHORT[name]}."
+    groups: dict[str, list[str]] = {}
+    context = command.make_context(name, [], resilient_parsing=True)
+    for parameter in command.get_params(context):
+        if (record := parameter.get_help_record(context)) and parameter.name not in ("json", "help"):
+            heading = getattr(parameter, "rich_help_panel", None) or FIRST
+            option, text = (part.replace("|", "\\|") for part in record)
+            groups.setdefault(heading, []).append(f"| `{option.removeprefix(' / ')}` | {text.replace('<', '&lt;')} |")
+    for heading, rows in groups.items():
+        yield "\n".join([f"| {heading} | |", "|---|---|", *rows])
+
+
 if __name__ == "__main__":
+    COMMANDS_PAGE.write_text(commands_page(), encoding="utf-8")
     STUB.write_text(stub_text(), encoding="utf-8")
     subprocess.run(["ruff", "format", "--quiet", str(STUB)], check=True)

@@ -13,7 +13,7 @@ from flipsearch.commands.main import make_app
 from flipsearch.config import EvalConfig, ModelConfig, ScoreConfig, SearchConfig, TrainConfig
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.settings import flag_of
-from stubs import stub_text
+from stubs import COMMANDS_PAGE, commands_page, stub_text
 
 COMMANDS: dict[str, tuple[type[ModelConfig], Any]] = {
     "search": (SearchConfig, flipsearch.search),
@@ -76,7 +76,7 @@ def test_keywords_win_over_the_file(tmp_path: Path) -> None:
     assert (result.seed, result.harmful, result.templates) == (2, ("a.csv",), ("role",))
 
 
-def test_the_stub_that_editors_read_is_up_to_date() -> None:
+def test_the_stub_and_the_page_of_commands_are_up_to_date() -> None:
     """After a change of settings: python tools/stubs.py."""
     stub = Path(flipsearch.__file__).with_suffix(".pyi").read_text(encoding="utf-8")
 
@@ -84,6 +84,7 @@ def test_the_stub_that_editors_read_is_up_to_date() -> None:
         return sorted(ast.dump(node) for node in ast.parse(text).body)
 
     assert statements(stub) == statements(stub_text())
+    assert COMMANDS_PAGE.read_text(encoding="utf-8") == commands_page()
 
 
 def test_a_type_checker_sees_the_settings() -> None:
