@@ -61,12 +61,8 @@ def commands_page() -> str:
     """Return docs/commands.md: every command with its example, when it exits with 1, and all its options."""
     root: Any = get_command(make_app(list(COMMANDS)))
     exit_codes = " ".join(EPILOG.removeprefix("\b").split())
-    made = "Written by `tools/stubs.py` from the settings in `flipsearch/config.py`; `--help` of each command says the same."
-    parts = [
-        "# Commands",
-        made,
-        f"{exit_codes} With `--json` a command prints one JSON object on stdout and nothing else.",
-    ]
+    made = "Written by `tools/stubs.py`; each command's `--help` says the same, `--json` makes it print one JSON object alone."
+    parts = ["# Commands", made, exit_codes]
     for name in COMMANDS:
         parts += command_section(name, root.commands[name])
     for group, (_, members) in GROUPS.items():
