@@ -61,7 +61,7 @@ def commands_page() -> str:
     """Return docs/commands.md: every command with its example, when it exits with 1, and all its options."""
     root: Any = get_command(make_app(list(COMMANDS)))
     exit_codes = " ".join(EPILOG.removeprefix("\b").split())
-    made = "Written by `tools/stubs.py`; `--help` says the same. `--json` makes any command print one JSON object alone."
+    made = "Written by `tools/stubs.py`; `--help` says the same. `--json` makes a command print one JSON object alone."
     parts = ["# Commands", made, exit_codes]
     for name in COMMANDS:
         parts += command_section(name, root.commands[name])
