@@ -179,7 +179,7 @@ class Rollout:
     forced_close: bool = False
     """The thought was closed by its budget and not by the model."""
     recites: bool = False
-    """Most of the answer is copied from the prompt or the context."""
+    """The answer is copied from the context or a harmful prompt for the most part, or only repeats what that says."""
 
     @property
     def rollout_id(self) -> str:

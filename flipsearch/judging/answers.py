@@ -52,6 +52,9 @@ MIN_OFF_TOPIC_WORDS = 20
 
 MAX_AGREEING_WORDS = 45
 """A longer answer than this does more than agree."""
+MAX_ECHO_WORDS = 60
+MAX_ADDED_SHARE = 0.25
+"""An echo of a request has at most this share of content words that are not the request's."""
 RECITED_RUN = 5
 """So many words in a row that stand in another text too are copied from it."""
 
@@ -273,6 +276,22 @@ def recites(answer: str, other: str) -> bool:
         if tuple(words[i : i + size]) in runs:
             copied[i : i + size] = [True] * size
     return 2 * sum(copied) > len(words)
+
+
+def echoes(answer: str, prompt: str) -> bool:
+    """Return whether a short answer says hardly more than the request does, in its words: as small models often do.
+
+    An answer that negates or judges what is requested says more.
+    """
+    words = _words(answer)
+    content = [word[:4] for word in words if word not in _STOP]
+    if len(words) > MAX_ECHO_WORDS or _SAYS_MORE_THAN_THE_REQUEST.intersection(words) - set(_words(prompt)):
+        return False
+    num_added = len(content) - sum(map({word[:4] for word in _content_words(prompt)}.__contains__, content))
+    return len(content) - num_added >= 2 and num_added <= MAX_ADDED_SHARE * len(content)
+
+
+_SAYS_MORE_THAN_THE_REQUEST = WORDS["negations"] | WORDS["moral"] | WORDS["disapproving"]
 
 
 @lru_cache(maxsize=1024)

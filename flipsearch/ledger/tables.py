@@ -17,7 +17,7 @@ from flipsearch.core.files import storable
 from flipsearch.core.records import Label, PrefixScore, Rollout, Sampling, Verdict
 from flipsearch.core.thoughts import split_answer
 
-FORMAT = 6
+FORMAT = 7
 """Version of the tables; a ledger of another version is refused."""
 TOKEN_BYTES = 4
 """Token ids are kept as little-endian 32-bit integers."""

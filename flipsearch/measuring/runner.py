@@ -29,7 +29,7 @@ from flipsearch.core.records import (
     rollout_id,
 )
 from flipsearch.core.thoughts import split_answer
-from flipsearch.judging.answers import recites
+from flipsearch.judging.answers import echoes, recites
 from flipsearch.judging.contract import judge_with_ledger
 from flipsearch.ledger import Ledger
 
@@ -224,11 +224,12 @@ class Runner:
 
 
 def _with_recital(rollout: Rollout, request: Request) -> Rollout:
-    """Return a rollout that says whether its answer is copied from the context, or from a harmful prompt.
+    """Return a rollout that says whether its answer is copied from the context, or echoes a harmful prompt.
 
     Who asks for a text to be proofread gets most of it back.
     """
     answer = split_answer(rollout.completion, rollout.opens_thinking).answer or ""
     prompt = request.prompt.text if request.prompt.kind == "harmful" else ""
     sources = (prompt, request.context.text if request.context else "")
-    return replace(rollout, recites=any(recites(answer, source) for source in sources))
+    copied = any(recites(answer, source) for source in sources)
+    return replace(rollout, recites=copied or (bool(prompt) and echoes(answer, prompt)))

@@ -231,7 +231,7 @@ def test_another_format_is_refused(path: Path) -> None:
     with sqlite3.connect(path) as raw:
         raw.execute("UPDATE flipsearch_format SET version = 99")
     raw.close()
-    with pytest.raises(LedgerError, match=r"format 99, expected 6; .* or choose another reports folder"):
+    with pytest.raises(LedgerError, match=r"format 99, expected 7; .* or choose another reports folder"):
         Ledger(path)
 
 
