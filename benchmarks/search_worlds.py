@@ -10,7 +10,8 @@ above it. "Regret" is to the best that any method reached in that world and seed
 --kept-back runs those in which nothing was tuned.
 
 --claims runs whole studies with placebos and confirm split, and prints how often the interval of the winner's flip rate
-holds its true one, and how often a study claims that its winner beats neutral text where that is not so.
+holds its true one, how often a study claims that its winner beats neutral text where that is not so, and how the chance
+that studies state (that a context which was stopped early is truly better than all that finished) fits how often it is.
 """
 
 import argparse
@@ -19,6 +20,7 @@ import sys
 import time
 from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -123,36 +125,62 @@ def _mean(values: Any) -> str:
     return f"{values.mean():.1f} +- {values.std(ddof=1) / len(values) ** 0.5:.1f}"
 
 
-def study_claims(job: tuple[Rules, int]) -> tuple[bool, bool, bool] | None:
-    """Run a whole study; (its interval holds the truth, it claims to beat neutral text, it truly does), None without
-    a winner.
-    """
+@dataclass(frozen=True)
+class StudyClaims:
+    """What a whole study said, and what was true."""
+
+    has_winner: bool
+    covers: bool = False
+    """The interval of the winner's flip rate holds the true one."""
+    claims: bool = False
+    """It says that the winner beats neutral text."""
+    is_true: bool = False
+    chance: float | None = None
+    """Stated: that a context that was stopped early is better than all that finished, by more than the tolerance."""
+    was_better: bool = False
+
+
+def study_claims(job: tuple[Rules, int]) -> StudyClaims:
+    """Run a whole study in a world."""
     rules, seed = job
     world = make_world(rules, seed)
     config = SearchConfig(seed=seed, num_contexts=48, max_over_refusal=CAP, depths=(), benign_context=False)
     setup = prepare_search(config, world.library, world.prompts())
-    study = study_of(world, setup)
+    stops: list[dict[str, Any]] = []
+    study = study_of(world, setup, lambda event, **facts: stops.append(facts) if event == "stopped_early" else None)
+    chance, was_better = None, False
+    for stop in stops:
+        contexts = {trial.context.context_id: trial.context for trial in study.trials}
+        rates = {id: world.true_rates(contexts[id]) for id in (*stop["stopped"], *stop["finished"])}
+        worth = {id: flips if refusals <= CAP else 0.0 for id, (flips, refusals) in rates.items()}
+        stopped, finished = (max(worth[id] for id in stop[state]) for state in ("stopped", "finished"))
+        chance, was_better = stop["chance_of_better"], stopped > finished + stop["tolerance"]
     if study.winner is None:
-        return None
+        return StudyClaims(False, chance=chance, was_better=was_better)
     true, measured = world.true_rates(study.winner.context)[0], study.winner.final.flip_rate
     neutral = next(row.context() for row in setup.placebos if row.template.name == NEUTRAL)
     beaten = max(world.true_rates(neutral)[0], world.true_rates(Context(""))[0])
-    return measured.low <= true <= measured.high, study.winner.beats_placebo, true > beaten
+    covers = measured.low <= true <= measured.high
+    return StudyClaims(True, covers, study.winner.beats_placebo, true > beaten, chance, was_better)
 
 
 def check_claims(worlds: Sequence[Rules], num_seeds: int) -> bool:
-    """Print how often intervals hold the truth and how often claims are false."""
+    """Print how often intervals hold the truth, how often claims are false, and how stated chances fit."""
     jobs = [(rules, seed) for rules in worlds for seed in range(num_seeds)]
     with ProcessPoolExecutor(WORKERS) as pool:
         done = list(pool.map(study_claims, jobs))
-    winners = [(rules, result) for (rules, _), result in zip(jobs, done, strict=True) if result]
-    held = [covers for rules, (covers, _, _) in winners if not rules.errors]
-    num_claims = sum(claims for _, (_, claims, _) in winners)
-    num_false = sum(claims and not is_true for _, (_, claims, is_true) in winners)
+    winners = [(rules, study) for (rules, _), study in zip(jobs, done, strict=True) if study.has_winner]
+    held = [study.covers for rules, study in winners if not rules.errors]
+    num_claims = sum(study.claims for _, study in winners)
+    num_false = sum(study.claims and not study.is_true for _, study in winners)
     print(f"{len(winners)} of {len(jobs)} studies have a winner; {num_claims} claim to beat neutral text")
     covered, false = sum(held) / max(1, len(held)), num_false / len(jobs)
+    stated = [(study.chance, study.was_better) for study in done if study.chance is not None]
+    chance, better = (float(np.mean([pair[part] for pair in stated])) if stated else 0.0 for part in (0, 1))
     text = f"intervals hold the true flip rate in {covered:.1%} of {len(held)} studies without judge errors (94 %)"
     results = [(text, covered >= 0.94), (f"false claims in {false:.1%} of studies (2.5 %)", false <= 0.025)]
+    text = f"a context that was stopped early is better in {better:.1%} of {len(stated)} studies, stated {chance:.1%}"
+    results.append((f"{text} (within 5 points)", abs(better - chance) <= 0.05))
     for text, holds in results:
         print(claim(text, holds=holds))
     return all(holds for _, holds in results)

@@ -17,6 +17,7 @@ import optuna
 
 from flipsearch.config import SearchConfig
 from flipsearch.core.measurements import Rate
+from flipsearch.core.progress import Emit, silent
 from flipsearch.core.records import Context, Label, Prompt, Sampling
 from flipsearch.core.studies import Parent, Study
 from flipsearch.ledger import Ledger
@@ -276,10 +277,10 @@ def ours(meter: Meter, seed: int) -> Context | None:
     return max(able, key=lambda trial: trial.search.flip_rate.value or 0.0).context if able else None
 
 
-def study_of(world: World, setup: SearchSetup) -> Study:
+def study_of(world: World, setup: SearchSetup, emit: Emit = silent) -> Study:
     """Run a study in a world."""
     with Ledger("sqlite://") as ledger:
-        return run_study(setup, Runner(world, WorldJudge(), ledger, Sampling(max_tokens=200)))
+        return run_study(setup, Runner(world, WorldJudge(), ledger, Sampling(max_tokens=200), emit=emit))
 
 
 METHODS: dict[str, Callable[[Meter, int], Context | None]] = {

@@ -151,6 +151,8 @@ class _Search:
         if not finished:
             return [f"{how_many} stopped early: the budget did not carry one to the last prompts."]
         chance, num_seen = self._chance_of_better(finished), min(arm.search.flip_rate.n for arm in stopped)
+        ids = [[arm.context.context_id for arm in arms] for arms in (stopped, finished)]
+        self.runner.emit("stopped_early", chance_of_better=chance, tolerance=tolerance, stopped=ids[0], finished=ids[1])
         shown = f"about {chance:.0%}" if chance >= LEAST_SHOWN else f"below {LEAST_SHOWN:.0%}"
         margin = f"by more than {100 * tolerance:g} points" if tolerance else "at all"
         return [
