@@ -147,7 +147,12 @@ def study_claims(job: tuple[Rules, int]) -> StudyClaims:
     config = SearchConfig(seed=seed, num_contexts=48, max_over_refusal=CAP, depths=(), benign_context=False)
     setup = prepare_search(config, world.library, world.prompts())
     stops: list[dict[str, Any]] = []
-    study = study_of(world, setup, lambda event, **facts: stops.append(facts) if event == "stopped_early" else None)
+
+    def record(event: str, /, **facts: Any) -> None:
+        if event == "stopped_early":
+            stops.append(facts)
+
+    study = study_of(world, setup, record)
     chance, was_better = None, False
     for stop in stops:
         contexts = {trial.context.context_id: trial.context for trial in study.trials}

@@ -67,3 +67,20 @@ def test_without_refusals_the_strongest_run_on_whatever_the_cap(cap: float) -> N
     ended = [trial.search.flip_rate.value or 0.0 for trial in arms if trial.state == "complete"]
     stopped = [trial.search.flip_rate.value or 0.0 for trial in arms if trial.state == "stopped"]
     assert min(ended) >= max(stopped, default=0.0) - 0.1
+
+
+def test_what_was_stopped_early_is_on_record_with_its_chance_to_be_better() -> None:
+    settings = {"num_finalists": 2, "num_contexts": 18, "cohort_size": 6, "breed": 0}
+    setup = prepare_search(SearchConfig.model_validate(settings), library(), prompt_set(63, 40))
+    events = []
+    with Ledger("sqlite://") as ledger:
+        runner = Runner(
+            Model(), RefusalJudge(), ledger, GREEDY, emit=lambda event, **facts: events.append((event, facts))
+        )
+        study = run_study(setup, runner)
+    stop = events["stopped_early"]
+    assert set(stop["stopped"]) == {trial.context.context_id for trial in study.trials if trial.state == "stopped"}
+    assert not set(stop["stopped"]) & set(stop["finished"])
+    chance = stop["chance_of_better"]
+    assert 0 <= chance <= SearchConfig().alpha  # so likely that it may stop
+    assert any((f"about {chance:.0%}" if chance >= 0.01 else "below 1%") in note for note in study.notes)
