@@ -72,12 +72,13 @@ def test_without_refusals_the_strongest_run_on_whatever_the_cap(cap: float) -> N
 def test_what_was_stopped_early_is_on_record_with_its_chance_to_be_better() -> None:
     settings = {"num_finalists": 2, "num_contexts": 18, "cohort_size": 6, "breed": 0}
     setup = prepare_search(SearchConfig.model_validate(settings), library(), prompt_set(63, 40))
-    events = []
+    events: dict[str, dict[str, Any]] = {}
+
+    def record(event: str, /, **facts: Any) -> None:
+        events[event] = facts
+
     with Ledger("sqlite://") as ledger:
-        runner = Runner(
-            Model(), RefusalJudge(), ledger, GREEDY, emit=lambda event, **facts: events.append((event, facts))
-        )
-        study = run_study(setup, runner)
+        study = run_study(setup, Runner(Model(), RefusalJudge(), ledger, GREEDY, emit=record))
     stop = events["stopped_early"]
     assert set(stop["stopped"]) == {trial.context.context_id for trial in study.trials if trial.state == "stopped"}
     assert not set(stop["stopped"]) & set(stop["finished"])
