@@ -16,7 +16,7 @@ from flipsearch.core.trainings import Scorecard as Scorecard
 from flipsearch.judging.accuracy import JudgeStress as JudgeStress
 from flipsearch.ledger.check import LedgerCheck as LedgerCheck
 from flipsearch.reporting.compare import Comparison as Comparison
-from flipsearch.reporting.files import Export as Export
+from flipsearch.reporting.rollout_table import Export as Export
 from flipsearch.results import AnatomyResult as AnatomyResult
 from flipsearch.results import ContextCheck as ContextCheck
 from flipsearch.results import Diagnosis as Diagnosis

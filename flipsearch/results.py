@@ -26,10 +26,10 @@ from flipsearch.reporting.cards import (
     scorecard_rows,
 )
 from flipsearch.reporting.columns import rows
-from flipsearch.reporting.files import rollouts_table
 from flipsearch.reporting.formats import Leaderboard, flips_table, report_format, write_report
 from flipsearch.reporting.outcomes import SCORECARD_PAGE, TRAINING_PAGE
 from flipsearch.reporting.pages import leaderboard_page, picture_page
+from flipsearch.reporting.rollout_table import rollouts_table
 from flipsearch.reporting.verdict import Criterion, verdict
 
 NUM_SHOWN = 10

@@ -16,7 +16,7 @@ from flipsearch.ledger.check import check_ledger as check
 from flipsearch.prompts.known_sets import KNOWN_SETS, describe
 from flipsearch.prompts.problems import list_problem_sets
 from flipsearch.prompts.sets import list_sets
-from flipsearch.reporting.files import Export, check_export, export_file, export_lines, study_beside
+from flipsearch.reporting.rollout_table import Export, check_export, export_file, export_lines, study_beside
 from flipsearch.templating.library import BROKEN, TemplateLibrary
 from flipsearch.workspace import ledger_place
 
