@@ -186,9 +186,9 @@ def _only_declines(prompt: str, text: str, words: list[str]) -> bool | None:
 
     So few words have too little in them for weights and rules that were made for longer answers.
     """
-    spoken = " ".join(words)
     if len(words) > MAX_DECLINING_WORDS or not WORDS["declining"].issuperset(words):
         return None
+    spoken = " ".join(words)
     if not _SAYS_NO.search(spoken) or _SAYS_YES.search(spoken) or "?" in text:
         return None
     return bool(_OF_ITSELF.search(spoken)) or not _YES_OR_NO.match(prompt)
