@@ -63,16 +63,20 @@ def commands_page() -> str:
     exit_codes = " ".join(EPILOG.removeprefix("\b").split())
     made = "Written by `tools/stubs.py`; `--help` says the same. `--json` makes a command print one JSON object alone."
     parts = ["# Commands", made, exit_codes]
+    shown: dict[str, str] = {}
     for name in COMMANDS:
-        parts += command_section(name, root.commands[name])
+        parts += command_section(name, root.commands[name], shown)
     for group, (_, members) in GROUPS.items():
         for name in members:
-            parts += command_section(f"{group} {name}", root.commands[group].commands[name])
+            parts += command_section(f"{group} {name}", root.commands[group].commands[name], shown)
     return "\n\n".join(parts) + "\n"
 
 
-def command_section(name: str, command: Any) -> Iterator[str]:
-    """Yield the paragraphs about a command: what it does, an example, a table of options by group."""
+def command_section(name: str, command: Any, shown: dict[str, str]) -> Iterator[str]:
+    """Yield the paragraphs about a command: what it does, an example, a table of options by group.
+
+    A table that was `shown` under another command is not repeated.
+    """
     yield f"## {name}"
     yield from (" ".join(paragraph.split()) for paragraph in inspect.cleandoc(command.help).split("\n\n"))
     yield "    " + EXAMPLES[name]
@@ -86,7 +90,9 @@ def command_section(name: str, command: Any) -> Iterator[str]:
             option, text = (part.replace("|", "\\|") for part in record)
             groups.setdefault(heading, []).append(f"| `{option.removeprefix(' / ')}` | {text.replace('<', '&lt;')} |")
     for heading, rows in groups.items():
-        yield "\n".join([f"| {heading} | |", "|---|---|", *rows])
+        table = "\n".join([f"| {heading} | |", "|---|---|", *rows])
+        first = shown.setdefault(table, name)
+        yield table if first == name else f"{heading}: as of [{first}](#{first.replace(' ', '-')})."
 
 
 if __name__ == "__main__":
