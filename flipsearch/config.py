@@ -178,7 +178,7 @@ class SearchConfig(StudyConfig):
     """A search."""
 
     best: Path = Path("best.txt")
-    """Where the winning text is copied to, with its card (.json) beside it."""
+    """Where the winning text is copied to once it is confirmed; beside it its card, or why there is none (.json)."""
     num_contexts: Annotated[int, Field(ge=1, le=10**6), Flag(("--num-contexts", "--trials"))] = 64
     """Contexts to try, placebos not counted."""
     cohort_size: Count = 8

@@ -101,7 +101,7 @@ def report(study: Path | str, *, reports: Path | None = None) -> SearchResult:
         result = stored if stored.unfinished else with_human_labels(stored, folder)
         if not (runs and stored.unfinished):
             write_study(result, folder, ledger)
-    return SearchResult(result, folder, folder / "best.txt" if result.winner else None)
+    return SearchResult(result, folder, folder / "best.txt" if result.is_confirmed else None)
 
 
 def compare(studies: Sequence[Path | str], *, reports: Path | None = None) -> Comparison:
@@ -115,7 +115,7 @@ def compare(studies: Sequence[Path | str], *, reports: Path | None = None) -> Co
     for number, folder in enumerate(folders):
         if folder.resolve() in (earlier.resolve() for earlier in folders[:number]):
             raise ConfigError(f"the study '{folder}' is given twice; name each study once.")
-    stored = [read_study(folder, or_unfinished=True) for folder in folders]
+    stored = [read_study(folder, or_unfinished=not (folder / STUDY_FILE).exists()) for folder in folders]
     num = Counter(study.name for study in stored)
     named = [
         study if num[study.name] == 1 else replace(study, name=str(folder))

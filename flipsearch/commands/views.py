@@ -20,7 +20,7 @@ from flipsearch.reporting.columns import Column as ShownColumn
 from flipsearch.reporting.columns import columns_of, kinds_legend
 from flipsearch.reporting.format import DASH, SHARED_ERRORS, percent, with_interval
 from flipsearch.reporting.names import names_of
-from flipsearch.reporting.verdict import Tone, verdict
+from flipsearch.reporting.verdict import StudyVerdict, Tone, verdict
 from flipsearch.results import AnatomyResult, ContextCheck, Diagnosis, EvaluationResult, SearchResult, TrainingResult
 from flipsearch.templating.library import BROKEN
 
@@ -72,21 +72,23 @@ def show_study(result: SearchResult) -> None:
             print_wrapped(line)
     for note in (*study.notes, *judge_lines(study)):
         print_wrapped(f"Note: {note}")
-    if study.winner and best:
-        print_wrapped(f"\nBest context ({study.winner.context.placement}):", style="bold")
+    if study.winner:
+        use = "Best context" if study.is_confirmed else "Not confirmed, so not to train on; the best of those tried"
+        print_wrapped(f"\n{use} ({study.winner.context.placement}):", style="bold")
         print_wrapped(study.winner.context.text)
-        print_wrapped(f"\n{'best context':<14}{best}  (card: {best.with_suffix('.json')})")
+        print_lines("")
+    if best:
+        print_wrapped(f"{'best context':<14}{best}  (card: {best.with_suffix('.json')})")
         for line in companion_lines(study, best):
             print_wrapped(line)
     print_wrapped(f"{'leaderboard':<14}{folder / 'leaderboard.html'}")
     if result.earlier and study.kind is StudyKind.SEARCH:
         print_wrapped(earlier_line(result.earlier, result))
-    show_verdict(study)
+    show_verdict(verdict(study))
 
 
-def show_verdict(study: Study) -> None:
-    """Print what a study says in one sentence, what it rests on, and what to do next."""
-    conclusion = verdict(study)
+def show_verdict(conclusion: StudyVerdict) -> None:
+    """Print what was found in one sentence, what that rests on, and what to do next."""
     print_wrapped(f"\n{conclusion.sentence}", style=TONES[conclusion.tone])
     print_wrapped(" ".join(conclusion.basis))
     if conclusion.next_steps:
@@ -350,8 +352,7 @@ def show_comparison(comparison: "Comparison") -> None:
             alike = f"; rank correlation {ranks.value:.2f} ({ranks.low:.2f} to {ranks.high:.2f})" if ranks else ""
             between = f"{places[transfer.source]} in {places[transfer.target]}"
             print_wrapped(f"- {between}: {rate}{behind}; {transfer.num_shared:,} shared{alike}")
-    print_wrapped(f"\n{comparison.ranking}", style="bold")
-    print_wrapped(" ".join(comparison.basis))
+    show_verdict(comparison.verdict)
 
 
 def show_check(check: ContextCheck) -> None:

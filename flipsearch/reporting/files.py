@@ -57,6 +57,8 @@ from flipsearch.reporting.study_file import (
     read_study_file,
     write_study_file,
 )
+from flipsearch.reporting.verdict import verdict
+from flipsearch.templating.library import empty_card
 
 RUN = TypeAdapter(TrainingRun)
 LABEL_COLUMNS = ("label", "prompt", "response", *PLACE_COLUMNS)
@@ -66,7 +68,7 @@ _UNREADABLE = dict.fromkeys([0, *range(0xD800, 0xE000)], "\ufffd")
 
 
 def write_study(study: Study, folder: Path, ledger: Ledger | None = None) -> None:
-    """Write the study, leaderboard.csv, leaderboard.html and, if there is a winner, best.txt and what goes with it.
+    """Write the study, leaderboard.csv, leaderboard.html and best.txt, with what goes with it; see write_best.
 
     The page shows the answers that are in the ledger. An unfinished study has a file of its own, until it is finished.
     """
@@ -79,13 +81,16 @@ def write_study(study: Study, folder: Path, ledger: Ledger | None = None) -> Non
 
 
 def write_best(study: Study, path: Path) -> None:
-    """Write the winning text alone to `path`, and beside it its context card (.json) and its companions.
+    """Write the confirmed text alone to `path`, and beside it its context card (.json) and its companions.
 
     These are the portfolio (.portfolio.json) and, if there is one, the context for benign prompts (.benign.txt,
-    .benign.json). What an earlier search left there is removed; without a winner nothing takes its place.
+    .benign.json). What an earlier search left there is removed. Where no context is confirmed the card holds no text
+    but says why: it is what a command shows that is given `path` all the same.
     """
     remove_best(path)
-    if study.winner is None:
+    if study.winner is None or not study.is_confirmed:
+        if study.kind is StudyKind.SEARCH:
+            write_text(path.with_suffix(".json"), json_text(empty_card(study.name, verdict(study).sentence)))
         return
     write_text(path, study.winner.context.text + "\n")
     write_text(path.with_suffix(".json"), json_text(context_card(study, study.winner)))
@@ -202,11 +207,11 @@ def write_scorecard(
 def read_study(folder: Path, *, or_unfinished: bool = False) -> Study:
     """Read the study of a folder; raises StudyError if there is none or it is of another version.
 
-    `or_unfinished` takes one that still runs, or was stopped, where none is finished.
+    `or_unfinished` takes one that still runs, or was stopped, where none is finished, or it was continued since.
     """
-    path = folder / STUDY_FILE
-    if or_unfinished and not path.exists() and (folder / SETTINGS_FILE).is_file():
-        path = folder / UNFINISHED_FILE
+    path, unfinished = folder / STUDY_FILE, folder / UNFINISHED_FILE
+    if or_unfinished and (unfinished.exists() or not path.exists()) and (folder / SETTINGS_FILE).is_file():
+        path = unfinished
         if not path.exists() and not (folder / EARLIER_FILE).exists():
             why = "there is nothing to report yet: a search has it from its first rung on, a score at its end"
             raise StudyError(f"study '{folder.name}': {why}. If it does not run any more, its command continues it.")
