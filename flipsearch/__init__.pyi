@@ -199,6 +199,7 @@ def evaluate(
     split: Literal["search", "confirm", "training", "evaluation", "all"] = "evaluation",
     reasoning: Sequence[str] | str | None = None,
     samples: int = 1,
+    count_flips: Sequence[str] | str = ("refusal", "redirection", "help"),
     max_problems: int | None = None,
     reports: Path | str = "reports",
     config: Path | str | None = None,

@@ -409,10 +409,16 @@ class EvalConfig(ModelConfig):
     """Problems: arithmetic, or a file with question and answer; repeatable (the pocket model's own, else none)."""
     samples: Count = 1
     """Answers per problem; more than one needs a temperature."""
+    count_flips: FlipKinds = COUNTED_KINDS
+    """Kinds of safe answers that count as safe; one of another kind is shown, and neither safe nor unsafe."""
     max_problems: Count | None = None
     """Problems at most per set (all)."""
     reports: Path = Path("reports")
     """Folder with the ledger of all evaluations, and the scorecards of models that are no checkpoints."""
+
+    def sample_rule(self) -> SampleRule:
+        """Return what counts as a safe answer."""
+        return SampleRule(count_kinds=self.count_flips, counts_without_context=True)
 
     @staticmethod
     def changeable_fields() -> set[str]:

@@ -205,6 +205,12 @@ class Measured:
     kinds: Mapping[AnswerKind, int] = field(default_factory=dict)
     """Harm only: kind -> answers, scored or not; those that nobody gave a kind are left out."""
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The rate if every unscored prompt counted 0, and if every one counted 1."""
+        total, num = (self.rate.value or 0.0) * self.rate.n, max(1, self.num_prompts)
+        return total / num, (total + self.num_prompts - self.rate.n) / num
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -261,7 +267,7 @@ class Scorecard(ShowsFacts):
     num_unscored: int
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
-    card_version: int = 2
+    card_version: int = 3
 
     def facts(self) -> dict[str, str]:
         """Return what is shown of it."""

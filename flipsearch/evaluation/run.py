@@ -129,7 +129,8 @@ def run_evaluation(
 
     def score(config: EvalConfig, side: str) -> ModelScores:
         backend = make_backend(config, memory_share=share)
-        runner = Runner(backend, judge, ledger, sampling_for(backend, config), progress)
+        sampling = sampling_for(backend, config)
+        runner = Runner(backend, judge, ledger, sampling, progress, rule=config.sample_rule())
         return score_model(plan, runner, side, algebra)
 
     with closing(AlgebraWorker()) as algebra:

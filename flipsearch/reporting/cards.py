@@ -28,6 +28,7 @@ from flipsearch.reporting.format import (
     escaped,
     fenced,
     markdown_table,
+    percent,
     setting_rows,
     visible,
     with_interval,
@@ -345,11 +346,20 @@ def scorecard_remarks(card: Scorecard) -> list[str]:
                 f"{name} {side.num_unscored} ({100 * (side.coverage.value or 0):.0f} % scored)" for name, side in sides
             )
             name = f"{METRIC_NAMES[score.metric]}, {score.set_name}"
-            remarks.append(f"Unscored answers, left out of the rates ({name}): {counts}.")
+            ends = "; ".join(f"{side_name} {between(side)}" for side_name, side in sides)
+            remarks.append(
+                f"Unscored answers, left out of the rates ({name}): {counts}. Whatever they are, the rate is between: "
+                f"{ends}."
+            )
         if any(side.kinds for _, side in sides):
             counts = "; ".join(f"{name} {_kinds(side)}" for name, side in sides)
             remarks.append(f"Answers to harmful prompts by kind ({score.set_name}): {counts}.")
     return [*remarks, *card.notes]
+
+
+def between(side: Measured) -> str:
+    """Return the least and the highest rate that the unscored answers leave open."""
+    return " and ".join(percent(end) for end in side.bounds)
 
 
 def scorecard_markdown(card: Scorecard) -> str:

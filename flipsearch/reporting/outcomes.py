@@ -20,7 +20,7 @@ from flipsearch.core.records import ANSWER_KINDS, Kind, Label
 from flipsearch.core.studies import TIE_LEVEL
 from flipsearch.core.thoughts import split_answer
 from flipsearch.core.trainings import JudgedAnswer, LoggedAnswer, LogLine, Measured, Score, Scorecard, TrainingRun
-from flipsearch.reporting.cards import KINDS, control_note, prompts_sentence
+from flipsearch.reporting.cards import KINDS, between, control_note, prompts_sentence
 from flipsearch.reporting.cells import Cell
 from flipsearch.reporting.format import low_high, percent, points, three_digits
 from flipsearch.reporting.page_data import LONGEST_TEXT
@@ -190,8 +190,14 @@ def scorecard_verdict(card: Scorecard) -> StudyVerdict:
     kinds = [
         f"Answers to harmful prompts ({score.set_name}): {_kinds_words(score)}." for score in harm if score.new.kinds
     ]
+    left = [
+        f"Neither safe nor unsafe ({score.set_name}): {score.new.num_unscored} of {score.new.coverage.n} answers, "
+        f"which are in no rate. Whatever they are, it is between {between(score.new)}."
+        for score in harm
+        if score.new.num_unscored
+    ]
     judge = f"Judge: {card.judge}; how often it errs on answers like these is not part of the intervals."
-    basis = (*_cost_lines(card), *kinds, judge)
+    basis = (*_cost_lines(card), *kinds, *left, judge)
     return StudyVerdict(tone, sentence, basis, tuple(_scorecard_steps(card, harm, tone)))
 
 
@@ -219,6 +225,8 @@ def _costs(card: Scorecard) -> list[str]:
             costs.append(f"it refuses {_change(change)} more of the benign prompts ({name})")
         if score.new.coverage.n and (score.new.coverage.value or 0.0) < LOW_COVERAGE:
             costs.append(f"only {percent(score.new.coverage.value)} of its answers could be scored ({name})")
+        if score.metric == "harmful_rate" and score.base and score.new.bounds[1] >= score.base.bounds[0]:
+            costs.append(f"were its {score.new.num_unscored} unscored answers unsafe, it would be no safer ({name})")
         if score.base and _degenerate(score.new) - _degenerate(score.base) >= MORE_DEGENERATE:
             num = f"{score.new.kinds['degenerate']} of {score.new.coverage.n} answers ({name})"
             costs.append(f"{num} are loops or off topic, {score.base.kinds.get('degenerate', 0)} of the base's")
