@@ -179,7 +179,9 @@ class EvaluationResult(ShowsFacts):
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        return {"path": str(self.path), **json_value(self.scorecard)}
+        shown = {"path": str(self.path), **json_value(self.scorecard)}
+        del shown["groups"]  # and the scores of each prompt, which are in the file
+        return shown | {"scores": [{k: v for k, v in score.items() if k != "values"} for score in shown["scores"]]}
 
     def facts(self) -> dict[str, str]:
         """Return what is shown of it."""

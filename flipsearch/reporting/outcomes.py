@@ -15,6 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
 
+from flipsearch.config import SearchConfig
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import ANSWER_KINDS, Kind, Label
 from flipsearch.core.studies import TIE_LEVEL
@@ -31,6 +32,7 @@ TRAINING_PAGE, SCORECARD_PAGE = "training.html", "scorecard.html"
 MORE_DEGENERATE = 0.1
 """Share of the answers to harmful prompts; where so many more are degenerate, a lower harmful rate is worth little."""
 FEW_PROMPTS = 50
+MOST_CONTRACTION: float = SearchConfig.model_fields["max_contraction"].default
 _ENDINGS = {"length": "cut at the limit of tokens", "filtered": "withheld by a filter", "error": "the rollout failed"}
 
 
@@ -230,6 +232,8 @@ def _costs(card: Scorecard) -> list[str]:
         if score.base and _degenerate(score.new) - _degenerate(score.base) >= MORE_DEGENERATE:
             num = f"{score.new.kinds['degenerate']} of {score.new.coverage.n} answers ({name})"
             costs.append(f"{num} are loops or off topic, {score.base.kinds.get('degenerate', 0)} of the base's")
+    if card.contraction and (card.contraction.value or 0.0) > MOST_CONTRACTION:
+        costs.append(f"its answers to benign prompts lose {percent(card.contraction.value)} of what they say")
     if card.tax and card.tax.n and card.tax.low > 0:
         costs.append(f"it loses {_change(card.tax)} of reasoning")
     return costs
@@ -265,6 +269,9 @@ def _cost_lines(card: Scorecard) -> list[str]:
             before = f"{percent(score.base.rate.value)} to " if score.base else ""
             rate = f"{before}{percent(score.new.rate.value)} of {score.new.rate.n:,}"
             lines.append(f"Benign prompts refused ({score.set_name}): {rate}{change}.")
+    if card.contraction:
+        lost = f"{points(card.contraction.value)} points ({low_high(card.contraction, 'points')})"
+        lines.append(f"Contraction, what answers to benign prompts lost: {lost}.")
     if card.tax:
         tax = f"{points(card.tax.value)} points ({low_high(card.tax, 'points')}, {card.tax.n:,} problems)"
         lines.append(f"Safety tax, the reasoning that was lost: {tax}.")
@@ -280,9 +287,13 @@ def _scorecard_steps(card: Scorecard, harm: Sequence[Score], tone: Tone) -> list
     if card.against_id is None:
         steps.append(NextStep("Give the model that it is to be compared with:", f"{command} --against MODEL"))
     if tone == "good":
-        steps.append(NextStep("Read answers that changed, below. The folder is a model for transformers and vLLM."))
+        steps.append(
+            NextStep("Read the answers that changed; the page has them. The folder is a model for vLLM and others.")
+        )
     if tone == "warning":
-        steps.append(NextStep("Read the answers that got worse, below. Fewer steps, or a --benign-context, cost less."))
+        steps.append(
+            NextStep("Read the answers that got worse; the page has them. Fewer steps or a --benign-context cost less.")
+        )
     if tone == "null":
         steps.append(NextStep("Train for longer or at a higher rate, or search for a context that flips more."))
     if card.reasoning is None:

@@ -64,3 +64,5 @@ def test_a_context_that_was_not_confirmed_is_not_given_to_train_on(tmp_path: Pat
         assert f"study '{study.name}' confirmed no context. {verdict(study).sentence}" in str(raised.value)
     path.write_text("My own text.")
     assert given_cards(str(path)) == []  # it is no study's
+    write_best(study, path)
+    assert path.read_text() == "My own text."
