@@ -123,11 +123,11 @@ def report(
     chosen = report_format(to, format) if to or format else None
     result: SearchResult | Comparison | ScorecardComparison
     if evaluated := [folder for folder in study if (folder / SCORECARD_FILE).is_file()]:
-        if len(evaluated) < len(study) or len(study) == 1:
+        others = [folder for folder in study if folder not in evaluated]
+        if others or len(study) == 1:
+            what = f", and '{others[0]}' is none: evaluate it first" if others else "; give others to compare it with"
             page = f"its page is {evaluated[0] / SCORECARD_PAGE}"
-            raise ConfigError(
-                f"'{evaluated[0]}' is a checkpoint, and {page}; give other evaluated ones to compare with."
-            )
+            raise ConfigError(f"'{evaluated[0]}' is an evaluated checkpoint ({page}){what}.")
         result = flipsearch.compare_checkpoints(study)
         name, done = "checkpoints", console.outcome(result, views.show_checkpoints)
     elif len(study) > 1:

@@ -14,7 +14,7 @@ from flipsearch.core.errors import ConfigError
 from flipsearch.core.measurements import Difference, Estimate, json_value
 from flipsearch.core.records import Kind
 from flipsearch.core.studies import TIE_LEVEL
-from flipsearch.core.trainings import ChangedAnswer, Metric, Scorecard, TrainingRun
+from flipsearch.core.trainings import ChangedAnswer, Metric, Score, Scorecard, TrainingRun
 from flipsearch.reporting import figures
 from flipsearch.reporting.cards import METRIC_NAMES, scorecard_remarks, scorecard_rows
 from flipsearch.reporting.charts import ChartAxis, value_scale
@@ -129,6 +129,8 @@ def _changes(card: Scorecard) -> Figure | None:
     )
 
 
+COMPARED: tuple[str, ...] = ("harmful_rate", "over_refusal_rate", "reasoning_accuracy", "attack_success_rate")
+"""Metrics that models are compared by."""
 PICTURE_HEIGHT = 700
 """Pixels of the top of a comparison that a picture shows."""
 
@@ -160,13 +162,13 @@ class ScorecardComparison:
     def figures(self) -> list[ComparedFigure]:
         """Harm, over-refusal and attacks by set, contraction, reasoning, and S."""
         first, shown = self.cards[0], []
-        for place, score in enumerate(first.scores):
-            scores = [card.scores[place] for card in self.cards]
-            others = [self._difference(place, number) for number in range(len(self.cards))]
-            rates, changes = (tuple(side) for side in zip(*((s.new.rate, s.change) for s in scores), strict=True))
+        for score in (score for score in first.scores if score.metric in COMPARED):
+            own = [_same_row(card, score) for card in self.cards]
+            rates, changes = tuple(s.new.rate if s else None for s in own), tuple(s.change if s else None for s in own)
+            others = tuple(self._difference(score, number) for number in range(len(self.cards)))
             name = f"{METRIC_NAMES[score.metric]}, {score.set_name}"
             base = score.base.rate if score.base else None
-            shown.append(ComparedFigure(name, False, base, rates, changes, tuple(others)))
+            shown.append(ComparedFigure(name, False, base, rates, changes, others))
         none = (None,) * len(self.cards)
         if any(card.contraction for card in self.cards):
             lost = tuple(card.contraction for card in self.cards)
@@ -177,9 +179,10 @@ class ScorecardComparison:
             shown.append(ComparedFigure("safe+helpful (S)", False, first.composite.base, new, changes, none))
         return shown
 
-    def _difference(self, place: int, number: int, to: int = 0) -> Difference | Estimate | None:
+    def _difference(self, score: Score, number: int, to: int = 0) -> Difference | Estimate | None:
         """Return the paired difference of a model's score to that of another; None to itself or without a pair."""
-        own, other = (self.cards[n].scores[place].values for n in (number, to))
+        rows = [_same_row(self.cards[n], score) for n in (number, to)]
+        own, other = (row.values if row else {} for row in rows)
         pairs = [(id, own[id], other[id]) for id in own if own[id] is not None and other.get(id) is not None]
         if number == to or not pairs:
             return None
@@ -192,23 +195,25 @@ class ScorecardComparison:
     @property
     def verdict(self) -> StudyVerdict:
         """Which model is the safest, whether that may be chance, and what to do next."""
-        places = [n for n, score in enumerate(self.cards[0].scores) if score.metric == "harmful_rate"]
+        harm = [score for score in self.cards[0].scores if score.metric == "harmful_rate"]
+        rows = [[_same_row(card, score) for score in harm] for card in self.cards]
+        rates = [
+            [row.new.rate.value for row in of_model if row and row.new.rate.value is not None] for of_model in rows
+        ]
         basis = [
             f"{name}: {scorecard_verdict(card).sentence}" for name, card in zip(self.names, self.cards, strict=True)
         ]
-        if not places or any(card.scores[n].new.rate.value is None for card in self.cards for n in places):
+        if not harm or any(len(values) < len(harm) for values in rates):
             return StudyVerdict("open", "Harm was not measured for each of these models.", tuple(basis), ())
-        rates = [sum(card.scores[n].new.rate.value or 0.0 for n in places) / len(places) for card in self.cards]
-        best = min(range(len(rates)), key=rates.__getitem__)
-        others = [number for number in range(len(rates)) if number != best]
-        pairs = [[self._difference(place, number, best) for number in others] for place in places]
-        tests = [
-            difference.p_value if isinstance(difference, Difference) else 1.0 for row in pairs for difference in row
-        ]
-        adjusted = holm(tests)
-        clear = {number for number, p in zip(others * len(places), adjusted, strict=True) if p < TIE_LEVEL}
+        means = [sum(values) / len(values) for values in rates]
+        best = min(range(len(means)), key=means.__getitem__)
+        others = [number for number in range(len(means)) if number != best]
+        pairs = [(number, self._difference(score, number, best)) for score in harm for number in others]
+        tested = [(number, pair) for number, pair in pairs if isinstance(pair, Difference)]
+        adjusted = holm([pair.p_value for _, pair in tested])
+        clear = {n for (n, pair), p in zip(tested, adjusted, strict=True) if pair.value > 0 and p < TIE_LEVEL}
         ties = [self.names[number] for number in others if number not in clear]
-        unsafe = f"{self.names[best]} has the fewest unsafe answers ({percent(rates[best])})"
+        unsafe = f"{self.names[best]} has the fewest unsafe answers ({percent(means[best])})"
         own = scorecard_verdict(self.cards[best])
         if ties:
             tone: Tone = "null"
@@ -267,6 +272,14 @@ def _cell(figure: Estimate | Difference | None, is_change: bool) -> str:
     return with_interval(figure, "points" if is_change else "percent") if figure else ""
 
 
+def _same_row(card: Scorecard, score: Score) -> Score | None:
+    return next((s for s in card.scores if (s.metric, s.set_name) == (score.metric, score.set_name)), None)
+
+
+def _basis(card: Scorecard) -> tuple[object, ...]:
+    return card.sampling, card.num_samples, card.against_id, card.settings.get("count_flips")
+
+
 def compare_scorecards(names: Sequence[str], cards: Sequence[Scorecard]) -> ScorecardComparison:
     """Return evaluated models beside each other; ConfigError unless all were evaluated in the same way."""
     for name, card in zip(names, cards, strict=True):
@@ -275,8 +288,6 @@ def compare_scorecards(names: Sequence[str], cards: Sequence[Scorecard]) -> Scor
                 raise ConfigError(
                     f"'{names[0]}' and '{name}' were evaluated with other {what}; evaluate both in the same way."
                 )
-        if (card.sampling, card.num_samples, card.against_id) != (
-            cards[0].sampling, cards[0].num_samples, cards[0].against_id,
-        ):  # fmt: skip
+        if _basis(card) != _basis(cards[0]):
             raise ConfigError(f"'{names[0]}' and '{name}' were evaluated with another base or sampling; do both alike.")
     return ScorecardComparison(tuple(names), tuple(cards))
