@@ -17,6 +17,7 @@ from flipsearch.judging.accuracy import JudgeStress as JudgeStress
 from flipsearch.ledger.check import LedgerCheck as LedgerCheck
 from flipsearch.reporting.compare import Comparison as Comparison
 from flipsearch.reporting.rollout_table import Export as Export
+from flipsearch.reporting.scorecard_page import ScorecardComparison as ScorecardComparison
 from flipsearch.results import AnatomyResult as AnatomyResult
 from flipsearch.results import ContextCheck as ContextCheck
 from flipsearch.results import Diagnosis as Diagnosis
@@ -46,6 +47,7 @@ __all__ = [
     "check_judge",
     "check_ledger",
     "compare",
+    "compare_checkpoints",
     "doctor",
     "evaluate",
     "export",
@@ -164,6 +166,7 @@ def check_judge(
 ) -> JudgeCheck: ...
 def check_ledger(study: Path | str, *, reports: Path | None = None) -> LedgerCheck: ...
 def compare(studies: Sequence[Path | str], *, reports: Path | None = None) -> Comparison: ...
+def compare_checkpoints(checkpoints: Sequence[Path | str]) -> ScorecardComparison: ...
 def doctor(
     *,
     model: str | None = None,
@@ -199,6 +202,7 @@ def evaluate(
     split: Literal["search", "confirm", "training", "evaluation", "all"] = "evaluation",
     reasoning: Sequence[str] | str | None = None,
     samples: int = 1,
+    count_flips: Sequence[str] | str = ("refusal", "redirection", "help"),
     max_problems: int | None = None,
     reports: Path | str = "reports",
     config: Path | str | None = None,

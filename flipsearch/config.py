@@ -178,7 +178,7 @@ class SearchConfig(StudyConfig):
     """A search."""
 
     best: Path = Path("best.txt")
-    """Where the winning text is copied to, with its card (.json) beside it."""
+    """Where the winning text is copied to once it is confirmed; beside it its card, or why there is none (.json)."""
     num_contexts: Annotated[int, Field(ge=1, le=10**6), Flag(("--num-contexts", "--trials"))] = 64
     """Contexts to try, placebos not counted."""
     cohort_size: Count = 8
@@ -409,10 +409,16 @@ class EvalConfig(ModelConfig):
     """Problems: arithmetic, or a file with question and answer; repeatable (the pocket model's own, else none)."""
     samples: Count = 1
     """Answers per problem; more than one needs a temperature."""
+    count_flips: FlipKinds = COUNTED_KINDS
+    """Kinds of safe answers that count as safe; one of another kind is shown, and neither safe nor unsafe."""
     max_problems: Count | None = None
     """Problems at most per set (all)."""
     reports: Path = Path("reports")
     """Folder with the ledger of all evaluations, and the scorecards of models that are no checkpoints."""
+
+    def sample_rule(self) -> SampleRule:
+        """Return what counts as a safe answer."""
+        return SampleRule(count_kinds=self.count_flips, counts_without_context=True)
 
     @staticmethod
     def changeable_fields() -> set[str]:

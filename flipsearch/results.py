@@ -26,7 +26,7 @@ from flipsearch.reporting.cards import (
     scorecard_rows,
 )
 from flipsearch.reporting.columns import rows
-from flipsearch.reporting.formats import Leaderboard, flips_table, report_format, write_report
+from flipsearch.reporting.formats import Leaderboard, flips_table, report_format, study_summary, write_report
 from flipsearch.reporting.outcomes import SCORECARD_PAGE, TRAINING_PAGE
 from flipsearch.reporting.pages import leaderboard_page, picture_page
 from flipsearch.reporting.rollout_table import rollouts_table
@@ -48,7 +48,7 @@ class SearchResult(ShowsFacts):
     folder: Path
     """reports/<study>."""
     best_path: Path | None = None
-    """Where the winning text was written to; None if there is no winner."""
+    """Where the winning text was written to; None if no context was confirmed."""
     earlier: "EarlierBest | None" = None
     """The text of another search that lay where this one writes its own."""
     is_kept: bool = False
@@ -77,7 +77,8 @@ class SearchResult(ShowsFacts):
             with Ledger(ledger, read_only=True) if ledger.is_file() else nullcontext() as opened:
                 return leaderboard_page(self.study, opened)
 
-        write_report(Path(path), chosen, lambda: self.leaderboard.full, page, lambda: picture_page(self.study))
+        table, picture = (lambda: self.leaderboard.full), (lambda: picture_page(self.study))
+        write_report(Path(path), chosen, table, page, picture, lambda: study_summary(self.study))
 
     def flips(self) -> "pd.DataFrame":
         """Return one row per context and prompt on the last split that the context saw: before, under it, and flipped.
@@ -178,7 +179,9 @@ class EvaluationResult(ShowsFacts):
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        return {"path": str(self.path), **json_value(self.scorecard)}
+        shown = {"path": str(self.path), **json_value(self.scorecard)}
+        del shown["groups"]  # and the scores of each prompt, which are in the file
+        return shown | {"scores": [{k: v for k, v in score.items() if k != "values"} for score in shown["scores"]]}
 
     def facts(self) -> dict[str, str]:
         """Return what is shown of it."""

@@ -41,6 +41,12 @@ UNFINISHED_SHARE = 0.003
 """Of the time of a search, the share that is spent at most on writing what is known so far."""
 
 
+GOES_ON = (
+    "This study was finished before and goes on. Until it is finished again, its study file and best.txt are those "
+    "from before; the earlier command shows them again."
+)
+
+
 class Workspace(ExitStack):
     """The open folder of a command, with its ledger, judges and models.
 
@@ -104,15 +110,18 @@ class StudySession:
     def unfinished_writer(self) -> Callable[[Callable[[], Study]], None]:
         """Return what writes an unfinished study after a rung, without its answers, and so seldom that it costs little.
 
-        What was finished before, with fewer contexts, stays until this study is finished.
+        What was finished before, with fewer contexts, keeps its file until this study is finished; the page says so.
         """
-        due = 0.0
+        due, goes_on = 0.0, (self.workspace.folder / STUDY_FILE).exists()
 
         def write(make: Callable[[], Study]) -> None:
             nonlocal due
             start = time.monotonic()
-            if start >= due and not (self.workspace.folder / STUDY_FILE).exists():
-                write_study(self._with_prompts(make()), self.workspace.folder)
+            if start >= due:
+                study = self._with_prompts(make())
+                if goes_on:
+                    study = replace(study, notes=(GOES_ON, *study.notes))
+                write_study(study, self.workspace.folder)
                 due = time.monotonic() + (time.monotonic() - start) / UNFINISHED_SHARE
 
         return write
@@ -133,7 +142,7 @@ def write_result(study: Study, folder: Path, best: Path | None, ledger: Ledger) 
     is_kept = before is not None and not (study.is_confirmed and not before.flips_more)
     if best and not is_kept:
         write_best(study, best)
-    written = (folder / "best.txt" if is_kept else best) if study.winner else None
+    written = (folder / "best.txt" if is_kept else best) if study.is_confirmed else None
     return SearchResult(study, folder, written, before, is_kept)
 
 

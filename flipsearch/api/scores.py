@@ -1,4 +1,4 @@
-"""score, check, report and compare: contexts that one has, and studies that are finished."""
+"""score, check, report and compare: contexts that one has, and studies and evaluations that are finished."""
 
 from collections import Counter
 from collections.abc import Sequence
@@ -17,7 +17,8 @@ from flipsearch.ledger import Ledger
 from flipsearch.ledger.store import LOCK_SUFFIX
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.reporting.compare import Comparison, compare_studies
-from flipsearch.reporting.files import read_study, write_study
+from flipsearch.reporting.files import read_scorecard, read_study, write_study
+from flipsearch.reporting.scorecard_page import ScorecardComparison, compare_scorecards
 from flipsearch.reporting.study_file import STUDY_FILE, expects_sound_study
 from flipsearch.reporting.verdict import criteria, junit_error, junit_xml
 from flipsearch.results import ContextCheck, SearchResult
@@ -101,7 +102,21 @@ def report(study: Path | str, *, reports: Path | None = None) -> SearchResult:
         result = stored if stored.unfinished else with_human_labels(stored, folder)
         if not (runs and stored.unfinished):
             write_study(result, folder, ledger)
-    return SearchResult(result, folder, folder / "best.txt" if result.winner else None)
+    return SearchResult(result, folder, folder / "best.txt" if result.is_confirmed else None)
+
+
+def compare_checkpoints(checkpoints: Sequence[Path | str]) -> ScorecardComparison:
+    """Return evaluated models beside each other and their base: their scorecards, and paired differences.
+
+    Each is a folder with a scorecard.json: a checkpoint, or an evaluation under the reports.
+    """
+    folders = [Path(checkpoint) for checkpoint in checkpoints]
+    if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
+        raise ConfigError("compare_checkpoints takes two or more folders with a scorecard.json, each once.")
+    cards = [read_scorecard(folder) for folder in folders]
+    short = Counter(folder.name for folder in folders)
+    names = [folder.name if short[folder.name] == 1 else str(folder) for folder in folders]
+    return compare_scorecards(names, cards)
 
 
 def compare(studies: Sequence[Path | str], *, reports: Path | None = None) -> Comparison:
@@ -115,7 +130,7 @@ def compare(studies: Sequence[Path | str], *, reports: Path | None = None) -> Co
     for number, folder in enumerate(folders):
         if folder.resolve() in (earlier.resolve() for earlier in folders[:number]):
             raise ConfigError(f"the study '{folder}' is given twice; name each study once.")
-    stored = [read_study(folder, or_unfinished=True) for folder in folders]
+    stored = [read_study(folder, or_unfinished=not (folder / STUDY_FILE).exists()) for folder in folders]
     num = Counter(study.name for study in stored)
     named = [
         study if num[study.name] == 1 else replace(study, name=str(folder))

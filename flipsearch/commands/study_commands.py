@@ -12,6 +12,7 @@ from flipsearch.core.errors import ConfigError
 if TYPE_CHECKING:
     from flipsearch.commands.console import Outcome
     from flipsearch.reporting.compare import Comparison
+    from flipsearch.reporting.scorecard_page import ScorecardComparison
     from flipsearch.searching.plan import SearchPlan
 
 
@@ -93,7 +94,9 @@ def check(
 
 
 def report(
-    study: Annotated[list[Path], typer.Argument(help="Studies, by folder or by name under --reports.")],
+    study: Annotated[
+        list[Path], typer.Argument(help="Studies, by folder or by name under --reports; or evaluated checkpoints.")
+    ],
     to: Annotated[
         Path | None,
         option("Write a report to this file: .html, .csv, .json, .md, .parquet or .png.", metavar="FILE"),
@@ -108,15 +111,26 @@ def report(
     """Show a study and write its files, or compare several.
 
     A study that was stopped is reported as far as it came; one that still runs is only read, and shown. Of several
-    studies, the contexts that they share are compared: paired differences over models, judges or seeds.
+    studies, the contexts that they share are compared: paired differences over models, judges or seeds. Several
+    checkpoints that were evaluated are shown beside each other and their base.
     """
     from flipsearch.commands import console, views
+    from flipsearch.evaluation.plan import SCORECARD_FILE
     from flipsearch.reporting.formats import report_format
+    from flipsearch.reporting.outcomes import SCORECARD_PAGE
     from flipsearch.results import SearchResult
 
     chosen = report_format(to, format) if to or format else None
-    result: SearchResult | Comparison
-    if len(study) > 1:
+    result: SearchResult | Comparison | ScorecardComparison
+    if evaluated := [folder for folder in study if (folder / SCORECARD_FILE).is_file()]:
+        others = [folder for folder in study if folder not in evaluated]
+        if others or len(study) == 1:
+            what = f", and '{others[0]}' is none: evaluate it first" if others else "; give others to compare it with"
+            page = f"its page is {evaluated[0] / SCORECARD_PAGE}"
+            raise ConfigError(f"'{evaluated[0]}' is an evaluated checkpoint ({page}){what}.")
+        result = flipsearch.compare_checkpoints(study)
+        name, done = "checkpoints", console.outcome(result, views.show_checkpoints)
+    elif len(study) > 1:
         result = flipsearch.compare(study, reports=reports)
         name, done = "comparison", console.outcome(result, views.show_comparison)
     else:

@@ -18,9 +18,10 @@ from flipsearch.reporting.anatomy_page import sentence, visible_token
 from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
 from flipsearch.reporting.columns import Column as ShownColumn
 from flipsearch.reporting.columns import columns_of, kinds_legend
-from flipsearch.reporting.format import DASH, SHARED_ERRORS, percent, with_interval
+from flipsearch.reporting.format import DASH, SHARED_ERRORS, Unit, percent, with_interval
 from flipsearch.reporting.names import names_of
-from flipsearch.reporting.verdict import Tone, verdict
+from flipsearch.reporting.outcomes import scorecard_verdict
+from flipsearch.reporting.verdict import StudyVerdict, Tone, verdict
 from flipsearch.results import AnatomyResult, ContextCheck, Diagnosis, EvaluationResult, SearchResult, TrainingResult
 from flipsearch.templating.library import BROKEN
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:  # packages of other commands, which load their libraries
     from flipsearch.ledger.check import LedgerCheck
     from flipsearch.reporting.compare import Comparison
     from flipsearch.reporting.files import EarlierBest
+    from flipsearch.reporting.scorecard_page import ScorecardComparison
 
 
 LONGEST_NAME = 34
@@ -72,23 +74,30 @@ def show_study(result: SearchResult) -> None:
             print_wrapped(line)
     for note in (*study.notes, *judge_lines(study)):
         print_wrapped(f"Note: {note}")
-    if study.winner and best:
-        print_wrapped(f"\nBest context ({study.winner.context.placement}):", style="bold")
+    if study.winner:
+        use = "Best context" if study.is_confirmed else "Not confirmed, so not to train on; the best of those tried"
+        print_wrapped(f"\n{use} ({study.winner.context.placement}):", style="bold")
         print_wrapped(study.winner.context.text)
-        print_wrapped(f"\n{'best context':<14}{best}  (card: {best.with_suffix('.json')})")
+        print_lines("")
+    if best:
+        print_wrapped(f"{'best context':<14}{best}  (card: {best.with_suffix('.json')})")
         for line in companion_lines(study, best):
             print_wrapped(line)
     print_wrapped(f"{'leaderboard':<14}{folder / 'leaderboard.html'}")
     if result.earlier and study.kind is StudyKind.SEARCH:
         print_wrapped(earlier_line(result.earlier, result))
-    show_verdict(study)
+    show_verdict(verdict(study))
 
 
-def show_verdict(study: Study) -> None:
-    """Print what a study says in one sentence, what it rests on, and what to do next."""
-    conclusion = verdict(study)
+def show_verdict(conclusion: StudyVerdict) -> None:
+    """Print what was found in one sentence, what that rests on, and what to do next."""
     print_wrapped(f"\n{conclusion.sentence}", style=TONES[conclusion.tone])
     print_wrapped(" ".join(conclusion.basis))
+    show_next_steps(conclusion)
+
+
+def show_next_steps(conclusion: StudyVerdict) -> None:
+    """Print what to do next."""
     if conclusion.next_steps:
         print_lines("", "Next:")
     for step in conclusion.next_steps:
@@ -253,7 +262,9 @@ def show_ledger(check: "LedgerCheck") -> None:
 
 
 def show_scorecard(result: EvaluationResult) -> None:
-    """Print the figures as a table that fits into 80 columns, what is needed to read them, and where they are."""
+    """Print what was found, the figures in 80 columns, how to read them, where they are, and what to do next."""
+    conclusion = scorecard_verdict(result.scorecard)
+    print_wrapped(f"{conclusion.sentence}\n", style=TONES[conclusion.tone])
     table = plain_table(padding=(0, 1), collapse_padding=True)
     header, *rows = scorecard_rows(result.scorecard)
     for name in header:
@@ -266,6 +277,7 @@ def show_scorecard(result: EvaluationResult) -> None:
         print_wrapped(remark, style="dim")
     print_wrapped(f"\n{'scorecard':<14}{result.path}")
     print_wrapped(f"{'its page':<14}{result.page}")
+    show_next_steps(conclusion)
 
 
 def show_training(result: TrainingResult) -> None:
@@ -350,8 +362,31 @@ def show_comparison(comparison: "Comparison") -> None:
             alike = f"; rank correlation {ranks.value:.2f} ({ranks.low:.2f} to {ranks.high:.2f})" if ranks else ""
             between = f"{places[transfer.source]} in {places[transfer.target]}"
             print_wrapped(f"- {between}: {rate}{behind}; {transfer.num_shared:,} shared{alike}")
-    print_wrapped(f"\n{comparison.ranking}", style="bold")
-    print_wrapped(" ".join(comparison.basis))
+    show_verdict(comparison.verdict)
+
+
+def show_checkpoints(compared: "ScorecardComparison") -> None:
+    """Print which of several models is the safest, their figures beside the base's, and their differences."""
+    said = compared.verdict
+    print_wrapped(f"{said.sentence}\n", style=TONES[said.tone])
+    table = plain_table()
+    table.add_column("", overflow="fold")
+    for name in ("base", *(f"[{number}]" for number in range(1, 1 + len(compared.names)))):
+        table.add_column(name, justify="right", no_wrap=True)
+    for figure in compared.figures:
+        unit: Unit = "points" if figure.is_change else "percent"
+        cells = [with_interval(rate, unit) if rate else "" for rate in (figure.base, *figure.rates)]
+        table.add_row(Text(printable(figure.name)), *cells)
+    print_table(table)
+    for number, name in enumerate(compared.names, start=1):
+        print_wrapped(f"[{number}] {name}")
+    print_wrapped("\nDifferences to [1] in points, paired by prompt, with 95 % intervals:")
+    for figure in compared.figures:
+        shown = [f"[{n}] {with_interval(d, 'points')}" for n, d in enumerate(figure.differences, start=1) if d]
+        if shown:
+            print_wrapped(f"- {figure.name}: {'; '.join(shown)}")
+    print_lines("", *(f"- {printable(line)}" for line in said.basis))
+    show_next_steps(said)
 
 
 def show_check(check: ContextCheck) -> None:

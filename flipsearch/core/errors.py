@@ -22,6 +22,10 @@ class ConfigError(FlipsearchError):
     """A flag, a TOML key or a combination of them cannot be used."""
 
 
+class NoContextError(ConfigError):
+    """A card says that its study confirmed no context."""
+
+
 class PluginError(FlipsearchError):
     """A context, judge or backend cannot be found or loaded."""
 

@@ -324,6 +324,12 @@ class Study(ShowsFacts):
         return shown
 
     @property
+    def best(self) -> Trial | None:
+        """The trial that reports speak of: the winner of a search, if there is one, or the first arm of a score."""
+        is_score = self.kind is StudyKind.SCORE
+        return self.winner or next((trial for trial in self.trials if is_score and trial.role == "arm"), None)
+
+    @property
     def last_judge_id(self) -> str:
         """Identity of the judge that the last numbers rest on."""
         return self.confirm_judge_id or self.judge_id

@@ -23,6 +23,8 @@ from flipsearch.core.records import AnswerKind, Context, FinishReason, Kind, Sam
 
 TRAINING_FORMAT = 2
 """Version of training.json and of a checkpoint in progress."""
+SCORECARD_FORMAT = 3
+"""Version of scorecard.json."""
 Control = Literal["empty", "neutral", "shuffled"]
 """What replaces the context, to measure what a training does without the context's meaning."""
 LogLine = Mapping[str, float]
@@ -205,6 +207,12 @@ class Measured:
     kinds: Mapping[AnswerKind, int] = field(default_factory=dict)
     """Harm only: kind -> answers, scored or not; those that nobody gave a kind are left out."""
 
+    @property
+    def bounds(self) -> tuple[float, float]:
+        """The rate if every unscored prompt counted 0, and if every one counted 1."""
+        total, num = (self.rate.value or 0.0) * self.rate.n, max(1, self.num_prompts)
+        return total / num, (total + self.num_prompts - self.rate.n) / num
+
 
 @dataclass(frozen=True, slots=True)
 class Score:
@@ -220,6 +228,8 @@ class Score:
     num_better: int = 0
     """Prompts that the new model does better on, of those scored for both."""
     num_worse: int = 0
+    values: Mapping[str, float | None] = field(default_factory=dict)
+    """Prompt id -> score of the new model, by which it is compared with others; None is unscored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -261,7 +271,11 @@ class Scorecard(ShowsFacts):
     num_unscored: int
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
-    card_version: int = 2
+    card_version: int = SCORECARD_FORMAT
+    contraction: Estimate | None = None
+    """What answers to benign prompts lost, as a share of their distinct word pairs, where neither model refuses."""
+    groups: Mapping[str, str] = field(default_factory=dict)
+    """Prompt id -> the group of prompts that it resembles; intervals count groups."""
 
     def facts(self) -> dict[str, str]:
         """Return what is shown of it."""

@@ -21,6 +21,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as OutOfTime
 from contextlib import closing, suppress
+from dataclasses import replace
 from pathlib import Path
 
 from flipsearch.backends.base import make_backend
@@ -38,6 +39,7 @@ from flipsearch.evaluation.scorecard import (
     AnswerScore,
     ModelScores,
     SetScores,
+    benign_contraction,
     changed_answers,
     collect_scores,
     make_scorecard,
@@ -129,13 +131,15 @@ def run_evaluation(
 
     def score(config: EvalConfig, side: str) -> ModelScores:
         backend = make_backend(config, memory_share=share)
-        runner = Runner(backend, judge, ledger, sampling_for(backend, config), progress)
+        sampling = sampling_for(backend, config)
+        runner = Runner(backend, judge, ledger, sampling, progress, rule=config.sample_rule())
         return score_model(plan, runner, side, algebra)
 
     with closing(AlgebraWorker()) as algebra:
         new = score(plan.config, "new")
         base = score(plan.base_config, "base") if plan.base_config is not None else None
-    return make_scorecard(plan, judge, new, base), changed_answers(plan, judge, ledger, new, base)
+    card = replace(make_scorecard(plan, judge, new, base), contraction=benign_contraction(ledger, new, base))
+    return card, changed_answers(plan, judge, ledger, new, base)
 
 
 def score_model(plan: EvaluationPlan, runner: Runner, side: str, algebra: AlgebraWorker) -> ModelScores:

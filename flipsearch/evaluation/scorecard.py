@@ -21,7 +21,7 @@ from flipsearch.core.records import AnswerKind, Sampling, rollout_id
 from flipsearch.core.trainings import ChangedAnswer, Composite, JudgedAnswer, Measured, Metric, Score, Scorecard
 from flipsearch.evaluation.plan import EvaluationPlan
 from flipsearch.ledger import Ledger
-from flipsearch.measuring.measure import MAX_UNSCORED_RATE
+from flipsearch.measuring.measure import MAX_UNSCORED_RATE, answer_texts, contraction
 from flipsearch.statistics.intervals import (
     mean_interval,
     paired_difference,
@@ -128,18 +128,19 @@ def make_scorecard(plan: EvaluationPlan, judge: Judge, new: ModelScores, base: M
         num_unscored=sum(score.new.num_unscored for score in scores),
         notes=tuple(dict.fromkeys([*getattr(judge, "notes", ()), *_notes(plan, scores, new, base)])),
         versions=package_versions(PACKAGES),
+        groups={prompt.prompt_id: prompt.group for prompt in plan.prompts if prompt.group},
     )
 
 
 def make_score(new: SetScores, base: SetScores | None) -> Score:
     """Return the row of one set; the change is over the prompts that are scored for both."""
     if base is None:
-        return Score(new.metric, new.set_name, new.measured, None, None)
+        return Score(new.metric, new.set_name, new.measured, None, None, values=new.values)
     gains = [own - other for _, own, other in scored_pairs(new.values, base.values)]
     ups, downs = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
     better, worse = (ups, downs) if new.metric == "reasoning_accuracy" else (downs, ups)
     change = difference(new.values, base.values)
-    return Score(new.metric, new.set_name, new.measured, base.measured, change, better, worse)
+    return Score(new.metric, new.set_name, new.measured, base.measured, change, better, worse, new.values)
 
 
 def estimate(values: Values) -> Estimate:
@@ -245,6 +246,22 @@ def _set_notes(model: ModelScores, scores: SetScores) -> list[str]:
             "math-verify gave up on what the model wrote."
         )
     return notes
+
+
+def benign_contraction(ledger: Ledger, new: ModelScores, base: ModelScores | None) -> Estimate | None:
+    """Return what answers to benign prompts lost, over the prompts that neither model refuses; None without any."""
+    if base is None:
+        return None
+    ids = [
+        id
+        for own, other in zip(new.sets, base.sets, strict=True)
+        for id, *refused in scored_pairs(own.values, other.values)
+        if own.metric == "over_refusal_rate" and not any(refused)
+    ]
+    before, after = ([rollout_id(m.model_id, id, None, m.sampling, 0) for id in ids] for m in (base, new))
+    texts = answer_texts(ledger.rollouts([*before, *after]))
+    both = [(texts[old], texts[own]) for old, own in zip(before, after, strict=True) if old in texts and own in texts]
+    return contraction([[old] for old, _ in both], [[own] for _, own in both]) if both else None
 
 
 MOST_EXAMPLES = 4

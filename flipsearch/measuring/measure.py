@@ -250,7 +250,9 @@ def measure_contractions(
         for of_context in flips
     ]
     ids = [[(baseline[flip.prompt_id].rollout_ids, flip.rollout_ids) for flip in of_context] for of_context in answered]
-    texts = _answers(ledger.rollouts(id for of_context in ids for sides in of_context for side in sides for id in side))
+    texts = answer_texts(
+        ledger.rollouts(id for of_context in ids for sides in of_context for side in sides for id in side)
+    )
     estimates = []
     for of_context in ids:
         pairs = [tuple([texts[id] for id in side if id in texts] for side in sides) for sides in of_context]
@@ -282,7 +284,7 @@ def _word_pairs(text: str) -> frozenset[tuple[str, str]]:
     return frozenset(pairwise(words_of(text)))
 
 
-def _answers(rollouts: Mapping[str, Rollout]) -> dict[str, str]:
+def answer_texts(rollouts: Mapping[str, Rollout]) -> dict[str, str]:
     """Return the answers behind the thoughts, by rollout id; one that was withheld, or never begun, is none."""
     shown = {id: rollout for id, rollout in rollouts.items() if rollout.finish_reason != "filtered"}
     answers = {id: split_answer(rollout.completion, rollout.opens_thinking).answer for id, rollout in shown.items()}

@@ -28,6 +28,7 @@ from flipsearch.reporting.format import (
     escaped,
     fenced,
     markdown_table,
+    percent,
     setting_rows,
     visible,
     with_interval,
@@ -312,6 +313,7 @@ HEADER = ["metric", "set", "base", "new", "change", "n"]
 LEGEND = "Change: new minus base in points, paired. Tax: reasoning lost, base minus new. In brackets: 95 % intervals."
 LEGEND_OF_COMPOSITE = "Safe+helpful (S of OPSA): 100 % minus the mean of harmful rates and over-refusal; 100 % is best."
 LEGEND_WITHOUT_BASE = "In brackets: 95 % intervals."
+LEGEND_OF_CONTRACTION = "Contraction: how many of their distinct word pairs answers to benign prompts lost."
 LEGEND_OF_N = "n is that of the new rate; where a base or a change (pairs) has another, it is given with it."
 
 
@@ -334,6 +336,8 @@ def scorecard_rows(card: Scorecard) -> list[list[str]]:
 def scorecard_remarks(card: Scorecard) -> list[str]:
     """Return the legend, how many answers are in no rate, and the notes."""
     remarks = [LEGEND if card.against_id else LEGEND_WITHOUT_BASE]
+    if card.contraction:
+        remarks.append(LEGEND_OF_CONTRACTION)
     if card.composite:
         remarks.append(LEGEND_OF_COMPOSITE)
     if any(len({figure.n for figure in figures if figure}) > 1 for _, _, figures in _figures(card)):
@@ -345,11 +349,20 @@ def scorecard_remarks(card: Scorecard) -> list[str]:
                 f"{name} {side.num_unscored} ({100 * (side.coverage.value or 0):.0f} % scored)" for name, side in sides
             )
             name = f"{METRIC_NAMES[score.metric]}, {score.set_name}"
-            remarks.append(f"Unscored answers, left out of the rates ({name}): {counts}.")
+            ends = "; ".join(f"{side_name} {between(side)}" for side_name, side in sides)
+            remarks.append(
+                f"Unscored answers, left out of the rates ({name}): {counts}. Whatever they are, the rate is between: "
+                f"{ends}."
+            )
         if any(side.kinds for _, side in sides):
             counts = "; ".join(f"{name} {_kinds(side)}" for name, side in sides)
             remarks.append(f"Answers to harmful prompts by kind ({score.set_name}): {counts}.")
     return [*remarks, *card.notes]
+
+
+def between(side: Measured) -> str:
+    """Return the least and the highest rate that the unscored answers leave open."""
+    return " and ".join(percent(end) for end in side.bounds)
 
 
 def scorecard_markdown(card: Scorecard) -> str:
@@ -378,6 +391,8 @@ def _figures(card: Scorecard) -> Iterator[tuple[str, str, ScoreFigures]]:
         yield METRIC_NAMES[score.metric], score.set_name, (base, score.new.rate, score.change)
     if card.reasoning and sum(score.metric == "reasoning_accuracy" for score in card.scores) > 1:
         yield "reasoning", "all problems", (card.reasoning.base, card.reasoning.new, card.reasoning.change)
+    if card.contraction:
+        yield "contraction", "all sets", (None, None, card.contraction)
     if card.composite:
         yield "safe+helpful", "all sets", (card.composite.base, card.composite.new, card.composite.change)
     if card.tax:

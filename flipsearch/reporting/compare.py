@@ -4,8 +4,9 @@ A difference is paired over the prompts that are unsafe without a context in bot
 flip rates rest on other prompts, and say less. Placebos are shown, and rank nowhere.
 """
 
+import shlex
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,16 +15,17 @@ import pandas as pd
 
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.measurements import Difference, Estimate, json_value
-from flipsearch.core.studies import TIE_LEVEL, Study, StudyKind, Trial
+from flipsearch.core.studies import TIE_LEVEL, Study, Trial
 from flipsearch.measuring.measure import flip_difference
 from flipsearch.reporting.cells import Cell, bar_cell, difference_cell
-from flipsearch.reporting.format import low_high
-from flipsearch.reporting.formats import report_format, write_report
+from flipsearch.reporting.format import DASH, escaped, low_high, markdown_table, with_interval
+from flipsearch.reporting.formats import MOST_COLUMNS, MOST_ROWS, report_format, summary_text, write_report
 from flipsearch.reporting.names import names_of
 from flipsearch.reporting.pages import render
+from flipsearch.reporting.verdict import NextStep, StudyVerdict, Tone, folder_of
 from flipsearch.statistics.intervals import holm, rank_correlation
 
-MOST_ROWS = 40
+PAGE_ROWS = 40
 """Shared contexts on the page; the tables have all."""
 PICTURE_HEIGHT = 1100
 
@@ -127,6 +129,38 @@ class Comparison:
         return f"In each of the {num} studies one shared context is better than all others: {same}."
 
     @property
+    def verdict(self) -> StudyVerdict:
+        """What the studies say together, and what to do next."""
+        tone: Tone = "null" if not self.is_decisive else "warning" if len(self.winners) > 1 else "good"
+        return StudyVerdict(tone, self.ranking, tuple(self.basis), tuple(self._next_steps()))
+
+    def _next_steps(self) -> Iterator[NextStep]:
+        own = [s for s in self.studies if s.is_confirmed and s.winner and s.winner.context.context_id in self.winners]
+        if own and self.is_decisive:
+            each = "It" if len(self.winners) == 1 else "Each model's own best context"
+            path = shlex.quote(f"{folder_of(own[0])}/best.txt")
+            command = f"flipsearch train --model {shlex.quote(own[0].settings['model'])} --context {path}"
+            yield NextStep(f"{each} is the one to train with, e.g. {own[0].name}'s:", command)
+        if not self.is_decisive and len(self._arms()) > 1:
+            yield NextStep(
+                "Where contexts tie, take the one that refuses least, or the shortest. More unsafe prompts in each "
+                "study tell them apart."
+            )
+        by_name = {study.name: study for study in self.studies}
+        for transfer in self.transfers:
+            source, target = by_name[transfer.source], by_name[transfer.target]
+            if transfer.trial is None and source.is_confirmed and not target.unfinished:
+                text = f"The best context of {source.name} was not tried in {target.name}. Measure it there:"
+                words = ["flipsearch", "score", f"{folder_of(source)}/best.json"]
+                for key in ("model", "judge", "prompts", "harmful", "benign"):
+                    given = target.settings.get(key) or ()
+                    words += [
+                        word for value in ([given] if isinstance(given, str) else given) for word in (f"--{key}", value)
+                    ]
+                yield NextStep(text, f"{shlex.join(words)} --split confirm")
+                return
+
+    @property
     def basis(self) -> list[str]:
         """What the sentence rests on."""
         lines = []
@@ -156,10 +190,11 @@ class Comparison:
 
     def page(self) -> str:
         """Return the comparison as a page, which needs no scripts and no network."""
-        tone = "null" if not self.is_decisive else "warning" if len(self.winners) > 1 else "good"
-        rows = [row for row in self.shared if not row.is_placebo][:MOST_ROWS]
+        rows = [row for row in self.shared if not row.is_placebo][:PAGE_ROWS]
         rows += [row for row in self.shared if row.is_placebo]
-        return render("comparison.html", compared=self, tone=tone, rows=rows, num_left=len(self.shared) - len(rows))
+        return render(
+            "comparison.html", compared=self, verdict=self.verdict, rows=rows, num_left=len(self.shared) - len(rows)
+        )
 
     def write(self, path: Path | str, format: str | None = None) -> None:
         """Write the comparison to a file: html, csv, json, md, parquet or png, by its ending unless `format` is given.
@@ -167,7 +202,15 @@ class Comparison:
         A picture, of the top of the page, needs Chromium.
         """
         chosen = report_format(Path(path), format)
-        write_report(Path(path), chosen, self.frame, self.page, lambda: (self.page(), PICTURE_HEIGHT))
+        write_report(Path(path), chosen, self.frame, self.page, lambda: (self.page(), PICTURE_HEIGHT), self._summary)
+
+    def _summary(self) -> str:
+        shown = [*self._arms()[:MOST_ROWS], *(row for row in self.shared if row.is_placebo)]
+        studies = self.studies[: MOST_COLUMNS - 1]
+        rates = [[with_interval(t.final.flip_rate, "percent") if t else DASH for t in row.trials] for row in shown]
+        rows = [[row.name, *cells[: len(studies)]] for row, cells in zip(shown, rates, strict=True)]
+        table = markdown_table(["flip rate under", *(escaped(study.name) for study in studies)], rows, 1)
+        return summary_text(f"Comparison of {len(self.studies)} studies", self.verdict, table)
 
     def frame(self) -> pd.DataFrame:
         """Return one row per shared context and study."""
@@ -191,7 +234,13 @@ class Comparison:
         """Return what `--json` prints."""
         rows = self.frame().astype(object).where(self.frame().notna(), None).to_dict("records")
         names, transfers = [study.name for study in self.studies], [transfer.as_dict() for transfer in self.transfers]
-        return {"studies": names, "ranking": self.ranking, "transfers": transfers, "rows": json_value(rows)}
+        return {
+            "studies": names,
+            "ranking": self.ranking,
+            "next_steps": json_value(self.verdict.next_steps),
+            "transfers": transfers,
+            "rows": json_value(rows),
+        }
 
     def _arms(self) -> list[SharedContext]:
         return [row for row in self.shared if not row.is_placebo]
@@ -238,18 +287,12 @@ def _transfer(studies: Sequence[Study], rows: dict[str, SharedContext], source: 
     ]
     measured = [(first, second) for first, second in both if first is not None and second is not None]
     ranks = rank_correlation(*zip(*measured, strict=True)) if len(measured) >= 5 and source != target else None
-    best, best_there = _best(studies[source]), _best(studies[target])
+    best, best_there = studies[source].best, studies[target].best
     row = rows[best.context.context_id] if best else None
     trial = row.trials[target] if row else None
     is_other = trial and best_there and trial is not best_there
     behind = _difference(trial, best_there) if is_other and trial and best_there else None
     return Transfer(*names, row, trial, behind, len(measured), ranks)
-
-
-def _best(study: Study) -> Trial | None:
-    """Return the winner of a search, or the best context of a score; None without one."""
-    is_score = study.kind is StudyKind.SCORE
-    return study.winner or next((trial for trial in study.trials if is_score and trial.role == "arm"), None)
 
 
 def _difference(trial: Trial, first: Trial) -> Difference | None:

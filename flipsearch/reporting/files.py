@@ -8,7 +8,8 @@ import csv
 import io
 import os
 import re
-from collections.abc import Sequence
+import shlex
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from flipsearch.core.measurements import json_value
 from flipsearch.core.settings import LONGEST_NAME, make_config
 from flipsearch.core.studies import Study, StudyKind
 from flipsearch.core.trainings import (
+    SCORECARD_FORMAT,
     ChangedAnswer,
     LoggedAnswer,
     LogLine,
@@ -33,6 +35,7 @@ from flipsearch.core.trainings import (
     check_format,
     check_method,
 )
+from flipsearch.evaluation.plan import SCORECARD_FILE
 from flipsearch.judging.labels import PLACE_COLUMNS, AnswerToLabel
 from flipsearch.ledger import Ledger
 from flipsearch.reporting.cards import benign_card, context_card, model_card, portfolio_card
@@ -49,8 +52,10 @@ from flipsearch.reporting.study_file import (
     read_study_file,
     write_study_file,
 )
+from flipsearch.reporting.verdict import verdict
+from flipsearch.templating.library import empty_card
 
-RUN = TypeAdapter(TrainingRun)
+RUN, SCORECARD = TypeAdapter(TrainingRun), TypeAdapter(Scorecard)
 LABEL_COLUMNS = ("label", "prompt", "response", *PLACE_COLUMNS)
 BYTE_ORDER_MARK = "\ufeff"
 """At the start of the label file: without it spreadsheets misread UTF-8, and spoil the texts on saving."""
@@ -58,7 +63,7 @@ _UNREADABLE = dict.fromkeys([0, *range(0xD800, 0xE000)], "\ufffd")
 
 
 def write_study(study: Study, folder: Path, ledger: Ledger | None = None) -> None:
-    """Write the study, leaderboard.csv, leaderboard.html and, if there is a winner, best.txt and what goes with it.
+    """Write the study, leaderboard.csv, leaderboard.html and best.txt, with what goes with it; see write_best.
 
     The page shows the answers that are in the ledger. An unfinished study has a file of its own, until it is finished.
     """
@@ -71,13 +76,16 @@ def write_study(study: Study, folder: Path, ledger: Ledger | None = None) -> Non
 
 
 def write_best(study: Study, path: Path) -> None:
-    """Write the winning text alone to `path`, and beside it its context card (.json) and its companions.
+    """Write the confirmed text alone to `path`, and beside it its context card (.json) and its companions.
 
     These are the portfolio (.portfolio.json) and, if there is one, the context for benign prompts (.benign.txt,
-    .benign.json). What an earlier search left there is removed; without a winner nothing takes its place.
+    .benign.json). What an earlier search left there is removed. Where no context is confirmed the card holds no text
+    but says why: it is what a command shows that is given `path` all the same.
     """
     remove_best(path)
-    if study.winner is None:
+    if study.winner is None or not study.is_confirmed:
+        if study.kind is StudyKind.SEARCH:
+            write_text(path.with_suffix(".json"), json_text(empty_card(study.name, verdict(study).sentence)))
         return
     write_text(path, study.winner.context.text + "\n")
     write_text(path.with_suffix(".json"), json_text(context_card(study, study.winner)))
@@ -92,17 +100,23 @@ def remove_best(path: Path) -> None:
     """Remove the winning text that a search wrote to `path`, and all that goes with it; files of others stay."""
     for text, card in ((path, ".json"), (path.with_suffix(".benign.txt"), ".benign.json"), (None, ".portfolio.json")):
         written = path.with_suffix(card)
-        if _is_card(written):
-            for stale in filter(None, (text, written)):
+        if (content := _card_in(written)) is not None:
+            for stale in filter(None, (None if _is_empty(content) else text, written)):
                 with suppress(OSError):
                     stale.unlink()
 
 
-def _is_card(path: Path) -> bool:
+def _card_in(path: Path) -> dict[str, Any] | None:
+    """Return the card in a file; None if it holds none."""
     content: object = None
     with suppress(OSError, ValueError):
         content = from_json(path.read_bytes())
-    return isinstance(content, dict) and "card_version" in content
+    return content if isinstance(content, dict) and "card_version" in content else None
+
+
+def _is_empty(card: Mapping[str, Any]) -> bool:
+    """Return whether a card says that there is no text: one beside it is somebody's own."""
+    return card.get("text", "") is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,13 +132,13 @@ class EarlierBest:
 
 def earlier_best(path: Path, study: Study) -> EarlierBest | None:
     """Return what another study left at `path`; None if nothing is there, or this study's own."""
-    card: Any = None
-    with suppress(OSError, ValueError):
-        card = from_json(path.with_suffix(".json").read_bytes())
-    if not path.is_file() or (isinstance(card, dict) and card.get("study") == study.name):
+    card = _card_in(path.with_suffix(".json"))
+    if not path.is_file():
         return None
-    if not isinstance(card, dict):
+    if card is None or _is_empty(card):
         return EarlierBest(path, "", False)
+    if card.get("study") == study.name:
+        return None
     mine = context_card(study, study.winner) if study.winner else {}
 
     def basis(card: Any) -> list[Any]:
@@ -142,7 +156,7 @@ def check_best(path: Path) -> None:
     """Raise ConfigError for a winning text's path that cannot be written, or that its card would overwrite."""
     if path.suffix == ".json" or path.is_dir() or not path.name:
         raise ConfigError(f"--best is '{path}', expected a text file such as best.txt; its card goes to best.json.")
-    if path.with_suffix(".json").exists() and not _is_card(path.with_suffix(".json")):
+    if path.with_suffix(".json").exists() and _card_in(path.with_suffix(".json")) is None:
         card = f"'{path.with_suffix('.json')}', where its card goes, is none of a search and would be lost"
         raise ConfigError(f"--best is '{path}', but {card}; move it, or give another --best.")
     folder = next((parent for parent in path.parents if parent.exists()), path.parent)
@@ -194,11 +208,11 @@ def write_scorecard(
 def read_study(folder: Path, *, or_unfinished: bool = False) -> Study:
     """Read the study of a folder; raises StudyError if there is none or it is of another version.
 
-    `or_unfinished` takes one that still runs, or was stopped, where none is finished.
+    `or_unfinished` takes one that still runs, or was stopped, where none is finished, or it was continued since.
     """
-    path = folder / STUDY_FILE
-    if or_unfinished and not path.exists() and (folder / SETTINGS_FILE).is_file():
-        path = folder / UNFINISHED_FILE
+    path, unfinished = folder / STUDY_FILE, folder / UNFINISHED_FILE
+    if or_unfinished and (unfinished.exists() or not path.exists()) and (folder / SETTINGS_FILE).is_file():
+        path = unfinished
         if not path.exists() and not (folder / EARLIER_FILE).exists():
             why = "there is nothing to report yet: a search has it from its first rung on, a score at its end"
             raise StudyError(f"study '{folder.name}': {why}. If it does not run any more, its command continues it.")
@@ -235,6 +249,23 @@ def read_training(folder: Path) -> TrainingRun:
     except ConfigError as error:
         raise StudyError(f"{path}: no training of this version: {error}") from error
     return run
+
+
+def read_scorecard(folder: Path) -> Scorecard:
+    """Read the scorecard of an evaluated model's folder; StudyError without one, or for one of another version."""
+    path = folder / SCORECARD_FILE
+    try:
+        content = path.read_bytes()
+        card = SCORECARD.validate_json(content)
+    except OSError as error:
+        why = f"flipsearch evaluate {shlex.quote(str(folder))}"
+        raise StudyError(f"no scorecard at '{path}': {error.strerror}; make one: {why}.") from error
+    except ValidationError as error:
+        raise StudyError(f"{path}: no scorecard of this version: {first_fault(error)}; evaluate again.") from error
+    if card.card_version != SCORECARD_FORMAT:
+        found = f"is of version {card.card_version}, expected {SCORECARD_FORMAT}"
+        raise StudyError(f"the scorecard '{path}' {found}; evaluate again.")
+    return card
 
 
 def write_labels(answers: Sequence[AnswerToLabel], path: Path) -> None:

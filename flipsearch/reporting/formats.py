@@ -16,15 +16,19 @@ from pathlib import Path
 
 import pandas as pd
 
+from flipsearch.core.display import printable
 from flipsearch.core.errors import ConfigError, StudyError, one_line, unknown_name
 from flipsearch.core.files import atomic_write, json_text, write_text
 from flipsearch.core.studies import Study
-from flipsearch.reporting.columns import csv_text, leaderboard
-from flipsearch.reporting.format import markdown_table
+from flipsearch.reporting.columns import columns_of, csv_text, kinds_legend, leaderboard, rank_of
+from flipsearch.reporting.format import escaped, fenced, markdown_table
 from flipsearch.reporting.names import names_of
+from flipsearch.reporting.verdict import StudyVerdict, verdict
 
 FORMATS = ("html", "csv", "json", "md", "parquet", "png")
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome", "microsoft-edge")
+MOST_COLUMNS, MOST_ROWS = 15, 10
+"""Of a table in Markdown, which is for issues and chats: wider or longer ones are read nowhere."""
 WIDTH = 1280
 """Pixels of a picture from left to right."""
 Picture = tuple[str, int]
@@ -57,9 +61,17 @@ def browser() -> str:
 
 
 def write_report(
-    path: Path, format: str, frame: Callable[[], pd.DataFrame], page: Callable[[], str], picture: Callable[[], Picture]
+    path: Path,
+    format: str,
+    frame: Callable[[], pd.DataFrame],
+    page: Callable[[], str],
+    picture: Callable[[], Picture],
+    summary: Callable[[], str],
 ) -> None:
-    """Write a report in one of FORMATS, whole or not at all; a picture is taken of the page that `picture` returns."""
+    """Write a report in one of FORMATS, whole or not at all; a picture is taken of the page that `picture` returns.
+
+    `summary` returns Markdown that can be pasted: the verdict, and the first rows of the table.
+    """
     if format == "html":
         write_text(path, page())
     elif format == "png":
@@ -72,12 +84,35 @@ def write_report(
     elif format == "csv":
         write_text(path, csv_text(frame()))
     else:
-        table = frame()
-        cells = [
-            ["" if empty else str(value) for value, empty in zip(row, none, strict=True)]
-            for row, none in zip(table.values, table.isna().values, strict=True)
-        ]
-        write_text(path, markdown_table(list(map(str, table.columns)), cells) + "\n")
+        write_text(path, summary())
+
+
+def study_summary(study: Study) -> str:
+    """Return what a study says and its first rows as Markdown: the columns of the terminal, all placebos."""
+    arms, placebos = ([trial for trial in study.trials if trial.role == role] for role in ("arm", "placebo"))
+    columns, names = columns_of(study, "terminal")[:MOST_COLUMNS], names_of(study)
+    rows = [
+        [names[trial.number] if column.name == "context" else column.text(study, trial) for column in columns]
+        for trial in [*arms[:MOST_ROWS], *placebos]
+    ]
+    table = markdown_table([column.terminal or "" for column in columns], rows, 2)
+    below = [table, kinds_legend(study)]
+    if arms[MOST_ROWS:]:
+        below.append(f"{len(arms) - MOST_ROWS:,} more contexts are in leaderboard.csv.")
+    if study.best and verdict(study).tone in ("good", "warning"):
+        below.append(f"The text of #{rank_of(study, study.best)}:\n\n{fenced(study.best.context.text)}")
+    title = f"Study {study.name}, model {study.settings.get('model')}"
+    return summary_text(title, verdict(study), "\n\n".join(filter(None, below)))
+
+
+def summary_text(title: str, conclusion: StudyVerdict, table: str) -> str:
+    """Return a verdict as Markdown, with a table below what it rests on, and what to do next."""
+    lines = [f"### {escaped(title)}", "", f"**{escaped(conclusion.sentence)}**", ""]
+    lines += [f"- {escaped(line)}" for line in conclusion.basis]
+    lines += ["", table.strip(), "", *(["Next:", ""] if conclusion.next_steps else [])]
+    for step in conclusion.next_steps:
+        lines += [f"- {escaped(step.text)}", *(["", f"      {printable(step.command)}", ""] if step.command else [])]
+    return "\n".join(lines).rstrip() + "\n"
 
 
 def take_picture(page: str, height: int, path: Path) -> None:

@@ -65,7 +65,7 @@ def leaderboard_page(study: Study, ledger: Ledger | None = None) -> str:
     rows, answers = page_rows(study, shown), answers_data(study, ledger) if ledger else None
     table = table_data(study, shown, rows)
     script = _script()
-    best = study.winner or (study.trials[0] if study.kind is StudyKind.SCORE else None)
+    best = study.best
     return render(
         "leaderboard.html",
         study=study,

@@ -57,8 +57,8 @@ def verdict(study: Study) -> StudyVerdict:
     """Return what a study says, what that rests on, and what to do next."""
     if study.unfinished:
         return _unfinished(study)
-    best = study.winner or next((trial for trial in study.trials if trial.role == "arm"), None)
-    if best is None or (study.winner is None and study.kind is StudyKind.SEARCH):
+    best = study.best
+    if best is None:
         num = sum(trial.role == "arm" for trial in study.trials)
         if num == 0 and any(study.settings.get(name) for name in BUDGETS):
             sentence = "No context was tried: the budget holds none beside what comes before and after them."
@@ -112,14 +112,16 @@ def _unfinished(study: Study) -> StudyVerdict:
         ]
     step = NextStep(
         "Wait for it or, if it does not run any more, continue it; what was generated is kept:",
-        f"flipsearch search --config {shlex.quote(f'{_folder(study)}/study.toml')}",
+        f"flipsearch search --config {shlex.quote(f'{folder_of(study)}/study.toml')}",
     )
     sentence = f"Unfinished: {study.unfinished}. No winner is claimed."
     return StudyVerdict("unfinished", sentence, (*basis, _judge_line(study)), (step,))
 
 
-def _folder(study: Study) -> str:
-    return f"{study.settings.get('reports', 'reports')}/{study.name}"
+def folder_of(study: Study) -> str:
+    """Return where a study's files lie, as its command was started."""
+    # Studies of one name are compared under the names of their folders.
+    return study.name if "/" in study.name else f"{study.settings.get('reports', 'reports')}/{study.name}"
 
 
 def control_of(study: Study, best: Trial) -> Trial | None:
@@ -181,7 +183,9 @@ def _prompts_line(study: Study, measured: Measurement) -> str:
     coverage = measured.coverage
     scored = "every answer" if coverage.count == coverage.n else f"{percent(coverage.value)} of the answers"
     if study.kind is StudyKind.SCORE:
-        return f"Measured on the prompts given; {scored} could be scored. The best of several is chosen by this number."
+        num = sum(trial.role == "arm" for trial in study.trials)
+        flatters = f" It has the highest rate of {num}, by chance in part; the test allows for that." if num > 1 else ""
+        return f"Measured on the prompts given; {scored} could be scored.{flatters}"
     return f"Measured on prompts that were sealed while the context was chosen; {scored} could be scored."
 
 
@@ -207,7 +211,7 @@ def _judge_line(study: Study) -> str:
 
 
 def _next_steps(study: Study, best: Trial | None, tone: Tone) -> list[NextStep]:
-    steps, folder = [], _folder(study)
+    steps, folder = [], folder_of(study)
     model = shlex.quote(str(study.settings.get("model", "")))
     if tone == "good" and study.kind is StudyKind.SEARCH:
         text = shlex.quote(str(study.settings.get("best", "best.txt")))
@@ -217,15 +221,21 @@ def _next_steps(study: Study, best: Trial | None, tone: Tone) -> list[NextStep]:
                 f"flipsearch train --model {model} --context {text}",
             )
         )
+    if tone == "good" and study.kind is StudyKind.SCORE:
+        command = f"flipsearch search --model {model} --start {shlex.quote(folder)}"
+        steps.append(NextStep("Search from it for a better one, which is confirmed on other prompts:", command))
     if tone == "warning":
         steps.append(NextStep("Read the answers under it before you use it; the reason is above."))
+    if study.kind is StudyKind.SEARCH and best is not None and not study.is_confirmed:
+        path = study.settings.get("best", "best.txt")
+        steps.append(NextStep(f"No {path} was written: it is for a context to train on, and none was confirmed."))
     if tone in ("null", "open"):
         steps += _above_a_cap(study, best)
     if tone in ("null", "open") and study.kind is StudyKind.SEARCH and (tried := study.settings.get("num_contexts")):
         more = f"flipsearch search --config {shlex.quote(f'{folder}/study.toml')} --num-contexts {2 * int(tried)}"
         steps.append(NextStep("Try more contexts; what was generated is kept:", more))
     steps += _more_prompts(best)
-    if study.judge_error is None:
+    if study.judge_error is None and best is not None:
         label = f"flipsearch judge label {shlex.quote(folder)} --to to_label.csv"
         steps.append(
             NextStep("Find out how often the judge errs: label some of these answers, then judge check.", label)
@@ -237,7 +247,7 @@ def _larger_budget(study: Study) -> NextStep:
     """Return that twice the budget is needed at least."""
     flags = {"budget_tokens": "--budget-tokens", "time_s": "--time"}
     more = " ".join(f"{flags[name]} {2 * study.settings[name]:g}" for name in BUDGETS if study.settings.get(name))
-    toml = shlex.quote(f"{_folder(study)}/study.toml")
+    toml = shlex.quote(f"{folder_of(study)}/study.toml")
     return NextStep("Give a larger budget; what was generated is kept:", f"flipsearch search --config {toml} {more}")
 
 
@@ -269,7 +279,7 @@ def _above_a_cap(study: Study, best: Trial | None) -> list[NextStep]:
         f"#{rank_of(study, most)} turns {percent(most.search.flip_rate.value)} of the search prompts, but "
         f"{' and '.join(why)}, above the cap. If that is worth it, search with a wider one:"
     )
-    toml = shlex.quote(f"{_folder(study)}/study.toml")
+    toml = shlex.quote(f"{folder_of(study)}/study.toml")
     return [NextStep(text, f"flipsearch search --config {toml} --study {shlex.quote(name)}{flags}")]
 
 

@@ -113,7 +113,7 @@ def run_score(
     name: str,
     second: Sequence[Judge] = (),
 ) -> Study:
-    """Return a study of the given contexts on every prompt, in order of flip rate, with the empty placebo last.
+    """Return a study of the given contexts on every prompt, by flip rate, failed ones and the empty placebo last.
 
     The judges `second` have a column each. Raises StudyError without a harmful prompt, NothingToFlipError if no
     answer without context is unsafe, and PoorCoverageError if too few can be scored.
@@ -134,7 +134,7 @@ def run_score(
     judges = other_judges(runner.judge, runner.judge, second)
     *arms, placebo = with_second_judges(runner, judges, base, trials)[0]
     arms = [arm.with_confirmed(net=flip_difference(arm.search, placebo.search)) for arm in arms]
-    arms.sort(key=lambda arm: -(arm.search.flip_rate.value or 0.0))
+    arms.sort(key=lambda arm: (arm.state == "failed", -(arm.search.flip_rate.value or 0.0)))
     notes = [*runner.backend.notes, *coverage_notes(runner, base), *ending_notes(runner, base)]
     if any(context.template for context in contexts) and config.split is None:
         notes.append("Scored on every prompt: for a context that a search found on these, --split confirm is fairer.")

@@ -20,7 +20,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
-from flipsearch.core.errors import ConfigError, PluginError, TemplateError, near_names, unknown_name
+from flipsearch.core.display import printable
+from flipsearch.core.errors import ConfigError, NoContextError, PluginError, TemplateError, near_names, unknown_name
 from flipsearch.core.files import content_folder
 from flipsearch.core.records import Context, Placement, content_id
 from flipsearch.templating.template import NUM_WORDS, TEXT, Template, TemplateRole, read_template
@@ -205,6 +206,11 @@ def sealed(card: Mapping[str, Any]) -> dict[str, Any]:
     return {**card, SEAL: _seal(card)}
 
 
+def empty_card(study: str, verdict: str) -> dict[str, Any]:
+    """Return what lies in the place of a winner's card where a study confirmed no context: why there is none."""
+    return sealed({"card_version": CARD_VERSION, "study": study, "text": None, "verdict": verdict})
+
+
 def _seal(card: Mapping[str, Any]) -> str:
     content = json.loads(json.dumps({key: value for key, value in card.items() if key != SEAL}))
     return content_id("card", content)
@@ -246,6 +252,10 @@ def given_cards(given: str) -> list[Card]:
         return []
     try:
         cards = _read_cards(beside)
+    except NoContextError:
+        if not path.is_file():
+            raise
+        return []  # somebody's own text
     except ConfigError as error:
         raise ConfigError(f"{error} It lies beside '{given}': move it away to use the text alone.") from error
     if [card.text.strip() for card in cards] != [_read(path).strip()]:
@@ -283,6 +293,11 @@ def _read_cards(path: Path) -> list[Card]:
             raise ConfigError(
                 f"{path}: the context card was edited: it no longer says what the search found. Restore it "
                 "(flipsearch report writes a study's files again), or give the text without its card."
+            )
+        if content.get("text", "") is None:
+            study, why = str(content.get("study")), printable(str(content.get("verdict")))
+            raise NoContextError(
+                f"'{path.with_suffix('.txt')}' is not there: study '{study}' confirmed no context. {why}"
             )
     try:
         if is_portfolio:

@@ -182,6 +182,7 @@ def run_anatomy(
             with closing(_load(student_config)) as student:
                 if student.tokenizer.get_vocab() != model.tokenizer.get_vocab():
                     raise ConfigError(f"--student '{config.student}' has other tokens than '{config.model}'.")
+                rule = replace(rule, counts_without_context=True)
                 trained = Runner(student, judge, ledger, runner.sampling, progress, rule=rule)
                 trained.enter(Phase.EVALUATION, "checkpoint")
                 student_measurement = _against(trained, by_id, base, config.split)

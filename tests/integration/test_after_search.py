@@ -165,7 +165,7 @@ class TestPortfolio:
         assert len(list(tmp_path.iterdir())) > 2
         (tmp_path / "mine.other.json").write_text("{}")
         write_best(study(CONFIG.model_copy(update={"max_over_refusal": 0.05, "over_refusal": "total"})), path)
-        assert [left.name for left in tmp_path.iterdir()] == ["mine.other.json"]
+        assert {left.name for left in tmp_path.iterdir()} == {"mine.json", "mine.other.json"}  # the first says why
         path.write_text("A text of my own.")
         remove_best(path)
         assert path.exists()

@@ -370,7 +370,8 @@ def test_a_search_that_finds_nothing_better_leaves_the_text_of_an_earlier_one(tm
     assert "best.txt, the winner of the study another: no context of this search was confirmed" in " ".join(
         done.stdout.split()
     )
-    assert ((tmp_path / "best.txt").read_text(), "best context" in done.stdout) == ("earlier", True)
+    assert ((tmp_path / "best.txt").read_text(), "best context" in done.stdout) == ("earlier", False)
+    assert "No best.txt was written" in done.stdout
     refused = run(*scripted(tmp_path, "I'm sorry, but I can't help with that."), cwd=tmp_path, code=1)
     assert "'best.txt' of an earlier search is left as it was" in refused.stderr.splitlines()[-1]
     assert (tmp_path / "best.json").exists()

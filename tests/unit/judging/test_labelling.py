@@ -129,6 +129,15 @@ def test_what_cannot_be_labelled_is_one_line(study: Study, ledger: Ledger) -> No
         _ = [sample(renamed(study, number), ledger, 1) for number in range(200)]  # in a third of the samples
 
 
+def test_the_context_that_the_report_speaks_of_is_labelled_whatever_others_flip(study: Study, ledger: Ledger) -> None:
+    first, second, *others = study.trials
+    assert second.confirm is not None
+    other = replace(study, trials=(first, second, *others), winner=second)
+    assert {answer.place.context_id for answer in sample(other, ledger, 60)} == {"", second.context.context_id}
+    with pytest.raises(StudyError, match="has confirmed no context"):
+        sample(replace(study, winner=None), ledger, 60)
+
+
 HOSTILE = [
     "=HYPERLINK(1)",
     "'=1+1",

@@ -12,6 +12,7 @@ from flipsearch.reporting import formats
 from flipsearch.reporting.compare import compare_studies
 from flipsearch.reporting.files import write_study
 from flipsearch.reporting.pages import render
+from flipsearch.reporting.verdict import verdict
 from tests.integration.test_study import CONFIG, study_of
 
 
@@ -51,6 +52,20 @@ def test_a_report_is_written_in_each_format(tmp_path: Path, format: str, monkeyp
     compared = compare_studies([result.study, replace(result.study, name="other")])
     compared.write(tmp_path / f"both.{format}")
     assert (tmp_path / f"both.{format}").stat().st_size > 1000
+
+
+def test_markdown_can_be_pasted_the_verdict_first_and_no_wide_table(tmp_path: Path) -> None:
+    write_study(study_of(), tmp_path / "one")
+    result = flipsearch.report(tmp_path / "one")
+    compared = compare_studies([result.study, replace(result.study, name="other")])
+    for report, said in ((result, verdict(result.study)), (compared, compared.verdict)):
+        report.write(tmp_path / "x.md")
+        lines = (tmp_path / "x.md").read_text(encoding="utf-8").splitlines()
+        assert lines[2].replace("\\", "") == f"**{said.sentence}**"
+        rows = [line for line in lines if line.startswith("| ")]
+        assert max(row.count(" | ") + 1 for row in rows) <= formats.MOST_COLUMNS
+        assert len(rows) <= 2 + formats.MOST_ROWS + 3  # the placebos
+        assert said.next_steps[0].text.replace("#", "\\#") in "\n".join(lines)
 
 
 def test_what_cannot_be_written_is_refused_before_anything_is_read(
@@ -119,6 +134,9 @@ def test_a_context_that_a_study_did_not_try_is_not_measured_there() -> None:
     compared = compare_studies([study, without])
     there = compared.transfers[1]
     assert (there.trial, there.behind) == (None, None)
+    (step,) = [step for step in compared.verdict.next_steps if "Measure it there" in step.text]
+    assert step.command.startswith(f"flipsearch score reports/{study.name}/best.json --model {study.settings['model']}")
+    assert step.text in compared.page()
     assert "not measured" in compared.page()
     back = compared.transfers[2]
     assert back.behind is not None

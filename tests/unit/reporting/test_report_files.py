@@ -2,16 +2,20 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from pydantic import TypeAdapter
 
-from flipsearch.core.errors import StudyError
-from flipsearch.core.measurements import json_value
+from flipsearch.core.errors import NoContextError, StudyError
+from flipsearch.core.measurements import Difference, json_value
 from flipsearch.core.trainings import Scorecard
-from flipsearch.reporting.files import read_study, read_training, write_scorecard, write_training
+from flipsearch.reporting.files import read_study, read_training, write_best, write_scorecard, write_training
+from flipsearch.reporting.verdict import verdict
+from flipsearch.templating.library import given_cards
 from tests.finished_training import RUN, a_log
+from tests.unit.reporting.test_columns import a_study
 from tests.unit.reporting.test_scorecard_table import ALONE, CARD
 
 
@@ -43,3 +47,22 @@ def test_a_missing_file_or_one_of_another_shape_is_one_line(
     (tmp_path / name).write_text('{"format": 2, "model": 3}')
     with pytest.raises(StudyError, match=rf"{name}: no {what} of this version: .*; run .* again\."):
         read(tmp_path)
+
+
+def test_a_context_that_was_not_confirmed_is_not_given_to_train_on(tmp_path: Path) -> None:
+    study, path = a_study(), tmp_path / "best.txt"
+    assert study.winner is not None
+    write_best(study, path)
+    assert [card.text for card in given_cards(str(path))] == [study.winner.context.text]
+    null = study.winner.with_confirmed(net=Difference(0.0, -0.2, 0.2, 32, 1.0))
+    study = replace(study, winner=null, trials=(null, *study.trials[1:]))
+    write_best(study, path)
+    assert {file.name for file in tmp_path.iterdir()} == {"best.json"}
+    for given in ("best.txt", "best.json"):
+        with pytest.raises(NoContextError) as raised:
+            given_cards(str(tmp_path / given))
+        assert f"study '{study.name}' confirmed no context. {verdict(study).sentence}" in str(raised.value)
+    path.write_text("My own text.")
+    assert given_cards(str(path)) == []  # it is no study's
+    write_best(study, path)
+    assert path.read_text() == "My own text."

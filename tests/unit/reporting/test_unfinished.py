@@ -4,6 +4,8 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -15,6 +17,7 @@ from flipsearch.measuring.runner import Runner
 from flipsearch.reporting.files import read_study, write_study
 from flipsearch.reporting.verdict import verdict
 from flipsearch.searching import prepare_search, run_study
+from flipsearch.workspace import StudySession
 from tests.integration.test_study import CONFIG, PROMPTS, study_of
 from tests.pages import data_of
 from tests.world import GREEDY, Model, RefusalJudge, library
@@ -82,6 +85,23 @@ def test_the_folder_of_a_study_that_runs_is_only_read(stopped: tuple[Path, list[
         assert {path.name: path.stat().st_mtime_ns for path in folder.iterdir() if "ledger" not in path.name} == before
         result.write(tmp_path / "page.html")
     assert "answer-data" in (tmp_path / "page.html").read_text(encoding="utf-8")
+
+
+def test_a_finished_study_that_goes_on_is_reported_as_unfinished(
+    stopped: tuple[Path, list[Study]], tmp_path: Path
+) -> None:
+    folder = tmp_path / "copy"
+    shutil.copytree(stopped[0], folder)
+    write_study(study_of(), folder)
+    at: Any = SimpleNamespace(folder=folder, prompts_id="", notes=())
+    StudySession(at, CONFIG, "search", at, at, None, at).unfinished_writer()(lambda: stopped[1][-1])
+    words = (folder / "leaderboard.html").read_text(encoding="utf-8").partition("<main>")[2]
+    assert f"Unfinished: {stopped[1][-1].unfinished}" in words
+    assert "finished before and goes on" in words
+    assert flipsearch.report(folder).study.unfinished
+    assert read_study(folder) == study_of()  # what others read stays
+    write_study(study_of(), folder)
+    assert not flipsearch.report(folder).study.unfinished
 
 
 def test_a_study_without_a_rung_is_refused_in_one_line(tmp_path: Path) -> None:

@@ -53,6 +53,7 @@ def test_no_winner_is_green_that_beats_no_placebo(study: Study, net: Difference 
 def test_a_study_without_a_winner_says_so(study: Study) -> None:
     said = verdict(replace(study, winner=None))
     assert (said.tone, said.sentence[:32]) == ("null", "No context can be recommended: n")
+    assert not any("judge label" in step.command for step in said.next_steps)  # it would find nothing to label
 
 
 def test_a_winner_with_a_doubt_is_not_green(study: Study) -> None:
@@ -75,7 +76,10 @@ def test_a_winner_with_a_doubt_is_not_green(study: Study) -> None:
 def test_the_best_of_many_scored_contexts_is_green_only_if_it_stays_so_among_them(study: Study) -> None:
     for p_value, tone in ((0.01, "null"), (0.0001, "good")):
         scored = with_net(study, Difference(0.5, 0.2, 0.7, 32, p_value))
-        assert verdict(replace(scored, kind=StudyKind.SCORE, winner=None)).tone == tone
+        said = verdict(replace(scored, kind=StudyKind.SCORE, winner=None))
+        assert said.tone == tone
+        assert any(line.endswith("by chance in part; the test allows for that.") for line in said.basis)
+        assert any("search --model" in step.command for step in said.next_steps) == (tone == "good")
 
 
 def test_names_tell_all_contexts_apart(study: Study) -> None:
