@@ -44,7 +44,8 @@ def run_training(
 ) -> tuple[TrainingRun, Sequence[LogLine]]:
     """Train, or continue from the last state; leave the checkpoint in `folder.final`, and return record and log."""
     make_trainer: MakeTrainer = resolve_name(plan.method.trainer)
-    backend = load_student(plan)
+    given = plan
+    backend, plan = load_student(plan)
     head = head_getter(backend.model)
     routing, answers = broadcast_from_main(lambda: _before_training(plan, backend, judge, ledger, folder, progress))
 
@@ -52,7 +53,13 @@ def run_training(
     arguments = trainer_arguments(plan, folder.partial, backend.model.device, backend.model.dtype, len(routing.prompts))
     set_seed(plan.config.seed)  # of the adapters too
     needs_teacher = not plan.method.is_supervised
-    student, rounded, as_teacher = student_and_teacher(backend.model, plan.config.lora, with_teacher=needs_teacher)
+    student, rounded, as_teacher = student_and_teacher(
+        backend.model,
+        plan.config.lora,
+        with_teacher=needs_teacher,
+        alpha=plan.config.lora_alpha,
+        targets=plan.config.lora_targets,
+    )
     prompts, routes = routing.prompts, routing.contexts
     job = TrainingJob(student, as_teacher, backend.tokenizer, prompts, routes, arguments, answers, head, rounded)
     trainer = make_trainer(job, plan.config)
@@ -68,7 +75,8 @@ def run_training(
         log = read_log(folder.partial / LOG_FILE)
         step_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * num_processes()
         record = _record(plan, routing, log, backend, judge, step_size)
-        return replace(record, notes=(*record.notes, *saving_notes)), log
+        inputs = {"inputs_id": given.inputs_id, "study_pages": given.study_pages}
+        return replace(record, notes=(*record.notes, *saving_notes), **inputs), log
 
     return broadcast_from_main(save)
 
@@ -203,6 +211,4 @@ def _record(
         notes=tuple(notes),
         versions=package_versions(PACKAGES),
         template_options=backend.chat.options,
-        inputs_id=plan.inputs_id,
-        study_pages=plan.study_pages,
     )
