@@ -283,7 +283,7 @@ class TrainConfig(ModelConfig):
     gate: bool = False
     """Leave out harmful prompts that the context does not make safe; always so with several contexts."""
     preset: Literal["paper", "quick", "eopsa-like"] | None = None
-    """A recipe: paper (OPSA's), quick (minutes) or eopsa-like (paper, first 128 tokens); other options win over it."""
+    """paper (OPSA's recipe), eopsa-like (on first tokens) or quick (minutes); options and files win over it."""
     method: Annotated[str, AfterValidator(check_method), Field(description=f"{', '.join(METHODS)}.")] = "opsa"
     teacher: Annotated[str | None, Flag(metavar="MODEL")] = None
     """The model whose answers are learnt, for a method that needs one."""

@@ -24,8 +24,8 @@ Setting = str | int | float | bool | Path | list[str] | list[int] | None
 """A setting as it was typed; None if it was not."""
 FIRST = "Main options"
 GROUPS = {
-    FIRST: "model context preset prompts harmful benign judge against student num_contexts budget_tokens time_s study name "
-    "placement format to",
+    FIRST: "model context preset prompts harmful benign judge against student num_contexts budget_tokens time_s study "
+    "name placement format to",
     "Model and decoding": "backend thinking think_tokens device dtype max_model_len batch_size max_tokens temperature "
     "top_p top_k seed omit request_timeout_s",
     "Prompts and judging": "max_prompts max_problems split reasoning samples unsafe_at count_flips second_judges "

@@ -35,18 +35,38 @@ from flipsearch.training.processes import is_sharded, num_processes
 PAPER = {"learning_rate": 1e-5, "train_batch_size": 64}
 _PAPER_RECIPE: Mapping[str, Any] = {
     **PAPER,
-    **{"epochs": 3.0, "optimizer": "adamw", "scheduler": "cosine", "warmup_share": 0.1, "lora": 0},
-    **{"temperature": 0.6, "top_p": 1.0, "top_k": 0, "max_length": 4096, "max_tokens": 4096, "think_tokens": 0},
-    **{"forward_weight": 0.5, "reverse_weight": 0.5, "jensen_shannon_weight": 0.0},
-    **{"support": 512, "tail": "renormalised", "clip": None, "horizon": None},
+    "epochs": 3.0,
+    "optimizer": "adamw",
+    "scheduler": "cosine",
+    "warmup_share": 0.1,
+    "lora": 0,
+    "temperature": 0.6,
+    "top_p": 1.0,
+    "top_k": 0,
+    "max_length": 4096,
+    "max_tokens": 4096,
+    "think_tokens": 0,
+    "forward_weight": 0.5,
+    "reverse_weight": 0.5,
+    "jensen_shannon_weight": 0.0,
+    "support": 512,
+    "tail": "renormalised",
+    "clip": None,
+    "horizon": None,
 }
 PRESETS: Mapping[str, Mapping[str, Any]] = {
     "paper": _PAPER_RECIPE,
     # Tokens behind the horizon count for nothing, so none are written.
     "eopsa-like": {**_PAPER_RECIPE, "horizon": 128, "max_tokens": 128},
     "quick": {
-        **{"learning_rate": 3e-5, "train_batch_size": 8, "max_steps": 20, "scheduler": "constant", "warmup_share": 0.0},
-        **{"max_tokens": 64, "think_tokens": 0, "horizon": 64},
+        "learning_rate": 3e-5,
+        "train_batch_size": 8,
+        "max_steps": 20,
+        "scheduler": "constant",
+        "warmup_share": 0.0,
+        "max_tokens": 64,
+        "think_tokens": 0,
+        "horizon": 64,
     },
 }
 """Preset -> its settings; paper is the recipe of arXiv 2605.15239 (the loss divides logits by --temperature, too)."""

@@ -78,7 +78,7 @@ def prompt_lengths(chat: Chat, prompts: Sequence[Prompt], routes: Routes) -> lis
 
 
 def check_fits(longest: int, max_tokens: int, max_positions: int | None) -> None:
-    """Raise TrainingError if `max_tokens` do not fit behind a prompt of `longest` within `max_positions` (None: any)."""
+    """Raise TrainingError if a prompt of `longest` tokens and `max_tokens` exceed `max_positions` (None: any)."""
     if max_positions is not None and longest + max_tokens > max_positions:
         raise TrainingError(
             f"a prompt has {longest} tokens with its context and max_tokens is {max_tokens}, but the model holds "

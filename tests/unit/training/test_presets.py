@@ -105,7 +105,7 @@ def test_adapters_are_where_the_targets_say_and_count_as_alpha_says(folder: Path
 def test_targets_that_are_no_layers_are_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown --lora-target 'q_porj'\. Did you mean q_proj"):
         check_targets(["model.layers.0.self_attn.q_proj", "model.norm"], ["q_porj"])
-    with pytest.raises(TrainingError, match="--lora-target names 'model.embed_tokens', the model's embeddings"):
+    with pytest.raises(TrainingError, match=r"--lora-target names 'model\.embed_tokens', the model's embeddings"):
         adapted(folder, "embed_tokens")
     with pytest.raises(TrainingError, match="--lora-target norm: "):
         adapted(folder, "norm")
