@@ -282,6 +282,8 @@ class TrainConfig(ModelConfig):
     """Kinds of safe answers that a context flips a prompt to, and that are learnt from where a judge keeps answers."""
     gate: bool = False
     """Leave out harmful prompts that the context does not make safe; always so with several contexts."""
+    preset: Literal["paper", "quick", "eopsa-like"] | None = None
+    """paper (OPSA's recipe), eopsa-like (on first tokens) or quick (minutes); options and files win over it."""
     method: Annotated[str, AfterValidator(check_method), Field(description=f"{', '.join(METHODS)}.")] = "opsa"
     teacher: Annotated[str | None, Flag(metavar="MODEL")] = None
     """The model whose answers are learnt, for a method that needs one."""
@@ -307,8 +309,14 @@ class TrainConfig(ModelConfig):
     """Prompts per optimizer step (64; pocket 32)."""
     micro_batch_size: Count | None = None
     """Rows per backward pass; changes memory and rounding alone (the whole batch on a CPU, one row on a GPU)."""
+    max_length: Annotated[int, Field(ge=16)] | None = None
+    """Tokens of a prompt with its context and a completion, together; completions are shortened for it (no limit)."""
+    optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
+    """adamw, or adamw-8bit, which keeps its moments in a byte each and needs bitsandbytes."""
+    scheduler: Literal["cosine", "constant", "linear"] = "cosine"
+    """What the learning rate does after the warm-up: cosine or linear (both to 0) or constant."""
     warmup_share: Fraction = 0.1
-    """Share of the steps that warm up; a cosine follows."""
+    """Share of the steps that warm up."""
     weight_decay: NonNegative = 0.0
     """Weight decay of AdamW."""
     max_grad_norm: NonNegative = 1.0
@@ -333,6 +341,10 @@ class TrainConfig(ModelConfig):
     """Only this many first tokens of a completion count (all; pocket 40)."""
     lora: Annotated[int, Field(ge=0), Flag(metavar="RANK")] = 0
     """Train LoRA adapters of this rank; 0 trains all weights."""
+    lora_alpha: Positive | None = None
+    """LoRA's scale: adapters count alpha / rank (twice the rank)."""
+    lora_targets: Annotated[Texts, Flag(("--lora-target",), metavar="NAME")] = ()
+    """Layers with adapters, by the end of their name, e.g. q_proj; repeatable (all linear layers but the head)."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
     save_steps: Annotated[int, Field(ge=0)] | None = None

@@ -31,6 +31,7 @@ COMMANDS: dict[str, Command] = {
     "list": model_commands.list_available,
     "doctor": model_commands.doctor,
     "train": model_commands.train,
+    "plan train": model_commands.plan_train,
     "evaluate": model_commands.evaluate,
     "anatomy": model_commands.anatomy,
     "export": model_commands.export,
@@ -39,7 +40,7 @@ SETTINGS = {
     **dict.fromkeys(("search", "plan"), "SearchConfig"),
     **dict.fromkeys(("score", "check"), "ScoreConfig"),
     "chat": "ChatConfig",
-    "train": "TrainConfig",
+    **dict.fromkeys(("train", "plan train"), "TrainConfig"),
     "evaluate": "EvalConfig",
     "anatomy": "AnatomyConfig",
     "export": "ExportConfig",
@@ -55,6 +56,7 @@ EXAMPLES = {
     "list": "flipsearch list contexts",
     "doctor": "flipsearch doctor --model Qwen/Qwen3-0.6B --judge compact",
     "train": "flipsearch train --context best.txt --name safer",
+    "plan train": "flipsearch plan train --context best.txt --preset paper --measure",
     "evaluate": "flipsearch evaluate checkpoints/safer",
     "anatomy": "flipsearch anatomy --context best.txt --student checkpoints/safer",
     "export": "flipsearch export best.txt --placement before --format trl --to rows.jsonl",
@@ -156,8 +158,11 @@ def _run(arguments: Sequence[str]) -> int:
     if arguments[0] == "--version":
         sys.stdout.write(f"flipsearch {flipsearch.__version__}\n")
         return 0
+    arguments = [text for text in arguments if text != DEBUG]
+    if arguments[:2] == ["plan", "train"]:  # one command, whose name has a blank: `plan` alone plans a search
+        arguments = ["plan train", *arguments[2:]]
     try:
-        code = make_app(arguments)([text for text in arguments if text != DEBUG], standalone_mode=False)
+        code = make_app(arguments)(arguments, standalone_mode=False)
     except SystemExit as stop:  # a command that ran but fell short
         code = stop.code
     sys.stdout.flush()  # here a full disk is still one line

@@ -52,6 +52,29 @@ def train(config: Config = None, json: Json = False, **settings: Setting) -> "Ou
     return console.outcome(result, views.show_training)
 
 
+def plan_train(
+    tokens_per_second: Annotated[
+        float | None, option("Completion tokens per second of whole steps, rollouts included, for the time it takes.")
+    ] = None,
+    measure: Annotated[bool, option("Load the model and time a few steps here, in a folder that is removed.")] = False,
+    gpus: Annotated[int | None, option("GPUs that share the steps; weights are sharded by FSDP (1).")] = None,
+    config: Config = None,
+    json: Json = False,
+    **settings: Setting,
+) -> "Outcome":
+    """Show what a training takes: steps, tokens, hours, memory.
+
+    Nothing is loaded but the tokenizer, unless the speed is measured.
+    """
+    from flipsearch.commands import console, plans
+    from flipsearch.commands.progress import progress_display
+
+    own: dict[str, Setting] = {"tokens_per_second": tokens_per_second, "measure": measure, "gpus": gpus}
+    with progress_display() as progress:
+        result = flipsearch.plan_train(**given(settings | own), config=config, progress=progress)
+    return console.outcome(result, lambda cost: console.print_lines(*plans.training_cost_lines(cost)))
+
+
 def evaluate(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
     """Compare a model with its base: safety, over-refusal, reasoning.
 

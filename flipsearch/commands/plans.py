@@ -7,6 +7,7 @@ from flipsearch.reporting.format import duration, percent
 
 if TYPE_CHECKING:  # packages of other commands, which load their libraries
     from flipsearch.searching.plan import SearchPlan, Span
+    from flipsearch.training.cost import TrainingCost
     from flipsearch.training.plan import TrainPlan
 
 
@@ -104,3 +105,60 @@ def training_plan_lines(plan: "TrainPlan") -> list[str]:
         f"up to {PAPER_TOKENS:,} tokens each, with the prompt",
         *(f"Note: {note}" for note in plan.notes),
     ]
+
+
+def training_cost_lines(cost: "TrainingCost") -> list[str]:
+    """Return what a training takes, beside the paper's, in lines of at most 80 columns."""
+    from flipsearch.training.plan import PAPER, PAPER_STEPS, PAPER_TOKENS  # which loads torch
+
+    tokens, memory, gib = cost.tokens, cost.memory, 2**30
+    whence = {"limit": "as long as they may be", "ledger": "as in the study's ledger", "probe": "as measured"}
+    parts = {"weights": memory.weights, "gradients": memory.gradients, "optimizer": memory.optimizer}
+    parts |= {"activations": memory.activations, "decode cache": memory.decode_cache}
+    shown = ", ".join(f"{name} {size / gib:.2f}" for name, size in parts.items())
+    lines = [
+        f"{'prompts':<10}{cost.num_prompts:,}",
+        f"{'steps':<10}{cost.num_steps:,} of {cost.step_size} prompts at {cost.learning_rate:g}",
+        f"{'the paper':<10}{PAPER_STEPS:,} of {PAPER['train_batch_size']} at {PAPER['learning_rate']:g}; "
+        f"up to {PAPER_TOKENS:,} tokens each, with the prompt",
+        f"{'':<10}this is {percent(cost.share_of_paper)} of it, by steps times rate",
+        f"{'tokens':<10}{tokens.rollouts:,} in rollouts, {cost.mean_length:,.1f} each, {whence[cost.length_from]}",
+        f"{'':<10}{tokens.teacher:,} read by the teacher, {tokens.student:,} by the student",
+    ]
+    lines += [f"{'':<10}{tokens.before:,} in answers before the training"] if tokens.before else []
+    on = f" on {cost.num_gpus} GPUs" if cost.num_gpus > 1 else ""
+    if cost.steps_s and cost.tokens_per_s:
+        lines.append(
+            f"{'time':<10}{duration(cost.steps_s)} for all steps{on}, at {cost.tokens_per_s:,.1f} tokens per second"
+        )
+    else:
+        lines.append(f"{'time':<10}not known: give --measure, or --tokens-per-second")
+    if cost.total_s:
+        lines.append(f"{'':<10}{duration(cost.total_s)} with loading, logged answers and saving")
+    if cost.probe and cost.probe.rows < cost.step_size:
+        lines.append(f"{'':<10}measured on {cost.probe.rows} rows of up to {cost.probe.max_tokens} tokens")
+    elif cost.probe and cost.probe.max_tokens < cost.max_tokens:
+        lines.append(f"{'':<10}measured on completions of up to {cost.probe.max_tokens} tokens")
+    where = "this machine" if cost.device == "cpu" else "this GPU"
+    lines.append(
+        f"{'memory':<10}{memory.peak / gib:.2f} GiB{' per GPU' if cost.device != 'cpu' or on else ''} at its peak; "
+        f"{where} has {cost.available / gib:.1f}"
+    )
+    lines += textwrap.wrap(f"({shown} GiB)", width=80, initial_indent=" " * 10, subsequent_indent=" " * 10)
+    warnings = [f"Note: {note}" for note in cost.notes]
+    if not cost.fits:
+        warnings.append(f"Warning: that does not fit into {where}. {SMALLER}")
+    if cost.is_long:
+        warnings.append(
+            "Warning: on a CPU this may take days. Take a GPU, fewer --max-prompts or --epochs, or shorter "
+            "--max-tokens; --save-steps and --resume keep what is done."
+        )
+    wrapped = (textwrap.wrap(warning, width=80, break_on_hyphens=False) for warning in warnings)
+    return [*lines, *(line for lines in wrapped for line in lines)]
+
+
+SMALLER = (
+    "Give --lora 16, --gradient-checkpointing, a smaller --micro-batch-size or --max-tokens, --optimizer adamw-8bit, "
+    "or more GPUs (accelerate launch --use_fsdp --fsdp_version 2 …)."
+)
+"""What makes a training smaller."""

@@ -14,7 +14,7 @@ import importlib
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
@@ -29,11 +29,11 @@ from flipsearch.backends.loading import choose_device, choose_dtype, memory_byte
 from flipsearch.backends.models import locate, model_source
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.config import TrainConfig
-from flipsearch.core.errors import BackendError, TrainingError, one_line
+from flipsearch.core.errors import BackendError, ConfigError, TrainingError, one_line, unknown_name
 from flipsearch.training.divergence import Head
 from flipsearch.training.plan import TrainPlan
 from flipsearch.training.processes import init_process_group, is_sharded, num_processes
-from flipsearch.training.rows import TokenLayout, check_fits
+from flipsearch.training.rows import TokenLayout, check_fits, prompt_lengths
 
 AsTeacher = Callable[[], AbstractContextManager[Any]]
 """Opens a block in which the frozen teacher can be run: a copy, or the student with its adapters off."""
@@ -46,22 +46,34 @@ FLAGGED = re.compile(r"^- `(\w+)`:", re.MULTILINE)
 """How transformers names the generation settings that it ignores, and for which it refuses to save a model."""
 
 
-def load_student(plan: TrainPlan) -> TransformersBackend:
-    """Return a plan's model, loaded once it is known to fit; of several processes each does, and meets the others."""
+def load_student(plan: TrainPlan) -> tuple[TransformersBackend, TrainPlan]:
+    """Return a plan's model, loaded once it is known to fit, and the plan with completions that fit behind its prompts.
+
+    Of several processes each does, and meets the others.
+    """
     config = plan.config
     device = choose_device(config.device)
     init_process_group(on_cpu=device.type == "cpu")
-    check_memory(locate(model_source(config.model)).folder, config, device, choose_dtype(config.dtype, device))
+    folder = locate(model_source(config.model)).folder
+    check_memory(folder, config, device, choose_dtype(config.dtype, device))
+    check_targets([name.removesuffix(".weight") for name, _ in stored_weights(folder)], config.lora_targets)
     backend = make_backend(config)
     assert isinstance(backend, TransformersBackend)  # by plan
     if config.gradient_checkpointing and not backend.model.supports_gradient_checkpointing:
         raise TrainingError(f"{type(backend.model).__name__} does not know --gradient-checkpointing; leave it out.")
     backend.notes += make_savable(backend.model)
-    for context in plan.contexts:
-        by_kind = {"harmful": context, "benign": plan.benign_context}
-        routes = {prompt.prompt_id: c for prompt in plan.prompts if (c := by_kind[prompt.kind])}
-        check_fits(backend.chat, plan.prompts, routes, config.sampling().longest, backend.max_positions)
-    return backend
+    longest = max(max(prompt_lengths(backend.chat, plan.prompts, routes)) for routes in ({}, *plan.routes))
+    plan = plan.within_length(longest)
+    check_fits(longest, plan.config.sampling().longest, backend.max_positions)
+    return backend, plan
+
+
+def check_targets(names: Sequence[str], targets: Sequence[str]) -> None:
+    """Raise ConfigError for layers that are to have adapters and are not among the `names` of a model's layers."""
+    for target in targets:
+        if not any(name == target or name.endswith(f".{target}") for name in names):
+            known = sorted({name.rpartition(".")[2] for name in names})
+            raise ConfigError(unknown_name("--lora-target", target, known))
 
 
 def check_memory(folder: Path, config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None:
@@ -74,7 +86,7 @@ def check_memory(folder: Path, config: TrainConfig, device: torch.device, dtype:
     else:
         rounded_copy = 0 if dtype is torch.float32 else dtype.itemsize
         bytes_per_parameter = dtype.itemsize + FULL_BYTES + rounded_copy
-    num_parameters = sum(math.prod(entry["shape"]) for _, entry in _stored(folder))
+    num_parameters = sum(math.prod(entry["shape"]) for _, entry in stored_weights(folder))
     needed = num_parameters * bytes_per_parameter
     available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_bytes()
     if needed > available:
@@ -109,10 +121,10 @@ def make_savable(model: PreTrainedModel) -> tuple[str, ...]:
 
 def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
     """Return the precision of each weight in a folder's safetensors files, float32 for what no training knows."""
-    return {name: STORED_DTYPES.get(entry["dtype"], torch.float32) for name, entry in _stored(folder)}
+    return {name: STORED_DTYPES.get(entry["dtype"], torch.float32) for name, entry in stored_weights(folder)}
 
 
-def _stored(folder: Path) -> Iterator[tuple[str, Any]]:
+def stored_weights(folder: Path) -> Iterator[tuple[str, Any]]:
     """Yield name, shape and precision of each weight in a folder, from the headers of its safetensors files alone."""
     for path in folder.glob("*.safetensors"):
         with path.open("rb") as file:
@@ -164,7 +176,7 @@ def without_noise(model: nn.Module, recomputes: bool) -> None:
 
 
 def student_and_teacher(
-    model: PreTrainedModel, lora: int, *, with_teacher: bool
+    model: PreTrainedModel, lora: int, *, with_teacher: bool, alpha: float | None = None, targets: Sequence[str] = ()
 ) -> tuple[Any, RoundedCopy | None, AsTeacher]:
     """Return the model made trainable, what is run in its place, and what gives its frozen initial copy.
 
@@ -180,9 +192,18 @@ def student_and_teacher(
         student: Any = model.float()
         return student.requires_grad_(True), rounded, lambda: nullcontext(teacher)
     peft = importlib.import_module("peft")  # an extra: the plan has checked that it is there
-    options = peft.LoraConfig(r=lora, lora_alpha=2 * lora, target_modules="all-linear", task_type="CAUSAL_LM")
+    options = peft.LoraConfig(
+        r=lora, lora_alpha=alpha or 2 * lora, target_modules=list(targets) or "all-linear", task_type="CAUSAL_LM"
+    )
+    ends = (model.get_input_embeddings(), model.get_output_embeddings())
+    for name, module in model.named_modules():
+        if module in ends and any(name == target or name.endswith(f".{target}") for target in targets):
+            raise TrainingError(f"--lora-target names '{name}', the model's embeddings; adapters are for other layers.")
     with quiet():  # it says what it did to layers that keep their weights transposed
-        adapted = peft.get_peft_model(model, options)
+        try:
+            adapted = peft.get_peft_model(model, options)
+        except ValueError as error:
+            raise TrainingError(f"--lora-target {' '.join(targets)}: {one_line(error, 300)}") from error
 
     @contextmanager
     def without_adapters() -> Iterator[Any]:

@@ -19,11 +19,12 @@ from typing import Any
 from transformers.integrations import integration_utils
 
 from flipsearch.backends.base import check_model, model_identity
+from flipsearch.backends.loading import choose_device
 from flipsearch.backends.models import BUILT_IN_MODELS, POCKET_MODEL, base_model
 from flipsearch.config import ExportConfig, TrainConfig
 from flipsearch.core.errors import ConfigError, PromptError, unknown_name
 from flipsearch.core.records import SPLITS, Context, Placement, Prompt, content_id
-from flipsearch.core.settings import check_folder_name, make_config
+from flipsearch.core.settings import as_typed, check_folder_name, make_config
 from flipsearch.core.trainings import METHODS, TrainingMethod
 from flipsearch.defaults import card_settings, library_for, resolve
 from flipsearch.prompts.sets import PromptSet, prompts_of
@@ -32,6 +33,43 @@ from flipsearch.templating.library import Card, control_context, given_cards, gi
 from flipsearch.training.processes import is_sharded, num_processes
 
 PAPER = {"learning_rate": 1e-5, "train_batch_size": 64}
+_PAPER_RECIPE: Mapping[str, Any] = {
+    **PAPER,
+    "epochs": 3.0,
+    "optimizer": "adamw",
+    "scheduler": "cosine",
+    "warmup_share": 0.1,
+    "lora": 0,
+    "temperature": 0.6,
+    "top_p": 1.0,
+    "top_k": 0,
+    "max_length": 4096,
+    "max_tokens": 4096,
+    "think_tokens": 0,
+    "forward_weight": 0.5,
+    "reverse_weight": 0.5,
+    "jensen_shannon_weight": 0.0,
+    "support": 512,
+    "tail": "renormalised",
+    "clip": None,
+    "horizon": None,
+}
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    "paper": _PAPER_RECIPE,
+    # Tokens behind the horizon count for nothing, so none are written.
+    "eopsa-like": {**_PAPER_RECIPE, "horizon": 128, "max_tokens": 128},
+    "quick": {
+        "learning_rate": 3e-5,
+        "train_batch_size": 8,
+        "max_steps": 20,
+        "scheduler": "constant",
+        "warmup_share": 0.0,
+        "max_tokens": 64,
+        "think_tokens": 0,
+        "horizon": 64,
+    },
+}
+"""Preset -> its settings; paper is the recipe of arXiv 2605.15239 (the loss divides logits by --temperature, too)."""
 PAPER_STEPS, PAPER_TOKENS = 1872, 4096
 """Optimizer steps of the paper's runs, and the most tokens of a prompt and its completion there."""
 STUDY_PAGE = "leaderboard.html"
@@ -74,6 +112,27 @@ class TrainPlan:
     def needs_judge(self) -> bool:
         """Whether answers are generated and judged before training."""
         return self.routes_by_answer or self.method.is_supervised
+
+    @property
+    def routes(self) -> list[dict[str, Context]]:
+        """For each context: prompt id -> what the teacher reads with it, were all harmful prompts under that one."""
+        by_kind = [{"harmful": context, "benign": self.benign_context} for context in self.contexts]
+        return [{p.prompt_id: c for p in self.prompts if (c := of_kind[p.kind])} for of_kind in by_kind]
+
+    def within_length(self, longest: int) -> "TrainPlan":
+        """Return the plan whose completions leave room for a prompt of `longest` tokens within --max-length."""
+        config = self.config
+        budget = config.sampling().longest - config.sampling().max_tokens
+        left = math.inf if config.max_length is None else config.max_length - longest - budget
+        if left < 1:
+            raise ConfigError(
+                f"--max-length is {config.max_length:,}, but a prompt has {longest:,} tokens with its context"
+                f"{f' and a thought up to {budget:,}' if budget else ''}: no completion fits. Give a larger one."
+            )
+        if left >= config.sampling().max_tokens:
+            return self
+        note = f"A completion has at most {left:,} tokens: the longest prompt has {longest:,} of {config.max_length:,}."
+        return replace(self, config=config.model_copy(update={"max_tokens": left}), notes=(*self.notes, note))
 
     @property
     def num_steps(self) -> int:
@@ -143,7 +202,7 @@ def plan_training(*sources: Mapping[str, Any]) -> TrainPlan:
     size -= size % num_processes()  # each takes as many
     if size == 0:
         raise PromptError(f"{len(prompts)} prompts for {num_processes()} processes; start fewer, or give more prompts.")
-    notes = [*prompt_set.notes, *_notes(config, prompts, size)]
+    notes = [*prompt_set.notes, *_preset_notes(config), *_notes(config, prompts, size)]
     # vLLM gives the same weights another identity: only identities of one backend are compared.
     searched_on = frozenset(card.model_id for card in cards if card.backend == config.backend and card.model_id)
     model = config.model
@@ -163,13 +222,34 @@ def _read_settings(sources: Sequence[Mapping[str, Any]]) -> tuple[TrainConfig, l
     if not isinstance(names, list | tuple) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"--context is {names!r:.80}: expected a text or a list of texts.")
     cards = [card for name in names for card in given_cards(name)]
-    config = make_config(TrainConfig, card_settings(cards, given), given, {"context": names})
-    defaults = POCKET if base_model(config.model) == POCKET_MODEL else PAPER
-    config = resolve(config.model_copy(update={key: value for key, value in defaults.items() if key not in given}))
+    typed = make_config(TrainConfig, given, {"context": names})
+    recipe = preset_settings(typed)
+    config = make_config(TrainConfig, card_settings(cards, given), recipe, given, {"context": names})
+    defaults = dict(POCKET if base_model(config.model) == POCKET_MODEL else PAPER) | recipe
+    decided = typed.model_fields_set
+    config = resolve(config.model_copy(update={key: value for key, value in defaults.items() if key not in decided}))
     named_model = given.get("model") or (cards[0].model if cards else None) or config.model
     cards += given_cards(config.benign_context) if config.benign_context else []
     check_cards(cards, named_model)
     return config, cards
+
+
+def preset_settings(config: TrainConfig) -> dict[str, Any]:
+    """Return what the preset of a config says; the paper's loss divides logits by the temperature of the rollouts."""
+    recipe = dict(PRESETS.get(config.preset or "", {}))
+    if "support" in recipe:
+        is_typed = "temperature" in config.model_fields_set
+        recipe["loss_temperature"] = (config.temperature if is_typed else recipe["temperature"]) or 1.0
+    return recipe
+
+
+def _preset_notes(config: TrainConfig) -> list[str]:
+    """Return a note on the settings that are not the preset's."""
+    others = [name for name, value in preset_settings(config).items() if getattr(config, name) != value]
+    # What the preset's steps stand for.
+    others += ["max_steps"] if config.max_steps and "epochs" in preset_settings(config) else []
+    shown = ", ".join(as_typed(TrainConfig, name, getattr(config, name)) for name in others)
+    return [f"The preset {config.preset} with other settings: {shown}."] if others else []
 
 
 def check_cards(cards: Sequence[Card], model: str) -> None:
@@ -301,8 +381,22 @@ def _check_settings(config: TrainConfig) -> None:
         )
     if config.lora and not find_spec("peft"):
         raise ConfigError("--lora needs peft: pip install 'flipsearch[lora]'.")
+    for name in ("lora_alpha", "lora_targets"):
+        if getattr(config, name) and not config.lora:
+            raise ConfigError(f"{as_typed(TrainConfig, name, getattr(config, name))} was given without --lora RANK.")
+    if config.optimizer == "adamw-8bit":
+        _check_8bit(config)
     if config.report_to:
         _check_reporting(config.report_to)
+
+
+def _check_8bit(config: TrainConfig) -> None:
+    todo = "Leave --optimizer out for AdamW in 32 bits."
+    if choose_device(config.device).type == "cpu" or is_sharded():
+        where = "shards" if is_sharded() else "a CPU"
+        raise ConfigError(f"--optimizer adamw-8bit is bitsandbytes' and does not run on {where}. {todo}")
+    if not find_spec("bitsandbytes"):
+        raise ConfigError(f"--optimizer adamw-8bit needs bitsandbytes: pip install bitsandbytes. {todo}")
 
 
 def _check_reporting(names: Sequence[str]) -> None:

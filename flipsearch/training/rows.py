@@ -72,12 +72,13 @@ def make_row(
     return TrainingRow(prompt, student, teacher, tuple(completion_ids), reason, completion)
 
 
-def check_fits(
-    chat: Chat, prompts: Sequence[Prompt], routes: Routes, max_tokens: int, max_positions: int | None
-) -> None:
-    """Raise TrainingError if `max_tokens` do not fit behind each prompt within `max_positions` (None: any)."""
-    lengths = [len(chat.encode(Request(prompt, routes.get(prompt.prompt_id))).prompt_ids) for prompt in prompts]
-    longest = max(lengths, default=0)
+def prompt_lengths(chat: Chat, prompts: Sequence[Prompt], routes: Routes) -> list[int]:
+    """Return the tokens of each prompt with its context."""
+    return [len(chat.encode(Request(prompt, routes.get(prompt.prompt_id))).prompt_ids) for prompt in prompts]
+
+
+def check_fits(longest: int, max_tokens: int, max_positions: int | None) -> None:
+    """Raise TrainingError if a prompt of `longest` tokens and `max_tokens` exceed `max_positions` (None: any)."""
     if max_positions is not None and longest + max_tokens > max_positions:
         raise TrainingError(
             f"a prompt has {longest} tokens with its context and max_tokens is {max_tokens}, but the model holds "

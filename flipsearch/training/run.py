@@ -8,13 +8,15 @@ main one generates answers, judges and writes. Knows no method: the plan's row o
 
 import math
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import replace
+from pathlib import Path
 from pkgutil import resolve_name
+from typing import Any
 
 from torch.distributed.tensor import DTensor
-from transformers import PrinterCallback, set_seed
+from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from flipsearch.backends.base import make_backend
 from flipsearch.backends.loading import is_out_of_memory, quiet
@@ -30,7 +32,7 @@ from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.training.checkpoint import ANSWERS_FILE, LOG_FILE, CheckpointFolder, save_errors_as_one_line, step_of
 from flipsearch.training.log import AnswerLog, StepLog, read_log
-from flipsearch.training.model import head_getter, load_student, student_and_teacher
+from flipsearch.training.model import HeadGetter, head_getter, load_student, student_and_teacher
 from flipsearch.training.plan import TrainPlan
 from flipsearch.training.processes import broadcast_from_main, is_sharded, num_processes
 from flipsearch.training.rows import Routing, TrainingRow, kept_answers, own_rows, route, teacher_rows, turn_end_id
@@ -43,34 +45,51 @@ def run_training(
     plan: TrainPlan, judge: Judge, ledger: Ledger | None, folder: CheckpointFolder, progress: Progress | None = None
 ) -> tuple[TrainingRun, Sequence[LogLine]]:
     """Train, or continue from the last state; leave the checkpoint in `folder.final`, and return record and log."""
-    make_trainer: MakeTrainer = resolve_name(plan.method.trainer)
-    backend = load_student(plan)
+    given = plan
+    backend, plan = load_student(plan)
     head = head_getter(backend.model)
     routing, answers = broadcast_from_main(lambda: _before_training(plan, backend, judge, ledger, folder, progress))
-
-    # The arguments first: a trainable model is in float32, whatever precision it is trained in.
-    arguments = trainer_arguments(plan, folder.partial, backend.model.device, backend.model.dtype, len(routing.prompts))
-    set_seed(plan.config.seed)  # of the adapters too
-    needs_teacher = not plan.method.is_supervised
-    student, rounded, as_teacher = student_and_teacher(backend.model, plan.config.lora, with_teacher=needs_teacher)
-    prompts, routes = routing.prompts, routing.contexts
-    job = TrainingJob(student, as_teacher, backend.tokenizer, prompts, routes, arguments, answers, head, rounded)
-    trainer = make_trainer(job, plan.config)
+    trainer = trainer_of(plan, backend, head, routing, answers, folder.partial)
     if is_sharded() and not trainer.is_fsdp_enabled:
         raise TrainingError("FSDP was requested, but accelerate shards on GPUs alone; launch without --use_fsdp.")
     written = AnswerLog(trainer, plan.config, folder.partial / ANSWERS_FILE)
-    _train(trainer, written, folder, progress)
+    run_steps(trainer, written, folder, progress)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if is_sharded() else None
 
     def save() -> tuple[TrainingRun, Sequence[LogLine]]:
         with save_errors_as_one_line(folder.final):
-            saving_notes = folder.save(student, weights, plan.config.model)
+            saving_notes = folder.save(trainer.job.model, weights, plan.config.model)
         log = read_log(folder.partial / LOG_FILE)
+        arguments = trainer.args
         step_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * num_processes()
         record = _record(plan, routing, log, backend, judge, step_size)
-        return replace(record, notes=(*record.notes, *saving_notes)), log
+        inputs = {"inputs_id": given.inputs_id, "study_pages": given.study_pages}
+        return replace(record, notes=(*record.notes, *saving_notes), **inputs), log
 
     return broadcast_from_main(save)
+
+
+def trainer_of(
+    plan: TrainPlan,
+    backend: TransformersBackend,
+    head: HeadGetter,
+    routing: Routing,
+    answers: Mapping[str, TrainingRow],
+    folder: Path,
+) -> CompletionTrainer:
+    """Return the trainer of a plan's method on a loaded model, which is made trainable."""
+    make_trainer: MakeTrainer = resolve_name(plan.method.trainer)
+    config, model = plan.config, backend.model
+    # The arguments first: a trainable model is in float32, whatever precision it is trained in.
+    arguments = trainer_arguments(plan, folder, model.device, model.dtype, len(routing.prompts))
+    set_seed(config.seed)  # of the adapters too
+    adapters: dict[str, Any] = {"alpha": config.lora_alpha, "targets": config.lora_targets}
+    student, rounded, as_teacher = student_and_teacher(
+        model, config.lora, with_teacher=not plan.method.is_supervised, **adapters
+    )
+    prompts, routes = routing.prompts, routing.contexts
+    job = TrainingJob(student, as_teacher, backend.tokenizer, prompts, routes, arguments, answers, head, rounded)
+    return make_trainer(job, config)
 
 
 def _before_training(
@@ -126,10 +145,17 @@ def _answer_rows(
     return teacher_rows(backend.chat, backend.tokenizer, kept, backend.max_positions)
 
 
-def _train(trainer: CompletionTrainer, answers: AnswerLog, folder: CheckpointFolder, progress: Progress | None) -> None:
+def run_steps(
+    trainer: CompletionTrainer,
+    answers: AnswerLog,
+    folder: CheckpointFolder,
+    progress: Progress | None,
+    *callbacks: TrainerCallback,
+) -> None:
     """Run the training loop from the last state to the end; TrainingError if it runs out of memory or diverges."""
     trainer.remove_callback(PrinterCallback)  # it writes to stdout, where results go
-    trainer.add_callback(StepLog(trainer, folder.partial / LOG_FILE, progress, answers))
+    for callback in (StepLog(trainer, folder.partial / LOG_FILE, progress, answers), *callbacks):
+        trainer.add_callback(callback)
     state = folder.last_state()
     if state and step_of(state) >= trainer.args.max_steps:  # only saving was left
         trainer._load_from_checkpoint(str(state))
@@ -203,6 +229,4 @@ def _record(
         notes=tuple(notes),
         versions=package_versions(PACKAGES),
         template_options=backend.chat.options,
-        inputs_id=plan.inputs_id,
-        study_pages=plan.study_pages,
     )

@@ -45,6 +45,8 @@ from flipsearch.training.rows import Routes, TokenLayout, TrainingRow, lay_out
 
 FAILED_BATCH = "failed_batch.json"
 NUM_SAVES = 5
+SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
+"""What transformers calls them."""
 MOST_ROWS = {True: 32, False: 1}
 """Rows per backward pass by default, on a CPU and on anything else: a GPU's memory is scarce."""
 TokenLoss = Callable[[Tensor, Head], tuple[Tensor, PerToken]]
@@ -239,7 +241,8 @@ def trainer_arguments(
         dataloader_drop_last=True,
         dataloader_pin_memory=False,
         learning_rate=config.learning_rate or 0.0,
-        lr_scheduler_type="cosine",
+        lr_scheduler_type=SCHEDULERS[config.scheduler],
+        **({"optim": "adamw_bnb_8bit"} if config.optimizer == "adamw-8bit" else {}),
         warmup_steps=plan.num_warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,

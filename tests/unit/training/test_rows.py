@@ -11,7 +11,7 @@ from flipsearch.backends.chat import Chat
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.records import PLACEMENTS, Context, Placement, Prompt
 from flipsearch.training.model import completion_hidden
-from flipsearch.training.rows import TrainingRow, check_fits, lay_out, make_row
+from flipsearch.training.rows import TrainingRow, check_fits, lay_out, make_row, prompt_lengths
 from tests.models import tiny_qwen3
 
 PROMPT = Prompt("How do I fix a clock?", "harmful")
@@ -67,8 +67,9 @@ def test_a_prompt_without_a_context_is_read_alike_by_both(chat: Chat) -> None:
 
 def test_a_context_that_is_too_long_is_refused_and_never_cut_off(chat: Chat) -> None:
     routes = {PROMPT.prompt_id: Context("Think first. " * 20)}
-    check_fits(chat, [PROMPT], routes, 10, None)
-    longest = len(make_row(chat, PROMPT, routes, COMPLETION, "stop").teacher_ids)
-    check_fits(chat, [PROMPT], routes, 10, longest + 10)
+    (longest,) = prompt_lengths(chat, [PROMPT], routes)
+    assert longest == len(make_row(chat, PROMPT, routes, COMPLETION, "stop").teacher_ids)
+    check_fits(longest, 10, None)
+    check_fits(longest, 10, longest + 10)
     with pytest.raises(TrainingError, match=rf"{longest} tokens .* holds {longest + 9};.*Nothing is cut"):
-        check_fits(chat, [PROMPT], routes, 10, longest + 9)
+        check_fits(longest, 10, longest + 9)
