@@ -434,6 +434,7 @@ def train(
     reports: Path | str = "reports",
     resume: bool = False,
     split: Literal["search", "confirm", "training", "all"] | None = None,
+    rollouts: str = "auto",
     epochs: float = 3.0,
     max_steps: int | None = None,
     learning_rate: float | None = None,

@@ -11,10 +11,13 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from flipsearch.backends.chat import Chat, Thinking
 from flipsearch.backends.loading import (
@@ -30,15 +33,19 @@ from flipsearch.backends.models import check_local_model, locate, model_source
 from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, end_ids, stream_seed
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError, ConfigError, one_line
-from flipsearch.core.records import PrefixScore, Rollout, Sampling, content_id
+from flipsearch.core.records import PrefixScore, Request, Rollout, Sampling, content_id
 
 CHUNK = 2048
 """Requests given to the engine at once: it needs thousands to be busy, and the ledger saves after each chunk."""
 CPU_CACHE_GIB = "1"
 GPU_MEMORY = 0.9
 """Share of a GPU's memory that all engines reserve together."""
+ROLLOUT_SHARE = 1 / 3
+"""Part of that which an engine takes beside a model in training; while the model learns it gives all back."""
 PROMPT_TOKENS = 3072
 """Capacity for prompt and context: a model's whole length (40,960 and more) would not fit into a small cache."""
+
+Result = TypeVar("Result")
 
 
 def reserved_share(backend: str, memory_share: float | None) -> float:
@@ -57,7 +64,8 @@ class VllmEngine:
     """vLLM's offline engine on one model: token ids in, token ids or scores out. With a tokenizer it is a TokenScorer.
 
     `max_model_len` is limited to the model's own, which None takes. An engine reserves most of a GPU's memory when it
-    starts, so one that is not alone is given its `memory_share`. `options` go to `vllm.LLM` as they are. Raises
+    starts, so one that is not alone is given its `memory_share`. `options` go to `vllm.LLM` as they are. One
+    `in_process` shares this process and its memory with whoever changes its weights (`apply`, `reload`). Raises
     BackendError where vLLM is not installed or cannot load the model, or no memory is left for it.
     """
 
@@ -70,6 +78,7 @@ class VllmEngine:
         memory_share: float = 1.0,
         options: Mapping[str, Any] | None = None,
         tokenizer: Any = None,
+        in_process: bool = False,
     ) -> None:
         self.vllm, self.tokenizer = _import_vllm(), tokenizer
         device = choose_device("auto")
@@ -95,13 +104,38 @@ class VllmEngine:
             )
         elif memory_share < 1:
             engine_options["gpu_memory_utilization"] = memory_share * GPU_MEMORY
+        if in_process and device.type == "cuda":
+            engine_options["enable_sleep_mode"] = True
         try:
-            with quiet():
-                self._engine = self.vllm.LLM(**{**engine_options, **(options or {})})
+            with quiet(), _in_this_process() if in_process else nullcontext({}) as more:
+                self._engine = self.vllm.LLM(**{**engine_options, **more, **(options or {})})
         except Exception as error:  # the engine raises everything from ValueError to its own types
             raise BackendError(f"vLLM cannot load the model in '{folder}': {one_line(error, 300)}") from error
         self.max_positions = int(self._engine.llm_engine.model_config.max_model_len)
         self.max_tokens: int | None = self.max_positions - 1  # vLLM writes a token after each, wanted or not
+
+    def apply(self, function: Callable[[Any], Result]) -> Result:
+        """Return what a function makes of the engine's model; of an engine in this process."""
+        result: Result = self._engine.apply_model(function)[0]
+        return result
+
+    def reload(self, weights: Iterable[tuple[str, Any]]) -> None:
+        """Wake up, and take weights by their names in the model's files, in place; of an engine in this process."""
+        self._switch("wake_up", ["weights"])
+        try:
+            self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+        except Exception as error:  # each model has its own way to load
+            raise BackendError(f"vLLM cannot take over the weights in training: {one_line(error, 300)}") from error
+        self._switch("wake_up", ["kv_cache"])
+        self._engine.reset_prefix_cache()  # what it holds was computed with other weights
+
+    def sleep(self) -> None:
+        """Leave the device's memory, weights included, to others until `reload`; on a CPU nothing happens."""
+        self._switch("sleep", 2)
+
+    def _switch(self, method: str, argument: Any) -> None:
+        if self._engine.llm_engine.model_config.enable_sleep_mode:
+            getattr(self._engine, method)(argument)
 
     def complete(self, prompts: Sequence[Sequence[int]], params: Any) -> list[Any]:
         """Return vLLM's output for each prompt, in order; `params` are one for all, or one each."""
@@ -272,6 +306,68 @@ class VllmBackend(LocalBackend):
     def _score(self, requests: Sequence[EncodedRequest]) -> list[PrefixScore | None]:
         prefixes = [item.request.prefill for item in requests]
         return self._engine.score([item.prompt.prompt_ids for item in requests], prefixes)
+
+
+class ColocatedVllm(VllmBackend):
+    """A vLLM engine that writes completions of a model in training, beside it and with the weights that it has now.
+
+    Before all rollouts the engine takes over the weights in place, and is compared with the model: BackendError if any
+    weight differs. While the model learns, the engine sleeps.
+    """
+
+    def __init__(self, model: Any, folder: Path, tokenizer: Any, *, thinking: Thinking, max_model_len: int) -> None:
+        self.model, self.model_id, self.revision, self.notes = model, "", None, ()
+        self._use(Chat(tokenizer, thinking))
+        self._engine = VllmEngine(
+            folder,
+            dtype=str(model.dtype).removeprefix("torch."),
+            max_model_len=max_model_len,
+            memory_share=ROLLOUT_SHARE,
+            in_process=True,
+        )
+        self.max_positions = self._engine.max_positions
+        self._engine.sleep()
+
+    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
+        """Yield one rollout per request from the weights that the model has now."""
+        self._engine.reload(self.model.named_parameters())
+        if self._engine.apply(weight_sum) != weight_sum(self.model):
+            raise BackendError(
+                "vLLM's weights are not those of the model in training (the sums over all their bits differ): nothing "
+                "is learnt from what it would write. Give --rollouts transformers."
+            )
+        yield from super().generate(requests, sampling)
+        self._engine.sleep()
+
+
+WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
+
+
+@torch.no_grad()
+def weight_sum(model: Any) -> int:
+    """Return the sum of a model's weights, each taken as the whole number that its bits are.
+
+    It is the same however an engine joins, turns or pads the weights, and another one if any of them differs.
+    """
+    return int(sum(weight.view(WHOLE_NUMBERS[weight.element_size()]).sum() for weight in model.parameters()))
+
+
+@contextmanager
+def _in_this_process() -> Iterator[dict[str, Any]]:
+    """Let an engine that is made in the block live in this process, with the options that are given."""
+    variable = "VLLM_ENABLE_V1_MULTIPROCESSING"
+    before = os.environ.get(variable)
+    os.environ[variable] = "0"
+    # On a CPU, weights would be packed where nobody can read them, and a head that is tied to the embeddings would keep
+    # its first ones whatever is loaded later. They are packed again with each load: this stays.
+    importlib.import_module("vllm._custom_ops")._supports_onednn = False  # type: ignore[attr-defined]
+    try:
+        # Of several processes each has an engine of its own, and none may found another group.
+        yield {"distributed_executor_backend": "external_launcher"} if torch.distributed.is_initialized() else {}
+    finally:
+        del os.environ[variable]
+        if before is not None:
+            os.environ[variable] = before
 
 
 def _import_vllm() -> Any:
