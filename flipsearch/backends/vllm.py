@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, TypeVar
@@ -33,15 +33,13 @@ from flipsearch.backends.models import check_local_model, locate, model_source
 from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, end_ids, stream_seed
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError, ConfigError, one_line
-from flipsearch.core.records import PrefixScore, Request, Rollout, Sampling, content_id
+from flipsearch.core.records import PrefixScore, Rollout, Sampling, content_id
 
 CHUNK = 2048
 """Requests given to the engine at once: it needs thousands to be busy, and the ledger saves after each chunk."""
 CPU_CACHE_GIB = "1"
 GPU_MEMORY = 0.9
 """Share of a GPU's memory that all engines reserve together."""
-ROLLOUT_SHARE = 1 / 3
-"""Part of that which an engine takes beside a model in training; while the model learns it gives all back."""
 PROMPT_TOKENS = 3072
 """Capacity for prompt and context: a model's whole length (40,960 and more) would not fit into a small cache."""
 
@@ -107,10 +105,12 @@ class VllmEngine:
         if in_process and device.type == "cuda":
             engine_options["enable_sleep_mode"] = True
         try:
-            with quiet(), _in_this_process() if in_process else nullcontext({}) as more:
+            place: AbstractContextManager[dict[str, Any]] = _in_this_process() if in_process else nullcontext({})
+            with quiet(), place as more:
                 self._engine = self.vllm.LLM(**{**engine_options, **more, **(options or {})})
         except Exception as error:  # the engine raises everything from ValueError to its own types
             raise BackendError(f"vLLM cannot load the model in '{folder}': {one_line(error, 300)}") from error
+        self._adapter: Any = None
         self.max_positions = int(self._engine.llm_engine.model_config.max_model_len)
         self.max_tokens: int | None = self.max_positions - 1  # vLLM writes a token after each, wanted or not
 
@@ -121,17 +121,23 @@ class VllmEngine:
 
     def reload(self, weights: Iterable[tuple[str, Any]]) -> None:
         """Wake up, and take weights by their names in the model's files, in place; of an engine in this process."""
-        self._switch("wake_up", ["weights"])
-        try:
+        with _taking_over():
+            self._switch("wake_up", ["weights"])
             self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
-        except Exception as error:  # each model has its own way to load
-            raise BackendError(f"vLLM cannot take over the weights in training: {one_line(error, 300)}") from error
-        self._switch("wake_up", ["kv_cache"])
-        self._engine.reset_prefix_cache()  # what it holds was computed with other weights
+            self._switch("wake_up", ["kv_cache"])
+            self._engine.reset_prefix_cache()  # what it holds was computed with other weights
+
+    def adapt(self, number: int, folder: Path) -> None:
+        """Wake up, and write under the LoRA adapters in a folder, as the engine's `number`th."""
+        with _taking_over():
+            self._switch("wake_up", None)
+            request = importlib.import_module("vllm.lora.request").LoRARequest(f"step-{number}", number, str(folder))
+            self._engine.llm_engine.add_lora(request)
+        self._adapter = request
 
     def sleep(self) -> None:
-        """Leave the device's memory, weights included, to others until `reload`; on a CPU nothing happens."""
-        self._switch("sleep", 2)
+        """Leave the device's memory to others until new weights come; on a CPU nothing happens."""
+        self._switch("sleep", 1 if self._adapter else 2)  # 2 forgets the weights too: only adapters come later
 
     def _switch(self, method: str, argument: Any) -> None:
         if self._engine.llm_engine.model_config.enable_sleep_mode:
@@ -140,7 +146,8 @@ class VllmEngine:
     def complete(self, prompts: Sequence[Sequence[int]], params: Any) -> list[Any]:
         """Return vLLM's output for each prompt, in order; `params` are one for all, or one each."""
         inputs = [self.vllm.TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
-        return list(self._engine.generate(inputs, params, use_tqdm=False)) if inputs else []
+        done = self._engine.generate(inputs, params, use_tqdm=False, lora_request=self._adapter) if inputs else []
+        return list(done)
 
     def score(
         self, prompts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]], groups: Sequence[object] = ()
@@ -308,48 +315,12 @@ class VllmBackend(LocalBackend):
         return self._engine.score([item.prompt.prompt_ids for item in requests], prefixes)
 
 
-class ColocatedVllm(VllmBackend):
-    """A vLLM engine that writes completions of a model in training, beside it and with the weights that it has now.
-
-    Before all rollouts the engine takes over the weights in place, and is compared with the model: BackendError if any
-    weight differs. While the model learns, the engine sleeps.
-    """
-
-    def __init__(self, model: Any, folder: Path, tokenizer: Any, *, thinking: Thinking, max_model_len: int) -> None:
-        self.model, self.model_id, self.revision, self.notes = model, "", None, ()
-        self._use(Chat(tokenizer, thinking))
-        self._engine = VllmEngine(
-            folder,
-            dtype=str(model.dtype).removeprefix("torch."),
-            max_model_len=max_model_len,
-            memory_share=ROLLOUT_SHARE,
-            in_process=True,
-        )
-        self.max_positions = self._engine.max_positions
-        self._engine.sleep()
-
-    def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
-        """Yield one rollout per request from the weights that the model has now."""
-        self._engine.reload(self.model.named_parameters())
-        if self._engine.apply(weight_sum) != weight_sum(self.model):
-            raise BackendError(
-                "vLLM's weights are not those of the model in training (the sums over all their bits differ): nothing "
-                "is learnt from what it would write. Give --rollouts transformers."
-            )
-        yield from super().generate(requests, sampling)
-        self._engine.sleep()
-
-
-WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
-
-
-@torch.no_grad()
-def weight_sum(model: Any) -> int:
-    """Return the sum of a model's weights, each taken as the whole number that its bits are.
-
-    It is the same however an engine joins, turns or pads the weights, and another one if any of them differs.
-    """
-    return int(sum(weight.view(WHOLE_NUMBERS[weight.element_size()]).sum() for weight in model.parameters()))
+@contextmanager
+def _taking_over() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # each model has its own way to load
+        raise BackendError(f"vLLM cannot take over the weights in training: {one_line(error, 300)}") from error
 
 
 @contextmanager

@@ -19,9 +19,9 @@ from collections.abc import Sequence
 import torch
 
 from flipsearch.backends.chat import Chat, Thinking
+from flipsearch.backends.colocated import ColocatedVllm
 from flipsearch.backends.models import locate, model_source
 from flipsearch.backends.transformers import TransformersBackend
-from flipsearch.backends.vllm import ColocatedVllm
 from flipsearch.config import TrainConfig
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.records import Prompt, Request, Sampling
@@ -39,11 +39,15 @@ def make_trainer(job: TrainingJob, config: TrainConfig) -> "OpsaTrainer":
     student = None
     if config.rollouts == "vllm":
         chat = Chat(job.tokenizer, config.thinking)
-        longest = (
-            max(len(chat.encode(Request(prompt)).prompt_ids) for prompt in job.prompts) + config.sampling().longest
+        longest = max(len(chat.encode(Request(prompt)).prompt_ids) for prompt in job.prompts)
+        student = ColocatedVllm(
+            job.running,
+            locate(model_source(config.model)).folder,
+            job.tokenizer,
+            thinking=config.thinking,
+            max_model_len=longest + config.sampling().longest,
+            adapted=job.model if config.lora else None,
         )
-        folder = locate(model_source(config.model)).folder
-        student = ColocatedVllm(job.running, folder, job.tokenizer, thinking=config.thinking, max_model_len=longest)
     return OpsaTrainer(job, config.sampling(), divergence, config.horizon, config.thinking, student)
 
 

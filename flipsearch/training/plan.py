@@ -320,7 +320,7 @@ def _rollouts(config: TrainConfig) -> str:
         raise ConfigError(unknown_name("--rollouts", given, ROLLOUTS))
     # vLLM takes the device that it was built for and sees.
     is_there = find_spec("vllm") is not None
-    can_run = is_there and not config.lora and choose_device(config.device).type == choose_device("auto").type
+    can_run = is_there and choose_device(config.device).type == choose_device("auto").type
     if given == "auto":
         return "vllm" if is_learnt_from and can_run and choose_device("auto").type == "cuda" else "transformers"
     if given == "vllm" and not is_learnt_from:

@@ -12,10 +12,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flipsearch.backends import vllm
+from flipsearch.backends.colocated import ColocatedVllm
 from flipsearch.backends.loading import load_model, load_tokenizer
 from flipsearch.backends.models import model_source
 from flipsearch.backends.transformers import TransformersBackend
-from flipsearch.backends.vllm import ColocatedVllm, VllmBackend
+from flipsearch.backends.vllm import VllmBackend
 from flipsearch.core.errors import BackendError
 from flipsearch.core.protocols import PrefixScorer
 from flipsearch.core.records import Context, Exchange, Label, PrefixScore, Prompt, Request, Rollout, Sampling
@@ -167,7 +168,7 @@ class TestWithVllm:
         model, tokenizer = load_model(files, torch.device("cpu"), torch.float32), load_tokenizer(files)
         assert model.config.tie_word_embeddings
         ours = TransformersBackend.around(model, tokenizer)
-        engine = ColocatedVllm(model, files, tokenizer, thinking="auto", max_model_len=256)
+        engine = ColocatedVllm(model, files, tokenizer, max_model_len=256)
         written = []
         for _ in range(3):
             with torch.no_grad():
