@@ -299,6 +299,8 @@ class TrainConfig(ModelConfig):
     """Prompts: search, confirm, training, or all, for sets that are not evaluated on (all but evaluation)."""
     temperature: NonNegative = 0.6
     """Temperature of the rollouts; 0 is greedy decoding."""
+    rollouts: str = "auto"
+    """What writes opsa's rollouts: vllm, transformers or auto (vllm where it is installed and sees a GPU)."""
     epochs: Positive = 3.0
     """Passes over the prompts (pocket 6)."""
     max_steps: Count | None = None

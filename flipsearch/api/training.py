@@ -29,7 +29,7 @@ from flipsearch.training.cost import TrainingCost, training_cost
 from flipsearch.training.export import plan_export, write_export
 from flipsearch.training.log import judge_logged, read_answers, read_log, write_answers
 from flipsearch.training.plan import TrainPlan, plan_training
-from flipsearch.training.processes import is_main_process
+from flipsearch.training.processes import StopSignals, is_main_process
 from flipsearch.training.run import run_training
 from flipsearch.workspace import Workspace, known_length_and_speed
 
@@ -42,27 +42,30 @@ def train(
 
     The same settings again return the finished training. A context card (best.json, or the one beside best.txt) says
     which model and prompts it is for; what is given here wins. `on_plan` is called with the plan before a model is
-    loaded. Raises FlipsearchError in one line for anything that cannot be used.
+    loaded. SIGTERM and SIGUSR1 save the state after the step that runs and raise TrainingStoppedError. Raises
+    FlipsearchError in one line for anything that cannot be used.
     """
-    plan = plan_training(given.file, given.keywords)
-    if finished := _finished(plan):
-        return finished
-    judge, folder = load_judge(plan.config.judge), CheckpointFolder(plan.folder)
-    if is_main_process():
-        folder.check(plan.config.resume)
-    if plan.needs_judge:
-        check_identities(judge)
-    if on_plan:
-        on_plan(plan)
-    needs_ledger = plan.needs_judge and is_main_process()
-    with Workspace(plan.config.reports / TRAININGS, judge) if needs_ledger else nullcontext() as workspace, folder:
-        run, log = run_training(plan, judge, workspace.ledger if workspace else None, folder, progress)
-        answers: Sequence[LoggedAnswer] = ()
+    with StopSignals() as stop:
+        plan = plan_training(given.file, given.keywords)
+        if finished := _finished(plan):
+            return finished
+        judge, folder = load_judge(plan.config.judge), CheckpointFolder(plan.folder)
         if is_main_process():
-            answers = judge_logged(read_answers(folder.final / ANSWERS_FILE), judge)
-            write_answers(answers, folder.final / ANSWERS_FILE)
-            write_training(run, log, folder.final, answers, seen_from=folder.folder)
-            folder.publish()
+            folder.check(plan.config.resume)
+        if plan.needs_judge:
+            check_identities(judge)
+        if on_plan:
+            on_plan(plan)
+        needs_ledger = plan.needs_judge and is_main_process()
+        place = Workspace(plan.config.reports / TRAININGS, judge) if needs_ledger else nullcontext()
+        with place as workspace, folder:
+            run, log = run_training(plan, judge, workspace.ledger if workspace else None, folder, progress, stop)
+            answers: Sequence[LoggedAnswer] = ()
+            if is_main_process():
+                answers = judge_logged(read_answers(folder.final / ANSWERS_FILE), judge)
+                write_answers(answers, folder.final / ANSWERS_FILE)
+                write_training(run, log, folder.final, answers, seen_from=folder.folder)
+                folder.publish()
     return TrainingResult(run, log, folder.folder, answers)
 
 

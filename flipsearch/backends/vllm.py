@@ -11,10 +11,13 @@ import importlib.util
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
 
 from flipsearch.backends.chat import Chat, Thinking
 from flipsearch.backends.loading import (
@@ -40,6 +43,8 @@ GPU_MEMORY = 0.9
 PROMPT_TOKENS = 3072
 """Capacity for prompt and context: a model's whole length (40,960 and more) would not fit into a small cache."""
 
+Result = TypeVar("Result")
+
 
 def reserved_share(backend: str, memory_share: float | None) -> float:
     """Return the part of what vLLM alone would reserve of a GPU that a judge's model takes; 0 on any other backend.
@@ -57,7 +62,8 @@ class VllmEngine:
     """vLLM's offline engine on one model: token ids in, token ids or scores out. With a tokenizer it is a TokenScorer.
 
     `max_model_len` is limited to the model's own, which None takes. An engine reserves most of a GPU's memory when it
-    starts, so one that is not alone is given its `memory_share`. `options` go to `vllm.LLM` as they are. Raises
+    starts, so one that is not alone is given its `memory_share`. `options` go to `vllm.LLM` as they are. One
+    `in_process` shares this process and its memory with whoever changes its weights (`apply`, `reload`). Raises
     BackendError where vLLM is not installed or cannot load the model, or no memory is left for it.
     """
 
@@ -70,6 +76,7 @@ class VllmEngine:
         memory_share: float = 1.0,
         options: Mapping[str, Any] | None = None,
         tokenizer: Any = None,
+        in_process: bool = False,
     ) -> None:
         self.vllm, self.tokenizer = _import_vllm(), tokenizer
         device = choose_device("auto")
@@ -95,18 +102,52 @@ class VllmEngine:
             )
         elif memory_share < 1:
             engine_options["gpu_memory_utilization"] = memory_share * GPU_MEMORY
+        if in_process and device.type == "cuda":
+            engine_options["enable_sleep_mode"] = True
         try:
-            with quiet():
-                self._engine = self.vllm.LLM(**{**engine_options, **(options or {})})
+            place: AbstractContextManager[dict[str, Any]] = _in_this_process() if in_process else nullcontext({})
+            with quiet(), place as more:
+                self._engine = self.vllm.LLM(**{**engine_options, **more, **(options or {})})
         except Exception as error:  # the engine raises everything from ValueError to its own types
             raise BackendError(f"vLLM cannot load the model in '{folder}': {one_line(error, 300)}") from error
+        self._adapter: Any = None
         self.max_positions = int(self._engine.llm_engine.model_config.max_model_len)
         self.max_tokens: int | None = self.max_positions - 1  # vLLM writes a token after each, wanted or not
+
+    def apply(self, function: Callable[[Any], Result]) -> Result:
+        """Return what a function makes of the engine's model; of an engine in this process."""
+        result: Result = self._engine.apply_model(function)[0]
+        return result
+
+    def reload(self, weights: Iterable[tuple[str, Any]]) -> None:
+        """Wake up, and take weights by their names in the model's files, in place; of an engine in this process."""
+        with _taking_over():
+            self._switch("wake_up", ["weights"])
+            self._engine.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+            self._switch("wake_up", ["kv_cache"])
+            self._engine.reset_prefix_cache()  # what it holds was computed with other weights
+
+    def adapt(self, number: int, folder: Path) -> None:
+        """Wake up, and write under the LoRA adapters in a folder, as the engine's `number`th."""
+        with _taking_over():
+            self._switch("wake_up", None)
+            request = importlib.import_module("vllm.lora.request").LoRARequest(f"step-{number}", number, str(folder))
+            self._engine.llm_engine.add_lora(request)
+        self._adapter = request
+
+    def sleep(self) -> None:
+        """Leave the device's memory to others until new weights come; on a CPU nothing happens."""
+        self._switch("sleep", 1 if self._adapter else 2)  # 2 forgets the weights too: only adapters come later
+
+    def _switch(self, method: str, argument: Any) -> None:
+        if self._engine.llm_engine.model_config.enable_sleep_mode:
+            getattr(self._engine, method)(argument)
 
     def complete(self, prompts: Sequence[Sequence[int]], params: Any) -> list[Any]:
         """Return vLLM's output for each prompt, in order; `params` are one for all, or one each."""
         inputs = [self.vllm.TokensPrompt(prompt_token_ids=list(ids)) for ids in prompts]
-        return list(self._engine.generate(inputs, params, use_tqdm=False)) if inputs else []
+        done = self._engine.generate(inputs, params, use_tqdm=False, lora_request=self._adapter) if inputs else []
+        return list(done)
 
     def score(
         self, prompts: Sequence[Sequence[int]], prefixes: Sequence[Sequence[int]], groups: Sequence[object] = ()
@@ -272,6 +313,32 @@ class VllmBackend(LocalBackend):
     def _score(self, requests: Sequence[EncodedRequest]) -> list[PrefixScore | None]:
         prefixes = [item.request.prefill for item in requests]
         return self._engine.score([item.prompt.prompt_ids for item in requests], prefixes)
+
+
+@contextmanager
+def _taking_over() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # each model has its own way to load
+        raise BackendError(f"vLLM cannot take over the weights in training: {one_line(error, 300)}") from error
+
+
+@contextmanager
+def _in_this_process() -> Iterator[dict[str, Any]]:
+    """Let an engine that is made in the block live in this process, with the options that are given."""
+    variable = "VLLM_ENABLE_V1_MULTIPROCESSING"
+    before = os.environ.get(variable)
+    os.environ[variable] = "0"
+    # On a CPU, weights would be packed where nobody can read them, and a head that is tied to the embeddings would keep
+    # its first ones whatever is loaded later. They are packed again with each load: this stays.
+    importlib.import_module("vllm._custom_ops")._supports_onednn = False  # type: ignore[attr-defined]
+    try:
+        # Of several processes each has an engine of its own, and none may found another group.
+        yield {"distributed_executor_backend": "external_launcher"} if torch.distributed.is_initialized() else {}
+    finally:
+        del os.environ[variable]
+        if before is not None:
+            os.environ[variable] = before
 
 
 def _import_vllm() -> Any:

@@ -77,7 +77,8 @@ FALLS_SHORT = {
 """Command -> when it exits with 1."""
 EPILOG = """\b
 Exit codes: 0 done, 1 ran but fell short (see the command), 2 bad input,
-3 an error that was not foreseen, 130 interrupted.
+3 an error that was not foreseen, 130 interrupted,
+75 training saved by SIGTERM or SIGUSR1 (run again).
 --debug, anywhere, shows the traceback of an error."""
 GROUPS: dict[str, tuple[str, dict[str, Command]]] = {
     "judge": (

@@ -7,7 +7,7 @@ import typer
 
 import flipsearch
 from flipsearch.commands.options import Config, Contexts, Json, Reports, Setting, given, option
-from flipsearch.core.errors import ConfigError
+from flipsearch.core.errors import ConfigError, TrainingStoppedError
 
 if TYPE_CHECKING:
     from flipsearch.commands.console import Outcome
@@ -43,7 +43,7 @@ def train(config: Config = None, json: Json = False, **settings: Setting) -> "Ou
     if not is_main_process():  # of several processes one reports
         try:
             flipsearch.train(**given(settings), config=config)
-        except MainProcessFailedError as error:
+        except (MainProcessFailedError, TrainingStoppedError) as error:
             raise SystemExit(error.exit_code) from None
         return None
     with progress_display() as progress:

@@ -34,8 +34,8 @@ GROUPS = {
     "benign_context cohort_size",
     "What a context may cost": "max_over_refusal over_refusal max_contraction",
     "Stopping early and confirming": "first_rung alpha tolerance num_finalists depths",
-    "What is learnt": "control gate method teacher forward_weight reverse_weight jensen_shannon_weight loss_mixture "
-    "loss_temperature support tail clip horizon max_length lora lora_alpha lora_targets",
+    "What is learnt": "control gate method teacher rollouts forward_weight reverse_weight jensen_shannon_weight "
+    "loss_mixture loss_temperature support tail clip horizon max_length lora lora_alpha lora_targets",
     "Optimizer": "epochs max_steps learning_rate train_batch_size micro_batch_size optimizer scheduler warmup_share "
     "weight_decay max_grad_norm gradient_checkpointing",
     "Files": "best reports checkpoints resume save_steps report_to sample_prompts",

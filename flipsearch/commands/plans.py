@@ -101,6 +101,7 @@ def training_plan_lines(plan: "TrainPlan") -> list[str]:
         f"{'prompts':<10}{len(plan.prompts):,}",
         f"{'steps':<10}{plan.num_steps:,} of {config.train_batch_size} prompts at {config.learning_rate:g}{first}",
         f"{'tokens':<10}at most {plan.tokens_at_most:,} ({config.max_tokens:,} each)",
+        *([] if plan.method.is_supervised else [f"{'rollouts':<10}by {config.rollouts}"]),
         f"{'the paper':<10}{PAPER_STEPS:,} of {PAPER['train_batch_size']} at {PAPER['learning_rate']:g}; "
         f"up to {PAPER_TOKENS:,} tokens each, with the prompt",
         *(f"Note: {note}" for note in plan.notes),

@@ -68,6 +68,12 @@ class TrainingError(FlipsearchError):
     """A training cannot start or continue."""
 
 
+class TrainingStoppedError(TrainingError):
+    """A signal stopped a training, which can go on: a scheduler may queue it again."""
+
+    exit_code = 75  # EX_TEMPFAIL of sysexits.h
+
+
 def one_line(error: BaseException, limit: int = 200) -> str:
     """Return the message of an exception in one line of at most `limit` characters; its type's name if it has none."""
     return " ".join(str(error).split())[:limit] or type(error).__name__

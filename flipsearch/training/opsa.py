@@ -8,7 +8,8 @@ the completion tokens of the step, those within the horizon, is minimised throug
 
 Modes: forward, reverse and Jensen-Shannon divergence in any weights; --loss-mixture and --loss-temperature as other
 trainers have them; --support K compares on the teacher's K likeliest tokens; --clip bounds a token's divergence;
---horizon counts only the first tokens; --lora trains adapters, and the teacher is the model without them.
+--horizon counts only the first tokens; --lora trains adapters, and the teacher is the model without them;
+--rollouts vllm samples from an engine beside the student that takes over its weights before every step.
 
     flipsearch train --context best.txt --method opsa
 """
@@ -17,7 +18,9 @@ from collections.abc import Sequence
 
 import torch
 
-from flipsearch.backends.chat import Thinking
+from flipsearch.backends.chat import Chat, Thinking
+from flipsearch.backends.colocated import ColocatedVllm
+from flipsearch.backends.models import locate, model_source
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.config import TrainConfig
 from flipsearch.core.errors import TrainingError
@@ -33,7 +36,19 @@ def make_trainer(job: TrainingJob, config: TrainConfig) -> "OpsaTrainer":
     """Return the trainer of a job with the divergence and the sampling of the settings."""
     weights = (config.forward_weight, config.reverse_weight, config.jensen_shannon_weight, config.loss_mixture)
     divergence = Divergence(*weights, config.support, config.tail, config.loss_temperature, config.clip)
-    return OpsaTrainer(job, config.sampling(), divergence, config.horizon, config.thinking)
+    student = None
+    if config.rollouts == "vllm":
+        chat = Chat(job.tokenizer, config.thinking)
+        longest = max(len(chat.encode(Request(prompt)).prompt_ids) for prompt in job.prompts)
+        student = ColocatedVllm(
+            job.running,
+            locate(model_source(config.model)).folder,
+            job.tokenizer,
+            thinking=config.thinking,
+            max_model_len=longest + config.sampling().longest,
+            adapted=job.model if config.lora else None,
+        )
+    return OpsaTrainer(job, config.sampling(), divergence, config.horizon, config.thinking, student)
 
 
 class OpsaTrainer(CompletionTrainer):
@@ -46,16 +61,22 @@ class OpsaTrainer(CompletionTrainer):
         divergence: Divergence,
         horizon: int | None = None,
         thinking: Thinking = "auto",
+        student: ColocatedVllm | None = None,
     ) -> None:
         super().__init__(job)
         self.sampling, self.divergence, self.horizon = sampling, divergence, horizon
-        self.student = TransformersBackend.around(job.running, job.tokenizer, thinking=thinking)
+        self.student = student or TransformersBackend.around(job.running, job.tokenizer, thinking=thinking)
+
+    def close(self) -> None:
+        """End the engine, if there is one: a judge may need its memory."""
+        if isinstance(self.student, ColocatedVllm):
+            self.student.close()
 
     def rows(self, prompts: Sequence[Prompt]) -> list[TrainingRow]:
         """Return what the student, as it is now, samples for each prompt."""
         step = self.state.global_step
         requests = [Request(prompt, sample_index=step) for prompt in prompts]
-        self.student.model.eval()
+        self.job.running.eval()
         with whole_weights(self.model, self.accelerator):
             batches = self.student.generate(requests, self.sampling)
             rollouts = {rollout.prompt_id: rollout for batch in batches for rollout in batch}

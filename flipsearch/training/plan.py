@@ -18,10 +18,10 @@ from typing import Any
 
 from transformers.integrations import integration_utils
 
-from flipsearch.backends.base import check_model, model_identity
+from flipsearch.backends.base import VLLM, check_model, model_identity
 from flipsearch.backends.loading import choose_device
 from flipsearch.backends.models import BUILT_IN_MODELS, POCKET_MODEL, base_model
-from flipsearch.config import ExportConfig, TrainConfig
+from flipsearch.config import ExportConfig, TrainConfig, is_endpoint
 from flipsearch.core.errors import ConfigError, PromptError, unknown_name
 from flipsearch.core.records import SPLITS, Context, Placement, Prompt, content_id
 from flipsearch.core.settings import as_typed, check_folder_name, make_config
@@ -73,6 +73,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 PAPER_STEPS, PAPER_TOKENS = 1872, 4096
 """Optimizer steps of the paper's runs, and the most tokens of a prompt and its completion there."""
 STUDY_PAGE = "leaderboard.html"
+ROLLOUTS = ("auto", "vllm", "transformers")
 LITTLE = 0.1
 """Steps times learning rate, as a share of the paper's, below which a user is warned."""
 FEW_STEPS = 20
@@ -190,6 +191,7 @@ class TrainPlan:
 def plan_training(*sources: Mapping[str, Any]) -> TrainPlan:
     """Return the plan of a training from mappings of TrainConfig's fields, of which the later ones win."""
     config, cards = _read_settings(sources)
+    config = config.model_copy(update={"rollouts": _rollouts(config)})
     contexts, benign_context = _read_contexts(config)
     _check_launch(config)
     _check_settings(config)
@@ -397,6 +399,30 @@ def _check_8bit(config: TrainConfig) -> None:
         raise ConfigError(f"--optimizer adamw-8bit is bitsandbytes' and does not run on {where}. {todo}")
     if not find_spec("bitsandbytes"):
         raise ConfigError(f"--optimizer adamw-8bit needs bitsandbytes: pip install bitsandbytes. {todo}")
+
+
+def _rollouts(config: TrainConfig) -> str:
+    """Return which backend writes the rollouts; "auto" is settled here, so that a resume and the record know it."""
+    given, is_learnt_from = config.rollouts, "rollouts" in METHODS[config.method].settings
+    if is_endpoint(given):
+        raise ConfigError(
+            f"--rollouts {given}: an endpoint takes no new weights while a model is trained, so that it would soon "
+            "answer for another model; give vllm, which runs beside the training, or transformers."
+        )
+    if given not in ROLLOUTS:
+        raise ConfigError(unknown_name("--rollouts", given, ROLLOUTS))
+    # vLLM takes the device that it was built for and sees.
+    is_there = find_spec("vllm") is not None
+    can_run = is_there and choose_device(config.device).type == choose_device("auto").type
+    if given == "auto":
+        return "vllm" if is_learnt_from and can_run and choose_device("auto").type == "cuda" else "transformers"
+    if given == "vllm" and not is_learnt_from:
+        raise ConfigError(f"--rollouts vllm: --method {config.method} learns from no rollouts; leave it out.")
+    if given == "vllm" and not is_there:
+        raise ConfigError(f"--rollouts vllm needs a package that is not installed: {VLLM}; or give transformers.")
+    if given == "vllm" and not can_run:
+        raise ConfigError(f"--rollouts vllm runs on the GPU, and --device is {config.device}; leave one of them out.")
+    return given
 
 
 def _check_reporting(names: Sequence[str]) -> None:

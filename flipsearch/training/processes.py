@@ -5,10 +5,14 @@
 The main process, the only one without a launcher, generates answers, judges and writes files; all of them train. With
 FSDP 2 all processes meet in every forward pass of a sharded model, but in rollouts each decodes for as many steps as
 its own rows need: `whole_weights` gathers the shards once for all of them.
+
+Schedulers say by a signal that the time is up: `StopSignals`.
 """
 
 import atexit
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import timedelta
@@ -18,11 +22,14 @@ from accelerate import PartialState  # type: ignore[import-untyped]
 from torch import distributed
 from torch.distributed.fsdp import FSDPModule
 
-from flipsearch.core.errors import FlipsearchError
+from flipsearch.core.errors import FlipsearchError, TrainingStoppedError
 
 Shared = TypeVar("Shared")
 LONGEST_WAIT = timedelta(days=7)
 """The others wait while the main process generates answers; a process that dies is the launcher's to notice."""
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
+RUN_AGAIN = "the same command goes on, with --resume if it left a folder that ends in .partial."
 
 
 class MainProcessFailedError(FlipsearchError):
@@ -82,6 +89,34 @@ def all_gather(value: Shared) -> list[Shared]:
     values: list[Shared | None] = [None] * num_processes()
     distributed.all_gather_object(values, value)
     return values  # type: ignore[return-value]
+
+
+class StopSignals:
+    """A block that SIGTERM and SIGUSR1 end with TrainingStoppedError: at once or, if `waits`, when it looks at `name`.
+
+    Signals reach Python in its main thread alone: in others nothing changes.
+    """
+
+    def __init__(self) -> None:
+        self.name, self.waits = "", False
+        """The signal that came, and whether it waits for somebody who saves first."""
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> "StopSignals":
+        if threading.current_thread() is threading.main_thread():
+            self._before = {number: signal.signal(number, self._note) for number in STOP_SIGNALS}
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+        if kind is KeyboardInterrupt and self.name:
+            raise TrainingStoppedError(f"stopped by {self.name} before the first step; {RUN_AGAIN}")
+
+    def _note(self, number: int, _: object) -> None:
+        self.name = signal.Signals(number).name
+        if not self.waits:
+            raise KeyboardInterrupt  # which nobody takes for an error of the model or the judge
 
 
 @contextmanager

@@ -34,7 +34,7 @@ from flipsearch.training.checkpoint import ANSWERS_FILE, LOG_FILE, CheckpointFol
 from flipsearch.training.log import AnswerLog, StepLog, read_log
 from flipsearch.training.model import HeadGetter, head_getter, load_student, student_and_teacher
 from flipsearch.training.plan import TrainPlan
-from flipsearch.training.processes import broadcast_from_main, is_sharded, num_processes
+from flipsearch.training.processes import StopSignals, broadcast_from_main, is_sharded, num_processes
 from flipsearch.training.rows import Routing, TrainingRow, kept_answers, own_rows, route, teacher_rows, turn_end_id
 from flipsearch.training.trainer import CompletionTrainer, MakeTrainer, TrainingJob, trainer_arguments
 
@@ -42,9 +42,17 @@ PACKAGES = ("flipsearch", "torch", "transformers", "accelerate", "peft")
 
 
 def run_training(
-    plan: TrainPlan, judge: Judge, ledger: Ledger | None, folder: CheckpointFolder, progress: Progress | None = None
+    plan: TrainPlan,
+    judge: Judge,
+    ledger: Ledger | None,
+    folder: CheckpointFolder,
+    progress: Progress | None = None,
+    stop: StopSignals | None = None,
 ) -> tuple[TrainingRun, Sequence[LogLine]]:
-    """Train, or continue from the last state; leave the checkpoint in `folder.final`, and return record and log."""
+    """Train, or continue from the last state; leave the checkpoint in `folder.final`, and return record and log.
+
+    From the first step on the signals of `stop` wait for the end of a step, and after the last one for nobody.
+    """
     given = plan
     backend, plan = load_student(plan)
     head = head_getter(backend.model)
@@ -53,6 +61,8 @@ def run_training(
     if is_sharded() and not trainer.is_fsdp_enabled:
         raise TrainingError("FSDP was requested, but accelerate shards on GPUs alone; launch without --use_fsdp.")
     written = AnswerLog(trainer, plan.config, folder.partial / ANSWERS_FILE)
+    trainer.stop = stop or trainer.stop
+    trainer.stop.waits = True
     run_steps(trainer, written, folder, progress)
     weights = trainer.accelerator.get_state_dict(trainer.model_wrapped) if is_sharded() else None
 
@@ -172,6 +182,7 @@ def run_steps(
                 f"out of memory at step {step + 1}: lower --micro-batch-size or give --gradient-checkpointing{again}; "
                 "or start anew with --lora 16 or fewer --max-tokens."
             ) from error
+    trainer.close()
     # The loss is checked before each step; what the last step made of the weights shows only here.
     for name, parameter in trainer.job.model.named_parameters():
         own = parameter.to_local() if isinstance(parameter, DTensor) else parameter  # each process checks its shard

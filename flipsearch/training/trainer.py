@@ -24,7 +24,7 @@ from torch.utils.data import Sampler
 from transformers import TrainingArguments
 
 from flipsearch.config import TrainConfig
-from flipsearch.core.errors import TrainingError
+from flipsearch.core.errors import TrainingError, TrainingStoppedError
 from flipsearch.core.files import write_text
 from flipsearch.core.records import Prompt
 from flipsearch.training.checkpoint import SavedStates
@@ -40,7 +40,14 @@ from flipsearch.training.model import (
     without_noise,
 )
 from flipsearch.training.plan import TrainPlan
-from flipsearch.training.processes import is_main_process, is_sharded, num_processes
+from flipsearch.training.processes import (
+    RUN_AGAIN,
+    StopSignals,
+    all_gather,
+    is_main_process,
+    is_sharded,
+    num_processes,
+)
 from flipsearch.training.rows import Routes, TokenLayout, TrainingRow, lay_out
 
 FAILED_BATCH = "failed_batch.json"
@@ -107,7 +114,7 @@ class CompletionTrainer(SavedStates):
         )
         # The loss below is the step's own mean already: transformers must not divide it once more.
         self.loss_is_scaled_for_ga, self.model_accepts_loss_kwargs = True, False
-        self.job, self.stats = job, StepStats()
+        self.job, self.stats, self.stop = job, StepStats(), StopSignals()
         if job.rounded and job.arguments.gradient_checkpointing:
             job.running.gradient_checkpointing_enable()
 
@@ -119,10 +126,14 @@ class CompletionTrainer(SavedStates):
         """Return the batch's loss as a function of the student's hidden states and head."""
         raise NotImplementedError
 
+    def close(self) -> None:
+        """Release what the steps alone needed."""
+
     def get_batch_samples(
         self, epoch_iterator: Iterator[list[int]], num_batches: int, device: torch.device
     ) -> tuple[list[Any], Any]:
         """Return a step's micro-batches, of rows of similar length, and its number of tokens over all processes."""
+        self._stop_if_signalled()
         micro_batches = list(itertools.islice(epoch_iterator, num_batches))
         start = time.monotonic()
         if self.job.rounded:
@@ -168,6 +179,15 @@ class CompletionTrainer(SavedStates):
     def _get_train_sampler(self, train_dataset: Any = None) -> "WholeSteps":
         size = self.args.per_device_train_batch_size * self.args.gradient_accumulation_steps * num_processes()
         return WholeSteps(len(self.job.prompts), size, self.args.data_seed or 0)
+
+    def _stop_if_signalled(self) -> None:
+        """Save the state between two steps and raise TrainingStoppedError if a signal came to any of the processes."""
+        step, every = self.state.global_step, self.args.save_steps
+        if not (names := [name for name in all_gather(self.stop.name) if name]):
+            return
+        if step and (self.args.save_strategy == "no" or step % every):  # else it was saved as usual
+            self._save_checkpoint(self.model, trial=None)
+        raise TrainingStoppedError(f"stopped by {names[0]} after {step} of {self.args.max_steps} steps; {RUN_AGAIN}")
 
     def _stop(self, loss: float, batch: TrainingBatch) -> None:
         prefix = "" if is_main_process() else f"{self.args.process_index}_"

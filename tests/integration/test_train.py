@@ -1,8 +1,10 @@
 """`flipsearch train` on the pocket model, for a few steps: what a user does, and what must not happen."""
 
 import json
+import os
 import resource
 import shutil
+import signal
 from collections.abc import Callable, Sequence
 from itertools import groupby
 from pathlib import Path
@@ -15,7 +17,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import flipsearch
 from flipsearch.backends.base import make_backend
-from flipsearch.core.errors import ConfigError, PromptError, StudyError, TrainingError
+from flipsearch.core.errors import ConfigError, PromptError, StudyError, TrainingError, TrainingStoppedError
+from flipsearch.core.progress import Phase, Step
 from flipsearch.core.records import Exchange, Label, Verdict
 from flipsearch.core.trainings import METHODS, TRAINING_FORMAT, TrainingMethod
 from flipsearch.reporting.files import read_training
@@ -107,6 +110,34 @@ def test_a_resume_goes_on_as_if_nothing_had_happened(
     assert list(resumed.answers) == list(trained.answers)
     first, second = weights(trained.folder), weights(resumed.folder)
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(("number", "save_steps"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 1)], ids=str)
+def test_a_scheduler_stops_a_training_by_a_signal_and_it_goes_on(
+    number: signal.Signals, save_steps: int, trained: flipsearch.TrainingResult, tmp_path: Path
+) -> None:
+    def at_second_step(step: Step, done: int, *_: Any) -> None:
+        if step.phase is Phase.TRAINING and done == 2:
+            os.kill(os.getpid(), number)
+
+    before = signal.getsignal(number)
+    with pytest.raises(TrainingStoppedError, match=f"stopped by {number.name} after 2 of 4 steps.*--resume") as stopped:
+        train(tmp_path, name="mine", save_steps=save_steps, progress=at_second_step)
+    assert stopped.value.exit_code == 75
+    assert signal.getsignal(number) is before
+    resumed = train(tmp_path, name="mine", save_steps=save_steps, resume=True)
+    assert losses(resumed) == losses(trained)
+    assert (resumed.folder / "model.safetensors").read_bytes() == (trained.folder / "model.safetensors").read_bytes()
+
+
+def test_a_signal_before_the_first_step_stops_at_once_and_leaves_nothing_in_the_way(tmp_path: Path) -> None:
+    def while_judging(step: Step, *_: Any) -> None:
+        assert step.phase is not Phase.TRAINING
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    with pytest.raises(TrainingStoppedError, match="stopped by SIGUSR1 before the first step"):
+        train(tmp_path, name="mine", gate=True, progress=while_judging)
+    assert not list((tmp_path / "checkpoints").iterdir())
 
 
 @pytest.mark.parametrize("settings", [{}, {"dtype": "bfloat16"}, {"lora": 2}, {"method": "sft-self"}], ids=str)

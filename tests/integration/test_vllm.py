@@ -12,6 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from flipsearch.backends import vllm
+from flipsearch.backends.colocated import ColocatedVllm
+from flipsearch.backends.loading import load_model, load_tokenizer
 from flipsearch.backends.models import model_source
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.backends.vllm import VllmBackend
@@ -157,6 +159,32 @@ class TestWithVllm:
         )
         assert first == second
         assert len(set(first.values())) > 1
+
+    def test_rollouts_come_from_the_weights_that_a_model_in_training_has_now(
+        self, folder: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """After each of three updates; the output embeddings are the input's."""
+        files = Path(model_source("pocket"))
+        model, tokenizer = load_model(files, torch.device("cpu"), torch.float32), load_tokenizer(files)
+        assert model.config.tie_word_embeddings
+        ours = TransformersBackend.around(model, tokenizer)
+        engine = ColocatedVllm(model, files, tokenizer, max_model_len=256)
+        written = []
+        for _ in range(3):
+            with torch.no_grad():
+                for weight in model.parameters():
+                    weight.add_(0.05 * weight.std() * torch.randn_like(weight))
+            written.append(by_request(flat(engine.generate(REQUESTS, GREEDY))))
+            assert written[-1] == by_request(flat(ours.generate(REQUESTS, GREEDY)))
+        assert written[0] != written[1] != written[2]
+
+        monkeypatch.setattr(engine._engine, "reload", lambda weights: None)
+        list(engine.generate(REQUESTS[:1], GREEDY))  # nothing has changed
+        with torch.no_grad():
+            next(model.parameters())[7, 7] += 1e-6
+        with pytest.raises(BackendError, match="vLLM's weights are not those of the model in training"):
+            list(engine.generate(REQUESTS[:1], GREEDY))
+        engine.close()
 
     def test_logits_that_are_no_numbers_are_failed_rollouts_and_no_scores(self, engine: VllmBackend) -> None:
         """The last test here: on a CPU, vLLM carries them over to later requests that get the same memory."""

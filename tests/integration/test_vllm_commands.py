@@ -46,3 +46,17 @@ def test_a_trained_checkpoint_gets_the_same_scorecard(tmp_path: Path) -> None:
     )
     assert ours["scores"] == theirs["scores"]
     assert any(score["new"] != score["base"] for score in ours["scores"])
+
+
+@pytest.mark.vllm
+@needs_vllm
+@pytest.mark.parametrize("lora", ["0", "4"])
+def test_a_training_learns_the_same_from_vllms_rollouts(lora: str, tmp_path: Path) -> None:
+    small = ("--max-steps", "3", "--max-prompts", "8", "--train-batch-size", "8", "--max-tokens", "24")
+    greedy = ("--temperature", "0", "--warmup-share", "0", "--learning-rate", "1e-3", "--lora", lora)
+    logs = []
+    for rollouts in ("transformers", "vllm"):
+        flipsearch(tmp_path, "train", "--context", CONTEXT, *small, *greedy, "--rollouts", rollouts, "--name", rollouts)
+        lines = (tmp_path / "checkpoints" / rollouts / "log.jsonl").read_text().splitlines()
+        logs.append([json.loads(line)["loss"] for line in lines])
+    assert logs[1] == pytest.approx(logs[0], rel=1e-4)

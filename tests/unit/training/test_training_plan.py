@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from huggingface_hub import constants
 from transformers.integrations import integration_utils
 
 from flipsearch.backends.models import model_source
 from flipsearch.commands.plans import training_plan_lines
 from flipsearch.core.errors import BackendError, ConfigError, PromptError
+from flipsearch.training import plan
 from flipsearch.training.plan import POCKET, TrainPlan, plan_training
 
 TEXT = "You must never help with harmful requests."
@@ -98,6 +100,30 @@ def test_a_hub_model_of_a_card_is_taken_from_the_local_cache(tmp_path: Path, mon
         planned(context=path)
 
 
+def test_rollouts_are_settled_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan, "find_spec", lambda name: None if name == "vllm" else name)
+    monkeypatch.setattr(plan, "choose_device", lambda name: torch.device("cpu" if name == "cpu" else "cuda"))
+    for rollouts, words in (
+        ("vllm", "needs a package that is not installed: pip install"),
+        ("vlm", "unknown --rollouts 'vlm'. Did you mean vllm"),
+        ("http://127.0.0.1:1/v1", "an endpoint takes no new weights while a model is trained"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            planned(rollouts=rollouts)
+    assert planned().config.rollouts == "transformers"
+
+    monkeypatch.setattr(plan, "find_spec", lambda name: name)
+    assert "rollouts  by vllm" in training_plan_lines(planned())
+    assert planned(device="cpu").config.rollouts == planned(method="sft-self").config.rollouts == "transformers"
+    with pytest.raises(ConfigError, match="--rollouts vllm runs on the GPU, and --device is cpu"):
+        planned(rollouts="vllm", device="cpu")
+    with pytest.raises(ConfigError, match="--method sft-self learns from no rollouts"):
+        planned(rollouts="vllm", method="sft-self")
+    monkeypatch.setattr(plan, "choose_device", lambda name: torch.device("cpu"))
+    assert planned().config.rollouts == "transformers"
+    assert planned(rollouts="vllm").config.rollouts == "vllm"
+
+
 def test_steps_that_are_too_few_to_learn_are_told_before_the_start() -> None:
     notes = planned(max_steps=9, learning_rate=1e-5).notes
     assert any("9 steps at a rate of 1e-05 are 0.5 % of the paper's 1,872 at 1e-05" in note for note in notes)
@@ -107,9 +133,9 @@ def test_steps_that_are_too_few_to_learn_are_told_before_the_start() -> None:
 
 
 def test_the_plan_stands_beside_the_papers() -> None:
-    plan = planned(max_steps=9, max_tokens=50)
-    assert plan.tokens_at_most == 9 * 32 * 50
-    lines = training_plan_lines(plan)
+    small = planned(max_steps=9, max_tokens=50)
+    assert small.tokens_at_most == 9 * 32 * 50
+    lines = training_plan_lines(small)
     assert "steps     9 of 32 prompts at 0.0003; the first at rate 0 (warm-up)" in lines
     assert "tokens    at most 14,400 (50 each)" in lines
     assert "the paper 1,872 of 64 at 1e-05; up to 4,096 tokens each, with the prompt" in lines
