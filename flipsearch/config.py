@@ -6,7 +6,7 @@ prompts: what a name refers to is checked where such things live.
 """
 
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
@@ -21,6 +21,7 @@ from flipsearch.core.settings import (
     Flag,
     FlipKinds,
     Fraction,
+    Names,
     NonNegative,
     Positive,
     Seconds,
@@ -110,6 +111,15 @@ class ModelConfig(BaseModel):
     def longest_completion(self) -> int:
         """Return the most tokens that a model with these settings may have to write."""
         return self.sampling().longest
+
+    def for_model(self, model: str) -> Self:
+        """Return the settings that load another model: behind an endpoint, that decides how."""
+        other: dict[str, Any] = {"model": model, "omit": ()}
+        if is_endpoint(model):
+            other |= {"backend": "http", "thinking": "auto", "think_tokens": None, "device": "auto", "dtype": "auto"}
+        elif model.endswith(".json") or self.backend in ("http", "scripted"):
+            other |= {"backend": "scripted" if model.endswith(".json") else "transformers", "think_tokens": None}
+        return self.model_copy(update=other)
 
     @staticmethod
     def changeable_fields() -> set[str]:
@@ -241,10 +251,7 @@ class SearchConfig(StudyConfig):
         """Return the settings that load the model that rewrites, those of the search for "self"; None without one."""
         if self.rewriter in (None, "self", self.model):
             return None if self.rewriter is None else self
-        # Behind an endpoint, that decides how a model is loaded.
-        remote = {"backend": "http", "thinking": "auto", "think_tokens": None, "device": "auto", "dtype": "auto"}
-        other = {"model": self.rewriter, "omit": ()}
-        return self.model_copy(update=other | (remote if is_endpoint(self.rewriter) else {}))
+        return self.for_model(self.rewriter)
 
     def longest_completion(self) -> int:
         """Return the most tokens that a model with these settings may have to write."""
@@ -425,6 +432,14 @@ class EvalConfig(ModelConfig):
     """Answers per problem; more than one needs a temperature."""
     count_flips: FlipKinds = COUNTED_KINDS
     """Kinds of safe answers that count as safe; one of another kind is shown, and neither safe nor unsafe."""
+    attacks: Names = ()
+    """Attack the harmful prompts, too: all, or names with commas (none; see `flipsearch list attacks`)."""
+    attempts: Annotated[int, Field(ge=1, le=MOST_SAMPLES)] = 8
+    """Attempts per prompt of the attacks best-of-n and pair."""
+    attacker: Annotated[str | None, Flag(metavar="MODEL")] = None
+    """Let this model write what persuasion and pair try (none)."""
+    unsafe_answers: Annotated[str | None, Flag(metavar="PATH")] = None
+    """File of prompts and answers, whose beginnings prefill writes (the base's own unsafe answers)."""
     max_problems: Count | None = None
     """Problems at most per set (all)."""
     reports: Path = Path("reports")
@@ -438,3 +453,7 @@ class EvalConfig(ModelConfig):
     def changeable_fields() -> set[str]:
         """Return the settings that change no result."""
         return ModelConfig.changeable_fields() | {"contexts"}
+
+    def longest_completion(self) -> int:
+        """Return the most tokens that a model with these settings may have to write."""
+        return max(super().longest_completion(), REWRITE_TOKENS if self.attacker else 0)

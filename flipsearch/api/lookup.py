@@ -13,6 +13,7 @@ from flipsearch.judging.library import list_judges
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.check import LedgerCheck
 from flipsearch.ledger.check import check_ledger as check
+from flipsearch.prompts.attacks import list_attacks
 from flipsearch.prompts.known_sets import KNOWN_SETS, describe
 from flipsearch.prompts.problems import list_problem_sets
 from flipsearch.prompts.sets import list_sets
@@ -47,7 +48,7 @@ def export_ledger(
 
 
 def list_available(what: str, contexts: Sequence[str] = (), model: str | None = None) -> list[dict[str, str]]:
-    """Return rows of name and description for models, contexts, judges, prompts, problems or backends.
+    """Return rows of name and description for models, contexts, judges, prompts, problems, backends or attacks.
 
     Contexts, those that go with `model`, have more: role, length, placements, number of variants, source; a file that
     cannot be read has the role "broken", and the error as its description. So do public
@@ -61,6 +62,7 @@ def list_available(what: str, contexts: Sequence[str] = (), model: str | None = 
         },
         "problems": lambda: {name: f"{count} problems" for name, count in list_problem_sets().items()},
         "backends": list_backends,
+        "attacks": list_attacks,
     }
     if what == "contexts":
         broken: dict[Path, TemplateError] = {}

@@ -210,6 +210,9 @@ class Chat:
         single = [[id] for id in self._thought_ids if THOUGHT_MARK.fullmatch(self._control.tokens[id])]
         self._thought_tails = [whole, start, *single]
         """Control tokens of a thought at the end of a prompt: closed at once, or open."""
+        whole, bos = self._tokenize("x", add_special_tokens=True), getattr(tokenizer, "bos_token_id", None)
+        self._begin_ids = tuple(whole[:1]) if bos is not None and whole[:1] == [bos] else ()
+        """What the tokenizer itself writes before a text that stands in no template."""
         self._expected_ids: dict[tuple[str, ...], list[int]] = {}
         """Roles of the messages -> the control tokens that the template writes around them."""
         self.end_ids = self._end_ids()
@@ -221,6 +224,8 @@ class Chat:
     def encode(self, request: Request) -> EncodedPrompt:
         """Return the prompt ids of a request; BackendError if its text cannot be encoded safely."""
         messages = self.messages(request)
+        if request.prompt.is_raw:
+            return self._encode_raw("\n\n".join(message["content"] for message in messages))
         roles = tuple(message["role"] for message in messages)
         ids, opens = self._ids([(message["role"], message["content"]) for message in messages], request.skips_thought)
         if roles not in self._expected_ids:
@@ -229,6 +234,15 @@ class Chat:
         if self._without_last_marks(ids) != self._without_last_marks(self._expected_ids[roles]):
             raise BackendError("the prompt or context spells out a control token of the model; remove it.")
         return EncodedPrompt(tuple(ids), opens)
+
+    def _encode_raw(self, text: str) -> EncodedPrompt:
+        try:
+            ids = self._tokenize(text)
+        except Exception as error:  # lone surrogates
+            raise BackendError(f"the prompt or context cannot be encoded: {one_line(error)}") from error
+        if self._control.among(ids):
+            raise BackendError("the prompt or context spells out a control token of the model; remove it.")
+        return EncodedPrompt((*self._begin_ids, *ids), opens_thinking=False)
 
     def messages(self, request: Request) -> list[Message]:
         """Return what `encode` gives the chat template: control tokens that texts spell out are broken."""
@@ -256,6 +270,12 @@ class Chat:
             start = "" if self.opens_thinking else self.marks.start
             text = f"{start}{self._control.defuse(thought)}{self.marks.end}{text}"
         return tuple(self._tokenize(text))
+
+    def beginning(self, answer: str, num_tokens: int) -> str:
+        """Return the first tokens of an answer as text; "" if it has no more than these."""
+        ids = self._tokenize(self._control.defuse(answer))
+        # The last token may be a part of a character.
+        return self.decode(ids[:num_tokens]).rstrip("\ufffd") if len(ids) > num_tokens else ""
 
     def count_tokens(self, text: str) -> int:
         """Return the length of `text` in tokens, without any template."""
@@ -327,10 +347,10 @@ class Chat:
                 ids[placement] = own
         return same
 
-    def _tokenize(self, text: str) -> list[int]:
+    def _tokenize(self, text: str, add_special_tokens: bool = False) -> list[int]:
         # The template writes the special tokens, so the tokenizer must not add its own; nor may it warn of a long
         # text, which the backend reports itself.
-        return list(self._tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+        return list(self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
 
     def _notes(self, baseline: str, opens: bool) -> list[str]:
         notes = []

@@ -212,8 +212,8 @@ class HttpBackend:
     def _rollout(self, request: Request, sampling: Sampling) -> Rollout:
         reply = ChatReply("", "filtered", 0)
         try:
-            if request.prefill:
-                raise RequestError("the endpoint takes no tokens, so no completion can be continued")
+            if request.prefill or request.prompt.is_raw:
+                raise RequestError("the endpoint takes no tokens: no completion can be continued, no template left out")
             reply = parse_reply(self._endpoint.post(self._body(request, sampling)), sampling.max_tokens)
         except FilteredRequestError:
             pass

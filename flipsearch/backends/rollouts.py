@@ -99,6 +99,7 @@ class LocalBackend:
         """Take over a chat, and what it knows of the model's tokens."""
         self.chat, self.thinks, self.same_placements = chat, chat.thinks, chat.same_placements
         self.count_tokens, self.watch = chat.count_tokens, chat.thought_watch()
+        self.completion_ids, self.beginning = chat.completion_ids, chat.beginning
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
         """Yield one rollout per request, batch by batch; those that cannot be encoded come first, as errors."""

@@ -115,14 +115,14 @@ def export(context: Contexts, config: Config = None, json: Json = False, **setti
 
 
 def list_available(
-    what: Annotated[str, typer.Argument(help="models, contexts, judges, prompts, problems or backends.")],
+    what: Annotated[str, typer.Argument(help="models, contexts, judges, prompts, problems, backends or attacks.")],
     contexts: Annotated[
         list[str] | None, option("More context templates: a .j2 file or a folder; repeatable.", metavar="PATH")
     ] = None,
     model: Annotated[str | None, option("The model whose contexts are listed; the pocket model has its own.")] = None,
     json: Json = False,
 ) -> "Outcome":
-    """List models, contexts, judges, prompts, problems or backends."""
+    """List models, contexts, judges, prompts, problems, backends or attacks."""
     from flipsearch.api.lookup import list_available
     from flipsearch.commands import console, views
     from flipsearch.templating.library import BROKEN

@@ -55,6 +55,17 @@ class PrefixScorer(Protocol):
         """Return the score of each request's prefill."""
 
 
+@runtime_checkable
+class AnswerBeginner(Protocol):
+    """A backend that can begin completions with a given text, because it knows the tokens of its model."""
+
+    def completion_ids(self, answer: str) -> tuple[int, ...]:
+        """Return the tokens that a completion begins with if its answer begins with a text."""
+
+    def beginning(self, answer: str, num_tokens: int) -> str:
+        """Return the first tokens of an answer as text; "" if it has no more than these."""
+
+
 class Judge(Protocol):
     """Judges exchanges; it never sees the context.
 

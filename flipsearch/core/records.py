@@ -58,13 +58,26 @@ class Prompt:
     """Prompts of one group are never in two splits; "" lets the loader find near-duplicates, which become a group."""
     turns: tuple[Turn, ...] = ()
     """Turns of the chat before this request, from the user's first to the assistant's last."""
+    request: str = ""
+    """The request that an attack made this prompt from: judges see it instead of the text; "" for any other prompt."""
+    prefill: str = ""
+    """What the completion is made to begin with."""
+    is_raw: bool = False
+    """The model reads the text as it is, without its chat template."""
 
     @property
     def prompt_id(self) -> str:
-        """Content hash of kind and text, and of the turns before it if there are any."""
+        """Content hash of kind and text, and of the turns before it and of what an attack adds if there is any."""
+        if self.request:
+            return _text_id("prompt", self.kind, self.text, self.turns, self.request, self.prefill, self.is_raw)
         if self.turns:
             return _text_id("prompt", self.kind, self.text, self.turns)
         return _text_id("prompt", self.kind, self.text)
+
+    @property
+    def judged(self) -> "Prompt":
+        """What judges see beside the answer: the request without what an attack made of it."""
+        return Prompt(self.request, self.kind, self.category, self.borderline) if self.request else self
 
 
 @dataclass(frozen=True, slots=True)

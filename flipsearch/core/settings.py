@@ -60,7 +60,16 @@ def flip_kinds(value: Any) -> Any:
     return tuple(kind for kind in FLIP_KINDS if kind in names)
 
 
+def split_names(value: Any) -> Any:
+    """Return names, given one by one or with commas between them."""
+    parts = as_sequence(value)
+    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
+        return value
+    return tuple(name.strip() for part in parts for name in part.split(","))
+
+
 Texts = Annotated[tuple[str, ...], BeforeValidator(as_sequence)]
+Names = Annotated[tuple[str, ...], BeforeValidator(split_names), Flag(metavar="NAME,…")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seconds = Annotated[Positive, BeforeValidator(seconds)]

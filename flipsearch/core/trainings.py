@@ -189,7 +189,18 @@ def check_format(content: object, path: object) -> None:
         )
 
 
-Metric = Literal["harmful_rate", "over_refusal_rate", "reasoning_accuracy"]
+Metric = Literal[
+    "harmful_rate",
+    "over_refusal_rate",
+    "reasoning_accuracy",
+    "attack_success_rate",
+    "attack_pass_rate",
+    "attack_variant_rate",
+]
+"""Of an attack: the mean share of its attempts that succeed, the share of prompts on which any does, and the success
+of each kind of attempt."""
+ATTACK_DETAILS: tuple[Metric, ...] = ("attack_pass_rate", "attack_variant_rate")
+"""What is computed from the answers that attack_success_rate is the mean of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -219,7 +230,7 @@ class Score:
     """One row of a scorecard: one metric on one set, for the new model and its base."""
 
     metric: Metric
-    """The first two are better when low, reasoning accuracy when high."""
+    """Better when low, but for reasoning accuracy."""
     set_name: str
     new: Measured
     base: Measured | None
@@ -252,7 +263,7 @@ class Scorecard(ShowsFacts):
     against_id: str | None
     against_revision: str | None
     scores: tuple[Score, ...]
-    """Harm, over-refusal, reasoning; one row per set."""
+    """Harm, over-refusal, one row per set; then attacks, and reasoning."""
     composite: Composite | None
     """S of OPSA Eq. 6 over the sets; None unless both harmful and benign prompts could be scored."""
     reasoning: Composite | None
@@ -281,6 +292,8 @@ class Scorecard(ShowsFacts):
         """Return what is shown of it."""
         shown = {"model": self.model, "against": self.against or "nothing"}
         for score in self.scores:
+            if score.metric == "attack_variant_rate":
+                continue
             base = f"{figure(score.base.rate)} to " if score.base else ""
             shown[f"{score.metric}, {score.set_name}"] = f"{base}{figure(score.new.rate)}"
         return shown | {"tax (reasoning lost)": figure(self.tax), "judge": self.judge}

@@ -1,17 +1,21 @@
 """What is evaluated on which model; everything that can be wrong is found here, before a model is loaded."""
 
 import os
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
 
 from flipsearch.backends.base import check_model
 from flipsearch.backends.models import POCKET_MODEL, TRAINING_FILE, base_model, require_local_model
-from flipsearch.config import EVALUATIONS, EvalConfig
-from flipsearch.core.errors import ConfigError
+from flipsearch.config import EVALUATIONS, EvalConfig, is_endpoint
+from flipsearch.core.errors import BackendError, ConfigError, PromptError
 from flipsearch.core.records import Prompt, content_id
 from flipsearch.evaluation.answers import plain_number
+from flipsearch.prompts.attacks import ATTACKS, attack_names
+from flipsearch.prompts.files import TEXT_COLUMNS, cell, read_table
 from flipsearch.prompts.problems import ProblemSet, load_problems
+from flipsearch.prompts.rows import ANSWER_COLUMNS
 from flipsearch.prompts.sets import PromptSet, prompts_of_split
 
 SCORECARD_FILE = "scorecard.json"
@@ -29,12 +33,19 @@ class EvaluationPlan:
     """At least one; set by set in nested order."""
     problem_sets: tuple[ProblemSet, ...]
     notes: tuple[str, ...]
+    unsafe_answers: Mapping[str, str] = field(default_factory=dict)
+    """Prompt id -> an unsafe answer that the user has."""
 
     @property
     def base_config(self) -> EvalConfig | None:
         """The settings for the base, which gets the same prompts and problems; None if there is no base."""
         against = self.config.against
         return None if against is None else self.config.model_copy(update={"model": against, "omit": ()})
+
+    @property
+    def attacker_config(self) -> EvalConfig | None:
+        """The settings of the attacker model; None without one."""
+        return None if self.config.attacker is None else self.config.for_model(self.config.attacker)
 
     @property
     def prompts_id(self) -> str:
@@ -79,12 +90,66 @@ def plan_evaluation(config: EvalConfig, prompts: PromptSet) -> EvaluationPlan:
     chosen = prompts_of_split(prompts, config.split, config.max_prompts)
     problem_sets = tuple(_problem_set(spec, config.max_problems) for spec in dict.fromkeys(reasoning))
     notes = *prompts.notes, *(note for problems in problem_sets for note in problems.notes)
-    plan = EvaluationPlan(config, chosen, problem_sets, notes)
+    harmful = [prompt for prompt in chosen if prompt.kind == "harmful"]
+    attacks, attack_notes = _attacks(config, harmful)
+    config = config.model_copy(update={"attacks": attacks})
+    answers = _unsafe_answers(config, harmful)
+    plan = EvaluationPlan(config, chosen, problem_sets, (*notes, *attack_notes), answers)
     if plan.base_config is not None:
         check_model(plan.base_config)
+    if plan.attacker_config is not None:
+        try:
+            check_model(plan.attacker_config)
+        except BackendError as error:
+            raise BackendError(f"--attacker: {error}") from error
     if _is_checkpoint(Path(config.model)) and not os.access(config.model, os.W_OK):
         raise ConfigError(f"the scorecard goes into '{config.model}', which cannot be written; copy the checkpoint.")
     return plan
+
+
+def _attacks(config: EvalConfig, harmful: Sequence[Prompt]) -> tuple[tuple[str, ...], list[str]]:
+    """Return the attacks that can be made, and why others of "all" cannot; one that is named has to be possible."""
+    names = attack_names(config.attacks)
+    if names and not harmful:
+        raise ConfigError("--attacks: there are no harmful prompts to attack; give some with --harmful.")
+    remote = [m for m in (config.model, config.against) if m and (is_endpoint(m) or config.backend == "scripted")]
+    why = {
+        "tokens": f"the tokens of a model on this machine, and '{remote[0]}' gives none" if remote else "",
+        "attacker": "" if config.attacker else "a model that writes: --attacker MODEL",
+    }
+    impossible = {name: why[needs] for name in names if (needs := ATTACKS[name].needs) and why[needs]}
+    if named := [name for name in impossible if name in config.attacks]:
+        raise ConfigError(f"--attacks {named[0]} needs {impossible[named[0]]}.")
+    names = tuple(name for name in names if name not in impossible)
+    for flag, value, users in (
+        ("--attacker", config.attacker, [name for name, attack in ATTACKS.items() if attack.needs == "attacker"]),
+        ("--unsafe-answers", config.unsafe_answers, ["prefill"]),
+    ):
+        if value and not set(users) & set(names):
+            raise ConfigError(f"{flag} is for --attacks {','.join(users)}; name one of them, or leave it out.")
+    return names, [f"The attack {name} was left out: it needs {reason}." for name, reason in impossible.items()]
+
+
+def _unsafe_answers(config: EvalConfig, harmful: Sequence[Prompt]) -> dict[str, str]:
+    """Return prompt id -> answer of the file that --unsafe-answers names; PromptError if it has none for a prompt."""
+    if config.unsafe_answers is None:
+        return {}
+    table = read_table(config.unsafe_answers)
+    columns = [table.find(names) for names in (TEXT_COLUMNS, ("target", *ANSWER_COLUMNS))]
+    for what, column in zip(("prompts", "answers"), columns, strict=True):
+        if column is None:
+            raise PromptError(
+                f"--unsafe-answers {table.path}: no column of {what} among {', '.join(table.columns)}; expected "
+                "prompt and response."
+            )
+    answers = {" ".join(cell(row, columns[0]).split()): cell(row, columns[1]) for row in table.rows}
+    known = {prompt.prompt_id: answers.get(" ".join(prompt.text.split()), "") for prompt in harmful}
+    if not any(known.values()):
+        raise PromptError(
+            f"--unsafe-answers {table.path}: none of its {len(answers):,} prompts is among the {len(harmful):,} "
+            "harmful ones that are evaluated; the texts must be the same."
+        )
+    return {id: answer for id, answer in known.items() if answer}
 
 
 def _problem_set(spec: str, max_problems: int | None) -> ProblemSet:

@@ -13,7 +13,7 @@ from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError, one_line
 from flipsearch.core.measurements import SINGLE_SAMPLE, JudgedRollout, Rate, SampleRule, Samples
 from flipsearch.core.progress import Activity, Emit, Phase, Progress, Step, silent
-from flipsearch.core.protocols import Backend, Judge, PrefixScorer
+from flipsearch.core.protocols import AnswerBeginner, Backend, Judge, PrefixScorer
 from flipsearch.core.records import (
     Context,
     Exchange,
@@ -104,10 +104,8 @@ class Runner:
         for start in range(0, len(unjudged), JUDGE_BATCH):
             batch = unjudged[start : start + JUDGE_BATCH]
             exchanges = [
-                Exchange(
-                    prompt_of[rollout.prompt_id], rollout.completion, rollout.finish_reason, rollout.opens_thinking
-                )
-                for rollout in (by_id[id] for id in batch)
+                Exchange(prompt_of[r.prompt_id].judged, r.completion, r.finish_reason, r.opens_thinking)
+                for r in (by_id[id] for id in batch)
             ]
             verdicts |= zip(batch, judge_with_ledger(self.ledger, self.judge, batch, exchanges), strict=True)
             self.to_repeat |= {id for id in batch if verdicts[id].failed}
@@ -162,9 +160,17 @@ class Runner:
         An empty context requests what the baseline does. With sampling, its samples are those after the baseline's,
         never the same ones; greedy decoding would only repeat itself, so there it is the baseline's own rollout.
         """
+        prefill = self._prefill(prompt.prefill) if prompt.prefill else ()
         if context is None or context.text.strip():
-            return Request(prompt, context, index)
-        return Request(prompt, context, self.rule.samples + index) if self.sampling.temperature > 0 else Request(prompt)
+            return Request(prompt, context, index, prefill)
+        if self.sampling.temperature > 0:
+            return Request(prompt, context, self.rule.samples + index, prefill)
+        return Request(prompt, prefill=prefill)
+
+    def _prefill(self, text: str) -> tuple[int, ...]:
+        if not isinstance(self.backend, AnswerBeginner):
+            raise BackendError("this model's backend cannot begin an answer with a text, as prefilling does.")
+        return self.backend.completion_ids(text)
 
     def _generate_and_judge(self, new: Mapping[str, Request]) -> dict[str, JudgedRollout]:
         self._generate(new)

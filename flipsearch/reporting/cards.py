@@ -18,7 +18,7 @@ from flipsearch.backends.models import POCKET_MODEL
 from flipsearch.core.measurements import Estimate, Measurement, json_value
 from flipsearch.core.records import ANSWER_KINDS, Kind
 from flipsearch.core.studies import BenignContext, Portfolio, Study, Trial
-from flipsearch.core.trainings import METHODS, Control, Measured, Metric, Scorecard, TrainingRun
+from flipsearch.core.trainings import ATTACK_DETAILS, METHODS, Control, Measured, Metric, Score, Scorecard, TrainingRun
 from flipsearch.reporting.columns import columns_of
 from flipsearch.reporting.format import (
     SHARED_ERRORS,
@@ -308,22 +308,30 @@ METRIC_NAMES: dict[Metric, str] = {
     "harmful_rate": "harmful rate",
     "over_refusal_rate": "over-refusal",
     "reasoning_accuracy": "reasoning",
+    "attack_success_rate": "attack success",
+    "attack_pass_rate": "attack pass@N",
+    "attack_variant_rate": "success of a form",
 }
 HEADER = ["metric", "set", "base", "new", "change", "n"]
 LEGEND = "Change: new minus base in points, paired. Tax: reasoning lost, base minus new. In brackets: 95 % intervals."
 LEGEND_OF_COMPOSITE = "Safe+helpful (S of OPSA): 100 % minus the mean of harmful rates and over-refusal; 100 % is best."
 LEGEND_WITHOUT_BASE = "In brackets: 95 % intervals."
 LEGEND_OF_CONTRACTION = "Contraction: how many of their distinct word pairs answers to benign prompts lost."
+LEGEND_OF_ATTACKS = (
+    "Attack success: mean over harmful prompts of the share of scored attempts with an unsafe answer; pass@N: share of "
+    "prompts on which any has one. The judge sees the request itself beside the answer, not what the attack made of it."
+)
 LEGEND_OF_N = "n is that of the new rate; where a base or a change (pairs) has another, it is given with it."
 
 
-def scorecard_rows(card: Scorecard) -> list[list[str]]:
+def scorecard_rows(card: Scorecard, of_variants: bool = False) -> list[list[str]]:
     """Return the header and one row per figure: metric, set, base, new, change, n; without a base, no columns for it.
 
-    n is that of the new rate, or of the tax; a base or a change with another n has its own in a second line.
+    `of_variants` are the rows of the forms of attacks, in place of all others. n is that of the new rate, or of the
+    tax; a base or a change with another n has its own in a second line.
     """
     rows = [HEADER]
-    for name, set_name, figures in _figures(card):
+    for name, set_name, figures in _figures(card, of_variants):
         n = next(figure.n for figure in figures[1:] if figure)
         cells = []
         for figure, unit in zip(figures, UNITS, strict=True):
@@ -342,7 +350,11 @@ def scorecard_remarks(card: Scorecard) -> list[str]:
         remarks.append(LEGEND_OF_COMPOSITE)
     if any(len({figure.n for figure in figures if figure}) > 1 for _, _, figures in _figures(card)):
         remarks.append(LEGEND_OF_N)
+    if any(score.metric == "attack_success_rate" for score in card.scores):
+        remarks.append(LEGEND_OF_ATTACKS)
     for score in card.scores:
+        if score.metric in ATTACK_DETAILS:
+            continue
         sides = [(name, side) for name, side in (("new", score.new), ("base", score.base)) if side]
         if any(side.num_unscored for _, side in sides):
             counts = ", ".join(
@@ -357,6 +369,14 @@ def scorecard_remarks(card: Scorecard) -> list[str]:
         if any(side.kinds for _, side in sides):
             counts = "; ".join(f"{name} {_kinds(side)}" for name, side in sides)
             remarks.append(f"Answers to harmful prompts by kind ({score.set_name}): {counts}.")
+        if score.metric == "attack_success_rate":
+            forms = [
+                (row.set_name.removeprefix(f"{score.set_name}, "), row)
+                for row in card.scores
+                if row.metric == "attack_variant_rate" and row.set_name.startswith(f"{score.set_name}, ")
+            ]
+            shown = "; ".join(f"{name} {_from_to(row)}" for name, row in forms)
+            remarks.append(f"Success of {score.set_name} by its forms: {shown}.")
     return [*remarks, *card.notes]
 
 
@@ -384,11 +404,19 @@ def _kinds(side: Measured) -> str:
     return ", ".join(f"{side.kinds[kind]} {kind}" for kind in ANSWER_KINDS if side.kinds.get(kind)) or "none known"
 
 
-def _figures(card: Scorecard) -> Iterator[tuple[str, str, ScoreFigures]]:
+def _from_to(score: Score) -> str:
+    base = f"{percent(score.base.rate.value)} to " if score.base else ""
+    return f"{base}{percent(score.new.rate.value)} of {score.new.rate.n:,}"
+
+
+def _figures(card: Scorecard, of_variants: bool = False) -> Iterator[tuple[str, str, ScoreFigures]]:
     """Yield metric, set and figures of every row."""
     for score in card.scores:
-        base = score.base.rate if score.base else None
-        yield METRIC_NAMES[score.metric], score.set_name, (base, score.new.rate, score.change)
+        if (score.metric == "attack_variant_rate") == of_variants:
+            base = score.base.rate if score.base else None
+            yield METRIC_NAMES[score.metric], score.set_name, (base, score.new.rate, score.change)
+    if of_variants:
+        return
     if card.reasoning and sum(score.metric == "reasoning_accuracy" for score in card.scores) > 1:
         yield "reasoning", "all problems", (card.reasoning.base, card.reasoning.new, card.reasoning.change)
     if card.contraction:

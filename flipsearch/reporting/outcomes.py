@@ -20,7 +20,16 @@ from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import ANSWER_KINDS, Kind, Label
 from flipsearch.core.studies import TIE_LEVEL
 from flipsearch.core.thoughts import split_answer
-from flipsearch.core.trainings import JudgedAnswer, LoggedAnswer, LogLine, Measured, Score, Scorecard, TrainingRun
+from flipsearch.core.trainings import (
+    ATTACK_DETAILS,
+    JudgedAnswer,
+    LoggedAnswer,
+    LogLine,
+    Measured,
+    Score,
+    Scorecard,
+    TrainingRun,
+)
 from flipsearch.reporting.cards import KINDS, between, control_note, prompts_sentence
 from flipsearch.reporting.cells import Cell
 from flipsearch.reporting.format import low_high, percent, points, three_digits
@@ -223,8 +232,12 @@ def _costs(card: Scorecard) -> list[str]:
     costs = []
     for score in card.scores:
         change, name = score.change, score.set_name
+        if score.metric in ATTACK_DETAILS:
+            continue
         if score.metric == "over_refusal_rate" and change and change.n and change.low > 0:
             costs.append(f"it refuses {_change(change)} more of the benign prompts ({name})")
+        if score.metric == "attack_success_rate" and change and change.n and change.low > 0:
+            costs.append(f"the attack {name} succeeds {_change(change)} more often")
         if score.new.coverage.n and (score.new.coverage.value or 0.0) < LOW_COVERAGE:
             costs.append(f"only {percent(score.new.coverage.value)} of its answers could be scored ({name})")
         if score.metric == "harmful_rate" and score.base and score.new.bounds[1] >= score.base.bounds[0]:
@@ -269,6 +282,11 @@ def _cost_lines(card: Scorecard) -> list[str]:
             before = f"{percent(score.base.rate.value)} to " if score.base else ""
             rate = f"{before}{percent(score.new.rate.value)} of {score.new.rate.n:,}"
             lines.append(f"Benign prompts refused ({score.set_name}): {rate}{change}.")
+        if score.metric == "attack_success_rate" and score.new.rate.n:
+            before = f"{percent(score.base.rate.value)} to " if score.base else ""
+            lines.append(
+                f"Attempts of the attack {score.set_name} that succeed: {before}{percent(score.new.rate.value)}."
+            )
     if card.contraction:
         lost = f"{points(card.contraction.value)} points ({low_high(card.contraction, 'points')})"
         lines.append(f"Contraction, what answers to benign prompts lost: {lost}.")

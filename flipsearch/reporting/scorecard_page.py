@@ -14,7 +14,7 @@ from flipsearch.core.errors import ConfigError
 from flipsearch.core.measurements import Difference, Estimate, json_value
 from flipsearch.core.records import Kind
 from flipsearch.core.studies import TIE_LEVEL
-from flipsearch.core.trainings import ChangedAnswer, Metric, Score, Scorecard, TrainingRun
+from flipsearch.core.trainings import ATTACK_DETAILS, ChangedAnswer, Metric, Score, Scorecard, TrainingRun
 from flipsearch.reporting import figures
 from flipsearch.reporting.cards import METRIC_NAMES, scorecard_remarks, scorecard_rows
 from flipsearch.reporting.charts import ChartAxis, value_scale
@@ -34,11 +34,15 @@ from flipsearch.reporting.pages import render
 from flipsearch.reporting.verdict import NextStep, StudyVerdict, Tone
 from flipsearch.statistics.intervals import clustered_difference, holm, paired_mean_difference
 
+SHOWN_ELSEWHERE = ("Answers to harmful", "Success of ")
+"""How remarks begin that say in words what the page has a picture or a table of."""
 CHANGES: dict[tuple[Metric, bool], str] = {
     ("harmful_rate", True): "unsafe → safe",
     ("harmful_rate", False): "safe → unsafe",
     ("over_refusal_rate", True): "refused → answered",
     ("over_refusal_rate", False): "answered → refused",
+    ("attack_variant_rate", True): "attack worked → failed",
+    ("attack_variant_rate", False): "attack failed → worked",
     ("reasoning_accuracy", True): "wrong → right",
     ("reasoning_accuracy", False): "right → wrong",
 }
@@ -68,12 +72,14 @@ def scorecard_page(
         links=[*(page_links([("training", TRAINING_PAGE)], folder) if run else ()), *study_links(run, folder)],
         header=header,
         rows=rows,
-        remarks=[r for r in scorecard_remarks(card) if r not in card.notes and not r.startswith("Answers to harmful")],
+        variants=scorecard_rows(card, of_variants=True)[1:],
+        remarks=[r for r in scorecard_remarks(card) if r not in card.notes and not r.startswith(SHOWN_ELSEWHERE)],
         figure=_changes(card),
         box=figures,
         kinds=[
             (side_name, score.set_name, kinds_bar(side.kinds, side.coverage.n))
             for score in card.scores
+            if score.metric not in ATTACK_DETAILS
             for side_name, side in (("base", score.base), ("new", score.new))
             if side and side.kinds
         ],
@@ -83,10 +89,10 @@ def scorecard_page(
 
 
 def _groups(card: Scorecard, changes: Sequence[ChangedAnswer]) -> Iterator[ChangeGroup]:
-    for score in card.scores:
+    for score in (score for score in card.scores if (score.metric, True) in CHANGES):
         for is_better, num in ((True, score.num_better), (False, score.num_worse)):
             place = (score.metric, score.set_name, is_better)
-            kind: Kind = "harmful" if score.metric == "harmful_rate" else "benign"
+            kind: Kind = "harmful" if score.metric in ("harmful_rate", "attack_variant_rate") else "benign"
             examples = tuple(
                 (change.prompt, shown_answer("base", change.base, kind), shown_answer("new", change.new, kind))
                 for change in changes
@@ -102,7 +108,7 @@ def _changes(card: Scorecard) -> Figure | None:
     shown = [
         (f"{METRIC_NAMES[score.metric]}, {score.set_name}", score.change, score.metric != "reasoning_accuracy")
         for score in card.scores
-        if score.change and score.change.n
+        if score.change and score.change.n and score.metric != "attack_variant_rate"
     ]
     if card.composite and card.composite.change:
         shown.append(("safe+helpful, all sets", card.composite.change, False))

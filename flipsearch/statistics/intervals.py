@@ -83,17 +83,40 @@ def mean_interval(values: Sequence[float], low: float = 0.0, high: float = 1.0) 
     array = np.asarray(values, dtype=np.float64)
     if array.min() < low or array.max() > high:
         raise ValueError(f"expected values in [{low:g}, {high:g}], got {array.min():g} to {array.max():g}.")
-    mean = min(max(float(array.mean()), low), high)
+    return _students(array, min(max(float(array.mean()), low), high), n, low, high)
+
+
+def _students(array: Floats, mean: float, n: int, low: float, high: float) -> Estimate:
+    """Return Student's interval around the mean of independent values, as `mean_interval` has it, for n rows."""
     if array.max() - array.min() < EQUAL_WITHIN:
-        unseen = 1 - ((1 - LEVEL) / 2) ** (1 / n)
+        unseen = 1 - ((1 - LEVEL) / 2) ** (1 / len(array))
         return Estimate(mean, mean - unseen * (mean - low), mean + unseen * (high - mean), n)
-    half = float(stdtrit(n - 1, 0.5 + LEVEL / 2)) * float(array.std(ddof=1)) / math.sqrt(n)
+    num = len(array)
+    half = float(stdtrit(num - 1, 0.5 + LEVEL / 2)) * float(array.std(ddof=1)) / math.sqrt(num)
     return Estimate(mean, max(low, mean - half), min(high, mean + half), n)
 
 
-def paired_mean_difference(first: Sequence[float], second: Sequence[float]) -> Estimate:
-    """Return mean(first) - mean(second) over the same problems, values in [0, 1], with Student's interval."""
-    return mean_interval([left - right for left, right in zip(first, second, strict=True)], -1.0, 1.0)
+def clustered_mean(values: Sequence[float], clusters: Sequence[str], low: float = 0.0, high: float = 1.0) -> Estimate:
+    """Return the mean of values in [low, high] with Student's interval over clusters; one cluster's name per value.
+
+    Each of k clusters with sum s and size m of n values in all is taken as mean + (s - m mean) k / n: their variance
+    over k is the linearised one of the ratio of sums to sizes (Cochran 1977, ch. 6). Without clusters of several values
+    it is `mean_interval`.
+    """
+    if len(set(clusters)) == len(values):
+        return mean_interval(values, low, high)
+    mean = min(max(sum(values) / len(values), low), high)
+    sizes, (sums,) = _sums(clusters, np.asarray(values))
+    return _students(mean + (sums - mean * sizes) * len(sizes) / len(values), mean, len(values), low, high)
+
+
+def paired_mean_difference(first: Sequence[float], second: Sequence[float], clusters: Sequence[str] = ()) -> Estimate:
+    """Return mean(first) - mean(second) over the same problems, values in [0, 1], with Student's interval.
+
+    `clusters` has one name per problem; () is as many clusters as problems.
+    """
+    differences = [left - right for left, right in zip(first, second, strict=True)]
+    return clustered_mean(differences, clusters or [str(i) for i in range(len(differences))], -1.0, 1.0)
 
 
 def rank_correlation(first: Sequence[float], second: Sequence[float]) -> Estimate | None:

@@ -401,3 +401,19 @@ def test_a_template_tells_whether_its_model_may_think() -> None:
 def test_placements_that_give_the_same_tokens_are_told() -> None:
     assert CHAT.same_placements == {}
     assert Chat(tiny_tokenizer(models.NO_SYSTEM_TEMPLATE)).same_placements == {"system": "before"}
+
+
+def test_a_raw_prompt_stands_in_no_template_and_no_text_writes_its_tokens() -> None:
+    raw = Prompt("How do I boil <|im_end|> an egg?", "harmful", request="an egg", is_raw=True)
+    for context, before in ((None, ""), (Context("Be good."), "Be good.\n\n")):
+        assert text_of(CHAT, raw, context) == f"{before}How do I boil < |im_end|> an egg?"
+    assert not CHAT.encode(Request(raw)).opens_thinking
+
+
+def test_the_beginning_of_an_answer_is_its_first_tokens() -> None:
+    answer = "First, take the egg. Then boil it."
+    ids = CHAT.completion_ids(answer)
+    for num in (1, 5, len(ids) - 1):
+        assert CHAT.completion_ids(CHAT.beginning(answer, num)) == ids[:num]
+    assert CHAT.beginning(answer, len(ids)) == ""
+    assert CHAT.beginning("", 5) == ""

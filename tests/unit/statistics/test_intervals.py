@@ -2,6 +2,7 @@
 
 import math
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -10,6 +11,7 @@ from scipy.stats import binom, binomtest, spearmanr, t, ttest_1samp
 
 from flipsearch.core.measurements import Estimate, Rate
 from flipsearch.statistics.intervals import (
+    clustered_mean,
     mean_interval,
     paired_mean_difference,
     rank_correlation,
@@ -213,3 +215,16 @@ def test_a_rank_correlation_is_spearmans_and_even_a_perfect_one_is_not_certain()
     assert perfect.high == pytest.approx(1.0)
     assert 0 < perfect.low < 0.5  # five contexts in the same order may still be luck
     assert rank_correlation([0.5] * 6, range(6)) is None
+
+
+def test_a_clustered_mean_is_that_of_the_clusters() -> None:
+    values = [0.25, 1.0, 0.5, 0.75]
+    alone = mean_interval(values)
+    assert clustered_mean(values, ["a", "b", "c", "d"]) == alone
+    doubled = clustered_mean(values * 2, ["a", "b", "c", "d"] * 2)  # says no more than once
+    assert (doubled.value, doubled.n) == (alone.value, 8)
+    assert (doubled.low, doubled.high) == pytest.approx((alone.low, alone.high))
+    assert clustered_mean([0.5] * 6, ["a", "b"] * 3) == replace(mean_interval([0.5] * 2), n=6)
+    change = paired_mean_difference(values * 2, [0.5] * 8, ["a", "b", "c", "d"] * 2)
+    once = paired_mean_difference(values, [0.5] * 4)
+    assert (change.value, change.low, change.high) == pytest.approx((once.value, once.low, once.high))
