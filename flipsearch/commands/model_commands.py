@@ -76,7 +76,7 @@ def plan_train(
 
 
 def evaluate(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
-    """Compare a model with its base: safety, over-refusal, reasoning.
+    """Compare a model with its base: safety, refusals, reasoning.
 
     safe+helpful is S of OPSA: 100 % minus the mean of harmful rates and over-refusal. The tax is the reasoning
     accuracy that was lost.
@@ -122,7 +122,7 @@ def list_available(
     model: Annotated[str | None, option("The model whose contexts are listed; the pocket model has its own.")] = None,
     json: Json = False,
 ) -> "Outcome":
-    """List models, contexts, judges, prompts, problems, backends or attacks."""
+    """List models, contexts, judges, prompts, attacks and more."""
     from flipsearch.api.lookup import list_available
     from flipsearch.commands import console, views
     from flipsearch.templating.library import BROKEN

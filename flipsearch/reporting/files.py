@@ -263,8 +263,8 @@ def read_scorecard(folder: Path) -> Scorecard:
     except ValidationError as error:
         raise StudyError(f"{path}: no scorecard of this version: {first_fault(error)}; evaluate again.") from error
     if card.card_version != SCORECARD_FORMAT:
-        found = f"is of version {card.card_version}, expected {SCORECARD_FORMAT}"
-        raise StudyError(f"the scorecard '{path}' {found}; evaluate again.")
+        why = f"is of version {card.card_version}, expected {SCORECARD_FORMAT}"
+        raise StudyError(f"the scorecard '{path}' {why}; evaluate again.")
     return card
 
 
