@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 import flipsearch
-from flipsearch.commands.options import Config, Contexts, Json, Reports, Setting, given, option
+from flipsearch.commands.options import Config, Contexts, Json, Reports, Setting, from_file, given, option
 from flipsearch.core.errors import ConfigError, TrainingStoppedError
 
 if TYPE_CHECKING:
@@ -120,6 +120,7 @@ def list_available(
         list[str] | None, option("More context templates: a .j2 file or a folder; repeatable.", metavar="PATH")
     ] = None,
     model: Annotated[str | None, option("The model whose contexts are listed; the pocket model has its own.")] = None,
+    config: Config = None,
     json: Json = False,
 ) -> "Outcome":
     """List models, contexts, judges, prompts, attacks and more."""
@@ -127,7 +128,10 @@ def list_available(
     from flipsearch.commands import console, views
     from flipsearch.templating.library import BROKEN
 
-    rows = list_available(what, contexts or (), model)
+    if config is not None and what != "contexts":
+        raise ConfigError(f"--config goes with `list contexts`, not with `list {what}`.")
+    settings = from_file(config, "contexts", "model") | given({"contexts": contexts, "model": model})
+    rows = list_available(what, **settings)
     show = views.show_contexts if what == "contexts" else views.show_rows
     is_broken = any(row.get("role") == BROKEN for row in rows)
     return console.Outcome(lambda: {"list": what, "rows": rows}, lambda: show(rows), 1 if is_broken else 0)
@@ -137,14 +141,16 @@ def doctor(
     model: Annotated[str | None, option("The model to check, as search takes it.", "--model")] = None,
     judge: Annotated[str | None, option("The judge to check, as search takes it.", "--judge")] = None,
     backend: Annotated[str | None, option("The backend to check the model on.", "--backend")] = None,
-    device: Annotated[str, option("auto, cpu, cuda or cuda:N.")] = "auto",
-    dtype: Annotated[str, option("auto, float32, bfloat16 or float16.")] = "auto",
+    device: Annotated[str | None, option("auto, cpu, cuda or cuda:N (auto).")] = None,
+    dtype: Annotated[str | None, option("auto, float32, bfloat16 or float16 (auto).")] = None,
+    config: Config = None,
     json: Json = False,
 ) -> "Outcome":
     """Say what is installed, and whether a model and a judge work."""
     from flipsearch.commands import console, views
 
-    diagnosis = flipsearch.doctor(model=model, judge=judge, backend=backend, device=device, dtype=dtype)
+    typed = given({"model": model, "judge": judge, "backend": backend, "device": device, "dtype": dtype})
+    diagnosis = flipsearch.doctor(**from_file(config, "model", "judge", "backend", "device", "dtype") | typed)
     return console.outcome(diagnosis, views.show_diagnosis, 0 if diagnosis.is_healthy else 1)
 
 

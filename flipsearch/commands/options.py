@@ -147,6 +147,21 @@ def setting_option(kind: "type[ModelConfig]", name: str) -> Parameter:
     return Parameter(name, Parameter.KEYWORD_ONLY, default=None, annotation=shown)
 
 
+def from_file(config: Path | None, *names: str) -> dict[str, Any]:
+    """Return those settings of a TOML file that a command without a config class has; any command's may be in it."""
+    if config is None:
+        return {}
+    from flipsearch import config as classes
+    from flipsearch.core.errors import ConfigError, unknown_name
+    from flipsearch.core.settings import read_toml
+
+    kinds = (classes.SearchConfig, classes.ScoreConfig, classes.TrainConfig, classes.EvalConfig, classes.ChatConfig)
+    settings, known = read_toml(config), sorted({name for kind in kinds for name in kind.model_fields})
+    for name in settings.keys() - {*known}:
+        raise ConfigError(unknown_name("setting", name, known))
+    return {name: settings[name] for name in names if name in settings}
+
+
 def given(settings: Mapping[str, Setting]) -> dict[str, Any]:
     """Return the settings that were typed."""
     return {name: value for name, value in settings.items() if value is not None}

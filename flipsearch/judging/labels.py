@@ -308,10 +308,11 @@ def _rollout_ids(study: Study, num_contexts: int) -> dict[str, dict[str, str]]:
     if study.settings.get("samples", 1) > 1:
         raise StudyError(f"study '{study.name}' samples each prompt several times; labels are for one sample each.")
     trials = [trial for trial in study.trials if trial.role == "arm" and trial.state == "complete" and trial.confirmed]
-    if study.best is None or not trials:
+    best = study.best
+    if best is None or not trials:
         raise StudyError(f"study '{study.name}' has confirmed no context: there is nothing to label.")
     # The report's own one first, whatever others flip; then those that may be used.
-    trials.sort(key=lambda trial: (trial.number != study.best.number, study.is_over_any_cap(trial)))
+    trials.sort(key=lambda trial: (trial.number != best.number, study.is_over_any_cap(trial)))
     trials = trials[:num_contexts]
     scored = {
         trial.context.context_id: {

@@ -20,7 +20,7 @@ from pydantic_core import from_json
 
 from flipsearch.backends.models import TRAINING_FILE
 from flipsearch.config import ScoreConfig, SearchConfig, StudyConfig
-from flipsearch.core.errors import ConfigError, StudyError
+from flipsearch.core.errors import ConfigError, FlipsearchError, StudyError
 from flipsearch.core.files import escape_formula, json_text, write_text
 from flipsearch.core.measurements import json_value
 from flipsearch.core.settings import LONGEST_NAME, make_config
@@ -40,10 +40,11 @@ from flipsearch.judging.labels import PLACE_COLUMNS, AnswerToLabel
 from flipsearch.ledger import Ledger
 from flipsearch.reporting.cards import benign_card, context_card, model_card, portfolio_card
 from flipsearch.reporting.columns import csv_text, leaderboard
-from flipsearch.reporting.outcomes import SCORECARD_PAGE, TRAINING_PAGE
+from flipsearch.reporting.outcomes import SCORECARD_PAGE, TRAINING_PAGE, TrainedUnder, trained_under
 from flipsearch.reporting.pages import leaderboard_page, training_page
 from flipsearch.reporting.scorecard_page import scorecard_page
 from flipsearch.reporting.study_file import (
+    CHECKPOINTS_FILE,
     EARLIER_FILE,
     SETTINGS_FILE,
     STUDY_FILE,
@@ -69,10 +70,36 @@ def write_study(study: Study, folder: Path, ledger: Ledger | None = None) -> Non
     """
     write_study_file(study, folder / (UNFINISHED_FILE if study.unfinished else STUDY_FILE))
     write_text(folder / "leaderboard.csv", csv_text(leaderboard(study)))
-    write_text(folder / "leaderboard.html", leaderboard_page(study, ledger))
+    write_text(folder / "leaderboard.html", leaderboard_page(study, ledger, _trained_under(study, folder)))
     if not study.unfinished:
         write_best(study, folder / "best.txt")
         (folder / UNFINISHED_FILE).unlink(missing_ok=True)
+
+
+def _trained_under(study: Study, folder: Path) -> list[TrainedUnder]:
+    """Return what was trained under the contexts of a study, as far as it is still there and of this version."""
+    trained, ids = [], {trial.context.context_id for trial in study.trials}
+    for place in checkpoints_of(folder):
+        with suppress(FlipsearchError):
+            run, card = read_training(folder / place), None
+            with suppress(StudyError):
+                card = read_scorecard(folder / place)
+            trained.append(trained_under(ids, run, card, place, folder))
+    return trained
+
+
+def checkpoints_of(folder: Path) -> list[str]:
+    """Return where the checkpoints of a study lie, seen from its folder."""
+    lines: list[str] = []
+    with suppress(OSError, ValueError):
+        lines = (folder / CHECKPOINTS_FILE).read_text(encoding="utf-8").splitlines()
+    return list(dict.fromkeys(filter(None, lines)))
+
+
+def note_checkpoint(folder: Path, checkpoint: Path) -> None:
+    """Note in a study's folder that a checkpoint was trained under its contexts."""
+    places = dict.fromkeys([*checkpoints_of(folder), Path(os.path.relpath(checkpoint, folder)).as_posix()])
+    write_text(folder / CHECKPOINTS_FILE, "\n".join(places) + "\n")
 
 
 def write_best(study: Study, path: Path) -> None:
@@ -263,8 +290,8 @@ def read_scorecard(folder: Path) -> Scorecard:
     except ValidationError as error:
         raise StudyError(f"{path}: no scorecard of this version: {first_fault(error)}; evaluate again.") from error
     if card.card_version != SCORECARD_FORMAT:
-        why = f"is of version {card.card_version}, expected {SCORECARD_FORMAT}"
-        raise StudyError(f"the scorecard '{path}' {why}; evaluate again.")
+        version = f"is of version {card.card_version}, expected {SCORECARD_FORMAT}"
+        raise StudyError(f"the scorecard '{path}' {version}; evaluate again.")
     return card
 
 

@@ -7,7 +7,7 @@ what an evaluation of it says; until then it says what it did.
 import math
 import shlex
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from os.path import normpath
@@ -107,6 +107,36 @@ def study_links(run: TrainingRun | None, folder: Path) -> list[tuple[str, str]]:
     """Return links to the studies that found a training's contexts."""
     pages = run.study_pages.items() if run else ()
     return page_links(((f"study {name}", path) for name, path in pages), folder)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainedUnder:
+    """A checkpoint that was trained under contexts of a study, as the study's page shows it."""
+
+    name: str
+    method: str
+    """And what kind of control it is, if it is one."""
+    context_ids: tuple[str, ...]
+    """Those of the study."""
+    links: tuple[tuple[str, str], ...]
+    """Name and relative address of its pages."""
+    sentence: str
+    """What its evaluation says."""
+
+
+def trained_under(
+    ids: Container[str], run: TrainingRun, card: Scorecard | None, place: str, folder: Path
+) -> TrainedUnder:
+    """Return a training at `place`, seen from a study's `folder`, for its page; `ids` are the study's contexts."""
+    contexts = [routed.context.context_id for routed in run.routed if routed.context]
+    pages = [("training", f"{place}/{TRAINING_PAGE}"), ("scorecard", f"{place}/{SCORECARD_PAGE}")]
+    return TrainedUnder(
+        name=Path(place).name,
+        method=" ".join(filter(None, (f"{run.method}.", control_note(run)))),
+        context_ids=tuple(dict.fromkeys(id for id in contexts if id in ids)),
+        links=tuple(page_links(pages, folder)),
+        sentence=scorecard_verdict(card).sentence if card else "Not evaluated yet: flipsearch evaluate CHECKPOINT.",
+    )
 
 
 def training_verdict(

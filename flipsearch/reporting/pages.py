@@ -34,6 +34,7 @@ from flipsearch.reporting.names import names_of
 from flipsearch.reporting.outcomes import (
     SCORECARD_PAGE,
     ShownAnswer,
+    TrainedUnder,
     counts_after,
     kinds_bar,
     page_links,
@@ -57,8 +58,11 @@ PICTURE_TOP, PICTURE_SCALE = 320, 1.55
 SCRIPTS = ("page.js", "table.js", "answers.js", "matrix.js", "start.js")
 
 
-def leaderboard_page(study: Study, ledger: Ledger | None = None) -> str:
-    """Return leaderboard.html for a study; the answers on it are from its ledger, and without one there are none."""
+def leaderboard_page(study: Study, ledger: Ledger | None = None, trained: Sequence[TrainedUnder] = ()) -> str:
+    """Return leaderboard.html for a study; the answers on it are from its ledger, and without one there are none.
+
+    `trained` are the checkpoints that were trained under its contexts.
+    """
     columns = columns_of(study, "page")
     by_section = {section: [column for column in columns if column.section == section] for section in get_args(Section)}
     shown = by_section["leaderboard"]
@@ -70,6 +74,7 @@ def leaderboard_page(study: Study, ledger: Ledger | None = None) -> str:
         "leaderboard.html",
         study=study,
         verdict=verdict(study),
+        trained=trained,
         best=best,
         kinds=kinds_cell(best.final, study) if best else None,
         columns=by_section,

@@ -25,6 +25,8 @@ from flipsearch.core.studies import Study, Trial
 
 STUDY = TypeAdapter(Study)
 STUDY_FILE, UNFINISHED_FILE = "study.json.gz", "unfinished.json.gz"
+CHECKPOINTS_FILE = "checkpoints.txt"
+"""In a study's folder: where the checkpoints lie that were trained under its contexts, seen from there; one a line."""
 SETTINGS_FILE = "study.toml"
 """The settings of a study, written when it begins."""
 FINISHED = "finished with {} rollouts"

@@ -57,6 +57,23 @@ def test_a_name_that_means_nothing_is_one_line(arguments: list[str], message: st
     assert message in one_line_error("doctor", *arguments, cwd=tmp_path)
 
 
+def test_settings_may_come_from_a_file_that_typed_ones_win_over(tmp_path: Path) -> None:
+    (tmp_path / "study.toml").write_text('model = "poket"\nnum_contexts = 3\n')
+    assert "unknown model 'poket'" in one_line_error("doctor", "--config", "study.toml", cwd=tmp_path)
+    error = one_line_error("doctor", "--config", "study.toml", "--model", "pokt", cwd=tmp_path)
+    assert "unknown model 'pokt'" in error
+    listed = [
+        [row["name"] for row in json.loads(run("list", "contexts", *more, "--json", cwd=tmp_path).stdout)["rows"]]
+        for more in (("--model", "smollm2"), ("--config", "study.toml", "--model", "pocket"), ("--model", "pocket"))
+    ]
+    assert listed[0] != listed[1] == listed[2]
+    assert "--config goes with `list contexts`" in one_line_error(
+        "list", "judges", "--config", "study.toml", cwd=tmp_path
+    )
+    (tmp_path / "study.toml").write_text('modle = "pocket"\n')
+    assert "Did you mean model?" in one_line_error("doctor", "--config", "study.toml", cwd=tmp_path)
+
+
 def test_a_model_of_another_backend_is_asked_and_its_failure_is_seen(tmp_path: Path) -> None:
     replies = tmp_path / "replies.json"
     for entry, state in (({"completion": "Red."}, "ok"), ({"error": "HTTP 500"}, "failed")):

@@ -10,8 +10,17 @@ from pydantic import TypeAdapter
 
 from flipsearch.core.errors import NoContextError, StudyError
 from flipsearch.core.measurements import Difference, json_value
-from flipsearch.core.trainings import Scorecard
-from flipsearch.reporting.files import read_study, read_training, write_best, write_scorecard, write_training
+from flipsearch.core.trainings import RoutedContext, Scorecard
+from flipsearch.reporting.files import (
+    note_checkpoint,
+    read_study,
+    read_training,
+    write_best,
+    write_scorecard,
+    write_study,
+    write_training,
+)
+from flipsearch.reporting.outcomes import scorecard_verdict
 from flipsearch.reporting.verdict import verdict
 from flipsearch.templating.library import given_cards
 from tests.finished_training import RUN, a_log
@@ -47,6 +56,27 @@ def test_a_missing_file_or_one_of_another_shape_is_one_line(
     (tmp_path / name).write_text('{"format": 2, "model": 3}')
     with pytest.raises(StudyError, match=rf"{name}: no {what} of this version: .*; run .* again\."):
         read(tmp_path)
+
+
+def test_a_studys_page_names_the_checkpoints_that_were_trained_under_its_contexts(tmp_path: Path) -> None:
+    study, folder, checkpoint = a_study(), tmp_path / "reports" / "s", tmp_path / "checkpoints" / "<b>mine"
+    context = study.trials[0].context
+    write_training(replace(RUN, routed=(RoutedContext("harmful", context, 5),)), a_log(2), checkpoint)
+    for place in (checkpoint, tmp_path / "checkpoints" / "gone"):
+        note_checkpoint(folder, place)
+
+    def listed() -> str:
+        write_study(study, folder)
+        page = (folder / "leaderboard.html").read_text(encoding="utf-8")
+        return page.partition('class="trained"')[2].partition("</ul>")[0]
+
+    assert "<b>&lt;b&gt;mine</b>" in listed()
+    assert 'href="../../checkpoints/%3Cb%3Emine/training.html"' in listed()
+    assert f'href="#{context.context_id}"' in listed()
+    assert "Not evaluated yet" in listed()
+    assert "gone" not in listed()
+    write_scorecard(CARD, checkpoint / "scorecard.json")
+    assert scorecard_verdict(CARD).sentence in listed()
 
 
 def test_a_context_that_was_not_confirmed_is_not_given_to_train_on(tmp_path: Path) -> None:
