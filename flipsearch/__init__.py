@@ -16,7 +16,7 @@ __version__ = "0.1.0"
 _MODULES = {
     **dict.fromkeys(("search", "plan"), "flipsearch.api.studies"),
     **dict.fromkeys(("score", "check", "report", "compare"), "flipsearch.api.scores"),
-    **dict.fromkeys(("train", "plan_train", "evaluate", "export"), "flipsearch.api.training"),
+    **dict.fromkeys(("train", "plan_train", "preflight", "evaluate", "export"), "flipsearch.api.training"),
     **dict.fromkeys(("check_judge", "label_answers", "fit_judge", "stress_judge"), "flipsearch.api.judges"),
     **dict.fromkeys(("check_ledger", "export_ledger"), "flipsearch.api.lookup"),
     "anatomy": "flipsearch.api.anatomy",
