@@ -112,7 +112,7 @@ class Preflight(ShowsFacts):
     figures: ContextFigures
     sample_size: int
     """Prompts that were answered here."""
-    num_holding: int
+    num_showing: int
     """Prompts of the sample that hold the context also where the student reads them."""
     quoted: Rate
     """Answers under the context that quote it."""
@@ -181,7 +181,7 @@ def run_preflight(
         unload(judge)
         answers = ledger.rollouts(measured.rollout_ids)
         quotes = [is_leak(answer.completion, context.text) for answer in answers.values()]
-        num_holding = sum(_holds(model, prompt, context) for prompt in sample)
+        num_showing = sum(_holds(model, prompt, context) for prompt in sample)
         mass = None
         if config.support:
             routes = {prompt.prompt_id: c for prompt in sample if (c := plan.routes[0].get(prompt.prompt_id))}
@@ -197,7 +197,7 @@ def run_preflight(
         context=context,
         figures=figures,
         sample_size=len(sample),
-        num_holding=num_holding,
+        num_showing=num_showing,
         quoted=clustered_rate(quotes, list(answers)),
         teacher_mass=mass,
         cost=make_cost(),
@@ -263,8 +263,8 @@ def checks_of(result: Preflight) -> Iterator[PreflightCheck]:
         "Rates of few judged answers mislead: give another --judge, or more --max-tokens.",
     )
     yield _check(
-        ("prompts that show the student the context", f"{result.num_holding} of {result.sample_size}", "none"),
-        "failed" if result.num_holding else "met",
+        ("prompts that show the student the context", f"{result.num_showing} of {result.sample_size}", "none"),
+        "failed" if result.num_showing else "met",
         "The student would read what it is to learn: take the context out of the prompts or of the chat template.",
     )
     yield _check(

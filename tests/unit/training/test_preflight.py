@@ -79,7 +79,7 @@ def test_a_context_that_meets_all_is_a_go() -> None:
         (changed(of_figures(net=Difference(-0.2, -0.3, -0.1, 20, 0.01))), "no", "net of neutral text"),
         (changed(of_figures(depth=((8, wilson(5, 20)),))), "think again", "depth"),
         (changed(of_figures(depth=())), "think again", "depth"),
-        (changed(lambda made: replace(made, num_holding=1)), "no", "prompts that show the student the context"),
+        (changed(lambda made: replace(made, num_showing=1)), "no", "prompts that show the student the context"),
         (changed(lambda made: replace(made, quoted=wilson(30, 80))), "think again", "answers that quote the context"),
         (
             changed(lambda made: replace(made, teacher_mass=Estimate(0.6, 0.5, 0.7, 9))),
