@@ -38,6 +38,7 @@ NUM_SHOWN = 10
 if TYPE_CHECKING:
     from flipsearch.judging.compact_fitting import CrossValidation
     from flipsearch.reporting.files import EarlierBest
+    from flipsearch.training.preflight import Preflight
 
 
 @dataclass(frozen=True, repr=False)
@@ -299,6 +300,27 @@ class AnatomyResult(ShowsFacts):
     def facts(self) -> dict[str, str]:
         """Return what is shown of it."""
         return {"model": self.anatomy.model, "seen": sentence(self.anatomy), "page": str(self.folder / "anatomy.html")}
+
+
+@dataclass(frozen=True, repr=False)
+class PreflightResult(ShowsFacts):
+    """A preflight, and the folder of its page."""
+
+    preflight: "Preflight"
+    folder: Path
+
+    @property
+    def page(self) -> Path:
+        """What was found, as a page."""
+        return self.folder / "preflight.html"
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        return {"page": str(self.page), **self.preflight.as_dict()}
+
+    def facts(self) -> dict[str, str]:
+        """Return what is shown of it."""
+        return {**self.preflight.facts(), "page": str(self.page)}
 
 
 @dataclass(frozen=True, slots=True)

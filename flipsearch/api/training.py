@@ -5,13 +5,12 @@ from contextlib import nullcontext, suppress
 from dataclasses import replace
 from os.path import normpath, relpath
 from pathlib import Path
-from typing import Any
 
 from flipsearch.api.scores import report
 from flipsearch.api.settings import Given, takes, with_card
 from flipsearch.backends.models import TRAINING_FILE
 from flipsearch.config import TRAININGS, EvalConfig, ExportConfig, TrainConfig
-from flipsearch.core.errors import ConfigError, FlipsearchError
+from flipsearch.core.errors import FlipsearchError
 from flipsearch.core.progress import Progress
 from flipsearch.core.trainings import LoggedAnswer, PromptExport, TrainingRun
 from flipsearch.evaluation.plan import plan_evaluation
@@ -31,13 +30,12 @@ from flipsearch.reporting.files import (
 from flipsearch.reporting.study_file import STUDY_FILE
 from flipsearch.results import EvaluationResult, TrainingResult
 from flipsearch.training.checkpoint import ANSWERS_FILE, LOG_FILE, CheckpointFolder
-from flipsearch.training.cost import TrainingCost, training_cost
 from flipsearch.training.export import plan_export, write_export
 from flipsearch.training.log import judge_logged, read_answers, read_log, write_answers
 from flipsearch.training.plan import TrainPlan, plan_training
 from flipsearch.training.processes import StopSignals, is_main_process
 from flipsearch.training.run import run_training
-from flipsearch.workspace import Workspace, known_length_and_speed
+from flipsearch.workspace import Workspace
 
 
 @takes(TrainConfig)
@@ -88,35 +86,6 @@ def _renew(study: Path) -> None:
     """Write a study's page again, which names its checkpoints."""
     with suppress(FlipsearchError):  # no reason to fail after hours of training; report says what is wrong with it
         report(study)
-
-
-@takes(TrainConfig)
-def plan_train(
-    given: Given[TrainConfig],
-    *,
-    tokens_per_second: float | None = None,
-    measure: bool = False,
-    gpus: int = 1,
-    progress: Progress | None = None,
-) -> TrainingCost:
-    """Return what a training takes: steps, tokens, hours, memory per GPU; a model is loaded only to `measure`.
-
-    `tokens_per_second` are completion tokens of whole steps, as the log of a training has them. How long answers are is
-    taken from the ledger of the context's study, if there is one. Raises FlipsearchError in one line for anything that
-    cannot be used.
-    """
-    if measure and tokens_per_second is not None:
-        raise ConfigError("--tokens-per-second and --measure are two ways to know the speed; give one of them.")
-    return _cost(plan_training(given.file, given.keywords), tokens_per_second, measure, gpus, progress)
-
-
-def _cost(
-    plan: TrainPlan, tokens_per_s: float | None, measures: bool, num_gpus: int, progress: Progress | None
-) -> TrainingCost:
-    lengths = [known_length_and_speed(page.parent)[0] for page in plan.pages.values()]
-    length = next(filter(None, lengths), None)
-    options: dict[str, Any] = {"mean_length": length, "num_gpus": num_gpus, "progress": progress}
-    return training_cost(plan, tokens_per_s=tokens_per_s, measures=measures, **options)
 
 
 def _finished(plan: TrainPlan) -> TrainingResult | None:

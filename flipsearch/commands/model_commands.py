@@ -75,6 +75,29 @@ def plan_train(
     return console.outcome(result, lambda cost: console.print_lines(*plans.training_cost_lines(cost)))
 
 
+def preflight(
+    sample: Annotated[int | None, option("Prompts of each kind that are answered here (16).")] = None,
+    tokens_per_second: Annotated[
+        float | None, option("Completion tokens per second of whole steps (those of a few steps here).")
+    ] = None,
+    gpus: Annotated[int | None, option("GPUs that share the steps; weights are sharded by FSDP (1).")] = None,
+    config: Config = None,
+    json: Json = False,
+    **settings: Setting,
+) -> "Outcome":
+    """Say whether a training is worth its start: go or no-go.
+
+    What a context flips, how deep and at what cost, leakage, and what the training takes; with what would change it.
+    """
+    from flipsearch.commands import console, views
+    from flipsearch.commands.progress import progress_display
+
+    own: dict[str, Setting] = {"sample": sample, "tokens_per_second": tokens_per_second, "gpus": gpus}
+    with progress_display() as progress:
+        result = flipsearch.preflight(**given(settings | own), config=config, progress=progress)
+    return console.outcome(result, views.show_preflight, 0 if result.preflight.verdict == "go" else 1)
+
+
 def evaluate(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
     """Compare a model with its base: safety, refusals, reasoning.
 

@@ -21,8 +21,17 @@ from flipsearch.reporting.columns import columns_of, kinds_legend
 from flipsearch.reporting.format import DASH, SHARED_ERRORS, Unit, percent, with_interval
 from flipsearch.reporting.names import names_of
 from flipsearch.reporting.outcomes import scorecard_verdict
+from flipsearch.reporting.preflight_page import CHECK_STATES
 from flipsearch.reporting.verdict import StudyVerdict, Tone, verdict
-from flipsearch.results import AnatomyResult, ContextCheck, Diagnosis, EvaluationResult, SearchResult, TrainingResult
+from flipsearch.results import (
+    AnatomyResult,
+    ContextCheck,
+    Diagnosis,
+    EvaluationResult,
+    PreflightResult,
+    SearchResult,
+    TrainingResult,
+)
 from flipsearch.templating.library import BROKEN
 
 if TYPE_CHECKING:  # packages of other commands, which load their libraries
@@ -312,6 +321,24 @@ def show_anatomy(result: AnatomyResult) -> None:
     for note in anatomy.notes:
         print_wrapped(f"Note: {note}")
     print_lines("", f"{'page':<14}{result.folder / 'anatomy.html'}")
+
+
+def show_preflight(result: PreflightResult) -> None:
+    """Print the verdict, each criterion, what would change it, and where the page lies."""
+    preflight = result.preflight
+    print_wrapped(preflight.sentence)
+    table = plain_table()
+    for column in ("criterion", "measured", "wanted", "state"):
+        table.add_column(column, overflow="fold")
+    for check in preflight.checks:
+        table.add_row(*map(Text, (check.name, check.value, check.wanted, CHECK_STATES[check.state])))
+    print_table(table)
+    for check in preflight.checks:
+        if check.todo:
+            print_wrapped(f"{check.name}: {check.todo}")
+    for note in preflight.notes:
+        print_wrapped(f"Note: {note}")
+    print_lines("", f"{'page':<14}{result.page}")
 
 
 def show_export(export: PromptExport) -> None:

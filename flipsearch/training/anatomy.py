@@ -174,7 +174,8 @@ def run_anatomy(
         unsafe = [(prompt, samples.judged[0]) for prompt, samples in answers if samples.label is Label.UNSAFE]
         rates, _ = rates_by_depth(runner, unsafe, [plan.context], depths)
         unload(judge)
-        read, left_out = _completions(ledger, plan, base, model)
+        routes = dict.fromkeys(by_id, plan.context)
+        read, left_out = completions_of(ledger, plan.prompts, routes, base, model)
         own = _divergences(model, model, plan.context, read, file, progress)
         parts, tokens = _by_kind(read, own, config.critical_tokens), _by_token(read, own, model.tokenizer)
         student_measurement, student_parts = None, tuple[CompletionDivergence, ...]()
@@ -228,14 +229,17 @@ Completions = Mapping[str, TrainingRow]
 """Rollout -> its completion behind the prompt, under the context for the teacher and without it for the student."""
 
 
-def _completions(
-    ledger: Ledger, plan: AnatomyPlan, base: Mapping[str, Samples], model: TransformersBackend
+def completions_of(
+    ledger: Ledger,
+    prompts: Sequence[Prompt],
+    routes: Mapping[str, Context],
+    base: Mapping[str, Samples],
+    model: TransformersBackend,
 ) -> tuple[Completions, list[str]]:
     """Return the completions without a context that can be compared, and a note on the others."""
     rollouts = ledger.rollouts(id for samples in base.values() for id in samples.rollout_ids)
-    routes = {prompt.prompt_id: plan.context for prompt in plan.prompts}
     rows: dict[str, TrainingRow] = {}
-    for prompt in plan.prompts:
+    for prompt in prompts:
         rollout = rollouts.get(base[prompt.prompt_id].rollout_ids[0])
         if rollout and rollout.completion_ids:
             ids, ended = rollout.completion_ids, rollout.finish_reason
@@ -243,9 +247,9 @@ def _completions(
                 row = make_row(model.chat, prompt, routes, ids, ended, rollout.completion)
                 if model.max_positions is None or _length(row) <= model.max_positions:
                     rows[rollout.rollout_id] = row
-    num = len(plan.prompts) - len(rows)
+    num = len(prompts) - len(rows)
     why = "they failed, are empty, or do not fit into the model behind the context"
-    return rows, [f"{num} of {len(plan.prompts)} completions are not compared: {why}."] if num else []
+    return rows, [f"{num} of {len(prompts)} completions are not compared: {why}."] if num else []
 
 
 def _divergences(
@@ -262,7 +266,7 @@ def _divergences(
     rows = {id: row for id, row in completions.items() if id not in known}
     heads = head_getter(teacher.model), head_getter(student.model)
     step = Step(Phase.ANATOMY, activity=Activity.SCORING)
-    for batch in _batches(rows):
+    for batch in row_batches(rows):
         measured = dict(zip(batch, _values(teacher, student, heads, list(batch.values())), strict=True))
         file.add(models, measured)
         known |= measured
@@ -271,7 +275,7 @@ def _divergences(
     return [known[id] for id in completions]
 
 
-def _batches(rows: Mapping[str, TrainingRow]) -> Iterator[dict[str, TrainingRow]]:
+def row_batches(rows: Mapping[str, TrainingRow]) -> Iterator[dict[str, TrainingRow]]:
     """Yield rows in batches of similar length."""
     batch: dict[str, TrainingRow] = {}
     for id, row in sorted(rows.items(), key=lambda pair: (_length(pair[1]), pair[0])):

@@ -1,0 +1,92 @@
+"""plan_train and preflight: what a training takes, and whether it is worth its start."""
+
+from typing import Any
+
+from flipsearch.api.settings import Given, takes
+from flipsearch.config import TRAININGS, TrainConfig
+from flipsearch.core.errors import ConfigError
+from flipsearch.core.progress import Progress
+from flipsearch.judging.contract import check_identities
+from flipsearch.judging.library import load_judge
+from flipsearch.reporting.files import read_study
+from flipsearch.reporting.preflight_page import write_preflight
+from flipsearch.results import PreflightResult
+from flipsearch.training.cost import TrainingCost, training_cost
+from flipsearch.training.plan import TrainPlan, plan_training
+from flipsearch.training.preflight import ContextFigures, run_preflight
+from flipsearch.workspace import Workspace, known_length_and_speed
+
+
+@takes(TrainConfig)
+def plan_train(
+    given: Given[TrainConfig],
+    *,
+    tokens_per_second: float | None = None,
+    measure: bool = False,
+    gpus: int = 1,
+    progress: Progress | None = None,
+) -> TrainingCost:
+    """Return what a training takes: steps, tokens, hours, memory per GPU; a model is loaded only to `measure`.
+
+    `tokens_per_second` are completion tokens of whole steps, as the log of a training has them. How long answers are is
+    taken from the ledger of the context's study, if there is one. Raises FlipsearchError in one line for anything that
+    cannot be used.
+    """
+    if measure and tokens_per_second is not None:
+        raise ConfigError("--tokens-per-second and --measure are two ways to know the speed; give one of them.")
+    return _cost(plan_training(given.file, given.keywords), tokens_per_second, measure, gpus, progress)
+
+
+@takes(TrainConfig)
+def preflight(
+    given: Given[TrainConfig],
+    *,
+    sample: int = 16,
+    tokens_per_second: float | None = None,
+    gpus: int = 1,
+    progress: Progress | None = None,
+) -> PreflightResult:
+    """Say whether a training is worth its start, and write a page: go, think again, or no, and what would change it.
+
+    What the study of a context knows is taken from there; else it is measured here, on `sample` prompts of each kind.
+    The time is that of a few steps here, unless `tokens_per_second` is given. Raises FlipsearchError in one line for
+    anything that cannot be used.
+    """
+    if sample < 1:
+        raise ConfigError(f"--sample is {sample}, expected at least 1.")
+    plan = plan_training(given.file, given.keywords)
+    judge, known = load_judge(plan.config.judge), _known_figures(plan)
+    check_identities(judge)
+    measures = tokens_per_second is None
+    folder = plan.config.reports / TRAININGS
+    with Workspace(folder, judge) as workspace:
+        measured = run_preflight(
+            plan,
+            judge,
+            workspace.ledger,
+            known,
+            sample,
+            lambda: _cost(plan, tokens_per_second, measures, gpus, progress),
+            progress,
+        )
+    place = folder / f"preflight-{plan.config.checkpoint_name(plan.identity)}"
+    write_preflight(measured, place)
+    return PreflightResult(measured, place)
+
+
+def _known_figures(plan: TrainPlan) -> ContextFigures | None:
+    """Return what the study of the plan's first context measured, on unseen prompts if it did; None without a study."""
+    for study in (read_study(page.parent) for page in plan.pages.values()):
+        for trial in study.trials:
+            if trial.context.context_id == plan.contexts[0].context_id:
+                return ContextFigures(trial.final, trial.net, tuple(trial.late.depth), study.name)
+    return None
+
+
+def _cost(
+    plan: TrainPlan, tokens_per_s: float | None, measures: bool, num_gpus: int, progress: Progress | None
+) -> TrainingCost:
+    lengths = [known_length_and_speed(page.parent)[0] for page in plan.pages.values()]
+    length = next(filter(None, lengths), None)
+    options: dict[str, Any] = {"mean_length": length, "num_gpus": num_gpus, "progress": progress}
+    return training_cost(plan, tokens_per_s=tokens_per_s, measures=measures, **options)
