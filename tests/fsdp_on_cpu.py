@@ -1,10 +1,12 @@
 """The command line in processes on a CPU that accelerate takes for GPUs: it shards on nothing else.
 
 Started by a launcher with ACCELERATE_USE_FSDP=true; what is sharded, gathered and reduced is as on GPUs, over gloo.
-With STOP_AFTER=N the processes die once step N is logged, before its state is saved.
+With STOP_AFTER=N the processes die once step N is logged, before its state is saved; with SIGNAL_AFTER=N one of them
+gets SIGUSR1 there.
 """
 
 import os
+import signal
 from typing import Any
 
 import torch
@@ -29,6 +31,8 @@ def on_log(self: Any, args: Any, state: Any, *more: Any, **options: Any) -> None
     usual_on_log(self, args, state, *more, **options)
     if str(state.global_step) == os.environ.get("STOP_AFTER"):
         os._exit(9)
+    if str(state.global_step) == os.environ.get("SIGNAL_AFTER") and os.environ["RANK"] == "1":
+        os.kill(os.getpid(), signal.SIGUSR1)
 
 
 StepLog.on_log = on_log  # type: ignore[method-assign]

@@ -47,6 +47,7 @@ class ColocatedVllm(VllmBackend):
         if adapted is not None:
             rank = adapted.peft_config["default"].r
             options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": min(n for n in LORA_RANKS if n >= rank)}
+        self._is_alone = not torch.distributed.is_initialized()
         self._engine = VllmEngine(
             folder,
             dtype=str(model.dtype).removeprefix("torch."),
@@ -73,6 +74,11 @@ class ColocatedVllm(VllmBackend):
             )
         yield from super().generate(requests, sampling)
         self._engine.sleep()
+
+    def close(self) -> None:
+        """End the engine; of several processes each leaves it asleep, for its end would be that of their group too."""
+        if self._is_alone:
+            super().close()
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from flipsearch.backends.models import model_source
 
 pytestmark = pytest.mark.processes
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,6 +81,20 @@ def test_killed_processes_go_on_from_their_shards(alone: Path, tmp_path: Path) -
     done = in_processes(2, tmp_path, *command, "--resume", module="tests.fsdp_on_cpu", **SHARDED)
     assert done.returncode == 0, done.stderr
     assert_same_training(alone, tmp_path / "checkpoints" / "mine")
+
+
+def test_in_bfloat16_an_empty_context_teaches_nothing_and_a_signal_to_one_process_stops_all(tmp_path: Path) -> None:
+    command = ("--name", "mine", *BATCH, "--dtype", "bfloat16", "--context-control", "empty", "--warmup-share", "0")
+    sharded = {"module": "tests.fsdp_on_cpu", **SHARDED}
+    stopped = in_processes(2, tmp_path, *command, "--save-steps", "0", SIGNAL_AFTER="2", **sharded)
+    assert stopped.stderr.count("stopped by SIGUSR1 after 2 of 3 steps") == 1, stopped.stderr
+    assert re.search(r"exitcode *: 75", stopped.stderr)  # the launcher's own is 1
+    done = in_processes(2, tmp_path, *command, "--resume", **sharded)
+    assert done.returncode == 0, done.stderr
+    trained = tmp_path / "checkpoints" / "mine"
+    assert [(line["loss"], line["grad_norm"]) for line in log_of(trained)] == [(0.0, 0.0)] * 3
+    before, after = (load_file(Path(folder) / "model.safetensors") for folder in (model_source("pocket"), trained))
+    assert all(torch.equal(after[name].bfloat16(), before[name].bfloat16()) for name in before)
 
 
 def test_shards_on_a_cpu_are_refused(tmp_path: Path) -> None:
