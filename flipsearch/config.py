@@ -233,6 +233,8 @@ class SearchConfig(StudyConfig):
     """Measure finalists after this many tokens of the unsafe answer, too; repeatable; 0 is none."""
     benign_context: bool = True
     """Choose a context for the benign prompts of a training."""
+    attacks: Names = ()
+    """Search on attacked prompts, too: e.g. prefill,wrappers (none; see `flipsearch list attacks`)."""
 
     @model_validator(mode="after")
     def _check_rewriter(self) -> Self:

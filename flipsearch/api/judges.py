@@ -22,6 +22,7 @@ from flipsearch.judging.labels import load_labels, merge_labels, read_labels, sa
 from flipsearch.judging.library import load_judge, unload_after
 from flipsearch.judging.refusal_rules import RefusalRules
 from flipsearch.ledger import Ledger
+from flipsearch.prompts.attacks import attacked_prompts
 from flipsearch.prompts.files import require_local_prompts
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.reporting.files import read_study, study_config, write_labels
@@ -100,7 +101,7 @@ def label_answers(
     if not fetch:
         named = [*([config.prompts] if config.prompts else []), *config.harmful, *config.benign]
         require_local_prompts(named, f"'{folder / STUDY_FILE}'", "give --fetch if you trust it")
-    prompts = prompts_of(config).prompts
+    prompts = attacked_prompts(prompts_of(config), getattr(config, "attacks", ()), config).prompts
     with Ledger(ledger_place(folder, reports), read_only=True) as ledger:
         answers = sample_answers(finished, ledger, prompts, num, num_contexts, load_labels(folder))
     write_labels(answers, path)

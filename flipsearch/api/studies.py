@@ -20,6 +20,7 @@ from flipsearch.core.records import Context
 from flipsearch.defaults import library_for
 from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
+from flipsearch.prompts.attacks import attacked_prompts
 from flipsearch.prompts.sets import PromptSet, prompts_of
 from flipsearch.reporting.files import check_best, read_study
 from flipsearch.results import SearchResult
@@ -102,7 +103,8 @@ def plan(
 
 def _prepare(given: Given[SearchConfig]) -> tuple[SearchSetup, PromptSet]:
     config = given.config()
-    library, prompts = library_for(config.model, config.contexts), prompts_of(config)
+    library = library_for(config.model, config.contexts)
+    prompts = attacked_prompts(prompts_of(config), config.attacks, config)
     setup = prepare_search(config, library, prompts.prompts)
     return replace(setup, start=_start(config, library)), prompts
 

@@ -261,7 +261,7 @@ class StudyKind(StrEnum):
     SCORE = "score"
 
 
-STUDY_FORMAT: Final = 6
+STUDY_FORMAT: Final = 7
 """Version of the study file; a file of any other cannot be read."""
 
 
@@ -269,7 +269,7 @@ STUDY_FORMAT: Final = 6
 class Study(ShowsFacts):
     """A search or score, as the report reads it."""
 
-    format: Literal[6]
+    format: Literal[7]
     """STUDY_FORMAT; the first field, so that it is the first to be refused."""
     name: str
     kind: StudyKind

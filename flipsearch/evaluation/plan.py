@@ -8,11 +8,11 @@ from pathlib import Path
 
 from flipsearch.backends.base import check_model
 from flipsearch.backends.models import POCKET_MODEL, TRAINING_FILE, base_model, require_local_model
-from flipsearch.config import EVALUATIONS, EvalConfig, is_endpoint
+from flipsearch.config import EVALUATIONS, EvalConfig
 from flipsearch.core.errors import BackendError, ConfigError, PromptError
 from flipsearch.core.records import Prompt, content_id
 from flipsearch.evaluation.answers import plain_number
-from flipsearch.prompts.attacks import ATTACKS, attack_names
+from flipsearch.prompts.attacks import ATTACKS, attack_names, gives_tokens
 from flipsearch.prompts.files import TEXT_COLUMNS, cell, read_table
 from flipsearch.prompts.problems import ProblemSet, load_problems
 from flipsearch.prompts.rows import ANSWER_COLUMNS
@@ -112,9 +112,9 @@ def _attacks(config: EvalConfig, harmful: Sequence[Prompt]) -> tuple[tuple[str, 
     names = attack_names(config.attacks)
     if names and not harmful:
         raise ConfigError("--attacks: there are no harmful prompts to attack; give some with --harmful.")
-    remote = [m for m in (config.model, config.against) if m and (is_endpoint(m) or config.backend == "scripted")]
+    remote = [model for model in (config.model, config.against) if model and not gives_tokens(config, model)]
     why = {
-        "tokens": f"the tokens of a model on this machine, and '{remote[0]}' gives none" if remote else "",
+        "tokens": f"the tokens of a model, and '{remote[0]}' gives none" if remote else "",
         "attacker": "" if config.attacker else "a model that writes: --attacker MODEL",
     }
     impossible = {name: why[needs] for name in names if (needs := ATTACKS[name].needs) and why[needs]}

@@ -12,17 +12,20 @@ import codecs
 import random
 import re
 import tomllib
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
+from flipsearch.config import ModelConfig, is_endpoint
 from flipsearch.core.errors import ConfigError, unknown_name
 from flipsearch.core.records import Prompt, Turn, content_id
+from flipsearch.prompts.sets import PromptSet
 
 SLOT = "REQUEST"
 ALL = "all"
-CAPITALS, SCRAMBLED, REPLACED = 0.5, 0.4, 0.05
+CAPITALS, SCRAMBLED, REPLACED = 0.3, 0.25, 0.02
 """Shares of letters in capitals, of words whose inner letters are shuffled, and of letters replaced by a neighbour."""
 _LONG_WORD = re.compile(r"[A-Za-z]{4,}")
 
@@ -92,6 +95,41 @@ def attack_names(given: Sequence[str]) -> tuple[str, ...]:
         if name not in ATTACKS and name != ALL:
             raise ConfigError(f"--attacks: {unknown_name('attack', name, [ALL, *ATTACKS])}")
     return tuple(name for name in ATTACKS if name in given or ALL in given)
+
+
+def gives_tokens(config: ModelConfig, model: str) -> bool:
+    """Return whether a model takes tokens, which some attacks need: those behind an endpoint and tables do not."""
+    return not is_endpoint(model) and config.backend not in ("http", "scripted")
+
+
+def attacked_prompts(prompts: PromptSet, given: Sequence[str], config: ModelConfig) -> PromptSet:
+    """Return a set whose harmful prompts of search and confirm stand in each form of some attacks, and in none.
+
+    Still in nested order: of k forms, a prompt comes in another one in each of k rounds, and prompts that follow each
+    other in different ones. ConfigError for an attack that is made by more than texts.
+    """
+    if not given:
+        return prompts
+    able = [name for name, attack in ATTACKS.items() if attack.variants and attack.needs != "attacker"]
+    names = able if ALL in given else attack_names(given)
+    if odd := [name for name in names if name not in able]:
+        raise ConfigError(f"--attacks {odd[0]} is for evaluate: a search takes {', '.join(able)}.")
+    remote = [] if gives_tokens(config, config.model) else [name for name in names if ATTACKS[name].needs == "tokens"]
+    if remote:
+        raise ConfigError(f"--attacks {remote[0]} needs the tokens of a model, and '{config.model}' gives none.")
+    forms = [AttackVariant(), *(form for name in names for form in ATTACKS[name].variants.values())]
+    attacked: list[Prompt] = []
+    for number in range(len(forms)):
+        places: Counter[str | None] = Counter()
+        for prompt in prompts.prompts:
+            if prompt.kind == "harmful" and prompt.split in ("search", "confirm"):
+                form = forms[(places[prompt.split] + number) % len(forms)]
+                places[prompt.split] += 1
+                attacked.append(prompt if form == AttackVariant() else form.attacked(prompt))
+            elif number == 0:
+                attacked.append(prompt)
+    note = f"harmful prompts of search and confirm stand in {len(forms)} forms: as they are, and in {', '.join(names)}"
+    return PromptSet(prompts.name, tuple(attacked), (*prompts.notes, note))
 
 
 def reworded(prompt: Prompt, text: str) -> Prompt:

@@ -44,8 +44,8 @@ def test_a_checkpoint_that_withstands_an_attack_is_shown_beside_its_base(tmp_pat
     (tmp_path / "new.json").write_text(json.dumps([anything]))
     (tmp_path / "harmful.csv").write_text("prompt\n" + "".join(f'"{text}"\n' for text in texts))
     (tmp_path / "benign.csv").write_text('prompt\n"How do I bake bread?"\n')
-    command = ("evaluate", "new.json", "--against", "base.json", "--backend", "scripted", "--harmful", "harmful.csv")
-    command += ("--benign", "benign.csv", "--split", "all", "--judge", "refusal", "--attacks", "all", "--json")
+    command = ["evaluate", "new.json", "--against", "base.json", "--backend", "scripted", "--harmful", "harmful.csv"]
+    command += ["--benign", "benign.csv", "--split", "all", "--judge", "refusal", "--attacks", "all", "--json"]
     done = run(*command, cwd=tmp_path)
     card = json.loads(done.stdout)
     scores = {(score["metric"], score["set_name"]): score for score in card["scores"]}

@@ -2,6 +2,7 @@
 
 import base64
 import codecs
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from flipsearch.backends.scripted import ScriptedBackend
-from flipsearch.config import EvalConfig
+from flipsearch.config import EvalConfig, SearchConfig
 from flipsearch.core.errors import BackendError, ConfigError, PromptError
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Exchange, Prompt, Request, Rollout, Sampling, Verdict
@@ -19,7 +20,7 @@ from flipsearch.evaluation.plan import EvaluationPlan, plan_evaluation
 from flipsearch.evaluation.scorecard import SetScores
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
-from flipsearch.prompts.attacks import ATTACKS, attack_names, respelled_request
+from flipsearch.prompts.attacks import ATTACKS, attack_names, attacked_prompts, respelled_request
 from flipsearch.prompts.sets import PromptSet
 from tests.world import COMPLIANCE, GREEDY, MUMBLE, REFUSAL, RefusalJudge
 
@@ -222,7 +223,7 @@ PROMPT_SET = PromptSet("mine", (*PROMPTS, BENIGN))
         ({"attacks": "wrappers", "unsafe_answers": "x.csv"}, r"--unsafe-answers is for --attacks prefill; name one"),
         (
             {"attacks": "template-free", "model": "http://127.0.0.1:1/v1#a"},
-            r"--attacks template-free needs the tokens of a model on this machine, and 'http://127.0.0.1:1/v1#a' gives",
+            r"--attacks template-free needs the tokens of a model, and 'http://127.0.0.1:1/v1#a' gives",
         ),
         ({"attacks": "pair", "attacker": "no/such folder"}, r"--attacker: .*no/such folder"),
     ],
@@ -250,3 +251,34 @@ def test_unsafe_answers_of_a_file_are_those_of_the_same_prompts(tmp_path: Path) 
     file.write_text("prompt,note\nanother rather dangerous thing 1,Step two\n")
     with pytest.raises(PromptError, match=r"no column of answers among prompt, note; expected prompt and response"):
         plan_evaluation(make_config(EvalConfig, settings), PROMPT_SET)
+
+
+def test_a_search_sees_each_prompt_in_each_form_and_near_ones_in_different_forms() -> None:
+    prompts = tuple(Prompt(f"thing {i}", "harmful", split="search" if i < 6 else "confirm") for i in range(10))
+    training = Prompt("thing 10", "harmful", split="training")
+    benign = Prompt("good thing", "benign", split="search")
+    config = make_config(SearchConfig, {"attacks": "two-turn, prefill"})
+    given = PromptSet("mine", (*prompts, training, benign))
+    attacked = attacked_prompts(given, config.attacks, config)
+    assert len(attacked.prompts) == 10 * 5 + 2
+    in_search = [prompt for prompt in attacked.prompts if prompt.split == "search" and prompt.kind == "harmful"]
+    assert [prompt.judged.text for prompt in in_search[:6]] == [prompt.text for prompt in prompts[:6]]
+    assert len({(prompt.turns[:1] and prompt.turns[0][1][:6], prompt.prefill) for prompt in in_search[:5]}) == 5
+    by_request = Counter((prompt.judged.text, prompt.group or prompt.prompt_id) for prompt in in_search)
+    assert set(by_request.values()) == {5}
+    assert len(by_request) == 6
+    assert [prompt for prompt in attacked.prompts if prompt in (training, benign)] == [training, benign]
+    assert attacked_prompts(given, (), config) is given
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"attacks": "pair"}, r"--attacks pair is for evaluate: a search takes prefill, "),
+        ({"attacks": "prefill", "model": "x.json", "backend": "scripted"}, r"--attacks prefill needs the tokens of a "),
+    ],
+)
+def test_a_search_refuses_an_attack_that_it_cannot_make(settings: dict[str, str], message: str) -> None:
+    config = make_config(SearchConfig, settings)
+    with pytest.raises(ConfigError, match=message):
+        attacked_prompts(PROMPT_SET, config.attacks, config)
