@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from flipsearch.api.chat import ChatSession as ChatSession
+from flipsearch.api.sweep import SweepPlan as SweepPlan
 from flipsearch.core.errors import FlipsearchError as FlipsearchError
 from flipsearch.core.progress import Progress as Progress
 from flipsearch.core.records import Context as Context
@@ -25,6 +26,7 @@ from flipsearch.results import JudgeCheck as JudgeCheck
 from flipsearch.results import JudgeFit as JudgeFit
 from flipsearch.results import LabellingResult as LabellingResult
 from flipsearch.results import SearchResult as SearchResult
+from flipsearch.results import SweepResult as SweepResult
 from flipsearch.results import TrainingResult as TrainingResult
 from flipsearch.searching.plan import SearchPlan as SearchPlan
 from flipsearch.training.plan import TrainPlan as TrainPlan
@@ -57,6 +59,7 @@ __all__ = [
     "score",
     "search",
     "stress_judge",
+    "sweep",
     "train",
 ]
 
@@ -399,6 +402,71 @@ def search(
     on_plan: Callable[[SearchPlan], None] | None = None,
 ) -> SearchResult: ...
 def stress_judge(judge: str) -> JudgeStress: ...
+def sweep(
+    *,
+    model: str = "pocket",
+    backend: str = "transformers",
+    thinking: Literal["auto", "on", "off"] = "auto",
+    think_tokens: int | None = None,
+    device: str = "auto",
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto",
+    max_model_len: int | None = None,
+    batch_size: int | None = None,
+    max_tokens: int | None = None,
+    temperature: float = 0.6,
+    top_p: float = 1.0,
+    top_k: int = 0,
+    prompts: str | None = None,
+    harmful: Sequence[str] | str = (),
+    benign: Sequence[str] | str = (),
+    judge: str = "",
+    seed: int = 0,
+    contexts: Sequence[str] | str = (),
+    max_prompts: int | None = None,
+    omit: Sequence[str] | str = (),
+    request_timeout_s: str | float = 900.0,
+    benign_context: str | None = None,
+    count_flips: Sequence[str] | str = ("refusal", "redirection", "help"),
+    gate: bool = False,
+    teacher: str | None = None,
+    reports: Path | str = "reports",
+    split: Literal["search", "confirm", "training", "all"] | None = None,
+    epochs: float = 3.0,
+    max_steps: int | None = None,
+    learning_rate: float | None = None,
+    train_batch_size: int | None = None,
+    micro_batch_size: int | None = None,
+    warmup_share: float = 0.1,
+    weight_decay: float = 0.0,
+    max_grad_norm: float = 1.0,
+    forward_weight: float = 0.5,
+    reverse_weight: float = 0.5,
+    jensen_shannon_weight: float = 0.0,
+    loss_mixture: float = 0.5,
+    loss_temperature: float = 1.0,
+    support: int = 0,
+    tail: Literal["renormalised", "bucket"] = "renormalised",
+    clip: float | None = None,
+    horizon: int | None = None,
+    lora: int = 0,
+    gradient_checkpointing: bool = False,
+    context: Sequence[str] | str = (),
+    study: str | None = None,
+    num_contexts: int = 6,
+    seeds: int = 3,
+    methods: Sequence[str] | str = ("opsa",),
+    data_sizes: Sequence[str] | str | Sequence[float] = (1.0,),
+    predict_split: Literal["search", "confirm", "training", "evaluation", "all"] = "confirm",
+    reasoning: Sequence[str] | str = (),
+    max_problems: int | None = None,
+    name: str | None = None,
+    drop_weights: bool = False,
+    config: Path | str | None = None,
+    progress: Progress | None = None,
+    on_plan: Callable[[SweepPlan], None] | None = None,
+    on_part: Callable[[str], None] | None = None,
+    plan_only: bool = False,
+) -> SweepResult | None: ...
 def train(
     *,
     model: str = "pocket",
@@ -422,17 +490,11 @@ def train(
     max_prompts: int | None = None,
     omit: Sequence[str] | str = (),
     request_timeout_s: str | float = 900.0,
-    context: Sequence[str] | str,
     benign_context: str | None = None,
-    control: Literal["empty", "neutral", "shuffled"] | None = None,
     count_flips: Sequence[str] | str = ("refusal", "redirection", "help"),
     gate: bool = False,
-    method: str = "opsa",
     teacher: str | None = None,
-    name: str | None = None,
-    checkpoints: Path | str = "checkpoints",
     reports: Path | str = "reports",
-    resume: bool = False,
     split: Literal["search", "confirm", "training", "all"] | None = None,
     epochs: float = 3.0,
     max_steps: int | None = None,
@@ -453,6 +515,13 @@ def train(
     horizon: int | None = None,
     lora: int = 0,
     gradient_checkpointing: bool = False,
+    context: Sequence[str] | str,
+    control: Literal["empty", "neutral", "shuffled"] | None = None,
+    method: str = "opsa",
+    name: str | None = None,
+    checkpoints: Path | str = "checkpoints",
+    resume: bool = False,
+    data_share: float = 1.0,
     save_steps: int | None = None,
     report_to: Sequence[str] | str = (),
     sample_prompts: int = 4,

@@ -33,6 +33,7 @@ COMMANDS: dict[str, Command] = {
     "train": model_commands.train,
     "evaluate": model_commands.evaluate,
     "anatomy": model_commands.anatomy,
+    "sweep": model_commands.sweep,
     "export": model_commands.export,
 }
 SETTINGS = {
@@ -42,6 +43,7 @@ SETTINGS = {
     "train": "TrainConfig",
     "evaluate": "EvalConfig",
     "anatomy": "AnatomyConfig",
+    "sweep": "SweepConfig",
     "export": "ExportConfig",
 }
 """Command -> the class in flipsearch.config whose fields are its options."""
@@ -57,6 +59,7 @@ EXAMPLES = {
     "train": "flipsearch train --context best.txt --name safer",
     "evaluate": "flipsearch evaluate checkpoints/safer",
     "anatomy": "flipsearch anatomy --context best.txt --student checkpoints/safer",
+    "sweep": "flipsearch sweep --study pocket-a46723 --seeds 3",
     "export": "flipsearch export best.txt --placement before --format trl --to rows.jsonl",
     "judge check": "flipsearch judge check --judge compact --labels labels.csv",
     "judge label": "flipsearch judge label pocket-a46723 --to labels.csv",
@@ -70,6 +73,7 @@ FALLS_SHORT = {
     "check": "a limit is not kept, or nothing is unsafe without a context",
     "list": "a file of contexts is broken",
     "doctor": "a check failed",
+    "sweep": "a training could not be made",
     "ledger check": "something is wrong in the ledger",
 }
 """Command -> when it exits with 1."""

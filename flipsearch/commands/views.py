@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Column, Table
 from rich.text import Text
 
-from flipsearch.commands.console import NUM_SHOWN, plain_table, print_lines, print_table, print_wrapped
+from flipsearch.commands.console import NUM_SHOWN, figures, plain_table, print_lines, print_table, print_wrapped
 from flipsearch.commands.model_views import too_few_labels
 from flipsearch.core.display import printable, shortened
 from flipsearch.core.studies import Study, StudyKind, Trial
@@ -20,8 +20,18 @@ from flipsearch.reporting.columns import Column as ShownColumn
 from flipsearch.reporting.columns import columns_of, kinds_legend
 from flipsearch.reporting.format import DASH, SHARED_ERRORS, percent, with_interval
 from flipsearch.reporting.names import names_of
+from flipsearch.reporting.sweep_page import caveats, group_title, prediction_rows, training_rows
+from flipsearch.reporting.sweep_page import sentence as sentence_of_sweep
 from flipsearch.reporting.verdict import Tone, verdict
-from flipsearch.results import AnatomyResult, ContextCheck, Diagnosis, EvaluationResult, SearchResult, TrainingResult
+from flipsearch.results import (
+    AnatomyResult,
+    ContextCheck,
+    Diagnosis,
+    EvaluationResult,
+    SearchResult,
+    SweepResult,
+    TrainingResult,
+)
 from flipsearch.templating.library import BROKEN
 
 if TYPE_CHECKING:  # packages of other commands, which load their libraries
@@ -300,6 +310,28 @@ def show_anatomy(result: AnatomyResult) -> None:
     for note in anatomy.notes:
         print_wrapped(f"Note: {note}")
     print_lines("", f"{'page':<14}{result.folder / 'anatomy.html'}")
+
+
+def show_sweep(result: SweepResult) -> None:
+    """Print which figure of the contexts predicts harm after training, the trainings, and where the page lies."""
+    sweep = result.sweep
+    print_wrapped(sentence_of_sweep(sweep))
+    for group in sweep.groups:
+        if not group.predictions:
+            continue
+        print_lines("", group_title(sweep, group))
+        table = plain_table(Column(""), figures("Spearman"), figures("p"), figures("against the best"))
+        for name, value, p_value, _, behind, _ in prediction_rows(group):
+            table.add_row(name, value, p_value, behind)
+        print_table(table)
+    print_lines("")
+    table = plain_table(Column("context"), Column("method"), *map(figures, ("data", "harm", "over-refusal")))
+    for name, method, share, *_, harm, _, refused, _, _ in training_rows(sweep):
+        table.add_row(Text(printable(name)), method, share, harm, refused)
+    print_table(table)
+    for note in (*caveats(sweep), *sweep.notes):
+        print_wrapped(f"Note: {note}")
+    print_lines("", f"{'page':<14}{result.page}")
 
 
 def show_export(export: PromptExport) -> None:

@@ -11,6 +11,7 @@ from flipsearch.config import EVALUATIONS, EvalConfig
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.records import Prompt, content_id
 from flipsearch.evaluation.answers import plain_number
+from flipsearch.evaluation.programs import check_sandbox
 from flipsearch.prompts.problems import ProblemSet, load_problems
 from flipsearch.prompts.sets import PromptSet, prompts_of_split
 
@@ -77,7 +78,7 @@ def plan_evaluation(config: EvalConfig, prompts: PromptSet) -> EvaluationPlan:
     reasoning = DEFAULT_REASONING.get(base, ()) if config.reasoning is None else config.reasoning
     config = config.model_copy(update={"against": against, "reasoning": reasoning})
     chosen = prompts_of_split(prompts, config.split, config.max_prompts)
-    problem_sets = tuple(_problem_set(spec, config.max_problems) for spec in dict.fromkeys(reasoning))
+    problem_sets = tuple(_problem_set(spec, config) for spec in dict.fromkeys(reasoning))
     notes = *prompts.notes, *(note for problems in problem_sets for note in problems.notes)
     plan = EvaluationPlan(config, chosen, problem_sets, notes)
     if plan.base_config is not None:
@@ -87,9 +88,12 @@ def plan_evaluation(config: EvalConfig, prompts: PromptSet) -> EvaluationPlan:
     return plan
 
 
-def _problem_set(spec: str, max_problems: int | None) -> ProblemSet:
-    problems = load_problems(spec)
-    problems = replace(problems, problems=problems.problems[:max_problems])
+def _problem_set(spec: str, config: EvalConfig) -> ProblemSet:
+    problems = load_problems(spec, config.seed)
+    problems = replace(problems, problems=problems.problems[: config.max_problems])
+    if problems.runs_programs:
+        check_sandbox()
+        return problems
     others = (problem for problem in problems.problems if not problem.num_choices)
     expression = next((problem for problem in others if plain_number(problem.answer) is None), None)
     if expression is not None and not find_spec("math_verify"):
