@@ -21,6 +21,7 @@ _MODULES = {
     **dict.fromkeys(("check_judge", "label_answers", "fit_judge", "stress_judge"), "flipsearch.api.judges"),
     **dict.fromkeys(("check_ledger", "export_ledger"), "flipsearch.api.lookup"),
     "anatomy": "flipsearch.api.anatomy",
+    "sweep": "flipsearch.api.sweep",
     "chat": "flipsearch.api.chat",
     "doctor": "flipsearch.api.doctor",
     **dict.fromkeys(("SearchResult", "EvaluationResult", "TrainingResult"), "flipsearch.results"),

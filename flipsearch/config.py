@@ -25,13 +25,14 @@ from flipsearch.core.settings import (
     NonNegative,
     Positive,
     Seconds,
+    Shares,
     Texts,
     as_sequence,
     check_folder_name,
     seconds,
 )
 from flipsearch.core.studies import RefusalCap, RefusalCount
-from flipsearch.core.trainings import METHODS, Control, check_method
+from flipsearch.core.trainings import METHODS, Control, check_method, check_methods
 
 MAX_TOKENS = 1024
 """Completion tokens at most where neither the user nor the model says otherwise."""
@@ -44,8 +45,8 @@ REQUEST_TIMEOUT_S = 900.0
 """Seconds of one request to an endpoint where the user does not say otherwise."""
 MOST_SAMPLES = 1000
 """Samples per prompt at most."""
-TRAININGS, EVALUATIONS, ANATOMIES = "trainings", "evaluations", "anatomies"
-"""Folders under the reports that hold no study, but the ledgers of all trainings, evaluations and anatomies."""
+TRAININGS, EVALUATIONS, ANATOMIES, SWEEPS = "trainings", "evaluations", "anatomies", "sweeps"
+"""Folders under the reports that hold no study, but all trainings', evaluations' and anatomies' ledgers, and sweeps."""
 
 
 def is_endpoint(model: str) -> bool:
@@ -151,7 +152,7 @@ class StudyConfig(ModelConfig):
     def _check_study(self) -> Self:
         if self.study is None:
             return self
-        check_folder_name("--study", self.study, "--reports", taken=(TRAININGS, EVALUATIONS, ANATOMIES))
+        check_folder_name("--study", self.study, "--reports", taken=(TRAININGS, EVALUATIONS, ANATOMIES, SWEEPS))
         return self
 
     @model_validator(mode="after")
@@ -278,32 +279,19 @@ class ChatConfig(ModelConfig):
     """Where a text goes: system, before, after or around (a card's own placement, else system)."""
 
 
-class TrainConfig(ModelConfig):
-    """A training: `model` is what is trained."""
+class LearningConfig(ModelConfig):
+    """What a model learns, and how: shared by a training and a sweep of trainings."""
 
-    context: Annotated[Texts, Field(min_length=1)]
-    """best.txt, a card, a text or a template; with several, each harmful prompt goes to the first that flips it."""
     benign_context: str | None = None
     """Context that the teacher sees with benign prompts (none)."""
-    control: Annotated[Control | None, Flag(("--context-control",))] = None
-    """Put this in the context's place, to see what its meaning is worth: empty, neutral or shuffled."""
     count_flips: FlipKinds = COUNTED_KINDS
     """Kinds of safe answers that a context flips a prompt to, and that are learnt from where a judge keeps answers."""
     gate: bool = False
     """Leave out harmful prompts that the context does not make safe; always so with several contexts."""
-    preset: Literal["paper", "quick", "eopsa-like"] | None = None
-    """paper (OPSA's recipe), eopsa-like (on first tokens) or quick (minutes); options and files win over it."""
-    method: Annotated[str, AfterValidator(check_method), Field(description=f"{', '.join(METHODS)}.")] = "opsa"
     teacher: Annotated[str | None, Flag(metavar="MODEL")] = None
     """The model whose answers are learnt, for a method that needs one."""
-    name: str | None = None
-    """Name of the checkpoint's folder (derived from the settings)."""
-    checkpoints: Path = Path("checkpoints")
-    """Folder that the checkpoints are written to."""
     reports: Path = Path("reports")
-    """Folder with the ledger of the answers that are judged before training."""
-    resume: bool = False
-    """Continue from the last state that was saved."""
+    """Folder of the studies, with the ledger of the answers that are judged before a training, and all sweeps."""
     split: Literal["search", "confirm", "training", "all"] | None = None
     """Prompts: search, confirm, training, or all, for sets that are not evaluated on (all but evaluation)."""
     temperature: NonNegative = 0.6
@@ -358,6 +346,26 @@ class TrainConfig(ModelConfig):
     """Layers with adapters, by the end of their name, e.g. q_proj; repeatable (all linear layers but the head)."""
     gradient_checkpointing: bool = False
     """Compute activations again in the backward pass: less memory, more time."""
+
+
+class TrainConfig(LearningConfig):
+    """A training: `model` is what is trained."""
+
+    context: Annotated[Texts, Field(min_length=1)]
+    """best.txt, a card, a text or a template; with several, each harmful prompt goes to the first that flips it."""
+    control: Annotated[Control | None, Flag(("--context-control",))] = None
+    """Put this in the context's place, to see what its meaning is worth: empty, neutral or shuffled."""
+    preset: Literal["paper", "quick", "eopsa-like"] | None = None
+    """paper (OPSA's recipe), eopsa-like (on first tokens) or quick (minutes); options and files win over it."""
+    method: Annotated[str, AfterValidator(check_method), Field(description=f"{', '.join(METHODS)}.")] = "opsa"
+    name: str | None = None
+    """Name of the checkpoint's folder (derived from the settings)."""
+    checkpoints: Path = Path("checkpoints")
+    """Folder that the checkpoints are written to."""
+    resume: bool = False
+    """Continue from the last state that was saved."""
+    data_share: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """Learn from this share of the training prompts of each kind, the same ones for every method and seed."""
     save_steps: Annotated[int, Field(ge=0)] | None = None
     """Save the state every so many steps; 0 never (five times in all)."""
     report_to: Annotated[Texts, Flag(metavar="NAME")] = ()
@@ -375,6 +383,46 @@ class TrainConfig(ModelConfig):
         """Return the folder's name: the given one, or model, method and hash of the settings and of `more`."""
         short = Path(self.model).name.split("@")[0].lower()
         return self.name or f"{short}-{self.method}-{self.identity(*more)[:6]}"
+
+
+class SweepConfig(LearningConfig):
+    """Trainings under several contexts: `model` is what is trained."""
+
+    context: Texts = ()
+    """best.txt, a card, a text or a template; repeatable: each is trained under."""
+    study: str | None = None
+    """Take the contexts of this finished study, spread over the range of its flip rates."""
+    num_contexts: Annotated[int, Field(ge=2)] = 6
+    """Contexts that are taken of the study, the placebo among them."""
+    seeds: Count = 3
+    """Trainings of each kind; their seeds count from --seed on."""
+    methods: Annotated[Names, AfterValidator(check_methods), Flag(metavar="NAME,…")] = ("opsa",)
+    """Training methods that are compared; the first is what the others are compared with."""
+    data_sizes: Shares = (1.0,)
+    """Shares of the training prompts that are learnt from, in as many steps."""
+    predict_split: Literal["search", "confirm", "training", "evaluation", "all"] = "confirm"
+    """Prompts that flip rates and divergences are measured on; harm after training is measured on evaluation."""
+    reasoning: Annotated[Texts, Flag(metavar="NAME|PATH")] = ()
+    """Problems for the tax of each training: arithmetic, or a file with question and answer; repeatable."""
+    max_problems: Count | None = None
+    """Problems at most per set (all)."""
+    name: str | None = None
+    """Name of the sweep's folder (derived from the settings, so that the same command continues)."""
+    drop_weights: bool = False
+    """Remove the weights of each checkpoint when it is evaluated: many large ones fill a disk."""
+
+    @model_validator(mode="after")
+    def _check_contexts(self) -> Self:
+        if bool(self.context) == bool(self.study):
+            got = "both" if self.study else "neither"
+            raise ConfigError(f"sweep takes --study NAME or several --context FILE, got {got}; give one of them.")
+        return self
+
+    @staticmethod
+    def changeable_fields() -> set[str]:
+        """Return the settings that a continued sweep may change: they change no training that is already there."""
+        grid = {"context", "study", "num_contexts", "seeds", "methods", "data_sizes", "name", "drop_weights", "teacher"}
+        return LearningConfig.changeable_fields() | grid
 
 
 class AnatomyConfig(ModelConfig):

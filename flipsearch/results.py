@@ -13,6 +13,7 @@ import pandas as pd
 from flipsearch.core.display import ShowsFacts, html_table, printable, shortened
 from flipsearch.core.measurements import json_value
 from flipsearch.core.studies import Study, StudyKind, Trial
+from flipsearch.core.sweeps import Sweep
 from flipsearch.core.trainings import Anatomy, LoggedAnswer, LogLine, Scorecard, TrainingRun
 from flipsearch.judging.accuracy import JudgeAccuracy
 from flipsearch.judging.library import Member
@@ -30,6 +31,7 @@ from flipsearch.reporting.formats import Leaderboard, flips_table, report_format
 from flipsearch.reporting.outcomes import SCORECARD_PAGE, TRAINING_PAGE
 from flipsearch.reporting.pages import leaderboard_page, picture_page
 from flipsearch.reporting.rollout_table import rollouts_table
+from flipsearch.reporting.sweep_page import SWEEP_PAGE
 from flipsearch.reporting.verdict import Criterion, verdict
 
 NUM_SHOWN = 10
@@ -321,6 +323,27 @@ class PreflightResult(ShowsFacts):
     def facts(self) -> dict[str, str]:
         """Return what is shown of it."""
         return {**self.preflight.facts(), "page": str(self.page)}
+
+
+@dataclass(frozen=True, repr=False)
+class SweepResult(ShowsFacts):
+    """A sweep of trainings, and the folder of its page, its checkpoints and all that they were measured with."""
+
+    sweep: Sweep
+    folder: Path
+
+    @property
+    def page(self) -> Path:
+        """What the trainings came to, as a page."""
+        return self.folder / SWEEP_PAGE
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--json` prints."""
+        return {"folder": str(self.folder), **json_value(self.sweep)}
+
+    def facts(self) -> dict[str, str]:
+        """Return what is shown of it."""
+        return {**self.sweep.facts(), "page": str(self.page)}
 
 
 @dataclass(frozen=True, slots=True)

@@ -74,6 +74,8 @@ def parameter_of(kind: type[ModelConfig], name: str) -> inspect.Parameter:
     typed, is_sequence = value_type(kind, name)
     if is_sequence:
         annotation: Any = Sequence[str] | str if typed is str else Sequence[int] | int
+        if flag_of(kind, name).is_text:
+            annotation |= Sequence[float]
     else:
         choices = field.annotation if "Literal" in str(field.annotation) else typed
         annotation = choices | str if typed is Path else choices

@@ -35,6 +35,7 @@ COMMANDS: dict[str, Command] = {
     "preflight": model_commands.preflight,
     "evaluate": model_commands.evaluate,
     "anatomy": model_commands.anatomy,
+    "sweep": model_commands.sweep,
     "export": model_commands.export,
 }
 SETTINGS = {
@@ -44,6 +45,7 @@ SETTINGS = {
     **dict.fromkeys(("train", "plan train", "preflight"), "TrainConfig"),
     "evaluate": "EvalConfig",
     "anatomy": "AnatomyConfig",
+    "sweep": "SweepConfig",
     "export": "ExportConfig",
 }
 """Command -> the class in flipsearch.config whose fields are its options."""
@@ -61,6 +63,7 @@ EXAMPLES = {
     "preflight": "flipsearch preflight --context best.txt --preset paper",
     "evaluate": "flipsearch evaluate checkpoints/safer",
     "anatomy": "flipsearch anatomy --context best.txt --student checkpoints/safer",
+    "sweep": "flipsearch sweep --study pocket-a46723 --seeds 3",
     "export": "flipsearch export best.txt --placement before --format trl --to rows.jsonl",
     "judge check": "flipsearch judge check --judge compact --labels labels.csv",
     "judge label": "flipsearch judge label pocket-a46723 --to labels.csv",
@@ -75,6 +78,7 @@ FALLS_SHORT = {
     "preflight": "think again, or no",
     "list": "a file of contexts is broken",
     "doctor": "a check failed",
+    "sweep": "a training could not be made",
     "ledger check": "something is wrong in the ledger",
 }
 """Command -> when it exits with 1."""

@@ -1,5 +1,6 @@
 """Commands on models and judges: chat, train, evaluate, export, list, doctor and judge; made like those on studies."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -124,6 +125,40 @@ def anatomy(config: Config = None, json: Json = False, **settings: Setting) -> "
     with progress_display() as progress:
         result = flipsearch.anatomy(**given(settings), config=config, progress=progress)
     return console.outcome(result, views.show_anatomy)
+
+
+def sweep(
+    config: Config = None,
+    plan: Annotated[bool, option("Print the plan, and train nothing.", "--plan")] = False,
+    json: Json = False,
+    **settings: Setting,
+) -> "Outcome":
+    """Train under several contexts: does flip rate predict harm?
+
+    A grid of trainings, contexts by --methods by --data-sizes by --seeds, on the same prompts with as many steps; each
+    is evaluated on prompts that it never saw. The same command continues.
+    """
+    from flipsearch.commands import console, plans, views
+    from flipsearch.commands.progress import progress_display
+
+    with progress_display() as progress:
+
+        def show(lines: Iterable[str]) -> None:
+            if not json:
+                progress.show_lines(lines)
+
+        result = flipsearch.sweep(
+            **given(settings),
+            config=config,
+            progress=progress,
+            on_plan=lambda planned: show(plans.sweep_plan_lines(planned)),
+            on_part=lambda line: show([line]),
+            plan_only=plan,
+        )
+    if result is None:
+        return console.Outcome(dict, lambda: None)
+    is_whole = len(result.sweep.runs) == result.sweep.num_planned
+    return console.outcome(result, views.show_sweep, 0 if is_whole else 1)
 
 
 def export(context: Contexts, config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":

@@ -24,22 +24,22 @@ Setting = str | int | float | bool | Path | list[str] | list[int] | None
 """A setting as it was typed; None if it was not."""
 FIRST = "Main options"
 GROUPS = {
-    FIRST: "model context preset prompts harmful benign judge against student num_contexts budget_tokens time_s study "
-    "name placement format to",
+    FIRST: "model context preset prompts harmful benign judge against student seeds methods data_sizes num_contexts "
+    "budget_tokens time_s study name placement format to",
     "Model and decoding": "backend thinking think_tokens device dtype max_model_len batch_size max_tokens temperature "
     "top_p top_k seed omit request_timeout_s",
-    "Prompts and judging": "max_prompts max_problems split reasoning samples unsafe_at count_flips second_judges "
-    "confirm_judge",
+    "Prompts and judging": "max_prompts max_problems split predict_split reasoning samples unsafe_at count_flips "
+    "second_judges confirm_judge",
     "Attacks": "attacks attempts attacker unsafe_answers",
     "Where contexts come from": "contexts start templates placements breed rewriter screen max_context_tokens "
     "benign_context cohort_size",
     "What a context may cost": "max_over_refusal over_refusal max_contraction",
     "Stopping early and confirming": "first_rung alpha tolerance num_finalists depths",
     "What is learnt": "control gate method teacher rollouts forward_weight reverse_weight jensen_shannon_weight "
-    "loss_mixture loss_temperature support tail clip horizon max_length lora lora_alpha lora_targets",
+    "loss_mixture loss_temperature support tail clip horizon max_length lora lora_alpha lora_targets data_share",
     "Optimizer": "epochs max_steps learning_rate train_batch_size micro_batch_size optimizer scheduler warmup_share "
     "weight_decay max_grad_norm gradient_checkpointing",
-    "Files": "best reports checkpoints resume save_steps report_to sample_prompts",
+    "Files": "best reports checkpoints resume save_steps report_to sample_prompts drop_weights",
 }
 """Heading -> the settings below it, in this order; any other setting is in the first group."""
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 from flipsearch.reporting.format import duration, percent
 
 if TYPE_CHECKING:  # packages of other commands, which load their libraries
+    from flipsearch.api.sweep import SweepPlan
     from flipsearch.searching.plan import SearchPlan, Span
     from flipsearch.training.cost import TrainingCost
     from flipsearch.training.plan import TrainPlan
@@ -163,3 +164,20 @@ SMALLER = (
     "or more GPUs (accelerate launch --use_fsdp --fsdp_version 2 …)."
 )
 """What makes a training smaller."""
+
+
+def sweep_plan_lines(plan: "SweepPlan") -> list[str]:
+    """Return what a sweep takes, in a few lines."""
+    config, trainings = plan.config, plan.trainings
+    shares = ", ".join(f"{100 * share:g} %" for share in dict.fromkeys(config.data_sizes))
+    grid = f"{len(plan.contexts)} contexts x {len(config.methods)} methods x {len(set(config.data_sizes))} data sizes"
+    tokens = sum(training.tokens_at_most for training in trainings)
+    return [
+        f"{'contexts':<10}{', '.join(planned.name for planned in plan.contexts)}",
+        f"{'trainings':<10}{len(trainings):,}: {grid} x {config.seeds} seeds, {plan.num_finished:,} finished",
+        f"{'methods':<10}{', '.join(config.methods)} on {shares} of {plan.num_prompts:,} prompts",
+        f"{'steps':<10}{trainings[0].num_steps:,} each, {sum(training.num_steps for training in trainings):,} in all",
+        f"{'tokens':<10}at most {tokens:,} to learn from",
+        f"{'folder':<10}{plan.folder}",
+        *(f"Note: {note}" for note in plan.notes),
+    ]

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from rich.table import Column, Table
 from rich.text import Text
 
-from flipsearch.commands.console import NUM_SHOWN, plain_table, print_lines, print_table, print_wrapped
+from flipsearch.commands.console import NUM_SHOWN, figures, plain_table, print_lines, print_table, print_wrapped
 from flipsearch.commands.model_views import too_few_labels
 from flipsearch.core.display import printable, shortened
 from flipsearch.core.studies import Study, StudyKind, Trial
@@ -22,6 +22,8 @@ from flipsearch.reporting.format import DASH, SHARED_ERRORS, Unit, percent, with
 from flipsearch.reporting.names import names_of
 from flipsearch.reporting.outcomes import scorecard_verdict
 from flipsearch.reporting.preflight_page import CHECK_STATES
+from flipsearch.reporting.sweep_page import caveats, group_title, prediction_rows, training_rows
+from flipsearch.reporting.sweep_page import sentence as sentence_of_sweep
 from flipsearch.reporting.verdict import StudyVerdict, Tone, verdict
 from flipsearch.results import (
     AnatomyResult,
@@ -30,6 +32,7 @@ from flipsearch.results import (
     EvaluationResult,
     PreflightResult,
     SearchResult,
+    SweepResult,
     TrainingResult,
 )
 from flipsearch.templating.library import BROKEN
@@ -337,6 +340,28 @@ def show_preflight(result: PreflightResult) -> None:
         if check.todo:
             print_wrapped(f"{check.name}: {check.todo}")
     for note in preflight.notes:
+        print_wrapped(f"Note: {note}")
+    print_lines("", f"{'page':<14}{result.page}")
+
+
+def show_sweep(result: SweepResult) -> None:
+    """Print which figure of the contexts predicts harm after training, the trainings, and where the page lies."""
+    sweep = result.sweep
+    print_wrapped(sentence_of_sweep(sweep))
+    for group in sweep.groups:
+        if not group.predictions:
+            continue
+        print_lines("", group_title(sweep, group))
+        table = plain_table(Column(""), figures("Spearman"), figures("p"), figures("against the best"))
+        for name, value, p_value, _, behind, _ in prediction_rows(group):
+            table.add_row(name, value, p_value, behind)
+        print_table(table)
+    print_lines("")
+    table = plain_table(Column("context"), Column("method"), *map(figures, ("data", "harm", "over-refusal")))
+    for name, method, share, *_, harm, _, refused, _, _ in training_rows(sweep):
+        table.add_row(Text(printable(name)), method, share, harm, refused)
+    print_table(table)
+    for note in (*caveats(sweep), *sweep.notes):
         print_wrapped(f"Note: {note}")
     print_lines("", f"{'page':<14}{result.page}")
 

@@ -60,17 +60,20 @@ def flip_kinds(value: Any) -> Any:
     return tuple(kind for kind in FLIP_KINDS if kind in names)
 
 
-def split_names(value: Any) -> Any:
-    """Return names, given one by one or with commas between them."""
-    parts = as_sequence(value)
-    if not isinstance(parts, list | tuple) or not all(isinstance(part, str) for part in parts):
-        return value
-    return tuple(name.strip() for part in parts for name in part.split(","))
+def separated(value: Any) -> Any:
+    """Return values, given one by one or with commas between them, as texts, each once."""
+    parts = (value,) if isinstance(value, float) else as_sequence(value)
+    if not isinstance(parts, list | tuple):
+        raise ValueError("expected values with commas between them")
+    return tuple(dict.fromkeys(text.strip() for part in parts for text in str(part).split(",")))
 
 
 Texts = Annotated[tuple[str, ...], BeforeValidator(as_sequence)]
-Names = Annotated[tuple[str, ...], BeforeValidator(split_names), Flag(metavar="NAME,…")]
+Names = Annotated[tuple[str, ...], BeforeValidator(separated), Flag(metavar="NAME,…")]
 Fraction = Annotated[float, Field(ge=0, le=1)]
+Shares = Annotated[
+    tuple[Annotated[float, Field(gt=0, le=1)], ...], BeforeValidator(separated), Flag(metavar="SHARE,…", is_text=True)
+]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Seconds = Annotated[Positive, BeforeValidator(seconds)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]

@@ -11,7 +11,7 @@ p is the model under the context, q the model without one, both behind the same 
 """
 
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -177,6 +177,11 @@ def check_method(name: str) -> str:
     if name not in METHODS:
         raise ConfigError(unknown_name("training method", name, METHODS))
     return name
+
+
+def check_methods(names: Sequence[str]) -> tuple[str, ...]:
+    """Return the names of several methods; raises ConfigError for an unknown one."""
+    return tuple(map(check_method, names))
 
 
 def check_format(content: object, path: object) -> None:

@@ -12,6 +12,7 @@ from flipsearch.config import EVALUATIONS, EvalConfig
 from flipsearch.core.errors import BackendError, ConfigError, PromptError
 from flipsearch.core.records import Prompt, content_id
 from flipsearch.evaluation.answers import plain_number
+from flipsearch.evaluation.programs import check_sandbox
 from flipsearch.prompts.attacks import ATTACKS, attack_names, gives_tokens
 from flipsearch.prompts.files import TEXT_COLUMNS, cell, read_table
 from flipsearch.prompts.problems import ProblemSet, load_problems
@@ -88,7 +89,7 @@ def plan_evaluation(config: EvalConfig, prompts: PromptSet) -> EvaluationPlan:
     reasoning = DEFAULT_REASONING.get(base, ()) if config.reasoning is None else config.reasoning
     config = config.model_copy(update={"against": against, "reasoning": reasoning})
     chosen = prompts_of_split(prompts, config.split, config.max_prompts)
-    problem_sets = tuple(_problem_set(spec, config.max_problems) for spec in dict.fromkeys(reasoning))
+    problem_sets = tuple(_problem_set(spec, config) for spec in dict.fromkeys(reasoning))
     notes = *prompts.notes, *(note for problems in problem_sets for note in problems.notes)
     harmful = [prompt for prompt in chosen if prompt.kind == "harmful"]
     attacks, attack_notes = _attacks(config, harmful)
@@ -152,9 +153,12 @@ def _unsafe_answers(config: EvalConfig, harmful: Sequence[Prompt]) -> dict[str, 
     return {id: answer for id, answer in known.items() if answer}
 
 
-def _problem_set(spec: str, max_problems: int | None) -> ProblemSet:
-    problems = load_problems(spec)
-    problems = replace(problems, problems=problems.problems[:max_problems])
+def _problem_set(spec: str, config: EvalConfig) -> ProblemSet:
+    problems = load_problems(spec, config.seed)
+    problems = replace(problems, problems=problems.problems[: config.max_problems])
+    if problems.runs_programs:
+        check_sandbox()
+        return problems
     others = (problem for problem in problems.problems if not problem.num_choices)
     expression = next((problem for problem in others if plain_number(problem.answer) is None), None)
     if expression is not None and not find_spec("math_verify"):

@@ -14,6 +14,7 @@ in a separate process (worker.py) that hostile text can hang or crash without ha
 """
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as OutOfTime
 from contextlib import ExitStack, closing, suppress
 from dataclasses import replace
+from itertools import repeat
 from pathlib import Path
 
 from flipsearch.backends.base import make_backend
@@ -35,6 +37,7 @@ from flipsearch.core.trainings import ChangedAnswer, Metric, Scorecard
 from flipsearch.evaluation.answers import boxed_answer, chosen_letter, final_number, number, plain_number, stated_answer
 from flipsearch.evaluation.attacks import Attacker, AttackRun
 from flipsearch.evaluation.plan import EvaluationPlan
+from flipsearch.evaluation.programs import program_of, run_tests
 from flipsearch.evaluation.scorecard import (
     AnswerScore,
     ModelScores,
@@ -185,8 +188,11 @@ def score_problems(runner: Runner, problems: ProblemSet, num_samples: int, algeb
         for start in range(0, len(requested), CHUNK):
             chunk = requested[start : start + CHUNK]
             rollouts = runner.rollouts([Request(problem.prompt, sample_index=index) for problem, index in chunk])
-            for (problem, _), rollout in zip(chunk, rollouts, strict=True):
-                yield rollout.prompt_id, score_answer(problem, rollout, algebra)
+            problems_of_chunk = [problem for problem, _ in chunk]
+            # Programs run beside each other; all else is compared by the one algebra worker.
+            with ThreadPoolExecutor(os.cpu_count() if problems.runs_programs else 1) as pool:
+                scored = pool.map(score_answer, problems_of_chunk, rollouts, repeat(algebra))
+                yield from zip((rollout.prompt_id for rollout in rollouts), scored, strict=True)
 
     return collect_scores("reasoning_accuracy", problems.name, scores())
 
@@ -200,6 +206,8 @@ def score_answer(problem: Problem, rollout: Rollout, algebra: AlgebraWorker) -> 
     answer = split_answer(rollout.completion, rollout.opens_thinking).answer
     if answer is None or rollout.finish_reason == "length":
         return AnswerScore(0.0, is_truncated=True)
+    if problem.tests:
+        return AnswerScore(float(run_tests(program_of(problem, answer), problem.tests).passed))
     if problem.num_choices:
         return AnswerScore(float(chosen_letter(answer, problem.num_choices) == problem.answer))
     correct = is_correct(problem.answer, answer, algebra)

@@ -40,6 +40,8 @@ class Choices:
     columns: tuple[str, ...] = ()
     shuffles: bool = False
     """The first of `columns` is right: the choices are ordered by their hashes."""
+    seed: int = 0
+    """Of that order."""
     counts_from: tuple[int, ...] = (0, 1)
     """What the first choice's number is; more than one where the rows do not show it."""
 
@@ -55,7 +57,7 @@ class Choices:
             right = texts[0]
             if right in texts[1:]:
                 self._refuse(row, f"has the right answer among the wrong ones, too: '{right[:40]}'")
-            texts = sorted(texts, key=lambda text: content_id("choice", question, text))
+            texts = sorted(texts, key=lambda text: content_id("choice", self.seed, question, text))
             index = texts.index(right)
         else:
             if not cell(row, answer_column):
@@ -113,11 +115,11 @@ class Choices:
         raise PromptError(f"{self.table.at(row)} {what}.")
 
 
-def find_choices(table: Table, answer_columns: Sequence[str]) -> Choices | None:
+def find_choices(table: Table, answer_columns: Sequence[str], seed: int = 0) -> Choices | None:
     """Return where choices stand, None without any; `answer_columns` are names of columns of answers, best first."""
     wrong = [column for name in _WRONG if (column := table.find([name]))]
     if wrong and (right := table.find(_RIGHT)):
-        return Choices(table, columns=(right, *wrong), shuffles=True)
+        return Choices(table, columns=(right, *wrong), shuffles=True, seed=seed)
     choices = None
     if listed := table.find(["choices", "options"]):
         choices = Choices(table, list_column=listed)
@@ -154,11 +156,17 @@ class Problem:
     question: str
     """Hostile text, like any prompt."""
     answer: str
-    """A number, or an expression in LaTeX."""
+    """A number, an expression in LaTeX, a letter or, of a programming problem, a program that passes."""
     set_name: str
     place: str
     num_choices: int = 0
     """More than 0 if the answer is one of the letters from A on."""
+    tests: str = ""
+    """Python code that a right answer's program passes; its names are the program's. Hostile, like the question."""
+    entry_point: str = ""
+    """The function that the program has to define, where the set names one."""
+    given_code: str = ""
+    """Code in the question that the answer completes."""
 
     @property
     def prompt(self) -> Prompt:
@@ -176,20 +184,25 @@ class ProblemSet:
     notes: tuple[str, ...] = ()
 
     @property
+    def runs_programs(self) -> bool:
+        """Whether answers are programs."""
+        return any(problem.tests for problem in self.problems)
+
+    @property
     def problems_id(self) -> str:
         """Content hash of all questions and answers."""
-        return content_id("problems", [[problem.question, problem.answer] for problem in self.problems])
+        return content_id("problems", [[part.question, part.answer, part.tests] for part in self.problems])
 
 
-def load_problems(spec: str) -> ProblemSet:
-    """Return a built-in problem set, or a file's problems; PromptError for an unknown set and unusable files."""
+def load_problems(spec: str, seed: int = 0) -> ProblemSet:
+    """Return a built-in problem set, or a file's, choices shuffled by `seed`; PromptError for what is unusable."""
     built_in = built_in_files(FOLDER)
     table = read_set(spec, built_in, "problem set")
     name = spec if spec in built_in else table.name
-    if table.find(["task_id"]) and (tests := table.find(["test", "test_list"])):
-        raise PromptError(f"{table.path} holds programming problems ('{tests}'): programs are not run here.")
+    if table.find(["task_id"]) and table.find(["test", "test_list"]):
+        return _in_order(name, [programming_problem(table, row, name) for row in table.rows], ())
     question_column = _column(table, "questions", QUESTION_COLUMNS)
-    choices = find_choices(table, ANSWER_COLUMNS)
+    choices = find_choices(table, ANSWER_COLUMNS, seed)
     answer_column = "" if choices and choices.shuffles else _column(table, "answers", ANSWER_COLUMNS)
     problems: dict[str, Problem] = {}
     passage_column = table.find(COMPANION_COLUMNS)
@@ -218,8 +231,39 @@ def load_problems(spec: str) -> ProblemSet:
         "rows without a question or an answer left out": num_empty,
     }
     notes = tuple(f"{name}: {num} {what}" for what, num in counts.items() if num)
-    ordered = sorted(problems.values(), key=lambda problem: content_id("order", problem.question))
+    return _in_order(name, list(problems.values()), notes)
+
+
+def _in_order(name: str, problems: Sequence[Problem], notes: tuple[str, ...]) -> ProblemSet:
+    ordered = sorted(problems, key=lambda problem: content_id("order", problem.question))
     return ProblemSet(name, tuple(ordered), notes)
+
+
+WRITE_FUNCTION = "Complete this Python function. Answer with the whole function in one Python code block."
+WRITE_PROGRAM = "Answer with Python code in one code block. It has to pass this test:"
+
+
+def programming_problem(table: Table, row: Row, set_name: str) -> Problem:
+    """Return a row of HumanEval(+), which names a function, or of MBPP(+), which shows a test."""
+
+    def code(*names: str) -> str:
+        value = row.cells.get(table.find(names) or "") or ""
+        value = written_list(value) or value if isinstance(value, str) and value.startswith("[") else value
+        return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
+
+    place, task, listed, whole = table.at(row), code("prompt", "text"), code("test_list"), code("test")
+    if not task.strip() or not (listed or whole).strip():
+        raise PromptError(f"{place} has no task or no tests.")
+    answer, entry_point = code("canonical_solution", "code"), code("entry_point")
+    if not entry_point:
+        first = listed.split("\nassert ")[0]
+        shown = f"{task.strip()}\n\n{WRITE_PROGRAM}\n\n```python\n{first}\n```"
+        tests = "\n".join([code("test_imports"), code("test_setup_code"), whole or listed])
+        return Problem(shown, answer, set_name, place, 0, tests)
+    if not entry_point.isidentifier():
+        raise PromptError(f"{place}: entry_point is '{entry_point[:40]}', expected the name of a function.")
+    shown = f"{WRITE_FUNCTION}\n\n```python\n{task.strip()}\n```"
+    return Problem(shown, answer, set_name, place, 0, f"{whole}\n\ncheck({entry_point})\n", entry_point, task)
 
 
 def list_problem_sets() -> dict[str, int]:

@@ -9,6 +9,7 @@ added rows move only those next to a boundary.
 
 import hashlib
 import json
+import math
 import re
 import unicodedata
 from collections import Counter, defaultdict
@@ -137,6 +138,18 @@ def first_of_each_kind(prompts: Sequence[Prompt], num: int | None, *, of_each_se
             kept[prompt.prompt_id] = prompt
             counts[key] += 1
     return tuple(kept.values())
+
+
+def share_of_each_kind(prompts: Sequence[Prompt], share: float) -> tuple[Prompt, ...]:
+    """Return the first prompts of each kind and split, this share of them and at least one, in their order."""
+    counts = Counter((prompt.kind, prompt.split) for prompt in prompts)
+    left = {part: math.ceil(share * num) for part, num in counts.items()}
+    kept = []
+    for prompt in prompts:
+        left[prompt.kind, prompt.split] -= 1
+        if left[prompt.kind, prompt.split] >= 0:
+            kept.append(prompt)
+    return tuple(kept)
 
 
 def _divide(

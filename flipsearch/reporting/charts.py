@@ -1,4 +1,4 @@
-"""Line charts as plain geometry: axes with their ticks, and lines as SVG paths; templates/chart.html draws them.
+"""Charts as plain geometry: axes with their ticks, and lines as SVG paths, or points; templates/chart.html draws them.
 
 A value that is not finite is never drawn as a number: the line breaks, and a cross marks the upper edge. A step without
 the value was not measured: the line continues to the next one that has it. Knows no log, no study and no HTML.
@@ -74,6 +74,8 @@ class Series:
     dashed: bool = False
     is_noisy: bool = True
     """Smoothed where there are many points."""
+    is_scattered: bool = False
+    """Points in no order: no line joins them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,19 +183,25 @@ def draw(
     series: Sequence[Series],
     steps: tuple[float, float],
     along: str = "step",
+    across_axis: ChartAxis | None = None,
 ) -> Chart | None:
-    """Return the chart of what was measured from the first to the last of `steps`, or None if nothing was."""
+    """Return the chart of what was measured from the first to the last of `steps`, or None if nothing was.
+
+    Steps are whole numbers, unless `across_axis` says what they are.
+    """
     shown = [curve for curve in series if curve.points]
     if not shown:
         return None
     values = [value for curve in shown for _, value in curve.points if is_drawable(value)]
-    across, up = step_scale(*steps, LEFT, RIGHT), value_scale(axis, values, BOTTOM, TOP)
+    across = value_scale(across_axis, steps, LEFT, RIGHT) if across_axis else step_scale(*steps, LEFT, RIGHT)
+    up = value_scale(axis, values, BOTTOM, TOP)
     num = max(len(curve.points) for curve in shown)
     lines = tuple(_line(curve, axis, steps[1], num, across.place, up.place) for curve in shown)
     unit = ", ".join(filter(None, (axis.unit, "logarithmic" if up.is_log else "")))
-    description = f"{along.capitalize()}s {steps[0]:,.0f} to {steps[1]:,.0f}. " + " ".join(
-        _in_words(line, axis) for line in lines
-    )
+    reach = f"s {steps[0]:,.0f} to {steps[1]:,.0f}"
+    if across_axis:
+        reach = f" {' to '.join(three_digits(step, across_axis.is_rate) for step in steps)}"
+    description = f"{along[:1].upper()}{along[1:]}{reach}. " + " ".join(_in_words(line, axis) for line in lines)
     return Chart(title, hint, unit, lines, across, up, description, along)
 
 
@@ -202,17 +210,21 @@ def _line(series: Series, axis: ChartAxis, last_step: float, num: int, x: Positi
     by_finite = groupby(series.points, key=lambda point: is_drawable(point[1]))
     runs = [list(run) for is_finite, run in by_finite if is_finite]
     is_smooth = series.is_noisy and num > SMOOTH_FROM
-    dots = [point for run in runs for point in run if len(run) == 1 or (num <= DOTS_TO and not series.dashed)]
+    shows_all = series.is_scattered or (num <= DOTS_TO and not series.dashed)
+    dots = [point for run in runs for point in run if len(run) == 1 or shows_all]
     gaps = [step for step, value in series.points if not is_drawable(value)]
     step, value = series.points[-1]
+    last = three_digits(value, axis.is_rate) + (f" at step {step:,.0f}" if step != last_step else "")
+    if series.is_scattered:
+        last = f"{len(series.points):,}"
     broken = f"{series.name}: not finite at {len(gaps):,} of {len(series.points):,} steps, first at "
     return Line(
         series=series,
-        raw=_path((_thinned(run, x) for run in runs), x, y),
+        raw="" if series.is_scattered else _path((_thinned(run, x) for run in runs), x, y),
         smooth=_path(map(_smoothed, runs), x, y) if is_smooth else "",
         dots=tuple((x(at), y(height)) for at, height in dots),
         crosses=tuple(sorted({round(x(gap), 0) for gap in gaps})),
-        last=three_digits(value, axis.is_rate) + (f" at step {step:,.0f}" if step != last_step else ""),
+        last=last,
         broken=f"{broken}{gaps[0]:,.0f}." if gaps else "",
     )
 
@@ -248,6 +260,8 @@ def _in_words(line: Line, axis: ChartAxis) -> str:
     finite = [value for _, value in line.series.points if is_drawable(value)]
     first = three_digits(line.series.points[0][1], axis.is_rate)
     words = f"{line.series.name}: first {first}, last {line.last}"
+    if line.series.is_scattered:
+        words = f"{line.series.name}: {line.last} points"
     if finite:
         lowest, highest = (three_digits(value, axis.is_rate) for value in (min(finite), max(finite)))
         words += f", lowest {lowest}, highest {highest}"

@@ -28,7 +28,7 @@ from flipsearch.core.settings import as_typed, check_folder_name, make_config
 from flipsearch.core.trainings import METHODS, TrainingMethod
 from flipsearch.defaults import card_settings, library_for, resolve
 from flipsearch.prompts.sets import PromptSet, prompts_of
-from flipsearch.prompts.splitting import first_of_each_kind
+from flipsearch.prompts.splitting import first_of_each_kind, share_of_each_kind
 from flipsearch.templating.library import Card, control_context, given_cards, given_contexts
 from flipsearch.training.processes import is_sharded, num_processes
 
@@ -199,7 +199,7 @@ def plan_training(*sources: Mapping[str, Any]) -> TrainPlan:
     if config.teacher is not None:
         check_model(config.model_copy(update={"model": config.teacher}))
     prompt_set = prompts_of(config)
-    prompts = training_prompts(config, prompt_set)
+    prompts = share_of_each_kind(training_prompts(config, prompt_set), config.data_share)
     size = min(config.train_batch_size or len(prompts), len(prompts))
     size -= size % num_processes()  # each takes as many
     if size == 0:

@@ -1,0 +1,80 @@
+"""Which of several figures predicts an outcome best, by rank correlation over few items."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy.stats import permutation_test, rankdata
+
+from flipsearch.core.measurements import Estimate
+from flipsearch.statistics.intervals import Floats
+
+NUM_PERMUTATIONS = 10_000
+"""Up to 7 items, whose permutations are fewer, the test is exact."""
+NUM_RESAMPLES = 2_000
+
+
+def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Return the rank correlation; None where one side is all ties."""
+    value = float(_correlations(first, second))
+    return None if np.isnan(value) else value
+
+
+def permutation_p(first: Sequence[float], second: Sequence[float]) -> float | None:
+    """Return the two-sided p-value of the rank correlation over permutations of the items; None for ties alone."""
+    if spearman(first, second) is None:
+        return None
+    tested = permutation_test(
+        (np.asarray(first),),
+        lambda values, axis: _correlations(values, second),
+        permutation_type="pairings",
+        n_resamples=NUM_PERMUTATIONS,
+        vectorized=True,
+        random_state=0,
+    )
+    return min(1.0, float(tested.pvalue))
+
+
+def behind_best(
+    predictors: Mapping[str, Sequence[float]], best: str, outcomes: Sequence[Sequence[float]]
+) -> dict[str, Estimate]:
+    """Return how much stronger the correlation of `best` is than each other's, with a bootstrap interval.
+
+    `outcomes` holds the repeats of each item: items are resampled, and within them repeats. Stronger means further in
+    the direction that a figure's own correlation has. Resamples in which anything is all ties are left out; with few
+    items the interval is rough.
+    """
+    rng, num = np.random.default_rng(0), len(outcomes)
+    items = rng.integers(num, size=(NUM_RESAMPLES, num))
+    repeats = [rng.choice(row, size=(NUM_RESAMPLES, num, len(row))).mean(axis=-1) for row in outcomes]
+    drawn = np.stack(repeats)[items, *np.indices(items.shape)]
+    means = [float(np.mean(row)) for row in outcomes]
+
+    def strengths(name: str) -> tuple[float, Floats]:
+        own = spearman(predictors[name], means) or 0.0
+        direction = 1.0 if own >= 0 else -1.0
+        return abs(own), direction * _correlations(np.asarray(predictors[name])[items], drawn)
+
+    top, top_drawn = strengths(best)
+    shown = {}
+    for name in predictors.keys() - {best}:
+        own, own_drawn = strengths(name)
+        differences = (top_drawn - own_drawn)[~np.isnan(top_drawn - own_drawn)]
+        low, high = np.percentile(differences, (2.5, 97.5)) if len(differences) else (-2.0, 2.0)
+        shown[name] = Estimate(top - own, float(low), float(high), num)
+    return shown
+
+
+def _correlations(first: ArrayLike, second: ArrayLike) -> Floats:
+    """Return Spearman's correlation along the last axis; NaN where one side is all ties."""
+    left, right = (_centred_ranks(np.asarray(values, dtype=np.float64)) for values in (first, second))
+    lengths = np.sqrt((left**2).sum(axis=-1) * (right**2).sum(axis=-1))
+    products = (left * right).sum(axis=-1)
+    values = np.divide(products, lengths, out=np.full_like(products, np.nan), where=lengths > 0)
+    rounded: Floats = np.round(values, 12)  # equal correlations of two permutations must count as equal
+    return rounded
+
+
+def _centred_ranks(values: Floats) -> Floats:
+    ranks: Floats = rankdata(values, axis=-1) - (values.shape[-1] + 1) / 2
+    return ranks

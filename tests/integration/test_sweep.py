@@ -1,0 +1,96 @@
+"""`flipsearch sweep` on the pocket model: a grid of small trainings, continued after a kill, and never made twice."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import flipsearch
+from flipsearch.core.errors import FlipsearchError
+from tests.integration.test_cli import one_line_error, run
+
+SMALL = (
+    "--max-prompts", "4", "--max-tokens", "32", "--train-batch-size", "4", "--max-steps", "2", "--name", "small",
+)  # fmt: skip
+CONTEXTS = ("--context", "plain_rule", "--seeds", "1")
+
+
+def test_a_sweep_continues_is_never_made_twice_and_grows(tmp_path: Path) -> None:
+    planned = run("sweep", *CONTEXTS, *SMALL, "--plan", cwd=tmp_path)
+    assert "trainings 2: 2 contexts x 1 methods x 1 data sizes x 1 seeds, 0 finished" in planned.stderr
+    assert not (tmp_path / "reports").exists()
+    first = json.loads(run("sweep", *CONTEXTS, *SMALL, "--json", cwd=tmp_path).stdout)
+    folder = tmp_path / "reports" / "sweeps" / "small"
+    assert [swept["is_placebo"] for swept in first["contexts"]].count(True) == 1
+    assert len(first["runs"]) == first["num_planned"] == 2
+    assert {run["num_steps"] for run in first["runs"]} == {2}
+    assert all(0 <= run["harm"] <= 1 for run in first["runs"])
+    page = (folder / "sweep.html").read_text(encoding="utf-8")
+    assert "too few to say what predicts harm" in page
+    # Killed during one training, and during the evaluation of the other.
+    for file in (folder / "runs").iterdir():
+        file.unlink()
+    shutil.rmtree(min((folder / "checkpoints").iterdir()))
+    made = {path: path.stat().st_mtime_ns for path in (folder / "checkpoints").rglob("model.safetensors")}
+    again = json.loads(run("sweep", *CONTEXTS, *SMALL, "--json", cwd=tmp_path).stdout)
+    assert [run["harm"] for run in again["runs"]] == [run["harm"] for run in first["runs"]]
+    assert all(path.stat().st_mtime_ns == when for path, when in made.items())
+    # Half of the data is as many steps on the first half of the prompts of each kind.
+    more = run("sweep", *CONTEXTS, *SMALL, "--data-sizes", "1,0.5", "--drop-weights", cwd=tmp_path)
+    assert "trainings 4: 2 contexts x 1 methods x 2 data sizes x 1 seeds, 2 finished" in more.stderr
+    runs = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["runs"]
+    assert {run["num_steps"] for run in runs} == {2}
+    assert {run["data_share"]: run["num_prompts"] for run in runs}[0.5] < runs[0]["num_prompts"]
+    assert not list((folder / "checkpoints").rglob("model.safetensors"))
+
+
+def test_a_training_that_cannot_be_made_is_left_out_with_a_note(tmp_path: Path) -> None:
+    # Eight tokens end no answer of the pocket model: no answer is kept, and nothing can be fine-tuned on.
+    done = run(
+        "sweep",
+        *CONTEXTS[:2],
+        *SMALL,
+        "--max-tokens",
+        "8",
+        "--seeds",
+        "1",
+        "--methods",
+        "opsa,sft-self",
+        cwd=tmp_path,
+        code=1,
+    )
+    assert "Note: Not trained: plain_rule, sft-self, 100 % of the prompts, seed 0: none of the" in " ".join(
+        done.stdout.split()
+    )
+    assert (tmp_path / "reports" / "sweeps" / "small" / "sweep.csv").read_text().count("opsa") == 2
+
+
+@pytest.mark.parametrize(("given", "said"), [
+    ((), "sweep takes --study NAME or several --context FILE, got neither"),
+    (("--context", "role", "--study", "x"), "got both"),
+    (("--study", "nothing"), "unknown study 'nothing'"),
+    (("--context", "role", "--methods", "opsa,sft"), "unknown training method 'sft'"),
+    (("--context", "role", "--methods", "sft-teacher"), "--method sft-teacher was given without a teacher"),
+    (("--context", "role", "--data-sizes", "0.5,2"), "--data-sizes is '2'"),
+    (("--context", "role", "--data-sizes", "half"), "--data-sizes is 'half'"),
+    (("--context", "role", "--seeds", "0"), "--seeds is"),
+    (("--context", "role", "--split", "all"), "--split all trains on the evaluation prompts"),
+    (("--context", "rol"), "unknown context template 'rol'"),
+    (("--context", "role", "--name", "a/b"), "--name is 'a/b'"),
+    (("--context", "Think first.", "--model", "nowhere/at/all"), "nowhere/at/all"),
+])  # fmt: skip
+def test_bad_input_is_one_line_and_leaves_nothing(given: tuple[str, ...], said: str, tmp_path: Path) -> None:
+    assert said in one_line_error("sweep", *given, cwd=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_from_python_shares_are_numbers(tmp_path: Path) -> None:
+    settings: dict[str, Any] = {"context": "role", "data_sizes": [0.5, 1], "reports": tmp_path, "plan_only": True}
+    plans: list[Any] = []
+    assert flipsearch.sweep(**settings, on_plan=plans.append) is None
+    assert [training.data_share for training in plans[0].trainings] == [0.5] * 3 + [1.0] * 3 + [0.5] * 3 + [1.0] * 3
+    assert len({training.identity for training in plans[0].trainings}) == 12
+    with pytest.raises(FlipsearchError, match="data-sizes is '0'"):
+        flipsearch.sweep(**{**settings, "data_sizes": 0})
