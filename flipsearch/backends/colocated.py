@@ -46,7 +46,8 @@ class ColocatedVllm(VllmBackend):
         options = {}
         if adapted is not None:
             rank = adapted.peft_config["default"].r
-            options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": min(n for n in LORA_RANKS if n >= rank)}
+            held = min((num for num in LORA_RANKS if num >= rank), default=rank)
+            options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": held}
         self._is_alone = not torch.distributed.is_initialized()
         self._engine = VllmEngine(
             folder,
