@@ -362,7 +362,9 @@ def _check_launch(config: TrainConfig) -> None:
 
 def _check_settings(config: TrainConfig) -> None:
     if config.backend != "transformers":
-        raise ConfigError(f"backend = {config.backend}: training runs on transformers; leave --backend out.")
+        raise ConfigError(
+            f"backend = {config.backend}: training runs on transformers; for rollouts there is --rollouts vllm."
+        )
     if config.name is not None:
         check_folder_name("--name", config.name, "--checkpoints")
     method = METHODS[config.method]
