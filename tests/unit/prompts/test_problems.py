@@ -239,10 +239,3 @@ def test_a_text_beside_the_question_is_asked_with_it(tmp_path: Path) -> None:
     result = load_problems(put(tmp_path, "a.jsonl", json.dumps(row)))
     assert result.problems[0].question.startswith("Two cats.\n\n---\n\nHow many?\n\nA. 1\nB. 2")
     assert result.notes == ("a.jsonl: 1 problems given with the text in 'article'",)
-
-
-@pytest.mark.parametrize("tests", ["test", "test_list"])
-def test_programming_problems_are_refused(tmp_path: Path, tests: str) -> None:
-    record = {"task_id": "a/1", "prompt": "def f():", "canonical_solution": "x", tests: "assert"}
-    with pytest.raises(PromptError, match="programming problems"):
-        load_problems(put(tmp_path, "a.jsonl", json.dumps(record)))
