@@ -619,6 +619,7 @@ def sweep(
     methods: Sequence[str] | str = ("opsa",),
     data_sizes: Sequence[str] | str | Sequence[float] = (1.0,),
     predict_split: Literal["search", "confirm", "training", "evaluation", "all"] = "confirm",
+    critical_tokens: int | None = None,
     reasoning: Sequence[str] | str = (),
     max_problems: int | None = None,
     name: str | None = None,

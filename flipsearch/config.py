@@ -402,6 +402,8 @@ class SweepConfig(LearningConfig):
     """Shares of the training prompts that are learnt from, in as many steps."""
     predict_split: Literal["search", "confirm", "training", "evaluation", "all"] = "confirm"
     """Prompts that flip rates and divergences are measured on; harm after training is measured on evaluation."""
+    critical_tokens: Count | None = None
+    """First completion tokens that Delta_safety sums the divergence over (as many as the loss counts, else 10)."""
     reasoning: Annotated[Texts, Flag(metavar="NAME|PATH")] = ()
     """Problems for the tax of each training: arithmetic, or a file with question and answer; repeatable."""
     max_problems: Count | None = None
@@ -421,8 +423,8 @@ class SweepConfig(LearningConfig):
     @staticmethod
     def changeable_fields() -> set[str]:
         """Return the settings that a continued sweep may change: they change no training that is already there."""
-        grid = {"context", "study", "num_contexts", "seeds", "methods", "data_sizes", "name", "drop_weights", "teacher"}
-        return LearningConfig.changeable_fields() | grid
+        grid = {"context", "study", "num_contexts", "seeds", "methods", "data_sizes", "name", "drop_weights"}
+        return LearningConfig.changeable_fields() | grid | {"teacher", "critical_tokens", "predict_split"}
 
 
 class AnatomyConfig(ModelConfig):

@@ -49,6 +49,7 @@ from flipsearch.training.processes import num_processes
 from flipsearch.training.run import PACKAGES
 from flipsearch.workspace import study_folder
 
+CRITICAL_TOKENS = 10
 LEAST_CONTEXTS = 4
 """Fewer have no rank correlation worth a number."""
 EVALUATED = (
@@ -88,7 +89,8 @@ class PlannedTraining:
     @property
     def name(self) -> str:
         """Name of the checkpoint's folder and of the file of its result."""
-        return f"{self.context.context.context_id[:8]}-{self.method}-{100 * self.data_share:g}-{self.seed}"
+        what = f"{self.context.context.context_id[:8]}-{self.method}-{100 * self.data_share:g}-{self.seed}"
+        return f"{what}-{self.identity[:6]}"
 
     @property
     def title(self) -> str:
@@ -108,6 +110,7 @@ class SweepPlan:
     """Settings that contexts and checkpoints are measured with."""
     basis: str
     """Content hash of the model and of what it is measured on."""
+    critical_tokens: int
     num_prompts: int
     """Training prompts, all of them."""
     notes: tuple[str, ...]
@@ -149,7 +152,8 @@ def sweep(
             return None
     start_part = on_part or (lambda line: None)
     contexts = [_measured(plan, planned, progress, start_part) for planned in plan.contexts]
-    runs, notes = [], list(plan.notes)
+    runs: list[SweepRun] = []
+    notes = list(plan.notes)
     for number, training in enumerate(plan.trainings, start=1):
         file = plan.result_file(training)
         run = _read(file, SweepRun, training.identity)
@@ -160,11 +164,19 @@ def sweep(
             except TrainingError as error:
                 notes.append(f"Not trained: {training.title}: {error}")
                 continue
+            write_sweep(_result(plan, contexts, [*runs, run], notes), plan.folder)  # as far as it came
         if plan.config.drop_weights:
             for weights in (path for pattern in WEIGHTS for path in (plan.checkpoints / training.name).glob(pattern)):
                 weights.unlink()
         runs.append(run)
-    result = Sweep(
+    result = _result(plan, contexts, runs, notes)
+    write_sweep(result, plan.folder)
+    return SweepResult(result, plan.folder)
+
+
+def _result(plan: SweepPlan, contexts: Sequence[SweptContext], runs: Sequence[SweepRun], notes: Sequence[str]) -> Sweep:
+    """Return the record of what was trained so far."""
+    return Sweep(
         format=SWEEP_FORMAT,
         name=plan.folder.name,
         model=plan.config.model,
@@ -176,8 +188,6 @@ def sweep(
         notes=tuple(notes),
         versions=package_versions(PACKAGES),
     )
-    write_sweep(result, plan.folder)
-    return SweepResult(result, plan.folder)
 
 
 @contextmanager
@@ -272,13 +282,18 @@ def _with_trainings(
     evaluated = {name: getattr(whole.config, name) for name in EVALUATED}
     basis = content_id(model_identity(whole.config), evaluated, config.reasoning, config.max_problems)
     trainings = []
-    for context, method, data_share in product(contexts, config.methods, dict.fromkeys(config.data_sizes)):
+    for data_share, method, context in product(dict.fromkeys(config.data_sizes), config.methods, contexts):
         more = {"data_share": data_share, "max_steps": whole.num_steps}
         plan = plan_training(_settings(config, shared, context, method, more))
         for seed in range(config.seed, config.seed + config.seeds):
             settings = _settings(config, shared, context, method, {**more, "seed": seed})
             trainings.append(_training(plan, basis, context, settings))
-    return SweepPlan(config, folder, contexts, tuple(trainings), evaluated, basis, len(whole.prompts), whole.notes)
+    critical = config.critical_tokens or whole.config.horizon or CRITICAL_TOKENS
+    # All kinds of trainings once, then again: a sweep that is stopped compares what it has.
+    trainings.sort(key=lambda training: training.seed)
+    return SweepPlan(
+        config, folder, contexts, tuple(trainings), evaluated, basis, critical, len(whole.prompts), whole.notes
+    )
 
 
 def _settings(
@@ -322,7 +337,8 @@ def _measured(
 ) -> SweptContext:
     """Return what a context does to the model before any training, beside neutral text of its length and place."""
     config = plan.config
-    identity = content_id(plan.basis, planned.context.context_id, config.predict_split, config.count_flips)
+    critical = {"critical_tokens": plan.critical_tokens}
+    identity = content_id(plan.basis, planned.context.context_id, config.predict_split, config.count_flips, critical)
     file = plan.folder / "measured" / planned.file.name
     if known := _read(file, SweptContext, identity):
         return known
@@ -330,8 +346,8 @@ def _measured(
 
     def anatomy_of(card: Path) -> Anatomy:
         settings = {**plan.evaluated, "split": config.predict_split, "count_flips": config.count_flips, "depths": (0,)}
-        model, places = {"model": config.model}, {"reports": plan.folder}
-        return anatomy(context=str(card), progress=progress, **model, **settings, **places).anatomy
+        more = {"model": config.model, "reports": plan.folder, "progress": progress}
+        return anatomy(context=str(card), **settings, **critical, **more).anatomy
 
     neutral = control_context(library_for(config.model, config.contexts), "neutral", planned.context)
     own, placebo = anatomy_of(planned.file), anatomy_of(_card_file(plan.folder, neutral))

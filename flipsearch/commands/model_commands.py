@@ -1,6 +1,5 @@
 """Commands on models and judges: chat, train, evaluate, export, list, doctor and judge; made like those on studies."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -142,17 +141,12 @@ def sweep(
     from flipsearch.commands.progress import progress_display
 
     with progress_display() as progress:
-
-        def show(lines: Iterable[str]) -> None:
-            if not json:
-                progress.show_lines(lines)
-
         result = flipsearch.sweep(
             **given(settings),
             config=config,
             progress=progress,
-            on_plan=lambda planned: show(plans.sweep_plan_lines(planned)),
-            on_part=lambda line: show([line]),
+            on_plan=None if json else lambda planned: progress.show_lines(plans.sweep_plan_lines(planned)),
+            on_part=progress.begin_part,
             plan_only=plan,
         )
     if result is None:

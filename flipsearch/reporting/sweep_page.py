@@ -69,6 +69,10 @@ def caveats(sweep: Sweep) -> list[str]:
             f"Few points: {num} contexts. Intervals of differences are rough, and contexts chosen for their spread "
             "correlate better than contexts chosen at random would."
         )
+    if len(sweep.runs) < sweep.num_planned:
+        notes.append(
+            f"{len(sweep.runs)} of {sweep.num_planned} trainings are there: the same command makes the others."
+        )
     if sweep.settings["seeds"] < 2:
         notes.append("One seed: nothing shows how much two trainings of the same kind differ.")
     return notes

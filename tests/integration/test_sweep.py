@@ -90,7 +90,7 @@ def test_from_python_shares_are_numbers(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"context": "role", "data_sizes": [0.5, 1], "reports": tmp_path, "plan_only": True}
     plans: list[Any] = []
     assert flipsearch.sweep(**settings, on_plan=plans.append) is None
-    assert [training.data_share for training in plans[0].trainings] == [0.5] * 3 + [1.0] * 3 + [0.5] * 3 + [1.0] * 3
+    assert [training.data_share for training in plans[0].trainings] == [0.5, 0.5, 1.0, 1.0] * 3
     assert len({training.identity for training in plans[0].trainings}) == 12
     with pytest.raises(FlipsearchError, match="data-sizes is '0'"):
         flipsearch.sweep(**{**settings, "data_sizes": 0})
