@@ -370,6 +370,14 @@ class TrainConfig(LearningConfig):
     """Save the state every so many steps; 0 never (five times in all)."""
     report_to: Annotated[Texts, Flag(metavar="NAME")] = ()
     """Where transformers reports the steps too: tensorboard, wandb, …; repeatable."""
+    eval_steps: Count | None = None
+    """Judge the answers to prompts left out of the training every so many steps; keep the best state by S (never)."""
+    eval_prompts: Count = 8
+    """So many prompts of each kind for --eval-steps."""
+    max_over_refusal: Fraction | None = None
+    """With --eval-steps: stop where the share of refused benign prompts grew by more (no cap)."""
+    max_contraction: Fraction | None = None
+    """With --eval-steps: stop where answers to benign prompts lost more of their distinct word pairs (no cap)."""
     sample_prompts: Annotated[int, Field(ge=0)] = 4
     """Log what the student answers to so many prompts of each kind at five steps, for its page; 0 logs none."""
 

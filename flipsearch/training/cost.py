@@ -303,7 +303,12 @@ def _probe(plan: TrainPlan, num_parameters: int, reads: float, on_cpu: bool, pro
         rows //= 2
     micro = math.gcd(rows, config.micro_batch_size) if config.micro_batch_size else None
     short = {"train_batch_size": rows, "micro_batch_size": micro, "max_tokens": num_tokens, "think_tokens": 0}
-    once = {"max_steps": PROBE_STEPS, "save_steps": PROBE_STEPS if _save_steps(plan) else 0, "report_to": ()}
+    once = {
+        "max_steps": PROBE_STEPS,
+        "save_steps": PROBE_STEPS if _save_steps(plan) else 0,
+        "report_to": (),
+        "eval_steps": None,
+    }
     place = next(folder for folder in (config.checkpoints, *config.checkpoints.resolve().parents) if folder.is_dir())
     with tempfile.TemporaryDirectory(prefix=".probe-", dir=place) as temporary:
         folder, clock, start = CheckpointFolder(Path(temporary) / "probe"), _ProbeClock(), time.monotonic()
@@ -372,7 +377,8 @@ def _tokens(plan: TrainPlan, length: float, student: float, teacher: float) -> T
 
 
 def _save_steps(plan: TrainPlan) -> int:
-    return math.ceil(plan.num_steps / NUM_SAVES) if plan.config.save_steps is None else plan.config.save_steps
+    given = plan.config.eval_steps or plan.config.save_steps
+    return math.ceil(plan.num_steps / NUM_SAVES) if given is None else given
 
 
 def _memory(
