@@ -174,8 +174,9 @@ class Comparison:
         }
         apart = [f"{key.replace('_', ' ')} ({', '.join(values)})" for key, values in differing.items() if values[1:]]
         lines.append(f"The studies differ in {', '.join(apart)}." if apart else "Model, judge and seed are the same.")
-        num = len(self._arms())
-        lines.append(f"{num:,} {'context was' if num == 1 else 'contexts were'} measured by two studies or more.")
+        num_shared = len(self._arms())
+        were = "context was" if num_shared == 1 else "contexts were"
+        lines.append(f"{num_shared:,} {were} measured by two studies or more.")
         pairs = [t.behind.n for t in self.transfers if t.behind] + [
             d.n for row in self.shared for d in row.differences if d
         ]
