@@ -389,7 +389,9 @@ def show_checkpoints(compared: "ScorecardComparison") -> None:
         shown = [f"[{n}] {with_interval(d, 'points')}" for n, d in enumerate(figure.differences, start=1) if d]
         if shown:
             print_wrapped(f"- {figure.name}: {'; '.join(shown)}")
-    print_lines("", *(f"- {printable(line)}" for line in said.basis))
+    print_lines("")
+    for line in said.basis:
+        print_wrapped(f"- {line}")
     show_next_steps(said)
 
 
