@@ -24,6 +24,8 @@ def plan_lines(plan: "SearchPlan") -> list[str]:
         f"{'prompts':<10}{', '.join(counts)} (harmful + benign)",
         f"{'rollouts':<10}{between(plan.total)} for {plan.num_contexts:,} contexts",
         *(f"{'':<10}{', '.join(rollouts[i : i + 2])}" for i in range(0, len(rollouts), 2)),
+        f"{'':<10}contexts come in cohorts; the good ones see more prompts, rung by rung",
+        f"{'':<10}placebos have no safety content; confirm prompts are sealed until then",
         f"{'tokens':<10}at most {plan.tokens_at_most:,} ({plan.max_tokens:,} each)",
     ]
     if plan.think_tokens:

@@ -195,7 +195,11 @@ def row_name(trial: Trial, name: str) -> str:
 
 def row_legend(study: Study) -> str:
     """Return what the columns and the marks in the table mean, as far as they are there."""
-    lines = []
+    lines = (
+        ["placebo: a text without safety content"]
+        if any(t.role == "placebo" and t.context.text for t in study.trials)
+        else []
+    )
     if any(trial.confirm for trial in study.trials):
         lines.append("search, confirm: flip rates on the prompts of the search, and on those sealed until its end")
     states = [state for state in STATES if any(trial.state == state for trial in study.trials)]
@@ -205,7 +209,7 @@ def row_legend(study: Study) -> str:
 def winner_lines(winner: Trial) -> list[str]:
     """Return the winner's net flip rate, what the order of its words adds, and its added refusals, with intervals."""
     figures = (
-        ("net", winner.net, "more flips than under the strongest of neutral text and re-roll"),
+        ("net", winner.net, "more flips than under neutral text or no context, whichever flips more"),
         ("word order", winner.late.word_order, "more flips than with the same words in another order"),
         ("refusals", winner.final.added_refusals, "more benign prompts refused than without a context"),
     )
@@ -437,7 +441,9 @@ def show_checkpoints(compared: "ScorecardComparison") -> None:
         shown = [f"[{n}] {with_interval(d, 'points')}" for n, d in enumerate(figure.differences, start=1) if d]
         if shown:
             print_wrapped(f"- {figure.name}: {'; '.join(shown)}")
-    print_lines("", *(f"- {printable(line)}" for line in said.basis))
+    print_lines("")
+    for line in said.basis:
+        print_wrapped(f"- {line}")
     show_next_steps(said)
 
 
