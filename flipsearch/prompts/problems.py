@@ -271,7 +271,7 @@ def programming_problem(table: Table, row: Row, set_name: str) -> Problem:
     """Return a row of HumanEval(+), which names a function, or of MBPP(+), which shows a test."""
 
     def code(*names: str) -> str:
-        value = row.cells.get(table.find(names) or "") or ""
+        value: Any = next(filter(None, (row.cells.get(table.find([name]) or "") for name in names)), "")
         value = written_list(value) or value if isinstance(value, str) and value.startswith("[") else value
         return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
