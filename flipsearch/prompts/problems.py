@@ -220,7 +220,7 @@ def load_problems(spec: str, seed: int = 0) -> ProblemSet:
     if public == "":
         raise PromptError(f"'{spec}' is gated: accept its terms there (https://{GPQA}), and give its file.")
     if not public and spec not in built_in:
-        check_name(spec, built_in | PUBLIC_SETS, "problem set")
+        check_name(spec, {**built_in, **PUBLIC_SETS}, "problem set")
     table = read_table(public or str(built_in.get(spec, spec)))
     name = spec if public or spec in built_in else table.name
     if table.find(["task_id"]) and table.find(["test", "test_list"]):
