@@ -199,6 +199,8 @@ def _planned(given: Given[SweepConfig], *, keeps_folder: bool) -> Iterator[Sweep
     if base.split == "all":
         raise ConfigError("--split all trains on the evaluation prompts, on which sweep measures harm; leave it out.")
     typed = {name: getattr(base, name) for name in base.model_fields_set if getattr(base, name) is not None}
+    if base.teacher and not any(METHODS[method].needs_teacher for method in base.methods):
+        raise ConfigError(f"--teacher is '{base.teacher}', but --methods {','.join(base.methods)} need none; drop it.")
     study = read_study(study_folder(base.study, base.reports)) if base.study else None
     trials = _spread(study, base.num_contexts - 1) if study else []
     cards = [Card.model_validate(context_card(study, trial)) for trial in trials] if study else []

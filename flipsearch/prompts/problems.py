@@ -220,7 +220,7 @@ def load_problems(spec: str, seed: int = 0) -> ProblemSet:
     if public == "":
         raise PromptError(f"'{spec}' is gated: accept its terms there (https://{GPQA}), and give its file.")
     if not public and spec not in built_in:
-        check_name(spec, built_in | PUBLIC_SETS, "problem set")
+        check_name(spec, {**built_in, **PUBLIC_SETS}, "problem set")
     table = read_table(public or str(built_in.get(spec, spec)))
     name = spec if public or spec in built_in else table.name
     if table.find(["task_id"]) and table.find(["test", "test_list"]):
@@ -271,7 +271,7 @@ def programming_problem(table: Table, row: Row, set_name: str) -> Problem:
     """Return a row of HumanEval(+), which names a function, or of MBPP(+), which shows a test."""
 
     def code(*names: str) -> str:
-        value = row.cells.get(table.find(names) or "") or ""
+        value: Any = next(filter(None, (row.cells.get(table.find([name]) or "") for name in names)), "")
         value = written_list(value) or value if isinstance(value, str) and value.startswith("[") else value
         return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 

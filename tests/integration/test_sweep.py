@@ -73,6 +73,7 @@ def test_a_training_that_cannot_be_made_is_left_out_with_a_note(tmp_path: Path) 
     (("--study", "nothing"), "unknown study 'nothing'"),
     (("--context", "role", "--methods", "opsa,sft"), "unknown training method 'sft'"),
     (("--context", "role", "--methods", "sft-teacher"), "--method sft-teacher was given without a teacher"),
+    (("--context", "role", "--teacher", "smollm2"), "--methods opsa need none"),
     (("--context", "role", "--data-sizes", "0.5,2"), "--data-sizes is '2'"),
     (("--context", "role", "--data-sizes", "half"), "--data-sizes is 'half'"),
     (("--context", "role", "--seeds", "0"), "--seeds is"),

@@ -64,6 +64,9 @@ def test_the_sentence_names_the_best_figure_and_says_what_is_not_distinguished()
     assert any("Few points: 5 contexts" in note for note in caveats(sweep))
     # A context without a flip has no share of refusals: that figure rests on one context less.
     assert {p.predictor: p.num_contexts for p in sweep.groups[0].predictions}["refusal_share"] == 4
+    unlikely = replace(best, p_value=0.3)
+    group = replace(sweep.groups[0], predictions=(unlikely, *sweep.groups[0].predictions[1:]))
+    assert "nothing predicts harm after opsa beyond chance" in sentence(replace(sweep, groups=(group,)))
     assert "too few" in sentence(replace(sweep, groups=(SweepGroup("opsa", 1.0, ()),)))
 
 
