@@ -126,7 +126,8 @@ def training_cost_lines(cost: "TrainingCost") -> list[str]:
         f"{'the paper':<10}{PAPER_STEPS:,} of {PAPER['train_batch_size']} at {PAPER['learning_rate']:g}; "
         f"up to {PAPER_TOKENS:,} tokens each, with the prompt",
         f"{'':<10}this is {percent(cost.share_of_paper)} of it, by steps times rate",
-        f"{'tokens':<10}{tokens.rollouts:,} in rollouts, {cost.mean_length:,.1f} each, {whence[cost.length_from]}",
+        f"{'tokens':<10}{f'{tokens.rollouts:,}' if tokens.rollouts else 'none'} in rollouts; completions have "
+        f"{cost.mean_length:,.1f}, {whence[cost.length_from]}",
         f"{'':<10}{tokens.teacher:,} read by the teacher, {tokens.student:,} by the student",
     ]
     lines += [f"{'':<10}{tokens.before:,} in answers before the training"] if tokens.before else []

@@ -216,6 +216,8 @@ def plan_training(*sources: Mapping[str, Any]) -> TrainPlan:
     config = config.model_copy(update={"train_batch_size": size, "model": model})
     known = (searched_on, validation, _study_pages(config))
     plan = TrainPlan(config, contexts, benign_context, prompts, tuple(notes), *known)
+    if config.eval_steps and config.eval_steps > plan.num_steps:
+        raise ConfigError(f"--eval-steps is {config.eval_steps}, but there are {plan.num_steps} steps; give fewer.")
     return replace(plan, notes=(*plan.notes, *_step_notes(plan)))
 
 

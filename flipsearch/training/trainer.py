@@ -263,13 +263,13 @@ def trainer_arguments(
     most = min(size, config.micro_batch_size or MOST_ROWS[device.type == "cpu"])
     rows = next(rows for rows in range(most, 0, -1) if size % rows == 0)
     save_steps = math.ceil(plan.num_steps / NUM_SAVES) if config.save_steps is None else config.save_steps
-    evaluation: dict[str, Any] = {}
+    more: dict[str, Any] = {"optim": "adamw_bnb_8bit"} if config.optimizer == "adamw-8bit" else {}
     if config.eval_steps:
         save_steps = config.eval_steps  # or there would be no state to go back to
-        evaluation = {"eval_strategy": "steps", "eval_steps": config.eval_steps, "eval_on_start": True}
-        evaluation |= {"load_best_model_at_end": True, "metric_for_best_model": METRIC, "greater_is_better": True}
+        more |= {"eval_strategy": "steps", "eval_steps": config.eval_steps, "eval_on_start": True}
+        more |= {"load_best_model_at_end": True, "metric_for_best_model": METRIC, "greater_is_better": True}
     arguments = TrainingArguments(
-        **evaluation,
+        **more,
         output_dir=str(folder),
         max_steps=plan.num_steps,
         per_device_train_batch_size=rows,
@@ -278,7 +278,6 @@ def trainer_arguments(
         dataloader_pin_memory=False,
         learning_rate=config.learning_rate or 0.0,
         lr_scheduler_type=SCHEDULERS[config.scheduler],
-        **({"optim": "adamw_bnb_8bit"} if config.optimizer == "adamw-8bit" else {}),
         warmup_steps=plan.num_warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,

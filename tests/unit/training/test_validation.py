@@ -51,6 +51,8 @@ def test_prompts_that_are_evaluated_are_not_learnt_from() -> None:
     assert not groups & {prompt.group or prompt.prompt_id for prompt in plan.prompts}
     with pytest.raises(PromptError, match="--eval-prompts 99 leaves no harmful prompt"):
         plan_training({**SMALL, "eval_prompts": 99})
+    with pytest.raises(ConfigError, match="--eval-steps is 9, but there are 3 steps"):
+        plan_training({**SMALL, "eval_steps": 9, "max_steps": 3})
     with pytest.raises(ConfigError, match=r"--max-contraction 0\.3 was given without --eval-steps"):
         plan_training({**SMALL, "eval_steps": None, "max_contraction": 0.3})
 
