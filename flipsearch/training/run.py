@@ -82,7 +82,7 @@ def run_training(
         arguments = trainer.args
         step_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * num_processes()
         record = _record(plan, routing, log, backend, judge, step_size)
-        inputs = {"inputs_id": given.inputs_id, "study_pages": given.study_pages}
+        inputs: dict[str, Any] = {"inputs_id": given.inputs_id, "study_pages": given.study_pages}
         seen = validation.notes(trainer.state.best_global_step) if plan.validation else []
         return replace(record, notes=(*record.notes, *seen, *saving_notes), **inputs), log
 

@@ -63,7 +63,7 @@ def test_the_best_state_is_kept_and_a_cap_ends_the_training(tmp_path: Path, monk
     def scores(self: Validation, job: Any, step: int) -> ValidationScores:
         return ValidationScores(step, seen[step][0], 0.0, 0.0, seen[step][1])
 
-    places = {"checkpoints": tmp_path, "reports": tmp_path}
+    places: dict[str, Any] = {"checkpoints": tmp_path, "reports": tmp_path}
     monkeypatch.setattr(Validation, "notes", lambda self, best: [self.why_stopped, f"best {best}"])
     monkeypatch.setattr(Validation, "_scores", scores)
     stopped = flipsearch.train(**SMALL, **places, name="a", max_steps=8, max_contraction=0.5)
