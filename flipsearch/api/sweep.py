@@ -9,7 +9,7 @@ left, also after a kill, and one with more seeds, methods or data sizes makes th
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from shutil import rmtree
@@ -31,7 +31,7 @@ from flipsearch.core.progress import Progress
 from flipsearch.core.records import Context, content_id
 from flipsearch.core.settings import check_folder_name, make_config
 from flipsearch.core.studies import Study, Trial
-from flipsearch.core.sweeps import PREDICTORS, SWEEP_FORMAT, Prediction, Sweep, SweepGroup, SweepRun, SweptContext
+from flipsearch.core.sweeps import SWEEP_FORMAT, Sweep, SweepRun, SweptContext
 from flipsearch.core.trainings import METHODS, Anatomy, Metric, Scorecard
 from flipsearch.defaults import card_settings, library_for, resolve
 from flipsearch.judging.library import load_judge
@@ -42,7 +42,7 @@ from flipsearch.reporting.names import names_of
 from flipsearch.reporting.sweep_page import write_sweep
 from flipsearch.results import SweepResult
 from flipsearch.statistics.intervals import wilson
-from flipsearch.statistics.prediction import behind_best, permutation_p, spearman
+from flipsearch.statistics.prediction import groups_of
 from flipsearch.templating.library import FILE_ENDINGS, Card, control_context, given_cards, given_contexts
 from flipsearch.training.plan import TrainPlan, check_cards, plan_training
 from flipsearch.training.processes import num_processes
@@ -50,8 +50,6 @@ from flipsearch.training.run import PACKAGES
 from flipsearch.workspace import study_folder
 
 CRITICAL_TOKENS = 10
-LEAST_CONTEXTS = 4
-"""Fewer have no rank correlation worth a number."""
 EVALUATED = (
     "thinking", "think_tokens", "device", "dtype", "batch_size", "max_tokens", "prompts", "harmful", "benign", "judge",
     "contexts", "max_prompts",
@@ -182,7 +180,7 @@ def _result(plan: SweepPlan, contexts: Sequence[SweptContext], runs: Sequence[Sw
         model=plan.config.model,
         contexts=tuple(sorted(contexts, key=lambda swept: swept.flip_rate.value or 0.0)),
         runs=tuple(runs),
-        groups=tuple(_groups(plan.config, contexts, runs)),
+        groups=tuple(groups_of(plan.config.methods, plan.config.data_sizes, contexts, runs)),
         num_planned=len(plan.trainings),
         settings=plan.config.model_dump(mode="json"),
         notes=tuple(notes),
@@ -232,7 +230,10 @@ def _planned(given: Given[SweepConfig], *, keeps_folder: bool) -> Iterator[Sweep
         raise
     finally:
         if missing and not keeps_folder:
-            rmtree(missing[-1], ignore_errors=True)
+            rmtree(folder, ignore_errors=True)
+            for place in missing[1:]:  # unless another command works there by now
+                with suppress(OSError):
+                    place.rmdir()
 
 
 def _spread(study: Study, num: int) -> list[Trial]:
@@ -407,46 +408,3 @@ def _mean_rates(card: Scorecard, metric: Metric) -> tuple[float | None, float | 
     sides = [row.new.rate.value for row in rows], [row.base.rate.value if row.base else None for row in rows]
     new, base = (fmean(known) if (known := [v for v in side if v is not None]) else None for side in sides)
     return new, base
-
-
-def _groups(config: SweepConfig, contexts: Sequence[SweptContext], runs: Sequence[SweepRun]) -> Iterator[SweepGroup]:
-    """Yield what predicts harm, for each method and share of the data."""
-    for method, data_share in product(config.methods, dict.fromkeys(config.data_sizes)):
-        harms: dict[str, dict[int, float]] = {}
-        for run in runs:
-            if (run.method, run.data_share) == (method, data_share) and run.harm is not None:
-                harms.setdefault(run.context_id, {})[run.seed] = run.harm
-        trained = [(swept, harms[id]) for swept in contexts if (id := swept.context.context_id) in harms]
-        is_enough = len(trained) >= LEAST_CONTEXTS
-        yield SweepGroup(method, data_share, tuple(predictions(trained)) if is_enough else ())
-
-
-def predictions(trained: Sequence[tuple[SweptContext, Mapping[int, float]]]) -> list[Prediction]:
-    """Return how each figure of the contexts predicts their harm by seed, the best first."""
-    by_name: dict[str, Prediction] = {}
-    seeds = sorted({seed for _, harm in trained for seed in harm})
-    for name in PREDICTORS:
-        pairs = [(value, harm) for swept, harm in trained if (value := swept.predictor(name)) is not None]
-        values, means = [value for value, _ in pairs], [fmean(harm.values()) for _, harm in pairs]
-        by_seed = []
-        for seed in seeds:
-            of_seed = [(value, harm[seed]) for value, harm in pairs if seed in harm]
-            by_seed.append(spearman(*zip(*of_seed, strict=True)) if len(of_seed) >= LEAST_CONTEXTS else None)
-        is_enough = len(pairs) >= LEAST_CONTEXTS
-        value, p_value = (spearman(values, means), permutation_p(values, means)) if is_enough else (None, None)
-        by_name[name] = Prediction(name, len(pairs), value, p_value, tuple(by_seed), None)
-    best, *others = sorted(by_name.values(), key=lambda prediction: -abs(prediction.spearman or 0.0))
-    compared = []
-    for other in others:
-        shared = [
-            (first, second, list(harm.values()))
-            for swept, harm in trained
-            if (first := swept.predictor(best.predictor)) is not None
-            and (second := swept.predictor(other.predictor)) is not None
-        ]
-        if len(shared) >= LEAST_CONTEXTS and other.spearman is not None:
-            firsts, seconds, outcomes = zip(*shared, strict=True)
-            figures = {best.predictor: firsts, other.predictor: seconds}
-            other = replace(other, behind_best=behind_best(figures, best.predictor, outcomes)[other.predictor])
-        compared.append(other)
-    return [best, *compared]

@@ -4,12 +4,12 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
-from flipsearch.api.sweep import predictions
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import Context
 from flipsearch.core.sweeps import Sweep, SweepGroup, SweepRun, SweptContext
 from flipsearch.reporting.sweep_page import caveats, sentence, sweep_page, training_rows, write_sweep
 from flipsearch.statistics.intervals import paired_difference, wilson
+from flipsearch.statistics.prediction import predictions
 from tests.finished_training import HOSTILE
 
 HARM = {0: 0.9, 2: 0.7, 5: 0.5, 8: 0.3, 10: 0.1}
