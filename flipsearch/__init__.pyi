@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Literal, TextIO
 
 from flipsearch.api.chat import ChatSession as ChatSession
-from flipsearch.api.sweep import SweepPlan as SweepPlan
+from flipsearch.api.sweep_plan import SweepPlan as SweepPlan
 from flipsearch.core.errors import FlipsearchError as FlipsearchError
 from flipsearch.core.progress import Progress as Progress
 from flipsearch.core.records import Context as Context

@@ -13,7 +13,8 @@ from flipsearch.reporting.preflight_page import write_preflight
 from flipsearch.results import PreflightResult
 from flipsearch.training.cost import TrainingCost, training_cost
 from flipsearch.training.plan import TrainPlan, plan_training
-from flipsearch.training.preflight import ContextFigures, run_preflight
+from flipsearch.training.preflight import run_preflight
+from flipsearch.training.preflight_checks import ContextFigures
 from flipsearch.workspace import Workspace, known_length_and_speed
 
 

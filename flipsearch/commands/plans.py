@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from flipsearch.reporting.format import duration, percent
 
 if TYPE_CHECKING:  # packages of other commands, which load their libraries
-    from flipsearch.api.sweep import SweepPlan
+    from flipsearch.api.sweep_plan import SweepPlan
     from flipsearch.searching.plan import SearchPlan, Span
     from flipsearch.training.cost import TrainingCost
     from flipsearch.training.plan import TrainPlan
