@@ -16,8 +16,8 @@ __version__ = "0.1.0"
 _MODULES = {
     **dict.fromkeys(("search", "plan"), "flipsearch.api.studies"),
     **dict.fromkeys(("score", "check", "report", "compare", "compare_checkpoints"), "flipsearch.api.scores"),
-    **dict.fromkeys(("train", "evaluate", "export"), "flipsearch.api.training"),
-    **dict.fromkeys(("plan_train", "preflight"), "flipsearch.api.preflight"),
+    **dict.fromkeys(("train", "evaluate"), "flipsearch.api.training"),
+    **dict.fromkeys(("plan_train", "preflight", "export"), "flipsearch.api.preflight"),
     **dict.fromkeys(("check_judge", "label_answers", "fit_judge", "stress_judge"), "flipsearch.api.judges"),
     **dict.fromkeys(("check_ledger", "export_ledger"), "flipsearch.api.lookup"),
     "anatomy": "flipsearch.api.anatomy",

@@ -1,17 +1,20 @@
-"""plan_train and preflight: what a training takes, and whether it is worth its start."""
+"""plan_train, preflight and export: what a training takes, whether it is worth its start, its prompts for others."""
 
+from collections.abc import Sequence
 from typing import Any
 
-from flipsearch.api.settings import Given, takes
-from flipsearch.config import TRAININGS, TrainConfig
+from flipsearch.api.settings import Given, takes, with_card
+from flipsearch.config import TRAININGS, ExportConfig, TrainConfig
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.progress import Progress
+from flipsearch.core.trainings import PromptExport
 from flipsearch.judging.contract import check_identities
 from flipsearch.judging.library import load_judge
 from flipsearch.reporting.files import read_study
 from flipsearch.reporting.preflight_page import write_preflight
 from flipsearch.results import PreflightResult
 from flipsearch.training.cost import TrainingCost, training_cost
+from flipsearch.training.export import plan_export, write_export
 from flipsearch.training.plan import TrainPlan, plan_training
 from flipsearch.training.preflight import run_preflight
 from flipsearch.training.preflight_checks import ContextFigures
@@ -91,3 +94,18 @@ def _cost(
     length = next(filter(None, lengths), None)
     options: dict[str, Any] = {"mean_length": length, "num_gpus": num_gpus, "progress": progress}
     return training_cost(plan, tokens_per_s=tokens_per_s, measures=measures, **options)
+
+
+@takes(ExportConfig)
+def export(given: Given[ExportConfig], context: str | Sequence[str]) -> PromptExport:
+    """Write the prompts that `train` takes, each with its context, as rows for a trainer whose teacher reads more.
+
+    A card says which model and prompts it is for; what is given here wins. Nothing is generated: with `gate` or several
+    contexts, the answers that decide have to be known from a study. Raises FlipsearchError in one line for anything
+    that cannot be used.
+    """
+    names = [context] if isinstance(context, str) else list(context)
+    plan = plan_export(with_card(given, names).config(), names)
+    judge = load_judge(plan.config.judge) if plan.routes_by_answer else None
+    check_identities(judge)
+    return write_export(plan, judge)

@@ -2,22 +2,24 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from dataclasses import replace
+from os.path import normpath, relpath
 from pathlib import Path
 
 from flipsearch.api.settings import Given, takes, with_card
 from flipsearch.config import ScoreConfig
-from flipsearch.core.errors import ConfigError, NothingToFlipError, PoorCoverageError
+from flipsearch.core.errors import ConfigError, FlipsearchError, NothingToFlipError, PoorCoverageError
 from flipsearch.core.files import is_taken, write_text
 from flipsearch.core.progress import Progress
+from flipsearch.core.trainings import TrainingRun
 from flipsearch.defaults import library_for
 from flipsearch.judging.accuracy import with_human_labels
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.store import LOCK_SUFFIX
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.reporting.compare import Comparison, compare_studies
-from flipsearch.reporting.files import read_scorecard, read_study, write_study
+from flipsearch.reporting.files import checkpoints_of, note_checkpoint, read_scorecard, read_study, write_study
 from flipsearch.reporting.scorecard_page import ScorecardComparison, compare_scorecards
 from flipsearch.reporting.study_file import STUDY_FILE, expects_sound_study
 from flipsearch.reporting.verdict import criteria, junit_error, junit_xml
@@ -103,6 +105,34 @@ def report(study: Path | str, *, reports: Path | None = None) -> SearchResult:
         if not (runs and stored.unfinished):
             write_study(result, folder, ledger)
     return SearchResult(result, folder, folder / "best.txt" if result.is_confirmed else None)
+
+
+def name_checkpoint(run: TrainingRun, checkpoint: Path) -> None:
+    """Let the studies that found a training's contexts know of its checkpoint, on their pages too."""
+    for study in _studies_of(run, checkpoint):
+        note_checkpoint(study, checkpoint)
+        _renew(study)
+
+
+def renew_pages(run: TrainingRun, checkpoint: Path) -> None:
+    """Write the pages of the studies that name a checkpoint again.
+
+    Its training.json may be anyone's: only a study that knows of the checkpoint is written to.
+    """
+    for study in _studies_of(run, checkpoint):
+        if Path(relpath(checkpoint, study)).as_posix() in checkpoints_of(study):
+            _renew(study)
+
+
+def _studies_of(run: TrainingRun, checkpoint: Path) -> list[Path]:
+    """Return the folders of the finished studies that found a training's contexts."""
+    folders = [Path(normpath(checkpoint / page)).parent for page in run.study_pages.values()]
+    return [folder for folder in folders if (folder / STUDY_FILE).is_file()]
+
+
+def _renew(study: Path) -> None:
+    with suppress(FlipsearchError):  # no reason to fail after hours of training; report says what is wrong with it
+        report(study)
 
 
 def compare_checkpoints(checkpoints: Sequence[Path | str]) -> ScorecardComparison:

@@ -1,36 +1,29 @@
-"""train, evaluate and export: a checkpoint that behaves as under the context, how it compares, and its prompts."""
+"""train and evaluate: a checkpoint that behaves as under the context, and how it compares with its base."""
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext, suppress
+from contextlib import nullcontext
 from dataclasses import replace
-from os.path import normpath, relpath
-from pathlib import Path
 
-from flipsearch.api.scores import report
-from flipsearch.api.settings import Given, takes, with_card
+from flipsearch.api.scores import name_checkpoint, renew_pages
+from flipsearch.api.settings import Given, takes
 from flipsearch.backends.models import TRAINING_FILE
-from flipsearch.config import TRAININGS, EvalConfig, ExportConfig, TrainConfig
-from flipsearch.core.errors import FlipsearchError
+from flipsearch.config import TRAININGS, EvalConfig, TrainConfig
 from flipsearch.core.progress import Progress
-from flipsearch.core.trainings import LoggedAnswer, PromptExport, TrainingRun
+from flipsearch.core.trainings import LoggedAnswer
 from flipsearch.evaluation.plan import plan_evaluation
 from flipsearch.evaluation.run import run_evaluation
 from flipsearch.judging.contract import check_identities
 from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.reporting.files import (
-    checkpoints_of,
-    note_checkpoint,
     read_training,
     write_model_card,
     write_scorecard,
     write_training,
     write_training_page,
 )
-from flipsearch.reporting.study_file import STUDY_FILE
 from flipsearch.results import EvaluationResult, TrainingResult
 from flipsearch.training.checkpoint import ANSWERS_FILE, LOG_FILE, CheckpointFolder
-from flipsearch.training.export import plan_export, write_export
 from flipsearch.training.log import judge_logged, read_answers, read_log, write_answers
 from flipsearch.training.plan import TrainPlan, plan_training
 from flipsearch.training.processes import StopSignals, is_main_process
@@ -70,22 +63,8 @@ def train(
                 write_answers(answers, folder.final / ANSWERS_FILE)
                 write_training(run, log, folder.final, answers, seen_from=folder.folder)
                 folder.publish()
-                for study in _studies_of(run, folder.folder):
-                    note_checkpoint(study, folder.folder)
-                    _renew(study)
+                name_checkpoint(run, folder.folder)
     return TrainingResult(run, log, folder.folder, answers)
-
-
-def _studies_of(run: TrainingRun, checkpoint: Path) -> list[Path]:
-    """Return the folders of the finished studies that found a training's contexts."""
-    folders = [Path(normpath(checkpoint / page)).parent for page in run.study_pages.values()]
-    return [folder for folder in folders if (folder / STUDY_FILE).is_file()]
-
-
-def _renew(study: Path) -> None:
-    """Write a study's page again, which names its checkpoints."""
-    with suppress(FlipsearchError):  # no reason to fail after hours of training; report says what is wrong with it
-        report(study)
 
 
 def _finished(plan: TrainPlan) -> TrainingResult | None:
@@ -120,23 +99,5 @@ def evaluate(given: Given[EvalConfig], *, progress: Progress | None = None) -> E
         write_model_card(training, card, folder)
         if log := read_log(folder / LOG_FILE):  # else the page that is there knows more
             write_training_page(training, log, folder, read_answers(folder / ANSWERS_FILE), card=card)
-        for study in _studies_of(training, folder):
-            # A training.json may be anyone's: only a study that knows of the checkpoint is written to.
-            if Path(relpath(folder, study)).as_posix() in checkpoints_of(study):
-                _renew(study)
+        renew_pages(training, folder)
     return EvaluationResult(card, plan.path)
-
-
-@takes(ExportConfig)
-def export(given: Given[ExportConfig], context: str | Sequence[str]) -> PromptExport:
-    """Write the prompts that `train` takes, each with its context, as rows for a trainer whose teacher reads more.
-
-    A card says which model and prompts it is for; what is given here wins. Nothing is generated: with `gate` or several
-    contexts, the answers that decide have to be known from a study. Raises FlipsearchError in one line for anything
-    that cannot be used.
-    """
-    names = [context] if isinstance(context, str) else list(context)
-    plan = plan_export(with_card(given, names).config(), names)
-    judge = load_judge(plan.config.judge) if plan.routes_by_answer else None
-    check_identities(judge)
-    return write_export(plan, judge)
