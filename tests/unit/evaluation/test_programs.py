@@ -42,6 +42,13 @@ HOSTILE = {
 }
 
 
+def test_an_exception_of_a_program_keeps_its_kind_and_ends_no_loop_of_its_tests() -> None:
+    expects = "try: add(1, 2)\nexcept TypeError: pass\nelse: assert False"
+    assert run_tests("def add(a, b):\n    raise TypeError('no')", expects).passed
+    loop = "assert all(map(lambda a: add(a, 1) == a + 1, [1, 2]))"
+    assert not run_tests("def add(a, b):\n    raise StopIteration", loop).passed
+
+
 @pytest.mark.parametrize("what", HOSTILE)
 def test_no_trick_passes(what: str) -> None:
     assert not run_tests(PRELUDE + HOSTILE[what], TESTS).passed
