@@ -370,6 +370,14 @@ class TrainConfig(LearningConfig):
     """Save the state every so many steps; 0 never (five times in all)."""
     report_to: Annotated[Texts, Flag(metavar="NAME")] = ()
     """Where transformers reports the steps too: tensorboard, wandb, …; repeatable."""
+    eval_steps: Count | None = None
+    """Judge the answers to prompts left out of the training every so many steps; keep the best state by S (never)."""
+    eval_prompts: Count = 8
+    """So many prompts of each kind for --eval-steps."""
+    max_over_refusal: Fraction | None = None
+    """With --eval-steps: stop where the share of refused benign prompts grew by more (no cap)."""
+    max_contraction: Fraction | None = None
+    """With --eval-steps: stop where answers to benign prompts lost more of their distinct word pairs (no cap)."""
     sample_prompts: Annotated[int, Field(ge=0)] = 4
     """Log what the student answers to so many prompts of each kind at five steps, for its page; 0 logs none."""
 
@@ -402,6 +410,8 @@ class SweepConfig(LearningConfig):
     """Shares of the training prompts that are learnt from, in as many steps."""
     predict_split: Literal["search", "confirm", "training", "evaluation", "all"] = "confirm"
     """Prompts that flip rates and divergences are measured on; harm after training is measured on evaluation."""
+    critical_tokens: Count | None = None
+    """First completion tokens that Delta_safety sums the divergence over (as many as the loss counts, else 10)."""
     reasoning: Annotated[Texts, Flag(metavar="NAME|PATH")] = ()
     """Problems for the tax of each training: arithmetic, or a file with question and answer; repeatable."""
     max_problems: Count | None = None
@@ -421,8 +431,8 @@ class SweepConfig(LearningConfig):
     @staticmethod
     def changeable_fields() -> set[str]:
         """Return the settings that a continued sweep may change: they change no training that is already there."""
-        grid = {"context", "study", "num_contexts", "seeds", "methods", "data_sizes", "name", "drop_weights", "teacher"}
-        return LearningConfig.changeable_fields() | grid
+        grid = {"context", "study", "num_contexts", "seeds", "methods", "data_sizes", "name", "drop_weights"}
+        return LearningConfig.changeable_fields() | grid | {"teacher", "critical_tokens", "predict_split"}
 
 
 class AnatomyConfig(ModelConfig):

@@ -60,7 +60,7 @@ def list_available(what: str, contexts: Sequence[str] = (), model: str | None = 
         "prompts": lambda: {
             name: ", ".join(f"{count} {kind}" for kind, count in counts.items()) for name, counts in list_sets().items()
         },
-        "problems": lambda: {name: f"{count} problems" for name, count in list_problem_sets().items()},
+        "problems": list_problem_sets,
         "backends": list_backends,
         "attacks": list_attacks,
     }

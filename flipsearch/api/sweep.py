@@ -9,7 +9,7 @@ left, also after a kill, and one with more seeds, methods or data sizes makes th
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 from shutil import rmtree
@@ -31,7 +31,7 @@ from flipsearch.core.progress import Progress
 from flipsearch.core.records import Context, content_id
 from flipsearch.core.settings import check_folder_name, make_config
 from flipsearch.core.studies import Study, Trial
-from flipsearch.core.sweeps import PREDICTORS, SWEEP_FORMAT, Prediction, Sweep, SweepGroup, SweepRun, SweptContext
+from flipsearch.core.sweeps import SWEEP_FORMAT, Sweep, SweepRun, SweptContext
 from flipsearch.core.trainings import METHODS, Anatomy, Metric, Scorecard
 from flipsearch.defaults import card_settings, library_for, resolve
 from flipsearch.judging.library import load_judge
@@ -42,15 +42,14 @@ from flipsearch.reporting.names import names_of
 from flipsearch.reporting.sweep_page import write_sweep
 from flipsearch.results import SweepResult
 from flipsearch.statistics.intervals import wilson
-from flipsearch.statistics.prediction import behind_best, permutation_p, spearman
+from flipsearch.statistics.prediction import groups_of
 from flipsearch.templating.library import FILE_ENDINGS, Card, control_context, given_cards, given_contexts
 from flipsearch.training.plan import TrainPlan, check_cards, plan_training
 from flipsearch.training.processes import num_processes
 from flipsearch.training.run import PACKAGES
 from flipsearch.workspace import study_folder
 
-LEAST_CONTEXTS = 4
-"""Fewer have no rank correlation worth a number."""
+CRITICAL_TOKENS = 10
 EVALUATED = (
     "thinking", "think_tokens", "device", "dtype", "batch_size", "max_tokens", "prompts", "harmful", "benign", "judge",
     "contexts", "max_prompts",
@@ -88,7 +87,8 @@ class PlannedTraining:
     @property
     def name(self) -> str:
         """Name of the checkpoint's folder and of the file of its result."""
-        return f"{self.context.context.context_id[:8]}-{self.method}-{100 * self.data_share:g}-{self.seed}"
+        what = f"{self.context.context.context_id[:8]}-{self.method}-{100 * self.data_share:g}-{self.seed}"
+        return f"{what}-{self.identity[:6]}"
 
     @property
     def title(self) -> str:
@@ -108,6 +108,7 @@ class SweepPlan:
     """Settings that contexts and checkpoints are measured with."""
     basis: str
     """Content hash of the model and of what it is measured on."""
+    critical_tokens: int
     num_prompts: int
     """Training prompts, all of them."""
     notes: tuple[str, ...]
@@ -149,7 +150,8 @@ def sweep(
             return None
     start_part = on_part or (lambda line: None)
     contexts = [_measured(plan, planned, progress, start_part) for planned in plan.contexts]
-    runs, notes = [], list(plan.notes)
+    runs: list[SweepRun] = []
+    notes = list(plan.notes)
     for number, training in enumerate(plan.trainings, start=1):
         file = plan.result_file(training)
         run = _read(file, SweepRun, training.identity)
@@ -160,24 +162,30 @@ def sweep(
             except TrainingError as error:
                 notes.append(f"Not trained: {training.title}: {error}")
                 continue
+            write_sweep(_result(plan, contexts, [*runs, run], notes), plan.folder)  # as far as it came
         if plan.config.drop_weights:
             for weights in (path for pattern in WEIGHTS for path in (plan.checkpoints / training.name).glob(pattern)):
                 weights.unlink()
         runs.append(run)
-    result = Sweep(
+    result = _result(plan, contexts, runs, notes)
+    write_sweep(result, plan.folder)
+    return SweepResult(result, plan.folder)
+
+
+def _result(plan: SweepPlan, contexts: Sequence[SweptContext], runs: Sequence[SweepRun], notes: Sequence[str]) -> Sweep:
+    """Return the record of what was trained so far."""
+    return Sweep(
         format=SWEEP_FORMAT,
         name=plan.folder.name,
         model=plan.config.model,
         contexts=tuple(sorted(contexts, key=lambda swept: swept.flip_rate.value or 0.0)),
         runs=tuple(runs),
-        groups=tuple(_groups(plan.config, contexts, runs)),
+        groups=tuple(groups_of(plan.config.methods, plan.config.data_sizes, contexts, runs)),
         num_planned=len(plan.trainings),
         settings=plan.config.model_dump(mode="json"),
         notes=tuple(notes),
         versions=package_versions(PACKAGES),
     )
-    write_sweep(result, plan.folder)
-    return SweepResult(result, plan.folder)
 
 
 @contextmanager
@@ -189,6 +197,8 @@ def _planned(given: Given[SweepConfig], *, keeps_folder: bool) -> Iterator[Sweep
     if base.split == "all":
         raise ConfigError("--split all trains on the evaluation prompts, on which sweep measures harm; leave it out.")
     typed = {name: getattr(base, name) for name in base.model_fields_set if getattr(base, name) is not None}
+    if base.teacher and not any(METHODS[method].needs_teacher for method in base.methods):
+        raise ConfigError(f"--teacher is '{base.teacher}', but --methods {','.join(base.methods)} need none; drop it.")
     study = read_study(study_folder(base.study, base.reports)) if base.study else None
     trials = _spread(study, base.num_contexts - 1) if study else []
     cards = [Card.model_validate(context_card(study, trial)) for trial in trials] if study else []
@@ -220,7 +230,10 @@ def _planned(given: Given[SweepConfig], *, keeps_folder: bool) -> Iterator[Sweep
         raise
     finally:
         if missing and not keeps_folder:
-            rmtree(missing[-1], ignore_errors=True)
+            rmtree(folder, ignore_errors=True)
+            for place in missing[1:]:  # unless another command works there by now
+                with suppress(OSError):
+                    place.rmdir()
 
 
 def _spread(study: Study, num: int) -> list[Trial]:
@@ -272,13 +285,18 @@ def _with_trainings(
     evaluated = {name: getattr(whole.config, name) for name in EVALUATED}
     basis = content_id(model_identity(whole.config), evaluated, config.reasoning, config.max_problems)
     trainings = []
-    for context, method, data_share in product(contexts, config.methods, dict.fromkeys(config.data_sizes)):
+    for data_share, method, context in product(dict.fromkeys(config.data_sizes), config.methods, contexts):
         more = {"data_share": data_share, "max_steps": whole.num_steps}
         plan = plan_training(_settings(config, shared, context, method, more))
         for seed in range(config.seed, config.seed + config.seeds):
             settings = _settings(config, shared, context, method, {**more, "seed": seed})
             trainings.append(_training(plan, basis, context, settings))
-    return SweepPlan(config, folder, contexts, tuple(trainings), evaluated, basis, len(whole.prompts), whole.notes)
+    critical = config.critical_tokens or whole.config.horizon or CRITICAL_TOKENS
+    # All kinds of trainings once, then again: a sweep that is stopped compares what it has.
+    trainings.sort(key=lambda training: training.seed)
+    return SweepPlan(
+        config, folder, contexts, tuple(trainings), evaluated, basis, critical, len(whole.prompts), whole.notes
+    )
 
 
 def _settings(
@@ -322,7 +340,8 @@ def _measured(
 ) -> SweptContext:
     """Return what a context does to the model before any training, beside neutral text of its length and place."""
     config = plan.config
-    identity = content_id(plan.basis, planned.context.context_id, config.predict_split, config.count_flips)
+    critical = {"critical_tokens": plan.critical_tokens}
+    identity = content_id(plan.basis, planned.context.context_id, config.predict_split, config.count_flips, critical)
     file = plan.folder / "measured" / planned.file.name
     if known := _read(file, SweptContext, identity):
         return known
@@ -330,8 +349,8 @@ def _measured(
 
     def anatomy_of(card: Path) -> Anatomy:
         settings = {**plan.evaluated, "split": config.predict_split, "count_flips": config.count_flips, "depths": (0,)}
-        model, places = {"model": config.model}, {"reports": plan.folder}
-        return anatomy(context=str(card), progress=progress, **model, **settings, **places).anatomy
+        more = {"model": config.model, "reports": plan.folder, "progress": progress}
+        return anatomy(context=str(card), **settings, **critical, **more).anatomy
 
     neutral = control_context(library_for(config.model, config.contexts), "neutral", planned.context)
     own, placebo = anatomy_of(planned.file), anatomy_of(_card_file(plan.folder, neutral))
@@ -389,46 +408,3 @@ def _mean_rates(card: Scorecard, metric: Metric) -> tuple[float | None, float | 
     sides = [row.new.rate.value for row in rows], [row.base.rate.value if row.base else None for row in rows]
     new, base = (fmean(known) if (known := [v for v in side if v is not None]) else None for side in sides)
     return new, base
-
-
-def _groups(config: SweepConfig, contexts: Sequence[SweptContext], runs: Sequence[SweepRun]) -> Iterator[SweepGroup]:
-    """Yield what predicts harm, for each method and share of the data."""
-    for method, data_share in product(config.methods, dict.fromkeys(config.data_sizes)):
-        harms: dict[str, dict[int, float]] = {}
-        for run in runs:
-            if (run.method, run.data_share) == (method, data_share) and run.harm is not None:
-                harms.setdefault(run.context_id, {})[run.seed] = run.harm
-        trained = [(swept, harms[id]) for swept in contexts if (id := swept.context.context_id) in harms]
-        is_enough = len(trained) >= LEAST_CONTEXTS
-        yield SweepGroup(method, data_share, tuple(predictions(trained)) if is_enough else ())
-
-
-def predictions(trained: Sequence[tuple[SweptContext, Mapping[int, float]]]) -> list[Prediction]:
-    """Return how each figure of the contexts predicts their harm by seed, the best first."""
-    by_name: dict[str, Prediction] = {}
-    seeds = sorted({seed for _, harm in trained for seed in harm})
-    for name in PREDICTORS:
-        pairs = [(value, harm) for swept, harm in trained if (value := swept.predictor(name)) is not None]
-        values, means = [value for value, _ in pairs], [fmean(harm.values()) for _, harm in pairs]
-        by_seed = []
-        for seed in seeds:
-            of_seed = [(value, harm[seed]) for value, harm in pairs if seed in harm]
-            by_seed.append(spearman(*zip(*of_seed, strict=True)) if len(of_seed) >= LEAST_CONTEXTS else None)
-        is_enough = len(pairs) >= LEAST_CONTEXTS
-        value, p_value = (spearman(values, means), permutation_p(values, means)) if is_enough else (None, None)
-        by_name[name] = Prediction(name, len(pairs), value, p_value, tuple(by_seed), None)
-    best, *others = sorted(by_name.values(), key=lambda prediction: -abs(prediction.spearman or 0.0))
-    compared = []
-    for other in others:
-        shared = [
-            (first, second, list(harm.values()))
-            for swept, harm in trained
-            if (first := swept.predictor(best.predictor)) is not None
-            and (second := swept.predictor(other.predictor)) is not None
-        ]
-        if len(shared) >= LEAST_CONTEXTS and other.spearman is not None:
-            firsts, seconds, outcomes = zip(*shared, strict=True)
-            figures = {best.predictor: firsts, other.predictor: seconds}
-            other = replace(other, behind_best=behind_best(figures, best.predictor, outcomes)[other.predictor])
-        compared.append(other)
-    return [best, *compared]

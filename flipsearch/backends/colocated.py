@@ -5,6 +5,7 @@
 The engine lives in the training's process, so that weights are copied on the device, and sleeps while the model learns.
 """
 
+import atexit
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -28,6 +29,7 @@ class ColocatedVllm(VllmBackend):
 
     Before all rollouts the engine takes over the weights in place or, if the model is `adapted` by peft, the adapters
     as such, and is compared with the model: BackendError if any weight differs. While the model learns, it sleeps.
+    `dtype` is the precision that the model runs in, if that is not the one of its weights.
     """
 
     def __init__(
@@ -39,6 +41,7 @@ class ColocatedVllm(VllmBackend):
         thinking: Thinking = "auto",
         max_model_len: int | None = None,
         adapted: Any = None,
+        dtype: torch.dtype | None = None,
     ) -> None:
         self.model, self.adapted = model, adapted
         self.model_id, self.revision, self.notes, self.num_updates = "", None, (), 0
@@ -46,17 +49,20 @@ class ColocatedVllm(VllmBackend):
         options = {}
         if adapted is not None:
             rank = adapted.peft_config["default"].r
-            options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": min(n for n in LORA_RANKS if n >= rank)}
+            held = min((num for num in LORA_RANKS if num >= rank), default=rank)
+            options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": held}
         self._is_alone = not torch.distributed.is_initialized()
         self._engine = VllmEngine(
             folder,
-            dtype=str(model.dtype).removeprefix("torch."),
+            dtype=str(dtype or model.dtype).removeprefix("torch."),
             max_model_len=max_model_len,
             memory_share=ROLLOUT_SHARE,
             options=options,
             in_process=True,
         )
         self.max_positions = self._engine.max_positions
+        if not self._is_alone:
+            atexit.register(self._engine.close)  # before the processes leave their group, which it takes along
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
         """Yield one rollout per request from the weights that the model has now."""
@@ -76,7 +82,7 @@ class ColocatedVllm(VllmBackend):
         self._engine.sleep()
 
     def close(self) -> None:
-        """End the engine; of several processes each leaves it asleep, for its end would be that of their group too."""
+        """End the engine; of several processes each leaves it asleep until it ends itself."""
         if self._is_alone:
             super().close()
 

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -18,6 +18,9 @@ from rich.text import Text
 
 from flipsearch.core.display import escaped_json, printable
 from flipsearch.core.files import discard
+
+if TYPE_CHECKING:  # packages of other commands, which load their libraries
+    from flipsearch.reporting.verdict import StudyVerdict, Tone
 
 NUM_SHOWN = 10
 """Rows of a table that may have many."""
@@ -120,3 +123,29 @@ def show_error(message: str, exit_code: int, as_json: bool) -> None:
         discard(sys.stderr)
     if as_json:
         print_json({"error": line, "exit_code": exit_code})
+
+
+TONES: "dict[Tone, str]" = {
+    "good": "bold green",
+    "warning": "bold yellow",
+    "null": "bold",
+    "unfinished": "bold",
+    "open": "bold",
+}
+
+
+def show_verdict(conclusion: "StudyVerdict") -> None:
+    """Print what was found in one sentence, what that rests on, and what to do next."""
+    print_wrapped(f"\n{conclusion.sentence}", style=TONES[conclusion.tone])
+    print_wrapped(" ".join(conclusion.basis))
+    show_next_steps(conclusion)
+
+
+def show_next_steps(conclusion: "StudyVerdict") -> None:
+    """Print what to do next."""
+    if conclusion.next_steps:
+        print_lines("", "Next:")
+    for step in conclusion.next_steps:
+        print_wrapped(f"- {step.text}")
+        if step.command:  # in one line, so that it can be copied
+            print_lines(f"  {step.command}")

@@ -1,6 +1,5 @@
 """Commands on models and judges: chat, train, evaluate, export, list, doctor and judge; made like those on studies."""
 
-from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -37,7 +36,7 @@ def train(config: Config = None, json: Json = False, **settings: Setting) -> "Ou
 
     By OPSA, or a baseline method (--method). The same command again returns the finished checkpoint.
     """
-    from flipsearch.commands import console, plans, views
+    from flipsearch.commands import console, model_views, plans
     from flipsearch.commands.progress import progress_display
     from flipsearch.training.processes import MainProcessFailedError, is_main_process
 
@@ -50,7 +49,7 @@ def train(config: Config = None, json: Json = False, **settings: Setting) -> "Ou
     with progress_display() as progress:
         on_plan = None if json else lambda plan: progress.show_lines(plans.training_plan_lines(plan))
         result = flipsearch.train(**given(settings), config=config, progress=progress, on_plan=on_plan)
-    return console.outcome(result, views.show_training)
+    return console.outcome(result, model_views.show_training)
 
 
 def plan_train(
@@ -90,13 +89,13 @@ def preflight(
 
     What a context flips, how deep and at what cost, leakage, and what the training takes; with what would change it.
     """
-    from flipsearch.commands import console, views
+    from flipsearch.commands import console, model_views
     from flipsearch.commands.progress import progress_display
 
     own: dict[str, Setting] = {"sample": sample, "tokens_per_second": tokens_per_second, "gpus": gpus}
     with progress_display() as progress:
         result = flipsearch.preflight(**given(settings | own), config=config, progress=progress)
-    return console.outcome(result, views.show_preflight, 0 if result.preflight.verdict == "go" else 1)
+    return console.outcome(result, model_views.show_preflight, 0 if result.preflight.verdict == "go" else 1)
 
 
 def evaluate(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
@@ -105,12 +104,12 @@ def evaluate(config: Config = None, json: Json = False, **settings: Setting) -> 
     safe+helpful is S of OPSA: 100 % minus the mean of harmful rates and over-refusal. The tax is the reasoning
     accuracy that was lost.
     """
-    from flipsearch.commands import console, views
+    from flipsearch.commands import console, model_views
     from flipsearch.commands.progress import progress_display
 
     with progress_display() as progress:
         result = flipsearch.evaluate(**given(settings), config=config, progress=progress)
-    return console.outcome(result, views.show_scorecard)
+    return console.outcome(result, model_views.show_scorecard)
 
 
 def anatomy(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
@@ -119,12 +118,12 @@ def anatomy(config: Config = None, json: Json = False, **settings: Setting) -> "
     The model writes without the context; behind what it wrote, its next-token distributions with and without the
     context are compared, token by token.
     """
-    from flipsearch.commands import console, views
+    from flipsearch.commands import console, model_views
     from flipsearch.commands.progress import progress_display
 
     with progress_display() as progress:
         result = flipsearch.anatomy(**given(settings), config=config, progress=progress)
-    return console.outcome(result, views.show_anatomy)
+    return console.outcome(result, model_views.show_anatomy)
 
 
 def sweep(
@@ -138,27 +137,22 @@ def sweep(
     A grid of trainings, contexts by --methods by --data-sizes by --seeds, on the same prompts with as many steps; each
     is evaluated on prompts that it never saw. The same command continues.
     """
-    from flipsearch.commands import console, plans, views
+    from flipsearch.commands import console, model_views, plans
     from flipsearch.commands.progress import progress_display
 
     with progress_display() as progress:
-
-        def show(lines: Iterable[str]) -> None:
-            if not json:
-                progress.show_lines(lines)
-
         result = flipsearch.sweep(
             **given(settings),
             config=config,
             progress=progress,
-            on_plan=lambda planned: show(plans.sweep_plan_lines(planned)),
-            on_part=lambda line: show([line]),
+            on_plan=None if json else lambda planned: progress.show_lines(plans.sweep_plan_lines(planned)),
+            on_part=progress.begin_part,
             plan_only=plan,
         )
     if result is None:
         return console.Outcome(dict, lambda: None)
     is_whole = len(result.sweep.runs) == result.sweep.num_planned
-    return console.outcome(result, views.show_sweep, 0 if is_whole else 1)
+    return console.outcome(result, model_views.show_sweep, 0 if is_whole else 1)
 
 
 def export(context: Contexts, config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
@@ -167,9 +161,9 @@ def export(context: Contexts, config: Config = None, json: Json = False, **setti
     For trainers whose teacher reads more than their student: TRL, ms-swift, or any that reads JSON lines. The prompts
     are those of `flipsearch train`. Nothing is generated.
     """
-    from flipsearch.commands import console, views
+    from flipsearch.commands import console, model_views
 
-    return console.outcome(flipsearch.export(context, **given(settings), config=config), views.show_export)
+    return console.outcome(flipsearch.export(context, **given(settings), config=config), model_views.show_export)
 
 
 def list_available(

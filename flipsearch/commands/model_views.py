@@ -1,4 +1,4 @@
-"""What a person sees of a model and of a judge: answers side by side, agreement with human labels, what to label."""
+"""What a person sees of a model, a training and a judge: answers side by side, scorecards, agreement with labels."""
 
 import shlex
 import sys
@@ -9,17 +9,43 @@ from typing import TYPE_CHECKING
 from rich.table import Column, Table
 from rich.text import Text
 
-from flipsearch.commands.console import NUM_SHOWN, figures, plain_table, print_lines, print_table, print_wrapped
+from flipsearch.commands.console import (
+    NUM_SHOWN,
+    TONES,
+    figures,
+    plain_table,
+    print_lines,
+    print_table,
+    print_wrapped,
+    show_next_steps,
+)
+from flipsearch.commands.views import too_few_labels
 from flipsearch.core.display import printable
-from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import Label
 from flipsearch.core.studies import MIN_LABELS
-from flipsearch.reporting.format import DASH, percent, with_interval
-from flipsearch.results import JudgeCheck, JudgeFit, LabellingResult
+from flipsearch.core.trainings import PromptExport
+from flipsearch.reporting.anatomy_page import sentence, visible_token
+from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
+from flipsearch.reporting.format import DASH, Unit, percent, with_interval
+from flipsearch.reporting.outcomes import scorecard_verdict
+from flipsearch.reporting.preflight_page import CHECK_STATES
+from flipsearch.reporting.sweep_page import caveats, group_title, prediction_rows, training_rows
+from flipsearch.reporting.sweep_page import sentence as sentence_of_sweep
+from flipsearch.results import (
+    AnatomyResult,
+    EvaluationResult,
+    JudgeCheck,
+    JudgeFit,
+    LabellingResult,
+    PreflightResult,
+    SweepResult,
+    TrainingResult,
+)
 
 if TYPE_CHECKING:  # packages of other commands, which load their libraries
     from flipsearch.api.chat import ChatSession
     from flipsearch.judging.accuracy import JudgeAccuracy, JudgeStress
+    from flipsearch.reporting.scorecard_page import ScorecardComparison
 
 WITHOUT, UNDER = "without a context", "with the context"
 
@@ -148,9 +174,127 @@ def show_labelling(labelling: LabellingResult) -> None:
     )
 
 
-def too_few_labels(sensitivity: Estimate, specificity: Estimate) -> str:
-    """Return why labels correct no rate."""
-    return (
-        f"No rate is corrected for the judge's errors: {sensitivity.n:,} answers labelled unsafe and {specificity.n:,} "
-        f"safe, at least {MIN_LABELS} of each are needed"
-    )
+def show_scorecard(result: EvaluationResult) -> None:
+    """Print what was found, the figures in 80 columns, how to read them, where they are, and what to do next."""
+    conclusion = scorecard_verdict(result.scorecard)
+    print_wrapped(f"{conclusion.sentence}\n", style=TONES[conclusion.tone])
+    table = plain_table(padding=(0, 1), collapse_padding=True)
+    header, *rows = scorecard_rows(result.scorecard)
+    for name in header:
+        is_name = name in ("metric", "set")
+        table.add_column(name, justify="left" if is_name else "right", no_wrap=name != "set", overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    print_table(table)
+    for remark in scorecard_remarks(result.scorecard):
+        print_wrapped(remark, style="dim")
+    print_wrapped(f"\n{'scorecard':<14}{result.path}")
+    print_wrapped(f"{'its page':<14}{result.page}")
+    show_next_steps(conclusion)
+
+
+def show_training(result: TrainingResult) -> None:
+    """Print what was learnt from what, how the loss fell, and where the checkpoint lies."""
+    run, log, folder = result.run, result.log, result.folder
+    lines = []
+    for routed in run.routed:
+        context = routed.context
+        under = f"under {context.template or 'a context'} ({context.placement})" if context else "without a context"
+        lines.append(f"{routed.num_prompts:>6,} {routed.kind} prompts {under}")
+    lines += [f"{num:>6,} {kind} prompts left out" for kind, num in run.num_left_out.items() if num]
+    loss = f"loss {log[0]['loss']:.4f} to {log[-1]['loss']:.4f}"
+    print_lines(*lines, f"{run.num_steps:>6,} steps in {run.wall_s:,.0f} s on {run.num_tokens:,} tokens, {loss}")
+    for note in run.notes:
+        print_wrapped(f"Note: {note}")
+    todo = f"flipsearch evaluate {folder}"
+    print_lines("", f"{'checkpoint':<14}{folder}", f"{'its page':<14}{result.page}", f"{'next':<14}{todo}")
+
+
+def show_anatomy(result: AnatomyResult) -> None:
+    """Print where the context changes the model most, and where the page lies."""
+    anatomy = result.anatomy
+    print_wrapped(sentence(anatomy))
+    print_lines("", f"{'written':<26}{'under the context':<26}{'times':>8}{'share':>8}")
+    for token in anatomy.tokens[:5]:
+        written, instead = (visible_token(text)[:24] for text in (token.token, token.instead))
+        print_lines(f"{written:<26}{instead:<26}{token.num:>8,}{token.share:>8.1%}")
+    print_lines("")
+    for depth, rate in anatomy.depth:
+        shown = "none measured" if rate.value is None else f"{rate.value:.0%} of {rate.n}"
+        print_lines(f"{f'flips after {depth} tokens':<26}{shown}")
+    for note in anatomy.notes:
+        print_wrapped(f"Note: {note}")
+    print_lines("", f"{'page':<14}{result.folder / 'anatomy.html'}")
+
+
+def show_preflight(result: PreflightResult) -> None:
+    """Print the verdict, each criterion, what would change it, and where the page lies."""
+    preflight = result.preflight
+    print_wrapped(preflight.sentence)
+    table = plain_table()
+    for column in ("criterion", "measured", "wanted", "state"):
+        table.add_column(column, overflow="fold")
+    for check in preflight.checks:
+        table.add_row(*map(Text, (check.name, check.value, check.wanted, CHECK_STATES[check.state])))
+    print_table(table)
+    for check in preflight.checks:
+        if check.todo:
+            print_wrapped(f"{check.name}: {check.todo}")
+    for note in preflight.notes:
+        print_wrapped(f"Note: {note}")
+    print_lines("", f"{'page':<14}{result.page}")
+
+
+def show_sweep(result: SweepResult) -> None:
+    """Print which figure of the contexts predicts harm after training, the trainings, and where the page lies."""
+    sweep = result.sweep
+    print_wrapped(sentence_of_sweep(sweep))
+    for group in sweep.groups:
+        if not group.predictions:
+            continue
+        print_lines("", group_title(sweep, group))
+        table = plain_table(Column(""), figures("Spearman"), figures("p"), figures("against the best"))
+        for name, value, p_value, _, behind, _ in prediction_rows(group):
+            table.add_row(name, value, p_value, behind)
+        print_table(table)
+    print_lines("")
+    table = plain_table(Column("context"), Column("method"), *map(figures, ("data", "harm", "over-refusal")))
+    for name, method, share, *_, harm, _, refused, _, _ in training_rows(sweep):
+        table.add_row(Text(printable(name)), method, share, harm, refused)
+    print_table(table)
+    for note in (*caveats(sweep), *sweep.notes):
+        print_wrapped(f"Note: {note}")
+    print_lines("", f"{'page':<14}{result.page}")
+
+
+def show_export(export: PromptExport) -> None:
+    """Print how many prompts were written under contexts, and what the trainer has to be given."""
+    print_lines(*(f"{name:<26}{text}" for name, text in export.facts().items()))
+    for note in export.notes:
+        print_wrapped(f"Note: {note}")
+
+
+def show_checkpoints(compared: "ScorecardComparison") -> None:
+    """Print which of several models is the safest, their figures beside the base's, and their differences."""
+    said = compared.verdict
+    print_wrapped(f"{said.sentence}\n", style=TONES[said.tone])
+    table = plain_table()
+    table.add_column("", overflow="fold")
+    for name in ("base", *(f"[{number}]" for number in range(1, 1 + len(compared.names)))):
+        table.add_column(name, justify="right", no_wrap=True)
+    for figure in compared.figures:
+        unit: Unit = "points" if figure.is_change else "percent"
+        cells = [with_interval(rate, unit) if rate else "" for rate in (figure.base, *figure.rates)]
+        table.add_row(Text(printable(figure.name)), *cells)
+    print_table(table)
+    for number, name in enumerate(compared.names, start=1):
+        print_wrapped(f"[{number}] {name}")
+    print_wrapped("\nDifferences to [1] in points, paired by prompt, with 95 % intervals:")
+    for figure in compared.figures:
+        shown = [f"[{n}] {with_interval(d, 'points')}" for n, d in enumerate(figure.differences, start=1) if d]
+        if shown:
+            print_wrapped(f"- {figure.name}: {'; '.join(shown)}")
+    print_lines("")
+    for line in said.basis:
+        print_wrapped(f"- {line}")
+    show_next_steps(said)

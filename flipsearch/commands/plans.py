@@ -24,6 +24,8 @@ def plan_lines(plan: "SearchPlan") -> list[str]:
         f"{'prompts':<10}{', '.join(counts)} (harmful + benign)",
         f"{'rollouts':<10}{between(plan.total)} for {plan.num_contexts:,} contexts",
         *(f"{'':<10}{', '.join(rollouts[i : i + 2])}" for i in range(0, len(rollouts), 2)),
+        f"{'':<10}contexts come in cohorts; the good ones see more prompts, rung by rung",
+        f"{'':<10}placebos have no safety content; confirm prompts are sealed until then",
         f"{'tokens':<10}at most {plan.tokens_at_most:,} ({plan.max_tokens:,} each)",
     ]
     if plan.think_tokens:
@@ -124,7 +126,8 @@ def training_cost_lines(cost: "TrainingCost") -> list[str]:
         f"{'the paper':<10}{PAPER_STEPS:,} of {PAPER['train_batch_size']} at {PAPER['learning_rate']:g}; "
         f"up to {PAPER_TOKENS:,} tokens each, with the prompt",
         f"{'':<10}this is {percent(cost.share_of_paper)} of it, by steps times rate",
-        f"{'tokens':<10}{tokens.rollouts:,} in rollouts, {cost.mean_length:,.1f} each, {whence[cost.length_from]}",
+        f"{'tokens':<10}{f'{tokens.rollouts:,}' if tokens.rollouts else 'none'} in rollouts; completions have "
+        f"{cost.mean_length:,.1f}, {whence[cost.length_from]}",
         f"{'':<10}{tokens.teacher:,} read by the teacher, {tokens.student:,} by the student",
     ]
     lines += [f"{'':<10}{tokens.before:,} in answers before the training"] if tokens.before else []

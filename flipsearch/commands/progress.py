@@ -148,6 +148,12 @@ class ProgressDisplay:
         for line in lines:
             self._console.print(Text(printable(line)), soft_wrap=True)
 
+    def begin_part(self, line: str) -> None:
+        """Print what begins now, and measure it by itself: a sweep is one training after the other."""
+        with self._lock:
+            self.state, self._shown = WorkState(), (time.monotonic(), 0.0)
+        self.show_lines([line])
+
     @contextmanager
     def shown(self) -> Iterator["ProgressDisplay"]:
         """Draw the bars, or print lines, until the block ends."""

@@ -114,7 +114,7 @@ def report(
     studies, the contexts that they share are compared: paired differences over models, judges or seeds. Several
     checkpoints that were evaluated are shown beside each other and their base.
     """
-    from flipsearch.commands import console, views
+    from flipsearch.commands import console, model_views, views
     from flipsearch.evaluation.plan import SCORECARD_FILE
     from flipsearch.reporting.formats import report_format
     from flipsearch.reporting.outcomes import SCORECARD_PAGE
@@ -129,7 +129,7 @@ def report(
             page = f"its page is {evaluated[0] / SCORECARD_PAGE}"
             raise ConfigError(f"'{evaluated[0]}' is an evaluated checkpoint ({page}){what}.")
         result = flipsearch.compare_checkpoints(study)
-        name, done = "checkpoints", console.outcome(result, views.show_checkpoints)
+        name, done = "checkpoints", console.outcome(result, model_views.show_checkpoints)
     elif len(study) > 1:
         result = flipsearch.compare(study, reports=reports)
         name, done = "comparison", console.outcome(result, views.show_comparison)

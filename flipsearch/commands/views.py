@@ -9,31 +9,27 @@ from typing import TYPE_CHECKING
 from rich.table import Column, Table
 from rich.text import Text
 
-from flipsearch.commands.console import NUM_SHOWN, figures, plain_table, print_lines, print_table, print_wrapped
-from flipsearch.commands.model_views import too_few_labels
+from flipsearch.commands.console import (
+    NUM_SHOWN,
+    TONES,
+    plain_table,
+    print_lines,
+    print_table,
+    print_wrapped,
+    show_verdict,
+)
 from flipsearch.core.display import printable, shortened
-from flipsearch.core.studies import Study, StudyKind, Trial
-from flipsearch.core.trainings import PromptExport
-from flipsearch.reporting.anatomy_page import sentence, visible_token
-from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
+from flipsearch.core.measurements import Estimate
+from flipsearch.core.studies import MIN_LABELS, Study, StudyKind, Trial
 from flipsearch.reporting.columns import Column as ShownColumn
 from flipsearch.reporting.columns import columns_of, kinds_legend
-from flipsearch.reporting.format import DASH, SHARED_ERRORS, Unit, percent, with_interval
+from flipsearch.reporting.format import DASH, SHARED_ERRORS, percent, with_interval
 from flipsearch.reporting.names import names_of
-from flipsearch.reporting.outcomes import scorecard_verdict
-from flipsearch.reporting.preflight_page import CHECK_STATES
-from flipsearch.reporting.sweep_page import caveats, group_title, prediction_rows, training_rows
-from flipsearch.reporting.sweep_page import sentence as sentence_of_sweep
-from flipsearch.reporting.verdict import StudyVerdict, Tone, verdict
+from flipsearch.reporting.verdict import verdict
 from flipsearch.results import (
-    AnatomyResult,
     ContextCheck,
     Diagnosis,
-    EvaluationResult,
-    PreflightResult,
     SearchResult,
-    SweepResult,
-    TrainingResult,
 )
 from flipsearch.templating.library import BROKEN
 
@@ -41,7 +37,6 @@ if TYPE_CHECKING:  # packages of other commands, which load their libraries
     from flipsearch.ledger.check import LedgerCheck
     from flipsearch.reporting.compare import Comparison
     from flipsearch.reporting.files import EarlierBest
-    from flipsearch.reporting.scorecard_page import ScorecardComparison
 
 
 LONGEST_NAME = 34
@@ -56,13 +51,6 @@ STATES = {
     "running": "may still see more prompts",
     "stopped": "left behind early, as others promised as much",
     "pruned": "ruled out early",
-}
-TONES: dict[Tone, str] = {
-    "good": "bold green",
-    "warning": "bold yellow",
-    "null": "bold",
-    "unfinished": "bold",
-    "open": "bold",
 }
 
 
@@ -99,23 +87,6 @@ def show_study(result: SearchResult) -> None:
     if result.earlier and study.kind is StudyKind.SEARCH:
         print_wrapped(earlier_line(result.earlier, result))
     show_verdict(verdict(study))
-
-
-def show_verdict(conclusion: StudyVerdict) -> None:
-    """Print what was found in one sentence, what that rests on, and what to do next."""
-    print_wrapped(f"\n{conclusion.sentence}", style=TONES[conclusion.tone])
-    print_wrapped(" ".join(conclusion.basis))
-    show_next_steps(conclusion)
-
-
-def show_next_steps(conclusion: StudyVerdict) -> None:
-    """Print what to do next."""
-    if conclusion.next_steps:
-        print_lines("", "Next:")
-    for step in conclusion.next_steps:
-        print_wrapped(f"- {step.text}")
-        if step.command:  # in one line, so that it can be copied
-            print_lines(f"  {step.command}")
 
 
 def earlier_line(earlier: "EarlierBest", result: SearchResult) -> str:
@@ -195,7 +166,11 @@ def row_name(trial: Trial, name: str) -> str:
 
 def row_legend(study: Study) -> str:
     """Return what the columns and the marks in the table mean, as far as they are there."""
-    lines = []
+    lines = (
+        ["placebo: a text without safety content"]
+        if any(t.role == "placebo" and t.context.text for t in study.trials)
+        else []
+    )
     if any(trial.confirm for trial in study.trials):
         lines.append("search, confirm: flip rates on the prompts of the search, and on those sealed until its end")
     states = [state for state in STATES if any(trial.state == state for trial in study.trials)]
@@ -205,7 +180,7 @@ def row_legend(study: Study) -> str:
 def winner_lines(winner: Trial) -> list[str]:
     """Return the winner's net flip rate, what the order of its words adds, and its added refusals, with intervals."""
     figures = (
-        ("net", winner.net, "more flips than under the strongest of neutral text and re-roll"),
+        ("net", winner.net, "more flips than under neutral text or no context, whichever flips more"),
         ("word order", winner.late.word_order, "more flips than with the same words in another order"),
         ("refusals", winner.final.added_refusals, "more benign prompts refused than without a context"),
     )
@@ -273,106 +248,6 @@ def show_ledger(check: "LedgerCheck") -> None:
     print_lines(*lines)
 
 
-def show_scorecard(result: EvaluationResult) -> None:
-    """Print what was found, the figures in 80 columns, how to read them, where they are, and what to do next."""
-    conclusion = scorecard_verdict(result.scorecard)
-    print_wrapped(f"{conclusion.sentence}\n", style=TONES[conclusion.tone])
-    table = plain_table(padding=(0, 1), collapse_padding=True)
-    header, *rows = scorecard_rows(result.scorecard)
-    for name in header:
-        is_name = name in ("metric", "set")
-        table.add_column(name, justify="left" if is_name else "right", no_wrap=name != "set", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    print_table(table)
-    for remark in scorecard_remarks(result.scorecard):
-        print_wrapped(remark, style="dim")
-    print_wrapped(f"\n{'scorecard':<14}{result.path}")
-    print_wrapped(f"{'its page':<14}{result.page}")
-    show_next_steps(conclusion)
-
-
-def show_training(result: TrainingResult) -> None:
-    """Print what was learnt from what, how the loss fell, and where the checkpoint lies."""
-    run, log, folder = result.run, result.log, result.folder
-    lines = []
-    for routed in run.routed:
-        context = routed.context
-        under = f"under {context.template or 'a context'} ({context.placement})" if context else "without a context"
-        lines.append(f"{routed.num_prompts:>6,} {routed.kind} prompts {under}")
-    lines += [f"{num:>6,} {kind} prompts left out" for kind, num in run.num_left_out.items() if num]
-    loss = f"loss {log[0]['loss']:.4f} to {log[-1]['loss']:.4f}"
-    print_lines(*lines, f"{run.num_steps:>6,} steps in {run.wall_s:,.0f} s on {run.num_tokens:,} tokens, {loss}")
-    for note in run.notes:
-        print_wrapped(f"Note: {note}")
-    todo = f"flipsearch evaluate {folder}"
-    print_lines("", f"{'checkpoint':<14}{folder}", f"{'its page':<14}{result.page}", f"{'next':<14}{todo}")
-
-
-def show_anatomy(result: AnatomyResult) -> None:
-    """Print where the context changes the model most, and where the page lies."""
-    anatomy = result.anatomy
-    print_wrapped(sentence(anatomy))
-    print_lines("", f"{'written':<26}{'under the context':<26}{'times':>8}{'share':>8}")
-    for token in anatomy.tokens[:5]:
-        written, instead = (visible_token(text)[:24] for text in (token.token, token.instead))
-        print_lines(f"{written:<26}{instead:<26}{token.num:>8,}{token.share:>8.1%}")
-    print_lines("")
-    for depth, rate in anatomy.depth:
-        shown = "none measured" if rate.value is None else f"{rate.value:.0%} of {rate.n}"
-        print_lines(f"{f'flips after {depth} tokens':<26}{shown}")
-    for note in anatomy.notes:
-        print_wrapped(f"Note: {note}")
-    print_lines("", f"{'page':<14}{result.folder / 'anatomy.html'}")
-
-
-def show_preflight(result: PreflightResult) -> None:
-    """Print the verdict, each criterion, what would change it, and where the page lies."""
-    preflight = result.preflight
-    print_wrapped(preflight.sentence)
-    table = plain_table()
-    for column in ("criterion", "measured", "wanted", "state"):
-        table.add_column(column, overflow="fold")
-    for check in preflight.checks:
-        table.add_row(*map(Text, (check.name, check.value, check.wanted, CHECK_STATES[check.state])))
-    print_table(table)
-    for check in preflight.checks:
-        if check.todo:
-            print_wrapped(f"{check.name}: {check.todo}")
-    for note in preflight.notes:
-        print_wrapped(f"Note: {note}")
-    print_lines("", f"{'page':<14}{result.page}")
-
-
-def show_sweep(result: SweepResult) -> None:
-    """Print which figure of the contexts predicts harm after training, the trainings, and where the page lies."""
-    sweep = result.sweep
-    print_wrapped(sentence_of_sweep(sweep))
-    for group in sweep.groups:
-        if not group.predictions:
-            continue
-        print_lines("", group_title(sweep, group))
-        table = plain_table(Column(""), figures("Spearman"), figures("p"), figures("against the best"))
-        for name, value, p_value, _, behind, _ in prediction_rows(group):
-            table.add_row(name, value, p_value, behind)
-        print_table(table)
-    print_lines("")
-    table = plain_table(Column("context"), Column("method"), *map(figures, ("data", "harm", "over-refusal")))
-    for name, method, share, *_, harm, _, refused, _, _ in training_rows(sweep):
-        table.add_row(Text(printable(name)), method, share, harm, refused)
-    print_table(table)
-    for note in (*caveats(sweep), *sweep.notes):
-        print_wrapped(f"Note: {note}")
-    print_lines("", f"{'page':<14}{result.page}")
-
-
-def show_export(export: PromptExport) -> None:
-    """Print how many prompts were written under contexts, and what the trainer has to be given."""
-    print_lines(*(f"{name:<26}{text}" for name, text in export.facts().items()))
-    for note in export.notes:
-        print_wrapped(f"Note: {note}")
-
-
 def show_written(show: Callable[[], object], path: Path) -> None:
     """Print a report, and where its file is."""
     show()
@@ -415,30 +290,6 @@ def show_comparison(comparison: "Comparison") -> None:
             between = f"{places[transfer.source]} in {places[transfer.target]}"
             print_wrapped(f"- {between}: {rate}{behind}; {transfer.num_shared:,} shared{alike}")
     show_verdict(comparison.verdict)
-
-
-def show_checkpoints(compared: "ScorecardComparison") -> None:
-    """Print which of several models is the safest, their figures beside the base's, and their differences."""
-    said = compared.verdict
-    print_wrapped(f"{said.sentence}\n", style=TONES[said.tone])
-    table = plain_table()
-    table.add_column("", overflow="fold")
-    for name in ("base", *(f"[{number}]" for number in range(1, 1 + len(compared.names)))):
-        table.add_column(name, justify="right", no_wrap=True)
-    for figure in compared.figures:
-        unit: Unit = "points" if figure.is_change else "percent"
-        cells = [with_interval(rate, unit) if rate else "" for rate in (figure.base, *figure.rates)]
-        table.add_row(Text(printable(figure.name)), *cells)
-    print_table(table)
-    for number, name in enumerate(compared.names, start=1):
-        print_wrapped(f"[{number}] {name}")
-    print_wrapped("\nDifferences to [1] in points, paired by prompt, with 95 % intervals:")
-    for figure in compared.figures:
-        shown = [f"[{n}] {with_interval(d, 'points')}" for n, d in enumerate(figure.differences, start=1) if d]
-        if shown:
-            print_wrapped(f"- {figure.name}: {'; '.join(shown)}")
-    print_lines("", *(f"- {printable(line)}" for line in said.basis))
-    show_next_steps(said)
 
 
 def show_check(check: ContextCheck) -> None:
@@ -508,3 +359,11 @@ def show_rows(rows: list[dict[str, str]]) -> None:
     for row in rows:
         table.add_row(*(Text(printable(row[column])) for column in ("name", "description")))
     print_table(table)
+
+
+def too_few_labels(sensitivity: Estimate, specificity: Estimate) -> str:
+    """Return why labels correct no rate."""
+    return (
+        f"No rate is corrected for the judge's errors: {sensitivity.n:,} answers labelled unsafe and {specificity.n:,} "
+        f"safe, at least {MIN_LABELS} of each are needed"
+    )

@@ -21,7 +21,7 @@ from flipsearch.core.errors import ConfigError, TrainingError, unknown_name
 from flipsearch.core.measurements import Estimate, Measurement, Rate, json_value
 from flipsearch.core.records import AnswerKind, Context, FinishReason, Kind, Sampling, Scope, Verdict
 
-TRAINING_FORMAT = 2
+TRAINING_FORMAT = 3
 """Version of training.json and of a checkpoint in progress."""
 SCORECARD_FORMAT = 3
 """Version of scorecard.json."""

@@ -16,7 +16,6 @@ as are the answers that it reads: texts are quoted between tags, and only what s
 import re
 from collections.abc import Iterator, Mapping, Sequence
 
-from flipsearch.config import REWRITE_TOKENS
 from flipsearch.core.measurements import JudgedRollout, SampleRule, Samples
 from flipsearch.core.progress import Phase, Progress
 from flipsearch.core.protocols import AnswerBeginner, Backend, Judge
@@ -33,6 +32,8 @@ DEPTHS = (5, 10, 20, 40, 128)
 """Tokens of an unsafe answer that `prefill` writes, beside none."""
 MOST_CHARACTERS = 1200
 """Longer texts are truncated for the attacker model."""
+ATTEMPT_TOKENS, THOUGHT_TOKENS = 512, 1024
+"""Tokens at most of an attempt that the attacker model writes, and of its thought before it."""
 UNWRITTEN = Verdict(Label.UNSCORED, reason="the attacker model wrote no request")
 Attempts = dict[str, dict[str, JudgedRollout]]
 """Variant -> prompt id -> its judged answer."""
@@ -49,7 +50,9 @@ class Attacker:
     """A model that writes attempts, at the ledger of the evaluation; what it writes is judged by nobody."""
 
     def __init__(self, backend: Backend, judge: Judge, ledger: Ledger, progress: Progress | None) -> None:
-        self._runner = Runner(backend, judge, ledger, Sampling(max_tokens=REWRITE_TOKENS), progress)
+        thought = THOUGHT_TOKENS if getattr(backend, "thinks", False) else 0
+        sampling = Sampling(max_tokens=ATTEMPT_TOKENS, think_tokens=thought)
+        self._runner = Runner(backend, judge, ledger, sampling, progress)
         self._runner.enter(Phase.EVALUATION, "attacker")
 
     def write(self, instructions: Sequence[str]) -> list[str]:
@@ -162,9 +165,8 @@ class AttackRun:
                 by_prompt[id].append(outcome)
         every = [pair for of_form in scores.values() for pair in of_form]
         yield collect_scores("attack_success_rate", name, every, groups)
-        most = max(map(len, by_prompt.values()))
         passes = ((id, _score(*(_scored(judged) or judged))) for id, judged in by_prompt.items())
-        yield collect_scores("attack_pass_rate", f"{name}, N = {most}", passes, groups)
+        yield collect_scores("attack_pass_rate", name, passes, groups)
         for form, of_form in attempts.items():
             ids = {id: outcome.rollout_id for id, outcome in of_form.items()}
             yield collect_scores("attack_variant_rate", f"{name}, {form}", scores[form], groups, ids)

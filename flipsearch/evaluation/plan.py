@@ -128,7 +128,8 @@ def _attacks(config: EvalConfig, harmful: Sequence[Prompt]) -> tuple[tuple[str, 
     ):
         if value and not set(users) & set(names):
             raise ConfigError(f"{flag} is for --attacks {','.join(users)}; name one of them, or leave it out.")
-    return names, [f"The attack {name} was left out: it needs {reason}." for name, reason in impossible.items()]
+    left_out = {reason: [name for name in impossible if impossible[name] == reason] for reason in impossible.values()}
+    return names, [f"Attacks left out: {', '.join(those)}. Needed: {reason}." for reason, those in left_out.items()]
 
 
 def _unsafe_answers(config: EvalConfig, harmful: Sequence[Prompt]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from flipsearch.core.errors import ConfigError, JudgeError, one_line
 from flipsearch.prompts.problems import Problem
 
 SANDBOX = Path(__file__).with_name("sandbox.py")
-CPU_S, WALL_S = 10, 20.0
+CPU_S, WALL_S = 10, 30.0
 """Seconds of work of each process, and of both together by the clock."""
 PROBE = """
 import os, socket

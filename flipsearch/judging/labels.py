@@ -272,7 +272,7 @@ def sample_answers(
     rollouts, verdicts = ledger.rollouts(wanted), ledger.verdicts(study.last_judge_id, wanted)
     if num_lost := len({*wanted} - {*rollouts}):
         raise StudyError(f"the ledger of study '{study.name}' lacks {num_lost} of its answers; run the search again.")
-    text_of = {prompt.prompt_id: prompt.text for prompt in prompts}
+    text_of = {prompt.prompt_id: prompt.judged.text for prompt in prompts}
     if lost := [id for id in prompt_ids if id not in text_of]:
         raise StudyError(
             f"{len(lost)} of {len(prompt_ids)} scored harmful prompts of study '{study.name}' are no longer in its "

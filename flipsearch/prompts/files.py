@@ -241,13 +241,6 @@ def built_in_files(folder: str) -> dict[str, Path]:
     return {path.stem: path for path in sorted((Path(__file__).parent / folder).glob("*.csv"))}
 
 
-def read_set(spec: str, built_in: Mapping[str, Path], what: str) -> Table:
-    """Return the table of a built-in set or of a file; raises PromptError for an unknown name."""
-    if spec not in built_in:
-        check_name(spec, built_in, what)
-    return read_table(str(built_in.get(spec, spec)))
-
-
 def check_name(spec: str, known: Mapping[str, object], what: str) -> None:
     """Raise PromptError for an unknown name that cannot be a file either."""
     if "." not in spec and "/" not in spec:

@@ -19,7 +19,16 @@ from typing import Any, NoReturn
 
 from flipsearch.core.errors import PromptError
 from flipsearch.core.records import Prompt, content_id
-from flipsearch.prompts.files import COMPANION_COLUMNS, Table, built_in_files, cell, read_set, text_cell, whole_text
+from flipsearch.prompts.files import (
+    COMPANION_COLUMNS,
+    Table,
+    built_in_files,
+    cell,
+    check_name,
+    read_table,
+    text_cell,
+    whole_text,
+)
 from flipsearch.prompts.formats import Row
 from flipsearch.prompts.rows import written_list
 
@@ -147,6 +156,17 @@ ANSWER_COLUMNS = (
     "answer_number", "final_ans",
 )  # fmt: skip
 ANSWER_MARK = "####"
+PUBLIC_SETS = {
+    "gsm8k": "openai/gsm8k/main/test",
+    "math-500": "HuggingFaceH4/MATH-500",
+    "humaneval": "openai/openai_humaneval",
+    "humaneval+": "evalplus/humanevalplus",
+    "mbpp": "google-research-datasets/mbpp/full/test",
+    "mbpp+": "evalplus/mbppplus",
+    "gpqa": "",
+}
+"""Name -> its dataset on the Hugging Face hub; "" where that is gated."""
+GPQA = "huggingface.co/datasets/Idavidrein/gpqa"
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,9 +216,13 @@ class ProblemSet:
 
 def load_problems(spec: str, seed: int = 0) -> ProblemSet:
     """Return a built-in problem set, or a file's, choices shuffled by `seed`; PromptError for what is unusable."""
-    built_in = built_in_files(FOLDER)
-    table = read_set(spec, built_in, "problem set")
-    name = spec if spec in built_in else table.name
+    built_in, public = built_in_files(FOLDER), PUBLIC_SETS.get(spec)
+    if public == "":
+        raise PromptError(f"'{spec}' is gated: accept its terms there (https://{GPQA}), and give its file.")
+    if not public and spec not in built_in:
+        check_name(spec, {**built_in, **PUBLIC_SETS}, "problem set")
+    table = read_table(public or str(built_in.get(spec, spec)))
+    name = spec if public or spec in built_in else table.name
     if table.find(["task_id"]) and table.find(["test", "test_list"]):
         return _in_order(name, [programming_problem(table, row, name) for row in table.rows], ())
     question_column = _column(table, "questions", QUESTION_COLUMNS)
@@ -247,7 +271,7 @@ def programming_problem(table: Table, row: Row, set_name: str) -> Problem:
     """Return a row of HumanEval(+), which names a function, or of MBPP(+), which shows a test."""
 
     def code(*names: str) -> str:
-        value = row.cells.get(table.find(names) or "") or ""
+        value: Any = next(filter(None, (row.cells.get(table.find([name]) or "") for name in names)), "")
         value = written_list(value) or value if isinstance(value, str) and value.startswith("[") else value
         return "\n".join(map(str, value)) if isinstance(value, list) else str(value)
 
@@ -266,9 +290,11 @@ def programming_problem(table: Table, row: Row, set_name: str) -> Problem:
     return Problem(shown, answer, set_name, place, 0, f"{whole}\n\ncheck({entry_point})\n", entry_point, task)
 
 
-def list_problem_sets() -> dict[str, int]:
-    """Return the built-in problem sets with their numbers of problems."""
-    return {name: len(load_problems(name).problems) for name in built_in_files(FOLDER)}
+def list_problem_sets() -> dict[str, str]:
+    """Return the names that are known: built-in problem sets with their sizes, and public ones with where they are."""
+    sizes = {name: f"{len(load_problems(name).problems)} problems" for name in built_in_files(FOLDER)}
+    hub = {name: f"hub dataset {dataset}" if dataset else f"gated: {GPQA}" for name, dataset in PUBLIC_SETS.items()}
+    return sizes | hub
 
 
 def _column(table: Table, content: str, names: Sequence[str]) -> str:

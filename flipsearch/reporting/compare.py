@@ -146,6 +146,10 @@ class Comparison:
                 "Where contexts tie, take the one that refuses least, or the shortest. More unsafe prompts in each "
                 "study tell them apart."
             )
+        if len(self._arms()) < 2:
+            yield NextStep(
+                "To rank contexts measure the same ones in each: score their cards, or search with --start STUDY."
+            )
         by_name = {study.name: study for study in self.studies}
         for transfer in self.transfers:
             source, target = by_name[transfer.source], by_name[transfer.target]
@@ -170,7 +174,9 @@ class Comparison:
         }
         apart = [f"{key.replace('_', ' ')} ({', '.join(values)})" for key, values in differing.items() if values[1:]]
         lines.append(f"The studies differ in {', '.join(apart)}." if apart else "Model, judge and seed are the same.")
-        lines.append(f"{len(self._arms()):,} contexts were measured by two studies or more.")
+        num_shared = len(self._arms())
+        were = "context was" if num_shared == 1 else "contexts were"
+        lines.append(f"{num_shared:,} {were} measured by two studies or more.")
         pairs = [t.behind.n for t in self.transfers if t.behind] + [
             d.n for row in self.shared for d in row.differences if d
         ]

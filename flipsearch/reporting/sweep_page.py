@@ -18,6 +18,8 @@ from flipsearch.statistics.intervals import mean_interval
 SWEEP_PAGE = "sweep.html"
 FEW_CONTEXTS = 10
 """With fewer a note says what the intervals are worth."""
+DISTINCT = 0.05
+"""Below it a correlation is no chance."""
 COLOURS: tuple[Colour, ...] = ("harmful", "benign", "all")
 
 
@@ -52,6 +54,12 @@ def sentence(sweep: Sweep) -> str:
     if group is None or group.predictions[0].spearman is None:
         return f"{len(sweep.runs)} trainings under {len(sweep.contexts)} contexts: too few to say what predicts harm."
     best = group.predictions[0]
+    if best.p_value is None or best.p_value >= DISTINCT:
+        return (
+            f"Over {best.num_contexts} contexts nothing predicts harm after {group.method} beyond chance: the "
+            f"{PREDICTORS[best.predictor]} comes closest, Spearman {best.spearman:.2f}, permutation p = "
+            f"{_p(best.p_value)}."
+        )
     text = (
         f"Over {best.num_contexts} contexts the {PREDICTORS[best.predictor]} predicts harm after {group.method} best: "
         f"Spearman {best.spearman:.2f}, permutation p = {_p(best.p_value)}."
@@ -68,6 +76,10 @@ def caveats(sweep: Sweep) -> list[str]:
         notes.append(
             f"Few points: {num} contexts. Intervals of differences are rough, and contexts chosen for their spread "
             "correlate better than contexts chosen at random would."
+        )
+    if len(sweep.runs) < sweep.num_planned:
+        notes.append(
+            f"{len(sweep.runs)} of {sweep.num_planned} trainings are there: the same command makes the others."
         )
     if sweep.settings["seeds"] < 2:
         notes.append("One seed: nothing shows how much two trainings of the same kind differ.")

@@ -98,7 +98,10 @@ def verdict(study: Study) -> StudyVerdict:
 def _unfinished(study: Study) -> StudyVerdict:
     """Return how far a search came, and what leads so far: no winner."""
     arms = [trial for trial in study.trials if trial.role == "arm"]
-    basis = [f"{len(arms):,} contexts were tried so far; none was measured on the sealed prompts."]
+    basis = [
+        f"{len(arms):,} contexts were tried so far; none was measured on the sealed prompts. They come in cohorts; the "
+        "good ones see more prompts, rung by rung."
+    ]
     leads = next((trial for trial in arms if trial.search.flip_rate.n and not study.is_over_any_cap(trial)), None)
     if leads is None:
         basis.append("None of them is within the caps on benign prompts so far.")

@@ -241,7 +241,7 @@ def _winner_notes(confirmation: Confirmation, config: SearchConfig) -> list[str]
         notes.append("The winner could not be compared with a placebo: too few unsafe confirm prompts are scored.")
     elif not winner.beats_placebo:
         notes.append(
-            "The winner does not beat the strongest placebo (neutral text or re-roll): net flip rate "
+            "The best context does not beat the strongest placebo (neutral text, or no context): net flip rate "
             f"{_points(winner.net)} points, p = {winner.net.p_value:.2g}."
         )
     ties = [trial.ties_winner for trial in finalists if trial.ties_winner is not None]

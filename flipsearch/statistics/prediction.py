@@ -1,17 +1,68 @@
-"""Which of several figures predicts an outcome best, by rank correlation over few items."""
+"""Which figure of a context predicts harm after training best, by rank correlation over few contexts."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from itertools import product
+from statistics import fmean
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import permutation_test, rankdata
 
 from flipsearch.core.measurements import Estimate
+from flipsearch.core.sweeps import PREDICTORS, Prediction, SweepGroup, SweepRun, SweptContext
 from flipsearch.statistics.intervals import Floats
 
+LEAST_CONTEXTS = 4
+"""Fewer have no rank correlation worth a number."""
 NUM_PERMUTATIONS = 10_000
 """Up to 7 items, whose permutations are fewer, the test is exact."""
 NUM_RESAMPLES = 2_000
+
+
+def groups_of(
+    methods: Sequence[str], data_sizes: Sequence[float], contexts: Sequence[SweptContext], runs: Sequence[SweepRun]
+) -> Iterator[SweepGroup]:
+    """Yield what predicts harm, for each method and share of the data."""
+    for method, data_share in product(methods, dict.fromkeys(data_sizes)):
+        harms: dict[str, dict[int, float]] = {}
+        for run in runs:
+            if (run.method, run.data_share) == (method, data_share) and run.harm is not None:
+                harms.setdefault(run.context_id, {})[run.seed] = run.harm
+        trained = [(swept, harms[id]) for swept in contexts if (id := swept.context.context_id) in harms]
+        is_enough = len(trained) >= LEAST_CONTEXTS
+        yield SweepGroup(method, data_share, tuple(predictions(trained)) if is_enough else ())
+
+
+def predictions(trained: Sequence[tuple[SweptContext, Mapping[int, float]]]) -> list[Prediction]:
+    """Return how each figure of the contexts predicts their harm by seed, the best first."""
+    by_name: dict[str, Prediction] = {}
+    seeds = sorted({seed for _, harm in trained for seed in harm})
+    for name in PREDICTORS:
+        pairs = [(value, harm) for swept, harm in trained if (value := swept.predictor(name)) is not None]
+        values, means = [value for value, _ in pairs], [fmean(harm.values()) for _, harm in pairs]
+        by_seed = []
+        for seed in seeds:
+            of_seed = [(value, harm[seed]) for value, harm in pairs if seed in harm]
+            by_seed.append(spearman(*zip(*of_seed, strict=True)) if len(of_seed) >= LEAST_CONTEXTS else None)
+        is_enough = len(pairs) >= LEAST_CONTEXTS
+        value, p_value = (spearman(values, means), permutation_p(values, means)) if is_enough else (None, None)
+        by_name[name] = Prediction(name, len(pairs), value, p_value, tuple(by_seed), None)
+    best, *others = sorted(by_name.values(), key=lambda prediction: -abs(prediction.spearman or 0.0))
+    compared = []
+    for other in others:
+        shared = [
+            (first, second, list(harm.values()))
+            for swept, harm in trained
+            if (first := swept.predictor(best.predictor)) is not None
+            and (second := swept.predictor(other.predictor)) is not None
+        ]
+        if len(shared) >= LEAST_CONTEXTS and other.spearman is not None:
+            firsts, seconds, outcomes = zip(*shared, strict=True)
+            figures = {best.predictor: firsts, other.predictor: seconds}
+            other = replace(other, behind_best=behind_best(figures, best.predictor, outcomes)[other.predictor])
+        compared.append(other)
+    return [best, *compared]
 
 
 def spearman(first: Sequence[float], second: Sequence[float]) -> float | None:

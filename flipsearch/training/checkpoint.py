@@ -31,7 +31,8 @@ from flipsearch.core.settings import as_typed
 from flipsearch.core.trainings import TRAINING_FORMAT, check_format
 from flipsearch.training.model import stored_dtypes, unwrap
 
-LOG_FILE, ANSWERS_FILE = "log.jsonl", "answers.jsonl"
+LOG_FILE, ANSWERS_FILE, VALIDATION_FILE = "log.jsonl", "answers.jsonl", "validation.jsonl"
+LOGS = (LOG_FILE, ANSWERS_FILE, VALIDATION_FILE)
 STATE = re.compile(r"checkpoint-[0-9]{1,9}")
 """Name of a folder with a state; a copy of one that somebody keeps beside it has another."""
 STARTED_FILE, STATE_FILE, FINAL, ADAPTER, LOCK = "started.json", "trainer_state.json", "final", "adapter", "lock"
@@ -53,7 +54,12 @@ class CheckpointFolder:
         names = {path.name for path in self.partial.iterdir()} if self.partial.is_dir() else set()
         trained = self.partial / LOG_FILE
         is_empty = not trained.is_file() or trained.stat().st_size == 0
-        if error[0] and self._is_own and is_empty and names <= {STARTED_FILE, LOCK, LOG_FILE, ANSWERS_FILE}:
+        if (
+            error[0]
+            and self._is_own
+            and is_empty
+            and names <= {STARTED_FILE, LOCK, LOG_FILE, ANSWERS_FILE, VALIDATION_FILE}
+        ):
             # Nothing was trained yet: nothing to resume, and nothing in the way of the next try.
             shutil.rmtree(self.partial, ignore_errors=True)
 
@@ -144,7 +150,7 @@ class CheckpointFolder:
             model.save_pretrained(self.final, state_dict=weights)
         for path in [path for pattern in ENCODING_FILES for path in source.glob(pattern)]:
             shutil.copyfile(path, self.final / path.name)  # byte for byte, so that prompts are encoded as before
-        for name in (LOG_FILE, ANSWERS_FILE):
+        for name in LOGS:
             if (self.partial / name).exists():
                 shutil.copyfile(self.partial / name, self.final / name)
         precisions = " and ".join(sorted(notes))

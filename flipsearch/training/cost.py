@@ -42,7 +42,7 @@ from flipsearch.core.display import ShowsFacts
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.measurements import json_value
 from flipsearch.core.progress import Progress
-from flipsearch.core.records import Request
+from flipsearch.core.records import Prompt, Request
 from flipsearch.training.checkpoint import ANSWERS_FILE, LOG_FILE, CheckpointFolder
 from flipsearch.training.divergence import CHUNK_BYTES
 from flipsearch.training.log import AnswerLog, read_log
@@ -216,9 +216,10 @@ def training_cost(
         length, length_from = probe.mean_length, "probe"
     tokens = _tokens(plan, length, sum(student) / len(student), sum(teacher) / len(teacher))
     saves = (plan.num_steps - 1) // save_steps if (save_steps := _save_steps(plan)) else 0
+    learnt = plan.num_steps * (config.train_batch_size or 0) * length
     steps_s = total_s = None
     if tokens_per_s:
-        steps_s = (tokens.rollouts or tokens.student) / tokens_per_s
+        steps_s = learnt / tokens_per_s
     elif probe:
         passes = (tokens.student + tokens.teacher / 3) * probe.pass_s
         work = (tokens.rollouts * probe.rollout_s + passes) / num_gpus + plan.num_steps * probe.optimizer_s
@@ -242,7 +243,7 @@ def training_cost(
         num_gpus=num_gpus,
         num_parameters=num_parameters,
         flops=2.0 * num_parameters * (tokens.before + tokens.rollouts + tokens.teacher + 3 * tokens.student),
-        tokens_per_s=tokens_per_s or (tokens.rollouts / steps_s if steps_s else None),
+        tokens_per_s=tokens_per_s or (learnt / steps_s if steps_s else None),
         steps_s=steps_s,
         total_s=total_s,
         probe=probe,
@@ -303,7 +304,12 @@ def _probe(plan: TrainPlan, num_parameters: int, reads: float, on_cpu: bool, pro
         rows //= 2
     micro = math.gcd(rows, config.micro_batch_size) if config.micro_batch_size else None
     short = {"train_batch_size": rows, "micro_batch_size": micro, "max_tokens": num_tokens, "think_tokens": 0}
-    once = {"max_steps": PROBE_STEPS, "save_steps": PROBE_STEPS if _save_steps(plan) else 0, "report_to": ()}
+    once = {
+        "max_steps": PROBE_STEPS,
+        "save_steps": PROBE_STEPS if _save_steps(plan) else 0,
+        "report_to": (),
+        "eval_steps": None,
+    }
     place = next(folder for folder in (config.checkpoints, *config.checkpoints.resolve().parents) if folder.is_dir())
     with tempfile.TemporaryDirectory(prefix=".probe-", dir=place) as temporary:
         folder, clock, start = CheckpointFolder(Path(temporary) / "probe"), _ProbeClock(), time.monotonic()
@@ -323,7 +329,13 @@ def _probe(plan: TrainPlan, num_parameters: int, reads: float, on_cpu: bool, pro
         logged = AnswerLog(trainer, plan.config, folder.partial / ANSWERS_FILE)
         logged.steps = {0}
         usual, steps = trainer.rows, list[Sequence[TrainingRow]]()
-        trainer.rows = lambda prompts: steps.append(usual(prompts)) or steps[-1]  # type: ignore[func-returns-value]
+
+        def noted_rows(prompts: Sequence[Prompt]) -> list[TrainingRow]:
+            rows = usual(prompts)
+            steps.append(rows)
+            return rows
+
+        trainer.rows = noted_rows  # type: ignore[method-assign]
         start = time.monotonic()
         run_steps(trainer, logged, folder, progress, clock)
         log = read_log(folder.partial / LOG_FILE)
@@ -372,7 +384,8 @@ def _tokens(plan: TrainPlan, length: float, student: float, teacher: float) -> T
 
 
 def _save_steps(plan: TrainPlan) -> int:
-    return math.ceil(plan.num_steps / NUM_SAVES) if plan.config.save_steps is None else plan.config.save_steps
+    given = plan.config.eval_steps or plan.config.save_steps
+    return math.ceil(plan.num_steps / NUM_SAVES) if given is None else given
 
 
 def _memory(

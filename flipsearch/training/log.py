@@ -149,6 +149,10 @@ class StepLog(TrainerCallback):
         self._log_answers(state, self.answers.log)
         self.last = time.monotonic()
 
+    def on_evaluate(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """An evaluation counts in no step's time."""
+        self.last = time.monotonic()
+
     def _write(self, state: Any, logs: Any, stats: StepStats) -> None:
         line = {"step": state.global_step, "epoch": state.epoch}
         line |= {key: float(logs[key]) for key in STEP_KEYS if key in logs}

@@ -25,9 +25,11 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from flipsearch.backends.base import make_backend
+from flipsearch.backends.colocated import ROLLOUT_SHARE
 from flipsearch.backends.loading import choose_device, choose_dtype, memory_bytes, quiet
 from flipsearch.backends.models import locate, model_source
 from flipsearch.backends.transformers import TransformersBackend
+from flipsearch.backends.vllm import GPU_MEMORY
 from flipsearch.config import TrainConfig
 from flipsearch.core.errors import BackendError, ConfigError, TrainingError, one_line, unknown_name
 from flipsearch.training.divergence import Head
@@ -88,9 +90,13 @@ def check_memory(folder: Path, config: TrainConfig, device: torch.device, dtype:
         bytes_per_parameter = dtype.itemsize + FULL_BYTES + rounded_copy
     num_parameters = sum(math.prod(entry["shape"]) for _, entry in stored_weights(folder))
     needed = num_parameters * bytes_per_parameter
-    available = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else memory_bytes()
+    available: float = memory_bytes()
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        available = free - (GPU_MEMORY * ROLLOUT_SHARE * total if config.rollouts == "vllm" else 0)
     if needed > available:
         todo = "take a smaller model" if config.lora else "give --lora 16, or take a smaller model"
+        todo = f"give --rollouts transformers, {todo}" if config.rollouts == "vllm" else todo
         raise TrainingError(
             f"training '{config.model}' ({num_parameters / 1e9:.2f} B parameters) takes {needed / 2**30:.1f} GiB for "
             f"weights, gradients, AdamW and teacher, but {device} has {available / 2**30:.1f} GiB; {todo}."

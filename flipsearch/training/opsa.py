@@ -47,6 +47,7 @@ def make_trainer(job: TrainingJob, config: TrainConfig) -> "OpsaTrainer":
             thinking=config.thinking,
             max_model_len=longest + config.sampling().longest,
             adapted=job.model if config.lora else None,
+            dtype=torch.bfloat16 if job.arguments.bf16 else None,  # FSDP rounds what it gathers
         )
     return OpsaTrainer(job, config.sampling(), divergence, config.horizon, config.thinking, student)
 

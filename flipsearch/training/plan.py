@@ -96,6 +96,8 @@ class TrainPlan:
     notes: tuple[str, ...]
     searched_on: frozenset[str]
     """Identities of the models of the contexts' cards."""
+    validation: tuple[Prompt, ...] = ()
+    """Prompts that are answered while it trains, and not learnt from."""
     pages: Mapping[str, Path] = field(default_factory=dict)
     """Study that a context's card names -> its page, as far as there is one."""
 
@@ -199,7 +201,8 @@ def plan_training(*sources: Mapping[str, Any]) -> TrainPlan:
     if config.teacher is not None:
         check_model(config.model_copy(update={"model": config.teacher}))
     prompt_set = prompts_of(config)
-    prompts = share_of_each_kind(training_prompts(config, prompt_set), config.data_share)
+    prompts, validation = _without_validation(config, training_prompts(config, prompt_set))
+    prompts = share_of_each_kind(prompts, config.data_share)
     size = min(config.train_batch_size or len(prompts), len(prompts))
     size -= size % num_processes()  # each takes as many
     if size == 0:
@@ -211,7 +214,10 @@ def plan_training(*sources: Mapping[str, Any]) -> TrainPlan:
     if model not in BUILT_IN_MODELS and Path(model).exists():
         model = str(Path(model).resolve())  # the checkpoint that names its base may be moved
     config = config.model_copy(update={"train_batch_size": size, "model": model})
-    plan = TrainPlan(config, contexts, benign_context, prompts, tuple(notes), searched_on, _study_pages(config))
+    known = (searched_on, validation, _study_pages(config))
+    plan = TrainPlan(config, contexts, benign_context, prompts, tuple(notes), *known)
+    if config.eval_steps and config.eval_steps > plan.num_steps:
+        raise ConfigError(f"--eval-steps is {config.eval_steps}, but there are {plan.num_steps} steps; give fewer.")
     return replace(plan, notes=(*plan.notes, *_step_notes(plan)))
 
 
@@ -313,6 +319,20 @@ def training_prompts(config: TrainConfig | ExportConfig, prompt_set: PromptSet) 
     return prompts
 
 
+def _without_validation(
+    config: TrainConfig, prompts: tuple[Prompt, ...]
+) -> tuple[tuple[Prompt, ...], tuple[Prompt, ...]]:
+    """Return the prompts to learn from, and the last ones of each kind, which --eval-steps leaves out of them."""
+    if not config.eval_steps:
+        return prompts, ()
+    validation = first_of_each_kind(prompts[::-1], config.eval_prompts)
+    groups = {prompt.group or prompt.prompt_id for prompt in validation}
+    left = tuple(prompt for prompt in prompts if (prompt.group or prompt.prompt_id) not in groups)
+    if not any(prompt.kind == "harmful" for prompt in left):
+        raise PromptError(f"--eval-prompts {config.eval_prompts} leaves no harmful prompt to learn from; give fewer.")
+    return left, validation
+
+
 def _notes(config: TrainConfig, prompts: Sequence[Prompt], step_size: int) -> list[str]:
     notes = []
     if step_size != config.train_batch_size:
@@ -362,7 +382,9 @@ def _check_launch(config: TrainConfig) -> None:
 
 def _check_settings(config: TrainConfig) -> None:
     if config.backend != "transformers":
-        raise ConfigError(f"backend = {config.backend}: training runs on transformers; leave --backend out.")
+        raise ConfigError(
+            f"backend = {config.backend}: training runs on transformers; for rollouts there is --rollouts vllm."
+        )
     if config.name is not None:
         check_folder_name("--name", config.name, "--checkpoints")
     method = METHODS[config.method]
@@ -383,6 +405,9 @@ def _check_settings(config: TrainConfig) -> None:
         )
     if config.lora and not find_spec("peft"):
         raise ConfigError("--lora needs peft: pip install 'flipsearch[lora]'.")
+    for name in ("max_over_refusal", "max_contraction"):
+        if getattr(config, name) is not None and not config.eval_steps:
+            raise ConfigError(f"{as_typed(TrainConfig, name, getattr(config, name))} was given without --eval-steps N.")
     for name in ("lora_alpha", "lora_targets"):
         if getattr(config, name) and not config.lora:
             raise ConfigError(f"{as_typed(TrainConfig, name, getattr(config, name))} was given without --lora RANK.")

@@ -134,8 +134,8 @@ class Preflight(ShowsFacts):
     def sentence(self) -> str:
         """The verdict with its reasons."""
         worst = "failed" if self.verdict == "no" else "doubt"
-        reasons = "; ".join(f"{check.name} {check.value}" for check in self.checks if check.state == worst)
-        return "Go: every criterion is met." if not reasons else f"{self.verdict.capitalize()}: {reasons}."
+        reasons = "; ".join(f"{check.name}: {check.value}" for check in self.checks if check.state == worst)
+        return "Go: every criterion is met." if not reasons else f"{self.verdict.capitalize()}. {reasons}."
 
     def facts(self) -> dict[str, str]:
         """Return what is shown of it."""
@@ -296,7 +296,7 @@ def checks_of(result: Preflight) -> Iterator[PreflightCheck]:
         "Give --lora 16, --gradient-checkpointing, fewer --max-tokens, or shard it over more GPUs.",
     )
     yield _check(
-        ("time", "not known" if cost.steps_s is None else f"{cost.steps_s / 3600:.2f} h", "less than a day on a CPU"),
+        ("time", _hours(cost.steps_s), "less than a day on a CPU"),
         "doubt" if cost.is_long else "met",
         "Take a GPU, fewer prompts or --epochs, or fewer --max-tokens.",
     )
@@ -309,6 +309,12 @@ def _check(shown: tuple[str, str, str], state: CheckState, todo: str) -> Preflig
 def percent_of(value: float | None) -> str:
     """Return a share in percent, for a sentence."""
     return "not measured" if value is None else f"{100 * value:.1f} %"
+
+
+def _hours(seconds: float | None) -> str:
+    if seconds is None:
+        return "not known"
+    return f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min"
 
 
 def _rate(rate: Rate, *, signed: bool = False) -> str:

@@ -30,13 +30,21 @@ from flipsearch.core.trainings import TRAINING_FORMAT, LogLine, RoutedContext, T
 from flipsearch.judging.library import unload
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
-from flipsearch.training.checkpoint import ANSWERS_FILE, LOG_FILE, CheckpointFolder, save_errors_as_one_line, step_of
+from flipsearch.training.checkpoint import (
+    ANSWERS_FILE,
+    LOG_FILE,
+    VALIDATION_FILE,
+    CheckpointFolder,
+    save_errors_as_one_line,
+    step_of,
+)
 from flipsearch.training.log import AnswerLog, StepLog, read_log
 from flipsearch.training.model import HeadGetter, head_getter, load_student, student_and_teacher
 from flipsearch.training.plan import TrainPlan
 from flipsearch.training.processes import StopSignals, broadcast_from_main, is_sharded, num_processes
 from flipsearch.training.rows import Routing, TrainingRow, kept_answers, own_rows, route, teacher_rows, turn_end_id
 from flipsearch.training.trainer import CompletionTrainer, MakeTrainer, TrainingJob, trainer_arguments
+from flipsearch.training.validation import Validation
 
 PACKAGES = ("flipsearch", "torch", "transformers", "accelerate", "peft")
 
@@ -57,7 +65,8 @@ def run_training(
     backend, plan = load_student(plan)
     head = head_getter(backend.model)
     routing, answers = broadcast_from_main(lambda: _before_training(plan, backend, judge, ledger, folder, progress))
-    trainer = trainer_of(plan, backend, head, routing, answers, folder.partial)
+    validation = Validation(plan.validation, plan.config, judge, folder.partial / VALIDATION_FILE)
+    trainer = trainer_of(plan, backend, head, routing, answers, folder.partial, validation if plan.validation else None)
     if is_sharded() and not trainer.is_fsdp_enabled:
         raise TrainingError("FSDP was requested, but accelerate shards on GPUs alone; launch without --use_fsdp.")
     written = AnswerLog(trainer, plan.config, folder.partial / ANSWERS_FILE)
@@ -73,8 +82,9 @@ def run_training(
         arguments = trainer.args
         step_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * num_processes()
         record = _record(plan, routing, log, backend, judge, step_size)
-        inputs = {"inputs_id": given.inputs_id, "study_pages": given.study_pages}
-        return replace(record, notes=(*record.notes, *saving_notes), **inputs), log
+        inputs: dict[str, Any] = {"inputs_id": given.inputs_id, "study_pages": given.study_pages}
+        seen = validation.notes(trainer.state.best_global_step) if plan.validation else []
+        return replace(record, notes=(*record.notes, *seen, *saving_notes), **inputs), log
 
     return broadcast_from_main(save)
 
@@ -86,6 +96,7 @@ def trainer_of(
     routing: Routing,
     answers: Mapping[str, TrainingRow],
     folder: Path,
+    validation: Validation | None = None,
 ) -> CompletionTrainer:
     """Return the trainer of a plan's method on a loaded model, which is made trainable."""
     make_trainer: MakeTrainer = resolve_name(plan.method.trainer)
@@ -98,7 +109,8 @@ def trainer_of(
         model, config.lora, with_teacher=not plan.method.is_supervised, **adapters
     )
     prompts, routes = routing.prompts, routing.contexts
-    job = TrainingJob(student, as_teacher, backend.tokenizer, prompts, routes, arguments, answers, head, rounded)
+    more = (answers, head, rounded, validation)
+    job = TrainingJob(student, as_teacher, backend.tokenizer, prompts, routes, arguments, *more)
     return make_trainer(job, config)
 
 
@@ -167,7 +179,7 @@ def run_steps(
     for callback in (StepLog(trainer, folder.partial / LOG_FILE, progress, answers), *callbacks):
         trainer.add_callback(callback)
     state = folder.last_state()
-    if state and step_of(state) >= trainer.args.max_steps:  # only saving was left
+    if state and step_of(state) >= trainer.args.max_steps and not trainer.job.validation:  # only saving was left
         trainer._load_from_checkpoint(str(state))
     else:
         try:

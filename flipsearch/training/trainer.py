@@ -49,6 +49,7 @@ from flipsearch.training.processes import (
     num_processes,
 )
 from flipsearch.training.rows import Routes, TokenLayout, TrainingRow, lay_out
+from flipsearch.training.validation import METRIC, Validation
 
 FAILED_BATCH = "failed_batch.json"
 NUM_SAVES = 5
@@ -77,6 +78,7 @@ class TrainingJob:
     head_getter: HeadGetter = head_of
     rounded: RoundedCopy | None = None
     """What is run in the model's place; None: the model itself."""
+    validation: Validation | None = None
 
     @property
     def running(self) -> Any:
@@ -110,6 +112,7 @@ class CompletionTrainer(SavedStates):
             model=_with_token_loss(job),
             args=job.arguments,
             train_dataset=list(range(len(job.prompts))),
+            eval_dataset=[0] if job.validation else None,  # transformers wants one, and `evaluate` reads none
             data_collator=list,  # type: ignore[arg-type]
         )
         # The loss below is the step's own mean already: transformers must not divide it once more.
@@ -171,6 +174,13 @@ class CompletionTrainer(SavedStates):
         # The processes' gradients are averaged, and the tokens were counted over all of them.
         loss = loss / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
         return (loss, None) if return_outputs else loss
+
+    def evaluate(self, *_: Any, **__: Any) -> dict[str, float]:
+        """Return S of the student on prompts that it is not trained on."""
+        assert self.job.validation is not None  # or nothing evaluates
+        metrics = self.job.validation.evaluate(self)
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
+        return metrics
 
     def floating_point_ops(self, inputs: dict[str, Any]) -> int:
         """Return 0: transformers would count from fields that our batches do not have."""
@@ -253,7 +263,13 @@ def trainer_arguments(
     most = min(size, config.micro_batch_size or MOST_ROWS[device.type == "cpu"])
     rows = next(rows for rows in range(most, 0, -1) if size % rows == 0)
     save_steps = math.ceil(plan.num_steps / NUM_SAVES) if config.save_steps is None else config.save_steps
+    more: dict[str, Any] = {"optim": "adamw_bnb_8bit"} if config.optimizer == "adamw-8bit" else {}
+    if config.eval_steps:
+        save_steps = config.eval_steps  # or there would be no state to go back to
+        more |= {"eval_strategy": "steps", "eval_steps": config.eval_steps, "eval_on_start": True}
+        more |= {"load_best_model_at_end": True, "metric_for_best_model": METRIC, "greater_is_better": True}
     arguments = TrainingArguments(
+        **more,
         output_dir=str(folder),
         max_steps=plan.num_steps,
         per_device_train_batch_size=rows,
@@ -262,7 +278,6 @@ def trainer_arguments(
         dataloader_pin_memory=False,
         learning_rate=config.learning_rate or 0.0,
         lr_scheduler_type=SCHEDULERS[config.scheduler],
-        **({"optim": "adamw_bnb_8bit"} if config.optimizer == "adamw-8bit" else {}),
         warmup_steps=plan.num_warmup_steps,
         weight_decay=config.weight_decay,
         max_grad_norm=config.max_grad_norm,

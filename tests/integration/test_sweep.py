@@ -73,6 +73,7 @@ def test_a_training_that_cannot_be_made_is_left_out_with_a_note(tmp_path: Path) 
     (("--study", "nothing"), "unknown study 'nothing'"),
     (("--context", "role", "--methods", "opsa,sft"), "unknown training method 'sft'"),
     (("--context", "role", "--methods", "sft-teacher"), "--method sft-teacher was given without a teacher"),
+    (("--context", "role", "--teacher", "smollm2"), "--methods opsa need none"),
     (("--context", "role", "--data-sizes", "0.5,2"), "--data-sizes is '2'"),
     (("--context", "role", "--data-sizes", "half"), "--data-sizes is 'half'"),
     (("--context", "role", "--seeds", "0"), "--seeds is"),
@@ -90,7 +91,7 @@ def test_from_python_shares_are_numbers(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"context": "role", "data_sizes": [0.5, 1], "reports": tmp_path, "plan_only": True}
     plans: list[Any] = []
     assert flipsearch.sweep(**settings, on_plan=plans.append) is None
-    assert [training.data_share for training in plans[0].trainings] == [0.5] * 3 + [1.0] * 3 + [0.5] * 3 + [1.0] * 3
+    assert [training.data_share for training in plans[0].trainings] == [0.5, 0.5, 1.0, 1.0] * 3
     assert len({training.identity for training in plans[0].trainings}) == 12
     with pytest.raises(FlipsearchError, match="data-sizes is '0'"):
         flipsearch.sweep(**{**settings, "data_sizes": 0})

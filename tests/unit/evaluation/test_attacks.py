@@ -122,7 +122,7 @@ def test_mean_success_and_pass_at_n_follow_their_equations(tmp_path: Path) -> No
         return MUMBLE if "Decode" in prompt else replies(works)(prompt, context)
 
     scores = scores_of(tmp_path, ScriptedBackend(reply), attacks="wrappers")
-    mean, passed = scores["attack_success_rate", "wrappers"], scores["attack_pass_rate", "wrappers, N = 6"]
+    mean, passed = scores["attack_success_rate", "wrappers"], scores["attack_pass_rate", "wrappers"]
     assert list(mean.values.values()) == [2 / 4, 1 / 4, 0, 0]  # of four attempts that are scored
     assert mean.measured.rate.value == pytest.approx((2 / 4 + 1 / 4) / 4)
     assert (mean.num_answers, mean.measured.num_unscored) == (24, 8)
@@ -200,7 +200,7 @@ def test_pair_reads_the_last_answer_and_quotes_it_so_that_it_closes_no_tag(tmp_p
     attacker = CountingBackend(write)
     scores = scores_of(tmp_path, ScriptedBackend(reply), None, attacker, attacks="pair", attempts=3)
     assert list(scores["attack_success_rate", "pair"].values.values()) == [1 / 3] * 4
-    assert scores["attack_pass_rate", "pair, N = 3"].measured.rate.value == 1
+    assert scores["attack_pass_rate", "pair"].measured.rate.value == 1
     assert scores["attack_variant_rate", "pair, round 2"].measured.rate.value == 0
     assert attacker.num == 12
     second = instructions[4]
@@ -236,7 +236,7 @@ def test_what_cannot_be_attacked_is_said_before_a_model_is_loaded(settings: dict
 def test_all_leaves_out_what_needs_an_attacker_and_says_so() -> None:
     plan = plan_evaluation(make_config(EvalConfig, {"split": "all", "attacks": "all"}), PROMPT_SET)
     assert plan.config.attacks == tuple(name for name, attack in ATTACKS.items() if attack.needs != "attacker")
-    assert "The attack pair was left out: it needs a model that writes: --attacker MODEL." in plan.notes
+    assert "Attacks left out: persuasion, pair. Needed: a model that writes: --attacker MODEL." in plan.notes
 
 
 def test_unsafe_answers_of_a_file_are_those_of_the_same_prompts(tmp_path: Path) -> None:

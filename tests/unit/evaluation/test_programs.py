@@ -41,7 +41,7 @@ HOSTILE = {
     "defines something else": "def subtract(a, b):\n    return a - b",
     "recurses for ever": "def add(a, b):\n    return add(a, b)",
     "nests without end": "def add(a, b):\n    x = []\n    for _ in range(10**5): x = [x]\n    return x",
-    "writes too much": "def add(a, b):\n    return 'x' * 10**8",
+    "writes too much": "def add(a, b):\n    return 'x' * 2 * 10**7",
     "takes 10 GB": "def add(a, b):\n    x = bytearray(10 * 2**30)\n    return 5",
 }
 

@@ -4,12 +4,12 @@ import csv
 from dataclasses import replace
 from pathlib import Path
 
-from flipsearch.api.sweep import predictions
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import Context
 from flipsearch.core.sweeps import Sweep, SweepGroup, SweepRun, SweptContext
 from flipsearch.reporting.sweep_page import caveats, sentence, sweep_page, training_rows, write_sweep
 from flipsearch.statistics.intervals import paired_difference, wilson
+from flipsearch.statistics.prediction import predictions
 from tests.finished_training import HOSTILE
 
 HARM = {0: 0.9, 2: 0.7, 5: 0.5, 8: 0.3, 10: 0.1}
@@ -64,6 +64,9 @@ def test_the_sentence_names_the_best_figure_and_says_what_is_not_distinguished()
     assert any("Few points: 5 contexts" in note for note in caveats(sweep))
     # A context without a flip has no share of refusals: that figure rests on one context less.
     assert {p.predictor: p.num_contexts for p in sweep.groups[0].predictions}["refusal_share"] == 4
+    unlikely = replace(best, p_value=0.3)
+    group = replace(sweep.groups[0], predictions=(unlikely, *sweep.groups[0].predictions[1:]))
+    assert "nothing predicts harm after opsa beyond chance" in sentence(replace(sweep, groups=(group,)))
     assert "too few" in sentence(replace(sweep, groups=(SweepGroup("opsa", 1.0, ()),)))
 
 

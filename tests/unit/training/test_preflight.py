@@ -129,7 +129,7 @@ def test_a_context_without_a_study_is_measured_on_a_sample(tmp_path: Path) -> No
 
 def test_what_the_study_of_a_context_knows_is_not_measured_again(tmp_path: Path) -> None:
     searched = flipsearch.search(
-        model="pocket", num_contexts=2, cohort_size=1, max_prompts=8, screen=1, num_finalists=1, study="mine",
+        model="pocket", num_contexts=4, cohort_size=2, max_prompts=24, screen=1, num_finalists=1, study="mine",
         reports=tmp_path, best=tmp_path / "best.txt", depths=(4,),
     )  # fmt: skip
     assert searched.best

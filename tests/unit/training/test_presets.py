@@ -73,9 +73,9 @@ def rates(tmp_path: Path, **settings: Any) -> list[float]:
     """Learning rate of each step."""
     plan = planned(max_steps=20, learning_rate=1.0, **settings)
     arguments = trainer_arguments(plan, tmp_path, torch.device("cpu"), torch.float32, 64)
-    trainer = Trainer(model=nn.Linear(1, 1), args=arguments)
+    trainer: Any = Trainer(model=nn.Linear(1, 1), args=arguments)
     trainer.create_optimizer_and_scheduler(plan.num_steps)
-    seen = []
+    seen: list[float] = []
     for _ in range(plan.num_steps):
         seen.append(trainer.lr_scheduler.get_last_lr()[0])
         trainer.optimizer.step()

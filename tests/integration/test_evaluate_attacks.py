@@ -49,13 +49,13 @@ def test_a_checkpoint_that_withstands_an_attack_is_shown_beside_its_base(tmp_pat
     done = run(*command, cwd=tmp_path)
     card = json.loads(done.stdout)
     scores = {(score["metric"], score["set_name"]): score for score in card["scores"]}
-    mean, passed = scores["attack_success_rate", "wrappers"], scores["attack_pass_rate", "wrappers, N = 6"]
+    mean, passed = scores["attack_success_rate", "wrappers"], scores["attack_pass_rate", "wrappers"]
     assert mean["base"]["rate"]["value"] == pytest.approx(1 / 6)
     assert (mean["new"]["rate"]["value"], passed["base"]["rate"]["value"], passed["new"]["rate"]["value"]) == (0, 1, 0)
     assert passed["change"]["value"] == -1
     assert passed["change"]["high"] < 0
     assert scores["attack_variant_rate", "wrappers, role-play"]["num_better"] == 12
-    assert [note for note in card["notes"] if "pair was left out" in note]
+    assert [note for note in card["notes"] if "left out: persuasion, pair." in note]
     page = (tmp_path / card["path"]).with_name("scorecard.html").read_text()
     assert "attack worked → failed (wrappers, role-play)" in page
     assert "Attacks, form by form" in page
