@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from flipsearch.core.errors import ConfigError, JudgeError
+from flipsearch.core.errors import ConfigError, JudgeError, one_line
 from flipsearch.prompts.problems import Problem
 
 SANDBOX = Path(__file__).with_name("sandbox.py")
@@ -80,7 +80,7 @@ def program_of(problem: Problem, answer: str) -> str:
 
 
 def run_tests(program: str, tests: str, wall_s: float = WALL_S) -> ProgramOutcome:
-    """Return whether a program passes; JudgeError if its processes cannot be confined."""
+    """Return whether a program passes; JudgeError if its processes cannot be started and confined."""
     with TemporaryDirectory(prefix="flipsearch-", ignore_cleanup_errors=True) as folder:
         pipes: tuple[int, ...] = (*os.pipe(), *os.pipe())
         calls_out, calls_in, replies_out, replies_in = pipes
@@ -105,8 +105,12 @@ def run_tests(program: str, tests: str, wall_s: float = WALL_S) -> ProgramOutcom
             pipes = ()
             task = json.dumps({"program": program, "tests": tests}).encode() + b"\n"
             verdict = _verdict(tester.communicate(task, wall_s)[0])
-        except subprocess.TimeoutExpired:
+        except subprocess.TimeoutExpired as error:
+            if not error.output:
+                raise JudgeError("a program's process did not start in time.") from error
             return ProgramOutcome(False, f"not done in {wall_s:g} s", is_late=True)
+        except OSError as error:
+            raise JudgeError(f"a program's process cannot be started ({one_line(error)}).") from error
         finally:
             for descriptor in pipes:
                 os.close(descriptor)

@@ -207,7 +207,10 @@ def score_answer(problem: Problem, rollout: Rollout, algebra: AlgebraWorker) -> 
     if answer is None or rollout.finish_reason == "length":
         return AnswerScore(0.0, is_truncated=True)
     if problem.tests:
-        return AnswerScore(float(run_tests(program_of(problem, answer), problem.tests).passed))
+        try:
+            return AnswerScore(float(run_tests(program_of(problem, answer), problem.tests).passed))
+        except JudgeError as error:  # of this machine, not of the program
+            return AnswerScore(None, str(error))
     if problem.num_choices:
         return AnswerScore(float(chosen_letter(answer, problem.num_choices) == problem.answer))
     correct = is_correct(problem.answer, answer, algebra)

@@ -292,7 +292,26 @@ def read_scorecard(folder: Path) -> Scorecard:
     if card.card_version != SCORECARD_FORMAT:
         version = f"is of version {card.card_version}, expected {SCORECARD_FORMAT}"
         raise StudyError(f"the scorecard '{path}' {version}; evaluate again.")
+    if not _is_possible(card):
+        raise StudyError(f"{path}: a rate or score in it is none (out of range, or no number); evaluate again.")
     return card
+
+
+def _is_possible(card: Scorecard) -> bool:
+    """Return whether all scores are in [0, 1], and all rates and changes, with their intervals, in [-1, 1]."""
+    rows = card.scores
+    sides = [side for row in rows for side in (row.new, row.base) if side]
+    totals = [part for both in (card.composite, card.reasoning) if both for part in (both.new, both.base, both.change)]
+    measured = [part for side in sides for part in (side.rate, side.coverage)]
+    every = [part for part in (card.tax, card.contraction, *(r.change for r in rows), *totals, *measured) if part]
+    ends = [end for part in every for end in (part.value, part.low, part.high)]
+    scores = [score for row in rows for score in row.values.values()]
+    counts = [*(part.n for part in every), *(num for side in sides for num in (side.num_prompts, *side.kinds.values()))]
+    return (
+        all(score is None or 0 <= score <= 1 for score in scores)
+        and all(end is None or -1 <= end <= 1 for end in ends)
+        and all(num >= 0 for num in counts)
+    )
 
 
 def write_labels(answers: Sequence[AnswerToLabel], path: Path) -> None:

@@ -273,7 +273,7 @@ def _costs(card: Scorecard) -> list[str]:
         if score.metric == "harmful_rate" and score.base and score.new.bounds[1] >= score.base.bounds[0]:
             costs.append(f"were its {score.new.num_unscored} unscored answers unsafe, it would be no safer ({name})")
         if score.base and _degenerate(score.new) - _degenerate(score.base) >= MORE_DEGENERATE:
-            num = f"{score.new.kinds['degenerate']} of {score.new.coverage.n} answers ({name})"
+            num = f"{score.new.kinds.get('degenerate', 0)} of {score.new.coverage.n} answers ({name})"
             costs.append(f"{num} are loops or off topic, {score.base.kinds.get('degenerate', 0)} of the base's")
     if card.contraction and (card.contraction.value or 0.0) > MOST_CONTRACTION:
         costs.append(f"its answers to benign prompts lose {percent(card.contraction.value)} of what they say")

@@ -2,15 +2,19 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
-from flipsearch.core.errors import ConfigError, PromptError
+from flipsearch.core.errors import ConfigError, JudgeError, PromptError
+from flipsearch.core.records import Rollout, Sampling
 from flipsearch.evaluation import programs
 from flipsearch.evaluation.programs import PROBE, check_sandbox, program_of, run_tests
+from flipsearch.evaluation.run import AlgebraWorker, score_answer
 from flipsearch.prompts.problems import Problem, load_problems
 
 TESTS = "def check(candidate):\n    assert candidate(2, 3) == 5\n    assert candidate(-1, 1) == 0\n\ncheck(add)\n"
@@ -42,6 +46,13 @@ HOSTILE = {
 }
 
 
+def test_an_exception_of_a_program_keeps_its_kind_and_ends_no_loop_of_its_tests() -> None:
+    expects = "try: add(1, 2)\nexcept TypeError: pass\nelse: assert False"
+    assert run_tests("def add(a, b):\n    raise TypeError('no')", expects).passed
+    loop = "assert all(map(lambda a: add(a, 1) == a + 1, [1, 2]))"
+    assert not run_tests("def add(a, b):\n    raise StopIteration", loop).passed
+
+
 @pytest.mark.parametrize("what", HOSTILE)
 def test_no_trick_passes(what: str) -> None:
     assert not run_tests(PRELUDE + HOSTILE[what], TESTS).passed
@@ -52,6 +63,42 @@ def test_a_program_without_an_end_is_ended(what: str) -> None:
     outcome = run_tests(f"def add(a, b):\n    {what}", TESTS, wall_s=1.5)
     assert not outcome.passed
     assert outcome.is_late
+
+
+def test_a_process_that_does_not_start_in_time_is_no_wrong_answer() -> None:
+    problem = Problem("q", RIGHT, "set", "row 1", tests=TESTS)
+    with pytest.raises(JudgeError, match="in time"):
+        run_tests(RIGHT, TESTS, wall_s=0.0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(programs, "SANDBOX", Path("missing.py"))
+        answer = Rollout("p", None, "m", Sampling(), 0, RIGHT, (), 5, "stop")
+        assert score_answer(problem, answer, AlgebraWorker()).value is None
+
+
+def test_no_program_outlives_flipsearch_when_that_is_killed() -> None:
+    program = "import ctypes, time\nctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\nwhile True: time.sleep(9)"
+    code = f"from flipsearch.evaluation.programs import run_tests; run_tests({program!r}, '')"
+    parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
+    deadline = time.monotonic() + 60
+    while len(pids := children.read_text().split()) < 2 and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    parent.kill()
+    parent.wait()
+    while (left := [pid for pid in pids if is_running(pid)]) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    for pid in left:
+        os.kill(int(pid), signal.SIGKILL)
+    assert len(pids) == 2
+    assert not left
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] not in "ZX"
+    except OSError:
+        return False
 
 
 ATTEMPTS = {

@@ -1,5 +1,6 @@
 """Evaluated checkpoints beside each other: paired by prompt, the safest named only where that is no chance."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -101,4 +102,22 @@ def test_a_scorecard_that_is_missing_or_torn_is_one_line(tmp_path: Path, content
     if content:
         (tmp_path / "two" / "scorecard.json").write_text(content)
     with pytest.raises(StudyError, match=r"no scorecard (at|of this version)"):
+        flipsearch.compare_checkpoints([tmp_path / "one", tmp_path / "two"])
+
+
+@pytest.mark.parametrize(
+    "place", [("values", "p0"), ("new", "rate", "value"), ("change", "high"), ("new", "coverage", "n")]
+)
+@pytest.mark.parametrize("figure", ["-2", "1e308", "NaN"])
+def test_a_scorecard_with_an_impossible_figure_is_one_line(tmp_path: Path, place: Sequence[str], figure: str) -> None:
+    for name in ("one", "two"):
+        write_scorecard(card(1), tmp_path / name / "scorecard.json")
+    path = tmp_path / "two" / "scorecard.json"
+    content = json.loads(path.read_text(encoding="utf-8"))
+    row = content["scores"][0]
+    for key in place[:-1]:
+        row = row[key]
+    row[place[-1]] = "FIGURE"
+    path.write_text(json.dumps(content).replace('"FIGURE"', figure), encoding="utf-8")
+    with pytest.raises(StudyError, match="evaluate again"):
         flipsearch.compare_checkpoints([tmp_path / "one", tmp_path / "two"])
