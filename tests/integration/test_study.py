@@ -142,7 +142,7 @@ def test_net_is_paired_with_the_strongest_placebo() -> None:
     firm = template("neutral", "{{ 'firm ' * num_words }}", "num_words = [3, 4]", role="placebo")
     equal = study_of(templates=library(neutral=firm))
     assert not winner_of(equal).beats_placebo
-    assert any(note.startswith("The winner does not beat the strongest placebo") for note in equal.notes)
+    assert any(note.startswith("The best context does not beat the strongest placebo") for note in equal.notes)
 
 
 def test_finalists_are_compared_with_the_winner() -> None:

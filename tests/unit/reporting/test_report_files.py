@@ -10,7 +10,7 @@ from pydantic import TypeAdapter
 
 from flipsearch.core.errors import NoContextError, StudyError
 from flipsearch.core.measurements import Difference, json_value
-from flipsearch.core.trainings import RoutedContext, Scorecard
+from flipsearch.core.trainings import TRAINING_FORMAT, RoutedContext, Scorecard
 from flipsearch.reporting.files import (
     note_checkpoint,
     read_study,
@@ -53,7 +53,7 @@ def test_a_missing_file_or_one_of_another_shape_is_one_line(
 ) -> None:
     with pytest.raises(StudyError, match=rf"no {what} at '.*{name}': .*; run .* first\."):
         read(tmp_path)
-    (tmp_path / name).write_text('{"format": 2, "model": 3}')
+    (tmp_path / name).write_text(f'{{"format": {TRAINING_FORMAT}, "model": 3}}')
     with pytest.raises(StudyError, match=rf"{name}: no {what} of this version: .*; run .* again\."):
         read(tmp_path)
 
