@@ -24,7 +24,7 @@ from flipsearch.api.training import evaluate, train
 from flipsearch.backends.base import model_identity
 from flipsearch.config import SWEEPS, LearningConfig, SweepConfig
 from flipsearch.core.display import shortened
-from flipsearch.core.errors import ConfigError, TrainingError
+from flipsearch.core.errors import ConfigError, TrainingError, TrainingStoppedError
 from flipsearch.core.files import can_be_stored, json_text, package_versions, storable, write_text
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.progress import Progress
@@ -45,7 +45,7 @@ from flipsearch.statistics.intervals import wilson
 from flipsearch.statistics.prediction import groups_of
 from flipsearch.templating.library import FILE_ENDINGS, Card, control_context, given_cards, given_contexts
 from flipsearch.training.plan import TrainPlan, check_cards, plan_training
-from flipsearch.training.processes import num_processes
+from flipsearch.training.processes import StopSignals, num_processes
 from flipsearch.training.run import PACKAGES
 from flipsearch.workspace import study_folder
 
@@ -149,7 +149,8 @@ def sweep(
         if plan_only:
             return None
     start_part = on_part or (lambda line: None)
-    contexts = [_measured(plan, planned, progress, start_part) for planned in plan.contexts]
+    with StopSignals("before the first training"):
+        contexts = [_measured(plan, planned, progress, start_part) for planned in plan.contexts]
     runs: list[SweepRun] = []
     notes = list(plan.notes)
     for number, training in enumerate(plan.trainings, start=1):
@@ -159,6 +160,8 @@ def sweep(
             start_part(f"training {number} of {len(plan.trainings)}: {training.title}")
             try:
                 run = _write(file, SweepRun, _trained(plan, training, progress))
+            except TrainingStoppedError:
+                raise
             except TrainingError as error:
                 notes.append(f"Not trained: {training.title}: {error}")
                 continue
@@ -379,9 +382,10 @@ def _trained(plan: SweepPlan, training: PlannedTraining, progress: Progress | No
     run = train(**training.settings, name=training.name, resume=is_started, progress=progress).run
     config = plan.config
     problems = {"reasoning": config.reasoning, "max_problems": config.max_problems}
-    card = evaluate(
-        model=str(checkpoint), reports=plan.folder, progress=progress, **plan.evaluated, **problems
-    ).scorecard
+    with StopSignals("during an evaluation"):
+        card = evaluate(
+            model=str(checkpoint), reports=plan.folder, progress=progress, **plan.evaluated, **problems
+        ).scorecard
     harm, base_harm = _mean_rates(card, "harmful_rate")
     over_refusal, base_over_refusal = _mean_rates(card, "over_refusal_rate")
     return SweepRun(
