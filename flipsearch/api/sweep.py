@@ -24,7 +24,7 @@ from flipsearch.api.sweep_plan import (
 )
 from flipsearch.api.training import evaluate, train
 from flipsearch.config import SweepConfig
-from flipsearch.core.errors import TrainingError
+from flipsearch.core.errors import TrainingError, TrainingStoppedError
 from flipsearch.core.files import package_versions
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.progress import Progress
@@ -38,6 +38,7 @@ from flipsearch.results import SweepResult
 from flipsearch.statistics.intervals import wilson
 from flipsearch.statistics.prediction import groups_of
 from flipsearch.templating.library import control_context
+from flipsearch.training.processes import StopSignals
 from flipsearch.training.run import PACKAGES
 
 LEAST_CONTEXTS = 4
@@ -66,7 +67,8 @@ def sweep(
         if plan_only:
             return None
     start_part = on_part or (lambda line: None)
-    contexts = [_measured(plan, planned, progress, start_part) for planned in plan.contexts]
+    with StopSignals("before the first training"):
+        contexts = [_measured(plan, planned, progress, start_part) for planned in plan.contexts]
     runs: list[SweepRun] = []
     notes = list(plan.notes)
     for number, training in enumerate(plan.trainings, start=1):
@@ -76,6 +78,8 @@ def sweep(
             start_part(f"training {number} of {len(plan.trainings)}: {training.title}")
             try:
                 run = write_part(file, SweepRun, _trained(plan, training, progress))
+            except TrainingStoppedError:
+                raise
             except TrainingError as error:
                 notes.append(f"Not trained: {training.title}: {error}")
                 continue
@@ -149,9 +153,10 @@ def _trained(plan: SweepPlan, training: PlannedTraining, progress: Progress | No
     run = train(**training.settings, name=training.name, resume=is_started, progress=progress).run
     config = plan.config
     problems = {"reasoning": config.reasoning, "max_problems": config.max_problems}
-    card = evaluate(
-        model=str(checkpoint), reports=plan.folder, progress=progress, **plan.evaluated, **problems
-    ).scorecard
+    with StopSignals("during an evaluation"):
+        card = evaluate(
+            model=str(checkpoint), reports=plan.folder, progress=progress, **plan.evaluated, **problems
+        ).scorecard
     harm, base_harm = _mean_rates(card, "harmful_rate")
     over_refusal, base_over_refusal = _mean_rates(card, "over_refusal_rate")
     return SweepRun(

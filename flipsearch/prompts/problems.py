@@ -11,13 +11,16 @@ is right is never guessed: whether numbers count from 0 or from 1 is read from a
 A new built-in set is one file, problem_sets/NAME.csv with the columns question and answer.
 """
 
+import builtins
 import re
 import string
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from keyword import iskeyword
 from typing import Any, NoReturn
 
-from flipsearch.core.errors import PromptError
+from flipsearch.core.errors import PromptError, one_line
 from flipsearch.core.records import Prompt, content_id
 from flipsearch.prompts.files import (
     COMPANION_COLUMNS,
@@ -283,11 +286,25 @@ def programming_problem(table: Table, row: Row, set_name: str) -> Problem:
         first = listed.split("\nassert ")[0]
         shown = f"{task.strip()}\n\n{WRITE_PROGRAM}\n\n```python\n{first}\n```"
         tests = "\n".join([code("test_imports"), code("test_setup_code"), whole or listed])
-        return Problem(shown, answer, set_name, place, 0, tests)
-    if not entry_point.isidentifier():
-        raise PromptError(f"{place}: entry_point is '{entry_point[:40]}', expected the name of a function.")
+        return Problem(shown, answer, set_name, place, 0, _compiled(tests, place))
+    # One of Python's own would be tested instead of the program's.
+    if not entry_point.isidentifier() or iskeyword(entry_point) or entry_point in {*dir(builtins), "math", "check"}:
+        raise PromptError(f"{place}: entry_point is '{entry_point[:40]}', expected the name of a new function.")
+    if not re.search(r"\bcheck\b", whole):
+        raise PromptError(f"{place}: the tests define no function 'check', which HumanEval's have.")
     shown = f"{WRITE_FUNCTION}\n\n```python\n{task.strip()}\n```"
-    return Problem(shown, answer, set_name, place, 0, f"{whole}\n\ncheck({entry_point})\n", entry_point, task)
+    tests = _compiled(f"{whole}\n\ncheck({entry_point})\n", place)
+    return Problem(shown, answer, set_name, place, 0, tests, entry_point, task)
+
+
+def _compiled(tests: str, place: str) -> str:
+    """Return tests that are Python; PromptError for others, which no program could pass. Nothing is run."""
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            compile(tests, "tests", "exec", dont_inherit=True)
+    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
+        raise PromptError(f"{place}: its tests are no Python ({one_line(error, 80)}).") from error
+    return tests
 
 
 def list_problem_sets() -> dict[str, str]:

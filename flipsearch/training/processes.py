@@ -97,7 +97,8 @@ class StopSignals:
     Signals reach Python in its main thread alone: in others nothing changes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, where: str = "before the first step") -> None:
+        self.where = where
         self.name, self.waits = "", False
         """The signal that came, and whether it waits for somebody who saves first."""
         self._before: dict[signal.Signals, Any] = {}
@@ -111,7 +112,7 @@ class StopSignals:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         if kind is KeyboardInterrupt and self.name:
-            raise TrainingStoppedError(f"stopped by {self.name} before the first step; {RUN_AGAIN}")
+            raise TrainingStoppedError(f"stopped by {self.name} {self.where}; {RUN_AGAIN}")
 
     def _note(self, number: int, _: object) -> None:
         self.name = signal.Signals(number).name

@@ -1,16 +1,24 @@
 """`flipsearch sweep` on the pocket model: a grid of small trainings, continued after a kill, and never made twice."""
 
 import json
+import os
 import shutil
+import signal
+import sys
+import time
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 import flipsearch
-from flipsearch.core.errors import FlipsearchError
+from flipsearch.core.errors import FlipsearchError, TrainingStoppedError
+from flipsearch.training.processes import StopSignals
 from tests.integration.test_cli import one_line_error, run
 
+sweeping: Any = sys.modules[flipsearch.sweep.__module__]
 SMALL = (
     "--max-prompts", "4", "--max-tokens", "32", "--train-batch-size", "4", "--max-steps", "2", "--name", "small",
 )  # fmt: skip
@@ -44,6 +52,26 @@ def test_a_sweep_continues_is_never_made_twice_and_grows(tmp_path: Path) -> None
     assert {run["num_steps"] for run in runs} == {2}
     assert {run["data_share"]: run["num_prompts"] for run in runs}[0.5] < runs[0]["num_prompts"]
     assert not list((folder / "checkpoints").rglob("model.safetensors"))
+
+
+@pytest.mark.parametrize("part", ["anatomy", "train", "evaluate"])
+def test_a_signal_that_stops_a_part_stops_the_sweep(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    started = []
+
+    def stop(**_: Any) -> Any:
+        started.append(part)
+        with StopSignals() if part == "train" else nullcontext():
+            os.kill(os.getpid(), signal.SIGUSR1)
+            time.sleep(9)
+
+    trained = SimpleNamespace(run=None)
+    for name in ("anatomy", "train", "evaluate"):
+        monkeypatch.setattr(sweeping, name, stop if name == part else lambda **_: trained)
+    if part != "anatomy":
+        monkeypatch.setattr(sweeping, "_measured", lambda *_: None)
+    with pytest.raises(TrainingStoppedError, match="stopped by SIGUSR1"):
+        flipsearch.sweep(context="role", reports=tmp_path)
+    assert started == [part]
 
 
 def test_a_training_that_cannot_be_made_is_left_out_with_a_note(tmp_path: Path) -> None:

@@ -236,3 +236,19 @@ def test_where_nothing_confines_programs_they_are_not_run(monkeypatch: pytest.Mo
     open_sandbox.write_text("raise SystemExit(1)")
     with pytest.raises(ConfigError, match="cannot be run safely here: it needs Linux"):
         check_sandbox()
+
+
+@pytest.mark.parametrize(("column", "value", "said"), [
+    ("entry_point", "sum", "name of a new function"),
+    ("entry_point", "class", "name of a new function"),
+    ("test", "def check(candidate) assert", "no Python"),
+    ("test", "assert True", "no function 'check'"),
+    ("test", "check = '\\0", "no Python"),
+])  # fmt: skip
+def test_tests_that_no_program_or_any_would_pass_are_refused(
+    column: str, value: str, said: str, tmp_path: Path
+) -> None:
+    row = {"task_id": "0", "prompt": "def add(a, b):\n", "entry_point": "add", "test": TESTS, column: value}
+    (tmp_path / "set.jsonl").write_text(json.dumps(row), encoding="utf-8")
+    with pytest.raises(PromptError, match=said):
+        load_problems(str(tmp_path / "set.jsonl"))
