@@ -136,7 +136,10 @@ def _unsafe_answers(config: EvalConfig, harmful: Sequence[Prompt]) -> dict[str, 
     """Return prompt id -> answer of the file that --unsafe-answers names; PromptError if it has none for a prompt."""
     if config.unsafe_answers is None:
         return {}
-    table = read_table(config.unsafe_answers)
+    try:
+        table = read_table(config.unsafe_answers)
+    except PromptError as error:
+        raise PromptError(f"--unsafe-answers: {error}") from error
     columns = [table.find(names) for names in (TEXT_COLUMNS, ("target", *ANSWER_COLUMNS))]
     for what, column in zip(("prompts", "answers"), columns, strict=True):
         if column is None:

@@ -164,3 +164,11 @@ def test_a_checkpoint_that_cannot_be_written_is_found_before_the_work(
     monkeypatch.setattr(os, "access", lambda *_: False)
     with pytest.raises(ConfigError, match="which cannot be written"):
         planned(model=str(checkpoint))
+
+
+def test_an_unreadable_file_of_unsafe_answers_names_its_flag(tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").write_text("", encoding="utf-8")
+    for name in ("empty.csv", "missing.csv"):
+        config = EvalConfig(model="pocket", attacks=("prefill",), unsafe_answers=str(tmp_path / name))
+        with pytest.raises(PromptError, match=r"^--unsafe-answers: "):
+            plan_evaluation(config, load_prompts("pocket"))
