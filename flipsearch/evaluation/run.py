@@ -119,6 +119,8 @@ class AlgebraWorker:
 
 
 METRIC_OF_KIND: dict[Kind, Metric] = {"harmful": "harmful_rate", "benign": "over_refusal_rate"}
+MOST_PROGRAMS = 8
+"""At a time: each may take 2 GB, and what tests it as much."""
 CHUNK = 2048
 """Requests per call: their completions, which can be long, are in memory together."""
 _SPACE = re.compile(r"(?<!\\)~|\\q?quad(?![A-Za-z])")
@@ -190,7 +192,8 @@ def score_problems(runner: Runner, problems: ProblemSet, num_samples: int, algeb
             rollouts = runner.rollouts([Request(problem.prompt, sample_index=index) for problem, index in chunk])
             problems_of_chunk = [problem for problem, _ in chunk]
             # Programs run beside each other; all else is compared by the one algebra worker.
-            with ThreadPoolExecutor(os.cpu_count() if problems.runs_programs else 1) as pool:
+            num = min(MOST_PROGRAMS, len(os.sched_getaffinity(0))) if problems.runs_programs else 1  # on Linux alone
+            with ThreadPoolExecutor(num) as pool:
                 scored = pool.map(score_answer, problems_of_chunk, rollouts, repeat(algebra))
                 yield from zip((rollout.prompt_id for rollout in rollouts), scored, strict=True)
 
