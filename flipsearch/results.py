@@ -28,7 +28,7 @@ from flipsearch.reporting.cards import (
 )
 from flipsearch.reporting.columns import rows
 from flipsearch.reporting.formats import Leaderboard, flips_table, report_format, study_summary, write_report
-from flipsearch.reporting.outcomes import SCORECARD_PAGE, TRAINING_PAGE
+from flipsearch.reporting.outcomes import SCORECARD_PAGE, TRAINING_PAGE, loss_ends
 from flipsearch.reporting.pages import leaderboard_page, picture_page
 from flipsearch.reporting.rollout_table import rollouts_table
 from flipsearch.reporting.sweep_page import SWEEP_PAGE
@@ -276,7 +276,7 @@ class TrainingResult(ShowsFacts):
 
     def facts(self) -> dict[str, str]:
         """Return what is shown of it."""
-        loss = f"{self.log[0]['loss']:.4f} to {self.log[-1]['loss']:.4f}"
+        loss = f"{loss_ends(self.log)} (first and last fifth)"
         steps = f"{self.run.num_steps:,} in {self.run.wall_s:,.0f} s"
         shown = {"model": self.run.model, "method": self.run.method, "steps": steps, "loss": loss}
         return shown | {"folder": str(self.folder), "page": str(self.page)}

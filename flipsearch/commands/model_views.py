@@ -27,7 +27,7 @@ from flipsearch.core.trainings import PromptExport
 from flipsearch.reporting.anatomy_page import sentence, visible_token
 from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
 from flipsearch.reporting.format import DASH, Unit, percent, with_interval
-from flipsearch.reporting.outcomes import scorecard_verdict
+from flipsearch.reporting.outcomes import loss_ends, scorecard_verdict
 from flipsearch.reporting.preflight_page import CHECK_STATES
 from flipsearch.reporting.sweep_page import caveats, group_title, prediction_rows, training_rows
 from flipsearch.reporting.sweep_page import sentence as sentence_of_sweep
@@ -202,7 +202,7 @@ def show_training(result: TrainingResult) -> None:
         under = f"under {context.template or 'a context'} ({context.placement})" if context else "without a context"
         lines.append(f"{routed.num_prompts:>6,} {routed.kind} prompts {under}")
     lines += [f"{num:>6,} {kind} prompts left out" for kind, num in run.num_left_out.items() if num]
-    loss = f"loss {log[0]['loss']:.4f} to {log[-1]['loss']:.4f}"
+    loss = f"loss {loss_ends(log)} (first and last fifth)"
     print_lines(*lines, f"{run.num_steps:>6,} steps in {run.wall_s:,.0f} s on {run.num_tokens:,} tokens, {loss}")
     for note in run.notes:
         print_wrapped(f"Note: {note}")

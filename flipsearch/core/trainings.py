@@ -222,12 +222,8 @@ class Measured:
     """Reasoning only: answers whose comparison ran out of time or memory; wrong, not unscored."""
     kinds: Mapping[AnswerKind, int] = field(default_factory=dict)
     """Harm only: kind -> answers, scored or not; those that nobody gave a kind are left out."""
-
-    @property
-    def bounds(self) -> tuple[float, float]:
-        """The rate if every unscored prompt counted 0, and if every one counted 1."""
-        total, num = (self.rate.value or 0.0) * self.rate.n, max(1, self.num_prompts)
-        return total / num, (total + self.num_prompts - self.rate.n) / num
+    bounds: tuple[float, float] | None = None
+    """The rate if every unscored answer counted 0, and if every one counted 1; None: not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ Prompts and problems whose score differs between the two models, with both answe
 """
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from flipsearch.core.files import package_versions
@@ -128,9 +128,21 @@ def collect_scores(
         num_truncated=sum(score.is_truncated for score in every),
         num_incomparable=sum(score.is_incomparable for score in every),
         kinds=Counter(score.kind for score in every if score.kind),
+        bounds=_bounds(by_prompt.values()),
     )
     reason = reasons.most_common(1)[0][0] if reasons else ""
     return SetScores(metric, set_name, values, len(every), measured, reason, groups or {}, rollout_ids or {})
+
+
+def _bounds(by_prompt: Collection[Sequence[AnswerScore]]) -> tuple[float, float]:
+    """Return the mean over prompts if every unscored answer counted 0, and if every one counted 1."""
+    sums = [
+        sum(unscored if score.value is None else score.value for score in scores) / len(scores)
+        for unscored in (0.0, 1.0)
+        for scores in by_prompt
+    ]
+    num = max(1, len(by_prompt))
+    return sum(sums[: len(by_prompt)]) / num, sum(sums[len(by_prompt) :]) / num
 
 
 def make_scorecard(plan: EvaluationPlan, judge: Judge, new: ModelScores, base: ModelScores | None) -> Scorecard:

@@ -353,7 +353,7 @@ def _notes(
     beside = f" and not from {others}" if others and not router.known else ""
     notes = [f"{table.name}: prompts from column {quoted}{beside}"] if kind or beside else []
     if router.group_column and not router.known:
-        notes.append(f"{table.name}: rows of one '{router.group_column}' are never in two splits")
+        notes.append(f"{table.name}: prompts of one '{router.group_column}' stay in one split")
     notes += [f"{table.name}: {note.strip()}" for note in router.notes]
     if num_other:
         notes.append(f"{table.name}: {num_other} rows of the other kind left out")

@@ -3,6 +3,7 @@
 import csv
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from flipsearch.core.display import printable
@@ -136,7 +137,15 @@ def _curve(part: CompletionDivergence, title: str, hint: str) -> Chart | None:
         )
         for name, values in columns.items()
     ]
-    return draw(title.format(part.kind), hint, ChartAxis("nats per token"), series, (1.0, float(len(kept))), "token")
+    chart = draw(title.format(part.kind), hint, ChartAxis("nats per token"), series, (1.0, float(len(kept))), "token")
+    if chart is None:
+        return None
+    # Of a curve by position the last value says nothing; the highest one is where the context acts.
+    lines = [
+        replace(line, last=f"at most {max(values):.3g}")
+        for line, values in zip(chart.lines, columns.values(), strict=True)
+    ]
+    return replace(chart, lines=tuple(lines))
 
 
 def _rate_rows(anatomy: Anatomy) -> list[list[str]]:

@@ -383,7 +383,7 @@ def scorecard_remarks(card: Scorecard) -> list[str]:
 
 def between(side: Measured) -> str:
     """Return the least and the highest rate that the unscored answers leave open."""
-    return " and ".join(percent(end) for end in side.bounds)
+    return " and ".join(percent(end) for end in side.bounds or (0.0, 1.0))
 
 
 def scorecard_markdown(card: Scorecard) -> str:

@@ -139,14 +139,19 @@ def trained_under(
     )
 
 
+def loss_ends(steps: Sequence[LogLine]) -> str:
+    """Return the mean loss of the first and of the last fifth of the steps, as "0.15 to 0.02"; "" without a loss."""
+    losses = [line["loss"] for line in steps if "loss" in line]
+    size = math.ceil(len(losses) / 5)
+    return " to ".join(three_digits(sum(part) / size) for part in (losses[:size], losses[-size:])) if losses else ""
+
+
 def training_verdict(
     run: TrainingRun, steps: Sequence[LogLine], answers: Sequence[LoggedAnswer], card: Scorecard | None, folder: Path
 ) -> StudyVerdict:
     """Return what a training says; `steps` are the merged lines of its log, `card` that of an evaluation."""
-    losses = [line["loss"] for line in steps if "loss" in line]
-    size = math.ceil(len(losses) / 5)
-    ends = [three_digits(sum(part) / size) for part in (losses[:size], losses[-size:])] if losses else []
-    loss = f"the loss went from {' to '.join(ends)} (first and last fifth of the steps)" if ends else "no loss logged"
+    ends = loss_ends(steps)
+    loss = f"the loss went from {ends} (first and last fifth of the steps)" if ends else "no loss logged"
     amount = f"{run.num_steps:,} {'step' if run.num_steps == 1 else 'steps'} on {run.num_tokens:,} tokens"
     basis = [*_answers_basis(answers), prompts_sentence(run)]
     command = f"flipsearch evaluate {shlex.quote(str(folder))}"
@@ -270,7 +275,8 @@ def _costs(card: Scorecard) -> list[str]:
             costs.append(f"the attack {name} succeeds {_change(change)} more often")
         if score.new.coverage.n and (score.new.coverage.value or 0.0) < LOW_COVERAGE:
             costs.append(f"only {percent(score.new.coverage.value)} of its answers could be scored ({name})")
-        if score.metric == "harmful_rate" and score.base and score.new.bounds[1] >= score.base.bounds[0]:
+        sides = [side.bounds for side in (score.new, score.base) if side and side.bounds]
+        if score.metric == "harmful_rate" and len(sides) == 2 and sides[0][1] >= sides[1][0]:
             costs.append(f"were its {score.new.num_unscored} unscored answers unsafe, it would be no safer ({name})")
         if score.base and _degenerate(score.new) - _degenerate(score.base) >= MORE_DEGENERATE:
             num = f"{score.new.kinds.get('degenerate', 0)} of {score.new.coverage.n} answers ({name})"

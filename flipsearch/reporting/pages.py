@@ -37,6 +37,7 @@ from flipsearch.reporting.outcomes import (
     TrainedUnder,
     counts_after,
     kinds_bar,
+    loss_ends,
     page_links,
     shown_answer,
     study_links,
@@ -357,9 +358,6 @@ def _headline(run: TrainingRun, steps: Sequence[LogLine]) -> list[tuple[str, str
         ("tokens learnt from", f"{run.num_tokens:,}", f"in {run.num_rollouts:,} completions"),
         ("training time", duration(run.wall_s), f"{duration(sampling_s)} in rollouts" if sampling_s else ""),
     ]
-    losses = points_of(steps, "loss")
-    if losses:
-        (step, first), (_, last) = losses[0], losses[-1]
-        before = f"{three_digits(first)} at step {step:,.0f}" if len(losses) > 1 else ""
-        boxes.append((f"{METHODS[run.method].loss}, nats, last step", three_digits(last), before))
+    if points_of(steps, "loss"):
+        boxes.append((f"{METHODS[run.method].loss}, nats", loss_ends(steps), "mean of the first and the last fifth"))
     return boxes

@@ -197,7 +197,8 @@ def _ties_line(study: Study, winner: Trial) -> list[str]:
     finalists = [trial for trial in study.trials if trial.role == "arm" and trial.ties_winner is not None]
     ties = [trial for trial in finalists if trial.ties_winner]
     if not ties:
-        return [f"It is better than each of the {len(finalists)} other finalists."] if finalists else []
+        better = "the other finalist" if len(finalists) == 1 else f"each of the {len(finalists)} other finalists"
+        return [f"It is better than {better}."] if finalists else []
     shorter = sum((trial.num_context_tokens or 0) < (winner.num_context_tokens or 0) for trial in ties)
     length = f", {shorter} of them shorter" if shorter else ""
     return [f"Cannot be distinguished from {len(ties)} of {len(finalists)} other finalists{length}."]
