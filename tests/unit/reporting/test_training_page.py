@@ -67,7 +67,8 @@ def test_the_page_says_what_was_done() -> None:
     text = read().text
     for words in (
         "Training of pocket", "on-policy self-alignment", "1,200", "98,765", "in 2,400 completions", "1.2 min",
-        "6 s in rollouts", "0.3 epochs", "mean of the first and the last fifth", "Trained on 384 harmful and 192 benign prompts.",
+        "6 s in rollouts", "0.3 epochs", "mean of the first and the last fifth",
+        "Trained on 384 harmful and 192 benign prompts.",
         "Left out: 7 harmful", "Mind the gap.", "the judge id", "the prompts id", "flipsearch 0.1.0",
         "forward_weight 0.5",
     ):  # fmt: skip
