@@ -308,6 +308,16 @@ RELIABLE = 0.75
 """Least flip rate at a depth at which a teacher is worth learning from (EOPSA, arXiv 2609.34519)."""
 
 
+def horizon_of(by_depth: Sequence[tuple[int, Rate]]) -> int | None:
+    """Return the deepest depth up to which the flip rate is RELIABLE; None if it is at no depth."""
+    reliable = None
+    for depth, rate in by_depth:
+        if rate.value is None or rate.value < RELIABLE:
+            break
+        reliable = depth
+    return reliable
+
+
 @dataclass(frozen=True, slots=True)
 class PositionDivergence:
     """The divergence at one position, mean over the completions that reach it."""
@@ -383,10 +393,5 @@ class Anatomy:
 
     @property
     def horizon(self) -> int | None:
-        """The deepest depth up to which the flip rate is RELIABLE; None if it is at no depth."""
-        reliable = None
-        for depth, rate in self.depth:
-            if rate.value is None or rate.value < RELIABLE:
-                break
-            reliable = depth
-        return reliable
+        """See horizon_of."""
+        return horizon_of(self.depth)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 from flipsearch.core.display import ShowsFacts
 from flipsearch.core.measurements import Difference, Estimate, Measurement, Rate, json_value
 from flipsearch.core.records import Context, Label
-from flipsearch.core.trainings import RELIABLE
+from flipsearch.core.trainings import RELIABLE, horizon_of
 from flipsearch.measuring.measure import MAX_UNSCORED_RATE, clusters_of
 from flipsearch.statistics.intervals import clustered_rate
 from flipsearch.training.cost import TrainingCost
@@ -50,13 +50,8 @@ class ContextFigures:
 
     @property
     def horizon(self) -> int | None:
-        """The deepest of the depths up to which the flip rate is RELIABLE; None if it is at none."""
-        reliable = None
-        for depth, rate in self.depth:
-            if rate.value is None or rate.value < RELIABLE:
-                break
-            reliable = depth
-        return reliable
+        """See horizon_of."""
+        return horizon_of(self.depth)
 
 
 @dataclass(frozen=True, slots=True)
