@@ -58,7 +58,8 @@ def list_available(what: str, contexts: Sequence[str] = (), model: str | None = 
         "models": list_models,
         "judges": list_judges,
         "prompts": lambda: {
-            name: ", ".join(f"{count} {kind}" for kind, count in counts.items()) for name, counts in list_sets().items()
+            name: f"{counts['harmful']} harmful, {counts['benign']} benign ({counts['borderline']} of them borderline)"
+            for name, counts in list_sets().items()
         },
         "problems": list_problem_sets,
         "backends": list_backends,

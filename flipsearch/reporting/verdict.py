@@ -81,7 +81,7 @@ def verdict(study: Study) -> StudyVerdict:
     elif not best.beats_placebo or net.p_value * num_chosen_from >= TIE_LEVEL:
         more = f"{points(net.value)} points ({low_high(net, 'points')})"
         sentence = f"No context beats {control}: the best, {name}, turns {rate}, net {more}. Do not train on this."
-        is_open = net.value > 0 and 100 * net.high > SMALL and study.kind is StudyKind.SEARCH
+        is_open = net.value > 0 and 100 * net.high > SMALL and num_chosen_from == 1
         if is_open and _more_prompts(best):
             tone = "open"
             sentence = (

@@ -14,7 +14,7 @@ from flipsearch.core.trainings import RELIABLE, horizon_of
 from flipsearch.measuring.measure import MAX_UNSCORED_RATE, clusters_of
 from flipsearch.statistics.intervals import clustered_rate
 from flipsearch.training.cost import TrainingCost
-from flipsearch.training.plan import LITTLE, PAPER_STEPS
+from flipsearch.training.plan import LITTLE, PAPER, PAPER_STEPS
 
 PREFLIGHT_FORMAT = 1
 """Version of preflight.json."""
@@ -187,7 +187,8 @@ def checks_of(result: Preflight) -> Iterator[PreflightCheck]:
     yield _check(
         (
             "steps times rate",
-            f"{percent_of(cost.share_of_paper)} of the paper's ({cost.num_steps:,} of {PAPER_STEPS:,} steps)",
+            f"{percent_of(cost.share_of_paper)} of the paper's ({cost.num_steps:,} of {PAPER_STEPS:,} steps, "
+            f"{cost.learning_rate / PAPER['learning_rate']:g} times its rate)",
             f"at least {LITTLE:.0%}",
         ),
         "met" if cost.share_of_paper >= LITTLE else "doubt",
