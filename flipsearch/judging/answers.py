@@ -252,7 +252,7 @@ def _is_code(text: str) -> bool:
 
 
 DECLINING_LOG_ODDS = 4.0
-"""Of a refusal, where an answer only declines; set by hand, as no labelled set has enough of them."""
+"""Of a refusal, where an answer only declines; set by hand, not fitted."""
 
 
 def declining_log_odds(form: AnswerForm, kind: Kind) -> float | None:

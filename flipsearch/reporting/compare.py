@@ -116,7 +116,7 @@ class Comparison:
 
     @property
     def ranking(self) -> str:
-        """Whether these studies tell which of the shared contexts is best, in a sentence."""
+        """Whether these studies show which of the shared contexts is best, in a sentence."""
         num = len(self.studies)
         if len(self._arms()) < 2:
             return "Fewer than two contexts are shared: there is nothing to rank."

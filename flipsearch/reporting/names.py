@@ -1,4 +1,4 @@
-"""Short names of a study's contexts that tell them apart: where a context comes from, and what makes it another one.
+"""Short names of a study's contexts that distinguish them: where a context comes from, and what makes it another one.
 
 A template is named with its parameters, a child of an operator with what it changed in its parent. Names quote
 contexts, which are hostile text.

@@ -193,7 +193,7 @@ def _prompts_line(study: Study, measured: Measurement) -> str:
 
 
 def _ties_line(study: Study, winner: Trial) -> list[str]:
-    """Return how many finalists the confirm split does not tell from the winner, and how many of them are shorter."""
+    """Return how many finalists the confirm split cannot distinguish from the winner, and how many are shorter."""
     finalists = [trial for trial in study.trials if trial.role == "arm" and trial.ties_winner is not None]
     ties = [trial for trial in finalists if trial.ties_winner]
     if not ties:

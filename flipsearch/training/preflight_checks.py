@@ -117,7 +117,12 @@ class Preflight(ShowsFacts):
 
 def checks_of(result: Preflight) -> Iterator[PreflightCheck]:
     """Yield the criteria, each with what was measured and what would change it."""
-    figures, cost = result.figures, result.cost
+    yield from _of_context(result.figures)
+    yield from _of_sample(result)
+    yield from _of_cost(result.cost)
+
+
+def _of_context(figures: ContextFigures) -> Iterator[PreflightCheck]:
     measured, net = figures.measurement, figures.net
     base, flips, refusals = figures.base_unsafe, measured.flip_rate, measured.added_refusals
     yield _check(
@@ -168,6 +173,9 @@ def checks_of(result: Preflight) -> Iterator[PreflightCheck]:
         "met" if coverage.n and coverage.count >= (1 - MAX_UNSCORED_RATE) * coverage.n else "doubt",
         "Rates of few judged answers mislead: give another --judge, or more --max-tokens.",
     )
+
+
+def _of_sample(result: Preflight) -> Iterator[PreflightCheck]:
     yield _check(
         ("prompts that show the student the context", f"{result.num_showing} of {result.sample_size}", "none"),
         "failed" if result.num_showing else "met",
@@ -184,6 +192,9 @@ def checks_of(result: Preflight) -> Iterator[PreflightCheck]:
         "met" if mass is None or (mass.value or 0.0) >= LEAST_MASS else "doubt",
         "Much of what the teacher would write is not compared: give a larger --support, 0 for the whole vocabulary.",
     )
+
+
+def _of_cost(cost: TrainingCost) -> Iterator[PreflightCheck]:
     yield _check(
         (
             "steps times rate",
