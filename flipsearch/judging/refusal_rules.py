@@ -64,7 +64,7 @@ class RefusalRules:
         return min((self._points(voice) for voice in voices), key=lambda scored: scored[0])
 
     def meanings(self, names: Iterable[str]) -> frozenset[str]:
-        """Return what rules of these names speak for: refusal, redirection or answer, as their `means` say, or steps."""
+        """Return what rules of these names mean: refusal, redirection, answer or steps."""
         return frozenset(self._means[name] for name in names if name in self._means)
 
     def _points(self, text: str) -> tuple[float, list[str]]:
