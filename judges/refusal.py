@@ -21,7 +21,7 @@ from flipsearch.judging.answers import (
 from flipsearch.judging.refusal_rules import RefusalRules
 
 _RULES_FILE = Path(__file__).with_name("refusal_rules.toml")
-_VERSION = 3
+_VERSION = 4
 
 
 class RefusalJudge:

@@ -29,8 +29,16 @@ _MARK = re.compile(r"<\|\w+\|>|</?s>|<(?:start|end)_of_turn>")
 TEMPLATE_DATE = datetime.datetime(2026, 1, 1)
 """The date given to templates that write today's date, so that a request is the same prompt every day."""
 USUAL_SWITCH = "enable_thinking"
-SWITCH = re.compile(r"(?<![.\w'\"])(?:enable_|use_|with_)?(?:think|thinking|reasoning)(?:_mode|_enabled)?(?![\w'\"])")
-SWITCH_VALUES = ((True, False), ("on", "off"), ("enabled", "disabled"))
+SWITCH = re.compile(
+    r"(?<![.\w'\"])(?:(?:enable|use|with|(?P<not>no|skip|disable|without))_?)?(?:think|thinking|reasoning)"
+    r"(?:_mode|_enabled|(?P<budget>_budget))?(?![\w'\"])"
+)
+SWITCH_VALUES = (
+    (True, False), ("on", "off"), ("enabled", "disabled"), ("thinking", "chat"), ("think", "no_think"),
+    ("/think", "/no_think"),
+)  # fmt: skip
+BUDGET_VALUES = ((-1, 0),)
+"""Of Seed-OSS: as many tokens of thought as it likes, and none."""
 EFFORT = "reasoning_effort"
 EFFORTS = ("none", "minimal", "low")
 """From the least on; the first that the template names is what switches thinking off, as far as it can."""
@@ -192,18 +200,25 @@ class ChatTemplate:
         raise failure
 
     def _find_switch(self) -> ThinkingSwitch | None:
-        names = sorted(set(SWITCH.findall(self.text)), key=lambda name: (name != USUAL_SWITCH, name))
-        candidates = [ThinkingSwitch(name, on, off) for name in names for on, off in SWITCH_VALUES]
+        matches = {match[0]: match for match in SWITCH.finditer(self.text)}
+        candidates = [
+            ThinkingSwitch(name, off, on) if matches[name]["not"] else ThinkingSwitch(name, on, off)
+            for name in sorted(matches, key=lambda name: (name != USUAL_SWITCH, name))
+            for on, off in (BUDGET_VALUES if matches[name]["budget"] else SWITCH_VALUES)
+        ]
         if EFFORT in self.text:
             named = [value for value in EFFORTS if re.search(rf"['\"]{value}['\"]", self.text)]
             on = "medium" if re.search(r"['\"]medium['\"]", self.text) else "high"
             candidates.append(ThinkingSwitch(EFFORT, on, named[0] if named else "low"))
+        differing: list[tuple[bool, ThinkingSwitch]] = []
         for switch in candidates:
             with suppress(Exception):
                 on, off = (self.render([("user", PROBE)], **{switch.name: value}) for value in (switch.on, switch.off))
                 if on != off:
-                    return switch
-        return None
+                    ends = (THOUGHT_MARK.findall(text[-LONGEST_MARK:]) for text in (on, off))
+                    differing.append((next(ends) == next(ends), switch))
+        # First one that opens or closes a thought: others may only write down their value.
+        return min(differing, key=lambda pair: pair[0])[1] if differing else None
 
     def _find_marks(self) -> ThoughtMarks:
         """Return how the template writes a thought, or the marks of the family that template or vocabulary name."""

@@ -285,6 +285,7 @@ def error_of(body: bytes) -> tuple[str, str]:
     """Return an HTTP error's message, and its codes and parameter in one text; other bodies are messages whole."""
     try:
         content = json.loads(body)
+        content = content[0] if isinstance(content, list) and content else content  # Google's
         error = content.get("error") or content
         if isinstance(error, dict) and "message" in error:
             codes = {key: value for key, value in error.items() if key != "message"}

@@ -9,6 +9,7 @@ import re
 import tomllib
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -18,6 +19,7 @@ from pydantic import BaseModel, Field, ValidationError
 from flipsearch.backends.endpoint import PAGE, RequestError, error_of, page_title
 from flipsearch.core.errors import one_line
 from flipsearch.core.records import FinishReason
+from flipsearch.core.thoughts import THOUGHT_MARK
 
 DIALECTS = tomllib.loads(Path(__file__).with_name("dialects.toml").read_text(encoding="utf-8"))
 FINISH_REASONS: Mapping[str, FinishReason] = {
@@ -34,18 +36,24 @@ class _ChatMessage(BaseModel):
     content: str | list[Any] | None = None
     reasoning_content: Any = None  # in vLLM, SGLang, DeepSeek and llama.cpp
     reasoning: Any = None  # elsewhere and in newer versions
+    thinking: Any = None
+    reasoning_details: Any = None  # in OpenRouter, some of them encrypted
     refusal: Any = None
+    tool_calls: Any = None
+    function_call: Any = None
 
 
 class _ChatChoice(BaseModel):
     message: _ChatMessage | None = None
     text: Any = None  # of a plain completion
     finish_reason: Any = None
+    error: Any = None
 
 
 class _ChatCompletion(BaseModel):
     choices: Annotated[list[_ChatChoice], Field(min_length=1)]
     usage: Any = None
+    error: Any = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,10 +89,17 @@ def parse_reply(content: bytes, max_tokens: int) -> ChatReply:
         raise RequestError(
             "the endpoint's answer is a plain completion, with text instead of a message: is it a proxy?"
         )
+    if failure := choice.error or response.error:  # what stands beside it is what came before the failure
+        raise RequestError(
+            f"the completion ended with an error: {error_of(json.dumps({'error': failure}).encode())[0]}"
+        )
     message, given = choice.message or _ChatMessage(), choice.finish_reason
+    if message.tool_calls or message.function_call:
+        raise RequestError("the model calls a tool, though none is offered")
     thoughts: list[str] = []
     answer = "".join(_texts(message.content, thoughts))
-    thoughts += _texts(message.reasoning_content or message.reasoning, [])
+    apart = message.reasoning_content or message.reasoning or message.thinking or message.reasoning_details
+    thoughts += _texts(apart, [])
     refusal = "".join(_texts(message.refusal, []))
     is_cut = _count(response.usage, "completion_tokens") >= max_tokens
     name = _plain(given)
@@ -100,6 +115,7 @@ def parse_reply(content: bytes, max_tokens: int) -> ChatReply:
     completion = answer
     if thought:  # a think block; that of a thought that was cut off stays open
         is_whole = answer or reason == "stop"
+        thought = THOUGHT_MARK.sub(lambda mark: f"{mark[0][0]} {mark[0][1:]}", thought)  # it may speak of marks
         completion = f"<think>\n{thought}" + (f"\n</think>\n\n{answer}" if is_whole else "")
     return ChatReply(completion, reason, num_prompt_tokens, "" if is_known else _shown(given))
 
@@ -113,22 +129,25 @@ def _texts(content: Any, thoughts: list[str]) -> Iterator[str]:
             yield part
             continue
         kind = part.get("type") if isinstance(part, dict) else None
+        if isinstance(kind, str) and kind in DIALECTS["parts_without_text"]:
+            continue
         keys = ("text", "content", "refusal", *THOUGHTS)
         inner = next((part[key] for key in keys if part.get(key)), None) if isinstance(part, dict) else None
         if not isinstance(inner, str | list) and not (isinstance(part, dict) and "text" in part):
             raise RequestError(f"the endpoint's message holds a part of type '{_shown(kind)}' without text")
         text = "".join(_texts(inner, thoughts))
-        if kind in THOUGHTS:
+        if isinstance(kind, str) and kind in THOUGHTS:
             thoughts.append(text)
         else:
             yield text
 
 
 def _plain(reason: Any) -> str:
+    reason = reason.get("type") if isinstance(reason, dict) else reason  # SGLang's own
     name = "" if reason is None else str(reason).strip().lower().replace("-", "_").replace(" ", "_")
     for prefix in PREFIXES:
         name = name.removeprefix(prefix)
-    return name
+    return name.partition(":")[0]  # Google's "content_filter: SAFETY"
 
 
 def _shown(value: Any) -> str:
@@ -163,19 +182,23 @@ def foreign_reply(body: bytes) -> str:
         return f"a JSON list, expected an object{f' (it holds {inner})' if inner else f': {V1}'}"
     if not isinstance(content, dict):
         return f"a JSON {type(content).__name__}, expected an object: {V1}"
-    return _form(content)
+    shown = " ".join(text[:200].rpartition('"')[0].split())  # no text is cut within: it may repeat the key
+    return _form(content) or ("" if content.get("choices") else f"an object without choices ({shown}…)")
 
 
 def _lines(text: str) -> str:
     """Return what a text is that is no JSON as a whole; the first of several lines may be."""
-    try:
+    with suppress(ValueError, RecursionError):
         if form := _form(json.loads(text.partition("\n")[0])):
             return f"a stream of lines, the first one {form}"
-    except (ValueError, RecursionError):
-        pass
-    if "\ufffd" in text[:80] or "\0" in text[:80]:
+    if (text[0] not in "{[" and "\ufffd" in text[:80]) or "\0" in text[:80]:
         return "binary data: is it another port, or https where http is given?"
     if text[0] in "{[":
+        if "\ufffd" in text:
+            return "JSON in another encoding than UTF-8"
+        with suppress(ValueError, RecursionError):
+            json.JSONDecoder().raw_decode(text)
+            return "JSON with more behind its end"
         return "JSON that is torn: the connection or the server broke it off"
     return f"a text that is no JSON ({one_line(ValueError(text), 60)!r}): {V1}"
 

@@ -6,30 +6,37 @@ from the judge: whatever follows the first closed block is answer, even if more 
     <think>, <seed:think>, …   Qwen3, R1, Seed-OSS, MiniMax and most others      [THINK]       Magistral
     <|channel|>analysis        gpt-oss, also as a server leaves it that drops the marks: "analysis…assistantfinal…"
     <|channel>thought          Gemma 4      <|START_THINKING|>  Command A      "Here is my thought process:"  Granite 3
+
+A mark in backticks is one that the answer speaks of, unless it closes a thought.
 """
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
 _NAME = r"(?:think|thinking|thoughts?|reasoning)"
 _OPEN = (
-    rf"<(?:\w+[:|])?{_NAME}(?:[:_]\w+)?>|\[THINK\]|◁think▷|<\|(?:begin_of|begin|start)_{_NAME}\|>"
-    rf"|<\|{_NAME}_(?:begin|start)\|>|<\|open\|>think<\|sep\|>|<\|channel>\s*thought\b"
+    rf"<(?:\w+[:|_])?{_NAME}(?:[:_](?!end>)\w+)?>|\[THINK\]|◁think▷|<\|(?:(?:begin_of|begin|start)_)?{_NAME}\|>"
+    rf"|<\|{_NAME}_(?:begin|start)\|>|<\|open\|>think<\|sep\|>|<(?:\|channel|unused94)>\s*thought\b|<\|inner_prefix\|>"
 )
 _CLOSE = (
-    rf"</(?:\w+[:|])?{_NAME}(?:[:_]\w+)?>|\[/THINK\]|◁/think▷|<\|(?:end_of|end)_{_NAME}\|>"
-    r"|" + rf"<\|{_NAME}_end\|>|<\|close\|>think<\|sep\|>|<channel\|>"
+    rf"</(?:\w+[:|_])?{_NAME}(?:[:_]\w+)?>|<{_NAME}[:_]end>|\[/THINK\]|◁/think▷|<\|(?:/|end_of_|end_){_NAME}\|>"
+    rf"|<\|{_NAME}_end\|>|<\|close\|>think<\|sep\|>|<(?:channel\||unused95)>|<\|inner_suffix\|>"
 )
 THOUGHT_MARK = re.compile(f"(?P<open>{_OPEN})|(?P<close>{_CLOSE})", re.IGNORECASE)
 CHANNEL = "<|channel|>"
 MARK_PARTS: tuple[tuple[str, ...], ...] = (
     (CHANNEL, "<|message|>", "<|start|>", "<|end|>"),
     ("<|channel>", "<channel|>"),
+    ("<unused94>", "<unused95>"),  # MedGemma
     ("<|open|>", "<|sep|>", "<|close|>"),
 )
 """Tokens that are a thought mark only together; all belong to a vocabulary that has the first."""
-_HEADER = re.compile(r"(?:<\|start\|>\s*assistant\s*)?<\|channel\|>\s*(?P<name>\w+)[^<]*<\|message\|>")
+_HEADER = re.compile(
+    r"(?:(?:<\|start\|>\s*assistant\s*)?<\|channel\|>\s*|\A\s*(?=\w+<\|message\|>))(?P<name>\w+)[^<]*<\|message\|>"
+)
+"""At the beginning also without its first token, which the prompt may have ended in."""
 _CHANNEL_END = re.compile(r"<\|(?:end|return|call)\|>")
 _PLAIN = (
     # As a server leaves gpt-oss's channels that drops special tokens, and Granite 3's own words.
@@ -96,6 +103,7 @@ FAMILIES = (
     ThoughtMarks("<mm:think>", "</mm:think>"),
     ThoughtMarks("◁think▷", "◁/think▷"),
     ThoughtMarks("<|begin_of_thought|>", "<|end_of_thought|>"),
+    ThoughtMarks("<|inner_prefix|>", "<|inner_suffix|>"),
     ThoughtMarks("<thinking>\n", "\n</thinking>\n\n"),
     ThoughtMarks("<thought>\n", "\n</thought>\n\n"),
     ThoughtMarks("<reasoning>\n", "\n</reasoning>\n\n"),
@@ -111,9 +119,10 @@ def split_answer(completion: str, opens_thinking: bool = False) -> SplitCompleti
     one means the same. A block that is opened again inside (templates open one, and some models repeat the mark) ends
     at its own closing mark if there is one.
     """
-    if CHANNEL in completion:
+    marks = list(_marks(completion, opens_thinking))
+    header = _HEADER.match(completion)
+    if header or CHANNEL in (completion[: marks[0].start()] if marks else completion):
         return _split_channels(completion, opens_thinking)
-    marks = list(THOUGHT_MARK.finditer(completion))
     if not marks and not opens_thinking:
         for plain in _PLAIN:
             if match := plain.fullmatch(completion):
@@ -135,8 +144,22 @@ def split_answer(completion: str, opens_thinking: bool = False) -> SplitCompleti
             depth = depth - 1 if closes_again else 0
             was_closed = True
     (thoughts if depth else shown).append(completion[position:])
-    thought = "\n".join(part.strip() for part in thoughts).strip()
-    return SplitCompletion(thought, None if depth else "".join(shown).strip(), leaks)
+    answer = None if depth else "".join(shown).strip()
+    if depth and CHANNEL in completion:  # a thought in channels speaks of another family's marks
+        return _split_channels(completion, opens_thinking)
+    if answer and CHANNEL in answer:  # a server that returns the thought apart may leave the answer's header
+        inner = _split_channels(answer, opens_thinking=False)
+        answer, leaks, thoughts = inner.answer, leaks or bool(inner.thought), [*thoughts, inner.thought]
+    return SplitCompletion("\n".join(part.strip() for part in thoughts).strip(), answer, leaks)
+
+
+def _marks(completion: str, is_open: bool) -> Iterator[re.Match[str]]:
+    """Yield the marks that are no mention; `is_open`: a thought is open before the completion."""
+    for mark in THOUGHT_MARK.finditer(completion):
+        around = completion[max(0, mark.start() - 1) : mark.start()] + completion[mark.end() : mark.end() + 1]
+        if around != "``" or (mark["close"] and is_open):
+            is_open |= bool(mark["open"])
+            yield mark
 
 
 def _split_channels(completion: str, opens_thinking: bool) -> SplitCompletion:

@@ -268,8 +268,15 @@ def read_table(path: str, local: Path | None = None) -> Table:
     columns = tuple(dict.fromkeys(name for file, kind in table_files[1:] for name in read_columns(path, file, kind)))
     first = read_columns(path, *table_files[0])
     table = Table(path, table_files, (*first, *(name for name in columns if name not in first)))
-    if next(table.rows, None) is None:
+    if (row := next(table.rows, None)) is None:
         raise PromptError(f"{path} has a header but no rows." if columns or first else f"{path} is empty.")
+    if kinds[0] == "txt":
+        line = row.cells["text"]
+        names = [plain_name(name.strip('"')) for name in re.split("[,;\t]", line)]
+        is_header = all(map(re.compile(r"\w{1,40}").fullmatch, names)) and not set(names).isdisjoint(TEXT_COLUMNS)
+        if is_header or line.startswith(('{"', "[{")):
+            form = "a table with column names (.csv, .tsv)" if is_header else "JSON (.json, .jsonl)"
+            raise PromptError(f"{path} begins like {form}, but a .txt file has one prompt per line: rename it.")
     return table
 
 

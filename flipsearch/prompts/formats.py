@@ -156,7 +156,8 @@ def _csv_records(shown: str, stream: Opened, kind: str) -> tuple[list[str], Iter
     usual = "\t" if kind == "tsv" else next((mark for mark in ",\t;" if mark in first), ",")
     delimiter = named[1] if named else usual
 
-    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True)
+    spaced = f"{delimiter} " in first  # "id, prompt": a quote then stands behind a blank
+    reader = csv.reader(chain([first], lines), delimiter=delimiter, strict=True, skipinitialspace=spaced)
 
     def records() -> Iterator[tuple[int, list[str]]]:
         line = num_blank + 1

@@ -34,6 +34,7 @@ _ROLES = {"user": "user", "human": "user", "prompter": "user", "assistant": "ass
 _ROLES |= {"model": "assistant", "chatbot": "assistant", "bot": "assistant", "ai": "assistant"}
 _ROLES |= {"agent": "assistant"}
 _ROLES |= {"system": "system", "developer": "system"}
+_TOOLS = ("tool", "function", "function_call", "function_response", "tool_call", "tool_response", "observation")
 _SPELLS_TURNS = re.compile(r"\[\s*\{(?=.*['\"](?:role|from)['\"]\s*:)(?=.*['\"](?:content|value)['\"]\s*:)", re.DOTALL)
 _SPEAKERS = {
     "Human": re.compile(r"(?:^|\n\n)(Human|Assistant):[ \n]?"),
@@ -139,7 +140,7 @@ def _of_turns(value: Any) -> ChatPrompt:
         raise _NotARequestError("holds no turn of the user")
     roles = [role for role, _ in chat[: last + 1]]
     if roles != ["user", "assistant"] * (last // 2) + ["user"]:
-        raise _NotARequestError("holds turns of which two in a row are by the same side, expected them to alternate")
+        raise _NotARequestError("holds turns that do not alternate, expected user, assistant, user, …")
     return ChatPrompt(chat[last][1], tuple(chat[:last]), len(turns) > len(chat), len(chat) > last + 1)
 
 
@@ -154,6 +155,8 @@ def _turn(member: Any) -> Turn:
             "file that pandas wrote: to_json(orient='records'))"
         )
     role = _ROLES.get(name.lower()) if isinstance(name, str) else None
+    if name in _TOOLS or member.get("tool_calls"):
+        raise _NotARequestError("holds turns of tools, which no prompt has here: remove such rows")
     if role is None:
         raise _NotARequestError(f"holds a turn by '{str(name)[:40]}', expected {', '.join(sorted(_ROLES))}")
     content = member.get("content", member.get("value"))
@@ -192,7 +195,7 @@ _ANSWERS = re.compile(
 """Names of columns of answers: target_response, gpt4_answer, response_1."""
 _OF_ANSWERS = re.compile("response|completion|answer|output|generation|reply|label|safe")
 """Parts of the names of columns that are or that judge an answer."""
-_FLAGS = {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}
+_FLAGS = dict.fromkeys(("1", "true", "yes", "t", "y"), True) | dict.fromkeys(("0", "false", "no", "f", "n"), False)
 
 
 def plain_flag(value: str) -> str:
@@ -302,6 +305,8 @@ class LabelRouter:
         return self.known.name if self.known and self.known.kind else f"given as {self.kind}", self.kind
 
     def _unknown(self, row: Row, column: str, label: str) -> NoReturn:
+        if not label:
+            raise PromptError(f"{self.table.at(row)}: no label in column '{column}': fill it in, or remove such rows.")
         if plain_flag(label) in _FLAGS:
             todo = f"Rename the column to what 1 means: {', '.join(FLAG_COLUMNS)}."
         else:

@@ -166,7 +166,10 @@ class _KeptPrompts:
 
     def add(self, place: str, prompt: Prompt) -> None:
         self.num_seen[prompt.kind] += 1
-        key = hashlib.sha256(_spelling(prompt).encode()).digest()
+        spelling = "\x1f".join([*(content for _, content in prompt.turns), prompt.text])
+        if not spelling.isascii():
+            spelling = UNSEEN.sub("", unicodedata.normalize("NFC", spelling))
+        key = hashlib.sha256(" ".join(spelling.split()).encode()).digest()
         known = self.held.get(key)
         if known is not None:
             if known[1].kind != prompt.kind:
@@ -204,13 +207,6 @@ class _KeptPrompts:
             f"{MAX_KEPT:,} of {self.num_seen[kind]:,} {kind} prompts taken at random, the most that a command works on"
             for kind in self.largest
         ]
-
-
-def _spelling(prompt: Prompt) -> str:
-    text = "\x1f".join([*(content for _, content in prompt.turns), prompt.text])
-    if not text.isascii():
-        text = UNSEEN.sub("", unicodedata.normalize("NFC", text))
-    return " ".join(text.split())
 
 
 def _load(spec: str, kind: Kind | None, kept: _KeptPrompts) -> Iterable[_Source]:

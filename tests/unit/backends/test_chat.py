@@ -328,6 +328,32 @@ def test_marks_are_those_that_the_template_writes() -> None:
             "thinking_mode='on'",
         ),
         (CHANNEL_TEMPLATE, "off", "Reasoning: low", "reasoning_effort='low'; it names no way"),
+        (
+            models.PLAIN_TEMPLATE + "{% if thinking_mode == 'thinking' %}<think>{% else %}</think>{% endif %}",
+            "on",
+            "<think>",
+            "thinking_mode='thinking'",
+        ),
+        (
+            models.PLAIN_TEMPLATE + "{% if skip_thinking %}<think></think>{% endif %}",
+            "off",
+            "<think></think>",
+            "skip_thinking=True",
+        ),
+        (
+            models.PLAIN_TEMPLATE + "{% if thinking_budget == 0 %}<think></think>{% endif %}",
+            "off",
+            "<think></think>",
+            "thinking_budget=0",
+        ),
+        (  # it writes any value down, and reads one
+            "{{ reasoning_mode }}"
+            + models.PLAIN_TEMPLATE
+            + "{% if reasoning_mode == '/no_think' %}</think>{% endif %}",
+            "off",
+            "</think>",
+            "reasoning_mode='/no_think'",
+        ),
     ],
 )
 def test_a_thinking_switch_of_another_name_is_found(template: str, thinking: Thinking, shown: str, noted: str) -> None:

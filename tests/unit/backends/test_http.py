@@ -275,8 +275,14 @@ def test_a_path_that_is_added_anyway_is_refused() -> None:
         (EndpointAnswer(b'{"error": "flat"}', 422), "HTTP 422: flat"),
         (EndpointAnswer(b"<html>"), "no chat completion"),
         (EndpointAnswer(b"\xff\xfe"), "no chat completion"),
-        (EndpointAnswer(b"{}"), "no chat completion (choices: Field required)"),
-        (EndpointAnswer(b'{"choices": []}'), "no chat completion (choices"),
+        (EndpointAnswer(b"{}"), "no chat completion but an object without choices"),
+        (EndpointAnswer(b'{"choices": null, "base_resp": {"msg": "no quota"}}'), '"msg": "no quota'),
+        (EndpointAnswer(b'{"choices": [{"message": {"content": "Su"}, "error": {"message": "boom"}}]}'), "error: boom"),
+        (EndpointAnswer(b'{"choices": [{"message": {"content": "Su"}}], "error": "boom"}'), "with an error: boom"),
+        (EndpointAnswer(b'[{"error": {"message": "boom"}}]', 400), "HTTP 400: boom"),
+        (EndpointAnswer('{"choices": "é"}'.encode("latin-1")), "JSON in another encoding than UTF-8"),
+        (EndpointAnswer(b'{"choices": []}\ndata: [DONE]'), "JSON with more behind its end"),
+        (says("I look it up.", tool_calls=[{"id": "1"}]), "the model calls a tool"),
         (
             EndpointAnswer(b'{"choices": [{"message": {"content": 3}}]}'),
             "no chat completion (choices.0.message.content",
@@ -316,8 +322,10 @@ def test_half_a_character_is_an_error() -> None:
     [
         *((name, "stop") for name in ("stop", "eos", "eos_token", "stop_sequence", "", None, "STOP", "end_turn")),
         *((name, "stop") for name in ("COMPLETE", "FinishReason.STOP", "FINISH_REASON_STOP", "never heard of", 7)),
+        ({"type": "stop", "matched": 2}, "stop"),
         *((name, "length") for name in ("length", "MAX_TOKENS", "model_length", "max_tokens", "Length")),
         *((name, "filtered") for name in ("content_filter", "SAFETY", "guardrail_intervened", "refusal")),
+        ("content_filter: PROHIBITED_CONTENT", "filtered"),
     ],
 )
 def test_finish_reasons_of_all_dialects_are_understood(given: Any, reason: FinishReason) -> None:
@@ -464,10 +472,24 @@ def test_a_completion_cut_off_has_finish_reason_length() -> None:
     assert complete(lambda body: says("Boil", "length")).finish_reason == "length"
 
 
-@pytest.mark.parametrize("field", ["reasoning_content", "reasoning"])
-def test_a_separate_thought_becomes_a_think_block(field: str) -> None:
-    parts = split_answer(complete(lambda body: says("Boil it.", **{field: "Hm."})).completion)
+@pytest.mark.parametrize(
+    ("field", "thought", "content"),
+    [
+        ("reasoning_content", "Hm.", "Boil it."),
+        ("reasoning", "Hm.", "Boil it."),
+        ("reasoning_details", [{"type": "reasoning.text", "text": "Hm."}, {"type": "reasoning.encrypted"}], "Boil it."),
+        ("thinking", "Hm.", [{"type": "text", "text": "Boil it."}, {"type": "reference", "reference_ids": [1]}]),
+        ("reasoning", "Hm.", "<|channel|>final<|message|>Boil it."),
+    ],
+)
+def test_a_separate_thought_becomes_a_think_block(field: str, thought: Any, content: Any) -> None:
+    parts = split_answer(complete(lambda body: says(content, **{field: thought})).completion)
     assert (parts.thought, parts.answer) == ("Hm.", "Boil it.")
+
+
+def test_a_separate_thought_that_speaks_of_marks_stays_one() -> None:
+    parts = split_answer(complete(lambda body: says("Boil it.", reasoning="I end it with </think>. Hm.")).completion)
+    assert (parts.thought, parts.answer) == ("I end it with < /think>. Hm.", "Boil it.")
 
 
 @pytest.mark.parametrize("content", [None, ""])

@@ -169,7 +169,7 @@ def test_labels_of_public_training_sets_are_understood(tmp_path: Path) -> None:
 def test_an_unknown_label_is_an_error_with_file_and_line(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match=r"a\.csv:3: unknown label 'vanila_harmful' in column 'label'"):
         load_prompts(write(tmp_path, "prompt,label\none,benign\ntwo,vanila_harmful\n"))
-    with pytest.raises(PromptError, match=r"a\.csv:2: unknown label '' in column 'label'"):
+    with pytest.raises(PromptError, match=r"a\.csv:2: no label in column 'label'"):
         load_prompts(write(tmp_path, "prompt,label\none,\n"))
 
 
@@ -185,6 +185,7 @@ def test_an_unknown_label_in_a_file_given_as_harmful_is_an_error_too(tmp_path: P
         ("is_harmful", ("1.0", "0.0"), "one"),
         ("Benign", ("true", "FALSE"), "two"),
         ("unsafe", ("no", "yes"), "two"),
+        ("is_safe", ("T", "F"), "two"),
     ],
 )
 def test_zero_and_one_count_where_the_column_says_what_they_mean(
