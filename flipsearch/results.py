@@ -19,18 +19,13 @@ from flipsearch.judging.accuracy import JudgeAccuracy
 from flipsearch.judging.library import Member
 from flipsearch.ledger import Ledger
 from flipsearch.reporting.anatomy_page import sentence
-from flipsearch.reporting.cards import (
-    benign_metrics,
-    context_card,
-    portfolio_metrics,
-    scorecard_remarks,
-    scorecard_rows,
-)
+from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
 from flipsearch.reporting.columns import rows
 from flipsearch.reporting.formats import Leaderboard, flips_table, report_format, study_summary, write_report
 from flipsearch.reporting.outcomes import SCORECARD_PAGE, TRAINING_PAGE, loss_ends
 from flipsearch.reporting.pages import leaderboard_page, picture_page
 from flipsearch.reporting.rollout_table import rollouts_table
+from flipsearch.reporting.study_file import benign_metrics, context_card, portfolio_metrics
 from flipsearch.reporting.sweep_page import SWEEP_PAGE
 from flipsearch.reporting.verdict import Criterion, verdict
 

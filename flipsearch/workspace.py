@@ -31,9 +31,8 @@ from flipsearch.judging.library import OtherJudges, load_judge, remaining_memory
 from flipsearch.ledger import Ledger, open_ledger
 from flipsearch.measuring.runner import SPEED, Runner, sampling_for
 from flipsearch.prompts.sets import PromptSet
-from flipsearch.reporting.cards import context_card
 from flipsearch.reporting.files import earlier_best, write_best, write_study
-from flipsearch.reporting.study_file import FINISHED, SETTINGS_FILE, STUDY_FILE
+from flipsearch.reporting.study_file import FINISHED, SETTINGS_FILE, STUDY_FILE, context_card
 from flipsearch.results import SearchResult
 
 LEDGER_FILE, EVENTS_FILE = "ledger.db", "events.jsonl"

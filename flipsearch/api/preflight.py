@@ -10,8 +10,8 @@ from flipsearch.core.progress import Progress
 from flipsearch.core.trainings import PromptExport
 from flipsearch.judging.contract import check_identities
 from flipsearch.judging.library import load_judge
+from flipsearch.reporting.anatomy_page import write_preflight
 from flipsearch.reporting.files import read_study
-from flipsearch.reporting.preflight_page import write_preflight
 from flipsearch.results import PreflightResult
 from flipsearch.training.cost import TrainingCost, training_cost
 from flipsearch.training.export import plan_export, write_export

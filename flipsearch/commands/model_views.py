@@ -24,11 +24,10 @@ from flipsearch.core.display import printable
 from flipsearch.core.records import Label
 from flipsearch.core.studies import MIN_LABELS
 from flipsearch.core.trainings import PromptExport
-from flipsearch.reporting.anatomy_page import sentence, visible_token
+from flipsearch.reporting.anatomy_page import CHECK_STATES, sentence, visible_token
 from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
 from flipsearch.reporting.format import DASH, Unit, percent, with_interval
 from flipsearch.reporting.outcomes import loss_ends, scorecard_verdict
-from flipsearch.reporting.preflight_page import CHECK_STATES
 from flipsearch.reporting.sweep_page import caveats, group_title, prediction_rows, training_rows
 from flipsearch.reporting.sweep_page import sentence as sentence_of_sweep
 from flipsearch.results import (

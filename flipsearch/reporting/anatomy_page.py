@@ -1,10 +1,14 @@
-"""The files of an anatomy: its page, its record and the divergence by position as a table. Every text is escaped."""
+"""The files of an anatomy and of a preflight, which look at a context and a model; every text is escaped.
+
+An anatomy has its page, its record and the divergence by position as a table; a preflight its page and its record.
+"""
 
 import csv
 import io
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from flipsearch.core.display import printable
 from flipsearch.core.files import json_text, write_text
@@ -14,6 +18,9 @@ from flipsearch.reporting import charts
 from flipsearch.reporting.charts import Chart, ChartAxis, Series, draw
 from flipsearch.reporting.format import DASH, interval, percent, points, setting_rows
 from flipsearch.reporting.pages import render
+
+if TYPE_CHECKING:  # which loads torch
+    from flipsearch.training.preflight_checks import Preflight
 
 MIN_COMPLETIONS = 5
 """A position that fewer completions reach is not drawn."""
@@ -191,3 +198,31 @@ def _positions_text(anatomy: Anatomy) -> str:
             for p in part.by_position:
                 writer.writerow((side, part.kind, p.position, p.mean, p.low, p.high, p.num))
     return text.getvalue()
+
+
+CHECK_STATES = {"met": "met", "doubt": "in doubt", "failed": "failed"}
+BOXES = ("unsafe without the context", "flips", "net of neutral text", "depth", "memory", "time")
+"""Criteria whose figures stand at the top of the page."""
+
+
+def write_preflight(result: "Preflight", folder: Path) -> None:
+    """Write preflight.json and preflight.html into a folder."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "preflight.json", json_text(result.as_dict()))
+    write_text(folder / "preflight.html", preflight_page(result))
+
+
+def preflight_page(result: "Preflight") -> str:
+    """Return preflight.html."""
+    figures = {check.name: check for check in result.checks}
+    split = {name: figures[name].value.partition(" (") for name in BOXES}
+    return render(
+        "preflight.html",
+        result=result,
+        headline=[
+            (name, value, f"({more}" if more else figures[name].wanted) for name, (value, _, more) in split.items()
+        ],
+        states=CHECK_STATES,
+        source=f"the study {result.figures.study}" if result.figures.study else "the sample",
+        settings=setting_rows(dict(result.settings)),
+    )

@@ -25,12 +25,11 @@ from flipsearch.core.studies import MIN_LABELS, Study, StudyKind
 from flipsearch.core.trainings import METHODS, LoggedAnswer, LogLine, Scorecard, TrainingRun
 from flipsearch.ledger import Ledger
 from flipsearch.reporting import charts, figures, format
-from flipsearch.reporting.cards import KINDS, ORACLE, control_note, prompts_sentence
-from flipsearch.reporting.cells import Cell, kinds_cell
+from flipsearch.reporting.cards import KINDS, control_note, prompts_sentence
+from flipsearch.reporting.cells import Cell, kinds_cell, names_of
 from flipsearch.reporting.charts import Chart, ChartAxis, Series, draw
 from flipsearch.reporting.columns import Section, columns_of
 from flipsearch.reporting.format import duration, is_drawable, notes_by_kind, setting_rows, three_digits
-from flipsearch.reporting.names import names_of
 from flipsearch.reporting.outcomes import (
     SCORECARD_PAGE,
     ShownAnswer,
@@ -52,6 +51,7 @@ from flipsearch.reporting.page_data import (
     study_times,
     table_data,
 )
+from flipsearch.reporting.study_file import ORACLE
 from flipsearch.reporting.verdict import verdict
 
 PICTURE_TOP, PICTURE_SCALE = 320, 1.55

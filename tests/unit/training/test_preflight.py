@@ -13,7 +13,7 @@ from flipsearch.core.errors import ConfigError
 from flipsearch.core.measurements import Difference, Estimate, Flip, Rate
 from flipsearch.core.records import Label
 from flipsearch.measuring.measure import summarize
-from flipsearch.reporting.preflight_page import preflight_page
+from flipsearch.reporting.anatomy_page import preflight_page
 from flipsearch.statistics.intervals import wilson
 from flipsearch.training.cost import StepMemory, TrainingCost, TrainingTokens
 from flipsearch.training.preflight_checks import PREFLIGHT_FORMAT, ContextFigures, Preflight, checks_of
