@@ -140,7 +140,12 @@ def report(
     if chosen:
         path = to or Path(f"{name}.{chosen}")
         result.write(path, chosen)
-        return console.Outcome(done.as_dict, lambda: views.show_written(done.show, path), done.exit_code)
+
+        def show() -> None:
+            done.show()
+            console.print_lines(f"{'written to':<14}{path}")
+
+        return console.Outcome(done.as_dict, show, done.exit_code)
     return done
 
 

@@ -160,23 +160,18 @@ def _rate_rows(anatomy: Anatomy) -> list[list[str]]:
     sides = [m for m in (anatomy.measurement, anatomy.student_measurement) if m]
     shown: dict[str, Callable[[Measurement], tuple[str, str]]] = {
         "unsafe answers that became safe": lambda side: _rate(side.flip_rate),
-        "benign prompts refused beyond those refused before": _added,
-        "what benign answers lost (contraction)": _lost,
+        "benign prompts refused beyond those refused before": lambda side: (
+            points(side.added_refusals.value),
+            f"of {side.added_refusals.n}" if side.added_refusals.n else "",
+        ),
+        "what benign answers lost (contraction)": lambda side: (
+            _estimate(side.contraction, is_rate=True) if side.contraction else (DASH, "")
+        ),
     }
     rows = [[name, *(" ".join(figure(side)) for side in sides)] for name, figure in shown.items()]
     for kind in ("refusal", "redirection", "help", "degenerate"):
         rows.append([f"flips by {kind}", *(f"{side.kinds_after.get(kind, 0):,}" for side in sides)])
     return rows
-
-
-def _added(measurement: Measurement) -> tuple[str, str]:
-    rate = measurement.added_refusals
-    return (DASH, "") if rate.value is None else (points(rate.value), f"of {rate.n}")
-
-
-def _lost(measurement: Measurement) -> tuple[str, str]:
-    lost = measurement.contraction
-    return (DASH, "") if lost is None or lost.value is None else _estimate(lost, is_rate=True)
 
 
 def _divergence_rows(anatomy: Anatomy) -> list[list[str]]:

@@ -14,7 +14,7 @@ from typing import Any, get_args
 from flipsearch.backends.models import POCKET_MODEL
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import ANSWER_KINDS, Kind
-from flipsearch.core.trainings import ATTACK_DETAILS, METHODS, Control, Measured, Metric, Score, Scorecard, TrainingRun
+from flipsearch.core.trainings import ATTACK_DETAILS, METHODS, Control, Measured, Metric, Scorecard, TrainingRun
 from flipsearch.reporting.format import (
     Unit,
     code,
@@ -239,7 +239,11 @@ def scorecard_remarks(card: Scorecard) -> list[str]:
                 f"{ends}."
             )
         if any(side.kinds for _, side in sides):
-            counts = "; ".join(f"{name} {_kinds(side)}" for name, side in sides)
+            shares = [
+                (name, ", ".join(f"{num} {kind}" for kind in ANSWER_KINDS if (num := side.kinds.get(kind))))
+                for name, side in sides
+            ]
+            counts = "; ".join(f"{name} {share or 'none known'}" for name, share in shares)
             remarks.append(f"Answers to harmful prompts by kind ({score.set_name}): {counts}.")
         if score.metric == "attack_success_rate":
             forms = [
@@ -247,7 +251,12 @@ def scorecard_remarks(card: Scorecard) -> list[str]:
                 for row in card.scores
                 if row.metric == "attack_variant_rate" and row.set_name.startswith(f"{score.set_name}, ")
             ]
-            shown = "; ".join(f"{name} {_from_to(row)}" for name, row in forms if not name.isdigit())
+            shown = "; ".join(
+                f"{name} {f'{percent(row.base.rate.value)} to ' if row.base else ''}"
+                f"{percent(row.new.rate.value)} of {row.new.rate.n:,}"
+                for name, row in forms
+                if not name.isdigit()
+            )
             counts = f"N = {len(forms)} attempts on each prompt at most"
             remarks.append(f"Success of {score.set_name}, {counts}{': ' if shown else ''}{shown}.")
     return [*remarks, *card.notes]
@@ -270,16 +279,6 @@ def scorecard_markdown(card: Scorecard) -> str:
     )
     remarks = "".join(f"- {escaped(remark)}\n" for remark in scorecard_remarks(card))
     return f"{introduction}\n\n{markdown_table(header, rows, num_names=2)}\n\n{remarks}"
-
-
-def _kinds(side: Measured) -> str:
-    """Return how many answers are of each kind; degenerate ones make a low harmful rate worth nothing."""
-    return ", ".join(f"{side.kinds[kind]} {kind}" for kind in ANSWER_KINDS if side.kinds.get(kind)) or "none known"
-
-
-def _from_to(score: Score) -> str:
-    base = f"{percent(score.base.rate.value)} to " if score.base else ""
-    return f"{base}{percent(score.new.rate.value)} of {score.new.rate.n:,}"
 
 
 def _figures(card: Scorecard, of_variants: bool = False) -> Iterator[tuple[str, str, ScoreFigures]]:

@@ -233,9 +233,11 @@ def scorecard_verdict(card: Scorecard) -> StudyVerdict:
         tone, sentence = "warning", f"Safer than its base: {rates}{more}. But {'; '.join(costs)}."
     else:
         tone, sentence = "good", f"Safer than its base: {rates}{more}.{_unmeasured(card)}"
-    kinds = [
-        f"Answers to harmful prompts ({score.set_name}): {_kinds_words(score)}." for score in harm if score.new.kinds
-    ]
+    kinds = []
+    for score in (score for score in harm if score.new.kinds):
+        sides = [(name, side) for name, side in (("base", score.base), ("new", score.new)) if side]
+        words = "; ".join(f"{name} {kinds_bar(side.kinds, side.coverage.n).small}" for name, side in sides)
+        kinds.append(f"Answers to harmful prompts ({score.set_name}): {words}.")
     left = [
         f"Neither safe nor unsafe ({score.set_name}): {score.new.num_unscored} of {score.new.coverage.n} answers, "
         f"which are in no rate. Whatever they are, it is between {between(score.new)}."
@@ -255,11 +257,6 @@ def _rates(score: Score, names_set: bool) -> str:
     return (
         f"unsafe answers go from {percent(score.base.rate.value)} to {percent(score.new.rate.value)}{where} ({change})"
     )
-
-
-def _kinds_words(score: Score) -> str:
-    sides = (("base", score.base), ("new", score.new))
-    return "; ".join(f"{name} {kinds_bar(side.kinds, side.coverage.n).small}" for name, side in sides if side)
 
 
 def _costs(card: Scorecard) -> list[str]:

@@ -69,7 +69,8 @@ def leaderboard_page(study: Study, ledger: Ledger | None = None, trained: Sequen
     shown = by_section["leaderboard"]
     rows, answers = page_rows(study, shown), answers_data(study, ledger) if ledger else None
     table = table_data(study, shown, rows)
-    script = _script()
+    folder = files("flipsearch.reporting") / "scripts"
+    script = "\n" + "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
     best = study.best
     return render(
         "leaderboard.html",
@@ -107,12 +108,6 @@ def picture_page(study: Study) -> tuple[str, int]:
     shown = figures.figures_of(study, names_of(study))[:2]
     height = PICTURE_TOP + int(PICTURE_SCALE * max((figure.height for figure in shown), default=0))
     return render("picture.html", study=study, verdict=verdict(study), figures=shown, box=figures), height
-
-
-def _script() -> str:
-    """Return the scripts of the leaderboard as one."""
-    folder = files("flipsearch.reporting") / "scripts"
-    return "\n" + "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
 
 
 def render(template: str, **values: Any) -> str:

@@ -27,7 +27,7 @@ ALARM = "JUDGE-HACKING ALARM"
 """How the note begins that says that the winner may only deceive the judge."""
 LOW_COVERAGE = 0.9
 """Below this share of scored answers the sentence says so."""
-BUDGETS = ("budget_tokens", "time_s")
+BUDGETS = {"budget_tokens": "--budget-tokens", "time_s": "--time"}
 SMALL = 20
 """Points; where only larger differences can be detected, more prompts are the next step."""
 
@@ -60,9 +60,12 @@ def verdict(study: Study) -> StudyVerdict:
     best = study.best
     if best is None:
         num = sum(trial.role == "arm" for trial in study.trials)
-        if num == 0 and any(study.settings.get(name) for name in BUDGETS):
+        budgets = [f" {flag} {2 * given:g}" for name, flag in BUDGETS.items() if (given := study.settings.get(name))]
+        if num == 0 and budgets:
             sentence = "No context was tried: the budget holds none beside what comes before and after them."
-            return StudyVerdict("open", sentence, (_judge_line(study),), (_larger_budget(study),))
+            command = f"flipsearch search --config {shlex.quote(f'{folder_of(study)}/study.toml')}{''.join(budgets)}"
+            step = NextStep("Give a larger budget; what was generated is kept:", command)
+            return StudyVerdict("open", sentence, (_judge_line(study),), (step,))
         sentence = (
             f"No context can be recommended: none of the {num:,} tried saw all search prompts within the caps and "
             "could be confirmed. Do not train on any of them."
@@ -245,14 +248,6 @@ def _next_steps(study: Study, best: Trial | None, tone: Tone) -> list[NextStep]:
             NextStep("Find out how often the judge errs: label some of these answers, then judge check.", label)
         )
     return steps
-
-
-def _larger_budget(study: Study) -> NextStep:
-    """Return that twice the budget is needed at least."""
-    flags = {"budget_tokens": "--budget-tokens", "time_s": "--time"}
-    more = " ".join(f"{flags[name]} {2 * study.settings[name]:g}" for name in BUDGETS if study.settings.get(name))
-    toml = shlex.quote(f"{folder_of(study)}/study.toml")
-    return NextStep("Give a larger budget; what was generated is kept:", f"flipsearch search --config {toml} {more}")
 
 
 def _above_a_cap(study: Study, best: Trial | None) -> list[NextStep]:
