@@ -18,7 +18,7 @@ from flipsearch.core.trainings import Anatomy, LoggedAnswer, LogLine, Scorecard,
 from flipsearch.judging.accuracy import JudgeAccuracy
 from flipsearch.judging.library import Member
 from flipsearch.ledger import Ledger
-from flipsearch.reporting.anatomy_page import sentence
+from flipsearch.reporting.anatomy_page import anatomy_verdict
 from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
 from flipsearch.reporting.columns import rows
 from flipsearch.reporting.formats import Leaderboard, flips_table, report_format, study_summary, write_report
@@ -296,15 +296,20 @@ class AnatomyResult(ShowsFacts):
 
     def facts(self) -> dict[str, str]:
         """Return what is shown of it."""
-        return {"model": self.anatomy.model, "seen": sentence(self.anatomy), "page": str(self.folder / "anatomy.html")}
+        return {
+            "model": self.anatomy.model,
+            "seen": anatomy_verdict(self.anatomy).sentence,
+            "page": str(self.folder / "anatomy.html"),
+        }
 
 
 @dataclass(frozen=True, repr=False)
 class PreflightResult(ShowsFacts):
-    """A preflight, and the folder of its page."""
+    """A preflight, the folder of its page, and the command that starts the training."""
 
     preflight: "Preflight"
     folder: Path
+    command: str
 
     @property
     def page(self) -> Path:
@@ -313,7 +318,7 @@ class PreflightResult(ShowsFacts):
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        return {"page": str(self.page), **self.preflight.as_dict()}
+        return {"page": str(self.page), "command": self.command, **self.preflight.as_dict()}
 
     def facts(self) -> dict[str, str]:
         """Return what is shown of it."""

@@ -10,7 +10,9 @@ from flipsearch.commands.options import Config, Contexts, Json, Reports, Setting
 from flipsearch.core.errors import ConfigError, TrainingStoppedError
 
 if TYPE_CHECKING:
+    from flipsearch.api.sweep_plan import SweepPlan
     from flipsearch.commands.console import Outcome
+    from flipsearch.training.plan import TrainPlan
 
 LABELS = typer.Option("--labels", help="File with columns prompt, response, label; repeatable.", metavar="FILE")
 
@@ -47,9 +49,14 @@ def train(config: Config = None, json: Json = False, **settings: Setting) -> "Ou
             raise SystemExit(error.exit_code) from None
         return None
     with progress_display() as progress:
-        on_plan = None if json else lambda plan: progress.show_lines(plans.training_plan_lines(plan))
+        said: list[str] = []
+
+        def on_plan(plan: "TrainPlan") -> None:
+            said.extend(plan.notes)
+            progress.show_lines([] if json else plans.training_plan_lines(plan))
+
         result = flipsearch.train(**given(settings), config=config, progress=progress, on_plan=on_plan)
-    return console.outcome(result, model_views.show_training)
+    return console.outcome(result, lambda result: model_views.show_training(result, said))
 
 
 def plan_train(
@@ -141,18 +148,24 @@ def sweep(
     from flipsearch.commands.progress import progress_display
 
     with progress_display() as progress:
+        said: list[str] = []
+
+        def on_plan(planned: "SweepPlan") -> None:
+            said.extend(planned.notes)
+            progress.show_lines([] if json else plans.sweep_plan_lines(planned))
+
         result = flipsearch.sweep(
             **given(settings),
             config=config,
             progress=progress,
-            on_plan=None if json else lambda planned: progress.show_lines(plans.sweep_plan_lines(planned)),
+            on_plan=on_plan,
             on_part=progress.begin_part,
             plan_only=plan,
         )
     if result is None:
         return console.Outcome(dict, lambda: None)
     is_whole = len(result.sweep.runs) == result.sweep.num_planned
-    return console.outcome(result, model_views.show_sweep, 0 if is_whole else 1)
+    return console.outcome(result, lambda result: model_views.show_sweep(result, said), 0 if is_whole else 1)
 
 
 def export(context: Contexts, config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":

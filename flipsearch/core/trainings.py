@@ -395,3 +395,10 @@ class Anatomy:
     def horizon(self) -> int | None:
         """See horizon_of."""
         return horizon_of(self.depth)
+
+    @property
+    def share_left(self) -> float | None:
+        """What a training left of the divergence on harmful prompts, as a share of it; None if that is not known."""
+        totals = [part.total.value for part in (*self.divergences, *self.student_divergences) if part.kind == "harmful"]
+        before, after = totals if len(totals) == 2 else (None, None)
+        return after / before if before and after is not None else None

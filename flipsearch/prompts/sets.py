@@ -48,6 +48,7 @@ FOLDER = "prompt_sets"
 MAX_KEPT = 50_000
 """Prompts of each kind that a command works on at most: of more, these many are taken at random, by their text."""
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
+OF_GROUPS = "prompts of one group stay in one split, and intervals count the groups"
 FIRST_ROWS = 100
 """Rows that are looked at to distinguish a public set from other files with its columns."""
 
@@ -61,6 +62,11 @@ class PromptSet:
     prompts: tuple[Prompt, ...]
     """Split by split in nested order: every prefix of a split is representative of it."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def notes_beside_groups(self) -> tuple[str, ...]:
+        """The notes without those on groups, which a study says, where splits are made."""
+        return tuple(note for note in self.notes if not note.endswith(OF_GROUPS))
 
     @property
     def prompts_id(self) -> str:
@@ -353,7 +359,7 @@ def _notes(
     beside = f" and not from {others}" if others and not router.known else ""
     notes = [f"{table.name}: prompts from column {quoted}{beside}"] if kind or beside else []
     if router.group_column and not router.known:
-        notes.append(f"{table.name}: prompts of one '{router.group_column}' stay in one split")
+        notes.append(f"{table.name}: column '{router.group_column}' is read: {OF_GROUPS}")
     notes += [f"{table.name}: {note.strip()}" for note in router.notes]
     if num_other:
         notes.append(f"{table.name}: {num_other} rows of the other kind left out")

@@ -84,12 +84,11 @@ def verdict(study: Study) -> StudyVerdict:
     elif not best.beats_placebo or net.p_value * num_chosen_from >= TIE_LEVEL:
         more = f"{points(net.value)} points ({low_high(net, 'points')})"
         sentence = f"No context beats {control}: the best, {name}, turns {rate}, net {more}. Do not train on this."
-        is_open = net.value > 0 and 100 * net.high > SMALL and num_chosen_from == 1
-        if is_open and _more_prompts(best):
+        if 100 * net.high > SMALL and _more_prompts(best):
             tone = "open"
             sentence = (
-                f"Too few unsafe prompts to tell whether a context beats {control}: the best, {name}, turns {rate}, "
-                f"net {more}. Do not train on this yet."
+                f"Too few unsafe prompts ({flips.n:,}) to tell whether a context beats {control}: the best, {name}, "
+                f"turns {rate}, net {more}."
             )
     else:
         tone = "warning" if doubts else "good"
@@ -218,7 +217,8 @@ def _judge_line(study: Study) -> str:
 
 
 def _next_steps(study: Study, best: Trial | None, tone: Tone) -> list[NextStep]:
-    steps, folder = [], folder_of(study)
+    folder, more_prompts = folder_of(study), _more_prompts(best)
+    steps = [*more_prompts] if tone == "open" else []
     model = shlex.quote(str(study.settings.get("model", "")))
     if tone == "good" and study.kind is StudyKind.SEARCH:
         text = shlex.quote(str(study.settings.get("best", "best.txt")))
@@ -241,7 +241,7 @@ def _next_steps(study: Study, best: Trial | None, tone: Tone) -> list[NextStep]:
     if tone in ("null", "open") and study.kind is StudyKind.SEARCH and (tried := study.settings.get("num_contexts")):
         more = f"flipsearch search --config {shlex.quote(f'{folder}/study.toml')} --num-contexts {2 * int(tried)}"
         steps.append(NextStep("Try more contexts; what was generated is kept:", more))
-    steps += _more_prompts(best)
+    steps += more_prompts if tone != "open" else []
     if study.judge_error is None and best is not None:
         label = f"flipsearch judge label {shlex.quote(folder)} --to to_label.csv"
         steps.append(

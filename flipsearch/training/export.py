@@ -147,7 +147,7 @@ def plan_export(config: ExportConfig, names: Sequence[str]) -> ExportPlan:
     check_model(config)
     prompt_set = prompts_of(config)
     prompts = training_prompts(config, prompt_set)
-    notes = [*prompt_set.notes, *kind_notes(prompts)]
+    notes = [*prompt_set.notes_beside_groups, *kind_notes(prompts)]
     if moved := {card.placement for card in cards} - {config.placement, None} if config.placement else set():
         notes.append(
             f"The context was found {' and '.join(sorted(moved))} and is written {config.placement}: its flip rate may "

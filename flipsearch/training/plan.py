@@ -207,7 +207,7 @@ def plan_training(*sources: Mapping[str, Any]) -> TrainPlan:
     size -= size % num_processes()  # each takes as many
     if size == 0:
         raise PromptError(f"{len(prompts)} prompts for {num_processes()} processes; start fewer, or give more prompts.")
-    notes = [*prompt_set.notes, *_preset_notes(config), *_notes(config, prompts, size)]
+    notes = [*prompt_set.notes_beside_groups, *_preset_notes(config), *_notes(config, prompts, size)]
     # vLLM gives the same weights another identity: only identities of one backend are compared.
     searched_on = frozenset(card.model_id for card in cards if card.backend == config.backend and card.model_id)
     model = config.model
