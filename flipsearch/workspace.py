@@ -21,7 +21,7 @@ from flipsearch.config import ModelConfig, StudyConfig, is_endpoint
 from flipsearch.core.display import MARK, hidden_characters
 from flipsearch.core.errors import StudyError, unknown_name
 from flipsearch.core.files import RESULT_PACKAGES, package_versions, write_text
-from flipsearch.core.progress import Events, Phase, Progress, Step
+from flipsearch.core.progress import Events, Phase, Progress, Step, announce
 from flipsearch.core.protocols import Backend, Judge
 from flipsearch.core.settings import as_typed, read_toml, toml_text
 from flipsearch.core.studies import Study, StudyKind
@@ -135,6 +135,7 @@ def write_result(study: Study, folder: Path, best: Path | None, ledger: Ledger) 
 
     A winning text of another study at `best` stays where this one is not confirmed, or flips fewer of the same prompts.
     """
+    announce("writing the report")
     study = with_human_labels(study, folder)
     write_study(study, folder, ledger)
     before = earlier_best(best, study) if best else None

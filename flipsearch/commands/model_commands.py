@@ -23,8 +23,10 @@ def chat(config: Config = None, json: Json = False, **settings: Setting) -> "Out
     Each line of the input is a prompt, and a conversation of its own.
     """
     from flipsearch.commands import console, model_views
+    from flipsearch.commands.progress import progress_display
 
-    chat = flipsearch.chat(**given(settings), config=config)
+    with progress_display():
+        chat = flipsearch.chat(**given(settings), config=config)
 
     def answers() -> dict[str, list[dict[str, str]]]:
         with chat:
@@ -175,8 +177,11 @@ def export(context: Contexts, config: Config = None, json: Json = False, **setti
     are those of `flipsearch train`. Nothing is generated.
     """
     from flipsearch.commands import console, model_views
+    from flipsearch.commands.progress import progress_display
 
-    return console.outcome(flipsearch.export(context, **given(settings), config=config), model_views.show_export)
+    with progress_display():
+        result = flipsearch.export(context, **given(settings), config=config)
+    return console.outcome(result, model_views.show_export)
 
 
 def list_available(
@@ -213,9 +218,11 @@ def doctor(
 ) -> "Outcome":
     """Say what is installed, and whether a model and a judge work."""
     from flipsearch.commands import console, views
+    from flipsearch.commands.progress import progress_display
 
     typed = given({"model": model, "judge": judge, "backend": backend, "device": device, "dtype": dtype})
-    diagnosis = flipsearch.doctor(**from_file(config, "model", "judge", "backend", "device", "dtype") | typed)
+    with progress_display():
+        diagnosis = flipsearch.doctor(**from_file(config, "model", "judge", "backend", "device", "dtype") | typed)
     return console.outcome(diagnosis, views.show_diagnosis, 0 if diagnosis.is_healthy else 1)
 
 
@@ -238,9 +245,9 @@ def judge_check(
     if stress == bool(labels):
         got = "both" if stress else "neither"
         raise ConfigError(f"judge check takes --labels FILE or --stress, got {got}; give one of them.")
-    if not labels:
-        return console.outcome(flipsearch.stress_judge(judge), model_views.show_stress)
     with progress_display() as progress:
+        if not labels:
+            return console.outcome(flipsearch.stress_judge(judge), model_views.show_stress)
         result = flipsearch.check_judge(judge, labels, reports=reports, progress=progress)
     return console.outcome(result, model_views.show_judge)
 
@@ -274,5 +281,8 @@ def judge_fit(
     --judge "compact(weights=FILE)" then takes it.
     """
     from flipsearch.commands import console, model_views
+    from flipsearch.commands.progress import progress_display
 
-    return console.outcome(flipsearch.fit_judge(labels, to=to), model_views.show_fitted)
+    with progress_display():
+        result = flipsearch.fit_judge(labels, to=to)
+    return console.outcome(result, model_views.show_fitted)

@@ -47,9 +47,11 @@ def plan(
 ) -> "Outcome":
     """Show what a search costs and which differences it can detect. No model is loaded."""
     from flipsearch.commands import console, plans
+    from flipsearch.commands.progress import progress_display
 
     own = {"delta": delta, "power": power, "tokens_per_second": tokens_per_second}
-    result = flipsearch.plan(**given(settings | own), config=config)
+    with progress_display():
+        result = flipsearch.plan(**given(settings | own), config=config)
     return console.outcome(result, lambda plan: console.print_lines(*plans.plan_lines(plan)))
 
 

@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import PromptError
+from flipsearch.core.progress import announce
 from flipsearch.core.records import SPLITS, Kind, Prompt, Split, content_id
 from flipsearch.prompts.files import (
     CATEGORY_COLUMNS,
@@ -109,6 +110,7 @@ def load_prompts(
     # A string is a sequence of strings too: without this each letter would be taken for a file.
     harmful, benign = ([specs] if isinstance(specs, str) else specs for specs in (harmful, benign))
     built_in = built_in_files(FOLDER)
+    announce("reading the prompts")
     kept = _KeptPrompts()
     sources = list(_load(name, None, kept)) if name else []
     sources += [source for spec in harmful for source in _load(spec, "harmful", kept)]
@@ -116,6 +118,7 @@ def load_prompts(
     if not sources:
         raise PromptError(f"no prompts given: name a set ({', '.join(built_in)}), or files of prompts.")
     distinct = kept.prompts()
+    announce(f"splitting {len(distinct):,} prompts, near-duplicates together")
     prompts = assign_splits(distinct, shares, seed, cached_clusters)
     notes = [note for source in sources for note in source.notes]
     for source in sources:
