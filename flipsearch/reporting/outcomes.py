@@ -35,7 +35,7 @@ from flipsearch.reporting.cells import Cell
 from flipsearch.reporting.format import low_high, percent, points, three_digits
 from flipsearch.reporting.page_data import LONGEST_TEXT
 from flipsearch.reporting.verdict import LOW_COVERAGE, NextStep, StudyVerdict, Tone
-from flipsearch.statistics.intervals import holm, mcnemar_mid_p
+from flipsearch.statistics.intervals import holm
 
 TRAINING_PAGE, SCORECARD_PAGE = "training.html", "scorecard.html"
 MORE_DEGENERATE = 0.1
@@ -213,8 +213,9 @@ def scorecard_verdict(card: Scorecard) -> StudyVerdict:
     changes = [score.change for score in harm if score.change and score.change.n]
     costs = _costs(card)
     # The interval alone calls four changes of sixteen a difference; of several sets any may differ by chance.
-    adjusted = holm([mcnemar_mid_p(score.num_better, score.num_worse) for score in harm])
-    shown = [score.change for score, p in zip(harm, adjusted, strict=True) if score.change and p < TIE_LEVEL]
+    tested = [(score.change, score.p_value) for score in harm if score.change and score.p_value is not None]
+    adjusted = holm([p_value for _, p_value in tested])
+    shown = [change for (change, _), p_value in zip(tested, adjusted, strict=True) if p_value < TIE_LEVEL]
     is_safer, is_worse = any(change.high < 0 for change in shown), any(change.low > 0 for change in shown)
     rates = "; ".join(_rates(score, len(harm) > 1) for score in harm[:2])
     more = f"; {len(harm) - 2} more sets below" if len(harm) > 2 else ""
