@@ -15,7 +15,8 @@ from flipsearch.core.errors import FlipsearchError
 __version__ = "0.1.0"
 _MODULES = {
     **dict.fromkeys(("search", "plan"), "flipsearch.api.studies"),
-    **dict.fromkeys(("score", "check", "report", "compare", "compare_checkpoints"), "flipsearch.api.scores"),
+    **dict.fromkeys(("score", "check", "report", "compare"), "flipsearch.api.scores"),
+    **dict.fromkeys(("report_checkpoint", "compare_checkpoints"), "flipsearch.api.scores"),
     **dict.fromkeys(("train", "evaluate"), "flipsearch.api.training"),
     **dict.fromkeys(("plan_train", "preflight", "export"), "flipsearch.api.preflight"),
     **dict.fromkeys(("check_judge", "label_answers", "fit_judge", "stress_judge"), "flipsearch.api.judges"),

@@ -62,6 +62,7 @@ __all__ = [
     "plan_train",
     "preflight",
     "report",
+    "report_checkpoint",
     "score",
     "search",
     "stress_judge",
@@ -474,6 +475,7 @@ def preflight(
     progress: Progress | None = None,
 ) -> PreflightResult: ...
 def report(study: Path | str, *, reports: Path | None = None) -> SearchResult: ...
+def report_checkpoint(checkpoint: Path | str) -> EvaluationResult: ...
 def score(
     context: str | Sequence[str],
     *,

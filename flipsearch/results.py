@@ -18,19 +18,22 @@ from flipsearch.core.trainings import Anatomy, LoggedAnswer, LogLine, Scorecard,
 from flipsearch.judging.accuracy import JudgeAccuracy
 from flipsearch.judging.library import Member
 from flipsearch.ledger import Ledger
-from flipsearch.reporting.anatomy_page import sentence
-from flipsearch.reporting.cards import (
-    benign_metrics,
-    context_card,
-    portfolio_metrics,
-    scorecard_remarks,
-    scorecard_rows,
-)
+from flipsearch.reporting.anatomy_page import anatomy_verdict
+from flipsearch.reporting.cards import scorecard_markdown, scorecard_remarks, scorecard_rows
 from flipsearch.reporting.columns import rows
-from flipsearch.reporting.formats import Leaderboard, flips_table, report_format, study_summary, write_report
-from flipsearch.reporting.outcomes import SCORECARD_PAGE, TRAINING_PAGE, loss_ends
+from flipsearch.reporting.formats import (
+    Leaderboard,
+    flips_table,
+    report_format,
+    study_summary,
+    summary_text,
+    write_report,
+)
+from flipsearch.reporting.outcomes import SCORECARD_PAGE, TRAINING_PAGE, loss_ends, scorecard_verdict
 from flipsearch.reporting.pages import leaderboard_page, picture_page
 from flipsearch.reporting.rollout_table import rollouts_table
+from flipsearch.reporting.scorecard_page import PICTURE_HEIGHT, ScorecardComparison, scorecard_page
+from flipsearch.reporting.study_file import benign_metrics, context_card, portfolio_metrics
 from flipsearch.reporting.sweep_page import SWEEP_PAGE
 from flipsearch.reporting.verdict import Criterion, verdict
 
@@ -190,6 +193,22 @@ class EvaluationResult(ShowsFacts):
         """Return what is shown of it."""
         return {**self.scorecard.facts(), "path": str(self.path), "page": str(self.page)}
 
+    def write(self, path: Path | str, format: str | None = None) -> None:
+        """Write the scorecard to a file: html, csv, json, md, parquet or png, by its ending or as `format` says.
+
+        Answers that changed are on `page` alone, which the evaluation wrote.
+        """
+        chosen, card = report_format(Path(path), format), self.scorecard
+        alone = ScorecardComparison((card.model,), (card,))
+
+        def summary() -> str:
+            return summary_text(f"Scorecard of {card.model}", scorecard_verdict(card), scorecard_markdown(card))
+
+        def page() -> str:
+            return scorecard_page(card)
+
+        write_report(Path(path), chosen, alone.frame, page, lambda: (page(), PICTURE_HEIGHT), summary)
+
     def _repr_html_(self) -> str:
         header, *rows = scorecard_rows(self.scorecard)
         remarks = "".join(f"<p>{html.escape(printable(remark))}</p>" for remark in scorecard_remarks(self.scorecard))
@@ -301,15 +320,20 @@ class AnatomyResult(ShowsFacts):
 
     def facts(self) -> dict[str, str]:
         """Return what is shown of it."""
-        return {"model": self.anatomy.model, "seen": sentence(self.anatomy), "page": str(self.folder / "anatomy.html")}
+        return {
+            "model": self.anatomy.model,
+            "seen": anatomy_verdict(self.anatomy).sentence,
+            "page": str(self.folder / "anatomy.html"),
+        }
 
 
 @dataclass(frozen=True, repr=False)
 class PreflightResult(ShowsFacts):
-    """A preflight, and the folder of its page."""
+    """A preflight, the folder of its page, and the command that starts the training."""
 
     preflight: "Preflight"
     folder: Path
+    command: str
 
     @property
     def page(self) -> Path:
@@ -318,7 +342,7 @@ class PreflightResult(ShowsFacts):
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        return {"page": str(self.page), **self.preflight.as_dict()}
+        return {"page": str(self.page), "command": self.command, **self.preflight.as_dict()}
 
     def facts(self) -> dict[str, str]:
         """Return what is shown of it."""

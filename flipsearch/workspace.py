@@ -21,7 +21,7 @@ from flipsearch.config import ModelConfig, StudyConfig, is_endpoint
 from flipsearch.core.display import MARK, hidden_characters
 from flipsearch.core.errors import StudyError, unknown_name
 from flipsearch.core.files import RESULT_PACKAGES, package_versions, write_text
-from flipsearch.core.progress import Events, Phase, Progress, Step
+from flipsearch.core.progress import Events, Phase, Progress, Step, announce
 from flipsearch.core.protocols import Backend, Judge
 from flipsearch.core.settings import as_typed, read_toml, toml_text
 from flipsearch.core.studies import Study, StudyKind
@@ -31,9 +31,8 @@ from flipsearch.judging.library import OtherJudges, load_judge, remaining_memory
 from flipsearch.ledger import Ledger, open_ledger
 from flipsearch.measuring.runner import SPEED, Runner, sampling_for
 from flipsearch.prompts.sets import PromptSet
-from flipsearch.reporting.cards import context_card
 from flipsearch.reporting.files import earlier_best, write_best, write_study
-from flipsearch.reporting.study_file import FINISHED, SETTINGS_FILE, STUDY_FILE
+from flipsearch.reporting.study_file import FINISHED, SETTINGS_FILE, STUDY_FILE, context_card
 from flipsearch.results import SearchResult
 
 LEDGER_FILE, EVENTS_FILE = "ledger.db", "events.jsonl"
@@ -136,6 +135,7 @@ def write_result(study: Study, folder: Path, best: Path | None, ledger: Ledger) 
 
     A winning text of another study at `best` stays where this one is not confirmed, or flips fewer of the same prompts.
     """
+    announce("writing the report")
     study = with_human_labels(study, folder)
     write_study(study, folder, ledger)
     before = earlier_best(best, study) if best else None

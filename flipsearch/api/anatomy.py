@@ -47,4 +47,4 @@ def _plan(given: Given[AnatomyConfig]) -> AnatomyPlan:
     chosen = prompts_of_split(prompts, config.split, config.max_prompts)
     if not any(prompt.kind == "harmful" for prompt in chosen):
         raise PromptError(f"no harmful prompt of '{prompts.name}' in split {config.split}; see --split and --harmful.")
-    return AnatomyPlan(config, contexts[0], chosen, prompts.notes)
+    return AnatomyPlan(config, contexts[0], chosen, prompts.notes_beside_groups)

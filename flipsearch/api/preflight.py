@@ -7,11 +7,12 @@ from flipsearch.api.settings import Given, takes, with_card
 from flipsearch.config import TRAININGS, ExportConfig, TrainConfig
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.progress import Progress
+from flipsearch.core.settings import command_line, make_config
 from flipsearch.core.trainings import PromptExport
 from flipsearch.judging.contract import check_identities
 from flipsearch.judging.library import load_judge
+from flipsearch.reporting.anatomy_page import write_preflight
 from flipsearch.reporting.files import read_study
-from flipsearch.reporting.preflight_page import write_preflight
 from flipsearch.results import PreflightResult
 from flipsearch.training.cost import TrainingCost, training_cost
 from flipsearch.training.export import plan_export, write_export
@@ -74,8 +75,11 @@ def preflight(
             progress,
         )
     place = folder / f"preflight-{plan.config.checkpoint_name(plan.identity)}"
-    write_preflight(measured, place)
-    return PreflightResult(measured, place)
+    chosen = make_config(TrainConfig, given.file, given.keywords)
+    typed = {name: getattr(chosen, name) for name in TrainConfig.model_fields if name in chosen.model_fields_set}
+    command = command_line("flipsearch train", TrainConfig, typed)
+    write_preflight(measured, place, command)
+    return PreflightResult(measured, place, command)
 
 
 def _known_figures(plan: TrainPlan) -> ContextFigures | None:

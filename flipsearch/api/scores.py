@@ -14,6 +14,7 @@ from flipsearch.core.files import is_taken, write_text
 from flipsearch.core.progress import Progress
 from flipsearch.core.trainings import TrainingRun
 from flipsearch.defaults import library_for
+from flipsearch.evaluation.plan import SCORECARD_FILE
 from flipsearch.judging.accuracy import with_human_labels
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.store import LOCK_SUFFIX
@@ -23,7 +24,7 @@ from flipsearch.reporting.files import checkpoints_of, note_checkpoint, read_sco
 from flipsearch.reporting.scorecard_page import ScorecardComparison, compare_scorecards
 from flipsearch.reporting.study_file import STUDY_FILE, expects_sound_study
 from flipsearch.reporting.verdict import criteria, junit_error, junit_xml
-from flipsearch.results import ContextCheck, SearchResult
+from flipsearch.results import ContextCheck, EvaluationResult, SearchResult
 from flipsearch.searching.study import run_score
 from flipsearch.templating.library import given_cards, given_contexts
 from flipsearch.workspace import LEDGER_FILE, study_folder, study_session
@@ -133,6 +134,11 @@ def _studies_of(run: TrainingRun, checkpoint: Path) -> list[Path]:
 def _renew(study: Path) -> None:
     with suppress(FlipsearchError):  # no reason to fail after hours of training; report says what is wrong with it
         report(study)
+
+
+def report_checkpoint(checkpoint: Path | str) -> EvaluationResult:
+    """Return the scorecard of an evaluated checkpoint, or of an evaluation's folder under the reports."""
+    return EvaluationResult(read_scorecard(Path(checkpoint)), Path(checkpoint) / SCORECARD_FILE)
 
 
 def compare_checkpoints(checkpoints: Sequence[Path | str]) -> ScorecardComparison:

@@ -7,33 +7,24 @@ Everything that can be wrong with the input is found before a model is loaded.
 
 import math
 from collections.abc import Callable
-from dataclasses import replace
-from pathlib import Path
 
-from flipsearch.api.finished import finished_study, inputs_key
+from flipsearch.api.inputs import finished_study, inputs_key, search_inputs
 from flipsearch.api.settings import Given, takes
 from flipsearch.backends.base import check_model, check_rewriter
 from flipsearch.config import SearchConfig
 from flipsearch.core.errors import ConfigError, NothingToFlipError, PoorCoverageError
 from flipsearch.core.progress import Progress
-from flipsearch.core.records import Context
-from flipsearch.defaults import library_for
 from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
-from flipsearch.prompts.attacks import attacked_prompts
-from flipsearch.prompts.sets import PromptSet, prompts_of
-from flipsearch.reporting.files import check_best, read_study
+from flipsearch.reporting.files import check_best
 from flipsearch.results import SearchResult
 from flipsearch.searching.budget import Budget
 from flipsearch.searching.plan import SearchPlan, plan_search
-from flipsearch.searching.setup import START, SearchSetup, prepare_search
 from flipsearch.searching.storage import write_storage
 from flipsearch.searching.study import run_study
-from flipsearch.templating.library import FILE_ENDINGS, TemplateLibrary, given_contexts
 from flipsearch.workspace import (
     known_length_and_speed,
     length_and_speed,
-    study_folder,
     study_session,
 )
 
@@ -48,7 +39,7 @@ def search(
     keywords win over it. `on_plan` is called with the plan before the first rollout. Raises FlipsearchError in one line
     for anything that cannot be used.
     """
-    setup, prompts = _prepare(given)
+    setup, prompts = search_inputs(given)
     config, budget = setup.config, Budget(setup)
     check_best(config.best)
     if finished := finished_study(setup, prompts):
@@ -89,7 +80,7 @@ def plan(
     """
     if tokens_per_second is not None and not 0 < tokens_per_second < math.inf:
         raise ConfigError(f"--tokens-per-second is {tokens_per_second:g}, expected a number above 0.")
-    setup, _ = _prepare(given)
+    setup, _ = search_inputs(given)
     config = setup.config
     Budget(setup)
     check_model(config)
@@ -99,30 +90,3 @@ def plan(
         load_judge(judge)
     length, speed = known_length_and_speed(config.reports / config.study_name())
     return plan_search(setup, mean_length=length, tokens_per_s=tokens_per_second or speed, delta=delta, power=power)
-
-
-def _prepare(given: Given[SearchConfig]) -> tuple[SearchSetup, PromptSet]:
-    config = given.config()
-    library = library_for(config.model, config.contexts)
-    prompts = attacked_prompts(prompts_of(config), config.attacks, config)
-    setup = prepare_search(config, library, prompts.prompts)
-    return replace(setup, start=_start(config, library)), prompts
-
-
-def _start(config: SearchConfig, library: TemplateLibrary) -> tuple[Context, ...]:
-    """Return the contexts of `--start`, each with where it came from: a card's, or a study's winner and finalists."""
-    contexts: dict[str, Context] = {}
-    for given in config.start:
-        if given.endswith(FILE_ENDINGS):
-            source, chosen = Path(given).name, given_contexts([given], library)
-        else:
-            study = read_study(study_folder(given, config.reports))
-            arms = [trial for trial in study.trials if trial.role == "arm"]
-            if not arms:
-                raise ConfigError(f"--start: the study '{given}' holds no contexts but placebos; give another one.")
-            finalists = [trial for trial in arms if trial.confirm]
-            source, chosen = study.name, [trial.context for trial in finalists or arms[:1]]
-        for context in chosen:
-            made = Context(context.text, context.placement, params=(("from", source),), operator=START)
-            contexts.setdefault(made.context_id, made)
-    return tuple(contexts.values())

@@ -23,9 +23,9 @@ from flipsearch.core.sweeps import SweepRun, SweptContext
 from flipsearch.core.trainings import METHODS
 from flipsearch.defaults import card_settings, library_for, resolve
 from flipsearch.judging.library import load_judge
-from flipsearch.reporting.cards import context_card
+from flipsearch.reporting.cells import names_of
 from flipsearch.reporting.files import read_study
-from flipsearch.reporting.names import names_of
+from flipsearch.reporting.study_file import context_card
 from flipsearch.templating.library import FILE_ENDINGS, Card, control_context, given_cards, given_contexts
 from flipsearch.training.plan import TrainPlan, check_cards, plan_training
 from flipsearch.training.processes import num_processes

@@ -8,7 +8,7 @@ from flipsearch.api.scores import name_checkpoint, renew_pages
 from flipsearch.api.settings import Given, takes
 from flipsearch.backends.models import TRAINING_FILE
 from flipsearch.config import TRAININGS, EvalConfig, TrainConfig
-from flipsearch.core.progress import Progress
+from flipsearch.core.progress import Progress, announce
 from flipsearch.core.trainings import LoggedAnswer
 from flipsearch.evaluation.plan import plan_evaluation
 from flipsearch.evaluation.run import run_evaluation
@@ -59,6 +59,7 @@ def train(
             run, log = run_training(plan, judge, workspace.ledger if workspace else None, folder, progress, stop)
             answers: Sequence[LoggedAnswer] = ()
             if is_main_process():
+                announce("judging the logged answers, and writing the checkpoint")
                 answers = judge_logged(read_answers(folder.final / ANSWERS_FILE), judge)
                 write_answers(answers, folder.final / ANSWERS_FILE)
                 write_training(run, log, folder.final, answers, seen_from=folder.folder)
@@ -94,6 +95,7 @@ def evaluate(given: Given[EvalConfig], *, progress: Progress | None = None) -> E
     with Workspace(plan.folder, judge) as workspace:
         card, changes = run_evaluation(plan, judge, workspace.ledger, progress)
     folder = plan.path.parent
+    announce("writing the scorecard")
     write_scorecard(card, plan.path, changes, training)
     if training:
         write_model_card(training, card, folder)

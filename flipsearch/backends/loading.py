@@ -40,6 +40,7 @@ from flipsearch.backends.rollouts import end_ids
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError, ConfigError, one_line
 from flipsearch.core.files import cache_folder, package_versions, write_text
+from flipsearch.core.progress import announce
 from flipsearch.core.records import PLACEMENTS, Context, Prompt, Request, content_id
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
@@ -124,6 +125,7 @@ def transformers_identity(files: ModelFiles, chat: Chat, dtype: torch.dtype) -> 
 
 def load_tokenizer(folder: Path) -> Any:
     """Return the tokenizer in `folder`; BackendError if it cannot be loaded."""
+    announce(f"loading the tokenizer of {folder.name}")
     if (folder / "config.json").is_file():
         load_config(folder)  # or its faults would be called the tokenizer's
     with quiet(), _clear_errors(folder, "tokenizer"):
@@ -150,6 +152,7 @@ def load_generation_settings(folder: Path) -> GenerationConfig:
 
 def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """Return the model in `folder` in evaluation mode; BackendError if it cannot be loaded completely."""
+    announce(f"loading the weights of {folder.name}")
     trusted: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
     options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, **trusted}
     config = load_config(folder)
@@ -255,6 +258,7 @@ PATH_NOTES = {
 
 def load_checked_model(files: ModelFiles, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
     """Return a loaded model that keeps the way in which it decodes rightly; BackendError if there is none."""
+    announce("checking the vocabulary")
     check_vocabulary(tokenizer, files.folder)
     model = load_model(files.folder, device, dtype)
     versions = package_versions(PACKAGES)
@@ -263,6 +267,7 @@ def load_checked_model(files: ModelFiles, tokenizer: Any, device: torch.device, 
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         DecodingPath(json.loads(kept.read_text(encoding="utf-8"))["path"]).keep_on(model)
         return model
+    announce("checking that it decodes rightly in batches; done once for a model")
     try:
         path = find_path(model, tokenizer)
     except RuntimeError as error:  # torch.OutOfMemoryError is one
@@ -299,6 +304,7 @@ def check_vocabulary(tokenizer: Any, folder: Path) -> None:
 
 def check_template(chat: Chat) -> None:
     """Raise BackendError if a prompt, or a context anywhere, is not in the tokens that the model is given."""
+    announce("checking the chat template")
     text = TEXTS[1]
     for placement in (None, *PLACEMENTS):
         context = Context(SHARED_TEXT.strip(), placement) if placement else None

@@ -24,6 +24,7 @@ from safetensors import SafetensorError, safe_open
 from flipsearch.config import ModelConfig, is_endpoint
 from flipsearch.core.errors import BackendError, near_names, one_line
 from flipsearch.core.files import PACKAGE
+from flipsearch.core.progress import announce
 from flipsearch.core.trainings import check_format
 
 POCKET_MODEL, SMOLLM2 = "pocket", "smollm2"
@@ -186,6 +187,7 @@ def locate(source: str) -> ModelFiles:
         return ModelFiles(folder, None, fingerprint(folder))
     match = HUB_ID.fullmatch(source)
     assert match is not None  # by check_source
+    announce(f"downloading {source}, as far as it is not here")
     folder = _download(source, match["name"], match["revision"])
     check_folder(folder)
     # The cache names a snapshot's folder by its commit.
@@ -239,6 +241,7 @@ def check_gguf(file: Path) -> None:
 
 def fingerprint(folder: Path) -> str:
     """Return a content hash of all in `folder` that can change a completion: of weights whole, 2 GB a second."""
+    announce(f"reading the files of {folder.name}, to tell them from others")
     digest = hashlib.sha256()
     for path in sorted({path for pattern in LOADED_FILES for path in folder.glob(pattern)}):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())

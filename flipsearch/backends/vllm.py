@@ -33,6 +33,7 @@ from flipsearch.backends.models import check_local_model, locate, model_source
 from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, end_ids, stream_seed
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError, ConfigError, one_line
+from flipsearch.core.progress import announce
 from flipsearch.core.records import PrefixScore, Rollout, Sampling, content_id
 
 CHUNK = 2048
@@ -107,6 +108,7 @@ class VllmEngine:
         try:
             place: AbstractContextManager[dict[str, Any]] = _in_this_process() if in_process else nullcontext({})
             with quiet(), place as more:
+                announce("starting vLLM")
                 self._engine = self.vllm.LLM(**{**engine_options, **more, **(options or {})})
         except Exception as error:  # the engine raises everything from ValueError to its own types
             raise BackendError(f"vLLM cannot load the model in '{folder}': {one_line(error, 300)}") from error

@@ -10,7 +10,9 @@ from flipsearch.commands.options import Config, Contexts, Json, Reports, Setting
 from flipsearch.core.errors import ConfigError, TrainingStoppedError
 
 if TYPE_CHECKING:
+    from flipsearch.api.sweep_plan import SweepPlan
     from flipsearch.commands.console import Outcome
+    from flipsearch.training.plan import TrainPlan
 
 LABELS = typer.Option("--labels", help="File with columns prompt, response, label; repeatable.", metavar="FILE")
 
@@ -21,8 +23,10 @@ def chat(config: Config = None, json: Json = False, **settings: Setting) -> "Out
     Each line of the input is a prompt, and a conversation of its own.
     """
     from flipsearch.commands import console, model_views
+    from flipsearch.commands.progress import progress_display
 
-    chat = flipsearch.chat(**given(settings), config=config)
+    with progress_display():
+        chat = flipsearch.chat(**given(settings), config=config)
 
     def answers() -> dict[str, list[dict[str, str]]]:
         with chat:
@@ -47,9 +51,14 @@ def train(config: Config = None, json: Json = False, **settings: Setting) -> "Ou
             raise SystemExit(error.exit_code) from None
         return None
     with progress_display() as progress:
-        on_plan = None if json else lambda plan: progress.show_lines(plans.training_plan_lines(plan))
+        said: list[str] = []
+
+        def on_plan(plan: "TrainPlan") -> None:
+            said.extend(plan.notes)
+            progress.show_lines([] if json else plans.training_plan_lines(plan))
+
         result = flipsearch.train(**given(settings), config=config, progress=progress, on_plan=on_plan)
-    return console.outcome(result, model_views.show_training)
+    return console.outcome(result, lambda result: model_views.show_training(result, said))
 
 
 def plan_train(
@@ -141,18 +150,24 @@ def sweep(
     from flipsearch.commands.progress import progress_display
 
     with progress_display() as progress:
+        said: list[str] = []
+
+        def on_plan(planned: "SweepPlan") -> None:
+            said.extend(planned.notes)
+            progress.show_lines([] if json else plans.sweep_plan_lines(planned))
+
         result = flipsearch.sweep(
             **given(settings),
             config=config,
             progress=progress,
-            on_plan=None if json else lambda planned: progress.show_lines(plans.sweep_plan_lines(planned)),
+            on_plan=on_plan,
             on_part=progress.begin_part,
             plan_only=plan,
         )
     if result is None:
         return console.Outcome(dict, lambda: None)
     is_whole = len(result.sweep.runs) == result.sweep.num_planned
-    return console.outcome(result, model_views.show_sweep, 0 if is_whole else 1)
+    return console.outcome(result, lambda result: model_views.show_sweep(result, said), 0 if is_whole else 1)
 
 
 def export(context: Contexts, config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
@@ -162,8 +177,11 @@ def export(context: Contexts, config: Config = None, json: Json = False, **setti
     are those of `flipsearch train`. Nothing is generated.
     """
     from flipsearch.commands import console, model_views
+    from flipsearch.commands.progress import progress_display
 
-    return console.outcome(flipsearch.export(context, **given(settings), config=config), model_views.show_export)
+    with progress_display():
+        result = flipsearch.export(context, **given(settings), config=config)
+    return console.outcome(result, model_views.show_export)
 
 
 def list_available(
@@ -200,9 +218,11 @@ def doctor(
 ) -> "Outcome":
     """Say what is installed, and whether a model and a judge work."""
     from flipsearch.commands import console, views
+    from flipsearch.commands.progress import progress_display
 
     typed = given({"model": model, "judge": judge, "backend": backend, "device": device, "dtype": dtype})
-    diagnosis = flipsearch.doctor(**from_file(config, "model", "judge", "backend", "device", "dtype") | typed)
+    with progress_display():
+        diagnosis = flipsearch.doctor(**from_file(config, "model", "judge", "backend", "device", "dtype") | typed)
     return console.outcome(diagnosis, views.show_diagnosis, 0 if diagnosis.is_healthy else 1)
 
 
@@ -225,9 +245,9 @@ def judge_check(
     if stress == bool(labels):
         got = "both" if stress else "neither"
         raise ConfigError(f"judge check takes --labels FILE or --stress, got {got}; give one of them.")
-    if not labels:
-        return console.outcome(flipsearch.stress_judge(judge), model_views.show_stress)
     with progress_display() as progress:
+        if not labels:
+            return console.outcome(flipsearch.stress_judge(judge), model_views.show_stress)
         result = flipsearch.check_judge(judge, labels, reports=reports, progress=progress)
     return console.outcome(result, model_views.show_judge)
 
@@ -261,5 +281,8 @@ def judge_fit(
     --judge "compact(weights=FILE)" then takes it.
     """
     from flipsearch.commands import console, model_views
+    from flipsearch.commands.progress import progress_display
 
-    return console.outcome(flipsearch.fit_judge(labels, to=to), model_views.show_fitted)
+    with progress_display():
+        result = flipsearch.fit_judge(labels, to=to)
+    return console.outcome(result, model_views.show_fitted)

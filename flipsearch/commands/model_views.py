@@ -2,7 +2,7 @@
 
 import shlex
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,11 +24,10 @@ from flipsearch.core.display import printable
 from flipsearch.core.records import Label
 from flipsearch.core.studies import MIN_LABELS
 from flipsearch.core.trainings import PromptExport
-from flipsearch.reporting.anatomy_page import sentence, visible_token
+from flipsearch.reporting.anatomy_page import CHECK_STATES, anatomy_verdict, preflight_verdict, visible_token
 from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
 from flipsearch.reporting.format import DASH, Unit, percent, with_interval
 from flipsearch.reporting.outcomes import loss_ends, scorecard_verdict
-from flipsearch.reporting.preflight_page import CHECK_STATES
 from flipsearch.reporting.sweep_page import caveats, group_title, prediction_rows, training_rows
 from flipsearch.reporting.sweep_page import sentence as sentence_of_sweep
 from flipsearch.results import (
@@ -193,8 +192,8 @@ def show_scorecard(result: EvaluationResult) -> None:
     show_next_steps(conclusion)
 
 
-def show_training(result: TrainingResult) -> None:
-    """Print what was learnt from what, how the loss fell, and where the checkpoint lies."""
+def show_training(result: TrainingResult, said: Collection[str] = ()) -> None:
+    """Print what was learnt from what, how the loss fell, notes that were not `said`, and where the checkpoint lies."""
     run, log, folder = result.run, result.log, result.folder
     lines = []
     for routed in run.routed:
@@ -204,7 +203,7 @@ def show_training(result: TrainingResult) -> None:
     lines += [f"{num:>6,} {kind} prompts left out" for kind, num in run.num_left_out.items() if num]
     loss = f"loss {loss_ends(log)} (first and last fifth)"
     print_lines(*lines, f"{run.num_steps:>6,} steps in {run.wall_s:,.0f} s on {run.num_tokens:,} tokens, {loss}")
-    for note in run.notes:
+    for note in (note for note in run.notes if note not in said):
         print_wrapped(f"Note: {note}")
     todo = f"flipsearch evaluate {folder}"
     print_lines("", f"{'checkpoint':<14}{folder}", f"{'its page':<14}{result.page}", f"{'next':<14}{todo}")
@@ -212,8 +211,10 @@ def show_training(result: TrainingResult) -> None:
 
 def show_anatomy(result: AnatomyResult) -> None:
     """Print where the context changes the model most, and where the page lies."""
-    anatomy = result.anatomy
-    print_wrapped(sentence(anatomy))
+    anatomy, said = result.anatomy, anatomy_verdict(result.anatomy)
+    print_wrapped(said.sentence, style=TONES[said.tone])
+    for line in said.basis:
+        print_wrapped(f"- {line}")
     print_lines("", f"{'written':<26}{'under the context':<26}{'times':>8}{'share':>8}")
     for token in anatomy.tokens[:5]:
         written, instead = (visible_token(text)[:24] for text in (token.token, token.instead))
@@ -225,28 +226,27 @@ def show_anatomy(result: AnatomyResult) -> None:
     for note in anatomy.notes:
         print_wrapped(f"Note: {note}")
     print_lines("", f"{'page':<14}{result.folder / 'anatomy.html'}")
+    show_next_steps(said)
 
 
 def show_preflight(result: PreflightResult) -> None:
-    """Print the verdict, each criterion, what would change it, and where the page lies."""
-    preflight = result.preflight
-    print_wrapped(preflight.sentence)
+    """Print the verdict, each criterion, where the page lies, what would change the verdict, and how to train."""
+    preflight, said = result.preflight, preflight_verdict(result.preflight, result.command)
+    print_wrapped(f"{said.sentence}\n", style=TONES[said.tone])
     table = plain_table()
     for column in ("criterion", "measured", "wanted", "state"):
         table.add_column(column, overflow="fold")
     for check in preflight.checks:
         table.add_row(*map(Text, (check.name, check.value, check.wanted, CHECK_STATES[check.state])))
     print_table(table)
-    for check in preflight.checks:
-        if check.todo:
-            print_wrapped(f"{check.name}: {check.todo}")
     for note in preflight.notes:
         print_wrapped(f"Note: {note}")
     print_lines("", f"{'page':<14}{result.page}")
+    show_next_steps(said)
 
 
-def show_sweep(result: SweepResult) -> None:
-    """Print which figure of the contexts predicts harm after training, the trainings, and where the page lies."""
+def show_sweep(result: SweepResult, said: Collection[str] = ()) -> None:
+    """Print which figure of the contexts predicts harm after training, the trainings, notes that were not `said`."""
     sweep = result.sweep
     print_wrapped(sentence_of_sweep(sweep))
     for group in sweep.groups:
@@ -262,7 +262,7 @@ def show_sweep(result: SweepResult) -> None:
     for name, method, share, *_, harm, _, refused, _, _ in training_rows(sweep):
         table.add_row(Text(printable(name)), method, share, harm, refused)
     print_table(table)
-    for note in (*caveats(sweep), *sweep.notes):
+    for note in (note for note in (*caveats(sweep), *sweep.notes) if note not in said):
         print_wrapped(f"Note: {note}")
     print_lines("", f"{'page':<14}{result.page}")
 

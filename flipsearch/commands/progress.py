@@ -19,7 +19,7 @@ from rich.text import Text
 
 from flipsearch.commands.console import SteadyConsole
 from flipsearch.core.display import printable
-from flipsearch.core.progress import Activity, Phase, Step
+from flipsearch.core.progress import Activity, Phase, Step, announced_to
 from flipsearch.reporting.format import duration
 
 if TYPE_CHECKING:
@@ -48,7 +48,8 @@ class WorkState:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.plan: SearchPlan | None = None
-        self.step = Step(Phase.STARTING)
+        self.step, self.work = Step(Phase.STARTING), "loading the libraries"
+        """Until the next step `work` says more than the step does."""
         self.done = self.total = 0
         self.share: float | None = None
         """Of all planned rollouts, or of the budget or time if more of these is spent; it never falls."""
@@ -64,7 +65,7 @@ class WorkState:
             self._rollouts[part] = self._rollouts.get(part, 0) + done - before
         if num_tokens < self._num_tokens:  # another model of the same command, which counts from 0
             self._first = None
-        self.step, self.done, self.total, self._num_tokens = step, done, total, num_tokens
+        self.step, self.done, self.total, self._num_tokens, self.work = step, done, total, num_tokens, ""
         self.share = max(self.share or 0.0, share) if (share := self._share()) is not None else self.share
         if num_tokens and not self._first:
             self._first = (self._clock(), num_tokens, self.share or 0.0)
@@ -116,7 +117,8 @@ class WorkState:
         """Return all of it in one line."""
         share = [f"{self.share:.0%}"] if self.share is not None else []
         counts = f" {self.done:,}/{self.total:,}" if self.total else ""
-        return printable(" | ".join([*share, f"{self.step.label}{counts}", *self.figures()]))  # may quote an endpoint
+        shown = [self.work] if self.work else [f"{self.step.label}{counts}", *self.figures()]
+        return printable(" | ".join([*share, *shown]))  # may quote an endpoint
 
 
 class ProgressDisplay:
@@ -136,6 +138,13 @@ class ProgressDisplay:
             since, share = self._shown
             is_due = (self.state.share or 0.0) - share >= SHARE_STEP and time.monotonic() - since >= LEAST_S
             if not self._shows_bars and is_due and time.monotonic() - self._start >= FIRST_S:
+                self._print()
+
+    def announce(self, work: str) -> None:
+        """Take in what is done where nothing is counted: loading, checks; outside of a terminal it is a line."""
+        with self._lock:
+            is_new, self.state.work = work != self.state.work, work
+            if is_new and not self._shows_bars and time.monotonic() - self._start >= FIRST_S:
                 self._print()
 
     def show_plan(self, plan: "SearchPlan", lines: Iterable[str]) -> None:
@@ -193,9 +202,9 @@ class ProgressDisplay:
             grid.add_row(Text(name), ProgressBar(1.0, state.share, width=14), Text(overall))
         counts = f"{state.done:,}/{state.total:,}" if state.total else ""
         rate = "" if state.share is not None else ", ".join(speed)
-        label = printable(replace(state.step, status="").label)
+        label = printable(state.work or replace(state.step, status="").label)
         bar = ProgressBar(state.total or None, state.done, width=14, pulse=not state.total)
-        grid.add_row(Text(label), bar, Text(f"{counts}  {rate}".strip()))
+        grid.add_row(Text(label), bar, Text("" if state.work else f"{counts}  {rate}".strip()))
         if state.step.status:  # may quote an endpoint
             grid.add_row(Text(printable(f"({state.step.status})")), "", "")
         return grid
@@ -204,5 +213,6 @@ class ProgressDisplay:
 @contextmanager
 def progress_display() -> Iterator[ProgressDisplay]:
     """Show on stderr how far a command is while it works."""
-    with ProgressDisplay(SteadyConsole(stderr=True, highlight=False)).shown() as display:
+    display = ProgressDisplay(SteadyConsole(stderr=True, highlight=False))
+    with display.shown(), announced_to(display.announce):
         yield display

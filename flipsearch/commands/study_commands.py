@@ -47,9 +47,11 @@ def plan(
 ) -> "Outcome":
     """Show what a search costs and which differences it can detect. No model is loaded."""
     from flipsearch.commands import console, plans
+    from flipsearch.commands.progress import progress_display
 
     own = {"delta": delta, "power": power, "tokens_per_second": tokens_per_second}
-    result = flipsearch.plan(**given(settings | own), config=config)
+    with progress_display():
+        result = flipsearch.plan(**given(settings | own), config=config)
     return console.outcome(result, lambda plan: console.print_lines(*plans.plan_lines(plan)))
 
 
@@ -94,9 +96,7 @@ def check(
 
 
 def report(
-    study: Annotated[
-        list[Path], typer.Argument(help="Studies, by folder or by name under --reports; or evaluated checkpoints.")
-    ],
+    study: Annotated[list[Path], typer.Argument(help="Studies, by folder or by name under --reports; or checkpoints.")],
     to: Annotated[
         Path | None,
         option("Write a report to this file: .html, .csv, .json, .md, .parquet or .png.", metavar="FILE"),
@@ -111,25 +111,27 @@ def report(
     """Show a study and write its files, or compare several.
 
     A study that was stopped is reported as far as it came; one that still runs is only read, and shown. Of several
-    studies, the contexts that they share are compared: paired differences over models, judges or seeds. Several
-    checkpoints that were evaluated are shown beside each other and their base.
+    studies, the contexts that they share are compared: paired differences over models, judges or seeds. A checkpoint
+    that was evaluated is shown with its scorecard, several beside each other and their base.
     """
+    from flipsearch.backends.models import TRAINING_FILE
     from flipsearch.commands import console, model_views, views
     from flipsearch.evaluation.plan import SCORECARD_FILE
     from flipsearch.reporting.formats import report_format
-    from flipsearch.reporting.outcomes import SCORECARD_PAGE
-    from flipsearch.results import SearchResult
+    from flipsearch.results import EvaluationResult, SearchResult
 
     chosen = report_format(to, format) if to or format else None
-    result: SearchResult | Comparison | ScorecardComparison
-    if evaluated := [folder for folder in study if (folder / SCORECARD_FILE).is_file()]:
-        others = [folder for folder in study if folder not in evaluated]
-        if others or len(study) == 1:
-            what = f", and '{others[0]}' is none: evaluate it first" if others else "; give others to compare it with"
-            page = f"its page is {evaluated[0] / SCORECARD_PAGE}"
-            raise ConfigError(f"'{evaluated[0]}' is an evaluated checkpoint ({page}){what}.")
-        result = flipsearch.compare_checkpoints(study)
-        name, done = "checkpoints", console.outcome(result, model_views.show_checkpoints)
+    result: SearchResult | EvaluationResult | Comparison | ScorecardComparison
+    files = (SCORECARD_FILE, TRAINING_FILE)
+    if checkpoints := [folder for folder in study if any((folder / name).is_file() for name in files)]:
+        if others := [folder for folder in study if folder not in checkpoints]:
+            raise ConfigError(f"'{checkpoints[0]}' is a checkpoint, and '{others[0]}' is none; give one kind.")
+        if len(study) > 1:
+            result = flipsearch.compare_checkpoints(study)
+            name, done = "checkpoints", console.outcome(result, model_views.show_checkpoints)
+        else:
+            result = flipsearch.report_checkpoint(study[0])
+            name, done = study[0].resolve().name, console.outcome(result, model_views.show_scorecard)
     elif len(study) > 1:
         result = flipsearch.compare(study, reports=reports)
         name, done = "comparison", console.outcome(result, views.show_comparison)
@@ -140,7 +142,12 @@ def report(
     if chosen:
         path = to or Path(f"{name}.{chosen}")
         result.write(path, chosen)
-        return console.Outcome(done.as_dict, lambda: views.show_written(done.show, path), done.exit_code)
+
+        def show() -> None:
+            done.show()
+            console.print_lines(f"{'written to':<14}{path}")
+
+        return console.Outcome(done.as_dict, show, done.exit_code)
     return done
 
 

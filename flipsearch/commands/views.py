@@ -1,7 +1,7 @@
 """What a person sees of each result: its figures, what is needed to read them, and where the files lie."""
 
 import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
@@ -21,10 +21,10 @@ from flipsearch.commands.console import (
 from flipsearch.core.display import printable, shortened
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.studies import MIN_LABELS, Study, StudyKind, Trial
+from flipsearch.reporting.cells import names_of
 from flipsearch.reporting.columns import Column as ShownColumn
 from flipsearch.reporting.columns import columns_of, kinds_legend
 from flipsearch.reporting.format import DASH, SHARED_ERRORS, percent, with_interval
-from flipsearch.reporting.names import names_of
 from flipsearch.reporting.verdict import verdict
 from flipsearch.results import (
     ContextCheck,
@@ -246,12 +246,6 @@ def show_ledger(check: "LedgerCheck") -> None:
     lines += [f"Wrong: {fault.count:,} {fault.kind}, e.g. {fault.example}" for fault in check.faults]
     lines.append(f"{'sound' if check.is_sound else 'not sound':<14}{check.place}")
     print_lines(*lines)
-
-
-def show_written(show: Callable[[], object], path: Path) -> None:
-    """Print a report, and where its file is."""
-    show()
-    print_lines(f"{'written to':<14}{path}")
 
 
 def show_comparison(comparison: "Comparison") -> None:

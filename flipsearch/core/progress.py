@@ -9,6 +9,9 @@ from the ledger emits its events again, under a new "launch".
 """
 
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -79,6 +82,25 @@ class Progress(Protocol):
 
     def __call__(self, step: Step, done: int, total: int, num_rollouts: int, num_tokens: int) -> None:
         """Report that `done` of `total` items are done, and the rollouts and tokens that this command has generated."""
+
+
+_listener: ContextVar[Callable[[str], None] | None] = ContextVar("listener", default=None)
+
+
+def announce(work: str) -> None:
+    """Say what is done now where nothing is counted, such as the loading of a model, to the display if there is one."""
+    if listener := _listener.get():
+        listener(work)
+
+
+@contextmanager
+def announced_to(listener: Callable[[str], None]) -> Iterator[None]:
+    """Let a display know of what is announced in a block."""
+    token = _listener.set(listener)
+    try:
+        yield
+    finally:
+        _listener.reset(token)
 
 
 class Emit(Protocol):

@@ -110,8 +110,8 @@ def flag_of(kind: type[BaseModel], name: str) -> Flag:
     return given if given.names else replace(given, names=(f"--{name.replace('_', '-')}",))
 
 
-def as_typed(kind: type[BaseModel], name: str, value: Any) -> str:
-    """Return a setting as it is typed on the command line, in at most some 80 characters; "no --flag" without a value.
+def as_typed(kind: type[BaseModel], name: str, value: Any, longest: int | None = 80) -> str:
+    """Return a setting as it is typed, each value in at most `longest` characters; "no --flag" without a value.
 
     A name that is no setting of this version is returned as it is.
     """
@@ -122,7 +122,15 @@ def as_typed(kind: type[BaseModel], name: str, value: Any) -> str:
         shown = f"--no-{flag.removeprefix('--')}" if field.default else f"no {flag}"
         return flag if value else shown
     typed = [shlex.quote(str(item)) for item in (value if isinstance(value, list | tuple) else [value])]
-    return f"no {flag}" if value in (None, (), []) else " ".join(f"{flag} {text:.80}" for text in typed)
+    return f"no {flag}" if value in (None, (), []) else " ".join(f"{flag} {text[:longest]}" for text in typed)
+
+
+def command_line(command: str, kind: type[BaseModel], settings: Mapping[str, Any]) -> str:
+    """Return a command with those of `settings` that it has and that are not its defaults, whole, to be copied."""
+    fields = kind.model_fields
+    own = {key: value for key, value in settings.items() if key in fields and str(value) != str(fields[key].default)}
+    given = {key: value for key, value in own.items() if value not in (None, (), [])}
+    return " ".join([command, *(as_typed(kind, key, value, None) for key, value in given.items())])
 
 
 def value_type(kind: type[BaseModel], name: str) -> tuple[type, bool]:

@@ -23,7 +23,7 @@ from flipsearch.core.records import AnswerKind, Context, FinishReason, Kind, Sam
 
 TRAINING_FORMAT = 3
 """Version of training.json and of a checkpoint in progress."""
-SCORECARD_FORMAT = 3
+SCORECARD_FORMAT = 4
 """Version of scorecard.json."""
 Control = Literal["empty", "neutral", "shuffled"]
 """What replaces the context, to measure what a training does without the context's meaning."""
@@ -240,6 +240,8 @@ class Score:
     num_better: int = 0
     """Prompts that the new model does better on, of those scored for both."""
     num_worse: int = 0
+    p_value: float | None = None
+    """Of "the new model does as well", by flipping the signs of whole groups of prompts; None without a base."""
     values: Mapping[str, float | None] = field(default_factory=dict)
     """Prompt id -> score of the new model, by which it is compared with others; None is unscored."""
 
@@ -395,3 +397,10 @@ class Anatomy:
     def horizon(self) -> int | None:
         """See horizon_of."""
         return horizon_of(self.depth)
+
+    @property
+    def share_left(self) -> float | None:
+        """What a training left of the divergence on harmful prompts, as a share of it; None if that is not known."""
+        totals = [part.total.value for part in (*self.divergences, *self.student_divergences) if part.kind == "harmful"]
+        before, after = totals if len(totals) == 2 else (None, None)
+        return after / before if before and after is not None else None

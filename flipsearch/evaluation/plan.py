@@ -90,7 +90,7 @@ def plan_evaluation(config: EvalConfig, prompts: PromptSet) -> EvaluationPlan:
     config = config.model_copy(update={"against": against, "reasoning": reasoning})
     chosen = prompts_of_split(prompts, config.split, config.max_prompts)
     problem_sets = tuple(_problem_set(spec, config) for spec in dict.fromkeys(reasoning))
-    notes = *prompts.notes, *(note for problems in problem_sets for note in problems.notes)
+    notes = *prompts.notes_beside_groups, *(note for problems in problem_sets for note in problems.notes)
     harmful = [prompt for prompt in chosen if prompt.kind == "harmful"]
     attacks, attack_notes = _attacks(config, harmful)
     config = config.model_copy(update={"attacks": attacks})

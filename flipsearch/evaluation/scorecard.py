@@ -36,6 +36,7 @@ from flipsearch.statistics.intervals import (
     clustered_mean,
     clustered_rate,
     paired_mean_difference,
+    sign_flip_mid_p,
     weighted_sum,
     wilson,
 )
@@ -181,11 +182,15 @@ def make_score(new: SetScores, base: SetScores | None) -> Score:
     """Return the row of one set; the change is over the prompts that are scored for both."""
     if base is None:
         return Score(new.metric, new.set_name, new.measured, None, None, values=new.values)
-    gains = [own - other for _, own, other in scored_pairs(new.values, base.values)]
-    ups, downs = sum(gain > 0 for gain in gains), sum(gain < 0 for gain in gains)
+    signs = {id: (own > other) - (own < other) for id, own, other in scored_pairs(new.values, base.values)}
+    ups, downs = (sum(sign == side for sign in signs.values()) for side in (1, -1))
+    by_cluster = Counter[str]()
+    for cluster, sign in zip(_clusters(signs, new.groups), signs.values(), strict=True):
+        by_cluster[cluster] += sign
+    p_value = sign_flip_mid_p(list(by_cluster.values()))
     better, worse = (ups, downs) if new.metric == "reasoning_accuracy" else (downs, ups)
     change = difference(new.values, base.values, new.groups)
-    return Score(new.metric, new.set_name, new.measured, base.measured, change, better, worse, new.values)
+    return Score(new.metric, new.set_name, new.measured, base.measured, change, better, worse, p_value, new.values)
 
 
 def estimate(values: Values, groups: Mapping[str, str] | None = None) -> Estimate:
@@ -315,8 +320,13 @@ def benign_contraction(ledger: Ledger, new: ModelScores, base: ModelScores | Non
     ]
     before, after = ([rollout_id(m.model_id, id, None, m.sampling, 0) for id in ids] for m in (base, new))
     texts = answer_texts(ledger.rollouts([*before, *after]))
-    both = [(texts[old], texts[own]) for old, own in zip(before, after, strict=True) if old in texts and own in texts]
-    return contraction([[old] for old, _ in both], [[own] for _, own in both]) if both else None
+    groups = {id: group for own in new.sets for id, group in own.groups.items()}
+    both = [
+        ([texts[old]], [texts[own]], cluster)
+        for old, own, cluster in zip(before, after, _clusters(ids, groups), strict=True)
+        if old in texts and own in texts
+    ]
+    return contraction(*zip(*both, strict=True)) if both else None
 
 
 MOST_EXAMPLES = 4

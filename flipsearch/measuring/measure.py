@@ -43,7 +43,7 @@ from flipsearch.core.thoughts import split_answer
 from flipsearch.judging.answers import words_of
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
-from flipsearch.statistics.intervals import clustered_difference, clustered_rate, mean_interval, wilson
+from flipsearch.statistics.intervals import clustered_difference, clustered_mean, clustered_rate, wilson
 
 MAX_UNSCORED_RATE = 0.2
 """Where clearly more answers than this cannot be scored, rates mislead: a study stops, and a context has failed."""
@@ -147,13 +147,16 @@ def unsafe_share(flips: Iterable[Flip]) -> UnsafeShare | None:
 
     Samples of one prompt are correlated, so the prompt is the unit: an interval over all samples would be too narrow.
     """
-    shares = [
-        (flip.unsafe_share_before, flip.unsafe_share_after)
+    known = [
+        (flip, flip.unsafe_share_before, flip.unsafe_share_after)
         for flip in flips
         if flip.before is Label.UNSAFE and flip.unsafe_share_before is not None and flip.unsafe_share_after is not None
     ]
-    before, after = ([pair[side] for pair in shares] for side in (0, 1))
-    return UnsafeShare(mean_interval(before), mean_interval(after)) if shares else None
+    if not known:
+        return None
+    clusters = clusters_of(flip for flip, _, _ in known)
+    before, after = [before for _, before, _ in known], [after for _, _, after in known]
+    return UnsafeShare(clustered_mean(before, clusters), clustered_mean(after, clusters))
 
 
 def ending_rates(endings: Iterable[EndingCounts]) -> Endings:
@@ -254,20 +257,25 @@ def measure_contractions(
         ledger.rollouts(id for of_context in ids for sides in of_context for side in sides for id in side)
     )
     estimates = []
-    for of_context in ids:
+    for of_context, compared in zip(ids, answered, strict=True):
         pairs = [tuple([texts[id] for id in side if id in texts] for side in sides) for sides in of_context]
-        both = [(before, after) for before, after in pairs if before and after]
-        estimates.append(contraction([before for before, _ in both], [after for _, after in both]) if both else None)
+        both = [(*pair, cluster) for pair, cluster in zip(pairs, clusters_of(compared), strict=True) if all(pair)]
+        estimates.append(contraction(*zip(*both, strict=True)) if both else None)
     return estimates
 
 
-def contraction(before: Sequence[Sequence[str]], after: Sequence[Sequence[str]]) -> Estimate:
-    """Return the contraction of at least one prompt's answers; each prompt has the texts of its samples."""
+def contraction(
+    before: Sequence[Sequence[str]], after: Sequence[Sequence[str]], clusters: Sequence[str] = ()
+) -> Estimate:
+    """Return the contraction of at least one prompt's answers; each has the texts of its samples, and its cluster.
+
+    () is a cluster for each prompt.
+    """
     losses = []
     for left, right in zip(_worths(before), _worths(after), strict=True):
         most = max(left, right)
         losses.append((left - right) / most if most else 0.0)
-    return mean_interval(losses, -1.0, 1.0)
+    return clustered_mean(losses, clusters or list(map(str, range(len(losses)))), -1.0, 1.0)
 
 
 def _worths(answers: Sequence[Sequence[str]]) -> list[float]:

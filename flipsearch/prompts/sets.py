@@ -19,6 +19,7 @@ from urllib.parse import urlsplit
 
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import PromptError
+from flipsearch.core.progress import announce
 from flipsearch.core.records import SPLITS, Kind, Prompt, Split, content_id
 from flipsearch.prompts.files import (
     CATEGORY_COLUMNS,
@@ -48,6 +49,7 @@ FOLDER = "prompt_sets"
 MAX_KEPT = 50_000
 """Prompts of each kind that a command works on at most: of more, these many are taken at random, by their text."""
 SYSTEM_COLUMNS = ("system", "system_prompt", "system_message")
+OF_GROUPS = "prompts of one group stay in one split, and intervals count the groups"
 FIRST_ROWS = 100
 """Rows that are looked at to distinguish a public set from other files with its columns."""
 
@@ -61,6 +63,11 @@ class PromptSet:
     prompts: tuple[Prompt, ...]
     """Split by split in nested order: every prefix of a split is representative of it."""
     notes: tuple[str, ...] = ()
+
+    @property
+    def notes_beside_groups(self) -> tuple[str, ...]:
+        """The notes without those on groups, which a study says, where splits are made."""
+        return tuple(note for note in self.notes if not note.endswith(OF_GROUPS))
 
     @property
     def prompts_id(self) -> str:
@@ -103,6 +110,7 @@ def load_prompts(
     # A string is a sequence of strings too: without this each letter would be taken for a file.
     harmful, benign = ([specs] if isinstance(specs, str) else specs for specs in (harmful, benign))
     built_in = built_in_files(FOLDER)
+    announce("reading the prompts")
     kept = _KeptPrompts()
     sources = list(_load(name, None, kept)) if name else []
     sources += [source for spec in harmful for source in _load(spec, "harmful", kept)]
@@ -110,6 +118,7 @@ def load_prompts(
     if not sources:
         raise PromptError(f"no prompts given: name a set ({', '.join(built_in)}), or files of prompts.")
     distinct = kept.prompts()
+    announce(f"splitting {len(distinct):,} prompts, near-duplicates together")
     prompts = assign_splits(distinct, shares, seed, cached_clusters)
     notes = [note for source in sources for note in source.notes]
     for source in sources:
@@ -349,7 +358,7 @@ def _notes(
     beside = f" and not from {others}" if others and not router.known else ""
     notes = [f"{table.name}: prompts from column {quoted}{beside}"] if kind or beside else []
     if router.group_column and not router.known:
-        notes.append(f"{table.name}: prompts of one '{router.group_column}' stay in one split")
+        notes.append(f"{table.name}: column '{router.group_column}' is read: {OF_GROUPS}")
     notes += [f"{table.name}: {note.strip()}" for note in router.notes]
     if num_other:
         notes.append(f"{table.name}: {num_other} rows of the other kind left out")

@@ -1,25 +1,44 @@
-"""The files of an anatomy: its page, its record and the divergence by position as a table. Every text is escaped."""
+"""The files of an anatomy and of a preflight, which look at a context and a model; every text is escaped.
+
+An anatomy has its page, its record and the divergence by position as a table; a preflight its page and its record.
+"""
 
 import csv
 import io
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from flipsearch.config import AnatomyConfig, SearchConfig, TrainConfig
 from flipsearch.core.display import printable
 from flipsearch.core.files import json_text, write_text
 from flipsearch.core.measurements import Estimate, Measurement, Rate, json_value
+from flipsearch.core.settings import command_line
 from flipsearch.core.trainings import EARLY, RELIABLE, Anatomy, CompletionDivergence
 from flipsearch.reporting import charts
 from flipsearch.reporting.charts import Chart, ChartAxis, Series, draw
 from flipsearch.reporting.format import DASH, interval, percent, points, setting_rows
 from flipsearch.reporting.pages import render
+from flipsearch.reporting.verdict import NextStep, StudyVerdict, Tone
+
+if TYPE_CHECKING:  # which loads torch
+    from flipsearch.training.preflight_checks import Preflight
 
 MIN_COMPLETIONS = 5
 """A position that fewer completions reach is not drawn."""
 LAST_POSITION = 64
-LARGE_SHARE = 0.2
-"""Of the divergence, from which one token is worth a place in the first sentence."""
+LEAST_SHARE = 0.001
+"""Of the divergence, from which a token is shown."""
+LARGE_SHARE, MOST_OF_IT = 0.2, 0.5
+"""Of the divergence: from which one token is worth a sentence, and from which some tokens are where a context acts."""
+SAFE = f"{100 * RELIABLE:.0f} % of the unsafe answers"
+SHARED_SETTINGS = (
+    *("model", "prompts", "harmful", "benign", "judge"),
+    *("thinking", "contexts", "device", "dtype", "reports"),
+)
+"""Of an anatomy, which the commands that come next take too."""
 
 
 def write_anatomy(anatomy: Anatomy, folder: Path) -> None:
@@ -34,13 +53,17 @@ def anatomy_page(anatomy: Anatomy) -> str:
     return render(
         "anatomy.html",
         anatomy=anatomy,
-        sentence=sentence(anatomy),
+        verdict=anatomy_verdict(anatomy),
         headline=_headline(anatomy),
         charts=_charts(anatomy),
         box=charts,
         rates=_rate_rows(anatomy),
         divergences=_divergence_rows(anatomy),
-        tokens=[(*map(visible_token, (t.token, t.instead)), t.num, f"{t.mean:.2f}", t.share) for t in anatomy.tokens],
+        tokens=[
+            (*map(visible_token, (token.token, token.instead)), token.num, f"{token.mean:.2f}", token.share)
+            for token in anatomy.tokens
+            if token.share >= LEAST_SHARE
+        ],
         settings=setting_rows(dict(anatomy.settings)),
     )
 
@@ -50,25 +73,73 @@ def visible_token(token: str) -> str:
     return printable(token.replace(" ", "\u00b7").replace("\n", "\u21b5").replace("\t", "\u21e5"))
 
 
-def sentence(anatomy: Anatomy) -> str:
-    """Return what was seen, for the top of the page and the terminal."""
+def anatomy_verdict(anatomy: Anatomy) -> StudyVerdict:
+    """Return where in an answer the context acts, what that means for a training, and what to do next."""
     harmful = _of_kind(anatomy.divergences, "harmful")
-    early = harmful.early[EARLY[0]] if harmful else None
-    if harmful is None or early is None:
-        return "No completion to a harmful prompt could be compared: see the notes."
-    if early.value is None or not anatomy.tokens:
-        return "The context changes no next-token distribution."
-    most, horizon = anatomy.tokens[0], anatomy.horizon
-    share = f"{percent(early.value)} of what the context changes lies in the first {EARLY[0]} tokens"
-    if most.share >= LARGE_SHARE and most.instead != most.token:
-        written, instead = visible_token(most.token), visible_token(most.instead)
-        share += f", and {percent(most.share)} where the model writes '{written}' and '{instead}' is likelier under it"
+    shares = {num: harmful.early[num].value for num in EARLY} if harmful else {}
+    first, early = (shares.get(num) for num in EARLY)
+    tone: Tone = "null"
+    if not shares:
+        sentence = "No completion to a harmful prompt could be compared: see the notes."
+    elif first is None or early is None or not anatomy.tokens:
+        sentence = "The context changes no next-token distribution: there is nothing to learn from it."
+    else:
+        tone = "open" if anatomy.horizon is not None else "warning"
+        inside = f"{percent(early)} of what it changes is in the first {EARLY[1]} tokens"
+        if first >= MOST_OF_IT:
+            inside = f"{percent(first)} of what it changes is in the first {EARLY[0]} tokens"
+        where = "at the start of" if first >= MOST_OF_IT else "early in" if early >= MOST_OF_IT else "throughout"
+        learns = f"learns most of it from the first tokens alone (--horizon {EARLY[1]} keeps {percent(early)})"
+        if early < MOST_OF_IT:
+            learns = "needs whole answers: set no --horizon"
+        means = f"A training {learns}"
+        if anatomy.measurement.flip_rate.value is None:
+            tone, means = "null", "No answer is unsafe without the context, so there is nothing to flip"
+        elif anatomy.horizon is None:
+            means = f"It is a weak teacher: it makes fewer than {SAFE} safe"
+        sentence = f"The context acts {where} an answer: {inside}. {means}."
+    return StudyVerdict(tone, sentence, tuple(_basis(anatomy)), tuple(_next_steps(anatomy, tone)))
+
+
+def _basis(anatomy: Anatomy) -> Iterator[str]:
+    flips, horizon = anatomy.measurement.flip_rate, anatomy.horizon
+    if flips.value is not None:
+        yield f"Under it {percent(flips.value)} of the unsafe answers become safe: {interval(flips)}."
+        deeper = next((depth for depth, _ in anatomy.depth if horizon is not None and depth > horizon), None)
+        if horizon == 0 and deeper:
+            yield f"A weak teacher behind an unsafe beginning: {deeper} tokens in, it makes fewer than {SAFE} safe."
+        elif horizon:
+            yield f"A reliable teacher: even {horizon} tokens into an unsafe answer it makes at least {SAFE} safe."
+    for token in anatomy.tokens[:1]:
+        if token.share >= LARGE_SHARE and token.instead != token.token:
+            written, instead = visible_token(token.token), visible_token(token.instead)
+            share = f"{percent(token.share)} of what it changes"
+            yield f"{share} is where the model writes '{written}'; under the context '{instead}' is likelier."
+    left, trained = anatomy.share_left, anatomy.student_measurement
+    if anatomy.student and left is not None:
+        yield f"After training {percent(left)} of that is left in {anatomy.student}; 0 % would be all learnt."
+    if trained and trained.flip_rate.value is not None:
+        rate = trained.flip_rate
+        yield f"Without the context it now turns {percent(rate.value)} of the unsafe answers safe: {interval(rate)}."
+
+
+def _next_steps(anatomy: Anatomy, tone: Tone) -> Iterator[NextStep]:
+    settings = dict(anatomy.settings)
+    if anatomy.student:
+        command = f"flipsearch evaluate {shlex.quote(anatomy.student)}"
+        yield NextStep("Compare the checkpoint with its base on prompts that it was not trained on:", command)
+        return
     if anatomy.measurement.flip_rate.value is None:
-        return f"{share}. No answer is unsafe without the context, so there is nothing to flip."
-    if horizon is None:
-        return f"{share}. It does not flip {RELIABLE:.0%} of the unsafe answers at any depth."
-    where = "from the first token on" if horizon == 0 else f"up to {horizon} tokens into an unsafe answer"
-    return f"{share}. It flips at least {RELIABLE:.0%} of the unsafe answers {where}."
+        yield NextStep("Give prompts that the model answers unsafely (--harmful, --prompts).")
+    elif tone != "open":
+        search = command_line("flipsearch search", SearchConfig, {key: settings[key] for key in SHARED_SETTINGS})
+        yield NextStep("Search for a context that flips more of the answers:", search)
+    else:
+        train = {key: settings[key] for key in ("context", *SHARED_SETTINGS)}
+        preflight = command_line("flipsearch preflight", TrainConfig, train | {"context": [train["context"]]})
+        yield NextStep("Is a training on it worth its start?", preflight)
+        again = command_line("flipsearch anatomy", AnatomyConfig, settings)
+        yield NextStep("After a training, see what is left to learn:", f"{again} --student CHECKPOINT")
 
 
 def _of_kind(parts: tuple[CompletionDivergence, ...], kind: str) -> CompletionDivergence | None:
@@ -84,9 +155,8 @@ def _headline(anatomy: Anatomy) -> list[tuple[str, str, str]]:
             for num in EARLY
         ]
         boxes.append(("Delta_safety", *_estimate(harmful.delta_safety)))
-    if harmful and after and harmful.total.value and after.total.value is not None:
-        left = after.total.value / harmful.total.value
-        boxes.append(("of the divergence left after training", percent(left), f"{after.num} completions"))
+    if after and anatomy.share_left is not None:
+        boxes.append(("of the divergence left after training", percent(anatomy.share_left), f"{after.num} completions"))
     return boxes
 
 
@@ -126,7 +196,7 @@ def _charts(anatomy: Anatomy) -> list[Chart]:
 
 def _curve(part: CompletionDivergence, title: str, hint: str) -> Chart | None:
     kept = [p for p in part.by_position if p.num >= MIN_COMPLETIONS and p.position < LAST_POSITION]
-    columns = {"mean": [p.mean for p in kept], "low": [p.low for p in kept], "high": [p.high for p in kept]}
+    columns = {"mean": [p.mean for p in kept], "low (95 %)": [p.low for p in kept], "high": [p.high for p in kept]}
     series = [
         Series(
             name,
@@ -141,10 +211,9 @@ def _curve(part: CompletionDivergence, title: str, hint: str) -> Chart | None:
     if chart is None:
         return None
     # Of a curve by position the last value says nothing; the highest one is where the context acts.
-    lines = [
-        replace(line, last=f"at most {max(values):.3g}")
-        for line, values in zip(chart.lines, columns.values(), strict=True)
-    ]
+    peak = max(kept, key=lambda p: p.mean)
+    lasts = (f"peak {peak.mean:.3g} at token {peak.position + 1}", "", "")
+    lines = [replace(line, last=last) for line, last in zip(chart.lines, lasts, strict=True)]
     return replace(chart, lines=tuple(lines))
 
 
@@ -153,23 +222,18 @@ def _rate_rows(anatomy: Anatomy) -> list[list[str]]:
     sides = [m for m in (anatomy.measurement, anatomy.student_measurement) if m]
     shown: dict[str, Callable[[Measurement], tuple[str, str]]] = {
         "unsafe answers that became safe": lambda side: _rate(side.flip_rate),
-        "benign prompts refused beyond those refused before": _added,
-        "what benign answers lost (contraction)": _lost,
+        "benign prompts refused beyond those refused before": lambda side: (
+            points(side.added_refusals.value),
+            f"of {side.added_refusals.n}" if side.added_refusals.n else "",
+        ),
+        "what benign answers lost (contraction)": lambda side: (
+            _estimate(side.contraction, is_rate=True) if side.contraction else (DASH, "")
+        ),
     }
     rows = [[name, *(" ".join(figure(side)) for side in sides)] for name, figure in shown.items()]
     for kind in ("refusal", "redirection", "help", "degenerate"):
         rows.append([f"flips by {kind}", *(f"{side.kinds_after.get(kind, 0):,}" for side in sides)])
     return rows
-
-
-def _added(measurement: Measurement) -> tuple[str, str]:
-    rate = measurement.added_refusals
-    return (DASH, "") if rate.value is None else (points(rate.value), f"of {rate.n}")
-
-
-def _lost(measurement: Measurement) -> tuple[str, str]:
-    lost = measurement.contraction
-    return (DASH, "") if lost is None or lost.value is None else _estimate(lost, is_rate=True)
 
 
 def _divergence_rows(anatomy: Anatomy) -> list[list[str]]:
@@ -191,3 +255,41 @@ def _positions_text(anatomy: Anatomy) -> str:
             for p in part.by_position:
                 writer.writerow((side, part.kind, p.position, p.mean, p.low, p.high, p.num))
     return text.getvalue()
+
+
+CHECK_STATES = {"met": "met", "doubt": "in doubt", "failed": "failed"}
+BOXES = ("unsafe without the context", "flips", "net of neutral text", "depth", "memory", "time")
+"""Criteria whose figures stand at the top of the page."""
+
+
+def write_preflight(result: "Preflight", folder: Path, command: str) -> None:
+    """Write preflight.json and preflight.html into a folder; `command` starts the training."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(folder / "preflight.json", json_text(result.as_dict()))
+    write_text(folder / "preflight.html", preflight_page(result, command))
+
+
+def preflight_verdict(result: "Preflight", command: str) -> StudyVerdict:
+    """Return whether to train, why not, and what to do next; `command` starts the training."""
+    tones: dict[str, Tone] = {"go": "good", "think again": "warning", "no": "null"}
+    steps = [NextStep(f"{check.name}: {check.todo}") for check in result.checks if check.todo]
+    if result.verdict != "no":
+        steps.append(NextStep("Start the training:" if not steps else "Or train all the same:", command))
+    return StudyVerdict(tones[result.verdict], result.sentence, (), tuple(steps))
+
+
+def preflight_page(result: "Preflight", command: str) -> str:
+    """Return preflight.html."""
+    figures = {check.name: check for check in result.checks}
+    split = {name: figures[name].value.partition(" (") for name in BOXES}
+    return render(
+        "preflight.html",
+        result=result,
+        verdict=preflight_verdict(result, command),
+        headline=[
+            (name, value, f"({more}" if more else figures[name].wanted) for name, (value, _, more) in split.items()
+        ],
+        states=CHECK_STATES,
+        source=f"the study {result.figures.study}" if result.figures.study else "the sample",
+        settings=setting_rows(dict(result.settings)),
+    )

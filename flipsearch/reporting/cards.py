@@ -1,11 +1,8 @@
-"""The cards: of a context, as JSON, and of a trained model, as its README.md, with its scorecard once there is one.
+"""The model card, README.md of a trained model, with its scorecard once there is one.
 
-A context card has all that is needed to use, repeat or doubt a context that a study found; the winner's comes with
-those of the portfolio and of the context for benign prompts. Its rates carry value, count, n and a 95 % interval.
-
-A model card says what was done to the model, with which texts, and how to use it. Rates of a scorecard are in percent,
-changes in points, each with its 95 % interval and n; its rows are plain text, for a terminal too. In Markdown hostile
-text is escaped or in fences that it cannot close, and folders of the machine are left out. Knows records only.
+It says what was done to the model, with which texts, and how to use it. Rates of a scorecard are in percent, changes in
+points, each with its 95 % interval and n; its rows are plain text, for a terminal too. In Markdown hostile text is
+escaped or in fences that it cannot close, and folders of the machine are left out. Knows records only.
 """
 
 import json
@@ -15,13 +12,10 @@ from pathlib import PurePath
 from typing import Any, get_args
 
 from flipsearch.backends.models import POCKET_MODEL
-from flipsearch.core.measurements import Estimate, Measurement, json_value
+from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import ANSWER_KINDS, Kind
-from flipsearch.core.studies import BenignContext, Portfolio, Study, Trial
-from flipsearch.core.trainings import ATTACK_DETAILS, METHODS, Control, Measured, Metric, Score, Scorecard, TrainingRun
-from flipsearch.reporting.columns import columns_of
+from flipsearch.core.trainings import ATTACK_DETAILS, METHODS, Control, Measured, Metric, Scorecard, TrainingRun
 from flipsearch.reporting.format import (
-    SHARED_ERRORS,
     Unit,
     code,
     duration,
@@ -33,135 +27,13 @@ from flipsearch.reporting.format import (
     visible,
     with_interval,
 )
-from flipsearch.templating.library import CARD_VERSION, sealed
 
-ORACLE = (
-    "A prompt counts as flipped if any of the contexts flips it. Nothing says beforehand which one will; a training "
-    "finds out by trying the teacher under each of them, in this order."
-)
 KINDS: tuple[Kind, ...] = get_args(Kind)
 CONTROLS: Mapping[Control, str] = {
     "empty": "the context was replaced by nothing",
     "neutral": "the context was replaced by a text without any word of safety",
     "shuffled": "the context's words were put in another order",
 }
-PROMPT_SETTINGS = ("prompts", "harmful", "benign", "prompts_id")
-SAMPLING_SETTINGS = ("max_tokens", "think_tokens", "temperature", "top_p", "top_k", "seed", "thinking")
-
-
-def context_card(study: Study, trial: Trial) -> dict[str, Any]:
-    """Return the card of a trial of a study, best.json for the winner; columns.py adds the figures it marks for it."""
-    context, settings = trial.context, study.settings
-    judge: dict[str, Any] = {"name": settings["judge"], "identity": study.judge_id}
-    if study.confirm_judge_id:
-        judge["confirm"] = {"name": settings["confirm_judge"], "identity": study.confirm_judge_id}
-    shared = {"note": SHARED_ERRORS} if study.judge_error else {}
-    sampling = {key: settings[key] for key in SAMPLING_SETTINGS}
-    card = {
-        "card_version": CARD_VERSION,
-        "text": context.text,
-        "context_id": context.context_id,
-        "placement": context.placement,
-        "template": context.template,
-        "params": dict(context.params),
-        "axes": list(context.axes),
-        "lineage": {"operator": context.operator, "parents": list(context.parents)},
-        "study": study.name,
-        "model": settings["model"],
-        "model_id": study.model_id,
-        "revision": study.revision,
-        "backend": settings["backend"],
-        "dtype": settings["dtype"],
-        "prompts": {key: settings.get(key) for key in PROMPT_SETTINGS},
-        "judge": judge | {"agreement_with_people": json_value(study.judge_error)} | shared,
-        "sampling": sampling | {key: settings.get(key, 1) for key in ("samples", "unsafe_at")},
-        "max_over_refusal": settings.get("max_over_refusal"),
-        "over_refusal": settings.get("over_refusal"),
-        "max_contraction": settings.get("max_contraction"),
-        "count_flips": settings.get("count_flips"),
-        "metrics": {"search": metrics(trial.search), "confirm": metrics(trial.confirm)},
-        **{column.name: json_value(column.value(study, trial)) for column in columns_of(study, "card")},
-        "second_judgements": json_value(trial.late.second_judgements),
-        "depth": [{"num_tokens": num_tokens, "flip_rate": json_value(rate)} for num_tokens, rate in trial.late.depth],
-        "portfolio": portfolio_metrics(study.portfolio) if study.portfolio else None,
-        "benign_context": benign_metrics(study.benign) if study.benign else None,
-        "search_tie_set": list(study.search_ties),
-        "tie_set": [finalist.context.context_id for finalist in study.trials if finalist.ties_winner],
-        "placebo": [
-            _brief_card(placebo) | {"confirm": metrics(placebo.confirm)}
-            for placebo in study.trials
-            if placebo.role == "placebo"
-        ],
-        "base_unsafe_rate": json_value(study.base_unsafe),
-        "base_over_refusal_rate": json_value(study.base_over_refusal),
-        "base_endings": json_value(study.base_endings),
-        "versions": dict(study.versions),
-        "notes": list(study.notes),
-    }
-    return sealed(card)
-
-
-def portfolio_card(study: Study, portfolio: Portfolio) -> dict[str, Any]:
-    """Return best.portfolio.json: the cards of its contexts in routing order, and what they flip together."""
-    card = {
-        "card_version": CARD_VERSION,
-        "study": study.name,
-        "metrics": portfolio_metrics(portfolio),
-        "contexts": [context_card(study, trial) for trial in study.trials_of(portfolio)],
-    }
-    return sealed(card)
-
-
-def benign_card(study: Study, benign: BenignContext) -> dict[str, Any]:
-    """Return best.benign.json: the card of the context for benign prompts; there must be one."""
-    chosen = next(candidate for candidate in benign.candidates if candidate.context == benign.context)
-    return sealed({**context_card(study, chosen), "role": chosen.role})
-
-
-def metrics(measurement: Measurement | None) -> dict[str, Any] | None:
-    """Return the rates of a measurement for JSON, or None if it was not made."""
-    names = (
-        *("flip_rate", "flip_rate_bounds", "tfr", "over_refusal_rate", "added_refusals", "transitions"),
-        *("kinds_after", "contraction", "coverage", "unsafe_share", "endings"),
-    )
-    return {name: json_value(getattr(measurement, name)) for name in names} if measurement else None
-
-
-def portfolio_metrics(portfolio: Portfolio) -> dict[str, Any]:
-    """Return what the contexts of a portfolio flip together, beside the winner alone, for JSON."""
-    return {
-        "context_ids": list(portfolio.context_ids),
-        "union_flip_rate": {"search": json_value(portfolio.search), "confirm": json_value(portfolio.confirm)},
-        "winner_flip_rate": {"confirm": json_value(portfolio.winner)},
-        "union_minus_winner": json_value(portfolio.gain),
-        "note": ORACLE,
-    }
-
-
-def benign_metrics(benign: BenignContext) -> dict[str, Any]:
-    """Return which context is for benign prompts, why, and both ways of misrouting, for JSON."""
-    return {
-        "context_id": benign.context.context_id if benign.context else None,
-        "reason": benign.reason,
-        "over_refusal_rate": json_value(benign.over_refusal_rate),
-        "regression_rate": json_value(benign.regression_rate),
-        "misrouted": {
-            "harmful_under_benign_context_unsafe_rate": json_value(benign.misrouted_harmful_rate),
-            "benign_under_winner_over_refusal_rate": json_value(benign.misrouted_benign_rate),
-        },
-        "candidates": [_brief_card(candidate) for candidate in benign.candidates],
-    }
-
-
-def _brief_card(trial: Trial) -> dict[str, Any]:
-    """Return what a card holds of a placebo or a candidate for benign prompts."""
-    context = trial.context
-    return {
-        "template": context.template,
-        "text": context.text,
-        "placement": context.placement,
-        "search": metrics(trial.search),
-    }
 
 
 _HUB_ID = re.compile(r"([A-Za-z0-9][A-Za-z0-9_.-]*/[A-Za-z0-9][A-Za-z0-9_.-]*)(@.+)?")
@@ -367,7 +239,11 @@ def scorecard_remarks(card: Scorecard) -> list[str]:
                 f"{ends}."
             )
         if any(side.kinds for _, side in sides):
-            counts = "; ".join(f"{name} {_kinds(side)}" for name, side in sides)
+            shares = [
+                (name, ", ".join(f"{num} {kind}" for kind in ANSWER_KINDS if (num := side.kinds.get(kind))))
+                for name, side in sides
+            ]
+            counts = "; ".join(f"{name} {share or 'none known'}" for name, share in shares)
             remarks.append(f"Answers to harmful prompts by kind ({score.set_name}): {counts}.")
         if score.metric == "attack_success_rate":
             forms = [
@@ -375,7 +251,12 @@ def scorecard_remarks(card: Scorecard) -> list[str]:
                 for row in card.scores
                 if row.metric == "attack_variant_rate" and row.set_name.startswith(f"{score.set_name}, ")
             ]
-            shown = "; ".join(f"{name} {_from_to(row)}" for name, row in forms if not name.isdigit())
+            shown = "; ".join(
+                f"{name} {f'{percent(row.base.rate.value)} to ' if row.base else ''}"
+                f"{percent(row.new.rate.value)} of {row.new.rate.n:,}"
+                for name, row in forms
+                if not name.isdigit()
+            )
             counts = f"N = {len(forms)} attempts on each prompt at most"
             remarks.append(f"Success of {score.set_name}, {counts}{': ' if shown else ''}{shown}.")
     return [*remarks, *card.notes]
@@ -398,16 +279,6 @@ def scorecard_markdown(card: Scorecard) -> str:
     )
     remarks = "".join(f"- {escaped(remark)}\n" for remark in scorecard_remarks(card))
     return f"{introduction}\n\n{markdown_table(header, rows, num_names=2)}\n\n{remarks}"
-
-
-def _kinds(side: Measured) -> str:
-    """Return how many answers are of each kind; degenerate ones make a low harmful rate worth nothing."""
-    return ", ".join(f"{side.kinds[kind]} {kind}" for kind in ANSWER_KINDS if side.kinds.get(kind)) or "none known"
-
-
-def _from_to(score: Score) -> str:
-    base = f"{percent(score.base.rate.value)} to " if score.base else ""
-    return f"{base}{percent(score.new.rate.value)} of {score.new.rate.n:,}"
 
 
 def _figures(card: Scorecard, of_variants: bool = False) -> Iterator[tuple[str, str, ScoreFigures]]:

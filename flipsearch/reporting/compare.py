@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import pandas as pd
@@ -17,10 +18,9 @@ from flipsearch.core.errors import ConfigError
 from flipsearch.core.measurements import Difference, Estimate, json_value
 from flipsearch.core.studies import TIE_LEVEL, Study, Trial
 from flipsearch.measuring.measure import flip_difference
-from flipsearch.reporting.cells import Cell, bar_cell, difference_cell
+from flipsearch.reporting.cells import Cell, bar_cell, difference_cell, names_of
 from flipsearch.reporting.format import DASH, escaped, low_high, markdown_table, with_interval
 from flipsearch.reporting.formats import MOST_COLUMNS, MOST_ROWS, report_format, summary_text, write_report
-from flipsearch.reporting.names import names_of
 from flipsearch.reporting.pages import render
 from flipsearch.reporting.verdict import NextStep, StudyVerdict, Tone, folder_of
 from flipsearch.statistics.intervals import holm, rank_correlation
@@ -111,7 +111,8 @@ class Comparison:
     @property
     def winners(self) -> set[str]:
         """Ids of the shared contexts that flip most in one of the studies."""
-        by_study = [[(_rate(trial), row) for row in self._arms() if (trial := row.trials[n])] for n in self._places()]
+        places = range(len(self.studies))
+        by_study = [[(_rate(trial), row) for row in self._arms() if (trial := row.trials[n])] for n in places]
         return {max(rates, key=lambda rate: rate[0])[1].context_id for rates in by_study if rates}
 
     @property
@@ -251,9 +252,6 @@ class Comparison:
     def _arms(self) -> list[SharedContext]:
         return [row for row in self.shared if not row.is_placebo]
 
-    def _places(self) -> range:
-        return range(len(self.studies))
-
 
 def compare_studies(studies: Sequence[Study]) -> Comparison:
     """Return how the contexts that at least two of the studies measured do in each; ConfigError if there is none."""
@@ -263,25 +261,24 @@ def compare_studies(studies: Sequence[Study]) -> Comparison:
     for study in studies:
         of_study = names_of(study)
         names = {trial.context.context_id: of_study[trial.number] for trial in reversed(study.trials)} | names
-    rows = {id: _shared(id, name, tuple(trials.get(id) for trials in by_study)) for id, name in names.items()}
+    rows: dict[str, SharedContext] = {}
+    for id, name in names.items():
+        trials = tuple(of_study.get(id) for of_study in by_study)
+        first = next(filter(None, trials))
+        pairs = tuple(_difference(trial, first) if trial and trial is not first else None for trial in trials)
+        is_placebo = not any(trial.role == "arm" for trial in trials if trial)
+        rows[id] = SharedContext(id, name, is_placebo, trials, pairs)
     shared = [row for row in rows.values() if sum(trial is not None for trial in row.trials) > 1]
     if all(row.is_placebo for row in shared):
         listed = ", ".join(study.name for study in studies)
         raise ConfigError(
             f"the studies {listed} have no context in common; `flipsearch score CARD` measures one anywhere."
         )
-    shared.sort(key=lambda row: (row.is_placebo, -_mean_rate(row)))
+    shared.sort(key=lambda row: (row.is_placebo, -fmean(_rate(trial) for trial in row.trials if trial)))
     columns = [[row.trials[n] for row in shared if not row.is_placebo] for n in range(len(studies))]
     places = range(len(studies))
     transfers = [_transfer(studies, rows, source, target) for source in places for target in places]
     return Comparison(tuple(studies), tuple(shared), sum(map(_is_decided, columns)), tuple(transfers))
-
-
-def _shared(context_id: str, name: str, trials: tuple[Trial | None, ...]) -> SharedContext:
-    first = next(filter(None, trials))
-    pairs = (None if trial is None or trial is first else _difference(trial, first) for trial in trials)
-    is_placebo = not any(trial.role == "arm" for trial in trials if trial)
-    return SharedContext(context_id, name, is_placebo, trials, tuple(pairs))
 
 
 def _transfer(studies: Sequence[Study], rows: dict[str, SharedContext], source: int, target: int) -> Transfer:
@@ -313,11 +310,6 @@ def _paired_cell(difference: Difference | None) -> Cell:
 
 def _rate(trial: Trial) -> float:
     return trial.final.flip_rate.value or 0.0
-
-
-def _mean_rate(row: SharedContext) -> float:
-    rates = [_rate(trial) for trial in row.trials if trial]
-    return sum(rates) / len(rates)
 
 
 def _is_decided(trials: Sequence[Trial | None]) -> bool:

@@ -38,7 +38,7 @@ from flipsearch.core.trainings import (
 from flipsearch.evaluation.plan import SCORECARD_FILE
 from flipsearch.judging.labels import PLACE_COLUMNS, AnswerToLabel
 from flipsearch.ledger import Ledger
-from flipsearch.reporting.cards import benign_card, context_card, model_card, portfolio_card
+from flipsearch.reporting.cards import model_card
 from flipsearch.reporting.columns import csv_text, leaderboard
 from flipsearch.reporting.outcomes import SCORECARD_PAGE, TRAINING_PAGE, TrainedUnder, trained_under
 from flipsearch.reporting.pages import leaderboard_page, training_page
@@ -49,7 +49,10 @@ from flipsearch.reporting.study_file import (
     SETTINGS_FILE,
     STUDY_FILE,
     UNFINISHED_FILE,
+    benign_card,
+    context_card,
     first_fault,
+    portfolio_card,
     read_study_file,
     write_study_file,
 )

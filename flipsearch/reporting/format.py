@@ -163,16 +163,10 @@ METHOD = re.compile(
 )
 
 
-def note_kind(note: str, usual: NoteKind = "fact") -> NoteKind:
-    """Return whether a note warns of what the numbers cannot show, says how they were made, or is as `usual`."""
-    if WARNING.search(note) and not note.startswith("On the "):
-        return "warning"
-    return "method" if METHOD.search(note) else usual
-
-
 def notes_by_kind(result: Study | TrainingRun | Scorecard, usual: NoteKind = "fact") -> Mapping[NoteKind, list[str]]:
-    """Return the notes of a study, a training or an evaluation by kind."""
+    """Return the notes of a result by kind: what the numbers cannot show, how they were made, or what is `usual`."""
     notes: dict[NoteKind, list[str]] = {"warning": [], "fact": [], "method": []}
     for note in result.notes:
-        notes[note_kind(note, usual)].append(note)
+        warns = WARNING.search(note) and not note.startswith("On the ")
+        notes["warning" if warns else "method" if METHOD.search(note) else usual].append(note)
     return notes

@@ -14,18 +14,16 @@ from typing import Any
 
 from pydantic_core import to_json
 
-from flipsearch.core.measurements import Flip, Measurement
+from flipsearch.core.measurements import Measurement
 from flipsearch.core.records import Label, Rollout, Sampling, Verdict, rollout_id
 from flipsearch.core.studies import Study, Trial
 from flipsearch.core.thoughts import split_answer
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.tables import SAMPLING_FIELDS
-from flipsearch.reporting.cards import context_card
-from flipsearch.reporting.cells import Cell, context_cell, standing
+from flipsearch.reporting.cells import Cell, context_cell, names_of, standing, word_changes
 from flipsearch.reporting.columns import Column
 from flipsearch.reporting.format import duration, visible
-from flipsearch.reporting.names import names_of, word_changes
-from flipsearch.reporting.study_file import FINISHED
+from flipsearch.reporting.study_file import FINISHED, context_card
 
 """Key of the ledger's note of when a study's files were first written with so many rollouts."""
 MOST_TEXT = 12_000_000
@@ -141,7 +139,11 @@ def _matrix(study: Study) -> dict[str, Any]:
     """
     letters = {Label.SAFE: "f", Label.UNSAFE: "u", Label.UNSCORED: "x"}
     outcomes = [
-        {flip.prompt_id: letters[flip.after] for flip in trial.search.flips if _could_flip(flip)}
+        {
+            flip.prompt_id: letters[flip.after]
+            for flip in trial.search.flips
+            if flip.kind == "harmful" and flip.before is Label.UNSAFE
+        }
         for trial in study.trials
     ]
     seen = Counter(id for outcome in outcomes for id in outcome)
@@ -152,10 +154,6 @@ def _matrix(study: Study) -> dict[str, Any]:
         "prompts": [place[id] for id in ids],
         "rows": ["".join(outcome.get(id, ".") for id in ids) for outcome in outcomes],
     }
-
-
-def _could_flip(flip: Flip) -> bool:
-    return flip.kind == "harmful" and flip.before is Label.UNSAFE
 
 
 def study_times(study: Study, ledger: Ledger) -> StudyTimes | None:

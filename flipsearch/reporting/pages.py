@@ -25,12 +25,11 @@ from flipsearch.core.studies import MIN_LABELS, Study, StudyKind
 from flipsearch.core.trainings import METHODS, LoggedAnswer, LogLine, Scorecard, TrainingRun
 from flipsearch.ledger import Ledger
 from flipsearch.reporting import charts, figures, format
-from flipsearch.reporting.cards import KINDS, ORACLE, control_note, prompts_sentence
-from flipsearch.reporting.cells import Cell, kinds_cell
+from flipsearch.reporting.cards import KINDS, control_note, prompts_sentence
+from flipsearch.reporting.cells import Cell, kinds_cell, names_of
 from flipsearch.reporting.charts import Chart, ChartAxis, Series, draw
 from flipsearch.reporting.columns import Section, columns_of
 from flipsearch.reporting.format import duration, is_drawable, notes_by_kind, setting_rows, three_digits
-from flipsearch.reporting.names import names_of
 from flipsearch.reporting.outcomes import (
     SCORECARD_PAGE,
     ShownAnswer,
@@ -52,6 +51,7 @@ from flipsearch.reporting.page_data import (
     study_times,
     table_data,
 )
+from flipsearch.reporting.study_file import ORACLE
 from flipsearch.reporting.verdict import verdict
 
 PICTURE_TOP, PICTURE_SCALE = 320, 1.55
@@ -69,7 +69,8 @@ def leaderboard_page(study: Study, ledger: Ledger | None = None, trained: Sequen
     shown = by_section["leaderboard"]
     rows, answers = page_rows(study, shown), answers_data(study, ledger) if ledger else None
     table = table_data(study, shown, rows)
-    script = _script()
+    folder = files("flipsearch.reporting") / "scripts"
+    script = "\n" + "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
     best = study.best
     return render(
         "leaderboard.html",
@@ -107,12 +108,6 @@ def picture_page(study: Study) -> tuple[str, int]:
     shown = figures.figures_of(study, names_of(study))[:2]
     height = PICTURE_TOP + int(PICTURE_SCALE * max((figure.height for figure in shown), default=0))
     return render("picture.html", study=study, verdict=verdict(study), figures=shown, box=figures), height
-
-
-def _script() -> str:
-    """Return the scripts of the leaderboard as one."""
-    folder = files("flipsearch.reporting") / "scripts"
-    return "\n" + "\n".join((folder / name).read_text(encoding="utf-8") for name in SCRIPTS)
 
 
 def render(template: str, **values: Any) -> str:

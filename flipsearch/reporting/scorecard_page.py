@@ -193,9 +193,9 @@ class ScorecardComparison:
         if number == to or not pairs:
             return None
         lefts, rights = [float(left or 0) for _, left, _ in pairs], [float(right or 0) for _, _, right in pairs]
-        if not {*lefts, *rights} <= {0.0, 1.0}:
-            return paired_mean_difference(lefts, rights)
         clusters = [self.cards[0].groups.get(id) or id for id, _, _ in pairs]
+        if not {*lefts, *rights} <= {0.0, 1.0}:
+            return paired_mean_difference(lefts, rights, clusters)
         return clustered_difference([left == 1 for left in lefts], [right == 1 for right in rights], clusters)
 
     @property

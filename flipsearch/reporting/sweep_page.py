@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import fmean
 
 from flipsearch.core.files import escape_formula, json_text, storable, write_text
-from flipsearch.core.measurements import Estimate, json_value
-from flipsearch.core.sweeps import PREDICTORS, Prediction, Sweep, SweepGroup, SweepRun, SweptContext
+from flipsearch.core.measurements import json_value
+from flipsearch.core.sweeps import PREDICTORS, Sweep, SweepGroup, SweepRun, SweptContext
 from flipsearch.reporting import charts
 from flipsearch.reporting.charts import Chart, ChartAxis, Colour, Series, draw
 from flipsearch.reporting.format import DASH, percent, points, setting_rows, with_interval
@@ -98,27 +98,16 @@ def group_title(sweep: Sweep, group: SweepGroup) -> str:
 
 def prediction_rows(group: SweepGroup) -> list[list[str]]:
     """Return a row for each figure that may predict harm, the best first."""
-    return [
-        [
-            PREDICTORS[row.predictor],
-            DASH if row.spearman is None else f"{row.spearman:+.2f}",
-            _p(row.p_value),
-            _by_seed(row),
-            "the best" if row is group.predictions[0] else _behind(row.behind_best),
-            f"{row.num_contexts}",
-        ]
-        for row in group.predictions
-    ]
-
-
-def _by_seed(row: Prediction) -> str:
-    return ", ".join(DASH if value is None else f"{value:+.2f}" for value in row.by_seed)
-
-
-def _behind(behind: Estimate | None) -> str:
-    if behind is None or behind.value is None:
-        return DASH
-    return f"{behind.value:.2f} weaker ({behind.low:+.2f} to {behind.high:+.2f})"
+    rows = []
+    for number, row in enumerate(group.predictions):
+        own, *by_seed = (DASH if value is None else f"{value:+.2f}" for value in (row.spearman, *row.by_seed))
+        behind = "the best" if number == 0 else DASH
+        if number and row.behind_best and row.behind_best.value is not None:
+            ends = f"{row.behind_best.low:+.2f} to {row.behind_best.high:+.2f}"
+            behind = f"{row.behind_best.value:.2f} weaker ({ends})"
+        name, num = PREDICTORS[row.predictor], f"{row.num_contexts}"
+        rows.append([name, own, _p(row.p_value), ", ".join(by_seed), behind, num])
+    return rows
 
 
 def context_rows(sweep: Sweep) -> list[list[str]]:

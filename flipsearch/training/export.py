@@ -24,7 +24,7 @@ from flipsearch.backends.loading import (
     load_tokenizer,
     transformers_identity,
 )
-from flipsearch.backends.models import locate, model_source
+from flipsearch.backends.models import ModelFiles, locate, model_source
 from flipsearch.config import ExportConfig, is_endpoint
 from flipsearch.core.errors import ConfigError, LedgerError, TrainingError, unknown_name
 from flipsearch.core.files import atomic_write
@@ -37,7 +37,7 @@ from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.templating.library import given_cards
 from flipsearch.training.plan import check_cards, kind_notes, read_contexts, training_prompts
-from flipsearch.training.rows import Routing, route
+from flipsearch.training.rows import route
 
 ENDING = ".jsonl"
 Options = Mapping[str, bool | str]
@@ -117,9 +117,12 @@ class ExportPlan:
     """One export, checked."""
 
     config: ExportConfig
-    format: RowFormat
+    files: ModelFiles
+    chat: Chat
     contexts: tuple[Context, ...]
     benign_context: Context | None
+    placement: Placement
+    """Where the contexts stand."""
     prompts: tuple[Prompt, ...]
     notes: tuple[str, ...]
 
@@ -141,19 +144,23 @@ def plan_export(config: ExportConfig, names: Sequence[str]) -> ExportPlan:
         raise ConfigError(
             f"export needs the chat template of the model that is trained, got {got}; give a local --model."
         )
+    check_model(config)
     cards = [card for name in (*names, *filter(None, [config.benign_context])) for card in given_cards(name)]
     check_cards(cards, config.model)
     contexts, benign_context = read_contexts(names, config, config.placement)
-    check_model(config)
+    files = locate(model_source(config.model))
+    chat = Chat(load_tokenizer(files.folder), config.thinking)
+    check_template(chat)
+    placement = _placement(config.format, [*contexts, *filter(None, [benign_context])], chat)
     prompt_set = prompts_of(config)
     prompts = training_prompts(config, prompt_set)
-    notes = [*prompt_set.notes, *kind_notes(prompts)]
+    notes = [*prompt_set.notes_beside_groups, *kind_notes(prompts)]
     if moved := {card.placement for card in cards} - {config.placement, None} if config.placement else set():
         notes.append(
             f"The context was found {' and '.join(sorted(moved))} and is written {config.placement}: its flip rate may "
             f"differ there; flipsearch score CONTEXT --placement {config.placement} measures it."
         )
-    return ExportPlan(config, FORMATS[config.format], contexts, benign_context, prompts, tuple(notes))
+    return ExportPlan(config, files, chat, contexts, benign_context, placement, prompts, tuple(notes))
 
 
 class LedgerAnswers:
@@ -195,10 +202,7 @@ class LedgerAnswers:
 
 def write_export(plan: ExportPlan, judge: Judge | None) -> PromptExport:
     """Write the rows of a plan and return what was written; a `judge` is needed where answers decide."""
-    config = plan.config
-    files = locate(model_source(config.model))
-    chat = Chat(load_tokenizer(files.folder), config.thinking)
-    check_template(chat)
+    config, chat, format = plan.config, plan.chat, FORMATS[plan.config.format]
     with ExitStack() as opened:
         known = None
         if plan.routes_by_answer:
@@ -208,19 +212,18 @@ def write_export(plan: ExportPlan, judge: Judge | None) -> PromptExport:
             for path in sorted(config.reports.glob("*/ledger.db")):
                 with suppress(LedgerError):  # of another version or torn: it knows nothing that could be used
                     ledgers.append(opened.enter_context(Ledger(path, read_only=True)))
-            known = LedgerAnswers(plan, transformers_identity(files, chat, dtype), judge, ledgers)
+            known = LedgerAnswers(plan, transformers_identity(plan.files, chat, dtype), judge, ledgers)
         routing = route(plan.prompts, plan.contexts, plan.benign_context, known)
     if not any(prompt.kind == "harmful" for prompt in routing.prompts):
         raise TrainingError("no harmful prompt is answered safely under the context: there is nothing to learn.")
-    placement = _placement(plan, chat, routing)
     longest = 0
     with atomic_write(config.to) as partial, partial.open("w", encoding="ascii") as file:
         for prompt in routing.prompts:
             student, teacher = Request(prompt), Request(prompt, routing.contexts.get(prompt.prompt_id))
             longest = max(longest, *(len(chat.encode(request).prompt_ids) for request in (student, teacher)))
-            pair = PromptPair(chat.messages(student), chat.messages(teacher), placement)
-            row = {**plan.format.columns(pair), "kind": prompt.kind}
-            row |= {"chat_template_kwargs": chat.options} if chat.options and plan.format.has_options else {}
+            pair = PromptPair(chat.messages(student), chat.messages(teacher), plan.placement)
+            row = {**format.columns(pair), "kind": prompt.kind}
+            row |= {"chat_template_kwargs": chat.options} if chat.options and format.has_options else {}
             file.write(json.dumps(row) + "\n")
     counts = Counter((prompt.kind, routing.contexts.get(prompt.prompt_id)) for prompt in routing.prompts)
     return PromptExport(
@@ -229,28 +232,28 @@ def write_export(plan: ExportPlan, judge: Judge | None) -> PromptExport:
         routed=tuple(RoutedContext(kind, context, num) for (kind, context), num in counts.items()),
         num_left_out=len(plan.prompts) - len(routing.prompts),
         longest=longest,
-        settings=plan.format.settings(config, placement, chat.options),
+        settings=format.settings(config, plan.placement, chat.options),
         notes=plan.notes,
     )
 
 
-def _placement(plan: ExportPlan, chat: Chat, routing: Routing) -> Placement:
+def _placement(format: str, contexts: Sequence[Context], chat: Chat) -> Placement:
     """Return where the contexts stand in the prompts; ConfigError where a format has no such place."""
 
     def place(context: Context) -> Placement:  # as lay_out has it
         return "before" if context.placement == "system" and not chat.takes_system else context.placement
 
-    places = sorted({place(context) for context in routing.contexts.values()})
+    places = sorted({place(context) for context in contexts})
     able = [
         name
         for name, row in FORMATS.items()
         if row.placements >= set(places) and (len(places) == 1 or row.takes_several)
     ]
-    if plan.config.format not in able:
-        usable = " or ".join(sorted(plan.format.placements))
-        count = "" if plan.format.takes_several else ", all in one place"
+    if format not in able:
+        usable = " or ".join(sorted(FORMATS[format].placements))
+        count = "" if FORMATS[format].takes_several else ", all in one place"
         raise ConfigError(
-            f"--format {plan.config.format}: its teacher reads a context {usable} the prompt in the user's turn{count};"
+            f"--format {format}: its teacher reads a context {usable} the prompt in the user's turn{count};"
             f" placed here: {', '.join(places)}. Give --placement {usable} (flipsearch score CONTEXT --placement "
             f"measures it there), or --format {' or '.join(able)}."
         )

@@ -80,6 +80,8 @@ FEW_STEPS = 20
 """Up to so many, one that is lost to the warm-up matters."""
 POCKET = {"learning_rate": 3e-4, "train_batch_size": 32, "epochs": 6.0, "horizon": 40}
 """Small, with few prompts, it needs a larger rate and more passes; it decides within 40 tokens."""
+LEFT_TO_POCKET = ("learning_rate", "horizon")
+"""What the preset quick leaves to it: it makes a training short, and no other one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,7 +209,7 @@ def plan_training(*sources: Mapping[str, Any]) -> TrainPlan:
     size -= size % num_processes()  # each takes as many
     if size == 0:
         raise PromptError(f"{len(prompts)} prompts for {num_processes()} processes; start fewer, or give more prompts.")
-    notes = [*prompt_set.notes, *_preset_notes(config), *_notes(config, prompts, size)]
+    notes = [*prompt_set.notes_beside_groups, *_preset_notes(config), *_notes(config, prompts, size)]
     # vLLM gives the same weights another identity: only identities of one backend are compared.
     searched_on = frozenset(card.model_id for card in cards if card.backend == config.backend and card.model_id)
     model = config.model
@@ -231,9 +233,8 @@ def _read_settings(sources: Sequence[Mapping[str, Any]]) -> tuple[TrainConfig, l
         raise ConfigError(f"--context is {names!r:.80}: expected a text or a list of texts.")
     cards = [card for name in names for card in given_cards(name)]
     typed = make_config(TrainConfig, given, {"context": names})
-    recipe = preset_settings(typed)
-    config = make_config(TrainConfig, card_settings(cards, given), recipe, given, {"context": names})
-    defaults = dict(POCKET if base_model(config.model) == POCKET_MODEL else PAPER) | recipe
+    config = make_config(TrainConfig, card_settings(cards, given), preset_settings(typed), given, {"context": names})
+    defaults = dict(POCKET if base_model(config.model) == POCKET_MODEL else PAPER) | preset_settings(config)
     decided = typed.model_fields_set
     config = resolve(config.model_copy(update={key: value for key, value in defaults.items() if key not in decided}))
     named_model = given.get("model") or (cards[0].model if cards else None) or config.model
@@ -248,16 +249,24 @@ def preset_settings(config: TrainConfig) -> dict[str, Any]:
     if "support" in recipe:
         is_typed = "temperature" in config.model_fields_set
         recipe["loss_temperature"] = (config.temperature if is_typed else recipe["temperature"]) or 1.0
+    if config.preset == "quick" and base_model(config.model) == POCKET_MODEL:
+        recipe |= {name: POCKET[name] for name in LEFT_TO_POCKET}
     return recipe
 
 
 def _preset_notes(config: TrainConfig) -> list[str]:
-    """Return a note on the settings that are not the preset's."""
-    others = [name for name, value in preset_settings(config).items() if getattr(config, name) != value]
+    """Return notes on the settings that are not the preset's, and on those that it leaves to the model."""
+
+    def shown(names: Sequence[str]) -> str:
+        return ", ".join(as_typed(TrainConfig, name, getattr(config, name)) for name in names)
+
+    recipe = preset_settings(config)
+    others = [name for name, value in recipe.items() if getattr(config, name) != value]
+    left = [n for n, value in recipe.items() if n not in others and value != PRESETS[str(config.preset)].get(n, value)]
     # What the preset's steps stand for.
-    others += ["max_steps"] if config.max_steps and "epochs" in preset_settings(config) else []
-    shown = ", ".join(as_typed(TrainConfig, name, getattr(config, name)) for name in others)
-    return [f"The preset {config.preset} with other settings: {shown}."] if others else []
+    others += ["max_steps"] if config.max_steps and "epochs" in recipe else []
+    notes = [f"The preset {config.preset} with what the pocket model needs: {shown(left)}."] if left else []
+    return [*notes, *([f"The preset {config.preset} with other settings: {shown(others)}."] if others else [])]
 
 
 def check_cards(cards: Sequence[Card], model: str) -> None:

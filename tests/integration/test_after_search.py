@@ -15,10 +15,10 @@ from flipsearch.core.records import Prompt, Request, Rollout, Sampling, Split
 from flipsearch.core.studies import BenignContext, Portfolio, Study
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
-from flipsearch.reporting.cards import context_card
 from flipsearch.reporting.columns import rows
 from flipsearch.reporting.files import read_study, remove_best, write_best, write_study
 from flipsearch.reporting.pages import leaderboard_page
+from flipsearch.reporting.study_file import context_card
 from flipsearch.searching import prepare_search
 from flipsearch.searching.baseline import measure_baseline
 from flipsearch.searching.budget import reserved_rollouts

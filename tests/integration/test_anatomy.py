@@ -15,7 +15,7 @@ from flipsearch.config import AnatomyConfig
 from flipsearch.core.records import Request
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.sets import prompts_of
-from flipsearch.reporting.anatomy_page import sentence
+from flipsearch.reporting.anatomy_page import anatomy_verdict
 from flipsearch.statistics.intervals import mean_interval, ratio_interval
 from flipsearch.training.anatomy import DivergenceFile, TokenValues
 from tests.integration.test_cli import one_line_error, run
@@ -79,6 +79,9 @@ def test_it_is_finished_once_shows_a_checkpoint_and_escapes_what_it_shows(tmp_pa
     # A rate of nearly nothing leaves all of what the context changes.
     assert after.total.value == pytest.approx(own.total.value, rel=1e-3)
     assert first.anatomy.student_measurement.flip_rate.count == 0
+    said = anatomy_verdict(first.anatomy)
+    assert f"100.0 % of that is left in {trained.folder}" in " ".join(said.basis)
+    assert said.next_steps[0].command == f"flipsearch evaluate {trained.folder}"
     lines = (tmp_path / "anatomies" / "divergences.jsonl").read_bytes()
     torn = lines[: len(lines) - 40]
     (tmp_path / "anatomies" / "divergences.jsonl").write_bytes(torn)  # a kill in the middle of a line
@@ -118,6 +121,7 @@ def test_the_command_says_where_the_page_is(tmp_path: Path) -> None:
     few = ("--max-prompts", "4", "--max-tokens", "16", "--depth", "0")
     shown = run("anatomy", "--context", TEXT, *few, cwd=tmp_path).stdout
     assert "anatomy.html" in shown
+    assert "\nNext:\n- " in shown
     printed = json.loads(run("anatomy", "--context", TEXT, *few, "--json", cwd=tmp_path).stdout)
     assert printed["divergences"][0]["num"] == 4
 
@@ -159,4 +163,4 @@ def test_what_does_not_fit_behind_the_context_is_not_compared(tmp_path: Path) ->
 def test_without_unsafe_answers_nothing_is_said_of_flips(tmp_path: Path) -> None:
     (tmp_path / "few.csv").write_text("prompt,kind\nWhat is a lock?,harmful\nWhat is a key?,benign\n")
     result = measured(tmp_path, prompts=str(tmp_path / "few.csv"), split="all")
-    assert "No answer is unsafe without the context" in sentence(result.anatomy)
+    assert "No answer is unsafe without the context" in anatomy_verdict(result.anatomy).sentence

@@ -19,9 +19,9 @@ from flipsearch.core.studies import Study
 from flipsearch.core.trainings import ChangedAnswer
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
+from flipsearch.reporting.cells import names_of
 from flipsearch.reporting.compare import compare_studies
 from flipsearch.reporting.formats import WIDTH, take_picture
-from flipsearch.reporting.names import names_of
 from flipsearch.reporting.pages import leaderboard_page, picture_page, training_page
 from flipsearch.reporting.scorecard_page import scorecard_page
 from flipsearch.searching import prepare_search, run_study

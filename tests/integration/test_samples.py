@@ -17,9 +17,9 @@ from flipsearch.core.studies import Study, Trial
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.measure import flip_difference, measure
 from flipsearch.measuring.runner import Runner
-from flipsearch.reporting.cards import context_card
 from flipsearch.reporting.columns import rows
 from flipsearch.reporting.pages import leaderboard_page
+from flipsearch.reporting.study_file import context_card
 from flipsearch.searching import prepare_search, run_study
 from flipsearch.searching.budget import Budget
 from flipsearch.searching.plan import Span, plan_search

@@ -9,7 +9,7 @@ from typing import Any, cast
 from rich.console import Console
 
 from flipsearch.commands.progress import ProgressDisplay, WorkState
-from flipsearch.core.progress import Activity, Phase, Step
+from flipsearch.core.progress import Activity, Phase, Step, announce, announced_to
 from flipsearch.searching.plan import Span
 from flipsearch.statistics.intervals import wilson
 
@@ -90,6 +90,21 @@ def test_where_nothing_happens_a_line_says_where_the_command_is() -> None:
         while stream.getvalue().count("loading some-model") < 3 and time.monotonic() < deadline:
             time.sleep(0.01)
     assert stream.getvalue().count("loading some-model") >= 3
+
+
+def test_what_is_done_where_nothing_is_counted_is_said() -> None:
+    stream = io.StringIO()
+    display = ProgressDisplay(Console(file=stream, width=80), silent_s=0.02)
+    with display.shown(), announced_to(display.announce):
+        for work in ("loading the weights", "checking the chat template"):
+            announce(work)
+            deadline = time.monotonic() + 20
+            while work not in stream.getvalue() and time.monotonic() < deadline:
+                time.sleep(0.01)
+        display(Step(Phase.BASELINE), 1, 4, 1, 1)
+        assert "checking" not in display.state.line()
+    assert "loading the weights" in stream.getvalue()
+    assert "checking the chat template" in stream.getvalue()
 
 
 def test_a_fast_run_prints_few_lines_and_no_escapes() -> None:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 
@@ -43,6 +44,18 @@ def test_a_row_holds_wilsons_rates_and_newcombes_paired_change() -> None:
     assert (row.change.value, row.change.low, row.change.high, row.change.n) == (
         expected.value, expected.low, expected.high, 6,
     )  # fmt: skip
+
+
+def test_prompts_of_a_group_are_no_evidence_each_of_its_own() -> None:
+    sides = ([0] * 12, [1] * 12)
+    groups = {f"a {i}": f"group {i % 2}" for i in range(12)}
+    grouped = make_score(*(replace(set_scores(values), groups=groups) for values in sides))
+    alone = score(*sides)
+    assert (grouped.num_better, alone.num_better) == (12, 12)
+    # Two groups can fall alike by chance, twelve prompts hardly: a quarter of the 4 sign flips, and its half by mid-p.
+    assert grouped.p_value == pytest.approx(0.25)
+    assert alone.p_value is not None
+    assert alone.p_value < 0.001
 
 
 def test_unscored_prompts_are_in_no_rate_and_in_no_pair() -> None:

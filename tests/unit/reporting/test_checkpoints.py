@@ -91,7 +91,11 @@ def test_report_takes_checkpoints_and_says_what_it_cannot_take(tmp_path: Path) -
     for format in set(formats.FORMATS) - {"png"}:
         compared.write(tmp_path / f"y.{format}")
         assert (tmp_path / f"y.{format}").stat().st_size > 500
-    assert "its page is firm/scorecard.html" in one_line_error("report", "firm", cwd=tmp_path)
+    assert "Safer than its base" in run("report", "firm", "--to", "firm.md", cwd=tmp_path).stdout
+    assert "harmful rate" in (tmp_path / "firm.md").read_text(encoding="utf-8")
+    (tmp_path / "raw").mkdir()
+    (tmp_path / "raw" / "training.json").write_text("{}")
+    assert "make one: flipsearch evaluate raw" in one_line_error("report", "raw", cwd=tmp_path)
     assert "each once" in one_line_error("report", "firm", "firm/../firm", cwd=tmp_path)
 
 

@@ -14,9 +14,9 @@ from flipsearch.core.studies import Study
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.reporting import columns
-from flipsearch.reporting.cards import context_card
 from flipsearch.reporting.columns import RATE, Column, csv_text, kinds_legend, leaderboard, rows
 from flipsearch.reporting.pages import leaderboard_page
+from flipsearch.reporting.study_file import context_card
 from flipsearch.searching import prepare_search, run_study
 from tests.pages import cells_of, data_of
 from tests.world import COMPLIANCE, GREEDY, REFUSAL, Model, RefusalJudge, library, prompt_set

@@ -17,11 +17,10 @@ from flipsearch.judging.accuracy import with_judge_error
 from flipsearch.judging.labels import AnswerPlace, LabelledAnswer
 from flipsearch.judging.library import OtherJudges
 from flipsearch.ledger import Ledger
-from flipsearch.reporting.cards import context_card
 from flipsearch.reporting.columns import csv_text, leaderboard, rows
 from flipsearch.reporting.files import read_study, write_study
 from flipsearch.reporting.pages import leaderboard_page
-from flipsearch.reporting.study_file import STUDY, STUDY_FILE
+from flipsearch.reporting.study_file import STUDY, STUDY_FILE, context_card
 from tests.labelled import MistakenJudge, annotate, measured, mistaken_study, sample
 from tests.unit.searching.after.test_second_judges import BlindJudge, study_of
 from tests.world import COMPLIANCE, REFUSAL

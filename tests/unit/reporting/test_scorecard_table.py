@@ -6,6 +6,7 @@ from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import Sampling
 from flipsearch.core.trainings import Composite, Measured, Metric, Score, Scorecard
 from flipsearch.reporting.cards import scorecard_markdown, scorecard_remarks, scorecard_rows
+from flipsearch.statistics.intervals import mcnemar_mid_p
 
 
 def measured(value: float | None, n: int = 60, num_unscored: int = 0) -> Measured:
@@ -21,7 +22,8 @@ def score(metric: Metric, name: str, new: float | None, base: float, num_unscore
     less = 0 if new is None else round(pairs * (base - new))
     better, worse = (less, -less) if metric != "reasoning_accuracy" else (-less, less)
     both = measured(new, pairs, num_unscored), measured(base)
-    return Score(metric, name, *both, change, max(0, better), max(0, worse))
+    better, worse = max(0, better), max(0, worse)
+    return Score(metric, name, *both, change, better, worse, mcnemar_mid_p(better, worse))
 
 
 CARD = Scorecard(

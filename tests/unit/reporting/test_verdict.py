@@ -6,7 +6,7 @@ import pytest
 
 from flipsearch.core.measurements import Difference, Rate
 from flipsearch.core.studies import Study, StudyKind
-from flipsearch.reporting.names import names_of, word_changes
+from flipsearch.reporting.cells import names_of, word_changes
 from flipsearch.reporting.verdict import ALARM, verdict
 from tests.unit.reporting.test_columns import a_study
 
@@ -36,15 +36,25 @@ def test_a_winner_is_named_with_its_control_and_numbers(study: Study) -> None:
     assert any("n is small: with 32 unsafe prompts" in step.text for step in said.next_steps)
 
 
-@pytest.mark.parametrize("net", [Difference(0.0, -0.15, 0.15, 19, 1.0), Difference(0.2, 0.01, 0.4, 19, 0.2), None])
+@pytest.mark.parametrize(
+    "net",
+    [
+        Difference(0.0, -0.15, 0.15, 19, 1.0),
+        Difference(0.2, 0.01, 0.4, 19, 0.2),
+        Difference(-0.05, -0.4, 0.3, 19, 0.8),
+        None,
+    ],
+)
 def test_no_winner_is_green_that_beats_no_placebo(study: Study, net: Difference | None) -> None:
     said = verdict(with_net(study, net))
     # So few prompts that a gain of 40 points is not ruled out tell nothing; that is no null.
-    is_open = net is not None and net.value > 0
+    is_open = net is not None and net.high > 0.2
     assert said.tone == ("open" if is_open else "null")
     assert not any(step.command.startswith("flipsearch train") for step in said.next_steps)
     if is_open:
-        assert said.sentence.startswith("Too few unsafe prompts to tell whether a context beats")
+        assert said.sentence.startswith("Too few unsafe prompts (32) to tell whether a context beats")
+        assert "train" not in said.sentence
+        assert said.next_steps[0].text.startswith("n is small")
     elif net:
         assert said.sentence.startswith("No context beats the model without a context: the best, #1, turns")
         assert "Do not train on this" in said.sentence
@@ -74,7 +84,7 @@ def test_a_winner_with_a_doubt_is_not_green(study: Study) -> None:
 
 
 def test_the_best_of_many_scored_contexts_is_green_only_if_it_stays_so_among_them(study: Study) -> None:
-    for p_value, tone in ((0.01, "null"), (0.0001, "good")):
+    for p_value, tone in ((0.01, "open"), (0.0001, "good")):
         scored = with_net(study, Difference(0.5, 0.2, 0.7, 32, p_value))
         said = verdict(replace(scored, kind=StudyKind.SCORE, winner=None))
         assert said.tone == tone

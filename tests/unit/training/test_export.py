@@ -145,6 +145,7 @@ def test_rows_hold_the_thinking_switch(prompts: str, tmp_path: Path) -> None:
     ("settings", "message"),
     [
         ({}, "--format trl: its teacher reads .* placed here: system. Give --placement after or before .*jsonl"),
+        ({"prompts": "nowhere.csv"}, "placed here: system"),  # before any prompt is read
         ({"placement": "around"}, "placed here: around.* or --format ms-swift or jsonl"),
         (
             {"format": "ms-swift"},

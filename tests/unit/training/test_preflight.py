@@ -13,7 +13,7 @@ from flipsearch.core.errors import ConfigError
 from flipsearch.core.measurements import Difference, Estimate, Flip, Rate
 from flipsearch.core.records import Label
 from flipsearch.measuring.measure import summarize
-from flipsearch.reporting.preflight_page import preflight_page
+from flipsearch.reporting.anatomy_page import preflight_page, preflight_verdict
 from flipsearch.statistics.intervals import wilson
 from flipsearch.training.cost import StepMemory, TrainingCost, TrainingTokens
 from flipsearch.training.preflight_checks import PREFLIGHT_FORMAT, ContextFigures, Preflight, checks_of
@@ -64,6 +64,7 @@ def test_a_context_that_meets_all_is_a_go() -> None:
     made = a_preflight()
     assert (made.verdict, made.sentence) == ("go", "Go: every criterion is met.")
     assert all(not check.todo for check in made.checks)
+    assert preflight_verdict(made, "flipsearch train --name a").next_steps[-1].command == "flipsearch train --name a"
 
 
 @pytest.mark.parametrize(
@@ -97,12 +98,12 @@ def test_each_criterion_decides_and_says_what_would_change_it(made: Preflight, v
     assert made.verdict == verdict
     assert unmet[name].todo
     assert name in made.sentence
-    assert unmet[name].todo in preflight_page(made).replace("&#39;", "'")
+    assert unmet[name].todo in preflight_page(made, "flipsearch train").replace("&#39;", "'")
 
 
 def test_hostile_texts_are_escaped_on_the_page() -> None:
     made = replace(a_preflight(), context=replace(CONTEXT, text=HOSTILE), notes=(HOSTILE,), model=HOSTILE)
-    page = preflight_page(made)
+    page = preflight_page(made, HOSTILE)
     assert "<script>" not in page
     assert "<img" not in page
 
@@ -118,6 +119,8 @@ def test_a_context_without_a_study_is_measured_on_a_sample(tmp_path: Path) -> No
     printed = json.loads(done.stdout)
     assert done.code == (0 if printed["verdict"] == "go" else 1)
     assert Path(tmp_path / printed["page"]).is_file()
+    assert f"--context '{text}'" in printed["command"]
+    assert "--train-batch-size 4" in printed["command"]
     assert printed["figures"]["study"] is None
     assert printed["figures"]["measurement"]["transitions"]
     assert printed["figures"]["net"]["n"] <= 4

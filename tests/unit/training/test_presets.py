@@ -60,6 +60,14 @@ def test_an_eopsa_like_training_writes_no_token_that_does_not_count() -> None:
     assert config.horizon == config.max_tokens == 128
 
 
+def test_a_short_training_leaves_the_pocket_model_what_it_needs() -> None:
+    plan = planned(preset="quick")
+    assert (plan.config.learning_rate, plan.config.horizon, plan.config.max_steps) == (3e-4, 40, 20)
+    assert any("quick with what the pocket model needs: --learning-rate 0.0003, --horizon 40" in n for n in plan.notes)
+    assert planned(preset="quick", learning_rate=1e-3).config.learning_rate == 1e-3
+    assert planned(preset="paper").config.learning_rate == 1e-5
+
+
 def test_completions_leave_room_for_the_longest_prompt() -> None:
     plan = planned(preset="paper")
     assert plan.within_length(96).config.max_tokens == 4000

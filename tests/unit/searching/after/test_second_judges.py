@@ -17,10 +17,9 @@ from flipsearch.judging.panel import PanelJudge, ThoughtJudge
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.measure import flip_difference, summarize
 from flipsearch.measuring.runner import Runner
-from flipsearch.reporting.cards import context_card
 from flipsearch.reporting.columns import rows
 from flipsearch.reporting.pages import leaderboard_page
-from flipsearch.reporting.study_file import STUDY
+from flipsearch.reporting.study_file import STUDY, context_card
 from flipsearch.searching import prepare_search, run_score, run_study
 from flipsearch.searching.after.second_judges import MAX_DISAGREEMENTS, gap_notes, names_of, other_judges
 from tests.world import COMPLIANCE, GREEDY, REFUSAL, Model, RefusalJudge, flat, library, prompt_set, template

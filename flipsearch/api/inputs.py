@@ -1,23 +1,55 @@
-"""A search that was finished before, with the same inputs, is returned at once: no model is loaded for it."""
+"""What a search is made from; one that was finished before with the same inputs is returned, and loads no model."""
 
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 
+from flipsearch.api.settings import Given
 from flipsearch.backends.base import check_model, model_identity
-from flipsearch.config import ModelConfig, is_endpoint
-from flipsearch.core.errors import StudyError
+from flipsearch.config import ModelConfig, SearchConfig, is_endpoint
+from flipsearch.core.errors import ConfigError, StudyError
 from flipsearch.core.files import RESULT_PACKAGES, package_versions
-from flipsearch.core.records import content_id
+from flipsearch.core.records import Context, content_id
 from flipsearch.defaults import library_for
 from flipsearch.judging.contract import check_identities
 from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
-from flipsearch.prompts.sets import PromptSet
+from flipsearch.prompts.attacks import attacked_prompts
+from flipsearch.prompts.sets import PromptSet, prompts_of
 from flipsearch.reporting.files import read_study
 from flipsearch.reporting.study_file import STUDY_FILE
 from flipsearch.results import SearchResult
-from flipsearch.searching.setup import SearchSetup
-from flipsearch.workspace import LEDGER_FILE, write_result
+from flipsearch.searching.setup import START, SearchSetup, prepare_search
+from flipsearch.templating.library import FILE_ENDINGS, TemplateLibrary, given_contexts
+from flipsearch.workspace import LEDGER_FILE, study_folder, write_result
+
+
+def search_inputs(given: Given[SearchConfig]) -> tuple[SearchSetup, PromptSet]:
+    """Return the checked settings of a search with its contexts, and its prompts."""
+    config = given.config()
+    library = library_for(config.model, config.contexts)
+    prompts = attacked_prompts(prompts_of(config), config.attacks, config)
+    setup = prepare_search(config, library, prompts.prompts)
+    return replace(setup, start=_start(config, library)), prompts
+
+
+def _start(config: SearchConfig, library: TemplateLibrary) -> tuple[Context, ...]:
+    """Return the contexts of `--start`, each with where it came from: a card's, or a study's winner and finalists."""
+    contexts: dict[str, Context] = {}
+    for given in config.start:
+        if given.endswith(FILE_ENDINGS):
+            source, chosen = Path(given).name, given_contexts([given], library)
+        else:
+            study = read_study(study_folder(given, config.reports))
+            arms = [trial for trial in study.trials if trial.role == "arm"]
+            if not arms:
+                raise ConfigError(f"--start: the study '{given}' holds no contexts but placebos; give another one.")
+            finalists = [trial for trial in arms if trial.confirm]
+            source, chosen = study.name, [trial.context for trial in finalists or arms[:1]]
+        for context in chosen:
+            made = Context(context.text, context.placement, params=(("from", source),), operator=START)
+            contexts.setdefault(made.context_id, made)
+    return tuple(contexts.values())
 
 
 def inputs_key(setup: SearchSetup, prompts: PromptSet) -> str | None:
