@@ -8,7 +8,7 @@ from flipsearch.reporting.format import setting_rows
 from flipsearch.reporting.pages import render
 
 if TYPE_CHECKING:  # which loads torch
-    from flipsearch.training.preflight_checks import Preflight
+    from flipsearch.training.preflight import Preflight
 
 CHECK_STATES = {"met": "met", "doubt": "in doubt", "failed": "failed"}
 BOXES = ("unsafe without the context", "flips", "net of neutral text", "depth", "memory", "time")

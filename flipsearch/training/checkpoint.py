@@ -20,6 +20,7 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from pathlib import Path
 from typing import Any
 
+import torch
 from transformers import Trainer
 
 from flipsearch.backends.loading import is_out_of_memory, quiet
@@ -29,10 +30,13 @@ from flipsearch.core.errors import TrainingError, one_line
 from flipsearch.core.files import is_held, take_lock, write_text
 from flipsearch.core.settings import as_typed
 from flipsearch.core.trainings import TRAINING_FORMAT, check_format
-from flipsearch.training.model import stored_dtypes, unwrap
+from flipsearch.training.memory import stored_weights
+from flipsearch.training.model import unwrap
 
 LOG_FILE, ANSWERS_FILE, VALIDATION_FILE = "log.jsonl", "answers.jsonl", "validation.jsonl"
 LOGS = (LOG_FILE, ANSWERS_FILE, VALIDATION_FILE)
+STORED_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
+"""Others are float32 here: no training knows them."""
 STATE = re.compile(r"checkpoint-[0-9]{1,9}")
 """Name of a folder with a state; a copy of one that somebody keeps beside it has another."""
 STARTED_FILE, STATE_FILE, FINAL, ADAPTER, LOCK = "started.json", "trainer_state.json", "final", "adapter", "lock"
@@ -134,7 +138,8 @@ class CheckpointFolder:
             if model is not unwrap(model):
                 model.save_pretrained(self.final / ADAPTER)
                 model = model.merge_and_unload()
-            stored, notes = stored_dtypes(source), set[str]()
+            stored = {name: STORED_DTYPES.get(entry["dtype"], torch.float32) for name, entry in stored_weights(source)}
+            notes = set[str]()
             usual = Counter(stored.values()).most_common(1)[0][0]
             for name, parameter in model.named_parameters():
                 dtype = stored.get(name, usual)
