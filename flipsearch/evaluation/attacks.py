@@ -70,6 +70,12 @@ class AttackRun:
         self._prompts = [prompt for prompt in plan.prompts if prompt.kind == "harmful"]
         self._begun: dict[str, dict[str, Prompt]] | None = None
         """Depth -> prompt id -> the prompt with so much of an unsafe answer: the same for all models."""
+        self._written: dict[str, list[str]] = {}
+        """Attack -> what the attacker model wrote for it: now, as it may be closed before others are loaded."""
+        for name in self._config.attacks:
+            if ATTACKS[name].needs == "attacker" and name != "pair":
+                forms = ATTACKS[name].variants.values()
+                self._written[name] = self._write([_instruction(p, form) for form in forms for p in self._prompts])
         self.notes: list[str] = []
 
     def score(self, runner: Runner, side: str) -> Iterator[SetScores]:
@@ -86,8 +92,7 @@ class AttackRun:
             return {str(num): {p.prompt_id: respelled_request(p, num) for p in self._prompts} for num in numbers}
         variants = ATTACKS[name].variants
         if ATTACKS[name].needs == "attacker":
-            instructions = [_instruction(p, form) for form in variants.values() for p in self._prompts]
-            texts = iter(self._write(instructions))
+            texts = iter(self._written[name])
             return {form: {p.prompt_id: reworded(p, next(texts)) for p in self._prompts} for form in variants}
         attacked = {form: {p.prompt_id: row.attacked(p) for p in self._prompts} for form, row in variants.items()}
         if name == "prefill":

@@ -5,9 +5,11 @@ fewer and shorter rows where whole steps would take long, in a folder that is re
 """
 
 import math
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -21,10 +23,11 @@ from flipsearch.backends.loading import choose_device, load_tokenizer, memory_by
 from flipsearch.backends.models import POCKET_MODEL, locate, model_source
 from flipsearch.core.display import ShowsFacts
 from flipsearch.core.errors import ConfigError
+from flipsearch.core.files import is_taken, take_lock
 from flipsearch.core.measurements import json_value
 from flipsearch.core.progress import Progress
 from flipsearch.core.records import Prompt, Request
-from flipsearch.training.checkpoint import ANSWERS_FILE, LOG_FILE, CheckpointFolder
+from flipsearch.training.checkpoint import ANSWERS_FILE, LOCK, LOG_FILE, CheckpointFolder
 from flipsearch.training.log import AnswerLog, read_log
 from flipsearch.training.memory import StepMemory, num_parameters, step_memory
 from flipsearch.training.model import head_getter, load_student
@@ -42,6 +45,8 @@ MOST_PROMPTS = 512
 """Prompts whose tokens are counted, evenly spaced."""
 PROBE_FLOPS = {True: 4e12, False: 4e14}
 """Size of a probe's step on a CPU and on anything else: a minute or less."""
+PROBE = ".probe-"
+"""How the name of its folder begins."""
 PROBE_TOKENS = 64
 PROBE_STEPS = 4
 """The first is apart: it takes longer."""
@@ -161,6 +166,9 @@ def training_cost(
         raise ConfigError(f"--tokens-per-second is {tokens_per_s:g}, expected a number above 0.")
     if num_gpus < 1:
         raise ConfigError(f"--gpus is {num_gpus}, expected at least 1.")
+    for left in _place(plan).glob(f"{PROBE}*/{LOCK}"):  # by a probe that was killed
+        if not is_taken(left):
+            shutil.rmtree(left.parent, ignore_errors=True)
     folder = locate(model_source(plan.config.model)).folder
     device = choose_device(plan.config.device)
     chat = Chat(load_tokenizer(folder), plan.config.thinking)
@@ -274,8 +282,10 @@ def _probe(plan: TrainPlan, size: int, reads: float, on_cpu: bool, progress: Pro
         "report_to": (),
         "eval_steps": None,
     }
-    place = next(folder for folder in (config.checkpoints, *config.checkpoints.resolve().parents) if folder.is_dir())
-    with tempfile.TemporaryDirectory(prefix=".probe-", dir=place) as temporary:
+    with (
+        tempfile.TemporaryDirectory(prefix=PROBE, dir=_place(plan)) as temporary,
+        closing(take_lock(Path(temporary) / LOCK)),
+    ):
         folder, clock, start = CheckpointFolder(Path(temporary) / "probe"), _ProbeClock(), time.monotonic()
         folder.partial.mkdir()
         backend, plan = load_student(replace(plan, config=config.model_copy(update=short | once)))
@@ -328,6 +338,12 @@ def _probe(plan: TrainPlan, size: int, reads: float, on_cpu: bool, progress: Pro
         optimizer_s=sum(updates[1:]) / (PROBE_STEPS - 1),
         save_s=times["saved"][-1] - times["step"][-1] if "saved" in times else 0.0,
     )
+
+
+def _place(plan: TrainPlan) -> Path:
+    """Return the folder that the checkpoints go to, or the nearest one above it that is there."""
+    checkpoints = plan.config.checkpoints
+    return next(folder for folder in (checkpoints, *checkpoints.resolve().parents) if folder.is_dir())
 
 
 def _tokens(plan: TrainPlan, length: float, student: float, teacher: float) -> TrainingTokens:

@@ -136,6 +136,8 @@ class CompletionTrainer(SavedStates):
     ) -> tuple[list[Any], Any]:
         """Return a step's micro-batches, of rows of similar length, and its number of tokens over all processes."""
         self._stop_if_signalled()
+        if self.control.should_training_stop:  # resumed behind the step that exceeded a cap
+            return [], None
         micro_batches = list(itertools.islice(epoch_iterator, num_batches))
         start = time.monotonic()
         if self.job.rounded:
