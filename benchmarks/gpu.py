@@ -8,7 +8,8 @@ rollouts   tokens per second of both paths of `train --rollouts`: transformers, 
 training   seconds of a whole step of `OpsaTrainer` (all weights, AdamW) without its rollouts, and the most memory that
            the process held; the divergence is the paper's, on the whole vocabulary
 a step     the same completions for us and for TRL's SDFTTrainer, where it is installed (trl 1.16): both sides' passes,
-           loss and backward, without an optimizer, in bfloat16 (opsa_step.py has the details)
+           loss and backward, without an optimizer (opsa_step.py has the details). The weights are in bfloat16, in which
+           TRL takes its softmax, too: its loss is then mostly rounding, while in float32 both have the same
 the null   a training in bfloat16 without a context: each loss has to be exactly 0, and no weight may move
 
 Exit code 1: the null does not hold. 2: there is no GPU, and --tiny was not given.
@@ -19,16 +20,18 @@ import datetime
 import gc
 import importlib.metadata
 import importlib.util
+import math
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import Qwen3Config, Qwen3ForCausalLM, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, Qwen3Config, Qwen3ForCausalLM, TrainerCallback, TrainingArguments
 
 from backend_throughput import POCKET_MODEL
 from flipsearch.backends.chat import Chat
@@ -157,8 +160,8 @@ def report_rollouts(folder: Path, size: Size, device: torch.device) -> None:
             seconds, batches = timed(device, lambda: list(backend.generate(requests, sampling)))  # noqa: B023
             rates.append(sum(len(rollout.completion_ids) for batch in batches for rollout in batch) / seconds)
         print(
-            f"rollouts  {name:12}  {max(rates[1:]):12,.0f} tokens/s, {rates[0]:,.0f} at first; {len(requests)} prompts, "
-            f"up to {size.rollout_tokens} tokens, started in {start_s:.1f} s"
+            f"rollouts  {name:12}  {max(rates[1:]):12,.0f} tokens/s, {rates[0]:,.0f} at first; {len(requests)} prompts "
+            f"of up to {size.rollout_tokens} tokens, started in {start_s:.1f} s"
         )
         if isinstance(backend, ColocatedVllm):
             backend.close()
@@ -171,6 +174,7 @@ class StepTimes(TrainerCallback):  # type: ignore[misc]
         self.device, self.ends = device, [time.perf_counter()]
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Wait for the device."""
         timed(self.device, lambda: None)
         self.ends.append(time.perf_counter())
 
@@ -191,6 +195,7 @@ def trained(folder: Path, size: Size, device: torch.device, routes: Any, tokens:
         student, rounded, as_teacher = student_and_teacher(model, 0, with_teacher=True)
         job = TrainingJob(student, as_teacher, tokenizer, prompts, routes, arguments, rounded=rounded)
         trainer, times = OpsaTrainer(job, Sampling(tokens, 0.6), Divergence()), StepTimes(device)
+        trainer.remove_callback(PrinterCallback)
         trainer.add_callback(times)
         before = [parameter.detach().to("cpu", copy=True) for parameter in student.parameters()]
         times.ends = [time.perf_counter()]
@@ -204,11 +209,10 @@ def report_training(folder: Path, size: Size, device: torch.device) -> None:
     reset_peak(device)
     routes = {prompt.prompt_id: CONTEXT for prompt in make_prompts(size.rows)}
     trainer, times, _ = trained(folder, size, device, routes, size.completion_tokens)
-    whole, rollout_s = times.ends[-1] - times.ends[1], trainer.stats.rollout_s * (size.steps - 1) / size.steps
+    whole, rollout_s = (times.ends[-1] - times.ends[0]) / size.steps, trainer.stats.rollout_s / size.steps
     print(
-        f"training  step {(whole - rollout_s) / (size.steps - 1):.2f} s and rollouts {rollout_s / (size.steps - 1):.2f} s "
-        f"by transformers; {size.rows} rows of up to {size.completion_tokens} tokens, {size.micro_rows} a backward pass; "
-        f"{shown_peak(device)}"
+        f"training  step {whole - rollout_s:.2f} s and rollouts {rollout_s:.2f} s by transformers; {size.rows} rows of "
+        f"up to {size.completion_tokens} tokens, {size.micro_rows} a backward pass; {shown_peak(device)}"
     )
 
 
@@ -221,14 +225,14 @@ def report_step(folder: Path, size: Size, device: torch.device) -> None:
     else:
         print("a step    TRL           not installed: not measured")
     for name, (make_step, spec) in sides.items():
-        step = make_step(str(folder), spec, size.micro_rows, device.type, torch.bfloat16)
+        step: Any = make_step(str(folder), spec, size.micro_rows, device.type, torch.bfloat16)
         step(rows)  # allocates the gradients
-        before, seconds, loss = reset_peak(device), float("inf"), 0.0
+        before, seconds, loss = reset_peak(device), math.inf, math.nan
         for _ in range(3):
-            taken, loss = timed(device, lambda: step(rows))  # noqa: B023
+            taken, loss = timed(device, partial(step, rows))
             seconds = min(seconds, taken)
         print(f"a step    {name:12}  {seconds:.3f} s, loss {loss:.5f}, {shown_peak(device, before)} beyond the models")
-        del step
+        step = None
 
 
 def report_null(folder: Path, size: Size, device: torch.device) -> bool:

@@ -7,8 +7,7 @@ The program is hostile. It never meets the tests: they run in a process of their
 values and containers of them, and alone can write the verdict; of theirs it can call and read what they give it.
 Before it reads a line of the program, each process gives up files (Landlock: it reads Python's own and writes nowhere),
 the network, other processes, threads and signals (seccomp), and all but a little time and memory (rlimits). What cannot
-be given up ends it before it has begun.
-Imports nothing of flipsearch.
+be given up ends it before it has begun. Imports nothing of flipsearch.
 """
 
 import builtins
@@ -206,7 +205,7 @@ OPERATIONS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
-class Line:
+class SandboxLine:
     """One end of the line between program and tests: each side works with objects of the other, which stay there."""
 
     def __init__(self, reader: Any, writer: Any, is_program: bool) -> None:
@@ -295,7 +294,7 @@ def _restore(given: Sequence[Any], after: Sequence[Any]) -> None:
 class Handle:
     """An object of the other side: what is done with it is done there."""
 
-    def __init__(self, line: Line, place: int) -> None:
+    def __init__(self, line: SandboxLine, place: int) -> None:
         self.__dict__.update(_Handle__line=line, _Handle__place=place)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
@@ -312,7 +311,7 @@ class Handle:
 
     def __iter__(self) -> Any:
         # What the tests read of a program comes whole; an iterator of the tests may have no end.
-        line: Line = self.__line
+        line: SandboxLine = self.__line
         return line.request("iter", self.__place) if line.is_program else iter(line.request("list", self.__place))
 
     def __next__(self) -> Any:
@@ -339,7 +338,7 @@ class Handle:
 
 def run_program(replies: Any) -> None:
     """Run the program that the first line holds, then do what the tests request until the input ends."""
-    source, line = json.loads(sys.stdin.readline()), Line(sys.stdin, replies, is_program=True)
+    source, line = json.loads(sys.stdin.readline()), SandboxLine(sys.stdin, replies, is_program=True)
 
     def names() -> dict[str, Any]:
         namespace: dict[str, Any] = {"__name__": "program"}
@@ -354,7 +353,7 @@ def run_program(replies: Any) -> None:
 
 def run_tests(requests: Any, replies: Any) -> str:
     """Return "passed", or why a program does not pass its tests."""
-    task, line = json.loads(sys.stdin.readline()), Line(replies, requests, is_program=False)
+    task, line = json.loads(sys.stdin.readline()), SandboxLine(replies, requests, is_program=False)
     namespace: dict[str, Any] = {"__name__": "tests", "math": math}
     try:
         line.write(json.dumps(task["program"]))

@@ -4,12 +4,14 @@ import os
 from collections.abc import Sequence
 from importlib.util import find_spec
 
+from huggingface_hub import constants, get_token
+from huggingface_hub.utils import HFValidationError, validate_repo_id
 from transformers.integrations import integration_utils
 
 from flipsearch.backends.base import VLLM
 from flipsearch.backends.loading import choose_device
 from flipsearch.config import TrainConfig, is_endpoint
-from flipsearch.core.errors import ConfigError, unknown_name
+from flipsearch.core.errors import ConfigError, one_line, unknown_name
 from flipsearch.core.settings import as_typed, check_folder_name
 from flipsearch.core.trainings import METHODS
 from flipsearch.training.processes import is_sharded, num_processes
@@ -67,6 +69,8 @@ def check_settings(config: TrainConfig) -> None:
         _check_8bit(config)
     if config.report_to:
         _check_reporting(config.report_to)
+    if config.push_to_hub is not None:
+        _check_hub(config.push_to_hub)
 
 
 def _check_8bit(config: TrainConfig) -> None:
@@ -76,6 +80,19 @@ def _check_8bit(config: TrainConfig) -> None:
         raise ConfigError(f"--optimizer adamw-8bit is bitsandbytes' and does not run on {where}. {todo}")
     if not find_spec("bitsandbytes"):
         raise ConfigError(f"--optimizer adamw-8bit needs bitsandbytes: pip install bitsandbytes. {todo}")
+
+
+def _check_hub(name: str) -> None:
+    """Raise ConfigError for a repository that cannot be written to: it would be found out only after the training."""
+    given, todo = f"--push-to-hub {name}", "leave it out to upload nothing."
+    try:
+        validate_repo_id(name)
+    except HFValidationError as error:
+        raise ConfigError(f"--push-to-hub is '{name}', expected ORG/NAME: {one_line(error, 160)}") from error
+    if constants.is_offline_mode():
+        raise ConfigError(f"{given}: HF_HUB_OFFLINE is set; unset it, or {todo}")
+    if get_token() is None:
+        raise ConfigError(f"{given}: there is no token of the hub here; run hf auth login, or {todo}")
 
 
 def settled_rollouts(config: TrainConfig) -> str:

@@ -124,6 +124,21 @@ def test_rollouts_are_settled_before_the_model_is_loaded(monkeypatch: pytest.Mon
     assert planned(rollouts="vllm").config.rollouts == "vllm"
 
 
+def test_an_upload_that_cannot_be_is_refused_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/b/c", "my model", "../x", "-x/y", ""):
+        with pytest.raises(ConfigError, match=r"--push-to-hub is .*expected ORG/NAME"):
+            planned(push_to_hub=name)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match="--push-to-hub org/safer: HF_HUB_OFFLINE is set"):
+        planned(push_to_hub="org/safer")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(checks, "get_token", lambda: None)
+    with pytest.raises(ConfigError, match="no token of the hub here; run hf auth login"):
+        planned(push_to_hub="org/safer")
+    monkeypatch.setattr(checks, "get_token", lambda: "token")
+    assert planned(push_to_hub="org/safer").folder == planned().folder  # it is no setting of the training
+
+
 def test_steps_that_are_too_few_to_learn_are_told_before_the_start() -> None:
     notes = planned(max_steps=9, learning_rate=1e-5).notes
     assert any("9 steps at a rate of 1e-05 are 0.5 % of the paper's 1,872 at 1e-05" in note for note in notes)
