@@ -163,17 +163,17 @@ def save_model(folder: str) -> None:
         Qwen3ForCausalLM(config).save_pretrained(folder)
 
 
-def load_model(folder: str) -> Any:
+def load_model(folder: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     with quiet():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
 
 
-def make_rows(num_rows: int, num_tokens: int) -> StepRows:
+def make_rows(num_rows: int, num_tokens: int, num_vocab: int = NUM_VOCAB) -> StepRows:
     """Return rows of random ids, with prompts of unequal lengths."""
     rng = random.Random(0)
 
     def sample(num: int) -> list[int]:
-        return [rng.randrange(FIRST_ID, NUM_VOCAB) for _ in range(num)]
+        return [rng.randrange(FIRST_ID, num_vocab) for _ in range(num)]
 
     return StepRows(
         [sample(PROMPT_TOKENS + 16 * index) for index in range(num_rows)],
@@ -182,15 +182,20 @@ def make_rows(num_rows: int, num_tokens: int) -> StepRows:
     )
 
 
-def our_step(folder: str, spec: Divergence, num_rows: int) -> Step:
+def our_step(
+    folder: str, spec: Divergence, num_rows: int, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> Step:
     """Return our step, as `OpsaTrainer` takes it."""
-    student, teacher = load_model(folder).train(), load_model(folder).eval().requires_grad_(False)
+    student, teacher = (load_model(folder, device, dtype) for _ in range(2))
+    teacher.eval().requires_grad_(False)
+    student.train()
     head_getter(student)
 
     def step(rows: StepRows) -> float:
-        layout, weights = lay_out(rows.student, rows.completions), torch.ones(sum(map(len, rows.completions)))
+        layout = lay_out(rows.student, rows.completions).to(student.device)
+        weights = torch.ones(sum(map(len, rows.completions)), device=device)
         with torch.no_grad():
-            hidden = completion_hidden(teacher, lay_out(rows.teacher, rows.completions))
+            hidden = completion_hidden(teacher, lay_out(rows.teacher, rows.completions).to(student.device))
         own, head = completion_hidden(student, layout), head_of(student)
         loss, _ = divergence_sum(own, head, hidden, head_of(teacher), weights, spec)
         loss = loss / len(weights)
@@ -200,13 +205,15 @@ def our_step(folder: str, spec: Divergence, num_rows: int) -> Step:
     return step
 
 
-def trl_step(folder: str, spec: Divergence, num_rows: int) -> Step:
+def trl_step(
+    folder: str, spec: Divergence, num_rows: int, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> Step:
     """Return TRL's step, in which the completions are given."""
     os.environ["TRL_EXPERIMENTAL_SILENCE"] = "1"
     sdft = importlib.import_module("trl.experimental.sdft")
     options = sdft.SDFTConfig(
         output_dir=folder,
-        use_cpu=True,
+        use_cpu=device == "cpu",
         bf16=False,
         gradient_checkpointing=False,
         report_to="none",
@@ -220,7 +227,9 @@ def trl_step(folder: str, spec: Divergence, num_rows: int) -> Step:
     )
     with quiet():
         # It wants a data set, which is not read: the rows are given to each step.
-        trainer = sdft.SDFTTrainer(load_model(folder), options, [{"prompt": ""}], processing_class=number_tokenizer())
+        trainer = sdft.SDFTTrainer(
+            load_model(folder, device, dtype), options, [{"prompt": ""}], processing_class=number_tokenizer()
+        )
     trainer.current_gradient_accumulation_steps = 1  # which train() would set
 
     def step(rows: StepRows) -> float:

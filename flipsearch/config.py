@@ -378,14 +378,17 @@ class TrainConfig(LearningConfig):
     """With --eval-steps: stop where the share of refused benign prompts grew by more (no cap)."""
     max_contraction: Fraction | None = None
     """With --eval-steps: stop where answers to benign prompts lost more of their distinct word pairs (no cap)."""
+    push_to_hub: Annotated[str | None, Flag(metavar="ORG/NAME")] = None
+    """Upload the finished checkpoint to the Hugging Face hub, without its logs; private if it is new (nowhere)."""
     sample_prompts: Annotated[int, Field(ge=0)] = 4
     """Log what the student answers to so many prompts of each kind at five steps, for its page; 0 logs none."""
 
     @staticmethod
     def changeable_fields() -> set[str]:
         """Return the settings that a resumed training may change."""
-        places = {"name", "checkpoints", "reports", "resume", "save_steps", "report_to", "sample_prompts"}
-        return places | {"batch_size", "device", "micro_batch_size", "gradient_checkpointing", "request_timeout_s"}
+        places = {"name", "checkpoints", "reports", "resume", "save_steps", "report_to", "push_to_hub"}
+        memory = {"batch_size", "device", "micro_batch_size", "gradient_checkpointing"}
+        return places | memory | {"sample_prompts", "request_timeout_s"}
 
     def checkpoint_name(self, *more: object) -> str:
         """Return the folder's name: the given one, or model, method and hash of the settings and of `more`."""

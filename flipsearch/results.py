@@ -43,7 +43,7 @@ NUM_SHOWN = 10
 if TYPE_CHECKING:
     from flipsearch.judging.compact_fitting import CrossValidation
     from flipsearch.reporting.files import EarlierBest
-    from flipsearch.training.preflight_checks import Preflight
+    from flipsearch.training.preflight import Preflight
 
 
 @dataclass(frozen=True, repr=False)

@@ -17,8 +17,7 @@ from flipsearch.results import PreflightResult
 from flipsearch.training.cost import TrainingCost, training_cost
 from flipsearch.training.export import plan_export, write_export
 from flipsearch.training.plan import TrainPlan, plan_training
-from flipsearch.training.preflight import run_preflight
-from flipsearch.training.preflight_checks import ContextFigures
+from flipsearch.training.preflight import ContextFigures, run_preflight
 from flipsearch.workspace import Workspace, known_length_and_speed
 
 

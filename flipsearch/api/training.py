@@ -23,7 +23,7 @@ from flipsearch.reporting.files import (
     write_training_page,
 )
 from flipsearch.results import EvaluationResult, TrainingResult
-from flipsearch.training.checkpoint import ANSWERS_FILE, LOG_FILE, CheckpointFolder
+from flipsearch.training.checkpoint import ANSWERS_FILE, LOG_FILE, CheckpointFolder, upload
 from flipsearch.training.log import judge_logged, read_answers, read_log, write_answers
 from flipsearch.training.plan import TrainPlan, plan_training
 from flipsearch.training.processes import StopSignals, is_main_process
@@ -45,7 +45,7 @@ def train(
     with StopSignals() as stop:
         plan = plan_training(given.file, given.keywords)
         if finished := _finished(plan):
-            return finished
+            return _uploaded(finished, plan)
         judge, folder = load_judge(plan.config.judge), CheckpointFolder(plan.folder)
         if is_main_process():
             folder.check(plan.config.resume)
@@ -65,7 +65,15 @@ def train(
                 write_training(run, log, folder.final, answers, seen_from=folder.folder)
                 folder.publish()
                 name_checkpoint(run, folder.folder)
-    return TrainingResult(run, log, folder.folder, answers)
+    return _uploaded(TrainingResult(run, log, folder.folder, answers), plan)
+
+
+def _uploaded(result: TrainingResult, plan: TrainPlan) -> TrainingResult:
+    """Return a finished training, uploaded and with a note on it if that is wanted."""
+    if plan.config.push_to_hub is None or not is_main_process():
+        return result
+    note = f"The checkpoint was uploaded to {upload(result.folder, plan.config.push_to_hub)}."
+    return replace(result, run=replace(result.run, notes=(*result.run.notes, note)))
 
 
 def _finished(plan: TrainPlan) -> TrainingResult | None:

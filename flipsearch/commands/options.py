@@ -39,7 +39,7 @@ GROUPS = {
     "loss_mixture loss_temperature support tail clip horizon max_length lora lora_alpha lora_targets data_share",
     "Optimizer": "epochs max_steps learning_rate train_batch_size micro_batch_size optimizer scheduler warmup_share "
     "weight_decay max_grad_norm gradient_checkpointing eval_steps eval_prompts",
-    "Files": "best reports checkpoints resume save_steps report_to sample_prompts drop_weights",
+    "Files": "best reports checkpoints resume save_steps report_to push_to_hub sample_prompts drop_weights",
 }
 """Heading -> the settings below it, in this order; any other setting is in the first group."""
 

@@ -105,7 +105,10 @@ def final_number(text: str) -> Fraction | None:
     if marked is None and (stated := stated_answer(text)) is not None:
         values = (number(stated), number(right_side(stated) or ""), _number_in(stated, _LAST.search(stated)))
         marked = next((value for value in values if value is not None), None)
-    return last_number(text) if marked is None else marked
+    if marked is not None:
+        return marked
+    plain = _UNIT_POWER.sub("", _plain_notation(text))
+    return _number_in(plain, next(iter(deque(_LAST.finditer(plain), maxlen=1)), None))  # the last one in running text
 
 
 def stated_answer(text: str) -> str | None:
@@ -131,12 +134,6 @@ def boxed_answer(text: str) -> str | None:
             if is_box and (last is None or start > last[0]):
                 last = start, brace.start()
     return text[slice(*last)].strip() if last else None
-
-
-def last_number(text: str) -> Fraction | None:
-    """Return the last number in running text; None if there is none, or if it is part of something larger ("5x")."""
-    plain = _UNIT_POWER.sub("", _plain_notation(text))
-    return _number_in(plain, next(iter(deque(_LAST.finditer(plain), maxlen=1)), None))
 
 
 def _number_in(plain: str, last: re.Match[str] | None) -> Fraction | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from flipsearch.backends.base import check_model
 from flipsearch.backends.models import POCKET_MODEL, TRAINING_FILE, base_model, require_local_model
-from flipsearch.config import EVALUATIONS, EvalConfig
+from flipsearch.config import EVALUATIONS, EvalConfig, is_endpoint
 from flipsearch.core.errors import BackendError, ConfigError, PromptError
 from flipsearch.core.records import Prompt, content_id
 from flipsearch.evaluation.answers import plain_number
@@ -129,7 +129,13 @@ def _attacks(config: EvalConfig, harmful: Sequence[Prompt]) -> tuple[tuple[str, 
         if value and not set(users) & set(names):
             raise ConfigError(f"{flag} is for --attacks {','.join(users)}; name one of them, or leave it out.")
     left_out = {reason: [name for name in impossible if impossible[name] == reason] for reason in impossible.values()}
-    return names, [f"Attacks left out: {', '.join(those)}. Needed: {reason}." for reason, those in left_out.items()]
+    notes = [f"Attacks left out: {', '.join(those)}. Needed: {reason}." for reason, those in left_out.items()]
+    if "pair" in names and not is_endpoint(config.attacker or ""):
+        notes.append(
+            f"pair: the attacker '{config.attacker}' reads answers and is in memory together with the model that it "
+            "attacks; other attacks close it before a model is loaded."
+        )
+    return names, notes
 
 
 def _unsafe_answers(config: EvalConfig, harmful: Sequence[Prompt]) -> dict[str, str]:

@@ -18,6 +18,7 @@ from flipsearch.core.errors import ConfigError, JudgeError, one_line
 from flipsearch.prompts.problems import Problem
 
 SANDBOX = Path(__file__).with_name("sandbox.py")
+UNSENDABLE = "UnsendableError: "
 CPU_S, WALL_S = 10, 30.0
 """Seconds of work of each process, and of both together by the clock."""
 PROBE = """
@@ -79,8 +80,11 @@ def program_of(problem: Problem, answer: str) -> str:
     return f"{given}\n{whole[-1]}"
 
 
-def run_tests(program: str, tests: str, wall_s: float = WALL_S) -> ProgramOutcome:
-    """Return whether a program passes; JudgeError if its processes cannot be started and confined."""
+def run_tests(program: str, tests: str, entry_point: str = "", wall_s: float = WALL_S) -> ProgramOutcome:
+    """Return whether a program passes; JudgeError if its processes cannot be started and confined, or never meet.
+
+    `entry_point` is what the program has to define; it may be named as one of Python's own functions.
+    """
     with TemporaryDirectory(prefix="flipsearch-", ignore_cleanup_errors=True) as folder:
         pipes: tuple[int, ...] = (*os.pipe(), *os.pipe())
         calls_out, calls_in, replies_out, replies_in = pipes
@@ -103,7 +107,7 @@ def run_tests(program: str, tests: str, wall_s: float = WALL_S) -> ProgramOutcom
             for descriptor in pipes:
                 os.close(descriptor)
             pipes = ()
-            task = json.dumps({"program": program, "tests": tests}).encode() + b"\n"
+            task = json.dumps({"program": program, "tests": tests, "entry_point": entry_point}).encode() + b"\n"
             verdict = _verdict(tester.communicate(task, wall_s)[0])
         except subprocess.TimeoutExpired as error:
             if not error.output:
@@ -128,4 +132,7 @@ def _verdict(written: bytes) -> str:
     ready, _, verdict = written.partition(b"\n")
     if not ready:
         raise JudgeError("a program's process cannot be confined on this system.")
-    return str(json.loads(verdict)) if verdict else "out of time or memory"
+    outcome = str(json.loads(verdict)) if verdict else "out of time or memory"
+    if outcome.startswith(UNSENDABLE):
+        raise JudgeError(f"a programming problem cannot be judged: {outcome.removeprefix(UNSENDABLE)}")
+    return outcome

@@ -134,12 +134,15 @@ def run_evaluation(
     What was finished before an error stays in the ledger.
     """
     share, attacker_config = remaining_memory_share(judge), plan.attacker_config
-    share /= 2 if attacker_config else 1
+    share /= 2 if "pair" in plan.config.attacks else 1
     with closing(AlgebraWorker()) as algebra, ExitStack() as stack:
-        writer = None
+        attacks = None
         if attacker_config:
             writer = stack.enter_context(closing(make_backend(attacker_config, memory_share=share)))
-        attacks = AttackRun(plan, Attacker(writer, judge, ledger, progress) if writer else None)
+            attacks = AttackRun(plan, Attacker(writer, judge, ledger, progress))
+            if "pair" not in plan.config.attacks:  # which reads answers: both models are needed in turn
+                stack.close()
+        attacks = attacks or AttackRun(plan)
 
         def score(config: EvalConfig, side: str) -> ModelScores:
             backend = make_backend(config, memory_share=share)
@@ -211,7 +214,7 @@ def score_answer(problem: Problem, rollout: Rollout, algebra: AlgebraWorker) -> 
         return AnswerScore(0.0, is_truncated=True)
     if problem.tests:
         try:
-            return AnswerScore(float(run_tests(program_of(problem, answer), problem.tests).passed))
+            return AnswerScore(float(run_tests(program_of(problem, answer), problem.tests, problem.entry_point).passed))
         except JudgeError as error:  # of this machine, not of the program
             return AnswerScore(None, str(error))
     if problem.num_choices:

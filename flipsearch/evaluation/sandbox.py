@@ -1,27 +1,29 @@
 """The processes that a model's program and its tests run in; programs.py starts this file as a script, once for each.
 
     tests process  --the program, then calls and arguments-->  program process
-                   <--plain values, handles of other objects--
+                   <--values, handles of other objects, calls of functions that it was given--
 
-The program is hostile. It never meets the tests: they run in a process of their own, see nothing of it but numbers,
-texts and containers of them, and alone can write the verdict. Before it reads a line of the program, each process gives
-up files (Landlock: it reads Python's own and writes nowhere), the network, other processes, threads and signals
-(seccomp), and all but a little time and memory (rlimits). What cannot be given up ends it before it has begun.
-Imports nothing of flipsearch.
+The program is hostile. It never meets the tests: they run in a process of their own, see nothing of it but plain
+values and containers of them, and alone can write the verdict; of theirs it can call and read what they give it.
+Before it reads a line of the program, each process gives up files (Landlock: it reads Python's own and writes nowhere),
+the network, other processes, threads and signals (seccomp), and all but a little time and memory (rlimits). What cannot
+be given up ends it before it has begun. Imports nothing of flipsearch.
 """
 
 import builtins
+import collections
 import contextlib
 import ctypes
+import importlib
 import json
 import math
+import operator
 import os
 import platform
 import resource
 import struct
 import sys
-from collections.abc import Callable, Mapping
-from functools import partial
+from collections.abc import Callable, Mapping, MappingView, Sequence
 from typing import Any
 
 MEMORY = 2 << 30
@@ -130,10 +132,22 @@ def seccomp_filter(machine: str) -> bytes:
     return b"".join(struct.pack("HBBI", *rule) for rule in rules)
 
 
-def encode(value: Any, kept: list[Any]) -> Any:
-    """Return a value as JSON can hold it; what is no plain value is kept, and goes as a handle: its place in `kept`."""
+BY_PARTS = {
+    *(("builtins", name) for name in ("range", "slice")),
+    *(("datetime", name) for name in ("date", "datetime", "time", "timedelta")),
+    ("decimal", "Decimal"),
+    ("fractions", "Fraction"),
+}
+"""Module and name of types whose values are made of plain ones."""
+CONTAINERS: dict[str, Any] = {kind.__name__: kind for kind in (list, tuple, set, frozenset, collections.deque)}
+TYPES = {name: kind for name, kind in vars(builtins).items() if isinstance(kind, type)}
+
+
+def encode(value: Any, refer: Callable[[Any], Any]) -> Any:
+    """Return a value as JSON can hold it; `refer` says what stands for an object that stays in its process."""
+    kind = type(value)
     if value is None or isinstance(value, bool | str):
-        return value if value is None or type(value) is bool else str(value)
+        return value if value is None or kind is bool else str(value)
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
@@ -143,149 +157,217 @@ def encode(value: Any, kept: list[Any]) -> Any:
     if isinstance(value, bytes | bytearray):
         return ["bytes", value.hex()]
     if isinstance(value, Mapping):
-        return ["dict", *(encode(part, kept) for pair in value.items() for part in pair)]
-    for kind in (list, tuple, set, frozenset):
-        if isinstance(value, kind):
-            return [kind.__name__, *(encode(item, kept) for item in value)]
-    if callable(getattr(value, "tolist", None)) and type(value).__module__ == "numpy":
-        return encode(value.tolist(), kept)
-    kept.append(value)
-    return ["handle", len(kept) - 1]
+        return ["dict", *(encode(part, refer) for pair in value.items() for part in pair)]
+    for name, container in {**CONTAINERS, "list": (list, MappingView)}.items():
+        if isinstance(value, container):
+            return [name, *(encode(item, refer) for item in value)]
+    if isinstance(value, type) and value.__module__ == "builtins":
+        return ["type", value.__name__]
+    if (kind.__module__, kind.__name__) in BY_PARTS:
+        parts = [encode(part, refer) for part in value.__reduce__()[1]]
+        return ["parts", kind.__module__, kind.__name__, *parts]
+    if kind.__module__ == "numpy" and callable(getattr(value, "tolist", None)):
+        return encode(value.tolist(), refer)
+    return refer(value)
 
 
-def decode(value: Any, resolve: Callable[[int], Any]) -> Any:
-    """Return the value that `encode` made this of."""
+def decode(value: Any, resolve: Callable[[str, int], Any]) -> Any:
+    """Return the value that `encode` made this of; `resolve` returns the object that a reference stands for."""
     if not isinstance(value, list):
         return value
     kind, *items = value
-    if kind == "handle":
-        return resolve(int(items[0]))
-    if kind == "complex":
-        return complex(*items)
+    if kind in ("mine", "yours"):
+        return resolve(kind, int(items[0]))
     if kind == "bytes":
         return bytes.fromhex(items[0])
+    if kind == "type":
+        return TYPES[items[0]]
+    parts = [decode(item, resolve) for item in items]
+    if kind == "complex":
+        return complex(*parts)
     if kind == "dict":
-        parts = [decode(item, resolve) for item in items]
         return dict(zip(parts[::2], parts[1::2], strict=True))
-    kinds: dict[str, Callable[[Any], Any]] = {"list": list, "tuple": tuple, "set": set, "frozenset": frozenset}
-    return kinds[kind](decode(item, resolve) for item in items)
+    if kind == "parts":
+        module, name, *parts = parts
+        if (module, name) not in BY_PARTS:
+            raise ValueError(f"{name} is not made of parts")
+        return getattr(importlib.import_module(module), name)(*parts)
+    return CONTAINERS[kind](parts)
 
 
-def run_program(replies: Any) -> None:
-    """Run the program that the first line holds, then answer calls until the input ends."""
-    source, requests = json.loads(sys.stdin.readline()), sys.stdin
-    kept: list[Any] = []
+class UnsendableError(BaseException):
+    """A test gives the program what cannot leave the tests' process: no program is to blame, and no test catches it."""
 
-    def reply(make: Callable[[], Any]) -> None:
+
+OPERATIONS: dict[str, Callable[..., Any]] = {
+    "bool": bool, "equals": operator.eq, "get": getattr, "has": operator.contains, "item": operator.getitem,
+    "iter": iter, "len": len, "list": list, "next": next, "set": setattr,
+}  # fmt: skip
+
+
+class SandboxLine:
+    """One end of the line between program and tests: each side works with objects of the other, which stay there."""
+
+    def __init__(self, reader: Any, writer: Any, is_program: bool) -> None:
+        self.reader, self.writer, self.is_program = reader, writer, is_program
+        self.kept: list[Any] = []
+        self.places: dict[int, int] = {}
+
+    def request(self, what: str, place: int, *arguments: Any) -> Any:
+        """Return what an operation on an object of the other side gives, or raise its error."""
+        self.write(json.dumps([what, place, *(encode(part, self.refer) for part in arguments)]))
+        return self.receive(arguments)
+
+    def receive(self, given: Sequence[Any] = ()) -> Any:
+        """Return what the other side made of a request that gave it `given`, and meanwhile do what it requests."""
+        while True:
+            line = self.reader.readline(LONGEST_LINE)
+            if not line.endswith("\n"):
+                raise EOFError("the program ended, or wrote too much")
+            what, *parts = json.loads(line)
+            if what == "error":
+                raise self._error(*parts)
+            if what != "value":
+                self.answer(what, *parts)
+                continue
+            value, after = (decode(part, self.resolve) for part in parts)
+            if after is not None:
+                _restore([*given[0], *given[1].values()], [*after[0], *after[1].values()])
+            return value
+
+    def answer(self, what: str, place: int, *encoded: Any) -> None:
+        """Do what the other side requests, and write what it gives."""
         try:
-            line = json.dumps(["value", make()])
+            if what in ("get", "set") and not self.is_program:
+                raise AttributeError("attributes lead to all that the tests know")
+            arguments, after = [decode(part, self.resolve) for part in encoded], None
+            if what == "call":
+                value = self.kept[place](*arguments[0], **arguments[1])
+                now = [encode(part, self.refer) for part in arguments]
+                after = None if now == list(encoded) else ["list", *now]  # it changed a container in place
+            else:
+                value = OPERATIONS[what](self.kept[place], *arguments)
+            reply = json.dumps(["value", encode(value, self.refer), after])
         except BaseException as error:  # also SystemExit: a program that wants to end has not passed
-            line = json.dumps(["error", type(error).__name__, str(error)[:200]])
-        replies.write(line + "\n")
-        replies.flush()
+            reply = json.dumps(["error", type(error).__name__, str(error)[:200]])
+        self.write(reply)
 
-    def names() -> Any:
-        namespace: dict[str, Any] = {"__name__": "program"}
-        exec(compile(source, "program", "exec"), namespace)
-        return {name: encode(value, kept) for name, value in namespace.items() if not name.startswith("__")}
+    def refer(self, value: Any) -> Any:
+        """Return a reference to an object that stays here, or that is one of the other side's."""
+        if type(value) is Handle:
+            return ["yours", value.__dict__["_Handle__place"]]
+        if not (self.is_program or callable(value) or hasattr(value, "__iter__")):
+            raise UnsendableError(f"a test gives the program a {type(value).__name__}")
+        place = self.places.setdefault(id(value), len(self.kept))
+        self.kept[place:] = self.kept[place:] or [value]
+        return ["mine", place]
 
-    def answer(request: Any) -> Any:
-        what, target, *rest = request
-        owner = kept[target]
-        if what == "list":
-            return encode(list(owner), kept)
-        if what == "get":
-            return encode(getattr(owner, rest[0]), kept)
-        arguments = [decode(part, kept.__getitem__) for part in rest]
-        if what == "set":
-            return setattr(owner, arguments[0], arguments[1])
-        return encode(owner(*arguments[0], **arguments[1]), kept)
+    def resolve(self, whose: str, place: int) -> Any:
+        """Return what a reference from the other side stands for."""
+        return self.kept[place] if whose == "yours" else Handle(self, place)
 
-    reply(names)
-    for line in requests:
-        reply(partial(answer, json.loads(line)))
+    def write(self, text: str) -> None:
+        """Send a line."""
+        self.writer.write(text + "\n")
+        self.writer.flush()
+
+    def _error(self, name: str, text: str) -> Exception:
+        kind = getattr(builtins, str(name), Exception)
+        is_usual = isinstance(kind, type) and issubclass(kind, Exception)
+        # StopIteration would end a test's map or generator as if all of it had been right.
+        if is_usual and (self.is_program or kind is not StopIteration):
+            with contextlib.suppress(TypeError):  # of one that takes more than a text
+                return kind(text)
+        return Exception(text)
+
+
+def _restore(given: Sequence[Any], after: Sequence[Any]) -> None:
+    """Make containers that were given with a call what the call made of them."""
+    for own, new in zip(given, after, strict=True):
+        if isinstance(own, list):
+            own[:] = new
+        elif isinstance(own, dict | set):
+            own.clear()
+            own.update(new)
 
 
 class Handle:
-    """An object of the program, which stays in its process."""
+    """An object of the other side: what is done with it is done there."""
 
-    def __init__(self, ask: Callable[..., Any], place: int) -> None:
-        self.__dict__.update(ask=ask, place=place)
+    def __init__(self, line: SandboxLine, place: int) -> None:
+        self.__dict__.update(_Handle__line=line, _Handle__place=place)
 
     def __call__(self, *arguments: Any, **keywords: Any) -> Any:
-        """Call it with plain values and handles."""
-        return self.ask("call", self.place, arguments, keywords)
+        """Call it."""
+        return self.__line.request("call", self.__place, arguments, keywords)
 
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return self.ask("get", self.place, name)
+        return self.__line.request("get", self.__place, name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        self.ask("set", self.place, name, value)
+        self.__line.request("set", self.__place, name, value)
 
     def __iter__(self) -> Any:
-        return iter(self.ask("list", self.place))
+        # What the tests read of a program comes whole; an iterator of the tests may have no end.
+        line: SandboxLine = self.__line
+        return line.request("iter", self.__place) if line.is_program else iter(line.request("list", self.__place))
+
+    def __next__(self) -> Any:
+        return self.__line.request("next", self.__place)
+
+    def __len__(self) -> Any:
+        return self.__line.request("len", self.__place)
+
+    def __bool__(self) -> Any:
+        return self.__line.request("bool", self.__place)
+
+    def __getitem__(self, key: Any) -> Any:
+        return self.__line.request("item", self.__place, key)
+
+    def __contains__(self, item: Any) -> bool:
+        return bool(self.__line.request("has", self.__place, item))
+
+    def __eq__(self, other: object) -> bool:
+        # With anything else it is not equal, whatever a program says.
+        return type(other) is Handle and bool(self.__line.request("equals", self.__place, other))
+
+    __hash__ = object.__hash__
+
+
+def run_program(replies: Any) -> None:
+    """Run the program that the first line holds, then do what the tests request until the input ends."""
+    source, line = json.loads(sys.stdin.readline()), SandboxLine(sys.stdin, replies, is_program=True)
+
+    def names() -> dict[str, Any]:
+        namespace: dict[str, Any] = {"__name__": "program"}
+        exec(compile(source, "program", "exec"), namespace)
+        return {name: value for name, value in namespace.items() if not name.startswith("__")}
+
+    line.kept.append(names)
+    line.answer("call", 0, ["tuple"], ["dict"])
+    while text := sys.stdin.readline():
+        line.answer(*json.loads(text))
 
 
 def run_tests(requests: Any, replies: Any) -> str:
     """Return "passed", or why a program does not pass its tests."""
-    task = json.loads(sys.stdin.readline())
-
-    def send(message: Any) -> Any:
-        requests.write(json.dumps(message) + "\n")
-        requests.flush()
-        return receive()
-
-    def receive() -> Any:
-        line = replies.readline(LONGEST_LINE)
-        if not line.endswith("\n"):
-            raise EOFError("the program ended, or wrote too much")
-        outcome, *rest = json.loads(line)
-        if outcome == "value":
-            return rest[0]
-        kind = getattr(builtins, str(rest[0]), Exception)
-        # StopIteration would end a test's map or generator as if all of it had been right.
-        is_usual = isinstance(kind, type) and issubclass(kind, Exception) and kind is not StopIteration
-        error = Exception(*rest[1:])
-        with contextlib.suppress(TypeError):  # of one that takes more than a text
-            error = kind(*rest[1:]) if is_usual else error
-        raise error
-
-    def ask(what: str, target: int, *rest: Any) -> Any:
-        sent = [rest[0]] if what == "get" else [encode_argument(part) for part in rest]
-        return decode(send([what, target, *sent]), handle)
-
-    def encode_argument(value: Any) -> Any:
-        others: list[Any] = []
-        encoded = encode(value, others)
-        return _with_handles(encoded, others)
-
-    def handle(place: int) -> Handle:
-        return Handle(ask, place)
-
+    task, line = json.loads(sys.stdin.readline()), SandboxLine(replies, requests, is_program=False)
     namespace: dict[str, Any] = {"__name__": "tests", "math": math}
     try:
-        for name, value in send(task["program"]).items():
-            # A program that names a function "len" or "all" changes nothing for its tests.
-            if not hasattr(builtins, name) and name not in namespace:
-                namespace[name] = decode(value, handle)
+        line.write(json.dumps(task["program"]))
+        names = line.receive()
+        if task["entry_point"] and task["entry_point"] not in names:
+            raise NameError(f"name '{task['entry_point']}' is not defined")
+        for name, value in names.items():
+            # A program that names a function "len" or "all" changes nothing for its tests, unless they test that.
+            if name == task["entry_point"] or not (hasattr(builtins, name) or name in namespace):
+                namespace[name] = value
         exec(compile(task["tests"], "tests", "exec"), namespace)
     except BaseException as error:
         return f"{type(error).__name__}: {error}"[:300]
     return "passed"
-
-
-def _with_handles(encoded: Any, others: list[Any]) -> Any:
-    """Return encoded arguments in which handles have the place of the object in the program's process."""
-    if not isinstance(encoded, list):
-        return encoded
-    if encoded[0] == "handle":
-        other = others[encoded[1]]
-        if not isinstance(other, Handle):
-            raise TypeError(f"a test gives the program a {type(other).__name__}, which is no plain value")
-        return ["handle", other.__dict__["place"]]
-    return [encoded[0], *(_with_handles(item, others) for item in encoded[1:])]
 
 
 def main() -> None:

@@ -343,10 +343,14 @@ def changed_answers(
     examples = []
     for metric, set_name, prompt_id, is_better in _changes(plan, new, base):
         assert base is not None  # or there is no change
-        before, after = (
-            _answer(_rollout_id(model, metric, set_name, prompt_id), metric, judge, ledger) for model in (base, new)
-        )
-        examples.append(ChangedAnswer(metric, set_name, prompts[prompt_id], before, after, is_better))
+        shown = []
+        for model in (base, new):
+            attacked = next((s.rollout_ids for s in model.sets if (s.metric, s.set_name) == (metric, set_name)), {})
+            id = attacked.get(prompt_id) or rollout_id(model.model_id, prompt_id, None, model.sampling, 0)
+            rollout = ledger.rollouts([id], errors=True)[id]
+            verdict = None if metric == "reasoning_accuracy" else ledger.verdicts(judge.identity, [id]).get(id)
+            shown.append(JudgedAnswer(rollout.completion, rollout.finish_reason, rollout.opens_thinking, verdict))
+        examples.append(ChangedAnswer(metric, set_name, prompts[prompt_id], shown[0], shown[1], is_better))
     return examples
 
 
@@ -364,14 +368,3 @@ def _changes(
             shown[is_better] += own != other
             if own != other and shown[is_better] <= MOST_EXAMPLES:
                 yield scores.metric, scores.set_name, prompt_id, is_better
-
-
-def _rollout_id(model: ModelScores, metric: Metric, set_name: str, prompt_id: str) -> str:
-    attacked = next((s.rollout_ids for s in model.sets if (s.metric, s.set_name) == (metric, set_name)), {})
-    return attacked.get(prompt_id) or rollout_id(model.model_id, prompt_id, None, model.sampling, 0)
-
-
-def _answer(id: str, metric: Metric, judge: Judge, ledger: Ledger) -> JudgedAnswer:
-    rollout = ledger.rollouts([id], errors=True)[id]
-    verdict = None if metric == "reasoning_accuracy" else ledger.verdicts(judge.identity, [id]).get(id)
-    return JudgedAnswer(rollout.completion, rollout.finish_reason, rollout.opens_thinking, verdict)

@@ -11,6 +11,7 @@ is right is never guessed: whether numbers count from 0 or from 1 is read from a
 A new built-in set is one file, problem_sets/NAME.csv with the columns question and answer.
 """
 
+import ast
 import builtins
 import re
 import string
@@ -159,6 +160,7 @@ ANSWER_COLUMNS = (
     "answer_number", "final_ans",
 )  # fmt: skip
 ANSWER_MARK = "####"
+REPEATS = "repeated problems left out"
 PUBLIC_SETS = {
     "gsm8k": "openai/gsm8k/main/test",
     "math-500": "HuggingFaceH4/MATH-500",
@@ -227,7 +229,15 @@ def load_problems(spec: str, seed: int = 0) -> ProblemSet:
     table = read_table(public or str(built_in.get(spec, spec)))
     name = spec if public or spec in built_in else table.name
     if table.find(["task_id"]) and table.find(["test", "test_list"]):
-        return _in_order(name, [programming_problem(table, row, name) for row in table.rows], ())
+        programs: dict[str, Problem] = {}
+        num_repeats = 0
+        for row in table.rows:
+            problem = programming_problem(table, row, name)
+            known = programs.setdefault(problem.question, problem)
+            if known.tests != problem.tests:
+                raise PromptError(f"{problem.place}: the question of {known.place} again, with other tests.")
+            num_repeats += known is not problem
+        return _in_order(name, list(programs.values()), (f"{name}: {num_repeats} {REPEATS}",) if num_repeats else ())
     question_column = _column(table, "questions", QUESTION_COLUMNS)
     choices = find_choices(table, ANSWER_COLUMNS, seed)
     answer_column = "" if choices and choices.shuffles else _column(table, "answers", ANSWER_COLUMNS)
@@ -254,7 +264,7 @@ def load_problems(spec: str, seed: int = 0) -> ProblemSet:
         raise PromptError(f"{table.path}: no row has both a question ('{question_column}') and an answer.")
     counts = {
         f"problems given with the text in '{passage_column}'": num_passages,
-        "repeated problems left out": num_repeats,
+        REPEATS: num_repeats,
         "rows without a question or an answer left out": num_empty,
     }
     notes = tuple(f"{name}: {num} {what}" for what, num in counts.items() if num)
@@ -286,9 +296,14 @@ def programming_problem(table: Table, row: Row, set_name: str) -> Problem:
         first = listed.split("\nassert ")[0]
         shown = f"{task.strip()}\n\n{WRITE_PROGRAM}\n\n```python\n{first}\n```"
         tests = "\n".join([code("test_imports"), code("test_setup_code"), whole or listed])
-        return Problem(shown, answer, set_name, place, 0, _compiled(tests, place))
-    # One of Python's own would be tested instead of the program's.
-    if not entry_point.isidentifier() or iskeyword(entry_point) or entry_point in {*dir(builtins), "math", "check"}:
+        used, own = _names_used(_compiled(tests, place)), {*dir(builtins), "math"}
+        # A function that is named as one of Python's own is the program's in the tests, if a right program has it.
+        entry_point = next((name for name in sorted(used & own) if re.search(rf"^def {name}\b", answer, re.M)), "")
+        if not entry_point and used <= own:
+            named = f" (they use {', '.join(sorted(used))[:80]})" if used else ""
+            raise PromptError(f"{place}: its tests use nothing that a program defines{named}: any would pass.")
+        return Problem(shown, answer, set_name, place, 0, tests, entry_point)
+    if not entry_point.isidentifier() or iskeyword(entry_point) or entry_point in ("math", "check"):
         raise PromptError(f"{place}: entry_point is '{entry_point[:40]}', expected the name of a new function.")
     if not re.search(r"\bcheck\b", whole):
         raise PromptError(f"{place}: the tests define no function 'check', which HumanEval's have.")
@@ -305,6 +320,17 @@ def _compiled(tests: str, place: str) -> str:
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise PromptError(f"{place}: its tests are no Python ({one_line(error, 80)}).") from error
     return tests
+
+
+def _names_used(code: str) -> set[str]:
+    """Return the names that Python code uses and does not make."""
+    nodes = list(ast.walk(ast.parse(code)))
+    names = [node for node in nodes if isinstance(node, ast.Name)]
+    made = {name.id for name in names if not isinstance(name.ctx, ast.Load)}
+    made |= {node.arg for node in nodes if isinstance(node, ast.arg)}
+    made |= {node.name for node in nodes if isinstance(node, ast.FunctionDef | ast.ClassDef)}
+    made |= {(node.asname or node.name).partition(".")[0] for node in nodes if isinstance(node, ast.alias)}
+    return {name.id for name in names} - made
 
 
 def list_problem_sets() -> dict[str, str]:

@@ -24,7 +24,7 @@ from flipsearch.reporting.pages import render
 from flipsearch.reporting.verdict import NextStep, StudyVerdict, Tone
 
 if TYPE_CHECKING:  # which loads torch
-    from flipsearch.training.preflight_checks import Preflight
+    from flipsearch.training.preflight import Preflight
 
 MIN_COMPLETIONS = 5
 """A position that fewer completions reach is not drawn."""

@@ -23,10 +23,10 @@ from pydantic import Field, TypeAdapter, ValidationError
 from flipsearch.backends.base import check_model, make_backend
 from flipsearch.backends.models import base_model
 from flipsearch.backends.transformers import TransformersBackend
-from flipsearch.config import AnatomyConfig, is_endpoint
+from flipsearch.config import AnatomyConfig, ModelConfig, is_endpoint
 from flipsearch.core.errors import BackendError, ConfigError
 from flipsearch.core.files import RESULT_PACKAGES, package_versions
-from flipsearch.core.measurements import Measurement, SampleRule, Samples
+from flipsearch.core.measurements import Estimate, Rate, SampleRule, Samples
 from flipsearch.core.progress import Activity, Phase, Progress, Step
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Context, Kind, Label, Prompt, content_id
@@ -43,8 +43,8 @@ from flipsearch.ledger import Ledger
 from flipsearch.measuring.depth import depths_within, rates_by_depth
 from flipsearch.measuring.measure import clusters_of, compare, measure, measure_contractions
 from flipsearch.measuring.runner import Runner, sampling_for
-from flipsearch.statistics.intervals import ratio_interval
-from flipsearch.training.divergence import position_divergences
+from flipsearch.statistics.intervals import mean_interval, ratio_interval
+from flipsearch.training.divergence import Divergence, divergence_sum, position_divergences
 from flipsearch.training.model import HeadGetter, completion_hidden, head_getter
 from flipsearch.training.rows import TrainingRow, lay_out, make_row
 
@@ -163,16 +163,12 @@ def run_anatomy(
     config, rule = plan.config, SampleRule(count_kinds=plan.config.count_flips)
     by_id = {prompt.prompt_id: prompt for prompt in plan.prompts}
     student_config, file = plan.student_config, DivergenceFile(folder / "divergences.jsonl")
-    with closing(_load(config)) as model:
+    with closing(load_local(config)) as model:
         runner = Runner(model, judge, ledger, sampling_for(model, config), progress, rule=rule)
         base = runner.baseline(plan.prompts)
         runner.enter(Phase.SCORE)
         (measurement,) = measure(runner, [plan.context], plan.prompts, base, config.split)
-        depths = depths_within(config.depths, runner.sampling.max_tokens)
-        harmful = [prompt for prompt in plan.prompts if prompt.kind == "harmful"]
-        answers = [(prompt, base[prompt.prompt_id]) for prompt in harmful]
-        unsafe = [(prompt, samples.judged[0]) for prompt, samples in answers if samples.label is Label.UNSAFE]
-        rates, _ = rates_by_depth(runner, unsafe, [plan.context], depths)
+        rates = flips_by_depth(runner, plan.prompts, base, plan.context, config.depths)
         unload(judge)
         routes = dict.fromkeys(by_id, plan.context)
         read, left_out = completions_of(ledger, plan.prompts, routes, base, model)
@@ -180,13 +176,16 @@ def run_anatomy(
         parts, tokens = _by_kind(read, own, config.critical_tokens), _by_token(read, own, model.tokenizer)
         student_measurement, student_parts = None, tuple[CompletionDivergence, ...]()
         if student_config:
-            with closing(_load(student_config)) as student:
+            with closing(load_local(student_config)) as student:
                 if student.tokenizer.get_vocab() != model.tokenizer.get_vocab():
                     raise ConfigError(f"--student '{config.student}' has other tokens than '{config.model}'.")
                 rule = replace(rule, counts_without_context=True)
                 trained = Runner(student, judge, ledger, runner.sampling, progress, rule=rule)
                 trained.enter(Phase.EVALUATION, "checkpoint")
-                student_measurement = _against(trained, by_id, base, config.split)
+                answers = trained.baseline(plan.prompts)
+                measured = compare(by_id, base, [answers[id] for id in by_id], config.split)
+                contraction = measure_contractions(ledger, [measured.flips], base)[0]
+                student_measurement = replace(measured, contraction=contraction)
                 unload(judge)
                 after = _divergences(model, student, plan.context, read, file, progress)
                 student_parts = _by_kind(read, after, config.critical_tokens)
@@ -200,7 +199,7 @@ def run_anatomy(
         judge_id=judge.identity,
         critical_tokens=config.critical_tokens,
         measurement=measurement,
-        depth=((0, measurement.flip_rate), *rates[0]),
+        depth=((0, measurement.flip_rate), *rates),
         divergences=parts,
         tokens=tokens,
         student=config.student,
@@ -212,17 +211,21 @@ def run_anatomy(
     )
 
 
-def _load(config: AnatomyConfig) -> TransformersBackend:
+def load_local(config: ModelConfig) -> TransformersBackend:
+    """Return a model whose next-token distributions can be read."""
     backend = make_backend(config)
-    assert isinstance(backend, TransformersBackend)  # by check_anatomy
+    assert isinstance(backend, TransformersBackend)  # by the plan
     return backend
 
 
-def _against(runner: Runner, prompts: Mapping[str, Prompt], base: Mapping[str, Samples], scope: Any) -> Measurement:
-    """Return the measurement of a checkpoint's answers without a context against the model's."""
-    answers = runner.baseline(list(prompts.values()))
-    measured = compare(prompts, base, [answers[id] for id in prompts], scope)
-    return replace(measured, contraction=measure_contractions(runner.ledger, [measured.flips], base)[0])
+def flips_by_depth(
+    runner: Runner, prompts: Sequence[Prompt], base: Mapping[str, Samples], context: Context, depths: Sequence[int]
+) -> tuple[tuple[int, Rate], ...]:
+    """Return the flip rate behind so many tokens of the unsafe answers of `base`, for each depth that fits."""
+    harmful = [(prompt, base[prompt.prompt_id]) for prompt in prompts if prompt.kind == "harmful"]
+    unsafe = [(prompt, samples.judged[0]) for prompt, samples in harmful if samples.label is Label.UNSAFE]
+    rates, _ = rates_by_depth(runner, unsafe, [context], depths_within(depths, runner.sampling.max_tokens))
+    return tuple(rates[0])
 
 
 Completions = Mapping[str, TrainingRow]
@@ -266,7 +269,7 @@ def _divergences(
     rows = {id: row for id, row in completions.items() if id not in known}
     heads = head_getter(teacher.model), head_getter(student.model)
     step = Step(Phase.ANATOMY, activity=Activity.SCORING)
-    for batch in row_batches(rows):
+    for batch in _row_batches(rows):
         measured = dict(zip(batch, _values(teacher, student, heads, list(batch.values())), strict=True))
         file.add(models, measured)
         known |= measured
@@ -275,7 +278,7 @@ def _divergences(
     return [known[id] for id in completions]
 
 
-def row_batches(rows: Mapping[str, TrainingRow]) -> Iterator[dict[str, TrainingRow]]:
+def _row_batches(rows: Mapping[str, TrainingRow]) -> Iterator[dict[str, TrainingRow]]:
     """Yield rows in batches of similar length."""
     batch: dict[str, TrainingRow] = {}
     for id, row in sorted(rows.items(), key=lambda pair: (_length(pair[1]), pair[0])):
@@ -372,3 +375,17 @@ def _by_token(completions: Completions, values: Sequence[TokenValues], tokenizer
         )
         for id, value in sums.most_common(NUM_TOKENS_SHOWN)
     )
+
+
+@torch.no_grad()
+def teacher_mass(spec: Divergence, model: TransformersBackend, rows: Completions) -> Estimate:
+    """Return the mean share of the teacher's probability on the tokens that `spec` compares, behind the completions."""
+    head, shares = head_getter(model.model)(model.model), list[float]()
+    for batch in _row_batches(rows):
+        completions = [row.completion_ids for row in batch.values()]
+        layout = lay_out([row.teacher_ids for row in batch.values()], completions)
+        hidden = completion_hidden(model.model, layout.to(model.model.device))
+        weights = torch.ones(len(hidden), device=hidden.device)
+        _, per_token = divergence_sum(hidden, head, hidden, head, weights, spec)
+        shares += [float(part.mean()) for part in per_token.teacher_mass.split(list(map(len, completions)))]
+    return mean_interval(shares)

@@ -20,19 +20,26 @@ from contextlib import AbstractContextManager, ExitStack, closing, contextmanage
 from pathlib import Path
 from typing import Any
 
+import torch
+from huggingface_hub import HfApi
 from transformers import Trainer
 
 from flipsearch.backends.loading import is_out_of_memory, quiet
-from flipsearch.backends.models import ENCODING_FILES, locate, model_source
+from flipsearch.backends.models import ENCODING_FILES, TRAINING_FILE, locate, model_source
 from flipsearch.config import TrainConfig
 from flipsearch.core.errors import TrainingError, one_line
 from flipsearch.core.files import is_held, take_lock, write_text
 from flipsearch.core.settings import as_typed
 from flipsearch.core.trainings import TRAINING_FORMAT, check_format
-from flipsearch.training.model import stored_dtypes, unwrap
+from flipsearch.training.memory import stored_weights
+from flipsearch.training.model import unwrap
 
 LOG_FILE, ANSWERS_FILE, VALIDATION_FILE = "log.jsonl", "answers.jsonl", "validation.jsonl"
 LOGS = (LOG_FILE, ANSWERS_FILE, VALIDATION_FILE)
+STORED_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
+"""Others are float32 here: no training knows them."""
+STAYS = ("*.jsonl", "*.html", "*.gz", TRAINING_FILE, "scorecard.json")
+"""What is not uploaded."""
 STATE = re.compile(r"checkpoint-[0-9]{1,9}")
 """Name of a folder with a state; a copy of one that somebody keeps beside it has another."""
 STARTED_FILE, STATE_FILE, FINAL, ADAPTER, LOCK = "started.json", "trainer_state.json", "final", "adapter", "lock"
@@ -134,7 +141,8 @@ class CheckpointFolder:
             if model is not unwrap(model):
                 model.save_pretrained(self.final / ADAPTER)
                 model = model.merge_and_unload()
-            stored, notes = stored_dtypes(source), set[str]()
+            stored = {name: STORED_DTYPES.get(entry["dtype"], torch.float32) for name, entry in stored_weights(source)}
+            notes = set[str]()
             usual = Counter(stored.values()).most_common(1)[0][0]
             for name, parameter in model.named_parameters():
                 dtype = stored.get(name, usual)
@@ -166,6 +174,23 @@ class CheckpointFolder:
                 f"'{self.final}' is finished, but cannot be renamed to '{self.folder}': {error.strerror}; rename it."
             ) from error
         shutil.rmtree(self.partial, ignore_errors=True)
+
+
+def upload(folder: Path, name: str) -> str:
+    """Upload a finished checkpoint to a model repository of the hub, a private one if it is new; return its address.
+
+    Logs and pages stay here: they hold harmful prompts and answers, and the paths of this machine.
+    """
+    hub = HfApi()
+    try:
+        hub.create_repo(name, private=True, exist_ok=True)
+        hub.upload_folder(repo_id=name, folder_path=folder, ignore_patterns=list(STAYS))
+    except Exception as error:  # of the network, of the hub or of its client
+        raise TrainingError(
+            f"'{folder}' is finished, but cannot be uploaded to '{name}': {one_line(error, 300)}; the same command "
+            "tries it again."
+        ) from error
+    return f"{hub.endpoint}/{name}"
 
 
 def step_of(state: Path) -> int:

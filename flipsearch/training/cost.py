@@ -1,30 +1,15 @@
 """What a training takes: steps, tokens, hours and memory, from settings, prompts and the headers of its files alone.
 
 Time is that of tokens at a rate that the user knows, or of a short probe: the first steps of the training itself, with
-fewer and shorter rows where whole steps would take long, in a folder that is removed.
-
-Memory per GPU, in bytes, for P parameters, of which A are adapters, on N GPUs (ZeRO, arXiv 1910.02054, section 3, with
-this training's precisions: model.py). s is the size of a number in the model's precision, b the rows of a backward
-pass, B those that are decoded at once, T the longest prompt and completion:
-
-    weights      4 P / N in float32, with s P rounded to run; s P for the teacher       LoRA: s P in all, 4 A
-    gradients    4 P / N                                                                LoRA: 4 A
-    optimizer    8 P / N, AdamW's two moments; 2 P / N in 8 bits                        LoRA: 8 A or 2 A
-    activations  s b T (L (6 h + 4 q + 4 i) + 3 h), what a backward pass through L layers of hidden width h, query width
-                 q and intermediate width i keeps: both norms' inputs, normalised and scaled values, queries, keys,
-                 values and output of attention, and four values of a gated MLP; no scores of attention, which are
-                 never whole (cf. arXiv 2205.05198, section 4, which counts 34 h per layer for a GPT in 16 bits).
-                 Recomputed (--gradient-checkpointing): s b T (L h + one layer's). Beside it the head's five chunks of
-                 logits, and its gradient in float32
-    decode cache 2 s L k B T, keys and values of width k, and logits
-
-The peak is weights, gradients and optimizer with the greater of activations and decode cache: they take turns.
+fewer and shorter rows where whole steps would take long, in a folder that is removed. Memory: memory.py.
 """
 
 import math
+import shutil
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -34,24 +19,23 @@ import torch
 from transformers import TrainerCallback
 
 from flipsearch.backends.chat import Chat
-from flipsearch.backends.loading import choose_device, choose_dtype, load_config, load_tokenizer, memory_bytes
+from flipsearch.backends.loading import choose_device, load_tokenizer, memory_bytes
 from flipsearch.backends.models import POCKET_MODEL, locate, model_source
-from flipsearch.backends.transformers import MAX_ROWS
-from flipsearch.config import TrainConfig
 from flipsearch.core.display import ShowsFacts
 from flipsearch.core.errors import ConfigError
+from flipsearch.core.files import is_taken, take_lock
 from flipsearch.core.measurements import json_value
 from flipsearch.core.progress import Progress
 from flipsearch.core.records import Prompt, Request
-from flipsearch.training.checkpoint import ANSWERS_FILE, LOG_FILE, CheckpointFolder
-from flipsearch.training.divergence import CHUNK_BYTES
+from flipsearch.training.checkpoint import ANSWERS_FILE, LOCK, LOG_FILE, CheckpointFolder
 from flipsearch.training.log import AnswerLog, read_log
-from flipsearch.training.model import WEIGHT_BYTES, head_getter, load_student, stored_weights
+from flipsearch.training.memory import StepMemory, num_parameters, step_memory
+from flipsearch.training.model import head_getter, load_student
 from flipsearch.training.plan import PAPER, PAPER_STEPS, PAPER_TOKENS, TrainPlan
 from flipsearch.training.processes import num_processes
 from flipsearch.training.rows import Routing, TrainingRow, own_rows, prompt_lengths
 from flipsearch.training.run import run_steps, trainer_of
-from flipsearch.training.trainer import MOST_ROWS, NUM_SAVES
+from flipsearch.training.trainer import NUM_SAVES
 
 LONG_S = 24 * 3600.0
 """A training that takes longer on a CPU deserves a warning."""
@@ -61,6 +45,8 @@ MOST_PROMPTS = 512
 """Prompts whose tokens are counted, evenly spaced."""
 PROBE_FLOPS = {True: 4e12, False: 4e14}
 """Size of a probe's step on a CPU and on anything else: a minute or less."""
+PROBE = ".probe-"
+"""How the name of its folder begins."""
 PROBE_TOKENS = 64
 PROBE_STEPS = 4
 """The first is apart: it takes longer."""
@@ -78,22 +64,6 @@ class TrainingTokens:
     """Read by the teacher, prompts with contexts included."""
     student: int
     """Read by the student with gradients, prompts included."""
-
-
-@dataclass(frozen=True, slots=True)
-class StepMemory:
-    """Bytes on one GPU."""
-
-    weights: int
-    gradients: int
-    optimizer: int
-    activations: int
-    decode_cache: int
-
-    @property
-    def peak(self) -> int:
-        """The most at a time: activations and decode cache take turns."""
-        return self.weights + self.gradients + self.optimizer + max(self.activations, self.decode_cache)
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,19 +166,21 @@ def training_cost(
         raise ConfigError(f"--tokens-per-second is {tokens_per_s:g}, expected a number above 0.")
     if num_gpus < 1:
         raise ConfigError(f"--gpus is {num_gpus}, expected at least 1.")
+    for left in _place(plan).glob(f"{PROBE}*/{LOCK}"):  # by a probe that was killed
+        if not is_taken(left):
+            shutil.rmtree(left.parent, ignore_errors=True)
     folder = locate(model_source(plan.config.model)).folder
     device = choose_device(plan.config.device)
     chat = Chat(load_tokenizer(folder), plan.config.thinking)
     prompts = plan.prompts[:: math.ceil(len(plan.prompts) / MOST_PROMPTS)]
     student, teacher = (prompt_lengths(chat, prompts, routes) for routes in ({}, plan.routes[0]))
-    longest = max(*student, *teacher)
-    plan = plan.within_length(longest)
+    plan = plan.within_length(max(*student, *teacher))
     config, most = plan.config, plan.config.sampling().longest
-    num_parameters = sum(math.prod(entry["shape"]) for _, entry in stored_weights(folder))
+    size = num_parameters(folder)
     probe = None
     if measures:
         reads = sum(student) / len(student) + sum(teacher) / len(teacher)
-        probe = _probe(plan, num_parameters, reads, device.type == "cpu", progress)
+        probe = _probe(plan, size, reads, device.type == "cpu", progress)
     length, length_from = float(most), "limit"
     if mean_length:
         length, length_from = min(mean_length, most), "ledger"
@@ -237,12 +209,12 @@ def training_cost(
         length_from=length_from,
         max_tokens=most,
         tokens=tokens,
-        memory=_memory(config, folder, longest + most, max(student) + most, num_gpus, plan.method.is_supervised),
+        memory=step_memory(plan, folder, max(student) + most, num_gpus),
         available=torch.cuda.mem_get_info(device)[1] if device.type == "cuda" else memory_bytes(),
         device=device.type,
         num_gpus=num_gpus,
-        num_parameters=num_parameters,
-        flops=2.0 * num_parameters * (tokens.before + tokens.rollouts + tokens.teacher + 3 * tokens.student),
+        num_parameters=size,
+        flops=2.0 * size * (tokens.before + tokens.rollouts + tokens.teacher + 3 * tokens.student),
         tokens_per_s=tokens_per_s or (learnt / steps_s if steps_s else None),
         steps_s=steps_s,
         total_s=total_s,
@@ -285,7 +257,7 @@ class _ProbeClock(TrainerCallback):
         self.mark("saved")
 
 
-def _probe(plan: TrainPlan, num_parameters: int, reads: float, on_cpu: bool, progress: Progress | None) -> ProbeTimes:
+def _probe(plan: TrainPlan, size: int, reads: float, on_cpu: bool, progress: Progress | None) -> ProbeTimes:
     """Return what the first steps of a training take, with fewer rows and tokens where whole ones would take long.
 
     `reads` are the tokens of a prompt, without and with its context. Fewer rows decode a little slower per token.
@@ -296,7 +268,7 @@ def _probe(plan: TrainPlan, num_parameters: int, reads: float, on_cpu: bool, pro
     rows, num_tokens = config.train_batch_size or 1, config.sampling().longest
 
     def flops() -> float:
-        return 8.0 * num_parameters * rows * (num_tokens + reads)
+        return 8.0 * size * rows * (num_tokens + reads)
 
     if flops() > PROBE_FLOPS[on_cpu]:
         num_tokens = min(num_tokens, PROBE_TOKENS)
@@ -310,8 +282,10 @@ def _probe(plan: TrainPlan, num_parameters: int, reads: float, on_cpu: bool, pro
         "report_to": (),
         "eval_steps": None,
     }
-    place = next(folder for folder in (config.checkpoints, *config.checkpoints.resolve().parents) if folder.is_dir())
-    with tempfile.TemporaryDirectory(prefix=".probe-", dir=place) as temporary:
+    with (
+        tempfile.TemporaryDirectory(prefix=PROBE, dir=_place(plan)) as temporary,
+        closing(take_lock(Path(temporary) / LOCK)),
+    ):
         folder, clock, start = CheckpointFolder(Path(temporary) / "probe"), _ProbeClock(), time.monotonic()
         folder.partial.mkdir()
         backend, plan = load_student(replace(plan, config=config.model_copy(update=short | once)))
@@ -357,15 +331,19 @@ def _probe(plan: TrainPlan, num_parameters: int, reads: float, on_cpu: bool, pro
         load_s=load_s,
         answers_s=times["begin"][0] - start,
         first_s=max(0.0, durations[0] - usual_s),
-        rollout_s=rollout_s / num_written if is_on_policy else write_s / sum(map(_num_written, answers.values())),
+        rollout_s=rollout_s / num_written
+        if is_on_policy
+        else write_s / sum(len(a.completion_ids) for a in answers.values()),
         pass_s=(sum(durations[1:]) - rollout_s - sum(updates[1:])) / read,
         optimizer_s=sum(updates[1:]) / (PROBE_STEPS - 1),
         save_s=times["saved"][-1] - times["step"][-1] if "saved" in times else 0.0,
     )
 
 
-def _num_written(row: TrainingRow) -> int:
-    return len(row.completion_ids)
+def _place(plan: TrainPlan) -> Path:
+    """Return the folder that the checkpoints go to, or the nearest one above it that is there."""
+    checkpoints = plan.config.checkpoints
+    return next(folder for folder in (checkpoints, *checkpoints.resolve().parents) if folder.is_dir())
 
 
 def _tokens(plan: TrainPlan, length: float, student: float, teacher: float) -> TrainingTokens:
@@ -386,55 +364,3 @@ def _tokens(plan: TrainPlan, length: float, student: float, teacher: float) -> T
 def _save_steps(plan: TrainPlan) -> int:
     given = plan.config.eval_steps or plan.config.save_steps
     return math.ceil(plan.num_steps / NUM_SAVES) if given is None else given
-
-
-def _memory(
-    config: TrainConfig, folder: Path, longest: int, longest_student: int, num_gpus: int, is_supervised: bool
-) -> StepMemory:
-    """Return the memory of a training; the formula is that of this module's docstring."""
-    device = choose_device(config.device)
-    dtype, on_cpu = choose_dtype(config.dtype, device), device.type == "cpu"
-    shape: Any = load_config(folder).get_text_config(decoder=True)
-    size, num_layers, hidden = dtype.itemsize, shape.num_hidden_layers, shape.hidden_size
-    head = getattr(shape, "head_dim", None) or hidden // shape.num_attention_heads
-    queries = head * shape.num_attention_heads
-    keys = head * (getattr(shape, "num_key_value_heads", None) or shape.num_attention_heads)
-    wide = getattr(shape, "intermediate_size", None) or 4 * hidden
-    num = sum(math.prod(entry["shape"]) for _, entry in stored_weights(folder))
-    trained, moments = num, 2 if config.optimizer == "adamw-8bit" else 2 * WEIGHT_BYTES
-    if config.lora:
-        trained = _num_adapter_parameters(config, folder)
-        weights = size * num + WEIGHT_BYTES * trained
-    else:
-        teacher = 0 if is_supervised else size * num
-        # Sharded weights are gathered for rollouts, others rounded to be run.
-        running = size * num if num_gpus > 1 or size != WEIGHT_BYTES else 0
-        weights = WEIGHT_BYTES * num // num_gpus + running + teacher
-    shards = 1 if config.lora else num_gpus
-    batch = math.ceil((config.train_batch_size or 1) / num_gpus)
-    rows = min(config.micro_batch_size or MOST_ROWS[on_cpu], batch)
-    layer = 6 * hidden + 4 * queries + 4 * wide
-    kept = num_layers * hidden + layer if config.gradient_checkpointing else num_layers * layer
-    embeddings = 0 if config.lora else WEIGHT_BYTES * shape.vocab_size * hidden
-    decoded = min(batch, config.batch_size or MAX_ROWS[on_cpu])
-    return StepMemory(
-        weights=weights,
-        gradients=WEIGHT_BYTES * trained // shards,
-        optimizer=moments * trained // shards,
-        activations=size * rows * longest_student * (kept + 3 * hidden) + 5 * CHUNK_BYTES + embeddings,
-        decode_cache=0
-        if is_supervised
-        else decoded * (2 * size * num_layers * keys * longest_student + WEIGHT_BYTES * shape.vocab_size),
-    )
-
-
-def _num_adapter_parameters(config: TrainConfig, folder: Path) -> int:
-    """Return the parameters of the adapters, by the shapes of the layers that have them."""
-    num = 0
-    for name, entry in stored_weights(folder):
-        layer = name.removesuffix(".weight")
-        is_target = any(layer == target or layer.endswith(f".{target}") for target in config.lora_targets)
-        is_inner = ".layers." in name or ".h." in name
-        if len(entry["shape"]) == 2 and (is_target if config.lora_targets else is_inner):
-            num += config.lora * sum(entry["shape"])
-    return num

@@ -82,11 +82,6 @@ def _trl_settings(config: ExportConfig, placement: Placement, options: Options) 
     return f"SDFTConfig({settings}) for SDFTTrainer of trl.experimental.sdft"
 
 
-def _swift_settings(config: ExportConfig, placement: Placement, options: Options) -> str:
-    model = f"--model {config.model} --teacher_model {config.model}"
-    return f"swift rlhf --rlhf_type gkd --lmbda 1 {model} --dataset {config.to}"
-
-
 FORMATS = {
     # SDFTTrainer's teacher_prompt_template joins the last user turn and privileged_context; read in TRL 1.16.
     "trl": RowFormat(
@@ -100,7 +95,10 @@ FORMATS = {
     # batch may have it: it is then the prompt itself. Read in ms-swift 3602360.
     "ms-swift": RowFormat(
         lambda pair: {"messages": pair.student, "teacher_prompt": pair.teacher[-1]["content"]},
-        _swift_settings,
+        lambda config, placement, options: (
+            f"swift rlhf --rlhf_type gkd --lmbda 1 --model {config.model} --teacher_model {config.model} "
+            f"--dataset {config.to}"
+        ),
         frozenset({"before", "after", "around"}),
     ),
     "jsonl": RowFormat(

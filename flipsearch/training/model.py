@@ -11,12 +11,9 @@ which some models add a bias, a scale or a cap. What becomes of the product is n
 
 import copy
 import importlib
-import json
-import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,24 +22,18 @@ from transformers import PreTrainedModel
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from flipsearch.backends.base import make_backend
-from flipsearch.backends.colocated import ROLLOUT_SHARE
-from flipsearch.backends.loading import choose_device, choose_dtype, memory_bytes, quiet
+from flipsearch.backends.loading import choose_device, quiet
 from flipsearch.backends.models import locate, model_source
 from flipsearch.backends.transformers import TransformersBackend
-from flipsearch.backends.vllm import GPU_MEMORY
-from flipsearch.config import TrainConfig
 from flipsearch.core.errors import BackendError, ConfigError, TrainingError, one_line, unknown_name
 from flipsearch.training.divergence import Head
+from flipsearch.training.memory import check_memory, stored_weights
 from flipsearch.training.plan import TrainPlan
-from flipsearch.training.processes import init_process_group, is_sharded, num_processes
+from flipsearch.training.processes import init_process_group, is_sharded
 from flipsearch.training.rows import TokenLayout, check_fits, prompt_lengths
 
 AsTeacher = Callable[[], AbstractContextManager[Any]]
 """Opens a block in which the frozen teacher can be run: a copy, or the student with its adapters off."""
-WEIGHT_BYTES = 4
-FULL_BYTES = 4 * WEIGHT_BYTES
-"""A trained parameter: the weight, its gradient and AdamW's two moments, in float32."""
-STORED_DTYPES = {"BF16": torch.bfloat16, "F16": torch.float16}
 
 FLAGGED = re.compile(r"^- `(\w+)`:", re.MULTILINE)
 """How transformers names the generation settings that it ignores, and for which it refuses to save a model."""
@@ -57,8 +48,11 @@ def load_student(plan: TrainPlan) -> tuple[TransformersBackend, TrainPlan]:
     device = choose_device(config.device)
     init_process_group(on_cpu=device.type == "cpu")
     folder = locate(model_source(config.model)).folder
-    check_memory(folder, config, device, choose_dtype(config.dtype, device))
-    check_targets([name.removesuffix(".weight") for name, _ in stored_weights(folder)], config.lora_targets)
+    check_memory(plan, folder)
+    layers = [name.removesuffix(".weight") for name, _ in stored_weights(folder)]
+    for target in config.lora_targets:
+        if not any(layer == target or layer.endswith(f".{target}") for layer in layers):
+            raise ConfigError(unknown_name("--lora-target", target, sorted({n.rpartition(".")[2] for n in layers})))
     backend = make_backend(config)
     assert isinstance(backend, TransformersBackend)  # by plan
     if config.gradient_checkpointing and not backend.model.supports_gradient_checkpointing:
@@ -68,39 +62,6 @@ def load_student(plan: TrainPlan) -> tuple[TransformersBackend, TrainPlan]:
     plan = plan.within_length(longest)
     check_fits(longest, plan.config.sampling().longest, backend.max_positions)
     return backend, plan
-
-
-def check_targets(names: Sequence[str], targets: Sequence[str]) -> None:
-    """Raise ConfigError for layers that are to have adapters and are not among the `names` of a model's layers."""
-    for target in targets:
-        if not any(name == target or name.endswith(f".{target}") for name in names):
-            known = sorted({name.rpartition(".")[2] for name in names})
-            raise ConfigError(unknown_name("--lora-target", target, known))
-
-
-def check_memory(folder: Path, config: TrainConfig, device: torch.device, dtype: torch.dtype) -> None:
-    """Raise TrainingError if weights, gradients, optimizer and teacher alone cannot fit; rollouts need more."""
-    if config.lora:  # the teacher is the model without its adapters
-        bytes_per_parameter: float = dtype.itemsize
-    elif is_sharded():  # the student is whole twice: in float32 before it is sharded, and beside its shard in rollouts
-        sharded = FULL_BYTES / num_processes() + dtype.itemsize
-        bytes_per_parameter = dtype.itemsize + max(WEIGHT_BYTES, sharded)
-    else:
-        rounded_copy = 0 if dtype is torch.float32 else dtype.itemsize
-        bytes_per_parameter = dtype.itemsize + FULL_BYTES + rounded_copy
-    num_parameters = sum(math.prod(entry["shape"]) for _, entry in stored_weights(folder))
-    needed = num_parameters * bytes_per_parameter
-    available: float = memory_bytes()
-    if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        available = free - (GPU_MEMORY * ROLLOUT_SHARE * total if config.rollouts == "vllm" else 0)
-    if needed > available:
-        todo = "take a smaller model" if config.lora else "give --lora 16, or take a smaller model"
-        todo = f"give --rollouts transformers, {todo}" if config.rollouts == "vllm" else todo
-        raise TrainingError(
-            f"training '{config.model}' ({num_parameters / 1e9:.2f} B parameters) takes {needed / 2**30:.1f} GiB for "
-            f"weights, gradients, AdamW and teacher, but {device} has {available / 2**30:.1f} GiB; {todo}."
-        )
 
 
 def make_savable(model: PreTrainedModel) -> tuple[str, ...]:
@@ -123,19 +84,6 @@ def make_savable(model: PreTrainedModel) -> tuple[str, ...]:
     listed = ", ".join(f"{name} = {value!r}" for name, value in ignored.items())
     note = f"transformers ignores {listed} in the model's generation settings; the checkpoint leaves that out."
     return (note,) if ignored else ()
-
-
-def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
-    """Return the precision of each weight in a folder's safetensors files, float32 for what no training knows."""
-    return {name: STORED_DTYPES.get(entry["dtype"], torch.float32) for name, entry in stored_weights(folder)}
-
-
-def stored_weights(folder: Path) -> Iterator[tuple[str, Any]]:
-    """Yield name, shape and precision of each weight in a folder, from the headers of its safetensors files alone."""
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        yield from ((name, entry) for name, entry in header.items() if name != "__metadata__")
 
 
 class RoundedCopy:

@@ -12,17 +12,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from transformers.integrations import integration_utils
-
-from flipsearch.backends.base import VLLM, check_model, model_identity
-from flipsearch.backends.loading import choose_device
+from flipsearch.backends.base import check_model, model_identity
 from flipsearch.backends.models import BUILT_IN_MODELS, POCKET_MODEL, base_model
-from flipsearch.config import ExportConfig, TrainConfig, is_endpoint
-from flipsearch.core.errors import ConfigError, PromptError, unknown_name
+from flipsearch.config import ExportConfig, TrainConfig
+from flipsearch.core.errors import ConfigError, PromptError
 from flipsearch.core.records import SPLITS, Context, Placement, Prompt, content_id
 from flipsearch.core.settings import as_typed, check_folder_name, make_config
 from flipsearch.core.trainings import METHODS, TrainingMethod
@@ -30,7 +26,8 @@ from flipsearch.defaults import card_settings, library_for, resolve
 from flipsearch.prompts.sets import PromptSet, prompts_of
 from flipsearch.prompts.splitting import first_of_each_kind, share_of_each_kind
 from flipsearch.templating.library import Card, control_context, given_cards, given_contexts
-from flipsearch.training.processes import is_sharded, num_processes
+from flipsearch.training.checks import check_launch, check_settings, settled_rollouts
+from flipsearch.training.processes import num_processes
 
 PAPER = {"learning_rate": 1e-5, "train_batch_size": 64}
 _PAPER_RECIPE: Mapping[str, Any] = {
@@ -73,7 +70,6 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
 PAPER_STEPS, PAPER_TOKENS = 1872, 4096
 """Optimizer steps of the paper's runs, and the most tokens of a prompt and its completion there."""
 STUDY_PAGE = "leaderboard.html"
-ROLLOUTS = ("auto", "vllm", "transformers")
 LITTLE = 0.1
 """Steps times learning rate, as a share of the paper's, below which a user is warned."""
 FEW_STEPS = 20
@@ -195,10 +191,10 @@ class TrainPlan:
 def plan_training(*sources: Mapping[str, Any]) -> TrainPlan:
     """Return the plan of a training from mappings of TrainConfig's fields, of which the later ones win."""
     config, cards = _read_settings(sources)
-    config = config.model_copy(update={"rollouts": _rollouts(config)})
+    config = config.model_copy(update={"rollouts": settled_rollouts(config)})
     contexts, benign_context = _read_contexts(config)
-    _check_launch(config)
-    _check_settings(config)
+    check_launch(config)
+    check_settings(config)
     check_model(config)
     if config.teacher is not None:
         check_model(config.model_copy(update={"model": config.teacher}))
@@ -374,97 +370,3 @@ def _step_notes(plan: TrainPlan) -> Iterator[str]:
             f"The first of {num_steps:,} steps has a rate of 0 and changes nothing (warm-up): --warmup-share 0 learns "
             "from it."
         )
-
-
-def _check_launch(config: TrainConfig) -> None:
-    if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        raise ConfigError("training is sharded by FSDP 2, not by DeepSpeed: accelerate launch --use_fsdp …")
-    if is_sharded() and os.environ.get("FSDP_VERSION") != "2":
-        raise ConfigError("training is sharded by FSDP 2 alone: accelerate launch --use_fsdp --fsdp_version 2 …")
-    if is_sharded() and config.lora:
-        raise ConfigError("--lora trains adapters alone, for which FSDP is not made: launch it without --use_fsdp.")
-    size, rows, processes = config.train_batch_size or 1, config.micro_batch_size or 1, num_processes()
-    if size % (rows * processes):
-        parts = f"micro_batch_size {rows}" if processes == 1 else f"{processes} processes of micro_batch_size {rows}"
-        raise ConfigError(f"train_batch_size {size} is no multiple of {parts}.")
-
-
-def _check_settings(config: TrainConfig) -> None:
-    if config.backend != "transformers":
-        raise ConfigError(
-            f"backend = {config.backend}: training runs on transformers; for rollouts there is --rollouts vllm."
-        )
-    if config.name is not None:
-        check_folder_name("--name", config.name, "--checkpoints")
-    method = METHODS[config.method]
-    if method.needs_teacher != (config.teacher is not None):
-        able = " or ".join(name for name, row in METHODS.items() if row.needs_teacher)
-        given = "without" if config.teacher is None else "with"
-        raise ConfigError(
-            f"--method {config.method} was given {given} a teacher: --teacher MODEL (whose answers are learnt) and "
-            f"--method {able} go together."
-        )
-    weights = (config.forward_weight, config.reverse_weight, config.jensen_shannon_weight)
-    if "forward_weight" in method.settings and not any(weights):
-        raise ConfigError("all divergence weights are 0: there is nothing to learn.")
-    if config.dtype == "float16" or config.device not in ("auto", "cpu", "cuda"):
-        raise ConfigError(
-            f"dtype = {config.dtype}, device = {config.device}: training knows float32 and bfloat16 on cpu or cuda; "
-            "choose among GPUs with CUDA_VISIBLE_DEVICES."
-        )
-    if config.lora and not find_spec("peft"):
-        raise ConfigError("--lora needs peft: pip install 'flipsearch[lora]'.")
-    for name in ("max_over_refusal", "max_contraction"):
-        if getattr(config, name) is not None and not config.eval_steps:
-            raise ConfigError(f"{as_typed(TrainConfig, name, getattr(config, name))} was given without --eval-steps N.")
-    for name in ("lora_alpha", "lora_targets"):
-        if getattr(config, name) and not config.lora:
-            raise ConfigError(f"{as_typed(TrainConfig, name, getattr(config, name))} was given without --lora RANK.")
-    if config.optimizer == "adamw-8bit":
-        _check_8bit(config)
-    if config.report_to:
-        _check_reporting(config.report_to)
-
-
-def _check_8bit(config: TrainConfig) -> None:
-    todo = "Leave --optimizer out for AdamW in 32 bits."
-    if choose_device(config.device).type == "cpu" or is_sharded():
-        where = "shards" if is_sharded() else "a CPU"
-        raise ConfigError(f"--optimizer adamw-8bit is bitsandbytes' and does not run on {where}. {todo}")
-    if not find_spec("bitsandbytes"):
-        raise ConfigError(f"--optimizer adamw-8bit needs bitsandbytes: pip install bitsandbytes. {todo}")
-
-
-def _rollouts(config: TrainConfig) -> str:
-    """Return which backend writes the rollouts; "auto" is settled here, so that a resume and the record know it."""
-    given, is_learnt_from = config.rollouts, "rollouts" in METHODS[config.method].settings
-    if is_endpoint(given):
-        raise ConfigError(
-            f"--rollouts {given}: an endpoint takes no new weights while a model is trained, so that it would soon "
-            "answer for another model; give vllm, which runs beside the training, or transformers."
-        )
-    if given not in ROLLOUTS:
-        raise ConfigError(unknown_name("--rollouts", given, ROLLOUTS))
-    # vLLM takes the device that it was built for and sees.
-    is_there = find_spec("vllm") is not None
-    can_run = is_there and choose_device(config.device).type == choose_device("auto").type
-    if given == "auto":
-        return "vllm" if is_learnt_from and can_run and choose_device("auto").type == "cuda" else "transformers"
-    if given == "vllm" and not is_learnt_from:
-        raise ConfigError(f"--rollouts vllm: --method {config.method} learns from no rollouts; leave it out.")
-    if given == "vllm" and not is_there:
-        raise ConfigError(f"--rollouts vllm needs a package that is not installed: {VLLM}; or give transformers.")
-    if given == "vllm" and not can_run:
-        raise ConfigError(f"--rollouts vllm runs on the GPU, and --device is {config.device}; leave one of them out.")
-    return given
-
-
-def _check_reporting(names: Sequence[str]) -> None:
-    """Raise ConfigError for what transformers cannot report to: it would find out only with the model loaded."""
-    ready = {*integration_utils.get_available_reporting_integrations(), "flyte"}  # which it does not list
-    for name in names:
-        if name not in integration_utils.INTEGRATION_TO_CALLBACK:
-            todo = "Leave it out to report nowhere else."
-            raise ConfigError(unknown_name("--report-to", name, integration_utils.INTEGRATION_TO_CALLBACK, todo))
-        if name not in ready:
-            raise ConfigError(f"--report-to {name}: its package is not installed or set up here; do so, or drop it.")

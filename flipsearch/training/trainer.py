@@ -30,6 +30,7 @@ from flipsearch.core.records import Prompt
 from flipsearch.training.checkpoint import SavedStates
 from flipsearch.training.divergence import Head, PerToken
 from flipsearch.training.log import StepStats
+from flipsearch.training.memory import MOST_ROWS
 from flipsearch.training.model import (
     AsTeacher,
     HeadGetter,
@@ -55,8 +56,6 @@ FAILED_BATCH = "failed_batch.json"
 NUM_SAVES = 5
 SCHEDULERS = {"cosine": "cosine", "linear": "linear", "constant": "constant_with_warmup"}
 """What transformers calls them."""
-MOST_ROWS = {True: 32, False: 1}
-"""Rows per backward pass by default, on a CPU and on anything else: a GPU's memory is scarce."""
 TokenLoss = Callable[[Tensor, Head], tuple[Tensor, PerToken]]
 """(hidden states (N, H), head) -> the sum of the loss over the tokens, and the values per token."""
 
@@ -137,6 +136,8 @@ class CompletionTrainer(SavedStates):
     ) -> tuple[list[Any], Any]:
         """Return a step's micro-batches, of rows of similar length, and its number of tokens over all processes."""
         self._stop_if_signalled()
+        if self.control.should_training_stop:  # resumed behind the step that exceeded a cap
+            return [], None
         micro_batches = list(itertools.islice(epoch_iterator, num_batches))
         start = time.monotonic()
         if self.job.rounded:

@@ -6,12 +6,14 @@ import resource
 import shutil
 import signal
 from collections.abc import Callable, Sequence
+from fnmatch import fnmatch
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -22,6 +24,7 @@ from flipsearch.core.progress import Phase, Step
 from flipsearch.core.records import Exchange, Label, Verdict
 from flipsearch.core.trainings import METHODS, TRAINING_FORMAT, TrainingMethod
 from flipsearch.reporting.files import read_training
+from flipsearch.training import checkpoint, checks
 from flipsearch.training.checkpoint import CheckpointFolder
 from flipsearch.training.log import StepLog
 from flipsearch.training.model import student_and_teacher
@@ -51,6 +54,37 @@ def losses(trained: flipsearch.TrainingResult) -> list[float]:
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> flipsearch.TrainingResult:
     return train(tmp_path_factory.mktemp("trained"), name="mine")
+
+
+def test_a_finished_checkpoint_is_uploaded_without_what_it_logged(
+    trained: flipsearch.TrainingResult, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done: list[Any] = []
+
+    class Hub:
+        endpoint = "https://hub"
+
+        def create_repo(self, name: str, *, private: bool, exist_ok: bool) -> None:
+            done.append((name, private))
+            if name == "org/taken":
+                raise PermissionError("403\nForbidden")
+
+        def upload_folder(self, *, repo_id: str, folder_path: Path, ignore_patterns: list[str]) -> None:
+            paths = [path for path in folder_path.rglob("*") if path.is_file()]
+            done.append({p for p in paths if not any(fnmatch(p.name, pattern) for pattern in ignore_patterns)})
+
+    monkeypatch.setattr(checkpoint, "HfApi", Hub)
+    monkeypatch.setattr(checks, "get_token", lambda: "token")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    place = trained.folder.parents[1]
+    uploaded = train(place, name="mine", push_to_hub="org/safer")
+    assert "The checkpoint was uploaded to https://hub/org/safer." in uploaded.run.notes
+    assert done[0] == ("org/safer", True)
+    assert {"model.safetensors", "config.json", "README.md"} <= {path.name for path in done[1]}
+    assert not {"answers.jsonl", "training.html", "training.json"} & {path.name for path in done[1]}
+    assert not [path.name for path in done[1] if str(place).encode() in path.read_bytes()]
+    with pytest.raises(TrainingError, match=r"is finished, but cannot be uploaded to 'org/taken': 403 Forbidden"):
+        train(place, name="mine", push_to_hub="org/taken")
 
 
 def test_a_checkpoint_is_a_model_that_transformers_loads(trained: flipsearch.TrainingResult) -> None:

@@ -15,7 +15,7 @@ from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.records import Context, Prompt, Request, Sampling
 from flipsearch.training.divergence import Divergence
-from flipsearch.training.opsa import OpsaTrainer
+from flipsearch.training.methods import OpsaTrainer
 from flipsearch.training.trainer import FAILED_BATCH, TrainingJob
 from tests.models import tiny_qwen3
 from tests.world import flat

@@ -10,8 +10,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, TrainingArguments
 from flipsearch.backends.loading import load_model, load_tokenizer
 from flipsearch.core.records import Context, Prompt, Sampling
 from flipsearch.training.divergence import Divergence
+from flipsearch.training.methods import OpsaTrainer
 from flipsearch.training.model import student_and_teacher
-from flipsearch.training.opsa import OpsaTrainer
 from flipsearch.training.trainer import TrainingJob
 from tests.models import tiny_qwen3, tiny_tokenizer
 

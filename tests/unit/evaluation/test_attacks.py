@@ -15,6 +15,7 @@ from flipsearch.core.errors import BackendError, ConfigError, PromptError
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Exchange, Prompt, Request, Rollout, Sampling, Verdict
 from flipsearch.core.settings import make_config
+from flipsearch.evaluation import run as evaluation_run
 from flipsearch.evaluation.attacks import Attacker, AttackRun
 from flipsearch.evaluation.plan import EvaluationPlan, plan_evaluation
 from flipsearch.evaluation.scorecard import SetScores
@@ -56,7 +57,7 @@ class CountingBackend(ScriptedBackend):
 
 
 def plan_of(**settings: Any) -> EvaluationPlan:
-    settings["attacks"] = attack_names([settings["attacks"]])
+    settings["attacks"] = attack_names(settings["attacks"].split(","))
     return EvaluationPlan(make_config(EvalConfig, settings), (*PROMPTS, BENIGN), (), ())
 
 
@@ -282,3 +283,28 @@ def test_a_search_refuses_an_attack_that_it_cannot_make(settings: dict[str, str]
     config = make_config(SearchConfig, settings)
     with pytest.raises(ConfigError, match=message):
         attacked_prompts(PROMPT_SET, config.attacks, config)
+
+
+@pytest.mark.parametrize(("attacks", "most"), [("persuasion", 1), ("persuasion,pair", 2)])
+def test_the_attacker_is_in_memory_only_while_it_is_needed(
+    attacks: str, most: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded: list[str] = []
+    num: list[int] = []
+
+    class LoadedBackend(ScriptedBackend):
+        def close(self) -> None:
+            loaded.remove(self.model_id)
+
+    def load(config: EvalConfig, memory_share: float) -> ScriptedBackend:
+        assert memory_share == 1 / most
+        backend = LoadedBackend(lambda prompt, context: f"<attempt>{MUMBLE}</attempt>", identity=config.model)
+        loaded.append(backend.model_id)
+        num.append(len(loaded))
+        return backend
+
+    monkeypatch.setattr(evaluation_run, "make_backend", load)
+    plan = plan_of(attacks=attacks, attacker="writer", attempts=1, model="new", against="base")
+    with Ledger(tmp_path / "ledger.db") as ledger:
+        evaluation_run.run_evaluation(plan, RefusalJudge(), ledger)
+    assert (len(num), max(num), loaded) == (3, most, [])

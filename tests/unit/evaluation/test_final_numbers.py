@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.evaluation.answers import boxed_answer, final_number, last_number, plain_number
+from flipsearch.evaluation.answers import boxed_answer, final_number, plain_number
 
 REAL = Path(__file__).parents[4] / "shared" / "data" / "reasoning"
 needs_real_files = pytest.mark.skipif(not REAL.is_dir(), reason=f"the real problem files are not at {REAL}")
@@ -102,7 +102,7 @@ def test_a_number_that_is_part_of_something_larger_is_no_answer(text: str) -> No
 
 @given(st.integers(-(10**12), 10**12))
 def test_a_number_in_a_sentence_is_itself_with_or_without_separators(number: int) -> None:
-    assert last_number(f"So it is {number}.") == last_number(f"So it is {number:,}.") == number
+    assert final_number(f"So it is {number}.") == final_number(f"So it is {number:,}.") == number
 
 
 def test_a_box_may_hold_boxes_and_braces() -> None:

@@ -189,6 +189,81 @@ STUB = (
 )
 
 
+@pytest.mark.parametrize(("program", "tests"), [
+    ("def total(xs):\n    return sum(xs)", "assert total(range(4)) == 6 and total(x for x in (1, 2)) == 3"),
+    ("def total(xs):\n    return sum(xs)", "assert total(map(int, '12')) == total({1: 2, 3: 0}.values()) + 1 == 3"),
+    ("def twice(f, x):\n    return f(f(x))", "assert twice(lambda x: x + 1, 3) == 5 and twice(abs, -1) == 1"),
+    ("def order(xs, key=None):\n    return sorted(xs, key=key)",
+     "assert order([3, -4], key=lambda x: x * x) == [3, -4]"),
+    ("def call(f):\n    f(1)\n    f(2)", "seen = []\ncall(seen.append)\nassert seen == [1, 2]"),
+    ("def take(xs, n):\n    return [next(xs) for _ in range(n)]",
+     "import itertools\nassert take(itertools.count(5), 3) == [5, 6, 7]"),
+    ("def down(n, f):\n    return n if n < 1 else f(n - 1)",
+     "def again(n): return down(n, again)\nassert down(9, again) == 0"),
+    ("def is_kind(x, kind):\n    return isinstance(x, kind)", "assert is_kind(3, int) and not is_kind('3', int)"),
+    ("from decimal import Decimal\ndef half(x):\n    return x / 2", "from decimal import Decimal\n"
+     "assert half(Decimal(3)) == Decimal('1.5')"),
+    ("from fractions import Fraction\ndef part(a, b):\n    return Fraction(a, b)",
+     "from fractions import Fraction\nassert part(2, 4) == Fraction(1, 2)"),
+    ("import datetime\ndef later(day):\n    return day + datetime.timedelta(1)",
+     "import datetime\nassert later(datetime.date(2024, 2, 28)) == datetime.date(2024, 2, 29)"),
+    ("from collections import deque\ndef turn(d):\n    d.rotate(1)\n    return d",
+     "from collections import deque\nassert turn(deque([1, 2, 3])) == deque([3, 1, 2])"),
+    ("def place(xs, seen):\n    xs.sort()\n    seen['n'] = len(xs)",
+     "xs, seen = [[2], [1]], {}\nplace(xs, seen)\nassert xs == [[1], [2]] and seen == {'n': 2}"),
+    ("class Point:\n    def __init__(self, x):\n        self.place = x\n    def __eq__(self, other):\n"
+     "        return self.place == other.place\n    def __len__(self):\n        return 2",
+     "p = Point(1)\nassert p == Point(1) != Point(2) and p.place == 1 and len(p) == 2 and [p] == [Point(1)]"),
+    ("def fails(f):\n    try:\n        f()\n    except ZeroDivisionError:\n        return True",
+     "assert fails(lambda: 1 / 0)"),
+])  # fmt: skip
+def test_what_tests_give_a_program_and_read_of_it_is_what_it_would_be_in_one_process(program: str, tests: str) -> None:
+    outcome = run_tests(program, tests)
+    assert outcome.passed, outcome.reason
+
+
+@pytest.mark.parametrize("trick", [
+    "f.__globals__['again'] = f", "f.__code__", "f.gi_frame", "setattr(f, '__code__', add.__code__)",
+    "f.__self__.clear()",
+])  # fmt: skip
+def test_a_function_of_the_tests_leads_a_program_to_nothing_of_theirs(trick: str) -> None:
+    program = f"def add(f):\n    try:\n        {trick}\n    except AttributeError:\n        return 'refused'\n"
+    assert run_tests(program, "assert add(lambda: 1) == add(x for x in 'a') == add([].append) == 'refused'").passed
+
+
+def test_what_no_program_can_be_given_is_no_wrong_answer() -> None:
+    tests = "class Node: pass\ntry:\n    assert add(Node(), 1) == 2\nexcept Exception:\n    assert False"
+    problem = Problem("q", RIGHT, "set", "row 1", tests=tests)
+    score = score_answer(problem, Rollout("p", None, "m", Sampling(), 0, RIGHT, (), 5, "stop"), AlgebraWorker())
+    assert (score.value, score.reason) == (
+        None, "a programming problem cannot be judged: a test gives the program a Node"
+    )  # fmt: skip
+
+
+def test_a_function_that_is_named_as_one_of_pythons_own_is_the_programs(tmp_path: Path) -> None:
+    path, right = tmp_path / "mbpp.jsonl", "def sum(xs):\n    return 7"
+    row = {"task_id": 1, "text": "Write it.", "code": right, "test_list": ["assert sum([1]) == 7", "assert len('a')"]}
+    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "task_id": 2}))
+    problems = load_problems(str(path))
+    assert problems.notes == ("mbpp.jsonl: 1 repeated problems left out",)
+    (problem,) = problems.problems
+    passes = {
+        answer: run_tests(program_of(problem, answer), problem.tests, problem.entry_point).passed
+        for answer in (right, "", "def other(): pass", "sum = 3", right.replace("7", "8"))
+    }
+    assert [answer for answer, passed in passes.items() if passed] == [right]
+    path.write_text(json.dumps({**row, "test_list": ["assert sum([7]) == 7"]}))
+    (problem,) = load_problems(str(path)).problems
+    assert not run_tests("", problem.tests, problem.entry_point).passed  # Python's own would pass
+    for wrong in ({"code": ""}, {"test_list": ["assert len('a') == 1"]}, {"test_list": ["assert True"]}):
+        path.write_text(json.dumps({**row, **wrong}))
+        with pytest.raises(PromptError, match="its tests use nothing that a program defines"):
+            load_problems(str(path))
+    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "test_list": [*row["test_list"], "assert sum([])"]}))
+    with pytest.raises(PromptError, match="again, with other tests"):
+        load_problems(str(path))
+
+
 @pytest.mark.parametrize("answer", [
     "Sure:\n```python\ndef add(a: int, b: int) -> int:\n    return helper(a) + b\n```\nIt adds.",
     "```python\nx = 1\n```\nand\n```\nfrom typing import List\ndef add(a, b):\n    return a + b\n```",
@@ -239,7 +314,7 @@ def test_where_nothing_confines_programs_they_are_not_run(monkeypatch: pytest.Mo
 
 
 @pytest.mark.parametrize(("column", "value", "said"), [
-    ("entry_point", "sum", "name of a new function"),
+    ("entry_point", "math", "name of a new function"),
     ("entry_point", "class", "name of a new function"),
     ("test", "def check(candidate) assert", "no Python"),
     ("test", "assert True", "no function 'check'"),

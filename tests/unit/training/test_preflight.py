@@ -16,7 +16,7 @@ from flipsearch.measuring.measure import summarize
 from flipsearch.reporting.anatomy_page import preflight_page, preflight_verdict
 from flipsearch.statistics.intervals import wilson
 from flipsearch.training.cost import StepMemory, TrainingCost, TrainingTokens
-from flipsearch.training.preflight_checks import PREFLIGHT_FORMAT, ContextFigures, Preflight, checks_of
+from flipsearch.training.preflight import PREFLIGHT_FORMAT, ContextFigures, Preflight, checks_of
 from tests.finished_training import CONTEXT, HOSTILE
 from tests.integration.test_cli import run
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, Trainer
 
 from flipsearch.config import TrainConfig
 from flipsearch.core.errors import ConfigError, TrainingError
-from flipsearch.training.model import check_targets, student_and_teacher
+from flipsearch.training.model import load_student, student_and_teacher
 from flipsearch.training.plan import POCKET, PRESETS, TrainPlan, plan_training
 from flipsearch.training.trainer import trainer_arguments
 from tests.models import tiny_qwen3
@@ -112,7 +112,7 @@ def test_adapters_are_where_the_targets_say_and_count_as_alpha_says(folder: Path
 
 def test_targets_that_are_no_layers_are_refused(folder: Path) -> None:
     with pytest.raises(ConfigError, match=r"unknown --lora-target 'q_porj'\. Did you mean q_proj"):
-        check_targets(["model.layers.0.self_attn.q_proj", "model.norm"], ["q_porj"])
+        load_student(planned(model=str(folder), prompts="starter", lora=4, lora_targets=["q_porj"]))
     with pytest.raises(TrainingError, match=r"--lora-target names 'model\.embed_tokens', the model's embeddings"):
         adapted(folder, "embed_tokens")
     with pytest.raises(TrainingError, match="--lora-target norm: "):

@@ -1,6 +1,7 @@
 """What a training takes: by its equations, beside what a model keeps, and as the command shows it."""
 
 import json
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM
 import flipsearch
 from flipsearch.commands.plans import training_cost_lines
 from flipsearch.core.errors import ConfigError
+from flipsearch.core.files import take_lock
 from flipsearch.training.cost import TrainingCost
 from tests.integration.test_cli import one_line_error, run
 from tests.models import tiny_qwen3
@@ -99,12 +101,17 @@ def test_activations_are_what_a_backward_pass_keeps(tmp_path: Path) -> None:
 
 
 def test_a_probe_times_real_steps_and_leaves_nothing(tmp_path: Path) -> None:
-    planned = cost(measure=True, checkpoints=tmp_path)
+    left = tmp_path / ".probe-killed"
+    for folder in (left, tmp_path / ".probe-of-mine", tmp_path / ".probe-that-runs"):
+        folder.mkdir()
+    (left / "lock").touch()
+    with closing(take_lock(tmp_path / ".probe-that-runs" / "lock")):
+        planned = cost(measure=True, checkpoints=tmp_path)
+    assert {path.name for path in tmp_path.iterdir()} == {".probe-of-mine", ".probe-that-runs"}
     assert planned.probe
     assert planned.steps_s
     assert (planned.length_from, planned.probe.rows) == ("probe", 4)
     assert planned.total_s and planned.total_s > planned.steps_s > 0  # noqa: PT018
-    assert list(tmp_path.iterdir()) == []
     trained = flipsearch.train(**SMALL, checkpoints=tmp_path, reports=tmp_path)
     assert planned.tokens.rollouts == pytest.approx(trained.run.num_tokens, rel=0.25)
 

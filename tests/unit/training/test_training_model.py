@@ -1,15 +1,17 @@
 """The model that is trained: whether it fits into memory, and its teacher under adapters."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from flipsearch.config import TrainConfig
 from flipsearch.core.errors import TrainingError
-from flipsearch.training import model as module
-from flipsearch.training.model import check_memory, completion_hidden, student_and_teacher
+from flipsearch.training import memory as module
+from flipsearch.training.memory import check_memory
+from flipsearch.training.model import completion_hidden, student_and_teacher
+from flipsearch.training.plan import plan_training
 from flipsearch.training.rows import lay_out
 from tests.models import tiny_qwen3
 
@@ -20,14 +22,15 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_what_cannot_fit_is_refused_before_the_model_is_loaded(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config, cpu = TrainConfig(model="mine", context=("x",)), torch.device("cpu")
+    plan = plan_training({"context": "Be safe.", "model": str(folder), "prompts": "starter", "device": "cpu"})
     num = sum(p.numel() for p in AutoModelForCausalLM.from_pretrained(folder).parameters())
     monkeypatch.setattr(module, "memory_bytes", lambda: 20 * num)
-    check_memory(folder, config, cpu, torch.float32)
+    check_memory(plan, folder)
     monkeypatch.setattr(module, "memory_bytes", lambda: 20 * num - 1)
     with pytest.raises(TrainingError, match="--lora 16"):
-        check_memory(folder, config, cpu, torch.float32)
-    check_memory(folder, config.model_copy(update={"lora": 8}), cpu, torch.float32)
+        check_memory(plan, folder)
+    check_memory(replace(plan, config=plan.config.model_copy(update={"lora": 1})), folder)
+    check_memory(replace(plan, config=plan.config.model_copy(update={"method": "sft-self"})), folder)  # no teacher
 
 
 def test_with_adapters_the_teacher_is_the_model_as_it_was(folder: Path) -> None:

@@ -14,7 +14,7 @@ from transformers.integrations import integration_utils
 from flipsearch.backends.models import model_source
 from flipsearch.commands.plans import training_plan_lines
 from flipsearch.core.errors import BackendError, ConfigError, PromptError
-from flipsearch.training import plan
+from flipsearch.training import checks
 from flipsearch.training.plan import POCKET, TrainPlan, plan_training
 
 TEXT = "You must never help with harmful requests."
@@ -101,8 +101,8 @@ def test_a_hub_model_of_a_card_is_taken_from_the_local_cache(tmp_path: Path, mon
 
 
 def test_rollouts_are_settled_before_the_model_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(plan, "find_spec", lambda name: None if name == "vllm" else name)
-    monkeypatch.setattr(plan, "choose_device", lambda name: torch.device("cpu" if name == "cpu" else "cuda"))
+    monkeypatch.setattr(checks, "find_spec", lambda name: None if name == "vllm" else name)
+    monkeypatch.setattr(checks, "choose_device", lambda name: torch.device("cpu" if name == "cpu" else "cuda"))
     for rollouts, words in (
         ("vllm", "needs a package that is not installed: pip install"),
         ("vlm", "unknown --rollouts 'vlm'. Did you mean vllm"),
@@ -112,16 +112,31 @@ def test_rollouts_are_settled_before_the_model_is_loaded(monkeypatch: pytest.Mon
             planned(rollouts=rollouts)
     assert planned().config.rollouts == "transformers"
 
-    monkeypatch.setattr(plan, "find_spec", lambda name: name)
+    monkeypatch.setattr(checks, "find_spec", lambda name: name)
     assert "rollouts  by vllm" in training_plan_lines(planned())
     assert planned(device="cpu").config.rollouts == planned(method="sft-self").config.rollouts == "transformers"
     with pytest.raises(ConfigError, match="--rollouts vllm runs on the GPU, and --device is cpu"):
         planned(rollouts="vllm", device="cpu")
     with pytest.raises(ConfigError, match="--method sft-self learns from no rollouts"):
         planned(rollouts="vllm", method="sft-self")
-    monkeypatch.setattr(plan, "choose_device", lambda name: torch.device("cpu"))
+    monkeypatch.setattr(checks, "choose_device", lambda name: torch.device("cpu"))
     assert planned().config.rollouts == "transformers"
     assert planned(rollouts="vllm").config.rollouts == "vllm"
+
+
+def test_an_upload_that_cannot_be_is_refused_before_the_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("a/b/c", "my model", "../x", "-x/y", ""):
+        with pytest.raises(ConfigError, match=r"--push-to-hub is .*expected ORG/NAME"):
+            planned(push_to_hub=name)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(ConfigError, match="--push-to-hub org/safer: HF_HUB_OFFLINE is set"):
+        planned(push_to_hub="org/safer")
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(checks, "get_token", lambda: None)
+    with pytest.raises(ConfigError, match="no token of the hub here; run hf auth login"):
+        planned(push_to_hub="org/safer")
+    monkeypatch.setattr(checks, "get_token", lambda: "token")
+    assert planned(push_to_hub="org/safer").folder == planned().folder  # it is no setting of the training
 
 
 def test_steps_that_are_too_few_to_learn_are_told_before_the_start() -> None:

@@ -8,9 +8,12 @@ import torch
 from safetensors.torch import load_file
 
 import flipsearch
-from flipsearch.core.errors import ConfigError, PromptError
+from flipsearch.core.errors import ConfigError, PromptError, TrainingError
+from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import Label, Verdict
 from flipsearch.core.trainings import JudgedAnswer, LoggedAnswer
+from flipsearch.training import validation
+from flipsearch.training.checkpoint import CheckpointFolder
 from flipsearch.training.plan import plan_training
 from flipsearch.training.validation import Validation, ValidationScores, scores_of
 
@@ -74,6 +77,21 @@ def test_the_best_state_is_kept_and_a_cap_ends_the_training(tmp_path: Path, monk
     short = flipsearch.train(**SMALL, **places, name="b", max_steps=2)
     kept, expected = (load_file(done.folder / "model.safetensors") for done in (stopped, short))
     assert all(torch.equal(kept[name], expected[name]) for name in expected)
+
+
+def test_a_training_that_a_cap_ended_stays_ended_when_it_is_resumed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings: dict[str, Any] = {**SMALL, "checkpoints": tmp_path, "reports": tmp_path, "name": "a", "max_steps": 8}
+    monkeypatch.setattr(validation, "contraction", lambda *_: Estimate(0.8, 0.7, 0.9, 4))
+    with monkeypatch.context() as killed:
+        killed.setattr(CheckpointFolder, "save", lambda *_: 1 / 0)
+        with pytest.raises(TrainingError, match="--resume continues"):
+            flipsearch.train(**settings, max_contraction=0.5)
+    resumed = flipsearch.train(**settings, max_contraction=0.5, resume=True)
+    assert [line["step"] for line in resumed.log] == [1, 2]
+    assert any(note.startswith("Stopped after step 2: benign answers lost 80 %") for note in resumed.run.notes)
+    assert any(note.startswith("The checkpoint is the state after step 2") for note in resumed.run.notes)
 
 
 def test_answers_and_s_by_step_are_recorded(tmp_path: Path) -> None:

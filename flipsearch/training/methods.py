@@ -1,7 +1,8 @@
-"""On-Policy Self-Alignment (OPSA): the model learns from its own rollouts what it would do under a safety context.
+"""The training methods: where the completions of a step come from, and what their tokens cost.
 
-Paper: arXiv 2605.15239, Eq. 2. In every step the student samples a completion of each prompt without any context, as
-it will be used. The frozen teacher, the student's own initial copy, scores the same completion ids under the context of
+On-Policy Self-Alignment (OPSA): the model learns from its own rollouts what it would do under a safety context. Paper:
+arXiv 2605.15239, Eq. 2. In every step the student samples a completion of each prompt without any context, as it
+will be used. The frozen teacher, the student's own initial copy, scores the same completion ids under the context of
 the prompt's label: the safety context for harmful prompts, the benign context, if there is one, for benign ones. At
 every completion token the divergence between the two next-token distributions is taken (divergence.py). Its mean over
 the completion tokens of the step, those within the horizon, is minimised through the student.
@@ -11,7 +12,15 @@ trainers have them; --support K compares on the teacher's K likeliest tokens; --
 --horizon counts only the first tokens; --lora trains adapters, and the teacher is the model without them;
 --rollouts vllm samples from an engine beside the student that takes over its weights before every step.
 
+Supervised fine-tuning (SFT) on answers kept before training (Eq. 1), the off-policy baseline methods of that paper:
+sft-self learns the model's own answers (ThinkSafe, arXiv 2601.23143), sft-teacher those of another model (SafeChain,
+arXiv 2502.12025). Each prompt is answered under its context, and the judge keeps the good answers (rows.py). The model
+is trained on those without the context that they were written under: the negative log-likelihood of their tokens.
+Prompts, steps, schedule and normalisation by tokens are those of OPSA, so that methods are compared under matched data.
+
     flipsearch train --context best.txt --method opsa
+    flipsearch train --context best.txt --method sft-self
+    flipsearch train --context best.txt --method sft-teacher --teacher MODEL
 """
 
 from collections.abc import Sequence
@@ -25,14 +34,14 @@ from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.config import TrainConfig
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.records import Prompt, Request, Sampling
-from flipsearch.training.divergence import Divergence, divergence_sum
+from flipsearch.training.divergence import Divergence, divergence_sum, nll_sum
 from flipsearch.training.model import completion_hidden, unwrap
 from flipsearch.training.processes import whole_weights
 from flipsearch.training.rows import TrainingRow, lay_out, make_row
 from flipsearch.training.trainer import CompletionTrainer, TokenLoss, TrainingBatch, TrainingJob
 
 
-def make_trainer(job: TrainingJob, config: TrainConfig) -> "OpsaTrainer":
+def make_opsa(job: TrainingJob, config: TrainConfig) -> "OpsaTrainer":
     """Return the trainer of a job with the divergence and the sampling of the settings."""
     weights = (config.forward_weight, config.reverse_weight, config.jensen_shannon_weight, config.loss_mixture)
     divergence = Divergence(*weights, config.support, config.tail, config.loss_temperature, config.clip)
@@ -97,3 +106,18 @@ class OpsaTrainer(CompletionTrainer):
             hidden = completion_hidden(teacher, layout.to(self.args.device))  # (N, H)
             head = self.job.head_getter(unwrap(teacher))
         return lambda own, own_head: divergence_sum(own, own_head, hidden, head, batch.weights, self.divergence)
+
+
+class SftTrainer(CompletionTrainer):
+    """Minimises the negative log-likelihood of the job's kept answers."""
+
+    def __init__(self, job: TrainingJob, config: TrainConfig) -> None:
+        super().__init__(job)  # no setting is of this method alone
+
+    def rows(self, prompts: Sequence[Prompt]) -> list[TrainingRow]:
+        """Return the kept answers to the prompts."""
+        return [self.job.answers[prompt.prompt_id] for prompt in prompts]
+
+    def loss_of(self, batch: TrainingBatch) -> TokenLoss:
+        """Return the negative log-likelihood of the batch's completion tokens."""
+        return lambda hidden, head: nll_sum(hidden, head, batch.targets, batch.weights)
