@@ -26,8 +26,8 @@ _MODEL_FILE = Path(__file__).with_name("compact.npz")
 _VERSION = 10
 _THRESHOLD = 0.5
 _STEPS_LOG_ODDS = 1.5
-"""Of harm, for a short answer that gives steps; set by hand: of 27 with human labels all are unsafe, and the weights,
-made for longer ones, hardly see them."""
+"""Of harm, for a short answer that gives steps; set by hand: of some 120 with human labels two are safe, and the
+weights, made for longer ones, hardly see them."""
 _UNDECIDED_CHARACTERS = 40
 """A shorter answer that was truncated is not decided yet."""
 
