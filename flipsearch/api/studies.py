@@ -11,6 +11,7 @@ from collections.abc import Callable
 from flipsearch.api.inputs import finished_study, inputs_key, search_inputs
 from flipsearch.api.settings import Given, takes
 from flipsearch.backends.base import check_model, check_rewriter
+from flipsearch.backends.loading import known_sampling
 from flipsearch.config import SearchConfig
 from flipsearch.core.errors import ConfigError, NothingToFlipError, PoorCoverageError
 from flipsearch.core.progress import Progress
@@ -48,7 +49,7 @@ def search(
     def show_plan(ledger: Ledger) -> None:
         length, speed = length_and_speed(ledger)
         if on_plan:
-            on_plan(plan_search(setup, mean_length=length, tokens_per_s=speed))
+            on_plan(plan_search(setup, mean_length=length, tokens_per_s=speed, sampling=known_sampling(config)))
 
     name, rewriter = config.study_name(), config.rewriter_config()
     with study_session(config, "search", prompts, name, progress, rewriter, show_plan) as session:
@@ -89,4 +90,5 @@ def plan(
     for judge in filter(None, (config.judge, config.confirm_judge, *config.second_judges)):
         load_judge(judge)
     length, speed = known_length_and_speed(config.reports / config.study_name())
-    return plan_search(setup, mean_length=length, tokens_per_s=tokens_per_second or speed, delta=delta, power=power)
+    speed, sampling = tokens_per_second or speed, known_sampling(config)
+    return plan_search(setup, mean_length=length, tokens_per_s=speed, sampling=sampling, delta=delta, power=power)

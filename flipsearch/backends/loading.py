@@ -37,11 +37,11 @@ from flipsearch.backends.chat import Chat
 from flipsearch.backends.decoding import Decoder, DecodingPath, Ids, shared_prefixes
 from flipsearch.backends.models import BUILT_IN_MODELS, ModelFiles, locate, model_source
 from flipsearch.backends.rollouts import end_ids
-from flipsearch.config import ModelConfig
+from flipsearch.config import ModelConfig, is_endpoint
 from flipsearch.core.errors import BackendError, ConfigError, one_line
 from flipsearch.core.files import cache_folder, package_versions, write_text
 from flipsearch.core.progress import announce
-from flipsearch.core.records import PLACEMENTS, Context, Prompt, Request, content_id
+from flipsearch.core.records import PLACEMENTS, Context, Prompt, Request, Sampling, content_id
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
 """Parts of torch's messages, in lower case, on a GPU, on a CPU and from a GPU's matrix library."""
@@ -116,6 +116,14 @@ def local_identity(config: ModelConfig) -> str:
     fingerprint = locate(model_source(config.model)).fingerprint
     dtype = choose_dtype(config.dtype, choose_device(config.device))
     return content_id("model", config.backend, fingerprint, config.thinking, str(dtype))
+
+
+def known_sampling(config: ModelConfig) -> Sampling | None:
+    """Return how a model in a folder of this machine is sampled, by its chat template; None for any other model."""
+    folder = None if is_endpoint(config.model) else Path(model_source(config.model)).expanduser()
+    if folder is None or not folder.is_dir() or config.backend not in ("transformers", "vllm"):
+        return None
+    return config.sampling(thinks=Chat(load_tokenizer(folder), config.thinking).thinks)
 
 
 def transformers_identity(files: ModelFiles, chat: Chat, dtype: torch.dtype) -> str:

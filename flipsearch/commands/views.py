@@ -25,7 +25,7 @@ from flipsearch.reporting.cells import names_of
 from flipsearch.reporting.columns import Column as ShownColumn
 from flipsearch.reporting.columns import columns_of, kinds_legend
 from flipsearch.reporting.format import DASH, SHARED_ERRORS, percent, with_interval
-from flipsearch.reporting.verdict import verdict
+from flipsearch.reporting.verdict import split_in_words, verdict
 from flipsearch.results import (
     ContextCheck,
     Diagnosis,
@@ -39,7 +39,7 @@ if TYPE_CHECKING:  # packages of other commands, which load their libraries
     from flipsearch.reporting.files import EarlierBest
 
 
-LONGEST_NAME = 34
+LONGEST_NAME = 52
 """Characters of a context's name in a row."""
 DECIDING = ("rank_of_arm", "context", "refusals", "contraction_marked")
 """Columns that leave a narrow table last: they say why a context that flips much is not the winner."""
@@ -159,7 +159,7 @@ def row_name(trial: Trial, name: str) -> str:
         return f"{context.operator} {context.placement}\n{state.strip() or change}".rstrip()
     is_plain = context.template and context.text.strip() and (trial.role == "placebo" or not context.parents)
     shown = context.template.replace("_", " ") if is_plain and trial.role == "placebo" else name
-    shown = shortened(context.origin if is_plain and trial.role == "arm" else shown, LONGEST_NAME)
+    shown = shortened(shown.removesuffix(f" · {context.placement}"), LONGEST_NAME)
     place = "" if shown.endswith(context.placement) or trial.role == "placebo" else f" {context.placement}"
     return f"{shown}{place}{state}"
 
@@ -292,7 +292,8 @@ def show_check(check: ContextCheck) -> None:
         style = "" if criterion.is_met else "bold red"
         print_wrapped(f"{'met' if criterion.is_met else 'NOT MET':<9}{criterion.text}  [{criterion.context}]", style)
     study = check.result.study
-    print_wrapped(f"\nmodel {study.settings['model']}, judge {study.settings['judge']}")
+    prompts = f"{study.settings.get('prompts') or 'the files given'}, {split_in_words(study.trials[0].final.split)}"
+    print_wrapped(f"\nmodel {study.settings['model']}, judge {study.settings['judge']}, prompts: {prompts}")
     print_wrapped(f"{'leaderboard':<14}{check.result.folder / 'leaderboard.html'}")
 
 

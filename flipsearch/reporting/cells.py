@@ -2,14 +2,14 @@
 
 A template draws them for readers without scripts, and the page's script in the same way for all other rows.
 
-Rows are named by what distinguishes their contexts: a template with the parameters in which its rows differ, a child of
-an operator with what it changed in its parent. Names quote contexts, which are hostile text.
+Rows are named by what distinguishes their contexts: a template with those parameters that are not the usual ones of its
+rows, a child of an operator with what it changed in its parent. Names quote contexts, which are hostile text.
 """
 
 import difflib
 import re
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -167,7 +167,13 @@ def quoted(text: str, most: int = LONGEST_QUOTE) -> str:
 def names_of(study: Study) -> dict[int, str]:
     """Return the number of each trial -> its name, each once: with placement and rank where it takes them."""
     by_id = {trial.context.context_id: trial.context for trial in study.trials}
-    names = {trial.number: _name(trial, by_id) for trial in study.trials}
+    usual: dict[tuple[str, str], Counter[str]] = {}
+    for trial in study.trials:
+        if not trial.context.parents:
+            for param, value in trial.context.params:
+                usual.setdefault((trial.context.template, param), Counter())[str(value)] += 1
+    usuals = {key: values.most_common(1)[0][0] for key, values in usual.items()}
+    names = {trial.number: _name(trial, by_id, usuals) for trial in study.trials}
     placements = {trial.number: trial.context.placement for trial in study.trials}
     ranks = {trial.number: f"#{rank}" for rank, trial in enumerate(study.trials, start=1)}
     for suffix in (placements, ranks):
@@ -176,7 +182,8 @@ def names_of(study: Study) -> dict[int, str]:
     return names
 
 
-def _name(trial: Trial, by_id: dict[str, Context]) -> str:
+def _name(trial: Trial, by_id: Mapping[str, Context], usual: Mapping[tuple[str, str], str]) -> str:
+    """Return a trial's name; of its parameters those are in it that are not the usual ones of its template here."""
     context = trial.context
     if not context.text.strip():
         return "no context"
@@ -185,9 +192,17 @@ def _name(trial: Trial, by_id: dict[str, Context]) -> str:
     if context.parents:
         parent = by_id.get(context.parents[0])
         return f"{context.operator or 'made'}{f': {_change(parent, context)}' if parent else ''}"
-    params = ", ".join(f"{name}={value}" for name, value in context.params if len(str(value)) <= LONGEST_QUOTE)
     if context.template or context.operator:
-        return context.origin + (f" ({params})" if params else "")
+        is_usual = usual if context.template else {}
+        own = [
+            (param, value) for param, value in context.params if is_usual.get((context.template, param)) != str(value)
+        ]
+        shown = [(param.replace("_", " "), value) for param, value in own if len(str(value)) <= LONGEST_QUOTE]
+        words = [
+            f"{param}={value}" if not isinstance(value, bool) else param if value else f"no {param}"
+            for param, value in shown
+        ]
+        return context.origin + (f" ({', '.join(words)})" if words else "")
     return quoted(context.text)
 
 

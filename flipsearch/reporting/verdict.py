@@ -184,13 +184,18 @@ def _basis(study: Study, best: Trial | None) -> list[str]:
     return [*lines, _judge_line(study)]
 
 
+def split_in_words(split: str) -> str:
+    """Return which prompts were judged."""
+    return "all prompts given" if split == "all" else f"those of the {split} split"
+
+
 def _prompts_line(study: Study, measured: Measurement) -> str:
     coverage = measured.coverage
     scored = "every answer" if coverage.count == coverage.n else f"{percent(coverage.value)} of the answers"
     if study.kind is StudyKind.SCORE:
         num = sum(trial.role == "arm" for trial in study.trials)
         flatters = f" It has the highest rate of {num}, by chance in part; the test allows for that." if num > 1 else ""
-        return f"Measured on the prompts given; {scored} could be scored.{flatters}"
+        return f"Measured on {split_in_words(measured.split)}; {scored} could be scored.{flatters}"
     return f"Measured on prompts that were sealed while the context was chosen; {scored} could be scored."
 
 
@@ -343,7 +348,8 @@ def criteria(study: Study, min_flip: float | None, max_over_refusal: float | Non
 def junit_xml(study: Study, checked: Sequence[Criterion]) -> str:
     """Return the outcome as JUnit XML: a test case for each criterion."""
     num_failed = str(sum(not criterion.is_met for criterion in checked))
-    suite = ET.Element("testsuite", name=f"flipsearch {study.name}", tests=str(len(checked)), failures=num_failed)
+    name = f"flipsearch {study.name}, {split_in_words(study.trials[0].final.split)}"
+    suite = ET.Element("testsuite", name=name, tests=str(len(checked)), failures=num_failed)
     for criterion in checked:
         wanted, _, got = criterion.text.partition(": ")
         case = ET.SubElement(suite, "testcase", classname=criterion.context, name=wanted)
