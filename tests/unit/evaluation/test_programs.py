@@ -205,8 +205,8 @@ STUB = (
      "assert half(Decimal(3)) == Decimal('1.5')"),
     ("from fractions import Fraction\ndef part(a, b):\n    return Fraction(a, b)",
      "from fractions import Fraction\nassert part(2, 4) == Fraction(1, 2)"),
-    ("import datetime\ndef later(day):\n    return day + datetime.timedelta(1)",
-     "import datetime as dt\nd = dt.datetime(2024, 2, 28, tzinfo=dt.timezone.utc)\nassert later(d) == d.replace(day=29)"),
+    ("import datetime\ndef later(day):\n    return day + datetime.timedelta(1)", "import datetime as dt\n"
+     "d = dt.datetime(2024, 2, 28, tzinfo=dt.timezone.utc)\nassert later(d) == d.replace(day=29)"),
     ("from collections import deque\ndef turn(d):\n    d.rotate(1)\n    return d",
      "from collections import deque\nassert turn(deque([1, 2, 3])) == deque([3, 1, 2])"),
     ("def place(xs, seen):\n    xs.sort()\n    seen['n'] = len(xs)",
