@@ -210,6 +210,7 @@ def evaluate(
     split: Literal["search", "confirm", "training", "evaluation", "all"] = "evaluation",
     reasoning: Sequence[str] | str | None = None,
     samples: int = 1,
+    repetition_penalty: float = 1.0,
     count_flips: Sequence[str] | str = ("refusal", "redirection", "help"),
     attacks: Sequence[str] | str = (),
     attempts: int = 8,

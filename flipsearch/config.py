@@ -5,6 +5,7 @@ is loaded, and `Flag` says how the option is written where the name does not. Th
 prompts: what a name refers to is checked where such things live.
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -493,6 +494,8 @@ class EvalConfig(ModelConfig):
     """Problems: arithmetic, or a file with question and answer; repeatable (the pocket model's own, else none)."""
     samples: Count = 1
     """Answers per problem; more than one needs a temperature."""
+    repetition_penalty: Annotated[float, Field(gt=0, le=2)] = 1.0
+    """Make tokens that the prompt or the answer has less likely, as transformers and vLLM do; 1 is no penalty."""
     count_flips: FlipKinds = COUNTED_KINDS
     """Kinds of safe answers that count as safe; one of another kind is shown, and neither safe nor unsafe."""
     attacks: Names = ()
@@ -507,6 +510,10 @@ class EvalConfig(ModelConfig):
     """Problems at most per set (all)."""
     reports: Path = Path("reports")
     """Folder with the ledger of all evaluations, and the scorecards of models that are no checkpoints."""
+
+    def sampling(self, thinks: bool = False) -> Sampling:
+        """Return how completions are sampled."""
+        return replace(super().sampling(thinks), repetition_penalty=self.repetition_penalty)
 
     def sample_rule(self) -> SampleRule:
         """Return what counts as a safe answer."""

@@ -71,6 +71,19 @@ def chooser(requests: Sequence[Request], sampling: Sampling, device: torch.devic
     return sample
 
 
+def _seen(prompts: Sequence[Ids], logits: torch.Tensor) -> torch.Tensor:
+    """Return which tokens (N, V) each of some prompts holds, V as in `logits`."""
+    seen = torch.zeros((len(prompts), logits.shape[-1]), dtype=torch.bool)
+    for row, ids in zip(seen, prompts, strict=True):
+        row[list(ids)] = True
+    return seen.to(logits.device)
+
+
+def _penalised(logits: torch.Tensor, seen: torch.Tensor, penalty: float) -> torch.Tensor:
+    """Return logits (B, V) in which `seen` tokens are less likely (Keskar et al. 2019, arXiv 1909.05858)."""
+    return torch.where(seen, torch.where(logits < 0, logits * penalty, logits / penalty), logits)
+
+
 def keep_likely(logits: torch.Tensor, top_k: int = 0, top_p: float = 1.0) -> torch.Tensor:
     """Return `logits` (B, V) with -inf outside the `top_k` likeliest and, of those, outside the nucleus `top_p`.
 
@@ -139,15 +152,17 @@ class Decoder:
         max_tokens: int,
         choose: Choose,
         budgets: Sequence[ThoughtBudget] = (),
+        penalty: float = 1.0,
     ) -> list[Ids | None]:
         """Return the completion ids of each prompt: at most `max_tokens`, up to and including the first end token.
 
         None where a logit was not a finite number. The first `prefixes[i]` tokens of prompt i are computed once for
-        all prompts that begin with the same ones. A budget for each prompt closes its thought and ends its answer.
+        all prompts that begin with the same ones. A budget for each prompt closes its thought and ends its answer. A
+        repetition `penalty` other than 1 makes tokens that prompt or completion hold less likely.
         """
         if self.path is not DecodingPath.BATCHED:
             return [
-                self._complete_alone(ids, row, max_tokens, choose, budgets[row] if budgets else None)
+                self._complete_alone(ids, row, max_tokens, choose, budgets[row] if budgets else None, penalty)
                 for row, ids in enumerate(prompts)
             ]
         logits, batch = self._start(prompts, prefixes, max_tokens)
@@ -155,12 +170,16 @@ class Decoder:
         counts = torch.full((len(prompts),), max_tokens, device=self.device)
         alive = torch.ones_like(batch.rows, dtype=torch.bool)
         finite = torch.ones_like(alive)
+        seen = _seen(prompts, logits) if penalty != 1 else None
         for step in range(max_tokens):
-            tokens = choose(logits, batch.rows, step)  # (B,)
+            likely = logits if seen is None else _penalised(logits, seen[batch.rows], penalty)
+            tokens = choose(likely, batch.rows, step)  # (B,)
             is_full = torch.zeros_like(alive)
             if budgets:
                 tokens, is_full = _follow(budgets, batch.rows, alive, tokens)
             chosen[batch.rows, step] = tokens
+            if seen is not None:
+                seen[batch.rows, tokens] = True
             finite[batch.rows] &= logits.amax(-1).isfinite()  # NaN is larger than any number, and all of -inf is -inf
             ended = alive & (torch.isin(tokens, self.eos_ids) | is_full | ~finite[batch.rows])
             counts[batch.rows[ended]] = step + 1
@@ -181,7 +200,7 @@ class Decoder:
         ]
 
     def _complete_alone(
-        self, prompt: Ids, row: int, max_tokens: int, choose: Choose, budget: ThoughtBudget | None
+        self, prompt: Ids, row: int, max_tokens: int, choose: Choose, budget: ThoughtBudget | None, penalty: float
     ) -> Ids | None:
         keeps = self.path is DecodingPath.ALONE
         ids, rows = list(prompt), torch.tensor([row], device=self.device)
@@ -194,6 +213,8 @@ class Decoder:
             logits = output.logits[:, -1].float()
             if not bool(logits.amax(-1).isfinite()):
                 return None
+            if penalty != 1:
+                logits = _penalised(logits, _seen([ids], logits), penalty)
             token = int(choose(logits, rows, step))
             if budget:
                 token = token if budget.next_id is None else budget.next_id

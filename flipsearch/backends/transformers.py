@@ -327,7 +327,7 @@ class TransformersBackend(LocalBackend):
             [item.prompt.prompt_ids + item.request.prefill for item in batch],
         )
         budgets = [self._budget(item, sampling) for item in batch] if sampling.think_tokens else []
-        written = self._decoder.complete(prompts, shared, num_left, choose, budgets)
+        written = self._decoder.complete(prompts, shared, num_left, choose, budgets, sampling.repetition_penalty)
         return [
             self._completed(item, sampling, ids, self._decoder.ends((*item.request.prefill, *(ids or ()))))
             for item, ids in zip(batch, written, strict=True)

@@ -295,6 +295,7 @@ class VllmBackend(LocalBackend):
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
                 top_k=sampling.top_k,
+                repetition_penalty=sampling.repetition_penalty,
                 # The seed of a request's stream has 64 bits unsigned; vLLM wants it signed. A later round has another.
                 seed=None if sampling.temperature == 0 else (stream_seed(item.request, sampling) >> 1) ^ len(before),
                 stop_token_ids=sorted(self.chat.end_ids),

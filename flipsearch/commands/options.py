@@ -28,8 +28,8 @@ GROUPS = {
     "budget_tokens time_s study name placement format to",
     "Model and decoding": "backend thinking think_tokens device dtype max_model_len batch_size max_tokens temperature "
     "top_p top_k seed omit request_timeout_s",
-    "Prompts and judging": "max_prompts max_problems split predict_split reasoning samples unsafe_at count_flips "
-    "second_judges confirm_judge",
+    "Prompts and judging": "max_prompts max_problems split predict_split reasoning samples repetition_penalty "
+    "unsafe_at count_flips second_judges confirm_judge",
     "Attacks": "attacks attempts attacker unsafe_answers",
     "Where contexts come from": "contexts start templates placements breed rewriter screen max_context_tokens "
     "benign_context cohort_size",

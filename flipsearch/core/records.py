@@ -122,9 +122,12 @@ class Sampling:
     """A greedy completion does not depend on it."""
     think_tokens: int = 0
     """A thought is closed after so many tokens, and `max_tokens` then counts the answer alone; 0 closes none."""
+    repetition_penalty: float = 1.0
+    """Positive logits of tokens that prompt or completion hold are divided by it, negative ones multiplied; 1: none."""
 
     def __post_init__(self) -> None:
         # 1 and 1.0 are equal, but JSON writes them differently, and ids hash the JSON text.
+        object.__setattr__(self, "repetition_penalty", float(self.repetition_penalty))
         object.__setattr__(self, "temperature", float(self.temperature))
         object.__setattr__(self, "top_p", float(self.top_p))
 
@@ -132,6 +135,7 @@ class Sampling:
     def sampling_id(self) -> str:
         """Content hash of the parameters that can change a completion."""
         budget = ("think", self.think_tokens) if self.think_tokens else ()
+        budget += ("repetition", self.repetition_penalty) if self.repetition_penalty != 1 else ()
         if self.temperature == 0:
             return content_id("greedy", self.max_tokens, *budget)
         return content_id("sampling", self.max_tokens, self.temperature, self.top_p, self.top_k, self.seed, *budget)

@@ -20,6 +20,8 @@ from flipsearch.prompts.rows import ANSWER_COLUMNS
 from flipsearch.prompts.sets import PromptSet, prompts_of_split
 
 SCORECARD_FILE = "scorecard.json"
+KNOW_PENALTY = ("transformers", "vllm")
+"""Backends that know --repetition-penalty."""
 DEFAULT_REASONING = {POCKET_MODEL: ("arithmetic",)}
 """Base model -> the problem sets that it and its checkpoints are evaluated on by default."""
 
@@ -86,6 +88,14 @@ def plan_evaluation(config: EvalConfig, prompts: PromptSet) -> EvaluationPlan:
     against = config.against
     if against is None and base != config.model:
         against = require_local_model(base, f"'{Path(config.model) / TRAINING_FILE}'", "--against")
+    if config.repetition_penalty != 1:
+        unable = [m for m in (config.model, against) if m and is_endpoint(m)]
+        given = [*unable, *([f"--backend {config.backend}"] if config.backend not in KNOW_PENALTY else [])]
+        if given:
+            raise ConfigError(
+                f"--repetition-penalty {config.repetition_penalty:g}: {given[0]} does not know it; leave it out, or "
+                f"give a local model and --backend {' or '.join(KNOW_PENALTY)}."
+            )
     reasoning = DEFAULT_REASONING.get(base, ()) if config.reasoning is None else config.reasoning
     config = config.model_copy(update={"against": against, "reasoning": reasoning})
     chosen = prompts_of_split(prompts, config.split, config.max_prompts)

@@ -134,7 +134,7 @@ def seccomp_filter(machine: str) -> bytes:
 
 BY_PARTS = {
     *(("builtins", name) for name in ("range", "slice")),
-    *(("datetime", name) for name in ("date", "datetime", "time", "timedelta")),
+    *(("datetime", name) for name in ("date", "datetime", "time", "timedelta", "timezone")),
     ("decimal", "Decimal"),
     ("fractions", "Fraction"),
 }
@@ -171,13 +171,13 @@ def encode(value: Any, refer: Callable[[Any], Any]) -> Any:
     return refer(value)
 
 
-def decode(value: Any, resolve: Callable[[str, int], Any]) -> Any:
+def decode(value: Any, resolve: Callable[[str, Any], Any]) -> Any:
     """Return the value that `encode` made this of; `resolve` returns the object that a reference stands for."""
     if not isinstance(value, list):
         return value
     kind, *items = value
-    if kind in ("mine", "yours"):
-        return resolve(kind, int(items[0]))
+    if kind in ("mine", "yours", "builtin"):
+        return resolve(kind, items[0])
     if kind == "bytes":
         return bytes.fromhex(items[0])
     if kind == "type":
@@ -256,15 +256,19 @@ class SandboxLine:
         """Return a reference to an object that stays here, or that is one of the other side's."""
         if type(value) is Handle:
             return ["yours", value.__dict__["_Handle__place"]]
+        if not self.is_program and getattr(builtins, getattr(value, "__name__", ""), None) is value:
+            return ["builtin", value.__name__]  # the program's own: that of the tests could do all that they can
         if not (self.is_program or callable(value) or hasattr(value, "__iter__")):
             raise UnsendableError(f"a test gives the program a {type(value).__name__}")
         place = self.places.setdefault(id(value), len(self.kept))
         self.kept[place:] = self.kept[place:] or [value]
         return ["mine", place]
 
-    def resolve(self, whose: str, place: int) -> Any:
+    def resolve(self, whose: str, place: Any) -> Any:
         """Return what a reference from the other side stands for."""
-        return self.kept[place] if whose == "yours" else Handle(self, place)
+        if whose == "builtin" and self.is_program:
+            return getattr(builtins, place)
+        return self.kept[place] if whose == "yours" else Handle(self, int(place))
 
     def write(self, text: str) -> None:
         """Send a line."""
@@ -291,6 +295,10 @@ def _restore(given: Sequence[Any], after: Sequence[Any]) -> None:
             own.update(new)
 
 
+def _forwarded(what: str) -> Any:
+    return lambda self, *rest: self._Handle__line.request(what, self._Handle__place, *rest)
+
+
 class Handle:
     """An object of the other side: what is done with it is done there."""
 
@@ -314,20 +322,8 @@ class Handle:
         line: SandboxLine = self.__line
         return line.request("iter", self.__place) if line.is_program else iter(line.request("list", self.__place))
 
-    def __next__(self) -> Any:
-        return self.__line.request("next", self.__place)
-
-    def __len__(self) -> Any:
-        return self.__line.request("len", self.__place)
-
-    def __bool__(self) -> Any:
-        return self.__line.request("bool", self.__place)
-
-    def __getitem__(self, key: Any) -> Any:
-        return self.__line.request("item", self.__place, key)
-
-    def __contains__(self, item: Any) -> bool:
-        return bool(self.__line.request("has", self.__place, item))
+    __next__, __len__, __bool__ = map(_forwarded, ("next", "len", "bool"))
+    __getitem__, __contains__ = map(_forwarded, ("item", "has"))
 
     def __eq__(self, other: object) -> bool:
         # With anything else it is not equal, whatever a program says.

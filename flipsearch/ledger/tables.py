@@ -17,7 +17,7 @@ from flipsearch.core.files import storable
 from flipsearch.core.records import Label, PrefixScore, Rollout, Sampling, Verdict
 from flipsearch.core.thoughts import split_answer
 
-FORMAT = 7
+FORMAT = 8
 """Version of the tables; a ledger of another version is refused."""
 TOKEN_BYTES = 4
 """Token ids are kept as little-endian 32-bit integers."""
@@ -56,6 +56,7 @@ ROLLOUTS = sql.Table(
     sql.Column("top_k", sql.Integer, nullable=False),
     sql.Column("seed", sql.BigInteger, nullable=False),
     sql.Column("think_tokens", sql.Integer, nullable=False),
+    sql.Column("repetition_penalty", sql.Double, nullable=False),
     sql.Column("sample_index", sql.Integer, nullable=False),
     sql.Column("completion", sql.Text, nullable=False),
     sql.Column("completion_ids", Bytes, nullable=False),

@@ -271,6 +271,8 @@ def scorecard_markdown(card: Scorecard) -> str:
     """Return the scorecard as a Markdown table with what is needed to read it."""
     against = f" against {code(card.against)}" if card.against else ""
     decoding = "greedy decoding" if card.sampling.temperature == 0 else f"temperature {card.sampling.temperature:g}"
+    if card.sampling.repetition_penalty != 1:
+        decoding += f", repetition penalty {card.sampling.repetition_penalty:g}"
     samples = f", {card.num_samples} answers per problem" if card.num_samples > 1 else ""
     header, *rows = scorecard_rows(card)
     introduction = (

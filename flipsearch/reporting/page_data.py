@@ -183,7 +183,7 @@ def answers_data(study: Study, ledger: Ledger) -> dict[str, Any] | None:
         ]
         for trial in shown
     }  # fmt: skip
-    sampling = Sampling(**{name: study.settings[name] for name in SAMPLING_FIELDS})
+    sampling = Sampling(**{name: study.settings[name] for name in SAMPLING_FIELDS if name in study.settings})
     samples = range(study.settings.get("samples", 1))
     without = {
         id: tuple(rollout_id(study.model_id, id, None, sampling, index) for index in samples)

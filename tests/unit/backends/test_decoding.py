@@ -1,12 +1,17 @@
 """Samples follow the distribution, the filters keep what they should, and nothing depends on the batch."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from transformers import AutoModelForCausalLM
 
-from flipsearch.backends.decoding import chooser, inverse_cdf, keep_likely
+from flipsearch.backends.decoding import Decoder, DecodingPath, chooser, inverse_cdf, keep_likely
 from flipsearch.core.records import Context, Prompt, Request, Sampling
+from tests.models import tiny_qwen3
 
 CPU = torch.device("cpu")
 LOGITS = torch.tensor([[0.5, 0.2, 0.2, 0.06, 0.04]]).log()
@@ -28,6 +33,20 @@ def test_samples_have_the_frequencies_of_the_distribution() -> None:
     rates = torch.bincount(tokens, minlength=5) / num
     # Four standard errors of a rate of one half.
     assert torch.allclose(rates, LOGITS.exp()[0], atol=4 * 0.5 / num**0.5)
+
+
+@pytest.mark.parametrize("path", [DecodingPath.BATCHED, DecodingPath.ALONE, DecodingPath.UNCACHED])
+def test_a_repetition_penalty_is_that_of_transformers(path: DecodingPath, tmp_path: Path) -> None:
+    model: Any = AutoModelForCausalLM.from_pretrained(tiny_qwen3(tmp_path), dtype=torch.float32).eval()
+    prompts = [[5, 6, 7, 8, 9, 10], [11, 12, 13], [14, 14, 15, 16]]
+    usual, own = (
+        Decoder(model, [1], path).complete(prompts, [0] * 3, 12, chooser(requests(3), Sampling(), CPU), penalty=penalty)
+        for penalty in (1.0, 1.5)
+    )
+    greedy: dict[str, Any] = {"do_sample": False, "max_new_tokens": 12, "eos_token_id": 1, "pad_token_id": 0}
+    whole = [model.generate(torch.tensor([ids]), repetition_penalty=1.5, **greedy)[0].tolist() for ids in prompts]
+    expected = [ids[len(prompt) :] for ids, prompt in zip(whole, prompts, strict=True)]
+    assert own == expected != usual
 
 
 def test_temperature_sharpens() -> None:

@@ -58,6 +58,14 @@ def test_a_named_base_wins(checkpoint: Path) -> None:
     assert planned(model="pocket", against=str(checkpoint)).config.against == str(checkpoint)
 
 
+def test_a_repetition_penalty_is_refused_where_a_model_cannot_have_it() -> None:
+    usual, other = planned().config.sampling(), planned(repetition_penalty=1.2).config.sampling()
+    assert (usual.repetition_penalty, other.repetition_penalty) == (1.0, 1.2)
+    assert usual.sampling_id != other.sampling_id
+    with pytest.raises(ConfigError, match=r"--repetition-penalty 1\.2: http://127\.0\.0\.1:1/v1#a does not know it"):
+        planned(against="http://127.0.0.1:1/v1#a", repetition_penalty=1.2)
+
+
 def test_another_model_has_no_base_no_problems_and_a_folder_of_its_own(checkpoint: Path) -> None:
     (checkpoint / "training.json").unlink()
     plan = planned(model=str(checkpoint), reports=Path("elsewhere"))

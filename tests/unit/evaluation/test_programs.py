@@ -205,8 +205,8 @@ STUB = (
      "assert half(Decimal(3)) == Decimal('1.5')"),
     ("from fractions import Fraction\ndef part(a, b):\n    return Fraction(a, b)",
      "from fractions import Fraction\nassert part(2, 4) == Fraction(1, 2)"),
-    ("import datetime\ndef later(day):\n    return day + datetime.timedelta(1)",
-     "import datetime\nassert later(datetime.date(2024, 2, 28)) == datetime.date(2024, 2, 29)"),
+    ("import datetime\ndef later(day):\n    return day + datetime.timedelta(1)", "import datetime as dt\n"
+     "d = dt.datetime(2024, 2, 28, tzinfo=dt.timezone.utc)\nassert later(d) == d.replace(day=29)"),
     ("from collections import deque\ndef turn(d):\n    d.rotate(1)\n    return d",
      "from collections import deque\nassert turn(deque([1, 2, 3])) == deque([3, 1, 2])"),
     ("def place(xs, seen):\n    xs.sort()\n    seen['n'] = len(xs)",
@@ -229,6 +229,12 @@ def test_what_tests_give_a_program_and_read_of_it_is_what_it_would_be_in_one_pro
 def test_a_function_of_the_tests_leads_a_program_to_nothing_of_theirs(trick: str) -> None:
     program = f"def add(f):\n    try:\n        {trick}\n    except AttributeError:\n        return 'refused'\n"
     assert run_tests(program, "assert add(lambda: 1) == add(x for x in 'a') == add([].append) == 'refused'").passed
+
+
+def test_pythons_own_functions_are_those_of_the_program() -> None:
+    program = "MARK = 7\ndef add(f):\n    return f('MARK')\ndef code():\n    return len\n"
+    tests = "MARK = 8\nassert add(eval) == 7 and code()([1, 2]) == 2"
+    assert run_tests(program, tests).passed  # that of the tests would be at the program's service
 
 
 def test_what_no_program_can_be_given_is_no_wrong_answer() -> None:

@@ -18,7 +18,7 @@ from flipsearch.core.records import Label, Rollout, Sampling, Verdict
 from flipsearch.ledger import CHUNK, Ledger
 from flipsearch.ledger.tables import IN_FLIGHT
 
-SAMPLING = Sampling(max_tokens=32, temperature=0.7, top_p=0.9, top_k=20, seed=3)
+SAMPLING = Sampling(max_tokens=32, temperature=0.7, top_p=0.9, top_k=20, seed=3, repetition_penalty=1.1)
 
 
 def rollout(number: int, **fields: object) -> Rollout:
@@ -231,7 +231,7 @@ def test_another_format_is_refused(path: Path) -> None:
     with sqlite3.connect(path) as raw:
         raw.execute("UPDATE flipsearch_format SET version = 99")
     raw.close()
-    with pytest.raises(LedgerError, match=r"format 99, expected 7; .* or choose another reports folder"):
+    with pytest.raises(LedgerError, match=r"format 99, expected 8; .* or choose another reports folder"):
         Ledger(path)
 
 
