@@ -35,8 +35,6 @@ class OperatorGain:
     """By how much the children of one operator were better than their parents."""
 
     operator: str
-    num_children: int
-    num_filtered: int
     num_raced: int
     """Children whose gain is known."""
     num_better: int
@@ -261,7 +259,7 @@ class StudyKind(StrEnum):
     SCORE = "score"
 
 
-STUDY_FORMAT: Final = 7
+STUDY_FORMAT: Final = 8
 """Version of the study file; a file of any other cannot be read."""
 
 
@@ -269,7 +267,7 @@ STUDY_FORMAT: Final = 7
 class Study(ShowsFacts):
     """A search or score, as the report reads it."""
 
-    format: Literal[7]
+    format: Literal[8]
     """STUDY_FORMAT; the first field, so that it is the first to be refused."""
     name: str
     kind: StudyKind

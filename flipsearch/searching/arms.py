@@ -3,8 +3,8 @@
     propose --> first rung --> surrogate --> the likely best arms run one rung further --> propose ...
 
 Both halves of a generation follow the surrogate (searching.surrogate): which contexts are tried, and which arms see
-more prompts. When all contexts are tried, or the exploring share of a budget is spent, arms run on until no arm that
-did not see all prompts is likely to be better than those that did, by more than the tolerance.
+more prompts. When all contexts are tried, or the exploring share of a budget is spent, the best arms run on to the last
+prompts, until no other arm is likely to be better than those that saw them all, by more than the tolerance.
 """
 
 import math
@@ -14,7 +14,6 @@ from itertools import count
 
 import numpy as np
 
-from flipsearch.core.measurements import Measurement
 from flipsearch.core.records import Context
 from flipsearch.core.studies import OperatorGain, Trial
 from flipsearch.measuring.measure import within_caps
@@ -134,13 +133,16 @@ class _Search:
             self._promote(max(1, int(PROMOTED * len(contexts))), name)
 
     def finish(self) -> None:
-        """Promote the likely best arms until enough have seen all prompts and no other is likely to be better."""
-        num, carries_on = self.config.num_finalists, True
-        while self._running() and carries_on:
+        """Run arms on until enough have seen all prompts and no other is likely to be better."""
+        num, runs_on = self.config.num_finalists, True
+        while self._running() and runs_on:
             finished = [arm for arm in self._of("complete") if within_caps(arm.search, self.config)]
-            if len(finished) >= num and self._chance_of_better(finished) <= self.config.alpha:
+            if len(finished) < num:
+                runs_on = self._complete(num - len(finished))
+            elif self._chance_of_better(finished) > self.config.alpha:
+                runs_on = self._promote(1, "final", finishing=True)
+            else:
                 break
-            carries_on = self._promote(max(1, num - len(finished)), "final", finishing=True)
 
     def early_stopping_notes(self) -> list[str]:
         """Return how likely a stopped arm is better than the finished ones, by all that was measured."""
@@ -167,22 +169,40 @@ class _Search:
 
     def _learn(self, contexts: Sequence[object]) -> None:
         """Count by how much the new children are better than their parents."""
-        known: dict[str, Measurement] = {arm.context.context_id: arm.search for arm in self.race.arms}
+        known = {arm.context.context_id: arm.search for arm in self.race.arms}
         for arm in self.race.arms[-len(contexts) :]:
             parents = [known[id] for id in arm.context.parents if id in known]
             admissible = within_caps(arm.search, self.config)
-            self.proposals.breeder.learn(arm.context, arm.search, parents, admissible=admissible)
+            self.proposals.breeder.gains.learn(arm.context, arm.search, parents, admissible=admissible)
 
     def _promote(self, num: int, name: str, *, finishing: bool = False) -> bool:
         """Let up to `num` of the likely best arms run one rung further; False if none can."""
         running = self._running()
         worth = self.surrogate.sample([*running, *self._of("complete")]).worth
-        chosen = likely_best(worth, len(running), num) if not finishing else most_often_best(worth, len(running), num)
-        promoted = [running[index] for index in chosen]
-        promoted = self.budget.affordable(self.runner, self.base, promoted, self.race.rungs, finishing=finishing)
+        choose = most_often_best if finishing else likely_best
+        promoted = [running[index] for index in choose(worth, len(running), num)]
+        rungs = [self.race.rungs[-1 if finishing else arm.rung + 1] for arm in promoted]
+        promoted = self.budget.affordable(self.runner, self.base, promoted, rungs, finishing=finishing)
         for rung in sorted({arm.rung + 1 for arm in promoted}):
             self._run([arm.context for arm in promoted if arm.rung + 1 == rung], rung, name)
         return bool(promoted)
+
+    def _complete(self, num: int) -> bool:
+        """Run the `num` arms that are expected to be worth most through all rungs left; False if none can.
+
+        Chosen anew at each rung, the last tokens would carry many that are alike a part of the way and none to the end.
+        """
+        running = self._running()
+        worth = self.surrogate.sample([*running, *self._of("complete")]).worth.mean(axis=0)
+        best = [running[index] for index in np.argsort(-worth[: len(running)], kind="stable")[:num]]
+        last = [self.race.rungs[-1]] * len(best)
+        best = self.budget.affordable(self.runner, self.base, best, last, finishing=True)
+        ids = {arm.context.context_id for arm in best}
+        for rung in range(1, len(self.race.rungs)):
+            left = [arm.context for arm in self._running() if arm.context.context_id in ids and arm.rung == rung - 1]
+            if left:
+                self._run(left, rung, "final")
+        return bool(best)
 
     def _chance_of_better(self, finished: Sequence[Arm]) -> float:
         """The probability that an arm that did not see all prompts is better than all of `finished`."""

@@ -4,17 +4,16 @@
 
 The same children for the same seed and parents. It measures nothing, and calls no model but through an operator.
 
-Keeps children out of the race that copy prompts, name benchmarks, are too long, or repeat a known text.
-
-A context that quotes the prompts it is measured on is fitted to them; one that names a benchmark knows that it is
-tested. Both would score well in the search and mean nothing. This module measures nothing and calls no model.
+The filter keeps out of the race what copies prompts, names benchmarks, is too long, or repeats a known text. A context
+that quotes the prompts it is measured on is fitted to them; one that names a benchmark knows that it is tested. Both
+would score well in the search and mean nothing.
 """
 
 import random
 import re
 import unicodedata
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 
 from flipsearch.core.errors import PluginError
 from flipsearch.core.measurements import Measurement
@@ -32,7 +31,7 @@ PATIENCE = 6
 
 
 class Breeder:
-    """Makes contexts that did not exist before, and counts by how much each operator's children are better.
+    """Makes contexts that did not race before, and counts by how much each operator's children are better.
 
     Raises PluginError if two operators have one name.
     """
@@ -44,18 +43,17 @@ class Breeder:
         self._filter = context_filter
         self._random = random.Random(seed)
         self.gains = OperatorGains(list(self._operators))
-        self._operator_of: dict[str, str] = {}
 
     def breed(self, parents: Sequence[Parent], num: int, weights: Sequence[float] = ()) -> list[Context]:
-        """Return up to `num` new children; fewer if all operators run dry.
+        """Return up to `num` different children; fewer if all operators run dry.
 
-        Parents are sampled by `weights`, () is all alike.
+        Parents are sampled by `weights`, () is all alike. A child that is not chosen to race may come again.
 
         Raises PluginError for an operator that fails.
         """
         for parent in parents:
             self._filter.add(parent.context)
-        children: list[Context] = []
+        children: dict[str, Context] = {}
         failures = {name: 0 for name, operator in self._operators.items() if operator.num_parents <= len(parents)}
         num_costly = 0
         while len(children) < num:
@@ -67,29 +65,18 @@ class Breeder:
             name = self._random.choice(able)
             num_costly += self.is_costly(name)
             child = self._make_child(self._operators[name], parents, weights or [1.0] * len(parents))
-            if child is None:
+            if child is None or child.context_id in children or self._filter.objection(child) is not None:
                 failures[name] += 1
             else:
-                children.append(child)
-        return children
+                children[child.context_id] = child
+        return list(children.values())
 
     def is_costly(self, operator: str) -> bool:
         """Return whether the operator of this name calls a model for each child."""
         return bool(getattr(self._operators.get(operator), "is_costly", False))
 
-    def learn(self, child: Context, measured: Measurement, parents: Sequence[Measurement], *, admissible: bool) -> None:
-        """Count the gain of a child that raced over the better of its parents.
-
-        `admissible` says whether the child is within the over-refusal cap. Contexts that were not bred here, and those
-        without a prompt in common with a parent, are passed over.
-        """
-        # Parents are the best so far on these very prompts: gains are too low, for all operators alike.
-        gains = [gain.value for parent in parents if (gain := flip_difference(measured, parent)) is not None]
-        if child.context_id in self._operator_of and gains:
-            self.gains.add(self._operator_of[child.context_id], min(gains), admissible=admissible)
-
     def _make_child(self, operator: Operator, able: Sequence[Parent], weights: Sequence[float]) -> Context | None:
-        """One child by one operator, of different parents; None if it does not apply or its child is filtered."""
+        """One child by one operator, of different parents; None if it does not apply."""
         left, parents = list(range(len(able))), []
         for _ in range(operator.num_parents):
             position = self._random.choices(range(len(left)), [weights[index] for index in left])[0]
@@ -97,49 +84,34 @@ class Breeder:
         # A generator of its own: what one operator samples does not change what the next ones do.
         rng = random.Random(self._random.getrandbits(64))
         with plugin_errors_as(PluginError, f"operator '{operator.name}' failed"):
-            child = operator.make(parents, rng)
-        if child is None:
-            return None
-        tally = self.gains.tallies[operator.name]
-        if self._filter.objection(child) is not None:
-            tally.num_filtered += 1
-            return None
-        self._filter.add(child)
-        tally.num_children += 1
-        self._operator_of[child.context_id] = operator.name
-        return child
-
-
-@dataclass(slots=True)
-class Tally:
-    """The children of one operator so far."""
-
-    num_children: int = 0
-    """Children that went to the race."""
-    num_filtered: int = 0
-    gains: list[float] = field(default_factory=list)
-    num_better: int = 0
-    """Children with a gain above 0 and within the cap."""
+            return operator.make(parents, rng)
 
 
 class OperatorGains:
-    """Counts, per operator, its children and their gains in flip rate."""
+    """Counts, per operator, the gains in flip rate of its children."""
 
     def __init__(self, names: Sequence[str]) -> None:
-        self.tallies = {name: Tally() for name in names}
+        self._gains: dict[str, list[float]] = {name: [] for name in names}
+        self._num_better = Counter[str]()
 
-    def add(self, name: str, gain: float, *, admissible: bool = True) -> None:
-        """Add the gain of a child that was raced, within the cap or not."""
-        self.tallies[name].gains.append(gain)
-        self.tallies[name].num_better += admissible and gain > 0
+    def learn(self, child: Context, measured: Measurement, parents: Sequence[Measurement], *, admissible: bool) -> None:
+        """Count the gain of a child that raced over the better of its parents.
+
+        `admissible` says whether the child is within the caps. Contexts that no operator made, and those without a
+        prompt in common with a parent, are passed over.
+        """
+        # Parents are the best so far on these very prompts: gains are too low, for all operators alike.
+        gains = [gain.value for parent in parents if (gain := flip_difference(measured, parent)) is not None]
+        if child.operator in self._gains and gains:
+            self._gains[child.operator].append(min(gains))
+            self._num_better[child.operator] += admissible and min(gains) > 0
 
     def rows(self) -> tuple[OperatorGain, ...]:
         """Return one row per operator, the largest mean gain first, those without a raced child last."""
         rows = []
-        for name, tally in self.tallies.items():
-            gain = mean_interval(tally.gains, -1.0, 1.0)
-            counts = tally.num_children, tally.num_filtered, len(tally.gains), tally.num_better
-            rows.append(OperatorGain(name, *counts, gain.value, gain.low, gain.high))
+        for name, gains in self._gains.items():
+            mean = mean_interval(gains, -1.0, 1.0)
+            rows.append(OperatorGain(name, len(gains), self._num_better[name], mean.value, mean.low, mean.high))
         return tuple(sorted(rows, key=lambda row: (row.mean_gain is None, -(row.mean_gain or 0.0), row.operator)))
 
 

@@ -65,15 +65,14 @@ class Budget:
     def affordable(
         self, runner: Runner, base: SplitBaseline, arms: Sequence[Arm], rungs: Sequence[Rung], *, finishing: bool
     ) -> list[Arm]:
-        """Return the first of `arms` that may run one rung further; when finishing, so that the first can see all."""
-        if self._config.budget_tokens is None or not arms:
+        """Return the first of `arms` that may run on, each up to its rung; when finishing, out of all that is left."""
+        if self._config.budget_tokens is None:
             return list(arms)
         length = _mean_length(runner, base)
         left = self._tokens_left(runner, base) if finishing else self._left_to_explore(runner, base)
-        costs = [length * (self._num_rollouts(base, rungs[arm.rung + 1]) - _num_seen(arm)) for arm in arms]
-        if finishing:
-            left -= length * (self._num_rollouts(base) - _num_seen(arms[0])) - costs[0]
-        affordable = [arm for arm, cost in zip(arms, accumulate(costs), strict=True) if cost <= left]
+        pairs = zip(arms, rungs, strict=True)
+        costs = accumulate(length * (self._num_rollouts(base, rung) - _num_seen(arm)) for arm, rung in pairs)
+        affordable = [arm for arm, cost in zip(arms, costs, strict=True) if cost <= left]
         if finishing and len(affordable) < len(arms):
             self._spent = self._spent or f"token budget of {self._config.budget_tokens:,}"
         return affordable

@@ -32,8 +32,8 @@ CANDIDATES, MOST_CANDIDATES = 12, 512
 """Candidates for each context that races; at most so many, or as many as race."""
 ATTEMPTS = 8
 """Points sampled for each that is needed, before all are enumerated."""
-BY_WORTH = 0.02
-"""What the worth of an arm counts beside the prompts that it is the best on, per prompt."""
+NUM_PARENTS = 8
+"""A text is a parent as often as it is one of so many best in a sample."""
 
 
 class Proposals:
@@ -65,7 +65,7 @@ class Proposals:
         contexts = self._from_start(num)
         able, num = [arm for arm in arms if arm.state in ("running", "complete")], num - len(contexts)
         num_candidates = max(num, min(CANDIDATES * num, MOST_CANDIDATES))
-        parents, weights = frontier(self._surrogate, able, self._prompts)
+        parents, weights = likely_parents(self._surrogate, able, self._prompts)
         children = self.breeder.breed(parents, int(num_candidates * self._config.breed), weights) if parents else []
         candidates = [*self._points(num_candidates - len(children)), *children]
         written = [context for context in candidates if self.breeder.is_costly(context.operator)][:num]
@@ -170,26 +170,19 @@ def best_of_samples(worth: Array, num: int) -> list[int]:
     return chosen[:num]
 
 
-def frontier(
+def likely_parents(
     surrogate: Surrogate, arms: Sequence[Arm], prompts: Mapping[str, Prompt]
 ) -> tuple[list[Parent], list[float]]:
-    """Return the arms that are worth something, with weights: on how many prompts each is the best that flips them.
+    """Return the arms that may be among the NUM_PARENTS best, with how often they are as weights.
 
-    The mean alone would breed from contexts that flip the same prompts; who flips what others do not is worth as much.
+    Not by the best alone: children of one text are soon all known, and crossed with itself it gives nothing new.
     """
     if not arms:
         return [], []
-    worth = surrogate.sample(arms).worth.mean(axis=0)
-    best: dict[str, int] = {}
-    for number, arm in enumerate(arms):
-        for id in (flip.prompt_id for flip in arm.search.flips if flip.kind == "harmful" and flip.flipped):
-            if id not in best or worth[number] > worth[best[id]]:
-                best[id] = number
-    weights = BY_WORTH * max(1, len(best)) * worth
-    for number in best.values():
-        weights[number] += worth[number] > 0
-    able = [index for index, weight in enumerate(weights) if weight > 0]
-    return [_parent(arms[index], prompts) for index in able], [float(weights[index]) for index in able]
+    worth = surrogate.sample(arms).worth
+    best = np.argsort(-worth, axis=1, kind="stable")[:, :NUM_PARENTS]
+    weights = np.bincount(best[np.take_along_axis(worth, best, axis=1) > 0], minlength=len(arms))
+    return [_parent(arms[i], prompts) for i in np.flatnonzero(weights)], [float(w) for w in weights if w]
 
 
 def _parent(arm: Arm, prompts: Mapping[str, Prompt]) -> Parent:

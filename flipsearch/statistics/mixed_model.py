@@ -24,13 +24,14 @@ MIN_CONTEXTS = 4
 """Contexts with outcomes that it takes to choose how much their parts count."""
 CONSTANT = 0.1
 """Prior variance of the rate that all contexts share."""
-SCALES = (0.01, 0.03, 0.1)
-"""Prior variance of rates that the texts account for."""
+SCALES = (0.03, 0.1)
+"""Prior variance of rates that the texts account for. Not less, though early outcomes that are all near 0 ask for it:
+then no text would seem to be better than another, and what the few that flip have in common would not be tried."""
 MIXES = ((1.0, 0.0), (0.7, 0.3), (0.3, 0.7), (0.0, 1.0))
 """Shares of sentences and of words in it."""
 OWN = (0.05, 0.3)
 """Variance of a context's own part, as a share of it."""
-OWN_ALONE = (0.005, 0.02, 0.06)
+OWN_ALONE = (0.03, 0.1)
 """Variances of the own part where texts predict nothing."""
 LEAST_NOISE = 0.25
 """Share of the variance of a context's outcomes that is noise at least."""
@@ -84,7 +85,7 @@ class RateModel:
     """The mixed model of one rate; `prior_mean` is what a context does of which nothing is known."""
 
     def __init__(self, prior_mean: float) -> None:
-        self._mean, self.weights = prior_mean, CANDIDATES[10]
+        self._mean, self.weights = prior_mean, CANDIDATES[2]
         self._chosen_by = np.empty((0, 0))
         """Outcomes that the weights were chosen by: they are chosen anew when there are others."""
 

@@ -14,7 +14,7 @@ from flipsearch.measuring.runner import Runner
 from flipsearch.searching import run_study
 from flipsearch.searching.baseline import make_rungs, measure_baseline
 from flipsearch.searching.setup import prepare_search
-from tests.world import GREEDY, REFUSAL, Model, RefusalJudge, flat, library, prompt_set
+from tests.world import GREEDY, REFUSAL, Model, RefusalJudge, flat, library, prompt_set, template
 
 
 class LateRefuser(Model):
@@ -67,6 +67,19 @@ def test_without_refusals_the_strongest_run_on_whatever_the_cap(cap: float) -> N
     ended = [trial.search.flip_rate.value or 0.0 for trial in arms if trial.state == "complete"]
     stopped = [trial.search.flip_rate.value or 0.0 for trial in arms if trial.state == "stopped"]
     assert min(ended) >= max(stopped, default=0.0) - 0.1
+
+
+def test_a_budget_carries_one_of_many_that_are_alike_to_the_end() -> None:
+    """All flip all: whichever runs on, it must not be a part of the way each."""
+    alike = template("alike", "{{ 'firm ' * 4 }}{{ 'mild ' * mild }}{{ tail }}",
+                     f"mild = {list(range(40))}\ntail = [\"so\", \"thus\", \"hence\"]")  # fmt: skip
+    settings = {"templates": ("alike",), "num_finalists": 1, "num_contexts": 1000, "budget_tokens": 5_000, "breed": 0}
+    prompts = [*prompt_set(115, 60)[:175], *prompt_set(5, 5)[10:]]
+    setup = prepare_search(SearchConfig.model_validate(settings), library(alike=alike), prompts)
+    with Ledger("sqlite://") as ledger:
+        study = run_study(setup, Runner(Model(), RefusalJudge(), ledger, GREEDY))
+    assert study.winner is not None
+    assert study.num_tokens <= 5_000
 
 
 def test_what_was_stopped_early_is_on_record_with_its_chance_to_be_better() -> None:

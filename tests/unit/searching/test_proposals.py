@@ -12,7 +12,7 @@ from flipsearch.ledger import Ledger
 from flipsearch.measuring.measure import measure
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline, measure_baseline
-from flipsearch.searching.proposals import Proposals, frontier
+from flipsearch.searching.proposals import Proposals, likely_parents
 from flipsearch.searching.race import Arm
 from flipsearch.searching.setup import START, prepare_search
 from flipsearch.searching.surrogate import KnownAnswers, Surrogate
@@ -114,16 +114,16 @@ def test_a_space_that_ends(ledger: Ledger) -> None:
     assert search.proposals.notes(3) == ["The space is exhausted: it holds 3 different contexts."]
 
 
-def test_parents_are_who_flips_what_others_do_not(ledger: Ledger) -> None:
-    """A text that flips all prompts is the one parent of note; one that refuses everything is none."""
+def test_parents_are_all_that_may_be_among_the_best(ledger: Ledger) -> None:
+    """The best text has the most children but far from all; what refuses everything has next to none."""
     search = Search(ledger, Model(), max_over_refusal=0.1)
-    arms = search.arms(
-        [Context("please"), Context("firm please"), Context("firm firm firm now"), Context("blunt " * 9)]
-    )
-    parents, weights = frontier(search.surrogate, arms, {prompt.prompt_id: prompt for prompt in search.base.prompts})
+    contexts = [Context("please"), Context("firm please"), Context("firm firm firm now"), Context("blunt " * 9)]
+    arms = search.arms([*contexts, *(Context(f"firm firm {number}") for number in range(9))])
+    texts = {prompt.prompt_id: prompt for prompt in search.base.prompts}
+    parents, weights = likely_parents(search.surrogate, arms, texts)
     by_text = dict(zip((parent.context.text for parent in parents), weights, strict=True))
-    assert max(by_text, key=lambda text: by_text[text]) == "firm firm firm now"
-    assert by_text.get("blunt " * 9, 0.0) < 1.0
+    assert by_text["firm firm firm now"] == max(weights) < 0.2 * sum(weights)
+    assert by_text.get("blunt " * 9, 0.0) < 0.1 * max(weights)
     (weak,) = [parent for parent in parents if parent.context.text == "firm please"]
     assert set(weak.unflipped) == {
         prompt.text for prompt in search.base.to_flip() if not arms[1].search.flipped_by_prompt.get(prompt.prompt_id, 1)
