@@ -104,9 +104,10 @@ def save_model(folder: Path, size: Size) -> None:
     """Write the model, with the pocket model's tokenizer: its ids are the first of the vocabulary."""
     torch.manual_seed(0)
     tokenizer = load_tokenizer(POCKET_MODEL)
-    ends: Any = {"eos_token_id": tokenizer.eos_token_id, "bos_token_id": None, "pad_token_id": tokenizer.pad_token_id}
+    shape: dict[str, Any] = {**size.model, "eos_token_id": tokenizer.eos_token_id, "bos_token_id": None}
+    shape["pad_token_id"] = tokenizer.pad_token_id
     with quiet():
-        model = Qwen3ForCausalLM(Qwen3Config(**size.model, **ends, tie_word_embeddings=True))
+        model: Any = Qwen3ForCausalLM(Qwen3Config(**shape, tie_word_embeddings=True))
         model.to(torch.bfloat16).save_pretrained(folder)
         tokenizer.save_pretrained(folder)
 
@@ -167,7 +168,7 @@ def report_rollouts(folder: Path, size: Size, device: torch.device) -> None:
             backend.close()
 
 
-class StepTimes(TrainerCallback):  # type: ignore[misc]
+class StepTimes(TrainerCallback):
     """Notes when steps are done."""
 
     def __init__(self, device: torch.device) -> None:

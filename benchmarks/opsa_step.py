@@ -165,7 +165,8 @@ def save_model(folder: str) -> None:
 
 def load_model(folder: str, device: str = "cpu", dtype: torch.dtype = torch.float32) -> Any:
     with quiet():
-        return AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).to(device)
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype)
+    return model.to(device)
 
 
 def make_rows(num_rows: int, num_tokens: int, num_vocab: int = NUM_VOCAB) -> StepRows:

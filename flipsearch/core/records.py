@@ -134,7 +134,7 @@ class Sampling:
     @property
     def sampling_id(self) -> str:
         """Content hash of the parameters that can change a completion."""
-        budget = ("think", self.think_tokens) if self.think_tokens else ()
+        budget: tuple[object, ...] = ("think", self.think_tokens) if self.think_tokens else ()
         budget += ("repetition", self.repetition_penalty) if self.repetition_penalty != 1 else ()
         if self.temperature == 0:
             return content_id("greedy", self.max_tokens, *budget)

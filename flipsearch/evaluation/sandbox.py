@@ -256,8 +256,9 @@ class SandboxLine:
         """Return a reference to an object that stays here, or that is one of the other side's."""
         if type(value) is Handle:
             return ["yours", value.__dict__["_Handle__place"]]
-        if not self.is_program and getattr(builtins, getattr(value, "__name__", ""), None) is value:
-            return ["builtin", value.__name__]  # the program's own: that of the tests could do all that they can
+        name = getattr(value, "__name__", "")
+        if not self.is_program and name and getattr(builtins, name, self) is value:
+            return ["builtin", name]  # the program's own: that of the tests could do all that they can
         if not (self.is_program or callable(value) or hasattr(value, "__iter__")):
             raise UnsendableError(f"a test gives the program a {type(value).__name__}")
         place = self.places.setdefault(id(value), len(self.kept))

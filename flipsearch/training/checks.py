@@ -5,7 +5,8 @@ from collections.abc import Sequence
 from importlib.util import find_spec
 
 from huggingface_hub import constants, get_token
-from huggingface_hub.utils import HFValidationError, validate_repo_id
+from huggingface_hub.errors import HFValidationError
+from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 from transformers.integrations import integration_utils
 
 from flipsearch.backends.base import VLLM

@@ -248,7 +248,8 @@ def test_what_no_program_can_be_given_is_no_wrong_answer() -> None:
 
 def test_a_function_that_is_named_as_one_of_pythons_own_is_the_programs(tmp_path: Path) -> None:
     path, right = tmp_path / "mbpp.jsonl", "def sum(xs):\n    return 7"
-    row = {"task_id": 1, "text": "Write it.", "code": right, "test_list": ["assert sum([1]) == 7", "assert len('a')"]}
+    listed = ["assert sum([1]) == 7", "assert len('a')"]
+    row = {"task_id": 1, "text": "Write it.", "code": right, "test_list": listed}
     path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "task_id": 2}))
     problems = load_problems(str(path))
     assert problems.notes == ("mbpp.jsonl: 1 repeated problems left out",)
@@ -265,7 +266,7 @@ def test_a_function_that_is_named_as_one_of_pythons_own_is_the_programs(tmp_path
         path.write_text(json.dumps({**row, **wrong}))
         with pytest.raises(PromptError, match="its tests use nothing that a program defines"):
             load_problems(str(path))
-    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "test_list": [*row["test_list"], "assert sum([])"]}))
+    path.write_text(json.dumps(row) + "\n" + json.dumps({**row, "test_list": [*listed, "assert sum([])"]}))
     with pytest.raises(PromptError, match="again, with other tests"):
         load_problems(str(path))
 
