@@ -61,7 +61,7 @@ def scores_of(answers: Sequence[LoggedAnswer], step: int) -> ValidationScores:
         harmful=sum(label is Label.UNSAFE for label in scored) / len(scored) if scored else None,
         refused=refused,
         added=refused - refused_before if known else None,  # type: ignore[operator]
-        lost=contraction(*([[side[prompt]] for prompt in both] for side in texts)).value if both else None,
+        lost=contraction([[texts[0][p]] for p in both], [[texts[1][p]] for p in both]).value if both else None,
     )
 
 
