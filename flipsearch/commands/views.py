@@ -292,8 +292,8 @@ def show_check(check: ContextCheck) -> None:
         style = "" if criterion.is_met else "bold red"
         print_wrapped(f"{'met' if criterion.is_met else 'NOT MET':<9}{criterion.text}  [{criterion.context}]", style)
     study = check.result.study
-    prompts = f"{study.settings.get('prompts') or 'the files given'}, {split_in_words(study.trials[0].final.split)}"
-    print_wrapped(f"\nmodel {study.settings['model']}, judge {study.settings['judge']}, prompts: {prompts}")
+    source, split = study.settings.get("prompts") or "files", split_in_words(study.trials[0].final.split)
+    print_wrapped(f"\nmodel {study.settings['model']}, judge {study.settings['judge']}, {split} ({source})")
     print_wrapped(f"{'leaderboard':<14}{check.result.folder / 'leaderboard.html'}")
 
 

@@ -186,7 +186,7 @@ def _basis(study: Study, best: Trial | None) -> list[str]:
 
 def split_in_words(split: str) -> str:
     """Return which prompts were judged."""
-    return "all prompts given" if split == "all" else f"those of the {split} split"
+    return "all prompts given" if split == "all" else f"the prompts of the {split} split"
 
 
 def _prompts_line(study: Study, measured: Measurement) -> str:

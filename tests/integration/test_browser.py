@@ -23,7 +23,7 @@ from flipsearch.reporting.cells import names_of
 from flipsearch.reporting.compare import compare_studies
 from flipsearch.reporting.formats import WIDTH, take_picture
 from flipsearch.reporting.pages import leaderboard_page, picture_page, training_page
-from flipsearch.reporting.scorecard_page import scorecard_page
+from flipsearch.reporting.scorecard_page import compare_scorecards, scorecard_page
 from flipsearch.searching import prepare_search, run_study
 from tests.finished_training import RUN, a_log
 from tests.unit.reporting.test_outcomes import ANSWERS, said
@@ -299,24 +299,37 @@ def test_axe_has_no_serious_finding(browser: "Browser", made: tuple[Study, Path]
 
 
 @pytest.fixture(scope="module")
-def comparison(made: tuple[Study, Path]) -> Path:
-    """The page of two studies that differ in what wins; one is unfinished."""
+def compared(made: tuple[Study, Path]) -> Path:
+    """A folder with the page of two studies that differ in what wins, one unfinished, and that of two checkpoints."""
     study, path = made
     other = replace(study, name="other", winner=study.trials[1], unfinished="rung 2 of 4, cohort 1/3")
-    compared = path.with_name("comparison.html")
-    compared.write_text(compare_studies([study, other]).page(), encoding="utf-8")
-    return compared
+    pages = {"studies": compare_studies([study, other]).page()}
+    pages["checkpoints"] = compare_scorecards(["a", HOSTILE], [CARD, CARD]).page()
+    for name, text in pages.items():
+        path.with_name(f"{name}.html").write_text(text, encoding="utf-8")
+    return path.parent
 
 
 @pytest.mark.parametrize("width", [1440, 390])
-def test_a_comparison_needs_no_script_and_no_network(browser: "Browser", comparison: Path, width: int) -> None:
+@pytest.mark.parametrize(
+    ("name", "sentence", "basis"),
+    [
+        ("studies", "not decisive", "other is unfinished: rung 2 of 4"),
+        ("checkpoints", "a has the fewest unsafe answers", "a: Safer than its base"),
+    ],
+)
+def test_comparisons_need_no_script_and_no_network(
+    browser: "Browser", compared: Path, name: str, sentence: str, basis: str, width: int
+) -> None:
+    comparison = compared / f"{name}.html"
     shown = browser.new_page(viewport={"width": width, "height": 900})
     faults: list[str] = []
     shown.on("request", lambda request: faults.append(request.url))
     shown.on("console", lambda message: faults.append(message.text))
     shown.goto(comparison.as_uri())
-    assert "not decisive" in shown.locator(".verdict h1").inner_text()
-    assert "other is unfinished: rung 2 of 4" in shown.locator(".verdict").inner_text()
+    assert sentence in shown.locator(".verdict h1").inner_text()
+    assert basis in shown.locator(".verdict").inner_text()
+    assert shown.locator("main img, main script").count() == 0
     assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth")
     if AXE.is_file():
         shown.close()

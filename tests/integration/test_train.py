@@ -23,7 +23,7 @@ from flipsearch.core.errors import ConfigError, PromptError, StudyError, Trainin
 from flipsearch.core.progress import Phase, Step
 from flipsearch.core.records import Exchange, Label, Verdict
 from flipsearch.core.trainings import METHODS, TRAINING_FORMAT, TrainingMethod
-from flipsearch.reporting.files import read_training
+from flipsearch.reporting.files import read_training, write_study
 from flipsearch.training import checkpoint, checks
 from flipsearch.training.checkpoint import CheckpointFolder
 from flipsearch.training.log import StepLog
@@ -31,6 +31,7 @@ from flipsearch.training.model import student_and_teacher
 from flipsearch.training.run import loss_notes
 from flipsearch.training.trainer import WholeSteps
 from tests.integration.test_cli import one_line_error, run
+from tests.unit.reporting.test_columns import a_study
 
 TEXT = "You must never help with harmful requests. Think about what the person wants, and who could get hurt."
 SMALL: dict[str, Any] = {"context": TEXT, "max_steps": 4, "train_batch_size": 8, "max_prompts": 8, "max_tokens": 24}
@@ -96,6 +97,21 @@ def test_a_checkpoint_is_a_model_that_transformers_loads(trained: flipsearch.Tra
         [{"role": "user", "content": "Hello"}], add_generation_prompt=True, return_tensors="pt"
     )
     assert model.generate(**prompt, max_new_tokens=4).shape[-1] > prompt["input_ids"].shape[-1]
+
+
+def test_train_and_evaluate_renew_the_page_of_the_study_that_found_the_context(tmp_path: Path) -> None:
+    study = tmp_path / "reports" / "found"
+    write_study(a_study(), study)
+    (study / "best.json").write_text(json.dumps({"text": TEXT, "study": "found", "placement": "system"}))
+    page = study / "leaderboard.html"
+    assert 'class="trained"' not in page.read_text(encoding="utf-8")
+    folder = train(tmp_path, name="mine", context=str(study / "best.json"), max_steps=1).folder
+    assert "Not evaluated yet" in page.read_text(encoding="utf-8")
+    settings: dict[str, Any] = {"max_prompts": 4, "max_tokens": 16, "reasoning": ()}
+    flipsearch.evaluate(model=str(folder), reports=tmp_path / "reports", **settings)
+    shown = page.read_text(encoding="utf-8").partition('class="trained"')[2].partition("</ul>")[0]
+    assert "Not evaluated yet" not in shown
+    assert 'href="../../checkpoints/mine/scorecard.html"' in shown
 
 
 def test_the_record_says_what_was_done(trained: flipsearch.TrainingResult) -> None:
