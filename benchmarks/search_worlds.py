@@ -1,6 +1,7 @@
 """Search methods in invented worlds at equal tokens: what the context that each takes truly does.
 
     python benchmarks/search_worlds.py [--seeds 10] [--worlds NAME …] [--kept-back] [--only METHOD …] [--cache FOLDER]
+    python benchmarks/search_worlds.py --bound [--seeds 10] [--cache FOLDER]
     python benchmarks/search_worlds.py --claims [--seeds 40]
 
 In a world every rate follows from a formula (worlds/world.py), so true flip rates and over-refusals of the whole
@@ -8,6 +9,14 @@ population of prompts are exact. The budget of a seed is what argmax over 30 con
 methods are compared in pairs. A context above the cap of 10 % added refusals counts for 3 points less for each point
 above it. "Regret" is to the best that any method reached in that world and seed. The engine was tuned in WORLDS;
 --kept-back runs those in which nothing was tuned.
+
+--bound prints our rollouts, harmful and benign, beside the least that identify a context within 2 points of the best of
+those that were tried, for contexts that tell nothing of each other: a method that errs in 5 % of cases at most must see
+each worse one of rate p on average kl(.05, .95) / kl(p, best + 2 points) times, or it could not tell that this is not
+the best (Kaufmann, Cappe and Garivier 2016, JMLR 17; Garivier and Kaufmann 2016). Contexts above the cap, and benign
+prompts, count as nothing in it. Our contexts are answered on the same prompts, and texts that are alike predict each
+other, so that it is no bound for us, and the true rates that it compares are those of all prompts, not of 5 to 90. It
+says how hard the choice among these contexts is.
 
 --claims runs whole studies with placebos and confirm split, and prints how often the interval of the winner's flip rate
 holds its true one, how often a study claims that its winner beats neutral text where that is not so, and how the chance
@@ -36,6 +45,7 @@ from worlds.world import KEPT_BACK, WORLDS, Rules, make_world
 
 WORKERS = 2
 PENALTY = 3.0
+CLOSE, ERROR = 0.02, 0.05
 RIVAL, PAPER, OURS = "+ surrogate", "argmax over 30", "ours"
 NEUTRAL, GEPA = "neutral", "GEPA's engine"
 
@@ -56,7 +66,9 @@ def run(rules: Rules, name: str, seed: int) -> dict[str, float]:
     start = time.process_time()
     context = METHODS[name](meter, seed)
     flips, refusals = world.true_rates(context) if context else (0.0, 0.0)
+    tried = [world.true_rates(context) for context in meter.tried]
     return {
+        "bound": least_rollouts([flips for flips, refusals in tried if refusals <= CAP]),
         "flips": flips,
         "refusals": refusals,
         "worth": max(0.0, flips - PENALTY * max(0.0, refusals - CAP)),
@@ -65,6 +77,36 @@ def run(rules: Rules, name: str, seed: int) -> dict[str, float]:
         "benign": meter.num_benign,
         "seconds": time.process_time() - start,
     }
+
+
+def least_rollouts(rates: Sequence[float]) -> float:
+    """Return the least mean number of rollouts that identify a rate within CLOSE of the best; see --bound."""
+    best = max(rates, default=0.0)
+    target = min(best + CLOSE, 1 - 1e-6)
+    worse = np.clip([rate for rate in rates if rate < best - CLOSE], 1e-6, 1.0)
+    return float((divergence(ERROR, 1 - ERROR) / divergence(worse, target)).sum())
+
+
+def divergence(p: Any, q: float) -> Any:
+    """Return Kullback and Leibler's divergence of one coin from another."""
+    return p * np.log(p / q) + (1 - p) * np.log((1 - p) / (1 - q))
+
+
+def compare_with_bound(worlds: Sequence[Rules], num_seeds: int, cache: Path | None) -> None:
+    """Print our rollouts beside the least of --bound, for each world: the median over seeds of their ratio."""
+    jobs = [(rules, OURS, seed, cache) for rules in worlds for seed in range(num_seeds)]
+    with ProcessPoolExecutor(WORKERS) as pool:
+        runs = iter(list(pool.map(kept_run, jobs)))
+    for rules in worlds:
+        rows = [row for row in (next(runs) for _ in range(num_seeds)) if row.get("bound")]
+        spent, least = np.array([[row["harmful"] + row["benign"], row["bound"]] for row in rows]).reshape(-1, 2).T
+        ratios = np.sort(spent / least)
+        print(
+            f"{rules.name}: {spent.mean():,.0f} rollouts, least {least.mean():,.0f}; ratio {np.median(ratios):.1f} "
+            f"({ratios[0]:.1f} to {ratios[-1]:.1f}) in {len(rows)} seeds"
+            if len(rows)
+            else f"{rules.name}: no run in this cache knows its bound"
+        )
 
 
 def kept_run(job: tuple[Rules, str, int, Path | None]) -> dict[str, float]:
@@ -202,6 +244,7 @@ def main() -> int:
     else:
         print("without GEPA: pip install gepa adds its row.")
     parser.add_argument("--only", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--bound", action="store_true", help="our rollouts beside the least that identify the best")
     parser.add_argument("--claims", action="store_true", help="whole studies: coverage and false claims")
     parser.add_argument("--cache", type=Path, help="folder in which runs are kept")
     args = parser.parse_args()
@@ -210,6 +253,9 @@ def main() -> int:
     print(header(f"{args.seeds} seeds", "invented worlds"))
     if args.cache:
         args.cache.mkdir(parents=True, exist_ok=True)
+    if args.bound:
+        compare_with_bound(worlds, args.seeds, args.cache)
+        return 0
     holds = check_claims(worlds, args.seeds) if args.claims else compare(worlds, args.only, args.seeds, args.cache)
     return 0 if holds else 1
 

@@ -54,6 +54,8 @@ class Meter:
 
     def __init__(self, world: World, budget: int | None = None) -> None:
         self.world, self.budget, self.num_tokens, self.num_harmful, self.num_benign = world, budget, 0, 0, 0
+        self.tried: list[Context] = []
+        """What the method measured; only our engine says so."""
         nothing, prompts = world.outcomes(Context("")), world.prompts()
         self._search = [row for row, prompt in enumerate(prompts) if prompt.split == "search"]
         self._harmful = [row for row in self._search if prompts[row].kind == "harmful" and nothing[row] < 0]
@@ -267,6 +269,7 @@ def ours(meter: Meter, seed: int) -> Context | None:
     setup = prepare_search(config, meter.world.library, meter.world.prompts())
     study = study_of(meter.world, replace(setup, placebos=(), confirm=first_of_each_kind(setup.confirm, 1)))
     arms = [trial for trial in study.trials if trial.role == "arm"]
+    meter.tried = [trial.context for trial in arms]
     flips = [flip for trial in arms for flip in trial.search.flips]
     meter.num_tokens = study.num_tokens - meter.baseline_tokens
     meter.num_harmful = sum(flip.kind == "harmful" for flip in flips)

@@ -70,8 +70,9 @@ class Budget:
             return list(arms)
         length = _mean_length(runner, base)
         left = self._tokens_left(runner, base) if finishing else self._left_to_explore(runner, base)
-        pairs = zip(arms, rungs, strict=True)
-        costs = accumulate(length * (self._num_rollouts(base, rung) - _num_seen(arm)) for arm, rung in pairs)
+        seen = [sum(len(flip.rollout_ids) for flip in arm.search.flips) for arm in arms]
+        to_see = [self._num_rollouts(base, rung) for rung in rungs]
+        costs = accumulate(length * (most - num) for most, num in zip(to_see, seen, strict=True))
         affordable = [arm for arm, cost in zip(arms, costs, strict=True) if cost <= left]
         if finishing and len(affordable) < len(arms):
             self._spent = self._spent or f"token budget of {self._config.budget_tokens:,}"
@@ -124,7 +125,3 @@ def _mean_length(runner: Runner, base: SplitBaseline) -> float:
     so_far = [judged.num_tokens for judged in runner.judged.values()]
     without_context = [judged.num_tokens for samples in base.outcomes.values() for judged in samples.judged]
     return max(sum(lengths) / max(1, len(lengths)) for lengths in (so_far, without_context))
-
-
-def _num_seen(arm: Arm) -> int:
-    return sum(len(flip.rollout_ids) for flip in arm.search.flips)

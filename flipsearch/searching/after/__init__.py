@@ -5,8 +5,7 @@ budget and plan count its cost.
 """
 
 from flipsearch.searching.after.benign import BenignContextStage
-from flipsearch.searching.after.depth import DepthStage
-from flipsearch.searching.after.portfolio import PortfolioStage
+from flipsearch.searching.after.finalists import DepthStage, PortfolioStage
 from flipsearch.searching.after.second_judges import DisagreementsStage, SecondJudgesStage
 from flipsearch.searching.finalists import MatchedPlacebosStage, Stage
 
