@@ -12,7 +12,7 @@ import pandas as pd
 
 from flipsearch.core.display import ShowsFacts, html_table, printable, shortened
 from flipsearch.core.measurements import json_value
-from flipsearch.core.studies import Study, StudyKind, Trial
+from flipsearch.core.studies import EarlierBest, Study, StudyKind, Trial
 from flipsearch.core.sweeps import Sweep
 from flipsearch.core.trainings import Anatomy, LoggedAnswer, LogLine, Scorecard, TrainingRun
 from flipsearch.judging.accuracy import JudgeAccuracy
@@ -29,12 +29,11 @@ from flipsearch.reporting.formats import (
     summary_text,
     write_report,
 )
-from flipsearch.reporting.outcomes import SCORECARD_PAGE, TRAINING_PAGE, loss_ends, scorecard_verdict
+from flipsearch.reporting.outcomes import SCORECARD_PAGE, SWEEP_PAGE, TRAINING_PAGE, loss_ends, scorecard_verdict
 from flipsearch.reporting.pages import leaderboard_page, picture_page
 from flipsearch.reporting.rollout_table import rollouts_table
 from flipsearch.reporting.scorecard_page import PICTURE_HEIGHT, ScorecardComparison, scorecard_page
 from flipsearch.reporting.study_file import benign_metrics, context_card, portfolio_metrics
-from flipsearch.reporting.sweep_page import SWEEP_PAGE
 from flipsearch.reporting.verdict import Criterion, verdict
 
 NUM_SHOWN = 10
@@ -42,7 +41,6 @@ NUM_SHOWN = 10
 
 if TYPE_CHECKING:
     from flipsearch.judging.compact_fitting import CrossValidation
-    from flipsearch.reporting.files import EarlierBest
     from flipsearch.training.preflight import Preflight
 
 
@@ -55,7 +53,7 @@ class SearchResult(ShowsFacts):
     """reports/<study>."""
     best_path: Path | None = None
     """Where the winning text was written to; None if no context was confirmed."""
-    earlier: "EarlierBest | None" = None
+    earlier: EarlierBest | None = None
     """The text of another search that lay where this one writes its own."""
     is_kept: bool = False
     """It was left there: this search is not confirmed, or flips fewer of the same prompts."""

@@ -16,8 +16,7 @@ from flipsearch.core.trainings import TrainingRun
 from flipsearch.defaults import library_for
 from flipsearch.evaluation.plan import SCORECARD_FILE
 from flipsearch.judging.accuracy import with_human_labels
-from flipsearch.ledger import Ledger
-from flipsearch.ledger.store import LOCK_SUFFIX
+from flipsearch.ledger import LOCK_SUFFIX, Ledger
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.reporting.compare import Comparison, compare_studies
 from flipsearch.reporting.files import checkpoints_of, note_checkpoint, read_scorecard, read_study, write_study

@@ -25,7 +25,7 @@ from flipsearch.api.sweep_plan import (
 from flipsearch.api.training import evaluate, train
 from flipsearch.config import SweepConfig
 from flipsearch.core.errors import TrainingError, TrainingStoppedError
-from flipsearch.core.files import package_versions
+from flipsearch.core.files import TRAINING_PACKAGES, package_versions
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.progress import Progress
 from flipsearch.core.records import content_id
@@ -39,7 +39,6 @@ from flipsearch.statistics.intervals import wilson
 from flipsearch.statistics.prediction import groups_of
 from flipsearch.templating.library import control_context
 from flipsearch.training.processes import StopSignals
-from flipsearch.training.run import PACKAGES
 
 LEAST_CONTEXTS = 4
 """Fewer have no rank correlation worth a number."""
@@ -105,7 +104,7 @@ def _result(plan: SweepPlan, contexts: Sequence[SweptContext], runs: Sequence[Sw
         num_planned=len(plan.trainings),
         settings=plan.config.model_dump(mode="json"),
         notes=tuple(notes),
-        versions=package_versions(PACKAGES),
+        versions=package_versions(TRAINING_PACKAGES),
     )
 
 

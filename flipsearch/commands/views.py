@@ -20,7 +20,7 @@ from flipsearch.commands.console import (
 )
 from flipsearch.core.display import printable, shortened
 from flipsearch.core.measurements import Estimate
-from flipsearch.core.studies import MIN_LABELS, Study, StudyKind, Trial
+from flipsearch.core.studies import MIN_LABELS, EarlierBest, Study, StudyKind, Trial
 from flipsearch.reporting.cells import names_of
 from flipsearch.reporting.columns import Column as ShownColumn
 from flipsearch.reporting.columns import columns_of, kinds_legend
@@ -36,7 +36,6 @@ from flipsearch.templating.library import BROKEN
 if TYPE_CHECKING:  # packages of other commands, which load their libraries
     from flipsearch.ledger.check import LedgerCheck
     from flipsearch.reporting.compare import Comparison
-    from flipsearch.reporting.files import EarlierBest
 
 
 LONGEST_NAME = 52
@@ -89,7 +88,7 @@ def show_study(result: SearchResult) -> None:
     show_verdict(verdict(study))
 
 
-def earlier_line(earlier: "EarlierBest", result: SearchResult) -> str:
+def earlier_line(earlier: EarlierBest, result: SearchResult) -> str:
     """Return what became of the winning text that another study left in the place of this one's."""
     whose = f"the winner of the study {earlier.study}" if earlier.study else "a text of no study"
     if not result.is_kept:

@@ -121,6 +121,7 @@ def unescape_formula(text: str) -> str:
 PACKAGE = Path(__file__).parents[1]
 RESULT_PACKAGES = ("flipsearch", "optuna", "torch", "transformers", "vllm")
 """The packages that a result can depend on."""
+TRAINING_PACKAGES = ("flipsearch", "torch", "transformers", "accelerate", "peft")
 
 
 def content_folder(name: str) -> Path:

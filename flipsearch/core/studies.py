@@ -8,6 +8,7 @@ All are frozen. This module knows nothing of models, files or statistics.
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from enum import StrEnum
+from pathlib import Path
 from typing import Any, Final, Literal
 
 from flipsearch.core.display import ShowsFacts, figure, shortened
@@ -250,6 +251,17 @@ class JudgeAgreement:
     def corrects(self) -> bool:
         """Whether there are labels enough of both kinds to correct a rate by."""
         return min(self.sensitivity.n, self.specificity.n) >= MIN_LABELS
+
+
+@dataclass(frozen=True, slots=True)
+class EarlierBest:
+    """A winning text that another study, or somebody, left where a search writes its own."""
+
+    path: Path
+    study: str
+    """"" for a text that has no card."""
+    flips_more: bool
+    """It flips more than the new winner on the same confirm prompts, by the same model and judge."""
 
 
 class StudyKind(StrEnum):

@@ -11,7 +11,6 @@ import re
 import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from flipsearch.core.errors import ConfigError, FlipsearchError, StudyError
 from flipsearch.core.files import escape_formula, json_text, write_text
 from flipsearch.core.measurements import json_value
 from flipsearch.core.settings import LONGEST_NAME, make_config
-from flipsearch.core.studies import Study, StudyKind
+from flipsearch.core.studies import EarlierBest, Study, StudyKind
 from flipsearch.core.trainings import (
     SCORECARD_FORMAT,
     ChangedAnswer,
@@ -147,17 +146,6 @@ def _card_in(path: Path) -> dict[str, Any] | None:
 def _is_empty(card: Mapping[str, Any]) -> bool:
     """Return whether a card says that there is no text: one beside it is somebody's own."""
     return card.get("text", "") is None
-
-
-@dataclass(frozen=True, slots=True)
-class EarlierBest:
-    """A winning text that another study, or somebody, left where a search writes its own."""
-
-    path: Path
-    study: str
-    """"" for a text that has no card."""
-    flips_more: bool
-    """It flips more than the new winner on the same confirm prompts, by the same model and judge."""
 
 
 def earlier_best(path: Path, study: Study) -> EarlierBest | None:

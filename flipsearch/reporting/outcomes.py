@@ -37,7 +37,7 @@ from flipsearch.reporting.page_data import LONGEST_TEXT
 from flipsearch.reporting.verdict import LOW_COVERAGE, SMALL, NextStep, StudyVerdict, Tone
 from flipsearch.statistics.intervals import holm
 
-TRAINING_PAGE, SCORECARD_PAGE = "training.html", "scorecard.html"
+TRAINING_PAGE, SCORECARD_PAGE, SWEEP_PAGE = "training.html", "scorecard.html", "sweep.html"
 MORE_DEGENERATE = 0.1
 """Share of the answers to harmful prompts; where so many more are degenerate, a lower harmful rate is worth little."""
 FEW_PROMPTS = 50

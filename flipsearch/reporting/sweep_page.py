@@ -12,10 +12,10 @@ from flipsearch.core.sweeps import PREDICTORS, Sweep, SweepGroup, SweepRun, Swep
 from flipsearch.reporting import charts
 from flipsearch.reporting.charts import Chart, ChartAxis, Colour, Series, draw
 from flipsearch.reporting.format import DASH, percent, points, setting_rows, with_interval
+from flipsearch.reporting.outcomes import SWEEP_PAGE
 from flipsearch.reporting.pages import render
 from flipsearch.statistics.intervals import mean_interval
 
-SWEEP_PAGE = "sweep.html"
 FEW_CONTEXTS = 10
 """With fewer a note says what the intervals are worth."""
 DISTINCT = 0.05

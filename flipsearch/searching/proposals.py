@@ -182,7 +182,7 @@ def likely_parents(
     worth = surrogate.sample(arms).worth
     best = np.argsort(-worth, axis=1, kind="stable")[:, :NUM_PARENTS]
     weights = np.bincount(best[np.take_along_axis(worth, best, axis=1) > 0], minlength=len(arms))
-    return [_parent(arms[i], prompts) for i in np.flatnonzero(weights)], [float(w) for w in weights if w]
+    return [_parent(arms[i], prompts) for i in np.flatnonzero(weights).tolist()], [float(w) for w in weights if w]
 
 
 def _parent(arm: Arm, prompts: Mapping[str, Prompt]) -> Parent:

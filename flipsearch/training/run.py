@@ -22,7 +22,7 @@ from flipsearch.backends.base import make_backend
 from flipsearch.backends.loading import is_out_of_memory, quiet
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.core.errors import TrainingError
-from flipsearch.core.files import package_versions
+from flipsearch.core.files import TRAINING_PACKAGES, package_versions
 from flipsearch.core.measurements import SampleRule
 from flipsearch.core.progress import Progress
 from flipsearch.core.protocols import Backend, Judge
@@ -45,8 +45,6 @@ from flipsearch.training.processes import StopSignals, broadcast_from_main, is_s
 from flipsearch.training.rows import Routing, TrainingRow, kept_answers, own_rows, route, teacher_rows, turn_end_id
 from flipsearch.training.trainer import CompletionTrainer, MakeTrainer, TrainingJob, trainer_arguments
 from flipsearch.training.validation import Validation
-
-PACKAGES = ("flipsearch", "torch", "transformers", "accelerate", "peft")
 
 
 def run_training(
@@ -250,6 +248,6 @@ def _record(
         prompts_id=plan.prompts_id,
         judge_id=judge.identity if plan.needs_judge else None,
         notes=tuple(notes),
-        versions=package_versions(PACKAGES),
+        versions=package_versions(TRAINING_PACKAGES),
         template_options=backend.chat.options,
     )
