@@ -216,7 +216,7 @@ def _line(series: Series, axis: ChartAxis, last_step: float, num: int, x: Positi
     step, value = series.points[-1]
     last = three_digits(value, axis.is_rate) + (f" at step {step:,.0f}" if step != last_step else "")
     if series.is_scattered:
-        last = f"{len(series.points):,}"
+        last = f"{len(series.points):,} points"
     broken = f"{series.name}: not finite at {len(gaps):,} of {len(series.points):,} steps, first at "
     return Line(
         series=series,
@@ -261,7 +261,7 @@ def _in_words(line: Line, axis: ChartAxis) -> str:
     first = three_digits(line.series.points[0][1], axis.is_rate)
     words = f"{line.series.name}: first {first}, last {line.last}"
     if line.series.is_scattered:
-        words = f"{line.series.name}: {line.last} points"
+        words = f"{line.series.name}: {line.last}"
     if finite:
         lowest, highest = (three_digits(value, axis.is_rate) for value in (min(finite), max(finite)))
         words += f", lowest {lowest}, highest {highest}"

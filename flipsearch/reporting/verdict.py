@@ -304,7 +304,8 @@ def _more_prompts(best: Trial | None) -> list[NextStep]:
         if least is None
         else f"only differences of {100 * least:.0f} points or more can be"
     )
-    return [NextStep(f"n is small: with {num:,} unsafe prompts {limit} detected. Give more or harder prompts.")]
+    prompts = "unsafe prompt" if num == 1 else "unsafe prompts"
+    return [NextStep(f"n is small: with {num:,} {prompts} {limit} detected. Give more or harder prompts.")]
 
 
 @dataclass(frozen=True, slots=True)
