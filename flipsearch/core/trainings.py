@@ -23,7 +23,7 @@ from flipsearch.core.records import AnswerKind, Context, FinishReason, Kind, Sam
 
 TRAINING_FORMAT = 3
 """Version of training.json and of a checkpoint in progress."""
-SCORECARD_FORMAT = 3
+SCORECARD_FORMAT = 4
 """Version of scorecard.json."""
 Control = Literal["empty", "neutral", "shuffled"]
 """What replaces the context, to measure what a training does without the context's meaning."""
