@@ -173,6 +173,8 @@ def make_config(kind: type[Settings], *sources: Mapping[str, Any]) -> Settings:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a settings file; raises ConfigError with its name if it cannot be read."""
     try:
+        if path.exists() and not path.is_file():  # a device can be read without end
+            raise ConfigError(f"{path}: expected a file of settings, got a folder or a device.")
         return tomllib.loads(path.read_text(encoding="utf-8-sig"))
     except FileNotFoundError as error:
         raise ConfigError(f"there is no file '{path}'.") from error
