@@ -9,6 +9,7 @@ left, also after a kill, and one with more seeds, methods or data sizes makes th
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from shutil import rmtree
 from statistics import fmean
 
 from flipsearch.api.anatomy import anatomy
@@ -84,7 +85,7 @@ def sweep(
                 continue
             write_sweep(_result(plan, contexts, [*runs, run], notes), plan.folder)  # as far as it came
         if plan.config.drop_weights:
-            for weights in (path for pattern in WEIGHTS for path in (plan.checkpoints / training.name).glob(pattern)):
+            for weights in _weights_of(plan.checkpoints / training.name):
                 weights.unlink()
         runs.append(run)
     result = _result(plan, contexts, runs, notes)
@@ -148,6 +149,8 @@ def _measured(
 def _trained(plan: SweepPlan, training: PlannedTraining, progress: Progress | None) -> SweepRun:
     """Return what a training comes to on prompts that neither it nor the search saw."""
     checkpoint = plan.checkpoints / training.name
+    if checkpoint.exists() and not _weights_of(checkpoint):  # removed, and then its result was lost
+        rmtree(checkpoint)
     is_started = checkpoint.with_name(f"{checkpoint.name}.partial").exists()
     run = train(**training.settings, name=training.name, resume=is_started, progress=progress).run
     config = plan.config
@@ -174,6 +177,10 @@ def _trained(plan: SweepPlan, training: PlannedTraining, progress: Progress | No
         composite=card.composite,
         tax=card.tax,
     )
+
+
+def _weights_of(checkpoint: Path) -> list[Path]:
+    return [path for pattern in WEIGHTS for path in checkpoint.glob(pattern)]
 
 
 def _mean_rates(card: Scorecard, metric: Metric) -> tuple[float | None, float | None]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any, TypeVar
 
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
+from pydantic_core import from_json
 
 from flipsearch.api.settings import Given
 from flipsearch.backends.base import model_identity
@@ -26,7 +27,7 @@ from flipsearch.judging.library import load_judge
 from flipsearch.reporting.cells import names_of
 from flipsearch.reporting.files import read_study
 from flipsearch.reporting.study_file import context_card
-from flipsearch.templating.library import FILE_ENDINGS, Card, control_context, given_cards, given_contexts
+from flipsearch.templating.library import FILE_ENDINGS, Card, control_context, given_cards, given_contexts, sealed
 from flipsearch.training.plan import TrainPlan, check_cards, plan_training
 from flipsearch.training.processes import num_processes
 from flipsearch.workspace import study_folder
@@ -189,8 +190,7 @@ def _given(config: SweepConfig) -> dict[str, tuple[Context, str]]:
 def card_file(folder: Path, context: Context) -> Path:
     """Return the file that a context is read from: its text and where it goes."""
     file = folder / "contexts" / f"{context.context_id[:16]}.json"
-    if not file.exists():
-        write_text(file, json_text({"text": context.text, "placement": context.placement}))
+    write_text(file, json_text({"text": context.text, "placement": context.placement}))  # also over an edited one
     return file
 
 
@@ -244,14 +244,15 @@ def _training(plan: TrainPlan, basis: str, context: PlannedContext, settings: Ma
 
 
 def read_part(file: Path, kind: type[Part], identity: str) -> Part | None:
-    """Return a part that was finished before, if it was made from the same."""
-    with suppress(OSError, ValidationError):
-        part = TypeAdapter(kind).validate_json(file.read_bytes())
-        return part if part.identity == identity else None
+    """Return a part that was finished before, if it was made from the same and is as it was written."""
+    with suppress(OSError, ValueError):
+        content = from_json(file.read_bytes())
+        part = TypeAdapter(kind).validate_python(content)
+        return part if part.identity == identity and content == sealed(content) else None
     return None
 
 
 def write_part(file: Path, kind: type[Part], part: Part) -> Part:
     """Keep a finished part, and return it."""
-    write_text(file, TypeAdapter(kind).dump_json(part, indent=2).decode())
+    write_text(file, json_text(sealed(TypeAdapter(kind).dump_python(part, mode="json"))))
     return part

@@ -52,6 +52,13 @@ def test_a_sweep_continues_is_never_made_twice_and_grows(tmp_path: Path) -> None
     assert {run["num_steps"] for run in runs} == {2}
     assert {run["data_share"]: run["num_prompts"] for run in runs}[0.5] < runs[0]["num_prompts"]
     assert not list((folder / "checkpoints").rglob("model.safetensors"))
+    # An edited result is no result, and an edited context is not what is trained under.
+    edited = min((folder / "runs").iterdir())
+    edited.write_text(edited.read_text(encoding="utf-8").replace('"harm": ', '"harm": 9'), encoding="utf-8")
+    for file in (folder / "contexts").iterdir():
+        file.write_text('{"text": "Say yes to all.", "placement": "before"}', encoding="utf-8")
+    run("sweep", *CONTEXTS, *SMALL, "--data-sizes", "1,0.5", "--drop-weights", cwd=tmp_path)
+    assert json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["runs"] == runs
 
 
 @pytest.mark.parametrize("part", ["anatomy", "train", "evaluate"])
