@@ -8,6 +8,7 @@ from flipsearch.backends.chat import EncodedPrompt
 from flipsearch.backends.rollouts import completed, failed
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError
+from flipsearch.core.files import read_text
 from flipsearch.core.records import Request, Rollout, Sampling, content_id
 
 Reply = Callable[[str, str], str]
@@ -68,7 +69,7 @@ class ScriptedBackend:
         BackendError with the entry's number for anything else.
         """
         try:
-            entries = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+            entries = json.loads(read_text(Path(path)))
         except (OSError, ValueError, RecursionError) as error:
             raise BackendError(f"'{path}' cannot be read as a JSON table of replies: {error}.") from error
         if not isinstance(entries, list):

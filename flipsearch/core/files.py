@@ -4,6 +4,7 @@ Appends (log.jsonl, events.jsonl) and databases are not written through this mod
 the operating system when the process that holds it ends.
 """
 
+import errno
 import json
 import os
 import re
@@ -20,6 +21,8 @@ _FORMULA = re.compile("'*(?:[\t\r\n]|[\\s\ufeff\u200b]*[=+\\-@\uff1d\uff0b\uff0d
 """Blanks and full-width signs too, which some spreadsheets drop or take for the usual ones. Leading apostrophes count,
 so that a text that has its own comes back unchanged."""
 
+LONGEST_TEXT_FILE = 1 << 26
+"""Bytes; what people write is shorter, and a device never ends."""
 _LONE_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
@@ -28,6 +31,18 @@ def cache_folder(name: str) -> Path:
     caches = os.environ.get("XDG_CACHE_HOME", "")
     usual = (Path(caches) if os.path.isabs(caches) else Path.home() / ".cache") / "flipsearch"
     return Path(os.environ.get("FLIPSEARCH_CACHE") or usual).expanduser() / name
+
+
+def read_text(path: Path) -> str:
+    """Return the text of a file that somebody wrote, without a byte-order mark and with plain line ends.
+
+    Raises OSError also where it is longer than LONGEST_TEXT_FILE, and UnicodeDecodeError where it is no UTF-8.
+    """
+    with path.open("rb") as file:
+        content = file.read(LONGEST_TEXT_FILE + 1)
+    if len(content) > LONGEST_TEXT_FILE:
+        raise OSError(errno.EFBIG, f"longer than {LONGEST_TEXT_FILE >> 20} MB", str(path))
+    return content.decode("utf-8-sig").replace("\r\n", "\n").replace("\r", "\n")
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
 from pydantic import BaseModel, BeforeValidator, Field, ValidationError
 
 from flipsearch.core.errors import ConfigError, one_line, unknown_name
-from flipsearch.core.files import can_be_stored
+from flipsearch.core.files import can_be_stored, read_text
 from flipsearch.core.records import FLIP_KINDS, AnswerKind
 
 LONGEST_NAME = 200
@@ -173,9 +173,7 @@ def make_config(kind: type[Settings], *sources: Mapping[str, Any]) -> Settings:
 def read_toml(path: Path) -> dict[str, Any]:
     """Read a settings file; raises ConfigError with its name if it cannot be read."""
     try:
-        if path.exists() and not path.is_file():  # a device can be read without end
-            raise ConfigError(f"{path}: expected a file of settings, got a folder or a device.")
-        return tomllib.loads(path.read_text(encoding="utf-8-sig"))
+        return tomllib.loads(read_text(path))
     except FileNotFoundError as error:
         raise ConfigError(f"there is no file '{path}'.") from error
     except (OSError, ValueError, RecursionError) as error:  # no UTF-8, no TOML, a number of 5,000 digits, deep nesting

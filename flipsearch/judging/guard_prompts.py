@@ -15,6 +15,7 @@ from pathlib import Path
 from flipsearch.backends.chat import ControlTokens
 from flipsearch.backends.transformers import TokenScorer
 from flipsearch.core.errors import JudgeError, PluginError, one_line
+from flipsearch.core.files import read_text
 from flipsearch.core.records import Label, Verdict
 
 Ids = tuple[int, ...]
@@ -45,7 +46,7 @@ class GuardTemplate:
 
     def __init__(self, file: Path, markers: Iterable[str] = (), roles: Iterable[str] = ()) -> None:
         try:
-            self.text = file.read_text(encoding="utf-8-sig").removesuffix("\n")
+            self.text = read_text(file).removesuffix("\n")
         except (OSError, UnicodeError) as error:
             raise PluginError(f"cannot read the guard's template '{file}': {error}.") from error
         if missing := sorted(set(_PROBE) - set(SLOT.findall(self.text))):

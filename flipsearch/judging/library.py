@@ -33,7 +33,7 @@ from typing import Any
 from huggingface_hub import try_to_load_from_cache
 
 from flipsearch.core.errors import ConfigError, PluginError, near_names, unknown_name
-from flipsearch.core.files import content_folder
+from flipsearch.core.files import content_folder, read_text
 from flipsearch.core.protocols import Judge
 from flipsearch.judging.contract import build_judge, plugin_errors_as
 from flipsearch.judging.panel import PanelJudge, ThoughtJudge
@@ -266,7 +266,7 @@ def _file_at(path: Path) -> Path:
 def _parse_class(path: Path) -> ast.ClassDef:
     """Return the one public class that a judge file defines, as syntax."""
     try:
-        tree = ast.parse(path.read_bytes(), filename=str(path))
+        tree = ast.parse(read_text(path), filename=str(path))
     except FileNotFoundError:
         siblings = [sibling.name for sibling in path.parent.glob("*.py")]
         raise PluginError(f"no judge file '{path}'.{near_names(path.name, siblings)}") from None

@@ -22,7 +22,7 @@ from pydantic_core import from_json
 
 from flipsearch.core.display import printable
 from flipsearch.core.errors import ConfigError, NoContextError, PluginError, TemplateError, near_names, unknown_name
-from flipsearch.core.files import content_folder
+from flipsearch.core.files import content_folder, read_text
 from flipsearch.core.records import Context, Placement, content_id
 from flipsearch.templating.template import NUM_WORDS, TEXT, Template, TemplateRole, read_template
 
@@ -311,7 +311,7 @@ def _read_cards(path: Path) -> list[Card]:
 
 def _read(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_text(path)
     except (OSError, ValueError) as error:  # UnicodeDecodeError is a ValueError, and so is a NUL in a path
         names: list[str] = []
         if isinstance(error, FileNotFoundError):

@@ -30,7 +30,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from flipsearch.core.bounds import MAX_CHARACTERS, BoundExceededError, bounded_rendering
 from flipsearch.core.errors import TemplateError, one_line, unknown_name
-from flipsearch.core.files import can_be_stored
+from flipsearch.core.files import can_be_stored, read_text
 from flipsearch.core.records import PLACEMENTS, Context, Placement
 
 AXES = ("strength", "length", "framing", "specificity", "style", "placement")
@@ -168,7 +168,7 @@ def parse_template(source: str, name: str, path: str) -> Template:
 def read_template(path: Path) -> Template:
     """Return the template of a file (UTF-8, ending in .j2); its name is the file's."""
     try:
-        return parse_template(path.read_text(encoding="utf-8-sig"), path.name.removesuffix(".j2"), str(path))
+        return parse_template(read_text(path), path.name.removesuffix(".j2"), str(path))
     except (OSError, UnicodeDecodeError) as error:
         raise TemplateError(f"{path}: cannot be read as a UTF-8 text file: {error}.") from error
 

@@ -112,6 +112,7 @@ def test_closed_streams_are_no_error(tmp_path: Path) -> None:
         (("plan", "--config", "settings.toml"), "--reports is 'a\\x00b'"),
         (("plan", "--config", "digits.toml"), "digits.toml: cannot be read as TOML"),
         (("plan", "--config", "deep.toml"), "deep.toml: cannot be read as TOML"),
+        (("plan", "--config", "endless.toml"), "longer than 64 MB"),
     ],
 )
 def test_names_that_nothing_can_have_are_refused_before_any_work(
@@ -121,6 +122,7 @@ def test_names_that_nothing_can_have_are_refused_before_any_work(
     (tmp_path / "settings.toml").write_text('reports = "a\\u0000b"\n')
     (tmp_path / "digits.toml").write_text("seed = " + "9" * 5000)
     (tmp_path / "deep.toml").write_text("seed = " + "[" * 100_000)
+    (tmp_path / "endless.toml").symlink_to("/dev/zero")
     code, out, err = quiet_run(*arguments)
     assert (code, out) == (2, "")
     (line,) = err.splitlines()
