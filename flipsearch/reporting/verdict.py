@@ -261,11 +261,7 @@ def _above_a_cap(study: Study, best: Trial | None) -> list[NextStep]:
     if study.kind is not StudyKind.SEARCH or cap is None:
         return []
     least = (best.search.flip_rate.value or 0.0) if best else 0.0
-    above = [
-        trial
-        for trial in study.trials
-        if trial.role == "arm" and trial.state == "complete" and study.is_over_any_cap(trial)
-    ]
+    above = [trial for trial in study.trials if trial.role == "arm" and study.is_over_any_cap(trial)]
     most = max(above, key=lambda trial: trial.search.flip_rate.low, default=None)
     if most is None or most.search.flip_rate.low <= least:
         return []
@@ -279,8 +275,9 @@ def _above_a_cap(study: Study, best: Trial | None) -> list[NextStep]:
         flags += f" --max-contraction {_next_cap(lost.value):g}"
     if not why:
         return []
+    flips = most.search.flip_rate
     text = (
-        f"#{rank_of(study, most)} turns {percent(most.search.flip_rate.value)} of the search prompts, but "
+        f"#{rank_of(study, most)} turns {percent(flips.value)} of {flips.n} search prompts, but "
         f"{' and '.join(why)}, above the cap. If that is worth it, search with a wider one:"
     )
     toml = shlex.quote(f"{folder_of(study)}/study.toml")

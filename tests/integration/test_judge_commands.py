@@ -444,7 +444,7 @@ def test_bad_flags_are_one_line(place: Path) -> None:
     check = ("judge", "check", "--judge", "compact")
     assert "no prompt file 'none.csv'" in check_error(place, "none.csv")
     (place / "x.txt").write_text("prompt,response,label\n")
-    assert "no column of prompts" in check_error(place, "x.txt")
+    assert "begins like a table with column names" in check_error(place, "x.txt")
     assert "--labels" in one_line_error(*check, cwd=place)
     line = one_line_error("judge", "check", "--judge", "refusl", "--labels", changed(place), cwd=place)
     assert "unknown judge 'refusl'. Did you mean refusal" in line

@@ -112,6 +112,6 @@ def test_a_line_that_comes_twice_is_added_as_a_whole() -> None:
 def test_a_null_names_what_a_wider_cap_would_let_in(study: Study) -> None:
     null = with_net(study, Difference(0.0, -0.15, 0.15, 19, 1.0))
     (step,) = [step for step in verdict(null).next_steps if "wider" in step.text]
-    assert "#4 turns 100.0 % of the search prompts, but refuses 20.0 points more of the benign prompts" in step.text
+    assert "#5 turns 100.0 % of 16 search prompts, but refuses 20.0 points more of the benign prompts" in step.text
     assert step.command.endswith("-wider --max-over-refusal 0.25")
     assert not any("wider" in step.text for step in verdict(study).next_steps)
