@@ -81,7 +81,7 @@ def test_annotators_who_stop_half_way_are_right_on_average_too(study: Study, led
 def test_two_samples_together_are_right_on_average(study: Study, ledger: Ledger) -> None:
     truths = [true_risk_reduction(study, ledger, study.trials[number]) for number in (0, 1)]
     result: list[list[float]] = [[], []]
-    for number in range(300):
+    for number in range(120):
         copy = renamed(study, number)
         labels = merge_labels(annotate(sample(copy, ledger, 10)), annotate(sample(copy, ledger, 12, 2)))
         for trial in (0, 1):

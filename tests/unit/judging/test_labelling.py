@@ -205,7 +205,7 @@ def test_two_samples_together_are_sampled_as_their_probabilities_say(study: Stud
     seen: Counter[str] = Counter()
     written: dict[str, float] = {}
     one_chance, two_chance = probabilities(study, ledger, 10), probabilities(study, ledger, 12, 2)
-    for number in range(200):
+    for number in range(100):
         renamed_study = renamed(study, number)
         answers = [*sample(renamed_study, ledger, 10), *sample(renamed_study, ledger, 12, 2)]
         both = merge_labels(StudyLabel(answer.place, None) for answer in answers if not answer.place.context_id)
@@ -214,7 +214,7 @@ def test_two_samples_together_are_sampled_as_their_probabilities_say(study: Stud
     for id, num in seen.items():
         expected = max(one_chance[id], two_chance[id])
         assert written[id] <= expected + 1e-12
-        assert num / 200 == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 200) ** 0.5)
+        assert num / 100 == pytest.approx(expected, abs=4 * (expected * (1 - expected) / 100) ** 0.5)
 
 
 def test_sampling_of_the_study_finds_its_baseline(ledger: Ledger, study: Study) -> None:

@@ -85,7 +85,7 @@ def _pruned_shares(rates: Sequence[float], alpha: float, num_studies: int) -> li
 
 
 def test_the_best_arm_is_pruned_at_most_alpha_of_the_time() -> None:
-    alpha, num_studies = 0.2, 300
+    alpha, num_studies = 0.2, 120
     equal = _pruned_shares([0.6] * 8, alpha, num_studies)
     assert max(equal) <= alpha + 3 * math.sqrt(alpha * (1 - alpha) / num_studies)
     best, *others = _pruned_shares([0.7, 0.65, 0.65, 0.4, 0.1, 0.0], alpha, num_studies)
