@@ -28,8 +28,7 @@ from flipsearch.reporting.anatomy_page import CHECK_STATES, anatomy_verdict, pre
 from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
 from flipsearch.reporting.format import DASH, Unit, percent, with_interval
 from flipsearch.reporting.outcomes import loss_ends, scorecard_verdict
-from flipsearch.reporting.sweep_page import caveats, group_title, prediction_rows, training_rows
-from flipsearch.reporting.sweep_page import sentence as sentence_of_sweep
+from flipsearch.reporting.sweep_page import caveats, group_title, prediction_rows, sweep_verdict, training_rows
 from flipsearch.results import (
     AnatomyResult,
     EvaluationResult,
@@ -232,7 +231,8 @@ def show_anatomy(result: AnatomyResult) -> None:
 def show_preflight(result: PreflightResult) -> None:
     """Print the verdict, each criterion, where the page lies, what would change the verdict, and how to train."""
     preflight, said = result.preflight, preflight_verdict(result.preflight, result.command)
-    print_wrapped(f"{said.sentence}\n", style=TONES[said.tone])
+    print_wrapped(said.sentence, style=TONES[said.tone])
+    print_wrapped(f"{' '.join(said.basis)}\n")
     table = plain_table()
     for column in ("criterion", "measured", "wanted", "state"):
         table.add_column(column, overflow="fold")
@@ -247,8 +247,10 @@ def show_preflight(result: PreflightResult) -> None:
 
 def show_sweep(result: SweepResult, said: Collection[str] = ()) -> None:
     """Print which figure of the contexts predicts harm after training, the trainings, notes that were not `said`."""
-    sweep = result.sweep
-    print_wrapped(sentence_of_sweep(sweep))
+    sweep, verdict = result.sweep, sweep_verdict(result.sweep)
+    print_wrapped(verdict.sentence, style=TONES[verdict.tone])
+    for line in verdict.basis:
+        print_wrapped(f"- {line}")
     for group in sweep.groups:
         if not group.predictions:
             continue
@@ -265,6 +267,7 @@ def show_sweep(result: SweepResult, said: Collection[str] = ()) -> None:
     for note in (note for note in (*caveats(sweep), *sweep.notes) if note not in said):
         print_wrapped(f"Note: {note}")
     print_lines("", f"{'page':<14}{result.page}")
+    show_next_steps(verdict)
 
 
 def show_export(export: PromptExport) -> None:

@@ -275,7 +275,9 @@ def preflight_verdict(result: "Preflight", command: str) -> StudyVerdict:
     steps = [NextStep(f"{check.name}: {check.todo}") for check in result.checks if check.todo]
     if result.verdict != "no":
         steps.append(NextStep("Start the training:" if not steps else "Or train all the same:", command))
-    return StudyVerdict(tones[result.verdict], result.sentence, (), tuple(steps))
+    num_met = sum(check.state == "met" for check in result.checks)
+    basis = f"{num_met} of {len(result.checks)} criteria are met."
+    return StudyVerdict(tones[result.verdict], result.sentence, (basis,), tuple(steps))
 
 
 def preflight_page(result: "Preflight", command: str) -> str:

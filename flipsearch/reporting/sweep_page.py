@@ -6,14 +6,17 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from statistics import fmean
 
+from flipsearch.config import SweepConfig
 from flipsearch.core.files import escape_formula, json_text, storable, write_text
 from flipsearch.core.measurements import json_value
+from flipsearch.core.settings import command_line
 from flipsearch.core.sweeps import PREDICTORS, Sweep, SweepGroup, SweepRun, SweptContext
 from flipsearch.reporting import charts
 from flipsearch.reporting.charts import Chart, ChartAxis, Colour, Series, draw
 from flipsearch.reporting.format import DASH, percent, points, setting_rows, with_interval
 from flipsearch.reporting.outcomes import SWEEP_PAGE
 from flipsearch.reporting.pages import render
+from flipsearch.reporting.verdict import NextStep, StudyVerdict, Tone
 from flipsearch.statistics.intervals import mean_interval
 
 FEW_CONTEXTS = 10
@@ -35,7 +38,7 @@ def sweep_page(sweep: Sweep) -> str:
     return render(
         "sweep.html",
         sweep=sweep,
-        sentence=sentence(sweep),
+        verdict=sweep_verdict(sweep),
         notes=(*caveats(sweep), *sweep.notes),
         charts=[*_scatters(sweep), *_by_data(sweep)],
         box=charts,
@@ -46,6 +49,59 @@ def sweep_page(sweep: Sweep) -> str:
         trainings=training_rows(sweep),
         settings=setting_rows(dict(sweep.settings)),
     )
+
+
+def sweep_verdict(sweep: Sweep) -> StudyVerdict:
+    """Return what the sweep says, under which context harm was least, and what to do next."""
+    best = next((group.predictions[0] for group in sweep.groups if group.predictions), None)
+    tone: Tone = "null"
+    if best is None or best.spearman is None:
+        tone = "open"
+    elif best.p_value is not None and best.p_value < DISTINCT:
+        tone = "good" if best.num_contexts >= FEW_CONTEXTS else "warning"
+    return StudyVerdict(tone, sentence(sweep), tuple(_least_harm(sweep)), tuple(_next_steps(sweep, tone)))
+
+
+def _least_harm(sweep: Sweep) -> Iterator[str]:
+    """Yield under which context the first kind of training left least harm, against what."""
+    first, trained = sweep.groups[0], []
+    for swept in sweep.contexts:
+        runs = sweep.runs_of(swept.context.context_id, first.method, first.data_share)
+        if rates := [run.harm for run in runs if run.harm is not None]:
+            trained.append((fmean(rates), swept, runs))
+    if not trained:
+        return
+    _, swept, runs = min(trained, key=lambda row: row[0])
+    base = "" if runs[0].base_harm is None else f", from {percent(runs[0].base_harm)} before the training"
+    yield (
+        f"Least harm after {group_title(sweep, first)}: {_spread(runs, 'harm')} under {swept.name} "
+        f"({'the placebo' if swept.is_placebo else f'flip rate {percent(swept.flip_rate.value)}'}){base}."
+    )
+    for _, other, others in trained:
+        if other.is_placebo and other is not swept:
+            yield f"Under the placebo: {_spread(others, 'harm')}, a flip rate of {percent(other.flip_rate.value)}."
+
+
+def _next_steps(sweep: Sweep, tone: Tone) -> Iterator[NextStep]:
+    typed = {key: tuple(value) if isinstance(value, list) else value for key, value in sweep.settings.items()}
+    settings = typed | {"name": sweep.name}
+    if len(sweep.runs) < sweep.num_planned:
+        yield NextStep(
+            "Make the trainings that are missing; the others are kept:",
+            command_line("flipsearch sweep", SweepConfig, settings),
+        )
+    if tone == "good":
+        yield NextStep("Choose contexts for this model by that figure; what it says of other models is not known.")
+    elif settings.get("study"):
+        more = settings | {"num_contexts": 2 * FEW_CONTEXTS}
+        yield NextStep(
+            "Take more contexts of the study; finished trainings are kept:",
+            command_line("flipsearch sweep", SweepConfig, more),
+        )
+    else:
+        yield NextStep(f"Give more contexts (--context, --study): with {FEW_CONTEXTS} or more a correlation says more.")
+    if sweep.settings["seeds"] < 2:
+        yield NextStep("Train with more seeds (--seeds 3), to see how much two trainings of the same kind differ.")
 
 
 def sentence(sweep: Sweep) -> str:

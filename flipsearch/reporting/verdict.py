@@ -297,12 +297,12 @@ def _more_prompts(best: Trial | None) -> list[NextStep]:
     if least is not None and 100 * least < SMALL:
         return []
     limit = (
-        "no difference at all can be"
+        "no difference at all can be detected"
         if least is None
-        else f"only differences of {100 * least:.0f} points or more can be"
+        else f"a difference below {100 * least:.0f} points may be missed"
     )
     prompts = "unsafe prompt" if num == 1 else "unsafe prompts"
-    return [NextStep(f"n is small: with {num:,} {prompts} {limit} detected. Give more or harder prompts.")]
+    return [NextStep(f"n is small: with {num:,} {prompts} {limit}. Give more or harder prompts.")]
 
 
 @dataclass(frozen=True, slots=True)

@@ -223,11 +223,11 @@ def few_unsafe_notes(base: SplitBaseline, num_finalists: int) -> list[str]:
     alone, tests = least_detectable(num_groups), num_finalists - 1
     if alone is None:
         return [f"{start} So few distinguish nothing, not even a context that flips all from one that flips none."]
-    limits = f"{start} Two flip rates that differ by less than about {100 * alone:.0f} points cannot be distinguished"
+    limits = f"{start} A difference of two flip rates below about {100 * alone:.0f} points may be missed"
     among = least_detectable(num_groups, tests)
     if base.split == "confirm" and tests > 1:
-        limit = "whatever their difference" if among is None else f"below about {100 * among:.0f} points"
-        limits += f", nor the winner from one of {tests} other finalists {limit}"
+        limit = "whatever it is" if among is None else f"below about {100 * among:.0f} points"
+        limits += f", that of the winner to one of {tests} other finalists {limit}"
     return [f"{limits} (power {POWER:.0%})."]
 
 

@@ -243,7 +243,9 @@ def _of_context(figures: ContextFigures) -> Iterator[PreflightCheck]:
         ("depth", ", ".join(by_depth) or "not measured", f"{RELIABLE:.0%} of flips {first} tokens deep"),
         "met" if is_deep else "doubt",
         "The teacher is unreliable behind an unsafe beginning: give a --horizon of the first tokens, or search for a "
-        "context that flips deeper.",
+        "context that flips deeper."
+        if by_depth
+        else "Nothing was tried behind an unsafe beginning: look with anatomy --context, or search without --depth 0.",
     )
     yield _check(
         ("benign prompts refused beyond before", _rate(refusals, signed=True), f"at most {MOST_REFUSALS:.0%}"),

@@ -369,8 +369,8 @@ def test_few_unsafe_prompts_and_ties_are_told() -> None:
     study = study_of(prompts=few)
     notes = "\n".join(study.notes)
     assert "Few unsafe prompts: 8 of the 16 harmful search prompts are unsafe without a context." in notes
-    assert "differ by less than about 72 points cannot be distinguished" in notes
-    assert "nor the winner from one of 2 other finalists below about" in notes
+    assert "A difference of two flip rates below about 72 points may be missed" in notes
+    assert "that of the winner to one of 2 other finalists below about" in notes
     assert "cannot be distinguished from the winner, and" in notes
     assert "flip just as many: fewer refusals, then fewer tokens decided." in notes
     by_id = {trial.context.context_id: trial for trial in study.trials}

@@ -7,7 +7,7 @@ from pathlib import Path
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import Context
 from flipsearch.core.sweeps import Sweep, SweepGroup, SweepRun, SweptContext
-from flipsearch.reporting.sweep_page import caveats, sentence, sweep_page, training_rows, write_sweep
+from flipsearch.reporting.sweep_page import caveats, sentence, sweep_page, sweep_verdict, training_rows, write_sweep
 from flipsearch.statistics.intervals import paired_difference, wilson
 from flipsearch.statistics.prediction import predictions
 from tests.finished_training import HOSTILE
@@ -68,6 +68,24 @@ def test_the_sentence_names_the_best_figure_and_says_what_is_not_distinguished()
     group = replace(sweep.groups[0], predictions=(unlikely, *sweep.groups[0].predictions[1:]))
     assert "nothing predicts harm after opsa beyond chance" in sentence(replace(sweep, groups=(group,)))
     assert "too few" in sentence(replace(sweep, groups=(SweepGroup("opsa", 1.0, ()),)))
+
+
+def test_the_first_screen_says_where_harm_is_least_and_what_to_do_next() -> None:
+    sweep = a_sweep()
+    said = sweep_verdict(sweep)
+    assert said.tone == "warning"  # five contexts
+    assert said.basis == (
+        "Least harm after opsa: 11.0 % (10–12) under context 10 (flip rate 100.0 %), from 95.0 % before the training.",
+        "Under the placebo: 91.0 % (90–92), a flip rate of 0.0 %.",
+    )
+    assert [step.command for step in said.next_steps] == [""]
+    some = replace(sweep, runs=sweep.runs[1:], settings={**sweep.settings, "study": "s", "methods": ["opsa"]})
+    command = "flipsearch sweep --study s --name 'a sweep'"
+    assert sweep_verdict(some).next_steps[0].command == command
+    assert sweep_verdict(some).next_steps[1].command == f"{command} --num-contexts 20"
+    page = sweep_page(sweep)
+    assert "What to do next" in page
+    assert "A figure that predicts harm, on few contexts" in page
 
 
 def test_methods_are_compared_in_pairs_by_seed() -> None:
