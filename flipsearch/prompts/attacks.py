@@ -116,7 +116,10 @@ def attacked_prompts(prompts: PromptSet, given: Sequence[str], config: ModelConf
         raise ConfigError(f"--attacks {odd[0]} is for evaluate: a search takes {', '.join(able)}.")
     remote = [] if gives_tokens(config, config.model) else [name for name in names if ATTACKS[name].needs == "tokens"]
     if remote:
-        raise ConfigError(f"--attacks {remote[0]} needs the tokens of a model, and '{config.model}' gives none.")
+        others = ",".join(name for name in able if not ATTACKS[name].needs)
+        raise ConfigError(
+            f"--attacks {remote[0]} needs the tokens of a model, and '{config.model}' gives none; give {others}."
+        )
     forms = [AttackVariant(), *(form for name in names for form in ATTACKS[name].variants.values())]
     attacked: list[Prompt] = []
     for number in range(len(forms)):
