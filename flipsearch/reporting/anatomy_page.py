@@ -109,7 +109,8 @@ def _basis(anatomy: Anatomy) -> Iterator[str]:
         if horizon == 0 and deeper:
             yield f"A weak teacher behind an unsafe beginning: {deeper} tokens in, it makes fewer than {SAFE} safe."
         elif horizon:
-            yield f"A reliable teacher: even {horizon} tokens into an unsafe answer it makes at least {SAFE} safe."
+            rate = dict(anatomy.depth)[horizon]
+            yield f"Even {horizon} tokens into an unsafe answer it makes {percent(rate.value)} safe: {interval(rate)}."
     for token in anatomy.tokens[:1]:
         if token.share >= LARGE_SHARE and token.instead != token.token:
             written, instead = visible_token(token.token), visible_token(token.instead)

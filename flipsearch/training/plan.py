@@ -360,10 +360,11 @@ def _step_notes(plan: TrainPlan) -> Iterator[str]:
     rate, num_steps = plan.config.learning_rate or 0.0, plan.num_steps
     share = num_steps * rate / (PAPER_STEPS * PAPER["learning_rate"])
     if share < LITTLE:
+        steps = "1 step" if num_steps == 1 else f"{num_steps:,} steps"
         yield (
-            f"{num_steps:,} steps at a rate of {rate:g} are {100 * share:.1f} % of the paper's {PAPER_STEPS:,} at "
-            f"{PAPER['learning_rate']:g}: the model will hardly change. Give more prompts or --epochs, a smaller "
-            "--train-batch-size or a larger --learning-rate."
+            f"{steps} at a rate of {rate:g} {'is' if num_steps == 1 else 'are'} {100 * share:.1f} % of the "
+            f"paper's {PAPER_STEPS:,} at {PAPER['learning_rate']:g}: the model may hardly change. Give more prompts or "
+            "--epochs, a smaller --train-batch-size or a larger --learning-rate."
         )
     if plan.num_warmup_steps > 0 and num_steps <= FEW_STEPS:
         yield (

@@ -294,7 +294,7 @@ def _of_cost(cost: TrainingCost) -> Iterator[PreflightCheck]:
             f"at least {LITTLE:.0%}",
         ),
         "met" if cost.share_of_paper >= LITTLE else "doubt",
-        "The model will hardly change: give more prompts or --epochs, or a larger --learning-rate.",
+        "The model may hardly change: give more prompts or --epochs, or a larger --learning-rate.",
     )
     yield _check(
         ("tokens", f"{cost.tokens.rollouts:,} in rollouts of {cost.mean_length:,.0f}", "for comparison"), "met", ""

@@ -79,10 +79,10 @@ def test_the_first_screen_says_where_harm_is_least_and_what_to_do_next() -> None
         "Under the placebo: 91.0 % (90–92), a flip rate of 0.0 %.",
     )
     assert [step.command for step in said.next_steps] == [""]
-    some = replace(sweep, runs=sweep.runs[1:], settings={**sweep.settings, "study": "s", "methods": ["opsa"]})
+    partial = replace(sweep, runs=sweep.runs[1:], settings={**sweep.settings, "study": "s", "methods": ["opsa"]})
     command = "flipsearch sweep --study s --name 'a sweep'"
-    assert sweep_verdict(some).next_steps[0].command == command
-    assert sweep_verdict(some).next_steps[1].command == f"{command} --num-contexts 20"
+    assert sweep_verdict(partial).next_steps[0].command == command
+    assert sweep_verdict(partial).next_steps[1].command == f"{command} --num-contexts 20"
     page = sweep_page(sweep)
     assert "What to do next" in page
     assert "A figure that predicts harm, on few contexts" in page

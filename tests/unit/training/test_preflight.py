@@ -98,6 +98,7 @@ def test_each_criterion_decides_and_says_what_would_change_it(made: Preflight, v
     unmet = {check.name: check for check in made.checks if check.state != "met"}
     assert made.verdict == verdict
     assert unmet[name].todo
+    assert ("Nothing was tried" in unmet[name].todo) == (unmet[name].value == "not measured" and name == "depth")
     assert name in made.sentence
     assert unmet[name].todo in preflight_page(made, "flipsearch train").replace("&#39;", "'")
 
