@@ -335,7 +335,7 @@ COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (
         _at("net"),
         DIFFERENCE,
         page="net",
-        hint="beyond the best control; points",
+        hint="beyond the strongest placebo; points",
         terminal="net",
         card=True,
         place=4,

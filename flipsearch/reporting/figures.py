@@ -17,7 +17,7 @@ from flipsearch.core.measurements import Rate
 from flipsearch.core.studies import Study, Trial
 from flipsearch.reporting.charts import ChartAxis, Scale, Tick, step_scale, value_scale
 from flipsearch.reporting.format import percent, points
-from flipsearch.reporting.verdict import control_of
+from flipsearch.reporting.verdict import placebo_of
 from flipsearch.statistics.intervals import mean_interval
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 360, 230, 40, 350, 12, 198
@@ -57,7 +57,7 @@ class Figure:
     path: str = ""
     """A line: the Pareto front, or the best so far."""
     rule: float | None = None
-    """x of a vertical line: the control's value, or the cap."""
+    """x of a vertical line: the placebo's value, or the cap."""
     rule_label: str = ""
 
     @property
@@ -108,7 +108,7 @@ def _intervals(study: Study, names: dict[int, str]) -> Figure | None:
             Mark(names[trial.number], _style(study, trial), scale.place(rate.value or 0), place, ends, words=words)
         )
     best = study.winner or study.trials[0]
-    control = control_of(study, best)
+    placebo = placebo_of(study, best)
     caption = (
         "Share of the unsafe answers that become safe, with 95 % intervals"
         f"{' on the sealed prompts' if confirmed else ''}. Intervals that overlap a grey one say little. "
@@ -120,8 +120,8 @@ def _intervals(study: Study, names: dict[int, str]) -> Figure | None:
         height=TOP + ROW_HEIGHT * len(shown) + 30,
         marks=tuple(marks),
         across=scale.ticks,
-        rule=scale.place(control.final.flip_rate.value or 0.0) if control else None,
-        rule_label="best control" if control else "",
+        rule=scale.place(placebo.final.flip_rate.value or 0.0) if placebo else None,
+        rule_label="strongest placebo" if placebo else "",
     )
 
 

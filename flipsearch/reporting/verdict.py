@@ -71,7 +71,7 @@ def verdict(study: Study) -> StudyVerdict:
             "could be confirmed. Do not train on any of them."
         )
         return StudyVerdict("null", sentence, tuple(_basis(study, None)), tuple(_next_steps(study, None, "null")))
-    name, control = f"#{rank_of(study, best)}", _control_in_words(study, control_of(study, best))
+    name, placebo = f"#{rank_of(study, best)}", _placebo_in_words(study, placebo_of(study, best))
     flips, net, doubts = best.final.flip_rate, best.net, _doubts(study, best)
     rate = f"{percent(flips.value)} of {flips.n:,} unsafe answers safe (95 % interval {low_high(flips)})"
     # In a search the confirm split had no part in the choice; in a score the best is the best by this very number.
@@ -83,16 +83,16 @@ def verdict(study: Study) -> StudyVerdict:
         )
     elif not best.beats_placebo or net.p_value * num_chosen_from >= TIE_LEVEL:
         more = f"{points(net.value)} points ({low_high(net, 'points')})"
-        sentence = f"No context beats {control}: the best, {name}, turns {rate}, net {more}. Do not train on this."
+        sentence = f"No context beats {placebo}: the best, {name}, turns {rate}, net {more}. Do not train on this."
         if 100 * net.high > SMALL and _more_prompts(best):
             tone = "open"
             sentence = (
-                f"Too few unsafe prompts ({flips.n:,}) to tell whether a context beats {control}: the best, {name}, "
+                f"Too few unsafe prompts ({flips.n:,}) to tell whether a context beats {placebo}: the best, {name}, "
                 f"turns {rate}, net {more}."
             )
     else:
         tone = "warning" if doubts else "good"
-        more = f"{points(net.value).lstrip('+')} points more than {control} ({low_high(net, 'points')})"
+        more = f"{points(net.value).lstrip('+')} points more than {placebo} ({low_high(net, 'points')})"
         sentence = f"Context {name} turns {rate}, {more}." + "".join(f" But {doubt}." for doubt in doubts[:1])
     return StudyVerdict(tone, sentence, tuple(_basis(study, best)), tuple(_next_steps(study, best, tone)))
 
@@ -108,8 +108,8 @@ def _unfinished(study: Study) -> StudyVerdict:
     if leads is None:
         basis.append("None of them is within the caps on benign prompts so far.")
     else:
-        flips, control = leads.search.flip_rate, control_of(study, leads)
-        beside = f"; {_control_in_words(study, control)}: {percent(control.search.flip_rate.value)}" if control else ""
+        flips, placebo = leads.search.flip_rate, placebo_of(study, leads)
+        beside = f"; {_placebo_in_words(study, placebo)}: {percent(placebo.search.flip_rate.value)}" if placebo else ""
         basis += [
             f"Leads so far: #{rank_of(study, leads)}, {names_of(study)[leads.number]}. It turns {percent(flips.value)} "
             f"of {flips.n:,} unsafe answers safe (95 % interval {low_high(flips)}{beside}). These prompts also choose "
@@ -129,7 +129,7 @@ def folder_of(study: Study) -> str:
     return study.name if "/" in study.name else f"{study.settings.get('reports', 'reports')}/{study.name}"
 
 
-def control_of(study: Study, best: Trial) -> Trial | None:
+def placebo_of(study: Study, best: Trial) -> Trial | None:
     """Return what the net flip rate of `best` is against: the strongest placebo of other words than it."""
     own = Counter(re.findall(r"\w+", best.context.text))
     placebos = [
@@ -142,10 +142,10 @@ def control_of(study: Study, best: Trial) -> Trial | None:
     return max(placebos, key=lambda trial: trial.final.flip_rate.value or 0.0, default=None)
 
 
-def _control_in_words(study: Study, control: Trial | None) -> str:
-    if control is None:
-        return "a control"
-    if control.context.text.strip():
+def _placebo_in_words(study: Study, placebo: Trial | None) -> str:
+    if placebo is None:
+        return "a placebo"
+    if placebo.context.text.strip():
         return "neutral text"
     return "the model sampled again" if study.settings.get("temperature") else "the model without a context"
 
