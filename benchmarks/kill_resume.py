@@ -29,7 +29,7 @@ from pathlib import Path
 
 from baselines.show import claim, header
 from flipsearch.ledger import Ledger
-from flipsearch.workspace import LEDGER_FILE
+from flipsearch.reporting.study_file import LEDGER_FILE
 
 STUDY = "killed"
 SETTINGS = ["--num-contexts", "12", "--cohort-size", "6", "--max-prompts", "30", "--num-finalists", "2"]

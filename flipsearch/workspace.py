@@ -19,7 +19,7 @@ from flipsearch.backends.base import check_model, check_rewriter, make_backend
 from flipsearch.backends.loading import prepare_local_model
 from flipsearch.config import ModelConfig, StudyConfig, is_endpoint
 from flipsearch.core.display import MARK, hidden_characters
-from flipsearch.core.errors import StudyError, unknown_name
+from flipsearch.core.errors import StudyError
 from flipsearch.core.files import RESULT_PACKAGES, package_versions, write_text
 from flipsearch.core.progress import Events, Phase, Progress, Step, announce
 from flipsearch.core.protocols import Backend, Judge
@@ -32,10 +32,10 @@ from flipsearch.ledger import Ledger, open_ledger
 from flipsearch.measuring.runner import SPEED, Runner, sampling_for
 from flipsearch.prompts.sets import PromptSet
 from flipsearch.reporting.files import earlier_best, write_best, write_study
-from flipsearch.reporting.study_file import FINISHED, SETTINGS_FILE, STUDY_FILE, context_card
+from flipsearch.reporting.study_file import FINISHED, LEDGER_FILE, SETTINGS_FILE, STUDY_FILE, context_card
 from flipsearch.results import SearchResult
 
-LEDGER_FILE, EVENTS_FILE = "ledger.db", "events.jsonl"
+EVENTS_FILE = "events.jsonl"
 UNFINISHED_SHARE = 0.003
 """Of the time of a search, the share that is spent at most on writing what is known so far."""
 
@@ -200,25 +200,6 @@ def _hidden_notes(study: Study) -> Iterator[str]:
                 f"{whose} holds characters that the model sees and no reader does ({kinds}). {MARK} marks each; remove "
                 "them unless you know what they are for."
             )
-
-
-def study_folder(study: Path | str, reports: Path | None) -> Path:
-    """Return the folder of a study, given as it is or by its name under `reports`; StudyError if there is none."""
-    folder = Path(study)
-    if not folder.is_dir():
-        folder = (reports or StudyConfig().reports) / study
-    if not folder.is_dir():
-        places = (folder.parent, Path(study).parent)
-        known = [path.parent.name for place in places for path in place.glob(f"*/{SETTINGS_FILE}")]
-        raise StudyError(unknown_name("study", str(study), known))
-    return folder.resolve() if folder.name in ("", ".", "..") else folder
-
-
-def ledger_place(study: Path | str, reports: Path | None) -> Path | str:
-    """Return where the ledger of a study lies; a ledger's own file or database URL is returned as it is."""
-    if "://" in str(study) or Path(study).is_file():
-        return study
-    return study_folder(study, reports) / LEDGER_FILE
 
 
 def length_and_speed(ledger: Ledger) -> tuple[float | None, float | None]:

@@ -17,11 +17,11 @@ from flipsearch.ledger import Ledger
 from flipsearch.prompts.attacks import attacked_prompts
 from flipsearch.prompts.sets import PromptSet, prompts_of
 from flipsearch.reporting.files import read_study
-from flipsearch.reporting.study_file import STUDY_FILE
+from flipsearch.reporting.study_file import LEDGER_FILE, STUDY_FILE, study_folder
 from flipsearch.results import SearchResult
 from flipsearch.searching.setup import START, SearchSetup, prepare_search
 from flipsearch.templating.library import FILE_ENDINGS, TemplateLibrary, given_contexts
-from flipsearch.workspace import LEDGER_FILE, study_folder, write_result
+from flipsearch.workspace import write_result
 
 
 def search_inputs(given: Given[SearchConfig]) -> tuple[SearchSetup, PromptSet]:

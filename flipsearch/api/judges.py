@@ -26,9 +26,8 @@ from flipsearch.prompts.attacks import attacked_prompts
 from flipsearch.prompts.files import require_local_prompts
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.reporting.files import read_study, study_config, write_labels
-from flipsearch.reporting.study_file import STUDY_FILE
+from flipsearch.reporting.study_file import STUDY_FILE, ledger_place, study_folder
 from flipsearch.results import JudgeCheck, JudgeFit, LabellingResult
-from flipsearch.workspace import ledger_place, study_folder
 
 
 @command_scope()

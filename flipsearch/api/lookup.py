@@ -18,8 +18,8 @@ from flipsearch.prompts.known_sets import KNOWN_SETS, describe
 from flipsearch.prompts.problems import list_problem_sets
 from flipsearch.prompts.sets import list_sets
 from flipsearch.reporting.rollout_table import Export, check_export, export_file, export_lines, study_beside
+from flipsearch.reporting.study_file import ledger_place
 from flipsearch.templating.library import BROKEN, TemplateLibrary
-from flipsearch.workspace import ledger_place
 
 
 def check_ledger(study: Path | str, *, reports: Path | None = None) -> LedgerCheck:

@@ -21,12 +21,12 @@ from flipsearch.prompts.sets import prompts_of
 from flipsearch.reporting.compare import Comparison, compare_studies
 from flipsearch.reporting.files import checkpoints_of, note_checkpoint, read_scorecard, read_study, write_study
 from flipsearch.reporting.scorecard_page import ScorecardComparison, compare_scorecards
-from flipsearch.reporting.study_file import STUDY_FILE, expects_sound_study
+from flipsearch.reporting.study_file import LEDGER_FILE, STUDY_FILE, expects_sound_study, study_folder
 from flipsearch.reporting.verdict import criteria, junit_error, junit_xml
 from flipsearch.results import ContextCheck, EvaluationResult, SearchResult
 from flipsearch.searching.study import run_score
 from flipsearch.templating.library import given_cards, given_contexts
-from flipsearch.workspace import LEDGER_FILE, study_folder, study_session
+from flipsearch.workspace import study_session
 
 
 @takes(ScoreConfig)

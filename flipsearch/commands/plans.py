@@ -125,7 +125,7 @@ def training_cost_lines(cost: "TrainingCost") -> list[str]:
         f"{'steps':<10}{cost.num_steps:,} of {cost.step_size} prompts at {cost.learning_rate:g}",
         f"{'the paper':<10}{PAPER_STEPS:,} of {PAPER['train_batch_size']} at {PAPER['learning_rate']:g}; "
         f"up to {PAPER_TOKENS:,} tokens each, with the prompt",
-        f"{'':<10}this is {percent(cost.share_of_paper)} of it, by steps times rate",
+        f"{'':<10}steps times learning rate: {percent(cost.share_of_paper)} of the paper's",
         f"{'tokens':<10}{f'{tokens.rollouts:,}' if tokens.rollouts else 'none'} in rollouts; completions have "
         f"{cost.mean_length:,.1f}, {whence[cost.length_from]}",
         f"{'':<10}{tokens.teacher:,} read by the teacher, {tokens.student:,} by the student",

@@ -20,7 +20,8 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 from pydantic_core import from_json, to_json
 
-from flipsearch.core.errors import StudyError, one_line
+from flipsearch.config import StudyConfig
+from flipsearch.core.errors import StudyError, one_line, unknown_name
 from flipsearch.core.files import atomic_write
 from flipsearch.core.measurements import EndingCounts, Flip, Measurement, json_value
 from flipsearch.core.records import AnswerKind, Label, Prompt
@@ -33,8 +34,8 @@ STUDY = TypeAdapter(Study)
 STUDY_FILE, UNFINISHED_FILE = "study.json.gz", "unfinished.json.gz"
 CHECKPOINTS_FILE = "checkpoints.txt"
 """In a study's folder: where the checkpoints lie that were trained under its contexts, seen from there; one a line."""
-SETTINGS_FILE = "study.toml"
-"""The settings of a study, written when it begins."""
+SETTINGS_FILE, LEDGER_FILE = "study.toml", "ledger.db"
+"""The settings of a study, written when it begins; its rollouts and verdicts."""
 FINISHED = "finished with {} rollouts"
 """The note in its ledger that a study's files were written."""
 EARLIER_FILE = "study.json"
@@ -321,3 +322,22 @@ def _brief_card(trial: Trial) -> dict[str, Any]:
         "placement": context.placement,
         "search": metrics(trial.search),
     }
+
+
+def study_folder(study: Path | str, reports: Path | None) -> Path:
+    """Return the folder of a study, given as it is or by its name under `reports`; StudyError if there is none."""
+    folder = Path(study)
+    if not folder.is_dir():
+        folder = (reports or StudyConfig().reports) / study
+    if not folder.is_dir():
+        places = (folder.parent, Path(study).parent)
+        known = [path.parent.name for place in places for path in place.glob(f"*/{SETTINGS_FILE}")]
+        raise StudyError(unknown_name("study", str(study), known))
+    return folder.resolve() if folder.name in ("", ".", "..") else folder
+
+
+def ledger_place(study: Path | str, reports: Path | None) -> Path | str:
+    """Return where the ledger of a study lies; a ledger's own file or database URL is returned as it is."""
+    if "://" in str(study) or Path(study).is_file():
+        return study
+    return study_folder(study, reports) / LEDGER_FILE

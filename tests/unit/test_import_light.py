@@ -34,6 +34,14 @@ def test_nothing_heavy_is_loaded(code: str) -> None:
     assert done.stderr.strip().splitlines()[-1] == "[]"
 
 
+@pytest.mark.parametrize("what", ["contexts", "attacks", "prompts"])
+def test_a_list_loads_no_model_library(what: str) -> None:
+    shown = "print({'torch', 'transformers'} & set(sys.modules), file=sys.stderr)"
+    probe = f"{HELP.format(arguments=['list', what])}\n{shown}"
+    done = subprocess.run([sys.executable, "-c", probe], capture_output=True, text=True, check=True)
+    assert done.stderr.strip().splitlines()[-1] == "set()"
+
+
 def test_public_names_are_sorted_and_exist() -> None:
     import flipsearch
 
