@@ -6,6 +6,7 @@ in one line.
 
 import csv
 import io
+import math
 import os
 import re
 import shlex
@@ -266,6 +267,9 @@ def read_training(folder: Path) -> TrainingRun:
         raise StudyError(f"{path}: no training of this version: {why}") from error
     except ConfigError as error:
         raise StudyError(f"{path}: no training of this version: {error}") from error
+    amounts = run.num_steps, run.num_rollouts, run.num_tokens, run.wall_s, *run.num_left_out.values()
+    if not all(0 <= amount < math.inf for amount in amounts):
+        raise StudyError(f"{path}: a count or time in it is none (negative, or no number); run flipsearch train again.")
     return run
 
 

@@ -39,6 +39,9 @@ def test_a_training_is_read_back(tmp_path: Path) -> None:
     write_training(RUN, a_log(2), tmp_path)
     assert read_training(tmp_path) == RUN
     assert {path.name for path in tmp_path.iterdir()} == {"training.json", "training.html", "README.md"}
+    write_training(replace(RUN, num_steps=-5), a_log(2), tmp_path)
+    with pytest.raises(StudyError, match="a count or time in it is none"):
+        read_training(tmp_path)
 
 
 @pytest.mark.parametrize(
