@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, cast
 import typer
 from typer.core import TyperCommand
 
+from flipsearch.core.errors import ConfigError
 from flipsearch.core.files import discard
 
 if TYPE_CHECKING:
@@ -58,6 +59,18 @@ StudyPlace = Annotated[str, typer.Argument(help="A study's name or folder, or a 
 
 class GroupedCommand(TyperCommand):
     """A command whose help lists its options in groups, as plain text that any terminal and pipe can show."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the command line; ConfigError where an option stands in the place of another one's value."""
+        left = super().parse_args(ctx, args)
+        options = [parameter for parameter in self.get_params(ctx) if parameter.param_type_name == "option"]
+        flags = {flag for parameter in options for flag in parameter.opts}
+        for parameter in options:
+            value = ctx.params.get(parameter.name)
+            for text in map(str, value if isinstance(value, list | tuple) else [value]):
+                if text in flags:
+                    raise ConfigError(f"{parameter.opts[0]} is '{text}', which is an option: its own value is missing.")
+        return left
 
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, then a list of options for each group, in the order of GROUPS."""

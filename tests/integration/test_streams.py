@@ -107,6 +107,7 @@ def test_closed_streams_are_no_error(tmp_path: Path) -> None:
         (("plan", "--study", "../x"), "--study is '../x': expected the name of a folder, no path"),
         (("plan", "--study", "a/b"), "--study is 'a/b'"),
         (("plan", "--study", ""), "--study is ''"),
+        (("plan", "--reports", "--seed"), "--reports is '--seed', which is an option"),
         (("search", "--study", "a\u202eb"), "--study is 'a\\u202eb'"),
         (("search", "--best", "settings.toml/best.txt"), "its folder cannot be written"),
         (("plan", "--config", "settings.toml"), "--reports is 'a\\x00b'"),
