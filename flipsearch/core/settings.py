@@ -34,7 +34,9 @@ class Flag:
 
 
 def seconds(value: Any) -> Any:
-    """Return the seconds that a number, or a text such as "90s", "15m" or "2h", means; ValueError for anything else."""
+    """Return the seconds that a number, or a text such as "90s", "15m" or "2h", means; None for None, else ValueError."""
+    if value is None:
+        return None
     if isinstance(value, str) and value[-1:] in UNITS:
         with suppress(ValueError):
             return float(value[:-1]) * UNITS[value[-1:]]

@@ -107,3 +107,9 @@ def test_a_model_that_thinks_has_tokens_of_its_own_for_it() -> None:
     assert Sampling(100).longest == 100 < 107 < Sampling(100, think_tokens=7).longest
     with pytest.raises(ConfigError, match=r"--think-tokens is -1"):
         make_config(SearchConfig, {"think_tokens": -1})
+
+
+@pytest.mark.parametrize("settings", [{}, {"time_s": "15m"}])
+def test_what_a_config_dumps_makes_the_same_config(settings: dict[str, str]) -> None:
+    config = make_config(SearchConfig, settings)
+    assert SearchConfig(**config.model_dump()) == config
