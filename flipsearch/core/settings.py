@@ -34,7 +34,7 @@ class Flag:
 
 
 def seconds(value: Any) -> Any:
-    """Return the seconds that a number or a text such as "90s", "15m" or "2h", means; None for None; else ValueError."""
+    """Return the seconds that a number or a text such as "90s", "15m", "2h" means; None for None; else ValueError."""
     if value is None:
         return None
     if isinstance(value, str) and value[-1:] in UNITS:
