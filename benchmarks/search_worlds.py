@@ -11,12 +11,13 @@ above it. "Regret" is to the best that any method reached in that world and seed
 --kept-back runs those in which nothing was tuned.
 
 --bound prints our rollouts, harmful and benign, beside the least that identify a context within 2 points of the best of
-those that were tried, for contexts that tell nothing of each other: a method that errs in 5 % of cases at most must see
-each worse one of rate p on average kl(.05, .95) / kl(p, best + 2 points) times, or it could not tell that this is not
-the best (Kaufmann, Cappe and Garivier 2016, JMLR 17; Garivier and Kaufmann 2016). Contexts above the cap, and benign
-prompts, count as nothing in it. Our contexts are answered on the same prompts, and texts that are alike predict each
-other, so that it is no bound for us, and the true rates that it compares are those of all prompts, not of 5 to 90. It
-says how hard the choice among these contexts is.
+those that were tried: all of a run, and those until the context that the page would then show first is within 2 points
+of the best of the run and stays so. The least is that for contexts that tell nothing of each other: a method that errs
+in 5 % of cases at most must see each worse one of rate p on average kl(.05, .95) / kl(p, best + 2 points) times, or it
+could not tell that this is not the best (Kaufmann, Cappe and Garivier 2016, JMLR 17; Garivier and Kaufmann 2016).
+Contexts above the cap, and benign prompts, count as nothing in it. Our contexts are answered on the same prompts, and
+texts that are alike predict each other, so that it is no bound for us, and the true rates that it compares are those of
+all prompts, not of 5 to 90. It says how hard the choice among these contexts is.
 
 --claims runs whole studies with placebos and confirm split, and prints how often the interval of the winner's flip rate
 holds its true one, how often a study claims that its winner beats neutral text where that is not so, and how the chance
@@ -41,7 +42,7 @@ from flipsearch.config import SearchConfig
 from flipsearch.core.records import Context
 from flipsearch.searching import prepare_search
 from worlds.methods import CAP, METHODS, Meter, study_of
-from worlds.world import KEPT_BACK, WORLDS, Rules, make_world
+from worlds.world import KEPT_BACK, WORLDS, Rules, World, make_world
 
 WORKERS = 2
 PENALTY = 3.0
@@ -66,17 +67,35 @@ def run(rules: Rules, name: str, seed: int) -> dict[str, float]:
     start = time.process_time()
     context = METHODS[name](meter, seed)
     flips, refusals = world.true_rates(context) if context else (0.0, 0.0)
-    tried = [world.true_rates(context) for context in meter.tried]
+    tried = [world.true_rates(tried) for tried in meter.tried]
+    leaders = [(num, worth_of(world, leader)) for num, leader in meter.leaders]
     return {
         "bound": least_rollouts([flips for flips, refusals in tried if refusals <= CAP]),
+        "until": rollouts_until(leaders, max((worth_of(world, tried) for tried in meter.tried), default=0.0)),
         "flips": flips,
         "refusals": refusals,
-        "worth": max(0.0, flips - PENALTY * max(0.0, refusals - CAP)),
+        "worth": worth_of(world, context) if context else 0.0,
         "tokens": meter.num_tokens / budget,
         "harmful": meter.num_harmful,
         "benign": meter.num_benign,
         "seconds": time.process_time() - start,
     }
+
+
+def worth_of(world: World, context: Context) -> float:
+    """Return the true flip rate of a context, less where it is above the cap."""
+    flips, refusals = world.true_rates(context)
+    return max(0.0, flips - PENALTY * max(0.0, refusals - CAP))
+
+
+def rollouts_until(leaders: Sequence[tuple[int, float]], best: float) -> float:
+    """Return after how many rollouts the leader stays within CLOSE of the best; nan if it does not at the end."""
+    until = float("nan")
+    for num, worth in reversed(leaders):
+        if worth < best - CLOSE:
+            break
+        until = num
+    return until
 
 
 def least_rollouts(rates: Sequence[float]) -> float:
@@ -99,14 +118,14 @@ def compare_with_bound(worlds: Sequence[Rules], num_seeds: int, cache: Path | No
         runs = iter(list(pool.map(kept_run, jobs)))
     for rules in worlds:
         rows = [row for row in (next(runs) for _ in range(num_seeds)) if row.get("bound")]
-        spent, least = np.array([[row["harmful"] + row["benign"], row["bound"]] for row in rows]).reshape(-1, 2).T
-        ratios = np.sort(spent / least)
-        print(
-            f"{rules.name}: {spent.mean():,.0f} rollouts, least {least.mean():,.0f}; ratio {np.median(ratios):.1f} "
-            f"({ratios[0]:.1f} to {ratios[-1]:.1f}) in {len(rows)} seeds"
-            if len(rows)
-            else f"{rules.name}: no run in this cache knows its bound"
-        )
+        spent, least, until = np.array([[row[key] for row in rows] for key in ("harmful", "bound", "until")])
+        spent += [row["benign"] for row in rows]
+        close = ~np.isnan(until)
+        print(f"{rules.name}: {spent.mean():,.0f} rollouts, least {least.mean():,.0f}", end="")
+        for what, ratios in (("all", spent / least), ("until close", (until / least)[close])):
+            shown = f"{np.median(ratios):.1f} ({ratios.min():.1f} to {ratios.max():.1f})" if len(ratios) else "-"
+            print(f"; {what} {shown}", end="")
+        print(f" in {close.sum()} of {len(rows)} seeds")
 
 
 def kept_run(job: tuple[Rules, str, int, Path | None]) -> dict[str, float]:

@@ -56,6 +56,8 @@ class Meter:
         self.world, self.budget, self.num_tokens, self.num_harmful, self.num_benign = world, budget, 0, 0, 0
         self.tried: list[Context] = []
         """What the method measured; only our engine says so."""
+        self.leaders: list[tuple[int, Context]] = []
+        """After each of its rungs: rollouts so far, and the context that a page would show first."""
         nothing, prompts = world.outcomes(Context("")), world.prompts()
         self._search = [row for row, prompt in enumerate(prompts) if prompt.split == "search"]
         self._harmful = [row for row in self._search if prompts[row].kind == "harmful" and nothing[row] < 0]
@@ -267,7 +269,13 @@ def ours(meter: Meter, seed: int) -> Context | None:
         benign_context=False, max_context_tokens=MAX_WORDS,
     )  # fmt: skip
     setup = prepare_search(config, meter.world.library, meter.world.prompts())
-    study = study_of(meter.world, replace(setup, placebos=(), confirm=first_of_each_kind(setup.confirm, 1)))
+
+    def note_leader(unfinished: Callable[[], Study]) -> None:
+        arms = [trial for trial in unfinished().trials if trial.role == "arm"]
+        meter.leaders.append((sum(len(trial.search.flips) for trial in arms), arms[0].context))
+
+    setup = replace(setup, placebos=(), confirm=first_of_each_kind(setup.confirm, 1))
+    study = study_of(meter.world, setup, on_rung=note_leader)
     arms = [trial for trial in study.trials if trial.role == "arm"]
     meter.tried = [trial.context for trial in arms]
     flips = [flip for trial in arms for flip in trial.search.flips]
@@ -280,10 +288,16 @@ def ours(meter: Meter, seed: int) -> Context | None:
     return max(able, key=lambda trial: trial.search.flip_rate.value or 0.0).context if able else None
 
 
-def study_of(world: World, setup: SearchSetup, emit: Emit = silent) -> Study:
+def study_of(
+    world: World,
+    setup: SearchSetup,
+    emit: Emit = silent,
+    on_rung: Callable[[Callable[[], Study]], None] | None = None,
+) -> Study:
     """Run a study in a world."""
     with Ledger("sqlite://") as ledger:
-        return run_study(setup, Runner(world, WorldJudge(), ledger, Sampling(max_tokens=200), emit=emit))
+        runner = Runner(world, WorldJudge(), ledger, Sampling(max_tokens=200), emit=emit)
+        return run_study(setup, runner, on_rung=on_rung)
 
 
 METHODS: dict[str, Callable[[Meter, int], Context | None]] = {

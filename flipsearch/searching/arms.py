@@ -34,6 +34,8 @@ BEST_OF_SAMPLE = 3
 """In a sample whose best arms have seen all prompts, the next one is promoted, down to this place."""
 FIRST_GENERATION = 2
 """Cohorts that the first one counts for: nothing is known yet, and all that comes is bred from it."""
+LIKELY_ABLE = 0.5
+"""An arm that is run to the last prompts is left where it is less likely than this to be within the caps."""
 PROMOTED = 0.5
 """Arms that run one rung further, for each context that a generation adds."""
 
@@ -191,18 +193,28 @@ class _Search:
         """Run the `num` arms that are expected to be worth most through all rungs left; False if none can.
 
         Chosen anew at each rung, the last tokens would carry many that are alike a part of the way and none to the end.
+        One that is seen to break a cap on the way is left, and the next call chooses another.
         """
         running = self._running()
-        worth = self.surrogate.sample([*running, *self._of("complete")]).worth.mean(axis=0)
-        best = [running[index] for index in np.argsort(-worth[: len(running)], kind="stable")[:num]]
+        worth = self._worth_of(running).mean(axis=0)
+        best = [running[index] for index in np.argsort(-worth, kind="stable")[:num]]
         last = [self.race.rungs[-1]] * len(best)
         best = self.budget.affordable(self.runner, self.base, best, last, finishing=True)
         ids = {arm.context.context_id for arm in best}
         for rung in range(1, len(self.race.rungs)):
-            left = [arm.context for arm in self._running() if arm.context.context_id in ids and arm.rung == rung - 1]
+            left = [arm for arm in self._running() if arm.context.context_id in ids and arm.rung == rung - 1]
             if left:
-                self._run(left, rung, "final")
+                self._run([arm.context for arm in left], rung, "final")
+                running = self._running()
+                able = (self._worth_of(running) > 0).mean(axis=0) >= LIKELY_ABLE
+                ids -= {arm.context.context_id for arm, is_able in zip(running, able, strict=True) if not is_able}
         return bool(best)
+
+    def _worth_of(self, running: Sequence[Arm]) -> Array:
+        """Samples (NUM_SAMPLES, arms) of what the running arms are worth."""
+        if not running:
+            return np.empty((1, 0))
+        return self.surrogate.sample([*running, *self._of("complete")]).worth[:, : len(running)]
 
     def _chance_of_better(self, finished: Sequence[Arm]) -> float:
         """The probability that an arm that did not see all prompts is better than all of `finished`."""

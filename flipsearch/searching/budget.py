@@ -1,10 +1,10 @@
 """How much a search may cost: completion tokens of the study, wall time of the launch.
 
 Of the tokens, those of the confirm split are set aside at the mean length of the answers so far (or of those without
-context, if these are longer). Of the rest, what as many arms as there are finalists need to see all prompts is kept for
-the end; the others go to generations of new contexts and the promotions in them. So a study stays within its tokens
-unless later answers are longer on average; nothing is cut off to enforce it. The baseline and the placebos before the
-search are always measured.
+context, if these are longer). Of the rest, what as many arms as there are finalists, and one more, need to see all
+prompts is kept for the end; the others go to generations of new contexts and the promotions in them. So a study stays
+within its tokens unless later answers are longer on average; nothing is cut off to enforce it. The baseline and the
+placebos before the search are always measured.
 
 What counts is what the study rests on, whenever it was generated: run again, it ends where it ended. Scoring known
 answers generates nothing and costs nothing. A backend that does not report its tokens spends none. Time is counted for
@@ -23,8 +23,9 @@ from flipsearch.searching.baseline import Rung, SplitBaseline
 from flipsearch.searching.race import Arm
 from flipsearch.searching.setup import SearchSetup
 
-MOST_KEPT = 0.5
-"""Of the tokens that are left for the race after the baseline, the share that is kept for its end at most."""
+MOST_KEPT, NUM_SPARE = 0.4, 1
+"""Of the tokens that are left for the race after the baseline, the share that is kept for its end at most; it is to
+hold one context more than there are finalists, as one that saw all prompts may turn out to be above a cap."""
 NUM_COHORTS, MIN_COHORT = 10, 4
 """Exploring takes at least so many generations, of at least so many contexts: the later ones learn from the first."""
 
@@ -68,11 +69,14 @@ class Budget:
         """Return the first of `arms` that may run on, each up to its rung; when finishing, out of all that is left."""
         if self._config.budget_tokens is None:
             return list(arms)
-        length = _mean_length(runner, base)
         left = self._tokens_left(runner, base) if finishing else self._left_to_explore(runner, base)
-        seen = [sum(len(flip.rollout_ids) for flip in arm.search.flips) for arm in arms]
+        seen = [[runner.judged[id].num_tokens for flip in arm.search.flips for id in flip.rollout_ids] for arm in arms]
         to_see = [self._num_rollouts(base, rung) for rung in rungs]
-        costs = accumulate(length * (most - num) for most, num in zip(to_see, seen, strict=True))
+        # An arm's own answers tell more of its next ones than all answers do: a refusal is short.
+        costs = accumulate(
+            sum(lengths) / max(1, len(lengths)) * (most - len(lengths))
+            for most, lengths in zip(to_see, seen, strict=True)
+        )
         affordable = [arm for arm, cost in zip(arms, costs, strict=True) if cost <= left]
         if finishing and len(affordable) < len(arms):
             self._spent = self._spent or f"token budget of {self._config.budget_tokens:,}"
@@ -101,7 +105,8 @@ class Budget:
         left = self._tokens_left(runner, base)
         self._tokens_at_first = left if self._tokens_at_first is None else self._tokens_at_first
         whole = _mean_length(runner, base) * self._num_rollouts(base)
-        return left - max(whole, min(MOST_KEPT * self._tokens_at_first, self._config.num_finalists * whole))
+        kept = min(MOST_KEPT * self._tokens_at_first, (self._config.num_finalists + NUM_SPARE) * whole)
+        return left - max(whole, kept)
 
     def _num_rollouts(self, base: SplitBaseline, rung: Rung | None = None) -> int:
         """Rollouts of one context up to a rung; None takes all."""

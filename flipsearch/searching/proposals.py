@@ -29,7 +29,7 @@ from flipsearch.searching.surrogate import Surrogate
 from flipsearch.statistics.mixed_model import Array
 
 CANDIDATES, MOST_CANDIDATES = 12, 512
-"""Candidates for each context that races; at most so many, or as many as race."""
+"""Candidates for each context that races, or for each of a cohort; at most so many, or as many as race."""
 ATTEMPTS = 8
 """Points sampled for each that is needed, before all are enumerated."""
 NUM_PARENTS = 8
@@ -64,14 +64,18 @@ class Proposals:
         """
         contexts = self._from_start(num)
         able, num = [arm for arm in arms if arm.state in ("running", "complete")], num - len(contexts)
-        num_candidates = max(num, min(CANDIDATES * num, MOST_CANDIDATES))
+        if not num:
+            return contexts
+        # Where a budget makes generations small, candidates are still weighed by the cohort: no answer is generated.
+        width = max(num, self._config.cohort_size)
+        num_candidates = max(num, min(CANDIDATES * width, MOST_CANDIDATES))
         parents, weights = likely_parents(self._surrogate, able, self._prompts)
         children = self.breeder.breed(parents, int(num_candidates * self._config.breed), weights) if parents else []
         candidates = [*self._points(num_candidates - len(children)), *children]
         written = [context for context in candidates if self.breeder.is_costly(context.operator)][:num]
         candidates, num = [context for context in candidates if context not in written], num - len(written)
         if num and self._surrogate.prefix_scores.num_prompts and self._config.screen > 1:
-            candidates = self._chosen(self._config.screen * num, able, candidates)
+            candidates = self._chosen(self._config.screen * width, able, candidates)
             self._surrogate.prefix_scores.add([*(arm.context for arm in able), *candidates])
         chosen = [*written, *self._chosen(num, able, candidates)]
         for context in chosen:

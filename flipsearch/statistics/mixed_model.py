@@ -37,7 +37,7 @@ LEAST_NOISE = 0.25
 """Share of the variance of a context's outcomes that is noise at least."""
 PROMPTS = (0.003, 0.01, 0.03, 0.1, 0.2)
 """Variances between prompts."""
-SCORE_EFFECTS = (0.0, 0.05, 0.1)
+SCORE_EFFECTS = (0.0, 0.05, 0.1, 0.2)
 """By how much a score that is one standard deviation higher raises a rate: prior mean, and standard deviation."""
 MINOR = 0.05
 """Share of placement, and of length, in the variance."""
@@ -52,7 +52,7 @@ class Weights:
     minor: float
     own: float
     prompts: float = PROMPTS[1]
-    scores: float = SCORE_EFFECTS[1]
+    scores: float = SCORE_EFFECTS[2]
 
 
 CANDIDATES = [

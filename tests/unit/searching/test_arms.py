@@ -14,6 +14,7 @@ from flipsearch.measuring.runner import Runner
 from flipsearch.searching import run_study
 from flipsearch.searching.baseline import make_rungs, measure_baseline
 from flipsearch.searching.setup import prepare_search
+from flipsearch.templating.library import TemplateLibrary
 from tests.world import GREEDY, REFUSAL, Model, RefusalJudge, flat, library, prompt_set, template
 
 
@@ -31,9 +32,9 @@ class LateRefuser(Model):
             yield [replace(rollout, completion=REFUSAL) if refuses else rollout]
 
 
-def study_with_late_refusals(word: str, **settings: Any) -> Study:
+def study_with_late_refusals(word: str, library: TemplateLibrary, **settings: Any) -> Study:
     config = SearchConfig.model_validate({"num_contexts": 18, "cohort_size": 6, "breed": 0, "seed": 1, **settings})
-    setup = prepare_search(config, library(), prompt_set(63, 40))
+    setup = prepare_search(config, library, prompt_set(63, 40))
     with Ledger("sqlite://") as ledger:
         base = measure_baseline(Runner(Model(), RefusalJudge(), ledger, GREEDY), setup.search, "search")
     first = make_rungs(base.num_unsafe, base.num_benign, config.first_rung)[0]
@@ -44,7 +45,7 @@ def study_with_late_refusals(word: str, **settings: Any) -> Study:
 
 
 def test_all_arms_may_be_pruned_before_the_last_rung() -> None:
-    study = study_with_late_refusals(" ")  # all of them
+    study = study_with_late_refusals(" ", library())  # all of them
     assert study.winner is None
     assert {trial.state for trial in study.trials if trial.role == "arm"} <= {"pruned", "stopped"}
     assert any("no winner" in note and "pruned" in note for note in study.notes)
@@ -52,9 +53,20 @@ def test_all_arms_may_be_pruned_before_the_last_rung() -> None:
 
 def test_arms_that_were_stopped_run_on_when_none_that_finished_may_win() -> None:
     """Blunt contexts flip most, and break the cap on the prompts that come late."""
-    study = study_with_late_refusals("blunt", num_finalists=1, max_over_refusal=0.3, alpha=0.001)
+    study = study_with_late_refusals("blunt", library(), num_finalists=1, max_over_refusal=0.3, alpha=0.001)
     assert study.winner is not None
     assert "blunt" not in study.winner.context.text
+
+
+def test_a_budget_that_carries_few_to_the_end_leaves_one_that_breaks_the_cap_on_the_way() -> None:
+    many = f"mild = {list(range(40))}"
+    strong = template("strong", "blunt blunt kind kind {{ 'mild ' * mild }}", many)
+    weak = template("weak", "firm firm {{ 'mild ' * mild }}", many)
+    settings = {"templates": ("strong", "weak"), "num_contexts": 1000, "budget_tokens": 5_000, "max_over_refusal": 0.3}
+    texts = library(strong=strong, weak=weak)
+    study = study_with_late_refusals("blunt", texts, num_finalists=1, alpha=1e-9, **settings)
+    assert study.winner is not None
+    assert study.winner.context.template == "weak"
 
 
 @pytest.mark.parametrize("cap", [0.0, 0.1])

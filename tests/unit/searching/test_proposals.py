@@ -66,6 +66,8 @@ def test_what_the_model_scores_chooses_before_anything_is_measured(ledger: Ledge
     chosen = search.proposals.propose(8, [])
     assert search.surrogate.prefix_scores.num_contexts == 8 * search.config.screen
     assert sum(strength(context.text) for context in chosen) / 8 > 2
+    search.proposals.propose(2, [])  # a budget makes generations small, and no screen
+    assert search.surrogate.prefix_scores.num_contexts > 1.5 * 8 * search.config.screen
     assert not Search(ledger, ScoringModel(), screen=1).surrogate.prefix_scores.num_contexts
 
 
