@@ -19,10 +19,8 @@ from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.reporting.files import check_best
 from flipsearch.results import SearchResult
-from flipsearch.searching.budget import Budget
-from flipsearch.searching.plan import SearchPlan, plan_search
-from flipsearch.searching.storage import write_storage
-from flipsearch.searching.study import run_study
+from flipsearch.searching.plan import Budget, SearchPlan, plan_search
+from flipsearch.searching.study import run_study, write_storage
 from flipsearch.workspace import (
     known_length_and_speed,
     length_and_speed,

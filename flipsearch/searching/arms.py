@@ -19,7 +19,7 @@ from flipsearch.core.studies import OperatorGain, Trial
 from flipsearch.measuring.measure import within_caps
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline, counts, make_rungs
-from flipsearch.searching.budget import Budget
+from flipsearch.searching.plan import Budget
 from flipsearch.searching.proposals import Proposals
 from flipsearch.searching.race import Arm, Race
 from flipsearch.searching.setup import SearchSetup

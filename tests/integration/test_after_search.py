@@ -21,8 +21,7 @@ from flipsearch.reporting.pages import leaderboard_page
 from flipsearch.reporting.study_file import context_card
 from flipsearch.searching import prepare_search
 from flipsearch.searching.baseline import measure_baseline
-from flipsearch.searching.budget import reserved_rollouts
-from flipsearch.searching.plan import plan_search
+from flipsearch.searching.plan import plan_search, reserved_rollouts
 from flipsearch.templating.library import given_cards, given_contexts
 from tests.integration.test_study import StopError, stopping_after, study_of, winner_of
 from tests.world import GREEDY, Model, RefusalJudge, answer, benign, flat, library, prompt_set, template

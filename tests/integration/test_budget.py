@@ -10,7 +10,7 @@ from flipsearch.core.settings import make_config
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching import prepare_search, run_study
-from flipsearch.searching.budget import Budget
+from flipsearch.searching.plan import Budget
 from tests.integration.test_study import CONFIG, PROMPTS, study_of
 from tests.world import GREEDY, LONG, LongJudge, LongModel, Model, RefusalJudge, library
 

@@ -11,7 +11,7 @@ from flipsearch.measuring.depth import depths_within
 from flipsearch.measuring.measure import measure
 from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.sets import prompts_of
-from flipsearch.searching.after.finalists import measure_depth
+from flipsearch.searching.after.deciding import measure_depth
 from flipsearch.searching.baseline import measure_baseline
 from flipsearch.templating.library import POCKET_CONTEXTS, load_library
 

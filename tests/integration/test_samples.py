@@ -21,8 +21,7 @@ from flipsearch.reporting.columns import rows
 from flipsearch.reporting.pages import leaderboard_page
 from flipsearch.reporting.study_file import context_card
 from flipsearch.searching import prepare_search, run_study
-from flipsearch.searching.budget import Budget
-from flipsearch.searching.plan import Span, plan_search
+from flipsearch.searching.plan import Budget, Span, plan_search
 from flipsearch.statistics.intervals import resample_flip_rate
 from tests.integration.test_cli import run
 from tests.integration.test_study import PROMPTS, StopError, study_of, winner_of

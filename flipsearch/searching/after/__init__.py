@@ -4,8 +4,7 @@ To add one, write a file with a subclass of `finalists.Stage` and add it to `STA
 budget and plan count its cost.
 """
 
-from flipsearch.searching.after.benign import BenignContextStage
-from flipsearch.searching.after.finalists import DepthStage, PortfolioStage
+from flipsearch.searching.after.deciding import BenignContextStage, DepthStage, PortfolioStage
 from flipsearch.searching.after.second_judges import DisagreementsStage, SecondJudgesStage
 from flipsearch.searching.finalists import MatchedPlacebosStage, Stage
 

@@ -15,7 +15,6 @@ from pathlib import Path
 from flipsearch.core.errors import TemplateError
 from flipsearch.core.records import PLACEMENTS, Context, Placement
 from flipsearch.core.studies import Parent
-from flipsearch.searching.breeder import normalised
 from flipsearch.searching.operators.pieces import (
     Piece,
     inserted,
@@ -25,6 +24,7 @@ from flipsearch.searching.operators.pieces import (
     kind_of,
     movable,
     movable_sections,
+    normalised,
     num_words,
     seams,
     sections,

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from flipsearch.core.records import Context, Placement
 from flipsearch.prompts.sets import load_prompts
-from flipsearch.searching.breeder import BENCHMARKS, ContextFilter
+from flipsearch.searching.proposals import BENCHMARKS, ContextFilter
 from flipsearch.templating.library import POCKET_CONTEXTS, load_library
 from flipsearch.testing import HOSTILE_TEXTS
 

@@ -12,7 +12,7 @@ from flipsearch.config import SearchConfig
 from flipsearch.core.errors import StudyError
 from flipsearch.core.studies import Study
 from flipsearch.searching.setup import Space, prepare_search
-from flipsearch.searching.storage import STORAGE_FILE, write_storage
+from flipsearch.searching.study import STORAGE_FILE, write_storage
 from tests.integration.test_study import CONFIG, study_of
 from tests.world import library, prompt_set, template
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from flipsearch.core.measurements import Flip, Measurement
 from flipsearch.core.records import Label
 from flipsearch.measuring.measure import summarize
-from flipsearch.searching.after.finalists import greedy_cover, union
+from flipsearch.searching.after.deciding import greedy_cover, union
 
 TABLES = st.lists(st.frozensets(st.sampled_from("abcdefg")), max_size=6)
 LABELS = {"s": Label.SAFE, "u": Label.UNSAFE, "?": Label.UNSCORED}

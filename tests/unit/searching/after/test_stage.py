@@ -14,9 +14,8 @@ from flipsearch.measuring.runner import Runner
 from flipsearch.reporting.files import read_study, write_study
 from flipsearch.searching import after, prepare_search, run_study
 from flipsearch.searching.baseline import SplitBaseline, measure_baseline
-from flipsearch.searching.budget import reserved_rollouts
 from flipsearch.searching.finalists import CompletedSearch, Confirmation, Stage
-from flipsearch.searching.plan import Span, plan_search
+from flipsearch.searching.plan import Span, plan_search, reserved_rollouts
 from flipsearch.searching.setup import SearchSetup
 from tests.world import GREEDY, Model, RefusalJudge, context, library, prompt_set
 
