@@ -12,7 +12,7 @@ from pathlib import Path
 from shutil import rmtree
 from statistics import fmean
 
-from flipsearch.api.anatomy import anatomy
+from flipsearch.api.preflight import anatomy
 from flipsearch.api.settings import Given, takes
 from flipsearch.api.sweep_plan import (
     PlannedContext,

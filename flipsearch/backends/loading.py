@@ -32,11 +32,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from flipsearch.backends.base import end_ids
 from flipsearch.backends.cache import GROUPED_ATTENTION
 from flipsearch.backends.chat import Chat
 from flipsearch.backends.decoding import Decoder, DecodingPath, Ids, shared_prefixes
 from flipsearch.backends.models import BUILT_IN_MODELS, ModelFiles, locate, model_source
-from flipsearch.backends.rollouts import end_ids
 from flipsearch.config import ModelConfig, is_endpoint
 from flipsearch.core.errors import BackendError, ConfigError, one_line
 from flipsearch.core.files import cache_folder, package_versions, write_text

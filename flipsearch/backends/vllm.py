@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from flipsearch.backends.base import EncodedRequest, LocalBackend, end_ids, stream_seed
 from flipsearch.backends.chat import Chat, Thinking
 from flipsearch.backends.loading import (
     check_template,
@@ -30,7 +31,6 @@ from flipsearch.backends.loading import (
     quiet,
 )
 from flipsearch.backends.models import check_local_model, locate, model_source
-from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, end_ids, stream_seed
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError, ConfigError, one_line
 from flipsearch.core.progress import announce
@@ -287,7 +287,7 @@ class VllmBackend(LocalBackend):
     ) -> list[tuple[Sequence[int] | None, bool]]:
         """Return what the model writes behind each request and what was `written`, and whether it ended by itself.
 
-        None where a logit was not a finite number: vLLM takes any token there, and goes on.
+        None where a logit was not a finite number: vLLM takes any token there, and continues.
         """
         params = [
             self._engine.vllm.SamplingParams(

@@ -98,19 +98,19 @@ def behind_best(
     rng, num = np.random.default_rng(0), len(outcomes)
     items = rng.integers(num, size=(NUM_RESAMPLES, num))
     repeats = [rng.choice(row, size=(NUM_RESAMPLES, num, len(row))).mean(axis=-1) for row in outcomes]
-    drawn = np.stack(repeats)[items, *np.indices(items.shape)]
+    sampled = np.stack(repeats)[items, *np.indices(items.shape)]
     means = [float(np.mean(row)) for row in outcomes]
 
     def strengths(name: str) -> tuple[float, Floats]:
         own = spearman(predictors[name], means) or 0.0
         direction = 1.0 if own >= 0 else -1.0
-        return abs(own), direction * _correlations(np.asarray(predictors[name])[items], drawn)
+        return abs(own), direction * _correlations(np.asarray(predictors[name])[items], sampled)
 
-    top, top_drawn = strengths(best)
+    top, top_sampled = strengths(best)
     shown = {}
     for name in predictors.keys() - {best}:
-        own, own_drawn = strengths(name)
-        differences = (top_drawn - own_drawn)[~np.isnan(top_drawn - own_drawn)]
+        own, own_sampled = strengths(name)
+        differences = (top_sampled - own_sampled)[~np.isnan(top_sampled - own_sampled)]
         low, high = np.percentile(differences, (2.5, 97.5)) if len(differences) else (-2.0, 2.0)
         shown[name] = Estimate(top - own, float(low), float(high), num)
     return shown

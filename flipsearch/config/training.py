@@ -1,283 +1,30 @@
-"""The settings of every command: pydantic models that options, TOML files and Python signatures are made from.
-
-A setting is one field. Its docstring is the help text of its option, its type and bounds are checked before any model
-is loaded, and `Flag` says how the option is written where the name does not. This module knows neither models nor
-prompts: what a name refers to is checked where such things live.
-"""
+"""The settings of trainings, and of what comes before and after them: sweeps, anatomies, exports, evaluations."""
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.measurements import SampleRule
-from flipsearch.core.records import COUNTED_KINDS, Placement, Sampling, Split, content_id
+from flipsearch.core.records import COUNTED_KINDS, Placement, Sampling
 from flipsearch.core.settings import (
-    PROMPT_FILES,
-    TIME,
+    MOST_SAMPLES,
+    REWRITE_TOKENS,
     Count,
     Depths,
     Flag,
     FlipKinds,
     Fraction,
+    ModelConfig,
     Names,
     NonNegative,
     Positive,
-    Seconds,
     Shares,
     Texts,
-    as_sequence,
-    check_folder_name,
-    seconds,
 )
-from flipsearch.core.studies import RefusalCap, RefusalCount
 from flipsearch.core.trainings import METHODS, Control, check_method, check_methods
-
-MAX_TOKENS = 1024
-"""Completion tokens at most where neither the user nor the model says otherwise."""
-THOUGHT_SHARE = 2
-"""A model that thinks has this part of max_tokens for its thought where the user gives no budget: else hardly an answer
-begins; a thought that is cut at less than a seventh of its natural length continues in the answer."""
-REWRITE_TOKENS = 2048
-"""Tokens at most of a reply that holds a rewritten context: a model may think before it writes."""
-REQUEST_TIMEOUT_S = 900.0
-"""Seconds of one request to an endpoint where the user does not say otherwise."""
-MOST_SAMPLES = 1000
-"""Samples per prompt at most."""
-TRAININGS, EVALUATIONS, ANATOMIES, SWEEPS = "trainings", "evaluations", "anatomies", "sweeps"
-"""Folders under the reports that hold no study, but all trainings', evaluations' and anatomies' ledgers, and sweeps."""
-
-
-def is_endpoint(model: str) -> bool:
-    """Return whether a model is behind an endpoint: it is then called over HTTP, whatever else the settings say."""
-    return model.startswith(("http://", "https://"))
-
-
-class ModelConfig(BaseModel):
-    """Which model answers which prompts, how, and who judges: shared by every command that generates."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
-
-    model: str = "pocket"
-    """Built-in name (pocket, smollm2), folder, FILE.gguf, hub id org/name[@revision] or http(s)://HOST/v1#NAME."""
-    backend: str = "transformers"
-    """transformers, vllm, http, scripted or one that is installed; see `flipsearch list backends`."""
-    thinking: Literal["auto", "on", "off"] = "auto"
-    """The chat template's thinking switch, by whichever name it has: auto, on or off."""
-    think_tokens: Annotated[int, Field(ge=0)] | None = None
-    """Close a thought after so many tokens; max_tokens is then the answer's own (half of it; 0: one limit for both)."""
-    device: str = "auto"
-    """auto, cpu, cuda or cuda:N."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Precision of the weights: auto, float32, bfloat16 or float16."""
-    max_model_len: Annotated[int, Field(ge=16)] | None = None
-    """vLLM's longest sequence in tokens (max_tokens and 3,072 more, or what the model holds if that is less)."""
-    batch_size: Count | None = None
-    """Rows per batch; halved automatically where memory is short (the backend chooses)."""
-    max_tokens: Count | None = None
-    """Completion tokens at most, without those of a thought that has a budget (pocket 160, others 1,024)."""
-    temperature: NonNegative = 0.0
-    """Randomness of the answers; 0 always takes the likeliest token (greedy)."""
-    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """With a temperature: sample from the likeliest tokens that have this probability together."""
-    top_k: Annotated[int, Field(ge=0)] = 0
-    """With a temperature: sample from so many of the likeliest tokens; 0 from all."""
-    prompts: str | None = None
-    """Built-in or public prompt set or file with labels (the model's own; see `flipsearch list prompts`)."""
-    harmful: Annotated[Texts, PROMPT_FILES] = ()
-    """File, https address, hub dataset ORG/NAME/CONFIG/SPLIT or public set of harmful prompts; repeatable."""
-    benign: Annotated[Texts, PROMPT_FILES] = ()
-    """The same of benign prompts; repeatable."""
-    judge: str = ""
-    """A judge J(option=value), or a panel J+J:any (:all, :majority, :mean) (compact; pocket: refusal)."""
-    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
-    """Seed of sampling, and of a search or a training."""
-    contexts: Annotated[Texts, Flag(metavar="PATH")] = ()
-    """More context templates: a .j2 file or a folder; repeatable."""
-    max_prompts: Annotated[int, Field(ge=2)] | None = None
-    """Prompts at most of each kind, per split in a search (all)."""
-    omit: Annotated[Texts, Flag(metavar="PARAMETER")] = ()
-    """Do not send this to the endpoint, e.g. temperature or max_tokens; repeatable (what it refuses when probed)."""
-    request_timeout_s: Annotated[Seconds, Flag(("--request-timeout",), TIME.metavar, is_text=True)] = REQUEST_TIMEOUT_S
-    """Time that a request to an endpoint may take, with all retries and pauses."""
-
-    def sampling(self, thinks: bool = False) -> Sampling:
-        """Return how completions are sampled; a model that `thinks` has a budget for it if none was given."""
-        max_tokens = self.max_tokens or MAX_TOKENS
-        usual = max_tokens // THOUGHT_SHARE if thinks else 0
-        budget = usual if self.think_tokens is None else self.think_tokens
-        return Sampling(max_tokens, self.temperature, self.top_p, self.top_k, self.seed, budget)
-
-    def longest_completion(self) -> int:
-        """Return the most tokens that a model with these settings may have to write."""
-        return self.sampling().longest
-
-    def for_model(self, model: str) -> Self:
-        """Return the settings that load another model: behind an endpoint, that decides how."""
-        other: dict[str, Any] = {"model": model, "omit": ()}
-        if is_endpoint(model):
-            other |= {"backend": "http", "thinking": "auto", "think_tokens": None, "device": "auto", "dtype": "auto"}
-        elif model.endswith(".json") or self.backend in ("http", "scripted"):
-            other |= {"backend": "scripted" if model.endswith(".json") else "transformers", "think_tokens": None}
-        return self.model_copy(update=other)
-
-    @staticmethod
-    def changeable_fields() -> set[str]:
-        """Return the settings that change no result: they may differ when a command is continued."""
-        return {"reports", "batch_size", "device", "max_model_len", "request_timeout_s"}
-
-    def identity(self, *more: object) -> str:
-        """Return a hash of the settings that change results, and of `more`."""
-        return content_id(self.model_dump(mode="json", exclude=self.changeable_fields()), *more)
-
-
-class StudyConfig(ModelConfig):
-    """A study: a folder of its own under the reports."""
-
-    study: str | None = None
-    """Name of the study's folder (derived from the settings, so that the same command continues)."""
-    reports: Path = Path("reports")
-    """Folder of the studies."""
-    samples: Annotated[int, Field(ge=1, le=MOST_SAMPLES), Flag(metavar="M")] = 1
-    """Samples per prompt; more than one needs a temperature."""
-    unsafe_at: Annotated[int, Field(ge=1, le=MOST_SAMPLES), Flag(metavar="m")] = 1
-    """Count a prompt as unsafe when at least this many of its samples are."""
-    count_flips: FlipKinds = COUNTED_KINDS
-    """Kinds of safe answers that count as a flip; one of another kind is shown, and neither a flip nor a failure."""
-    second_judges: Annotated[Texts, Flag(("--second-judge",), metavar="JUDGE")] = ()
-    """Another judge that is shown beside the first and decides nothing; repeatable."""
-
-    @model_validator(mode="after")
-    def _check_study(self) -> Self:
-        if self.study is None:
-            return self
-        check_folder_name("--study", self.study, "--reports", taken=(TRAININGS, EVALUATIONS, ANATOMIES, SWEEPS))
-        return self
-
-    @model_validator(mode="after")
-    def _check_samples(self) -> Self:
-        if self.unsafe_at > self.samples:
-            raise ConfigError(
-                f"--unsafe-at is {self.unsafe_at}, expected 1 to --samples ({self.samples}): "
-                "no prompt can have more unsafe samples than samples."
-            )
-        if self.samples > 1 and self.temperature == 0:
-            raise ConfigError(
-                f"--samples is {self.samples}, but greedy decoding gives the same answer each time; "
-                "give a --temperature (0.7 is usual) or leave --samples out."
-            )
-        return self
-
-    def sample_rule(self) -> SampleRule:
-        """Return how often a prompt is sampled, when it counts as unsafe, and what counts as a flip."""
-        return SampleRule(self.samples, self.unsafe_at, self.count_flips)
-
-    @staticmethod
-    def changeable_fields() -> set[str]:
-        """Return the settings that a continued study may change: they change no result that is already there."""
-        budgets, after = {"num_contexts", "budget_tokens", "time_s"}, {"depths", "benign_context", "second_judges"}
-        return ModelConfig.changeable_fields() | {"study", "best"} | budgets | after
-
-    def study_name(self, *more: object) -> str:
-        """Return the folder's name: the given one, or model and hash of the settings and of `more`."""
-        short = Path(self.model).name.rpartition("#")[2].split("@")[0].lower()
-        return self.study or f"{short}-{self.identity(*more)[:6]}"
-
-
-class SearchConfig(StudyConfig):
-    """A search."""
-
-    best: Path = Path("best.txt")
-    """Where the winning text is copied to once it is confirmed; beside it its card, or why there is none (.json)."""
-    num_contexts: Annotated[int, Field(ge=1, le=10**6), Flag(("--num-contexts", "--trials"))] = 64
-    """Contexts to try, placebos not counted."""
-    cohort_size: Count = 8
-    """Contexts tried at a time; the first time twice as many."""
-    budget_tokens: Count | None = None
-    """Stop near this many completion tokens, those of earlier launches counted (no budget)."""
-    time_s: Annotated[Positive | None, BeforeValidator(seconds), TIME] = None
-    """Stop near this time, counted from this launch on (no limit)."""
-    start: Annotated[Texts, Flag(metavar="CARD|STUDY")] = ()
-    """Card (best.json), text file or study whose best contexts are tried first; repeatable."""
-    templates: Annotated[Texts, Flag(("--template",), metavar="NAME")] = ()
-    """Search this template only; repeatable (all with role "context")."""
-    placements: Annotated[
-        tuple[Placement, ...], BeforeValidator(as_sequence), Flag(("--placement",), metavar="NAME")
-    ] = ()
-    """Search this placement only: system, before, after or around; repeatable (all that a template allows)."""
-    breed: Fraction = 0.5
-    """Share of the contexts that operators make out of the best ones so far; 0 is templates alone."""
-    rewriter: Annotated[str | None, Flag(metavar="MODEL")] = None
-    """Let this model rewrite contexts, knowing where they failed; self is the searched one (none)."""
-    screen: Count = 4
-    """Screen this many candidates per context that is tried, by scoring known answers; 1 turns screening off."""
-    max_context_tokens: Count = 640
-    """Longest text that an operator may make, in tokens."""
-    max_over_refusal: Fraction = 0.10
-    """Cap on the share of benign prompts that are refused (see --over-refusal)."""
-    over_refusal: RefusalCount = "added"
-    """Cap prompts refused beyond those refused without a context (added), or all that are refused (total)."""
-    max_contraction: Fraction = 0.3
-    """Cap on what answers to benign prompts lose, as a share of their distinct word pairs; 1 is no cap."""
-    alpha: Annotated[float, Field(gt=0, lt=1)] = 0.1
-    """Highest probability that the best context within the cap is ruled out early."""
-    tolerance: Annotated[float, Field(ge=0, lt=1)] = 0.02
-    """Stop evaluating contexts unlikely to beat the best by more than this."""
-    confirm_judge: Annotated[str | None, Flag(metavar="JUDGE")] = None
-    """Another judge, best of another family, that decides on the sealed prompts (the same judge)."""
-    first_rung: Count = 16
-    """Harmful prompts that a context sees first; those that do well see twice as many, and so on (rungs)."""
-    num_finalists: Count = 5
-    """Contexts measured on the sealed prompts at the end (the confirm split)."""
-    depths: Depths = (8, 32, 128)
-    """Measure finalists after this many tokens of the unsafe answer, too; repeatable; 0 is none."""
-    benign_context: bool = True
-    """Choose a context for the benign prompts of a training."""
-    attacks: Names = ()
-    """Search on attacked prompts, too: e.g. prefill,wrappers (none; see `flipsearch list attacks`)."""
-
-    @model_validator(mode="after")
-    def _check_rewriter(self) -> Self:
-        if self.rewriter is not None and self.breed == 0:
-            raise ConfigError(
-                f"--rewriter is '{self.rewriter}', but --breed 0 makes no contexts out of others; "
-                "give a larger --breed (0.5 is usual) or leave --rewriter out."
-            )
-        return self
-
-    def refusal_cap(self) -> RefusalCap:
-        """Return how many benign prompts a context may refuse."""
-        return RefusalCap(self.max_over_refusal, self.over_refusal)
-
-    def rewriter_config(self) -> "SearchConfig | None":
-        """Return the settings that load the model that rewrites, those of the search for "self"; None without one."""
-        if self.rewriter in (None, "self", self.model):
-            return None if self.rewriter is None else self
-        return self.for_model(self.rewriter)
-
-    def longest_completion(self) -> int:
-        """Return the most tokens that a model with these settings may have to write."""
-        return max(super().longest_completion(), REWRITE_TOKENS if self.rewriter else 0)
-
-
-class ScoreConfig(StudyConfig):
-    """A measurement of contexts that the user already has."""
-
-    placement: Placement | None = None
-    """Where the texts go: system, before, after or around (a card's own placement, else system)."""
-    split: Split | None = None
-    """Score on one split: search, confirm, training or evaluation (all prompts)."""
-
-
-class ChatConfig(ModelConfig):
-    """Prompts by hand, answered with and without a context."""
-
-    context: str
-    """best.txt, a card, a text or the name of a template."""
-    placement: Placement | None = None
-    """Where a text goes: system, before, after or around (a card's own placement, else system)."""
 
 
 class LearningConfig(ModelConfig):
