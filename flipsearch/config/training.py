@@ -4,7 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import AfterValidator, Field, model_validator
+from pydantic import AfterValidator, BeforeValidator, Field, model_validator
 
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.measurements import SampleRule
@@ -23,8 +23,11 @@ from flipsearch.core.settings import (
     Positive,
     Shares,
     Texts,
+    separated,
 )
-from flipsearch.core.trainings import METHODS, Control, check_method, check_methods
+from flipsearch.core.trainings import METHODS, Control, check_method
+
+Method = Annotated[str, AfterValidator(check_method)]
 
 
 class LearningConfig(ModelConfig):
@@ -105,7 +108,7 @@ class TrainConfig(LearningConfig):
     """Put this in the context's place, to see what its meaning is worth: empty, neutral or shuffled."""
     preset: Literal["paper", "quick", "eopsa-like"] | None = None
     """paper (OPSA's recipe), eopsa-like (on first tokens) or quick (minutes); options and files win over it."""
-    method: Annotated[str, AfterValidator(check_method), Field(description=f"{', '.join(METHODS)}.")] = "opsa"
+    method: Annotated[Method, Field(description=f"{', '.join(METHODS)}.")] = "opsa"
     name: str | None = None
     """Name of the checkpoint's folder (derived from the settings)."""
     checkpoints: Path = Path("checkpoints")
@@ -155,7 +158,7 @@ class SweepConfig(LearningConfig):
     """Contexts that are taken of the study, the placebo among them."""
     seeds: Count = 3
     """Trainings of each kind; their seeds count from --seed on."""
-    methods: Annotated[Names, AfterValidator(check_methods), Flag(metavar="NAME,…")] = ("opsa",)
+    methods: Annotated[tuple[Method, ...], BeforeValidator(separated), Flag(metavar="NAME,…")] = ("opsa",)
     """Training methods that are compared; the first is what the others are compared with."""
     data_sizes: Shares = (1.0,)
     """Shares of the training prompts that are learnt from, in as many steps."""
