@@ -5,7 +5,6 @@ training is worth its start; export, its prompts for other trainers.
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from flipsearch.api.settings import Given, takes, with_card, with_one_context
@@ -37,9 +36,8 @@ def anatomy(given: Given[AnatomyConfig], *, progress: Progress | None = None) ->
     """
     plan = _anatomy_plan(given)
     judge = load_judge(plan.config.judge)
-    short = Path(plan.config.model).name.split("@")[0].lower()
     folder = plan.config.reports / ANATOMIES
-    place = folder / f"{short}-{plan.identity[:6]}"
+    place = folder / f"{plan.config.short_name}-{plan.identity[:6]}"
     with Workspace(folder, judge) as workspace:
         measured = run_anatomy(plan, judge, workspace.ledger, folder, progress)
     write_anatomy(measured, place)

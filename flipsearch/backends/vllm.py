@@ -189,7 +189,6 @@ class VllmBackend(LocalBackend):
         dtype: str = "auto",
         max_model_len: int | None = None,
         memory_share: float = 1.0,
-        engine: Mapping[str, Any] | None = None,
     ) -> None:
         _import_vllm()
         chosen_dtype = choose_dtype(dtype, choose_device("auto"))
@@ -202,9 +201,7 @@ class VllmBackend(LocalBackend):
         self.notes = (*self.chat.notes, *self.chat.end_note(known_ends), *files.notes)
         self.revision = files.revision
         self.model_id = content_id("vllm", files.fingerprint, self.chat.identity, str(chosen_dtype))
-        self._engine = VllmEngine(
-            files.folder, dtype=dtype, max_model_len=max_model_len, memory_share=memory_share, options=engine
-        )
+        self._engine = VllmEngine(files.folder, dtype=dtype, max_model_len=max_model_len, memory_share=memory_share)
         self.max_positions: int | None = self._engine.max_positions
 
     @classmethod

@@ -103,8 +103,7 @@ class StudyConfig(ModelConfig):
 
     def study_name(self, *more: object) -> str:
         """Return the folder's name: the given one, or model and hash of the settings and of `more`."""
-        short = Path(self.model).name.rpartition("#")[2].split("@")[0].lower()
-        return self.study or f"{short}-{self.identity(*more)[:6]}"
+        return self.study or f"{self.short_name}-{self.identity(*more)[:6]}"
 
 
 class SearchConfig(StudyConfig):

@@ -143,8 +143,7 @@ class TrainConfig(LearningConfig):
 
     def checkpoint_name(self, *more: object) -> str:
         """Return the folder's name: the given one, or model, method and hash of the settings and of `more`."""
-        short = Path(self.model).name.split("@")[0].lower()
-        return self.name or f"{short}-{self.method}-{self.identity(*more)[:6]}"
+        return self.name or f"{self.short_name}-{self.method}-{self.identity(*more)[:6]}"
 
 
 class SweepConfig(LearningConfig):

@@ -165,6 +165,11 @@ class ModelConfig(BaseModel):
         budget = usual if self.think_tokens is None else self.think_tokens
         return Sampling(max_tokens, self.temperature, self.top_p, self.top_k, self.seed, budget)
 
+    @property
+    def short_name(self) -> str:
+        """Name of the model in the names of folders."""
+        return Path(self.model).name.rpartition("#")[2].split("@")[0].lower()
+
     def longest_completion(self) -> int:
         """Return the most tokens that a model with these settings may have to write."""
         return self.sampling().longest
