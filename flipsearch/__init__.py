@@ -1,8 +1,8 @@
 """flipsearch: search the privileged safety context that flips a model's unsafe rollouts.
 
     import flipsearch
-    found = flipsearch.search(model="pocket", num_contexts=64)
-    found.best.context.text, found.leaderboard
+    result = flipsearch.search(model="pocket", num_contexts=64)
+    result.best.context.text, result.leaderboard
 
 Importing it loads neither torch nor optuna: the functions load them when they are called.
 """
@@ -21,7 +21,7 @@ _MODULES = {
     **dict.fromkeys(("plan_train", "preflight", "export"), "flipsearch.api.preflight"),
     **dict.fromkeys(("check_judge", "label_answers", "fit_judge", "stress_judge"), "flipsearch.api.judges"),
     **dict.fromkeys(("check_ledger", "export_ledger"), "flipsearch.api.lookup"),
-    "anatomy": "flipsearch.api.anatomy",
+    "anatomy": "flipsearch.api.preflight",
     "sweep": "flipsearch.api.sweep",
     "chat": "flipsearch.api.chat",
     "doctor": "flipsearch.api.doctor",

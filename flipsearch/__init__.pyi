@@ -1,4 +1,4 @@
-"""Written by tools/stubs.py from the settings in config.py."""
+"""Written by tools/stubs.py from the settings in config/."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

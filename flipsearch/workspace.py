@@ -40,7 +40,7 @@ UNFINISHED_SHARE = 0.003
 """Of the time of a search, the share that is spent at most on writing what is known so far."""
 
 
-GOES_ON = (
+WAS_FINISHED = (
     "This study was finished before and goes on. Until it is finished again, its study file and best.txt are those "
     "from before; the earlier command shows them again."
 )
@@ -111,15 +111,15 @@ class StudySession:
 
         What was finished before, with fewer contexts, keeps its file until this study is finished; the page says so.
         """
-        due, goes_on = 0.0, (self.workspace.folder / STUDY_FILE).exists()
+        due, was_finished = 0.0, (self.workspace.folder / STUDY_FILE).exists()
 
         def write(make: Callable[[], Study]) -> None:
             nonlocal due
             start = time.monotonic()
             if start >= due:
                 study = self._with_prompts(make())
-                if goes_on:
-                    study = replace(study, notes=(GOES_ON, *study.notes))
+                if was_finished:
+                    study = replace(study, notes=(WAS_FINISHED, *study.notes))
                 write_study(study, self.workspace.folder)
                 due = time.monotonic() + (time.monotonic() - start) / UNFINISHED_SHARE
 

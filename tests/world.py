@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from itertools import chain
 
-from flipsearch.backends.rollouts import failed
+from flipsearch.backends.base import failed
 from flipsearch.core.records import (
     Context,
     Exchange,

@@ -130,7 +130,7 @@ def main() -> None:
 
 
 def run() -> None:
-    """Print how many modules a small search runs functions of."""
+    """Print how many modules a small search runs functions of, and which."""
     with tempfile.TemporaryDirectory() as folder:
         place = Path(folder) / "seen"
         command = (
@@ -139,7 +139,9 @@ def run() -> None:
         script = Path(folder) / "trace.py"
         script.write_text(TRACE.format(place=str(place)), encoding="utf-8")
         subprocess.run([sys.executable, str(script), *command], check=False, capture_output=True, cwd=folder)
-        print(f"{'modules that a search runs':30} {len(place.read_text().splitlines())}")
+        names = [module_name(PACKAGE / line.rpartition("/flipsearch/")[2]) for line in place.read_text().splitlines()]
+        print(f"{'modules that a search runs':30} {len(names)}")
+        print(", ".join(name.removeprefix("flipsearch.") for name in names))
 
 
 if __name__ == "__main__":

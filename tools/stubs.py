@@ -17,7 +17,7 @@ from flipsearch.commands.main import COMMANDS, EPILOG, EXAMPLES, FALLS_SHORT, GR
 from flipsearch.commands.options import FIRST
 
 STUB = Path(flipsearch.__file__).with_suffix(".pyi")
-HEAD = '''"""Written by tools/stubs.py from the settings in config.py."""
+HEAD = '''"""Written by tools/stubs.py from the settings in config/."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path

@@ -4,15 +4,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from flipsearch.api.settings import Given, takes, with_card
+from flipsearch.api.settings import Given, takes, with_one_context
 from flipsearch.backends.base import check_model, make_backend
 from flipsearch.config import ChatConfig
-from flipsearch.core.errors import ConfigError
 from flipsearch.core.protocols import Backend
 from flipsearch.core.records import Context, Prompt, Request, Rollout, Sampling
-from flipsearch.defaults import library_for
 from flipsearch.measuring.runner import sampling_for
-from flipsearch.templating.library import given_contexts
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,11 +53,7 @@ def chat(given: Given[ChatConfig]) -> ChatSession:
         answers = chat.ask("How do I pick a lock?")
         print(answers.without, answers.under)
     """
-    named = {**given.file, **given.keywords}.get("context")
-    config = with_card(given, [str(named)] if named else []).config()
-    contexts = given_contexts([config.context], library_for(config.model, config.contexts), config.placement)
-    if len(contexts) > 1:
-        raise ConfigError(f"--context '{config.context}' holds {len(contexts)} contexts; give one of them.")
+    config, context = with_one_context(given)
     check_model(config)
     backend = make_backend(config)
-    return ChatSession(contexts[0], backend, sampling_for(backend, config))
+    return ChatSession(context, backend, sampling_for(backend, config))

@@ -1,24 +1,57 @@
-"""plan_train, preflight and export: what a training takes, whether it is worth its start, its prompts for others."""
+"""anatomy, plan_train, preflight and export: what a context does to a model, and what a training on it would take.
+
+anatomy says where in its answers a context changes a model, before a training and after it; preflight, whether a
+training is worth its start; export, its prompts for other trainers.
+"""
 
 from collections.abc import Sequence
 from typing import Any
 
-from flipsearch.api.settings import Given, takes, with_card
-from flipsearch.config import TRAININGS, ExportConfig, TrainConfig
-from flipsearch.core.errors import ConfigError
+from flipsearch.api.settings import Given, takes, with_card, with_one_context
+from flipsearch.config import ANATOMIES, TRAININGS, AnatomyConfig, ExportConfig, TrainConfig
+from flipsearch.core.errors import ConfigError, PromptError
 from flipsearch.core.progress import Progress
 from flipsearch.core.settings import command_line, make_config
 from flipsearch.core.trainings import PromptExport
 from flipsearch.judging.contract import check_identities
 from flipsearch.judging.library import load_judge
-from flipsearch.reporting.anatomy_page import write_preflight
+from flipsearch.prompts.sets import prompts_of, prompts_of_split
+from flipsearch.reporting.anatomy_page import write_anatomy, write_preflight
 from flipsearch.reporting.files import read_study
-from flipsearch.results import PreflightResult
+from flipsearch.results import AnatomyResult, PreflightResult
+from flipsearch.training.anatomy import AnatomyPlan, check_anatomy, run_anatomy
 from flipsearch.training.cost import TrainingCost, training_cost
 from flipsearch.training.export import plan_export, write_export
 from flipsearch.training.plan import TrainPlan, plan_training
 from flipsearch.training.preflight import ContextFigures, run_preflight
 from flipsearch.workspace import Workspace, known_length_and_speed
+
+
+@takes(AnatomyConfig)
+def anatomy(given: Given[AnatomyConfig], *, progress: Progress | None = None) -> AnatomyResult:
+    """Measure where in its answers a context changes a model, and what a training on it left of that.
+
+    A card says which model and prompts it is for; what is given here wins. The same settings again generate nothing.
+    Raises FlipsearchError in one line for anything that cannot be used.
+    """
+    plan = _anatomy_plan(given)
+    judge = load_judge(plan.config.judge)
+    folder = plan.config.reports / ANATOMIES
+    place = folder / f"{plan.config.short_name}-{plan.identity[:6]}"
+    with Workspace(folder, judge) as workspace:
+        measured = run_anatomy(plan, judge, workspace.ledger, folder, progress)
+    write_anatomy(measured, place)
+    return AnatomyResult(measured, place)
+
+
+def _anatomy_plan(given: Given[AnatomyConfig]) -> AnatomyPlan:
+    config, context = with_one_context(given)
+    check_anatomy(config)
+    prompts = prompts_of(config)
+    chosen = prompts_of_split(prompts, config.split, config.max_prompts)
+    if not any(prompt.kind == "harmful" for prompt in chosen):
+        raise PromptError(f"no harmful prompt of '{prompts.name}' in split {config.split}; see --split and --harmful.")
+    return AnatomyPlan(config, context, chosen, prompts.notes_beside_groups)
 
 
 @takes(TrainConfig)
@@ -60,7 +93,6 @@ def preflight(
         raise ConfigError(f"--sample is {sample}, expected at least 1.")
     plan = plan_training(given.file, given.keywords)
     judge, known = load_judge(plan.config.judge), _known_figures(plan)
-    check_identities(judge)
     measures = tokens_per_second is None
     folder = plan.config.reports / TRAININGS
     with Workspace(folder, judge) as workspace:

@@ -14,13 +14,15 @@ from pathlib import Path
 from typing import Any, Concatenate, Generic, ParamSpec, TypeVar
 
 from flipsearch.backends.base import command_scope
-from flipsearch.config import ModelConfig
+from flipsearch.config import AnatomyConfig, ChatConfig, ModelConfig
 from flipsearch.core.errors import ConfigError, unknown_name
+from flipsearch.core.records import Context
 from flipsearch.core.settings import flag_of, make_config, read_toml, value_type
-from flipsearch.defaults import card_settings, resolve
-from flipsearch.templating.library import given_cards
+from flipsearch.defaults import card_settings, library_for, resolve
+from flipsearch.templating.library import given_cards, given_contexts
 
 Config = TypeVar("Config", bound=ModelConfig)
+OneContext = TypeVar("OneContext", AnatomyConfig, ChatConfig)
 Rest = ParamSpec("Rest")
 Result = TypeVar("Result")
 
@@ -92,3 +94,13 @@ def with_card(given: Given[Any], contexts: Sequence[str]) -> Given[Any]:
     typed = {key: value for key, value in {**given.file, **given.keywords}.items() if value is not None}
     cards = [card for context in contexts for card in given_cards(context)]
     return Given(given.kind, card_settings(cards, typed) | dict(given.file), given.keywords)
+
+
+def with_one_context(given: Given[OneContext]) -> tuple[OneContext, Context]:
+    """Return settings with those of the context's card, and the context; ConfigError for a file that holds several."""
+    named = {**given.file, **given.keywords}.get("context")
+    config = with_card(given, [str(named)] if named else []).config()
+    contexts = given_contexts([config.context], library_for(config.model, config.contexts), config.placement)
+    if len(contexts) > 1:
+        raise ConfigError(f"--context '{config.context}' holds {len(contexts)} contexts; give one of them.")
+    return config, contexts[0]

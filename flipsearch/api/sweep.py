@@ -12,7 +12,7 @@ from pathlib import Path
 from shutil import rmtree
 from statistics import fmean
 
-from flipsearch.api.anatomy import anatomy
+from flipsearch.api.preflight import anatomy
 from flipsearch.api.settings import Given, takes
 from flipsearch.api.sweep_plan import (
     PlannedContext,
@@ -36,8 +36,8 @@ from flipsearch.defaults import library_for
 from flipsearch.measuring.measure import flip_difference
 from flipsearch.reporting.sweep_page import write_sweep
 from flipsearch.results import SweepResult
+from flipsearch.statistics.agreement import groups_of
 from flipsearch.statistics.intervals import wilson
-from flipsearch.statistics.prediction import groups_of
 from flipsearch.templating.library import control_context
 from flipsearch.training.processes import StopSignals
 

@@ -132,8 +132,7 @@ def planned_sweep(given: Given[SweepConfig], *, keeps_folder: bool) -> Iterator[
     names = names_of(study) if study else {}
     chosen = {trial.context.context_id: (trial.context, names[trial.number]) for trial in trials} or _given(config)
     identity = config.identity(sorted(chosen))
-    short = Path(config.model).name.split("@")[0].lower()
-    folder = (config.reports / SWEEPS / (config.name or f"{short}-{identity[:6]}")).absolute()
+    folder = (config.reports / SWEEPS / (config.name or f"{config.short_name}-{identity[:6]}")).absolute()
     library = library_for(config.model, config.contexts)
     if not all(can_be_stored(context.text) for context, _ in chosen.values()):
         raise ConfigError("a context holds half of a character, which no file can hold; leave it out.")

@@ -203,7 +203,8 @@ class Chat:
         """Whether the model may think before it answers, as far as its template shows."""
         self.identity = content_id("chat", self._template.text, thinking)
         self._control = ControlTokens(tokenizer, self._template.text, baseline)
-        self._dropped_ids = self._control.special_ids - self._mark_ids()
+        self._thought_ids = self._mark_ids()
+        self._dropped_ids = self._control.special_ids - self._thought_ids
         whole, start = (
             self._control.among(self._tokenize(text)) for text in (self.marks.start + self.marks.end, self.marks.start)
         )
@@ -320,13 +321,11 @@ class Chat:
         tail = next((tail for tail in self._thought_tails if tail and controls[-len(tail) :] == tail), [])
         return controls[: len(controls) - len(tail)]
 
-    def _mark_ids(self) -> frozenset[int]:
+    def _mark_ids(self) -> set[int]:
         texts = {text: id for id, text in self._control.tokens.items()}
         parts = {part for parts in MARK_PARTS if parts[0] in texts for part in parts}
         own = "" if self.marks.are_known else self.marks.open_mark + self.marks.close_mark
-        is_mark = {id for text, id in texts.items() if THOUGHT_MARK.fullmatch(text) or text in parts or text in own}
-        self._thought_ids = frozenset(is_mark)
-        return self._thought_ids
+        return {id for text, id in texts.items() if THOUGHT_MARK.fullmatch(text) or text in parts or text in own}
 
     def _end_ids(self) -> frozenset[int]:
         """Return the control token after the content of an assistant's turn, the last one first, if there is one."""

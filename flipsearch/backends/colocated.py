@@ -49,8 +49,8 @@ class ColocatedVllm(VllmBackend):
         options = {}
         if adapted is not None:
             rank = adapted.peft_config["default"].r
-            held = min((num for num in LORA_RANKS if num >= rank), default=rank)
-            options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": held}
+            supported = min((num for num in LORA_RANKS if num >= rank), default=rank)
+            options = {"enable_lora": True, "max_loras": 1, "max_lora_rank": supported}
         self._is_alone = not torch.distributed.is_initialized()
         self._engine = VllmEngine(
             folder,

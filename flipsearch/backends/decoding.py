@@ -21,9 +21,9 @@ import torch
 from torch.nn.functional import pad
 from transformers import Cache, DynamicCache, PreTrainedModel
 
+from flipsearch.backends.base import stream_seed
 from flipsearch.backends.cache import PreallocatedCache, attends_to_all
 from flipsearch.backends.chat import ThoughtBudget
-from flipsearch.backends.rollouts import stream_seed
 from flipsearch.core.records import Request, Sampling
 
 Ids = Sequence[int]

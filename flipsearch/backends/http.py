@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 from threading import Event, Lock, Thread
 from typing import Any, TypeVar
 
-from flipsearch.backends.base import name_host
+from flipsearch.backends.base import completed, failed, name_host, stream_seed
 from flipsearch.backends.chat import EncodedPrompt, lay_out
 from flipsearch.backends.endpoint import (
     Address,
@@ -28,7 +28,6 @@ from flipsearch.backends.endpoint import (
     RequestError,
 )
 from flipsearch.backends.replies import ChatReply, parse_reply
-from flipsearch.backends.rollouts import completed, failed, stream_seed
 from flipsearch.config import REQUEST_TIMEOUT_S, ModelConfig
 from flipsearch.core.errors import BackendError, unknown_name
 from flipsearch.core.records import Context, Prompt, Request, Rollout, Sampling, content_id

@@ -14,9 +14,8 @@ import json
 import os
 import warnings
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from transformers import (
@@ -32,11 +31,11 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from flipsearch.backends.base import end_ids
 from flipsearch.backends.cache import GROUPED_ATTENTION
 from flipsearch.backends.chat import Chat
 from flipsearch.backends.decoding import Decoder, DecodingPath, Ids, shared_prefixes
 from flipsearch.backends.models import BUILT_IN_MODELS, ModelFiles, locate, model_source
-from flipsearch.backends.rollouts import end_ids
 from flipsearch.config import ModelConfig, is_endpoint
 from flipsearch.core.errors import BackendError, ConfigError, one_line
 from flipsearch.core.files import cache_folder, package_versions, write_text
@@ -171,15 +170,16 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTra
                 raise ValueError(f"a model of type {config.model_type} does not continue a text; use one that does.")
             kind = AutoModelForImageTextToText
         # Weights of another shape are refused below, with their names; the library would point at its log.
-        load: Any = partial(kind.from_pretrained, ignore_mismatched_sizes=True)
+        options["ignore_mismatched_sizes"] = True
         # Only the eager implementation applies the cap on attention logits that Gemma 2 was trained with.
         capped = getattr(config.get_text_config(decoder=True), "attn_logit_softcapping", None)
         try:
-            model, info = load(folder, attn_implementation="eager" if capped else GROUPED_ATTENTION, **options)
+            attention = "eager" if capped else GROUPED_ATTENTION
+            model, info = kind.from_pretrained(folder, attn_implementation=attention, **options)
         except (ValueError, KeyError) as error:  # a model without a choice of attention keeps its own
             if "attention" not in str(error).lower() and GROUPED_ATTENTION not in str(error):
                 raise
-            model, info = load(folder, **options)
+            model, info = kind.from_pretrained(folder, **options)
         # The library fills in missing weights at random, and only logs it.
         missing = sorted(info["missing_keys"])
         mismatched = sorted(
@@ -200,8 +200,7 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTra
                 f"{len(unused)} weights of its files have no place in a {type(model).__name__}, e.g. {unused[0]}; "
                 "the model would answer without them. Are these the files of another architecture, or an adapter's?"
             )
-        loaded: PreTrainedModel = model.to(device).eval()
-    return loaded
+        return cast(PreTrainedModel, model.to(device).eval())
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
@@ -241,7 +240,6 @@ def _clear_errors(folder: Path, part: str) -> Iterator[None]:
 
 CHECK_VERSION = 1
 """Part of what a kept result holds for."""
-PACKAGES = ("torch", "transformers")
 TEXTS = (
     "How do I boil an egg?",
     "Tell me a long story about a garden, a river, a bridge and an old clock, which begins in the morning.",
@@ -269,7 +267,7 @@ def load_checked_model(files: ModelFiles, tokenizer: Any, device: torch.device, 
     announce("checking the vocabulary")
     check_vocabulary(tokenizer, files.folder)
     model = load_model(files.folder, device, dtype)
-    versions = package_versions(PACKAGES)
+    versions = package_versions(("torch", "transformers"))
     key = content_id("check", CHECK_VERSION, files.fingerprint, str(dtype), device.type, sorted(versions.items()))
     kept = cache_folder("checks") / f"{key}.json"
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
@@ -316,18 +314,14 @@ def check_template(chat: Chat) -> None:
     text = TEXTS[1]
     for placement in (None, *PLACEMENTS):
         context = Context(SHARED_TEXT.strip(), placement) if placement else None
-        shown = _squeezed(chat.decode(chat.encode(Request(Prompt(text, "harmful"), context)).prompt_ids))
+        shown = chat.decode(chat.encode(Request(Prompt(text, "harmful"), context)).prompt_ids)
         for what, part in (("the prompt", text), ("the context", context.text if context else "")):
-            if _squeezed(chat.respelled(part)) not in shown:
+            if "".join(chat.respelled(part).split()) not in "".join(shown.split()):
                 where = f" with a context placed {placement}" if placement else ""
                 raise BackendError(
                     f"the model's chat template leaves out or changes {what}{where}: it would answer something else; "
                     "mend chat_template.jinja in its folder."
                 )
-
-
-def _squeezed(text: str) -> str:
-    return "".join(text.split())
 
 
 def find_path(model: PreTrainedModel, tokenizer: Any) -> DecodingPath:
@@ -378,10 +372,8 @@ def _compare(decoder: Decoder, prompts: Sequence[Ids]) -> None:
     def choose(logits: torch.Tensor, rows: torch.Tensor, step: int) -> torch.Tensor:
         for row, row_logits in zip(rows.tolist(), logits, strict=True):
             seen[row].append(row_logits)
-        tokens = logits.argmax(-1)
-        if step == ENDS_AT and len(prompts) > 1:
-            tokens = torch.where(rows == 1, decoder.eos_ids[0], tokens)
-        return tokens
+        ends = (rows == 1) & (step == ENDS_AT and len(prompts) > 1)
+        return torch.where(ends, decoder.eos_ids[0], logits.argmax(-1))
 
     try:
         completions = decoder.complete(prompts, shared_prefixes(prompts, [0] * len(prompts)), NEW_TOKENS, choose)
@@ -394,8 +386,7 @@ def _compare(decoder: Decoder, prompts: Sequence[Ids]) -> None:
             raise DisagreementError
         expected = plain_logits(decoder.model, [*prompt, *completion])[len(prompt) - 1 : -1]
         errors = _relative_errors(torch.stack(steps[: len(completion)]), expected)
-        exact = decoder.model.dtype == torch.float32
-        largest = float(errors.max() if exact else errors.median())
+        largest = float(errors.max() if decoder.model.dtype == torch.float32 else errors.median())
         if not largest <= TOLERANCES.get(decoder.model.dtype, 0.05):
             raise DisagreementError
 

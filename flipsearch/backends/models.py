@@ -241,7 +241,7 @@ def check_gguf(file: Path) -> None:
 
 def fingerprint(folder: Path) -> str:
     """Return a content hash of all in `folder` that can change a completion: of weights whole, 2 GB a second."""
-    announce(f"reading the files of {folder.name}, to tell them from others")
+    announce(f"reading the files of {folder.name}, to distinguish them from others")
     digest = hashlib.sha256()
     for path in sorted({path for pattern in LOADED_FILES for path in folder.glob(pattern)}):
         digest.update(f"{path.name}\0{path.stat().st_size}\0".encode())

@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
+from flipsearch.backends.base import completed, failed
 from flipsearch.backends.chat import EncodedPrompt
-from flipsearch.backends.rollouts import completed, failed
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError
 from flipsearch.core.files import read_text

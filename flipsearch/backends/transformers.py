@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
+from flipsearch.backends.base import EncodedRequest, LocalBackend, end_ids, failed
 from flipsearch.backends.chat import Chat, Thinking
 from flipsearch.backends.decoding import PART_TOKENS, Decoder, DecodingPath, Ids, chooser, shared_prefixes
 from flipsearch.backends.loading import (
@@ -33,7 +34,6 @@ from flipsearch.backends.loading import (
     transformers_identity,
 )
 from flipsearch.backends.models import check_source, locate, model_source
-from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, end_ids, failed
 from flipsearch.backends.vllm import VllmEngine, reserved_share
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import ConfigError, unknown_name

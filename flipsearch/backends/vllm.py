@@ -19,6 +19,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from flipsearch.backends.base import EncodedRequest, LocalBackend, end_ids, stream_seed
 from flipsearch.backends.chat import Chat, Thinking
 from flipsearch.backends.loading import (
     check_template,
@@ -30,7 +31,6 @@ from flipsearch.backends.loading import (
     quiet,
 )
 from flipsearch.backends.models import check_local_model, locate, model_source
-from flipsearch.backends.rollouts import EncodedRequest, LocalBackend, end_ids, stream_seed
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError, ConfigError, one_line
 from flipsearch.core.progress import announce
@@ -189,7 +189,6 @@ class VllmBackend(LocalBackend):
         dtype: str = "auto",
         max_model_len: int | None = None,
         memory_share: float = 1.0,
-        engine: Mapping[str, Any] | None = None,
     ) -> None:
         _import_vllm()
         chosen_dtype = choose_dtype(dtype, choose_device("auto"))
@@ -202,9 +201,7 @@ class VllmBackend(LocalBackend):
         self.notes = (*self.chat.notes, *self.chat.end_note(known_ends), *files.notes)
         self.revision = files.revision
         self.model_id = content_id("vllm", files.fingerprint, self.chat.identity, str(chosen_dtype))
-        self._engine = VllmEngine(
-            files.folder, dtype=dtype, max_model_len=max_model_len, memory_share=memory_share, options=engine
-        )
+        self._engine = VllmEngine(files.folder, dtype=dtype, max_model_len=max_model_len, memory_share=memory_share)
         self.max_positions: int | None = self._engine.max_positions
 
     @classmethod
@@ -287,7 +284,7 @@ class VllmBackend(LocalBackend):
     ) -> list[tuple[Sequence[int] | None, bool]]:
         """Return what the model writes behind each request and what was `written`, and whether it ended by itself.
 
-        None where a logit was not a finite number: vLLM takes any token there, and goes on.
+        None where a logit was not a finite number: vLLM takes any token there, and continues.
         """
         params = [
             self._engine.vllm.SamplingParams(

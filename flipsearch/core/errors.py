@@ -69,7 +69,7 @@ class TrainingError(FlipsearchError):
 
 
 class TrainingStoppedError(TrainingError):
-    """A signal stopped a training, which can go on: a scheduler may queue it again."""
+    """A signal stopped a training, which can continue: a scheduler may queue it again."""
 
     exit_code = 75  # EX_TEMPFAIL of sysexits.h
 

@@ -1,7 +1,7 @@
 """Files and folders: the package's own, files written whole or not at all, locks, and text made safe for its readers.
 
-Appends (log.jsonl, events.jsonl) and databases are not written through this module. A lock is portable, and freed by
-the operating system when the process that holds it ends.
+Appends (log.jsonl, events.jsonl) and databases are not written through this module. A lock is portable, and the
+operating system releases it when the process that holds it ends.
 """
 
 import errno

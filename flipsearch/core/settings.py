@@ -1,4 +1,7 @@
-"""How a setting is described, checked and written down; config.py says which settings there are."""
+"""How a setting is described, checked and written down, and the settings of a model, which most commands share.
+
+config/ says which other settings there are.
+"""
 
 import json
 import shlex
@@ -7,17 +10,28 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from flipsearch.core.errors import ConfigError, one_line, unknown_name
 from flipsearch.core.files import can_be_stored, read_text
-from flipsearch.core.records import FLIP_KINDS, AnswerKind
+from flipsearch.core.records import FLIP_KINDS, AnswerKind, Sampling, content_id
 
 LONGEST_NAME = 200
 """Bytes in a file's name that the user chooses: file systems take 255, and what is added to it needs some."""
 UNITS = {"s": 1, "m": 60, "h": 3600}
+MAX_TOKENS = 1024
+"""Completion tokens at most where neither the user nor the model says otherwise."""
+THOUGHT_SHARE = 2
+"""A model that thinks has this part of max_tokens for its thought where the user gives no budget: else hardly an answer
+begins; a thought that is cut at less than a seventh of its natural length continues in the answer."""
+REWRITE_TOKENS = 2048
+"""Tokens at most of a reply that holds a rewritten context: a model may think before it writes."""
+REQUEST_TIMEOUT_S = 900.0
+"""Seconds of one request to an endpoint where the user does not say otherwise."""
+MOST_SAMPLES = 1000
+"""Samples per prompt at most."""
 Settings = TypeVar("Settings", bound=BaseModel)
 
 
@@ -89,6 +103,94 @@ FlipKinds = Annotated[tuple[AnswerKind, ...], BeforeValidator(flip_kinds), Field
 Depths = Annotated[
     tuple[Annotated[int, Field(ge=0)], ...], BeforeValidator(as_sequence), Flag(("--depth",), metavar="TOKENS")
 ]
+
+
+def is_endpoint(model: str) -> bool:
+    """Return whether a model is behind an endpoint: it is then called over HTTP, whatever else the settings say."""
+    return model.startswith(("http://", "https://"))
+
+
+class ModelConfig(BaseModel):
+    """Which model answers which prompts, how, and who judges: shared by every command that generates."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+    model: str = "pocket"
+    """Built-in name (pocket, smollm2), folder, FILE.gguf, hub id org/name[@revision] or http(s)://HOST/v1#NAME."""
+    backend: str = "transformers"
+    """transformers, vllm, http, scripted or one that is installed; see `flipsearch list backends`."""
+    thinking: Literal["auto", "on", "off"] = "auto"
+    """The chat template's thinking switch, by whichever name it has: auto, on or off."""
+    think_tokens: Annotated[int, Field(ge=0)] | None = None
+    """Close a thought after so many tokens; max_tokens is then the answer's own (half of it; 0: one limit for both)."""
+    device: str = "auto"
+    """auto, cpu, cuda or cuda:N."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Precision of the weights: auto, float32, bfloat16 or float16."""
+    max_model_len: Annotated[int, Field(ge=16)] | None = None
+    """vLLM's longest sequence in tokens (max_tokens and 3,072 more, or what the model holds if that is less)."""
+    batch_size: Count | None = None
+    """Rows per batch; halved automatically where memory is short (the backend chooses)."""
+    max_tokens: Count | None = None
+    """Completion tokens at most, without those of a thought that has a budget (pocket 160, others 1,024)."""
+    temperature: NonNegative = 0.0
+    """Randomness of the answers; 0 always takes the likeliest token (greedy)."""
+    top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
+    """With a temperature: sample from the likeliest tokens that have this probability together."""
+    top_k: Annotated[int, Field(ge=0)] = 0
+    """With a temperature: sample from so many of the likeliest tokens; 0 from all."""
+    prompts: str | None = None
+    """Built-in or public prompt set or file with labels (the model's own; see `flipsearch list prompts`)."""
+    harmful: Annotated[Texts, PROMPT_FILES] = ()
+    """File, https address, hub dataset ORG/NAME/CONFIG/SPLIT or public set of harmful prompts; repeatable."""
+    benign: Annotated[Texts, PROMPT_FILES] = ()
+    """The same of benign prompts; repeatable."""
+    judge: str = ""
+    """A judge J(option=value), or a panel J+J:any (:all, :majority, :mean) (compact; pocket: refusal)."""
+    seed: Annotated[int, Field(ge=0, lt=2**32)] = 0
+    """Seed of sampling, and of a search or a training."""
+    contexts: Annotated[Texts, Flag(metavar="PATH")] = ()
+    """More context templates: a .j2 file or a folder; repeatable."""
+    max_prompts: Annotated[int, Field(ge=2)] | None = None
+    """Prompts at most of each kind, per split in a search (all)."""
+    omit: Annotated[Texts, Flag(metavar="PARAMETER")] = ()
+    """Do not send this to the endpoint, e.g. temperature or max_tokens; repeatable (what it refuses when probed)."""
+    request_timeout_s: Annotated[Seconds, Flag(("--request-timeout",), TIME.metavar, is_text=True)] = REQUEST_TIMEOUT_S
+    """Time that a request to an endpoint may take, with all retries and pauses."""
+
+    def sampling(self, thinks: bool = False) -> Sampling:
+        """Return how completions are sampled; a model that `thinks` has a budget for it if none was given."""
+        max_tokens = self.max_tokens or MAX_TOKENS
+        usual = max_tokens // THOUGHT_SHARE if thinks else 0
+        budget = usual if self.think_tokens is None else self.think_tokens
+        return Sampling(max_tokens, self.temperature, self.top_p, self.top_k, self.seed, budget)
+
+    @property
+    def short_name(self) -> str:
+        """Name of the model in the names of folders."""
+        return Path(self.model).name.rpartition("#")[2].split("@")[0].lower()
+
+    def longest_completion(self) -> int:
+        """Return the most tokens that a model with these settings may have to write."""
+        return self.sampling().longest
+
+    def for_model(self, model: str) -> Self:
+        """Return the settings that load another model: behind an endpoint, that decides how."""
+        other: dict[str, Any] = {"model": model, "omit": ()}
+        if is_endpoint(model):
+            other |= {"backend": "http", "thinking": "auto", "think_tokens": None, "device": "auto", "dtype": "auto"}
+        elif model.endswith(".json") or self.backend in ("http", "scripted"):
+            other |= {"backend": "scripted" if model.endswith(".json") else "transformers", "think_tokens": None}
+        return self.model_copy(update=other)
+
+    @staticmethod
+    def changeable_fields() -> set[str]:
+        """Return the settings that change no result: they may differ when a command is continued."""
+        return {"reports", "batch_size", "device", "max_model_len", "request_timeout_s"}
+
+    def identity(self, *more: object) -> str:
+        """Return a hash of the settings that change results, and of `more`."""
+        return content_id(self.model_dump(mode="json", exclude=self.changeable_fields()), *more)
 
 
 def check_folder_name(flag: str, name: str, place: str, taken: Sequence[str] = ()) -> None:

@@ -2,12 +2,10 @@
 
     training.json and log.jsonl: TrainingRun
     answers of two models --scored--> Measured --paired--> Score --pooled--> Composite --> Scorecard
+    what a context does to a model's next-token distributions, position by position: Anatomy
 
-Knows neither models nor files. To add a method, write one file with a `make_trainer` and add its table to methods.toml.
-
-What a context does to a model's next-token distributions, position by position: the record of `flipsearch anatomy`.
-
-p is the model under the context, q the model without one, both behind the same completion that it wrote without.
+Knows neither models nor files. Of an anatomy, p is the model under the context, q the model without one, both behind
+the same completion that it wrote without.
 """
 
 import tomllib
@@ -126,8 +124,7 @@ class PromptExport(ShowsFacts):
 
     def as_dict(self) -> dict[str, Any]:
         """Return what `--json` prints."""
-        shown: dict[str, Any] = json_value(self)
-        return shown
+        return dict(json_value(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,11 +174,6 @@ def check_method(name: str) -> str:
     if name not in METHODS:
         raise ConfigError(unknown_name("training method", name, METHODS))
     return name
-
-
-def check_methods(names: Sequence[str]) -> tuple[str, ...]:
-    """Return the names of several methods; raises ConfigError for an unknown one."""
-    return tuple(map(check_method, names))
 
 
 def check_format(content: object, path: object) -> None:

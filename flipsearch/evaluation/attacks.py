@@ -24,7 +24,7 @@ from flipsearch.core.thoughts import split_answer
 from flipsearch.evaluation.plan import EvaluationPlan
 from flipsearch.evaluation.scorecard import AnswerScore, SetScores, collect_scores, score_verdict
 from flipsearch.ledger import Ledger
-from flipsearch.measuring.depth import depths_within
+from flipsearch.measuring.measure import depths_within
 from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.attacks import ATTACKS, AttackVariant, respelled_request, reworded
 

@@ -3,7 +3,7 @@
 SQLite by default, any SQLAlchemy URL otherwise. SQLite runs in write-ahead mode with synchronous = NORMAL: a commit
 does not wait for the disk, a kill at any moment loses only what was not yet committed, and a power cut can cost the
 last commits but never damages the file. One process writes to a SQLite ledger at a time, which a lock beside it
-ensures; the operating system frees the lock however the process ends.
+ensures; the operating system releases the lock however the process ends.
 
 A rollout with finish_reason "error" is kept as data but never served as a result: the next run tries it again. A
 verdict is kept as the judge gave it, UNSCORED ones too; a judge with another identity judges everything anew.
@@ -226,7 +226,7 @@ class Ledger:
             return {name: connection.execute(query).scalar_one() for name, query in queries.items()}
 
     def close(self) -> None:
-        """Close the database and free the lock; closing twice is fine."""
+        """Close the database and release the lock; closing twice is fine."""
         if hasattr(self, "_engine"):
             self._engine.dispose()
         if self._lock is not None:

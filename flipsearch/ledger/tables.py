@@ -106,7 +106,7 @@ NOTES = sql.Table(
 
 @dataclass(frozen=True, slots=True)
 class Note:
-    """Something that happened once in the life of a ledger, e.g. the opening of the confirm split."""
+    """Something that happened once in the life of a ledger, e.g. the unsealing of the confirm split."""
 
     value: str
     time: str

@@ -2,8 +2,8 @@
 
     Samples --compare--> Flips --summarize--> Measurement
 
-Only `measure` and `measured_trial` need a `Runner`; the rest is pure. This module knows neither templates nor how
-contexts are searched.
+Only `measure`, `measured_trial` and `rates_by_depth` need a `Runner`; the rest is pure. This module knows neither
+templates nor how contexts are searched.
 
 Contraction: a context can lower harm by leaving a model little to say, though it does not make it refuse, and training
 on it makes that permanent. Measured are the distinct pairs of neighbouring words in the answers to benign prompts; a
@@ -16,13 +16,19 @@ itself, or says what the others say:
 It is 0 for an answer sampled again, 1 where nothing is left, and below 0 where answers grow. Prompts that are refused
 on either side are left out: over-refusal counts those. The interval treats the prompts as independent, though they
 share pairs. (The entropy of first words is near its maximum with a few dozen prompts, whatever a context does.)
+
+Flip rate by depth: whether a context still flips an answer whose unsafe beginning is already written. For each context
+and each depth k, the model continues under the context from the first k tokens of the unsafe answer that it gives
+without one (behind its whole thought, unless that is a line or two), and the whole answer is judged. The flip rate of a
+context that only changes the first words falls off early; in training, the teacher reads just such prefixes. EOPSA
+calls this rate the teacher rescue rate (arXiv 2609.34519).
 """
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import lru_cache
-from itertools import pairwise
+from itertools import islice, pairwise
 
 from flipsearch.config import SearchConfig
 from flipsearch.core.measurements import (
@@ -31,13 +37,15 @@ from flipsearch.core.measurements import (
     Endings,
     Estimate,
     Flip,
+    JudgedRollout,
     Measurement,
     Rate,
     Samples,
     UnsafeShare,
     sum_endings,
 )
-from flipsearch.core.records import Context, Label, Prompt, Rollout, Scope
+from flipsearch.core.progress import Phase
+from flipsearch.core.records import Context, Label, Prompt, Request, Rollout, Scope
 from flipsearch.core.studies import Trial, TrialRole, TrialState
 from flipsearch.core.thoughts import split_answer
 from flipsearch.judging.answers import words_of
@@ -49,6 +57,8 @@ MAX_UNSCORED_RATE = 0.2
 """Where clearly more answers than this cannot be scored, rates mislead: a study stops, and a context has failed."""
 Baseline = Mapping[str, Samples]
 """Prompt id -> its samples without a context."""
+RateByDepth = Sequence[tuple[int, Rate]]
+"""(tokens of the unsafe answer that are written already, flip rate), shallow ones first."""
 
 
 def measure(
@@ -297,3 +307,48 @@ def answer_texts(rollouts: Mapping[str, Rollout]) -> dict[str, str]:
     shown = {id: rollout for id, rollout in rollouts.items() if rollout.finish_reason != "filtered"}
     answers = {id: split_answer(rollout.completion, rollout.opens_thinking).answer for id, rollout in shown.items()}
     return {id: answer for id, answer in answers.items() if answer is not None}
+
+
+def depths_within(depths: Sequence[int], max_tokens: int) -> list[int]:
+    """Return the depths that take rollouts, shallow ones first: depth 0 is the flip rate itself."""
+    return sorted({depth for depth in depths if 0 < depth < max_tokens})
+
+
+def rates_by_depth(
+    runner: Runner,
+    unsafe: Sequence[tuple[Prompt, JudgedRollout]],
+    contexts: Sequence[Context],
+    depths: Sequence[int],
+) -> tuple[list[RateByDepth], set[str]]:
+    """Return each context's flip rates at `depths` > 0, and the ids of the rollouts used.
+
+    `unsafe` are prompts with the unsafe answer that is given without a context; answers that are no longer than a depth
+    are left out of it. Without depths, or if the backend reports no tokens, each context has none.
+    """
+    rollouts = runner.ledger.rollouts(answer.rollout_id for _, answer in unsafe)
+    known = [(prompt, rollouts[answer.rollout_id]) for prompt, answer in unsafe if answer.rollout_id in rollouts]
+    if not depths or not any(rollout.completion_ids for _, rollout in known):
+        return [() for _ in contexts], set()
+    requests = [
+        [
+            replace(runner.request(prompt, context), prefill=rollout.completion_ids[:num])
+            for prompt, rollout in known
+            if len(rollout.completion_ids) > (num := rollout.num_lead_tokens + depth)
+        ]
+        for context in contexts
+        for depth in depths
+    ]
+    flat = [request for group in requests for request in group]
+    if flat:
+        runner.enter(Phase.DEPTH)
+    # All in one call: the backend fills its batches across contexts and depths.
+    judged = runner.outcomes(flat) if flat else []
+    outcomes = iter(judged)
+    rates = iter([_safe_rate(group, islice(outcomes, len(group))) for group in requests])
+    return [[(depth, next(rates)) for depth in depths] for _ in contexts], {outcome.rollout_id for outcome in judged}
+
+
+def _safe_rate(requests: Sequence[Request], outcomes: Iterable[JudgedRollout]) -> Rate:
+    pairs = [(request.prompt, outcome.verdict.label) for request, outcome in zip(requests, outcomes, strict=True)]
+    scored = [(prompt, label) for prompt, label in pairs if label is not Label.UNSCORED]
+    return clustered_rate([label is Label.SAFE for _, label in scored], clusters_of(prompt for prompt, _ in scored))

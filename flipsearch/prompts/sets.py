@@ -43,7 +43,7 @@ from flipsearch.prompts.files import (
 from flipsearch.prompts.formats import Row
 from flipsearch.prompts.known_sets import BY_NAME, LEFT_OUT, KnownSet, SetFile, files_of, recognise
 from flipsearch.prompts.rows import PROMPT_LABELS, ChatPrompt, LabelRouter, read_request
-from flipsearch.prompts.splitting import DEFAULT_SHARES, assign_splits, cached_clusters, first_of_each_kind
+from flipsearch.prompts.splitting import SHARES, assign_splits, cached_clusters, first_of_each_kind
 
 FOLDER = "prompt_sets"
 MAX_KEPT = 50_000
@@ -97,8 +97,6 @@ def load_prompts(
     *,
     harmful: str | Sequence[str] = (),
     benign: str | Sequence[str] = (),
-    shares: Mapping[Split, float] = DEFAULT_SHARES,
-    seed: int = 0,
 ) -> PromptSet:
     """Return a built-in set, files, or both together, as one set with splits.
 
@@ -119,7 +117,7 @@ def load_prompts(
         raise PromptError(f"no prompts given: name a set ({', '.join(built_in)}), or files of prompts.")
     distinct = kept.prompts()
     announce(f"splitting {len(distinct):,} prompts, near-duplicates together")
-    prompts = assign_splits(distinct, shares, seed, cached_clusters)
+    prompts = assign_splits(distinct, cached_clusters)
     notes = [note for source in sources for note in source.notes]
     for source in sources:
         if source.name not in built_in:
@@ -128,7 +126,7 @@ def load_prompts(
     notes += kept.notes()
     # A file that fixes every split may well leave some out.
     if any(prompt.split is None for prompt in distinct):
-        empty = [split for split in shares if split not in {prompt.split for prompt in prompts}]
+        empty = [split for split in SHARES if split not in {prompt.split for prompt in prompts}]
         notes += [f"split '{split}' is empty: too few prompts differ enough to fill it" for split in empty]
     return PromptSet("+".join(source.name for source in sources), tuple(prompts), tuple(notes))
 

@@ -1,6 +1,6 @@
 """Splits prompts so that near-duplicates share a split, and lists each split in a fixed nested order.
 
-Nothing here depends on the order of the rows: clusters come from the words, splits and order from seeded hashes.
+Nothing here depends on the order of the rows: clusters come from the words, splits and order from hashes.
 
 The clusters of a kind are sorted by hash, interleaved over categories, and the list is divided at the shares: they are
 as exact as whole clusters allow, every split gets each kind that has enough clusters and its part of each category, and
@@ -17,19 +17,19 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from functools import lru_cache
-from itertools import chain
+from itertools import accumulate, chain
 from typing import TypeVar
 
 import numpy as np
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from flipsearch.core.errors import PromptError, unknown_name
+from flipsearch.core.errors import PromptError
 from flipsearch.core.files import cache_folder, write_text
 from flipsearch.core.records import REMEMBERED, SPLITS, Kind, Prompt, Split
 
 Word = TypeVar("Word", str, int)
-DEFAULT_SHARES: Mapping[Split, float] = {"search": 0.4, "confirm": 0.4, "evaluation": 0.2}
+SHARES: Mapping[Split, float] = {"search": 0.4, "confirm": 0.4, "evaluation": 0.2}
 """Training uses all but the evaluation split, and so needs no share of its own."""
 NEAR_DUPLICATE = 0.7
 """Least Jaccard similarity of the word sets of two prompts of one cluster."""
@@ -57,23 +57,14 @@ _FORM_SET = frozenset(_FORM_WORDS.split())
 
 
 def assign_splits(
-    prompts: Sequence[Prompt],
-    shares: Mapping[Split, float] = DEFAULT_SHARES,
-    seed: int = 0,
-    find: Callable[[Sequence[Prompt]], Sequence[str]] | None = None,
+    prompts: Sequence[Prompt], find: Callable[[Sequence[Prompt]], Sequence[str]] | None = None
 ) -> list[Prompt]:
     """Return the prompts with a split each, and a group if they have near-duplicates, split by split in nested order.
 
-    A split that the set has fixed is kept, and extends to the other members of the prompt's cluster; `shares` divide
+    A split that the set has fixed is kept, and extends to the other members of the prompt's cluster; SHARES divide
     the rest, stratum by stratum (kind, borderline). Any prefix of a split is representative of it. `find` returns the
     cluster of each prompt, as `find_clusters` does, which is the default.
-    Raises PromptError for an unknown split or shares that do not add up to 1.
     """
-    for split in shares:
-        if split not in SPLITS:
-            raise PromptError(unknown_name("split", split, SPLITS))
-    if not shares or min(shares.values()) <= 0 or abs(sum(shares.values()) - 1) > 1e-6:
-        raise PromptError(f"shares of the splits must be positive and add up to 1, got {dict(shares)}.")
     cluster_ids = (find or find_clusters)(prompts)
     clusters: dict[str, list[Prompt]] = defaultdict(list)
     for prompt, cluster_id in zip(prompts, cluster_ids, strict=True):
@@ -88,7 +79,7 @@ def assign_splits(
             counts = Counter((prompt.kind, prompt.borderline) for prompt in members)
             strata[max(counts, key=lambda key: (counts[key], key))].append(cluster_id)
     for stratum in strata.values():
-        splits.update(_divide(stratum, clusters, shares, seed))
+        splits.update(_divide(stratum, clusters))
     placed = [
         replace(
             prompt,
@@ -97,7 +88,7 @@ def assign_splits(
         )
         for prompt, cluster_id in zip(prompts, cluster_ids, strict=True)
     ]
-    return nested_order(placed, seed)
+    return nested_order(placed)
 
 
 def find_clusters(prompts: Sequence[Prompt]) -> list[str]:
@@ -115,13 +106,13 @@ def find_clusters(prompts: Sequence[Prompt]) -> list[str]:
     return ids
 
 
-def nested_order(prompts: Iterable[Prompt], seed: int = 0) -> list[Prompt]:
-    """Return the prompts split by split, each stratum spread evenly by seeded hash: any prefix is representative."""
+def nested_order(prompts: Iterable[Prompt]) -> list[Prompt]:
+    """Return the prompts split by split, each stratum spread evenly by hash: any prefix is representative."""
     listed = list(prompts)
     strata: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for prompt in listed:
         strata[prompt.split or "", prompt.kind, str(prompt.borderline), prompt.category].append(prompt.prompt_id)
-    positions = _positions(strata, seed, "order")
+    positions = _positions(strata, "order")
     ranks: dict[Split | None, int] = {split: rank for rank, split in enumerate(SPLITS)}
     return sorted(
         listed, key=lambda prompt: (ranks.get(prompt.split, len(SPLITS)), positions[prompt.prompt_id], prompt.prompt_id)
@@ -152,19 +143,16 @@ def share_of_each_kind(prompts: Sequence[Prompt], share: float) -> tuple[Prompt,
     return tuple(kept)
 
 
-def _divide(
-    cluster_ids: Iterable[str], clusters: Mapping[str, Sequence[Prompt]], shares: Mapping[Split, float], seed: int
-) -> dict[str, Split]:
+def _divide(cluster_ids: Iterable[str], clusters: Mapping[str, Sequence[Prompt]]) -> dict[str, Split]:
     """Divide the clusters of one stratum, interleaved over categories, at the shares: each goes by its middle."""
     categories: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for cluster_id in cluster_ids:
         first = min(clusters[cluster_id], key=lambda prompt: prompt.prompt_id)
         categories[first.kind, str(first.borderline), first.category].append(cluster_id)
-    positions = _positions(categories, seed, "split")
+    positions = _positions(categories, "split")
     ordered = sorted(positions, key=lambda cluster_id: (positions[cluster_id], cluster_id))
     total = sum(len(clusters[cluster_id]) for cluster_id in ordered)
-    names = sorted(shares, key=SPLITS.index)
-    ends = [sum(shares[name] for name in names[: index + 1]) for index in range(len(names))]
+    names, ends = list(SHARES), list(accumulate(SHARES.values()))
     placed: list[int] = []
     before = 0
     for cluster_id in ordered:
@@ -178,18 +166,19 @@ def _divide(
     return {cluster_id: names[index] for cluster_id, index in zip(ordered, placed, strict=True)}
 
 
-def _positions(strata: Mapping[tuple[str, ...], Sequence[str]], seed: int, purpose: str) -> dict[str, float]:
-    """Return id -> position in [0, 1): each stratum is sorted by seeded hash and spread evenly."""
+def _positions(strata: Mapping[tuple[str, ...], Sequence[str]], purpose: str) -> dict[str, float]:
+    """Return id -> position in [0, 1): each stratum is sorted by hash and spread evenly."""
 
-    def unit(*parts: object) -> float:
-        digest = hashlib.sha256("\x1f".join(map(str, parts)).encode()).digest()
+    def unit(*parts: str) -> float:
+        # The "0" was a seed once: without it every prompt set would be split otherwise.
+        digest = hashlib.sha256("\x1f".join(["0", purpose, *parts]).encode()).digest()
         return int.from_bytes(digest[:8], "big") / 2**64
 
     positions: dict[str, float] = {}
     for key, ids in strata.items():
         # Without a start of its own every small stratum would be at the same position, at the head of the list.
-        start = unit(seed, purpose, *key)
-        for index, id in enumerate(sorted(ids, key=lambda id: (unit(seed, purpose, id), id))):
+        start = unit(*key)
+        for index, id in enumerate(sorted(ids, key=lambda id: (unit(id), id))):
             positions[id] = (index + start) / len(ids)
     return positions
 

@@ -1,6 +1,10 @@
 """The search: which contexts to try, how long to race them, and what the sealed prompts say of the best."""
 
-from flipsearch.searching.setup import SearchSetup, prepare_search
-from flipsearch.searching.study import run_score, run_study
+from flipsearch.searching.plan import Budget, SearchPlan, plan_search
+from flipsearch.searching.setup import START, SearchSetup, prepare_search
+from flipsearch.searching.study import run_score, run_study, write_storage
 
-__all__ = ["SearchSetup", "prepare_search", "run_score", "run_study"]
+__all__ = [
+    "START", "Budget", "SearchPlan", "SearchSetup", "plan_search", "prepare_search", "run_score", "run_study",
+    "write_storage",
+]  # fmt: skip

@@ -1,7 +1,7 @@
 """Intervals and tests of rates: of one set of prompts, and of two contexts on the same prompts.
 
 One fraction has Wilson's interval, a mean of bounded values Student's, a weighted sum MOVER's. A pair of contexts has
-Newcombe's interval and McNemar's mid-p test; several have Holm's adjustment; a race, which looks after every rung and
+Newcombe's interval and McNemar's mid-p test; several have Holm's adjustment; a race, which tests after every rung and
 may stop at any time, has e-values.
 
 Prompts come in clusters: paraphrases and wrappers of one request resemble each other. Taken for independent prompts
@@ -223,7 +223,7 @@ def e_value(counts: ArrayLike, totals: ArrayLike, bound: float) -> NDArray[np.fl
     """Return the evidence against "the rate is at most `bound`" in `counts` successes of `totals` trials, elementwise.
 
     Under that hypothesis an e-value exceeds 1 / alpha at any time with probability at most alpha (Ville's inequality),
-    so a race may look after every rung without inflating its errors (Ramdas et al. 2023, doi:10.1214/23-STS894).
+    so a race may test after every rung without inflating its errors (Ramdas et al. 2023, doi:10.1214/23-STS894).
 
     It is the likelihood ratio of rates mixed uniformly over (bound, 1), a beta mixture, to the bound. No trials give 1,
     and so does a bound of 1, above which there is nothing. ValueError for a bound outside of [0, 1].
@@ -352,7 +352,7 @@ def ratio_interval(parts: Sequence[float], wholes: Sequence[float], clusters: Se
     """Return sum(parts) / sum(wholes) with its 95 % interval in [0, high]; `clusters` has one name per row.
 
     The linearised variance of a ratio over clusters with Student's quantile (Cochran 1977, ch. 6). A mean is a ratio
-    whose wholes are 1. A single cluster has no spread to tell, and its interval is all of [0, high].
+    whose wholes are 1. A single cluster has no spread to show, and its interval is all of [0, high].
     """
     whole = float(sum(wholes))
     if not whole:

@@ -40,8 +40,14 @@ from flipsearch.core.trainings import (
 )
 from flipsearch.judging.library import unload
 from flipsearch.ledger import Ledger
-from flipsearch.measuring.depth import depths_within, rates_by_depth
-from flipsearch.measuring.measure import clusters_of, compare, measure, measure_contractions
+from flipsearch.measuring.measure import (
+    clusters_of,
+    compare,
+    depths_within,
+    measure,
+    measure_contractions,
+    rates_by_depth,
+)
 from flipsearch.measuring.runner import Runner, sampling_for
 from flipsearch.statistics.intervals import mean_interval, ratio_interval
 from flipsearch.training.divergence import Divergence, divergence_sum, position_divergences

@@ -7,8 +7,7 @@ from flipsearch.core.studies import Confirmed, Trial
 from flipsearch.defaults import resolve
 from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
-from flipsearch.measuring.depth import depths_within
-from flipsearch.measuring.measure import measure
+from flipsearch.measuring.measure import depths_within, measure
 from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.searching.after.deciding import measure_depth

@@ -25,8 +25,15 @@ from flipsearch.core.measurements import JudgedRollout, Measurement, Rate
 from flipsearch.core.progress import Phase
 from flipsearch.core.records import Label, Prompt
 from flipsearch.core.studies import BenignContext, Portfolio, Trial
-from flipsearch.measuring.depth import depths_within, rates_by_depth
-from flipsearch.measuring.measure import clusters_of, has_failed, measure, measured_trial, unsafe_rate
+from flipsearch.measuring.measure import (
+    clusters_of,
+    depths_within,
+    has_failed,
+    measure,
+    measured_trial,
+    rates_by_depth,
+    unsafe_rate,
+)
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline
 from flipsearch.searching.finalists import CompletedSearch, Confirmation, Stage

@@ -217,7 +217,7 @@ class Crossover:
             head, tail = head[: rng.choice(seams(head)[1:])], tail[rng.choice(seams(tail)[:-1]) :]
         known = {normalised(piece.text) for piece in head}
         new = [piece for piece in tail if normalised(piece.text) not in known]
-        # The first new piece goes on in the head's last paragraph, unless it is a heading.
+        # The first new piece continues the head's last paragraph, unless it is a heading.
         pieces = [*head, *(replace(piece, gap=piece.gap if piece.level else "\n") for piece in new[:1]), *new[1:]]
         while num_words(pieces) > most and len(pieces) > 1:
             parts = sections(pieces)

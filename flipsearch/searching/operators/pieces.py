@@ -95,7 +95,7 @@ def join(pieces: Sequence[Piece]) -> str:
 def without(pieces: Sequence[Piece], index: int) -> list[Piece]:
     """Return the pieces without one of them, or of a heading that has nothing left below it.
 
-    A paragraph that goes on without the piece still starts there.
+    A paragraph that continues without the piece still starts there.
     """
     rest = [*pieces[:index], *pieces[index + 1 :]]
     if index < len(rest):

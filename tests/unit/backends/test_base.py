@@ -16,7 +16,7 @@ from flipsearch.core.errors import BackendError, PluginError
 from tests.models import tiny_qwen3
 
 TOY = '''
-from flipsearch.backends.rollouts import completed
+from flipsearch.backends.base import completed
 from flipsearch.backends.chat import EncodedPrompt
 
 

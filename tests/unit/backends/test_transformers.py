@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from flipsearch.backends import loading
-from flipsearch.backends.rollouts import end_ids
+from flipsearch.backends.base import end_ids
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.core.errors import BackendError, ConfigError
 from flipsearch.core.records import Prompt, Request, Sampling

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from flipsearch.backends.base import completed
 from flipsearch.backends.chat import EncodedPrompt
-from flipsearch.backends.rollouts import completed
 from flipsearch.core.records import FinishReason, Request, Rollout, Sampling
 from flipsearch.evaluation import run
 from flipsearch.evaluation.run import AlgebraWorker, is_correct, score_answer, score_problems

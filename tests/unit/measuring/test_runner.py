@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from flipsearch.backends.rollouts import failed
+from flipsearch.backends.base import failed
 from flipsearch.core.errors import BackendError, JudgeError
 from flipsearch.core.progress import Activity, Phase, Step
 from flipsearch.core.records import (

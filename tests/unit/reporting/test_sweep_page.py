@@ -8,8 +8,8 @@ from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import Context
 from flipsearch.core.sweeps import Sweep, SweepGroup, SweepRun, SweptContext
 from flipsearch.reporting.sweep_page import caveats, sentence, sweep_page, sweep_verdict, training_rows, write_sweep
+from flipsearch.statistics.agreement import predictions
 from flipsearch.statistics.intervals import paired_difference, wilson
-from flipsearch.statistics.prediction import predictions
 from tests.finished_training import HOSTILE
 
 HARM = {0: 0.9, 2: 0.7, 5: 0.5, 8: 0.3, 10: 0.1}

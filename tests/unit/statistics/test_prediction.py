@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from flipsearch.statistics.prediction import behind_best, permutation_p, spearman
+from flipsearch.statistics.agreement import behind_best, permutation_p, spearman
 
 FLIPS, HARM = [0.0, 0.1, 0.3, 0.5, 0.7, 0.9], [0.9, 0.8, 0.5, 0.3, 0.2, 0.1]
 
