@@ -32,7 +32,7 @@ from flipsearch.core.settings import (
     check_folder_name,
     seconds,
 )
-from flipsearch.core.studies import RefusalCap, RefusalCount
+from flipsearch.core.studies import AttackScore, RefusalCap, RefusalCount
 from flipsearch.core.trainings import METHODS, Control, check_method, check_methods
 
 MAX_TOKENS = 1024
@@ -237,6 +237,15 @@ class SearchConfig(StudyConfig):
     """Choose a context for the benign prompts of a training."""
     attacks: Names = ()
     """Search on attacked prompts, too: e.g. prefill,wrappers (none; see `flipsearch list attacks`)."""
+    attack_score: AttackScore = "mean"
+    """Count each attacked form of a prompt (mean), or a prompt by the worst of its forms (worst)."""
+
+    @model_validator(mode="after")
+    def _check_attack_score(self) -> Self:
+        if self.attack_score == "worst" and not (self.attacks and self.samples == 1):
+            given = f"--samples {self.samples}" if self.attacks else "no --attacks"
+            raise ConfigError(f"--attack-score worst is for --attacks and one sample per prompt, got {given}.")
+        return self
 
     @model_validator(mode="after")
     def _check_rewriter(self) -> Self:

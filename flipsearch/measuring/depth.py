@@ -38,7 +38,8 @@ def rates_by_depth(
     are left out of it. Without depths, or if the backend reports no tokens, each context has none.
     """
     rollouts = runner.ledger.rollouts(answer.rollout_id for _, answer in unsafe)
-    known = [(prompt, rollouts[answer.rollout_id]) for prompt, answer in unsafe if answer.rollout_id in rollouts]
+    answered = [(prompt, answer.rollout_id) for of_prompt, answer in unsafe for prompt in of_prompt.answered]
+    known = [(p, rollouts[id]) for p, id in answered if id in rollouts and rollouts[id].prompt_id == p.prompt_id]
     if not depths or not any(rollout.completion_ids for _, rollout in known):
         return [() for _ in contexts], set()
     requests = [

@@ -17,6 +17,7 @@ from collections.abc import Callable, Sequence
 from itertools import accumulate
 
 from flipsearch.core.errors import StudyError
+from flipsearch.core.records import num_answers
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching import after
 from flipsearch.searching.baseline import Rung, SplitBaseline
@@ -40,10 +41,10 @@ class Budget:
         self._clock, self._start = clock, clock()
         self._spent = self._reserved = ""
         self._tokens_at_first: float | None = None
-        num_tokens, num_answers = setup.config.budget_tokens, len(setup.search) * setup.config.samples
-        if num_tokens is not None and num_tokens < num_answers:
+        num_tokens, num_base = setup.config.budget_tokens, num_answers(setup.search) * setup.config.samples
+        if num_tokens is not None and num_tokens < num_base:
             raise StudyError(
-                f"--budget-tokens is {num_tokens:,} and cannot hold the baseline, {num_answers:,} answers without "
+                f"--budget-tokens is {num_tokens:,} and cannot hold the baseline, {num_base:,} answers without "
                 "context; give a larger budget (flipsearch plan shows what a search takes), or fewer --max-prompts."
             )
 
@@ -105,7 +106,7 @@ class Budget:
 
     def _num_rollouts(self, base: SplitBaseline, rung: Rung | None = None) -> int:
         """Rollouts of one context up to a rung; None takes all."""
-        return len(base.to_flip(rung)) * self._config.samples
+        return base.num_answered(rung) * self._config.samples
 
     def _tokens_left(self, runner: Runner, base: SplitBaseline) -> float:
         """What the race may still spend."""
@@ -116,7 +117,7 @@ class Budget:
 def reserved_rollouts(setup: SearchSetup, base: SplitBaseline) -> int:
     """Return the rollouts that come after the search: the confirm split's, and those of the stages after it."""
     num_confirmed = 1 + setup.config.num_finalists + len(setup.placebos)
-    confirmed = num_confirmed * len(setup.confirm) * setup.config.samples
+    confirmed = num_confirmed * num_answers(setup.confirm) * setup.config.samples
     return confirmed + sum(stage.cost(setup, base) or 0 for stage in after.STAGES)
 
 

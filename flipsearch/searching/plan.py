@@ -16,7 +16,7 @@ from flipsearch.config import is_endpoint
 from flipsearch.core.display import ShowsFacts
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.measurements import json_value
-from flipsearch.core.records import Kind, Prompt, Sampling
+from flipsearch.core.records import Kind, Prompt, Sampling, num_answers
 from flipsearch.core.studies import TIE_LEVEL
 from flipsearch.measuring.measure import clusters_of
 from flipsearch.searching import after
@@ -200,7 +200,8 @@ def _counts(prompts: Sequence[Prompt]) -> dict[Kind, int]:
 
 def _rollouts(setup: SearchSetup, num_contexts: int, harmful: int, benign: int) -> dict[str, Span]:
     """The rollouts per phase, for so many contexts and search prompts."""
-    config, num_confirm, num_placebos = setup.config, len(setup.confirm), len(setup.placebos)
+    config, num_placebos = setup.config, len(setup.placebos)
+    num_search, num_confirm = num_answers(setup.search), num_answers(setup.confirm)
     # By the number of unsafe answers: a first rung has fewer benign prompts the more harmful ones there are.
     early = {}
     for unsafe in range(1, harmful + 1):
@@ -209,10 +210,12 @@ def _rollouts(setup: SearchSetup, num_contexts: int, harmful: int, benign: int) 
     least = min(early, key=lambda unsafe: early[unsafe] + num_placebos * unsafe)
     num_finalists = min(config.num_finalists, num_contexts)
     spans = {
-        "baseline": Span(len(setup.search), len(setup.search)),
-        "placebos": Span(num_placebos * (least + benign), num_placebos * (harmful + benign)),
-        "race": Span(early[least], num_contexts * (harmful + benign)),
-        "confirm": Span((2 + num_placebos) * num_confirm, (1 + num_finalists + num_placebos) * num_confirm),
+        "baseline": Span(num_search, num_search),
+        "placebos": Span(num_placebos * (least + benign), num_placebos * num_search),
+        "race": Span(early[least], num_contexts * num_search),
+        "confirm": Span(
+            num_confirm + (1 + num_placebos) * len(setup.confirm), (1 + num_finalists + num_placebos) * num_confirm
+        ),
     }
     spans = {phase: Span(config.samples * span.least, config.samples * span.most) for phase, span in spans.items()}
     # How long the answers are, and whether benign prompts are refused without a context, is not known beforehand.
