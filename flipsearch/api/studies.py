@@ -47,7 +47,7 @@ def search_inputs(given: Given[SearchConfig]) -> tuple[SearchSetup, PromptSet]:
     """Return the checked settings of a search with its contexts, and its prompts."""
     config = given.config()
     library = library_for(config.model, config.contexts)
-    prompts = attacked_prompts(prompts_of(config), config.attacks, config)
+    prompts = attacked_prompts(prompts_of(config), config.attacks, config, config.attack_score)
     setup = prepare_search(config, library, prompts.prompts)
     return replace(setup, start=_start(config, library)), prompts
 

@@ -31,7 +31,7 @@ GROUPS = {
     "top_p top_k seed omit request_timeout_s",
     "Prompts and judging": "max_prompts max_problems split predict_split reasoning samples repetition_penalty "
     "unsafe_at count_flips second_judges confirm_judge",
-    "Attacks": "attacks attempts attacker unsafe_answers",
+    "Attacks": "attacks attack_score attempts attacker unsafe_answers",
     "Where contexts come from": "contexts start templates placements breed rewriter screen max_context_tokens "
     "benign_context cohort_size",
     "What a context may cost": "max_over_refusal over_refusal max_contraction",

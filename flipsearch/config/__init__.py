@@ -42,7 +42,7 @@ from flipsearch.core.settings import (
     is_endpoint,
     seconds,
 )
-from flipsearch.core.studies import RefusalCap, RefusalCount
+from flipsearch.core.studies import AttackScore, RefusalCap, RefusalCount
 
 __all__ = [
     "ANATOMIES", "EVALUATIONS", "MAX_TOKENS", "REQUEST_TIMEOUT_S", "REWRITE_TOKENS", "SWEEPS", "TRAININGS",
@@ -157,6 +157,15 @@ class SearchConfig(StudyConfig):
     """Choose a context for the benign prompts of a training."""
     attacks: Names = ()
     """Search on attacked prompts, too: e.g. prefill,wrappers (none; see `flipsearch list attacks`)."""
+    attack_score: AttackScore = "mean"
+    """Count each attacked form of a prompt (mean), or a prompt by the worst of its forms (worst)."""
+
+    @model_validator(mode="after")
+    def _check_attack_score(self) -> Self:
+        if self.attack_score == "worst" and not (self.attacks and self.samples == 1):
+            given = f"--samples {self.samples}" if self.attacks else "no --attacks"
+            raise ConfigError(f"--attack-score worst is for --attacks and one sample per prompt, got {given}.")
+        return self
 
     @model_validator(mode="after")
     def _check_rewriter(self) -> Self:

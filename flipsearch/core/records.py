@@ -8,6 +8,7 @@ redone alone. This module knows nothing of models, files or statistics.
 
 import hashlib
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import lru_cache
@@ -64,10 +65,14 @@ class Prompt:
     """What the completion is made to begin with."""
     is_raw: bool = False
     """The model reads the text as it is, without its chat template."""
+    forms: "tuple[Prompt, ...]" = ()
+    """Attacked prompts that are answered in its place, of which the worst counts; () for any other prompt."""
 
     @property
     def prompt_id(self) -> str:
         """Content hash of kind and text, and of the turns before it and of what an attack adds if there is any."""
+        if self.forms:
+            return _text_id("prompt", self.kind, self.text, tuple(form.prompt_id for form in self.forms))
         if self.request:
             return _text_id("prompt", self.kind, self.text, self.turns, self.request, self.prefill, self.is_raw)
         if self.turns:
@@ -75,9 +80,19 @@ class Prompt:
         return _text_id("prompt", self.kind, self.text)
 
     @property
+    def answered(self) -> "tuple[Prompt, ...]":
+        """What the model answers: its forms, or itself without any."""
+        return self.forms or (self,)
+
+    @property
     def judged(self) -> "Prompt":
         """What judges see beside the answer: the request without what an attack made of it."""
         return Prompt(self.request, self.kind, self.category, self.borderline) if self.request else self
+
+
+def num_answers(prompts: Iterable[Prompt]) -> int:
+    """Return how many answers prompts take under one context, at one sample each."""
+    return sum(len(prompt.answered) for prompt in prompts)
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,6 +47,7 @@ class OperatorGain:
     high: float
 
 
+AttackScore = Literal["mean", "worst"]
 RefusalCount = Literal["added", "total"]
 """Benign prompts refused beyond those refused without a context, or all refused."""
 
@@ -366,6 +367,11 @@ class Study(ShowsFacts):
         """Whether there is a winner that beats the placebos within the caps on benign prompts."""
         winner = self.winner
         return winner is not None and winner.beats_placebo and not self.is_over_any_cap(winner)
+
+    @property
+    def has_single_answers(self) -> bool:
+        """Whether the label of each prompt is that of one answer, and no sum over samples or attacked forms."""
+        return (self.settings.get("samples", 1), self.settings.get("attack_score", "mean")) == (1, "mean")
 
     def is_over_cap(self, trial: Trial) -> bool:
         """Return whether a trial refuses more benign prompts than the study's cap allows, on any split."""

@@ -221,7 +221,7 @@ def _corrected(study: Study, trial: Trial, unsafe: Agreement | None, labels: Seq
     """Return the trial with corrected numbers; None where a label does not belong to a single answer."""
     if trial.confirmed is None:
         return trial
-    if study.settings.get("samples", 1) > 1:
+    if not study.has_single_answers:
         return trial.with_confirmed(corrected=None, risk_reduction=None)
     scored = [flip for flip in harmful_flips(trial) if Label.UNSCORED not in (flip.before, flip.after)]
     corrected = None

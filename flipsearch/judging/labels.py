@@ -305,8 +305,8 @@ def _rollout_ids(study: Study, num_contexts: int) -> dict[str, dict[str, str]]:
 
     All have the same prompts: the harmful ones that are scored under each of the best `num_contexts` contexts.
     """
-    if study.settings.get("samples", 1) > 1:
-        raise StudyError(f"study '{study.name}' samples each prompt several times; labels are for one sample each.")
+    if not study.has_single_answers:
+        raise StudyError(f"study '{study.name}' has several answers per prompt; labels are for one answer each.")
     trials = [trial for trial in study.trials if trial.role == "arm" and trial.state == "complete" and trial.confirmed]
     best = study.best
     if best is None or not trials:

@@ -67,14 +67,23 @@ def measure(
     """Return one measurement per context over the same prompts, generated in one call of the backend.
 
     `baseline` holds the samples of every prompt of the split; `prompts` may be fewer of them, and then tfr is None.
-    No prompt may come twice.
+    No prompt may come twice. Of a prompt with forms those are answered again that are unsafe without a context, or all
+    if none is.
     """
-    samples = runner.samples([(prompt, context) for context in contexts for prompt in prompts])
+    again = [left_to_flip(prompt, baseline[prompt.prompt_id]) for prompt in prompts]
+    samples = runner.samples([(prompt, context) for context in contexts for prompt in again])
     by_id = {prompt.prompt_id: prompt for prompt in prompts}
     n = len(prompts)
     measured = [compare(by_id, baseline, samples[i * n : (i + 1) * n], split) for i in range(len(contexts))]
     contractions = measure_contractions(runner.ledger, [rates.flips for rates in measured], baseline)
     return [replace(rates, contraction=lost) for rates, lost in zip(measured, contractions, strict=True)]
+
+
+def left_to_flip(prompt: Prompt, before: Samples) -> Prompt:
+    """Return a prompt with those of its forms that are unsafe without a context, or as it is if none is."""
+    judged = zip(prompt.forms, before.judged, strict=False)  # a prompt without forms has samples all the same
+    unsafe = tuple(form for form, answer in judged if answer.verdict.label is Label.UNSAFE)
+    return replace(prompt, forms=unsafe) if unsafe else prompt
 
 
 def measured_trial(
@@ -326,7 +335,8 @@ def rates_by_depth(
     are left out of it. Without depths, or if the backend reports no tokens, each context has none.
     """
     rollouts = runner.ledger.rollouts(answer.rollout_id for _, answer in unsafe)
-    known = [(prompt, rollouts[answer.rollout_id]) for prompt, answer in unsafe if answer.rollout_id in rollouts]
+    answered = [(prompt, answer.rollout_id) for of_prompt, answer in unsafe for prompt in of_prompt.answered]
+    known = [(p, rollouts[id]) for p, id in answered if id in rollouts and rollouts[id].prompt_id == p.prompt_id]
     if not depths or not any(rollout.completion_ids for _, rollout in known):
         return [() for _ in contexts], set()
     requests = [

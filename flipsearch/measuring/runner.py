@@ -8,6 +8,7 @@ This module compares nothing and counts no rates: it returns what was generated 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import islice
 
 from flipsearch.config import ModelConfig
 from flipsearch.core.errors import BackendError, one_line
@@ -150,9 +151,12 @@ class Runner:
 
     def samples(self, pairs: Sequence[tuple[Prompt, Context | None]]) -> list[Samples]:
         """Return all samples of each prompt under its context, in order, generated in one call of the backend."""
-        size = self.rule.samples
-        judged = self.outcomes([self.request(prompt, context, i) for prompt, context in pairs for i in range(size)])
-        return [Samples(self.rule, tuple(judged[i : i + size])) for i in range(0, len(judged), size)]
+        indices = range(self.rule.samples)
+        requests = [
+            [self.request(p, context, i) for p in prompt.answered for i in indices] for prompt, context in pairs
+        ]
+        judged = iter(self.outcomes([request for of_prompt in requests for request in of_prompt]))
+        return [Samples(self.rule, tuple(islice(judged, len(of_prompt)))) for of_prompt in requests]
 
     def request(self, prompt: Prompt, context: Context | None, index: int = 0) -> Request:
         """Return the request for one sample of a prompt under a context, or of the baseline; `index` counts from 0.

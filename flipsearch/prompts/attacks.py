@@ -13,7 +13,7 @@ import random
 import re
 import tomllib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
@@ -21,6 +21,7 @@ from typing import Literal
 from flipsearch.config import ModelConfig, is_endpoint
 from flipsearch.core.errors import ConfigError, unknown_name
 from flipsearch.core.records import Prompt, Turn, content_id
+from flipsearch.core.studies import AttackScore
 from flipsearch.prompts.sets import PromptSet
 
 SLOT = "REQUEST"
@@ -102,11 +103,14 @@ def gives_tokens(config: ModelConfig, model: str) -> bool:
     return not is_endpoint(model) and config.backend not in ("http", "scripted")
 
 
-def attacked_prompts(prompts: PromptSet, given: Sequence[str], config: ModelConfig) -> PromptSet:
+def attacked_prompts(
+    prompts: PromptSet, given: Sequence[str], config: ModelConfig, score: AttackScore = "mean"
+) -> PromptSet:
     """Return a set whose harmful prompts of search and confirm stand in each form of some attacks, and in none.
 
     Still in nested order: of k forms, a prompt comes in another one in each of k rounds, and prompts that follow each
-    other in different ones. ConfigError for an attack that is made by more than texts.
+    other in different ones; where the worst form counts, it stays one prompt that has them. ConfigError for an attack
+    that is made by more than texts.
     """
     if not given:
         return prompts
@@ -120,19 +124,33 @@ def attacked_prompts(prompts: PromptSet, given: Sequence[str], config: ModelConf
         raise ConfigError(
             f"--attacks {remote[0]} needs the tokens of a model, and '{config.model}' gives none; give {others}."
         )
-    forms = [AttackVariant(), *(form for name in names for form in ATTACKS[name].variants.values())]
-    attacked: list[Prompt] = []
-    for number in range(len(forms)):
-        places: Counter[str | None] = Counter()
-        for prompt in prompts.prompts:
-            if prompt.kind == "harmful" and prompt.split in ("search", "confirm"):
-                form = forms[(places[prompt.split] + number) % len(forms)]
-                places[prompt.split] += 1
-                attacked.append(prompt if form == AttackVariant() else form.attacked(prompt))
-            elif number == 0:
-                attacked.append(prompt)
-    note = f"harmful prompts of search and confirm stand in {len(forms)} forms: as they are, and in {', '.join(names)}"
+    variants = [form for name in names for form in ATTACKS[name].variants.values()]
+    note = f"harmful prompts of search and confirm stand in {len(variants) + 1} forms: as they are, and in "
+    note += ", ".join(names)
+    rows = [(prompt, _forms_of(prompt, variants)) for prompt in prompts.prompts]
+    if score == "worst":
+        note += "; a prompt counts by the worst of its forms, under a context by the worst that is unsafe without one"
+        attacked = [replace(prompt, forms=tuple(forms)) if forms else prompt for prompt, forms in rows]
+    else:
+        attacked = list(_in_turn(rows, len(variants) + 1))
     return PromptSet(prompts.name, tuple(attacked), (*prompts.notes, note))
+
+
+def _forms_of(prompt: Prompt, variants: Sequence[AttackVariant]) -> list[Prompt]:
+    """Return a harmful prompt of search or confirm as it is and under attack; [] for any other prompt."""
+    is_attacked = prompt.kind == "harmful" and prompt.split in ("search", "confirm")
+    return [prompt, *(form.attacked(prompt) for form in variants)] if is_attacked else []
+
+
+def _in_turn(rows: Sequence[tuple[Prompt, list[Prompt]]], num_forms: int) -> Iterator[Prompt]:
+    for number in range(num_forms):
+        places: Counter[str | None] = Counter()
+        for prompt, forms in rows:
+            if forms:
+                yield forms[(places[prompt.split] + number) % num_forms]
+                places[prompt.split] += 1
+            elif number == 0:
+                yield prompt
 
 
 def reworded(prompt: Prompt, text: str) -> Prompt:

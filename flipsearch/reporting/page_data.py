@@ -186,7 +186,11 @@ def answers_data(study: Study, ledger: Ledger) -> dict[str, Any] | None:
     sampling = Sampling(**{name: study.settings[name] for name in SAMPLING_FIELDS if name in study.settings})
     samples = range(study.settings.get("samples", 1))
     without = {
-        id: tuple(rollout_id(study.model_id, id, None, sampling, index) for index in samples)
+        id: tuple(
+            rollout_id(study.model_id, form.prompt_id, None, sampling, index)
+            for form in study.prompts[place[id]].answered
+            for index in samples
+        )
         for id in {flip.prompt_id for of_trial in flips.values() for flip in of_trial}
     }
     wanted = {id for ids in without.values() for id in ids}

@@ -18,7 +18,7 @@ from typing import Any, get_args
 from flipsearch.core.errors import NothingToFlipError, PoorCoverageError
 from flipsearch.core.measurements import Endings, Rate
 from flipsearch.core.progress import Phase
-from flipsearch.core.records import Kind, Label, Prompt, Scope
+from flipsearch.core.records import Kind, Label, Prompt, Scope, num_answers
 from flipsearch.core.studies import TIE_LEVEL, RefusalCap, Trial
 from flipsearch.measuring.measure import (
     MAX_UNSCORED_RATE,
@@ -26,6 +26,7 @@ from flipsearch.measuring.measure import (
     clusters_of,
     ending_rates,
     is_poor,
+    left_to_flip,
     refusal_rate,
     strongest_placebo,
 )
@@ -147,6 +148,10 @@ class SplitBaseline:
                 if left:
                     left[prompt.kind] -= 1
         return taken
+
+    def num_answered(self, rung: Rung | None = None) -> int:
+        """Return the prompts, each form of one counted, that a context is measured on up to `rung`."""
+        return num_answers(left_to_flip(prompt, self.outcomes[prompt.prompt_id]) for prompt in self.to_flip(rung))
 
     def _of(self, kind: Kind) -> list[Prompt]:
         return [prompt for prompt in self.prompts if prompt.kind == kind]

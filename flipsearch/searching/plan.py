@@ -31,7 +31,7 @@ from flipsearch.config import is_endpoint
 from flipsearch.core.display import ShowsFacts
 from flipsearch.core.errors import ConfigError, StudyError
 from flipsearch.core.measurements import json_value
-from flipsearch.core.records import Kind, Prompt, Sampling
+from flipsearch.core.records import Kind, Prompt, Sampling, num_answers
 from flipsearch.core.studies import TIE_LEVEL
 from flipsearch.measuring.measure import clusters_of
 from flipsearch.measuring.runner import Runner
@@ -222,7 +222,8 @@ def _counts(prompts: Sequence[Prompt]) -> dict[Kind, int]:
 
 def _rollouts(setup: SearchSetup, num_contexts: int, harmful: int, benign: int) -> dict[str, Span]:
     """The rollouts per phase, for so many contexts and search prompts."""
-    config, num_confirm, num_placebos = setup.config, len(setup.confirm), len(setup.placebos)
+    config, num_placebos = setup.config, len(setup.placebos)
+    num_search, num_confirm = num_answers(setup.search), num_answers(setup.confirm)
     # By the number of unsafe answers: a first rung has fewer benign prompts the more harmful ones there are.
     early = {}
     for unsafe in range(1, harmful + 1):
@@ -231,10 +232,12 @@ def _rollouts(setup: SearchSetup, num_contexts: int, harmful: int, benign: int) 
     least = min(early, key=lambda unsafe: early[unsafe] + num_placebos * unsafe)
     num_finalists = min(config.num_finalists, num_contexts)
     spans = {
-        "baseline": Span(len(setup.search), len(setup.search)),
-        "placebos": Span(num_placebos * (least + benign), num_placebos * (harmful + benign)),
-        "race": Span(early[least], num_contexts * (harmful + benign)),
-        "confirm": Span((2 + num_placebos) * num_confirm, (1 + num_finalists + num_placebos) * num_confirm),
+        "baseline": Span(num_search, num_search),
+        "placebos": Span(num_placebos * (least + benign), num_placebos * num_search),
+        "race": Span(early[least], num_contexts * num_search),
+        "confirm": Span(
+            num_confirm + (1 + num_placebos) * len(setup.confirm), (1 + num_finalists + num_placebos) * num_confirm
+        ),
     }
     spans = {phase: Span(config.samples * span.least, config.samples * span.most) for phase, span in spans.items()}
     # How long the answers are, and whether benign prompts are refused without a context, is not known beforehand.
@@ -276,10 +279,10 @@ class Budget:
         self._clock, self._start = clock, clock()
         self._spent = self._reserved = ""
         self._tokens_at_first: float | None = None
-        num_tokens, num_answers = setup.config.budget_tokens, len(setup.search) * setup.config.samples
-        if num_tokens is not None and num_tokens < num_answers:
+        num_tokens, num_base = setup.config.budget_tokens, num_answers(setup.search) * setup.config.samples
+        if num_tokens is not None and num_tokens < num_base:
             raise StudyError(
-                f"--budget-tokens is {num_tokens:,} and cannot hold the baseline, {num_answers:,} answers without "
+                f"--budget-tokens is {num_tokens:,} and cannot hold the baseline, {num_base:,} answers without "
                 "context; give a larger budget (flipsearch plan shows what a search takes), or fewer --max-prompts."
             )
 
@@ -345,7 +348,7 @@ class Budget:
 
     def _num_rollouts(self, base: SplitBaseline, rung: Rung | None = None) -> int:
         """Rollouts of one context up to a rung; None takes all."""
-        return len(base.to_flip(rung)) * self._config.samples
+        return base.num_answered(rung) * self._config.samples
 
     def _tokens_left(self, runner: Runner, base: SplitBaseline) -> float:
         """What the race may still spend."""
@@ -356,7 +359,7 @@ class Budget:
 def reserved_rollouts(setup: SearchSetup, base: SplitBaseline) -> int:
     """Return the rollouts that come after the search: the confirm split's, and those of the stages after it."""
     num_confirmed = 1 + setup.config.num_finalists + len(setup.placebos)
-    confirmed = num_confirmed * len(setup.confirm) * setup.config.samples
+    confirmed = num_confirmed * num_answers(setup.confirm) * setup.config.samples
     return confirmed + sum(stage.cost(setup, base) or 0 for stage in after.STAGES)
 
 

@@ -494,7 +494,7 @@ def test_only_studies_are_offered_where_one_is_unknown(place: Path) -> None:
 
 def test_several_samples_per_prompt_are_refused_in_one_line(tmp_path: Path) -> None:
     search(tmp_path, *JUDGES, "--temperature", "0.7", "--samples", "2", code=None)
-    assert "samples each prompt several times" in one_line_error("judge", "label", "s", "--to", "l.csv", cwd=tmp_path)
+    assert "has several answers per prompt" in one_line_error("judge", "label", "s", "--to", "l.csv", cwd=tmp_path)
 
 
 @pytest.mark.parametrize("command", ["report", "search"])

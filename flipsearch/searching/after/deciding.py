@@ -23,7 +23,7 @@ from dataclasses import replace
 
 from flipsearch.core.measurements import JudgedRollout, Measurement, Rate
 from flipsearch.core.progress import Phase
-from flipsearch.core.records import Label, Prompt
+from flipsearch.core.records import Label, Prompt, num_answers
 from flipsearch.core.studies import BenignContext, Portfolio, Trial
 from flipsearch.measuring.measure import (
     clusters_of,
@@ -167,8 +167,8 @@ class BenignContextStage(Stage):
         num_candidates = len(setup.benign_contexts)
         if not num_candidates or (base and not base.over_refusal_rate.count):
             return 0
-        num_prompts = len(_prompts(base)) if base else len(setup.search)
-        return (num_candidates * num_prompts + len(setup.confirm)) * setup.config.samples
+        num_search = num_answers(_prompts(base) if base else setup.search)
+        return (num_candidates * num_search + num_answers(setup.confirm)) * setup.config.samples
 
     def prepare(self, setup: SearchSetup, runner: Runner, base: SplitBaseline) -> list[Trial]:
         """Return a trial on the search split for every candidate: none may be chosen once the seal is broken."""

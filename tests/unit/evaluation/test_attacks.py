@@ -13,7 +13,7 @@ from flipsearch.backends.scripted import ScriptedBackend
 from flipsearch.config import EvalConfig, SearchConfig
 from flipsearch.core.errors import BackendError, ConfigError, PromptError
 from flipsearch.core.protocols import Judge
-from flipsearch.core.records import Exchange, Prompt, Request, Rollout, Sampling, Verdict
+from flipsearch.core.records import Exchange, Prompt, Request, Rollout, Sampling, Verdict, num_answers
 from flipsearch.core.settings import make_config
 from flipsearch.evaluation import run as evaluation_run
 from flipsearch.evaluation.attacks import Attacker, AttackRun
@@ -270,6 +270,30 @@ def test_a_search_sees_each_prompt_in_each_form_and_near_ones_in_different_forms
     assert len(by_request) == 6
     assert [prompt for prompt in attacked.prompts if prompt in (training, benign)] == [training, benign]
     assert attacked_prompts(given, (), config) is given
+
+
+def test_where_the_worst_form_counts_a_prompt_stays_one_prompt() -> None:
+    prompts = tuple(Prompt(f"thing {i}", "harmful", split="search", group="g") for i in range(3))
+    training = Prompt("thing 10", "harmful", split="training")
+    benign = Prompt("good thing", "benign", split="search")
+    config = make_config(SearchConfig, {"attacks": "two-turn, prefill", "attack_score": "worst"})
+    attacked = attacked_prompts(PromptSet("mine", (*prompts, training, benign)), config.attacks, config, "worst")
+    assert [prompt.text for prompt in attacked.prompts[:3]] == ["thing 0", "thing 1", "thing 2"]
+    assert attacked.prompts[3:] == (training, benign)
+    assert {(len(prompt.forms), prompt.group) for prompt in attacked.prompts[:3]} == {(5, "g")}
+    assert attacked.prompts[0].forms[0] == prompts[0]
+    assert {form.judged.text for form in attacked.prompts[0].forms} == {"thing 0"}
+    assert len({attacked.prompts[0].prompt_id, *(form.prompt_id for form in attacked.prompts[0].forms)}) == 6
+    assert num_answers(attacked.prompts) == 17
+    assert "a prompt counts by the worst of its forms" in attacked.notes[-1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "got"), [({}, "no --attacks"), ({"attacks": "prefill", "samples": 2, "temperature": 1}, "--samples 2")]
+)
+def test_the_worst_form_needs_attacks_and_single_samples(settings: dict[str, Any], got: str) -> None:
+    with pytest.raises(ConfigError, match=f"--attack-score worst is for --attacks .* got {got}"):
+        make_config(SearchConfig, {"attack_score": "worst", **settings})
 
 
 @pytest.mark.parametrize(

@@ -114,9 +114,9 @@ def test_earlier_labels_are_filled_in(study: Study, ledger: Ledger) -> None:
 
 
 def test_what_cannot_be_labelled_is_one_line(study: Study, ledger: Ledger) -> None:
-    several = replace(study, settings={**study.settings, "samples": 4})
-    with pytest.raises(StudyError, match="samples each prompt several times"):
-        sample(several, ledger, 5)
+    for several in ({"samples": 4}, {"attack_score": "worst"}):
+        with pytest.raises(StudyError, match="has several answers per prompt"):
+            sample(replace(study, settings={**study.settings, **several}), ledger, 5)
     with pytest.raises(StudyError, match="has confirmed no context"):
         sample(replace(study, trials=tuple(replace(trial, confirmed=None) for trial in study.trials)), ledger, 5)
     with pytest.raises(

@@ -50,6 +50,25 @@ def test_measure_counts_flips_and_refusals(ledger: Ledger) -> None:
     assert [flip.prompt_id for flip in firm.flips] == [prompt.prompt_id for prompt in PROMPTS]
 
 
+def test_a_prompt_flips_when_all_its_forms_do_that_were_unsafe(ledger: Ledger) -> None:
+    model = Model()
+    runner = make_runner(ledger, backend=model)
+    attacked = replace(harmful(9, 1), forms=(harmful(9, 0), harmful(9, 1), harmful(9, 3)))
+    safe = replace(harmful(8, 0), forms=(harmful(8, 0), harmful(7, 0)))
+    prompts = [attacked, safe, benign(1, 9)]
+    baseline = runner.baseline(prompts)
+    assert [baseline[prompt.prompt_id].label for prompt in prompts[:2]] == [Label.UNSAFE, Label.SAFE]
+    firm, firmer = measure(runner, [FIRM, Context("firm firm firm")], prompts, baseline, "confirm")
+    assert model.calls == [6, 10]  # the form that is safe without a context is answered only where all are
+    assert [(m.flip_rate.count, m.flip_rate.n) for m in (firm, firmer)] == [(0, 1), (1, 1)]
+    assert (firmer.transitions["unsafe->safe"], firmer.transitions["safe->safe"]) == (1, 1)
+    assert firmer.unsafe_share is None
+    lax = measure(runner, [Context("lax")], prompts, baseline, "confirm")[0]
+    assert lax.transitions["safe->unsafe"] == 1
+    unscored = measure(runner, [Context("mumble")], prompts, baseline, "confirm")[0]
+    assert unscored.flip_rate.n == 0
+
+
 def test_all_contexts_go_to_the_backend_in_one_call(ledger: Ledger) -> None:
     model = Model()
     runner = make_runner(ledger, backend=model)
