@@ -14,9 +14,9 @@ from typing import Any
 
 from jinja2 import Environment
 
-from flipsearch.core.bounds import MAX_CHARACTERS, BoundExceededError, bounded_rendering
 from flipsearch.core.errors import BackendError, one_line
 from flipsearch.core.thoughts import CHANNEL, FAMILIES, THOUGHT_MARK, USUAL_MARKS, ThoughtMarks
+from flipsearch.templating.template import MAX_CHARACTERS, BoundExceededError, bounded_rendering
 
 Turn = tuple[str, str]
 """Role and text of a message."""

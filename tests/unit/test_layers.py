@@ -9,8 +9,8 @@ PACKAGE = Path(__file__).parents[2] / "flipsearch"
 LAYERS: dict[str, int] = {
     "core": 0,
     "config": 1,
-    "ledger": 2, "prompts": 2,
-    "templating": 3, "backends": 3, "statistics": 3,
+    "ledger": 2, "prompts": 2, "templating": 2,
+    "backends": 3, "statistics": 3,
     "judging": 4,  # a judge may be a model, and what it gets wrong is a statistic
     "defaults": 5, "measuring": 5,
     "searching": 6, "training": 6, "evaluation": 6,

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from flipsearch.core.bounds import MAX_BYTES, bounded_rendering
+from flipsearch.templating.template import MAX_BYTES, bounded_rendering
 
 resource = pytest.importorskip("resource")
 
