@@ -282,8 +282,8 @@ def judge_logged(answers: Sequence[LoggedAnswer], judge: Judge) -> list[LoggedAn
     """Return the answers with the judge's verdicts: UNSCORED, with the reason, where it cannot judge."""
     release_memory()
     whole = [logged for logged in answers if logged.answer.finish_reason != "error"]
-    asked = [(Prompt(logged.prompt, logged.kind), logged.answer) for logged in whole]
-    exchanges = [Exchange(prompt, a.completion, a.finish_reason, a.opens_thinking) for prompt, a in asked]
+    pairs = [(Prompt(logged.prompt, logged.kind), logged.answer) for logged in whole]
+    exchanges = [Exchange(prompt, a.completion, a.finish_reason, a.opens_thinking) for prompt, a in pairs]
     try:
         given = judge_answers(judge, exchanges, None)
     except FlipsearchError as error:

@@ -118,6 +118,7 @@ def test_a_training_that_cannot_be_made_is_left_out_with_a_note(tmp_path: Path) 
     ((), "sweep takes --study NAME or several --context FILE, got neither"),
     (("--context", "role", "--study", "x"), "got both"),
     (("--study", "nothing"), "unknown study 'nothing'"),
+    (("--context", "role", "--num-contexts", "3"), "--num-contexts chooses among those of a --study"),
     (("--context", "role", "--methods", "opsa,sft"), "unknown training method 'sft'"),
     (("--context", "role", "--methods", "sft-teacher"), "--method sft-teacher was given without a teacher"),
     (("--context", "role", "--teacher", "smollm2"), "--methods opsa need none"),

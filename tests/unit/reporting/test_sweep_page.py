@@ -111,3 +111,6 @@ def test_the_page_is_whole_and_escapes_what_it_shows(tmp_path: Path) -> None:
     assert len(rows) == 30
     assert {row["flip_rate"] for row in rows} == {"0.0", "0.2", "0.5", "0.8", "1.0"}
     assert any(row["context"].startswith("'=1+5") for row in rows)
+    named = replace(a_sweep(), contexts=tuple(replace(swept, name="a\x1b[2J\u202eb") for swept in CONTEXTS))
+    write_sweep(named, tmp_path)
+    assert "a\ufffd[2J\ufffdb" in (tmp_path / "sweep.csv").read_text(encoding="utf-8")
