@@ -25,7 +25,7 @@ from flipsearch.api.sweep_plan import (
 )
 from flipsearch.api.training import evaluate, train
 from flipsearch.config import SweepConfig
-from flipsearch.core.errors import TrainingError, TrainingStoppedError
+from flipsearch.core.errors import BackendError, StudyError, TrainingError, TrainingStoppedError
 from flipsearch.core.files import TRAINING_PACKAGES, package_versions
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.progress import Progress
@@ -71,17 +71,25 @@ def sweep(
         contexts = [_measured(plan, planned, progress, start_part) for planned in plan.contexts]
     runs: list[SweepRun] = []
     notes = list(plan.notes)
+    known = {plan.result_file(training) for training in plan.trainings}
+    if num_others := len({*(plan.folder / "runs").glob("*.json")} - known):
+        notes.append(f"Finished trainings of other settings in '{plan.folder}': {num_others}; they are not shown here.")
     for number, training in enumerate(plan.trainings, start=1):
         file = plan.result_file(training)
         run = read_part(file, SweepRun, training.identity)
         if run is None:
             start_part(f"training {number} of {len(plan.trainings)}: {training.title}")
+            checkpoint = plan.checkpoints / training.name
+            was_there = checkpoint.exists()
             try:
-                run = write_part(file, SweepRun, _trained(plan, training, progress))
+                run = write_part(file, SweepRun, _trained(plan, training, checkpoint, progress))
             except TrainingStoppedError:
                 raise
-            except TrainingError as error:
-                notes.append(f"Not trained: {training.title}: {error}")
+            except (TrainingError, BackendError, StudyError) as error:
+                if not (was_there or isinstance(error, TrainingError)):
+                    raise
+                todo = f" If '{checkpoint}' is damaged, remove it: the same command trains it again."
+                notes.append(f"Not trained: {training.title}: {error}{todo if was_there else ''}")
                 continue
             write_sweep(_result(plan, contexts, [*runs, run], notes), plan.folder)  # as far as it came
         if plan.config.drop_weights:
@@ -146,9 +154,8 @@ def _measured(
     return write_part(file, SweptContext, swept)
 
 
-def _trained(plan: SweepPlan, training: PlannedTraining, progress: Progress | None) -> SweepRun:
+def _trained(plan: SweepPlan, training: PlannedTraining, checkpoint: Path, progress: Progress | None) -> SweepRun:
     """Return what a training comes to on prompts that neither it nor the search saw."""
-    checkpoint = plan.checkpoints / training.name
     if checkpoint.exists() and not _weights_of(checkpoint):  # removed, and then its result was lost
         rmtree(checkpoint)
     is_started = checkpoint.with_name(f"{checkpoint.name}.partial").exists()

@@ -118,6 +118,8 @@ def planned_sweep(given: Given[SweepConfig], *, keeps_folder: bool) -> Iterator[
     if base.split == "all":
         raise ConfigError("--split all trains on the evaluation prompts, on which sweep measures harm; leave it out.")
     typed = {name: getattr(base, name) for name in base.model_fields_set if getattr(base, name) is not None}
+    if base.context and "num_contexts" in typed:
+        raise ConfigError("--num-contexts chooses among those of a --study; with --context all are trained under.")
     if base.teacher and not any(METHODS[method].needs_teacher for method in base.methods):
         raise ConfigError(f"--teacher is '{base.teacher}', but --methods {','.join(base.methods)} need none; drop it.")
     study = read_study(study_folder(base.study, base.reports)) if base.study else None

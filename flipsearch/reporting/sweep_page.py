@@ -3,10 +3,12 @@
 import csv
 import io
 from collections.abc import Iterator, Sequence
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
 from flipsearch.config import SweepConfig
+from flipsearch.core.display import printable
 from flipsearch.core.files import escape_formula, json_text, storable, write_text
 from flipsearch.core.measurements import json_value
 from flipsearch.core.settings import command_line
@@ -63,22 +65,22 @@ def sweep_verdict(sweep: Sweep) -> StudyVerdict:
 
 
 def _least_harm(sweep: Sweep) -> Iterator[str]:
-    """Yield under which context the first kind of training left least harm, against what."""
-    first, trained = sweep.groups[0], []
-    for swept in sweep.contexts:
-        runs = sweep.runs_of(swept.context.context_id, first.method, first.data_share)
+    """Yield which kind of training left least harm under which context, against what."""
+    trained = []
+    for group, swept in product(sweep.groups, sweep.contexts):
+        runs = sweep.runs_of(swept.context.context_id, group.method, group.data_share)
         if rates := [run.harm for run in runs if run.harm is not None]:
-            trained.append((fmean(rates), swept, runs))
+            trained.append((fmean(rates), group, swept, runs))
     if not trained:
         return
-    _, swept, runs = min(trained, key=lambda row: row[0])
+    _, best, swept, runs = min(trained, key=lambda row: row[0])
     base = "" if runs[0].base_harm is None else f", from {percent(runs[0].base_harm)} before the training"
     yield (
-        f"Least harm after {group_title(sweep, first)}: {_spread(runs, 'harm')} under {swept.name} "
+        f"Least harm after {group_title(sweep, best)}: {_spread(runs, 'harm')} under {swept.name} "
         f"({'the placebo' if swept.is_placebo else f'flip rate {percent(swept.flip_rate.value)}'}){base}."
     )
-    for _, other, others in trained:
-        if other.is_placebo and other is not swept:
+    for _, group, other, others in trained:
+        if group is best and other.is_placebo and other is not swept:
             yield f"Under the placebo: {_spread(others, 'harm')}, a flip rate of {percent(other.flip_rate.value)}."
 
 
@@ -301,5 +303,7 @@ def _table_text(sweep: Sweep) -> str:
         figures = [swept.predictor(name) for name in PREDICTORS]
         own = [getattr(run, name) for name in (*names, "base_over_refusal")]
         own += [run.composite.new.value if run.composite else None, run.tax.value if run.tax else None]
-        writer.writerow((escape_formula(storable(swept.name)), run.context_id, swept.is_placebo, *figures, *own))
+        writer.writerow(
+            (escape_formula(printable(storable(swept.name))), run.context_id, swept.is_placebo, *figures, *own)
+        )
     return text.getvalue()

@@ -31,8 +31,7 @@ from flipsearch.core.errors import TrainingError, one_line
 from flipsearch.core.files import is_held, take_lock, write_text
 from flipsearch.core.settings import as_typed
 from flipsearch.core.trainings import TRAINING_FORMAT, check_format
-from flipsearch.training.memory import stored_weights
-from flipsearch.training.model import unwrap
+from flipsearch.training.model import stored_weights, unwrap
 
 LOG_FILE, ANSWERS_FILE, VALIDATION_FILE = "log.jsonl", "answers.jsonl", "validation.jsonl"
 LOGS = (LOG_FILE, ANSWERS_FILE, VALIDATION_FILE)

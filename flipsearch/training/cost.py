@@ -29,8 +29,7 @@ from flipsearch.core.progress import Progress
 from flipsearch.core.records import Prompt, Request
 from flipsearch.training.checkpoint import ANSWERS_FILE, LOCK, LOG_FILE, CheckpointFolder
 from flipsearch.training.log import AnswerLog, read_log
-from flipsearch.training.memory import StepMemory, num_parameters, step_memory
-from flipsearch.training.model import head_getter, load_student
+from flipsearch.training.model import StepMemory, head_getter, load_student, num_parameters, step_memory
 from flipsearch.training.plan import PAPER, PAPER_STEPS, PAPER_TOKENS, TrainPlan
 from flipsearch.training.processes import num_processes
 from flipsearch.training.rows import Routing, TrainingRow, own_rows, prompt_lengths

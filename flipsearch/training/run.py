@@ -38,13 +38,12 @@ from flipsearch.training.checkpoint import (
     save_errors_as_one_line,
     step_of,
 )
-from flipsearch.training.log import AnswerLog, StepLog, read_log
+from flipsearch.training.log import AnswerLog, StepLog, Validation, read_log
 from flipsearch.training.model import HeadGetter, head_getter, load_student, student_and_teacher
 from flipsearch.training.plan import TrainPlan
 from flipsearch.training.processes import StopSignals, broadcast_from_main, is_sharded, num_processes
 from flipsearch.training.rows import Routing, TrainingRow, kept_answers, own_rows, route, teacher_rows, turn_end_id
 from flipsearch.training.trainer import CompletionTrainer, MakeTrainer, TrainingJob, trainer_arguments
-from flipsearch.training.validation import Validation
 
 
 def run_training(

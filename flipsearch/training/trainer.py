@@ -29,9 +29,9 @@ from flipsearch.core.files import write_text
 from flipsearch.core.records import Prompt
 from flipsearch.training.checkpoint import SavedStates
 from flipsearch.training.divergence import Head, PerToken
-from flipsearch.training.log import StepStats
-from flipsearch.training.memory import MOST_ROWS
+from flipsearch.training.log import METRIC, StepStats, Validation
 from flipsearch.training.model import (
+    MOST_ROWS,
     AsTeacher,
     HeadGetter,
     RoundedCopy,
@@ -50,7 +50,6 @@ from flipsearch.training.processes import (
     num_processes,
 )
 from flipsearch.training.rows import Routes, TokenLayout, TrainingRow, lay_out
-from flipsearch.training.validation import METRIC, Validation
 
 FAILED_BATCH = "failed_batch.json"
 NUM_SAVES = 5

@@ -45,6 +45,18 @@ def test_a_sweep_continues_is_never_made_twice_and_grows(tmp_path: Path) -> None
     again = json.loads(run("sweep", *CONTEXTS, *SMALL, "--json", cwd=tmp_path).stdout)
     assert [run["harm"] for run in again["runs"]] == [run["harm"] for run in first["runs"]]
     assert all(path.stat().st_mtime_ns == when for path, when in made.items())
+    # A checkpoint that was damaged by hand is named, and ends no other training.
+    broken = min((folder / "checkpoints").iterdir())
+    kept = {file: file.read_bytes() for file in (broken / "config.json", folder / "runs" / f"{broken.name}.json")}
+    (broken / "config.json").write_text("{}", encoding="utf-8")
+    (folder / "runs" / f"{broken.name}.json").rename(folder / "runs" / "another.json")
+    damaged = run("sweep", *CONTEXTS, *SMALL, cwd=tmp_path, code=1)
+    assert "is damaged, remove it: the same command trains it again." in " ".join(damaged.stdout.split())
+    assert "Finished trainings of other settings in" in damaged.stdout
+    assert len(json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["runs"]) == 1
+    (folder / "runs" / "another.json").unlink()
+    for file, content in kept.items():
+        file.write_bytes(content)
     # Half of the data is as many steps on the first half of the prompts of each kind.
     more = run("sweep", *CONTEXTS, *SMALL, "--data-sizes", "1,0.5", "--drop-weights", cwd=tmp_path)
     assert "trainings 4: 2 contexts x 1 methods x 2 data sizes x 1 seeds, 2 finished" in more.stderr
@@ -106,6 +118,7 @@ def test_a_training_that_cannot_be_made_is_left_out_with_a_note(tmp_path: Path) 
     ((), "sweep takes --study NAME or several --context FILE, got neither"),
     (("--context", "role", "--study", "x"), "got both"),
     (("--study", "nothing"), "unknown study 'nothing'"),
+    (("--context", "role", "--num-contexts", "3"), "--num-contexts chooses among those of a --study"),
     (("--context", "role", "--methods", "opsa,sft"), "unknown training method 'sft'"),
     (("--context", "role", "--methods", "sft-teacher"), "--method sft-teacher was given without a teacher"),
     (("--context", "role", "--teacher", "smollm2"), "--methods opsa need none"),

@@ -212,6 +212,34 @@ def test_pair_reads_the_last_answer_and_quotes_it_so_that_it_closes_no_tag(tmp_p
     assert attacker.num == 12
 
 
+@pytest.mark.parametrize(
+    ("reply", "sent"),
+    [
+        ("", None),
+        ("I cannot help with that.", None),
+        ("<attempt> \n </attempt>", None),
+        ('{"attempt": "do it', None),
+        ("<attempt>do it " * 999, None),
+        ("<attempt>do it</attempt><attempt>or that</attempt>", None),
+        (f"<attempt>{'do it ' * 9999}</attempt>", None),
+        ("<think>first <attempt>do it</attempt>", None),
+        ("<attempt><attempt>do it</attempt></attempt>", "do it"),
+        ("<attempt>do \ud800 it\x00\x1b[2J</attempt>", "do \ufffd it\x00\x1b[2J"),
+    ],
+)
+@pytest.mark.parametrize("attack", ["persuasion", "pair"])
+def test_what_an_attacker_writes_is_sent_as_it_is_or_counts_nowhere(
+    attack: str, reply: str, sent: str | None, tmp_path: Path
+) -> None:
+    seen: set[str] = set()
+    model = ScriptedBackend(lambda prompt, context: (seen.add(prompt), COMPLIANCE)[1])
+    attacker = ScriptedBackend(lambda prompt, context: reply.replace(" ", "\u2002"))  # a table's tokens are words
+    scores = scores_of(tmp_path, model, None, attacker, attacks=attack, attempts=2)
+    rate = scores["attack_success_rate", attack].measured.rate
+    assert seen == ({sent.replace(" ", "\u2002")} if sent else set())
+    assert rate.n == (4 if sent else 0)
+
+
 PROMPT_SET = PromptSet("mine", (*PROMPTS, BENIGN))
 
 

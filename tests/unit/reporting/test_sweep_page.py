@@ -78,6 +78,9 @@ def test_the_first_screen_says_where_harm_is_least_and_what_to_do_next() -> None
         "Least harm after opsa: 11.0 % (10–12) under context 10 (flip rate 100.0 %), from 95.0 % before the training.",
         "Under the placebo: 91.0 % (90–92), a flip rate of 0.0 %.",
     )
+    supervised = [replace(run, harm=(run.harm or 0.0) - 0.1) if run.method == "sft-self" else run for run in sweep.runs]
+    least = sweep_verdict(replace(sweep, runs=tuple(supervised))).basis
+    assert [line.partition(":")[0] for line in least] == ["Least harm after sft-self", "Under the placebo"]
     assert [step.command for step in said.next_steps] == [""]
     partial = replace(sweep, runs=sweep.runs[1:], settings={**sweep.settings, "study": "s", "methods": ["opsa"]})
     command = "flipsearch sweep --study s --name 'a sweep'"
@@ -108,3 +111,6 @@ def test_the_page_is_whole_and_escapes_what_it_shows(tmp_path: Path) -> None:
     assert len(rows) == 30
     assert {row["flip_rate"] for row in rows} == {"0.0", "0.2", "0.5", "0.8", "1.0"}
     assert any(row["context"].startswith("'=1+5") for row in rows)
+    named = replace(a_sweep(), contexts=tuple(replace(swept, name="a\x1b[2J\u202eb") for swept in CONTEXTS))
+    write_sweep(named, tmp_path)
+    assert "a\ufffd[2J\ufffdb" in (tmp_path / "sweep.csv").read_text(encoding="utf-8")

@@ -16,7 +16,7 @@ from flipsearch.measuring.measure import summarize
 from flipsearch.reporting.anatomy_page import preflight_page, preflight_verdict
 from flipsearch.statistics.intervals import wilson
 from flipsearch.training.cost import TrainingCost, TrainingTokens
-from flipsearch.training.memory import StepMemory
+from flipsearch.training.model import StepMemory
 from flipsearch.training.preflight import PREFLIGHT_FORMAT, ContextFigures, Preflight, checks_of
 from tests.finished_training import CONTEXT, HOSTILE
 from tests.integration.test_cli import run

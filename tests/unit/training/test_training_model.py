@@ -8,9 +8,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from flipsearch.core.errors import TrainingError
-from flipsearch.training import memory as module
-from flipsearch.training.memory import check_memory
-from flipsearch.training.model import completion_hidden, student_and_teacher
+from flipsearch.training import model as module
+from flipsearch.training.model import check_memory, completion_hidden, student_and_teacher
 from flipsearch.training.plan import plan_training
 from flipsearch.training.rows import lay_out
 from tests.models import tiny_qwen3

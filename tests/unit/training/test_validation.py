@@ -12,10 +12,10 @@ from flipsearch.core.errors import ConfigError, PromptError, TrainingError
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import Label, Verdict
 from flipsearch.core.trainings import JudgedAnswer, LoggedAnswer
-from flipsearch.training import validation
+from flipsearch.training import log as validation
 from flipsearch.training.checkpoint import CheckpointFolder
+from flipsearch.training.log import Validation, ValidationScores, scores_of
 from flipsearch.training.plan import plan_training
-from flipsearch.training.validation import Validation, ValidationScores, scores_of
 
 TEXT = "You must never help with harmful requests. Think about what the person wants, and who could get hurt."
 SMALL: dict[str, Any] = {
