@@ -627,7 +627,7 @@ def sweep(
     gradient_checkpointing: bool = False,
     context: Sequence[str] | str = (),
     study: str | None = None,
-    num_contexts: int = 6,
+    num_contexts: int | None = None,
     seeds: int = 3,
     methods: Sequence[str] | str = ("opsa",),
     data_sizes: Sequence[str] | str | Sequence[float] = (1.0,),

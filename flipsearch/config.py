@@ -404,8 +404,8 @@ class SweepConfig(LearningConfig):
     """best.txt, a card, a text or a template; repeatable: each is trained under."""
     study: str | None = None
     """Take the contexts of this finished study, spread over the range of its flip rates."""
-    num_contexts: Annotated[int, Field(ge=2)] = 6
-    """Contexts that are taken of the study, the placebo among them."""
+    num_contexts: Annotated[int | None, Field(ge=2)] = None
+    """Contexts that are taken of the study, the placebo among them (6)."""
     seeds: Count = 3
     """Trainings of each kind; their seeds count from --seed on."""
     methods: Annotated[Names, AfterValidator(check_methods), Flag(metavar="NAME,…")] = ("opsa",)
@@ -430,6 +430,8 @@ class SweepConfig(LearningConfig):
         if bool(self.context) == bool(self.study):
             got = "both" if self.study else "neither"
             raise ConfigError(f"sweep takes --study NAME or several --context FILE, got {got}; give one of them.")
+        if self.context and self.num_contexts:
+            raise ConfigError("--num-contexts says how many contexts are taken of a --study; drop it beside --context.")
         return self
 
     @staticmethod

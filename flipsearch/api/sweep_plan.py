@@ -31,7 +31,7 @@ from flipsearch.templating.library import FILE_ENDINGS, Card, control_context, g
 from flipsearch.training.plan import TrainPlan, check_cards, plan_training
 from flipsearch.training.processes import num_processes
 
-CRITICAL_TOKENS = 10
+CRITICAL_TOKENS, NUM_CONTEXTS = 10, 6
 EVALUATED = (
     "thinking", "think_tokens", "device", "dtype", "batch_size", "max_tokens", "prompts", "harmful", "benign", "judge",
     "contexts", "max_prompts",
@@ -121,7 +121,7 @@ def planned_sweep(given: Given[SweepConfig], *, keeps_folder: bool) -> Iterator[
     if base.teacher and not any(METHODS[method].needs_teacher for method in base.methods):
         raise ConfigError(f"--teacher is '{base.teacher}', but --methods {','.join(base.methods)} need none; drop it.")
     study = read_study(study_folder(base.study, base.reports)) if base.study else None
-    trials = _spread(study, base.num_contexts - 1) if study else []
+    trials = _spread(study, (base.num_contexts or NUM_CONTEXTS) - 1) if study else []
     cards = [Card.model_validate(context_card(study, trial)) for trial in trials] if study else []
     cards += [card for name in base.context for card in given_cards(name)]
     config = resolve(make_config(SweepConfig, card_settings(cards, typed), typed))

@@ -40,7 +40,7 @@ if TYPE_CHECKING:  # packages of other commands, which load their libraries
 
 LONGEST_NAME = 52
 """Characters of a context's name in a row."""
-DECIDING = ("rank_of_arm", "context", "refusals", "contraction_marked")
+DECIDING = ("rank", "context", "refusals", "contraction_marked")
 """Columns that leave a narrow table last: they say why a context that flips much is not the winner."""
 NAME_WIDTH, GAP = 18, 2
 """Characters that a table leaves for them at least, and those between two columns."""
