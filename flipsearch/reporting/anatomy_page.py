@@ -5,6 +5,7 @@ An anatomy has its page, its record and the divergence by position as a table; a
 
 import csv
 import io
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -238,13 +239,13 @@ def _rate_rows(anatomy: Anatomy) -> list[list[str]]:
         "unsafe answers that became safe": lambda side: _rate(side.flip_rate),
         "benign prompts refused beyond those refused before": lambda side: (
             points(side.added_refusals.value),
-            f"of {side.added_refusals.n}" if side.added_refusals.n else "",
+            f"points, {side.added_refusals.n} prompts" if side.added_refusals.n else "",
         ),
         "what benign answers lost (contraction)": lambda side: (
             _estimate(side.contraction, is_rate=True) if side.contraction else (DASH, "")
         ),
     }
-    rows = [[name, *(" ".join(figure(side)) for side in sides)] for name, figure in shown.items()]
+    rows = [[name, *(" · ".join(filter(None, figure(side))) for side in sides)] for name, figure in shown.items()]
     for kind in ("refusal", "redirection", "help", "degenerate"):
         rows.append([f"flips by {kind}", *(f"{side.kinds_after.get(kind, 0):,}" for side in sides)])
     return rows
@@ -299,13 +300,13 @@ def preflight_verdict(result: "Preflight", command: str) -> StudyVerdict:
 def preflight_page(result: "Preflight", command: str) -> str:
     """Return preflight.html."""
     figures = {check.name: check for check in result.checks}
-    split = {name: figures[name].value.partition(" (") for name in BOXES}
+    split = {name: re.split(r" (?=\()|, ", figures[name].value, maxsplit=1) for name in BOXES}
     return render(
         "preflight.html",
         result=result,
         verdict=preflight_verdict(result, command),
         headline=[
-            (name, value, f"({more}" if more else figures[name].wanted) for name, (value, _, more) in split.items()
+            (name, value, *(more or [f"wanted: {figures[name].wanted}"])) for name, (value, *more) in split.items()
         ],
         states=CHECK_STATES,
         source=f"the study {result.figures.study}" if result.figures.study else "the sample",
