@@ -14,7 +14,7 @@ from typer.main import get_command
 
 import flipsearch
 from flipsearch.commands.main import COMMANDS, EPILOG, EXAMPLES, FALLS_SHORT, GROUPS, make_app
-from flipsearch.commands.options import FIRST
+from flipsearch.commands.options import FIRST, help_record
 
 STUB = Path(flipsearch.__file__).with_suffix(".pyi")
 HEAD = '''"""Written by tools/stubs.py from the settings in config/."""
@@ -85,10 +85,10 @@ def command_section(name: str, command: Any, shown: dict[str, str]) -> Iterator[
     groups: dict[str, list[str]] = {}
     context = command.make_context(name, [], resilient_parsing=True)
     for parameter in command.get_params(context):
-        if (record := parameter.get_help_record(context)) and parameter.name not in ("json", "help"):
+        if (record := help_record(parameter, context)) and parameter.name not in ("json", "help"):
             heading = getattr(parameter, "rich_help_panel", None) or FIRST
             option, text = (part.replace("|", "\\|") for part in record)
-            groups.setdefault(heading, []).append(f"| `{option.removeprefix(' / ')}` | {text.replace('<', '&lt;')} |")
+            groups.setdefault(heading, []).append(f"| `{option}` | {text.replace('<', '&lt;')} |")
     for heading, rows in groups.items():
         table = "\n".join([f"| {heading} | |", "|---|---|", *rows])
         first = shown.setdefault(table, name)

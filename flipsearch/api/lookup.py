@@ -58,7 +58,8 @@ def list_available(what: str, contexts: Sequence[str] = (), model: str | None = 
         "models": list_models,
         "judges": list_judges,
         "prompts": lambda: {
-            name: f"{counts['harmful']} harmful, {counts['benign']} benign ({counts['borderline']} of them borderline)"
+            name: f"{counts['harmful']} harmful and {counts['benign']} benign prompts; {counts['borderline']} of the "
+            "benign ones are borderline: they sound harmful"
             for name, counts in list_sets().items()
         },
         "problems": list_problem_sets,

@@ -7,10 +7,11 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from shutil import get_terminal_size
+from typing import TYPE_CHECKING, Any, Literal
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -57,6 +58,37 @@ def plain_table(*columns: Column, **options: Any) -> Table:
 def figures(header: str) -> Column:
     """Return a column of figures."""
     return Column(header, justify="right", no_wrap=True)
+
+
+def print_figures(
+    header: Sequence[str], rows: Sequence[Sequence[str]], num_names: int = 1, num_whole: int = 0, least: int = 12
+) -> None:
+    """Print rows as a table, or where the terminal is too narrow for that as blocks, one below another.
+
+    The first `num_names` columns hold words: all but the first `num_whole` of them are broken where they are long, to
+    `least` characters at least.
+    """
+    widths = [
+        max(len(line) for cell in column for line in cell.split("\n")) for column in zip(header, *rows, strict=True)
+    ]
+    breaks = range(num_whole, num_names)
+    needed = sum(min(width, least) if number in breaks else width for number, width in enumerate(widths))
+    room = get_terminal_size().columns
+    gap = next((gap for gap in (2, 1) if needed + gap * (len(header) - 1) <= room), None)
+    if gap is None:
+        for row in rows:
+            print_wrapped(row[0], style="bold")
+            for name, cell in zip(header[1:], row[1:], strict=True):
+                if cell:
+                    print_wrapped(f"  {name}: {cell}".replace("\n", ", "))
+        return
+    table = plain_table(padding=(0, gap), collapse_padding=True)
+    for number, name in enumerate(header):
+        justify: Literal["left", "right"] = "left" if number < num_names else "right"
+        table.add_column(name, justify=justify, no_wrap=number not in breaks, overflow="fold")
+    for row in rows:
+        table.add_row(*(Text(printable(cell)) for cell in row))
+    print_table(table)
 
 
 def print_table(table: Table) -> None:

@@ -14,6 +14,7 @@ from flipsearch.commands.console import (
     TONES,
     figures,
     plain_table,
+    print_figures,
     print_lines,
     print_table,
     print_wrapped,
@@ -176,14 +177,8 @@ def show_scorecard(result: EvaluationResult) -> None:
     """Print what was found, the figures in 80 columns, how to read them, where they are, and what to do next."""
     conclusion = scorecard_verdict(result.scorecard)
     print_wrapped(f"{conclusion.sentence}\n", style=TONES[conclusion.tone])
-    table = plain_table(padding=(0, 1), collapse_padding=True)
     header, *rows = scorecard_rows(result.scorecard)
-    for name in header:
-        is_name = name in ("metric", "set")
-        table.add_column(name, justify="left" if is_name else "right", no_wrap=name != "set", overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(printable(cell)) for cell in row))
-    print_table(table)
+    print_figures(header, rows, num_names=2, num_whole=1, least=8)
     for remark in scorecard_remarks(result.scorecard):
         print_wrapped(remark, style="dim")
     print_wrapped(f"\n{'scorecard':<14}{result.path}")
@@ -214,10 +209,13 @@ def show_anatomy(result: AnatomyResult) -> None:
     print_wrapped(said.sentence, style=TONES[said.tone])
     for line in said.basis:
         print_wrapped(f"- {line}")
-    print_lines("", f"{'written':<26}{'under the context':<26}{'times':>8}{'share':>8}")
+    rows = []
     for token in anatomy.tokens[:5]:
         written, instead = (visible_token(text)[:24] for text in (token.token, token.instead))
-        print_lines(f"{written:<26}{instead:<26}{token.num:>8,}{token.share:>8.1%}")
+        instead = "the same" if token.instead == token.token else instead
+        rows.append((written, instead, f"{token.num:,}", f"{token.share:.1%}"))
+    print_lines("")
+    print_figures(("written", "under the context", "times", "share"), rows, num_names=2)
     print_lines("")
     for depth, rate in anatomy.depth:
         shown = "none measured" if rate.value is None else f"{rate.value:.0%} of {rate.n}"
@@ -233,12 +231,8 @@ def show_preflight(result: PreflightResult) -> None:
     preflight, said = result.preflight, preflight_verdict(result.preflight, result.command)
     print_wrapped(said.sentence, style=TONES[said.tone])
     print_wrapped(f"{' '.join(said.basis)}\n")
-    table = plain_table()
-    for column in ("criterion", "measured", "wanted", "state"):
-        table.add_column(column, overflow="fold")
-    for check in preflight.checks:
-        table.add_row(*map(Text, (check.name, check.value, check.wanted, CHECK_STATES[check.state])))
-    print_table(table)
+    rows = [(check.name, CHECK_STATES[check.state], check.value, check.wanted) for check in preflight.checks]
+    print_figures(("criterion", "state", "measured", "wanted"), rows, num_names=4)
     for note in preflight.notes:
         print_wrapped(f"Note: {note}")
     print_lines("", f"{'page':<14}{result.page}")
@@ -255,15 +249,13 @@ def show_sweep(result: SweepResult, said: Collection[str] = ()) -> None:
         if not group.predictions:
             continue
         print_lines("", group_title(sweep, group))
-        table = plain_table(Column(""), figures("Spearman"), figures("p"), figures("against the best"))
-        for name, value, p_value, _, behind, _ in prediction_rows(group):
-            table.add_row(name, value, p_value, behind)
-        print_table(table)
+        predicted = [(name, value, p, behind) for name, value, p, _, behind, _ in prediction_rows(group)]
+        print_figures(("", "Spearman", "p", "against the best"), predicted)
     print_lines("")
-    table = plain_table(Column("context"), Column("method"), *map(figures, ("data", "harm", "over-refusal")))
-    for name, method, share, *_, harm, _, refused, _, _ in training_rows(sweep):
-        table.add_row(Text(printable(name)), method, share, harm, refused)
-    print_table(table)
+    trained = [
+        (name, method, share, harm, refused) for name, method, share, *_, harm, _, refused, _, _ in training_rows(sweep)
+    ]
+    print_figures(("context", "method", "data", "harm", "over-refusal"), trained, num_names=2)
     for note in (note for note in (*caveats(sweep), *sweep.notes) if note not in said):
         print_wrapped(f"Note: {note}")
     print_lines("", f"{'page':<14}{result.page}")
@@ -281,15 +273,13 @@ def show_checkpoints(compared: "ScorecardComparison") -> None:
     """Print which of several models is the safest, their figures beside the base's, and their differences."""
     said = compared.verdict
     print_wrapped(f"{said.sentence}\n", style=TONES[said.tone])
-    table = plain_table()
-    table.add_column("", overflow="fold")
-    for name in ("base", *(f"[{number}]" for number in range(1, 1 + len(compared.names)))):
-        table.add_column(name, justify="right", no_wrap=True)
+    rows = []
     for figure in compared.figures:
         unit: Unit = "points" if figure.is_change else "percent"
-        cells = [with_interval(rate, unit) if rate else "" for rate in (figure.base, *figure.rates)]
-        table.add_row(Text(printable(figure.name)), *cells)
-    print_table(table)
+        rows.append(
+            [figure.name, *(with_interval(rate, unit) if rate else "" for rate in (figure.base, *figure.rates))]
+        )
+    print_figures(["", "base", *(f"[{number}]" for number in range(1, 1 + len(compared.names)))], rows)
     for number, name in enumerate(compared.names, start=1):
         print_wrapped(f"[{number}] {name}")
     print_wrapped("\nDifferences to [1] in points, paired by prompt, with 95 % intervals:")

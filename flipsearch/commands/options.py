@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from inspect import Parameter, Signature, signature
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, cast, get_args
 
 import typer
 from typer.core import TyperCommand
@@ -43,6 +43,16 @@ GROUPS = {
     "Files": "best reports checkpoints resume save_steps report_to push_to_hub sample_prompts drop_weights",
 }
 """Heading -> the settings below it, in this order; any other setting is in the first group."""
+METAVARS = {
+    **dict.fromkeys(("model", "teacher", "against"), "MODEL"),
+    **dict.fromkeys(("reports", "checkpoints"), "FOLDER"),
+    **{name: name.upper() for name in ("context", "judge", "study", "what")},
+    "config": "FILE",
+    "best": "FILE",
+    "prompts": "NAME|FILE",
+}
+"""What stands for the value of an option in the help; for others it follows from the type."""
+METAVARS_BY_TYPE: dict[Any, str] = {int: "N", float: "X", Path: "FILE"}
 
 
 def option(help: str, *names: str, metavar: str | None = None, group: str | None = None) -> Any:
@@ -72,19 +82,34 @@ class GroupedCommand(TyperCommand):
                     raise ConfigError(f"{parameter.opts[0]} is '{text}', which is an option: its own value is missing.")
         return left
 
+    def collect_usage_pieces(self, ctx: Any) -> list[str]:
+        """Return the parts of the usage line, without the braces around what must be given."""
+        return [piece.replace("{", "").replace("}", "") for piece in super().collect_usage_pieces(ctx)]
+
     def format_options(self, ctx: Any, formatter: Any) -> None:
         """Write the arguments, then a list of options for each group, in the order of GROUPS."""
         groups: dict[str, list[tuple[str, str]]] = {"Arguments": [], **{heading: [] for heading in GROUPS}}
         for parameter in self.get_params(ctx):
-            if record := parameter.get_help_record(ctx):
+            if record := help_record(parameter, ctx):
                 is_argument = parameter.param_type_name == "argument"
                 heading = "Arguments" if is_argument else getattr(parameter, "rich_help_panel", None) or FIRST
-                groups[heading].append((record[0].removeprefix(" / "), record[1]))  # an option that only turns off
+                groups[heading].append(record)
         is_single = sum(map(bool, groups.values())) - bool(groups["Arguments"]) == 1
         for heading, records in groups.items():
             if records:
                 with formatter.section("Options" if heading == FIRST and is_single else heading):
                     formatter.write_dl(records, col_max=26)
+
+
+def help_record(parameter: Any, ctx: Any) -> tuple[str, str] | None:
+    """Return an option or an argument as it is typed, and its help; None if it is hidden."""
+    record = parameter.get_help_record(ctx)
+    if record is None:
+        return None
+    typed, text = record
+    if parameter.param_type_name == "argument":  # behind it stands a type of Python
+        return f"{typed.partition(' ')[0]}{'…' * (parameter.nargs != 1)}", text
+    return typed.removeprefix(" / "), text  # " / ": an option that only turns off
 
 
 def printing(command: Command) -> Callable[..., None]:
@@ -111,9 +136,16 @@ def printing(command: Command) -> Callable[..., None]:
 
 def _with_parameters(run: Callable[..., Any], command: Command, parameters: Iterable[Parameter]) -> Callable[..., Any]:
     """Give a function the docstring of a command, and the parameters that typer makes options from."""
+    parameters = list(parameters)
+    for parameter in parameters:
+        kind, shown = get_args(parameter.annotation)
+        while inner := [part for part in get_args(kind) if part is not type(None)]:
+            kind = inner[0]
+        if kind is not bool and shown.metavar is None:
+            shown.metavar = METAVARS.get(parameter.name) or METAVARS_BY_TYPE.get(kind, "NAME")
     run.__doc__ = command.__doc__
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    cast(Any, run).__signature__ = Signature(list(parameters))
+    cast(Any, run).__signature__ = Signature(parameters)
     return run
 
 

@@ -13,6 +13,7 @@ from flipsearch.commands.console import (
     NUM_SHOWN,
     TONES,
     plain_table,
+    print_figures,
     print_lines,
     print_table,
     print_wrapped,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:  # packages of other commands, which load their libraries
 
 LONGEST_NAME = 52
 """Characters of a context's name in a row."""
-DECIDING = ("rank_of_arm", "context", "refusals", "contraction_marked")
+DECIDING = ("rank", "context", "refusals", "contraction_marked")
 """Columns that leave a narrow table last: they say why a context that flips much is not the winner."""
 NAME_WIDTH, GAP = 18, 2
 """Characters that a table leaves for them at least, and those between two columns."""
@@ -249,14 +250,11 @@ def show_ledger(check: "LedgerCheck") -> None:
 
 def show_comparison(comparison: "Comparison") -> None:
     """Print the flip rate of each shared context in each study, paired differences, and whether the ranking holds."""
-    table = plain_table()
-    table.add_column("context", overflow="fold")
-    for number in range(1, 1 + len(comparison.studies)):
-        table.add_column(f"[{number}]", justify="right", no_wrap=True)
+    rows = []
     for row in comparison.shared[:NUM_SHOWN]:
         rates = [with_interval(trial.final.flip_rate, "percent") if trial else DASH for trial in row.trials]
-        table.add_row(Text(shortened(row.name, LONGEST_NAME)), *rates)
-    print_table(table)
+        rows.append([shortened(row.name, LONGEST_NAME), *rates])
+    print_figures(["context", *(f"[{number}]" for number in range(1, 1 + len(comparison.studies)))], rows)
     for number, study in enumerate(comparison.studies, start=1):
         settings = study.settings
         print_wrapped(

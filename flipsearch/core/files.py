@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
-from flipsearch.core.display import escaped_json
+from flipsearch.core.display import escaped_json, printable
 from flipsearch.core.errors import FlipsearchError, PluginError, StudyError
 
 _FORMULA = re.compile("'*(?:[\t\r\n]|[\\s\ufeff\u200b]*[=+\\-@\uff1d\uff0b\uff0d\uff20])")
@@ -131,6 +131,16 @@ def escape_formula(text: str) -> str:
 def unescape_formula(text: str) -> str:
     """Invert `escape_formula`."""
     return text[1:] if text.startswith("'") and _FORMULA.match(text[1:]) else text
+
+
+def csv_cell(value: Any) -> Any:
+    """Return a value as a CSV file for people holds it; of a text, hidden characters marked, and no formula.
+
+    A carriage return becomes a line break: a lone one may be left bare, and readers would end the row there.
+    """
+    if not isinstance(value, str):
+        return value
+    return escape_formula(printable(storable(value).replace("\r\n", "\n").replace("\r", "\n")))
 
 
 PACKAGE = Path(__file__).parents[1]

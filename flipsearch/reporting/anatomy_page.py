@@ -5,6 +5,7 @@ An anatomy has its page, its record and the divergence by position as a table; a
 
 import csv
 import io
+import re
 import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -16,7 +17,7 @@ from flipsearch.core.display import printable
 from flipsearch.core.files import json_text, write_text
 from flipsearch.core.measurements import Estimate, Measurement, Rate, json_value
 from flipsearch.core.settings import command_line
-from flipsearch.core.trainings import EARLY, RELIABLE, Anatomy, CompletionDivergence
+from flipsearch.core.trainings import EARLY, RELIABLE, Anatomy, CompletionDivergence, PositionDivergence
 from flipsearch.reporting import charts
 from flipsearch.reporting.charts import Chart, ChartAxis, Series, draw
 from flipsearch.reporting.format import DASH, interval, percent, points, setting_rows
@@ -155,7 +156,11 @@ def _headline(anatomy: Anatomy) -> list[tuple[str, str, str]]:
             (f"of the divergence in the first {num} tokens", *_estimate(harmful.early[num], is_rate=True))
             for num in EARLY
         ]
-        boxes.append(("Delta_safety", *_estimate(harmful.delta_safety)))
+        value, ends = _estimate(harmful.delta_safety)
+        peak = _peak(harmful)
+        if peak and peak.position >= anatomy.critical_tokens:
+            ends += f"; small is not weak: the context acts later, most at token {peak.position + 1}"
+        boxes.append((f"Delta_safety: the first {anatomy.critical_tokens} tokens alone", value, ends))
     if after and anatomy.share_left is not None:
         boxes.append(("of the divergence left after training", percent(anatomy.share_left), f"{after.num} completions"))
     return boxes
@@ -195,8 +200,17 @@ def _charts(anatomy: Anatomy) -> list[Chart]:
     return [chart for chart in drawn if chart]
 
 
+def _drawn(part: CompletionDivergence) -> list[PositionDivergence]:
+    return [p for p in part.by_position if p.num >= MIN_COMPLETIONS and p.position < LAST_POSITION]
+
+
+def _peak(part: CompletionDivergence) -> PositionDivergence | None:
+    """Return the position where the context changes most, of those that are drawn."""
+    return max(_drawn(part), key=lambda p: p.mean, default=None)
+
+
 def _curve(part: CompletionDivergence, title: str, hint: str) -> Chart | None:
-    kept = [p for p in part.by_position if p.num >= MIN_COMPLETIONS and p.position < LAST_POSITION]
+    kept = _drawn(part)
     columns = {"mean": [p.mean for p in kept], "low (95 %)": [p.low for p in kept], "high": [p.high for p in kept]}
     series = [
         Series(
@@ -209,10 +223,10 @@ def _curve(part: CompletionDivergence, title: str, hint: str) -> Chart | None:
         for name, values in columns.items()
     ]
     chart = draw(title.format(part.kind), hint, ChartAxis("nats per token"), series, (1.0, float(len(kept))), "token")
-    if chart is None:
+    peak = _peak(part)
+    if chart is None or peak is None:
         return None
     # Of a curve by position the last value says nothing; the highest one is where the context acts.
-    peak = max(kept, key=lambda p: p.mean)
     lasts = (f"peak {peak.mean:.3g} at token {peak.position + 1}", "", "")
     lines = [replace(line, last=last) for line, last in zip(chart.lines, lasts, strict=True)]
     return replace(chart, lines=tuple(lines))
@@ -225,13 +239,13 @@ def _rate_rows(anatomy: Anatomy) -> list[list[str]]:
         "unsafe answers that became safe": lambda side: _rate(side.flip_rate),
         "benign prompts refused beyond those refused before": lambda side: (
             points(side.added_refusals.value),
-            f"of {side.added_refusals.n}" if side.added_refusals.n else "",
+            f"points, {side.added_refusals.n} prompts" if side.added_refusals.n else "",
         ),
         "what benign answers lost (contraction)": lambda side: (
             _estimate(side.contraction, is_rate=True) if side.contraction else (DASH, "")
         ),
     }
-    rows = [[name, *(" ".join(figure(side)) for side in sides)] for name, figure in shown.items()]
+    rows = [[name, *(" · ".join(filter(None, figure(side))) for side in sides)] for name, figure in shown.items()]
     for kind in ("refusal", "redirection", "help", "degenerate"):
         rows.append([f"flips by {kind}", *(f"{side.kinds_after.get(kind, 0):,}" for side in sides)])
     return rows
@@ -277,20 +291,22 @@ def preflight_verdict(result: "Preflight", command: str) -> StudyVerdict:
     if result.verdict != "no":
         steps.append(NextStep("Start the training:" if not steps else "Or train all the same:", command))
     num_met = sum(check.state == "met" for check in result.checks)
-    basis = f"{num_met} of {len(result.checks)} criteria are met."
-    return StudyVerdict(tones[result.verdict], result.sentence, (basis,), tuple(steps))
+    basis = [f"{num_met} of {len(result.checks)} criteria are met."]
+    if result.verdict != "go":
+        basis.append("The command exits with 1, as for every verdict but go, so that a script stops here.")
+    return StudyVerdict(tones[result.verdict], result.sentence, tuple(basis), tuple(steps))
 
 
 def preflight_page(result: "Preflight", command: str) -> str:
     """Return preflight.html."""
     figures = {check.name: check for check in result.checks}
-    split = {name: figures[name].value.partition(" (") for name in BOXES}
+    split = {name: re.split(r" (?=\()|, ", figures[name].value, maxsplit=1) for name in BOXES}
     return render(
         "preflight.html",
         result=result,
         verdict=preflight_verdict(result, command),
         headline=[
-            (name, value, f"({more}" if more else figures[name].wanted) for name, (value, _, more) in split.items()
+            (name, value, *(more or [f"wanted: {figures[name].wanted}"])) for name, (value, *more) in split.items()
         ],
         states=CHECK_STATES,
         source=f"the study {result.figures.study}" if result.figures.study else "the sample",

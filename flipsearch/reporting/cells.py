@@ -175,7 +175,10 @@ def names_of(study: Study) -> dict[int, str]:
     usuals = {key: values.most_common(1)[0][0] for key, values in usual.items()}
     names = {trial.number: _name(trial, by_id, usuals) for trial in study.trials}
     placements = {trial.number: trial.context.placement for trial in study.trials}
-    ranks = {trial.number: f"#{rank}" for rank, trial in enumerate(study.trials, start=1)}
+    ranks = {  # placebos have none
+        trial.number: f"#{rank}" if trial.role == "arm" else trial.context.context_id
+        for rank, trial in enumerate(study.trials, start=1)
+    }
     for suffix in (placements, ranks):
         counts = Counter(names.values())
         names = {n: f"{name} · {suffix[n]}" if counts[name] > 1 else name for n, name in names.items()}

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import pandas as pd
 
 from flipsearch.core.display import printable
-from flipsearch.core.files import escape_formula
+from flipsearch.core.files import csv_cell
 from flipsearch.core.measurements import Measurement, Rate
 from flipsearch.core.records import FLIP_KINDS, AnswerKind
 from flipsearch.core.studies import Study, StudyKind, Trial
@@ -295,11 +295,10 @@ def _contraction_columns(study: Study) -> Iterator[Column]:
 
 
 COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (
-    Column("rank", lambda study, trial: rank_of(study, trial), page="#", place=1),
     Column(
-        "rank_of_arm",
+        "rank",
         lambda study, trial: rank_of(study, trial) if trial.role == "arm" else None,
-        csv=False,
+        page="#",
         terminal="#",
         place=1,
     ),
@@ -383,14 +382,9 @@ def leaderboard(study: Study) -> pd.DataFrame:
 def csv_text(frame: pd.DataFrame) -> str:
     """Return the leaderboard as CSV.
 
-    A text cell that a spreadsheet would run as a formula gets a leading apostrophe: contexts are hostile text. A
-    carriage return becomes a line break: a lone one would be left bare, and readers would end the row there. What no
-    reader would see is marked; the texts as they are lie in the study's file.
+    Contexts are hostile text, see csv_cell; the texts as they are lie in the study's file.
     """
     safe = frame.copy()
     for name in safe.select_dtypes(include=["object", "string"]).columns:
-        safe[name] = [
-            escape_formula(printable(cell.replace("\r\n", "\n").replace("\r", "\n"))) if isinstance(cell, str) else cell
-            for cell in safe[name]
-        ]
+        safe[name] = list(map(csv_cell, safe[name]))
     return safe.to_csv(index=False, lineterminator="\n", float_format="%.6g")

@@ -117,7 +117,7 @@ def _intervals(study: Study, names: dict[int, str]) -> Figure | None:
     return Figure(
         title="Flip rates and their uncertainty",
         caption=caption,
-        height=TOP + ROW_HEIGHT * len(shown) + 30,
+        height=TOP + ROW_HEIGHT * len(shown) + 38,  # with a line for the rule's label
         marks=tuple(marks),
         across=scale.ticks,
         rule=scale.place(placebo.final.flip_rate.value or 0.0) if placebo else None,

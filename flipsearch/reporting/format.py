@@ -136,6 +136,11 @@ def escaped(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", html.escape(printable(" ".join(text.split())), quote=False))
 
 
+def unbroken(text: str) -> str:
+    """Return a sentence of which no line begins with a percent sign."""
+    return text.replace(" %", "\u00a0%")
+
+
 def fenced(text: str) -> str:
     """Return a Markdown code block that holds `text` and that nothing in it can close."""
     shown = str(visible(text.replace("\r\n", "\n").replace("\r", "\n")))

@@ -130,7 +130,7 @@ def _environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    shown = (format.percent, format.points, format.low_high, format.interval)
+    shown = (format.percent, format.points, format.low_high, format.interval, format.unbroken)
     jinja.filters |= {function.__name__: function for function in shown} | {"tenth": "{:.1f}".format}
     return jinja
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import sqlalchemy as sql
 
 from flipsearch.core.errors import ConfigError
-from flipsearch.core.files import atomic_write, escape_formula
+from flipsearch.core.files import atomic_write, csv_cell
 from flipsearch.core.studies import Study
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.tables import ROLLOUTS, VERDICTS, rollout_of
@@ -156,13 +156,12 @@ def _write_lines(pages: Pages, stream: TextIO) -> int:
 
 def _write_csv(pages: Pages, judges: Sequence[str], stream: TextIO) -> int:
     num = 0
-    # All quoted: Python leaves a lone carriage return bare, and readers would end the row there.
     writer = csv.writer(stream, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    writer.writerow(escape_formula(name) for name in _schema(judges).names)
+    writer.writerow(map(csv_cell, _schema(judges).names))
     for page in pages:
         for row in page:
             values = (" ".join(map(str, v)) if isinstance(v, list | tuple) else v for v in _flat(row, judges).values())
-            writer.writerow([escape_formula(value) if isinstance(value, str) else value for value in values])
+            writer.writerow(map(csv_cell, values))
         num += len(page)
     return num
 

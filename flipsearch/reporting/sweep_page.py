@@ -8,8 +8,7 @@ from pathlib import Path
 from statistics import fmean
 
 from flipsearch.config import SweepConfig
-from flipsearch.core.display import printable
-from flipsearch.core.files import escape_formula, json_text, storable, write_text
+from flipsearch.core.files import csv_cell, json_text, write_text
 from flipsearch.core.measurements import json_value
 from flipsearch.core.settings import command_line
 from flipsearch.core.sweeps import PREDICTORS, Sweep, SweepGroup, SweepRun, SweptContext
@@ -303,7 +302,5 @@ def _table_text(sweep: Sweep) -> str:
         figures = [swept.predictor(name) for name in PREDICTORS]
         own = [getattr(run, name) for name in (*names, "base_over_refusal")]
         own += [run.composite.new.value if run.composite else None, run.tax.value if run.tax else None]
-        writer.writerow(
-            (escape_formula(printable(storable(swept.name))), run.context_id, swept.is_placebo, *figures, *own)
-        )
+        writer.writerow((csv_cell(swept.name), run.context_id, swept.is_placebo, *figures, *own))
     return text.getvalue()

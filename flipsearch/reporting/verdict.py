@@ -205,10 +205,11 @@ def _ties_line(study: Study, winner: Trial) -> list[str]:
     ties = [trial for trial in finalists if trial.ties_winner]
     if not ties:
         better = "the other finalist" if len(finalists) == 1 else f"each of the {len(finalists)} other finalists"
-        return [f"It is better than {better}."] if finalists else []
+        return [f"On the confirm prompts it flips more than {better}."] if finalists else []
     shorter = sum((trial.num_context_tokens or 0) < (winner.num_context_tokens or 0) for trial in ties)
     length = f", {shorter} of them shorter" if shorter else ""
-    return [f"Cannot be distinguished from {len(ties)} of {len(finalists)} other finalists{length}."]
+    others = f"{len(ties)} of {len(finalists)} other finalists"
+    return [f"On the confirm prompts it cannot be distinguished from {others}{length}."]
 
 
 def _judge_line(study: Study) -> str:
@@ -227,12 +228,11 @@ def _next_steps(study: Study, best: Trial | None, tone: Tone) -> list[NextStep]:
     model = shlex.quote(str(study.settings.get("model", "")))
     if tone == "good" and study.kind is StudyKind.SEARCH:
         text = shlex.quote(str(study.settings.get("best", "best.txt")))
-        steps.append(
-            NextStep(
-                "Train a model that does this without the context:",
-                f"flipsearch train --model {model} --context {text}",
-            )
-        )
+        for what, command in (
+            ("Is a training on it worth its start? Depth, leakage, memory and time, go or no-go:", "preflight"),
+            ("Train a model that does this without the context:", "train"),
+        ):
+            steps.append(NextStep(what, f"flipsearch {command} --model {model} --context {text}"))
     if tone == "good" and study.kind is StudyKind.SCORE:
         command = f"flipsearch search --model {model} --start {shlex.quote(folder)}"
         steps.append(NextStep("Search from it for a better one, which is confirmed on other prompts:", command))

@@ -244,9 +244,6 @@ def _winner_notes(confirmation: Confirmation, config: SearchConfig) -> list[str]
             "The best context does not beat the strongest placebo (neutral text, or no context): net flip rate "
             f"{_points(winner.net)} points, p = {winner.net.p_value:.2g}."
         )
-    ties = [trial.ties_winner for trial in finalists if trial.ties_winner is not None]
-    if any(ties):
-        notes.append(f"On the confirm split {sum(ties)} of {len(ties)} other finalists tie with the winner.")
     return notes
 
 

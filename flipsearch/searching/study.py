@@ -274,8 +274,9 @@ def _with_search_ties(study: Study, admissible: Sequence[Trial], winner: Trial) 
     num_level = sum(trial.search.flip_rate.value == winner.search.flip_rate.value for trial in ties)
     level = f", and {num_level} flip just as many: fewer refusals, then fewer tokens decided" if num_level else ""
     note = (
-        f"On the search split {len(ties)} of {len(admissible) - 1} other contexts that saw all prompts within the caps "
-        f"cannot be distinguished from the winner{level}."
+        f"On the search prompts, which chose the winner, {len(ties)} of {len(admissible) - 1} other contexts that saw "
+        f"all of them within the caps cannot be distinguished from it{level}. The confirm prompts compare it with the "
+        "other finalists alone."
     )
     return replace(study, search_ties=tuple(trial.context.context_id for trial in ties), notes=(*study.notes, note))
 

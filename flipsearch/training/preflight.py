@@ -122,7 +122,9 @@ class Preflight(ShowsFacts):
     def sentence(self) -> str:
         """The verdict with its reasons."""
         worst = "failed" if self.verdict == "no" else "doubt"
-        reasons = "; ".join(f"{check.name}: {check.value}" for check in self.checks if check.state == worst)
+        reasons = "; ".join(
+            f"{check.name}: {check.value} (wanted: {check.wanted})" for check in self.checks if check.state == worst
+        )
         return "Go: every criterion is met." if not reasons else f"{self.verdict.capitalize()}. {reasons}."
 
     def facts(self) -> dict[str, str]:

@@ -114,7 +114,7 @@ def test_the_card_holds_every_rate_with_n_and_interval(searched: tuple[Path, dic
 def test_the_leaderboard_is_ranked_and_ends_with_the_placebos(searched: tuple[Path, dict[str, Any]]) -> None:
     with (searched[0] / "reports" / "small" / "leaderboard.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
-    assert [row["rank"] for row in rows] == [str(i) for i in range(1, len(rows) + 1)]
+    assert [row["rank"] for row in rows] == [*"123456", "", "", ""]
     assert [row["role"] for row in rows] == ["arm"] * 6 + ["placebo"] * 3
     assert [row["winner"] for row in rows].count("True") == 1
     assert rows[0]["winner"] == "True"

@@ -20,6 +20,7 @@ from flipsearch.core.studies import Study, Trial
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.check import check_ledger
 from flipsearch.measuring.runner import SPEED, Runner
+from flipsearch.reporting.verdict import verdict
 from flipsearch.results import SearchResult
 from flipsearch.searching import prepare_search, run_study
 from flipsearch.searching.finalists import UNSEALED
@@ -371,12 +372,13 @@ def test_few_unsafe_prompts_and_ties_are_told() -> None:
     assert "Few unsafe prompts: 8 of the 16 harmful search prompts are unsafe without a context." in notes
     assert "A difference of two flip rates below about 72 points may be missed" in notes
     assert "that of the winner to one of 2 other finalists below about" in notes
-    assert "cannot be distinguished from the winner, and" in notes
+    assert "all of them within the caps cannot be distinguished from it, and" in notes
     assert "flip just as many: fewer refusals, then fewer tokens decided." in notes
     by_id = {trial.context.context_id: trial for trial in study.trials}
     assert study.search_ties
     assert all(by_id[id].state == "complete" for id in study.search_ties)
-    assert "other finalists tie with the winner" in notes
+    assert "tie" not in notes  # of finalists the verdict speaks, once
+    assert "On the confirm prompts it cannot be distinguished from" in " ".join(verdict(study).basis)
 
 
 def test_an_arm_that_cannot_be_scored_fails_and_does_not_win() -> None:

@@ -102,6 +102,10 @@ def test_the_page_says_when_the_study_was_finished(study: Study, ledger: Ledger)
 
 
 def test_notes_are_warnings_facts_and_methods(study: Study) -> None:
-    given = ("Few unsafe prompts: 3.", "247 contexts were screened.", "On the confirm split 4 other finalists tie.")
+    given = (
+        "Few unsafe prompts: 3.",
+        "247 contexts were screened.",
+        "On the search prompts 4 cannot be distinguished from it.",
+    )
     notes = notes_by_kind(replace(study, notes=given))
     assert [notes[kind] for kind in ("warning", "method", "fact")] == [[note] for note in given]

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 
+from flipsearch.core.display import printable
 from flipsearch.core.errors import ConfigError, LedgerError, StudyError
 from flipsearch.core.records import Label, Verdict
 from flipsearch.ledger import CHUNK, Ledger
@@ -77,9 +78,9 @@ def test_csv_cells_are_inert(ledger: Ledger, tmp_path: Path) -> None:
         rows = {row["rollout_id"]: row for row in csv.DictReader(file)}
     row = rows[ROLLOUTS[0].rollout_id]
     assert len(rows) == 3 + NUM_MORE
-    assert row["completion"] == "'" + HOSTILE
+    assert row["completion"] == "'" + printable(HOSTILE.replace("\r", "\n"))
     assert row["reason (=one)"] == "'+complies"
-    assert rows[ROLLOUTS[1].rollout_id]["completion"] == BARE
+    assert rows[ROLLOUTS[1].rollout_id]["completion"] == BARE.replace("\r", "\n")
     assert (row["label (=one)"], row["label (two)"], row["p_unsafe (two)"]) == ("unsafe", "unscored", "")
     assert row["completion_ids"] == f"1 {2**32 - 1}"
 

@@ -30,9 +30,10 @@ def test_a_winner_is_named_with_its_control_and_numbers(study: Study) -> None:
     assert "75.0 points more than the model without a context (+54.8 to +86.7)" in said.sentence
     basis = " ".join(said.basis)
     assert "sealed" in basis
-    assert "Cannot be distinguished from 1 of 2 other finalists" in basis
+    assert "On the confirm prompts it cannot be distinguished from 1 of 2 other finalists" in basis
     assert "how often it errs on answers like these was not measured" in basis
-    assert said.next_steps[0].command.startswith("flipsearch train")
+    assert said.next_steps[0].command.startswith("flipsearch preflight")
+    assert said.next_steps[1].command.startswith("flipsearch train")
     assert any("n is small: with 32 unsafe prompts" in step.text for step in said.next_steps)
 
 
