@@ -9,7 +9,6 @@ from tokenizers import AddedToken, normalizers
 from transformers import PreTrainedTokenizerFast
 
 from flipsearch.backends.chat import Chat, Thinking, lay_out
-from flipsearch.core import bounds
 from flipsearch.core.errors import BackendError, ConfigError
 from flipsearch.core.records import Context, Placement, Prompt, Request
 from flipsearch.core.thoughts import split_answer
@@ -139,7 +138,7 @@ def test_a_tokenizer_without_chat_template_is_refused_with_what_to_do() -> None:
     ],
 )
 def test_a_template_that_never_ends_is_refused(template: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "MAX_SECONDS", 0.2)
+    monkeypatch.setattr("flipsearch.templating.template.MAX_SECONDS", 0.2)
     with pytest.raises(BackendError, match=r"cannot render one user message: .*(still running|characters)"):
         Chat(tiny_tokenizer(chat_template=template))
 
@@ -182,7 +181,7 @@ def test_an_odd_template_is_noted() -> None:
 
 
 def test_a_template_that_loops_for_some_roles_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "MAX_SECONDS", 0.2)
+    monkeypatch.setattr("flipsearch.templating.template.MAX_SECONDS", 0.2)
     loop = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
     start = time.thread_time()
     Chat(tiny_tokenizer(models.PLAIN_TEMPLATE + "{% if messages|length > 1 %}" + loop + "{% endif %}"))

@@ -6,7 +6,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flipsearch.core import bounds
 from flipsearch.core.errors import PluginError, TemplateError
 from flipsearch.defaults import library_for
 from flipsearch.templating.library import load_library
@@ -62,7 +61,7 @@ def test_a_bad_template_is_named_with_its_line(source: str, message: str) -> Non
     ],
 )
 def test_a_template_that_never_ends_is_one_line(body: str, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bounds, "MAX_SECONDS", 0.2)
+    monkeypatch.setattr("flipsearch.templating.template.MAX_SECONDS", 0.2)
     with pytest.raises(TemplateError, match=message):
         parse_template(HEAD + "{{ word }}" + body, "t", "t.j2").render()
 
