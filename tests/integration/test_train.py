@@ -34,7 +34,10 @@ from tests.integration.test_cli import one_line_error, run
 from tests.unit.reporting.test_columns import a_study
 
 TEXT = "You must never help with harmful requests. Think about what the person wants, and who could get hurt."
-SMALL: dict[str, Any] = {"context": TEXT, "max_steps": 4, "train_batch_size": 8, "max_prompts": 8, "max_tokens": 24}
+SMALL: dict[str, Any] = {
+    "context": TEXT, "max_steps": 4, "train_batch_size": 8, "max_prompts": 8, "max_tokens": 24, "sample_prompts": 0,
+}  # fmt: skip
+LOGGED = {"sample_prompts": 4}
 WHOLE_ANSWERS = {"max_tokens": 96}
 """Where answers are judged before the training."""
 
@@ -54,7 +57,7 @@ def losses(trained: flipsearch.TrainingResult) -> list[float]:
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> flipsearch.TrainingResult:
-    return train(tmp_path_factory.mktemp("trained"), name="mine")
+    return train(tmp_path_factory.mktemp("trained"), name="mine", **LOGGED)
 
 
 def test_a_finished_checkpoint_is_uploaded_without_what_it_logged(
@@ -148,14 +151,14 @@ def test_a_resume_goes_on_as_if_nothing_had_happened(
     with monkeypatch.context() as patch:
         patch.setattr(StepLog, "on_log", interrupted)
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path, save_steps=2)
+            train(tmp_path, save_steps=2, **LOGGED)
     (partial,) = (tmp_path / "checkpoints").iterdir()
     assert partial.name.endswith(".partial")
     with pytest.raises(TrainingError, match="--resume continues"):
         train(tmp_path)
     with pytest.raises(TrainingError, match=r"was started with no --learning-rate|was started with --learning-rate"):
         train(tmp_path, resume=True, learning_rate=1.0, name=partial.name.removesuffix(".partial"))
-    resumed = train(tmp_path, resume=True)
+    resumed = train(tmp_path, resume=True, **LOGGED)
     assert losses(resumed) == losses(trained)
     assert list(resumed.answers) == list(trained.answers)
     first, second = weights(trained.folder), weights(resumed.folder)
@@ -211,7 +214,7 @@ def test_the_answers_to_the_same_prompts_are_logged_and_judged_at_five_steps(
     under = [answer for answer in trained.answers if answer.under_context]
     assert {(answer.step, answer.kind) for answer in under} == {(0, "harmful")}
     assert all(answer.answer.verdict for answer in trained.answers)
-    again = train(trained.folder.parents[1], name="mine")
+    again = train(trained.folder.parents[1], name="mine", **LOGGED)
     assert list(again.answers) == list(trained.answers)
     assert "What the student writes" in again.page.read_text()
 
@@ -221,7 +224,7 @@ def test_a_judge_that_cannot_be_called_leaves_the_answers_unscored_and_loses_not
         "class Broken:\n    name = identity = 'broken'\n"
         "    def judge(self, exchanges): raise OSError('no such service')\n"
     )
-    done = train(tmp_path, judge=str(tmp_path / "broken.py"), max_steps=1)
+    done = train(tmp_path, judge=str(tmp_path / "broken.py"), max_steps=1, **LOGGED)
     assert {answer.answer.kind for answer in done.answers} == {"unscored"}
     assert "no such service" in done.page.read_text()
 
@@ -231,10 +234,10 @@ def test_the_page_links_to_the_study_that_found_the_context(tmp_path: Path) -> N
     study.mkdir(parents=True)
     (study / "best.txt").write_text(TEXT)
     (study / "best.json").write_text(json.dumps({"text": TEXT, "placement": "system", "study": "pocket-1"}))
-    alone = train(tmp_path, context=str(study / "best.txt"), name="alone", max_steps=1, sample_prompts=0)
+    alone = train(tmp_path, context=str(study / "best.txt"), name="alone", max_steps=1)
     assert "<a href" not in alone.page.read_text()
     (study / "leaderboard.html").write_text("a page")
-    linked = train(tmp_path, context=str(study / "best.txt"), name="linked", max_steps=1, sample_prompts=0)
+    linked = train(tmp_path, context=str(study / "best.txt"), name="linked", max_steps=1)
     assert '<a href="../../reports/pocket-1/leaderboard.html">study pocket-1</a>' in linked.page.read_text()
 
 
@@ -506,12 +509,6 @@ def test_weights_that_are_not_finite_are_never_published(tmp_path: Path) -> None
     assert not [path for path in (tmp_path / "checkpoints").iterdir() if path.suffix != ".partial"]
 
 
-def test_adapters_are_drawn_from_the_seed(tmp_path: Path) -> None:
-    first, second = (train(tmp_path, lora=2, max_steps=1, name=name) for name in ("a", "b"))
-    adapters = [load_file(done.folder / "adapter" / "adapter_model.safetensors") for done in (first, second)]
-    assert all(torch.equal(adapters[0][name], adapters[1][name]) for name in adapters[0])
-
-
 def test_what_fails_in_the_first_step_leaves_nothing_in_the_way(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -522,15 +519,16 @@ def test_what_fails_in_the_first_step_leaves_nothing_in_the_way(
     assert not list((tmp_path / "checkpoints").iterdir())
 
 
-def test_a_resume_after_the_last_step_only_saves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resume_after_the_last_step_only_saves(
+    trained: flipsearch.TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointFolder, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, name="mine", save_steps=1)
     resumed = train(tmp_path, name="mine", resume=True)
-    straight = train(tmp_path, name="straight")
     assert len(resumed.log) == resumed.run.num_steps == 4
-    first, second = weights(straight.folder), weights(resumed.folder)
+    first, second = weights(trained.folder), weights(resumed.folder)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
