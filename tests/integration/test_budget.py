@@ -1,11 +1,13 @@
 """Budgets: the study stays within its tokens, ends where it ended when run again, and says why it stopped."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from flipsearch.config import SearchConfig
 from flipsearch.core.errors import ConfigError, StudyError
+from flipsearch.core.records import Prompt
 from flipsearch.core.settings import make_config
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
@@ -117,3 +119,18 @@ def test_times(text: object, num: float) -> None:
 def test_times_that_are_none(text: str) -> None:
     with pytest.raises(ConfigError, match="--time is "):
         make_config(SearchConfig, {"time_s": text})
+
+
+def test_where_the_worst_form_counts_a_study_stays_within_its_tokens_too(tmp_path: Path) -> None:
+    def harder(prompt: Prompt) -> Prompt:
+        start, _, hardness = prompt.text.rpartition(" ")
+        return replace(prompt, text=f"{start} {int(hardness) + 1}", request=prompt.text)
+
+    prompts = [replace(p, forms=(p, harder(p))) if p.kind == "harmful" else p for p in PROMPTS]
+    config, model = with_tokens(6000), Model()
+    study = study_of(tmp_path / "ledger.db", config=config, prompts=prompts)
+    assert study.winner is not None
+    assert study.num_tokens <= 6000
+    assert study.winner.search.flip_rate.n == study.base_unsafe["search"].count == 40  # prompts, and not their forms
+    assert study_of(tmp_path / "ledger.db", model, config=config, prompts=prompts) == study
+    assert model.generated == []

@@ -233,11 +233,11 @@ def test_what_an_attacker_writes_is_sent_as_it_is_or_counts_nowhere(
 ) -> None:
     seen: set[str] = set()
 
-    def answer(prompt: str, context: str | None) -> str:
+    def reply_to(prompt: str, context: str) -> str:
         seen.add(prompt)
         return COMPLIANCE
 
-    model = ScriptedBackend(answer)
+    model = ScriptedBackend(reply_to)
     attacker = ScriptedBackend(lambda prompt, context: reply.replace(" ", "\u2002"))  # a table's tokens are words
     scores = scores_of(tmp_path, model, None, attacker, attacks=attack, attempts=2)
     rate = scores["attack_success_rate", attack].measured.rate
