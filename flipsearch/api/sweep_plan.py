@@ -24,8 +24,8 @@ from flipsearch.core.sweeps import SweepRun, SweptContext
 from flipsearch.core.trainings import METHODS
 from flipsearch.defaults import card_settings, library_for, resolve
 from flipsearch.judging.library import load_judge
-from flipsearch.reporting.cells import names_of
 from flipsearch.reporting.files import read_study
+from flipsearch.reporting.format import names_of
 from flipsearch.reporting.study_file import context_card, study_folder
 from flipsearch.templating.library import FILE_ENDINGS, Card, control_context, given_cards, given_contexts, sealed
 from flipsearch.training.plan import TrainPlan, check_cards, plan_training

@@ -22,10 +22,9 @@ from flipsearch.commands.console import (
 from flipsearch.core.display import printable, shortened
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.studies import MIN_LABELS, EarlierBest, Study, StudyKind, Trial
-from flipsearch.reporting.cells import names_of
 from flipsearch.reporting.columns import Column as ShownColumn
 from flipsearch.reporting.columns import columns_of, kinds_legend
-from flipsearch.reporting.format import DASH, SHARED_ERRORS, percent, with_interval
+from flipsearch.reporting.format import DASH, SHARED_ERRORS, names_of, percent, with_interval
 from flipsearch.reporting.verdict import split_in_words, verdict
 from flipsearch.results import (
     ContextCheck,

@@ -15,7 +15,8 @@ from flipsearch.core.files import csv_cell
 from flipsearch.core.measurements import Measurement, Rate
 from flipsearch.core.records import FLIP_KINDS, AnswerKind
 from flipsearch.core.studies import Study, StudyKind, Trial
-from flipsearch.reporting.cells import (
+from flipsearch.reporting.format import (
+    DASH,
     Cell,
     bar_cell,
     change_cell,
@@ -23,10 +24,12 @@ from flipsearch.reporting.cells import (
     estimate_cell,
     kinds_cell,
     outcome_cell,
+    percent,
+    points,
     rate_cell,
     text_cell,
+    with_interval,
 )
-from flipsearch.reporting.format import DASH, percent, points, with_interval
 from flipsearch.statistics.intervals import wilson
 
 Value = Callable[[Study, Trial], Any]

@@ -18,8 +18,17 @@ from flipsearch.core.errors import ConfigError
 from flipsearch.core.measurements import Difference, Estimate, json_value
 from flipsearch.core.studies import TIE_LEVEL, Study, Trial
 from flipsearch.measuring.measure import flip_difference
-from flipsearch.reporting.cells import Cell, bar_cell, difference_cell, names_of
-from flipsearch.reporting.format import DASH, escaped, low_high, markdown_table, with_interval
+from flipsearch.reporting.format import (
+    DASH,
+    Cell,
+    bar_cell,
+    difference_cell,
+    escaped,
+    low_high,
+    markdown_table,
+    names_of,
+    with_interval,
+)
 from flipsearch.reporting.formats import MOST_COLUMNS, MOST_ROWS, report_format, summary_text, write_report
 from flipsearch.reporting.pages import render
 from flipsearch.reporting.verdict import NextStep, StudyVerdict, Tone, folder_of

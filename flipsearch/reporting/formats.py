@@ -20,9 +20,8 @@ from flipsearch.core.display import printable
 from flipsearch.core.errors import ConfigError, StudyError, one_line, unknown_name
 from flipsearch.core.files import atomic_write, json_text, write_text
 from flipsearch.core.studies import Study
-from flipsearch.reporting.cells import names_of
 from flipsearch.reporting.columns import columns_of, csv_text, kinds_legend, leaderboard, rank_of
-from flipsearch.reporting.format import escaped, fenced, markdown_table
+from flipsearch.reporting.format import escaped, fenced, markdown_table, names_of
 from flipsearch.reporting.verdict import StudyVerdict, verdict
 
 FORMATS = ("html", "csv", "json", "md", "parquet", "png")

@@ -31,8 +31,7 @@ from flipsearch.core.trainings import (
     TrainingRun,
 )
 from flipsearch.reporting.cards import KINDS, between, control_note, prompts_sentence
-from flipsearch.reporting.cells import Cell
-from flipsearch.reporting.format import low_high, percent, points, three_digits
+from flipsearch.reporting.format import Cell, low_high, percent, points, three_digits
 from flipsearch.reporting.page_data import LONGEST_TEXT
 from flipsearch.reporting.verdict import LOW_COVERAGE, SMALL, NextStep, StudyVerdict, Tone
 from flipsearch.statistics.intervals import holm

@@ -20,9 +20,8 @@ from flipsearch.core.studies import Study, Trial
 from flipsearch.core.thoughts import split_answer
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.tables import SAMPLING_FIELDS
-from flipsearch.reporting.cells import Cell, context_cell, names_of, standing, word_changes
 from flipsearch.reporting.columns import Column
-from flipsearch.reporting.format import duration, visible
+from flipsearch.reporting.format import Cell, context_cell, duration, names_of, standing, visible, word_changes
 from flipsearch.reporting.study_file import FINISHED, context_card
 
 """Key of the ledger's note of when a study's files were first written with so many rollouts."""

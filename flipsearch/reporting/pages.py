@@ -26,10 +26,18 @@ from flipsearch.core.trainings import METHODS, LoggedAnswer, LogLine, Scorecard,
 from flipsearch.ledger import Ledger
 from flipsearch.reporting import charts, figures, format
 from flipsearch.reporting.cards import KINDS, control_note, prompts_sentence
-from flipsearch.reporting.cells import Cell, kinds_cell, names_of
 from flipsearch.reporting.charts import Chart, ChartAxis, Series, draw
 from flipsearch.reporting.columns import Section, columns_of
-from flipsearch.reporting.format import duration, is_drawable, notes_by_kind, setting_rows, three_digits
+from flipsearch.reporting.format import (
+    Cell,
+    duration,
+    is_drawable,
+    kinds_cell,
+    names_of,
+    notes_by_kind,
+    setting_rows,
+    three_digits,
+)
 from flipsearch.reporting.outcomes import (
     SCORECARD_PAGE,
     ShownAnswer,

@@ -17,9 +17,8 @@ from typing import Literal
 from flipsearch.core.display import printable, shortened
 from flipsearch.core.measurements import Measurement, Rate
 from flipsearch.core.studies import TIE_LEVEL, Study, StudyKind, Trial
-from flipsearch.reporting.cells import names_of
 from flipsearch.reporting.columns import rank_of
-from flipsearch.reporting.format import low_high, percent, points, with_interval
+from flipsearch.reporting.format import low_high, names_of, percent, points, with_interval
 from flipsearch.searching.baseline import least_detectable
 
 Tone = Literal["good", "warning", "null", "unfinished", "open"]

@@ -19,8 +19,8 @@ from flipsearch.core.studies import Study
 from flipsearch.core.trainings import ChangedAnswer
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
-from flipsearch.reporting.cells import names_of
 from flipsearch.reporting.compare import compare_studies
+from flipsearch.reporting.format import names_of
 from flipsearch.reporting.formats import WIDTH, take_picture
 from flipsearch.reporting.pages import leaderboard_page, picture_page, training_page
 from flipsearch.reporting.scorecard_page import compare_scorecards, scorecard_page

@@ -3,8 +3,8 @@
 from dataclasses import replace
 
 from flipsearch.core.studies import Study
-from flipsearch.reporting.cells import names_of
 from flipsearch.reporting.figures import Figure, figures_of
+from flipsearch.reporting.format import names_of
 from tests.integration.test_study import study_of
 
 

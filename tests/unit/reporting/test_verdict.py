@@ -6,7 +6,7 @@ import pytest
 
 from flipsearch.core.measurements import Difference, Rate
 from flipsearch.core.studies import Study, StudyKind
-from flipsearch.reporting.cells import names_of, word_changes
+from flipsearch.reporting.format import names_of, word_changes
 from flipsearch.reporting.verdict import ALARM, verdict
 from tests.unit.reporting.test_columns import a_study
 

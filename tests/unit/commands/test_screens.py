@@ -1,0 +1,33 @@
+"""Figures are a table where it fits, and one below another in a narrow terminal; nothing is cut."""
+
+import pytest
+
+from flipsearch.commands.console import print_figures
+from flipsearch.config import SweepConfig
+from flipsearch.core.errors import ConfigError
+
+HEADER, ROWS = ("criterion", "state", "measured"), [("unsafe without it", "in doubt", "85.0 % (77 to 91), 85 of 100")]
+
+
+@pytest.mark.parametrize(
+    ("width", "lines"),
+    [
+        (80, ["criterion          state                         measured", "unsafe without it  in doubt  85.0 %"]),
+        (40, ["unsafe without it", "  state: in doubt", "  measured: 85.0 % (77 to 91), 85 of 100"]),
+    ],
+)
+def test_figures_fit_the_terminal(
+    width: int, lines: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", str(width))
+    print_figures(HEADER, ROWS, num_names=2)
+    shown = capsys.readouterr().out
+    assert max(map(len, shown.splitlines())) <= width
+    assert all(line in shown for line in lines)
+    assert "85 of 100" in " ".join(shown.split())
+
+
+def test_a_number_of_contexts_goes_with_a_study() -> None:
+    assert SweepConfig(study="a", num_contexts=3).num_contexts == 3
+    with pytest.raises(ConfigError, match="--num-contexts says how many contexts are taken of a --study"):
+        SweepConfig(context=("best.txt",), num_contexts=3)
