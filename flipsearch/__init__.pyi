@@ -17,7 +17,7 @@ from flipsearch.core.trainings import Scorecard as Scorecard
 from flipsearch.judging.accuracy import JudgeStress as JudgeStress
 from flipsearch.ledger.check import LedgerCheck as LedgerCheck
 from flipsearch.reporting.compare import Comparison as Comparison
-from flipsearch.reporting.rollout_table import Export as Export
+from flipsearch.reporting.formats import Export as Export
 from flipsearch.reporting.scorecard_page import ScorecardComparison as ScorecardComparison
 from flipsearch.results import AnatomyResult as AnatomyResult
 from flipsearch.results import ContextCheck as ContextCheck

@@ -25,13 +25,13 @@ from flipsearch.reporting.formats import (
     Leaderboard,
     flips_table,
     report_format,
+    rollouts_table,
     study_summary,
     summary_text,
     write_report,
 )
 from flipsearch.reporting.outcomes import SCORECARD_PAGE, SWEEP_PAGE, TRAINING_PAGE, loss_ends, scorecard_verdict
 from flipsearch.reporting.pages import leaderboard_page, picture_page
-from flipsearch.reporting.rollout_table import rollouts_table
 from flipsearch.reporting.scorecard_page import PICTURE_HEIGHT, ScorecardComparison, scorecard_page
 from flipsearch.reporting.study_file import benign_metrics, context_card, portfolio_metrics
 from flipsearch.reporting.verdict import Criterion, verdict

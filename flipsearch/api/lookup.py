@@ -17,7 +17,7 @@ from flipsearch.prompts.attacks import list_attacks
 from flipsearch.prompts.known_sets import KNOWN_SETS, describe
 from flipsearch.prompts.problems import list_problem_sets
 from flipsearch.prompts.sets import list_sets
-from flipsearch.reporting.rollout_table import Export, check_export, export_file, export_lines, study_beside
+from flipsearch.reporting.formats import Export, check_export, export_file, export_lines, study_beside
 from flipsearch.reporting.study_file import ledger_place
 from flipsearch.templating.library import BROKEN, TemplateLibrary
 

@@ -23,7 +23,7 @@ def chat(config: Config = None, json: Json = False, **settings: Setting) -> "Out
     Each line of the input is a prompt, and a conversation of its own.
     """
     from flipsearch.commands import console, model_views
-    from flipsearch.commands.progress import progress_display
+    from flipsearch.commands.console import progress_display
 
     with progress_display():
         chat = flipsearch.chat(**given(settings), config=config)
@@ -41,7 +41,7 @@ def train(config: Config = None, json: Json = False, **settings: Setting) -> "Ou
     By OPSA, or a baseline method (--method). The same command again returns the finished checkpoint.
     """
     from flipsearch.commands import console, model_views, plans
-    from flipsearch.commands.progress import progress_display
+    from flipsearch.commands.console import progress_display
     from flipsearch.training.processes import MainProcessFailedError, is_main_process
 
     if not is_main_process():  # of several processes one reports
@@ -76,7 +76,7 @@ def plan_train(
     Nothing is loaded but the tokenizer, unless the speed is measured.
     """
     from flipsearch.commands import console, plans
-    from flipsearch.commands.progress import progress_display
+    from flipsearch.commands.console import progress_display
 
     own: dict[str, Setting] = {"tokens_per_second": tokens_per_second, "measure": measure, "gpus": gpus}
     with progress_display() as progress:
@@ -99,7 +99,7 @@ def preflight(
     What a context flips, how deep and at what cost, leakage, and what the training takes; with what would change it.
     """
     from flipsearch.commands import console, model_views
-    from flipsearch.commands.progress import progress_display
+    from flipsearch.commands.console import progress_display
 
     own: dict[str, Setting] = {"sample": sample, "tokens_per_second": tokens_per_second, "gpus": gpus}
     with progress_display() as progress:
@@ -114,7 +114,7 @@ def evaluate(config: Config = None, json: Json = False, **settings: Setting) -> 
     accuracy that was lost.
     """
     from flipsearch.commands import console, model_views
-    from flipsearch.commands.progress import progress_display
+    from flipsearch.commands.console import progress_display
 
     with progress_display() as progress:
         result = flipsearch.evaluate(**given(settings), config=config, progress=progress)
@@ -128,7 +128,7 @@ def anatomy(config: Config = None, json: Json = False, **settings: Setting) -> "
     context are compared, token by token.
     """
     from flipsearch.commands import console, model_views
-    from flipsearch.commands.progress import progress_display
+    from flipsearch.commands.console import progress_display
 
     with progress_display() as progress:
         result = flipsearch.anatomy(**given(settings), config=config, progress=progress)
@@ -147,7 +147,7 @@ def sweep(
     is evaluated on prompts that it never saw. The same command continues.
     """
     from flipsearch.commands import console, model_views, plans
-    from flipsearch.commands.progress import progress_display
+    from flipsearch.commands.console import progress_display
 
     with progress_display() as progress:
         said: list[str] = []
@@ -177,7 +177,7 @@ def export(context: Contexts, config: Config = None, json: Json = False, **setti
     are those of `flipsearch train`. Nothing is generated.
     """
     from flipsearch.commands import console, model_views
-    from flipsearch.commands.progress import progress_display
+    from flipsearch.commands.console import progress_display
 
     with progress_display():
         result = flipsearch.export(context, **given(settings), config=config)
@@ -218,7 +218,7 @@ def doctor(
 ) -> "Outcome":
     """Say what is installed, and whether a model and a judge work."""
     from flipsearch.commands import console, views
-    from flipsearch.commands.progress import progress_display
+    from flipsearch.commands.console import progress_display
 
     typed = given({"model": model, "judge": judge, "backend": backend, "device": device, "dtype": dtype})
     with progress_display():
@@ -240,7 +240,7 @@ def judge_check(
     What is measured is kept for the reports of its studies. --stress needs no labels.
     """
     from flipsearch.commands import console, model_views
-    from flipsearch.commands.progress import progress_display
+    from flipsearch.commands.console import progress_display
 
     if stress == bool(labels):
         got = "both" if stress else "neither"
@@ -281,7 +281,7 @@ def judge_fit(
     --judge "compact(weights=FILE)" then takes it.
     """
     from flipsearch.commands import console, model_views
-    from flipsearch.commands.progress import progress_display
+    from flipsearch.commands.console import progress_display
 
     with progress_display():
         result = flipsearch.fit_judge(labels, to=to)

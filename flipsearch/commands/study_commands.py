@@ -24,7 +24,7 @@ def search(config: Config = None, json: Json = False, **settings: Setting) -> "O
     beside placebos: texts without safety content. The same command again continues, or shows what was finished.
     """
     from flipsearch.commands import console, plans, views
-    from flipsearch.commands.progress import progress_display
+    from flipsearch.commands.console import progress_display
 
     with progress_display() as progress:
 
@@ -47,7 +47,7 @@ def plan(
 ) -> "Outcome":
     """Show what a search costs and which differences it can detect. No model is loaded."""
     from flipsearch.commands import console, plans
-    from flipsearch.commands.progress import progress_display
+    from flipsearch.commands.console import progress_display
 
     own = {"delta": delta, "power": power, "tokens_per_second": tokens_per_second}
     with progress_display():
@@ -63,7 +63,7 @@ def score(
 ) -> "Outcome":
     """Measure the flip rates of contexts that you already have."""
     from flipsearch.commands import console, views
-    from flipsearch.commands.progress import progress_display
+    from flipsearch.commands.console import progress_display
 
     with progress_display() as progress:
         result = flipsearch.score(context, **given(settings), config=config, progress=progress)
@@ -87,7 +87,7 @@ def check(
     They are measured as score does it. A card says which model and prompts it is for.
     """
     from flipsearch.commands import console, views
-    from flipsearch.commands.progress import progress_display
+    from flipsearch.commands.console import progress_display
 
     own: dict[str, Setting] = {"min_flip": min_flip, "max_over_refusal": max_over_refusal, "junit": junit}
     with progress_display() as progress:

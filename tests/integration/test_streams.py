@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from flipsearch.commands import main as command_line
-from flipsearch.commands.console import show_error
-from flipsearch.commands.progress import progress_display
+from flipsearch.commands.console import progress_display, show_error
 from tests.fuzzing import quiet_run
 
 NOISY = """import os

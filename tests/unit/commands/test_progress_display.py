@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from rich.console import Console
 
-from flipsearch.commands.progress import ProgressDisplay, WorkState
+from flipsearch.commands.console import ProgressDisplay, WorkState
 from flipsearch.core.progress import Activity, Phase, Step, announce, announced_to
 from flipsearch.searching.plan import Span
 from flipsearch.statistics.intervals import wilson

@@ -15,7 +15,7 @@ from flipsearch.core.errors import ConfigError, LedgerError, StudyError
 from flipsearch.core.records import Label, Verdict
 from flipsearch.ledger import CHUNK, Ledger
 from flipsearch.reporting.files import write_study
-from flipsearch.reporting.rollout_table import export_file, export_lines, study_beside
+from flipsearch.reporting.formats import export_file, export_lines, study_beside
 from tests.labelled import mistaken_study
 from tests.unit.ledger.test_ledger import SAMPLING, rollout
 
