@@ -3,6 +3,9 @@
 A figure that was not measured is a dash, never 0. Notes come in kinds: what the numbers cannot show, how they were
 made, and facts. A cell of a page's table has a figure with its interval, what it is sorted by, and its bar; a template
 draws it for readers without scripts, and the page's script in the same way for all other rows.
+
+Rows are named by what distinguishes their contexts: a template with those parameters that are not the usual ones of its
+rows, a child of an operator with what it changed in its parent. Names quote contexts, which are hostile text.
 """
 
 import difflib
