@@ -11,8 +11,7 @@ from flipsearch.backends.models import POCKET_MODEL, TRAINING_FILE, base_model, 
 from flipsearch.config import EVALUATIONS, EvalConfig, is_endpoint
 from flipsearch.core.errors import BackendError, ConfigError, PromptError
 from flipsearch.core.records import Prompt, content_id
-from flipsearch.evaluation.answers import plain_number
-from flipsearch.evaluation.programs import check_sandbox
+from flipsearch.evaluation.answers import check_sandbox, plain_number
 from flipsearch.prompts.attacks import ATTACKS, attack_names, gives_tokens
 from flipsearch.prompts.files import TEXT_COLUMNS, cell, read_table
 from flipsearch.prompts.problems import ProblemSet, load_problems

@@ -34,10 +34,18 @@ from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Kind, Prompt, Request, Rollout
 from flipsearch.core.thoughts import split_answer
 from flipsearch.core.trainings import ChangedAnswer, Metric, Scorecard
-from flipsearch.evaluation.answers import boxed_answer, chosen_letter, final_number, number, plain_number, stated_answer
+from flipsearch.evaluation.answers import (
+    boxed_answer,
+    chosen_letter,
+    final_number,
+    number,
+    plain_number,
+    program_of,
+    run_tests,
+    stated_answer,
+)
 from flipsearch.evaluation.attacks import Attacker, AttackRun
 from flipsearch.evaluation.plan import EvaluationPlan
-from flipsearch.evaluation.programs import program_of, run_tests
 from flipsearch.evaluation.scorecard import (
     AnswerScore,
     ModelScores,

@@ -1,4 +1,4 @@
-"""The processes that a model's program and its tests run in; programs.py starts this file as a script, once for each.
+"""The processes that a model's program and its tests run in; answers.py starts this file as a script, once for each.
 
     tests process  --the program, then calls and arguments-->  program process
                    <--values, handles of other objects, calls of functions that it was given--

@@ -12,8 +12,8 @@ import pytest
 
 from flipsearch.core.errors import ConfigError, JudgeError, PromptError
 from flipsearch.core.records import Rollout, Sampling
-from flipsearch.evaluation import programs
-from flipsearch.evaluation.programs import PROBE, check_sandbox, program_of, run_tests
+from flipsearch.evaluation import answers
+from flipsearch.evaluation.answers import PROBE, check_sandbox, program_of, run_tests
 from flipsearch.evaluation.run import AlgebraWorker, score_answer
 from flipsearch.prompts.problems import Problem, load_problems
 
@@ -70,14 +70,14 @@ def test_a_process_that_does_not_start_in_time_is_no_wrong_answer() -> None:
     with pytest.raises(JudgeError, match="in time"):
         run_tests(RIGHT, TESTS, wall_s=0.0)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(programs, "SANDBOX", Path("missing.py"))
+        patch.setattr(answers, "SANDBOX", Path("missing.py"))
         answer = Rollout("p", None, "m", Sampling(), 0, RIGHT, (), 5, "stop")
         assert score_answer(problem, answer, AlgebraWorker()).value is None
 
 
 def test_no_program_outlives_flipsearch_when_that_is_killed() -> None:
     program = "import ctypes, time\nctypes.CDLL(None).prctl(1, 0, 0, 0, 0)\nwhile True: time.sleep(9)"
-    code = f"from flipsearch.evaluation.programs import run_tests; run_tests({program!r}, '')"
+    code = f"from flipsearch.evaluation.answers import run_tests; run_tests({program!r}, '')"
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
     children = Path(f"/proc/{parent.pid}/task/{parent.pid}/children")
     deadline = time.monotonic() + 60
@@ -308,11 +308,11 @@ def test_programming_sets_are_read_by_their_columns(tmp_path: Path) -> None:
 
 def test_where_nothing_confines_programs_they_are_not_run(monkeypatch: pytest.MonkeyPatch) -> None:
     check_sandbox()
-    script = Path(programs.__file__).with_name("sandbox.py").read_text().replace("    confine(int(cpu_s))\n", "")
+    script = Path(answers.__file__).with_name("sandbox.py").read_text().replace("    confine(int(cpu_s))\n", "")
     assert "confine(int" not in script
     open_sandbox = Path(os.environ["FLIPSEARCH_TEST_CACHE"]) / "open_sandbox.py"
     open_sandbox.write_text(script)
-    monkeypatch.setattr(programs, "SANDBOX", open_sandbox)
+    monkeypatch.setattr(answers, "SANDBOX", open_sandbox)
     with pytest.raises(ConfigError, match="cannot be run safely here: a program could do what it must not"):
         check_sandbox()
     open_sandbox.write_text("raise SystemExit(1)")
