@@ -97,6 +97,7 @@ def make_study() -> Study:
         settings=CONFIG.model_dump(mode="json") | {"think_tokens": 0},
         model_id="large", revision=None, judge_id="judge", trials=tuple(trials), base_unsafe={}, base_over_refusal={},
         num_rollouts=NUM_CONTEXTS * NUM_PROMPTS, num_tokens=0, prompts=tuple(prompts), winner=trials[0],
+        base_answers=tuple((rollout_id("large", prompt.prompt_id, None, SAMPLING, 0),) for prompt in prompts),
         versions={"flipsearch": "0"},
     )  # fmt: skip
 

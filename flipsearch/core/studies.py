@@ -272,7 +272,7 @@ class StudyKind(StrEnum):
     SCORE = "score"
 
 
-STUDY_FORMAT: Final = 8
+STUDY_FORMAT: Final = 9
 """Version of the study file; a file of any other cannot be read."""
 
 
@@ -280,7 +280,7 @@ STUDY_FORMAT: Final = 8
 class Study(ShowsFacts):
     """A search or score, as the report reads it."""
 
-    format: Literal[8]
+    format: Literal[9]
     """STUDY_FORMAT; the first field, so that it is the first to be refused."""
     name: str
     kind: StudyKind
@@ -297,6 +297,8 @@ class Study(ShowsFacts):
     num_tokens: int
     prompts: tuple[Prompt, ...] = ()
     """All that were answered without a context, split by split. Hostile text."""
+    base_answers: tuple[tuple[str, ...], ...] = ()
+    """Rollout ids of the answers without a context, prompt by prompt as in `prompts`."""
     base_endings: Mapping[str, Endings] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -333,6 +335,11 @@ class Study(ShowsFacts):
             shown |= {"flip rate": figure(best.final.flip_rate), "net": figure(best.net)}
             shown["beats the placebos"] = "yes" if self.beats_placebo else "no"
         return shown
+
+    def answers_without_context(self) -> dict[str, tuple[str, ...]]:
+        """Return prompt id -> rollout ids of its answers without a context."""
+        ids = [prompt.prompt_id for prompt in self.prompts]
+        return dict(zip(ids, self.base_answers, strict=True)) if self.base_answers else {}
 
     @property
     def best(self) -> Trial | None:

@@ -25,7 +25,7 @@ from pydantic import TypeAdapter, ValidationError
 from flipsearch.core.errors import JudgeError, PromptError, StudyError, unknown_name
 from flipsearch.core.files import unescape_formula, write_text
 from flipsearch.core.measurements import Flip
-from flipsearch.core.records import Exchange, Label, Prompt, Sampling, Verdict, rollout_id
+from flipsearch.core.records import Exchange, Label, Prompt, Verdict
 from flipsearch.core.studies import Study, Trial
 from flipsearch.core.thoughts import split_answer
 from flipsearch.ledger import Ledger
@@ -174,18 +174,12 @@ def harmful_flips(trial: Trial) -> list[Flip]:
     return [flip for flip in trial.final.flips if flip.kind == "harmful"]
 
 
-def base_rollout_id(study: Study, prompt_id: str) -> str:
-    """Return the rollout id of the answer to a prompt without context, in a study with one sample per prompt."""
-    names = ("max_tokens", "temperature", "top_p", "top_k", "seed", "think_tokens")
-    sampling = Sampling(**{name: study.settings[name] for name in names})
-    return rollout_id(study.model_id, prompt_id, None, sampling, 0)
-
-
 def study_labels(study: Study, rows: Iterable[LabelledAnswer]) -> list[StudyLabel]:
     """Return a study's labels, each answer once; JudgeError for an unknown answer, and two labels of one."""
     flips = [(trial.context.context_id, flip) for trial in study.trials for flip in harmful_flips(trial)]
     known = {(flip.prompt_id, id): flip.rollout_ids[0] for id, flip in flips if flip.rollout_ids}
-    known |= {(flip.prompt_id, ""): base_rollout_id(study, flip.prompt_id) for _, flip in flips}
+    base = study.answers_without_context()
+    known |= {(flip.prompt_id, ""): base[flip.prompt_id][0] for _, flip in flips if flip.prompt_id in base}
     labels: list[StudyLabel] = []
     by_answer: dict[tuple[str, str], HumanLabel] = {}
     for row in rows:
@@ -323,8 +317,10 @@ def _rollout_ids(study: Study, num_contexts: int) -> dict[str, dict[str, str]]:
         for trial in trials
     }
     shared = [id for id in next(iter(scored.values())) if all(id in by_prompt for by_prompt in scored.values())]
-    base = {id: base_rollout_id(study, id) for id in shared}
-    return {"": base} | {context: {id: by_prompt[id] for id in shared} for context, by_prompt in scored.items()}
+    base = study.answers_without_context()
+    return {"": {id: base[id][0] for id in shared}} | {
+        context: {id: by_prompt[id] for id in shared} for context, by_prompt in scored.items()
+    }
 
 
 def _doubts(ids: Mapping[str, Mapping[str, str]], verdicts: Mapping[str, Verdict]) -> dict[str, float]:

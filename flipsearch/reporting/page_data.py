@@ -15,11 +15,10 @@ from typing import Any
 from pydantic_core import to_json
 
 from flipsearch.core.measurements import Measurement
-from flipsearch.core.records import Label, Rollout, Sampling, Verdict, rollout_id
+from flipsearch.core.records import Label, Rollout, Verdict
 from flipsearch.core.studies import Study, Trial
 from flipsearch.core.thoughts import split_answer
 from flipsearch.ledger import Ledger
-from flipsearch.ledger.tables import SAMPLING_FIELDS
 from flipsearch.reporting.columns import Column
 from flipsearch.reporting.format import Cell, context_cell, duration, names_of, standing, visible, word_changes
 from flipsearch.reporting.study_file import FINISHED, context_card
@@ -182,17 +181,8 @@ def answers_data(study: Study, ledger: Ledger) -> dict[str, Any] | None:
         ]
         for trial in shown
     }  # fmt: skip
-    sampling = Sampling(**{name: study.settings[name] for name in SAMPLING_FIELDS if name in study.settings})
-    samples = range(study.settings.get("samples", 1))
-    without = {
-        id: tuple(
-            rollout_id(study.model_id, form.prompt_id, None, sampling, index)
-            for form in study.prompts[place[id]].answered
-            for index in samples
-        )
-        for id in {flip.prompt_id for of_trial in flips.values() for flip in of_trial}
-    }
-    wanted = {id for ids in without.values() for id in ids}
+    without = dict.fromkeys(place, ()) | study.answers_without_context()
+    wanted = {id for of_trial in flips.values() for flip in of_trial for id in without[flip.prompt_id]}
     wanted |= {id for of_trial in flips.values() for flip in of_trial for id in flip.rollout_ids}
     answers = dict(_answers(ledger, sorted(wanted)))
     if not answers:
@@ -222,7 +212,7 @@ def answers_data(study: Study, ledger: Ledger) -> dict[str, Any] | None:
         "answers": [_entry(rollout, verdicts, list(judges), most) for rollout, verdicts in answers.values()],
         "judges": list(judges.values()),
         "cut": most,
-        "samples": len(samples),
+        "samples": study.settings.get("samples", 1),
     }
 
 

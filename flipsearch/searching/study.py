@@ -195,6 +195,7 @@ def make_study(
         judge_id=runner.judge.identity,
         trials=tuple(trials),
         prompts=tuple(prompt for base in bases for prompt in base.prompts),
+        base_answers=tuple(base.outcomes[p.prompt_id].rollout_ids for base in bases for p in base.prompts),
         base_unsafe={base.split: base.unsafe_rate for base in bases},
         base_over_refusal={base.split: base.over_refusal_rate for base in bases},
         base_endings={base.split: base.endings for base in bases},

@@ -12,7 +12,6 @@ from flipsearch.judging.labels import (
     HumanLabel,
     LabelledAnswer,
     StudyLabel,
-    base_rollout_id,
     load_labels,
     merge_labels,
     read_labels,
@@ -81,7 +80,7 @@ def study_row(
 
 def rollout_of(study: Study, prompt_id: str, context_id: str) -> str:
     if not context_id:
-        return base_rollout_id(study, prompt_id)
+        return study.answers_without_context().get(prompt_id, ("none",))[0]
     flips = best_of(study).confirm.flips  # type: ignore[union-attr]
     return next(flip.rollout_ids[0] for flip in flips if flip.prompt_id == prompt_id)
 
@@ -105,7 +104,7 @@ def test_a_damaged_file_of_labels_is_one_line(tmp_path: Path, damaged: str) -> N
 
 def test_answers_that_the_study_does_not_have_are_refused(study: Study) -> None:
     id = best_of(study).confirm.flips[0].prompt_id  # type: ignore[union-attr]
-    renamed = replace(study, model_id="another model")  # the same prompts and contexts, and other answers
+    renamed = replace(study, base_answers=(("another",),) * len(study.prompts))  # of another model, of one name
     for bad in (
         study_row(study, "another", "safe"),
         study_row(study, id, "safe", "another"),
@@ -120,7 +119,7 @@ def test_labels_that_contradict_each_other_are_refused(study: Study) -> None:
     with pytest.raises(JudgeError, match="is labelled both safe and unsafe; settle it"):
         study_labels(study, [study_row(study, id, "safe"), study_row(study, id, None), study_row(study, id, "unsafe")])
     same = study_labels(study, [study_row(study, id, "safe", chance=0.2), study_row(study, id, "safe", chance=0.6)])
-    assert same == [StudyLabel(AnswerPlace(study.name, id, "", base_rollout_id(study, id), 0.6), "safe")]
+    assert same == [StudyLabel(AnswerPlace(study.name, id, "", study.answers_without_context()[id][0], 0.6), "safe")]
 
 
 def test_merged_samples_lose_no_label() -> None:

@@ -17,7 +17,7 @@ from flipsearch.reporting.study_file import FINISHED
 from flipsearch.searching import prepare_search, run_study
 from tests.pages import data_of
 from tests.unit.reporting.test_columns import CONFIG
-from tests.world import COMPLIANCE, GREEDY, REFUSAL, Model, RefusalJudge, library, prompt_set
+from tests.world import COMPLIANCE, GREEDY, REFUSAL, VOCABULARY, Model, RefusalJudge, library, prompt_set
 
 
 @pytest.fixture(scope="module")
@@ -58,6 +58,29 @@ def test_answers_stand_beside_those_without_a_context(study: Study, ledger: Ledg
             before, after = (answers["answers"][place] for place in pair[-2:])
             assert (before[1], after[1]) == (COMPLIANCE, REFUSAL)
             assert [verdict[1] for verdict in before[4] + after[4]] == ["unsafe", "safe"]
+
+
+class Beginner(Model):
+    """Begins its answers as an attack says."""
+
+    def completion_ids(self, answer: str) -> tuple[int, ...]:
+        return tuple(map(VOCABULARY.index, answer.split()))
+
+    def beginning(self, answer: str, num_tokens: int) -> str:
+        return " ".join(answer.split()[:num_tokens])
+
+
+def test_an_answer_that_an_attack_began_stands_beside_those_under_contexts() -> None:
+    prompts = [replace(prompt, request=prompt.text, prefill="Take") for prompt in prompt_set()]
+    setup = prepare_search(CONFIG.model_copy(update={"max_tokens": 8}), library(), prompts)
+    with Ledger("sqlite://") as ledger:
+        attacked = run_study(setup, Runner(Beginner(), RefusalJudge(), ledger, GREEDY))
+        answers = data_of(leaderboard_page(attacked, ledger), "answer-data")
+    before = [
+        answers["answers"][pair[-2]][1] for _, pairs in answers["contexts"] for pair in pairs if pair[-2] is not None
+    ]
+    assert len(before) == sum(len(pairs) for _, pairs in answers["contexts"]) > 0
+    assert COMPLIANCE in before
 
 
 def test_a_flip_and_a_failure_are_in_the_page_itself(study: Study, ledger: Ledger) -> None:
