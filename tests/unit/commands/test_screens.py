@@ -3,8 +3,6 @@
 import pytest
 
 from flipsearch.commands.console import print_figures
-from flipsearch.config import SweepConfig
-from flipsearch.core.errors import ConfigError
 
 HEADER, ROWS = ("criterion", "state", "measured"), [("unsafe without it", "in doubt", "85.0 % (77 to 91), 85 of 100")]
 
@@ -25,9 +23,3 @@ def test_figures_fit_the_terminal(
     assert max(map(len, shown.splitlines())) <= width
     assert all(line in shown for line in lines)
     assert "85 of 100" in " ".join(shown.split())
-
-
-def test_a_number_of_contexts_goes_with_a_study() -> None:
-    assert SweepConfig(study="a", num_contexts=3).num_contexts == 3
-    with pytest.raises(ConfigError, match="--num-contexts says how many contexts are taken of a --study"):
-        SweepConfig(context=("best.txt",), num_contexts=3)
