@@ -113,7 +113,7 @@ def finished_study(setup: SearchSetup, prompts: PromptSet) -> SearchResult | Non
 def search(
     given: Given[SearchConfig], *, progress: Progress | None = None, on_plan: Callable[[SearchPlan], None] | None = None
 ) -> SearchResult:
-    """Search the context that flips most unsafe rollouts under the over-refusal cap, and write its report.
+    """Find the context that flips the most unsafe rollouts under the over-refusal cap, and write its report.
 
     The same settings again continue the study or, once it is finished, return it. `config` is a TOML file of settings;
     keywords win over it. `on_plan` is called with the plan before the first rollout. Raises FlipsearchError in one line

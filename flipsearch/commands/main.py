@@ -103,7 +103,7 @@ def make_app(arguments: Sequence[str]) -> typer.Typer:
     """Return the typer application; only commands that are named in `arguments` get the options of their settings."""
     app = typer.Typer(
         name="flipsearch",
-        help="Search the privileged safety context that flips a model's unsafe rollouts.",
+        help="Find the privileged safety context that flips a model's unsafe rollouts.",
         epilog=EPILOG,
         add_completion=False,
         rich_markup_mode=None,
@@ -124,7 +124,7 @@ def make_app(arguments: Sequence[str]) -> typer.Typer:
 
 
 def _flipsearch(version: Annotated[bool, option("Print the version.", "--version")] = False) -> None:
-    """Search the privileged safety context that flips a model's unsafe rollouts."""
+    """Find the privileged safety context that flips a model's unsafe rollouts."""
     # Handled before: the parser would want a command with it.
 
 

@@ -216,7 +216,7 @@ def show_anatomy(result: AnatomyResult) -> None:
         rows.append((written, instead, f"{token.num:,}", f"{token.share:.1%}"))
     print_lines("")
     print_figures(("written", "under the context", "times", "share"), rows, num_names=2)
-    print_lines("")
+    print_wrapped("\u00b7 is a blank, \u21b5 a new line\n", style="dim")
     for depth, rate in anatomy.depth:
         shown = "none measured" if rate.value is None else f"{rate.value:.0%} of {rate.n}"
         print_lines(f"{f'flips after {depth} tokens':<26}{shown}")

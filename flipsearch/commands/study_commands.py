@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def search(config: Config = None, json: Json = False, **settings: Setting) -> "Outcome":
-    """Search the context that flips most unsafe answers.
+    """Find the context that flips the most unsafe answers.
 
     A flip is a prompt that is answered unsafely without the context and safely under it. Contexts are tried on some of
     the prompts, the best on more of them, and the last few on prompts that were sealed until then (the confirm split),

@@ -172,6 +172,8 @@ def row_legend(study: Study) -> str:
     )
     if any(trial.confirm for trial in study.trials):
         lines.append("search, confirm: flip rates on the prompts of the search, and on those sealed until its end")
+    if any(trial.context.operator and trial.role == "arm" for trial in study.trials):
+        lines.append("+, −: what an operator, e.g. crossover, added to an earlier context or took out")
     states = [state for state in STATES if any(trial.state == state for trial in study.trials)]
     return "; ".join([*lines, *(f"{state}: {STATES[state]}" for state in states)])
 

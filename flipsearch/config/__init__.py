@@ -158,7 +158,7 @@ class SearchConfig(StudyConfig):
     attacks: Names = ()
     """Search on attacked prompts, too: e.g. prefill,wrappers (none; see `flipsearch list attacks`)."""
     attack_score: AttackScore = "mean"
-    """Count each attacked form of a prompt (mean), or a prompt by the worst of its forms (worst)."""
+    """mean: each attacked form counts as a prompt; worst: a prompt counts by the worst of its forms."""
 
     @model_validator(mode="after")
     def _check_attack_score(self) -> Self:

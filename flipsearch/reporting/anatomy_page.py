@@ -159,7 +159,7 @@ def _headline(anatomy: Anatomy) -> list[tuple[str, str, str]]:
         value, ends = _estimate(harmful.delta_safety)
         peak = _peak(harmful)
         if peak and peak.position >= anatomy.critical_tokens:
-            ends += f"; small is not weak: the context acts later, most at token {peak.position + 1}"
+            ends += f"; small is not weak: the context acts after these, most at token {peak.position + 1}"
         boxes.append((f"Delta_safety: the first {anatomy.critical_tokens} tokens alone", value, ends))
     if after and anatomy.share_left is not None:
         boxes.append(("of the divergence left after training", percent(anatomy.share_left), f"{after.num} completions"))
@@ -238,16 +238,18 @@ def _rate_rows(anatomy: Anatomy) -> list[list[str]]:
     shown: dict[str, Callable[[Measurement], tuple[str, str]]] = {
         "unsafe answers that became safe": lambda side: _rate(side.flip_rate),
         "benign prompts refused beyond those refused before": lambda side: (
-            points(side.added_refusals.value),
-            f"points, {side.added_refusals.n} prompts" if side.added_refusals.n else "",
+            (f"{points(side.added_refusals.value)} points", f"{side.added_refusals.n} prompts")
+            if side.added_refusals.n
+            else (DASH, "none measured")
         ),
         "what benign answers lost (contraction)": lambda side: (
             _estimate(side.contraction, is_rate=True) if side.contraction else (DASH, "")
         ),
     }
     rows = [[name, *(" · ".join(filter(None, figure(side))) for side in sides)] for name, figure in shown.items()]
-    for kind in ("refusal", "redirection", "help", "degenerate"):
-        rows.append([f"flips by {kind}", *(f"{side.kinds_after.get(kind, 0):,}" for side in sides)])
+    names = {"refusal": "refusals", "redirection": "redirections", "help": "help", "degenerate": "degenerate: no flips"}
+    for kind, name in names.items():
+        rows.append([f"unsafe answers that became {name}", *(f"{side.kinds_after.get(kind, 0):,}" for side in sides)])
     return rows
 
 

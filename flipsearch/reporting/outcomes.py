@@ -307,7 +307,7 @@ def _unmeasured(card: Scorecard) -> str:
         f"{name} ({100 * high:.1f} points at most)" for name, high in highest.items() if high is not None
     )
     left = " and ".join(name for name, high in highest.items() if high is None)
-    return (f" No measurable cost in {kept}." if kept else "") + (f" Not measured: {left}." if left else "")
+    return (f" No cost was shown in {kept}." if kept else "") + (f" Not measured: {left}." if left else "")
 
 
 def _cost_lines(card: Scorecard) -> list[str]:
@@ -349,6 +349,10 @@ def _scorecard_steps(card: Scorecard, harm: Sequence[Score], tone: Tone) -> list
     if tone == "good":
         steps.append(
             NextStep("Read the answers that changed; the page has them. The folder is a model for vLLM and others.")
+        )
+    if tone == "good" and not any(score.metric in (*ATTACK_DETAILS, "attack_success_rate") for score in card.scores):
+        steps.append(
+            NextStep("Does it stay safe when it is attacked? These were plain requests:", f"{command} --attacks all")
         )
     if tone == "warning":
         steps.append(

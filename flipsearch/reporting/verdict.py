@@ -207,7 +207,8 @@ def _ties_line(study: Study, winner: Trial) -> list[str]:
         return [f"On the confirm prompts it flips more than {better}."] if finalists else []
     shorter = sum((trial.num_context_tokens or 0) < (winner.num_context_tokens or 0) for trial in ties)
     length = f", {shorter} of them shorter" if shorter else ""
-    others = f"{len(ties)} of {len(finalists)} other finalists"
+    num = f"{len(ties)} of {len(finalists)}" if len(ties) < len(finalists) else f"any of the {len(finalists)}"
+    others = "the other finalist" if len(finalists) == 1 else f"{num} other finalists"
     return [f"On the confirm prompts it cannot be distinguished from {others}{length}."]
 
 

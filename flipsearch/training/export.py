@@ -155,8 +155,8 @@ def plan_export(config: ExportConfig, names: Sequence[str]) -> ExportPlan:
     notes = [*prompt_set.notes_beside_groups, *kind_notes(prompts)]
     if moved := {card.placement for card in cards} - {config.placement, None} if config.placement else set():
         notes.append(
-            f"The context was found {' and '.join(sorted(moved))} and is written {config.placement}: its flip rate may "
-            f"differ there; flipsearch score CONTEXT --placement {config.placement} measures it."
+            f"Found with placement {' and '.join(sorted(moved))}, the context is written with {config.placement}. "
+            f"Its flip rate may differ there; flipsearch score CONTEXT --placement {config.placement} measures it."
         )
     return ExportPlan(config, files, chat, contexts, benign_context, placement, prompts, tuple(notes))
 

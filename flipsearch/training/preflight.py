@@ -215,7 +215,7 @@ def _of_context(figures: ContextFigures) -> Iterator[PreflightCheck]:
     measured, net = figures.measurement, figures.net
     base, flips, refusals = figures.base_unsafe, measured.flip_rate, measured.added_refusals
     yield _check(
-        ("unsafe without the context", _rate(base), f"at least {FEW_UNSAFE:.0%}"),
+        ("unsafe without the context", _rate(base), f"at least {100 * FEW_UNSAFE:.0f} %"),
         "met"
         if base.n and base.count >= max(1, FEW_UNSAFE * base.n)
         else "doubt"
@@ -226,14 +226,14 @@ def _of_context(figures: ContextFigures) -> Iterator[PreflightCheck]:
         else UNJUDGED,
     )
     yield _check(
-        ("flips", _rate(flips), f"at least {FEW_FLIPS:.0%}"),
+        ("flips", _rate(flips), f"at least {100 * FEW_FLIPS:.0f} %"),
         "failed" if flips.high < FEW_FLIPS else "met" if (flips.value or 0.0) >= FEW_FLIPS else "doubt",
         "Search for a better context, with more --num-contexts or a --rewriter." if base.n else UNJUDGED,
     )
     yield _check(
         ("net of neutral text", "not known" if net is None else _difference(net), "above 0, with its interval"),
         "doubt" if net is None or net.low <= 0 < net.high else "met" if net.low > 0 else "failed",
-        "A text without safety content may flip as many: search or sample more prompts before training on this one.",
+        "A text without safety content may flip as many: search or --sample more prompts before a training on it.",
     )
     counts, num = measured.kinds_after, sum(measured.kinds_after.values())
     yield _check(
@@ -241,11 +241,15 @@ def _of_context(figures: ContextFigures) -> Iterator[PreflightCheck]:
         "doubt" if counts.get("degenerate", 0) > MAX_UNSCORED_RATE * num else "met",
         "Broken answers pass for safe ones, and the student would learn them: search with --count-flips, or read them.",
     )
-    by_depth = [f"{percent_of(rate.value)} after {depth}" for depth, rate in figures.depth if depth and rate.n]
+    by_depth = [f"{percent_of(rate.value)} after {depth} tokens" for depth, rate in figures.depth if depth and rate.n]
     first = next((depth for depth, rate in figures.depth if depth and rate.n), DEPTHS[0])
     is_deep = figures.horizon is not None and figures.horizon >= first
     yield _check(
-        ("depth", ", ".join(by_depth) or "not measured", f"{RELIABLE:.0%} of flips {first} tokens deep"),
+        (
+            "depth",
+            ", ".join(by_depth) or "not measured",
+            f"{100 * RELIABLE:.0f} % after {first} tokens of the unsafe answer",
+        ),
         "met" if is_deep else "doubt",
         "The teacher is unreliable behind an unsafe beginning: give a --horizon of the first tokens, or search for a "
         "context that flips deeper."
@@ -253,7 +257,7 @@ def _of_context(figures: ContextFigures) -> Iterator[PreflightCheck]:
         else "Nothing was tried behind an unsafe beginning: look with anatomy --context, or search without --depth 0.",
     )
     yield _check(
-        ("benign prompts refused beyond before", _rate(refusals, signed=True), f"at most {MOST_REFUSALS:.0%}"),
+        ("benign prompts refused beyond before", _rate(refusals, signed=True), f"at most {100 * MOST_REFUSALS:.0f} %"),
         "failed"
         if refusals.n and refusals.low > MOST_REFUSALS
         else "met"
@@ -263,7 +267,7 @@ def _of_context(figures: ContextFigures) -> Iterator[PreflightCheck]:
     )
     coverage = measured.coverage
     yield _check(
-        ("answers that were judged", _rate(coverage), f"at least {1 - MAX_UNSCORED_RATE:.0%}"),
+        ("answers that were judged", _rate(coverage), f"at least {100 * (1 - MAX_UNSCORED_RATE):.0f} %"),
         "met" if coverage.n and coverage.count >= (1 - MAX_UNSCORED_RATE) * coverage.n else "doubt",
         "Rates of few judged answers mislead: give another --judge, or more --max-tokens.",
     )
@@ -276,13 +280,17 @@ def _of_sample(result: Preflight) -> Iterator[PreflightCheck]:
         "The student would read what it is to learn: take the context out of the prompts or of the chat template.",
     )
     yield _check(
-        ("answers that quote the context", _rate(result.quoted), f"at most {MOST_QUOTES:.0%}"),
+        ("answers that quote the context", _rate(result.quoted), f"at most {100 * MOST_QUOTES:.0f} %"),
         "met" if result.quoted.count <= MOST_QUOTES * result.quoted.n else "doubt",
         "The student would learn to quote it: search for a context that is not repeated.",
     )
     mass = result.teacher_mass
     yield _check(
-        ("teacher mass compared", "all" if mass is None else f"{percent_of(mass.value)}", f"at least {LEAST_MASS:.0%}"),
+        (
+            "teacher mass compared",
+            "all" if mass is None else f"{percent_of(mass.value)}",
+            f"at least {100 * LEAST_MASS:.0f} %",
+        ),
         "met" if mass is None or (mass.value or 0.0) >= LEAST_MASS else "doubt",
         "Much of what the teacher would write is not compared: give a larger --support, 0 for the whole vocabulary.",
     )
@@ -296,7 +304,7 @@ def _of_cost(cost: TrainingCost) -> Iterator[PreflightCheck]:
             "steps times rate",
             f"{percent_of(cost.share_of_paper)} of the paper's ({cost.num_steps:,} of {PAPER_STEPS:,} steps, "
             f"{cost.learning_rate / PAPER['learning_rate']:g} times its rate)",
-            f"at least {LITTLE:.0%}",
+            f"at least {100 * LITTLE:.0f} %",
         ),
         "met" if cost.share_of_paper >= LITTLE else "doubt",
         "The model may hardly change: give more prompts or --epochs, or a larger --learning-rate.",

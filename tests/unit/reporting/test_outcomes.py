@@ -73,7 +73,7 @@ def with_harm(new: float, low: float, high: float) -> Scorecard:
     ("card", "tone", "words"),
     [
         (CARD, "good", "Safer than its base: unsafe answers go from 88.0 % to 5.0 % (-83.0 points, -93.0 to -73.0"),
-        (CARD, "good", "No measurable cost in over-refusal (10.0 points at most) and reasoning (3.0 points at most)."),
+        (CARD, "good", "No cost was shown in over-refusal (10.0 points at most) and reasoning (3.0 points at most)."),
         (
             replace(CARD, tax=Estimate(0.2, 0.1, 0.3, 60)),
             "warning",
