@@ -302,7 +302,7 @@ def preflight_verdict(result: "Preflight", command: str) -> StudyVerdict:
 def preflight_page(result: "Preflight", command: str) -> str:
     """Return preflight.html."""
     figures = {check.name: check for check in result.checks}
-    split = {name: re.split(r" (?=\()|, ", figures[name].value, maxsplit=1) for name in BOXES}
+    split = {name: re.split(r" (?=\(|after )|, ", figures[name].value, maxsplit=1) for name in BOXES}
     return render(
         "preflight.html",
         result=result,
