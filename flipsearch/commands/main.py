@@ -184,7 +184,8 @@ def _line_and_code(error: Exception) -> tuple[str, int]:
         return str(error), error.exit_code
     if hasattr(error, "format_message"):  # a usage error of the command line parser
         context = getattr(error, "ctx", None)
-        return f"{error.format_message()} See: {context.command_path if context else 'flipsearch'} --help.", 2
+        message = error.format_message().rstrip(".")
+        return f"{message}. See: {context.command_path if context else 'flipsearch'} --help.", 2
     if isinstance(error, OSError):  # the system refuses: a full disk, a path that is too long, no permission
         if error.filename is None:
             discard(sys.stdout)

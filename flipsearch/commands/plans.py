@@ -173,11 +173,17 @@ def sweep_plan_lines(plan: "SweepPlan") -> list[str]:
     """Return what a sweep takes, in a few lines."""
     config, trainings = plan.config, plan.trainings
     shares = ", ".join(f"{100 * share:g} %" for share in dict.fromkeys(config.data_sizes))
-    grid = f"{len(plan.contexts)} contexts x {len(config.methods)} methods x {len(set(config.data_sizes))} data sizes"
+    sizes = {
+        "contexts": len(plan.contexts),
+        "methods": len(config.methods),
+        "data sizes": len(set(config.data_sizes)),
+        "seeds": config.seeds,
+    }
+    grid = " x ".join(f"{num} {name if num > 1 else name.removesuffix('s')}" for name, num in sizes.items())
     tokens = sum(training.tokens_at_most for training in trainings)
     return [
         f"{'contexts':<10}{', '.join(planned.name for planned in plan.contexts)}",
-        f"{'trainings':<10}{len(trainings):,}: {grid} x {config.seeds} seeds, {plan.num_finished:,} finished",
+        f"{'trainings':<10}{len(trainings):,}: {grid}, {plan.num_finished:,} finished",
         f"{'methods':<10}{', '.join(config.methods)} on {shares} of {plan.num_prompts:,} prompts",
         f"{'steps':<10}{trainings[0].num_steps:,} each, {sum(training.num_steps for training in trainings):,} in all",
         f"{'tokens':<10}at most {tokens:,} to learn from",

@@ -16,6 +16,7 @@ from flipsearch.config import AnatomyConfig, SearchConfig, TrainConfig
 from flipsearch.core.display import printable
 from flipsearch.core.files import json_text, write_text
 from flipsearch.core.measurements import Estimate, Measurement, Rate, json_value
+from flipsearch.core.records import AnswerKind
 from flipsearch.core.settings import command_line
 from flipsearch.core.trainings import EARLY, RELIABLE, Anatomy, CompletionDivergence, PositionDivergence
 from flipsearch.reporting import charts
@@ -247,7 +248,12 @@ def _rate_rows(anatomy: Anatomy) -> list[list[str]]:
         ),
     }
     rows = [[name, *(" · ".join(filter(None, figure(side))) for side in sides)] for name, figure in shown.items()]
-    names = {"refusal": "refusals", "redirection": "redirections", "help": "help", "degenerate": "degenerate: no flips"}
+    names: dict[AnswerKind, str] = {
+        "refusal": "refusals",
+        "redirection": "redirections",
+        "help": "help",
+        "degenerate": "degenerate: no flips",
+    }
     for kind, name in names.items():
         rows.append([f"unsafe answers that became {name}", *(f"{side.kinds_after.get(kind, 0):,}" for side in sides)])
     return rows
@@ -302,7 +308,7 @@ def preflight_verdict(result: "Preflight", command: str) -> StudyVerdict:
 def preflight_page(result: "Preflight", command: str) -> str:
     """Return preflight.html."""
     figures = {check.name: check for check in result.checks}
-    split = {name: re.split(r" (?=\()|, ", figures[name].value, maxsplit=1) for name in BOXES}
+    split = {name: re.split(r" (?=\(|after )|, ", figures[name].value, maxsplit=1) for name in BOXES}
     return render(
         "preflight.html",
         result=result,

@@ -273,7 +273,11 @@ def _with_search_ties(study: Study, admissible: Sequence[Trial], winner: Trial) 
     if not ties:
         return study
     num_level = sum(trial.search.flip_rate.value == winner.search.flip_rate.value for trial in ties)
-    level = f", and {num_level} flip just as many: fewer refusals, then fewer tokens decided" if num_level else ""
+    level = (
+        f"; between it and {num_level} of them, which flip as many, fewer refusals decided, then fewer tokens"
+        if num_level
+        else ""
+    )
     note = (
         f"On the search prompts, which chose the winner, {len(ties)} of {len(admissible) - 1} other contexts that saw "
         f"all of them within the caps cannot be distinguished from it{level}. The confirm prompts compare it with the "

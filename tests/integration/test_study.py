@@ -372,8 +372,8 @@ def test_few_unsafe_prompts_and_ties_are_told() -> None:
     assert "Few unsafe prompts: 8 of the 16 harmful search prompts are unsafe without a context." in notes
     assert "A difference of two flip rates below about 72 points may be missed" in notes
     assert "that of the winner to one of 2 other finalists below about" in notes
-    assert "all of them within the caps cannot be distinguished from it, and" in notes
-    assert "flip just as many: fewer refusals, then fewer tokens decided." in notes
+    assert "all of them within the caps cannot be distinguished from it; between it and" in notes
+    assert "of them, which flip as many, fewer refusals decided, then fewer tokens." in notes
     by_id = {trial.context.context_id: trial for trial in study.trials}
     assert study.search_ties
     assert all(by_id[id].state == "complete" for id in study.search_ties)

@@ -27,7 +27,7 @@ CONTEXTS = ("--context", "plain_rule", "--seeds", "1")
 
 def test_a_sweep_continues_is_never_made_twice_and_grows(tmp_path: Path) -> None:
     planned = run("sweep", *CONTEXTS, *SMALL, "--plan", cwd=tmp_path)
-    assert "trainings 2: 2 contexts x 1 methods x 1 data sizes x 1 seeds, 0 finished" in planned.stderr
+    assert "trainings 2: 2 contexts x 1 method x 1 data size x 1 seed, 0 finished" in planned.stderr
     assert not (tmp_path / "reports").exists()
     first = json.loads(run("sweep", *CONTEXTS, *SMALL, "--json", cwd=tmp_path).stdout)
     folder = tmp_path / "reports" / "sweeps" / "small"
@@ -59,7 +59,7 @@ def test_a_sweep_continues_is_never_made_twice_and_grows(tmp_path: Path) -> None
         file.write_bytes(content)
     # Half of the data is as many steps on the first half of the prompts of each kind.
     more = run("sweep", *CONTEXTS, *SMALL, "--data-sizes", "1,0.5", "--drop-weights", cwd=tmp_path)
-    assert "trainings 4: 2 contexts x 1 methods x 2 data sizes x 1 seeds, 2 finished" in more.stderr
+    assert "trainings 4: 2 contexts x 1 method x 2 data sizes x 1 seed, 2 finished" in more.stderr
     runs = json.loads((folder / "sweep.json").read_text(encoding="utf-8"))["runs"]
     assert {run["num_steps"] for run in runs} == {2}
     assert {run["data_share"]: run["num_prompts"] for run in runs}[0.5] < runs[0]["num_prompts"]

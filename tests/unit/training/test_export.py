@@ -179,7 +179,7 @@ def test_contexts_of_one_file_stand_in_one_place_for_trl(prompts: str, tmp_path:
     rows, _ = exported(tmp_path, "ms-swift", **both)
     assert {row["teacher_prompt"][:5] for row in rows if row["kind"] == "benign"} == {"How d"}
     done = flipsearch.export(format="trl", to=tmp_path / "a.jsonl", placement="after", **both)
-    assert any("found before and is written after" in note for note in done.notes)
+    assert any("Found with placement before, the context is written with after" in note for note in done.notes)
 
 
 def test_the_gate_goes_by_what_studies_know_and_says_its_price(tmp_path: Path) -> None:
