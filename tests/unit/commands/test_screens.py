@@ -2,7 +2,7 @@
 
 import pytest
 
-from flipsearch.commands.console import print_figures
+from flipsearch.commands.console import print_figures, print_wrapped
 from flipsearch.config import SweepConfig
 from flipsearch.core.errors import ConfigError
 
@@ -25,6 +25,16 @@ def test_figures_fit_the_terminal(
     assert max(map(len, shown.splitlines())) <= width
     assert all(line in shown for line in lines)
     assert "85 of 100" in " ".join(shown.split())
+
+
+def test_a_terminal_of_no_width_shows_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    print_wrapped("It beats the placebos.")
+    print_figures(HEADER, ROWS)
+    assert "It beats the placebos." in (shown := capsys.readouterr().out)
+    assert "85.0 %" in shown
 
 
 def test_a_number_of_contexts_goes_with_a_study() -> None:
