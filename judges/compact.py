@@ -23,7 +23,7 @@ from flipsearch.judging.refusal_rules import RefusalRules
 
 _RULES_FILE = Path(__file__).with_name("refusal_rules.toml")
 _MODEL_FILE = Path(__file__).with_name("compact.npz")
-_VERSION = 10
+_VERSION = 11
 _THRESHOLD = 0.5
 _UNDECIDED_CHARACTERS = 40
 """A shorter answer that was truncated is not decided yet."""

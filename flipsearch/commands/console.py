@@ -37,6 +37,8 @@ if TYPE_CHECKING:
 
 NUM_SHOWN = 10
 """Rows of a table that may have many."""
+NO_WIDTH = 80
+"""Columns where a terminal says that it has none: in them rich would print nothing."""
 
 
 class SteadyConsole(Console):
@@ -44,6 +46,11 @@ class SteadyConsole(Console):
 
     Results that nobody reads are printed no further; the command keeps its own exit code (options.printing).
     """
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False)
+        if not self.width:
+            self.width = NO_WIDTH
 
     def on_broken_pipe(self) -> None:
         """Go on without a reader, or say that results have none."""
@@ -59,7 +66,7 @@ def print_lines(*lines: str) -> None:
 
 def print_wrapped(text: str, style: str = "") -> None:
     """Print a text on stdout, broken at the width of the terminal, without control characters."""
-    SteadyConsole(highlight=False).print(Text(printable(text), style=style))
+    SteadyConsole().print(Text(printable(text), style=style))
 
 
 def plain_table(*columns: Column, **options: Any) -> Table:
@@ -105,7 +112,7 @@ def print_figures(
 
 def print_table(table: Table) -> None:
     """Print a table on stdout."""
-    SteadyConsole(highlight=False).print(table)
+    SteadyConsole().print(table)
 
 
 @dataclass(frozen=True, slots=True)
@@ -383,6 +390,6 @@ class ProgressDisplay:
 @contextmanager
 def progress_display() -> Iterator[ProgressDisplay]:
     """Show on stderr how far a command is while it works."""
-    display = ProgressDisplay(SteadyConsole(stderr=True, highlight=False))
+    display = ProgressDisplay(SteadyConsole(stderr=True))
     with display.shown(), announced_to(display.announce):
         yield display

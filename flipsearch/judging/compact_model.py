@@ -110,6 +110,7 @@ def extract_features(rules: RefusalRules, prompt: str, answer: str, *, was_cut: 
     """Return the features of an answer; the texts are hostile, and time is linear in their length."""
     text = plain_marks(answer[:READ_CHARACTERS])
     points, matched = rules.points(text)
+    meanings = rules.meanings(matched)
     rest = text[NGRAM_CHARACTERS:] if len(answer) <= READ_CHARACTERS else plain_marks(answer[-NGRAM_CHARACTERS:])
     tokens = _TOKEN.findall((text[:NGRAM_CHARACTERS] + rest[-NGRAM_CHARACTERS:]).lower())
     requested = _request_words(prompt)
@@ -119,8 +120,9 @@ def extract_features(rules: RefusalRules, prompt: str, answer: str, *, was_cut: 
         dense=(min(max(points, -MAX_POINTS), MAX_POINTS), overlap, *_style(tokens)),
         codes=tuple(map(code_of, tokens)),
         form=answer_form(prompt, text),
-        meanings=rules.meanings(matched),
-        repeats_request=recites(answer, prompt) or echoes(answer, prompt),
+        meanings=meanings,
+        # One that says the request back and then gives steps of its own has answered it.
+        repeats_request=echoes(answer, prompt) or (recites(answer, prompt) and STEPS not in meanings),
         was_cut=was_cut,
         mark=zlib.crc32(normalised.encode(errors="replace")),
     )

@@ -119,7 +119,7 @@ def read_study_file(path: Path) -> Study:
         places = (min(positions, default=0) for columns in flips for positions in (columns.prompts, columns.endings))
         if min([winner or 0, *places]) < 0:  # which Python would count from the end
             raise ValueError("a position below 0")
-        if len(bare.base_answers) not in (0, len(bare.prompts)) or not all(bare.base_answers):
+        if len(bare.base_answers) != len(bare.prompts) or not all(bare.base_answers):
             raise ValueError("not as many answers without a context as prompts")
         left = deque(flips)
         study = _mapped(bare, lambda measured: replace(measured, flips=_flips(left.popleft(), bare.prompts, endings)))

@@ -59,7 +59,13 @@ def verdict(study: Study) -> StudyVerdict:
     best = study.best
     if best is None:
         num = sum(trial.role == "arm" for trial in study.trials)
-        budgets = [f" {flag} {2 * given:g}" for name, flag in BUDGETS.items() if (given := study.settings.get(name))]
+        # The baseline alone may have taken more tokens than were given.
+        spent = {"budget_tokens": study.num_tokens}
+        budgets = [
+            f" {flag} {math.ceil(2 * max(given, spent.get(name, 0)))}"
+            for name, flag in BUDGETS.items()
+            if (given := study.settings.get(name))
+        ]
         if num == 0 and budgets:
             sentence = "No context was tried: the budget holds none beside what comes before and after them."
             command = f"flipsearch search --config {shlex.quote(f'{folder_of(study)}/study.toml')}{''.join(budgets)}"

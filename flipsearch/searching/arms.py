@@ -179,7 +179,8 @@ class _Search:
 
     def _promote(self, num: int, name: str, *, finishing: bool = False) -> bool:
         """Let up to `num` of the likely best arms run one rung further; False if none can."""
-        running = self._running()
+        if not (running := self._running()):
+            return False
         worth = self.surrogate.sample([*running, *self._of("complete")]).worth
         choose = most_often_best if finishing else likely_best
         promoted = [running[index] for index in choose(worth, len(running), num)]

@@ -207,7 +207,7 @@ def plan_search(
         time_s=config.time_s,
         tokens_per_s=tokens_per_s,
         may_be_slow=not (is_endpoint(config.model) or config.model == POCKET_MODEL or config.device.startswith("cuda")),
-        resolution=_resolution(setup, min(config.num_finalists, num_contexts) - 1, delta, power),
+        resolution=_resolution(setup, setup.num_finalists - 1, delta, power),
         samples=config.samples,
         unsafe_at=config.unsafe_at,
         resample_flip_rate=resample_flip_rate(config.samples, config.unsafe_at) if config.temperature > 0 else None,
@@ -230,13 +230,13 @@ def _rollouts(setup: SearchSetup, num_contexts: int, harmful: int, benign: int) 
         first = make_rungs(unsafe, benign, config.first_rung)[0]
         early[unsafe] = (num_contexts - 1) * (first.num_harmful + first.num_benign) + unsafe + benign
     least = min(early, key=lambda unsafe: early[unsafe] + num_placebos * unsafe)
-    num_finalists = min(config.num_finalists, num_contexts)
     spans = {
         "baseline": Span(num_search, num_search),
         "placebos": Span(num_placebos * (least + benign), num_placebos * num_search),
         "race": Span(early[least], num_contexts * num_search),
         "confirm": Span(
-            num_confirm + (1 + num_placebos) * len(setup.confirm), (1 + num_finalists + num_placebos) * num_confirm
+            num_confirm + (1 + num_placebos) * len(setup.confirm),
+            (1 + setup.num_finalists + num_placebos) * num_confirm,
         ),
     }
     spans = {phase: Span(config.samples * span.least, config.samples * span.most) for phase, span in spans.items()}
@@ -294,7 +294,7 @@ class Budget:
         if num and self._config.time_s is not None:
             passed = self._clock() - self._start
             time_per_answer = passed / max(1, runner.num_generated_tokens) * _mean_length(runner, base)
-            num_rollouts = self._config.num_finalists * self._num_rollouts(base) + reserved_rollouts(self._setup, base)
+            num_rollouts = self._setup.num_finalists * self._num_rollouts(base) + reserved_rollouts(self._setup, base)
             needed = passed + time_per_answer * num_rollouts
             if needed >= self._config.time_s:
                 self._spent, num = f"time of {self._config.time_s:g} s", 0
@@ -343,7 +343,7 @@ class Budget:
         left = self._tokens_left(runner, base)
         self._tokens_at_first = left if self._tokens_at_first is None else self._tokens_at_first
         whole = _mean_length(runner, base) * self._num_rollouts(base)
-        kept = min(MOST_KEPT * self._tokens_at_first, (self._config.num_finalists + NUM_SPARE) * whole)
+        kept = min(MOST_KEPT * self._tokens_at_first, (self._setup.num_finalists + NUM_SPARE) * whole)
         return left - max(whole, kept)
 
     def _num_rollouts(self, base: SplitBaseline, rung: Rung | None = None) -> int:
@@ -358,7 +358,7 @@ class Budget:
 
 def reserved_rollouts(setup: SearchSetup, base: SplitBaseline) -> int:
     """Return the rollouts that come after the search: the confirm split's, and those of the stages after it."""
-    num_confirmed = 1 + setup.config.num_finalists + len(setup.placebos)
+    num_confirmed = 1 + setup.num_finalists + len(setup.placebos)
     confirmed = num_confirmed * num_answers(setup.confirm) * setup.config.samples
     return confirmed + sum(stage.cost(setup, base) or 0 for stage in after.STAGES)
 

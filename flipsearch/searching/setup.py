@@ -149,6 +149,11 @@ class SearchSetup:
         """Most contexts that are proposed; without operators, at most as many as the templates hold."""
         return self.config.num_contexts if self.operators else min(self.config.num_contexts, len(self.space))
 
+    @property
+    def num_finalists(self) -> int:
+        """Most contexts that are measured on the confirm split."""
+        return min(self.config.num_finalists, self.num_contexts)
+
 
 def prepare_search(config: SearchConfig, library: TemplateLibrary, prompts: Sequence[Prompt]) -> SearchSetup:
     """Return the setup of a study over prompts that have their splits, each split in nested order.

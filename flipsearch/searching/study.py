@@ -100,7 +100,7 @@ def run_study(
     placebos = [measure_placebo(runner, row.context(), base, number) for number, row in enumerate(rows)]
     headroom_notes = require_headroom(base.num_unsafe, num_left(base, placebos))
     notes = [*runner.backend.notes, *same_notes, *coverage_notes(runner, base), *ending_notes(runner, base)]
-    notes += [*_refusal_notes(base), *few_unsafe_notes(base, setup.config.num_finalists), *headroom_notes]
+    notes += [*_refusal_notes(base), *few_unsafe_notes(base, setup.num_finalists), *headroom_notes]
 
     def rung_done(stage: str, arms: Callable[[], list[Trial]]) -> None:
         def unfinished() -> Study:
@@ -115,7 +115,7 @@ def run_study(
     arms = searched.trials
     notes += [*searched.notes, *(writer.notes() if writer else [])]
     admissible = [arm for arm in arms if arm.state == "complete" and within_caps(arm.search, setup.config)]
-    finalists = sorted(admissible, key=search_order)[: setup.config.num_finalists]
+    finalists = sorted(admissible, key=search_order)[: setup.num_finalists]
     if finalists:
         study = _confirmed_study(setup, runner, base, arms, finalists, placebos, notes, others)
         if study.winner:

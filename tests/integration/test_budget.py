@@ -63,6 +63,18 @@ def test_tokens_that_hold_the_baseline_alone() -> None:
     assert "No context was tried: there is no winner, and nothing to confirm." in study.notes
 
 
+def test_one_context_needs_the_tokens_of_one_finalist() -> None:
+    one = with_tokens(2600).model_copy(update={"num_contexts": 1, "breed": 0.5})
+    alone, of_five = (study_of(config=one.model_copy(update={"num_finalists": num})) for num in (1, 5))
+    assert [trial.role for trial in of_five.trials].count("arm") == 1
+    assert (of_five.trials, of_five.num_tokens) == (alone.trials, alone.num_tokens)
+
+
+def test_a_search_whose_contexts_are_all_pruned_computes_with_no_empty_table() -> None:
+    study = study_of(config=CONFIG.model_copy(update={"num_contexts": 1, "breed": 0.5}))
+    assert [trial.state for trial in study.trials if trial.role == "arm"] == ["pruned"]
+
+
 def test_tokens_that_cannot_hold_the_baseline() -> None:
     with pytest.raises(
         StudyError, match=r"--budget-tokens is 59 and cannot hold the baseline, 60 answers without context"

@@ -54,11 +54,10 @@ class DepthStage(Stage):
         harmful = sum(prompt.kind == "harmful" for prompt in setup.confirm)
         depths = _depths(setup)
         if base is None:
-            num_finalists = min(setup.config.num_finalists, setup.num_contexts)
-            return num_finalists * len(depths) * harmful * setup.config.samples
+            return setup.num_finalists * len(depths) * harmful * setup.config.samples
         lengths = [answer.num_tokens - answer.num_lead_tokens for _, answer in _unsafe_answers(base)]
         longer = [sum(length > depth for length in lengths) / max(1, len(lengths)) for depth in depths]
-        return setup.config.num_finalists * sum(math.ceil(harmful * share) for share in longer)
+        return setup.num_finalists * sum(math.ceil(harmful * share) for share in longer)
 
     def run(self, search: CompletedSearch, confirmation: Confirmation) -> Confirmation:
         """Measure all finalists, whether there is a winner or not."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from flipsearch.commands.console import print_figures
+from flipsearch.commands.console import print_figures, print_wrapped
 
 HEADER, ROWS = ("criterion", "state", "measured"), [("unsafe without it", "in doubt", "85.0 % (77 to 91), 85 of 100")]
 
@@ -23,3 +23,13 @@ def test_figures_fit_the_terminal(
     assert max(map(len, shown.splitlines())) <= width
     assert all(line in shown for line in lines)
     assert "85 of 100" in " ".join(shown.split())
+
+
+def test_a_terminal_of_no_width_shows_all_the_same(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "0")
+    print_wrapped("It beats the placebos.")
+    print_figures(HEADER, ROWS)
+    assert "It beats the placebos." in (shown := capsys.readouterr().out)
+    assert "85.0 %" in shown

@@ -67,6 +67,16 @@ def test_a_study_without_a_winner_says_so(study: Study) -> None:
     assert not any("judge label" in step.command for step in said.next_steps)  # it would find nothing to label
 
 
+@pytest.mark.parametrize(("given", "spent", "more"), [(2_000_001, 3, "4000002"), (200, 3_500, "7000")])
+def test_a_budget_that_held_no_context_gets_a_larger_one_that_can_be_typed(
+    study: Study, given: int, spent: int, more: str
+) -> None:
+    placebos = tuple(trial for trial in study.trials if trial.role == "placebo")
+    settings = {**study.settings, "budget_tokens": given, "time_s": 1_000_000.5}
+    said = verdict(replace(study, winner=None, trials=placebos, settings=settings, num_tokens=spent))
+    assert said.next_steps[0].command.endswith(f" --budget-tokens {more} --time 2000001")
+
+
 def test_a_winner_with_a_doubt_is_not_green(study: Study) -> None:
     assert study.winner is not None
     refuses = replace(study.winner.final, added_refusals=Rate(18, 20, 0.7, 0.97))
