@@ -64,8 +64,8 @@ def test_tokens_that_hold_the_baseline_alone() -> None:
 
 
 def test_one_context_needs_the_tokens_of_one_finalist() -> None:
-    one = with_tokens(2600).model_copy(update={"num_contexts": 1, "breed": 0.5})
-    alone, of_five = (study_of(config=one.model_copy(update={"num_finalists": num})) for num in (1, 5))
+    config = with_tokens(2600).model_copy(update={"num_contexts": 1, "breed": 0.5})
+    alone, of_five = (study_of(config=config.model_copy(update={"num_finalists": num})) for num in (1, 5))
     assert [trial.role for trial in of_five.trials].count("arm") == 1
     assert (of_five.trials, of_five.num_tokens) == (alone.trials, alone.num_tokens)
 
