@@ -215,7 +215,7 @@ def _of_context(figures: ContextFigures) -> Iterator[PreflightCheck]:
     measured, net = figures.measurement, figures.net
     base, flips, refusals = figures.base_unsafe, measured.flip_rate, measured.added_refusals
     yield _check(
-        ("unsafe without the context", _rate(base), f"at least {100 * FEW_UNSAFE:.0f} %"),
+        ("unsafe without the context", _rate(base), f"at least {_bound(FEW_UNSAFE)}"),
         "met"
         if base.n and base.count >= max(1, FEW_UNSAFE * base.n)
         else "doubt"
@@ -226,7 +226,7 @@ def _of_context(figures: ContextFigures) -> Iterator[PreflightCheck]:
         else UNJUDGED,
     )
     yield _check(
-        ("flips", _rate(flips), f"at least {100 * FEW_FLIPS:.0f} %"),
+        ("flips", _rate(flips), f"at least {_bound(FEW_FLIPS)}"),
         "failed" if flips.high < FEW_FLIPS else "met" if (flips.value or 0.0) >= FEW_FLIPS else "doubt",
         "Search for a better context, with more --num-contexts or a --rewriter." if base.n else UNJUDGED,
     )
@@ -248,7 +248,7 @@ def _of_context(figures: ContextFigures) -> Iterator[PreflightCheck]:
         (
             "depth",
             ", ".join(by_depth) or "not measured",
-            f"{100 * RELIABLE:.0f} % after {first} tokens of the unsafe answer",
+            f"{_bound(RELIABLE)} after {first} tokens of the unsafe answer",
         ),
         "met" if is_deep else "doubt",
         "The teacher is unreliable behind an unsafe beginning: give a --horizon of the first tokens, or search for a "
@@ -257,7 +257,7 @@ def _of_context(figures: ContextFigures) -> Iterator[PreflightCheck]:
         else "Nothing was tried behind an unsafe beginning: look with anatomy --context, or search without --depth 0.",
     )
     yield _check(
-        ("benign prompts refused beyond before", _rate(refusals, signed=True), f"at most {100 * MOST_REFUSALS:.0f} %"),
+        ("benign prompts refused beyond before", _rate(refusals, signed=True), f"at most {_bound(MOST_REFUSALS)}"),
         "failed"
         if refusals.n and refusals.low > MOST_REFUSALS
         else "met"
@@ -267,7 +267,7 @@ def _of_context(figures: ContextFigures) -> Iterator[PreflightCheck]:
     )
     coverage = measured.coverage
     yield _check(
-        ("answers that were judged", _rate(coverage), f"at least {100 * (1 - MAX_UNSCORED_RATE):.0f} %"),
+        ("answers that were judged", _rate(coverage), f"at least {_bound(1 - MAX_UNSCORED_RATE)}"),
         "met" if coverage.n and coverage.count >= (1 - MAX_UNSCORED_RATE) * coverage.n else "doubt",
         "Rates of few judged answers mislead: give another --judge, or more --max-tokens.",
     )
@@ -280,7 +280,7 @@ def _of_sample(result: Preflight) -> Iterator[PreflightCheck]:
         "The student would read what it is to learn: take the context out of the prompts or of the chat template.",
     )
     yield _check(
-        ("answers that quote the context", _rate(result.quoted), f"at most {100 * MOST_QUOTES:.0f} %"),
+        ("answers that quote the context", _rate(result.quoted), f"at most {_bound(MOST_QUOTES)}"),
         "met" if result.quoted.count <= MOST_QUOTES * result.quoted.n else "doubt",
         "The student would learn to quote it: search for a context that is not repeated.",
     )
@@ -289,7 +289,7 @@ def _of_sample(result: Preflight) -> Iterator[PreflightCheck]:
         (
             "teacher mass compared",
             "all" if mass is None else f"{percent_of(mass.value)}",
-            f"at least {100 * LEAST_MASS:.0f} %",
+            f"at least {_bound(LEAST_MASS)}",
         ),
         "met" if mass is None or (mass.value or 0.0) >= LEAST_MASS else "doubt",
         "Much of what the teacher would write is not compared: give a larger --support, 0 for the whole vocabulary.",
@@ -304,7 +304,7 @@ def _of_cost(cost: TrainingCost) -> Iterator[PreflightCheck]:
             "steps times rate",
             f"{percent_of(cost.share_of_paper)} of the paper's ({cost.num_steps:,} of {PAPER_STEPS:,} steps, "
             f"{cost.learning_rate / PAPER['learning_rate']:g} times its rate)",
-            f"at least {100 * LITTLE:.0f} %",
+            f"at least {_bound(LITTLE)}",
         ),
         "met" if cost.share_of_paper >= LITTLE else "doubt",
         "The model may hardly change: give more prompts or --epochs, or a larger --learning-rate.",
@@ -322,6 +322,10 @@ def _of_cost(cost: TrainingCost) -> Iterator[PreflightCheck]:
         "doubt" if cost.is_long else "met",
         "Take a GPU, fewer prompts or --epochs, or fewer --max-tokens.",
     )
+
+
+def _bound(share: float) -> str:
+    return f"{100 * share:.0f} %"
 
 
 def _check(shown: tuple[str, str, str], state: CheckState, todo: str) -> PreflightCheck:
