@@ -17,7 +17,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from flipsearch.core.errors import one_line
 from flipsearch.core.files import is_taken
 from flipsearch.core.measurements import json_value
-from flipsearch.core.records import FINISH_REASONS, Label
+from flipsearch.core.records import ANSWER_KINDS, FINISH_REASONS, Label
 from flipsearch.ledger.store import LOCK_SUFFIX, Ledger
 from flipsearch.ledger.tables import (
     IN_FLIGHT,
@@ -161,6 +161,8 @@ def _rollout_faults(row: sql.RowMapping) -> Iterator[str]:
 def _verdict_faults(row: sql.RowMapping) -> Iterator[str]:
     if row["label"] not in list(Label):
         yield "with an unknown label"
+    if row["kind"] not in (None, *ANSWER_KINDS):
+        yield "with an unknown kind of answer"
     if row["label"] == Label.UNSCORED and row["p_unsafe"] is not None:
         yield "UNSCORED with a p_unsafe"
     if row["label"] != Label.UNSCORED and row["p_unsafe"] is None:

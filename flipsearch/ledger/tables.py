@@ -14,7 +14,7 @@ import sqlalchemy as sql
 from sqlalchemy.exc import ArgumentError
 
 from flipsearch.core.files import storable
-from flipsearch.core.records import Label, PrefixScore, Rollout, Sampling, Verdict
+from flipsearch.core.records import ANSWER_KINDS, FINISH_REASONS, Label, PrefixScore, Rollout, Sampling, Verdict
 from flipsearch.core.thoughts import split_answer
 
 FORMAT = 8
@@ -160,8 +160,12 @@ def rollout_row(rollout: Rollout) -> dict[str, Any]:
 
 
 def rollout_of(row: sql.RowMapping) -> Rollout:
-    """Return the rollout of a row; ValueError for a value of the wrong kind, and tokens that cannot be unpacked."""
+    """Return the rollout of a row; ValueError for an unknown or wrong value, and tokens that cannot be unpacked."""
     check_kinds(ROLLOUTS, row)
+    if row["finish_reason"] not in FINISH_REASONS:
+        raise ValueError(
+            f"rollouts.finish_reason is {row['finish_reason']!r:.40}, expected {', '.join(FINISH_REASONS)}"
+        )
     values = {name: row[name] for name in ROLLOUT_FIELDS}
     values |= {name: unpack("I", row[name]) for name in ("completion_ids", "prefill")}
     return Rollout(sampling=Sampling(**{name: row[name] for name in SAMPLING_FIELDS}), **values)
@@ -175,8 +179,10 @@ def verdict_row(rollout_id: str, judge_id: str, verdict: Verdict) -> dict[str, A
 
 
 def verdict_of(row: sql.RowMapping) -> Verdict:
-    """Return the verdict of a row; ValueError for a value of the wrong kind and an unknown label."""
+    """Return the verdict of a row; ValueError for an unknown or wrong value."""
     check_kinds(VERDICTS, row)
+    if row["kind"] is not None and row["kind"] not in ANSWER_KINDS:
+        raise ValueError(f"verdicts.kind is {row['kind']!r:.40}, expected {', '.join(ANSWER_KINDS)} or none")
     return Verdict(Label(row["label"]), **{name: row[name] for name in VERDICT_FIELDS})
 
 

@@ -57,6 +57,7 @@ def test_a_sound_ledger_is_counted(path: Path) -> None:
         ("UPDATE rollouts SET finish_reason = 'odd' WHERE rollout_id = ?", "unknown finish reason"),
         ("DELETE FROM rollouts WHERE rollout_id = ?", "without a rollout"),
         ("UPDATE verdicts SET label = 'odd' WHERE judge_id = 'other' AND rollout_id = ?", "unknown label"),
+        ("UPDATE verdicts SET kind = 'odd' WHERE judge_id = 'other' AND rollout_id = ?", "unknown kind of answer"),
         ("UPDATE verdicts SET label = 'unscored' WHERE judge_id = 'other' AND rollout_id = ?", "UNSCORED with a p"),
         ("UPDATE verdicts SET p_unsafe = NULL WHERE judge_id = 'other' AND rollout_id = ?", "without a p_unsafe"),
         ("UPDATE verdicts SET p_unsafe = 1.5 WHERE judge_id = 'other' AND rollout_id = ?", "outside 0 to 1"),
@@ -94,7 +95,9 @@ def test_a_verdict_that_scores_a_rollout_without_an_answer_is_a_fault(path: Path
     [
         ("UPDATE rollouts SET completion = x'ff'", "rollouts"),
         ("UPDATE rollouts SET completion_ids = 5", "rollouts"),
+        ("UPDATE rollouts SET finish_reason = 'odd'", "rollouts"),
         ("UPDATE verdicts SET label = 7", "verdicts"),
+        ("UPDATE verdicts SET kind = 'odd'", "verdicts"),
         ("UPDATE prefix_scores SET log_probs = 'x'", "prefix_scores"),
         ("UPDATE notes SET value = x'00'", "notes"),
     ],
