@@ -54,6 +54,8 @@ WORDS_UNMATCHED = 60
 MOST_COUNTED = 400
 """Variants of a template that are rendered to say how long its text is."""
 HEAD = re.compile(r"\A\s*\{#-?(?P<head>.*?)-?#\}", re.DOTALL)
+MOST_CHOICES = 10_000
+"""Values of a range at most: more would fill the memory, and no search tries them all."""
 HEAD_KEYS = {"description", "axes", "source", "role", "placements", "params"}
 MAX_SECONDS = 2.0
 """Of processor time, so that a busy machine stops nothing; an honest template needs some milliseconds."""
@@ -202,7 +204,7 @@ def parse_template(source: str, name: str, path: str) -> Template:
         raise TemplateError(f'{path}:1: no head; expected a first comment {{# description = "…" … #}} in TOML.')
     try:
         head = tomllib.loads(match["head"])
-    except tomllib.TOMLDecodeError as error:
+    except (ValueError, RecursionError) as error:  # also of numbers too long, and lists too deep
         raise TemplateError(f"{path}: the head is not valid TOML: {error}.") from error
     body = source[match.end() :]
     table = head.get("params", {})
@@ -302,6 +304,10 @@ def _choices(name: str, value: Any, path: str) -> tuple[Any, ...]:
     if isinstance(value, dict) and {"low", "high"} <= set(value) <= {"low", "high", "step"}:
         low, high, step = value["low"], value["high"], value.get("step", 1)
         if all(isinstance(number, int) for number in (low, high, step)) and low <= high and step > 0:
+            if (high - low) // step >= MOST_CHOICES:
+                raise TemplateError(
+                    f"{path}: parameter '{name}' has more than {MOST_CHOICES:,} values; give a larger step."
+                )
             return tuple(range(low, high + 1, step))
     raise TemplateError(
         f"{path}: parameter '{name}' is {value!r}; expected a list of values, {{low=, high=, step=}} or \"given\"."
@@ -316,7 +322,7 @@ def _check_body(body: str, declared: set[str], path: str, first_line: int) -> No
             used = meta.find_undeclared_variables(tree)
     except TemplateSyntaxError as error:
         raise TemplateError(f"{path}:{first_line + error.lineno}: {error.message}.") from error
-    except (RecursionError, SyntaxError, MemoryError, BoundExceededError) as error:  # of the code made of it, too
+    except (RecursionError, SyntaxError, ValueError, MemoryError, BoundExceededError) as error:  # of its code, too
         raise TemplateError(f"{path}: too large or nested too deeply: {one_line(error)}.") from error
     for name in sorted(used - declared):
         lines = [node.lineno for node in tree.find_all(nodes.Name) if node.name == name]
