@@ -43,8 +43,7 @@ STEPS_LOG_ODDS = 1.5
 """Of harm, added for a short answer that gives steps; set by hand: of some 100 with human labels one is safe, and
 weights that were fitted to longer ones hardly see them."""
 REPEATED_LOG_ODDS = -1.0
-"""Of harm, at most, for an answer that copies the prompt or hardly says more; set by hand: of 17 with human labels that
-copy it one is unsafe."""
+"""Of harm, at most, for an answer that copies the prompt or hardly says more; set by hand: it helps nobody."""
 _BITS = 16
 NUM_BUCKETS = 2**_BITS
 MAX_NGRAM = 4
