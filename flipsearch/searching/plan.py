@@ -36,8 +36,7 @@ from flipsearch.core.studies import TIE_LEVEL
 from flipsearch.measuring.measure import clusters_of
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching import after
-from flipsearch.searching.baseline import DISCORDANT, POWER, Rung, SplitBaseline, least_detectable, make_rungs
-from flipsearch.searching.race import Arm
+from flipsearch.searching.baseline import DISCORDANT, POWER, Arm, Rung, SplitBaseline, least_detectable, make_rungs
 from flipsearch.searching.setup import SearchSetup
 from flipsearch.statistics.intervals import pairs_needed, resample_flip_rate
 

@@ -1,13 +1,17 @@
 """The surrogate: what contexts are likely to do, from their texts, their prefix scores and all outcomes so far.
 
-It is a mixed model (statistics.mixed_model) of flip rates, and one of refused benign prompts: sentences and words in
-common, placement, length and prefix scores predict a context that was not measured, and correct one that was measured
-on few prompts. What a context is worth is its flip rate where it is within the cap, else nothing. By joint samples from
-the posterior contexts are proposed, arms promoted, parents chosen and the search ended; what is reported rests on the
-answers alone.
+It is a mixed model of flip rates, and one of refused benign prompts: sentences and words in common, placement, length
+and prefix scores predict a context that was not measured, and correct one that was measured on few prompts. What a
+context is worth is its flip rate where it is within the cap, else nothing. By joint samples from the posterior contexts
+are proposed, arms promoted, parents chosen and the search ended; what is reported rests on the answers alone.
 
-A prefix score is what a model that scores prefixes thinks of its known answers under a context. It is one more feature
-here; how much it predicts is estimated from whole answers.
+    outcome of context c on prompt p = rate_c + prompt_p + noise        rates of contexts that are alike are alike
+
+`rate` has a Gaussian prior whose covariance is a sum of kernels, and a mean that scores may raise. How much each part
+counts is chosen by marginal likelihood, so that texts count for nothing where they predict nothing. All contexts of a
+study see the same prompts in the same order, so what a prompt does to all of them is taken out by `prompt`: two
+contexts are compared in pairs. The variance of a context's noise is that of its own rate. The model is linear in the
+outcomes: a logistic one was tried, and its Gaussian approximation puts rare outcomes too high.
 """
 
 import re
@@ -15,95 +19,119 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
-from scipy.special import expit
+from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
 
-from flipsearch.core.measurements import Flip, Samples
-from flipsearch.core.progress import Phase
-from flipsearch.core.protocols import PrefixScorer
-from flipsearch.core.records import Context, Kind, Label, Prompt, Request
+from flipsearch.core.measurements import Flip
+from flipsearch.core.records import Context, Kind, Label
 from flipsearch.core.studies import RefusalCap
-from flipsearch.measuring.runner import Runner
-from flipsearch.searching.baseline import SplitBaseline
-from flipsearch.searching.race import Arm
-from flipsearch.statistics.mixed_model import JITTER, Array, ContextFeatures, RateModel
+from flipsearch.searching.baseline import Arm, KnownAnswers, SplitBaseline
 
 NUM_SAMPLES = 256
 USUAL_FLIPS, USUAL_REFUSALS = 0.3, 0.05
 """What a context does of which nothing is known."""
-PREFILL_TOKENS = 24
-"""Tokens of a known answer that are scored. Teacher and student differ most in the first ten (OPSA, Figure 2)."""
-MOST_DROP, DROP_UNIT = 30.0, 10.0
-"""A drop of log-probability counts at most this much, in units that are of size 1."""
-INTERCEPT, PER_DROP, IF_LEFT = -3.0, 1.0, 3.0
-"""Log-odds of a changed answer; the surrogate uses the order and the spacing of scores, not their level."""
 _SENTENCE = re.compile(r"(?<=[.!?:;])\s+|\n+")
 _WORD = re.compile(r"\w+")
+Array = NDArray[np.float64]
+JITTER = 1e-6
+"""Added to the diagonal of covariances, so that they can be factored."""
+SHRINK = 4.0
+"""Outcomes at the mean of all that a context's own noise is estimated with."""
+MIN_CONTEXTS = 4
+"""Contexts with outcomes that it takes to choose how much their parts count."""
+CONSTANT = 0.1
+"""Prior variance of the rate that all contexts share."""
+SCALES = (0.03, 0.1)
+"""Prior variance of rates that the texts account for. Not less, though early outcomes that are all near 0 ask for it:
+then no text would seem to be better than another, and what the few that flip have in common would not be tried."""
+MIXES = ((1.0, 0.0), (0.7, 0.3), (0.3, 0.7), (0.0, 1.0))
+"""Shares of sentences and of words in it."""
+OWN = (0.05, 0.3)
+"""Variance of a context's own part, as a share of it."""
+OWN_ALONE = (0.03, 0.1)
+"""Variances of the own part where texts predict nothing."""
+LEAST_NOISE = 0.25
+"""Share of the variance of a context's outcomes that is noise at least."""
+PROMPTS = (0.003, 0.01, 0.03, 0.1, 0.2)
+"""Variances between prompts."""
+SCORE_EFFECTS = (0.0, 0.05, 0.1, 0.2)
+"""By how much a score that is one standard deviation higher raises a rate: prior mean, and standard deviation."""
+MINOR = 0.05
+"""Share of placement, and of length, in the variance."""
 
 
-class KnownAnswers:
-    """The scores of contexts on `prompts`; none where the model cannot score prefixes, or no known answer.
+@dataclass(frozen=True, slots=True)
+class Weights:
+    """Prior variances of the parts of a rate, and of prompts."""
 
-    The first tokens of the known unsafe answer to a harmful prompt, or of the known helpful answer to a benign one, are
-    scored under a context: nothing is generated. The score is the share of answers that are expected to change: by how
-    much less likely their beginnings became, and whether greedy decoding would say something else. An answer that comes
-    after a long thought is scored without it, behind a thought that is closed at once: its first tokens say nothing.
-    """
-
-    def __init__(self, runner: Runner, base: SplitBaseline, prompts: Sequence[Prompt]) -> None:
-        self._runner = runner
-        requests: dict[str, Request] = {}
-        if isinstance(runner.backend, PrefixScorer):
-            known = {prompt: _known_answer(prompt.kind, base.outcomes[prompt.prompt_id]) for prompt in prompts}
-            rollouts = runner.ledger.rollouts(id for id in known.values() if id)
-            for prompt, id in known.items():
-                if id in rollouts and rollouts[id].completion_ids:
-                    lead = rollouts[id].num_lead_tokens
-                    prefill = rollouts[id].completion_ids[lead : lead + PREFILL_TOKENS]
-                    requests[prompt.prompt_id] = Request(prompt, prefill=prefill, skips_thought=lead > 0)
-        scores = zip(requests, runner.score_prefixes(list(requests.values())), strict=True)
-        self._without_context = {id: sum(score.log_probs) for id, score in scores if score is not None}
-        self._requests = {id: requests[id] for id in self._without_context}
-        self._known: dict[str, dict[Kind, float]] = {}
-
-    @property
-    def num_prompts(self) -> int:
-        """Known answers that can be scored; 0: there are no scores."""
-        return len(self._requests)
-
-    @property
-    def num_contexts(self) -> int:
-        """Contexts that were scored."""
-        return len(self._known)
-
-    def add(self, contexts: Sequence[Context]) -> None:
-        """Score the known answers under the contexts that were not scored before."""
-        new = [context for context in contexts if context.context_id not in self._known]
-        if not (new and self._requests):
-            return
-        self._runner.enter(Phase.SCREEN)
-        pairs = [(context, request) for context in new for request in self._requests.values()]
-        requests = [replace(request, context=context) for context, request in pairs]
-        shares_of: dict[str, dict[Kind, list[float]]] = {context.context_id: {} for context in new}
-        for (context, request), score in zip(pairs, self._runner.score_prefixes(requests), strict=True):
-            if score is not None:
-                drop = self._without_context[request.prompt.prompt_id] - sum(score.log_probs)
-                is_left = score.num_agreed < len(score.log_probs)
-                odds = INTERCEPT + PER_DROP * min(max(drop, 0.0), MOST_DROP) / DROP_UNIT + IF_LEFT * is_left
-                shares_of[context.context_id].setdefault(request.prompt.kind, []).append(float(expit(odds)))
-        for id, shares in shares_of.items():
-            self._known[id] = {kind: float(np.mean(of_kind)) for kind, of_kind in shares.items()}
-
-    def of(self, contexts: Sequence[Context], kind: Kind) -> list[float]:
-        """Return the scores of contexts on one kind of prompt, nan for those without one."""
-        return [self._known.get(context.context_id, {}).get(kind, float("nan")) for context in contexts]
+    sentences: float
+    words: float
+    minor: float
+    own: float
+    prompts: float = PROMPTS[1]
+    scores: float = SCORE_EFFECTS[2]
 
 
-def _known_answer(kind: Kind, samples: Samples) -> str:
-    """The rollout id of the first sample that shows what the prompt counts as; "" for a prompt that is not scored."""
-    if kind == "harmful":
-        return samples.shown.rollout_id if samples.shown and samples.label is Label.UNSAFE else ""
-    helpful = [judged for judged in samples.judged if judged.refused is False and samples.refused is False]
-    return helpful[0].rollout_id if helpful else ""
+CANDIDATES = [
+    Weights(scale * sentences, scale * words, scale * MINOR, scale * own)
+    for scale in SCALES
+    for sentences, words in MIXES
+    for own in OWN
+] + [Weights(0.0, 0.0, 0.0, own) for own in OWN_ALONE]
+
+
+@dataclass(frozen=True, slots=True)
+class ContextFeatures:
+    """What contexts have in common."""
+
+    sentences: Array
+    """(contexts, contexts); so are the other kernels, each with a mean diagonal of 1."""
+    words: Array
+    minor: Array
+    """Placement and length."""
+    scores: Array
+    """(contexts,), in standard deviations from their mean; 0 for a context without one."""
+
+    def of(self, chosen: NDArray[np.intp]) -> "ContextFeatures":
+        """Return the features of some contexts."""
+        square = np.ix_(chosen, chosen)
+        return ContextFeatures(self.sentences[square], self.words[square], self.minor[square], self.scores[chosen])
+
+
+class RateModel:
+    """The mixed model of one rate; `prior_mean` is what a context does of which nothing is known."""
+
+    def __init__(self, prior_mean: float) -> None:
+        self._mean, self.weights = prior_mean, CANDIDATES[2]
+        self._chosen_by = np.empty((0, 0))
+        """Outcomes that the weights were chosen by: they are chosen anew when there are others."""
+
+    def sample(self, features: ContextFeatures, outcomes: Array, num: int, generator: np.random.Generator) -> Array:
+        """Return joint samples (num, contexts) of the rates over all prompts.
+
+        `outcomes` (contexts, prompts) are in [-1, 1], nan where nothing is known; a row may be all nan.
+        """
+        known = ~np.isnan(outcomes).all(axis=1)
+        seen, other = np.flatnonzero(known), np.flatnonzero(~known)
+        if len(seen) >= MIN_CONTEXTS and not np.array_equal(outcomes[seen], self._chosen_by, equal_nan=True):
+            self._chosen_by = outcomes[seen]
+            self.weights = _likeliest(self.weights, features.of(seen), self._mean, outcomes[seen])
+        mean, prior = _prior(self.weights, features, self._mean)
+        sampled = np.empty((num, len(outcomes)))
+        if not len(seen):
+            sampled[:] = mean + generator.standard_normal(sampled.shape) @ _factor(prior).T
+            return sampled
+        precision = np.asarray(np.linalg.inv(prior[np.ix_(seen, seen)]))
+        both = _sample_posterior(mean[seen], precision, outcomes[seen], self.weights.prompts, num, generator)
+        rates, prompts = both[:, : len(seen)], both[:, len(seen) :]
+        sampled[:, seen] = rates
+        if len(other):
+            coefficients = prior[np.ix_(other, seen)] @ precision
+            left = prior[np.ix_(other, other)] - coefficients @ prior[np.ix_(seen, other)]
+            sampled[:, other] = mean[other] + (rates - mean[seen]) @ coefficients.T
+            sampled[:, other] += generator.standard_normal((num, len(other))) @ _factor(left).T
+        sampled += prompts.mean(axis=1)[:, None]
+        return sampled
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,3 +263,82 @@ def _standardised(scores: Sequence[float]) -> Array:
     spread = max(float(np.nanstd(values)), JITTER)
     standardised: Array = np.nan_to_num(np.clip((values - np.nanmean(values)) / spread, -3.0, 3.0))
     return standardised
+
+
+def _likeliest(weights: Weights, features: ContextFeatures, mean: float, outcomes: Array) -> Weights:
+    """Return the weights of the highest marginal likelihood: those of the texts first, then the two others."""
+    kept = weights.prompts
+    seen = {variance: _without_prompts(outcomes, variance) for variance in {kept, *PROMPTS}}
+
+    def evidence(candidate: Weights) -> float:
+        (means, prior), (rates, noise, constant) = _prior(candidate, features, mean), seen[candidate.prompts]
+        factor = np.linalg.cholesky(prior + noise)
+        errors = solve_triangular(factor, rates - means, lower=True, check_finite=False)
+        return constant - float(errors @ errors) / 2 - float(np.log(np.diag(factor)).sum())
+
+    weights = max((replace(w, prompts=kept, scores=weights.scores) for w in CANDIDATES), key=evidence)
+    weights = max((replace(weights, prompts=variance) for variance in PROMPTS), key=evidence)
+    if features.scores.any():
+        weights = max((replace(weights, scores=score_effect) for score_effect in SCORE_EFFECTS), key=evidence)
+    return weights
+
+
+def _without_prompts(outcomes: Array, variance: float) -> tuple[Array, Array, float]:
+    """Return the rates (contexts,) that outcomes show once prompts are integrated out, the covariance of their noise,
+    and the part of the log evidence that does not depend on the prior of the rates.
+    """
+    weights, values = _weighted(outcomes, variance)
+    prompts, sums = weights.sum(axis=0) + 1 / variance, (weights * values).sum(axis=0)
+    precision = np.diag(weights.sum(axis=1)) - (weights / prompts) @ weights.T
+    pull = (weights * values).sum(axis=1) - weights @ (sums / prompts)
+    noise = np.linalg.inv(precision)
+    rates = noise @ pull
+    squares = (weights * values**2).sum() - (sums**2 / prompts).sum() - pull @ rates
+    volume = np.log(weights[weights > 0]).sum() - np.log(prompts * variance).sum() - np.linalg.slogdet(precision)[1]
+    return rates, noise, float(volume - squares) / 2
+
+
+def _prior(weights: Weights, features: ContextFeatures, mean: float) -> tuple[Array, Array]:
+    covariance: Array = weights.sentences * features.sentences + weights.words * features.words
+    covariance += weights.minor * features.minor + CONSTANT
+    covariance += weights.scores**2 * np.outer(features.scores, features.scores)
+    covariance += (weights.own + JITTER) * np.eye(len(covariance))
+    return mean + weights.scores * features.scores, covariance
+
+
+def _weighted(outcomes: Array, prompt_variance: float) -> tuple[Array, Array]:
+    """Return the precision of each outcome beside its context and prompt, and its value; both 0 where it is unknown."""
+    known = ~np.isnan(outcomes)
+    values = np.where(known, outcomes, 0.0)
+    counts, sums = known.sum(axis=1), values.sum(axis=1)
+    overall = (sums.sum() + 0.5) / (counts.sum() + 1.0)
+    rates = np.clip((sums + SHRINK * overall) / (counts + SHRINK), 0.02, 0.98)
+    variances = rates * (1 - rates)  # of which the prompts have their part
+    return known / np.maximum(variances - prompt_variance, LEAST_NOISE * variances)[:, None], values
+
+
+def _sample_posterior(
+    mean: Array, precision: Array, outcomes: Array, prompt_variance: float, num: int, generator: np.random.Generator
+) -> Array:
+    """Return samples (num, contexts + prompts) of the rates, with the prior's mean and precision, and of the prompts.
+
+    Outcomes are as in `RateModel.sample`, each row with at least one.
+    """
+    weights, values = _weighted(outcomes, prompt_variance)
+    size = len(precision)
+    normal = np.empty((sum(outcomes.shape),) * 2)
+    normal[:size, :size] = precision + np.diag(weights.sum(axis=1))
+    normal[size:, size:] = np.diag(weights.sum(axis=0) + 1 / prompt_variance)
+    normal[:size, size:], normal[size:, :size] = weights, weights.T
+    right = np.concatenate([(weights * values).sum(axis=1) + precision @ mean, (weights * values).sum(axis=0)])
+    factor = np.linalg.cholesky(normal)
+    solution = solve_triangular(factor.T, solve_triangular(factor, right, lower=True))
+    noise = generator.standard_normal((len(solution), num))
+    sampled: Array = (solution[:, None] + solve_triangular(factor.T, noise)).T
+    return sampled
+
+
+def _factor(covariance: Array) -> Array:
+    """Return a lower factor; what rounding made negative counts as 0."""
+    size = len(covariance)
+    return np.asarray(np.linalg.cholesky(covariance + JITTER * np.eye(size)), dtype=np.float64)

@@ -11,11 +11,10 @@ from flipsearch.core.records import Context
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.measure import measure
 from flipsearch.measuring.runner import Runner
-from flipsearch.searching.baseline import SplitBaseline, measure_baseline
+from flipsearch.searching.baseline import Arm, KnownAnswers, SplitBaseline, measure_baseline
 from flipsearch.searching.proposals import Proposals, likely_parents
-from flipsearch.searching.race import Arm
 from flipsearch.searching.setup import START, prepare_search
-from flipsearch.searching.surrogate import KnownAnswers, Surrogate
+from flipsearch.searching.surrogate import Surrogate
 from tests.world import GREEDY, Model, RefusalJudge, ScoringModel, library, prompt_set, strength, template
 
 WIDE = template("wide", "{{ 'firm ' * firm }}{{ 'mild ' * mild }}{{ tail }}",

@@ -9,7 +9,7 @@ import pytest
 from flipsearch.core.measurements import Flip, Measurement
 from flipsearch.core.records import Label
 from flipsearch.measuring.measure import summarize
-from flipsearch.searching.race import is_admissible, loss_evidence, prune
+from flipsearch.searching.arms import is_admissible, loss_evidence, prune
 
 OF = {1: Label.SAFE, 0: Label.UNSAFE, -1: Label.UNSCORED}
 

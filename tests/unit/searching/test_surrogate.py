@@ -11,9 +11,8 @@ from flipsearch.core.studies import RefusalCap, RefusalCount
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.measure import measure
 from flipsearch.measuring.runner import Runner
-from flipsearch.searching.baseline import SplitBaseline, measure_baseline
-from flipsearch.searching.race import Arm
-from flipsearch.searching.surrogate import KnownAnswers, Surrogate
+from flipsearch.searching.baseline import Arm, KnownAnswers, SplitBaseline, measure_baseline
+from flipsearch.searching.surrogate import Surrogate
 from tests.world import GREEDY, LONG, LongJudge, LongModel, Model, RefusalJudge, ScoringModel, prompt_set
 
 TEXTS = ["please", "firm please", "firm firm please", "firm firm firm please", "firm firm blunt now", "blunt blunt now"]

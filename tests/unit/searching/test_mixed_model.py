@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from flipsearch.statistics.mixed_model import CONSTANT, JITTER, Array, ContextFeatures, RateModel
+from flipsearch.searching.surrogate import CONSTANT, JITTER, Array, ContextFeatures, RateModel
 
 NUM = 40_000
 
