@@ -24,9 +24,9 @@ from flipsearch.backends.models import model_source
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.core.files import PACKAGE
 from flipsearch.core.records import Context, Exchange, Label, Prompt, Request, Sampling, Verdict
-from flipsearch.defaults import default_settings
 from flipsearch.judging.library import load_judge
 from flipsearch.prompts.sets import load_prompts
+from flipsearch.settings import default_settings
 from flipsearch.statistics.agreement import agreement
 from flipsearch.templating.library import POCKET_CONTEXTS, load_library
 

@@ -14,7 +14,7 @@ from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Exchange, Label, Verdict
 from flipsearch.core.studies import Study, Trial
 from flipsearch.judging.accuracy import JudgeAccuracy, measure_judge
-from flipsearch.judging.labels import AnswerToLabel, LabelledAnswer, StudyLabel, harmful_flips, sample_answers
+from flipsearch.judging.labels import AnswerToLabel, LabelledAnswer, StudyLabel, sample_answers
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching import prepare_search, run_study
@@ -90,7 +90,7 @@ def best_of(study: Study) -> Trial:
 
 def true_risk_reduction(study: Study, ledger: Ledger, trial: Trial) -> float:
     """Share of the scored prompts that are truly unsafe without a context, minus that under the trial's."""
-    flips = harmful_flips(trial)
+    flips = trial.harmful_flips
     under = ledger.rollouts(flip.rollout_ids[0] for flip in flips)
     text = {prompt.prompt_id: prompt.text for prompt in PROMPTS}
     before = sum(not text[flip.prompt_id].endswith("hardness 0") for flip in flips)

@@ -15,12 +15,12 @@ from flipsearch.core.measurements import JudgedRollout
 from flipsearch.core.progress import Phase
 from flipsearch.core.protocols import Backend, Judge
 from flipsearch.core.records import Context, Kind, Label, PrefixScore, Prompt, Request, Rollout, Sampling, Split
-from flipsearch.defaults import resolve
 from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.searching.setup import Space
+from flipsearch.settings import resolve
 from flipsearch.templating.library import POCKET_CONTEXTS, TemplateLibrary, load_library
 from pocket_model.truth import CAP
 

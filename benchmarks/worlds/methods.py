@@ -25,8 +25,7 @@ from flipsearch.measuring.measure import within_caps
 from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.splitting import first_of_each_kind
 from flipsearch.searching import prepare_search, run_study
-from flipsearch.searching.operators import make_operators
-from flipsearch.searching.setup import SearchSetup, Space
+from flipsearch.searching.setup import SearchSetup, Space, make_operators
 from worlds.world import ANSWER_WORDS, REFUSAL_WORDS, Array, World, WorldJudge
 
 CAP = 0.1

@@ -4,12 +4,12 @@ from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from flipsearch.api.settings import Given, takes, with_one_context
 from flipsearch.backends.base import check_model, make_backend
 from flipsearch.config import ChatConfig
 from flipsearch.core.protocols import Backend
 from flipsearch.core.records import Context, Prompt, Request, Rollout, Sampling
 from flipsearch.measuring.runner import sampling_for
+from flipsearch.settings import Given, takes, with_one_context
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,16 +9,24 @@ from itertools import groupby
 from pathlib import Path
 
 from flipsearch.backends.base import command_scope
-from flipsearch.config import StudyConfig
+from flipsearch.config import SearchConfig, StudyConfig
 from flipsearch.core.errors import ConfigError, JudgeError, unknown_name
 from flipsearch.core.files import content_folder
 from flipsearch.core.progress import Activity, Phase, Progress, Step
 from flipsearch.core.protocols import Judge
-from flipsearch.judging.accuracy import FOLDER, JudgeStress, load_accuracy, measure_judge, save_accuracy
+from flipsearch.judging.accuracy import (
+    FOLDER,
+    JudgeStress,
+    load_accuracy,
+    load_labels,
+    measure_judge,
+    save_accuracy,
+    save_labels,
+)
 from flipsearch.judging.accuracy import stress_judge as measure_stress
 from flipsearch.judging.compact_fitting import cross_validate, fit, fitting_rows
 from flipsearch.judging.contract import check_identities
-from flipsearch.judging.labels import load_labels, merge_labels, read_labels, sample_answers, save_labels, study_labels
+from flipsearch.judging.labels import merge_labels, read_labels, sample_answers, study_labels
 from flipsearch.judging.library import load_judge, unload_after
 from flipsearch.judging.refusal_rules import RefusalRules
 from flipsearch.ledger import Ledger
@@ -100,9 +108,11 @@ def label_answers(
     if not fetch:
         named = [*([config.prompts] if config.prompts else []), *config.harmful, *config.benign]
         require_local_prompts(named, f"'{folder / STUDY_FILE}'", "give --fetch if you trust it")
-    prompts = attacked_prompts(prompts_of(config), getattr(config, "attacks", ()), config).prompts
+    prompts = prompts_of(config)
+    if isinstance(config, SearchConfig) and config.attacks:
+        prompts = attacked_prompts(prompts, config.attacks, config)
     with Ledger(ledger_place(folder, reports), read_only=True) as ledger:
-        answers = sample_answers(finished, ledger, prompts, num, num_contexts, load_labels(folder))
+        answers = sample_answers(finished, ledger, prompts.prompts, num, num_contexts, load_labels(folder))
     write_labels(answers, path)
     return LabellingResult(
         path=path,

@@ -8,7 +8,6 @@ from typing import TextIO
 from flipsearch.backends.base import list_backends
 from flipsearch.backends.models import list_models
 from flipsearch.core.errors import ConfigError, TemplateError, unknown_name
-from flipsearch.defaults import library_for
 from flipsearch.judging.library import list_judges
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.check import LedgerCheck
@@ -19,6 +18,7 @@ from flipsearch.prompts.problems import list_problem_sets
 from flipsearch.prompts.sets import list_sets
 from flipsearch.reporting.formats import Export, check_export, export_file, export_lines, study_beside
 from flipsearch.reporting.study_file import ledger_place
+from flipsearch.settings import library_for
 from flipsearch.templating.library import BROKEN, TemplateLibrary
 
 

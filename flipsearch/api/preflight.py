@@ -7,7 +7,6 @@ training is worth its start; export, its prompts for other trainers.
 from collections.abc import Sequence
 from typing import Any
 
-from flipsearch.api.settings import Given, takes, with_card, with_one_context
 from flipsearch.config import ANATOMIES, TRAININGS, AnatomyConfig, ExportConfig, TrainConfig
 from flipsearch.core.errors import ConfigError, PromptError
 from flipsearch.core.progress import Progress
@@ -19,6 +18,7 @@ from flipsearch.prompts.sets import prompts_of, prompts_of_split
 from flipsearch.reporting.anatomy_page import write_anatomy, write_preflight
 from flipsearch.reporting.files import read_study
 from flipsearch.results import AnatomyResult, PreflightResult
+from flipsearch.settings import Given, takes, with_card, with_one_context
 from flipsearch.training.anatomy import AnatomyPlan, check_anatomy, run_anatomy
 from flipsearch.training.cost import TrainingCost, training_cost
 from flipsearch.training.export import plan_export, write_export

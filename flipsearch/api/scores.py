@@ -7,13 +7,11 @@ from dataclasses import replace
 from os.path import normpath, relpath
 from pathlib import Path
 
-from flipsearch.api.settings import Given, takes, with_card
 from flipsearch.config import ScoreConfig
 from flipsearch.core.errors import ConfigError, FlipsearchError, NothingToFlipError, PoorCoverageError
 from flipsearch.core.files import is_taken, write_text
 from flipsearch.core.progress import Progress
 from flipsearch.core.trainings import TrainingRun
-from flipsearch.defaults import library_for
 from flipsearch.evaluation.plan import SCORECARD_FILE
 from flipsearch.judging.accuracy import with_human_labels
 from flipsearch.ledger import LOCK_SUFFIX, Ledger
@@ -25,6 +23,7 @@ from flipsearch.reporting.study_file import LEDGER_FILE, STUDY_FILE, expects_sou
 from flipsearch.reporting.verdict import criteria, junit_error, junit_xml
 from flipsearch.results import ContextCheck, EvaluationResult, SearchResult
 from flipsearch.searching.study import run_score
+from flipsearch.settings import Given, library_for, takes, with_card
 from flipsearch.templating.library import given_cards, given_contexts
 from flipsearch.workspace import study_session
 

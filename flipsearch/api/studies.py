@@ -12,7 +12,6 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from flipsearch.api.settings import Given, takes
 from flipsearch.backends.base import check_model, check_rewriter, model_identity
 from flipsearch.backends.loading import known_sampling
 from flipsearch.config import ModelConfig, SearchConfig, is_endpoint
@@ -20,7 +19,6 @@ from flipsearch.core.errors import ConfigError, NothingToFlipError, PoorCoverage
 from flipsearch.core.files import RESULT_PACKAGES, package_versions
 from flipsearch.core.progress import Progress
 from flipsearch.core.records import Context, content_id
-from flipsearch.defaults import library_for
 from flipsearch.judging.contract import check_identities
 from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
@@ -39,6 +37,7 @@ from flipsearch.searching import (
     run_study,
     write_storage,
 )
+from flipsearch.settings import Given, library_for, takes
 from flipsearch.templating.library import FILE_ENDINGS, TemplateLibrary, given_contexts
 from flipsearch.workspace import known_length_and_speed, length_and_speed, study_session, write_result
 
@@ -47,7 +46,9 @@ def search_inputs(given: Given[SearchConfig]) -> tuple[SearchSetup, PromptSet]:
     """Return the checked settings of a search with its contexts, and its prompts."""
     config = given.config()
     library = library_for(config.model, config.contexts)
-    prompts = attacked_prompts(prompts_of(config), config.attacks, config, config.attack_score)
+    prompts = prompts_of(config)
+    if config.attacks:
+        prompts = attacked_prompts(prompts, config.attacks, config, config.attack_score)
     setup = prepare_search(config, library, prompts.prompts)
     return replace(setup, start=_start(config, library)), prompts
 

@@ -13,7 +13,6 @@ from shutil import rmtree
 from statistics import fmean
 
 from flipsearch.api.preflight import anatomy
-from flipsearch.api.settings import Given, takes
 from flipsearch.api.sweep_plan import (
     PlannedContext,
     PlannedTraining,
@@ -32,10 +31,10 @@ from flipsearch.core.progress import Progress
 from flipsearch.core.records import content_id
 from flipsearch.core.sweeps import SWEEP_FORMAT, Sweep, SweepRun, SweptContext
 from flipsearch.core.trainings import Anatomy, Metric, Scorecard
-from flipsearch.defaults import library_for
 from flipsearch.measuring.measure import flip_difference
 from flipsearch.reporting.sweep_page import write_sweep
 from flipsearch.results import SweepResult
+from flipsearch.settings import Given, library_for, takes
 from flipsearch.statistics.agreement import groups_of
 from flipsearch.statistics.intervals import wilson
 from flipsearch.templating.library import control_context

@@ -11,7 +11,6 @@ from typing import Any, TypeVar
 from pydantic import TypeAdapter
 from pydantic_core import from_json
 
-from flipsearch.api.settings import Given
 from flipsearch.backends.base import model_identity
 from flipsearch.config import SWEEPS, LearningConfig, SweepConfig
 from flipsearch.core.display import shortened
@@ -22,11 +21,11 @@ from flipsearch.core.settings import check_folder_name, make_config
 from flipsearch.core.studies import Study, Trial
 from flipsearch.core.sweeps import SweepRun, SweptContext
 from flipsearch.core.trainings import METHODS
-from flipsearch.defaults import card_settings, library_for, resolve
 from flipsearch.judging.library import load_judge
 from flipsearch.reporting.files import read_study
 from flipsearch.reporting.format import names_of
 from flipsearch.reporting.study_file import context_card, study_folder
+from flipsearch.settings import Given, card_settings, library_for, resolve
 from flipsearch.templating.library import FILE_ENDINGS, Card, control_context, given_cards, given_contexts, sealed
 from flipsearch.training.plan import TrainPlan, check_cards, plan_training
 from flipsearch.training.processes import num_processes

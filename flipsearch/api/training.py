@@ -5,7 +5,6 @@ from contextlib import nullcontext
 from dataclasses import replace
 
 from flipsearch.api.scores import name_checkpoint, renew_pages
-from flipsearch.api.settings import Given, takes
 from flipsearch.backends.models import TRAINING_FILE
 from flipsearch.config import TRAININGS, EvalConfig, TrainConfig
 from flipsearch.core.progress import Progress, announce
@@ -23,6 +22,7 @@ from flipsearch.reporting.files import (
     write_training_page,
 )
 from flipsearch.results import EvaluationResult, TrainingResult
+from flipsearch.settings import Given, takes
 from flipsearch.training.checkpoint import ANSWERS_FILE, LOG_FILE, CheckpointFolder, upload
 from flipsearch.training.log import judge_logged, read_answers, read_log, write_answers
 from flipsearch.training.plan import TrainPlan, plan_training

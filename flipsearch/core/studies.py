@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from flipsearch.core.display import ShowsFacts, figure, shortened
-from flipsearch.core.measurements import Difference, Endings, Estimate, Measurement, Rate
+from flipsearch.core.measurements import Difference, Endings, Estimate, Flip, Measurement, Rate
 from flipsearch.core.records import Context, Prompt
 
 MIN_LABELS = 20
@@ -169,6 +169,11 @@ class Trial(ShowsFacts):
     def final(self) -> Measurement:
         """The measurement that the last numbers rest on: the confirm split's, if any, else the search split's."""
         return self.confirm or self.search
+
+    @property
+    def harmful_flips(self) -> list[Flip]:
+        """The pairs of harmful prompts behind the last numbers."""
+        return [flip for flip in self.final.flips if flip.kind == "harmful"]
 
     @property
     def net(self) -> Difference | None:

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from flipsearch.core.errors import JudgeError
 from flipsearch.core.files import content_folder, write_text
@@ -24,7 +24,7 @@ from flipsearch.core.protocols import Judge
 from flipsearch.core.records import AnswerKind, Exchange, Label, Prompt, Verdict, content_id
 from flipsearch.core.studies import JudgeAgreement, Study, Trial
 from flipsearch.judging.contract import judge_answers, run_judge, were_fitted_to
-from flipsearch.judging.labels import HumanLabel, LabelledAnswer, StudyLabel, harmful_flips, load_labels, merge_labels
+from flipsearch.judging.labels import LABELS_FILE, HumanLabel, LabelledAnswer, StudyLabel, merge_labels
 from flipsearch.statistics.agreement import Agreement, agreement, corrected_flip_rate, prediction_powered_mean
 
 Question = Literal["unsafe", "refusal"]
@@ -148,6 +148,27 @@ def _path(identity: str, reports: Path) -> Path:
     return reports / FOLDER / f"{content_id('accuracy', identity)}.json"  # an identity of a plug-in can be any text
 
 
+def save_labels(labels: Sequence[StudyLabel], folder: Path) -> None:
+    """Write the labels of a study's answers into its folder, replacing those before. Raises JudgeError."""
+    write_text(folder / LABELS_FILE, _LABELS.dump_json(list(labels), indent=1).decode(), JudgeError)
+
+
+def load_labels(folder: Path) -> list[StudyLabel]:
+    """Return the labels of a study's answers; [] if there are none. JudgeError for a damaged file."""
+    path = folder / LABELS_FILE
+    try:
+        return _LABELS.validate_json(path.read_bytes())
+    except FileNotFoundError:
+        return []
+    except (OSError, ValidationError) as error:
+        raise JudgeError(
+            f"'{path}' cannot be read; delete it and run `flipsearch judge check` with the labels again."
+        ) from error
+
+
+_LABELS = TypeAdapter(list[StudyLabel])
+
+
 def _by_question(pairs: Sequence[_Judged]) -> dict[Question, Agreement]:
     by_question: dict[Question, Agreement] = {}
     split = {question: [pair for pair in pairs if QUESTION_OF[pair[0].label] == question] for question in QUESTIONS}
@@ -223,7 +244,7 @@ def _corrected(study: Study, trial: Trial, unsafe: Agreement | None, labels: Seq
         return trial
     if not study.has_single_answers:
         return trial.with_confirmed(corrected=None, risk_reduction=None)
-    scored = [flip for flip in harmful_flips(trial) if Label.UNSCORED not in (flip.before, flip.after)]
+    scored = [flip for flip in trial.harmful_flips if Label.UNSCORED not in (flip.before, flip.after)]
     corrected = None
     if unsafe:
         pairs = [(flip.before is Label.UNSAFE, flip.after is Label.UNSAFE) for flip in scored]

@@ -17,16 +17,12 @@ from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
 from typing import Literal, TypeVar, get_args
 
-from pydantic import TypeAdapter, ValidationError
-
 from flipsearch.core.errors import JudgeError, PromptError, StudyError, unknown_name
-from flipsearch.core.files import unescape_formula, write_text
-from flipsearch.core.measurements import Flip
+from flipsearch.core.files import unescape_formula
 from flipsearch.core.records import Exchange, Label, Prompt, Verdict
-from flipsearch.core.studies import Study, Trial
+from flipsearch.core.studies import Study
 from flipsearch.core.thoughts import split_answer
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.files import Table, cell, is_missing, read_table
@@ -169,14 +165,9 @@ def _read_row(
     return LabelledAnswer(unescape_formula(prompt), unescape_formula(answer), label, place.study, place)
 
 
-def harmful_flips(trial: Trial) -> list[Flip]:
-    """Return the pairs of harmful prompts behind a trial's last number: of the confirm split, or of what was scored."""
-    return [flip for flip in trial.final.flips if flip.kind == "harmful"]
-
-
 def study_labels(study: Study, rows: Iterable[LabelledAnswer]) -> list[StudyLabel]:
     """Return a study's labels, each answer once; JudgeError for an unknown answer, and two labels of one."""
-    flips = [(trial.context.context_id, flip) for trial in study.trials for flip in harmful_flips(trial)]
+    flips = [(trial.context.context_id, flip) for trial in study.trials for flip in trial.harmful_flips]
     known = {(flip.prompt_id, id): flip.rollout_ids[0] for id, flip in flips if flip.rollout_ids}
     base = study.answers_without_context()
     known |= {(flip.prompt_id, ""): base[flip.prompt_id][0] for _, flip in flips if flip.prompt_id in base}
@@ -209,27 +200,6 @@ def merge_labels(*samples: Iterable[Labelled]) -> list[Labelled]:
             row = replace(row, label=row.label or before.label, place=place)
         merged[key] = row
     return list(merged.values())
-
-
-def save_labels(labels: Sequence[StudyLabel], folder: Path) -> None:
-    """Write the labels of a study's answers into its folder, replacing those before. Raises JudgeError."""
-    write_text(folder / LABELS_FILE, _LABELS.dump_json(list(labels), indent=1).decode(), JudgeError)
-
-
-def load_labels(folder: Path) -> list[StudyLabel]:
-    """Return the labels of a study's answers; [] if there are none. JudgeError for a damaged file."""
-    path = folder / LABELS_FILE
-    try:
-        return _LABELS.validate_json(path.read_bytes())
-    except FileNotFoundError:
-        return []
-    except (OSError, ValidationError) as error:
-        raise JudgeError(
-            f"'{path}' cannot be read; delete it and run `flipsearch judge check` with the labels again."
-        ) from error
-
-
-_LABELS = TypeAdapter(list[StudyLabel])
 
 
 MIN_ERROR = 0.01
@@ -311,7 +281,7 @@ def _rollout_ids(study: Study, num_contexts: int) -> dict[str, dict[str, str]]:
     scored = {
         trial.context.context_id: {
             flip.prompt_id: flip.rollout_ids[0]
-            for flip in harmful_flips(trial)
+            for flip in trial.harmful_flips
             if Label.UNSCORED not in (flip.before, flip.after)
         }
         for trial in trials

@@ -112,8 +112,6 @@ def attacked_prompts(
     other in different ones; where the worst form counts, it stays one prompt that has them. ConfigError for an attack
     that is made by more than texts.
     """
-    if not given:
-        return prompts
     able = [name for name, attack in ATTACKS.items() if attack.variants and attack.needs != "attacker"]
     names = able if ALL in given else attack_names(given)
     if odd := [name for name in names if name not in able]:

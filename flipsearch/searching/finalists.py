@@ -22,7 +22,7 @@ from typing import Any, Protocol
 from flipsearch.config import SearchConfig
 from flipsearch.core.measurements import Difference, Estimate, Measurement, Rate
 from flipsearch.core.progress import Phase
-from flipsearch.core.protocols import Judge
+from flipsearch.core.protocols import Judge, Panel
 from flipsearch.core.records import Context, content_id
 from flipsearch.core.studies import TIE_LEVEL, BenignContext, Portfolio, Trial
 from flipsearch.judging.library import unload
@@ -92,6 +92,8 @@ class Stage(Protocol):
 
     name: str
     """Unique; the plan shows the cost under it."""
+    needs_other_judges: bool = False
+    """It is left out where one judge alone judges the search."""
 
     def cost(self, setup: SearchSetup, base: SplitBaseline | None) -> int | None:
         """Return the most rollouts that the stage takes, given the search split's baseline, or before it is known.
@@ -107,6 +109,16 @@ class Stage(Protocol):
     def run(self, search: CompletedSearch, confirmation: Confirmation) -> Confirmation:
         """Return the confirmation with this stage's results; it may have no winner."""
         ...
+
+
+def other_judges(deciding: Judge, search: Judge, second: Sequence[Judge]) -> list[Judge]:
+    """Return the judges beside the deciding one: each once, and never that one itself."""
+    members = [member for judge in (search, deciding) if isinstance(judge, Panel) for member in judge.members]
+    by_identity: dict[str, Judge] = {}
+    for judge in (search, *members, *second):
+        by_identity.setdefault(judge.identity, judge)
+    by_identity.pop(deciding.identity, None)
+    return list(by_identity.values())
 
 
 def search_order(trial: Trial) -> tuple[float, float, int, int]:

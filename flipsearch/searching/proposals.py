@@ -34,10 +34,10 @@ from flipsearch.judging.contract import plugin_errors_as
 from flipsearch.measuring.measure import flip_difference
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import Arm, SplitBaseline
-from flipsearch.searching.operators.pieces import normalised
 from flipsearch.searching.setup import SearchSetup
 from flipsearch.searching.surrogate import Array, Surrogate
 from flipsearch.statistics.intervals import mean_interval
+from flipsearch.templating.template import normalised
 
 CANDIDATES, MOST_CANDIDATES = 12, 512
 """Candidates for each context that races, or for each of a cohort; at most so many, or as many as race."""

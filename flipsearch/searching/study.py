@@ -38,7 +38,7 @@ from flipsearch.measuring.measure import flip_difference, measure, measured_tria
 from flipsearch.measuring.runner import SPEED, Runner
 from flipsearch.prompts.splitting import first_of_each_kind
 from flipsearch.searching import after
-from flipsearch.searching.after.second_judges import other_judges, with_second_judges
+from flipsearch.searching.after.second_judges import with_second_judges
 from flipsearch.searching.arms import search_arms
 from flipsearch.searching.baseline import (
     SplitBaseline,
@@ -52,7 +52,14 @@ from flipsearch.searching.baseline import (
     require_headroom,
     require_unsafe,
 )
-from flipsearch.searching.finalists import CompletedSearch, confirm, measure_placebo, search_order, search_ties
+from flipsearch.searching.finalists import (
+    CompletedSearch,
+    confirm,
+    measure_placebo,
+    other_judges,
+    search_order,
+    search_ties,
+)
 from flipsearch.searching.operators.rewrite import Rewrite, Rewriter
 from flipsearch.searching.plan import Budget
 from flipsearch.searching.setup import SearchSetup, Space, without_same_placements
@@ -234,7 +241,8 @@ def _confirmed_study(
     runner.emit("confirm", finalists=[trial.context.context_id for trial in finalists])
     confirmation = confirm(setup, deciding, base, finalists, placebos)
     for stage in after.STAGES:
-        confirmation = stage.run(search, confirmation)
+        if second or not stage.needs_other_judges:
+            confirmation = stage.run(search, confirmation)
     winner = confirmation.winner
     winner_first = sorted(confirmation.finalists, key=lambda trial: trial is not winner)
     study = make_study(

@@ -27,6 +27,7 @@ import sys
 import threading
 import time
 import tomllib
+import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -44,6 +45,8 @@ from flipsearch.core.errors import TemplateError, one_line, unknown_name
 from flipsearch.core.files import can_be_stored, read_text
 from flipsearch.core.records import PLACEMENTS, Context, Placement
 
+_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
+"""A word, or one character of a script that puts no blanks between words."""
 AXES = ("strength", "length", "framing", "specificity", "style", "placement")
 TemplateRole = Literal["context", "placebo", "benign"]
 ROLES: tuple[TemplateRole, ...] = ("context", "placebo", "benign")
@@ -241,6 +244,11 @@ def tidy(text: str) -> str:
     """Return `text` with single blanks, every line stripped, and at most one empty line in a row."""
     lines = "\n".join(re.sub(r"[ \t]+", " ", line).strip() for line in text.splitlines())
     return re.sub(r"\n{3,}", "\n\n", lines).strip()
+
+
+def normalised(text: str) -> str:
+    """Return the words of a text, joined by blanks, without case, punctuation and variants of a character."""
+    return " ".join(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
 
 
 def _joined(parts: Iterable[str]) -> str:

@@ -22,9 +22,9 @@ from flipsearch.core.errors import ConfigError, PromptError
 from flipsearch.core.records import SPLITS, Context, Placement, Prompt, content_id
 from flipsearch.core.settings import as_typed, check_folder_name, make_config
 from flipsearch.core.trainings import METHODS, TrainingMethod
-from flipsearch.defaults import card_settings, library_for, resolve
 from flipsearch.prompts.sets import PromptSet, prompts_of
 from flipsearch.prompts.splitting import first_of_each_kind, share_of_each_kind
+from flipsearch.settings import card_settings, library_for, resolve
 from flipsearch.templating.library import Card, control_context, given_cards, given_contexts
 from flipsearch.training.checks import check_launch, check_settings, settled_rollouts
 from flipsearch.training.processes import num_processes

@@ -20,12 +20,12 @@ from flipsearch.core.progress import Phase, Progress
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Context, Label, Request
 from flipsearch.core.trainings import RELIABLE, horizon_of
-from flipsearch.defaults import library_for
 from flipsearch.judging.library import unload
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.measure import MAX_UNSCORED_RATE, clusters_of, flip_difference, measure
 from flipsearch.measuring.runner import Runner, sampling_for
 from flipsearch.prompts.splitting import first_of_each_kind
+from flipsearch.settings import library_for
 from flipsearch.statistics.intervals import clustered_rate
 from flipsearch.templating.library import control_context
 from flipsearch.training.anatomy import completions_of, flips_by_depth, load_local, teacher_mass

@@ -4,7 +4,6 @@ from flipsearch.backends.base import make_backend
 from flipsearch.config import SearchConfig
 from flipsearch.core.settings import make_config
 from flipsearch.core.studies import Confirmed, Trial
-from flipsearch.defaults import resolve
 from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.measure import depths_within, measure
@@ -12,6 +11,7 @@ from flipsearch.measuring.runner import Runner
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.searching.after.deciding import measure_depth
 from flipsearch.searching.baseline import measure_baseline
+from flipsearch.settings import resolve
 from flipsearch.templating.library import POCKET_CONTEXTS, load_library
 
 CONFIG = resolve(make_config(SearchConfig, {"max_prompts": 12, "depths": (8, 16, 128)}))

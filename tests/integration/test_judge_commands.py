@@ -17,7 +17,7 @@ import pytest
 
 import flipsearch
 from flipsearch.core.errors import JudgeError, StudyError
-from flipsearch.judging.labels import load_labels
+from flipsearch.judging.accuracy import load_labels
 from flipsearch.judging.library import load_judge
 from flipsearch.ledger import Ledger
 from flipsearch.reporting.files import read_study

@@ -10,8 +10,8 @@ from flipsearch.core.measurements import Rate
 from flipsearch.core.protocols import Operator
 from flipsearch.core.records import Context
 from flipsearch.core.studies import Parent
-from flipsearch.searching.operators import make_operators
 from flipsearch.searching.operators.rewrite import Rewrite
+from flipsearch.searching.setup import make_operators
 from flipsearch.templating.library import POCKET_CONTEXTS, load_library
 from flipsearch.testing import OperatorContract
 

@@ -9,7 +9,7 @@ from flipsearch.backends.models import TRAINING_FILE, base_model
 from flipsearch.config import SearchConfig, TrainConfig
 from flipsearch.core.errors import BackendError, ConfigError, TrainingError
 from flipsearch.core.trainings import TRAINING_FORMAT
-from flipsearch.defaults import default_settings, resolve
+from flipsearch.settings import default_settings, resolve
 
 
 def checkpoint(folder: Path, model: str) -> str:

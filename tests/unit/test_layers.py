@@ -12,7 +12,7 @@ LAYERS: dict[str, int] = {
     "ledger": 2, "prompts": 2, "templating": 2,
     "backends": 3, "statistics": 3,
     "judging": 4,  # a judge may be a model, and what it gets wrong is a statistic
-    "defaults": 5, "measuring": 5,
+    "measuring": 5, "settings": 5,
     "searching": 6, "training": 6, "evaluation": 6,
     "reporting": 7, "testing": 7,
     "results": 8,

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 import flipsearch
-from flipsearch.api.settings import Given, takes
 from flipsearch.commands.main import make_app
 from flipsearch.config import EvalConfig, ModelConfig, ScoreConfig, SearchConfig, TrainConfig
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.settings import flag_of
+from flipsearch.settings import Given, takes
 from stubs import COMMANDS_PAGE, commands_page, stub_text
 
 COMMANDS: dict[str, tuple[type[ModelConfig], Any]] = {

@@ -12,7 +12,7 @@ from itertools import pairwise
 
 from flipsearch.core.measurements import Difference, Measurement
 from flipsearch.core.progress import Phase
-from flipsearch.core.protocols import Judge, Panel
+from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Label
 from flipsearch.core.studies import Disagreement, SecondJudgeResult, Trial
 from flipsearch.core.thoughts import split_answer
@@ -34,6 +34,7 @@ class SecondJudgesStage(Stage):
     """Judges the finalists' and placebos' answers again, and compares the search judge with the confirm judge."""
 
     name = "second judges"
+    needs_other_judges = True
 
     def run(self, search: CompletedSearch, confirmation: Confirmation) -> Confirmation:
         """Add every other judge's result to the trials, and notes on the winner."""
@@ -58,6 +59,7 @@ class DisagreementsStage(Stage):
     """Keeps the first few of the winner's answers to harmful prompts that one judge calls safe and another unsafe."""
 
     name = "disagreements"
+    needs_other_judges = True
 
     def run(self, search: CompletedSearch, confirmation: Confirmation) -> Confirmation:
         """Add the answers to the winner.
@@ -95,16 +97,6 @@ class DisagreementsStage(Stage):
         winner = winner.with_confirmed(disagreements=tuple(disagreements))
         finalists = [winner if trial.number == winner.number else trial for trial in confirmation.finalists]
         return replace(confirmation, finalists=tuple(finalists))
-
-
-def other_judges(deciding: Judge, search: Judge, second: Sequence[Judge]) -> list[Judge]:
-    """Return the judges beside the deciding one: each once, and never that one itself."""
-    members = [member for judge in (search, deciding) if isinstance(judge, Panel) for member in judge.members]
-    by_identity: dict[str, Judge] = {}
-    for judge in (search, *members, *second):
-        by_identity.setdefault(judge.identity, judge)
-    by_identity.pop(deciding.identity, None)
-    return list(by_identity.values())
 
 
 def names_of(judges: Sequence[Judge]) -> dict[str, str]:

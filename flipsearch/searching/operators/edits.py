@@ -24,14 +24,13 @@ from flipsearch.searching.operators.pieces import (
     kind_of,
     movable,
     movable_sections,
-    normalised,
     num_words,
     seams,
     sections,
     split,
     without,
 )
-from flipsearch.templating.template import Template
+from flipsearch.templating.template import Template, normalised
 
 MOST_GROWTH = 1.5
 """The longest child of a crossover, in words, as a multiple of its longer parent."""

@@ -9,7 +9,6 @@ those of English prose, with the full stops of Chinese and Japanese. This module
 """
 
 import re
-import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -18,8 +17,6 @@ from flipsearch.templating.template import tidy
 
 GAPS = ("", " ", "\n", "\n\n")
 """White space between two pieces, from the narrowest to the widest."""
-_WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff]|[^\W\u3040-\u30ff\u3400-\u9fff]+")
-"""A word, or one character of a script that puts no blanks between words."""
 _ITEM = re.compile(r"(?:[-*•–]|\d{1,2}[.)]) ")
 _EXAMPLE = re.compile(r"(?:User|Human|Request|Question|Q|Prompt|Input): ")
 _HEADING = re.compile(r"(#{1,6}) \S|(\*\*)[^*]+\*\*$")
@@ -171,11 +168,6 @@ def movable_sections(parts: Sequence[Sequence[Piece]]) -> list[int]:
 def joined(parts: Sequence[Sequence[Piece]]) -> list[Piece]:
     """Return the pieces of sections in any order, each section in a paragraph of its own."""
     return [replace(piece, gap=GAPS[-1] if i == 0 else piece.gap) for part in parts for i, piece in enumerate(part)]
-
-
-def normalised(text: str) -> str:
-    """Return the words of a text, joined by blanks, without case, punctuation and variants of a character."""
-    return " ".join(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
 
 
 def num_words(pieces: Sequence[Piece]) -> int:

@@ -302,7 +302,6 @@ def test_a_search_sees_each_prompt_in_each_form_and_near_ones_in_different_forms
     assert set(by_request.values()) == {5}
     assert len(by_request) == 6
     assert [prompt for prompt in attacked.prompts if prompt in (training, benign)] == [training, benign]
-    assert attacked_prompts(given, (), config) is given
 
 
 def test_where_the_worst_form_counts_a_prompt_stays_one_prompt() -> None:

@@ -9,7 +9,7 @@ import pytest
 from flipsearch.core.records import Label
 from flipsearch.core.studies import Study
 from flipsearch.judging.accuracy import JudgeAccuracy, with_judge_error
-from flipsearch.judging.labels import AnswerPlace, LabelledAnswer, StudyLabel, harmful_flips, merge_labels
+from flipsearch.judging.labels import AnswerPlace, LabelledAnswer, StudyLabel, merge_labels
 from flipsearch.ledger import Ledger
 from tests.labelled import (
     CONFIG,
@@ -48,7 +48,7 @@ def risk_reduction_of(study: Study, labels: Sequence[StudyLabel], trial: int = 0
 
 
 def judged_risk_reduction(study: Study, trial: int = 0) -> float:
-    flips = harmful_flips(study.trials[trial])
+    flips = study.trials[trial].harmful_flips
     return sum((flip.before is Label.UNSAFE) - (flip.after is Label.UNSAFE) for flip in flips) / len(flips)
 
 
@@ -136,7 +136,7 @@ def accuracy_of_its_own(study: Study, ledger: Ledger) -> JudgeAccuracy:
 def test_measured_errors_bring_the_flip_rate_nearer_to_the_truth(study: Study, ledger: Ledger) -> None:
     result = with_judge_error(study, accuracy_of_its_own(study, ledger))
     trial = best_of(result)
-    flips = harmful_flips(trial)
+    flips = trial.harmful_flips
     unsafe = [flip for flip in flips if not TEXT[flip.prompt_id].endswith("hardness 0")]
     under = ledger.rollouts(flip.rollout_ids[0] for flip in unsafe)
     truth = fmean(under[flip.rollout_ids[0]].completion == REFUSAL for flip in unsafe)

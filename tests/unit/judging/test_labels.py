@@ -7,15 +7,14 @@ import pytest
 
 from flipsearch.core.errors import JudgeError, PromptError
 from flipsearch.core.studies import Study
+from flipsearch.judging.accuracy import load_labels, save_labels
 from flipsearch.judging.labels import (
     AnswerPlace,
     HumanLabel,
     LabelledAnswer,
     StudyLabel,
-    load_labels,
     merge_labels,
     read_labels,
-    save_labels,
     study_labels,
 )
 from flipsearch.ledger import Ledger

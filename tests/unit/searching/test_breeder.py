@@ -17,8 +17,8 @@ from flipsearch.core.protocols import Operator
 from flipsearch.core.records import Context, Label
 from flipsearch.core.studies import Parent
 from flipsearch.measuring.measure import summarize
-from flipsearch.searching.operators import make_operators
 from flipsearch.searching.proposals import PATIENCE, Breeder, ContextFilter, OperatorGains
+from flipsearch.searching.setup import make_operators
 from flipsearch.templating.library import POCKET_CONTEXTS, load_library
 
 TEMPLATES = load_library(shipped=POCKET_CONTEXTS).select()

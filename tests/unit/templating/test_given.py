@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from flipsearch.core.errors import ConfigError, PluginError
-from flipsearch.defaults import library_for
+from flipsearch.settings import library_for
 from flipsearch.templating.library import CARD_VERSION, given_cards, given_contexts, sealed
 
 

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from flipsearch.core.errors import PluginError, TemplateError
-from flipsearch.defaults import library_for
+from flipsearch.settings import library_for
 from flipsearch.templating.library import load_library
 from flipsearch.templating.template import first_words, parse_template, read_template, shuffled_words, tidy
 

@@ -21,7 +21,8 @@ from flipsearch.reporting.columns import rows
 from flipsearch.reporting.pages import leaderboard_page
 from flipsearch.reporting.study_file import STUDY, context_card
 from flipsearch.searching import prepare_search, run_score, run_study
-from flipsearch.searching.after.second_judges import MAX_DISAGREEMENTS, gap_notes, names_of, other_judges
+from flipsearch.searching.after.second_judges import MAX_DISAGREEMENTS, gap_notes, names_of
+from flipsearch.searching.finalists import other_judges
 from tests.world import COMPLIANCE, GREEDY, REFUSAL, Model, RefusalJudge, flat, library, prompt_set, template
 
 CONFIG = SearchConfig(num_contexts=12, cohort_size=6, first_rung=8, num_finalists=3, breed=0)

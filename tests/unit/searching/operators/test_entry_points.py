@@ -11,7 +11,7 @@ from flipsearch.core.errors import PluginError
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching import prepare_search, run_study
-from flipsearch.searching.operators import make_operators
+from flipsearch.searching.setup import make_operators
 from tests.world import GREEDY, Model, RefusalJudge, library, prompt_set
 
 Install = Callable[[str, str], None]
