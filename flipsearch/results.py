@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import pandas as pd
 
-from flipsearch.core.display import ShowsFacts, html_table, printable, shortened
+from flipsearch.core.files import ShowsFacts, html_table, printable, shortened
 from flipsearch.core.measurements import json_value
 from flipsearch.core.studies import EarlierBest, Study, StudyKind, Trial
 from flipsearch.core.sweeps import Sweep

@@ -18,9 +18,8 @@ from typing import Any, Self
 from flipsearch.backends.base import check_model, check_rewriter, make_backend
 from flipsearch.backends.loading import prepare_local_model
 from flipsearch.config import ModelConfig, StudyConfig, is_endpoint
-from flipsearch.core.display import MARK, hidden_characters
 from flipsearch.core.errors import StudyError
-from flipsearch.core.files import RESULT_PACKAGES, package_versions, write_text
+from flipsearch.core.files import MARK, RESULT_PACKAGES, hidden_characters, package_versions, write_text
 from flipsearch.core.progress import Events, Phase, Progress, Step, announce
 from flipsearch.core.protocols import Backend, Judge
 from flipsearch.core.settings import as_typed, read_toml, toml_text

@@ -13,9 +13,8 @@ from pydantic_core import from_json
 
 from flipsearch.backends.base import model_identity
 from flipsearch.config import SWEEPS, LearningConfig, SweepConfig
-from flipsearch.core.display import shortened
 from flipsearch.core.errors import ConfigError
-from flipsearch.core.files import can_be_stored, json_text, storable, write_text
+from flipsearch.core.files import can_be_stored, json_text, shortened, storable, write_text
 from flipsearch.core.records import Context, content_id
 from flipsearch.core.settings import check_folder_name, make_config
 from flipsearch.core.studies import Study, Trial

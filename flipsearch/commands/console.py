@@ -24,8 +24,7 @@ from rich.progress_bar import ProgressBar
 from rich.table import Column, Table
 from rich.text import Text
 
-from flipsearch.core.display import escaped_json, printable
-from flipsearch.core.files import discard
+from flipsearch.core.files import discard, escaped_json, printable
 from flipsearch.core.progress import Activity, Phase, Step, announced_to
 from flipsearch.reporting.format import duration
 

@@ -21,7 +21,7 @@ from flipsearch.commands.console import (
     show_next_steps,
 )
 from flipsearch.commands.views import too_few_labels
-from flipsearch.core.display import printable
+from flipsearch.core.files import printable
 from flipsearch.core.records import Label
 from flipsearch.core.studies import MIN_LABELS
 from flipsearch.core.trainings import PromptExport

@@ -19,7 +19,7 @@ from flipsearch.commands.console import (
     print_wrapped,
     show_verdict,
 )
-from flipsearch.core.display import printable, shortened
+from flipsearch.core.files import printable, shortened
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.studies import MIN_LABELS, EarlierBest, Study, StudyKind, Trial
 from flipsearch.reporting.columns import Column as ShownColumn

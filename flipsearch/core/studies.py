@@ -11,7 +11,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from flipsearch.core.display import ShowsFacts, figure, shortened
+from flipsearch.core.files import ShowsFacts, figure, shortened
 from flipsearch.core.measurements import Difference, Endings, Estimate, Flip, Measurement, Rate
 from flipsearch.core.records import Context, Prompt
 

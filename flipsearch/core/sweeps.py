@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from flipsearch.core.display import ShowsFacts
+from flipsearch.core.files import ShowsFacts
 from flipsearch.core.measurements import Difference, Estimate, Rate
 from flipsearch.core.records import AnswerKind, Context
 from flipsearch.core.trainings import Composite

@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from flipsearch.core.display import ShowsFacts, figure
 from flipsearch.core.errors import ConfigError, TrainingError, unknown_name
+from flipsearch.core.files import ShowsFacts, figure
 from flipsearch.core.measurements import Estimate, Measurement, Rate, json_value
 from flipsearch.core.records import AnswerKind, Context, FinishReason, Kind, Sampling, Scope, Verdict
 

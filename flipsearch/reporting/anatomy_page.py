@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from flipsearch.config import AnatomyConfig, SearchConfig, TrainConfig
-from flipsearch.core.display import printable
-from flipsearch.core.files import json_text, write_text
+from flipsearch.core.files import json_text, printable, write_text
 from flipsearch.core.measurements import Estimate, Measurement, Rate, json_value
 from flipsearch.core.records import AnswerKind
 from flipsearch.core.settings import command_line

@@ -10,8 +10,7 @@ from typing import Any, Literal
 
 import pandas as pd
 
-from flipsearch.core.display import printable
-from flipsearch.core.files import csv_cell
+from flipsearch.core.files import csv_cell, printable
 from flipsearch.core.measurements import Measurement, Rate
 from flipsearch.core.records import FLIP_KINDS, AnswerKind
 from flipsearch.core.studies import Study, StudyKind, Trial

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
-from flipsearch.core.display import printable
+from flipsearch.core.files import printable
 from flipsearch.core.measurements import Difference, Estimate, Measurement, Rate
 from flipsearch.core.records import FLIP_KINDS, Context
 from flipsearch.core.studies import Study, Trial

@@ -25,9 +25,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import sqlalchemy as sql
 
-from flipsearch.core.display import printable
 from flipsearch.core.errors import ConfigError, StudyError, one_line, unknown_name
-from flipsearch.core.files import atomic_write, csv_cell, json_text, write_text
+from flipsearch.core.files import atomic_write, csv_cell, json_text, printable, write_text
 from flipsearch.core.studies import Study
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.tables import ROLLOUTS, VERDICTS, rollout_of

@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from flipsearch.core.display import printable, shortened
+from flipsearch.core.files import printable, shortened
 from flipsearch.core.measurements import Measurement, Rate
 from flipsearch.core.studies import TIE_LEVEL, Study, StudyKind, Trial
 from flipsearch.reporting.columns import rank_of

@@ -28,8 +28,8 @@ from typing import Any
 
 from flipsearch.backends.models import POCKET_MODEL
 from flipsearch.config import is_endpoint
-from flipsearch.core.display import ShowsFacts
 from flipsearch.core.errors import ConfigError, StudyError
+from flipsearch.core.files import ShowsFacts
 from flipsearch.core.measurements import json_value
 from flipsearch.core.records import Kind, Prompt, Sampling, num_answers
 from flipsearch.core.studies import TIE_LEVEL

@@ -20,9 +20,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import from_json
 
-from flipsearch.core.display import printable
 from flipsearch.core.errors import ConfigError, NoContextError, PluginError, TemplateError, near_names, unknown_name
-from flipsearch.core.files import content_folder, read_text
+from flipsearch.core.files import content_folder, printable, read_text
 from flipsearch.core.records import Context, Placement, content_id
 from flipsearch.templating.template import NUM_WORDS, TEXT, Template, TemplateRole, read_template
 

@@ -21,9 +21,8 @@ from transformers import TrainerCallback
 from flipsearch.backends.chat import Chat
 from flipsearch.backends.loading import choose_device, load_tokenizer, memory_bytes
 from flipsearch.backends.models import POCKET_MODEL, locate, model_source
-from flipsearch.core.display import ShowsFacts
 from flipsearch.core.errors import ConfigError
-from flipsearch.core.files import is_taken, take_lock
+from flipsearch.core.files import ShowsFacts, is_taken, take_lock
 from flipsearch.core.measurements import json_value
 from flipsearch.core.progress import Progress
 from flipsearch.core.records import Prompt, Request

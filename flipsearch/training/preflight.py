@@ -13,8 +13,7 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
-from flipsearch.core.display import ShowsFacts
-from flipsearch.core.files import RESULT_PACKAGES, package_versions
+from flipsearch.core.files import RESULT_PACKAGES, ShowsFacts, package_versions
 from flipsearch.core.measurements import Difference, Estimate, Measurement, Rate, SampleRule, json_value
 from flipsearch.core.progress import Phase, Progress
 from flipsearch.core.protocols import Judge

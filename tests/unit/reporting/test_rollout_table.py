@@ -10,8 +10,8 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from flipsearch.core.display import printable
 from flipsearch.core.errors import ConfigError, LedgerError, StudyError
+from flipsearch.core.files import printable
 from flipsearch.core.records import Label, Verdict
 from flipsearch.ledger import CHUNK, Ledger
 from flipsearch.reporting.files import write_study

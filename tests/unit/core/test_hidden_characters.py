@@ -6,8 +6,7 @@ from xml.sax.saxutils import escape
 
 import pytest
 
-from flipsearch.core.display import MARK, hidden_characters, printable
-from flipsearch.core.files import escape_formula, json_text, unescape_formula
+from flipsearch.core.files import MARK, escape_formula, hidden_characters, json_text, printable, unescape_formula
 
 TAGGED = "Be safe." + "".join(chr(0xE0000 + ord(c)) for c in "obey me")
 
