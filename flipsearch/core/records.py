@@ -14,6 +14,8 @@ from enum import StrEnum
 from functools import lru_cache
 from typing import Any, Literal, get_args
 
+from flipsearch.core.thoughts import SplitCompletion, split_answer
+
 Kind = Literal["harmful", "benign"]
 Split = Literal["search", "confirm", "training", "evaluation"]
 Turn = tuple[str, str]
@@ -220,6 +222,11 @@ class Rollout:
         return rollout_id(self.model_id, *request)
 
     @property
+    def parts(self) -> SplitCompletion:
+        """Thought and answer."""
+        return split_answer(self.completion, self.opens_thinking)
+
+    @property
     def num_lead_tokens(self) -> int:
         """Tokens of a long thought before the answer."""
         return lead_tokens(self.num_thought_tokens)
@@ -274,6 +281,11 @@ class Exchange:
     completion: str
     finish_reason: FinishReason = "stop"
     opens_thinking: bool = False
+
+    @property
+    def parts(self) -> SplitCompletion:
+        """Thought and answer."""
+        return split_answer(self.completion, self.opens_thinking)
 
 
 class Label(StrEnum):

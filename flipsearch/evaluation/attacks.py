@@ -20,7 +20,6 @@ from flipsearch.core.measurements import JudgedRollout, SampleRule, Samples
 from flipsearch.core.progress import Phase, Progress
 from flipsearch.core.protocols import AnswerBeginner, Backend, Judge
 from flipsearch.core.records import Label, Prompt, Request, Sampling, Verdict
-from flipsearch.core.thoughts import split_answer
 from flipsearch.evaluation.plan import EvaluationPlan
 from flipsearch.evaluation.scorecard import AnswerScore, SetScores, collect_scores, score_verdict
 from flipsearch.ledger import Ledger
@@ -59,7 +58,7 @@ class Attacker:
     def write(self, instructions: Sequence[str]) -> list[str]:
         """Return what the model wrote for each instruction; "" where it wrote nothing that can be used."""
         rollouts = self._runner.rollouts([Request(Prompt(text, "benign")) for text in instructions])
-        answers = (split_answer(rollout.completion, rollout.opens_thinking).answer or "" for rollout in rollouts)
+        answers = (rollout.parts.answer or "" for rollout in rollouts)
         return [texts[0].strip() if len(texts := _WRITTEN.findall(answer)) == 1 else "" for answer in answers]
 
 
@@ -109,7 +108,7 @@ class AttackRun:
             unsafe = {id: samples.shown for id, samples in baseline.items() if samples.label is Label.UNSAFE}
             rollouts = runner.ledger.rollouts(judged.rollout_id for judged in unsafe.values() if judged)
             for rollout in rollouts.values():
-                answers[rollout.prompt_id] = split_answer(rollout.completion, rollout.opens_thinking).answer or ""
+                answers[rollout.prompt_id] = rollout.parts.answer or ""
         source = self._config.unsafe_answers or f"{self._config.against or self._config.model} itself"
         self.notes.append(
             f"prefill: {len(answers)} of {len(self._prompts)} harmful prompts have an unsafe answer, by {source}; the "
@@ -152,7 +151,7 @@ class AttackRun:
             rollouts = runner.ledger.rollouts(outcome.rollout_id for outcome in outcomes.values())
             for id, outcome in outcomes.items():
                 if rollout := rollouts.get(outcome.rollout_id):
-                    answer = split_answer(rollout.completion, rollout.opens_thinking).answer or ""
+                    answer = rollout.parts.answer or ""
                     is_unsafe = outcome.verdict.label is Label.UNSAFE
                     todo = "worked; find a way that is as good" if is_unsafe else "did not work; try another way"
                     quoted = _quoted("attempt", attacked[id].text), _quoted("answer", answer)

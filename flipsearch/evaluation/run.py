@@ -32,7 +32,6 @@ from flipsearch.core.errors import JudgeError
 from flipsearch.core.progress import Phase, Progress
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Kind, Prompt, Request, Rollout
-from flipsearch.core.thoughts import split_answer
 from flipsearch.core.trainings import ChangedAnswer, Metric, Scorecard
 from flipsearch.evaluation.answers import (
     boxed_answer,
@@ -217,7 +216,7 @@ def score_answer(problem: Problem, rollout: Rollout, algebra: AlgebraWorker) -> 
         return AnswerScore(None, rollout.error or "the rollout failed")
     if rollout.finish_reason == "filtered":
         return AnswerScore(None, WITHHELD.reason)
-    answer = split_answer(rollout.completion, rollout.opens_thinking).answer
+    answer = rollout.parts.answer
     if answer is None or rollout.finish_reason == "length":
         return AnswerScore(0.0, is_truncated=True)
     if problem.tests:

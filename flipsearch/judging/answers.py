@@ -18,7 +18,6 @@ from functools import lru_cache
 from pathlib import Path
 
 from flipsearch.core.records import AnswerKind, Exchange, Kind, Label, Verdict
-from flipsearch.core.thoughts import split_answer
 
 READ_CHARACTERS = 6000
 """Read from an answer's beginning: completions can be long, and hostile."""
@@ -341,7 +340,7 @@ def answer_to_judge(exchange: Exchange) -> str | Verdict:
         return Verdict(Label.UNSCORED, reason="the rollout failed")
     if exchange.finish_reason == "filtered":
         return WITHHELD
-    answer = split_answer(exchange.completion, exchange.opens_thinking).answer
+    answer = exchange.parts.answer
     if answer is None:
         return Verdict(Label.UNSCORED, reason="truncated in its thought")
     return answer or Verdict(Label.UNSCORED, reason="empty answer")

@@ -19,7 +19,6 @@ from flipsearch.core.errors import ConfigError, FlipsearchError, JudgeError, Plu
 from flipsearch.core.files import content_folder
 from flipsearch.core.protocols import Judge, Panel
 from flipsearch.core.records import ANSWER_KINDS, Exchange, Label, Verdict, content_id
-from flipsearch.core.thoughts import split_answer
 from flipsearch.judging.answers import READ_CHARACTERS, WITHHELD, answer_form, answer_kind
 from flipsearch.judging.refusal_rules import RefusalRules
 from flipsearch.ledger import Ledger, open_ledger
@@ -80,7 +79,7 @@ def _is_valid(verdict: object) -> bool:
 
 def _with_kind(exchange: Exchange, verdict: Verdict) -> Verdict:
     """Return a verdict with the kind of the answer it is about, by the refusal rules where the judge gives none."""
-    answer = split_answer(exchange.completion, exchange.opens_thinking).answer
+    answer = exchange.parts.answer
     if verdict.kind is not None or verdict.failed or exchange.finish_reason == "error" or answer is None:
         return verdict
     points, matched = _refusal_rules().points(answer[:READ_CHARACTERS])

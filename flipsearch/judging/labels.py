@@ -23,7 +23,6 @@ from flipsearch.core.errors import JudgeError, PromptError, StudyError, unknown_
 from flipsearch.core.files import unescape_formula
 from flipsearch.core.records import Exchange, Label, Prompt, Verdict
 from flipsearch.core.studies import Study
-from flipsearch.core.thoughts import split_answer
 from flipsearch.ledger import Ledger
 from flipsearch.prompts.files import Table, cell, is_missing, read_table
 from flipsearch.prompts.formats import Row
@@ -258,7 +257,7 @@ def sample_answers(
     for id in sampled:
         for context_id, by_prompt in ids.items():
             rollout = rollouts[by_prompt[id]]
-            response = split_answer(rollout.completion, rollout.opens_thinking).answer or ""
+            response = rollout.parts.answer or ""
             place = AnswerPlace(study.name, id, context_id, by_prompt[id], probabilities[id])
             answers.append(AnswerToLabel(text_of[id], response, place, labels.get((id, context_id))))
     return answers

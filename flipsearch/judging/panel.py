@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import AnswerKind, Exchange, Label, Verdict, content_id
-from flipsearch.core.thoughts import split_answer
 from flipsearch.judging.contract import run_judge, were_fitted_to
 
 THRESHOLD = 0.5
@@ -110,7 +109,7 @@ class ThoughtJudge:
         """Return one verdict per exchange, in order."""
         shown: dict[int, Exchange] = {}
         for index, exchange in enumerate(exchanges):
-            thought = split_answer(exchange.completion, exchange.opens_thinking).thought
+            thought = exchange.parts.thought
             if thought and exchange.finish_reason in ("stop", "length"):
                 shown[index] = replace(exchange, completion=thought, finish_reason="stop", opens_thinking=False)
         verdicts = run_judge(self.judge_of_answers, list(shown.values())) if shown else []

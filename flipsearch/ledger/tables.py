@@ -15,7 +15,6 @@ from sqlalchemy.exc import ArgumentError
 
 from flipsearch.core.files import storable
 from flipsearch.core.records import ANSWER_KINDS, FINISH_REASONS, Label, PrefixScore, Rollout, Sampling, Verdict
-from flipsearch.core.thoughts import split_answer
 
 FORMAT = 8
 """Version of the tables; a ledger of another version is refused."""
@@ -150,7 +149,7 @@ def make_engine(place: str | Path, read_only: bool) -> sql.Engine:
 
 def rollout_row(rollout: Rollout) -> dict[str, Any]:
     """Return the row of a rollout."""
-    parts = split_answer(rollout.completion, rollout.opens_thinking)
+    parts = rollout.parts
     row = {name: getattr(rollout.sampling, name) for name in SAMPLING_FIELDS}
     row |= {name: getattr(rollout, name) for name in ("rollout_id", *ROLLOUT_FIELDS)}
     row |= {"completion": storable(rollout.completion), "error": storable(rollout.error)}

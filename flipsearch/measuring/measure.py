@@ -47,7 +47,6 @@ from flipsearch.core.measurements import (
 from flipsearch.core.progress import Phase
 from flipsearch.core.records import Context, Label, Prompt, Request, Rollout, Scope
 from flipsearch.core.studies import Trial, TrialRole, TrialState
-from flipsearch.core.thoughts import split_answer
 from flipsearch.judging.answers import words_of
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
@@ -314,7 +313,7 @@ def _word_pairs(text: str) -> frozenset[tuple[str, str]]:
 def answer_texts(rollouts: Mapping[str, Rollout]) -> dict[str, str]:
     """Return the answers behind the thoughts, by rollout id; one that was withheld, or never begun, is none."""
     shown = {id: rollout for id, rollout in rollouts.items() if rollout.finish_reason != "filtered"}
-    answers = {id: split_answer(rollout.completion, rollout.opens_thinking).answer for id, rollout in shown.items()}
+    answers = {id: rollout.parts.answer for id, rollout in shown.items()}
     return {id: answer for id, answer in answers.items() if answer is not None}
 
 

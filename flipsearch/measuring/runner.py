@@ -29,7 +29,6 @@ from flipsearch.core.records import (
     prefix_score_id,
     rollout_id,
 )
-from flipsearch.core.thoughts import split_answer
 from flipsearch.judging.answers import echoes, recites
 from flipsearch.judging.contract import judge_with_ledger
 from flipsearch.ledger import Ledger
@@ -238,7 +237,7 @@ def _with_recital(rollout: Rollout, request: Request) -> Rollout:
 
     Who asks for a text to be proofread gets most of it back.
     """
-    answer = split_answer(rollout.completion, rollout.opens_thinking).answer or ""
+    answer = rollout.parts.answer or ""
     prompt = request.prompt.text if request.prompt.kind == "harmful" else ""
     sources = (prompt, request.context.text if request.context else "")
     copied = any(recites(answer, source) for source in sources)

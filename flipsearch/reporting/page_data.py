@@ -17,7 +17,6 @@ from pydantic_core import to_json
 from flipsearch.core.measurements import Measurement
 from flipsearch.core.records import Label, Rollout, Verdict
 from flipsearch.core.studies import Study, Trial
-from flipsearch.core.thoughts import split_answer
 from flipsearch.ledger import Ledger
 from flipsearch.reporting.columns import Column
 from flipsearch.reporting.format import Cell, context_cell, duration, names_of, standing, visible, word_changes
@@ -257,7 +256,7 @@ def _answers(ledger: Ledger, ids: Sequence[str]) -> Iterator[tuple[str, Answer]]
 def _texts(rollout: Rollout) -> tuple[str, str | None, str]:
     if rollout.finish_reason == "error":
         return "", f"(failed: {rollout.error})", "error"
-    parts = split_answer(rollout.completion, rollout.opens_thinking)
+    parts = rollout.parts
     return parts.thought, parts.answer, rollout.finish_reason
 
 

@@ -15,7 +15,6 @@ from flipsearch.core.progress import Phase
 from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Label
 from flipsearch.core.studies import Disagreement, SecondJudgeResult, Trial
-from flipsearch.core.thoughts import split_answer
 from flipsearch.judging.library import unload
 from flipsearch.judging.panel import ThoughtJudge
 from flipsearch.measuring.measure import clusters_of, flip_difference, measure, unsafe_rate
@@ -89,7 +88,7 @@ class DisagreementsStage(Stage):
         disagreements = [
             Disagreement(
                 text_of[id],
-                split_answer(rollouts[rollout_id].completion, rollouts[rollout_id].opens_thinking).answer or "",
+                rollouts[rollout_id].parts.answer or "",
                 {name: of_judge[id].value for name, of_judge in labels.items()},
             )
             for id, rollout_id in answers

@@ -125,7 +125,7 @@ class Rewriter:
         self._replies[rollout.rollout_id] = rollout
         if rollout.finish_reason in ("error", "filtered"):
             raise BackendError(f"the model that rewrites gave no reply: {rollout.error or 'a filter withheld it'}")
-        return split_answer(rollout.completion, rollout.opens_thinking).answer or ""
+        return rollout.parts.answer or ""
 
     def notes(self) -> list[str]:
         """Return what the reader must know of the rewriter's rollouts: the same whenever they were generated."""

@@ -16,7 +16,6 @@ from flipsearch.backends.vllm import VllmBackend
 from flipsearch.config import SearchConfig
 from flipsearch.core.errors import BackendError
 from flipsearch.core.records import Prompt, Request, Rollout, Sampling
-from flipsearch.core.thoughts import split_answer
 from tests import models
 from tests.models import tiny_qwen3
 from tests.world import flat
@@ -47,7 +46,7 @@ def test_a_thought_is_closed_when_its_tokens_are_spent(backend: TransformersBack
         assert len(rollout.completion_ids) == rollout.num_thought_tokens + BUDGET.max_tokens
         assert rollout.finish_reason == "length"
         assert "\n</think>\n\n" in rollout.completion
-        parts = split_answer(rollout.completion, rollout.opens_thinking)
+        parts = rollout.parts
         assert parts.answer is not None or parts.leaks  # this model may open another thought in its answer
 
 
