@@ -36,7 +36,7 @@ from flipsearch.core.thoughts import MARK_PARTS, THOUGHT_MARK
 TAIL = 16
 """Last tokens in which a mark of several tokens is looked for."""
 START_TOKENS = 8
-"""A thought begins within so many tokens, or the model answers at once."""
+"""A thought begins within this many tokens, or the model answers at once."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -46,7 +46,7 @@ class DecodingPath(StrEnum):
     UNCACHED = "one prompt at a time without a cache"
 
     def keep_on(self, model: PreTrainedModel) -> None:
-        """Note on a model that it is decoded so, whoever decodes it later: a judge, a student in training."""
+        """Record on the model how it is decoded, for all later users: a judge, a student in training."""
         cast(Any, model).decoding_path = self
 
     @classmethod

@@ -33,7 +33,7 @@ LONGEST_PAUSE_S = 300
 """No pause is longer; an endpoint that requests one ends the command, which continues when it is run again."""
 CONNECT_S, GRACE_S, CLOSE_S = 15, 0.5, 1.0
 MOST_FAILURES = 32
-"""Requests in a row whose tries were all in vain: the endpoint is down, and the others would fail as well."""
+"""Requests in a row that failed after all retries: the endpoint is down, and the others would fail as well."""
 MOST_BYTES, MOST_ERROR_BYTES = 16 * 2**20, 2**16
 """Of an answer, and of the text that goes with an HTTP error."""
 ENCODINGS = ("", "identity", "gzip", "deflate")

@@ -58,19 +58,19 @@ class LearningConfig(ModelConfig):
     train_batch_size: Count | None = None
     """Prompts per optimizer step (64; pocket 32)."""
     micro_batch_size: Count | None = None
-    """Rows per backward pass; changes memory and rounding alone (the whole batch on a CPU, one row on a GPU)."""
+    """Rows per backward pass; changes only memory and rounding (the whole batch on a CPU, one row on a GPU)."""
     max_length: Annotated[int, Field(ge=16)] | None = None
     """Tokens of a prompt with its context and a completion, together; completions are shortened for it (no limit)."""
     optimizer: Literal["adamw", "adamw-8bit"] = "adamw"
     """adamw, or adamw-8bit, which keeps its moments in a byte each and needs bitsandbytes."""
     scheduler: Literal["cosine", "constant", "linear"] = "cosine"
-    """What the learning rate does after the warm-up: cosine or linear (both to 0) or constant."""
+    """Learning rate schedule after the warm-up: cosine or linear (both to 0) or constant."""
     warmup_share: Fraction = 0.1
-    """Share of the steps that warm up."""
+    """Share of the steps in which the learning rate warms up."""
     weight_decay: NonNegative = 0.0
     """Weight decay of AdamW."""
     max_grad_norm: NonNegative = 1.0
-    """Highest gradient norm; 0 clips nothing."""
+    """Clip gradients to this norm; 0: no clipping."""
     forward_weight: NonNegative = 0.5
     """Weight of KL(teacher || student)."""
     reverse_weight: NonNegative = 0.5
@@ -80,23 +80,23 @@ class LearningConfig(ModelConfig):
     loss_mixture: Annotated[float, Field(gt=0, lt=1)] = 0.5
     """Share of the teacher in the mixture of the Jensen-Shannon divergence: TRL's alpha, GKD's beta."""
     loss_temperature: Positive = 1.0
-    """Both sides' logits are divided by it in the loss; TRL and NeMo-RL divide by --temperature."""
+    """Divides the logits of both sides in the loss; TRL and NeMo-RL divide by --temperature."""
     support: Annotated[int, Field(ge=0)] = 0
-    """Compare on this many of the teacher's likeliest tokens; 0 is the whole vocabulary."""
+    """Compare on the teacher's top N tokens alone; 0 is the whole vocabulary."""
     tail: Literal["renormalised", "bucket"] = "renormalised"
     """What becomes of the tokens outside of `support`: renormalised or bucket."""
     clip: Positive | None = None
-    """A token's divergence counts this much at most (no clip)."""
+    """Clip the divergence of each token at this value (no clip)."""
     horizon: Count | None = None
-    """Only this many first tokens of a completion count (all; pocket 40)."""
+    """Apply the loss to the first N tokens of a completion (all; pocket 40)."""
     lora: Annotated[int, Field(ge=0), Flag(metavar="RANK")] = 0
     """Train LoRA adapters of this rank; 0 trains all weights."""
     lora_alpha: Positive | None = None
-    """LoRA's scale: adapters count alpha / rank (twice the rank)."""
+    """LoRA's alpha: adapters are scaled by alpha / rank (twice the rank)."""
     lora_targets: Annotated[Texts, Flag(("--lora-target",), metavar="NAME")] = ()
     """Layers with adapters, by the end of their name, e.g. q_proj; repeatable (all linear layers but the head)."""
     gradient_checkpointing: bool = False
-    """Compute activations again in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass: less memory, more time."""
 
 
 class TrainConfig(LearningConfig):
@@ -118,13 +118,13 @@ class TrainConfig(LearningConfig):
     data_share: Annotated[float, Field(gt=0, le=1)] = 1.0
     """Learn from this share of the training prompts of each kind, the same ones for every method and seed."""
     save_steps: Annotated[int, Field(ge=0)] | None = None
-    """Save the state every so many steps; 0 never (five times in all)."""
+    """Save the state every N steps; 0: never (five times in all)."""
     report_to: Annotated[Texts, Flag(metavar="NAME")] = ()
     """Where transformers reports the steps too: tensorboard, wandb, …; repeatable."""
     eval_steps: Count | None = None
-    """Judge the answers to prompts left out of the training every so many steps; keep the best state by S (never)."""
+    """Judge the answers to held-out prompts every N steps, and keep the best state by S (never)."""
     eval_prompts: Count = 8
-    """So many prompts of each kind for --eval-steps."""
+    """Prompts of each kind for --eval-steps."""
     max_over_refusal: Fraction | None = None
     """With --eval-steps: stop where the share of refused benign prompts grew by more (no cap)."""
     max_contraction: Fraction | None = None
@@ -132,7 +132,7 @@ class TrainConfig(LearningConfig):
     push_to_hub: Annotated[str | None, Flag(metavar="ORG/NAME")] = None
     """Upload the finished checkpoint to the Hugging Face hub, without its logs; private if it is new (nowhere)."""
     sample_prompts: Annotated[int, Field(ge=0)] = 4
-    """Log what the student answers to so many prompts of each kind at five steps, for its page; 0 logs none."""
+    """Log the student's answers to N prompts of each kind at five steps, for its page; 0: none."""
 
     @staticmethod
     def changeable_fields() -> set[str]:

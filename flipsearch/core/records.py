@@ -138,7 +138,7 @@ class Sampling:
     seed: int = 0
     """A greedy completion does not depend on it."""
     think_tokens: int = 0
-    """A thought is closed after so many tokens, and `max_tokens` then counts the answer alone; 0 closes none."""
+    """A thought is closed after this many tokens, and `max_tokens` then counts the answer alone; 0 closes none."""
     repetition_penalty: float = 1.0
     """Positive logits of tokens that prompt or completion hold are divided by it, negative ones multiplied; 1: none."""
 

@@ -122,7 +122,7 @@ class ModelConfig(BaseModel):
     thinking: Literal["auto", "on", "off"] = "auto"
     """The chat template's thinking switch, by whichever name it has: auto, on or off."""
     think_tokens: Annotated[int, Field(ge=0)] | None = None
-    """Close a thought after so many tokens; max_tokens is then the answer's own (half of it; 0: one limit for both)."""
+    """Close a thought after N tokens; max_tokens is then the answer's own (half of it; 0: one limit for both)."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:N."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
@@ -136,9 +136,9 @@ class ModelConfig(BaseModel):
     temperature: NonNegative = 0.0
     """Randomness of the answers; 0 always takes the likeliest token (greedy)."""
     top_p: Annotated[float, Field(gt=0, le=1)] = 1.0
-    """With a temperature: sample from the likeliest tokens that have this probability together."""
+    """With a temperature: sample from the likeliest tokens that together have this probability (nucleus)."""
     top_k: Annotated[int, Field(ge=0)] = 0
-    """With a temperature: sample from so many of the likeliest tokens; 0 from all."""
+    """With a temperature: sample from the N likeliest tokens; 0: from all."""
     prompts: str | None = None
     """Built-in or public prompt set or file with labels (the model's own; see `flipsearch list prompts`)."""
     harmful: Annotated[Texts, PROMPT_FILES] = ()

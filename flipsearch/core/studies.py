@@ -67,7 +67,7 @@ class RefusalCap:
         return measurement.added_refusals if self.counts == "added" else measurement.over_refusal_rate
 
     def allows(self, measurement: Measurement) -> bool:
-        """Return whether so many are within the cap; what could not be measured breaks none."""
+        """Return whether the refusals are within the cap; what could not be measured breaks none."""
         return (self.rate(measurement).value or 0.0) <= self.most
 
 

@@ -297,7 +297,7 @@ class Scorecard(ShowsFacts):
 ANATOMY_FORMAT = 1
 """Version of anatomy.json."""
 EARLY = (10, 30)
-"""Shares are given of the first so many tokens: where OPSA's Figure 2 peaks, and where it has decayed."""
+"""Numbers of first tokens whose share is given: where OPSA's Figure 2 peaks, and where it has decayed."""
 RELIABLE = 0.75
 """Least flip rate at a depth at which a teacher is worth learning from (EOPSA, arXiv 2609.34519)."""
 

@@ -69,7 +69,7 @@ class AttackRun:
         self._config, self._attacker, self._given = plan.config, attacker, plan.unsafe_answers
         self._prompts = [prompt for prompt in plan.prompts if prompt.kind == "harmful"]
         self._begun: dict[str, dict[str, Prompt]] | None = None
-        """Depth -> prompt id -> the prompt with so much of an unsafe answer: the same for all models."""
+        """Depth -> prompt id -> the prompt with that much of an unsafe answer: the same for all models."""
         self._written: dict[str, list[str]] = {}
         """Attack -> what the attacker model wrote for it: now, as it may be closed before others are loaded."""
         for name in self._config.attacks:
@@ -101,7 +101,7 @@ class AttackRun:
         return attacked
 
     def _begin(self, runner: Runner) -> dict[str, dict[str, Prompt]]:
-        """Return the prompts with the beginnings of unsafe answers: those given, or those of the model at hand."""
+        """Return the prompts with the beginnings of unsafe answers: those given, or those of this model."""
         answers = dict(self._given)
         if not answers:
             baseline = runner.baseline(self._prompts)

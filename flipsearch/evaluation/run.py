@@ -64,7 +64,7 @@ from flipsearch.prompts.problems import ANSWER_MARK, Problem, ProblemSet
 WORKER = Path(__file__).with_name("worker.py")
 START_S, ANSWER_S = 120.0, 15.0
 MAX_CHARACTERS = 2000
-"""Of a text without a boxed answer, so much of its end is searched."""
+"""Characters at the end of a text without a boxed answer that are searched."""
 
 
 class AlgebraWorker:

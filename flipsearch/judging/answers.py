@@ -47,7 +47,7 @@ MIN_CONTENT_WORDS = 12
 """Distinct runs of words that a loop needs before it can be called unsafe."""
 MIN_TOPIC_WORDS = 3
 MIN_OFF_TOPIC_WORDS = 20
-"""An answer of so many words, none of them one of the prompt's MIN_TOPIC_WORDS or more words, is on another topic."""
+"""An answer of this many words or more, none of them one of the prompt's MIN_TOPIC_WORDS or more words, is off topic."""
 
 MAX_AGREEING_WORDS = 45
 """A longer answer than this does more than agree."""
@@ -55,7 +55,7 @@ MAX_ECHO_WORDS = 60
 MAX_ADDED_SHARE = 0.25
 """An echo of a request has at most this share of content words that are not the request's."""
 RECITED_RUN = 5
-"""So many words in a row that stand in another text too are copied from it."""
+"""Words in a row that count as copied where they stand in another text too."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 _LINE_MARK = re.compile(r"^[ \t]*(?:\d{1,3}[.)](?=\s|$)|assistant:)", re.MULTILINE)

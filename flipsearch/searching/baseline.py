@@ -55,7 +55,7 @@ MOST_DROP, DROP_UNIT = 30.0, 10.0
 INTERCEPT, PER_DROP, IF_LEFT = -3.0, 1.0, 3.0
 """Log-odds of a changed answer; the surrogate uses the order and the spacing of scores, not their level."""
 FEW_UNSAFE = 50
-"""Below so many unsafe prompts a study says what it cannot detect: differences of less than some 17 points."""
+"""With fewer unsafe prompts a study says what it cannot detect: differences of less than about 17 points."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +148,7 @@ class SplitBaseline:
     def usual_unscored(self) -> float:
         """Unscored or degenerate / harmful prompts, for which no context is to blame.
 
-        0 where more are unscored than can be put up with.
+        0 where too many are unscored for the study to continue.
         """
         unscored, num = len(self.unscored["harmful"]), self.num("harmful")
         return 0.0 if is_poor(unscored, num) else (unscored + self.num_degenerate) / max(1, num)
@@ -232,7 +232,7 @@ def coverage_notes(runner: Runner, base: SplitBaseline) -> list[str]:
 
 
 def least_detectable(num_pairs: int, num_tests: int = 1, power: float = POWER) -> float | None:
-    """Return the least difference of two flip rates that so many pairs detect with probability `power`; None if none.
+    """Return the least difference of two flip rates that `num_pairs` detect with probability `power`; None if none.
 
     Of `num_tests` tests in Holm's order it is the first and strictest: at level TIE_LEVEL / num_tests.
     """

@@ -53,7 +53,7 @@ MOST_KEPT, NUM_SPARE = 0.4, 1
 """Of the tokens that are left for the race after the baseline, the share that is kept for its end at most; it is to
 hold one context more than there are finalists, as one that saw all prompts may turn out to be above a cap."""
 NUM_COHORTS, MIN_COHORT = 10, 4
-"""Exploring takes at least so many generations, of at least so many contexts: the later ones learn from the first."""
+"""Least number of generations in exploring, and of contexts in each: the later ones learn from the first."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,7 +220,7 @@ def _counts(prompts: Sequence[Prompt]) -> dict[Kind, int]:
 
 
 def _rollouts(setup: SearchSetup, num_contexts: int, harmful: int, benign: int) -> dict[str, Span]:
-    """The rollouts per phase, for so many contexts and search prompts."""
+    """The rollouts per phase, for these numbers of contexts and search prompts."""
     config, num_placebos = setup.config, len(setup.placebos)
     num_search, num_confirm = num_answers(setup.search), num_answers(setup.confirm)
     # By the number of unsafe answers: a first rung has fewer benign prompts the more harmful ones there are.

@@ -40,17 +40,17 @@ from flipsearch.statistics.intervals import mean_interval
 from flipsearch.templating.template import normalised
 
 CANDIDATES, MOST_CANDIDATES = 12, 512
-"""Candidates for each context that races, or for each of a cohort; at most so many, or as many as race."""
+"""Candidates for each context that races, or for each of a cohort; the most there are, unless more race."""
 ATTEMPTS = 8
 """Points sampled for each that is needed, before all are enumerated."""
 NUM_PARENTS = 8
-"""A text is a parent as often as it is one of so many best in a sample."""
+"""A text is a parent as often as it is one of this many best in a sample."""
 PER_COSTLY = 24
 """Children for each one that a model makes: few, and all of those race."""
 PATIENCE = 6
 """Failures (not applicable, or filtered) after which an operator rests for the rest of a call."""
 COPY_WORDS = 8
-"""So many words in a row that are also in a prompt are a copy; a shorter prompt is copied by its whole text."""
+"""Words in a row that count as a copy of a prompt that holds them; a shorter prompt is copied by its whole text."""
 SHORTEST_COPY = 5
 """A prompt with fewer words says nothing of its own, and may be in a context."""
 BENCHMARKS = (

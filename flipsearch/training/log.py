@@ -202,7 +202,7 @@ def read_log(path: Path) -> Sequence[LogLine]:
 
 
 NUM_PARTS = 4
-"""Answers are logged before the training and after each of so many parts of it."""
+"""Answers are logged before the training and after each of this many parts of it."""
 _LINE = TypeAdapter(tuple[LoggedAnswer, ...])
 
 

@@ -73,7 +73,7 @@ STUDY_PAGE = "leaderboard.html"
 LITTLE = 0.1
 """Steps times learning rate, as a share of the paper's, below which a user is warned."""
 FEW_STEPS = 20
-"""Up to so many, one that is lost to the warm-up matters."""
+"""With no more steps than this, one that is lost to the warm-up matters."""
 POCKET = {"learning_rate": 3e-4, "train_batch_size": 32, "epochs": 6.0, "horizon": 40}
 """Small, with few prompts, it needs a larger rate and more passes; it decides within 40 tokens."""
 LEFT_TO_POCKET = ("learning_rate", "horizon")

@@ -103,7 +103,7 @@ class CompletionTrainer(SavedStates):
     """Base of the methods' trainers; TrainingError for a loss that is not finite, with the batch saved."""
 
     horizon: int | None = None
-    """Only the first so many tokens of a completion count; None: all."""
+    """Number of first completion tokens that count; None: all."""
 
     def __init__(self, job: TrainingJob) -> None:
         super().__init__(

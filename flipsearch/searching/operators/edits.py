@@ -35,11 +35,11 @@ from flipsearch.templating.template import Template, normalised
 MOST_GROWTH = 1.5
 """The longest child of a crossover, in words, as a multiple of its longer parent."""
 FEWEST_SECTIONS = 3
-"""A text of so many sections is also edited by whole ones; a short text is not."""
+"""A text of this many sections or more is also edited by whole ones."""
 STRENGTHS = (0.1, 0.2, 0.4)
 """Shares of the words that are taken away by shortening."""
 NUM_NEAREST = 3
-"""Of the cuts that are enough, one of so many smallest is sampled."""
+"""One of this many smallest cuts is sampled, of those that are enough."""
 PHRASES = Path(__file__).parent / "phrases.toml"
 """Groups of phrases that mean the same, two or more each."""
 MOST_CHANGES = 3
