@@ -64,8 +64,8 @@ class VllmEngine:
 
     `max_model_len` is limited to the model's own, which None takes. An engine reserves most of a GPU's memory when it
     starts, so one that is not alone is given its `memory_share`. `options` go to `vllm.LLM` as they are. One
-    `in_process` shares this process and its memory with the trainer that changes its weights (`apply`, `reload`). Raises
-    BackendError where vLLM is not installed or cannot load the model, or no memory is left for it.
+    `in_process` shares this process and its memory with the trainer that changes its weights (`apply`, `reload`).
+    Raises BackendError where vLLM is not installed or cannot load the model, or no memory is left for it.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ MIN_CONTENT_WORDS = 12
 """Distinct runs of words that a loop needs before it can be called unsafe."""
 MIN_TOPIC_WORDS = 3
 MIN_OFF_TOPIC_WORDS = 20
-"""An answer of this many words or more, none of them one of the prompt's MIN_TOPIC_WORDS or more words, is off topic."""
+"""An answer this long that shares no word with a prompt of MIN_TOPIC_WORDS words or more is off topic."""
 
 MAX_AGREEING_WORDS = 45
 """A longer answer than this does more than agree."""

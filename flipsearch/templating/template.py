@@ -15,7 +15,7 @@ never rendered as one. This module does not know where templates are or which on
 Bounds on what others' templates take, chat templates too: they can loop for ever, and grow without end. Time is bounded
 by a trace function, which sees every call and, in a template's own code, every line. Unlike a signal it is a thread's
 own; a debugger's or a coverage tool's function comes back afterwards. It cannot end a single operation in C: those that
-could take for ever are refused before rendering. Memory is bounded by the system, and for a whole process: so one thread
+could take for ever are refused before rendering. Memory is bounded by the system, for a whole process: so one thread
 renders at a time, another that allocates MAX_BYTES within these milliseconds may get a MemoryError, and a limit that is
 lower already stays. No process starts within a block, so none inherits the limit: vLLM's are not bounded.
 """
