@@ -133,7 +133,7 @@ def _cost(
 
 @takes(ExportConfig)
 def export(given: Given[ExportConfig], context: str | Sequence[str]) -> PromptExport:
-    """Write the prompts that `train` takes, each with its context, as rows for a trainer whose teacher reads more.
+    """Write the prompts that `train` takes, each with its context, as rows for a trainer whose teacher sees more.
 
     A card says which model and prompts it is for; what is given here wins. Nothing is generated: with `gate` or several
     contexts, the answers that decide have to be known from a study. Raises FlipsearchError in one line for anything

@@ -154,7 +154,7 @@ def _measured(
 
 
 def _trained(plan: SweepPlan, training: PlannedTraining, checkpoint: Path, progress: Progress | None) -> SweepRun:
-    """Return what a training comes to on prompts that neither it nor the search saw."""
+    """Return the scores of a training on prompts that neither it nor the search saw."""
     if checkpoint.exists() and not _weights_of(checkpoint):  # removed, and then its result was lost
         rmtree(checkpoint)
     is_started = checkpoint.with_name(f"{checkpoint.name}.partial").exists()

@@ -226,7 +226,7 @@ def _settings(
 
 
 def _training(plan: TrainPlan, basis: str, context: PlannedContext, settings: Mapping[str, Any]) -> PlannedTraining:
-    # Where the sweep lies changes no result.
+    # The sweep's folder changes no result.
     places = {"context", "checkpoints", "reports", "name", "seed"}
     learnt = plan.config.model_dump(mode="json", exclude=places | plan.config.changeable_fields())
     return PlannedTraining(

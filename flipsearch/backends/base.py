@@ -238,7 +238,7 @@ def end_ids(*sources: object) -> set[int]:
         named = eos if isinstance(eos, list) else [] if eos is None else [eos]
         if odd := [id for id in named if not isinstance(id, int) or isinstance(id, bool)]:
             raise BackendError(
-                f"the model's settings name {str(odd[0])[:40]!r} as its end token, expected a token's id: mend "
+                f"the model's settings name {str(odd[0])[:40]!r} as its end token, expected a token's id: fix "
                 "eos_token_id in its generation_config.json or config.json."
             )
         ids.update(named)

@@ -213,7 +213,7 @@ class Chat:
         """Control tokens of a thought at the end of a prompt: closed at once, or open."""
         whole, bos = self._tokenize("x", add_special_tokens=True), getattr(tokenizer, "bos_token_id", None)
         self._begin_ids = tuple(whole[:1]) if bos is not None and whole[:1] == [bos] else ()
-        """What the tokenizer itself writes before a text that stands in no template."""
+        """What the tokenizer adds before a text outside of any template."""
         self._expected_ids: dict[tuple[str, ...], list[int]] = {}
         """Roles of the messages -> the control tokens that the template writes around them."""
         self.end_ids = self._end_ids()

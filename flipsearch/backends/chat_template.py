@@ -77,7 +77,7 @@ class ChatTemplate:
         if not isinstance(self.text, str) or not self.text.strip():
             raise BackendError(
                 f"the model's chat template is {self.text!r:.40}, expected a text; put a chat_template.jinja into its "
-                "folder, or mend chat_template in its tokenizer_config.json."
+                "folder, or fix chat_template in its tokenizer_config.json."
             )
         self.writes_date = "strftime_now" in self.text
         self._endless: set[tuple[str, ...]] = set()
@@ -102,7 +102,7 @@ class ChatTemplate:
             raise BackendError("the model's chat template writes another prompt each time: is anything random in it?")
         long = self.render([("user", LONG_PROBE)])
         if long.lower().count(PROBE) < LONG_PROBE.lower().count(PROBE):
-            raise BackendError("the model's chat template cuts long texts of the user: mend it, or use another model.")
+            raise BackendError("the model's chat template cuts long texts of the user: fix it, or use another model.")
         self.keeps_texts = " ".join(LONG_PROBE.split()) in " ".join(long.split())
         """Whether texts are written as they are, but for white space."""
         self.switch = self._find_switch()

@@ -2,7 +2,7 @@
 
 What an endpoint sends is hostile: it can be endless, slow, huge or a redirect, and it may repeat the key. A call ends
 by its deadline whatever the endpoint does, reads a bounded number of bytes, and follows no redirect, so that the key
-goes nowhere but to the address that the user typed.
+goes to no address but the one that the user typed.
 """
 
 import email.utils

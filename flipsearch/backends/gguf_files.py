@@ -1,7 +1,7 @@
 """GGUF files as models: unpacked once into a folder of safetensors, which every backend then loads as any other.
 
-The folder lies in the cache, named by the file's content, and is written whole or not at all. transformers reads
-weights and tokenizer; what it would leave out without a word is mended or refused here.
+The folder is in the cache, named by the file's content, and is written atomically. transformers reads
+weights and tokenizer; what it would silently ignore is fixed or refused here.
 """
 
 import contextlib

@@ -304,7 +304,7 @@ def check_vocabulary(tokenizer: Any, folder: Path) -> None:
     if isinstance(num_rows, int) and (odd := sorted(id for id in ends if not 0 <= id < num_rows)):
         raise BackendError(
             f"the model in '{folder}' is to end with token {odd[0]}, but its tokens are 0 to {num_rows - 1}: no answer "
-            "would end there; mend eos_token_id in its generation_config.json or config.json."
+            "would end there; fix eos_token_id in its generation_config.json or config.json."
         )
 
 
@@ -320,7 +320,7 @@ def check_template(chat: Chat) -> None:
                 where = f" with a context placed {placement}" if placement else ""
                 raise BackendError(
                     f"the model's chat template leaves out or changes {what}{where}: it would answer something else; "
-                    "mend chat_template.jinja in its folder."
+                    "fix chat_template.jinja in its folder."
                 )
 
 

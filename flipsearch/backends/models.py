@@ -46,7 +46,7 @@ ENCODING_FILES = (
 )
 LOADED_FILES = ("config.json", "generation_config.json", "*.safetensors", "*.safetensors.index.json", *ENCODING_FILES)
 TEXT_FILES = ("*config.json", "*.safetensors.index.json", "*.jinja", "*.txt", *ENCODING_FILES)
-"""Each of these must be whole: libraries pass over some that they cannot read."""
+"""Each of these must be complete: libraries silently skip some that they cannot read."""
 LFS_POINTER = b"version https://git-lfs"
 UNLOADED_FILES = ("*/*", "consolidated*")
 """Other formats of the same model."""
@@ -240,7 +240,7 @@ def check_gguf(file: Path) -> None:
 
 
 def fingerprint(folder: Path) -> str:
-    """Return a content hash of all in `folder` that can change a completion: of weights whole, 2 GB a second."""
+    """Return a content hash of all in `folder` that can change a completion: all weights included, 2 GB a second."""
     announce(f"reading the files of {folder.name}, to distinguish them from others")
     digest = hashlib.sha256()
     for path in sorted({path for pattern in LOADED_FILES for path in folder.glob(pattern)}):
@@ -306,7 +306,7 @@ def _check_weights(path: Path) -> None:
     except (SafetensorError, OSError) as error:
         size = path.stat().st_size
         raise BackendError(
-            f"'{path}' is not a whole safetensors file ({size} bytes); download the model again."
+            f"'{path}' is not a complete safetensors file ({size} bytes); download the model again."
         ) from error
 
 

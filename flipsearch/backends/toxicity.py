@@ -34,7 +34,7 @@ LEFTOVERS = re.compile(r"\w+\.embeddings\.position_ids|roberta\.pooler\.dense\.(
 """Weights that the transformers of 2020 saved and a classifier never uses, or computes itself."""
 LONGEST_WINDOW = 512
 OVERLAP_SHARE = 1 / 4
-"""Of a window, so that text cut at its edge is whole in the next."""
+"""Characters that windows share, so that text cut at the edge of one is complete in the next."""
 BATCH_TOKENS = {True: 1024, False: 32768}
 """Tokens per batch on a CPU (what its caches hold) and on anything else."""
 

@@ -191,7 +191,7 @@ def _line_and_code(error: Exception) -> tuple[str, int]:
             discard(sys.stdout)
         where = "the output" if error.filename is None else f"'{error.filename}'"
         why = error.strerror or one_line(error)
-        todo = "What was saved before is intact: mend this, and run the same command again."
+        todo = "What was saved before is intact: fix this, and run the same command again."
         return f"{where} cannot be read or written: {why}. {todo}", 2
     if isinstance(error, MemoryError):
         return "out of memory: give smaller files, a smaller --batch-size or fewer --max-tokens.", 2

@@ -227,7 +227,7 @@ class ExportConfig(ModelConfig):
     split: Literal["search", "confirm", "training"] | None = None
     """Prompts: search, confirm or training (all three; evaluation prompts are never written)."""
     reports: Path = Path("reports")
-    """Folder of the studies, whose answers --gate and several contexts go by."""
+    """Folder of the studies, whose answers --gate and several contexts use."""
 
 
 class EvalConfig(ModelConfig):

@@ -230,7 +230,7 @@ def as_typed(kind: type[BaseModel], name: str, value: Any, longest: int | None =
 
 
 def command_line(command: str, kind: type[BaseModel], settings: Mapping[str, Any]) -> str:
-    """Return a command with those of `settings` that it has and that are not its defaults, whole, to be copied."""
+    """Return a command with the `settings` that it has and that differ from its defaults, untruncated, to be copied."""
     fields = kind.model_fields
     own = {key: value for key, value in settings.items() if key in fields and str(value) != str(fields[key].default)}
     given = {key: value for key, value in own.items() if value not in (None, (), [])}

@@ -222,7 +222,7 @@ class Portfolio:
 
 @dataclass(frozen=True, slots=True)
 class BenignContext:
-    """The context under which the teacher reads benign prompts in training, and its effect on both kinds of prompts."""
+    """The context that the teacher sees with benign prompts in training, and its effect on both kinds of prompts."""
 
     context: Context | None
     reason: str

@@ -59,7 +59,7 @@ class RoutedContext:
 
     kind: Kind
     context: Context | None
-    """None: the teacher reads these prompts as the student does."""
+    """None: the teacher sees these prompts as the student does."""
     num_prompts: int
 
 

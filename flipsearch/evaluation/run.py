@@ -8,7 +8,7 @@ for all checkpoints, and a run that was stopped continues. A refused harmful pro
 
 The answer to a problem is searched after the thought, never inside it. An answer that was cut off, or that never left
 the think block, is wrong; a failed rollout is unscored. Numbers are compared as numbers; a reference answer that is not
-a plain number goes to math-verify. What that cannot compare in time or memory is wrong if the model's text is to blame:
+a plain number goes to math-verify. If that runs out of time or memory because of the model's text, the answer is wrong:
 else a model could opt out of its own accuracy. If the reference itself is too much, the answer is unscored. It runs
 in a separate process (worker.py) that hostile text can hang or crash without harm.
 """
@@ -97,7 +97,7 @@ class AlgebraWorker:
 
     def _start(self) -> subprocess.Popen[str]:
         pipe, nowhere = subprocess.PIPE, subprocess.DEVNULL
-        # -P: a file of the current folder that bears the name of a module is not imported.
+        # -P: a file of the current folder that has the name of a module is not imported.
         command = [sys.executable, "-P", str(WORKER)]
         self._process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=nowhere, encoding="utf-8")
         try:
@@ -229,7 +229,7 @@ def score_answer(problem: Problem, rollout: Rollout, algebra: AlgebraWorker) -> 
     correct = is_correct(problem.answer, answer, algebra)
     if correct is not None:
         return AnswerScore(float(correct))
-    # Is the reference comparable with itself? Then the model's text is to blame.
+    # If the reference can be compared with itself, the model's text is the cause.
     if algebra.compare(problem.answer, f"\\boxed{{{problem.answer}}}"):
         return AnswerScore(0.0, is_incomparable=True)
     return AnswerScore(None, "math-verify ran out of time or memory")

@@ -196,7 +196,7 @@ def decode(value: Any, resolve: Callable[[str, Any], Any]) -> Any:
 
 
 class UnsendableError(BaseException):
-    """A test gives the program what cannot leave the tests' process: no program is to blame, and no test catches it."""
+    """A test gives the program what cannot leave the tests' process: not the program's fault, and no test catches it."""
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
@@ -319,7 +319,7 @@ class Handle:
         self.__line.request("set", self.__place, name, value)
 
     def __iter__(self) -> Any:
-        # What the tests read of a program comes whole; an iterator of the tests may have no end.
+        # Tests get all values of a program's iterator at once; an iterator of the tests may have no end.
         line: SandboxLine = self.__line
         return line.request("iter", self.__place) if line.is_program else iter(line.request("list", self.__place))
 

@@ -246,7 +246,7 @@ def composite(scores: Sequence[Score]) -> Composite | None:
 
 def reasoning_and_tax(new: Sequence[SetScores], base: Sequence[SetScores]) -> tuple[Composite | None, Estimate | None]:
     """Return both models' accuracy over the problems of all sets, in the same order, and the tax: base minus new."""
-    # Keyed by position and not by name: two files of two folders may bear one name.
+    # Keyed by position and not by name: two files of two folders may have one name.
     new_values, base_values = (
         {
             f"{position} {prompt_id}": value

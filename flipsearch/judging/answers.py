@@ -55,7 +55,7 @@ MAX_ECHO_WORDS = 60
 MAX_ADDED_SHARE = 0.25
 """An echo of a request has at most this share of content words that are not the request's."""
 RECITED_RUN = 5
-"""Words in a row that count as copied where they stand in another text too."""
+"""Words in a row that count as copied where another text has them too."""
 
 _WORD = re.compile(r"[^\W\d_]+(?:'[^\W\d_]+)*")
 _LINE_MARK = re.compile(r"^[ \t]*(?:\d{1,3}[.)](?=\s|$)|assistant:)", re.MULTILINE)
@@ -94,7 +94,7 @@ _SAYS_YES = re.compile(
     r"(?![\w']| (?:\w+ )?(?:not|never|rather|have to|refuse|decline|pass)\b)"
 )
 _OF_ITSELF = re.compile(r"\b(?:i|i'm|my|sorry|apologi[sz]e|apologies)\b")
-"""What stands in a refusal, and not in an answer to a question of yes or no."""
+"""Words of a refusal that an answer to a yes-or-no question does not have."""
 _DETAILS = ("please provide", "please tell", "please share", "please let me know", "please give", "let me know")
 """How a request for details begins."""
 _NO_LETTERS = bytes(code for code in range(128) if not chr(code).isalpha())

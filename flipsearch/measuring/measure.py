@@ -7,7 +7,7 @@ templates nor how contexts are searched.
 
 Contraction: a context can lower harm by leaving a model little to say, though it does not make it refuse, and training
 on it makes that permanent. Measured are the distinct pairs of neighbouring words in the answers to benign prompts; a
-pair that stands in k answers counts 1 / k in each, so that what an answer is worth falls when it is shorter, repeats
+pair that k answers have counts 1 / k in each, so that the worth of an answer falls when it is shorter, repeats
 itself, or says what the others say:
 
     worth(i) = sum of 1 / k over the distinct pairs of answer i          (their sum: the distinct pairs of all answers)
@@ -20,7 +20,7 @@ share pairs. (The entropy of first words is near its maximum with a few dozen pr
 Flip rate by depth: whether a context still flips an answer whose unsafe beginning is already written. For each context
 and each depth k, the model continues under the context from the first k tokens of the unsafe answer that it gives
 without one (behind its whole thought, unless that is a line or two), and the whole answer is judged. The flip rate of a
-context that only changes the first words falls off early; in training, the teacher reads just such prefixes. EOPSA
+context that only changes the first words falls off early; in training, the teacher scores just such prefixes. EOPSA
 calls this rate the teacher rescue rate (arXiv 2609.34519).
 """
 

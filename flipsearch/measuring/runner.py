@@ -144,7 +144,7 @@ class Runner:
             error, count = errors.most_common(1)[0]
             raise BackendError(
                 f"the model failed on all {len(ids)} prompts, most often ({count}) with: "
-                f"{one_line(ValueError(error))}. No failure is scored; mend it and run the same command again."
+                f"{one_line(ValueError(error))}. No failure is scored; fix it and run the same command again."
             )
         return {prompt.prompt_id: of_prompt for prompt, of_prompt in zip(prompts, samples, strict=True)}
 
@@ -235,7 +235,7 @@ class Runner:
 def _with_recital(rollout: Rollout, request: Request) -> Rollout:
     """Return a rollout that says whether its answer is copied from the context, or echoes a harmful prompt.
 
-    Who asks for a text to be proofread gets most of it back.
+    A prompt that wants a text proofread gets most of that text back.
     """
     answer = rollout.parts.answer or ""
     prompt = request.prompt.text if request.prompt.kind == "harmful" else ""

@@ -106,7 +106,7 @@ def gives_tokens(config: ModelConfig, model: str) -> bool:
 def attacked_prompts(
     prompts: PromptSet, given: Sequence[str], config: ModelConfig, score: AttackScore = "mean"
 ) -> PromptSet:
-    """Return a set whose harmful prompts of search and confirm stand in each form of some attacks, and in none.
+    """Return a set whose harmful prompts of search and confirm have each form of some attacks, and the plain one.
 
     Still in nested order: of k forms, a prompt comes in another one in each of k rounds, and prompts that follow each
     other in different ones; where the worst form counts, it stays one prompt that has them. ConfigError for an attack
@@ -123,7 +123,7 @@ def attacked_prompts(
             f"--attacks {remote[0]} needs the tokens of a model, and '{config.model}' gives none; give {others}."
         )
     variants = [form for name in names for form in ATTACKS[name].variants.values()]
-    note = f"harmful prompts of search and confirm stand in {len(variants) + 1} forms: as they are, and in "
+    note = f"harmful prompts of search and confirm have {len(variants) + 1} forms: as they are, and in "
     note += ", ".join(names)
     rows = [(prompt, _forms_of(prompt, variants)) for prompt in prompts.prompts]
     if score == "worst":

@@ -1,4 +1,4 @@
-"""Prompt files as tables: where a file lies, its columns by name, its rows one by one.
+"""Prompt files as tables: where a file is, its columns by name, its rows one by one.
 
     local, https, hf:// or hub dataset --locate--> local files --> Table: columns, rows
 

@@ -56,7 +56,7 @@ class ChatPrompt:
     has_answer: bool = False
     """An answer follows the prompt, and is left out."""
     was_framed: bool = False
-    """It stood in the frame of another model's prompts."""
+    """It was wrapped in the frame of another model's prompts."""
 
 
 def read_request(table: Table, row: Row, column: str) -> ChatPrompt:
@@ -177,7 +177,7 @@ def _whole(text: str) -> str:
 
 
 PROMPT_LABELS = ("kind", "data_type", "prompt_label", "prompt_harm_label")
-"""Columns that label the prompt, whatever stands beside it."""
+"""Columns that label the prompt, whatever the other columns are."""
 LABEL_COLUMNS = ("label", *PROMPT_LABELS)
 FLAG_COLUMNS = {"harmful": True, "is_harmful": True, "unsafe": True, "is_unsafe": True}
 FLAG_COLUMNS |= {"toxic": True, "is_toxic": True, "malicious": True, "is_malicious": True}

@@ -144,7 +144,7 @@ def share_of_each_kind(prompts: Sequence[Prompt], share: float) -> tuple[Prompt,
 
 
 def _divide(cluster_ids: Iterable[str], clusters: Mapping[str, Sequence[Prompt]]) -> dict[str, Split]:
-    """Divide the clusters of one stratum, interleaved over categories, at the shares: each goes by its middle."""
+    """Divide the clusters of one stratum, interleaved over categories, at the shares, each by its middle."""
     categories: dict[tuple[str, ...], list[str]] = defaultdict(list)
     for cluster_id in cluster_ids:
         first = min(clusters[cluster_id], key=lambda prompt: prompt.prompt_id)

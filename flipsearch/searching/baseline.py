@@ -146,7 +146,7 @@ class SplitBaseline:
 
     @property
     def usual_unscored(self) -> float:
-        """Unscored or degenerate / harmful prompts, for which no context is to blame.
+        """Unscored or degenerate / harmful prompts, which are not the effect of a context.
 
         0 where too many are unscored for the study to continue.
         """

@@ -115,7 +115,7 @@ class SearchPlan(ShowsFacts):
     max_tokens: int
     """Most completion tokens of a rollout, those of its thought included where it has a budget."""
     think_tokens: int | None
-    """Budget of a thought, 0 for none; None hangs on a chat template that was not read yet."""
+    """Budget of a thought, 0 for none; None depends on a chat template that was not read yet."""
     mean_length: float | None
     """Mean completion tokens of a rollout in the study's ledger; None if there is none yet."""
     budget_tokens: int | None

@@ -239,7 +239,7 @@ def test_other_commands_ask_a_judge_for_its_identity_first(tmp_path: Path) -> No
 def test_a_judge_that_breaks_while_it_works_is_one_line(tmp_path: Path, line: str, says: str) -> None:
     flags = (*make_world(tmp_path), "--judge", write_judge(tmp_path, line), "--study", "t")
     assert says in one_line_error("score", RULE, *flags, cwd=tmp_path)
-    write_judge(tmp_path, "")  # once it is mended, the same command goes on
+    write_judge(tmp_path, "")  # once it is fixed, the same command continues
     run("score", RULE, *flags, cwd=tmp_path)
 
 

@@ -7,7 +7,7 @@ Chosen greedily by the flips on the search split, measured on the sealed one. A 
 contexts flips it. That is an oracle's number: it is only reached if something can say which context flips which prompt,
 as a training does, which routes each prompt by the teacher's own judged answer.
 
-The context for benign prompts: under which text, if any, the teacher should read them in training.
+The context for benign prompts: under which text, if any, the teacher should see them in training.
 
     benign templates --search split: refused less, no new unsafe answer?--> at most one --sealed split--> may be vetoed
 

@@ -60,13 +60,13 @@ def test_an_adapter_alone_is_refused_with_what_to_do(tmp_path: Path) -> None:
 def test_cut_weights_are_found_without_loading(folder: Path) -> None:
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(BackendError, match="not a whole safetensors file"):
+    with pytest.raises(BackendError, match="not a complete safetensors file"):
         check_source(str(folder))
 
 
 def test_a_git_lfs_pointer_is_found(folder: Path) -> None:
     (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n")
-    with pytest.raises(BackendError, match="not a whole safetensors file"):
+    with pytest.raises(BackendError, match="not a complete safetensors file"):
         check_source(str(folder))
 
 

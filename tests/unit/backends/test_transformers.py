@@ -195,7 +195,7 @@ def test_end_tokens_of_config_and_tokenizer_count() -> None:
 
     assert end_ids(Source([1, 2]), Source(3)) == {1, 2, 3}
     assert end_ids(None, Source(None)) == set()
-    with pytest.raises(BackendError, match=r"name '<end>' as its end token, expected a token's id: mend"):
+    with pytest.raises(BackendError, match=r"name '<end>' as its end token, expected a token's id: fix"):
         end_ids(Source([1, "<end>"]))
 
 
