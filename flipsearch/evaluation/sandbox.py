@@ -196,7 +196,7 @@ def decode(value: Any, resolve: Callable[[str, Any], Any]) -> Any:
 
 
 class UnsendableError(BaseException):
-    """A test gives the program what cannot leave the tests' process: not the program's fault, and no test catches it."""
+    """A test gives the program what cannot leave its process: not the program's fault, and no test catches it."""
 
 
 OPERATIONS: dict[str, Callable[..., Any]] = {
