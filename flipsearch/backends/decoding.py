@@ -2,7 +2,7 @@
 
 Prompts are padded on the left; masks and positions come from lengths. A prefix that many prompts share (a context in
 the system message) is computed once and its cache rows repeated. Rows that have ended leave the batch and its cache.
-A model that cannot be decoded so is decoded one prompt at a time (DecodingPath), without any of this.
+A model that cannot be decoded this way is decoded one prompt at a time (DecodingPath), without any of this.
 
 The next token is the likeliest one or a sample that depends on nothing but its own request: every request has its own
 stream of uniform numbers, one per token, generated before decoding starts. Token t is the inverse of the cumulative
@@ -35,7 +35,7 @@ PART_TOKENS = {True: 1024, False: 32768}
 """Prompt tokens per forward pass on a CPU (what its caches hold) and on anything else."""
 
 MODEL_STATES = ("past_key_values", "cache_params", "state")
-"""Names under which models return and take what they keep of the tokens before."""
+"""Names under which models return and take their state of earlier tokens."""
 
 
 class DecodingPath(StrEnum):
@@ -51,7 +51,7 @@ class DecodingPath(StrEnum):
 
     @classmethod
     def of(cls, model: PreTrainedModel) -> "DecodingPath":
-        """Return how a model is decoded; in batches where nothing was noted."""
+        """Return how a model is decoded; in batches where nothing is recorded."""
         return cls(getattr(model, "decoding_path", cls.BATCHED))
 
 
@@ -127,7 +127,7 @@ class DecodingBatch:
 
 
 class Decoder:
-    """A causal language model, and what the decoding loop must know about it; `path` None is what is noted on it."""
+    """A causal language model, and what the decoding loop must know about it; `path` None is the recorded one."""
 
     def __init__(self, model: PreTrainedModel, eos_ids: Collection[int], path: DecodingPath | None = None) -> None:
         self.model = model

@@ -1,6 +1,6 @@
 """Loads tokenizers and causal language models from safetensors, checked, with every failure as one clear line.
 
-Whole architectures decode wrongly in silence when their state is handed on under another name, or when padding shifts
+Whole architectures silently decode wrongly when their state is passed under another name, or when padding shifts
 their positions. So the way of decoding is found by a test: batches with shared prefixes, else one prompt at a time
 with the model's own cache, else no cache at all; the first one whose logits are those of a plain forward is taken. A
 model that agrees with itself in none is refused. What was found is kept in the cache by content and versions.
@@ -49,7 +49,7 @@ LIMIT_FILE = Path("/sys/fs/cgroup/memory.max")
 BUFFERS = (".inv_freq", ".masked_bias", ".attn.bias", ".attention.bias")
 """Ends of the names of what older files hold beside weights: every model computes these anew."""
 SENSES = ("vision", "visual", "image", "audio", "speech", "multi_modal", "mm_", "projector")
-"""Parts of the names of weights that only pictures and sounds pass through."""
+"""Parts of the names of weights that only images and audio pass through."""
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
@@ -255,15 +255,15 @@ TOLERANCES = {torch.float32: 2e-3, torch.float16: 0.03, torch.bfloat16: 0.08}
 because rounding can send a token to another expert."""
 PATH_NOTES = {
     DecodingPath.BATCHED: (),
-    DecodingPath.ALONE: ("this model decodes rightly only one prompt at a time, which is slow.",),
+    DecodingPath.ALONE: ("this model decodes correctly only one prompt at a time, which is slow.",),
     DecodingPath.UNCACHED: (
-        "this model decodes rightly only without a cache: all is computed anew for each token, which is very slow.",
+        "this model decodes correctly only without a cache: all is recomputed for each token, which is very slow.",
     ),
 }
 
 
 def load_checked_model(files: ModelFiles, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
-    """Return a loaded model that keeps the way in which it decodes rightly; BackendError if there is none."""
+    """Return a loaded model with its correct way of decoding recorded on it; BackendError if there is none."""
     announce("checking the vocabulary")
     check_vocabulary(tokenizer, files.folder)
     model = load_model(files.folder, device, dtype)
@@ -273,7 +273,7 @@ def load_checked_model(files: ModelFiles, tokenizer: Any, device: torch.device, 
     with contextlib.suppress(OSError, ValueError, KeyError, TypeError, RecursionError):
         DecodingPath(json.loads(kept.read_text(encoding="utf-8"))["path"]).keep_on(model)
         return model
-    announce("checking that it decodes rightly in batches; done once for a model")
+    announce("checking that it decodes correctly in batches; done once per model")
     try:
         path = find_path(model, tokenizer)
     except RuntimeError as error:  # torch.OutOfMemoryError is one

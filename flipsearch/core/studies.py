@@ -233,9 +233,9 @@ class BenignContext:
     regression_rate: Rate
     """Unsafe under it / harmful confirm prompts that are safe without context."""
     misrouted_harmful_rate: Rate
-    """Unsafe / harmful confirm prompts, if they were read under it."""
+    """Unsafe / harmful confirm prompts, if this were their context."""
     misrouted_benign_rate: Rate
-    """Refused / benign confirm prompts, if they were read under the winner."""
+    """Refused / benign confirm prompts, if the winner were their context."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,10 @@
-"""The search itself: generations of contexts are proposed, raced and learned from, and the likely best run on.
+"""The search itself: generations of contexts are proposed, raced and learned from, and the likely best promoted.
 
-    propose --> first rung --> surrogate --> the likely best arms run one rung further --> propose ...
+    propose --> first rung --> surrogate --> the likely best arms are promoted by one rung --> propose ...
 
 Both halves of a generation follow the surrogate (searching.surrogate): which contexts are tried, and which arms see
-more prompts. When all contexts are tried, or the exploring share of a budget is spent, the best arms run on to the last
-prompts, until no other arm is likely to be better than those that saw them all, by more than the tolerance.
+more prompts. When all contexts are tried, or the exploring share of a budget is spent, the best arms are promoted to
+the last prompts, until no other arm is likely to be better than those that saw them all, by more than the tolerance.
 
 In the race all arms that run a rung share one call of the backend, and the hopeless ones are pruned after it. The best
 arm within the cap is pruned with probability at most alpha, however often it is tested: half of alpha goes to its flip
@@ -48,9 +48,9 @@ BEST_OF_SAMPLE = 3
 FIRST_GENERATION = 2
 """Cohorts that the first one counts for: nothing is known yet, and all that comes is bred from it."""
 LIKELY_ABLE = 0.5
-"""An arm that is run to the last prompts is left where it is less likely than this to be within the caps."""
+"""An arm on its way to the last prompts is dropped where it is less likely than this to be within the caps."""
 PROMOTED = 0.5
-"""Arms that run one rung further, for each context that a generation adds."""
+"""Arms that are promoted by one rung, for each context that a generation adds."""
 EVEN = 0.5
 """Of the prompts that exactly one of two equally good arms flips, the share that a given one of them flips."""
 
@@ -149,7 +149,7 @@ class _Search:
             self._promote(max(1, int(PROMOTED * len(contexts))), name)
 
     def finish(self) -> None:
-        """Run arms on until enough have seen all prompts and no other is likely to be better."""
+        """Promote arms until enough have seen all prompts and no other is likely to be better."""
         num, runs_on = self.config.num_finalists, True
         while self._running() and runs_on:
             finished = [arm for arm in self._of("complete") if within_caps(arm.search, self.config)]
@@ -192,7 +192,7 @@ class _Search:
             self.proposals.breeder.gains.learn(arm.context, arm.search, parents, admissible=admissible)
 
     def _promote(self, num: int, name: str, *, finishing: bool = False) -> bool:
-        """Let up to `num` of the likely best arms run one rung further; False if none can."""
+        """Promote up to `num` of the likely best arms by one rung; False if none can be."""
         if not (running := self._running()):
             return False
         worth = self.surrogate.sample([*running, *self._of("complete")]).worth

@@ -124,7 +124,7 @@ class SearchPlan(ShowsFacts):
     tokens_per_s: float | None
     """As the user says, or as the study's ledger knows it; None if neither does."""
     may_be_slow: bool
-    """The model may run on a CPU, and is none that was made to."""
+    """The model may run on a CPU, and is not one made for that."""
     resolution: Resolution
 
     def facts(self) -> dict[str, str]:
@@ -303,7 +303,7 @@ class Budget:
     def affordable(
         self, runner: Runner, base: SplitBaseline, arms: Sequence[Arm], rungs: Sequence[Rung], *, finishing: bool
     ) -> list[Arm]:
-        """Return the first of `arms` that may run on, each up to its rung; when finishing, out of all that is left."""
+        """Return the first of `arms` that can be promoted, each up to its rung; when finishing, from all that is left."""
         if self._config.budget_tokens is None:
             return list(arms)
         left = self._tokens_left(runner, base) if finishing else self._left_to_explore(runner, base)

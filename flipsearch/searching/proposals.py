@@ -117,7 +117,7 @@ class Proposals:
         return [*contexts, *chosen]
 
     def report_outcome(self, arm: Arm) -> None:
-        """Give Optuna the outcome of an arm that will not run on, or ran as far as it got."""
+        """Give Optuna the outcome of an arm that will not be promoted any more."""
         trial, search = self._trials[arm.context.context_id], arm.search
         if arm.state == "failed" or search.flip_rate.value is None:
             self.study.tell(trial, state=TrialState.FAIL)
@@ -301,7 +301,7 @@ class OperatorGains:
         """Count the gain of a child that raced over the better of its parents.
 
         `admissible` says whether the child is within the caps. Contexts that no operator made, and those without a
-        prompt in common with a parent, are passed over.
+        prompt in common with a parent, are skipped.
         """
         # Parents are the best so far on these very prompts: gains are too low, for all operators alike.
         gains = [gain.value for parent in parents if (gain := flip_difference(measured, parent)) is not None]
@@ -341,7 +341,7 @@ class ContextFilter:
                 self._copies |= {tuple(prompt[start : start + COPY_WORDS]) for start in range(last)}
         self._lengths = sorted({len(run) for run in self._copies})
         self._starts = {run[:SHORTEST_COPY] for run in self._copies}
-        """No copy begins otherwise: most places in a text are passed over by this alone."""
+        """No copy begins otherwise: this alone rules out most places in a text."""
         self._count_tokens, self._max_tokens = count_tokens, max_tokens
         self._known: set[tuple[str, ...]] = set()
 
