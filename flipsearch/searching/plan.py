@@ -303,7 +303,7 @@ class Budget:
     def affordable(
         self, runner: Runner, base: SplitBaseline, arms: Sequence[Arm], rungs: Sequence[Rung], *, finishing: bool
     ) -> list[Arm]:
-        """Return the first of `arms` that can be promoted, each up to its rung; when finishing, from all that is left."""
+        """Return the first `arms` that can be promoted, each up to its rung; when finishing, from all that is left."""
         if self._config.budget_tokens is None:
             return list(arms)
         left = self._tokens_left(runner, base) if finishing else self._left_to_explore(runner, base)
