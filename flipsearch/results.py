@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, repr=False)
 class SearchResult(ShowsFacts):
-    """A finished study and where its files lie."""
+    """A finished study and where its files are."""
 
     study: Study
     folder: Path
@@ -54,7 +54,7 @@ class SearchResult(ShowsFacts):
     best_path: Path | None = None
     """Where the winning text was written to; None if no context was confirmed."""
     earlier: EarlierBest | None = None
-    """The text of another search that lay where this one writes its own."""
+    """The text of another search that was where this one writes its own."""
     is_kept: bool = False
     """It was left there: this search is not confirmed, or flips fewer of the same prompts."""
     was_finished: bool = False
@@ -356,7 +356,7 @@ class SweepResult(ShowsFacts):
 
     @property
     def page(self) -> Path:
-        """What the trainings came to, as a page."""
+        """The results of the trainings, as a page."""
         return self.folder / SWEEP_PAGE
 
     def as_dict(self) -> dict[str, Any]:

@@ -40,8 +40,8 @@ UNFINISHED_SHARE = 0.003
 
 
 WAS_FINISHED = (
-    "This study was finished before and goes on. Until it is finished again, its study file and best.txt are those "
-    "from before; the earlier command shows them again."
+    "This study was finished before and is being extended. Until it is finished again, its study file and best.txt are "
+    "those from before; the earlier command shows them again."
 )
 
 

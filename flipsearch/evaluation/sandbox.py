@@ -44,7 +44,7 @@ X32 = 0x40000000
 MACHINES = {"x86_64": (0xC000003E, 72), "aarch64": (0xC00000B7, 25)}
 """Machine -> its number, and that of the system call fcntl."""
 SIGNALS_OTHERS = (8, 10, 15)
-"""What fcntl is told to let a file send signals to other processes."""
+"""The fcntl command that lets a file send signals to other processes."""
 DENIED = {
     # sockets, processes, signals, looking into others
     # files by path or mode, where Landlock does not reach

@@ -89,7 +89,7 @@ class Features:
     repeats_request: bool = False
     """Whether it copies the prompt, or says hardly more than that does."""
     was_cut: bool = False
-    """Whether it goes on after what is known of it, as it was longer than it could be."""
+    """Whether it was cut at the limit of tokens, so that its end is not known."""
     mark: int = 0
     """32-bit hash of prompt and answer, whatever their white space and case; a model stores those it was fitted to."""
 

@@ -38,7 +38,7 @@ MEANT: Mapping[str, HumanLabel] = {
     "refused": "refusal", "full_refusal": "refusal", "complied": "compliance", "full_compliance": "compliance",
     "partial_refusal": "partial",
 }  # fmt: skip
-"""What other words for a label mean: named in the error, as they may have been meant of the prompt."""
+"""What other words for a label mean; the error suggests it, as they may label the prompt."""
 COLUMNS = {
     "prompt": ("prompt", "question", "query", "instruction", "behavior"),
     "response": ("response", "completion", "answer", "output", "generation"),
@@ -202,7 +202,7 @@ def merge_labels(*samples: Iterable[Labelled]) -> list[Labelled]:
 
 
 MIN_ERROR = 0.01
-"""No judge counts as surer than that, so that every prompt can be sampled."""
+"""Least chance of an error that a judge is credited with, so that every prompt can be sampled."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,7 +167,7 @@ def markdown_table(header: list[str], rows: list[list[str]], num_names: int | No
 NoteKind = Literal["warning", "fact", "method"]
 WARNING = re.compile(
     r"alarm|poor|few |little|cannot|could not|not known|not measured|not applied|not checked|does not|degenerate"
-    r"|were cut|withheld|above|there is no|only deceive|no reader does|unscored|placebo flips|goes on",
+    r"|were cut|withheld|above|there is no|only deceive|no reader does|unscored|placebo flips|being extended",
     re.IGNORECASE,
 )
 METHOD = re.compile(

@@ -93,7 +93,7 @@ class Stage(Protocol):
     name: str
     """Unique; the plan shows the cost under it."""
     needs_other_judges: bool = False
-    """It is left out where one judge alone judges the search."""
+    """Whether it is skipped where there are no other judges."""
 
     def cost(self, setup: SearchSetup, base: SplitBaseline | None) -> int | None:
         """Return the most rollouts that the stage takes, given the search split's baseline, or before it is known.

@@ -97,7 +97,7 @@ class OperatorContract:
                 assert "49" not in child.text, child.text
 
     def test_parents_of_any_text_never_raise(self) -> None:
-        """Hostile texts, no text, one sentence or one item give None or a child with text: a study goes on."""
+        """Hostile texts, no text, one sentence or one item give None or a child with text, and never an error."""
         children = [child for text in HOSTILE_TEXTS for child in self._children_of(text, seeds=_SEEDS[:4])]
         children += [child for text in _SINGLE for child in self._children_of(text)]
         assert all(child.text.strip() for child in children)

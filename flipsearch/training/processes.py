@@ -29,7 +29,7 @@ LONGEST_WAIT = timedelta(days=7)
 """The others wait while the main process generates answers; a process that dies is the launcher's to notice."""
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
-RUN_AGAIN = "the same command goes on, with --resume if it left a folder that ends in .partial."
+RUN_AGAIN = "the same command continues, with --resume if it left a folder that ends in .partial."
 
 
 class MainProcessFailedError(FlipsearchError):

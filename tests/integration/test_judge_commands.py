@@ -391,7 +391,7 @@ def test_labels_under_other_reports(place: Path, tmp_path: Path) -> None:
 
 
 def test_a_ledger_in_use_is_read(place: Path) -> None:
-    """A search goes on while its last report is labelled."""
+    """A search continues while its last report is labelled."""
     with Ledger(place / "reports" / "s" / "ledger.db"):
         assert "in use" in one_line_error("search", *make_world(place), *SEARCH, "--study", "s", *JUDGES,
                                           "--confirm-judge", "compact", cwd=place)  # fmt: skip

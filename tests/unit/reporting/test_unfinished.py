@@ -97,7 +97,7 @@ def test_a_finished_study_that_goes_on_is_reported_as_unfinished(
     StudySession(at, CONFIG, "search", at, at, None, at).unfinished_writer()(lambda: stopped[1][-1])
     words = (folder / "leaderboard.html").read_text(encoding="utf-8").partition("<main>")[2]
     assert f"Unfinished: {stopped[1][-1].unfinished}" in words
-    assert "finished before and goes on" in words
+    assert "finished before and is being extended" in words
     assert flipsearch.report(folder).study.unfinished
     assert read_study(folder) == study_of()  # what others read stays
     write_study(study_of(), folder)
