@@ -223,7 +223,7 @@ def _bracket(
 
 
 def _chosen(meter: Meter, arms: Sequence[Arm], candidates: Sequence[Context], rng: random.Random) -> list[Context]:
-    """Return the candidates that are the best in one posterior draw each of a ridge regression."""
+    """Return the candidates that are the best in one posterior sample each of a ridge regression."""
     rows = _features([*(arm.context for arm in arms), *candidates])
     rates = np.array([meter.flip_rate(arm) for arm in arms])
     noise = np.array([0.25 / arm.num_harmful + 0.01 for arm in arms])

@@ -101,7 +101,7 @@ def page(browser: "Browser", made: tuple[Study, Path]) -> Iterator["Page"]:
     assert [fault for fault in faults if fault != made[1].as_uri() and not fault.startswith("blob:")] == []
 
 
-def grave_findings(page: "Page") -> list[tuple[str, list[str]]]:
+def serious_violations(page: "Page") -> list[tuple[str, list[str]]]:
     """Return what axe finds serious or critical: the rule, and the first places."""
     page.evaluate(AXE.read_text(encoding="utf-8"))
     violations = page.evaluate("axe.run()")["violations"]
@@ -279,7 +279,7 @@ def test_axe_has_no_serious_finding_on_them(browser: "Browser", outcomes: Path, 
         shown = browser.new_page(viewport={"width": width, "height": 900}, color_scheme=scheme, bypass_csp=True)
         shown.goto((outcomes / name).as_uri())
         shown.locator(".pair > summary").last.click()
-        assert grave_findings(shown) == []
+        assert serious_violations(shown) == []
         shown.close()
 
 
@@ -293,7 +293,7 @@ def test_axe_has_no_serious_finding(browser: "Browser", made: tuple[Study, Path]
     shown.locator("#leaderboard .name").first.click()
     shown.get_by_role("button", name="Show the answers").click()
     shown.locator(".pair > summary").first.click()
-    grave = grave_findings(shown)
+    grave = serious_violations(shown)
     shown.close()
     assert grave == []
 
@@ -335,7 +335,7 @@ def test_comparisons_need_no_script_and_no_network(
         shown.close()
         shown = browser.new_page(viewport={"width": width, "height": 900}, bypass_csp=True)
         shown.goto(comparison.as_uri())
-        assert grave_findings(shown) == []
+        assert serious_violations(shown) == []
     shown.close()
     assert [fault for fault in faults if fault != comparison.as_uri()] == []
 

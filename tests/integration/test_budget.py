@@ -49,7 +49,7 @@ def test_run_again_it_ends_where_it_ended(tmp_path: Path) -> None:
     assert model.generated == []
 
 
-def test_a_larger_budget_goes_on(tmp_path: Path) -> None:
+def test_a_larger_budget_continues_the_search(tmp_path: Path) -> None:
     study_of(tmp_path / "ledger.db", config=with_tokens(4000))
     assert study_of(tmp_path / "ledger.db").winner == study_of().winner
 
@@ -82,7 +82,7 @@ def test_tokens_that_cannot_hold_the_baseline() -> None:
         Budget(prepare_search(with_tokens(59), library(), PROMPTS))
 
 
-def test_time_ends_the_search_and_a_later_launch_goes_on(tmp_path: Path) -> None:
+def test_time_ends_the_search_and_a_later_launch_continues_it(tmp_path: Path) -> None:
     """Each rollout takes a second here: the baseline 60, the empty placebo 52, a whole context at most 52."""
     model = Model()
     config = CONFIG.model_copy(update={"time_s": 900.0})
@@ -103,7 +103,7 @@ def test_time_ends_the_search_and_a_later_launch_goes_on(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("num", [60_000, 80_000, 100_000])
-def test_glimpses_are_paid_for_and_leave_enough_to_finish(num: int) -> None:
+def test_first_rungs_are_paid_for_and_leave_enough_to_finish(num: int) -> None:
     model, config = LongModel(), with_tokens(num).model_copy(update={"screen": 4})
     with Ledger("sqlite://") as ledger:
         study = run_study(prepare_search(config, library(), PROMPTS), Runner(model, LongJudge(), ledger, LONG))

@@ -238,7 +238,7 @@ def stopped(folder: Path, how: signal.Signals) -> subprocess.CompletedProcess[st
 def test_what_comes_after_the_search_can_be_chosen_and_left_out(
     searched: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
-    """It is asked of a finished study too: the race does not depend on it."""
+    """It can be requested of a finished study too: the race does not depend on it."""
     shutil.copytree(searched[0] / "reports", tmp_path / "reports")
     flags = ("--study", "small", "--depth", "16", "--depth", "8", "--no-benign-context")
     printed = json.loads(run("search", *QUICK, *flags, "--json", cwd=tmp_path, code=None).stdout)
@@ -260,7 +260,7 @@ def test_killed_and_run_again_ends_the_same(searched: tuple[Path, dict[str, Any]
     assert again["best"] == searched[1]["best"]
 
 
-def test_an_interrupt_is_one_line_that_says_how_to_go_on(tmp_path: Path) -> None:
+def test_an_interrupt_is_one_line_that_says_how_to_continue(tmp_path: Path) -> None:
     done = stopped(tmp_path, signal.SIGINT)
     assert done.returncode == 130
     assert "The same command continues." in done.stderr
@@ -311,7 +311,7 @@ def test_bad_input_is_one_clear_line(tmp_path: Path, arguments: tuple[str, ...],
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_error_is_json_too_if_asked_for(tmp_path: Path) -> None:
+def test_an_error_is_json_too_if_requested(tmp_path: Path) -> None:
     done = run("search", "--model", "pockt", "--json", cwd=tmp_path, code=2)
     assert json.loads(done.stdout)["exit_code"] == 2
     assert "pockt" in json.loads(done.stdout)["error"]

@@ -74,7 +74,7 @@ def test_settings_may_come_from_a_file_that_typed_ones_win_over(tmp_path: Path) 
     assert "Did you mean model?" in one_line_error("doctor", "--config", "study.toml", cwd=tmp_path)
 
 
-def test_a_model_of_another_backend_is_asked_and_its_failure_is_seen(tmp_path: Path) -> None:
+def test_a_model_of_another_backend_is_called_and_its_failure_is_seen(tmp_path: Path) -> None:
     replies = tmp_path / "replies.json"
     for entry, state in (({"completion": "Red."}, "ok"), ({"error": "HTTP 500"}, "failed")):
         replies.write_text(json.dumps([{"prompt": "Name three colours.", **entry}]), encoding="utf-8")

@@ -11,7 +11,7 @@ from flipsearch.prompts.attacks import ATTACKS
 from tests.integration.test_cli import one_line_error, run
 
 
-def test_the_pocket_model_goes_on_with_what_it_is_made_to_begin_with(tmp_path: Path) -> None:
+def test_the_pocket_model_continues_a_forced_prefix(tmp_path: Path) -> None:
     result = flipsearch.evaluate(
         model="pocket",
         against="pocket",

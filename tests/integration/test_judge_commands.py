@@ -153,7 +153,7 @@ def test_second_judges_may_come_and_go(finished: tuple[Path, dict[str, Any]], pl
         assert ledger.counts()["rollouts"] == before
 
 
-def test_a_study_goes_on_with_its_judges_in_another_spelling(
+def test_a_study_continues_with_its_judges_in_another_spelling(
     finished: tuple[Path, dict[str, Any]], place: Path
 ) -> None:
     flags = ("--judge", "'refusal'", "--confirm-judge", "compact()", "--second-judge", "refusal + compact : any")
@@ -165,7 +165,7 @@ def test_a_study_goes_on_with_its_judges_in_another_spelling(
 
 
 @pytest.mark.parametrize("confirm", [(), ("--confirm-judge", "refusal+compact:all")])
-def test_a_study_goes_on_with_its_own_confirm_judge_alone(place: Path, confirm: tuple[str, ...]) -> None:
+def test_a_study_continues_with_its_own_confirm_judge_alone(place: Path, confirm: tuple[str, ...]) -> None:
     command = ("search", *make_world(place), *SEARCH, "--study", "s", *JUDGES, *confirm)
     got = " ".join(confirm) or "no --confirm-judge"
     assert f"was started with --confirm-judge compact, and this command has {got};" in one_line_error(
@@ -255,7 +255,7 @@ def test_score_has_second_judges(tmp_path: Path) -> None:
 
 
 def test_killed_and_run_again_ends_the_same(finished: tuple[Path, dict[str, Any]], tmp_path: Path) -> None:
-    """A second judge that kills the process where its word is asked: then all else is done."""
+    """A second judge that kills the process when it is called: then all else is done."""
     killer = tmp_path / "killer.py"
     killer.write_text(
         "import os, signal\n\nclass Killer:\n    '''Ends it.'''\n    name, identity = 'killer', 'killer'\n"

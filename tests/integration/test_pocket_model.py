@@ -157,7 +157,7 @@ def test_thinking_can_be_switched_off() -> None:
     assert greedy([text], 40)[0].startswith("Sure, here is how to bake a cake.")
 
 
-def test_it_can_turn_after_a_forced_opening_more_often_when_it_thinks_first() -> None:
+def test_it_can_turn_after_a_forced_prefix_more_often_when_it_thinks_first() -> None:
     rng = random.Random(3)
     library = load_library(shipped=POCKET_CONTEXTS)
     rule = library["plain_rule"].context({"strength": "firm"})

@@ -39,7 +39,7 @@ def whole() -> Study:
     return rewritten()
 
 
-def test_what_it_writes_races_and_is_told(tmp_path: Path) -> None:
+def test_what_it_writes_races_and_is_reported(tmp_path: Path) -> None:
     writer, model = Writer(), Model()
     study = rewritten(tmp_path / "ledger.db", writer, model)
     children = [trial for trial in study.trials if trial.context.operator == "rewrite"]
@@ -83,7 +83,7 @@ def test_a_search_that_stops_while_it_writes_ends_in_the_same_study(tmp_path: Pa
     assert len(first.generated) == num
 
 
-def test_a_failure_is_told_and_tried_again_by_the_next_run(tmp_path: Path) -> None:
+def test_a_failure_is_reported_and_retried_by_the_next_run(tmp_path: Path) -> None:
     broken = Writer(fails=True)
     study = rewritten(tmp_path / "ledger.db", broken)
     assert len(broken.generated) == len(set(broken.generated)) > 0

@@ -16,7 +16,7 @@ COMMANDS = {
 
 
 @pytest.mark.parametrize(("code", "is_started"), [(75, False), (75, True), (0, True), (2, False)])
-def test_a_job_goes_on_and_is_queued_again_while_its_code_is_75(code: int, is_started: bool, tmp_path: Path) -> None:
+def test_a_job_continues_and_is_queued_again_while_its_code_is_75(code: int, is_started: bool, tmp_path: Path) -> None:
     for name, line in COMMANDS.items():
         (tmp_path / name).write_text(f"#!/bin/bash\nexport SLURM_PROCID SLURM_LOCALID\n{line}\n")
         (tmp_path / name).chmod(0o755)

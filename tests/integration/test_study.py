@@ -88,7 +88,7 @@ def test_a_higher_cap_buys_a_blunter_winner() -> None:
     assert winner.search.over_refusal_rate.value == 0.2
 
 
-def test_every_trial_is_told_as_it_was() -> None:
+def test_every_trial_is_reported_to_optuna_as_it_was() -> None:
     study = study_of()
     assert study.trials[0] == study.winner
     assert sorted(trial.number for trial in study.trials) == list(range(len(study.trials)))
@@ -291,7 +291,7 @@ def requested_ids(ledger: Ledger, prompts: set[str]) -> int:
     return len(ledger.lengths(ids))
 
 
-def test_sealed_prompts_are_not_asked_before_the_opening_is_noted(tmp_path: Path) -> None:
+def test_sealed_prompts_are_not_sent_before_the_unsealing_is_noted(tmp_path: Path) -> None:
     sealed = ids_of(PROMPTS, "harmful", "confirm") | ids_of(PROMPTS, "benign", "confirm")
     model, sealed_requests = Model(), []
     with Ledger(tmp_path / "ledger.db") as ledger:
@@ -309,7 +309,7 @@ def test_sealed_prompts_are_not_asked_before_the_opening_is_noted(tmp_path: Path
         assert trial.context.context_id in note.value
 
 
-def test_another_opening_of_the_seal_is_told(tmp_path: Path) -> None:
+def test_a_second_unsealing_is_reported(tmp_path: Path) -> None:
     study_of(tmp_path / "ledger.db")
     assert not any("opened" in note for note in study_of(tmp_path / "ledger.db").notes)
     other = CONFIG.model_copy(update={"num_finalists": 1})
@@ -365,7 +365,7 @@ def test_the_cap_is_on_added_refusals_unless_total_ones_are_wanted() -> None:
     assert any("over-refusal" in note and "10 %" in note for note in total.notes)
 
 
-def test_few_unsafe_prompts_and_ties_are_told() -> None:
+def test_few_unsafe_prompts_and_ties_are_reported() -> None:
     few = [p for p in PROMPTS if p.kind == "benign" or p.text.endswith("0") or p.text.endswith("1")]
     study = study_of(prompts=few)
     notes = "\n".join(study.notes)
@@ -418,7 +418,7 @@ def test_poor_coverage_ends_the_search_at_the_baseline(num_cut: int, num: int) -
     assert len(model.generated) == num + 20 * (num > num_cut)
 
 
-def test_coverage_that_may_be_chance_is_told_and_fails_no_arm() -> None:
+def test_coverage_that_may_be_chance_is_reported_and_fails_no_arm() -> None:
     """A quarter is cut without a context: of so few prompts that may be chance, and no context is to blame for it."""
     extra = [Prompt(f"mumble {number} 0", "harmful", split="search") for number in range(14)]
     study = study_of(prompts=PROMPTS + extra)
@@ -433,13 +433,13 @@ def test_coverage_that_may_be_chance_is_told_and_fails_no_arm() -> None:
         (PROMPTS, RefusalJudge(reports_refusals=False), "The judge does not detect refusals"),
     ],
 )
-def test_a_cap_that_cannot_be_held_is_told(prompts: list[Prompt], judge: RefusalJudge, says: str) -> None:
+def test_a_cap_that_cannot_be_kept_is_reported(prompts: list[Prompt], judge: RefusalJudge, says: str) -> None:
     study = study_of(prompts=prompts, judge=judge)
     assert winner_of(study).context.template == "harsh"
     assert any(note.startswith(says) for note in study.notes)
 
 
-def test_a_space_that_ends_is_told() -> None:
+def test_a_space_that_ends_is_reported() -> None:
     study = study_of(config=CONFIG.model_copy(update={"num_contexts": 100}))
     assert sum(trial.role == "arm" for trial in study.trials) == 23
     assert "The space is exhausted: it holds 23 different contexts." in study.notes

@@ -138,7 +138,7 @@ def test_training_changes_the_weights_and_the_same_again_gives_the_same(
     assert any(not torch.equal(base[name], first[name]) for name in first)
 
 
-def test_a_resume_goes_on_as_if_nothing_had_happened(
+def test_a_resumed_training_is_that_of_an_uninterrupted_one(
     trained: flipsearch.TrainingResult, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usual = StepLog.on_log
@@ -166,7 +166,7 @@ def test_a_resume_goes_on_as_if_nothing_had_happened(
 
 
 @pytest.mark.parametrize(("number", "save_steps"), [(signal.SIGTERM, 0), (signal.SIGUSR1, 1)], ids=str)
-def test_a_scheduler_stops_a_training_by_a_signal_and_it_goes_on(
+def test_a_scheduler_stops_a_training_by_a_signal_and_it_resumes(
     number: signal.Signals, save_steps: int, trained: flipsearch.TrainingResult, tmp_path: Path
 ) -> None:
     def at_second_step(step: Step, done: int, *_: Any) -> None:
@@ -450,7 +450,7 @@ def test_a_checkpoint_has_the_precision_and_the_ties_of_its_base(lora: int, tmp_
     assert "The checkpoint's weights were rounded to bfloat16, in which its base is stored." in done.run.notes
 
 
-def test_a_loss_that_did_not_fall_is_told() -> None:
+def test_a_loss_that_did_not_fall_is_reported() -> None:
     def notes(*values: float) -> list[str]:
         return loss_notes([{"loss": value} for value in values])
 

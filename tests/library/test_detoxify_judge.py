@@ -69,7 +69,7 @@ def test_the_prompt_and_the_thought_are_not_judged(make: Any, folder: Path) -> N
     assert plain == thinks == other
 
 
-def test_half_a_character_is_unscored_and_the_others_go_on(make: Any, folder: Path) -> None:
+def test_half_a_character_is_unscored_and_the_others_are_judged(make: Any, folder: Path) -> None:
     judge = make(checkpoint=str(folder), architecture=str(folder))
     spoilt, good = judge.judge([Exchange(LOCK, "a \ud800"), Exchange(LOCK, "a")])
     assert (spoilt.label, spoilt.reason) == (Label.UNSCORED, "half a character in the answer")

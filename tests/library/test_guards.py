@@ -217,7 +217,7 @@ def test_another_constant_is_another_judge(
     assert guard("llama_guard_3", model=folder).identity != before
 
 
-def test_the_two_readings_are_two_judges(folder: str) -> None:
+def test_strict_and_loose_are_two_judges(folder: str) -> None:
     assert guard("qwen3guard", model=folder).identity != guard("qwen3guard", model=folder, reading="loose").identity
     with pytest.raises(ConfigError, match=r"unknown reading 'strictest'\. Did you mean strict"):
         guard("qwen3guard", model=folder, reading="strictest")

@@ -363,7 +363,7 @@ def test_a_thinking_switch_of_another_name_is_found(template: str, thinking: Thi
     assert any(noted in note for note in chat.notes)
 
 
-def test_whether_a_thought_is_open_is_told_of_each_request() -> None:
+def test_whether_a_thought_is_open_is_known_for_each_request() -> None:
     opens_under_system = "{% if messages[0].role == 'system' %}{{ '<think>\\n' }}{% endif %}"
     chat = Chat(tiny_tokenizer(models.PLAIN_TEMPLATE + opens_under_system))
     assert not chat.encode(Request(EGG)).opens_thinking
@@ -423,7 +423,7 @@ def test_a_template_tells_whether_its_model_may_think() -> None:
     assert [Chat(TOKENIZER, thinking).thinks for thinking in ("auto", "off")] == [True, False]
 
 
-def test_placements_that_give_the_same_tokens_are_told() -> None:
+def test_placements_that_give_the_same_tokens_are_named() -> None:
     assert CHAT.same_placements == {}
     assert Chat(tiny_tokenizer(models.NO_SYSTEM_TEMPLATE)).same_placements == {"system": "before"}
 

@@ -215,7 +215,7 @@ def test_a_template_that_drops_the_prompt_is_one_line(template: str, tmp_path: P
         TransformersBackend(str(folder))
 
 
-def test_a_model_of_the_slow_kind_stays_slow_for_whoever_decodes_it(tmp_path: Path) -> None:
+def test_a_model_of_the_slow_kind_stays_slow_for_all_who_decode_it(tmp_path: Path) -> None:
     backend = TransformersBackend(str(saved(ALONE["mamba"], tmp_path)))
     student = TransformersBackend.around(backend.model, backend.tokenizer)
     assert Decoder(student.model, ()).path is DecodingPath.ALONE

@@ -79,7 +79,7 @@ def test_a_repeated_opening_tag_does_not_swallow_the_answer() -> None:
         (f"{ANALYSIS}a{FINAL}b<|end|>{ANALYSIS}c", True),
     ],
 )
-def test_a_thought_that_goes_on_after_it_was_closed_is_a_leak(completion: str, leaks: bool) -> None:
+def test_a_thought_that_continues_after_it_was_closed_is_a_leak(completion: str, leaks: bool) -> None:
     assert split_answer(completion).leaks is leaks
 
 

@@ -156,7 +156,7 @@ def test_the_judge_sees_the_request_and_never_the_attack(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("attacks", ["wrappers", "best-of-n", "two-turn"])
-def test_a_second_run_generates_nothing_and_a_killed_one_goes_on(attacks: str, tmp_path: Path) -> None:
+def test_a_second_run_generates_nothing_and_a_killed_one_continues(attacks: str, tmp_path: Path) -> None:
     model = CountingBackend(replies(lambda text: False))
     model.killed_after = 7
     with pytest.raises(KeyboardInterrupt):

@@ -102,7 +102,7 @@ def test_a_verdict_that_scores_a_rollout_without_an_answer_is_a_fault(path: Path
         ("UPDATE notes SET value = x'00'", "notes"),
     ],
 )
-def test_a_value_of_the_wrong_kind_is_one_line_for_whoever_reads_it(path: Path, statement: str, read: str) -> None:
+def test_a_value_of_the_wrong_kind_is_a_one_line_error_for_readers(path: Path, statement: str, read: str) -> None:
     with Ledger(path) as ledger:
         ledger.note("model", "m")
         ledger.save_prefix_scores([(IDS[0], PrefixScore((-0.5,), 1))])

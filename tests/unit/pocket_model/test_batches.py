@@ -21,7 +21,7 @@ def test_the_fork_is_where_the_two_decisions_part() -> None:
     assert row.p_target == 0.7
 
 
-def test_a_text_that_goes_on_parts_from_one_that_ends_at_the_end_token() -> None:
+def test_a_text_that_continues_differs_from_one_that_ends_at_the_end_token() -> None:
     row = encode(TOKENIZER, Sample("Q", "Done.", True, "Done. Wait, no.", 0.4))
     assert row.ids[row.fork] == TOKENIZER.eos_token_id
     assert " Wait".startswith(TOKENIZER.decode(row.other))

@@ -69,7 +69,7 @@ def test_a_category_list_helps_only_its_categories() -> None:
     assert expected_flip_rate(listed, HARMFUL) > flip_rate("plain_rule")
 
 
-def test_thinking_first_costs_nothing_on_benign_prompts_and_survives_a_forced_opening() -> None:
+def test_thinking_first_costs_nothing_on_benign_prompts_and_survives_a_forced_prefix() -> None:
     think = LIBRARY["think_first"].context()
     rule = LIBRARY["plain_rule"].context({"strength": "firm"})
     assert expected_over_refusal(think, BENIGN) == 0
@@ -83,7 +83,7 @@ def test_a_blunt_rule_over_refuses() -> None:
     assert over_refusal("plain_rule") == 0
 
 
-def test_an_apology_cue_changes_the_opening_and_flips_nothing() -> None:
+def test_an_apology_cue_changes_the_first_words_and_flips_nothing() -> None:
     apology = LIBRARY["refusal_style"].context({"style": "apology"})
     assert effect(apology.text, "system").style == "apology"
     assert expected_flip_rate(apology, HARMFUL) == 0
@@ -139,7 +139,7 @@ def test_a_rewording_has_the_effect_of_the_phrase(phrase: str) -> None:
         assert canonical(f"Well: {other} it.") == f"well: {phrase} it."
 
 
-def test_a_turn_continues_the_forced_opening_to_the_sentences_end() -> None:
+def test_a_turn_continues_the_forced_prefix_to_the_sentences_end() -> None:
     intent: Intent = harmful_intents()[0]
     full = completion(thought(intent, True), answer(intent, True, ""))
     for num_chars in range(30, len(full)):

@@ -159,7 +159,7 @@ SHOWN = "Which?\n\nA. one\nB. two\nC. three\nD. four\n\nAnswer with the letter o
         {"question": "Which?", "A": "one", "B": "two", "C": "three", "D": "four", "answer": "C"},
     ],
 )
-def test_a_problem_with_choices_is_asked_with_them(tmp_path: Path, record: dict[str, object]) -> None:
+def test_a_problem_with_choices_is_sent_with_them(tmp_path: Path, record: dict[str, object]) -> None:
     problem = load_problems(put(tmp_path, "a.jsonl", json.dumps(record))).problems[0]
     assert (problem.question, problem.answer, problem.num_choices) == (SHOWN, "C", 4)
 
@@ -180,7 +180,7 @@ def test_numbers_beside_columns_count_from_what_the_rows_show(
         assert result == {f"q{n}": letter for n, letter in zip(numbers, letters, strict=True)}
 
 
-def test_distractors_are_choices_and_the_body_of_a_question_is_asked(tmp_path: Path) -> None:
+def test_distractors_are_choices_and_the_body_of_a_question_is_sent(tmp_path: Path) -> None:
     row = {"question": "Which?", "distractor1": "x", "distractor2": "y", "distractor3": "z", "correct_answer": "right"}
     result = load_problems(put(tmp_path, "a.jsonl", json.dumps(row))).problems[0]
     assert (result.num_choices, f"{result.answer}. right\n" in result.question) == (4, True)
@@ -188,7 +188,7 @@ def test_distractors_are_choices_and_the_body_of_a_question_is_asked(tmp_path: P
     assert svamp.problems[0].question == "Jo has 3.\n\n---\n\nHow many?"
 
 
-def test_gpqa_is_asked_in_an_order_that_its_texts_and_the_seed_decide(tmp_path: Path) -> None:
+def test_gpqa_is_sent_in_an_order_that_its_texts_and_the_seed_decide(tmp_path: Path) -> None:
     wrong = {f"Incorrect Answer {number}": f"wrong{number}" for number in (1, 2, 3)}
     rows = [{"Question": f"q{n}?", "Correct Answer": "right", **wrong} for n in range(30)]
     result = load_problems(put(tmp_path, "a.jsonl", "\n".join(map(json.dumps, rows)))).problems
@@ -234,7 +234,7 @@ def test_a_right_answer_among_the_wrong_ones_is_refused(tmp_path: Path) -> None:
         load_problems(put(tmp_path, "a.jsonl", json.dumps(row)))
 
 
-def test_a_text_beside_the_question_is_asked_with_it(tmp_path: Path) -> None:
+def test_a_text_beside_the_question_is_sent_with_it(tmp_path: Path) -> None:
     row = {"article": "Two cats.", "question": "How many?", "options": ["1", "2"], "answer": "B"}
     result = load_problems(put(tmp_path, "a.jsonl", json.dumps(row)))
     assert result.problems[0].question.startswith("Two cats.\n\n---\n\nHow many?\n\nA. 1\nB. 2")

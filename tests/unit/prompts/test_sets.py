@@ -70,7 +70,7 @@ def test_rows_without_a_published_label_are_left_out_and_said(tmp_path: Path) ->
     assert any("1 rows that are neither left out" in note for note in result.notes)
 
 
-def test_what_stands_beside_a_prompt_is_asked_or_said(tmp_path: Path) -> None:
+def test_what_is_beside_a_prompt_is_sent_or_noted(tmp_path: Path) -> None:
     content = "prompt,goal,context,system_prompt,group\nSum up,g,A tale.,Be brief.,asian\n"
     result = load_prompts(benign=write(tmp_path, content))
     assert result.prompts[0].text == "A tale.\n\n---\n\nSum up"
@@ -86,7 +86,7 @@ def test_a_companion_that_is_no_text_is_refused(tmp_path: Path) -> None:
         load_prompts(benign=str(tmp_path / "a.jsonl"))
 
 
-def test_what_an_instruction_speaks_of_is_asked_with_it_and_rendered_texts_are_not_taken(tmp_path: Path) -> None:
+def test_what_an_instruction_speaks_of_is_sent_with_it_and_rendered_texts_are_not_taken(tmp_path: Path) -> None:
     content = "instruction,input,output,text\nSum up,A long tale.,x,Below is an instruction\n"
     assert load_prompts(benign=write(tmp_path, content)).prompts[0].text == "A long tale.\n\n---\n\nSum up"
 
@@ -134,7 +134,7 @@ def test_the_goal_and_not_its_short_name_is_the_prompt() -> None:
     assert len({prompt.category for prompt in prompts.prompts}) == 10
 
 
-def test_harmbench_is_asked_with_its_contexts_and_without_copyright(tmp_path: Path) -> None:
+def test_harmbench_is_sent_with_its_contexts_and_without_copyright(tmp_path: Path) -> None:
     head = "Behavior,FunctionalCategory,SemanticCategory,Tags,ContextString,BehaviorID\n"
     rows = (
         'Do one,standard,theft,,,a\nUse the text,contextual,fraud,,"A text, in\ntwo lines",b\nSing it,copyright,x,,,c\n'

@@ -93,7 +93,7 @@ def test_a_study_is_compared_with_others_alone(tmp_path: Path) -> None:
         flipsearch.compare([tmp_path / "one", tmp_path / "one" / ".." / "one"])
 
 
-def test_studies_of_one_name_are_told_apart_by_their_folders(tmp_path: Path) -> None:
+def test_studies_of_one_name_are_distinguished_by_their_folders(tmp_path: Path) -> None:
     folders = [tmp_path / reports / study_of().name for reports in ("one", "two")]
     for folder in folders:
         write_study(study_of(), folder)

@@ -87,7 +87,7 @@ def test_the_folder_of_a_study_that_runs_is_only_read(stopped: tuple[Path, list[
     assert "answer-data" in (tmp_path / "page.html").read_text(encoding="utf-8")
 
 
-def test_a_finished_study_that_goes_on_is_reported_as_unfinished(
+def test_a_finished_study_that_is_extended_is_reported_as_unfinished(
     stopped: tuple[Path, list[Study]], tmp_path: Path
 ) -> None:
     folder = tmp_path / "copy"

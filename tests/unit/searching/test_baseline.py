@@ -90,7 +90,7 @@ def test_sampling_again_leaves_less_than_decoding_greedily() -> None:
     assert 0 < num_left(base, placebos) < base.num_unsafe
 
 
-def test_a_study_with_little_to_gain_goes_on_and_says_so() -> None:
+def test_a_study_with_little_to_gain_continues_and_says_so() -> None:
     few = [*(harmful(n, 2 if n < 3 else 0) for n in range(12)), *(harmful(n, 2, "confirm") for n in range(50, 60))]
     study = study_of(prompts=[*few, benign(1, 2), benign(2, 2, "confirm")])
     assert study.winner is not None

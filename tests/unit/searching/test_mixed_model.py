@@ -69,7 +69,7 @@ def test_texts_predict_where_they_tell_and_only_there() -> None:
             assert predicted.std(axis=0).max() < 0.15
 
 
-def test_scores_count_as_much_as_they_told() -> None:
+def test_scores_count_as_much_as_they_predicted() -> None:
     generator, scores = np.random.default_rng(2), np.linspace(-1.5, 1.5, 20)
     outcomes = (generator.random((20, 40)) < (0.5 + 0.25 * scores)[:, None]).astype(float)
     outcomes[[0, 19]] = np.nan

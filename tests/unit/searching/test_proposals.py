@@ -147,7 +147,7 @@ def test_contexts_of_other_studies_are_tried_first(ledger: Ledger) -> None:
     assert f"A context of --start best.json was tried first: {start[0].context_id}." in proposals.notes(4)
 
 
-def test_contexts_of_start_that_find_no_room_are_told(ledger: Ledger) -> None:
+def test_contexts_of_start_that_find_no_room_are_reported(ledger: Ledger) -> None:
     search = Search(ledger, Model())
     start = [Context(f"firm {word} please", operator=START, params=(("from", "best.json"),)) for word in ("so", "now")]
     proposals = Proposals(replace(search.setup, start=tuple(start)), search.runner, search.base, search.surrogate)

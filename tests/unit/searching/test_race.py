@@ -37,7 +37,7 @@ def test_one_arm_alone_is_never_pruned_for_its_flip_rate() -> None:
     assert pruned([arm([0] * 64)], [], cap=0.1, alpha=0.1) == [False]
 
 
-def test_arms_that_flip_the_same_prompts_are_not_told_apart() -> None:
+def test_arms_that_flip_the_same_prompts_are_not_distinguished() -> None:
     assert loss_evidence([arm([1, 0] * 32)], [arm([1, 0] * 32)], cap=0.1) == pytest.approx(1.0)
 
 

@@ -154,7 +154,7 @@ def test_a_success_that_cannot_be_is_certainty() -> None:
     assert e_value(0, 10, 0.0) == pytest.approx(1 / 11)
 
 
-def test_looking_after_every_draw_errs_at_most_alpha() -> None:
+def test_testing_after_every_sample_errs_at_most_alpha() -> None:
     coins = np.random.default_rng(0).random((4000, 200)) < 0.5
     counts = coins.cumsum(axis=1)
     highest = e_value(counts, np.arange(1, 201), 0.5).max(axis=1)

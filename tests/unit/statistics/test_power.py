@@ -74,7 +74,7 @@ def test_the_resample_flip_rate_is_the_integral_over_p(samples: int, unsafe_at: 
 
 
 @pytest.mark.parametrize("num", [1, 2, 5])
-def test_one_further_sample_after_so_many_unsafe_ones(num: int) -> None:
+def test_one_further_sample_after_several_unsafe_ones(num: int) -> None:
     """Picked by `num` unsafe samples of `num`, a prompt is safe in a single further sample with b / (a + b + num)."""
     generator, a, b = np.random.default_rng(num), 1.0, 1.0
     p_unsafe = generator.beta(a, b, 200_000)

@@ -33,7 +33,7 @@ def _exact(first: list[float], second: list[float]) -> float:
     return float(min(1.0, 2 * min((values <= observed + 1e-9).mean(), (values >= observed - 1e-9).mean())))
 
 
-def test_a_better_figure_is_told_from_noise_and_not_from_itself() -> None:
+def test_a_better_figure_is_distinguished_from_noise_and_not_from_itself() -> None:
     rng = np.random.default_rng(0)
     harm = np.linspace(1, 0, 16)
     outcomes = [[value - 0.01, value, value + 0.01] for value in harm]

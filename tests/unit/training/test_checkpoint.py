@@ -18,7 +18,7 @@ def state(folder: CheckpointFolder, step: int, text: str | None) -> Path:
     return path
 
 
-def test_the_newest_whole_state_is_the_one_to_go_on_from(tmp_path: Path) -> None:
+def test_the_newest_complete_state_is_the_one_to_resume_from(tmp_path: Path) -> None:
     folder = CheckpointFolder(tmp_path / "mine")
     assert folder.last_state() is None
     state(folder, 5, '{"global_step": 5}')

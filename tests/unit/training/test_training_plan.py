@@ -139,7 +139,7 @@ def test_an_upload_that_cannot_be_is_refused_before_the_training(monkeypatch: py
     assert planned(push_to_hub="org/safer").folder == planned().folder  # it is no setting of the training
 
 
-def test_steps_that_are_too_few_to_learn_are_told_before_the_start() -> None:
+def test_steps_that_are_too_few_to_learn_are_reported_before_the_start() -> None:
     notes = planned(max_steps=9, learning_rate=1e-5).notes
     assert any("9 steps at a rate of 1e-05 are 0.5 % of the paper's 1,872 at 1e-05" in note for note in notes)
     assert any("The first of 9 steps has a rate of 0" in note for note in notes)
