@@ -40,8 +40,6 @@ from flipsearch.statistics.intervals import wilson
 from flipsearch.templating.library import control_context
 from flipsearch.training.processes import StopSignals
 
-LEAST_CONTEXTS = 4
-"""Fewer have no rank correlation worth a number."""
 WEIGHTS = ("*.safetensors", "*.bin")
 
 

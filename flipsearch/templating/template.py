@@ -251,6 +251,11 @@ def normalised(text: str) -> str:
     return " ".join(_WORD.findall(unicodedata.normalize("NFKC", text).casefold()))
 
 
+def quoted(tag: str, text: str, tags: re.Pattern[str]) -> str:
+    """Return a hostile text between tags for a model; where it spells out one of `tags`, its bracket is replaced."""
+    return f"<{tag}>\n{tags.sub('‹', text)}\n</{tag}>"
+
+
 def _joined(parts: Iterable[str]) -> str:
     """Return the parts of a rendered text as one; BoundExceededError as soon as there are too many characters."""
     texts, num = [], 0
