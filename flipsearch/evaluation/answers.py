@@ -288,7 +288,6 @@ class ProgramOutcome:
     passed: bool
     reason: str = ""
     """Why it did not pass. Hostile text."""
-    is_late: bool = False
 
 
 def check_sandbox() -> None:
@@ -353,7 +352,7 @@ def run_tests(program: str, tests: str, entry_point: str = "", wall_s: float = W
         except subprocess.TimeoutExpired as error:
             if not error.output:
                 raise JudgeError("a program's process did not start in time.") from error
-            return ProgramOutcome(False, f"not done in {wall_s:g} s", is_late=True)
+            return ProgramOutcome(False, f"not done in {wall_s:g} s")
         except OSError as error:
             raise JudgeError(f"a program's process cannot be started ({one_line(error)}).") from error
         finally:
