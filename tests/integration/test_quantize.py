@@ -99,6 +99,7 @@ def test_without_a_context_nothing_is_learnt(quantize: str, dtype: str, qwen3: P
     needs_bitsandbytes()
     done = train(tmp_path, qwen3, quantize=quantize, dtype=dtype, control="empty")
     assert [(line["loss"], line["grad_norm"]) for line in done.log] == [(0.0, 0.0)] * 3
+    assert not any("rounded to float32" in note for note in done.run.notes)  # which its base is stored in
     adapters = load_file(done.folder / "adapter" / "adapter_model.safetensors")
     assert not any(values.any() for name, values in adapters.items() if "lora_B" in name)
     few: dict[str, Any] = {"prompts": "starter", "max_prompts": 4, "max_tokens": 8, "dtype": dtype}
