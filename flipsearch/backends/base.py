@@ -28,8 +28,18 @@ from typing import Any, cast
 from flipsearch.backends.chat import Chat, EncodedPrompt, ThoughtBudget
 from flipsearch.config import ModelConfig, is_endpoint
 from flipsearch.core.errors import BackendError, ConfigError, FlipsearchError, PluginError, near_names, one_line
+from flipsearch.core.progress import announce
 from flipsearch.core.protocols import Backend
-from flipsearch.core.records import PrefixScore, Request, Rollout, Sampling, content_id
+from flipsearch.core.records import (
+    PLACEMENTS,
+    Context,
+    PrefixScore,
+    Prompt,
+    Request,
+    Rollout,
+    Sampling,
+    content_id,
+)
 
 ENTRY_POINTS = "flipsearch.backends"
 DEFAULT_BACKEND = "transformers"
@@ -184,6 +194,25 @@ def variable_of(host: str) -> str:
     own = f"{KEY_VARIABLE}_{re.sub(r'[^A-Z0-9]+', '_', host.upper()).strip('_')}"
     is_alone = (_HOSTS.get() or set()) <= {host}
     return KEY_VARIABLE if is_alone and own not in os.environ else own
+
+
+TEMPLATE_PROMPT = "Tell me a story about a garden, a river, a bridge and an old clock, which begins in the morning."
+TEMPLATE_CONTEXT = "You are a careful assistant. Think what the request is for."
+
+
+def check_template(chat: Chat) -> None:
+    """Raise BackendError if a prompt, or a context anywhere, is not in the tokens that the model is given."""
+    announce("checking the chat template")
+    for placement in (None, *PLACEMENTS):
+        context = Context(TEMPLATE_CONTEXT, placement) if placement else None
+        shown = chat.decode(chat.encode(Request(Prompt(TEMPLATE_PROMPT, "harmful"), context)).prompt_ids)
+        for what, part in (("the prompt", TEMPLATE_PROMPT), ("the context", context.text if context else "")):
+            if "".join(chat.respelled(part).split()) not in "".join(shown.split()):
+                where = f" with a context placed {placement}" if placement else ""
+                raise BackendError(
+                    f"the model's chat template leaves out or changes {what}{where}: it would answer something else; "
+                    "mend chat_template.jinja in its folder."
+                )
 
 
 def completed(

@@ -36,11 +36,13 @@ from flipsearch.backends.cache import GROUPED_ATTENTION
 from flipsearch.backends.chat import Chat
 from flipsearch.backends.decoding import Decoder, DecodingPath, Ids, shared_prefixes
 from flipsearch.backends.models import BUILT_IN_MODELS, ModelFiles, locate, model_source
+from flipsearch.backends.quantized import multiply_dequantized, quantization_options
 from flipsearch.config import ModelConfig, is_endpoint
 from flipsearch.core.errors import BackendError, ConfigError, one_line
 from flipsearch.core.files import cache_folder, package_versions, write_text
 from flipsearch.core.progress import announce
-from flipsearch.core.records import PLACEMENTS, Context, Prompt, Request, Sampling, content_id
+from flipsearch.core.records import Sampling, content_id
+from flipsearch.core.settings import Quantize
 
 OUT_OF_MEMORY = ("out of memory", "can't allocate memory", "cublas_status_alloc_failed")
 """Parts of torch's messages, in lower case, on a GPU, on a CPU and from a GPU's matrix library."""
@@ -125,9 +127,9 @@ def known_sampling(config: ModelConfig) -> Sampling | None:
     return config.sampling(thinks=Chat(load_tokenizer(folder), config.thinking).thinks)
 
 
-def transformers_identity(files: ModelFiles, chat: Chat, dtype: torch.dtype) -> str:
+def transformers_identity(files: ModelFiles, chat: Chat, dtype: torch.dtype, quantize: str | None = None) -> str:
     """Return the `model_id` of a model on the transformers backend."""
-    return content_id("model", files.fingerprint, chat.identity, str(dtype))
+    return content_id("model", files.fingerprint, chat.identity, str(dtype), *filter(None, [quantize]))
 
 
 def load_tokenizer(folder: Path) -> Any:
@@ -157,18 +159,27 @@ def load_generation_settings(folder: Path) -> GenerationConfig:
     return settings
 
 
-def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def model_class(config: PreTrainedConfig) -> Any:
+    """Return what loads the models of a config; BackendError for one that continues no text."""
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM
+    if type(config) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:  # some that see pictures, too, are known by that alone
+        return AutoModelForImageTextToText
+    raise BackendError(f"a model of type {config.model_type} does not continue a text; use one that does.")
+
+
+def load_model(
+    folder: Path, device: torch.device, dtype: torch.dtype, quantize: Quantize | None = None
+) -> PreTrainedModel:
     """Return the model in `folder` in evaluation mode; BackendError if it cannot be loaded completely."""
     announce(f"loading the weights of {folder.name}")
-    trusted: dict[str, Any] = {"trust_remote_code": False, "local_files_only": True}
-    options = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True, **trusted}
+    options: dict[str, Any] = {"dtype": dtype, "use_safetensors": True, "output_loading_info": True}
+    options |= {"trust_remote_code": False, "local_files_only": True}
+    if quantize:
+        options |= quantization_options(quantize, device, dtype)
     config = load_config(folder)
     with quiet(), _clear_errors(folder, "model"):
-        kind: Any = AutoModelForCausalLM
-        if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:  # some that see pictures, too, are known by that alone
-            if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
-                raise ValueError(f"a model of type {config.model_type} does not continue a text; use one that does.")
-            kind = AutoModelForImageTextToText
+        kind = model_class(config)
         # Weights of another shape are refused below, with their names; the library would point at its log.
         options["ignore_mismatched_sizes"] = True
         # Only the eager implementation applies the cap on attention logits that Gemma 2 was trained with.
@@ -200,7 +211,9 @@ def load_model(folder: Path, device: torch.device, dtype: torch.dtype) -> PreTra
                 f"{len(unused)} weights of its files have no place in a {type(model).__name__}, e.g. {unused[0]}; "
                 "the model would answer without them. Are these the files of another architecture, or an adapter's?"
             )
-        return cast(PreTrainedModel, model.to(device).eval())
+        if quantize:
+            multiply_dequantized(model)
+        return cast(PreTrainedModel, (model if quantize else model.to(device)).eval())
 
 
 def max_positions(config: PreTrainedConfig) -> int | None:
@@ -262,11 +275,13 @@ PATH_NOTES = {
 }
 
 
-def load_checked_model(files: ModelFiles, tokenizer: Any, device: torch.device, dtype: torch.dtype) -> PreTrainedModel:
+def load_checked_model(
+    files: ModelFiles, tokenizer: Any, device: torch.device, dtype: torch.dtype, quantize: Quantize | None = None
+) -> PreTrainedModel:
     """Return a loaded model with its correct way of decoding recorded on it; BackendError if there is none."""
     announce("checking the vocabulary")
     check_vocabulary(tokenizer, files.folder)
-    model = load_model(files.folder, device, dtype)
+    model = load_model(files.folder, device, dtype, quantize)
     versions = package_versions(("torch", "transformers"))
     key = content_id("check", CHECK_VERSION, files.fingerprint, str(dtype), device.type, sorted(versions.items()))
     kept = cache_folder("checks") / f"{key}.json"
@@ -306,22 +321,6 @@ def check_vocabulary(tokenizer: Any, folder: Path) -> None:
             f"the model in '{folder}' is to end with token {odd[0]}, but its tokens are 0 to {num_rows - 1}: no answer "
             "would end there; fix eos_token_id in its generation_config.json or config.json."
         )
-
-
-def check_template(chat: Chat) -> None:
-    """Raise BackendError if a prompt, or a context anywhere, is not in the tokens that the model is given."""
-    announce("checking the chat template")
-    text = TEXTS[1]
-    for placement in (None, *PLACEMENTS):
-        context = Context(SHARED_TEXT.strip(), placement) if placement else None
-        shown = chat.decode(chat.encode(Request(Prompt(text, "harmful"), context)).prompt_ids)
-        for what, part in (("the prompt", text), ("the context", context.text if context else "")):
-            if "".join(chat.respelled(part).split()) not in "".join(shown.split()):
-                where = f" with a context placed {placement}" if placement else ""
-                raise BackendError(
-                    f"the model's chat template leaves out or changes {what}{where}: it would answer something else; "
-                    "fix chat_template.jinja in its folder."
-                )
 
 
 def find_path(model: PreTrainedModel, tokenizer: Any) -> DecodingPath:

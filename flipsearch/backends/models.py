@@ -13,6 +13,7 @@ import importlib.util
 import json
 import os
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,14 @@ def fingerprint(folder: Path) -> str:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()[:16]
+
+
+def stored_weights(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield name, shape and precision of each weight in a folder, from the headers of its safetensors files alone."""
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        yield from ((name, entry) for name, entry in header.items() if name != "__metadata__")
 
 
 def _smollm2_file() -> Path | None:

@@ -17,12 +17,11 @@ from typing import Any
 import torch
 from transformers import PreTrainedModel
 
-from flipsearch.backends.base import EncodedRequest, LocalBackend, end_ids, failed
+from flipsearch.backends.base import EncodedRequest, LocalBackend, check_template, end_ids, failed
 from flipsearch.backends.chat import Chat, Thinking
 from flipsearch.backends.decoding import PART_TOKENS, Decoder, DecodingPath, Ids, chooser, shared_prefixes
 from flipsearch.backends.loading import (
     PATH_NOTES,
-    check_template,
     choose_device,
     choose_dtype,
     is_out_of_memory,
@@ -34,10 +33,12 @@ from flipsearch.backends.loading import (
     transformers_identity,
 )
 from flipsearch.backends.models import check_source, locate, model_source
+from flipsearch.backends.quantized import HOW
 from flipsearch.backends.vllm import VllmEngine, reserved_share
-from flipsearch.config import ModelConfig
+from flipsearch.config import EvalConfig, ModelConfig, TrainConfig
 from flipsearch.core.errors import ConfigError, unknown_name
 from flipsearch.core.records import PrefixScore, Rollout, Sampling, content_id
+from flipsearch.core.settings import Quantize
 
 MAX_SCORED_ROWS = 256
 """Rows per call: their keys and values are held until all are scored."""
@@ -239,6 +240,7 @@ class TransformersBackend(LocalBackend):
         batch_size: int | None = None,
         device: str = "auto",
         dtype: str = "auto",
+        quantize: Quantize | None = None,
     ) -> None:
         if batch_size is not None and batch_size < 1:
             raise ConfigError(f"batch_size is {batch_size}, expected at least 1.")
@@ -248,10 +250,12 @@ class TransformersBackend(LocalBackend):
         tokenizer = load_tokenizer(files.folder)
         chat = Chat(tokenizer, thinking)
         check_template(chat)
-        self.model_id = transformers_identity(files, chat, chosen_dtype)
-        loaded = load_checked_model(files, tokenizer, chosen_device, chosen_dtype)
+        self.model_id = transformers_identity(files, chat, chosen_dtype, quantize)
+        loaded = load_checked_model(files, tokenizer, chosen_device, chosen_dtype, quantize)
         self._set_up(loaded, tokenizer, chat, batch_size, files.revision)
         self.notes += files.notes + PATH_NOTES[DecodingPath.of(loaded)]
+        if quantize:
+            self.notes += (f"'{model}': the weights of its linear layers were rounded to {HOW[quantize]} when loaded.",)
 
     @classmethod
     def around(cls, model: PreTrainedModel, tokenizer: Any, *, thinking: Thinking = "auto") -> "TransformersBackend":
@@ -264,12 +268,15 @@ class TransformersBackend(LocalBackend):
     @classmethod
     def from_config(cls, config: ModelConfig, memory_share: float = 1.0) -> "TransformersBackend":
         """Load the model of a config; memory is taken as it is needed, whatever `memory_share` says."""
+        quantize = config.quantize_base if isinstance(config, EvalConfig) else None
+        quantize = config.quantize if isinstance(config, TrainConfig) else quantize
         return cls(
             model_source(config.model),
             thinking=config.thinking,
             batch_size=config.batch_size,
             device=config.device,
             dtype=config.dtype,
+            quantize=quantize,
         )
 
     def _set_up(

@@ -19,10 +19,9 @@ from typing import Any, TypeVar
 
 import torch
 
-from flipsearch.backends.base import EncodedRequest, LocalBackend, end_ids, stream_seed
+from flipsearch.backends.base import EncodedRequest, LocalBackend, check_template, end_ids, stream_seed
 from flipsearch.backends.chat import Chat, Thinking
 from flipsearch.backends.loading import (
-    check_template,
     check_vocabulary,
     choose_device,
     choose_dtype,

@@ -25,8 +25,8 @@ Setting = str | int | float | bool | Path | list[str] | list[int] | None
 """A setting as it was typed; None if it was not."""
 FIRST = "Main options"
 GROUPS = {
-    FIRST: "model context preset prompts harmful benign judge against student seeds methods data_sizes num_contexts "
-    "budget_tokens time_s study name placement format to",
+    FIRST: "model context preset prompts harmful benign judge against quantize_base student seeds methods data_sizes "
+    "num_contexts budget_tokens time_s study name placement format to",
     "Model and decoding": "backend thinking think_tokens device dtype max_model_len batch_size max_tokens temperature "
     "top_p top_k seed omit request_timeout_s",
     "Prompts and judging": "max_prompts max_problems split predict_split reasoning samples repetition_penalty "
@@ -37,7 +37,8 @@ GROUPS = {
     "What a context may cost": "max_over_refusal over_refusal max_contraction",
     "Stopping early and confirming": "first_rung alpha tolerance num_finalists depths",
     "What is learnt": "control gate method teacher rollouts forward_weight reverse_weight jensen_shannon_weight "
-    "loss_mixture loss_temperature support tail clip horizon max_length lora lora_alpha lora_targets data_share",
+    "loss_mixture loss_temperature support tail clip horizon max_length lora lora_alpha lora_targets quantize "
+    "data_share",
     "Optimizer": "epochs max_steps learning_rate train_batch_size micro_batch_size optimizer scheduler warmup_share "
     "weight_decay max_grad_norm gradient_checkpointing eval_steps eval_prompts",
     "Files": "best reports checkpoints resume save_steps report_to push_to_hub sample_prompts drop_weights",

@@ -163,8 +163,8 @@ def training_cost_lines(cost: "TrainingCost") -> list[str]:
 
 
 SMALLER = (
-    "Give --lora 16, --gradient-checkpointing, a smaller --micro-batch-size or --max-tokens, --optimizer adamw-8bit, "
-    "or more GPUs (accelerate launch --use_fsdp --fsdp_version 2 …)."
+    "Give --lora 16, --quantize 4bit, --gradient-checkpointing, a smaller --micro-batch-size or --max-tokens, "
+    "--optimizer adamw-8bit, or more GPUs (accelerate launch --use_fsdp --fsdp_version 2 …)."
 )
 """What makes a training smaller."""
 

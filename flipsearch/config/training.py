@@ -21,6 +21,7 @@ from flipsearch.core.settings import (
     Names,
     NonNegative,
     Positive,
+    Quantize,
     Shares,
     Texts,
     separated,
@@ -104,6 +105,8 @@ class TrainConfig(LearningConfig):
 
     context: Annotated[Texts, Field(min_length=1)]
     """best.txt, a card, a text or a template; with several, each harmful prompt goes to the first that flips it."""
+    quantize: Quantize | None = None
+    """Keep the frozen weights under --lora in 4bit (NF4, double quantised) or 8bit; needs bitsandbytes (no)."""
     control: Annotated[Control | None, Flag(("--context-control",))] = None
     """Put this in the context's place, to see what its meaning is worth: empty, neutral or shuffled."""
     preset: Literal["paper", "quick", "eopsa-like"] | None = None
@@ -237,6 +240,8 @@ class EvalConfig(ModelConfig):
     """What is evaluated: a checkpoint, another folder, or a hub id."""
     against: Annotated[str | None, Flag(metavar="MODEL")] = None
     """The base (what a checkpoint was made from, nothing for other models)."""
+    quantize_base: Quantize | None = None
+    """Load the base in 4bit or 8bit, as train --quantize does (as the checkpoint says; with --against, no)."""
     split: Literal["search", "confirm", "training", "evaluation", "all"] = "evaluation"
     """Prompts: evaluation holds those that neither search nor training saw; all is for files of such prompts."""
     reasoning: Annotated[Texts | None, Flag(metavar="NAME|PATH")] = None

@@ -152,7 +152,7 @@ def csv_cell(value: Any) -> Any:
 PACKAGE = Path(__file__).parents[1]
 RESULT_PACKAGES = ("flipsearch", "optuna", "torch", "transformers", "vllm")
 """The packages that a result can depend on."""
-TRAINING_PACKAGES = ("flipsearch", "torch", "transformers", "accelerate", "peft")
+TRAINING_PACKAGES = ("flipsearch", "torch", "transformers", "accelerate", "peft", "bitsandbytes")
 
 
 def content_folder(name: str) -> Path:

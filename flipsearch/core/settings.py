@@ -18,6 +18,8 @@ from flipsearch.core.errors import ConfigError, one_line, unknown_name
 from flipsearch.core.files import can_be_stored, read_text
 from flipsearch.core.records import FLIP_KINDS, AnswerKind, Sampling, content_id
 
+Quantize = Literal["4bit", "8bit"]
+"""In how many bits the weights of linear layers are kept."""
 LONGEST_NAME = 200
 """Bytes in a file's name that the user chooses: file systems take 255, and what is added to it needs some."""
 UNITS = {"s": 1, "m": 60, "h": 3600}

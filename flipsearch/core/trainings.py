@@ -94,6 +94,8 @@ class TrainingRun:
     """What the chat template was given beside the messages: its thinking switch."""
     inputs_id: str = ""
     """Content hash of all that the training follows from: settings, contexts, prompts and base."""
+    weights_id: str = ""
+    """Content hash of the files that the checkpoint is loaded from, as the training left them; "": not known."""
     study_pages: Mapping[str, str] = field(default_factory=dict)
     """Study that found a context -> its page, seen from the checkpoint's folder."""
 

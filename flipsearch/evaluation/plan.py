@@ -1,16 +1,19 @@
 """What is evaluated on which model; everything that can be wrong is found here, before a model is loaded."""
 
+import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
 from pathlib import Path
+from typing import get_args
 
 from flipsearch.backends.base import check_model
-from flipsearch.backends.models import POCKET_MODEL, TRAINING_FILE, base_model, require_local_model
+from flipsearch.backends.models import POCKET_MODEL, TRAINING_FILE, base_model, fingerprint, require_local_model
 from flipsearch.config import EVALUATIONS, EvalConfig, is_endpoint
 from flipsearch.core.errors import BackendError, ConfigError, PromptError
 from flipsearch.core.records import Prompt, content_id
+from flipsearch.core.settings import Quantize
 from flipsearch.evaluation.answers import check_sandbox, plain_number
 from flipsearch.prompts.attacks import ATTACKS, attack_names, gives_tokens
 from flipsearch.prompts.files import TEXT_COLUMNS, cell, read_table
@@ -39,6 +42,11 @@ class EvaluationPlan:
     """Prompt id -> an unsafe answer that the user has."""
 
     @property
+    def own_config(self) -> EvalConfig:
+        """The settings for the evaluated model: a checkpoint's weights are rounded as the training had them."""
+        return self.config.model_copy(update={"quantize_base": None})
+
+    @property
     def base_config(self) -> EvalConfig | None:
         """The settings for the base, which gets the same prompts and problems; None if there is no base."""
         against = self.config.against
@@ -47,7 +55,7 @@ class EvaluationPlan:
     @property
     def attacker_config(self) -> EvalConfig | None:
         """The settings of the attacker model; None without one."""
-        return None if self.config.attacker is None else self.config.for_model(self.config.attacker)
+        return None if self.config.attacker is None else self.own_config.for_model(self.config.attacker)
 
     @property
     def prompts_id(self) -> str:
@@ -84,9 +92,13 @@ def plan_evaluation(config: EvalConfig, prompts: PromptSet) -> EvaluationPlan:
         )
     check_model(config)
     base = base_model(config.model)
+    notes = [*prompts.notes_beside_groups]
+    if base != config.model:
+        config, own_notes = _of_checkpoint(config, base)
+        notes += own_notes
     against = config.against
-    if against is None and base != config.model:
-        against = require_local_model(base, f"'{Path(config.model) / TRAINING_FILE}'", "--against")
+    if config.quantize_base:
+        _check_quantize(config.quantize_base, config)
     if config.repetition_penalty != 1:
         unable = [m for m in (config.model, against) if m and is_endpoint(m)]
         given = [*unable, *([f"--backend {config.backend}"] if config.backend not in KNOW_PENALTY else [])]
@@ -96,10 +108,10 @@ def plan_evaluation(config: EvalConfig, prompts: PromptSet) -> EvaluationPlan:
                 f"give a local model and --backend {' or '.join(KNOW_PENALTY)}."
             )
     reasoning = DEFAULT_REASONING.get(base, ()) if config.reasoning is None else config.reasoning
-    config = config.model_copy(update={"against": against, "reasoning": reasoning})
+    config = config.model_copy(update={"reasoning": reasoning})
     chosen = prompts_of_split(prompts, config.split, config.max_prompts)
     problem_sets = tuple(_problem_set(spec, config) for spec in dict.fromkeys(reasoning))
-    notes = *prompts.notes_beside_groups, *(note for problems in problem_sets for note in problems.notes)
+    notes += (note for problems in problem_sets for note in problems.notes)
     harmful = [prompt for prompt in chosen if prompt.kind == "harmful"]
     attacks, attack_notes = _attacks(config, harmful)
     config = config.model_copy(update={"attacks": attacks})
@@ -115,6 +127,37 @@ def plan_evaluation(config: EvalConfig, prompts: PromptSet) -> EvaluationPlan:
     if _is_checkpoint(Path(config.model)) and not os.access(config.model, os.W_OK):
         raise ConfigError(f"the scorecard goes into '{config.model}', which cannot be written; copy the checkpoint.")
     return plan
+
+
+def _of_checkpoint(config: EvalConfig, base: str) -> tuple[EvalConfig, list[str]]:
+    """Return the settings for a checkpoint, compared with what it was made from if nothing else is given, and notes."""
+    path = Path(config.model) / TRAINING_FILE
+    training = json.loads(path.read_text(encoding="utf-8"))  # a file that may be anyone's
+    settings = training.get("settings")
+    given = settings.get("quantize") if isinstance(settings, dict) else None
+    trained_in: Quantize | None = next((known for known in get_args(Quantize) if known == given), None)
+    notes = []
+    if config.against is None:
+        update = {"against": require_local_model(base, f"'{path}'", "--against")}
+        config = config.model_copy(update=update | {"quantize_base": config.quantize_base or trained_in})
+    elif trained_in and not config.quantize_base:
+        notes.append(f"The checkpoint was trained in {trained_in}: what that rounding changed counts, too.")
+    if training.get("weights_id", "") not in ("", fingerprint(path.parent)):
+        notes.append(f"'{config.model}' is not as its training left it: weights or settings were changed since.")
+    return config, notes
+
+
+def _check_quantize(quantize: Quantize, config: EvalConfig) -> None:
+    """Raise ConfigError where the base cannot be rounded."""
+    if config.against is None:
+        raise ConfigError(f"--quantize-base {quantize} is for the base, and there is none; give --against MODEL.")
+    missing = [] if find_spec("bitsandbytes") else ["bitsandbytes (pip install 'flipsearch[quantize]')"]
+    missing += [] if config.backend == "transformers" else ["--backend transformers"]
+    if missing:
+        raise ConfigError(
+            f"the base '{config.against}' in {quantize} needs {' and '.join(missing)}; or compare with it as it is "
+            f"stored: --against {config.against}."
+        )
 
 
 def _attacks(config: EvalConfig, harmful: Sequence[Prompt]) -> tuple[tuple[str, ...], list[str]]:

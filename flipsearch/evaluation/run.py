@@ -159,7 +159,7 @@ def run_evaluation(
 
         # First the base, whose unsafe answers both models are made to begin with.
         base = score(plan.base_config, "base") if plan.base_config is not None else None
-        new = score(plan.config, "new")
+        new = score(plan.own_config, "new")
     card = replace(make_scorecard(plan, judge, new, base), contraction=benign_contraction(ledger, new, base))
     return card, changed_answers(plan, judge, ledger, new, base)
 

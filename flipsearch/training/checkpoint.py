@@ -9,6 +9,7 @@
 A full disk and a torn state are one line that says how to continue.
 """
 
+import importlib
 import json
 import os
 import re
@@ -18,20 +19,22 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from huggingface_hub import HfApi
-from transformers import Trainer
+from transformers import PreTrainedModel, Trainer
+from transformers.pytorch_utils import Conv1D
 
-from flipsearch.backends.loading import is_out_of_memory, quiet
-from flipsearch.backends.models import ENCODING_FILES, TRAINING_FILE, locate, model_source
+from flipsearch.backends.loading import is_out_of_memory, load_model, quiet
+from flipsearch.backends.models import ENCODING_FILES, TRAINING_FILE, locate, model_source, stored_weights
+from flipsearch.backends.quantized import dequantized, quantized_layers
 from flipsearch.config import TrainConfig
 from flipsearch.core.errors import TrainingError, one_line
 from flipsearch.core.files import is_held, take_lock, write_text
 from flipsearch.core.settings import as_typed
 from flipsearch.core.trainings import TRAINING_FORMAT, check_format
-from flipsearch.training.model import stored_weights, unwrap
+from flipsearch.training.model import make_savable, unwrap
 
 LOG_FILE, ANSWERS_FILE, VALIDATION_FILE = "log.jsonl", "answers.jsonl", "validation.jsonl"
 LOGS = (LOG_FILE, ANSWERS_FILE, VALIDATION_FILE)
@@ -138,8 +141,12 @@ class CheckpointFolder:
         shutil.rmtree(self.final, ignore_errors=True)
         with quiet():
             if model is not unwrap(model):
+                # What is uploaded names no folder of this machine.
+                name = Path(base).name if Path(base).exists() else base.partition("@")[0]
+                model.peft_config["default"].base_model_name_or_path = name
                 model.save_pretrained(self.final / ADAPTER)
-                model = model.merge_and_unload()
+                (self.final / ADAPTER / "README.md").unlink()
+                model = merged(model, self.final / ADAPTER, source)
             stored = {name: STORED_DTYPES.get(entry["dtype"], torch.float32) for name, entry in stored_weights(source)}
             notes = set[str]()
             usual = Counter(stored.values()).most_common(1)[0][0]
@@ -147,7 +154,8 @@ class CheckpointFolder:
                 dtype = stored.get(name, usual)
                 if parameter.dtype == dtype:
                     continue
-                notes.add(str(dtype).removeprefix("torch."))
+                if dtype.itemsize < parameter.dtype.itemsize:
+                    notes.add(str(dtype).removeprefix("torch."))
                 # The data alone: what is tied is one parameter, and stays it.
                 parameter.data = parameter.data.to(dtype)
                 if weights is not None and name in weights:
@@ -173,6 +181,24 @@ class CheckpointFolder:
                 f"'{self.final}' is finished, but cannot be renamed to '{self.folder}': {error.strerror}; rename it."
             ) from error
         shutil.rmtree(self.partial, ignore_errors=True)
+
+
+def merged(adapted: Any, adapter: Path, source: Path) -> PreTrainedModel:
+    """Return a plain model that computes what one with adapters does; `adapter` is where they are saved.
+
+    Rounded weights cannot hold the sum: they are dequantised into the model of the folder `source` on the CPU first.
+    """
+    inner = unwrap(adapted)
+    if getattr(inner, "is_quantized", False):
+        model = load_model(source, torch.device("cpu"), inner.dtype)
+        make_savable(model)
+        for name, layer in quantized_layers(inner):
+            plain, weights = model.get_submodule(name.removesuffix(".base_layer")), dequantized(layer)
+            weights = weights.T.contiguous() if isinstance(plain, Conv1D) else weights
+            plain.weight.data = weights.to("cpu", inner.dtype)
+        peft = importlib.import_module("peft")
+        adapted = peft.PeftModel.from_pretrained(model, adapter, torch_device="cpu")
+    return cast(PreTrainedModel, adapted.merge_and_unload())
 
 
 def upload(folder: Path, name: str) -> str:

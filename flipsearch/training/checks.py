@@ -63,24 +63,19 @@ def check_settings(config: TrainConfig) -> None:
     for name in ("max_over_refusal", "max_contraction"):
         if getattr(config, name) is not None and not config.eval_steps:
             raise ConfigError(f"{as_typed(TrainConfig, name, getattr(config, name))} was given without --eval-steps N.")
-    for name in ("lora_alpha", "lora_targets"):
+    for name in ("lora_alpha", "lora_targets", "quantize"):
         if getattr(config, name) and not config.lora:
             raise ConfigError(f"{as_typed(TrainConfig, name, getattr(config, name))} was given without --lora RANK.")
-    if config.optimizer == "adamw-8bit":
-        _check_8bit(config)
+    for name in ("quantize", "optimizer"):
+        value = getattr(config, name)
+        if value in ("4bit", "8bit", "adamw-8bit") and not find_spec("bitsandbytes"):
+            raise ConfigError(f"--{name} {value} needs bitsandbytes: pip install 'flipsearch[quantize]'.")
+    if config.optimizer == "adamw-8bit" and is_sharded():
+        raise ConfigError("--optimizer adamw-8bit does not run on shards: leave it out for AdamW in 32 bits.")
     if config.report_to:
         _check_reporting(config.report_to)
     if config.push_to_hub is not None:
         _check_hub(config.push_to_hub)
-
-
-def _check_8bit(config: TrainConfig) -> None:
-    todo = "Leave --optimizer out for AdamW in 32 bits."
-    if choose_device(config.device).type == "cpu" or is_sharded():
-        where = "shards" if is_sharded() else "a CPU"
-        raise ConfigError(f"--optimizer adamw-8bit is bitsandbytes' and does not run on {where}. {todo}")
-    if not find_spec("bitsandbytes"):
-        raise ConfigError(f"--optimizer adamw-8bit needs bitsandbytes: pip install bitsandbytes. {todo}")
 
 
 def _check_hub(name: str) -> None:
@@ -106,11 +101,17 @@ def settled_rollouts(config: TrainConfig) -> str:
         )
     if given not in ROLLOUTS:
         raise ConfigError(unknown_name("--rollouts", given, ROLLOUTS))
+    if given == "vllm" and config.quantize:
+        raise ConfigError(
+            f"--rollouts vllm would sample from whole weights, and --quantize {config.quantize} trains rounded ones; "
+            "give transformers."
+        )
     # vLLM takes the device that it was built for and sees.
     is_there = find_spec("vllm") is not None
     can_run = is_there and choose_device(config.device).type == choose_device("auto").type
     if given == "auto":
-        return "vllm" if is_learnt_from and can_run and choose_device("auto").type == "cuda" else "transformers"
+        is_fast = is_learnt_from and can_run and not config.quantize and choose_device("auto").type == "cuda"
+        return "vllm" if is_fast else "transformers"
     if given == "vllm" and not is_learnt_from:
         raise ConfigError(f"--rollouts vllm: --method {config.method} learns from no rollouts; leave it out.")
     if given == "vllm" and not is_there:

@@ -15,15 +15,9 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
-from flipsearch.backends.base import check_model
+from flipsearch.backends.base import check_model, check_template
 from flipsearch.backends.chat import Chat, Message
-from flipsearch.backends.loading import (
-    check_template,
-    choose_device,
-    choose_dtype,
-    load_tokenizer,
-    transformers_identity,
-)
+from flipsearch.backends.loading import choose_device, choose_dtype, load_tokenizer, transformers_identity
 from flipsearch.backends.models import ModelFiles, locate, model_source
 from flipsearch.config import ExportConfig, is_endpoint
 from flipsearch.core.errors import ConfigError, LedgerError, TrainingError, unknown_name

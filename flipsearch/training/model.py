@@ -13,7 +13,8 @@ Bytes per GPU, for P parameters, of which A are adapters, on N GPUs (ZeRO, arXiv
 training's precisions: model.py). s is the size of a number in the model's precision, b the rows of a backward pass, B
 those that are decoded at once, T the longest prompt and completion:
 
-    weights      4 P / N in float32, with s P rounded to run; s P for the teacher       LoRA: s P in all, 4 A
+    weights      4 P / N in float32, with s P rounded to run; s P for the teacher       LoRA: s P in all, 4 A; with
+                 --quantize, linear layers have .52 (4bit) or 1 (8bit) in place of s
     gradients    4 P / N                                                                LoRA: 4 A
     optimizer    8 P / N, AdamW's two moments; 2 P / N in 8 bits                        LoRA: 8 A or 2 A
     activations  s b T (L (6 h + 4 q + 4 i) + 3 h), what a backward pass through L layers of hidden width h, query width
@@ -29,7 +30,6 @@ The peak is weights, gradients and optimizer with the greater of activations and
 
 import copy
 import importlib
-import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
@@ -45,8 +45,9 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from flipsearch.backends.base import make_backend
 from flipsearch.backends.colocated import ROLLOUT_SHARE
-from flipsearch.backends.loading import choose_device, choose_dtype, load_config, memory_bytes, quiet
-from flipsearch.backends.models import locate, model_source
+from flipsearch.backends.loading import choose_device, choose_dtype, load_config, memory_bytes, model_class, quiet
+from flipsearch.backends.models import locate, model_source, stored_weights
+from flipsearch.backends.quantized import BYTES, num_rounded
 from flipsearch.backends.transformers import MAX_ROWS, TransformersBackend
 from flipsearch.backends.vllm import GPU_MEMORY
 from flipsearch.config import TrainConfig
@@ -301,14 +302,6 @@ class StepMemory:
         return self.weights + self.gradients + self.optimizer + max(self.activations, self.decode_cache)
 
 
-def stored_weights(folder: Path) -> Iterator[tuple[str, Any]]:
-    """Yield name, shape and precision of each weight in a folder, from the headers of its safetensors files alone."""
-    for path in folder.glob("*.safetensors"):
-        with path.open("rb") as file:
-            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
-        yield from ((name, entry) for name, entry in header.items() if name != "__metadata__")
-
-
 def check_memory(plan: TrainPlan, folder: Path) -> None:
     """Raise TrainingError if weights, gradients, optimizer and teacher alone cannot fit; rollouts need more."""
     config, device = plan.config, choose_device(plan.config.device)
@@ -323,12 +316,27 @@ def check_memory(plan: TrainPlan, folder: Path) -> None:
         free, total = torch.cuda.mem_get_info(device)
         available = free - (GPU_MEMORY * ROLLOUT_SHARE * total if config.rollouts == "vllm" else 0)
     if needed > available:
-        todo = "take a smaller model" if config.lora else "give --lora 16, or take a smaller model"
-        todo = f"give --rollouts transformers, {todo}" if config.rollouts == "vllm" else todo
+        less = [] if config.quantize else ["give --quantize 4bit"] if config.lora else ["give --lora 16"]
+        less = ["give --rollouts transformers", *less] if config.rollouts == "vllm" else less
+        todo = " or ".join([*less, "take a smaller model"])
         raise TrainingError(
             f"training '{config.model}' ({num / 1e9:.2f} B parameters) takes {needed / 2**30:.1f} GiB for "
             f"weights, gradients, AdamW and teacher, but {device} has {available / 2**30:.1f} GiB; {todo}."
         )
+
+
+def num_quantized(folder: Path) -> int:
+    """Return how many weights of the model in a folder --quantize rounds; BackendError for one that it does not suit.
+
+    The model is built without weights for it: what its layers are is in no file.
+    """
+    config = load_config(folder)
+    try:
+        with quiet(), torch.device("meta"):
+            model = model_class(config).from_config(config)
+    except (ValueError, TypeError, ArithmeticError, RuntimeError) as error:
+        raise TrainingError(f"no model can be built from the config in '{folder}': {one_line(error, 300)}") from error
+    return num_rounded(model)
 
 
 def num_parameters(folder: Path) -> int:
@@ -351,7 +359,8 @@ def step_memory(plan: TrainPlan, folder: Path, longest: int, num_gpus: int) -> S
     moments = 2 if config.optimizer == "adamw-8bit" else 2 * WEIGHT_BYTES
     if config.lora:
         trained = _num_adapter_parameters(config, folder)
-        weights = size * num + WEIGHT_BYTES * trained
+        rounded = num_quantized(folder) if config.quantize else 0
+        weights = size * (num - rounded) + round(BYTES[config.quantize] * rounded) + WEIGHT_BYTES * trained
     else:
         teacher = 0 if is_supervised else size * num
         # Sharded weights are gathered for rollouts, others rounded to be run.

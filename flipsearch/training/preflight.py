@@ -314,7 +314,7 @@ def _of_cost(cost: TrainingCost) -> Iterator[PreflightCheck]:
     yield _check(
         ("memory", f"{cost.memory.peak / 2**30:.2f} GiB", f"at most {cost.available / 2**30:.1f} GiB"),
         "met" if cost.fits else "failed",
-        "Give --lora 16, --gradient-checkpointing, fewer --max-tokens, or shard it over more GPUs.",
+        "Give --lora 16, --quantize 4bit, --gradient-checkpointing, fewer --max-tokens, or shard it over more GPUs.",
     )
     yield _check(
         ("time", hours, "less than a day on a CPU"),

@@ -20,6 +20,7 @@ from transformers import PrinterCallback, TrainerCallback, set_seed
 
 from flipsearch.backends.base import make_backend
 from flipsearch.backends.loading import is_out_of_memory, quiet
+from flipsearch.backends.models import fingerprint
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.core.errors import TrainingError
 from flipsearch.core.files import TRAINING_PACKAGES, package_versions
@@ -80,6 +81,7 @@ def run_training(
         step_size = arguments.train_batch_size * arguments.gradient_accumulation_steps * num_processes()
         record = _record(plan, routing, log, backend, judge, step_size)
         inputs: dict[str, Any] = {"inputs_id": given.inputs_id, "study_pages": given.study_pages}
+        inputs["weights_id"] = fingerprint(folder.final)
         seen = validation.notes(trainer.state.best_global_step) if plan.validation else []
         return replace(record, notes=(*record.notes, *seen, *saving_notes), **inputs), log
 
@@ -159,7 +161,8 @@ def _answer_rows(
         return own_rows(backend.chat, kept_answers(runner(backend), routing.prompts, routing.contexts))
     assert plan.config.teacher is not None  # by plan
     turn_end_id(backend.chat, backend.tokenizer)  # before the teacher has generated for hours
-    with closing(make_backend(plan.config.model_copy(update={"model": plan.config.teacher}))) as teacher:
+    its_own = {"model": plan.config.teacher, "quantize": None}
+    with closing(make_backend(plan.config.model_copy(update=its_own))) as teacher:
         kept = kept_answers(runner(teacher), routing.prompts, routing.contexts)
     return teacher_rows(backend.chat, backend.tokenizer, kept, backend.max_positions)
 

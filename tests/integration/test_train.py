@@ -426,7 +426,12 @@ def test_the_judges_model_is_unloaded_before_another_is_loaded_and_before_traini
 
 def test_lora_leaves_a_merged_model_and_its_adapter(tmp_path: Path) -> None:
     done = train(tmp_path, lora=4, max_steps=2)
-    assert (done.folder / "adapter" / "adapter_model.safetensors").is_file()
+    assert {path.name for path in (done.folder / "adapter").iterdir()} == {
+        "adapter_model.safetensors",
+        "adapter_config.json",
+    }
+    adapter = json.loads((done.folder / "adapter" / "adapter_config.json").read_text())
+    assert adapter["base_model_name_or_path"] == "pocket"  # and no folder of this machine
     base = load_file(Path(flipsearch.__file__).parent / "pocket" / "model.safetensors")
     merged = weights(done.folder)
     assert merged.keys() == base.keys()
