@@ -272,6 +272,7 @@ class LocalBackend:
         self.chat, self.thinks, self.same_placements = chat, chat.thinks, chat.same_placements
         self.count_tokens, self.watch = chat.count_tokens, chat.thought_watch()
         self.completion_ids, self.beginning = chat.completion_ids, chat.beginning
+        self.system_notes = chat.system_notes
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
         """Yield one rollout per request, batch by batch; those that cannot be encoded come first, as errors."""

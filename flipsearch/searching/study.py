@@ -30,8 +30,8 @@ from flipsearch.config import ScoreConfig, SearchConfig, StudyConfig
 from flipsearch.core.errors import StudyError
 from flipsearch.core.files import RESULT_PACKAGES, atomic_write, package_versions
 from flipsearch.core.progress import Phase
-from flipsearch.core.protocols import Backend, Judge
-from flipsearch.core.records import Context, Prompt
+from flipsearch.core.protocols import Backend, Judge, notes_for
+from flipsearch.core.records import PLACEMENTS, Context, Prompt
 from flipsearch.core.studies import STUDY_FORMAT, RefusalCap, Study, StudyKind, Trial
 from flipsearch.judging.library import OtherJudges, unload
 from flipsearch.measuring.measure import flip_difference, measure, measured_trial, within_caps
@@ -99,7 +99,8 @@ def run_study(
     rows = [row for row in setup.placebos if not row.needs_winner]
     placebos = [measure_placebo(runner, row.context(), base, number) for number, row in enumerate(rows)]
     headroom_notes = require_headroom(base.num_unsafe, num_left(base, placebos))
-    notes = [*runner.backend.notes, *same_notes, *coverage_notes(runner, base), *ending_notes(runner, base)]
+    backend_notes = notes_for(runner.backend, setup.config.placements or PLACEMENTS)
+    notes = [*backend_notes, *same_notes, *coverage_notes(runner, base), *ending_notes(runner, base)]
     notes += [*_refusal_notes(base), *few_unsafe_notes(base, setup.num_finalists), *headroom_notes]
 
     def rung_done(stage: str, arms: Callable[[], list[Trial]]) -> None:
@@ -157,7 +158,8 @@ def run_score(
     *arms, placebo = with_second_judges(runner, judges, base, trials)[0]
     arms = [arm.with_confirmed(net=flip_difference(arm.search, placebo.search)) for arm in arms]
     arms.sort(key=lambda arm: (arm.state == "failed", -(arm.search.flip_rate.value or 0.0)))
-    notes = [*runner.backend.notes, *coverage_notes(runner, base), *ending_notes(runner, base)]
+    backend_notes = notes_for(runner.backend, {context.placement for context in contexts})
+    notes = [*backend_notes, *coverage_notes(runner, base), *ending_notes(runner, base)]
     if any(context.template for context in contexts) and config.split is None:
         notes.append("Scored on every prompt: for a context that a search found on these, --split confirm is fairer.")
     return make_study(StudyKind.SCORE, config, runner, [base], [*arms, placebo], notes, name=name)
