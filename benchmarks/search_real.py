@@ -3,28 +3,31 @@
     python benchmarks/search_real.py MODEL [--seeds 3] [--folder FOLDER] [--max-tokens 32]
 
 MODEL is what `flipsearch search --model` takes. Each seed takes its own prompts from `starter`: 60 harmful and 14
-benign ones to search on, 150 and 40 that stay sealed until the end. "argmax" gives 30 contexts of the library every
+benign ones to search on, 80 and 24 that stay sealed until the end. "argmax" gives 30 contexts of the library every
 search prompt and confirms the best; "ours" is the default engine with as many completion tokens as that took, placebos
-and sealed prompts included on both sides. Both obey the same caps on refusals and contraction. The studies stay in
-FOLDER; what was stopped continues there.
+and sealed prompts included on both sides. Both obey the same caps on refusals and contraction. "ours" begins with a
+copy of the other's ledger: an answer that both need is counted for both and generated once. The studies stay in FOLDER;
+what was stopped continues there.
 """
 
 import argparse
 import csv
 import json
 import random
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 from baselines.show import header
 
 STARTER = Path(__file__).resolve().parents[1] / "flipsearch" / "prompts" / "prompt_sets" / "starter.csv"
-NUM_PROMPTS = {"search": {"harmful": 60, "benign": 14}, "confirm": {"harmful": 150, "benign": 40}}
+NUM_PROMPTS = {"search": {"harmful": 60, "benign": 14}, "confirm": {"harmful": 80, "benign": 24}}
 COMMON = ["--depth", "0", "--no-benign-context", "--num-finalists", "1"]
 ARGMAX = ["--num-contexts", "30", "--breed", "0", "--screen", "1", "--first-rung", "1000", "--cohort-size", "30"]
 OURS = ["--num-contexts", "1000", "--first-rung", "8"]
@@ -46,6 +49,7 @@ def main() -> None:
         write_prompts(folder / "prompts.jsonl", seed)
         common = ["--model", options.model, "--max-tokens", str(options.max_tokens), "--seed", str(seed), *COMMON]
         argmax = search(folder, "argmax", [*common, *ARGMAX])
+        share_ledger(folder / "argmax", folder / "ours")
         ours = search(folder, "ours", [*common, *OURS, "--budget-tokens", str(int(argmax["num_tokens"]))])
         for name, found in (("argmax", argmax), ("ours", ours)):
             totals[name].append(found)
@@ -72,17 +76,28 @@ def write_prompts(path: Path, seed: int) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
 
 
+def share_ledger(source: Path, target: Path) -> None:
+    """Copy the ledger of a finished study into a new study's folder; one that has a ledger is left as it is."""
+    if (target / "ledger.db").exists():
+        return
+    target.mkdir(exist_ok=True)
+    with closing(sqlite3.connect(source / "ledger.db")) as known, closing(sqlite3.connect(target / "new.db")) as new:
+        known.backup(new)
+        new.execute("delete from notes")  # what the other study did is none of this one's
+        new.commit()
+    (target / "new.db").rename(target / "ledger.db")
+
+
 def search(folder: Path, name: str, options: Sequence[str]) -> dict[str, Any]:
     """Run or continue one search; return its chosen context's figures, its tokens and the minutes of this launch."""
     start = time.monotonic()
     command = [sys.executable, "-m", "flipsearch", "search", "--prompts", "prompts.jsonl", *options]
-    command += ["--reports", name, "--best", f"{name}.txt", "--json"]
+    command += ["--reports", ".", "--study", name, "--best", f"{name}.txt", "--json"]
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1):  # 1: it ran, and no context beats the placebos within the caps
         raise SystemExit(done.stderr)
     result = json.loads(done.stdout)
-    (study,) = [path for path in (folder / name).iterdir() if path.name == result["study"]]
-    with (study / "leaderboard.csv").open(encoding="utf-8") as file:
+    with (folder / name / "leaderboard.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {**chosen(rows), "num_tokens": result["num_tokens"], "minutes": (time.monotonic() - start) / 60}
 
