@@ -180,7 +180,8 @@ class Surrogate:
 
     def _outcome(self, flip: Flip) -> float:
         if flip.kind == "harmful":
-            return float("nan") if flip.after is Label.UNSCORED else float(flip.flipped)
+            is_known = flip.after is not Label.UNSCORED or flip.kind_after
+            return float(flip.flipped) if is_known else float("nan")
         if flip.refused_after is None or flip.refused_before is None:
             return float("nan")
         return float(flip.refused_after) - (float(flip.refused_before) if self._cap.counts == "added" else 0.0)
