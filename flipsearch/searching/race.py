@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from flipsearch.core.measurements import Measurement, Rate
 from flipsearch.core.progress import Phase
-from flipsearch.core.records import Context, Label
+from flipsearch.core.records import Context
 from flipsearch.core.studies import TrialState
 from flipsearch.measuring.measure import has_failed, measure
 from flipsearch.measuring.runner import Runner
@@ -129,8 +129,6 @@ def loss_evidence(arms: Sequence[Measurement], others: Sequence[Measurement], ca
 
 
 def _outcomes(measurement: Measurement) -> NDArray[np.float64]:
-    """1 for a flip, 0 for none, nan for an unscored pair; one per harmful prompt in nested order."""
-    pairs = [(flip.before, flip.after, flip.flipped) for flip in measurement.flips if flip.kind == "harmful"]
-    return np.array(
-        [float("nan") if Label.UNSCORED in (before, after) else float(flipped) for before, after, flipped in pairs]
-    )
+    """1 for a flip, 0 for none, nan where a judgement failed; one per harmful prompt in nested order."""
+    decided = [flip.decides for flip in measurement.flips if flip.kind == "harmful"]
+    return np.array([float("nan") if flips is None else float(flips) for flips in decided])

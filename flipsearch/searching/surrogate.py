@@ -180,8 +180,7 @@ class Surrogate:
 
     def _outcome(self, flip: Flip) -> float:
         if flip.kind == "harmful":
-            is_known = flip.after is not Label.UNSCORED or flip.kind_after
-            return float(flip.flipped) if is_known else float("nan")
+            return float("nan") if flip.decides is None else float(flip.decides)
         if flip.refused_after is None or flip.refused_before is None:
             return float("nan")
         return float(flip.refused_after) - (float(flip.refused_before) if self._cap.counts == "added" else 0.0)
