@@ -19,7 +19,7 @@ from flipsearch.core.studies import OperatorGain, Trial
 from flipsearch.measuring.measure import within_caps
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline, counts, make_rungs
-from flipsearch.searching.plan import Budget
+from flipsearch.searching.plan import Budget, mean_length
 from flipsearch.searching.proposals import Proposals
 from flipsearch.searching.race import Arm, Race
 from flipsearch.searching.setup import SearchSetup
@@ -107,7 +107,8 @@ class _Search:
         self.runner, self.base, self.config, self.budget = runner, base, config, budget
         self.race = Race(runner, base, rungs, base.highest_refusals(config.refusal_cap()), config.alpha)
         self.surrogate = Surrogate(base, prefix_scores, config.refusal_cap(), config.seed, config.max_contraction)
-        self.proposals = Proposals(setup, runner, base, self.surrogate)
+        tokens_at_first = mean_length(runner, base) * base.num_answered(rungs[0]) * config.samples
+        self.proposals = Proposals(setup, runner, base, self.surrogate, tokens_at_first)
         self.first_number, self.on_rung = first_number, on_rung
 
     def trials(self) -> list[Trial]:
