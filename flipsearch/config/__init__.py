@@ -132,7 +132,7 @@ class SearchConfig(StudyConfig):
     rewriter: Annotated[str | None, Flag(metavar="MODEL")] = None
     """Let this model rewrite contexts, knowing where they failed; self is the searched one (none)."""
     screen: Count | None = None
-    """Screen N candidates per context that is tried, by scoring known answers; 1: none (4, fewer if answers are short)."""
+    """Screen N candidates per tried context by scoring known answers; 1: none (4; fewer if answers are short)."""
     max_context_tokens: Count = 640
     """Longest text that an operator may make, in tokens."""
     max_over_refusal: Fraction = 0.10
