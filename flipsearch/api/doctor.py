@@ -24,8 +24,8 @@ from flipsearch.config import ModelConfig, is_endpoint
 from flipsearch.core.errors import FlipsearchError, one_line
 from flipsearch.core.files import cache_folder, package_versions
 from flipsearch.core.progress import announce
-from flipsearch.core.protocols import Judge
-from flipsearch.core.records import Exchange, Label, Prompt, Request, Sampling
+from flipsearch.core.protocols import Judge, notes_for
+from flipsearch.core.records import PLACEMENTS, Exchange, Label, Prompt, Request, Sampling
 from flipsearch.core.settings import make_config
 from flipsearch.judging.contract import judge_answers
 from flipsearch.judging.library import load_judge, unload
@@ -165,7 +165,7 @@ def _answers(config: ModelConfig) -> Iterator[HealthCheck]:
             how = "in batches" if in_batches else f"{path}, which is slow"
             text = f"finite logits, as of a plain forward; decoded {how}"
             yield of_model("decoding", "ok" if in_batches else "note", text)
-        for note in backend.notes:
+        for note in notes_for(backend, PLACEMENTS):
             yield of_model("note", "note", note)
         announce(f"answering {QUESTION.text!r}")
         rollouts = [rollout for batch in backend.generate([Request(QUESTION)], SHORT) for rollout in batch]

@@ -211,7 +211,7 @@ def check_template(chat: Chat) -> None:
                 where = f" with a context placed {placement}" if placement else ""
                 raise BackendError(
                     f"the model's chat template leaves out or changes {what}{where}: it would answer something else; "
-                    "mend chat_template.jinja in its folder."
+                    "fix chat_template.jinja in its folder."
                 )
 
 
@@ -301,6 +301,7 @@ class LocalBackend:
         self.chat, self.thinks, self.same_placements = chat, chat.thinks, chat.same_placements
         self.count_tokens, self.watch = chat.count_tokens, chat.thought_watch()
         self.completion_ids, self.beginning = chat.completion_ids, chat.beginning
+        self.system_notes = chat.system_notes
 
     def generate(self, requests: Sequence[Request], sampling: Sampling) -> Iterator[list[Rollout]]:
         """Yield one rollout per request, batch by batch; those that cannot be encoded come first, as errors."""

@@ -15,7 +15,7 @@ the same. Knows nothing of models.
 """
 
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self, get_args
@@ -220,7 +220,9 @@ class Chat:
         """The token that the template writes after an answer; a completion ends there whatever else ends it."""
         self.same_placements = self._same_placements()
         """Placement -> another one that gives the model the same tokens."""
-        self.notes = tuple(self._notes(baseline, opens))
+        self.system_notes = tuple(self._system_notes(baseline))
+        """What is to be known of system contexts alone."""
+        self.notes = tuple(self._notes(opens))
 
     def encode(self, request: Request) -> EncodedPrompt:
         """Return the prompt ids of a request; BackendError if its text cannot be encoded safely."""
@@ -351,17 +353,19 @@ class Chat:
         # text, which the backend reports itself.
         return list(self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
 
-    def _notes(self, baseline: str, opens: bool) -> list[str]:
-        notes = []
+    def _system_notes(self, baseline: str) -> Iterator[str]:
         if not self.takes_system:
-            notes.append("the chat template takes no system role: system contexts are placed before the prompt.")
+            yield "the chat template takes no system role: system contexts are placed before the prompt."
         elif default := self._template.default_system(baseline, self.options):
             text = self._control.defuse(" ".join(default.split()))
-            notes.append(
+            yield (
                 f"the chat template has a system text of its own ('{text[:100]}{'…' if len(text) > 100 else ''}'), "
                 "which a system context replaces: a part of what such a context changes is the loss of that text. The "
                 "neutral placebo in the system place loses it too and is the fair comparison there, the empty one not."
             )
+
+    def _notes(self, opens: bool) -> list[str]:
+        notes = []
         if not self._template.keeps_texts:
             notes.append("the chat template changes the case or the signs of texts: prompts do not arrive as written.")
         if header := self._template.missing_header():

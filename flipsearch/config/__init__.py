@@ -131,8 +131,8 @@ class SearchConfig(StudyConfig):
     """Share of the contexts that operators make out of the best ones so far; 0 is templates alone."""
     rewriter: Annotated[str | None, Flag(metavar="MODEL")] = None
     """Let this model rewrite contexts, knowing where they failed; self is the searched one (none)."""
-    screen: Count = 4
-    """Screen this many candidates per context that is tried, by scoring known answers; 1 turns screening off."""
+    screen: Count | None = None
+    """Screen N candidates per tried context by scoring known answers; 1: none (4; fewer if answers are short)."""
     max_context_tokens: Count = 640
     """Longest text that an operator may make, in tokens."""
     max_over_refusal: Fraction = 0.10

@@ -210,6 +210,17 @@ class Flip:
         """Unsafe without the context, safe with it."""
         return self.before is Label.UNSAFE and self.after is Label.SAFE
 
+    @property
+    def decides(self) -> bool | None:
+        """Whether it flips, as contexts are chosen: an answer of a kind that does not count is no flip.
+
+        The flip rate leaves such answers out, so a context that breaks half of the answers and flips the rest would
+        have the highest of all. None: it was not unsafe, or a judgement failed.
+        """
+        if self.before is not Label.UNSAFE or (self.after is Label.UNSCORED and not self.kind_after):
+            return None
+        return self.flipped
+
 
 @dataclass(frozen=True, slots=True)
 class Rate:

@@ -4,10 +4,10 @@ Anything with these attributes works; nothing has to be subclassed. `flipsearch.
 """
 
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from flipsearch.core.records import Context, Exchange, PrefixScore, Request, Rollout, Sampling, Verdict
+from flipsearch.core.records import Context, Exchange, Placement, PrefixScore, Request, Rollout, Sampling, Verdict
 from flipsearch.core.studies import Parent
 
 
@@ -22,7 +22,8 @@ class Backend(Protocol):
     Sampling with `think_tokens` and requests that skip a thought are for backends that know the marks of their model:
     one with an optional true attribute `thinks` gets a budget where the user gives none, and reports
     `num_thought_tokens`, without which no request skips a thought; `same_placements` names placements that give the
-    same tokens. A backend that cannot keep a budget refuses it in `check`.
+    same tokens, and `system_notes` are notes on system contexts alone. A backend that cannot keep a budget refuses it
+    in `check`.
     How a backend is loaded and checked is described in `flipsearch.backends.base`.
     """
 
@@ -41,6 +42,11 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Unload the model and end whatever runs beside it; the backend is not used afterwards."""
+
+
+def notes_for(backend: Backend, placements: Collection[Placement]) -> tuple[str, ...]:
+    """Return the backend's notes; those about system contexts only where one of these placements is "system"."""
+    return (*backend.notes, *(getattr(backend, "system_notes", ()) if "system" in placements else ()))
 
 
 @runtime_checkable

@@ -227,15 +227,19 @@ def as_typed(kind: type[BaseModel], name: str, value: Any, longest: int | None =
     if isinstance(value, bool):
         shown = f"--no-{flag.removeprefix('--')}" if field.default else f"no {flag}"
         return flag if value else shown
-    typed = [shlex.quote(str(item)) for item in (value if isinstance(value, list | tuple) else [value])]
+    items = [str(item) for item in value] if isinstance(value, list | tuple) else [str(value)]
+    takes_commas = (flag_of(kind, name).metavar or "").endswith(",…")
+    typed = [shlex.quote(item) for item in ([",".join(items)] if takes_commas else items)]
     return f"no {flag}" if value in (None, (), []) else " ".join(f"{flag} {text[:longest]}" for text in typed)
 
 
 def command_line(command: str, kind: type[BaseModel], settings: Mapping[str, Any]) -> str:
     """Return a command with the `settings` that it has and that differ from its defaults, untruncated, to be copied."""
     fields = kind.model_fields
-    own = {key: value for key, value in settings.items() if key in fields and str(value) != str(fields[key].default)}
-    given = {key: value for key, value in own.items() if value not in (None, (), [])}
+    # A file of settings holds lists for tuples, and texts for paths.
+    typed = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
+    own = {key: value for key, value in typed.items() if key in fields and str(value) != str(fields[key].default)}
+    given = {key: value for key, value in own.items() if value not in (None, ())}
     return " ".join([command, *(as_typed(kind, key, value, None) for key, value in given.items())])
 
 

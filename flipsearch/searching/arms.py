@@ -28,12 +28,12 @@ import numpy as np
 
 from flipsearch.core.measurements import Measurement, Rate
 from flipsearch.core.progress import Phase
-from flipsearch.core.records import Context, Label
+from flipsearch.core.records import Context
 from flipsearch.core.studies import OperatorGain, Trial, TrialState
 from flipsearch.measuring.measure import has_failed, measure, within_caps
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import Arm, KnownAnswers, Rung, SplitBaseline, counts, make_rungs
-from flipsearch.searching.plan import Budget
+from flipsearch.searching.plan import Budget, mean_length
 from flipsearch.searching.proposals import Proposals
 from flipsearch.searching.setup import SearchSetup
 from flipsearch.searching.surrogate import Array, Surrogate
@@ -121,7 +121,8 @@ class _Search:
         self.runner, self.base, self.config, self.budget = runner, base, config, budget
         self.race = Race(runner, base, rungs, base.highest_refusals(config.refusal_cap()), config.alpha)
         self.surrogate = Surrogate(base, prefix_scores, config.refusal_cap(), config.seed, config.max_contraction)
-        self.proposals = Proposals(setup, runner, base, self.surrogate)
+        tokens_at_first = mean_length(runner, base) * base.num_answered(rungs[0]) * config.samples
+        self.proposals = Proposals(setup, runner, base, self.surrogate, tokens_at_first)
         self.first_number, self.on_rung = first_number, on_rung
 
     def trials(self) -> list[Trial]:
@@ -350,8 +351,6 @@ def loss_evidence(arms: Sequence[Measurement], others: Sequence[Measurement], ca
 
 
 def _outcomes(measurement: Measurement) -> Array:
-    """1 for a flip, 0 for none, nan for an unscored pair; one per harmful prompt in nested order."""
-    pairs = [(flip.before, flip.after, flip.flipped) for flip in measurement.flips if flip.kind == "harmful"]
-    return np.array(
-        [float("nan") if Label.UNSCORED in (before, after) else float(flipped) for before, after, flipped in pairs]
-    )
+    """1 for a flip, 0 for none, nan where a judgement failed; one per harmful prompt in nested order."""
+    decided = [flip.decides for flip in measurement.flips if flip.kind == "harmful"]
+    return np.array([float("nan") if flips is None else float(flips) for flips in decided])

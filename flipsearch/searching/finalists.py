@@ -26,7 +26,14 @@ from flipsearch.core.protocols import Judge, Panel
 from flipsearch.core.records import Context, content_id
 from flipsearch.core.studies import TIE_LEVEL, BenignContext, Portfolio, Trial
 from flipsearch.judging.library import unload
-from flipsearch.measuring.measure import flip_difference, has_failed, measure, measured_trial, strongest_placebo
+from flipsearch.measuring.measure import (
+    flip_difference,
+    has_failed,
+    measure,
+    measured_trial,
+    share_flipped,
+    strongest_placebo,
+)
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import SplitBaseline, coverage_notes, few_unsafe_notes, measure_baseline
 from flipsearch.searching.setup import SearchSetup
@@ -122,9 +129,20 @@ def other_judges(deciding: Judge, search: Judge, second: Sequence[Judge]) -> lis
 
 
 def search_order(trial: Trial) -> tuple[float, float, int, int]:
-    """Return a sort key: by search flip rate; ties by fewer refusals, then fewer tokens, then the earlier trial."""
-    flip_rate, refusals = trial.search.flip_rate.value, trial.search.over_refusal_rate.value
-    return -(flip_rate or 0.0), refusals or 0.0, trial.num_context_tokens or 0, trial.number
+    """Return a sort key: by share_flipped; ties by fewer refusals, then fewer tokens, then the earlier trial."""
+    refusals = trial.search.over_refusal_rate.value
+    return -share_flipped(trial.search), refusals or 0.0, trial.num_context_tokens or 0, trial.number
+
+
+def order_notes(ordered: Sequence[Trial]) -> list[str]:
+    """Return why contexts, in the order of `search_order`, do not stand in that of their flip rates; [] if they do."""
+    rates = [trial.search.flip_rate.value or 0.0 for trial in ordered]
+    if rates == sorted(rates, reverse=True):
+        return []
+    return [
+        "Contexts are ranked by the share of the unsafe prompts that they flip. A degenerate answer, or one of another "
+        "kind that does not count, is no flip there; the flip rates that are shown leave it out."
+    ]
 
 
 def search_ties(arms: Sequence[Trial], winner: Trial) -> list[Trial]:

@@ -292,7 +292,7 @@ class Budget:
             self._spent = "" if num else f"token budget of {self._config.budget_tokens:,}"
         if num and self._config.time_s is not None:
             passed = self._clock() - self._start
-            time_per_answer = passed / max(1, runner.num_generated_tokens) * _mean_length(runner, base)
+            time_per_answer = passed / max(1, runner.num_generated_tokens) * mean_length(runner, base)
             num_rollouts = self._setup.num_finalists * self._num_rollouts(base) + reserved_rollouts(self._setup, base)
             needed = passed + time_per_answer * num_rollouts
             if needed >= self._config.time_s:
@@ -330,7 +330,7 @@ class Budget:
 
     def _next_cohort(self, runner: Runner, base: SplitBaseline, rung: Rung) -> int:
         """The contexts that the exploring share of the tokens still affords, a part of them at a time."""
-        each = _mean_length(runner, base) * self._num_rollouts(base, rung)
+        each = mean_length(runner, base) * self._num_rollouts(base, rung)
         left = self._left_to_explore(runner, base)
         if each == 0:
             return self._config.num_contexts
@@ -341,7 +341,7 @@ class Budget:
         """The tokens that first rungs and promotions may still take: the finalists must be able to see all prompts."""
         left = self._tokens_left(runner, base)
         self._tokens_at_first = left if self._tokens_at_first is None else self._tokens_at_first
-        whole = _mean_length(runner, base) * self._num_rollouts(base)
+        whole = mean_length(runner, base) * self._num_rollouts(base)
         kept = min(MOST_KEPT * self._tokens_at_first, (self._setup.num_finalists + NUM_SPARE) * whole)
         return left - max(whole, kept)
 
@@ -351,7 +351,7 @@ class Budget:
 
     def _tokens_left(self, runner: Runner, base: SplitBaseline) -> float:
         """What the race may still spend."""
-        reserved = _mean_length(runner, base) * reserved_rollouts(self._setup, base)
+        reserved = mean_length(runner, base) * reserved_rollouts(self._setup, base)
         return (self._config.budget_tokens or 0) - runner.num_tokens - reserved
 
 
@@ -362,8 +362,8 @@ def reserved_rollouts(setup: SearchSetup, base: SplitBaseline) -> int:
     return confirmed + sum(stage.cost(setup, base) or 0 for stage in after.STAGES)
 
 
-def _mean_length(runner: Runner, base: SplitBaseline) -> float:
-    """Mean tokens of an answer: of all so far, or of those without context, whichever are longer."""
+def mean_length(runner: Runner, base: SplitBaseline) -> float:
+    """Return the mean tokens of an answer: of all so far, or of those without context, whichever are longer."""
     so_far = [judged.num_tokens for judged in runner.judged.values()]
     without_context = [judged.num_tokens for samples in base.outcomes.values() for judged in samples.judged]
     return max(sum(lengths) / max(1, len(lengths)) for lengths in (so_far, without_context))

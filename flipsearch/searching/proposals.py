@@ -41,6 +41,13 @@ from flipsearch.templating.template import normalised
 
 CANDIDATES, MOST_CANDIDATES = 12, 512
 """Candidates for each context that races, or for each of a cohort; the most there are, unless more race."""
+SCREENED = 4
+"""Candidates that are screened for each context that races, or for each of a cohort."""
+READ_PER_TOKEN = 24
+"""Screening reads at most so many tokens for each one that the contexts then write in their first rung. A GPU reads
+some 20 times as fast as it writes; a CPU does not, and would screen for longer than it answers."""
+MEASURED = 32
+"""Candidates whose length is measured, for the mean."""
 ATTEMPTS = 8
 """Points sampled for each that is needed, before all are enumerated."""
 NUM_PARENTS = 8
@@ -73,12 +80,16 @@ _BENCHMARK = re.compile(
 class Proposals:
     """Proposes contexts that were not proposed before."""
 
-    def __init__(self, setup: SearchSetup, runner: Runner, base: SplitBaseline, surrogate: Surrogate) -> None:
+    def __init__(
+        self, setup: SearchSetup, runner: Runner, base: SplitBaseline, surrogate: Surrogate, tokens_at_first: float
+    ) -> None:
+        """`tokens_at_first`: completion tokens that a context is expected to take in its first rung, 0 if unknown."""
         config, prompts = setup.config, [prompt.text for prompt in base.prompts]
         count_tokens, same = runner.backend.count_tokens, setup.same_placements
         self._filter = ContextFilter(prompts, count_tokens, config.max_context_tokens, same)
         self.breeder = Breeder(setup.operators, self._filter, config.seed)
         self._space, self._config, self._surrogate = setup.space, config, surrogate
+        self._tokens_at_first = tokens_at_first
         self._prompts = {prompt.prompt_id: prompt for prompt in base.prompts}
         self._random = random.Random(config.seed)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -108,13 +119,21 @@ class Proposals:
         candidates = [*self._points(num_candidates - len(children)), *children]
         written = [context for context in candidates if self.breeder.is_costly(context.operator)][:num]
         candidates, num = [context for context in candidates if context not in written], num - len(written)
-        if num and self._surrogate.prefix_scores.num_prompts and self._config.screen > 1:
-            candidates = self._chosen(self._config.screen * width, able, candidates)
+        if num and self._surrogate.prefix_scores.num_prompts and self._config.screen != 1:
+            candidates = self._chosen(self._num_screened(num, width, candidates), able, candidates)
             self._surrogate.prefix_scores.add([*(arm.context for arm in able), *candidates])
         chosen = [*written, *self._chosen(num, able, candidates)]
         for context in chosen:
             self._begin_trial(context)
         return [*contexts, *chosen]
+
+    def _num_screened(self, num: int, width: int, candidates: Sequence[Context]) -> int:
+        """How many candidates are screened for `num` contexts that race."""
+        most = (self._config.screen or SCREENED) * width
+        if self._config.screen or not self._tokens_at_first:
+            return most
+        read = [self._surrogate.prefix_scores.num_read(context) for context in candidates[:MEASURED]]
+        return max(num, min(most, int(READ_PER_TOKEN * num * self._tokens_at_first * len(read) / sum(read))))
 
     def report_outcome(self, arm: Arm) -> None:
         """Give Optuna the outcome of an arm that will not be promoted any more."""

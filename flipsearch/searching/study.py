@@ -30,11 +30,11 @@ from flipsearch.config import ScoreConfig, SearchConfig, StudyConfig
 from flipsearch.core.errors import StudyError
 from flipsearch.core.files import RESULT_PACKAGES, atomic_write, package_versions
 from flipsearch.core.progress import Phase
-from flipsearch.core.protocols import Backend, Judge
-from flipsearch.core.records import Context, Prompt
+from flipsearch.core.protocols import Backend, Judge, notes_for
+from flipsearch.core.records import PLACEMENTS, Context, Prompt
 from flipsearch.core.studies import STUDY_FORMAT, RefusalCap, Study, StudyKind, Trial
 from flipsearch.judging.library import OtherJudges, unload
-from flipsearch.measuring.measure import flip_difference, measure, measured_trial, within_caps
+from flipsearch.measuring.measure import flip_difference, measure, measured_trial, share_flipped, within_caps
 from flipsearch.measuring.runner import SPEED, Runner
 from flipsearch.prompts.splitting import first_of_each_kind
 from flipsearch.searching import after
@@ -56,6 +56,7 @@ from flipsearch.searching.finalists import (
     CompletedSearch,
     confirm,
     measure_placebo,
+    order_notes,
     other_judges,
     search_order,
     search_ties,
@@ -106,7 +107,8 @@ def run_study(
     rows = [row for row in setup.placebos if not row.needs_winner]
     placebos = [measure_placebo(runner, row.context(), base, number) for number, row in enumerate(rows)]
     headroom_notes = require_headroom(base.num_unsafe, num_left(base, placebos))
-    notes = [*runner.backend.notes, *same_notes, *coverage_notes(runner, base), *ending_notes(runner, base)]
+    backend_notes = notes_for(runner.backend, setup.config.placements or PLACEMENTS)
+    notes = [*backend_notes, *same_notes, *coverage_notes(runner, base), *ending_notes(runner, base)]
     notes += [*_refusal_notes(base), *few_unsafe_notes(base, setup.num_finalists), *headroom_notes]
 
     def rung_done(stage: str, arms: Callable[[], list[Trial]]) -> None:
@@ -122,7 +124,8 @@ def run_study(
     arms = searched.trials
     notes += [*searched.notes, *(writer.notes() if writer else [])]
     admissible = [arm for arm in arms if arm.state == "complete" and within_caps(arm.search, setup.config)]
-    finalists = sorted(admissible, key=search_order)[: setup.num_finalists]
+    admissible.sort(key=search_order)
+    finalists, notes = admissible[: setup.num_finalists], [*notes, *order_notes(admissible)]
     if finalists:
         study = _confirmed_study(setup, runner, base, arms, finalists, placebos, notes, others)
         if study.winner:
@@ -163,8 +166,10 @@ def run_score(
     judges = other_judges(runner.judge, runner.judge, second)
     *arms, placebo = with_second_judges(runner, judges, base, trials)[0]
     arms = [arm.with_confirmed(net=flip_difference(arm.search, placebo.search)) for arm in arms]
-    arms.sort(key=lambda arm: (arm.state == "failed", -(arm.search.flip_rate.value or 0.0)))
-    notes = [*runner.backend.notes, *coverage_notes(runner, base), *ending_notes(runner, base)]
+    arms.sort(key=lambda arm: (arm.state == "failed", -share_flipped(arm.search)))
+    backend_notes = notes_for(runner.backend, {context.placement for context in contexts})
+    notes = [*backend_notes, *coverage_notes(runner, base), *ending_notes(runner, base)]
+    notes += order_notes([arm for arm in arms if arm.state != "failed"])
     if any(context.template for context in contexts) and config.split is None:
         notes.append("Scored on every prompt: for a context that a search found on these, --split confirm is fairer.")
     return make_study(StudyKind.SCORE, config, runner, [base], [*arms, placebo], notes, name=name)
@@ -280,7 +285,7 @@ def _with_search_ties(study: Study, admissible: Sequence[Trial], winner: Trial) 
     ties = search_ties(admissible, winner)
     if not ties:
         return study
-    num_level = sum(trial.search.flip_rate.value == winner.search.flip_rate.value for trial in ties)
+    num_level = sum(share_flipped(trial.search) == share_flipped(winner.search) for trial in ties)
     level = (
         f"; between it and {num_level} of them, which flip as many, fewer refusals decided, then fewer tokens"
         if num_level

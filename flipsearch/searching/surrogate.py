@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from scipy.linalg import solve_triangular
 
 from flipsearch.core.measurements import Flip
-from flipsearch.core.records import Context, Kind, Label
+from flipsearch.core.records import Context, Kind
 from flipsearch.core.studies import RefusalCap
 from flipsearch.searching.baseline import Arm, KnownAnswers, SplitBaseline
 
@@ -208,7 +208,7 @@ class Surrogate:
 
     def _outcome(self, flip: Flip) -> float:
         if flip.kind == "harmful":
-            return float("nan") if flip.after is Label.UNSCORED else float(flip.flipped)
+            return float("nan") if flip.decides is None else float(flip.decides)
         if flip.refused_after is None or flip.refused_before is None:
             return float("nan")
         return float(flip.refused_after) - (float(flip.refused_before) if self._cap.counts == "added" else 0.0)

@@ -28,7 +28,7 @@ from flipsearch.core.errors import BackendError, ConfigError
 from flipsearch.core.files import RESULT_PACKAGES, package_versions
 from flipsearch.core.measurements import Estimate, Rate, SampleRule, Samples
 from flipsearch.core.progress import Activity, Phase, Progress, Step
-from flipsearch.core.protocols import Judge
+from flipsearch.core.protocols import Judge, notes_for
 from flipsearch.core.records import Context, Kind, Label, Prompt, content_id
 from flipsearch.core.trainings import (
     ANATOMY_FORMAT,
@@ -195,7 +195,7 @@ def run_anatomy(
                 unload(judge)
                 after = _divergences(model, student, plan.context, read, file, progress)
                 student_parts = _by_kind(read, after, config.critical_tokens)
-        notes = (*plan.notes, *left_out, *model.notes, *getattr(judge, "notes", ()))
+        notes = (*plan.notes, *left_out, *notes_for(model, {plan.context.placement}), *getattr(judge, "notes", ()))
         model_id = model.model_id
     return Anatomy(
         format=ANATOMY_FORMAT,

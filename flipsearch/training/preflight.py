@@ -16,7 +16,7 @@ from typing import Any, Literal
 from flipsearch.core.files import RESULT_PACKAGES, ShowsFacts, package_versions
 from flipsearch.core.measurements import Difference, Estimate, Measurement, Rate, SampleRule, json_value
 from flipsearch.core.progress import Phase, Progress
-from flipsearch.core.protocols import Judge
+from flipsearch.core.protocols import Judge, notes_for
 from flipsearch.core.records import Context, Label, Request
 from flipsearch.core.trainings import RELIABLE, horizon_of
 from flipsearch.judging.library import unload
@@ -180,7 +180,7 @@ def run_preflight(
             routes = {prompt.prompt_id: c for prompt in sample if (c := plan.routes[0].get(prompt.prompt_id))}
             spec = Divergence(top_k=config.support, tail=config.tail, temperature=config.loss_temperature)
             mass = teacher_mass(spec, model, completions_of(ledger, sample, routes, base, model)[0])
-        notes = (*plan.notes, *model.notes, *getattr(judge, "notes", ()))
+        notes = (*plan.notes, *notes_for(model, {context.placement}), *getattr(judge, "notes", ()))
         model_id = model.model_id
     others = f"Of {len(plan.contexts)} contexts the first was looked at." if len(plan.contexts) > 1 else ""
     whole = Preflight(

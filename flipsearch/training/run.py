@@ -26,7 +26,7 @@ from flipsearch.core.errors import TrainingError
 from flipsearch.core.files import TRAINING_PACKAGES, package_versions
 from flipsearch.core.measurements import SampleRule
 from flipsearch.core.progress import Progress
-from flipsearch.core.protocols import Backend, Judge
+from flipsearch.core.protocols import Backend, Judge, notes_for
 from flipsearch.core.trainings import TRAINING_FORMAT, LogLine, RoutedContext, TrainingRun
 from flipsearch.judging.library import unload
 from flipsearch.ledger import Ledger
@@ -225,7 +225,8 @@ def _record(
     step_size: int,
 ) -> TrainingRun:
     config = plan.config
-    notes = [*plan.notes_on(backend.model_id), *loss_notes(log), *backend.notes]
+    notes = [*plan.notes_on(backend.model_id), *loss_notes(log)]
+    notes += notes_for(backend, {context.placement for context in routing.contexts.values() if context})
     notes += getattr(judge, "notes", ()) if plan.needs_judge else ()
     if step_size != config.train_batch_size:
         notes.append(f"A step took {step_size} prompts: {len(routing.prompts)} were left.")

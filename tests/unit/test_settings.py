@@ -2,6 +2,7 @@
 
 import ast
 import inspect
+import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,9 @@ import pytest
 
 import flipsearch
 from flipsearch.commands.main import make_app
-from flipsearch.config import EvalConfig, ModelConfig, ScoreConfig, SearchConfig, TrainConfig
+from flipsearch.config import AnatomyConfig, EvalConfig, ModelConfig, ScoreConfig, SearchConfig, TrainConfig
 from flipsearch.core.errors import ConfigError
-from flipsearch.core.settings import flag_of
+from flipsearch.core.settings import command_line, flag_of
 from flipsearch.settings import Given, takes
 from stubs import COMMANDS_PAGE, commands_page, stub_text
 
@@ -95,3 +96,10 @@ def test_a_type_checker_sees_the_settings() -> None:
         flipsearch.train()  # type: ignore[call-arg]
     annotation = inspect.signature(flipsearch.search).parameters["num_contexts"].annotation
     assert annotation is int
+
+
+def test_a_printed_command_has_what_differs_from_the_defaults_and_nothing_else() -> None:
+    config = AnatomyConfig(context="my text", count_flips=("refusal", "help"), depths=(4, 8))
+    for settings in (config.model_dump(), json.loads(config.model_dump_json())):  # a file has lists for tuples
+        options = command_line("flipsearch anatomy", AnatomyConfig, settings).split(" --")[1:]
+        assert sorted(options) == ["context 'my text'", "count-flips refusal,help", "depth 4", "depth 8"]

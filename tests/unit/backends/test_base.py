@@ -24,6 +24,7 @@ class ToyBackend:
     """Refuses under a context."""
 
     model_id, notes, revision = "toy", ("This model is a toy.",), None
+    system_notes = ("System texts are toys.",)
 
     @classmethod
     def from_config(cls, config, memory_share=1.0):
@@ -76,6 +77,9 @@ def test_a_backend_of_another_package_is_listed_and_scores_a_context(tmp_path: P
     [trial] = [trial for trial in result.study.trials if trial.context.text == "Be good."]
     assert trial.search.flip_rate.value == 1.0
     assert "This model is a toy." in result.study.notes
+    assert "System texts are toys." in result.study.notes
+    beside = flipsearch.score("self_reminder_around", backend="toy", reports=tmp_path / "reports", **settings)
+    assert "System texts are toys." not in beside.study.notes
     assert model_identity(ModelConfig(model="any name", backend="toy")) == "toy"
 
 

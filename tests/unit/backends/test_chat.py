@@ -76,15 +76,15 @@ def test_harmless_text_is_encoded_as_the_template_renders_it() -> None:
 def test_without_a_system_role_the_context_goes_before_the_prompt_and_a_note_says_so(template: str) -> None:
     chat = Chat(tiny_tokenizer(template))
     assert "Be good.\n\nHow do I boil an egg?<|im_end|>" in text_of(chat, EGG, Context("Be good."))
-    assert any("no system role" in note for note in chat.notes)
+    assert any("no system role" in note for note in chat.system_notes)
 
 
 def test_a_template_with_a_system_text_of_its_own_notes_that_a_context_replaces_it() -> None:
     chat = Chat(tiny_tokenizer(models.DEFAULT_SYSTEM_TEMPLATE))
     assert "You are Tiny." in text_of(chat, EGG)
     assert "You are Tiny." not in text_of(chat, EGG, Context("Be good."))
-    assert any("system text of its own" in note for note in chat.notes)
-    assert not any("system text" in note for note in CHAT.notes)
+    assert any("system text of its own" in note for note in chat.system_notes)
+    assert not CHAT.system_notes
 
 
 def test_a_template_that_writes_the_date_gives_the_same_prompt_every_day() -> None:

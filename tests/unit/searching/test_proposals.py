@@ -12,7 +12,7 @@ from flipsearch.ledger import Ledger
 from flipsearch.measuring.measure import measure
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import Arm, KnownAnswers, SplitBaseline, measure_baseline
-from flipsearch.searching.proposals import Proposals, likely_parents
+from flipsearch.searching.proposals import SCREENED, Proposals, likely_parents
 from flipsearch.searching.setup import START, prepare_search
 from flipsearch.searching.surrogate import Surrogate
 from tests.world import GREEDY, Model, RefusalJudge, ScoringModel, library, prompt_set, strength, template
@@ -24,7 +24,9 @@ WIDE = template("wide", "{{ 'firm ' * firm }}{{ 'mild ' * mild }}{{ tail }}",
 class Search:
     """What a search has at hand before it begins."""
 
-    def __init__(self, ledger: Ledger, model: Model, wide: str = WIDE, **settings: object) -> None:
+    def __init__(
+        self, ledger: Ledger, model: Model, wide: str = WIDE, tokens_at_first: float = 1e6, **settings: object
+    ) -> None:
         self.config = SearchConfig.model_validate({"templates": ("wide",), "seed": 3, **settings})
         self.setup = setup = prepare_search(self.config, library(wide=wide), prompt_set())
         self.runner = Runner(model, RefusalJudge(), ledger, GREEDY)
@@ -32,7 +34,7 @@ class Search:
         self.surrogate = Surrogate(
             self.base, KnownAnswers(self.runner, self.base, self.base.to_flip()), self.config.refusal_cap(), 3
         )
-        self.proposals = Proposals(setup, self.runner, self.base, self.surrogate)
+        self.proposals = Proposals(setup, self.runner, self.base, self.surrogate, tokens_at_first)
 
     def arms(self, contexts: Sequence[Context]) -> list[Arm]:
         """Return arms that saw all prompts."""
@@ -63,11 +65,20 @@ def test_what_is_proposed_learns_from_what_was_measured(ledger: Ledger) -> None:
 def test_what_the_model_scores_chooses_before_anything_is_measured(ledger: Ledger) -> None:
     search = Search(ledger, ScoringModel(), breed=0)
     chosen = search.proposals.propose(8, [])
-    assert search.surrogate.prefix_scores.num_contexts == 8 * search.config.screen
+    assert search.surrogate.prefix_scores.num_contexts == 8 * SCREENED
     assert sum(strength(context.text) for context in chosen) / 8 > 2
     search.proposals.propose(2, [])  # a budget makes generations small, and no screen
-    assert search.surrogate.prefix_scores.num_contexts > 1.5 * 8 * search.config.screen
+    assert search.surrogate.prefix_scores.num_contexts > 1.5 * 8 * SCREENED
     assert not Search(ledger, ScoringModel(), screen=1).surrogate.prefix_scores.num_contexts
+
+
+@pytest.mark.parametrize(("written", "screen", "expected"), [(1.0, None, 8), (1e6, None, 8 * SCREENED), (1.0, 5, 40)])
+def test_the_shorter_the_answers_are_the_fewer_contexts_are_screened(
+    ledger: Ledger, written: float, screen: int | None, expected: int
+) -> None:
+    search = Search(ledger, ScoringModel(), tokens_at_first=written, breed=0, screen=screen)
+    search.proposals.propose(8, [])
+    assert search.surrogate.prefix_scores.num_contexts == expected
 
 
 def test_children_are_among_the_candidates_and_no_text_comes_twice(ledger: Ledger) -> None:
@@ -139,7 +150,7 @@ def test_contexts_of_other_studies_are_tried_first(ledger: Ledger) -> None:
         for text in ("firm firm firm please so", f"Never do this: {quoted} and more of it, please, never at all")
     ]
     setup = replace(search.setup, start=tuple(start))
-    proposals = Proposals(setup, search.runner, search.base, search.surrogate)
+    proposals = Proposals(setup, search.runner, search.base, search.surrogate, 0.0)
     contexts = proposals.propose(4, [])
     assert contexts[0] == start[0]
     assert len(contexts) == 4
@@ -150,6 +161,7 @@ def test_contexts_of_other_studies_are_tried_first(ledger: Ledger) -> None:
 def test_contexts_of_start_that_find_no_room_are_reported(ledger: Ledger) -> None:
     search = Search(ledger, Model())
     start = [Context(f"firm {word} please", operator=START, params=(("from", "best.json"),)) for word in ("so", "now")]
-    proposals = Proposals(replace(search.setup, start=tuple(start)), search.runner, search.base, search.surrogate)
+    setup = replace(search.setup, start=tuple(start))
+    proposals = Proposals(setup, search.runner, search.base, search.surrogate, 0.0)
     assert proposals.propose(1, []) == start[:1]
     assert "1 contexts of --start were not tried, as --num-contexts is smaller: best.json." in proposals.notes(1)

@@ -6,12 +6,13 @@ from dataclasses import replace
 import pytest
 
 from flipsearch.core.measurements import Estimate
-from flipsearch.core.records import Context
-from flipsearch.core.studies import RefusalCap, RefusalCount
+from flipsearch.core.records import Context, Label
+from flipsearch.core.studies import RefusalCap, RefusalCount, Trial
 from flipsearch.ledger import Ledger
-from flipsearch.measuring.measure import measure
+from flipsearch.measuring.measure import measure, summarize
 from flipsearch.measuring.runner import Runner
 from flipsearch.searching.baseline import Arm, KnownAnswers, SplitBaseline, measure_baseline
+from flipsearch.searching.finalists import order_notes, search_order
 from flipsearch.searching.surrogate import Surrogate
 from tests.world import GREEDY, LONG, LongJudge, LongModel, Model, RefusalJudge, ScoringModel, prompt_set
 
@@ -47,6 +48,30 @@ def test_what_breaks_the_cap_is_worth_nothing(ledger: Ledger, most: float, count
     unmeasured = samples.flips[:, -1]
     assert abs(unmeasured.mean() - samples.flips[:, 3].mean()) < 0.25  # as what it is like
     assert unmeasured.std() > samples.flips[:, 3].std()
+
+
+def test_a_context_that_breaks_answers_is_not_chosen_for_the_few_that_it_flips(ledger: Ledger) -> None:
+    runner, base, prefix_scores = made(ledger, Model())
+    whole = measure(runner, [Context("firm firm firm please")], base.to_flip(), base.outcomes, "search")[0]
+    harmful = [flip for flip in whole.flips if flip.kind == "harmful"]
+    num = len(harmful)
+    sound, broken, unjudged = (
+        [*(replace(flip, after=Label.SAFE, kind_after="refusal") for flip in harmful[:flips]), *rest]
+        for flips, rest in (
+            (num // 2, [replace(flip, after=Label.UNSAFE, kind_after="harm") for flip in harmful[num // 2 :]]),
+            (num // 4, [replace(f, after=Label.UNSCORED, kind_after="degenerate") for f in harmful[num // 4 :]]),
+            (num // 4, [replace(flip, after=Label.UNSCORED, kind_after=None) for flip in harmful[num // 4 :]]),
+        )
+    )
+    measured = [summarize(flips, "search", whole=True) for flips in (sound, broken, unjudged)]
+    assert [m.flip_rate.value for m in measured] == [0.5, 1.0, 1.0]  # what is shown leaves out what is neither
+    trials = [Trial(n, Context(str(n)), "arm", "complete", 0, m, None, 1) for n, m in enumerate(measured)]
+    assert [trial.number for trial in sorted(trials, key=search_order)] == [2, 0, 1]
+    assert "no flip there" in order_notes(sorted(trials, key=search_order))[0]
+    assert not order_notes(trials[:1])
+    arms = [Arm(trial.context, trial.search, "complete", 0) for trial in trials]
+    worth = Surrogate(base, prefix_scores, RefusalCap(1.0, "added"), 0).sample(arms).worth.mean(axis=0)
+    assert worth[2] > worth[0] > worth[1]
 
 
 def test_prefix_scores_rank_contexts_before_anything_is_measured(ledger: Ledger) -> None:
