@@ -221,7 +221,6 @@ class Chat:
         self.same_placements = self._same_placements()
         """Placement -> another one that gives the model the same tokens."""
         self.system_notes = tuple(self._system_notes(baseline))
-        """What is to be known of system contexts alone."""
         self.notes = tuple(self._notes(opens))
 
     def encode(self, request: Request) -> EncodedPrompt:
@@ -349,11 +348,11 @@ class Chat:
         return same
 
     def _tokenize(self, text: str, add_special_tokens: bool = False) -> list[int]:
-        # The template writes the special tokens, so the tokenizer must not add its own; nor may it warn of a long
-        # text, which the backend reports itself.
+        # The template writes the special tokens, so the tokenizer must not. Long texts are the backend's to report.
         return list(self._tokenizer(text, add_special_tokens=add_special_tokens, verbose=False)["input_ids"])
 
     def _system_notes(self, baseline: str) -> Iterator[str]:
+        """What is to be known of system contexts alone."""
         if not self.takes_system:
             yield "the chat template takes no system role: system contexts are placed before the prompt."
         elif default := self._template.default_system(baseline, self.options):
@@ -364,27 +363,25 @@ class Chat:
                 "neutral placebo in the system place loses it too and is the fair comparison there, the empty one not."
             )
 
-    def _notes(self, opens: bool) -> list[str]:
-        notes = []
+    def _notes(self, opens: bool) -> Iterator[str]:
         if not self._template.keeps_texts:
-            notes.append("the chat template changes the case or the signs of texts: prompts do not arrive as written.")
+            yield "the chat template changes the case or the signs of texts: prompts do not arrive as written."
         if header := self._template.missing_header():
-            notes.append(
+            yield (
                 f"the chat template leaves '{self._control.defuse(header)}' before an answer to the model, though it "
                 "writes it before earlier ones: does it lack add_generation_prompt?"
             )
         if foreign := self._template.foreign_marks():
             names = ", ".join(repr(self._control.defuse(mark)) for mark in foreign[:3])
-            notes.append(f"the chat template writes {names}, no token of this vocabulary: is it another model's?")
+            yield f"the chat template writes {names}, no token of this vocabulary: is it another model's?"
         if self._template.writes_date:
-            notes.append(f"the chat template writes today's date: it is given {TEMPLATE_DATE:%Y-%m-%d}.")
+            yield f"the chat template writes today's date: it is given {TEMPLATE_DATE:%Y-%m-%d}."
         if self._template.switch is None and self._thinking != "auto" and not opens:
-            notes.append(f"the chat template has no thinking switch: thinking={self._thinking} changes nothing.")
+            yield f"the chat template has no thinking switch: thinking={self._thinking} changes nothing."
         if (switch := self._template.switch) and self._thinking != "auto" and switch.name != USUAL_SWITCH:
             value = getattr(switch, self._thinking)
             limit = "; it names no way to think not at all" if self._thinking == "off" and not switch.ends else ""
-            notes.append(f"the template's name for thinking={self._thinking} is {switch.name}={value!r}{limit}.")
-        return notes
+            yield f"the template's name for thinking={self._thinking} is {switch.name}={value!r}{limit}."
 
 
 def lay_out(prompt: Prompt, context: Context | None = None, takes_system: bool = True) -> list[Message]:
@@ -394,10 +391,8 @@ def lay_out(prompt: Prompt, context: Context | None = None, takes_system: bool =
         return [*earlier, {"role": "user", "content": prompt.text}]
     if context.placement == "system" and takes_system:
         return [{"role": "system", "content": context.text}, *earlier, {"role": "user", "content": prompt.text}]
-    before, after = context.text, ""
-    if context.placement == "after":
-        before, after = "", context.text
-    elif context.placement == "around":
+    before, after = ("", context.text) if context.placement == "after" else (context.text, "")
+    if context.placement == "around":
         paragraphs = re.split(r"\n[ \t]*\n\s*", context.text.strip())
         before, after = "\n\n".join(paragraphs[:-1]) or paragraphs[-1], paragraphs[-1]
     content = "\n\n".join(part for part in (before, prompt.text, after) if part)
