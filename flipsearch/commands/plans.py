@@ -164,7 +164,7 @@ def training_cost_lines(cost: "TrainingCost") -> list[str]:
 
 SMALLER = (
     "Give --lora 16, --gradient-checkpointing, a smaller --micro-batch-size or --max-tokens, --optimizer adamw-8bit, "
-    "or more GPUs (accelerate launch --use_fsdp --fsdp_version 2 …)."
+    "or more GPUs: accelerate launch --use_fsdp --fsdp_version 2 -m flipsearch train, with the same options."
 )
 """What makes a training smaller."""
 

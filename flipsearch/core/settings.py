@@ -234,7 +234,8 @@ def command_line(command: str, kind: type[BaseModel], settings: Mapping[str, Any
     fields = kind.model_fields
     own = {key: value for key, value in settings.items() if key in fields and str(value) != str(fields[key].default)}
     given = {key: value for key, value in own.items() if value not in (None, (), [])}
-    return " ".join([command, *(as_typed(kind, key, value, None) for key, value in given.items())])
+    arguments = [shlex.quote(str(given.pop(key))) for key in list(given) if flag_of(kind, key).is_argument]
+    return " ".join([command, *arguments, *(as_typed(kind, key, value, None) for key, value in given.items())])
 
 
 def value_type(kind: type[BaseModel], name: str) -> tuple[type, bool]:
@@ -271,6 +272,7 @@ def make_config(kind: type[Settings], *sources: Mapping[str, Any]) -> Settings:
         if first["type"] == "missing":
             raise ConfigError(f"{flag_of(kind, name).names[0]} is missing.") from error
         expected = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+        expected = expected.partition(", unable to parse")[0]
         raise ConfigError(f"{flag_of(kind, name).names[0]} is {given}: {expected}.") from error
 
 

@@ -12,7 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flipsearch.config import AnatomyConfig, SearchConfig, TrainConfig
+from flipsearch.config import SearchConfig, TrainConfig
 from flipsearch.core.display import printable
 from flipsearch.core.files import json_text, write_text
 from flipsearch.core.measurements import Estimate, Measurement, Rate, json_value
@@ -141,8 +141,7 @@ def _next_steps(anatomy: Anatomy, tone: Tone) -> Iterator[NextStep]:
         train = {key: settings[key] for key in ("context", *SHARED_SETTINGS)}
         preflight = command_line("flipsearch preflight", TrainConfig, train | {"context": [train["context"]]})
         yield NextStep("Is a training on it worth its start?", preflight)
-        again = command_line("flipsearch anatomy", AnatomyConfig, settings)
-        yield NextStep("After a training, see what is left to learn:", f"{again} --student CHECKPOINT")
+        yield NextStep("After a training: anatomy with --student and its folder shows what is left to learn.")
 
 
 def _of_kind(parts: tuple[CompletionDivergence, ...], kind: str) -> CompletionDivergence | None:
@@ -299,7 +298,11 @@ def preflight_verdict(result: "Preflight", command: str) -> StudyVerdict:
     if result.verdict != "no":
         steps.append(NextStep("Start the training:" if not steps else "Or train all the same:", command))
     num_met = sum(check.state == "met" for check in result.checks)
-    basis = [f"{num_met} of {len(result.checks)} criteria are met."]
+    cost = result.cost
+    basis = [
+        f"{num_met} of {len(result.checks)} criteria are met.",
+        f"The training has {cost.num_steps:,} steps and {cost.tokens.rollouts:,} tokens in rollouts.",
+    ]
     if result.verdict != "go":
         basis.append("The command exits with 1, as for every verdict but go, so that a script stops here.")
     return StudyVerdict(tones[result.verdict], result.sentence, tuple(basis), tuple(steps))

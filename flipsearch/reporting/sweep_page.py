@@ -102,7 +102,10 @@ def _next_steps(sweep: Sweep, tone: Tone) -> Iterator[NextStep]:
     else:
         yield NextStep(f"Give more contexts (--context, --study): with {FEW_CONTEXTS} or more a correlation says more.")
     if sweep.settings["seeds"] < 2:
-        yield NextStep("Train with more seeds (--seeds 3), to see how much two trainings of the same kind differ.")
+        yield NextStep(
+            "Train with more seeds, to see how much two trainings of the same kind differ:",
+            command_line("flipsearch sweep", SweepConfig, settings | {"seeds": 3}),
+        )
 
 
 def sentence(sweep: Sweep) -> str:

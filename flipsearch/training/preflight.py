@@ -310,9 +310,6 @@ def _of_cost(cost: TrainingCost) -> Iterator[PreflightCheck]:
         "The model may hardly change: give more prompts or --epochs, or a larger --learning-rate.",
     )
     yield _check(
-        ("tokens", f"{cost.tokens.rollouts:,} in rollouts of {cost.mean_length:,.0f}", "for comparison"), "met", ""
-    )
-    yield _check(
         ("memory", f"{cost.memory.peak / 2**30:.2f} GiB", f"at most {cost.available / 2**30:.1f} GiB"),
         "met" if cost.fits else "failed",
         "Give --lora 16, --gradient-checkpointing, fewer --max-tokens, or shard it over more GPUs.",

@@ -25,7 +25,7 @@ def test_a_study_beside_itself_differs_in_nothing() -> None:
     placebos = [row.is_placebo for row in compared.shared]
     assert placebos == sorted(placebos)
     assert any(placebos)
-    assert "not decisive" in compared.ranking
+    assert "No shared context is decisively ahead" in compared.ranking
     frame = compared.frame()
     assert len(frame) == 2 * len(compared.shared)
     assert set(frame["study"]) == {study.name, "other"}
