@@ -232,8 +232,11 @@ def as_typed(kind: type[BaseModel], name: str, value: Any, longest: int | None =
 def command_line(command: str, kind: type[BaseModel], settings: Mapping[str, Any]) -> str:
     """Return a command with those of `settings` that it has and that are not its defaults, whole, to be copied."""
     fields = kind.model_fields
-    own = {key: value for key, value in settings.items() if key in fields and str(value) != str(fields[key].default)}
-    given = {key: value for key, value in own.items() if value not in (None, (), [])}
+    typed = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in settings.items() if key in fields
+    }
+    own = {key: value for key, value in typed.items() if str(value) != str(fields[key].default)}
+    given = {key: value for key, value in own.items() if value not in (None, ())}
     arguments = [shlex.quote(str(given.pop(key))) for key in list(given) if flag_of(kind, key).is_argument]
     return " ".join([command, *arguments, *(as_typed(kind, key, value, None) for key, value in given.items())])
 

@@ -17,13 +17,12 @@ from flipsearch.core.display import printable
 from flipsearch.core.files import json_text, write_text
 from flipsearch.core.measurements import Estimate, Measurement, Rate, json_value
 from flipsearch.core.records import AnswerKind
-from flipsearch.core.settings import command_line
 from flipsearch.core.trainings import EARLY, RELIABLE, Anatomy, CompletionDivergence, PositionDivergence
 from flipsearch.reporting import charts
 from flipsearch.reporting.charts import Chart, ChartAxis, Series, draw
 from flipsearch.reporting.format import DASH, interval, percent, points, setting_rows
 from flipsearch.reporting.pages import render
-from flipsearch.reporting.verdict import NextStep, StudyVerdict, Tone
+from flipsearch.reporting.verdict import NextStep, StudyVerdict, Tone, command_of
 
 if TYPE_CHECKING:  # which loads torch
     from flipsearch.training.preflight import Preflight
@@ -135,11 +134,11 @@ def _next_steps(anatomy: Anatomy, tone: Tone) -> Iterator[NextStep]:
     if anatomy.measurement.flip_rate.value is None:
         yield NextStep("Give prompts that the model answers unsafely (--harmful, --prompts).")
     elif tone != "open":
-        search = command_line("flipsearch search", SearchConfig, {key: settings[key] for key in SHARED_SETTINGS})
+        search = command_of("flipsearch search", SearchConfig, {key: settings[key] for key in SHARED_SETTINGS})
         yield NextStep("Search for a context that flips more of the answers:", search)
     else:
         train = {key: settings[key] for key in ("context", *SHARED_SETTINGS)}
-        preflight = command_line("flipsearch preflight", TrainConfig, train | {"context": [train["context"]]})
+        preflight = command_of("flipsearch preflight", TrainConfig, train | {"context": [train["context"]]})
         yield NextStep("Is a training on it worth its start?", preflight)
         yield NextStep("After a training: anatomy with --student and its folder shows what is left to learn.")
 

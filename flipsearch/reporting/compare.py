@@ -5,7 +5,7 @@ flip rates rest on other prompts, and say less. Placebos are shown, and rank now
 """
 
 import shlex
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -30,6 +30,7 @@ from flipsearch.reporting.format import (
     markdown_table,
     names_of,
     percent,
+    points,
     with_interval,
 )
 from flipsearch.reporting.formats import MOST_COLUMNS, MOST_ROWS, report_format, summary_text, write_report
@@ -40,6 +41,8 @@ from flipsearch.statistics.intervals import holm, rank_correlation
 
 LONGEST_NAME = 60
 """Characters of a context's name in a sentence."""
+MOST_TRANSFERS = 6
+"""Sentences on best contexts in other studies; the table has all."""
 PAGE_ROWS = 40
 """Shared contexts on the page; the tables have all."""
 PICTURE_HEIGHT = 1100
@@ -94,6 +97,20 @@ class Transfer:
     ranks: Estimate | None
     """Spearman's correlation of the flip rates on the search prompts; None for fewer than five shared contexts."""
 
+    @property
+    def sentence(self) -> str:
+        """What the best context of the source does in the target."""
+        if self.best is None:
+            return f"{self.source} has no best context."
+        name = f"The best of {self.source}, {shortened(self.best.name, LONGEST_NAME)}"
+        if self.trial is None:
+            return f"{name}, was not measured in {self.target}."
+        rate = f"{percent(self.trial.final.flip_rate.value)} in {self.target}"
+        if self.behind is None:
+            return f"{name}, is the best there too: {rate}."
+        behind = f"{points(self.behind.value)} points ({low_high(self.behind, 'points')})"
+        return f"{name}, flips {rate}, {behind} to the best there."
+
     def cell(self, study: Study) -> Cell:
         """Return what the page shows of it in the target."""
         if self.trial is None:
@@ -143,11 +160,8 @@ class Comparison:
         if len(arms) < 2:
             return f"One context alone is shared, so there is nothing to rank: {self._with_rates(arms[0])}."
         if not self.is_decisive:
-            return (
-                f"No shared context is decisively ahead: {self._with_rates(self._leader())} leads, but in "
-                f"{self.num_decided or 'none'} of the {num} studies is the best shared context better than every other "
-                "one (paired tests, Holm, 5 %)."
-            )
+            leads = self._with_rates(self._leader())
+            return f"No shared context is decisively ahead: {leads} leads, which may be chance."
         which = ", but not the same" if len(self.leading) > 1 else ""
         named = "; ".join(map(self._with_rates, self.leading))
         return f"In each of the {num} studies one context is better than all others{which}: {named}."
@@ -212,7 +226,12 @@ class Comparison:
     @property
     def basis(self) -> list[str]:
         """What the sentence rests on."""
-        lines = []
+        shown = (
+            f"In {self.num_decided or 'none'} of the {len(self.studies)} studies the best shared context is shown to"
+        )
+        lines = [f"{shown} be better than every other one (paired tests, Holm, 5 %)."] if len(self._arms()) > 1 else []
+        elsewhere = [transfer.sentence for transfer in self.transfers if transfer.source != transfer.target]
+        lines += elsewhere[:MOST_TRANSFERS]
         differing = {
             key: list(dict.fromkeys(str(study.settings.get(key)) for study in self.studies))
             for key in ("model", "judge", "seed", "temperature", "max_tokens")
@@ -305,8 +324,8 @@ def compare_studies(studies: Sequence[Study]) -> Comparison:
     for study in studies:
         of_study = names_of(study)
         names = {trial.context.context_id: of_study[trial.number] for trial in reversed(study.trials)} | names
-    rows: dict[str, SharedContext] = {}
-    for id, name in names.items():
+    rows, num = {}, Counter(names.values())  # studies may call two texts by the same name
+    for id, name in ((id, f"{name} · {id[:6]}" if num[name] > 1 else name) for id, name in names.items()):
         trials = tuple(of_study.get(id) for of_study in by_study)
         first = next(filter(None, trials))
         pairs = tuple(_difference(trial, first) if trial and trial is not first else None for trial in trials)

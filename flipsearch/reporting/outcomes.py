@@ -18,7 +18,6 @@ from urllib.parse import quote
 from flipsearch.config import SearchConfig, TrainConfig
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import ANSWER_KINDS, Kind, Label
-from flipsearch.core.settings import command_line
 from flipsearch.core.studies import TIE_LEVEL
 from flipsearch.core.thoughts import split_answer
 from flipsearch.core.trainings import (
@@ -34,7 +33,7 @@ from flipsearch.core.trainings import (
 from flipsearch.reporting.cards import KINDS, between, control_note, prompts_sentence
 from flipsearch.reporting.format import Cell, low_high, percent, points, three_digits
 from flipsearch.reporting.page_data import LONGEST_TEXT
-from flipsearch.reporting.verdict import LOW_COVERAGE, SMALL, NextStep, StudyVerdict, Tone
+from flipsearch.reporting.verdict import LOW_COVERAGE, SMALL, NextStep, StudyVerdict, Tone, command_of
 from flipsearch.statistics.intervals import holm
 
 TRAINING_PAGE, SCORECARD_PAGE, SWEEP_PAGE = "training.html", "scorecard.html", "sweep.html"
@@ -212,7 +211,7 @@ def _control_step(run: TrainingRun, tone: Tone) -> list[NextStep]:
     text = "Is it what the context says, or any text? Train once more with the same options and its words shuffled:"
     name = run.settings.get("name")
     settings = {**run.settings, "control": "shuffled", "name": f"{name}-shuffled" if name else None}
-    return [NextStep(text, command_line("flipsearch train", TrainConfig, settings))]
+    return [NextStep(text, command_of("flipsearch train", TrainConfig, settings))]
 
 
 def scorecard_verdict(card: Scorecard) -> StudyVerdict:
@@ -346,7 +345,8 @@ def _cost_lines(card: Scorecard) -> list[str]:
 def _scorecard_steps(card: Scorecard, harm: Sequence[Score], tone: Tone) -> list[NextStep]:
     steps, command = [], f"flipsearch evaluate {shlex.quote(card.model)}"
     if harm and (smallest := min(score.new.rate.n for score in harm)) < FEW_PROMPTS:
-        steps.append(NextStep(f"n is small: {smallest} harmful prompts. Evaluate on more."))
+        more = command if card.settings.get("max_prompts") else ""
+        steps.append(NextStep(f"n is small: {smallest} harmful prompts. Evaluate on more{':' if more else '.'}", more))
     if card.against_id is None:
         steps.append(NextStep("Evaluate it with --against and the model that it is to be compared with."))
     left = max((score.new.rate.value or 0.0 for score in harm), default=0.0)

@@ -14,6 +14,7 @@ from flipsearch.reporting.files import write_study
 from flipsearch.reporting.pages import render
 from flipsearch.reporting.verdict import verdict
 from tests.integration.test_study import CONFIG, study_of
+from tests.pages import words_of
 
 
 def test_a_study_beside_itself_differs_in_nothing() -> None:
@@ -120,7 +121,7 @@ def test_the_best_of_each_study_is_measured_in_the_others() -> None:
     assert there.trial in second.trials
     assert there.ranks is not None
     assert there.ranks.low > 0.5
-    page = compared.page()
+    page = words_of(compared.page())
     assert compared.ranking in page
     assert "<script" not in page
     assert "The studies differ in seed (0, 1)." in page
@@ -136,7 +137,7 @@ def test_a_context_that_a_study_did_not_try_is_not_measured_there() -> None:
     assert (there.trial, there.behind) == (None, None)
     (step,) = [step for step in compared.verdict.next_steps if "Measure it there" in step.text]
     assert step.command.startswith(f"flipsearch score reports/{study.name}/best.json --model {study.settings['model']}")
-    assert step.text in compared.page()
+    assert step.text in words_of(compared.page())
     assert "not measured" in compared.page()
     back = compared.transfers[2]
     assert back.behind is not None
