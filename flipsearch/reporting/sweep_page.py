@@ -23,6 +23,13 @@ FEW_CONTEXTS = 10
 """With fewer a note says what the intervals are worth."""
 DISTINCT = 0.05
 """Below it a correlation is no chance."""
+CONTEXT_HEADER = (
+    "context", "flip rate", "net, points", "refusals of flips", "Delta_safety, nats", "refused more, points",
+)  # fmt: skip
+TRAINING_HEADER = (
+    "context", "method", "data", "trainings", "prompts", "steps", "harm", "against the first method", "over-refusal",
+    "S", "tax",
+)  # fmt: skip
 COLOURS: tuple[Colour, ...] = ("harmful", "benign", "all")
 
 
@@ -42,11 +49,11 @@ def sweep_page(sweep: Sweep) -> str:
         notes=(*caveats(sweep), *sweep.notes),
         charts=[*_scatters(sweep), *_by_data(sweep)],
         box=charts,
-        contexts=context_rows(sweep),
+        contexts=_filled((*CONTEXT_HEADER, f"harm after {sweep.groups[0].method}"), context_rows(sweep)),
         predictions=[
             (group_title(sweep, group), prediction_rows(group)) for group in sweep.groups if group.predictions
         ],
-        trainings=training_rows(sweep),
+        trainings=_filled(TRAINING_HEADER, training_rows(sweep)),
         settings=setting_rows(dict(sweep.settings)),
     )
 
@@ -168,6 +175,11 @@ def prediction_rows(group: SweepGroup) -> list[list[str]]:
         name, num = PREDICTORS[row.predictor], f"{row.num_contexts}"
         rows.append([name, own, _p(row.p_value), ", ".join(by_seed), behind, num])
     return rows
+
+
+def _filled(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return a table, its header first, without the columns that nothing was measured for."""
+    return [list(row) for row in zip(*(c for c in zip(header, *rows, strict=True) if {*c[1:]} != {DASH}), strict=True)]
 
 
 def context_rows(sweep: Sweep) -> list[list[str]]:
