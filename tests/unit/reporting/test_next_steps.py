@@ -43,12 +43,12 @@ def comparisons() -> dict[str, StudyVerdict]:
     again, best = replace(first, name="again"), first.trials[0].context.context_id
     without = tuple(trial for trial in first.trials if trial.context.context_id != best)
     keeps = [trial for trial in first.trials if trial.role == "placebo"]
-    one = replace(again, trials=(first.trials[0], *keeps))
+    alone = replace(again, trials=(first.trials[0], *keeps))
     return {
         "seeds": compare_studies([first, replace(second, name="second")]).verdict,
         "itself": compare_studies([first, again]).verdict,
         "not tried": compare_studies([first, replace(again, trials=without, winner=without[0])]).verdict,
-        "one shared": compare_studies([first, one]).verdict,
+        "one shared": compare_studies([first, alone]).verdict,
         "no winner": compare_studies([replace(first, winner=None), replace(again, winner=None)]).verdict,
     }
 
