@@ -31,7 +31,6 @@ from flipsearch.reporting.format import duration
 
 if TYPE_CHECKING:  # packages of other commands, which load their libraries
     from flipsearch.reporting.verdict import StudyVerdict, Tone
-if TYPE_CHECKING:
     from flipsearch.searching.plan import SearchPlan
 
 

@@ -300,7 +300,7 @@ def preflight_verdict(result: "Preflight", command: str) -> StudyVerdict:
     cost = result.cost
     basis = [
         f"{num_met} of {len(result.checks)} criteria are met.",
-        f"The training has {cost.num_steps:,} steps and {cost.tokens.rollouts:,} tokens in rollouts.",
+        f"Steps of the training: {cost.num_steps:,}; tokens in its rollouts: {cost.tokens.rollouts:,}.",
     ]
     if result.verdict != "go":
         basis.append("The command exits with 1, as for every verdict but go, so that a script stops here.")

@@ -164,6 +164,7 @@ def _refusals(study: Study, trial: Trial) -> str:
     return "!" * study.is_over_cap(trial) + (points(added.value) + " pt" if added.n else DASH)
 
 
+REFUSED = "benign prompts refused (pt: points more than without a context)"
 CONTEXT = Format(wraps=True)
 """In the terminal, the caller names the trial."""
 
@@ -266,35 +267,15 @@ def _ending_columns(study: Study) -> Iterator[Column]:
         ("forced", "thoughts closed by budget", thinks, None),
         ("leaks", "thoughts in the answer", thinks, None),
     ):
-        key, value = f"{name}_rate", _at(f"final.endings.{name}")
-        page = header if is_shown else None
-        yield Column(
-            key,
-            value,
-            percents,
-            csv=is_shown,
-            page=page,
-            hint="share of the answers",
-            is_extra=True,
-            terminal=terminal,
-            card=is_shown,
-            place=8,
-        )
+        value, page = _at(f"final.endings.{name}"), header if is_shown else None
+        where: dict[str, Any] = {"csv": is_shown, "page": page, "card": is_shown, "terminal": terminal}
+        yield Column(f"{name}_rate", value, percents, hint="share of the answers", is_extra=True, place=8, **where)
 
 
 def _kind_columns(_: Study) -> Iterator[Column]:
     """Yield what the prompts that are unsafe without a context turn into, and each kind's share."""
-    final = _at("final")
-    yield Column(
-        "kinds",
-        final,
-        KINDS,
-        csv=False,
-        page="turned into",
-        hint="what unsafe answers become",
-        terminal="kinds",
-        place=6,
-    )
+    final, hint = _at("final"), "what unsafe answers become"
+    yield Column("kinds", final, KINDS, csv=False, page="turned into", hint=hint, terminal="kinds", place=6)
 
     def rate(kind: AnswerKind) -> Value:
         return lambda _, trial: kind_rate(trial.final, kind)
@@ -348,14 +329,7 @@ COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (
         place=9,
     ),
     _split_columns,
-    Column(
-        "refusals",
-        _refusals,
-        csv=False,
-        hint="benign prompts refused (pt: points more than without a context)",
-        terminal="refuses",
-        place=7,
-    ),
+    Column("refusals", _refusals, csv=False, hint=REFUSED, terminal="refuses", place=7),
     _kind_columns,
     _contraction_columns,
     _ending_columns,

@@ -67,7 +67,7 @@ def test_a_context_that_meets_all_is_a_go() -> None:
     assert (made.verdict, made.sentence) == ("go", "Go: every criterion is met.")
     assert all(not check.todo for check in made.checks)
     assert all(check.wanted != "for comparison" for check in made.checks)
-    assert "9 tokens in rollouts" in " ".join(preflight_verdict(made, "").basis)
+    assert "tokens in its rollouts: 9." in " ".join(preflight_verdict(made, "").basis)
     assert preflight_verdict(made, "flipsearch train --name a").next_steps[-1].command == "flipsearch train --name a"
 
 
