@@ -160,3 +160,17 @@ def test_studies_without_a_context_in_common_are_refused() -> None:
     halves = [replace(study, trials=(*study.trials[place : place + 2], empty)) for place in (0, 2)]
     with pytest.raises(ConfigError, match="no context in common"):
         compare_studies(halves)
+
+
+def test_two_texts_of_one_name_are_told_apart_and_no_link_leads_nowhere() -> None:
+    study = study_of()
+    changed = replace(study.trials[0], context=replace(study.trials[0].context, text="Other words."))
+    other = replace(study, name="other", trials=(changed, *study.trials[1:]), winner=changed)
+    compared = compare_studies([study, other])
+    first, second = (transfer.best for transfer in compared.transfers[::3])
+    assert first
+    assert second
+    assert first.name != second.name
+    assert first.name.partition(" · ")[0] == second.name.partition(" · ")[0]
+    assert "Other words." in compared.page()
+    assert f'href="#{second.context_id}"' not in compared.page()
