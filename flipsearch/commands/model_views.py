@@ -103,7 +103,7 @@ def show_judge(check: JudgeCheck) -> None:
         lines.append(f"{too_few_labels(unsafe.sensitivity.estimate, unsafe.specificity.estimate)}.")
     elif unsafe:
         lines.append(f"{'corrects':<14}reports of studies that this judge decided, when made again")
-    lines.append(f"{'undo':<14}delete {check.path}, then make the reports again")
+    lines += [f"{'undo':<14}delete {check.path}", f"{'':<14}then make the reports again"]
     for folder in check.studies:
         lines += [f"{'study':<14}{folder}", f"{'next':<14}flipsearch report {shlex.quote(str(folder))}"]
     print_lines(*lines)

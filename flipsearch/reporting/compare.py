@@ -226,10 +226,9 @@ class Comparison:
     @property
     def basis(self) -> list[str]:
         """What the sentence rests on."""
-        shown = (
-            f"In {self.num_decided or 'none'} of the {len(self.studies)} studies the best shared context is shown to"
-        )
-        lines = [f"{shown} be better than every other one (paired tests, Holm, 5 %)."] if len(self._arms()) > 1 else []
+        decided, tests = f"{self.num_decided or 'none'} of the {len(self.studies)} studies", "(paired tests, Holm, 5 %)"
+        shown = f"In {decided} is the best shared context shown to be better than every other one {tests}."
+        lines = [shown] if len(self._arms()) > 1 else []
         elsewhere = [transfer.sentence for transfer in self.transfers if transfer.source != transfer.target]
         lines += elsewhere[:MOST_TRANSFERS]
         differing = {
