@@ -293,7 +293,7 @@ def write_preflight(result: "Preflight", folder: Path, command: str) -> None:
 def preflight_verdict(result: "Preflight", command: str) -> StudyVerdict:
     """Return whether to train, why not, and what to do next; `command` starts the training."""
     tones: dict[str, Tone] = {"go": "good", "think again": "warning", "no": "null"}
-    steps = [NextStep(f"{check.name}: {check.todo}") for check in result.checks if check.todo]
+    steps = [NextStep(f"{check.name.capitalize()}: {check.todo}") for check in result.checks if check.todo]
     if result.verdict != "no":
         steps.append(NextStep("Start the training:" if not steps else "Or train all the same:", command))
     num_met = sum(check.state == "met" for check in result.checks)

@@ -289,6 +289,7 @@ def test_axe_has_no_serious_finding_on_them(browser: "Browser", outcomes: Path, 
         shown.goto((outcomes / name).as_uri())
         shown.locator(".pair > summary").last.click()
         assert grave_findings(shown) == []
+        assert broken_words(shown) == []
         shown.close()
 
 

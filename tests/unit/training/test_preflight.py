@@ -91,7 +91,7 @@ def test_a_context_that_meets_all_is_a_go() -> None:
             "think again",
             "teacher mass compared",
         ),
-        (changed(of_cost(num_steps=9)), "think again", "steps times rate"),
+        (changed(of_cost(num_steps=9)), "think again", "steps times learning rate"),
         (changed(of_cost(available=3)), "no", "memory"),
         (changed(of_cost(steps_s=1e6)), "think again", "time"),
     ],
