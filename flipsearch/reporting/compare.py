@@ -107,7 +107,7 @@ class Transfer:
             return f"{name}, was not measured in {self.target}."
         rate = f"{percent(self.trial.final.flip_rate.value)} in {self.target}"
         if self.behind is None:
-            return f"{name}, is the best there too: {rate}."
+            return f"{name}, flips {rate}."
         behind = f"{points(self.behind.value)} points ({low_high(self.behind, 'points')})"
         return f"{name}, flips {rate}, {behind} to the best there."
 

@@ -11,11 +11,13 @@ import shlex
 import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from flipsearch.config import ModelConfig
 from flipsearch.core.display import printable, shortened
+from flipsearch.core.errors import FlipsearchError
 from flipsearch.core.measurements import Measurement, Rate
 from flipsearch.core.settings import command_line
 from flipsearch.core.studies import TIE_LEVEL, Study, StudyKind, Trial
@@ -44,7 +46,9 @@ class NextStep:
 
 def command_of(command: str, kind: type[ModelConfig], settings: Mapping[str, Any]) -> str:
     """Return a command with those settings that neither the command nor the model has by itself, to be copied."""
-    usual = default_settings(settings.get("model") or ModelConfig().model)
+    usual: dict[str, Any] = {}
+    with suppress(FlipsearchError):  # a checkpoint that is broken by now
+        usual = default_settings(str(settings.get("model") or ModelConfig().model))
     return command_line(command, kind, {key: value for key, value in settings.items() if usual.get(key, ...) != value})
 
 

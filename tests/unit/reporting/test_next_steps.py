@@ -117,6 +117,14 @@ def test_the_control_is_trained_with_the_same_options_under_another_name() -> No
     assert set(shlex.split(command)) == {"flipsearch", "train", *shlex.split(options)}
 
 
+def test_settings_that_anyone_may_have_written_break_no_page(tmp_path: Path) -> None:
+    (tmp_path / "training.json").write_text("{")
+    for model in (7, None, str(tmp_path), "a\0b", ["x"]):
+        run = replace(TRAINED, settings={"model": model, "context": 3, "name": "\ud800"})
+        command = training_verdict(run, [], [], CARD, tmp_path).next_steps[-1].command
+        assert command.startswith("flipsearch train ")
+
+
 def test_a_checkpoint_that_was_not_evaluated_has_the_command_that_does(tmp_path: Path) -> None:
     made = trained_under(set(), RUN, None, "../my checkpoints/a", tmp_path / "study")
     assert made.command == f"flipsearch evaluate {shlex.quote(str(tmp_path / 'my checkpoints' / 'a'))}"
