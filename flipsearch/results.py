@@ -32,7 +32,7 @@ from flipsearch.reporting.formats import (
 )
 from flipsearch.reporting.outcomes import SCORECARD_PAGE, SWEEP_PAGE, TRAINING_PAGE, loss_ends, scorecard_verdict
 from flipsearch.reporting.pages import leaderboard_page, picture_page
-from flipsearch.reporting.scorecard_page import PICTURE_HEIGHT, ScorecardComparison, scorecard_page
+from flipsearch.reporting.scorecard_page import PICTURE_HEIGHT, compare_scorecards, scorecard_page
 from flipsearch.reporting.study_file import benign_metrics, context_card, portfolio_metrics
 from flipsearch.reporting.verdict import Criterion, verdict
 
@@ -197,7 +197,7 @@ class EvaluationResult(ShowsFacts):
         Answers that changed are on `page` alone, which the evaluation wrote.
         """
         chosen, card = report_format(Path(path), format), self.scorecard
-        alone = ScorecardComparison((card.model,), (card,))
+        alone = compare_scorecards([card.model], [card])
 
         def summary() -> str:
             return summary_text(f"Scorecard of {card.model}", scorecard_verdict(card), scorecard_markdown(card))

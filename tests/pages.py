@@ -2,6 +2,7 @@
 
 import base64
 import gzip
+import html
 import json
 import re
 from typing import Any
@@ -19,3 +20,8 @@ def cells_of(page: str, column: str) -> list[tuple[str, str]]:
     data = data_of(page)
     place = [name for name, *_ in data["columns"]].index(column)
     return [(row["cells"][place][0], row["cells"][place][1]) for row in data["rows"]]
+
+
+def words_of(page: str) -> str:
+    """Return what a page says, without the marks that keep options and figures in one line."""
+    return html.unescape(re.sub(r"</?span[^>]*>", "", page)).replace("\u00a0", " ")

@@ -150,7 +150,7 @@ def compare_checkpoints(checkpoints: Sequence[Path | str]) -> ScorecardCompariso
     cards = [read_scorecard(folder) for folder in folders]
     short = Counter(folder.name for folder in folders)
     names = [folder.name if short[folder.name] == 1 else str(folder) for folder in folders]
-    return compare_scorecards(names, cards)
+    return compare_scorecards(names, cards, list(map(str, folders)))
 
 
 def compare(studies: Sequence[Path | str], *, reports: Path | None = None) -> Comparison:

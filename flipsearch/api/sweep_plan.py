@@ -102,6 +102,21 @@ class SweepPlan:
         """Trainings whose result is there already."""
         return sum(read_part(self.result_file(part), SweepRun, part.identity) is not None for part in self.trainings)
 
+    def as_dict(self) -> dict[str, Any]:
+        """Return what `--plan --json` prints."""
+        settings = ("method", "data_share", "seed", "num_steps", "tokens_at_most")
+        return {
+            "folder": str(self.folder),
+            "contexts": [planned.name for planned in self.contexts],
+            "num_prompts": self.num_prompts,
+            "num_finished": self.num_finished,
+            "trainings": [
+                {"context": training.context.name} | {name: getattr(training, name) for name in settings}
+                for training in self.trainings
+            ],
+            "notes": list(self.notes),
+        }
+
     def result_file(self, training: PlannedTraining) -> Path:
         """Return where the result of a training is kept."""
         return self.folder / "runs" / f"{training.name}.json"

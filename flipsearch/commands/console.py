@@ -30,7 +30,6 @@ from flipsearch.reporting.format import duration
 
 if TYPE_CHECKING:  # packages of other commands, which load their libraries
     from flipsearch.reporting.verdict import StudyVerdict, Tone
-if TYPE_CHECKING:
     from flipsearch.searching.plan import SearchPlan
 
 
@@ -86,13 +85,18 @@ def print_figures(
     The first `num_names` columns hold words: all but the first `num_whole` of them are broken where they are long, to
     `least` characters at least.
     """
-    widths = [
-        max(len(line) for cell in column for line in cell.split("\n")) for column in zip(header, *rows, strict=True)
-    ]
-    breaks = range(num_whole, num_names)
-    needed = sum(min(width, least) if number in breaks else width for number, width in enumerate(widths))
+    columns, breaks = list(zip(header, *rows, strict=True)), range(num_whole, num_names)
+    widths = [max(len(line) for cell in column for line in cell.split("\n")) for column in columns]
+    words = [max(map(len, " ".join(column).split()), default=0) for column in columns]
+
+    def shrunk(least: Sequence[int]) -> list[int]:
+        return [min(width, least[n]) if n in breaks else width for n, width in enumerate(widths)]
+
+    # Words are whole where that is possible.
+    sizes = (shrunk([max(word, least) for word in words]), shrunk([least] * len(words)))
     room = get_terminal_size().columns
-    gap = next((gap for gap in (2, 1) if needed + gap * (len(header) - 1) <= room), None)
+    fitting = ((size, gap) for size in sizes for gap in (2, 1) if sum(size) + gap * (len(header) - 1) <= room)
+    size, gap = next(fitting, (widths, None))
     if gap is None:
         for row in rows:
             print_wrapped(row[0], style="bold")
@@ -103,7 +107,8 @@ def print_figures(
     table = plain_table(padding=(0, gap), collapse_padding=True)
     for number, name in enumerate(header):
         justify: Literal["left", "right"] = "left" if number < num_names else "right"
-        table.add_column(name, justify=justify, no_wrap=number not in breaks, overflow="fold")
+        whole = number not in breaks
+        table.add_column(name, justify=justify, no_wrap=whole, overflow="fold", min_width=size[number])
     for row in rows:
         table.add_row(*(Text(printable(cell)) for cell in row))
     print_table(table)

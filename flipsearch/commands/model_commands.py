@@ -151,10 +151,14 @@ def sweep(
 
     with progress_display() as progress:
         said: list[str] = []
+        shown = console.Outcome(dict, lambda: None)
 
         def on_plan(planned: "SweepPlan") -> None:
+            nonlocal shown
             said.extend(planned.notes)
-            progress.show_lines([] if json else plans.sweep_plan_lines(planned))
+            lines, facts = plans.sweep_plan_lines(planned), planned.as_dict()  # while its folder is there
+            shown = console.Outcome(lambda: facts, lambda: console.print_lines(*lines))
+            progress.show_lines([] if json or plan else lines)
 
         result = flipsearch.sweep(
             **given(settings),
@@ -165,7 +169,7 @@ def sweep(
             plan_only=plan,
         )
     if result is None:
-        return console.Outcome(dict, lambda: None)
+        return shown
     is_whole = len(result.sweep.runs) == result.sweep.num_planned
     return console.outcome(result, lambda result: model_views.show_sweep(result, said), 0 if is_whole else 1)
 

@@ -3,6 +3,7 @@
 import shlex
 import sys
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -21,14 +22,17 @@ from flipsearch.commands.console import (
     show_next_steps,
 )
 from flipsearch.commands.views import too_few_labels
+from flipsearch.core.errors import StudyError
 from flipsearch.core.files import printable
 from flipsearch.core.records import Label
 from flipsearch.core.studies import MIN_LABELS
 from flipsearch.core.trainings import PromptExport
 from flipsearch.reporting.anatomy_page import CHECK_STATES, anatomy_verdict, preflight_verdict, visible_token
 from flipsearch.reporting.cards import scorecard_remarks, scorecard_rows
-from flipsearch.reporting.format import DASH, Unit, percent, with_interval
-from flipsearch.reporting.outcomes import loss_ends, scorecard_verdict
+from flipsearch.reporting.files import read_scorecard
+from flipsearch.reporting.format import DASH, Unit, duration, percent, with_interval
+from flipsearch.reporting.outcomes import scorecard_verdict, training_verdict
+from flipsearch.reporting.pages import merge_steps
 from flipsearch.reporting.sweep_page import caveats, group_title, prediction_rows, sweep_verdict, training_rows
 from flipsearch.results import (
     AnatomyResult,
@@ -99,9 +103,9 @@ def show_judge(check: JudgeCheck) -> None:
         lines.append(f"{too_few_labels(unsafe.sensitivity.estimate, unsafe.specificity.estimate)}.")
     elif unsafe:
         lines.append(f"{'corrects':<14}reports of studies that this judge decided, when made again")
-    lines += [f"{'undo':<14}delete {check.path}", f"{'':<14}then: flipsearch report STUDY"]
+    lines += [f"{'undo':<14}delete {check.path}", f"{'':<14}then make the reports again"]
     for folder in check.studies:
-        lines += [f"{'study':<14}{folder}", f"{'next':<14}flipsearch report {folder}"]
+        lines += [f"{'study':<14}{folder}", f"{'next':<14}flipsearch report {shlex.quote(str(folder))}"]
     print_lines(*lines)
 
 
@@ -187,20 +191,23 @@ def show_scorecard(result: EvaluationResult) -> None:
 
 
 def show_training(result: TrainingResult, said: Collection[str] = ()) -> None:
-    """Print what was learnt from what, how the loss fell, notes that were not `said`, and where the checkpoint lies."""
-    run, log, folder = result.run, result.log, result.folder
+    """Print what a training did, from what it learnt, notes that were not `said`, where it lies, and what is next."""
+    run, folder, card = result.run, result.folder, None
+    with suppress(StudyError):
+        card = read_scorecard(folder)
+    conclusion = training_verdict(run, merge_steps(result.log), result.answers, card, folder)
+    print_wrapped(f"{conclusion.sentence}\n", style=TONES[conclusion.tone])
     lines = []
     for routed in run.routed:
         context = routed.context
         under = f"under {context.template or 'a context'} ({context.placement})" if context else "without a context"
         lines.append(f"{routed.num_prompts:>6,} {routed.kind} prompts {under}")
     lines += [f"{num:>6,} {kind} prompts left out" for kind, num in run.num_left_out.items() if num]
-    loss = f"loss {loss_ends(log)} (first and last fifth)"
-    print_lines(*lines, f"{run.num_steps:>6,} steps in {run.wall_s:,.0f} s on {run.num_tokens:,} tokens, {loss}")
+    print_lines(*lines, f"{run.num_steps:>6,} steps in {duration(run.wall_s)}")
     for note in (note for note in run.notes if note not in said):
         print_wrapped(f"Note: {note}")
-    todo = f"flipsearch evaluate {folder}"
-    print_lines("", f"{'checkpoint':<14}{folder}", f"{'its page':<14}{result.page}", f"{'next':<14}{todo}")
+    print_lines("", f"{'checkpoint':<14}{folder}", f"{'its page':<14}{result.page}")
+    show_next_steps(conclusion)
 
 
 def show_anatomy(result: AnatomyResult) -> None:

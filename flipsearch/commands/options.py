@@ -53,6 +53,7 @@ METAVARS = {
     "prompts": "NAME|FILE",
 }
 """What stands for the value of an option in the help; for others it follows from the type."""
+NUMBERS: dict[type, str] = {int: "a whole number", float: "a number"}
 METAVARS_BY_TYPE: dict[Any, str] = {int: "N", float: "X", Path: "FILE"}
 
 
@@ -144,10 +145,23 @@ def _with_parameters(run: Callable[..., Any], command: Command, parameters: Iter
             kind = inner[0]
         if kind is not bool and shown.metavar is None:
             shown.metavar = METAVARS.get(parameter.name) or METAVARS_BY_TYPE.get(kind, "NAME")
+        if kind in NUMBERS:
+            named = shown.default if isinstance(shown.default, str) else f"--{parameter.name.replace('_', '-')}"
+            shown.parser = _number_parser(kind, named)
     run.__doc__ = command.__doc__
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
     cast(Any, run).__signature__ = Signature(parameters)
     return run
+
+
+def _number_parser(kind: type[int] | type[float], flag: str) -> Callable[[str], int | float]:
+    def number(text: str) -> int | float:
+        try:
+            return kind(text)
+        except ValueError:
+            raise ConfigError(f"{flag} is {text!r:.80}: expected {NUMBERS[kind]}.") from None
+
+    return number
 
 
 def with_options(command: Command, config_class: str, *, is_run: bool) -> Command:

@@ -1,6 +1,7 @@
 """A plan in lines, shown before the work begins: what it costs, and what it can detect."""
 
 import textwrap
+from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from flipsearch.reporting.format import duration, percent
@@ -10,6 +11,12 @@ if TYPE_CHECKING:  # packages of other commands, which load their libraries
     from flipsearch.searching.plan import SearchPlan, Span
     from flipsearch.training.cost import TrainingCost
     from flipsearch.training.plan import TrainPlan
+
+
+def _notes(notes: Iterable[str], name: str = "Note") -> list[str]:
+    """Return notes in lines of at most 80 columns, no option broken."""
+    wrapped = (textwrap.wrap(f"{name}: {note}", width=80, break_on_hyphens=False) for note in notes)
+    return [line for lines in wrapped for line in lines]
 
 
 def plan_lines(plan: "SearchPlan") -> list[str]:
@@ -65,13 +72,11 @@ def _time_lines(plan: "SearchPlan") -> list[str]:
     if lines and plan.mean_length is None:
         lines.append(f"{'':<10}if all answers are as long as they may be")
     if plan.is_long:
-        lines += textwrap.wrap(
-            f"Warning: {'this' if plan.tokens_per_s else 'on a CPU this'} may take days. Take fewer --num-contexts or "
+        lines += _notes([
+            f"{'this' if plan.tokens_per_s else 'on a CPU this'} may take days. Take fewer --num-contexts or "
             "--max-prompts, shorter --max-tokens, a --time, a --budget-tokens, or a GPU; what is done is kept. With "
-            "--tokens-per-second it shows the time at your own speed.",
-            width=80,
-            break_on_hyphens=False,
-        )
+            "--tokens-per-second it shows the time at your own speed."
+        ], "Warning")  # fmt: skip
     return lines
 
 
@@ -107,7 +112,7 @@ def training_plan_lines(plan: "TrainPlan") -> list[str]:
         *([] if plan.method.is_supervised else [f"{'rollouts':<10}by {config.rollouts}"]),
         f"{'the paper':<10}{PAPER_STEPS:,} of {PAPER['train_batch_size']} at {PAPER['learning_rate']:g}; "
         f"up to {PAPER_TOKENS:,} tokens each, with the prompt",
-        *(f"Note: {note}" for note in plan.notes),
+        *_notes(plan.notes),
     ]
 
 
@@ -150,21 +155,19 @@ def training_cost_lines(cost: "TrainingCost") -> list[str]:
         f"{where} has {cost.available / gib:.1f}"
     )
     lines += textwrap.wrap(f"({shown} GiB)", width=80, initial_indent=" " * 10, subsequent_indent=" " * 10)
-    warnings = [f"Note: {note}" for note in cost.notes]
-    if not cost.fits:
-        warnings.append(f"Warning: that does not fit into {where}. {SMALLER}")
+    warnings = [f"that does not fit into {where}. {SMALLER}"] if not cost.fits else []
     if cost.is_long:
         warnings.append(
-            "Warning: on a CPU this may take days. Take a GPU, fewer --max-prompts or --epochs, or shorter "
+            "on a CPU this may take days. Take a GPU, fewer --max-prompts or --epochs, or shorter "
             "--max-tokens; --save-steps and --resume keep what is done."
         )
-    wrapped = (textwrap.wrap(warning, width=80, break_on_hyphens=False) for warning in warnings)
-    return [*lines, *(line for lines in wrapped for line in lines)]
+    return [*lines, *_notes(cost.notes), *_notes(warnings, "Warning")]
 
 
 SMALLER = (
     "Give --lora 16, --quantize 4bit, --gradient-checkpointing, a smaller --micro-batch-size or --max-tokens, "
-    "--optimizer adamw-8bit, or more GPUs (accelerate launch --use_fsdp --fsdp_version 2 …)."
+    "--optimizer adamw-8bit, or more GPUs: accelerate launch --use_fsdp --fsdp_version 2 -m flipsearch train, with the "
+    "same options."
 )
 """What makes a training smaller."""
 
@@ -188,5 +191,5 @@ def sweep_plan_lines(plan: "SweepPlan") -> list[str]:
         f"{'steps':<10}{trainings[0].num_steps:,} each, {sum(training.num_steps for training in trainings):,} in all",
         f"{'tokens':<10}at most {tokens:,} to learn from",
         f"{'folder':<10}{plan.folder}",
-        *(f"Note: {note}" for note in plan.notes),
+        *_notes(plan.notes),
     ]

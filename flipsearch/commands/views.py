@@ -1,7 +1,6 @@
 """What a person sees of each result: its figures, what is needed to read them, and where the files lie."""
 
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from shutil import get_terminal_size
 from typing import TYPE_CHECKING
@@ -23,8 +22,8 @@ from flipsearch.core.files import printable, shortened
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.studies import MIN_LABELS, EarlierBest, Study, StudyKind, Trial
 from flipsearch.reporting.columns import Column as ShownColumn
-from flipsearch.reporting.columns import columns_of, kinds_legend
-from flipsearch.reporting.format import DASH, SHARED_ERRORS, names_of, percent, with_interval
+from flipsearch.reporting.columns import columns_legend, columns_of, kinds_legend
+from flipsearch.reporting.format import DASH, SHARED_ERRORS, names_of, notes_by_kind, percent, with_interval
 from flipsearch.reporting.verdict import split_in_words, verdict
 from flipsearch.results import (
     ContextCheck,
@@ -58,20 +57,14 @@ def show_study(result: SearchResult) -> None:
     study, folder, best = result.study, result.folder, result.best_path
     if result.was_finished:
         print_wrapped(f"The study {study.name} was finished before, with the same settings: nothing was generated.\n")
-    table = leaderboard_table(study)
-    print_table(table)
-    shows_kinds = any(column.header == "kinds" for column in table.columns)
-    for legend in filter(None, (row_legend(study), kinds_legend(study) if shows_kinds else "")):
+    print_table(leaderboard_table(study))
+    for legend in legends(study):
         print_wrapped(legend, style="dim")
-    if any(study.is_over_cap(trial) for trial in study.trials):
-        print_wrapped(f"! over the cap on refused benign prompts, {study.refusal_cap}", style="dim")
-    if any(study.is_contracted(trial) for trial in study.trials):
-        cap = f"{100 * study.settings['max_contraction']:g} %"
-        print_wrapped(f"! over the cap on benign answers lost, {cap}", style="dim")
     if study.winner:
         for line in winner_lines(study.winner):
             print_wrapped(line)
-    for note in (*study.notes, *judge_lines(study)):
+    notes = notes_by_kind(study)
+    for note in (*notes["warning"], *judge_lines(study), *notes["fact"], *notes["method"]):
         print_wrapped(f"Note: {note}")
     if study.winner:
         use = "Best context" if study.is_confirmed else "Not confirmed, so not to train on; the best of those tried"
@@ -102,8 +95,7 @@ def earlier_line(earlier: EarlierBest, result: SearchResult) -> str:
 def leaderboard_table(study: Study) -> Table:
     """Return the best arms and all placebos as a table that fits into 80 columns; see reporting/columns.py."""
     arms, placebos = ([trial for trial in study.trials if trial.role == role] for role in ("arm", "placebo"))
-    columns = _that_fit(study, columns_of(study, "terminal"), [*arms[:NUM_SHOWN], *placebos])
-    table = plain_table()
+    columns, table = _that_fit(study), plain_table()
     for column in columns:
         wraps = column.format.wraps
         table.add_column(column.terminal or "", justify="left" if wraps else "right", no_wrap=not wraps)
@@ -123,11 +115,18 @@ def leaderboard_table(study: Study) -> Table:
     return table
 
 
-def _that_fit(study: Study, columns: Sequence[ShownColumn], trials: Sequence[Trial]) -> list[ShownColumn]:
+def _shown(study: Study) -> list[Trial]:
+    """Return the trials in the table: the best arms, and all placebos."""
+    arms = [trial for trial in study.trials if trial.role == "arm"]
+    return [*arms[:NUM_SHOWN], *(trial for trial in study.trials if trial.role == "placebo")]
+
+
+def _that_fit(study: Study) -> list[ShownColumn]:
     """Return the columns that leave NAME_WIDTH for the names of contexts; others, from the right, are on the page.
 
     Names and the flip rate with its interval stay in any terminal.
     """
+    columns, trials = columns_of(study, "terminal"), _shown(study)
 
     def width(column: ShownColumn) -> int:
         if column.name == "context":
@@ -163,19 +162,21 @@ def row_name(trial: Trial, name: str) -> str:
     return f"{shown}{place}{state}"
 
 
-def row_legend(study: Study) -> str:
+def legends(study: Study) -> list[str]:
     """Return what the columns and the marks in the table mean, as far as they are there."""
-    lines = (
-        ["placebo: a text without safety content"]
-        if any(t.role == "placebo" and t.context.text for t in study.trials)
-        else []
-    )
-    if any(trial.confirm for trial in study.trials):
-        lines.append("search, confirm: flip rates on the prompts of the search, and on those sealed until its end")
-    if any(trial.context.operator and trial.role == "arm" for trial in study.trials):
-        lines.append("+, −: what an operator, e.g. crossover, added to an earlier context or took out")
-    states = [state for state in STATES if any(trial.state == state for trial in study.trials)]
-    return "; ".join([*lines, *(f"{state}: {STATES[state]}" for state in states)])
+    columns, shown = _that_fit(study), _shown(study)
+    rows = [f"{state}: {STATES[state]}" for state in STATES if any(trial.state == state for trial in shown)]
+    if any(trial.context.operator and trial.role == "arm" for trial in shown):
+        rows.append("+, −: what an operator, e.g. crossover, added to an earlier context or took out")
+    if any(t.role == "placebo" and t.context.text for t in shown):
+        rows.append("placebo: a text without safety content")
+    lines = [columns_legend(columns)]
+    lines += [kinds_legend(study)] if any(column.name == "kinds" for column in columns) else []
+    if any(map(study.is_over_cap, shown)):
+        lines.append(f"! over the cap on refused benign prompts, {study.refusal_cap}")
+    if any(map(study.is_contracted, shown)):
+        lines.append(f"! over the cap on benign answers lost, {100 * study.settings['max_contraction']:g} %")
+    return [*lines, "; ".join(rows)] if rows else lines
 
 
 def winner_lines(winner: Trial) -> list[str]:

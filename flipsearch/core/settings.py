@@ -237,10 +237,13 @@ def command_line(command: str, kind: type[BaseModel], settings: Mapping[str, Any
     """Return a command with the `settings` that it has and that differ from its defaults, untruncated, to be copied."""
     fields = kind.model_fields
     # A file of settings holds lists for tuples, and texts for paths.
-    typed = {key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()}
-    own = {key: value for key, value in typed.items() if key in fields and str(value) != str(fields[key].default)}
+    typed = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in settings.items() if key in fields
+    }
+    own = {key: value for key, value in typed.items() if str(value) != str(fields[key].default)}
     given = {key: value for key, value in own.items() if value not in (None, ())}
-    return " ".join([command, *(as_typed(kind, key, value, None) for key, value in given.items())])
+    arguments = [shlex.quote(str(given.pop(key))) for key in list(given) if flag_of(kind, key).is_argument]
+    return " ".join([command, *arguments, *(as_typed(kind, key, value, None) for key, value in given.items())])
 
 
 def value_type(kind: type[BaseModel], name: str) -> tuple[type, bool]:
@@ -277,6 +280,7 @@ def make_config(kind: type[Settings], *sources: Mapping[str, Any]) -> Settings:
         if first["type"] == "missing":
             raise ConfigError(f"{flag_of(kind, name).names[0]} is missing.") from error
         expected = first["msg"].removeprefix("Value error, ").replace("Input should be", "expected")
+        expected = expected.partition(", unable to parse")[0]
         raise ConfigError(f"{flag_of(kind, name).names[0]} is {given}: {expected}.") from error
 
 

@@ -118,7 +118,12 @@ def load_prompts(
     distinct = kept.prompts()
     announce(f"splitting {len(distinct):,} prompts, near-duplicates together")
     prompts = assign_splits(distinct, cached_clusters)
-    notes = [note for source in sources for note in source.notes]
+    notes = [
+        note
+        for source in sources
+        for note in source.notes
+        if not (source.name in built_in and note.endswith(OF_GROUPS))  # which is so in each study of the set
+    ]
     for source in sources:
         if source.name not in built_in:
             tally = ", ".join(f"{count} x {label}" for label, count in source.labels.items())

@@ -12,17 +12,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from flipsearch.config import AnatomyConfig, SearchConfig, TrainConfig
+from flipsearch.config import SearchConfig, TrainConfig
 from flipsearch.core.files import json_text, printable, write_text
 from flipsearch.core.measurements import Estimate, Measurement, Rate, json_value
 from flipsearch.core.records import AnswerKind
-from flipsearch.core.settings import command_line
 from flipsearch.core.trainings import EARLY, RELIABLE, Anatomy, CompletionDivergence, PositionDivergence
 from flipsearch.reporting import charts
 from flipsearch.reporting.charts import Chart, ChartAxis, Series, draw
 from flipsearch.reporting.format import DASH, interval, percent, points, setting_rows
 from flipsearch.reporting.pages import render
-from flipsearch.reporting.verdict import NextStep, StudyVerdict, Tone
+from flipsearch.reporting.verdict import NextStep, StudyVerdict, Tone, command_of
 
 if TYPE_CHECKING:  # which loads torch
     from flipsearch.training.preflight import Preflight
@@ -134,14 +133,13 @@ def _next_steps(anatomy: Anatomy, tone: Tone) -> Iterator[NextStep]:
     if anatomy.measurement.flip_rate.value is None:
         yield NextStep("Give prompts that the model answers unsafely (--harmful, --prompts).")
     elif tone != "open":
-        search = command_line("flipsearch search", SearchConfig, {key: settings[key] for key in SHARED_SETTINGS})
+        search = command_of("flipsearch search", SearchConfig, {key: settings[key] for key in SHARED_SETTINGS})
         yield NextStep("Search for a context that flips more of the answers:", search)
     else:
         train = {key: settings[key] for key in ("context", *SHARED_SETTINGS)}
-        preflight = command_line("flipsearch preflight", TrainConfig, train | {"context": [train["context"]]})
+        preflight = command_of("flipsearch preflight", TrainConfig, train | {"context": [train["context"]]})
         yield NextStep("Is a training on it worth its start?", preflight)
-        again = command_line("flipsearch anatomy", AnatomyConfig, settings)
-        yield NextStep("After a training, see what is left to learn:", f"{again} --student CHECKPOINT")
+        yield NextStep("After a training: anatomy with --student and its folder shows what is left to learn.")
 
 
 def _of_kind(parts: tuple[CompletionDivergence, ...], kind: str) -> CompletionDivergence | None:
@@ -294,11 +292,15 @@ def write_preflight(result: "Preflight", folder: Path, command: str) -> None:
 def preflight_verdict(result: "Preflight", command: str) -> StudyVerdict:
     """Return whether to train, why not, and what to do next; `command` starts the training."""
     tones: dict[str, Tone] = {"go": "good", "think again": "warning", "no": "null"}
-    steps = [NextStep(f"{check.name}: {check.todo}") for check in result.checks if check.todo]
+    steps = [NextStep(f"{check.name.capitalize()}: {check.todo}") for check in result.checks if check.todo]
     if result.verdict != "no":
         steps.append(NextStep("Start the training:" if not steps else "Or train all the same:", command))
     num_met = sum(check.state == "met" for check in result.checks)
-    basis = [f"{num_met} of {len(result.checks)} criteria are met."]
+    cost = result.cost
+    basis = [
+        f"{num_met} of {len(result.checks)} criteria are met.",
+        f"Steps of the training: {cost.num_steps:,}; tokens in its rollouts: {cost.tokens.rollouts:,}.",
+    ]
     if result.verdict != "go":
         basis.append("The command exits with 1, as for every verdict but go, so that a script stops here.")
     return StudyVerdict(tones[result.verdict], result.sentence, tuple(basis), tuple(steps))

@@ -75,7 +75,7 @@ Made for research on safety alignment: to compare methods, and to study what a t
 
 _NOT_EVALUATED = (
     "Not evaluated yet: the effect of this training is not known. "
-    "`flipsearch evaluate <this folder>` measures it and writes the result here."
+    "`flipsearch evaluate .` in this folder measures it and writes the result here."
 )
 
 

@@ -64,7 +64,7 @@ class Column:
     is_extra: bool = False
     """On the page only when all columns are requested."""
     terminal: str | None = None
-    """Header in the terminal, which has 80 characters for all; None: not shown there."""
+    """Header in the terminal, which has 80 characters for all; None: not shown there. See columns_legend."""
     card: bool = False
     place: int = 99
     """Its position on the page and in the terminal, from the left; CSV and JSON keep the order of the table."""
@@ -103,6 +103,16 @@ def kinds_in_terminal(measured: Measurement) -> str:
     """Return the shares of the kinds in percent, those without any left out: r80 h10."""
     rates = [(letter, kind_rate(measured, kind)) for kind, letter in KIND_LETTERS.items()]
     return " ".join(f"{letter}{100 * (rate.value or 0):.0f}" for letter, rate in rates if rate.count)
+
+
+def columns_legend(columns: Iterable[Column]) -> str:
+    """Return what the headers in the terminal mean, but for the kinds."""
+    meanings = []
+    for column in columns:
+        head, name = (column.terminal or "").partition(" (")[0], (column.page or "").partition(",")[0]
+        words = ", ".join(filter(None, (name if name != head else "", column.hint.replace(";", ","))))
+        meanings += [f"{head}: {words}"] if words and column.format is not KINDS else []
+    return "; ".join(meanings)
 
 
 def kinds_legend(study: Study) -> str:
@@ -153,6 +163,7 @@ def _refusals(study: Study, trial: Trial) -> str:
     return "!" * study.is_over_cap(trial) + (points(added.value) + " pt" if added.n else DASH)
 
 
+REFUSED = "benign prompts refused (pt: points more than without a context)"
 CONTEXT = Format(wraps=True)
 """In the terminal, the caller names the trial."""
 
@@ -255,26 +266,15 @@ def _ending_columns(study: Study) -> Iterator[Column]:
         ("forced", "thoughts closed by budget", thinks, None),
         ("leaks", "thoughts in the answer", thinks, None),
     ):
-        key, value = f"{name}_rate", _at(f"final.endings.{name}")
-        page = header if is_shown else None
-        yield Column(
-            key, value, percents, csv=is_shown, page=page, is_extra=True, terminal=terminal, card=is_shown, place=8
-        )
+        value, page = _at(f"final.endings.{name}"), header if is_shown else None
+        where: dict[str, Any] = {"csv": is_shown, "page": page, "card": is_shown, "terminal": terminal}
+        yield Column(f"{name}_rate", value, percents, hint="share of the answers", is_extra=True, place=8, **where)
 
 
 def _kind_columns(_: Study) -> Iterator[Column]:
     """Yield what the prompts that are unsafe without a context turn into, and each kind's share."""
-    final = _at("final")
-    yield Column(
-        "kinds",
-        final,
-        KINDS,
-        csv=False,
-        page="turned into",
-        hint="what unsafe answers become",
-        terminal="kinds",
-        place=6,
-    )
+    final, hint = _at("final"), "what unsafe answers become"
+    yield Column("kinds", final, KINDS, csv=False, page="turned into", hint=hint, terminal="kinds", place=6)
 
     def rate(kind: AnswerKind) -> Value:
         return lambda _, trial: kind_rate(trial.final, kind)
@@ -293,7 +293,8 @@ def _contraction_columns(study: Study) -> Iterator[Column]:
         return "!" * study.is_contracted(trial) + percent(figure.value if figure else None, "%")
 
     yield Column("contraction", value, form, page="benign answers lost", hint="of their word pairs; points", place=8)
-    yield Column("contraction_marked", marked, csv=False, terminal=header, place=8)
+    said = "of what answers to benign prompts say"
+    yield Column("contraction_marked", marked, csv=False, hint=said, terminal=header, place=8)
 
 
 COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (
@@ -327,7 +328,7 @@ COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (
         place=9,
     ),
     _split_columns,
-    Column("refusals", _refusals, csv=False, terminal="refuses", place=7),
+    Column("refusals", _refusals, csv=False, hint=REFUSED, terminal="refuses", place=7),
     _kind_columns,
     _contraction_columns,
     _ending_columns,

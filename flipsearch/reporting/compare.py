@@ -5,9 +5,10 @@ flip rates rest on other prompts, and say less. Placebos are shown, and rank now
 """
 
 import shlex
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import pandas as pd
 
 from flipsearch.core.errors import ConfigError
+from flipsearch.core.files import shortened
 from flipsearch.core.measurements import Difference, Estimate, json_value
 from flipsearch.core.studies import TIE_LEVEL, Study, Trial
 from flipsearch.measuring.measure import flip_difference
@@ -27,13 +29,20 @@ from flipsearch.reporting.format import (
     low_high,
     markdown_table,
     names_of,
+    percent,
+    points,
     with_interval,
 )
 from flipsearch.reporting.formats import MOST_COLUMNS, MOST_ROWS, report_format, summary_text, write_report
 from flipsearch.reporting.pages import render
 from flipsearch.reporting.verdict import NextStep, StudyVerdict, Tone, folder_of
+from flipsearch.reporting.verdict import verdict as study_verdict
 from flipsearch.statistics.intervals import holm, rank_correlation
 
+LONGEST_NAME = 60
+"""Characters of a context's name in a sentence."""
+MOST_TRANSFERS = 6
+"""Sentences on best contexts in other studies; the table has all."""
 PAGE_ROWS = 40
 """Shared contexts on the page; the tables have all."""
 PICTURE_HEIGHT = 1100
@@ -55,6 +64,11 @@ class SharedContext:
     def text(self) -> str:
         """Hostile text."""
         return next(trial.context.text for trial in self.trials if trial)
+
+    @property
+    def rates(self) -> list[float]:
+        """Its flip rate in each study that measured it."""
+        return [_rate(trial) for trial in self.trials if trial]
 
     def cells(self, studies: Sequence[Study]) -> list[Cell]:
         """Return what the page shows: the rate in each study, then the differences to the first."""
@@ -82,6 +96,20 @@ class Transfer:
     """Contexts that both measured, placebos left out."""
     ranks: Estimate | None
     """Spearman's correlation of the flip rates on the search prompts; None for fewer than five shared contexts."""
+
+    @property
+    def sentence(self) -> str:
+        """What the best context of the source does in the target."""
+        if self.best is None:
+            return f"{self.source} has no best context."
+        name = f"The best of {self.source}, {shortened(self.best.name, LONGEST_NAME)}"
+        if self.trial is None:
+            return f"{name}, was not measured in {self.target}."
+        rate = f"{percent(self.trial.final.flip_rate.value)} in {self.target}"
+        if self.behind is None:
+            return f"{name}, flips {rate}."
+        behind = f"{points(self.behind.value)} points ({low_high(self.behind, 'points')})"
+        return f"{name}, flips {rate}, {behind} to the best there."
 
     def cell(self, study: Study) -> Cell:
         """Return what the page shows of it in the target."""
@@ -118,48 +146,70 @@ class Comparison:
         return self.num_decided == len(self.studies) and len(self._arms()) > 1
 
     @property
-    def winners(self) -> set[str]:
-        """Ids of the shared contexts that flip most in one of the studies."""
+    def leading(self) -> list[SharedContext]:
+        """The shared context that flips most in each of the studies, each once."""
         places = range(len(self.studies))
         by_study = [[(_rate(trial), row) for row in self._arms() if (trial := row.trials[n])] for n in places]
-        return {max(rates, key=lambda rate: rate[0])[1].context_id for rates in by_study if rates}
+        rows = [max(rates, key=lambda rate: rate[0])[1] for rates in by_study if rates]
+        return list({row.context_id: row for row in rows}.values())
 
     @property
     def ranking(self) -> str:
-        """Whether these studies show which of the shared contexts is best, in a sentence."""
-        num = len(self.studies)
-        if len(self._arms()) < 2:
-            return "Fewer than two contexts are shared: there is nothing to rank."
+        """Which of the shared contexts leads, and whether these studies show that it is best, in a sentence."""
+        num, arms = len(self.studies), self._arms()
+        if len(arms) < 2:
+            return f"One context alone is shared, so there is nothing to rank: {self._with_rates(arms[0])}."
         if not self.is_decisive:
-            return (
-                f"The ranking is not decisive: in {self.num_decided or 'none'} of the {num} studies is the best shared "
-                "context better than every other one, by paired tests (Holm, 5 %)."
-            )
-        same = "the same one" if len(self.winners) == 1 else f"{len(self.winners)} different ones"
-        return f"In each of the {num} studies one shared context is better than all others: {same}."
+            leads = self._with_rates(self._leader())
+            return f"No shared context is decisively ahead: {leads} leads, which may be chance."
+        which = ", but not the same" if len(self.leading) > 1 else ""
+        named = "; ".join(map(self._with_rates, self.leading))
+        return f"In each of the {num} studies one context is better than all others{which}: {named}."
+
+    def _leader(self) -> SharedContext:
+        # A mean over fewer studies may only be higher because these are easier.
+        return max(self._arms(), key=lambda row: (len(row.rates), fmean(row.rates)))
+
+    def _with_rates(self, row: SharedContext) -> str:
+        rates = [
+            f"{percent(trial.final.flip_rate.value)} in {study.name}"
+            for trial, study in zip(row.trials, self.studies, strict=True)
+            if trial
+        ]
+        return f"{shortened(row.name, LONGEST_NAME)} ({', '.join(rates)})"
 
     @property
     def verdict(self) -> StudyVerdict:
         """What the studies say together, and what to do next."""
-        tone: Tone = "null" if not self.is_decisive else "warning" if len(self.winners) > 1 else "good"
+        tone: Tone = "null" if not self.is_decisive else "warning" if len(self.leading) > 1 else "good"
         return StudyVerdict(tone, self.ranking, tuple(self.basis), tuple(self._next_steps()))
 
     def _next_steps(self) -> Iterator[NextStep]:
-        own = [s for s in self.studies if s.is_confirmed and s.winner and s.winner.context.context_id in self.winners]
-        if own and self.is_decisive:
-            each = "It" if len(self.winners) == 1 else "Each model's own best context"
-            path = shlex.quote(f"{folder_of(own[0])}/best.txt")
-            command = f"flipsearch train --model {shlex.quote(own[0].settings['model'])} --context {path}"
-            yield NextStep(f"{each} is the one to train with, e.g. {own[0].name}'s:", command)
+        ids = list(dict.fromkeys([self._leader().context_id, *(row.context_id for row in self.leading)]))
+        winners = [(s.winner.context.context_id, s) for s in self.studies if s.is_confirmed and s.winner]
+        own = [study for id in ids for winner, study in winners if winner == id]
         if not self.is_decisive and len(self._arms()) > 1:
             yield NextStep(
                 "Where contexts tie, take the one that refuses least, or the shortest. More unsafe prompts in each "
                 "study tell them apart."
             )
         if len(self._arms()) < 2:
-            yield NextStep(
-                "To rank contexts measure the same ones in each: score their cards, or search with --start STUDY."
-            )
+            yield NextStep("To rank contexts measure the same ones in each: score their cards, or search with --start.")
+        yield from islice(self._unmeasured(), 1)
+        if own:
+            if self.is_decisive:
+                each = "It" if len(self.leading) == 1 else "Each model's own best context"
+                yield NextStep(f"{each} is the one to train with.")
+            path = shlex.quote(f"{folder_of(own[0])}/best.txt")
+            command = f"flipsearch preflight --model {shlex.quote(own[0].settings['model'])} --context {path}"
+            yield NextStep(f"Is a training on the best context of {own[0].name} worth its start? Go or no-go:", command)
+        if not own:  # then the studies say themselves what they lack
+            steps = [(study.name, step) for study in self.studies for step in study_verdict(study).next_steps]
+            ready = (NextStep(f"{name}: {step.text}", step.command) for name, step in steps if step.command)
+            yield from islice(ready, 1)
+
+    def _unmeasured(self) -> Iterator[NextStep]:
+        """Yield for each best context that another study did not try the command that measures it there."""
         by_name = {study.name: study for study in self.studies}
         for transfer in self.transfers:
             source, target = by_name[transfer.source], by_name[transfer.target]
@@ -172,12 +222,15 @@ class Comparison:
                         word for value in ([given] if isinstance(given, str) else given) for word in (f"--{key}", value)
                     ]
                 yield NextStep(text, f"{shlex.join(words)} --split confirm")
-                return
 
     @property
     def basis(self) -> list[str]:
         """What the sentence rests on."""
-        lines = []
+        decided, tests = f"{self.num_decided or 'none'} of the {len(self.studies)} studies", "(paired tests, Holm, 5 %)"
+        shown = f"In {decided} is the best shared context shown to be better than every other one {tests}."
+        lines = [shown] if len(self._arms()) > 1 else []
+        elsewhere = [transfer.sentence for transfer in self.transfers if transfer.source != transfer.target]
+        lines += elsewhere[:MOST_TRANSFERS]
         differing = {
             key: list(dict.fromkeys(str(study.settings.get(key)) for study in self.studies))
             for key in ("model", "judge", "seed", "temperature", "max_tokens")
@@ -270,8 +323,8 @@ def compare_studies(studies: Sequence[Study]) -> Comparison:
     for study in studies:
         of_study = names_of(study)
         names = {trial.context.context_id: of_study[trial.number] for trial in reversed(study.trials)} | names
-    rows: dict[str, SharedContext] = {}
-    for id, name in names.items():
+    rows, num = {}, Counter(names.values())  # studies may call two texts by the same name
+    for id, name in ((id, f"{name} · {id[:6]}" if num[name] > 1 else name) for id, name in names.items()):
         trials = tuple(of_study.get(id) for of_study in by_study)
         first = next(filter(None, trials))
         pairs = tuple(_difference(trial, first) if trial and trial is not first else None for trial in trials)
@@ -281,9 +334,10 @@ def compare_studies(studies: Sequence[Study]) -> Comparison:
     if all(row.is_placebo for row in shared):
         listed = ", ".join(study.name for study in studies)
         raise ConfigError(
-            f"the studies {listed} have no context in common; `flipsearch score CARD` measures one anywhere."
+            f"the studies {listed} have no context in common; score the card (best.json) of one with the model of "
+            "another."
         )
-    shared.sort(key=lambda row: (row.is_placebo, -fmean(_rate(trial) for trial in row.trials if trial)))
+    shared.sort(key=lambda row: (row.is_placebo, -fmean(row.rates)))
     columns = [[row.trials[n] for row in shared if not row.is_placebo] for n in range(len(studies))]
     places = range(len(studies))
     transfers = [_transfer(studies, rows, source, target) for source in places for target in places]

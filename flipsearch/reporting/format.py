@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Literal
 
+from markupsafe import Markup, escape
+
 from flipsearch.core.files import printable
 from flipsearch.core.measurements import Difference, Estimate, Measurement, Rate
 from flipsearch.core.records import FLIP_KINDS, Context
@@ -144,9 +146,13 @@ def escaped(text: str) -> str:
     return _MARKDOWN.sub(r"\\\1", html.escape(printable(" ".join(text.split())), quote=False))
 
 
-def unbroken(text: str) -> str:
-    """Return a sentence of which no line begins with a percent sign."""
-    return text.replace(" %", "\u00a0%")
+_OPTION = re.compile(r"--[a-z][a-z-]*")
+
+
+def unbroken(text: str) -> Markup:
+    """Return a sentence, escaped, of which no line begins with a percent sign or ends within an option."""
+    safe = str(escape(visible(text.replace(" %", "\u00a0%"))))
+    return Markup(_OPTION.sub(r'<span class="option">\g<0></span>', safe))
 
 
 def fenced(text: str) -> str:

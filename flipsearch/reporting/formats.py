@@ -30,7 +30,7 @@ from flipsearch.core.files import atomic_write, csv_cell, json_text, printable, 
 from flipsearch.core.studies import Study
 from flipsearch.ledger import Ledger
 from flipsearch.ledger.tables import ROLLOUTS, VERDICTS, rollout_of
-from flipsearch.reporting.columns import columns_of, csv_text, kinds_legend, leaderboard, rank_of
+from flipsearch.reporting.columns import columns_legend, columns_of, csv_text, kinds_legend, leaderboard, rank_of
 from flipsearch.reporting.format import escaped, fenced, markdown_table, names_of
 from flipsearch.reporting.study_file import STUDY_FILE, read_study_file
 from flipsearch.reporting.verdict import StudyVerdict, verdict
@@ -106,7 +106,7 @@ def study_summary(study: Study) -> str:
         for trial in [*arms[:MOST_ROWS], *placebos]
     ]
     table = markdown_table([column.terminal or "" for column in columns], rows, 2)
-    below = [table, kinds_legend(study)]
+    below = [table, columns_legend(columns), kinds_legend(study)]
     if arms[MOST_ROWS:]:
         below.append(f"{len(arms) - MOST_ROWS:,} more contexts are in leaderboard.csv.")
     if study.best and verdict(study).tone in ("good", "warning"):

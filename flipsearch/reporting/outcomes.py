@@ -15,7 +15,7 @@ from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
 
-from flipsearch.config import SearchConfig
+from flipsearch.config import SearchConfig, TrainConfig
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import ANSWER_KINDS, Kind, Label
 from flipsearch.core.studies import TIE_LEVEL
@@ -33,7 +33,7 @@ from flipsearch.core.trainings import (
 from flipsearch.reporting.cards import KINDS, between, control_note, prompts_sentence
 from flipsearch.reporting.format import Cell, low_high, percent, points, three_digits
 from flipsearch.reporting.page_data import LONGEST_TEXT
-from flipsearch.reporting.verdict import LOW_COVERAGE, SMALL, NextStep, StudyVerdict, Tone
+from flipsearch.reporting.verdict import LOW_COVERAGE, SMALL, NextStep, StudyVerdict, Tone, command_of
 from flipsearch.statistics.intervals import holm
 
 TRAINING_PAGE, SCORECARD_PAGE, SWEEP_PAGE = "training.html", "scorecard.html", "sweep.html"
@@ -123,6 +123,8 @@ class TrainedUnder:
     """Name and relative address of its pages."""
     sentence: str
     """What its evaluation says."""
+    command: str
+    """What evaluates it, where that was not done."""
 
 
 def trained_under(
@@ -136,7 +138,8 @@ def trained_under(
         method=" ".join(filter(None, (f"{run.method}.", control_note(run)))),
         context_ids=tuple(dict.fromkeys(id for id in contexts if id in ids)),
         links=tuple(page_links(pages, folder)),
-        sentence=scorecard_verdict(card).sentence if card else "Not evaluated yet: flipsearch evaluate CHECKPOINT.",
+        sentence=scorecard_verdict(card).sentence if card else "Not evaluated yet:",
+        command="" if card else f"flipsearch evaluate {shlex.quote(normpath(folder / place))}",
     )
 
 
@@ -158,7 +161,8 @@ def training_verdict(
     command = f"flipsearch evaluate {shlex.quote(str(folder))}"
     if card is not None:
         given = scorecard_verdict(card)
-        read = NextStep("Read the scorecard: its figures, and answers that changed.")
+        where = shlex.quote(str(folder))
+        read = NextStep("Read the scorecard: its figures, and answers that changed.", f"flipsearch report {where}")
         next_steps = (read, *_control_step(run, given.tone))
         return StudyVerdict(given.tone, given.sentence, (f"{amount}; {loss}.", *basis), next_steps)
     stuck = next((note for note in run.notes if note.startswith("The loss ")), "")
@@ -205,7 +209,9 @@ def _control_step(run: TrainingRun, tone: Tone) -> list[NextStep]:
     if run.control or not is_single or tone not in ("good", "warning"):
         return []
     text = "Is it what the context says, or any text? Train once more with the same options and its words shuffled:"
-    return [NextStep(text, "flipsearch train … --context-control shuffled")]
+    name = run.settings.get("name")
+    settings = {**run.settings, "control": "shuffled", "name": f"{name}-shuffled" if name else None}
+    return [NextStep(text, command_of("flipsearch train", TrainConfig, settings))]
 
 
 def scorecard_verdict(card: Scorecard) -> StudyVerdict:
@@ -339,9 +345,10 @@ def _cost_lines(card: Scorecard) -> list[str]:
 def _scorecard_steps(card: Scorecard, harm: Sequence[Score], tone: Tone) -> list[NextStep]:
     steps, command = [], f"flipsearch evaluate {shlex.quote(card.model)}"
     if harm and (smallest := min(score.new.rate.n for score in harm)) < FEW_PROMPTS:
-        steps.append(NextStep(f"n is small: {smallest} harmful prompts. Evaluate on more."))
+        more = command if card.settings.get("max_prompts") else ""
+        steps.append(NextStep(f"n is small: {smallest} harmful prompts. Evaluate on more{':' if more else '.'}", more))
     if card.against_id is None:
-        steps.append(NextStep("Give the model that it is to be compared with:", f"{command} --against MODEL"))
+        steps.append(NextStep("Evaluate it with --against and the model that it is to be compared with."))
     left = max((score.new.rate.value or 0.0 for score in harm), default=0.0)
     if tone == "good" and left > MUCH_HARM:
         still = f"{percent(left)} of the answers are still unsafe"
@@ -361,5 +368,5 @@ def _scorecard_steps(card: Scorecard, harm: Sequence[Score], tone: Tone) -> list
     if tone == "null":
         steps.append(NextStep("Train for longer or at a higher rate, or search for a context that flips more."))
     if card.reasoning is None:
-        steps.append(NextStep("Measure what it costs in reasoning:", f"{command} --reasoning gsm8k.jsonl"))
+        steps.append(NextStep("Measure what it costs in reasoning:", f"{command} --reasoning gsm8k"))
     return steps

@@ -8,6 +8,7 @@ on what to look for. The templates hold the other words. Knows records, logs and
 import base64
 import hashlib
 import math
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -60,7 +61,7 @@ from flipsearch.reporting.page_data import (
     table_data,
 )
 from flipsearch.reporting.study_file import ORACLE
-from flipsearch.reporting.verdict import verdict
+from flipsearch.reporting.verdict import folder_of, verdict
 
 PICTURE_TOP, PICTURE_SCALE = 320, 1.55
 """Pixels of a picture beside its drawings, and for each unit of these."""
@@ -83,6 +84,7 @@ def leaderboard_page(study: Study, ledger: Ledger | None = None, trained: Sequen
     return render(
         "leaderboard.html",
         study=study,
+        place=shlex.quote(folder_of(study)),
         verdict=verdict(study),
         trained=trained,
         best=best,

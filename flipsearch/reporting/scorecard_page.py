@@ -3,6 +3,7 @@
 Several models that were evaluated on the same prompts, beside each other: paired by prompt with the first.
 """
 
+import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -163,6 +164,8 @@ class ScorecardComparison:
 
     names: tuple[str, ...]
     cards: tuple[Scorecard, ...]
+    places: tuple[str, ...]
+    """Folders of the scorecards, as they were given."""
 
     @property
     def figures(self) -> list[ComparedFigure]:
@@ -210,7 +213,10 @@ class ScorecardComparison:
             f"{name}: {scorecard_verdict(card).sentence}" for name, card in zip(self.names, self.cards, strict=True)
         ]
         if not harm or any(len(values) < len(harm) for values in rates):
-            return StudyVerdict("open", "Harm was not measured for each of these models.", tuple(basis), ())
+            lacking = next(n for n, values in enumerate(rates) if not harm or len(values) < len(harm))
+            command = f"flipsearch evaluate {shlex.quote(self.cards[lacking].model)}"
+            step = NextStep(f"Evaluate {self.names[lacking]} on harmful prompts, the others in the same way:", command)
+            return StudyVerdict("open", "Harm was not measured for each of these models.", tuple(basis), (step,))
         means = [sum(values) / len(values) for values in rates]
         best = min(range(len(means)), key=means.__getitem__)
         others = [number for number in range(len(means)) if number != best]
@@ -220,17 +226,22 @@ class ScorecardComparison:
         clear = {n for (n, pair), p in zip(tested, adjusted, strict=True) if pair.value > 0 and p < TIE_LEVEL}
         ties = [self.names[number] for number in others if number not in clear]
         unsafe = f"{self.names[best]} has the fewest unsafe answers ({percent(means[best])})"
-        own = scorecard_verdict(self.cards[best])
+        own, report = scorecard_verdict(self.cards[best]), f"flipsearch report {shlex.quote(self.places[best])}"
+        read = NextStep(f"Read what {self.names[best]} answers now, on its own page, before you use it:", report)
         if ties:
             tone: Tone = "null"
             sentence = f"{unsafe}, but cannot be distinguished from {', '.join(ties)} (paired tests, Holm, 5 %)."
-            steps = [
-                NextStep("Among those that tie take the one that costs least; more harmful prompts tell them apart.")
-            ]
+            steps = [NextStep("Among those that tie take the one that costs least."), *self._more_prompts(), read]
         else:
             tone, sentence = own.tone, f"{unsafe}, fewer than each of the others (paired tests, Holm, 5 %)."
-            steps = [NextStep(f"Read what {self.names[best]} answers now, on its own page, before you use it.")]
+            steps = [read, *(step for step in own.next_steps if step.command)]
         return StudyVerdict(tone, sentence, tuple(basis), tuple(steps))
+
+    def _more_prompts(self) -> Iterator[NextStep]:
+        if num := self.cards[0].settings.get("max_prompts"):
+            for name, card in zip(self.names, self.cards, strict=True):
+                command = f"flipsearch evaluate {shlex.quote(card.model)} --max-prompts {2 * int(num)}"
+                yield NextStep(f"More harmful prompts tell them apart: {name} on twice as many:", command)
 
     def rows(self, cell: Callable[[Estimate | Difference | None, bool], str]) -> list[list[str]]:
         """Return a row per model, the base first: its name, and its figures as `cell` writes rates and changes."""
@@ -286,7 +297,9 @@ def _basis(card: Scorecard) -> tuple[object, ...]:
     return card.sampling, card.num_samples, card.against_id, card.settings.get("count_flips")
 
 
-def compare_scorecards(names: Sequence[str], cards: Sequence[Scorecard]) -> ScorecardComparison:
+def compare_scorecards(
+    names: Sequence[str], cards: Sequence[Scorecard], places: Sequence[str] | None = None
+) -> ScorecardComparison:
     """Return evaluated models beside each other; ConfigError unless all were evaluated in the same way."""
     for name, card in zip(names, cards, strict=True):
         for what, key in (("prompts", "prompts_id"), ("problems", "problems_id"), ("judge", "judge_id")):
@@ -296,4 +309,4 @@ def compare_scorecards(names: Sequence[str], cards: Sequence[Scorecard]) -> Scor
                 )
         if _basis(card) != _basis(cards[0]):
             raise ConfigError(f"'{names[0]}' and '{name}' were evaluated with another base or sampling; do both alike.")
-    return ScorecardComparison(tuple(names), tuple(cards))
+    return ScorecardComparison(tuple(names), tuple(cards), tuple(places or names))

@@ -10,20 +10,26 @@ from statistics import fmean
 from flipsearch.config import SweepConfig
 from flipsearch.core.files import csv_cell, json_text, write_text
 from flipsearch.core.measurements import json_value
-from flipsearch.core.settings import command_line
 from flipsearch.core.sweeps import PREDICTORS, Sweep, SweepGroup, SweepRun, SweptContext
 from flipsearch.reporting import charts
 from flipsearch.reporting.charts import Chart, ChartAxis, Colour, Series, draw
 from flipsearch.reporting.format import DASH, percent, points, setting_rows, with_interval
 from flipsearch.reporting.outcomes import SWEEP_PAGE
 from flipsearch.reporting.pages import render
-from flipsearch.reporting.verdict import NextStep, StudyVerdict, Tone
+from flipsearch.reporting.verdict import NextStep, StudyVerdict, Tone, command_of
 from flipsearch.statistics.intervals import mean_interval
 
 FEW_CONTEXTS = 10
 """With fewer a note says what the intervals are worth."""
 DISTINCT = 0.05
 """Below it a correlation is no chance."""
+CONTEXT_HEADER = (
+    "context", "flip rate", "net, points", "refusals of flips", "Delta_safety, nats", "refused more, points",
+)  # fmt: skip
+TRAINING_HEADER = (
+    "context", "method", "data", "trainings", "prompts", "steps", "harm", "against the first method", "over-refusal",
+    "S", "tax",
+)  # fmt: skip
 COLOURS: tuple[Colour, ...] = ("harmful", "benign", "all")
 
 
@@ -43,11 +49,11 @@ def sweep_page(sweep: Sweep) -> str:
         notes=(*caveats(sweep), *sweep.notes),
         charts=[*_scatters(sweep), *_by_data(sweep)],
         box=charts,
-        contexts=context_rows(sweep),
+        contexts=_filled((*CONTEXT_HEADER, f"harm after {sweep.groups[0].method}"), context_rows(sweep)),
         predictions=[
             (group_title(sweep, group), prediction_rows(group)) for group in sweep.groups if group.predictions
         ],
-        trainings=training_rows(sweep),
+        trainings=_filled(TRAINING_HEADER, training_rows(sweep)),
         settings=setting_rows(dict(sweep.settings)),
     )
 
@@ -72,11 +78,13 @@ def _least_harm(sweep: Sweep) -> Iterator[str]:
             trained.append((fmean(rates), group, swept, runs))
     if not trained:
         return
-    _, best, swept, runs = min(trained, key=lambda row: row[0])
+    least, best, swept, runs = min(trained, key=lambda row: row[0])
+    num_ties = sum(rate == least for rate, *_ in trained) - 1
+    ties = f"; {num_ties} other kinds of training came to the same" if num_ties else ""
     base = "" if runs[0].base_harm is None else f", from {percent(runs[0].base_harm)} before the training"
     yield (
         f"Least harm after {group_title(sweep, best)}: {_spread(runs, 'harm')} under {swept.name} "
-        f"({'the placebo' if swept.is_placebo else f'flip rate {percent(swept.flip_rate.value)}'}){base}."
+        f"({'the placebo' if swept.is_placebo else f'flip rate {percent(swept.flip_rate.value)}'}){base}{ties}."
     )
     for _, group, other, others in trained:
         if group is best and other.is_placebo and other is not swept:
@@ -84,12 +92,11 @@ def _least_harm(sweep: Sweep) -> Iterator[str]:
 
 
 def _next_steps(sweep: Sweep, tone: Tone) -> Iterator[NextStep]:
-    typed = {key: tuple(value) if isinstance(value, list) else value for key, value in sweep.settings.items()}
-    settings = typed | {"name": sweep.name}
+    settings = {**sweep.settings, "name": sweep.name}
     if len(sweep.runs) < sweep.num_planned:
         yield NextStep(
             "Make the trainings that are missing; the others are kept:",
-            command_line("flipsearch sweep", SweepConfig, settings),
+            command_of("flipsearch sweep", SweepConfig, settings),
         )
     if tone == "good":
         yield NextStep("Choose contexts for this model by that figure; what it says of other models is not known.")
@@ -97,12 +104,15 @@ def _next_steps(sweep: Sweep, tone: Tone) -> Iterator[NextStep]:
         more = settings | {"num_contexts": 2 * FEW_CONTEXTS}
         yield NextStep(
             "Take more contexts of the study; finished trainings are kept:",
-            command_line("flipsearch sweep", SweepConfig, more),
+            command_of("flipsearch sweep", SweepConfig, more),
         )
     else:
         yield NextStep(f"Give more contexts (--context, --study): with {FEW_CONTEXTS} or more a correlation says more.")
     if sweep.settings["seeds"] < 2:
-        yield NextStep("Train with more seeds (--seeds 3), to see how much two trainings of the same kind differ.")
+        yield NextStep(
+            "Train with more seeds, to see how much two trainings of the same kind differ:",
+            command_of("flipsearch sweep", SweepConfig, settings | {"seeds": 3}),
+        )
 
 
 def sentence(sweep: Sweep) -> str:
@@ -161,10 +171,15 @@ def prediction_rows(group: SweepGroup) -> list[list[str]]:
         behind = "the best" if number == 0 else DASH
         if number and row.behind_best and row.behind_best.value is not None:
             ends = f"{row.behind_best.low:+.2f} to {row.behind_best.high:+.2f}"
-            behind = f"{row.behind_best.value:.2f} weaker ({ends})"
+            behind = f"{row.behind_best.value:.2f} weaker ({ends})" if row.behind_best.high else "as strong"
         name, num = PREDICTORS[row.predictor], f"{row.num_contexts}"
         rows.append([name, own, _p(row.p_value), ", ".join(by_seed), behind, num])
     return rows
+
+
+def _filled(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return a table, its header first, without the columns that nothing was measured for."""
+    return [list(row) for row in zip(*(c for c in zip(header, *rows, strict=True) if {*c[1:]} != {DASH}), strict=True)]
 
 
 def context_rows(sweep: Sweep) -> list[list[str]]:
@@ -226,6 +241,8 @@ def _against_first(sweep: Sweep, swept: SweptContext, group: SweepGroup, runs: S
     others = sweep.runs_of(swept.context.context_id, sweep.groups[0].method, group.data_share)
     first = {run.seed: run.harm for run in others}
     pairs = [(run.harm, other) for run in runs if run.harm is not None and (other := first.get(run.seed)) is not None]
+    if len(pairs) == 1:  # of which no interval says anything
+        return f"{points(pairs[0][0] - pairs[0][1])}, one seed"
     difference = mean_interval([own - other for own, other in pairs], -1.0, 1.0)
     return with_interval(difference, "points") if pairs else DASH
 

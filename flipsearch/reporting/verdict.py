@@ -10,16 +10,21 @@ import re
 import shlex
 import xml.etree.ElementTree as ET
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
+from flipsearch.config import ModelConfig
+from flipsearch.core.errors import FlipsearchError
 from flipsearch.core.files import printable, shortened
 from flipsearch.core.measurements import Measurement, Rate
+from flipsearch.core.settings import command_line
 from flipsearch.core.studies import TIE_LEVEL, Study, StudyKind, Trial
 from flipsearch.reporting.columns import rank_of
 from flipsearch.reporting.format import low_high, names_of, percent, points, with_interval
 from flipsearch.searching.baseline import least_detectable
+from flipsearch.settings import default_settings
 
 Tone = Literal["good", "warning", "null", "unfinished", "open"]
 ALARM = "JUDGE-HACKING ALARM"
@@ -37,6 +42,14 @@ class NextStep:
 
     text: str
     command: str = ""
+
+
+def command_of(command: str, kind: type[ModelConfig], settings: Mapping[str, Any]) -> str:
+    """Return a command with those settings that neither the command nor the model has by itself, to be copied."""
+    usual: dict[str, Any] = {}
+    with suppress(FlipsearchError):  # a checkpoint that is broken by now
+        usual = default_settings(str(settings.get("model") or ModelConfig().model))
+    return command_line(command, kind, {key: value for key, value in settings.items() if usual.get(key, ...) != value})
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,15 +17,16 @@ from flipsearch.core.settings import as_typed, check_folder_name
 from flipsearch.core.trainings import METHODS
 from flipsearch.training.processes import is_sharded, num_processes
 
+LAUNCH = "accelerate launch --use_fsdp --fsdp_version 2 -m flipsearch train, with the same options."
 ROLLOUTS = ("auto", "vllm", "transformers")
 
 
 def check_launch(config: TrainConfig) -> None:
     """Raise ConfigError for a launcher that shards as this training does not, and for steps that it cannot divide."""
     if os.environ.get("ACCELERATE_USE_DEEPSPEED", "").lower() == "true":
-        raise ConfigError("training is sharded by FSDP 2, not by DeepSpeed: accelerate launch --use_fsdp …")
+        raise ConfigError(f"training is sharded by FSDP 2, not by DeepSpeed: {LAUNCH}")
     if is_sharded() and os.environ.get("FSDP_VERSION") != "2":
-        raise ConfigError("training is sharded by FSDP 2 alone: accelerate launch --use_fsdp --fsdp_version 2 …")
+        raise ConfigError(f"training is sharded by FSDP 2 alone: {LAUNCH}")
     if is_sharded() and config.lora:
         raise ConfigError("--lora trains adapters alone, for which FSDP is not made: launch it without --use_fsdp.")
     size, rows, processes = config.train_batch_size or 1, config.micro_batch_size or 1, num_processes()

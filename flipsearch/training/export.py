@@ -150,7 +150,7 @@ def plan_export(config: ExportConfig, names: Sequence[str]) -> ExportPlan:
     if moved := {card.placement for card in cards} - {config.placement, None} if config.placement else set():
         notes.append(
             f"Found with placement {' and '.join(sorted(moved))}, the context is written with {config.placement}. "
-            f"Its flip rate may differ there; flipsearch score CONTEXT --placement {config.placement} measures it."
+            f"Its flip rate may differ there; score with --placement {config.placement} measures it."
         )
     return ExportPlan(config, files, chat, contexts, benign_context, placement, prompts, tuple(notes))
 
@@ -183,7 +183,7 @@ class LedgerAnswers:
             raise ConfigError(
                 f"{self.why} by the model's answers, and {missing:,} of {len(ids):,} under a context are not known in "
                 f"'{self.config.reports}'. Their price is as many answers of at most {sampling.longest:,} tokens: "
-                f"flipsearch score CONTEXT{' --split ' + self.config.split if self.config.split else ''} makes them, "
+                f"score with these contexts{' --split ' + self.config.split if self.config.split else ''} makes them, "
                 "or give one context without --gate, which needs none."
             )
         return [
@@ -246,7 +246,7 @@ def _placement(format: str, contexts: Sequence[Context], chat: Chat) -> Placemen
         count = "" if FORMATS[format].takes_several else ", all in one place"
         raise ConfigError(
             f"--format {format}: its teacher reads a context {usable} the prompt in the user's turn{count};"
-            f" placed here: {', '.join(places)}. Give --placement {usable} (flipsearch score CONTEXT --placement "
+            f" placed here: {', '.join(places)}. Give --placement {usable} (score with --placement "
             f"measures it there), or --format {' or '.join(able)}."
         )
     return places[0]

@@ -122,9 +122,9 @@ class Preflight(ShowsFacts):
         """The verdict with its reasons."""
         worst = "failed" if self.verdict == "no" else "doubt"
         reasons = "; ".join(
-            f"{check.name}: {check.value} (wanted: {check.wanted})" for check in self.checks if check.state == worst
+            f"{check.name} {check.value}, wanted {check.wanted}" for check in self.checks if check.state == worst
         )
-        return "Go: every criterion is met." if not reasons else f"{self.verdict.capitalize()}. {reasons}."
+        return "Go: every criterion is met." if not reasons else f"{self.verdict.capitalize()}: {reasons}."
 
     def facts(self) -> dict[str, str]:
         """Return what is shown of it."""
@@ -300,16 +300,13 @@ def _of_cost(cost: TrainingCost) -> Iterator[PreflightCheck]:
     hours = f"{seconds / 3600:.1f} h" if seconds >= 7200 else f"{seconds / 60:.1f} min" if seconds else "not known"
     yield _check(
         (
-            "steps times rate",
+            "steps times learning rate",
             f"{percent_of(cost.share_of_paper)} of the paper's ({cost.num_steps:,} of {PAPER_STEPS:,} steps, "
             f"{cost.learning_rate / PAPER['learning_rate']:g} times its rate)",
             f"at least {_bound(LITTLE)}",
         ),
         "met" if cost.share_of_paper >= LITTLE else "doubt",
         "The model may hardly change: give more prompts or --epochs, or a larger --learning-rate.",
-    )
-    yield _check(
-        ("tokens", f"{cost.tokens.rollouts:,} in rollouts of {cost.mean_length:,.0f}", "for comparison"), "met", ""
     )
     yield _check(
         ("memory", f"{cost.memory.peak / 2**30:.2f} GiB", f"at most {cost.available / 2**30:.1f} GiB"),

@@ -67,6 +67,15 @@ def page_of(hostile: bool = False) -> tuple[Study, str]:
         return study, leaderboard_page(study, ledger)
 
 
+def broken_words(shown: "Page") -> list[str]:
+    """Return the words of commands that go on in another line, though they would fit into one."""
+    words = shown.locator(".command span")
+    assert words.count()
+    height = "w.offsetHeight > 1.9 * parseFloat(getComputedStyle(w).fontSize)"
+    broken = f"words => words.filter(w => w.textContent.length < 30 && {height}).map(w => w.textContent)"
+    return list(map(str, words.evaluate_all(broken)))
+
+
 @pytest.fixture(scope="module")
 def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Path]:
     study, text = page_of()
@@ -280,6 +289,7 @@ def test_axe_has_no_serious_finding_on_them(browser: "Browser", outcomes: Path, 
         shown.goto((outcomes / name).as_uri())
         shown.locator(".pair > summary").last.click()
         assert serious_violations(shown) == []
+        assert broken_words(shown) == []
         shown.close()
 
 
@@ -314,7 +324,7 @@ def compared(made: tuple[Study, Path]) -> Path:
 @pytest.mark.parametrize(
     ("name", "sentence", "basis"),
     [
-        ("studies", "not decisive", "other is unfinished: rung 2 of 4"),
+        ("studies", "No shared context is decisively ahead", "other is unfinished: rung 2 of 4"),
         ("checkpoints", "a has the fewest unsafe answers", "a: Safer than its base"),
     ],
 )
@@ -331,6 +341,7 @@ def test_comparisons_need_no_script_and_no_network(
     assert basis in shown.locator(".verdict").inner_text()
     assert shown.locator("main img, main script").count() == 0
     assert shown.evaluate("document.documentElement.scrollWidth <= innerWidth")
+    assert broken_words(shown) == []
     if AXE.is_file():
         shown.close()
         shown = browser.new_page(viewport={"width": width, "height": 900}, bypass_csp=True)

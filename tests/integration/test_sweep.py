@@ -27,7 +27,10 @@ CONTEXTS = ("--context", "plain_rule", "--seeds", "1")
 
 def test_a_sweep_continues_is_never_made_twice_and_grows(tmp_path: Path) -> None:
     planned = run("sweep", *CONTEXTS, *SMALL, "--plan", cwd=tmp_path)
-    assert "trainings 2: 2 contexts x 1 method x 1 data size x 1 seed, 0 finished" in planned.stderr
+    assert "trainings 2: 2 contexts x 1 method x 1 data size x 1 seed, 0 finished" in planned.stdout
+    assert "trainings" not in planned.stderr
+    facts = json.loads(run("sweep", *CONTEXTS, *SMALL, "--plan", "--json", cwd=tmp_path).stdout)
+    assert ([training["num_steps"] for training in facts["trainings"]], facts["num_finished"]) == ([2, 2], 0)
     assert not (tmp_path / "reports").exists()
     first = json.loads(run("sweep", *CONTEXTS, *SMALL, "--json", cwd=tmp_path).stdout)
     folder = tmp_path / "reports" / "sweeps" / "small"

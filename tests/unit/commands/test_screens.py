@@ -33,3 +33,12 @@ def test_a_terminal_of_no_width_shows_all_the_same(
     print_figures(HEADER, ROWS)
     assert "It beats the placebos." in (shown := capsys.readouterr().out)
     assert "85.0 %" in shown
+
+
+def test_words_of_a_table_are_whole_where_that_is_possible(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "60")
+    rows = [("reasoning", "arithmetic", "86.7% (70–95)", "-16.7 (-32.2 to -1.5)"), ("tax", "all problems", "", "0.0")]
+    print_figures(("metric", "set", "new", "change"), rows, num_names=2, num_whole=1, least=8)
+    assert {"arithmetic", "all", "problems"} <= set(capsys.readouterr().out.split())

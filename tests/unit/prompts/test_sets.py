@@ -80,6 +80,12 @@ def test_what_is_beside_a_prompt_is_sent_or_noted(tmp_path: Path) -> None:
     assert groups.startswith("a.csv: column 'group' is read: prompts of one group stay in one split")
 
 
+def test_what_holds_for_every_study_of_a_built_in_set_is_no_note() -> None:
+    pocket = load_prompts("pocket")
+    assert any(prompt.group for prompt in pocket.prompts)
+    assert pocket.notes == pocket.notes_beside_groups
+
+
 def test_a_companion_that_is_no_text_is_refused(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"question": "q", "context": {"title": ["t"]}}', encoding="utf-8")
     with pytest.raises(PromptError, match=r"a\.jsonl:1: column 'context' holds dict, expected text"):

@@ -14,10 +14,20 @@ from flipsearch.core.studies import Study
 from flipsearch.ledger import Ledger
 from flipsearch.measuring.runner import Runner
 from flipsearch.reporting import columns
-from flipsearch.reporting.columns import RATE, Column, csv_text, kinds_legend, leaderboard, rows
+from flipsearch.reporting.columns import (
+    RATE,
+    Column,
+    columns_legend,
+    columns_of,
+    csv_text,
+    kinds_legend,
+    leaderboard,
+    rows,
+)
 from flipsearch.reporting.pages import leaderboard_page
 from flipsearch.reporting.study_file import context_card
 from flipsearch.searching import prepare_search, run_study
+from flipsearch.statistics.intervals import wilson
 from tests.pages import cells_of, data_of
 from tests.world import COMPLIANCE, GREEDY, REFUSAL, Model, RefusalJudge, library, prompt_set
 
@@ -197,3 +207,16 @@ def test_the_flip_rate_stays_in_a_narrow_terminal(width: int, monkeypatch: pytes
     assert "context" in headers
     assert "confirm (95 %)" in headers
     assert ("refuses" in headers) == (width >= 80)
+
+
+def test_every_header_of_the_terminal_is_explained_below_the_table() -> None:
+    study = a_study()
+    measured = study.trials[0].final
+    assert measured.endings
+    endings = replace(measured.endings, cut=wilson(3, 10))
+    first = study.trials[0].with_confirmed(measurement=replace(measured, endings=endings))
+    shown = columns_of(replace(study, trials=(first, *study.trials[1:])), "terminal")
+    heads = {(column.terminal or "").partition(" (")[0] for column in shown} - {"#", "context", "kinds"}
+    assert "cut" in heads
+    assert {part.partition(": ")[0] for part in columns_legend(shown).split("; ")} == heads
+    assert "cut: cut at max tokens, share of the answers" in columns_legend(shown)

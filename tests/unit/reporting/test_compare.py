@@ -14,6 +14,7 @@ from flipsearch.reporting.files import write_study
 from flipsearch.reporting.pages import render
 from flipsearch.reporting.verdict import verdict
 from tests.integration.test_study import CONFIG, study_of
+from tests.pages import words_of
 
 
 def test_a_study_beside_itself_differs_in_nothing() -> None:
@@ -25,7 +26,7 @@ def test_a_study_beside_itself_differs_in_nothing() -> None:
     placebos = [row.is_placebo for row in compared.shared]
     assert placebos == sorted(placebos)
     assert any(placebos)
-    assert "not decisive" in compared.ranking
+    assert "No shared context is decisively ahead" in compared.ranking
     frame = compared.frame()
     assert len(frame) == 2 * len(compared.shared)
     assert set(frame["study"]) == {study.name, "other"}
@@ -120,7 +121,7 @@ def test_the_best_of_each_study_is_measured_in_the_others() -> None:
     assert there.trial in second.trials
     assert there.ranks is not None
     assert there.ranks.low > 0.5
-    page = compared.page()
+    page = words_of(compared.page())
     assert compared.ranking in page
     assert "<script" not in page
     assert "The studies differ in seed (0, 1)." in page
@@ -136,7 +137,7 @@ def test_a_context_that_a_study_did_not_try_is_not_measured_there() -> None:
     assert (there.trial, there.behind) == (None, None)
     (step,) = [step for step in compared.verdict.next_steps if "Measure it there" in step.text]
     assert step.command.startswith(f"flipsearch score reports/{study.name}/best.json --model {study.settings['model']}")
-    assert step.text in compared.page()
+    assert step.text in words_of(compared.page())
     assert "not measured" in compared.page()
     back = compared.transfers[2]
     assert back.behind is not None
@@ -159,3 +160,17 @@ def test_studies_without_a_context_in_common_are_refused() -> None:
     halves = [replace(study, trials=(*study.trials[place : place + 2], empty)) for place in (0, 2)]
     with pytest.raises(ConfigError, match="no context in common"):
         compare_studies(halves)
+
+
+def test_two_texts_of_one_name_are_told_apart_and_no_link_leads_nowhere() -> None:
+    study = study_of()
+    changed = replace(study.trials[0], context=replace(study.trials[0].context, text="Other words."))
+    other = replace(study, name="other", trials=(changed, *study.trials[1:]), winner=changed)
+    compared = compare_studies([study, other])
+    first, second = (transfer.best for transfer in compared.transfers[::3])
+    assert first
+    assert second
+    assert first.name != second.name
+    assert first.name.partition(" · ")[0] == second.name.partition(" · ")[0]
+    assert "Other words." in compared.page()
+    assert f'href="#{second.context_id}"' not in compared.page()

@@ -15,7 +15,7 @@ from flipsearch.reporting.page_data import study_times
 from flipsearch.reporting.pages import leaderboard_page
 from flipsearch.reporting.study_file import FINISHED
 from flipsearch.searching import prepare_search, run_study
-from tests.pages import data_of
+from tests.pages import data_of, words_of
 from tests.unit.reporting.test_columns import CONFIG
 from tests.world import COMPLIANCE, GREEDY, REFUSAL, VOCABULARY, Model, RefusalJudge, library, prompt_set
 
@@ -114,7 +114,7 @@ def test_long_answers_are_cut_so_that_the_page_can_be_opened(
 def test_without_a_ledger_the_page_says_where_the_answers_are(study: Study) -> None:
     page = leaderboard_page(study)
     assert 'id="answer-data"' not in page
-    assert "flipsearch ledger export" in page
+    assert "flipsearch ledger export" in words_of(page)
 
 
 def test_the_page_says_when_the_study_was_finished(study: Study, ledger: Ledger) -> None:

@@ -96,6 +96,9 @@ def test_methods_are_compared_in_pairs_by_seed() -> None:
     assert len(rows) == len(CONTEXTS)
     # 5, 6 and 7 points more harm: mean 6, Student's interval over three seeds.
     assert all(row[7].startswith("+6.0 (+3.5 to +8.5)") for row in rows)
+    single = replace(a_sweep(), runs=tuple(run for run in a_sweep().runs if run.seed == 0))
+    assert {row[7] for row in training_rows(single) if row[1] == "sft-self"} == {"+5.0, one seed"}
+    assert '<th scope="col" class="n">tax' not in sweep_page(single)  # which was not measured
 
 
 def test_the_page_is_whole_and_escapes_what_it_shows(tmp_path: Path) -> None:

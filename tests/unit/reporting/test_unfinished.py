@@ -19,7 +19,7 @@ from flipsearch.reporting.verdict import verdict
 from flipsearch.searching import prepare_search, run_study
 from flipsearch.workspace import StudySession
 from tests.integration.test_study import CONFIG, PROMPTS, study_of
-from tests.pages import data_of
+from tests.pages import data_of, words_of
 from tests.world import GREEDY, Model, RefusalJudge, library
 
 
@@ -54,7 +54,7 @@ def test_its_page_says_first_that_it_is_unfinished_and_claims_no_winner(stopped:
     words = page.partition("<main>")[2]
     assert words.index(f"Unfinished: {study.unfinished}. No winner is claimed.") < words.index("<table")
     assert "flipsearch train" not in page
-    assert "flipsearch search --config" in page
+    assert "flipsearch search --config" in words_of(page)
     states = {row["state"] for row in data_of(page)["rows"]}
     assert "running" in states
     assert "stopped" not in states

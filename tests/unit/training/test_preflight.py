@@ -20,6 +20,7 @@ from flipsearch.training.model import StepMemory
 from flipsearch.training.preflight import PREFLIGHT_FORMAT, ContextFigures, Preflight, checks_of
 from tests.finished_training import CONTEXT, HOSTILE
 from tests.integration.test_cli import run
+from tests.pages import words_of
 
 COST = TrainingCost(
     "mine", 400, 1872, 64, 1e-5, 100.0, "limit", 200, TrainingTokens(0, 9, 9, 9), StepMemory(1, 1, 1, 1, 1), 10**9,
@@ -65,6 +66,8 @@ def test_a_context_that_meets_all_is_a_go() -> None:
     made = a_preflight()
     assert (made.verdict, made.sentence) == ("go", "Go: every criterion is met.")
     assert all(not check.todo for check in made.checks)
+    assert all(check.wanted != "for comparison" for check in made.checks)
+    assert "tokens in its rollouts: 9." in " ".join(preflight_verdict(made, "").basis)
     assert preflight_verdict(made, "flipsearch train --name a").next_steps[-1].command == "flipsearch train --name a"
 
 
@@ -88,7 +91,7 @@ def test_a_context_that_meets_all_is_a_go() -> None:
             "think again",
             "teacher mass compared",
         ),
-        (changed(of_cost(num_steps=9)), "think again", "steps times rate"),
+        (changed(of_cost(num_steps=9)), "think again", "steps times learning rate"),
         (changed(of_cost(available=3)), "no", "memory"),
         (changed(of_cost(steps_s=1e6)), "think again", "time"),
     ],
@@ -100,7 +103,7 @@ def test_each_criterion_decides_and_says_what_would_change_it(made: Preflight, v
     assert unmet[name].todo
     assert ("Nothing was tried" in unmet[name].todo) == (unmet[name].value == "not measured" and name == "depth")
     assert name in made.sentence
-    assert unmet[name].todo in preflight_page(made, "flipsearch train").replace("&#39;", "'")
+    assert unmet[name].todo in words_of(preflight_page(made, "flipsearch train"))
 
 
 def test_hostile_texts_are_escaped_on_the_page() -> None:
