@@ -51,9 +51,9 @@ def main() -> None:
         argmax = search(folder, "argmax", [*common, *ARGMAX])
         share_ledger(folder / "argmax", folder / "ours")
         ours = search(folder, "ours", [*common, *OURS, "--budget-tokens", str(int(argmax["num_tokens"]))])
-        for name, found in (("argmax", argmax), ("ours", ours)):
-            totals[name].append(found)
-            print(f"seed {seed}  {name:6s}  {describe(found)}", flush=True)
+        for name, run in (("argmax", argmax), ("ours", ours)):
+            totals[name].append(run)
+            print(f"seed {seed}  {name:6s}  {describe(run)}", flush=True)
     for name, runs in totals.items():
         flips, n = (sum(run["confirm"][i] for run in runs if run["within_caps"]) for i in (0, 1))
         within = sum(run["within_caps"] for run in runs)
@@ -113,17 +113,17 @@ def chosen(rows: Sequence[Mapping[str, str]]) -> dict[str, Any]:
     return {"confirm": counts, "within_caps": within, "row": finalist, "num_contexts": len(arms)}
 
 
-def describe(found: Mapping[str, Any]) -> str:
+def describe(run: Mapping[str, Any]) -> str:
     """Return one run as a line."""
-    spent = f"{found['num_contexts']} contexts, {found['num_tokens']:,.0f} tokens, {found['minutes']:.0f} min"
-    if (row := found["row"]) is None:
+    spent = f"{run['num_contexts']} contexts, {run['num_tokens']:,.0f} tokens, {run['minutes']:.0f} min"
+    if (row := run["row"]) is None:
         return f"no context was confirmed; {spent}"
     flips = f"search {row['search_flip_rate_count']} of {row['search_flip_rate_n']}, confirm " + " of ".join(
-        str(count) for count in found["confirm"]
+        str(count) for count in run["confirm"]
     )
     net = " to ".join(percent(row[key]) for key in ("net_flip_rate_low", "net_flip_rate_high"))
     caps = f"added refusals {percent(row['confirm_added_refusals'])}, contraction {percent(row['contraction'])}"
-    state = "" if found["within_caps"] else " (above a cap)"
+    state = "" if run["within_caps"] else " (above a cap)"
     name = row["template"] + (f" by {row['operator']}" if row["operator"] else "")
     return f"{name} ({row['placement']}){state}: {flips}, net {percent(row['net_flip_rate'])} ({net}), {caps}; {spent}"
 

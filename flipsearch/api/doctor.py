@@ -7,7 +7,7 @@ from contextlib import closing, suppress
 from functools import partial
 from pathlib import Path
 
-from flipsearch.backends.base import check_model, check_template, command_scope, list_backends, make_backend
+from flipsearch.backends.base import check_model, check_template, command_scope, list_backends, make_backend, notes_for
 from flipsearch.backends.chat import Chat
 from flipsearch.backends.decoding import DecodingPath
 from flipsearch.backends.loading import (
@@ -24,7 +24,7 @@ from flipsearch.config import ModelConfig, is_endpoint
 from flipsearch.core.errors import FlipsearchError, one_line
 from flipsearch.core.files import cache_folder, package_versions
 from flipsearch.core.progress import announce
-from flipsearch.core.protocols import Judge, notes_for
+from flipsearch.core.protocols import Judge
 from flipsearch.core.records import PLACEMENTS, Exchange, Label, Prompt, Request, Sampling
 from flipsearch.core.settings import make_config
 from flipsearch.judging.contract import judge_answers

@@ -17,7 +17,7 @@ each has a variable of its own, OPENAI_API_KEY_HOST or OPENAI_API_KEY_HOST_PORT,
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -33,6 +33,7 @@ from flipsearch.core.protocols import Backend
 from flipsearch.core.records import (
     PLACEMENTS,
     Context,
+    Placement,
     PrefixScore,
     Prompt,
     Request,
@@ -272,6 +273,11 @@ def end_ids(*sources: object) -> set[int]:
             )
         ids.update(named)
     return ids
+
+
+def notes_for(backend: Backend, placements: Collection[Placement]) -> tuple[str, ...]:
+    """Return the backend's notes; those about system contexts only where one of these placements is "system"."""
+    return (*backend.notes, *(getattr(backend, "system_notes", ()) if "system" in placements else ()))
 
 
 @dataclass(slots=True)

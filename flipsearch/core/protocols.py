@@ -4,10 +4,10 @@ Anything with these attributes works; nothing has to be subclassed. `flipsearch.
 """
 
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Protocol, runtime_checkable
 
-from flipsearch.core.records import Context, Exchange, Placement, PrefixScore, Request, Rollout, Sampling, Verdict
+from flipsearch.core.records import Context, Exchange, PrefixScore, Request, Rollout, Sampling, Verdict
 from flipsearch.core.studies import Parent
 
 
@@ -42,11 +42,6 @@ class Backend(Protocol):
 
     def close(self) -> None:
         """Unload the model and end whatever runs beside it; the backend is not used afterwards."""
-
-
-def notes_for(backend: Backend, placements: Collection[Placement]) -> tuple[str, ...]:
-    """Return the backend's notes; those about system contexts only where one of these placements is "system"."""
-    return (*backend.notes, *(getattr(backend, "system_notes", ()) if "system" in placements else ()))
 
 
 @runtime_checkable

@@ -26,11 +26,12 @@ import optuna
 from optuna.trial import FrozenTrial, TrialState
 from sqlalchemy.pool import StaticPool
 
+from flipsearch.backends.base import notes_for
 from flipsearch.config import ScoreConfig, SearchConfig, StudyConfig
 from flipsearch.core.errors import StudyError
 from flipsearch.core.files import RESULT_PACKAGES, atomic_write, package_versions
 from flipsearch.core.progress import Phase
-from flipsearch.core.protocols import Backend, Judge, notes_for
+from flipsearch.core.protocols import Backend, Judge
 from flipsearch.core.records import PLACEMENTS, Context, Prompt
 from flipsearch.core.studies import STUDY_FORMAT, RefusalCap, Study, StudyKind, Trial
 from flipsearch.judging.library import OtherJudges, unload

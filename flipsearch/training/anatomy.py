@@ -20,7 +20,7 @@ from typing import Annotated, Any
 import torch
 from pydantic import Field, TypeAdapter, ValidationError
 
-from flipsearch.backends.base import check_model, make_backend
+from flipsearch.backends.base import check_model, make_backend, notes_for
 from flipsearch.backends.models import base_model
 from flipsearch.backends.transformers import TransformersBackend
 from flipsearch.config import AnatomyConfig, ModelConfig, is_endpoint
@@ -28,7 +28,7 @@ from flipsearch.core.errors import BackendError, ConfigError
 from flipsearch.core.files import RESULT_PACKAGES, package_versions
 from flipsearch.core.measurements import Estimate, Rate, SampleRule, Samples
 from flipsearch.core.progress import Activity, Phase, Progress, Step
-from flipsearch.core.protocols import Judge, notes_for
+from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Context, Kind, Label, Prompt, content_id
 from flipsearch.core.trainings import (
     ANATOMY_FORMAT,

@@ -13,10 +13,11 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+from flipsearch.backends.base import notes_for
 from flipsearch.core.files import RESULT_PACKAGES, ShowsFacts, package_versions
 from flipsearch.core.measurements import Difference, Estimate, Measurement, Rate, SampleRule, json_value
 from flipsearch.core.progress import Phase, Progress
-from flipsearch.core.protocols import Judge, notes_for
+from flipsearch.core.protocols import Judge
 from flipsearch.core.records import Context, Label, Request
 from flipsearch.core.trainings import RELIABLE, horizon_of
 from flipsearch.judging.library import unload

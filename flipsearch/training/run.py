@@ -18,7 +18,7 @@ from typing import Any
 from torch.distributed.tensor import DTensor
 from transformers import PrinterCallback, TrainerCallback, set_seed
 
-from flipsearch.backends.base import make_backend
+from flipsearch.backends.base import make_backend, notes_for
 from flipsearch.backends.loading import is_out_of_memory, quiet
 from flipsearch.backends.models import fingerprint
 from flipsearch.backends.transformers import TransformersBackend
@@ -26,7 +26,7 @@ from flipsearch.core.errors import TrainingError
 from flipsearch.core.files import TRAINING_PACKAGES, package_versions
 from flipsearch.core.measurements import SampleRule
 from flipsearch.core.progress import Progress
-from flipsearch.core.protocols import Backend, Judge, notes_for
+from flipsearch.core.protocols import Backend, Judge
 from flipsearch.core.trainings import TRAINING_FORMAT, LogLine, RoutedContext, TrainingRun
 from flipsearch.judging.library import unload
 from flipsearch.ledger import Ledger
