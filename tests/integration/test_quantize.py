@@ -272,7 +272,7 @@ def test_an_evaluation_rounds_the_base_as_the_training_did_or_says_why_not(
         flipsearch.evaluate(model=str(checkpoint), **few)
 
 
-def test_weights_that_are_not_those_that_were_trained_are_told(qwen3: Path, tmp_path: Path) -> None:
+def test_weights_that_are_not_those_that_were_trained_are_reported(qwen3: Path, tmp_path: Path) -> None:
     checkpoint = train(tmp_path, qwen3, name="mine", max_steps=1).folder
     few: dict[str, Any] = {"reports": tmp_path, "prompts": "starter", "max_prompts": 4, "max_tokens": 8}
     note = f"'{checkpoint}' is not as its training left it: weights or settings were changed since."

@@ -162,7 +162,7 @@ def test_studies_without_a_context_in_common_are_refused() -> None:
         compare_studies(halves)
 
 
-def test_two_texts_of_one_name_are_told_apart_and_no_link_leads_nowhere() -> None:
+def test_two_texts_of_one_name_are_distinguished_and_no_link_leads_nowhere() -> None:
     study = study_of()
     changed = replace(study.trials[0], context=replace(study.trials[0].context, text="Other words."))
     other = replace(study, name="other", trials=(changed, *study.trials[1:]), winner=changed)
