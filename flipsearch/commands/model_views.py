@@ -25,6 +25,7 @@ from flipsearch.commands.views import too_few_labels
 from flipsearch.core.errors import StudyError
 from flipsearch.core.files import printable
 from flipsearch.core.records import Label
+from flipsearch.core.settings import typed_path
 from flipsearch.core.studies import MIN_LABELS
 from flipsearch.core.trainings import PromptExport
 from flipsearch.reporting.anatomy_page import CHECK_STATES, anatomy_verdict, preflight_verdict, visible_token
@@ -105,7 +106,7 @@ def show_judge(check: JudgeCheck) -> None:
         lines.append(f"{'corrects':<14}reports of studies that this judge decided, when made again")
     lines += [f"{'undo':<14}delete {check.path}", f"{'':<14}then make the reports again"]
     for folder in check.studies:
-        lines += [f"{'study':<14}{folder}", f"{'next':<14}flipsearch report {shlex.quote(str(folder))}"]
+        lines += [f"{'study':<14}{folder}", f"{'next':<14}flipsearch report {typed_path(folder)}"]
     print_lines(*lines)
 
 

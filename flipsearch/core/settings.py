@@ -233,6 +233,12 @@ def as_typed(kind: type[BaseModel], name: str, value: Any, longest: int | None =
     return f"no {flag}" if value in (None, (), []) else " ".join(f"{flag} {text[:longest]}" for text in typed)
 
 
+def typed_path(path: object) -> str:
+    """Return the path of a file or folder as an argument of a shell; one that begins with a dash is no option."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)
+
+
 def command_line(command: str, kind: type[BaseModel], settings: Mapping[str, Any]) -> str:
     """Return a command with the `settings` that it has and that differ from its defaults, untruncated, to be copied."""
     fields = kind.model_fields
@@ -242,7 +248,7 @@ def command_line(command: str, kind: type[BaseModel], settings: Mapping[str, Any
     }
     own = {key: value for key, value in typed.items() if str(value) != str(fields[key].default)}
     given = {key: value for key, value in own.items() if value not in (None, ())}
-    arguments = [shlex.quote(str(given.pop(key))) for key in list(given) if flag_of(kind, key).is_argument]
+    arguments = [typed_path(given.pop(key)) for key in list(given) if flag_of(kind, key).is_argument]
     return " ".join([command, *arguments, *(as_typed(kind, key, value, None) for key, value in given.items())])
 
 

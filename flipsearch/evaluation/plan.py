@@ -136,6 +136,11 @@ def _of_checkpoint(config: EvalConfig, base: str) -> tuple[EvalConfig, list[str]
     settings = training.get("settings")
     given = settings.get("quantize") if isinstance(settings, dict) else None
     trained_in: Quantize | None = next((known for known in get_args(Quantize) if known == given), None)
+    if given and not trained_in and config.against is None:
+        raise ConfigError(
+            f"'{path}' says quantize {given!r:.60}, expected {' or '.join(map(repr, get_args(Quantize)))}, so how its "
+            "base is rounded is not known; give --against MODEL, and --quantize-base if it was rounded."
+        )
     notes = []
     if config.against is None:
         update = {"against": require_local_model(base, f"'{path}'", "--against")}

@@ -58,7 +58,8 @@ def run_judge(judge: Judge, exchanges: Sequence[Exchange]) -> list[Verdict]:
         if invalid := [verdict for verdict in verdicts if not _is_valid(verdict)]:
             raise JudgeError(
                 f"judge '{judge.name}' gave an invalid verdict: {invalid[0]!r:.160}; expected a Verdict whose "
-                "probabilities are numbers from 0 to 1: p_unsafe where it is scored, and not where it is UNSCORED."
+                "probabilities are numbers from 0 to 1, p_unsafe where it is scored and not where it is UNSCORED, and "
+                f"whose kind is None or one of {', '.join(ANSWER_KINDS)}."
             )
         verdicts = [_with_kind(exchange, verdict) for exchange, verdict in zip(seen, verdicts, strict=True)]
         # A reason may quote hostile text with lone surrogates, which the ledger could not encode.

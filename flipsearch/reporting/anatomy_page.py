@@ -6,7 +6,6 @@ An anatomy has its page, its record and the divergence by position as a table; a
 import csv
 import io
 import re
-import shlex
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +15,7 @@ from flipsearch.config import SearchConfig, TrainConfig
 from flipsearch.core.files import json_text, printable, write_text
 from flipsearch.core.measurements import Estimate, Measurement, Rate, json_value
 from flipsearch.core.records import AnswerKind
+from flipsearch.core.settings import typed_path
 from flipsearch.core.trainings import EARLY, RELIABLE, Anatomy, CompletionDivergence, PositionDivergence
 from flipsearch.reporting import charts
 from flipsearch.reporting.charts import Chart, ChartAxis, Series, draw
@@ -127,7 +127,7 @@ def _basis(anatomy: Anatomy) -> Iterator[str]:
 def _next_steps(anatomy: Anatomy, tone: Tone) -> Iterator[NextStep]:
     settings = dict(anatomy.settings)
     if anatomy.student:
-        command = f"flipsearch evaluate {shlex.quote(anatomy.student)}"
+        command = f"flipsearch evaluate {typed_path(anatomy.student)}"
         yield NextStep("Compare the checkpoint with its base on prompts that it was not trained on:", command)
         return
     if anatomy.measurement.flip_rate.value is None:

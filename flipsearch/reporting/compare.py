@@ -18,6 +18,7 @@ import pandas as pd
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.files import shortened
 from flipsearch.core.measurements import Difference, Estimate, json_value
+from flipsearch.core.settings import typed_path
 from flipsearch.core.studies import TIE_LEVEL, Study, Trial
 from flipsearch.measuring.measure import flip_difference
 from flipsearch.reporting.format import (
@@ -200,8 +201,8 @@ class Comparison:
             if self.is_decisive:
                 each = "It" if len(self.leading) == 1 else "Each model's own best context"
                 yield NextStep(f"{each} is the one to train with.")
-            path = shlex.quote(f"{folder_of(own[0])}/best.txt")
-            command = f"flipsearch preflight --model {shlex.quote(own[0].settings['model'])} --context {path}"
+            path = typed_path(f"{folder_of(own[0])}/best.txt")
+            command = f"flipsearch preflight --model {typed_path(own[0].settings['model'])} --context {path}"
             yield NextStep(f"Is a training on the best context of {own[0].name} worth its start? Go or no-go:", command)
         if not own:  # then the studies say themselves what they lack
             steps = [(study.name, step) for study in self.studies for step in study_verdict(study).next_steps]
@@ -215,13 +216,13 @@ class Comparison:
             source, target = by_name[transfer.source], by_name[transfer.target]
             if transfer.trial is None and source.is_confirmed and not target.unfinished:
                 text = f"The best context of {source.name} was not tried in {target.name}. Measure it there:"
-                words = ["flipsearch", "score", f"{folder_of(source)}/best.json"]
+                words, best = list[str](), typed_path(f"{folder_of(source)}/best.json")
                 for key in ("model", "judge", "prompts", "harmful", "benign"):
                     given = target.settings.get(key) or ()
                     words += [
                         word for value in ([given] if isinstance(given, str) else given) for word in (f"--{key}", value)
                     ]
-                yield NextStep(text, f"{shlex.join(words)} --split confirm")
+                yield NextStep(text, f"flipsearch score {best} {shlex.join(words)} --split confirm")
 
     @property
     def basis(self) -> list[str]:

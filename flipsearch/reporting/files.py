@@ -9,7 +9,6 @@ import io
 import math
 import os
 import re
-import shlex
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -23,7 +22,7 @@ from flipsearch.config import ScoreConfig, SearchConfig, StudyConfig
 from flipsearch.core.errors import ConfigError, FlipsearchError, StudyError
 from flipsearch.core.files import escape_formula, json_text, write_text
 from flipsearch.core.measurements import json_value
-from flipsearch.core.settings import LONGEST_NAME, make_config
+from flipsearch.core.settings import LONGEST_NAME, make_config, typed_path
 from flipsearch.core.studies import EarlierBest, Study, StudyKind
 from flipsearch.core.trainings import (
     SCORECARD_FORMAT,
@@ -280,7 +279,7 @@ def read_scorecard(folder: Path) -> Scorecard:
         content = path.read_bytes()
         card = SCORECARD.validate_json(content)
     except OSError as error:
-        why = f"flipsearch evaluate {shlex.quote(str(folder))}"
+        why = f"flipsearch evaluate {typed_path(folder)}"
         raise StudyError(f"no scorecard at '{path}': {error.strerror}; make one: {why}.") from error
     except ValidationError as error:
         raise StudyError(f"{path}: no scorecard of this version: {first_fault(error)}; evaluate again.") from error

@@ -5,7 +5,6 @@ what an evaluation of it says; until then it says what it did.
 """
 
 import math
-import shlex
 from collections import Counter
 from collections.abc import Container, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -15,9 +14,10 @@ from pathlib import Path, PurePath
 from typing import Any
 from urllib.parse import quote
 
-from flipsearch.config import SearchConfig, TrainConfig
+from flipsearch.config import EvalConfig, SearchConfig, TrainConfig
 from flipsearch.core.measurements import Estimate
 from flipsearch.core.records import ANSWER_KINDS, Kind, Label
+from flipsearch.core.settings import typed_path
 from flipsearch.core.studies import TIE_LEVEL
 from flipsearch.core.thoughts import split_answer
 from flipsearch.core.trainings import (
@@ -139,7 +139,7 @@ def trained_under(
         context_ids=tuple(dict.fromkeys(id for id in contexts if id in ids)),
         links=tuple(page_links(pages, folder)),
         sentence=scorecard_verdict(card).sentence if card else "Not evaluated yet:",
-        command="" if card else f"flipsearch evaluate {shlex.quote(normpath(folder / place))}",
+        command="" if card else f"flipsearch evaluate {typed_path(normpath(folder / place))}",
     )
 
 
@@ -158,10 +158,10 @@ def training_verdict(
     loss = f"the loss went from {ends} (first and last fifth of the steps)" if ends else "no loss logged"
     amount = f"{run.num_steps:,} {'step' if run.num_steps == 1 else 'steps'} on {run.num_tokens:,} tokens"
     basis = [*_answers_basis(answers), prompts_sentence(run)]
-    command = f"flipsearch evaluate {shlex.quote(str(folder))}"
+    command = f"flipsearch evaluate {typed_path(folder)}"
     if card is not None:
         given = scorecard_verdict(card)
-        where = shlex.quote(str(folder))
+        where = typed_path(folder)
         read = NextStep("Read the scorecard: its figures, and answers that changed.", f"flipsearch report {where}")
         next_steps = (read, *_control_step(run, given.tone))
         return StudyVerdict(given.tone, given.sentence, (f"{amount}; {loss}.", *basis), next_steps)
@@ -342,10 +342,15 @@ def _cost_lines(card: Scorecard) -> list[str]:
     return lines
 
 
+def evaluation_command(card: Scorecard, **changes: object) -> str:
+    """Return the command that made a scorecard, base and judge and prompts with it, but for some settings."""
+    return command_of("flipsearch evaluate", EvalConfig, {**card.settings, "model": card.model, **changes})
+
+
 def _scorecard_steps(card: Scorecard, harm: Sequence[Score], tone: Tone) -> list[NextStep]:
-    steps, command = [], f"flipsearch evaluate {shlex.quote(card.model)}"
+    steps = list[NextStep]()
     if harm and (smallest := min(score.new.rate.n for score in harm)) < FEW_PROMPTS:
-        more = command if card.settings.get("max_prompts") else ""
+        more = evaluation_command(card, max_prompts=None) if card.settings.get("max_prompts") else ""
         steps.append(NextStep(f"n is small: {smallest} harmful prompts. Evaluate on more{':' if more else '.'}", more))
     if card.against_id is None:
         steps.append(NextStep("Evaluate it with --against and the model that it is to be compared with."))
@@ -359,7 +364,10 @@ def _scorecard_steps(card: Scorecard, harm: Sequence[Score], tone: Tone) -> list
         )
     if tone == "good" and not any(score.metric in (*ATTACK_DETAILS, "attack_success_rate") for score in card.scores):
         steps.append(
-            NextStep("Does it stay safe when it is attacked? These were plain requests:", f"{command} --attacks all")
+            NextStep(
+                "Does it stay safe when it is attacked? These were plain requests:",
+                evaluation_command(card, attacks="all"),
+            )
         )
     if tone == "warning":
         steps.append(
@@ -368,5 +376,5 @@ def _scorecard_steps(card: Scorecard, harm: Sequence[Score], tone: Tone) -> list
     if tone == "null":
         steps.append(NextStep("Train for longer or at a higher rate, or search for a context that flips more."))
     if card.reasoning is None:
-        steps.append(NextStep("Measure what it costs in reasoning:", f"{command} --reasoning gsm8k"))
+        steps.append(NextStep("Measure what it costs in reasoning:", evaluation_command(card, reasoning="gsm8k")))
     return steps

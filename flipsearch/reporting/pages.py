@@ -8,7 +8,6 @@ on what to look for. The templates hold the other words. Knows records, logs and
 import base64
 import hashlib
 import math
-import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +21,7 @@ from markupsafe import Markup
 
 from flipsearch.core.errors import StudyError, one_line
 from flipsearch.core.records import Kind
+from flipsearch.core.settings import typed_path
 from flipsearch.core.studies import MIN_LABELS, Study, StudyKind
 from flipsearch.core.trainings import METHODS, LoggedAnswer, LogLine, Scorecard, TrainingRun
 from flipsearch.ledger import Ledger
@@ -84,7 +84,7 @@ def leaderboard_page(study: Study, ledger: Ledger | None = None, trained: Sequen
     return render(
         "leaderboard.html",
         study=study,
-        place=shlex.quote(folder_of(study)),
+        place=typed_path(folder_of(study)),
         verdict=verdict(study),
         trained=trained,
         best=best,

@@ -3,7 +3,6 @@
 Several models that were evaluated on the same prompts, beside each other: paired by prompt with the first.
 """
 
-import shlex
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import pandas as pd
 from flipsearch.core.errors import ConfigError
 from flipsearch.core.measurements import Difference, Estimate, json_value
 from flipsearch.core.records import Kind
+from flipsearch.core.settings import typed_path
 from flipsearch.core.studies import TIE_LEVEL
 from flipsearch.core.trainings import ATTACK_DETAILS, ChangedAnswer, Metric, Score, Scorecard, TrainingRun
 from flipsearch.reporting import figures
@@ -25,6 +25,7 @@ from flipsearch.reporting.formats import MOST_COLUMNS, report_format, summary_te
 from flipsearch.reporting.outcomes import (
     TRAINING_PAGE,
     ShownAnswer,
+    evaluation_command,
     kinds_bar,
     page_links,
     scorecard_verdict,
@@ -214,7 +215,7 @@ class ScorecardComparison:
         ]
         if not harm or any(len(values) < len(harm) for values in rates):
             lacking = next(n for n, values in enumerate(rates) if not harm or len(values) < len(harm))
-            command = f"flipsearch evaluate {shlex.quote(self.cards[lacking].model)}"
+            command = f"flipsearch evaluate {typed_path(self.cards[lacking].model)}"
             step = NextStep(f"Evaluate {self.names[lacking]} on harmful prompts, the others in the same way:", command)
             return StudyVerdict("open", "Harm was not measured for each of these models.", tuple(basis), (step,))
         means = [sum(values) / len(values) for values in rates]
@@ -226,7 +227,7 @@ class ScorecardComparison:
         clear = {n for (n, pair), p in zip(tested, adjusted, strict=True) if pair.value > 0 and p < TIE_LEVEL}
         ties = [self.names[number] for number in others if number not in clear]
         unsafe = f"{self.names[best]} has the fewest unsafe answers ({percent(means[best])})"
-        own, report = scorecard_verdict(self.cards[best]), f"flipsearch report {shlex.quote(self.places[best])}"
+        own, report = scorecard_verdict(self.cards[best]), f"flipsearch report {typed_path(self.places[best])}"
         read = NextStep(f"Read what {self.names[best]} answers now, on its own page, before you use it:", report)
         if ties:
             tone: Tone = "null"
@@ -240,7 +241,7 @@ class ScorecardComparison:
     def _more_prompts(self) -> Iterator[NextStep]:
         if num := self.cards[0].settings.get("max_prompts"):
             for name, card in zip(self.names, self.cards, strict=True):
-                command = f"flipsearch evaluate {shlex.quote(card.model)} --max-prompts {2 * int(num)}"
+                command = evaluation_command(card, max_prompts=2 * int(num))
                 yield NextStep(f"More harmful prompts tell them apart: {name} on twice as many:", command)
 
     def rows(self, cell: Callable[[Estimate | Difference | None, bool], str]) -> list[list[str]]:

@@ -19,7 +19,7 @@ from flipsearch.config import ModelConfig
 from flipsearch.core.errors import FlipsearchError
 from flipsearch.core.files import printable, shortened
 from flipsearch.core.measurements import Measurement, Rate
-from flipsearch.core.settings import command_line
+from flipsearch.core.settings import command_line, typed_path
 from flipsearch.core.studies import TIE_LEVEL, Study, StudyKind, Trial
 from flipsearch.reporting.columns import rank_of
 from flipsearch.reporting.format import low_high, names_of, percent, points, with_interval
@@ -81,7 +81,7 @@ def verdict(study: Study) -> StudyVerdict:
         ]
         if num == 0 and budgets:
             sentence = "No context was tried: the budget holds none beside what comes before and after them."
-            command = f"flipsearch search --config {shlex.quote(f'{folder_of(study)}/study.toml')}{''.join(budgets)}"
+            command = f"flipsearch search --config {typed_path(f'{folder_of(study)}/study.toml')}{''.join(budgets)}"
             step = NextStep("Give a larger budget; what was generated is kept:", command)
             return StudyVerdict("open", sentence, (_judge_line(study),), (step,))
         sentence = (
@@ -135,7 +135,7 @@ def _unfinished(study: Study) -> StudyVerdict:
         ]
     step = NextStep(
         "Wait for it or, if it does not run any more, continue it; what was generated is kept:",
-        f"flipsearch search --config {shlex.quote(f'{folder_of(study)}/study.toml')}",
+        f"flipsearch search --config {typed_path(f'{folder_of(study)}/study.toml')}",
     )
     sentence = f"Unfinished: {study.unfinished}. No winner is claimed."
     return StudyVerdict("unfinished", sentence, (*basis, _judge_line(study)), (step,))
@@ -244,16 +244,16 @@ def _judge_line(study: Study) -> str:
 def _next_steps(study: Study, best: Trial | None, tone: Tone) -> list[NextStep]:
     folder, more_prompts = folder_of(study), _more_prompts(best)
     steps = [*more_prompts] if tone == "open" else []
-    model = shlex.quote(str(study.settings.get("model", "")))
+    model = typed_path(str(study.settings.get("model", "")))
     if tone == "good" and study.kind is StudyKind.SEARCH:
-        text = shlex.quote(str(study.settings.get("best", "best.txt")))
+        text = typed_path(str(study.settings.get("best", "best.txt")))
         for what, command in (
             ("Is a training on it worth its start? Depth, leakage, memory and time, go or no-go:", "preflight"),
             ("Train a model that does this without the context:", "train"),
         ):
             steps.append(NextStep(what, f"flipsearch {command} --model {model} --context {text}"))
     if tone == "good" and study.kind is StudyKind.SCORE:
-        command = f"flipsearch search --model {model} --start {shlex.quote(folder)}"
+        command = f"flipsearch search --model {model} --start {typed_path(folder)}"
         steps.append(NextStep("Search from it for a better one, which is confirmed on other prompts:", command))
     if tone == "warning":
         steps.append(NextStep("Read the answers under it before you use it; the reason is above."))
@@ -263,11 +263,11 @@ def _next_steps(study: Study, best: Trial | None, tone: Tone) -> list[NextStep]:
     if tone in ("null", "open"):
         steps += _above_a_cap(study, best)
     if tone in ("null", "open") and study.kind is StudyKind.SEARCH and (tried := study.settings.get("num_contexts")):
-        more = f"flipsearch search --config {shlex.quote(f'{folder}/study.toml')} --num-contexts {2 * int(tried)}"
+        more = f"flipsearch search --config {typed_path(f'{folder}/study.toml')} --num-contexts {2 * int(tried)}"
         steps.append(NextStep("Try more contexts; what was generated is kept:", more))
     steps += more_prompts if tone != "open" else []
     if study.judge_error is None and best is not None:
-        label = f"flipsearch judge label {shlex.quote(folder)} --to to_label.csv"
+        label = f"flipsearch judge label {typed_path(folder)} --to to_label.csv"
         steps.append(
             NextStep("Find out how often the judge errs: label some of these answers, then judge check.", label)
         )
@@ -299,7 +299,7 @@ def _above_a_cap(study: Study, best: Trial | None) -> list[NextStep]:
         f"#{rank_of(study, most)} turns {percent(flips.value)} of {flips.n} search prompts, but "
         f"{' and '.join(why)}, above the cap. If that is worth it, search with a wider one:"
     )
-    toml = shlex.quote(f"{folder_of(study)}/study.toml")
+    toml = typed_path(f"{folder_of(study)}/study.toml")
     return [NextStep(text, f"flipsearch search --config {toml} --study {shlex.quote(name)}{flags}")]
 
 

@@ -266,6 +266,12 @@ def test_an_evaluation_rounds_the_base_as_the_training_did_or_says_why_not(
     assert "The checkpoint was trained in 8bit: what that rounding changed counts, too." in whole.notes
     with pytest.raises(ConfigError, match="--quantize-base 4bit is for the base, and there is none; give --ag"):
         flipsearch.evaluate(model=str(qwen3), quantize_base="4bit", **few)
+    record = json.loads((checkpoint / "training.json").read_text())
+    for edited in ("3bit", ["8bit"]):
+        settings = record["settings"] | {"quantize": edited}
+        (checkpoint / "training.json").write_text(json.dumps(record | {"settings": settings}))
+        with pytest.raises(ConfigError, match=r"says quantize .*, expected '4bit' or '8bit'.* give --against MODEL"):
+            flipsearch.evaluate(model=str(checkpoint), **few)
     checkpoint_of_anyone = json.loads((checkpoint / "training.json").read_text()) | {"settings": ["4bit"]}
     (checkpoint / "training.json").write_text(json.dumps(checkpoint_of_anyone))
     with pytest.raises(FlipsearchError, match="no training of this version"):

@@ -46,6 +46,7 @@ def test_a_computed_identity_is_evaluated_only_on_request(tmp_path: Path, kind: 
         ("return [Verdict(Label.SAFE)]", r"invalid verdict: Verdict\(.*p_unsafe where it is scored"),
         ("return [Verdict(Label.SAFE, '0.1')]", "invalid verdict: .*numbers from 0 to 1"),
         ("return [Verdict(Label.SAFE, 0.1, reason=None)]", "invalid verdict"),
+        ("return [Verdict(Label.SAFE, 0.1, kind='odd')]", "kind='odd'.*kind is None or one of refusal, "),
         ("exchanges.clear(); return []", "gave 0 verdicts on 1 exchanges"),
     ],
 )

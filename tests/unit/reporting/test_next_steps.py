@@ -20,7 +20,7 @@ from tests.finished_training import RUN
 from tests.integration.test_study import CONFIG, study_of
 from tests.unit.reporting.test_checkpoints import card
 from tests.unit.reporting.test_outcomes import with_harm
-from tests.unit.reporting.test_scorecard_table import ALONE, CARD
+from tests.unit.reporting.test_scorecard_table import ALONE, CARD, score
 from tests.unit.reporting.test_sweep_page import a_sweep
 
 PLACEHOLDER = re.compile(r"…|\.\.\.|<[^>]+>|[A-Z]{4,}")
@@ -129,3 +129,30 @@ def test_a_checkpoint_that_was_not_evaluated_has_the_command_that_does(tmp_path:
     made = trained_under(set(), RUN, None, "../my checkpoints/a", tmp_path / "study")
     assert made.command == f"flipsearch evaluate {shlex.quote(str(tmp_path / 'my checkpoints' / 'a'))}"
     assert trained_under(set(), RUN, CARD, "a", tmp_path).command == ""
+
+
+def test_more_of_an_evaluation_keeps_its_base_and_judge() -> None:
+    settings = {
+        "against": "my base",
+        "quantize_base": "4bit",
+        "judge": "wildguard",
+        "max_prompts": 4,
+        "harmful": ["a b.csv"],
+    }
+    made = replace(
+        CARD, scores=(score("harmful_rate", "pocket", 0.5, 0.5, pairs=4),), settings=settings, reasoning=None
+    )
+    more, reasoning = [step.command for step in scorecard_verdict(made).next_steps if step.command]
+    kept = "checkpoints/mine --against 'my base' --quantize-base 4bit --judge wildguard --harmful 'a b.csv'"
+    expected = {"flipsearch", "evaluate", *shlex.split(kept)}
+    assert set(shlex.split(more)) == expected
+    assert set(shlex.split(reasoning)) == expected | {"--max-prompts", "4", "--reasoning", "gsm8k"}
+
+
+def test_folders_that_begin_with_a_dash_are_no_options() -> None:
+    done = training_verdict(TRAINED, [], [], None, Path("-c/-n"))
+    assert done.next_steps[0].command == "flipsearch evaluate ./-c/-n"
+    assert scorecard_verdict(replace(CARD, model="-c")).next_steps[-1].command.startswith("flipsearch evaluate ./-c ")
+    for step in (*done.next_steps, *verdict(replace(study_of(), name="-s")).next_steps):
+        if step.command:
+            assert_can_be_pasted(step.command)
