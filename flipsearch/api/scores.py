@@ -146,7 +146,11 @@ def compare_checkpoints(checkpoints: Sequence[Path | str]) -> ScorecardCompariso
     """
     folders = [Path(checkpoint) for checkpoint in checkpoints]
     if len({folder.resolve() for folder in folders}) < max(2, len(folders)):
-        raise ConfigError("compare_checkpoints takes two or more folders with a scorecard.json, each once.")
+        raise ConfigError(
+            "a comparison takes two or more checkpoints with a scorecard.json, each once; got the same one twice."
+            if len(folders) > 1
+            else "a comparison takes two or more checkpoints with a scorecard.json; got one."
+        )
     cards = [read_scorecard(folder) for folder in folders]
     short = Counter(folder.name for folder in folders)
     names = [folder.name if short[folder.name] == 1 else str(folder) for folder in folders]

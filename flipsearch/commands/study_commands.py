@@ -125,7 +125,8 @@ def report(
     files = (SCORECARD_FILE, TRAINING_FILE)
     if checkpoints := [folder for folder in study if any((folder / name).is_file() for name in files)]:
         if others := [folder for folder in study if folder not in checkpoints]:
-            raise ConfigError(f"'{checkpoints[0]}' is a checkpoint, and '{others[0]}' is none; give one kind.")
+            what = "a study or something else" if Path(others[0]).exists() else "no such folder"
+            raise ConfigError(f"'{checkpoints[0]}' is a checkpoint, and '{others[0]}' is {what}; give one kind.")
         if len(study) > 1:
             result = flipsearch.compare_checkpoints(study)
             name, done = "checkpoints", console.outcome(result, model_views.show_checkpoints)

@@ -144,7 +144,7 @@ class Runner:
             error, count = errors.most_common(1)[0]
             raise BackendError(
                 f"the model failed on all {len(ids)} prompts, most often ({count}) with: "
-                f"{one_line(ValueError(error))}. No failure is scored; fix it and run the same command again."
+                f"{one_line(ValueError(error)).rstrip('.')}. No failure is scored; fix it and repeat the command."
             )
         return {prompt.prompt_id: of_prompt for prompt, of_prompt in zip(prompts, samples, strict=True)}
 

@@ -316,7 +316,13 @@ def check_memory(plan: TrainPlan, folder: Path) -> None:
         free, total = torch.cuda.mem_get_info(device)
         available = free - (GPU_MEMORY * ROLLOUT_SHARE * total if config.rollouts == "vllm" else 0)
     if needed > available:
-        less = [] if config.quantize else ["give --quantize 4bit"] if config.lora else ["give --lora 16"]
+        less = (
+            []
+            if config.quantize
+            else ["give --quantize 4bit", "a smaller --lora"]
+            if config.lora
+            else ["give --lora 16"]
+        )
         less = ["give --rollouts transformers", *less] if config.rollouts == "vllm" else less
         todo = " or ".join([*less, "take a smaller model"])
         raise TrainingError(
