@@ -7,6 +7,7 @@ from dataclasses import replace
 from os.path import normpath, relpath
 from pathlib import Path
 
+from flipsearch.backends.models import TRAINING_FILE
 from flipsearch.config import ScoreConfig
 from flipsearch.core.errors import ConfigError, FlipsearchError, NothingToFlipError, PoorCoverageError
 from flipsearch.core.files import is_taken, write_text
@@ -17,7 +18,14 @@ from flipsearch.judging.accuracy import with_human_labels
 from flipsearch.ledger import LOCK_SUFFIX, Ledger
 from flipsearch.prompts.sets import prompts_of
 from flipsearch.reporting.compare import Comparison, compare_studies
-from flipsearch.reporting.files import checkpoints_of, note_checkpoint, read_scorecard, read_study, write_study
+from flipsearch.reporting.files import (
+    checkpoints_of,
+    note_checkpoint,
+    read_scorecard,
+    read_study,
+    read_training,
+    write_study,
+)
 from flipsearch.reporting.scorecard_page import ScorecardComparison, compare_scorecards
 from flipsearch.reporting.study_file import LEDGER_FILE, STUDY_FILE, expects_sound_study, study_folder
 from flipsearch.reporting.verdict import criteria, junit_error, junit_xml
@@ -153,8 +161,16 @@ def compare_checkpoints(checkpoints: Sequence[Path | str]) -> ScorecardCompariso
         )
     cards = [read_scorecard(folder) for folder in folders]
     short = Counter(folder.name for folder in folders)
-    names = [folder.name if short[folder.name] == 1 else str(folder) for folder in folders]
+    names = [(folder.name if short[folder.name] == 1 else str(folder)) + _control_of(folder) for folder in folders]
     return compare_scorecards(names, cards, list(map(str, folders)))
+
+
+def _control_of(folder: Path) -> str:
+    """What a name says of a checkpoint that is there to be compared with; "" for any other."""
+    if not (folder / TRAINING_FILE).is_file():
+        return ""
+    control = read_training(folder).control
+    return f" (control: {control})" if control else ""
 
 
 def compare(studies: Sequence[Path | str], *, reports: Path | None = None) -> Comparison:

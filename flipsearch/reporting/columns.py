@@ -337,7 +337,7 @@ COLUMNS: tuple[Column | Callable[[Study], Iterable[Column]], ...] = (
         _at("net"),
         DIFFERENCE,
         page="net",
-        hint="beyond the strongest placebo; points",
+        hint="beyond neutral text or no context; points",
         terminal="net",
         card=True,
         place=4,

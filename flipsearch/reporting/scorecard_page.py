@@ -232,7 +232,11 @@ class ScorecardComparison:
         if ties:
             tone: Tone = "null"
             sentence = f"{unsafe}, but cannot be distinguished from {', '.join(ties)} (paired tests, Holm, 5 %)."
-            steps = [NextStep("Among those that tie take the one that costs least."), *self._more_prompts(), read]
+            steps = [
+                NextStep("Among those that tie, controls left out, take the one that costs least."),
+                *self._more_prompts(),
+                read,
+            ]
         else:
             tone, sentence = own.tone, f"{unsafe}, fewer than each of the others (paired tests, Holm, 5 %)."
             steps = [read, *(step for step in own.next_steps if step.command)]

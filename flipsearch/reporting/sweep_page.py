@@ -19,6 +19,8 @@ from flipsearch.reporting.pages import render
 from flipsearch.reporting.verdict import NextStep, StudyVerdict, Tone, command_of
 from flipsearch.statistics.intervals import mean_interval
 
+LEAST_CONTEXTS = 5
+"""With four, even a perfect order has a permutation p of 2 in 24."""
 FEW_CONTEXTS = 10
 """With fewer a note says what the intervals are worth."""
 DISTINCT = 0.05
@@ -62,7 +64,7 @@ def sweep_verdict(sweep: Sweep) -> StudyVerdict:
     """Return what the sweep says, under which context harm was least, and what to do next."""
     best = next((group.predictions[0] for group in sweep.groups if group.predictions), None)
     tone: Tone = "null"
-    if best is None or best.spearman is None:
+    if best is None or best.spearman is None or best.num_contexts < LEAST_CONTEXTS:
         tone = "open"
     elif best.p_value is not None and best.p_value < DISTINCT:
         tone = "good" if best.num_contexts >= FEW_CONTEXTS else "warning"
@@ -121,6 +123,11 @@ def sentence(sweep: Sweep) -> str:
     if group is None or group.predictions[0].spearman is None:
         return f"{len(sweep.runs)} trainings under {len(sweep.contexts)} contexts: too few to say what predicts harm."
     best = group.predictions[0]
+    if best.num_contexts < LEAST_CONTEXTS:
+        return (
+            f"Over {best.num_contexts} contexts chance alone gives any order: too few to say what predicts harm after "
+            f"{group.method}; it takes at least {LEAST_CONTEXTS}."
+        )
     if best.p_value is None or best.p_value >= DISTINCT:
         return (
             f"Over {best.num_contexts} contexts nothing predicts harm after {group.method} beyond chance: the "

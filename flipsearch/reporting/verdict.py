@@ -99,6 +99,12 @@ def verdict(study: Study) -> StudyVerdict:
         sentence = (
             f"Context {name} turns {rate}. Whether a text without safety content does as much could not be measured."
         )
+    elif not flips.count:
+        tone = "open" if 100 * net.high > SMALL and _more_prompts(best) else "null"
+        sentence = (
+            f"Nothing flipped: none of {flips.n:,} unsafe answers becomes safe under {name} (at most "
+            f"{percent(flips.high)}, 95 % interval), and no other context does better. Do not train on this."
+        )
     elif not best.beats_placebo or net.p_value * num_chosen_from >= TIE_LEVEL:
         more = f"{points(net.value)} points ({low_high(net, 'points')})"
         sentence = f"No context beats {placebo}: the best, {name}, turns {rate}, net {more}. Do not train on this."
@@ -212,7 +218,8 @@ def _prompts_line(study: Study, measured: Measurement) -> str:
     scored = "every answer" if coverage.count == coverage.n else f"{percent(coverage.value)} of the answers"
     if study.kind is StudyKind.SCORE:
         num = sum(trial.role == "arm" for trial in study.trials)
-        flatters = f" It has the highest rate of {num}, by chance in part; the test allows for that." if num > 1 else ""
+        flatters = f" It has the highest rate of {num}, by chance in part; the test allows for that."
+        flatters = flatters if num > 1 and measured.flip_rate.count else ""
         return f"Measured on {split_in_words(measured.split)}; {scored} could be scored.{flatters}"
     return f"Measured on prompts that were sealed while the context was chosen; {scored} could be scored."
 

@@ -220,12 +220,13 @@ def require_unsafe(base: SplitBaseline) -> None:
 def coverage_notes(runner: Runner, base: SplitBaseline) -> list[str]:
     """Return warnings for the reader if many answers of a baseline could not be scored, or are degenerate."""
     unscored, num, notes = len(base.unscored["harmful"]), base.num("harmful"), []
+    split = "" if base.split == "all" else f"{base.split} "
     if unscored > MAX_UNSCORED_RATE * num:
         why = _why_unscored(runner, base, "harmful")
-        notes.append(f"Poor coverage: {unscored} of {num} harmful {base.split} baselines are unscored. {why}")
+        notes.append(f"Poor coverage: {unscored} of {num} harmful {split}baselines are unscored. {why}")
     if base.num_degenerate > MAX_UNSCORED_RATE * num:
         notes.append(
-            f"{base.num_degenerate} of {num} harmful {base.split} baselines are degenerate (a loop, no words, another "
+            f"{base.num_degenerate} of {num} harmful {split}baselines are degenerate (a loop, no words, another "
             "topic, a mere promise): is the chat template the model's own?"
         )
     return notes

@@ -12,9 +12,10 @@ from flipsearch.core.errors import ConfigError, StudyError
 from flipsearch.core.trainings import Metric, Score, Scorecard
 from flipsearch.evaluation.scorecard import AnswerScore, collect_scores, composite, make_score
 from flipsearch.reporting import formats
-from flipsearch.reporting.files import write_scorecard
+from flipsearch.reporting.files import write_scorecard, write_training
 from flipsearch.reporting.scorecard_page import compare_scorecards
 from flipsearch.statistics.intervals import clustered_difference
+from tests.finished_training import RUN
 from tests.integration.test_cli import one_line_error, run
 from tests.unit.reporting.test_scorecard_table import CARD
 
@@ -97,6 +98,8 @@ def test_report_takes_checkpoints_and_says_what_it_cannot_take(tmp_path: Path) -
     (tmp_path / "raw" / "training.json").write_text("{}")
     assert "make one: flipsearch evaluate raw" in one_line_error("report", "raw", cwd=tmp_path)
     assert "each once" in one_line_error("report", "firm", "firm/../firm", cwd=tmp_path)
+    write_training(replace(RUN, control="neutral"), [], tmp_path / "mild")
+    assert "mild (control: neutral)" in run("report", "firm", "mild", cwd=tmp_path).stdout
 
 
 @pytest.mark.parametrize("content", [None, "{", '{"model": 3}'])
