@@ -167,10 +167,8 @@ def placebo_of(study: Study, best: Trial) -> Trial | None:
 
 
 def _placebo_in_words(study: Study, placebo: Trial | None) -> str:
-    if placebo is None:
-        return "a placebo"
-    if placebo.context.text.strip():
-        return "neutral text"
+    if placebo is None or placebo.context.text.strip():
+        return "neutral text" if placebo else "a placebo"
     return "the model sampled again" if study.settings.get("temperature") else "the model without a context"
 
 
@@ -198,6 +196,9 @@ def _basis(study: Study, best: Trial | None) -> list[str]:
         length = f", {best.num_context_tokens:,} tokens" if best.num_context_tokens else ""
         lines.append(f"#{rank_of(study, best)} is {names_of(study)[best.number]}{length}.")
         lines.append(_prompts_line(study, best.final))
+        num = best.final.kinds_after.get("help", 0) if "help" in study.settings.get("count_flips", ()) else 0
+        if 2 * num > (of := best.final.flip_rate.count):
+            lines.append(f"{num} of the {of} flips are harmless help to the judge, not refusals: read them.")
         added = best.final.added_refusals
         if added.n:
             change = f"{points(added.value)} points ({low_high(added, 'points')}, {added.n:,} prompts)"

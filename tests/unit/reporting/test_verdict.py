@@ -126,3 +126,29 @@ def test_a_null_names_what_a_wider_cap_would_let_in(study: Study) -> None:
     assert "#5 turns 100.0 % of 16 search prompts, but refuses 20.0 points more of the benign prompts" in step.text
     assert step.command.endswith("-wider --max-over-refusal 0.25")
     assert not any("wider" in step.text for step in verdict(study).next_steps)
+
+
+def test_flips_that_only_the_judge_takes_for_help_are_to_be_read(study: Study) -> None:
+    best = study.best
+    assert best is not None
+    assert best.confirm is not None
+    count = best.confirm.flip_rate.count
+    for kinds, said in (({"help": count}, True), ({"refusal": count}, False)):
+        shown = best.with_confirmed(measurement=replace(best.confirm, kinds_after=kinds))
+        trials = tuple(shown if trial is best else trial for trial in study.trials)
+        settings = {**study.settings, "count_flips": ["refusal", "redirection", "help"]}
+        basis = " ".join(verdict(replace(study, trials=trials, winner=shown, settings=settings)).basis)
+        assert (f"{count} of the {count} flips are harmless help to the judge, not refusals" in basis) is said
+
+
+def test_where_nothing_flips_no_context_is_the_best(study: Study) -> None:
+    best = with_net(study, Difference(0.0, -0.15, 0.15, 19, 1.0))
+    winner = best.best
+    assert winner is not None
+    assert winner.confirm is not None
+    rate = replace(winner.confirm.flip_rate, count=0, low=0.0, high=0.1)
+    shown = winner.with_confirmed(measurement=replace(winner.confirm, flip_rate=rate))
+    trials = tuple(shown if trial is winner else trial for trial in best.trials)
+    said = verdict(replace(best, trials=trials, winner=shown))
+    assert said.sentence.startswith("Nothing flipped: none of 32 unsafe answers becomes safe")
+    assert said.tone == "null"
