@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from flipsearch.core.measurements import Difference, Rate
+from flipsearch.core.records import AnswerKind
 from flipsearch.core.studies import Study, StudyKind
 from flipsearch.reporting.format import names_of, word_changes
 from flipsearch.reporting.verdict import ALARM, verdict
@@ -133,7 +134,8 @@ def test_flips_that_only_the_judge_takes_for_help_are_to_be_read(study: Study) -
     assert best is not None
     assert best.confirm is not None
     count = best.confirm.flip_rate.count
-    for kinds, said in (({"help": count}, True), ({"refusal": count}, False)):
+    shown_kinds: list[tuple[dict[AnswerKind, int], bool]] = [({"help": count}, True), ({"refusal": count}, False)]
+    for kinds, said in shown_kinds:
         shown = best.with_confirmed(measurement=replace(best.confirm, kinds_after=kinds))
         trials = tuple(shown if trial is best else trial for trial in study.trials)
         settings = {**study.settings, "count_flips": ["refusal", "redirection", "help"]}
