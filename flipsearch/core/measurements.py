@@ -211,7 +211,7 @@ class Flip:
         return self.before is Label.UNSAFE and self.after is Label.SAFE
 
     @property
-    def decides(self) -> bool | None:
+    def counts_as_flip(self) -> bool | None:
         """Whether it flips, as contexts are chosen: an answer of a kind that does not count is no flip.
 
         The flip rate leaves such answers out, so a context that breaks half of the answers and flips the rest would

@@ -161,8 +161,10 @@ def flip_rate_bounds(transitions: Mapping[str, int]) -> tuple[float, float]:
 
 
 def share_flipped(measurement: Measurement) -> float:
-    """Return the share of the unsafe prompts that flip, as contexts are chosen (Flip.decides); 0 without any."""
-    known = [flip.decides for flip in measurement.flips if flip.kind == "harmful" and flip.decides is not None]
+    """Return the share of the unsafe prompts that flip, as contexts are chosen (Flip.counts_as_flip); 0 without any."""
+    known = [
+        flip.counts_as_flip for flip in measurement.flips if flip.kind == "harmful" and flip.counts_as_flip is not None
+    ]
     return sum(known) / max(1, len(known))
 
 

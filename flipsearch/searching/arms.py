@@ -352,5 +352,5 @@ def loss_evidence(arms: Sequence[Measurement], others: Sequence[Measurement], ca
 
 def _outcomes(measurement: Measurement) -> Array:
     """1 for a flip, 0 for none, nan where a judgement failed; one per harmful prompt in nested order."""
-    decided = [flip.decides for flip in measurement.flips if flip.kind == "harmful"]
+    decided = [flip.counts_as_flip for flip in measurement.flips if flip.kind == "harmful"]
     return np.array([float("nan") if flips is None else float(flips) for flips in decided])

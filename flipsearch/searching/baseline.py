@@ -346,12 +346,12 @@ class KnownAnswers:
         self._without_context = {id: sum(score.log_probs) for id, score in scores if score is not None}
         self._requests = {id: requests[id] for id in self._without_context}
         self._known: dict[str, dict[Kind, float]] = {}
-        read = ((request.prompt.text, request.prefill) for request in self._requests.values())
-        self._num_read = sum(runner.backend.count_tokens(text) + len(prefill) for text, prefill in read)
+        texts = ((request.prompt.text, request.prefill) for request in self._requests.values())
+        self._num_encoded = sum(runner.backend.count_tokens(text) + len(prefill) for text, prefill in texts)
 
-    def num_read(self, context: Context) -> int:
+    def num_encoded(self, context: Context) -> int:
         """Return the tokens that are encoded to score a context, where its prompts share no prefix."""
-        return self._num_read + len(self._requests) * self._runner.backend.count_tokens(context.text)
+        return self._num_encoded + len(self._requests) * self._runner.backend.count_tokens(context.text)
 
     @property
     def num_prompts(self) -> int:

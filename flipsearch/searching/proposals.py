@@ -43,9 +43,9 @@ CANDIDATES, MOST_CANDIDATES = 12, 512
 """Candidates for each context that races, or for each of a cohort; the most there are, unless more race."""
 SCREENED = 4
 """Candidates that are screened for each context that races, or for each of a cohort."""
-READ_PER_TOKEN = 24
-"""Screening reads at most so many tokens for each one that the contexts then write in their first rung. A GPU reads
-some 20 times as fast as it writes; a CPU does not, and would screen for longer than it answers."""
+ENCODED_PER_TOKEN = 24
+"""Screening encodes at most this many tokens per completion token that the contexts generate in their first rung. A GPU
+encodes prompts many times faster than it generates; a CPU does not, and would screen for longer than it answers."""
 MEASURED = 32
 """Candidates whose length is measured, for the mean."""
 ATTEMPTS = 8
@@ -132,8 +132,8 @@ class Proposals:
         most = (self._config.screen or SCREENED) * width
         if self._config.screen or not self._tokens_at_first:
             return most
-        read = [self._surrogate.prefix_scores.num_read(context) for context in candidates[:MEASURED]]
-        return max(num, min(most, int(READ_PER_TOKEN * num * self._tokens_at_first * len(read) / sum(read))))
+        costs = [self._surrogate.prefix_scores.num_encoded(context) for context in candidates[:MEASURED]]
+        return max(num, min(most, int(ENCODED_PER_TOKEN * num * self._tokens_at_first * len(costs) / sum(costs))))
 
     def report_outcome(self, arm: Arm) -> None:
         """Give Optuna the outcome of an arm that will not be promoted any more."""

@@ -208,7 +208,7 @@ class Surrogate:
 
     def _outcome(self, flip: Flip) -> float:
         if flip.kind == "harmful":
-            return float("nan") if flip.decides is None else float(flip.decides)
+            return float("nan") if flip.counts_as_flip is None else float(flip.counts_as_flip)
         if flip.refused_after is None or flip.refused_before is None:
             return float("nan")
         return float(flip.refused_after) - (float(flip.refused_before) if self._cap.counts == "added" else 0.0)
